@@ -1,0 +1,162 @@
+"""The competition a subnet runs, and the record by which a miner enters a dataset in it.
+
+Both are pure: `template.settings` reads a competition from a file, `template.chain` carries the record.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from template import constants
+from template.errors import ConfigError, Reason, SubmissionError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_REPO = re.compile(rf"{_NAME}/{_NAME}")
+_MAX_REPO_CHARS = 96
+
+
+def is_repo_id(text: str) -> bool:
+    """True for a Hub id of the form `owner/name`.
+
+    Source: huggingface_hub.utils.validate_repo_id: at most 96 of [A-Za-z0-9._-], no `--` or `..`, no edge
+    dots or dashes, not ending in `.git`. An owner is required here, though the Hub once allowed bare names.
+    """
+    if len(text) > _MAX_REPO_CHARS or "--" in text or ".." in text or text.endswith(".git"):
+        return False
+    return _REPO.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Competition:
+    """What is scored and how a loss becomes a score; see `template.scoring.compute_score` for the curve.
+
+    id: as written in commitments. repo and eval_commit: the evaluation set. bench, minb, maxb: losses in nats
+    per target token. bheight: the score at `bench`. pow: the curve's exponent. rows: training rows that count.
+    Raises: ConfigError when a value makes no sense, naming the field.
+    """
+
+    id: str
+    repo: str
+    eval_commit: str
+    bench: float
+    minb: float
+    maxb: float
+    bheight: float
+    pow: float
+    rows: int
+
+    def __post_init__(self) -> None:
+        for field in ("id", "repo", "eval_commit"):
+            value = getattr(self, field)
+            if not isinstance(value, str):
+                raise ConfigError(f"competition.{field} must be text, not {value!r}")
+        for field in ("bench", "minb", "maxb", "bheight", "pow"):
+            object.__setattr__(self, field, _as_finite_float(field, getattr(self, field)))
+        if _ID.fullmatch(self.id) is None:
+            raise ConfigError(f"competition.id must be 1 to 32 of A-Z a-z 0-9 . _ -, not {self.id!r}")
+        if not is_repo_id(self.repo):
+            raise ConfigError(f"competition.repo must be a Hub id like owner/name, not {self.repo!r}")
+        if _COMMIT.fullmatch(self.eval_commit) is None:
+            raise ConfigError(f"competition.eval_commit must be a full 40-hex commit, not {self.eval_commit!r}")
+        if not self.minb < self.bench < self.maxb:
+            raise ConfigError(f"competition must have minb < bench < maxb, not {self.minb}, {self.bench}, {self.maxb}")
+        if not 0.0 <= self.bheight <= 1.0:
+            raise ConfigError(f"competition.bheight must lie in [0, 1], not {self.bheight}")
+        if not self.pow > 0.0:
+            raise ConfigError(f"competition.pow must be positive, not {self.pow}")
+        if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1:
+            raise ConfigError(f"competition.rows must be a positive whole number, not {self.rows!r}")
+
+    @classmethod
+    def from_defaults(cls) -> "Competition":
+        """The subnet's own competition."""
+        return cls(
+            id="1",
+            repo="flock-io/flock-off-s1-character-roleplay",
+            eval_commit=constants.eval_commit,
+            bench=2.60,
+            minb=2.40,
+            maxb=2.80,
+            bheight=0.05,
+            pow=2,
+            rows=250,
+        )
+
+    @classmethod
+    def from_mapping(cls, values: object, source: str) -> "Competition":
+        """The competition that `values` spells out, every field named and none unknown.
+
+        source: what to call the origin in an error. Raises: ConfigError.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source}: expected a mapping with the keys {', '.join(known)}")
+        if unknown := [str(key) for key in values if key not in known]:
+            raise ConfigError(f"{source}: unknown key {unknown[0]!r}; the keys are {', '.join(known)}")
+        if missing := [key for key in known if key not in values]:
+            raise ConfigError(f"{source}: key {missing[0]!r} is missing; the keys are {', '.join(known)}")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as `from_mapping` takes them."""
+        return dataclasses.asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """sha256 in hex over the canonical JSON of all fields: equal exactly when the competitions are."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_finite_float(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"competition.{field} must be a finite number, not {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True, order=True)
+class CommitmentRecord:
+    """A miner's entry: the dataset repo, the competition it is for, and the commit that counts.
+
+    On chain it reads `namespace:competition_id:commit`, where namespace is the Hub id `owner/name`.
+    Raises: SubmissionError (BAD_COMMITMENT) when a part is not legal or the text exceeds 128 bytes.
+    """
+
+    namespace: str
+    competition_id: str
+    commit: str
+
+    def __post_init__(self) -> None:
+        if not is_repo_id(self.namespace):
+            raise _bad_commitment(f"{self.namespace!r} is not a Hub dataset id like owner/name")
+        if _ID.fullmatch(self.competition_id) is None:
+            raise _bad_commitment(f"{self.competition_id!r} is not a competition id")
+        if _COMMIT.fullmatch(self.commit) is None:
+            raise _bad_commitment(f"{self.commit!r} is not a full commit of 40 lower-case hex digits")
+        size = len(str(self).encode())
+        if size > constants.MAX_COMMITMENT_BYTES:
+            raise _bad_commitment(f"it is {size} bytes long, and the chain takes {constants.MAX_COMMITMENT_BYTES}")
+
+    def __str__(self) -> str:
+        return f"{self.namespace}:{self.competition_id}:{self.commit}"
+
+    @classmethod
+    def parse(cls, text: str) -> "CommitmentRecord":
+        """The record that `text` spells, taking exactly what `str` prints and nothing looser."""
+        parts = text.split(":", 3)
+        if len(parts) != 3:
+            raise _bad_commitment("expected namespace:competition_id:commit")
+        return cls(*parts)
+
+
+def _bad_commitment(why: str) -> SubmissionError:
+    return SubmissionError(Reason.BAD_COMMITMENT, f"the commitment on chain cannot be read: {why}")

@@ -1,0 +1,39 @@
+"""Protocol constants: what every validator and miner of the subnet must agree on.
+
+Limits are generous for honest files and small enough that a hostile one costs little.
+"""
+
+# The evaluation set: the revision of `Competition.repo` that every score is measured on.
+eval_commit = "784fbf1e78d16c512750e3bb5391fa6b338818ae"
+
+# More shared rows than this with an earlier-committed submission make a submission its duplicate.
+DEFAULT_DUPLICATE_COUNT = 100
+
+# A weight below this is zero.
+MIN_WEIGHT = 1e-6
+
+# Tokens of one row that are read; the rest is cut.
+MAX_TOKENS = 2048
+
+# One commitment is one Raw field of the chain's Commitments pallet (Raw0..Raw128).
+MAX_COMMITMENT_BYTES = 128
+
+# The one file of a submission, and of an evaluation set once it is downloaded.
+DATA_FILE = "data.jsonl"
+
+# Limits on a miner's file.
+MAX_SUBMISSION_BYTES = 16 * 2**20
+MAX_SUBMISSION_ROWS = 10_000
+
+# Limits on the subnet owner's evaluation file.
+MAX_POOL_BYTES = 512 * 2**20
+MAX_POOL_ROWS = 1_000_000
+
+# Limits on any row of either.
+MAX_ROW_BYTES = 256 * 2**10
+MAX_ROW_MESSAGES = 512
+MAX_JSON_DEPTH = 16
+
+# Seconds that one dataset download may take, from the first byte asked for to the last one read.
+DOWNLOAD_DEADLINE_S = 120.0
+POOL_DOWNLOAD_DEADLINE_S = 1800.0

@@ -1,0 +1,253 @@
+"""Rows: what a `data.jsonl` holds, read strictly, and the token ids that training reads of it.
+
+One parser serves a miner's file and the subnet owner's pool alike, so a line means the same in both. It refuses
+whatever two readers could understand differently (duplicate keys, NaN, a byte order mark, half a surrogate pair)
+and bounds its own work before doing it: every check is linear in the bytes given.
+
+Only a line feed ends a line; spaces, tabs and carriage returns around a row do not matter, and a line of nothing
+else is skipped but counted, so that line numbers are those of an editor. NUL is a character like any other.
+"""
+
+import codecs
+import hashlib
+import io
+import json
+import re
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from template import constants
+from template.constants import MAX_TOKENS
+from template.errors import Reason, SubmissionError
+from template.templates import ChatTemplate
+
+_WHITESPACE = b" \t\r\n"
+_ROLES = ("user", "assistant")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# A string is matched even when its closing quote is missing, and never backtracked into.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. role: "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One conversation: turns that alternate and start with the user's.
+
+    system: None when the file has none or null, which training reads alike. line: where it stood, counted from 1;
+    equal rows may stand anywhere.
+    """
+
+    system: str | None
+    messages: tuple[Message, ...]
+    line: int = field(compare=False)
+
+    @property
+    def key(self) -> bytes:
+        """The row's identity: sha256 over the canonical JSON of exactly what training reads.
+
+        Keys that nothing reads are left out and the order of keys is fixed, so a copied row cannot pass for a new
+        one by an extra key, another order, an escape or white space outside the texts.
+        """
+        turns = [{"content": message.content, "role": message.role} for message in self.messages]
+        value = {"conversations": turns, "system": self.system}
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a file may hold. row_bytes: of one line, without its line end and trailing white space."""
+
+    file_bytes: int
+    rows: int
+    row_bytes: int
+    messages: int
+    json_depth: int
+
+
+SUBMISSION_LIMITS = Limits(
+    file_bytes=constants.MAX_SUBMISSION_BYTES,
+    rows=constants.MAX_SUBMISSION_ROWS,
+    row_bytes=constants.MAX_ROW_BYTES,
+    messages=constants.MAX_ROW_MESSAGES,
+    json_depth=constants.MAX_JSON_DEPTH,
+)
+POOL_LIMITS = Limits(
+    file_bytes=constants.MAX_POOL_BYTES,
+    rows=constants.MAX_POOL_ROWS,
+    row_bytes=constants.MAX_ROW_BYTES,
+    messages=constants.MAX_ROW_MESSAGES,
+    json_depth=constants.MAX_JSON_DEPTH,
+)
+
+
+def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
+    """The rows of a whole file, in order; never none.
+
+    name: what to call the file in an error. Raises: SubmissionError naming file, line and what was expected:
+    TOO_LARGE past a limit, EMPTY without a row, MALFORMED for anything else. A caller that reads the owner's pool
+    translates it.
+    """
+    if len(content) > limits.file_bytes:
+        raise SubmissionError(Reason.TOO_LARGE, f"{name}: {len(content)} bytes, at most {limits.file_bytes} are read")
+    if content.startswith(codecs.BOM_UTF8):
+        raise SubmissionError(Reason.MALFORMED, f"{name}, line 1: expected UTF-8 without a byte order mark")
+    rows: list[Row] = []
+    for number, raw_line in enumerate(io.BytesIO(content), start=1):
+        line = raw_line.rstrip(_WHITESPACE)
+        if not line:
+            continue
+        try:
+            if len(rows) == limits.rows:
+                raise SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.rows} rows")
+            rows.append(_parse_row(line, number, limits))
+        except SubmissionError as error:
+            raise SubmissionError(error.reason, f"{name}, line {number}: {error}") from error
+    if not rows:
+        raise SubmissionError(Reason.EMPTY, f"{name}: expected at least one row, found none")
+    return tuple(rows)
+
+
+def _parse_row(line: bytes, number: int, limits: Limits) -> Row:
+    if len(line) > limits.row_bytes:
+        raise SubmissionError(
+            Reason.TOO_LARGE, f"expected at most {limits.row_bytes} bytes in a row, found {len(line)}"
+        )
+    if _is_deeper(line, limits.json_depth):
+        raise SubmissionError(Reason.TOO_LARGE, f"expected JSON nested at most {limits.json_depth} deep")
+    try:
+        value = _DECODER.decode(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _malformed(f"expected UTF-8, found byte 0x{line[error.start]:02x} at byte {error.start + 1}") from error
+    except json.JSONDecodeError as error:
+        raise _malformed(f"expected one JSON object, but at character {error.colno}: {error.msg}") from error
+    return _read_row(value, number, limits)
+
+
+def _is_deeper(line: bytes, max_depth: int) -> bool:
+    # The JSON decoder recurses, so depth is known before it starts. Closers without an opener may make the count
+    # too small, but the decoder stops at the first of those.
+    depth = 0
+    for byte in _STRING.sub(b"", line):
+        if byte in b"[{":
+            depth += 1
+            if depth > max_depth:
+                return True
+        elif byte in b"]}":
+            depth -= 1
+    return False
+
+
+def _read_row(value: object, number: int, limits: Limits) -> Row:
+    if not isinstance(value, dict):
+        raise _malformed(f"expected a JSON object, found {reprlib.repr(value)}")
+    turns = value.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise _malformed(f"expected 'conversations' to be a list of messages, found {reprlib.repr(turns)}")
+    if len(turns) > limits.messages:
+        raise SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.messages} messages, found {len(turns)}")
+    system = value.get("system")
+    return Row(
+        system=None if system is None else _read_text(system, "'system' to be text or null"),
+        messages=tuple(_read_message(turn, index) for index, turn in enumerate(turns)),
+        line=number,
+    )
+
+
+def _read_message(value: object, index: int) -> Message:
+    which = f"message {index + 1}"
+    if not isinstance(value, dict):
+        raise _malformed(f"expected {which} to be an object, found {reprlib.repr(value)}")
+    role = _ROLES[index % 2]
+    if value.get("role") != role:
+        raise _malformed(f"expected the role {role!r} in {which}, found {reprlib.repr(value.get('role'))}")
+    return Message(role, _read_text(value.get("content"), f"the content of {which} to be text"))
+
+
+def _read_text(value: object, expected: str) -> str:
+    if not isinstance(value, str):
+        raise _malformed(f"expected {expected}, found {reprlib.repr(value)}")
+    if _SURROGATE.search(value):
+        raise _malformed(f"expected {expected}, found half of a surrogate pair, which is no character")
+    return value
+
+
+def _malformed(message: str) -> SubmissionError:
+    return SubmissionError(Reason.MALFORMED, message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A number as written. No field is one, so none is converted: that could be slow, or fail by its size."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _refuse_constant(text: str) -> object:
+    raise _malformed(f"expected JSON, found {text}")
+
+
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise _malformed(f"expected each key once in an object, found {reprlib.repr(key)} again")
+        seen.add(key)
+    raise AssertionError("unreachable: fewer keys than pairs without a key seen twice")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object_without_duplicates,
+    parse_constant=_refuse_constant,
+    parse_float=_Number,
+    parse_int=_Number,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A row as a model reads it: token ids, and for each whether it is to be predicted; never without a target."""
+
+    input_ids: tuple[int, ...]
+    targets: tuple[bool, ...]
+    line: int
+
+    @property
+    def target_count(self) -> int:
+        """Targets that can be predicted: a token is predicted from those before it, so the first one cannot be."""
+        return sum(self.targets[1:])
+
+
+def encode_row(
+    row: Row, template: ChatTemplate, tokenize: Callable[[str], list[int]], *, max_tokens: int = MAX_TOKENS
+) -> EncodedRow | None:
+    """`row` in the template's pieces, cut at `max_tokens`; None when no target is left.
+
+    tokenize: must add no special tokens of its own. A last user turn without an answer is not used.
+    """
+    contents = [message.content for message in row.messages]
+    answered = contents[: len(contents) - len(contents) % 2]
+    input_ids: list[int] = []
+    targets: list[bool] = []
+    for text, is_target in template.pieces(row.system, answered):
+        ids = tokenize(text)
+        input_ids += ids
+        targets += [is_target] * len(ids)
+        if len(input_ids) >= max_tokens:
+            break
+    encoded = EncodedRow(tuple(input_ids[:max_tokens]), tuple(targets[:max_tokens]), row.line)
+    return encoded if encoded.target_count else None

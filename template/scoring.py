@@ -1,0 +1,73 @@
+"""From a loss to a score, and from scores to the weights that are set on chain."""
+
+import math
+from collections.abc import Mapping
+
+from template.constants import MIN_WEIGHT
+from template.errors import ConfigError
+
+
+def compute_score(
+    loss: float | None,
+    benchmark_loss: float,
+    min_bench: float,
+    max_bench: float,
+    power: float,
+    bench_height: float,
+    miner_comp_id: str,
+    real_comp_id: str,
+) -> float:
+    """The score of a loss, in [0, 1]: lower losses never score less.
+
+    1 up to `min_bench`, `bench_height` at `benchmark_loss`, 0 from `max_bench` on; between them two arcs of exponent
+    `power`, which meet at `benchmark_loss`. A loss that is missing or not finite scores 0, as does any loss in
+    another competition. Each arc's base is a quotient of two differences of one sign, so in [0, 1] for every power.
+    Raises: ConfigError unless min_bench < benchmark_loss < max_bench, 0 <= bench_height <= 1 and power > 0.
+    """
+    _check_curve(benchmark_loss, min_bench, max_bench, power, bench_height)
+    if miner_comp_id != real_comp_id or loss is None or not math.isfinite(loss):
+        return 0.0
+    if loss < min_bench:
+        return 1.0
+    if loss <= benchmark_loss:
+        base = (loss - benchmark_loss) / (min_bench - benchmark_loss)
+        return float((1.0 - bench_height) * base**power + bench_height)
+    if loss <= max_bench:
+        base = (loss - benchmark_loss) / (max_bench - benchmark_loss)
+        return float(bench_height - bench_height * base**power)
+    return 0.0
+
+
+def _check_curve(bench: float, min_bench: float, max_bench: float, power: float, height: float) -> None:
+    # A finite span also keeps both quotients defined for limits near the ends of the float range.
+    if not (min_bench < bench < max_bench and math.isfinite(max_bench - min_bench)):
+        raise ConfigError(f"competition must have minb < bench < maxb, not {min_bench}, {bench}, {max_bench}")
+    if not 0.0 <= height <= 1.0:
+        raise ConfigError(f"competition.bheight must lie in [0, 1], not {height}")
+    if not (power > 0.0 and math.isfinite(power)):
+        raise ConfigError(f"competition.pow must be positive and finite, not {power}")
+
+
+def weights_from_scores(
+    scores: Mapping[str, float],
+    uid_by_hotkey: Mapping[str, int],
+    owner_uid: int | None,
+    min_weight: float = MIN_WEIGHT,
+) -> dict[int, float] | None:
+    """Positive weights by uid, summing to 1; None when there is nobody to give them to.
+
+    scores: by hotkey; those of hotkeys without a uid fall away. A share below `min_weight` of the whole is 0 and is
+    spread over the others in proportion. When no share is left all goes to the subnet owner's uid, which burns it;
+    None means that the owner has no uid either, and that no weights may be set. The result does not depend on the
+    order of `scores`. Raises: ValueError for a score outside [0, 1], which no loss gives.
+    """
+    for hotkey, score in scores.items():
+        if not 0.0 <= score <= 1.0:
+            raise ValueError(f"the score of {hotkey} is {score}")
+    by_uid = {uid_by_hotkey[hotkey]: score for hotkey, score in scores.items() if hotkey in uid_by_hotkey}
+    total = math.fsum(by_uid.values())
+    kept = {uid: by_uid[uid] for uid in sorted(by_uid) if by_uid[uid] > 0.0 and by_uid[uid] / total >= min_weight}
+    if not kept:
+        return None if owner_uid is None else {owner_uid: 1.0}
+    total = math.fsum(kept.values())
+    return {uid: score / total for uid, score in kept.items()}

@@ -1,0 +1,188 @@
+"""The competition and the commitment record."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from template import constants
+from template.competition import CommitmentRecord, Competition, is_repo_id
+from template.errors import ConfigError, Reason, SubmissionError
+
+SHA = "784fbf1e78d16c512750e3bb5391fa6b338818ae"
+DEFAULT = Competition.from_defaults()
+
+
+# Repo ids
+
+
+@pytest.mark.parametrize("repo", ["o/d", "Owner-1/data_set.v2", "a/" + "b" * 94, "0/x_"])
+def test_a_hub_id_is_recognised(repo: str) -> None:
+    assert is_repo_id(repo)
+
+
+@pytest.mark.parametrize(
+    "repo",
+    [
+        *("", "d", "/d", "o/", "o/d/e", "o//d", "-o/d", "o-/d", ".o/d", "o./d", "o/.d", "o/d.", "o/d-", "o/a--b"),
+        *("o/a..b", "o/d.git", "o/d e", "o/d\n", "o/d:e", "ö/d", "o/d\0", "../d", "o/..", "a/" + "b" * 95, "o/d?x"),
+        *("o\\d", "@o/d"),
+    ],
+)
+def test_what_is_no_hub_id_is_not(repo: str) -> None:
+    assert not is_repo_id(repo)
+
+
+# Competition
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    assert DEFAULT.to_dict() == {
+        "id": "1",
+        "repo": "flock-io/flock-off-s1-character-roleplay",
+        "eval_commit": SHA,
+        "bench": 2.60,
+        "minb": 2.40,
+        "maxb": 2.80,
+        "bheight": 0.05,
+        "pow": 2.0,
+        "rows": 250,
+    }
+    assert constants.eval_commit == SHA
+
+
+def test_a_competition_is_read_back_from_its_own_mapping() -> None:
+    again = Competition.from_mapping(DEFAULT.to_dict(), "file")
+    assert again == DEFAULT
+    assert again.digest == DEFAULT.digest
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Competition)])
+def test_the_digest_changes_with_every_field(field: str) -> None:
+    other: dict[str, Any] = {
+        "id": "2",
+        "repo": "o/d",
+        "eval_commit": "a" * 40,
+        "bench": 2.5,
+        "minb": 2.3,
+        "maxb": 2.9,
+        "bheight": 0.06,
+        "pow": 3,
+        "rows": 251,
+    }
+    assert dataclasses.replace(DEFAULT, **{field: other[field]}).digest != DEFAULT.digest
+
+
+def test_a_whole_number_and_its_float_are_the_same_competition() -> None:
+    assert dataclasses.replace(DEFAULT, pow=2).digest == dataclasses.replace(DEFAULT, pow=2.0).digest
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", 1),
+        ("id", ""),
+        ("id", "a:b"),
+        ("id", "x" * 33),
+        ("id", "1\n"),
+        ("repo", "nameonly"),
+        ("repo", None),
+        ("eval_commit", "main"),
+        ("eval_commit", SHA[:-1]),
+        ("eval_commit", SHA.upper()),
+        ("eval_commit", SHA + "\n"),
+        ("bench", "2.6"),
+        ("bench", True),
+        ("bench", math.nan),
+        ("bench", 2.8),
+        ("minb", 2.6),
+        ("minb", -math.inf),
+        ("maxb", 2.6),
+        ("maxb", math.inf),
+        ("bheight", -0.1),
+        ("bheight", 1.1),
+        ("pow", 0),
+        ("pow", -1),
+        ("pow", None),
+        ("rows", 0),
+        ("rows", 2.0),
+        ("rows", True),
+        ("rows", "250"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_its_name(field: str, value: Any) -> None:
+    named = "minb < bench < maxb" if field in ("bench", "minb", "maxb") and type(value) is float else field
+    with pytest.raises(ConfigError) as caught:
+        Competition.from_mapping({**DEFAULT.to_dict(), field: value}, "comp.yaml")
+    assert str(caught.value).startswith("comp.yaml: ")
+    assert named in str(caught.value) or f"competition.{field}" in str(caught.value)
+
+
+def test_an_unknown_a_missing_and_no_mapping_are_refused_with_the_file() -> None:
+    values = DEFAULT.to_dict()
+    with pytest.raises(ConfigError, match=r"comp\.yaml: unknown key 'benhc'"):
+        Competition.from_mapping({**values, "benhc": 1}, "comp.yaml")
+    with pytest.raises(ConfigError, match=r"comp\.yaml: unknown key '7'"):
+        Competition.from_mapping(dict([*values.items(), (7, 1)]), "comp.yaml")
+    del values["rows"]
+    with pytest.raises(ConfigError, match=r"comp\.yaml: key 'rows' is missing"):
+        Competition.from_mapping(values, "comp.yaml")
+    others: list[object] = [None, [], "text"]
+    for value in others:
+        with pytest.raises(ConfigError, match=r"comp\.yaml: expected a mapping"):
+            Competition.from_mapping(value, "comp.yaml")
+
+
+# The record
+
+
+def test_a_record_is_printed_and_parsed_back() -> None:
+    record = CommitmentRecord("owner/name", "1", SHA)
+    assert str(record) == f"owner/name:1:{SHA}"
+    assert CommitmentRecord.parse(str(record)) == record
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "::",
+        "owner/name",
+        f"owner/name:{SHA}",
+        f"owner/name:1:{SHA}:",
+        f"owner/name:1:{SHA}:more",
+        f" owner/name:1:{SHA}",
+        f"owner/name:1:{SHA}\n",
+        f"owner/name:1:{SHA[:7]}",
+        f"owner/name:1:{SHA.upper()}",
+        f"owner/name:1:{'g' * 40}",
+        f"owner/name:1:{chr(0x0660) * 40}",
+        "owner/name:1:main",
+        f"owner/name::{SHA}",
+        f"owner/name: 1:{SHA}",
+        f"name:1:{SHA}",
+        f"https://hub/owner/name:1:{SHA}",
+        f"../../etc:1:{SHA}",
+        f"owner/name:1:0x{SHA[2:]}",
+        "\0" * 50,
+        ":" * 10_000,
+    ],
+)
+def test_anything_looser_than_what_is_printed_is_refused(text: str) -> None:
+    with pytest.raises(SubmissionError, match="commitment on chain cannot be read") as caught:
+        CommitmentRecord.parse(text)
+    assert caught.value.reason is Reason.BAD_COMMITMENT
+
+
+def test_a_record_may_fill_the_chains_field_and_no_more() -> None:
+    id_size = constants.MAX_COMMITMENT_BYTES - 40 - 2 - 80
+    namespace = "o/" + "d" * 78
+    assert len(str(CommitmentRecord(namespace, "x" * id_size, SHA)).encode()) == 128
+    with pytest.raises(SubmissionError, match="129 bytes long, and the chain takes 128"):
+        CommitmentRecord(namespace, "x" * (id_size + 1), SHA)
+
+
+def test_the_default_competitions_entries_fit_any_hub_id_the_chain_can_carry() -> None:
+    longest = constants.MAX_COMMITMENT_BYTES - len(f":{DEFAULT.id}:{SHA}")
+    assert len(str(CommitmentRecord("o/" + "d" * (longest - 2), DEFAULT.id, SHA))) == constants.MAX_COMMITMENT_BYTES

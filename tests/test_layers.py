@@ -1,0 +1,310 @@
+"""The layers of the package, read from its imports: upward, sideways and circular edges fail, lazy ones included.
+
+A new module takes its place in `LAYERS` below, or the first test fails.
+"""
+
+import ast
+import graphlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Module pattern -> (layer, group). A module imports lower layers and its own group; where the group is None, its
+# whole layer counts as one group. No module imports another in a circle.
+LAYERS: dict[str, tuple[int, str | None]] = {
+    # Frozen records, constants, errors: standard library only.
+    "template.errors": (0, None),
+    "template.constants": (0, None),
+    "template.records": (0, None),
+    "template.state": (0, None),
+    # Pure rules: no torch, no clock, no I/O. `settings` alone reads files, and YAML.
+    "template.competition": (1, None),
+    "template.templates": (1, None),
+    "template.data": (1, None),
+    "template.commitments": (1, None),
+    "template.admission": (1, None),
+    "template.scoring": (1, None),
+    "template.standing": (1, None),
+    "template.schedule": (1, None),
+    "template.receipt": (1, None),
+    "template.settings": (1, None),
+    # The score, beside one seam for each outside system.
+    "template.train": (2, "train"),
+    "template.model": (2, "train"),
+    "template.objective": (2, "train"),
+    "template.numerics": (2, "train"),
+    "template.chain": (2, "chain"),
+    "template.session": (2, "chain"),
+    "template.hub": (2, "hub"),
+    "template.hub_client": (2, "hub"),
+    "template.dataset_folder": (2, "hub"),
+    "template.store": (2, "store"),
+    "template.tracking": (2, "tracking"),
+    # What composes them.
+    "template.workers": (3, None),
+    "template.validator": (3, None),
+    "template.miner": (3, None),
+    "template.cli": (3, None),
+    "template.localnet": (3, None),
+    "template.localnet.*": (3, None),
+    # Entry points: parse, build, call.
+    "neurons.*": (4, "the entry point itself"),
+    "scripts.*": (4, "the entry point itself"),
+}
+# Library -> the only modules that import it, whatever their layer.
+OWNERS: dict[str, tuple[str, ...]] = {
+    "bittensor": ("template.chain",),
+    "huggingface_hub": ("template.hub", "template.hub_client"),
+    "httpx2": ("template.hub", "template.hub_client"),
+    "sqlite3": ("template.store", "template.localnet.*"),
+    "wandb": ("template.tracking",),
+    "ray": ("template.workers",),
+}
+SEAMS = ("chain", "hub", "store", "tracking")
+MODEL_LIBRARIES = {"torch", "transformers", "peft", "tokenizers", "safetensors"}
+# What a pure rule must be given instead of taking it itself.
+CLOCK_AND_IO = {"asyncio", "datetime", "os", "pathlib", "secrets", "shutil", "socket", "subprocess", "tempfile"} | {
+    "threading",
+    "time",
+}
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One import: the module it stands in, its line, and the module it names."""
+
+    source: str
+    line: int
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.source} (line {self.line}) imports {self.target}"
+
+
+def find_modules(root: Path) -> dict[str, ast.Module]:
+    """The parsed modules below template/, neurons/ and scripts/ by dotted name."""
+    found = {}
+    for folder in ("template", "neurons", "scripts"):
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+def place(module: str) -> tuple[int, str | None] | None:
+    """The module's layer and group; None when it is not listed."""
+    if module in LAYERS:
+        return LAYERS[module]
+    return next((place for pattern, place in LAYERS.items() if fnmatchcase(module, pattern)), None)
+
+
+def find_edges(modules: dict[str, ast.Module]) -> list[Edge]:
+    """Every import anywhere in the modules: at the top, in a function, under TYPE_CHECKING, or by import_module."""
+    return [
+        Edge(module, node.lineno, target)
+        for module, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call)
+        for target in imported_names(node, module, set(modules))
+    ]
+
+
+def imported_names(node: ast.Import | ast.ImportFrom | ast.Call, module: str, known: set[str]) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{module} (line {node.lineno}): a relative import; write it in full"
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            yield name if name in known or name in LAYERS else str(node.module)
+    elif called_name(node) in ("import_module", "__import__") and node.args:
+        argument = node.args[0]
+        yield str(argument.value) if isinstance(argument, ast.Constant) else "a module chosen while running"
+
+
+def called_name(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def unlisted_modules(modules: dict[str, ast.Module]) -> list[str]:
+    return [
+        f"{module} is not in the layer table of tests/test_layers.py; give it its layer there"
+        for module in modules
+        if module not in ("template", "neurons", "scripts") and place(module) is None
+    ]
+
+
+def bad_edges(modules: dict[str, ast.Module]) -> list[str]:
+    """Edges that lead up, or sideways into another group."""
+    found = []
+    for edge in find_edges(modules):
+        source, target = place(edge.source), place(edge.target)
+        if target is None or edge.source == edge.target:
+            continue
+        if source is None:
+            found.append(f"{edge}: no layer of its own, so it may import none")
+        elif target[0] > source[0]:
+            found.append(f"{edge}: upward, from layer {source[0]} to {target[0]}")
+        elif target[0] == source[0] and (target[1] != source[1] or source[0] == 4):
+            found.append(f"{edge}: sideways in layer {source[0]}")
+    return found
+
+
+def foreign_imports(modules: dict[str, ast.Module]) -> list[str]:
+    """Libraries imported outside the module that owns them."""
+    found = []
+    for edge in find_edges(modules):
+        library = edge.target.split(".")[0]
+        owners = OWNERS.get(library)
+        if owners is not None and not any(fnmatchcase(edge.source, owner) for owner in owners):
+            found.append(f"{edge}: {library} belongs to {' and '.join(owners)}")
+        source = place(edge.source)
+        if library in MODEL_LIBRARIES and source is not None and (source[0] < 2 or source[1] in SEAMS):
+            found.append(f"{edge}: only train and what composes it load models")
+    return found
+
+
+def impurities(modules: dict[str, ast.Module]) -> list[str]:
+    """What the two lowest layers, and the package itself, import or call beyond pure standard library."""
+    found = []
+    for edge in find_edges(modules):
+        library, source = edge.target.split(".")[0], place(edge.source)
+        if edge.source != "template" and (source is None or source[0] > 1):
+            continue
+        if edge.source == "template.settings" and library in ("yaml", "pathlib"):
+            continue
+        if library in CLOCK_AND_IO or library not in sys.stdlib_module_names | {"template"}:
+            found.append(f"{edge}: not pure")
+    for module, tree in modules.items():
+        listed = place(module)
+        if listed is None or listed[0] > 1:
+            continue
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        impure = [node for node in calls if called_name(node) in ("open", "print", "input")]
+        found += [f"{module} (line {node.lineno}) calls {called_name(node)}: not pure" for node in impure]
+    return found
+
+
+def circles(modules: dict[str, ast.Module]) -> list[str]:
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for edge in find_edges(modules):
+        if edge.target in modules and edge.target not in (edge.source, "template"):
+            graph[edge.source].add(edge.target)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [" imports ".join(reversed(error.args[1]))]
+    return []
+
+
+RULES = (unlisted_modules, bad_edges, foreign_imports, impurities, circles)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_breaks_no_rule(rule: Callable[[dict[str, ast.Module]], list[str]]) -> None:
+    modules = find_modules(ROOT)
+    assert "template.data" in modules
+    found = rule(modules)
+    assert not found, "\n".join(["", *found])
+
+
+PLANTED = {
+    "upward": ({"template/data.py": "from template.train import x"}, bad_edges, "upward, from layer 1 to 2"),
+    "upward through the package": ({"template/data.py": "from template import hub"}, bad_edges, "upward"),
+    "upward to what does not exist yet": ({"template/chain.py": "import template.workers"}, bad_edges, "upward"),
+    "seam to seam": ({"template/store.py": "from template.chain import x"}, bad_edges, "sideways in layer 2"),
+    "seam to train": ({"template/hub.py": "def f():\n    import template.train"}, bad_edges, "sideways"),
+    "from an entry point to another": (
+        {"neurons/miner.py": "import neurons.validator", "neurons/validator.py": ""},
+        bad_edges,
+        "sideways in layer 4",
+    ),
+    "the package itself": ({"template/__init__.py": "from template.errors import x"}, bad_edges, "may import none"),
+    "lazy by name": (
+        {"template/miner.py": "import importlib\nimportlib.import_module('bittensor')"},
+        foreign_imports,
+        "bittensor belongs to template.chain",
+    ),
+    "second importer": ({"scripts/x.py": "import huggingface_hub.utils as u"}, foreign_imports, "template.hub"),
+    "under TYPE_CHECKING": (
+        {"template/workers.py": "if TYPE_CHECKING:\n    from bittensor import Client"},
+        foreign_imports,
+        "bittensor belongs",
+    ),
+    "torch in a rule": ({"template/scoring.py": "import torch.nn"}, foreign_imports, "only train"),
+    "torch in a seam": ({"template/store.py": "from torch import nn"}, foreign_imports, "only train"),
+    "a library in a rule": ({"template/schedule.py": "import numpy"}, impurities, "not pure"),
+    "a clock in a rule": ({"template/schedule.py": "from time import monotonic"}, impurities, "not pure"),
+    "a file in a rule": ({"template/data.py": "f = open('x')"}, impurities, "calls open"),
+    "yaml in a rule": ({"template/data.py": "import yaml"}, impurities, "not pure"),
+    "a library in the package": ({"template/__init__.py": "import loguru"}, impurities, "not pure"),
+    "a new module": ({"template/utils.py": ""}, unlisted_modules, "template.utils is not in the layer table"),
+    "a circle": (
+        {"template/data.py": "import template.templates", "template/templates.py": "from template.data import Row"},
+        circles,
+        "template.data imports template.templates",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_a_planted_fault_is_found(case: str, tmp_path: Path) -> None:
+    files, rule, told = PLANTED[case]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = rule(find_modules(tmp_path))
+    assert len(found) == 1
+    assert told in found[0]
+
+
+def test_what_the_design_allows_is_allowed(tmp_path: Path) -> None:
+    files = {
+        "template/__init__.py": "__version__ = '1'",
+        "template/data.py": "import template\nfrom template import constants\nfrom template.templates import x",
+        "template/settings.py": "import yaml\nfrom pathlib import Path",
+        "template/train.py": "import torch\nfrom template.model import x\nfrom template.data import y",
+        "template/localnet/chain.py": "import sqlite3\nfrom template.localnet import pallets\nimport template.chain",
+        "template/localnet/pallets.py": "from template.errors import x",
+        "neurons/validator.py": "import template.validator",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    assert [found for rule in RULES for found in rule(find_modules(tmp_path))] == []
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The top-level packages outside the standard library that importing `modules` in a fresh process loads."""
+    code = (
+        "import importlib, json, sys\n"
+        "before = set(sys.modules)\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *modules], env=environment, capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout)) - sys.stdlib_module_names
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    assert loaded_by("template") == {"template"}
+
+
+def test_the_pure_rules_load_no_library_but_yaml() -> None:
+    pure = [module for module in find_modules(ROOT) if (listed := place(module)) is not None and listed[0] < 2]
+    # PyYAML's optional C part brings Cython's run time along.
+    libraries = {name for name in loaded_by(*pure) if "cython" not in name}
+    assert libraries - {"_yaml"} == {"template", "yaml"}
