@@ -1,0 +1,171 @@
+"""The miner: check a dataset as a validator would, upload it, read it back, and commit it on chain.
+
+Safe to run again at any time: an unchanged file makes no new commit on the Hub, and a commitment that already stands
+on chain is not made twice, because making it again would move its block and lose its place in line.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from loguru import logger
+
+from template import constants, hub
+from template.competition import CommitmentRecord, Competition
+from template.data import Row
+from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.pool import check_dataset, fetch_eval_set, read_pool
+from template.records import ChainCommitment, PublishOutcome
+
+# Refusals that pass with time: the chain's names for a commit limit that is used up.
+_PATIENT_ERRORS = {"SpaceLimitExceeded", "CommitmentSetRateLimitExceeded"}
+
+# Tokens of the chat format itself that may stand before the first answer; generous for every family.
+_FORMAT_TOKENS = 128
+
+
+class ChainSeam(Protocol):
+    """What the miner asks of `template.chain.Chain`."""
+
+    @property
+    def hotkey(self) -> str: ...
+    def is_registered(self) -> bool: ...
+    def block(self) -> int: ...
+    def commitment(self, hotkey: str) -> ChainCommitment | None: ...
+    def publish(self, text: str) -> PublishOutcome: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinerConfig:
+    """What to publish and where.
+
+    work_dir: where the evaluation set is kept. poll_s: seconds between looks at the chain while waiting. has_target:
+    tells with the model's own tokens whether a row keeps an answer; asked only about rows so long that it is in doubt.
+    """
+
+    hf_repo_id: str
+    dataset_path: Path
+    competition: Competition
+    work_dir: Path
+    has_target: Callable[[Row], bool]
+    poll_s: float = 6.0
+    hub_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A commitment that is visible on chain: what it says, and the block it counts from."""
+
+    record: CommitmentRecord
+    block: int
+
+
+def publish_dataset(
+    config: MinerConfig, chain: ChainSeam, *, sleep: Callable[[float], object] = time.sleep
+) -> Published:
+    """Checks, uploads, reads back, commits and waits; returns what is visible on chain.
+
+    Raises: SubmissionError when a validator would refuse the file; ConfigError when the hotkey is not registered, or
+    the chain refuses for another lasting reason; RemoteError when the Hub does not answer; HostError.
+    """
+    content = check_file(config)
+    if not chain.is_registered():
+        raise ConfigError(f"the hotkey {chain.hotkey} is not registered on this subnet; register it first")
+    commit = hub.upload_dataset(content, config.hf_repo_id, token=config.hub_token)
+    logger.info("uploaded repo={} commit={} bytes={}", config.hf_repo_id, commit, len(content))
+    _read_back(config, commit, content)
+    record = CommitmentRecord(config.hf_repo_id, config.competition.id, commit)
+    return Published(record, _commit(record, config, chain, sleep))
+
+
+def check_file(config: MinerConfig) -> bytes:
+    """The file's bytes, after every check that a validator makes of it alone.
+
+    Raises: SubmissionError, the verdict a validator would give; ConfigError when the file or repo id is not one.
+    """
+    try:
+        # The longest part of the commitment is known now, so a repo id that is too long is refused before the upload.
+        CommitmentRecord(config.hf_repo_id, config.competition.id, "0" * 40)
+    except SubmissionError as error:
+        raise ConfigError(f"--hf_repo_id {config.hf_repo_id}: {error}") from error
+    path = config.dataset_path
+    path = path / constants.DATA_FILE if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
+    eval_dir = config.work_dir / "eval_data"
+    pool = read_pool(fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
+    rows = check_dataset(content, pool, name=str(path), max_rows=config.competition.rows)
+    for row in rows:
+        if not _surely_has_target(row) and not config.has_target(row):
+            raise SubmissionError(
+                Reason.NO_TARGET, f"{path}, line {row.line}: expected an answer within {constants.MAX_TOKENS} tokens"
+            )
+    logger.info("checked {} rows={} all from the pool", path, len(rows))
+    return content
+
+
+def _surely_has_target(row: Row) -> bool:
+    """True when no tokenizer can cut the first answer off: a token covers one byte or more."""
+    if len(row.messages) < 2:
+        return False
+    before = (row.system or "").encode() + row.messages[0].content.encode()
+    return len(before) + _FORMAT_TOKENS < constants.MAX_TOKENS
+
+
+def _read_back(config: MinerConfig, commit: str, content: bytes) -> None:
+    """Fetches what was uploaded the way a validator will. Raises: RemoteError unless it is the same bytes."""
+    with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
+        try:
+            held = hub.download_dataset(config.hf_repo_id, commit, Path(folder), token=config.hub_token)
+            fetched = held.path.read_bytes()
+        except SubmissionError as error:
+            raise RemoteError(f"the upload cannot be read back: {error}") from error
+    if fetched != content:
+        raise RemoteError(f"{config.hf_repo_id} at {commit} does not hold what was uploaded; nothing is committed")
+    logger.info("read back the same {} bytes", len(content))
+
+
+def _commit(record: CommitmentRecord, config: MinerConfig, chain: ChainSeam, sleep: Callable[[float], object]) -> int:
+    """Makes the commitment unless it stands already, and returns its block once it is visible."""
+    text = str(record)
+    is_sent = False
+    while True:
+        try:
+            held = chain.commitment(chain.hotkey)
+            if held is not None and held.text == text:
+                logger.info("the commitment is on chain block={} text={}", held.block, text)
+                return held.block
+            if not is_sent:
+                is_sent = _publish(chain, text, config, sleep)
+        except RemoteError as error:
+            # What was sent may yet land, so the next turn reads before it writes again.
+            logger.warning("will look again: {}", error)
+        sleep(config.poll_s)
+
+
+def _publish(chain: ChainSeam, text: str, config: MinerConfig, sleep: Callable[[float], object]) -> bool:
+    """One try. True when the chain took it, False after a wait when it is to be tried again."""
+    outcome = chain.publish(text)
+    if outcome.is_accepted:
+        logger.info("committed block={} text={}", outcome.block, text)
+        return True
+    if outcome.error not in _PATIENT_ERRORS:
+        raise ConfigError(f"the chain refused the commitment: {outcome.error}: {outcome.message}")
+    blocks = outcome.retry_after_blocks or 1
+    logger.warning("the commit limit is used up, waiting {} blocks: {}", blocks, outcome.message)
+    due = chain.block() + blocks
+    while chain.block() < due:
+        sleep(config.poll_s)
+    return False
+
+
+def ensure_token(token: str | None) -> str:
+    """The Hub token. Raises: HostError when there is none, saying where it is looked for."""
+    if token is None:
+        raise HostError("no Hub token: set HF_TOKEN, or log in with the Hub's own command line")
+    return token

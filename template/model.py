@@ -1,0 +1,265 @@
+"""The resident base model with one LoRA adapter on it: loading, resetting, and its forward in two halves.
+
+The base is loaded once per process and never written to. The adapter is injected once and put back to its
+initial values before each score, so what was scored before cannot be felt.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import transformers.utils.hub
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+
+from template import numerics
+from template.errors import ConfigError, HostError, RemoteError, SubnetError
+from template.settings import Hyperparameters, TrainingArgs
+from template.templates import ChatTemplate, template_for
+
+# What of a model folder can move the number; a README beside the weights cannot.
+_DIGESTED_SUFFIXES = {".safetensors", ".json", ".model", ".txt"}
+
+
+class SeededDropout(nn.Module):
+    """Dropout that draws from a generator of its own, because the global stream belongs to the whole process.
+
+    Elements are zeroed with probability `p` and the rest scaled by 1/(1-p), as torch.nn.functional.dropout does.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1.0 - self.p, generator=self.generator)
+        return x * keep.div_(1.0 - self.p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Which weights a model was loaded from: a Hub commit or a local folder's digest, the other being None."""
+
+    model_id: str
+    revision: str | None
+    digest: str | None
+
+
+class ScoringModel:
+    """A causal language model, frozen, with a float32 LoRA adapter on every linear layer but the output head."""
+
+    def __init__(
+        self,
+        base: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        source: ModelSource,
+        hyperparameters: Hyperparameters,
+        device: torch.device,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.source = source
+        self.template: ChatTemplate = template_for(source.model_id)
+        self.hyperparameters = hyperparameters
+        self.device = device
+        self.dtype = base.dtype
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=hyperparameters.lora_rank,
+            lora_alpha=hyperparameters.lora_alpha,
+            lora_dropout=hyperparameters.lora_dropout,
+            target_modules="all-linear",
+        )
+        self.network = get_peft_model(base, config).eval()
+        self._causal: Any = self.network.get_base_model()
+        self._softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        self._dropouts = _seed_dropouts(self.network)
+        self._check_halves()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the output head."""
+        return int(self._causal.get_output_embeddings().weight.shape[0])
+
+    @property
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable tensors by name: lora_A (rank, in) and lora_B (out, rank) of each adapted layer."""
+        return {name: value for name, value in self.network.named_parameters() if value.requires_grad}
+
+    @property
+    def base_parameters(self) -> dict[str, torch.Tensor]:
+        """The frozen tensors by name."""
+        return {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of one piece of text, nothing added around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def reset_adapter(self, lucky_num: int) -> None:
+        """Puts the adapter at its initial values for this seed: lora_A uniform, lora_B zero.
+
+        Drawn on the CPU so that every device starts from the same values. Source: peft's
+        LoraLayer.reset_lora_parameters, kaiming_uniform_(a=sqrt(5)), whose bound comes to 1/sqrt(fan_in).
+        """
+        generator = numerics.seeded_generator(lucky_num, "adapter")
+        with torch.no_grad():
+            for name, parameter in self.adapter_parameters.items():
+                parameter.grad = None
+                if "lora_A" in name:
+                    bound = 1.0 / math.sqrt(parameter.shape[1])
+                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+                else:
+                    parameter.zero_()
+        dropout_stream = numerics.seeded_generator(lucky_num, "dropout", self.device)
+        for dropout in self._dropouts:
+            dropout.generator = dropout_stream
+
+    def set_dropout(self, is_on: bool) -> None:
+        """Switches the adapter's dropout; the base's own layers stay in evaluation mode always."""
+        for dropout in self._dropouts:
+            dropout.train(is_on)
+
+    def hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Final hidden states (B, T, H) of right-padded ids (B, T) int64.
+
+        No padding mask is given: attention is causal and the padding is on the right, so no token sees it.
+        """
+        hidden: torch.Tensor = self._causal.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (N, V) in float32 of hidden states (N, H)."""
+        logits: torch.Tensor = self._causal.get_output_embeddings()(hidden).float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    @torch.no_grad()
+    def _check_halves(self) -> None:
+        """Raises ConfigError unless decoder and head together are the model's own forward, bit for bit."""
+        probe = torch.arange(8, device=self.device).unsqueeze(0)
+        whole = self._causal(input_ids=probe, use_cache=False).logits.float()[0]
+        halves = self.logits(self.hidden_states(probe)[0])
+        if not torch.equal(whole, halves):
+            raise ConfigError(f"{self.source.model_id}: this model does more than a decoder and an output head")
+
+
+def _seed_dropouts(network: nn.Module) -> list[SeededDropout]:
+    """Replaces the dropout of every LoRA layer and returns the replacements."""
+    replaced: list[SeededDropout] = []
+    for module in network.modules():
+        by_adapter: Any = getattr(module, "lora_dropout", None)
+        for adapter, dropout in by_adapter.items() if isinstance(by_adapter, nn.ModuleDict) else ():
+            if isinstance(dropout, nn.Dropout):
+                replaced.append(SeededDropout(dropout.p).eval())
+                by_adapter[adapter] = replaced[-1]
+    return replaced
+
+
+def load_model(
+    args: TrainingArgs,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    cache_dir: Path | None = None,
+    model_path: Path | None = None,
+) -> ScoringModel:
+    """The scoring model of `args`, from the Hub at a resolved revision or from the local folder `model_path`.
+
+    safetensors only, and no code from the repository is run.
+    Raises: ConfigError when there is no such model or it is of no supported kind; RemoteError when the Hub cannot be
+    reached; HostError when this machine cannot hold it.
+    """
+    try:
+        source, origin, where = _resolve_source(args, cache_dir, model_path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(origin, trust_remote_code=False, **where)
+        with numerics.deterministic(device):
+            base: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                origin, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa", **where
+            )
+            return ScoringModel(base.to(device), tokenizer, source, args.hyperparameters, device)
+    except (SubnetError, KeyboardInterrupt):
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise HostError(f"no room for {args.model_id} on {device}: {error}") from error
+    except Exception as error:
+        raise _translate_load_error(error, args, model_path) from error
+
+
+def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Callable[[str], list[int]]:
+    """The model's tokenizer alone: text to token ids, nothing added around it. Raises: as `load_model`."""
+    try:
+        _, origin, where = _resolve_source(args, None, model_path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(origin, trust_remote_code=False, **where)
+    except (SubnetError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise _translate_load_error(error, args, model_path) from error
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _resolve_source(
+    args: TrainingArgs, cache_dir: Path | None, model_path: Path | None
+) -> tuple[ModelSource, str, dict[str, str | None]]:
+    """The source, the name to load it by, and the arguments that pin it."""
+    if model_path is not None:
+        if not (model_path / "config.json").is_file():
+            raise ConfigError(f"--model_path {model_path}: no config.json there; expected a folder with a model")
+        return ModelSource(model_id=args.model_id, revision=None, digest=digest_folder(model_path)), str(model_path), {}
+    if Path(args.model_id).exists():
+        raise ConfigError(
+            f"a folder named {args.model_id} in the working directory would be taken for the Hub's model; "
+            f"pass --model_path {args.model_id} if you mean it, or run elsewhere"
+        )
+    where = {"cache_dir": str(cache_dir) if cache_dir else None, "revision": args.revision}
+    config = transformers.AutoConfig.from_pretrained(args.model_id, trust_remote_code=False, **where)
+    where["revision"] = config._commit_hash
+    return ModelSource(model_id=args.model_id, revision=config._commit_hash, digest=None), args.model_id, where
+
+
+def digest_folder(folder: Path) -> str:
+    """sha256 in hex over the names and contents of the folder's weights, configuration and tokenizer files."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _DIGESTED_SUFFIXES and path.is_file():
+            with path.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            total.update(f"{path.name}:{content}\n".encode())
+    return total.hexdigest()
+
+
+def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path | None) -> SubnetError:
+    """Whose fault a failed load is, read from the chain of causes that transformers keeps."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__
+    setting = f"--model_path {model_path}" if model_path else f"{args.model_id} at {args.revision or 'main'}"
+    # transformers re-exports the Hub client's errors, so that only the hub seam imports that client.
+    hub: Any = transformers.utils.hub
+    unknown = (
+        hub.RepositoryNotFoundError,
+        hub.RevisionNotFoundError,
+        hub.GatedRepoError,
+    )
+    if any(isinstance(cause, unknown) for cause in causes):
+        return ConfigError(f"training_args: the Hub has no readable model {setting}")
+    is_remote = (
+        hub.HfHubHTTPError,
+        hub.LocalEntryNotFoundError,
+        ConnectionError,
+        TimeoutError,
+    )
+    if any(isinstance(cause, is_remote) or "httpx" in type(cause).__module__ for cause in causes):
+        return RemoteError(f"the Hub did not deliver {setting}: {error}")
+    if any(isinstance(cause, OSError) and cause.errno is not None for cause in causes):
+        return HostError(f"this machine could not read {setting}: {error}")
+    return ConfigError(f"{setting} cannot be loaded as a causal language model: {error}")

@@ -1,0 +1,54 @@
+"""The evaluation set as validator, miner and offline script get it: downloaded at its commit, and as a pool of rows."""
+
+from pathlib import Path
+
+from template import constants, hub
+from template.admission import check_membership
+from template.competition import Competition
+from template.data import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows
+from template.errors import ConfigError, HostError, SubmissionError
+
+Pool = frozenset[bytes]
+"""The `Row.key` of every row of an evaluation set."""
+
+
+def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
+    """Puts the competition's evaluation set into `folder` as data.jsonl, unless it is there, and returns the file.
+
+    Raises: ConfigError when the competition names no usable repo, commit or file; RemoteError; HostError.
+    """
+    try:
+        return hub.download_dataset(
+            competition.repo,
+            competition.eval_commit,
+            folder,
+            cache_dir,
+            filename=None,
+            max_bytes=constants.MAX_POOL_BYTES,
+            deadline_s=constants.POOL_DOWNLOAD_DEADLINE_S,
+            token=token,
+        ).path
+    except SubmissionError as error:
+        raise ConfigError(f"the competition's evaluation set cannot be had: {error}") from error
+
+
+def read_pool(path: Path) -> Pool:
+    """The pool in an evaluation file. Raises: ConfigError when it is missing or not well formed, naming the line."""
+    try:
+        return frozenset(row.key for row in parse_rows(path.read_bytes(), name=str(path), limits=POOL_LIMITS))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no evaluation set there") from error
+    except OSError as error:
+        raise HostError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except SubmissionError as error:
+        raise ConfigError(f"the evaluation set cannot be used: {error}") from error
+
+
+def check_dataset(content: bytes, pool: Pool, *, name: str, max_rows: int) -> tuple[Row, ...]:
+    """The rows of a miner's file that count, after every check that a file can pass alone.
+
+    name: what to call the file in an error. Raises: SubmissionError, the verdict a validator would give.
+    """
+    rows = parse_rows(content, name=name, limits=SUBMISSION_LIMITS)[:max_rows]
+    check_membership(rows, pool, max_rows=max_rows)
+    return rows

@@ -1,0 +1,210 @@
+"""What to do next: a pure decision from the state, one view of the chain and the time.
+
+A round is one validator epoch. It opens with its submissions and seed fixed; each is checked, then those that are
+no copies are scored; weights are set once when the work is done, or when the last `block_threshold` blocks begin;
+the round closes at its end block, or as soon as nothing is left to do when it is the last one wanted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from template.admission import DuplicateOf
+from template.records import ChainView
+from template.standing import Entrant, order_entries
+from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
+
+# Tries that end in a fault of this machine before a submission is left to its operator.
+MAX_HOST_FAILURES = 3
+
+# Longest pause between two tries to set weights, in blocks.
+MAX_WEIGHTS_PAUSE_BLOCKS = 16
+
+# An intent whose outcome is unknown counts as lost when this many blocks later the chain does not show it.
+UNKNOWN_OUTCOME_BLOCKS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The operator's choices: sizes in submissions per round, lengths in blocks. max_rounds None is for ever."""
+
+    blocks_per_epoch: int = 360
+    block_threshold: int = 50
+    miner_sample_size: int = 10
+    miner_duplicate_sample_size: int = 50
+    sets_weights: bool = True
+    max_rounds: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a tick knows: all of it from the store but `rounds_done`, which counts this process's closed rounds."""
+
+    hotkey: str
+    round: Round | None
+    rounds_done: int
+    entrants: Mapping[SubmissionKey, Entrant]
+    datasets: Mapping[SubmissionKey, object]
+    verdicts: Mapping[SubmissionKey, Verdict]
+    copies: Mapping[SubmissionKey, DuplicateOf]
+    attempts: Mapping[SubmissionKey, Attempt]
+    intents: Sequence[WeightIntent]
+    has_standings: bool
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Open a round that ends at `end_block` with these submissions."""
+
+    end_block: int
+    entries: tuple[SubmissionKey, ...]
+
+
+@dataclass(frozen=True)
+class CheckDataset:
+    """Download one dataset and check it."""
+
+    key: SubmissionKey
+
+
+@dataclass(frozen=True)
+class ScoreDataset:
+    """Train on one dataset that passed its checks."""
+
+    key: SubmissionKey
+
+
+@dataclass(frozen=True)
+class SetWeights:
+    """Make the round's table, and set weights where the policy says so."""
+
+
+@dataclass(frozen=True)
+class SettleIntent:
+    """Record what became of an intent whose outcome was not learnt: the chain shows it, or it is lost."""
+
+    intent_id: int
+    is_accepted: bool
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Nothing more happens in this round; were its weights settled?"""
+
+    is_settled: bool
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing can be done now."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """All rounds that were wanted are done."""
+
+
+Action = OpenRound | CheckDataset | ScoreDataset | SetWeights | SettleIntent | CloseRound | Wait | Stop
+
+
+def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
+    """The one thing to do next."""
+    if state.round is None:
+        if policy.max_rounds is not None and state.rounds_done >= policy.max_rounds:
+            return Stop()
+        return _open_round(state, view, policy)
+    unknown = [intent for intent in state.intents if intent.outcome is None]
+    if unknown:
+        return _settle(unknown[-1], state, view)
+    is_settled = _is_settled(state, policy)
+    is_over = view.block >= state.round.end_block
+    if is_over and (is_settled or state.intents):
+        return CloseRound(is_settled)
+    work = _next_work(state, state.round, now, policy)
+    is_closing = view.block >= state.round.end_block - policy.block_threshold
+    if not is_settled and (work is None or is_closing):
+        return _set_weights(state, view, work)
+    is_last = policy.max_rounds is not None and state.rounds_done + 1 >= policy.max_rounds
+    if is_over or (is_last and work is None):
+        return CloseRound(is_settled)
+    if work is not None:
+        return work
+    return Wait(f"round ends at block {state.round.end_block}")
+
+
+def _open_round(state: State, view: ChainView, policy: Policy) -> OpenRound:
+    """The next round, ending with the chain's epoch where that is near, so that weights arrive before it does."""
+    until_epoch = view.blocks_until_epoch
+    if until_epoch <= policy.block_threshold:
+        until_epoch += view.tempo
+    length = max(1, min(policy.blocks_per_epoch, until_epoch))
+    waiting = [
+        entrant
+        for key, entrant in state.entrants.items()
+        if key not in state.verdicts and key not in state.copies and not _is_parked(state.attempts.get(key))
+    ]
+    last_tried = {key: attempt.next_at for key, attempt in state.attempts.items()}
+    entries = order_entries(waiting, last_tried, policy.miner_duplicate_sample_size)
+    return OpenRound(view.block + length, tuple(entries))
+
+
+def _is_parked(attempt: Attempt | None) -> bool:
+    return attempt is not None and attempt.host_failures >= MAX_HOST_FAILURES
+
+
+def _next_work(state: State, current: Round, now: float, policy: Policy) -> Action | None:
+    """A check, else a score, else a wait for a retry, else None when the round's work is done.
+
+    All checks come first: a dataset is known to be a copy only beside the ones committed before it.
+    """
+    open_keys = [
+        key
+        for key in current.entries
+        if key not in state.verdicts
+        and key in state.entrants
+        and state.entrants[key].refusal is None
+        and not _is_parked(state.attempts.get(key))
+    ]
+    ready = [key for key in open_keys if key not in state.attempts or state.attempts[key].next_at <= now]
+    unchecked = [key for key in ready if key not in state.datasets]
+    if unchecked:
+        return CheckDataset(unchecked[0])
+    scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in current.entries)
+    if scored < policy.miner_sample_size:
+        scorable = [key for key in ready if key in state.datasets and key not in state.copies]
+        if scorable:
+            return ScoreDataset(scorable[0])
+    later = [key for key in open_keys if key not in ready and (key not in state.datasets or key not in state.copies)]
+    return Wait(f"{len(later)} submissions are to be tried again") if later else None
+
+
+def _is_settled(state: State, policy: Policy) -> bool:
+    """True once nothing more is to be done about this round's weights."""
+    if not policy.sets_weights:
+        return state.has_standings
+    return any(intent.outcome is not None and intent.outcome.is_accepted for intent in state.intents)
+
+
+def _settle(intent: WeightIntent, state: State, view: ChainView) -> Action:
+    """An intent without an outcome: the process died, or the chain did not answer, after it was recorded."""
+    me = view.by_hotkey.get(state.hotkey)
+    if me is not None and me.last_update_block > intent.block:
+        return SettleIntent(intent.id, is_accepted=True)
+    if view.block >= intent.block + UNKNOWN_OUTCOME_BLOCKS:
+        return SettleIntent(intent.id, is_accepted=False)
+    return Wait(f"the weights decided at block {intent.block} may still arrive")
+
+
+def _set_weights(state: State, view: ChainView, work: Action | None) -> Action:
+    """Weights now, unless the chain's rate limit or the patience after a refusal says later; work goes on meanwhile."""
+    me = view.by_hotkey.get(state.hotkey)
+    allowed_block = 0
+    if me is not None and me.last_update_block > 0:
+        allowed_block = me.last_update_block + view.weights_rate_limit
+    if state.intents:
+        pause = min(2 ** len(state.intents), MAX_WEIGHTS_PAUSE_BLOCKS)
+        allowed_block = max(allowed_block, state.intents[-1].block + pause)
+    if view.block < allowed_block:
+        return work if work is not None else Wait(f"weights may be set from block {allowed_block}")
+    return SetWeights()

@@ -1,0 +1,405 @@
+"""The validator's state in one SQLite file: if losing it changes behaviour, it is a row here.
+
+The only importer of sqlite3 among the seams. One transaction per action, WAL so that others may read while the
+validator runs, and a lock file so that only one validator writes.
+
+Times are POSIX seconds in UTC; blocks are chain blocks. A submission is keyed by hotkey and by `entry`, the text
+committed on chain: the same commit under another repository or competition is another submission.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from template.competition import Competition
+from template.errors import ConfigError, HostError, Reason
+from template.records import WeightOutcome
+from template.state import Attempt, Contest, Round, Standing, Submission, SubmissionKey, Verdict, WeightIntent
+
+_BUSY_TIMEOUT_S = 10.0
+
+
+def m001_initial(db: sqlite3.Connection) -> None:
+    """All tables of the first release."""
+    for statement in (
+        """CREATE TABLE contests (
+            id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, competition TEXT NOT NULL,
+            hyperparameters_digest TEXT NOT NULL, model TEXT NOT NULL, created_at REAL NOT NULL)""",
+        """CREATE TABLE submissions (
+            hotkey TEXT NOT NULL, entry TEXT NOT NULL, first_block INTEGER NOT NULL, block INTEGER NOT NULL,
+            PRIMARY KEY (hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE datasets (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            sha256 TEXT NOT NULL, row_keys BLOB NOT NULL, checked_at REAL NOT NULL,
+            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE verdicts (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            reason TEXT, message TEXT NOT NULL, loss REAL, seconds REAL, decided_at REAL NOT NULL,
+            CHECK ((reason IS NULL) <> (loss IS NULL)),
+            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE receipts (
+            contest_id INTEGER NOT NULL, hotkey TEXT NOT NULL, entry TEXT NOT NULL, receipt TEXT NOT NULL,
+            PRIMARY KEY (contest_id, hotkey, entry),
+            FOREIGN KEY (contest_id, hotkey, entry) REFERENCES verdicts) WITHOUT ROWID""",
+        """CREATE TABLE attempts (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            remote_failures INTEGER NOT NULL, host_failures INTEGER NOT NULL, next_at REAL NOT NULL,
+            last_error TEXT NOT NULL, PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE rounds (
+            id INTEGER PRIMARY KEY, contest_id INTEGER NOT NULL REFERENCES contests, start_block INTEGER NOT NULL,
+            start_block_hash TEXT NOT NULL, end_block INTEGER NOT NULL, lucky_num INTEGER NOT NULL,
+            started_at REAL NOT NULL, closed_at REAL)""",
+        """CREATE TABLE round_entries (
+            round_id INTEGER NOT NULL REFERENCES rounds, position INTEGER NOT NULL, hotkey TEXT NOT NULL,
+            entry TEXT NOT NULL, PRIMARY KEY (round_id, position)) WITHOUT ROWID""",
+        """CREATE TABLE weight_intents (
+            id INTEGER PRIMARY KEY, round_id INTEGER NOT NULL REFERENCES rounds, block INTEGER NOT NULL,
+            weights TEXT NOT NULL, created_at REAL NOT NULL, outcome TEXT, finished_at REAL)""",
+        """CREATE TABLE standings (
+            round_id INTEGER NOT NULL REFERENCES rounds, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            uid INTEGER NOT NULL, reason TEXT, message TEXT NOT NULL, loss REAL, score REAL NOT NULL,
+            weight REAL NOT NULL, PRIMARY KEY (round_id, hotkey)) WITHOUT ROWID""",
+    ):
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_initial,)
+
+
+class Store:
+    """The state file at `path`, opened for the one validator that writes it, or read-only for everyone else.
+
+    Raises: ConfigError when another validator holds the file or a newer version of this package wrote it; HostError
+    when the disk refuses (every method).
+    """
+
+    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+        if is_read_only:
+            if not path.is_file():
+                raise ConfigError(f"no validator state at {path}")
+            self._db = _connect(f"{path.resolve().as_uri()}?mode=ro")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = _lock(path)
+        self._db = _connect(f"{path.resolve().as_uri()}?mode=rwc")
+        with _disk_faults(path):
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            _migrate(self._db, path)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file and lets another validator have it."""
+        self._db.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    @contextlib.contextmanager
+    def atomic(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of the block or nothing, whatever ends it."""
+        with _disk_faults(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        with _disk_faults(self.path):
+            return self._db.execute(query, values).fetchall()
+
+    # What is scored, and who entered it
+
+    def open_contest(self, competition: Competition, hyperparameters_digest: str, model: str, now: float) -> Contest:
+        """The contest with exactly these inputs, recorded at its first use; verdicts belong to one contest."""
+        digest = Contest.make_digest(competition.digest, hyperparameters_digest, model)
+        with self.atomic() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO contests (digest, competition, hyperparameters_digest, model, created_at)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (digest, json.dumps(competition.to_dict()), hyperparameters_digest, model, now),
+            )
+        (row,) = self._rows("SELECT id FROM contests WHERE digest = ?", digest)
+        return Contest(row["id"], digest)
+
+    def see_submissions(self, seen: Sequence[Submission]) -> None:
+        """Records commitments as they stand on chain; the earliest block of each is kept for ever."""
+        with self.atomic() as db:
+            db.executemany(
+                "INSERT INTO submissions (hotkey, entry, first_block, block) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET block = excluded.block,"
+                " first_block = min(first_block, excluded.first_block)",
+                [(one.hotkey, one.entry, one.first_block, one.block) for one in seen],
+            )
+
+    def submissions(self) -> dict[SubmissionKey, Submission]:
+        """Every submission ever seen."""
+        rows = self._rows("SELECT hotkey, entry, first_block, block FROM submissions")
+        return {SubmissionKey(row["hotkey"], row["entry"]): Submission(**dict(row)) for row in rows}
+
+    # What is known of each
+
+    def record_dataset(
+        self, contest: Contest, key: SubmissionKey, *, sha256: str, row_keys: Sequence[bytes], now: float
+    ) -> None:
+        """A dataset passed every check that it can pass alone; `row_keys` are those of its rows that count."""
+        with self.atomic() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO datasets VALUES (?, ?, ?, ?, ?, ?)",
+                (contest.id, *key, sha256, b"".join(row_keys), now),
+            )
+            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (contest.id, *key))
+
+    def datasets(self, contest: Contest, key_bytes: int) -> dict[SubmissionKey, tuple[bytes, ...]]:
+        """Row keys, `key_bytes` long each, of every dataset that passed its checks."""
+        rows = self._rows("SELECT hotkey, entry, row_keys FROM datasets WHERE contest_id = ?", contest.id)
+        return {
+            SubmissionKey(row["hotkey"], row["entry"]): tuple(
+                row["row_keys"][at : at + key_bytes] for at in range(0, len(row["row_keys"]), key_bytes)
+            )
+            for row in rows
+        }
+
+    def record_verdict(self, contest: Contest, key: SubmissionKey, verdict: Verdict, now: float) -> None:
+        """A refusal, or a loss with its receipt, in one transaction. A verdict is given once and never changed."""
+        reason = None if verdict.reason is None else str(verdict.reason)
+        with self.atomic() as db:
+            db.execute(
+                "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (contest.id, *key, reason, verdict.message, verdict.loss, verdict.seconds, now),
+            )
+            if verdict.receipt is not None:
+                db.execute("INSERT INTO receipts VALUES (?, ?, ?, ?)", (contest.id, *key, verdict.receipt))
+            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (contest.id, *key))
+
+    def verdicts(self, contest: Contest) -> dict[SubmissionKey, Verdict]:
+        """Every verdict of the contest, without the receipts."""
+        rows = self._rows(
+            "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE contest_id = ?", contest.id
+        )
+        return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
+
+    def receipt(self, contest: Contest, key: SubmissionKey) -> str | None:
+        """The receipt of a scored submission, None when it was not scored."""
+        rows = self._rows(
+            "SELECT receipt FROM receipts WHERE contest_id = ? AND hotkey = ? AND entry = ?", contest.id, *key
+        )
+        return rows[0]["receipt"] if rows else None
+
+    def record_attempt(self, contest: Contest, key: SubmissionKey, attempt: Attempt) -> None:
+        """What became of the last try on a submission that has no verdict yet."""
+        with self.atomic() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (contest.id, *key, attempt.remote_failures, attempt.host_failures, attempt.next_at, attempt.last_error),
+            )
+
+    def attempts(self, contest: Contest) -> dict[SubmissionKey, Attempt]:
+        """Failed tries of submissions that have no verdict yet."""
+        rows = self._rows(
+            "SELECT hotkey, entry, remote_failures, host_failures, next_at, last_error FROM attempts"
+            " WHERE contest_id = ?",
+            contest.id,
+        )
+        return {SubmissionKey(row["hotkey"], row["entry"]): Attempt(*tuple(row)[2:]) for row in rows}
+
+    # Rounds and weights
+
+    def begin_round(self, contest: Contest, opened: Round, now: float) -> Round:
+        """Fixes a round's blocks, seed and set of submissions before any work on it; returns it with its id."""
+        with self.atomic() as db:
+            cursor = db.execute(
+                "INSERT INTO rounds (contest_id, start_block, start_block_hash, end_block, lucky_num, started_at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (contest.id, opened.start_block, opened.start_block_hash, opened.end_block, opened.lucky_num, now),
+            )
+            db.executemany(
+                "INSERT INTO round_entries VALUES (?, ?, ?, ?)",
+                [(cursor.lastrowid, position, *key) for position, key in enumerate(opened.entries)],
+            )
+        return self._read_round(self._rows("SELECT * FROM rounds WHERE id = ?", cursor.lastrowid)[0])
+
+    def open_round(self, contest: Contest) -> Round | None:
+        """The round that is not closed, None between rounds."""
+        rows = self._rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL", contest.id)
+        return self._read_round(rows[-1]) if rows else None
+
+    def last_round(self) -> Round | None:
+        """The newest round of any contest, closed or not."""
+        rows = self._rows("SELECT * FROM rounds ORDER BY id DESC LIMIT 1")
+        return self._read_round(rows[0]) if rows else None
+
+    def close_round(self, round_id: int, now: float) -> None:
+        """Nothing more happens in this round."""
+        with self.atomic() as db:
+            db.execute("UPDATE rounds SET closed_at = ? WHERE id = ? AND closed_at IS NULL", (now, round_id))
+
+    def _read_round(self, row: sqlite3.Row) -> Round:
+        entries = self._rows("SELECT hotkey, entry FROM round_entries WHERE round_id = ? ORDER BY position", row["id"])
+        return Round(
+            id=row["id"],
+            start_block=row["start_block"],
+            start_block_hash=row["start_block_hash"],
+            end_block=row["end_block"],
+            lucky_num=row["lucky_num"],
+            entries=tuple(SubmissionKey(*entry) for entry in entries),
+        )
+
+    def record_intent(
+        self, round_id: int, *, block: int, weights: Mapping[int, float], standings: Sequence[Standing], now: float
+    ) -> int:
+        """Weights about to be submitted, as {uid at `block`: weight}, with the standings they came from.
+
+        Recorded before the chain is called, so that a crash in between leaves a trace. Returns the intent's id.
+        """
+        with self.atomic() as db:
+            cursor = db.execute(
+                "INSERT INTO weight_intents (round_id, block, weights, created_at) VALUES (?, ?, ?, ?)",
+                (round_id, block, json.dumps(dict(weights)), now),
+            )
+            _write_standings(db, round_id, standings)
+        return int(cursor.lastrowid or 0)
+
+    def record_outcome(self, intent_id: int, outcome: WeightOutcome, now: float) -> None:
+        """What became of an intent."""
+        with self.atomic() as db:
+            db.execute(
+                "UPDATE weight_intents SET outcome = ?, finished_at = ? WHERE id = ?",
+                (json.dumps(vars(outcome)), now, intent_id),
+            )
+
+    def intents(self, round_id: int) -> list[WeightIntent]:
+        """The round's weight submissions, oldest first."""
+        rows = self._rows("SELECT * FROM weight_intents WHERE round_id = ? ORDER BY id", round_id)
+        return [
+            WeightIntent(
+                id=row["id"],
+                block=row["block"],
+                weights={int(uid): weight for uid, weight in json.loads(row["weights"]).items()},
+                created_at=row["created_at"],
+                outcome=None if row["outcome"] is None else WeightOutcome(**json.loads(row["outcome"])),
+                finished_at=row["finished_at"],
+            )
+            for row in rows
+        ]
+
+    def record_standings(self, round_id: int, standings: Sequence[Standing]) -> None:
+        """The round's table, in place of an earlier one."""
+        with self.atomic() as db:
+            _write_standings(db, round_id, standings)
+
+    def standings(self, round_id: int) -> list[Standing]:
+        """The round's table, best first."""
+        rows = self._rows(
+            "SELECT * FROM standings WHERE round_id = ? ORDER BY weight DESC, score DESC, loss IS NULL, loss, uid",
+            round_id,
+        )
+        return [
+            Standing(
+                key=SubmissionKey(row["hotkey"], row["entry"]),
+                uid=row["uid"],
+                reason=None if row["reason"] is None else Reason(row["reason"]),
+                message=row["message"],
+                loss=row["loss"],
+                score=row["score"],
+                weight=row["weight"],
+            )
+            for row in rows
+        ]
+
+
+def _write_standings(db: sqlite3.Connection, round_id: int, standings: Sequence[Standing]) -> None:
+    db.execute("DELETE FROM standings WHERE round_id = ?", (round_id,))
+    db.executemany(
+        "INSERT INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                round_id,
+                *one.key,
+                one.uid,
+                None if one.reason is None else str(one.reason),
+                one.message,
+                one.loss,
+                one.score,
+                one.weight,
+            )
+            for one in standings
+        ],
+    )
+
+
+def _read_verdict(row: sqlite3.Row) -> Verdict:
+    reason = None if row["reason"] is None else Reason(row["reason"])
+    return Verdict(reason=reason, message=row["message"], loss=row["loss"], seconds=row["seconds"])
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    """A connection in autocommit mode: transactions are begun and ended by `Store.atomic` alone."""
+    try:
+        db = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    except sqlite3.Error as error:
+        raise HostError(f"cannot open {uri}: {error}") from error
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA foreign_keys=ON")
+    return db
+
+
+def _lock(path: Path) -> int:
+    """Takes the lock file beside the state and returns its descriptor; the kernel frees it when the process ends."""
+    lock_path = path.with_name(path.name + ".lock")
+    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise ConfigError(
+            f"another validator (process {holder}) is using {path}; stop it, or give this one its own --state_dir"
+        ) from error
+    os.truncate(fd, 0)
+    os.write(fd, str(os.getpid()).encode())
+    return fd
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Brings the file to the newest schema, each step and its number in one transaction."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise ConfigError(f"{path} was written by a newer version of this package (schema {version})")
+    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            migration(db)
+            db.execute(f"PRAGMA user_version={number}")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def _disk_faults(path: Path) -> Iterator[None]:
+    """A disk that refuses is ours to mend; a broken rule of the schema is a bug and passes."""
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            raise
+        raise HostError(f"the state file {path} failed: {error}") from error
