@@ -50,6 +50,8 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.store": (2, "store"),
     "template.tracking": (2, "tracking"),
     # What composes them.
+    "template.pool": (3, None),
+    "template.receipt_files": (3, None),
     "template.workers": (3, None),
     "template.validator": (3, None),
     "template.miner": (3, None),

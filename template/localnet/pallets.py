@@ -1,0 +1,236 @@
+"""The chain's rules, as far as the product meets them: registration, commitments, weights and epochs of one subnet.
+
+A `Refusal` carries the name of the chain's own error; the checks come in the order in which the chain makes them.
+Weights are stored and sealed weight commits are kept, but nothing is paid and nothing is revealed.
+Source: subtensor, pallets/commitments/src/lib.rs and pallets/subtensor/src/subnets/{weights,uids}.rs.
+"""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from template.localnet.ledger import State
+from template.localnet.scale import Call
+
+U16_MAX = 65535
+RAO_PER_TAO = 10**9
+MAX_FIELDS = 3
+_MIN_COMMITMENT_SPACE = 100
+_MAX_UNREVEALED_COMMITS = 10
+_MAX_COMMIT_BYTES = 5000
+
+# drand's quicknet, the beacon that reveals timelocked weights: round 1 came at this Unix time, one every 3 s.
+_DRAND_GENESIS_S = 1692803367
+_DRAND_PERIOD_S = 3
+
+HYPERPARAMETERS: dict[str, Any] = {
+    "Tempo": 360,
+    "WeightsSetRateLimit": 100,
+    "CommitRevealWeightsEnabled": False,
+    "CommitRevealWeightsVersion": 4,
+    "RevealPeriodEpochs": 1,
+    "MinAllowedWeights": 1,
+    "MaxWeightsLimit": U16_MAX,
+    "WeightsVersionKey": 0,
+    "MaxAllowedUids": 256,
+    "MaxSpace": 3100,
+    "StakeThreshold": 1000 * RAO_PER_TAO,
+}
+
+
+class Refusal(Exception):
+    """The chain says no; `name` is its error's name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """One uid's row. `last_update` starts at the registration block, as on chain; stake is in rao."""
+
+    uid: int
+    hotkey: str
+    coldkey: str
+    registered_at: int
+    last_update: int
+    has_permit: bool
+    stake: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Where the subnet stands in its epochs, as of one block. `next_block` is None when it never runs any."""
+
+    last_block: int
+    index: int
+    next_block: int | None
+
+
+def parameter(state: State, name: str) -> Any:
+    """A hyperparameter under the name of its storage item."""
+    return state.get("Hyperparameter", name, HYPERPARAMETERS[name])
+
+
+def neurons(state: State) -> list[Registered]:
+    """Every registered neuron by uid."""
+    rows = [Registered(**row) for _, row in state.entries("Neuron")]
+    return sorted(rows, key=lambda row: row.uid)
+
+
+def find(state: State, hotkey: str) -> Registered | None:
+    return next((row for row in neurons(state) if row.hotkey == hotkey), None)
+
+
+def put_neuron(state: State, row: Registered) -> None:
+    state.put("Neuron", str(row.uid), asdict(row))
+
+
+def occupy(state: State, row: Registered) -> None:
+    """Gives a uid to a new neuron. Weights by and for the uid's former holder go with it."""
+    state.put("Weights", str(row.uid), None)
+    for uid, weights in state.entries("Weights"):
+        if any(target == row.uid and value for target, value in weights):
+            kept = [[target, 0 if target == row.uid else value] for target, value in weights]
+            state.put("Weights", uid, kept)
+    put_neuron(state, row)
+
+
+def schedule(state: State) -> Schedule:
+    """The epochs at `state.block`, which come every `Tempo` blocks from the last change of tempo.
+
+    Source: should_run_epoch and get_next_epoch_start_block, pallets/subtensor/src/coinbase/run_coinbase.rs.
+    """
+    base = state.get("Epochs")
+    tempo = parameter(state, "Tempo")
+    if tempo == 0:
+        return Schedule(last_block=base["last_block"], index=base["index"], next_block=None)
+    passed = (state.block - base["last_block"]) // tempo
+    last = base["last_block"] + passed * tempo
+    return Schedule(last_block=last, index=base["index"] + passed, next_block=last + tempo)
+
+
+def set_parameter(state: State, name: str, value: Any) -> None:
+    """Sets a hyperparameter as root; a new tempo starts a new cycle at this block."""
+    if name == "Tempo":
+        state.put("Epochs", "", {"last_block": state.block, "index": schedule(state).index})
+    state.put("Hyperparameter", name, value)
+
+
+def dispatch(state: State, netuid: int, signer: str, call: Call) -> None:
+    """Runs a signed call. Raises: Refusal, and then `state` is unchanged."""
+    rules = {
+        "set_commitment": _set_commitment,
+        "set_mechanism_weights": _set_weights,
+        "commit_timelocked_mechanism_weights": _commit_weights,
+    }
+    rules[call.function](state, netuid, signer, call.params)
+
+
+def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
+    if params["netuid"] != netuid or find(state, signer) is None:
+        raise Refusal("AccountNotAllowedCommit")
+    fields = params["info"]["fields"]
+    if len(fields) > MAX_FIELDS:
+        raise Refusal("TooManyFieldsInCommitmentInfo")
+    epoch = schedule(state).index
+    usage = state.get("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": 0})
+    used = usage["used_space"] if usage["last_epoch"] == epoch else 0
+    used += max(_MIN_COMMITMENT_SPACE, sum(_field_size(field) for field in fields))
+    if used > parameter(state, "MaxSpace"):
+        raise Refusal("SpaceLimitExceeded")
+    state.put("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": used})
+    state.put("CommitmentOf", signer, {"deposit": 0, "block": state.block, "info": {"fields": fields}})
+
+
+def _field_size(field: Any) -> int:
+    if not isinstance(field, dict):
+        return 0
+    ((_, value),) = field.items()
+    data = value["encrypted"] if isinstance(value, dict) else value
+    return (len(data) - 2) // 2
+
+
+def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
+    uids, values = params["dests"], params["weights"]
+    if parameter(state, "CommitRevealWeightsEnabled"):
+        raise Refusal("CommitRevealEnabled")
+    if len(uids) != len(values):
+        raise Refusal("WeightVecNotEqualSize")
+    rows = neurons(state)
+    _check_mechanism(netuid, params)
+    if len(uids) > len(rows):
+        raise Refusal("UidsLengthExceedUidsInSubNet")
+    row = _check_registered(state, signer)
+    is_owner = signer == state.get("SubnetOwnerHotkey")
+    is_self_weight = uids == [row.uid]
+    if row.stake < parameter(state, "StakeThreshold") and not is_owner:
+        raise Refusal("NotEnoughStakeToSetWeights")
+    if params["version_key"] < parameter(state, "WeightsVersionKey"):
+        raise Refusal("IncorrectWeightVersionKey")
+    _check_rate(state, row, "SettingWeightsTooFast")
+    if not (is_self_weight or is_owner or row.has_permit):
+        raise Refusal("NeuronNoValidatorPermit")
+    if len(set(uids)) != len(uids):
+        raise Refusal("DuplicateUids")
+    if any(uid >= len(rows) for uid in uids):
+        raise Refusal("UidVecContainInvalidOne")
+    if not is_self_weight:
+        _check_shape(state, values, len(rows))
+    largest = max(values, default=0)
+    scaled = [value * U16_MAX // largest for value in values] if largest else values
+    state.put("Weights", str(row.uid), list(zip(uids, scaled, strict=True)))
+    put_neuron(state, replace(row, last_update=state.block))
+
+
+def _check_shape(state: State, values: list[int], count: int) -> None:
+    if len(values) < min(count, parameter(state, "MinAllowedWeights")):
+        raise Refusal("WeightVecLengthIsLow")
+    limit = parameter(state, "MaxWeightsLimit")
+    if limit != U16_MAX and max(values, default=0) * U16_MAX > limit * sum(values):
+        raise Refusal("MaxWeightExceeded")
+
+
+def _commit_weights(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
+    _check_mechanism(netuid, params)
+    if not parameter(state, "CommitRevealWeightsEnabled"):
+        raise Refusal("CommitRevealDisabled")
+    if params["commit_reveal_version"] != parameter(state, "CommitRevealWeightsVersion"):
+        raise Refusal("IncorrectCommitRevealVersion")
+    row = _check_registered(state, signer)
+    _check_rate(state, row, "CommittingWeightsTooFast")
+    if len(params["commit"]) > 2 + 2 * _MAX_COMMIT_BYTES:
+        raise Refusal("CommitPayloadTooLarge")
+    if params["reveal_round"] < last_drand_round():
+        raise Refusal("InvalidRevealRound")
+    epoch = str(schedule(state).index)
+    commits = state.get("TimelockedWeightCommits", epoch, [])
+    if sum(commit[0] == signer for commit in commits) >= _MAX_UNREVEALED_COMMITS:
+        raise Refusal("TooManyUnrevealedCommits")
+    commits.append([signer, state.block, params["commit"], params["reveal_round"]])
+    state.put("TimelockedWeightCommits", epoch, commits)
+    put_neuron(state, replace(row, last_update=state.block))
+
+
+def last_drand_round() -> int:
+    """The beacon's newest round by the wall clock, which a node would have stored."""
+    return int(time.time() - _DRAND_GENESIS_S) // _DRAND_PERIOD_S + 1
+
+
+def _check_mechanism(netuid: int, params: dict[str, Any]) -> None:
+    if params["netuid"] != netuid or params["mecid"] != 0:
+        raise Refusal("MechanismDoesNotExist")
+
+
+def _check_registered(state: State, hotkey: str) -> Registered:
+    row = find(state, hotkey)
+    if row is None:
+        raise Refusal("HotKeyNotRegisteredInSubNet")
+    return row
+
+
+def _check_rate(state: State, row: Registered, name: str) -> None:
+    since = state.block - row.last_update
+    if row.last_update and since < parameter(state, "WeightsSetRateLimit"):
+        raise Refusal(name)

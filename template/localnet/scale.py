@@ -1,0 +1,177 @@
+"""SCALE bytes of the calls the product makes, both ways, so that the local chain sees bytes as a node does.
+
+Only three calls exist here: set_commitment, set_mechanism_weights and commit_timelocked_mechanism_weights. Their
+pallet and call indices are those of the recorded runtime; a test compares every byte with the client's own codec.
+Source: https://docs.substrate.io/reference/scale-codec and the subtensor runtime metadata.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+_RAW = re.compile(r"Raw(0|[1-9][0-9]*)")
+_MAX_RAW_BYTES = 128
+_HASHES = ("BlakeTwo256", "Sha256", "Keccak256", "ShaThree256")
+_FIRST_HASH, _TIMELOCK, _RESET, _BIG_RAW = 130, 134, 135, 136
+
+
+class Call(NamedTuple):
+    """A call as the client's generated builders spell it."""
+
+    module: str
+    function: str
+    params: dict[str, Any]
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        part = self._data[self._at : self._at + count]
+        if len(part) != count:
+            raise ValueError(f"the call ends {count - len(part)} bytes early")
+        self._at += count
+        return part
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def compact(self) -> int:
+        first = self.number(1)
+        size = {0: 0, 1: 1, 2: 3}.get(first & 3)
+        if size is None:
+            raise ValueError("a length of 2**30 or more")
+        return (first + (self.number(size) << 8)) >> 2
+
+    def finish(self) -> None:
+        if self._at != len(self._data):
+            raise ValueError(f"the call has {len(self._data) - self._at} bytes too many")
+
+
+def _compact(value: int) -> bytes:
+    for mode, size in enumerate((1, 2, 4)):
+        if value < 1 << (8 * size - 2):
+            return (value << 2 | mode).to_bytes(size, "little")
+    raise ValueError("a length of 2**30 or more")
+
+
+def _blob(value: object) -> bytes:
+    """Bytes from the forms the client's codec takes: bytes, 0x-hex text, or plain text."""
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise ValueError(f"expected bytes or text, got {type(value).__name__}")
+    return bytes.fromhex(value[2:]) if value.startswith("0x") else value.encode()
+
+
+def _sized(value: object, size: int) -> bytes:
+    data = _blob(value)
+    if len(data) != size:
+        raise ValueError(f"expected {size} bytes, got {len(data)}")
+    return data
+
+
+def _prefixed(value: object) -> bytes:
+    data = _blob(value)
+    return _compact(len(data)) + data
+
+
+def _encode_field(field: object) -> bytes:
+    """One `Data` variant of the Commitments pallet. Source: pallets/commitments/src/types.rs."""
+    if field == "None":
+        return b"\x00"
+    if field == "ResetBondsFlag":
+        return bytes([_RESET])
+    if not isinstance(field, dict) or len(field) != 1:
+        raise ValueError(f"not a commitment field: {field!r}")
+    ((variant, value),) = field.items()
+    match = _RAW.fullmatch(variant)
+    if match and int(match[1]) <= _MAX_RAW_BYTES:
+        return bytes([int(match[1]) + 1]) + _sized(value, int(match[1]))
+    if variant in _HASHES:
+        return bytes([_FIRST_HASH + _HASHES.index(variant)]) + _sized(value, 32)
+    if variant == "TimelockEncrypted":
+        return bytes([_TIMELOCK]) + _prefixed(value["encrypted"]) + int(value["reveal_round"]).to_bytes(8, "little")
+    if variant == "BigRaw":
+        return bytes([_BIG_RAW]) + _prefixed(value)
+    raise ValueError(f'no variant named "{variant}"')
+
+
+def _decode_field(reader: _Reader) -> object:
+    index = reader.number(1)
+    if index == 0:
+        return "None"
+    if index < _FIRST_HASH:
+        return {f"Raw{index - 1}": "0x" + reader.take(index - 1).hex()}
+    if index < _TIMELOCK:
+        return {_HASHES[index - _FIRST_HASH]: "0x" + reader.take(32).hex()}
+    if index == _TIMELOCK:
+        encrypted = "0x" + reader.take(reader.compact()).hex()
+        return {"TimelockEncrypted": {"encrypted": encrypted, "reveal_round": reader.number(8)}}
+    if index == _RESET:
+        return "ResetBondsFlag"
+    if index == _BIG_RAW:
+        return {"BigRaw": "0x" + reader.take(reader.compact()).hex()}
+    raise ValueError("invalid leading byte")
+
+
+def _encode_info(info: Any) -> bytes:
+    fields = info["fields"]
+    return _compact(len(fields)) + b"".join(_encode_field(field) for field in fields)
+
+
+def _decode_info(reader: _Reader) -> dict[str, Any]:
+    return {"fields": [_decode_field(reader) for _ in range(reader.compact())]}
+
+
+def _encode_u16s(values: Any) -> bytes:
+    return _compact(len(values)) + b"".join(int(value).to_bytes(2, "little") for value in values)
+
+
+def _unsigned(size: int) -> tuple[Callable[[Any], bytes], Callable[[_Reader], int]]:
+    return lambda value: int(value).to_bytes(size, "little"), lambda reader: reader.number(size)
+
+
+_INFO = (_encode_info, _decode_info)
+_U16S = (_encode_u16s, lambda reader: [reader.number(2) for _ in range(reader.compact())])
+_BYTES = (_prefixed, lambda reader: "0x" + reader.take(reader.compact()).hex())
+_U8, _U16, _U64 = _unsigned(1), _unsigned(2), _unsigned(8)
+
+_Codec = tuple[Callable[[Any], bytes], Callable[[_Reader], Any]]
+_CALLS: dict[tuple[str, str], tuple[bytes, dict[str, _Codec]]] = {
+    ("Commitments", "set_commitment"): (b"\x12\x00", {"netuid": _U16, "info": _INFO}),
+    ("SubtensorModule", "set_mechanism_weights"): (
+        b"\x07\x77",
+        {"netuid": _U16, "mecid": _U8, "dests": _U16S, "weights": _U16S, "version_key": _U64},
+    ),
+    ("SubtensorModule", "commit_timelocked_mechanism_weights"): (
+        b"\x07\x76",
+        {"netuid": _U16, "mecid": _U8, "commit": _BYTES, "reveal_round": _U64, "commit_reveal_version": _U16},
+    ),
+}
+
+
+def encode_call(module: str, function: str, params: dict[str, Any]) -> bytes:
+    """The call's bytes. Raises: ValueError when the call is unknown here or an argument does not fit its type."""
+    if (module, function) not in _CALLS:
+        raise ValueError(f"call {module}.{function} not found")
+    index, codecs = _CALLS[module, function]
+    if params.keys() != codecs.keys():
+        raise ValueError(f"{function} takes {', '.join(codecs)}, not {', '.join(params)}")
+    try:
+        return index + b"".join(encode(params[name]) for name, (encode, _) in codecs.items())
+    except (KeyError, TypeError, OverflowError) as exc:
+        raise ValueError(f"{function}: {exc}") from exc
+
+
+def decode_call(data: bytes) -> Call:
+    """The call that `data` spells, byte strings as 0x-hex. Raises: ValueError when it spells none known here."""
+    for (module, function), (index, codecs) in _CALLS.items():
+        if data.startswith(index):
+            reader = _Reader(data[len(index) :])
+            params = {name: decode(reader) for name, (_, decode) in codecs.items()}
+            reader.finish()
+            return Call(module, function, params)
+    raise ValueError("no such call")

@@ -1,0 +1,144 @@
+"""Every call the product makes, as the chain's own runtime encodes it.
+
+Needs runtime metadata recorded from a node: the file that SUBTENSOR_METADATA names, else the one beside a checkout's
+shared data. It is no part of this repository, so without it these tests are skipped.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bittensor._transport.codec import RuntimeCodec
+from chain_fixtures import NETUID, make_key, make_local_chain, make_wallet
+
+from template.chain import Chain, bt
+from template.localnet.localchain import LocalChain
+from template.localnet.scale import decode_call, encode_call
+from template.localnet.substrate import LocalSubstrate
+
+_BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "subtensor-metadata-v15.bin"
+METADATA = Path(os.environ.get("SUBTENSOR_METADATA") or _BESIDE)
+
+pytestmark = pytest.mark.skipif(
+    not METADATA.is_file(), reason=f"no runtime metadata at {METADATA}; name a file in SUBTENSOR_METADATA"
+)
+
+FIELDS: list[object] = [
+    {"Raw1": b"a"},
+    {"Raw128": bytes(range(128))},
+    {"Raw2": "hi"},
+    {"Raw2": "0x6869"},
+    {"BlakeTwo256": bytes(32)},
+    {"Sha256": bytes(32)},
+    {"Keccak256": bytes(32)},
+    {"ShaThree256": bytes(32)},
+    {"TimelockEncrypted": {"encrypted": bytes(100), "reveal_round": 2**40}},
+    {"BigRaw": bytes(300)},
+    "ResetBondsFlag",
+    "None",
+]
+
+
+class RecordingSubstrate(LocalSubstrate):
+    """Keeps the calls that the client composes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.composed: list[tuple[str, str, dict[str, Any]]] = []
+
+    async def compose(self, call: tuple[str, str, dict[str, Any]]) -> Any:
+        self.composed.append(call)
+        return await super().compose(call)
+
+
+@pytest.fixture(scope="module")
+def codec() -> RuntimeCodec:
+    return RuntimeCodec(METADATA.read_bytes(), spec_version=343, transaction_version=1, spec_name="node-subtensor")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalChain]:
+    with make_local_chain(tmp_path) as chain:
+        yield chain
+
+
+def record_product_calls(local: LocalChain, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
+    """The calls of a miner and a validator, as the product and the client build them."""
+    wallet = make_wallet(folder, "w")
+    local.register(wallet.hotkey.ss58_address, is_validator=True)
+    local.register(make_key("other").ss58_address)
+    substrate = RecordingSubstrate(local.path)
+    with Chain(local.network, NETUID, wallet=wallet, substrate=substrate) as chain:
+        assert chain.publish("owner/name:1:" + "a" * 40).is_accepted
+        assert chain.publish("x" * 128).is_accepted
+        assert chain.set_weights({0: 0.25, 1: 0.75}).is_accepted
+        local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+        assert chain.set_weights({0: 0.25, 1: 0.75}).is_revealed_later
+    return substrate.composed
+
+
+def test_every_product_call_encodes_and_decodes(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
+    calls = record_product_calls(local, tmp_path)
+    assert [function for _, function, _ in calls] == [
+        "set_commitment",
+        "set_commitment",
+        "set_mechanism_weights",
+        "commit_timelocked_mechanism_weights",
+    ]
+    for module, function, params in calls:
+        composed = codec.compose_call(module, function, params)
+        decoded = codec.decode_call(composed.data)
+        assert (decoded["call_module"], decoded["call_function"]) == (module, function)
+        values = {argument["name"]: argument["value"] for argument in decoded["call_args"]}
+        assert values.keys() == params.keys()
+        assert codec.compose_call(module, function, values).data == composed.data
+
+
+def test_product_calls_say_what_was_meant(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
+    first, _, weights, sealed = record_product_calls(local, tmp_path)
+    decoded = codec.decode_call(codec.compose_call(*first).data)
+    (field,) = decoded["call_args"][1]["value"]["fields"]
+    assert bytes.fromhex(field["Raw53"][2:]).decode() == "owner/name:1:" + "a" * 40
+    assert weights[2] == {"netuid": NETUID, "mecid": 0, "dests": [0, 1], "weights": [21845, 65535], "version_key": 0}
+    assert sealed[2]["commit_reveal_version"] == 4 and isinstance(sealed[2]["commit"], bytes)
+
+
+def test_local_chain_spells_product_calls_in_the_same_bytes(
+    codec: RuntimeCodec, local: LocalChain, tmp_path: Path
+) -> None:
+    for call in record_product_calls(local, tmp_path):
+        data = codec.compose_call(*call).data
+        assert encode_call(*call) == data
+        assert encode_call(*decode_call(data)) == data
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=str)
+def test_local_chain_spells_every_commitment_field_in_the_same_bytes(codec: RuntimeCodec, field: object) -> None:
+    call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
+    data = codec.compose_call(*call).data
+    assert encode_call(*call) == data
+    assert encode_call(*decode_call(data)) == data
+
+
+@pytest.mark.parametrize("field", [{"Raw3": b"ab"}, {"Raw129": bytes(129)}, {"Nope": b""}, {"Sha256": bytes(31)}])
+def test_local_chain_refuses_what_the_runtime_cannot_spell(codec: RuntimeCodec, field: object) -> None:
+    call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
+    for compose in (codec.compose_call, encode_call):
+        with pytest.raises(ValueError, match=r"expected|no variant"):
+            compose(*call)
+
+
+def test_metadata_allows_what_the_product_sends(codec: RuntimeCodec) -> None:
+    assert codec.constant("Commitments", "MaxFields") == 3
+    for item in ("CommitmentOf", "RevealedCommitments"):
+        assert codec.storage_entry("Commitments", item).name == item
+
+
+def test_bytes_that_are_no_call_are_refused() -> None:
+    call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [{"Raw2": b"ab"}]})
+    data = encode_call(*call)
+    for bad in (b"", b"\x99\x99", data[:-1], data + b"\x00", data[:4] + b"\x03" + data[5:]):
+        with pytest.raises(ValueError, match=r"call|length"):
+            decode_call(bad)
