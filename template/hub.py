@@ -1,0 +1,240 @@
+"""Datasets on the Hugging Face Hub: fetch one file by commit, publish one, look a revision up.
+
+With `template.hub_client`, the only importer of huggingface_hub and httpx2. The library's own downloader cannot be
+capped, so the file is streamed here, counted and hashed as it comes, and kept by `template.dataset_folder`.
+
+Only what the Hub says about the miner's repo becomes a SubmissionError. A body that is cut short, that is longer
+than declared or that is not the declared blob says nothing about the miner and is a RemoteError.
+Tokens are passed in; None means anonymous.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import huggingface_hub
+from huggingface_hub import HfApi, get_session, hf_raise_for_status
+from huggingface_hub.utils._headers import build_hf_headers
+
+from template import constants, dataset_folder
+from template.competition import is_repo_id
+from template.dataset_folder import HubFile, Incoming, Request
+from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.hub_client import Budget, bounded, configure, hub_faults, make_api, saved_token
+
+__all__ = ["HubFile", "configure", "download_dataset", "resolve_revision", "saved_token", "upload_dataset"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CALL_DEADLINE_S = 60.0
+_UPLOAD_DEADLINE_S = 300.0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One file as the Hub lists it; `sha256` is set when it is in large-file storage, else `git_oid` is its blob."""
+
+    path: str
+    size: int
+    git_oid: str
+    sha256: str | None
+
+
+def download_dataset(
+    namespace: str,
+    revision: str,
+    local_dir: Path,
+    cache_dir: Path | None = None,
+    *,
+    filename: str | None = constants.DATA_FILE,
+    max_bytes: int = constants.MAX_SUBMISSION_BYTES,
+    deadline_s: float = constants.DOWNLOAD_DEADLINE_S,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> HubFile:
+    """Fetch one file of the dataset repo `namespace` at the commit `revision` and keep it as local_dir/data.jsonl.
+
+    filename None means the one .jsonl file of the repo, wherever it lies; a repo with none or several is refused.
+    A folder that already holds the file, or a cache_dir that does, is answered from without any network. When the
+    call fails, the folder is as it was: it may still hold, and say that it holds, another revision, never this one.
+
+    Raises: SubmissionError (MISSING_REPO for the repo or the commit, MISSING_FILE, TOO_LARGE); RemoteError when the
+    Hub could not be heard out within `deadline_s`; HostError for our disk or token; ConfigError when namespace or
+    revision (a full lower-case commit, no branch) is not legal.
+    """
+    if not is_repo_id(namespace):
+        raise ConfigError(f"a dataset repo must be a Hub id like owner/name, not {namespace!r}")
+    if _COMMIT.fullmatch(revision) is None:
+        raise ConfigError(f"revision must be a full commit of 40 lower-case hex digits, not {revision!r}")
+    request = Request(repo=namespace, revision=revision, filename=filename)
+    home = local_dir if cache_dir is None else _cache_folder(cache_dir, request)
+    held = dataset_folder.find(local_dir, request) or dataset_folder.find(home, request)
+    if held is None:
+        api = make_api(token, endpoint)
+        incoming = bounded(deadline_s, lambda budget: _fetch(api, request, home, max_bytes, budget))
+        try:
+            held = incoming.install(request)
+        finally:
+            incoming.discard()
+    _check_size(request, held.size, max_bytes)
+    if held.path.parent == local_dir:
+        return held
+    return dataset_folder.copy(held, local_dir, request)
+
+
+def upload_dataset(
+    content: bytes,
+    repo_id: str,
+    *,
+    token: str | None,
+    private: bool = False,
+    deadline_s: float = _UPLOAD_DEADLINE_S,
+    endpoint: str | None = None,
+) -> str:
+    """The full commit of the dataset repo `repo_id` at which data.jsonl holds exactly `content`.
+
+    Creates the repo when it is not there; `private` says how, and does not change one that exists. Content that
+    main already holds makes no new commit. After a RemoteError the upload may or may not have happened: repeat it.
+    Raises: HostError when there is no token or it may not write there; RemoteError; ConfigError.
+    """
+    if not is_repo_id(repo_id):
+        raise ConfigError(f"a dataset repo must be a Hub id like owner/name, not {repo_id!r}")
+    if token is None:
+        raise HostError(f"no Hub token: writing to {repo_id} needs one")
+    api = make_api(token, endpoint)
+    return bounded(deadline_s, lambda _: _upload(api, repo_id, content, private))
+
+
+def resolve_revision(
+    repo_id: str,
+    revision: str = "main",
+    *,
+    token: str | None,
+    repo_type: str = "dataset",
+    deadline_s: float = _CALL_DEADLINE_S,
+    endpoint: str | None = None,
+) -> str:
+    """The full commit that `revision` names now. A full commit is its own answer and is not looked up.
+
+    Raises: SubmissionError (MISSING_REPO) when there is no such repo or revision; RemoteError; HostError; ConfigError.
+    """
+    if not is_repo_id(repo_id):
+        raise ConfigError(f"a {repo_type} repo must be a Hub id like owner/name, not {repo_id!r}")
+    if _COMMIT.fullmatch(revision):
+        return revision
+    api = make_api(token, endpoint)
+
+    def look_up(_: Budget) -> str:
+        with hub_faults(api, repo_id):
+            return _as_commit(api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha)
+
+    return bounded(deadline_s, look_up)
+
+
+def _fetch(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
+    """The whole file, verified against the Hub's listing, ready to install. Runs inside `bounded`."""
+    entry = _locate(api, request)
+    _check_size(request, entry.size, max_bytes)
+    budget.max_bytes = max(entry.size, budget.max_bytes)
+    incoming = Incoming(folder, entry.size)
+    try:
+        _stream(api, request, entry, incoming)
+        digest, declared = (
+            (incoming.git_oid, entry.git_oid) if entry.sha256 is None else (incoming.sha256, entry.sha256)
+        )
+        if incoming.received != entry.size or digest != declared:
+            raise RemoteError(
+                f"the Hub sent {incoming.received} bytes of {entry.path} that are not the {entry.size} it lists"
+            )
+        budget.remaining_s()
+    except BaseException:
+        incoming.discard()
+        raise
+    return incoming
+
+
+def _stream(api: HfApi, request: Request, entry: _Entry, incoming: Incoming) -> None:
+    url = huggingface_hub.hf_hub_url(
+        request.repo, entry.path, repo_type="dataset", revision=request.revision, endpoint=api.endpoint
+    )
+    headers = build_hf_headers(token=api.token)
+    with hub_faults(api, request.repo), get_session().stream("GET", url, headers=headers) as response:
+        hf_raise_for_status(response)
+        if response.status_code != 200:
+            raise RemoteError(f"the Hub answered a download with HTTP {response.status_code}")
+        for chunk in response.iter_raw():
+            if incoming.received + len(chunk) > entry.size:
+                raise RemoteError(f"the Hub sent more of {entry.path} than the {entry.size} bytes it lists")
+            incoming.write(chunk)
+
+
+def _locate(api: HfApi, request: Request) -> _Entry:
+    """The Hub's listing of the file that `request` means."""
+    at = f"{request.repo} at {request.revision[:12]}"
+    with hub_faults(api, request.repo):
+        if request.filename is not None:
+            rows = api.get_paths_info(request.repo, [request.filename], revision=request.revision, repo_type="dataset")
+            found = [_as_entry(row.path, row) for row in rows if row.path == request.filename and hasattr(row, "size")]
+            if not found:
+                raise SubmissionError(Reason.MISSING_FILE, f"dataset {at} has no file {request.filename}")
+            return found[0]
+        info = api.dataset_info(request.repo, revision=request.revision, files_metadata=True)
+        files = {row.rfilename: row for row in info.siblings or [] if row.rfilename.endswith(".jsonl")}
+        if len(files) == 1:
+            return next(_as_entry(name, row) for name, row in files.items())
+    names = sorted(files)
+    listing = ", ".join(repr(name[:80]) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    raise SubmissionError(
+        Reason.MISSING_FILE,
+        f"dataset {at} must hold exactly one .jsonl file and holds {len(names)}" + (f": {listing}" if names else ""),
+    )
+
+
+def _as_entry(path: str, row: object) -> _Entry:
+    size, git_oid, lfs = getattr(row, "size", None), getattr(row, "blob_id", None), getattr(row, "lfs", None)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not isinstance(git_oid, str):
+        raise RemoteError(f"the Hub lists {path} without its size or blob id")
+    return _Entry(path=path, size=size, git_oid=git_oid, sha256=None if lfs is None else str(lfs.sha256))
+
+
+def _upload(api: HfApi, repo_id: str, content: bytes, private: bool) -> str:
+    with hub_faults(api, repo_id, is_write=True):
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        info = api.upload_file(
+            path_or_fileobj=content,
+            path_in_repo=constants.DATA_FILE,
+            repo_id=repo_id,
+            repo_type="dataset",
+            commit_message=f"Publish {constants.DATA_FILE}",
+        )
+        commit = _as_commit(info.oid)
+    # For unchanged content the library answers with whatever main is by then, which another upload may have moved.
+    entry = _locate(api, Request(repo=repo_id, revision=commit, filename=constants.DATA_FILE))
+    if not _is_listing_of(entry, content):
+        raise RemoteError(f"{repo_id} changed during the upload: its commit {commit} holds another file")
+    return commit
+
+
+def _is_listing_of(entry: _Entry, content: bytes) -> bool:
+    if entry.sha256 is not None:
+        return entry.sha256 == hashlib.sha256(content).hexdigest()
+    return entry.git_oid == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _as_commit(value: object) -> str:
+    if not isinstance(value, str) or _COMMIT.fullmatch(value) is None:
+        raise RemoteError("the Hub named no full commit")
+    return value
+
+
+def _check_size(request: Request, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise SubmissionError(
+            Reason.TOO_LARGE, f"the file in {request.repo} is {size} bytes long, and {max_bytes} are allowed"
+        )
+
+
+def _cache_folder(cache_dir: Path, request: Request) -> Path:
+    slot = "the-one-jsonl" if request.filename is None else "file-" + quote(request.filename, safe="")
+    return cache_dir / "hub-files" / request.repo / request.revision / slot

@@ -1,0 +1,304 @@
+"""The Hub's HTTP API over a `HubStore`: one request in, one answer out, no sockets.
+
+Covered: what huggingface_hub 2.4 calls to create dataset and model repos, commit regular files, list, describe and
+download them. Not covered: large-file storage, branches, pull requests, gating, spaces.
+"""
+
+import base64
+import binascii
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from template.localnet.hub_store import BRANCH, KINDS, Blob, Commit, HubStore, Refusal, Repo, legal_path
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request. target: path and query as sent. headers: by lower-case name. endpoint: our own base address."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+    endpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSlice:
+    """`length` bytes of a file on disk from `start`."""
+
+    path: Path
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A response. Content-Length is the sender's to add."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | FileSlice = b""
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return len(self.body) if isinstance(self.body, bytes) else self.body.length
+
+
+def answer(store: HubStore, call: Call) -> Answer:
+    """What the Hub says to `call`; a refusal is an answer too."""
+    path = urlsplit(call.target).path
+    try:
+        who = _caller(store, call)
+        for methods, pattern, handler in _ROUTES:
+            if call.method in methods and (match := pattern.fullmatch(path)):
+                return handler(store, call, who, {name: unquote(text) for name, text in match.groupdict("").items()})
+        raise Refusal(404, "No such page")
+    except Refusal as refusal:
+        return _refused(refusal)
+
+
+def _refused(refusal: Refusal) -> Answer:
+    sentence = str(refusal).encode("ascii", "backslashreplace").decode()
+    headers = {"X-Error-Message": "".join(char if char.isprintable() else "?" for char in sentence)}
+    if refusal.code is not None:
+        headers["X-Error-Code"] = refusal.code
+    return _json({"error": str(refusal)}, status=refusal.status, headers=headers)
+
+
+def _json(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    typed = {"Content-Type": "application/json; charset=utf-8", **(headers or {})}
+    return Answer(status=status, headers=typed, body=json.dumps(value).encode())
+
+
+def _caller(store: HubStore, call: Call) -> str | None:
+    """The owner whose token came with the call, None when none came. Raises: Refusal (401) for nobody's token."""
+    header = call.headers.get("authorization")
+    if header is None:
+        return None
+    owner = store.owner_of(header.removeprefix("Bearer "))
+    if owner is None:
+        raise Refusal(401, "Invalid credentials in Authorization header")
+    return owner
+
+
+def _readable(store: HubStore, who: str | None, names: Mapping[str, str]) -> Repo:
+    """The repo named, which a private one is only to its owner: to all others it does not exist."""
+    try:
+        repo = store.repo(names["kind"] or "models", f"{names['owner']}/{names['name']}")
+        if repo.private and who != names["owner"]:
+            raise Refusal(404, "Repository not found", "RepoNotFound")
+        return repo
+    except Refusal as refusal:
+        if who is None:
+            raise Refusal(401, "Invalid username or password.", "RepoNotFound") from refusal
+        raise
+
+
+def _require_owner(who: str | None, owner: str) -> None:
+    if who is None:
+        raise Refusal(401, "Invalid username or password.")
+    if who != owner:
+        raise Refusal(403, f"You don't have the rights to write under the namespace {owner[:100]!r}")
+
+
+def _body(call: Call) -> dict[str, object]:
+    return _object(call.body)
+
+
+def _object(text: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise Refusal(400, "Malformed JSON") from exc
+    if not isinstance(value, dict):
+        raise Refusal(400, "A JSON object was expected")
+    return value
+
+
+def _create_repo(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    body = _body(call)
+    owner, kind = str(body.get("organization") or who), f"{body.get('type') or 'model'}s"
+    _require_owner(who, owner)
+    if kind not in KINDS:
+        raise Refusal(400, "Only dataset and model repos are served here")
+    repo_id = f"{owner}/{body.get('name')}"
+    is_private = body.get("visibility") == "private" or body.get("private") is True
+    is_new = store.create(kind, repo_id, private=is_private)
+    url = f"{call.endpoint}/{'datasets/' if kind == 'datasets' else ''}{repo_id}"
+    if is_new:
+        return _json({"url": url, "name": repo_id})
+    said = {"X-Error-Message": "You already created this repo"}
+    return _json({"url": url, "error": said["X-Error-Message"]}, status=409, headers=said)
+
+
+def _preupload(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    repo = _readable(store, who, names)
+    _require_owner(who, names["owner"])
+    files = store.commit_at(repo, names["revision"]).files
+    rows = []
+    asked = _body(call).get("files")
+    for item in asked if isinstance(asked, list) else []:
+        path = legal_path(str(item.get("path"))) if isinstance(item, dict) else legal_path("")
+        row: dict[str, object] = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
+        rows.append(row | ({"oid": files[path].oid} if path in files else {}))
+    return _json({"files": rows})
+
+
+def _commit(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    repo = _readable(store, who, names)
+    _require_owner(who, names["owner"])
+    if names["revision"] != BRANCH:
+        raise Refusal(404, f"Invalid rev id: {names['revision'][:80]}", "RevisionNotFound")
+    header: dict[str, object] = {}
+    changes: dict[str, Blob] = {}
+    removed: set[str] = set()
+    for line in filter(None, call.body.splitlines()):
+        item = _object(line)
+        key, value = item.get("key"), item.get("value")
+        if not isinstance(value, dict):
+            raise Refusal(400, "A commit line needs a value")
+        if key == "header":
+            header = value
+        elif key == "file":
+            changes[legal_path(str(value.get("path")))] = store.add_blob(_content(value))
+        elif key in ("deletedFile", "deletedFolder"):
+            removed |= _removed(store, repo, str(value.get("path")), is_folder=key == "deletedFolder")
+        else:
+            raise Refusal(400, f"Commit lines of kind {str(key)[:40]!r} are not served here")
+    parent = header.get("parentCommit")
+    sha = store.commit(
+        repo,
+        changes,
+        removed=removed,
+        parent=None if parent is None else str(parent),
+        message=str(header.get("summary", "")),
+    )
+    url = f"{call.endpoint}/{'datasets/' if repo.kind == 'datasets' else ''}{repo.id}/commit/{sha}"
+    return _json({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
+
+
+def _content(value: Mapping[str, object]) -> bytes:
+    if value.get("encoding") != "base64":
+        raise Refusal(400, "File content must be base64")
+    try:
+        return base64.b64decode(str(value.get("content")), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise Refusal(400, "File content is not base64") from exc
+
+
+def _removed(store: HubStore, repo: Repo, path: str, *, is_folder: bool) -> set[str]:
+    files = store.commit_at(repo, BRANCH).files
+    found = {name for name in files if (name.startswith(path.rstrip("/") + "/") if is_folder else name == path)}
+    if not found:
+        raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
+    return found
+
+
+def _repo_info(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    repo = _readable(store, who, names)
+    commit = store.commit_at(repo, names.get("revision") or BRANCH)
+    has_blobs = "blobs" in parse_qs(urlsplit(call.target).query)
+    siblings = [
+        {"rfilename": path} | ({"size": blob.size, "blobId": blob.oid} if has_blobs else {})
+        for path, blob in commit.files.items()
+    ]
+    shown: dict[str, object] = {"_id": repo.head[:24], "id": repo.id, "author": names["owner"], "sha": commit.sha}
+    times = {"lastModified": _iso(commit.time_s), "createdAt": _iso(repo.created_s)}
+    plain = {"private": repo.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+    return _json(shown | times | plain | {"siblings": siblings})
+
+
+def _paths_info(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    commit = store.commit_at(_readable(store, who, names), names["revision"])
+    asked = parse_qs(call.body.decode("utf-8", "replace")).get("paths", [])
+    rows = [row for path in asked if (row := _row(commit, path.rstrip("/"))) is not None]
+    return _json(rows)
+
+
+def _tree(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    commit = store.commit_at(_readable(store, who, names), names["revision"])
+    top = names["path"].strip("/")
+    prefix = f"{top}/" if top else ""
+    inside = [path for path in commit.files if path.startswith(prefix)]
+    if top and not inside:
+        raise Refusal(404, f"{top[:80]} does not exist on {names['revision'][:80]}", "EntryNotFound")
+    found: dict[str, None] = {}
+    is_recursive = parse_qs(urlsplit(call.target).query).get("recursive", [""])[0].lower() in ("true", "1")
+    for path in inside:
+        steps = path.removeprefix(prefix).split("/")
+        depths = range(1, len(steps) + 1) if is_recursive else [1]
+        found.update(dict.fromkeys(prefix + "/".join(steps[:depth]) for depth in depths))
+    return _json([_row(commit, path) for path in found])
+
+
+def _row(commit: Commit, path: str) -> dict[str, object] | None:
+    """One file or folder as listings show it; None when neither is there."""
+    if (blob := commit.files.get(path)) is not None:
+        return {"type": "file", "path": path, "size": blob.size, "oid": blob.oid}
+    if path and any(name.startswith(f"{path}/") for name in commit.files):
+        return {"type": "directory", "path": path, "size": 0, "oid": commit.sha}
+    return None
+
+
+def _resolve(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    commit = store.commit_at(_readable(store, who, names), names["revision"])
+    blob = commit.files.get(names["path"])
+    if blob is None:
+        raise Refusal(404, "Entry not found", "EntryNotFound")
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "ETag": f'"{blob.oid}"',
+        "X-Repo-Commit": commit.sha,
+        "Accept-Ranges": "bytes",
+    }
+    start, end = 0, blob.size
+    match = _RANGE.fullmatch(call.headers.get("range", ""))
+    if match is not None and (match[1] or match[2]):
+        start = int(match[1]) if match[1] else max(blob.size - int(match[2]), 0)
+        end = min(int(match[2]) + 1, blob.size) if match[1] and match[2] else blob.size
+        if start >= end:
+            return Answer(status=416, headers={**headers, "Content-Range": f"bytes */{blob.size}"})
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{blob.size}"
+    body = FileSlice(path=store.blob_path(blob), start=start, length=end - start)
+    return Answer(status=206 if "Content-Range" in headers else 200, headers=headers, body=body)
+
+
+def _whoami(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    if who is None:
+        raise Refusal(401, "Invalid username or password.")
+    return _json({"type": "user", "name": who, "fullname": who, "orgs": [], "auth": {"type": "access_token"}})
+
+
+def _validate_yaml(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+    return _json({"errors": [], "warnings": []})
+
+
+def _iso(time_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(time_s))
+
+
+_Handler = Callable[[HubStore, Call, str | None, Mapping[str, str]], Answer]
+_API = r"/api/(?P<kind>datasets|models)/(?P<owner>[^/]+)/(?P<name>[^/]+)"
+_REVISION = r"/(?P<revision>[^/]+)"
+_PAGE = r"/(?:(?P<kind>datasets)/)?(?P<owner>[^/]+)/(?P<name>[^/]+)"
+_ROUTES: list[tuple[tuple[str, ...], re.Pattern[str], _Handler]] = [
+    (("GET", "HEAD"), re.compile(rf"{_PAGE}/resolve{_REVISION}/(?P<path>.+)"), _resolve),
+    (("GET",), re.compile(_API), _repo_info),
+    (("GET",), re.compile(rf"{_API}/revision{_REVISION}"), _repo_info),
+    (("GET",), re.compile(rf"{_API}/tree{_REVISION}(?P<path>/.*)?"), _tree),
+    (("POST",), re.compile(rf"{_API}/paths-info{_REVISION}"), _paths_info),
+    (("POST",), re.compile(rf"{_API}/preupload{_REVISION}"), _preupload),
+    (("POST",), re.compile(rf"{_API}/commit{_REVISION}"), _commit),
+    (("POST",), re.compile(r"/api/repos/create"), _create_repo),
+    (("POST",), re.compile(r"/api/validate-yaml"), _validate_yaml),
+    (("GET",), re.compile(r"/api/whoami-v2"), _whoami),
+]
