@@ -1,0 +1,66 @@
+"""Write the four datasets that compete in the quickstart, from the pool and the outsider's rows beside this file.
+
+    python contrib/sample/make_miners.py --out DIR
+
+leaves DIR/<miner>/data.jsonl. Nothing is drawn at random: rows are put in the order of a hash, so every run and every
+Python version writes the same bytes.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+SAMPLE = Path(__file__).resolve().parent
+
+_VARIED_ROWS = 108
+_SWAPPED_ROWS = 5
+_NARROW_ROWS = 16
+
+
+def _lines(name: str) -> list[str]:
+    return (SAMPLE / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _shuffled(lines: Iterable[str], salt: str) -> list[str]:
+    return sorted(lines, key=lambda line: hashlib.sha256(f"{salt}:{line}".encode()).hexdigest())
+
+
+def make_miners() -> dict[str, list[str]]:
+    """The lines of each miner's file, by miner.
+
+    varied: three fifths of the pool, every character in it. narrow: one character only, and few rows. copy: varied in
+    another order, with fewer rows swapped for others than would make it a work of its own. outsider: rows that are
+    well formed, and not from the pool.
+    """
+    pool = _lines("pool.jsonl")
+    shuffled = _shuffled(pool, "varied")
+    varied, unused = shuffled[:_VARIED_ROWS], shuffled[_VARIED_ROWS:]
+    copied = _shuffled(varied, "copy")[_SWAPPED_ROWS:] + unused[:_SWAPPED_ROWS]
+    character = json.loads(pool[0])["system"]
+    narrow = [line for line in pool if json.loads(line).get("system") == character]
+    return {
+        "varied": varied,
+        "narrow": narrow[:_NARROW_ROWS],
+        "copy": _shuffled(copied, "order"),
+        "outsider": _lines("outsider.jsonl"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the files and print one line for each: miner, rows, path."""
+    parser = argparse.ArgumentParser(description="Write the datasets of the quickstart's miners.")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder per miner")
+    arguments = parser.parse_args(argv)
+    for miner, lines in make_miners().items():
+        path = arguments.out / miner / "data.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        print(f"{miner}\t{len(lines)}\t{path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
