@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; made if missing")
     parser.add_argument("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
+    parser.add_argument("--force", action="store_true", help="publish even what a validator will refuse")
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         competition=competition,
         work_dir=cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir"),
         has_target=make_target_check(args),
+        is_forced=args.force,
         poll_s=args.poll_seconds,
         hub_token=ensure_token(cli.hub_token()),
     )

@@ -53,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     dataset.add_argument("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=cli.DEFAULT_STATE_DIR / "offline",
+        help="where a downloaded evaluation set is kept (default: %(default)s)",
+    )
     parser.add_argument("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
     parser.add_argument("--lucky_num", type=int, help="the seed (default: drawn from the system, as a validator does)")
     parser.add_argument(
@@ -163,7 +169,7 @@ def get_eval_dir(args: argparse.Namespace, competition: Competition) -> Path:
         return Path(args.eval_data_dir).expanduser()
     from template.pool import fetch_eval_set
 
-    folder = cli.check_folder(cli.DEFAULT_STATE_DIR / "eval_data" / competition.digest[:12], "the home folder")
+    folder = cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir")
     return fetch_eval_set(competition, folder, None, cli.hub_token()).parent
 
 

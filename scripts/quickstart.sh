@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# A whole competition on this machine, with a real language model on real conversations.
+#
+#   bash scripts/quickstart.sh
+#
+# Makes .venv, fetches SmolLM2-135M-Instruct (100 to 270 MB, once), starts a local chain and dataset hub, lets four
+# miners publish datasets and one validator score them for an epoch, prints who stands where, and scores the winner's
+# receipt again to the same bits. Everything it writes is in .quickstart, which the next run replaces, and in the caches.
+set -euo pipefail
+
+# shellcheck source=scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$ROOT"
+
+PYTHON="$VENV/bin/python"
+RUN="$ROOT/.quickstart"
+NET="$RUN/net"
+# In the order they commit: copy comes after varied, whose rows it copies.
+MINERS=(varied narrow copy outsider)
+# Scores of several processes share the cores here; threads that spin while they wait would take them from each other.
+export OMP_WAIT_POLICY=PASSIVE
+export HF_HUB_DISABLE_TELEMETRY=1
+
+say() { printf '\n==> %s\n' "$1"; }
+
+# A value of the local network by its name in localnet.json.
+net_value() {
+    "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$NET/localnet.json" "$1"
+}
+
+say "Fetching the model (skipped when it is in the cache)"
+MODEL="$("$PYTHON" -m template.localnet.model)"
+echo "model: $MODEL"
+
+say "Starting a local network: a chain with a block a second, a dataset hub, wallets, a subnet with ${#MINERS[@]} miners"
+rm -rf "$RUN"
+mkdir -p "$RUN"
+"$PYTHON" contrib/sample/make_miners.py --out "$RUN/datasets"
+"$PYTHON" -m template.localnet --dir "$NET" --miners "$(IFS=,; echo "${MINERS[*]}")" >"$RUN/localnet.log" 2>&1 &
+NET_PID=$!
+trap 'kill "$NET_PID" 2>/dev/null || true' EXIT
+until [[ -f "$NET/localnet.json" ]]; do
+    if ! kill -0 "$NET_PID" 2>/dev/null; then
+        cat "$RUN/localnet.log" >&2
+        exit 1
+    fi
+    sleep 0.2
+done
+HF_ENDPOINT="$(net_value hub_endpoint)"
+HF_HOME="$RUN/hf_home"
+export HF_ENDPOINT HF_HOME
+CHAIN=(--netuid "$(net_value netuid)" --subtensor.network "$(net_value network)" --wallet.path "$(net_value wallets)")
+COMPETITION=(--competition "$(net_value competition)")
+SCORE=(--training_args contrib/sample/training_args.yaml --model_path "$MODEL")
+
+for miner in "${MINERS[@]}"; do
+    say "Miner $miner publishes its dataset and commits it on chain"
+    # A miner refuses to publish what a validator would refuse; --force lets us watch the validator do it.
+    HF_TOKEN="$(net_value token_prefix)$miner" "$PYTHON" neurons/miner.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" \
+        --wallet.name "$miner" --hf_repo_id "$miner/conversations" --dataset_path "$RUN/datasets/$miner" \
+        --work_dir "$RUN/miner" --poll_seconds 0.5 --force
+done
+
+say "The validator runs one epoch: download, check, train on what is left, set weights (some minutes)"
+"$PYTHON" neurons/validator.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" --wallet.name validator \
+    --state_dir "$RUN/validator" --poll_seconds 0.5 --max_epochs 1
+
+say "Who stands where"
+"$PYTHON" scripts/status.py --state_dir "$RUN/validator"
+
+WINNER="$("$PYTHON" scripts/status.py --state_dir "$RUN/validator" --json |
+    "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["standings"][0]["key"]["hotkey"])')"
+say "Anybody can check a published loss: fetching the winner's inputs and scoring them again"
+"$PYTHON" scripts/compute_loss.py --verify "$RUN/validator/receipts/$WINNER"-*.json --model_path "$MODEL" \
+    --work_dir "$RUN/verify"

@@ -1,0 +1,62 @@
+"""The `dataset-subnet` distribution. `requirements.lock` pins what these ranges resolve to: install that first."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """`__version__` of template/__init__.py, read from its text: importing it here would need an installed tree."""
+    tree = ast.parse((ROOT / "template" / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__version__"]:
+            return str(ast.literal_eval(node.value))
+    raise LookupError("template/__init__.py assigns no __version__")
+
+
+# Narrow where a new minor release may change a score (torch, transformers, peft, tokenizers) or where this package
+# meets a client below its public interface (bittensor, huggingface_hub, httpx2).
+RUNTIME = [
+    "bittensor>=11.3,<11.4",
+    "httpx2>=2.16,<3",
+    "huggingface_hub>=2.4,<2.5",
+    "loguru>=0.7.3,<0.8",
+    "peft>=0.21.2,<0.22",
+    "PyYAML>=6.0,<7",
+    "safetensors>=0.8,<0.9",
+    "tokenizers>=0.23.1,<0.24",
+    "torch>=2.13,<2.14",
+    "tqdm>=4.67,<5",
+    "transformers>=5.23,<5.24",
+]
+EXTRAS = {
+    "tracking": ["wandb>=0.31,<0.32"],
+    # Reads the small model of the quickstart where it comes in the GGUF format.
+    "quickstart": ["gguf>=0.19,<0.20"],
+    # accelerate: the Hugging Face Trainer that the score is compared with. packaging: reads the lock file.
+    "test": ["accelerate>=1.15,<2", "packaging>=26", "pytest>=9.2,<10", "setuptools>=77.0.3", "websockets>=14.1,<17"],
+    "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
+}
+
+setup(
+    name="dataset-subnet",
+    version=read_version(),
+    description="A Bittensor subnet where small chat datasets compete by the model they train",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["template", "template.*", "neurons", "scripts"]),
+    install_requires=RUNTIME,
+    extras_require={**EXTRAS, "dev": sorted({line for lines in EXTRAS.values() for line in lines})},
+    entry_points={
+        "console_scripts": [
+            "subnet-validator = neurons.validator:main",
+            "subnet-miner = neurons.miner:main",
+            "subnet-compute-loss = scripts.compute_loss:main",
+            "subnet-localnet = template.localnet.__main__:main",
+        ]
+    },
+)
