@@ -18,7 +18,6 @@ from template.data import Row, encode_row
 from template.errors import ConfigError
 from template.settings import load_training_args
 from template.templates import template_for
-from template.tracking import configure_logging
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,10 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Publishes and prints the commitment and its block; returns the exit status."""
-    args = build_parser().parse_args(argv)
-    configure_logging(is_debug=args.is_debug, is_trace=args.is_trace)
-    cli.quiet_libraries()
-    return cli.run_entry_point(lambda: run(args))
+    return cli.run_main(build_parser(), argv, run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,11 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from template import cli
 from template.errors import ConfigError
 from template.schedule import Policy
-from template.tracking import configure_logging
+
+if TYPE_CHECKING:
+    from template.validator import Validator
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,10 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs until stopped; returns the exit status."""
-    args = build_parser().parse_args(argv)
-    configure_logging(is_debug=args.is_debug, is_trace=args.is_trace)
-    cli.quiet_libraries()
-    return cli.run_entry_point(lambda: run(args))
+    return cli.run_main(build_parser(), argv, run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,7 +137,7 @@ def default_state_dir(args: argparse.Namespace) -> Path:
     return cli.DEFAULT_STATE_DIR / f"{network}-{args.netuid}-{args.wallet_name}-{args.wallet_hotkey}"
 
 
-def stop_on_signals(validator) -> None:  # type: ignore[no-untyped-def]
+def stop_on_signals(validator: "Validator") -> None:
     """The first Ctrl-C or SIGTERM ends the validator after the step in hand, the second at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:

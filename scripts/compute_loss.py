@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -31,7 +32,6 @@ from template.receipt_files import read_receipt, write_receipt
 from template.records import Progress, TrainResult
 from template.settings import Hyperparameters, TrainingArgs
 from template.standing import score_of
-from template.tracking import configure_logging
 from template.workers import Scorer
 
 _REPLAY_STATUS = {Replay.IDENTICAL: 0, Replay.DIFFERENT: 7, Replay.NOT_COMPARABLE: 8}
@@ -74,7 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Scores or verifies and prints; returns the exit status."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    check_arguments(parser, parser.parse_args(argv))
+    return cli.run_main(parser, argv, lambda args: verify(args) if args.verify else score(args))
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with status 2 and a line on stderr when arguments do not go together."""
     if not args.verify and bool(args.dataset_path) == bool(args.hf_repo_id):
         parser.error("expected --dataset_path, or --hf_repo_id with --revision, or --verify")
     if bool(args.hf_repo_id) != bool(args.revision):
@@ -83,9 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--repeats must be positive, not {args.repeats}")
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
         parser.error(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
-    configure_logging(is_debug=args.is_debug, is_trace=args.is_trace)
-    cli.quiet_libraries()
-    return cli.run_entry_point(lambda: verify(args) if args.verify else score(args))
 
 
 def score(args: argparse.Namespace) -> int:
@@ -223,7 +225,7 @@ def score_once(scorer: Scorer, data_dir: Path, lucky_num: int) -> TrainResult:
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A bar with the remaining time, one for each stage."""
-    bars: dict[str, tqdm] = {}
+    bars: dict[str, tqdm[NoReturn]] = {}
 
     def show(progress: Progress) -> None:
         if progress.stage not in bars:

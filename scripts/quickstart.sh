@@ -63,7 +63,7 @@ done
 
 say "The validator runs one epoch: download, check, train on what is left, set weights (some minutes)"
 "$PYTHON" neurons/validator.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" --wallet.name validator \
-    --state_dir "$RUN/validator" --poll_seconds 0.5 --max_epochs 1
+    --state_dir "$RUN/validator" --poll_seconds 0.5 --max_epochs 1 --blocks_per_epoch 36000
 
 say "Who stands where"
 "$PYTHON" scripts/status.py --state_dir "$RUN/validator"

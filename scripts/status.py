@@ -14,7 +14,6 @@ from pathlib import Path
 
 from template import cli
 from template.state import Round, Standing, WeightIntent
-from template.tracking import configure_logging
 
 _HEADER = ("hotkey", "uid", "dataset", "verdict", "loss", "score", "weight")
 
@@ -26,14 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--state_dir", type=Path, required=True, help="the validator's --state_dir")
     parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
+    cli.add_logging_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the last round; returns the exit status."""
-    args = build_parser().parse_args(argv)
-    configure_logging()
-    return cli.run_entry_point(lambda: run(args))
+    return cli.run_main(build_parser(), argv, run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,18 +5,36 @@ The one place where `--subtensor.network sim:PATH` becomes a local chain; everyt
 
 import argparse
 import os
-import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from template.competition import Competition
 from template.errors import ConfigError, SubnetError
 from template.settings import load_competition, load_training_args
+from template.tracking import configure_logging
 from template.workers import Scorer
 
+if TYPE_CHECKING:
+    from template.chain import Chain
+
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
+
+
+def run_main(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], int]
+) -> int:
+    """An entry point's whole life: parses, sets up logs and clients, runs; returns the exit status.
+
+    The parser must have the arguments of `add_logging_arguments`.
+    """
+    args = parser.parse_args(argv)
+    configure_logging(is_debug=args.is_debug, is_trace=args.is_trace)
+    quiet_libraries()
+    return run_entry_point(lambda: run(args))
 
 
 def run_entry_point(work: Callable[[], int]) -> int:
@@ -24,7 +42,7 @@ def run_entry_point(work: Callable[[], int]) -> int:
     try:
         return work()
     except SubnetError as error:
-        logger.error("{}: {}", type(error).__name__, error)
+        logger.error("{}: {}", type(error).__name__, " ".join(str(error).split()))
         return error.exit_code
     except KeyboardInterrupt:
         logger.error("interrupted")
@@ -106,7 +124,7 @@ def read_competition(args: argparse.Namespace) -> Competition:
     return load_competition(args.competition)
 
 
-def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True):  # type: ignore[no-untyped-def]
+def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":
     """The chain that the arguments of `add_chain_arguments` describe, with the wallet's hotkey where it is needed.
 
     Raises: ConfigError naming the flag that is wrong.
@@ -133,6 +151,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What these two say to each other about their next major version is nothing an operator can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
 def check_folder(path: Path, flag: str) -> Path:
@@ -143,8 +163,3 @@ def check_folder(path: Path, flag: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be made: {error.strerror or error}") from error
     return folder
-
-
-def is_interactive() -> bool:
-    """True when a person watches stderr."""
-    return sys.stderr.isatty()

@@ -6,8 +6,9 @@ Both are pure: `template.settings` reads a competition from a file, `template.ch
 import dataclasses
 import hashlib
 import json
-import math
 import re
+import reprlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPO = re.compile(rf"{_NAME}/{_NAME}")
 _MAX_REPO_CHARS = 96
+_MAX_FLOAT = sys.float_info.max
 
 
 def is_repo_id(text: str) -> bool:
@@ -118,8 +120,9 @@ class Competition:
 
 
 def _as_finite_float(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"competition.{field} must be a finite number, not {value!r}")
+    # Compared rather than tested with isfinite, which raises for a whole number too large for a float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX_FLOAT <= value <= _MAX_FLOAT:
+        raise ConfigError(f"competition.{field} must be a finite number, not {reprlib.repr(value)}")
     return float(value)
 
 

@@ -23,7 +23,6 @@ class Reason(StrEnum):
     MISSING_REPO = "missing_repo"
     MISSING_FILE = "missing_file"
     TOO_LARGE = "too_large"
-    TOO_SLOW = "too_slow"
     MALFORMED = "malformed"
     EMPTY = "empty"
     NO_TARGET = "no_target"

@@ -18,10 +18,13 @@ from template.competition import CommitmentRecord, Competition
 from template.data import Row
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.pool import check_dataset, fetch_eval_set, read_pool
-from template.records import ChainCommitment, PublishOutcome
+from template.records import ChainCommitment, ChainView, PublishOutcome
 
 # Refusals that pass with time: the chain's names for a commit limit that is used up.
 _PATIENT_ERRORS = {"SpaceLimitExceeded", "CommitmentSetRateLimitExceeded"}
+
+# Blocks after which a call whose fate is unknown can no longer land: those it stays valid for, and the lag of finality.
+_IN_FLIGHT_BLOCKS = 40
 
 # Tokens of the chat format itself that may stand before the first answer; generous for every family.
 _FORMAT_TOKENS = 128
@@ -32,7 +35,7 @@ class ChainSeam(Protocol):
 
     @property
     def hotkey(self) -> str: ...
-    def is_registered(self) -> bool: ...
+    def view(self) -> ChainView: ...
     def block(self) -> int: ...
     def commitment(self, hotkey: str) -> ChainCommitment | None: ...
     def publish(self, text: str) -> PublishOutcome: ...
@@ -44,6 +47,7 @@ class MinerConfig:
 
     work_dir: where the evaluation set is kept. poll_s: seconds between looks at the chain while waiting. has_target:
     tells with the model's own tokens whether a row keeps an answer; asked only about rows so long that it is in doubt.
+    is_forced: publish what a validator will refuse, after saying why it will.
     """
 
     hf_repo_id: str
@@ -51,6 +55,7 @@ class MinerConfig:
     competition: Competition
     work_dir: Path
     has_target: Callable[[Row], bool]
+    is_forced: bool = False
     poll_s: float = 6.0
     hub_token: str | None = field(default=None, repr=False)
 
@@ -71,21 +76,25 @@ def publish_dataset(
     Raises: SubmissionError when a validator would refuse the file; ConfigError when the hotkey is not registered, or
     the chain refuses for another lasting reason; RemoteError when the Hub does not answer; HostError.
     """
-    content = check_file(config)
-    if not chain.is_registered():
+    content = read_dataset(config)
+    try:
+        check_file(config, content)
+    except SubmissionError as error:
+        if not config.is_forced:
+            raise
+        logger.warning("a validator will refuse this ({}): {}", error.reason, error)
+    neuron = chain.view().by_hotkey.get(chain.hotkey)
+    if neuron is None:
         raise ConfigError(f"the hotkey {chain.hotkey} is not registered on this subnet; register it first")
     commit = hub.upload_dataset(content, config.hf_repo_id, token=config.hub_token)
     logger.info("uploaded repo={} commit={} bytes={}", config.hf_repo_id, commit, len(content))
     _read_back(config, commit, content)
     record = CommitmentRecord(config.hf_repo_id, config.competition.id, commit)
-    return Published(record, _commit(record, config, chain, sleep))
+    return Published(record, _commit(record, config, chain, neuron.registration_block, sleep))
 
 
-def check_file(config: MinerConfig) -> bytes:
-    """The file's bytes, after every check that a validator makes of it alone.
-
-    Raises: SubmissionError, the verdict a validator would give; ConfigError when the file or repo id is not one.
-    """
+def read_dataset(config: MinerConfig) -> bytes:
+    """The file's bytes. Raises: ConfigError when it cannot be read, or the repo id cannot be committed."""
     try:
         # The longest part of the commitment is known now, so a repo id that is too long is refused before the upload.
         CommitmentRecord(config.hf_repo_id, config.competition.id, "0" * 40)
@@ -94,9 +103,18 @@ def check_file(config: MinerConfig) -> bytes:
     path = config.dataset_path
     path = path / constants.DATA_FILE if path.is_dir() else path
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
+
+
+def check_file(config: MinerConfig, content: bytes) -> None:
+    """Makes every check that a validator makes of a file alone.
+
+    Raises: SubmissionError, the verdict a validator would give; ConfigError, RemoteError, HostError when the
+    evaluation set cannot be had.
+    """
+    path = config.dataset_path
     eval_dir = config.work_dir / "eval_data"
     pool = read_pool(fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
     rows = check_dataset(content, pool, name=str(path), max_rows=config.competition.rows)
@@ -106,7 +124,6 @@ def check_file(config: MinerConfig) -> bytes:
                 Reason.NO_TARGET, f"{path}, line {row.line}: expected an answer within {constants.MAX_TOKENS} tokens"
             )
     logger.info("checked {} rows={} all from the pool", path, len(rows))
-    return content
 
 
 def _surely_has_target(row: Row) -> bool:
@@ -130,20 +147,32 @@ def _read_back(config: MinerConfig, commit: str, content: bytes) -> None:
     logger.info("read back the same {} bytes", len(content))
 
 
-def _commit(record: CommitmentRecord, config: MinerConfig, chain: ChainSeam, sleep: Callable[[float], object]) -> int:
-    """Makes the commitment unless it stands already, and returns its block once it is visible."""
+def _commit(
+    record: CommitmentRecord,
+    config: MinerConfig,
+    chain: ChainSeam,
+    registration_block: int,
+    sleep: Callable[[float], object],
+) -> int:
+    """Makes the commitment unless it stands already, and returns its block once it is visible.
+
+    One from before the registration does not count, so it is made again.
+    """
     text = str(record)
-    is_sent = False
+    send_block = 0
     while True:
         try:
             held = chain.commitment(chain.hotkey)
-            if held is not None and held.text == text:
+            if held is not None and held.text == text and held.block > registration_block:
                 logger.info("the commitment is on chain block={} text={}", held.block, text)
                 return held.block
-            if not is_sent:
-                is_sent = _publish(chain, text, config, sleep)
+            block = chain.block()
+            if block >= send_block:
+                # What is sent may land unseen, and landing twice would cost its place in line.
+                send_block = block + _IN_FLIGHT_BLOCKS
+                if not _publish(chain, text, config, sleep):
+                    send_block = 0
         except RemoteError as error:
-            # What was sent may yet land, so the next turn reads before it writes again.
             logger.warning("will look again: {}", error)
         sleep(config.poll_s)
 

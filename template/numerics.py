@@ -8,18 +8,49 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import peft
 import tokenizers
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import template
 from template.errors import ConfigError
 
+_DEVICE = re.compile(r"cpu|cuda(?::(?P<index>[0-9]{1,3}))?")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+# All that torch has: it takes the best that is deterministic, unless a caller has switched some off.
+_ATTENTION_KERNELS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
+
+# Variables by which the math libraries choose other kernels, read by them before anything here runs. The number of
+# threads is not among them: a score sets its own.
+_KERNEL_PREFIXES = (
+    "ATEN_CPU_",
+    "CUBLAS",
+    "CUDNN_",
+    "DNNL_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_TF32",
+    "OMP_",
+    "ONEDNN_",
+    "TORCH_",
+)
+_HARMLESS_VARIABLES = {"MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_HOME"}
+
+_CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -29,18 +60,16 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device must be cpu, cuda or cuda:N, not {name!r}") from error
-    if device.type == "cuda":
-        index = device.index or 0
-        if index >= torch.cuda.device_count():
-            raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-        return torch.device("cuda", index)
-    if device.type != "cpu":
+    # Not left to torch.device, which keeps an index in eight bits and so takes cuda:256 for cuda:0.
+    match = _DEVICE.fullmatch(name)
+    if match is None:
         raise ConfigError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
-    return device
+    if name == "cpu":
+        return torch.device("cpu")
+    index = int(match["index"] or 0)
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
 
 
 def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
@@ -68,39 +97,56 @@ def thread_count() -> int:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels and fixed threads while a score runs; all of it is put back at the end.
+    """Deterministic kernels, fixed precision and threads while a score runs; all of it is put back at the end.
 
+    Modes of the caller (no_grad, inference_mode, autocast) do not reach inside.
+    Raises: ConfigError when the environment lets OpenMP give fewer threads than it is asked for.
     Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic  # an attribute that torch adds at run time
-    was_filling = filling.fill_uninitialized_memory
-    was_benchmark = torch.backends.cudnn.benchmark
-    was_cudnn_deterministic = torch.backends.cudnn.deterministic
-    was_tf32 = torch.backends.cuda.matmul.allow_tf32
-    was_threads = torch.get_num_threads()
+    _require_whole_thread_teams()
     # cuBLAS reads this when its handle is made; without it deterministic mode refuses matrix products on CUDA.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    cuda_devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda_devices):
-        try:
-            torch.use_deterministic_algorithms(True)
-            # Filling fresh memory guards against reading it uninitialized; nothing here does, and it costs a pass.
-            filling.fill_uninitialized_memory = False
-            # The subnet's seed sets benchmark; it only picks among convolutions, of which these models have none.
-            torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.set_num_threads(thread_count())
-            yield
-        finally:
-            torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warn_only)
-            filling.fill_uninitialized_memory = was_filling
-            torch.backends.cudnn.benchmark = was_benchmark
-            torch.backends.cudnn.deterministic = was_cudnn_deterministic
-            torch.backends.cuda.matmul.allow_tf32 = was_tf32
-            torch.set_num_threads(was_threads)
+    os.environ.setdefault(*_CUBLAS_WORKSPACE)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(sdpa_kernel(_ATTENTION_KERNELS))
+        for read, write, value in _pinned_settings():
+            stack.callback(write, read())
+            write(value)
+        yield
+
+
+def _require_whole_thread_teams() -> None:
+    # oneDNN splits a product by the threads it asks for. Given fewer it leaves parts of the result unwritten, without
+    # a word (seen with bfloat16). OpenMP reads these before anything here runs, so they can only be refused.
+    for name, harmless in {"OMP_DYNAMIC": "false", "OMP_THREAD_LIMIT": ""}.items():
+        if os.environ.get(name, harmless).lower() != harmless:
+            raise ConfigError(f"unset {name} in the environment: with it, a CPU computes wrong numbers")
+
+
+def _pinned_settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """Every process-wide setting of torch that can move the number: how to read it, to write it, and its value."""
+    yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2  # errors on what is not
+    yield torch.get_default_dtype, torch.set_default_dtype, torch.float32
+    yield torch.get_num_threads, torch.set_num_threads, thread_count()
+    mkldnn: Any = torch.backends.mkldnn  # a module that torch replaces by an object at run time
+    attributes: list[tuple[object, str, object]] = [
+        # Filling fresh memory guards against reading it uninitialized; nothing here does, and it costs a pass.
+        (torch.utils.deterministic, "fill_uninitialized_memory", False),
+        # The subnet's seed sets benchmark; it only picks among convolutions, of which these models have none.
+        (torch.backends.cudnn, "benchmark", True),
+        (torch.backends.cudnn, "deterministic", True),
+        # float32 means float32: "high" and "medium" matmul precision put tf32 or bfloat16 in its place, CPUs included.
+        # Read and written per backend, because torch refuses the older names once a caller has used the newer.
+        (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+        (mkldnn.matmul, "fp32_precision", "ieee"),
+        (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
+        (mkldnn, "enabled", True),
+    ]
+    for owner, name, value in attributes:
+        yield partial(getattr, owner, name), partial(setattr, owner, name), value
 
 
 def seeded_generator(lucky_num: int, purpose: str, device: torch.device | None = None) -> torch.Generator:
@@ -131,12 +177,20 @@ def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, 
         "capability": capability,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": str(thread_count()),
+        "kernel_variables": _kernel_variables(),
     }
+
+
+def _kernel_variables() -> str:
+    """The variables of the environment that steer kernels, as `NAME=value NAME=value`."""
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(_KERNEL_PREFIXES)}
+    kept = sorted({*chosen.items()} - {_CUBLAS_WORKSPACE})
+    return " ".join(f"{name}={value}" for name, value in kept if name not in _HARMLESS_VARIABLES)
 
 
 def _cpu_model() -> str:
     """The processor's own name where the kernel tells it, else the architecture."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()

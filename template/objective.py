@@ -178,8 +178,11 @@ def target_losses(model: ScoringModel, batch: _Batch) -> list[torch.Tensor]:
     losses = []
     for part, wanted in zip(torch.split(sources, chunk), torch.split(targets, chunk), strict=True):
         if len(flat) > chunk and torch.is_grad_enabled():
-            # Recomputed in the backward pass: all chunks' logits at once would undo the chunking.
-            losses.append(checkpoint(_cross_entropy, model, part, wanted, use_reentrant=False))
+            # Recomputed in the backward pass: all chunks' logits at once would undo the chunking. The head draws no
+            # random numbers, so the process's stream is left alone.
+            losses.append(
+                checkpoint(_cross_entropy, model, part, wanted, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             losses.append(_cross_entropy(model, part, wanted))
     return list(torch.split(torch.cat(losses), [len(at) for at in batch.target_positions]))

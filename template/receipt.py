@@ -5,11 +5,13 @@ Pure: signing and verifying are functions given by the caller, so nothing here n
 
 import dataclasses
 import json
-import math
+import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from template.competition import Competition
 from template.errors import ConfigError
@@ -19,6 +21,8 @@ FORMAT = "dataset-score-receipt/1"
 
 # Signatures are made over this and the content, so that no other message of a hotkey can pass for a receipt.
 _DOMAIN = b"dataset-score-receipt/1\n"
+
+_Record = TypeVar("_Record")
 
 # What must be equal for two losses to be about the same thing, and what each is called in a sentence.
 _INPUTS = {
@@ -86,21 +90,38 @@ class Receipt:
             raise ConfigError(f"{source}: not JSON: {error}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ConfigError(f"{source}: not a receipt; expected a JSON object with format {FORMAT!r}")
-        try:
-            submission, result = content["submission"], content["result"]
-            receipt = cls(
-                competition=Competition.from_mapping(content["competition"], source),
-                submission=None if submission is None else ScoredSubmission(**submission),
-                result=TrainResult(**{**result, "step_losses": tuple(result["step_losses"])}),
-                signer=content["signer"],
-                signature=content["signature"],
-            )
-            is_sound = isinstance(receipt.result.loss, float) and math.isfinite(receipt.result.loss)
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"{source}: the receipt is incomplete or has unknown fields: {error}") from error
-        if not is_sound:
-            raise ConfigError(f"{source}: result.loss must be a finite number")
-        return receipt
+        sections = {key: value for key, value in content.items() if key != "format"}
+        sections["competition"] = Competition.from_mapping(content.get("competition"), f"{source}: competition")
+        sections["result"] = _read_record(TrainResult, content.get("result"), f"{source}: result")
+        if content.get("submission") is not None:
+            sections["submission"] = _read_record(ScoredSubmission, content["submission"], f"{source}: submission")
+        return _read_record(cls, sections, source)
+
+
+def _read_record(kind: type[_Record], values: object, where: str) -> _Record:
+    """The dataclass `kind` with exactly these fields, each of the annotated type. Raises: ConfigError."""
+    hints = get_type_hints(kind)
+    if not isinstance(values, dict) or values.keys() != hints.keys():
+        raise ConfigError(f"{where}: expected exactly the keys {', '.join(hints)}")
+    for name, hint in hints.items():
+        if not _fits(values[name], hint):
+            raise ConfigError(f"{where}.{name} cannot be {reprlib.repr(values[name])}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """True when a JSON value can be a field annotated with `hint`: numbers finite, a list for a tuple."""
+    parts = get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if get_origin(hint) is Mapping:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if hint is float:
+        # A whole number may stand for a float, but it has no largest value, so isfinite would raise.
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, hint) and not isinstance(value, bool)
 
 
 class Replay(StrEnum):

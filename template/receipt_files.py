@@ -1,5 +1,6 @@
 """Receipts as files: one JSON file each, named by whose dataset it is about and by the seed."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def write_receipt(receipt: Receipt, folder: Path) -> Path:
         partial.write_text(receipt.to_json() + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise HostError(f"cannot write the receipt {path}: {error}") from error
     return path
 

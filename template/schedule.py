@@ -19,8 +19,9 @@ MAX_HOST_FAILURES = 3
 # Longest pause between two tries to set weights, in blocks.
 MAX_WEIGHTS_PAUSE_BLOCKS = 16
 
-# An intent whose outcome is unknown counts as lost when this many blocks later the chain does not show it.
-UNKNOWN_OUTCOME_BLOCKS = 8
+# An intent whose outcome is unknown counts as lost when this many blocks later the chain does not show it: one more
+# than a signed call stays valid for.
+UNKNOWN_OUTCOME_BLOCKS = 33
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +115,17 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
         if policy.max_rounds is not None and state.rounds_done >= policy.max_rounds:
             return Stop()
         return _open_round(state, view, policy)
+    is_over = view.block >= state.round.end_block
+    work = _next_work(state, state.round, now, policy)
     unknown = [intent for intent in state.intents if intent.outcome is None]
     if unknown:
-        return _settle(unknown[-1], state, view)
-    is_settled = _is_settled(state, policy)
-    is_over = view.block >= state.round.end_block
+        return _settle(unknown[-1], state, view, None if is_over else work)
+    is_settled = _is_settled(state, view, policy)
     if is_over and (is_settled or state.intents):
         return CloseRound(is_settled)
-    work = _next_work(state, state.round, now, policy)
-    is_closing = view.block >= state.round.end_block - policy.block_threshold
+    is_closing = view.block >= _closing_block(state.round, policy)
     if not is_settled and (work is None or is_closing):
-        return _set_weights(state, view, work)
+        return _set_weights(state, state.round, view, policy, work)
     is_last = policy.max_rounds is not None and state.rounds_done + 1 >= policy.max_rounds
     if is_over or (is_last and work is None):
         return CloseRound(is_settled)
@@ -149,6 +150,11 @@ def _open_round(state: State, view: ChainView, policy: Policy) -> OpenRound:
     return OpenRound(view.block + length, tuple(entries))
 
 
+def _closing_block(current: Round, policy: Policy) -> int:
+    """From here on weights are set, done or not. A short round keeps at least its first half for the work."""
+    return current.end_block - min(policy.block_threshold, (current.end_block - current.start_block) // 2)
+
+
 def _is_parked(attempt: Attempt | None) -> bool:
     return attempt is not None and attempt.host_failures >= MAX_HOST_FAILURES
 
@@ -171,37 +177,50 @@ def _next_work(state: State, current: Round, now: float, policy: Policy) -> Acti
     if unchecked:
         return CheckDataset(unchecked[0])
     scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in current.entries)
-    if scored < policy.miner_sample_size:
-        scorable = [key for key in ready if key in state.datasets and key not in state.copies]
-        if scorable:
-            return ScoreDataset(scorable[0])
-    later = [key for key in open_keys if key not in ready and (key not in state.datasets or key not in state.copies)]
+    has_room = scored < policy.miner_sample_size
+    scorable = [key for key in open_keys if has_room and key in state.datasets and key not in state.copies]
+    if due := [key for key in scorable if key in ready]:
+        return ScoreDataset(due[0])
+    later = [key for key in open_keys if key not in ready and (key not in state.datasets or key in scorable)]
     return Wait(f"{len(later)} submissions are to be tried again") if later else None
 
 
-def _is_settled(state: State, policy: Policy) -> bool:
+def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
     """True once nothing more is to be done about this round's weights."""
     if not policy.sets_weights:
-        return state.has_standings
-    return any(intent.outcome is not None and intent.outcome.is_accepted for intent in state.intents)
+        # A table of nobody has no lines to be found by.
+        return state.has_standings or not state.entrants
+    if any(intent.outcome is not None and intent.outcome.is_accepted for intent in state.intents):
+        return True
+    # A call may land after it was given up, and a second try is then refused for coming too soon.
+    return bool(state.intents) and _has_landed(state.intents[0], state, view)
 
 
-def _settle(intent: WeightIntent, state: State, view: ChainView) -> Action:
-    """An intent without an outcome: the process died, or the chain did not answer, after it was recorded."""
+def _has_landed(intent: WeightIntent, state: State, view: ChainView) -> bool:
+    """True when the chain took weights of this hotkey after `intent`; a new registration counts as an update there."""
     me = view.by_hotkey.get(state.hotkey)
-    if me is not None and me.last_update_block > intent.block:
+    return me is not None and me.last_update_block > max(intent.block, me.registration_block)
+
+
+def _settle(intent: WeightIntent, state: State, view: ChainView, work: Action | None) -> Action:
+    """An intent without an outcome: the process died, or the chain did not answer, after it was recorded.
+
+    Work goes on until the chain shows it or no longer can; only weights are not set again meanwhile.
+    """
+    if _has_landed(intent, state, view):
         return SettleIntent(intent.id, is_accepted=True)
     if view.block >= intent.block + UNKNOWN_OUTCOME_BLOCKS:
         return SettleIntent(intent.id, is_accepted=False)
-    return Wait(f"the weights decided at block {intent.block} may still arrive")
+    return work if work is not None else Wait(f"the weights decided at block {intent.block} may still arrive")
 
 
-def _set_weights(state: State, view: ChainView, work: Action | None) -> Action:
+def _set_weights(state: State, current: Round, view: ChainView, policy: Policy, work: Action | None) -> Action:
     """Weights now, unless the chain's rate limit or the patience after a refusal says later; work goes on meanwhile."""
     me = view.by_hotkey.get(state.hotkey)
     allowed_block = 0
-    if me is not None and me.last_update_block > 0:
-        allowed_block = me.last_update_block + view.weights_rate_limit
+    if policy.sets_weights and me is not None and me.last_update_block > 0:
+        # Updates after the round's end are another process's and are not waited for: the chain may refuse, and it ends.
+        allowed_block = min(me.last_update_block, current.end_block) + view.weights_rate_limit
     if state.intents:
         pause = min(2 ** len(state.intents), MAX_WEIGHTS_PAUSE_BLOCKS)
         allowed_block = max(allowed_block, state.intents[-1].block + pause)

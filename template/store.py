@@ -12,87 +12,58 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from template.competition import Competition
 from template.errors import ConfigError, HostError, Reason
 from template.records import WeightOutcome
+from template.schema import MIGRATIONS
 from template.state import Attempt, Contest, Round, Standing, Submission, SubmissionKey, Verdict, WeightIntent
 
 _BUSY_TIMEOUT_S = 10.0
 
 
-def m001_initial(db: sqlite3.Connection) -> None:
-    """All tables of the first release."""
-    for statement in (
-        """CREATE TABLE contests (
-            id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, competition TEXT NOT NULL,
-            hyperparameters_digest TEXT NOT NULL, model TEXT NOT NULL, created_at REAL NOT NULL)""",
-        """CREATE TABLE submissions (
-            hotkey TEXT NOT NULL, entry TEXT NOT NULL, first_block INTEGER NOT NULL, block INTEGER NOT NULL,
-            PRIMARY KEY (hotkey, entry)) WITHOUT ROWID""",
-        """CREATE TABLE datasets (
-            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
-            sha256 TEXT NOT NULL, row_keys BLOB NOT NULL, checked_at REAL NOT NULL,
-            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
-        """CREATE TABLE verdicts (
-            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
-            reason TEXT, message TEXT NOT NULL, loss REAL, seconds REAL, decided_at REAL NOT NULL,
-            CHECK ((reason IS NULL) <> (loss IS NULL)),
-            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
-        """CREATE TABLE receipts (
-            contest_id INTEGER NOT NULL, hotkey TEXT NOT NULL, entry TEXT NOT NULL, receipt TEXT NOT NULL,
-            PRIMARY KEY (contest_id, hotkey, entry),
-            FOREIGN KEY (contest_id, hotkey, entry) REFERENCES verdicts) WITHOUT ROWID""",
-        """CREATE TABLE attempts (
-            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
-            remote_failures INTEGER NOT NULL, host_failures INTEGER NOT NULL, next_at REAL NOT NULL,
-            last_error TEXT NOT NULL, PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
-        """CREATE TABLE rounds (
-            id INTEGER PRIMARY KEY, contest_id INTEGER NOT NULL REFERENCES contests, start_block INTEGER NOT NULL,
-            start_block_hash TEXT NOT NULL, end_block INTEGER NOT NULL, lucky_num INTEGER NOT NULL,
-            started_at REAL NOT NULL, closed_at REAL)""",
-        """CREATE TABLE round_entries (
-            round_id INTEGER NOT NULL REFERENCES rounds, position INTEGER NOT NULL, hotkey TEXT NOT NULL,
-            entry TEXT NOT NULL, PRIMARY KEY (round_id, position)) WITHOUT ROWID""",
-        """CREATE TABLE weight_intents (
-            id INTEGER PRIMARY KEY, round_id INTEGER NOT NULL REFERENCES rounds, block INTEGER NOT NULL,
-            weights TEXT NOT NULL, created_at REAL NOT NULL, outcome TEXT, finished_at REAL)""",
-        """CREATE TABLE standings (
-            round_id INTEGER NOT NULL REFERENCES rounds, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
-            uid INTEGER NOT NULL, reason TEXT, message TEXT NOT NULL, loss REAL, score REAL NOT NULL,
-            weight REAL NOT NULL, PRIMARY KEY (round_id, hotkey)) WITHOUT ROWID""",
-    ):
-        db.execute(statement)
-
-
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_initial,)
-
-
 class Store:
     """The state file at `path`, opened for the one validator that writes it, or read-only for everyone else.
 
-    Raises: ConfigError when another validator holds the file or a newer version of this package wrote it; HostError
-    when the disk refuses (every method).
+    It and its lock file are made for the owner's eyes only.
+    Raises: ConfigError when another validator holds the file, when another version of this package wrote it, or when
+    there is none to read; HostError when the disk refuses or the file is no such state (every method).
     """
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         self.path = path
         self._lock_fd: int | None = None
-        if is_read_only:
-            if not path.is_file():
-                raise ConfigError(f"no validator state at {path}")
-            self._db = _connect(f"{path.resolve().as_uri()}?mode=ro")
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = _lock(path)
-        self._db = _connect(f"{path.resolve().as_uri()}?mode=rwc")
-        with _disk_faults(path):
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            _migrate(self._db, path)
+        self._db: sqlite3.Connection | None = None
+        try:
+            with _disk_faults(path):
+                if is_read_only:
+                    self._open_to_read()
+                else:
+                    self._open_to_write()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_to_read(self) -> None:
+        if not self.path.is_file():
+            raise ConfigError(f"no validator state at {self.path}")
+        self._db = _connect(self.path, "ro")
+        version = _schema_version(self._db, self.path)
+        if version < len(MIGRATIONS):
+            raise ConfigError(f"{self.path} is of an older schema ({version}); the validator brings it up to date")
+
+    def _open_to_write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = _lock(self.path)
+        # SQLite gives its own files beside this one the same mode.
+        self.path.touch(mode=0o600)
+        self._db = _connect(self.path, "rw")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        _migrate(self._db, self.path)
 
     def __enter__(self) -> "Store":
         return self
@@ -104,26 +75,28 @@ class Store:
 
     def close(self) -> None:
         """Closes the file and lets another validator have it."""
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
 
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise RuntimeError(f"the state file {self.path} is closed")
+        return self._db
+
     @contextlib.contextmanager
     def atomic(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of the block or nothing, whatever ends it."""
-        with _disk_faults(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        """One transaction: all of the block or nothing, whatever ends it. They do not nest."""
+        with _disk_faults(self.path), _transaction(self._connection) as db:
+            yield db
 
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         with _disk_faults(self.path):
-            return self._db.execute(query, values).fetchall()
+            return self._connection.execute(query, values).fetchall()
 
     # What is scored, and who entered it
 
@@ -238,7 +211,7 @@ class Store:
 
     def open_round(self, contest: Contest) -> Round | None:
         """The round that is not closed, None between rounds."""
-        rows = self._rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL", contest.id)
+        rows = self._rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", contest.id)
         return self._read_round(rows[-1]) if rows else None
 
     def last_round(self) -> Round | None:
@@ -350,15 +323,27 @@ def _read_verdict(row: sqlite3.Row) -> Verdict:
     return Verdict(reason=reason, message=row["message"], loss=row["loss"], seconds=row["seconds"])
 
 
-def _connect(uri: str) -> sqlite3.Connection:
-    """A connection in autocommit mode: transactions are begun and ended by `Store.atomic` alone."""
-    try:
-        db = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-    except sqlite3.Error as error:
-        raise HostError(f"cannot open {uri}: {error}") from error
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection in autocommit mode: transactions are begun and ended by `_transaction` alone."""
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    db = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA foreign_keys=ON")
     return db
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        # A full disk rolls back by itself, and undoing must not hide why it was needed.
+        if db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+        raise
 
 
 def _lock(path: Path) -> int:
@@ -367,31 +352,34 @@ def _lock(path: Path) -> int:
     fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.truncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
     except BlockingIOError as error:
         holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
         os.close(fd)
         raise ConfigError(
             f"another validator (process {holder}) is using {path}; stop it, or give this one its own --state_dir"
         ) from error
-    os.truncate(fd, 0)
-    os.write(fd, str(os.getpid()).encode())
+    except OSError:
+        os.close(fd)
+        raise
     return fd
+
+
+def _schema_version(db: sqlite3.Connection, path: Path) -> int:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise ConfigError(f"{path} was written by a newer version of this package (schema {version})")
+    return version
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     """Brings the file to the newest schema, each step and its number in one transaction."""
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise ConfigError(f"{path} was written by a newer version of this package (schema {version})")
+    version = _schema_version(db, path)
     for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            migration(db)
+        with _transaction(db):
+            migration(db.execute)
             db.execute(f"PRAGMA user_version={number}")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
 
 
 @contextlib.contextmanager
@@ -399,7 +387,7 @@ def _disk_faults(path: Path) -> Iterator[None]:
     """A disk that refuses is ours to mend; a broken rule of the schema is a bug and passes."""
     try:
         yield
-    except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-            raise
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except (sqlite3.DatabaseError, OSError) as error:
         raise HostError(f"the state file {path} failed: {error}") from error

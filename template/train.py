@@ -103,8 +103,10 @@ def run_lora(
     ConfigError when the evaluation set, the model or an option is unusable; RemoteError when the Hub did not deliver
     the model; HostError when this machine failed.
     """
-    if not 0 <= lucky_num < 2**32:
-        raise ConfigError(f"lucky_num must lie in [0, 2**32), not {lucky_num}")
+    if type(lucky_num) is not int or not 0 <= lucky_num < 2**32:
+        raise ConfigError(f"lucky_num must be a whole number in [0, 2**32), not {lucky_num!r}")
+    if eval_size < 1:
+        raise ConfigError(f"eval_size must be a positive number of rows, not {eval_size}")
     args = options.training_args or load_training_args()
     with _score_lock, _host_faults():
         started = time.perf_counter()
@@ -250,18 +252,20 @@ def _run_settled(
     """One run; a loss that is not finite becomes an error with its owner.
 
     A run is deterministic, so it is replayed: if it fails at the same place again, the data did it, provided that the
-    untouched base is finite on those rows. Anything else is this machine.
+    untouched base is finite on those rows. Anything else is this machine, a replay that succeeds included.
     """
-    failures: list[NonFiniteLoss] = []
-    for _ in range(2):
-        try:
-            return _run_once(model, train_rows, eval_rows, lucky_num, on_progress)
-        except NonFiniteLoss as failure:
-            failures.append(failure)
-            logger.warning("score not finite at {}; replaying", failure.where)
-    first, second = failures
-    if first.where != second.where:
-        raise HostError(f"the device is not reproducible: not finite at {first.where}, then at {second.where}")
+    try:
+        return _run_once(model, train_rows, eval_rows, lucky_num, on_progress)
+    except NonFiniteLoss as failure:
+        first = failure
+        logger.warning("score not finite at {}; replaying", first.where)
+    try:
+        _run_once(model, train_rows, eval_rows, lucky_num, on_progress)
+        second = "nowhere"
+    except NonFiniteLoss as failure:
+        second = failure.where
+    if first.where != second:
+        raise HostError(f"the device is not reproducible: not finite at {first.where}, then at {second}")
     suspects = eval_rows if first.where == "evaluation" else train_rows
     model.reset_adapter(lucky_num)
     try:

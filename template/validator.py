@@ -31,6 +31,9 @@ from template.workers import Scorer
 RETRY_FIRST_S = 30.0
 RETRY_MOST_S = 1800.0
 
+# Seconds between two lines about the progress of one score.
+TELL_EVERY_S = 20.0
+
 _KEY_BYTES = 32
 
 
@@ -92,6 +95,7 @@ class Validator:
         self._pool: Pool = frozenset()
         self._contest: Contest | None = None
         self._failures = 0
+        self._told_at = now()
 
     def run(self) -> None:
         """Starts up and ticks until stopped or done. Raises: ConfigError, HostError; waits out everything else."""
@@ -288,7 +292,9 @@ class Validator:
         return Verdict(loss=result.loss, seconds=seconds, receipt=receipt.to_json())
 
     def _on_progress(self, progress: Progress) -> None:
-        logger.trace("{} {} of {} tokens", progress.stage, progress.done, progress.total)
+        if self._now() >= self._told_at + TELL_EVERY_S:
+            self._told_at = self._now()
+            logger.info("{} {:.0%} of {} tokens", progress.stage, progress.done / progress.total, progress.total)
         if self.stop.is_set():
             raise Stopping
 
@@ -313,6 +319,11 @@ class Validator:
         lines, weights = standing.make_standings(
             view, self.config.competition, state.entrants, state.verdicts, state.copies
         )
+        for line in lines:
+            logger.info(
+                "standing hotkey={} uid={} reason={} loss={} score={:.6f} weight={:.6f} {}",
+                line.key.hotkey, line.uid, line.reason, line.loss, line.score, line.weight, line.message,
+            )  # fmt: skip
         if not self.config.policy.sets_weights:
             self._store.record_standings(state.round.id, lines)
             return

@@ -17,7 +17,6 @@ from pathlib import Path
 from loguru import logger
 
 from template import cli
-from template.tracking import configure_logging
 
 _SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 
@@ -38,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until interrupted; returns the exit status."""
-    args = build_parser().parse_args(argv)
-    configure_logging(is_debug=args.is_debug, is_trace=args.is_trace)
-    return cli.run_entry_point(lambda: serve(args))
+    return cli.run_main(build_parser(), argv, serve)
 
 
 def serve(args: argparse.Namespace) -> int:

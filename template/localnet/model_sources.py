@@ -229,7 +229,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         state = {name: value.to(torch.bfloat16) for name, value in packed.state_dict().items()}
         model.load_state_dict(state, assign=True)
         model.tie_weights()

@@ -58,7 +58,7 @@ def _tokenizer() -> Qwen2Tokenizer:
     """Byte-level BPE trained on `_TEXT`, splitting as Qwen does, with the chat markers as single tokens."""
     # A plain tokenizer class would not do: AutoTokenizer gives a qwen2 model Qwen's class, splitter and all.
     untrained = Qwen2Tokenizer(eos_token=_END, pad_token=_END_OF_TEXT)
-    trained: Qwen2Tokenizer = untrained.train_new_from_iterator(  # type: ignore[no-untyped-call]
+    trained: Qwen2Tokenizer = untrained.train_new_from_iterator(
         _TEXT, _VOCAB_SIZE, new_special_tokens=[_START], min_frequency=1, show_progress=False
     )
     return trained

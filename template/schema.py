@@ -1,0 +1,54 @@
+"""The tables of the validator's state file, as migrations in order. A released one is never edited, only followed."""
+
+from collections.abc import Callable
+
+Execute = Callable[[str], object]
+"""Runs one SQL statement in the migration's transaction."""
+
+
+def m001_initial(execute: Execute) -> None:
+    """All tables of the first release."""
+    for statement in (
+        """CREATE TABLE contests (
+            id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, competition TEXT NOT NULL,
+            hyperparameters_digest TEXT NOT NULL, model TEXT NOT NULL, created_at REAL NOT NULL)""",
+        """CREATE TABLE submissions (
+            hotkey TEXT NOT NULL, entry TEXT NOT NULL, first_block INTEGER NOT NULL, block INTEGER NOT NULL,
+            PRIMARY KEY (hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE datasets (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            sha256 TEXT NOT NULL, row_keys BLOB NOT NULL, checked_at REAL NOT NULL,
+            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE verdicts (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            reason TEXT, message TEXT NOT NULL, loss REAL, seconds REAL, decided_at REAL NOT NULL,
+            CHECK ((reason IS NULL) <> (loss IS NULL)),
+            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE receipts (
+            contest_id INTEGER NOT NULL, hotkey TEXT NOT NULL, entry TEXT NOT NULL, receipt TEXT NOT NULL,
+            PRIMARY KEY (contest_id, hotkey, entry),
+            FOREIGN KEY (contest_id, hotkey, entry) REFERENCES verdicts) WITHOUT ROWID""",
+        """CREATE TABLE attempts (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            remote_failures INTEGER NOT NULL, host_failures INTEGER NOT NULL, next_at REAL NOT NULL,
+            last_error TEXT NOT NULL, PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE rounds (
+            id INTEGER PRIMARY KEY, contest_id INTEGER NOT NULL REFERENCES contests, start_block INTEGER NOT NULL,
+            start_block_hash TEXT NOT NULL, end_block INTEGER NOT NULL, lucky_num INTEGER NOT NULL,
+            started_at REAL NOT NULL, closed_at REAL)""",
+        """CREATE TABLE round_entries (
+            round_id INTEGER NOT NULL REFERENCES rounds, position INTEGER NOT NULL, hotkey TEXT NOT NULL,
+            entry TEXT NOT NULL, PRIMARY KEY (round_id, position)) WITHOUT ROWID""",
+        """CREATE TABLE weight_intents (
+            id INTEGER PRIMARY KEY, round_id INTEGER NOT NULL REFERENCES rounds, block INTEGER NOT NULL,
+            weights TEXT NOT NULL, created_at REAL NOT NULL, outcome TEXT, finished_at REAL)""",
+        """CREATE TABLE standings (
+            round_id INTEGER NOT NULL REFERENCES rounds, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            uid INTEGER NOT NULL, reason TEXT, message TEXT NOT NULL, loss REAL, score REAL NOT NULL,
+            weight REAL NOT NULL, PRIMARY KEY (round_id, hotkey)) WITHOUT ROWID""",
+    ):
+        execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial,)
+"""The schema's version is the number of these that a file has had."""
