@@ -4,7 +4,7 @@
 //   pm2 start contrib/ecosystem.config.js --only miner
 //
 // As they stand, the words in capitals are refused at once (exit code 2) and pm2 lets the process rest.
-// Secrets (HF_TOKEN, WANDB_API_KEY) come from the environment that pm2 is started from, never from this file.
+// Secrets (HF_TOKEN) come from the environment that pm2 is started from, never from this file.
 const path = require("path");
 
 const root = path.resolve(__dirname, "..");

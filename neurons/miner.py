@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Builds the miner and runs it. Raises: SubnetError."""
     from template.miner import MinerConfig, ensure_token, publish_dataset
 
-    if not args.poll_seconds > 0:
-        raise ConfigError(f"--poll_seconds must be positive, not {args.poll_seconds}")
+    if not 0 < args.poll_seconds <= 3600:
+        raise ConfigError(f"--poll_seconds must be above 0 and at most 3600, not {args.poll_seconds}")
     competition = cli.read_competition(args)
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,

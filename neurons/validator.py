@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     policy = make_policy(args)
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
         raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
-    if not args.poll_seconds > 0:
-        raise ConfigError(f"--poll_seconds must be positive, not {args.poll_seconds}")
+    if not 0 < args.poll_seconds <= 3600:
+        raise ConfigError(f"--poll_seconds must be above 0 and at most 3600, not {args.poll_seconds}")
     competition = cli.read_competition(args)
     state_dir = cli.check_folder(args.state_dir or default_state_dir(args), "--state_dir")
     cache_dir = cli.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir")

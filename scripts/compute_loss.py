@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the process with status 2 and a line on stderr when arguments do not go together."""
+    unused = ("competition", "training_args", "lucky_num", "check")
+    if args.verify and (given := [name for name in unused if getattr(args, name)] + ["repeats"] * (args.repeats > 1)):
+        parser.error(f"--{given[0]} does not go with --verify: the receipt says what is scored")
     if not args.verify and bool(args.dataset_path) == bool(args.hf_repo_id):
         parser.error("expected --dataset_path, or --hf_repo_id with --revision, or --verify")
     if bool(args.hf_repo_id) != bool(args.revision):

@@ -46,6 +46,9 @@ until [[ -f "$NET/localnet.json" ]]; do
     fi
     sleep 0.2
 done
+# What is set for the real Hub must not reach the local one, nor a proxy come between.
+unset HF_TOKEN HUGGING_FACE_HUB_TOKEN HF_HUB_OFFLINE
+export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost
 HF_ENDPOINT="$(net_value hub_endpoint)"
 HF_HOME="$RUN/hf_home"
 export HF_ENDPOINT HF_HOME

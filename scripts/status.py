@@ -1,4 +1,4 @@
-"""Prints where a validator stands: its last round as a table, from its state file, also while it runs.
+"""Prints where a validator stands: the last round that has a table, from its state file, also while it runs.
 
     python scripts/status.py --state_dir ~/.dataset-subnet/finney-96-default-default
 
@@ -39,13 +39,18 @@ def run(args: argparse.Namespace) -> int:
     from template.store import Store
 
     with Store(args.state_dir.expanduser() / "validator.sqlite3", is_read_only=True) as store:
-        current = store.last_round()
+        newest, current = store.last_round(), store.last_round(with_standings=True)
         standings = store.standings(current.id) if current else []
         intents = store.intents(current.id) if current else []
-    if current is None:
-        print("null" if args.is_json else "no round was opened yet")
+    if args.is_json:
+        print(describe_json(current, standings, intents) if current else "null")
         return 0
-    print(describe_json(current, standings, intents) if args.is_json else describe(current, standings, intents))
+    if newest is None:
+        print("no round was opened yet")
+    elif newest != current:
+        print(f"round {newest.id} has no table yet: {len(newest.entries)} submissions, to block {newest.end_block}")
+    if current is not None:
+        print(describe(current, standings, intents))
     return 0
 
 

@@ -138,10 +138,11 @@ def _read_back(config: MinerConfig, commit: str, content: bytes) -> None:
     """Fetches what was uploaded the way a validator will. Raises: RemoteError unless it is the same bytes."""
     with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
         try:
-            held = hub.download_dataset(config.hf_repo_id, commit, Path(folder), token=config.hub_token)
+            # Without the token: a validator has none that opens a private repo.
+            held = hub.download_dataset(config.hf_repo_id, commit, Path(folder))
             fetched = held.path.read_bytes()
         except SubmissionError as error:
-            raise RemoteError(f"the upload cannot be read back: {error}") from error
+            raise RemoteError(f"not everyone can read the upload, is {config.hf_repo_id} private? {error}") from error
     if fetched != content:
         raise RemoteError(f"{config.hf_repo_id} at {commit} does not hold what was uploaded; nothing is committed")
     logger.info("read back the same {} bytes", len(content))

@@ -124,7 +124,9 @@ class ScoringModel:
                 parameter.grad = None
                 if "lora_A" in name:
                     bound = 1.0 / math.sqrt(parameter.shape[1])
-                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+                    # The dtype is spelled out: loading a model elsewhere in the process changes the default meanwhile.
+                    drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+                    parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
                 else:
                     parameter.zero_()
         dropout_stream = numerics.seeded_generator(lucky_num, "dropout", self.device)
@@ -192,6 +194,7 @@ def load_model(
     Raises: ConfigError when there is no such model or it is of no supported kind; RemoteError when the Hub cannot be
     reached; HostError when this machine cannot hold it.
     """
+    template_for(args.model_id)  # before gigabytes are fetched for a model that has none
     try:
         source, origin, where = _resolve_source(args, cache_dir, model_path)
         tokenizer = _read_tokenizer(origin, where)
@@ -200,8 +203,8 @@ def load_model(
             return ScoringModel(base.to(device), tokenizer, source, args.hyperparameters, device)
     except (SubnetError, KeyboardInterrupt):
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise HostError(f"no room for {args.model_id} on {device}: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        raise HostError(f"{device} cannot hold {args.model_id}: {error}") from error
     except Exception as error:
         raise _translate_load_error(error, args, model_path) from error
 

@@ -13,7 +13,7 @@ from template.records import ChainView
 from template.standing import Entrant, order_entries
 from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
 
-# Tries that end in a fault of this machine before a submission is left to its operator.
+# Tries that end in a fault of this machine before a submission is parked until its `next_at`: it holds nothing up.
 MAX_HOST_FAILURES = 3
 
 # Longest pause between two tries to set weights, in blocks.
@@ -114,7 +114,7 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
     if state.round is None:
         if policy.max_rounds is not None and state.rounds_done >= policy.max_rounds:
             return Stop()
-        return _open_round(state, view, policy)
+        return _open_round(state, view, now, policy)
     is_over = view.block >= state.round.end_block
     work = _next_work(state, state.round, now, policy)
     unknown = [intent for intent in state.intents if intent.outcome is None]
@@ -134,7 +134,7 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
     return Wait(f"round ends at block {state.round.end_block}")
 
 
-def _open_round(state: State, view: ChainView, policy: Policy) -> OpenRound:
+def _open_round(state: State, view: ChainView, now: float, policy: Policy) -> OpenRound:
     """The next round, ending with the chain's epoch where that is near, so that weights arrive before it does."""
     until_epoch = view.blocks_until_epoch
     if until_epoch <= policy.block_threshold:
@@ -143,7 +143,7 @@ def _open_round(state: State, view: ChainView, policy: Policy) -> OpenRound:
     waiting = [
         entrant
         for key, entrant in state.entrants.items()
-        if key not in state.verdicts and key not in state.copies and not _is_parked(state.attempts.get(key))
+        if key not in state.verdicts and key not in state.copies and not _is_parked(state.attempts.get(key), now)
     ]
     last_tried = {key: attempt.next_at for key, attempt in state.attempts.items()}
     entries = order_entries(waiting, last_tried, policy.miner_duplicate_sample_size)
@@ -155,8 +155,8 @@ def _closing_block(current: Round, policy: Policy) -> int:
     return current.end_block - min(policy.block_threshold, (current.end_block - current.start_block) // 2)
 
 
-def _is_parked(attempt: Attempt | None) -> bool:
-    return attempt is not None and attempt.host_failures >= MAX_HOST_FAILURES
+def _is_parked(attempt: Attempt | None, now: float) -> bool:
+    return attempt is not None and attempt.host_failures >= MAX_HOST_FAILURES and now < attempt.next_at
 
 
 def _next_work(state: State, current: Round, now: float, policy: Policy) -> Action | None:
@@ -170,7 +170,7 @@ def _next_work(state: State, current: Round, now: float, policy: Policy) -> Acti
         if key not in state.verdicts
         and key in state.entrants
         and state.entrants[key].refusal is None
-        and not _is_parked(state.attempts.get(key))
+        and not _is_parked(state.attempts.get(key), now)
     ]
     ready = [key for key in open_keys if key not in state.attempts or state.attempts[key].next_at <= now]
     unchecked = [key for key in ready if key not in state.datasets]

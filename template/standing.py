@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 from template.admission import Candidate, DuplicateOf, check_competition, check_registration, find_duplicates
 from template.competition import CommitmentRecord, Competition
+from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.errors import SubmissionError
 from template.records import ChainView
 from template.scoring import compute_score, weights_from_scores
 from template.state import Standing, Submission, SubmissionKey, Verdict
+
+# Earlier versions of one hotkey's dataset that are held against copies of them.
+MAX_VERSIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +24,13 @@ class Entrant:
     """A registered hotkey's current commitment.
 
     rank_block is what earlier and later are judged by: the earliest block at which this hotkey was seen to commit this,
-    unless that was before its registration. record is None exactly when `refusal` is not, with the reason.
+    unless that was before its registration_block. record is None exactly when `refusal` is not, with the reason.
     """
 
     key: SubmissionKey
     uid: int
     rank_block: int
+    registration_block: int
     record: CommitmentRecord | None
     refusal: SubmissionError | None
 
@@ -56,6 +61,7 @@ def find_entrants(
             key=now.key,
             uid=neuron.uid,
             rank_block=now.block if is_old_life else first_block,
+            registration_block=neuron.registration_block,
             record=record,
             refusal=refusal,
         )
@@ -81,18 +87,38 @@ def find_copies(
     seen: Mapping[SubmissionKey, Submission],
     datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
 ) -> dict[SubmissionKey, DuplicateOf]:
-    """The copies among all datasets known, superseded ones included, by submission."""
-    candidates = [
-        Candidate(
-            hotkey=key.hotkey,
-            commit=key.entry,
-            block=entrants[key].rank_block if key in entrants else seen[key].first_block,
-            row_keys=row_keys,
-        )
-        for key, row_keys in datasets.items()
-        if key in entrants or key in seen
-    ]
+    """The copies among the entrants' datasets and the versions they grew from.
+
+    An entrant's own earlier versions stand beside it, or a copy of the first would refuse the second. Only those that
+    the rule itself would call copies of the present one do, and only the earliest few: nobody can hold the pool with
+    datasets that are not in the competition. What a hotkey committed before its registration stands for nothing.
+    """
+    current = {key.hotkey: key for key, entrant in entrants.items() if entrant.refusal is None and key in datasets}
+    candidates = [_as_candidate(key, entrants[key].rank_block, datasets[key]) for key in current.values()]
+    for hotkey, versions in _earlier_versions(current, entrants, seen, datasets).items():
+        rows = set(datasets[current[hotkey]])
+        related = [key for key in versions if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT]
+        candidates += [_as_candidate(key, seen[key].first_block, datasets[key]) for key in related[:MAX_VERSIONS]]
     return {SubmissionKey(*identity): copy for identity, copy in find_duplicates(candidates).items()}
+
+
+def _earlier_versions(
+    current: Mapping[str, SubmissionKey],
+    entrants: Mapping[SubmissionKey, Entrant],
+    seen: Mapping[SubmissionKey, Submission],
+    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
+) -> dict[str, list[SubmissionKey]]:
+    """What each hotkey with a present dataset committed before it in its present life, earliest first."""
+    versions: dict[str, list[SubmissionKey]] = {}
+    for key in sorted(seen.keys() & datasets.keys(), key=lambda key: (seen[key].first_block, key)):
+        now = current.get(key.hotkey)
+        if now is not None and key != now and seen[key].first_block > entrants[now].registration_block:
+            versions.setdefault(key.hotkey, []).append(key)
+    return versions
+
+
+def _as_candidate(key: SubmissionKey, block: int, row_keys: tuple[bytes, ...]) -> Candidate:
+    return Candidate(hotkey=key.hotkey, commit=key.entry, block=block, row_keys=row_keys)
 
 
 def make_standings(

@@ -8,7 +8,6 @@ committed on chain: the same commit under another repository or competition is a
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
@@ -18,6 +17,7 @@ from types import TracebackType
 
 from template.competition import Competition
 from template.errors import ConfigError, HostError, Reason
+from template.lockfile import take_lock
 from template.records import WeightOutcome
 from template.schema import MIGRATIONS
 from template.state import Attempt, Contest, Round, Standing, Submission, SubmissionKey, Verdict, WeightIntent
@@ -57,7 +57,7 @@ class Store:
 
     def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = _lock(self.path)
+        self._lock_fd = take_lock(self.path)
         # SQLite gives its own files beside this one the same mode.
         self.path.touch(mode=0o600)
         self._db = _connect(self.path, "rw")
@@ -112,14 +112,20 @@ class Store:
         (row,) = self._rows("SELECT id FROM contests WHERE digest = ?", digest)
         return Contest(row["id"], digest)
 
-    def see_submissions(self, seen: Sequence[Submission]) -> None:
-        """Records commitments as they stand on chain; the earliest block of each is kept for ever."""
+    def see_submissions(self, seen: Sequence[Submission], registered: Mapping[str, int] | None = None) -> None:
+        """Records commitments as they stand on chain, keeping the earliest block of each.
+
+        registered: each hotkey's registration block; what it committed up to there belongs to an earlier life and is
+        no longer its earliest.
+        """
+        births = registered or {}
         with self.atomic() as db:
             db.executemany(
-                "INSERT INTO submissions (hotkey, entry, first_block, block) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET block = excluded.block,"
-                " first_block = min(first_block, excluded.first_block)",
-                [(one.hotkey, one.entry, one.first_block, one.block) for one in seen],
+                "INSERT INTO submissions (hotkey, entry, first_block, block)"
+                " VALUES (:hotkey, :entry, :first_block, :block)"
+                " ON CONFLICT DO UPDATE SET block = :block, first_block ="
+                " CASE WHEN first_block <= :born THEN :first_block ELSE min(first_block, :first_block) END",
+                [{**vars(one), "born": births.get(one.hotkey, -1)} for one in seen],
             )
 
     def submissions(self) -> dict[SubmissionKey, Submission]:
@@ -169,6 +175,15 @@ class Store:
         )
         return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
 
+    def forget_refusals(self, contest: Contest, reasons: Sequence[Reason], *, before: float) -> None:
+        """Takes back the refusals for these reasons that are older than the time `before`."""
+        marks = ", ".join("?" * len(reasons))
+        where = f"contest_id = ? AND decided_at < ? AND reason IN ({marks})"
+        values = (contest.id, before, *map(str, reasons))
+        if self._rows(f"SELECT 1 FROM verdicts WHERE {where} LIMIT 1", *values):
+            with self.atomic() as db:
+                db.execute(f"DELETE FROM verdicts WHERE {where}", values)
+
     def receipt(self, contest: Contest, key: SubmissionKey) -> str | None:
         """The receipt of a scored submission, None when it was not scored."""
         rows = self._rows(
@@ -214,9 +229,10 @@ class Store:
         rows = self._rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", contest.id)
         return self._read_round(rows[-1]) if rows else None
 
-    def last_round(self) -> Round | None:
-        """The newest round of any contest, closed or not."""
-        rows = self._rows("SELECT * FROM rounds ORDER BY id DESC LIMIT 1")
+    def last_round(self, *, with_standings: bool = False) -> Round | None:
+        """The newest round of any contest, closed or not; on request the newest that has a table."""
+        where = "WHERE id IN (SELECT round_id FROM standings)" if with_standings else ""
+        rows = self._rows(f"SELECT * FROM rounds {where} ORDER BY id DESC LIMIT 1")
         return self._read_round(rows[0]) if rows else None
 
     def close_round(self, round_id: int, now: float) -> None:
@@ -344,26 +360,6 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
         raise
-
-
-def _lock(path: Path) -> int:
-    """Takes the lock file beside the state and returns its descriptor; the kernel frees it when the process ends."""
-    lock_path = path.with_name(path.name + ".lock")
-    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.truncate(fd, 0)
-        os.write(fd, str(os.getpid()).encode())
-    except BlockingIOError as error:
-        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        raise ConfigError(
-            f"another validator (process {holder}) is using {path}; stop it, or give this one its own --state_dir"
-        ) from error
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _schema_version(db: sqlite3.Connection, path: Path) -> int:

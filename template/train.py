@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from loguru import logger
 
 from template import numerics, objective
 from template.constants import DATA_FILE
 from template.data import POOL_LIMITS, SUBMISSION_LIMITS, EncodedRow, Limits, encode_row, parse_rows
 from template.errors import ConfigError, HostError, Reason, SubmissionError, SubnetError
-from template.model import ModelSource, ScoringModel, load_model
+from template.model import ScoringModel, load_model
 from template.objective import NonFiniteLoss, OnProgress
 from template.records import TrainResult
 from template.settings import TrainingArgs, load_training_args
@@ -146,14 +145,14 @@ def run_lora(
     )
 
 
-def identify_model(options: RunOptions, cache_dir: Path | str | None = None) -> ModelSource:
-    """Loads the model if this process does not hold it and returns which weights it is.
+def identify_model(options: RunOptions, cache_dir: Path | str | None = None) -> ScoringModel:
+    """The model that scores under these options run on, loaded if this process does not hold it.
 
     A validator calls it before its first tick, so that a model that cannot be loaded stops it there.
     Raises: as `run_lora` does for the model.
     """
     with _score_lock, _host_faults():
-        return _load_resident(options.training_args or load_training_args(), options, cache_dir).model.source
+        return _load_resident(options.training_args or load_training_args(), options, cache_dir).model
 
 
 @contextlib.contextmanager
@@ -163,7 +162,8 @@ def _host_faults() -> Iterator[None]:
         yield
     except SubnetError:
         raise
-    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+    except (MemoryError, RuntimeError) as error:
+        # torch raises RuntimeError for an allocator, cuBLAS or cuDNN that fails; after it a CUDA context is often lost.
         raise HostError(f"the device failed while scoring: {error}") from error
     except OSError as error:
         raise HostError(f"this machine failed while scoring: {error}") from error

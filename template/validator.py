@@ -6,6 +6,7 @@ every step, a download ends by its deadline.
 """
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,14 +17,16 @@ from typing import Protocol
 from loguru import logger
 
 from template import constants, hub, schedule, standing
+from template.admission import DuplicateOf
 from template.competition import CommitmentRecord, Competition
-from template.errors import ConfigError, HostError, RemoteError, SubmissionError
+from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.pool import Pool, check_dataset, fetch_eval_set, read_pool
 from template.receipt import Receipt, ScoredSubmission
 from template.receipt_files import write_receipt
 from template.records import ChainView, Progress, TrainResult, WeightOutcome
 from template.schedule import Policy, State
-from template.state import Attempt, Contest, Round, SubmissionKey, Verdict
+from template.standing import Entrant
+from template.state import Attempt, Contest, Round, Submission, SubmissionKey, Verdict
 from template.store import Store
 from template.workers import Scorer
 
@@ -31,10 +34,18 @@ from template.workers import Scorer
 RETRY_FIRST_S = 30.0
 RETRY_MOST_S = 1800.0
 
+# Seconds that a submission rests which this machine failed at again and again.
+PARKED_S = 6 * 3600.0
+
 # Seconds between two lines about the progress of one score.
 TELL_EVERY_S = 20.0
 
+# Seconds after which a repo or file that was not there is looked for again: the miner may have made it public.
+MISSING_AGAIN_S = 6 * 3600.0
+_MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
+
 _KEY_BYTES = 32
+_FOLDER_PREFIX = "miner_"
 
 
 class ChainSeam(Protocol):
@@ -96,6 +107,11 @@ class Validator:
         self._contest: Contest | None = None
         self._failures = 0
         self._told_at = now()
+        # What the store and the last view imply, kept so that an idle tick costs little.
+        self._recorded: object = None
+        self._datasets: dict[SubmissionKey, tuple[bytes, ...]] = {}
+        self._copies: Mapping[SubmissionKey, DuplicateOf] = {}
+        self._copies_of: object = None
 
     def run(self) -> None:
         """Starts up and ticks until stopped or done. Raises: ConfigError, HostError; waits out everything else."""
@@ -141,6 +157,7 @@ class Validator:
         self._contest = self._store.open_contest(
             self.config.competition, training_args.hyperparameters.digest, model, self._now()
         )
+        self._datasets = self._store.datasets(self._contest, _KEY_BYTES)
         logger.info(
             "validator starts netuid={} block={} competition={} pool_rows={} model={}",
             view.netuid, view.block, self.config.competition.id, len(self._pool), model,
@@ -159,30 +176,49 @@ class Validator:
         if self._contest is None and not self.startup():
             return False
         view = self._chain.view()
-        self._store.see_submissions(standing.current_submissions(view))
+        self._record_submissions(view)
         state = self._load_state(view)
         action = schedule.decide(state, view, self._now(), self.config.policy)
         logger.debug("block={} action={}", view.block, action)
         return self._perform(action, state, view)
 
+    def _record_submissions(self, view: ChainView) -> None:
+        """Records what is committed, unless it is what this process recorded last."""
+        births = {neuron.hotkey: neuron.registration_block for neuron in view.neurons}
+        seen = standing.current_submissions(view)
+        if (seen, births) != self._recorded:
+            self._store.see_submissions(seen, births)
+            self._recorded = (seen, births)
+
     def _load_state(self, view: ChainView) -> State:
         store, contest = self._store, self.contest
         seen = store.submissions()
         entrants = standing.find_entrants(view, seen, self.config.competition)
-        datasets = store.datasets(contest, _KEY_BYTES)
         current = store.open_round(contest)
+        if current is None:
+            store.forget_refusals(contest, _MISSING, before=self._now() - MISSING_AGAIN_S)
         return State(
             hotkey="" if self.config.is_offline else self._chain.hotkey,
             round=current,
             rounds_done=self.rounds_done,
             entrants=entrants,
-            datasets=datasets,
+            datasets=self._datasets,
             verdicts=store.verdicts(contest),
-            copies=standing.find_copies(entrants, seen, datasets),
+            copies=self._find_copies(entrants, seen),
             attempts=store.attempts(contest),
             intents=store.intents(current.id) if current else (),
             has_standings=bool(current and store.standings(current.id)),
         )
+
+    def _find_copies(
+        self, entrants: Mapping[SubmissionKey, Entrant], seen: Mapping[SubmissionKey, Submission]
+    ) -> Mapping[SubmissionKey, DuplicateOf]:
+        """The copies, found anew only when something that decides them changed since the last tick."""
+        decisive = (entrants, seen, len(self._datasets))
+        if decisive != self._copies_of:
+            self._copies = standing.find_copies(entrants, seen, self._datasets)
+            self._copies_of = decisive
+        return self._copies
 
     def _perform(self, action: schedule.Action, state: State, view: ChainView) -> bool:
         match action:
@@ -200,6 +236,7 @@ class Validator:
                 logger.info("weights of an unknown fate settled accepted={}", is_accepted)
             case schedule.CloseRound(is_settled):
                 self._close_round(state, is_settled)
+                self._remove_folders(view)
             case schedule.Wait(why):
                 logger.debug("waiting: {}", why)
                 self.stop.wait(self.config.poll_s)
@@ -234,6 +271,12 @@ class Validator:
         else:
             logger.error("round {} closes without weights on chain", state.round.id)
 
+    def _remove_folders(self, view: ChainView) -> None:
+        """Frees the disk of datasets whose hotkeys have left the subnet; the others hold one each."""
+        for folder in self.config.data_dir.glob(f"{_FOLDER_PREFIX}*"):
+            if folder.name.removeprefix(_FOLDER_PREFIX) not in view.by_hotkey:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _attempt(self, key: SubmissionKey, state: State, work: Callable[[CommitmentRecord], Verdict | None]) -> None:
         """Does the work on one submission and records whose fault a failure is."""
         before = state.attempts.get(key, Attempt())
@@ -244,13 +287,19 @@ class Validator:
             logger.info("refused hotkey={} entry={} reason={}: {}", key.hotkey, key.entry, error.reason, error)
             verdict = Verdict(reason=error.reason, message=str(error))
         except RemoteError as error:
-            pause = min(RETRY_FIRST_S * 2**before.remote_failures, RETRY_MOST_S)
-            pause = max(pause, error.retry_after_s or 0.0)
+            pause = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
+            pause = min(max(pause, error.retry_after_s or 0.0), RETRY_MOST_S)
             logger.warning("pending hotkey={} entry={} retry_in_s={:.0f}: {}", key.hotkey, key.entry, pause, error)
             self._record_failure(key, before, error, remote=1, next_at=self._now() + pause)
             return
-        except HostError as error:
-            self._record_failure(key, before, error, host=1, next_at=self._now())
+        except (Stopping, ConfigError):
+            raise
+        except Exception as error:
+            if isinstance(error, HostError) and key not in self._datasets:
+                raise  # a disk or a token that fails while fetching has nothing to do with this submission
+            # Ours, whatever it is. Counted, so that one submission that breaks us does not stop all the others.
+            is_parked = before.host_failures + 1 >= schedule.MAX_HOST_FAILURES
+            self._record_failure(key, before, error, host=1, next_at=self._now() + (PARKED_S if is_parked else 0.0))
             raise
         if verdict is not None:
             self._store.record_verdict(self.contest, key, verdict, self._now())
@@ -262,21 +311,23 @@ class Validator:
         self._store.record_attempt(self.contest, key, Attempt(*failures, next_at, str(error)))
 
     def _fetch(self, key: SubmissionKey, record: CommitmentRecord) -> hub.HubFile:
-        """The submission's file in its hotkey's folder; from there without network when it was fetched before."""
+        """The submission's file in its hotkey's folder; from there without network when it was fetched before.
+
+        Without our token, since a dataset that only some may read cannot be checked by all.
+        """
         return hub.download_dataset(
             record.namespace,
             record.commit,
-            self.config.data_dir / f"miner_{key.hotkey}",
-            self.config.cache_dir,
-            token=self.config.hub_token,
+            self.config.data_dir / f"{_FOLDER_PREFIX}{key.hotkey}",
         )
 
     def _check(self, key: SubmissionKey, record: CommitmentRecord) -> None:
         held = self._fetch(key, record)
         max_rows = self.config.competition.rows
         rows = check_dataset(held.path.read_bytes(), self._pool, name=constants.DATA_FILE, max_rows=max_rows)
-        row_keys = [row.key for row in rows]
+        row_keys = tuple(row.key for row in rows)
         self._store.record_dataset(self.contest, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
+        self._datasets[key] = row_keys
         logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(rows))
 
     def _score(self, key: SubmissionKey, record: CommitmentRecord, state: State) -> Verdict:

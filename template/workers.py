@@ -49,14 +49,16 @@ class Scorer:
         )
 
     def load(self) -> str:
-        """Loads the model and names its weights: the Hub's commit, or the digest of the local folder.
+        """Loads the model and names it: Hub commit or folder digest, kind of device and dtype.
+
+        Losses under different names are not compared.
 
         Raises: as `template.train.run_lora` does for the model.
         """
         from template.train import identify_model
 
-        source = identify_model(self._options(None), self.cache_dir)
-        return f"{source.model_id}@{source.revision or source.digest}"
+        held = identify_model(self._options(None), self.cache_dir)
+        return f"{held.source.model_id}@{held.source.revision or held.source.digest} {held.device.type} {held.dtype}"
 
     def _options(self, on_progress: Callable[[Progress], None] | None) -> "RunOptions":
         from template.train import RunOptions

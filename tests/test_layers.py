@@ -48,6 +48,8 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.hub_client": (2, "hub"),
     "template.dataset_folder": (2, "hub"),
     "template.store": (2, "store"),
+    "template.schema": (2, "store"),
+    "template.lockfile": (2, "store"),
     "template.tracking": (2, "tracking"),
     # What composes them.
     "template.pool": (3, None),
@@ -67,7 +69,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "bittensor": ("template.chain",),
     "huggingface_hub": ("template.hub", "template.hub_client"),
     "httpx2": ("template.hub", "template.hub_client"),
-    "sqlite3": ("template.store", "template.localnet.*"),
+    "sqlite3": ("template.store", "template.schema", "template.localnet.*"),
     "wandb": ("template.tracking",),
     "ray": ("template.workers",),
 }

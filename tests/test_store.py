@@ -1,0 +1,232 @@
+"""What the validator keeps: every record comes back as it was, once, and in its order."""
+
+import math
+import os
+import random
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from view_fixtures import make_key
+
+from template.competition import Competition
+from template.errors import Reason
+from template.records import WeightOutcome
+from template.state import Attempt, Contest, Round, Standing, Submission, SubmissionKey, Verdict
+from template.store import Store
+
+KEY = make_key("alice")
+SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
+OPENED = Round(start_block=10, start_block_hash="0xab", end_block=370, lucky_num=2**32 - 1, entries=(KEY,))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "validator.sqlite3"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with Store(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def contest(store: Store) -> Contest:
+    return store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
+
+
+def standing(hotkey: str, **changes: object) -> Standing:
+    values: dict[str, object] = {
+        "key": make_key(hotkey),
+        "uid": 0,
+        "reason": None,
+        "message": "",
+        "loss": None,
+        "score": 0.0,
+        "weight": 0.0,
+    }
+    return Standing(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def bits(value: float) -> bytes:
+    return struct.pack("<d", value)
+
+
+def test_floats_come_back_to_the_last_bit(store: Store, contest: Contest) -> None:
+    draw = random.Random(1)
+    losses = [5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.pi, 0.0]
+    losses += [draw.uniform(0, 10) for _ in range(50)]
+    for at, loss in enumerate(losses):
+        store.record_verdict(contest, make_key(f"h{at}"), Verdict(loss=loss, seconds=loss), now=1.0)
+    found = store.verdicts(contest)
+    for at, loss in enumerate(losses):
+        kept = found[make_key(f"h{at}")].loss
+        assert kept is not None
+        assert bits(kept) == bits(loss)
+    round_id = store.begin_round(contest, OPENED, now=1.0).id
+    weights = {uid: draw.random() for uid in range(20)}
+    lines = [standing(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
+    store.record_intent(round_id, block=11, weights=weights, standings=lines, now=0.1 + 0.2)
+    (intent,) = store.intents(round_id)
+    assert {uid: bits(share) for uid, share in intent.weights.items()} == {u: bits(w) for u, w in weights.items()}
+    assert bits(intent.created_at) == bits(0.1 + 0.2)
+    assert {bits(line.weight) for line in store.standings(round_id)} == {bits(line.weight) for line in lines}
+
+
+def test_every_kind_of_verdict_comes_back(path: Path, store: Store, contest: Contest) -> None:
+    refusals = {make_key(reason): Verdict(reason=reason, message=f"it is {reason}\n\x00é") for reason in Reason}
+    for key, verdict in {**refusals, KEY: SCORED}.items():
+        store.record_verdict(contest, key, verdict, now=1.0)
+    store.close()
+    with Store(path) as again:
+        found = again.verdicts(contest)
+        assert found == {**refusals, KEY: Verdict(loss=2.5, seconds=1.5)}
+        assert all(type(found[key].reason) is Reason for key in refusals)
+        assert again.receipt(contest, KEY) == SCORED.receipt
+        assert again.receipt(contest, make_key("empty")) is None
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [Verdict(), Verdict(loss=1.0, reason=Reason.EMPTY), Verdict(loss=math.nan)],
+    ids=["neither", "both", "not a number"],
+)
+def test_a_verdict_has_a_loss_or_a_reason(store: Store, contest: Contest, verdict: Verdict) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        store.record_verdict(contest, KEY, verdict, now=1.0)
+    assert store.verdicts(contest) == {}
+
+
+def test_a_verdict_is_given_once(store: Store, contest: Contest) -> None:
+    refused = make_key("bob")
+    store.record_verdict(contest, KEY, SCORED, now=1.0)
+    store.record_verdict(contest, refused, Verdict(reason=Reason.EMPTY), now=1.0)
+    for key in (KEY, refused):
+        with pytest.raises(sqlite3.IntegrityError):
+            store.record_verdict(contest, key, Verdict(loss=1.0, receipt="other"), now=2.0)
+    assert store.verdicts(contest) == {KEY: Verdict(loss=2.5, seconds=1.5), refused: Verdict(reason=Reason.EMPTY)}
+    assert store.receipt(contest, KEY) == SCORED.receipt
+
+
+def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, contest: Contest) -> None:
+    other = Competition(**{**Competition.from_defaults().to_dict(), "bench": 2.61})
+    same = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=9.0)
+    assert same == contest
+    others = [
+        store.open_contest(other, "h" * 64, "org/model@abc", now=1.0),
+        store.open_contest(Competition.from_defaults(), "i" * 64, "org/model@abc", now=1.0),
+        store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abd", now=1.0),
+    ]
+    assert len({one.id for one in [contest, *others]}) == len({one.digest for one in [contest, *others]}) == 4
+    store.record_verdict(contest, KEY, SCORED, now=1.0)
+    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
+    store.record_attempt(contest, KEY, Attempt(1, 0, 5.0, "x"))
+    store.begin_round(contest, OPENED, now=1.0)
+    for one in others:
+        assert store.verdicts(one) == store.datasets(one, 32) == store.attempts(one) == {}
+        assert store.open_round(one) is None
+        assert store.receipt(one, KEY) is None
+
+
+def test_the_earliest_block_is_kept_while_the_newest_moves(store: Store) -> None:
+    for block in (20, 10, 30, 25):
+        store.see_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block)])
+    store.see_submissions([Submission(hotkey="a", entry="f", first_block=40, block=40)])
+    store.see_submissions([])
+    assert store.submissions() == {
+        SubmissionKey("a", "e"): Submission(hotkey="a", entry="e", first_block=10, block=25),
+        SubmissionKey("a", "f"): Submission(hotkey="a", entry="f", first_block=40, block=40),
+    }
+
+
+def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: Store) -> None:
+    def see(block: int, *, born: int) -> int:
+        store.see_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block)], {"a": born})
+        return store.submissions()[SubmissionKey("a", "e")].first_block
+
+    assert see(10, born=5) == 10
+    assert see(30, born=20) == 30
+    assert see(40, born=20) == 30
+
+
+def test_hostile_text_is_kept_as_it_is(store: Store) -> None:
+    texts = ["", "a\x00b", "a\x00c", "'; DROP TABLE submissions; --", "\U0001f600" * 32, "0x00", "1", "1.0"]
+    store.see_submissions([Submission(hotkey="a", entry=text, first_block=1, block=1) for text in texts])
+    assert {key.entry for key in store.submissions()} == set(texts)
+
+
+def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, contest: Contest) -> None:
+    other = make_key("bob")
+    for key in (KEY, other):
+        store.record_attempt(contest, key, Attempt(1, 2, 3.5, "late"))
+    row_keys = [os.urandom(32) for _ in range(5)]
+    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=row_keys, now=1.0)
+    assert store.datasets(contest, 32) == {KEY: tuple(row_keys)}
+    assert store.attempts(contest) == {other: Attempt(1, 2, 3.5, "late")}
+    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=row_keys[:2], now=2.0)
+    assert store.datasets(contest, 32) == {KEY: tuple(row_keys[:2])}
+
+
+def test_the_last_attempt_counts_until_the_verdict(store: Store, contest: Contest) -> None:
+    store.record_attempt(contest, KEY, Attempt(1, 0, 1e10, "first"))
+    store.record_attempt(contest, KEY, Attempt(2, 1, 1764000000.123, "second"))
+    assert store.attempts(contest) == {KEY: Attempt(2, 1, 1764000000.123, "second")}
+    store.record_verdict(contest, KEY, SCORED, now=1.0)
+    assert store.attempts(contest) == {}
+
+
+def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_open_until_closed(
+    store: Store, contest: Contest
+) -> None:
+    assert store.open_round(contest) is store.last_round() is None
+    entries = tuple(make_key(name) for name in ["zoe", "adam", "mia", *(f"h{at}" for at in range(60, 0, -1))])
+    opened = Round(start_block=10, start_block_hash="0xab", end_block=370, lucky_num=2**32 - 1, entries=entries)
+    first = store.begin_round(contest, opened, now=1.0)
+    assert first == Round(**{**vars(opened), "id": first.id})
+    assert store.open_round(contest) == store.last_round() == first
+    store.close_round(first.id, now=2.0)
+    assert store.open_round(contest) is None
+    assert store.last_round() == first
+    second = store.begin_round(contest, OPENED, now=3.0)
+    assert second.id > first.id
+    assert store.last_round() == store.open_round(contest) == second
+
+
+def test_an_intent_waits_for_its_outcome(store: Store, contest: Contest) -> None:
+    round_id = store.begin_round(contest, OPENED, now=1.0).id
+    first = store.record_intent(round_id, block=20, weights={0: 0.25, 65535: 0.75}, standings=[], now=2.0)
+    (intent,) = store.intents(round_id)
+    assert (intent.id, intent.block, dict(intent.weights)) == (first, 20, {0: 0.25, 65535: 0.75})
+    assert intent.outcome is intent.finished_at is None
+    refused = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast", message="wait")
+    sealed = WeightOutcome(is_accepted=True, block=31, is_revealed_later=True, reveal_round=123)
+    store.record_outcome(first, refused, now=3.5)
+    second = store.record_intent(round_id, block=30, weights={}, standings=[], now=4.0)
+    store.record_outcome(second, sealed, now=5.0)
+    found = store.intents(round_id)
+    assert [one.outcome for one in found] == [refused, sealed]
+    assert [(one.id, one.finished_at) for one in found] == [(first, 3.5), (second, 5.0)]
+    assert store.intents(round_id + 1) == []
+
+
+def test_the_table_of_the_newest_intent_counts_best_first(store: Store, contest: Contest) -> None:
+    round_id = store.begin_round(contest, OPENED, now=1.0).id
+    store.record_standings(round_id, [standing("old", uid=9)])
+    lines = [
+        standing("refused", uid=0, reason=Reason.NOT_IN_POOL, message="line 3"),
+        standing("second", uid=2, loss=2.5, score=0.3, weight=0.3),
+        standing("waits", uid=1, message="waits for its turn"),
+        standing("first", uid=3, loss=2.4, score=0.7, weight=0.7),
+        standing("copy", uid=4, loss=2.4, reason=Reason.DUPLICATE, message="shares"),
+        standing("tiny", uid=6, loss=2.3, score=0.9),
+        standing("hopeless", uid=5, loss=3.5),
+    ]
+    store.record_intent(round_id, block=20, weights={}, standings=lines, now=2.0)
+    found = store.standings(round_id)
+    assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
+    assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)
+    store.record_standings(round_id, [])
+    assert store.standings(round_id) == []

@@ -1,0 +1,213 @@
+"""The validator when hub, chain, machine or operator interfere: nothing is lost, and nobody pays for it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from net_fixtures import (
+    LARGE,
+    POOL,
+    SMALL,
+    Net,
+    make_content,
+    run_bounded,
+    use_hub,
+)
+from validator_fixtures import log_lines, open_bench
+
+from template.errors import HostError, Reason, RemoteError
+from template.localnet.hub_faults import Fault as HubFault
+from template.localnet.hub_faults import FaultKind, set_faults
+from template.localnet.hub_server import HubServer
+from template.localnet.hub_store import publish
+from template.localnet.localchain import Fault
+from template.schedule import MAX_HOST_FAILURES, Policy
+from template.state import Verdict
+from template.validator import MISSING_AGAIN_S
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Net]:
+    with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):
+        yield net
+
+
+def test_a_hub_that_fails_leaves_the_submission_pending_and_unpunished(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
+    with open_bench(net) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        for _ in range(30):
+            assert not bench.validator.tick()
+        assert key not in bench.store.verdicts(bench.contest)
+        assert bench.store.attempts(bench.contest)[key].remote_failures >= 2
+        set_faults(net.hub.store.root)
+        run_bounded(bench.validator)
+        line = bench.lines()[key.hotkey]
+        assert line.loss is not None and line.weight > 0 and line.reason is None
+        assert key not in bench.store.attempts(bench.contest)
+
+
+def test_a_round_ends_in_time_although_the_hub_never_answers(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.DROP, pattern="alice/data"))
+    policy = Policy(blocks_per_epoch=40, block_threshold=10, max_rounds=1)
+    with open_bench(net, policy=policy) as bench:
+        run_bounded(bench.validator)
+        line = bench.lines()[key.hotkey]
+        assert (line.loss, line.reason, line.weight) == (None, None, 0.0)
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
+
+
+def test_a_hub_that_is_gone_at_the_start_is_waited_for(net: Net) -> None:
+    key = net.submit("alice", SMALL)
+    root, port = net.hub.store.root, int(net.hub.endpoint.rsplit(":", 1)[1])
+    net.hub.close()
+    with open_bench(net) as bench:
+        for _ in range(3):
+            with pytest.raises(RemoteError):
+                bench.validator.tick()
+        with HubServer(root, port):
+            run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].weight == 1.0
+
+
+@pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.ERROR, Fault.DISCONNECT])
+def test_weights_whose_fate_is_unknown_are_set_once(net: Net, fault: Fault) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_fault("write", fault)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        outcomes = bench.outcomes()
+    assert outcomes == ([True] if fault is Fault.LOSE_ANSWER else [False, True])
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+    assert net.count_calls("validator", "set_mechanism_weights") == 1
+
+
+def test_an_intent_that_outlived_its_process_is_settled_by_the_next(net: Net) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    with open_bench(net) as bench, pytest.raises(RemoteError):
+        bench.tick_until(lambda: False)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True]
+        assert bench.scorer.scored == []
+    assert net.count_calls("validator", "set_mechanism_weights") == 1
+
+
+def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
+    net.submit("alice", SMALL)
+    with open_bench(net) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        net.admin.set_fault("read", Fault.DISCONNECT, calls=3)
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True] and len(bench.scorer.scored) == 1
+
+
+def test_weights_wait_for_the_chains_rate_limit(net: Net) -> None:
+    net.submit("alice", SMALL)
+    assert net.chain("validator").set_weights({0: 1.0}).is_accepted
+    due = net.admin.block() + 40
+    net.admin.set_hyperparameter("WeightsSetRateLimit", 40)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True]
+    assert net.admin.block() >= due
+    assert net.count_calls("validator", "set_mechanism_weights") == 2
+
+
+def test_refused_weights_are_tried_again(net: Net) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_hyperparameter("StakeThreshold", 10**18)
+    policy = Policy(max_rounds=1, blocks_per_epoch=60, block_threshold=50)
+    with open_bench(net, policy=policy) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: len(bench.outcomes()) == 2)
+        assert bench.outcomes() == [False, False]
+        net.admin.set_hyperparameter("StakeThreshold", 0)
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [False, False, True]
+
+
+def test_a_fault_of_this_machine_stops_the_validator_and_punishes_nobody(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    for failures in range(1, MAX_HOST_FAILURES + 1):
+        with open_bench(net, before=[HostError("the GPU fell off")]) as bench:
+            with pytest.raises(HostError, match="fell off"):
+                run_bounded(bench.validator)
+            assert bench.store.attempts(bench.contest)[key].host_failures == failures
+            assert key not in bench.store.verdicts(bench.contest)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].reason is None, "left to the operator, not refused"
+        assert bench.lines()[net.hotkey("bob")].weight == 1.0
+
+
+def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
+    key = net.submit("alice", SMALL)
+    with log_lines() as lines, open_bench(net, before=[ZeroDivisionError("a bug")]) as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].weight == 1.0
+    assert sum("ZeroDivisionError" in line for line in lines) == 1
+
+
+def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    bugs: list[Callable[[], object] | Exception] = [ZeroDivisionError("a bug")] * MAX_HOST_FAILURES
+    with open_bench(net, before=bugs) as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].reason is None and bench.lines()[net.hotkey("bob")].weight == 1.0
+        assert bench.store.attempts(bench.contest)[key].host_failures == MAX_HOST_FAILURES
+
+
+@pytest.mark.parametrize(("age_s", "is_scored"), [(MISSING_AGAIN_S + 60, True), (60, False)])
+def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age_s: float, is_scored: bool) -> None:
+    key = net.submit("alice", SMALL)
+    with open_bench(net) as bench:
+        bench.validator.startup()
+        refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
+        bench.store.record_verdict(bench.contest, key, refusal, bench.validator._now() - age_s)
+        run_bounded(bench.validator)
+        assert (bench.lines()[key.hotkey].loss is not None) == is_scored
+
+
+def test_a_dataset_that_not_everyone_may_read_is_missing(net: Net) -> None:
+    commit = publish(net.hub.store.root, "alice/hidden", {"data.jsonl": make_content(SMALL)}, private=True)
+    key = net.commit("alice", f"alice/hidden:{net.competition.id}:{commit}")
+    with open_bench(net, hub_token="hf_local_alice") as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].reason == Reason.MISSING_REPO
+
+
+def test_a_stop_during_a_score_records_nothing_of_it(net: Net) -> None:
+    net.submit("alice", LARGE)
+    with open_bench(net) as bench:
+        bench.scorer.before.append(bench.validator.stop.set)
+        bench.validator.run()
+        assert bench.store.verdicts(bench.contest) == {} and bench.store.attempts(bench.contest) == {}
+        assert not list((net.parts.folder / "state" / "receipts").glob("*"))
+        opened = bench.store.open_round(bench.contest)
+    with open_bench(net, lucky_num=None) as bench:
+        run_bounded(bench.validator)
+        assert opened is not None and bench.store.last_round() == opened
+        assert len(bench.scorer.scored) == 1
+
+
+def test_a_restart_keeps_the_drawn_seed_and_repeats_no_score(net: Net) -> None:
+    for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[50:70])):
+        net.submit(name, rows)
+    with open_bench(net, lucky_num=None) as bench:
+        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
+        first = bench.scorer.scored
+        before = bench.store.last_round()
+    with open_bench(net, lucky_num=None) as bench:
+        run_bounded(bench.validator)
+        second = bench.scorer.scored
+        assert bench.store.last_round() == before
+    assert len({sha256 for sha256, _ in first + second}) == len(first + second) == 3
+    assert len({lucky_num for _, lucky_num in first + second}) == 1
