@@ -85,7 +85,7 @@ class ValidatorConfig:
 
 
 class Validator:
-    """One validator on one subnet. `now` and `wait` are the clock; `stop` is set to end it after the tick in hand."""
+    """One validator on one subnet. `now` is the clock, POSIX seconds; set `stop` to end it after the tick in hand."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Validator:
         logger.info("validator stops rounds_done={}", self.rounds_done)
 
     def _patiently(self, step: Callable[[], bool]) -> bool:
-        """One step; what it returns, False when it is to be tried again. The program's one broad except."""
+        """One step; what it returns, False when it is to be tried again. No failure of a tick ends the process."""
         try:
             is_done = step()
             self._failures = 0
@@ -214,7 +214,8 @@ class Validator:
         self, entrants: Mapping[SubmissionKey, Entrant], seen: Mapping[SubmissionKey, Submission]
     ) -> Mapping[SubmissionKey, DuplicateOf]:
         """The copies, found anew only when something that decides them changed since the last tick."""
-        decisive = (entrants, seen, len(self._datasets))
+        ranks = {key: (one.rank_block, one.registration_block, one.refusal is None) for key, one in entrants.items()}
+        decisive = (ranks, seen, len(self._datasets))
         if decisive != self._copies_of:
             self._copies = standing.find_copies(entrants, seen, self._datasets)
             self._copies_of = decisive

@@ -5,6 +5,7 @@ The environment is set here, before any client is imported: they all read theirs
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,11 @@ import pytest
 
 if TYPE_CHECKING:
     from score_fixtures import Bench
+
+    from template.chain import Chain
+    from template.localnet.localchain import LocalChain
+    from template.state import Contest
+    from template.store import Store
 
 # Removed when the process ends.
 _HOME = tempfile.TemporaryDirectory(prefix="tests-home-")
@@ -54,3 +60,55 @@ def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "Bench"
         data_dir=write_rows(folder / "data", make_rows(13, seed=1)),
         eval_data_dir=write_rows(folder / "eval_data", make_rows(9, seed=2)),
     )
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> "Iterator[LocalChain]":
+    """A stepped local chain with //validator and //miner registered, in that order."""
+    from chain_fixtures import make_key, make_local_chain
+
+    with make_local_chain(tmp_path) as chain:
+        chain.register(make_key("validator").ss58_address, is_validator=True)
+        chain.register(make_key("miner").ss58_address)
+        yield chain
+
+
+@pytest.fixture
+def miner(local: "LocalChain") -> "Iterator[Chain]":
+    """The product's connection to `local` as //miner."""
+    from chain_fixtures import connect, make_key
+
+    with connect(local, make_key("miner")) as chain:
+        yield chain
+
+
+@pytest.fixture
+def validator(local: "LocalChain") -> "Iterator[Chain]":
+    """The product's connection to `local` as //validator."""
+    from chain_fixtures import connect, make_key
+
+    with connect(local, make_key("validator")) as chain:
+        yield chain
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where `store` has its file."""
+    return tmp_path / "state" / "validator.sqlite3"
+
+
+@pytest.fixture
+def store(path: Path) -> "Iterator[Store]":
+    """An open, empty state."""
+    from template.store import Store
+
+    with Store(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def contest(store: "Store") -> "Contest":
+    """The default competition, opened in `store`."""
+    from template.competition import Competition
+
+    return store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)

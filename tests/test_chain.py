@@ -1,7 +1,6 @@
 """The chain seam against a local chain: views, commitments, weights and their refusals."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,26 +22,6 @@ from template.localnet.localchain import LocalChain
 from template.localnet.substrate import LocalSubstrate, open_substrate
 
 MINER, VALIDATOR, OWNER = make_key("miner"), make_key("validator"), make_key("owner")
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalChain]:
-    with make_local_chain(tmp_path) as chain:
-        chain.register(VALIDATOR.ss58_address, is_validator=True)
-        chain.register(MINER.ss58_address)
-        yield chain
-
-
-@pytest.fixture
-def miner(local: LocalChain) -> Iterator[Chain]:
-    with connect(local, MINER) as chain:
-        yield chain
-
-
-@pytest.fixture
-def validator(local: LocalChain) -> Iterator[Chain]:
-    with connect(local, VALIDATOR) as chain:
-        yield chain
 
 
 def test_view_tells_neurons_commitments_and_epoch_of_one_block(local: LocalChain, miner: Chain) -> None:

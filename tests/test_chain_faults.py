@@ -3,8 +3,6 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,7 +10,6 @@ from chain_fixtures import (
     NETUID,
     connect,
     make_key,
-    make_local_chain,
     wallet_of,
 )
 from websockets.sync.server import serve
@@ -23,26 +20,6 @@ from template.localnet.localchain import Fault, LocalChain
 from template.localnet.substrate import LocalSubstrate
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalChain]:
-    with make_local_chain(tmp_path) as chain:
-        chain.register(VALIDATOR.ss58_address, is_validator=True)
-        chain.register(MINER.ss58_address)
-        yield chain
-
-
-@pytest.fixture
-def miner(local: LocalChain) -> Iterator[Chain]:
-    with connect(local, MINER) as chain:
-        yield chain
-
-
-@pytest.fixture
-def validator(local: LocalChain) -> Iterator[Chain]:
-    with connect(local, VALIDATOR) as chain:
-        yield chain
 
 
 def test_dead_endpoint_is_a_remote_error() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from template.localnet.localchain import Fault, LocalChain
 from template.localnet.substrate import ComposedCall, LocalSubstrate, SignedCall
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalChain]:
-    with make_local_chain(tmp_path) as chain:
-        chain.register(VALIDATOR.ss58_address, is_validator=True)
-        chain.register(MINER.ss58_address)
-        yield chain
 
 
 def test_official_client_reads_everything_it_asks_for(

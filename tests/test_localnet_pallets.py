@@ -1,6 +1,5 @@
 """The chain's rules as the local chain keeps them: what is refused, under which name, and what is stored."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from template.localnet.substrate import LocalSubstrate
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
 WEIGHTS = {"netuid": NETUID, "mecid": 0, "dests": [1], "weights": [65535], "version_key": 0}
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalChain]:
-    with make_local_chain(tmp_path) as chain:
-        chain.register(VALIDATOR.ss58_address, is_validator=True)
-        chain.register(MINER.ss58_address)
-        yield chain
 
 
 def set_weights(local: LocalChain, key: Any, **changes: Any) -> Any:

@@ -5,7 +5,6 @@ import os
 import random
 import sqlite3
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,6 @@ from template.store import Store
 KEY = make_key("alice")
 SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
 OPENED = Round(start_block=10, start_block_hash="0xab", end_block=370, lucky_num=2**32 - 1, entries=(KEY,))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "validator.sqlite3"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    with Store(path) as opened:
-        yield opened
-
-
-@pytest.fixture
-def contest(store: Store) -> Contest:
-    return store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
 
 
 def standing(hotkey: str, **changes: object) -> Standing:

@@ -26,22 +26,6 @@ KEY = make_key("alice")
 SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "validator.sqlite3"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    with Store(path) as opened:
-        yield opened
-
-
-@pytest.fixture
-def contest(store: Store) -> Contest:
-    return store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
-
-
 def count(path: Path, table: str) -> int:
     """Rows of a table, read past the store."""
     with contextlib.closing(sqlite3.connect(path)) as db:

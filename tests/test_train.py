@@ -408,7 +408,9 @@ def test_a_run_that_fails_and_then_does_otherwise_is_this_machines_fault(
         bench.run()
 
 
-@pytest.mark.parametrize("error", [MemoryError("full"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [MemoryError("full"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), OSError(28, "No space left")]
+)
 def test_a_fault_of_this_machine_is_named_as_such(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
