@@ -58,7 +58,8 @@ class Scorer:
         from template.train import identify_model
 
         held = identify_model(self._options(None), self.cache_dir)
-        return f"{held.source.model_id}@{held.source.revision or held.source.digest} {held.device.type} {held.dtype}"
+        dtype = str(held.dtype).removeprefix("torch.")
+        return f"{held.source.model_id}@{held.source.revision or held.source.digest} {held.device.type} {dtype}"
 
     def _options(self, on_progress: Callable[[Progress], None] | None) -> "RunOptions":
         from template.train import RunOptions

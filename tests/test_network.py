@@ -197,8 +197,9 @@ def test_only_scored_submissions_have_receipts_and_these_are_signed(arena: Arena
 def test_the_stored_receipt_is_the_written_one(arena: Arena, spine: Outcome) -> None:
     competition, args = arena.net.competition, load_training_args(arena.args)
     with Store(arena.folder / "spine" / "validator.sqlite3") as store:
-        digest = spine.receipts["alice"].result.model_digest
-        contest = store.open_contest(competition, args.hyperparameters.digest, f"{args.model_id}@{digest}", 0.0)
+        result = spine.receipts["alice"].result
+        model = f"{result.model_id}@{result.model_digest} {result.environment['device']} {result.environment['dtype']}"
+        contest = store.open_contest(competition, args.hyperparameters.digest, model, 0.0)
         assert store.receipt(contest, arena.key("alice")) == spine.receipts["alice"].to_json()
         assert store.receipt(contest, arena.key("copycat")) is None
 
