@@ -87,7 +87,10 @@ def create_localnet(
         chain.advance(2)
         if block_time_s:
             chain.set_block_time(block_time_s)
-    (net.folder / "localnet.json").write_text(json.dumps(net.describe(), indent=2) + "\n", encoding="utf-8")
+    # Renamed into place: whoever waits for the file must find it whole.
+    partial = net.folder / ".localnet.json"
+    partial.write_text(json.dumps(net.describe(), indent=2) + "\n", encoding="utf-8")
+    partial.replace(net.folder / "localnet.json")
     return net
 
 
