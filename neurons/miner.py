@@ -15,7 +15,6 @@ from pathlib import Path
 
 from template import cli
 from template.data import Row, encode_row
-from template.errors import ConfigError
 from template.settings import load_training_args
 from template.templates import template_for
 
@@ -53,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Builds the miner and runs it. Raises: SubnetError."""
     from template.miner import MinerConfig, ensure_token, publish_dataset
 
-    if not 0 < args.poll_seconds <= 3600:
-        raise ConfigError(f"--poll_seconds must be above 0 and at most 3600, not {args.poll_seconds}")
+    poll_s = cli.check_poll_seconds(args.poll_seconds)
     competition = cli.read_competition(args)
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
@@ -63,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         work_dir=cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir"),
         has_target=make_target_check(args),
         is_forced=args.force,
-        poll_s=args.poll_seconds,
+        poll_s=poll_s,
         hub_token=ensure_token(cli.hub_token()),
     )
     with cli.open_chain(args) as chain:

@@ -83,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
     policy = make_policy(args)
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
         raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
-    if not 0 < args.poll_seconds <= 3600:
-        raise ConfigError(f"--poll_seconds must be above 0 and at most 3600, not {args.poll_seconds}")
+    poll_s = cli.check_poll_seconds(args.poll_seconds)
     competition = cli.read_competition(args)
     state_dir = cli.check_folder(args.state_dir or default_state_dir(args), "--state_dir")
     cache_dir = cli.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir")
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         cache_dir=cache_dir,
         is_offline=args.offline,
         lucky_num=args.lucky_num,
-        poll_s=args.poll_seconds,
+        poll_s=poll_s,
         hub_token=cli.hub_token(),
     )
     scorer = cli.make_scorer(args, competition, config.eval_data_dir, cache_dir)

@@ -155,6 +155,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
+def check_poll_seconds(seconds: float) -> float:
+    """The value of --poll_seconds. Raises: ConfigError when it is no pause between looks at the chain."""
+    if not 0 < seconds <= 3600:
+        raise ConfigError(f"--poll_seconds must be above 0 and at most 3600, not {seconds}")
+    return seconds
+
+
 def check_folder(path: Path, flag: str) -> Path:
     """The folder as an absolute path, made if missing. Raises: ConfigError naming the flag."""
     folder = path.expanduser().resolve()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from net_fixtures import Net
     from score_fixtures import Bench
 
     from template.chain import Chain
@@ -112,3 +113,12 @@ def contest(store: "Store") -> "Contest":
     from template.competition import Competition
 
     return store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> "Iterator[Net]":
+    """A local network of three miners whose hub is this process's, too."""
+    from net_fixtures import Net, use_hub
+
+    with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):
+        yield net

@@ -1,8 +1,6 @@
 """What the validator finds and pays, on a real chain and hub of this machine, with a scorer that needs no model."""
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from net_fixtures import (
@@ -14,7 +12,6 @@ from net_fixtures import (
     make_copy,
     make_line,
     run_bounded,
-    use_hub,
 )
 from validator_fixtures import log_lines, open_bench
 
@@ -24,12 +21,6 @@ from template.localnet.network import make_hotkey
 from template.records import ChainView
 from template.schedule import Policy
 from template.standing import score_of
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Iterator[Net]:
-    with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):
-        yield net
 
 
 def test_every_refusal_reaches_the_table_with_its_reason(net: Net) -> None:

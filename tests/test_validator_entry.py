@@ -1,6 +1,5 @@
 """The validator's command line: what it refuses, and with which exit status."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from net_fixtures import (
     Net,
     call_main,
     load_main,
-    use_hub,
     write_training_args,
 )
 
@@ -18,12 +16,6 @@ from template.localnet.hub_faults import Fault as HubFault
 from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.network import make_hotkey
 from template.store import Store
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Iterator[Net]:
-    with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):
-        yield net
 
 
 def _arguments(net: Net, model: Path, **changed: object) -> list[object]:

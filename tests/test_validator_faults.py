@@ -1,7 +1,6 @@
 """The validator when hub, chain, machine or operator interfere: nothing is lost, and nobody pays for it."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from net_fixtures import (
@@ -11,7 +10,6 @@ from net_fixtures import (
     Net,
     make_content,
     run_bounded,
-    use_hub,
 )
 from validator_fixtures import log_lines, open_bench
 
@@ -24,12 +22,6 @@ from template.localnet.localchain import Fault
 from template.schedule import MAX_HOST_FAILURES, Policy
 from template.state import Verdict
 from template.validator import MISSING_AGAIN_S
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Iterator[Net]:
-    with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):
-        yield net
 
 
 def test_a_hub_that_fails_leaves_the_submission_pending_and_unpunished(net: Net) -> None:
