@@ -1,37 +1,118 @@
-"""Reading what a hotkey's commitment holds, strictly, from the fields as the chain's decoder shows them."""
+"""Commitments as the chain stores them: reading them strictly, and the plaintext that a sealed one must hold.
+
+The client has a reader of its own, which the product does not use: it joins fields without a mark between them, takes
+any payload's first bytes for a length, and fails on all commitments when one revealed text begins like `0x`, which any
+miner may arrange. Source: subtensor, pallets/commitments/src/lib.rs.
+"""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
+from template.constants import MAX_COMMITMENT_BYTES
+from template.errors import Reason, SubmissionError
 from template.records import ChainCommitment
 
-_HEX = re.compile(r"0x[0-9a-f]*")
+_HEX = re.compile(r"0x(?:[0-9a-f]{2})*")
 _RAW_FIELD = re.compile(r"Raw([0-9]{1,3})")
+# Lengths below 2**6 take one byte in SCALE, those below 2**14 two; nothing that fits a commitment is longer.
+_ONE_BYTE_LENGTHS, _TWO_BYTE_LENGTHS = 2**6, 2**14
 
 
-def to_commitment(
-    hotkey: str, block: int, fields: Sequence[object], revealed: Sequence[tuple[int, str]]
-) -> ChainCommitment:
-    """The record of one commitment; its text is None unless it was committed in the open as one Raw field of UTF-8.
+def to_commitment(hotkey: str, record: Any, revealed: Sequence[Sequence[Any]] | None) -> ChainCommitment | None:
+    """One hotkey's commitment; None when it has none.
 
-    revealed: (block, text) of what the chain has decrypted for this hotkey; since the commitment's block, that means
-    that the commitment was sealed.
+    record: its value in CommitmentOf, or None. revealed: its value in RevealedCommitments, pairs of (SCALE bytes of the
+    decrypted text, block of the reveal), or None. The chain drops the record when it has opened all of its fields, so
+    a record is of a later commitment than the reveals are, unless it had fields besides the one that was opened.
     """
-    is_revealed = any(reveal_block >= block for reveal_block, _ in revealed)
-    return ChainCommitment(hotkey=hotkey, block=block, text=None if is_revealed else _plain_text(fields))
-
-
-def _plain_text(fields: Sequence[object]) -> str | None:
-    # The client's own text joins fields without a mark between them, and shows other bytes as text that begins with
-    # 0x, so that two commitments could read the same.
-    if len(fields) != 1 or not isinstance(fields[0], dict) or len(fields[0]) != 1:
+    opened = [(int(block), data) for data, block in revealed or ()]
+    if record is not None:
+        return _read_record(hotkey, record, [block for block, _ in opened])
+    if not opened:
         return None
-    ((variant, value),) = fields[0].items()
+    newest = max(block for block, _ in opened)
+    texts = [_revealed_text(data) for block, data in opened if block == newest]
+    # Two reveals of one block are two fields of one commitment.
+    text = texts[0] if len(texts) == 1 else None
+    return ChainCommitment(hotkey=hotkey, block=newest, text=text, is_revealed=text is not None)
+
+
+def _read_record(hotkey: str, record: Any, reveal_blocks: Sequence[int]) -> ChainCommitment:
+    block = int(record["block"])
+    fields = record["info"]["fields"]
+    # The chain opens what is due before it runs a block's calls, so a reveal in the record's own block is of an earlier
+    # commitment, and one after it is of another field of this one.
+    is_single = len(fields) == 1 and all(reveal_block <= block for reveal_block in reveal_blocks)
+    field = fields[0] if is_single else None
+    return ChainCommitment(hotkey=hotkey, block=block, text=_plain_text(field), reveal_round=_sealed_round(field))
+
+
+def _plain_text(field: object) -> str | None:
+    if not isinstance(field, dict) or len(field) != 1:
+        return None
+    ((variant, value),) = field.items()
     match = _RAW_FIELD.fullmatch(variant) if isinstance(variant, str) else None
     if match is None or not isinstance(value, str) or _HEX.fullmatch(value) is None:
         return None
+    raw = bytes.fromhex(value[2:])
+    return _utf8(raw) if len(raw) == int(match[1]) else None
+
+
+def _sealed_round(field: object) -> int | None:
+    if not isinstance(field, dict) or field.keys() != {"TimelockEncrypted"}:
+        return None
+    sealed = field["TimelockEncrypted"]
+    reveal_round = sealed.get("reveal_round") if isinstance(sealed, dict) else None
+    return reveal_round if type(reveal_round) is int and reveal_round > 0 else None
+
+
+def encode_sealed_text(text: str) -> bytes:
+    """What to encrypt so that the chain reveals `text`: its UTF-8 after its length, as SCALE spells a string.
+
+    Raises: SubmissionError (BAD_COMMITMENT) unless it has 1 to 128 bytes, the limit of a plain commitment.
+    """
+    raw = encode_text(text)
+    size = len(raw)
+    return (bytes([size << 2]) if size < _ONE_BYTE_LENGTHS else (size << 2 | 1).to_bytes(2, "little")) + raw
+
+
+def encode_text(text: str) -> bytes:
+    """The bytes of a commitment's text. Raises: SubmissionError (BAD_COMMITMENT) unless it has 1 to 128 bytes."""
+    raw = text.encode(errors="surrogatepass")
+    if not 0 < len(raw) <= MAX_COMMITMENT_BYTES or _utf8(raw) is None:
+        raise SubmissionError(
+            Reason.BAD_COMMITMENT, f"a commitment takes 1 to {MAX_COMMITMENT_BYTES} bytes of UTF-8, not {len(raw)}"
+        )
+    return raw
+
+
+def _revealed_text(data: Any) -> str | None:
+    """The text of one reveal, None unless the bytes are exactly one SCALE string.
+
+    The client's decoder shows bytes that are UTF-8 as text, others as 0x-hex. At most one of both readings has the
+    right length: what begins with `0x` as text is 13 bytes long, and no 11 digits are whole bytes.
+    """
+    if not isinstance(data, str):
+        return None
+    text = _scale_string(data.encode(errors="surrogatepass"))
+    if text is None and _HEX.fullmatch(data):
+        text = _scale_string(bytes.fromhex(data[2:]))
+    return text
+
+
+def _scale_string(data: bytes) -> str | None:
+    mode = data[0] & 3 if data else None
+    if mode not in (0, 1):
+        return None
+    width = mode + 1
+    size = int.from_bytes(data[:width], "little") >> 2
+    is_shortest = size < _TWO_BYTE_LENGTHS and (size >= _ONE_BYTE_LENGTHS) == (mode == 1)
+    return _utf8(data[width:]) if is_shortest and len(data) - width == size else None
+
+
+def _utf8(raw: bytes) -> str | None:
     try:
-        raw = bytes.fromhex(value[2:])
-        return raw.decode() if len(raw) == int(match[1]) else None
+        return raw.decode()
     except ValueError:
         return None

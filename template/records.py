@@ -17,32 +17,41 @@ class Neuron:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainCommitment:
-    """What one hotkey's commitment holds on chain.
+    """What one hotkey's commitment holds on chain, in one of four states.
 
-    text: the decoded UTF-8 of its single plain Raw field, or None when it is anything else (sealed,
-    several fields, not UTF-8). block: where it was last set, which a re-commit moves.
+    Plain: `text` is the UTF-8 of its one Raw field, and `block` is where it was last set, which a re-commit moves.
+    Sealed: no text yet, and `reveal_round` is the round of the drand beacon that opens it; `block` is the commit's.
+    Revealed: `is_revealed`, and `text` is what the chain decrypted; `block` is the reveal's, since the chain drops
+    the commit's with the commitment. Unreadable (several fields, not UTF-8, a failed reveal): neither text nor round.
     """
 
     hotkey: str
     block: int
     text: str | None
+    reveal_round: int | None = None
+    is_revealed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainView:
     """Everything a tick needs of the chain, read at one pinned block in a constant number of calls.
 
-    `neurons` is ordered by uid and holds every uid. `commitments` includes hotkeys that are no longer
-    registered. `owner_uid` is None when the subnet owner's hotkey holds no uid at this block.
-    `blocks_until_epoch` counts from `block` to the subnet's next epoch as the chain schedules it.
+    `timestamp` is the block's own, in POSIX seconds. `neurons` is ordered by uid and holds every uid. `commitments`
+    includes hotkeys that are no longer registered. `owner_uid` is None when the subnet owner's hotkey holds no uid at
+    this block. `blocks_until_epoch` counts from `block` to the subnet's next epoch as the chain schedules it.
+    `activity_cutoff` is the blocks after its last weights for which a validator counts as active; `weights_version`
+    the least version key with which the chain takes weights.
     """
 
     netuid: int
     block: int
     block_hash: str
+    timestamp: float
     tempo: int
     blocks_until_epoch: int
     weights_rate_limit: int
+    activity_cutoff: int
+    weights_version: int
     neurons: tuple[Neuron, ...]
     commitments: tuple[ChainCommitment, ...]
     owner_hotkey: str

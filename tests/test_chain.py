@@ -16,8 +16,11 @@ from chain_fixtures import (
     start_python,
 )
 
+from template import __version__
 from template.chain import Chain, bt
+from template.constants import WEIGHTS_VERSION
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
+from template.localnet.ledger import Ledger
 from template.localnet.localchain import LocalChain
 from template.localnet.substrate import LocalSubstrate, open_substrate
 
@@ -41,24 +44,84 @@ def test_view_tells_neurons_commitments_and_epoch_of_one_block(local: LocalChain
     assert view.block + view.blocks_until_epoch == 101
 
 
-@pytest.mark.parametrize("size", [4, 256])
+@pytest.mark.parametrize("size", [3, 256])
 def test_view_takes_the_same_calls_whatever_the_size(tmp_path: Path, size: int) -> None:
     with make_local_chain(tmp_path) as local:
-        for number in range(size):
-            local.register(f"hotkey{number}")
+        keys = [make_key(f"miner{number}") for number in range(size)]
+        for key in keys:
+            local.register(key.ss58_address)
+
+        async def commit_all(substrate: LocalSubstrate) -> None:
+            fields = {"Raw2": b"hi"}, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}}
+            for number, key in enumerate(keys):
+                info = {"fields": [fields[number % 2]]}
+                call = bt.calls.Commitments.set_commitment(netuid=NETUID, info=info)
+                assert (await substrate.submit(await substrate.compose(call), key)).success
+
+        run_async(local, commit_all)
+        local.reveal(keys[1].ss58_address, "opened")
         substrate = CountingSubstrate(local.path)
         with Chain(local.network, NETUID, substrate=substrate) as chain:
             chain.block()
             substrate.calls.clear()
-            assert len(chain.view().neurons) == size
+            view = chain.view()
+    assert (len(view.neurons), len(view.commitments)) == (size, size)
     assert dict(substrate.calls) == {
         "finalized_block_number": 1,
         "block_number": 1,
-        "block_hash": 6,
+        "block_hash": 9,
         "runtime_call": 2,
         "query_map": 2,
-        "query": 1,
+        "query": 4,
     }
+
+
+def test_view_tells_the_blocks_time_and_the_subnets_limits(local: LocalChain, miner: Chain) -> None:
+    local.set_hyperparameter("ActivityCutoffFactorMilli", 2500)
+    local.set_hyperparameter("WeightsVersionKey", 17)
+    before = miner.view()
+    assert (before.activity_cutoff, before.weights_version) == (250, 17)
+    local.set_block_time(12)
+    local.set_block_time(0)
+    local.advance(5)
+    assert 0 <= miner.view().timestamp - before.timestamp < 60
+    with Ledger(local.path) as ledger:
+        assert before.timestamp == pytest.approx(ledger.timestamp(before.block), abs=0.001)
+
+
+def test_view_of_a_past_block_is_what_it_was(local: LocalChain, miner: Chain) -> None:
+    miner.publish("first")
+    then = miner.view()
+    miner.publish("second")
+    local.deregister(MINER.ss58_address)
+    local.set_hyperparameter("Tempo", 50)
+    assert miner.view() != then
+    assert miner.view(then.block) == then
+    assert miner.view(1).neurons == ()
+    with pytest.raises(ConfigError, match="--netuid"):
+        miner.view(0)
+
+
+@pytest.mark.parametrize("ahead", [1, 1000])
+def test_view_of_a_block_to_come_says_so(local: LocalChain, miner: Chain, ahead: int) -> None:
+    head = miner.block()
+    with pytest.raises(RemoteError, match=f"no finalized block {head + ahead}: the newest is {head}"):
+        miner.view(head + ahead)
+    with pytest.raises(RemoteError, match="no finalized block -1"):
+        miner.view(-1)
+
+
+def test_view_of_a_block_that_the_node_dropped_says_so(local: LocalChain, miner: Chain) -> None:
+    class Pruned(LocalSubstrate):
+        async def runtime_call(self, *args: object, **kwargs: object) -> object:
+            # In the words of the client's own transport.
+            raise bt.ChainError("State discarded for 0x12. Make this request using an archive node.")
+
+    with (
+        Chain(local.network, NETUID, substrate=Pruned(local.path)) as chain,
+        pytest.raises(RemoteError, match=r"at block 2: State discarded .* archive"),
+    ):
+        chain.view(2)
 
 
 _WRITER = """
@@ -124,7 +187,7 @@ def test_published_text_is_read_back(miner: Chain, text: str) -> None:
     assert (stored.text, stored.block) == (text, outcome.block)
 
 
-@pytest.mark.parametrize("text", ["", "x" * 129, "é" * 65])
+@pytest.mark.parametrize("text", ["", "x" * 129, "é" * 65, "\ud800"])
 def test_text_that_does_not_fit_is_refused_before_it_is_sent(local: LocalChain, miner: Chain, text: str) -> None:
     before = local.block()
     with pytest.raises(SubmissionError) as caught:
@@ -174,7 +237,6 @@ def test_sealed_weights_are_told_as_revealed_later(local: LocalChain, validator:
     [
         ("WeightsSetRateLimit", 50, {0: 1.0}, "SettingWeightsTooFast"),
         ("MinAllowedWeights", 2, {1: 1.0}, "WeightVecLengthIsLow"),
-        ("WeightsVersionKey", 9, {1: 1.0}, "IncorrectWeightVersionKey"),
         ("StakeThreshold", 10**18, {1: 1.0}, "NotEnoughStakeToSetWeights"),
         ("MaxAllowedUids", 256, {1: 1.0, 9: 1.0}, "UidVecContainInvalidOne"),
         ("CommitRevealWeightsVersion", 5, {1: 1.0}, None),
@@ -187,6 +249,27 @@ def test_refused_weights_are_an_outcome_with_the_chains_error(
     outcome = validator.set_weights(weights)
     assert (outcome.is_accepted, outcome.error) == (error is None, error)
     assert bool(local.weights(VALIDATOR.ss58_address)) == (error is None)
+
+
+@pytest.mark.parametrize("commit_reveal", [False, True])
+def test_a_subnet_that_asks_for_newer_validators_is_told_as_a_refusal(
+    local: LocalChain, validator: Chain, commit_reveal: bool
+) -> None:
+    local.set_hyperparameter("CommitRevealWeightsEnabled", commit_reveal)
+    local.set_hyperparameter("WeightsVersionKey", WEIGHTS_VERSION + 1)
+    before = local.block()
+    outcome = validator.set_weights({1: 1.0})
+    assert (outcome.is_accepted, outcome.error) == (False, "IncorrectWeightVersionKey")
+    assert str(WEIGHTS_VERSION + 1) in outcome.message and "update this validator" in outcome.message
+    assert local.block() == before, "sealed weights would be dropped at their reveal, when nobody looks"
+    local.set_hyperparameter("WeightsVersionKey", WEIGHTS_VERSION)
+    assert validator.set_weights({1: 1.0}).is_accepted
+
+
+def test_the_weights_version_is_the_packages() -> None:
+    major, minor, patch = (int(part) for part in __version__.split("."))
+    expected = 1_000_000 * major + 1_000 * minor + patch
+    assert expected == WEIGHTS_VERSION
 
 
 def test_sealed_weights_of_a_wrong_version_are_refused(local: LocalChain, validator: Chain) -> None:
@@ -242,11 +325,6 @@ def test_network_that_makes_no_sense_is_a_config_error(network: str) -> None:
         Chain(network, NETUID)
 
 
-def test_bad_fallback_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"--subtensor\.network"):
-        Chain("ws://127.0.0.1:1", NETUID, fallback_endpoints=["127.0.0.1:1"])
-
-
 def test_writing_without_a_wallet_is_a_config_error(local: LocalChain) -> None:
     with connect(local) as chain:
         for write in (lambda: chain.publish("a"), lambda: chain.set_weights({0: 1.0}), lambda: chain.sign(b"")):
@@ -260,7 +338,7 @@ def test_commitments_that_are_not_plain_text_have_none(local: LocalChain, miner:
             [
                 [{"Raw1": b"a"}, {"Raw1": b"b"}],
                 [{"Raw2": b"\xff\xfe"}],
-                [{"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}}],
+                [{"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}}, {"Raw1": b"a"}],
                 [{"BigRaw": b"big"}],
                 [{"Sha256": bytes(32)}],
                 [],

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from bittensor._transport.codec import RuntimeCodec
-from chain_fixtures import NETUID, make_key, make_local_chain, make_wallet
+from chain_fixtures import NETUID, commit, make_key, make_local_chain, make_wallet
 
-from template.chain import Chain, bt
+from template.chain import Chain, beacon_round_at, bt
+from template.commitments import encode_sealed_text
+from template.localnet.ledger import Ledger
 from template.localnet.localchain import LocalChain
 from template.localnet.scale import decode_call, encode_call
 from template.localnet.substrate import LocalSubstrate
@@ -73,6 +75,7 @@ def record_product_calls(local: LocalChain, folder: Path) -> list[tuple[str, str
     with Chain(local.network, NETUID, wallet=wallet, substrate=substrate) as chain:
         assert chain.publish("owner/name:1:" + "a" * 40).is_accepted
         assert chain.publish("x" * 128).is_accepted
+        assert chain.publish_sealed("x" * 128, beacon_round_at(2**32)).is_accepted
         assert chain.set_weights({0: 0.25, 1: 0.75}).is_accepted
         local.set_hyperparameter("CommitRevealWeightsEnabled", True)
         assert chain.set_weights({0: 0.25, 1: 0.75}).is_revealed_later
@@ -82,6 +85,7 @@ def record_product_calls(local: LocalChain, folder: Path) -> list[tuple[str, str
 def test_every_product_call_encodes_and_decodes(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
     calls = record_product_calls(local, tmp_path)
     assert [function for _, function, _ in calls] == [
+        "set_commitment",
         "set_commitment",
         "set_commitment",
         "set_mechanism_weights",
@@ -97,11 +101,16 @@ def test_every_product_call_encodes_and_decodes(codec: RuntimeCodec, local: Loca
 
 
 def test_product_calls_say_what_was_meant(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
-    first, _, weights, sealed = record_product_calls(local, tmp_path)
+    first, _, timelocked, weights, sealed = record_product_calls(local, tmp_path)
     decoded = codec.decode_call(codec.compose_call(*first).data)
     (field,) = decoded["call_args"][1]["value"]["fields"]
     assert bytes.fromhex(field["Raw53"][2:]).decode() == "owner/name:1:" + "a" * 40
-    assert weights[2] == {"netuid": NETUID, "mecid": 0, "dests": [0, 1], "weights": [21845, 65535], "version_key": 0}
+    (field,) = timelocked[2]["info"]["fields"][0].values()
+    assert len(field["encrypted"]) <= 128 + 246
+    decoded = codec.decode_call(codec.compose_call(*timelocked).data)
+    shown = {"encrypted": "0x" + field["encrypted"].hex(), "reveal_round": beacon_round_at(2**32)}
+    assert decoded["call_args"][1]["value"]["fields"] == [{"TimelockEncrypted": shown}]
+    assert weights[2] == {"netuid": NETUID, "mecid": 0, "dests": [0, 1], "weights": [21845, 65535], "version_key": 1000}
     assert sealed[2]["commit_reveal_version"] == 4 and isinstance(sealed[2]["commit"], bytes)
 
 
@@ -134,6 +143,31 @@ def test_metadata_allows_what_the_product_sends(codec: RuntimeCodec) -> None:
     assert codec.constant("Commitments", "MaxFields") == 3
     for item in ("CommitmentOf", "RevealedCommitments"):
         assert codec.storage_entry("Commitments", item).name == item
+
+
+@pytest.mark.parametrize(
+    "field", [{"TimelockEncrypted": {"encrypted": bytes(1025), "reveal_round": 1}}, {"BigRaw": bytes(513)}]
+)
+def test_local_chain_refuses_longer_fields_than_the_chain_decodes(field: object) -> None:
+    data = encode_call(*bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]}))
+    with pytest.raises(ValueError, match="a length of"):
+        decode_call(data)
+
+
+@pytest.mark.parametrize("text", ["a", "hello", "xello world!", "x" * 63, "x" * 64, "é" * 64])
+def test_local_chain_shows_reveals_as_the_clients_decoder_does(
+    codec: RuntimeCodec, local: LocalChain, text: str
+) -> None:
+    key = make_key("miner")
+    local.register(key.ss58_address)
+    commit(local, key, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}})
+    local.reveal(key.ss58_address, text)
+    entry = codec.storage_entry("Commitments", "RevealedCommitments")
+    plaintext = encode_sealed_text(text)
+    stored = b"\x04" + codec.encode_compact(len(plaintext)) + plaintext + local.block().to_bytes(8, "little")
+    with Ledger(local.path) as ledger:
+        ((data, block),) = ledger.at().get("RevealedCommitments", key.ss58_address)
+    assert codec.decode(entry.value_type, stored) == [(data, block)]
 
 
 def test_bytes_that_are_no_call_are_refused() -> None:

@@ -114,6 +114,19 @@ def test_write_after_the_clock_went_back_leaves_the_past_alone(tmp_path: Path) -
         assert ledger.head() == head
 
 
+def test_entries_are_the_newest_values_of_their_block(tmp_path: Path) -> None:
+    _, ledger = make_clocked(tmp_path / "chain.db", block_time_s=0.0)
+    with ledger:
+        for key, value in (("b", 1), ("a", 2), ("b", 3), ("a", None), ("c", 4)):
+            with ledger.write() as state:
+                state.put("Item", key, value)
+                state.put("Items", key, "another map's")
+        told = [ledger.at(block).entries("Item") for block in range(6)]
+        assert told[:3] == [[], [("b", 1)], [("a", 2), ("b", 1)]]
+        assert told[3:] == [[("a", 2), ("b", 3)], [("b", 3)], [("b", 3), ("c", 4)]]
+        assert ledger.at().entries("Ite") == []
+
+
 def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
     _, ledger = make_clocked(tmp_path / "chain.db", block_time_s=0.0)
     with ledger:

@@ -37,6 +37,18 @@ CREATE TABLE extrinsics (
 CREATE TABLE faults (kind TEXT PRIMARY KEY, mode TEXT NOT NULL, remaining INTEGER NOT NULL);
 """
 
+# Leaps from key to key along the primary key, so that a long history of a few keys costs no more than a short one.
+_ENTRIES = """
+WITH RECURSIVE keys (key) AS (
+    SELECT min(key) FROM state WHERE item = :item
+    UNION ALL
+    SELECT (SELECT min(key) FROM state WHERE item = :item AND key > keys.key) FROM keys WHERE keys.key IS NOT NULL
+)
+SELECT key, (
+    SELECT value FROM state WHERE item = :item AND key = keys.key AND block <= :block ORDER BY block DESC LIMIT 1
+) FROM keys WHERE key IS NOT NULL
+"""
+
 
 class UnknownBlockError(Exception):
     """A block that does not exist yet, or a hash that is no block's of this chain."""
@@ -58,12 +70,8 @@ class State:
 
     def entries(self, item: str) -> list[tuple[str, Any]]:
         """Every key of a map with its value, by key. Nulls are left out: they are deletions."""
-        # SQLite takes a bare column beside max() from the row that holds the maximum.
-        rows = self._connection.execute(
-            "SELECT key, value, max(block) FROM state WHERE item = ? AND block <= ? GROUP BY key ORDER BY key",
-            (item, self.block),
-        ).fetchall()
-        return [(key, json.loads(value)) for key, value, _ in rows if value != "null"]
+        rows = self._connection.execute(_ENTRIES, {"item": item, "block": self.block}).fetchall()
+        return [(key, json.loads(value)) for key, value in rows if value not in (None, "null")]
 
     def put(self, item: str, key: str, value: Any) -> None:
         self._connection.execute(

@@ -9,6 +9,7 @@ from template.errors import ConfigError
 from template.localnet import pallets
 from template.localnet.ledger import Ledger, State
 from template.localnet.pallets import Registered
+from template.localnet.scale import encode_string
 from template.localnet.substrate import NETWORK_PREFIX
 
 _VALIDATOR_STAKE = 10_000 * pallets.RAO_PER_TAO
@@ -130,6 +131,14 @@ class LocalChain:
         """Sets a hyperparameter by the name of its storage item, such as "Tempo". Raises: ConfigError."""
         with self._ledger.write() as state:
             _set_checked(state, name, value)
+
+    def reveal(self, hotkey: str, text: str) -> None:
+        """Opens a hotkey's sealed commitment to `text` in the next block, as only the drand beacon can on a real chain.
+
+        Raises: ValueError when the hotkey has no sealed commitment.
+        """
+        with self._ledger.write() as state:
+            pallets.reveal(state, hotkey, encode_string(text))
 
     def weights(self, hotkey: str) -> dict[int, int] | None:
         """The weights a hotkey last set in the open, uid to u16 with the largest 65535; None when it set none."""

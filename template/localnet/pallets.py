@@ -1,7 +1,7 @@
 """The chain's rules, as far as the product meets them: registration, commitments, weights and epochs of one subnet.
 
 A `Refusal` carries the name of the chain's own error; the checks come in the order in which the chain makes them.
-Weights are stored and sealed weight commits are kept, but nothing is paid and nothing is revealed.
+Weights are stored and sealed weight commits are kept, but nothing is paid, and only an administrator reveals.
 Source: subtensor, pallets/commitments/src/lib.rs and pallets/subtensor/src/subnets/{weights,uids}.rs.
 """
 
@@ -18,6 +18,7 @@ MAX_FIELDS = 3
 _MIN_COMMITMENT_SPACE = 100
 _MAX_UNREVEALED_COMMITS = 10
 _MAX_COMMIT_BYTES = 5000
+_MAX_REVEALS = 10
 
 # drand's quicknet, the beacon that reveals timelocked weights: round 1 came at this Unix time, one every 3 s.
 _DRAND_GENESIS_S = 1692803367
@@ -35,6 +36,8 @@ HYPERPARAMETERS: dict[str, Any] = {
     "MaxAllowedUids": 256,
     "MaxSpace": 3100,
     "StakeThreshold": 1000 * RAO_PER_TAO,
+    # Per mille of the tempo: 5,000 blocks at a tempo of 360.
+    "ActivityCutoffFactorMilli": 13_889,
 }
 
 
@@ -142,6 +145,30 @@ def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, An
         raise Refusal("SpaceLimitExceeded")
     state.put("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": used})
     state.put("CommitmentOf", signer, {"deposit": 0, "block": state.block, "info": {"fields": fields}})
+
+
+def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
+    """Opens a hotkey's sealed field as the beacon's signature would, to `plaintext`, in `state.block`.
+
+    The commitment goes when no other field is left, and the newest ten reveals stay. Raises: ValueError when the
+    hotkey has no sealed commitment. Source: reveal_timelocked_commitments, pallets/commitments/src/lib.rs.
+    """
+    record = state.get("CommitmentOf", hotkey)
+    fields = [] if record is None else record["info"]["fields"]
+    kept = [field for field in fields if not (isinstance(field, dict) and "TimelockEncrypted" in field)]
+    if len(kept) == len(fields):
+        raise ValueError(f"{hotkey} has no sealed commitment")
+    reveals = state.get("RevealedCommitments", hotkey, [])
+    state.put("RevealedCommitments", hotkey, [*reveals, [_shown(plaintext), state.block]][-_MAX_REVEALS:])
+    state.put("CommitmentOf", hotkey, {**record, "info": {"fields": kept}} if kept else None)
+
+
+def _shown(data: bytes) -> str:
+    """Bytes as the client's decoder hands them over: text where they are UTF-8, else 0x-hex."""
+    try:
+        return data.decode()
+    except ValueError:
+        return "0x" + data.hex()
 
 
 def _field_size(field: Any) -> int:

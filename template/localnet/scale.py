@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 _RAW = re.compile(r"Raw(0|[1-9][0-9]*)")
 _MAX_RAW_BYTES = 128
 _HASHES = ("BlakeTwo256", "Sha256", "Keccak256", "ShaThree256")
+_MAX_SEALED_BYTES, _MAX_BIG_RAW_BYTES = 1024, 512
 _FIRST_HASH, _TIMELOCK, _RESET, _BIG_RAW = 130, 134, 135, 136
 
 
@@ -44,6 +45,13 @@ class _Reader:
         if size is None:
             raise ValueError("a length of 2**30 or more")
         return (first + (self.number(size) << 8)) >> 2
+
+    def bounded(self, limit: int) -> str:
+        """A byte string as 0x-hex. Raises: ValueError for more than `limit` bytes, which the chain cannot decode."""
+        size = self.compact()
+        if size > limit:
+            raise ValueError(f"a length of {size} where the call takes {limit}")
+        return "0x" + self.take(size).hex()
 
     def finish(self) -> None:
         if self._at != len(self._data):
@@ -108,12 +116,12 @@ def _decode_field(reader: _Reader) -> object:
     if index < _TIMELOCK:
         return {_HASHES[index - _FIRST_HASH]: "0x" + reader.take(32).hex()}
     if index == _TIMELOCK:
-        encrypted = "0x" + reader.take(reader.compact()).hex()
+        encrypted = reader.bounded(_MAX_SEALED_BYTES)
         return {"TimelockEncrypted": {"encrypted": encrypted, "reveal_round": reader.number(8)}}
     if index == _RESET:
         return "ResetBondsFlag"
     if index == _BIG_RAW:
-        return {"BigRaw": "0x" + reader.take(reader.compact()).hex()}
+        return {"BigRaw": reader.bounded(_MAX_BIG_RAW_BYTES)}
     raise ValueError("invalid leading byte")
 
 
@@ -151,6 +159,11 @@ _CALLS: dict[tuple[str, str], tuple[bytes, dict[str, _Codec]]] = {
         {"netuid": _U16, "mecid": _U8, "commit": _BYTES, "reveal_round": _U64, "commit_reveal_version": _U16},
     ),
 }
+
+
+def encode_string(text: str) -> bytes:
+    """A string as SCALE spells it: its length, then its UTF-8."""
+    return _prefixed(text.encode())
 
 
 def encode_call(module: str, function: str, params: dict[str, Any]) -> bytes:

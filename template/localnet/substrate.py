@@ -167,10 +167,12 @@ class LocalSubstrate:
     async def runtime_call(self, api: str, method: str, params: list[Any], block_hash: str | None = None) -> Any:
         async with self._reading() as ledger:
             state = _state(ledger, block_hash)
+            # The subnet begins in block 1.
+            is_there = params == [ledger.netuid] and state.block > 0
             if (api, method) == ("SubnetInfoRuntimeApi", "get_metagraph"):
-                return storage.metagraph(state, ledger.netuid) if params == [ledger.netuid] else None
+                return storage.metagraph(state, ledger.netuid) if is_there else None
             if (api, method) == ("SubnetInfoRuntimeApi", "get_next_epoch_start_block"):
-                return pallets.schedule(state).next_block if params == [ledger.netuid] else None
+                return pallets.schedule(state).next_block if is_there else None
             raise NotImplementedError(f"the local chain has no runtime call {api}.{method}")
 
     async def constant(self, module: str, name: str) -> Any:

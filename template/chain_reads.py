@@ -1,0 +1,99 @@
+"""What is read of the chain at one pinned block, in a number of calls that does not grow with the subnet.
+
+On the wire the client fetches a storage map in pages of 100 rows, and everything else in one request.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import bittensor as bt
+from bittensor import storage as st
+
+from template.commitments import to_commitment
+from template.errors import ConfigError
+from template.records import ChainCommitment, ChainView, Neuron
+
+T = TypeVar("T")
+
+
+async def snapshot_at(client: bt.Client, block: int | None = None) -> bt.Snapshot:
+    """The chain as of a block, the newest finalized one by default, which no reorganisation can undo.
+
+    Raises: bt.ChainError for a block that is not finalized yet.
+    """
+    newest = await client.finalized_block()
+    if block is not None and not 0 <= block <= newest:
+        raise bt.ChainError(f"there is no finalized block {block}: the newest is {newest}")
+    return await client.at(newest if block is None else block)
+
+
+async def read_view(client: bt.Client, substrate: Any, netuid: int, block: int | None) -> ChainView:
+    """The subnet as of a block, the newest finalized one by default.
+
+    Raises: bt.ChainError, also for a block that is not finalized yet or whose state the node has dropped; ConfigError
+    when the network has no such netuid, or the subnet's tempo is 0.
+    """
+    at = await snapshot_at(client, block)
+    # Not the metagraph's own commitments: see template/commitments.py.
+    block_hash, graph, remaining, rate_limit, cutoff_milli, version, now_ms, records, reveals = await asyncio.gather(
+        substrate.block_hash(at.block),
+        at.subnets.metagraph(netuid, commitments=False),
+        at.epochs.blocks_until_next_epoch(netuid),
+        at.query(st.SubtensorModule.WeightsSetRateLimit, [netuid]),
+        at.query(st.SubtensorModule.ActivityCutoffFactorMilli, [netuid]),
+        at.query(st.SubtensorModule.WeightsVersionKey, [netuid]),
+        at.query(st.Timestamp.Now),
+        at.query_map(st.Commitments.CommitmentOf, [netuid]),
+        at.query_map(st.Commitments.RevealedCommitments, [netuid]),
+    )
+    if graph is None:
+        raise ConfigError(f"--netuid must be a subnet of this network, and it has no {netuid}")
+    if remaining is None:
+        raise ConfigError(f"--netuid {netuid} never runs an epoch: its tempo is 0")
+    neurons = _neurons(graph)
+    return ChainView(
+        netuid=netuid,
+        block=at.block,
+        block_hash=block_hash,
+        timestamp=int(now_ms) / 1000,
+        tempo=graph.tempo,
+        blocks_until_epoch=remaining,
+        weights_rate_limit=int(rate_limit or 0),
+        # The chain's own formula; the older item ActivityCutoff stays readable and means nothing any more.
+        activity_cutoff=max(1, int(cutoff_milli or 0) * graph.tempo // 1000),
+        weights_version=int(version or 0),
+        neurons=neurons,
+        commitments=_commitments(records, reveals),
+        owner_hotkey=graph.owner_hotkey,
+        owner_uid=next((neuron.uid for neuron in neurons if neuron.hotkey == graph.owner_hotkey), None),
+    )
+
+
+def _neurons(graph: Any) -> tuple[Neuron, ...]:
+    return tuple(
+        Neuron(
+            uid=neuron.uid,
+            hotkey=neuron.hotkey,
+            registration_block=neuron.block_at_registration,
+            last_update_block=neuron.last_update,
+        )
+        for neuron in graph.neurons
+    )
+
+
+def _commitments(records: Sequence[tuple[Any, Any]], reveals: Sequence[tuple[Any, Any]]) -> tuple[ChainCommitment, ...]:
+    """By block, then by hotkey."""
+    by_hotkey = {str(hotkey): record for hotkey, record in records}
+    revealed = {str(hotkey): pairs for hotkey, pairs in reveals}
+    found = [to_commitment(hotkey, by_hotkey.get(hotkey), revealed.get(hotkey)) for hotkey in by_hotkey | revealed]
+    return tuple(sorted((entry for entry in found if entry), key=lambda entry: (entry.block, entry.hotkey)))
+
+
+async def read_commitment(client: bt.Client, netuid: int, hotkey: str) -> ChainCommitment | None:
+    """A hotkey's commitment as of the newest finalized block, or None when it has none."""
+    at, keys = await snapshot_at(client), [netuid, hotkey]
+    record, revealed = await asyncio.gather(
+        at.query(st.Commitments.CommitmentOf, keys), at.query(st.Commitments.RevealedCommitments, keys)
+    )
+    return to_commitment(hotkey, record, revealed)
