@@ -16,6 +16,7 @@ from template import constants
 from template.errors import ConfigError, Reason, SubmissionError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPO = re.compile(rf"{_NAME}/{_NAME}")
@@ -32,6 +33,11 @@ def is_repo_id(text: str) -> bool:
     if len(text) > _MAX_REPO_CHARS or "--" in text or ".." in text or text.endswith(".git"):
         return False
     return _REPO.fullmatch(text) is not None
+
+
+def is_content_digest(text: str) -> bool:
+    """True for a sha256 in 64 lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +134,10 @@ def _as_finite_float(field: str, value: object) -> float:
 
 @dataclass(frozen=True, order=True)
 class CommitmentRecord:
-    """A miner's entry: the dataset repo, the competition it is for, and the commit that counts.
+    """A miner's entry: the dataset repo, the competition it is for, and which content of the repo counts.
 
-    On chain it reads `namespace:competition_id:commit`, where namespace is the Hub id `owner/name`.
+    On chain it reads `namespace:competition_id:commit`, where namespace is the Hub id `owner/name`. commit: 40 hex
+    digits are a Hub commit; 64 are the sha256 of data.jsonl, which is then the file of that digest on `main`.
     Raises: SubmissionError (BAD_COMMITMENT) when a part is not legal or the text exceeds 128 bytes.
     """
 
@@ -143,14 +150,21 @@ class CommitmentRecord:
             raise _bad_commitment(f"{self.namespace!r} is not a Hub dataset id like owner/name")
         if _ID.fullmatch(self.competition_id) is None:
             raise _bad_commitment(f"{self.competition_id!r} is not a competition id")
-        if _COMMIT.fullmatch(self.commit) is None:
-            raise _bad_commitment(f"{self.commit!r} is not a full commit of 40 lower-case hex digits")
+        if _COMMIT.fullmatch(self.commit) is None and not is_content_digest(self.commit):
+            raise _bad_commitment(
+                f"{self.commit!r} is neither a full commit of 40 lower-case hex digits nor a sha256 of 64"
+            )
         size = len(str(self).encode())
         if size > constants.MAX_COMMITMENT_BYTES:
             raise _bad_commitment(f"it is {size} bytes long, and the chain takes {constants.MAX_COMMITMENT_BYTES}")
 
     def __str__(self) -> str:
         return f"{self.namespace}:{self.competition_id}:{self.commit}"
+
+    @property
+    def is_content_addressed(self) -> bool:
+        """True when `commit` is the sha256 of the file, which says what it holds and not where in the history."""
+        return is_content_digest(self.commit)
 
     @classmethod
     def parse(cls, text: str) -> "CommitmentRecord":

@@ -12,6 +12,10 @@ DEFAULT_DUPLICATE_COUNT = 100
 # A weight below this is zero.
 MIN_WEIGHT = 1e-6
 
+# Sent with every weight setting, so that the subnet's owner can ask for newer validators: the package's version as
+# 1,000,000 major + 1,000 minor + patch.
+WEIGHTS_VERSION = 1000
+
 # Tokens of one row that are read; the rest is cut.
 MAX_TOKENS = 2048
 
@@ -37,3 +41,6 @@ MAX_JSON_DEPTH = 16
 # Seconds that one dataset download may take, from the first byte asked for to the last one read.
 DOWNLOAD_DEADLINE_S = 120.0
 POOL_DOWNLOAD_DEADLINE_S = 1800.0
+
+# Blocks after its reveal by which the file of a content-addressed commitment must be on the Hub: an hour.
+SEAL_GRACE_BLOCKS = 300

@@ -26,7 +26,7 @@ _MAX_SOURCE_BYTES = 2**16
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """A file fetched from the Hub: `path` is the folder's `data.jsonl`, `revision` a full commit, `size` in bytes."""
+    """A file fetched from the Hub: `path` is the folder's `data.jsonl`, `revision` as asked for, `size` in bytes."""
 
     path: Path
     repo: str
@@ -37,7 +37,10 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked of the Hub. filename None stands for "the one .jsonl file of the repo"."""
+    """What was asked of the Hub. filename None stands for "the one .jsonl file of the repo".
+
+    revision: a full commit, or the sha256 of the file, wherever `main` is when it is fetched.
+    """
 
     repo: str
     revision: str

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, get_session, hf_raise_for_status
 from huggingface_hub.utils._headers import build_hf_headers
 
 from template import constants, dataset_folder
-from template.competition import is_repo_id
+from template.competition import is_content_digest, is_repo_id
 from template.dataset_folder import HubFile, Incoming, Request
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub_client import Budget, bounded, configure, hub_faults, make_api, saved_token
@@ -55,24 +55,27 @@ def download_dataset(
 ) -> HubFile:
     """Fetch one file of the dataset repo `namespace` at the commit `revision` and keep it as local_dir/data.jsonl.
 
+    A revision of 64 hex digits is the sha256 of the file, which is then looked for where `main` is now.
     filename None means the one .jsonl file of the repo, wherever it lies; a repo with none or several is refused.
     A folder that already holds the file, or a cache_dir that does, is answered from without any network. When the
     call fails, the folder is as it was: it may still hold, and say that it holds, another revision, never this one.
 
-    Raises: SubmissionError (MISSING_REPO for the repo or the commit, MISSING_FILE, TOO_LARGE); RemoteError when the
-    Hub could not be heard out within `deadline_s`; HostError for our disk or token; ConfigError when namespace or
-    revision (a full lower-case commit, no branch) is not legal.
+    Raises: SubmissionError (MISSING_REPO for the repo or the commit, MISSING_FILE, TOO_LARGE; for a sha256 it is
+    MISSING_FILE also when the repo is not there or main holds another file, since either may change); RemoteError when
+    the Hub could not be heard out within `deadline_s`; HostError for our disk or token; ConfigError when namespace or
+    revision (a full lower-case commit or a sha256, no branch) is not legal.
     """
     if not is_repo_id(namespace):
         raise ConfigError(f"a dataset repo must be a Hub id like owner/name, not {namespace!r}")
-    if _COMMIT.fullmatch(revision) is None:
-        raise ConfigError(f"revision must be a full commit of 40 lower-case hex digits, not {revision!r}")
+    if _COMMIT.fullmatch(revision) is None and not is_content_digest(revision):
+        raise ConfigError(f"revision must be a commit of 40 lower-case hex digits or a sha256 of 64, not {revision!r}")
     request = Request(repo=namespace, revision=revision, filename=filename)
     home = local_dir if cache_dir is None else _cache_folder(cache_dir, request)
     held = dataset_folder.find(local_dir, request) or dataset_folder.find(home, request)
     if held is None:
         api = make_api(token, endpoint)
-        incoming = bounded(deadline_s, lambda budget: _fetch(api, request, home, max_bytes, budget))
+        fetch = _fetch_by_digest if is_content_digest(revision) else _fetch
+        incoming = bounded(deadline_s, lambda budget: fetch(api, request, home, max_bytes, budget))
         try:
             held = incoming.install(request)
         finally:
@@ -132,9 +135,34 @@ def resolve_revision(
     return bounded(deadline_s, look_up)
 
 
+def _fetch_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
+    """The file whose sha256 `request.revision` is, from where main is now, as `_fetch` gives one of a commit."""
+    missing = f"the file with sha256 {request.revision} is not (yet) at main of {request.repo}"
+    try:
+        with hub_faults(api, request.repo):
+            commit = _as_commit(api.repo_info(request.repo, revision="main", repo_type="dataset").sha)
+        # Pinned, so that main may move meanwhile.
+        at_commit = Request(repo=request.repo, revision=commit, filename=request.filename)
+        entry = _locate(api, at_commit)
+        if entry.sha256 not in (None, request.revision):
+            raise SubmissionError(Reason.MISSING_FILE, "another file is there")
+        incoming = _fetch_entry(api, at_commit, entry, folder, max_bytes, budget)
+        if incoming.sha256 != request.revision:
+            incoming.discard()
+            raise SubmissionError(Reason.MISSING_FILE, "another file is there")
+        return incoming
+    except SubmissionError as error:
+        if error.reason is Reason.TOO_LARGE:
+            raise
+        raise SubmissionError(Reason.MISSING_FILE, f"{missing}: {error}") from error
+
+
 def _fetch(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
     """The whole file, verified against the Hub's listing, ready to install. Runs inside `bounded`."""
-    entry = _locate(api, request)
+    return _fetch_entry(api, request, _locate(api, request), folder, max_bytes, budget)
+
+
+def _fetch_entry(api: HfApi, request: Request, entry: _Entry, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
     _check_size(request, entry.size, max_bytes)
     budget.max_bytes = max(entry.size, budget.max_bytes)
     incoming = Incoming(folder, entry.size)

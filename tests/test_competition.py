@@ -11,6 +11,7 @@ from template.competition import CommitmentRecord, Competition, is_repo_id
 from template.errors import ConfigError, Reason, SubmissionError
 
 SHA = "784fbf1e78d16c512750e3bb5391fa6b338818ae"
+SHA256 = "0f" * 32
 DEFAULT = Competition.from_defaults()
 
 
@@ -137,10 +138,12 @@ def test_an_unknown_a_missing_and_no_mapping_are_refused_with_the_file() -> None
 # The record
 
 
-def test_a_record_is_printed_and_parsed_back() -> None:
-    record = CommitmentRecord("owner/name", "1", SHA)
-    assert str(record) == f"owner/name:1:{SHA}"
+@pytest.mark.parametrize(("content", "is_content_addressed"), [(SHA, False), (SHA256, True)])
+def test_a_record_is_printed_and_parsed_back(content: str, is_content_addressed: bool) -> None:
+    record = CommitmentRecord("owner/name", "1", content)
+    assert str(record) == f"owner/name:1:{content}"
     assert CommitmentRecord.parse(str(record)) == record
+    assert record.is_content_addressed is is_content_addressed
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,13 @@ def test_a_record_is_printed_and_parsed_back() -> None:
         f"owner/name:1:{'g' * 40}",
         f"owner/name:1:{chr(0x0660) * 40}",
         "owner/name:1:main",
+        f"owner/name:1:{SHA256.upper()}",
+        f"owner/name:1:{SHA256}\n",
+        f"owner/name:1:{SHA256[1:]}",
+        f"owner/name:1:{SHA256}0",
+        f"owner/name:1:{'g' * 64}",
+        f"owner/name:1:{chr(0x0660) * 64}",
+        f"owner/name:1:{SHA[:20] * 3}",
         f"owner/name::{SHA}",
         f"owner/name: 1:{SHA}",
         f"name:1:{SHA}",
@@ -175,14 +185,16 @@ def test_anything_looser_than_what_is_printed_is_refused(text: str) -> None:
     assert caught.value.reason is Reason.BAD_COMMITMENT
 
 
-def test_a_record_may_fill_the_chains_field_and_no_more() -> None:
-    id_size = constants.MAX_COMMITMENT_BYTES - 40 - 2 - 80
-    namespace = "o/" + "d" * 78
-    assert len(str(CommitmentRecord(namespace, "x" * id_size, SHA)).encode()) == 128
+@pytest.mark.parametrize("content", [SHA, SHA256])
+def test_a_record_may_fill_the_chains_field_and_no_more(content: str) -> None:
+    namespace = "o/" + "d" * (constants.MAX_COMMITMENT_BYTES - 2 - len(f":1234:{content}"))
+    assert len(str(CommitmentRecord(namespace, "1234", content)).encode()) == 128
     with pytest.raises(SubmissionError, match="129 bytes long, and the chain takes 128"):
-        CommitmentRecord(namespace, "x" * (id_size + 1), SHA)
+        CommitmentRecord(namespace, "12345", content)
 
 
-def test_the_default_competitions_entries_fit_any_hub_id_the_chain_can_carry() -> None:
-    longest = constants.MAX_COMMITMENT_BYTES - len(f":{DEFAULT.id}:{SHA}")
-    assert len(str(CommitmentRecord("o/" + "d" * (longest - 2), DEFAULT.id, SHA))) == constants.MAX_COMMITMENT_BYTES
+@pytest.mark.parametrize("content", [SHA, SHA256])
+def test_the_default_competitions_entries_fit_any_hub_id_the_chain_can_carry(content: str) -> None:
+    longest = constants.MAX_COMMITMENT_BYTES - len(f":{DEFAULT.id}:{content}")
+    record = CommitmentRecord("o/" + "d" * (longest - 2), DEFAULT.id, content)
+    assert len(str(record)) == constants.MAX_COMMITMENT_BYTES

@@ -1,5 +1,6 @@
 """A folder keeps one revision at a time, whatever is done to it, and the cache keeps many."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -130,6 +131,24 @@ def test_a_named_file_is_no_answer_to_the_one_jsonl(server: HubServer, tmp_path:
     two = publish(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
     fetch(server, two, tmp_path / "data", cache_dir=tmp_path / "cache")
     refusal(server, two, tmp_path / "data", cache_dir=tmp_path / "cache", filename=None)
+
+
+def test_a_file_held_by_its_digest_outlives_what_main_becomes(server: HubServer, tmp_path: Path) -> None:
+    digest = hashlib.sha256(OLD).hexdigest()
+    seed(server, OLD)
+    fetch(server, digest, tmp_path / "one", cache_dir=tmp_path / "cache")
+    seed(server, NEW)
+    assert fetch(server, digest, tmp_path / "one").path.read_bytes() == OLD
+    server.close()
+    assert fetch(server, digest, tmp_path / "two", cache_dir=tmp_path / "cache").path.read_bytes() == OLD
+
+
+def test_a_held_file_is_no_answer_to_another_digest(server: HubServer, tmp_path: Path) -> None:
+    seed(server, OLD)
+    fetch(server, hashlib.sha256(OLD).hexdigest(), tmp_path / "data", cache_dir=tmp_path / "cache")
+    seed(server, NEW)
+    held = fetch(server, hashlib.sha256(NEW).hexdigest(), tmp_path / "data", cache_dir=tmp_path / "cache")
+    assert held.path.read_bytes() == NEW
 
 
 def test_a_folder_that_cannot_be_is_our_fault(server: HubServer, tmp_path: Path) -> None:

@@ -232,8 +232,11 @@ def test_no_or_two_jsonl_are_refused_by_name(server: HubServer, tmp_path: Path) 
     assert DATA in str(error) and "more.jsonl" in str(error)
 
 
-@pytest.mark.parametrize("revision", ["main", "", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\n"])
-def test_only_a_full_commit_is_a_revision(server: HubServer, tmp_path: Path, revision: str) -> None:
+OTHER_THAN_A_REVISION = ["main", "", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\n", "a" * 63, "A" * 64, "a" * 64 + "\n"]
+
+
+@pytest.mark.parametrize("revision", OTHER_THAN_A_REVISION)
+def test_only_a_full_commit_or_a_digest_is_a_revision(server: HubServer, tmp_path: Path, revision: str) -> None:
     with pytest.raises(ConfigError):
         fetch(server, revision, tmp_path / "data")
 
@@ -287,6 +290,57 @@ def test_every_error_here_has_an_owner(server: HubServer, tmp_path: Path) -> Non
         fetch(server, commit, tmp_path / "data")
 
 
+# Files named by their content
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_found_by_its_digest_wherever_main_is(server: HubServer, tmp_path: Path) -> None:
+    seed(server, OLD)
+    publish(server.store.root, REPO, {"readme.md": b"#"})
+    held = fetch(server, digest_of(OLD), tmp_path / "data")
+    assert held.path.read_bytes() == OLD
+    assert (held.revision, held.sha256) == (digest_of(OLD), digest_of(OLD))
+
+
+def test_a_digest_that_main_does_not_hold_is_a_missing_file(server: HubServer, tmp_path: Path) -> None:
+    def sentence() -> str:
+        error = refusal(server, digest_of(OLD), tmp_path / "data")
+        assert error.reason is Reason.MISSING_FILE
+        assert digest_of(OLD) in str(error) and "is not (yet) at main of alice/talk" in str(error)
+        return str(error)
+
+    assert "not on the Hub" in sentence()
+    publish(server.store.root, REPO, {"readme.md": b"#"})
+    assert "has no file data.jsonl" in sentence()
+    seed(server, OLD)
+    seed(server, NEW)
+    assert "another file is there" in sentence()
+    assert not list((tmp_path / "data").glob("*"))
+    seed(server, OLD)
+    assert fetch(server, digest_of(OLD), tmp_path / "data").path.read_bytes() == OLD
+
+
+def test_a_private_repo_holds_no_digest_for_anybody_else(server: HubServer, tmp_path: Path) -> None:
+    seed(server, private=True)
+    assert refusal(server, digest_of(OLD), tmp_path / "a").reason is Reason.MISSING_FILE
+
+
+def test_a_digest_whose_file_is_over_the_cap_is_refused_as_too_large(server: HubServer, tmp_path: Path) -> None:
+    seed(server)
+    assert refusal(server, digest_of(OLD), tmp_path / "a", max_bytes=10).reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("name", ["drop", "503", "bare 404", "truncated listing", "wrong listing", "wrong bytes"])
+def test_a_faulty_hub_is_no_missing_digest(server: HubServer, tmp_path: Path, name: str) -> None:
+    seed(server)
+    set_faults(server.store.root, FAULTS[name])
+    with pytest.raises(RemoteError):
+        fetch(server, digest_of(OLD), tmp_path / "data", deadline_s=5)
+
+
 class _LargeFileHub(http.server.BaseHTTPRequestHandler):
     """A hub that keeps data.jsonl in large-file storage: listed by sha256, served by a redirect to another origin."""
 
@@ -317,6 +371,20 @@ class _LargeFileHub(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def test_a_large_file_of_another_digest_is_not_even_asked_for(tmp_path: Path) -> None:
+    listing = json.dumps({"id": REPO, "sha": "a" * 40}).encode()
+    handler = type("Handler", (_LargeFileHub,), {"served": listing, "seen": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{running.server_port}"
+        try:
+            with pytest.raises(SubmissionError, match="another file is there"):
+                hub.download_dataset(REPO, digest_of(NEW), tmp_path, endpoint=endpoint)
+        finally:
+            running.shutdown()
+    assert not [path for path, _ in handler.seen if "/resolve/" in path]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("is_right", [True, False])
