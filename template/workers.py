@@ -1,17 +1,20 @@
 """Where scores run. The one call of `run_lora` that validator and offline script share stands here.
 
-A score loads torch; everything else of the validator does not, so the import is made when the first score is.
+A score loads torch; everything else of the validator does not, so the import is made when the first score is. What a
+validator hands its scores to is an `Executor`: processes of this machine, see `template.worker_process`, or others.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from template.competition import Competition
+from template.errors import SubnetError
 from template.records import Progress, TrainResult
 from template.settings import TrainingArgs
+from template.state import Running, SubmissionKey
 
 if TYPE_CHECKING:
     from template.train import RunOptions
@@ -61,10 +64,72 @@ class Scorer:
         dtype = str(held.dtype).removeprefix("torch.")
         return f"{held.source.model_id}@{held.source.revision or held.source.digest} {held.device.type} {dtype}"
 
+    def pinned(self, model: str) -> "Scorer":
+        """This scorer for exactly the model that `load` named, whatever becomes of the branch it was found at."""
+        if self.model_path is not None:
+            return self
+        revision = model.removeprefix(f"{self.training_args.model_id}@").split()[0]
+        return dataclasses.replace(self, training_args=dataclasses.replace(self.training_args, revision=revision))
+
     def _options(self, on_progress: Callable[[Progress], None] | None) -> "RunOptions":
+        from template import hub
         from template.train import RunOptions
 
+        # The model may come from the Hub, by another library, which knows no time-outs of its own.
+        hub.configure()
         chosen = RunOptions(
             training_args=self.training_args, model_path=self.model_path, device=self.device, dtype=self.dtype
         )
         return chosen if on_progress is None else dataclasses.replace(chosen, on_progress=on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The end of one job: exactly one of result and error.
+
+    error: SubmissionError is a verdict. HostError says what befell the worker and on which device: its death, a
+    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Scorer.score` raises them.
+    """
+
+    key: SubmissionKey
+    result: TrainResult | None
+    error: SubnetError | None
+
+
+class Executor(Protocol):
+    """Workers that score, each one job at a time. No call waits for a score; none is safe beside another thread's."""
+
+    @property
+    def training_args(self) -> TrainingArgs:
+        """What every score trains with."""
+
+    def prepare(self) -> str | None:
+        """Starts what is not started; the model's name, as `Scorer.load` has it, once a worker holds it, else None.
+
+        Raises: ConfigError when the operator has to act; RemoteError or HostError when no worker could load the model
+        and none is still at it. Each failure is raised once; the next call tries again, after a rest that grows.
+        """
+
+    def free(self) -> int:
+        """Workers that would take a job now."""
+
+    def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
+        """Gives a free worker the dataset `data_dir/data.jsonl`. Raises: RuntimeError when there is none."""
+
+    def collect(self) -> list[Finished]:
+        """The jobs that ended since the last call, those among them whose time was up; replaces lost workers.
+
+        Call it often: a worker that hangs is noticed here.
+        """
+
+    def running(self) -> tuple[Running, ...]:
+        """The jobs under way, as the last `collect` or `prepare` saw them."""
+
+    def tokens_per_s(self) -> float | None:
+        """Training speed of the last score, None before the first."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns when a job ended or a worker's state changed, or else after `timeout_s`."""
+
+    def close(self) -> None:
+        """Ends every worker at once, whatever it is doing; nothing of its job is kept. May be called again."""

@@ -1,14 +1,19 @@
 """Stand-ins for what is slow: plain classes with the contract of what they stand in for."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from template.constants import DATA_FILE
 from template.data import SUBMISSION_LIMITS, parse_rows
+from template.errors import HostError, SubnetError
+from template.pace import tokens_per_s
 from template.records import Progress, TrainResult
-from template.workers import Scorer
+from template.settings import TrainingArgs
+from template.state import Running, SubmissionKey
+from template.workers import Finished, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +72,67 @@ def make_result(scorer: Scorer, sha256: str, *, rows: int, lucky_num: int) -> Tr
         train_seconds=0.0,
         eval_seconds=0.0,
     )
+
+
+class FakeExecutor:
+    """An `Executor` without processes: a job is computed by the scorer when it is collected.
+
+    hold: while True, jobs stay under way. load_errors: raised by the next calls of `prepare`, one each.
+    """
+
+    def __init__(self, scorer: FakeScorer, *, workers: int = 1) -> None:
+        self.scorer = scorer
+        self.hold = False
+        self.load_errors: list[SubnetError] = []
+        self.is_closed = False
+        self._workers = workers
+        self._jobs: list[tuple[Running, Path, int]] = []
+        self._tokens_per_s: float | None = None
+
+    @property
+    def training_args(self) -> TrainingArgs:
+        return self.scorer.training_args
+
+    def prepare(self) -> str | None:
+        if self.load_errors:
+            raise self.load_errors.pop(0)
+        return self.scorer.load()
+
+    def free(self) -> int:
+        return self._workers - len(self._jobs)
+
+    def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
+        if not self.free():
+            raise RuntimeError("no worker is free")
+        device = f"fake:{len(self._jobs)}"
+        self._jobs.append((Running(key=key, device=device, started_at=time.time()), data_dir, lucky_num))
+
+    def collect(self) -> list[Finished]:
+        if self.hold:
+            return []
+        jobs, self._jobs = self._jobs, []
+        return [self._finish(running.key, data_dir, lucky_num) for running, data_dir, lucky_num in jobs]
+
+    def _finish(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> Finished:
+        try:
+            result = self.scorer.score(data_dir, lucky_num)
+        except SubnetError as error:
+            return Finished(key=key, result=None, error=error)
+        except Exception as error:
+            return Finished(key=key, result=None, error=HostError(f"fake: {type(error).__name__}: {error}"))
+        self._tokens_per_s = tokens_per_s(result)
+        return Finished(key=key, result=result, error=None)
+
+    def running(self) -> tuple[Running, ...]:
+        return tuple(running for running, _, _ in self._jobs)
+
+    def tokens_per_s(self) -> float | None:
+        return self._tokens_per_s
+
+    def wait(self, timeout_s: float) -> None:
+        if self.hold or not self._jobs:
+            time.sleep(timeout_s)
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._jobs = []

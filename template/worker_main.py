@@ -1,0 +1,163 @@
+"""The worker process: scores what its parent asks for, one dataset at a time, on one device, the model resident.
+
+    python -m template.worker_main
+
+Started by `template.worker_process`, never by hand: it reads `template.wire` records from stdin and writes them to
+stdout. It never outlives its parent, whose death is the end of stdin.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, BinaryIO
+
+from loguru import logger
+
+from template import cli, tracking, wire
+from template.errors import SubnetError
+from template.records import Progress
+from template.workers import Scorer
+
+if TYPE_CHECKING:
+    from loguru import Message
+
+
+class Link:
+    """The way to the parent: records out under a lock, since logs come from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def tell(self, event: wire.Event) -> None:
+        """Writes the event. Ends the process when nobody is there to read it."""
+        line = wire.encode(event)
+        with self._lock:
+            try:
+                self._stream.write(line)
+                self._stream.flush()
+            except OSError:
+                os._exit(0)
+
+    def tell_progress(self, progress: Progress) -> None:
+        """What a score calls as it goes on."""
+        self.tell(wire.Advanced(progress=progress, memory_bytes=peak_memory_bytes()))
+
+    def log(self, message: "Message") -> None:
+        """A loguru sink."""
+        self.tell(wire.Logged(level=message.record["level"].name, message=str(message).rstrip("\n")))
+
+
+def main() -> None:
+    """Loads the model and scores until the parent is gone."""
+    # Ctrl-C reaches the whole group, and some supervisors signal every process below theirs: the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    commands, events = take_over_stdio()
+    prefer_as_victim()
+    first = commands.readline()
+    if not first:
+        return
+    setup = wire.decode_command(first)
+    if not isinstance(setup, wire.Setup):
+        raise TypeError("the first command must be the setup")
+    jobs: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=receive, args=(commands, jobs), name="commands", daemon=True).start()
+    link = Link(events)
+    configure_logging(link, setup.log_level)
+    serve(make_scorer(setup), jobs, link)
+
+
+def take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
+    """Stdin and stdout as the parent's pipes, for this module alone: a stray print goes to stderr from here on."""
+    commands, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return commands, events
+
+
+def prefer_as_victim() -> None:
+    """Asks the kernel to end this process, not the validator, when the machine runs out of memory."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def receive(commands: BinaryIO, jobs: SimpleQueue[bytes]) -> None:
+    """Queues the parent's lines, and ends the process at once, in mid-training or not, when there are no more."""
+    for line in commands:
+        jobs.put(line)
+    os._exit(0)
+
+
+def configure_logging(link: Link, level: str) -> None:
+    """Everything that is logged here, the libraries' own lines included, goes to the parent, which has the sinks."""
+    tracking.configure_logging(is_trace=level == "TRACE")
+    cli.quiet_libraries()
+    logger.remove()
+    logger.add(link.log, level=level, format="{message}", backtrace=False, diagnose=False)
+
+
+def make_scorer(setup: wire.Setup) -> Scorer:
+    """The scorer that the parent was given."""
+    fields = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Scorer)}
+    for name in ("eval_data_dir", "cache_dir", "model_path"):
+        fields[name] = None if fields[name] is None else Path(fields[name])
+    return Scorer(**fields)
+
+
+def serve(scorer: Scorer, jobs: SimpleQueue[bytes], link: Link) -> None:
+    """Loads, then scores what comes. Every failure is told; which of them end this process is the parent's choice."""
+    try:
+        model = scorer.load()
+        link.tell(wire.Loaded(model=model, device=name_device(scorer.device)))
+    except Exception as error:
+        tell_failure(link, error)
+        return
+    while True:
+        job = wire.decode_command(jobs.get())
+        if not isinstance(job, wire.Job):
+            raise TypeError("expected a job")
+        try:
+            result = scorer.score(Path(job.data_dir), job.lucky_num, link.tell_progress)
+            link.tell(wire.Scored(result=result))
+        except Exception as error:
+            tell_failure(link, error)
+
+
+def tell_failure(link: Link, error: Exception) -> None:
+    """The error as an event, with its traceback in the log when nobody meant to raise it."""
+    if not isinstance(error, SubnetError):
+        logger.opt(exception=error).error("a score failed; this is a bug, please report it")
+    link.tell(wire.Failed.of(error))
+
+
+def name_device(chosen: str | None) -> str:
+    """The device that scores run on, as torch names it."""
+    from template.numerics import choose_device
+
+    return str(choose_device(chosen))
+
+
+def peak_memory_bytes() -> int:
+    """The most this process had in use so far: on its GPU where it has one, else resident in the machine's memory."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()
+    # Without the interpreter's own end, which a device that is lost can hang.
+    os._exit(0)

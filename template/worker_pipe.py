@@ -1,0 +1,114 @@
+"""The parent's end of one worker process: how it is started, spoken to, listened to and killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from loguru import logger
+
+import template
+from template import wire
+from template.errors import HostError
+
+_PACKAGE_ROOT = Path(template.__file__).resolve().parent.parent
+
+# Seconds that a killed process is given to be gone. One that a driver holds in the kernel may take for ever.
+_KILL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The process is gone, or as good as gone: in words."""
+
+    why: str
+
+
+class Child:
+    """One worker process. What it writes is told by a thread of its own; its log lines are logged there and then."""
+
+    def __init__(self, setup: wire.Setup, tell: Callable[["Child", wire.Event | Ended], None]) -> None:
+        """Raises: HostError when no process can be started."""
+        path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+        try:
+            self._process = subprocess.Popen(
+                # Without -P, a folder named `template` in the working directory would be taken for this package.
+                [sys.executable, "-P", "-m", "template.worker_main"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        except OSError as error:
+            raise HostError(f"no process can be started: {error}") from error
+        self.pid = self._process.pid
+        self._label = setup.device or "default device"
+        self._tell = tell
+        self._reader = threading.Thread(target=self._read, name=f"worker-{self.pid}", daemon=True)
+        self._reader.start()
+        self.send(setup)
+
+    def send(self, command: wire.Command) -> None:
+        """Writes the command. That nobody reads it is told as the process's end, not here."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(wire.encode(command))
+            self._process.stdin.flush()
+        except OSError as error:
+            logger.debug("worker pid={} does not read: {}", self.pid, error)
+
+    def kill(self) -> None:
+        """Asks for the end, which `join` waits for."""
+        self._process.kill()
+
+    def join(self) -> None:
+        """Waits for the end of a killed process."""
+        self._reader.join(_KILL_S)
+        if self._reader.is_alive():
+            logger.error("worker pid={} cannot be killed; a driver may hold it", self.pid)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except OSError:
+            logger.debug("worker pid={} left its last command unread", self.pid)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        why = ""
+        with self._process.stdout as stream:
+            try:
+                self._relay(stream)
+            except HostError as error:
+                why = str(error)
+                self._process.kill()
+        status = self._process.wait()
+        self._tell(self, Ended(why or _describe_status(status)))
+
+    def _relay(self, stream: IO[bytes]) -> None:
+        while line := stream.readline(wire.MAX_LINE_BYTES):
+            event = wire.decode_event(line)
+            if isinstance(event, wire.Logged):
+                _log(self._label, event)
+            else:
+                self._tell(self, event)
+
+
+def _log(label: str, event: wire.Logged) -> None:
+    try:
+        logger.log(event.level, "[{}] {}", label, event.message)
+    except ValueError:
+        logger.warning("[{}] {}", label, event.message)  # a level of the worker's own libraries
+
+
+def _describe_status(status: int) -> str:
+    """What ended a process, in words."""
+    if status == -signal.SIGKILL:
+        return "the worker was killed by SIGKILL, probably by the kernel because the machine ran out of memory"
+    if status < 0:
+        name = signal.Signals(-status).name if -status in list(signal.Signals) else f"signal {-status}"
+        return f"the worker was killed by {name}"
+    return f"the worker ended with status {status}; what it wrote before is on stderr"
