@@ -1,5 +1,6 @@
 """Logs: one form, one stream, the clients' included, whatever those set up themselves."""
 
+import json
 import os
 import re
 import subprocess
@@ -109,3 +110,110 @@ def test_exceptions_odd_levels_and_bad_arguments_are_logged_and_break_nothing() 
     assert "%s and %s" in lines[1]
     assert "bittensor: failed" in lines[2]
     assert "ZeroDivisionError: division by zero" in text
+
+
+HUB_TOKEN = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
+MNEMONIC = "legal winner thank year wave sausage worth useful legal winner thank yellow"
+
+# What an entry point does with its flags and its environment, then lines that hold secrets.
+SECRETS = f"""
+import argparse, logging, os, sys
+from loguru import logger
+from template import cli
+def run(args):
+    logger.info("one line")
+    logger.warning("password {{}} and token {HUB_TOKEN}", os.environ["BT_WALLET_PASSWORD"])
+    logging.getLogger("bittensor.transport").error("mnemonic %s", "{MNEMONIC}")
+    try:
+        raise OSError("refused: " + os.environ["WANDB_API_KEY"])
+    except OSError:
+        logger.exception("failed")
+    logger.debug("not asked for")
+    return 0
+parser = argparse.ArgumentParser()
+cli.add_logging_arguments(parser)
+sys.exit(cli.run_main(parser, sys.argv[1:], run))
+"""
+KEYS = {"BT_WALLET_PASSWORD": "correct horse", "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567"}
+
+
+def read_json_lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_no_secret_reaches_stderr_or_the_file_not_even_in_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "logs" / "neuron.jsonl"
+    for text in ("\n".join(run(SECRETS, "--logging.file", str(file))), file.read_text(encoding="utf-8")):
+        assert "password [redacted] and token [redacted]" in text
+        assert "OSError: refused: [redacted]" in text
+        for secret in (HUB_TOKEN, *KEYS.values(), "winner", "yellow"):
+            assert secret not in text
+
+
+def test_the_file_holds_one_flat_object_per_line_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "neuron.jsonl"
+    run(SECRETS, "--logging.file", str(file))
+    lines = read_json_lines(file)
+    assert [line["level"] for line in lines] == ["INFO", "WARNING", "ERROR", "ERROR"]
+    assert [line["module"] for line in lines] == ["__main__", "__main__", "bittensor.transport", "__main__"]
+    assert lines[0]["message"] == "one line"
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"]) for line in lines)
+    assert [set(line) - {"time", "level", "message", "module"} for line in lines] == [
+        set(),
+        set(),
+        set(),
+        {"exception"},
+    ]
+    assert lines[3]["exception"].startswith("Traceback (most recent call last):")
+    assert file.stat().st_mode & 0o777 == 0o600
+    run(SECRETS, "--logging.file", str(file), "--logging.debug")
+    assert [line["level"] for line in read_json_lines(file)[4:]] == ["INFO", "WARNING", "ERROR", "ERROR", "DEBUG"]
+
+
+def test_a_full_file_is_set_aside_and_the_oldest_is_dropped(tmp_path: Path) -> None:
+    run(
+        "import sys\nfrom pathlib import Path\nfrom loguru import logger\nfrom template import tracking\n"
+        "tracking.FILE_BYTES, tracking.KEPT_FILES = 1000, 3\n"
+        "tracking.configure_logging(file=Path(sys.argv[1]))\n"
+        "for number in range(100): logger.info('line {}', number)\n",
+        str(tmp_path / "log"),
+    )
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["log", "log.1", "log.2"]
+    assert all(file.stat().st_size <= 1000 and file.stat().st_mode & 0o777 == 0o600 for file in files)
+    messages = [line["message"] for file in reversed(files) for line in read_json_lines(file)]
+    assert messages == [f"line {number}" for number in range(100 - len(messages), 100)]
+
+
+def test_a_full_disk_disturbs_nobody_and_is_told_once() -> None:
+    lines = run(
+        "from pathlib import Path\nfrom loguru import logger\nfrom template.tracking import configure_logging\n"
+        "configure_logging(file=Path('/dev/full'), secrets=['s3cr3t'])\n"
+        "for _ in range(50): logger.info('a s3cr3t ' + 'x' * 1000)\n"
+    )
+    assert all(LINE.fullmatch(line) for line in lines)
+    assert levels(lines, "/dev/full misses lines: [Errno 28]") == ["WARNING"]
+    assert levels(lines, "a [redacted] x") == ["INFO"] * 50
+
+
+def test_a_file_that_cannot_be_opened_is_the_operators_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "below"
+    done = subprocess.run(
+        [sys.executable, "-c", SECRETS, "--logging.file", str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3
+    assert LINE.fullmatch(done.stderr.rstrip("\n"))
+    assert f"ConfigError: --logging.file {path}: cannot be opened" in done.stderr
