@@ -1,11 +1,15 @@
-"""Publishes one dataset: checks it, uploads it to the Hub, and commits it on chain.
+"""Publishes one dataset: checks it, shows what it will do and asks, uploads it to the Hub, and commits it on chain.
 
     python neurons/miner.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey \\
         --hf_repo_id me/my-dataset --dataset_path data.jsonl
 
+With --seal the commitment is on chain at once, but nobody can read what it says, nor the file, until the next round of
+the validators is fixed: the miner waits for that, and then uploads. Whatever interrupts it, run it again: it goes on
+where it was, and commits nothing twice.
+
 The Hub token is read from HF_TOKEN or from the Hub's own login. Exit status: 0 the commitment is visible on chain,
-2 or 3 the command line or another setting is wrong, 4 this machine failed, 5 the Hub did not answer, 6 a validator
-would refuse the dataset (the message says why).
+1 the question was answered with no, 2 or 3 the command line or another setting is wrong, 4 this machine failed,
+5 the Hub or the chain did not answer, 6 a validator would refuse the dataset (the message says why).
 """
 
 import argparse
@@ -14,9 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from template import cli
-from template.data import Row, encode_row
-from template.settings import load_training_args
-from template.templates import template_for
+from template.errors import ConfigError
+
+_BLOCKS_PER_EPOCH = 360
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; made if missing")
     parser.add_argument("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
-    parser.add_argument("--force", action="store_true", help="publish even what a validator will refuse")
+    parser.add_argument("--yes", action="store_true", help="publish without asking")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="publish even what a validator will refuse, or in place of a sealed commitment that is still to open",
+    )
+    _add_seal_arguments(parser)
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
@@ -34,13 +44,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--work_dir",
         type=Path,
         default=cli.DEFAULT_STATE_DIR / "miner",
-        help="where the evaluation set is kept (default: %(default)s)",
+        help="where the evaluation set is kept, and what the miner has begun (default: %(default)s)",
     )
     parser.add_argument(
         "--poll_seconds", type=float, default=6.0, help="between looks at the chain (default: %(default)s)"
     )
     cli.add_logging_arguments(parser)
     return parser
+
+
+def _add_seal_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sealed submissions")
+    group.add_argument("--seal", action="store_true", help="hide commitment and file until the next round is fixed")
+    group.add_argument("--reveal_blocks", type=int, metavar="N", help="open N blocks from now instead")
+    group.add_argument(
+        "--blocks_per_epoch",
+        type=int,
+        default=_BLOCKS_PER_EPOCH,
+        help="the validators' blocks per round, which starts at its multiples (default: %(default)s)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,37 +72,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the miner and runs it. Raises: SubnetError."""
-    from template.miner import MinerConfig, ensure_token, publish_dataset
+    from template.miner import ensure_token, publish_dataset
+    from template.miner_draft import MinerConfig
+    from template.miner_seal import after_blocks, at_round_start, seal_dataset
 
     poll_s = cli.check_poll_seconds(args.poll_seconds)
-    competition = cli.read_competition(args)
+    if args.reveal_blocks is not None and not args.seal:
+        raise ConfigError("--reveal_blocks needs --seal")
+    by_round = at_round_start(args.blocks_per_epoch)
+    reveal_block = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path.expanduser(),
-        competition=competition,
-        work_dir=cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir"),
-        has_target=make_target_check(args),
+        competition=cli.read_competition(args),
+        work_dir=cli.check_folder(args.work_dir, "--work_dir"),
+        has_target=cli.make_target_check(args),
         is_forced=args.force,
         poll_s=poll_s,
         hub_token=ensure_token(cli.hub_token()),
     )
+    confirm = make_confirm(args.yes)
     with cli.open_chain(args) as chain:
-        published = publish_dataset(config, chain)
+        if args.seal:
+            published = seal_dataset(config, chain, reveal_block=reveal_block, confirm=confirm)
+        else:
+            published = publish_dataset(config, chain, confirm=confirm)
+    if published is None:
+        return 1
     print(f"{published.record} committed in block {published.block}")
     return 0
 
 
-def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
-    """Whether a row keeps an answer in the model's own tokens; the tokenizer is loaded when first asked."""
+def make_confirm(is_yes: bool) -> Callable[[str], bool]:
+    """Shows on stderr what is to be published, and asks on the terminal unless `is_yes`.
 
-    def has_target(row: Row) -> bool:
-        from template.model import load_tokenizer
+    Raises: ConfigError when there is nobody to ask.
+    """
+    if not is_yes and not sys.stdin.isatty():
+        raise ConfigError("--yes is needed where nobody can be asked: the standard input is no terminal")
 
-        training_args = load_training_args(args.training_args)
-        tokenize = load_tokenizer(training_args, model_path=args.model_path)
-        return encode_row(row, template_for(training_args.model_id), tokenize) is not None
+    def confirm(what: str) -> bool:
+        print(f"About to publish:\n{what}", file=sys.stderr)
+        if is_yes:
+            return True
+        print("Publish? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return True
+        print("Nothing is published.", file=sys.stderr)
+        return False
 
-    return has_target
+    return confirm
 
 
 if __name__ == "__main__":

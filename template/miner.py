@@ -1,189 +1,161 @@
 """The miner: check a dataset as a validator would, upload it, read it back, and commit it on chain.
 
-Safe to run again at any time: an unchanged file makes no new commit on the Hub, and a commitment that already stands
-on chain is not made twice, because making it again would move its block and lose its place in line.
+Safe to run again at any time, also after a kill: a commitment that leads to the same bytes is not made twice, because
+making it again would move its block and lose its place in line.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
 
 from loguru import logger
 
-from template import constants, hub
-from template.competition import CommitmentRecord, Competition
-from template.data import Row
-from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.pool import check_dataset, fetch_eval_set, read_pool
-from template.records import ChainCommitment, ChainView, PublishOutcome
+from template import hub
+from template.competition import CommitmentRecord
+from template.errors import ConfigError, HostError, RemoteError, SubmissionError
+from template.miner_draft import (
+    ChainSeam,
+    Draft,
+    MinerConfig,
+    Published,
+    check_seal,
+    committed_block,
+    describe,
+    draft_dataset,
+    make_record,
+    open_journal,
+    serves,
+)
+from template.miner_journal import Intent, Journal
+from template.records import ChainCommitment, PublishOutcome
 
 # Refusals that pass with time: the chain's names for a commit limit that is used up.
 _PATIENT_ERRORS = {"SpaceLimitExceeded", "CommitmentSetRateLimitExceeded"}
 
-# Blocks after which a call whose fate is unknown can no longer land: those it stays valid for, and the lag of finality.
-_IN_FLIGHT_BLOCKS = 40
-
-# Tokens of the chat format itself that may stand before the first answer; generous for every family.
-_FORMAT_TOKENS = 128
-
-
-class ChainSeam(Protocol):
-    """What the miner asks of `template.chain.Chain`."""
-
-    @property
-    def hotkey(self) -> str: ...
-    def view(self) -> ChainView: ...
-    def block(self) -> int: ...
-    def commitment(self, hotkey: str) -> ChainCommitment | None: ...
-    def publish(self, text: str) -> PublishOutcome: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class MinerConfig:
-    """What to publish and where.
-
-    work_dir: where the evaluation set is kept. poll_s: seconds between looks at the chain while waiting. has_target:
-    tells with the model's own tokens whether a row keeps an answer; asked only about rows so long that it is in doubt.
-    is_forced: publish what a validator will refuse, after saying why it will.
-    """
-
-    hf_repo_id: str
-    dataset_path: Path
-    competition: Competition
-    work_dir: Path
-    has_target: Callable[[Row], bool]
-    is_forced: bool = False
-    poll_s: float = 6.0
-    hub_token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Published:
-    """A commitment that is visible on chain: what it says, and the block it counts from."""
-
-    record: CommitmentRecord
-    block: int
+Sleep = Callable[[float], object]
 
 
 def publish_dataset(
-    config: MinerConfig, chain: ChainSeam, *, sleep: Callable[[float], object] = time.sleep
-) -> Published:
-    """Checks, uploads, reads back, commits and waits; returns what is visible on chain.
+    config: MinerConfig, chain: ChainSeam, *, confirm: Callable[[str], bool], sleep: Sleep = time.sleep
+) -> Published | None:
+    """Checks, asks, uploads, reads back, commits and waits; returns what is visible on chain.
 
-    Raises: SubmissionError when a validator would refuse the file; ConfigError when the hotkey is not registered, or
-    the chain refuses for another lasting reason; RemoteError when the Hub does not answer; HostError.
+    confirm: shown what is about to be published, says whether to. When it says no, the answer is None and nothing was
+    written anywhere. It is not asked when the file is committed already.
+    Raises: SubmissionError when a validator would refuse the file; ConfigError when the hotkey is not registered, a
+    sealed commitment stands, or the chain refuses for another lasting reason; RemoteError when the Hub does not
+    answer; HostError.
     """
-    content = read_dataset(config)
-    try:
-        check_file(config, content)
-    except SubmissionError as error:
-        if not config.is_forced:
-            raise
-        logger.warning("a validator will refuse this ({}): {}", error.reason, error)
-    neuron = chain.view().by_hotkey.get(chain.hotkey)
-    if neuron is None:
-        raise ConfigError(f"the hotkey {chain.hotkey} is not registered on this subnet; register it first")
-    commit = hub.upload_dataset(content, config.hf_repo_id, token=config.hub_token)
-    logger.info("uploaded repo={} commit={} bytes={}", config.hf_repo_id, commit, len(content))
-    _read_back(config, commit, content)
-    record = CommitmentRecord(config.hf_repo_id, config.competition.id, commit)
-    return Published(record, _commit(record, config, chain, neuron.registration_block, sleep))
+    with open_journal(config, chain) as journal:
+        draft = draft_dataset(config, chain)
+        record = _find_record(config, draft, journal)
+        if record is not None and stands(draft.held, record, draft, journal):
+            return _stand(config, record, draft, journal)
+        record = None if record is None or record.is_content_addressed else record
+        check_seal(draft, journal, None, block=chain.block(), is_forced=config.is_forced)
+        text = str(record or f"{config.hf_repo_id}:{config.competition.id}:(the Hub commit of the upload)")
+        if not confirm(describe(config, draft, hotkey=chain.hotkey, text=text)):
+            return None
+        final = record or make_record(
+            config, hub.upload_dataset(draft.content, config.hf_repo_id, token=config.hub_token)
+        )
+        read_back(config, final, draft.content)
+        call = Call(
+            stands=lambda held: stands(held, final, draft, journal),
+            make_intent=lambda block: Intent(text=str(final), block=block),
+            send=lambda intent: chain.publish(intent.text),
+        )
+        return Published(final, commit_once(call, config, chain, journal, sleep).block)
 
 
-def read_dataset(config: MinerConfig) -> bytes:
-    """The file's bytes. Raises: ConfigError when it cannot be read, or the repo id cannot be committed."""
-    try:
-        # The longest part of the commitment is known now, so a repo id that is too long is refused before the upload.
-        CommitmentRecord(config.hf_repo_id, config.competition.id, "0" * 40)
-    except SubmissionError as error:
-        raise ConfigError(f"--hf_repo_id {config.hf_repo_id}: {error}") from error
-    path = config.dataset_path
-    path = path / constants.DATA_FILE if path.is_dir() else path
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
-
-
-def check_file(config: MinerConfig, content: bytes) -> None:
-    """Makes every check that a validator makes of a file alone.
-
-    Raises: SubmissionError, the verdict a validator would give; ConfigError, RemoteError, HostError when the
-    evaluation set cannot be had.
-    """
-    path = config.dataset_path
-    eval_dir = config.work_dir / "eval_data"
-    pool = read_pool(fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
-    rows = check_dataset(content, pool, name=str(path), max_rows=config.competition.rows)
-    for row in rows:
-        if not _surely_has_target(row) and not config.has_target(row):
-            raise SubmissionError(
-                Reason.NO_TARGET, f"{path}, line {row.line}: expected an answer within {constants.MAX_TOKENS} tokens"
-            )
-    logger.info("checked {} rows={} all from the pool", path, len(rows))
-
-
-def _surely_has_target(row: Row) -> bool:
-    """True when no tokenizer can cut the first answer off: a token covers one byte or more."""
-    if len(row.messages) < 2:
-        return False
-    before = (row.system or "").encode() + row.messages[0].content.encode()
-    return len(before) + _FORMAT_TOKENS < constants.MAX_TOKENS
-
-
-def _read_back(config: MinerConfig, commit: str, content: bytes) -> None:
-    """Fetches what was uploaded the way a validator will. Raises: RemoteError unless it is the same bytes."""
-    with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
+def _find_record(config: MinerConfig, draft: Draft, journal: Journal) -> CommitmentRecord | None:
+    """A commitment that was made or begun for these very bytes, so that nothing need be uploaded for it."""
+    texts = [draft.held.text if draft.held is not None else None]
+    if journal.last is not None and journal.last.reveal_round is None:
+        texts.append(journal.last.text)
+    for text in texts:
         try:
-            # Without the token: a validator has none that opens a private repo.
-            held = hub.download_dataset(config.hf_repo_id, commit, Path(folder))
-            fetched = held.path.read_bytes()
-        except SubmissionError as error:
-            raise RemoteError(f"not everyone can read the upload, is {config.hf_repo_id} private? {error}") from error
-    if fetched != content:
-        raise RemoteError(f"{config.hf_repo_id} at {commit} does not hold what was uploaded; nothing is committed")
-    logger.info("read back the same {} bytes", len(content))
+            record = CommitmentRecord.parse(text or "")
+        except SubmissionError:
+            continue
+        if (record.namespace, record.competition_id) != (config.hf_repo_id, config.competition.id):
+            continue
+        if record.commit == draft.sha256 or (not record.is_content_addressed and serves(record, draft.content)):
+            return record
+    return None
 
 
-def _commit(
-    record: CommitmentRecord,
-    config: MinerConfig,
-    chain: ChainSeam,
-    registration_block: int,
-    sleep: Callable[[float], object],
-) -> int:
-    """Makes the commitment unless it stands already, and returns its block once it is visible.
+def stands(held: ChainCommitment | None, record: CommitmentRecord, draft: Draft, journal: Journal) -> bool:
+    """True when `held` is this commitment in readable form, made since the registration, without which it is void."""
+    if held is None or held.text != str(record):
+        return False
+    return committed_block(held, journal.last) > draft.neuron.registration_block
 
-    One from before the registration does not count, so it is made again.
+
+def _stand(config: MinerConfig, record: CommitmentRecord, draft: Draft, journal: Journal) -> Published:
+    """The commitment that stands already, its file put where it says if it is not there."""
+    assert draft.held is not None
+    if not serves(record, draft.content):
+        upload(config, record, draft.content)
+    block = committed_block(draft.held, journal.last)
+    logger.info("the commitment is on chain block={} text={}", block, record)
+    return Published(record, block)
+
+
+def upload(config: MinerConfig, record: CommitmentRecord, content: bytes) -> None:
+    """Puts on main the file of a commitment that names it by its digest. Raises: RemoteError; HostError."""
+    hub.upload_dataset(content, config.hf_repo_id, token=config.hub_token)
+    read_back(config, record, content)
+
+
+def read_back(config: MinerConfig, record: CommitmentRecord, content: bytes) -> None:
+    """Fetches the file the way a validator will. Raises: RemoteError unless it is the same bytes."""
+    if not serves(record, content):
+        raise RemoteError(
+            f"{record.commit} of {config.hf_repo_id} does not give everyone what was uploaded; is the repo private?"
+        )
+    logger.info("everyone can read it back repo={} content={} bytes={}", config.hf_repo_id, record.commit, len(content))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One way to commit, in the open or sealed. make_intent: what to send, given the newest block."""
+
+    stands: Callable[[ChainCommitment | None], bool]
+    make_intent: Callable[[int], Intent]
+    send: Callable[[Intent], PublishOutcome]
+
+
+def commit_once(call: Call, config: MinerConfig, chain: ChainSeam, journal: Journal, sleep: Sleep) -> ChainCommitment:
+    """Makes the commitment unless it stands already, and returns it once it is visible.
+
+    What was sent may land unseen, and landing twice would cost its place in line: so nothing is sent while the call
+    before, of this process or of one that died, may yet appear.
     """
-    text = str(record)
-    send_block = 0
     while True:
         try:
             held = chain.commitment(chain.hotkey)
-            if held is not None and held.text == text and held.block > registration_block:
-                logger.info("the commitment is on chain block={} text={}", held.block, text)
-                return held.block
+            if held is not None and call.stands(held):
+                logger.info("the commitment is on chain block={}", held.block)
+                return held
             block = chain.block()
-            if block >= send_block:
-                # What is sent may land unseen, and landing twice would cost its place in line.
-                send_block = block + _IN_FLIGHT_BLOCKS
-                if not _publish(chain, text, config, sleep):
-                    send_block = 0
+            if journal.last is None or not journal.last.may_yet_appear(block, held):
+                intent = call.make_intent(block)
+                journal.begin(intent)
+                logger.info("sending the commitment block={}", block)
+                outcome = call.send(intent)
+                journal.settle(outcome)
+                _wait_if_refused(outcome, config, chain, sleep)
         except RemoteError as error:
             logger.warning("will look again: {}", error)
         sleep(config.poll_s)
 
 
-def _publish(chain: ChainSeam, text: str, config: MinerConfig, sleep: Callable[[float], object]) -> bool:
-    """One try. True when the chain took it, False after a wait when it is to be tried again."""
-    outcome = chain.publish(text)
+def _wait_if_refused(outcome: PublishOutcome, config: MinerConfig, chain: ChainSeam, sleep: Sleep) -> None:
+    """Returns when the call was taken, or when it is to be tried again. Raises: ConfigError for a lasting refusal."""
     if outcome.is_accepted:
-        logger.info("committed block={} text={}", outcome.block, text)
-        return True
+        logger.info("committed block={}", outcome.block)
+        return
     if outcome.error not in _PATIENT_ERRORS:
         raise ConfigError(f"the chain refused the commitment: {outcome.error}: {outcome.message}")
     blocks = outcome.retry_after_blocks or 1
@@ -191,7 +163,6 @@ def _publish(chain: ChainSeam, text: str, config: MinerConfig, sleep: Callable[[
     due = chain.block() + blocks
     while chain.block() < due:
         sleep(config.poll_s)
-    return False
 
 
 def ensure_token(token: str | None) -> str:

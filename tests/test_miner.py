@@ -1,97 +1,43 @@
 """The miner against a real chain and hub on this machine."""
 
+import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from net_fixtures import (
-    LARGE,
-    MINER,
-    POOL,
-    SMALL,
-    Ended,
-    Net,
-    SteppingChain,
-    call_main,
-    load_main,
-    make_content,
-    make_line,
-    use_hub,
-    write_dataset,
-    write_training_args,
+from miner_fixtures import (
+    ERA_BLOCKS,
+    LaggingChain,
+    commits,
+    configure,
+    head,
+    publish,
+    run,
+    run_miner,
+    stepping,
 )
+from net_fixtures import LARGE, POOL, SMALL, Net, make_content, make_line, use_hub, write_dataset
 
 from template.constants import MAX_SUBMISSION_BYTES
 from template.data import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.hub_faults import Fault as HubFault
 from template.localnet.hub_faults import FaultKind, set_faults
-from template.localnet.hub_store import HubStore, Refusal
+from template.localnet.hub_store import HubStore
 from template.localnet.localchain import Fault
 from template.localnet.network import make_hotkey
-from template.miner import MinerConfig, Published, publish_dataset
-from template.records import ChainCommitment
+from template.miner import publish_dataset
 
 TEMPO = 30
-
-# A signed call may be included for so many blocks.
-ERA_BLOCKS = 32
 
 
 @pytest.fixture
 def net(tmp_path: Path) -> Iterator[Net]:
     with Net(tmp_path / "network", ["alice"], tempo=TEMPO) as net, use_hub(net, "alice"):
         yield net
-
-
-def never_asked(row: Row) -> bool:
-    raise AssertionError(f"the model was asked about line {row.line}")
-
-
-def configure(net: Net, lines: list[str] = SMALL, **settings: object) -> MinerConfig:
-    work_dir = net.parts.folder / "work"
-    work_dir.mkdir(exist_ok=True)
-    config = MinerConfig(
-        hf_repo_id="alice/data",
-        dataset_path=write_dataset(net.parts.folder / "mine", lines),
-        competition=net.competition,
-        work_dir=work_dir,
-        has_target=never_asked,
-        poll_s=0.001,
-        hub_token="hf_local_alice",
-    )
-    return replace(config, **settings)  # type: ignore[arg-type]
-
-
-def stepping(net: Net, *, limit: int = 200) -> Callable[[float], None]:
-    """A sleep during which one block passes; no test needs more than `limit`."""
-    left = iter(range(limit))
-
-    def sleep(_: float) -> None:
-        assert next(left, None) is not None, "the miner waits for ever"
-        net.admin.advance()
-
-    return sleep
-
-
-def publish(net: Net, lines: list[str] = SMALL, **settings: object) -> Published:
-    return publish_dataset(configure(net, lines, **settings), net.chain("alice"), sleep=stepping(net))
-
-
-def head(net: Net) -> str | None:
-    """The newest commit of alice's repo, None when there is none."""
-    store = HubStore(net.hub.store.root)
-    try:
-        return store.repo("datasets", "alice/data").head
-    except Refusal:
-        return None
-
-
-def commits(net: Net) -> int:
-    return net.count_calls("alice", "set_commitment")
 
 
 def test_what_is_published_is_what_stands_on_chain_and_on_the_hub(net: Net) -> None:
@@ -194,20 +140,12 @@ def test_a_commitment_whose_answer_is_lost_is_not_made_twice(net: Net) -> None:
     assert commits(net) == 1
 
 
-class LaggingChain(SteppingChain):
-    """Shows a commitment some blocks after it was made, as a node does that reads finalized blocks only."""
-
-    def commitment(self, hotkey: str) -> ChainCommitment | None:
-        held = super().commitment(hotkey)
-        return held if held is not None and self.block() >= held.block + 3 else None
-
-
 @pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, None])
 def test_a_commitment_that_is_not_final_yet_is_not_made_twice(net: Net, fault: Fault | None) -> None:
     if fault is not None:
         net.admin.set_fault("write", fault)
     with LaggingChain(net, "alice", blocks=0) as chain:
-        publish_dataset(configure(net), chain, sleep=stepping(net))
+        run_miner(configure(net), chain, stepping(net))
     assert commits(net) == 1
 
 
@@ -231,7 +169,7 @@ def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
         sleep(seconds)
 
     net.admin.set_fault("write", Fault.LOSE_ANSWER)
-    publish_dataset(configure(net), chain, sleep=disturbed)
+    run_miner(configure(net), chain, disturbed)
     assert commits(net) == 1
 
 
@@ -247,7 +185,7 @@ def test_a_lasting_refusal_ends_the_miner(net: Net) -> None:
         sleep(seconds)
 
     with pytest.raises(ConfigError, match="AccountNotAllowedCommit"):
-        publish_dataset(configure(net), chain, sleep=deregister)
+        run_miner(configure(net), chain, deregister)
 
 
 def test_a_hub_that_returns_other_bytes_gets_no_commitment(net: Net) -> None:
@@ -268,19 +206,66 @@ def test_a_file_that_is_gone_when_it_is_read_back_gets_no_commitment(net: Net) -
     assert commits(net) == 0
 
 
-def run(
-    net: Net, *, wallet: str = "alice", repo: str = "alice/data", path: object = None, more: Sequence[str] = ()
-) -> Ended:
-    """The miner as the command line runs it."""
-    folder = net.parts.folder
-    return call_main(
-        load_main(MINER),
-        *net.chain_arguments(wallet),
-        *("--hf_repo_id", repo, "--dataset_path", path or write_dataset(folder / "mine", SMALL)),
-        *("--work_dir", folder / "work", "--poll_seconds", "0.01"),
-        *("--training_args", write_training_args(folder / "args.yaml")),
-        *more,
-    )
+# What is asked
+
+
+def test_nothing_is_written_anywhere_without_a_yes(net: Net) -> None:
+    shown: list[str] = []
+
+    def decline(what: str) -> bool:
+        shown.append(what)
+        return False
+
+    assert publish_dataset(configure(net), net.chain("alice"), confirm=decline) is None
+    assert head(net) is None and commits(net) == 0
+    (what,) = shown
+    for part in (
+        f"{len(make_content(SMALL))} bytes, rows: {len(SMALL)} count",
+        hashlib.sha256(make_content(SMALL)).hexdigest(),
+        "alice/data:sample:",
+        f"{net.hotkey('alice')}, uid {net.uid('alice')}",
+        "on chain now nothing",
+    ):
+        assert part in what
+
+
+def test_the_question_says_what_is_on_chain_and_what_replacing_it_costs(net: Net) -> None:
+    first = publish(net)
+    shown: list[str] = []
+    publish_dataset(configure(net, POOL[:30]), net.chain("alice"), confirm=lambda what: bool(shown.append(what)))
+    assert f"{first.record}, of block {first.block}: committing again replaces it and takes its place" in shown[0]
+
+
+def test_a_standing_commitment_is_not_asked_about(net: Net) -> None:
+    first = publish(net)
+    assert publish_dataset(configure(net), net.chain("alice"), confirm=ask_nothing) == first
+
+
+def ask_nothing(what: str) -> bool:
+    raise AssertionError(f"asked about {what}")
+
+
+# The command
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("yes", 0), ("n", 1), ("", 1), ("yesterday", 1)])
+def test_the_command_asks_on_a_terminal(net: Net, answer: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, terminal = os.openpty()
+    with os.fdopen(terminal) as stdin, os.fdopen(controller, "wb", buffering=0) as keyboard:
+        monkeypatch.setattr("sys.stdin", stdin)
+        keyboard.write(f"{answer}\n".encode())
+        ended = run(net, more=())
+    assert ended.status == status, ended.logs
+    assert any("Publish? [y/N]" in line for line in ended.logs)
+    assert commits(net) == int(status == 0) and (head(net) is None) is (status == 1)
+
+
+def test_the_command_does_not_publish_where_nobody_can_be_asked(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path(os.devnull).open() as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        ended = run(net, more=())
+    assert ended.status == 3 and "--yes" in ended.logs[-1]
+    assert head(net) is None and commits(net) == 0
 
 
 def test_the_command_prints_the_commitment_and_its_block(net: Net) -> None:
@@ -295,7 +280,7 @@ def test_the_command_says_which_line_would_be_refused(net: Net) -> None:
     ended = run(net, path=path)
     assert ended.status == 6
     assert "not in the evaluation pool: line 7" in ended.logs[-1] and ended.output == ""
-    forced = run(net, path=path, more=("--force",))
+    forced = run(net, path=path, more=("--force", "--yes"))
     assert forced.status == 0, forced.logs
     assert any("line 7" in line and "WARNING" in line for line in forced.logs)
 
@@ -330,9 +315,9 @@ def test_the_command_refuses_an_unregistered_hotkey_before_it_uploads(net: Net) 
         ({"repo": f"alice/{'x' * 90}"}, "--hf_repo_id"),
         ({"path": "/nowhere.jsonl"}, "--dataset_path /nowhere.jsonl: cannot be read"),
         ({"wallet": "nobody"}, "--wallet.name"),
-        ({"more": ("--netuid", "95")}, "--netuid"),
-        ({"more": ("--poll_seconds", "0")}, "--poll_seconds"),
-        ({"more": ("--competition", "/nowhere.yaml")}, "/nowhere.yaml"),
+        ({"more": ("--netuid", "95", "--yes")}, "--netuid"),
+        ({"more": ("--poll_seconds", "0", "--yes")}, "--poll_seconds"),
+        ({"more": ("--competition", "/nowhere.yaml", "--yes")}, "/nowhere.yaml"),
     ],
 )
 def test_the_command_names_the_setting_that_is_wrong(net: Net, changed: dict[str, object], sentence: str) -> None:
