@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from template.competition import CommitmentRecord, Competition
-from template.constants import DEFAULT_DUPLICATE_COUNT
+from template.constants import DEFAULT_DUPLICATE_COUNT, SEAL_GRACE_BLOCKS
 from template.data import Row
 from template.errors import Reason, SubmissionError
 
 _LINES_NAMED = 5
+_MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
 def check_competition(record: CommitmentRecord, competition: Competition) -> None:
@@ -34,13 +35,21 @@ def check_registration(block: int, registration_block: int) -> None:
         )
 
 
+def may_yet_come(record: CommitmentRecord, reason: Reason, *, commit_block: int, block: int) -> bool:
+    """True for a file that is promised by its digest alone and not there, while its time to come is not over.
+
+    commit_block: where the chain shows the commitment, or its opening. block: where its file was looked for.
+    """
+    return record.is_content_addressed and reason in _MISSING and block <= commit_block + SEAL_GRACE_BLOCKS
+
+
 def check_membership(rows: Sequence[Row], pool_keys: frozenset[bytes], *, max_rows: int) -> None:
     """Raises: SubmissionError (NOT_IN_POOL) when one of the first `max_rows` rows is not in the evaluation pool.
 
     pool_keys: the `Row.key` of every pool row.
     """
     counted = rows[:max_rows]
-    lines = [row.line for row in counted if row.key not in pool_keys]
+    lines = foreign_lines(counted, pool_keys)
     if not lines:
         return
     named = ", ".join(str(line) for line in lines[:_LINES_NAMED])
@@ -49,6 +58,11 @@ def check_membership(rows: Sequence[Row], pool_keys: frozenset[bytes], *, max_ro
         Reason.NOT_IN_POOL,
         f"{len(lines)} of the {len(counted)} rows that count are not in the evaluation pool: line {named}{more}",
     )
+
+
+def foreign_lines(rows: Iterable[Row], pool_keys: frozenset[bytes]) -> list[int]:
+    """The lines of the rows that are not in the evaluation pool."""
+    return [row.line for row in rows if row.key not in pool_keys]
 
 
 @dataclass(frozen=True, kw_only=True)

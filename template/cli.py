@@ -4,6 +4,7 @@ The one place where `--subtensor.network sim:PATH` becomes a local chain; everyt
 """
 
 import argparse
+import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from template.competition import Competition
+from template.data import Row, encode_row
 from template.errors import ConfigError, SubnetError
+from template.redaction import secret_values
 from template.settings import load_competition, load_training_args
+from template.templates import ChatTemplate, template_for
 from template.tracking import configure_logging
 from template.workers import Scorer
 
@@ -32,9 +36,15 @@ def run_main(
     The parser must have the arguments of `add_logging_arguments`.
     """
     args = parser.parse_args(argv)
-    configure_logging(is_debug=args.is_debug, is_trace=args.is_trace)
-    quiet_libraries()
-    return run_entry_point(lambda: run(args))
+
+    def work() -> int:
+        configure_logging(
+            is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secret_values(os.environ)
+        )
+        quiet_libraries()
+        return run(args)
+
+    return run_entry_point(work)
 
 
 def run_entry_point(work: Callable[[], int]) -> int:
@@ -50,14 +60,39 @@ def run_entry_point(work: Callable[[], int]) -> int:
 
 
 def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
-    """--logging.debug and --logging.trace."""
+    """--logging.debug, --logging.trace and --logging.file."""
     group = parser.add_argument_group("logs (on stderr)")
     group.add_argument("--logging.debug", dest="is_debug", action="store_true", help="log details")
     group.add_argument("--logging.trace", dest="is_trace", action="store_true", help="log everything, the clients too")
+    group.add_argument(
+        "--logging.file",
+        dest="log_file",
+        type=Path,
+        metavar="FILE",
+        help="also as JSON lines into FILE, which is rotated at 50 MB; the last 10 are kept",
+    )
+
+
+def log_level(args: argparse.Namespace) -> str:
+    """The least that the arguments of `add_logging_arguments` let into the logs."""
+    return "TRACE" if args.is_trace else "DEBUG" if args.is_debug else "INFO"
+
+
+def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:
+    """--wandb.off, --wandb.project and --wandb.entity."""
+    group = parser.add_argument_group("wandb")
+    group.add_argument("--wandb.off", dest="wandb_off", action="store_true", help="send nothing, and keep no runs")
+    group.add_argument(
+        "--wandb.project",
+        dest="wandb_project",
+        default="dataset-subnet",
+        help="where the runs go (default: %(default)s)",
+    )
+    group.add_argument("--wandb.entity", dest="wandb_entity", help="whose project (default: the login's own)")
 
 
 def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
-    """--netuid, --subtensor.network and --wallet.*."""
+    """--netuid, --subtensor.* and --wallet.*."""
     group = parser.add_argument_group("chain")
     group.add_argument("--netuid", type=int, required=True, help="the subnet's number")
     group.add_argument(
@@ -65,6 +100,25 @@ def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
         dest="network",
         default="finney",
         help="finney, test, local, a ws:// or wss:// url, or sim:PATH for a local network (default: %(default)s)",
+    )
+    group.add_argument(
+        "--subtensor.fallback_endpoints",
+        dest="fallback_endpoints",
+        metavar="URL[,URL...]",
+        help="where to turn when the network does not answer (default: the client's public ones for a named network)",
+    )
+    group.add_argument(
+        "--subtensor.archive_endpoints",
+        dest="archive_endpoints",
+        metavar="URL[,URL...]",
+        help="where to read blocks that the others have dropped (default: the client's public ones)",
+    )
+    group.add_argument(
+        "--subtensor.deadline_seconds",
+        dest="deadline_s",
+        type=float,
+        default=120.0,
+        help="longest wait for one answer, after which the next endpoint is dialled (default: %(default)g)",
     )
     group.add_argument(
         "--wallet.name", dest="wallet_name", default="default", help="coldkey name (default: %(default)s)"
@@ -119,6 +173,23 @@ def make_scorer(
     )
 
 
+def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
+    """Whether a row keeps an answer in the model's own tokens; the tokenizer is loaded when first asked."""
+
+    @functools.cache
+    def load() -> tuple[ChatTemplate, Callable[[str], list[int]]]:
+        from template import hub
+        from template.model import load_tokenizer
+
+        # The tokenizer may come from the Hub, by another library.
+        hub.configure()
+        training_args = load_training_args(args.training_args)
+        model_path = args.model_path.expanduser() if args.model_path else None
+        return template_for(training_args.model_id), load_tokenizer(training_args, model_path=model_path)
+
+    return lambda row: encode_row(row, *load()) is not None
+
+
 def read_competition(args: argparse.Namespace) -> Competition:
     """The competition of --competition, else the subnet's own. Raises: ConfigError."""
     return load_competition(args.competition)
@@ -135,7 +206,19 @@ def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain
     wallet = None
     if needs_wallet:
         wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path.expanduser())
-    return Chain(args.network, args.netuid, wallet=wallet, substrate=open_substrate(args.network))
+    return Chain(
+        args.network,
+        args.netuid,
+        wallet=wallet,
+        substrate=open_substrate(args.network),
+        fallback_endpoints=_split_urls(args.fallback_endpoints),
+        archive_endpoints=_split_urls(args.archive_endpoints),
+        deadline_s=args.deadline_s,
+    )
+
+
+def _split_urls(text: str | None) -> list[str]:
+    return [] if text is None else [url.strip() for url in text.split(",")]
 
 
 def hub_token() -> str | None:

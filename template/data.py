@@ -14,7 +14,7 @@ import io
 import json
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from template import constants
@@ -89,6 +89,14 @@ POOL_LIMITS = Limits(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class LineFault:
+    """A line that is no row, and why; line None when the fault is the whole file's."""
+
+    line: int | None
+    error: SubmissionError
+
+
 def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
     """The rows of a whole file, in order; never none.
 
@@ -96,27 +104,48 @@ def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
     TOO_LARGE past a limit, EMPTY without a row, MALFORMED for anything else. A caller that reads the owner's pool
     translates it.
     """
-    if len(content) > limits.file_bytes:
-        raise SubmissionError(Reason.TOO_LARGE, f"{name}: {len(content)} bytes, at most {limits.file_bytes} are read")
-    if content.startswith(codecs.BOM_UTF8):
-        raise SubmissionError(Reason.MALFORMED, f"{name}, line 1: expected UTF-8 without a byte order mark")
     rows: list[Row] = []
+    for found in scan_rows(content, limits=limits):
+        if isinstance(found, LineFault):
+            where = name if found.line is None else f"{name}, line {found.line}"
+            raise SubmissionError(found.error.reason, f"{where}: {found.error}") from found.error
+        rows.append(found)
+    return tuple(rows)
+
+
+def scan_rows(content: bytes, *, limits: Limits) -> Iterator[Row | LineFault]:
+    """Every row of a file in order and, in place of each line that is none, its fault; `parse_rows` raises the first.
+
+    Reading ends at the first row past `limits.rows`, and does not begin in a file of too many bytes.
+    """
+    if len(content) > limits.file_bytes:
+        message = f"{len(content)} bytes, at most {limits.file_bytes} are read"
+        yield LineFault(None, SubmissionError(Reason.TOO_LARGE, message))
+        return
+    count = 0
     for number, raw_line in enumerate(io.BytesIO(content), start=1):
         line = raw_line.rstrip(_WHITESPACE)
         if not line:
             continue
-        try:
-            if len(rows) == limits.rows:
-                raise SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.rows} rows")
-            rows.append(_parse_row(line, number, limits))
-        except SubmissionError as error:
-            raise SubmissionError(error.reason, f"{name}, line {number}: {error}") from error
-    if not rows:
-        raise SubmissionError(Reason.EMPTY, f"{name}: expected at least one row, found none")
-    return tuple(rows)
+        if count == limits.rows:
+            yield LineFault(number, SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.rows} rows"))
+            return
+        count += 1
+        yield _read_line(line, number, limits)
+    if count == 0:
+        yield LineFault(None, SubmissionError(Reason.EMPTY, "expected at least one row, found none"))
+
+
+def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineFault:
+    try:
+        return _parse_row(line, number, limits)
+    except SubmissionError as error:
+        return LineFault(number, error)
 
 
 def _parse_row(line: bytes, number: int, limits: Limits) -> Row:
+    if number == 1 and line.startswith(codecs.BOM_UTF8):
+        raise _malformed("expected UTF-8 without a byte order mark")
     if len(line) > limits.row_bytes:
         raise SubmissionError(
             Reason.TOO_LARGE, f"expected at most {limits.row_bytes} bytes in a row, found {len(line)}"
@@ -251,3 +280,15 @@ def encode_row(
             break
     encoded = EncodedRow(tuple(input_ids[:max_tokens]), tuple(targets[:max_tokens]), row.line)
     return encoded if encoded.target_count else None
+
+
+# Tokens of the chat format itself that may stand before the first answer; generous for every family.
+_FORMAT_TOKENS = 128
+
+
+def surely_has_target(row: Row) -> bool:
+    """True when no tokenizer can cut the first answer off: a token covers one byte or more. False decides nothing."""
+    if len(row.messages) < 2:
+        return False
+    before = (row.system or "").encode() + row.messages[0].content.encode()
+    return len(before) + _FORMAT_TOKENS < MAX_TOKENS

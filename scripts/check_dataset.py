@@ -1,0 +1,146 @@
+"""Tells everything a validator would hold against a dataset, before it is published.
+
+    python scripts/check_dataset.py --dataset_path data.jsonl --offline
+    python scripts/check_dataset.py --dataset_path data.jsonl --netuid 96 --hf_repo_id me/my-dataset
+
+Without --offline it is compared with all datasets that are committed on the subnet now, as if it were committed after
+them; with --hotkey or --wallet.*, from where that hotkey's present commitment stands if that is this very file. What
+others committed earlier and have replaced is not on chain any more, so nothing is said of it.
+
+The result goes to stdout, progress to stderr. Exit status: 0 nothing found against it, 2 or 3 the command line or
+another setting is wrong, 4 this machine failed, 5 too little could be read to say, 6 a validator would refuse it.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from template import cli, constants
+from template.competition import CommitmentRecord, Competition
+from template.dataset_report import Outcome, Report, describe, to_json
+from template.errors import ConfigError, RemoteError, SubmissionError
+from template.inspection import Neighbourhood, compare, find_ranks, inspect_file
+
+if TYPE_CHECKING:
+    from template.pool import Pool
+
+_STATUS = {Outcome.CLEAR: 0, Outcome.UNKNOWN: RemoteError.exit_code, Outcome.REFUSED: SubmissionError.exit_code}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    # So that --netuid can be declared again: --offline needs none.
+    parser = argparse.ArgumentParser(
+        prog="check_dataset",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",
+    )
+    parser.add_argument("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
+    parser.add_argument("--offline", dest="is_offline", action="store_true", help="check the file and the pool only")
+    parser.add_argument("--hotkey", metavar="ADDRESS", help="whose dataset it would be, if no --wallet.* is given")
+    parser.add_argument("--hf_repo_id", help="dataset repo on the Hub it would be published in, owner/name")
+    cli.add_chain_arguments(parser)
+    parser.add_argument("--netuid", type=int, help="the subnet's number; needed unless --offline")
+    parser.set_defaults(wallet_name=None, wallet_hotkey=None)
+    cli.add_competition_arguments(parser)
+    cli.add_score_arguments(parser)
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=cli.DEFAULT_STATE_DIR / "miner",
+        help="where the evaluation set and the others' datasets are kept (default: %(default)s)",
+    )
+    parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
+    cli.add_logging_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks and prints; returns the exit status."""
+    parser = build_parser()
+    check_arguments(parser, parser.parse_args(argv))
+    return cli.run_main(parser, argv, run)
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the process with status 2 and a line on stderr when arguments do not go together."""
+    if not args.is_offline and args.netuid is None:
+        parser.error("expected --netuid, or --offline")
+    if args.hotkey and has_wallet(args):
+        parser.error("--hotkey and --wallet.* do not go together")
+
+
+def has_wallet(args: argparse.Namespace) -> bool:
+    return args.wallet_name is not None or args.wallet_hotkey is not None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks the dataset and prints the report. Raises: SubnetError."""
+    from template.pool import fetch_eval_set, read_pool
+
+    competition = cli.read_competition(args)
+    content = read_file(args.dataset_path.expanduser())
+    work_dir = cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir")
+    pool = read_pool(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
+    file = inspect_file(content, pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
+    subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")
+    comparison = None
+    if subnet is not None:
+        sha256 = hashlib.sha256(content).hexdigest()
+        comparison = compare(file.counted, subnet, find_ranks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1))
+    commitment, bad_commitment = foresee_commitment(args.hf_repo_id, competition)
+    report = Report(
+        file=file,
+        subnet=subnet,
+        comparison=comparison,
+        unread=unread,
+        commitment=commitment,
+        bad_commitment=bad_commitment,
+    )
+    print(json.dumps(to_json(report)) if args.is_json else describe(report))
+    return _STATUS[report.outcome]
+
+
+def read_file(path: Path) -> bytes:
+    """The dataset's bytes. Raises: ConfigError when it cannot be read."""
+    path = path / constants.DATA_FILE if path.is_dir() else path
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_subnet(
+    args: argparse.Namespace, competition: Competition, pool: "Pool", folder: Path
+) -> tuple[Neighbourhood | None, str]:
+    """All that is committed now, or why the chain could not be read: the file has been looked at all the same."""
+    from template.neighbours import survey
+
+    needs_wallet = has_wallet(args)
+    args.wallet_name, args.wallet_hotkey = args.wallet_name or "default", args.wallet_hotkey or "default"
+    try:
+        with cli.open_chain(args, needs_wallet=needs_wallet) as chain:
+            view = chain.view()
+            hotkey = chain.hotkey if needs_wallet else args.hotkey
+    except RemoteError as error:
+        return None, str(error)
+    return survey(view, competition, pool, folder, hotkey), ""
+
+
+def foresee_commitment(repo: str | None, competition: Competition) -> tuple[str | None, str]:
+    """The commitment's text with zeros for the commit, or what is wrong with it."""
+    if repo is None:
+        return None, ""
+    try:
+        return str(CommitmentRecord(repo, competition.id, "0" * 40)), ""
+    except SubmissionError as error:
+        return None, str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
