@@ -4,23 +4,27 @@
 
 Everything it knows is in --state_dir; stop it with Ctrl-C or SIGTERM, start it again, and it goes on where it was. A
 second Ctrl-C ends it at once. Exit status: 0 stopped, 2 or 3 the command line or another setting is wrong, 4 this
-machine failed.
+machine failed, 10 a newer release was installed: start it again.
 """
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from template import cli
-from template.errors import ConfigError
+from template import __version__, cli
+from template.errors import EXIT_UPDATED, ConfigError
 from template.schedule import Policy
 
 if TYPE_CHECKING:
+    from template.dashboard import Tracker
     from template.validator import Validator
+    from template.validator_config import ValidatorConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--data_dir", type=Path, help="the miners' datasets (default: STATE_DIR/data)")
     files.add_argument("--eval_data_dir", type=Path, help="the evaluation set (default: STATE_DIR/eval_data)")
     files.add_argument("--receipt_dir", type=Path, help="receipts as files (default: STATE_DIR/receipts)")
+    files.add_argument("--round_dir", type=Path, help="the rounds' signed files (default: STATE_DIR/rounds)")
+    files.add_argument(
+        "--keep_days",
+        type=float,
+        default=30.0,
+        help="how long receipts, rounds and runs are kept (default: %(default)g)",
+    )
     rounds = parser.add_argument_group("rounds")
     rounds.add_argument("--blocks_per_epoch", type=int, default=360, help="length in blocks (default: %(default)s)")
     rounds.add_argument(
@@ -59,13 +70,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="blocks before the end at which weights are set, done or not (default: %(default)s)",
     )
     rounds.add_argument("--max_epochs", type=int, help="stop after so many rounds (default: never)")
-    rounds.add_argument("--lucky_num", type=int, help="seed of every round (default: drawn anew for each)")
+    rounds.add_argument(
+        "--lucky_num_from",
+        choices=["random", "chain"],
+        default="random",
+        help="seeds drawn from the system, once per round, or derived from the hash of the block at which a"
+        " submission came in, the same for every validator with the same --blocks_per_epoch (default: %(default)s)",
+    )
+    rounds.add_argument("--lucky_num", type=int, help="this seed for every score instead")
     rounds.add_argument(
         "--poll_seconds", type=float, default=6.0, help="between looks at the chain when idle (default: %(default)s)"
     )
     modes = parser.add_argument_group("modes")
     modes.add_argument("--offline", action="store_true", help="score, but never touch the chain's state; no wallet")
     modes.add_argument("--dont_set_weights", action="store_true", help="do everything but set weights")
+    modes.add_argument(
+        "--auto_update", action="store_true", help="follow signed releases of the git remote; ends with status 10"
+    )
+    cli.add_tracking_arguments(parser)
     cli.add_logging_arguments(parser)
     return parser
 
@@ -78,36 +100,86 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Builds the validator and runs it. Raises: SubnetError."""
     from template.store import Store
-    from template.validator import Validator, ValidatorConfig
+    from template.validator import Validator
+    from template.worker_process import LocalExecutor
+
+    state_dir = cli.check_folder(args.state_dir or default_state_dir(args), "--state_dir")
+    config = make_config(args, state_dir)
+    scorer = cli.make_scorer(args, config.competition, config.eval_data_dir, config.cache_dir)
+    update = make_update() if args.auto_update else None
+    with (
+        cli.open_chain(args, needs_wallet=not args.offline) as chain,
+        Store(state_dir / "validator.sqlite3") as store,
+        closing(LocalExecutor(scorer, parse_devices(args.device), log_level=cli.log_level(args))) as executor,
+        closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
+    ):
+        validator = Validator(config, chain, store, executor, watcher=tracker, update=update)
+        stop_on_signals(validator)
+        validator.run()
+    return EXIT_UPDATED if validator.is_updated else 0
+
+
+def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
+    """The operator's choices. Raises: ConfigError naming the flag that is wrong."""
+    from template.validator_config import LuckyNumFrom, ValidatorConfig
 
     policy = make_policy(args)
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
         raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
-    poll_s = cli.check_poll_seconds(args.poll_seconds)
-    competition = cli.read_competition(args)
-    state_dir = cli.check_folder(args.state_dir or default_state_dir(args), "--state_dir")
-    cache_dir = cli.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir")
-    config = ValidatorConfig(
-        competition=competition,
+    if args.lucky_num is not None and args.lucky_num_from == "chain":
+        raise ConfigError("--lucky_num does not go with --lucky_num_from chain: one of them gives the seeds")
+    if not 1.0 <= args.keep_days < float("inf"):
+        raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
+    return ValidatorConfig(
+        competition=cli.read_competition(args),
         policy=policy,
         data_dir=cli.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
         eval_data_dir=cli.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
+        cache_dir=cli.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
         receipt_dir=cli.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
-        cache_dir=cache_dir,
+        round_dir=cli.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
         is_offline=args.offline,
         lucky_num=args.lucky_num,
-        poll_s=poll_s,
+        lucky_num_from=LuckyNumFrom(args.lucky_num_from),
+        poll_s=cli.check_poll_seconds(args.poll_seconds),
+        keep_days=args.keep_days,
         hub_token=cli.hub_token(),
     )
-    scorer = cli.make_scorer(args, competition, config.eval_data_dir, cache_dir)
-    with (
-        cli.open_chain(args, needs_wallet=not args.offline) as chain,
-        Store(state_dir / "validator.sqlite3") as store,
-    ):
-        validator = Validator(config, chain, store, scorer)
-        stop_on_signals(validator)
-        validator.run()
-    return 0
+
+
+def parse_devices(text: str | None) -> list[str | None]:
+    """The devices of --device, one worker for each; None is the best one here. Raises: ConfigError."""
+    devices: list[str | None] = [None] if text is None else [name.strip() for name in text.split(",")]
+    if not all(name is None or name for name in devices):
+        raise ConfigError(f"--device must be names like cuda:0,cuda:1, not {text!r}")
+    return devices
+
+
+def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: str, state_dir: Path) -> "Tracker":
+    """Who watches: a wandb dashboard, unless it is off."""
+    from template.dashboard import Dashboard, DashboardConfig, NoDashboard, prune
+    from template.redaction import Redactor, secret_values
+
+    if args.wandb_off:
+        return NoDashboard()
+    folder = state_dir / "wandb"
+    prune(folder, keep_days=config.keep_days)
+    chosen = DashboardConfig(
+        project=args.wandb_project,
+        entity=args.wandb_entity,
+        hotkey=hotkey,
+        netuid=args.netuid,
+        version=__version__,
+        folder=folder,
+    )
+    return Dashboard(chosen, redact=Redactor(secret_values(os.environ)))
+
+
+def make_update() -> Callable[[], bool]:
+    """What follows the releases of this checkout. Raises: ConfigError where that cannot be done."""
+    from template.updates import Updater
+
+    return Updater(Path(__file__).resolve().parent.parent).update
 
 
 def make_policy(args: argparse.Namespace) -> Policy:
@@ -127,6 +199,7 @@ def make_policy(args: argparse.Namespace) -> Policy:
         miner_duplicate_sample_size=args.miner_duplicate_sample_size,
         sets_weights=not (args.offline or args.dont_set_weights),
         max_rounds=args.max_epochs,
+        is_aligned=args.lucky_num_from == "chain",
     )
 
 

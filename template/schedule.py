@@ -1,8 +1,9 @@
 """What to do next: a pure decision from the state, one view of the chain and the time.
 
-A round is one validator epoch. It opens with its submissions and seed fixed; each is checked, then those that are
-no copies are scored; weights are set once when the work is done, or when the last `block_threshold` blocks begin;
-the round closes at its end block, or as soon as nothing is left to do when it is the last one wanted.
+A round is one validator epoch. It opens on a snapshot of the subnet, with its submissions and seeds fixed; each is
+checked, then those that are no copies are scored, in other processes; weights are set once when the work is done, or
+when the last `block_threshold` blocks begin, whatever is being scored then; the round closes at its end block, or as
+soon as nothing is left to do when it is the last one wanted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,18 @@ MAX_WEIGHTS_PAUSE_BLOCKS = 16
 UNKNOWN_OUTCOME_BLOCKS = 33
 
 
+# A hotkey that set no weights for the subnet's activity cutoff counts as inactive; they are given again when this part
+# of it has passed, so that some tries may still fail.
+REPEAT_AT = 0.75
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The operator's choices: sizes in submissions per round, lengths in blocks. max_rounds None is for ever."""
+    """The operator's choices: sizes in submissions per round, lengths in blocks. max_rounds None is for ever.
+
+    is_aligned: rounds start at the multiples of blocks_per_epoch, wherever this validator began, so that all who keep
+    to the same length see the same snapshots; needed for seeds from the chain.
+    """
 
     blocks_per_epoch: int = 360
     block_threshold: int = 50
@@ -34,11 +44,17 @@ class Policy:
     miner_duplicate_sample_size: int = 50
     sets_weights: bool = True
     max_rounds: int | None = None
+    is_aligned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a tick knows: all of it from the store but `rounds_done`, which counts this process's closed rounds."""
+    """What a tick knows: from the store, but for what this process alone can tell.
+
+    That is `rounds_done`, its closed rounds; `running`, the submissions being scored; `free`, how many more it could
+    score at once. entrants: of the round's snapshot, empty between rounds. repeats: intents that gave earlier shares
+    again, of the newest round. last_start_block: of the newest round, open or not; None before the first.
+    """
 
     hotkey: str
     round: Round | None
@@ -50,14 +66,19 @@ class State:
     attempts: Mapping[SubmissionKey, Attempt]
     intents: Sequence[WeightIntent]
     has_standings: bool
+    running: frozenset[SubmissionKey] = frozenset()
+    free: int = 1
+    repeats: Sequence[WeightIntent] = ()
+    has_last_shares: bool = False
+    last_start_block: int | None = None
 
 
 @dataclass(frozen=True)
 class OpenRound:
-    """Open a round that ends at `end_block` with these submissions."""
+    """Open a round on the snapshot of `start_block`, the view's own or an earlier one, that ends at `end_block`."""
 
+    start_block: int
     end_block: int
-    entries: tuple[SubmissionKey, ...]
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,11 @@ class ScoreDataset:
 @dataclass(frozen=True)
 class SetWeights:
     """Make the round's table, and set weights where the policy says so."""
+
+
+@dataclass(frozen=True)
+class RepeatWeights:
+    """Give the last shares again: new ones are long in coming, and the chain would count this hotkey as inactive."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +132,24 @@ class Stop:
     """All rounds that were wanted are done."""
 
 
-Action = OpenRound | CheckDataset | ScoreDataset | SetWeights | SettleIntent | CloseRound | Wait | Stop
+Action = OpenRound | CheckDataset | ScoreDataset | SetWeights | RepeatWeights | SettleIntent | CloseRound | Wait | Stop
 
 
 def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
     """The one thing to do next."""
+    if (repeat := keep_alive(state, view, policy)) is not None:
+        return repeat
     if state.round is None:
-        if policy.max_rounds is not None and state.rounds_done >= policy.max_rounds:
-            return Stop()
-        return _open_round(state, view, now, policy)
+        return _open_round(state, view, policy)
     is_over = view.block >= state.round.end_block
-    work = _next_work(state, state.round, now, policy)
+    work = _next_work(state, state.round, view, now, policy)
     unknown = [intent for intent in state.intents if intent.outcome is None]
     if unknown:
-        return _settle(unknown[-1], state, view, None if is_over else work)
+        return _settle(unknown[-1], state, view) or _or_wait(None if is_over else work, unknown[-1])
     is_settled = _is_settled(state, view, policy)
     if is_over and (is_settled or state.intents):
         return CloseRound(is_settled)
-    is_closing = view.block >= _closing_block(state.round, policy)
+    is_closing = view.block >= closing_block(state.round, policy)
     if not is_settled and (work is None or is_closing):
         return _set_weights(state, state.round, view, policy, work)
     is_last = policy.max_rounds is not None and state.rounds_done + 1 >= policy.max_rounds
@@ -134,23 +160,67 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
     return Wait(f"round ends at block {state.round.end_block}")
 
 
-def _open_round(state: State, view: ChainView, now: float, policy: Policy) -> OpenRound:
-    """The next round, ending with the chain's epoch where that is near, so that weights arrive before it does."""
+def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
+    """The last shares given again, when new ones are so late that the chain would soon count this hotkey as inactive.
+
+    Needs no evaluation set, model or round: whatever keeps this validator from scoring, it is done.
+    """
+    me = view.by_hotkey.get(state.hotkey)
+    if not policy.sets_weights or me is None:
+        return None
+    unknown = [intent for intent in state.repeats if intent.outcome is None]
+    if unknown:
+        return _settle(unknown[-1], state, view)
+    if not state.has_last_shares or any(intent.outcome is None for intent in state.intents):
+        return None
+    due_block = me.last_update_block + int(view.activity_cutoff * REPEAT_AT)
+    recent = [intent for intent in state.repeats if intent.block >= due_block]
+    if recent:
+        due_block = recent[-1].block + min(2 ** len(recent), MAX_WEIGHTS_PAUSE_BLOCKS)
+    return RepeatWeights() if view.block >= max(due_block, me.last_update_block + view.weights_rate_limit) else None
+
+
+def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
+    """The next round; one that is aligned is not opened when it is as good as over, nor twice."""
+    if policy.max_rounds is not None and state.rounds_done >= policy.max_rounds:
+        return Stop()
+    if not policy.is_aligned:
+        return OpenRound(view.block, view.block + _round_length(view, policy))
+    start = view.block - view.block % policy.blocks_per_epoch
+    end = start + policy.blocks_per_epoch
+    is_done = state.last_start_block is not None and state.last_start_block >= start
+    if is_done or view.block >= end - min(policy.block_threshold, policy.blocks_per_epoch // 2):
+        return Wait(f"the next round starts at block {end}")
+    return OpenRound(start, end)
+
+
+def _round_length(view: ChainView, policy: Policy) -> int:
+    """Blocks until the round's end: the chain's epoch where that is near, so that weights arrive before it does."""
     until_epoch = view.blocks_until_epoch
     if until_epoch <= policy.block_threshold:
         until_epoch += view.tempo
-    length = max(1, min(policy.blocks_per_epoch, until_epoch))
+    return max(1, min(policy.blocks_per_epoch, until_epoch))
+
+
+def plan_queue(
+    entrants: Mapping[SubmissionKey, Entrant],
+    verdicts: Mapping[SubmissionKey, Verdict],
+    copies: Mapping[SubmissionKey, DuplicateOf],
+    attempts: Mapping[SubmissionKey, Attempt],
+    now: float,
+    policy: Policy,
+) -> tuple[SubmissionKey, ...]:
+    """Whose turn it is in a new round, in order: all who have no verdict and stand in the way of none."""
     waiting = [
         entrant
-        for key, entrant in state.entrants.items()
-        if key not in state.verdicts and key not in state.copies and not _is_parked(state.attempts.get(key), now)
+        for key, entrant in entrants.items()
+        if key not in verdicts and key not in copies and not _is_parked(attempts.get(key), now)
     ]
-    last_tried = {key: attempt.next_at for key, attempt in state.attempts.items()}
-    entries = order_entries(waiting, last_tried, policy.miner_duplicate_sample_size)
-    return OpenRound(view.block + length, tuple(entries))
+    last_tried = {key: attempt.next_at for key, attempt in attempts.items()}
+    return tuple(order_entries(waiting, last_tried, policy.miner_duplicate_sample_size))
 
 
-def _closing_block(current: Round, policy: Policy) -> int:
+def closing_block(current: Round, policy: Policy) -> int:
     """From here on weights are set, done or not. A short round keeps at least its first half for the work."""
     return current.end_block - min(policy.block_threshold, (current.end_block - current.start_block) // 2)
 
@@ -159,16 +229,19 @@ def _is_parked(attempt: Attempt | None, now: float) -> bool:
     return attempt is not None and attempt.host_failures >= MAX_HOST_FAILURES and now < attempt.next_at
 
 
-def _next_work(state: State, current: Round, now: float, policy: Policy) -> Action | None:
-    """A check, else a score, else a wait for a retry, else None when the round's work is done.
+def _next_work(state: State, current: Round, view: ChainView, now: float, policy: Policy) -> Action | None:
+    """A check, else a score, else a wait for a score or a retry, else None when the round's work is done.
 
-    All checks come first: a dataset is known to be a copy only beside the ones committed before it.
+    All checks come first: a dataset is known to be a copy only beside the ones committed before it. Nobody works for a
+    hotkey that has left, which gets no weight; one that commits anew meanwhile keeps its place in the round.
     """
+    present = view.by_hotkey
     open_keys = [
         key
-        for key in current.entries
-        if key not in state.verdicts
-        and key in state.entrants
+        for key in current.queue
+        if key.hotkey in present
+        and key not in state.verdicts
+        and key not in state.running
         and state.entrants[key].refusal is None
         and not _is_parked(state.attempts.get(key), now)
     ]
@@ -176,11 +249,14 @@ def _next_work(state: State, current: Round, now: float, policy: Policy) -> Acti
     unchecked = [key for key in ready if key not in state.datasets]
     if unchecked:
         return CheckDataset(unchecked[0])
-    scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in current.entries)
-    has_room = scored < policy.miner_sample_size
+    scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in current.queue)
+    has_room = scored + len(state.running) < policy.miner_sample_size
     scorable = [key for key in open_keys if has_room and key in state.datasets and key not in state.copies]
-    if due := [key for key in scorable if key in ready]:
+    due = [key for key in scorable if key in ready]
+    if due and state.free > 0:
         return ScoreDataset(due[0])
+    if state.running or due:
+        return Wait(f"{len(state.running)} scores under way, {len(due)} waiting for a worker")
     later = [key for key in open_keys if key not in ready and (key not in state.datasets or key in scorable)]
     return Wait(f"{len(later)} submissions are to be tried again") if later else None
 
@@ -192,8 +268,9 @@ def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
         return state.has_standings or not state.entrants
     if any(intent.outcome is not None and intent.outcome.is_accepted for intent in state.intents):
         return True
-    # A call may land after it was given up, and a second try is then refused for coming too soon.
-    return bool(state.intents) and _has_landed(state.intents[0], state, view)
+    # A call may land after it was given up, and a second try is then refused for coming too soon. An earlier round's
+    # shares, given again meanwhile, are not what landed.
+    return bool(state.intents) and not state.repeats and _has_landed(state.intents[0], state, view)
 
 
 def _has_landed(intent: WeightIntent, state: State, view: ChainView) -> bool:
@@ -202,15 +279,20 @@ def _has_landed(intent: WeightIntent, state: State, view: ChainView) -> bool:
     return me is not None and me.last_update_block > max(intent.block, me.registration_block)
 
 
-def _settle(intent: WeightIntent, state: State, view: ChainView, work: Action | None) -> Action:
-    """An intent without an outcome: the process died, or the chain did not answer, after it was recorded.
+def _settle(intent: WeightIntent, state: State, view: ChainView) -> Action | None:
+    """What became of an intent without an outcome: the process died, or the chain did not answer, after its recording.
 
-    Work goes on until the chain shows it or no longer can; only weights are not set again meanwhile.
+    None while it may still land: work goes on until the chain shows it or no longer can, and only weights are not set
+    again meanwhile.
     """
     if _has_landed(intent, state, view):
         return SettleIntent(intent.id, is_accepted=True)
     if view.block >= intent.block + UNKNOWN_OUTCOME_BLOCKS:
         return SettleIntent(intent.id, is_accepted=False)
+    return None
+
+
+def _or_wait(work: Action | None, intent: WeightIntent) -> Action:
     return work if work is not None else Wait(f"the weights decided at block {intent.block} may still arrive")
 
 

@@ -50,5 +50,32 @@ def m001_initial(execute: Execute) -> None:
         execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial,)
+def m002_snapshots(execute: Execute) -> None:
+    """Rounds that hold everybody who stood at their block; seals; weights by hotkey; what the validator is doing.
+
+    A round that was open had only its queue, so it ends here and the next tick opens another.
+    """
+    for statement in (
+        "UPDATE rounds SET closed_at = started_at WHERE closed_at IS NULL",
+        "DROP TABLE round_entries",
+        "ALTER TABLE rounds ADD COLUMN opened_block INTEGER NOT NULL DEFAULT 0",
+        "UPDATE rounds SET opened_block = start_block",
+        """CREATE TABLE round_members (
+            round_id INTEGER NOT NULL REFERENCES rounds, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            uid INTEGER NOT NULL, block INTEGER NOT NULL, rank_block INTEGER NOT NULL,
+            registration_block INTEGER NOT NULL, lucky_num INTEGER, seed_block INTEGER, turn INTEGER,
+            PRIMARY KEY (round_id, hotkey)) WITHOUT ROWID""",
+        """CREATE TABLE seals (
+            hotkey TEXT NOT NULL, block INTEGER NOT NULL, reveal_round INTEGER NOT NULL,
+            PRIMARY KEY (hotkey, block)) WITHOUT ROWID""",
+        "ALTER TABLE weight_intents ADD COLUMN shares TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE weight_intents ADD COLUMN is_repeat INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE receipts ADD COLUMN round_id INTEGER",
+        """CREATE TABLE activity (
+            id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL, updated_at REAL NOT NULL)""",
+    ):
+        execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial, m002_snapshots)
 """The schema's version is the number of these that a file has had."""

@@ -48,6 +48,21 @@ def _check_curve(bench: float, min_bench: float, max_bench: float, power: float,
         raise ConfigError(f"competition.pow must be positive and finite, not {power}")
 
 
+def shares_from_scores(scores: Mapping[str, float], min_weight: float = MIN_WEIGHT) -> dict[str, float]:
+    """Positive shares by hotkey, summing to 1; empty when nobody has a score.
+
+    A share below `min_weight` of the whole is 0 and is spread over the others in proportion. The result does not
+    depend on the order of `scores`. Raises: ValueError for a score outside [0, 1], which no loss gives.
+    """
+    for hotkey, score in scores.items():
+        if not 0.0 <= score <= 1.0:
+            raise ValueError(f"the score of {hotkey} is {score}")
+    total = math.fsum(scores.values())
+    kept = {key: scores[key] for key in sorted(scores) if scores[key] > 0.0 and scores[key] / total >= min_weight}
+    total = math.fsum(kept.values())
+    return {hotkey: score / total for hotkey, score in kept.items()}
+
+
 def weights_from_scores(
     scores: Mapping[str, float],
     uid_by_hotkey: Mapping[str, int],
@@ -56,18 +71,13 @@ def weights_from_scores(
 ) -> dict[int, float] | None:
     """Positive weights by uid, summing to 1; None when there is nobody to give them to.
 
-    scores: by hotkey; those of hotkeys without a uid fall away. A share below `min_weight` of the whole is 0 and is
-    spread over the others in proportion. When no share is left all goes to the subnet owner's uid, which burns it;
-    None means that the owner has no uid either, and that no weights may be set. The result does not depend on the
-    order of `scores`. Raises: ValueError for a score outside [0, 1], which no loss gives.
+    scores: by hotkey; those of hotkeys without a uid fall away, and their part goes to the others. When no share is
+    left all goes to the subnet owner's uid, which burns it; None means that the owner has no uid either, and that no
+    weights may be set. Raises: as `shares_from_scores`.
     """
-    for hotkey, score in scores.items():
-        if not 0.0 <= score <= 1.0:
-            raise ValueError(f"the score of {hotkey} is {score}")
-    by_uid = {uid_by_hotkey[hotkey]: score for hotkey, score in scores.items() if hotkey in uid_by_hotkey}
-    total = math.fsum(by_uid.values())
-    kept = {uid: by_uid[uid] for uid in sorted(by_uid) if by_uid[uid] > 0.0 and by_uid[uid] / total >= min_weight}
-    if not kept:
+    present = {hotkey: score for hotkey, score in scores.items() if hotkey in uid_by_hotkey}
+    shares = shares_from_scores(present, min_weight)
+    by_uid = {uid_by_hotkey[hotkey]: share for hotkey, share in shares.items()}
+    if not by_uid:
         return None if owner_uid is None else {owner_uid: 1.0}
-    total = math.fsum(kept.values())
-    return {uid: score / total for uid, score in kept.items()}
+    return dict(sorted(by_uid.items()))

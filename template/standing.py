@@ -4,16 +4,18 @@ Facts about a dataset are found once and kept (`Verdict`); whether it counts now
 derived anew each time: which commitment of a hotkey is current, when the hotkey registered, who committed first.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from template.admission import Candidate, DuplicateOf, check_competition, check_registration, find_duplicates
 from template.competition import CommitmentRecord, Competition
 from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.errors import SubmissionError
-from template.records import ChainView
-from template.scoring import compute_score, weights_from_scores
-from template.state import Standing, Submission, SubmissionKey, Verdict
+from template.records import ChainCommitment, ChainView
+from template.scoring import compute_score, shares_from_scores, weights_from_scores
+from template.state import RoundEntry, Standing, Submission, SubmissionKey, Verdict
 
 # Earlier versions of one hotkey's dataset that are held against copies of them.
 MAX_VERSIONS = 8
@@ -21,7 +23,7 @@ MAX_VERSIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A registered hotkey's current commitment.
+    """A registered hotkey's current commitment, which the chain last saw set (or opened, when sealed) at `block`.
 
     rank_block is what earlier and later are judged by: the earliest block at which this hotkey was seen to commit this,
     unless that was before its registration_block. record is None exactly when `refusal` is not, with the reason.
@@ -29,19 +31,53 @@ class Entrant:
 
     key: SubmissionKey
     uid: int
+    block: int
     rank_block: int
     registration_block: int
     record: CommitmentRecord | None
     refusal: SubmissionError | None
 
+    def to_entry(self, *, lucky_num: int | None, seed_block: int | None) -> RoundEntry:
+        """The entry in a round that `read_entry` makes this entrant of."""
+        return RoundEntry(
+            key=self.key,
+            uid=self.uid,
+            block=self.block,
+            rank_block=self.rank_block,
+            registration_block=self.registration_block,
+            lucky_num=lucky_num,
+            seed_block=seed_block,
+        )
 
-def current_submissions(view: ChainView) -> list[Submission]:
-    """The readable commitments in `view`, of registered hotkeys and others, as of its block."""
+
+def current_submissions(view: ChainView, seals: Mapping[str, Sequence[int]] = MappingProxyType({})) -> list[Submission]:
+    """The readable commitments in `view`, of registered hotkeys and others, as of its block.
+
+    seals: blocks at which each hotkey was seen to commit under seal, earliest first. What the chain has opened counts
+    from the last of them before it did, since it no longer tells itself; from the opening where none was seen.
+    """
     return [
-        Submission(hotkey=one.hotkey, entry=one.text, first_block=one.block, block=one.block)
+        Submission(hotkey=one.hotkey, entry=one.text, first_block=_commit_block(one, seals), block=one.block)
         for one in view.commitments
         if one.text is not None
     ]
+
+
+def _commit_block(commitment: ChainCommitment, seals: Mapping[str, Sequence[int]]) -> int:
+    """The block at which the hotkey made the commitment, as far as is known."""
+    if not commitment.is_revealed:
+        return commitment.block
+    sealed = [block for block in seals.get(commitment.hotkey, ()) if block <= commitment.block]
+    return max(sealed, default=commitment.block)
+
+
+def current_seals(view: ChainView) -> dict[str, tuple[int, int]]:
+    """The commitments in `view` that are still sealed: (block, reveal round) by hotkey."""
+    return {
+        one.hotkey: (one.block, one.reveal_round)
+        for one in view.commitments
+        if one.text is None and one.reveal_round is not None
+    }
 
 
 def find_entrants(
@@ -55,31 +91,37 @@ def find_entrants(
         if neuron is None:
             continue
         first_block = seen[now.key].first_block if now.key in seen else now.block
-        record, refusal = _read_entry(now, neuron.registration_block, competition)
         is_old_life = first_block <= neuron.registration_block
-        entrant = Entrant(
+        entry = RoundEntry(
             key=now.key,
             uid=neuron.uid,
+            block=now.block,
             rank_block=now.block if is_old_life else first_block,
             registration_block=neuron.registration_block,
-            record=record,
-            refusal=refusal,
         )
-        entrants[now.key] = entrant
+        entrants[now.key] = read_entry(entry, competition)
     return entrants
 
 
-def _read_entry(
-    submission: Submission, registration_block: int, competition: Competition
-) -> tuple[CommitmentRecord | None, SubmissionError | None]:
-    """What the commitment says, or why it does not count."""
+def read_entry(entry: RoundEntry, competition: Competition) -> Entrant:
+    """The entrant that a round's entry stands for."""
     try:
-        record = CommitmentRecord.parse(submission.entry)
+        record: CommitmentRecord | None = CommitmentRecord.parse(entry.key.entry)
+        assert record is not None
         check_competition(record, competition)
-        check_registration(submission.block, registration_block)
-    except SubmissionError as refusal:
-        return None, refusal
-    return record, None
+        check_registration(entry.block, entry.registration_block)
+        refusal = None
+    except SubmissionError as error:
+        record, refusal = None, error
+    return Entrant(
+        key=entry.key,
+        uid=entry.uid,
+        block=entry.block,
+        rank_block=entry.rank_block,
+        registration_block=entry.registration_block,
+        record=record,
+        refusal=refusal,
+    )
 
 
 def find_copies(
@@ -122,21 +164,47 @@ def _as_candidate(key: SubmissionKey, block: int, row_keys: tuple[bytes, ...]) -
 
 
 def make_standings(
-    view: ChainView,
     competition: Competition,
     entrants: Mapping[SubmissionKey, Entrant],
     verdicts: Mapping[SubmissionKey, Verdict],
     copies: Mapping[SubmissionKey, DuplicateOf],
-) -> tuple[list[Standing], dict[int, float] | None]:
-    """One line per entrant, and the weights by uid; None when there is nobody to give weight to."""
-    judged = [_judge(entrant, competition, verdicts, copies) for entrant in entrants.values()]
-    weights = weights_from_scores(
-        {line.key.hotkey: line.score for line in judged},
-        {neuron.hotkey: neuron.uid for neuron in view.neurons},
-        view.owner_uid,
-    )
-    has_scores = any(line.score > 0.0 for line in judged)
-    return [_with_weight(line, weights if has_scores else None) for line in judged], weights
+) -> list[Standing]:
+    """One line per entrant, with the share that its score is of all scores as its weight."""
+    lines = [_judge(entrant, competition, verdicts, copies) for entrant in entrants.values()]
+    shares = shares_from_scores({line.key.hotkey: line.score for line in lines})
+    return [dataclasses.replace(line, weight=shares.get(line.key.hotkey, 0.0)) for line in lines]
+
+
+def choose_shares(
+    lines: Sequence[Standing], last_shares: Mapping[str, float], owner_hotkey: str
+) -> Mapping[str, float]:
+    """What each hotkey gets, summing to 1; empty when nothing can be said yet.
+
+    The table's own weights where there are any. While some still wait for their turn, a table in which nobody has a
+    score says nothing: then the shares that were given last are given again. When all were judged and nobody has a
+    score, all goes to the subnet owner, which burns it.
+    """
+    if any(line.weight > 0.0 for line in lines):
+        return {line.key.hotkey: line.weight for line in lines if line.weight > 0.0}
+    if any(line.reason is None and line.loss is None for line in lines):
+        return last_shares
+    return {owner_hotkey: 1.0}
+
+
+def align_shares(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
+    """The shares by uid as of `view`, summing to 1; empty when none of the hotkeys and no owner is left to burn to.
+
+    registrations: the block at which a hotkey had its uid when it earned its share; one that lost it and came back is
+    another neuron, and what it left behind goes to the others.
+    """
+    if not shares:
+        return {}
+    uids = {
+        hotkey: neuron.uid
+        for hotkey, neuron in view.by_hotkey.items()
+        if registrations.get(hotkey, neuron.registration_block) == neuron.registration_block
+    }
+    return weights_from_scores(shares, uids, view.owner_uid) or {}
 
 
 def _judge(
@@ -176,12 +244,6 @@ def score_of(loss: float, competition: Competition) -> float:
         competition.id,
         competition.id,
     )
-
-
-def _with_weight(line: Standing, weights: Mapping[int, float] | None) -> Standing:
-    """The line with the share its uid gets for its score; a burn to the owner's uid is no miner's share."""
-    share = weights.get(line.uid, 0.0) if weights else 0.0
-    return Standing(**{**vars(line), "weight": share})
 
 
 def order_entries(

@@ -75,17 +75,40 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
-    """One validator epoch: blocks [start_block, end_block), the seed of its scores, and the submissions to work on.
+class RoundEntry:
+    """One registered hotkey's commitment as the block of a round showed it.
 
-    Fixed before the first training, so that a restart goes on with the same seed and the same set. id 0: not stored.
+    block: where the chain last saw it set. rank_block: what earlier and later are judged by, see
+    `template.standing.Entrant`. lucky_num: the seed of its score in this round, and seed_block the block whose hash
+    gave it; both None for an entry that is not to be scored in this round, seed_block also for a seed that was drawn.
+    """
+
+    key: SubmissionKey
+    uid: int
+    block: int
+    rank_block: int
+    registration_block: int
+    lucky_num: int | None = None
+    seed_block: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One validator epoch: a snapshot of the subnet at start_block, worked on until end_block.
+
+    entries: everybody who stood in the competition at start_block, by uid, which is all that the round's weights are
+    made of. queue: whose turn it is, in order, a part of the entries. lucky_num: the seed drawn for the round; with
+    seeds from the chain, that of start_block. opened_block: the newest block when the round was fixed, start_block or
+    later. All is fixed before the first training, so that a restart goes on with the same. id 0: not stored.
     """
 
     start_block: int
     start_block_hash: str
+    opened_block: int
     end_block: int
     lucky_num: int
-    entries: tuple[SubmissionKey, ...]
+    entries: tuple[RoundEntry, ...]
+    queue: tuple[SubmissionKey, ...]
     id: int = 0
 
 
@@ -107,11 +130,70 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightIntent:
-    """Weights {uid: share} decided at `block`; outcome is None while it is not known what became of them."""
+    """Weights {uid: share} decided at `block`; outcome is None while it is not known what became of them.
+
+    shares: the same by hotkey, which is what can be given again when uids have changed hands. is_repeat: they are an
+    earlier round's, given again so that this hotkey does not count as inactive.
+    """
 
     id: int
     block: int
     weights: Mapping[int, float]
+    shares: Mapping[str, float]
     created_at: float
     outcome: WeightOutcome | None
     finished_at: float | None
+    is_repeat: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A score under way. device: where. started_at: POSIX seconds. memory_bytes: of the device, None when unknown.
+
+    done of total tokens of `stage` ("load", "train" or "evaluate").
+    """
+
+    key: SubmissionKey
+    device: str
+    started_at: float
+    stage: str = "load"
+    done: int = 0
+    total: int = 0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gauges:
+    """What a validator looks like from outside, at one moment. Counts are of submissions unless said.
+
+    now: POSIX seconds. block, block_time: the newest view's number and POSIX time; their distance from `now` is the
+    lag. doing: in words. weights_block: from here on the round's weights are due; weights_set_block: the last ones that
+    the chain took; both None when not known. tokens_per_s: training speed of the last score, None before the first.
+    """
+
+    now: float
+    block: int
+    block_time: float
+    doing: str
+    round_id: int | None
+    queue: int
+    unscored: int
+    running: tuple[Running, ...] = ()
+    weights_block: int | None = None
+    weights_set_block: int | None = None
+    tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """A round that closed: its inputs, its table, and what became of its weights.
+
+    seconds: by hotkey, what the score took, for those scored in this round. round_file: path of the signed file of its
+    receipts, None when there is none.
+    """
+
+    round: Round
+    standings: tuple[Standing, ...]
+    intents: tuple[WeightIntent, ...]
+    seconds: Mapping[str, float]
+    round_file: str | None = None

@@ -1,123 +1,96 @@
 """The validator: startup, tick, shutdown.
 
-A tick reads one view of the chain, loads the state, decides (`template.schedule`), does one thing and records it, so
-that killing the process anywhere loses at most the thing in hand. A signal sets a flag; training looks at it after
-every step, a download ends by its deadline.
+A tick reads one view of the chain, collects what the workers finished, loads the state, decides
+(`template.schedule`), does one thing and records it, so that killing the process anywhere loses at most the thing in
+hand. Scores run in other processes: no tick waits for one, and weights are set while they go on. A signal sets a flag
+that is looked at after every tick; a download ends by its deadline.
 """
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 from loguru import logger
 
-from template import constants, hub, schedule, standing
+from template import schedule, standing
 from template.admission import DuplicateOf
-from template.competition import CommitmentRecord, Competition
-from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.pool import Pool, check_dataset, fetch_eval_set, read_pool
-from template.receipt import Receipt, ScoredSubmission
-from template.receipt_files import write_receipt
-from template.records import ChainView, Progress, TrainResult, WeightOutcome
-from template.schedule import Policy, State
+from template.competition import CommitmentRecord
+from template.errors import ConfigError, HostError, RemoteError
+from template.housekeeping import Housekeeper
+from template.judging import MISSING, Judge
+from template.pool import Pool, fetch_eval_set, read_pool
+from template.records import ChainView
+from template.reporting import Reporter
+from template.schedule import Action, State
+from template.seeds import seed_block, seed_from_hash
 from template.standing import Entrant
-from template.state import Attempt, Contest, Round, Submission, SubmissionKey, Verdict
+from template.state import Attempt, Contest, Round, RoundEntry, Submission, SubmissionKey
 from template.store import Store
-from template.workers import Scorer
-
-# Seconds before the first retry of a submission that the Hub or the chain withheld; doubled each time, up to the most.
-RETRY_FIRST_S = 30.0
-RETRY_MOST_S = 1800.0
-
-# Seconds that a submission rests which this machine failed at again and again.
-PARKED_S = 6 * 3600.0
-
-# Seconds between two lines about the progress of one score.
-TELL_EVERY_S = 20.0
+from template.validator_config import ChainSeam, LuckyNumFrom, ValidatorConfig, Watcher
+from template.weighing import Scale
+from template.workers import Executor
 
 # Seconds after which a repo or file that was not there is looked for again: the miner may have made it public.
 MISSING_AGAIN_S = 6 * 3600.0
-_MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
-_KEY_BYTES = 32
-_FOLDER_PREFIX = "miner_"
+# Seconds that a tick rests at most after failures in a row: three chances in every weights window.
+MAX_REST_S = 300.0
 
-
-class ChainSeam(Protocol):
-    """What the validator asks of `template.chain.Chain`."""
-
-    netuid: int
-
-    @property
-    def hotkey(self) -> str: ...
-    def view(self) -> ChainView: ...
-    def sign(self, message: bytes) -> str: ...
-    def set_weights(self, weights: Mapping[int, float]) -> WeightOutcome: ...
-
-
-class Stopping(Exception):
-    """The operator asked to stop while something was under way; it is abandoned and nothing of it is recorded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidatorConfig:
-    """The operator's choices. poll_s: seconds between looks at the chain when there is nothing to do.
-
-    lucky_num: None draws one per round. is_offline: the chain is read, never written, and the hotkey need not be
-    registered.
-    """
-
-    competition: Competition
-    policy: Policy
-    data_dir: Path
-    eval_data_dir: Path
-    cache_dir: Path | None = None
-    receipt_dir: Path | None = None
-    is_offline: bool = False
-    lucky_num: int | None = None
-    poll_s: float = 6.0
-    hub_token: str | None = field(default=None, repr=False)
+# Seconds between two looks for a newer release, for which the scores under way are waited for.
+UPDATE_EVERY_S = 3600.0
 
 
 class Validator:
-    """One validator on one subnet. `now` is the clock, POSIX seconds; set `stop` to end it after the tick in hand."""
+    """One validator on one subnet. `now` is the clock, POSIX seconds; set `stop` to end it after the tick in hand.
+
+    update: installs a newer release when there is one, and says whether it did; called between rounds, with no score
+    under way; None when releases are not followed. is_updated: True when the validator ended because of one.
+    """
 
     def __init__(
         self,
         config: ValidatorConfig,
         chain: ChainSeam,
         store: Store,
-        scorer: Scorer,
+        executor: Executor,
         *,
+        watcher: Watcher | None = None,
+        update: Callable[[], bool] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self.stop = threading.Event()
         self.rounds_done = 0
+        self.is_updated = False
         self._chain = chain
         self._store = store
-        self._scorer = scorer
+        self._executor = executor
+        self._update = update
+        self._update_at = float("-inf")
         self._now = now
-        self._pool: Pool = frozenset()
-        self._contest: Contest | None = None
+        self._scale = Scale(config, chain=chain, store=store, now=now)
+        self._reporter = Reporter(config, chain=chain, store=store, executor=executor, watcher=watcher, now=now)
+        self._housekeeper = Housekeeper(config, store, now)
+        self._is_admitted = False
+        self._pool: Pool | None = None
+        self._model: str | None = None
+        self._judge: Judge | None = None
         self._failures = 0
-        self._told_at = now()
         # What the store and the last view imply, kept so that an idle tick costs little.
         self._recorded: object = None
-        self._datasets: dict[SubmissionKey, tuple[bytes, ...]] = {}
+        self._seen: Mapping[SubmissionKey, Submission] = {}
+        self._entrants: tuple[int, Mapping[SubmissionKey, Entrant]] = (0, {})
         self._copies: Mapping[SubmissionKey, DuplicateOf] = {}
         self._copies_of: object = None
 
     def run(self) -> None:
-        """Starts up and ticks until stopped or done. Raises: ConfigError, HostError; waits out everything else."""
-        self._patiently(self.startup)
-        while not self.stop.is_set() and not self._patiently(self.tick):
-            pass
+        """Ticks until stopped or done. Raises: ConfigError, HostError; waits out everything else."""
+        try:
+            while not self.stop.is_set() and not self._patiently(self.tick):
+                pass
+        finally:
+            self._executor.close()
         logger.info("validator stops rounds_done={}", self.rounds_done)
 
     def _patiently(self, step: Callable[[], bool]) -> bool:
@@ -126,8 +99,6 @@ class Validator:
             is_done = step()
             self._failures = 0
             return is_done
-        except Stopping:
-            return True
         except (ConfigError, HostError):
             raise
         except RemoteError as error:
@@ -135,261 +106,272 @@ class Validator:
         except Exception:
             logger.exception("a tick failed; this is a bug, please report it")
         self._failures += 1
-        self.stop.wait(min(self.config.poll_s * 2 ** min(self._failures, 10), 300.0))
+        self.stop.wait(min(self.config.poll_s * 2 ** min(self._failures, 10), MAX_REST_S))
         return False
-
-    def startup(self) -> bool:
-        """Checks all that can be checked before the first tick, and loads the evaluation set and the model.
-
-        Raises: ConfigError when the operator has to act; RemoteError when it may be tried again.
-        """
-        view = self._chain.view()
-        if not self.config.is_offline and self._chain.hotkey not in view.by_hotkey:
-            raise ConfigError(
-                f"the hotkey {self._chain.hotkey} is not on netuid {view.netuid}: register it, or use --offline"
-            )
-        config = self.config
-        self._pool = read_pool(
-            fetch_eval_set(config.competition, config.eval_data_dir, config.cache_dir, config.hub_token)
-        )
-        model = self._scorer.load()
-        training_args = self._scorer.training_args
-        self._contest = self._store.open_contest(
-            self.config.competition, training_args.hyperparameters.digest, model, self._now()
-        )
-        self._datasets = self._store.datasets(self._contest, _KEY_BYTES)
-        logger.info(
-            "validator starts netuid={} block={} competition={} pool_rows={} model={}",
-            view.netuid, view.block, self.config.competition.id, len(self._pool), model,
-        )  # fmt: skip
-        return True
 
     @property
     def contest(self) -> Contest:
-        """The contest that startup opened."""
-        if self._contest is None:
-            raise RuntimeError("startup has not run")
-        return self._contest
+        """The contest that scores count in, known once a worker holds the model."""
+        if self._judge is None:
+            raise RuntimeError("no worker holds the model yet")
+        return self._judge.contest
 
     def tick(self) -> bool:
         """One bounded step. Returns True when nothing more is to be done, ever."""
-        if self._contest is None and not self.startup():
-            return False
         view = self._chain.view()
+        self._admit(view)
         self._record_submissions(view)
         state = self._load_state(view)
-        action = schedule.decide(state, view, self._now(), self.config.policy)
+        action = self._decide(state, view)
         logger.debug("block={} action={}", view.block, action)
-        return self._perform(action, state, view)
+        try:
+            return self._perform(action, state, view)
+        finally:
+            self._reporter.tell(action, state, view)
+
+    def _admit(self, view: ChainView) -> None:
+        """Raises: ConfigError when the hotkey that is to set weights has no uid at the start."""
+        if not (self._is_admitted or self.config.is_offline or self._chain.hotkey in view.by_hotkey):
+            raise ConfigError(
+                f"the hotkey {self._chain.hotkey} is not on netuid {view.netuid}: register it, or use --offline"
+            )
+        self._is_admitted = True
+
+    def _decide(self, state: State, view: ChainView) -> Action:
+        """What to do next. Until a worker holds the model there is one thing only that the chain must not wait for."""
+        if self._judge is None:
+            if (repeat := schedule.keep_alive(state, view, self.config.policy)) is not None:
+                return repeat
+            return schedule.Wait("ready to score" if self._prepare(view) else "a worker loads the model")
+        return schedule.decide(state, view, self._now(), self.config.policy)
+
+    def _prepare(self, view: ChainView) -> bool:
+        """A step towards scoring; True when everything is there.
+
+        Raises: ConfigError when the operator has to act; RemoteError; HostError when no worker can be had.
+        """
+        config = self.config
+        if self._pool is None:
+            self._pool = read_pool(
+                fetch_eval_set(config.competition, config.eval_data_dir, config.cache_dir, config.hub_token)
+            )
+        model = self._executor.prepare()
+        if model is None:
+            return False
+        self._open_contest(model, self._pool)
+        logger.info(
+            "validator starts netuid={} block={} competition={} pool_rows={} model={}",
+            view.netuid, view.block, config.competition.id, len(self._pool), model,
+        )  # fmt: skip
+        return True
+
+    def _open_contest(self, model: str, pool: Pool) -> None:
+        digest = self._executor.training_args.hyperparameters.digest
+        contest = self._store.open_contest(self.config.competition, digest, model, self._now())
+        self._model = model
+        self._judge = Judge(
+            self.config, contest, pool,
+            chain=self._chain, store=self._store, executor=self._executor, now=self._now,
+        )  # fmt: skip
+        self._copies_of = None
 
     def _record_submissions(self, view: ChainView) -> None:
         """Records what is committed, unless it is what this process recorded last."""
         births = {neuron.hotkey: neuron.registration_block for neuron in view.neurons}
-        seen = standing.current_submissions(view)
-        if (seen, births) != self._recorded:
-            self._store.see_submissions(seen, births)
-            self._recorded = (seen, births)
+        if (view.commitments, births) == self._recorded:
+            return
+        if seals := standing.current_seals(view):
+            self._store.see_seals(seals)
+        self._store.see_submissions(standing.current_submissions(view, self._store.seals()), births)
+        self._seen = self._store.submissions()
+        self._recorded = (view.commitments, births)
 
     def _load_state(self, view: ChainView) -> State:
-        store, contest = self._store, self.contest
-        seen = store.submissions()
-        entrants = standing.find_entrants(view, seen, self.config.competition)
-        current = store.open_round(contest)
-        if current is None:
-            store.forget_refusals(contest, _MISSING, before=self._now() - MISSING_AGAIN_S)
+        """Everything the decision rests on; results of the workers are recorded first, so that they count in it."""
+        store, judge = self._store, self._judge
+        if judge is not None:
+            self._tend_workers(judge)
+        current = store.open_round(judge.contest) if judge else None
+        round_id = current.id if current else store.last_round_id()
+        intents = store.intents(round_id) if round_id is not None else []
+        entrants = self._read_entrants(current)
+        if judge is not None and current is None:
+            before = self._now() - MISSING_AGAIN_S
+            store.forget_refusals(judge.contest, MISSING, before=before, is_final=_is_promise)
         return State(
             hotkey="" if self.config.is_offline else self._chain.hotkey,
             round=current,
             rounds_done=self.rounds_done,
             entrants=entrants,
-            datasets=self._datasets,
-            verdicts=store.verdicts(contest),
-            copies=self._find_copies(entrants, seen),
-            attempts=store.attempts(contest),
-            intents=store.intents(current.id) if current else (),
-            has_standings=bool(current and store.standings(current.id)),
+            datasets=judge.datasets if judge else {},
+            verdicts=store.verdicts(judge.contest) if judge else {},
+            copies=self._find_copies(judge, entrants) if judge else {},
+            attempts=store.attempts(judge.contest) if judge else {},
+            intents=[intent for intent in intents if not intent.is_repeat],
+            repeats=[intent for intent in intents if intent.is_repeat],
+            has_standings=current is not None and store.has_standings(current.id),
+            has_last_shares=store.last_accepted() is not None,
+            last_start_block=store.last_start_block(judge.contest) if judge else None,
+            running=frozenset(one.key for one in self._executor.running()),
+            free=self._executor.free(),
         )
 
+    def _tend_workers(self, judge: Judge) -> None:
+        """Records what is finished and has lost workers replaced. A worker that cannot be had is no end of the loop."""
+        judge.collect()
+        try:
+            model = self._executor.prepare()
+        except (RemoteError, HostError) as error:
+            logger.error("no worker: {}", error)
+            return
+        if model is not None and model != self._model and self._pool is not None:
+            logger.warning("the model is another now, so all is scored anew: {}", model)
+            self._open_contest(model, self._pool)
+
+    def _read_entrants(self, current: Round | None) -> Mapping[SubmissionKey, Entrant]:
+        if current is None:
+            return {}
+        if self._entrants[0] != current.id:
+            found = {entry.key: standing.read_entry(entry, self.config.competition) for entry in current.entries}
+            self._entrants = (current.id, found)
+        return self._entrants[1]
+
     def _find_copies(
-        self, entrants: Mapping[SubmissionKey, Entrant], seen: Mapping[SubmissionKey, Submission]
+        self, judge: Judge, entrants: Mapping[SubmissionKey, Entrant]
     ) -> Mapping[SubmissionKey, DuplicateOf]:
         """The copies, found anew only when something that decides them changed since the last tick."""
-        ranks = {key: (one.rank_block, one.registration_block, one.refusal is None) for key, one in entrants.items()}
-        decisive = (ranks, seen, len(self._datasets))
+        decisive = (judge.contest, entrants, self._seen, len(judge.datasets))
         if decisive != self._copies_of:
-            self._copies = standing.find_copies(entrants, seen, self._datasets)
+            self._copies = standing.find_copies(entrants, self._seen, judge.datasets)
             self._copies_of = decisive
         return self._copies
 
-    def _perform(self, action: schedule.Action, state: State, view: ChainView) -> bool:
+    def _perform(self, action: Action, state: State, view: ChainView) -> bool:
+        """Does the one thing; True when nothing more is to be done."""
+        current = state.round
         match action:
-            case schedule.OpenRound(end_block, entries):
-                self._open_round(view, end_block, entries)
-            case schedule.CheckDataset(key):
-                self._attempt(key, state, lambda record: self._check(key, record))
-            case schedule.ScoreDataset(key):
-                self._attempt(key, state, lambda record: self._score(key, record, state))
+            case schedule.OpenRound(start_block, end_block):
+                return self._open_round(view, start_block, end_block) or self.stop.is_set()
+            case schedule.CheckDataset(key) | schedule.ScoreDataset(key):
+                assert current is not None and self._judge is not None
+                self._judge_one(action, current, state.attempts.get(key, Attempt()), view)
             case schedule.SetWeights():
-                self._set_weights(state, view)
+                assert current is not None
+                self._scale.set_weights(current, state, view)
+            case schedule.RepeatWeights():
+                self._scale.repeat_weights(self._store.last_round_id() or 0, view)
             case schedule.SettleIntent(intent_id, is_accepted):
-                error = None if is_accepted else "Lost"
-                self._store.record_outcome(intent_id, WeightOutcome(is_accepted=is_accepted, error=error), self._now())
-                logger.info("weights of an unknown fate settled accepted={}", is_accepted)
+                self._scale.settle(intent_id, is_accepted=is_accepted)
             case schedule.CloseRound(is_settled):
-                self._close_round(state, is_settled)
-                self._remove_folders(view)
+                assert current is not None and self._judge is not None
+                self._close_round(self._judge, current, is_settled)
             case schedule.Wait(why):
                 logger.debug("waiting: {}", why)
-                self.stop.wait(self.config.poll_s)
+                self._idle()
             case schedule.Stop():
                 return True
         return self.stop.is_set()
 
-    def _open_round(self, view: ChainView, end_block: int, entries: tuple[SubmissionKey, ...]) -> None:
-        drawn = int.from_bytes(os.urandom(4), "little")
-        opened = self._store.begin_round(
-            self.contest,
-            Round(
-                start_block=view.block,
-                start_block_hash=view.block_hash,
-                end_block=end_block,
-                lucky_num=drawn if self.config.lucky_num is None else self.config.lucky_num,
-                entries=entries,
-            ),
-            self._now(),
-        )
-        logger.info(
-            "round {} opens blocks={}..{} submissions={} lucky_num={}",
-            opened.id, opened.start_block, opened.end_block, len(entries), opened.lucky_num,
-        )  # fmt: skip
+    def _idle(self) -> None:
+        """Rests until a worker has something to tell, or the time of another look at the chain has come."""
+        if self._judge is None or self._executor.running() or not self._executor.free():
+            self._executor.wait(self.config.poll_s)
+        else:
+            self.stop.wait(self.config.poll_s)
 
-    def _close_round(self, state: State, is_settled: bool) -> None:
-        assert state.round is not None
-        self._store.close_round(state.round.id, self._now())
+    def _judge_one(
+        self, action: schedule.CheckDataset | schedule.ScoreDataset, current: Round, attempt: Attempt, view: ChainView
+    ) -> None:
+        assert self._judge is not None
+        entry = next(entry for entry in current.entries if entry.key == action.key)
+        if isinstance(action, schedule.CheckDataset):
+            self._judge.check(entry, view.block, attempt)
+        else:
+            assert entry.lucky_num is not None, "whoever is in the queue has a seed"
+            self._judge.start(entry, entry.lucky_num, attempt)
+
+    def _open_round(self, view: ChainView, start_block: int, end_block: int) -> bool:
+        """Fixes the round's snapshot, queue and seeds; True when a new release was installed instead."""
+        if self._update is not None and self._now() >= self._update_at:
+            if self._executor.running():
+                self._idle()
+                return False
+            self._update_at = self._now() + UPDATE_EVERY_S
+            self.is_updated = self._update()
+            if self.is_updated:
+                return True
+        assert self._judge is not None
+        contest = self._judge.contest
+        snapshot = view if start_block == view.block else self._chain.view(start_block)
+        self._record_submissions(snapshot)
+        entrants = standing.find_entrants(snapshot, self._seen, self.config.competition)
+        copies = standing.find_copies(entrants, self._seen, self._judge.datasets)
+        queue = schedule.plan_queue(
+            entrants,
+            self._store.verdicts(contest),
+            copies,
+            self._store.attempts(contest),
+            self._now(),
+            self.config.policy,
+        )
+        lucky_num = self._choose_seed(snapshot.block_hash)
+        opened = Round(
+            start_block=snapshot.block,
+            start_block_hash=snapshot.block_hash,
+            opened_block=view.block,
+            end_block=end_block,
+            lucky_num=lucky_num,
+            entries=self._seed_entries(entrants, frozenset(queue), lucky_num),
+            queue=queue,
+        )
+        opened = self._store.begin_round(contest, opened, self._now())
+        logger.info(
+            "round {} opens blocks={}..{} entries={} queue={} lucky_num={}",
+            opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue), opened.lucky_num,
+        )  # fmt: skip
+        return False
+
+    def _choose_seed(self, block_hash: str) -> int:
+        """The seed of a round that starts with the block of this hash."""
+        if self.config.lucky_num is not None:
+            return self.config.lucky_num
+        if self.config.seed_source is LuckyNumFrom.CHAIN:
+            return seed_from_hash(block_hash)
+        return int.from_bytes(os.urandom(4), "little")
+
+    def _seed_entries(
+        self, entrants: Mapping[SubmissionKey, Entrant], queue: frozenset[SubmissionKey], lucky_num: int
+    ) -> tuple[RoundEntry, ...]:
+        """The snapshot's entries by uid, with seeds for those whose turn it is.
+
+        A seed from the chain belongs to the submission and not to the round in which its turn came, so that whoever
+        scores it later, in another round, gets the same bits.
+        """
+        is_from_chain = self.config.seed_source is LuckyNumFrom.CHAIN
+        seeds: dict[int, int] = {}
+        entries = []
+        for entrant in sorted(entrants.values(), key=lambda one: one.uid):
+            block, seed = None, lucky_num if entrant.key in queue else None
+            if entrant.key in queue and is_from_chain:
+                block = seed_block(entrant.block, self.config.policy.blocks_per_epoch)
+                if block not in seeds:
+                    seeds[block] = seed_from_hash(self._chain.block_hash(block))
+                seed = seeds[block]
+            entries.append(entrant.to_entry(lucky_num=seed, seed_block=block))
+        return tuple(entries)
+
+    def _close_round(self, judge: Judge, current: Round, is_settled: bool) -> None:
+        """Publishes the round, closes it and tidies up; in this order, so that a crash in between repeats it."""
+        self._reporter.publish_round(judge.contest, current, self._model or "")
+        self._store.close_round(current.id, self._now())
         self.rounds_done += 1
         if is_settled:
-            logger.info("round {} closes", state.round.id)
+            logger.info("round {} closes", current.id)
         else:
-            logger.error("round {} closes without weights on chain", state.round.id)
+            logger.error("round {} closes without weights on chain", current.id)
+        self._housekeeper.tidy(judge, current, self._seen)
 
-    def _remove_folders(self, view: ChainView) -> None:
-        """Frees the disk of datasets whose hotkeys have left the subnet; the others hold one each."""
-        for folder in self.config.data_dir.glob(f"{_FOLDER_PREFIX}*"):
-            if folder.name.removeprefix(_FOLDER_PREFIX) not in view.by_hotkey:
-                shutil.rmtree(folder, ignore_errors=True)
 
-    def _attempt(self, key: SubmissionKey, state: State, work: Callable[[CommitmentRecord], Verdict | None]) -> None:
-        """Does the work on one submission and records whose fault a failure is."""
-        before = state.attempts.get(key, Attempt())
-        record = CommitmentRecord.parse(key.entry)
-        try:
-            verdict = work(record)
-        except SubmissionError as error:
-            logger.info("refused hotkey={} entry={} reason={}: {}", key.hotkey, key.entry, error.reason, error)
-            verdict = Verdict(reason=error.reason, message=str(error))
-        except RemoteError as error:
-            pause = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
-            pause = min(max(pause, error.retry_after_s or 0.0), RETRY_MOST_S)
-            logger.warning("pending hotkey={} entry={} retry_in_s={:.0f}: {}", key.hotkey, key.entry, pause, error)
-            self._record_failure(key, before, error, remote=1, next_at=self._now() + pause)
-            return
-        except (Stopping, ConfigError):
-            raise
-        except Exception as error:
-            if isinstance(error, HostError) and key not in self._datasets:
-                raise  # a disk or a token that fails while fetching has nothing to do with this submission
-            # Ours, whatever it is. Counted, so that one submission that breaks us does not stop all the others.
-            is_parked = before.host_failures + 1 >= schedule.MAX_HOST_FAILURES
-            self._record_failure(key, before, error, host=1, next_at=self._now() + (PARKED_S if is_parked else 0.0))
-            raise
-        if verdict is not None:
-            self._store.record_verdict(self.contest, key, verdict, self._now())
-
-    def _record_failure(
-        self, key: SubmissionKey, before: Attempt, error: Exception, *, next_at: float, remote: int = 0, host: int = 0
-    ) -> None:
-        failures = (before.remote_failures + remote, before.host_failures + host)
-        self._store.record_attempt(self.contest, key, Attempt(*failures, next_at, str(error)))
-
-    def _fetch(self, key: SubmissionKey, record: CommitmentRecord) -> hub.HubFile:
-        """The submission's file in its hotkey's folder; from there without network when it was fetched before.
-
-        Without our token, since a dataset that only some may read cannot be checked by all.
-        """
-        return hub.download_dataset(
-            record.namespace,
-            record.commit,
-            self.config.data_dir / f"{_FOLDER_PREFIX}{key.hotkey}",
-        )
-
-    def _check(self, key: SubmissionKey, record: CommitmentRecord) -> None:
-        held = self._fetch(key, record)
-        max_rows = self.config.competition.rows
-        rows = check_dataset(held.path.read_bytes(), self._pool, name=constants.DATA_FILE, max_rows=max_rows)
-        row_keys = tuple(row.key for row in rows)
-        self._store.record_dataset(self.contest, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
-        self._datasets[key] = row_keys
-        logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(rows))
-
-    def _score(self, key: SubmissionKey, record: CommitmentRecord, state: State) -> Verdict:
-        assert state.round is not None
-        held = self._fetch(key, record)
-        logger.info("scoring hotkey={} entry={}", key.hotkey, key.entry)
-        result = self._scorer.score(held.path.parent, state.round.lucky_num, self._on_progress)
-        if result.train_sha256 != held.sha256:
-            raise HostError(f"{held.path} changed while it was scored; is another process writing there?")
-        receipt = self._make_receipt(key, record, result)
-        seconds = result.train_seconds + result.eval_seconds
-        logger.info("scored hotkey={} loss={:.6f} seconds={:.1f}", key.hotkey, result.loss, seconds)
-        return Verdict(loss=result.loss, seconds=seconds, receipt=receipt.to_json())
-
-    def _on_progress(self, progress: Progress) -> None:
-        if self._now() >= self._told_at + TELL_EVERY_S:
-            self._told_at = self._now()
-            logger.info("{} {:.0%} of {} tokens", progress.stage, progress.done / progress.total, progress.total)
-        if self.stop.is_set():
-            raise Stopping
-
-    def _make_receipt(self, key: SubmissionKey, record: CommitmentRecord, result: TrainResult) -> Receipt:
-        """The receipt, signed where there is a hotkey to sign with, and written beside the others when wanted."""
-        receipt = Receipt(
-            competition=self.config.competition,
-            submission=ScoredSubmission(
-                netuid=self._chain.netuid, hotkey=key.hotkey, repo=record.namespace, commit=record.commit
-            ),
-            result=result,
-        )
-        if not self.config.is_offline:
-            receipt = receipt.signed(self._chain.hotkey, self._chain.sign)
-        if self.config.receipt_dir is not None:
-            write_receipt(receipt, self.config.receipt_dir)
-        return receipt
-
-    def _set_weights(self, state: State, view: ChainView) -> None:
-        """Makes the round's table and submits its weights; intent first, outcome after."""
-        assert state.round is not None
-        lines, weights = standing.make_standings(
-            view, self.config.competition, state.entrants, state.verdicts, state.copies
-        )
-        for line in lines:
-            logger.info(
-                "standing hotkey={} uid={} reason={} loss={} score={:.6f} weight={:.6f} {}",
-                line.key.hotkey, line.uid, line.reason, line.loss, line.score, line.weight, line.message,
-            )  # fmt: skip
-        if not self.config.policy.sets_weights:
-            self._store.record_standings(state.round.id, lines)
-            return
-        intent_id = self._store.record_intent(
-            state.round.id, block=view.block, weights=weights or {}, standings=lines, now=self._now()
-        )
-        if weights is None:
-            message = f"nobody has a score, and the subnet owner {view.owner_hotkey} has no uid to burn to"
-            logger.error("no weights set: {}", message)
-            outcome = WeightOutcome(is_accepted=False, error="NoOwnerUid", message=message)
-        else:
-            outcome = self._chain.set_weights(weights)
-        self._store.record_outcome(intent_id, outcome, self._now())
-        if outcome.is_accepted:
-            logger.info("weights set block={} weights={}", outcome.block, weights)
-        else:
-            logger.warning("weights refused error={}: {}", outcome.error, outcome.message)
+def _is_promise(key: SubmissionKey) -> bool:
+    """True for a file promised by its digest: refused for not coming in time, it is refused for good."""
+    return CommitmentRecord.parse(key.entry).is_content_addressed

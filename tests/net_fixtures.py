@@ -204,10 +204,10 @@ class SteppingChain(Chain):
         self._admin = net.admin
         self._blocks = blocks
 
-    def view(self) -> ChainView:
-        if self._blocks:
+    def view(self, block: int | None = None) -> ChainView:
+        if self._blocks and block is None:
             self._admin.advance(self._blocks)
-        return super().view()
+        return super().view(block)
 
 
 class Process:

@@ -83,7 +83,7 @@ class Arena:
             MINER,
             *self.net.chain_arguments(name),
             *("--hf_repo_id", f"{name}/data", "--dataset_path", write_dataset(self.folder / name, lines)),
-            *("--work_dir", self.folder / "work", "--poll_seconds", "0.05"),
+            *("--work_dir", self.folder / "work", "--poll_seconds", "0.05", "--yes"),
             env=self.net.environment(name),
         )
 
@@ -92,6 +92,7 @@ class Arena:
             *self.net.chain_arguments("validator"),
             *("--state_dir", self.folder / state, "--training_args", args, "--model_path", self.model),
             *("--max_epochs", "1", "--poll_seconds", "0.05"),
+            "--wandb.off",
             *more,
         ]
 

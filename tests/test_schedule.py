@@ -21,6 +21,7 @@ from template.schedule import (
     CloseRound,
     OpenRound,
     Policy,
+    RepeatWeights,
     ScoreDataset,
     SettleIntent,
     SetWeights,
@@ -28,6 +29,8 @@ from template.schedule import (
     Stop,
     Wait,
     decide,
+    keep_alive,
+    plan_queue,
 )
 from template.standing import Entrant
 from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
@@ -49,6 +52,7 @@ def make_entrants(blocks: Mapping[SubmissionKey, int], refused: Sequence[Submiss
         key: Entrant(
             key=key,
             uid=uid,
+            block=block,
             rank_block=block,
             registration_block=0,
             record=None if key in refused else CommitmentRecord.parse(key.entry),
@@ -63,7 +67,14 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
     values: dict[str, Any] = {
         "hotkey": ME,
         "round": Round(
-            id=1, start_block=start, start_block_hash="0x", end_block=end, lucky_num=7, entries=tuple(entries)
+            id=1,
+            start_block=start,
+            start_block_hash="0x",
+            opened_block=start,
+            end_block=end,
+            lucky_num=7,
+            entries=(),
+            queue=tuple(entries),
         ),
         "rounds_done": 0,
         "entrants": make_entrants({key: 10 + at for at, key in enumerate(entries)}),
@@ -82,45 +93,53 @@ def make_idle(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionK
     return make_state(**{"round": None, "entrants": make_entrants(blocks, refused), **changes})
 
 
-def at(block: int, *, last_update: int = 0, registered: int = 0, **changes: Any) -> ChainView:
-    """The chain at a block, this validator registered."""
-    me = make_neuron(3, ME, registration_block=registered, last_update_block=last_update)
-    return make_view(block, neurons=[me], **changes)
+def at(block: int, *, last_update: int = 0, registered: int = 0, gone: str = "", **changes: Any) -> ChainView:
+    """The chain at a block, this validator and all miners but the one `gone` registered."""
+    me = make_neuron(99, ME, registration_block=registered, last_update_block=last_update)
+    miners = [make_neuron(uid, name) for uid, name in enumerate("abcdef") if name != gone]
+    return make_view(block, neurons=[*miners, me], **changes)
 
 
 def intent(block: int, outcome: WeightOutcome | None = None, number: int = 1) -> WeightIntent:
-    return WeightIntent(id=number, block=block, weights={0: 1.0}, created_at=0.0, outcome=outcome, finished_at=None)
+    return WeightIntent(
+        id=number, block=block, weights={0: 1.0}, shares={"a": 1.0}, created_at=0.0, outcome=outcome, finished_at=None
+    )
 
 
 def choose(state: State, view: ChainView, policy: Policy = POLICY, now: float = NOW) -> Action:
     return decide(state, view, now, policy)
 
 
+def plan(
+    blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any
+) -> tuple[SubmissionKey, ...]:
+    """The queue of a round that opens with these entrants by rank block."""
+    known: dict[str, Any] = {"verdicts": {}, "copies": {}, "attempts": {}, **changes}
+    return plan_queue(make_entrants(blocks, refused), **known, now=NOW, policy=POLICY)
+
+
 # Opening
 
 
-def test_a_round_opens_with_the_new_by_rank_and_then_the_longest_waiting() -> None:
+def test_a_queue_has_the_new_by_rank_and_then_the_longest_waiting() -> None:
     attempts = {A: Attempt(remote_failures=1, next_at=900.0), B: Attempt(remote_failures=1, next_at=800.0)}
-    state = make_idle({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts)
-    assert choose(state, at(100)) == OpenRound(460, (D, E, C, B, A))
+    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (D, E, C, B, A)
 
 
-def test_a_round_opens_without_what_is_done_copied_refused_or_parked() -> None:
-    state = make_idle(
+def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
+    queue = plan(
         {A: 1, B: 2, C: 3, D: 4, E: 5, make_key("f"): 6},
         refused=[A],
         verdicts={B: SCORED, C: REFUSED},
         copies={D: COPY},
         attempts={E: Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)},
     )
-    assert choose(state, at(100)) == OpenRound(460, (make_key("f"),))
+    assert queue == (make_key("f"),)
 
 
-def test_a_round_takes_no_more_than_the_sample() -> None:
+def test_a_queue_is_no_longer_than_the_sample() -> None:
     keys = {make_key(f"h{number:02}"): number for number in range(60)}
-    opened = choose(make_idle(keys), at(100))
-    assert isinstance(opened, OpenRound)
-    assert opened.entries == tuple(keys)[:50]
+    assert plan(keys) == tuple(keys)[:50]
 
 
 @pytest.mark.parametrize(
@@ -129,12 +148,29 @@ def test_a_round_takes_no_more_than_the_sample() -> None:
     ids=["whole", "long tempo", "near", "just enough", "too near", "now", "tiny tempo"],
 )
 def test_a_round_ends_with_the_chains_epoch_when_that_is_nearer(until_epoch: int, tempo: int, end: int) -> None:
-    assert choose(make_idle({}), at(100, blocks_until_epoch=until_epoch, tempo=tempo)) == OpenRound(end, ())
+    assert choose(make_idle({}), at(100, blocks_until_epoch=until_epoch, tempo=tempo)) == OpenRound(100, end)
 
 
 def test_a_round_is_never_empty_of_blocks() -> None:
     view = at(100, blocks_until_epoch=0, tempo=0)
-    assert choose(make_idle({}), view, replace(POLICY, block_threshold=0)) == OpenRound(101, ())
+    assert choose(make_idle({}), view, replace(POLICY, block_threshold=0)) == OpenRound(100, 101)
+
+
+ALIGNED = replace(POLICY, is_aligned=True)
+
+
+@pytest.mark.parametrize("block", [720, 721, 900, 1029])
+def test_aligned_rounds_start_alike_wherever_a_validator_began(block: int) -> None:
+    view = at(block, blocks_until_epoch=7, tempo=99)
+    assert choose(make_idle({}), view, ALIGNED) == OpenRound(720, 1080)
+
+
+def test_an_aligned_round_is_opened_once_and_not_when_it_is_as_good_as_over() -> None:
+    opened = make_idle({}, last_start_block=720)
+    assert isinstance(choose(opened, at(1000), ALIGNED), Wait)
+    assert choose(opened, at(1080), ALIGNED) == OpenRound(1080, 1440)
+    assert isinstance(choose(make_idle({}), at(1030), ALIGNED), Wait)
+    assert choose(make_idle({}, last_start_block=360), at(1030 - 1), ALIGNED) == OpenRound(720, 1080)
 
 
 # Work
@@ -163,10 +199,24 @@ def test_losses_of_earlier_rounds_do_not_use_up_the_sample() -> None:
     assert choose(make_state(B, datasets={B: ()}, verdicts={A: SCORED}), at(100), policy) == ScoreDataset(B)
 
 
-def test_what_left_the_subnet_or_was_replaced_is_left_alone() -> None:
-    assert choose(make_state(A, B, entrants=make_entrants({B: 1})), at(100)) == CheckDataset(B)
-    gone = make_state(A, B, entrants=make_entrants({A: 1, B: 1}, refused=[A]))
-    assert choose(gone, at(100)) == CheckDataset(B)
+def test_what_left_the_subnet_is_left_alone() -> None:
+    assert choose(make_state(A, B), at(100, gone="a")) == CheckDataset(B)
+
+
+def test_what_is_being_scored_is_not_scored_twice_and_others_go_beside_it() -> None:
+    state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
+    assert choose(state, at(100)) == ScoreDataset(B)
+    assert isinstance(choose(replace(state, free=0), at(100)), Wait)
+    assert isinstance(choose(replace(state, running=frozenset([A, B])), at(100)), Wait)
+
+
+def test_scores_under_way_count_toward_the_sample() -> None:
+    state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
+    assert isinstance(choose(state, at(100), replace(POLICY, miner_sample_size=1)), Wait)
+
+
+def test_checks_go_on_while_a_score_is_under_way() -> None:
+    assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), free=0), at(100)) == CheckDataset(B)
 
 
 def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
@@ -282,6 +332,59 @@ def test_weights_are_tried_once_even_when_the_validator_slept_through_the_round(
 
 def test_a_validator_that_lost_its_uid_lets_the_chain_say_so() -> None:
     assert choose(make_state(), make_view(100, weights_rate_limit=100)) == SetWeights()
+
+
+def test_weights_do_not_wait_for_a_score_that_is_under_way() -> None:
+    state = make_state(A, datasets={A: ()}, running=frozenset([A]), free=0)
+    assert isinstance(choose(state, at(409)), Wait)
+    assert choose(state, at(410)) == SetWeights()
+    assert isinstance(choose(replace(state, intents=[intent(410, ACCEPTED)]), at(411)), Wait)
+    assert choose(replace(state, intents=[intent(410, ACCEPTED)]), at(460)) == CloseRound(is_settled=True)
+
+
+# When new weights are long in coming
+
+
+def lasting(**changes: Any) -> State:
+    return make_state(A, attempts={A: Attempt(next_at=NOW + 1)}, has_last_shares=True, **changes)
+
+
+def test_the_last_shares_are_given_again_before_the_chain_counts_this_hotkey_as_inactive() -> None:
+    view = at(374, last_update=300, activity_cutoff=100)
+    assert isinstance(choose(lasting(), view), Wait)
+    assert choose(lasting(), replace(view, block=375)) == RepeatWeights()
+    assert choose(replace(lasting(), round=None), replace(view, block=375)) == RepeatWeights()
+    assert keep_alive(lasting(), replace(view, block=375), POLICY) == RepeatWeights()
+
+
+def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
+    view = at(400, last_update=300, activity_cutoff=100)
+    assert keep_alive(replace(lasting(), has_last_shares=False), view, POLICY) is None
+    assert keep_alive(lasting(), view, replace(POLICY, sets_weights=False)) is None
+    assert keep_alive(lasting(), make_view(400), POLICY) is None
+    assert keep_alive(lasting(intents=[intent(380)]), view, POLICY) is None
+
+
+def test_a_repeat_keeps_to_the_rate_limit_and_to_growing_pauses() -> None:
+    view = at(375, last_update=300, activity_cutoff=100, weights_rate_limit=90)
+    assert keep_alive(lasting(), view, POLICY) is None
+    assert keep_alive(lasting(), replace(view, block=390), POLICY) == RepeatWeights()
+    once = lasting(repeats=[intent(390, TOO_FAST)])
+    assert keep_alive(once, replace(view, block=391), POLICY) is None
+    assert keep_alive(once, replace(view, block=392), POLICY) == RepeatWeights()
+
+
+def test_a_repeat_of_unknown_fate_is_settled_by_the_chain() -> None:
+    state = lasting(repeats=[intent(380)])
+    view = at(383, last_update=300, activity_cutoff=100)
+    assert keep_alive(state, view, POLICY) is None
+    assert keep_alive(state, replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS), POLICY) == SettleIntent(1, False)
+    assert keep_alive(state, at(383, last_update=381, activity_cutoff=100), POLICY) == SettleIntent(1, True)
+
+
+def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
+    state = make_state(A, intents=[intent(410, TOO_FAST)], repeats=[intent(411, ACCEPTED, 2)], has_last_shares=True)
+    assert choose(state, at(412, last_update=411)) == SetWeights()
 
 
 # An outcome that was never learnt

@@ -29,6 +29,7 @@ from template.schedule import (
     Stop,
     Wait,
     decide,
+    plan_queue,
 )
 from template.standing import Entrant
 from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
@@ -80,7 +81,8 @@ class World:
             record = CommitmentRecord.parse(key.entry)
             self.entrants[key] = Entrant(
                 key=key,
-                uid=len(self.entrants),
+                uid=len(self.entrants) + 1,
+                block=self.block,
                 rank_block=self.block,
                 registration_block=0,
                 record=record,
@@ -90,8 +92,13 @@ class World:
     def view(self) -> ChainView:
         me = make_neuron(0, "me", registration_block=5, last_update_block=self.last_update)
         until = self.tempo - self.block % self.tempo
+        miners = [make_neuron(entrant.uid, key.hotkey) for key, entrant in self.entrants.items()]
         return make_view(
-            self.block, neurons=[me], tempo=self.tempo, blocks_until_epoch=until, weights_rate_limit=self.rate_limit
+            self.block,
+            neurons=[me, *miners],
+            tempo=self.tempo,
+            blocks_until_epoch=until,
+            weights_rate_limit=self.rate_limit,
         )
 
     def state(self) -> State:
@@ -99,7 +106,7 @@ class World:
             hotkey="me",
             round=self.current,
             rounds_done=self.rounds_done,
-            entrants=self.entrants,
+            entrants=self.entrants if self.current else {},
             datasets=self.datasets,
             verdicts=self.verdicts,
             copies={key: copy for key, copy in self.copies.items() if key in self.datasets},
@@ -118,10 +125,10 @@ class World:
 
     def perform(self, action: Action) -> None:
         match action:
-            case OpenRound(end_block, entries):
+            case OpenRound(start_block, end_block):
                 assert self.current is None
-                assert end_block > self.block
-                self.open(end_block, entries)
+                assert start_block == self.block < end_block
+                self.open(end_block)
             case CheckDataset(key):
                 self.work(key)
             case ScoreDataset(key):
@@ -139,17 +146,20 @@ class World:
             case Wait():
                 self.block += 1
 
-    def open(self, end_block: int, entries: tuple[SubmissionKey, ...]) -> None:
+    def open(self, end_block: int) -> None:
+        copies = {key: copy for key, copy in self.copies.items() if key in self.datasets}
+        now = self.block * BLOCK_S
+        queue = plan_queue(self.entrants, self.verdicts, copies, self.attempts, now, self.policy)
         self.current = Round(
-            id=len(self.rounds), start_block=self.block, start_block_hash="", end_block=end_block, lucky_num=0,
-            entries=entries,
+            id=len(self.rounds), start_block=self.block, start_block_hash="", opened_block=self.block,
+            end_block=end_block, lucky_num=0, entries=(), queue=queue,
         )  # fmt: skip
         self.rounds.append(self.current)
         self.intents, self.has_standings = [], False
 
     def work(self, key: SubmissionKey) -> None:
         assert self.current is not None
-        assert key in self.current.entries
+        assert key in self.current.queue
         assert key not in self.verdicts
         before = self.attempts.get(key, Attempt())
         assert before.next_at <= self.block * BLOCK_S
@@ -183,7 +193,13 @@ class World:
         assert all(intent.outcome is not None for intent in self.intents)
         assert not self.accepted[self.current.id], "weights are set again though they were accepted"
         intent = WeightIntent(
-            id=len(self.intents), block=self.block, weights={}, created_at=0.0, outcome=None, finished_at=None
+            id=len(self.intents),
+            block=self.block,
+            weights={},
+            shares={},
+            created_at=0.0,
+            outcome=None,
+            finished_at=None,
         )
         self.intents.append(intent)
         self.has_standings = True

@@ -9,8 +9,19 @@ from view_fixtures import OWNER, make_commitment, make_entry, make_key, make_neu
 from template.admission import DuplicateOf
 from template.competition import CommitmentRecord, Competition
 from template.errors import Reason
-from template.records import ChainView
-from template.standing import Entrant, current_submissions, find_copies, find_entrants, make_standings, order_entries
+from template.records import ChainCommitment, ChainView
+from template.standing import (
+    Entrant,
+    align_shares,
+    choose_shares,
+    current_seals,
+    current_submissions,
+    find_copies,
+    find_entrants,
+    make_standings,
+    order_entries,
+    read_entry,
+)
 from template.state import Standing, Submission, SubmissionKey, Verdict
 
 COMPETITION = Competition.from_defaults()
@@ -31,6 +42,19 @@ def see(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Submission
 
 def enter(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Entrant]:
     return find_entrants(view, see(view, *earlier), COMPETITION)
+
+
+def stand(
+    view: ChainView,
+    entrants: dict[SubmissionKey, Entrant],
+    verdicts: dict[SubmissionKey, Verdict],
+    copies: dict[SubmissionKey, DuplicateOf],
+    last_shares: dict[str, float] | None = None,
+) -> tuple[list[Standing], dict[int, float]]:
+    """The table, and the weights that are submitted at `view`."""
+    lines = make_standings(COMPETITION, entrants, verdicts, copies)
+    shares = choose_shares(lines, last_shares or {}, view.owner_hotkey)
+    return lines, align_shares(shares, view, {one.key.hotkey: one.registration_block for one in entrants.values()})
 
 
 def only(entrants: dict[SubmissionKey, Entrant]) -> Entrant:
@@ -57,6 +81,7 @@ def test_registered_hotkeys_enter_with_what_they_committed() -> None:
     assert entrants[A] == Entrant(
         key=A,
         uid=0,
+        block=10,
         rank_block=10,
         registration_block=5,
         record=CommitmentRecord("a/data", "1", "a" * 40),
@@ -109,9 +134,9 @@ def test_a_uid_that_changed_hands_hands_nothing_on() -> None:
     )
     entrants = enter(new, *see(old).values())
     assert set(entrants) == {B}
-    lines, weights = make_standings(new, COMPETITION, entrants, {A: Verdict(loss=2.3)}, {})
+    lines, weights = stand(new, entrants, {A: Verdict(loss=2.3)}, {})
     assert [(line.key, line.uid, line.score) for line in lines] == [(B, 4, 0.0)]
-    assert weights is None
+    assert weights == {}
 
 
 def test_another_commit_is_another_submission_and_the_old_one_counts_no_more() -> None:
@@ -120,7 +145,7 @@ def test_another_commit_is_another_submission_and_the_old_one_counts_no_more() -
     entrants = enter(view, submission(A, 10))
     assert only(entrants).key == newer
     assert only(entrants).rank_block == 40
-    lines, _ = make_standings(view, COMPETITION, entrants, {A: Verdict(loss=2.3)}, {})
+    lines, _ = stand(view, entrants, {A: Verdict(loss=2.3)}, {})
     assert [(line.key, line.loss, line.message) for line in lines] == [(newer, None, "waits for its turn")]
 
 
@@ -149,6 +174,41 @@ def test_the_order_of_turns_is_new_ones_by_rank_then_the_longest_wait() -> None:
     order = order_entries(entrants, {A: 900.0, B: 901.0}, 10)
     assert [key.hotkey for key in order] == ["d", "e", "c", "a", "b"]
     assert order_entries(entrants, {A: 900.0, B: 901.0}, 2) == order[:2]
+
+
+def test_a_rounds_entry_reads_back_as_the_entrant_it_was() -> None:
+    refused = replace(make_commitment("b", 3), text="no")
+    view = make_view(
+        neurons=[make_neuron(0, "a"), make_neuron(1, "b")], commitments=[make_commitment("a", 10), refused]
+    )
+    for entrant in enter(view, submission(A, 7)).values():
+        again = read_entry(entrant.to_entry(lucky_num=1, seed_block=None), COMPETITION)
+        assert replace(again, refusal=None) == replace(entrant, refusal=None)
+        assert str(again.refusal) == str(entrant.refusal)
+
+
+# Sealed
+
+
+def test_what_was_sealed_ranks_by_its_commitment_and_not_by_its_opening() -> None:
+    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[opened])
+    (now,) = current_submissions(view, {"a": (20, 60, 95), "b": (70,)})
+    assert (now.first_block, now.block) == (60, 90)
+    (unseen,) = current_submissions(view, {"b": (70,)})
+    assert (unseen.first_block, unseen.block) == (90, 90)
+
+
+def test_a_seal_lends_its_block_to_nothing_that_was_in_the_open() -> None:
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 90)])
+    assert current_submissions(view, {"a": (20,)})[0].first_block == 90
+
+
+def test_only_what_is_still_sealed_is_remembered_as_such() -> None:
+    sealed = ChainCommitment(hotkey="a", block=30, text=None, reveal_round=1234)
+    opened = ChainCommitment(hotkey="b", block=40, text=B.entry, is_revealed=True)
+    view = make_view(commitments=[sealed, opened, make_commitment("c", 50), make_commitment("d", 60, None)])
+    assert current_seals(view) == {"a": (30, 1234)}
 
 
 # Copies
@@ -227,7 +287,7 @@ def by_hotkey(lines: list[Standing]) -> dict[str, Standing]:
 def test_scores_become_weights_by_uid_and_uid_zero_can_win() -> None:
     view, entrants = compete("abc", owner_uid=9)
     verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.6), C: Verdict(loss=2.9)}
-    lines, weights = make_standings(view, COMPETITION, entrants, verdicts, {})
+    lines, weights = stand(view, entrants, verdicts, {})
     table = by_hotkey(lines)
     assert [table[name].score for name in "abc"] == [1.0, pytest.approx(0.05), 0.0]
     assert weights == {0: pytest.approx(1 / 1.05), 1: pytest.approx(0.05 / 1.05)}
@@ -242,7 +302,7 @@ def test_each_line_says_why_it_has_no_score() -> None:
     view = replace(view, neurons=(*view.neurons, make_neuron(7, "d")), commitments=(*view.commitments, refused))
     entrants = enter(view)
     verdicts = {A: Verdict(reason=Reason.NOT_IN_POOL, message="line 3"), SubmissionKey("d", "no"): Verdict(loss=2.3)}
-    table = by_hotkey(make_standings(view, COMPETITION, entrants, verdicts, {B: COPY})[0])
+    table = by_hotkey(stand(view, entrants, verdicts, {B: COPY})[0])
     assert (table["a"].reason, table["a"].message) == (Reason.NOT_IN_POOL, "line 3")
     assert table["b"].reason is Reason.DUPLICATE
     assert "shares 101 rows with the earlier submission of x" in table["b"].message
@@ -253,7 +313,7 @@ def test_each_line_says_why_it_has_no_score() -> None:
 def test_a_copy_that_was_scored_before_it_was_known_for_one_gets_nothing() -> None:
     view, entrants = compete("ab")
     verdicts = {A: Verdict(loss=2.5), B: Verdict(loss=2.3)}
-    lines, weights = make_standings(view, COMPETITION, entrants, verdicts, {B: COPY})
+    lines, weights = stand(view, entrants, verdicts, {B: COPY})
     table = by_hotkey(lines)
     assert weights == {0: 1.0}
     assert (table["b"].score, table["b"].weight, table["b"].loss) == (0.0, 0.0, 2.3)
@@ -265,7 +325,7 @@ def test_when_nobody_scores_all_is_burned_at_the_owners_uid(owner_uid: int) -> N
     view = make_view(
         neurons=[make_neuron(owner_uid, OWNER), make_neuron(3, "a")], commitments=[make_commitment("a", 10)]
     )
-    lines, weights = make_standings(view, COMPETITION, enter(view), {A: Verdict(loss=2.9)}, {})
+    lines, weights = stand(view, enter(view), {A: Verdict(loss=2.9)}, {})
     assert weights == {owner_uid: 1.0}
     assert [line.weight for line in lines] == [0.0]
 
@@ -276,20 +336,43 @@ def test_a_burn_is_no_share_of_an_owner_who_competes_but_a_score_is() -> None:
         neurons=[make_neuron(2, OWNER), make_neuron(3, "a")],
         commitments=[make_commitment(OWNER, 10), make_commitment("a", 11)],
     )
-    lines, weights = make_standings(view, COMPETITION, enter(view), {key: Verdict(loss=2.9)}, {})
+    judged = {A: Verdict(loss=2.9)}
+    lines, weights = stand(view, enter(view), {**judged, key: Verdict(loss=2.9)}, {})
     assert weights == {2: 1.0}
     assert by_hotkey(lines)[OWNER].weight == 0.0
-    lines, weights = make_standings(view, COMPETITION, enter(view), {key: Verdict(loss=2.3)}, {})
+    lines, weights = stand(view, enter(view), {**judged, key: Verdict(loss=2.3)}, {})
     assert weights == {2: 1.0}
     assert by_hotkey(lines)[OWNER].weight == 1.0
 
 
 def test_without_a_score_and_without_an_owner_there_are_no_weights() -> None:
     view, entrants = compete("a")
-    lines, weights = make_standings(view, COMPETITION, entrants, {A: Verdict(loss=2.9)}, {})
-    assert weights is None
+    lines, weights = stand(view, entrants, {A: Verdict(loss=2.9)}, {})
+    assert weights == {}
     assert [line.weight for line in lines] == [0.0]
-    assert make_standings(make_view(), COMPETITION, {}, {}, {}) == ([], None)
+    assert stand(make_view(), {}, {}, {}) == ([], {})
+
+
+def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:
+    view, entrants = compete("ab", owner_uid=9)
+    judged = {A: Verdict(loss=2.9)}
+    assert stand(view, entrants, judged, {})[1] == {}
+    assert stand(view, entrants, judged, {}, {"b": 1.0})[1] == {1: 1.0}
+    assert stand(view, entrants, judged, {B: COPY})[1] == {9: 1.0}
+    assert stand(view, entrants, {**judged, B: Verdict(reason=Reason.EMPTY)}, {}, {"b": 1.0})[1] == {9: 1.0}
+
+
+def test_shares_go_to_who_holds_the_uids_when_they_are_submitted() -> None:
+    shares = {"a": 0.5, "b": 0.3, "c": 0.2}
+    later = make_view(neurons=[make_neuron(0, "c"), make_neuron(1, "thief"), make_neuron(2, "a")])
+    assert align_shares(shares, later, {}) == {0: pytest.approx(2 / 7), 2: pytest.approx(5 / 7)}
+
+
+def test_a_hotkey_that_lost_its_uid_and_came_back_inherits_nothing_from_itself() -> None:
+    view = make_view(neurons=[make_neuron(0, "a", registration_block=90), make_neuron(1, "b"), make_neuron(9, OWNER)])
+    assert align_shares({"a": 0.5, "b": 0.5}, view, {"a": 5, "b": 5}) == {1: 1.0}
+    assert align_shares({"a": 1.0}, view, {"a": 5}) == {9: 1.0}
+    assert align_shares({}, view, {}) == {}
 
 
 def test_the_order_of_what_is_known_changes_nothing() -> None:
@@ -307,7 +390,7 @@ def test_the_order_of_what_is_known_changes_nothing() -> None:
         view = make_view(neurons=sorted(neurons, key=lambda neuron: neuron.uid), commitments=commitments)
         entrants = enter(view)
         copies = find_copies(entrants, see(view), mixed)
-        lines, weights = make_standings(view, COMPETITION, entrants, verdicts, copies)
+        lines, weights = stand(view, entrants, verdicts, copies)
         results.append((copies, sorted(lines, key=lambda line: line.uid), weights))
     assert len(results[0][0]) > 3
     assert all(result == results[0] for result in results)

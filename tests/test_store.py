@@ -5,6 +5,7 @@ import os
 import random
 import sqlite3
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,33 @@ from view_fixtures import make_key
 from template.competition import Competition
 from template.errors import Reason
 from template.records import WeightOutcome
-from template.state import Attempt, Contest, Round, Standing, Submission, SubmissionKey, Verdict
+from template.state import (
+    Attempt,
+    Contest,
+    Gauges,
+    Round,
+    RoundEntry,
+    Running,
+    Standing,
+    Submission,
+    SubmissionKey,
+    Verdict,
+)
 from template.store import Store
 
 KEY = make_key("alice")
 SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
-OPENED = Round(start_block=10, start_block_hash="0xab", end_block=370, lucky_num=2**32 - 1, entries=(KEY,))
+
+
+def entry(key: SubmissionKey, uid: int = 0, **changes: int | None) -> RoundEntry:
+    values = {"block": 7, "rank_block": 6, "registration_block": 5, "lucky_num": 2**32 - 1, "seed_block": 360}
+    return RoundEntry(key=key, uid=uid, **{**values, **changes})  # type: ignore[arg-type]
+
+
+OPENED = Round(
+    start_block=10, start_block_hash="0xab", opened_block=12, end_block=370, lucky_num=2**32 - 1, entries=(entry(KEY),),
+    queue=(KEY,),
+)  # fmt: skip
 
 
 def standing(hotkey: str, **changes: object) -> Standing:
@@ -52,7 +74,7 @@ def test_floats_come_back_to_the_last_bit(store: Store, contest: Contest) -> Non
     round_id = store.begin_round(contest, OPENED, now=1.0).id
     weights = {uid: draw.random() for uid in range(20)}
     lines = [standing(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
-    store.record_intent(round_id, block=11, weights=weights, standings=lines, now=0.1 + 0.2)
+    store.record_intent(round_id, block=11, weights=weights, shares={}, standings=lines, now=0.1 + 0.2)
     (intent,) = store.intents(round_id)
     assert {uid: bits(share) for uid, share in intent.weights.items()} == {u: bits(w) for u, w in weights.items()}
     assert bits(intent.created_at) == bits(0.1 + 0.2)
@@ -166,7 +188,8 @@ def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_o
 ) -> None:
     assert store.open_round(contest) is store.last_round() is None
     entries = tuple(make_key(name) for name in ["zoe", "adam", "mia", *(f"h{at}" for at in range(60, 0, -1))])
-    opened = Round(start_block=10, start_block_hash="0xab", end_block=370, lucky_num=2**32 - 1, entries=entries)
+    members = tuple(entry(key, uid, lucky_num=uid or None, seed_block=None) for uid, key in enumerate(sorted(entries)))
+    opened = replace(OPENED, entries=members, queue=entries[:-3])
     first = store.begin_round(contest, opened, now=1.0)
     assert first == Round(**{**vars(opened), "id": first.id})
     assert store.open_round(contest) == store.last_round() == first
@@ -180,19 +203,89 @@ def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_o
 
 def test_an_intent_waits_for_its_outcome(store: Store, contest: Contest) -> None:
     round_id = store.begin_round(contest, OPENED, now=1.0).id
-    first = store.record_intent(round_id, block=20, weights={0: 0.25, 65535: 0.75}, standings=[], now=2.0)
+    first = store.record_intent(
+        round_id, block=20, weights={0: 0.25, 65535: 0.75}, shares={"a": 1.0}, standings=[], now=2.0
+    )
     (intent,) = store.intents(round_id)
     assert (intent.id, intent.block, dict(intent.weights)) == (first, 20, {0: 0.25, 65535: 0.75})
     assert intent.outcome is intent.finished_at is None
     refused = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast", message="wait")
     sealed = WeightOutcome(is_accepted=True, block=31, is_revealed_later=True, reveal_round=123)
     store.record_outcome(first, refused, now=3.5)
-    second = store.record_intent(round_id, block=30, weights={}, standings=[], now=4.0)
+    second = store.record_intent(round_id, block=30, weights={}, shares={}, standings=None, now=4.0)
     store.record_outcome(second, sealed, now=5.0)
     found = store.intents(round_id)
     assert [one.outcome for one in found] == [refused, sealed]
     assert [(one.id, one.finished_at) for one in found] == [(first, 3.5), (second, 5.0)]
+    assert [one.is_repeat for one in found] == [False, True]
     assert store.intents(round_id + 1) == []
+    assert store.last_accepted() == found[1]
+
+
+def test_a_repeat_leaves_the_rounds_table_alone(store: Store, contest: Contest) -> None:
+    round_id = store.begin_round(contest, OPENED, now=1.0).id
+    store.record_standings(round_id, [standing("a")])
+    store.record_intent(round_id, block=20, weights={}, shares={}, standings=None, now=2.0)
+    assert [line.key.hotkey for line in store.standings(round_id)] == ["a"]
+    assert store.last_accepted() is None
+
+
+def test_seals_are_remembered_by_hotkey_earliest_first(store: Store) -> None:
+    for seals in ({"a": (20, 5)}, {"a": (10, 4), "b": (7, 1)}, {"a": (20, 5)}, {}):
+        store.see_seals(seals)
+    assert store.seals() == {"a": (10, 20), "b": (7,)}
+
+
+def test_what_the_validator_is_doing_comes_back(store: Store) -> None:
+    assert store.activity() is None
+    running = Running(key=KEY, device="cuda:0", started_at=1.5, stage="train", done=3, total=10, memory_bytes=7)
+    gauges = Gauges(now=2.5, block=9, block_time=1.25, doing="scoring", round_id=None, queue=3, unscored=4)
+    for said in (gauges, replace(gauges, running=(running,), weights_block=4, tokens_per_s=0.1)):
+        store.record_activity(said, now=3.0)
+        assert store.activity() == said
+
+
+def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, contest: Contest) -> None:
+    bob = make_key("bob")
+    store.record_verdict(contest, KEY, SCORED, now=1.0)
+    first = store.begin_round(contest, OPENED, now=1.0).id
+    assert store.round_receipts(contest, first) == {KEY: SCORED.receipt}
+    store.record_verdict(contest, bob, SCORED, now=2.0)
+    second = store.begin_round(contest, OPENED, now=3.0).id
+    assert store.round_receipts(contest, second) == {bob: SCORED.receipt}
+    assert store.round_receipts(contest, first) == {KEY: SCORED.receipt}
+
+
+def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, contest: Contest) -> None:
+    bob, carol = make_key("bob"), make_key("carol")
+    for at, key in enumerate((KEY, bob, carol)):
+        store.record_dataset(contest, key, sha256="0" * 64, row_keys=[b"k" * 32], now=at)
+        store.record_verdict(contest, key, SCORED, now=at)
+    opened = store.begin_round(contest, OPENED, now=1.0)
+    store.record_standings(opened.id, [standing("a")])
+    store.round_receipts(contest, opened.id)
+    store.close_round(opened.id, now=5.0)
+    store.prune_submissions(keep={bob}, datasets_before=2.0, receipts_before=2.0)
+    store.prune_rounds(before=5.0)
+    assert store.dataset_keys(contest) == set(store.datasets(contest, 32)) == {bob, carol}
+    assert [store.receipt(contest, key) is None for key in (KEY, bob, carol)] == [True, False, False]
+    assert set(store.verdicts(contest)) == {KEY, bob, carol}
+    assert store.standings(opened.id) != []
+    store.prune_rounds(before=5.1)
+    assert store.standings(opened.id) == []
+    last = store.last_round()
+    assert last is not None
+    assert (last.id, last.entries, last.queue) == (opened.id, (), ())
+
+
+def test_refusals_are_taken_back_by_age_and_reason_but_not_the_final_ones(store: Store, contest: Contest) -> None:
+    bob, carol, dave = (make_key(name) for name in ("bob", "carol", "dave"))
+    for key, reason in ((KEY, Reason.MISSING_FILE), (bob, Reason.MALFORMED), (carol, Reason.MISSING_REPO)):
+        store.record_verdict(contest, key, Verdict(reason=reason), now=1.0)
+    store.record_verdict(contest, dave, Verdict(reason=Reason.MISSING_FILE), now=9.0)
+    missing = (Reason.MISSING_FILE, Reason.MISSING_REPO)
+    store.forget_refusals(contest, missing, before=5.0, is_final=lambda key: key == carol)
+    assert set(store.verdicts(contest)) == {bob, carol, dave}
 
 
 def test_the_table_of_the_newest_intent_counts_best_first(store: Store, contest: Contest) -> None:
@@ -207,7 +300,7 @@ def test_the_table_of_the_newest_intent_counts_best_first(store: Store, contest:
         standing("tiny", uid=6, loss=2.3, score=0.9),
         standing("hopeless", uid=5, loss=3.5),
     ]
-    store.record_intent(round_id, block=20, weights={}, standings=lines, now=2.0)
+    store.record_intent(round_id, block=20, weights={}, shares={}, standings=lines, now=2.0)
     found = store.standings(round_id)
     assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
     assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)

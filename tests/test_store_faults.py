@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from view_fixtures import make_entry, make_key
 
-from template import store as store_module
+from template import state_file
 from template.competition import Competition
 from template.errors import ConfigError, HostError
 from template.schema import MIGRATIONS, Execute
@@ -205,7 +205,7 @@ def test_a_new_migration_runs_once_in_its_place_on_a_file_with_data(
 ) -> None:
     with Store(path) as store:
         store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
+    monkeypatch.setattr(state_file, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
     for _ in range(2):
         with Store(path) as store:
             assert len(store.submissions()) == 1
@@ -220,14 +220,14 @@ def test_a_failing_migration_rolls_back_and_stays_pending(path: Path, monkeypatc
         raise ZeroDivisionError
 
     Store(path).close()
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, m_late, m_broken))
+    monkeypatch.setattr(state_file, "MIGRATIONS", (*MIGRATIONS, m_late, m_broken))
     with pytest.raises(ZeroDivisionError):
         Store(path)
     assert late_value(path) == 1
     assert schema_version(path) == len(MIGRATIONS) + 1
     with contextlib.closing(sqlite3.connect(path)) as db, pytest.raises(sqlite3.OperationalError, match="half"):
         db.execute("SELECT * FROM half")
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
+    monkeypatch.setattr(state_file, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
     Store(path).close()
     assert late_value(path) == 2
 
@@ -237,11 +237,32 @@ def test_a_newer_schema_is_refused_and_left_alone(
     path: Path, monkeypatch: pytest.MonkeyPatch, is_read_only: bool
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, m_late))
+        patch.setattr(state_file, "MIGRATIONS", (*MIGRATIONS, m_late))
         Store(path).close()
     with pytest.raises(ConfigError, match=rf"{path.name} was written by a newer version"):
         Store(path, is_read_only=is_read_only)
     assert schema_version(path) == len(MIGRATIONS) + 1
+
+
+def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(state_file, "MIGRATIONS", MIGRATIONS[:1])
+        with Store(path) as old, old.atomic() as db:
+            db.execute("INSERT INTO contests VALUES (1, 'd', 'c', 'h', 'm', 1.0)")
+            db.execute("INSERT INTO verdicts VALUES (1, 'a', 'e', NULL, '', 2.5, 1.0, 1.0)")
+            db.execute("INSERT INTO receipts VALUES (1, 'a', 'e', 'signed')")
+            db.execute("INSERT INTO rounds VALUES (3, 1, 10, '0x', 370, 7, 1.0, NULL)")
+            db.execute("INSERT INTO round_entries VALUES (3, 0, 'a', 'e')")
+            db.execute("INSERT INTO weight_intents VALUES (1, 3, 20, '{\"0\": 1.0}', 1.0, NULL, NULL)")
+    contest = Contest(1, "d")
+    with Store(path) as store:
+        assert store.open_round(contest) is None
+        assert store.verdicts(contest)[SubmissionKey("a", "e")].loss == 2.5
+        assert store.round_receipts(contest, 3) == {SubmissionKey("a", "e"): "signed"}
+        assert [(one.weights, one.shares) for one in store.intents(3)] == [({0: 1.0}, {})]
+        assert store.last_start_block(contest) == 10
 
 
 # All or nothing
@@ -260,7 +281,7 @@ def test_an_error_inside_a_transaction_leaves_nothing_and_no_transaction(path: P
 def test_a_failing_commit_leaves_no_transaction(path: Path, store: Store) -> None:
     with pytest.raises(sqlite3.IntegrityError), store.atomic() as db:
         db.execute("PRAGMA defer_foreign_keys=ON")
-        db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict')")
+        db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict', NULL)")
     assert count(path, "receipts") == 0
     store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
 

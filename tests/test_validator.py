@@ -124,12 +124,11 @@ def test_a_recycled_uid_inherits_nothing(net: Net) -> None:
     uid = net.uid("alice")
     stranger = make_hotkey(net.parts, "stranger")
     with open_bench(net) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 2)
+        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
         net.admin.deregister(net.hotkey("alice"), replacement=stranger)
         run_bounded(bench.validator)
-        assert net.hotkey("alice") not in bench.lines() and stranger not in bench.lines()
-        kept = {folder.name for folder in bench.validator.config.data_dir.iterdir()}
-        assert kept == {f"miner_{net.hotkey('bob')}"}, "the disk of who left is free again"
+        assert bench.lines()[net.hotkey("alice")].weight > 0 and stranger not in bench.lines()
+        assert list(bench.validator.config.data_dir.iterdir()) == [], "the disk of what is judged is free again"
     weights = net.admin.weights(net.hotkey("validator"))
     assert weights == {net.uid("bob"): 65535} and uid not in weights
 
@@ -138,19 +137,21 @@ def test_a_hotkey_that_registers_again_has_to_commit_again(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     with open_bench(net) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 2)
+        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
         net.admin.deregister(key.hotkey)
         net.admin.register(key.hotkey)
         run_bounded(bench.validator)
-        assert bench.lines()[key.hotkey].reason is Reason.BEFORE_REGISTRATION
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].reason is Reason.BEFORE_REGISTRATION
 
 
 class BackwardChain(SteppingChain):
     """Gives the commitments and neurons of every view in the other order."""
 
-    def view(self) -> ChainView:
-        view = super().view()
+    def view(self, block: int | None = None) -> ChainView:
+        view = super().view(block)
         return dataclasses.replace(view, commitments=view.commitments[::-1])
 
 
@@ -179,7 +180,6 @@ def test_order_and_sampling_change_no_loss_and_no_verdict(net: Net, way: str) ->
 def test_every_round_draws_its_own_seed(net: Net) -> None:
     policy = Policy(blocks_per_epoch=5, block_threshold=0, max_rounds=2, sets_weights=False)
     with open_bench(net, policy=policy, lucky_num=None) as bench:
-        bench.validator.startup()
         bench.tick_until(lambda: bench.store.last_round() is not None)
         first = bench.store.last_round()
         run_bounded(bench.validator)

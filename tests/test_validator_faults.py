@@ -1,6 +1,8 @@
 """The validator when hub, chain, machine or operator interfere: nothing is lost, and nobody pays for it."""
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from net_fixtures import (
@@ -8,6 +10,7 @@ from net_fixtures import (
     POOL,
     SMALL,
     Net,
+    SteppingChain,
     make_content,
     run_bounded,
 )
@@ -19,6 +22,7 @@ from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.localnet.localchain import Fault
+from template.records import ChainView
 from template.schedule import MAX_HOST_FAILURES, Policy
 from template.state import Verdict
 from template.validator import MISSING_AGAIN_S
@@ -124,24 +128,63 @@ def test_refused_weights_are_tried_again(net: Net) -> None:
         assert bench.outcomes() == [False, False, True]
 
 
-def test_a_fault_of_this_machine_stops_the_validator_and_punishes_nobody(net: Net) -> None:
+def test_a_fault_of_this_machine_is_tried_again_twice_then_parked_and_punishes_nobody(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
-    for failures in range(1, MAX_HOST_FAILURES + 1):
-        with open_bench(net, before=[HostError("the GPU fell off")]) as bench:
-            with pytest.raises(HostError, match="fell off"):
-                run_bounded(bench.validator)
-            assert bench.store.attempts(bench.contest)[key].host_failures == failures
-            assert key not in bench.store.verdicts(bench.contest)
-    with open_bench(net) as bench:
+    faults: list[Callable[[], object] | Exception] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
+    with open_bench(net, before=faults) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].reason is None, "left to the operator, not refused"
         assert bench.lines()[net.hotkey("bob")].weight == 1.0
+        attempt = bench.store.attempts(bench.contest)[key]
+    assert attempt.host_failures == MAX_HOST_FAILURES and attempt.last_error == "the GPU fell off"
+    assert len(bench.scorer.scored) == 1
+
+
+def test_a_worker_that_cannot_be_had_at_the_start_ends_the_process(net: Net) -> None:
+    with open_bench(net) as bench:
+        bench.executor.load_errors.append(HostError("no such GPU"))
+        with pytest.raises(HostError, match="no such GPU"):
+            bench.validator.run()
+        assert bench.executor.is_closed
+
+
+def test_a_worker_that_is_lost_later_does_not(net: Net) -> None:
+    net.submit("alice", SMALL)
+    with log_lines() as lines, open_bench(net) as bench:
+        bench.tick_until(lambda: bench.store.last_round() is not None)
+        bench.executor.load_errors += [HostError("out of memory"), RemoteError("the Hub is down")]
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True]
+    assert sum("no worker" in line for line in lines) == 2
 
 
 def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
     key = net.submit("alice", SMALL)
-    with log_lines() as lines, open_bench(net, before=[ZeroDivisionError("a bug")]) as bench:
+    with log_lines() as lines, open_bench(net) as bench:
+        bench.tick_until(lambda: bool(bench.store.last_round()))
+        bench.validator._judge._pool = None  # type: ignore[union-attr, assignment]
+        with pytest.raises(TypeError):
+            bench.tick_until(lambda: False)
+        assert bench.store.attempts(bench.contest)[key].host_failures == 1
+        bench.validator._judge._pool = bench.validator._pool  # type: ignore[union-attr, assignment]
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].weight == 1.0
+    assert sum("this machine failed" in line for line in lines) == 1
+
+
+def test_a_tick_that_fails_in_an_unknown_way_is_logged_and_the_next_comes(net: Net) -> None:
+    class StumblingChain(SteppingChain):
+        stumbles = 1
+
+        def view(self, block: int | None = None) -> ChainView:
+            if self.stumbles:
+                self.stumbles -= 1
+                raise ZeroDivisionError("a bug")
+            return super().view(block)
+
+    key = net.submit("alice", SMALL)
+    with log_lines() as lines, open_bench(net, chain=StumblingChain(net, "validator")) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
     assert sum("ZeroDivisionError" in line for line in lines) == 1
@@ -161,7 +204,7 @@ def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(ne
 def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age_s: float, is_scored: bool) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net) as bench:
-        bench.validator.startup()
+        bench.tick_until(lambda: bench.validator._judge is not None)
         refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
         bench.store.record_verdict(bench.contest, key, refusal, bench.validator._now() - age_s)
         run_bounded(bench.validator)
@@ -179,8 +222,11 @@ def test_a_dataset_that_not_everyone_may_read_is_missing(net: Net) -> None:
 def test_a_stop_during_a_score_records_nothing_of_it(net: Net) -> None:
     net.submit("alice", LARGE)
     with open_bench(net) as bench:
-        bench.scorer.before.append(bench.validator.stop.set)
+        bench.executor.hold = True
+        bench.tick_until(lambda: bool(bench.executor.running()))
+        bench.validator.stop.set()
         bench.validator.run()
+        assert bench.executor.is_closed
         assert bench.store.verdicts(bench.contest) == {} and bench.store.attempts(bench.contest) == {}
         assert not list((net.parts.folder / "state" / "receipts").glob("*"))
         opened = bench.store.open_round(bench.contest)
@@ -203,3 +249,67 @@ def test_a_restart_keeps_the_drawn_seed_and_repeats_no_score(net: Net) -> None:
         assert bench.store.last_round() == before
     assert len({sha256 for sha256, _ in first + second}) == len(first + second) == 3
     assert len({lucky_num for _, lucky_num in first + second}) == 1
+
+
+# What goes on while a score is under way
+
+
+def test_weights_are_set_while_a_score_is_under_way(net: Net) -> None:
+    net.submit("alice", SMALL)
+    policy = Policy(blocks_per_epoch=60, block_threshold=20, max_rounds=2)
+    with open_bench(net, policy=policy) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        key = net.submit("bob", LARGE)
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        bench.executor.hold = True
+        bench.tick_until(lambda: bool(bench.executor.running()))
+        bench.tick_until(lambda: bool(bench.outcomes()))
+        assert bench.outcomes() == [True] and key not in bench.store.verdicts(bench.contest)
+        assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+        opened = bench.store.last_round()
+        assert opened is not None and net.admin.block() < opened.end_block
+
+
+def test_a_score_that_outlives_its_round_counts_in_the_next(net: Net) -> None:
+    key = net.submit("bob", LARGE)
+    policy = Policy(blocks_per_epoch=20, block_threshold=5)
+    with open_bench(net, policy=policy) as bench:
+        bench.executor.hold = True
+        bench.tick_until(lambda: bench.validator.rounds_done == 2)
+        assert [one.key for one in bench.executor.running()] == [key]
+        assert net.admin.weights(net.hotkey("validator")) is None, "nothing is scored, so nothing is burned"
+        bench.executor.hold = False
+        bench.tick_until(lambda: bench.validator.rounds_done == 3)
+        assert len(bench.scorer.scored) == 1
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
+
+
+def test_the_last_weights_are_given_again_while_no_worker_can_be_had(net: Net) -> None:
+    net.submit("alice", SMALL)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+    net.admin.set_hyperparameter("Tempo", 10)
+    net.admin.set_hyperparameter("ActivityCutoffFactorMilli", 10_000)
+    root = net.hub.store.root
+    shutil.rmtree(net.parts.folder / "state" / "eval_data")
+    set_faults(root, HubFault(kind=FaultKind.STATUS, status=503))
+    with open_bench(net) as bench:
+        for _ in range(100):
+            with suppress(RemoteError):
+                bench.validator.tick()
+        intents = bench.store.intents(1)
+    assert [one.is_repeat for one in intents] == [False, True]
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+    assert net.count_calls("validator", "set_mechanism_weights") == 2
+
+
+def test_a_dataset_under_a_changed_commit_is_another_submission(net: Net) -> None:
+    first = net.submit("alice", SMALL)
+    with open_bench(net, policy=Policy(max_rounds=2, blocks_per_epoch=30, block_threshold=5)) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        second = net.submit("alice", LARGE)
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+        run_bounded(bench.validator)
+        assert set(bench.store.verdicts(bench.contest)) == {first, second}
+        assert bench.lines()[net.hotkey("alice")].key == second

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fakes import FakeScorer
+from fakes import FakeExecutor, FakeScorer
 from loguru import logger
 from net_fixtures import (
     Net,
@@ -18,7 +18,8 @@ from template.schedule import Policy
 from template.settings import load_training_args
 from template.state import Contest, Standing
 from template.store import Store
-from template.validator import Validator, ValidatorConfig
+from template.validator import Validator
+from template.validator_config import ValidatorConfig, Watcher
 
 SEED = 11
 ONE_ROUND = Policy(max_rounds=1)
@@ -35,6 +36,7 @@ class Bench:
     validator: Validator
     store: Store
     scorer: FakeScorer
+    executor: FakeExecutor
 
     @property
     def contest(self) -> Contest:
@@ -73,6 +75,8 @@ def open_bench(
     policy: Policy = ONE_ROUND,
     chain: SteppingChain | None = None,
     before: list[Callable[[], object] | Exception] | None = None,
+    workers: int = 1,
+    watcher: Watcher | None = None,
     **settings: object,
 ) -> Iterator[Bench]:
     folder = net.parts.folder / state
@@ -82,6 +86,7 @@ def open_bench(
         data_dir=folder / "data",
         eval_data_dir=folder / "eval_data",
         receipt_dir=folder / "receipts",
+        round_dir=folder / "rounds",
         poll_s=0.001,
         **{"lucky_num": SEED, **settings},  # type: ignore[arg-type]
     )
@@ -93,7 +98,9 @@ def open_bench(
         before=before or [],
     )
     with chain or SteppingChain(net, "validator") as link, Store(folder / "validator.sqlite3") as store:
-        yield Bench(Validator(config, link, store, scorer, now=lambda: float(next(_SECONDS))), store, scorer)
+        executor = FakeExecutor(scorer, workers=workers)
+        validator = Validator(config, link, store, executor, watcher=watcher, now=lambda: float(next(_SECONDS)))
+        yield Bench(validator, store, scorer, executor)
 
 
 @contextmanager

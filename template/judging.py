@@ -1,0 +1,189 @@
+"""Finding the verdict on each submission: fetched and checked here, scored in the executor's workers.
+
+Whose fault a failure is decides what becomes of it: the miner's is a verdict, the network's is tried again, this
+machine's is tried again twice and then parked for the operator to see. Nothing else ever becomes a verdict.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from loguru import logger
+
+from template import constants, hub, schedule
+from template.admission import may_yet_come
+from template.competition import CommitmentRecord
+from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.pool import Pool, check_dataset
+from template.receipt import Receipt, ScoredSubmission
+from template.receipt_files import write_receipt
+from template.records import TrainResult
+from template.state import Attempt, Contest, RoundEntry, SubmissionKey, Verdict
+from template.store import Store
+from template.validator_config import ChainSeam, ValidatorConfig
+from template.workers import Executor, Finished
+
+# Seconds before the first retry of a submission that the Hub or the chain withheld; doubled each time, up to the most.
+RETRY_FIRST_S = 30.0
+RETRY_MOST_S = 1800.0
+
+# Seconds that a submission rests which this machine failed at again and again.
+PARKED_S = 6 * 3600.0
+
+# Not there for everyone to read, which the miner may yet mend.
+MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
+
+_KEY_BYTES = 32
+
+
+class Judge:
+    """The verdicts of one contest. `datasets`: the row keys of every dataset that passed its checks."""
+
+    def __init__(
+        self,
+        config: ValidatorConfig,
+        contest: Contest,
+        pool: Pool,
+        *,
+        chain: ChainSeam,
+        store: Store,
+        executor: Executor,
+        now: Callable[[], float],
+    ) -> None:
+        self.contest = contest
+        self.datasets = store.datasets(contest, _KEY_BYTES)
+        self._config = config
+        self._pool = pool
+        self._chain = chain
+        self._store = store
+        self._executor = executor
+        self._now = now
+        # sha256 of the file that each running score was given.
+        self._given: dict[SubmissionKey, str] = {}
+
+    def check(self, entry: RoundEntry, block: int, attempt: Attempt) -> None:
+        """Fetches one dataset and checks it. block: the newest one. Raises: ConfigError, HostError."""
+        key = entry.key
+        try:
+            held = self._fetch(key)
+            max_rows = self._config.competition.rows
+            rows = check_dataset(held.path.read_bytes(), self._pool, name=constants.DATA_FILE, max_rows=max_rows)
+        except SubmissionError as error:
+            record = CommitmentRecord.parse(key.entry)
+            if may_yet_come(record, error.reason, commit_block=entry.block, block=block):
+                self._postpone(key, attempt, RemoteError(str(error)))
+            else:
+                self._refuse(key, error)
+        except RemoteError as error:
+            self._postpone(key, attempt, error)
+        except (ConfigError, HostError):
+            raise  # a disk or a token that fails while fetching has nothing to do with this submission
+        except Exception as error:
+            self._blame_host(key, attempt, error)
+            raise
+        else:
+            row_keys = tuple(row.key for row in rows)
+            self._store.record_dataset(self.contest, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
+            self.datasets[key] = row_keys
+            logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(rows))
+
+    def start(self, entry: RoundEntry, lucky_num: int, attempt: Attempt) -> None:
+        """Hands one dataset to a worker. Raises: ConfigError, HostError."""
+        key = entry.key
+        try:
+            held = self._fetch(key)
+        except SubmissionError as error:
+            self._refuse(key, error)
+        except RemoteError as error:
+            self._postpone(key, attempt, error)
+        else:
+            logger.info("scoring hotkey={} entry={} lucky_num={}", key.hotkey, key.entry, lucky_num)
+            self._given[key] = held.sha256
+            self._executor.submit(key, held.path.parent, lucky_num)
+
+    def collect(self) -> None:
+        """Records what the workers have finished. Raises: ConfigError when they cannot score anything as things are."""
+        finished = self._executor.collect()
+        attempts = self._store.attempts(self.contest) if finished else {}
+        for one in finished:
+            self._record(one, attempts.get(one.key, Attempt()))
+
+    def _record(self, finished: Finished, attempt: Attempt) -> None:
+        key, error, result = finished.key, finished.error, finished.result
+        given = self._given.pop(key, None)
+        if result is not None and given != result.train_sha256:
+            error = HostError(f"{constants.DATA_FILE} changed while it was scored; is another process writing there?")
+        if isinstance(error, ConfigError):
+            raise error
+        if isinstance(error, SubmissionError):
+            self._refuse(key, error)
+        elif isinstance(error, RemoteError):
+            self._postpone(key, attempt, error)
+        elif error is not None:
+            self._blame_host(key, attempt, error)
+        elif result is not None:
+            self._accept(key, result)
+
+    def _accept(self, key: SubmissionKey, result: TrainResult) -> None:
+        receipt = self._make_receipt(key, result)
+        seconds = result.train_seconds + result.eval_seconds
+        verdict = Verdict(loss=result.loss, seconds=seconds, receipt=receipt.to_json())
+        self._store.record_verdict(self.contest, key, verdict, self._now())
+        logger.info("scored hotkey={} loss={:.6f} seconds={:.1f}", key.hotkey, result.loss, seconds)
+        self._remove(key)
+
+    def _refuse(self, key: SubmissionKey, error: SubmissionError) -> None:
+        logger.info("refused hotkey={} entry={} reason={}: {}", key.hotkey, key.entry, error.reason, error)
+        verdict = Verdict(reason=error.reason, message=str(error))
+        self._store.record_verdict(self.contest, key, verdict, self._now())
+        self._remove(key)
+
+    def _postpone(self, key: SubmissionKey, before: Attempt, error: RemoteError) -> None:
+        """Not known yet: tried again later, for as long as it takes."""
+        pause = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
+        pause = min(max(pause, error.retry_after_s or 0.0), RETRY_MOST_S)
+        logger.warning("pending hotkey={} entry={} retry_in_s={:.0f}: {}", key.hotkey, key.entry, pause, error)
+        after = Attempt(before.remote_failures + 1, before.host_failures, self._now() + pause, str(error))
+        self._store.record_attempt(self.contest, key, after)
+
+    def _blame_host(self, key: SubmissionKey, before: Attempt, error: Exception) -> None:
+        """Ours, whatever it is. Counted, so that one submission that breaks us does not stop all the others."""
+        failures = before.host_failures + 1
+        is_parked = failures >= schedule.MAX_HOST_FAILURES
+        after = Attempt(before.remote_failures, failures, self._now() + (PARKED_S if is_parked else 0.0), str(error))
+        self._store.record_attempt(self.contest, key, after)
+        what = f"parked for {PARKED_S / 3600:g} h" if is_parked else "to be tried again"
+        logger.error("this machine failed hotkey={} entry={} failures={}, {}: {}", *key, failures, what, error)
+
+    def folder(self, key: SubmissionKey) -> Path:
+        """Where the submission's file is kept until there is a verdict: a folder of its own, never a uid's."""
+        record = CommitmentRecord.parse(key.entry)
+        return self._config.data_dir / key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
+
+    def _fetch(self, key: SubmissionKey) -> hub.HubFile:
+        """The submission's file; without network when it was fetched before.
+
+        Without our token, since a dataset that only some may read cannot be checked by all.
+        """
+        record = CommitmentRecord.parse(key.entry)
+        return hub.download_dataset(record.namespace, record.commit, self.folder(key))
+
+    def _remove(self, key: SubmissionKey) -> None:
+        """Frees the disk of a file that is judged: what is still needed of it is in the state."""
+        shutil.rmtree(self.folder(key), ignore_errors=True)
+
+    def _make_receipt(self, key: SubmissionKey, result: TrainResult) -> Receipt:
+        """The receipt, signed where there is a hotkey to sign with, and written beside the others when wanted."""
+        record = CommitmentRecord.parse(key.entry)
+        receipt = Receipt(
+            competition=self._config.competition,
+            submission=ScoredSubmission(
+                netuid=self._chain.netuid, hotkey=key.hotkey, repo=record.namespace, commit=record.commit
+            ),
+            result=result,
+        )
+        if not self._config.is_offline:
+            receipt = receipt.signed(self._chain.hotkey, self._chain.sign)
+        if self._config.receipt_dir is not None:
+            write_receipt(receipt, self._config.receipt_dir)
+        return receipt

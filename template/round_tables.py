@@ -1,0 +1,214 @@
+"""What the state file knows of rounds, their tables and their weights, and of what the validator is doing."""
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from template.errors import Reason
+from template.records import WeightOutcome
+from template.state import Contest, Gauges, Round, RoundEntry, Running, Standing, SubmissionKey, WeightIntent
+from template.state_file import StateFile
+
+
+class RoundTables(StateFile):
+    """The tables that are keyed by round."""
+
+    def begin_round(self, contest: Contest, opened: Round, now: float) -> Round:
+        """Fixes a round's blocks, seeds, entries and queue before any work on it; returns it with its id."""
+        turns = {key: turn for turn, key in enumerate(opened.queue)}
+        with self.atomic() as db:
+            cursor = db.execute(
+                "INSERT INTO rounds (contest_id, start_block, start_block_hash, opened_block, end_block, lucky_num,"
+                " started_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    contest.id, opened.start_block, opened.start_block_hash, opened.opened_block, opened.end_block,
+                    opened.lucky_num, now,
+                ),
+            )  # fmt: skip
+            db.executemany(
+                "INSERT INTO round_members VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        cursor.lastrowid, *one.key, one.uid, one.block, one.rank_block, one.registration_block,
+                        one.lucky_num, one.seed_block, turns.get(one.key),
+                    )
+                    for one in opened.entries
+                ],
+            )  # fmt: skip
+        return self._read_round(self.rows("SELECT * FROM rounds WHERE id = ?", cursor.lastrowid)[0])
+
+    def open_round(self, contest: Contest) -> Round | None:
+        """The round that is not closed, None between rounds."""
+        rows = self.rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", contest.id)
+        return self._read_round(rows[-1]) if rows else None
+
+    def last_round(self, *, with_standings: bool = False) -> Round | None:
+        """The newest round of any contest, closed or not; on request the newest that has a table."""
+        where = "WHERE id IN (SELECT round_id FROM standings)" if with_standings else ""
+        rows = self.rows(f"SELECT * FROM rounds {where} ORDER BY id DESC LIMIT 1")
+        return self._read_round(rows[0]) if rows else None
+
+    def last_round_id(self) -> int | None:
+        """The id of the newest round of any contest, None before the first."""
+        (row,) = self.rows("SELECT max(id) AS id FROM rounds")
+        return None if row["id"] is None else int(row["id"])
+
+    def last_start_block(self, contest: Contest) -> int | None:
+        """Where the newest round of the contest started, None before the first."""
+        (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE contest_id = ?", contest.id)
+        return None if row["block"] is None else int(row["block"])
+
+    def close_round(self, round_id: int, now: float) -> None:
+        """Nothing more happens in this round."""
+        with self.atomic() as db:
+            db.execute("UPDATE rounds SET closed_at = ? WHERE id = ? AND closed_at IS NULL", (now, round_id))
+
+    def _read_round(self, row: sqlite3.Row) -> Round:
+        members = self.rows("SELECT * FROM round_members WHERE round_id = ? ORDER BY uid", row["id"])
+        entries = tuple(_read_entry(member) for member in members)
+        turns = sorted((member["turn"], at) for at, member in enumerate(members) if member["turn"] is not None)
+        return Round(
+            id=row["id"],
+            start_block=row["start_block"],
+            start_block_hash=row["start_block_hash"],
+            opened_block=row["opened_block"],
+            end_block=row["end_block"],
+            lucky_num=row["lucky_num"],
+            entries=entries,
+            queue=tuple(entries[at].key for _, at in turns),
+        )
+
+    def record_intent(
+        self,
+        round_id: int,
+        *,
+        block: int,
+        weights: Mapping[int, float],
+        shares: Mapping[str, float],
+        standings: Sequence[Standing] | None,
+        now: float,
+    ) -> int:
+        """Weights about to be submitted, {uid at `block`: share} and by hotkey, with the table they came from.
+
+        standings None: the shares are those of an earlier round, given again. Recorded before the chain is called, so
+        that a crash in between leaves a trace. Returns the intent's id.
+        """
+        with self.atomic() as db:
+            cursor = db.execute(
+                "INSERT INTO weight_intents (round_id, block, weights, shares, is_repeat, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (round_id, block, json.dumps(dict(weights)), json.dumps(dict(shares)), standings is None, now),
+            )
+            if standings is not None:
+                _write_standings(db, round_id, standings)
+        return int(cursor.lastrowid or 0)
+
+    def record_outcome(self, intent_id: int, outcome: WeightOutcome, now: float) -> None:
+        """What became of an intent."""
+        with self.atomic() as db:
+            db.execute(
+                "UPDATE weight_intents SET outcome = ?, finished_at = ? WHERE id = ?",
+                (json.dumps(vars(outcome)), now, intent_id),
+            )
+
+    def intents(self, round_id: int) -> list[WeightIntent]:
+        """The round's weight submissions, oldest first."""
+        return [_read_intent(row) for row in self._intents("WHERE round_id = ? ORDER BY id", round_id)]
+
+    def last_accepted(self) -> WeightIntent | None:
+        """The newest weights that the chain took, of any round."""
+        where = "WHERE json_extract(outcome, '$.is_accepted') ORDER BY id DESC LIMIT 1"
+        return next((_read_intent(row) for row in self._intents(where)), None)
+
+    def _intents(self, where: str, *values: object) -> list[sqlite3.Row]:
+        return self.rows(f"SELECT * FROM weight_intents {where}", *values)
+
+    def record_standings(self, round_id: int, standings: Sequence[Standing]) -> None:
+        """The round's table, in place of an earlier one."""
+        with self.atomic() as db:
+            _write_standings(db, round_id, standings)
+
+    def standings(self, round_id: int) -> list[Standing]:
+        """The round's table, best first."""
+        rows = self.rows(
+            "SELECT * FROM standings WHERE round_id = ? ORDER BY weight DESC, score DESC, loss IS NULL, loss, uid",
+            round_id,
+        )
+        return [
+            Standing(
+                key=SubmissionKey(row["hotkey"], row["entry"]),
+                uid=row["uid"],
+                reason=None if row["reason"] is None else Reason(row["reason"]),
+                message=row["message"],
+                loss=row["loss"],
+                score=row["score"],
+                weight=row["weight"],
+            )
+            for row in rows
+        ]
+
+    def has_standings(self, round_id: int) -> bool:
+        """True once the round's table was made."""
+        return bool(self.rows("SELECT 1 FROM standings WHERE round_id = ? LIMIT 1", round_id))
+
+    def prune_rounds(self, *, before: float) -> None:
+        """Removes the entries and tables of rounds closed before the time `before`; rounds and weights stay."""
+        old = "(SELECT id FROM rounds WHERE closed_at < ?)"
+        with self.atomic() as db:
+            for table in ("round_members", "standings"):
+                db.execute(f"DELETE FROM {table} WHERE round_id IN {old}", (before,))
+
+    def record_activity(self, gauges: Gauges, now: float) -> None:
+        """What the validator is doing, for whoever looks from outside; replaces what was said before."""
+        content = json.dumps(dataclasses.asdict(gauges))
+        with self.atomic() as db:
+            db.execute("INSERT OR REPLACE INTO activity VALUES (1, ?, ?)", (content, now))
+
+    def activity(self) -> Gauges | None:
+        """What the validator last said it was doing, None before its first word."""
+        rows = self.rows("SELECT content FROM activity")
+        if not rows:
+            return None
+        content = json.loads(rows[0]["content"])
+        running = [Running(**{**one, "key": SubmissionKey(*one["key"])}) for one in content["running"]]
+        return Gauges(**{**content, "running": tuple(running)})
+
+
+def _read_entry(row: sqlite3.Row) -> RoundEntry:
+    return RoundEntry(
+        key=SubmissionKey(row["hotkey"], row["entry"]),
+        uid=row["uid"],
+        block=row["block"],
+        rank_block=row["rank_block"],
+        registration_block=row["registration_block"],
+        lucky_num=row["lucky_num"],
+        seed_block=row["seed_block"],
+    )
+
+
+def _read_intent(row: sqlite3.Row) -> WeightIntent:
+    return WeightIntent(
+        id=row["id"],
+        block=row["block"],
+        weights={int(uid): weight for uid, weight in json.loads(row["weights"]).items()},
+        shares=json.loads(row["shares"]),
+        created_at=row["created_at"],
+        outcome=None if row["outcome"] is None else WeightOutcome(**json.loads(row["outcome"])),
+        finished_at=row["finished_at"],
+        is_repeat=bool(row["is_repeat"]),
+    )
+
+
+def _write_standings(db: sqlite3.Connection, round_id: int, standings: Sequence[Standing]) -> None:
+    db.execute("DELETE FROM standings WHERE round_id = ?", (round_id,))
+    db.executemany(
+        "INSERT INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                round_id, *one.key, one.uid, None if one.reason is None else str(one.reason), one.message, one.loss,
+                one.score, one.weight,
+            )
+            for one in standings
+        ],
+    )  # fmt: skip
