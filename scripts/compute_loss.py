@@ -2,40 +2,45 @@
 
     python scripts/compute_loss.py --dataset_path data.jsonl
     python scripts/compute_loss.py --hf_repo_id me/my-dataset --revision COMMIT --lucky_num 7
+    python scripts/compute_loss.py --compare old.jsonl new.jsonl --repeats 5
     python scripts/compute_loss.py --verify receipt.json
 
-Needs neither wallet nor chain. The result goes to stdout, progress and logs to stderr. Exit status: 0 scored or
-identical, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 5 the Hub did not answer, 6 a
+--compare scores two datasets under the same seeds and says which is better, or about how many more seeds it takes.
+
+Needs neither wallet nor chain. The result goes to stdout, progress and logs to stderr. Exit status: 0 scored, compared
+or identical, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 5 the Hub did not answer, 6 a
 validator would refuse the dataset, 7 the replay differs from the receipt, 8 they are not comparable, 9 the receipt's
 signature is not valid.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
-
-from tqdm import tqdm
 
 from template import cli, constants
 from template.competition import Competition
-from template.errors import ConfigError
+from template.errors import ConfigError, SubmissionError
+from template.paired import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
 from template.receipt import Receipt, Replay, compare
 from template.receipt_files import read_receipt, write_receipt
-from template.records import Progress, TrainResult
-from template.settings import Hyperparameters, TrainingArgs
+from template.records import TrainResult
+from template.replay import Desk, add_desk_arguments, check_signature, open_desk, plain, score_once
+from template.settings import load_training_args
 from template.standing import score_of
 from template.workers import Scorer
 
 _REPLAY_STATUS = {Replay.IDENTICAL: 0, Replay.DIFFERENT: 7, Replay.NOT_COMPARABLE: 8}
 _BAD_SIGNATURE_STATUS = 9
+_COMPARE_SEEDS = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,19 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     dataset.add_argument(
         "--verify", type=Path, metavar="RECEIPT", help="score what the receipt names again and compare"
     )
-    dataset.add_argument("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
+    dataset.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("A", "B"), help="score two files or folders under the same seeds"
+    )
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=cli.DEFAULT_STATE_DIR / "offline",
-        help="where a downloaded evaluation set is kept (default: %(default)s)",
-    )
-    parser.add_argument("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
+    add_desk_arguments(parser)
     parser.add_argument("--lucky_num", type=int, help="the seed (default: drawn from the system, as a validator does)")
     parser.add_argument(
-        "--repeats", type=int, default=1, metavar="K", help="scores under K seeds (default: %(default)s)"
+        "--repeats", type=int, metavar="K", help=f"scores under K seeds (default: 1, with --compare {_COMPARE_SEEDS})"
     )
     parser.add_argument("--check", action="store_true", help="refuse what a validator would: rows not from the pool")
     parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
@@ -72,54 +73,91 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Scores or verifies and prints; returns the exit status."""
+    """Scores, compares or verifies and prints; returns the exit status."""
     parser = build_parser()
     check_arguments(parser, parser.parse_args(argv))
-    return cli.run_main(parser, argv, lambda args: verify(args) if args.verify else score(args))
+    return cli.run_main(parser, argv, run)
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the process with status 2 and a line on stderr when arguments do not go together."""
-    unused = ("competition", "training_args", "lucky_num", "check")
-    if args.verify and (given := [name for name in unused if getattr(args, name)] + ["repeats"] * (args.repeats > 1)):
+    unused = ("competition", "training_args", "lucky_num", "check", "repeats", "receipt_dir")
+    if args.verify and (given := [name for name in unused if getattr(args, name) not in (None, False)]):
         parser.error(f"--{given[0]} does not go with --verify: the receipt says what is scored")
-    if not args.verify and bool(args.dataset_path) == bool(args.hf_repo_id):
-        parser.error("expected --dataset_path, or --hf_repo_id with --revision, or --verify")
+    if args.compare and (args.verify or args.dataset_path or args.hf_repo_id):
+        parser.error("--compare names both datasets; it takes no other, and no receipt")
+    if not (args.verify or args.compare) and bool(args.dataset_path) == bool(args.hf_repo_id):
+        parser.error("expected --dataset_path, or --hf_repo_id with --revision, or --compare, or --verify")
     if bool(args.hf_repo_id) != bool(args.revision):
         parser.error("--hf_repo_id and --revision go together")
-    if args.repeats < 1:
-        parser.error(f"--repeats must be positive, not {args.repeats}")
+    least = 2 if args.compare else 1
+    if args.repeats is not None and args.repeats < least:
+        parser.error(f"--repeats must be at least {least}, not {args.repeats}")
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
         parser.error(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
 
 
-def score(args: argparse.Namespace) -> int:
-    """Scores the dataset under one or more seeds and prints the result."""
+def run(args: argparse.Namespace) -> int:
+    """Does what the arguments ask for."""
+    desk = open_desk(args)
+    if args.verify:
+        return verify(args, desk)
     competition = cli.read_competition(args)
-    scorer = cli.make_scorer(args, competition, get_eval_dir(args, competition), args.cache_dir)
-    with dataset_folder(args, args.hf_repo_id, args.revision) as data_dir:
+    scorer = desk.scorer(competition, load_training_args(args.training_args))
+    seeds = choose_seeds(args.lucky_num, args.repeats or (_COMPARE_SEEDS if args.compare else 1))
+    return run_compare(args, scorer, seeds) if args.compare else score(args, desk, scorer, seeds)
+
+
+def score(args: argparse.Namespace, desk: Desk, scorer: Scorer, seeds: Sequence[int]) -> int:
+    """Scores the dataset under one or more seeds and prints the result."""
+    with dataset_folder(desk, args.dataset_path, args.hf_repo_id, args.revision) as data_dir:
         if args.check:
             check(data_dir, scorer)
-        results = [score_once(scorer, data_dir, lucky_num) for lucky_num in choose_seeds(args)]
-    receipts = [Receipt(competition=competition, submission=None, result=result) for result in results]
-    if args.receipt_dir:
-        for receipt in receipts:
-            write_receipt(receipt, args.receipt_dir)
-    print(describe_json(results, competition) if args.is_json else describe(results, competition))
+        results = [score_once(scorer, data_dir, lucky_num) for lucky_num in seeds]
+    write_receipts(args.receipt_dir, scorer.competition, results)
+    print((describe_json if args.is_json else describe)(results, scorer.competition))
     return 0
 
 
-def verify(args: argparse.Namespace) -> int:
+def run_compare(args: argparse.Namespace, scorer: Scorer, seeds: Sequence[int]) -> int:
+    """Scores two datasets under the same seeds, one after the other under each, and prints how they compare."""
+    results: tuple[list[TrainResult], list[TrainResult]] = ([], [])
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(local_folder(path, "--compare")) for path in args.compare]
+        if args.check:
+            for path, folder in zip(args.compare, folders, strict=True):
+                with named(path):
+                    check(folder, scorer)
+        for lucky_num in seeds:
+            for path, folder, of_it in zip(args.compare, folders, results, strict=True):
+                with named(path):
+                    of_it.append(score_once(scorer, folder, lucky_num))
+    write_receipts(args.receipt_dir, scorer.competition, [*results[0], *results[1]])
+    paired = compare_paired(*([result.loss for result in of_it] for of_it in results))
+    print((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
+    return 0
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Says of which of two datasets a refusal is."""
+    try:
+        yield
+    except SubmissionError as error:
+        raise SubmissionError(error.reason, f"{path}: {error}") from error
+
+
+def verify(args: argparse.Namespace, desk: Desk) -> int:
     """Scores a receipt's inputs again and prints how the two compare."""
     receipt = read_receipt(args.verify)
     has_bad_signature, signature = check_signature(receipt)
-    scorer = replay_scorer(args, receipt)
+    scorer = desk.replay_scorer(receipt, str(args.verify))
     submission = receipt.submission
     if submission is None and not (args.dataset_path or args.hf_repo_id):
         raise ConfigError(f"{args.verify}: the receipt is of a local file; give it with --dataset_path")
     repo = args.hf_repo_id or (submission.repo if submission else None)
     revision = args.revision or (submission.commit if submission else None)
-    with dataset_folder(args, repo, revision) as data_dir:
+    with dataset_folder(desk, args.dataset_path, repo, revision) as data_dir:
         result = score_once(scorer, data_dir, receipt.result.lucky_num)
     comparison = compare(receipt, result)
     if args.is_json:
@@ -128,75 +166,45 @@ def verify(args: argparse.Namespace) -> int:
     else:
         print(f"recorded   {receipt.result.loss!r}\nreplayed   {result.loss!r}\nsignature  {signature}")
         for reason in comparison.reasons:
-            print(f"note       {reason}")
+            print(f"note       {plain(reason)}")
         gap = f" by {comparison.difference:+.3g}" if comparison.difference else ""
         print(f"{comparison.verdict.upper()}{gap}")
     return _BAD_SIGNATURE_STATUS if has_bad_signature else _REPLAY_STATUS[comparison.verdict]
 
 
-def replay_scorer(args: argparse.Namespace, receipt: Receipt) -> Scorer:
-    """A scorer for the receipt's own model, hyperparameters and dtype, whatever this repository's are now."""
-    recorded = receipt.result
-    try:
-        hyperparameters = Hyperparameters(**recorded.hyperparameters)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ConfigError(f"{args.verify}: result.hyperparameters: {error}") from error
-    training_args = TrainingArgs(
-        model_id=recorded.model_id, revision=recorded.model_revision, hyperparameters=hyperparameters
-    )
-    if recorded.model_digest and not args.model_path:
-        raise ConfigError(f"{args.verify}: the model was a local folder; give it with --model_path")
-    return Scorer(
-        competition=receipt.competition,
-        training_args=training_args,
-        eval_data_dir=get_eval_dir(args, receipt.competition),
-        cache_dir=args.cache_dir,
-        model_path=args.model_path.expanduser().resolve() if args.model_path else None,
-        device=args.device,
-        dtype=args.dtype or recorded.environment.get("dtype"),
-    )
-
-
-def check_signature(receipt: Receipt) -> tuple[bool, str]:
-    """Whether the signature is bad, and what to say of it."""
-    if receipt.signer is None or receipt.signature is None:
-        return False, "none"
-    from template.chain import verify_signature
-
-    if verify_signature(receipt.signer, receipt.message(), receipt.signature):
-        return False, f"valid, by {receipt.signer}"
-    return True, f"NOT VALID for {receipt.signer}"
-
-
-def get_eval_dir(args: argparse.Namespace, competition: Competition) -> Path:
-    """The folder of the evaluation set: the one given, else one that is filled from the Hub when it is not yet."""
-    if args.eval_data_dir:
-        return Path(args.eval_data_dir).expanduser()
-    from template.pool import fetch_eval_set
-
-    folder = cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir")
-    return fetch_eval_set(competition, folder, None, cli.hub_token()).parent
+@contextmanager
+def dataset_folder(desk: Desk, path: Path | None, repo: str | None, revision: str | None) -> Iterator[Path]:
+    """A folder whose data.jsonl is the dataset: the one given, or a copy or download that is removed afterwards."""
+    if path is not None:
+        with local_folder(path, "--dataset_path") as folder:
+            yield folder
+    else:
+        assert repo is not None and revision is not None
+        with desk.fetched(repo, revision) as folder:
+            yield folder
 
 
 @contextmanager
-def dataset_folder(args: argparse.Namespace, repo: str | None, revision: str | None) -> Iterator[Path]:
-    """A folder whose data.jsonl is the dataset: the one given, or a copy or download that is removed afterwards."""
-    path = args.dataset_path.expanduser() if args.dataset_path else None
-    if path is not None and path.is_dir():
+def local_folder(path: Path, flag: str) -> Iterator[Path]:
+    """The folder at `path`, or one for a copy of the file there. Raises: ConfigError naming the flag."""
+    path = path.expanduser()
+    if path.is_dir():
         yield path
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if path is not None:
-            try:
-                shutil.copyfile(path, folder / constants.DATA_FILE)
-            except OSError as error:
-                raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
-        elif repo is not None and revision is not None:
-            from template.hub import download_dataset
+        try:
+            shutil.copyfile(path, Path(temporary) / constants.DATA_FILE)
+        except OSError as error:
+            raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror or error}") from error
+        yield Path(temporary)
 
-            download_dataset(repo, revision, folder, token=cli.hub_token())
-        yield folder
+
+def write_receipts(folder: Path | None, competition: Competition, results: Sequence[TrainResult]) -> None:
+    """An unsigned receipt for every result, where a folder was named."""
+    if folder is None:
+        return
+    for result in results:
+        write_receipt(Receipt(competition=competition, submission=None, result=result), folder)
 
 
 def check(data_dir: Path, scorer: Scorer) -> None:
@@ -212,36 +220,11 @@ def check(data_dir: Path, scorer: Scorer) -> None:
     check_dataset(content, pool, name=constants.DATA_FILE, max_rows=scorer.competition.rows)
 
 
-def choose_seeds(args: argparse.Namespace) -> list[int]:
-    """--repeats seeds: counted up from --lucky_num, or each drawn from the system."""
-    if args.lucky_num is not None:
-        return [(args.lucky_num + at) % 2**32 for at in range(args.repeats)]
-    return [int.from_bytes(os.urandom(4), "little") for _ in range(args.repeats)]
-
-
-def score_once(scorer: Scorer, data_dir: Path, lucky_num: int) -> TrainResult:
-    """One score under a progress bar on stderr, which a terminal alone gets to see."""
-    with progress_bar() as on_progress:
-        return scorer.score(data_dir, lucky_num, on_progress)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar with the remaining time, one for each stage."""
-    bars: dict[str, tqdm[NoReturn]] = {}
-
-    def show(progress: Progress) -> None:
-        if progress.stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[progress.stage] = tqdm(total=progress.total, desc=progress.stage, unit="tok", disable=None)
-        bars[progress.stage].update(progress.done - bars[progress.stage].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars.values():
-            bar.close()
+def choose_seeds(first: int | None, count: int) -> list[int]:
+    """That many seeds: counted up from the first, or each drawn from the system."""
+    if first is not None:
+        return [(first + at) % 2**32 for at in range(count)]
+    return [int.from_bytes(os.urandom(4), "little") for _ in range(count)]
 
 
 def describe(results: Sequence[TrainResult], competition: Competition) -> str:
@@ -284,6 +267,45 @@ def describe_json(results: Sequence[TrainResult], competition: Competition) -> s
             "seconds": [result.train_seconds + result.eval_seconds for result in results],
         }
     )
+
+
+def describe_paired(
+    paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
+) -> str:
+    """The comparison for a person."""
+    lines = [f"A  {paths[0]}", f"B  {paths[1]}", "", f"{'lucky_num':>10}  {'A':>12}  {'B':>12}  {'B - A':>12}"]
+    for a, b in zip(*results, strict=True):
+        lines.append(f"{a.lucky_num:>10}  {a.loss:>12.6f}  {b.loss:>12.6f}  {b.loss - a.loss:>+12.6f}")
+    means = [statistics.fmean(result.loss for result in of_it) for of_it in results]
+    lines += [f"{'mean':>10}  {means[0]:>12.6f}  {means[1]:>12.6f}  {paired.mean:>+12.6f}", ""]
+    low, high = paired.interval
+    lines.append(f"difference  {paired.mean:+.6f} (standard error {paired.standard_error:.6f})")
+    lines.append(f"interval    {low:+.6f} to {high:+.6f} ({CONFIDENCE:.0%}, Student's t over {len(results[0])} seeds)")
+    return "\n".join([*lines, conclude(paired)])
+
+
+def conclude(paired: PairedComparison) -> str:
+    """The finding in one line."""
+    seeds = len(paired.differences)
+    if paired.finding is Finding.IDENTICAL:
+        return "IDENTICAL under every seed"
+    if paired.finding is not Finding.UNDECIDED:
+        return f"{paired.finding.upper()} by {abs(paired.mean):.6f}"
+    if paired.seeds_needed is None:
+        return f"UNDECIDED: at this spread even {MAX_SEEDS} seeds would not decide it"
+    return f"UNDECIDED: at this spread about {paired.seeds_needed - seeds} more seeds would decide it"
+
+
+def describe_paired_json(
+    paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
+) -> str:
+    """The comparison for a program, in one line."""
+    sides = [
+        {"path": str(path), "train_sha256": of_it[0].train_sha256, "losses": [result.loss for result in of_it]}
+        for path, of_it in zip(paths, results, strict=True)
+    ]
+    content = {"a": sides[0], "b": sides[1], "lucky_nums": [result.lucky_num for result in results[0]]}
+    return json.dumps({**content, "confidence": CONFIDENCE, **dataclasses.asdict(paired)})
 
 
 if __name__ == "__main__":

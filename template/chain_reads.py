@@ -47,6 +47,8 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, block: int |
         at.query_map(st.Commitments.CommitmentOf, [netuid]),
         at.query_map(st.Commitments.RevealedCommitments, [netuid]),
     )
+    if graph is None and block is not None:
+        raise bt.ChainError(f"there was no subnet {netuid} yet")
     if graph is None:
         raise ConfigError(f"--netuid must be a subnet of this network, and it has no {netuid}")
     if remaining is None:
@@ -61,7 +63,7 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, block: int |
         blocks_until_epoch=remaining,
         weights_rate_limit=int(rate_limit or 0),
         # The chain's own formula; the older item ActivityCutoff stays readable and means nothing any more.
-        activity_cutoff=max(1, int(cutoff_milli or 0) * graph.tempo // 1000),
+        activity_cutoff=int(cutoff_milli or 0) * graph.tempo // 1000,
         weights_version=int(version or 0),
         neurons=neurons,
         commitments=_commitments(records, reveals),

@@ -4,25 +4,21 @@ Pure: signing and verifying are functions given by the caller, so nothing here n
 """
 
 import dataclasses
+import hashlib
 import json
-import reprlib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from template.competition import Competition
-from template.errors import ConfigError
+from template.json_records import canonical_json, parse_object, read_record
 from template.records import TrainResult
 
 FORMAT = "dataset-score-receipt/1"
 
 # Signatures are made over this and the content, so that no other message of a hotkey can pass for a receipt.
 _DOMAIN = b"dataset-score-receipt/1\n"
-
-_Record = TypeVar("_Record")
 
 # What must be equal for two losses to be about the same thing, and what each is called in a sentence.
 _INPUTS = {
@@ -64,7 +60,7 @@ class Receipt:
     def message(self) -> bytes:
         """The bytes that are signed: a fixed prefix and the canonical JSON of everything but the signature."""
         content = {key: value for key, value in self._content().items() if key != "signature"}
-        return _DOMAIN + json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return _DOMAIN + canonical_json(content).encode()
 
     def signed(self, signer: str, sign: Callable[[bytes], str]) -> "Receipt":
         """This receipt signed by `signer`; sign(message) returns the signature in hex."""
@@ -75,53 +71,25 @@ class Receipt:
         """The receipt as indented JSON. Floats are written so that they read back to the same bits."""
         return json.dumps(self._content(), indent=2, allow_nan=False)
 
+    def to_line(self) -> str:
+        """The receipt as one line of canonical JSON, signature and all, without the line's end."""
+        return canonical_json(self._content())
+
+    @property
+    def digest(self) -> str:
+        """sha256 in hex over `to_line`."""
+        return hashlib.sha256(self.to_line().encode()).hexdigest()
+
     def _content(self) -> dict[str, Any]:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Receipt":
-        """The receipt that `to_json` wrote. source is what to call the origin in an error.
+        """The receipt that `to_json` or `to_line` wrote. source is what to call the origin in an error.
 
         Raises: ConfigError when it is not a receipt of this format, naming the first thing that is wrong.
         """
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{source}: not JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ConfigError(f"{source}: not a receipt; expected a JSON object with format {FORMAT!r}")
-        sections = {key: value for key, value in content.items() if key != "format"}
-        sections["competition"] = Competition.from_mapping(content.get("competition"), f"{source}: competition")
-        sections["result"] = _read_record(TrainResult, content.get("result"), f"{source}: result")
-        if content.get("submission") is not None:
-            sections["submission"] = _read_record(ScoredSubmission, content["submission"], f"{source}: submission")
-        return _read_record(cls, sections, source)
-
-
-def _read_record(kind: type[_Record], values: object, where: str) -> _Record:
-    """The dataclass `kind` with exactly these fields, each of the annotated type. Raises: ConfigError."""
-    hints = get_type_hints(kind)
-    if not isinstance(values, dict) or values.keys() != hints.keys():
-        raise ConfigError(f"{where}: expected exactly the keys {', '.join(hints)}")
-    for name, hint in hints.items():
-        if not _fits(values[name], hint):
-            raise ConfigError(f"{where}.{name} cannot be {reprlib.repr(values[name])}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """True when a JSON value can be a field annotated with `hint`: numbers finite, a list for a tuple."""
-    parts = get_args(hint)
-    if get_origin(hint) is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if get_origin(hint) is Mapping:
-        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
-    if get_origin(hint) is tuple:
-        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
-    if hint is float:
-        # A whole number may stand for a float, but it has no largest value, so isfinite would raise.
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return isinstance(value, hint) and not isinstance(value, bool)
+        return read_record(cls, parse_object(text, FORMAT, source), source)
 
 
 class Replay(StrEnum):
@@ -134,7 +102,10 @@ class Replay(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A receipt against a replay. difference: replayed loss minus the receipt's; None when inputs differ."""
+    """A receipt against a replay. difference: replayed loss minus the receipt's; None when inputs differ.
+
+    reasons: what is not the same beside the loss, of inputs, environment and the losses of training steps.
+    """
 
     verdict: Replay
     difference: float | None
@@ -157,10 +128,11 @@ def compare(receipt: Receipt, replay: TrainResult) -> Comparison:
         return Comparison(verdict=Replay.NOT_COMPARABLE, difference=None, reasons=tuple(unequal))
     difference = replay.loss - recorded.loss
     moved = _environment_changes(recorded.environment, replay.environment)
+    reasons = (*moved, *_step_changes(recorded.step_losses, replay.step_losses))
     if difference == 0.0:
-        return Comparison(verdict=Replay.IDENTICAL, difference=0.0, reasons=tuple(moved))
+        return Comparison(verdict=Replay.IDENTICAL, difference=0.0, reasons=reasons)
     verdict = Replay.NOT_COMPARABLE if moved else Replay.DIFFERENT
-    return Comparison(verdict=verdict, difference=difference, reasons=tuple(moved))
+    return Comparison(verdict=verdict, difference=difference, reasons=reasons)
 
 
 def _environment_changes(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
@@ -170,3 +142,13 @@ def _environment_changes(recorded: Mapping[str, str], here: Mapping[str, str]) -
         for name in sorted({*recorded, *here})
         if recorded.get(name) != here.get(name)
     ]
+
+
+def _step_changes(recorded: Sequence[float], here: Sequence[float]) -> list[str]:
+    """A line on where training first went another way; none when the losses of all steps are the same."""
+    if len(recorded) != len(here):
+        return [f"the number of training steps differs: {len(recorded)} in the receipt, {len(here)} here"]
+    for step, (theirs, ours) in enumerate(zip(recorded, here, strict=True), start=1):
+        if theirs != ours:
+            return [f"the loss of training step {step} differs: {theirs!r} in the receipt, {ours!r} here"]
+    return []

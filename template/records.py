@@ -39,8 +39,8 @@ class ChainView:
     `timestamp` is the block's own, in POSIX seconds. `neurons` is ordered by uid and holds every uid. `commitments`
     includes hotkeys that are no longer registered. `owner_uid` is None when the subnet owner's hotkey holds no uid at
     this block. `blocks_until_epoch` counts from `block` to the subnet's next epoch as the chain schedules it.
-    `activity_cutoff` is the blocks after its last weights for which a validator counts as active; `weights_version`
-    the least version key with which the chain takes weights.
+    `activity_cutoff` is the blocks after its last weights for which a validator counts as active, 0 when the chain does
+    not say; `weights_version` the least version key with which the chain takes weights.
     """
 
     netuid: int

@@ -92,6 +92,7 @@ class Reporter:
                 hyperparameters_digest=self._executor.training_args.hyperparameters.digest,
                 model=model,
                 lucky_num_from=self._config.seed_source,
+                seed_period=self._config.seed_period,
                 round=current,
                 standings=standings,
                 intents=intents,

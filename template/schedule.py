@@ -171,7 +171,9 @@ def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
     unknown = [intent for intent in state.repeats if intent.outcome is None]
     if unknown:
         return _settle(unknown[-1], state, view)
-    if not state.has_last_shares or any(intent.outcome is None for intent in state.intents):
+    if not state.has_last_shares or not view.activity_cutoff:
+        return None
+    if any(intent.outcome is None for intent in state.intents):
         return None
     due_block = me.last_update_block + int(view.activity_cutoff * REPEAT_AT)
     recent = [intent for intent in state.repeats if intent.block >= due_block]

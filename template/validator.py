@@ -347,13 +347,13 @@ class Validator:
         A seed from the chain belongs to the submission and not to the round in which its turn came, so that whoever
         scores it later, in another round, gets the same bits.
         """
-        is_from_chain = self.config.seed_source is LuckyNumFrom.CHAIN
+        period = self.config.seed_period
         seeds: dict[int, int] = {}
         entries = []
         for entrant in sorted(entrants.values(), key=lambda one: one.uid):
             block, seed = None, lucky_num if entrant.key in queue else None
-            if entrant.key in queue and is_from_chain:
-                block = seed_block(entrant.block, self.config.policy.blocks_per_epoch)
+            if entrant.key in queue and period is not None:
+                block = seed_block(entrant.block, period)
                 if block not in seeds:
                     seeds[block] = seed_from_hash(self._chain.block_hash(block))
                 seed = seeds[block]

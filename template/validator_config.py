@@ -70,3 +70,8 @@ class ValidatorConfig:
     def seed_source(self) -> LuckyNumFrom:
         """Where this validator's seeds come from."""
         return self.lucky_num_from if self.lucky_num is None else LuckyNumFrom.FIXED
+
+    @property
+    def seed_period(self) -> int | None:
+        """Seeds from the chain come from the blocks whose numbers are multiples of this; None for other seeds."""
+        return self.policy.blocks_per_epoch if self.seed_source is LuckyNumFrom.CHAIN else None

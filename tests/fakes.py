@@ -28,7 +28,7 @@ class FakeScorer(Scorer):
     scored: list[tuple[str, int]] = field(default_factory=list)
 
     def load(self) -> str:
-        return "fake/model@0"
+        return f"{self.training_args.model_id}@{'0' * 64} none float32"
 
     def score(
         self, data_dir: Path, lucky_num: int, on_progress: Callable[[Progress], None] | None = None

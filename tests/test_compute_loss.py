@@ -17,6 +17,7 @@ from net_fixtures import (
     Net,
     call_main,
     load_main,
+    make_content,
     make_line,
     run_process,
     use_hub,
@@ -26,6 +27,8 @@ from net_fixtures import (
 
 from template.chain import verify_signature
 from template.constants import DATA_FILE
+from template.hub import upload_dataset
+from template.paired import compare_paired
 from template.receipt import Receipt, ScoredSubmission
 from template.receipt_files import read_receipt, write_receipt
 from template.records import TrainResult
@@ -283,13 +286,85 @@ def test_what_is_no_receipt_is_named(desk: Desk, text: str) -> None:
         ("--dataset_path", "x", "--repeats", "0"),
         ("--dataset_path", "x", "--lucky_num", "-1"),
         ("--dataset_path", "x", "--lucky_num", str(2**32)),
+        ("--compare", "x"),
+        ("--compare", "x", "y", "--repeats", "1"),
+        ("--compare", "x", "y", "--dataset_path", "z"),
+        ("--compare", "x", "y", "--verify", "z"),
+        ("--verify", "x", "--lucky_num", "0"),
+        ("--verify", "x", "--repeats", "1"),
     ],
-    ids=range(6),
+    ids=range(12),
 )
 def test_a_command_line_that_makes_no_sense_is_refused(desk: Desk, arguments: tuple[str, ...]) -> None:
     ended = desk.run(*arguments)
     assert ended.status == 2 and ended.output == ""
     assert "error:" in ended.logs[-1]
+
+
+def test_comparison_scores_both_under_the_same_seeds(desk: Desk) -> None:
+    seeds = [SEED, SEED + 1, SEED + 2]
+    arguments = ("--compare", desk.small, desk.foreign / DATA_FILE, "--lucky_num", SEED, "--repeats", 3)
+    content = json.loads(desk.run(*arguments, "--json").output)
+    assert content["lucky_nums"] == seeds
+    assert content["a"]["losses"] == [desk.result(desk.small, seed).loss for seed in seeds]
+    assert content["b"]["losses"] == [desk.result(desk.foreign, seed).loss for seed in seeds]
+    paired = compare_paired(content["a"]["losses"], content["b"]["losses"])
+    assert content["differences"] == list(paired.differences)
+    assert (content["mean"], content["standard_error"]) == (paired.mean, paired.standard_error)
+    assert (tuple(content["interval"]), content["confidence"]) == (paired.interval, 0.95)
+    assert content["finding"] == paired.finding == "A is better", "24 rows beat 5"
+
+
+def test_comparison_for_a_person_shows_losses_side_by_side_and_who_is_better(desk: Desk) -> None:
+    ended = desk.run("--compare", desk.foreign, desk.small, "--lucky_num", SEED, "--repeats", 2)
+    assert ended.status == 0
+    lines = [line.split() for line in ended.output.splitlines()]
+    worse, better = (desk.result(folder).loss for folder in (desk.foreign, desk.small))
+    assert lines[0] == ["A", str(desk.foreign)] and lines[1] == ["B", str(desk.small)]
+    assert lines[4] == [str(SEED), f"{worse:.6f}", f"{better:.6f}", f"{better - worse:+.6f}"]
+    assert lines[6][0] == "mean" and lines[8][0] == "difference" and lines[9][0] == "interval"
+    assert ended.output.splitlines()[-1].startswith(("B IS BETTER by 0.", "UNDECIDED: "))
+
+
+def test_a_dataset_against_itself_is_identical_under_the_default_number_of_seeds(desk: Desk) -> None:
+    ended = desk.run("--compare", desk.small, desk.small / DATA_FILE)
+    assert ended.output.splitlines()[-1] == "IDENTICAL under every seed"
+    assert "5 seeds" in ended.output
+
+
+def test_what_is_undecided_says_how_many_seeds_would_decide(desk: Desk) -> None:
+    """Of two datasets of one size, a row apart, a few seeds cannot tell."""
+    near = write_dataset(desk.folder / "near", [*SMALL[1:], SMALL[0]])
+    ended = desk.run("--compare", desk.small, near, "--lucky_num", SEED, "--repeats", 3)
+    assert ended.status == 0
+    assert ended.output.splitlines()[-1].startswith("UNDECIDED: at this spread ")
+
+
+def test_comparison_says_which_of_the_two_is_refused(desk: Desk) -> None:
+    ended = desk.run("--compare", desk.small, desk.foreign, "--check")
+    assert ended.status == 6
+    assert f"{desk.foreign}: " in ended.logs[-1] and "not in the evaluation pool" in ended.logs[-1]
+    empty = write_dataset(desk.folder / "no-rows", [])
+    ended = desk.run("--compare", desk.small, empty)
+    assert ended.status == 6 and f"{empty}: " in ended.logs[-1]
+    missing = desk.run("--compare", desk.small, desk.folder / "nowhere")
+    assert missing.status == 3 and "--compare" in missing.logs[-1]
+
+
+def test_comparison_leaves_a_receipt_of_every_score(desk: Desk) -> None:
+    folder = desk.folder / "pairs"
+    desk.run("--compare", desk.small, desk.foreign, "--lucky_num", SEED, "--repeats", 2, "--receipt_dir", folder)
+    receipts = [read_receipt(path).result for path in folder.iterdir()]
+    assert len({(one.train_sha256, one.lucky_num) for one in receipts}) == 4
+
+
+def test_a_private_dataset_is_fetched_with_the_users_own_token(desk: Desk) -> None:
+    commit = upload_dataset(make_content(SMALL), "alice/secret", token="hf_local_alice", private=True)
+    arguments = ("--hf_repo_id", "alice/secret", "--revision", commit, "--lucky_num", SEED)
+    assert desk.loss(*arguments) == desk.result(desk.small).loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HF_TOKEN")
+        assert desk.run(*arguments).status == 6
 
 
 def test_every_kind_of_trouble_has_its_status(desk: Desk) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -66,6 +67,15 @@ def test_json_reads_back_to_the_same_receipt_and_the_same_bits() -> None:
         assert [loss.hex() for loss in again.result.step_losses] == [loss.hex() for loss in RESULT.step_losses]
         assert again.result.loss.hex() == RESULT.loss.hex()
     assert Receipt.from_json(SIGNED.to_json().encode(), "receipt") == SIGNED
+
+
+def test_the_one_line_form_is_the_same_receipt_and_its_digest_is_the_lines() -> None:
+    line = SIGNED.to_line()
+    assert "\n" not in line and line.isascii()
+    assert Receipt.from_json(line, "receipt") == SIGNED == Receipt.from_json(SIGNED.to_json(), "receipt")
+    assert SIGNED.digest == hashlib.sha256(line.encode()).hexdigest()
+    assert Receipt.from_json(SIGNED.to_json(), "receipt").digest == SIGNED.digest
+    assert len({SIGNED.digest, UNSIGNED.digest, dataclasses.replace(SIGNED, signature="0" * 128).digest}) == 3
 
 
 def test_a_signature_verifies_after_a_round_trip() -> None:
@@ -183,6 +193,22 @@ def test_one_bit_is_a_difference() -> None:
     assert comparison.verdict is Replay.DIFFERENT
     assert comparison.difference == math.ulp(RESULT.loss)
     assert comparison.reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ((RESULT.step_losses[0], 0.5, 0.5, 0.5), "the loss of training step 2 differs"),
+        (RESULT.step_losses[:3], "the number of training steps differs: 4 in the receipt, 3 here"),
+    ],
+)
+def test_a_step_that_went_another_way_is_a_reason_and_no_verdict(steps: tuple[float, ...], told: str) -> None:
+    same = compare(SIGNED, dataclasses.replace(RESULT, step_losses=steps))
+    assert (same.verdict, same.difference) == (Replay.IDENTICAL, 0.0)
+    (reason,) = same.reasons
+    assert reason.startswith(told)
+    other = compare(SIGNED, dataclasses.replace(RESULT, step_losses=steps, loss=2.0))
+    assert (other.verdict, other.reasons) == (Replay.DIFFERENT, (reason,))
 
 
 @pytest.mark.parametrize("name", ["torch", "device", "new"])

@@ -362,6 +362,7 @@ def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
     assert keep_alive(replace(lasting(), has_last_shares=False), view, POLICY) is None
     assert keep_alive(lasting(), view, replace(POLICY, sets_weights=False)) is None
     assert keep_alive(lasting(), make_view(400), POLICY) is None
+    assert keep_alive(lasting(), replace(view, activity_cutoff=0), POLICY) is None
     assert keep_alive(lasting(intents=[intent(380)]), view, POLICY) is None
 
 

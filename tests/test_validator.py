@@ -19,8 +19,12 @@ from template.chain import verify_signature
 from template.errors import Reason, SubmissionError
 from template.localnet.network import make_hotkey
 from template.records import ChainView
+from template.round_check import find_bad_signatures, find_chain_conflicts, find_inconsistencies
+from template.round_files import read_round
 from template.schedule import Policy
+from template.seeds import seed_block, seed_from_hash
 from template.standing import score_of
+from template.validator_config import LuckyNumFrom
 
 
 def test_every_refusal_reaches_the_table_with_its_reason(net: Net) -> None:
@@ -208,3 +212,51 @@ def test_weights_can_be_left_unset(net: Net) -> None:
         assert bench.lines()[key.hotkey].weight == 1.0
         assert bench.receipts()[key.hotkey].signature is not None
     assert net.calls() == calls
+
+
+ALIGNED = Policy(blocks_per_epoch=30, block_threshold=5, is_aligned=True)
+
+
+def test_seeds_from_the_chain_belong_to_the_submission_and_are_fixed_before_any_score(net: Net) -> None:
+    keys = {name: net.submit(name, rows) for name, rows in (("alice", LARGE), ("bob", SMALL))}
+    net.admin.advance(30)
+    policy = dataclasses.replace(ALIGNED, miner_sample_size=1, max_rounds=3)
+    with open_bench(net, policy=policy, lucky_num=None, lucky_num_from=LuckyNumFrom.CHAIN) as bench:
+        bench.tick_until(lambda: bench.store.last_round() is not None)
+        opened = bench.store.last_round()
+        assert opened is not None and bench.scorer.scored == []
+        run_bounded(bench.validator)
+        receipts = bench.receipts()
+    assert opened.start_block % 30 == 0 and opened.end_block == opened.start_block + 30
+    commits = {entry.key.hotkey: entry for entry in opened.entries}
+    for name, key in keys.items():
+        entry = commits[key.hotkey]
+        block = seed_block(entry.block, 30)
+        assert entry.seed_block == block and entry.block <= block <= opened.start_block
+        expected = seed_from_hash(net.chain(name).block_hash(block))
+        assert entry.lucky_num == receipts[key.hotkey].result.lucky_num == expected
+
+
+@pytest.mark.parametrize("seeds", list(LuckyNumFrom))
+def test_every_round_leaves_a_signed_file_that_an_auditor_finds_nothing_wrong_with(
+    net: Net, seeds: LuckyNumFrom
+) -> None:
+    for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", make_copy()), ("owner", b"no json")):
+        net.submit(name, rows)
+    net.admin.advance(30)
+    fixed = 7 if seeds is LuckyNumFrom.FIXED else None
+    policy = dataclasses.replace(ALIGNED, is_aligned=seeds is LuckyNumFrom.CHAIN, miner_sample_size=1, max_rounds=3)
+    random = LuckyNumFrom.RANDOM if seeds is LuckyNumFrom.FIXED else seeds
+    with open_bench(net, policy=policy, lucky_num=fixed, lucky_num_from=random) as bench:
+        bench.tick_until(lambda: bench.validator.rounds_done == 2)
+        net.admin.deregister(net.hotkey("bob"))
+        run_bounded(bench.validator)
+        files = [read_round(path) for path in sorted(bench.store.path.with_name("rounds").iterdir())]
+    files.sort(key=lambda file: file.header.start_block)
+    assert [len(file.receipts) for file in files] == [1, 1, 0]
+    known = {receipt.digest: receipt for file in files for receipt in file.receipts}
+    for file in files:
+        assert find_bad_signatures(file, verify_signature) == (None, {})
+        assert find_inconsistencies(file, known) == []
+        assert find_chain_conflicts(file.header, net.chain("alice").block_hash) == []
+    assert all(len(file.header.weights) == 1 and file.header.weights[0].is_accepted for file in files)
