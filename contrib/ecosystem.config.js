@@ -1,41 +1,43 @@
-// pm2's description of the two neurons. Fill in the arguments below, then, from anywhere:
+// pm2's description of the two neurons. Nothing here needs an edit: their arguments come from the environment.
 //
+//   export VALIDATOR_ARGS="--netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey"
 //   pm2 start contrib/ecosystem.config.js --only validator
+//
+//   export MINER_ARGS="--netuid 96 --wallet.name my_coldkey --hf_repo_id me/my-dataset --dataset_path data.jsonl --yes"
 //   pm2 start contrib/ecosystem.config.js --only miner
 //
-// As they stand, the words in capitals are refused at once (exit code 2) and pm2 lets the process rest.
-// Secrets (HF_TOKEN) come from the environment that pm2 is started from, never from this file.
+// Blanks part arguments; quotes, double or single, keep them inside one. VENV names another environment than .venv.
+// What an exit code means and what `pm2 save` writes down: docs/operating.md.
 const path = require("path");
 
 const root = path.resolve(__dirname, "..");
 
-const VALIDATOR_ARGS = [
-  "--netuid", "NETUID",
-  "--subtensor.network", "finney",
-  "--wallet.name", "WALLET",
-  "--wallet.hotkey", "HOTKEY",
-];
+const readArguments = (name) =>
+  Array.from((process.env[name] || "").matchAll(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g), ([word]) =>
+    word.replace(/"([^"]*)"|'([^']*)'/g, "$1$2"),
+  );
 
-const MINER_ARGS = [
-  "--netuid", "NETUID",
-  "--subtensor.network", "finney",
-  "--wallet.name", "WALLET",
-  "--wallet.hotkey", "HOTKEY",
-  "--hf_repo_id", "OWNER/DATASET",
-  "--dataset_path", "FILE",
-];
-
-// What only the operator can put right: wrong arguments and wrong configuration (template/errors.py).
+// What only the operator can put right: wrong arguments and wrong configuration (template/errors.py). pm2 then shows
+// "waiting restart" with a pid of 0, and never restarts.
 const OPERATOR_MUST_ACT = [2, 3];
 
 const common = {
   cwd: root,
-  interpreter: path.join(root, ".venv", "bin", "python"),
+  interpreter: path.join(path.resolve(root, process.env.VENV || ".venv"), "bin", "python"),
   exec_mode: "fork",
-  // Between the signal and the kill: time to finish or abandon a score and to record it.
+  // One log for each of stdout and stderr under ~/.pm2/logs, whatever number pm2 gives the process.
+  merge_logs: true,
+  // pm2 would read the git repository at each start, which --auto_update may be writing.
+  vizion: false,
+  // Milliseconds between the signal and the kill: a score is abandoned at once, an extrinsic in hand is awaited.
   kill_timeout: 120000,
-  // The first wait after a failure, in milliseconds; pm2 lengthens it up to 15 s while failures go on.
+  // The neuron alone is signalled: what it started ends by itself when it does, wandb after it has sent the rest.
+  treekill: false,
+  // Milliseconds before the first restart; pm2 lengthens it up to 15 s while the process lives for less than 30 s.
   exp_backoff_restart_delay: 1000,
+  // Never given up: what ends a neuron again and again, the chain or the Hub, passes.
+  min_uptime: 1000,
+  max_restarts: Number.MAX_SAFE_INTEGER,
 };
 
 module.exports = {
@@ -44,15 +46,16 @@ module.exports = {
       ...common,
       name: "validator",
       script: path.join(root, "neurons", "validator.py"),
-      args: VALIDATOR_ARGS,
-      // Not 0: to pm2 a process that the kernel killed (out of memory) ended with 0, and it must come back.
+      args: readArguments("VALIDATOR_ARGS"),
+      // Not 0: to pm2 a process that the kernel killed (out of memory) ended with 0, and it must come back. Not 10
+      // either: the validator has installed a release and asks to be started again.
       stop_exit_codes: OPERATOR_MUST_ACT,
     },
     {
       ...common,
       name: "miner",
       script: path.join(root, "neurons", "miner.py"),
-      args: MINER_ARGS,
+      args: readArguments("MINER_ARGS"),
       // 0: published, the work is done. 6: the dataset itself was refused, and would be again.
       stop_exit_codes: [0, ...OPERATOR_MUST_ACT, 6],
     },

@@ -29,7 +29,7 @@ echo "==> A fresh environment in $work"
 constraints=()
 if $keep && [[ -f "$LOCK" ]]; then constraints=(--constraint "$LOCK"); fi
 echo "==> Installing the project with its dev extra"
-"$work/venv/bin/python" -m pip install --quiet ${constraints[@]+"${constraints[@]}"} --editable "$ROOT[dev]"
+"$work/venv/bin/python" -m pip install --quiet ${constraints[@]+"${constraints[@]}"} --editable "${ROOT}[dev]"
 "$work/venv/bin/python" -m pip check
 
 {

@@ -4,7 +4,8 @@
 #   bash scripts/setup.sh           to have it
 #   source scripts/setup.sh         in another script: ROOT and VENV are then absolute paths
 #
-# Nothing is done twice: what was installed is recorded inside the environment by digest.
+# Nothing is done twice: what was installed is recorded inside the environment by digest. REQUIREMENTS_LOCK names
+# another lock file: template/updates.py installs a release's packages before it switches to its code.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -12,6 +13,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/python.sh"
 VENV="${VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
+LOCK="${REQUIREMENTS_LOCK:-$ROOT/requirements.lock}"
 export ROOT VENV
 
 # The sha256 of the files and words given.
@@ -49,11 +51,11 @@ install() {
 
 install_lock() {
     local wanted
-    wanted="$(digest "$ROOT/requirements.lock")"
+    wanted="$(digest "$LOCK")"
     if [[ "$(cat "$VENV/.lock-sha256" 2>/dev/null)" == "$wanted" ]]; then return; fi
-    echo "==> Installing the exact packages of requirements.lock (a gigabyte or more, once: minutes)"
+    echo "==> Installing the exact packages of $LOCK (a gigabyte or more, once: minutes)"
     rm -f "$VENV/.lock-sha256"
-    install --requirement "$ROOT/requirements.lock"
+    install --requirement "$LOCK"
     echo "$wanted" > "$VENV/.lock-sha256"
 }
 

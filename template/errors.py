@@ -13,6 +13,9 @@ A loss is a finite float or it is absent with one of these as the reason; there 
 
 from enum import StrEnum
 
+# The one exit status that is no failure and yet asks the supervisor to start the process again: a release was installed.
+EXIT_UPDATED = 10
+
 
 class Reason(StrEnum):
     """Why a submission was refused: stable codes, stored and shown to the miner."""

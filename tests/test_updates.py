@@ -1,0 +1,424 @@
+"""Updates over real git repositories, real SSH keys and a real environment with pip in it, all below tmp_path."""
+
+import fcntl
+import http.server
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import venv
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from template import updates
+from template.errors import EXIT_UPDATED, ConfigError, HostError, SubnetError
+from template.updates import Release, Updater
+
+ROOT = Path(__file__).resolve().parent.parent
+VALIDATOR = "import argparse, template\nargparse.ArgumentParser().parse_args()\n"
+SETUP = "import setuptools\nsetuptools.setup(name='under-test', version='1', packages=['template', 'neurons'])\n"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def own_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A git that knows nothing of this machine's user, and a pip that fetches nothing."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "owner")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "owner@example.org")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two SSH keys, `owner` and `stranger`."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("owner", "stranger"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that holds pip and setuptools, copied from this one."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    venv.create(folder, symlinks=True)
+    here = Path(sysconfig.get_path("purelib"))
+    there = folder / here.relative_to(sys.prefix)
+    for name in ("pip", "setuptools", "_distutils_hack"):
+        shutil.copytree(here / name, there / name)
+    for path in (*here.glob("pip-*.dist-info"), *here.glob("setuptools-*.dist-info")):
+        shutil.copytree(path, there / path.name)
+    return folder / "bin" / "python"
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class World:
+    """An owner's repository, and an operator's clone of it that runs 0.1.0."""
+
+    folder: Path
+    keys: Path
+    python: Path
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.owner, self.clone = self.folder / "owner", self.folder / "clone"
+        self.owner.mkdir()
+        git(self.owner, "init", "--quiet", "--initial-branch", "main")
+        (self.owner / "contrib").mkdir()
+        self.trust("owner")
+        self.release("0.1.0")
+        git(self.folder, "clone", "--quiet", str(self.owner), str(self.clone))
+
+    def trust(self, *names: str) -> None:
+        """Names who may sign, in the owner's tree."""
+        lines = [f"{name} {(self.keys / f'{name}.pub').read_text()}" for name in names]
+        (self.owner / "contrib" / "allowed_signers").write_text("# comment\n" + "".join(lines))
+
+    def commit(self, version: str, *, lock: str = "", validator: str = VALIDATOR) -> str:
+        files = {"setup.py": SETUP, "requirements.lock": lock, ".gitignore": "*.egg-info\n__pycache__\n"}
+        files |= {"template/__init__.py": f'__version__ = "{version}"\n', "neurons/__init__.py": ""}
+        files |= {f"scripts/{name}": (ROOT / "scripts" / name).read_text() for name in ("setup.sh", "python.sh")}
+        for name, text in {**files, "neurons/validator.py": validator}.items():
+            (self.owner / name).parent.mkdir(exist_ok=True)
+            (self.owner / name).write_text(text)
+        git(self.owner, "add", "--all")
+        git(self.owner, "commit", "--quiet", "--allow-empty", "--message", version)
+        return git(self.owner, "rev-parse", "HEAD")
+
+    def sign(self, tag: str, *, key: str = "owner", target: str = "HEAD") -> None:
+        settings = ("-c", "gpg.format=ssh", "-c", f"user.signingkey={self.keys / key}")
+        git(self.owner, *settings, "tag", "--force", "--sign", "--message", tag, tag, target)
+
+    def release(self, version: str, *, key: str = "owner", lock: str = "", validator: str = VALIDATOR) -> str:
+        """Publishes a signed release and returns its commit."""
+        commit = self.commit(version, lock=lock, validator=validator)
+        self.sign(f"v{version}", key=key)
+        return commit
+
+    def updater(self, running: str = "0.1.0") -> Updater:
+        return Updater(self.clone, running=running, python=self.python, clock=self.clock)
+
+    def head(self) -> str:
+        return git(self.clone, "rev-parse", "HEAD")
+
+    def imported(self) -> str:
+        """The version that a fresh process of the environment imports."""
+        code = "import template; print(template.__version__)"
+        return subprocess.run(
+            [self.python, "-I", "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    def set_up(self) -> None:
+        """What an operator has done before the first start."""
+        environment = {**os.environ, "VENV": str(self.python.parent.parent)}
+        subprocess.run(["bash", self.clone / "scripts" / "setup.sh"], env=environment, check=True, capture_output=True)
+
+
+@pytest.fixture
+def world(tmp_path: Path, keys: Path, python: Path) -> World:
+    return World(tmp_path, keys, python)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="WARNING")
+    yield lines
+    logger.remove(sink)
+
+
+def test_the_newest_release_in_the_order_of_numbers_is_found(world: World, logs: list[str]) -> None:
+    world.release("0.9.0")
+    commit = world.release("0.10.0")
+    world.release("0.2.0")
+    found = world.updater().check()
+    assert found is not None
+    assert (found.tag, found.commit) == ("v0.10.0", commit)
+    assert not logs
+
+
+def test_nothing_is_installed_or_moved_by_looking(world: World) -> None:
+    world.release("0.2.0")
+    before = world.head()
+    git(world.clone, "tag", "v0.2.0")
+    assert world.updater().check() is not None
+    assert world.head() == before == git(world.clone, "rev-parse", "v0.2.0")
+
+
+def _annotated(world: World) -> None:
+    world.commit("0.2.0")
+    git(world.owner, "tag", "--annotate", "--message", "v0.2.0", "v0.2.0")
+
+
+def _renamed(world: World) -> None:
+    git(world.owner, "update-ref", "refs/tags/v9.0.0", "refs/tags/v0.1.0")
+
+
+def _brings_its_own_key(world: World) -> None:
+    world.trust("owner", "stranger")
+    world.release("0.2.0", key="stranger")
+
+
+def _signed_by_pgp(world: World) -> None:
+    """A verifier of the operator's own knows every PGP key, as a keyring full of friends does."""
+    gpg = world.folder / "gpg"
+    status = "".join(f"[GNUPG:] {line}\\n" for line in ("NEWSIG", "GOODSIG 0 friend", "TRUST_ULTIMATE 0 pgp"))
+    gpg.write_text(f"#!/bin/sh\ncat >/dev/null\nprintf '{status}'\n")
+    gpg.chmod(0o755)
+    git(world.clone, "config", "gpg.program", str(gpg))
+    block = "-----BEGIN PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----"
+    text = f"object {world.commit('0.2.0')}\ntype commit\ntag v0.2.0\ntagger owner <owner@example.org> 1 +0000\n\nv\n"
+    made = subprocess.run(
+        ["git", "hash-object", "-t", "tag", "-w", "--stdin"],
+        cwd=world.owner,
+        input=f"{text}{block}\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    git(world.owner, "update-ref", "refs/tags/v0.2.0", made.stdout.strip())
+    git(world.clone, "fetch", "--quiet", "--tags")
+    git(world.clone, "verify-tag", "v0.2.0")
+
+
+UNTRUSTED: dict[str, tuple[Callable[[World], object], str]] = {
+    "a lightweight tag": (lambda world: git(world.owner, "tag", "v0.2.0", world.commit("0.2.0")), "lightweight"),
+    "an unsigned tag": (_annotated, "verify-tag"),
+    "an unknown signer": (lambda world: world.release("0.2.0", key="stranger"), "No principal matched"),
+    "an old tag under a new name": (_renamed, "another tag under this name"),
+    "a key that the release itself brings": (_brings_its_own_key, "No principal matched"),
+    "a signature for another verifier": (_signed_by_pgp, "verify-tag"),
+}
+
+
+@pytest.mark.parametrize("case", UNTRUSTED)
+def test_what_no_trusted_key_signed_is_refused_once_and_loudly(world: World, logs: list[str], case: str) -> None:
+    publish, told = UNTRUSTED[case]
+    publish(world)
+    updater = world.updater()
+    assert updater.check() is None
+    world.clock.now += updates.CHECK_EVERY_S
+    assert updater.check() is None
+    (line,) = logs
+    assert line.startswith("ERROR") and "is not trusted" in line and told in line
+
+
+@pytest.mark.parametrize("tag", ["v0.2.0-rc1", "v0.2", "0.2.0", "v0.02.0", "v0.2.0.1", "vnext", "v0.0.9", "v0.1.0"])
+def test_only_higher_release_tags_count(world: World, logs: list[str], tag: str) -> None:
+    world.commit("0.2.0")
+    world.sign(tag)
+    assert world.updater().check() is None
+    assert not logs
+
+
+def test_an_untrusted_tag_does_not_hide_a_trusted_one(world: World) -> None:
+    world.release("0.2.0")
+    world.release("0.3.0", key="stranger")
+    found = world.updater().check()
+    assert found is not None and found.tag == "v0.2.0"
+
+
+def test_a_tag_that_moved_after_it_was_installed_is_ignored(world: World, logs: list[str]) -> None:
+    world.release("0.2.0")
+    assert world.updater().check() is not None
+    world.commit("0.2.0")
+    world.sign("v0.2.0")
+    assert world.updater(running="0.2.0").check() is None
+    assert not logs
+
+
+def test_the_remote_is_asked_once_in_a_while(world: World) -> None:
+    updater = world.updater()
+    assert updater.check() is None
+    world.release("0.2.0")
+    world.clock.now += updates.CHECK_EVERY_S - 1
+    assert updater.check() is None
+    world.clock.now += 1
+    assert updater.check() is not None
+
+
+def test_the_committed_list_of_signers_says_when_it_is_empty(world: World, logs: list[str]) -> None:
+    shipped = ROOT / "contrib" / "allowed_signers"
+    has_key = any(line.strip() and not line.startswith("#") for line in shipped.read_text().splitlines())
+    Updater(world.clone, allowed_signers=shipped, running="0.1.0", python=world.python)
+    assert len(logs) == (0 if has_key else 1)
+    assert all("names no key" in line for line in logs)
+
+
+def test_a_silent_remote_is_given_up(world: World, logs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updates, "REMOTE_DEADLINE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        git(world.clone, "remote", "set-url", "origin", f"http://127.0.0.1:{server.getsockname()[1]}/x.git")
+        assert world.updater().check() is None
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(30)
+            while connection.recv(65536):
+                pass
+    (line,) = logs
+    assert line.startswith("WARNING") and "did not end within" in line
+
+
+def test_a_remote_that_asks_for_a_password_is_given_none(world: World, logs: list[str]) -> None:
+    class Locked(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="x"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        git(world.clone, "remote", "set-url", "origin", f"http://127.0.0.1:{server.server_port}/x.git")
+        assert world.updater().check() is None
+        server.shutdown()
+    (line,) = logs
+    assert line.startswith("WARNING") and "ls-remote" in line
+
+
+def make_wheel(folder: Path, name: str) -> None:
+    """NAME 1.0, a package of one empty module."""
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+
+@pytest.mark.slow
+def test_a_release_is_installed_with_its_packages(world: World, logs: list[str]) -> None:
+    world.set_up()
+    assert world.imported() == "0.1.0"
+    (world.clone / "notes.txt").write_text("the operator's own, untracked")
+    make_wheel(world.folder, "brought_along")
+    commit = world.release("0.2.0", lock="brought_along==1.0\n")
+    assert world.updater().update()
+    assert EXIT_UPDATED == 10
+    assert (world.head(), world.imported()) == (commit, "0.2.0")
+    subprocess.run([world.python, "-I", "-c", "import brought_along"], check=True)
+    assert (world.clone / "notes.txt").exists()
+    assert not logs
+    later = world.release("0.3.0", lock="brought_along==1.0\n")
+    assert world.updater(running="0.2.0").update(), "from a release, which is a detached HEAD"
+    assert (world.head(), world.imported()) == (later, "0.3.0")
+
+
+# What is published, what the log tells, and whether the code was switched before it failed: packages come first.
+BROKEN: dict[str, tuple[Callable[[World], object], str, bool]] = {
+    "packages that cannot be had": (lambda world: world.release("0.2.0", lock="none_such==1.0\n"), "setup.sh", False),
+    "a version that is not its tag's": (lambda world: (world.commit("0.1.9"), world.sign("v0.2.0")), "not 0.2.0", True),
+    "a validator that does not start": (lambda world: world.release("0.2.0", validator="import gone\n"), "gone", True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_release_that_fails_is_rolled_back(world: World, logs: list[str], case: str) -> None:
+    publish, told, is_switched = BROKEN[case]
+    world.set_up()
+    publish(world)
+    before, updater = world.head(), world.updater()
+    assert not updater.update()
+    assert (world.head(), world.imported()) == (before, "0.1.0")
+    assert git(world.clone, "symbolic-ref", "--short", "HEAD") == "main"
+    assert (git(world.owner, "rev-parse", "HEAD") in git(world.clone, "reflog", "--format=%H")) == is_switched
+    (line,) = logs
+    assert line.startswith("ERROR") and told in line and "going back" not in line
+    world.clock.now += updates.CHECK_EVERY_S
+    assert updater.check() is None, "tried again at once"
+    world.clock.now += updates.RETRY_AFTER_S
+    assert updater.check() is not None
+
+
+def _local_commit(world: World) -> None:
+    (world.clone / "patch.py").write_text("")
+    git(world.clone, "add", "patch.py")
+    git(world.clone, "commit", "--quiet", "--message", "my own")
+
+
+def _detached_commit(world: World) -> None:
+    git(world.clone, "checkout", "--quiet", "--detach")
+    _local_commit(world)
+
+
+def _staged(world: World) -> None:
+    (world.clone / "setup.py").write_text("x = 1\n")
+    git(world.clone, "add", "setup.py")
+
+
+LOSSES: dict[str, tuple[Callable[[World], object], str]] = {
+    "a changed file": (lambda world: (world.clone / "setup.py").write_text("x = 1\n"), "changes of its own: setup.py"),
+    "a staged file": (_staged, "changes of its own: setup.py"),
+    "a deleted file": (lambda world: (world.clone / "setup.py").unlink(), "changes of its own: setup.py"),
+    "a commit on a branch": (_local_commit, "commits of its own"),
+    "a commit on no branch": (_detached_commit, "commits of its own"),
+    "a bisection": (lambda world: git(world.clone, "bisect", "start"), "in the middle of something: BISECT_LOG"),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_what_would_be_lost_is_refused_by_name(world: World, case: str) -> None:
+    spoil, told = LOSSES[case]
+    world.release("0.2.0")
+    spoil(world)
+    release, before = world.updater().check(), world.head()
+    assert release is not None
+    with pytest.raises(ConfigError, match=told):
+        world.updater().install(release)
+    assert world.head() == before
+
+
+def test_two_neurons_of_one_checkout_do_not_update_it_at_once(world: World) -> None:
+    with (world.clone / ".git" / "updates.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(HostError, match="another process"):
+            world.updater().install(Release("v0.2.0", "0" * 40, "0" * 40))
+
+
+def test_a_place_that_cannot_be_updated_is_refused_at_the_start(world: World, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    refused: list[tuple[Callable[[], Updater], str]] = [
+        (lambda: Updater(bare, running="0.1.0", python=world.python), "a git clone with the remote origin"),
+        (lambda: Updater(world.clone, remote="up", running="0.1.0", python=world.python), "the remote up"),
+        (lambda: world.updater(running="0.2.0.dev1"), "0.2.0.dev1 is none"),
+        (lambda: Updater(world.clone, running="0.1.0", python=Path("/usr/bin/python3")), "the environment that"),
+        (lambda: Updater(world.clone, allowed_signers=bare / "x", running="0.1.0", python=world.python), "be read"),
+    ]
+    for make, told in refused:
+        with pytest.raises(SubnetError, match=told) as raised:
+            make()
+        assert raised.value.exit_code == ConfigError.exit_code
+        assert "--auto_update" in str(raised.value)
