@@ -61,12 +61,12 @@ for miner in "${MINERS[@]}"; do
     # A miner refuses to publish what a validator would refuse; --force lets us watch the validator do it.
     HF_TOKEN="$(net_value token_prefix)$miner" "$PYTHON" neurons/miner.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" \
         --wallet.name "$miner" --hf_repo_id "$miner/conversations" --dataset_path "$RUN/datasets/$miner" \
-        --work_dir "$RUN/miner" --poll_seconds 0.5 --force
+        --work_dir "$RUN/miner" --poll_seconds 0.5 --force --yes
 done
 
 say "The validator runs one epoch: download, check, train on what is left, set weights (some minutes)"
 "$PYTHON" neurons/validator.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" --wallet.name validator \
-    --state_dir "$RUN/validator" --poll_seconds 0.5 --max_epochs 1 --blocks_per_epoch 36000
+    --state_dir "$RUN/validator" --poll_seconds 0.5 --max_epochs 1 --blocks_per_epoch 36000 --wandb.off
 
 say "Who stands where"
 "$PYTHON" scripts/status.py --state_dir "$RUN/validator"

@@ -252,7 +252,7 @@ def test_a_local_chain_that_is_not_there_is_refused_and_not_made(home: Path) -> 
     [("--poll_seconds", "-1"), ("--work_dir", "/dev/null/x"), ("--wallet.hotkey", "nobody")],
 )
 def test_the_miner_refuses_a_bad_value_by_the_name_of_its_flag(flag: str, value: str) -> None:
-    assert flag in refuse(miner.main, *MINER, "--subtensor.network", "ws://127.0.0.1:9", flag, value)
+    assert flag in refuse(miner.main, *MINER, "--yes", "--subtensor.network", "ws://127.0.0.1:9", flag, value)
 
 
 @pytest.mark.parametrize(
