@@ -159,13 +159,24 @@ class SubmissionTables(StateFile):
         return {SubmissionKey(row["hotkey"], row["entry"]): Attempt(*tuple(row)[2:]) for row in rows}
 
     def round_receipts(self, contest: Contest, round_id: int) -> dict[SubmissionKey, str]:
-        """The receipts that belong to the round, those that belong to none yet given to it first."""
+        """The receipts that belong to the round; those of its entries that belong to none yet are given to it first.
+
+        So a score that outlives its round is in the next one's, unless what it was of stands there no more.
+        """
         with self.atomic() as db:
             db.execute(
-                "UPDATE receipts SET round_id = ? WHERE round_id IS NULL AND contest_id = ?", (round_id, contest.id)
+                "UPDATE receipts SET round_id = :round WHERE round_id IS NULL AND contest_id = :contest AND EXISTS"
+                " (SELECT 1 FROM round_members AS member WHERE member.round_id = :round"
+                " AND member.hotkey = receipts.hotkey AND member.entry = receipts.entry)",
+                {"round": round_id, "contest": contest.id},
             )
         rows = self.rows("SELECT hotkey, entry, receipt FROM receipts WHERE round_id = ?", round_id)
         return {SubmissionKey(row["hotkey"], row["entry"]): row["receipt"] for row in rows}
+
+    def unpublished(self, contest: Contest) -> set[SubmissionKey]:
+        """What has a receipt that belongs to no round yet."""
+        rows = self.rows("SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", contest.id)
+        return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
     def prune_submissions(
         self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float

@@ -6,7 +6,6 @@ hand. Scores run in other processes: no tick waits for one, and weights are set 
 that is looked at after every tick; a download ends by its deadline.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,16 +18,16 @@ from template.competition import CommitmentRecord
 from template.errors import ConfigError, HostError, RemoteError
 from template.housekeeping import Housekeeper
 from template.judging import MISSING, Judge
+from template.opening import Opener
 from template.pool import Pool, fetch_eval_set, read_pool
 from template.records import ChainView
 from template.reporting import Reporter
 from template.schedule import Action, State
-from template.seeds import seed_block, seed_from_hash
 from template.standing import Entrant
-from template.state import Attempt, Contest, Round, RoundEntry, Submission, SubmissionKey
+from template.state import Attempt, Contest, Round, Submission, SubmissionKey
 from template.store import Store
-from template.validator_config import ChainSeam, LuckyNumFrom, ValidatorConfig, Watcher
-from template.weighing import Scale
+from template.validator_config import ChainSeam, ValidatorConfig, Watcher
+from template.weighing import NOTHING_SCORED, Scale
 from template.workers import Executor
 
 # Seconds after which a repo or file that was not there is looked for again: the miner may have made it public.
@@ -69,6 +68,7 @@ class Validator:
         self._update = update
         self._update_at = float("-inf")
         self._now = now
+        self._opener = Opener(config, chain=chain, store=store, now=now)
         self._scale = Scale(config, chain=chain, store=store, now=now)
         self._reporter = Reporter(config, chain=chain, store=store, executor=executor, watcher=watcher, now=now)
         self._housekeeper = Housekeeper(config, store, now)
@@ -264,7 +264,7 @@ class Validator:
                 self._scale.settle(intent_id, is_accepted=is_accepted)
             case schedule.CloseRound(is_settled):
                 assert current is not None and self._judge is not None
-                self._close_round(self._judge, current, is_settled)
+                self._close_round(self._judge, current, state, is_settled=is_settled)
             case schedule.Wait(why):
                 logger.debug("waiting: {}", why)
                 self._idle()
@@ -301,74 +301,24 @@ class Validator:
             if self.is_updated:
                 return True
         assert self._judge is not None
-        contest = self._judge.contest
         snapshot = view if start_block == view.block else self._chain.view(start_block)
         self._record_submissions(snapshot)
-        entrants = standing.find_entrants(snapshot, self._seen, self.config.competition)
-        copies = standing.find_copies(entrants, self._seen, self._judge.datasets)
-        queue = schedule.plan_queue(
-            entrants,
-            self._store.verdicts(contest),
-            copies,
-            self._store.attempts(contest),
-            self._now(),
-            self.config.policy,
-        )
-        lucky_num = self._choose_seed(snapshot.block_hash)
-        opened = Round(
-            start_block=snapshot.block,
-            start_block_hash=snapshot.block_hash,
-            opened_block=view.block,
-            end_block=end_block,
-            lucky_num=lucky_num,
-            entries=self._seed_entries(entrants, frozenset(queue), lucky_num),
-            queue=queue,
-        )
-        opened = self._store.begin_round(contest, opened, self._now())
-        logger.info(
-            "round {} opens blocks={}..{} entries={} queue={} lucky_num={}",
-            opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue), opened.lucky_num,
-        )  # fmt: skip
+        running = frozenset(one.key for one in self._executor.running())
+        self._opener.open(self._judge, snapshot, running, self._seen, opened_block=view.block, end_block=end_block)
         return False
 
-    def _choose_seed(self, block_hash: str) -> int:
-        """The seed of a round that starts with the block of this hash."""
-        if self.config.lucky_num is not None:
-            return self.config.lucky_num
-        if self.config.seed_source is LuckyNumFrom.CHAIN:
-            return seed_from_hash(block_hash)
-        return int.from_bytes(os.urandom(4), "little")
-
-    def _seed_entries(
-        self, entrants: Mapping[SubmissionKey, Entrant], queue: frozenset[SubmissionKey], lucky_num: int
-    ) -> tuple[RoundEntry, ...]:
-        """The snapshot's entries by uid, with seeds for those whose turn it is.
-
-        A seed from the chain belongs to the submission and not to the round in which its turn came, so that whoever
-        scores it later, in another round, gets the same bits.
-        """
-        period = self.config.seed_period
-        seeds: dict[int, int] = {}
-        entries = []
-        for entrant in sorted(entrants.values(), key=lambda one: one.uid):
-            block, seed = None, lucky_num if entrant.key in queue else None
-            if entrant.key in queue and period is not None:
-                block = seed_block(entrant.block, period)
-                if block not in seeds:
-                    seeds[block] = seed_from_hash(self._chain.block_hash(block))
-                seed = seeds[block]
-            entries.append(entrant.to_entry(lucky_num=seed, seed_block=block))
-        return tuple(entries)
-
-    def _close_round(self, judge: Judge, current: Round, is_settled: bool) -> None:
+    def _close_round(self, judge: Judge, current: Round, state: State, *, is_settled: bool) -> None:
         """Publishes the round, closes it and tidies up; in this order, so that a crash in between repeats it."""
         self._reporter.publish_round(judge.contest, current, self._model or "")
         self._store.close_round(current.id, self._now())
         self.rounds_done += 1
+        errors = [intent.outcome.error for intent in state.intents if intent.outcome]
         if is_settled:
             logger.info("round {} closes", current.id)
+        elif errors and errors[-1] == NOTHING_SCORED:
+            logger.warning("round {} closes without weights: nothing is scored yet", current.id)
         else:
-            logger.error("round {} closes without weights on chain", current.id)
+            logger.error("round {} closes without weights on chain: {}", current.id, errors[-1:])
         self._housekeeper.tidy(judge, current, self._seen)
 
 

@@ -11,6 +11,9 @@ from template.state import Round, Standing
 from template.store import Store
 from template.validator_config import ChainSeam, ValidatorConfig
 
+# No weights could be made: not an error, while a validator is new.
+NOTHING_SCORED = "NothingScored"
+
 
 class Scale:
     """Makes the tables and submits the weights of one validator."""
@@ -71,7 +74,7 @@ def _explain(shares: Mapping[str, float], view: ChainView) -> WeightOutcome:
     """Why there are no weights to submit."""
     if not shares:
         message = "nothing is scored yet and no earlier weights are known"
-        return WeightOutcome(is_accepted=False, error="NothingScored", message=message)
+        return WeightOutcome(is_accepted=False, error=NOTHING_SCORED, message=message)
     message = f"nobody has a score, and the subnet owner {view.owner_hotkey} has no uid to burn to"
     logger.error("no weights set: {}", message)
     return WeightOutcome(is_accepted=False, error="NoOwnerUid", message=message)

@@ -13,21 +13,25 @@ from template.errors import ConfigError, HostError, Reason
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = README) -> list[str]:
     """The fenced code blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    """The words of every command line, continuation lines joined and comments dropped."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    """The words of every command line of every page, continuation lines joined and comments dropped."""
+    fenced = [block for page in PAGES for block in blocks("bash", page)]
+    indented = [line for page in PAGES for line in re.findall(r"^ {4}python (?:.*\\\n)*.*$", page, flags=re.MULTILINE)]
+    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def python_commands() -> list[list[str]]:
-    return [words[1:] for words in commands() if words[0] == "python"]
+    found = [words[1:] for words in commands() if words[0] in ("python", ".venv/bin/python")]
+    return [words for words in found if words[0].endswith(".py")]
 
 
 @pytest.mark.parametrize("words", python_commands(), ids=lambda words: " ".join(words)[:60])

@@ -251,7 +251,9 @@ def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, con
     first = store.begin_round(contest, OPENED, now=1.0).id
     assert store.round_receipts(contest, first) == {KEY: SCORED.receipt}
     store.record_verdict(contest, bob, SCORED, now=2.0)
-    second = store.begin_round(contest, OPENED, now=3.0).id
+    assert store.round_receipts(contest, store.begin_round(contest, OPENED, now=2.0).id) == {}, "bob is no entry of it"
+    assert store.unpublished(contest) == {bob}
+    second = store.begin_round(contest, replace(OPENED, entries=(entry(bob),), queue=()), now=3.0).id
     assert store.round_receipts(contest, second) == {bob: SCORED.receipt}
     assert store.round_receipts(contest, first) == {KEY: SCORED.receipt}
 
@@ -261,7 +263,8 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, conte
     for at, key in enumerate((KEY, bob, carol)):
         store.record_dataset(contest, key, sha256="0" * 64, row_keys=[b"k" * 32], now=at)
         store.record_verdict(contest, key, SCORED, now=at)
-    opened = store.begin_round(contest, OPENED, now=1.0)
+    members = tuple(entry(key) for key in (KEY, bob, carol))
+    opened = store.begin_round(contest, replace(OPENED, entries=members), now=1.0)
     store.record_standings(opened.id, [standing("a")])
     store.round_receipts(contest, opened.id)
     store.close_round(opened.id, now=5.0)

@@ -23,6 +23,8 @@ from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.localnet.localchain import Fault
 from template.records import ChainView
+from template.round_check import find_inconsistencies
+from template.round_files import read_round
 from template.schedule import MAX_HOST_FAILURES, Policy
 from template.state import Verdict
 from template.validator import MISSING_AGAIN_S
@@ -273,14 +275,19 @@ def test_weights_are_set_while_a_score_is_under_way(net: Net) -> None:
 def test_a_score_that_outlives_its_round_counts_in_the_next(net: Net) -> None:
     key = net.submit("bob", LARGE)
     policy = Policy(blocks_per_epoch=20, block_threshold=5)
-    with open_bench(net, policy=policy) as bench:
+    with open_bench(net, policy=policy, lucky_num=None) as bench:
         bench.executor.hold = True
         bench.tick_until(lambda: bench.validator.rounds_done == 2)
         assert [one.key for one in bench.executor.running()] == [key]
         assert net.admin.weights(net.hotkey("validator")) is None, "nothing is scored, so nothing is burned"
         bench.executor.hold = False
         bench.tick_until(lambda: bench.validator.rounds_done == 3)
-        assert len(bench.scorer.scored) == 1
+        ((_, lucky_num),) = bench.scorer.scored
+        files = [read_round(path) for path in bench.store.path.with_name("rounds").iterdir()]
+    first, last = min(files, key=lambda file: file.header.start_block), next(file for file in files if file.receipts)
+    assert first.header.entries[0].lucky_num == lucky_num == last.header.entries[0].lucky_num
+    assert first.header.lucky_num != last.header.lucky_num
+    assert find_inconsistencies(last, {receipt.digest: receipt for receipt in last.receipts}) == []
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
 
 
