@@ -320,3 +320,26 @@ def test_a_dataset_under_a_changed_commit_is_another_submission(net: Net) -> Non
         run_bounded(bench.validator)
         assert set(bench.store.verdicts(bench.contest)) == {first, second}
         assert bench.lines()[net.hotkey("alice")].key == second
+
+
+def test_an_update_is_taken_between_rounds_with_no_score_under_way(net: Net) -> None:
+    net.submit("alice", SMALL)
+    asked: list[tuple[bool, int]] = []
+
+    def update() -> bool:
+        asked.append((bench.store.open_round(bench.contest) is None, len(bench.executor.running())))
+        return len(asked) == 2
+
+    policy = Policy(blocks_per_epoch=20, block_threshold=5)
+    with open_bench(net, policy=policy, update=update) as bench:
+        bench.executor.hold = True
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        assert len(asked) == 1 and bench.executor.running()
+        bench.validator._update_at = 0.0
+        for _ in range(30):
+            assert not bench.validator.tick()
+        assert len(asked) == 1 and bench.validator.rounds_done == 1, "it waits for the score, and opens no round"
+        bench.executor.hold = False
+        run_ended = bench.validator.tick() or bench.validator.tick()
+        assert run_ended and bench.validator.is_updated
+    assert asked == [(True, 0), (True, 0)]

@@ -77,6 +77,7 @@ def open_bench(
     before: list[Callable[[], object] | Exception] | None = None,
     workers: int = 1,
     watcher: Watcher | None = None,
+    update: Callable[[], bool] | None = None,
     **settings: object,
 ) -> Iterator[Bench]:
     folder = net.parts.folder / state
@@ -99,7 +100,9 @@ def open_bench(
     )
     with chain or SteppingChain(net, "validator") as link, Store(folder / "validator.sqlite3") as store:
         executor = FakeExecutor(scorer, workers=workers)
-        validator = Validator(config, link, store, executor, watcher=watcher, now=lambda: float(next(_SECONDS)))
+        validator = Validator(
+            config, link, store, executor, watcher=watcher, update=update, now=lambda: float(next(_SECONDS))
+        )
         yield Bench(validator, store, scorer, executor)
 
 
