@@ -173,7 +173,7 @@ def test_the_miners_flags() -> None:
 def test_the_scripts_flags_and_their_defaults() -> None:
     args = compute_loss.build_parser().parse_args(["--dataset_path", "d"])
     assert args.dataset_path == Path("d")
-    assert args.repeats == 1
+    assert args.repeats is None, "one, or five to compare"
     nothing = "hf_repo_id revision verify eval_data_dir lucky_num training_args receipt_dir model_path competition"
     assert {name: getattr(args, name) for name in nothing.split()} == dict.fromkeys(nothing.split())
     assert not (args.check or args.is_json or args.is_debug or args.is_trace)
