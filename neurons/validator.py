@@ -157,20 +157,19 @@ def parse_devices(text: str | None) -> list[str | None]:
 
 def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: str, state_dir: Path) -> "Tracker":
     """Who watches: a wandb dashboard, unless it is off."""
-    from template.dashboard import Dashboard, DashboardConfig, NoDashboard, prune
+    from template.dashboard import Dashboard, DashboardConfig, NoDashboard
     from template.redaction import Redactor, secret_values
 
     if args.wandb_off:
         return NoDashboard()
-    folder = state_dir / "wandb"
-    prune(folder, keep_days=config.keep_days)
     chosen = DashboardConfig(
         project=args.wandb_project,
         entity=args.wandb_entity,
         hotkey=hotkey,
         netuid=args.netuid,
         version=__version__,
-        folder=folder,
+        folder=state_dir / "wandb",
+        keep_days=config.keep_days,
     )
     return Dashboard(chosen, redact=Redactor(secret_values(os.environ)))
 

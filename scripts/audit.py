@@ -26,11 +26,12 @@ from pathlib import Path
 from template import cli
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipt import Receipt, Replay
-from template.replay import Auditor, add_desk_arguments, open_desk, plain
+from template.replay import Auditor, add_desk_arguments, open_desk
 from template.round_check import find_bad_signatures, find_chain_conflicts, find_inconsistencies, find_notes
 from template.round_file import RoundFile
 from template.round_files import read_round
 from template.settings import load_training_args
+from template.terminal import plain
 
 # What becomes of a receipt whose dataset, or whose model, could not be had: for good, or for now.
 GONE = "cannot be fetched"

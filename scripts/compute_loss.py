@@ -33,9 +33,10 @@ from template.paired import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, co
 from template.receipt import Receipt, Replay, compare
 from template.receipt_files import read_receipt, write_receipt
 from template.records import TrainResult
-from template.replay import Desk, add_desk_arguments, check_signature, open_desk, plain, score_once
+from template.replay import Desk, add_desk_arguments, check_signature, open_desk, score_once
 from template.settings import load_training_args
 from template.standing import score_of
+from template.terminal import plain
 from template.workers import Scorer
 
 _REPLAY_STATUS = {Replay.IDENTICAL: 0, Replay.DIFFERENT: 7, Replay.NOT_COMPARABLE: 8}

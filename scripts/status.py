@@ -1,21 +1,26 @@
-"""Prints where a validator stands: the last round that has a table, from its state file, also while it runs.
+"""Tells what a validator is doing, when its weights are due, what fails and what disk it uses, also while it runs.
 
     python scripts/status.py --state_dir ~/.dataset-subnet/finney-96-default-default
 
-Reads only. `verdict` is why a submission does not count, or that it was scored, or that it still waits.
+Reads only. With --check it prints one line and the exit status says whether all is well: 0 it is, 1 you should look.
+Otherwise: 0 told, 2 or 3 the command line is wrong or there is no state, 4 this machine failed.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from template import cli
-from template.state import Round, Standing, WeightIntent
+from template.errors import ConfigError
+from template.status_reading import read_status
+from template.status_report import describe, to_json
+from template.status_view import find_trouble
 
-_HEADER = ("hotkey", "uid", "dataset", "verdict", "loss", "score", "weight")
+_CLEAR_SCREEN = "\033[H\033[2J"
+_IN_TROUBLE = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,83 +29,62 @@ def build_parser() -> argparse.ArgumentParser:
         prog="status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--state_dir", type=Path, required=True, help="the validator's --state_dir")
-    parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
+    parser.add_argument("--all", dest="is_whole", action="store_true", help="print the whole table, not its top 20")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
+    how.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often, until Ctrl-C")
+    how.add_argument("--check", dest="is_check", action="store_true", help="say whether all is well")
+    check = parser.add_argument_group("what --check takes for trouble")
+    check.add_argument(
+        "--max_silence_minutes",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="no word from the validator for longer (default: %(default)g)",
+    )
+    check.add_argument(
+        "--max_overdue_blocks",
+        type=int,
+        default=360,
+        metavar="N",
+        help="weights overdue by more; not after --offline or --dont_set_weights (default: %(default)s)",
+    )
     cli.add_logging_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the last round; returns the exit status."""
+    """Prints where the validator stands; returns the exit status."""
     return cli.run_main(build_parser(), argv, run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads the state and prints it. Raises: ConfigError when there is none."""
-    from template.store import Store
-
-    with Store(args.state_dir.expanduser() / "validator.sqlite3", is_read_only=True) as store:
-        newest, current = store.last_round(), store.last_round(with_standings=True)
-        standings = store.standings(current.id) if current else []
-        intents = store.intents(current.id) if current else []
-    if args.is_json:
-        print(describe_json(current, standings, intents) if current else "null")
-        return 0
-    if newest is None:
-        print("no round was opened yet")
-    elif newest != current:
-        print(f"round {newest.id} has no table yet: {len(newest.entries)} submissions, to block {newest.end_block}")
-    if current is not None:
-        print(describe(current, standings, intents))
+    """Reads the state and prints it. Raises: ConfigError when there is none; HostError."""
+    state_dir = args.state_dir.expanduser().resolve()
+    if args.watch is not None:
+        return watch(args, state_dir)
+    status = read_status(state_dir, time.time())
+    if args.is_check:
+        trouble = find_trouble(
+            status, max_age_s=args.max_silence_minutes * 60, max_overdue_blocks=args.max_overdue_blocks
+        )
+        print("all is well" if trouble is None else trouble)
+        return 0 if trouble is None else _IN_TROUBLE
+    print(json.dumps(to_json(status)) if args.is_json else describe(status, rows=None if args.is_whole else 20))
     return 0
 
 
-def describe(current: Round, standings: Sequence[Standing], intents: Sequence[WeightIntent]) -> str:
-    """The round for a person."""
-    rows = [_HEADER, *(format_line(line) for line in standings)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    table.insert(1, "  ".join("-" * width for width in widths))
-    notes = [f"{_short(line.key.hotkey)}: {line.message}" for line in standings if line.reason is not None]
-    title = f"round {current.id}, blocks {current.start_block} to {current.end_block}, lucky_num {current.lucky_num}"
-    return "\n".join([title, "", *table, "", *notes, describe_weights(intents)])
-
-
-def format_line(line: Standing) -> tuple[str, ...]:
-    """One row of the table: text for every column of the header."""
-    scored = "scored" if line.loss is not None else "waiting"
-    return (
-        _short(line.key.hotkey),
-        str(line.uid),
-        line.key.entry.split(":", 1)[0][:40],
-        str(line.reason) if line.reason is not None else scored,
-        "-" if line.loss is None else f"{line.loss:.6f}",
-        f"{line.score:.4f}",
-        f"{line.weight:.4f}",
-    )
-
-
-def describe_weights(intents: Sequence[WeightIntent]) -> str:
-    """What became of the round's weights, in a sentence."""
-    if not intents:
-        return "weights: none submitted in this round"
-    last = intents[-1]
-    if last.outcome is None:
-        return f"weights: decided at block {last.block}, outcome not known yet"
-    if last.outcome.is_accepted:
-        return f"weights: on chain since block {last.outcome.block or last.block}"
-    return f"weights: refused at block {last.block}: {last.outcome.error}: {last.outcome.message}"
-
-
-def describe_json(current: Round, standings: Sequence[Standing], intents: Sequence[WeightIntent]) -> str:
-    """The round for a program, in one line."""
-    lines = [{**asdict(line), "key": line.key._asdict()} for line in standings]
-    content = {"round": asdict(current), "standings": lines, "intents": [asdict(intent) for intent in intents]}
-    return json.dumps(content)
-
-
-def _short(hotkey: str) -> str:
-    """The two ends of an address, enough to tell hotkeys apart in a table."""
-    return f"{hotkey[:6]}..{hotkey[-4:]}"
+def watch(args: argparse.Namespace, state_dir: Path) -> int:
+    """Prints the status again and again, until interrupted."""
+    if not 0 < args.watch <= 3600:
+        raise ConfigError(f"--watch must be above 0 and at most 3600 seconds, not {args.watch}")
+    try:
+        while True:
+            text = describe(read_status(state_dir, time.time()), rows=None if args.is_whole else 20)
+            print(f"{_CLEAR_SCREEN}{text}" if sys.stdout.isatty() else f"{text}\n", flush=True)
+            time.sleep(args.watch)
+    except KeyboardInterrupt:
+        return 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ MAX_WAITING = 256
 """Reports kept while wandb does not take them."""
 ROUND_TRIES = 3
 """Times that a round is handed to an open run before it is given up; gauges get one."""
-KEEP_DAYS = 30
 """Age at which what wandb left on disk is removed."""
 MAX_PATIENCE_S = 3600.0
 
@@ -65,7 +64,10 @@ class NoDashboard:
 
 @dataclass(frozen=True, kw_only=True)
 class DashboardConfig:
-    """Whose runs these are and where they go. entity None: the login's own. folder: all of wandb's files, made here."""
+    """Whose runs these are and where they go. entity None: the login's own. folder: all of wandb's files, made here.
+
+    keep_days: how long what wandb leaves in the folder is kept.
+    """
 
     project: str
     entity: str | None
@@ -73,6 +75,7 @@ class DashboardConfig:
     netuid: int
     version: str
     folder: Path
+    keep_days: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ class Dashboard:
     def _open_run(self, day: str) -> WandbLink:
         config = self._config
         config.folder.mkdir(parents=True, exist_ok=True)
-        prune(config.folder, keep_days=KEEP_DAYS)
+        prune(config.folder, keep_days=config.keep_days)
         link = WandbLink(config.folder)
         self._link, self._day = link, day
         opened = link.ask(make_opening(config, day), timeout_s=_OPEN_TIMEOUT_S)
@@ -280,12 +283,18 @@ def utc_day(at: float) -> str:
 
 
 def prune(folder: Path, *, keep_days: float) -> None:
-    """Removes what wandb left below the folder and was last changed more than so many days ago."""
+    """Removes what wandb left below the folder and was last changed more than so many days ago.
+
+    What cannot be removed is told of and left.
+    """
     oldest = time.time() - keep_days * 86400
     for leftover in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
-        if leftover.is_symlink() or leftover.stat().st_mtime >= oldest:
-            continue
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+        try:
+            if leftover.is_symlink() or leftover.stat().st_mtime >= oldest:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+        except OSError as error:
+            logger.warning("wandb: {} cannot be removed: {}", leftover, error.strerror or error)

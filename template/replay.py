@@ -150,11 +150,6 @@ def check_signature(receipt: Receipt) -> tuple[bool, str]:
     return True, f"NOT VALID for {receipt.signer}"
 
 
-def plain(text: str) -> str:
-    """Text that a stranger may have written, with what would move the cursor or colour a terminal spelt out."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
 class Auditor:
     """Replays a stranger's receipts in one competition: nothing but what the auditor named decides what is run.
 

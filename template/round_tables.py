@@ -153,11 +153,19 @@ class RoundTables(StateFile):
         return bool(self.rows("SELECT 1 FROM standings WHERE round_id = ? LIMIT 1", round_id))
 
     def prune_rounds(self, *, before: float) -> None:
-        """Removes the entries and tables of rounds closed before the time `before`; rounds and weights stay."""
-        old = "(SELECT id FROM rounds WHERE closed_at < ?)"
+        """Removes the entries, tables and weights of rounds closed before the time `before`; what became of them stays.
+
+        The last weights that the chain took are kept, however old: they may have to be given again.
+        """
+        old = "(SELECT id FROM rounds WHERE closed_at < :before)"
+        last = self.last_accepted()
         with self.atomic() as db:
             for table in ("round_members", "standings"):
-                db.execute(f"DELETE FROM {table} WHERE round_id IN {old}", (before,))
+                db.execute(f"DELETE FROM {table} WHERE round_id IN {old}", {"before": before})
+            db.execute(
+                f"UPDATE weight_intents SET weights = '{{}}', shares = '{{}}' WHERE round_id IN {old} AND id <> :last",
+                {"before": before, "last": last.id if last else 0},
+            )
 
     def record_activity(self, gauges: Gauges, now: float) -> None:
         """What the validator is doing, for whoever looks from outside; replaces what was said before."""

@@ -71,6 +71,8 @@ def m002_snapshots(execute: Execute) -> None:
         "ALTER TABLE weight_intents ADD COLUMN shares TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE weight_intents ADD COLUMN is_repeat INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE receipts ADD COLUMN round_id INTEGER",
+        # Those of the first release are of no round that has a file.
+        "UPDATE receipts SET round_id = 0",
         """CREATE TABLE activity (
             id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL, updated_at REAL NOT NULL)""",
     ):

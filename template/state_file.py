@@ -16,6 +16,7 @@ from template.lockfile import take_lock
 from template.schema import MIGRATIONS
 
 _BUSY_TIMEOUT_S = 10.0
+_MAX_LOG_BYTES = 16 * 2**20
 
 
 class StateFile:
@@ -56,6 +57,8 @@ class StateFile:
         self._db = _connect(self.path, "rw")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        # A reader that stays makes the log grow; once it has gone, the disk is given back down to this size.
+        self._db.execute(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
         _migrate(self._db, self.path)
 
     def __enter__(self) -> Self:

@@ -183,16 +183,17 @@ class SubmissionTables(StateFile):
     ) -> None:
         """Frees what is large of submissions that are not in `keep`: row keys and receipts older than these times.
 
-        Verdicts stay, so that nothing is ever judged twice.
+        Verdicts stay, so that nothing is ever judged twice; tries that led to none go with the row keys.
         """
         datasets = self.rows("SELECT contest_id, hotkey, entry FROM datasets WHERE checked_at < ?", datasets_before)
         receipts = self.rows(
             "SELECT contest_id, hotkey, entry FROM receipts JOIN verdicts USING (contest_id, hotkey, entry)"
-            " WHERE decided_at < ? AND round_id IS NOT NULL",
+            " WHERE decided_at < ?",
             receipts_before,
         )
+        attempts = self.rows("SELECT contest_id, hotkey, entry FROM attempts WHERE next_at < ?", datasets_before)
         with self.atomic() as db:
-            for table, old in (("datasets", datasets), ("receipts", receipts)):
+            for table, old in (("datasets", datasets), ("receipts", receipts), ("attempts", attempts)):
                 db.executemany(
                     f"DELETE FROM {table} WHERE contest_id = ? AND hotkey = ? AND entry = ?",
                     [tuple(row) for row in old if SubmissionKey(row["hotkey"], row["entry"]) not in keep],

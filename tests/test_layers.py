@@ -41,6 +41,7 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.panels": (1, None),
     "template.status_report": (1, None),
     "template.status_table": (1, None),
+    "template.status_view": (1, None),
     "template.terminal": (1, None),
     "template.receipt": (1, None),
     "template.json_records": (1, None),

@@ -265,6 +265,11 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, conte
         store.record_verdict(contest, key, SCORED, now=at)
     members = tuple(entry(key) for key in (KEY, bob, carol))
     opened = store.begin_round(contest, replace(OPENED, entries=members), now=1.0)
+    weights, taken = {0: 1.0}, WeightOutcome(is_accepted=True, block=9)
+    for at in range(3):
+        number = store.record_intent(opened.id, block=at, weights=weights, shares={"a": 1.0}, standings=[], now=1.0)
+        store.record_outcome(number, replace(taken, is_accepted=at < 2), now=1.0)
+    store.record_attempt(contest, make_key("gone"), Attempt(next_at=1.0))
     store.record_standings(opened.id, [standing("a")])
     store.round_receipts(contest, opened.id)
     store.close_round(opened.id, now=5.0)
@@ -274,8 +279,10 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, conte
     assert [store.receipt(contest, key) is None for key in (KEY, bob, carol)] == [True, False, False]
     assert set(store.verdicts(contest)) == {KEY, bob, carol}
     assert store.standings(opened.id) != []
+    assert store.attempts(contest) == {}
     store.prune_rounds(before=5.1)
     assert store.standings(opened.id) == []
+    assert [one.weights for one in store.intents(opened.id)] == [{}, weights, {}], "the last that were taken are kept"
     last = store.last_round()
     assert last is not None
     assert (last.id, last.entries, last.queue) == (opened.id, (), ())

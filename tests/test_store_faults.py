@@ -260,7 +260,8 @@ def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
     with Store(path) as store:
         assert store.open_round(contest) is None
         assert store.verdicts(contest)[SubmissionKey("a", "e")].loss == 2.5
-        assert store.round_receipts(contest, 3) == {SubmissionKey("a", "e"): "signed"}
+        assert store.receipt(contest, SubmissionKey("a", "e")) == "signed"
+        assert store.unpublished(contest) == set() and store.round_receipts(contest, 3) == {}
         assert [(one.weights, one.shares) for one in store.intents(3)] == [({0: 1.0}, {})]
         assert store.last_start_block(contest) == 10
 

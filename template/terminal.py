@@ -1,0 +1,21 @@
+"""Text for a terminal. Pure."""
+
+from collections.abc import Sequence
+
+
+def plain(text: str) -> str:
+    """Text that a stranger may have written, with what would move the cursor or colour a terminal spelt out."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def plain_cell(text: str, width: int) -> str:
+    """The beginning of such a text, as wide on any terminal as it has characters: all but ASCII is spelt out."""
+    is_simple = text.isascii() and text.isprintable()
+    return (text if is_simple else text.encode("unicode_escape").decode("ascii"))[:width]
+
+
+def align(rows: Sequence[Sequence[str]], *, has_header: bool = False) -> list[str]:
+    """Lines in which the cells of each column begin one below the other, with a rule below a header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    ruled = [*rows[:1], ["-" * width for width in widths], *rows[1:]] if has_header else rows
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in ruled]
