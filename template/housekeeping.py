@@ -47,14 +47,14 @@ class Housekeeper:
         self._store.prune_rounds(before=old)
         for key in judge.datasets.keys() - self._store.dataset_keys(judge.contest):
             del judge.datasets[key]
-        self._remove_datasets({judge.folder(key) for key in current.queue})
+        self._remove_datasets({judge.folder(key) for key in (*current.queue, *judge.under_way())})
         standing = {f"{entry.key.hotkey}-{entry.key.entry.rpartition(':')[2][:12]}" for entry in current.entries}
         _remove_files(self._config.receipt_dir, _RECEIPT, keep=standing, older_than=old)
         _remove_files(self._config.round_dir, _ROUND, keep=frozenset(), older_than=old)
         self._remove_eval_sets(older_than=old)
 
     def _remove_datasets(self, kept: Set[Path]) -> None:
-        """Frees the disk of datasets that are in no queue; one that is asked for again is fetched again."""
+        """Frees the disk of datasets whose turn it is not; one that is asked for again is fetched again."""
         for owner in _folders(self._config.data_dir, _DATASET_OWNER):
             for folder in _folders(owner, _DATASET):
                 if folder not in kept:

@@ -101,6 +101,10 @@ class Judge:
             self._given[key] = held.sha256
             self._executor.submit(key, held.path.parent, lucky_num)
 
+    def under_way(self) -> frozenset[SubmissionKey]:
+        """What a worker was given and has not answered for."""
+        return frozenset(self._given)
+
     def collect(self) -> None:
         """Records what the workers have finished. Raises: ConfigError when they cannot score anything as things are."""
         finished = self._executor.collect()
