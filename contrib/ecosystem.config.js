@@ -23,7 +23,10 @@ const OPERATOR_MUST_ACT = [2, 3];
 
 const common = {
   cwd: root,
-  interpreter: path.join(path.resolve(root, process.env.VENV || ".venv"), "bin", "python"),
+  // Completes an installation that was killed halfway, then becomes the neuron itself.
+  script: path.join(root, "contrib", "start.sh"),
+  interpreter: "bash",
+  env: { VENV: path.resolve(root, process.env.VENV || ".venv"), PYTHONUNBUFFERED: "1" },
   exec_mode: "fork",
   // One log for each of stdout and stderr under ~/.pm2/logs, whatever number pm2 gives the process.
   merge_logs: true,
@@ -45,8 +48,7 @@ module.exports = {
     {
       ...common,
       name: "validator",
-      script: path.join(root, "neurons", "validator.py"),
-      args: readArguments("VALIDATOR_ARGS"),
+      args: ["neurons/validator.py", ...readArguments("VALIDATOR_ARGS")],
       // Not 0: to pm2 a process that the kernel killed (out of memory) ended with 0, and it must come back. Not 10
       // either: the validator has installed a release and asks to be started again.
       stop_exit_codes: OPERATOR_MUST_ACT,
@@ -54,8 +56,7 @@ module.exports = {
     {
       ...common,
       name: "miner",
-      script: path.join(root, "neurons", "miner.py"),
-      args: readArguments("MINER_ARGS"),
+      args: ["neurons/miner.py", ...readArguments("MINER_ARGS")],
       // 0: published, the work is done. 6: the dataset itself was refused, and would be again.
       stop_exit_codes: [0, ...OPERATOR_MUST_ACT, 6],
     },

@@ -3,9 +3,9 @@
     python neurons/miner.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey \\
         --hf_repo_id me/my-dataset --dataset_path data.jsonl
 
-With --seal the commitment is on chain at once, but nobody can read what it says, nor the file, until the next round of
-the validators is fixed: the miner waits for that, and then uploads. Whatever interrupts it, run it again: it goes on
-where it was, and commits nothing twice.
+With --seal the commitment is on chain at once, but nobody can read what it says until shortly before the validators fix
+their next round, and the file is on this machine alone until they do: the miner waits for that, and then uploads it.
+Whatever interrupts it, run it again with the same flags: it goes on where it was, and commits nothing twice.
 
 The Hub token is read from HF_TOKEN or from the Hub's own login. Exit status: 0 the commitment is visible on chain,
 1 the question was answered with no, 2 or 3 the command line or another setting is wrong, 4 this machine failed,
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_seal_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sealed submissions")
     group.add_argument("--seal", action="store_true", help="hide commitment and file until the next round is fixed")
-    group.add_argument("--reveal_blocks", type=int, metavar="N", help="open N blocks from now instead")
+    group.add_argument("--reveal_blocks", type=int, metavar="N", help="open N blocks from now and upload at once")
     group.add_argument(
         "--blocks_per_epoch",
         type=int,
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.reveal_blocks is not None and not args.seal:
         raise ConfigError("--reveal_blocks needs --seal")
     by_round = at_round_start(args.blocks_per_epoch)
-    reveal_block = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
+    timing = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path.expanduser(),
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     confirm = make_confirm(args.yes)
     with cli.open_chain(args) as chain:
         if args.seal:
-            published = seal_dataset(config, chain, reveal_block=reveal_block, confirm=confirm)
+            published = seal_dataset(config, chain, timing=timing, confirm=confirm)
         else:
             published = publish_dataset(config, chain, confirm=confirm)
     if published is None:

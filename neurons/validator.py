@@ -139,6 +139,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         receipt_dir=cli.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
         round_dir=cli.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
         is_offline=args.offline,
+        is_device_chosen=args.device is not None,
         lucky_num=args.lucky_num,
         lucky_num_from=LuckyNumFrom(args.lucky_num_from),
         poll_s=cli.check_poll_seconds(args.poll_seconds),

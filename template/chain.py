@@ -8,6 +8,7 @@ Reads are of the newest finalized block, which no reorganisation can undo.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import Any, TypeVar
 import bittensor as bt
 from bittensor import settings
 from bittensor import storage as st
+from loguru import logger
 
-from template.chain_reads import read_commitment, read_view, snapshot_at
+from template.chain_reads import read_commitment, read_sealed_blocks, read_view, snapshot_at
 from template.commitments import encode_text
 from template.constants import WEIGHTS_VERSION
 from template.endpoints import Endpoints
@@ -46,6 +48,9 @@ _SUBSTRATE_LABEL = "ws://127.0.0.1:1"
 
 # Blocks for which a signed call stays valid: a call whose fate is unknown can no longer land after so many.
 _ERA_BLOCKS = 32
+
+# Seconds without a new finalized block after which the node is doubted: it normally takes some twelve.
+STALL_S = 600.0
 
 _MAX_DEADLINE_S = 3600.0
 _STALE_VERSION = "IncorrectWeightVersionKey"
@@ -79,7 +84,7 @@ class Chain:
     in for the network. wallet: needed to sign and to write. fallback_endpoints: where the next connection goes after a
     failure of the one before. archive_endpoints: where to read blocks whose state the others have dropped. For both,
     none means the client's public pool for a named network. deadline_s: seconds that one exchange with the chain may
-    take, a silent node included; a method makes at most three.
+    take, a silent node included; a method makes at most three. clock: seconds that never go back.
     Connects on first use, and again, to the next endpoint in turn, on the first use after any failure.
     Raises: ConfigError when the network, an endpoint, the deadline or the netuid makes no sense.
     """
@@ -94,6 +99,7 @@ class Chain:
         fallback_endpoints: Sequence[str] = (),
         archive_endpoints: Sequence[str] = (),
         deadline_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < netuid <= settings.U16_MAX:
             raise ConfigError(f"--netuid must be 1 to {settings.U16_MAX}, not {netuid}")
@@ -109,6 +115,9 @@ class Chain:
         self._endpoints = Endpoints(label, fallback_endpoints, archive_endpoints)
         self._deadline_s = deadline_s
         self._link: _Link | None = None
+        self._clock = clock
+        self._newest = 0
+        self._moved_at = self._doubted_at = clock()
 
     def __enter__(self) -> "Chain":
         return self
@@ -135,11 +144,23 @@ class Chain:
         """The subnet and all its commitments at one block, in the same few calls whatever the subnet's size.
 
         block: a past block, or None for the newest finalized one. Raises: RemoteError, also for a block that is not
-        finalized yet or whose state no node asked still has; ConfigError when the network has no such netuid, or the
-        subnet's tempo is 0.
+        finalized yet or whose state no node asked still has, and when the newest is older than one viewed before;
+        ConfigError when the network has no such netuid, or the subnet's tempo is 0.
         """
         what = "read the subnet" if block is None else f"read the subnet at block {block}"
-        return self._call(what, lambda link: read_view(link.client, link.substrate, self.netuid, block))
+        view = self._call(what, lambda link: read_view(link.client, link.substrate, self.netuid, block))
+        if block is None:
+            self._check_progress(view.block)
+        return view
+
+    def sealed_blocks(self, reveals: Mapping[str, int]) -> dict[str, int]:
+        """The block in which each hotkey committed what the chain opened in the block given, as all validators read it.
+
+        A hotkey that had no sealed commitment one block before is left out. Raises: RemoteError, also for a block that
+        is not finalized yet or before which no node asked still has the state.
+        """
+        what = "read where the opened commitments were sealed"
+        return self._call(what, lambda link: read_sealed_blocks(link.client, self.netuid, reveals))
 
     def block(self) -> int:
         """Number of the newest finalized block. Raises: RemoteError."""
@@ -223,6 +244,29 @@ class Chain:
         if self._key is None:
             raise ConfigError("--wallet.name and --wallet.hotkey are needed to sign")
         return self._key
+
+    def _check_progress(self, block: int) -> None:
+        """Leaves a node whose newest block lies in the past, or does not move.
+
+        The first raises RemoteError, since nobody may act on the past. The second may be the chain's own standstill, in
+        which nothing is wrong with what was read.
+        """
+        now = self._clock()
+        if block < self._newest:
+            self._leave_endpoint()
+            raise RemoteError(f"could not read the subnet: the node is at block {block}, behind block {self._newest}")
+        if block > self._newest:
+            self._newest, self._moved_at, self._doubted_at = block, now, now
+        elif now - self._doubted_at >= STALL_S:
+            self._doubted_at = now
+            self._leave_endpoint()
+            stalled_s = now - self._moved_at
+            logger.warning("no finalized block after {} for {:.0f} s: the next endpoint is asked", block, stalled_s)
+
+    def _leave_endpoint(self) -> None:
+        """Has the next call connect, to the next endpoint in turn."""
+        self.close()
+        self._endpoints.rotate()
 
     def _blocks_until_epoch(self) -> int | None:
         # Only a hint: the refusal it goes with is known.

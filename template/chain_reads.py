@@ -4,7 +4,7 @@ On the wire the client fetches a storage map in pages of 100 rows, and everythin
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import bittensor as bt
@@ -15,6 +15,9 @@ from template.errors import ConfigError
 from template.records import ChainCommitment, ChainView, Neuron
 
 T = TypeVar("T")
+
+# Rows of a storage map that are asked for one by one, and not yet answered, at any time.
+_READS_AT_ONCE = 16
 
 
 async def snapshot_at(client: bt.Client, block: int | None = None) -> bt.Snapshot:
@@ -99,3 +102,21 @@ async def read_commitment(client: bt.Client, netuid: int, hotkey: str) -> ChainC
         at.query(st.Commitments.CommitmentOf, keys), at.query(st.Commitments.RevealedCommitments, keys)
     )
     return to_commitment(hotkey, record, revealed)
+
+
+async def read_sealed_blocks(client: bt.Client, netuid: int, reveals: Mapping[str, int]) -> dict[str, int]:
+    """The block of each hotkey's commit, given the block in which the chain opened it.
+
+    The chain drops the record when it opens it, so it is read as of the block before. That state is exact: the chain
+    opens what is due before it runs a block's calls, so nothing came in between. A hotkey with no sealed commitment
+    there is left out. Raises: bt.ChainError, also for a block that is not finalized yet or whose state is dropped.
+    """
+
+    async def read(hotkey: str, reveal_block: int) -> ChainCommitment | None:
+        at = await snapshot_at(client, reveal_block - 1)
+        return to_commitment(hotkey, await at.query(st.Commitments.CommitmentOf, [netuid, hotkey]), None)
+
+    pairs, found = list(reveals.items()), list[ChainCommitment | None]()
+    for start in range(0, len(pairs), _READS_AT_ONCE):
+        found += await asyncio.gather(*(read(*pair) for pair in pairs[start : start + _READS_AT_ONCE]))
+    return {entry.hotkey: entry.block for entry in found if entry and entry.reveal_round is not None}

@@ -13,7 +13,7 @@ A loss is a finite float or it is absent with one of these as the reason; there 
 
 from enum import StrEnum
 
-# The one exit status that is no failure and yet asks the supervisor to start the process again: a release was installed.
+# The one exit status that is no failure and yet asks the supervisor for another start: a release was installed.
 EXIT_UPDATED = 10
 
 

@@ -20,6 +20,9 @@ _DAY_S = 86400.0
 # Row keys of datasets that are in nobody's way any more go after this time.
 _DATASETS_KEPT_S = _DAY_S
 
+# Commitments that stand no more are remembered for about a day: a re-commit of one keeps its rank so long.
+_SEEN_KEPT_BLOCKS = 7200
+
 # What this package itself writes into the folders that the operator names: nothing else in them is ours to remove.
 _HOTKEY = "[1-9A-HJ-NP-Za-km-z]{46,49}"
 _DATASET_OWNER = re.compile(_HOTKEY)
@@ -44,6 +47,7 @@ class Housekeeper:
         old = now - self._config.keep_days * _DAY_S
         kept = _still_needed(current, seen, judge.datasets)
         self._store.prune_submissions(keep=kept, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
+        self._store.prune_seen(keep=kept, before_block=current.start_block - _SEEN_KEPT_BLOCKS)
         self._store.prune_rounds(before=old)
         for key in judge.datasets.keys() - self._store.dataset_keys(judge.contest):
             del judge.datasets[key]

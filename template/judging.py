@@ -61,8 +61,12 @@ class Judge:
         # sha256 of the file that each running score was given.
         self._given: dict[SubmissionKey, str] = {}
 
-    def check(self, entry: RoundEntry, block: int, attempt: Attempt) -> None:
-        """Fetches one dataset and checks it. block: the newest one. Raises: ConfigError, HostError."""
+    def check(self, entry: RoundEntry, block: int, attempt: Attempt, *, is_judged: bool = False) -> None:
+        """Fetches one dataset and checks it.
+
+        block: the newest one. is_judged: it has a loss already and only its rows are to be known again.
+        Raises: ConfigError, HostError.
+        """
         key = entry.key
         try:
             held = self._fetch(key)
@@ -70,7 +74,10 @@ class Judge:
             rows = check_dataset(held.path.read_bytes(), self._pool, name=constants.DATA_FILE, max_rows=max_rows)
         except SubmissionError as error:
             record = CommitmentRecord.parse(key.entry)
-            if may_yet_come(record, error.reason, commit_block=entry.block, block=block):
+            may_come = not is_judged and may_yet_come(record, error.reason, commit_block=entry.block, block=block)
+            if error.reason in MISSING and not may_come:
+                self._store.miss_submission(key, block)
+            if is_judged or may_come:
                 self._postpone(key, attempt, RemoteError(str(error)))
             else:
                 self._refuse(key, error)
@@ -83,6 +90,8 @@ class Judge:
             raise
         else:
             row_keys = tuple(row.key for row in rows)
+            # One that was not there before keeps the rank that it has in this round, the last.
+            self._store.miss_submission(key, entry.rank_block - 1, is_found=True)
             self._store.record_dataset(self.contest, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
             self.datasets[key] = row_keys
             logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(rows))

@@ -1,6 +1,7 @@
 """Sealed submissions: commit to a file's sha256 under a timelock, and upload the file once the chain has opened it.
 
-Until then nothing that could be copied is readable anywhere. See docs/sealed.md for why it is done so.
+Until the upload nothing that could be copied is readable anywhere: the text, which opens some blocks earlier, names
+the file by its digest alone. See docs/sealed.md for why it is done so.
 """
 
 import contextlib
@@ -35,45 +36,71 @@ from template.records import ChainCommitment, ChainView, PublishOutcome
 # Most calls are in a block, and final, after so many blocks: a seal that opens sooner would hide nothing.
 MARGIN_BLOCKS = 25
 
+# The beacon's pulse reaches the chain in a call, which is applied in a later block: what is to be open at a round's
+# first block must be due some blocks before it.
+SEAL_LEAD_BLOCKS = 15
+
 # A week: a seal is of no use to anybody for longer than a round.
 MAX_REVEAL_BLOCKS = 50_400
 
 # The chain's own.
 BLOCK_S = 12
 
+# Kept of the time after the reveal for the upload itself, and for a Hub that is away for a while.
+_UPLOAD_BLOCKS = 50
+
 _REPORT_EVERY_BLOCKS = 25
 _LATE_S = 600.0
 
-RevealBlock = Callable[[int], int]
-"""The block at which a seal made now is to open, given the newest one."""
+
+@dataclass(frozen=True)
+class Timing:
+    """When a seal is to open, given the newest block, and when its file is uploaded, given the block of the reveal."""
+
+    reveal_block: Callable[[int], int]
+    upload_block: Callable[[int], int]
 
 
-def after_blocks(blocks: int) -> RevealBlock:
-    """Opens so many blocks from now. Raises: ConfigError when that is too soon to hide anything, or too late."""
+def after_blocks(blocks: int) -> Timing:
+    """Opens so many blocks from now, the file to follow at once.
+
+    Raises: ConfigError when that is too soon to hide anything, or too late.
+    """
     if not MARGIN_BLOCKS <= blocks <= MAX_REVEAL_BLOCKS:
         raise ConfigError(f"--reveal_blocks must be {MARGIN_BLOCKS} to {MAX_REVEAL_BLOCKS}, not {blocks}")
-    return lambda block: block + blocks
+    return Timing(lambda block: block + blocks, lambda revealed: revealed)
 
 
-def at_round_start(blocks_per_epoch: int) -> RevealBlock:
-    """Opens at the next multiple of `blocks_per_epoch`, where validators fix the entries of a round.
+def at_round_start(blocks_per_epoch: int) -> Timing:
+    """Opens just before a multiple of `blocks_per_epoch`, where validators fix the entries of a round; uploads there.
 
-    When that is too soon to hide anything, it opens at the one after. Raises: ConfigError.
+    It is the next multiple, unless that is too near to hide anything. When a seal opens late, its file waits for the
+    multiple after, so that nobody sees it a round before it counts, unless it would then come too late to be accepted.
+    Raises: ConfigError.
     """
     if not 1 <= blocks_per_epoch <= MAX_REVEAL_BLOCKS:
         raise ConfigError(f"--blocks_per_epoch must be 1 to {MAX_REVEAL_BLOCKS}, not {blocks_per_epoch}")
-    return lambda block: ((block + MARGIN_BLOCKS) // blocks_per_epoch + 1) * blocks_per_epoch
+
+    def round_from(block: int) -> int:
+        return -(-block // blocks_per_epoch) * blocks_per_epoch
+
+    def upload_block(revealed: int) -> int:
+        start = round_from(revealed)
+        return start if start <= revealed + constants.SEAL_GRACE_BLOCKS - _UPLOAD_BLOCKS else revealed
+
+    return Timing(lambda block: round_from(block + MARGIN_BLOCKS + SEAL_LEAD_BLOCKS) - SEAL_LEAD_BLOCKS, upload_block)
 
 
 def seal_dataset(
     config: MinerConfig,
     chain: ChainSeam,
     *,
-    reveal_block: RevealBlock,
+    timing: Timing,
     confirm: Callable[[str], bool],
     sleep: Sleep = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Published | None:
-    """Checks, asks, commits under seal, waits until the chain opens it, uploads and reads back.
+    """Checks, asks, commits under seal, waits until the chain opens it and the file is due, uploads and reads back.
 
     A run after a kill goes on where that one was. Returns and raises as `template.miner.publish_dataset`.
     """
@@ -81,12 +108,22 @@ def seal_dataset(
         draft = draft_dataset(config, chain)
         record = make_record(config, draft.sha256)
         check_seal(draft, journal, str(record), block=chain.block(), is_forced=config.is_forced)
-        sealed = _Sealed(config=config, chain=chain, journal=journal, draft=draft, record=record, sleep=sleep)
+        sealed = _Sealed(
+            config=config,
+            chain=chain,
+            journal=journal,
+            draft=draft,
+            record=record,
+            timing=timing,
+            sleep=sleep,
+            clock=clock,
+        )
         if not sealed.is_committed(draft.held):
-            if not confirm(sealed.describe(reveal_block(chain.block()))):
+            if not confirm(sealed.describe(timing.reveal_block(chain.block()))):
                 return None
-            sealed.commit(reveal_block)
+            sealed.commit()
         opened = sealed.wait()
+        sealed.wait_to_upload(opened)
         sealed.deliver(opened)
         return Published(record, committed_block(opened, journal.last))
 
@@ -100,7 +137,9 @@ class _Sealed:
     journal: Journal
     draft: Draft
     record: CommitmentRecord
+    timing: Timing
     sleep: Sleep
+    clock: Callable[[], float]
 
     def is_committed(self, held: ChainCommitment | None) -> bool:
         """True when `held` is this commitment, sealed or open."""
@@ -114,8 +153,9 @@ class _Sealed:
     def describe(self, reveal_block: int) -> str:
         """What the operator is asked about. Raises: ConfigError when the repo could not be read after the reveal."""
         notes = [
-            f"the text above is hidden until about block {reveal_block}; the file is uploaded then,",
-            f"for which this process must run: validators refuse it {constants.SEAL_GRACE_BLOCKS} blocks later",
+            f"the text above is hidden until about block {reveal_block}, and shows no row even then",
+            f"the file is uploaded at about block {self.timing.upload_block(reveal_block)}, for which this process must"
+            f" run: validators refuse it {constants.SEAL_GRACE_BLOCKS} blocks after the text opens",
         ]
         _check_repo(self.config)
         if serves(self.record, self.draft.content):
@@ -125,14 +165,14 @@ class _Sealed:
         text = f"{self.record} (sealed)"
         return describe(self.config, self.draft, hotkey=self.chain.hotkey, text=text, notes=tuple(notes))
 
-    def commit(self, reveal_block: RevealBlock) -> None:
+    def commit(self) -> None:
         """Commits under seal and returns once that is visible."""
         # An opened commitment is worth nothing without the very bytes, whatever becomes of the operator's file.
         self.journal.keep(self.draft.content)
 
         def make_intent(block: int) -> Intent:
             view = self.chain.view()
-            beacon_round = beacon_round_at(_time_of(reveal_block(view.block), view))
+            beacon_round = beacon_round_at(_time_of(self.timing.reveal_block(view.block), view))
             return Intent(text=str(self.record), block=block, reveal_round=beacon_round)
 
         def send(intent: Intent) -> PublishOutcome:
@@ -182,13 +222,27 @@ class _Sealed:
             logger.warning("sealed, and was to open at {}: the chain is late block={}", when, view.block)
         return view.block + _REPORT_EVERY_BLOCKS
 
+    def wait_to_upload(self, opened: ChainCommitment) -> None:
+        """Returns at the block at which the file is to be uploaded; by the clock while the chain does not answer."""
+        due = self.timing.upload_block(opened.block)
+        logger.info("opened in block={}: the file is uploaded at block {}", opened.block, due)
+        block, seen_at = opened.block, self.clock()
+        while True:
+            try:
+                block, seen_at = self.chain.block(), self.clock()
+            except RemoteError as error:
+                logger.warning("will look again: {}", error)
+            if block + (self.clock() - seen_at) / BLOCK_S >= due:
+                return
+            self.sleep(self.config.poll_s)
+
     def deliver(self, opened: ChainCommitment) -> None:
         """Puts the file on the Hub, where everyone can read it back, trying again until it is too late.
 
         Raises: RemoteError after that; HostError when the token may not write there.
         """
         due = opened.block + constants.SEAL_GRACE_BLOCKS
-        logger.info("opened in block={}: the file must be on the Hub by block {}", opened.block, due)
+        logger.info("the file must be on the Hub by block {}", due)
         while not self._is_delivered(due):
             self.sleep(self.config.poll_s)
         self.journal.forget(self.draft.content)

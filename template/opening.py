@@ -30,20 +30,26 @@ class Opener:
         snapshot: ChainView,
         running: Collection[SubmissionKey],
         seen: Mapping[SubmissionKey, Submission],
+        openings: standing.Openings,
         *,
         opened_block: int,
         end_block: int,
     ) -> Round:
-        """A new round on `snapshot`. running: what is being scored now. seen: every submission ever recorded."""
+        """A new round on `snapshot`. running: what is being scored now. seen, openings: all that was recorded."""
         store, config = self._store, self._config
-        entrants = standing.find_entrants(snapshot, seen, config.competition)
-        copies = standing.find_copies(entrants, seen, judge.datasets)
         verdicts, attempts = store.verdicts(judge.contest), store.attempts(judge.contest)
-        queue = schedule.plan_queue(entrants, verdicts, copies, attempts, self._now(), config.policy)
+        entrants = standing.find_entrants(snapshot, seen, config.competition, openings)
+        entrants = {
+            key: one
+            if key in judge.datasets or not (key in seen and seen[key].missing_block)
+            else one.ranked_last(snapshot.block)
+            for key, one in entrants.items()
+        }
+        copies = standing.find_copies(entrants, seen, standing.eligible_datasets(judge.datasets, verdicts))
+        queue = schedule.plan_queue(entrants, verdicts, copies, judge.datasets, attempts, self._now(), config.policy)
         # What was begun in an earlier round and is told of in this one or later.
-        begun = store.unpublished(judge.contest).union(running)
-        before = store.last_round() if begun else None
-        under_way = {entry.key: entry for entry in before.entries if entry.key in begun} if before else {}
+        begun = store.begun_entries(judge.contest, store.unpublished(judge.contest).union(running))
+        unscored = frozenset(key for key in queue if key not in verdicts)
         lucky_num = self._choose_seed(snapshot.block_hash)
         opened = Round(
             start_block=snapshot.block,
@@ -51,8 +57,10 @@ class Opener:
             opened_block=opened_block,
             end_block=end_block,
             lucky_num=lucky_num,
-            entries=self._seed_entries(entrants, frozenset(queue), lucky_num, under_way),
+            entries=self._seed_entries(entrants, unscored, lucky_num, begun),
             queue=queue,
+            lucky_num_from=config.seed_source,
+            seed_period=config.seed_period,
         )
         opened = store.begin_round(judge.contest, opened, self._now())
         logger.info(
@@ -72,11 +80,11 @@ class Opener:
     def _seed_entries(
         self,
         entrants: Mapping[SubmissionKey, Entrant],
-        queue: frozenset[SubmissionKey],
+        unscored: frozenset[SubmissionKey],
         lucky_num: int,
-        under_way: Mapping[SubmissionKey, RoundEntry],
+        begun: Mapping[SubmissionKey, RoundEntry],
     ) -> tuple[RoundEntry, ...]:
-        """The snapshot's entries by uid, with seeds for those whose turn it is; what is under way keeps its own.
+        """The snapshot's entries by uid, with seeds for those that may be scored; what was begun keeps its own.
 
         A seed from the chain belongs to the submission and not to the round in which its turn came, so that whoever
         scores it later, in another round, gets the same bits.
@@ -86,11 +94,11 @@ class Opener:
         entries = []
         for entrant in sorted(entrants.values(), key=lambda one: one.uid):
             block, seed = None, None
-            if (started := under_way.get(entrant.key)) is not None:
+            if (started := begun.get(entrant.key)) is not None:
                 block, seed = started.seed_block, started.lucky_num
-            elif entrant.key in queue and period is None:
+            elif entrant.key in unscored and period is None:
                 seed = lucky_num
-            elif entrant.key in queue and period is not None:
+            elif entrant.key in unscored and period is not None:
                 block = seed_block(entrant.block, period)
                 if block not in seeds:
                     seeds[block] = seed_from_hash(self._chain.block_hash(block))

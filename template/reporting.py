@@ -1,10 +1,11 @@
 """What others get to see of a validator: its activity while it runs, and the signed file of every round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from loguru import logger
 
 from template import schedule
+from template.errors import ConfigError
 from template.receipt import Receipt
 from template.records import ChainView
 from template.round_file import RoundAccount
@@ -82,6 +83,7 @@ class Reporter:
     def publish_round(self, contest: Contest, current: Round, model: str) -> None:
         """Writes the round's signed file and tells the watcher of it. Safe to repeat. Raises: HostError."""
         receipts = self._store.round_receipts(contest, current.id)
+        receipts = {key: receipts[key] for key in _read_receipts(receipts)}
         standings = self._store.standings(current.id)
         intents = self._store.intents(current.id)
         path = None
@@ -91,8 +93,8 @@ class Reporter:
                 competition=self._config.competition,
                 hyperparameters_digest=self._executor.training_args.hyperparameters.digest,
                 model=model,
-                lucky_num_from=self._config.seed_source,
-                seed_period=self._config.seed_period,
+                lucky_num_from=current.lucky_num_from,
+                seed_period=current.seed_period,
                 round=current,
                 standings=standings,
                 intents=intents,
@@ -107,7 +109,8 @@ class Reporter:
                 sign=self._chain.sign if is_signed else None,
             )
         if self._watcher is not None:
-            seconds = {key.hotkey: _seconds(text, key) for key, text in receipts.items()}
+            results = {key: receipt.result for key, receipt in _read_receipts(receipts).items()}
+            seconds = {key.hotkey: result.train_seconds + result.eval_seconds for key, result in results.items()}
             report = RoundReport(
                 round=current,
                 standings=tuple(standings),
@@ -119,7 +122,7 @@ class Reporter:
 
     def _digest_receipts(self, contest: Contest, standings: list[Standing]) -> dict[SubmissionKey, str]:
         found = {line.key: self._store.receipt(contest, line.key) for line in standings if line.loss is not None}
-        return {key: Receipt.from_json(text, key.hotkey).digest for key, text in found.items() if text is not None}
+        return {key: receipt.digest for key, receipt in _read_receipts(found).items()}
 
 
 def _describe(action: Action, running: tuple[Running, ...]) -> str:
@@ -149,6 +152,13 @@ def _tell_progress(one: Running) -> None:
     logger.info("{} {:.0%} of {} tokens hotkey={} device={}", one.stage, done, one.total, one.key.hotkey, one.device)
 
 
-def _seconds(text: str, key: SubmissionKey) -> float:
-    result = Receipt.from_json(text, key.hotkey).result
-    return result.train_seconds + result.eval_seconds
+def _read_receipts(texts: Mapping[SubmissionKey, str | None]) -> dict[SubmissionKey, Receipt]:
+    """The receipts that can be read: one that another release wrote is told of and left out."""
+    found = {}
+    for key, text in texts.items():
+        try:
+            if text is not None:
+                found[key] = Receipt.from_json(text, f"the receipt of {key.hotkey}")
+        except ConfigError as error:
+            logger.warning("not published: {}", error)
+    return found

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from template.errors import Reason
 from template.records import WeightOutcome
@@ -20,10 +20,10 @@ class RoundTables(StateFile):
         with self.atomic() as db:
             cursor = db.execute(
                 "INSERT INTO rounds (contest_id, start_block, start_block_hash, opened_block, end_block, lucky_num,"
-                " started_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                " lucky_num_from, seed_period, started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     contest.id, opened.start_block, opened.start_block_hash, opened.opened_block, opened.end_block,
-                    opened.lucky_num, now,
+                    opened.lucky_num, opened.lucky_num_from, opened.seed_period, now,
                 ),
             )  # fmt: skip
             db.executemany(
@@ -54,6 +54,13 @@ class RoundTables(StateFile):
         (row,) = self.rows("SELECT max(id) AS id FROM rounds")
         return None if row["id"] is None else int(row["id"])
 
+    def last_model(self) -> str | None:
+        """The model of the newest round's contest, None before the first."""
+        rows = self.rows(
+            "SELECT model FROM rounds JOIN contests ON contests.id = contest_id ORDER BY rounds.id DESC LIMIT 1"
+        )
+        return rows[0]["model"] if rows else None
+
     def last_start_block(self, contest: Contest) -> int | None:
         """Where the newest round of the contest started, None before the first."""
         (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE contest_id = ?", contest.id)
@@ -75,6 +82,8 @@ class RoundTables(StateFile):
             opened_block=row["opened_block"],
             end_block=row["end_block"],
             lucky_num=row["lucky_num"],
+            lucky_num_from=row["lucky_num_from"],
+            seed_period=row["seed_period"],
             entries=entries,
             queue=tuple(entries[at].key for _, at in turns),
         )
@@ -86,19 +95,22 @@ class RoundTables(StateFile):
         block: int,
         weights: Mapping[int, float],
         shares: Mapping[str, float],
+        registrations: Mapping[str, int],
         standings: Sequence[Standing] | None,
         now: float,
     ) -> int:
         """Weights about to be submitted, {uid at `block`: share} and by hotkey, with the table they came from.
 
         standings None: the shares are those of an earlier round, given again. Recorded before the chain is called, so
-        that a crash in between leaves a trace. Returns the intent's id.
+        that a crash in between leaves a trace. registrations: as in `WeightIntent`; of others than those with a share
+        they are dropped. Returns the intent's id.
         """
+        births = {hotkey: block for hotkey, block in registrations.items() if hotkey in shares}
         with self.atomic() as db:
             cursor = db.execute(
-                "INSERT INTO weight_intents (round_id, block, weights, shares, is_repeat, created_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (round_id, block, json.dumps(dict(weights)), json.dumps(dict(shares)), standings is None, now),
+                "INSERT INTO weight_intents (round_id, block, weights, shares, registrations, is_repeat, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (round_id, block, *map(json.dumps, (dict(weights), dict(shares), births)), standings is None, now),
             )
             if standings is not None:
                 _write_standings(db, round_id, standings)
@@ -116,10 +128,32 @@ class RoundTables(StateFile):
         """The round's weight submissions, oldest first."""
         return [_read_intent(row) for row in self._intents("WHERE round_id = ? ORDER BY id", round_id)]
 
-    def last_accepted(self) -> WeightIntent | None:
-        """The newest weights that the chain took, of any round."""
-        where = "WHERE json_extract(outcome, '$.is_accepted') ORDER BY id DESC LIMIT 1"
-        return next((_read_intent(row) for row in self._intents(where)), None)
+    def unsettled(self) -> list[WeightIntent]:
+        """Weight submissions of any round of which nobody knows what became, oldest first."""
+        return [_read_intent(row) for row in self._intents("WHERE outcome IS NULL ORDER BY id")]
+
+    def last_accepted(self, contest: Contest | None = None) -> WeightIntent | None:
+        """The newest weights that the chain took, of any round, or of any round of one contest."""
+        where = "json_extract(outcome, '$.is_accepted')"
+        values: tuple[int, ...] = ()
+        if contest is not None:
+            where, values = f"{where} AND round_id IN (SELECT id FROM rounds WHERE contest_id = ?)", (contest.id,)
+        found = self._intents(f"WHERE {where} ORDER BY id DESC LIMIT 1", *values)
+        return next((_read_intent(row) for row in found), None)
+
+    def begun_entries(self, contest: Contest, keys: Iterable[SubmissionKey]) -> dict[SubmissionKey, RoundEntry]:
+        """What the newest round in which it had a seed says of each of these submissions."""
+        found = {}
+        for key in keys:
+            rows = self.rows(
+                "SELECT member.* FROM round_members AS member JOIN rounds ON rounds.id = round_id"
+                " WHERE contest_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
+                " ORDER BY round_id DESC LIMIT 1",
+                contest.id, *key,
+            )  # fmt: skip
+            if rows:
+                found[key] = _read_entry(rows[0])
+        return found
 
     def _intents(self, where: str, *values: object) -> list[sqlite3.Row]:
         return self.rows(f"SELECT * FROM weight_intents {where}", *values)
@@ -163,7 +197,8 @@ class RoundTables(StateFile):
             for table in ("round_members", "standings"):
                 db.execute(f"DELETE FROM {table} WHERE round_id IN {old}", {"before": before})
             db.execute(
-                f"UPDATE weight_intents SET weights = '{{}}', shares = '{{}}' WHERE round_id IN {old} AND id <> :last",
+                "UPDATE weight_intents SET weights = '{}', shares = '{}', registrations = '{}'"
+                f" WHERE round_id IN {old} AND id <> :last",
                 {"before": before, "last": last.id if last else 0},
             )
 
@@ -201,6 +236,7 @@ def _read_intent(row: sqlite3.Row) -> WeightIntent:
         block=row["block"],
         weights={int(uid): weight for uid, weight in json.loads(row["weights"]).items()},
         shares=json.loads(row["shares"]),
+        registrations=json.loads(row["registrations"]),
         created_at=row["created_at"],
         outcome=None if row["outcome"] is None else WeightOutcome(**json.loads(row["outcome"])),
         finished_at=row["finished_at"],

@@ -6,7 +6,7 @@ when the last `block_threshold` blocks begin, whatever is being scored then; the
 soon as nothing is left to do when it is the last one wanted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from template.admission import DuplicateOf
@@ -16,6 +16,9 @@ from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
 
 # Tries that end in a fault of this machine before a submission is parked until its `next_at`: it holds nothing up.
 MAX_HOST_FAILURES = 3
+
+# Tries that end in a fault of the network before weights no longer wait for a submission; some four hours' worth.
+MAX_REMOTE_FAILURES = 12
 
 # Longest pause between two tries to set weights, in blocks.
 MAX_WEIGHTS_PAUSE_BLOCKS = 16
@@ -53,7 +56,8 @@ class State:
 
     That is `rounds_done`, its closed rounds; `running`, the submissions being scored; `free`, how many more it could
     score at once. entrants: of the round's snapshot, empty between rounds. repeats: intents that gave earlier shares
-    again, of the newest round. last_start_block: of the newest round, open or not; None before the first.
+    again, of the newest round; unsettled: intents of any round without an outcome. last_start_block: of the newest
+    round, open or not; None before the first.
     """
 
     hotkey: str
@@ -69,6 +73,7 @@ class State:
     running: frozenset[SubmissionKey] = frozenset()
     free: int = 1
     repeats: Sequence[WeightIntent] = ()
+    unsettled: Sequence[WeightIntent] = ()
     has_last_shares: bool = False
     last_start_block: int | None = None
 
@@ -143,9 +148,9 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
         return _open_round(state, view, policy)
     is_over = view.block >= state.round.end_block
     work = _next_work(state, state.round, view, now, policy)
-    unknown = [intent for intent in state.intents if intent.outcome is None]
-    if unknown:
-        return _settle(unknown[-1], state, view) or _or_wait(None if is_over else work, unknown[-1])
+    if state.unsettled:
+        # Settled above where that can be told. Another landing meanwhile could not be told from this one.
+        return _or_wait(None if is_over else work, state.unsettled[-1])
     is_settled = _is_settled(state, view, policy)
     if is_over and (is_settled or state.intents):
         return CloseRound(is_settled)
@@ -163,17 +168,15 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
 def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
     """The last shares given again, when new ones are so late that the chain would soon count this hotkey as inactive.
 
-    Needs no evaluation set, model or round: whatever keeps this validator from scoring, it is done.
+    Before that, what became of earlier weights is settled. Needs no evaluation set, model or round: whatever keeps this
+    validator from scoring, it is done.
     """
     me = view.by_hotkey.get(state.hotkey)
     if not policy.sets_weights or me is None:
         return None
-    unknown = [intent for intent in state.repeats if intent.outcome is None]
-    if unknown:
-        return _settle(unknown[-1], state, view)
+    if state.unsettled:
+        return _settle(state.unsettled[-1], state, view)
     if not state.has_last_shares or not view.activity_cutoff:
-        return None
-    if any(intent.outcome is None for intent in state.intents):
         return None
     due_block = me.last_update_block + int(view.activity_cutoff * REPEAT_AT)
     recent = [intent for intent in state.repeats if intent.block >= due_block]
@@ -208,23 +211,35 @@ def plan_queue(
     entrants: Mapping[SubmissionKey, Entrant],
     verdicts: Mapping[SubmissionKey, Verdict],
     copies: Mapping[SubmissionKey, DuplicateOf],
+    datasets: Container[SubmissionKey],
     attempts: Mapping[SubmissionKey, Attempt],
     now: float,
     policy: Policy,
 ) -> tuple[SubmissionKey, ...]:
-    """Whose turn it is in a new round, in order: all who have no verdict and stand in the way of none."""
+    """Whose turn it is in a new round, in order: who is no copy, not parked, and has something left to be found out."""
     waiting = [
         entrant
         for key, entrant in entrants.items()
-        if key not in verdicts and key not in copies and not _is_parked(attempts.get(key), now)
+        if _is_open(key, verdicts, datasets) and key not in copies and not _is_parked(attempts.get(key), now)
     ]
-    last_tried = {key: attempt.next_at for key, attempt in attempts.items()}
-    return tuple(order_entries(waiting, last_tried, policy.miner_duplicate_sample_size))
+    resting = {key for key, attempt in attempts.items() if attempt.next_at > now}
+    return tuple(order_entries(waiting, resting, policy.miner_duplicate_sample_size))
+
+
+def _is_open(key: SubmissionKey, verdicts: Mapping[SubmissionKey, Verdict], datasets: Container[SubmissionKey]) -> bool:
+    """True without a verdict, or with a loss whose rows are forgotten: they are read again, or a copy could hide."""
+    verdict = verdicts.get(key)
+    return verdict is None or (verdict.loss is not None and key not in datasets)
 
 
 def closing_block(current: Round, policy: Policy) -> int:
     """From here on weights are set, done or not. A short round keeps at least its first half for the work."""
     return current.end_block - min(policy.block_threshold, (current.end_block - current.start_block) // 2)
+
+
+def is_stuck(attempt: Attempt) -> bool:
+    """True for a submission that was tried so often, whoever's fault it is, that weights no longer wait for it."""
+    return attempt.host_failures >= MAX_HOST_FAILURES or attempt.remote_failures >= MAX_REMOTE_FAILURES
 
 
 def _is_parked(attempt: Attempt | None, now: float) -> bool:
@@ -242,7 +257,7 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
         key
         for key in current.queue
         if key.hotkey in present
-        and key not in state.verdicts
+        and _is_open(key, state.verdicts, state.datasets)
         and key not in state.running
         and state.entrants[key].refusal is None
         and not _is_parked(state.attempts.get(key), now)
@@ -251,7 +266,9 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     unchecked = [key for key in ready if key not in state.datasets]
     if unchecked:
         return CheckDataset(unchecked[0])
-    scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in current.queue)
+    # Who is in the queue without a seed had a loss before: only its rows are to be read again.
+    seeded = (entry.key for entry in current.entries if entry.lucky_num is not None)
+    scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in seeded)
     has_room = scored + len(state.running) < policy.miner_sample_size
     scorable = [key for key in open_keys if has_room and key in state.datasets and key not in state.copies]
     due = [key for key in scorable if key in ready]

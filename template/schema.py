@@ -51,7 +51,7 @@ def m001_initial(execute: Execute) -> None:
 
 
 def m002_snapshots(execute: Execute) -> None:
-    """Rounds that hold everybody who stood at their block; seals; weights by hotkey; what the validator is doing.
+    """Rounds that hold everybody who stood at their block; openings of seals; weights by hotkey; the activity.
 
     A round that was open had only its queue, so it ends here and the next tick opens another.
     """
@@ -65,10 +65,16 @@ def m002_snapshots(execute: Execute) -> None:
             uid INTEGER NOT NULL, block INTEGER NOT NULL, rank_block INTEGER NOT NULL,
             registration_block INTEGER NOT NULL, lucky_num INTEGER, seed_block INTEGER, turn INTEGER,
             PRIMARY KEY (round_id, hotkey)) WITHOUT ROWID""",
-        """CREATE TABLE seals (
-            hotkey TEXT NOT NULL, block INTEGER NOT NULL, reveal_round INTEGER NOT NULL,
-            PRIMARY KEY (hotkey, block)) WITHOUT ROWID""",
+        "ALTER TABLE rounds ADD COLUMN lucky_num_from TEXT NOT NULL DEFAULT 'random'",
+        "ALTER TABLE rounds ADD COLUMN seed_period INTEGER",
+        """CREATE TABLE openings (
+            hotkey TEXT NOT NULL, reveal_block INTEGER NOT NULL, commit_block INTEGER NOT NULL,
+            PRIMARY KEY (hotkey, reveal_block)) WITHOUT ROWID""",
+        "ALTER TABLE submissions ADD COLUMN open_block INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE submissions ADD COLUMN missing_block INTEGER NOT NULL DEFAULT 0",
+        "UPDATE submissions SET open_block = first_block",
         "ALTER TABLE weight_intents ADD COLUMN shares TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE weight_intents ADD COLUMN registrations TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE weight_intents ADD COLUMN is_repeat INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE receipts ADD COLUMN round_id INTEGER",
         # Those of the first release are of no round that has a file.

@@ -5,28 +5,32 @@ derived anew each time: which commitment of a hotkey is current, when the hotkey
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from template.admission import Candidate, DuplicateOf, check_competition, check_registration, find_duplicates
 from template.competition import CommitmentRecord, Competition
 from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.errors import SubmissionError
-from template.records import ChainCommitment, ChainView
+from template.records import ChainView
 from template.scoring import compute_score, shares_from_scores, weights_from_scores
 from template.state import RoundEntry, Standing, Submission, SubmissionKey, Verdict
 
 # Earlier versions of one hotkey's dataset that are held against copies of them.
 MAX_VERSIONS = 8
 
+Openings = Mapping[tuple[str, int], int]
+"""The blocks of sealed commitments by hotkey and the block at which the chain opened them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A registered hotkey's current commitment, which the chain last saw set (or opened, when sealed) at `block`.
+    """A registered hotkey's current commitment.
 
-    rank_block is what earlier and later are judged by: the earliest block at which this hotkey was seen to commit this,
-    unless that was before its registration_block. record is None exactly when `refusal` is not, with the reason.
+    block is the earliest at which everybody could read it, rank_block what earlier and later are judged by: the
+    earliest block at which this hotkey was seen to commit this, in the open or sealed, but later than any at which its
+    file was looked for in vain. Neither counts from before the hotkey's registration_block. record is None exactly when
+    `refusal` is not, with the reason.
     """
 
     key: SubmissionKey
@@ -36,6 +40,10 @@ class Entrant:
     registration_block: int
     record: CommitmentRecord | None
     refusal: SubmissionError | None
+
+    def ranked_last(self, block: int) -> "Entrant":
+        """This entrant ranked behind all who stand at `block`: its file was not there when it was looked for."""
+        return dataclasses.replace(self, rank_block=max(self.rank_block, block + 1))
 
     def to_entry(self, *, lucky_num: int | None, seed_block: int | None) -> RoundEntry:
         """The entry in a round that `read_entry` makes this entrant of."""
@@ -50,54 +58,60 @@ class Entrant:
         )
 
 
-def current_submissions(view: ChainView, seals: Mapping[str, Sequence[int]] = MappingProxyType({})) -> list[Submission]:
+def current_submissions(view: ChainView, openings: Openings | None = None) -> list[Submission]:
     """The readable commitments in `view`, of registered hotkeys and others, as of its block.
 
-    seals: blocks at which each hotkey was seen to commit under seal, earliest first. What the chain has opened counts
-    from the last of them before it did, since it no longer tells itself; from the opening where none was seen.
+    openings: where the ones were made that the chain has opened, {(hotkey, reveal block): block}, which it no longer
+    tells itself; one that is not among them is left out. None: they count from their opening.
     """
-    return [
-        Submission(hotkey=one.hotkey, entry=one.text, first_block=_commit_block(one, seals), block=one.block)
-        for one in view.commitments
-        if one.text is not None
-    ]
+    found = []
+    for one in view.commitments:
+        opened = (one.hotkey, one.block)
+        if one.text is None or (one.is_revealed and openings is not None and opened not in openings):
+            continue
+        first_block = openings[opened] if one.is_revealed and openings is not None else one.block
+        now = Submission(
+            hotkey=one.hotkey, entry=one.text, first_block=first_block, block=one.block, open_block=one.block
+        )
+        found.append(now)
+    return found
 
 
-def _commit_block(commitment: ChainCommitment, seals: Mapping[str, Sequence[int]]) -> int:
-    """The block at which the hotkey made the commitment, as far as is known."""
-    if not commitment.is_revealed:
-        return commitment.block
-    sealed = [block for block in seals.get(commitment.hotkey, ()) if block <= commitment.block]
-    return max(sealed, default=commitment.block)
-
-
-def current_seals(view: ChainView) -> dict[str, tuple[int, int]]:
-    """The commitments in `view` that are still sealed: (block, reveal round) by hotkey."""
+def unknown_openings(view: ChainView, openings: Openings) -> dict[str, int]:
+    """The reveal blocks, by registered hotkey, of opened commitments of which it is not known where they were made."""
+    registered = view.by_hotkey
     return {
-        one.hotkey: (one.block, one.reveal_round)
+        one.hotkey: one.block
         for one in view.commitments
-        if one.text is None and one.reveal_round is not None
+        if one.is_revealed and one.hotkey in registered and (one.hotkey, one.block) not in openings
     }
 
 
 def find_entrants(
-    view: ChainView, seen: Mapping[SubmissionKey, Submission], competition: Competition
+    view: ChainView,
+    seen: Mapping[SubmissionKey, Submission],
+    competition: Competition,
+    openings: Openings | None = None,
 ) -> dict[SubmissionKey, Entrant]:
     """The entrants of `view`; `seen` is every submission ever recorded, those of `view` among them."""
     neurons = view.by_hotkey
     entrants = {}
-    for now in current_submissions(view):
+    for now in current_submissions(view, openings):
         neuron = neurons.get(now.hotkey)
         if neuron is None:
             continue
-        first_block = seen[now.key].first_block if now.key in seen else now.block
-        is_old_life = first_block <= neuron.registration_block
+        born = neuron.registration_block
+        past = seen.get(now.key, now)
+        # A snapshot of the past may show a commitment that was only recorded when it was set again, later.
+        first_block = min(past.first_block, now.first_block)
+        open_block = min(past.open_block, now.open_block)
+        rank_block = now.open_block if first_block <= born else first_block
         entry = RoundEntry(
             key=now.key,
             uid=neuron.uid,
-            block=now.block,
-            rank_block=now.block if is_old_life else first_block,
-            registration_block=neuron.registration_block,
+            block=now.open_block if open_block <= born else open_block,
+            rank_block=max(rank_block, past.missing_block + 1) if past.missing_block else rank_block,
+            registration_block=born,
         )
         entrants[now.key] = read_entry(entry, competition)
     return entrants
@@ -163,30 +177,49 @@ def _as_candidate(key: SubmissionKey, block: int, row_keys: tuple[bytes, ...]) -
     return Candidate(hotkey=key.hotkey, commit=key.entry, block=block, row_keys=row_keys)
 
 
+def eligible_datasets(
+    datasets: Mapping[SubmissionKey, tuple[bytes, ...]], verdicts: Mapping[SubmissionKey, Verdict]
+) -> dict[SubmissionKey, tuple[bytes, ...]]:
+    """Those that can be originals or copies: what was refused after its check is neither."""
+    return {key: rows for key, rows in datasets.items() if key not in verdicts or verdicts[key].reason is None}
+
+
 def make_standings(
     competition: Competition,
     entrants: Mapping[SubmissionKey, Entrant],
     verdicts: Mapping[SubmissionKey, Verdict],
     copies: Mapping[SubmissionKey, DuplicateOf],
+    datasets: Container[SubmissionKey],
 ) -> list[Standing]:
-    """One line per entrant, with the share that its score is of all scores as its weight."""
-    lines = [_judge(entrant, competition, verdicts, copies) for entrant in entrants.values()]
+    """One line per entrant, with the share that its score is of all scores as its weight.
+
+    datasets: those whose rows are known. A loss alone counts for nothing: nobody could tell whether it is a copy's.
+    """
+    known = {key: verdict for key, verdict in verdicts.items() if verdict.loss is None or key in datasets}
+    lines = [_judge(entrant, competition, known, copies) for entrant in entrants.values()]
     shares = shares_from_scores({line.key.hotkey: line.score for line in lines})
     return [dataclasses.replace(line, weight=shares.get(line.key.hotkey, 0.0)) for line in lines]
 
 
 def choose_shares(
-    lines: Sequence[Standing], last_shares: Mapping[str, float], owner_hotkey: str
+    lines: Sequence[Standing],
+    last_shares: Mapping[str, float],
+    owner_hotkey: str,
+    *,
+    stuck: Container[SubmissionKey] = (),
 ) -> Mapping[str, float]:
     """What each hotkey gets, summing to 1; empty when nothing can be said yet.
 
     The table's own weights where there are any. While some still wait for their turn, a table in which nobody has a
     score says nothing: then the shares that were given last are given again. When all were judged and nobody has a
-    score, all goes to the subnet owner, which burns it.
+    score, all goes to the subnet owner, which burns it. stuck: those that are waited for no longer, provided that some
+    other has a loss; a machine that can score none burns nothing.
     """
     if any(line.weight > 0.0 for line in lines):
         return {line.key.hotkey: line.weight for line in lines if line.weight > 0.0}
-    if any(line.reason is None and line.loss is None for line in lines):
+    waiting = [line.key for line in lines if line.reason is None and line.loss is None]
+    can_score = any(line.loss is not None for line in lines)
+    if any(not can_score or key not in stuck for key in waiting):
         return last_shares
     return {owner_hotkey: 1.0}
 
@@ -247,11 +280,11 @@ def score_of(loss: float, competition: Competition) -> float:
 
 
 def order_entries(
-    entrants: Iterable[Entrant], last_tried: Mapping[SubmissionKey, float], limit: int
+    entrants: Iterable[Entrant], resting: Container[SubmissionKey], limit: int
 ) -> Sequence[SubmissionKey]:
-    """At most `limit` submissions in the order of their turns: never tried before by rank block, then longest wait."""
+    """At most `limit` submissions in the order of their turns: by rank block, those that rest after a failure last."""
     ready = sorted(
         (entrant for entrant in entrants if entrant.refusal is None),
-        key=lambda entrant: (last_tried.get(entrant.key, float("-inf")), entrant.rank_block, entrant.key),
+        key=lambda entrant: (entrant.key in resting, entrant.rank_block, entrant.key),
     )
     return [entrant.key for entrant in ready[:limit]]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from template.errors import Reason
@@ -21,13 +21,17 @@ class Submission:
     """A commitment as seen on chain.
 
     block: where the chain last saw it set; a re-commit of the same text moves it. first_block: the earliest block it
-    was ever seen at, which a re-commit does not move.
+    was ever seen at, which a re-commit does not move. open_block: the earliest at which everybody could read it: later
+    than first_block for one that was sealed. missing_block: the last at which its file was looked for in vain, 0 for
+    never.
     """
 
     hotkey: str
     entry: str
     first_block: int
     block: int
+    open_block: int
+    missing_block: int = 0
 
     @property
     def key(self) -> SubmissionKey:
@@ -78,9 +82,8 @@ class Attempt:
 class RoundEntry:
     """One registered hotkey's commitment as the block of a round showed it.
 
-    block: where the chain last saw it set. rank_block: what earlier and later are judged by, see
-    `template.standing.Entrant`. lucky_num: the seed of its score in this round, and seed_block the block whose hash
-    gave it; both None for an entry that is not to be scored in this round, seed_block also for a seed that was drawn.
+    block and rank_block: as in `template.standing.Entrant`. lucky_num: the seed of its score, and seed_block the block
+    whose hash gave it; both None for an entry that is not to be scored, seed_block also for a seed that was drawn.
     """
 
     key: SubmissionKey
@@ -99,7 +102,8 @@ class Round:
     entries: everybody who stood in the competition at start_block, by uid, which is all that the round's weights are
     made of. queue: whose turn it is, in order, a part of the entries. lucky_num: the seed drawn for the round; with
     seeds from the chain, that of start_block. opened_block: the newest block when the round was fixed, start_block or
-    later. All is fixed before the first training, so that a restart goes on with the same. id 0: not stored.
+    later. lucky_num_from and seed_period: see `template.validator_config.LuckyNumFrom`. All is fixed before the first
+    training, so that a restart goes on with the same. id 0: not stored.
     """
 
     start_block: int
@@ -109,6 +113,8 @@ class Round:
     lucky_num: int
     entries: tuple[RoundEntry, ...]
     queue: tuple[SubmissionKey, ...]
+    lucky_num_from: str = "random"
+    seed_period: int | None = None
     id: int = 0
 
 
@@ -132,7 +138,8 @@ class Standing:
 class WeightIntent:
     """Weights {uid: share} decided at `block`; outcome is None while it is not known what became of them.
 
-    shares: the same by hotkey, which is what can be given again when uids have changed hands. is_repeat: they are an
+    shares: the same by hotkey, which is what can be given again when uids have changed hands; registrations: the block
+    at which each of those hotkeys had registered when it earned its share. is_repeat: they are an
     earlier round's, given again so that this hotkey does not count as inactive.
     """
 
@@ -143,6 +150,7 @@ class WeightIntent:
     created_at: float
     outcome: WeightOutcome | None
     finished_at: float | None
+    registrations: Mapping[str, int] = field(default_factory=dict)
     is_repeat: bool = False
 
 

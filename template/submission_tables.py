@@ -1,12 +1,15 @@
-"""What the state file knows of contests and submissions: commitments seen, seals, datasets, verdicts, receipts, tries.
+"""What the state file knows of contests and submissions: commitments, datasets, verdicts, receipts, tries.
 
 Times are POSIX seconds in UTC; blocks are chain blocks. A submission is keyed by hotkey and by `entry`, the text
 committed on chain: the same commit under another repository or competition is another submission.
 """
 
+import dataclasses
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 from template.competition import Competition
 from template.errors import Reason
@@ -16,6 +19,11 @@ from template.state_file import StateFile
 
 class SubmissionTables(StateFile):
     """The tables that are keyed by submission."""
+
+    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
+        super().__init__(path, is_read_only=is_read_only)
+        self.is_read_only = is_read_only
+        self._known_verdicts: dict[int, dict[SubmissionKey, Verdict]] = {}
 
     def open_contest(self, competition: Competition, hyperparameters_digest: str, model: str, now: float) -> Contest:
         """The contest with exactly these inputs, recorded at its first use; verdicts belong to one contest."""
@@ -38,31 +46,45 @@ class SubmissionTables(StateFile):
         births = registered or {}
         with self.atomic() as db:
             db.executemany(
-                "INSERT INTO submissions (hotkey, entry, first_block, block)"
-                " VALUES (:hotkey, :entry, :first_block, :block)"
-                " ON CONFLICT DO UPDATE SET block = :block, first_block ="
-                " CASE WHEN first_block <= :born THEN :first_block ELSE min(first_block, :first_block) END",
+                "INSERT INTO submissions (hotkey, entry, first_block, block, open_block)"
+                " VALUES (:hotkey, :entry, :first_block, :block, :open_block) ON CONFLICT DO UPDATE SET block = :block,"
+                " first_block = CASE WHEN first_block <= :born THEN :first_block"
+                " ELSE min(first_block, :first_block) END,"
+                " open_block = CASE WHEN open_block <= :born THEN :open_block ELSE min(open_block, :open_block) END,"
+                " missing_block = CASE WHEN open_block <= :born THEN 0 ELSE missing_block END",
                 [{**vars(one), "born": births.get(one.hotkey, -1)} for one in seen],
             )
 
     def submissions(self) -> dict[SubmissionKey, Submission]:
         """Every submission ever seen."""
-        rows = self.rows("SELECT hotkey, entry, first_block, block FROM submissions")
+        rows = self.rows("SELECT hotkey, entry, first_block, block, open_block, missing_block FROM submissions")
         return {SubmissionKey(row["hotkey"], row["entry"]): Submission(**dict(row)) for row in rows}
 
-    def see_seals(self, seen: Mapping[str, tuple[int, int]]) -> None:
-        """Records sealed commitments, {hotkey: (block, reveal round)}: once open, the chain forgets the block."""
+    def miss_submission(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
+        """Records that the submission's file was looked for in vain, which costs it its rank up to there.
+
+        is_found: it is there now; the mark is moved only where there is one.
+        """
+        least = 1 if is_found else 0
         with self.atomic() as db:
-            db.executemany(
-                "INSERT OR IGNORE INTO seals VALUES (?, ?, ?)", [(hotkey, *seal) for hotkey, seal in seen.items()]
+            db.execute(
+                "UPDATE submissions SET missing_block = ? WHERE hotkey = ? AND entry = ?"
+                " AND missing_block < ? AND missing_block >= ?",
+                (block, *key, block, least),
             )
 
-    def seals(self) -> dict[str, tuple[int, ...]]:
-        """The blocks of every sealed commitment ever seen, earliest first, by hotkey."""
-        found: dict[str, tuple[int, ...]] = {}
-        for row in self.rows("SELECT hotkey, block FROM seals ORDER BY block"):
-            found[row["hotkey"]] = (*found.get(row["hotkey"], ()), row["block"])
-        return found
+    def see_openings(self, found: Mapping[tuple[str, int], int]) -> None:
+        """Records where sealed commitments were made that the chain has opened: {(hotkey, reveal block): block}."""
+        with self.atomic() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO openings VALUES (?, ?, ?)",
+                [(*seal, block) for seal, block in found.items()],
+            )
+
+    def openings(self) -> dict[tuple[str, int], int]:
+        """Where sealed commitments were made: {(hotkey, reveal block): block}."""
+        rows = self.rows("SELECT hotkey, reveal_block, commit_block FROM openings")
+        return {(row["hotkey"], row["reveal_block"]): row["commit_block"] for row in rows}
 
     def record_dataset(
         self, contest: Contest, key: SubmissionKey, *, sha256: str, row_keys: Sequence[bytes], now: float
@@ -104,35 +126,35 @@ class SubmissionTables(StateFile):
                     (contest.id, *key, verdict.receipt),
                 )
             db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (contest.id, *key))
+        if contest.id in self._known_verdicts:
+            self._known_verdicts[contest.id][key] = dataclasses.replace(verdict, receipt=None)
 
-    def verdicts(self, contest: Contest) -> dict[SubmissionKey, Verdict]:
-        """Every verdict of the contest, without the receipts."""
+    def verdicts(self, contest: Contest) -> Mapping[SubmissionKey, Verdict]:
+        """Every verdict of the contest, without the receipts.
+
+        The one who writes them is asked at every tick and keeps them in memory; whoever only reads reads anew.
+        """
+        if self.is_read_only:
+            return self._read_verdicts(contest)
+        if contest.id not in self._known_verdicts:
+            self._known_verdicts[contest.id] = self._read_verdicts(contest)
+        return MappingProxyType(self._known_verdicts[contest.id])
+
+    def _read_verdicts(self, contest: Contest) -> dict[SubmissionKey, Verdict]:
         rows = self.rows(
             "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE contest_id = ?", contest.id
         )
         return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
 
-    def forget_refusals(
-        self,
-        contest: Contest,
-        reasons: Sequence[Reason],
-        *,
-        before: float,
-        is_final: Callable[[SubmissionKey], bool] = lambda key: False,
-    ) -> None:
-        """Takes back the refusals for these reasons that are older than the time `before`, but the final ones."""
+    def forget_refusals(self, contest: Contest, reasons: Sequence[Reason], *, before: float) -> None:
+        """Takes back the refusals for these reasons that are older than the time `before`."""
         marks = ", ".join("?" * len(reasons))
-        found = self.rows(
-            f"SELECT hotkey, entry FROM verdicts WHERE contest_id = ? AND decided_at < ? AND reason IN ({marks})",
-            contest.id, before, *map(str, reasons),
-        )  # fmt: skip
-        keys = [key for key in (SubmissionKey(*row) for row in found) if not is_final(key)]
-        if keys:
+        where = f"contest_id = ? AND decided_at < ? AND reason IN ({marks})"
+        values = (contest.id, before, *map(str, reasons))
+        if self.rows(f"SELECT 1 FROM verdicts WHERE {where} LIMIT 1", *values):
             with self.atomic() as db:
-                db.executemany(
-                    "DELETE FROM verdicts WHERE contest_id = ? AND hotkey = ? AND entry = ?",
-                    [(contest.id, *key) for key in keys],
-                )
+                db.execute(f"DELETE FROM verdicts WHERE {where}", values)
+            self._known_verdicts.pop(contest.id, None)
 
     def receipt(self, contest: Contest, key: SubmissionKey) -> str | None:
         """The receipt of a scored submission, None when it was not scored."""
@@ -177,6 +199,19 @@ class SubmissionTables(StateFile):
         """What has a receipt that belongs to no round yet."""
         rows = self.rows("SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", contest.id)
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
+
+    def prune_seen(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:
+        """Forgets commitments and openings of before that block, but those of the submissions in `keep`."""
+        seen = self.rows("SELECT hotkey, entry FROM submissions WHERE block < ?", before_block)
+        gone = [tuple(row) for row in seen if SubmissionKey(*row) not in keep]
+        hotkeys = {key.hotkey for key in keep}
+        old = self.rows("SELECT hotkey, reveal_block FROM openings WHERE reveal_block < ?", before_block)
+        with self.atomic() as db:
+            db.executemany("DELETE FROM submissions WHERE hotkey = ? AND entry = ?", gone)
+            db.executemany(
+                "DELETE FROM openings WHERE hotkey = ? AND reveal_block = ?",
+                [tuple(row) for row in old if row["hotkey"] not in hotkeys],
+            )
 
     def prune_submissions(
         self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float

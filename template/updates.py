@@ -1,8 +1,12 @@
 """Follows signed release tags of a git remote, for the operator who asked for it. The only caller of git and pip.
 
 A release is an annotated tag vX.Y.Z with an SSH signature by a key of `contrib/allowed_signers` as it stood when this
-process started: what a release brings along decides about the next one, never about itself. Packages are installed
-before the code is switched, so that a process killed at any point finds code and packages that work together.
+process started: what a release brings along decides about the next one, never about itself.
+
+Packages are installed before the code is switched, so a release whose packages cannot be had changes no code. A process
+killed in between leaves old code beside new packages, one killed inside pip an environment that may not even start:
+`contrib/start.sh`, by which pm2 and systemd start every neuron, then has `scripts/setup.sh` complete it for the code
+that is checked out.
 """
 
 import fcntl
@@ -241,7 +245,10 @@ class Updater:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps a second neuron of this checkout from updating it meanwhile. Raises: HostError when one does."""
+        """Keeps another neuron of this checkout from updating it, or being started, meanwhile.
+
+        Raises: HostError when one does.
+        """
         with (self._git_dir / "updates.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

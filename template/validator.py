@@ -14,7 +14,6 @@ from loguru import logger
 
 from template import schedule, standing
 from template.admission import DuplicateOf
-from template.competition import CommitmentRecord
 from template.errors import ConfigError, HostError, RemoteError
 from template.housekeeping import Housekeeper
 from template.judging import MISSING, Judge
@@ -35,6 +34,9 @@ MISSING_AGAIN_S = 6 * 3600.0
 
 # Seconds that a tick rests at most after failures in a row: three chances in every weights window.
 MAX_REST_S = 300.0
+
+# Blocks after which a commitment that was sealed counts from its opening, when no node tells where it was made.
+OPENING_PATIENCE_BLOCKS = 50
 
 # Seconds between two looks for a newer release, for which the scores under way are waited for.
 UPDATE_EVERY_S = 3600.0
@@ -80,6 +82,7 @@ class Validator:
         # What the store and the last view imply, kept so that an idle tick costs little.
         self._recorded: object = None
         self._seen: Mapping[SubmissionKey, Submission] = {}
+        self._openings: standing.Openings = store.openings()
         self._entrants: tuple[int, Mapping[SubmissionKey, Entrant]] = (0, {})
         self._copies: Mapping[SubmissionKey, DuplicateOf] = {}
         self._copies_of: object = None
@@ -118,7 +121,7 @@ class Validator:
 
     def tick(self) -> bool:
         """One bounded step. Returns True when nothing more is to be done, ever."""
-        view = self._chain.view()
+        view = self._read_view()
         self._admit(view)
         self._record_submissions(view)
         state = self._load_state(view)
@@ -128,6 +131,15 @@ class Validator:
             return self._perform(action, state, view)
         finally:
             self._reporter.tell(action, state, view)
+
+    def _read_view(self) -> ChainView:
+        try:
+            return self._chain.view()
+        except ConfigError as error:
+            if not self._is_admitted:
+                raise
+            # The settings were right before, so it is the node that is not.
+            raise RemoteError(f"the chain's answer makes no sense: {error}") from error
 
     def _admit(self, view: ChainView) -> None:
         """Raises: ConfigError when the hotkey that is to set weights has no uid at the start."""
@@ -167,7 +179,11 @@ class Validator:
 
     def _open_contest(self, model: str, pool: Pool) -> None:
         digest = self._executor.training_args.hyperparameters.digest
-        contest = self._store.open_contest(self.config.competition, digest, model, self._now())
+        period = self.config.seed_period
+        self._refuse_lost_gpu(model)
+        # Losses under seeds from the chain are compared with none under other seeds, nor of another period.
+        name = model if period is None else f"{model} seeds from every {period} blocks"
+        contest = self._store.open_contest(self.config.competition, digest, name, self._now())
         self._model = model
         self._judge = Judge(
             self.config, contest, pool,
@@ -175,16 +191,40 @@ class Validator:
         )  # fmt: skip
         self._copies_of = None
 
+    def _refuse_lost_gpu(self, model: str) -> None:
+        """Raises: HostError when scores ran on a GPU before, none is found now, and nobody asked for another device."""
+        before = self._store.last_model()
+        is_lost = before is not None and _device_of(before) == "cuda" and _device_of(model) != "cuda"
+        if is_lost and not self.config.is_device_chosen:
+            raise HostError("scores ran on a GPU before, and none is found; --device cpu goes on without one")
+
     def _record_submissions(self, view: ChainView) -> None:
         """Records what is committed, unless it is what this process recorded last."""
         births = {neuron.hotkey: neuron.registration_block for neuron in view.neurons}
-        if (view.commitments, births) == self._recorded:
+        unknown = standing.unknown_openings(view, self._openings)
+        if unknown:
+            self._openings = {**self._openings, **self._find_openings(unknown, view)}
+        if (view.commitments, births, self._openings) == self._recorded:
             return
-        if seals := standing.current_seals(view):
-            self._store.see_seals(seals)
-        self._store.see_submissions(standing.current_submissions(view, self._store.seals()), births)
+        self._store.see_submissions(standing.current_submissions(view, self._openings), births)
         self._seen = self._store.submissions()
-        self._recorded = (view.commitments, births)
+        self._recorded = (view.commitments, births, self._openings)
+
+    def _find_openings(self, unknown: Mapping[str, int], view: ChainView) -> dict[tuple[str, int], int]:
+        """Where these commitments were made, by hotkey and the block at which the chain opened them.
+
+        The chain's state of the block before tells it, to everybody alike. Where no node has that state any more, they
+        count from their opening, until this process ends; while it may yet be had, they are left out.
+        """
+        try:
+            found = self._chain.sealed_blocks(unknown)
+        except RemoteError as error:
+            logger.warning("where {} opened commitments were made is not known: {}", len(unknown), error)
+            late = view.block - OPENING_PATIENCE_BLOCKS
+            return {(hotkey, block): block for hotkey, block in unknown.items() if block < late}
+        openings = {(hotkey, block): found.get(hotkey, block) for hotkey, block in unknown.items()}
+        self._store.see_openings(openings)
+        return openings
 
     def _load_state(self, view: ChainView) -> State:
         """Everything the decision rests on; results of the workers are recorded first, so that they count in it."""
@@ -196,8 +236,7 @@ class Validator:
         intents = store.intents(round_id) if round_id is not None else []
         entrants = self._read_entrants(current)
         if judge is not None and current is None:
-            before = self._now() - MISSING_AGAIN_S
-            store.forget_refusals(judge.contest, MISSING, before=before, is_final=_is_promise)
+            store.forget_refusals(judge.contest, MISSING, before=self._now() - MISSING_AGAIN_S)
         return State(
             hotkey="" if self.config.is_offline else self._chain.hotkey,
             round=current,
@@ -209,6 +248,7 @@ class Validator:
             attempts=store.attempts(judge.contest) if judge else {},
             intents=[intent for intent in intents if not intent.is_repeat],
             repeats=[intent for intent in intents if intent.is_repeat],
+            unsettled=store.unsettled(),
             has_standings=current is not None and store.has_standings(current.id),
             has_last_shares=store.last_accepted() is not None,
             last_start_block=store.last_start_block(judge.contest) if judge else None,
@@ -240,9 +280,11 @@ class Validator:
         self, judge: Judge, entrants: Mapping[SubmissionKey, Entrant]
     ) -> Mapping[SubmissionKey, DuplicateOf]:
         """The copies, found anew only when something that decides them changed since the last tick."""
-        decisive = (judge.contest, entrants, self._seen, len(judge.datasets))
+        verdicts = self._store.verdicts(judge.contest)
+        decisive = (judge.contest, entrants, self._seen, frozenset(judge.datasets), len(verdicts))
         if decisive != self._copies_of:
-            self._copies = standing.find_copies(entrants, self._seen, judge.datasets)
+            known = standing.eligible_datasets(judge.datasets, verdicts)
+            self._copies = standing.find_copies(entrants, self._seen, known)
             self._copies_of = decisive
         return self._copies
 
@@ -252,12 +294,12 @@ class Validator:
         match action:
             case schedule.OpenRound(start_block, end_block):
                 return self._open_round(view, start_block, end_block) or self.stop.is_set()
-            case schedule.CheckDataset(key) | schedule.ScoreDataset(key):
+            case schedule.CheckDataset() | schedule.ScoreDataset():
                 assert current is not None and self._judge is not None
-                self._judge_one(action, current, state.attempts.get(key, Attempt()), view)
+                self._judge_one(action, current, state, view)
             case schedule.SetWeights():
                 assert current is not None
-                self._scale.set_weights(current, state, view)
+                self._scale.set_weights(self.contest, current, state, view)
             case schedule.RepeatWeights():
                 self._scale.repeat_weights(self._store.last_round_id() or 0, view)
             case schedule.SettleIntent(intent_id, is_accepted):
@@ -280,12 +322,13 @@ class Validator:
             self.stop.wait(self.config.poll_s)
 
     def _judge_one(
-        self, action: schedule.CheckDataset | schedule.ScoreDataset, current: Round, attempt: Attempt, view: ChainView
+        self, action: schedule.CheckDataset | schedule.ScoreDataset, current: Round, state: State, view: ChainView
     ) -> None:
         assert self._judge is not None
         entry = next(entry for entry in current.entries if entry.key == action.key)
+        attempt = state.attempts.get(action.key, Attempt())
         if isinstance(action, schedule.CheckDataset):
-            self._judge.check(entry, view.block, attempt)
+            self._judge.check(entry, view.block, attempt, is_judged=action.key in state.verdicts)
         else:
             assert entry.lucky_num is not None, "whoever is in the queue has a seed"
             self._judge.start(entry, entry.lucky_num, attempt)
@@ -303,8 +346,14 @@ class Validator:
         assert self._judge is not None
         snapshot = view if start_block == view.block else self._chain.view(start_block)
         self._record_submissions(snapshot)
+        if standing.unknown_openings(snapshot, self._openings):
+            raise RemoteError("no round can open: it is not known where some opened commitments were made")
+        # With the ranks that were lost since by files that were not there.
+        self._seen = self._store.submissions()
         running = frozenset(one.key for one in self._executor.running())
-        self._opener.open(self._judge, snapshot, running, self._seen, opened_block=view.block, end_block=end_block)
+        self._opener.open(
+            self._judge, snapshot, running, self._seen, self._openings, opened_block=view.block, end_block=end_block
+        )
         return False
 
     def _close_round(self, judge: Judge, current: Round, state: State, *, is_settled: bool) -> None:
@@ -322,6 +371,6 @@ class Validator:
         self._housekeeper.tidy(judge, current, self._seen)
 
 
-def _is_promise(key: SubmissionKey) -> bool:
-    """True for a file promised by its digest: refused for not coming in time, it is refused for good."""
-    return CommitmentRecord.parse(key.entry).is_content_addressed
+def _device_of(model: str) -> str:
+    """The kind of device in a model's name, see `template.workers.Scorer.load`."""
+    return model.split(" ")[1] if " " in model else ""

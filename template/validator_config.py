@@ -21,6 +21,7 @@ class ChainSeam(Protocol):
     def hotkey(self) -> str: ...
     def view(self, block: int | None = None) -> ChainView: ...
     def block_hash(self, block: int) -> str: ...
+    def sealed_blocks(self, reveals: Mapping[str, int]) -> dict[str, int]: ...
     def sign(self, message: bytes) -> str: ...
     def set_weights(self, weights: Mapping[int, float]) -> WeightOutcome: ...
 
@@ -48,8 +49,8 @@ class ValidatorConfig:
     """The operator's choices. poll_s: seconds between looks at the chain when there is nothing to do.
 
     lucky_num: the seed of every score, None for seeds from `lucky_num_from`. is_offline: the chain is read, never
-    written, and the hotkey need not be registered. keep_days: how long receipts and tables of past rounds are kept.
-    round_dir: where the rounds' signed files go, None for nowhere.
+    written, and the hotkey need not be registered. is_device_chosen: the operator said where to score. keep_days: how
+    long receipts and tables of past rounds are kept. round_dir: where the rounds' signed files go, None for nowhere.
     """
 
     competition: Competition
@@ -62,6 +63,7 @@ class ValidatorConfig:
     is_offline: bool = False
     lucky_num: int | None = None
     lucky_num_from: LuckyNumFrom = LuckyNumFrom.RANDOM
+    is_device_chosen: bool = False
     poll_s: float = 6.0
     keep_days: float = 30.0
     hub_token: str | None = field(default=None, repr=False)

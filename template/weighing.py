@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 
 from loguru import logger
 
-from template import standing
+from template import schedule, standing
 from template.records import ChainView, WeightOutcome
 from template.schedule import State
-from template.state import Round, Standing
+from template.state import Contest, Round, Standing
 from template.store import Store
 from template.validator_config import ChainSeam, ValidatorConfig
 
@@ -24,26 +24,31 @@ class Scale:
         self._store = store
         self._now = now
 
-    def set_weights(self, current: Round, state: State, view: ChainView) -> None:
+    def set_weights(self, contest: Contest, current: Round, state: State, view: ChainView) -> None:
         """Makes the round's table and, where the policy says so, submits its weights."""
-        lines = standing.make_standings(self._config.competition, state.entrants, state.verdicts, state.copies)
+        lines = standing.make_standings(
+            self._config.competition, state.entrants, state.verdicts, state.copies, state.datasets
+        )
         for line in lines:
             _tell(line)
         if not self._config.policy.sets_weights:
             self._store.record_standings(current.id, lines)
             return
-        last = self._store.last_accepted()
-        shares = standing.choose_shares(lines, last.shares if last else {}, view.owner_hotkey)
+        last = self._store.last_accepted(contest)
+        stuck = {key for key, attempt in state.attempts.items() if schedule.is_stuck(attempt)}
+        last_shares = last.shares if last else {}
+        shares = standing.choose_shares(lines, last_shares, view.owner_hotkey, stuck=stuck)
         registrations = {entry.key.hotkey: entry.registration_block for entry in current.entries}
-        weights = standing.align_shares(shares, view, registrations)
-        self._submit(current.id, weights, shares, view, lines)
+        if last is not None and shares is last_shares:
+            registrations = dict(last.registrations)
+        self._submit(current.id, shares, registrations, view, lines)
 
     def repeat_weights(self, round_id: int, view: ChainView) -> None:
         """Submits the last shares that the chain took once more, aligned to who holds the uids now."""
         last = self._store.last_accepted()
-        shares = last.shares if last else {}
         logger.warning("no new weights for long: those of an earlier round are given again")
-        self._submit(round_id, standing.align_shares(shares, view, {}), shares, view, None)
+        if last is not None:
+            self._submit(round_id, last.shares, last.registrations, view, None)
 
     def settle(self, intent_id: int, *, is_accepted: bool) -> None:
         """Records what became of an intent whose outcome was not learnt."""
@@ -54,13 +59,20 @@ class Scale:
     def _submit(
         self,
         round_id: int,
-        weights: Mapping[int, float],
         shares: Mapping[str, float],
+        registrations: Mapping[str, int],
         view: ChainView,
         lines: list[Standing] | None,
     ) -> None:
+        weights = standing.align_shares(shares, view, registrations)
         intent_id = self._store.record_intent(
-            round_id, block=view.block, weights=weights, shares=shares, standings=lines, now=self._now()
+            round_id,
+            block=view.block,
+            weights=weights,
+            shares=shares,
+            registrations=registrations,
+            standings=lines,
+            now=self._now(),
         )
         outcome = self._chain.set_weights(weights) if weights else _explain(shares, view)
         self._store.record_outcome(intent_id, outcome, self._now())

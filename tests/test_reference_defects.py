@@ -327,8 +327,8 @@ def test_12b_who_was_first_is_told_by_the_chain_and_not_by_the_poll(net: Net) ->
         net.commit("alice", original.entry)
         run_bounded(bench.validator)
         lines = bench.lines()
-        (entry,) = [one for one in bench.store.last_round().entries if one.key == original]  # type: ignore[union-attr]
-    assert entry.block > entry.rank_block, "committed again, which moves its block on chain and not its rank"
+        seen = bench.store.submissions()[original]
+    assert seen.block > seen.first_block, "committed again, which moves its block on chain and not its rank"
     assert lines[original.hotkey].weight == 1.0
     assert lines[copied.hotkey].reason is Reason.DUPLICATE
 

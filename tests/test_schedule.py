@@ -33,7 +33,7 @@ from template.schedule import (
     plan_queue,
 )
 from template.standing import Entrant
-from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
+from template.state import Attempt, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent
 
 ME = "me"
 NOW = 1000.0
@@ -62,6 +62,10 @@ def make_entrants(blocks: Mapping[SubmissionKey, int], refused: Sequence[Submiss
     }
 
 
+def make_member(key: SubmissionKey, lucky_num: int | None = 7) -> RoundEntry:
+    return RoundEntry(key=key, uid=0, block=10, rank_block=10, registration_block=0, lucky_num=lucky_num)
+
+
 def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **changes: Any) -> State:
     """A round of blocks [100, 460) with these entries, whose rank is their order; nothing is done yet."""
     values: dict[str, Any] = {
@@ -73,7 +77,7 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
             opened_block=start,
             end_block=end,
             lucky_num=7,
-            entries=(),
+            entries=tuple(make_member(key) for key in entries),
             queue=tuple(entries),
         ),
         "rounds_done": 0,
@@ -85,7 +89,11 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
         "intents": (),
         "has_standings": False,
     }
-    return State(**{**values, **changes})
+    values.update(changes)
+    if "datasets" not in changes:
+        values["datasets"] = {key: () for key, verdict in values["verdicts"].items() if verdict.loss is not None}
+    weights = [*values["intents"], *values.get("repeats", ())]
+    return State(**{"unsettled": [intent for intent in weights if intent.outcome is None], **values})
 
 
 def make_idle(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any) -> State:
@@ -102,7 +110,14 @@ def at(block: int, *, last_update: int = 0, registered: int = 0, gone: str = "",
 
 def intent(block: int, outcome: WeightOutcome | None = None, number: int = 1) -> WeightIntent:
     return WeightIntent(
-        id=number, block=block, weights={0: 1.0}, shares={"a": 1.0}, created_at=0.0, outcome=outcome, finished_at=None
+        id=number,
+        block=block,
+        weights={0: 1.0},
+        shares={"a": 1.0},
+        registrations={},
+        created_at=0.0,
+        outcome=outcome,
+        finished_at=None,
     )
 
 
@@ -114,16 +129,32 @@ def plan(
     blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any
 ) -> tuple[SubmissionKey, ...]:
     """The queue of a round that opens with these entrants by rank block."""
-    known: dict[str, Any] = {"verdicts": {}, "copies": {}, "attempts": {}, **changes}
+    known: dict[str, Any] = {"verdicts": {}, "copies": {}, "datasets": {}, "attempts": {}, **changes}
     return plan_queue(make_entrants(blocks, refused), **known, now=NOW, policy=POLICY)
 
 
 # Opening
 
 
-def test_a_queue_has_the_new_by_rank_and_then_the_longest_waiting() -> None:
-    attempts = {A: Attempt(remote_failures=1, next_at=900.0), B: Attempt(remote_failures=1, next_at=800.0)}
-    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (D, E, C, B, A)
+def test_a_queue_goes_by_rank_and_lets_what_rests_after_a_failure_wait() -> None:
+    attempts = {A: Attempt(remote_failures=1, next_at=NOW + 1), B: Attempt(host_failures=1, next_at=NOW)}
+    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (B, D, E, C, A)
+
+
+def test_a_loss_whose_rows_are_forgotten_is_checked_again_and_not_scored_again() -> None:
+    assert plan({A: 1, B: 2}, verdicts={A: SCORED, B: SCORED}, datasets={B: ()}) == (A,)
+    state = make_state(A, B, verdicts={A: SCORED}, datasets={B: ()}, running=frozenset([B]), free=0)
+    assert choose(state, at(100)) == CheckDataset(A)
+    assert isinstance(choose(replace(state, datasets={A: (), B: ()}), at(100)), Wait)
+
+
+def test_what_is_only_checked_again_uses_up_no_sample() -> None:
+    policy = replace(POLICY, miner_sample_size=1)
+    state = make_state(A, B, verdicts={A: SCORED}, datasets={A: (), B: ()})
+    assert choose(state, at(100), policy) == SetWeights()
+    assert state.round is not None
+    again = replace(state.round, entries=(make_member(A, None), make_member(B)))
+    assert choose(replace(state, round=again), at(100), policy) == ScoreDataset(B)
 
 
 def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
@@ -131,6 +162,7 @@ def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
         {A: 1, B: 2, C: 3, D: 4, E: 5, make_key("f"): 6},
         refused=[A],
         verdicts={B: SCORED, C: REFUSED},
+        datasets={B: ()},
         copies={D: COPY},
         attempts={E: Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)},
     )
@@ -269,7 +301,7 @@ def test_a_short_round_keeps_its_first_half_for_the_work(end: int, closing: int)
 def test_after_weights_the_work_goes_on_until_the_end() -> None:
     done = make_state(A, intents=[intent(410, ACCEPTED)])
     assert choose(done, at(420)) == CheckDataset(A)
-    assert isinstance(choose(replace(done, verdicts={A: SCORED}), at(420)), Wait)
+    assert isinstance(choose(replace(done, verdicts={A: SCORED}, datasets={A: ()}), at(420)), Wait)
     assert choose(done, at(460)) == CloseRound(is_settled=True)
 
 
@@ -278,7 +310,7 @@ def test_the_chains_rate_limit_is_waited_for_at_work_if_there_is_any(registered:
     view = at(110, last_update=95, registered=registered, weights_rate_limit=20)
     state = make_state(A, end=120)
     assert choose(state, view) == CheckDataset(A)
-    waiting = choose(replace(state, verdicts={A: SCORED}), view)
+    waiting = choose(replace(state, verdicts={A: SCORED}, datasets={A: ()}), view)
     assert isinstance(waiting, Wait)
     assert "115" in waiting.why
     assert choose(state, replace(view, block=115)) == SetWeights()
@@ -364,6 +396,8 @@ def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
     assert keep_alive(lasting(), make_view(400), POLICY) is None
     assert keep_alive(lasting(), replace(view, activity_cutoff=0), POLICY) is None
     assert keep_alive(lasting(intents=[intent(380)]), view, POLICY) is None
+    lost = replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS)
+    assert keep_alive(lasting(intents=[intent(380)]), lost, POLICY) == SettleIntent(1, False)
 
 
 def test_a_repeat_keeps_to_the_rate_limit_and_to_growing_pauses() -> None:
@@ -381,6 +415,13 @@ def test_a_repeat_of_unknown_fate_is_settled_by_the_chain() -> None:
     assert keep_alive(state, view, POLICY) is None
     assert keep_alive(state, replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS), POLICY) == SettleIntent(1, False)
     assert keep_alive(state, at(383, last_update=381, activity_cutoff=100), POLICY) == SettleIntent(1, True)
+
+
+def test_weights_of_unknown_fate_of_an_earlier_round_are_settled_and_no_others_set_meanwhile() -> None:
+    state = make_state(A, verdicts={A: SCORED}, unsettled=[intent(380)])
+    assert isinstance(choose(state, at(400)), Wait)
+    assert choose(state, at(400, last_update=390)) == SettleIntent(1, True)
+    assert choose(make_idle({}, unsettled=[intent(380)]), at(413)) == SettleIntent(1, False)
 
 
 def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
@@ -407,7 +448,7 @@ def test_a_new_registration_is_no_weight_setting() -> None:
 def test_while_a_fate_is_unknown_work_goes_on_but_no_weights_are_set() -> None:
     state = make_state(A, intents=[intent(420)])
     assert choose(state, at(421)) == CheckDataset(A)
-    assert isinstance(choose(replace(state, verdicts={A: SCORED}), at(421)), Wait)
+    assert isinstance(choose(replace(state, verdicts={A: SCORED}, datasets={A: ()}), at(421)), Wait)
 
 
 def test_a_round_stays_open_at_its_end_until_the_fate_is_known() -> None:
@@ -421,7 +462,7 @@ def test_every_unknown_fate_is_settled() -> None:
     intents = [intent(120, None, 1), intent(130, None, 2)]
     state = make_state(intents=intents)
     assert choose(state, at(140, last_update=135)) == SettleIntent(2, is_accepted=True)
-    state = replace(state, intents=[intents[0], replace(intents[1], outcome=ACCEPTED)])
+    state = replace(state, intents=[intents[0], replace(intents[1], outcome=ACCEPTED)], unsettled=[intents[0]])
     assert choose(state, at(140, last_update=135)) == SettleIntent(1, is_accepted=True)
 
 
@@ -464,7 +505,7 @@ def test_the_last_round_closes_as_soon_as_its_work_and_weights_are_done() -> Non
     state = make_state(A, verdicts={A: SCORED}, intents=[intent(110, ACCEPTED)])
     assert isinstance(choose(state, at(111), policy), Wait)
     assert choose(replace(state, rounds_done=1), at(111), policy) == CloseRound(is_settled=True)
-    assert choose(replace(state, rounds_done=1, verdicts={}), at(111), policy) == CheckDataset(A)
+    assert choose(replace(state, rounds_done=1, verdicts={}, datasets={}), at(111), policy) == CheckDataset(A)
     assert choose(replace(state, rounds_done=1, intents=()), at(111), policy) == SetWeights()
 
 

@@ -32,9 +32,15 @@ from template.schedule import (
     plan_queue,
 )
 from template.standing import Entrant
-from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
+from template.state import Attempt, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent
 
 BLOCK_S = 12.0
+
+
+def make_member(key: SubmissionKey) -> RoundEntry:
+    return RoundEntry(key=key, uid=0, block=10, rank_block=10, registration_block=0, lucky_num=7)
+
+
 COPY = DuplicateOf(hotkey="x", commit="y", block=1, shared=101)
 
 
@@ -112,6 +118,7 @@ class World:
             copies={key: copy for key, copy in self.copies.items() if key in self.datasets},
             attempts=self.attempts,
             intents=self.intents,
+            unsettled=[intent for intent in self.intents if intent.outcome is None],
             has_standings=self.has_standings,
         )
 
@@ -149,10 +156,10 @@ class World:
     def open(self, end_block: int) -> None:
         copies = {key: copy for key, copy in self.copies.items() if key in self.datasets}
         now = self.block * BLOCK_S
-        queue = plan_queue(self.entrants, self.verdicts, copies, self.attempts, now, self.policy)
+        queue = plan_queue(self.entrants, self.verdicts, copies, self.datasets, self.attempts, now, self.policy)
         self.current = Round(
             id=len(self.rounds), start_block=self.block, start_block_hash="", opened_block=self.block,
-            end_block=end_block, lucky_num=0, entries=(), queue=queue,
+            end_block=end_block, lucky_num=0, entries=tuple(make_member(key) for key in queue), queue=queue,
         )  # fmt: skip
         self.rounds.append(self.current)
         self.intents, self.has_standings = [], False
@@ -197,6 +204,7 @@ class World:
             block=self.block,
             weights={},
             shares={},
+            registrations={},
             created_at=0.0,
             outcome=None,
             finished_at=None,

@@ -14,13 +14,14 @@ from template.standing import (
     Entrant,
     align_shares,
     choose_shares,
-    current_seals,
     current_submissions,
+    eligible_datasets,
     find_copies,
     find_entrants,
     make_standings,
     order_entries,
     read_entry,
+    unknown_openings,
 )
 from template.state import Standing, Submission, SubmissionKey, Verdict
 
@@ -36,7 +37,8 @@ def see(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Submission
     seen = {one.key: one for one in earlier}
     for now in current_submissions(view):
         before = seen.get(now.key, now)
-        seen[now.key] = replace(now, first_block=min(before.first_block, now.first_block))
+        first_block = min(before.first_block, now.first_block)
+        seen[now.key] = replace(now, first_block=first_block, open_block=min(before.open_block, now.open_block))
     return seen
 
 
@@ -52,7 +54,7 @@ def stand(
     last_shares: dict[str, float] | None = None,
 ) -> tuple[list[Standing], dict[int, float]]:
     """The table, and the weights that are submitted at `view`."""
-    lines = make_standings(COMPETITION, entrants, verdicts, copies)
+    lines = make_standings(COMPETITION, entrants, verdicts, copies, verdicts)
     shares = choose_shares(lines, last_shares or {}, view.owner_hotkey)
     return lines, align_shares(shares, view, {one.key.hotkey: one.registration_block for one in entrants.values()})
 
@@ -64,7 +66,11 @@ def only(entrants: dict[SubmissionKey, Entrant]) -> Entrant:
 
 def submission(key: SubmissionKey, first_block: int, block: int | None = None) -> Submission:
     return Submission(
-        hotkey=key.hotkey, entry=key.entry, first_block=first_block, block=first_block if block is None else block
+        hotkey=key.hotkey,
+        entry=key.entry,
+        first_block=first_block,
+        block=first_block if block is None else block,
+        open_block=first_block,
     )
 
 
@@ -162,7 +168,7 @@ def test_committing_the_same_in_a_later_life_does_not() -> None:
     assert only(enter(view, submission(A, 31))).rank_block == 31
 
 
-def test_the_order_of_turns_is_new_ones_by_rank_then_the_longest_wait() -> None:
+def test_the_order_of_turns_is_by_rank_and_then_those_that_rest() -> None:
     view = make_view(
         neurons=[make_neuron(uid, name) for uid, name in enumerate("abcde")],
         commitments=[make_commitment(name, block) for name, block in zip("abcde", (10, 9, 30, 20, 20), strict=True)],
@@ -171,9 +177,9 @@ def test_the_order_of_turns_is_new_ones_by_rank_then_the_longest_wait() -> None:
     view = replace(view, neurons=(*view.neurons, make_neuron(5, "f")), commitments=(*view.commitments, refused))
     entrants = list(enter(view).values())
     random.Random(1).shuffle(entrants)
-    order = order_entries(entrants, {A: 900.0, B: 901.0}, 10)
-    assert [key.hotkey for key in order] == ["d", "e", "c", "a", "b"]
-    assert order_entries(entrants, {A: 900.0, B: 901.0}, 2) == order[:2]
+    order = order_entries(entrants, {A, B}, 10)
+    assert [key.hotkey for key in order] == ["d", "e", "c", "b", "a"]
+    assert order_entries(entrants, {A, B}, 2) == order[:2]
 
 
 def test_a_rounds_entry_reads_back_as_the_entrant_it_was() -> None:
@@ -190,25 +196,45 @@ def test_a_rounds_entry_reads_back_as_the_entrant_it_was() -> None:
 # Sealed
 
 
-def test_what_was_sealed_ranks_by_its_commitment_and_not_by_its_opening() -> None:
+def test_what_was_sealed_ranks_by_its_commitment_and_is_open_from_its_opening() -> None:
     opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[opened])
-    (now,) = current_submissions(view, {"a": (20, 60, 95), "b": (70,)})
-    assert (now.first_block, now.block) == (60, 90)
-    (unseen,) = current_submissions(view, {"b": (70,)})
-    assert (unseen.first_block, unseen.block) == (90, 90)
+    (now,) = current_submissions(view, {("a", 90): 60, ("a", 80): 20, ("b", 90): 70})
+    assert (now.first_block, now.open_block, now.block) == (60, 90, 90)
+    entrant = only(find_entrants(view, {A: now}, COMPETITION, {("a", 90): 60}))
+    assert (entrant.rank_block, entrant.block) == (60, 90)
 
 
-def test_a_seal_lends_its_block_to_nothing_that_was_in_the_open() -> None:
-    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 90)])
-    assert current_submissions(view, {"a": (20,)})[0].first_block == 90
+def test_what_was_sealed_before_a_registration_ranks_by_its_opening() -> None:
+    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    view = make_view(neurons=[make_neuron(0, "a", registration_block=70)], commitments=[opened])
+    assert only(find_entrants(view, {}, COMPETITION, {("a", 90): 60})).rank_block == 90
 
 
-def test_only_what_is_still_sealed_is_remembered_as_such() -> None:
+def test_an_opening_of_which_nobody_knows_the_commitment_waits_for_it() -> None:
+    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    gone = replace(opened, hotkey="gone")
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[opened, gone, make_commitment("c", 50)])
+    assert [one.hotkey for one in current_submissions(view, {("a", 80): 20})] == ["c"]
+    assert unknown_openings(view, {("a", 80): 20}) == {"a": 90}
+    assert unknown_openings(view, {("a", 90): 20}) == {}
+
+
+def test_what_is_still_sealed_is_no_submission() -> None:
     sealed = ChainCommitment(hotkey="a", block=30, text=None, reveal_round=1234)
-    opened = ChainCommitment(hotkey="b", block=40, text=B.entry, is_revealed=True)
-    view = make_view(commitments=[sealed, opened, make_commitment("c", 50), make_commitment("d", 60, None)])
-    assert current_seals(view) == {"a": (30, 1234)}
+    assert current_submissions(make_view(neurons=[make_neuron(0, "a")], commitments=[sealed]), {}) == []
+
+
+def test_a_file_that_was_looked_for_in_vain_costs_the_rank_up_to_there() -> None:
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 20)])
+    missed = replace(submission(A, 10), missing_block=55)
+    entrant = only(find_entrants(view, {A: missed}, COMPETITION))
+    assert (entrant.rank_block, entrant.block) == (56, 10)
+
+
+def test_committing_the_same_again_does_not_move_the_block_that_seeds_and_deadlines_go_by() -> None:
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 400)])
+    assert only(enter(view, submission(A, 10))).block == 10
 
 
 # Copies
@@ -351,6 +377,28 @@ def test_without_a_score_and_without_an_owner_there_are_no_weights() -> None:
     assert weights == {}
     assert [line.weight for line in lines] == [0.0]
     assert stand(make_view(), {}, {}, {}) == ([], {})
+
+
+def test_a_loss_without_known_rows_pays_nothing() -> None:
+    _, entrants = compete("ab", owner_uid=9)
+    verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.3)}
+    lines = make_standings(COMPETITION, entrants, verdicts, {}, {B: ROWS})
+    assert [(line.loss, line.weight) for line in lines] == [(None, 0.0), (2.3, 1.0)]
+
+
+def test_what_was_refused_after_its_check_is_nobodys_original() -> None:
+    datasets = {A: ROWS, B: ROWS, C: ROWS}
+    verdicts = {A: Verdict(reason=Reason.DIVERGED), B: Verdict(loss=2.5)}
+    assert set(eligible_datasets(datasets, verdicts)) == {B, C}
+
+
+def test_what_is_stuck_is_no_longer_waited_for() -> None:
+    _, entrants = compete("ab", owner_uid=9)
+    lines = make_standings(COMPETITION, entrants, {A: Verdict(loss=2.9)}, {}, {A: ROWS})
+    assert choose_shares(lines, {"b": 1.0}, OWNER) == {"b": 1.0}
+    assert choose_shares(lines, {"b": 1.0}, OWNER, stuck={B}) == {OWNER: 1.0}
+    nothing = make_standings(COMPETITION, entrants, {}, {}, {})
+    assert choose_shares(nothing, {"b": 1.0}, OWNER, stuck={A, B}) == {"b": 1.0}, "this machine can score none"
 
 
 def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:

@@ -74,7 +74,9 @@ def test_floats_come_back_to_the_last_bit(store: Store, contest: Contest) -> Non
     round_id = store.begin_round(contest, OPENED, now=1.0).id
     weights = {uid: draw.random() for uid in range(20)}
     lines = [standing(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
-    store.record_intent(round_id, block=11, weights=weights, shares={}, standings=lines, now=0.1 + 0.2)
+    store.record_intent(
+        round_id, block=11, weights=weights, shares={}, registrations={}, standings=lines, now=0.1 + 0.2
+    )
     (intent,) = store.intents(round_id)
     assert {uid: bits(share) for uid, share in intent.weights.items()} == {u: bits(w) for u, w in weights.items()}
     assert bits(intent.created_at) == bits(0.1 + 0.2)
@@ -138,18 +140,20 @@ def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, cont
 
 def test_the_earliest_block_is_kept_while_the_newest_moves(store: Store) -> None:
     for block in (20, 10, 30, 25):
-        store.see_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block)])
-    store.see_submissions([Submission(hotkey="a", entry="f", first_block=40, block=40)])
+        store.see_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block, open_block=block)])
+    store.see_submissions([Submission(hotkey="a", entry="f", first_block=40, block=40, open_block=40)])
     store.see_submissions([])
     assert store.submissions() == {
-        SubmissionKey("a", "e"): Submission(hotkey="a", entry="e", first_block=10, block=25),
-        SubmissionKey("a", "f"): Submission(hotkey="a", entry="f", first_block=40, block=40),
+        SubmissionKey("a", "e"): Submission(hotkey="a", entry="e", first_block=10, block=25, open_block=10),
+        SubmissionKey("a", "f"): Submission(hotkey="a", entry="f", first_block=40, block=40, open_block=40),
     }
 
 
 def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: Store) -> None:
     def see(block: int, *, born: int) -> int:
-        store.see_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block)], {"a": born})
+        store.see_submissions(
+            [Submission(hotkey="a", entry="e", first_block=block, block=block, open_block=block)], {"a": born}
+        )
         return store.submissions()[SubmissionKey("a", "e")].first_block
 
     assert see(10, born=5) == 10
@@ -159,7 +163,7 @@ def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: St
 
 def test_hostile_text_is_kept_as_it_is(store: Store) -> None:
     texts = ["", "a\x00b", "a\x00c", "'; DROP TABLE submissions; --", "\U0001f600" * 32, "0x00", "1", "1.0"]
-    store.see_submissions([Submission(hotkey="a", entry=text, first_block=1, block=1) for text in texts])
+    store.see_submissions([Submission(hotkey="a", entry=text, first_block=1, block=1, open_block=1) for text in texts])
     assert {key.entry for key in store.submissions()} == set(texts)
 
 
@@ -204,36 +208,71 @@ def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_o
 def test_an_intent_waits_for_its_outcome(store: Store, contest: Contest) -> None:
     round_id = store.begin_round(contest, OPENED, now=1.0).id
     first = store.record_intent(
-        round_id, block=20, weights={0: 0.25, 65535: 0.75}, shares={"a": 1.0}, standings=[], now=2.0
+        round_id,
+        block=20,
+        weights={0: 0.25, 65535: 0.75},
+        shares={"a": 1.0},
+        registrations={"a": 5, "b": 6},
+        standings=[],
+        now=2.0,
     )
     (intent,) = store.intents(round_id)
+    assert store.unsettled() == [intent]
     assert (intent.id, intent.block, dict(intent.weights)) == (first, 20, {0: 0.25, 65535: 0.75})
     assert intent.outcome is intent.finished_at is None
     refused = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast", message="wait")
     sealed = WeightOutcome(is_accepted=True, block=31, is_revealed_later=True, reveal_round=123)
     store.record_outcome(first, refused, now=3.5)
-    second = store.record_intent(round_id, block=30, weights={}, shares={}, standings=None, now=4.0)
+    second = store.record_intent(round_id, block=30, weights={}, shares={}, registrations={}, standings=None, now=4.0)
     store.record_outcome(second, sealed, now=5.0)
     found = store.intents(round_id)
     assert [one.outcome for one in found] == [refused, sealed]
     assert [(one.id, one.finished_at) for one in found] == [(first, 3.5), (second, 5.0)]
     assert [one.is_repeat for one in found] == [False, True]
     assert store.intents(round_id + 1) == []
-    assert store.last_accepted() == found[1]
+    assert store.last_accepted() == store.last_accepted(contest) == found[1]
+    assert found[0].registrations == {"a": 5}, "of those with a share alone"
+    assert store.last_accepted(Contest(contest.id + 1, "other")) is None and store.unsettled() == []
 
 
 def test_a_repeat_leaves_the_rounds_table_alone(store: Store, contest: Contest) -> None:
     round_id = store.begin_round(contest, OPENED, now=1.0).id
     store.record_standings(round_id, [standing("a")])
-    store.record_intent(round_id, block=20, weights={}, shares={}, standings=None, now=2.0)
+    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, standings=None, now=2.0)
     assert [line.key.hotkey for line in store.standings(round_id)] == ["a"]
     assert store.last_accepted() is None
 
 
-def test_seals_are_remembered_by_hotkey_earliest_first(store: Store) -> None:
-    for seals in ({"a": (20, 5)}, {"a": (10, 4), "b": (7, 1)}, {"a": (20, 5)}, {}):
-        store.see_seals(seals)
-    assert store.seals() == {"a": (10, 20), "b": (7,)}
+def test_openings_are_remembered(store: Store) -> None:
+    for found in ({("a", 20): 5}, {("a", 30): 21, ("b", 7): 1}, {("a", 20): 5}, {}):
+        store.see_openings(found)
+    assert store.openings() == {("a", 20): 5, ("a", 30): 21, ("b", 7): 1}
+
+
+def test_a_file_that_is_missed_moves_its_submissions_mark_forward_only(store: Store) -> None:
+    store.see_submissions([Submission(hotkey="a", entry="e", first_block=5, block=5, open_block=5)])
+    key = SubmissionKey("a", "e")
+    store.miss_submission(key, 10, is_found=True)
+    assert store.submissions()[key].missing_block == 0
+    for block in (30, 20):
+        store.miss_submission(key, block)
+    assert store.submissions()[key].missing_block == 30
+    store.miss_submission(key, 40, is_found=True)
+    assert store.submissions()[key].missing_block == 40
+    reborn = Submission(hotkey="a", entry="e", first_block=60, block=60, open_block=60)
+    store.see_submissions([reborn], {"a": 50})
+    assert store.submissions()[key] == reborn
+
+
+def test_commitments_of_long_ago_that_stand_no_more_are_forgotten(store: Store) -> None:
+    texts = ("old", "kept", "new")
+    store.see_submissions(
+        [Submission(hotkey="a", entry=text, first_block=at, block=at, open_block=at) for at, text in enumerate(texts)]
+    )
+    store.see_openings({("a", 1): 0, ("b", 1): 0, ("b", 2): 1})
+    store.prune_seen(keep={SubmissionKey("a", "kept")}, before_block=2)
+    assert {key.entry for key in store.submissions()} == {"kept", "new"}
+    assert set(store.openings()) == {("a", 1), ("b", 2)}
 
 
 def test_what_the_validator_is_doing_comes_back(store: Store) -> None:
@@ -253,6 +292,7 @@ def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, con
     store.record_verdict(contest, bob, SCORED, now=2.0)
     assert store.round_receipts(contest, store.begin_round(contest, OPENED, now=2.0).id) == {}, "bob is no entry of it"
     assert store.unpublished(contest) == {bob}
+    assert store.begun_entries(contest, [KEY, bob]) == {KEY: entry(KEY)}
     second = store.begin_round(contest, replace(OPENED, entries=(entry(bob),), queue=()), now=3.0).id
     assert store.round_receipts(contest, second) == {bob: SCORED.receipt}
     assert store.round_receipts(contest, first) == {KEY: SCORED.receipt}
@@ -267,7 +307,15 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, conte
     opened = store.begin_round(contest, replace(OPENED, entries=members), now=1.0)
     weights, taken = {0: 1.0}, WeightOutcome(is_accepted=True, block=9)
     for at in range(3):
-        number = store.record_intent(opened.id, block=at, weights=weights, shares={"a": 1.0}, standings=[], now=1.0)
+        number = store.record_intent(
+            opened.id,
+            block=at,
+            weights=weights,
+            shares={"a": 1.0},
+            registrations={"a": 5, "b": 6},
+            standings=[],
+            now=1.0,
+        )
         store.record_outcome(number, replace(taken, is_accepted=at < 2), now=1.0)
     store.record_attempt(contest, make_key("gone"), Attempt(next_at=1.0))
     store.record_standings(opened.id, [standing("a")])
@@ -288,13 +336,15 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, conte
     assert (last.id, last.entries, last.queue) == (opened.id, (), ())
 
 
-def test_refusals_are_taken_back_by_age_and_reason_but_not_the_final_ones(store: Store, contest: Contest) -> None:
+def test_refusals_are_taken_back_by_age_and_reason(store: Store, contest: Contest) -> None:
     bob, carol, dave = (make_key(name) for name in ("bob", "carol", "dave"))
     for key, reason in ((KEY, Reason.MISSING_FILE), (bob, Reason.MALFORMED), (carol, Reason.MISSING_REPO)):
         store.record_verdict(contest, key, Verdict(reason=reason), now=1.0)
     store.record_verdict(contest, dave, Verdict(reason=Reason.MISSING_FILE), now=9.0)
     missing = (Reason.MISSING_FILE, Reason.MISSING_REPO)
-    store.forget_refusals(contest, missing, before=5.0, is_final=lambda key: key == carol)
+    store.forget_refusals(contest, missing, before=5.0)
+    assert set(store.verdicts(contest)) == {bob, dave}
+    store.record_verdict(contest, carol, Verdict(loss=2.5), now=9.0)
     assert set(store.verdicts(contest)) == {bob, carol, dave}
 
 
@@ -310,7 +360,7 @@ def test_the_table_of_the_newest_intent_counts_best_first(store: Store, contest:
         standing("tiny", uid=6, loss=2.3, score=0.9),
         standing("hopeless", uid=5, loss=3.5),
     ]
-    store.record_intent(round_id, block=20, weights={}, shares={}, standings=lines, now=2.0)
+    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, standings=lines, now=2.0)
     found = store.standings(round_id)
     assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
     assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)

@@ -118,7 +118,7 @@ def test_the_state_and_everything_beside_it_is_for_the_owner_alone(path: Path) -
     old = os.umask(0)
     try:
         with Store(path) as store:
-            store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
+            store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
             files = sorted(path.parent.iterdir())
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
     finally:
@@ -131,7 +131,7 @@ def test_relative_paths_and_paths_with_odd_characters_work(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     odd = Path("a folder?mode=ro&x#y%20") / "s.sqlite3"
     with Store(odd) as store:
-        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
+        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     assert (tmp_path / odd).is_file()
     with Store(odd, is_read_only=True) as reader:
         assert len(reader.submissions()) == 1
@@ -144,7 +144,7 @@ def test_a_reader_sees_what_the_writer_has_committed_while_it_runs(path: Path, s
     with Store(path, is_read_only=True) as reader:
         assert reader.verdicts(contest) == {}
         with store.atomic() as db:
-            db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1)")
+            db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
             assert reader.submissions() == {}
         assert list(reader.submissions()) == [SubmissionKey("h", "e")]
         store.record_verdict(contest, KEY, SCORED, now=2.0)
@@ -165,7 +165,7 @@ def test_a_reader_needs_a_state_that_is_there_and_makes_none(path: Path) -> None
 
 def test_a_reader_of_a_stopped_validators_state_reads_all(path: Path) -> None:
     with Store(path) as store:
-        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
+        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     with Store(path, is_read_only=True) as reader:
         assert len(reader.submissions()) == 1
 
@@ -204,7 +204,7 @@ def test_a_new_migration_runs_once_in_its_place_on_a_file_with_data(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(path) as store:
-        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
+        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     monkeypatch.setattr(state_file, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
     for _ in range(2):
         with Store(path) as store:
@@ -272,10 +272,10 @@ def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
 def test_an_error_inside_a_transaction_leaves_nothing_and_no_transaction(path: Path, store: Store) -> None:
     for error in (KeyboardInterrupt, ZeroDivisionError):
         with pytest.raises(error), store.atomic() as db:
-            db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1)")
+            db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
             raise error
     assert count(path, "submissions") == 0
-    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
+    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     assert count(path, "submissions") == 1
 
 
@@ -284,12 +284,12 @@ def test_a_failing_commit_leaves_no_transaction(path: Path, store: Store) -> Non
         db.execute("PRAGMA defer_foreign_keys=ON")
         db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict', NULL)")
     assert count(path, "receipts") == 0
-    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1)])
+    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
 
 
 def test_transactions_do_not_nest_and_the_outer_one_is_undone(path: Path, store: Store) -> None:
     with pytest.raises(HostError, match="transaction within"), store.atomic() as db:
-        db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1)")
+        db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
         store.see_submissions([])
     assert count(path, "submissions") == 0
 
@@ -376,7 +376,7 @@ def test_a_disk_that_fills_up_is_the_hosts_fault_and_costs_nothing_recorded(
 def test_a_file_damaged_while_in_use_is_the_hosts_fault(path: Path) -> None:
     with Store(path) as store:
         store.see_submissions(
-            [Submission(hotkey=f"h{at}", entry=make_entry(), first_block=1, block=1) for at in range(500)]
+            [Submission(hotkey=f"h{at}", entry=make_entry(), first_block=1, block=1, open_block=1) for at in range(500)]
         )
     content = bytearray(path.read_bytes())
     content[4096:] = os.urandom(len(content) - 4096)

@@ -190,13 +190,14 @@ while not executor.running()[0].done:
     assert not executor.collect()
     time.sleep(0.02)
 print(executor._slots[0].child.pid, flush=True)
+sys.stdin.buffer.read()
+executor._slots[0].child._process.stdin.close()
 time.sleep(600)
 """
 
 
-def test_no_worker_outlives_a_parent_that_is_killed_in_mid_training(
-    shared: LocalExecutor, scorer: Scorer, long_dir: Path
-) -> None:
+@pytest.mark.parametrize("end", ["killed", "killed while the worker is stopped", "only closes stdin"])
+def test_no_worker_outlives_its_parent_in_mid_training(shared: LocalExecutor, long_dir: Path, end: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, str(long_dir)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -208,9 +209,20 @@ def test_no_worker_outlives_a_parent_that_is_killed_in_mid_training(
         parent.stdin.write(wire.encode(dataclasses.replace(setup, training_args=args)))
         parent.stdin.flush()
         worker = int(parent.stdout.readline())
-        assert is_alive(worker)
-        parent.kill()
-    until(lambda: not is_alive(worker))
+        try:
+            assert is_alive(worker)
+            if end == "only closes stdin":
+                parent.stdin.close()
+                until(lambda: not is_alive(worker))
+                assert parent.poll() is None
+            elif end == "killed while the worker is stopped":
+                os.kill(worker, signal.SIGSTOP)
+            parent.kill()
+            until(lambda: not is_alive(worker))
+        finally:
+            parent.kill()
+            if is_alive(worker):
+                os.kill(worker, signal.SIGKILL)
 
 
 def load_in_this_process(scorer: Scorer) -> list[wire.Event]:

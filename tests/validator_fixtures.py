@@ -78,6 +78,7 @@ def open_bench(
     workers: int = 1,
     watcher: Watcher | None = None,
     update: Callable[[], bool] | None = None,
+    now: Callable[[], float] = lambda: float(next(_SECONDS)),
     **settings: object,
 ) -> Iterator[Bench]:
     folder = net.parts.folder / state
@@ -100,9 +101,7 @@ def open_bench(
     )
     with chain or SteppingChain(net, "validator") as link, Store(folder / "validator.sqlite3") as store:
         executor = FakeExecutor(scorer, workers=workers)
-        validator = Validator(
-            config, link, store, executor, watcher=watcher, update=update, now=lambda: float(next(_SECONDS))
-        )
+        validator = Validator(config, link, store, executor, watcher=watcher, update=update, now=now)
         yield Bench(validator, store, scorer, executor)
 
 
