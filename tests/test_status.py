@@ -12,33 +12,18 @@ from pathlib import Path
 
 import pytest
 from net_fixtures import LARGE, ROOT, SMALL, Net, SteppingChain, call_main, make_copy, run_process
-from validator_fixtures import SEED, Bench, open_bench
+from status_fixtures import ALICE, BOB, NOW, entry, make_round
+from validator_fixtures import Bench, open_bench
 from view_fixtures import make_key
 
 from scripts import status
 from template.errors import ConfigError, Reason
-from template.records import WeightOutcome
 from template.schedule import MAX_HOST_FAILURES, Policy
-from template.state import Attempt, Contest, Round, RoundEntry, Standing, SubmissionKey
+from template.state import Attempt, Contest, Standing
 from template.status_reading import count_bytes, find_holder, measure_disk, read_status
 from template.store import Store
 
 SCRIPT = ROOT / "scripts" / "status.py"
-NOW = 1_000_000.0
-ALICE, BOB = make_key("alice"), make_key("bob")
-TAKEN = WeightOutcome(is_accepted=True, block=150)
-REFUSED = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast", message="wait a while")
-
-
-def entry(key: SubmissionKey, uid: int = 0) -> RoundEntry:
-    return RoundEntry(key=key, uid=uid, block=7, rank_block=6, registration_block=5)
-
-
-def make_round(number: int = 3, *, start: int = 100, end: int = 460) -> Round:
-    return Round(
-        start_block=start, start_block_hash="0xab", opened_block=start, end_block=end, lucky_num=SEED,
-        entries=(entry(ALICE, 1), entry(BOB, 2)), queue=(ALICE, BOB), id=number,
-    )  # fmt: skip
 
 
 def state_dir(net: Net) -> Path:
