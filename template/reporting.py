@@ -82,8 +82,8 @@ class Reporter:
 
     def publish_round(self, contest: Contest, current: Round, model: str) -> None:
         """Writes the round's signed file and tells the watcher of it. Safe to repeat. Raises: HostError."""
-        receipts = self._store.round_receipts(contest, current.id)
-        receipts = {key: receipts[key] for key in _read_receipts(receipts)}
+        texts = self._store.round_receipts(contest, current.id)
+        receipts = _read_receipts(texts)
         standings = self._store.standings(current.id)
         intents = self._store.intents(current.id)
         path = None
@@ -98,7 +98,7 @@ class Reporter:
                 round=current,
                 standings=standings,
                 intents=intents,
-                receipts=receipts,
+                receipts={key: texts[key] for key in receipts},
                 all_receipt_digests=self._digest_receipts(contest, standings),
             )
             is_signed = not self._config.is_offline
@@ -109,8 +109,8 @@ class Reporter:
                 sign=self._chain.sign if is_signed else None,
             )
         if self._watcher is not None:
-            results = {key: receipt.result for key, receipt in _read_receipts(receipts).items()}
-            seconds = {key.hotkey: result.train_seconds + result.eval_seconds for key, result in results.items()}
+            results = {key.hotkey: receipt.result for key, receipt in receipts.items()}
+            seconds = {hotkey: result.train_seconds + result.eval_seconds for hotkey, result in results.items()}
             report = RoundReport(
                 round=current,
                 standings=tuple(standings),

@@ -171,12 +171,10 @@ def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
     Before that, what became of earlier weights is settled. Needs no evaluation set, model or round: whatever keeps this
     validator from scoring, it is done.
     """
-    me = view.by_hotkey.get(state.hotkey)
-    if not policy.sets_weights or me is None:
-        return None
     if state.unsettled:
         return _settle(state.unsettled[-1], state, view)
-    if not state.has_last_shares or not view.activity_cutoff:
+    me = view.by_hotkey.get(state.hotkey)
+    if not policy.sets_weights or me is None or not state.has_last_shares or not view.activity_cutoff:
         return None
     due_block = me.last_update_block + int(view.activity_cutoff * REPEAT_AT)
     recent = [intent for intent in state.repeats if intent.block >= due_block]

@@ -424,6 +424,13 @@ def test_weights_of_unknown_fate_of_an_earlier_round_are_settled_and_no_others_s
     assert choose(make_idle({}, unsettled=[intent(380)]), at(413)) == SettleIntent(1, False)
 
 
+def test_an_unknown_fate_holds_up_nobody_for_ever_who_lost_the_uid_or_sets_no_weights_any_more() -> None:
+    state = make_idle({}, unsettled=[intent(380)])
+    late = 380 + UNKNOWN_OUTCOME_BLOCKS
+    assert choose(state, make_view(late)) == SettleIntent(1, False)
+    assert choose(state, at(late), replace(POLICY, sets_weights=False)) == SettleIntent(1, False)
+
+
 def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
     state = make_state(A, intents=[intent(410, TOO_FAST)], repeats=[intent(411, ACCEPTED, 2)], has_last_shares=True)
     assert choose(state, at(412, last_update=411)) == SetWeights()
