@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from template import tracking
 from template.competition import Competition
 from template.data import Row, encode_row
 from template.errors import ConfigError, SubnetError
 from template.redaction import secret_values
 from template.settings import load_competition, load_training_args
 from template.templates import ChatTemplate, template_for
-from template.tracking import configure_logging
 from template.workers import Scorer
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run_main(
     args = parser.parse_args(argv)
 
     def work() -> int:
-        configure_logging(
+        tracking.configure_logging(
             is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secret_values(os.environ)
         )
         quiet_libraries()
@@ -75,7 +75,7 @@ def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
 
 def log_level(args: argparse.Namespace) -> str:
     """The least that the arguments of `add_logging_arguments` let into the logs."""
-    return "TRACE" if args.is_trace else "DEBUG" if args.is_debug else "INFO"
+    return tracking.log_level(is_debug=args.is_debug, is_trace=args.is_trace)
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,3 +44,6 @@ POOL_DOWNLOAD_DEADLINE_S = 1800.0
 
 # Blocks after its reveal by which the file of a content-addressed commitment must be on the Hub: an hour.
 SEAL_GRACE_BLOCKS = 300
+
+# Seconds between two blocks of the chain: its own constant, for turning blocks into times.
+BLOCK_S = 12

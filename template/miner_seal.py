@@ -43,9 +43,6 @@ SEAL_LEAD_BLOCKS = 15
 # A week: a seal is of no use to anybody for longer than a round.
 MAX_REVEAL_BLOCKS = 50_400
 
-# The chain's own.
-BLOCK_S = 12
-
 # Kept of the time after the reveal for the upload itself, and for a Hub that is away for a while.
 _UPLOAD_BLOCKS = 50
 
@@ -232,7 +229,7 @@ class _Sealed:
                 block, seen_at = self.chain.block(), self.clock()
             except RemoteError as error:
                 logger.warning("will look again: {}", error)
-            if block + (self.clock() - seen_at) / BLOCK_S >= due:
+            if block + (self.clock() - seen_at) / constants.BLOCK_S >= due:
                 return
             self.sleep(self.config.poll_s)
 
@@ -271,12 +268,12 @@ def _log_time_left(left: int | None) -> None:
     elif left < 0:
         logger.warning("uploading {} blocks too late: validators may have refused the commitment already", -left)
     else:
-        logger.info("uploading, blocks_left={} minutes_left={}", left, left * BLOCK_S // 60)
+        logger.info("uploading, blocks_left={} minutes_left={}", left, left * constants.BLOCK_S // 60)
 
 
 def _time_of(block: int, view: ChainView) -> float:
     """When a block is to come, in POSIX seconds."""
-    return view.timestamp + (block - view.block) * BLOCK_S
+    return view.timestamp + (block - view.block) * constants.BLOCK_S
 
 
 def _check_repo(config: MinerConfig) -> None:

@@ -4,12 +4,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from template.constants import BLOCK_S
 from template.state import Attempt, Gauges, Running, SubmissionKey
 from template.status_table import describe_round, shorten
 from template.status_view import Status, count_refusals, name_cause, span
 from template.terminal import align, plain
 
-_BLOCK_S = 12.0
 _SHOWN = 10
 _NAME_WIDTH = 10
 # Columns beside the names, and the most of one line's text.
@@ -160,7 +160,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _minutes(blocks: int) -> str:
-    return f"about {max(blocks, 0) * _BLOCK_S / 60:.0f} min"
+    return f"about {max(blocks, 0) * BLOCK_S / 60:.0f} min"
 
 
 def to_json(status: Status) -> dict[str, object]:

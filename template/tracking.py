@@ -143,6 +143,11 @@ class _RotatingFile(RotatingFileHandler):
             super().close()
 
 
+def log_level(*, is_debug: bool, is_trace: bool) -> str:
+    """The least that goes into the logs, by loguru's name."""
+    return "TRACE" if is_trace else "DEBUG" if is_debug else "INFO"
+
+
 def configure_logging(
     *, is_debug: bool = False, is_trace: bool = False, file: Path | None = None, secrets: Sequence[str] = ()
 ) -> None:
@@ -151,7 +156,7 @@ def configure_logging(
     file: where the same lines go as JSON, in this process alone, since two must not rotate one file. secrets: values
     that no line may show. Raises: ConfigError when the file cannot be opened; the logs on stderr are set up by then.
     """
-    level = "TRACE" if is_trace else "DEBUG" if is_debug else "INFO"
+    level = log_level(is_debug=is_debug, is_trace=is_trace)
     redact = Redactor(secrets)
     logger.remove()
     logger.add(_RedactedStream(sys.stderr, redact), level=level, format=_FORMAT, backtrace=False, diagnose=False)

@@ -14,6 +14,7 @@ from net_fixtures import MINER, POOL, SMALL, Net, Process, make_content, use_hub
 
 from template import constants, hub
 from template.chain import Chain, beacon_time
+from template.constants import BLOCK_S
 from template.errors import ConfigError, RemoteError
 from template.localnet import hub_store
 from template.localnet.hub_faults import Fault as HubFault
@@ -22,7 +23,6 @@ from template.localnet.localchain import Fault
 from template.miner import publish_dataset
 from template.miner_draft import Published
 from template.miner_seal import (
-    BLOCK_S,
     MARGIN_BLOCKS,
     SEAL_LEAD_BLOCKS,
     Timing,
