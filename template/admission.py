@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from template.competition import CommitmentRecord, Competition
 from template.constants import DEFAULT_DUPLICATE_COUNT, SEAL_GRACE_BLOCKS
-from template.data import Row
+from template.data import Row, RowKey
 from template.errors import Reason, SubmissionError
 
 _LINES_NAMED = 5
@@ -43,7 +43,7 @@ def may_yet_come(record: CommitmentRecord, reason: Reason, *, commit_block: int,
     return record.is_content_addressed and reason in _MISSING and block <= commit_block + SEAL_GRACE_BLOCKS
 
 
-def check_membership(rows: Sequence[Row], pool_keys: frozenset[bytes], *, max_rows: int) -> None:
+def check_membership(rows: Sequence[Row | RowKey], pool_keys: frozenset[bytes], *, max_rows: int) -> None:
     """Raises: SubmissionError (NOT_IN_POOL) when one of the first `max_rows` rows is not in the evaluation pool.
 
     pool_keys: the `Row.key` of every pool row.
@@ -60,7 +60,7 @@ def check_membership(rows: Sequence[Row], pool_keys: frozenset[bytes], *, max_ro
     )
 
 
-def foreign_lines(rows: Iterable[Row], pool_keys: frozenset[bytes]) -> list[int]:
+def foreign_lines(rows: Iterable[Row | RowKey], pool_keys: frozenset[bytes]) -> list[int]:
     """The lines of the rows that are not in the evaluation pool."""
     return [row.line for row in rows if row.key not in pool_keys]
 

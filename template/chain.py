@@ -116,6 +116,8 @@ class Chain:
         self._deadline_s = deadline_s
         self._link: _Link | None = None
         self._clock = clock
+        # The newest one viewed: most looks find no newer block.
+        self._view: ChainView | None = None
         self._newest = 0
         self._moved_at = self._doubted_at = clock()
 
@@ -148,9 +150,11 @@ class Chain:
         ConfigError when the network has no such netuid, or the subnet's tempo is 0.
         """
         what = "read the subnet" if block is None else f"read the subnet at block {block}"
-        view = self._call(what, lambda link: read_view(link.client, link.substrate, self.netuid, block))
+        known = self._view
+        view = self._call(what, lambda link: read_view(link.client, link.substrate, self.netuid, block, known=known))
         if block is None:
             self._check_progress(view.block)
+            self._view = view
         return view
 
     def sealed_blocks(self, reveals: Mapping[str, int]) -> dict[str, int]:

@@ -31,16 +31,21 @@ async def snapshot_at(client: bt.Client, block: int | None = None) -> bt.Snapsho
     return await client.at(newest if block is None else block)
 
 
-async def read_view(client: bt.Client, substrate: Any, netuid: int, block: int | None) -> ChainView:
+async def read_view(
+    client: bt.Client, substrate: Any, netuid: int, block: int | None, *, known: ChainView | None = None
+) -> ChainView:
     """The subnet as of a block, the newest finalized one by default.
 
+    known: an earlier answer for this netuid, given again when it is of the same block, by its hash.
     Raises: bt.ChainError, also for a block that is not finalized yet or whose state the node has dropped; ConfigError
     when the network has no such netuid, or the subnet's tempo is 0.
     """
     at = await snapshot_at(client, block)
+    block_hash = await substrate.block_hash(at.block)
+    if known is not None and known.block_hash == block_hash:
+        return known
     # Not the metagraph's own commitments: see template/commitments.py.
-    block_hash, graph, remaining, rate_limit, cutoff_milli, version, now_ms, records, reveals = await asyncio.gather(
-        substrate.block_hash(at.block),
+    graph, remaining, rate_limit, cutoff_milli, version, now_ms, records, reveals = await asyncio.gather(
         at.subnets.metagraph(netuid, commitments=False),
         at.epochs.blocks_until_next_epoch(netuid),
         at.query(st.SubtensorModule.WeightsSetRateLimit, [netuid]),

@@ -24,7 +24,15 @@ from template.dataset_folder import HubFile, Incoming, Request
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub_client import Budget, bounded, configure, hub_faults, make_api, saved_token
 
-__all__ = ["HubFile", "configure", "download_dataset", "resolve_revision", "saved_token", "upload_dataset"]
+__all__ = [
+    "HubFile",
+    "configure",
+    "download_dataset",
+    "find_dataset",
+    "resolve_revision",
+    "saved_token",
+    "upload_dataset",
+]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CALL_DEADLINE_S = 60.0
@@ -84,6 +92,11 @@ def download_dataset(
     if held.path.parent == local_dir:
         return held
     return dataset_folder.copy(held, local_dir, request)
+
+
+def find_dataset(namespace: str, revision: str, local_dir: Path) -> HubFile | None:
+    """The file that `download_dataset` would find in `local_dir`, None when it would ask the Hub. Raises: HostError."""
+    return dataset_folder.find(local_dir, Request(repo=namespace, revision=revision, filename=constants.DATA_FILE))
 
 
 def upload_dataset(

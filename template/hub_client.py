@@ -226,6 +226,11 @@ def hub_faults(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[
         raise HostError(f"this machine failed a call to the Hub: {exc.strerror or type(exc).__name__}") from exc
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise RemoteError(f"the Hub's answer about {repo_id} is not what it should be") from exc
+    except RuntimeError as exc:
+        # The library closes the client that all threads share when one of them cannot connect.
+        if "client has been closed" not in str(exc):
+            raise
+        raise RemoteError("the Hub could not be reached: another call had the connections closed") from exc
 
 
 def _read_fault(exc: HfHubHTTPError, repo_id: str, is_authenticated: bool) -> SubnetError:

@@ -1,4 +1,4 @@
-"""Finding the verdict on each submission: fetched and checked here, scored in the executor's workers.
+"""Finding the verdict on each submission: fetched by threads, checked here, scored in the executor's workers.
 
 Whose fault a failure is decides what becomes of it: the miner's is a verdict, the network's is tried again, this
 machine's is tried again twice and then parked for the operator to see. Nothing else ever becomes a verdict.
@@ -14,11 +14,12 @@ from template import constants, hub, schedule
 from template.admission import may_yet_come
 from template.competition import CommitmentRecord
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.pool import Pool, check_dataset
+from template.fetching import Fetched, Fetcher
+from template.pool import PoolIndex
 from template.receipt import Receipt, ScoredSubmission
 from template.receipt_files import write_receipt
 from template.records import TrainResult
-from template.state import Attempt, Contest, RoundEntry, SubmissionKey, Verdict
+from template.state import Attempt, Contest, Round, RoundEntry, SubmissionKey, Verdict
 from template.store import Store
 from template.validator_config import ChainSeam, ValidatorConfig
 from template.workers import Executor, Finished
@@ -26,6 +27,9 @@ from template.workers import Executor, Finished
 # Seconds before the first retry of a submission that the Hub or the chain withheld; doubled each time, up to the most.
 RETRY_FIRST_S = 30.0
 RETRY_MOST_S = 1800.0
+
+# Longest pause of all downloads that the Hub can ask for: it counts requests in windows of five minutes.
+PAUSE_MOST_S = 300.0
 
 # Seconds that a submission rests which this machine failed at again and again.
 PARKED_S = 6 * 3600.0
@@ -37,17 +41,21 @@ _KEY_BYTES = 32
 
 
 class Judge:
-    """The verdicts of one contest. `datasets`: the row keys of every dataset that passed its checks."""
+    """The verdicts of one contest. `datasets`: the row keys of every dataset that passed its checks.
+
+    lost: those among them whose file was not on the disk any more when it was to be scored.
+    """
 
     def __init__(
         self,
         config: ValidatorConfig,
         contest: Contest,
-        pool: Pool,
+        pool: PoolIndex,
         *,
         chain: ChainSeam,
         store: Store,
         executor: Executor,
+        fetcher: Fetcher,
         now: Callable[[], float],
     ) -> None:
         self.contest = contest
@@ -57,30 +65,58 @@ class Judge:
         self._chain = chain
         self._store = store
         self._executor = executor
+        self._fetcher = fetcher
         self._now = now
+        self.lost: set[SubmissionKey] = set()
+        self._paused_until = float("-inf")
         # sha256 of the file that each running score was given.
         self._given: dict[SubmissionKey, str] = {}
 
-    def check(self, entry: RoundEntry, block: int, attempt: Attempt, *, is_judged: bool = False) -> None:
-        """Fetches one dataset and checks it.
+    def room(self) -> int:
+        """How many more downloads may begin now: none while the Hub asked for a pause."""
+        return 0 if self._now() < self._paused_until else self._fetcher.room()
 
-        block: the newest one. is_judged: it has a loss already and only its rows are to be known again.
+    def fetch(self, key: SubmissionKey, block: int) -> None:
+        """Begins the download of one dataset. block: the newest one. Raises: HostError."""
+        self._fetcher.begin(key, self.folder(key), block)
+
+    def collect_datasets(self, current: Round | None) -> None:
+        """Checks what was downloaded since the last call, for the round that is open.
+
+        What no open round waits for is dropped: a file stays where it is, and whoever's turn comes is looked for again.
         Raises: ConfigError, HostError.
         """
+        ended = self._fetcher.collect()
+        if not ended:
+            return
+        for one in ended:
+            if isinstance(one.error, RemoteError):
+                self._pause(one.error)
+        queue = frozenset(current.queue) if current else frozenset()
+        entries = {entry.key: entry for entry in current.entries} if current else {}
+        attempts, verdicts = self._store.attempts(self.contest), self._store.verdicts(self.contest)
+        for one in ended:
+            verdict = verdicts.get(one.key)
+            is_refused = verdict is not None and verdict.reason is not None
+            is_unread = one.key not in self.datasets or one.key in self.lost
+            if one.key in queue and is_unread and not is_refused:
+                attempt = attempts.get(one.key, Attempt())
+                self._check(entries[one.key], one, attempt, is_judged=verdict is not None)
+
+    def _pause(self, error: RemoteError) -> None:
+        """A wait that the Hub asks for is one for all: it counts requests by who makes them."""
+        pause_s = min(error.retry_after_s or 0.0, PAUSE_MOST_S)
+        self._paused_until = max(self._paused_until, self._now() + pause_s)
+
+    def _check(self, entry: RoundEntry, fetched: Fetched, attempt: Attempt, *, is_judged: bool) -> None:
+        """Takes in the end of a download. is_judged: it has a loss already and only its rows are to be known again."""
         key = entry.key
         try:
-            held = self._fetch(key)
+            held = fetched.result()
             max_rows = self._config.competition.rows
-            rows = check_dataset(held.path.read_bytes(), self._pool, name=constants.DATA_FILE, max_rows=max_rows)
+            row_keys = self._pool.check(held.path.read_bytes(), name=constants.DATA_FILE, max_rows=max_rows)
         except SubmissionError as error:
-            record = CommitmentRecord.parse(key.entry)
-            may_come = not is_judged and may_yet_come(record, error.reason, commit_block=entry.block, block=block)
-            if error.reason in MISSING and not may_come:
-                self._store.miss_submission(key, block)
-            if is_judged or may_come:
-                self._postpone(key, attempt, RemoteError(str(error)))
-            else:
-                self._refuse(key, error)
+            self._reject(entry, fetched.block, attempt, error, is_judged=is_judged)
         except RemoteError as error:
             self._postpone(key, attempt, error)
         except (ConfigError, HostError):
@@ -89,30 +125,46 @@ class Judge:
             self._blame_host(key, attempt, error)
             raise
         else:
-            row_keys = tuple(row.key for row in rows)
-            # One that was not there before keeps the rank that it has in this round, the last.
-            self._store.miss_submission(key, entry.rank_block - 1, is_found=True)
-            self._store.record_dataset(self.contest, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
-            self.datasets[key] = row_keys
-            logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(rows))
+            if key not in self.datasets:
+                self._admit(entry, held, row_keys)
+            self.lost.discard(key)
 
-    def start(self, entry: RoundEntry, lucky_num: int, attempt: Attempt) -> None:
-        """Hands one dataset to a worker. Raises: ConfigError, HostError."""
+    def _reject(
+        self, entry: RoundEntry, block: int, attempt: Attempt, error: SubmissionError, *, is_judged: bool
+    ) -> None:
+        """What the miner is to blame for, unless it may yet be mended. block: the newest when it was asked for."""
         key = entry.key
-        try:
-            held = self._fetch(key)
-        except SubmissionError as error:
-            self._refuse(key, error)
-        except RemoteError as error:
-            self._postpone(key, attempt, error)
+        record = CommitmentRecord.parse(key.entry)
+        may_come = not is_judged and may_yet_come(record, error.reason, commit_block=entry.block, block=block)
+        if error.reason in MISSING and not may_come:
+            self._store.miss_submission(key, block)
+        if is_judged or may_come:
+            self._postpone(key, attempt, RemoteError(str(error)))
         else:
-            logger.info("scoring hotkey={} entry={} lucky_num={}", key.hotkey, key.entry, lucky_num)
-            self._given[key] = held.sha256
-            self._executor.submit(key, held.path.parent, lucky_num)
+            self._refuse(key, error)
+
+    def _admit(self, entry: RoundEntry, held: hub.HubFile, row_keys: tuple[bytes, ...]) -> None:
+        key = entry.key
+        # One that was not there before keeps the rank that it has in this round, the last.
+        self._store.miss_submission(key, entry.rank_block - 1, is_found=True)
+        self._store.record_dataset(self.contest, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
+        self.datasets[key] = row_keys
+        logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(row_keys))
+
+    def start(self, key: SubmissionKey, lucky_num: int) -> None:
+        """Hands one dataset to a worker; one whose file is gone from the disk is `lost` instead. Raises: HostError."""
+        record = CommitmentRecord.parse(key.entry)
+        held = hub.find_dataset(record.namespace, record.commit, self.folder(key))
+        if held is None:
+            self.lost.add(key)
+            return
+        logger.info("scoring hotkey={} entry={} lucky_num={}", key.hotkey, key.entry, lucky_num)
+        self._given[key] = held.sha256
+        self._executor.submit(key, held.path.parent, lucky_num)
 
     def under_way(self) -> frozenset[SubmissionKey]:
-        """What a worker was given and has not answered for."""
-        return frozenset(self._given)
+        """Whose files are in use: what a worker was given and has not answered for, and what is being downloaded."""
+        return self._fetcher.under_way().union(self._given)
 
     def collect(self) -> None:
         """Records what the workers have finished. Raises: ConfigError when they cannot score anything as things are."""
@@ -172,14 +224,6 @@ class Judge:
         """Where the submission's file is kept until there is a verdict: a folder of its own, never a uid's."""
         record = CommitmentRecord.parse(key.entry)
         return self._config.data_dir / key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
-
-    def _fetch(self, key: SubmissionKey) -> hub.HubFile:
-        """The submission's file; without network when it was fetched before.
-
-        Without our token, since a dataset that only some may read cannot be checked by all.
-        """
-        record = CommitmentRecord.parse(key.entry)
-        return hub.download_dataset(record.namespace, record.commit, self.folder(key))
 
     def _remove(self, key: SubmissionKey) -> None:
         """Frees the disk of a file that is judged: what is still needed of it is in the state."""

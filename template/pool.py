@@ -1,15 +1,34 @@
 """The evaluation set as validator, miner and offline script get it: downloaded at its commit, and as a pool of rows."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from template import constants, hub
 from template.admission import check_membership
 from template.competition import Competition
-from template.data import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows
+from template.data import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows, read_keys
 from template.errors import ConfigError, HostError, SubmissionError
 
 Pool = frozenset[bytes]
 """The `Row.key` of every row of an evaluation set."""
+
+
+@dataclass(frozen=True)
+class PoolIndex:
+    """A pool for checking many files against. lines: `Row.key` by the sha256 of the line that holds it.
+
+    Most rows of a miner's file are the evaluation file's own lines, byte for byte, and need not be parsed again.
+    """
+
+    pool: Pool
+    lines: Mapping[bytes, bytes]
+
+    def check(self, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
+        """The keys of the rows that `check_dataset` would return. Raises: as it does."""
+        rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, known=self.lines)]
+        check_membership(rows, self.pool, max_rows=max_rows)
+        return tuple(row.key for row in rows[:max_rows])
 
 
 def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
@@ -34,14 +53,21 @@ def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | Non
 
 def read_pool(path: Path) -> Pool:
     """The pool in an evaluation file. Raises: ConfigError when it is missing or not well formed, naming the line."""
+    return read_pool_index(path).pool
+
+
+def read_pool_index(path: Path) -> PoolIndex:
+    """The pool in an evaluation file, with its lines. Raises: as `read_pool`."""
     try:
-        return frozenset(row.key for row in parse_rows(path.read_bytes(), name=str(path), limits=POOL_LIMITS))
+        found = read_keys(path.read_bytes(), name=str(path), limits=POOL_LIMITS, known={})
+        lines = {digest: row.key for digest, row in found}
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no evaluation set there") from error
     except OSError as error:
         raise HostError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SubmissionError as error:
         raise ConfigError(f"the evaluation set cannot be used: {error}") from error
+    return PoolIndex(frozenset(lines.values()), lines)
 
 
 def check_dataset(content: bytes, pool: Pool, *, name: str, max_rows: int) -> tuple[Row, ...]:

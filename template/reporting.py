@@ -41,6 +41,8 @@ class Reporter:
         self._now = now
         self._told_at = float("-inf")
         self._told: object = None
+        # Of the receipts in the last table, which most of the next one's are.
+        self._digests: dict[tuple[Contest, SubmissionKey], str] = {}
 
     def tell(self, action: Action, state: State, view: ChainView) -> None:
         """Says what is being done, when that changed or was not said for a while."""
@@ -99,7 +101,7 @@ class Reporter:
                 standings=standings,
                 intents=intents,
                 receipts={key: texts[key] for key in receipts},
-                all_receipt_digests=self._digest_receipts(contest, standings),
+                all_receipt_digests=self._digest_receipts(contest, standings, receipts),
             )
             is_signed = not self._config.is_offline
             path = write_round(
@@ -120,9 +122,18 @@ class Reporter:
             )
             self._watcher.report_round(report)
 
-    def _digest_receipts(self, contest: Contest, standings: list[Standing]) -> dict[SubmissionKey, str]:
-        found = {line.key: self._store.receipt(contest, line.key) for line in standings if line.loss is not None}
-        return {key: receipt.digest for key, receipt in _read_receipts(found).items()}
+    def _digest_receipts(
+        self, contest: Contest, standings: list[Standing], read: Mapping[SubmissionKey, Receipt]
+    ) -> dict[SubmissionKey, str]:
+        """Of every loss in the table. read: the receipts that are read already. A receipt never changes."""
+        known = {key: digest for (of, key), digest in self._digests.items() if of == contest}
+        known |= {key: receipt.digest for key, receipt in read.items()}
+        scored = [line.key for line in standings if line.loss is not None]
+        texts = {key: self._store.receipt(contest, key) for key in scored if key not in known}
+        known |= {key: receipt.digest for key, receipt in _read_receipts(texts).items()}
+        found = {key: known[key] for key in scored if key in known}
+        self._digests = {(contest, key): digest for key, digest in found.items()}
+        return found
 
 
 def _describe(action: Action, running: tuple[Running, ...]) -> str:
@@ -130,8 +141,8 @@ def _describe(action: Action, running: tuple[Running, ...]) -> str:
     match action:
         case schedule.Wait(why):
             return why
-        case schedule.CheckDataset(key):
-            return f"checking {key.entry} of {key.hotkey}"
+        case schedule.FetchDatasets(keys):
+            return f"fetching {len(keys)} datasets"
         case schedule.ScoreDataset(key):
             return f"scoring {key.entry} of {key.hotkey}"
         case schedule.OpenRound(start_block, _):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from template.errors import Reason
 from template.records import WeightOutcome
@@ -13,6 +14,8 @@ from template.state_file import StateFile
 
 class RoundTables(StateFile):
     """The tables that are keyed by round."""
+
+    _last_read: Round | None = None
 
     def begin_round(self, contest: Contest, opened: Round, now: float) -> Round:
         """Fixes a round's blocks, seeds, entries and queue before any work on it; returns it with its id."""
@@ -72,6 +75,12 @@ class RoundTables(StateFile):
             db.execute("UPDATE rounds SET closed_at = ? WHERE id = ? AND closed_at IS NULL", (now, round_id))
 
     def _read_round(self, row: sqlite3.Row) -> Round:
+        """The round of a row. It is fixed once it has begun, and asked for at every tick: the last one is kept."""
+        if self._last_read is None or self._last_read.id != row["id"]:
+            self._last_read = self._read_members(row)
+        return self._last_read
+
+    def _read_members(self, row: sqlite3.Row) -> Round:
         members = self.rows("SELECT * FROM round_members WHERE round_id = ? ORDER BY uid", row["id"])
         entries = tuple(_read_entry(member) for member in members)
         turns = sorted((member["turn"], at) for at, member in enumerate(members) if member["turn"] is not None)
@@ -156,7 +165,8 @@ class RoundTables(StateFile):
         return found
 
     def _intents(self, where: str, *values: object) -> list[sqlite3.Row]:
-        return self.rows(f"SELECT * FROM weight_intents {where}", *values)
+        columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat"
+        return self.rows(f"SELECT {columns} FROM weight_intents {where}", *values)
 
     def record_standings(self, round_id: int, standings: Sequence[Standing]) -> None:
         """The round's table, in place of an earlier one."""
@@ -191,6 +201,7 @@ class RoundTables(StateFile):
 
         The last weights that the chain took are kept, however old: they may have to be given again.
         """
+        self._last_read = None
         old = "(SELECT id FROM rounds WHERE closed_at < :before)"
         last = self.last_accepted()
         with self.atomic() as db:
@@ -231,16 +242,33 @@ def _read_entry(row: sqlite3.Row) -> RoundEntry:
 
 
 def _read_intent(row: sqlite3.Row) -> WeightIntent:
+    return _parse_intent(**dict(row))
+
+
+@lru_cache(maxsize=4)
+def _parse_intent(
+    *,
+    id: int,
+    block: int,
+    weights: str,
+    shares: str,
+    registrations: str,
+    created_at: float,
+    outcome: str | None,
+    finished_at: float | None,
+    is_repeat: int,
+) -> WeightIntent:
+    """The intent of a row; the newest are asked for at every tick, and parsed when they changed."""
     return WeightIntent(
-        id=row["id"],
-        block=row["block"],
-        weights={int(uid): weight for uid, weight in json.loads(row["weights"]).items()},
-        shares=json.loads(row["shares"]),
-        registrations=json.loads(row["registrations"]),
-        created_at=row["created_at"],
-        outcome=None if row["outcome"] is None else WeightOutcome(**json.loads(row["outcome"])),
-        finished_at=row["finished_at"],
-        is_repeat=bool(row["is_repeat"]),
+        id=id,
+        block=block,
+        weights={int(uid): weight for uid, weight in json.loads(weights).items()},
+        shares=json.loads(shares),
+        registrations=json.loads(registrations),
+        created_at=created_at,
+        outcome=None if outcome is None else WeightOutcome(**json.loads(outcome)),
+        finished_at=finished_at,
+        is_repeat=bool(is_repeat),
     )
 
 

@@ -1,9 +1,9 @@
 """What to do next: a pure decision from the state, one view of the chain and the time.
 
 A round is one validator epoch. It opens on a snapshot of the subnet, with its submissions and seeds fixed; each is
-checked, then those that are no copies are scored, in other processes; weights are set once when the work is done, or
-when the last `block_threshold` blocks begin, whatever is being scored then; the round closes at its end block, or as
-soon as nothing is left to do when it is the last one wanted.
+downloaded beside the loop and checked, then those that are no copies are scored, in other processes; weights are set
+once when the work is done, or when the last `block_threshold` blocks begin, whatever is being scored then; the round
+closes at its end block, or as soon as nothing is left to do when it is the last one wanted.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -55,9 +55,10 @@ class State:
     """What a tick knows: from the store, but for what this process alone can tell.
 
     That is `rounds_done`, its closed rounds; `running`, the submissions being scored; `free`, how many more it could
-    score at once. entrants: of the round's snapshot, empty between rounds. repeats: intents that gave earlier shares
-    again, of the newest round; unsettled: intents of any round without an outcome. last_start_block: of the newest
-    round, open or not; None before the first.
+    score at once; `fetching`, those being downloaded, of whichever round; `room`, how many more downloads it could
+    begin; `lost`, datasets whose file was gone from the disk when it was to be scored. entrants: of the round's
+    snapshot, empty between rounds. repeats: intents that gave earlier shares again, of the newest round; unsettled:
+    intents of any round without an outcome. last_start_block: of the newest round, open or not; None before the first.
     """
 
     hotkey: str
@@ -72,6 +73,9 @@ class State:
     has_standings: bool
     running: frozenset[SubmissionKey] = frozenset()
     free: int = 1
+    fetching: frozenset[SubmissionKey] = frozenset()
+    room: int = 1
+    lost: frozenset[SubmissionKey] = frozenset()
     repeats: Sequence[WeightIntent] = ()
     unsettled: Sequence[WeightIntent] = ()
     has_last_shares: bool = False
@@ -87,10 +91,10 @@ class OpenRound:
 
 
 @dataclass(frozen=True)
-class CheckDataset:
-    """Download one dataset and check it."""
+class FetchDatasets:
+    """Begin to download these; each is checked when it has come."""
 
-    key: SubmissionKey
+    keys: tuple[SubmissionKey, ...]
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Stop:
     """All rounds that were wanted are done."""
 
 
-Action = OpenRound | CheckDataset | ScoreDataset | SetWeights | RepeatWeights | SettleIntent | CloseRound | Wait | Stop
+Action = OpenRound | FetchDatasets | ScoreDataset | SetWeights | RepeatWeights | SettleIntent | CloseRound | Wait | Stop
 
 
 def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
@@ -245,10 +249,10 @@ def _is_parked(attempt: Attempt | None, now: float) -> bool:
 
 
 def _next_work(state: State, current: Round, view: ChainView, now: float, policy: Policy) -> Action | None:
-    """A check, else a score, else a wait for a score or a retry, else None when the round's work is done.
+    """Downloads, else a score, else a wait for one of them or a retry, else None when the round's work is done.
 
-    All checks come first: a dataset is known to be a copy only beside the ones committed before it. Nobody works for a
-    hotkey that has left, which gets no weight; one that commits anew meanwhile keeps its place in the round.
+    Nobody works for a hotkey that has left, which gets no weight; one that commits anew meanwhile keeps its place in
+    the round.
     """
     present = view.by_hotkey
     open_keys = [
@@ -261,21 +265,34 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
         and not _is_parked(state.attempts.get(key), now)
     ]
     ready = [key for key in open_keys if key not in state.attempts or state.attempts[key].next_at <= now]
-    unchecked = [key for key in ready if key not in state.datasets]
-    if unchecked:
-        return CheckDataset(unchecked[0])
+    unread = [key for key in ready if key not in state.datasets or key in state.lost]
+    wanted = [key for key in unread if key not in state.fetching]
+    if wanted and state.room > 0:
+        return FetchDatasets(tuple(wanted[: state.room]))
+    unchecked = [key for key in open_keys if key not in state.datasets and (key in ready or key in state.fetching)]
     # Who is in the queue without a seed had a loss before: only its rows are to be read again.
     seeded = (entry.key for entry in current.entries if entry.lucky_num is not None)
     scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in seeded)
     has_room = scored + len(state.running) < policy.miner_sample_size
     scorable = [key for key in open_keys if has_room and key in state.datasets and key not in state.copies]
-    due = [key for key in scorable if key in ready]
+    due = [key for key in scorable if key in ready and key not in unread and not _may_be_copy(key, unchecked, state)]
     if due and state.free > 0:
         return ScoreDataset(due[0])
-    if state.running or due:
-        return Wait(f"{len(state.running)} scores under way, {len(due)} waiting for a worker")
+    if state.running or due or unread or unchecked:
+        doing = f"{len(state.running)} scores under way, {len(due)} waiting for a worker"
+        return Wait(f"{doing}, {len(state.fetching)} downloads under way" if state.fetching else doing)
     later = [key for key in open_keys if key not in ready and (key not in state.datasets or key in scorable)]
     return Wait(f"{len(later)} submissions are to be tried again") if later else None
+
+
+def _may_be_copy(key: SubmissionKey, unchecked: Sequence[SubmissionKey], state: State) -> bool:
+    """True while one that is not checked yet could turn out to be what this dataset copies.
+
+    That is who committed it no later, or has an earlier version of theirs, which counts once the present one is known.
+    """
+    rank_block = state.entrants[key].rank_block
+    known = {one.hotkey for one in state.datasets} if unchecked else set()
+    return any(state.entrants[one].rank_block <= rank_block or one.hotkey in known for one in unchecked)
 
 
 def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:

@@ -1,9 +1,9 @@
 """The validator: startup, tick, shutdown.
 
-A tick reads one view of the chain, collects what the workers finished, loads the state, decides
+A tick reads one view of the chain, collects what workers and downloads finished, loads the state, decides
 (`template.schedule`), does one thing and records it, so that killing the process anywhere loses at most the thing in
-hand. Scores run in other processes: no tick waits for one, and weights are set while they go on. A signal sets a flag
-that is looked at after every tick; a download ends by its deadline.
+hand. Scores run in other processes and datasets are downloaded by threads: no tick waits for one, and weights are set
+while they go on. A signal sets a flag that is looked at after every tick.
 """
 
 import threading
@@ -15,15 +15,16 @@ from loguru import logger
 from template import schedule, standing
 from template.admission import DuplicateOf
 from template.errors import ConfigError, HostError, RemoteError
+from template.fetching import Fetcher
 from template.housekeeping import Housekeeper
 from template.judging import MISSING, Judge
 from template.opening import Opener
-from template.pool import Pool, fetch_eval_set, read_pool
+from template.pool import PoolIndex, fetch_eval_set, read_pool_index
 from template.records import ChainView
 from template.reporting import Reporter
 from template.schedule import Action, State
 from template.standing import Entrant
-from template.state import Attempt, Contest, Round, Submission, SubmissionKey
+from template.state import Contest, Round, Submission, SubmissionKey
 from template.store import Store
 from template.validator_config import ChainSeam, ValidatorConfig, Watcher
 from template.weighing import NOTHING_SCORED, Scale
@@ -37,6 +38,9 @@ MAX_REST_S = 300.0
 
 # Blocks after which a commitment that was sealed counts from its opening, when no node tells where it was made.
 OPENING_PATIENCE_BLOCKS = 50
+
+# Seconds that a tick rests at most while downloads are under way.
+GLANCE_S = 0.5
 
 # Seconds between two looks for a newer release, for which the scores under way are waited for.
 UPDATE_EVERY_S = 3600.0
@@ -55,6 +59,7 @@ class Validator:
         chain: ChainSeam,
         store: Store,
         executor: Executor,
+        fetcher: Fetcher,
         *,
         watcher: Watcher | None = None,
         update: Callable[[], bool] | None = None,
@@ -67,6 +72,7 @@ class Validator:
         self._chain = chain
         self._store = store
         self._executor = executor
+        self._fetcher = fetcher
         self._update = update
         self._update_at = float("-inf")
         self._now = now
@@ -75,7 +81,7 @@ class Validator:
         self._reporter = Reporter(config, chain=chain, store=store, executor=executor, watcher=watcher, now=now)
         self._housekeeper = Housekeeper(config, store, now)
         self._is_admitted = False
-        self._pool: Pool | None = None
+        self._pool: PoolIndex | None = None
         self._model: str | None = None
         self._judge: Judge | None = None
         self._failures = 0
@@ -164,7 +170,7 @@ class Validator:
         """
         config = self.config
         if self._pool is None:
-            self._pool = read_pool(
+            self._pool = read_pool_index(
                 fetch_eval_set(config.competition, config.eval_data_dir, config.cache_dir, config.hub_token)
             )
         model = self._executor.prepare()
@@ -173,11 +179,11 @@ class Validator:
         self._open_contest(model, self._pool)
         logger.info(
             "validator starts netuid={} block={} competition={} pool_rows={} model={}",
-            view.netuid, view.block, config.competition.id, len(self._pool), model,
+            view.netuid, view.block, config.competition.id, len(self._pool.pool), model,
         )  # fmt: skip
         return True
 
-    def _open_contest(self, model: str, pool: Pool) -> None:
+    def _open_contest(self, model: str, pool: PoolIndex) -> None:
         digest = self._executor.training_args.hyperparameters.digest
         period = self.config.seed_period
         self._refuse_lost_gpu(model)
@@ -187,7 +193,7 @@ class Validator:
         self._model = model
         self._judge = Judge(
             self.config, contest, pool,
-            chain=self._chain, store=self._store, executor=self._executor, now=self._now,
+            chain=self._chain, store=self._store, executor=self._executor, fetcher=self._fetcher, now=self._now,
         )  # fmt: skip
         self._copies_of = None
 
@@ -232,6 +238,8 @@ class Validator:
         if judge is not None:
             self._tend_workers(judge)
         current = store.open_round(judge.contest) if judge else None
+        if judge is not None:
+            judge.collect_datasets(current)
         round_id = current.id if current else store.last_round_id()
         intents = store.intents(round_id) if round_id is not None else []
         entrants = self._read_entrants(current)
@@ -254,6 +262,9 @@ class Validator:
             last_start_block=store.last_start_block(judge.contest) if judge else None,
             running=frozenset(one.key for one in self._executor.running()),
             free=self._executor.free(),
+            fetching=self._fetcher.under_way(),
+            room=judge.room() if judge else 0,
+            lost=frozenset(judge.lost) if judge else frozenset(),
         )
 
     def _tend_workers(self, judge: Judge) -> None:
@@ -294,9 +305,15 @@ class Validator:
         match action:
             case schedule.OpenRound(start_block, end_block):
                 return self._open_round(view, start_block, end_block) or self.stop.is_set()
-            case schedule.CheckDataset() | schedule.ScoreDataset():
+            case schedule.FetchDatasets(keys):
+                assert self._judge is not None
+                for key in keys:
+                    self._judge.fetch(key, view.block)
+            case schedule.ScoreDataset(key):
                 assert current is not None and self._judge is not None
-                self._judge_one(action, current, state, view)
+                entry = next(entry for entry in current.entries if entry.key == key)
+                assert entry.lucky_num is not None, "whoever is in the queue has a seed"
+                self._judge.start(key, entry.lucky_num)
             case schedule.SetWeights():
                 assert current is not None
                 self._scale.set_weights(self.contest, current, state, view)
@@ -315,23 +332,14 @@ class Validator:
         return self.stop.is_set()
 
     def _idle(self) -> None:
-        """Rests until a worker has something to tell, or the time of another look at the chain has come."""
-        if self._judge is None or self._executor.running() or not self._executor.free():
+        """Rests until there is something to collect, or the time of another look at the chain has come."""
+        if self._fetcher.under_way():
+            # Workers and signals are looked at in between.
+            self._fetcher.wait(min(self.config.poll_s, GLANCE_S))
+        elif self._judge is None or self._executor.running() or not self._executor.free():
             self._executor.wait(self.config.poll_s)
         else:
             self.stop.wait(self.config.poll_s)
-
-    def _judge_one(
-        self, action: schedule.CheckDataset | schedule.ScoreDataset, current: Round, state: State, view: ChainView
-    ) -> None:
-        assert self._judge is not None
-        entry = next(entry for entry in current.entries if entry.key == action.key)
-        attempt = state.attempts.get(action.key, Attempt())
-        if isinstance(action, schedule.CheckDataset):
-            self._judge.check(entry, view.block, attempt, is_judged=action.key in state.verdicts)
-        else:
-            assert entry.lucky_num is not None, "whoever is in the queue has a seed"
-            self._judge.start(entry, entry.lucky_num, attempt)
 
     def _open_round(self, view: ChainView, start_block: int, end_block: int) -> bool:
         """Fixes the round's snapshot, queue and seeds; True when a new release was installed instead."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from template.constants import DATA_FILE
 from template.data import SUBMISSION_LIMITS, parse_rows
 from template.errors import HostError, SubnetError
+from template.fetching import Fetcher
 from template.pace import tokens_per_s
 from template.records import Progress, TrainResult
 from template.settings import TrainingArgs
@@ -72,6 +73,18 @@ def make_result(scorer: Scorer, sha256: str, *, rows: int, lucky_num: int) -> Tr
         train_seconds=0.0,
         eval_seconds=0.0,
     )
+
+
+class PromptFetcher(Fetcher):
+    """A `Fetcher` that has ended what it begins when `begin` returns: blocks that pass by ticks wait for no thread."""
+
+    def begin(self, key: SubmissionKey, folder: Path, block: int) -> None:
+        before = len(self._ended)
+        super().begin(key, folder, block)
+        deadline = time.monotonic() + 60.0
+        while len(self._ended) == before:
+            assert time.monotonic() < deadline, f"the download of {key} does not end"
+            self._stirred.wait(0.05)
 
 
 class FakeExecutor:

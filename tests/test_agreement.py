@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fakes import PromptFetcher
 from net_fixtures import LARGE, PATIENCE_S, POOL, SMALL, Net, make_copy, write_training_args
 
 from template.localnet.network import make_hotkey
@@ -68,7 +69,8 @@ def open_post(net: Net, tiny_model: Path) -> Iterator[Callable[[str], Post]]:
             device="cpu",
         )
         store, executor = Store(folder / "validator.sqlite3"), LocalExecutor(scorer, [None])
-        made.append(Post(name, Validator(config, net.chain(name), store, executor), store, executor))
+        validator = Validator(config, net.chain(name), store, executor, PromptFetcher(8))
+        made.append(Post(name, validator, store, executor))
         return made[-1]
 
     try:

@@ -3,6 +3,7 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chain_fixtures import (
@@ -371,3 +372,22 @@ def test_real_networks_have_no_local_substrate(local: LocalChain, tmp_path: Path
         with pytest.raises(ConfigError, match="sim:PATH"):
             open_substrate(f"sim:{path}")
     assert foreign.read_bytes() == before
+
+
+def test_a_block_is_read_once_and_the_next_one_anew(local: LocalChain, validator: Chain) -> None:
+    first = validator.view()
+    reads: list[str] = []
+    substrate = validator._link.substrate  # type: ignore[union-attr]
+    read = substrate.query_map
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        reads.append(str(args[1]))
+        return await read(*args, **options)
+
+    substrate.query_map = counted
+    assert validator.view() is first and reads == []
+    assert validator.view(first.block - 1).block == first.block - 1 and reads
+    assert validator.view() is first, "a look at the past is not the newest"
+    local.advance(1)
+    later = validator.view()
+    assert later.block == first.block + 1 and later.block_hash != first.block_hash

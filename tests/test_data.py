@@ -342,3 +342,15 @@ def test_the_default_token_limit_is_the_protocols() -> None:
 def test_a_target_in_first_place_cannot_be_predicted_and_does_not_count() -> None:
     assert EncodedRow((1, 2, 3), (True, False, True), 1).target_count == 1
     assert EncodedRow((1, 2), (True, False), 1).target_count == 0
+
+
+def test_a_key_is_that_of_the_canonical_json_whatever_the_characters() -> None:
+    every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    texts = ["", "plain", 'a "quoted" \\ word', "two\r\nlines\t", "\x00\x1f\x7f\u2028", every, *map(chr, range(256))]
+    for text in texts:
+        row = Row(text, (Message("user", text), Message("assistant", "x" + text)), 1)
+        turns = [{"content": text, "role": "user"}, {"content": "x" + text, "role": "assistant"}]
+        value = {"conversations": turns, "system": text}
+        canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        assert row.key == hashlib.sha256(canonical.encode()).digest(), repr(text[:9])
+    assert Row(None, (Message("user", "a"),), 1).key != Row("null", (Message("user", "a"),), 1).key

@@ -11,10 +11,11 @@ from validator_fixtures import log_lines, open_bench
 
 from template import standing
 from template.competition import Competition
+from template.fetching import Fetcher
 from template.housekeeping import Housekeeper
 from template.judging import Judge
 from template.localnet.hub_store import publish
-from template.pool import fetch_eval_set
+from template.pool import PoolIndex, fetch_eval_set
 from template.schedule import Policy
 from template.standing import MAX_VERSIONS
 from template.state import Contest, Round, RoundEntry, Submission, SubmissionKey
@@ -86,7 +87,10 @@ def house(tmp_path: Path, store: Store, contest: Contest) -> Iterator[House]:
         eval_data_dir=tmp_path / "eval_data", cache_dir=tmp_path / "cache", receipt_dir=tmp_path / "receipts",
         round_dir=tmp_path / "rounds", keep_days=30.0,
     )  # fmt: skip
-    judge = Judge(config, contest, frozenset(), chain=None, store=store, executor=None, now=lambda: NOW)  # type: ignore[arg-type]
+    judge = Judge(
+        config, contest, PoolIndex(frozenset(), {}),
+        chain=None, store=store, executor=None, fetcher=Fetcher(1), now=lambda: NOW,  # type: ignore[arg-type]
+    )  # fmt: skip
     yield House(config, store, contest, judge, Housekeeper(config, store, lambda: NOW))
 
 

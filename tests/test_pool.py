@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from template.data import SUBMISSION_LIMITS, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
-from template.pool import check_dataset, fetch_eval_set, read_pool
+from template.pool import Pool, PoolIndex, check_dataset, fetch_eval_set, read_pool, read_pool_index
 
 
 @pytest.fixture
@@ -147,3 +149,33 @@ def test_a_hub_that_is_away_is_neither(server: HubServer, tmp_path: Path) -> Non
     server.close()
     with pytest.raises(RemoteError):
         fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)
+
+
+# Many files against one pool
+
+
+def test_an_index_finds_what_reading_every_line_finds(tmp_path: Path) -> None:
+    index = read_pool_index(write_pool(tmp_path, b"".join(LINES)))
+    assert isinstance(index, PoolIndex) and index.pool == read_pool(tmp_path / constants.DATA_FILE)
+    draw = random.Random(5)
+    other = [json.dumps(json.loads(line), indent=None, sort_keys=True).encode() + b"  \r\n" for line in LINES]
+    odd = [b"\n", b"{]\n", make_line("mine"), b"\xef\xbb\xbf" + LINES[0], b"[" * 40 + b"\n", b'{"conversations": []}\n']
+    outcomes: set[object] = set()
+    for _ in range(300):
+        content = b"".join(draw.choices([*LINES, *other, *odd], [4] * len(LINES) + [4] * len(other) + [1] * 6, k=6))
+        for max_rows in (2, 250):
+            found = outcome_of(index.check, content, max_rows)
+            assert found == outcome_of(partial(check_every_line, index.pool), content, max_rows)
+            outcomes.add(tuple if isinstance(found, tuple) else str(found)[:24])
+    assert len(outcomes) >= 4
+
+
+def check_every_line(pool: Pool, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
+    return tuple(row.key for row in check_dataset(content, pool, name=name, max_rows=max_rows))
+
+
+def outcome_of(check: Callable[..., tuple[bytes, ...]], content: bytes, max_rows: int) -> object:
+    try:
+        return check(content, name="x", max_rows=max_rows)
+    except SubmissionError as error:
+        return [error.reason, str(error)]

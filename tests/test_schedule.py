@@ -17,8 +17,8 @@ from template.schedule import (
     MAX_WEIGHTS_PAUSE_BLOCKS,
     UNKNOWN_OUTCOME_BLOCKS,
     Action,
-    CheckDataset,
     CloseRound,
+    FetchDatasets,
     OpenRound,
     Policy,
     RepeatWeights,
@@ -144,7 +144,7 @@ def test_a_queue_goes_by_rank_and_lets_what_rests_after_a_failure_wait() -> None
 def test_a_loss_whose_rows_are_forgotten_is_checked_again_and_not_scored_again() -> None:
     assert plan({A: 1, B: 2}, verdicts={A: SCORED, B: SCORED}, datasets={B: ()}) == (A,)
     state = make_state(A, B, verdicts={A: SCORED}, datasets={B: ()}, running=frozenset([B]), free=0)
-    assert choose(state, at(100)) == CheckDataset(A)
+    assert choose(state, at(100)) == FetchDatasets((A,))
     assert isinstance(choose(replace(state, datasets={A: (), B: ()}), at(100)), Wait)
 
 
@@ -210,8 +210,54 @@ def test_an_aligned_round_is_opened_once_and_not_when_it_is_as_good_as_over() ->
 
 def test_all_checks_come_before_any_score() -> None:
     state = make_state(A, B, C, datasets={A: ()})
-    assert choose(state, at(100)) == CheckDataset(B)
+    assert choose(state, at(100)) == FetchDatasets((B,))
     assert choose(replace(state, datasets={A: (), B: (), C: ()}), at(100)) == ScoreDataset(A)
+
+
+def test_downloads_are_begun_as_there_is_room_and_none_twice() -> None:
+    state = make_state(A, B, C, D, room=2, fetching=frozenset([B]))
+    assert choose(state, at(100)) == FetchDatasets((A, C))
+    assert isinstance(choose(replace(state, room=0), at(100)), Wait)
+    assert isinstance(choose(replace(state, fetching=frozenset([A, B, C, D])), at(100)), Wait)
+
+
+def test_only_what_could_be_its_original_holds_a_score_up() -> None:
+    state = make_state(A, B, C, datasets={B: ()}, fetching=frozenset([C]), verdicts={A: REFUSED})
+    assert choose(state, at(100)) == ScoreDataset(B)
+    waiting = choose(replace(state, fetching=frozenset([A, C]), verdicts={}), at(100))
+    assert waiting == Wait("0 scores under way, 0 waiting for a worker, 2 downloads under way")
+    no_room = replace(state, fetching=frozenset([C]), verdicts={}, room=0)
+    assert isinstance(choose(no_room, at(100)), Wait), "what is not begun yet counts as well"
+
+
+def test_who_committed_in_the_same_block_may_be_the_original() -> None:
+    state = make_state(A, B, datasets={A: ()}, fetching=frozenset([B]))
+    assert choose(state, at(100)) == ScoreDataset(A)
+    beside = replace(state, entrants=make_entrants({A: 10, B: 10}))
+    assert isinstance(choose(beside, at(100)), Wait)
+
+
+def test_an_earlier_version_of_what_is_not_checked_yet_may_be_the_original() -> None:
+    earlier = SubmissionKey(B.hotkey, "o/earlier:sample:" + "0" * 40)
+    state = make_state(A, B, datasets={A: (), earlier: ()}, fetching=frozenset([B]))
+    assert isinstance(choose(state, at(100)), Wait)
+
+
+def test_what_rests_after_a_failure_holds_no_score_up() -> None:
+    later = {A: Attempt(remote_failures=1, next_at=NOW + 1)}
+    assert choose(make_state(A, B, datasets={B: ()}, attempts=later), at(100)) == ScoreDataset(B)
+
+
+def test_a_file_that_is_lost_is_fetched_again_before_it_is_scored_and_holds_no_other_up() -> None:
+    state = make_state(A, B, datasets={A: (), B: ()}, lost=frozenset([A]))
+    assert choose(state, at(100)) == FetchDatasets((A,))
+    assert choose(replace(state, fetching=frozenset([A])), at(100)) == ScoreDataset(B)
+    done = replace(state, fetching=frozenset([A]), verdicts={B: REFUSED})
+    assert isinstance(choose(done, at(100)), Wait), "weights wait for it"
+
+
+def test_downloads_for_other_rounds_hold_no_weights_up() -> None:
+    assert choose(make_state(A, verdicts={A: SCORED}, fetching=frozenset([B])), at(100)) == SetWeights()
 
 
 def test_a_copy_is_not_scored_and_neither_is_a_verdict_given_twice() -> None:
@@ -232,7 +278,7 @@ def test_losses_of_earlier_rounds_do_not_use_up_the_sample() -> None:
 
 
 def test_what_left_the_subnet_is_left_alone() -> None:
-    assert choose(make_state(A, B), at(100, gone="a")) == CheckDataset(B)
+    assert choose(make_state(A, B), at(100, gone="a")) == FetchDatasets((B,))
 
 
 def test_what_is_being_scored_is_not_scored_twice_and_others_go_beside_it() -> None:
@@ -248,17 +294,17 @@ def test_scores_under_way_count_toward_the_sample() -> None:
 
 
 def test_checks_go_on_while_a_score_is_under_way() -> None:
-    assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), free=0), at(100)) == CheckDataset(B)
+    assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), free=0), at(100)) == FetchDatasets((B,))
 
 
 def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
     state = make_state(A, B, attempts={A: Attempt(remote_failures=1, next_at=NOW + 1)})
-    assert choose(state, at(100)) == CheckDataset(B)
+    assert choose(state, at(100)) == FetchDatasets((B,))
     state = replace(state, verdicts={B: REFUSED})
     waiting = choose(state, at(100))
     assert isinstance(waiting, Wait)
     assert "1 submissions" in waiting.why
-    assert choose(state, at(100), now=NOW + 1) == CheckDataset(A)
+    assert choose(state, at(100), now=NOW + 1) == FetchDatasets((A,))
 
 
 def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
@@ -271,7 +317,7 @@ def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
 
 def test_what_this_machine_failed_at_too_often_is_parked() -> None:
     state = make_state(A, attempts={A: Attempt(host_failures=MAX_HOST_FAILURES - 1)})
-    assert choose(state, at(100)) == CheckDataset(A)
+    assert choose(state, at(100)) == FetchDatasets((A,))
     assert (
         choose(replace(state, attempts={A: Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)}), at(100))
         == SetWeights()
@@ -283,7 +329,7 @@ def test_what_this_machine_failed_at_too_often_is_parked() -> None:
 
 def test_weights_are_set_when_the_work_is_done_or_nearly_too_late() -> None:
     busy = make_state(A)
-    assert choose(busy, at(409)) == CheckDataset(A)
+    assert choose(busy, at(409)) == FetchDatasets((A,))
     assert choose(busy, at(410)) == SetWeights()
     assert choose(make_state(), at(100)) == SetWeights()
     late = make_state(A, attempts={A: Attempt(remote_failures=1, next_at=NOW + 1)})
@@ -294,13 +340,13 @@ def test_weights_are_set_when_the_work_is_done_or_nearly_too_late() -> None:
 @pytest.mark.parametrize(("end", "closing"), [(120, 110), (101, 101), (199, 150), (200, 150), (201, 151)])
 def test_a_short_round_keeps_its_first_half_for_the_work(end: int, closing: int) -> None:
     state = make_state(A, end=end)
-    assert choose(state, at(closing - 1)) == CheckDataset(A)
+    assert choose(state, at(closing - 1)) == FetchDatasets((A,))
     assert choose(state, at(closing)) == SetWeights()
 
 
 def test_after_weights_the_work_goes_on_until_the_end() -> None:
     done = make_state(A, intents=[intent(410, ACCEPTED)])
-    assert choose(done, at(420)) == CheckDataset(A)
+    assert choose(done, at(420)) == FetchDatasets((A,))
     assert isinstance(choose(replace(done, verdicts={A: SCORED}, datasets={A: ()}), at(420)), Wait)
     assert choose(done, at(460)) == CloseRound(is_settled=True)
 
@@ -309,7 +355,7 @@ def test_after_weights_the_work_goes_on_until_the_end() -> None:
 def test_the_chains_rate_limit_is_waited_for_at_work_if_there_is_any(registered: int) -> None:
     view = at(110, last_update=95, registered=registered, weights_rate_limit=20)
     state = make_state(A, end=120)
-    assert choose(state, view) == CheckDataset(A)
+    assert choose(state, view) == FetchDatasets((A,))
     waiting = choose(replace(state, verdicts={A: SCORED}, datasets={A: ()}), view)
     assert isinstance(waiting, Wait)
     assert "115" in waiting.why
@@ -454,7 +500,7 @@ def test_a_new_registration_is_no_weight_setting() -> None:
 
 def test_while_a_fate_is_unknown_work_goes_on_but_no_weights_are_set() -> None:
     state = make_state(A, intents=[intent(420)])
-    assert choose(state, at(421)) == CheckDataset(A)
+    assert choose(state, at(421)) == FetchDatasets((A,))
     assert isinstance(choose(replace(state, verdicts={A: SCORED}, datasets={A: ()}), at(421)), Wait)
 
 
@@ -512,7 +558,7 @@ def test_the_last_round_closes_as_soon_as_its_work_and_weights_are_done() -> Non
     state = make_state(A, verdicts={A: SCORED}, intents=[intent(110, ACCEPTED)])
     assert isinstance(choose(state, at(111), policy), Wait)
     assert choose(replace(state, rounds_done=1), at(111), policy) == CloseRound(is_settled=True)
-    assert choose(replace(state, rounds_done=1, verdicts={}, datasets={}), at(111), policy) == CheckDataset(A)
+    assert choose(replace(state, rounds_done=1, verdicts={}, datasets={}), at(111), policy) == FetchDatasets((A,))
     assert choose(replace(state, rounds_done=1, intents=()), at(111), policy) == SetWeights()
 
 
@@ -523,4 +569,4 @@ def test_after_the_last_round_comes_none() -> None:
 
 def test_a_round_left_open_by_an_earlier_process_is_finished_before_the_count_stops() -> None:
     state = make_state(A, rounds_done=0)
-    assert choose(state, at(100), replace(POLICY, max_rounds=1)) == CheckDataset(A)
+    assert choose(state, at(100), replace(POLICY, max_rounds=1)) == FetchDatasets((A,))

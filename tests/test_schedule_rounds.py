@@ -18,8 +18,8 @@ from template.schedule import (
     MAX_HOST_FAILURES,
     UNKNOWN_OUTCOME_BLOCKS,
     Action,
-    CheckDataset,
     CloseRound,
+    FetchDatasets,
     OpenRound,
     Policy,
     ScoreDataset,
@@ -49,7 +49,7 @@ class World:
     """A chain, a machine and a validator's memory. Chances are of each try; a lost call may land blocks later.
 
     played: every action, with its block. accepted: rounds by number of accepted weights. tempo: epochs are at its
-    multiples.
+    multiples. fetching: the block at which each download ends. held: files on the disk.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -60,6 +60,10 @@ class World:
     weights_refused_chance: float = 0.0
     weights_unknown_chance: float = 0.0
     work_blocks: int = 1
+    fetch_blocks: int = 0
+    downloads: int = 1
+    fetching: dict[SubmissionKey, int] = field(default_factory=dict)
+    held: set[SubmissionKey] = field(default_factory=set)
     tempo: int = 360
     rate_limit: int = 0
     block: int = 100
@@ -120,9 +124,12 @@ class World:
             intents=self.intents,
             unsettled=[intent for intent in self.intents if intent.outcome is None],
             has_standings=self.has_standings,
+            fetching=frozenset(self.fetching),
+            room=self.downloads - len(self.fetching),
         )
 
     def tick(self) -> Action:
+        self.collect()
         action = decide(self.state(), self.view(), self.block * BLOCK_S, self.policy)
         self.played.append((self.block, action))
         self.perform(action)
@@ -136,11 +143,16 @@ class World:
                 assert self.current is None
                 assert start_block == self.block < end_block
                 self.open(end_block)
-            case CheckDataset(key):
-                self.work(key)
+            case FetchDatasets(keys):
+                assert keys and not self.fetching.keys() & set(keys)
+                self.fetching |= {key: self.block + (key not in self.held) * self.fetch_blocks for key in keys}
+                assert len(self.fetching) <= self.downloads
+                self.collect()
             case ScoreDataset(key):
                 assert key in self.datasets
                 assert key not in self.copies
+                rank_block = self.entrants[key].rank_block
+                assert all(self.entrants[other].rank_block > rank_block for other in self.fetching)
                 self.work(key)
             case SetWeights():
                 self.set_weights()
@@ -152,6 +164,14 @@ class World:
                 self.rounds_done += 1
             case Wait():
                 self.block += 1
+
+    def collect(self) -> None:
+        """Takes in the downloads that ended; those that no open round waits for are dropped, but for the file."""
+        for key in [key for key, block in self.fetching.items() if block <= self.block]:
+            del self.fetching[key]
+            self.held.add(key)
+            if self.current is not None and key in self.current.queue and key not in self.datasets:
+                self.work(key)
 
     def open(self, end_block: int) -> None:
         copies = {key: copy for key, copy in self.copies.items() if key in self.datasets}
@@ -253,10 +273,32 @@ def test_a_quiet_round_checks_all_scores_all_and_sets_weights_once() -> None:
     world.enter(*keys(5))
     world.run_rounds(1)
     kinds = [type(action).__name__ for _, action in world.played if not isinstance(action, Wait)]
-    assert kinds == ["OpenRound", *["CheckDataset"] * 5, *["ScoreDataset"] * 5, "SetWeights", "CloseRound"]
+    assert kinds == ["OpenRound", *["FetchDatasets"] * 5, *["ScoreDataset"] * 5, "SetWeights", "CloseRound"]
     assert world.rounds[0].end_block == 360
     assert world.actions(CloseRound) == [(360, CloseRound(is_settled=True))]
     assert len(world.verdicts) == 5
+
+
+def test_downloads_go_on_side_by_side_and_hold_up_only_later_commitments() -> None:
+    world = World(downloads=4, fetch_blocks=10)
+    for key in keys(6):
+        world.block += 1
+        world.enter(key)
+    world.run_rounds(1)
+    assert [len(action.keys) for _, action in world.actions(FetchDatasets)] == [4, 2]
+    first_fetch, last_fetch = (block for block, _ in world.actions(FetchDatasets))
+    (first_score, _), *_ = world.actions(ScoreDataset)
+    assert first_score == last_fetch == first_fetch + 10 + 4, "scored while the last two are on their way"
+    assert len(world.verdicts) == 6 and set(world.accepted.values()) == {1}
+
+
+def test_weights_are_set_before_the_epoch_though_downloads_never_end() -> None:
+    world = World(downloads=8, fetch_blocks=10**6)
+    world.enter(*keys(256))
+    world.run_rounds(3)
+    assert set(world.accepted.values()) == {1}
+    for block, _ in world.actions(SetWeights):
+        assert 0 < 360 - block % 360 <= 50
 
 
 def test_rounds_follow_the_chains_epochs_with_weights_before_each() -> None:
@@ -375,21 +417,27 @@ def test_in_every_kind_of_trouble_rounds_end_and_everyone_gets_a_turn(seed: int)
         weights_refused_chance=draw.choice([0.0, 0.5, 1.0]),
         weights_unknown_chance=draw.choice([0.0, 0.3]),
         work_blocks=draw.choice([0, 1, 30]),
+        fetch_blocks=draw.choice([0, 1, 7]),
+        downloads=draw.choice([1, 3, 8]),
         tempo=draw.choice([1, 20, 99, 360]),
         rate_limit=draw.choice([0, 10, 100]),
     )
     entered = keys(8)
-    world.enter(*entered)
+    for key in entered:
+        world.block += draw.choice([0, 1])
+        world.enter(key)
     world.copies = {key: COPY for key in entered if draw.random() < 0.2}
     for _ in range(30):
         world.run_rounds(1)
         world.block += draw.choice([0, 0, 0, 1, 500])
         # The process dies now and then: only what is stored is left.
         world.rounds_done = 0
+        world.fetching.clear()
     for key in draw.sample(entered, 2):
         # A host that was mended: its operator lets the submission have another try.
         world.attempts.pop(key, None)
     world.remote_chance = world.host_chance = 0.0
+    world.block += 200  # longer than anything rests
     world.run_rounds(60)
     parked = {key for key, attempt in world.attempts.items() if attempt.host_failures >= MAX_HOST_FAILURES}
     assert set(entered) == set(world.verdicts) | set(world.copies) | parked

@@ -166,7 +166,7 @@ def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
     with log_lines() as lines, open_bench(net) as bench:
         bench.tick_until(lambda: bool(bench.store.last_round()))
         bench.validator._judge._pool = None  # type: ignore[union-attr, assignment]
-        with pytest.raises(TypeError):
+        with pytest.raises(AttributeError):
             bench.tick_until(lambda: False)
         assert bench.store.attempts(bench.contest)[key].host_failures == 1
         bench.validator._judge._pool = bench.validator._pool  # type: ignore[union-attr, assignment]

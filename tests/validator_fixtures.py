@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fakes import FakeExecutor, FakeScorer
+from fakes import FakeExecutor, FakeScorer, PromptFetcher
 from loguru import logger
 from net_fixtures import (
     Net,
@@ -13,6 +13,7 @@ from net_fixtures import (
     write_training_args,
 )
 
+from template.fetching import Fetcher
 from template.receipt import Receipt
 from template.schedule import Policy
 from template.settings import load_training_args
@@ -22,6 +23,7 @@ from template.validator import Validator
 from template.validator_config import ValidatorConfig, Watcher
 
 SEED = 11
+DOWNLOADS = 8
 ONE_ROUND = Policy(max_rounds=1)
 
 
@@ -76,6 +78,7 @@ def open_bench(
     chain: SteppingChain | None = None,
     before: list[Callable[[], object] | Exception] | None = None,
     workers: int = 1,
+    fetcher: Fetcher | None = None,
     watcher: Watcher | None = None,
     update: Callable[[], bool] | None = None,
     now: Callable[[], float] = lambda: float(next(_SECONDS)),
@@ -101,7 +104,9 @@ def open_bench(
     )
     with chain or SteppingChain(net, "validator") as link, Store(folder / "validator.sqlite3") as store:
         executor = FakeExecutor(scorer, workers=workers)
-        validator = Validator(config, link, store, executor, watcher=watcher, update=update, now=now)
+        validator = Validator(
+            config, link, store, executor, fetcher or PromptFetcher(DOWNLOADS), watcher=watcher, update=update, now=now
+        )
         yield Bench(validator, store, scorer, executor)
 
 
