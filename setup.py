@@ -34,6 +34,8 @@ RUNTIME = [
     "wandb>=0.31,<0.32",
 ]
 EXTRAS = {
+    # Scores on other machines: neurons/validator.py --executor ray.
+    "ray": ["ray>=2.60,<2.61"],
     # Reads the small model of the quickstart where it comes in the GGUF format.
     "quickstart": ["gguf>=0.19,<0.20"],
     # accelerate: the Hugging Face Trainer that the score is compared with. packaging: reads the lock file.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from template.dashboard import Tracker
     from template.validator import Validator
     from template.validator_config import ValidatorConfig
+    from template.workers import Executor, Scorer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
+    add_executor_arguments(parser)
     files = parser.add_argument_group("files")
     files.add_argument(
         "--state_dir",
@@ -69,6 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=50,
         help="blocks before the end at which weights are set, done or not (default: %(default)s)",
     )
+    rounds.add_argument(
+        "--max_downloads", type=int, default=8, help="datasets downloaded at the same time (default: %(default)s)"
+    )
     rounds.add_argument("--max_epochs", type=int, help="stop after so many rounds (default: never)")
     rounds.add_argument(
         "--lucky_num_from",
@@ -92,6 +97,49 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
+    """--executor and --ray.*."""
+    group = parser.add_argument_group("workers")
+    group.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="where scores run: on this machine, a process for each of --device, or in a Ray cluster"
+        " (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ray.address",
+        dest="ray_address",
+        default="auto",
+        metavar="HOST:PORT",
+        help="the cluster's head; auto is the cluster that this machine is a node of, as it must be"
+        " (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ray.workers", dest="ray_workers", type=int, default=1, help="that score at a time (default: %(default)s)"
+    )
+    group.add_argument(
+        "--ray.gpus_per_worker",
+        dest="ray_gpus",
+        type=float,
+        default=1.0,
+        help="0 scores on CPUs, less than 1 puts several workers on one GPU (default: %(default)g)",
+    )
+    group.add_argument(
+        "--ray.cpus_per_worker",
+        dest="ray_cpus",
+        type=int,
+        default=1,
+        help="that Ray counts for each; a score's threads are the node's cores all the same (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ray.accelerator_type",
+        dest="ray_accelerator",
+        metavar="NAME",
+        help="the one kind of GPU to use, as Ray names it, such as H100 (default: any, but all alike)",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs until stopped; returns the exit status."""
     return cli.run_main(build_parser(), argv, run)
@@ -99,9 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the validator and runs it. Raises: SubnetError."""
+    from template.fetching import Fetcher
     from template.store import Store
     from template.validator import Validator
-    from template.worker_process import LocalExecutor
 
     state_dir = cli.check_folder(args.state_dir or default_state_dir(args), "--state_dir")
     config = make_config(args, state_dir)
@@ -110,10 +158,11 @@ def run(args: argparse.Namespace) -> int:
     with (
         cli.open_chain(args, needs_wallet=not args.offline) as chain,
         Store(state_dir / "validator.sqlite3") as store,
-        closing(LocalExecutor(scorer, parse_devices(args.device), log_level=cli.log_level(args))) as executor,
+        closing(make_executor(args, scorer)) as executor,
         closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
     ):
-        validator = Validator(config, chain, store, executor, watcher=tracker, update=update)
+        fetcher = Fetcher(args.max_downloads)
+        validator = Validator(config, chain, store, executor, fetcher, watcher=tracker, update=update)
         stop_on_signals(validator)
         validator.run()
     return EXIT_UPDATED if validator.is_updated else 0
@@ -139,13 +188,34 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         receipt_dir=cli.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
         round_dir=cli.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
         is_offline=args.offline,
-        is_device_chosen=args.device is not None,
+        # With Ray, by --ray.gpus_per_worker: without the GPU that it asks for, no worker starts.
+        is_device_chosen=args.device is not None or args.executor == "ray",
         lucky_num=args.lucky_num,
         lucky_num_from=LuckyNumFrom(args.lucky_num_from),
         poll_s=cli.check_poll_seconds(args.poll_seconds),
         keep_days=args.keep_days,
         hub_token=cli.hub_token(),
     )
+
+
+def make_executor(args: argparse.Namespace, scorer: "Scorer") -> "Executor":
+    """Where scores run. Raises: ConfigError naming the flag that is wrong."""
+    if args.executor == "local":
+        from template.worker_process import LocalExecutor
+
+        return LocalExecutor(scorer, parse_devices(args.device), log_level=cli.log_level(args))
+    if args.device is not None:
+        raise ConfigError("--device goes with --executor local; in a Ray cluster, --ray.gpus_per_worker decides")
+    from template.ray_executor import RayExecutor, RayOptions
+
+    options = RayOptions(
+        address=args.ray_address,
+        workers=args.ray_workers,
+        gpus_per_worker=args.ray_gpus,
+        cpus_per_worker=args.ray_cpus,
+        accelerator_type=args.ray_accelerator,
+    )
+    return RayExecutor(scorer, options, log_level=cli.log_level(args))
 
 
 def parse_devices(text: str | None) -> list[str | None]:
@@ -184,7 +254,7 @@ def make_update() -> Callable[[], bool]:
 
 def make_policy(args: argparse.Namespace) -> Policy:
     """The rounds' policy. Raises: ConfigError naming the flag that is wrong."""
-    for flag in ("blocks_per_epoch", "miner_sample_size", "miner_duplicate_sample_size", "max_epochs"):
+    for flag in ("blocks_per_epoch", "miner_sample_size", "miner_duplicate_sample_size", "max_downloads", "max_epochs"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ConfigError(f"--{flag} must be positive, not {value}")

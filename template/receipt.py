@@ -17,6 +17,9 @@ from template.records import TrainResult
 
 FORMAT = "dataset-score-receipt/1"
 
+# In a result's environment, where an executor ran it. It moves no number, so no comparison looks at it.
+LOCATION = "where"
+
 # Signatures are made over this and the content, so that no other message of a hotkey can pass for a receipt.
 _DOMAIN = b"dataset-score-receipt/1\n"
 
@@ -139,7 +142,7 @@ def _environment_changes(recorded: Mapping[str, str], here: Mapping[str, str]) -
     """One line per part of the environment that is not the same."""
     return [
         f"{name} differs: {recorded.get(name)} in the receipt, {here.get(name)} here"
-        for name in sorted({*recorded, *here})
+        for name in sorted({*recorded, *here} - {LOCATION})
         if recorded.get(name) != here.get(name)
     ]
 

@@ -96,7 +96,8 @@ class TrainResult:
     step_losses: per optimizer step, the group's summed cross-entropy over its number of target tokens.
     model_revision is the Hub commit, None for a local folder; model_digest is the folder's digest, None for the Hub.
     train_rows are the rows trained on; eval_skipped_rows of the evaluation set had no target and count in nothing.
-    environment: library versions, device, dtype and threads, whatever else can move the number on equal inputs.
+    environment: library versions, device, dtype and threads, whatever else can move the number on equal inputs; beside
+    them `where`, the executor and the device that it ran on, once an executor knows, which moves nothing.
     """
 
     loss: float

@@ -1,4 +1,4 @@
-"""What a validator and its worker process say to each other: one record a line, as JSON.
+"""What a validator and its workers say to each other: one record a line, as JSON.
 
 Pure, and strict: what a broken worker wrote is refused, never guessed at. Floats read back to the same bits.
 """
@@ -6,8 +6,8 @@ Pure, and strict: what a broken worker wrote is refused, never guessed at. Float
 import dataclasses
 import json
 import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from template.competition import Competition
@@ -43,11 +43,34 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The first line to the process that speaks to Ray: where the cluster is, and what each worker needs of it.
+
+    address: of the cluster's head, HOST:PORT, or "auto" for the one that this machine is a node of. gpus: of one
+    worker, a share where several are to have the same. accelerator_type: the only kind of GPU, as Ray names it.
+    """
+
+    address: str
+    gpus: float
+    cpus: int
+    accelerator_type: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """To that process: ends one worker, whatever it is doing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The worker holds the model and takes jobs. model: as `Scorer.load` names it. device: the one it is on."""
+    """The worker holds the model and takes jobs. model: as `Scorer.load` names it. device: the one it is on.
+
+    environment: what can move the number there, as in a result.
+    """
 
     model: str
     device: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +128,19 @@ class Logged:
     message: str
 
 
-Command = Setup | Job
-Event = Loaded | Advanced | Scored | Failed | Logged
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The worker is gone, or as good as gone, and the last that is heard of it.
+
+    is_machine_lost: what held it went away, which nothing that it was doing can have caused.
+    """
+
+    why: str
+    is_machine_lost: bool = False
+
+
+Command = Setup | Job | Cluster | Stop
+Event = Loaded | Advanced | Scored | Failed | Logged | Ended
 
 _Record = TypeVar("_Record")
 
@@ -118,13 +152,13 @@ def encode(record: Command | Event) -> bytes:
 
 def decode_command(line: bytes) -> Command:
     """The record that a validator wrote to a worker. Raises: HostError when it is none."""
-    kinds: tuple[type[Command], ...] = (Setup, Job)
+    kinds: tuple[type[Command], ...] = (Setup, Job, Cluster, Stop)
     return _decode(line, kinds)
 
 
 def decode_event(line: bytes) -> Event:
     """The record that a worker wrote. Raises: HostError when it is none."""
-    kinds: tuple[type[Event], ...] = (Loaded, Advanced, Scored, Failed, Logged)
+    kinds: tuple[type[Event], ...] = (Loaded, Advanced, Scored, Failed, Logged, Ended)
     return _decode(line, kinds)
 
 

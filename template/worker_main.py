@@ -2,7 +2,7 @@
 
     python -m template.worker_main
 
-Started by `template.worker_process`, never by hand: it reads `template.wire` records from stdin and writes them to
+Started by `template.worker_pipe`, never by hand: it reads `template.wire` records from stdin and writes them to
 stdout. It never outlives its parent, whose death is the end of stdin, and on Linux a signal from the kernel.
 """
 
@@ -133,8 +133,7 @@ def make_scorer(setup: wire.Setup) -> Scorer:
 def serve(scorer: Scorer, jobs: SimpleQueue[bytes], link: Link) -> None:
     """Loads, then scores what comes. Every failure is told; which of them end this process is the parent's choice."""
     try:
-        model = scorer.load()
-        link.tell(wire.Loaded(model=model, device=name_device(scorer.device)))
+        link.tell(load(scorer))
     except Exception as error:
         tell_failure(link, error)
         return
@@ -156,11 +155,17 @@ def tell_failure(link: Link, error: Exception) -> None:
     link.tell(wire.Failed.of(error))
 
 
-def name_device(chosen: str | None) -> str:
-    """The device that scores run on, as torch names it."""
-    from template.numerics import choose_device
+def load(scorer: Scorer) -> wire.Loaded:
+    """Loads the model; what is to be said of it and of where it is, the device as torch names it.
 
-    return str(choose_device(chosen))
+    Raises: as `Scorer.load`.
+    """
+    from template.numerics import choose_device, choose_dtype, describe_environment
+
+    model = scorer.load()
+    device = choose_device(scorer.device)
+    environment = describe_environment(device, choose_dtype(device, scorer.dtype))
+    return wire.Loaded(model=model, device=str(device), environment=environment)
 
 
 def peak_memory_bytes() -> int:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -22,32 +22,38 @@ _PACKAGE_ROOT = Path(template.__file__).resolve().parent.parent
 _KILL_S = 5.0
 
 
-@dataclass(frozen=True)
-class Ended:
-    """The process is gone, or as good as gone: in words."""
-
-    why: str
+def start_module(name: str) -> subprocess.Popen[bytes]:
+    """A process that runs a module of this package, its stdin and stdout as pipes. Raises: HostError."""
+    path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+    try:
+        return subprocess.Popen(
+            # Without -P, a folder named `template` in the working directory would be taken for this package.
+            [sys.executable, "-P", "-m", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except OSError as error:
+        raise HostError(f"no process can be started: {error}") from error
 
 
 class Child:
-    """One worker process. What it writes is told by a thread of its own; its log lines are logged there and then."""
+    """One worker process. What it writes is told by a thread of its own; its log lines are logged there and then.
 
-    def __init__(self, setup: wire.Setup, tell: Callable[["Child", wire.Event | Ended], None]) -> None:
+    log: where else those go.
+    """
+
+    def __init__(
+        self,
+        setup: wire.Setup,
+        tell: Callable[["Child", wire.Event], None],
+        log: Callable[[wire.Logged], None] | None = None,
+    ) -> None:
         """Raises: HostError when no process can be started."""
-        path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
-        try:
-            self._process = subprocess.Popen(
-                # Without -P, a folder named `template` in the working directory would be taken for this package.
-                [sys.executable, "-P", "-m", "template.worker_main"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-        except OSError as error:
-            raise HostError(f"no process can be started: {error}") from error
+        self._process = start_module("template.worker_main")
         self.pid = self._process.pid
-        self._label = setup.device or "default device"
         self._tell = tell
+        self._log = log or partial(log_line, setup.device or "default device")
         self._reader = threading.Thread(target=self._read, name=f"worker-{self.pid}", daemon=True)
         self._reader.start()
         self.send(setup)
@@ -86,18 +92,19 @@ class Child:
                 why = str(error)
                 self._process.kill()
         status = self._process.wait()
-        self._tell(self, Ended(why or _describe_status(status)))
+        self._tell(self, wire.Ended(why=why or _describe_status(status)))
 
     def _relay(self, stream: IO[bytes]) -> None:
         while line := stream.readline(wire.MAX_LINE_BYTES):
             event = wire.decode_event(line)
             if isinstance(event, wire.Logged):
-                _log(self._label, event)
+                self._log(event)
             else:
                 self._tell(self, event)
 
 
-def _log(label: str, event: wire.Logged) -> None:
+def log_line(label: str, event: wire.Logged) -> None:
+    """A worker's line of log as one of this process's own."""
     try:
         logger.log(event.level, "[{}] {}", label, event.message)
     except ValueError:

@@ -1,28 +1,47 @@
-"""Scores in child processes, one for each device, which can be killed whatever they are doing.
+"""Scores in processes of their own, one for each device, which can be killed whatever they are doing.
 
 A worker that hangs, dies, or says that its device failed is killed and replaced; what it was doing ends as a HostError,
-never as a score. Every worker computes under the same model: the one that the first of them loaded.
+never as a score. Where the whole machine of a worker went away it is a RemoteError, as with anything that is far: the
+submission is tried again for as long as it takes. Every worker has the model, the libraries and the threads of the
+first of them, or is refused.
 """
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import ClassVar, Protocol
 
 from loguru import logger
 
 from template import pace, wire
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError, SubnetError
 from template.pace import Limits, Pace, Phase
+from template.receipt import LOCATION
 from template.records import TrainResult
 from template.settings import TrainingArgs
 from template.state import Running, SubmissionKey
-from template.worker_pipe import Child, Ended
+from template.worker_pipe import Child
 from template.workers import Finished, Scorer
 
 _DEFAULT_LIMITS = Limits()
+
+
+class Worker(Protocol):
+    """This end of one worker. Whoever starts it tells what it says, to the end, from a thread of its own."""
+
+    def send(self, command: wire.Command) -> None:
+        """Writes the command. That nobody reads it is told as the worker's end, not here."""
+
+    def kill(self) -> None:
+        """Asks for the end, which `join` waits for."""
+
+    def join(self) -> None:
+        """Waits for the end of a killed worker, but not for ever."""
 
 
 @dataclass
@@ -45,7 +64,7 @@ class _Slot:
     """
 
     device: str | None
-    child: Child | None = None
+    child: Worker | None = None
     job: _Job | None = None
     name: str = ""
     is_loaded: bool = False
@@ -59,13 +78,16 @@ class _Slot:
         self.name = self.device or "default device"
 
 
-class LocalExecutor:
-    """An `Executor` on this machine: a child process for each of `devices`, None being the best one here.
+class SlotExecutor(ABC):
+    """An `Executor` of one worker for each of `devices`, wherever `_start` starts it.
 
     known: earlier scores of the same model on this machine, from which the time limits are made before the first one.
     clock: seconds that only go forward, also read from other threads. now: POSIX seconds. log_level: the least that
     workers pass on to this process's logs; TRACE includes what their libraries say.
     """
+
+    kind: ClassVar[str]
+    """What receipts call it."""
 
     def __init__(
         self,
@@ -90,11 +112,16 @@ class LocalExecutor:
         for result in known:
             self._pace = self._pace.after(result)
         self._model: str | None = None
+        self._environment: Mapping[str, str] = {}
         self._tokens_per_s: float | None = None
         self._finished: list[Finished] = []
-        self._events: SimpleQueue[tuple[Child, float, wire.Event | Ended]] = SimpleQueue()
+        self._events: SimpleQueue[tuple[Worker, float, wire.Event]] = SimpleQueue()
         self._stirred = threading.Event()
         self._is_closed = False
+
+    @abstractmethod
+    def _start(self, setup: wire.Setup) -> Worker:
+        """A new worker, which tells `_hear` what it says. Raises: HostError when none can be started."""
 
     @property
     def training_args(self) -> TrainingArgs:
@@ -154,8 +181,8 @@ class LocalExecutor:
         for child in children:
             child.join()
 
-    def _hear(self, child: Child, event: wire.Event | Ended) -> None:
-        """Called from the children's threads. The time is taken here, so that a busy caller makes nobody late."""
+    def _hear(self, child: Worker, event: wire.Event) -> None:
+        """Called from the workers' threads. The time is taken here, so that a busy caller makes nobody late."""
         self._events.put((child, self._clock(), event))
         if not isinstance(event, wire.Advanced):
             self._stirred.set()
@@ -174,7 +201,7 @@ class LocalExecutor:
         for slot in self._slots:
             self._enforce_limits(slot)
 
-    def _take(self, slot: _Slot, event: wire.Event | Ended, at: float) -> None:
+    def _take(self, slot: _Slot, event: wire.Event, at: float) -> None:
         match event:
             case wire.Loaded() if not slot.is_loaded:
                 self._take_model(slot, event)
@@ -184,27 +211,39 @@ class LocalExecutor:
             case wire.Scored(result=result) if slot.job is not None and result.lucky_num == slot.job.lucky_num:
                 self._pace = self._pace.after(result)
                 self._tokens_per_s = pace.tokens_per_s(result)
-                self._finish(slot, result, None)
+                self._finish(slot, self._located(result, slot), None)
             case wire.Failed():
                 self._take_failure(slot, event.to_error())
-            case Ended(why=why):
-                self._lose(slot, HostError(f"{slot.name}: {why}"))
+            case wire.Ended(why=why, is_machine_lost=is_machine_lost):
+                self._lose(slot, (RemoteError if is_machine_lost else HostError)(f"{slot.name}: {why}"))
             case _:
                 self._lose(slot, HostError(f"{slot.name}: the worker said {type(event).__name__} when it could not"))
 
     def _take_model(self, slot: _Slot, loaded: wire.Loaded) -> None:
         slot.name = loaded.device
-        if self._model is not None and loaded.model != self._model:
-            which = f"{slot.name} computes under {loaded.model}, but the others under {self._model}"
+        if self._model is not None and (unlike := self._find_unlike(loaded)):
+            which = f"{slot.name} computes under {unlike}"
             self._lose(slot, ConfigError(f"{which}: scores need devices of one kind, and a model that stays the same"))
             return
         if self._model is None:
-            self._model = loaded.model
+            self._model, self._environment = loaded.model, loaded.environment
             self._scorer = self._scorer.pinned(loaded.model)
         slot.is_loaded = slot.was_loaded = True
         slot.error = None
         seconds = self._clock() - slot.started_at
         logger.info("worker ready device={} model={} seconds={:.1f}", slot.name, loaded.model, seconds)
+
+    def _find_unlike(self, loaded: wire.Loaded) -> str | None:
+        """What would make this worker's losses others than those of the workers before it, None when nothing does."""
+        if loaded.model != self._model:
+            return f"{loaded.model}, but the others under {self._model}"
+        ours, theirs = self._environment, loaded.environment
+        unlike = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        return ", ".join(f"{name} {theirs.get(name)}, but the others under {ours.get(name)}" for name in unlike) or None
+
+    def _located(self, result: TrainResult, slot: _Slot) -> TrainResult:
+        """The result, saying where it comes from."""
+        return dataclasses.replace(result, environment={**result.environment, LOCATION: f"{self.kind} {slot.name}"})
 
     def _take_failure(self, slot: _Slot, error: SubnetError) -> None:
         if isinstance(error, HostError) or (slot.job is None and isinstance(error, SubmissionError)):
@@ -234,8 +273,8 @@ class LocalExecutor:
     def _lose(self, slot: _Slot, error: SubnetError) -> None:
         """Kills the worker, ends its job with the error, and lets the device rest: longer for each failure in a row."""
         is_loading = not slot.is_loaded
-        if isinstance(error, ConfigError) and slot.was_loaded:
-            # The settings were good enough before, so it is not they that changed.
+        if isinstance(error, ConfigError) and (slot.was_loaded or self._tokens_per_s is not None):
+            # The settings were good enough for this worker, or for a whole score, so it is not they that changed.
             error = HostError(f"{slot.name}: {error}")
         if slot.child is not None:
             slot.child.kill()
@@ -262,7 +301,7 @@ class LocalExecutor:
             if slot.child is None and now >= slot.start_at:
                 slot.started_at = now
                 try:
-                    slot.child = Child(self._setup(slot), self._hear)
+                    slot.child = self._start(self._setup(slot))
                 except HostError as error:
                     self._lose(slot, error)
 
@@ -290,3 +329,12 @@ class LocalExecutor:
             slot.error = None
         for error in wrong or errors:
             raise error
+
+
+class LocalExecutor(SlotExecutor):
+    """An `Executor` on this machine: a child process for each of `devices`, None being the best one here."""
+
+    kind = "local"
+
+    def _start(self, setup: wire.Setup) -> Worker:
+        return Child(setup, self._hear)

@@ -88,7 +88,8 @@ class Finished:
     """The end of one job: exactly one of result and error.
 
     error: SubmissionError is a verdict. HostError says what befell the worker and on which device: its death, a
-    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Scorer.score` raises them.
+    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Scorer.score` raises them; a
+    RemoteError is also that another machine went away, for which nobody is to blame.
     """
 
     key: SubmissionKey

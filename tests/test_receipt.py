@@ -211,6 +211,16 @@ def test_a_step_that_went_another_way_is_a_reason_and_no_verdict(steps: tuple[fl
     assert (other.verdict, other.reasons) == (Replay.DIFFERENT, (reason,))
 
 
+def test_where_a_score_ran_is_in_the_receipt_and_explains_no_difference() -> None:
+    there, here = ({**RESULT.environment, "where": where} for where in ("ray node 1326d1f4 gpu 3 cuda:0", "local cpu"))
+    receipt = dataclasses.replace(SIGNED, result=dataclasses.replace(RESULT, environment=there))
+    assert Receipt.from_json(receipt.to_json(), "x").result.environment["where"] == "ray node 1326d1f4 gpu 3 cuda:0"
+    for environment in (here, RESULT.environment):
+        replayed = dataclasses.replace(RESULT, environment=environment)
+        assert compare(receipt, replayed).reasons == ()
+        assert compare(receipt, dataclasses.replace(replayed, loss=2.0)).verdict is Replay.DIFFERENT
+
+
 @pytest.mark.parametrize("name", ["torch", "device", "new"])
 def test_a_difference_in_another_environment_is_not_comparable_and_says_why(name: str) -> None:
     environment = {**RESULT.environment, name: "else"}

@@ -49,6 +49,7 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
     "no such device": ({"device": "abacus"}, "--device must be cpu, cuda or cuda:N, not 'abacus'"),
     "threshold beyond the epoch": ({"block_threshold": 360}, "--block_threshold"),
     "no samples": ({"miner_sample_size": 0}, "--miner_sample_size"),
+    "no downloads": ({"max_downloads": 0}, "--max_downloads"),
     "no epochs": ({"max_epochs": 0}, "--max_epochs"),
     "seed too large": ({"lucky_num": 2**32}, "--lucky_num"),
     "two seeds": ({"lucky_num": 5, "lucky_num_from": "chain"}, "--lucky_num does not go with --lucky_num_from chain"),

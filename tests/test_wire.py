@@ -25,15 +25,21 @@ SETUP = wire.Setup(
     dtype=None,
     log_level="DEBUG",
 )
-COMMANDS: list[wire.Command] = [SETUP, wire.Job(data_dir="/d", lucky_num=2**32 - 1)]
+COMMANDS: list[wire.Command] = [
+    SETUP,
+    wire.Job(data_dir="/d", lucky_num=2**32 - 1),
+    wire.Cluster(address="auto", gpus=0.5, cpus=1, accelerator_type=None),
+    wire.Stop(),
+]
 EVENTS: list[wire.Event] = [
-    wire.Loaded(model="a/b@0 cpu float32", device="cpu"),
+    wire.Loaded(model="a/b@0 cpu float32", device="cpu", environment={"torch": "2.13"}),
     wire.Advanced(progress=Progress(stage="train", done=1, total=2), memory_bytes=None),
     wire.Advanced(progress=Progress(stage="evaluate", done=1, total=2), memory_bytes=2**40),
     wire.Scored(result=RESULT),
     wire.Failed(kind="RemoteError", message="busy", retry_after_s=1.5),
     wire.Failed(kind="SubmissionError", message="é\n\u2028", reason=Reason.MALFORMED),
     wire.Logged(level="INFO", message="two\nlines"),
+    wire.Ended(why="gone", is_machine_lost=True),
 ]
 
 

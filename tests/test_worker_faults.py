@@ -1,5 +1,6 @@
 """Workers that break in every way: their job ends as this machine's fault, and another worker takes their place."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def test_a_score_for_another_seed_is_no_score(tmp_path: Path) -> None:
         assert executor.tokens_per_s() is None
         ready(executor)
         executor.submit(KEY, Path("/nowhere"), 1)
-        assert collect(executor)[0].result == make_result(1.0, 1.0)
+        located = dataclasses.replace(make_result(1.0, 1.0), environment={"where": "local cpu"})
+        assert collect(executor)[0].result == located
         assert executor.tokens_per_s() == 2000.0
 
 
@@ -246,3 +248,49 @@ def test_no_devices_are_refused(tmp_path: Path) -> None:
     scorer = Script(tmp_path, "")
     with scripted(scorer) as executor, pytest.raises(ConfigError, match="at least one device"):
         LocalExecutor(executor._scorer, [])
+
+
+def test_a_worker_with_other_libraries_or_threads_is_refused(tmp_path: Path) -> None:
+    body = """
+model = f"{setup.training_args.model_id}@{'0' * 40} cpu float32"
+tell(wire.Loaded(model=model, device=setup.device, environment={"torch": "2.13", "threads": str(nth)}))
+hear()
+"""
+    with scripted(Script(tmp_path, body), "cuda:0", "cuda:1") as executor:
+        with pytest.raises(ConfigError, match=r"^cuda:1 computes under threads 2, but the others under 1: "):
+            until(lambda: executor.prepare() is not None and executor.free() == 2, executor)
+        assert executor.free() == 1
+
+
+def test_once_a_score_was_had_a_worker_with_wrong_settings_is_this_machines_fault(tmp_path: Path) -> None:
+    result = repr(make_result(1.0, 1.0))
+    body = f"""from template.records import TrainResult
+if setup.device == "cuda:1":
+    while not (folder / "scored").exists():
+        time.sleep(0.01)
+    tell(wire.Failed(kind="ConfigError", message="--model_path is not there"))
+    hear()
+load(); hear()
+tell(wire.Scored(result={result}))
+hear()
+"""
+    script = Script(tmp_path, body)
+    with scripted(script, "cuda:0", "cuda:1") as executor, log_lines() as logged:
+        ready(executor)
+        executor.submit(KEY, Path("/nowhere"), 1)
+        assert collect(executor)[0].result is not None
+        (script.folder / "scored").touch()
+        until(
+            lambda: executor.prepare() and [line for line in logged if "cuda:1: --model_path is not" in line], executor
+        )
+        assert executor.free() == 1
+
+
+def test_a_machine_that_goes_away_is_no_fault_of_what_it_was_doing(tmp_path: Path) -> None:
+    body = "load(); hear()\ntell(wire.Ended(why='the node is gone', is_machine_lost=True)); hear()"
+    with scripted(Script(tmp_path, body), "cpu") as executor:
+        ready(executor)
+        submit(executor)
+        lost = collect(executor)[0].error
+        assert type(lost) is RemoteError and str(lost) == "cpu: the node is gone"
+        ready(executor)

@@ -86,7 +86,8 @@ def pair(shared: LocalExecutor) -> LocalExecutor:
 def timeless(result: TrainResult | None) -> dict[str, object]:
     """All of a result that two scores of the same must share, environment and losses of the steps included."""
     assert result is not None
-    return {name: value for name, value in dataclasses.asdict(result).items() if not name.endswith("_seconds")}
+    fields = {name: value for name, value in dataclasses.asdict(result).items() if not name.endswith("_seconds")}
+    return {**fields, "environment": {**result.environment, "where": ""}}
 
 
 def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_another_worker(
@@ -97,6 +98,7 @@ def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_a
     assert pair.free() == 0 and len(pair.running()) == 2
     results = {one.key: one.result for one in collect(pair, 2)}
     assert timeless(results[KEY]) == timeless(expected)
+    assert results[KEY] is not None and results[KEY].environment["where"] == "local cpu"
     assert timeless(results[OTHER]) == timeless(scorer.score(bench.data_dir, SEED + 1)) != timeless(expected)
     assert (pair.tokens_per_s() or 0) > 0
     assert pair.prepare() == scorer.load()

@@ -14,6 +14,7 @@ from loguru import logger
 from template.chain import Chain
 from template.competition import Competition
 from template.errors import HostError, Reason, RemoteError
+from template.fetching import Fetcher
 from template.localnet.soak_diary import Diary
 from template.localnet.soak_world import World, validator_key
 from template.localnet.tiny import make_tiny_model
@@ -25,12 +26,15 @@ from template.state import Attempt, Contest, SubmissionKey, Verdict
 from template.store import Store
 from template.validator import Validator
 from template.validator_config import LuckyNumFrom, ValidatorConfig
+from template.worker_pipe import Child
 from template.worker_process import LocalExecutor
 from template.workers import Finished, Scorer
 
 STATE_FILE = "validator.sqlite3"
 BLOCKS_PER_EPOCH = 24
 POLICY = Policy(blocks_per_epoch=BLOCKS_PER_EPOCH, block_threshold=8, is_aligned=True)
+
+_DOWNLOADS = 8
 
 # A killed worker is replaced at once: the pauses of a real one would be rounds here.
 _LIMITS = Limits(restart_first_s=0.01, restart_most_s=0.1)
@@ -152,7 +156,17 @@ class WatchedExecutor(LocalExecutor):
 
     def pids(self) -> list[int]:
         """The workers' processes."""
-        return [slot.child.pid for slot in self._slots if slot.child is not None]
+        return [slot.child.pid for slot in self._slots if isinstance(slot.child, Child)]
+
+
+class WatchedFetcher(Fetcher):
+    """Downloads that tell whether they were waited for."""
+
+    is_waited_for = False
+
+    def wait(self, timeout_s: float) -> None:
+        self.is_waited_for = True
+        super().wait(timeout_s)
 
 
 class Post:
@@ -185,7 +199,8 @@ class Post:
         self.store.watch(self._world.diary, self.name)
         self.executor = WatchedExecutor(self._scorer, [None], limits=_LIMITS)
         self.executor.watch(self._world.diary, self.name)
-        self.validator = Validator(config, self.chain, self.store, self.executor, now=self._world.clock)
+        self.fetcher = WatchedFetcher(_DOWNLOADS)
+        self.validator = Validator(config, self.chain, self.store, self.executor, self.fetcher, now=self._world.clock)
         self.stop = self.validator.stop = WatchedStop()
 
     def close(self) -> None:
@@ -201,10 +216,12 @@ class Post:
 
     def tick(self) -> bool:
         """One tick, as `Validator.run` would do it; True when there may be more to do at once."""
-        self.stop.is_waited_for = self.executor.is_waited_for = False
+        waited_for = (self.stop, self.executor, self.fetcher)
+        for one in waited_for:
+            one.is_waited_for = False
         try:
             self.validator.tick()
-            return not (self.stop.is_waited_for or self.executor.is_waited_for)
+            return not any(one.is_waited_for for one in waited_for)
         except RemoteError as error:
             logger.debug("{}: {}", self.name, error)
         except HostError as error:
@@ -225,8 +242,15 @@ class Post:
 
     @property
     def is_busy(self) -> bool:
-        """True while a worker scores or loads."""
-        return not self.executor.free()
+        """True while a worker scores or loads, or something is downloaded."""
+        return not self.executor.free() or bool(self.fetcher.under_way())
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns when something of this may have ended, or else after `timeout_s`."""
+        if self.fetcher.under_way():
+            self.fetcher.wait(timeout_s)
+        else:
+            self.executor.wait(timeout_s)
 
 
 def make_scorer(folder: Path, competition: Competition, at: int) -> Scorer:

@@ -127,7 +127,7 @@ class Soak:
     def _let_work(self) -> None:
         """Holds the blocks while workers are at it, mostly: now and then a score outlasts a few of them."""
         while (busy := [post for post in self.posts if post.is_busy]) and self._rng.random() > _HURRY:
-            busy[0].executor.wait(_PATIENCE_S)
+            busy[0].wait(_PATIENCE_S)
             for post in busy:
                 post.tick()
 
