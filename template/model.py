@@ -12,39 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 import transformers.utils.hub
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 from template import numerics
+from template.adapter import AdaptedLinear, DropoutMasks
+from template.attention import attend_packed
+from template.cross_entropy import target_losses
+from template.data import EncodedRow
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
+from template.norm import replace_norms
+from template.packing import Pack, pack_apart
 from template.settings import Hyperparameters, TrainingArgs
 from template.templates import ChatTemplate, template_for
 
+# What the models call our attention by.
+_ATTENTION = "packed_rows"
+
 # What of a model folder can move the number; a README beside the weights cannot.
 _DIGESTED_SUFFIXES = {".safetensors", ".json", ".model", ".txt"}
-
-
-class SeededDropout(nn.Module):
-    """Dropout that draws from a generator of its own, because the global stream belongs to the whole process.
-
-    Elements are zeroed with probability `p` and the rest scaled by 1/(1-p), as torch.nn.functional.dropout does.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.generator: torch.Generator | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0.0:
-            return x
-        # 32 random bits for each element, two elements a draw: on a CPU a third of the time that bernoulli_ takes.
-        draws = torch.empty(x.numel() // 2 + 1, dtype=torch.int64, device=x.device)
-        bits = draws.random_(-(2**63), None, generator=self.generator).view(torch.int32)[: x.numel()]
-        keep = (bits >= round(self.p * 2**32) - 2**31).view(x.shape)
-        return x * keep.to(x.dtype).mul_(1.0 / (1.0 - self.p))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +69,14 @@ class ScoringModel:
             lora_dropout=hyperparameters.lora_dropout,
             target_modules="all-linear",
         )
+        # PEFT's own seam for a layer of one's own kind.
+        config._register_custom_module({nn.Linear: AdaptedLinear})
+        replace_norms(base)
         self.network = get_peft_model(base, config).eval()
         self._causal: Any = self.network.get_base_model()
         self._softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-        self._dropouts = _seed_dropouts(self.network)
+        self._adapted = [module for module in self.network.modules() if isinstance(module, AdaptedLinear)]
+        self._masks: DropoutMasks | None = None
         self._check_halves()
 
     @property
@@ -129,55 +122,42 @@ class ScoringModel:
                     parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
                 else:
                     parameter.zero_()
-        dropout_stream = numerics.seeded_generator(lucky_num, "dropout", self.device)
-        for dropout in self._dropouts:
-            dropout.generator = dropout_stream
+        stream = numerics.seeded_generator(lucky_num, "dropout", self.device)
+        self._masks = DropoutMasks(self.hyperparameters.lora_dropout, stream)
 
     def set_dropout(self, is_on: bool) -> None:
         """Switches the adapter's dropout; the base's own layers stay in evaluation mode always."""
-        for dropout in self._dropouts:
-            dropout.train(is_on)
+        masks = self._masks if is_on and self.hyperparameters.lora_dropout else None
+        for layer in self._adapted:
+            layer.masks = masks
 
-    def hidden_states(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Final hidden states (B, T, H) of right-padded ids (B, T) int64.
-
-        No padding mask is given: attention is causal and the padding is on the right, so no token sees it.
-        """
-        hidden: torch.Tensor = self._causal.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    def hidden_states(self, pack: Pack) -> torch.Tensor:
+        """Final hidden states (N, H) of the tokens of a pack."""
+        decoder = self._causal.get_decoder()
+        output = decoder(input_ids=pack.input_ids, position_ids=pack.positions, use_cache=False, blocks=pack.blocks)
+        hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (N, V) in float32 of hidden states (N, H)."""
-        logits: torch.Tensor = self._causal.get_output_embeddings()(hidden).float()
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+    def target_losses(self, pack: Pack) -> torch.Tensor:
+        """The cross-entropy in nats (T,) float32 of each target of a pack; the head runs for those alone."""
+        sources = self.hidden_states(pack)[pack.sources]
+        return target_losses(sources, pack.targets, self._causal.get_output_embeddings(), self._softcap)
 
     @torch.no_grad()
     def _check_halves(self) -> None:
-        """Raises ConfigError unless decoder and head together are the model's own forward, up to rounding.
+        """Raises ConfigError unless the losses of a pack are those of the model's own forward, up to rounding.
 
         Not to the bit: the model may cap its logits before they are float32, and its head sees another shape.
         """
-        probe = torch.arange(8, device=self.device).unsqueeze(0)
-        whole = self._causal(input_ids=probe, use_cache=False).logits.float()[0]
-        halves = self.logits(self.hidden_states(probe)[0])
-        if not whole.isfinite().all():
+        ids = tuple(range(8))
+        probe = EncodedRow(ids, (False,) + (True,) * 7, line=1)
+        logits = self._causal(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits.float()[0]
+        if not logits.isfinite().all():
             raise HostError(f"{self.source.model_id}: the base's logits are not finite as it was read here")
-        if not torch.allclose(whole, halves, rtol=0.0, atol=0.02 * whole.abs().max().item()):
+        (pack,) = pack_apart([probe], [0], len(ids), self.device)
+        whole = F.cross_entropy(logits[:-1], pack.targets, reduction="none")
+        if not torch.allclose(whole, self.target_losses(pack), rtol=0.0, atol=0.04 * logits.abs().max().item()):
             raise ConfigError(f"{self.source.model_id}: this model does more than a decoder and an output head")
-
-
-def _seed_dropouts(network: nn.Module) -> list[SeededDropout]:
-    """Replaces the dropout of every LoRA layer and returns the replacements."""
-    replaced: list[SeededDropout] = []
-    for module in network.modules():
-        by_adapter: Any = getattr(module, "lora_dropout", None)
-        for adapter, dropout in by_adapter.items() if isinstance(by_adapter, nn.ModuleDict) else ():
-            if isinstance(dropout, nn.Dropout):
-                replaced.append(SeededDropout(dropout.p).eval())
-                by_adapter[adapter] = replaced[-1]
-    return replaced
 
 
 def load_model(
@@ -223,15 +203,13 @@ def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Cal
 
 def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) -> Any:
     """The model with every one of its weights from the files. Raises: ConfigError when some are not there."""
-    config = transformers.AutoConfig.from_pretrained(origin, trust_remote_code=False, **where)
-    # torch's fused attention has no cap on attention logits, which Gemma 2 needs.
-    has_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    transformers.AttentionInterface.register(_ATTENTION, attend_packed)
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         origin,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
-        attn_implementation="eager" if has_cap else "sdpa",
+        attn_implementation=_ATTENTION,
         output_loading_info=True,
         **where,
     )

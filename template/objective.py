@@ -2,35 +2,31 @@
 
 What is computed is the Hugging Face Trainer's objective under gradient accumulation: one optimizer step takes
 `batch x accumulation` rows, and its loss is the sum of the cross-entropy over all their target tokens divided by
-the number of those tokens. How the rows of a step lie in memory is free; here they are sorted by length and padded
-together up to a budget of tokens, which changes rounding and nothing else.
+the number of those tokens. How the rows of a step lie in memory is free; here they are packed end to end up to a
+budget of tokens, and evaluation rows that begin alike share that start, which changes rounding and nothing else.
 
 Not covered: the base's own dropout, which stays off (the supported families have none), and quantized bases.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from template import numerics
 from template.data import EncodedRow
 from template.model import ScoringModel
+from template.packing import pack_apart, pack_shared
 from template.records import Progress
 
 LEARNING_RATE = 2e-4
 WARMUP_STEPS = 5
 MAX_GRAD_NORM = 1.0
 
-# Padded tokens of one forward: what bounds activation memory. A row alone may fill a training forward.
-TRAIN_FORWARD_TOKENS = 2048
-EVAL_FORWARD_TOKENS = 4096
-
-# Logits of one chunk, in elements: 256 MiB in float32. A 150k vocabulary would else dominate memory.
-LOGITS_CHUNK_ELEMENTS = 2**26
+# Tokens of one forward, by kind of device: what bounds activation memory. A row alone may be longer. More of them in
+# training cost memory and gain no time, see docs/performance.md.
+TRAIN_FORWARD_TOKENS = {"cpu": 640, "cuda": 1024}
+EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 OnProgress = Callable[[Progress], None]
 
@@ -103,9 +99,9 @@ def _accumulate_group(model: ScoringModel, rows: Sequence[EncodedRow], group: Se
     """Adds the gradient of one group's loss to the adapter's and returns that loss, mean over its target tokens."""
     target_count = sum(rows[index].target_count for index in group)
     total = 0.0
-    for batch in _batch_rows(rows, group, TRAIN_FORWARD_TOKENS):
-        # Summed, then divided by the whole group's count: micro-batches of unequal size must not weigh alike.
-        loss = torch.cat(target_losses(model, batch)).sum() / target_count
+    for pack in pack_apart(rows, group, TRAIN_FORWARD_TOKENS[model.device.type], model.device):
+        # Summed, then divided by the whole group's count: packs of unequal size must not weigh alike.
+        loss = model.target_losses(pack).sum() / target_count
         torch.autograd.backward(loss)
         total += loss.item()
     return total
@@ -127,67 +123,13 @@ def mean_row_losses(model: ScoringModel, rows: Sequence[EncodedRow], on_progress
     means: list[float] = [math.nan] * len(rows)
     total_tokens = sum(len(row.input_ids) for row in rows)
     done_tokens = 0
-    for batch in _batch_rows(rows, range(len(rows)), EVAL_FORWARD_TOKENS):
-        batch_means = torch.stack([losses.mean() for losses in target_losses(model, batch)]).tolist()
-        for index, mean in zip(batch.indices, batch_means, strict=True):
+    for pack in pack_shared(rows, EVAL_FORWARD_TOKENS[model.device.type], model.device):
+        by_row = torch.split(model.target_losses(pack), list(pack.counts))
+        for index, mean in zip(pack.indices, torch.stack([losses.mean() for losses in by_row]).tolist(), strict=True):
             means[index] = mean
-        broken = [index for index in batch.indices if not math.isfinite(means[index])]
+        broken = [index for index in pack.indices if not math.isfinite(means[index])]
         if broken:
             raise NonFiniteLoss("evaluation", broken)
-        done_tokens += sum(len(rows[index].input_ids) for index in batch.indices)
+        done_tokens += sum(len(rows[index].input_ids) for index in pack.indices)
         on_progress(Progress(stage="evaluate", done=done_tokens, total=total_tokens))
     return means
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rows padded together: input_ids (B, T) int64, and per row the positions of its targets, ascending, >= 1."""
-
-    indices: tuple[int, ...]
-    input_ids: torch.Tensor
-    target_positions: tuple[torch.Tensor, ...]
-
-
-def _batch_rows(rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int) -> Iterator[_Batch]:
-    """Batches of at most `max_tokens` padded tokens, longest rows first; a longer row is a batch of its own."""
-    by_length = sorted(indices, key=lambda index: -len(rows[index].input_ids))
-    start = 0
-    while start < len(by_length):
-        width = len(rows[by_length[start]].input_ids)
-        chosen = by_length[start : start + max(1, max_tokens // width)]
-        input_ids = torch.zeros(len(chosen), width, dtype=torch.int64)
-        for at, index in enumerate(chosen):
-            input_ids[at, : len(rows[index].input_ids)] = torch.tensor(rows[index].input_ids)
-        positions = [torch.tensor([at for at, hit in enumerate(rows[index].targets) if hit and at]) for index in chosen]
-        yield _Batch(tuple(chosen), input_ids, tuple(positions))
-        start += len(chosen)
-
-
-def target_losses(model: ScoringModel, batch: _Batch) -> list[torch.Tensor]:
-    """Per row of the batch, the cross-entropy in nats (N_row,) float32 of each of its target tokens.
-
-    The output head runs on the positions before targets alone; the token at position t is predicted from t - 1.
-    """
-    input_ids = batch.input_ids.to(model.device)
-    hidden = model.hidden_states(input_ids)  # (B, T, H)
-    width = input_ids.shape[1]
-    flat = torch.cat([row * width + at for row, at in enumerate(batch.target_positions)]).to(model.device)  # (N,)
-    sources = hidden.flatten(0, 1)[flat - 1]  # (N, H)
-    targets = input_ids.flatten()[flat]  # (N,)
-    chunk = max(1, LOGITS_CHUNK_ELEMENTS // model.vocabulary_size)
-    losses = []
-    for part, wanted in zip(torch.split(sources, chunk), torch.split(targets, chunk), strict=True):
-        if len(flat) > chunk and torch.is_grad_enabled():
-            # Recomputed in the backward pass: all chunks' logits at once would undo the chunking. The head draws no
-            # random numbers, so the process's stream is left alone.
-            losses.append(
-                checkpoint(_cross_entropy, model, part, wanted, use_reentrant=False, preserve_rng_state=False)
-            )
-        else:
-            losses.append(_cross_entropy(model, part, wanted))
-    return list(torch.split(torch.cat(losses), [len(at) for at in batch.target_positions]))
-
-
-def _cross_entropy(model: ScoringModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (N,) float32 of targets (N,) under the logits of hidden states (N, H)."""
-    return F.cross_entropy(model.logits(hidden), targets, reduction="none")

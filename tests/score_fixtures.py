@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from template import objective
 from template.data import SUBMISSION_LIMITS, EncodedRow, encode_row, parse_rows
 from template.model import ScoringModel, load_model
 from template.objective import OnProgress
+from template.packing import Pack, pack_apart
 from template.records import TrainResult
 from template.settings import Hyperparameters, TrainingArgs
 from template.train import RunOptions, run_lora
@@ -123,6 +124,36 @@ def encode(model: ScoringModel, rows: Sequence[Mapping[str, Any]]) -> list[Encod
         for row in parse_rows(content, name="rows", limits=SUBMISSION_LIMITS)
     ]
     return [row for row in encoded if row is not None]
+
+
+def place_targets(ids: Sequence[int], targets: Collection[int]) -> EncodedRow:
+    """A row of these tokens, with those at the places `targets` to be predicted."""
+    return EncodedRow(tuple(ids), tuple(place in targets for place in range(len(ids))), line=1)
+
+
+def read_whole(ids: Sequence[int]) -> EncodedRow:
+    """A row of which exactly the tokens `ids` are computed: what they predict is one more, its only target."""
+    return place_targets([*ids, 0], {len(ids)})
+
+
+def lay_out(*rows: Sequence[int]) -> Pack:
+    """One pack of the rows, all tokens of which are computed, longest first."""
+    whole = [read_whole(row) for row in rows]
+    (pack,) = pack_apart(whole, range(len(rows)), 10**6, CPU)
+    return pack
+
+
+def shift_adapter(model: ScoringModel) -> None:
+    """Makes the adapter felt: as it starts, lora_B is zero."""
+    for name, parameter in model.adapter_parameters.items():
+        if "lora_B" in name:
+            parameter.data.fill_(0.01)
+
+
+def whole_losses(network: Any, ids: Sequence[int]) -> torch.Tensor:
+    """The cross-entropy (T - 1,) of every token but the first under the model's own forward."""
+    logits = network(input_ids=torch.tensor([ids])).logits[0].float()
+    return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
 
 
 def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -56,6 +56,11 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.train": (2, "train"),
     "template.model": (2, "train"),
     "template.objective": (2, "train"),
+    "template.adapter": (2, "train"),
+    "template.attention": (2, "train"),
+    "template.cross_entropy": (2, "train"),
+    "template.norm": (2, "train"),
+    "template.packing": (2, "train"),
     "template.numerics": (2, "train"),
     "template.chain": (2, "chain"),
     "template.session": (2, "chain"),
@@ -89,8 +94,12 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.worker_pipe": (3, None),
     "template.worker_process": (3, None),
     "template.worker_main": (3, None),
+    "template.ray_executor": (3, None),
+    "template.ray_driver": (3, None),
+    "template.ray_actor": (3, None),
     "template.validator": (3, None),
     "template.validator_config": (3, None),
+    "template.fetching": (3, None),
     "template.judging": (3, None),
     "template.opening": (3, None),
     "template.weighing": (3, None),
@@ -104,6 +113,11 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.cli": (3, None),
     "template.localnet": (3, None),
     "template.localnet.*": (3, None),
+    # What the entry points of the benchmark of the score share.
+    "scripts.bench_report": (3, None),
+    "scripts.bench_rows": (3, None),
+    "scripts.bench_setup": (3, None),
+    "scripts.bench_work": (3, None),
     # Entry points: parse, build, call.
     "neurons.*": (4, "the entry point itself"),
     "scripts.*": (4, "the entry point itself"),
@@ -121,7 +135,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpx2": ("template.hub", "template.hub_client"),
     "sqlite3": ("template.state_file", "template.submission_tables", "template.round_tables", "template.localnet.*"),
     "wandb": ("template.wandb_process",),
-    "ray": ("template.workers",),
+    "ray": ("template.ray_driver", "template.ray_actor"),
 }
 SEAMS = ("chain", "hub", "store", "tracking", "updates")
 MODEL_LIBRARIES = {"torch", "transformers", "peft", "tokenizers", "safetensors"}

@@ -15,15 +15,32 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from score_fixtures import CPU, DTYPES, MODEL_ID, ROOT, Bench, digests, encode, make_args, make_rows
+from score_fixtures import (
+    CPU,
+    DTYPES,
+    MODEL_ID,
+    ROOT,
+    Bench,
+    digests,
+    encode,
+    lay_out,
+    make_args,
+    make_rows,
+    place_targets,
+    shift_adapter,
+    whole_losses,
+)
 
 from template import numerics
+from template.adapter import AdaptedLinear
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.localnet.tiny import make_tiny_model
-from template.model import ScoringModel, SeededDropout, digest_folder, load_model, load_tokenizer
+from template.model import ScoringModel, digest_folder, load_model, load_tokenizer
+from template.norm import LeanRMSNorm
+from template.packing import pack_apart
 from template.settings import TrainingArgs
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -134,109 +151,77 @@ KNOWN_START = [-0.102880314, -0.046790868, 0.045098633]
 # Dropout.
 
 
-def seeded_dropout(p: float, seed: int = 1) -> SeededDropout:
-    dropout = SeededDropout(p)
-    dropout.generator = torch.Generator().manual_seed(seed)
-    return dropout
+def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_moves_it(bench: Bench) -> None:
+    model = bench.load(lora_dropout=0.5)
+    pack = lay_out(range(50))
 
+    def run(lucky_num: int) -> torch.Tensor:
+        model.reset_adapter(lucky_num)
+        shift_adapter(model)
+        model.set_dropout(True)
+        with torch.no_grad():
+            return model.hidden_states(pack)
 
-def test_seeded_dropout_zeroes_the_share_and_scales_the_rest() -> None:
-    x = torch.full((1000, 200), 3.0)
-    y = seeded_dropout(0.1)(x)
-    dropped = y == 0
-    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.005)
-    torch.testing.assert_close(y[~dropped], torch.full_like(y[~dropped], 3.0 / 0.9))
-    # Rows and columns alike: no pattern.
-    assert dropped.float().mean(0).max().item() < 0.2
-    assert dropped.float().mean(1).max().item() < 0.2
-
-
-def test_seeded_dropout_gives_the_gradient_of_what_it_kept() -> None:
-    x = torch.ones(50, 50, requires_grad=True)
-    y = seeded_dropout(0.5)(x)
-    y.sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad, y.detach())
-
-
-def test_seeded_dropout_neither_reads_nor_moves_the_global_generator() -> None:
-    x = torch.ones(100)
     torch.manual_seed(1)
-    first = seeded_dropout(0.5)(x)
+    first = run(7)
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    assert torch.equal(seeded_dropout(0.5)(x), first)
+    assert torch.equal(run(7), first)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.equal(seeded_dropout(0.5, seed=2)(x), first)
+    assert not torch.equal(run(8), first)
+    layers = [module for module in model.network.modules() if isinstance(module, AdaptedLinear)]
+    assert len(layers) == 14
+    # One stream for all, so that no two layers of one shape drop the same.
+    (masks,) = {layer.masks for layer in layers}
+    assert masks is not None
+    assert masks.kept_share == 0.5
+    model.set_dropout(False)
+    assert not any(layer.masks for layer in layers)
 
 
-def test_seeded_dropout_is_fresh_at_every_call_and_nothing_in_evaluation() -> None:
-    dropout, x = seeded_dropout(0.5), torch.ones(100)
-    assert not torch.equal(dropout(x), dropout(x))
-    assert dropout.eval()(x) is x
-    assert seeded_dropout(0.0)(x) is x
+def test_without_dropout_nothing_is_drawn(bench: Bench) -> None:
+    model = bench.load(lora_dropout=0.0)
+    model.reset_adapter(7)
+    model.set_dropout(True)
+    assert not any(layer.masks for layer in model.network.modules() if isinstance(layer, AdaptedLinear))
 
 
-def test_every_adapted_layer_has_seeded_dropout_and_none_of_torchs_is_left(bench: Bench, model: ScoringModel) -> None:
-    seeded = [module for module in model.network.modules() if isinstance(module, SeededDropout)]
-    assert [module.p for module in seeded] == [0.1] * 14
-    assert not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.network.modules())
-    without = bench.load(lora_dropout=0.0)
-    assert not any(isinstance(module, SeededDropout) for module in without.network.modules())
+# The forward.
 
 
-# The forward in two halves.
-
-
-def test_right_padding_is_seen_by_no_token(bench: Bench) -> None:
+def test_rows_of_a_pack_do_not_see_each_other(bench: Bench) -> None:
     model = bench.load()
-    row = torch.tensor([encode(model, make_rows(1, seed=3))[0].input_ids])
-    padded = torch.nn.functional.pad(row, (0, 40))
+    rows = [row.input_ids for row in sorted(encode(model, make_rows(5, seed=3)), key=lambda row: -len(row.input_ids))]
+    assert len({len(row) for row in rows}) > 3
     with torch.no_grad():
-        alone, beside = model.hidden_states(row), model.hidden_states(padded)
-    torch.testing.assert_close(beside[:, : row.shape[1]], alone, rtol=0, atol=1e-5)
+        together = model.hidden_states(lay_out(*rows)).split([len(row) for row in rows])
+        for row, hidden in zip(rows, together, strict=True):
+            torch.testing.assert_close(hidden, model.hidden_states(lay_out(row)), rtol=0, atol=1e-5)
 
 
-def test_halves_are_the_models_own_forward(bench: Bench) -> None:
+def test_losses_of_a_pack_are_those_of_the_models_own_forward(bench: Bench) -> None:
     model = bench.load()
     plain = transformers.AutoModelForCausalLM.from_pretrained(bench.model_path, dtype=torch.float32)
-    ids = torch.arange(100).unsqueeze(0)
+    rows = [place_targets(range(100), range(1, 100)), place_targets(range(200, 240), {2, 3, 39})]
+    (pack,) = pack_apart(rows, [0, 1], 10**6, CPU)
     with torch.no_grad():
-        whole = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-        halves = model.logits(model.hidden_states(ids)[0])
-    assert halves.dtype is torch.float32
-    torch.testing.assert_close(halves, whole, rtol=0, atol=1e-5)
+        ours = model.target_losses(pack)
+        whole = [
+            whole_losses(plain, row.input_ids)[[at - 1 for at, hit in enumerate(row.targets) if hit]] for row in rows
+        ]
+    assert ours.dtype is torch.float32
+    torch.testing.assert_close(ours, torch.cat(whole), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gemma_2_keeps_its_caps_on_logits_and_attention(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
-    args = TrainingArgs(model_id="google/gemma-2-2b-it", revision=None, hyperparameters=make_args().hyperparameters)
-    config = transformers.Gemma2Config(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        initializer_range=0.5,
-        attn_logit_softcapping=5.0,
-        final_logit_softcapping=3.0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        plain = transformers.Gemma2ForCausalLM._from_config(config, attn_implementation="eager", dtype=torch.float32)
-    plain.save_pretrained(tmp_path)
-    for path in tiny_model.glob("*token*"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    model = load(tmp_path, args, dtype)
-    ids = torch.arange(40).unsqueeze(0)
-    with torch.no_grad():
-        logits = model.logits(model.hidden_states(ids)[0])
-        whole = plain.eval()(input_ids=ids).logits[0]
-    assert 2.0 < logits.abs().max().item() <= 3.0
-    if dtype == "float32":
-        torch.testing.assert_close(logits, whole, rtol=0, atol=1e-4)
+def test_the_base_is_what_the_file_holds(bench: Bench, tiny_model: Path) -> None:
+    model = bench.load()
+    ours = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): digest
+        for name, digest in digests(model.base_parameters).items()
+    }
+    assert ours == digests(load_file(tiny_model / "model.safetensors"))
+    assert sum("norm" in name for name in ours) == 5
+    assert sum(isinstance(module, LeanRMSNorm) for module in model.network.modules()) == 5
 
 
 # Tokens.

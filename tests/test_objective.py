@@ -10,12 +10,13 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, TaskType, get_peft_model
-from score_fixtures import Bench, encode, make_rows
+from score_fixtures import Bench, encode, make_rows, place_targets
 
-from template import objective
+from template import cross_entropy, objective
 from template.data import EncodedRow
 from template.model import ScoringModel
 from template.objective import NonFiniteLoss, evaluate, row_order, train_adapter
+from template.packing import find_groups
 from template.records import Progress
 
 # Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
@@ -216,8 +217,8 @@ def test_losses_do_not_depend_on_the_layout_of_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps, loss = train(model, train_rows), evaluate(model, eval_rows)
-    monkeypatch.setattr(objective, "TRAIN_FORWARD_TOKENS", tokens)
-    monkeypatch.setattr(objective, "EVAL_FORWARD_TOKENS", tokens)
+    monkeypatch.setattr(objective, "TRAIN_FORWARD_TOKENS", {"cpu": tokens})
+    monkeypatch.setattr(objective, "EVAL_FORWARD_TOKENS", {"cpu": tokens})
     assert train(model, train_rows) == pytest.approx(steps, rel=0, abs=1e-5)
     assert evaluate(model, eval_rows) == pytest.approx(loss, rel=0, abs=1e-5)
 
@@ -239,17 +240,17 @@ def test_chunked_logits_give_the_losses_and_gradients_of_whole_ones(
         )
 
     whole_loss, whole = gradients()
-    monkeypatch.setattr(objective, "LOGITS_CHUNK_ELEMENTS", chunk * model.vocabulary_size)
+    monkeypatch.setattr(cross_entropy, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "CPU_PRODUCT_ELEMENTS", chunk * model.vocabulary_size)
     loss, chunked = gradients()
     assert loss == pytest.approx(whole_loss, rel=0, abs=1e-6)
     assert whole.abs().max() > 1e-2
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-6)
 
 
-def test_chunking_leaves_the_global_generator_alone(
-    model: ScoringModel, train_rows: list[EncodedRow], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(objective, "LOGITS_CHUNK_ELEMENTS", 7 * model.vocabulary_size)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_leaves_the_global_generator_alone(bench: Bench, train_rows: list[EncodedRow], dtype: str) -> None:
+    model = bench.load(dtype, lora_dropout=0.5)
     before = torch.random.get_rng_state()
     train(model, train_rows)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -263,14 +264,69 @@ def test_evaluation_does_not_depend_on_the_order_of_rows(model: ScoringModel, ev
     assert evaluate(model, shuffled) == pytest.approx(loss, rel=0, abs=1e-6)
 
 
-def test_each_row_gets_its_own_mean_whatever_the_order_of_batches(
-    model: ScoringModel, eval_rows: list[EncodedRow]
+@pytest.fixture(scope="module")
+def alike_rows() -> list[EncodedRow]:
+    """Rows of three system texts and of none, whose targets stand in what is shared, right after it, and later."""
+    stream = random.Random(5)
+    systems = [stream.choices(range(512), k=count) for count in (120, 45, 7)]
+
+    def speak(count: int) -> list[int]:
+        return stream.choices(range(512), k=count)
+
+    rows = []
+    for system in systems:
+        rows += [_join((system, False), (speak(9 + at), False), (speak(2 + 3 * at), True)) for at in range(4)]
+        # Two that have all but the last answer in common, which so begins right after what they share, or within it.
+        turns = [(system, False), (speak(12), False), (speak(15), True), (speak(8), False)]
+        rows += [_join(*turns, ([token, *speak(6)], True), (speak(3), False)) for token in (1, 2)]
+        rows += [_join(*turns, (systems[0][:4], True))] * 2
+    rows += [_join((speak(30), False), (speak(20), True)), _join((speak(1), False), (speak(1), True))]
+    return stream.sample(rows, len(rows))
+
+
+def _join(*pieces: tuple[list[int], bool]) -> EncodedRow:
+    hits = [is_target for ids, is_target in pieces for _ in ids]
+    return place_targets([token for ids, _ in pieces for token in ids], {at for at, hit in enumerate(hits) if hit})
+
+
+@pytest.mark.parametrize("tokens", [1, 150, 2048])
+def test_rows_that_share_their_start_evaluate_as_alone_in_the_plain_model(
+    bench: Bench,
+    model: ScoringModel,
+    alike_rows: list[EncodedRow],
+    tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    groups = [group for group in find_groups(alike_rows) if group.shared]
+    shared = {index: group.shared for group in groups for index in group.indices}
+    assert len(groups) > 2
+    assert len(shared) < len(alike_rows)
+    assert any(alike_rows[index].targets[share] for index, share in shared.items())
+    assert any(any(alike_rows[index].targets[:share]) for index, share in shared.items())
+    plain = load_plain(bench.model_path)
+    expected = []
+    for row in alike_rows:
+        labels = torch.tensor([as_example(row)["labels"]])
+        with torch.no_grad():
+            expected.append(plain(input_ids=torch.tensor([row.input_ids]), labels=labels).loss.item())
     model.reset_adapter(7)
-    together = objective.mean_row_losses(model, eval_rows, objective.ignore_progress)
-    alone = [evaluate(model, [row]) for row in eval_rows]
+    monkeypatch.setattr(objective, "EVAL_FORWARD_TOKENS", {"cpu": tokens})
+    ours = objective.mean_row_losses(model, alike_rows, objective.ignore_progress)
+    assert ours == pytest.approx(expected, rel=0, abs=1e-5)
+    assert evaluate(model, alike_rows) == pytest.approx(math.fsum(expected) / len(expected), rel=0, abs=1e-5)
+    backwards = objective.mean_row_losses(model, alike_rows[::-1], objective.ignore_progress)
+    assert backwards[::-1] == pytest.approx(ours, rel=0, abs=1e-6)
+
+
+def test_each_row_gets_its_own_mean_whatever_lies_beside_it(
+    model: ScoringModel, train_rows: list[EncodedRow], eval_rows: list[EncodedRow], alike_rows: list[EncodedRow]
+) -> None:
+    train(model, train_rows)
+    rows = [*eval_rows, *alike_rows]
+    together = objective.mean_row_losses(model, rows, objective.ignore_progress)
+    alone = [evaluate(model, [row]) for row in rows]
     assert together == pytest.approx(alone, rel=0, abs=1e-5)
-    assert len({round(mean, 3) for mean in alone}) > 5
+    assert len({round(mean, 3) for mean in alone}) > 20
 
 
 def test_row_order_is_a_fresh_permutation_in_every_epoch_from_the_seed_alone() -> None:

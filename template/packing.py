@@ -1,0 +1,192 @@
+"""Rows laid out for one forward: end to end without padding, and a start that rows share written once.
+
+Attention is causal, so what stands behind a token changes nothing for it, and rows that begin with the same tokens have
+the same hidden states there: of a row, only the tokens up to the last one that predicts a target are computed, and in
+an evaluation, where no dropout tells them apart, the shared start of several rows is computed for all of them at once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from template.attention import Block
+from template.data import EncodedRow
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows, by index, whose first `shared` tokens are the same; every one of them has a token of its own after."""
+
+    indices: tuple[int, ...]
+    shared: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows in one sequence of N tokens.
+
+    indices: of its rows. input_ids, positions (1, N) int64; blocks: who sees whom. sources (T,) int64: the places whose
+    hidden states predict the targets (T,), row after row, `counts` of each.
+    """
+
+    indices: tuple[int, ...]
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    blocks: tuple[Block, ...]
+    sources: torch.Tensor
+    targets: torch.Tensor
+    counts: tuple[int, ...]
+
+
+def pack_apart(
+    rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device
+) -> Iterator[Pack]:
+    """Packs of at most `max_tokens`, longest rows first, nothing shared; a longer row is a pack of its own."""
+    by_length = sorted(indices, key=lambda index: -_used(rows[index]))
+    for group in _cut([Group((index,), 0) for index in by_length], rows, max_tokens):
+        chosen = tuple(index for one in group for index in one.indices)
+        yield _lay_out(rows, [Group(chosen, 0)], device)
+
+
+def pack_shared(rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> Iterator[Pack]:
+    """Packs of at most `max_tokens` of all rows, in which those that begin alike share their start."""
+    groups: list[Group] = []
+    alone: list[int] = []
+    for group in find_groups(rows):
+        if group.shared:
+            groups.extend(_split(group, rows, max_tokens))
+        else:
+            alone.extend(group.indices)
+    for chosen in _cut(groups, rows, max_tokens):
+        yield _lay_out(rows, chosen, device)
+    yield from pack_apart(rows, alone, max_tokens, device)
+
+
+def find_groups(rows: Sequence[EncodedRow]) -> list[Group]:
+    """All rows in groups that share their start, chosen so that few tokens are left to compute.
+
+    In the order of their tokens, a row joins the group before it when the shorter start that they then share, once for
+    each row but the first, saves no less than what the group saves without it.
+    """
+    order = sorted(range(len(rows)), key=lambda index: rows[index].input_ids)
+    groups: list[Group] = []
+    members: list[int] = []
+    shared = 0
+    for index in order:
+        if members:
+            joint = _common_start(rows[members[-1]], rows[index])
+            joint = joint if len(members) == 1 else min(joint, shared)
+            if joint and joint * len(members) >= shared * (len(members) - 1):
+                members.append(index)
+                shared = joint
+                continue
+            groups.append(Group(tuple(members), shared))
+        members, shared = [index], 0
+    return [*groups, Group(tuple(members), shared)] if members else groups
+
+
+def _used(row: EncodedRow) -> int:
+    """How many of a row's first tokens are computed: those before its last target."""
+    return len(row.targets) - 1 - row.targets[::-1].index(True)
+
+
+def _common_start(one: EncodedRow, other: EncodedRow) -> int:
+    """The number of equal tokens at the start of both, of which each keeps at least one token for itself."""
+    most = min(_used(one), _used(other)) - 1
+    pairs = zip(one.input_ids[:most], other.input_ids[:most], strict=True)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), max(most, 0))
+
+
+def _size(group: Group, rows: Sequence[EncodedRow]) -> int:
+    return group.shared + sum(_used(rows[index]) - group.shared for index in group.indices)
+
+
+def _split(group: Group, rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[Group]:
+    """The group in parts of at most `max_tokens`, each with the shared start, rows of like length together."""
+    by_length = sorted(group.indices, key=lambda index: -_used(rows[index]))
+    part: list[int] = []
+    size = group.shared
+    for index in by_length:
+        own = _used(rows[index]) - group.shared
+        if part and size + own > max_tokens:
+            yield Group(tuple(part), group.shared)
+            part, size = [], group.shared
+        part.append(index)
+        size += own
+    yield Group(tuple(part), group.shared)
+
+
+def _cut(groups: Sequence[Group], rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[list[Group]]:
+    """Runs of groups that together have at most `max_tokens`."""
+    chosen: list[Group] = []
+    total = 0
+    for group in groups:
+        size = _size(group, rows)
+        if chosen and total + size > max_tokens:
+            yield chosen
+            chosen, total = [], 0
+        chosen.append(group)
+        total += size
+    if chosen:
+        yield chosen
+
+
+def _lay_out(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device) -> Pack:
+    """The groups one after the other: the start that is shared, then each row's own tokens."""
+    ids: list[int] = []
+    positions: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
+    counts: list[int] = []
+    blocks: list[Block] = []
+    for group in groups:
+        shared, start = group.shared, len(ids)
+        if shared:
+            ids.extend(rows[group.indices[0]].input_ids[:shared])
+            positions.extend(range(shared))
+            blocks.append(_make_block([(start, shared)], start, 0, device))
+        begins: list[tuple[int, int]] = []
+        for index in group.indices:
+            row, used, begin = rows[index], _used(rows[index]), len(ids)
+            begins.append((begin, used - shared))
+            ids.extend(row.input_ids[shared:used])
+            positions.extend(range(shared, used))
+            wanted = [at for at, is_target in enumerate(row.targets) if is_target and at]
+            sources.extend(start + at - 1 if at <= shared else begin + at - 1 - shared for at in wanted)
+            targets.extend(row.input_ids[at] for at in wanted)
+            counts.append(len(wanted))
+        blocks.append(_make_block(begins, start, shared, device))
+    return Pack(
+        indices=tuple(index for group in groups for index in group.indices),
+        input_ids=_int64([ids], device),
+        positions=_int64([positions], device),
+        blocks=tuple(blocks),
+        sources=_int64(sources, device),
+        targets=_int64(targets, device),
+        counts=tuple(counts),
+    )
+
+
+def _int64(values: list[int] | list[list[int]], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def _make_block(rows: Sequence[tuple[int, int]], shared_start: int, shared: int, device: torch.device) -> Block:
+    """The block of rows given by (first place, number of places); `shared` places from `shared_start` precede each."""
+    begins = torch.tensor([begin for begin, _ in rows]).unsqueeze(1)
+    lengths = torch.tensor([length for _, length in rows]).unsqueeze(1)
+    slots = torch.arange(int(lengths.max())).unsqueeze(0)
+    queries = begins + torch.minimum(slots, lengths - 1)
+    real = (slots < lengths).flatten().nonzero().squeeze(1)
+    keys = queries
+    if shared:
+        keys = torch.cat([(shared_start + torch.arange(shared)).expand(len(rows), -1), queries], dim=1).to(device)
+    queries = queries.to(device)
+    return Block(
+        queries=queries,
+        keys=keys if shared else queries,
+        offset=shared,
+        real=real.to(device),
+        start=rows[0][0],
+    )
