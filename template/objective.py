@@ -25,7 +25,7 @@ MAX_GRAD_NORM = 1.0
 
 # Tokens of one forward, by kind of device: what bounds activation memory. A row alone may be longer. More of them in
 # training cost memory and gain no time, see docs/performance.md.
-TRAIN_FORWARD_TOKENS = {"cpu": 640, "cuda": 1024}
+TRAIN_FORWARD_TOKENS = {"cpu": 256, "cuda": 1024}
 EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 OnProgress = Callable[[Progress], None]
