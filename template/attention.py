@@ -40,12 +40,12 @@ class Block:
 
 
 class _Pad(torch.autograd.Function):
-    """(N, C) to (B * Q, C): the block's query slots. Not for rows that share places."""
+    """(M, C), a block's own places, to (B * Q, C), its query slots."""
 
     @staticmethod
     def forward(ctx: Any, packed: torch.Tensor, block: Block) -> torch.Tensor:
         ctx.real = block.real
-        return packed.index_select(0, block.queries.flatten())
+        return packed.index_select(0, block.queries.flatten() - block.start)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -88,7 +88,8 @@ def attend_packed(
     if not blocks:
         q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
         return _attend(q, k, v, offset=0, scaling=scaling, softcap=softcap, window=sliding_window), None
-    packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (N, H or G, D)
+    count = sum(block.real.numel() for block in blocks)
+    packed = [tensor[0].transpose(0, 1)[:count] for tensor in (query, key, value)]  # (tokens of rows, H or G, D)
     results = []
     for block in blocks:
         q, k, v = _take_rows(packed, block)
@@ -96,7 +97,8 @@ def attend_packed(
         flat = padded.flatten(0, 1).flatten(1)  # (B * Q, H * D)
         results.append(flat if block.is_full else _Unpad.apply(flat, block))  # type: ignore[no-untyped-call]
     together = results[0] if len(results) == 1 else torch.cat(results)
-    return together.view(1, -1, *packed[0].shape[1:]), None
+    whole = F.pad(together, (0, 0, 0, query.shape[2] - count))  # the filling at the pack's end
+    return whole.view(1, -1, *packed[0].shape[1:]), None
 
 
 def _take_rows(packed: list[torch.Tensor], block: Block) -> list[torch.Tensor]:
@@ -105,10 +107,11 @@ def _take_rows(packed: list[torch.Tensor], block: Block) -> list[torch.Tensor]:
     for at, tensor in enumerate(packed):
         index = block.keys if at else block.queries
         flat = tensor.flatten(1)
+        own = flat[block.start : block.start + block.real.numel()]
         if block.is_full and block.keys is block.queries:
-            rows = flat[block.start : block.start + index.numel()]
+            rows = own
         elif block.keys is block.queries:
-            rows = _Pad.apply(flat, block)  # type: ignore[no-untyped-call]
+            rows = _Pad.apply(own, block)  # type: ignore[no-untyped-call]
         else:
             rows = flat.index_select(0, index.flatten())
         taken.append(rows.view(*index.shape, *tensor.shape[1:]))

@@ -8,6 +8,7 @@ With z = softcap(h W^T + b) in float32, the loss of target t is logsumexp(z) - z
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # Logits that one matrix product makes, in elements: more do not make it faster, and a 150k vocabulary would dominate
@@ -15,6 +16,9 @@ from torch import nn
 CPU_PRODUCT_ELEMENTS = 2**23
 GPU_PRODUCT_ELEMENTS = 2**26
 CPU_PART_ELEMENTS = 2**19
+
+# Rows of a matrix product are a multiple of this: CPU kernels are compiled for each shape and kept.
+_ROW_STEP = 32
 
 # Rows of a matrix product at least: fewer do not pay for reading the head's weights.
 _FEWEST_ROWS = 64
@@ -33,10 +37,11 @@ class _TargetLosses(torch.autograd.Function):
         part_rows = max(1, CPU_PART_ELEMENTS // head.weight.shape[0]) if is_cpu else rows
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            logits = head(hidden[part])
-            losses[part] = _losses_in_place(logits, targets[part], softcap, part_rows, wants_gradient)
+            count = len(targets[part])
+            logits = head(F.pad(hidden[part], (0, 0, 0, -count % _ROW_STEP)))
+            losses[part] = _losses_in_place(logits[:count], targets[part], softcap, part_rows, wants_gradient)
             if gradient is not None:
-                torch.mm(logits, head.weight, out=gradient[part])
+                gradient[part] = (logits @ head.weight)[:count]
         ctx.save_for_backward(gradient)
         return losses
 

@@ -132,10 +132,10 @@ class ScoringModel:
             layer.masks = masks
 
     def hidden_states(self, pack: Pack) -> torch.Tensor:
-        """Final hidden states (N, H) of the tokens of a pack."""
+        """Final hidden states (M, H) of a pack's tokens without the filling."""
         decoder = self._causal.get_decoder()
         output = decoder(input_ids=pack.input_ids, position_ids=pack.positions, use_cache=False, blocks=pack.blocks)
-        hidden: torch.Tensor = output.last_hidden_state[0]
+        hidden: torch.Tensor = output.last_hidden_state[0, : pack.token_count]
         return hidden
 
     def target_losses(self, pack: Pack) -> torch.Tensor:

@@ -13,6 +13,11 @@ import torch
 from template.attention import Block
 from template.data import EncodedRow
 
+# A pack's length, and that of an attention block's rows, are multiples of these. CPU kernels are compiled for each
+# shape and kept: every other length would cost memory for good.
+_PACK_STEP = 32
+_ROW_STEP = 16
+
 
 @dataclass(frozen=True)
 class Group:
@@ -24,7 +29,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows in one sequence of N tokens.
+    """Rows in one sequence of N tokens, the last few of which may be filling that no row sees.
 
     indices: of its rows. input_ids, positions (1, N) int64; blocks: who sees whom. sources (T,) int64: the places whose
     hidden states predict the targets (T,), row after row, `counts` of each.
@@ -37,6 +42,11 @@ class Pack:
     sources: torch.Tensor
     targets: torch.Tensor
     counts: tuple[int, ...]
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that are of rows: N without the filling."""
+        return sum(block.real.numel() for block in self.blocks)
 
 
 def pack_apart(
@@ -157,6 +167,9 @@ def _lay_out(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.
             targets.extend(row.input_ids[at] for at in wanted)
             counts.append(len(wanted))
         blocks.append(_make_block(begins, start, shared, device))
+    filling = -len(ids) % _PACK_STEP
+    ids.extend([0] * filling)
+    positions.extend([0] * filling)
     return Pack(
         indices=tuple(index for group in groups for index in group.indices),
         input_ids=_int64([ids], device),
@@ -176,7 +189,8 @@ def _make_block(rows: Sequence[tuple[int, int]], shared_start: int, shared: int,
     """The block of rows given by (first place, number of places); `shared` places from `shared_start` precede each."""
     begins = torch.tensor([begin for begin, _ in rows]).unsqueeze(1)
     lengths = torch.tensor([length for _, length in rows]).unsqueeze(1)
-    slots = torch.arange(int(lengths.max())).unsqueeze(0)
+    width = int(lengths.max())
+    slots = torch.arange(width + -width % _ROW_STEP).unsqueeze(0)
     queries = begins + torch.minimum(slots, lengths - 1)
     real = (slots < lengths).flatten().nonzero().squeeze(1)
     keys = queries

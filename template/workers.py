@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from template.competition import Competition
+from template.constants import SCORE_VERSION
 from template.errors import SubnetError
 from template.records import Progress, TrainResult
 from template.settings import TrainingArgs
@@ -52,7 +53,7 @@ class Scorer:
         )
 
     def load(self) -> str:
-        """Loads the model and names it: Hub commit or folder digest, kind of device and dtype.
+        """Loads the model and names it: Hub commit or folder digest, kind of device, dtype, version of the score.
 
         Losses under different names are not compared.
 
@@ -62,7 +63,8 @@ class Scorer:
 
         held = identify_model(self._options(None), self.cache_dir)
         dtype = str(held.dtype).removeprefix("torch.")
-        return f"{held.source.model_id}@{held.source.revision or held.source.digest} {held.device.type} {dtype}"
+        source = f"{held.source.model_id}@{held.source.revision or held.source.digest}"
+        return f"{source} {held.device.type} {dtype} score {SCORE_VERSION}"
 
     def pinned(self, model: str) -> "Scorer":
         """This scorer for exactly the model that `load` named, whatever becomes of the branch it was found at."""

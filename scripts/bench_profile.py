@@ -1,0 +1,143 @@
+"""Where the seconds of a score go: by kind of operation, beside the machine's best matrix product.
+
+    python scripts/bench_profile.py --rows long --train_rows 8 --eval_rows 16
+
+Takes the model and rows of `scripts/bench_score.py`, trains one epoch and evaluates once under torch's profiler, which
+itself costs some microseconds an operation. On a CPU alone. Exit status as there.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.bench_rows import ROW_SETS, RowMaker
+from scripts.bench_setup import Bench, prepare
+from scripts.bench_work import measure_ceiling
+from template import cli, numerics, objective
+from template.errors import ConfigError
+from template.localnet.model_sources import MODEL_ID
+from template.model import ScoringModel, load_model
+from template.settings import load_training_args
+
+_PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_"}
+_KINDS = {
+    "attention, products": ("aten::bmm", "scaled_dot_product"),
+    "attention, softmax": ("softmax",),
+    "dropout, draws": ("aten::random_",),
+    "dropout, masks": ("aten::clamp_", "aten::bitwise_and"),
+    "copies and casts": ("aten::copy_", "aten::_to_copy", "aten::index_select", "aten::cat"),
+}
+
+
+@dataclass
+class Share:
+    """What one kind of operation took: seconds of its own, calls, and operations where it is a product."""
+
+    seconds: float = 0.0
+    calls: int = 0
+    flops: float = 0.0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="bench_profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model_path", type=Path, metavar="DIR", help="default: the quickstart's, if fetched")
+    parser.add_argument("--rows", choices=sorted(ROW_SETS), default="short", help="default: %(default)s")
+    parser.add_argument("--train_rows", type=int, help="default: the set's")
+    parser.add_argument("--eval_rows", type=int, help="default: the set's")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the best here")
+    cli.add_logging_arguments(parser)
+    parser.set_defaults(
+        model_id=MODEL_ID, shape=None, device="cpu", dtypes="float32", train_file=None, eval_file=None, queue=1,
+        only="ours", reference_queue=1, reference_eval="adapter",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints; returns the exit status."""
+    return cli.run_main(build_parser(), argv, run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises: SubnetError."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = prepare(args, Path(folder))
+        model = load_model(
+            dataclasses.replace(load_training_args(), model_id=bench.model_id, revision=None),
+            device=bench.device,
+            dtype=numerics.choose_dtype(bench.device, args.dtype),
+            model_path=bench.model_path,
+        )
+        ceiling = measure_ceiling(bench.device, model.dtype)
+        print(f"{model.dtype}, {numerics.thread_count()} threads, ceiling {ceiling:.0f} GFLOP/s")
+        for name, work in phases(bench, model):
+            show(name, profile(work, model), ceiling)
+    return 0
+
+
+def phases(bench: Bench, model: ScoringModel) -> Iterator[tuple[str, Callable[[], object]]]:
+    """One epoch of training, then the evaluation."""
+    maker = RowMaker(model.template, model.tokenize)
+    rows, eval_rows = maker.encode_folder(bench.data_dirs[0]), maker.encode_folder(bench.eval_data_dir)
+    if not rows or not eval_rows:
+        raise ConfigError("--train_rows and --eval_rows must be positive")
+    model.reset_adapter(1)
+    order = objective.row_order(len(rows), 1, 1)
+    yield "training", lambda: objective.train_adapter(model, rows, order)
+    yield "evaluation", lambda: objective.evaluate(model, eval_rows)
+
+
+def profile(work: Callable[[], object], model: ScoringModel) -> dict[str, Share]:
+    """The work's seconds by kind. It runs twice; the first time warms up."""
+    shares: dict[str, Share] = {}
+    with numerics.deterministic(model.device):
+        work()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as found:
+            work()
+    for event in found.key_averages(group_by_input_shape=True):
+        kind, flops = classify(event, model)
+        share = shares.setdefault(kind, Share())
+        share.seconds += event.self_cpu_time_total / 1e6
+        share.calls += event.count
+        share.flops += flops
+    return shares
+
+
+def classify(event: Any, model: ScoringModel) -> tuple[str, float]:
+    """The kind of one profiled operation, and the operations of all its calls where it is a matrix product."""
+    if event.key in _PRODUCTS:
+        left, right = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+        sizes = {*left, *right}
+        kind = "base, products"
+        if model.hyperparameters.lora_rank in sizes:
+            kind = "adapter, products"
+        elif model.vocabulary_size in sizes:
+            kind = "head, products"
+        return kind, 2.0 * left[0] * left[1] * right[1] * event.count
+    kinds = (kind for kind, parts in _KINDS.items() if any(part in event.key for part in parts))
+    return next(kinds, "everything else"), 0.0
+
+
+def show(name: str, shares: dict[str, Share], ceiling: float) -> None:
+    """Prints a table, most seconds first. ceiling: in GFLOP/s."""
+    total = sum(share.seconds for share in shares.values())
+    print(f"\n{name:<24}{'s':>8}{'share':>8}{'calls':>9}{'GFLOP/s':>9}{'ceil':>6}")
+    for kind, share in sorted(shares.items(), key=lambda item: -item[1].seconds):
+        rate = f"{share.flops / share.seconds / 1e9:9.0f}{share.flops / share.seconds / 1e9 / ceiling:6.0%}"
+        line = f"{kind:<24}{share.seconds:8.2f}{share.seconds / total:8.1%}{share.calls:9,}"
+        print(line + (rate if share.flops else ""))
+    print(f"{'together':<24}{total:8.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The profile of a score: every second has a kind, and products are told apart."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import bench_profile
+
+KINDS = {"base, products", "adapter, products", "head, products", "attention, softmax", "everything else"}
+
+
+def test_both_phases_are_told_by_kind_and_the_kinds_add_up(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model_path", str(tiny_model), "--train_rows", "4", "--eval_rows", "4", "--dtype", "bfloat16"]
+    assert bench_profile.main(arguments) == 0
+    _, training, evaluation = capsys.readouterr().out.split("\n\n")
+    for name, table in (("training", training), ("evaluation", evaluation)):
+        header, *lines, together = table.strip().splitlines()
+        assert header.startswith(name)
+        cells = {line[:24].strip(): line[24:].split() for line in lines}
+        assert set(cells) >= KINDS
+        assert sum(float(seconds) for seconds, *_ in cells.values()) == pytest.approx(
+            float(together.split()[-1]), abs=0.1
+        )
+        assert all(len(row) == 5 for kind, row in cells.items() if kind in ("base, products", "adapter, products"))
+    adapter_calls = int(training.split("adapter, products")[1].split()[2].replace(",", ""))
+    assert adapter_calls > int(evaluation.split("adapter, products")[1].split()[2].replace(",", "")) > 0
+
+
+def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_profile.main(["--model_path", str(tmp_path)]) == 3
+    assert str(tmp_path) in capsys.readouterr().err
