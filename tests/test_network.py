@@ -32,7 +32,7 @@ from net_fixtures import (
 )
 
 from template.chain import verify_signature
-from template.constants import DATA_FILE
+from template.constants import DATA_FILE, SCORE_VERSION
 from template.errors import Reason
 from template.receipt import Receipt
 from template.receipt_files import read_receipt
@@ -199,7 +199,8 @@ def test_the_stored_receipt_is_the_written_one(arena: Arena, spine: Outcome) -> 
     competition, args = arena.net.competition, load_training_args(arena.args)
     with Store(arena.folder / "spine" / "validator.sqlite3") as store:
         result = spine.receipts["alice"].result
-        model = f"{result.model_id}@{result.model_digest} {result.environment['device']} {result.environment['dtype']}"
+        device, dtype = result.environment["device"], result.environment["dtype"]
+        model = f"{result.model_id}@{result.model_digest} {device} {dtype} score {SCORE_VERSION}"
         contest = store.open_contest(competition, args.hyperparameters.digest, model, 0.0)
         assert store.receipt(contest, arena.key("alice")) == spine.receipts["alice"].to_json()
         assert store.receipt(contest, arena.key("copycat")) is None
