@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 
-from scripts.bench_rows import ROW_SETS, RowMaker
-from scripts.bench_setup import Bench, prepare
+from scripts.bench_rows import RowMaker
+from scripts.bench_setup import Bench, add_input_arguments, prepare
 from scripts.bench_work import measure_ceiling
 from template import cli, numerics, objective
 from template.errors import ConfigError
-from template.localnet.model_sources import MODEL_ID
 from template.model import ScoringModel, load_model
 from template.settings import load_training_args
 
@@ -50,16 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench_profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model_path", type=Path, metavar="DIR", help="default: the quickstart's, if fetched")
-    parser.add_argument("--rows", choices=sorted(ROW_SETS), default="short", help="default: %(default)s")
-    parser.add_argument("--train_rows", type=int, help="default: the set's")
-    parser.add_argument("--eval_rows", type=int, help="default: the set's")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the best here")
+    add_input_arguments(parser)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the base (default: the best here)")
     cli.add_logging_arguments(parser)
-    parser.set_defaults(
-        model_id=MODEL_ID, shape=None, device="cpu", dtypes="float32", train_file=None, eval_file=None, queue=1,
-        only="ours", reference_queue=1, reference_eval="adapter",
-    )  # fmt: skip
+    parser.set_defaults(dtypes="", queue=1, only="ours", reference_queue=1, reference_eval="adapter")
     return parser
 
 
@@ -72,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """Raises: SubnetError."""
     with tempfile.TemporaryDirectory() as folder:
         bench = prepare(args, Path(folder))
+        if bench.device.type != "cpu":
+            raise ConfigError(f"--device must be cpu, not {bench.device}: only a CPU's operations are told apart")
         model = load_model(
             dataclasses.replace(load_training_args(), model_id=bench.model_id, revision=None),
             device=bench.device,

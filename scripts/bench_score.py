@@ -33,12 +33,10 @@ from pathlib import Path
 import torch
 
 from scripts.bench_report import OURS, REFERENCE, Key, check, compare, format_report, judge, summarize
-from scripts.bench_rows import ROW_SETS, SHAPES
-from scripts.bench_setup import Bench, prepare
+from scripts.bench_setup import Bench, add_input_arguments, prepare
 from scripts.bench_work import Job, Outcome, measure_ceiling, read_outcome
 from template import cli, numerics
 from template.errors import ConfigError, HostError
-from template.localnet.model_sources import MODEL_ID
 
 _SCRIPTS = {runner: Path(__file__).with_name(f"bench_{runner}.py") for runner in (OURS, REFERENCE)}
 _LUCKY_NUM = 7
@@ -50,19 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench_score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model_path", type=Path, metavar="DIR", help="a folder with a model (default: the quickstart's, if fetched)"
-    )
-    model.add_argument("--model_id", default=MODEL_ID, help="whose chat template it has (default: %(default)s)")
-    model.add_argument("--shape", choices=sorted(SHAPES), help="make a model of that shape, with random weights")
-    model.add_argument("--device", help="cpu, cuda or cuda:N (default: the first GPU, else the CPU)")
-    rows = parser.add_argument_group("rows")
-    rows.add_argument("--rows", choices=sorted(ROW_SETS), default="short", help="made rows (default: %(default)s)")
-    rows.add_argument("--train_rows", type=int, help="of each dataset (default: by --rows)")
-    rows.add_argument("--eval_rows", type=int, help="of the evaluation set (default: by --rows)")
-    rows.add_argument("--train_file", type=Path, metavar="FILE", help="real rows, with --eval_file")
-    rows.add_argument("--eval_file", type=Path, metavar="FILE", help="a real evaluation set, with --train_file")
+    add_input_arguments(parser)
     runs = parser.add_argument_group("runs")
     runs.add_argument("--dtypes", default=",".join(_DTYPES), help="of the base (default: %(default)s)")
     runs.add_argument("--only", choices=list(_SCRIPTS), help="one runner")

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from scripts.bench_report import OURS, REFERENCE
-from scripts.bench_rows import ROW_SETS, RowMaker, copy_files, make_folders, make_shape
+from scripts.bench_rows import ROW_SETS, SHAPES, RowMaker, copy_files, make_folders, make_shape
 from scripts.bench_work import Load, Shape, count_evaluation, count_training
 from template import numerics
 from template.data import EncodedRow
 from template.errors import ConfigError
 from template.localnet.model import default_model_dir
+from template.localnet.model_sources import MODEL_ID
 from template.model import load_tokenizer
 from template.settings import TrainingArgs, load_training_args
 from template.templates import template_for
@@ -42,6 +43,23 @@ class Bench:
     def best_dtype(self) -> str:
         """In which ours comes on this machine when nobody chooses."""
         return str(numerics.choose_dtype(self.device)).removeprefix("torch.")
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is scored: the model, on which device, and the rows."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model_path", type=Path, metavar="DIR", help="a folder with a model (default: the quickstart's, if fetched)"
+    )
+    model.add_argument("--model_id", default=MODEL_ID, help="whose chat template it has (default: %(default)s)")
+    model.add_argument("--shape", choices=sorted(SHAPES), help="make a model of that shape, with random weights")
+    model.add_argument("--device", help="cpu, cuda or cuda:N (default: the first GPU, else the CPU)")
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--rows", choices=sorted(ROW_SETS), default="short", help="made rows (default: %(default)s)")
+    rows.add_argument("--train_rows", type=int, help="of each dataset (default: by --rows)")
+    rows.add_argument("--eval_rows", type=int, help="of the evaluation set (default: by --rows)")
+    rows.add_argument("--train_file", type=Path, metavar="FILE", help="real rows, with --eval_file")
+    rows.add_argument("--eval_file", type=Path, metavar="FILE", help="a real evaluation set, with --train_file")
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> Bench:

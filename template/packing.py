@@ -53,10 +53,9 @@ def pack_apart(
     rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device
 ) -> Iterator[Pack]:
     """Packs of at most `max_tokens`, longest rows first, nothing shared; a longer row is a pack of its own."""
-    by_length = sorted(indices, key=lambda index: -_used(rows[index]))
-    for group in _cut([Group((index,), 0) for index in by_length], rows, max_tokens):
-        chosen = tuple(index for one in group for index in one.indices)
-        yield _lay_out(rows, [Group(chosen, 0)], device)
+    if indices:
+        for part in _split(Group(tuple(indices), 0), rows, max_tokens):
+            yield _lay_out(rows, [part], device)
 
 
 def pack_shared(rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> Iterator[Pack]:
@@ -191,16 +190,12 @@ def _make_block(rows: Sequence[tuple[int, int]], shared_start: int, shared: int,
     lengths = torch.tensor([length for _, length in rows]).unsqueeze(1)
     width = int(lengths.max())
     slots = torch.arange(width + -width % _ROW_STEP).unsqueeze(0)
-    queries = begins + torch.minimum(slots, lengths - 1)
-    real = (slots < lengths).flatten().nonzero().squeeze(1)
-    keys = queries
-    if shared:
-        keys = torch.cat([(shared_start + torch.arange(shared)).expand(len(rows), -1), queries], dim=1).to(device)
-    queries = queries.to(device)
+    queries = (begins + torch.minimum(slots, lengths - 1)).to(device)
+    before = torch.arange(shared_start, shared_start + shared, device=device).expand(len(rows), -1)
     return Block(
         queries=queries,
-        keys=keys if shared else queries,
+        keys=torch.cat([before, queries], dim=1) if shared else queries,
         offset=shared,
-        real=real.to(device),
+        real=(slots < lengths).flatten().nonzero().squeeze(1).to(device),
         start=rows[0][0],
     )

@@ -4,6 +4,7 @@ The environment is set here, before any client is imported: they all read theirs
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from template.localnet.localchain import LocalChain
     from template.state import Contest
     from template.store import Store
+
+# A shell starts what runs in its background deaf to Ctrl-C, and so would be every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Removed when the process ends.
 _HOME = tempfile.TemporaryDirectory(prefix="tests-home-")
