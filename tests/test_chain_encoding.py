@@ -13,6 +13,7 @@ import pytest
 from bittensor._transport.codec import RuntimeCodec
 from chain_fixtures import NETUID, commit, make_key, make_local_chain, make_wallet
 
+from template import constants
 from template.chain import Chain, beacon_round_at, bt
 from template.commitments import encode_sealed_text
 from template.localnet.ledger import Ledger
@@ -110,7 +111,13 @@ def test_product_calls_say_what_was_meant(codec: RuntimeCodec, local: LocalChain
     decoded = codec.decode_call(codec.compose_call(*timelocked).data)
     shown = {"encrypted": "0x" + field["encrypted"].hex(), "reveal_round": beacon_round_at(2**32)}
     assert decoded["call_args"][1]["value"]["fields"] == [{"TimelockEncrypted": shown}]
-    assert weights[2] == {"netuid": NETUID, "mecid": 0, "dests": [0, 1], "weights": [21845, 65535], "version_key": 1000}
+    assert weights[2] == {
+        "netuid": NETUID,
+        "mecid": 0,
+        "dests": [0, 1],
+        "weights": [21845, 65535],
+        "version_key": constants.WEIGHTS_VERSION,
+    }
     assert sealed[2]["commit_reveal_version"] == 4 and isinstance(sealed[2]["commit"], bytes)
 
 
