@@ -62,7 +62,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one child process measured. peak_mib: of the process on a CPU, of torch's allocations on a GPU."""
+    """What one child process measured. peak_mib: of the process on a CPU, of what torch holds on a GPU."""
 
     scores: list[Score]
     peak_mib: float
@@ -94,7 +94,8 @@ def read_outcome(path: Path) -> Outcome:
 
 def _peak_mib(device: str) -> float:
     if device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**20
+        # Not what is allocated: memory that recorded graphs work in is no longer, and held all the same.
+        return torch.cuda.max_memory_reserved() / 2**20
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: on Linux its peak begins with that of the process that started this one.

@@ -19,12 +19,14 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 from template import numerics
-from template.adapter import AdaptedLinear, DropoutMasks
-from template.attention import attend_packed
+from template.adapter import AdaptedLinear
+from template.attention import Block, Spans, attend_packed
 from template.cross_entropy import target_losses
 from template.data import EncodedRow
+from template.dropout import CudaDropout, Dropout, make_dropout
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
-from template.norm import replace_norms
+from template.graphs import TrainingGraphs
+from template.layers import replace_layers
 from template.packing import Pack, pack_apart
 from template.settings import Hyperparameters, TrainingArgs
 from template.templates import ChatTemplate, template_for
@@ -43,6 +45,21 @@ class ModelSource:
     model_id: str
     revision: str | None
     digest: str | None
+
+
+class _Picked(torch.autograd.Function):
+    """Rows (T, H) of (N, H), in a training none of them twice, so that the way back needs no sum."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = hidden.shape
+        return hidden.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (places,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient.new_zeros(ctx.shape).index_copy_(0, places, gradient), None
 
 
 class ScoringModel:
@@ -71,12 +88,18 @@ class ScoringModel:
         )
         # PEFT's own seam for a layer of one's own kind.
         config._register_custom_module({nn.Linear: AdaptedLinear})
-        replace_norms(base)
         self.network = get_peft_model(base, config).eval()
         self._causal: Any = self.network.get_base_model()
         self._softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
         self._adapted = [module for module in self.network.modules() if isinstance(module, AdaptedLinear)]
-        self._masks: DropoutMasks | None = None
+        replace_layers(self.network)
+        p = hyperparameters.lora_dropout
+        self.dropout: Dropout | None = make_dropout(p, device) if p else None
+        self._lucky_num = 0
+        capped = getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None
+        # What flash attention can do.
+        self.attends_in_place = device.type == "cuda" and self.dtype == torch.bfloat16 and not capped
+        self.graphs = self._make_graphs() if self.attends_in_place else None
         self._check_halves()
 
     @property
@@ -111,6 +134,7 @@ class ScoringModel:
         Drawn on the CPU so that every device starts from the same values. Source: peft's
         LoraLayer.reset_lora_parameters, kaiming_uniform_(a=sqrt(5)), whose bound comes to 1/sqrt(fan_in).
         """
+        self._lucky_num = lucky_num
         generator = numerics.seeded_generator(lucky_num, "adapter")
         with torch.no_grad():
             for name, parameter in self.adapter_parameters.items():
@@ -122,26 +146,50 @@ class ScoringModel:
                     parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
                 else:
                     parameter.zero_()
-        stream = numerics.seeded_generator(lucky_num, "dropout", self.device)
-        self._masks = DropoutMasks(self.hyperparameters.lora_dropout, stream)
 
     def set_dropout(self, is_on: bool) -> None:
         """Switches the adapter's dropout; the base's own layers stay in evaluation mode always."""
-        masks = self._masks if is_on and self.hyperparameters.lora_dropout else None
         for layer in self._adapted:
-            layer.masks = masks
+            layer.dropout = self.dropout if is_on else None
+
+    def seed_dropout(self, step: int, pack: int) -> None:
+        """Begins the dropout's stream for a pack of an optimizer step, both counted from 0, in the calling thread.
+
+        Each has its own, so that packs can be worked on in any order or at the same time.
+        """
+        if self.dropout is not None:
+            self.dropout.seed(numerics.stream_seed(self._lucky_num, f"dropout {step} {pack}"))
 
     def hidden_states(self, pack: Pack) -> torch.Tensor:
         """Final hidden states (M, H) of a pack's tokens without the filling."""
-        decoder = self._causal.get_decoder()
-        output = decoder(input_ids=pack.input_ids, position_ids=pack.positions, use_cache=False, blocks=pack.blocks)
-        hidden: torch.Tensor = output.last_hidden_state[0, : pack.token_count]
-        return hidden
+        return self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks)[: pack.token_count]
 
     def target_losses(self, pack: Pack) -> torch.Tensor:
         """The cross-entropy in nats (T,) float32 of each target of a pack; the head runs for those alone."""
-        sources = self.hidden_states(pack)[pack.sources]
+        hidden = self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks)
+        return self.losses_at(_Picked.apply(hidden, pack.sources), pack)  # type: ignore[no-untyped-call]
+
+    def losses_at(self, sources: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """The same (T,), from the hidden states (T, H) at the pack's sources."""
         return target_losses(sources, pack.targets, self._causal.get_output_embeddings(), self._softcap)
+
+    def _decode(
+        self, ids: torch.Tensor, positions: torch.Tensor, spans: Spans | None, blocks: tuple[Block, ...] = ()
+    ) -> torch.Tensor:
+        """Hidden states (N, H) of ids and positions (1, N)."""
+        decoder = self._causal.get_decoder()
+        output = decoder(input_ids=ids, position_ids=positions, use_cache=False, blocks=blocks, spans=spans)
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _make_graphs(self) -> TrainingGraphs:
+        hyper = self.hyperparameters
+        return TrainingGraphs(
+            self._decode,
+            list(self.adapter_parameters.values()),
+            self.dropout if isinstance(self.dropout, CudaDropout) else None,
+            most_rows=hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps,
+        )
 
     @torch.no_grad()
     def _check_halves(self) -> None:
@@ -154,7 +202,7 @@ class ScoringModel:
         logits = self._causal(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits.float()[0]
         if not logits.isfinite().all():
             raise HostError(f"{self.source.model_id}: the base's logits are not finite as it was read here")
-        (pack,) = pack_apart([probe], [0], len(ids), self.device)
+        (pack,) = pack_apart([probe], [0], len(ids), self.device, self.attends_in_place)
         whole = F.cross_entropy(logits[:-1], pack.targets, reduction="none")
         if not torch.allclose(whole, self.target_losses(pack), rtol=0.0, atol=0.04 * logits.abs().max().item()):
             raise ConfigError(f"{self.source.model_id}: this model does more than a decoder and an output head")

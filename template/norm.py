@@ -7,6 +7,7 @@ dx = r (w dy - n mean(w dy n)). Source of the formula: https://arxiv.org/abs/191
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # The models' own modules of exactly this formula. Gemma's adds one to its weight, in float32, and stays as it is.
@@ -40,6 +41,8 @@ class LeanRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The formula above."""
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
         normed: torch.Tensor = _Normed.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
         return normed
 

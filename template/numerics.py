@@ -149,14 +149,18 @@ def _pinned_settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None
         yield partial(getattr, owner, name), partial(setattr, owner, name), value
 
 
-def seeded_generator(lucky_num: int, purpose: str, device: torch.device | None = None) -> torch.Generator:
-    """A private random stream for one purpose (`adapter`, `order`, `dropout`) of one score.
+def stream_seed(lucky_num: int, purpose: str) -> int:
+    """The seed, below 2**63, of a private random stream for one purpose of one score: `adapter`, `order`, `dropout`."""
+    digest = hashlib.sha256(f"{purpose}:{lucky_num}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def seeded_generator(lucky_num: int, purpose: str) -> torch.Generator:
+    """A private random stream on the CPU.
 
     Private, because a stream shared with the process would depend on what else draws from it.
     """
-    digest = hashlib.sha256(f"{purpose}:{lucky_num}".encode()).digest()
-    generator = torch.Generator(device=device or torch.device("cpu"))
-    return generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(stream_seed(lucky_num, purpose))
 
 
 def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, str]:

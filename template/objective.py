@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from template import numerics
+from template.backprop import lane_count, open_accumulator
 from template.data import EncodedRow
 from template.model import ScoringModel
-from template.packing import pack_apart, pack_shared
+from template.packing import Pack, pack_apart, pack_evenly, pack_shared
 from template.records import Progress
 
 LEARNING_RATE = 2e-4
@@ -25,8 +26,8 @@ MAX_GRAD_NORM = 1.0
 
 # Tokens of one forward, by kind of device: what bounds activation memory. A row alone may be longer. More of them in
 # training cost memory and gain no time, see docs/performance.md.
-TRAIN_FORWARD_TOKENS = {"cpu": 256, "cuda": 1024}
-EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 4096}
+TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": 2560}
+EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 OnProgress = Callable[[Progress], None]
 
@@ -70,19 +71,30 @@ def train_adapter(
     total_tokens = sum(len(rows[index].input_ids) for epoch in order for index in epoch)
     done_tokens = 0
     step_losses: list[float] = []
+
+    def pack(group: Sequence[int]) -> list[Pack]:
+        budget = TRAIN_FORWARD_TOKENS[model.device.type]
+        if model.device.type == "cpu":
+            return pack_evenly(rows, group, budget, model.device, lane_count())
+        return list(pack_apart(rows, group, budget, model.device, model.attends_in_place))
+
     model.set_dropout(True)
     try:
-        for step, group in enumerate(groups):
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, len(groups))
-            loss = _accumulate_group(model, rows, group)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-            if not (math.isfinite(loss) and math.isfinite(norm.item())):
-                raise NonFiniteLoss(f"training step {step + 1} of {len(groups)}", group)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step_losses.append(loss)
-            done_tokens += sum(len(rows[index].input_ids) for index in group)
-            on_progress(Progress(stage="train", done=done_tokens, total=total_tokens))
+        with open_accumulator(model) as accumulate:
+            packs = pack(groups[0])
+            for step, group in enumerate(groups):
+                optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, len(groups))
+                loss = accumulate(step, packs, sum(rows[index].target_count for index in group))
+                norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+                optimizer.step()
+                optimizer.zero_grad()
+                # A GPU is still at work on all of that: meanwhile the next rows are laid out, then it is waited for.
+                packs = pack(groups[step + 1]) if step + 1 < len(groups) else []
+                step_losses.append(loss.item())
+                if not (math.isfinite(step_losses[-1]) and math.isfinite(norm.item())):
+                    raise NonFiniteLoss(f"training step {step + 1} of {len(groups)}", group)
+                done_tokens += sum(len(rows[index].input_ids) for index in group)
+                on_progress(Progress(stage="train", done=done_tokens, total=total_tokens))
     finally:
         model.set_dropout(False)
     return step_losses
@@ -93,18 +105,6 @@ def _schedule(step: int, total_steps: int) -> float:
     if step < WARMUP_STEPS:
         return step / WARMUP_STEPS
     return max(0.0, (total_steps - step) / max(1, total_steps - WARMUP_STEPS))
-
-
-def _accumulate_group(model: ScoringModel, rows: Sequence[EncodedRow], group: Sequence[int]) -> float:
-    """Adds the gradient of one group's loss to the adapter's and returns that loss, mean over its target tokens."""
-    target_count = sum(rows[index].target_count for index in group)
-    total = 0.0
-    for pack in pack_apart(rows, group, TRAIN_FORWARD_TOKENS[model.device.type], model.device):
-        # Summed, then divided by the whole group's count: packs of unequal size must not weigh alike.
-        loss = model.target_losses(pack).sum() / target_count
-        torch.autograd.backward(loss)
-        total += loss.item()
-    return total
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def mean_row_losses(model: ScoringModel, rows: Sequence[EncodedRow], on_progress
     means: list[float] = [math.nan] * len(rows)
     total_tokens = sum(len(row.input_ids) for row in rows)
     done_tokens = 0
-    for pack in pack_shared(rows, EVAL_FORWARD_TOKENS[model.device.type], model.device):
+    for pack in pack_shared(rows, EVAL_FORWARD_TOKENS[model.device.type], model.device, model.attends_in_place):
         by_row = torch.split(model.target_losses(pack), list(pack.counts))
         for index, mean in zip(pack.indices, torch.stack([losses.mean() for losses in by_row]).tolist(), strict=True):
             means[index] = mean

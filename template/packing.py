@@ -5,12 +5,13 @@ the same hidden states there: of a row, only the tokens up to the last one that 
 an evaluation, where no dropout tells them apart, the shared start of several rows is computed for all of them at once.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from template.attention import Block
+from template.attention import Block, Spans
 from template.data import EncodedRow
 
 # A pack's length, and that of an attention block's rows, are multiples of these. CPU kernels are compiled for each
@@ -31,34 +32,61 @@ class Group:
 class Pack:
     """Rows in one sequence of N tokens, the last few of which may be filling that no row sees.
 
-    indices: of its rows. input_ids, positions (1, N) int64; blocks: who sees whom. sources (T,) int64: the places whose
-    hidden states predict the targets (T,), row after row, `counts` of each.
+    indices: of its rows. token_count: tokens of rows, N without the filling. input_ids and positions (1, N) int64.
+    blocks, or spans in their place: who sees whom. sources (T,) int64: the places whose hidden states predict the
+    targets (T,), row after row, `counts` of each; no place is there twice where rows share no start.
     """
 
     indices: tuple[int, ...]
+    token_count: int
     input_ids: torch.Tensor
     positions: torch.Tensor
     blocks: tuple[Block, ...]
+    spans: Spans | None
     sources: torch.Tensor
     targets: torch.Tensor
     counts: tuple[int, ...]
 
-    @property
-    def token_count(self) -> int:
-        """Tokens that are of rows: N without the filling."""
-        return sum(block.real.numel() for block in self.blocks)
-
 
 def pack_apart(
-    rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device
+    rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device, in_spans: bool = False
 ) -> Iterator[Pack]:
-    """Packs of at most `max_tokens`, longest rows first, nothing shared; a longer row is a pack of its own."""
+    """Packs of at most `max_tokens`, longest rows first, nothing shared; a longer row is a pack of its own.
+
+    in_spans: attention is told who sees whom by spans, not by blocks.
+    """
     if indices:
         for part in _split(Group(tuple(indices), 0), rows, max_tokens):
-            yield _lay_out(rows, [part], device)
+            yield _lay_out(rows, [part], device, in_spans)
 
 
-def pack_shared(rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> Iterator[Pack]:
+def pack_evenly(
+    rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device, workers: int
+) -> list[Pack]:
+    """Packs of about equal size for that many workers, none above `max_tokens` but a longer row's, nothing shared.
+
+    Their number is a multiple of `workers` where there are rows enough; the largest come first.
+    """
+    by_length = sorted(indices, key=lambda index: -_used(rows[index]))
+    count = min(workers, len(by_length))
+    while True:
+        parts: list[list[int]] = [[] for _ in range(count)]
+        sizes = [0] * count
+        for index in by_length:
+            least = sizes.index(min(sizes))
+            parts[least].append(index)
+            sizes[least] += _used(rows[index])
+        is_within = all(size <= max_tokens or len(part) == 1 for part, size in zip(parts, sizes, strict=True))
+        if is_within or count == len(by_length):
+            break
+        count = min(count + workers, len(by_length))
+    order = sorted(range(count), key=lambda at: -sizes[at])
+    return [_lay_out(rows, [Group(tuple(parts[at]), 0)], device, False) for at in order]
+
+
+def pack_shared(
+    rows: Sequence[EncodedRow], max_tokens: int, device: torch.device, in_spans: bool = False
+) -> Iterator[Pack]:
     """Packs of at most `max_tokens` of all rows, in which those that begin alike share their start."""
     groups: list[Group] = []
     alone: list[int] = []
@@ -68,8 +96,8 @@ def pack_shared(rows: Sequence[EncodedRow], max_tokens: int, device: torch.devic
         else:
             alone.extend(group.indices)
     for chosen in _cut(groups, rows, max_tokens):
-        yield _lay_out(rows, chosen, device)
-    yield from pack_apart(rows, alone, max_tokens, device)
+        yield _lay_out(rows, chosen, device, in_spans)
+    yield from pack_apart(rows, alone, max_tokens, device, in_spans)
 
 
 def find_groups(rows: Sequence[EncodedRow]) -> list[Group]:
@@ -141,20 +169,29 @@ def _cut(groups: Sequence[Group], rows: Sequence[EncodedRow], max_tokens: int) -
         yield chosen
 
 
-def _lay_out(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device) -> Pack:
+@dataclass(frozen=True)
+class _Seen:
+    """Rows of a pack by (first place, number of places); `shared` places from `shared_start` precede each of them."""
+
+    begins: list[tuple[int, int]]
+    shared_start: int
+    shared: int
+
+
+def _lay_out(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device, in_spans: bool) -> Pack:
     """The groups one after the other: the start that is shared, then each row's own tokens."""
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
     counts: list[int] = []
-    blocks: list[Block] = []
+    seen: list[_Seen] = []
     for group in groups:
         shared, start = group.shared, len(ids)
         if shared:
             ids.extend(rows[group.indices[0]].input_ids[:shared])
             positions.extend(range(shared))
-            blocks.append(_make_block([(start, shared)], start, 0, device))
+            seen.append(_Seen([(start, shared)], start, 0))
         begins: list[tuple[int, int]] = []
         for index in group.indices:
             row, used, begin = rows[index], _used(rows[index]), len(ids)
@@ -165,15 +202,18 @@ def _lay_out(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.
             sources.extend(start + at - 1 if at <= shared else begin + at - 1 - shared for at in wanted)
             targets.extend(row.input_ids[at] for at in wanted)
             counts.append(len(wanted))
-        blocks.append(_make_block(begins, start, shared, device))
-    filling = -len(ids) % _PACK_STEP
+        seen.append(_Seen(begins, start, shared))
+    token_count = len(ids)
+    filling = -token_count % _PACK_STEP
     ids.extend([0] * filling)
     positions.extend([0] * filling)
     return Pack(
         indices=tuple(index for group in groups for index in group.indices),
+        token_count=token_count,
         input_ids=_int64([ids], device),
         positions=_int64([positions], device),
-        blocks=tuple(blocks),
+        blocks=() if in_spans else tuple(_make_block(part, device) for part in seen),
+        spans=_make_spans(seen, token_count, filling, device) if in_spans else None,
         sources=_int64(sources, device),
         targets=_int64(targets, device),
         counts=tuple(counts),
@@ -184,18 +224,39 @@ def _int64(values: list[int] | list[list[int]], device: torch.device) -> torch.T
     return torch.tensor(values, dtype=torch.int64, device=device)
 
 
-def _make_block(rows: Sequence[tuple[int, int]], shared_start: int, shared: int, device: torch.device) -> Block:
-    """The block of rows given by (first place, number of places); `shared` places from `shared_start` precede each."""
-    begins = torch.tensor([begin for begin, _ in rows]).unsqueeze(1)
-    lengths = torch.tensor([length for _, length in rows]).unsqueeze(1)
+def _make_block(seen: _Seen, device: torch.device) -> Block:
+    begins = torch.tensor([begin for begin, _ in seen.begins]).unsqueeze(1)
+    lengths = torch.tensor([length for _, length in seen.begins]).unsqueeze(1)
     width = int(lengths.max())
     slots = torch.arange(width + -width % _ROW_STEP).unsqueeze(0)
     queries = (begins + torch.minimum(slots, lengths - 1)).to(device)
-    before = torch.arange(shared_start, shared_start + shared, device=device).expand(len(rows), -1)
+    before = torch.arange(seen.shared_start, seen.shared_start + seen.shared, device=device)
     return Block(
         queries=queries,
-        keys=torch.cat([before, queries], dim=1) if shared else queries,
-        offset=shared,
+        keys=torch.cat([before.expand(len(queries), -1), queries], dim=1) if seen.shared else queries,
+        offset=seen.shared,
         real=(slots < lengths).flatten().nonzero().squeeze(1).to(device),
-        start=rows[0][0],
+        start=seen.begins[0][0],
     )
+
+
+def _make_spans(seen: Sequence[_Seen], token_count: int, filling: int, device: torch.device) -> Spans:
+    """One for each row and each shared start, and one for the filling, which sees itself."""
+    queries, keys = [0], [0]
+    places: list[int] = []
+    for part in [*seen, *([_Seen([(token_count, filling)], 0, 0)] if filling else [])]:
+        for begin, length in part.begins:
+            queries.append(queries[-1] + length)
+            keys.append(keys[-1] + part.shared + length)
+            places.extend(range(part.shared_start, part.shared_start + part.shared))
+            places.extend(range(begin, begin + length))
+    return Spans(
+        queries=torch.tensor(queries, dtype=torch.int32, device=device),
+        keys=torch.tensor(keys, dtype=torch.int32, device=device),
+        places=_int64(places, device) if queries != keys else None,
+        longest=(_longest(queries), _longest(keys)),
+    )
+
+
+def _longest(begins: Sequence[int]) -> int:
+    return max(end - begin for begin, end in itertools.pairwise(begins))
