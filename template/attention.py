@@ -160,7 +160,7 @@ def _attend(
 
 
 def _is_seen(positions: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
-    """(Q, K) bool: which keys are seen from these positions (Q, 1): those not after them, of which the last `window`."""
+    """(Q, K) bool: which keys are seen from positions (Q, 1): those not after them, of which the last `window`."""
     behind = positions - torch.arange(keys, device=positions.device)
     seen = behind >= 0
     return seen if window is None else seen & (behind < window)

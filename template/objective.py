@@ -17,7 +17,7 @@ from template import numerics
 from template.backprop import lane_count, open_accumulator
 from template.data import EncodedRow
 from template.model import ScoringModel
-from template.packing import Pack, pack_apart, pack_evenly, pack_shared
+from template.packing import Pack, pack_evenly, pack_shared
 from template.records import Progress
 
 LEARNING_RATE = 2e-4
@@ -26,8 +26,8 @@ MAX_GRAD_NORM = 1.0
 
 # Tokens of one forward, by kind of device: what bounds activation memory. A row alone may be longer. More of them in
 # training cost memory and gain no time, see docs/performance.md.
-TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": 2560}
-EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 8192}
+TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": 1536}
+EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 OnProgress = Callable[[Progress], None]
 
@@ -74,9 +74,8 @@ def train_adapter(
 
     def pack(group: Sequence[int]) -> list[Pack]:
         budget = TRAIN_FORWARD_TOKENS[model.device.type]
-        if model.device.type == "cpu":
-            return pack_evenly(rows, group, budget, model.device, lane_count())
-        return list(pack_apart(rows, group, budget, model.device, model.attends_in_place))
+        lanes = lane_count() if model.device.type == "cpu" else 1
+        return pack_evenly(rows, group, budget, model.device, lanes, model.attends_in_place)
 
     model.set_dropout(True)
     try:

@@ -61,7 +61,12 @@ def pack_apart(
 
 
 def pack_evenly(
-    rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device, workers: int
+    rows: Sequence[EncodedRow],
+    indices: Sequence[int],
+    max_tokens: int,
+    device: torch.device,
+    workers: int,
+    in_spans: bool = False,
 ) -> list[Pack]:
     """Packs of about equal size for that many workers, none above `max_tokens` but a longer row's, nothing shared.
 
@@ -81,7 +86,7 @@ def pack_evenly(
             break
         count = min(count + workers, len(by_length))
     order = sorted(range(count), key=lambda at: -sizes[at])
-    return [_lay_out(rows, [Group(tuple(parts[at]), 0)], device, False) for at in order]
+    return [_lay_out(rows, [Group(tuple(parts[at]), 0)], device, in_spans) for at in order]
 
 
 def pack_shared(

@@ -223,11 +223,12 @@ class Updater:
         self._git("checkout", "--quiet", "--detach", release.commit)
         self._set_up()
         code = "import template; print(template.__version__, template.__file__)"
-        shown = _run([str(self._python), "-I", "-c", code], cwd=self.root).strip()
+        # -B: bytecode of a release that is taken back within the second would be taken for that of the one before.
+        shown = _run([str(self._python), "-I", "-B", "-c", code], cwd=self.root).strip()
         expected = f"{release.tag.removeprefix('v')} {self.root / 'template' / '__init__.py'}"
         if shown != expected:
             raise HostError(f"`import template` gives {shown}, not {expected}")
-        _run([str(self._python), "-I", str(self.root / "neurons" / "validator.py"), "--help"], cwd=self.root)
+        _run([str(self._python), "-I", "-B", str(self.root / "neurons" / "validator.py"), "--help"], cwd=self.root)
 
     def _go_back(self, before: str, cause: SubnetError) -> None:
         """Puts code and packages back. Raises: HostError when that fails too: the operator must act."""
