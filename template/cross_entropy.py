@@ -57,10 +57,10 @@ def _losses_in_place(
     """The losses (N,) of logits (N, V), `rows` at a time; with `wants_gradient` their gradient takes their place."""
     losses = []
     for part, wanted in zip(logits.split(rows), targets.unsqueeze(1).split(rows), strict=True):
-        z = part.float()
+        z = part
         if softcap is not None:
-            z = torch.tanh(z / softcap).mul_(softcap)
-        log_share = torch.log_softmax(z, dim=1)
+            z = torch.tanh(part.float() / softcap).mul_(softcap)
+        log_share = torch.log_softmax(z, dim=1, dtype=torch.float32)
         losses.append(-log_share.gather(1, wanted))
         if wants_gradient:
             gradient = log_share.exp_()

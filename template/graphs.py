@@ -107,8 +107,9 @@ class TrainingGraphs:
         for graph in (forward, backward):
             if self._dropout is not None:
                 graph.register_generator_state(self._dropout.generator)
-        with torch.cuda.graph(forward, pool=self._pool):
+        # Other threads of the process may use their own streams meanwhile.
+        with torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local"):
             hidden = self._decode(ids, positions, spans)
-        with torch.cuda.graph(backward, pool=self._pool):
+        with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
             torch._foreach_add_(self.gradients, torch.autograd.grad(hidden, self._parameters, upstream))
         return _Recording(ids, positions, cuts, hidden.detach(), upstream, forward, backward)
