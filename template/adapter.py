@@ -163,8 +163,10 @@ class Projections:
         bases = [layer.get_base_layer() for layer in layers]
         if len({base.bias is None for base in bases}) > 1 or (is_stacked and bases[0].bias is not None):
             raise ValueError("layers with a bias cannot be computed as one with others or behind each other")
+        if is_stacked and len({base.weight.shape for base in bases}) > 1:
+            raise ValueError("layers of unlike width cannot be computed behind each other")
         weight = _join([base.weight for base in bases])
-        self._weight = weight.view(len(bases), -1, weight.shape[1]) if is_stacked else weight
+        self._weight = weight.unflatten(0, (len(bases), -1)) if is_stacked else weight
         self._bias = None if bases[0].bias is None else _join([base.bias for base in bases])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -40,12 +40,12 @@ def open_accumulator(model: ScoringModel) -> Iterator[Accumulate]:
     if model.device.type != "cpu":
         yield functools.partial(_accumulate, model, map)
         return
-    threads, lanes = numerics.thread_count(), lane_count()
+    threads, lanes, before = numerics.thread_count(), lane_count(), torch.get_num_threads()
     try:
         with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,)) as pool:
             yield functools.partial(_accumulate, model, pool.map)
     finally:
-        torch.set_num_threads(threads)  # for some libraries it is the process's number, not the thread's
+        torch.set_num_threads(before)  # for some libraries it is the process's number, not the thread's
 
 
 def _accumulate(

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from template.attention import Spans
+from template.constants import MAX_TOKENS
 from template.dropout import CudaDropout
 from template.packing import Pack
 
 # Lengths of graphs. Fewer would compute more filling, more would be more to record.
 LENGTH_STEP = 256
+
+# Of the longest one, as long as a row can be. It is recorded first, so that all others find room in its memory.
+LONGEST = MAX_TOKENS
 
 Decode = Callable[[torch.Tensor, torch.Tensor, Spans], torch.Tensor]
 """Token ids and positions (1, N), and who sees whom, to hidden states (N, H)."""
@@ -81,8 +85,9 @@ class TrainingGraphs:
 
     def _recording_for(self, pack: Pack) -> _Recording:
         length = -(-pack.token_count // LENGTH_STEP) * LENGTH_STEP
-        if length not in self._recordings:
-            self._recordings[length] = self._record(length, pack.input_ids.device)
+        for wanted in (LONGEST, length):
+            if wanted not in self._recordings:
+                self._recordings[wanted] = self._record(wanted, pack.input_ids.device)
         return self._recordings[length]
 
     def _record(self, length: int, device: torch.device) -> _Recording:
@@ -91,7 +96,9 @@ class TrainingGraphs:
         cuts = torch.full((self._slots,), length, dtype=torch.int32, device=device)
         cuts[0] = 0
         spans = Spans(queries=cuts, keys=cuts, places=None, longest=(length, length))
-        # Libraries prepare themselves at first use, which no recording may hold.
+        # Libraries prepare themselves at first use, which no recording may hold. That run is outside the pool, so what
+        # the allocator keeps in reserve makes room for it.
+        torch.cuda.empty_cache()
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         state = None if self._dropout is None else self._dropout.generator.get_state()

@@ -88,11 +88,12 @@ class ScoringModel:
         )
         # PEFT's own seam for a layer of one's own kind.
         config._register_custom_module({nn.Linear: AdaptedLinear})
-        self.network = get_peft_model(base, config).eval()
+        self.network = get_peft_model(base, config)
         self._causal: Any = self.network.get_base_model()
         self._softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
         self._adapted = [module for module in self.network.modules() if isinstance(module, AdaptedLinear)]
         replace_layers(self.network)
+        self.network.eval()
         p = hyperparameters.lora_dropout
         self.dropout: Dropout | None = make_dropout(p, device) if p else None
         self._lucky_num = 0

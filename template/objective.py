@@ -16,6 +16,7 @@ import torch
 from template import numerics
 from template.backprop import lane_count, open_accumulator
 from template.data import EncodedRow
+from template.graphs import LONGEST
 from template.model import ScoringModel
 from template.packing import Pack, pack_evenly, pack_shared
 from template.records import Progress
@@ -26,7 +27,7 @@ MAX_GRAD_NORM = 1.0
 
 # Tokens of one forward, by kind of device: what bounds activation memory. A row alone may be longer. More of them in
 # training cost memory and gain no time, see docs/performance.md.
-TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": 1536}
+TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": LONGEST}
 EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 OnProgress = Callable[[Progress], None]
@@ -122,13 +123,25 @@ def mean_row_losses(model: ScoringModel, rows: Sequence[EncodedRow], on_progress
     means: list[float] = [math.nan] * len(rows)
     total_tokens = sum(len(row.input_ids) for row in rows)
     done_tokens = 0
-    for pack in pack_shared(rows, EVAL_FORWARD_TOKENS[model.device.type], model.device, model.attends_in_place):
-        by_row = torch.split(model.target_losses(pack), list(pack.counts))
-        for index, mean in zip(pack.indices, torch.stack([losses.mean() for losses in by_row]).tolist(), strict=True):
+
+    def read(indices: Sequence[int], found: torch.Tensor) -> None:
+        nonlocal done_tokens
+        for index, mean in zip(indices, found.tolist(), strict=True):
             means[index] = mean
-        broken = [index for index in pack.indices if not math.isfinite(means[index])]
+        broken = [index for index in indices if not math.isfinite(means[index])]
         if broken:
             raise NonFiniteLoss("evaluation", broken)
-        done_tokens += sum(len(rows[index].input_ids) for index in pack.indices)
+        done_tokens += sum(len(rows[index].input_ids) for index in indices)
         on_progress(Progress(stage="evaluate", done=done_tokens, total=total_tokens))
+
+    # Read one pack late: the next is laid out and begun while a GPU is at work on it.
+    waiting: tuple[Sequence[int], torch.Tensor] | None = None
+    for pack in pack_shared(rows, EVAL_FORWARD_TOKENS[model.device.type], model.device, model.attends_in_place):
+        by_row = torch.split(model.target_losses(pack), list(pack.counts))
+        found = torch.stack([losses.mean() for losses in by_row])
+        if waiting is not None:
+            read(*waiting)
+        waiting = pack.indices, found
+    if waiting is not None:
+        read(*waiting)
     return means

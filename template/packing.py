@@ -226,7 +226,12 @@ def _lay_out(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.
 
 
 def _int64(values: list[int] | list[list[int]], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return _move(torch.tensor(values, dtype=torch.int64), device)
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device, without waiting for what a GPU is at work on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _make_block(seen: _Seen, device: torch.device) -> Block:
@@ -256,8 +261,8 @@ def _make_spans(seen: Sequence[_Seen], token_count: int, filling: int, device: t
             places.extend(range(part.shared_start, part.shared_start + part.shared))
             places.extend(range(begin, begin + length))
     return Spans(
-        queries=torch.tensor(queries, dtype=torch.int32, device=device),
-        keys=torch.tensor(keys, dtype=torch.int32, device=device),
+        queries=_move(torch.tensor(queries, dtype=torch.int32), device),
+        keys=_move(torch.tensor(keys, dtype=torch.int32), device),
         places=_int64(places, device) if queries != keys else None,
         longest=(_longest(queries), _longest(keys)),
     )

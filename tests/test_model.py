@@ -1,5 +1,6 @@
 """The resident model: its adapter, its dropout, its two halves, and where its weights come from."""
 
+import itertools
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from score_fixtures import (
 
 from template import numerics
 from template.adapter import AdaptedLinear
+from template.dropout import CpuDropout
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_server import HubServer
@@ -159,6 +161,7 @@ def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_m
         model.reset_adapter(lucky_num)
         shift_adapter(model)
         model.set_dropout(True)
+        model.seed_dropout(0, 0)
         with torch.no_grad():
             return model.hidden_states(pack)
 
@@ -172,18 +175,31 @@ def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_m
     layers = [module for module in model.network.modules() if isinstance(module, AdaptedLinear)]
     assert len(layers) == 14
     # One stream for all, so that no two layers of one shape drop the same.
-    (masks,) = {layer.masks for layer in layers}
-    assert masks is not None
-    assert masks.kept_share == 0.5
+    (dropout,) = {layer.dropout for layer in layers}
+    assert isinstance(dropout, CpuDropout)
+    assert dropout.kept_share == 0.5
     model.set_dropout(False)
-    assert not any(layer.masks for layer in layers)
+    assert not any(layer.dropout for layer in layers)
+
+
+def test_every_pack_of_every_step_of_every_seed_has_a_dropout_of_its_own(bench: Bench) -> None:
+    model = bench.load(lora_dropout=0.5)
+    assert isinstance(model.dropout, CpuDropout)
+    drawn = set()
+    for lucky_num in (7, 8, 71):
+        model.reset_adapter(lucky_num)
+        for step, pack in itertools.product((0, 1, 10, 11), repeat=2):
+            model.seed_dropout(step, pack)
+            drawn.add(tuple(model.dropout.draw(torch.Size([64])).tolist()))
+    assert len(drawn) == 3 * 4 * 4
 
 
 def test_without_dropout_nothing_is_drawn(bench: Bench) -> None:
     model = bench.load(lora_dropout=0.0)
     model.reset_adapter(7)
     model.set_dropout(True)
-    assert not any(layer.masks for layer in model.network.modules() if isinstance(layer, AdaptedLinear))
+    model.seed_dropout(0, 0)
+    assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, AdaptedLinear))
 
 
 # The forward.

@@ -10,13 +10,14 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, TaskType, get_peft_model
-from score_fixtures import Bench, encode, make_rows, place_targets
+from score_fixtures import CPU, Bench, encode, make_rows, place_targets, shift_adapter
 
-from template import cross_entropy, objective
+from template import backprop, cross_entropy, objective
+from template.adapter import AdaptedLinear
 from template.data import EncodedRow
 from template.model import ScoringModel
 from template.objective import NonFiniteLoss, evaluate, row_order, train_adapter
-from template.packing import find_groups
+from template.packing import find_groups, pack_apart
 from template.records import Progress
 
 # Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
@@ -227,14 +228,14 @@ def test_losses_do_not_depend_on_the_layout_of_batches(
 def test_chunked_logits_give_the_losses_and_gradients_of_whole_ones(
     model: ScoringModel, train_rows: list[EncodedRow], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = range(8)
+    packs = list(pack_apart(train_rows, range(8), objective.TRAIN_FORWARD_TOKENS["cpu"], CPU))
+    targets = sum(row.target_count for row in train_rows[:8])
 
     def gradients() -> tuple[float, torch.Tensor]:
         model.reset_adapter(7)
-        for name, parameter in model.adapter_parameters.items():
-            if "lora_B" in name:  # or lora_A has no gradient
-                parameter.data.fill_(0.01)
-        loss = objective._accumulate_group(model, train_rows, group)
+        shift_adapter(model)  # or lora_A has no gradient
+        with backprop.open_accumulator(model) as accumulate:
+            loss = accumulate(0, packs, targets).item()
         return loss, torch.cat(
             [value.grad.flatten() for value in model.adapter_parameters.values() if value.grad is not None]
         )
@@ -356,11 +357,10 @@ def test_a_short_last_group_steps_too(model: ScoringModel, train_rows: list[Enco
 def test_dropout_is_on_in_training_and_off_in_evaluation(bench: Bench, eval_rows: list[EncodedRow]) -> None:
     model = bench.load(lora_dropout=0.5)
     model.reset_adapter(7)
-    for name, parameter in model.adapter_parameters.items():
-        if "lora_B" in name:
-            parameter.data.fill_(0.01)
+    shift_adapter(model)
     assert evaluate(model, eval_rows) == evaluate(model, eval_rows)
     model.set_dropout(True)
+    model.seed_dropout(0, 0)
     assert evaluate(model, eval_rows) != evaluate(model, eval_rows)
     model.set_dropout(False)
     assert not any(module.training for module in model.network.modules())
@@ -383,17 +383,26 @@ def test_progress_counts_tokens_up_to_the_total_of_each_stage(
         assert {progress.total for progress in seen if progress.stage == stage} == {total}
 
 
-def test_a_broken_row_is_named_and_no_step_is_taken_with_it(
-    bench: Bench, train_rows: list[EncodedRow], monkeypatch: pytest.MonkeyPatch
+def test_broken_rows_are_named_in_their_step_and_training_ends_with_it(
+    bench: Bench, train_rows: list[EncodedRow]
 ) -> None:
-    model = bench.load(lora_dropout=0.0)
+    model = bench.load()
     model.reset_adapter(7)
-    before = adapter(model)
-    poisoned = next(name for name in before if "lora_A" in name)
-    model.adapter_parameters[poisoned].data[0, 0] = math.nan
+    next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
+    seen: list[Progress] = []
     with pytest.raises(NonFiniteLoss) as caught:
+        train_adapter(model, train_rows, [[3, 1, 2], [1, 2, 3]], on_progress=seen.append)
+    assert (caught.value.where, caught.value.rows) == ("training step 1 of 2", (3, 1, 2))
+    assert seen == []
+    assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, AdaptedLinear))
+
+
+def test_nothing_of_a_broken_training_is_felt_after_a_reset(bench: Bench, train_rows: list[EncodedRow]) -> None:
+    model = bench.load()
+    losses, trained = train(model, train_rows), adapter(model)
+    model.reset_adapter(7)
+    next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
+    with pytest.raises(NonFiniteLoss):
         train_adapter(model, train_rows, [[3, 1, 2]])
-    assert (caught.value.where, caught.value.rows) == ("training step 1 of 1", (3, 1, 2))
-    after = adapter(model)
-    assert all(torch.equal(after[name], before[name]) for name in before if name != poisoned)
-    assert not any(module.training for module in model.network.modules())
+    assert train(model, train_rows) == losses
+    assert all(torch.equal(value, trained[name]) for name, value in adapter(model).items())

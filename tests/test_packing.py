@@ -1,5 +1,6 @@
 """Rows in packs: each there once and whole, within the budget, and sharing never costs more than it saves."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from score_fixtures import CPU, place_targets, read_whole
 
+from template.attention import Spans
 from template.data import EncodedRow
-from template.packing import Group, Pack, find_groups, pack_apart, pack_shared
+from template.packing import Group, Pack, find_groups, pack_apart, pack_evenly, pack_shared
 
 SEEDS = range(60)
 
@@ -43,7 +45,11 @@ def share_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
     return list(pack_shared(rows, max_tokens, CPU))
 
 
-both_ways = pytest.mark.parametrize("pack_rows", [pack_all, share_all])
+def even_all(rows: Sequence[EncodedRow], max_tokens: int, workers: int = 2) -> list[Pack]:
+    return pack_evenly(rows, range(len(rows)), max_tokens, CPU, workers)
+
+
+every_way = pytest.mark.parametrize("pack_rows", [pack_all, share_all, even_all])
 Packing = Callable[[Sequence[EncodedRow], int], list[Pack]]
 
 
@@ -64,7 +70,7 @@ def sizes(packs: Iterable[Pack]) -> list[int]:
 # Every pack is what it says.
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
 def test_every_row_stands_in_one_pack_whole_and_in_order(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
@@ -79,7 +85,7 @@ def test_every_row_stands_in_one_pack_whole_and_in_order(pack_rows: Packing, max
                 assert [positions[place] for place in places] == list(range(used))
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("max_tokens", [64, 10**6])
 def test_every_target_is_predicted_from_the_token_before_it(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
@@ -96,7 +102,7 @@ def test_every_target_is_predicted_from_the_token_before_it(pack_rows: Packing, 
             assert list(sources) == list(targets) == []
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("max_tokens", [64, 10**6])
 def test_blocks_are_what_attention_expects_of_them(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
@@ -123,7 +129,7 @@ def test_blocks_are_what_attention_expects_of_them(pack_rows: Packing, max_token
             assert all(block.queries.shape[1] % 16 == 0 for block in pack.blocks)
 
 
-@both_ways
+@every_way
 def test_blocks_without_a_shared_start_have_their_queries_for_keys(pack_rows: Packing) -> None:
     # Attention tells by it that no place is there twice.
     for seed in SEEDS:
@@ -134,7 +140,7 @@ def test_blocks_without_a_shared_start_have_their_queries_for_keys(pack_rows: Pa
 # The budget.
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("max_tokens", [1, 30, 64, 200])
 def test_a_pack_is_within_the_budget_or_a_longer_row_alone(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
@@ -163,6 +169,138 @@ def test_only_the_rows_asked_for_are_packed() -> None:
     (pack,) = pack_apart(rows, [4, 1], 10**6, CPU)
     assert sorted(pack.indices) == [1, 4]
     assert list(pack_apart(rows, [], 10**6, CPU)) == []
+
+
+# Evenly.
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("max_tokens", [1, 64, 200, 10**6])
+def test_even_packs_are_a_multiple_of_the_workers_while_there_are_rows(workers: int, max_tokens: int) -> None:
+    counts = set()
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        packs = even_all(rows, max_tokens, workers)
+        assert len(packs) % workers == 0 or [len(pack.indices) for pack in packs] == [1] * len(rows)
+        counts.add(len(packs))
+    assert len(counts) > 2 or max_tokens == 10**6
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("max_tokens", [64, 10**6])
+def test_even_packs_differ_by_a_row_at_most_and_the_largest_come_first(workers: int, max_tokens: int) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        found = sizes(even_all(rows, max_tokens, workers))
+        assert found == sorted(found, reverse=True)
+        assert found[0] - found[-1] <= max(count_used(row) for row in rows)
+
+
+def test_rows_are_spread_over_no_more_packs_than_they_need() -> None:
+    rows = [read_whole([row] * 10) for row in range(8)]
+    assert sizes(even_all(rows, 80)) == sizes(even_all(rows, 40)) == [40, 40]
+    assert sizes(even_all(rows, 39)) == [20, 20, 20, 20]
+    assert sizes(even_all(rows, 80, 3)) == [30, 30, 20]
+    assert sizes(even_all(rows, 10)) == sizes(even_all(rows, 9)) == [10] * 8
+    assert sizes(even_all(rows[:1], 80)) == [10]
+    assert even_all([], 80) == []
+
+
+def test_short_rows_fill_up_what_a_long_one_leaves() -> None:
+    rows = [read_whole([row] * length) for row, length in enumerate([10, 60, 15, 40, 12, 20])]
+    packs = even_all(rows, 100)
+    assert [pack.indices for pack in packs] == [(3, 5, 4, 0), (1, 2)]
+    assert sizes(packs) == [82, 75]
+
+
+def test_only_the_rows_asked_for_are_packed_evenly_and_alike_every_time() -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        chosen = random.Random(seed).sample(range(len(rows)), -(-len(rows) // 2))
+        packs = pack_evenly(rows, chosen, 64, CPU, 2)
+        assert sorted(index for pack in packs for index in pack.indices) == sorted(chosen)
+        again = pack_evenly(rows, chosen, 64, CPU, 2)
+        assert [pack.indices for pack in packs] == [pack.indices for pack in again]
+        assert all(one.input_ids.equal(other.input_ids) for one, other in zip(packs, again, strict=True))
+
+
+# Who sees whom, told by spans.
+
+Seen = dict[int, list[int]]
+"""For each place of a pack the places of the keys that it sees, in the order of their positions."""
+
+
+def seen_by_blocks(pack: Pack) -> Seen:
+    found: Seen = {}
+    for block in pack.blocks:
+        real = torch.zeros(block.queries.numel(), dtype=torch.bool).index_fill(0, block.real, True)
+        for queries, keys, mine in zip(block.queries, block.keys, real.view_as(block.queries), strict=True):
+            for at, place in enumerate(queries[mine].tolist()):
+                found[place] = keys[: block.offset + at + 1].tolist()
+    return found
+
+
+def seen_by_spans(spans: Spans, length: int) -> Seen:
+    places = list(range(length)) if spans.places is None else spans.places.tolist()
+    queries, keys = spans.queries.tolist(), spans.keys.tolist()
+    assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, length, 0, len(places))
+    found: Seen = {}
+    for (first, last), (start, end) in zip(itertools.pairwise(queries), itertools.pairwise(keys), strict=True):
+        for place in range(first, last):
+            found[place] = places[start : end - (last - 1 - place)]
+    return found
+
+
+def in_spans(pack_rows: Packing, rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
+    """As `pack_rows`, told by spans."""
+    indices = range(len(rows))
+    if pack_rows is pack_all:
+        return list(pack_apart(rows, indices, max_tokens, CPU, True))
+    if pack_rows is share_all:
+        return list(pack_shared(rows, max_tokens, CPU, True))
+    return pack_evenly(rows, indices, max_tokens, CPU, 2, True)
+
+
+@every_way
+@pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
+def test_spans_say_what_blocks_say(pack_rows: Packing, max_tokens: int) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        for ours, theirs in zip(in_spans(pack_rows, rows, max_tokens), pack_rows(rows, max_tokens), strict=True):
+            length, count = ours.input_ids.shape[1], ours.token_count
+            assert ours.spans is not None
+            assert theirs.spans is None
+            assert ours.blocks == ()
+            seen = seen_by_spans(ours.spans, length)
+            assert {place: keys for place, keys in seen.items() if place < count} == seen_by_blocks(theirs)
+            # Filling sees filling alone.
+            assert all(min(seen[place]) >= count for place in range(count, length))
+
+
+@every_way
+def test_packs_are_alike_but_for_how_they_tell_who_sees_whom(pack_rows: Packing) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        for ours, theirs in zip(in_spans(pack_rows, rows, 64), pack_rows(rows, 64), strict=True):
+            assert (ours.indices, ours.token_count, ours.counts) == (theirs.indices, theirs.token_count, theirs.counts)
+            for name in ("input_ids", "positions", "sources", "targets"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_spans_know_their_longest_and_name_no_places_where_keys_are_the_queries() -> None:
+    apart = [read_whole([row] * length) for row, length in enumerate([10, 50, 7])]
+    (pack,) = in_spans(pack_all, apart, 10**6)
+    assert pack.spans is not None
+    assert pack.spans.longest == (50, 50)
+    assert pack.spans.places is None
+    assert pack.spans.queries.dtype is pack.spans.keys.dtype is torch.int32
+    assert pack.spans.queries.tolist() == pack.spans.keys.tolist() == [0, 50, 60, 67, 96]
+    alike = [read_whole([1] * 40 + [2 + row] * length) for row, length in enumerate([10, 30])]
+    (pack,) = in_spans(share_all, alike, 10**6)
+    assert pack.spans is not None
+    assert pack.spans.longest == (40, 70)
+    assert pack.spans.queries.tolist() == [0, 40, 70, 80, 96]
+    assert pack.spans.keys.tolist() == [0, 40, 110, 160, 176]
 
 
 # Sharing.
