@@ -1,5 +1,6 @@
 """What the benchmark of the score says: medians, ratios, checks and goals, from what its child processes measured."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,7 +133,8 @@ def _ratio(ours: str, reference: str, ours_ran: Sequence[Outcome], reference_ran
 def check(outcomes: Mapping[Key, Sequence[Outcome]], noise: Sequence[float]) -> list[Verdict]:
     """Do both runners compute the same: equal optimizer steps, and losses apart by no more than their seeds are.
 
-    noise: losses of ours on the first dataset under different seeds; fewer than two measure nothing.
+    noise: losses of ours on the first dataset under different seeds; fewer than two measure nothing. Each runner draws
+    for itself, so the mean difference over n datasets has sqrt(2 / n) times the standard deviation of one loss.
     """
     steps = {score.steps for repeats in outcomes.values() for outcome in repeats for score in outcome.scores}
     told = ", ".join(map(str, sorted(steps)))
@@ -145,8 +147,8 @@ def check(outcomes: Mapping[Key, Sequence[Outcome]], noise: Sequence[float]) -> 
             ours, reference = (outcomes[runner, dtype][0].scores for runner in (OURS, REFERENCE))
             common = list(zip(ours, reference, strict=False))
             gap = abs(statistics.fmean(one.loss - other.loss for one, other in common))
-            bound = _NOISE_STDS * std
-            text = f"losses in {dtype}: {gap:.5f} apart, {_NOISE_STDS:g} std of {len(noise)} seeds are {bound:.5f}"
+            bound = _NOISE_STDS * std * math.sqrt(2 / len(common))
+            text = f"losses in {dtype}: {gap:.5f} apart, {_NOISE_STDS:g} std by {len(noise)} seeds are {bound:.5f}"
             verdicts.append(Verdict(text=text, holds=gap <= bound))
     return verdicts
 
