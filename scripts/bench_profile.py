@@ -41,7 +41,7 @@ _KERNELS = {
 }
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_"}
 _KINDS = {
-    "attention, products": ("aten::bmm", "scaled_dot_product"),
+    "attention, products": ("aten::bmm", "aten::baddbmm", "scaled_dot_product"),
     "attention, softmax": ("softmax",),
     "dropout, draws": ("aten::random_",),
     "dropout, masks": ("aten::clamp_", "aten::bitwise_and"),
@@ -149,11 +149,16 @@ def classify_kernel(name: str) -> str:
 
 def classify(event: Any, model: ScoringModel) -> tuple[str, float]:
     """The kind of one profiled operation, and the operations of all its calls where it is a matrix product."""
+    rank = model.hyperparameters.lora_rank
+    if event.key == "aten::bmm" and any(rank in shape for shape in event.input_shapes):
+        (count, *left), (_, *right) = event.input_shapes[:2]
+        return "adapter, products", 2.0 * count * left[0] * left[1] * right[1] * event.count
     if event.key in _PRODUCTS:
-        left, right = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+        shapes = [shape for shape in event.input_shapes if len(shape) == 2]
+        left, right = shapes[:2] if event.key == "aten::mm" else shapes[-2:]  # mm(..., out=) names its result last
         sizes = {*left, *right}
         kind = "base, products"
-        if model.hyperparameters.lora_rank in sizes:
+        if rank in sizes:
             kind = "adapter, products"
         elif model.vocabulary_size in sizes:
             kind = "head, products"

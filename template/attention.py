@@ -241,7 +241,7 @@ class _Chunk:
         return torch.softmax(capped.mul_(self.softcap).add_(bias), dim=-1).to(query.dtype), slope
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _bias(chunk: _Chunk, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """(Q, K): 0 where a query sees a key, else minus infinity. Added, for a masked fill costs several times it."""
     positions = torch.arange(chunk.offset + chunk.first, chunk.offset + chunk.last, device=device).unsqueeze(1)

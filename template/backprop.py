@@ -7,7 +7,6 @@ are too short to be shared by all. Gradients are added in the order of the packs
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -40,12 +39,8 @@ def open_accumulator(model: ScoringModel) -> Iterator[Accumulate]:
     if model.device.type != "cpu":
         yield functools.partial(_accumulate, model, map)
         return
-    threads, lanes, before = numerics.thread_count(), lane_count(), torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,)) as pool:
-            yield functools.partial(_accumulate, model, pool.map)
-    finally:
-        torch.set_num_threads(before)  # for some libraries it is the process's number, not the thread's
+    with numerics.lanes(lane_count()) as pool:
+        yield functools.partial(_accumulate, model, pool.map)
 
 
 def _accumulate(

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from template import numerics
+
 # A CPU compares 16 random bits of each element with a threshold.
 _DRAWS = 2**16
 
@@ -48,7 +50,7 @@ class CudaDropout:
 
     def seed(self, value: int) -> None:
         """As `Dropout`, for all threads."""
-        self.generator.manual_seed(value)
+        numerics.begin_stream(self.generator, value)
 
     def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Again]:
         """As `Dropout`."""
@@ -70,7 +72,7 @@ class CpuDropout:
 
     def seed(self, value: int) -> None:
         """As `Dropout`."""
-        self._own.generator = torch.Generator().manual_seed(value)
+        self._own.generator = numerics.begin_stream(torch.Generator(), value)
 
     def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Again]:
         """As `Dropout`."""

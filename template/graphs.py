@@ -9,6 +9,7 @@ are ever in flight. Source: https://docs.pytorch.org/docs/stable/notes/cuda.html
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,6 +45,7 @@ class TrainingGraphs:
     """The graphs of one model, recorded when a length is met for the first time.
 
     gradients: of `parameters`, in their order, to which every `backward` adds. most_rows: of one pack.
+    is_dropping: whether `decode` drops at the time.
     """
 
     def __init__(
@@ -52,15 +54,20 @@ class TrainingGraphs:
         parameters: Sequence[torch.nn.Parameter],
         dropout: CudaDropout | None,
         *,
+        device: torch.device,
         most_rows: int,
+        is_dropping: Callable[[], bool],
     ) -> None:
         self.gradients = [torch.zeros_like(parameter) for parameter in parameters]
         self._decode = decode
         self._parameters = list(parameters)
         self._dropout = dropout
         self._slots = most_rows + 2  # where rows begin, where the filling does, and the end
+        self._is_dropping = is_dropping
+        # One stream for all recordings: what the pool has free is each stream's own.
+        self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._recordings: dict[int, _Recording] = {}
+        self._recordings: dict[tuple[int, bool], _Recording] = {}
 
     def forward(self, pack: Pack) -> torch.Tensor:
         """The hidden states (N, H) of the pack's tokens, until the next call."""
@@ -85,10 +92,11 @@ class TrainingGraphs:
 
     def _recording_for(self, pack: Pack) -> _Recording:
         length = -(-pack.token_count // LENGTH_STEP) * LENGTH_STEP
+        is_dropping = self._is_dropping()
         for wanted in (LONGEST, length):
-            if wanted not in self._recordings:
-                self._recordings[wanted] = self._record(wanted, pack.input_ids.device)
-        return self._recordings[length]
+            if (wanted, is_dropping) not in self._recordings:
+                self._recordings[wanted, is_dropping] = self._record(wanted, pack.input_ids.device)
+        return self._recordings[length, is_dropping]
 
     def _record(self, length: int, device: torch.device) -> _Recording:
         """The graphs for packs of that many tokens. Gradients and the dropout's stream are left as they were."""
@@ -99,14 +107,13 @@ class TrainingGraphs:
         # Libraries prepare themselves at first use, which no recording may hold. That run is outside the pool, so what
         # the allocator keeps in reserve makes room for it.
         torch.cuda.empty_cache()
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        self._stream.wait_stream(torch.cuda.current_stream(device))
         state = None if self._dropout is None else self._dropout.generator.get_state()
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(self._stream):
             hidden = self._decode(ids, positions, spans)
             upstream = torch.zeros_like(hidden)
             torch.autograd.grad(hidden, self._parameters, upstream)
-        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.current_stream(device).wait_stream(self._stream)
         if self._dropout is not None and state is not None:
             self._dropout.generator.set_state(state)
         del hidden
@@ -115,8 +122,9 @@ class TrainingGraphs:
             if self._dropout is not None:
                 graph.register_generator_state(self._dropout.generator)
         # Other threads of the process may use their own streams meanwhile.
-        with torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local"):
+        how: dict[str, Any] = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(forward, **how):
             hidden = self._decode(ids, positions, spans)
-        with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(backward, **how):
             torch._foreach_add_(self.gradients, torch.autograd.grad(hidden, self._parameters, upstream))
         return _Recording(ids, positions, cuts, hidden.detach(), upstream, forward, backward)

@@ -47,6 +47,11 @@ class ModelSource:
     digest: str | None
 
 
+def _has_flash_attention(device: torch.device) -> bool:
+    """From Ampere on. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.SDPBackend.html"""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 class _Picked(torch.autograd.Function):
     """Rows (T, H) of (N, H), in a training none of them twice, so that the way back needs no sum."""
 
@@ -98,8 +103,7 @@ class ScoringModel:
         self.dropout: Dropout | None = make_dropout(p, device) if p else None
         self._lucky_num = 0
         capped = getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None
-        # What flash attention can do.
-        self.attends_in_place = device.type == "cuda" and self.dtype == torch.bfloat16 and not capped
+        self.attends_in_place = self.dtype == torch.bfloat16 and not capped and _has_flash_attention(device)
         self.graphs = self._make_graphs() if self.attends_in_place else None
         self._check_halves()
 
@@ -189,6 +193,8 @@ class ScoringModel:
             self._decode,
             list(self.adapter_parameters.values()),
             self.dropout if isinstance(self.dropout, CudaDropout) else None,
+            device=self.device,
+            is_dropping=lambda: any(layer.dropout is not None for layer in self._adapted),
             most_rows=hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps,
         )
 

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,18 @@ def thread_count() -> int:
 
 
 @contextlib.contextmanager
+def lanes(count: int) -> Iterator[Executor]:
+    """Threads that work side by side while a score runs, each with its share of the score's own; then all as before."""
+    before = torch.get_num_threads()
+    try:
+        share = thread_count() // count
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)  # for some libraries it is the process's number, not the thread's
+
+
+@contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """Deterministic kernels, fixed precision and threads while a score runs; all of it is put back at the end.
 
@@ -108,6 +121,8 @@ def deterministic(device: torch.device) -> Iterator[None]:
     os.environ.setdefault(*_CUBLAS_WORKSPACE)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))  # streams and graphs belong to the current one
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -160,7 +175,12 @@ def seeded_generator(lucky_num: int, purpose: str) -> torch.Generator:
 
     Private, because a stream shared with the process would depend on what else draws from it.
     """
-    return torch.Generator().manual_seed(stream_seed(lucky_num, purpose))
+    return begin_stream(torch.Generator(), stream_seed(lucky_num, purpose))
+
+
+def begin_stream(generator: torch.Generator, seed: int) -> torch.Generator:
+    """The generator, at the beginning of the stream `seed`, 0 <= seed < 2**63."""
+    return generator.manual_seed(seed)
 
 
 def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, str]:

@@ -20,6 +20,10 @@ _PACK_STEP = 32
 _ROW_STEP = 16
 
 
+# Attention reads a shared start once for each row: keys that a pack may have, in multiples of its tokens.
+_KEYS_PER_TOKEN = 8
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows, by index, whose first `shared` tokens are the same; every one of them has a token of its own after."""
@@ -145,31 +149,36 @@ def _size(group: Group, rows: Sequence[EncodedRow]) -> int:
 
 
 def _split(group: Group, rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[Group]:
-    """The group in parts of at most `max_tokens`, each with the shared start, rows of like length together."""
+    """The group in parts of at most `max_tokens`, each with the shared start, rows of like length together.
+
+    A part of many rows with little of their own is cut by the keys that attention gathers for it.
+    """
     by_length = sorted(group.indices, key=lambda index: -_used(rows[index]))
     part: list[int] = []
-    size = group.shared
+    size, keys = group.shared, 0
     for index in by_length:
-        own = _used(rows[index]) - group.shared
-        if part and size + own > max_tokens:
+        used = _used(rows[index])
+        if part and (size + used - group.shared > max_tokens or keys + used > _KEYS_PER_TOKEN * max_tokens):
             yield Group(tuple(part), group.shared)
-            part, size = [], group.shared
+            part, size, keys = [], group.shared, 0
         part.append(index)
-        size += own
+        size += used - group.shared
+        keys += used
     yield Group(tuple(part), group.shared)
 
 
 def _cut(groups: Sequence[Group], rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[list[Group]]:
-    """Runs of groups that together have at most `max_tokens`."""
+    """Runs of groups that together have at most `max_tokens`, and keys in proportion."""
     chosen: list[Group] = []
-    total = 0
+    total = total_keys = 0
     for group in groups:
-        size = _size(group, rows)
-        if chosen and total + size > max_tokens:
+        size, keys = _size(group, rows), sum(_used(rows[index]) for index in group.indices)
+        if chosen and (total + size > max_tokens or total_keys + keys > _KEYS_PER_TOKEN * max_tokens):
             yield chosen
-            chosen, total = [], 0
+            chosen, total, total_keys = [], 0, 0
         chosen.append(group)
         total += size
+        total_keys += keys
     if chosen:
         yield chosen
 

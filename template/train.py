@@ -6,6 +6,7 @@ measures, `template.model` holds the base, `template.numerics` the settings that
 """
 
 import contextlib
+import gc
 import hashlib
 import threading
 import time
@@ -176,7 +177,9 @@ def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | st
     dtype = numerics.choose_dtype(device, options.dtype)
     key = (args, device, dtype, options.model_path)
     if _resident is None or _resident.key != key:
-        _resident = None  # frees the old base before the new one is read
+        if _resident is not None:
+            _resident = None  # frees the old base before the new one is read
+            gc.collect()  # with recorded graphs a model refers to itself
         model = load_model(
             args,
             device=device,

@@ -173,7 +173,7 @@ def peak_memory_bytes() -> int:
     import torch
 
     if torch.cuda.is_initialized():
-        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+        return sum(torch.cuda.max_memory_reserved(index) for index in range(torch.cuda.device_count()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -40,8 +40,10 @@ def load(bench: Bench, dtype: str = "bfloat16", device: torch.device = CUDA, **h
     return load_model(args, device=device, dtype=DTYPES[dtype], model_path=bench.model_path)
 
 
-def score(bench: Bench, data_dir: Path | None = None, lucky_num: int = 7, dtype: str = "bfloat16") -> TrainResult:
-    options = RunOptions(training_args=make_args(), model_path=bench.model_path, device="cuda:0", dtype=dtype)
+def score(
+    bench: Bench, data_dir: Path | None = None, *, lucky_num: int = 7, dtype: str = "bfloat16", device: str = "cuda:0"
+) -> TrainResult:
+    options = RunOptions(training_args=make_args(), model_path=bench.model_path, device=device, dtype=dtype)
     folder = data_dir or bench.data_dir
     return run_lora(lucky_num, BENCH_LOSS, 250, data_dir=folder, eval_data_dir=bench.eval_data_dir, options=options)
 
@@ -55,6 +57,27 @@ def test_same_inputs_give_the_same_bits_whatever_was_scored_before(bench: Bench,
     again = score(bench, dtype=dtype)
     assert (again.loss, again.step_losses) == (first.loss, first.step_losses)
     assert score(bench, lucky_num=8, dtype=dtype).loss != first.loss
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_another_device_than_the_first_gives_the_same_bits(bench: Bench) -> None:
+    first = score(bench)
+    last = score(bench, device=f"cuda:{torch.cuda.device_count() - 1}")
+    assert (last.loss, last.step_losses) == (first.loss, first.step_losses)
+
+
+def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) -> None:
+    model = load(bench)
+    rows = encode(model, make_rows(4, seed=3))
+    packs = list(pack_apart(rows, range(4), 10**6, CUDA, True))
+    model.reset_adapter(7)
+    shift_adapter(model)
+    with numerics.deterministic(CUDA), backprop.open_accumulator(model) as accumulate:
+        without = accumulate(0, packs, 100).item()
+        model.set_dropout(True)
+        assert accumulate(0, packs, 100).item() != without
+        model.set_dropout(False)
+        assert accumulate(0, packs, 100).item() == without
 
 
 def test_the_base_is_bit_identical_after_a_score(bench: Bench) -> None:

@@ -381,3 +381,15 @@ def test_a_row_of_one_computed_token_shares_nothing() -> None:
     rows = [place_targets([1, 2, 3], {1}), read_whole([1, 2, 3]), read_whole([1, 2, 4])]
     assert find_groups(rows) == [Group((0,), 0), Group((1, 2), 2)]
     assert sizes(share_all(rows, 10**6)) == [4, 1]
+
+
+def test_a_long_start_of_many_rows_is_cut_by_the_keys_that_are_read_for_it() -> None:
+    # Alone by their tokens, all of them would be one pack of 1,500 + 20 x 1,000, with 30 times as many keys.
+    rows = [read_whole([1] * 1500 + [2 + row] * 20) for row in range(1000)]
+    packs = list(pack_shared(rows, 16384, CPU, True))
+    assert sorted(index for pack in packs for index in pack.indices) == list(range(1000))
+    for pack in packs:
+        assert pack.spans is not None and pack.spans.places is not None
+        # The shared start itself is read once more, and the filling.
+        assert len(pack.spans.places) <= 8 * 16384 + 1500 + 32
+    assert len(packs) == 12
