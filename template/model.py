@@ -47,9 +47,18 @@ class ModelSource:
     digest: str | None
 
 
-def _has_flash_attention(device: torch.device) -> bool:
-    """From Ampere on. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.SDPBackend.html"""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+def _has_flash_attention(base: transformers.PreTrainedModel, device: torch.device) -> bool:
+    """Whether torch's flash attention has a way forward and back for this model in half precision on this device.
+
+    From Ampere on, without a cap on scores; heads of more than 128 numbers on the large chips alone. Source: the checks
+    of torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+    """
+    config: Any = base.config.get_text_config()
+    if device.type != "cuda" or getattr(config, "attn_logit_softcapping", None) is not None:
+        return False
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    capability = torch.cuda.get_device_capability(device)
+    return capability >= (8, 0) and head_size <= (256 if capability in ((8, 0), (9, 0)) else 128)
 
 
 class _Picked(torch.autograd.Function):
@@ -102,8 +111,7 @@ class ScoringModel:
         p = hyperparameters.lora_dropout
         self.dropout: Dropout | None = make_dropout(p, device) if p else None
         self._lucky_num = 0
-        capped = getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None
-        self.attends_in_place = self.dtype == torch.bfloat16 and not capped and _has_flash_attention(device)
+        self.attends_in_place = self.dtype == torch.bfloat16 and _has_flash_attention(base, device)
         self.graphs = self._make_graphs() if self.attends_in_place else None
         self._check_halves()
 

@@ -81,7 +81,7 @@ def train_adapter(
     model.set_dropout(True)
     try:
         with open_accumulator(model) as accumulate:
-            packs = pack(groups[0])
+            packs = pack(groups[0]) if groups else []
             for step, group in enumerate(groups):
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, len(groups))
                 loss = accumulate(step, packs, sum(rows[index].target_count for index in group))
