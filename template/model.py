@@ -50,8 +50,8 @@ class ModelSource:
 def _has_flash_attention(base: transformers.PreTrainedModel, device: torch.device) -> bool:
     """Whether torch's flash attention has a way forward and back for this model in half precision on this device.
 
-    From Ampere on, without a cap on scores; heads of more than 128 numbers on the large chips alone. Source: the checks
-    of torch's aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+    From Ampere on, without a cap on scores. Wider heads than 128 have had no way back on small chips, so they are left
+    to torch's other kernels there: on the safe side, not read from this version's source.
     """
     config: Any = base.config.get_text_config()
     if device.type != "cuda" or getattr(config, "attn_logit_softcapping", None) is not None:

@@ -26,7 +26,7 @@ WARMUP_STEPS = 5
 MAX_GRAD_NORM = 1.0
 
 # Tokens of one forward, by kind of device: what bounds activation memory. A row alone may be longer. More of them in
-# training cost memory and gain no time, see docs/performance.md.
+# training are somewhat faster and cost memory in proportion, see docs/performance.md.
 TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": LONGEST}
 EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 16384}
 

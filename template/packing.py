@@ -19,7 +19,6 @@ from template.data import EncodedRow
 _PACK_STEP = 32
 _ROW_STEP = 16
 
-
 # Attention reads a shared start once for each row: keys that a pack may have, in multiples of its tokens.
 _KEYS_PER_TOKEN = 8
 
