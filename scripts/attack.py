@@ -1,0 +1,61 @@
+"""Attacks the product as strangers could, and prints the verdict and the cost of each attack beside what is allowed.
+
+    python scripts/attack.py
+    python scripts/attack.py rows
+
+rows: what a miner's file may hold. hub: what the Hub, or whoever answers in its place, may send. chain: what
+commitments and receipts may say. All is local. Exit status: 0 every attack failed, 1 one did not (listed), 3 a setting
+is wrong.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from loguru import logger
+
+from template import cli
+from template.localnet.attack import Attack, launch, report
+
+TABLES = ("rows", "hub", "chain")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tables", nargs="*", choices=TABLES, default=list(TABLES), help="which (default: all)")
+    cli.add_logging_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Attacks and reports; returns the exit status."""
+    return cli.run_main(build_parser(), argv, run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Every attack of the tables asked for, each in a folder of its own."""
+    if cli.log_level(args) == "INFO":
+        logger.disable("template")
+    faults: list[str] = []
+    for table in args.tables:
+        attacks: Sequence[Attack] = import_module(f"template.localnet.attack_{table}").ATTACKS
+        outcomes = []
+        for attack in attacks:
+            with tempfile.TemporaryDirectory() as folder:
+                outcomes.append(launch(attack, Path(folder)))
+        print(f"{table}: {len(outcomes)} attacks\n{report(outcomes)}\n", flush=True)
+        faults += [fault for outcome in outcomes for fault in outcome.faults()]
+    for fault in faults:
+        print(f"NOT AS IT MUST BE: {fault}")
+    print(f"{len(faults)} not as they must be" if faults else "every attack failed")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
