@@ -38,6 +38,7 @@ from template.data import POOL_LIMITS, EncodedRow, encode_row, parse_rows
 from template.errors import HostError
 from template.settings import Hyperparameters, load_training_args
 from template.templates import template_for
+from template.tokens import PieceTokenizer
 
 Example = dict[str, list[int]]
 
@@ -136,11 +137,7 @@ def encode_folder(folder: Path, job: Job, tokenizer: Any) -> list[Example]:
     """The folder's rows as the Trainer takes them; labels are -100 where nothing is to be predicted."""
     rows = parse_rows((folder / constants.DATA_FILE).read_bytes(), name=constants.DATA_FILE, limits=POOL_LIMITS)
     template = template_for(job.model_id)
-
-    def tokenize(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
+    tokenize = PieceTokenizer(tokenizer)
     return [make_example(row) for row in (encode_row(row, template, tokenize) for row in rows) if row is not None]
 
 

@@ -6,7 +6,7 @@ Rows are made to a length in the model's own tokens, whatever its tokenizer.
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ import torch
 import transformers
 
 from template.constants import DATA_FILE
-from template.data import POOL_LIMITS, EncodedRow, encode_row, parse_rows
+from template.data import POOL_LIMITS, EncodedRow, Tokenize, encode_row, parse_rows
 from template.errors import ConfigError, SubmissionError
 from template.localnet.tiny import make_tiny_model
 from template.templates import ChatTemplate
 
 RowDict = dict[str, Any]
-Tokenize = Callable[[str], list[int]]
 
 _TEXT = """
 the a an of to in and that it is was for on with as he she they be at by had not are but from or have his her which one

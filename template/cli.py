@@ -15,7 +15,7 @@ from loguru import logger
 
 from template import tracking
 from template.competition import Competition
-from template.data import Row, encode_row
+from template.data import Row, Tokenize, encode_row
 from template.errors import ConfigError, SubnetError
 from template.redaction import secret_values
 from template.settings import load_competition, load_training_args
@@ -177,7 +177,7 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
     """Whether a row keeps an answer in the model's own tokens; the tokenizer is loaded when first asked."""
 
     @functools.cache
-    def load() -> tuple[ChatTemplate, Callable[[str], list[int]]]:
+    def load() -> tuple[ChatTemplate, Tokenize]:
         from template import hub
         from template.model import load_tokenizer
 

@@ -14,9 +14,9 @@ import io
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from template import constants
 from template.constants import MAX_TOKENS
@@ -322,19 +322,28 @@ class EncodedRow:
         return sum(self.targets[1:])
 
 
+class Tokenize(Protocol):
+    """Token ids of `before + content + after`, nothing added around them.
+
+    before and after are the template's own, whose markers are control tokens; text of `content` never becomes one.
+    """
+
+    def __call__(self, before: str, content: str = "", after: str = "", /) -> list[int]: ...
+
+
 def encode_row(
-    row: Row, template: ChatTemplate, tokenize: Callable[[str], list[int]], *, max_tokens: int = MAX_TOKENS
+    row: Row, template: ChatTemplate, tokenize: Tokenize, *, max_tokens: int = MAX_TOKENS
 ) -> EncodedRow | None:
     """`row` in the template's pieces, cut at `max_tokens`; None when no target is left.
 
-    tokenize: must add no special tokens of its own. A last user turn without an answer is not used.
+    A last user turn without an answer is not used.
     """
     contents = [message.content for message in row.messages]
     answered = contents[: len(contents) - len(contents) % 2]
     input_ids: list[int] = []
     targets: list[bool] = []
-    for text, is_target in template.pieces(row.system, answered):
-        ids = tokenize(text)
+    for before, content, after, is_target in template.pieces(row.system, answered):
+        ids = tokenize(before, content, after)
         input_ids += ids
         targets += [is_target] * len(ids)
         if len(input_ids) >= max_tokens:

@@ -6,7 +6,6 @@ initial values before each score, so what was scored before cannot be felt.
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from template import numerics
 from template.adapter import AdaptedLinear
 from template.attention import Block, Spans, attend_packed
 from template.cross_entropy import target_losses
-from template.data import EncodedRow
+from template.data import EncodedRow, Tokenize
 from template.dropout import CudaDropout, Dropout, make_dropout
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.graphs import TrainingGraphs
@@ -30,6 +29,7 @@ from template.layers import replace_layers
 from template.packing import Pack, pack_apart
 from template.settings import Hyperparameters, TrainingArgs
 from template.templates import ChatTemplate, template_for
+from template.tokens import PieceTokenizer
 
 # What the models call our attention by.
 _ATTENTION = "packed_rows"
@@ -88,6 +88,7 @@ class ScoringModel:
         device: torch.device,
     ) -> None:
         self.tokenizer = tokenizer
+        self._tokenize = PieceTokenizer(tokenizer)
         self.source = source
         self.template: ChatTemplate = template_for(source.model_id)
         self.hyperparameters = hyperparameters
@@ -130,12 +131,9 @@ class ScoringModel:
         """The frozen tensors by name."""
         return {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of one piece of text, nothing added around it.
-
-        Raises: SubmissionError (MALFORMED) when the text spells a special token that the model has no embedding for.
-        """
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def tokenize(self, before: str, content: str = "", after: str = "", /) -> list[int]:
+        """As `template.data.Tokenize`. Raises: SubmissionError (MALFORMED) for a token that has no embedding."""
+        ids = self._tokenize(before, content, after)
         if max(ids, default=0) >= self.vocabulary_size:
             # Some tokenizers know more than their text model does, such as an image marker; CUDA would not survive it.
             raise SubmissionError(Reason.MALFORMED, f"a text holds a token that {self.source.model_id} cannot read")
@@ -252,8 +250,8 @@ def load_model(
         raise _translate_load_error(error, args, model_path) from error
 
 
-def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Callable[[str], list[int]]:
-    """The model's tokenizer alone: text to token ids, nothing added around it. Raises: as `load_model`."""
+def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tokenize:
+    """The model's tokenizer alone. Raises: as `load_model`."""
     try:
         _, origin, where = _resolve_source(args, None, model_path)
         tokenizer = _read_tokenizer(origin, where)
@@ -261,7 +259,7 @@ def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Cal
         raise
     except Exception as error:
         raise _translate_load_error(error, args, model_path) from error
-    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    return PieceTokenizer(tokenizer)
 
 
 def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) -> Any:

@@ -4,14 +4,28 @@ A conversation becomes pieces, each tokenized on its own, so that no token strad
 trained on and what is not. Joined, the pieces are what the family's public chat template renders; where a score
 must differ from it, the template below says so.
 
-Content is concatenated, never formatted into a pattern: braces and percent signs in a row are literal.
+Content is concatenated, never formatted into a pattern: braces and percent signs in a row are literal. It is kept apart
+from what stands around it up to the tokenizer, so that no row can write a control token.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from template.errors import ConfigError
+
+
+class Piece(NamedTuple):
+    """What is tokenized at a time: a row's own text between two texts of the template, either of which may be empty.
+
+    is_target: its tokens are to be predicted.
+    """
+
+    before: str
+    content: str
+    after: str
+    is_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -21,9 +35,9 @@ class Wrap:
     before: str
     after: str
 
-    def __call__(self, content: str) -> str:
+    def __call__(self, content: str, *, is_target: bool = False) -> Piece:
         """`content`, stripped, between the two."""
-        return self.before + content.strip() + self.after
+        return Piece(self.before, content.strip(), self.after, is_target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +57,23 @@ class ChatTemplate:
     assistant: Wrap
     default_system: str | None = None
 
-    def pieces(self, system: str | None, turns: Sequence[str]) -> list[tuple[str, bool]]:
-        """The texts to tokenize in order, each with whether its tokens are targets.
+    def pieces(self, system: str | None, turns: Sequence[str]) -> list[Piece]:
+        """The texts to tokenize in order.
 
         turns: contents alternating user, assistant, user, ... Only assistant pieces are targets.
         """
-        pieces = [(self.bos, False)] if self.bos else []
+        pieces = [Piece(self.bos, "", "")] if self.bos else []
         text = self.default_system if system is None else system
         opening = ""
         if text is not None and self.system is None:
             opening = text.strip() + "\n\n"
         elif text is not None and self.system is not None:
-            pieces.append((self.system(text), False))
+            pieces.append(self.system(text))
         for index, content in enumerate(turns):
             if index % 2:
-                pieces.append((self.assistant(content), True))
+                pieces.append(self.assistant(content, is_target=True))
             else:
-                pieces.append((self.user.before + opening + content.strip() + self.user.after, False))
+                pieces.append(Piece(self.user.before, opening + content.strip(), self.user.after))
                 opening = ""
         return pieces
 

@@ -52,8 +52,8 @@ def with_content(raw_json: str) -> str:
     return row_json("?", "a").replace('"?"', raw_json)
 
 
-def tokenize(text: str) -> list[int]:
-    return list(text.encode())
+def tokenize(before: str, content: str = "", after: str = "", /) -> list[int]:
+    return list((before + content + after).encode())
 
 
 # Lines
@@ -305,9 +305,14 @@ def test_exactly_the_assistants_pieces_are_targets() -> None:
 
 def test_each_piece_is_tokenized_on_its_own() -> None:
     (row,) = parse(row_json(" q ", "a\n"))
-    seen: list[str] = []
-    encode_row(row, QWEN, lambda text: seen.append(text) or [0])  # type: ignore[func-returns-value]
-    assert seen == [text for text, _ in QWEN.pieces(None, ["q", "a"])]
+    seen: list[tuple[str, ...]] = []
+
+    def note(*texts: str) -> list[int]:
+        seen.append(texts)
+        return [0]
+
+    encode_row(row, QWEN, note)
+    assert seen == [piece[:3] for piece in QWEN.pieces(None, ["q", "a"])]
 
 
 def test_a_last_user_turn_without_an_answer_is_not_used() -> None:

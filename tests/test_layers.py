@@ -64,6 +64,7 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.graphs": (2, "train"),
     "template.layers": (2, "train"),
     "template.norm": (2, "train"),
+    "template.tokens": (2, "train"),
     "template.packing": (2, "train"),
     "template.numerics": (2, "train"),
     "template.chain": (2, "chain"),
