@@ -324,7 +324,7 @@ class Chain:
         except (bt.BittensorError, OSError) as exc:
             is_answered = isinstance(exc, bt.ChainError)
             raise RemoteError(f"could not {what}: {exc}", _retry_after_s(exc)) from exc
-        except (ArithmeticError, LookupError, TypeError, ValueError) as exc:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
             raise RemoteError(f"could not {what}: the answer makes no sense to this client: {exc!r}") from exc
         finally:
             if not is_done:

@@ -69,7 +69,6 @@ def test_view_takes_the_same_calls_whatever_the_size(tmp_path: Path, size: int) 
     assert (len(view.neurons), len(view.commitments)) == (size, size)
     assert dict(substrate.calls) == {
         "finalized_block_number": 1,
-        "block_number": 1,
         "block_hash": 9,
         "runtime_call": 2,
         "query_map": 2,

@@ -134,3 +134,44 @@ def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
             state.put("Item", "key", 1)
             raise KeyError
         assert ledger.head() == 0 and ledger.pending().get("Item", "key") is None
+
+
+def test_a_reorganisation_takes_back_what_is_not_final_with_all_that_was_written(tmp_path: Path) -> None:
+    with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
+        local.set_finality_lag(3)
+        local.advance(5)
+        head, final = ledger.head(), ledger.finalized()
+        assert final == head - 3
+        with ledger.write() as state:
+            state.put("Item", "key", 1)
+        hashes = [ledger.hash_of(number) for number in range(head + 2)]
+        with pytest.raises(ValueError, match="3 blocks can be taken back, not 4"):
+            local.reorganise(4)
+        assert local.reorganise(2) == head - 1
+        assert ledger.at().get("Item", "key") is None and ledger.finalized() == head - 2
+        local.advance(2)
+        again = [ledger.hash_of(number) for number in range(head + 2)]
+        assert again[:head] == hashes[:head] and not set(again[head:]) & set(hashes[head:])
+        with pytest.raises(UnknownBlockError):
+            ledger.number_of(hashes[head])
+        assert ledger.number_of(again[head]) == head
+        times = [ledger.timestamp(number) for number in range(head + 2)]
+        assert times == sorted(times)
+
+
+def test_what_is_final_stays_so(tmp_path: Path) -> None:
+    with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
+        local.advance(5)
+        final = ledger.finalized()
+        assert final == ledger.head()
+        local.set_finality_lag(100)
+        assert ledger.finalized() == final
+        with pytest.raises(ValueError, match="0 blocks can be taken back"):
+            local.reorganise(1)
+        local.advance(3)
+        local.reorganise(3)
+        assert ledger.finalized() == final == ledger.head()
+        local.set_finality_lag(0)
+        local.set_block_time(12)
+        with pytest.raises(ValueError, match="by the clock"):
+            local.reorganise(1)

@@ -2,7 +2,8 @@
 
 Several processes share the file. A write goes into the block after the newest sealed one, under SQLite's write lock,
 and whoever first looks past a block seals it under that same lock; so a block that anyone has seen never changes,
-and every past block keeps answering as it did. Values are JSON, journalled by the block that set them.
+and every past block keeps answering as it did, unless `reorganise` takes it back, which no finalized block can be.
+Values are JSON, journalled by the block that set them.
 """
 
 import hashlib
@@ -24,7 +25,11 @@ _NO_BLOCK_YET = 2**32
 
 _SCHEMA = f"""
 PRAGMA application_id = {_APPLICATION_ID};
-CREATE TABLE chain (genesis TEXT NOT NULL, netuid INTEGER NOT NULL, sealed INTEGER NOT NULL);
+CREATE TABLE chain (
+    genesis TEXT NOT NULL, netuid INTEGER NOT NULL, sealed INTEGER NOT NULL,
+    finality_lag INTEGER NOT NULL DEFAULT 0, finalized INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE forks (number INTEGER PRIMARY KEY, first_block INTEGER NOT NULL);
 CREATE TABLE clock (first_block INTEGER PRIMARY KEY, started_at REAL NOT NULL, block_time_s REAL NOT NULL);
 CREATE TABLE state (
     item TEXT NOT NULL, key TEXT NOT NULL, block INTEGER NOT NULL, value TEXT NOT NULL,
@@ -123,7 +128,9 @@ class Ledger:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
-            connection.execute("INSERT INTO chain VALUES (?, ?, 0)", ("0x" + secrets.token_hex(32), netuid))
+            connection.execute(
+                "INSERT INTO chain (genesis, netuid, sealed) VALUES (?, ?, 0)", ("0x" + secrets.token_hex(32), netuid)
+            )
             connection.execute("INSERT INTO clock VALUES (0, ?, ?)", (now(), block_time_s))
             connection.execute("COMMIT")
         finally:
@@ -146,6 +153,46 @@ class Ledger:
             return sealed
         with self._transaction():
             return self._seal()
+
+    def finalized(self) -> int:
+        """Number of the newest block that can no longer be taken back: the head, unless finality lags behind it."""
+        head = self.head()
+        lag, finalized = self._connection.execute("SELECT finality_lag, finalized FROM chain").fetchone()
+        return max(finalized, head - lag)
+
+    def set_finality_lag(self, blocks: int) -> None:
+        """Has every block count as final once it is so many blocks below the head; what is final stays so."""
+        with self._transaction():
+            self._keep_final()
+            self._connection.execute("UPDATE chain SET finality_lag = ?", (blocks,))
+
+    def reorganise(self, blocks: int) -> int:
+        """Takes the newest blocks back, with all that was written in them, and returns the new head.
+
+        The blocks that follow are of another fork, so their hashes are others. Raises: ValueError when that many are
+        not open to change, or when blocks come by the clock, which goes on.
+        """
+        with self._transaction():
+            if self.block_time_s() != 0:
+                raise ValueError("blocks come by the clock; set block_time_s to 0 to take some back")
+            head = self._seal()
+            final = self._keep_final()
+            if not 0 < blocks <= head - final:
+                raise ValueError(f"{head - final} blocks can be taken back, not {blocks}")
+            kept = head - blocks
+            for table, column in (("state", "block"), ("extrinsics", "block"), ("clock", "first_block")):
+                self._connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (kept,))
+            self._connection.execute("INSERT INTO forks (first_block) VALUES (?)", (kept + 1,))
+            self._connection.execute("INSERT OR REPLACE INTO clock VALUES (?, ?, 0)", (kept, self.timestamp(kept)))
+            self._connection.execute("UPDATE chain SET sealed = ?", (kept,))
+            return kept
+
+    def _keep_final(self) -> int:
+        """Writes down which block is final by now, and returns it. Only inside a transaction."""
+        head = self._seal()
+        self._connection.execute("UPDATE chain SET finalized = max(finalized, ? - finality_lag)", (head,))
+        (final,) = self._connection.execute("SELECT finalized FROM chain").fetchone()
+        return int(final)
 
     def at(self, block: int | None = None) -> State:
         """State as of a block, the head by default. Raises: UnknownBlockError for one that is not sealed."""
@@ -200,9 +247,14 @@ class Ledger:
         return float(started_at + (block - first) * pace)
 
     def hash_of(self, block: int) -> str:
-        """The block's hash: a digest of genesis and number, which ends in the number so that it can be looked up."""
+        """The block's hash: a digest of genesis, fork and number, which ends in the number for looking it up."""
         number = block.to_bytes(32 - _DIGEST_BYTES, "big")
-        digest = hashlib.blake2b(bytes.fromhex(self.genesis[2:]) + number, digest_size=_DIGEST_BYTES)
+        # The newest fork that begins at or below a block is the one that block is of.
+        (fork,) = self._connection.execute(
+            "SELECT coalesce(max(number), 0) FROM forks WHERE first_block <= ?", (block,)
+        ).fetchone()
+        content = bytes.fromhex(self.genesis[2:]) + number + (str(fork).encode() if fork else b"")
+        digest = hashlib.blake2b(content, digest_size=_DIGEST_BYTES)
         return "0x" + digest.hexdigest() + number.hex()
 
     def number_of(self, block_hash: str) -> int:

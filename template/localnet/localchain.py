@@ -94,6 +94,21 @@ class LocalChain:
         """Makes blocks and returns the newest. Raises: ValueError unless the block time is 0."""
         return self._ledger.advance(blocks)
 
+    def set_finality_lag(self, blocks: int) -> None:
+        """Has blocks count as final only when they are so many below the newest; 0, the default: at once.
+
+        Source: mainnet's voters vote for no block less than two below the best one they know,
+        VotingRulesBuilder::default() of sc-consensus-grandpa, which subtensor's node/src/service.rs uses.
+        """
+        self._ledger.set_finality_lag(blocks)
+
+    def reorganise(self, blocks: int) -> int:
+        """Takes the newest blocks back, with all that happened in them, and returns the newest one left.
+
+        Raises: ValueError for more blocks than are not final yet, or when blocks come by the clock.
+        """
+        return self._ledger.reorganise(blocks)
+
     def set_block_time(self, block_time_s: float) -> None:
         """Changes the pace from the next block on: seconds per block, or 0 to make blocks by hand."""
         _check_block_time(block_time_s)

@@ -25,6 +25,9 @@ NETWORK_PREFIX = "sim:"
 # What block_time() reports while blocks are stepped: times in the client need a pace, and this is mainnet's.
 _NOMINAL_BLOCK_TIME_S = 12.0
 _SHORTEST_WAIT_S = 0.01
+
+# The runtime's System.BlockHashCount.
+_HASHES_KEPT = 2400
 _LOST = "Connection lost while waiting for the inclusion of an extrinsic. The transaction may already be on chain."
 
 
@@ -102,8 +105,8 @@ class LocalSubstrate:
             return ledger.head()
 
     async def finalized_block_number(self) -> int:
-        """The head: a local chain never goes back."""
-        return await self.block_number()
+        async with self._reading() as ledger:
+            return ledger.finalized()
 
     async def block_time(self) -> float:
         async with self._reading() as ledger:
@@ -123,9 +126,9 @@ class LocalSubstrate:
             return {"header": _header(ledger, number), "extrinsics": [_extrinsic(*call) for call in calls]}
 
     async def blocks(self, *, finalized: bool = False) -> AsyncIterator[dict[str, Any]]:
-        seen = await self.block_number()
+        seen = await (self.finalized_block_number() if finalized else self.block_number())
         while True:
-            head = await self.block_number()
+            head = await (self.finalized_block_number() if finalized else self.block_number())
             for number in range(seen + 1, head + 1):
                 async with self._reading() as ledger:
                     header = _header(ledger, number)
@@ -140,6 +143,8 @@ class LocalSubstrate:
             state = _state(ledger, block_hash)
             if (module, storage_function) == ("Timestamp", "Now"):
                 return _milliseconds(ledger, state.block)
+            if (module, storage_function) == ("System", "BlockHash"):
+                return _past_hash(ledger, state.block, *(params or [0]))
             netuid, *keys = params or [ledger.netuid]
             return storage.value(state, f"{module}.{storage_function}", keys) if netuid == ledger.netuid else None
 
@@ -218,7 +223,9 @@ class LocalSubstrate:
         nonce = await self.account_next_index(keypair.ss58_address) if nonce is None else nonce
         extrinsic = await self.sign(call, keypair, nonce=nonce)
         waits = wait_for_inclusion or wait_for_finalization
-        return await self.submit_signed(extrinsic, keypair, wait_for_inclusion=waits)
+        return await self.submit_signed(
+            extrinsic, keypair, wait_for_inclusion=waits, wait_for_finalization=wait_for_finalization
+        )
 
     async def submit_signed(
         self,
@@ -239,7 +246,7 @@ class LocalSubstrate:
                 block, position, error = _apply(ledger, extrinsic)
         except pallets.Refusal as refusal:
             return _failed(refusal.name)
-        while wait_for_inclusion and ledger.head() < block:
+        while wait_for_inclusion and (ledger.finalized() if wait_for_finalization else ledger.head()) < block:
             await asyncio.sleep(self._poll_s())
         if answer == "lose_answer":
             # As the client's own transport reports it: a failure without a name or a block.
@@ -304,6 +311,12 @@ def _state(ledger: Ledger, block_hash: str | None) -> State:
 
 def _milliseconds(ledger: Ledger, block: int) -> int:
     return int(ledger.timestamp(block) * 1000)
+
+
+def _past_hash(ledger: Ledger, block: int, asked: int) -> str:
+    """A block's hash as a later block's state has it: of the newest ones below it, else zeros, as on chain."""
+    is_kept = max(0, block - _HASHES_KEPT) <= asked < block
+    return ledger.hash_of(asked) if is_kept else "0x" + "00" * 32
 
 
 def _header(ledger: Ledger, number: int) -> dict[str, Any]:
