@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from loguru import logger
 
 from template import schedule, standing
+from template.errors import ConfigError, RemoteError
 from template.judging import Judge
 from template.records import ChainView
 from template.seeds import seed_block, seed_from_hash
@@ -23,6 +24,24 @@ class Opener:
         self._chain = chain
         self._store = store
         self._now = now
+
+    def check_chain(self, view: ChainView) -> None:
+        """Raises: ConfigError when the newest round was opened on another chain than `view` is of.
+
+        Blocks of two chains say nothing of each other: ranks, seeds and weights would be made of both. RemoteError when
+        that cannot be told yet.
+        """
+        last = self._store.last_round()
+        if last is None:
+            return
+        if view.block < last.start_block:
+            raise RemoteError(f"the node is at block {view.block}, before the start of round {last.id} of this state")
+        found = self._chain.block_hash(last.start_block)
+        if found != last.start_block_hash:
+            raise ConfigError(
+                f"the state {self._store.path} is of another chain: in its round {last.id} block {last.start_block}"
+                f" has the hash {last.start_block_hash}, and on --subtensor.network {found}; give another --state_dir"
+            )
 
     def open(
         self,

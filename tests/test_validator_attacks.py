@@ -5,9 +5,10 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
-from net_fixtures import LARGE, POOL, SMALL, Net, SteppingChain, make_content, make_copy
+from net_fixtures import LARGE, POOL, SMALL, Net, SteppingChain, make_content, make_copy, use_hub
 from validator_fixtures import Bench, open_bench
 
 from template.chain import beacon_round_at
@@ -216,6 +217,30 @@ def test_a_node_that_forgets_the_subnet_ends_no_validator_that_has_begun(net: Ne
         chain.is_wrong = True
         with pytest.raises(RemoteError, match="has no 96"):
             bench.validator.tick()
+
+
+def test_a_state_of_another_chain_is_refused_at_the_start_and_one_ahead_of_the_node_waits(
+    net: Net, tmp_path: Path
+) -> None:
+    net.submit("alice", SMALL)
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+        last = bench.store.last_round()
+        assert last is not None
+        state = bench.store.path
+    with Net(tmp_path / "other", ("alice",)) as other, use_hub(other):
+        folder = other.parts.folder / "state"
+        shutil.copytree(state.parent, folder)
+        with open_bench(other, policy=SHORT) as bench:
+            with pytest.raises(RemoteError, match=rf"before the start of round {last.id} of this state"):
+                bench.validator.tick()
+            other.admin.advance(last.start_block)
+            with pytest.raises(ConfigError, match="is of another chain: .*; give another --state_dir"):
+                bench.validator.tick()
+            assert bench.store.last_round_id() == last.id, "no round was opened"
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+        assert weights(bench) == {net.hotkey("alice"): 1.0}
 
 
 @pytest.mark.parametrize(("is_device_chosen", "is_refused"), [(False, True), (True, False)])

@@ -158,7 +158,7 @@ class Ledger:
         """Number of the newest block that can no longer be taken back: the head, unless finality lags behind it."""
         head = self.head()
         lag, finalized = self._connection.execute("SELECT finality_lag, finalized FROM chain").fetchone()
-        return max(finalized, head - lag)
+        return max(int(finalized), head - int(lag))
 
     def set_finality_lag(self, blocks: int) -> None:
         """Has every block count as final once it is so many blocks below the head; what is final stays so."""
