@@ -165,7 +165,7 @@ def verify(args: argparse.Namespace, desk: Desk) -> int:
         replay = {"verdict": comparison.verdict, "difference": comparison.difference, "reasons": comparison.reasons}
         print(json.dumps({"recorded": receipt.result.loss, "replayed": result.loss, "signature": signature, **replay}))
     else:
-        print(f"recorded   {receipt.result.loss!r}\nreplayed   {result.loss!r}\nsignature  {signature}")
+        print(f"recorded   {receipt.result.loss!r}\nreplayed   {result.loss!r}\nsignature  {plain(signature)}")
         for reason in comparison.reasons:
             print(f"note       {plain(reason)}")
         gap = f" by {comparison.difference:+.3g}" if comparison.difference else ""

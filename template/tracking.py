@@ -1,6 +1,8 @@
 """Logs: human lines on stderr, JSON lines in a file on request, the standard-library loggers of the clients in both.
 
-stdout is for results. Configured once, by the entry point; every line is redacted on its way out.
+stdout is for results. Configured once, by the entry point; every line is redacted on its way out. A message is one
+line whatever it quotes, with what would move a cursor spelt out, and a traceback is indented: nobody whose text gets
+into a log can end a line there and write the next.
 """
 
 import contextlib
@@ -21,11 +23,12 @@ from loguru import logger
 
 from template.errors import ConfigError
 from template.redaction import Redactor
+from template.terminal import plain_line
 
 if TYPE_CHECKING:
-    from loguru import Message
+    from loguru import Message, Record
 
-_FORMAT = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> <level>{level: <7}</level> {message}"
+_FORMAT = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> <level>{level: <7}</level> {message}\n"
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -38,6 +41,19 @@ KEPT_FILES = 10
 """Log files kept, the current one included."""
 
 _COMPLAINT_INTERVAL_S = 3600.0
+
+
+def _spell_out(record: "Record") -> None:
+    record["message"] = plain_line(record["message"])
+
+
+def _choose_format(record: "Record") -> str:
+    """The form of a line, with the traceback indented below it where there is one."""
+    if record["exception"] is None:
+        return _FORMAT
+    trace = "".join(traceback.format_exception(*record["exception"]))
+    record["extra"]["trace"] = "".join(f"  {plain_line(line)}\n" for line in trace.split("\n") if line)
+    return _FORMAT + "{extra[trace]}"
 
 
 class _Router(logging.Handler):
@@ -159,7 +175,9 @@ def configure_logging(
     level = log_level(is_debug=is_debug, is_trace=is_trace)
     redact = Redactor(secrets)
     logger.remove()
-    logger.add(_RedactedStream(sys.stderr, redact), level=level, format=_FORMAT, backtrace=False, diagnose=False)
+    logger.configure(patcher=_spell_out)
+    stream = _RedactedStream(sys.stderr, redact)
+    logger.add(stream, level=level, format=_choose_format, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_Router()], level=logging.WARNING, force=True)
     for name in _CLIENT_LOGGERS:
         client = logging.getLogger(name)

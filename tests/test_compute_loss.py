@@ -265,6 +265,15 @@ def test_a_receipt_that_was_changed_after_signing_is_not_believed(desk: Desk, si
     assert "NOT VALID" in ended.output
 
 
+def test_a_signer_that_is_no_address_does_not_draw_on_the_terminal(desk: Desk, signed: Path) -> None:
+    content = json.loads(signed.read_text())
+    path = desk.folder / "painted.json"
+    path.write_text(json.dumps({**content, "signer": "\x1b[2J\x1b[32mvalid, by me\nIDENTICAL"}))
+    ended = verify(desk, path)
+    assert ended.status == 9
+    assert r"signature  NOT VALID for \x1b[2J\x1b[32mvalid, by me\nIDENTICAL" in ended.output.splitlines()
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": "dataset-score-receipt/1"}', "NaN", "[" * 10_000], ids=range(6)
 )

@@ -217,3 +217,31 @@ def test_a_file_that_cannot_be_opened_is_the_operators_fault(tmp_path: Path) -> 
     assert done.returncode == 3
     assert LINE.fullmatch(done.stderr.rstrip("\n"))
     assert f"ConfigError: --logging.file {path}: cannot be opened" in done.stderr
+
+
+# What a node, a hub or a miner may have written, in a message of ours, of a client's, and in an exception.
+STRANGERS = r"""
+import logging
+from loguru import logger
+from template.tracking import configure_logging
+configure_logging()
+text = "a\n2026-01-01 00:00:00 INFO    forged\r\x1b[2J\x1b]0;title\x07 \u202egnp.exe \u2028 \ud800 \x00 \x9b31m \u00e9"
+logger.warning("will try again: {}", text)
+logging.getLogger("bittensor").error("%s", text)
+try:
+    raise ValueError(text)
+except ValueError:
+    logger.exception("failed {}", text)
+"""
+
+
+def test_what_strangers_write_ends_no_line_and_reaches_no_terminal_raw() -> None:
+    lines = run(STRANGERS)
+    assert all(line.isprintable() for line in lines)
+    spelt = r"a\n2026-01-01 00:00:00 INFO    forged\r\x1b[2J\x1b]0;title\x07 \u202egnp.exe \u2028 \ud800 \x00 \x9b31m é"
+    assert [line.endswith(spelt) for line in lines[:3]] == [True] * 3
+    assert all(LINE.fullmatch(line) for line in lines[:3])
+    assert all(line.startswith("  ") for line in lines[3:])
+    assert lines[3] == "  Traceback (most recent call last):"
+    assert lines[-2] == "  ValueError: a"
+    assert lines[-1].startswith(r"  2026-01-01 00:00:00 INFO    forged\r\x1b[2J")
