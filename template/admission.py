@@ -1,8 +1,7 @@
 """Who may compete: pure rules over commitments and rows. Every refusal is a SubmissionError with its sentence."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from template.competition import CommitmentRecord, Competition
@@ -43,7 +42,7 @@ def may_yet_come(record: CommitmentRecord, reason: Reason, *, commit_block: int,
     return record.is_content_addressed and reason in _MISSING and block <= commit_block + SEAL_GRACE_BLOCKS
 
 
-def check_membership(rows: Sequence[Row | RowKey], pool_keys: frozenset[bytes], *, max_rows: int) -> None:
+def check_membership(rows: Sequence[Row | RowKey], pool_keys: Container[bytes], *, max_rows: int) -> None:
     """Raises: SubmissionError (NOT_IN_POOL) when one of the first `max_rows` rows is not in the evaluation pool.
 
     pool_keys: the `Row.key` of every pool row.
@@ -60,7 +59,7 @@ def check_membership(rows: Sequence[Row | RowKey], pool_keys: frozenset[bytes], 
     )
 
 
-def foreign_lines(rows: Iterable[Row | RowKey], pool_keys: frozenset[bytes]) -> list[int]:
+def foreign_lines(rows: Iterable[Row | RowKey], pool_keys: Container[bytes]) -> list[int]:
     """The lines of the rows that are not in the evaluation pool."""
     return [row.line for row in rows if row.key not in pool_keys]
 
@@ -112,22 +111,57 @@ def find_duplicates(
     A row repeated inside one submission counts once; a submission given again, at a later block, changes nothing.
 
     The result does not depend on the order of `candidates`. Every row is looked up once in an index of the rows
-    admitted so far, where those of different hotkeys share little, so nothing is compared pair by pair.
+    admitted so far and counted for all who hold it at once, so nothing is compared pair by pair: hundreds of datasets
+    that share just too little to be copies cost no more than as many that share nothing.
     """
     admitted: list[Candidate] = []
-    holders: dict[bytes, list[int]] = {}
+    # Bit i stands for admitted[i].
+    holders: dict[bytes, int] = {}
+    own: dict[str, int] = {}
     duplicates: dict[tuple[str, str], DuplicateOf] = {}
     for candidate in sorted(candidates, key=lambda candidate: candidate.order):
         keys = set(candidate.row_keys)
-        shared = Counter(index for key in keys for index in holders.get(key, ()))
-        copied = [i for i, n in shared.items() if n > max_shared and admitted[i].hotkey != candidate.hotkey]
+        held = [holders[key] for key in keys if key in holders]
+        copied = _in_more_than(max_shared, held) & ~own.get(candidate.hotkey, 0)
         if copied:
-            original = admitted[min(copied)]
+            original = admitted[(copied & -copied).bit_length() - 1]
             duplicates[candidate.hotkey, candidate.commit] = DuplicateOf(
-                hotkey=original.hotkey, commit=original.commit, block=original.block, shared=shared[min(copied)]
+                hotkey=original.hotkey,
+                commit=original.commit,
+                block=original.block,
+                shared=len(keys.intersection(original.row_keys)),
             )
             continue
+        bit = 1 << len(admitted)
         for key in keys:
-            holders.setdefault(key, []).append(len(admitted))
+            holders[key] = holders.get(key, 0) | bit
+        own[candidate.hotkey] = own.get(candidate.hotkey, 0) | bit
         admitted.append(candidate)
     return duplicates
+
+
+def _in_more_than(limit: int, masks: Sequence[int]) -> int:
+    """The bits that are set in more than `limit` of the masks.
+
+    All bits are counted side by side: plane i holds bit i of every count, and a mask is added to all of them at once.
+    """
+    if len(masks) <= limit:
+        return 0
+    planes: list[int] = []
+    for mask in masks:
+        carry = mask
+        for at, plane in enumerate(planes):
+            planes[at], carry = plane ^ carry, plane & carry
+            if not carry:
+                break
+        else:
+            planes.append(carry)
+    more, equal = 0, -1
+    for at in reversed(range(max(len(planes), limit.bit_length()))):
+        plane = planes[at] if at < len(planes) else 0
+        if limit >> at & 1:
+            equal &= plane
+        else:
+            more |= equal & plane
+            equal &= ~plane
+    return more

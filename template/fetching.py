@@ -13,20 +13,21 @@ from pathlib import Path
 
 from template import hub
 from template.competition import CommitmentRecord
+from template.constants import DOWNLOAD_DEADLINE_S
 from template.dataset_folder import HubFile
 from template.errors import HostError
 from template.state import SubmissionKey
 
-Download = Callable[[CommitmentRecord, Path], HubFile]
-"""Fetches the file of a commitment into a folder. Raises: as `template.hub.download_dataset`."""
+Download = Callable[[CommitmentRecord, Path, float], HubFile]
+"""Fetches the file of a commitment into a folder within so many seconds. Raises: as `template.hub.download_dataset`."""
 
 
-def download(record: CommitmentRecord, folder: Path) -> HubFile:
+def download(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
     """The submission's file from the Hub; without network when `folder` holds it already.
 
     Without our token, since a dataset that only some may read cannot be checked by all.
     """
-    return hub.download_dataset(record.namespace, record.commit, folder)
+    return hub.download_dataset(record.namespace, record.commit, folder, deadline_s=deadline_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,11 @@ class Fetcher:
         """What was begun and is not collected yet."""
         return frozenset(self._under_way)
 
-    def begin(self, key: SubmissionKey, folder: Path, block: int) -> None:
+    def begin(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
         """Has the submission's file fetched into `folder`, which no one else may remove until it is collected.
 
-        Raises: RuntimeError without room, or when it is under way already; HostError when there can be no such folder.
+        deadline_s: after which it counts as withheld. Raises: RuntimeError without room, or when it is under way
+        already; HostError when there can be no such folder.
         """
         if key in self._under_way or self.room() < 1:
             raise RuntimeError(f"no download of {key} can begin")
@@ -77,7 +79,7 @@ class Fetcher:
         except OSError as error:
             raise HostError(f"cannot keep a dataset in {folder}: {error.strerror or error}") from error
         self._under_way.add(key)
-        threading.Thread(target=self._run, args=(key, folder, block), name="fetch", daemon=True).start()
+        threading.Thread(target=self._run, args=(key, folder, block, deadline_s), name="fetch", daemon=True).start()
 
     def collect(self) -> list[Fetched]:
         """The downloads that ended since the last call."""
@@ -92,9 +94,9 @@ class Fetcher:
         """Returns when a download has ended that is not collected yet, or else after `timeout_s`."""
         self._stirred.wait(timeout_s)
 
-    def _run(self, key: SubmissionKey, folder: Path, block: int) -> None:
+    def _run(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float) -> None:
         try:
-            held = self._fetch(CommitmentRecord.parse(key.entry), folder)
+            held = self._fetch(CommitmentRecord.parse(key.entry), folder, deadline_s)
             ended = Fetched(key=key, block=block, held=held)
         except Exception as error:
             ended = Fetched(key=key, block=block, error=error)

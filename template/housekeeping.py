@@ -33,6 +33,11 @@ _ROUND = re.compile(r"\.?(round-\d+-\d+-\w+)\.jsonl(?:\.\w+)?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
+def oldest_remembered_block(current: Round) -> int:
+    """Commitments that stand no more are forgotten when they are of before this block."""
+    return current.start_block - _SEEN_KEPT_BLOCKS
+
+
 class Housekeeper:
     """Removes what one validator no longer needs: datasets, old receipts and tables. Verdicts are kept for ever."""
 
@@ -47,7 +52,7 @@ class Housekeeper:
         old = now - self._config.keep_days * _DAY_S
         kept = _still_needed(current, seen, judge.datasets)
         self._store.prune_submissions(keep=kept, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
-        self._store.prune_seen(keep=kept, before_block=current.start_block - _SEEN_KEPT_BLOCKS)
+        self._store.prune_seen(keep=kept, before_block=oldest_remembered_block(current))
         self._store.prune_rounds(before=old)
         for key in judge.datasets.keys() - self._store.dataset_keys(judge.contest):
             del judge.datasets[key]

@@ -28,6 +28,10 @@ from template.workers import Executor, Finished
 RETRY_FIRST_S = 30.0
 RETRY_MOST_S = 1800.0
 
+# Seconds that a first download may take; doubled with each failure, up to `constants.DOWNLOAD_DEADLINE_S`. What hangs
+# is out of the others' way soon, and what is slow has all its time in the end.
+PATIENCE_FIRST_S = 30.0
+
 # Longest pause of all downloads that the Hub can ask for: it counts requests in windows of five minutes.
 PAUSE_MOST_S = 300.0
 
@@ -59,7 +63,7 @@ class Judge:
         now: Callable[[], float],
     ) -> None:
         self.contest = contest
-        self.datasets = store.datasets(contest, _KEY_BYTES)
+        self.datasets = {key: pool.share(row_keys) for key, row_keys in store.datasets(contest, _KEY_BYTES).items()}
         self._config = config
         self._pool = pool
         self._chain = chain
@@ -76,9 +80,11 @@ class Judge:
         """How many more downloads may begin now: none while the Hub asked for a pause."""
         return 0 if self._now() < self._paused_until else self._fetcher.room()
 
-    def fetch(self, key: SubmissionKey, block: int) -> None:
-        """Begins the download of one dataset. block: the newest one. Raises: HostError."""
-        self._fetcher.begin(key, self.folder(key), block)
+    def fetch(self, key: SubmissionKey, block: int, attempt: Attempt | None) -> None:
+        """Begins the download of one dataset. block: the newest one. attempt: earlier tries. Raises: HostError."""
+        failures = attempt.remote_failures if attempt else 0
+        patience_s = min(PATIENCE_FIRST_S * 2.0 ** min(failures, 10), constants.DOWNLOAD_DEADLINE_S)
+        self._fetcher.begin(key, self.folder(key), block, patience_s)
 
     def collect_datasets(self, current: Round | None) -> None:
         """Checks what was downloaded since the last call, for the round that is open.

@@ -6,7 +6,7 @@ once when the work is done, or when the last `block_threshold` blocks begin, wha
 closes at its end block, or as soon as nothing is left to do when it is the last one wanted.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from template.admission import DuplicateOf
@@ -224,8 +224,8 @@ def plan_queue(
         for key, entrant in entrants.items()
         if _is_open(key, verdicts, datasets) and key not in copies and not _is_parked(attempts.get(key), now)
     ]
-    resting = {key for key, attempt in attempts.items() if attempt.next_at > now}
-    return tuple(order_entries(waiting, resting, policy.miner_duplicate_sample_size))
+    failures = {key: attempt.remote_failures for key, attempt in attempts.items()}
+    return tuple(order_entries(waiting, failures, policy.miner_duplicate_sample_size))
 
 
 def _is_open(key: SubmissionKey, verdicts: Mapping[SubmissionKey, Verdict], datasets: Container[SubmissionKey]) -> bool:
@@ -252,9 +252,10 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     """Downloads, else a score, else a wait for one of them or a retry, else None when the round's work is done.
 
     Nobody works for a hotkey that has left, which gets no weight; one that commits anew meanwhile keeps its place in
-    the round.
+    the round. Whoever failed less often is downloaded first: a repo that hangs holds up nobody twice.
     """
     present = view.by_hotkey
+    attempts = state.attempts
     open_keys = [
         key
         for key in current.queue
@@ -262,12 +263,13 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
         and _is_open(key, state.verdicts, state.datasets)
         and key not in state.running
         and state.entrants[key].refusal is None
-        and not _is_parked(state.attempts.get(key), now)
+        and not _is_parked(attempts.get(key), now)
     ]
-    ready = [key for key in open_keys if key not in state.attempts or state.attempts[key].next_at <= now]
-    unread = [key for key in ready if key not in state.datasets or key in state.lost]
-    wanted = [key for key in unread if key not in state.fetching]
+    ready = {key for key in open_keys if key not in attempts or attempts[key].next_at <= now}
+    unread = {key for key in ready if key not in state.datasets or key in state.lost}
+    wanted = [key for key in open_keys if key in unread and key not in state.fetching]
     if wanted and state.room > 0:
+        wanted.sort(key=lambda key: attempts[key].remote_failures if key in attempts else 0)
         return FetchDatasets(tuple(wanted[: state.room]))
     unchecked = [key for key in open_keys if key not in state.datasets and (key in ready or key in state.fetching)]
     # Who is in the queue without a seed had a loss before: only its rows are to be read again.
@@ -275,7 +277,8 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in seeded)
     has_room = scored + len(state.running) < policy.miner_sample_size
     scorable = [key for key in open_keys if has_room and key in state.datasets and key not in state.copies]
-    due = [key for key in scorable if key in ready and key not in unread and not _may_be_copy(key, unchecked, state)]
+    is_original = _surely_original(unchecked, state)
+    due = [key for key in scorable if key in ready and key not in unread and is_original(key)]
     if due and state.free > 0:
         return ScoreDataset(due[0])
     if state.running or due or unread or unchecked:
@@ -285,14 +288,20 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     return Wait(f"{len(later)} submissions are to be tried again") if later else None
 
 
-def _may_be_copy(key: SubmissionKey, unchecked: Sequence[SubmissionKey], state: State) -> bool:
-    """True while one that is not checked yet could turn out to be what this dataset copies.
+def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callable[[SubmissionKey], bool]:
+    """Says of a dataset whether none that is not checked yet could turn out to be what it copies.
 
     That is who committed it no later, or has an earlier version of theirs, which counts once the present one is known.
+    Nobody is waited for twice: what the Hub withheld once may take for ever, and a copy is found out then as well.
     """
-    rank_block = state.entrants[key].rank_block
-    known = {one.hotkey for one in state.datasets} if unchecked else set()
-    return any(state.entrants[one].rank_block <= rank_block or one.hotkey in known for one in unchecked)
+    awaited = [key for key in unchecked if key not in state.attempts or not state.attempts[key].remote_failures]
+    if not awaited:
+        return lambda key: True
+    known = {one.hotkey for one in state.datasets}
+    if any(one.hotkey in known for one in awaited):
+        return lambda key: False
+    earliest = min(state.entrants[one].rank_block for one in awaited)
+    return lambda key: state.entrants[key].rank_block < earliest
 
 
 def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:

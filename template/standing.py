@@ -87,6 +87,19 @@ def unknown_openings(view: ChainView, openings: Openings) -> dict[str, int]:
     }
 
 
+def recent_openings(openings: Openings, *, before_block: int) -> Openings:
+    """Those from that block on, and each hotkey's newest of before it, which may stand still."""
+    newest: dict[str, int] = {}
+    for hotkey, block in openings:
+        if block < before_block:
+            newest[hotkey] = max(block, newest.get(hotkey, block))
+    return {
+        (hotkey, block): commit_block
+        for (hotkey, block), commit_block in openings.items()
+        if block >= before_block or block == newest[hotkey]
+    }
+
+
 def find_entrants(
     view: ChainView,
     seen: Mapping[SubmissionKey, Submission],
@@ -280,11 +293,19 @@ def score_of(loss: float, competition: Competition) -> float:
 
 
 def order_entries(
-    entrants: Iterable[Entrant], resting: Container[SubmissionKey], limit: int
+    entrants: Iterable[Entrant], failures: Mapping[SubmissionKey, int], limit: int
 ) -> Sequence[SubmissionKey]:
-    """At most `limit` submissions in the order of their turns: by rank block, those that rest after a failure last."""
+    """At most `limit` submissions in the order of their turns, which is that of their rank blocks.
+
+    failures: how often the network withheld them. Those that it did take at most half of the places while others wait,
+    whoever was withheld least often first: what cannot be had, however early it was committed, starves nobody, and an
+    outage of the Hub costs nobody his turn.
+    """
     ready = sorted(
         (entrant for entrant in entrants if entrant.refusal is None),
-        key=lambda entrant: (entrant.key in resting, entrant.rank_block, entrant.key),
+        key=lambda entrant: (entrant.rank_block, entrant.key),
     )
-    return [entrant.key for entrant in ready[:limit]]
+    withheld = [entrant.key for entrant in ready if failures.get(entrant.key)]
+    others = len(ready) - len(withheld)
+    taken = set(sorted(withheld, key=lambda key: failures[key])[: max(limit // 2, limit - others)])
+    return [entrant.key for entrant in ready if entrant.key in taken or not failures.get(entrant.key)][:limit]

@@ -7,14 +7,54 @@ committed on chain: the same commit under another repository or competition is a
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from template.competition import Competition
 from template.errors import Reason
 from template.state import Attempt, Contest, Submission, SubmissionKey, Verdict
 from template.state_file import StateFile
+
+
+class KnownVerdicts(Mapping[SubmissionKey, Verdict]):
+    """The verdicts of a contest, read when they are asked for, and kept in memory until `forget`.
+
+    They are asked for at every tick, but only those of submissions that still matter, of the many that there ever were.
+    """
+
+    def __init__(
+        self, read: Callable[[SubmissionKey], Verdict | None], read_all: Callable[[], dict[SubmissionKey, Verdict]]
+    ) -> None:
+        self._read = read
+        self._read_all = read_all
+        self._known: dict[SubmissionKey, Verdict | None] = {}
+
+    def learn(self, key: SubmissionKey, verdict: Verdict) -> None:
+        """Takes in one that was just recorded."""
+        self._known[key] = verdict
+
+    def forget(self) -> None:
+        """Has everything read anew when it is asked for."""
+        self._known.clear()
+
+    @property
+    def held(self) -> int:
+        """How many submissions the memory holds an answer for."""
+        return len(self._known)
+
+    def __getitem__(self, key: SubmissionKey) -> Verdict:
+        if key not in self._known:
+            self._known[key] = self._read(key)
+        found = self._known[key]
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def __iter__(self) -> Iterator[SubmissionKey]:
+        return iter(self._read_all())
+
+    def __len__(self) -> int:
+        return len(self._read_all())
 
 
 class SubmissionTables(StateFile):
@@ -23,7 +63,7 @@ class SubmissionTables(StateFile):
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         super().__init__(path, is_read_only=is_read_only)
         self.is_read_only = is_read_only
-        self._known_verdicts: dict[int, dict[SubmissionKey, Verdict]] = {}
+        self._known_verdicts: dict[int, KnownVerdicts] = {}
 
     def open_contest(self, competition: Competition, hyperparameters_digest: str, model: str, now: float) -> Contest:
         """The contest with exactly these inputs, recorded at its first use; verdicts belong to one contest."""
@@ -55,9 +95,16 @@ class SubmissionTables(StateFile):
                 [{**vars(one), "born": births.get(one.hotkey, -1)} for one in seen],
             )
 
-    def submissions(self) -> dict[SubmissionKey, Submission]:
-        """Every submission ever seen."""
-        rows = self.rows("SELECT hotkey, entry, first_block, block, open_block, missing_block FROM submissions")
+    def submissions(self, keys: Iterable[SubmissionKey] | None = None) -> dict[SubmissionKey, Submission]:
+        """What was seen of these submissions, of all by default; those that were never seen are left out.
+
+        A subnet that commits anew in every block leaves hundreds of thousands a day: ask for those that matter.
+        """
+        query = "SELECT hotkey, entry, first_block, block, open_block, missing_block FROM submissions"
+        if keys is None:
+            rows = self.rows(query)
+        else:
+            rows = [row for key in keys for row in self.rows(f"{query} WHERE hotkey = ? AND entry = ?", *key)]
         return {SubmissionKey(row["hotkey"], row["entry"]): Submission(**dict(row)) for row in rows}
 
     def miss_submission(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
@@ -127,23 +174,26 @@ class SubmissionTables(StateFile):
                 )
             db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (contest.id, *key))
         if contest.id in self._known_verdicts:
-            self._known_verdicts[contest.id][key] = dataclasses.replace(verdict, receipt=None)
+            self._known_verdicts[contest.id].learn(key, dataclasses.replace(verdict, receipt=None))
 
     def verdicts(self, contest: Contest) -> Mapping[SubmissionKey, Verdict]:
         """Every verdict of the contest, without the receipts.
 
-        The one who writes them is asked at every tick and keeps them in memory; whoever only reads reads anew.
+        The one who writes them is asked at every tick and keeps what it was asked for in memory, until
+        `prune_submissions`; whoever only reads reads anew.
         """
         if self.is_read_only:
             return self._read_verdicts(contest)
         if contest.id not in self._known_verdicts:
-            self._known_verdicts[contest.id] = self._read_verdicts(contest)
-        return MappingProxyType(self._known_verdicts[contest.id])
+            self._known_verdicts[contest.id] = KnownVerdicts(
+                lambda key: self._read_verdicts(contest, key).get(key), lambda: self._read_verdicts(contest)
+            )
+        return self._known_verdicts[contest.id]
 
-    def _read_verdicts(self, contest: Contest) -> dict[SubmissionKey, Verdict]:
-        rows = self.rows(
-            "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE contest_id = ?", contest.id
-        )
+    def _read_verdicts(self, contest: Contest, key: SubmissionKey | None = None) -> dict[SubmissionKey, Verdict]:
+        where, values = ("", ()) if key is None else (" AND hotkey = ? AND entry = ?", tuple(key))
+        query = "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE contest_id = ?"
+        rows = self.rows(query + where, contest.id, *values)
         return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
 
     def forget_refusals(self, contest: Contest, reasons: Sequence[Reason], *, before: float) -> None:
@@ -154,7 +204,8 @@ class SubmissionTables(StateFile):
         if self.rows(f"SELECT 1 FROM verdicts WHERE {where} LIMIT 1", *values):
             with self.atomic() as db:
                 db.execute(f"DELETE FROM verdicts WHERE {where}", values)
-            self._known_verdicts.pop(contest.id, None)
+            for known in self._known_verdicts.values():
+                known.forget()
 
     def receipt(self, contest: Contest, key: SubmissionKey) -> str | None:
         """The receipt of a scored submission, None when it was not scored."""
@@ -201,16 +252,17 @@ class SubmissionTables(StateFile):
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
     def prune_seen(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:
-        """Forgets commitments and openings of before that block, but those of the submissions in `keep`."""
+        """Forgets commitments of before that block, but those in `keep`, and openings, but their hotkeys' newest."""
         seen = self.rows("SELECT hotkey, entry FROM submissions WHERE block < ?", before_block)
         gone = [tuple(row) for row in seen if SubmissionKey(*row) not in keep]
         hotkeys = {key.hotkey for key in keep}
         old = self.rows("SELECT hotkey, reveal_block FROM openings WHERE reveal_block < ?", before_block)
+        newest = {row["hotkey"]: row["reveal_block"] for row in sorted(old, key=lambda row: int(row["reveal_block"]))}
         with self.atomic() as db:
             db.executemany("DELETE FROM submissions WHERE hotkey = ? AND entry = ?", gone)
             db.executemany(
                 "DELETE FROM openings WHERE hotkey = ? AND reveal_block = ?",
-                [tuple(row) for row in old if row["hotkey"] not in hotkeys],
+                [tuple(row) for row in old if row["hotkey"] not in hotkeys or row[1] != newest[row["hotkey"]]],
             )
 
     def prune_submissions(
@@ -233,6 +285,8 @@ class SubmissionTables(StateFile):
                     f"DELETE FROM {table} WHERE contest_id = ? AND hotkey = ? AND entry = ?",
                     [tuple(row) for row in old if SubmissionKey(row["hotkey"], row["entry"]) not in keep],
                 )
+        for known in self._known_verdicts.values():
+            known.forget()
 
 
 def _read_verdict(row: sqlite3.Row) -> Verdict:

@@ -8,7 +8,7 @@ while they go on. A signal sets a flag that is looked at after every tick.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from loguru import logger
 
@@ -16,7 +16,7 @@ from template import schedule, standing
 from template.admission import DuplicateOf
 from template.errors import ConfigError, HostError, RemoteError
 from template.fetching import Fetcher
-from template.housekeeping import Housekeeper
+from template.housekeeping import Housekeeper, oldest_remembered_block
 from template.judging import MISSING, Judge
 from template.opening import Opener
 from template.pool import PoolIndex, fetch_eval_set, read_pool_index
@@ -198,6 +198,7 @@ class Validator:
             chain=self._chain, store=self._store, executor=self._executor, fetcher=self._fetcher, now=self._now,
         )  # fmt: skip
         self._copies_of = None
+        self._seen = self._read_seen(self._seen)
 
     def _refuse_lost_gpu(self, model: str) -> None:
         """Raises: HostError when scores ran on a GPU before, none is found now, and nobody asked for another device."""
@@ -214,9 +215,14 @@ class Validator:
             self._openings = {**self._openings, **self._find_openings(unknown, view)}
         if (view.commitments, births, self._openings) == self._recorded:
             return
-        self._store.see_submissions(standing.current_submissions(view, self._openings), births)
-        self._seen = self._store.submissions()
+        now = standing.current_submissions(view, self._openings)
+        self._store.see_submissions(now, births)
+        self._seen = self._read_seen(one.key for one in now)
         self._recorded = (view.commitments, births, self._openings)
+
+    def _read_seen(self, keys: Iterable[SubmissionKey]) -> Mapping[SubmissionKey, Submission]:
+        """What was recorded of these submissions and of the datasets that are known: of all that anything rests on."""
+        return self._store.submissions({*keys, *(self._judge.datasets if self._judge else ())})
 
     def _find_openings(self, unknown: Mapping[str, int], view: ChainView) -> dict[tuple[str, int], int]:
         """Where these commitments were made, by hotkey and the block at which the chain opened them.
@@ -292,11 +298,10 @@ class Validator:
     def _find_copies(
         self, judge: Judge, entrants: Mapping[SubmissionKey, Entrant]
     ) -> Mapping[SubmissionKey, DuplicateOf]:
-        """The copies, found anew only when something that decides them changed since the last tick."""
-        verdicts = self._store.verdicts(judge.contest)
-        decisive = (judge.contest, entrants, self._seen, frozenset(judge.datasets), len(verdicts))
+        """The copies, found anew only when something that decides them changed since the last tick: a loss does not."""
+        known = standing.eligible_datasets(judge.datasets, self._store.verdicts(judge.contest))
+        decisive = (judge.contest, entrants, self._seen, frozenset(known))
         if decisive != self._copies_of:
-            known = standing.eligible_datasets(judge.datasets, verdicts)
             self._copies = standing.find_copies(entrants, self._seen, known)
             self._copies_of = decisive
         return self._copies
@@ -310,7 +315,7 @@ class Validator:
             case schedule.FetchDatasets(keys):
                 assert self._judge is not None
                 for key in keys:
-                    self._judge.fetch(key, view.block)
+                    self._judge.fetch(key, view.block, state.attempts.get(key))
             case schedule.ScoreDataset(key):
                 assert current is not None and self._judge is not None
                 entry = next(entry for entry in current.entries if entry.key == key)
@@ -359,7 +364,7 @@ class Validator:
         if standing.unknown_openings(snapshot, self._openings):
             raise RemoteError("no round can open: it is not known where some opened commitments were made")
         # With the ranks that were lost since by files that were not there.
-        self._seen = self._store.submissions()
+        self._seen = self._read_seen(self._seen)
         running = frozenset(one.key for one in self._executor.running())
         self._opener.open(
             self._judge, snapshot, running, self._seen, self._openings, opened_block=view.block, end_block=end_block
@@ -379,6 +384,7 @@ class Validator:
         else:
             logger.error("round {} closes without weights on chain: {}", current.id, errors[-1:])
         self._housekeeper.tidy(judge, current, self._seen)
+        self._openings = standing.recent_openings(self._openings, before_block=oldest_remembered_block(current))
 
 
 def _device_of(model: str) -> str:

@@ -78,9 +78,9 @@ def make_result(scorer: Scorer, sha256: str, *, rows: int, lucky_num: int) -> Tr
 class PromptFetcher(Fetcher):
     """A `Fetcher` that has ended what it begins when `begin` returns: blocks that pass by ticks wait for no thread."""
 
-    def begin(self, key: SubmissionKey, folder: Path, block: int) -> None:
+    def begin(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float = 60.0) -> None:
         before = len(self._ended)
-        super().begin(key, folder, block)
+        super().begin(key, folder, block, deadline_s)
         deadline = time.monotonic() + 60.0
         while len(self._ended) == before:
             assert time.monotonic() < deadline, f"the download of {key} does not end"

@@ -5,10 +5,14 @@ import hashlib
 import json
 import pickle
 import random
+import sys
 import time
+from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
+from template import admission
 from template.admission import (
     Candidate,
     DuplicateOf,
@@ -226,6 +230,34 @@ def test_a_full_subnet_is_compared_in_moments(pool_rows: int) -> None:
     duplicates = find_duplicates(candidates)
     assert time.process_time() - started < 3.0
     assert len(duplicates) == (255 if pool_rows == 250 else 0)
+
+
+def count_steps(work: Callable[[], object]) -> int:
+    """Lines that ran in template/admission.py while `work` did: the same on every machine."""
+    steps, before = [0], sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: object) -> object:
+        if frame.f_code.co_filename == admission.__file__:
+            steps[0] += 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps[0]
+
+
+def test_hundreds_that_share_just_too_little_cost_no_more_than_their_rows() -> None:
+    def near(miners: int) -> list[Candidate]:
+        """All share a hundred rows, each in three versions of its own."""
+        rows = [[*range(100), *range(1000 * one, 1000 * one + 50)] for one in range(1, miners + 1)]
+        return [candidate(f"h{one}", v, own, commit=str(v)) for one, own in enumerate(rows) for v in range(3)]
+
+    few, many = near(10), near(40)
+    assert find_duplicates(many) == {}
+    assert count_steps(lambda: find_duplicates(many)) < 5 * count_steps(lambda: find_duplicates(few))
 
 
 def test_a_duplicates_refusal_names_the_original_and_survives_another_process() -> None:

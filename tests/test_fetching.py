@@ -12,9 +12,11 @@ from net_fixtures import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, run_
 from validator_fixtures import Bench, open_bench
 
 from template.competition import CommitmentRecord
+from template.constants import DOWNLOAD_DEADLINE_S
 from template.dataset_folder import HubFile
 from template.errors import HostError, Reason, RemoteError, SubmissionError
-from template.fetching import Fetcher
+from template.fetching import Fetcher, download
+from template.judging import PATIENCE_FIRST_S
 from template.localnet import hub_server
 from template.localnet.hub_api import Answer, Call
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
@@ -132,7 +134,7 @@ def test_every_kind_of_end_is_told_and_none_is_raised_in_a_thread(tmp_path: Path
     ]  # fmt: skip
     keys = [SubmissionKey(str(at), f"a/b:1:{at:040x}") for at in range(len(errors))]
 
-    def fail(record: CommitmentRecord, folder: Path) -> HubFile:
+    def fail(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
         raise errors[int(record.commit)]
 
     fetcher = Fetcher(4, fail)
@@ -237,10 +239,45 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
         tick_until(bench, lambda: set(bench.store.verdicts(bench.contest)) == {alice, bob})
 
 
+def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
+    now, given = [1_000_000.0], list[float]()
+
+    def hang(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
+        given.append(deadline_s)
+        raise RemoteError(f"the Hub did not answer in {deadline_s:g} s")
+
+    net.submit("alice", LARGE)
+    with open_bench(net, fetcher=Fetcher(1, hang), chain=still(net), now=lambda: now[0]) as bench:
+        for tries in range(1, 6):
+            tick_until(bench, lambda tries=tries: len(given) == tries)  # type: ignore[misc]
+            tick_until(bench, lambda: not bench.validator._fetcher.under_way())
+            now[0] += 3600.0
+    assert given == [PATIENCE_FIRST_S, 60.0, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S]
+
+
+def test_those_who_hang_first_in_line_hold_nobody_up_twice(net: Net) -> None:
+    now, asked = [1_000_000.0], list[str]()
+    hung = [net.submit(name, SMALL) for name in ("alice", "bob")]
+    carol = net.submit("carol", LARGE)
+
+    def fetch(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
+        asked.append(record.namespace)
+        if record.namespace != "carol/data":
+            now[0] += 120.0  # by then, those before could be tried again
+            raise RemoteError("the Hub did not answer")
+        return download(record, folder, deadline_s)
+
+    with open_bench(net, fetcher=Fetcher(1, fetch), chain=still(net), now=lambda: now[0]) as bench:
+        tick_until(bench, lambda: bool(bench.scorer.scored))
+        assert asked[:3] == ["alice/data", "bob/data", "carol/data"]
+        assert carol in bench.validator._judge.datasets if bench.validator._judge else False
+        assert all(bench.store.attempts(bench.contest)[key].remote_failures for key in hung)
+
+
 def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(net: Net) -> None:
     net.submit("alice", SMALL)
 
-    def fail(record: CommitmentRecord, folder: Path) -> HubFile:
+    def fail(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
         raise HostError("the disk is full")
 
     with open_bench(net, fetcher=Fetcher(8, fail), chain=still(net)) as bench:

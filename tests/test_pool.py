@@ -156,7 +156,7 @@ def test_a_hub_that_is_away_is_neither(server: HubServer, tmp_path: Path) -> Non
 
 def test_an_index_finds_what_reading_every_line_finds(tmp_path: Path) -> None:
     index = read_pool_index(write_pool(tmp_path, b"".join(LINES)))
-    assert isinstance(index, PoolIndex) and index.pool == read_pool(tmp_path / constants.DATA_FILE)
+    assert isinstance(index, PoolIndex) and index.pool.keys() == read_pool(tmp_path / constants.DATA_FILE)
     draw = random.Random(5)
     other = [json.dumps(json.loads(line), indent=None, sort_keys=True).encode() + b"  \r\n" for line in LINES]
     odd = [b"\n", b"{]\n", make_line("mine"), b"\xef\xbb\xbf" + LINES[0], b"[" * 40 + b"\n", b'{"conversations": []}\n']
@@ -179,3 +179,14 @@ def outcome_of(check: Callable[..., tuple[bytes, ...]], content: bytes, max_rows
         return check(content, name="x", max_rows=max_rows)
     except SubmissionError as error:
         return [error.reason, str(error)]
+
+
+def test_who_holds_a_row_of_the_pool_holds_the_pools_own_object(tmp_path: Path) -> None:
+    index = read_pool_index(write_pool(tmp_path, b"".join(LINES)))
+    written_otherwise = json.dumps(json.loads(LINES[1]), sort_keys=True).encode()
+    keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9)
+    copies = [bytes(bytearray(key)) for key in keys]
+    own = {id(key) for key in index.pool}
+    for found in (keys, index.share(copies)):
+        assert found == keys and all(id(key) in own for key in found)
+    assert index.share([b"x" * 32]) == (b"x" * 32,)

@@ -136,9 +136,23 @@ def plan(
 # Opening
 
 
-def test_a_queue_goes_by_rank_and_lets_what_rests_after_a_failure_wait() -> None:
+def test_a_queue_goes_by_rank_whoever_rests_after_a_failure() -> None:
     attempts = {A: Attempt(remote_failures=1, next_at=NOW + 1), B: Attempt(host_failures=1, next_at=NOW)}
-    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (B, D, E, C, A)
+    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (A, B, D, E, C)
+
+
+def test_who_was_withheld_least_often_is_downloaded_first() -> None:
+    attempts = {A: Attempt(remote_failures=2), B: Attempt(remote_failures=1), D: Attempt(remote_failures=1)}
+    state = make_state(A, B, C, D, attempts=attempts, room=3)
+    assert choose(state, at(100)) == FetchDatasets((C, B, D))
+
+
+def test_what_was_withheld_once_is_waited_for_no_more() -> None:
+    known: dict[str, Any] = {"datasets": {C: ()}, "room": 0}
+    for first in (frozenset[SubmissionKey](), frozenset([A, B])):
+        assert isinstance(choose(make_state(A, B, C, fetching=first, **known), at(100)), Wait), "the first try"
+        failed = {"attempts": {A: Attempt(remote_failures=1), B: Attempt(remote_failures=3)}}
+        assert choose(make_state(A, B, C, fetching=first, **known, **failed), at(100)) == ScoreDataset(C)
 
 
 def test_a_loss_whose_rows_are_forgotten_is_checked_again_and_not_scored_again() -> None:

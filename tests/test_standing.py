@@ -168,7 +168,7 @@ def test_committing_the_same_in_a_later_life_does_not() -> None:
     assert only(enter(view, submission(A, 31))).rank_block == 31
 
 
-def test_the_order_of_turns_is_by_rank_and_then_those_that_rest() -> None:
+def test_the_order_of_turns_is_by_rank_and_what_was_withheld_takes_half_of_the_places_at_most() -> None:
     view = make_view(
         neurons=[make_neuron(uid, name) for uid, name in enumerate("abcde")],
         commitments=[make_commitment(name, block) for name, block in zip("abcde", (10, 9, 30, 20, 20), strict=True)],
@@ -177,9 +177,18 @@ def test_the_order_of_turns_is_by_rank_and_then_those_that_rest() -> None:
     view = replace(view, neurons=(*view.neurons, make_neuron(5, "f")), commitments=(*view.commitments, refused))
     entrants = list(enter(view).values())
     random.Random(1).shuffle(entrants)
-    order = order_entries(entrants, {A, B}, 10)
-    assert [key.hotkey for key in order] == ["d", "e", "c", "b", "a"]
-    assert order_entries(entrants, {A, B}, 2) == order[:2]
+
+    def order(failures: dict[SubmissionKey, int], limit: int) -> str:
+        return "".join(key.hotkey for key in order_entries(entrants, failures, limit))
+
+    assert order({}, 10) == "badec" and order({}, 2) == "ba"
+    assert order({A: 1, B: 2}, 10) == "badec", "there is room for all"
+    assert order({A: 1, B: 2}, 4) == "bade", "both halves"
+    assert order({A: 1, B: 2}, 3) == "ade", "the one that was withheld least often"
+    assert order({A: 2, B: 1}, 3) == "bde"
+    assert order({A: 1, B: 2}, 1) == "d"
+    everybody = {key: 1 for key in (entrant.key for entrant in entrants)}
+    assert order(everybody, 3) == "bad", "an outage of the Hub costs nobody his turn"
 
 
 def test_a_rounds_entry_reads_back_as_the_entrant_it_was() -> None:

@@ -14,6 +14,7 @@ from view_fixtures import make_key
 from template.competition import Competition
 from template.errors import Reason
 from template.records import WeightOutcome
+from template.standing import recent_openings
 from template.state import (
     Attempt,
     Contest,
@@ -27,6 +28,7 @@ from template.state import (
     Verdict,
 )
 from template.store import Store
+from template.submission_tables import KnownVerdicts
 
 KEY = make_key("alice")
 SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
@@ -269,10 +271,40 @@ def test_commitments_of_long_ago_that_stand_no_more_are_forgotten(store: Store) 
     store.see_submissions(
         [Submission(hotkey="a", entry=text, first_block=at, block=at, open_block=at) for at, text in enumerate(texts)]
     )
-    store.see_openings({("a", 1): 0, ("b", 1): 0, ("b", 2): 1})
+    openings = {("a", 0): 0, ("a", 1): 0, ("b", 1): 0, ("b", 2): 1}
+    store.see_openings(openings)
     store.prune_seen(keep={SubmissionKey("a", "kept")}, before_block=2)
     assert {key.entry for key in store.submissions()} == {"kept", "new"}
-    assert set(store.openings()) == {("a", 1), ("b", 2)}
+    assert set(store.openings()) == {("a", 1), ("b", 2)}, "of who stands, the newest: it may be what stands"
+    assert set(recent_openings(openings, before_block=2)) == {("a", 1), ("b", 1), ("b", 2)}
+
+
+def test_what_was_seen_is_told_of_those_that_are_asked_for(store: Store) -> None:
+    seen = [Submission(hotkey="a", entry=str(at), first_block=at, block=at, open_block=at) for at in range(5)]
+    store.see_submissions(seen)
+    asked = [seen[1].key, seen[3].key, SubmissionKey("b", "1")]
+    assert store.submissions(asked) == {seen[1].key: seen[1], seen[3].key: seen[3]}
+    assert store.submissions([]) == {} and len(store.submissions()) == 5
+
+
+def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
+    path: Path, store: Store, contest: Contest
+) -> None:
+    keys = [make_key(f"h{at}") for at in range(50)]
+    for key in keys:
+        store.record_verdict(contest, key, SCORED, now=1.0)
+    store.close()
+    with Store(path) as again:
+        found = again.verdicts(contest)
+        assert isinstance(found, KnownVerdicts) and found.held == 0
+        assert keys[3] in found and found[keys[4]].loss == SCORED.loss and make_key("x") not in found
+        assert found.held == 3 and len(found) == 50 and set(found) == set(keys)
+        again.prune_submissions(keep=set(), datasets_before=0.0, receipts_before=0.0)
+        assert found.held == 0 and again.verdicts(contest)[keys[9]].loss == SCORED.loss
+        again.record_verdict(contest, make_key("x"), Verdict(reason=Reason.EMPTY), now=1.0)
+        assert found[make_key("x")].reason is Reason.EMPTY
+        again.forget_refusals(contest, [Reason.EMPTY], before=2.0)
+        assert make_key("x") not in found and keys[3] in found
 
 
 def test_what_the_validator_is_doing_comes_back(store: Store) -> None:

@@ -1,6 +1,7 @@
 """What the validator finds and pays, on a real chain and hub of this machine, with a scorer that needs no model."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from net_fixtures import (
@@ -15,6 +16,7 @@ from net_fixtures import (
 )
 from validator_fixtures import log_lines, open_bench
 
+from template import standing
 from template.chain import verify_signature
 from template.errors import Reason, SubmissionError
 from template.localnet.network import make_hotkey
@@ -260,3 +262,34 @@ def test_every_round_leaves_a_signed_file_that_an_auditor_finds_nothing_wrong_wi
         assert find_inconsistencies(file, known) == []
         assert find_chain_conflicts(file.header, net.chain("alice").block_hash) == []
     assert all(len(file.header.weights) == 1 and file.header.weights[0].is_accepted for file in files)
+
+
+def test_commitments_that_nothing_rests_on_are_not_held_in_memory(net: Net) -> None:
+    policy = Policy(blocks_per_epoch=10_000)
+    alice = net.submit("alice", SMALL)
+    with open_bench(net, policy=policy, chain=SteppingChain(net, "validator", blocks=0)) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        for number in range(30):
+            last = net.commit("alice", f"alice/data:{net.competition.id}:{number:040x}")
+            net.admin.advance(1)
+            assert not bench.validator.tick()
+        assert len(bench.store.submissions()) == 31
+        assert set(bench.validator._seen) == {alice, last}
+
+
+def test_copies_are_looked_for_when_a_dataset_comes_and_not_when_a_loss_does(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    find_copies = standing.find_copies
+
+    def look(entrants: Any, seen: Any, datasets: Any) -> Any:
+        looks.append(len(datasets))
+        return find_copies(entrants, seen, datasets)
+
+    monkeypatch.setattr(standing, "find_copies", look)
+    for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[5:9])):
+        net.submit(name, rows)
+    with open_bench(net, policy=Policy(blocks_per_epoch=10_000)) as bench:
+        bench.tick_until(lambda: len(bench.scorer.scored) == 3 and bool(bench.outcomes()), ticks=300)
+    assert len(looks) <= 6 and max(looks) == 3, "the round's opening, three datasets, and nothing known before"
