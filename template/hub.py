@@ -1,7 +1,7 @@
 """Datasets on the Hugging Face Hub: fetch one file by commit, publish one, look a revision up.
 
-With `template.hub_client`, the only importer of huggingface_hub and httpx2. The library's own downloader cannot be
-capped, so the file is streamed here, counted and hashed as it comes, and kept by `template.dataset_folder`.
+With `hub_client`, the only importer of huggingface_hub, and with that and `hub_guard` of httpx2. The library's own
+downloader cannot be capped, so the file is streamed here, counted and hashed as it comes, and kept by `dataset_folder`.
 
 Only what the Hub says about the miner's repo becomes a SubmissionError. A body that is cut short, that is longer
 than declared or that is not the declared blob says nothing about the miner and is a RemoteError.
@@ -22,7 +22,9 @@ from template import constants, dataset_folder
 from template.competition import is_content_digest, is_repo_id
 from template.dataset_folder import HubFile, Incoming, Request
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.hub_client import Budget, bounded, configure, hub_faults, make_api, saved_token
+from template.hub_client import bounded, configure, hub_faults, make_api, saved_token
+from template.hub_guard import MAX_LISTING_BYTES
+from template.hub_network import Budget
 
 __all__ = [
     "HubFile",
@@ -35,6 +37,9 @@ __all__ = [
 ]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+# Beyond any file, so that a length above is a mistake of the Hub's and says nothing about the miner.
+_MOST_BYTES = 2**50
 _CALL_DEADLINE_S = 60.0
 _UPLOAD_DEADLINE_S = 300.0
 
@@ -83,7 +88,7 @@ def download_dataset(
     if held is None:
         api = make_api(token, endpoint)
         fetch = _fetch_by_digest if is_content_digest(revision) else _fetch
-        incoming = bounded(deadline_s, lambda budget: fetch(api, request, home, max_bytes, budget))
+        incoming = bounded(api, deadline_s, lambda budget: fetch(api, request, home, max_bytes, budget))
         try:
             held = incoming.install(request)
         finally:
@@ -119,7 +124,7 @@ def upload_dataset(
     if token is None:
         raise HostError(f"no Hub token: writing to {repo_id} needs one")
     api = make_api(token, endpoint)
-    return bounded(deadline_s, lambda _: _upload(api, repo_id, content, private))
+    return bounded(api, deadline_s, lambda budget: _upload(api, repo_id, content, private, budget))
 
 
 def resolve_revision(
@@ -143,9 +148,9 @@ def resolve_revision(
 
     def look_up(_: Budget) -> str:
         with hub_faults(api, repo_id):
-            return _as_commit(api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha)
+            return _find_commit(api, repo_id, revision, repo_type)
 
-    return bounded(deadline_s, look_up)
+    return bounded(api, deadline_s, look_up)
 
 
 def _fetch_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
@@ -153,10 +158,10 @@ def _fetch_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int,
     missing = f"the file with sha256 {request.revision} is not (yet) at main of {request.repo}"
     try:
         with hub_faults(api, request.repo):
-            commit = _as_commit(api.repo_info(request.repo, revision="main", repo_type="dataset").sha)
+            commit = _find_commit(api, request.repo, "main", "dataset")
         # Pinned, so that main may move meanwhile.
         at_commit = Request(repo=request.repo, revision=commit, filename=request.filename)
-        entry = _locate(api, at_commit)
+        entry = _locate(api, at_commit, budget)
         if entry.sha256 not in (None, request.revision):
             raise SubmissionError(Reason.MISSING_FILE, "another file is there")
         incoming = _fetch_entry(api, at_commit, entry, folder, max_bytes, budget)
@@ -172,7 +177,7 @@ def _fetch_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int,
 
 def _fetch(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
     """The whole file, verified against the Hub's listing, ready to install. Runs inside `bounded`."""
-    return _fetch_entry(api, request, _locate(api, request), folder, max_bytes, budget)
+    return _fetch_entry(api, request, _locate(api, request, budget), folder, max_bytes, budget)
 
 
 def _fetch_entry(api: HfApi, request: Request, entry: _Entry, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
@@ -195,6 +200,12 @@ def _fetch_entry(api: HfApi, request: Request, entry: _Entry, folder: Path, max_
     return incoming
 
 
+def _find_commit(api: HfApi, repo_id: str, revision: str, repo_type: str) -> str:
+    # Named alone, or the Hub lists every file of the repo beside it.
+    found = api.repo_info(repo_id, revision=revision, repo_type=repo_type, expand=["sha"])  # type: ignore[arg-type]
+    return _as_commit(found.sha)
+
+
 def _stream(api: HfApi, request: Request, entry: _Entry, incoming: Incoming) -> None:
     url = huggingface_hub.hf_hub_url(
         request.repo, entry.path, repo_type="dataset", revision=request.revision, endpoint=api.endpoint
@@ -210,7 +221,7 @@ def _stream(api: HfApi, request: Request, entry: _Entry, incoming: Incoming) -> 
             incoming.write(chunk)
 
 
-def _locate(api: HfApi, request: Request) -> _Entry:
+def _locate(api: HfApi, request: Request, budget: Budget) -> _Entry:
     """The Hub's listing of the file that `request` means."""
     at = f"{request.repo} at {request.revision[:12]}"
     with hub_faults(api, request.repo):
@@ -220,6 +231,7 @@ def _locate(api: HfApi, request: Request) -> _Entry:
             if not found:
                 raise SubmissionError(Reason.MISSING_FILE, f"dataset {at} has no file {request.filename}")
             return found[0]
+        budget.max_bytes = MAX_LISTING_BYTES
         info = api.dataset_info(request.repo, revision=request.revision, files_metadata=True)
         files = {row.rfilename: row for row in info.siblings or [] if row.rfilename.endswith(".jsonl")}
         if len(files) == 1:
@@ -234,12 +246,16 @@ def _locate(api: HfApi, request: Request) -> _Entry:
 
 def _as_entry(path: str, row: object) -> _Entry:
     size, git_oid, lfs = getattr(row, "size", None), getattr(row, "blob_id", None), getattr(row, "lfs", None)
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not isinstance(git_oid, str):
-        raise RemoteError(f"the Hub lists {path} without its size or blob id")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _MOST_BYTES:
+        raise RemoteError("the Hub lists a file without a size that it can have")
+    if not isinstance(git_oid, str):
+        raise RemoteError("the Hub lists a file without its blob id")
+    if not path.isprintable() or {"..", ".", ""} & set(path.split("/")):
+        raise RemoteError("the Hub lists a file under a name that no file has there")
     return _Entry(path=path, size=size, git_oid=git_oid, sha256=None if lfs is None else str(lfs.sha256))
 
 
-def _upload(api: HfApi, repo_id: str, content: bytes, private: bool) -> str:
+def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: Budget) -> str:
     with hub_faults(api, repo_id, is_write=True):
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         info = api.upload_file(
@@ -251,7 +267,7 @@ def _upload(api: HfApi, repo_id: str, content: bytes, private: bool) -> str:
         )
         commit = _as_commit(info.oid)
     # For unchanged content the library answers with whatever main is by then, which another upload may have moved.
-    entry = _locate(api, Request(repo=repo_id, revision=commit, filename=constants.DATA_FILE))
+    entry = _locate(api, Request(repo=repo_id, revision=commit, filename=constants.DATA_FILE), budget)
     if not _is_listing_of(entry, content):
         raise RemoteError(f"{repo_id} changed during the upload: its commit {commit} holds another file")
     return commit

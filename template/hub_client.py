@@ -1,10 +1,9 @@
 """The huggingface_hub client under a budget, with its exceptions translated: the lower half of the Hub seam.
 
-The library's session waits for ever by default and its answers have no size limit. So every call of `template.hub`
-runs under a budget: a deadline for the whole call, and a limit on the bytes of each answer as they come over the
-wire. Two hooks on the library's client enforce it between packets, and the call runs in a thread of its own that
-is abandoned at the deadline, since a name server or a header that drips is never seen by a hook. The library's
-retries are cut short for the same calls: when to try again is the caller's decision.
+The library's session waits for ever by default, its answers have no size limit, and it goes wherever it is pointed. So
+every call of `template.hub` runs under a budget, a deadline for the whole call and a limit on the bytes of each answer,
+which `hub_guard` and `hub_network` see to below the library's client. The call runs in a thread of its own that is
+abandoned at the deadline, and that ends then too, but for a name server that is slower.
 
 No message made here holds a token or a foreign exception's text.
 """
@@ -14,11 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import contextmanager
 from typing import TypeVar
 
 import httpx2
@@ -36,44 +31,30 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
+from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
+from template.hub_guard import MAX_ANSWER_BYTES, MAX_REDIRECTS, SOCKET_TIMEOUT_S, GuardedTransport
+from template.hub_network import Budget
 
 _TOKEN = re.compile(r"[!-~]{1,512}")
-_SOCKET_TIMEOUT_S = 10.0
-_MAX_ANSWER_BYTES = 16 * 2**20
-_MAX_RETRY_AFTER_S = 86_400.0
+
+# What the Hub says to who has no token about a repo that is private or not there.
+_ANONYMOUS = "Invalid username or password"
 
 T = TypeVar("T")
 
 
-@dataclass
-class Budget:
-    """What one call may cost: `deadline` on the monotonic clock, `max_bytes` of each answer on the wire."""
-
-    deadline: float
-    max_bytes: int = _MAX_ANSWER_BYTES
-
-    def remaining_s(self) -> float:
-        """Seconds left. Raises: RemoteError when there are none."""
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise RemoteError("the Hub did not finish its answer in the time allowed")
-        return remaining
-
-
-_BUDGET: ContextVar[Budget | None] = ContextVar("_BUDGET", default=None)
 _CONFIGURE_LOCK = threading.Lock()
 _is_configured = False
 
 
 def configure() -> None:
-    """Give huggingface_hub a client with time-outs and our budget hooks; no progress bars, Xet or telemetry.
+    """Give huggingface_hub a client that keeps `hub_guard`'s rules; no progress bars, Xet or telemetry.
 
-    Every call here does it first. A process whose other libraries use the Hub (transformers) may call it sooner.
-    Xet transfers run in native code that no hook sees. A second call changes nothing.
+    Every call here does it first. A process whose other libraries use the Hub (transformers) must call it sooner.
+    Xet transfers run in native code that no rule reaches. A second call changes nothing.
     """
     global _is_configured
     with _CONFIGURE_LOCK:
@@ -111,18 +92,18 @@ def make_api(token: str | None, endpoint: str | None) -> HfApi:
     return HfApi(endpoint=endpoint, token=False if token is None else token)
 
 
-def bounded(deadline_s: float, job: Callable[[Budget], T]) -> T:
+def bounded(api: HfApi, deadline_s: float, job: Callable[[Budget], T]) -> T:
     """What `job` returns or raises, or RemoteError once `deadline_s` has passed, whatever it hangs in.
 
     An abandoned job stops at its next request or packet, so it must be one that may end half done.
     """
-    budget = Budget(deadline=time.monotonic() + deadline_s)
+    budget = Budget(time.monotonic() + deadline_s, api.endpoint, MAX_ANSWER_BYTES)
     outcome: futures.Future[T] = futures.Future()
 
     def run() -> None:
-        _BUDGET.set(budget)
         try:
-            outcome.set_result(job(budget))
+            with budget.in_force():
+                outcome.set_result(job(budget))
         except BaseException as exc:
             outcome.set_exception(exc)
 
@@ -137,74 +118,21 @@ def bounded(deadline_s: float, job: Callable[[Budget], T]) -> T:
 
 
 def _make_client() -> httpx2.Client:
+    """The library's own client, its proxies from the environment included, with every transport guarded."""
     client = default_client_factory()
-    client.timeout = httpx2.Timeout(_SOCKET_TIMEOUT_S)
-    hooks = client.event_hooks
-    client.event_hooks = {
-        "request": [*hooks["request"], _limit_request],
-        "response": [*hooks["response"], _limit_response],
+    client.timeout = httpx2.Timeout(SOCKET_TIMEOUT_S)
+    client.max_redirects = MAX_REDIRECTS
+    client._transport = _guarded(client._transport, is_proxied=False)
+    client._mounts = {
+        pattern: None if proxy is None else _guarded(proxy, is_proxied=True)
+        for pattern, proxy in client._mounts.items()
     }
     return client
 
 
-def _limit_request(request: httpx2.Request) -> None:
-    """Request hook: socket time-outs within the budget, and no compressed answer, whose size the wire does not show."""
-    budget = _BUDGET.get()
-    if budget is None:
-        return
-    timeout_s = min(_SOCKET_TIMEOUT_S, budget.remaining_s())
-    request.extensions = {**request.extensions, "timeout": httpx2.Timeout(timeout_s).as_dict()}
-    request.headers["Accept-Encoding"] = "identity"
-
-
-def _limit_response(response: httpx2.Response) -> None:
-    """Response hook: count the body against the budget, and end the library's patience with 429 and 5xx."""
-    budget = _BUDGET.get()
-    if budget is None:
-        return
-    status = response.status_code
-    if status == 429 or status >= 500:
-        raise RemoteError(f"the Hub answered HTTP {status}", _retry_after_s(response))
-    if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise RemoteError("the Hub compressed an answer that was asked for plain")
-    assert isinstance(response.stream, httpx2.SyncByteStream)
-    response.stream = _CountedStream(response.stream, budget)
-
-
-class _CountedStream(httpx2.SyncByteStream):
-    """A body that ends in RemoteError at the first packet beyond the budget."""
-
-    def __init__(self, stream: httpx2.SyncByteStream, budget: Budget) -> None:
-        self._stream = stream
-        self._budget = budget
-
-    def __iter__(self) -> Iterator[bytes]:
-        received = 0
-        for chunk in self._stream:
-            received += len(chunk)
-            self._budget.remaining_s()
-            if received > self._budget.max_bytes:
-                raise RemoteError(f"the Hub's answer is longer than {self._budget.max_bytes} bytes")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _retry_after_s(response: httpx2.Response) -> float | None:
-    """Seconds that the Hub asks us to wait, from Retry-After (seconds or a date) or its rate-limit headers."""
-    text = response.headers.get("Retry-After", "").strip()
-    seconds: float | None = None
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        seconds = float(text)
-    elif text:
-        with suppress(ValueError, OverflowError):
-            seconds = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
-    if seconds is None:
-        with suppress(ValueError):
-            limit = parse_ratelimit_headers(response.headers)
-            seconds = None if limit is None or limit.remaining > 0 else float(limit.reset_in_seconds)
-    return None if seconds is None else min(max(seconds, 0.0), _MAX_RETRY_AFTER_S)
+def _guarded(transport: httpx2.BaseTransport, *, is_proxied: bool) -> GuardedTransport:
+    assert isinstance(transport, httpx2.HTTPTransport), "the library's client has transports of another kind"
+    return GuardedTransport(transport, endpoint=lambda: hf_constants.ENDPOINT, is_proxied=is_proxied)
 
 
 @contextmanager
@@ -217,14 +145,14 @@ def hub_faults(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[
     except OfflineModeIsEnabled as exc:
         raise ConfigError("HF_HUB_OFFLINE forbids reaching the Hub; unset it or set it to 0") from exc
     except HfHubHTTPError as exc:
-        raise (_write_fault if is_write else _read_fault)(exc, repo_id, bool(api.token)) from exc
+        raise (_write_fault(exc, repo_id) if is_write else _read_fault(exc, api, repo_id)) from exc
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, LocalEntryNotFoundError) as exc:
         raise RemoteError(f"the Hub could not be reached: {type(exc).__name__}") from exc
     except (ConnectionError, TimeoutError) as exc:
         raise RemoteError(f"the Hub could not be reached: {type(exc).__name__}") from exc
     except OSError as exc:
         raise HostError(f"this machine failed a call to the Hub: {exc.strerror or type(exc).__name__}") from exc
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError, AssertionError) as exc:
         raise RemoteError(f"the Hub's answer about {repo_id} is not what it should be") from exc
     except RuntimeError as exc:
         # The library closes the client that all threads share when one of them cannot connect.
@@ -233,21 +161,27 @@ def hub_faults(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[
         raise RemoteError("the Hub could not be reached: another call had the connections closed") from exc
 
 
-def _read_fault(exc: HfHubHTTPError, repo_id: str, is_authenticated: bool) -> SubnetError:
-    status = exc.response.status_code
+def _read_fault(exc: HfHubHTTPError, api: HfApi, repo_id: str) -> SubnetError:
+    """Whose fault a refusal is: the miner's only when it is the Hub itself, not its store, that says so of the repo."""
+    status, headers = exc.response.status_code, exc.response.headers
+    unclear = RemoteError(f"the Hub answered HTTP {status} about {repo_id}")
+    if exc.response.url.origin != httpx2.URL(api.endpoint).origin or status not in (401, 403, 404):
+        return unclear
     # About a repo the Hub answers 404 or 403 to a token it accepts. A plain 401 is about the token: wrong, expired.
-    if status == 401 and is_authenticated and "X-Error-Code" not in exc.response.headers:
+    if status == 401 and api.token and "X-Error-Code" not in headers:
         return HostError("the Hub does not accept our token")
     if isinstance(exc, RemoteEntryNotFoundError):
         return SubmissionError(Reason.MISSING_FILE, f"the file is not in {repo_id}")
     if isinstance(exc, RevisionNotFoundError):
         return SubmissionError(Reason.MISSING_REPO, f"{repo_id} has no such commit or branch")
-    if isinstance(exc, RepositoryNotFoundError | DisabledRepoError) or status == 401:
+    # The library takes any 401 for the repo's, also that of a gateway in between.
+    is_named = "X-Error-Code" in headers or _ANONYMOUS in (exc.server_message or "")
+    if isinstance(exc, DisabledRepoError) or (is_named and (isinstance(exc, RepositoryNotFoundError) or status == 401)):
         return SubmissionError(Reason.MISSING_REPO, f"{repo_id} is not on the Hub, or is private, gated or disabled")
-    return RemoteError(f"the Hub answered HTTP {status} about {repo_id}")
+    return unclear
 
 
-def _write_fault(exc: HfHubHTTPError, repo_id: str, is_authenticated: bool) -> SubnetError:
+def _write_fault(exc: HfHubHTTPError, repo_id: str) -> SubnetError:
     status = exc.response.status_code
     if status in (401, 402, 403, 404):
         return HostError(f"the Hub does not let this token write to {repo_id} (HTTP {status})")

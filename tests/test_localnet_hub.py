@@ -27,9 +27,13 @@ DATA = "data.jsonl"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[HubServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     hub.configure()  # or the client first asks the public Hub which agents it knows
     with HubServer(tmp_path / "hub") as running:
+        # As HF_ENDPOINT would: no other host is given a token or written to.
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield running
 
 

@@ -206,7 +206,10 @@ def _removed(store: HubStore, repo: Repo, path: str, *, is_folder: bool) -> set[
 def _repo_info(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
     repo = _readable(store, who, names)
     commit = store.commit_at(repo, names.get("revision") or BRANCH)
-    has_blobs = "blobs" in parse_qs(urlsplit(call.target).query)
+    query = parse_qs(urlsplit(call.target).query)
+    if query.get("expand") == ["sha"]:
+        return _json({"_id": repo.head[:24], "id": repo.id, "sha": commit.sha})
+    has_blobs = "blobs" in query
     siblings = [
         {"rfilename": path} | ({"size": blob.size, "blobId": blob.oid} if has_blobs else {})
         for path, blob in commit.files.items()

@@ -1,0 +1,189 @@
+"""Where a call to the Hub may connect to, and how long it may wait there: what stands below the Hub's HTTP client.
+
+The client's time-outs are for each packet, so a header, a handshake or an upload that goes on one byte at a time
+outlives them all. Here each wait on a socket ends by the deadline of the call that waits, which therefore ends too.
+
+The endpoint is the operator's choice and may be anywhere. Whatever else the Hub points to may lie on the open network
+only: a stranger's answer is no way into this machine or the network it stands in. The address is judged that is
+connected to, not its name. Behind a proxy the proxy finds the address, and the operator's rules for it hold.
+"""
+
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore2
+
+from template.errors import RemoteError
+
+# Bytes handed to the kernel at a time, so that the deadline is looked at between them.
+_PIECE_BYTES = 16 * 2**10
+
+# What an IPv4 host is reached by over IPv6: mapped, and through a translator (RFC 6052).
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+
+# RFC 6598: a provider's own network, and some clouds' metadata.
+_SHARED = ipaddress.ip_network("100.64.0.0/10")
+
+_IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass
+class Budget:
+    """What one call may cost: `deadline` on the monotonic clock, `max_bytes` of each answer on the wire.
+
+    endpoint: the Hub's base address, the only origin that is given the token.
+    """
+
+    deadline: float
+    endpoint: str
+    max_bytes: int
+
+    def remaining_s(self) -> float:
+        """Seconds left. Raises: RemoteError when there are none."""
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise RemoteError("the Hub did not finish its answer in the time allowed")
+        return remaining
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The waits of this thread's sockets are this budget's."""
+        token = _IN_FORCE.set(self)
+        try:
+            yield
+        finally:
+            _IN_FORCE.reset(token)
+
+
+_IN_FORCE: ContextVar[Budget | None] = ContextVar("_IN_FORCE", default=None)
+
+
+def budget_in_force() -> Budget | None:
+    """The budget of the call that this thread is in, None outside of any."""
+    return _IN_FORCE.get()
+
+
+def network_of(address: str) -> str:
+    """Which network an IP address belongs to: "public", or the kind of one that strangers must not point into."""
+    ip = _plain(ipaddress.ip_address(address.partition("%")[0]))
+    if ip.is_loopback:
+        return "loopback"
+    if ip.is_link_local:
+        return "link-local"
+    if ip.is_unspecified or ip.is_multicast or ip.is_reserved:
+        return "no host's"
+    if ip.version == 4 and ip in _SHARED:
+        return "shared"
+    return "public" if ip.is_global else "private"
+
+
+def _plain(ip: _IP) -> _IP:
+    """The IPv4 address that an IPv6 address stands for, else the address itself."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if ip in _TRANSLATED:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    teredo = ip.teredo
+    return ip.ipv4_mapped or ip.sixtofour or (teredo[1] if teredo else ip)
+
+
+def check_address(address: str, endpoint: str) -> None:
+    """Passes an address on the open network, or on one of the kind that the endpoint is on. Raises: RemoteError."""
+    network = network_of(address)
+    if network == "public":
+        return
+    parts = urlsplit(endpoint)
+    if network not in {network_of(one) for one in resolve(parts.hostname or "", parts.port or 0)}:
+        raise RemoteError(f"the Hub points to {address}, which is a {network} address; that is not followed")
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """The IP addresses of a host: of a name, or of an address however it is written. Raises: RemoteError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise RemoteError(f"the host {host[:100]!r} is not known to the name server") from error
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class GuardedBackend(httpcore2.NetworkBackend):
+    """Connections of `inner` that are made only where they may be, and wait only as long as their call may.
+
+    is_proxied: what is connected to is the operator's proxy, whose address is the operator's affair.
+    """
+
+    def __init__(self, inner: httpcore2.NetworkBackend, *, is_proxied: bool) -> None:
+        self._inner = inner
+        self._is_proxied = is_proxied
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """A connection to the first address of the host that takes one. Raises: RemoteError, ConnectError."""
+        failure: Exception = RemoteError(f"the host {host[:100]!r} has no address")
+        for address in self._addresses(host, port):
+            try:
+                return GuardedStream(
+                    self._inner.connect_tcp(address, port, _wait_s(timeout), local_address, socket_options)
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        budget = budget_in_force()
+        if self._is_proxied or budget is None:
+            return [host]
+        addresses = resolve(host, port)
+        if host == urlsplit(budget.endpoint).hostname:
+            return addresses
+        for address in addresses:
+            check_address(address, budget.endpoint)
+        return addresses
+
+
+class GuardedStream(httpcore2.NetworkStream):
+    """A connection whose every wait ends by the deadline of the call that it serves at the time."""
+
+    def __init__(self, inner: httpcore2.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _wait_s(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), _PIECE_BYTES):
+            self._inner.write(buffer[start : start + _PIECE_BYTES], _wait_s(timeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        return GuardedStream(self._inner.start_tls(ssl_context, server_hostname, _wait_s(timeout)))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _wait_s(timeout: float | None) -> float | None:
+    """The time-out, shortened to what the call has left. Raises: RemoteError when that is nothing."""
+    budget = budget_in_force()
+    if budget is None:
+        return timeout
+    remaining_s = budget.remaining_s()
+    return remaining_s if timeout is None else min(timeout, remaining_s)
