@@ -27,7 +27,13 @@ from template import cli
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipt import Receipt, Replay
 from template.replay import Auditor, add_desk_arguments, open_desk
-from template.round_check import find_bad_signatures, find_chain_conflicts, find_inconsistencies, find_notes
+from template.round_check import (
+    find_bad_signatures,
+    find_chain_conflicts,
+    find_contradictions,
+    find_inconsistencies,
+    find_notes,
+)
 from template.round_file import RoundFile
 from template.round_files import read_round
 from template.settings import load_training_args
@@ -179,6 +185,7 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
     from template.chain import verify_signature
 
     known = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
+    contradictions = find_contradictions({path: file.header for path, file in rounds.items()})
     jobs = []
     for path, file in rounds.items():
         report = reports[path]
@@ -186,7 +193,7 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
         if header_wrong is not None:
             report.bad_signatures.append(f"the header: {header_wrong}")
         report.bad_signatures += [f"line {at + 2}: {wrong}" for at, wrong in receipts_wrong.items()]
-        report.inconsistencies += find_inconsistencies(file, known)
+        report.inconsistencies += [*find_inconsistencies(file, known), *contradictions[path]]
         report.notes += find_notes(file, known)
         if network is not None:
             ask_chain(report, file, network)

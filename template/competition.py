@@ -72,7 +72,7 @@ class Competition:
             raise ConfigError(f"competition.repo must be a Hub id like owner/name, not {self.repo!r}")
         if _COMMIT.fullmatch(self.eval_commit) is None:
             raise ConfigError(f"competition.eval_commit must be a full 40-hex commit, not {self.eval_commit!r}")
-        if not self.minb < self.bench < self.maxb:
+        if not self.minb < self.bench < self.maxb or not self.maxb - self.minb <= _MAX_FLOAT:
             raise ConfigError(f"competition must have minb < bench < maxb, not {self.minb}, {self.bench}, {self.maxb}")
         if not 0.0 <= self.bheight <= 1.0:
             raise ConfigError(f"competition.bheight must lie in [0, 1], not {self.bheight}")

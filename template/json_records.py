@@ -26,15 +26,23 @@ def canonical_json(content: Mapping[str, Any]) -> str:
 def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, Any]:
     """The JSON object of this `format`, without that key. source: what to call the origin in an error.
 
-    Raises: ConfigError when the text is no JSON object or names another format.
+    Raises: ConfigError when the text is no JSON object, has a key twice, or names another format.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != format_name:
         raise ConfigError(f"{source}: not what it should be; expected a JSON object with format {format_name!r}")
     return {key: value for key, value in content.items() if key != "format"}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Of two values under one key another reader might take the other one."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return content
 
 
 def read_record(kind: type[_Record], values: object, where: str) -> _Record:

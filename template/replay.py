@@ -6,6 +6,7 @@ again with the user's own.
 
 import argparse
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # The Hub's client is imported where it is used: it reads the environment then, which an entry point sets first.
 
 _DTYPES = ("bfloat16", "float32")
+_COMMIT = re.compile("[0-9a-f]{40}")
 _HIDDEN = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
@@ -196,6 +198,9 @@ class Auditor:
             return "it is of another competition than the one to audit; name that one with --competition"
         if recorded.model_id != wanted.model_id:
             return f"its model is {recorded.model_id}, not {wanted.model_id}; name that one with --training_args"
+        if recorded.model_revision is not None and not _is_revision_of(recorded.model_revision, wanted):
+            # Anyone may propose weights for a public model, and what is proposed has a commit as well.
+            return f"its model is of the revision {recorded.model_revision}, which --training_args does not name"
         if dict(recorded.hyperparameters) != wanted.hyperparameters.to_dict():
             return "its hyperparameters are others than those to audit; name those with --training_args"
         if recorded.model_revision is None and self._desk.model_path is None:
@@ -210,6 +215,11 @@ class Auditor:
         if self._pool is None:
             self._pool = read_pool(scorer.eval_data_dir / DATA_FILE)
         return self._pool
+
+
+def _is_revision_of(revision: str, wanted: TrainingArgs) -> bool:
+    """True for the commit that `wanted` pins, and for any commit where it pins none."""
+    return _COMMIT.fullmatch(revision) is not None and wanted.revision in (None, revision)
 
 
 def _verdict(verdict: Replay, reason: str) -> Comparison:

@@ -3,15 +3,24 @@
 Each check gives a sentence for everything that is wrong. Signatures, and what the chain says, come as functions.
 """
 
+import dataclasses
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import TypeVar
 
 from template.receipt import Receipt
 from template.round_file import EntryLine, RoundFile, RoundHeader, TableLine, WeightsLine
 from template.scoring import shares_from_scores
 from template.seeds import seed_block, seed_from_hash
 from template.standing import score_of
+
+# The names that a validator gives its files.
+_NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+\.jsonl")
+
+_Value = TypeVar("_Value", bound=Hashable)
 
 # Shares pass through sums and quotients on their way to the chain; nothing that is paid hangs on less than this.
 _SHARE_TOLERANCE = 1e-9
@@ -28,6 +37,27 @@ def find_inconsistencies(file: RoundFile, known: Mapping[str, Receipt]) -> list[
         *_check_table(header),
         *_check_weights(header),
     ]
+
+
+def find_contradictions(headers: Mapping[PurePath, RoundHeader]) -> dict[PurePath, list[str]]:
+    """What is wrong with each file beside the others: its name is another round's, or its signer tells two stories.
+
+    A round that was written twice may have learnt of its weights, and of late receipts, in between; its inputs and its
+    table stay. A name that no validator gives says nothing.
+    """
+    found: dict[PurePath, list[str]] = {path: [] for path in headers}
+    stories: dict[tuple[str, int, int], tuple[PurePath, RoundHeader]] = {}
+    for path, header in headers.items():
+        named = _NAME.fullmatch(path.name)
+        if named is not None and (int(named[1]), int(named[2])) != (header.netuid, header.start_block):
+            found[path].append(f"the name is of another round than netuid {header.netuid}, block {header.start_block}")
+        if header.signer is None:
+            continue
+        story = dataclasses.replace(header, weights=(), receipts=0, receipts_sha256="", signature=None)
+        first, told = stories.setdefault((header.signer, header.netuid, header.start_block), (path, story))
+        if story != told:
+            found[path].append(f"{header.signer} tells something else of this round in {first.name}")
+    return found
 
 
 def find_bad_signatures(
@@ -117,9 +147,10 @@ def _check_lines(header: RoundHeader) -> Iterator[str]:
         ("queue", header.queue),
         ("table", [line.hotkey for line in header.table]),
     ):
-        yield from (f"{hotkey}: more than once in {name}" for hotkey, count in Counter(hotkeys).items() if count > 1)
+        yield from (f"{hotkey}: more than once in {name}" for hotkey in _doubled(hotkeys))
         if name != "entries":
             yield from (f"{hotkey}: in {name}, not in entries" for hotkey in hotkeys if hotkey not in entries)
+    yield from (f"uid {uid}: more than once in entries" for uid in _doubled(entry.uid for entry in header.entries))
     for line in header.table:
         entry = entries.get(line.hotkey)
         if entry is not None and (line.uid, line.entry) != (entry.uid, entry.entry):
@@ -127,6 +158,11 @@ def _check_lines(header: RoundHeader) -> Iterator[str]:
     if header.table:
         listed = {line.hotkey for line in header.table}
         yield from (f"{hotkey}: in entries, not in the table" for hotkey in entries if hotkey not in listed)
+
+
+def _doubled(values: Iterable[_Value]) -> list[_Value]:
+    """Those that stand more than once among the values."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def _by_hotkey(header: RoundHeader) -> dict[str, EntryLine]:
@@ -139,6 +175,8 @@ def _check_receipts(file: RoundFile) -> Iterator[str]:
     entries = _by_hotkey(header)
     # What ended after the table was made is in no line of it.
     named = {line.hotkey: line.receipt for line in header.table if line.loss is not None}
+    owners = [receipt.submission.hotkey for receipt in file.receipts if receipt.submission is not None]
+    yield from (f"{hotkey}: more than one receipt" for hotkey in _doubled(owners))
     for at, receipt in enumerate(file.receipts, start=2):
         where = f"line {at}"
         submission = receipt.submission

@@ -20,6 +20,9 @@ from template.state import Round, RoundEntry, Standing, SubmissionKey, WeightInt
 FORMAT = "dataset-round/1"
 LUCKY_NUM_SOURCES = ("random", "chain", "fixed")
 
+# Far above what a subnet has; whoever checks a file against the chain asks for a block of each entry.
+MAX_ENTRIES = 4096
+
 # Signatures are made over this and the header, so that no other message of a hotkey can pass for a round.
 _DOMAIN = b"dataset-round/1\n"
 
@@ -139,6 +142,8 @@ class RoundHeader:
         header = read_record(cls, parse_object(text, FORMAT, source), source)
         if header.seed_period is not None and header.seed_period < 1:
             raise ConfigError(f"{source}: seed_period must be positive, not {header.seed_period}")
+        if max(len(header.entries), len(header.queue), len(header.table), len(header.weights)) > MAX_ENTRIES:
+            raise ConfigError(f"{source}: more than {MAX_ENTRIES} entries, or lines of a table; a subnet has fewer")
         blocks = [header.start_block, *(entry.seed_block or 0 for entry in header.entries)]
         if not 0 < header.netuid < 2**16 or not all(0 <= block < 2**32 for block in blocks):
             raise ConfigError(f"{source}: netuid, start_block or a seed_block is none that a chain has")

@@ -13,8 +13,11 @@ from audit_fixtures import AUDIT, NAMES, Office
 from net_fixtures import SMALL, Ended, Net, call_main, load_main, make_line, run_process, use_hub
 
 from template.chain import Chain
+from template.receipt import Replay
+from template.replay import Auditor, Desk
 from template.round_file import RoundHeader, digest_lines
 from template.seeds import seed_from_hash
+from template.settings import load_training_args
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +206,8 @@ def test_a_file_cannot_make_the_auditor_train_what_it_did_not_name(office: Offic
     for receipt in (
         office.receipt("alice", hyperparameters=forever),
         office.receipt("alice", model_id="evil/model", model_revision="0" * 40, model_digest=None),
+        office.receipt("alice", model_revision="refs/pr/1", model_digest=None),
+        office.receipt("alice", model_revision="main", model_digest=None),
         office.receipt("alice", lucky_num=2**40),
         office.receipt("alice", environment={"dtype": "int8"}),
     ):
@@ -233,9 +238,36 @@ def test_a_chain_that_has_no_such_block_gives_no_answer(office: Office, honest: 
         content.update(start_block=10**6, opened_block=10**6, end_block=10**6)
 
     rewrite(honest, future, office.validator)
+    honest = honest.rename(honest.with_name("future.jsonl"))
     ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.parts.network)
     assert ended.status == 5
     assert "  no answer: " in ended.output
+
+
+def test_a_revision_that_is_not_the_pinned_one_is_not_run(office: Office) -> None:
+    """Anyone may propose weights for a public model; a commit of theirs would make any loss come out as it was told."""
+    pinned = dataclasses.replace(load_training_args(office.args), revision="a" * 40)
+    auditor = Auditor(Desk(work_dir=office.folder / "none"), office.net.competition, pinned)
+    for revision in ("b" * 40, "refs/pr/1", "main", "a" * 39):
+        comparison = auditor.replay(office.receipt("alice", model_revision=revision, model_digest=None))
+        assert comparison.verdict is Replay.NOT_COMPARABLE
+        assert comparison.reasons == (f"its model is of the revision {revision}, which --training_args does not name",)
+
+
+def test_an_earlier_round_s_file_is_no_later_one_s_and_two_stories_of_a_round_are_told_apart(
+    office: Office, honest: Path
+) -> None:
+    replayed = honest.with_name(honest.name.replace("-40-", "-400-"))
+    shutil.copy(honest, replayed)
+    ended = office.audit(honest.parent, "--sample", 0)
+    assert ended.status == 7
+    assert ended.output.count("  inconsistent: ") == 1
+    assert "  inconsistent: the name is of another round than netuid 96, block 40" in ended.output.splitlines()
+    replayed.unlink()
+    office.write(honest.parent / "other", office.receipt("alice"))
+    ended = office.audit(honest, honest.parent / "other", "--sample", 0)
+    assert ended.status == 7
+    assert f"{office.validator.hotkey} tells something else of this round in {honest.name}" in ended.output
 
 
 def test_a_sample_is_drawn_from_all_files_and_can_be_drawn_again(office: Office, honest: Path) -> None:

@@ -198,3 +198,8 @@ def test_the_default_competitions_entries_fit_any_hub_id_the_chain_can_carry(con
     longest = constants.MAX_COMMITMENT_BYTES - len(f":{DEFAULT.id}:{content}")
     record = CommitmentRecord("o/" + "d" * (longest - 2), DEFAULT.id, content)
     assert len(str(record)) == constants.MAX_COMMITMENT_BYTES
+
+
+def test_a_span_that_no_number_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match="minb < bench < maxb"):
+        dataclasses.replace(Competition.from_defaults(), minb=-1e308, bench=0.0, maxb=1e308)

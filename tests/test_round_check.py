@@ -1,8 +1,12 @@
 """What is found in a round file that is whole and lies."""
 
+import contextlib
+import copy
 import dataclasses
+import functools
 import json
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,14 @@ from chain_fixtures import make_key
 from round_fixtures import ACCOUNT, SIGNER, complaints, hash_of, known, make_receipt, sign
 
 from template.chain import verify_signature
-from template.round_check import find_bad_signatures, find_chain_conflicts, find_inconsistencies, find_notes
+from template.errors import ConfigError
+from template.round_check import (
+    find_bad_signatures,
+    find_chain_conflicts,
+    find_contradictions,
+    find_inconsistencies,
+    find_notes,
+)
 from template.round_file import RoundFile, RoundHeader
 from template.round_files import read_round, write_round
 from template.seeds import seed_from_hash
@@ -62,6 +73,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a missing miner": (lambda c: c["table"].pop(2), f"{CAT}: in entries, not in the table"),
     "an added miner": (lambda c: c["entries"].pop(2), f"{CAT}: in queue, not in entries"),
     "one twice": (lambda c: c["entries"].append(c["entries"][0]), f"{ANN}: more than once in entries"),
+    "one uid twice": (lambda c: c["entries"][1].update(uid=2), "uid 2: more than once in entries"),
     "a uid": (lambda c: c["table"][0].update(uid=50), f"{ANN}: the table has another uid"),
     "a seed": (lambda c: c["entries"][0].update(lucky_num=5), "line 2, "),
     "a refused one's seed": (lambda c: c["entries"][2].update(lucky_num=5), f"{CAT}: block 34 gives the lucky_num"),
@@ -217,3 +229,67 @@ def test_a_score_that_came_too_late_for_the_table_is_noted(path: Path) -> None:
     file = changed(read_round(path), forget)
     assert complaints(file) == []
     assert f"{BEN}: scored too late for the table" in find_notes(file, known(file))
+
+
+def test_a_receipt_that_the_validator_put_in_twice_is_named(path: Path) -> None:
+    file = read_round(path)
+    doubled = RoundFile(header=file.header, receipts=(*file.receipts, file.receipts[0]))
+    assert f"{ANN}: more than one receipt" in find_inconsistencies(doubled, known(doubled))
+
+
+def test_a_validator_tells_one_story_of_a_round(path: Path) -> None:
+    header = read_round(path).header
+    twin, late = Path("elsewhere.jsonl"), Path("late.jsonl")
+    later = dataclasses.replace(header, weights=(), receipts=0, receipts_sha256="0" * 64, signature="0" * 128)
+    assert find_contradictions({path: header, twin: header, late: later}) == {path: [], twin: [], late: []}
+    other = dataclasses.replace(header, table=header.table[:1])
+    told = [f"{SIGNER} tells something else of this round in {path.name}"]
+    assert find_contradictions({path: header, twin: other}) == {path: [], twin: told}
+    for changes in ({"signer": None}, {"signer": ANN}, {"start_block": 35}, {"netuid": 1}):
+        assert find_contradictions({path: header, twin: dataclasses.replace(other, **changes)})[twin] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "is_wrong"),
+    [
+        ("round-96-36-5Ef1ucvE.jsonl", False),
+        ("round-96-36-offline.jsonl", False),
+        ("round-96-37-5Ef1ucvE.jsonl", True),
+        ("round-97-36-5Ef1ucvE.jsonl", True),
+        ("mine.jsonl", False),
+        ("round-96-\u0663\u0666-5Ef1ucvE.jsonl", False),
+    ],
+)
+def test_a_name_is_of_the_file_s_own_round(path: Path, name: str, is_wrong: bool) -> None:
+    found = find_contradictions({Path("rounds") / name: read_round(path).header})
+    wrong = ["the name is of another round than netuid 96, block 36"] if is_wrong else []
+    assert found == {Path("rounds") / name: wrong}
+
+
+def leaves(content: object, *path: str | int) -> Iterator[tuple[str | int, ...]]:
+    """Where the numbers stand in a JSON value."""
+    if isinstance(content, dict | list):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from leaves(value, *path, key)
+    elif type(content) in (int, float):
+        yield path
+
+
+def test_no_number_of_a_strangers_breaks_the_check(path: Path) -> None:
+    file = read_round(path)
+    content = json.loads(file.header.to_line())
+    places = list(leaves(content))
+    assert len(places) > 50
+    read = 0
+    for *folders, name in places:
+        for value in (0, -1, 5e-324, -1.7e308, 1.7e308, 2**63, 10**400, 10**4299):
+            changed = copy.deepcopy(content)
+            functools.reduce(operator.getitem, folders, changed)[name] = value
+            with contextlib.suppress(ConfigError):
+                lie = RoundFile(header=RoundHeader.from_json(json.dumps(changed), "lie"), receipts=file.receipts)
+                read += 1
+                find_inconsistencies(lie, known(file))
+                find_notes(lie, known(file))
+                find_chain_conflicts(lie.header, hash_of)
+                assert find_bad_signatures(lie, verify_signature)[0] is not None or lie.header == file.header
+    assert read > len(places)

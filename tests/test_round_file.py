@@ -15,7 +15,7 @@ from round_fixtures import ACCOUNT, COMPETITION, SIGNER, complaints, known, sign
 from template.chain import verify_signature
 from template.errors import ConfigError, HostError
 from template.round_check import find_bad_signatures, find_notes
-from template.round_file import RoundFile, RoundHeader
+from template.round_file import MAX_ENTRIES, RoundFile, RoundHeader, make_round_lines
 from template.round_files import MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
 
 
@@ -160,3 +160,23 @@ def test_a_source_of_seeds_that_is_none_is_refused(path: Path) -> None:
     content = json.loads(read_round(path).header.to_line())
     with pytest.raises(ConfigError, match="must be one of random, chain, fixed"):
         RoundHeader.from_json(json.dumps({**content, "lucky_num_from": "dice"}), "dice")
+
+
+def test_a_key_that_stands_twice_is_refused_wherever_it_is(path: Path) -> None:
+    """Of two readers one would take the first value, and both would find the same signature true."""
+    first, *rest = path.read_text().splitlines()
+    for doubled in (
+        first.replace('"lucky_num":', '"lucky_num":0,"lucky_num":', 1),
+        first.replace('"end_block":', '"end_block":0,"end_block":', 1),
+    ):
+        path.write_text("".join(f"{line}\n" for line in (doubled, *rest)))
+        with pytest.raises(ConfigError, match="line 1: not JSON: a key stands twice"):
+            read_round(path)
+
+
+def test_more_entries_than_a_subnet_has_are_refused() -> None:
+    content = json.loads(make_round_lines(ACCOUNT, signer=SIGNER, sign=sign)[0])
+    for name in ("entries", "queue", "table", "weights"):
+        many = {**content, name: content[name][:1] * (MAX_ENTRIES + 1)}
+        with pytest.raises(ConfigError, match=f"more than {MAX_ENTRIES} entries"):
+            RoundHeader.from_json(json.dumps(many), "file")
