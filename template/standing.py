@@ -59,15 +59,18 @@ class Entrant:
 
 
 def current_submissions(view: ChainView, openings: Openings | None = None) -> list[Submission]:
-    """The readable commitments in `view`, of registered hotkeys and others, as of its block.
+    """The readable commitments of registered hotkeys in `view`, as of its block.
 
+    What others left behind is not looked at: whatever was committed before a registration stands for nothing after it.
     openings: where the ones were made that the chain has opened, {(hotkey, reveal block): block}, which it no longer
     tells itself; one that is not among them is left out. None: they count from their opening.
     """
-    found = []
+    found, registered = [], view.by_hotkey
     for one in view.commitments:
         opened = (one.hotkey, one.block)
-        if one.text is None or (one.is_revealed and openings is not None and opened not in openings):
+        if one.text is None or one.hotkey not in registered:
+            continue
+        if one.is_revealed and openings is not None and opened not in openings:
             continue
         first_block = openings[opened] if one.is_revealed and openings is not None else one.block
         now = Submission(
@@ -110,9 +113,7 @@ def find_entrants(
     neurons = view.by_hotkey
     entrants = {}
     for now in current_submissions(view, openings):
-        neuron = neurons.get(now.hotkey)
-        if neuron is None:
-            continue
+        neuron = neurons[now.hotkey]
         born = neuron.registration_block
         past = seen.get(now.key, now)
         # A snapshot of the past may show a commitment that was only recorded when it was set again, later.

@@ -220,10 +220,17 @@ def test_what_was_sealed_before_a_registration_ranks_by_its_opening() -> None:
     assert only(find_entrants(view, {}, COMPETITION, {("a", 90): 60})).rank_block == 90
 
 
+def test_what_hotkeys_without_a_uid_left_behind_is_not_recorded() -> None:
+    commitments = [make_commitment(f"gone{at}", 50) for at in range(100)] + [make_commitment("c", 50)]
+    view = make_view(neurons=[make_neuron(0, "c")], commitments=commitments)
+    assert [one.hotkey for one in current_submissions(view)] == ["c"]
+
+
 def test_an_opening_of_which_nobody_knows_the_commitment_waits_for_it() -> None:
     opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
     gone = replace(opened, hotkey="gone")
-    view = make_view(neurons=[make_neuron(0, "a")], commitments=[opened, gone, make_commitment("c", 50)])
+    neurons = [make_neuron(0, "a"), make_neuron(1, "c")]
+    view = make_view(neurons=neurons, commitments=[opened, gone, make_commitment("c", 50)])
     assert [one.hotkey for one in current_submissions(view, {("a", 80): 20})] == ["c"]
     assert unknown_openings(view, {("a", 80): 20}) == {"a": 90}
     assert unknown_openings(view, {("a", 90): 20}) == {}
