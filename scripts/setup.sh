@@ -4,8 +4,10 @@
 #   bash scripts/setup.sh           to have it
 #   source scripts/setup.sh         in another script: ROOT and VENV are then absolute paths
 #
-# Nothing is done twice: what was installed is recorded inside the environment by digest. REQUIREMENTS_LOCK names
-# another lock file: template/updates.py installs a release's packages before it switches to its code.
+# Every file that pip fetches must have a sha256 of the lock file, but for torch, whose build depends on the machine, and
+# the CUDA packages that its metadata pins. Nothing is done twice: what was installed is recorded inside the environment
+# by digest. REQUIREMENTS_LOCK names another lock file: template/updates.py installs a release's packages before it
+# switches to its code. WITHOUT_TOOLS=1 leaves out what only tests, checks, Ray and the quickstart need.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -49,13 +51,32 @@ install() {
         "$VENV/bin/python" -m pip install ${quiet[@]+"${quiet[@]}"} "$@"
 }
 
+# `name==version` of every package in the lock file, without the hashes.
+pins() {
+    sed -n -E 's/^(# apart: )?([A-Za-z0-9._-]+==[^ ]+).*/\2/p' "$LOCK"
+}
+
+# The part of the lock file that is to be installed, as a lock file of its own.
+chosen_part() {
+    if [[ -n "${WITHOUT_TOOLS:-}" ]]; then sed '/^# --- tests/,$d' "$LOCK"; else cat "$LOCK"; fi
+}
+
 install_lock() {
-    local wanted
-    wanted="$(digest "$LOCK")"
+    local wanted apart
+    wanted="$(digest "$LOCK" ${WITHOUT_TOOLS:+without tools})"
     if [[ "$(cat "$VENV/.lock-sha256" 2>/dev/null)" == "$wanted" ]]; then return; fi
     echo "==> Installing the exact packages of $LOCK (a gigabyte or more, once: minutes)"
     rm -f "$VENV/.lock-sha256"
-    install --requirement "$LOCK"
+    chosen_part > "$VENV/.lock"
+    # Without --no-deps, what the list forgot would be refused as well, but torch, which others ask for, would be too.
+    if ! install --require-hashes --no-deps --requirement "$VENV/.lock"; then
+        echo "error: the packages of $LOCK cannot be had as it names them; pip says above which, and why." >&2
+        echo "       If a hash does not match, the file is not the one that was locked: do not install it." >&2
+        exit 1
+    fi
+    apart="$(sed -n 's/^# apart: //p' "$LOCK")"
+    # Constrained, so that nothing that was checked gives way to what torch would rather have.
+    if [[ -n "$apart" ]]; then install --constraint <(pins) "$apart"; fi
     echo "$wanted" > "$VENV/.lock-sha256"
 }
 

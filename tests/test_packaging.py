@@ -41,13 +41,16 @@ def described() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lock() -> dict[str, Version]:
-    """Distribution to version. Fails on anything but one exact pin for each."""
+    """Distribution to version. Fails on anything but one exact pin with hashes for each, and torch apart without."""
     pins: dict[str, Version] = {}
-    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", "")
+    assert re.findall("^# apart: (.*)$", text, re.MULTILINE) == re.findall("torch==[0-9.]+$", text, re.MULTILINE)
+    for line in text.replace("# apart: ", "").splitlines():
         if line.startswith("#"):
             continue
-        pin = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)", line)
+        pin = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)((?: +--hash=sha256:[0-9a-f]{64})*)", line)
         assert pin, f"not an exact pin without a local label: {line!r}"
+        assert bool(pin[3]) != (pin[1] == "torch"), f"{line}: torch alone has no hashes"
         name = canonicalize_name(pin[1])
         assert name not in pins, f"{name} is pinned twice"
         pins[name] = Version(pin[2])
@@ -59,10 +62,8 @@ def requirements(lines: Iterable[str]) -> list[Requirement]:
 
 
 def every_requirement(described: dict[str, Any]) -> list[Requirement]:
-    lines = list(described["install_requires"])
-    for extra in described["extras_require"].values():
-        lines += extra
-    return requirements(lines)
+    """All that the lock holds: what is installed, with every extra but `fuzz`, which has builds for one platform."""
+    return requirements([*described["install_requires"], *described["extras_require"]["dev"]])
 
 
 def names(found: Iterable[Requirement]) -> set[str]:
@@ -106,8 +107,9 @@ def committed_files() -> list[Path]:
 
 
 def test_every_import_of_the_product_is_an_installation_requirement(described: dict[str, Any]) -> None:
-    # Ray is wanted by --executor ray alone, which says so.
-    declared = names(requirements([*described["install_requires"], *described["extras_require"]["ray"]]))
+    extras = described["extras_require"]
+    # Ray is wanted by --executor ray alone, which says so; atheris by scripts/fuzz.py.
+    declared = names(requirements([*described["install_requires"], *extras["ray"], *extras["fuzz"]]))
     undeclared = {m: where for m, where in imported_libraries(*PRODUCT).items() if not providers(m) & declared}
     assert not undeclared
 
@@ -129,7 +131,20 @@ def test_every_import_of_the_tests_is_declared(described: dict[str, Any]) -> Non
 def test_the_dev_extra_holds_all_others(described: dict[str, Any]) -> None:
     extras = dict(described["extras_require"])
     dev = set(extras.pop("dev"))
+    extras.pop("fuzz")
     assert dev == {line for lines in extras.values() for line in lines}
+
+
+def test_every_requirement_is_justified_in_a_line_and_no_other(described: dict[str, Any]) -> None:
+    extras = described["extras_require"]
+    justified = dict[str, set[str]]()
+    for line in (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").splitlines():
+        if row := re.match(r"\| `([\w-]+)` \| (?:`(\w+)` \| )?\S+.* \|$", line):
+            section = justified.setdefault(row[2] or "", set())
+            assert canonicalize_name(row[1]) not in section, line
+            section.add(canonicalize_name(row[1]))
+    assert justified.pop("") == names(requirements(described["install_requires"]))
+    assert justified == {name: names(requirements(lines)) for name, lines in extras.items() if name != "dev"}
 
 
 def test_every_requirement_has_a_lower_bound_and_is_met_by_the_lock(

@@ -3,20 +3,16 @@
 import fcntl
 import http.server
 import os
-import shutil
 import socket
 import subprocess
-import sys
-import sysconfig
 import threading
-import venv
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from loguru import logger
+from pip_fixtures import make_environment, make_wheel
 
 from template import updates
 from template.errors import EXIT_UPDATED, ConfigError, HostError, SubnetError
@@ -58,15 +54,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment that holds pip and setuptools, copied from this one."""
-    folder = tmp_path_factory.mktemp("environment") / "venv"
-    venv.create(folder, symlinks=True)
-    here = Path(sysconfig.get_path("purelib"))
-    there = folder / here.relative_to(sys.prefix)
-    for name in ("pip", "setuptools", "_distutils_hack"):
-        shutil.copytree(here / name, there / name)
-    for path in (*here.glob("pip-*.dist-info"), *here.glob("setuptools-*.dist-info")):
-        shutil.copytree(path, there / path.name)
-    return folder / "bin" / "python"
+    return make_environment(tmp_path_factory.mktemp("environment") / "venv")
 
 
 class Clock:
@@ -307,37 +295,41 @@ def test_a_remote_that_asks_for_a_password_is_given_none(world: World, logs: lis
     assert line.startswith("WARNING") and "ls-remote" in line
 
 
-def make_wheel(folder: Path, name: str) -> None:
-    """NAME 1.0, a package of one empty module."""
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{name}.py", "")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-
-
 @pytest.mark.slow
 def test_a_release_is_installed_with_its_packages(world: World, logs: list[str]) -> None:
     world.set_up()
     assert world.imported() == "0.1.0"
     (world.clone / "notes.txt").write_text("the operator's own, untracked")
-    make_wheel(world.folder, "brought_along")
-    commit = world.release("0.2.0", lock="brought_along==1.0\n")
+    lock = make_wheel(world.folder, "brought_along")
+    commit = world.release("0.2.0", lock=lock)
     assert world.updater().update()
     assert EXIT_UPDATED == 10
     assert (world.head(), world.imported()) == (commit, "0.2.0")
     subprocess.run([world.python, "-I", "-c", "import brought_along"], check=True)
     assert (world.clone / "notes.txt").exists()
     assert not logs
-    later = world.release("0.3.0", lock="brought_along==1.0\n")
+    later = world.release("0.3.0", lock=lock)
     assert world.updater(running="0.2.0").update(), "from a release, which is a detached HEAD"
     assert (world.head(), world.imported()) == (later, "0.3.0")
 
 
 # What is published, what the log tells, and whether the code was switched before it failed: packages come first.
 BROKEN: dict[str, tuple[Callable[[World], object], str, bool]] = {
-    "packages that cannot be had": (lambda world: world.release("0.2.0", lock="none_such==1.0\n"), "setup.sh", False),
+    "packages that cannot be had": (
+        lambda world: world.release("0.2.0", lock=f"none_such==1.0 --hash=sha256:{'0' * 64}\n"),
+        "setup.sh",
+        False,
+    ),
+    "a package that is not the one locked": (
+        lambda world: world.release("0.2.0", lock=make_wheel(world.folder, "altered")[:-9] + "00000000\n"),
+        "setup.sh",
+        False,
+    ),
+    "a package without a hash": (
+        lambda world: world.release("0.2.0", lock=make_wheel(world.folder, "bare").split()[0] + "\n"),
+        "setup.sh",
+        False,
+    ),
     "a version that is not its tag's": (lambda world: (world.commit("0.1.9"), world.sign("v0.2.0")), "not 0.2.0", True),
     "a validator that does not start": (lambda world: world.release("0.2.0", validator="import gone\n"), "gone", True),
 }
