@@ -9,6 +9,7 @@ else is skipped but counted, so that line numbers are those of an editor. NUL is
 """
 
 import codecs
+import gc
 import hashlib
 import io
 import json
@@ -186,10 +187,17 @@ def _scan_lines(content: bytes, limits: Limits) -> Iterator[tuple[int, bytes] | 
 
 
 def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineFault:
+    # A row of a hundred thousand empty lists would have the collector walk over every object of the process again and
+    # again, which takes a hundred times as long as reading it. Nothing in a row refers to itself, and it is gone soon.
+    was_collecting = gc.isenabled()
+    gc.disable()
     try:
         return _parse_row(line, number, limits)
     except SubmissionError as error:
         return LineFault(number, error)
+    finally:
+        if was_collecting:
+            gc.enable()
 
 
 def _parse_row(line: bytes, number: int, limits: Limits) -> Row:
@@ -350,6 +358,25 @@ def encode_row(
             break
     encoded = EncodedRow(tuple(input_ids[:max_tokens]), tuple(targets[:max_tokens]), row.line)
     return encoded if encoded.target_count else None
+
+
+def encode_submission(
+    content: bytes, template: ChatTemplate, tokenize: Tokenize, *, max_rows: int
+) -> tuple[EncodedRow, ...]:
+    """The rows of a miner's file that count, the first `max_rows`, as tokens.
+
+    Raises: SubmissionError as `parse_rows` does, and NO_TARGET for a row that keeps no answer.
+    """
+    encoded = []
+    for row in parse_rows(content, name=constants.DATA_FILE, limits=SUBMISSION_LIMITS)[:max_rows]:
+        tokens = encode_row(row, template, tokenize)
+        if tokens is None:
+            raise SubmissionError(
+                Reason.NO_TARGET,
+                f"{constants.DATA_FILE} line {row.line}: expected an assistant answer within the tokens that are read",
+            )
+        encoded.append(tokens)
+    return tuple(encoded)
 
 
 # Tokens of the chat format itself that may stand before the first answer; generous for every family.

@@ -18,7 +18,7 @@ from loguru import logger
 
 from template import numerics, objective
 from template.constants import DATA_FILE
-from template.data import POOL_LIMITS, SUBMISSION_LIMITS, EncodedRow, Limits, encode_row, parse_rows
+from template.data import POOL_LIMITS, SUBMISSION_LIMITS, EncodedRow, Limits, encode_row, encode_submission, parse_rows
 from template.errors import ConfigError, HostError, Reason, SubmissionError, SubnetError
 from template.model import ScoringModel, load_model
 from template.objective import NonFiniteLoss, OnProgress
@@ -204,16 +204,8 @@ def _read_file(folder: Path, limits: Limits) -> bytes:
 def _encode_submission(folder: Path, max_rows: int, model: ScoringModel) -> _EncodedFile:
     """The first `max_rows` rows of a miner's file as tokens; a row without a target is the miner's error."""
     content = _read_file(folder, SUBMISSION_LIMITS)
-    encoded = []
-    for row in parse_rows(content, name=DATA_FILE, limits=SUBMISSION_LIMITS)[:max_rows]:
-        tokens = encode_row(row, model.template, model.tokenize)
-        if tokens is None:
-            raise SubmissionError(
-                Reason.NO_TARGET,
-                f"{DATA_FILE} line {row.line}: expected an assistant answer within the tokens that are read",
-            )
-        encoded.append(tokens)
-    return _EncodedFile(hashlib.sha256(content).hexdigest(), tuple(encoded))
+    encoded = encode_submission(content, model.template, model.tokenize, max_rows=max_rows)
+    return _EncodedFile(hashlib.sha256(content).hexdigest(), encoded)
 
 
 def _encode_eval_set(folder: Path, resident: _Resident) -> _EncodedFile:

@@ -1,5 +1,6 @@
 """The strict reader of data.jsonl and the tokens of a row."""
 
+import gc
 import hashlib
 import json
 import os
@@ -225,6 +226,28 @@ def test_a_hostile_line_is_refused_quickly_and_by_name(line: bytes) -> None:
     started = time.process_time()
     assert refusal(line, SUBMISSION_LIMITS).reason in (Reason.MALFORMED, Reason.TOO_LARGE)
     assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_rows_of_many_values_do_not_set_the_collector_off(is_enabled: bool) -> None:
+    """It would walk over every object of the process again and again: fifteen seconds for a file of 16 MiB."""
+    line = GOOD[:-1].encode() + b', "note": [' + b"[]," * 80_000 + b"0]}"
+    seen: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        seen.append(info["generation"])
+
+    was_enabled = gc.isenabled()
+    (gc.enable if is_enabled else gc.disable)()
+    gc.callbacks.append(note)
+    try:
+        assert len(parse(line + b"\n" + line, SUBMISSION_LIMITS)) == 2
+        assert refusal(line.replace(b"0]", b"NaN]"), SUBMISSION_LIMITS).reason is Reason.MALFORMED
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.callbacks.remove(note)
+        (gc.enable if was_enabled else gc.disable)()
+    assert seen.count(2) == 0 and len(seen) < 20
 
 
 def test_a_huge_number_where_nothing_reads_it_does_not_depend_on_the_interpreters_digit_limit() -> None:

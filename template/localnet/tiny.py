@@ -32,7 +32,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     Any text can be tokenized. Weights depend on `seed` alone; torch's global generator is left as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = make_tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     config = Qwen2Config(
         vocab_size=_VOCAB_SIZE,
@@ -54,7 +54,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _tokenizer() -> Qwen2Tokenizer:
+def make_tiny_tokenizer() -> Qwen2Tokenizer:
     """Byte-level BPE trained on `_TEXT`, splitting as Qwen does, with the chat markers as single tokens."""
     # A plain tokenizer class would not do: AutoTokenizer gives a qwen2 model Qwen's class, splitter and all.
     untrained = Qwen2Tokenizer(eos_token=_END, pad_token=_END_OF_TEXT)
