@@ -183,3 +183,14 @@ def test_bytes_that_are_no_call_are_refused() -> None:
     for bad in (b"", b"\x99\x99", data[:-1], data + b"\x00", data[:4] + b"\x03" + data[5:]):
         with pytest.raises(ValueError, match=r"call|length"):
             decode_call(bad)
+
+
+def test_a_block_hash_in_a_later_blocks_state_is_spelt_as_the_one_asked_for_by_number(
+    codec: RuntimeCodec, local: LocalChain
+) -> None:
+    local.advance(3)
+    with Chain(local.network, NETUID, substrate=LocalSubstrate(local.path)) as chain:
+        asked = chain.block_hash(2)
+    entry = codec.storage_entry("System", "BlockHash")
+    assert codec.decode(entry.decode_type(True), bytes.fromhex(asked[2:])) == asked
+    assert not int(codec.decode(entry.decode_type(False), entry.default_bytes), 16)
