@@ -63,7 +63,7 @@ class Judge:
         now: Callable[[], float],
     ) -> None:
         self.contest = contest
-        self.datasets = {key: pool.share(row_keys) for key, row_keys in store.datasets(contest, _KEY_BYTES).items()}
+        self.datasets = store.datasets(contest, _KEY_BYTES, pool.share)
         self._config = config
         self._pool = pool
         self._chain = chain

@@ -16,6 +16,10 @@ from template.state import Attempt, Contest, Submission, SubmissionKey, Verdict
 from template.state_file import StateFile
 
 
+# Datasets whose row keys are kept although nothing rests on them; whoever commits an older one again is read again.
+MAX_DATASETS = 8192
+
+
 class KnownVerdicts(Mapping[SubmissionKey, Verdict]):
     """The verdicts of a contest, read when they are asked for, and kept in memory until `forget`.
 
@@ -144,15 +148,19 @@ class SubmissionTables(StateFile):
             )
             db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (contest.id, *key))
 
-    def datasets(self, contest: Contest, key_bytes: int) -> dict[SubmissionKey, tuple[bytes, ...]]:
-        """Row keys, `key_bytes` long each, of every dataset that passed its checks."""
-        rows = self.rows("SELECT hotkey, entry, row_keys FROM datasets WHERE contest_id = ?", contest.id)
-        return {
-            SubmissionKey(row["hotkey"], row["entry"]): tuple(
-                row["row_keys"][at : at + key_bytes] for at in range(0, len(row["row_keys"]), key_bytes)
-            )
-            for row in rows
-        }
+    def datasets(
+        self, contest: Contest, key_bytes: int, share: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
+    ) -> dict[SubmissionKey, tuple[bytes, ...]]:
+        """Row keys, `key_bytes` long each, of every dataset that passed its checks, read one by one.
+
+        share: gives equal keys, which may be others' objects.
+        """
+        query = "SELECT row_keys FROM datasets WHERE contest_id = ? AND hotkey = ? AND entry = ?"
+        found = {}
+        for key in sorted(self.dataset_keys(contest)):
+            for (blob,) in self.rows(query, contest.id, *key):
+                found[key] = share(blob[at : at + key_bytes] for at in range(0, len(blob), key_bytes))
+        return found
 
     def dataset_keys(self, contest: Contest) -> set[SubmissionKey]:
         """Every dataset whose row keys are kept."""
@@ -270,9 +278,14 @@ class SubmissionTables(StateFile):
     ) -> None:
         """Frees what is large of submissions that are not in `keep`: row keys and receipts older than these times.
 
-        Verdicts stay, so that nothing is ever judged twice; tries that led to none go with the row keys.
+        Row keys also when the newest MAX_DATASETS are newer. Verdicts stay, so that nothing is ever judged twice; tries
+        that led to none go with the row keys.
         """
-        datasets = self.rows("SELECT contest_id, hotkey, entry FROM datasets WHERE checked_at < ?", datasets_before)
+        columns = "contest_id, hotkey, entry"
+        datasets = self.rows(f"SELECT {columns} FROM datasets WHERE checked_at < ?", datasets_before)
+        datasets += self.rows(
+            f"SELECT {columns} FROM datasets ORDER BY checked_at DESC, {columns} LIMIT -1 OFFSET ?", MAX_DATASETS
+        )
         receipts = self.rows(
             "SELECT contest_id, hotkey, entry FROM receipts JOIN verdicts USING (contest_id, hotkey, entry)"
             " WHERE decided_at < ?",

@@ -300,7 +300,8 @@ class Validator:
     ) -> Mapping[SubmissionKey, DuplicateOf]:
         """The copies, found anew only when something that decides them changed since the last tick: a loss does not."""
         known = standing.eligible_datasets(judge.datasets, self._store.verdicts(judge.contest))
-        decisive = (judge.contest, entrants, self._seen, frozenset(known))
+        blocks = {key: self._seen[key].first_block if key in self._seen else None for key in known}
+        decisive = (judge.contest, entrants, blocks)
         if decisive != self._copies_of:
             self._copies = standing.find_copies(entrants, self._seen, known)
             self._copies_of = decisive

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from view_fixtures import make_key
 
+from template import submission_tables
 from template.competition import Competition
 from template.errors import Reason
 from template.records import WeightOutcome
@@ -285,6 +286,20 @@ def test_what_was_seen_is_told_of_those_that_are_asked_for(store: Store) -> None
     asked = [seen[1].key, seen[3].key, SubmissionKey("b", "1")]
     assert store.submissions(asked) == {seen[1].key: seen[1], seen[3].key: seen[3]}
     assert store.submissions([]) == {} and len(store.submissions()) == 5
+
+
+def test_no_more_datasets_are_kept_than_the_memory_is_made_for(
+    store: Store, contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission_tables, "MAX_DATASETS", 3)
+    keys = [make_key(f"h{at}") for at in range(6)]
+    for at, key in enumerate(keys):
+        store.record_dataset(contest, key, sha256="0" * 64, row_keys=[b"k" * 32, b"l" * 32], now=100.0 + at)
+    store.prune_submissions(keep={keys[1]}, datasets_before=0.0, receipts_before=0.0)
+    assert store.dataset_keys(contest) == {keys[1], *keys[3:]}
+    own = b"k" * 32
+    shared = store.datasets(contest, 32, lambda row_keys: tuple(own if key == own else key for key in row_keys))
+    assert all(rows[0] is own and rows[1] == b"l" * 32 for rows in shared.values())
 
 
 def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
