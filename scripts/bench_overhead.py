@@ -18,39 +18,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from template import cli, constants
 from template.errors import ConfigError, HostError
+from template.localnet.hub_process import serve_hub
+from template.localnet.measured import Line
 
 ROOT = Path(__file__).resolve().parent.parent
 _PATIENCE_S = 300.0
-
-
-@dataclass(frozen=True)
-class Line:
-    """One figure. wanted: the most that it may be, or the least when `is_least`; None when nothing is asked of it."""
-
-    what: str
-    measured: float
-    unit: str
-    wanted: float | None = None
-    is_least: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        """True when it is as wanted."""
-        if self.wanted is None:
-            return True
-        return self.measured >= self.wanted if self.is_least else self.measured <= self.wanted
-
-    def __str__(self) -> str:
-        wanted = "" if self.wanted is None else f"{'at least' if self.is_least else 'at most'} {self.wanted:g}"
-        verdict = "" if self.wanted is None else "met" if self.is_met else "NOT MET"
-        return f"{self.what:<64} {self.measured:>10.3f} {self.unit:<6} {wanted:<14} {verdict}".rstrip()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -112,18 +89,6 @@ def measure(args: argparse.Namespace, chosen: Sequence[str]) -> list[Line]:
                 print(line, flush=True)
                 lines.append(line)
     return lines
-
-
-@contextmanager
-def serve_hub(root: Path) -> Iterator[str]:
-    """A local hub over `root`, in a process of its own as a real one would be; its endpoint."""
-    command = [sys.executable, "-m", "template.localnet.hub_server", "--root", str(root)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as hub:
-        try:
-            assert hub.stdout is not None
-            yield hub.stdout.readline().strip()
-        finally:
-            hub.terminate()
 
 
 def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Line]:

@@ -125,7 +125,7 @@ class Crowd:
         draw = random.Random(0)
         for key in self.keys:
             rows = draw.sample(row_keys, min(COMPETITION.rows, len(row_keys)))
-            result = _make_result(key, loss=COMPETITION.minb + draw.random() * 0.1)
+            result = make_result(key, loss=COMPETITION.minb + draw.random() * 0.1)
             repo, _, commit = key.entry.split(":")
             submission = ScoredSubmission(netuid=NETUID, hotkey=key.hotkey, repo=repo, commit=commit)
             receipt = Receipt(competition=competition, submission=submission, result=result)
@@ -133,7 +133,8 @@ class Crowd:
             store.record_verdict(contest, key, Verdict(loss=result.loss, seconds=1.0, receipt=receipt.to_json()), 0.0)
 
 
-def _make_result(key: SubmissionKey, *, loss: float) -> TrainResult:
+def make_result(key: SubmissionKey, *, loss: float) -> TrainResult:
+    """What a worker would tell of a score with this loss, of the size that such results have."""
     return TrainResult(
         loss=loss,
         benchmark_loss=COMPETITION.bench,
