@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from template.errors import ConfigError
+from template.log_stream import LogStream
 from template.redaction import Redactor
 from template.terminal import plain_line
 
@@ -91,7 +92,7 @@ class _ClientLogger(logging.Logger):
 class _RedactedStream:
     """A text stream whose every text is redacted first."""
 
-    def __init__(self, stream: TextIO, redact: Redactor) -> None:
+    def __init__(self, stream: LogStream, redact: Redactor) -> None:
         self._stream = stream
         self._redact = redact
 
@@ -176,7 +177,7 @@ def configure_logging(
     redact = Redactor(secrets)
     logger.remove()
     logger.configure(patcher=_spell_out)
-    stream = _RedactedStream(sys.stderr, redact)
+    stream = _RedactedStream(LogStream(sys.stderr), redact)
     logger.add(stream, level=level, format=_choose_format, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_Router()], level=logging.WARNING, force=True)
     for name in _CLIENT_LOGGERS:

@@ -86,6 +86,7 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.schema": (2, "store"),
     "template.lockfile": (2, "store"),
     "template.tracking": (2, "tracking"),
+    "template.log_stream": (2, "tracking"),
     "template.updates": (2, "updates"),
     "template.dashboard": (2, "tracking"),
     "template.wandb_link": (2, "tracking"),
