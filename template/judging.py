@@ -4,6 +4,7 @@ Whose fault a failure is decides what becomes of it: the miner's is a verdict, t
 machine's is tried again twice and then parked for the operator to see. Nothing else ever becomes a verdict.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,20 @@ class Judge:
 
     def room(self) -> int:
         """How many more downloads may begin now: none while the Hub asked for a pause."""
-        return 0 if self._now() < self._paused_until else self._fetcher.room()
+        # No pause is longer: what seems to be was begun under a clock that was ahead.
+        is_paused = 0.0 < self._paused_until - self._now() <= PAUSE_MOST_S
+        return 0 if is_paused else self._fetcher.room()
+
+    def attempts(self) -> dict[SubmissionKey, Attempt]:
+        """Failed tries of submissions that have no verdict yet.
+
+        One that is put off for longer than any ever is was put off while the clock was ahead, and is due now.
+        """
+        now = self._now()
+        return {
+            key: dataclasses.replace(one, next_at=now) if one.next_at - now > _longest_rest_s(one) else one
+            for key, one in self._store.attempts(self.contest).items()
+        }
 
     def fetch(self, key: SubmissionKey, block: int, attempt: Attempt | None) -> None:
         """Begins the download of one dataset. block: the newest one. attempt: earlier tries. Raises: HostError."""
@@ -112,7 +126,8 @@ class Judge:
     def _pause(self, error: RemoteError) -> None:
         """A wait that the Hub asks for is one for all: it counts requests by who makes them."""
         pause_s = min(error.retry_after_s or 0.0, PAUSE_MOST_S)
-        self._paused_until = max(self._paused_until, self._now() + pause_s)
+        is_ahead = self._paused_until - self._now() > PAUSE_MOST_S
+        self._paused_until = max(float("-inf") if is_ahead else self._paused_until, self._now() + pause_s)
 
     def _check(self, entry: RoundEntry, fetched: Fetched, attempt: Attempt, *, is_judged: bool) -> None:
         """Takes in the end of a download. is_judged: it has a loss already and only its rows are to be known again."""
@@ -250,3 +265,9 @@ class Judge:
         if self._config.receipt_dir is not None:
             write_receipt(receipt, self._config.receipt_dir)
         return receipt
+
+
+def _longest_rest_s(attempt: Attempt) -> float:
+    """Seconds after its last failure at which a submission is due at the latest."""
+    # And a moment, since the sum of a time and a rest is rounded.
+    return 1.0 + (PARKED_S if attempt.host_failures >= schedule.MAX_HOST_FAILURES else RETRY_MOST_S)

@@ -56,7 +56,7 @@ class Opener:
     ) -> Round:
         """A new round on `snapshot`. running: what is being scored now. seen, openings: all that was recorded."""
         store, config = self._store, self._config
-        verdicts, attempts = store.verdicts(judge.contest), store.attempts(judge.contest)
+        verdicts, attempts = store.verdicts(judge.contest), judge.attempts()
         entrants = standing.find_entrants(snapshot, seen, config.competition, openings)
         entrants = {
             key: one

@@ -49,9 +49,11 @@ class Reporter:
         running = self._executor.running()
         doing = _describe(action, running)
         news = (doing, [one.key for one in running], state.round and state.round.id)
-        if news == self._told and self._now() < self._told_at + TELL_EVERY_S:
+        # A clock that was put back must not keep it silent until it is where it was.
+        is_early = 0.0 <= self._now() - self._told_at < TELL_EVERY_S
+        if news == self._told and is_early:
             return
-        if self._now() >= self._told_at + TELL_EVERY_S:
+        if not is_early:
             for one in running:
                 _tell_progress(one)
         self._told, self._told_at = news, self._now()

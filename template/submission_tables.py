@@ -15,7 +15,6 @@ from template.errors import Reason
 from template.state import Attempt, Contest, Submission, SubmissionKey, Verdict
 from template.state_file import StateFile
 
-
 # Datasets whose row keys are kept although nothing rests on them; whoever commits an older one again is read again.
 MAX_DATASETS = 8192
 
@@ -204,11 +203,16 @@ class SubmissionTables(StateFile):
         rows = self.rows(query + where, contest.id, *values)
         return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
 
-    def forget_refusals(self, contest: Contest, reasons: Sequence[Reason], *, before: float) -> None:
-        """Takes back the refusals for these reasons that are older than the time `before`."""
+    def forget_refusals(
+        self, contest: Contest, reasons: Sequence[Reason], *, before: float, after: float = float("inf")
+    ) -> None:
+        """Takes back the refusals for these reasons that are older than the time `before`, or newer than `after`.
+
+        The latter come from a clock that was ahead.
+        """
         marks = ", ".join("?" * len(reasons))
-        where = f"contest_id = ? AND decided_at < ? AND reason IN ({marks})"
-        values = (contest.id, before, *map(str, reasons))
+        where = f"contest_id = ? AND (decided_at < ? OR decided_at > ?) AND reason IN ({marks})"
+        values = (contest.id, before, after, *map(str, reasons))
         if self.rows(f"SELECT 1 FROM verdicts WHERE {where} LIMIT 1", *values):
             with self.atomic() as db:
                 db.execute(f"DELETE FROM verdicts WHERE {where}", values)

@@ -252,7 +252,8 @@ class Validator:
         intents = store.intents(round_id) if round_id is not None else []
         entrants = self._read_entrants(current)
         if judge is not None and current is None:
-            store.forget_refusals(judge.contest, MISSING, before=self._now() - MISSING_AGAIN_S)
+            now = self._now()
+            store.forget_refusals(judge.contest, MISSING, before=now - MISSING_AGAIN_S, after=now + MISSING_AGAIN_S)
         return State(
             hotkey="" if self.config.is_offline else self._chain.hotkey,
             round=current,
@@ -261,7 +262,7 @@ class Validator:
             datasets=judge.datasets if judge else {},
             verdicts=store.verdicts(judge.contest) if judge else {},
             copies=self._find_copies(judge, entrants) if judge else {},
-            attempts=store.attempts(judge.contest) if judge else {},
+            attempts=judge.attempts() if judge else {},
             intents=[intent for intent in intents if not intent.is_repeat],
             repeats=[intent for intent in intents if intent.is_repeat],
             unsettled=store.unsettled(),
@@ -351,7 +352,8 @@ class Validator:
 
     def _open_round(self, view: ChainView, start_block: int, end_block: int) -> bool:
         """Fixes the round's snapshot, queue and seeds; True when a new release was installed instead."""
-        if self._update is not None and self._now() >= self._update_at:
+        # Whatever the clock does, it is looked for within an hour.
+        if self._update is not None and not 0.0 < self._update_at - self._now() <= UPDATE_EVERY_S:
             if self._executor.running():
                 self._idle()
                 return False

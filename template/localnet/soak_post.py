@@ -103,9 +103,11 @@ class WatchedStore(Store):
         super().record_attempt(contest, key, attempt)
         self._note("put off", key, remote_failures=attempt.remote_failures, host_failures=attempt.host_failures)
 
-    def forget_refusals(self, contest: Contest, reasons: Sequence[Reason], *, before: float) -> None:
+    def forget_refusals(
+        self, contest: Contest, reasons: Sequence[Reason], *, before: float, after: float = float("inf")
+    ) -> None:
         held = set(self.verdicts(contest))
-        super().forget_refusals(contest, reasons, before=before)
+        super().forget_refusals(contest, reasons, before=before, after=after)
         for key in held - self.verdicts(contest).keys():
             self._note("refusal taken back", key)
 
