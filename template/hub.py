@@ -12,6 +12,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
 
 import huggingface_hub
@@ -207,9 +208,7 @@ def _find_commit(api: HfApi, repo_id: str, revision: str, repo_type: str) -> str
 
 
 def _stream(api: HfApi, request: Request, entry: _Entry, incoming: Incoming) -> None:
-    url = huggingface_hub.hf_hub_url(
-        request.repo, entry.path, repo_type="dataset", revision=request.revision, endpoint=api.endpoint
-    )
+    url = _url_of(api, request, entry.path)
     headers = build_hf_headers(token=api.token)
     with hub_faults(api, request.repo), get_session().stream("GET", url, headers=headers) as response:
         hf_raise_for_status(response)
@@ -221,6 +220,12 @@ def _stream(api: HfApi, request: Request, entry: _Entry, incoming: Incoming) -> 
             incoming.write(chunk)
 
 
+def _url_of(api: HfApi, request: Request, path: str) -> str:
+    return huggingface_hub.hf_hub_url(
+        request.repo, path, repo_type="dataset", revision=request.revision, endpoint=api.endpoint
+    )
+
+
 def _locate(api: HfApi, request: Request, budget: Budget) -> _Entry:
     """The Hub's listing of the file that `request` means."""
     at = f"{request.repo} at {request.revision[:12]}"
@@ -228,12 +233,12 @@ def _locate(api: HfApi, request: Request, budget: Budget) -> _Entry:
         if request.filename is not None:
             rows = api.get_paths_info(request.repo, [request.filename], revision=request.revision, repo_type="dataset")
             found = [_as_entry(row.path, row) for row in rows if row.path == request.filename and hasattr(row, "size")]
-            if not found:
-                raise SubmissionError(Reason.MISSING_FILE, f"dataset {at} has no file {request.filename}")
-            return found[0]
+            return found[0] if found else _confirm_missing(api, request, request.filename)
         budget.max_bytes = MAX_LISTING_BYTES
         info = api.dataset_info(request.repo, revision=request.revision, files_metadata=True)
-        files = {row.rfilename: row for row in info.siblings or [] if row.rfilename.endswith(".jsonl")}
+        if info.siblings is None:
+            raise RemoteError(f"the Hub told nothing of the files in {at}")
+        files = {row.rfilename: row for row in info.siblings if row.rfilename.endswith(".jsonl")}
         if len(files) == 1:
             return next(_as_entry(name, row) for name, row in files.items())
     names = sorted(files)
@@ -242,6 +247,23 @@ def _locate(api: HfApi, request: Request, budget: Budget) -> _Entry:
         Reason.MISSING_FILE,
         f"dataset {at} must hold exactly one .jsonl file and holds {len(names)}" + (f": {listing}" if names else ""),
     )
+
+
+def _confirm_missing(api: HfApi, request: Request, filename: str) -> NoReturn:
+    """Raises: SubmissionError when the Hub says of the file by name that it is not there; RemoteError.
+
+    A listing without it may be the answer of something that is no Hub.
+    """
+    try:
+        with hub_faults(api, request.repo):
+            url = _url_of(api, request, filename)
+            hf_raise_for_status(get_session().head(url, headers=build_hf_headers(token=api.token)))
+    except SubmissionError as error:
+        if error.reason is not Reason.MISSING_FILE:
+            raise
+        at = f"{request.repo} at {request.revision[:12]}"
+        raise SubmissionError(error.reason, f"dataset {at} has no file {filename}") from error
+    raise RemoteError(f"the Hub lists no {filename} in {request.repo} and yet has one")
 
 
 def _as_entry(path: str, row: object) -> _Entry:

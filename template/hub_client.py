@@ -156,9 +156,13 @@ def hub_faults(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[
         raise RemoteError(f"the Hub's answer about {repo_id} is not what it should be") from exc
     except RuntimeError as exc:
         # The library closes the client that all threads share when one of them cannot connect.
-        if "client has been closed" not in str(exc):
+        if "client has been closed" in str(exc):
+            raise RemoteError("the Hub could not be reached: another call had the connections closed") from exc
+        if exc.__cause__ is None:
             raise
-        raise RemoteError("the Hub could not be reached: another call had the connections closed") from exc
+        # So it wraps whatever befalls the storing of a large file.
+        with hub_faults(api, repo_id, is_write=is_write):
+            raise exc.__cause__ from exc.__cause__.__cause__
 
 
 def _read_fault(exc: HfHubHTTPError, api: HfApi, repo_id: str) -> SubnetError:

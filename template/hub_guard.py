@@ -57,6 +57,9 @@ _HEADERS_HEARD = {
     "x-repo-commit",
     "x-request-id",
 }
+# What the library calls files after, on this machine: no name may lead out of the folder that they are kept in.
+_NAMING_HEADERS = {"etag", "x-linked-etag", "x-repo-commit"}
+_NAME = re.compile(r'(W/)?"?[A-Za-z0-9][A-Za-z0-9._:+=-]{0,127}"?')
 _SECRET_HEADERS = ("Authorization", "Cookie", "Proxy-Authorization")
 _METHODS_ELSEWHERE = ("GET", "HEAD", "PUT")
 _HAS_LEFT = "template.hub_guard.has_left"
@@ -144,6 +147,8 @@ def _heard(answer: httpx2.Response, budget: Budget, declared: int) -> httpx2.Res
     kept = [(name, value) for name, value in answer.headers.multi_items() if name.lower() in _HEADERS_HEARD]
     if any(len(value) > _MAX_HEADER_CHARS for _, value in kept):
         raise RemoteError("the Hub sent a header that is longer than any it needs")
+    if any(name.lower() in _NAMING_HEADERS and _NAME.fullmatch(value) is None for name, value in kept):
+        raise RemoteError("the Hub names a file in a way that cannot be one's name here")
     most = budget.max_bytes
     if answer.status_code >= 400:
         # Its text would be decoded by whatever codec it names.

@@ -26,6 +26,7 @@ from template.dropout import CudaDropout, Dropout, make_dropout
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.graphs import TrainingGraphs
 from template.layers import replace_layers
+from template.model_files import check_snapshot
 from template.packing import Pack, pack_apart
 from template.settings import Hyperparameters, TrainingArgs
 from template.templates import ChatTemplate, template_for
@@ -241,6 +242,7 @@ def load_model(
         tokenizer = _read_tokenizer(origin, where)
         with numerics.deterministic(device):
             base = _read_base(origin, dtype, where)
+            _check_files(source, where)
             return ScoringModel(base.to(device), tokenizer, source, args.hyperparameters, device)
     except (SubnetError, KeyboardInterrupt):
         raise
@@ -253,8 +255,9 @@ def load_model(
 def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tokenize:
     """The model's tokenizer alone. Raises: as `load_model`."""
     try:
-        _, origin, where = _resolve_source(args, None, model_path)
+        source, origin, where = _resolve_source(args, None, model_path)
         tokenizer = _read_tokenizer(origin, where)
+        _check_files(source, where)
     except (SubnetError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -310,6 +313,13 @@ def _resolve_source(
         raise ConfigError(f"training_args: {args.model_id} at {args.revision or 'main'} has no config.json")
     where["revision"] = commit
     return ModelSource(model_id=args.model_id, revision=commit, digest=None), args.model_id, where
+
+
+def _check_files(source: ModelSource, where: dict[str, str | None]) -> None:
+    """Raises: RemoteError when a file that was fetched is not the one that the Hub lists at the commit."""
+    if source.revision is not None:
+        hub: Any = transformers.utils.hub
+        check_snapshot(Path(hub.cached_file(source.model_id, "config.json", **where)).parent)
 
 
 def digest_folder(folder: Path) -> str:

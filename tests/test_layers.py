@@ -63,6 +63,7 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.dropout": (2, "train"),
     "template.graphs": (2, "train"),
     "template.layers": (2, "train"),
+    "template.model_files": (2, "train"),
     "template.norm": (2, "train"),
     "template.tokens": (2, "train"),
     "template.packing": (2, "train"),

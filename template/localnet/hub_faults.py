@@ -36,11 +36,18 @@ class FaultKind(StrEnum):
     """Its body is gzip that expands to `size` bytes of nothing, asked for or not."""
     DROP = "drop"
     """The connection closes instead."""
+    REPLY = "reply"
+    """Its status, headers and body are those of the fault; Content-Length is added unless they say how it is framed."""
+    RAW = "raw"
+    """`body` goes over the wire as it is, then `rest`, `repeat` times, with `seconds` after each; then it closes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One fault. pattern: a regular expression sought in "METHOD /path?query". count: uses left; None is for ever."""
+    """One fault. pattern: a regular expression sought in "METHOD /path?query". count: uses left; None is for ever.
+
+    headers, body, rest: text of which each character is a byte. repeat: None is for ever.
+    """
 
     kind: FaultKind
     pattern: str = ""
@@ -49,9 +56,14 @@ class Fault:
     status: int = 503
     retry_after: str | None = None
     size: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+    rest: str = ""
+    repeat: int | None = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", FaultKind(self.kind))
+        object.__setattr__(self, "headers", tuple((name, value) for name, value in self.headers))
         re.compile(self.pattern)
         if self.count is not None and self.count < 1:
             raise ValueError(f"a fault happens at least once, not {self.count} times")

@@ -129,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_PUT(self) -> None:
+        self._serve()
+
     def log_message(self, format: str, *args: object) -> None:
         logger.debug("local hub: " + format.replace("%s", "{}").replace("%d", "{}"), *args)
 
@@ -187,11 +190,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(Answer(status=fault.status, headers=retry, body=b"fault"))
         elif fault.kind is FaultKind.WRONG:
             self._send(Answer(status=reply.status, headers=reply.headers, body=_flipped(reply.body)))
+        elif fault.kind is FaultKind.REPLY:
+            self._send_as_told(fault)
         elif fault.kind is FaultKind.GZIP_BOMB:
             body = gzip.compress(bytes(fault.size))
             self._send(Answer(headers={**reply.headers, "Content-Encoding": "gzip"}, body=body))
         else:
             self._send_broken(reply, fault)
+
+    def _send_as_told(self, fault: Fault) -> None:
+        body = fault.body.encode("latin-1")
+        self.send_response(fault.status)
+        for name, value in fault.headers:
+            self.send_header(name, value)
+        if not {"content-length", "transfer-encoding"} & {name.lower() for name, _ in fault.headers}:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if self.command != "HEAD" else b"")
+        self.wfile.flush()
 
     def _send_broken(self, reply: Answer, fault: Fault) -> None:
         """Faults after which the connection is of no more use."""
@@ -206,11 +222,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._start(reply.status, {**reply.headers, "Content-Length": str(reply.length)})
             for chunk in _chunks(reply.body):
                 self._drip(chunk, fault.seconds)
+        elif fault.kind is FaultKind.RAW:
+            self.wfile.write(fault.body.encode("latin-1"))
+            self._repeat(fault.rest.encode("latin-1"), fault.repeat, fault.seconds)
         elif fault.kind is FaultKind.TRUNCATE:
             self._start(reply.status, {**reply.headers, "Content-Length": str(reply.length)})
             self.wfile.write(b"".join(_chunks(reply.body))[: fault.size or reply.length // 2])
         with suppress(OSError):
             self.wfile.flush()
+
+    def _repeat(self, text: bytes, times: int | None, seconds: float) -> None:
+        self.wfile.flush()
+        while times is None or times > 0:
+            # Many at once where there is no pause between them.
+            together = 1 if seconds else max(1, min(_CHUNK_BYTES // max(1, len(text)), times or _CHUNK_BYTES))
+            times = None if times is None else times - together
+            self.wfile.write(text * together)
+            self.wfile.flush()
+            if self._http.is_closing.wait(seconds):
+                return
 
     def _drip(self, text: bytes, seconds: float) -> None:
         for index in range(len(text)):
