@@ -32,6 +32,11 @@ _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 # RFC 6598: a provider's own network, and some clouds' metadata.
 _SHARED = ipaddress.ip_network("100.64.0.0/10")
 
+# What Python's table, which changes with its version, takes for public: protocols' own addresses, one of them a
+# cloud's metadata (RFC 6890), and whatever lies outside of the one part of IPv6 that is handed out.
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
+_HANDED_OUT = ipaddress.ip_network("2000::/3")
+
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -80,9 +85,10 @@ def network_of(address: str) -> str:
         return "link-local"
     if ip.is_unspecified or ip.is_multicast or ip.is_reserved:
         return "no host's"
-    if ip.version == 4 and ip in _SHARED:
+    if ip in _SHARED:
         return "shared"
-    return "public" if ip.is_global else "private"
+    is_public = ip.is_global and ip not in _PROTOCOLS and (ip.version == 4 or ip in _HANDED_OUT)
+    return "public" if is_public else "private"
 
 
 def _plain(ip: _IP) -> _IP:
