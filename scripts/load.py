@@ -151,7 +151,7 @@ def resize(one: Situation, args: argparse.Namespace) -> Situation:
         rounds=args.rounds or one.rounds,
         block_s=args.block_seconds or one.block_s,
         steady=part(one.steady),
-        hung=part(one.hung),
+        hung=one.hung * miners // one.miners,
         sample_size=part(one.sample_size),
         queue_size=part(one.queue_size),
     )

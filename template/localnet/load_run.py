@@ -29,11 +29,11 @@ from template.store import Store
 
 MIB = 2**20
 
-# What a validator's process may hold beside the pool, in MiB: 90 for Python and its libraries; 128 for eight answers of
-# the Hub at their limit of 16; 70 for a look for copies among 256 datasets and eight earlier versions of each, 250 rows
-# in each of them new; 45 for the row keys, verdicts and blocks of as many and MAX_DATASETS more; 20 for one file that is
-# checked; 20 for a round's receipts; the rest for SQLite's pages and what the allocator keeps. A row of the pool takes
-# its key, the digest of its line, and their places in two tables. The pool's file is in memory only while it is read.
+# What a validator's process may hold beside the pool, in MiB: 90 for Python and its libraries; 128 for eight answers
+# of the Hub at their limit of 16; 70 for a look for copies among 256 datasets and eight earlier versions of each, of
+# 250 rows; 45 for the row keys, verdicts and blocks of as many and MAX_DATASETS more; 20 for one file that is checked;
+# 20 for a round's receipts; the rest for SQLite's pages and what the allocator keeps. A row of the pool takes its key,
+# the digest of its line, and their places in two tables. The pool's file is in memory only while it is read.
 BASE_MIB = 384
 POOL_ROW_BYTES = 384
 
@@ -120,7 +120,7 @@ def run(situation: Situation, folder: Path) -> Iterator[Line]:
             if situation.hung:
                 world.commit(world.miners[: situation.hung])
             world.commit(world.miners[situation.hung :])
-            world.chain.set_block_time(situation.block_s)
+            world.start_clock(situation.block_s)
             watch = _watch(world, situation, endpoint)
         report = json.loads(_report_file(world).read_text(encoding="utf-8"))
         with Store(_state_file(world), is_read_only=True) as store:

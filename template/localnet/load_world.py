@@ -23,6 +23,9 @@ from template.localnet.scale import Call
 # Blocks between two commitments of one hotkey that the chain allows for: its space for an epoch holds 31 of them.
 RECOMMIT_BLOCKS = 12
 
+# Fewer blocks than a validator opens a round for, see `template.schedule`: it takes those of the next epoch with them.
+_LEFT_BLOCKS = 45
+
 _CHUNK_ROWS = 10_000
 # Characters of a row of one word: the roles, the number, and what JSON needs.
 _FRAME_CHARS, _WORD_CHARS = 110, 6.9
@@ -110,6 +113,15 @@ class LoadWorld:
                 call = Call("Commitments", "set_commitment", {"netuid": NETUID, "info": {"fields": fields}})
                 pallets.dispatch(state, NETUID, hotkey, call)
             return int(state.block)
+
+    def start_clock(self, block_s: float) -> None:
+        """Has blocks come by the clock, from so near an epoch's end that a validator's first round is a whole one."""
+        head = self.chain.block()
+        state = self._ledger.at()
+        left = (pallets.schedule(state).next_block or head) - head - _LEFT_BLOCKS
+        if left % pallets.parameter(state, "Tempo"):
+            self.chain.advance(left % pallets.parameter(state, "Tempo"))
+        self.chain.set_block_time(block_s)
 
     def _next_version(self, miner: Miner) -> str:
         miner.commits += 1
