@@ -142,6 +142,8 @@ class Judge:
             self._postpone(key, attempt, error)
         except (ConfigError, HostError):
             raise  # a disk or a token that fails while fetching has nothing to do with this submission
+        except OSError as error:
+            raise HostError(f"a dataset cannot be read: {error}") from error
         except Exception as error:
             self._blame_host(key, attempt, error)
             raise

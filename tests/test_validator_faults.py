@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from net_fixtures import (
@@ -16,7 +17,10 @@ from net_fixtures import (
 )
 from validator_fixtures import log_lines, open_bench
 
+from template.competition import CommitmentRecord
+from template.dataset_folder import HubFile
 from template.errors import HostError, Reason, RemoteError
+from template.fetching import Fetcher
 from template.localnet.hub_faults import Fault as HubFault
 from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.hub_server import HubServer
@@ -190,6 +194,19 @@ def test_a_tick_that_fails_in_an_unknown_way_is_logged_and_the_next_comes(net: N
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
     assert sum("ZeroDivisionError" in line for line in lines) == 1
+
+
+def test_a_file_that_cannot_be_read_after_its_download_is_no_fault_of_its_miner(net: Net) -> None:
+    """As when no file can be opened any more: it was taken for a bug that this one submission brings out."""
+    key = net.submit("alice", SMALL)
+
+    def fetch(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
+        return HubFile(path=folder, repo=record.namespace, revision=record.commit, sha256="0" * 64, size=1)
+
+    with open_bench(net, fetcher=Fetcher(1, fetch)) as bench:
+        with pytest.raises(HostError, match="cannot be read: .*Is a directory"):
+            bench.tick_until(lambda: False, ticks=1000)
+        assert key not in bench.store.attempts(bench.contest)
 
 
 def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(net: Net) -> None:
