@@ -67,7 +67,7 @@ def _add_seal_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Publishes and prints the commitment and its block; returns the exit status."""
-    return cli.run_main(build_parser(), argv, run)
+    return cli.run_main(build_parser(), argv, run, is_private=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path.expanduser(),
         competition=cli.read_competition(args),
-        work_dir=cli.check_folder(args.work_dir, "--work_dir"),
+        work_dir=cli.check_private_folder(args.work_dir, "--work_dir", mark="commitment-*"),
         has_target=cli.make_target_check(args),
         is_forced=args.force,
         poll_s=poll_s,

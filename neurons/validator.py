@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from template.validator_config import ValidatorConfig
     from template.workers import Executor, Scorer
 
+_STATE_FILE = "validator.sqlite3"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -142,7 +144,7 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs until stopped; returns the exit status."""
-    return cli.run_main(build_parser(), argv, run)
+    return cli.run_main(build_parser(), argv, run, is_private=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,13 +153,13 @@ def run(args: argparse.Namespace) -> int:
     from template.store import Store
     from template.validator import Validator
 
-    state_dir = cli.check_folder(args.state_dir or default_state_dir(args), "--state_dir")
+    state_dir = cli.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", mark=_STATE_FILE)
     config = make_config(args, state_dir)
     scorer = cli.make_scorer(args, config.competition, config.eval_data_dir, config.cache_dir)
     update = make_update() if args.auto_update else None
     with (
         cli.open_chain(args, needs_wallet=not args.offline) as chain,
-        Store(state_dir / "validator.sqlite3") as store,
+        Store(state_dir / _STATE_FILE) as store,
         closing(make_executor(args, scorer)) as executor,
         closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
     ):

@@ -6,6 +6,8 @@ The one place where `--subtensor.network sim:PATH` becomes a local chain; everyt
 import argparse
 import functools
 import os
+import resource
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,13 +31,22 @@ DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
 
 
 def run_main(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], int]
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    is_private: bool = False,
 ) -> int:
     """An entry point's whole life: parses, sets up logs and clients, runs; returns the exit status.
 
-    The parser must have the arguments of `add_logging_arguments`.
+    The parser must have the arguments of `add_logging_arguments`. is_private: what the process and its children write
+    is their owner's alone, whatever umask they were started with, and no core dump of them is made.
     """
     args = parser.parse_args(argv)
+    if is_private:
+        os.umask(os.umask(0o077) | 0o077)
+        # A core holds the hotkey and the tokens, beside gigabytes of weights.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     def work() -> int:
         tracking.configure_logging(
@@ -252,4 +263,30 @@ def check_folder(path: Path, flag: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be made: {error.strerror or error}") from error
+    return folder
+
+
+def check_private_folder(path: Path, flag: str, *, mark: str) -> Path:
+    """As `check_folder`, and what is in it is nobody else's to read or to change.
+
+    mark: pattern of a name that a folder of ours holds. One that others may enter is closed to them when it is ours or
+    empty; a folder for something else is left as it is. Raises: ConfigError when it is another user's, or when others
+    may write into it and it is not ours to close.
+    """
+    folder = check_folder(path, flag)
+    try:
+        status = folder.stat()
+        if status.st_uid != os.geteuid():
+            raise ConfigError(f"{flag} {path}: belongs to another user, who could change what is in it")
+        if not status.st_mode & 0o077:
+            return folder
+        is_shared = bool(status.st_mode & stat.S_ISVTX)
+        is_ours = not is_shared and (any(folder.glob(mark)) or not any(folder.iterdir()))
+        if is_ours:
+            folder.chmod(0o700)
+            logger.warning("{} {} was open to other users of this machine; now it is not", flag, folder)
+        elif status.st_mode & 0o022:
+            raise ConfigError(f"{flag} {path}: others may write there, so nothing in it could be trusted; name another")
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be made private: {error.strerror or error}") from error
     return folder

@@ -28,7 +28,7 @@ _HOTKEY = "[1-9A-HJ-NP-Za-km-z]{46,49}"
 _DATASET_OWNER = re.compile(_HOTKEY)
 _DATASET = re.compile(r".+--.+-(?:[0-9a-f]{40}|[0-9a-f]{64})")
 # With a dot in front and more behind while they are written, which a kill may leave.
-_RECEIPT = re.compile(rf"\.?({_HOTKEY}-[0-9a-f]{{12}})-\d+\.json(?:\.\d+)?")
+_RECEIPT = re.compile(rf"\.?({_HOTKEY}-[0-9a-f]{{12}})-\d+\.json(?:\.\w+)?")
 _ROUND = re.compile(r"\.?(round-\d+-\d+-\w+)\.jsonl(?:\.\w+)?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 

@@ -10,7 +10,7 @@ from template.errors import ConfigError
 def take_lock(path: Path) -> int:
     """Takes the lock file beside the state and returns its descriptor; the kernel frees it when the process ends."""
     lock_path = path.with_name(path.name + ".lock")
-    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.truncate(fd, 0)

@@ -38,6 +38,9 @@ _DEFAULT_LIMITS = Limits()
 # Seconds that the driver is given to end one worker, or all of them and itself.
 _STOP_S = 10.0
 
+# By which Ray knows its own where a cluster asks for it.
+_RAY_SECRETS = ("RAY_AUTH_TOKEN",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
@@ -66,7 +69,7 @@ class RayOptions:
         if self.cpus_per_worker < 1:
             raise ConfigError(f"--ray.cpus_per_worker must be positive, not {self.cpus_per_worker}")
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("--executor ray needs Ray: pip install --constraint requirements.lock '.[ray]'")
+            raise ConfigError("--executor ray needs Ray, which scripts/setup.sh installs unless WITHOUT_TOOLS is set")
 
 
 class RayExecutor(SlotExecutor):
@@ -119,7 +122,7 @@ class _Driver:
 
     def __init__(self, cluster: wire.Cluster) -> None:
         """Raises: HostError when no process can be started."""
-        self._process: subprocess.Popen[bytes] = start_module("template.ray_driver")
+        self._process: subprocess.Popen[bytes] = start_module("template.ray_driver", keep=_RAY_SECRETS)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._workers: dict[int, _RayWorker] = {}

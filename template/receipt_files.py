@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from template.errors import ConfigError, HostError
@@ -13,19 +14,26 @@ _MAX_BYTES = 1 << 20
 def write_receipt(receipt: Receipt, folder: Path) -> Path:
     """Writes the receipt into `folder`, made if missing, and returns the file; an equal name is replaced whole.
 
+    Readable by its owner alone.
+
     Raises: HostError when the disk refuses.
     """
     result, submission = receipt.result, receipt.submission
     owner = f"{submission.hotkey}-{submission.commit[:12]}" if submission else f"local-{result.train_sha256[:12]}"
     path = folder / f"{owner}-{result.lucky_num}.json"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(receipt.to_json() + "\n", encoding="utf-8")
+        # Under a name that nobody can have put a link at.
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+        partial = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(receipt.to_json() + "\n")
         partial.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
         raise HostError(f"cannot write the receipt {path}: {error}") from error
     return path
 

@@ -1,4 +1,4 @@
-"""Removal of secrets from text that leaves the process: log lines, and what is sent to trackers.
+"""Removal of secrets from what leaves the process: log lines, what is sent to trackers, environments of children.
 
 Two kinds go: the very values of the secrets this process was given, and whatever has the form of one. Commits and
 sha256 digests have the form of many keys, so a key of 40 or 64 hex digits goes only by value or by the name before it.
@@ -6,7 +6,7 @@ sha256 digests have the form of many keys, so a key of 40 or 64 hex digits goes 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from urllib.parse import quote
 
 REDACTED = "[redacted]"
@@ -87,3 +87,12 @@ def _spellings(secret: str) -> Iterator[str]:
 def secret_values(environment: Mapping[str, str]) -> list[str]:
     """Values of the environment variables that hold a secret by their name: HF_TOKEN, WANDB_API_KEY, BT_PW_... ."""
     return [value for name, value in environment.items() if _SECRET_VARIABLE.fullmatch(name.upper())]
+
+
+def without_secrets(environment: Mapping[str, str], *, keep: Container[str] = ()) -> dict[str, str]:
+    """The environment for a child process that has no use for the secrets in this one but those named in `keep`."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in keep or not _SECRET_VARIABLE.fullmatch(name.upper())
+    }

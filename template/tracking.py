@@ -6,9 +6,11 @@ into a log can end a line there and write the next.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import stat
 import sys
 import time
 import traceback
@@ -142,6 +144,13 @@ class _RotatingFile(RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         fd = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            # In a folder that others write to, somebody may have made it first, to read along.
+            if status.st_uid != os.geteuid():
+                os.close(fd)
+                raise PermissionError(errno.EPERM, "the file belongs to another user", self.baseFilename)
+            os.fchmod(fd, 0o600)
         return os.fdopen(fd, "a", encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802

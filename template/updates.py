@@ -28,6 +28,7 @@ from loguru import logger
 
 from template import __version__
 from template.errors import ConfigError, HostError, RemoteError, SubnetError
+from template.redaction import without_secrets
 
 # Seconds between two looks at the remote, and before an installation that failed is tried again.
 CHECK_EVERY_S = 600.0
@@ -279,7 +280,9 @@ def _run(
     has started ends with it.
     Raises: `fault` when it cannot be run, fails or takes too long.
     """
-    kept = {key: value for key, value in os.environ.items() if key not in _MISLEADING}
+    # What pip builds and what a release starts is code that needs no token; a helper of git may log in with one.
+    ours = os.environ if command[0] == "git" else without_secrets(os.environ)
+    kept = {key: value for key, value in ours.items() if key not in _MISLEADING}
     env = {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "SSH_ASKPASS_REQUIRE": "never", **(variables or {})}
     name = " ".join([command[0], *(part for part in command[1:] if not part.startswith("-") and "=" not in part)])
     # Files, not pipes: one pipe left open by something that was sent to the background would be waited on for ever.

@@ -22,7 +22,10 @@ MAX_LINE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The first line to a worker: the fields of `template.workers.Scorer`, paths as text, and the log level it uses."""
+    """The first line to a worker: the fields of `template.workers.Scorer`, paths as text, and the log level it uses.
+
+    hub_token: what the worker fetches the model with, of the machine it runs on, so it never crosses a network.
+    """
 
     competition: Competition
     training_args: TrainingArgs
@@ -32,6 +35,7 @@ class Setup:
     device: str | None
     dtype: str | None
     log_level: str
+    hub_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO
@@ -78,7 +79,7 @@ def main() -> None:
     threading.Thread(target=receive, args=(commands, jobs), name="commands", daemon=True).start()
     link = Link(events)
     configure_logging(link, setup.log_level)
-    serve(make_scorer(setup), jobs, link)
+    serve(make_scorer(setup), jobs, link, setup.hub_token)
 
 
 def die_with_parent() -> None:
@@ -130,10 +131,12 @@ def make_scorer(setup: wire.Setup) -> Scorer:
     return Scorer(**fields)
 
 
-def serve(scorer: Scorer, jobs: SimpleQueue[bytes], link: Link) -> None:
+def serve(scorer: Scorer, jobs: SimpleQueue[bytes], link: Link, hub_token: str | None = None) -> None:
     """Loads, then scores what comes. Every failure is told; which of them end this process is the parent's choice."""
     try:
-        link.tell(load(scorer))
+        with logged_in(hub_token):
+            loaded = load(scorer)
+        link.tell(loaded)
     except Exception as error:
         tell_failure(link, error)
         return
@@ -146,6 +149,17 @@ def serve(scorer: Scorer, jobs: SimpleQueue[bytes], link: Link) -> None:
             link.tell(wire.Scored(result=result))
         except Exception as error:
             tell_failure(link, error)
+
+
+@contextlib.contextmanager
+def logged_in(hub_token: str | None) -> Iterator[None]:
+    """The token where the Hub's client looks for it while a model is fetched, and nowhere once strangers' rows come."""
+    if hub_token is not None:
+        os.environ["HF_TOKEN"] = hub_token
+    try:
+        yield
+    finally:
+        os.environ.pop("HF_TOKEN", None)
 
 
 def tell_failure(link: Link, error: Exception) -> None:

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -15,15 +16,22 @@ from loguru import logger
 import template
 from template import wire
 from template.errors import HostError
+from template.redaction import without_secrets
 
 _PACKAGE_ROOT = Path(template.__file__).resolve().parent.parent
+
+# The Hub client's variables for its token, in the order it looks at them.
+_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 # Seconds that a killed process is given to be gone. One that a driver holds in the kernel may take for ever.
 _KILL_S = 5.0
 
 
-def start_module(name: str) -> subprocess.Popen[bytes]:
-    """A process that runs a module of this package, its stdin and stdout as pipes. Raises: HostError."""
+def start_module(name: str, *, keep: Container[str] = ()) -> subprocess.Popen[bytes]:
+    """A process that runs a module of this package, its stdin and stdout as pipes. Raises: HostError.
+
+    keep: the secrets in this process's environment that it gets; whoever is of the same user reads it in /proc.
+    """
     path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
     try:
         return subprocess.Popen(
@@ -31,7 +39,7 @@ def start_module(name: str) -> subprocess.Popen[bytes]:
             [sys.executable, "-P", "-m", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**without_secrets(os.environ, keep=keep), "PYTHONPATH": path},
         )
     except OSError as error:
         raise HostError(f"no process can be started: {error}") from error
@@ -56,7 +64,9 @@ class Child:
         self._log = log or partial(log_line, setup.device or "default device")
         self._reader = threading.Thread(target=self._read, name=f"worker-{self.pid}", daemon=True)
         self._reader.start()
-        self.send(setup)
+        token = next(filter(None, map(os.environ.get, _HUB_TOKENS)), None)
+        # A local folder is loaded without the Hub.
+        self.send(replace(setup, hub_token=None if setup.model_path else token))
 
     def send(self, command: wire.Command) -> None:
         """Writes the command. That nobody reads it is told as the process's end, not here."""

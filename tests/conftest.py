@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from canaries import plant
+from canaries import pytest_runtest_logreport as pytest_runtest_logreport
+from canaries import pytest_sessionfinish as pytest_sessionfinish
+from canaries import pytest_terminal_summary as pytest_terminal_summary
 
 if TYPE_CHECKING:
     from net_fixtures import Net
@@ -44,6 +48,7 @@ os.environ.update(
 )
 for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE"):
     os.environ.pop(_name, None)
+plant(Path(_HOME.name))
 
 
 @pytest.fixture(scope="session")

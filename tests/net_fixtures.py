@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import canaries
 import pytest
 import yaml
 from loguru import logger
@@ -180,13 +181,19 @@ class Net:
             *("--competition", str(self.parts.competition)),
         ]
 
+    def hub_token(self, name: str) -> str:
+        """A token that the hub takes for NAME's, and that no output may hold."""
+        token = canaries.hub_token(name)
+        self.hub.store.add_token(token, name)
+        return token
+
     def environment(self, name: str) -> dict[str, str]:
         """A process's environment in which the Hub is this network's, and NAME is logged in there."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         return {
             **kept,
             "HF_ENDPOINT": self.hub.endpoint,
-            "HF_TOKEN": f"hf_local_{name}",
+            "HF_TOKEN": self.hub_token(name),
             "HF_HOME": str(self.parts.folder / "hf_home"),
             "PYTHONPATH": str(ROOT),
             # Threads that spin while they wait starve each other on a busy machine; the number is the same.
@@ -224,6 +231,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.pid = self._popen.pid
         self.logs: list[str] = []
         self.output = ""
         self.status: int | None = None
@@ -278,6 +286,7 @@ class Process:
             for stream in (self._popen.stdout, self._popen.stderr):
                 if stream is not None:
                     stream.close()
+        canaries.look("\n".join([self.output, *self.logs]), f"the output of {self._popen.args!r:.300}")
         return self.status
 
 
@@ -296,7 +305,7 @@ def use_hub(net: Net, name: str = "validator") -> Iterator[None]:
         patch.setattr("huggingface_hub.constants.ENDPOINT", net.hub.endpoint)
         patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(net.parts.folder / "no-token"))
-        patch.setenv("HF_TOKEN", f"hf_local_{name}")
+        patch.setenv("HF_TOKEN", net.hub_token(name))
         yield
 
 
@@ -310,7 +319,7 @@ class Ended:
 
 
 def call_main(main: Callable[[list[str]], int], *arguments: object) -> Ended:
-    """Runs an entry point in this process, which gets its signal handlers and loggers back.
+    """Runs an entry point in this process, which gets its signal handlers, loggers and umask back.
 
     One that does not end is interrupted, as an operator would.
     """
@@ -319,6 +328,7 @@ def call_main(main: Callable[[list[str]], int], *arguments: object) -> Ended:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     root = logging.getLogger()
     kept, level = list(root.handlers), root.level
+    os.umask(umask := os.umask(0o022))
     output, logs = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(output), redirect_stderr(logs):
@@ -327,11 +337,13 @@ def call_main(main: Callable[[list[str]], int], *arguments: object) -> Ended:
         status = int(ending.code or 0)
     finally:
         alarm.cancel()
+        os.umask(umask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         root.handlers[:] = kept
         root.setLevel(level)
         logger.remove()
+    canaries.look(output.getvalue() + logs.getvalue(), f"the output of {main.__module__}")
     return Ended(status, output.getvalue(), logs.getvalue().splitlines())
 
 
