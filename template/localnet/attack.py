@@ -4,11 +4,12 @@
 what each one cost. Linux only: the peak of the memory is the kernel's own.
 """
 
+import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,10 +142,9 @@ def _peak_disk(folder: Path) -> Iterator[list[int]]:
 
 def _disk_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except OSError:
-            # It is being moved or removed.
-            continue
+    # Whatever is being moved or removed meanwhile, folders too, counts as nothing.
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(root, name).lstat().st_size
     return total

@@ -122,6 +122,13 @@ class HubStore:
             _write_json(folder / "repo.json", {"head": first, "private": private, "created_s": now_s})
         return True
 
+    def set_private(self, kind: str, repo_id: str, private: bool) -> None:
+        """Hides a repo from all but its owner, or shows it to everybody. Raises: Refusal (RepoNotFound)."""
+        folder = self._folder(kind, repo_id)
+        with _locked(folder):
+            repo = self.repo(kind, repo_id)
+            _write_json(folder / "repo.json", {"head": repo.head, "private": private, "created_s": repo.created_s})
+
     def repo(self, kind: str, repo_id: str) -> Repo:
         """The repo as it is now. Raises: Refusal (RepoNotFound)."""
         if kind in KINDS and is_repo_id(repo_id):
