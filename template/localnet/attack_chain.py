@@ -64,7 +64,7 @@ def _texts() -> list[Attack]:
         "128 line feeds": (b"\n" * 128, _BAD),
         "a NUL in the repo": (b"mallory/da\0ta:arena:" + _SHA[:40].encode(), _BAD),
         "a NUL behind a good text": (_GOOD.encode() + b"\0", _BAD),
-        "a line feed and a forged log line": (_GOOD.encode() + b"\nINFO weights set {0: 1.0}", _BAD),
+        "a line feed and a forged log line": (_GOOD.encode() + b"\nINFO weights set by mallory", _BAD),
         "a carriage return in front": (b"\r" + _GOOD.encode(), _BAD),
         "terminal escapes": (b"\x1b[2J\x1b]0;owned\x07\x1b[31m/x:arena:" + _SHA[:40].encode(), _BAD),
         "an 8-bit terminal escape": ("\x9b2J".encode() + _GOOD.encode(), _BAD),
