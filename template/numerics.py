@@ -5,6 +5,7 @@ the process did before nor leaves a trace in it.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import platform
@@ -22,7 +23,7 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import template
-from template.errors import ConfigError
+from template.errors import ConfigError, HostError
 
 _DEVICE = re.compile(r"cpu|cuda(?::(?P<index>[0-9]{1,3}))?")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -41,17 +42,47 @@ _KERNEL_PREFIXES = (
     "ATEN_CPU_",
     "CUBLAS",
     "CUDNN_",
+    "DISABLE_ADDMM_CUDA_LT",
     "DNNL_",
+    "GLIBC_TUNABLES",
     "KMP_",
     "MKL_",
     "NVIDIA_TF32",
     "OMP_",
     "ONEDNN_",
+    "PYTORCH_TUNABLEOP_",
     "TORCH_",
 )
-_HARMLESS_VARIABLES = {"MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_HOME"}
+_HARMLESS_VARIABLES = {
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "TORCH_CPP_LOG_LEVEL",
+    "TORCH_HOME",
+    "TORCH_LOGS",
+    "TORCH_SHOW_CPP_STACKTRACES",
+}
+
+# Of a receipt's environment, what the machine decides and no release: losses under others are not compared. The
+# libraries are the release's, whose SCORE_VERSION speaks for them; torch's build is chosen on the machine.
+_MACHINES_OWN = ("capability", "device_name", "kernel_variables", "torch")
+
+# Variables by which OpenMP gives fewer threads than it is asked for, or keeps this process on one core, with the only
+# value that does not.
+_OPENMP_VARIABLES = {
+    "OMP_DYNAMIC": "false",
+    "OMP_THREAD_LIMIT": "",
+    "OMP_PLACES": "",
+    "OMP_PROC_BIND": "false",
+    "GOMP_CPU_AFFINITY": "",
+    "KMP_AFFINITY": "disabled",
+}
 
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+_CUBLAS_WORKSPACES = (":4096:8", ":16:8")
+
+# Elements of an operation that each thread of a team takes a part of.
+_ELEMENTS_PER_THREAD = 2**16
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -112,11 +143,14 @@ def lanes(count: int) -> Iterator[Executor]:
 def deterministic(device: torch.device) -> Iterator[None]:
     """Deterministic kernels, fixed precision and threads while a score runs; all of it is put back at the end.
 
-    Modes of the caller (no_grad, inference_mode, autocast) do not reach inside.
-    Raises: ConfigError when the environment lets OpenMP give fewer threads than it is asked for.
+    Modes of the caller (no_grad, inference_mode, autocast, a default device) do not reach inside.
+    Raises: ConfigError when the environment lets OpenMP give fewer threads than it is asked for, or makes cuBLAS
+    indeterminate; HostError when other code of this process has OpenMP do so, has changed how its threads round, or
+    changes the settings or the cores meanwhile.
     Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
-    _require_whole_thread_teams()
+    _refuse_variables(device)
+    threads = thread_count()
     # cuBLAS reads this when its handle is made; without it deterministic mode refuses matrix products on CUDA.
     os.environ.setdefault(*_CUBLAS_WORKSPACE)
     with contextlib.ExitStack() as stack:
@@ -127,25 +161,67 @@ def deterministic(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(sdpa_kernel(_ATTENTION_KERNELS))
-        for read, write, value in _pinned_settings():
+        if torch.get_default_device().type != "cpu":
+            stack.callback(torch.set_default_device, torch.get_default_device())
+            torch.set_default_device(None)
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        pinned = list(_pinned_settings(threads))
+        for read, write, value in pinned:
             stack.callback(write, read())
             write(value)
+        _require_whole_teams(threads)
+        _require_plain_arithmetic(threads)
         yield
+        # The default dtype may change: others load models meanwhile, and nothing here takes it.
+        if any(read() != value for read, _, value in pinned):
+            raise HostError("another thread of this process changed torch's settings while it scored")
+        if thread_count() != threads:
+            raise HostError(f"the cores of this process went from {threads} to {thread_count()} while it scored")
 
 
-def _require_whole_thread_teams() -> None:
+def _refuse_variables(device: torch.device) -> None:
     # oneDNN splits a product by the threads it asks for. Given fewer it leaves parts of the result unwritten, without
     # a word (seen with bfloat16). OpenMP reads these before anything here runs, so they can only be refused.
-    for name, harmless in {"OMP_DYNAMIC": "false", "OMP_THREAD_LIMIT": ""}.items():
-        if os.environ.get(name, harmless).lower() != harmless:
+    for name, harmless in _OPENMP_VARIABLES.items():
+        if os.environ.get(name, harmless).strip().lower() != harmless:
             raise ConfigError(f"unset {name} in the environment: with it, a CPU computes wrong numbers")
+    if os.environ.get("OMP_MAX_ACTIVE_LEVELS", "").strip() == "0":
+        raise ConfigError("unset OMP_MAX_ACTIVE_LEVELS in the environment: with 0, a CPU computes wrong numbers")
+    name, usual = _CUBLAS_WORKSPACE
+    if device.type == "cuda" and os.environ.get(name, usual) not in _CUBLAS_WORKSPACES:
+        raise ConfigError(f"unset {name} in the environment, or make it one of {' '.join(_CUBLAS_WORKSPACES)}")
 
 
-def _pinned_settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+def _require_whole_teams(threads: int) -> None:
+    """As `_refuse_variables`, of what other code asked of the OpenMP library that torch runs on, where it has one."""
+    with contextlib.suppress(OSError, AttributeError):
+        openmp = ctypes.CDLL(torch._C.__file__)  # finds what torch is linked with, whatever its name
+        is_whole = (
+            not openmp.omp_get_dynamic()
+            and openmp.omp_get_max_active_levels() > 0
+            and openmp.omp_get_thread_limit() >= threads
+        )
+        if not is_whole:
+            raise HostError("other code of this process lets OpenMP give fewer threads than it is asked for")
+
+
+def _require_plain_arithmetic(threads: int) -> None:
+    # Rounding and what becomes of the least numbers are settings of each thread's own, which new threads inherit and
+    # some libraries change when they are loaded. A part of an ulp more or less tells the direction of rounding.
+    count = threads * _ELEMENTS_PER_THREAD
+    ones, least = torch.ones(count), torch.ones(count, dtype=torch.int32).view(torch.float32)
+    quarter = torch.full((count,), 2.0**-26)
+    is_nearest = bool((ones + quarter == 1.0).all()) and bool((ones - quarter == 1.0).all())
+    if not is_nearest or not bool(((least * 2.0).view(torch.int32) == 2).all()):
+        raise HostError("other code of this process changed how its threads round or treat denormal numbers")
+
+
+def _pinned_settings(threads: int) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
     """Every process-wide setting of torch that can move the number: how to read it, to write it, and its value."""
     yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2  # errors on what is not
-    yield torch.get_default_dtype, torch.set_default_dtype, torch.float32
-    yield torch.get_num_threads, torch.set_num_threads, thread_count()
+    yield torch.get_num_threads, torch.set_num_threads, threads
+    yield torch.is_anomaly_enabled, torch.set_anomaly_enabled, False  # it would make an error of what diverges
     mkldnn: Any = torch.backends.mkldnn  # a module that torch replaces by an object at run time
     attributes: list[tuple[object, str, object]] = [
         # Filling fresh memory guards against reading it uninitialized; nothing here does, and it costs a pass.
@@ -203,6 +279,14 @@ def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, 
         "threads": str(thread_count()),
         "kernel_variables": _kernel_variables(),
     }
+
+
+def machine_digest(device: torch.device, dtype: torch.dtype) -> str:
+    """Eight hex digits that are equal where the machine's own part in the number is, under one release."""
+    environment = describe_environment(device, dtype)
+    names = (*_MACHINES_OWN, "threads") if device.type == "cpu" else _MACHINES_OWN
+    text = "\n".join(f"{name}={environment[name]}" for name in names)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _kernel_variables() -> str:

@@ -208,6 +208,8 @@ class SlotExecutor(ABC):
             case wire.Advanced() if slot.job is not None:
                 slot.job.phase = slot.job.phase.moved(event.progress, at)
                 slot.job.memory_bytes = event.memory_bytes
+            case wire.Scored(result=result) if slot.job is not None and (moved := self._find_moved(result)):
+                self._lose(slot, HostError(f"{slot.name}: since the worker loaded the model it has {moved}"))
             case wire.Scored(result=result) if slot.job is not None and result.lucky_num == slot.job.lucky_num:
                 self._pace = self._pace.after(result)
                 self._tokens_per_s = pace.tokens_per_s(result)
@@ -240,6 +242,11 @@ class SlotExecutor(ABC):
         ours, theirs = self._environment, loaded.environment
         unlike = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         return ", ".join(f"{name} {theirs.get(name)}, but the others under {ours.get(name)}" for name in unlike) or None
+
+    def _find_moved(self, result: TrainResult) -> str | None:
+        """What of that which all workers share a score was made under another of, such as cores taken away."""
+        moved = [name for name, value in self._environment.items() if result.environment.get(name) != value]
+        return ", ".join(f"another {name}: {result.environment.get(name)}" for name in sorted(moved)) or None
 
     def _located(self, result: TrainResult, slot: _Slot) -> TrainResult:
         """The result, saying where it comes from."""

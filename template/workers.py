@@ -53,18 +53,21 @@ class Scorer:
         )
 
     def load(self) -> str:
-        """Loads the model and names it: Hub commit or folder digest, kind of device, dtype, version of the score.
+        """Loads the model and names it: Hub commit or folder digest, kind of device, dtype, version of the score, and
+        a digest of what else of this machine moves the number.
 
         Losses under different names are not compared.
 
         Raises: as `template.train.run_lora` does for the model.
         """
+        from template.numerics import machine_digest
         from template.train import identify_model
 
         held = identify_model(self._options(None), self.cache_dir)
         dtype = str(held.dtype).removeprefix("torch.")
         source = f"{held.source.model_id}@{held.source.revision or held.source.digest}"
-        return f"{source} {held.device.type} {dtype} score {SCORE_VERSION}"
+        machine = machine_digest(held.device, held.dtype)
+        return f"{source} {held.device.type} {dtype} score {SCORE_VERSION} on {machine}"
 
     def pinned(self, model: str) -> "Scorer":
         """This scorer for exactly the model that `load` named, whatever becomes of the branch it was found at."""

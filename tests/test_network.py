@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from net_fixtures import (
     COMPUTE_LOSS,
     LARGE,
@@ -34,6 +35,7 @@ from net_fixtures import (
 from template.chain import verify_signature
 from template.constants import DATA_FILE, SCORE_VERSION
 from template.errors import Reason
+from template.numerics import machine_digest
 from template.receipt import Receipt
 from template.receipt_files import read_receipt
 from template.settings import load_training_args
@@ -200,7 +202,8 @@ def test_the_stored_receipt_is_the_written_one(arena: Arena, spine: Outcome) -> 
     with Store(arena.folder / "spine" / "validator.sqlite3") as store:
         result = spine.receipts["alice"].result
         device, dtype = result.environment["device"], result.environment["dtype"]
-        model = f"{result.model_id}@{result.model_digest} {device} {dtype} score {SCORE_VERSION}"
+        machine = machine_digest(torch.device(device), getattr(torch, dtype))
+        model = f"{result.model_id}@{result.model_digest} {device} {dtype} score {SCORE_VERSION} on {machine}"
         contest = store.open_contest(competition, args.hyperparameters.digest, model, 0.0)
         assert store.receipt(contest, arena.key("alice")) == spine.receipts["alice"].to_json()
         assert store.receipt(contest, arena.key("copycat")) is None

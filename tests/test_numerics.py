@@ -1,8 +1,12 @@
 """Devices, dtypes, random streams and the environment that a receipt names."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from score_fixtures import CPU, ROOT
 
 import template
 from template import numerics
-from template.errors import ConfigError
+from template.errors import ConfigError, HostError
 
 
 def test_cpu_can_be_named_and_is_what_is_left_without_cuda() -> None:
@@ -65,17 +69,146 @@ def test_streams_never_change_from_one_version_to_the_next() -> None:
     assert torch.randint(1000, (4,), generator=adapter).tolist() == [587, 566, 390, 696]
 
 
-@pytest.mark.parametrize("name", ["OMP_DYNAMIC", "OMP_THREAD_LIMIT"])
+UNSOUND = {
+    "OMP_DYNAMIC": "TRUE",
+    "OMP_THREAD_LIMIT": "1",
+    "OMP_MAX_ACTIVE_LEVELS": "0",
+    "OMP_PROC_BIND": "spread",
+    "OMP_PLACES": "cores",
+    "GOMP_CPU_AFFINITY": "0-1",
+    "KMP_AFFINITY": "compact",
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
 def test_an_openmp_that_may_give_fewer_threads_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "TRUE" if name == "OMP_DYNAMIC" else "1")
+    monkeypatch.setenv(name, UNSOUND[name])
     with pytest.raises(ConfigError, match=name), numerics.deterministic(CPU):
         pass
 
 
-def test_an_openmp_that_is_not_dynamic_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_DYNAMIC", "FALSE")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OMP_DYNAMIC", "FALSE"), ("OMP_DYNAMIC", " false "), ("OMP_PROC_BIND", "false"), ("OMP_MAX_ACTIVE_LEVELS", "1")],
+)
+def test_an_openmp_that_gives_all_it_is_asked_for_is_fine(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
     with numerics.deterministic(CPU):
         pass
+
+
+def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"), numerics.deterministic(torch.device("cuda:0")):
+        pass
+    with numerics.deterministic(CPU):
+        pass
+
+
+def refusal_after(change: Callable[[], object]) -> str:
+    """What a thread that does this is told when it enters the score's settings: the settings are a thread's own."""
+    said = []
+
+    def work() -> None:
+        torch.set_num_threads(2)
+        change()
+        try:
+            with numerics.deterministic(CPU):
+                pass
+        except HostError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return "".join(said)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="finds the library's functions as Linux does")
+def test_an_openmp_that_other_code_has_give_fewer_threads_is_refused() -> None:
+    openmp = ctypes.CDLL(torch._C.__file__)
+    levels = openmp.omp_get_max_active_levels()
+    try:
+        for change in (lambda: openmp.omp_set_dynamic(1), lambda: openmp.omp_set_max_active_levels(0)):
+            assert "OpenMP give fewer threads" in refusal_after(change)
+    finally:
+        openmp.omp_set_max_active_levels(levels)  # in some versions not the thread's own
+    assert refusal_after(lambda: (openmp.omp_set_dynamic(1), openmp.omp_set_dynamic(0))) == ""
+
+
+def work_in_a_team() -> None:
+    torch.ones(4_000_000).mul_(2)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the directions are x86's")
+def test_threads_that_round_otherwise_are_refused_also_when_only_those_of_the_team_do() -> None:
+    set_rounding, set_flushing = ctypes.CDLL("libm.so.6").fesetround, torch.set_flush_denormal
+    nearest, down, up, to_zero = 0, 0x400, 0x800, 0xC00
+    changes: list[Callable[[], object]] = [
+        lambda: set_rounding(down),
+        lambda: set_rounding(up),
+        lambda: set_rounding(to_zero),
+        lambda: (set_rounding(up), work_in_a_team(), set_rounding(nearest)),
+        lambda: set_flushing(True),
+        lambda: (set_flushing(True), work_in_a_team(), set_flushing(False)),
+    ]
+    said = [refusal_after(change) for change in changes]
+    assert all("changed how its threads round" in one for one in said), said
+    assert refusal_after(lambda: (set_rounding(up), set_rounding(nearest), work_in_a_team())) == ""
+
+
+def test_what_another_thread_changes_and_leaves_so_is_noticed() -> None:
+    with (
+        pytest.raises(HostError, match="another thread of this process changed torch's settings"),
+        numerics.deterministic(CPU),
+    ):
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    assert torch.backends.mkldnn.enabled
+
+
+def test_cores_that_are_taken_away_meanwhile_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = os.sched_getaffinity(0)
+    try:
+        with pytest.raises(HostError, match="the cores of this process went from"), numerics.deterministic(CPU):
+            os.sched_setaffinity(0, {min(cores)} if len(cores) > 1 else cores)
+            if len(cores) == 1:
+                pytest.skip("there is only one")
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def test_a_default_device_of_the_caller_does_not_reach_inside() -> None:
+    torch.set_default_device("meta")
+    try:
+        with numerics.deterministic(CPU):
+            assert torch.empty(1).device == CPU
+        assert torch.get_default_device() == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+
+
+def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def digest() -> str:
+        return numerics.machine_digest(CPU, torch.float32)
+
+    before = digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "__version__", "99.0.0")
+        assert digest() == before
+    for name, value in {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert digest() != before, name
+    with monkeypatch.context() as patch:
+        patch.setattr(numerics, "thread_count", lambda: 1000)
+        assert digest() != before
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCH_LOGS", "+all")
+    assert digest() == before
 
 
 def test_inside_everything_is_pinned() -> None:

@@ -82,6 +82,26 @@ def test_a_score_for_another_seed_is_no_score(tmp_path: Path) -> None:
         assert executor.tokens_per_s() == 2000.0
 
 
+def test_a_score_made_under_other_settings_than_the_worker_loaded_under_is_no_score(tmp_path: Path) -> None:
+    """An operator or a container takes cores away: the receipt would tell, and yet the losses would be compared."""
+    result = dataclasses.replace(make_result(1.0, 1.0), environment={"threads": "1", "dtype": "float32"})
+    body = f"""from template.records import TrainResult
+threads = "2" if nth == 1 else "1"
+name = setup.training_args.model_id + "@" + "0" * 40 + " cpu float32"
+tell(wire.Loaded(model=name, device="cpu", environment={{"threads": threads, "dtype": "float32"}}))
+hear()
+tell(wire.Scored(result={result!r}))
+hear()"""
+    with scripted(Script(tmp_path, body)) as executor:
+        ready(executor)
+        executor.submit(KEY, Path("/nowhere"), 1)
+        finished = collect(executor)[0]
+        assert finished.result is None and isinstance(finished.error, HostError)
+        assert "another threads: 1" in str(finished.error)
+        with pytest.raises(HostError, match="threads 1, but the others under 2"):
+            until(executor.prepare, executor)
+
+
 def test_a_worker_that_dies_idle_is_replaced_without_a_word_about_any_job(tmp_path: Path) -> None:
     script = Script(tmp_path, "load()\nif nth == 1:\n    time.sleep(0.1); sys.exit(1)\nhear()")
     with scripted(script) as executor:
