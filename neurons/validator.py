@@ -156,6 +156,12 @@ def run(args: argparse.Namespace) -> int:
     state_dir = cli.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", mark=_STATE_FILE)
     config = make_config(args, state_dir)
     scorer = cli.make_scorer(args, config.competition, config.eval_data_dir, config.cache_dir)
+    if scorer.model_path is None and not scorer.training_args.is_pinned:
+        # A branch is whatever its owner makes of it, another model at the next start and for the next validator.
+        raise ConfigError(
+            f"--training_args: a validator needs the revision of {scorer.training_args.model_id} as a full commit,"
+            f" not {scorer.training_args.revision!r}"
+        )
     update = make_update() if args.auto_update else None
     with (
         cli.open_chain(args, needs_wallet=not args.offline) as chain,

@@ -48,7 +48,7 @@ def score(job: Job, data_dir: str, lucky_num: int) -> Score:
     torch.set_num_threads(numerics.thread_count())
     device = torch.device(job.device)
     started = time.perf_counter()
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(job.model_path)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(job.model_path, trust_remote_code=False)
     train_rows, eval_rows = (encode_folder(Path(folder), job, tokenizer) for folder in (data_dir, job.eval_data_dir))
     with tempfile.TemporaryDirectory(prefix="bench-adapter-") as adapter:
         steps, train_s = train(job, train_rows, adapter, lucky_num)
@@ -129,7 +129,9 @@ def make_arguments(job: Job, hyper: Hyperparameters, folder: str, seed: int) -> 
 
 def load_base(job: Job) -> Any:
     """The base from its files, on the device."""
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(job.model_path, dtype=getattr(torch, job.dtype))
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        job.model_path, dtype=getattr(torch, job.dtype), use_safetensors=True, trust_remote_code=False
+    )
     return model.to(job.device)
 
 

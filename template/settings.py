@@ -76,6 +76,11 @@ class TrainingArgs:
         if not isinstance(revision, str) or not _REVISION.fullmatch(revision) or ".." in revision:
             raise ConfigError(f"revision must be a commit, branch or tag in quotes, not {revision!r}")
 
+    @property
+    def is_pinned(self) -> bool:
+        """True when the revision is a full commit, which nobody can make another model of."""
+        return self.revision is not None and re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+
 
 def load_training_args(path: Path | None = None) -> TrainingArgs:
     """The first model of the file at `path` and its hyperparameters; by default, those of this repository.

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -293,6 +294,20 @@ def truncate_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
+class Bomb:
+    """Leaves a file named `ran` in the working directory of whoever unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+def pickle_as(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(pickle.dumps(Bomb()))
+
+    return change
+
+
 UNUSABLE: dict[str, Callable[[Path], None]] = {
     "no config": remove("config.json"),
     "broken config": lambda folder: (folder / "config.json").write_text("{") and None,
@@ -301,6 +316,8 @@ UNUSABLE: dict[str, Callable[[Path], None]] = {
     "code of its own": require_remote_code,
     "a missing weight": drop_a_weight,
     "truncated weights": truncate_weights,
+    "a pickle by the weights' name": pickle_as("model.safetensors"),
+    "a pickle by the tokenizer's name": pickle_as("tokenizer.json"),
     "weights of another shape": lambda folder: edit_config(folder, vocab_size=600),
     "no tokenizer": remove("*token*"),
     "no language model": lambda folder: edit_config(folder, model_type="vit"),
@@ -316,6 +333,46 @@ def test_an_unusable_folder_is_a_config_error(
     with pytest.raises(ConfigError, match=str(folder)):
         load(folder)
     assert not Path("ran").exists()
+
+
+# What a repository may hold beside the model: pickles that other loaders read, and code that others run.
+BESIDE: dict[str, Callable[[Path], object]] = {
+    "weights": pickle_as("pytorch_model.bin"),
+    "a training run": lambda folder: [
+        pickle_as(name)(folder)
+        for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.bin")
+    ],
+    "a tokenizer's code": lambda folder: add_code(folder, "tokenizer_config.json", "AutoTokenizer", ["evil.Tok", None]),
+    "a model's code": lambda folder: add_code(folder, "config.json", "AutoModelForCausalLM", "evil.Model"),
+    "code that generates": lambda folder: [
+        (folder / "custom_generate").mkdir(),
+        (folder / "custom_generate" / "generate.py").write_text(EVIL),
+    ],
+}
+EVIL = "import pathlib; pathlib.Path('ran').touch()"
+
+
+def add_code(folder: Path, file: str, kind: str, name: object) -> None:
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {kind: name}}))
+    (folder / "evil.py").write_text(EVIL)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_stands_beside_the_weights_is_neither_unpickled_nor_run(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = digests(load(folder).base_parameters)
+    BESIDE[name](folder)
+    monkeypatch.chdir(tmp_path)
+    assert digests(load(folder).base_parameters) == before
+    assert not Path("ran").exists()
+
+
+def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Bomb()))
+    assert Path("ran").exists()
 
 
 def test_a_missing_folder_is_a_config_error(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,23 @@ if TYPE_CHECKING:
     from score_fixtures import Bench
 
 
+# What Python starts first in each process: tells of every class that is looked up for a pickle, and for whom.
+HOOK = """
+import os, sys
+def hear(event, arguments):
+    if event == "pickle.find_class":
+        frame, files = sys._getframe(), []
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        with open(TOLD, "a") as told:
+            told.write(repr((sys.argv[:1], arguments, files[:4])) + "\\n")
+sys.addaudithook(hear)
+with open(TOLD + "-by", "a") as told:
+    told.write(repr(sys.orig_argv) + "\\n")
+"""
+
+
 @dataclass
 class Seen:
     """What is left of the two runs."""
@@ -47,6 +66,7 @@ class Seen:
     state: Path
     work: Path
     log: Path
+    pickles: Path
     validator: Witness
     miner: Witness
     opened: set[tuple[str, str]]
@@ -66,6 +86,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
         mine += ["--dataset_path", str(write_dataset(folder / "mine", SMALL))]
         rounds = [*net.chain_arguments("validator"), *scoring, "--state_dir", str(state), "--max_epochs", "1"]
         rounds += ["--blocks_per_epoch", "20", "--block_threshold", "5", "--logging.trace", "--logging.file", str(log)]
+        hook, pickles = folder / "hook", folder / "pickles"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(f"TOLD = {str(pickles)!r}\n{HOOK}")
         wallets = Watch(net.parts.wallets)
         witnesses = Witness(), Witness()
         for script, arguments, name, witness in (
@@ -73,6 +96,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
             (VALIDATOR, rounds, "validator", witnesses[1]),
         ):
             environment = {**net.environment(name), "WANDB_MODE": "offline"}
+            environment["PYTHONPATH"] = f"{hook}:{environment['PYTHONPATH']}"
             before = os.umask(0)
             try:
                 process = Process(script, *arguments, env=environment)
@@ -83,7 +107,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
             net.admin.advance(2)
         opened = wallets.events()
         wallets.close()
-        yield Seen(net, state, work, log, witnesses[1], witnesses[0], opened)
+        yield Seen(net, state, work, log, pickles, witnesses[1], witnesses[0], opened)
 
 
 def test_both_ran_and_left_what_is_looked_at_below(seen: Seen) -> None:
@@ -133,6 +157,22 @@ def test_no_secret_is_in_any_file_of_the_two_not_even_in_the_fullest_log(seen: S
         for name in ("secretSeed", "secretPhrase", "privateKey"):
             value = str(key[name]).removeprefix("0x")
             assert len(value) > 30 and value.encode() not in text, f"{name} of {path}"
+
+
+def test_nothing_is_unpickled_in_any_process_of_the_two(seen: Seen) -> None:
+    heard = Path(f"{seen.pickles}-by").read_text()
+    for process in ("miner.py", "validator.py", "template.worker_main", "template.wandb_process"):
+        assert process in heard, "the hook was there"
+    assert not seen.pickles.exists(), seen.pickles.read_text()[:2000]
+
+
+def test_the_hook_hears_of_a_pickle(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    (tmp_path / "sitecustomize.py").write_text(f"TOLD = {str(told)!r}\n{HOOK}")
+    code = "import pickle, pathlib; pickle.loads(pickle.dumps(pathlib.Path('x')))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert "pathlib" in told.read_text()
 
 
 def test_of_the_wallets_the_hotkey_alone_is_opened_and_nothing_is_written(seen: Seen) -> None:

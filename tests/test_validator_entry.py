@@ -15,6 +15,7 @@ from net_fixtures import (
 from template.localnet.hub_faults import Fault as HubFault
 from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.network import make_hotkey
+from template.settings import load_training_args
 from template.store import Store
 
 
@@ -34,6 +35,22 @@ def _arguments(net: Net, model: Path, **changed: object) -> list[object]:
     }
     flags.update({f"--{name.replace('__', '.')}": value for name, value in changed.items()})
     return [part for flag, value in flags.items() for part in ((flag,) if value is True else (flag, value))]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", "989aa79", "989AA7980e4cf806f80c7fef2b1adb7bc71aa306"])
+def test_a_model_whose_revision_somebody_can_move_is_refused(net: Net, tmp_path: Path, revision: str | None) -> None:
+    args = write_training_args(tmp_path / "moving.yaml")
+    if revision is not None:
+        args.write_text(f"{args.read_text()}  revision: '{revision}'\n")
+    flags = [str(flag) for flag in _arguments(net, tmp_path, training_args=args)]
+    at = flags.index("--model_path")
+    ended = call_main(load_main(VALIDATOR), *flags[:at], *flags[at + 2 :])
+    assert ended.status == 3, ended.logs
+    assert "a validator needs the revision of Qwen/Qwen2.5-0.5B-Instruct as a full commit" in ended.logs[-1]
+
+
+def test_the_subnets_own_model_is_pinned() -> None:
+    assert load_training_args().is_pinned
 
 
 CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {

@@ -220,11 +220,13 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise HostError("converting the model needs the package gguf: install the lock file")
     # Progress bars are written to sys.stderr whatever the logging level.
     with contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
         # The original's splitter; reading GGUF puts GPT-2's in its place, which joins spaces before digits otherwise.
         splitter = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         tokenizer.backend_tokenizer.pre_tokenizer = splitter
-        packed = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        packed = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
         config = packed.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
