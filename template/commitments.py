@@ -90,15 +90,14 @@ def encode_text(text: str) -> bytes:
 def _revealed_text(data: Any) -> str | None:
     """The text of one reveal, None unless the bytes are exactly one SCALE string.
 
-    The client's decoder shows bytes that are UTF-8 as text, others as 0x-hex. At most one of both readings has the
-    right length: what begins with `0x` as text is 13 bytes long, and no 11 digits are whole bytes.
+    The client's decoder shows bytes that are UTF-8 as text, others as 0x-hex. What looks like hex of other bytes is that:
+    as text it would be no SCALE string, since what begins with `0x` is 13 bytes long, and no 11 digits are whole bytes.
     """
     if not isinstance(data, str):
         return None
-    text = _scale_string(data.encode(errors="surrogatepass"))
-    if text is None and _HEX.fullmatch(data):
-        text = _scale_string(bytes.fromhex(data[2:]))
-    return text
+    if _HEX.fullmatch(data) and _utf8(raw := bytes.fromhex(data[2:])) is None:
+        return _scale_string(raw)
+    return _scale_string(data.encode(errors="surrogatepass"))
 
 
 def _scale_string(data: bytes) -> str | None:

@@ -381,11 +381,15 @@ def encode_submission(
 
 # Tokens of the chat format itself that may stand before the first answer; generous for every family.
 _FORMAT_TOKENS = 128
+# A tokenizer may bring characters into Unicode's composed form first, which spells some of them longer, in UTF-8 up to
+# three times. Source: https://unicode.org/faq/normalization.html.
+_MOST_EXPANSION = 3
 
 
 def surely_has_target(row: Row) -> bool:
     """True when no tokenizer can cut the first answer off: a token covers one byte or more. False decides nothing."""
     if len(row.messages) < 2:
         return False
-    before = (row.system or "").encode() + row.messages[0].content.encode()
-    return len(before) + _FORMAT_TOKENS < MAX_TOKENS
+    before = (row.system or "") + row.messages[0].content
+    size = len(before) if before.isascii() else len(before.encode()) * _MOST_EXPANSION
+    return size + _FORMAT_TOKENS < MAX_TOKENS

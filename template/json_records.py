@@ -29,7 +29,8 @@ def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, 
     Raises: ConfigError when the text is no JSON object, has a key twice, or names another format.
     """
     try:
-        content = json.loads(text, object_pairs_hook=_unique)
+        # Bytes as they are would also be taken in UTF-16 and UTF-32.
+        content = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != format_name:

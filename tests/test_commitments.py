@@ -130,6 +130,8 @@ def test_sealed_text_is_read_back_once_revealed(text: str) -> None:
         "0x",
         "0x08fffe",
         "0x09",
+        "0x00",
+        "0x0c414243",
         "0x086",
         "0xzz",
         "0x0B",

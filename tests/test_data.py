@@ -23,8 +23,11 @@ from template.data import (
     Row,
     encode_row,
     parse_rows,
+    surely_has_target,
 )
 from template.errors import Reason, SubmissionError
+from template.model import load_tokenizer
+from template.settings import load_training_args
 from template.templates import template_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -365,6 +368,19 @@ def test_the_default_token_limit_is_the_protocols() -> None:
     encoded = encode_row(row, QWEN, tokenize)
     assert encoded is not None
     assert len(encoded.input_ids) == len(encoded.targets) == constants.MAX_TOKENS == 2048
+
+
+def test_an_answer_is_surely_kept_only_where_no_tokenizer_can_spell_what_stands_before_it_longer(
+    tiny_model: Path,
+) -> None:
+    """Qwen's brings text into Unicode's composed form, in which U+0958 is two characters: 1,200 bytes, 2,400 tokens."""
+    tokenize = load_tokenizer(load_training_args(), model_path=tiny_model)
+    for question in ("\u0958" * 400, "\u0958" * 200, "q" * 1_900, "q" * 2_000):
+        (row,) = parse(row_json(question, "a"), SUBMISSION_LIMITS)
+        assert encode_row(row, QWEN, tokenize) is not None or not surely_has_target(row)
+    assert encode_row(parse(row_json("\u0958" * 400, "a"), SUBMISSION_LIMITS)[0], QWEN, tokenize) is None
+    assert surely_has_target(parse(row_json("q" * 1_900, "a"), SUBMISSION_LIMITS)[0])
+    assert surely_has_target(parse(row_json("\u0958" * 200, "a"), SUBMISSION_LIMITS)[0])
 
 
 def test_a_target_in_first_place_cannot_be_predicted_and_does_not_count() -> None:

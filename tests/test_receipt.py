@@ -173,6 +173,12 @@ def test_what_is_no_receipt_is_a_config_error_naming_its_origin(text: str | byte
         Receipt.from_json(text, "from there")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32-le", "utf-8-sig"])
+def test_a_receipt_in_another_encoding_than_utf8_is_refused(encoding: str) -> None:
+    with pytest.raises(ConfigError, match="not JSON"):
+        Receipt.from_json(SIGNED.to_json().encode(encoding), "from there")
+
+
 @pytest.mark.parametrize("section", [(), ("result",), ("submission",), ("competition",)])
 def test_an_unknown_field_is_refused(section: tuple[str, ...]) -> None:
     def add(container: Any, key: Any) -> None:
