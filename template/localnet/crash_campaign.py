@@ -1,0 +1,124 @@
+"""A crash campaign: an undisturbed run with the real worker, then kill upon kill, and fault upon fault."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from template.localnet.crash_checks import EndState, adopt_orphans
+from template.localnet.crash_faults import FAULTS, REAL_FAULTS, Fault
+from template.localnet.crash_report import Campaign
+from template.localnet.crash_run import Outcome, Run
+from template.localnet.crash_world import Base
+from template.localnet.tiny import make_tiny_model
+
+# Seconds after its start at which a process is killed by chance: from the interpreter's first steps to its work.
+_RANDOM_S = (0.05, 3.5)
+_REAL_RANDOM_S = (0.5, 14.0)
+# Where one point of each kind is enough, it is not always the first.
+_SHARES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much is done. walks: runs that share out all points between them, None: one of each kind in one run.
+
+    random_kills: by chance, over random_runs. real_kills: the same with the worker that trains. faults: their names.
+    """
+
+    phases: int
+    walks: int | None
+    random_runs: int
+    random_kills: int
+    real_kills: int
+    faults: tuple[str, ...]
+
+
+FULL = Scale(
+    phases=4, walks=6, random_runs=4, random_kills=40, real_kills=12,
+    faults=tuple(fault.name for fault in (*FAULTS, *REAL_FAULTS)),
+)  # fmt: skip
+SHORT = Scale(
+    phases=2, walks=None, random_runs=1, random_kills=5, real_kills=0,
+    faults=("disk full", "log cut short", "clock a year ahead, and back", "worker killed in each stage"),
+)  # fmt: skip
+
+
+class Crew:
+    """Carries a campaign out in the new folder `folder`, `jobs` runs at a time."""
+
+    def __init__(self, folder: Path, scale: Scale, *, jobs: int, seed: int, tell: Callable[[str], None]) -> None:
+        self._folder, self._scale, self._jobs, self._seed = folder, scale, jobs, seed
+        self._lock = threading.Lock()
+        self._tell_anybody = tell
+        self.campaign = Campaign()
+
+    def _tell(self, line: str) -> None:
+        with self._lock:
+            self._tell_anybody(line)
+
+    def work(self) -> Campaign:
+        """The whole campaign."""
+        adopt_orphans()
+        base = Base(self._folder / "base", make_tiny_model(self._folder / "model")).make()
+        expected, calm = self._record(base)
+        jobs = [*self._walks(base, expected), *self._chances(base, expected)]
+        faults = [fault for fault in (*FAULTS, *REAL_FAULTS) if fault.name in self._scale.faults]
+        with ThreadPoolExecutor(self._jobs) as pool:
+            # The long ones first.
+            runs = [pool.submit(job) for job in jobs]
+            mended = [pool.submit(self._bring, fault, base, expected) for fault in faults]
+            self.campaign.outcomes += [calm, *(run.result() for run in runs)]
+            self.campaign.faults += [(fault.name, run.result()) for fault, run in zip(faults, mended, strict=True)]
+        return self.campaign
+
+    def _record(self, base: Base) -> tuple[EndState, Outcome]:
+        """The undisturbed run, whose scores make the table."""
+        self.campaign.scorers["undisturbed"] = "trains"
+        with Run(base, self._folder / "undisturbed", phases=self._scale.phases, mode="record", tell=self._tell) as run:
+            run.go()
+            outcome = run.finish(None)
+            return run.end_state(), outcome
+
+    def _walks(self, base: Base, expected: EndState) -> list[Callable[[], Outcome]]:
+        scale = self._scale
+        if scale.walks is None:
+            share = self._seed % _SHARES
+            return [lambda: self._run("one of each", base, expected, share=share, shares=_SHARES, is_once=True)]
+        return [
+            lambda share=share: self._run(f"walk {share + 1}", base, expected, share=share, shares=scale.walks)  # type: ignore[misc]
+            for share in range(scale.walks)
+        ]
+
+    def _chances(self, base: Base, expected: EndState) -> list[Callable[[], Outcome]]:
+        scale = self._scale
+        found: list[Callable[[], Outcome]] = [
+            lambda at=at: self._run(  # type: ignore[misc]
+                f"chance {at + 1}", base, expected, killer=lambda rng: rng.uniform(*_RANDOM_S),
+                most_kills=scale.random_kills, seed=self._seed + at,
+            )
+            for at in range(scale.random_runs)
+        ]  # fmt: skip
+        if scale.real_kills:
+            self.campaign.scorers["chance, trains"] = "trains"
+            found.append(
+                lambda: self._run(
+                    "chance, trains", base, expected, is_real=True, killer=lambda rng: rng.uniform(*_REAL_RANDOM_S),
+                    most_kills=scale.real_kills, seed=self._seed,
+                )
+            )  # fmt: skip
+        return found
+
+    def _run(self, name: str, base: Base, expected: EndState, **options: object) -> Outcome:
+        with Run(base, self._folder / name, phases=self._scale.phases, tell=self._tell, **options) as run:  # type: ignore[arg-type]
+            run.go()
+            return run.finish(expected)
+
+    def _bring(self, fault: Fault, base: Base, expected: EndState) -> Outcome:
+        folder = self._folder / f"fault {fault.name}"
+        if fault in REAL_FAULTS:
+            self.campaign.scorers[folder.name] = "trains"
+        outcome = fault.work(base, folder, expected)
+        self._tell(f"{folder.name}: done in {outcome.seconds:.0f} s")
+        return outcome
