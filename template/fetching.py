@@ -13,7 +13,7 @@ from pathlib import Path
 
 from template import hub
 from template.competition import CommitmentRecord
-from template.constants import DOWNLOAD_DEADLINE_S
+from template.constants import DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
 from template.dataset_folder import HubFile
 from template.errors import HostError
 from template.state import SubmissionKey
@@ -38,6 +38,11 @@ class Fetched:
     block: int
     held: HubFile | None = None
     error: Exception | None = None
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes; 0 without one."""
+        return self.held.size if self.held is not None else 0
 
     def result(self) -> HubFile:
         """The file. Raises: what the download ended with."""
@@ -82,10 +87,18 @@ class Fetcher:
         threading.Thread(target=self._run, args=(key, folder, block, deadline_s), name="fetch", daemon=True).start()
 
     def collect(self) -> list[Fetched]:
-        """The downloads that ended since the last call."""
+        """The downloads that ended since the last call, in their order.
+
+        No more at a time than come to the size of the largest file, so that checking them holds nothing up for long.
+        """
         self._stirred.clear()
-        found = []
+        found: list[Fetched] = []
+        size = 0
         while self._ended:
+            size += self._ended[0].size
+            if found and size > MAX_SUBMISSION_BYTES:
+                self._stirred.set()
+                break
             found.append(self._ended.popleft())
             self._under_way.discard(found[-1].key)
         return found

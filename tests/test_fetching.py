@@ -12,7 +12,7 @@ from net_fixtures import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, run_
 from validator_fixtures import Bench, open_bench
 
 from template.competition import CommitmentRecord
-from template.constants import DOWNLOAD_DEADLINE_S
+from template.constants import DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
 from template.dataset_folder import HubFile
 from template.errors import HostError, Reason, RemoteError, SubmissionError
 from template.fetching import Fetcher, download
@@ -237,6 +237,26 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
         assert not bench.validator._fetcher.under_way()
         now[0] += 1.0
         tick_until(bench, lambda: set(bench.store.verdicts(bench.contest)) == {alice, bob})
+
+
+def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) -> None:
+    sizes = [3, MAX_SUBMISSION_BYTES - 3, 1, 5, MAX_SUBMISSION_BYTES, MAX_SUBMISSION_BYTES // 2 + 1, 7]
+
+    def fetch(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
+        size = int(folder.name)
+        return HubFile(path=folder, repo=record.namespace, revision=record.commit, sha256="0" * 64, size=size)
+
+    fetcher = Fetcher(len(sizes), fetch)
+    for at, size in enumerate(sizes):
+        fetcher.begin(SubmissionKey(str(at), f"a/b:1:{'0' * 40}"), tmp_path / str(size), 0)
+        wait_until(lambda at=at: len(fetcher._ended) == at + 1)  # type: ignore[misc]
+    found = []
+    for _ in range(4):
+        started = time.monotonic()
+        fetcher.wait(30.0)
+        assert time.monotonic() - started < 10.0, "what is left is told of"
+        found.append([one.size for one in fetcher.collect()])
+    assert found == [sizes[:2], sizes[2:4], sizes[4:5], sizes[5:]] and not fetcher.under_way()
 
 
 def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
