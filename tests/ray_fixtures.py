@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from worker_fixtures import is_alive, until
 
+NODE_TOKEN = "hf_of_the_node"
+CLUSTER_TOKEN = secrets.token_hex(32)
 ROOT = Path(__file__).resolve().parent.parent
 
 # Obeys one word a line and answers each with the cluster's address. Every node has room for one worker.
@@ -48,7 +52,7 @@ class Cluster:
             "RAY_TMPDIR": str(folder),
             "TMPDIR": str(folder),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "HF_TOKEN": "hf_of_the_node",
+            "HF_TOKEN": NODE_TOKEN,
         }
         with (folder / "output").open("wb") as output:
             self._process = subprocess.Popen(
@@ -101,16 +105,19 @@ class Cluster:
 
 @contextmanager
 def open_cluster() -> Iterator[Cluster]:
-    """A cluster of one node, gone in the end."""
+    """A cluster of one node, gone in the end. It knows its own by a token, which this process has meanwhile."""
     folder = Path(tempfile.mkdtemp(prefix="r"))
-    try:
-        cluster = Cluster(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", CLUSTER_TOKEN)
         try:
-            yield cluster
+            cluster = Cluster(folder)
+            try:
+                yield cluster
+            finally:
+                cluster.close()
         finally:
-            cluster.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def actors(logged: Sequence[str]) -> dict[str, int]:

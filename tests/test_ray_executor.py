@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 from net_fixtures import SMALL, VALIDATOR, Net, call_main, load_main, write_training_args
-from ray_fixtures import Cluster, actors, child_of, open_cluster
+from ray_fixtures import CLUSTER_TOKEN, NODE_TOKEN, Cluster, actors, child_of, open_cluster
 from score_fixtures import Bench, make_args, make_rows, write_rows
 from test_worker_process import SEED, start_long, timeless
 from worker_fixtures import EAGER, KEY, OTHER, children, collect, is_alive, ready, until
@@ -146,6 +146,28 @@ def test_the_validators_token_is_nowhere_in_the_cluster(pair: RayExecutor, clust
     assert len(environments) > 5 and not any(TOKEN.encode() in environment for environment in environments)
 
 
+def test_where_strangers_rows_are_scored_no_token_is_in_the_environment(
+    pair: RayExecutor, cluster: Cluster, logged: list[str]
+) -> None:
+    for actor in actors(logged).values():
+        shell, child = (Path(f"/proc/{pid}/environ").read_bytes() for pid in (actor, child_of(actor)))
+        assert NODE_TOKEN.encode() in shell and b"RAY_TMPDIR" in child
+        assert not any(token.encode() in child for token in (TOKEN, NODE_TOKEN, CLUSTER_TOKEN))
+
+
+def test_a_cluster_with_a_token_is_used_by_nobody_without_it(
+    scorer: Scorer, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    executor = open_executor(scorer, cluster)
+    try:
+        with pytest.raises(ConfigError, match="no cluster"):
+            ready(executor)
+    finally:
+        executor.close()
+
+
 def test_an_actor_that_is_killed_and_a_node_that_is_removed_blame_nobody_and_the_scores_are_made_elsewhere(
     pair: RayExecutor, cluster: Cluster, long_dir: Path, bench: Bench, expected: TrainResult, logged: list[str]
 ) -> None:
@@ -272,9 +294,9 @@ def test_a_wrong_setting_is_named(case: str) -> None:
     assert sentence in str(refused.value)
 
 
-def test_without_ray_the_extra_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_what_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"\[ray\]"):
+    with pytest.raises(ConfigError, match=r"scripts/setup\.sh"):
         RayOptions().check()
 
 
