@@ -6,7 +6,9 @@ a connection no weaker than the endpoint's, to hosts that `hub_network` allows, 
 plain. Of an answer only the headers that someone reads are passed on, so no cookie is kept, no second page of a listing
 is looked for, and no text for the log is taken in. A body comes as it is, uncompressed, and no longer than the budget.
 
-A 429 or 5xx ends the call whatever the library would do: when to try again is the caller's decision.
+A 429 or 5xx ends a call with a budget whatever the library would do: when to try again is the caller's decision. Other
+libraries try again themselves, some seconds, and may know what to do without the Hub; for how long it asks them to wait
+is not passed on.
 """
 
 import ipaddress
@@ -90,7 +92,7 @@ class GuardedTransport(httpx2.BaseTransport):
         with budget.in_force():
             answer = self._inner.handle_request(request)
         try:
-            _refuse(answer)
+            _refuse(answer, is_busy_final=called_in is not None)
             declared = _declared_bytes(answer.headers)
             if called_in is None and not _is_listing(request.url, budget):
                 budget.deadline += (declared or 0) / _SLOWEST_BYTES_PER_S
@@ -131,10 +133,10 @@ def _is_listing(url: httpx2.URL, budget: Budget) -> bool:
     return url.origin == endpoint.origin and path.startswith("/api/") and not path.startswith("/api/resolve-cache/")
 
 
-def _refuse(answer: httpx2.Response) -> None:
-    """Passes an answer that may be read on. Raises: RemoteError."""
+def _refuse(answer: httpx2.Response, *, is_busy_final: bool) -> None:
+    """Passes an answer that may be read on. is_busy_final: 429 and 5xx end the call. Raises: RemoteError."""
     status, headers = answer.status_code, answer.headers
-    if status == 429 or status >= 500:
+    if is_busy_final and (status == 429 or status >= 500):
         raise RemoteError(f"the Hub answered HTTP {status}", _retry_after_s(headers))
     if status < 200:
         raise RemoteError(f"the Hub answered HTTP {status}, which is no answer")

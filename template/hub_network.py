@@ -142,9 +142,8 @@ class GuardedBackend(httpcore2.NetworkBackend):
         failure: Exception = RemoteError(f"the host {host[:100]!r} has no address")
         for address in self._addresses(host, port):
             try:
-                return GuardedStream(
-                    self._inner.connect_tcp(address, port, _wait_s(timeout), local_address, socket_options)
-                )
+                with _waiting(timeout) as wait_s:
+                    return GuardedStream(self._inner.connect_tcp(address, port, wait_s, local_address, socket_options))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
@@ -168,11 +167,13 @@ class GuardedStream(httpcore2.NetworkStream):
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _wait_s(timeout))
+        with _waiting(timeout) as wait_s:
+            return self._inner.read(max_bytes, wait_s)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), _PIECE_BYTES):
-            self._inner.write(buffer[start : start + _PIECE_BYTES], _wait_s(timeout))
+            with _waiting(timeout) as wait_s:
+                self._inner.write(buffer[start : start + _PIECE_BYTES], wait_s)
 
     def close(self) -> None:
         self._inner.close()
@@ -180,16 +181,26 @@ class GuardedStream(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        return GuardedStream(self._inner.start_tls(ssl_context, server_hostname, _wait_s(timeout)))
+        with _waiting(timeout) as wait_s:
+            return GuardedStream(self._inner.start_tls(ssl_context, server_hostname, wait_s))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
-def _wait_s(timeout: float | None) -> float | None:
-    """The time-out, shortened to what the call has left. Raises: RemoteError when that is nothing."""
+@contextmanager
+def _waiting(timeout: float | None) -> Iterator[float | None]:
+    """The time-out to wait with, shortened to what the call has left.
+
+    Raises: RemoteError when that is nothing, before or after; a time-out of the client's own would be tried again.
+    """
     budget = budget_in_force()
     if budget is None:
-        return timeout
+        yield timeout
+        return
     remaining_s = budget.remaining_s()
-    return remaining_s if timeout is None else min(timeout, remaining_s)
+    try:
+        yield remaining_s if timeout is None else min(timeout, remaining_s)
+    except httpcore2.TimeoutException:
+        budget.remaining_s()
+        raise

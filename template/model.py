@@ -6,6 +6,7 @@ initial values before each score, so what was scored before cannot be felt.
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -334,12 +335,8 @@ def digest_folder(folder: Path) -> str:
 
 
 def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path | None) -> SubnetError:
-    """Whose fault a failed load is, read from the chain of causes that transformers keeps."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__
+    """Whose fault a failed load is, read from the chain of causes that transformers keeps, or else breaks off."""
+    causes = _chain(error, lambda one: one.__cause__)
     setting = f"--model_path {model_path}" if model_path else f"{args.model_id} at {args.revision or 'main'}"
     # transformers re-exports the Hub client's errors, so that only the hub seam imports that client.
     hub: Any = transformers.utils.hub
@@ -350,14 +347,23 @@ def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path
     )
     if any(isinstance(cause, unknown) for cause in causes):
         return ConfigError(f"training_args: the Hub has no readable model {setting}")
-    is_remote = (
-        hub.HfHubHTTPError,
-        hub.LocalEntryNotFoundError,
-        ConnectionError,
-        TimeoutError,
-    )
+    is_unreachable = (RemoteError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    is_remote = (hub.HfHubHTTPError, *is_unreachable)
     if any(isinstance(cause, is_remote) or "httpx" in type(cause).__module__ for cause in causes):
         return RemoteError(f"the Hub did not deliver {setting}: {error}")
+    # A tokenizer's error names no cause. What the Hub answered meanwhile, as that it has no such file, is none.
+    for cause in _chain(error, lambda one: one.__cause__ or one.__context__):
+        if isinstance(cause, is_unreachable):
+            return RemoteError(f"the Hub did not deliver {setting}: {cause}")
     if any(isinstance(cause, OSError) and cause.errno is not None for cause in causes):
         return HostError(f"this machine could not read {setting}: {error}")
     return ConfigError(f"{setting} cannot be loaded as a causal language model: {error}")
+
+
+def _chain(error: BaseException, follow: Callable[[BaseException], BaseException | None]) -> tuple[BaseException, ...]:
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = follow(cause)
+    return tuple(found)

@@ -66,6 +66,8 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
         template = here.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", here.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # transformers keeps what it once made for another endpoint.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         hub.configure()
         yield Hosts(here, elsewhere, seen)
@@ -169,7 +171,7 @@ def test_a_second_page_is_not_looked_for(hosts: Hosts) -> None:
     """As transformers lists a model's folder."""
     publish(hosts.hub.store.root, MODEL_ID, {"config.json": b"{}"}, repo_type="model")
     hosts.misbehave(told([], at="/tree/", headers=(("Link", f'<{hosts.elsewhere.endpoint}/next>; rel="next"'),)))
-    assert list(HfApi().list_repo_tree(MODEL_ID)) == []
+    assert list(HfApi(endpoint=hosts.hub.endpoint).list_repo_tree(MODEL_ID)) == []
     hosts.check(is_reached=False)
 
 
