@@ -14,16 +14,18 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-import neurons.validator as entry
 from template import constants, judging, validator
 from template.constants import DATA_FILE
 from template.localnet.attack import memory_kib
 from template.localnet.crowd import COMPETITION, IdleExecutor, make_result
 from template.state import Running, SubmissionKey
 from template.workers import Finished
+
+_SCRIPT = Path(__file__).resolve().parent.parent.parent / "neurons" / "validator.py"
 
 
 @dataclasses.dataclass
@@ -133,6 +135,15 @@ def quicken(times: float) -> None:
         setattr(module, name, getattr(module, name) / times)
 
 
+def load_script(path: Path) -> Any:
+    """The program at `path` as a module, not run."""
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="load_validator", description=__doc__)
@@ -147,12 +158,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the validator; returns its exit status."""
     args = build_parser().parse_args(argv)
     quicken(args.times_as_fast)
-    seams: Any = entry
-    seams.make_executor = lambda _args, _scorer: PacedExecutor(args.score_seconds)
+    entry = load_script(_SCRIPT)
+    entry.make_executor = lambda _args, _scorer: PacedExecutor(args.score_seconds)
     modules: Any = validator
     modules.Validator = TimedValidator
     try:
-        return entry.main(args.rest)
+        return int(entry.main(args.rest))
     finally:
         TimedValidator.report.write(args.report)
 
