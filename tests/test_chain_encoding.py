@@ -16,6 +16,7 @@ from chain_fixtures import NETUID, commit, make_key, make_local_chain, make_wall
 from template import constants
 from template.chain import Chain, beacon_round_at, bt
 from template.commitments import encode_sealed_text
+from template.localnet import storage
 from template.localnet.ledger import Ledger
 from template.localnet.localchain import LocalChain
 from template.localnet.scale import decode_call, encode_call
@@ -194,3 +195,18 @@ def test_a_block_hash_in_a_later_blocks_state_is_spelt_as_the_one_asked_for_by_n
     entry = codec.storage_entry("System", "BlockHash")
     assert codec.decode(entry.decode_type(True), bytes.fromhex(asked[2:])) == asked
     assert not int(codec.decode(entry.decode_type(False), entry.default_bytes), 16)
+
+
+@pytest.mark.parametrize("field", [*FIELDS, {"Raw0": b""}, {"Raw4": b"\xff\xfe\x1b["}, {"BigRaw": b""}], ids=str)
+def test_local_chain_shows_commitments_as_the_clients_decoder_does(
+    codec: RuntimeCodec, local: LocalChain, field: object
+) -> None:
+    key = make_key("miner")
+    local.register(key.ss58_address)
+    commit(local, key, field, field)
+    with Ledger(local.path) as ledger:
+        stored = ledger.at().get("CommitmentOf", key.ss58_address)
+        shown = storage.value(ledger.at(), "Commitments.CommitmentOf", [key.ss58_address])
+        assert storage.entries(ledger.at(), "Commitments.CommitmentOf") == [(key.ss58_address, shown)]
+    entry = codec.storage_entry("Commitments", "CommitmentOf")
+    assert codec.decode(entry.value_type, codec.encode(entry.value_type, stored)) == shown

@@ -138,6 +138,7 @@ _LIES: dict[str, Callable[[LyingNode, Arena], object]] = {
     "no last weights": _graph(lambda graph, _: graph.pop("last_update")),
     "one hotkey with two uids": _graph(lambda graph, _: graph["hotkeys"].__setitem__(2, graph["hotkeys"][3])),
     "hotkeys that are no list": _graph(lambda graph, _: graph.update(hotkeys=5)),
+    "a price that is no record": _graph(lambda graph, _: graph.update(moving_price=5)),
     "another subnet's metagraph": _graph(lambda graph, _: graph.update(netuid=NETUID + 1)),
     "an earlier block's metagraph": _graph(lambda graph, block: graph.update(block=block - 5)),
     "a tempo that is no number": _graph(lambda graph, _: graph.update(tempo="long")),

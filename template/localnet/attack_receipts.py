@@ -38,7 +38,7 @@ _WORDS = (
     *("more than one receipt", "of netuid", "another competition", "of the model", "scored under the lucky_num"),
     *("which is no entry", "of a local file", "does not rest on", "has the hash", "of another round", "something else"),
     *("empty", "cut off", "receipts follow", "sha256 is not", "too long", "more than", "expected a JSON object"),
-    *("stands twice", "recursion", "4300 digits", "not JSON", "exactly the keys", "loss cannot be"),
+    *("stands twice", "recursion", "4300 digits", "not JSON", "exactly the keys", "loss cannot be", "minb < bench"),
 )
 _ORDER = 2**252 + 27742317777372353535851937790883648493
 
@@ -244,6 +244,10 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
     "a key twice": (
         "damaged: stands twice",
         lambda lines: [lines[0].replace('"queue":', '"queue":[],"queue":', 1), *lines[1:]],
+    ),
+    "a competition whose span no number holds": (
+        "damaged: minb < bench",
+        lambda lines: _edit(lines, 0, _in("competition", minb=-1e308, bench=0.0, maxb=1e308)),
     ),
     "a key too many": (
         "damaged: exactly the keys",

@@ -159,11 +159,11 @@ def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
     if len(kept) == len(fields):
         raise ValueError(f"{hotkey} has no sealed commitment")
     reveals = state.get("RevealedCommitments", hotkey, [])
-    state.put("RevealedCommitments", hotkey, [*reveals, [_shown(plaintext), state.block]][-_MAX_REVEALS:])
+    state.put("RevealedCommitments", hotkey, [*reveals, [shown(plaintext), state.block]][-_MAX_REVEALS:])
     state.put("CommitmentOf", hotkey, {**record, "info": {"fields": kept}} if kept else None)
 
 
-def _shown(data: bytes) -> str:
+def shown(data: bytes) -> str:
     """Bytes as the client's decoder hands them over: text where they are UTF-8, else 0x-hex."""
     try:
         return data.decode()

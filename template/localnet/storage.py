@@ -8,7 +8,7 @@ from typing import Any
 
 from template.localnet import pallets
 from template.localnet.ledger import State
-from template.localnet.pallets import HYPERPARAMETERS, find, neurons, parameter, schedule
+from template.localnet.pallets import HYPERPARAMETERS, find, neurons, parameter, schedule, shown
 
 SYMBOL = "L"
 _NAME = "local subnet"
@@ -22,6 +22,27 @@ def _uid_of(state: State, hotkey: str) -> int | None:
 def _hotkey_of(state: State, uid: int) -> str | None:
     rows = neurons(state)
     return rows[uid].hotkey if 0 <= uid < len(rows) else None
+
+
+def _shown_record(record: Any) -> Any:
+    """A commitment as the client's decoder hands it over: of its byte strings, those without a fixed length as text."""
+    if record is None:
+        return None
+    return {**record, "info": {"fields": [_shown_field(field) for field in record["info"]["fields"]]}}
+
+
+def _shown_field(field: Any) -> Any:
+    if not isinstance(field, dict):
+        return field
+    ((variant, value),) = field.items()
+    if variant == "TimelockEncrypted":
+        value = {**value, "encrypted": shown(bytes.fromhex(value["encrypted"][2:]))}
+    elif variant == "BigRaw":
+        value = shown(bytes.fromhex(value[2:]))
+    elif variant == "Raw0":
+        # An array of no bytes is an array to it.
+        value = []
+    return {variant: value}
 
 
 _VALUES: dict[str, Callable[..., Any]] = {
@@ -38,7 +59,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "SubtensorModule.BlocksSinceLastStep": lambda state: state.block - schedule(state).last_block,
     # No owner can trigger an epoch here, so none is ever pending.
     "SubtensorModule.PendingEpochAt": lambda state: 0,
-    "Commitments.CommitmentOf": lambda state, hotkey: state.get("CommitmentOf", hotkey),
+    "Commitments.CommitmentOf": lambda state, hotkey: _shown_record(state.get("CommitmentOf", hotkey)),
     "Commitments.RevealedCommitments": lambda state, hotkey: state.get("RevealedCommitments", hotkey),
     "Commitments.UsedSpaceOf": lambda state, hotkey: state.get("UsedSpaceOf", hotkey),
     "Commitments.MaxSpace": lambda state: parameter(state, "MaxSpace"),
@@ -59,8 +80,10 @@ def entries(state: State, item: str) -> list[tuple[Any, Any]]:
     """A whole storage map of the subnet. Raises: NotImplementedError for an unknown map."""
     if item == "SubtensorModule.Uids":
         return [(row.hotkey, row.uid) for row in neurons(state)]
-    if item in ("Commitments.CommitmentOf", "Commitments.RevealedCommitments"):
-        return list(state.entries(item.split(".")[1]))
+    if item == "Commitments.CommitmentOf":
+        return [(hotkey, _shown_record(record)) for hotkey, record in state.entries("CommitmentOf")]
+    if item == "Commitments.RevealedCommitments":
+        return list(state.entries("RevealedCommitments"))
     raise NotImplementedError(f"the local chain has no storage map {item}")
 
 
