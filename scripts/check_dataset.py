@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 
 from template import cli, constants
 from template.competition import CommitmentRecord, Competition
+from template.data import RowKey
 from template.dataset_report import Outcome, Report, describe, to_json
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.inspection import Neighbourhood, compare, find_ranks, inspect_file
 
 if TYPE_CHECKING:
-    from template.pool import Pool
+    from template.pool import PoolIndex
 
 _STATUS = {Outcome.CLEAR: 0, Outcome.UNKNOWN: RemoteError.exit_code, Outcome.REFUSED: SubmissionError.exit_code}
 
@@ -81,18 +82,20 @@ def has_wallet(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the dataset and prints the report. Raises: SubnetError."""
-    from template.pool import fetch_eval_set, read_pool
+    from template.pool import fetch_eval_set, read_pool_index
 
     competition = cli.read_competition(args)
     content = read_file(args.dataset_path.expanduser())
     work_dir = cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir")
-    pool = read_pool(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
-    file = inspect_file(content, pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
+    pool = read_pool_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
+    file = inspect_file(content, pool.pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
     subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")
     comparison = None
     if subnet is not None:
         sha256 = hashlib.sha256(content).hexdigest()
-        comparison = compare(file.counted, subnet, find_ranks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1))
+        counted_as = pool.share(row.key for row in file.counted)
+        rows = [RowKey(row.line, key) for row, key in zip(file.counted, counted_as, strict=True)]
+        comparison = compare(rows, subnet, find_ranks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1))
     commitment, bad_commitment = foresee_commitment(args.hf_repo_id, competition)
     report = Report(
         file=file,
@@ -116,7 +119,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_subnet(
-    args: argparse.Namespace, competition: Competition, pool: "Pool", folder: Path
+    args: argparse.Namespace, competition: Competition, pool: "PoolIndex", folder: Path
 ) -> tuple[Neighbourhood | None, str]:
     """All that is committed now, or why the chain could not be read: the file has been looked at all the same."""
     from template.neighbours import survey

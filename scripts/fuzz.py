@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS), help="which (default: all)")
     parser.add_argument("--examples", type=int, default=2_000, help="by shape, for each target (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=200_000, help="by coverage, for each target (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=1_000_000, help="by coverage, shared out by what one costs (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of all that is drawn (default: %(default)s)")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="a folder for each target (default: the tests')")
     parser.add_argument("--keep", action="store_true", help="put the minimised corpus into --corpus")
@@ -87,10 +89,11 @@ def fuzz(target: str, args: argparse.Namespace, folder: Path) -> "list[Tally]":
     tallies = [replay.finish()]
     if args.examples:
         tallies.append(fuzz_run.run_shapes(target, args.examples, args.seed, folder))
-    if args.runs:
+    runs = round(args.runs * CHECKS[target].share / sum(CHECKS[name].share for name in args.targets))
+    if runs:
         grown = folder / "corpus" / target
         fuzz_run.write_corpus(grown, [*make_seeds()[target], *kept])
-        tallies.append(fuzz_run.run_coverage(target, grown, args.runs, args.seed, folder))
+        tallies.append(fuzz_run.run_coverage(target, grown, runs, args.seed, folder))
         kept = fuzz_run.read_corpus(grown)
     if args.keep:
         fuzz_run.write_corpus(args.corpus / target, fuzz_run.minimise(check, kept))

@@ -15,7 +15,7 @@ import io
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from template.errors import Reason, SubmissionError
 from template.templates import ChatTemplate
 
 T = TypeVar("T")
+_Note = Callable[["Row"], None]
 
 _WHITESPACE = b" \t\r\n"
 _ROLES = ("user", "assistant")
@@ -68,10 +69,11 @@ class Row:
 
     @property
     def key(self) -> bytes:
-        """The row's identity: sha256 over the canonical JSON of exactly what training reads.
+        """The row's identity: sha256 over the canonical JSON of its texts, character by character.
 
-        Keys that nothing reads are left out and the order of keys is fixed, so a copied row cannot pass for a new
-        one by an extra key, another order, an escape or white space outside the texts.
+        A row is of the pool when a row there has this key, and by nothing else. Keys that nothing reads are left out
+        and their order is fixed: no extra key, other order, escape or white space outside the texts makes another row.
+        In the duplicate check rows of the pool that look alike count as one: see `template.likeness`.
         """
         if self._key is None:
             turns = [b'{"content":%b,"role":%b}' % (_quote(one.content), _quote(one.role)) for one in self.messages]
@@ -135,18 +137,22 @@ def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
 
 
 def read_keys(
-    content: bytes, *, name: str, limits: Limits, known: Mapping[bytes, bytes]
+    content: bytes, *, name: str, limits: Limits, known: Mapping[bytes, bytes], note: _Note | None = None
 ) -> Iterator[tuple[bytes, RowKey]]:
     """(sha256 of its line, line number and key) of every row of a whole file. Raises: as `parse_rows`, when it comes.
 
-    known: `Row.key` by the sha256 of the line that it was read from; such a line is not read again.
+    known: `Row.key` by the sha256 of the line that it was read from; such a line is not read again. note: is called
+    with every row that is.
     """
     for line in _scan_lines(content, limits):
         number, text = _raise_fault(line, name)
         digest = hashlib.sha256(text).digest()
         key = known.get(digest)
         if key is None:
-            key = _raise_fault(_read_line(text, number, limits), name).key
+            row = _raise_fault(_read_line(text, number, limits), name)
+            key = row.key
+            if note is not None:
+                note(row)
         yield digest, RowKey(number, key)
 
 
@@ -174,8 +180,7 @@ def _scan_lines(content: bytes, limits: Limits) -> Iterator[tuple[int, bytes] | 
         return
     count = 0
     for number, raw_line in enumerate(io.BytesIO(content), start=1):
-        line = raw_line.rstrip(_WHITESPACE)
-        if not line:
+        if not (line := raw_line.rstrip(_WHITESPACE)):
             continue
         if count == limits.rows:
             yield LineFault(number, SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.rows} rows"))
@@ -187,8 +192,8 @@ def _scan_lines(content: bytes, limits: Limits) -> Iterator[tuple[int, bytes] | 
 
 
 def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineFault:
-    # A row of a hundred thousand empty lists would have the collector walk over every object of the process again and
-    # again, which takes a hundred times as long as reading it. Nothing in a row refers to itself, and it is gone soon.
+    # A row of a hundred thousand lists has the collector walk over all objects of the process again and again, for a
+    # hundred times as long as the reading takes. Nothing in a row refers to itself, and it is gone soon.
     was_collecting = gc.isenabled()
     gc.disable()
     try:

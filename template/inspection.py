@@ -4,12 +4,12 @@ The rules are the validator's own (`template.data`, `template.admission`). A val
 every fault is told, and what could not be found out is told as that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from template.admission import Candidate, DuplicateOf, find_duplicates, foreign_lines
 from template.constants import DEFAULT_DUPLICATE_COUNT, MAX_TOKENS
-from template.data import SUBMISSION_LIMITS, LineFault, Row, scan_rows, surely_has_target
+from template.data import SUBMISSION_LIMITS, LineFault, Row, RowKey, scan_rows, surely_has_target
 from template.errors import Reason, RemoteError, SubmissionError
 
 
@@ -42,7 +42,7 @@ class Inspection:
 
 
 def inspect_file(
-    content: bytes, pool_keys: frozenset[bytes], *, max_rows: int, has_target: Callable[[Row], bool]
+    content: bytes, pool_keys: Container[bytes], *, max_rows: int, has_target: Callable[[Row], bool]
 ) -> Inspection:
     """Every fault of a miner's file; none exactly when a validator that has it alone would train on it.
 
@@ -179,8 +179,11 @@ def find_ranks(own: Neighbour | None, sha256: str, repo: str | None, now: int) -
     return 0 if own.is_revealed else own.block, own.block
 
 
-def compare(rows: Sequence[Row], subnet: Neighbourhood, ranks: tuple[int, int]) -> Comparison:
-    """`rows`, those that count, against the others' datasets, as if committed anywhere between the `ranks`."""
+def compare(rows: Sequence[RowKey], subnet: Neighbourhood, ranks: tuple[int, int]) -> Comparison:
+    """`rows`, those that count, against the others' datasets, as if committed anywhere between the `ranks`.
+
+    Their keys are what they count as: see `template.pool.PoolIndex`.
+    """
     neighbours, own = subnet.others, subnet.own
     keys = tuple(row.key for row in rows)
     hotkey, entry = (own.hotkey, own.entry or "") if own else ("", "")
@@ -219,7 +222,7 @@ def _as_candidate(one: Neighbour) -> Candidate:
     return Candidate(hotkey=one.hotkey, commit=one.entry or "", block=one.block, row_keys=one.row_keys)
 
 
-def _overlap(rows: Sequence[Row], neighbour: Neighbour, *, is_earlier: bool) -> Overlap:
+def _overlap(rows: Sequence[RowKey], neighbour: Neighbour, *, is_earlier: bool) -> Overlap:
     held = set(neighbour.row_keys)
     common = [(row.key, row.line) for row in rows if row.key in held]
     return Overlap(

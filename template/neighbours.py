@@ -17,7 +17,7 @@ from template.admission import may_yet_come
 from template.competition import CommitmentRecord, Competition
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.inspection import Neighbour, Neighbourhood
-from template.pool import Pool, check_dataset
+from template.pool import PoolIndex
 from template.records import ChainCommitment, ChainView
 from template.standing import Entrant, find_entrants
 
@@ -25,7 +25,9 @@ _DOWNLOADS_AT_ONCE = 4
 _TELL_EVERY = 20
 
 
-def survey(view: ChainView, competition: Competition, pool: Pool, folder: Path, hotkey: str | None) -> Neighbourhood:
+def survey(
+    view: ChainView, competition: Competition, pool: PoolIndex, folder: Path, hotkey: str | None
+) -> Neighbourhood:
     """The neighbours in `view`, with the datasets of those that enter the competition, kept in `folder`.
 
     hotkey: whose own commitment is set apart; None for nobody's. A dataset that the Hub does not deliver is a
@@ -77,7 +79,9 @@ def _meet(commitment: ChainCommitment, uid: int, entrant: Entrant | None) -> Nei
     return replace(neighbour, refusal=SubmissionError(Reason.BAD_COMMITMENT, why))
 
 
-def _read(one: Neighbour, record: CommitmentRecord, competition: Competition, pool: Pool, folder: Path) -> Neighbour:
+def _read(
+    one: Neighbour, record: CommitmentRecord, competition: Competition, pool: PoolIndex, folder: Path
+) -> Neighbour:
     """The neighbour with its dataset. Raises: SubmissionError when a validator would refuse it; RemoteError; HostError.
 
     Without a token: what only some may read cannot be checked by all.
@@ -87,8 +91,8 @@ def _read(one: Neighbour, record: CommitmentRecord, competition: Competition, po
         content = held.path.read_bytes()
     except OSError as error:
         raise HostError(f"{folder / one.hotkey}: cannot be read: {error.strerror or error}") from error
-    rows = check_dataset(content, pool, name=constants.DATA_FILE, max_rows=competition.rows)
-    return replace(one, sha256=held.sha256, row_keys=tuple(row.key for row in rows))
+    row_keys = pool.check(content, name=constants.DATA_FILE, max_rows=competition.rows)
+    return replace(one, sha256=held.sha256, row_keys=row_keys)
 
 
 def _each(neighbours: Sequence[Neighbour], read: Callable[[Neighbour], Neighbour]) -> list[Neighbour]:

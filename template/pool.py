@@ -1,14 +1,17 @@
 """The evaluation set as validator, miner and offline script get it: downloaded at its commit, and as a pool of rows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from loguru import logger
 
 from template import constants, hub
 from template.admission import check_membership
 from template.competition import Competition
 from template.data import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows, read_keys
 from template.errors import ConfigError, HostError, SubmissionError
+from template.likeness import LookAlikes
 
 Pool = frozenset[bytes]
 """The `Row.key` of every row of an evaluation set."""
@@ -19,23 +22,25 @@ class PoolIndex:
     """A pool for checking many files against. lines: `Row.key` by the sha256 of the line that holds it.
 
     Most rows of a miner's file are the evaluation file's own lines, byte for byte, and need not be parsed again.
-    pool: every `Row.key` by itself, so that all who hold a row can hold the same object: see `share`.
+    pool: what every `Row.key` counts as in the duplicate check: as itself, or as the first row of the pool that looks
+    like it (`template.likeness`). All who hold a row hold the same object: see `share`.
     """
 
     pool: Mapping[bytes, bytes]
     lines: Mapping[bytes, bytes]
 
     @classmethod
-    def of(cls, lines: Mapping[bytes, bytes]) -> "PoolIndex":
-        """The index of these lines."""
-        return cls({key: key for key in lines.values()}, lines)
+    def of(cls, lines: Mapping[bytes, bytes], twins: Mapping[bytes, bytes]) -> "PoolIndex":
+        """The index of these lines. twins: as `template.likeness.LookAlikes` finds them."""
+        own = {key: key for key in lines.values()}
+        return cls({key: own[twins.get(key, key)] for key in own}, lines)
 
     def share(self, row_keys: Iterable[bytes]) -> tuple[bytes, ...]:
-        """Equal row keys, those of the pool as its own objects: a dataset in memory costs 8 bytes a row, not 90."""
+        """What the rows count as in the duplicate check, as the pool's own objects: 8 bytes a row, not 90."""
         return tuple(self.pool.get(key, key) for key in row_keys)
 
     def check(self, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
-        """The keys of the rows that `check_dataset` would return. Raises: as it does."""
+        """What the rows that `check_dataset` would return count as. Raises: as it does."""
         rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, known=self.lines)]
         check_membership(rows, self.pool, max_rows=max_rows)
         return self.share(row.key for row in rows[:max_rows])
@@ -67,9 +72,10 @@ def read_pool(path: Path) -> Pool:
 
 
 def read_pool_index(path: Path) -> PoolIndex:
-    """The pool in an evaluation file, with its lines. Raises: as `read_pool`."""
+    """The pool in an evaluation file, with its lines and its rows that look alike. Raises: as `read_pool`."""
+    alike = LookAlikes()
     try:
-        found = read_keys(path.read_bytes(), name=str(path), limits=POOL_LIMITS, known={})
+        found = read_keys(path.read_bytes(), name=str(path), limits=POOL_LIMITS, known={}, note=alike.add)
         lines = {digest: row.key for digest, row in found}
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no evaluation set there") from error
@@ -77,10 +83,13 @@ def read_pool_index(path: Path) -> PoolIndex:
         raise HostError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SubmissionError as error:
         raise ConfigError(f"the evaluation set cannot be used: {error}") from error
-    return PoolIndex.of(lines)
+    if alike.twins:
+        # The owner may want to know: such rows are of little use to anybody.
+        logger.info("rows of the evaluation set that look like another of it, and count as that: {}", len(alike.twins))
+    return PoolIndex.of(lines, alike.twins)
 
 
-def check_dataset(content: bytes, pool: Pool, *, name: str, max_rows: int) -> tuple[Row, ...]:
+def check_dataset(content: bytes, pool: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
     """The rows of a miner's file that count, after every check that a file can pass alone.
 
     name: what to call the file in an error. Raises: SubmissionError, the verdict a validator would give.

@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.data": (1, None),
     "template.commitments": (1, None),
     "template.admission": (1, None),
+    "template.likeness": (1, None),
     "template.inspection": (1, None),
     "template.dataset_report": (1, None),
     "template.scoring": (1, None),

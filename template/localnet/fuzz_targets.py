@@ -49,11 +49,15 @@ _SMALL = Limits(file_bytes=3000, rows=6, row_bytes=1000, messages=6, json_depth=
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """check: takes any bytes and raises when something is not as it must be. words: what its format is made of."""
+    """check: takes any bytes and raises when something is not as it must be. words: what its format is made of.
+
+    share: of a campaign's runs, in percent, as one run here is cheap or dear.
+    """
 
     check: Callable[[bytes], None]
     words: tuple[bytes, ...]
     max_bytes: int
+    share: int
 
 
 # Rows
@@ -284,17 +288,21 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "commitment": Target(
             check=check_commitment,
+            share=32,
             max_bytes=200,
             words=(b":1:", b"/", b".git", b"--", b"..", b"0x", b"0123456789abcdef" * 2),
         ),
         "fields": Target(
-            check=check_fields, max_bytes=700, words=(b"\x04", b"\x86", b"\x88", b"\x87", b"\x36", b"\x83")
+            check=check_fields, share=32, max_bytes=700, words=(b"\x04", b"\x86", b"\x88", b"\x87", b"\x36", b"\x83")
         ),
-        "rows": Target(check=check_rows, max_bytes=4096, words=_ROW_WORDS),
+        "rows": Target(check=check_rows, share=8, max_bytes=4096, words=_ROW_WORDS),
         "chat": Target(
-            check=check_chat, max_bytes=2048, words=(*_ROW_WORDS, b"<|im_start|>", b"<|im_end|>", b"\xff", b"\n")
+            check=check_chat,
+            share=3,
+            max_bytes=2048,
+            words=(*_ROW_WORDS, b"<|im_start|>", b"<|im_end|>", b"\xff", b"\n"),
         ),
-        "receipt": Target(check=check_receipt, max_bytes=8192, words=_RECORD_WORDS),
-        "round": Target(check=check_round, max_bytes=16384, words=_RECORD_WORDS),
+        "receipt": Target(check=check_receipt, share=15, max_bytes=8192, words=_RECORD_WORDS),
+        "round": Target(check=check_round, share=10, max_bytes=16384, words=_RECORD_WORDS),
     }
 )
