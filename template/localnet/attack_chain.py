@@ -52,7 +52,7 @@ def _said(what: str, expected: str, *fields: object) -> Attack:
         here.pass_rounds()
         return here.verdict(name)
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=10.0, max_memory=64)
+    return Attack(name=what, run=run, expected=expected, max_seconds=30.0, max_memory=64)
 
 
 def _texts() -> list[Attack]:
@@ -146,11 +146,11 @@ def _opened(what: str, expected: str, plaintext: bytes) -> Attack:
         here.pass_rounds()
         return here.verdict(name)
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=10.0, max_memory=64)
+    return Attack(name=what, run=run, expected=expected, max_seconds=30.0, max_memory=64)
 
 
 def _played(
-    what: str, expected: str, play: Callable[[Arena], str], *, max_seconds: float = 20.0, max_memory: int = 96
+    what: str, expected: str, play: Callable[[Arena], str], *, max_seconds: float = 60.0, max_memory: int = 96
 ) -> Attack:
     """Somebody plays with the rules, in an arena of its own. The disk is the chain's, the hub's and the state's."""
 
@@ -287,7 +287,6 @@ def _plays() -> list[Attack]:
             f"{_CROWD} hotkeys commit another text in every block",
             f"{_SCORED}, {_BLOCKS * _CROWD + 2} rows, a day later {_CROWD + 2}",
             _recommit,
-            max_seconds=60.0,
         ),
         _played("two datasets in turn in every block", f"{_SCORED}, 2 scores", _alternate),
         _played("10,000 commitments without a uid", f"{_SCORED}, 2 rows", _left_behind, max_memory=192),

@@ -80,7 +80,7 @@ def _lied(what: str, lie: Callable[[LyingNode, Arena], object], expected: str = 
             here.pass_rounds(2)
             return f"{' or '.join(sorted(told))}, then {here.verdict('ann')}"
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=20.0, max_memory=96, max_disk=32)
+    return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=96, max_disk=32)
 
 
 def _graph(change: Graph) -> Callable[[LyingNode, Arena], object]:
@@ -166,7 +166,7 @@ def _played(what: str, expected: str, play: Callable[[Arena], str]) -> Attack:
         with arena(folder, node=LyingNode) as here:
             return play(here)
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=20.0, max_memory=96, max_disk=32)
+    return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=96, max_disk=32)
 
 
 def _undone(here: Arena) -> str:

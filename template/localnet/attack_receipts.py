@@ -107,7 +107,7 @@ def _attacked(
         beside = {audit(one, files.here) for one in (files.earlier, files.later)}
         return told if beside == {_FINE} else f"{told}; the honest ones are {beside}"
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=20.0, max_memory=320, max_disk=72)
+    return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=320, max_disk=72)
 
 
 def _sign(message: bytes, who: str) -> str:
@@ -344,7 +344,7 @@ ATTACKS: tuple[Attack, ...] = (
         name="receipt: a loss that was never computed",
         run=_never_computed,
         expected="different",
-        max_seconds=20.0,
+        max_seconds=60.0,
         max_memory=64,
     ),
 )
