@@ -107,10 +107,14 @@ def _still_needed(
 
 
 def _remove_files(folder: Path | None, pattern: re.Pattern[str], *, keep: Set[str], older_than: float) -> None:
-    """Removes the files of these names, last written before the time `older_than`, unless group 1 is in `keep`."""
+    """Removes the files of these names, last written before the time `older_than`, unless group 1 is in `keep`.
+
+    What was never finished is kept for nobody.
+    """
     for path in _list(folder) if folder is not None else ():
         found = pattern.fullmatch(path.name)
-        if found and found.group(1) not in keep and not path.is_dir() and _is_older(path, older_than):
+        is_kept = found is not None and found.group(1) in keep and not path.name.startswith(".")
+        if found and not is_kept and not path.is_dir() and _is_older(path, older_than):
             _remove(path)
 
 

@@ -155,6 +155,7 @@ def test_receipts_and_rounds_go_by_age_but_not_the_receipts_of_who_stands(house:
     removed = [
         write(receipts / f"{BOB}-{gone.entry[-40:][:12]}-7.json", age_days=31),
         write(receipts / f".{BOB}-{'2' * 12}-7.json.4711", age_days=31),
+        write(receipts / f".{ALICE}-{stands.entry[-40:][:12]}-7.json.4711", age_days=31),
         write(rounds / "round-96-9-5GrwvaEF.jsonl", age_days=31),
         write(rounds / "round-96-9-offline.jsonl", age_days=31),
         write(rounds / ".round-96-9-5GrwvaEF.jsonl.x_y1z", age_days=31),
