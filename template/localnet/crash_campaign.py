@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from template.localnet.crash_checks import EndState, adopt_orphans
-from template.localnet.crash_faults import FAULTS, REAL_FAULTS, Fault
+from template.localnet.crash_faults import FAULTS, REAL_FAULTS, Fault, keep_mounts_private
 from template.localnet.crash_report import Campaign
 from template.localnet.crash_run import Outcome, Run
 from template.localnet.crash_world import Base
@@ -16,8 +16,6 @@ from template.localnet.tiny import make_tiny_model
 # Seconds after its start at which a process is killed by chance: from the interpreter's first steps to its work.
 _RANDOM_S = (0.05, 3.5)
 _REAL_RANDOM_S = (0.5, 14.0)
-# Where one point of each kind is enough, it is not always the first.
-_SHARES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +59,7 @@ class Crew:
     def work(self) -> Campaign:
         """The whole campaign."""
         adopt_orphans()
+        keep_mounts_private()
         base = Base(self._folder / "base", make_tiny_model(self._folder / "model")).make()
         expected, calm = self._record(base)
         jobs = [*self._walks(base, expected), *self._chances(base, expected)]
@@ -84,8 +83,7 @@ class Crew:
     def _walks(self, base: Base, expected: EndState) -> list[Callable[[], Outcome]]:
         scale = self._scale
         if scale.walks is None:
-            share = self._seed % _SHARES
-            return [lambda: self._run("one of each", base, expected, share=share, shares=_SHARES, is_once=True)]
+            return [lambda: self._run("one of each", base, expected, shares=1, is_once=True)]
         return [
             lambda share=share: self._run(f"walk {share + 1}", base, expected, share=share, shares=scale.walks)  # type: ignore[misc]
             for share in range(scale.walks)

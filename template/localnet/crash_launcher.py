@@ -9,6 +9,7 @@ comes to a point at which none was killed yet writes the name down and sends SIG
 validator and its executor were given are replaced by faster ones. The product has no part in any of this.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -29,6 +30,9 @@ from urllib.parse import unquote
 
 ROUND_BLOCKS = 360
 KILLS_FILE, EVENTS_FILE, CLOCK_FILE = "kills", "events", "clock"
+
+# From linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _PLACES = {"receipts": "receipt", "rounds": "round file"}
@@ -276,8 +280,14 @@ def replace_clocks(plan: Plan) -> None:
         defaults[name] = value
 
 
+def die_with_parent() -> None:
+    """Whoever kills the campaign has no validators left."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def main() -> None:
     """Sets everything up and becomes the program."""
+    die_with_parent()
     plan = Plan.load(Path(sys.argv[1]))
     for kind, limit in ((resource.RLIMIT_NOFILE, plan.nofile), (resource.RLIMIT_FSIZE, plan.fsize)):
         if limit is not None:

@@ -239,10 +239,10 @@ class Run:
         """Looks at what the dead process left behind."""
         assert self.process is not None
         process, self.process, self._kill_at = self.process, None, float("inf")
-        self._moved_at = time.monotonic()
         status, said, at = process.returncode, self.outcome, ""
         kills = self._read_lines(KILLS_FILE)
         if status == -signal.SIGKILL:
+            self._moved_at = time.monotonic()
             own = [one for one in kills if one not in said.kills]
             at = own[0] if own else why
             said.kills[at] += 1
@@ -295,7 +295,6 @@ class Run:
         if self.process.poll() is not None:
             self._bury(RANDOM)
             self.start()
-            return True
         found = self._look()
         if found is not None and found != self.glance:
             self.glance, self._moved_at = found, time.monotonic()
