@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def fuzz(target: str, args: argparse.Namespace, folder: Path) -> "list[Tally]":
-    """Both campaigns against one target, and then the corpus."""
+def fuzz(target: str, args: argparse.Namespace, folder: Path) -> "Iterator[Tally]":
+    """The corpus, and then both campaigns against one target."""
     from template.localnet import fuzz_run
     from template.localnet.fuzz_seeds import make_seeds
     from template.localnet.fuzz_targets import TARGETS as CHECKS
@@ -86,18 +86,17 @@ def fuzz(target: str, args: argparse.Namespace, folder: Path) -> "list[Tally]":
     replay = fuzz_run.Runner(target, "corpus", check, folder)
     for data in (*make_seeds()[target], *kept):
         replay.run(data)
-    tallies = [replay.finish()]
+    yield replay.finish()
     if args.examples:
-        tallies.append(fuzz_run.run_shapes(target, args.examples, args.seed, folder))
+        yield fuzz_run.run_shapes(target, args.examples, args.seed, folder)
     runs = round(args.runs * CHECKS[target].share / sum(CHECKS[name].share for name in args.targets))
     if runs:
         grown = folder / "corpus" / target
         fuzz_run.write_corpus(grown, [*make_seeds()[target], *kept])
-        tallies.append(fuzz_run.run_coverage(target, grown, runs, args.seed, folder))
+        yield fuzz_run.run_coverage(target, grown, runs, args.seed, folder)
         kept = fuzz_run.read_corpus(grown)
     if args.keep:
         fuzz_run.write_corpus(args.corpus / target, fuzz_run.minimise(check, kept))
-    return tallies
 
 
 HEAD = (

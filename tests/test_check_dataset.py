@@ -61,6 +61,14 @@ def look(net: Net, lines: Sequence[str], *more: object, status: int = 0) -> dict
     return found
 
 
+def spell_otherwise(line: str) -> str:
+    """The row with a space more at the end of each text, which no model reads and no reader sees."""
+    row = json.loads(line)
+    for turn in row["conversations"]:
+        turn["content"] += " "
+    return json.dumps(row)
+
+
 def by_hotkey(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["hotkey"]: one for one in found["subnet"]["others"]}
 
@@ -164,6 +172,17 @@ def test_a_copy_above_the_limit_is_refused_with_its_lines(net: Net) -> None:
     foreign = {at for at, line in enumerate(make_copy(), start=1) if line not in LARGE}
     assert set(overlap["lines"]) == set(range(1, 105)) - foreign and len(foreign) == 2
     assert found["subnet"]["copy_of"]["hotkey"] == key.hotkey
+
+
+def test_a_copy_in_the_pools_other_spelling_is_refused(tmp_path: Path) -> None:
+    other = [spell_otherwise(line) for line in LARGE]
+    with Net(tmp_path / "network", ["alice"], pool=[*POOL, *other]) as net, use_hub(net):
+        net.submit("alice", LARGE)
+        found = look(net, other, status=6)
+        (overlap,) = found["subnet"]["overlaps"]
+        assert overlap["shared"] == len(LARGE) and overlap["lines"] == list(range(1, len(LARGE) + 1))
+        assert found["subnet"]["copy_of"]["hotkey"] == net.hotkey("alice")
+        assert found["file"]["faults"] == []
 
 
 def test_sharing_below_the_limit_is_told_and_not_held_against_it(net: Net) -> None:
