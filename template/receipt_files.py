@@ -29,6 +29,8 @@ def write_receipt(receipt: Receipt, folder: Path) -> Path:
         partial = Path(name)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(receipt.to_json() + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
         if partial is not None:

@@ -19,7 +19,7 @@ from net_fixtures import ROOT, Process, call_main, load_main
 from template.localnet import crash_checks
 from template.localnet.crash_campaign import Crew
 from template.localnet.crash_checks import STATE_FILE, compare, read_state
-from template.localnet.crash_launcher import ROUND_BLOCKS
+from template.localnet.crash_launcher import EVENTS_FILE, ROUND_BLOCKS
 from template.localnet.crash_report import Campaign
 from template.localnet.crash_run import Outcome
 from template.localnet.crash_world import Base
@@ -30,8 +30,8 @@ PATIENCE_S = 400.0
 KINDS = [
     f"{when} {what}"
     for what in (
-        *("BEGIN", "COMMIT", "journal_mode", "fsync dataset", "fsync round file", "replace dataset", "replace receipt"),
-        *("replace round file", "unlink dataset", "rmdir dataset"),
+        *("BEGIN", "COMMIT", "journal_mode", "fsync dataset", "fsync receipt", "fsync round file"),
+        *("replace dataset", "replace receipt", "replace round file", "unlink dataset", "rmdir dataset"),
     )
     for when in ("before", "after")
 ] + ["before extrinsic is sent", "after extrinsic has landed", "after extrinsic is answered", "at a random moment"]
@@ -222,6 +222,14 @@ def test_a_process_that_outlives_its_parent_is_found() -> None:
     deadline = time.monotonic() + 30.0
     while crash_checks.find_orphans(parent.pid, grace_s=0.0):
         assert time.monotonic() < deadline
+
+
+def test_a_name_that_is_given_too_early_is_found(ran: Ran) -> None:
+    events = (ran.calm / EVENTS_FILE).read_text().splitlines()
+    assert crash_checks.check_order(events) == []
+    for place in ("receipts", "rounds"):
+        early = [event for event in events if not event.startswith(f"after fsync | {place}/")]
+        assert crash_checks.check_order(early), place
 
 
 def test_temporary_files_are_counted_and_are_no_partial_ones(tmp_path: Path) -> None:

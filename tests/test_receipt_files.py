@@ -57,6 +57,20 @@ def test_an_equal_name_is_replaced_whole_under_the_eyes_of_a_reader(tmp_path: Pa
     assert read_receipt(path) == newer
 
 
+def test_a_receipt_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that loses its power may keep the name and lose what it names."""
+    synced: list[tuple[bytes, bool]] = []
+
+    def fsync(fd: int) -> None:
+        (partial,) = tmp_path.iterdir()
+        assert partial.samefile(f"/proc/self/fd/{fd}")
+        synced.append((partial.read_bytes(), partial.name.startswith(".")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = write_receipt(make_receipt(), tmp_path)
+    assert synced == [(path.read_bytes(), True)]
+
+
 def test_a_disk_that_refuses_is_the_hosts_fault_and_leaves_nothing_partial(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match=r"cannot write the receipt .*file/5Hot"):

@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +188,22 @@ def _check_source(path: Path) -> list[str]:
     if (record.get("sha256"), record.get("size")) != (hashlib.sha256(content).hexdigest(), len(content)):
         return [f"{path}: it is of another file than the one beside it"]
     return []
+
+
+def check_order(events: Iterable[str]) -> list[str]:
+    """Files that got their final name before they were on the disk, in the order in which an undisturbed run went."""
+    synced: set[str] = set()
+    found = []
+    for event in events:
+        what, _, detail = event.partition(" | ")
+        folder, _, name = detail.partition("/")
+        if what == "after fsync" and name.startswith("."):
+            synced.add(folder)
+        elif what == "before replace":
+            if folder not in synced:
+                found.append(f"renamed before it was on the disk: {detail}")
+            synced.discard(folder)
+    return found
 
 
 def adopt_orphans() -> None:

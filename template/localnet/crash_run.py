@@ -360,7 +360,10 @@ class Run:
         said = self.outcome
         if self.process is not None:
             self.stop()
-        said.points = set(self._read_lines(EVENTS_FILE))
+        events = self._read_lines(EVENTS_FILE)
+        said.points = set(events)
+        if said.starts == 1:
+            said.findings += crash_checks.check_order(events)
         said.findings += self.check_database()
         partial, said.temporary = crash_checks.check_files(self.state_dir, is_complete=True)
         said.partial += partial
