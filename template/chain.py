@@ -4,7 +4,9 @@ A read gives frozen records or raises RemoteError. A write gives an outcome: the
 outcome carries the chain's own error name. A write whose fate is unknown (the deadline passed, or the connection
 dropped, after it was sent) raises RemoteError: it may yet land, so callers read the chain before they try again.
 
-Reads are of the newest finalized block, which no reorganisation can undo.
+Reads are of the newest finalized block, which no reorganisation can undo. On mainnet it lies at least two blocks, 24 s,
+behind the newest one: voters vote for none less than two below the best that they know. Source: the default voting
+rules of sc-consensus-grandpa, BeforeBestBlockBy(2), which subtensor's node/src/service.rs takes.
 """
 
 import asyncio

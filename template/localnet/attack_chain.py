@@ -227,7 +227,8 @@ def _left_behind(here: Arena) -> str:
     """Ten thousand hotkeys without a uid have commitments on chain."""
     with Ledger(here.net.chain_file) as ledger, ledger.write() as state:
         for number in range(10_000):
-            info = {"fields": [{"Raw40": "0x" + hashlib.sha256(b"%d" % number).hexdigest() + "00" * 8}]}
+            text = here.text(f"gone-{number}/data", _SHA[:40]).encode()
+            info = {"fields": [{f"Raw{len(text)}": "0x" + text.hex()}]}
             state.put("CommitmentOf", f"5{number:047d}", {"deposit": 0, "block": state.block, "info": info})
     here.pass_rounds()
     return f"{here.verdict('ann')}, {len(here.store.submissions())} rows"
