@@ -133,12 +133,13 @@ def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, listener: so
 
 def test_an_upload_that_is_taken_in_drop_by_drop_ends(listener: socket.socket) -> None:
     over = threading.Event()
+    listener.settimeout(10.0)
 
     def sip() -> None:
         taken, _ = listener.accept()
         with taken:
             while not over.wait(0.005):
-                taken.recv(2048)
+                taken.recv(2**16)
 
     drinker = threading.Thread(target=sip, daemon=True)
     drinker.start()
@@ -148,7 +149,7 @@ def test_an_upload_that_is_taken_in_drop_by_drop_ends(listener: socket.socket) -
             pytest.raises((RemoteError, httpcore2.WriteTimeout)),
             connecting("127.0.0.1", port, endpoint=f"http://127.0.0.1:{port}", seconds=0.4) as stream,
         ):
-            stream.write(bytes(64 * 2**20), timeout=5.0)
+            stream.write(bytes(128 * 2**20), timeout=5.0)
     finally:
         over.set()
         drinker.join()

@@ -167,6 +167,15 @@ def test_an_upload_to_a_store_and_its_report(hosts: Hosts) -> None:
     assert [(call.method, call.target, call.body) for call in hosts.at(hosts.elsewhere)] == [("PUT", "/store", OLD)]
 
 
+def test_no_request_of_the_library_carries_a_secret_elsewhere(hosts: Hosts) -> None:
+    """Whatever makes it ask there: it gives its headers to any address that it was told."""
+    secrets = {"Authorization": f"Bearer {TOKEN}", "Cookie": f"token={TOKEN}", "Proxy-Authorization": TOKEN}
+    for place in (hosts.hub.endpoint, hosts.elsewhere.endpoint):
+        assert get_session().get(f"{place}/x", headers=secrets).status_code == 404
+        assert get_session().put(f"{place}/x", headers=secrets, content=b"x").status_code == 404
+    hosts.check()
+
+
 def test_a_second_page_is_not_looked_for(hosts: Hosts) -> None:
     """As transformers lists a model's folder."""
     publish(hosts.hub.store.root, MODEL_ID, {"config.json": b"{}"}, repo_type="model")

@@ -27,7 +27,7 @@ _FILES = 100_000
 _HOSTILE = 1_000
 _AT_ONCE = 50
 _GIVEN_UP_S = 0.2
-_REST_S = 3.0
+_REST_S = 10.0
 
 
 @cache

@@ -34,7 +34,7 @@ AGAIN, TAKEN = "again later", "taken"
 NO_REPO, NO_FILE, TOO_LARGE = "miner: missing_repo", "miner: missing_file", "miner: too_large"
 
 # What an attack may take that is refused for what it is, and one that only time tells from a slow Hub.
-_PATIENCE_S, _SHORT_S, _MOST_S = 30.0, 0.25, 5.0
+_PATIENCE_S, _SHORT_S, _MOST_S = 30.0, 0.25, 10.0
 _MEMORY, _DISK = 12, 1
 
 
