@@ -65,7 +65,7 @@ SITUATIONS = (
         recommit_blocks=RECOMMIT_BLOCKS,
         steady=16,
         hung=40,
-        block_s=0.5,
+        block_s=0.75,
     ),
 )
 

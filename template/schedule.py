@@ -7,7 +7,7 @@ closes at its end block, or as soon as nothing is left to do when it is the last
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from template.admission import DuplicateOf
 from template.records import ChainView
@@ -56,7 +56,8 @@ class State:
 
     That is `rounds_done`, its closed rounds; `running`, the submissions being scored; `free`, how many more it could
     score at once; `fetching`, those being downloaded, of whichever round; `room`, how many more downloads it could
-    begin; `lost`, datasets whose file was gone from the disk when it was to be scored. entrants: of the round's
+    begin; `lost`, datasets whose file was gone from the disk when it was to be scored. doubts: what might be a copy
+    yet, see `template.standing.find_doubts`. entrants: of the round's
     snapshot, empty between rounds. repeats: intents that gave earlier shares again, of the newest round; unsettled:
     intents of any round without an outcome. last_start_block: of the newest round, open or not; None before the first.
     """
@@ -76,6 +77,7 @@ class State:
     fetching: frozenset[SubmissionKey] = frozenset()
     room: int = 1
     lost: frozenset[SubmissionKey] = frozenset()
+    doubts: Mapping[SubmissionKey, DuplicateOf] = field(default_factory=dict)
     repeats: Sequence[WeightIntent] = ()
     unsettled: Sequence[WeightIntent] = ()
     has_last_shares: bool = False
@@ -291,17 +293,21 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
 def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callable[[SubmissionKey], bool]:
     """Says of a dataset whether none that is not checked yet could turn out to be what it copies.
 
-    That is who committed it no later, or has an earlier version of theirs, which counts once the present one is known.
+    That is who committed it no later, or has an earlier version of theirs that it shares too many rows with, which
+    counts once the present one is known.
     Nobody is waited for twice: what the Hub withheld once may take for ever, and a copy is found out then as well.
     """
     awaited = [key for key in unchecked if key not in state.attempts or not state.attempts[key].remote_failures]
     if not awaited:
         return lambda key: True
-    known = {one.hotkey for one in state.datasets}
-    if any(one.hotkey in known for one in awaited):
-        return lambda key: False
+    hotkeys = {one.hotkey for one in awaited}
     earliest = min(state.entrants[one].rank_block for one in awaited)
-    return lambda key: state.entrants[key].rank_block < earliest
+
+    def is_original(key: SubmissionKey) -> bool:
+        is_doubted = key in state.doubts and state.doubts[key].hotkey in hotkeys
+        return state.entrants[key].rank_block < earliest and not is_doubted
+
+    return is_original
 
 
 def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:

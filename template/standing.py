@@ -172,6 +172,28 @@ def find_copies(
     return {SubmissionKey(*identity): copy for identity, copy in find_duplicates(candidates).items()}
 
 
+def find_doubts(
+    entrants: Mapping[SubmissionKey, Entrant],
+    seen: Mapping[SubmissionKey, Submission],
+    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
+) -> dict[SubmissionKey, DuplicateOf]:
+    """What might be a copy once the present rows of an entrant are known of which only earlier versions are.
+
+    They would count then, if they are related to it. Whose rows have nothing to do with them is in no doubt, however
+    many commit anew all the time.
+    """
+    unread = {key.hotkey: key for key, entrant in entrants.items() if entrant.refusal is None and key not in datasets}
+    versions = _earlier_versions(unread, entrants, seen, datasets).values()
+    if not versions:
+        return {}
+    some = {key for one in versions for key in (*one[:MAX_VERSIONS], *one[-MAX_VERSIONS:])}
+    candidates = [_as_candidate(key, seen[key].first_block, datasets[key]) for key in some]
+    present = [key for key, entrant in entrants.items() if entrant.refusal is None and key in datasets]
+    candidates += [_as_candidate(key, entrants[key].rank_block, datasets[key]) for key in present]
+    found = {SubmissionKey(*identity): copy for identity, copy in find_duplicates(candidates).items()}
+    return {key: copy for key, copy in found.items() if key in entrants and copy.hotkey in unread}
+
+
 def _earlier_versions(
     current: Mapping[str, SubmissionKey],
     entrants: Mapping[SubmissionKey, Entrant],

@@ -91,6 +91,7 @@ class Validator:
         self._openings: standing.Openings = store.openings()
         self._entrants: tuple[int, Mapping[SubmissionKey, Entrant]] = (0, {})
         self._copies: Mapping[SubmissionKey, DuplicateOf] = {}
+        self._doubts: Mapping[SubmissionKey, DuplicateOf] = {}
         self._copies_of: object = None
 
     def run(self) -> None:
@@ -262,6 +263,7 @@ class Validator:
             datasets=judge.datasets if judge else {},
             verdicts=store.verdicts(judge.contest) if judge else {},
             copies=self._find_copies(judge, entrants) if judge else {},
+            doubts=self._doubts,
             attempts=judge.attempts() if judge else {},
             intents=[intent for intent in intents if not intent.is_repeat],
             repeats=[intent for intent in intents if intent.is_repeat],
@@ -305,6 +307,7 @@ class Validator:
         decisive = (judge.contest, entrants, blocks)
         if decisive != self._copies_of:
             self._copies = standing.find_copies(entrants, self._seen, known)
+            self._doubts = standing.find_doubts(entrants, self._seen, known)
             self._copies_of = decisive
         return self._copies
 

@@ -254,7 +254,11 @@ def test_who_committed_in_the_same_block_may_be_the_original() -> None:
 def test_an_earlier_version_of_what_is_not_checked_yet_may_be_the_original() -> None:
     earlier = SubmissionKey(B.hotkey, "o/earlier:sample:" + "0" * 40)
     state = make_state(A, B, datasets={A: (), earlier: ()}, fetching=frozenset([B]))
-    assert isinstance(choose(state, at(100)), Wait)
+    assert choose(state, at(100)) == ScoreDataset(A), "they have nothing in common"
+    doubts = {A: replace(COPY, hotkey=B.hotkey)}
+    assert isinstance(choose(replace(state, doubts=doubts), at(100)), Wait)
+    withheld = {B: Attempt(remote_failures=1)}
+    assert choose(replace(state, doubts=doubts, attempts=withheld), at(100)) == ScoreDataset(A)
 
 
 def test_what_rests_after_a_failure_holds_no_score_up() -> None:

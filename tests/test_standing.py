@@ -17,6 +17,7 @@ from template.standing import (
     current_submissions,
     eligible_datasets,
     find_copies,
+    find_doubts,
     find_entrants,
     make_standings,
     order_entries,
@@ -276,6 +277,23 @@ def test_the_original_stays_the_original_when_it_commits_again_and_when_it_moves
     copies = find_copies(enter(moved, submission(A, 10)), seen, {A: ROWS, B: ROWS, newer: ROWS})
     assert set(copies) == {B}
     assert copies[B].commit == A.entry
+
+
+def test_only_what_shares_rows_with_a_version_of_what_is_not_read_yet_is_in_doubt() -> None:
+    neurons = [make_neuron(0, "a"), make_neuron(1, "b"), make_neuron(2, "c")]
+    newer = make_key("a", commit="b" * 40)
+    commitments = [
+        replace(make_commitment("a", 40), text=newer.entry),
+        make_commitment("b", 20),
+        make_commitment("c", 20),
+    ]
+    view = make_view(neurons=neurons, commitments=commitments)
+    seen, known = see(view, submission(A, 10)), {A: ROWS, B: ROWS, C: HUNDRED}
+    assert find_copies(enter(view), seen, known) == {}
+    assert find_doubts(enter(view), seen, known) == {B: DuplicateOf(hotkey="a", commit=A.entry, block=10, shared=101)}
+    assert find_doubts(enter(view), seen, {**known, newer: ROWS}) == {}, "it is read, so there is no doubt any more"
+    late = see(view, submission(A, 30))
+    assert find_doubts(enter(view), late, known) == {}, "B came before that version"
 
 
 def test_the_dataset_of_a_hotkey_that_left_makes_nobody_a_copy() -> None:
