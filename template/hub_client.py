@@ -74,9 +74,11 @@ def saved_token() -> str | None:
 
     Raises: HostError when there is one that cannot be read or renewed.
     """
+    # Renewing one asks the endpoint, with a secret in hand.
+    configure()
     try:
         return huggingface_hub.get_token()
-    except (OSError, httpx2.HTTPError, DeviceCodeError, OIDCError) as exc:
+    except (OSError, httpx2.HTTPError, DeviceCodeError, OIDCError, RemoteError) as exc:
         raise HostError(f"the saved Hub token cannot be used: {type(exc).__name__}") from exc
 
 

@@ -10,12 +10,14 @@ import httpx2
 import pytest
 import torch
 from hub_fixtures import DATA, OLD, REPO, TOKEN
-from huggingface_hub import HfApi, get_session, hf_hub_url
+from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 from score_fixtures import MODEL_ID
 
-from template import hub, pool
+from template import hub, hub_client, pool
 from template.competition import Competition
 from template.errors import RemoteError, SubnetError
+from template.hub_guard import GuardedTransport
 from template.hub_network import Budget
 from template.localnet import hub_server
 from template.localnet.hub_api import Answer, Call
@@ -218,9 +220,11 @@ def test_no_way_leads_from_https_to_less_or_inside(hosts: Hosts, target: str) ->
         get_session().get(target)
 
 
-def test_the_library_is_met_by_its_own_client(hosts: Hosts) -> None:
-    """What the rules stand on: one client for all calls, and every one of its transports guarded."""
+def test_the_library_is_met_by_its_own_client(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rules stand on: one client for all calls, guarded from the first of them, which looks for the token."""
+    monkeypatch.setattr(hub_client, "_is_configured", False)
+    set_client_factory(default_client_factory)
+    assert hub.saved_token() == TOKEN
     client = get_session()
-    assert isinstance(client, httpx2.Client) and not client.cookies
-    assert client._transport.__class__.__name__ == "GuardedTransport"
+    assert isinstance(client, httpx2.Client) and isinstance(client._transport, GuardedTransport)
     assert hf_hub_url(REPO, DATA, repo_type="dataset").startswith(hosts.hub.endpoint)
