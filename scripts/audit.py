@@ -185,7 +185,7 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
     from template.chain import verify_signature
 
     known = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
-    contradictions = find_contradictions({path: file.header for path, file in rounds.items()})
+    contradictions = find_contradictions({str(path): file.header for path, file in rounds.items()})
     jobs = []
     for path, file in rounds.items():
         report = reports[path]
@@ -193,7 +193,7 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
         if header_wrong is not None:
             report.bad_signatures.append(f"the header: {header_wrong}")
         report.bad_signatures += [f"line {at + 2}: {wrong}" for at, wrong in receipts_wrong.items()]
-        report.inconsistencies += [*find_inconsistencies(file, known), *contradictions[path]]
+        report.inconsistencies += [*find_inconsistencies(file, known), *contradictions[str(path)]]
         report.notes += find_notes(file, known)
         if network is not None:
             ask_chain(report, file, network)

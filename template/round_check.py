@@ -8,7 +8,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import TypeVar
 
 from template.receipt import Receipt
@@ -39,16 +38,16 @@ def find_inconsistencies(file: RoundFile, known: Mapping[str, Receipt]) -> list[
     ]
 
 
-def find_contradictions(headers: Mapping[PurePath, RoundHeader]) -> dict[PurePath, list[str]]:
+def find_contradictions(headers: Mapping[str, RoundHeader]) -> dict[str, list[str]]:
     """What is wrong with each file beside the others: its name is another round's, or its signer tells two stories.
 
     A round that was written twice may have learnt of its weights, and of late receipts, in between; its inputs and its
-    table stay. A name that no validator gives says nothing.
+    table stay. A name that no validator gives says nothing. headers: by the files' paths.
     """
-    found: dict[PurePath, list[str]] = {path: [] for path in headers}
-    stories: dict[tuple[str, int, int], tuple[PurePath, RoundHeader]] = {}
+    found: dict[str, list[str]] = {path: [] for path in headers}
+    stories: dict[tuple[str, int, int], tuple[str, RoundHeader]] = {}
     for path, header in headers.items():
-        named = _NAME.fullmatch(path.name)
+        named = _NAME.fullmatch(path.rpartition("/")[2])
         if named is not None and (int(named[1]), int(named[2])) != (header.netuid, header.start_block):
             found[path].append(f"the name is of another round than netuid {header.netuid}, block {header.start_block}")
         if header.signer is None:
@@ -56,7 +55,7 @@ def find_contradictions(headers: Mapping[PurePath, RoundHeader]) -> dict[PurePat
         story = dataclasses.replace(header, weights=(), receipts=0, receipts_sha256="", signature=None)
         first, told = stories.setdefault((header.signer, header.netuid, header.start_block), (path, story))
         if story != told:
-            found[path].append(f"{header.signer} tells something else of this round in {first.name}")
+            found[path].append(f"{header.signer} tells something else of this round in {first}")
     return found
 
 

@@ -267,7 +267,7 @@ def test_an_earlier_round_s_file_is_no_later_one_s_and_two_stories_of_a_round_ar
     office.write(honest.parent / "other", office.receipt("alice"))
     ended = office.audit(honest, honest.parent / "other", "--sample", 0)
     assert ended.status == 7
-    assert f"{office.validator.hotkey} tells something else of this round in {honest.name}" in ended.output
+    assert f"{office.validator.hotkey} tells something else of this round in {honest}" in ended.output
 
 
 def test_a_sample_is_drawn_from_all_files_and_can_be_drawn_again(office: Office, honest: Path) -> None:

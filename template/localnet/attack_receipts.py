@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from template.chain import verify_signature
@@ -83,8 +83,8 @@ def audit(path: Path, here: Arena) -> str:
     find_notes(file, known)
     if header_wrong or receipts_wrong or file.header.signer != here.hotkey("validator"):
         return _SIGNATURE
-    paths: tuple[PurePath, ...] = (_files().earlier, _files().later, path)
-    told = find_contradictions({one: read_round(Path(one)).header for one in paths})[path]
+    paths = (_files().earlier, _files().later, path)
+    told = find_contradictions({str(one): read_round(one).header for one in paths})[str(path)]
     told += [*find_inconsistencies(file, known), *find_chain_conflicts(file.header, here.link.block_hash)]
     return f"inconsistent: {_word(' '.join(told))}" if told else _FINE
 
