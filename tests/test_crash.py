@@ -240,7 +240,13 @@ def test_temporary_files_are_counted_and_are_no_partial_ones(tmp_path: Path) -> 
 
 
 def test_a_disagreement_is_in_the_table_and_in_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = Outcome("walk", points={"before BEGIN | x"}, starts=2, differences=["verdict on x"], orphans=["after x: one"])
+    bad = Outcome(
+        "walk",
+        points={"before BEGIN | x"},
+        starts=2,
+        differences=["verdict on x"],
+        orphans=["killed before BEGIN | x: one"],
+    )
     bad.kills["before BEGIN | x"] += 1
     campaign = Campaign(outcomes=[bad])
     monkeypatch.setattr(Crew, "work", lambda _: campaign)

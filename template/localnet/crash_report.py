@@ -110,7 +110,7 @@ def _count(row: Row, one: Outcome, kills: int, *, restarts: int, said: str) -> N
 
 def _is_about(found: str, kind: str) -> bool:
     return (
-        not kind or not found.startswith("after ") or kind_of(found.removeprefix("after ").partition(": ")[0]) == kind
+        not kind or not found.startswith("killed ") or kind_of(found.removeprefix("killed ").partition(": ")[0]) == kind
     )
 
 

@@ -251,11 +251,11 @@ class Run:
             said.ends.append((status, self.last_words()))
             if status not in self.may_end:
                 said.findings.append(f"the validator ended by itself with status {status}: {self.last_words()}")
-        said.orphans += [f"after {at}: {one}" for one in crash_checks.find_orphans(process.pid)]
+        said.orphans += [f"killed {at}: {one}" for one in crash_checks.find_orphans(process.pid)]
         partial, temporary = crash_checks.check_files(self.state_dir)
-        said.partial += [f"after {at}: {one}" for one in partial]
+        said.partial += [f"killed {at}: {one}" for one in partial]
         said.temporary = max(said.temporary, temporary)
-        said.findings += [f"after {at}: {one}" for one in self.check_database()]
+        said.findings += [f"killed {at}: {one}" for one in self.check_database()]
 
     def check_database(self) -> list[str]:
         """What is wrong with the state file as it lies there."""
