@@ -81,6 +81,10 @@ _OPENMP_VARIABLES = {
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 _CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_OTHER_ALLOCATOR = re.compile(r"backend\s*:\s*(?!native)\w")
+_NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
+
 # Elements of an operation that each thread of a team takes a part of.
 _ELEMENTS_PER_THREAD = 2**16
 
@@ -144,9 +148,9 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """Deterministic kernels, fixed precision and threads while a score runs; all of it is put back at the end.
 
     Modes of the caller (no_grad, inference_mode, autocast, a default device) do not reach inside.
-    Raises: ConfigError when the environment lets OpenMP give fewer threads than it is asked for, or makes cuBLAS
-    indeterminate; HostError when other code of this process has OpenMP do so, has changed how its threads round, or
-    changes the settings or the cores meanwhile.
+    Raises: ConfigError when the environment lets OpenMP give fewer threads than it is asked for, makes cuBLAS
+    indeterminate, or puts another allocator in the place of torch's own on a GPU; HostError when other code of this
+    process has OpenMP do so, has changed how its threads round, or changes the settings or the cores meanwhile.
     Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
     _refuse_variables(device)
@@ -189,8 +193,17 @@ def _refuse_variables(device: torch.device) -> None:
     if os.environ.get("OMP_MAX_ACTIVE_LEVELS", "").strip() == "0":
         raise ConfigError("unset OMP_MAX_ACTIVE_LEVELS in the environment: with 0, a CPU computes wrong numbers")
     name, usual = _CUBLAS_WORKSPACE
-    if device.type == "cuda" and os.environ.get(name, usual) not in _CUBLAS_WORKSPACES:
+    if device.type != "cuda":
+        return
+    if os.environ.get(name, usual) not in _CUBLAS_WORKSPACES:
         raise ConfigError(f"unset {name} in the environment, or make it one of {' '.join(_CUBLAS_WORKSPACES)}")
+    # Recorded graphs work in memory that torch's own allocator keeps for them. With another one, or with none that
+    # keeps any, the process ends or the device fails (seen).
+    for name in _ALLOCATOR_VARIABLES:
+        if _OTHER_ALLOCATOR.search(os.environ.get(name, "")):
+            raise ConfigError(f"unset {name} in the environment, or leave torch's own backend in it")
+    if os.environ.get(_NO_CACHING, "0") not in ("", "0"):
+        raise ConfigError(f"unset {_NO_CACHING} in the environment: graphs need memory that stays where it is")
 
 
 def _require_whole_teams(threads: int) -> None:

@@ -107,6 +107,22 @@ def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(m
         pass
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"),
+        ("PYTORCH_ALLOC_CONF", "expandable_segments:True, backend : cudaMallocAsync"),
+        ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),
+    ],
+)
+def test_another_allocator_is_refused_on_a_gpu_alone(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name), numerics.deterministic(torch.device("cuda:0")):
+        pass
+    with numerics.deterministic(CPU):
+        pass
+
+
 def refusal_after(change: Callable[[], object]) -> str:
     """What a thread that does this is told when it enters the score's settings: the settings are a thread's own."""
     said = []

@@ -163,7 +163,7 @@ class Stress:
             command = [sys.executable, "-P", "-m", "template.localnet.stress_score", str(path)]
             done = subprocess.run(
                 ["sh", "-c", f'{shell} "$@"', "sh", *command],
-                env={**os.environ, "PYTHONPATH": str(_ROOT), **situation.environment},
+                env={**_environment(), **situation.environment},
                 capture_output=True,
                 text=True,
                 timeout=_PATIENCE_S,
@@ -211,7 +211,7 @@ class Stress:
                 hog = stack.enter_context(
                     subprocess.Popen(
                         command,
-                        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+                        env=_environment(),
                         stdout=subprocess.PIPE,
                         stderr=subprocess.DEVNULL,
                     )

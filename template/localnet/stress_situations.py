@@ -106,8 +106,8 @@ _VARIABLES: dict[str, frozenset[Verdict]] = {
 _CUDA_VARIABLES: dict[str, frozenset[Verdict]] = {
     "CUBLAS_WORKSPACE_CONFIG=:0:0": _REFUSED,
     "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True": _IF_ROOM,
-    "PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync": _IF_ROOM,
-    "PYTORCH_NO_CUDA_MEMORY_CACHING=1": _IF_ROOM,
+    "PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync": _REFUSED,
+    "PYTORCH_NO_CUDA_MEMORY_CACHING=1": _REFUSED,
     "CUDA_MODULE_LOADING=EAGER": _EQUAL,
 }
 
