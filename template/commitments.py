@@ -90,8 +90,9 @@ def encode_text(text: str) -> bytes:
 def _revealed_text(data: Any) -> str | None:
     """The text of one reveal, None unless the bytes are exactly one SCALE string.
 
-    The client's decoder shows bytes that are UTF-8 as text, others as 0x-hex. What looks like hex of other bytes is that:
-    as text it would be no SCALE string, since what begins with `0x` is 13 bytes long, and no 11 digits are whole bytes.
+    The client's decoder shows bytes that are UTF-8 as text, others as 0x-hex. What looks like hex of other bytes is
+    that: as text it would be no SCALE string, since what begins with `0x` is 13 bytes long, and no 11 digits are whole
+    bytes.
     """
     if not isinstance(data, str):
         return None

@@ -149,7 +149,7 @@ class Validator:
             raise RemoteError(f"the chain's answer makes no sense: {error}") from error
 
     def _admit(self, view: ChainView) -> None:
-        """Raises: ConfigError when at the start the hotkey that is to set weights has no uid, or the state is foreign."""
+        """Raises: ConfigError when, at the start, the hotkey to set weights has no uid or the state is foreign."""
         if not self._is_admitted:
             self._opener.check_chain(view)
         if not (self._is_admitted or self.config.is_offline or self._chain.hotkey in view.by_hotkey):

@@ -275,6 +275,12 @@ def _outcome_of(dtype: str, finished: Finished, contest: str) -> Outcome:
     )
 
 
+def _environment() -> dict[str, str]:
+    """This process's own, with this tree found first."""
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def _await_worker(executor: LocalExecutor) -> str:
     """The model's name, once a worker is free."""
     while (name := executor.prepare()) is None or not executor.free():
