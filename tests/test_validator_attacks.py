@@ -235,7 +235,7 @@ def test_a_state_of_another_chain_is_refused_at_the_start_and_one_ahead_of_the_n
             with pytest.raises(RemoteError, match=rf"before the start of round {last.id} of this state"):
                 bench.validator.tick()
             other.admin.advance(last.start_block)
-            with pytest.raises(ConfigError, match="is of another chain: .*; give another --state_dir"):
+            with pytest.raises(ConfigError, match=r"is of another chain: .*; give another --state_dir"):
                 bench.validator.tick()
             assert bench.store.last_round_id() == last.id, "no round was opened"
     with open_bench(net, policy=SHORT) as bench:

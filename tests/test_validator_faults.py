@@ -204,7 +204,7 @@ def test_a_file_that_cannot_be_read_after_its_download_is_no_fault_of_its_miner(
         return HubFile(path=folder, repo=record.namespace, revision=record.commit, sha256="0" * 64, size=1)
 
     with open_bench(net, fetcher=Fetcher(1, fetch)) as bench:
-        with pytest.raises(HostError, match="cannot be read: .*Is a directory"):
+        with pytest.raises(HostError, match=r"cannot be read: .*Is a directory"):
             bench.tick_until(lambda: False, ticks=1000)
         assert key not in bench.store.attempts(bench.contest)
 
