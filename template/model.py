@@ -347,14 +347,14 @@ def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path
     )
     if any(isinstance(cause, unknown) for cause in causes):
         return ConfigError(f"training_args: the Hub has no readable model {setting}")
-    is_unreachable = (RemoteError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    is_remote = (hub.HfHubHTTPError, *is_unreachable)
-    if any(isinstance(cause, is_remote) or "httpx" in type(cause).__module__ for cause in causes):
-        return RemoteError(f"the Hub did not deliver {setting}: {error}")
+    is_unreachable = (hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)
     # A tokenizer's error names no cause. What the Hub answered meanwhile, as that it has no such file, is none.
-    for cause in _chain(error, lambda one: one.__cause__ or one.__context__):
-        if isinstance(cause, is_unreachable):
-            return RemoteError(f"the Hub did not deliver {setting}: {cause}")
+    known = _chain(error, lambda one: one.__cause__ or one.__context__)
+    for kind in (RemoteError, is_unreachable):
+        if found := next((cause for cause in known if isinstance(cause, kind)), None):
+            return RemoteError(f"the Hub did not deliver {setting}: {found}")
+    if any(isinstance(cause, hub.HfHubHTTPError) or "httpx" in type(cause).__module__ for cause in causes):
+        return RemoteError(f"the Hub did not deliver {setting}: {error}")
     if any(isinstance(cause, OSError) and cause.errno is not None for cause in causes):
         return HostError(f"this machine could not read {setting}: {error}")
     return ConfigError(f"{setting} cannot be loaded as a causal language model: {error}")

@@ -26,9 +26,8 @@ Load = Callable[[], ScoringModel]
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub that this process meets as it would with HF_ENDPOINT set at its start, and is soon out of patience with."""
+    """A hub that this process meets as it would with HF_ENDPOINT set at its start."""
     hub.configure()
-    monkeypatch.setattr(hub_guard, "_ANSWER_S", 0.4)
     monkeypatch.setattr(hub_guard, "_SLOWEST_BYTES_PER_S", 1e9)
     monkeypatch.setattr(hub_guard, "_MAX_UNDECLARED_BYTES", SMALL)
     with HubServer(tmp_path / "hub") as running:
@@ -53,26 +52,38 @@ def size_of(folder: Path) -> int:
 
 
 FAULTS = {
-    "weights that never end": Fault(kind=FaultKind.ENDLESS, pattern=WEIGHTS),
-    "weights that drip": Fault(kind=FaultKind.DRIP, seconds=0.01, pattern=WEIGHTS),
-    "a header that drips": Fault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern=WEIGHTS),
-    "weights of gzip": Fault(kind=FaultKind.GZIP_BOMB, size=64 * SMALL, pattern=WEIGHTS),
-    "a tokenizer that never ends": Fault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*tokenizer.json"),
-    "a configuration that never ends": Fault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*config.json"),
-    "weights beyond any model's": Fault(kind=FaultKind.RAW, body=HUGE, rest="x", repeat=None, pattern=WEIGHTS),
+    "weights that never end": ("longer than", Fault(kind=FaultKind.ENDLESS, pattern=WEIGHTS)),
+    "weights beyond any model's": (
+        "longer than",
+        Fault(kind=FaultKind.RAW, body=HUGE, rest="x", repeat=None, pattern=WEIGHTS),
+    ),
+    "weights of gzip": ("compressed", Fault(kind=FaultKind.GZIP_BOMB, size=64 * SMALL, pattern=WEIGHTS)),
+    "a tokenizer that never ends": (
+        "longer than",
+        Fault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*tokenizer.json"),
+    ),
+    "a configuration that never ends": (
+        "longer than",
+        Fault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*config.json"),
+    ),
+    "weights that drip": ("time allowed", Fault(kind=FaultKind.DRIP, seconds=0.01, pattern=WEIGHTS)),
+    "a header that drips": ("time allowed", Fault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern=WEIGHTS)),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_hostile_hub_is_given_up_on(server: HubServer, load: Load, tmp_path: Path, name: str) -> None:
-    set_faults(server.store.root, FAULTS[name])
+def test_a_hostile_hub_is_given_up_on(
+    server: HubServer, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sentence, fault = FAULTS[name]
+    if sentence == "time allowed":
+        monkeypatch.setattr(hub_guard, "_ANSWER_S", 0.4)
+    set_faults(server.store.root, fault)
     started = time.monotonic()
-    with pytest.raises(RemoteError):
+    with pytest.raises(RemoteError, match=sentence):
         load()
-    assert time.monotonic() - started < 10.0
+    assert time.monotonic() - started < 20.0
     assert size_of(tmp_path / "cache") < 20 * SMALL
-    set_faults(server.store.root)
-    assert load().source.model_id == MODEL_ID
 
 
 def test_the_library_waits_its_own_second_and_not_the_years_it_is_asked_for(server: HubServer, load: Load) -> None:
