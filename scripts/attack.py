@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tables", nargs="*", choices=TABLES, default=list(TABLES), help="which (default: all)")
+    parser.add_argument("tables", nargs="*", choices=TABLES, help="which (default: all)")
     cli.add_logging_arguments(parser)
     return parser
 
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     if cli.log_level(args) == "INFO":
         logger.disable("template")
     faults: list[str] = []
-    for table in args.tables:
+    for table in args.tables or TABLES:
         attacks: Sequence[Attack] = import_module(f"template.localnet.attack_{table}").ATTACKS
         outcomes = []
         for attack in attacks:
             with tempfile.TemporaryDirectory() as folder:
                 outcomes.append(launch(attack, Path(folder)))
-        print(f"{table}: {len(outcomes)} attacks\n{report(outcomes)}\n", flush=True)
+        print(f"{table}\n{report(outcomes)}\n", flush=True)
         faults += [fault for outcome in outcomes for fault in outcome.faults()]
     for fault in faults:
         print(f"NOT AS IT MUST BE: {fault}")

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from loguru import logger
+
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError
 
 MIB = 2**20
@@ -81,7 +83,12 @@ def launch(attack: Attack, folder: Path) -> Outcome:
     before = memory_kib("VmRSS")
     started = time.monotonic()
     with _peak_disk(folder) as peak:
-        verdict = attack.run(folder)
+        try:
+            verdict = attack.run(folder)
+        except Exception as error:
+            # What nobody meant to raise is what an attacker is after, and no reason to leave out the other attacks.
+            logger.exception("{}", attack.name)
+            verdict = f"raised {type(error).__name__}: {error}"
         seconds = time.monotonic() - started
     return Outcome(
         attack=attack,
@@ -93,7 +100,7 @@ def launch(attack: Attack, folder: Path) -> Outcome:
 
 
 def report(outcomes: list[Outcome]) -> str:
-    """A table of what each attack came to and cost, then every fault."""
+    """A table of what each attack came to and cost, and the most that any did."""
     width = max(len(outcome.attack.name) for outcome in outcomes)
     verdict_width = max(len(outcome.verdict) for outcome in outcomes)
     lines = [f"{'attack':<{width}}  {'verdict':<{verdict_width}}  seconds (most)    MiB (most)   disk (most)"]
@@ -104,6 +111,8 @@ def report(outcomes: list[Outcome]) -> str:
             f"{one.seconds:7.2f} {f'({attack.max_seconds:g})':>6}  {one.memory:6.1f} {f'({attack.max_memory})':>6}  "
             f"{one.disk:5.1f} {f'({attack.max_disk})':>6}"
         )
+    most = [max(getattr(one, cost) for one in outcomes) for cost in ("seconds", "memory", "disk")]
+    lines.append("{} attacks; at most {:.1f} s, {:.0f} MiB of memory, {:.0f} MiB on disk".format(len(outcomes), *most))
     return "\n".join(lines)
 
 
