@@ -33,7 +33,7 @@ SITUATIONS = (
     Situation(name="same_dataset", what="all commit in one block, all the same rows", kind="same"),
     Situation(name="near_copies", what="all commit in one block, each pair sharing just too little to be copies"),
     Situation(
-        name="large_files", what="all commit in one block, all files at the byte limit", kind="large", block_s=0.5
+        name="large_files", what="all commit in one block, all files at the byte limit", kind="large", block_s=1.0
     ),
     Situation(
         name="recommit",
@@ -65,7 +65,7 @@ SITUATIONS = (
         recommit_blocks=RECOMMIT_BLOCKS,
         steady=16,
         hung=40,
-        block_s=0.75,
+        block_s=1.5,
     ),
 )
 

@@ -26,6 +26,7 @@ from template.localnet.measured import Line
 from template.localnet.network import NETUID, VALIDATOR
 from template.schedule import Policy
 from template.store import Store
+from template.weighing import NOTHING_SCORED
 
 MIB = 2**20
 
@@ -49,6 +50,7 @@ LATE_BLOCKS = 24
 # One look, one decision, one thing done: less than a block of the main network takes.
 TICK_S = 12.0
 
+_PAUSE_BLOCKS = schedule.MAX_WEIGHTS_PAUSE_BLOCKS
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _GLANCE_S = 0.1
 _START_S = 600.0
@@ -274,7 +276,10 @@ def _weight_lines(situation: Situation, world: LoadWorld, store: Store) -> Itera
         taken = [one.block for one in outcomes if one and one.is_accepted and one.block is not None]
         told += taken
         most, missing = max(most, len(taken)), missing + (not taken)
-        late += [block - schedule.closing_block(current, situation.policy) for block in taken]
+        # Weights of nothing are due again after a pause.
+        empty = [one.block for one in store.intents(row["id"]) if one.outcome and one.outcome.error == NOTHING_SCORED]
+        due = max([schedule.closing_block(current, situation.policy), *(at + _PAUSE_BLOCKS for at in empty)])
+        late += [block - due for block in taken]
     yield Line("rounds that closed", len(closed), "", situation.rounds, is_least=True)
     yield Line("rounds without weights", missing, "", 0)
     yield Line("weights on chain for one round, at most", most, "", 1)
