@@ -198,7 +198,7 @@ class _CountedStream(httpx2.SyncByteStream):
 def _retry_after_s(headers: httpx2.Headers) -> float | None:
     """Seconds that the Hub asks us to wait, from Retry-After (seconds or a date) or its rate-limit header.
 
-    The library's own reader of the latter goes over two headers with patterns that take minutes on hostile ones.
+    The library's own reader of the latter takes seconds over hostile ones, with every other thread waiting.
     """
     text = headers.get("Retry-After", "").strip()[:100]
     seconds: float | None = None

@@ -107,7 +107,7 @@ _WAITS = tuple(
     )
 )
 _PATTERNS = attack(
-    "429 with headers that take the library's patterns minutes",
+    "429 with headers that the library's patterns are slow on",
     Fault(
         kind=FaultKind.RAW,
         body='HTTP/1.1 429 Wait\r\nRateLimit: "api";r=0;t=1\r\nRateLimit-Policy: ' + "q=1" * 25_000 + "\r\n\r\n",
