@@ -16,6 +16,8 @@ from template.localnet.tiny import make_tiny_model
 # Seconds after its start at which a process is killed by chance: from the interpreter's first steps to its work.
 _RANDOM_S = (0.05, 3.5)
 _REAL_RANDOM_S = (0.5, 14.0)
+# Runs for what the walks passed by, at most.
+_MOST_AGAIN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Crew:
             runs = [pool.submit(job) for job in jobs]
             mended = [pool.submit(self._bring, fault, base, expected) for fault in faults]
             self.campaign.outcomes += [calm, *(run.result() for run in runs)]
+            if self._scale.walks is not None:
+                self.campaign.outcomes += self._walk_again(base, expected, calm.points)
             self.campaign.faults += [(fault.name, run.result()) for fault, run in zip(faults, mended, strict=True)]
         return self.campaign
 
@@ -88,6 +92,19 @@ class Crew:
             lambda share=share: self._run(f"walk {share + 1}", base, expected, share=share, shares=scale.walks)  # type: ignore[misc]
             for share in range(scale.walks)
         ]
+
+    def _walk_again(self, base: Base, expected: EndState, points: set[str]) -> list[Outcome]:
+        """Runs for the points that were not come to again, since a kill shortly before had changed the way.
+
+        As when a folder is removed: after a kill in the midst of it, what is left is removed at another place.
+        """
+        found: list[Outcome] = []
+        for at in range(_MOST_AGAIN):
+            missed = points.difference(*(one.kills for one in (*self.campaign.outcomes, *found)))
+            if not missed:
+                break
+            found.append(self._run(f"again {at + 1}", base, expected, targets=missed))
+        return found
 
     def _chances(self, base: Base, expected: EndState) -> list[Callable[[], Outcome]]:
         scale = self._scale

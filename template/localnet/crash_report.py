@@ -1,6 +1,7 @@
 """The table of a crash campaign: by kind of crash point what was killed there and what came of it."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from template.localnet.crash_launcher import kind_of
@@ -53,6 +54,11 @@ class Campaign:
     def _all(self) -> list[Outcome]:
         return [*self.outcomes, *(one for _, one in self.faults)]
 
+    @property
+    def missed(self) -> set[str]:
+        """Points of the undisturbed run, which is the first, at which none was killed."""
+        return self.outcomes[0].points.difference(*(one.kills for one in self.outcomes))
+
     def rows(self) -> list[Row]:
         """By kind, those killed at a point of their own first, then by chance."""
         rows: dict[tuple[str, str], Row] = {}
@@ -84,6 +90,8 @@ class Campaign:
         taken = sum(one.taken for one in self._all())
         total = [
             "",
+            f"points of the undisturbed run {len(self.outcomes[0].points)}, at which none was killed {len(self.missed)},"
+            f" of them of other than what the validator tells of itself {len(self.missed - set(_told(self.missed)))}",
             f"runs {len(self._all())}, kills {self.kills}, restarts {sum(one.starts - 1 for one in self._all())}",
             f"rounds in which weights were set {taken}, extrinsics with weights that the chain included"
             f" {sum(one.submitted for one in self._all())}",
@@ -112,6 +120,11 @@ def _is_about(found: str, kind: str) -> bool:
     return (
         not kind or not found.startswith("killed ") or kind_of(found.removeprefix("killed ").partition(": ")[0]) == kind
     )
+
+
+def _told(points: Iterable[str]) -> list[str]:
+    """Those whose name is what the validator was doing, which is a matter of moments: they may not come again."""
+    return [point for point in points if " | record_activity " in point]
 
 
 def _endings(one: Outcome) -> list[str]:

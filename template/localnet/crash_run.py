@@ -95,8 +95,8 @@ class Run:
 
     is_real: the real worker trains; else one answers from the table. killer: seconds that each next process is left
     alive before it is killed from here, drawn from the random numbers it is given; None kills none from here.
-    share, shares, is_once: as in `Plan`. may_end: a validator that ends by itself with such a status is started again,
-    as a supervisor would.
+    share, shares, is_once, targets: as in `Plan`. may_end: a validator that ends by itself with such a status is
+    started again, as a supervisor would.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Run:
         share: int = 0,
         shares: int = 0,
         is_once: bool = False,
+        targets: Collection[str] = (),
         killer: Callable[[random.Random], float] | None = None,
         most_kills: int = 10**6,
         seed: int = 0,
@@ -144,7 +145,7 @@ class Run:
             scorer = str(write_program(folder / "scorer", mode, table))
         self.plan = Plan(
             folder=str(folder), script=str(SCRIPT), watched=str(self.state_dir), began_at=time.time(),
-            share=share, shares=shares, is_once=is_once, scorer=scorer,
+            share=share, shares=shares, is_once=is_once, targets=tuple(targets), scorer=scorer,
             speed=speed, executor_speed=executor_speed,
         )  # fmt: skip
 
