@@ -90,8 +90,8 @@ class Campaign:
         taken = sum(one.taken for one in self._all())
         total = [
             "",
-            f"points of the undisturbed run {len(self.outcomes[0].points)}, at which none was killed {len(self.missed)},"
-            f" of them of other than what the validator tells of itself {len(self.missed - set(_told(self.missed)))}",
+            f"points of the undisturbed run {len(self.outcomes[0].points)}, never killed at {len(self.missed)},"
+            f" of them other than what the validator tells of itself {len(self.missed - set(_told(self.missed)))}",
             f"runs {len(self._all())}, kills {self.kills}, restarts {sum(one.starts - 1 for one in self._all())}",
             f"rounds in which weights were set {taken}, extrinsics with weights that the chain included"
             f" {sum(one.submitted for one in self._all())}",
