@@ -53,7 +53,7 @@ def test_cores_that_are_taken_away_give_no_score_of_the_same_contest(stress: Str
 
 
 def test_memory_that_does_not_suffice_gives_the_same_bits_or_none(stress: Stress) -> None:
-    row = stress.meet(dataclasses.replace(SITUATIONS["80% of the address space it needs"]))
+    row = stress.meet(SITUATIONS["80% of the address space it needs"])
     assert row.is_as_allowed, row
 
 
