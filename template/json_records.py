@@ -68,7 +68,10 @@ def _read(hint: Any, value: object, where: str) -> Any:
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_read(parts[0], item, f"{where}[{at}]") for at, item in enumerate(value))
     if get_origin(hint) is Mapping and isinstance(value, dict):
-        return {key: _read(parts[1], item, f"{where}[{reprlib.repr(key)}]") for key, item in value.items()}
+        return {
+            _read(parts[0], key, where): _read(parts[1], item, f"{where}[{reprlib.repr(key)}]")
+            for key, item in value.items()
+        }
     if hint is Competition:
         return Competition.from_mapping(value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -90,6 +93,15 @@ def _is_plain(value: object, hint: Any) -> bool:
     if hint is float:
         # A whole number may stand for a float, but it has no largest value, so isfinite would raise.
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if hint is bool:
-        return isinstance(value, bool)
-    return hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str) and _is_encodable(value)
+    return hint in (bool, int) and type(value) is hint
+
+
+def _is_encodable(text: str) -> bool:
+    """False with half of a surrogate pair in it: JSON can spell that, but it can be neither printed nor stored."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

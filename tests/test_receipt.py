@@ -173,6 +173,17 @@ def test_what_is_no_receipt_is_a_config_error_naming_its_origin(text: str | byte
         Receipt.from_json(text, "from there")
 
 
+@pytest.mark.parametrize("place", ["value", "key", "signer", "repo"])
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(place: str) -> None:
+    """It could be neither printed nor stored, and what is said of the receipt names it."""
+    text = SIGNED.to_line()
+    whole = {"value": '"cpu"', "key": '"threads"', "signer": f'"{SIGNED.signer}"', "repo": '"owner/n'}[place]
+    assert whole in text
+    Receipt.from_json(text.replace(whole, whole[:-1] + "\\ud83d\\ude00" + whole[-1]), "whole pairs are text")
+    with pytest.raises(ConfigError, match=r"^half"):
+        Receipt.from_json(text.replace(whole, whole[:-1] + "\\ud800" + whole[-1]), "half")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32-le", "utf-8-sig"])
 def test_a_receipt_in_another_encoding_than_utf8_is_refused(encoding: str) -> None:
     with pytest.raises(ConfigError, match="not JSON"):
