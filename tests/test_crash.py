@@ -25,7 +25,7 @@ from template.localnet.crash_run import Outcome
 from template.localnet.crash_world import Base
 
 CRASH = ROOT / "scripts" / "crash.py"
-PATIENCE_S = 400.0
+PATIENCE_S = 900.0
 
 KINDS = [
     f"{when} {what}"
