@@ -18,6 +18,7 @@ from pathlib import Path
 from loguru import logger
 
 from template import cli
+from template.errors import ConfigError
 from template.localnet.attack import Attack, launch, report
 
 TABLES = ("rows", "hub", "chain")
@@ -28,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tables", nargs="*", choices=TABLES, help="which (default: all)")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)} (default: all)")
     cli.add_logging_arguments(parser)
     return parser
 
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Every attack of the tables asked for, each in a folder of its own."""
+    """Every attack of the tables asked for, each in a folder of its own. Raises: ConfigError."""
+    if unknown := set(args.tables) - set(TABLES):
+        raise ConfigError(f"TABLE must be one of {', '.join(TABLES)}, not {min(unknown)!r}")
     if cli.log_level(args) == "INFO":
         logger.disable("template")
     faults: list[str] = []

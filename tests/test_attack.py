@@ -70,3 +70,4 @@ def test_the_command_names_what_is_not_as_it_must_be(
     out = capsys.readouterr().out
     assert "NOT AS IT MUST BE: worse: expected 'another', found 'fine'" in out
     assert "1 not as they must be" in out and out.count("good") == 1
+    assert command.main(["rows", "hubs"]) == ConfigError.exit_code

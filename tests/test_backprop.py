@@ -227,10 +227,11 @@ def test_a_single_core_works_on_one_pack_at_a_time_to_the_same_bits(
     model: ScoringModel, packs: list[Pack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [value.clone() for value in accumulate(Watched(model), packs)]
-    monkeypatch.setattr(numerics, "thread_count", lambda: 1)
     watched = Watched(model)
-    assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs), expected, strict=True))
-    assert backprop.lane_count() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(numerics, "thread_count", lambda: 1)
+        assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs), expected, strict=True))
+        assert backprop.lane_count() == 1
     assert watched.order == list(range(6))
     assert {count for _, count in watched.threads.values()} == {1}
 
