@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -179,7 +180,10 @@ def run_coverage(target: str, corpus: Path, runs: int, seed: int, folder: Path) 
 
 
 def minimise(check: Callable[[bytes], None], inputs: Sequence[bytes]) -> list[bytes]:
-    """The smallest of the inputs that together take every step from line to line of the product that all take."""
+    """The smallest of the inputs that together take every step from line to line of the product that all take.
+
+    Once, twice, up to four times, up to eight and so on are each a step of their own.
+    """
     kept: list[bytes] = []
     seen: set[object] = set()
     for data in sorted(inputs, key=lambda one: (len(one), one)):
@@ -191,8 +195,8 @@ def minimise(check: Callable[[bytes], None], inputs: Sequence[bytes]) -> list[by
 
 
 def _steps(check: Callable[[bytes], None], data: bytes) -> set[object]:
-    """The pairs of lines that were run one after the other, and what was raised."""
-    steps: set[object] = set()
+    """The pairs of lines that were run one after the other, about how often, and what was raised."""
+    steps: Counter[object] = Counter()
     product = str(Path(__file__).parent.parent)
 
     def follow(frame: FrameType, event: str, _: Any) -> Any:
@@ -203,10 +207,10 @@ def _steps(check: Callable[[bytes], None], data: bytes) -> set[object]:
 
         def step(frame: FrameType, event: str, value: Any) -> Any:
             if event == "line":
-                steps.add((path, last[0], frame.f_lineno))
+                steps[path, last[0], frame.f_lineno] += 1
                 last[0] = frame.f_lineno
             elif event == "exception":
-                steps.add((path, frame.f_lineno, value[0]))
+                steps[path, frame.f_lineno, value[0]] += 1
             return step
 
         return step
@@ -215,10 +219,10 @@ def _steps(check: Callable[[bytes], None], data: bytes) -> set[object]:
     try:
         check(data)
     except Exception as error:
-        steps.add(_where(error))
+        steps[_where(error)] += 1
     finally:
         sys.settrace(None)
-    return steps
+    return {(step, (count - 1).bit_length()) for step, count in steps.items()}
 
 
 def main(argv: Sequence[str]) -> None:
