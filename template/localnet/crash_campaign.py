@@ -18,7 +18,7 @@ _RANDOM_S = (0.05, 2.5)
 _REAL_RANDOM_S = (0.5, 14.0)
 _TRAINS = "chance, trains"
 # Runs for what the walks passed by, at most.
-_MOST_AGAIN = 8
+_MOST_AGAIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,8 +217,10 @@ class Run:
             self.outcome.findings.append("SIGTERM did not end the validator within 30 s")
             self.process.kill()
             status = self.process.wait()
-        # One that only starts has no handler yet.
-        if status not in (0, -signal.SIGTERM):
+        own = self._new_kills()
+        self.outcome.kills.update(own)
+        # One that only starts has no handler yet, and one that ends passes points at which it may be killed.
+        if status not in (0, -signal.SIGTERM) and not (status == -signal.SIGKILL and own):
             self.outcome.findings.append(f"SIGTERM ended the validator with status {status}: {self.last_words()}")
         self.outcome.orphans += [f"at the end: {one}" for one in crash_checks.find_orphans(self.process.pid)]
         self.process, self._kill_at = None, float("inf")
@@ -241,10 +243,9 @@ class Run:
         assert self.process is not None
         process, self.process, self._kill_at = self.process, None, float("inf")
         status, said, at = process.returncode, self.outcome, ""
-        kills = self._read_lines(KILLS_FILE)
         if status == -signal.SIGKILL:
             self._moved_at = time.monotonic()
-            own = [one for one in kills if one not in said.kills]
+            own = self._new_kills()
             at = own[0] if own else why
             said.kills[at] += 1
         else:
@@ -257,6 +258,10 @@ class Run:
         said.partial += [f"killed {at}: {one}" for one in partial]
         said.temporary = max(said.temporary, temporary)
         said.findings += [f"killed {at}: {one}" for one in self.check_database()]
+
+    def _new_kills(self) -> list[str]:
+        """The points at which a process was killed that is not counted yet: one at most."""
+        return [one for one in self._read_lines(KILLS_FILE) if one not in self.outcome.kills]
 
     def check_database(self) -> list[str]:
         """What is wrong with the state file as it lies there."""
