@@ -225,8 +225,14 @@ class SlotExecutor(ABC):
         slot.name = loaded.device
         if self._model is not None and (unlike := self._find_unlike(loaded)):
             which = f"{slot.name} computes under {unlike}"
-            self._lose(slot, ConfigError(f"{which}: scores need devices of one kind, and a model that stays the same"))
-            return
+            is_alone = not any(other.is_loaded for other in self._slots)
+            if not is_alone or loaded.model.split()[0] != self._model.split()[0]:
+                wanted = "scores need devices of one kind, and a model that stays the same"
+                self._lose(slot, ConfigError(f"{which}: {wanted}"))
+                return
+            # The machine is another than before, by cores for instance, and no worker is left of what it was.
+            logger.warning("{} before", which)
+            self._model, self._environment = loaded.model, loaded.environment
         if self._model is None:
             self._model, self._environment = loaded.model, loaded.environment
             self._scorer = self._scorer.pinned(loaded.model)
@@ -239,13 +245,14 @@ class SlotExecutor(ABC):
         """What would make this worker's losses others than those of the workers before it, None when nothing does."""
         if loaded.model != self._model:
             return f"{loaded.model}, but the others under {self._model}"
-        ours, theirs = self._environment, loaded.environment
+        ours, theirs = _decisive(self._environment), _decisive(loaded.environment)
         unlike = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         return ", ".join(f"{name} {theirs.get(name)}, but the others under {ours.get(name)}" for name in unlike) or None
 
     def _find_moved(self, result: TrainResult) -> str | None:
         """What of that which all workers share a score was made under another of, such as cores taken away."""
-        moved = [name for name, value in self._environment.items() if result.environment.get(name) != value]
+        held = _decisive(self._environment)
+        moved = [name for name, value in held.items() if result.environment.get(name) != value]
         return ", ".join(f"another {name}: {result.environment.get(name)}" for name in sorted(moved)) or None
 
     def _located(self, result: TrainResult, slot: _Slot) -> TrainResult:
@@ -336,6 +343,12 @@ class SlotExecutor(ABC):
             slot.error = None
         for error in wrong or errors:
             raise error
+
+
+def _decisive(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what moves no number there: the CPU's threads beside a GPU."""
+    is_cuda = environment.get("capability", "").startswith("cuda")
+    return {name: value for name, value in environment.items() if not (is_cuda and name == "threads")}
 
 
 class LocalExecutor(SlotExecutor):

@@ -98,8 +98,48 @@ hear()"""
         finished = collect(executor)[0]
         assert finished.result is None and isinstance(finished.error, HostError)
         assert "another threads: 1" in str(finished.error)
-        with pytest.raises(HostError, match="threads 1, but the others under 2"):
-            until(executor.prepare, executor)
+
+
+def test_a_machine_that_stays_another_is_taken_as_it_is_once_no_worker_of_before_is_left(tmp_path: Path) -> None:
+    """Else an operator who takes a core away for good would have no scores any more, until somebody looks."""
+    body = """
+threads = "2" if nth == 1 else "1"
+name = setup.training_args.model_id + "@" + "0" * 40 + f" cpu float32 on {threads}"
+tell(wire.Loaded(model=name, device="cpu", environment={"threads": threads}))
+if nth == 1:
+    sys.exit(1)
+hear()"""
+    with scripted(Script(tmp_path, body)) as executor:
+        assert ready(executor).endswith("on 2")
+        until(lambda: (executor.prepare() or "").endswith("on 1"), executor)
+        assert executor.free() == 1
+
+
+def test_another_model_is_never_taken_for_the_same_machine(tmp_path: Path) -> None:
+    body = """
+name = setup.training_args.model_id + "@" + str(nth) * 40 + " cpu float32"
+tell(wire.Loaded(model=name, device="cpu", environment={}))
+if nth == 1:
+    sys.exit(1)
+hear()"""
+    with scripted(Script(tmp_path, body)) as executor:
+        ready(executor)
+        with pytest.raises(HostError, match="a model that stays the same"):
+            until(lambda: executor.prepare() is None and False, executor)
+
+
+def test_the_cores_beside_a_gpu_move_no_number(tmp_path: Path) -> None:
+    result = dataclasses.replace(make_result(1.0, 1.0), environment={"threads": "1", "capability": "cuda 13.0"})
+    body = f"""from template.records import TrainResult
+name = setup.training_args.model_id + "@" + "0" * 40 + " cuda bfloat16"
+tell(wire.Loaded(model=name, device="cuda:0", environment={{"threads": str(nth), "capability": "cuda 13.0"}}))
+hear()
+tell(wire.Scored(result={result!r}))
+hear()"""
+    with scripted(Script(tmp_path, body), "cuda:0", "cuda:1") as executor:
+        ready(executor, workers=2)
+        executor.submit(KEY, Path("/nowhere"), 1)
+        assert collect(executor)[0].error is None
 
 
 def test_a_worker_that_dies_idle_is_replaced_without_a_word_about_any_job(tmp_path: Path) -> None:
