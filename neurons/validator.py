@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     from template.store import Store
     from template.validator import Validator
 
-    state_dir = cli.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", mark=_STATE_FILE)
+    state_dir = cli.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,))
     config = make_config(args, state_dir)
     scorer = cli.make_scorer(args, config.competition, config.eval_data_dir, config.cache_dir)
     if scorer.model_path is None and not scorer.training_args.is_pinned:

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
     competition = cli.read_competition(args)
     content = read_file(args.dataset_path.expanduser())
-    work_dir = cli.check_folder(args.work_dir / competition.digest[:12], "--work_dir")
+    home = cli.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
+    work_dir = cli.check_folder(home / competition.digest[:12], "--work_dir")
     pool = read_pool_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
     file = inspect_file(content, pool.pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
     subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")

@@ -92,6 +92,10 @@ install_project() {
 }
 
 make_environment
+# Remembered, so that what starts a neuron later does not install the tools after all. Set but empty takes it back.
+if [[ -n "${WITHOUT_TOOLS:-}" ]]; then touch "$VENV/.without-tools"; fi
+if [[ -n "${WITHOUT_TOOLS+set}" && -z "$WITHOUT_TOOLS" ]]; then rm -f "$VENV/.without-tools"; fi
+if [[ -e "$VENV/.without-tools" ]]; then WITHOUT_TOOLS=1; fi
 install_lock
 install_project
 echo "==> Environment ready: $VENV"

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
 
+# What a miner's tools write into their --work_dir: what was committed, and a folder for each competition by its digest.
+WORK_DIR_MARKS = ("commitment-*", "[0-9a-f]" * 12)
+
 
 def run_main(
     parser: argparse.ArgumentParser,
@@ -266,22 +269,22 @@ def check_folder(path: Path, flag: str) -> Path:
     return folder
 
 
-def check_private_folder(path: Path, flag: str, *, mark: str) -> Path:
+def check_private_folder(path: Path, flag: str, *, marks: Sequence[str]) -> Path:
     """As `check_folder`, and what is in it is nobody else's to read or to change.
 
-    mark: pattern of a name that a folder of ours holds. One that others may enter is closed to them when it is ours or
-    empty; a folder for something else is left as it is. Raises: ConfigError when it is another user's, or when others
-    may write into it and it is not ours to close.
+    marks: patterns of names that a folder of ours holds. One that others may enter is closed to them when it is ours or
+    empty; a folder for something else is left as it is. Root may have made it, for a group of ours to write in. Raises:
+    ConfigError when it is another user's, or when others may write into it and it is not ours to close.
     """
     folder = check_folder(path, flag)
     try:
         status = folder.stat()
-        if status.st_uid != os.geteuid():
+        if status.st_uid not in (os.geteuid(), 0):
             raise ConfigError(f"{flag} {path}: belongs to another user, who could change what is in it")
-        if not status.st_mode & 0o077:
+        if not status.st_mode & 0o077 or (status.st_uid != os.geteuid() and not status.st_mode & 0o002):
             return folder
-        is_shared = bool(status.st_mode & stat.S_ISVTX)
-        is_ours = not is_shared and (any(folder.glob(mark)) or not any(folder.iterdir()))
+        is_shared = bool(status.st_mode & stat.S_ISVTX) or status.st_uid != os.geteuid()
+        is_ours = not is_shared and (any(any(folder.glob(mark)) for mark in marks) or not any(folder.iterdir()))
         if is_ours:
             folder.chmod(0o700)
             logger.warning("{} {} was open to other users of this machine; now it is not", flag, folder)

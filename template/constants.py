@@ -14,7 +14,7 @@ MIN_WEIGHT = 1e-6
 
 # Sent with every weight setting, so that the subnet's owner can ask for newer validators: the package's version as
 # 1,000,000 major + 1,000 minor + patch.
-WEIGHTS_VERSION = 2000
+WEIGHTS_VERSION = 3000
 
 # Raised with every release in which the same inputs give another loss: losses of two such releases are not compared,
 # and everything is scored anew. 2: the dropout's draws, and sums in another order. 3: what a row spells of the chat

@@ -195,7 +195,8 @@ def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineFault:
     # A row of a hundred thousand lists has the collector walk over all objects of the process again and again, for a
     # hundred times as long as the reading takes. Nothing in a row refers to itself, and it is gone soon.
     was_collecting = gc.isenabled()
-    gc.disable()
+    if was_collecting:  # or else another thread may be the one to switch it on again
+        gc.disable()
     try:
         return _parse_row(line, number, limits)
     except SubmissionError as error:

@@ -56,7 +56,9 @@ class LogStream:
                 self._is_stuck = True
                 return False
             while content:
-                content = content[os.write(fd, content) :]
+                written = os.write(fd, content)
+                self._is_torn = self._is_torn or written < len(content)
+                content = content[written:]
         except OSError:
             # The reader is gone, or the descriptor: no reason for anything, and there is nobody to be told.
             return False

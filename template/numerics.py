@@ -67,11 +67,10 @@ _HARMLESS_VARIABLES = {
 # libraries are the release's, whose SCORE_VERSION speaks for them; torch's build is chosen on the machine.
 _MACHINES_OWN = ("capability", "device_name", "kernel_variables", "torch")
 
-# Variables by which OpenMP gives fewer threads than it is asked for, or keeps this process on one core, with the only
-# value that does not.
-_OPENMP_VARIABLES = {
-    "OMP_DYNAMIC": "false",
-    "OMP_THREAD_LIMIT": "",
+# Variables by which OpenMP gives fewer threads than it is asked for, with the only value that does not.
+_TEAM_VARIABLES = {"OMP_DYNAMIC": "false", "OMP_THREAD_LIMIT": ""}
+# Those by which it keeps this process on one core, which moves no number beside a GPU.
+_BINDING_VARIABLES = {
     "OMP_PLACES": "",
     "OMP_PROC_BIND": "false",
     "GOMP_CPU_AFFINITY": "",
@@ -187,7 +186,8 @@ def deterministic(device: torch.device) -> Iterator[None]:
 def _refuse_variables(device: torch.device) -> None:
     # oneDNN splits a product by the threads it asks for. Given fewer it leaves parts of the result unwritten, without
     # a word (seen with bfloat16). OpenMP reads these before anything here runs, so they can only be refused.
-    for name, harmless in _OPENMP_VARIABLES.items():
+    refused = _TEAM_VARIABLES if device.type == "cuda" else _TEAM_VARIABLES | _BINDING_VARIABLES
+    for name, harmless in refused.items():
         if os.environ.get(name, harmless).strip().lower() != harmless:
             raise ConfigError(f"unset {name} in the environment: with it, a CPU computes wrong numbers")
     if os.environ.get("OMP_MAX_ACTIVE_LEVELS", "").strip() == "0":

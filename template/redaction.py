@@ -15,7 +15,9 @@ REDACTED = "[redacted]"
 MIN_SECRET_CHARS = 6
 
 _SECRET_VARIABLE = re.compile(
-    r"BT_PW_.*|(?:.*_)?(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|MNEMONIC|SEED_PHRASE|(?:SECRET|API|ACCESS|PRIVATE)_?KEY)"
+    # HF_HUB_DISABLE_IMPLICIT_TOKEN is a switch.
+    r"(?!HF_HUB_DISABLE_)(?:BT_PW_.*|(?:.*_)?(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|MNEMONIC|SEED_PHRASE|"
+    r"(?:SECRET|API|ACCESS|PRIVATE)_?KEY))"
 )
 
 # Common words of prose that are not in BIP-39's English list: no mnemonic holds one, and few sentences of twelve words

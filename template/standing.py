@@ -231,7 +231,9 @@ def make_standings(
 
     datasets: those whose rows are known. A loss alone counts for nothing: nobody could tell whether it is a copy's.
     """
-    known = {key: verdict for key, verdict in verdicts.items() if verdict.loss is None or key in datasets}
+    # Of the few that stand here, not of all that there ever were.
+    held = {key: verdicts[key] for key in entrants if key in verdicts}
+    known = {key: verdict for key, verdict in held.items() if verdict.loss is None or key in datasets}
     lines = [_judge(entrant, competition, known, copies) for entrant in entrants.values()]
     shares = shares_from_scores({line.key.hotkey: line.score for line in lines})
     return [dataclasses.replace(line, weight=shares.get(line.key.hotkey, 0.0)) for line in lines]

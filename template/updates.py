@@ -296,6 +296,8 @@ def _run(
                 stdout=output,
                 stderr=errors,
                 start_new_session=True,
+                # The validator's own is for secrets; code is for whoever shares the clone.
+                umask=0o022,
             )
         except OSError as error:
             raise fault(f"{command[0]} cannot be run: {error.strerror or error}") from error

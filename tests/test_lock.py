@@ -76,6 +76,9 @@ def test_what_is_locked_is_installed_and_torch_by_its_own_metadata(clone: Clone)
     assert clone.installed() == {"needed==1.0", "torch==2.13.0+cu999", "cudalib==3.0"}
     done = clone.set_up(lock)
     assert done.returncode == 0, done.stderr
+    assert "tool==1.0" not in clone.installed(), "what starts a neuron later knows nothing of the wish"
+    done = clone.set_up(lock, WITHOUT_TOOLS="")
+    assert done.returncode == 0, done.stderr
     assert "tool==1.0" in clone.installed()
     again = clone.set_up(lock)
     assert again.returncode == 0 and "Installing" not in again.stdout

@@ -99,6 +99,15 @@ def test_an_openmp_that_gives_all_it_is_asked_for_is_fine(
         pass
 
 
+def test_where_a_gpu_scores_the_cores_that_openmp_is_kept_to_are_nobodys_concern(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # the next to be looked at, and where this machine stops
+    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"), numerics.deterministic(torch.device("cuda:0")):
+        pass
+
+
 def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"), numerics.deterministic(torch.device("cuda:0")):

@@ -122,6 +122,7 @@ def test_variables_that_name_a_secret_are_known_and_others_are_not() -> None:
         "AWS_SECRET_ACCESS_KEY": "f",
         "BT_WALLET_PASSWORD_FILE": "not",
         "TOKENIZERS_PARALLELISM": "not",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "not",
         "PYTHONHASHSEED": "not",
         "PATH": "not",
     }

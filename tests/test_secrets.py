@@ -265,7 +265,7 @@ def test_a_child_is_given_the_secrets_that_are_named_and_no_other() -> None:
 
 
 def check(folder: Path) -> Path:
-    return cli.check_private_folder(folder, "--state_dir", mark="validator.sqlite3")
+    return cli.check_private_folder(folder, "--state_dir", marks=("validator.sqlite3",))
 
 
 @pytest.mark.parametrize("content", [[], ["validator.sqlite3", "log"]])
@@ -296,6 +296,31 @@ def test_a_folder_for_something_else_is_left_as_it_is_and_refused_when_others_wr
     folder.chmod(0o1777)
     with pytest.raises(ConfigError, match="others may write there"):
         check(folder)
+
+
+def test_a_folder_that_root_made_for_a_group_is_used_and_one_for_everybody_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As platforms give a volume to a process that is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make one")
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert check(folder) == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o2770
+    folder.chmod(0o2777)
+    with pytest.raises(ConfigError, match="others may write there"):
+        check(folder)
+
+
+@pytest.mark.parametrize("inside", ["commitment-x.json", "0123456789ab"])
+def test_what_a_miners_tools_left_under_another_umask_is_closed_and_used(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "miner" / inside).mkdir(parents=True)
+    (tmp_path / "miner").chmod(0o775)
+    folder = cli.check_private_folder(tmp_path / "miner", "--work_dir", marks=cli.WORK_DIR_MARKS)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_nothing_of_another_users_is_used(tmp_path: Path) -> None:

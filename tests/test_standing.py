@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from view_fixtures import OWNER, make_commitment, make_entry, make_key, make_neuron, make_view
@@ -190,6 +191,24 @@ def test_the_order_of_turns_is_by_rank_and_what_was_withheld_takes_half_of_the_p
     assert order({A: 1, B: 2}, 1) == "d"
     everybody = {key: 1 for key in (entrant.key for entrant in entrants)}
     assert order(everybody, 3) == "bad", "an outage of the Hub costs nobody his turn"
+
+
+def test_a_table_asks_for_the_verdicts_of_those_in_it_and_for_no_others() -> None:
+    asked = []
+
+    class Many(dict[SubmissionKey, Verdict]):
+        def __getitem__(self, key: SubmissionKey) -> Verdict:
+            asked.append(key)
+            return super().__getitem__(key)
+
+        def items(self) -> Any:
+            raise AssertionError("all that there ever were")
+
+    gone = SubmissionKey("z", "gone")
+    verdicts = Many({A: Verdict(loss=2.5), gone: Verdict(loss=2.5)})
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 10)])
+    lines = make_standings(COMPETITION, enter(view), verdicts, {}, {A})
+    assert [line.loss for line in lines] == [2.5] and set(asked) == {A}
 
 
 def test_a_rounds_entry_reads_back_as_the_entrant_it_was() -> None:

@@ -302,7 +302,13 @@ def test_a_release_is_installed_with_its_packages(world: World, logs: list[str])
     (world.clone / "notes.txt").write_text("the operator's own, untracked")
     lock = make_wheel(world.folder, "brought_along")
     commit = world.release("0.2.0", lock=lock)
-    assert world.updater().update()
+    before = os.umask(0o077)
+    try:
+        assert world.updater().update()
+    finally:
+        os.umask(before)
+    code = world.clone / "template" / "__init__.py"
+    assert code.stat().st_mode & 0o044 == 0o044, "others who share the clone can read it, whatever a validator keeps"
     assert EXIT_UPDATED == 10
     assert (world.head(), world.imported()) == (commit, "0.2.0")
     subprocess.run([world.python, "-I", "-c", "import brought_along"], check=True)
