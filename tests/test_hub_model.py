@@ -1,5 +1,6 @@
 """A model comes from the Hub by another library: bounded, pinned, checked, and never written beside its cache."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from template import hub, hub_guard
 from template.errors import RemoteError, SubnetError
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.hub_store import HubStore, publish
 from template.model import ScoringModel, load_model
 from template.settings import load_training_args
 
@@ -114,14 +115,39 @@ def test_other_bytes_than_the_listed_ones_are_not_used_and_not_kept(
 def test_no_name_of_the_hubs_leads_out_of_the_cache(
     server: HubServer, load: Load, tmp_path: Path, name: str, header: str
 ) -> None:
-    """The library makes paths of them."""
+    """The library makes paths of them, and says itself when it has none."""
     told = {"ETag": '"abc"', "X-Repo-Commit": "a" * 40, header: name.replace("{tmp}", str(tmp_path))}
     reply = Fault(kind=FaultKind.REPLY, status=200, headers=tuple(told.items()), body="{}", pattern="/resolve/")
     set_faults(server.store.root, reply)
-    with pytest.raises(RemoteError, match="cannot be one's name here"):
+    with pytest.raises(RemoteError):
         load()
     assert {path.name for path in tmp_path.iterdir()} <= {"hub", "cache"}
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size == 2]
+
+
+def test_what_names_no_file_may_have_any_name(server: HubServer, load: Load, tiny_model: Path, tmp_path: Path) -> None:
+    """The real Hub calls its listings, errors and redirects by digests in base64, with slashes: Express's ETags."""
+    commit = HubStore(server.store.root).repo("models", MODEL_ID).head
+    weights = tiny_model / "model.safetensors"
+    express = ("ETag", 'W/"a27-vndQfbspAL31/eKATEOf36LyR8k"')
+    with HubServer(tmp_path / "store") as store:
+        there = publish(store.store.root, MODEL_ID, {weights.name: weights}, repo_type="model")
+        moved = (
+            express,
+            ("Location", f"{store.endpoint}/{MODEL_ID}/resolve/{there}/{weights.name}"),
+            ("X-Linked-ETag", f'"{hashlib.sha256(weights.read_bytes()).hexdigest()}"'),
+            ("X-Linked-Size", str(weights.stat().st_size)),
+            ("X-Repo-Commit", commit),
+        )
+        gone = (express, ("X-Error-Code", "EntryNotFound"), ("X-Repo-Commit", commit))
+        set_faults(
+            server.store.root,
+            Fault(kind=FaultKind.REPLY, status=302, headers=moved, pattern=f"/resolve/.*{weights.name}"),
+            Fault(kind=FaultKind.REPLY, status=404, headers=gone, pattern=r"/resolve/.*/chat_template\."),
+            Fault(kind=FaultKind.REPLY, status=200, headers=(express,), body="[]", pattern="/api/.*/tree/"),
+        )
+        assert load().source.revision == commit
+    assert [path for path in (tmp_path / "cache").rglob("blobs/*") if len(path.name) == 64]
 
 
 def test_a_commit_that_goes_away_is_named(server: HubServer, load: Load) -> None:

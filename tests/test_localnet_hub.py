@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -252,6 +253,16 @@ def test_a_head_tells_size_blob_and_commit(server: HubServer) -> None:
     metadata = get_hf_file_metadata(hf_hub_url(REPO, DATA, repo_type="dataset", endpoint=server.endpoint), token=False)
     assert (metadata.size, metadata.commit_hash) == (6, sha)
     assert metadata.etag == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
+
+
+def test_listings_and_refusals_are_named_as_the_real_hub_names_them(server: HubServer) -> None:
+    """By Express, in base64, which has slashes."""
+    publish(server.store.root, REPO, {DATA: b"hello"})
+    told = [raw(server, "GET", f"/{place}")[0].headers["ETag"] for place in ("x", f"api/datasets/{REPO}", "api/x")]
+    assert all(re.fullmatch(r'W/"[0-9a-f]+-[A-Za-z0-9+/]{27}"', name) for name in told)
+    names = [raw(server, "GET", f"/datasets/{REPO}/resolve/main/{n}")[0].headers["ETag"] for n in range(9)]
+    names += [raw(server, "GET", f"/api/datasets/{REPO}/tree/{n}")[0].headers["ETag"] for n in range(40)]
+    assert any("/" in name[2:] for name in names)
 
 
 def test_two_servers_and_a_direct_writer_share_one_root(server: HubServer) -> None:
