@@ -45,19 +45,25 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"TABLE must be one of {', '.join(TABLES)}, not {min(unknown)!r}")
     if cli.log_level(args) == "INFO":
         logger.disable("template")
-    faults: list[str] = []
-    for table in args.tables or TABLES:
-        attacks: Sequence[Attack] = import_module(f"template.localnet.attack_{table}").ATTACKS
-        outcomes = []
-        for attack in attacks:
-            with tempfile.TemporaryDirectory() as folder:
-                outcomes.append(launch(attack, Path(folder)))
-        print(f"{table}\n{report(outcomes)}\n", flush=True)
-        faults += [fault for outcome in outcomes for fault in outcome.faults()]
+    try:
+        faults = [fault for table in args.tables or TABLES for fault in attack(table)]
+    finally:
+        logger.enable("template")
     for fault in faults:
         print(f"NOT AS IT MUST BE: {fault}")
     print(f"{len(faults)} not as they must be" if faults else "every attack failed")
     return 1 if faults else 0
+
+
+def attack(table: str) -> list[str]:
+    """Carries out the attacks of one table, prints what came of them, and returns what is not as it must be."""
+    attacks: Sequence[Attack] = import_module(f"template.localnet.attack_{table}").ATTACKS
+    outcomes = []
+    for one in attacks:
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes.append(launch(one, Path(folder)))
+    print(f"{table}\n{report(outcomes)}\n", flush=True)
+    return [fault for outcome in outcomes for fault in outcome.faults()]
 
 
 if __name__ == "__main__":
