@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from loguru import logger
-
 from template import cli
 from template.errors import ConfigError
 from template.localnet.attack import Attack, launch, report
@@ -43,12 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Every attack of the tables asked for, each in a folder of its own. Raises: ConfigError."""
     if unknown := set(args.tables) - set(TABLES):
         raise ConfigError(f"TABLE must be one of {', '.join(TABLES)}, not {min(unknown)!r}")
-    if cli.log_level(args) == "INFO":
-        logger.disable("template")
-    try:
+    with cli.muted(args):
         faults = [fault for table in args.tables or TABLES for fault in attack(table)]
-    finally:
-        logger.enable("template")
     for fault in faults:
         print(f"NOT AS IT MUST BE: {fault}")
     print(f"{len(faults)} not as they must be" if faults else "every attack failed")

@@ -55,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the settings, measures, and writes the lines. Raises: ConfigError, HostError."""
-    from loguru import logger
-
     chosen = list(BENCHES) if args.only is None else args.only.split(",")
     if unknown := [name for name in chosen if name not in BENCHES]:
         raise ConfigError(f"--only must be some of {','.join(BENCHES)}, not {unknown[0]!r}")
@@ -65,12 +63,8 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag} must be positive, not {getattr(args, flag)}")
     if args.rows > args.pool:
         raise ConfigError("--rows must be at most --pool")
-    if cli.log_level(args) == "INFO":
-        logger.disable("template")
-    try:
+    with cli.muted(args):
         lines = measure(args, chosen)
-    finally:
-        logger.enable("template")
     if args.json_file is not None:
         rows = [{**dataclasses.asdict(line), "is_met": line.is_met} for line in lines]
         args.json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -18,8 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from loguru import logger
-
 from template import cli
 from template.errors import ConfigError
 
@@ -51,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--jobs must be positive, not {args.jobs}")
     if args.dir.exists() and any(args.dir.iterdir()):
         raise ConfigError(f"--dir must be a new folder, and {args.dir} is not empty")
-    if cli.log_level(args) == "INFO":
-        logger.disable("template")
     from template.localnet.crash_campaign import FULL, SHORT, Crew
 
     started = time.monotonic()
@@ -63,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    campaign = crew.work()
+    with cli.muted(args):
+        campaign = crew.work()
     print(campaign)
     print(f"seconds {time.monotonic() - started:.0f}")
     for said in campaign.disagreements:

@@ -18,8 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from loguru import logger
-
 from template import cli
 from template.errors import ConfigError
 
@@ -54,16 +52,15 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag} must be positive, not {getattr(args, flag)}")
     if not args.audit_only and args.dir.exists() and any(args.dir.iterdir()):
         raise ConfigError(f"--dir must be a new folder, and {args.dir} is not empty")
-    if cli.log_level(args) == "INFO":
-        logger.disable("template")
     # One thread for each worker and for the replays: the bits of a loss are a machine's and a number of threads'.
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     started = time.monotonic()
-    children = [] if args.audit_only else run_soak(args)
-    from template.localnet.soak_report import audit
+    with cli.muted(args):
+        children = [] if args.audit_only else run_soak(args)
+        from template.localnet.soak_report import audit
 
-    ran = time.monotonic()
-    report = audit(args.dir, validators=args.validators, replays=args.replays)
+        ran = time.monotonic()
+        report = audit(args.dir, validators=args.validators, replays=args.replays)
     report.findings += [f"the process {pid} is left over" for pid in children]
     report.add("seconds", f"{ran - started:.0f} to run, {time.monotonic() - ran:.0f} to compute again")
     print(report)

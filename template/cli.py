@@ -4,12 +4,13 @@ The one place where `--subtensor.network sim:PATH` becomes a local chain; everyt
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import resource
 import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,17 @@ def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
 def log_level(args: argparse.Namespace) -> str:
     """The least that the arguments of `add_logging_arguments` let into the logs."""
     return tracking.log_level(is_debug=args.is_debug, is_trace=args.is_trace)
+
+
+@contextlib.contextmanager
+def muted(args: argparse.Namespace) -> Iterator[None]:
+    """Without this package's own log lines, unless the arguments ask for more than usual: for what prints a table."""
+    if log_level(args) == "INFO":
+        logger.disable("template")
+    try:
+        yield
+    finally:
+        logger.enable("template")
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:
