@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from template.competition import Competition
+from template.data import is_encodable
 from template.errors import ConfigError
 
 _Record = TypeVar("_Record")
@@ -94,14 +95,5 @@ def _is_plain(value: object, hint: Any) -> bool:
         # A whole number may stand for a float, but it has no largest value, so isfinite would raise.
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is str:
-        return isinstance(value, str) and _is_encodable(value)
+        return isinstance(value, str) and is_encodable(value)
     return hint in (bool, int) and type(value) is hint
-
-
-def _is_encodable(text: str) -> bool:
-    """False with half of a surrogate pair in it: JSON can spell that, but it can be neither printed nor stored."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

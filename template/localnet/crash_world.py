@@ -23,7 +23,7 @@ from template.localnet.crash_launcher import ROUND_BLOCKS
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.localnet.localchain import LocalChain
-from template.localnet.network import NETUID, VALIDATOR, LocalNet, create_localnet
+from template.localnet.network import NETUID, TRAINING_ARGS, VALIDATOR, LocalNet, create_localnet
 from template.localnet.substrate import LocalSubstrate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,16 +40,6 @@ _POOL_ROWS = 130
 _LARGE = range(104)
 # The tiny model's losses after these rows lie well inside.
 _CURVE = {"bench": 6.1, "minb": 5.8, "maxb": 6.8, "bheight": 0.3, "pow": 1, "rows": 110}
-_TRAINING_ARGS = {
-    "Qwen/Qwen2.5-0.5B-Instruct": {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
-        "lora_rank": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.1,
-    }
-}
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ class Base:
         (sample / "competition.yaml").write_text(
             yaml.safe_dump({"id": COMPETITION_ID, "repo": "crash/pool", **_CURVE}), encoding="utf-8"
         )
-        self.training_args.write_text(yaml.safe_dump(_TRAINING_ARGS), encoding="utf-8")
+        self.training_args.write_text(yaml.safe_dump(dict(TRAINING_ARGS)), encoding="utf-8")
         with HubServer(self.folder / "hub") as hub:
             create_localnet(self.net.folder, hub, sample=sample, miners=MINERS, block_time_s=0.0)
             self.phases = _write_story(hub.store.root)

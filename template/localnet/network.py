@@ -4,9 +4,10 @@ Everything is made by what stands here, throwaway keys included; nothing outside
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,6 +20,18 @@ from template.localnet.localchain import LocalChain
 NETUID = 96
 VALIDATOR = "validator"
 _OWNER = "owner"
+
+TRAINING_ARGS: Mapping[str, Any] = {
+    "Qwen/Qwen2.5-0.5B-Instruct": {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.1,
+    }
+}
+"""What a training_args.yaml says where the tiny model is scored again and again."""
 
 # Long enough that one epoch of the quickstart ends by its work and not by its blocks.
 _TEMPO = 100_000

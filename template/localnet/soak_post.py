@@ -6,7 +6,6 @@ import threading
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from loguru import logger
@@ -15,6 +14,7 @@ from template.chain import Chain
 from template.competition import Competition
 from template.errors import HostError, Reason, RemoteError
 from template.fetching import Fetcher
+from template.localnet.network import TRAINING_ARGS
 from template.localnet.soak_diary import Diary
 from template.localnet.soak_world import World, validator_key
 from template.localnet.tiny import make_tiny_model
@@ -38,17 +38,6 @@ _DOWNLOADS = 8
 
 # A killed worker is replaced at once: the pauses of a real one would be rounds here.
 _LIMITS = Limits(restart_first_s=0.01, restart_most_s=0.1)
-
-_TRAINING_ARGS: Mapping[str, Any] = {
-    "Qwen/Qwen2.5-0.5B-Instruct": {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
-        "lora_rank": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.1,
-    }
-}
 
 
 def validator_name(at: int) -> str:
@@ -261,7 +250,7 @@ def make_scorer(folder: Path, competition: Competition, at: int) -> Scorer:
     args = folder / "training_args.yaml"
     if not model.exists():
         make_tiny_model(model)
-        args.write_text(yaml.safe_dump(_TRAINING_ARGS), encoding="utf-8")
+        args.write_text(yaml.safe_dump(dict(TRAINING_ARGS)), encoding="utf-8")
     return Scorer(
         competition=competition,
         training_args=load_training_args(args),
