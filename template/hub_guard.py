@@ -7,22 +7,22 @@ plain. Of an answer only the headers that someone reads are passed on, so no coo
 is looked for, and no text for the log is taken in. A body comes as it is, uncompressed, and no longer than the budget.
 
 A 429 or 5xx ends a call with a budget whatever the library would do: when to try again is the caller's decision. Other
-libraries try again themselves, some seconds, and may know what to do without the Hub; for how long it asks them to wait
-is not passed on.
+libraries try again themselves, some seconds, and may know what to do without the Hub, as to use the model that they
+have cached; for how long it asks them to wait is not passed on.
 """
 
 import ipaddress
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx2
 
 from template.errors import RemoteError
-from template.hub_network import Budget, GuardedBackend, budget_in_force, check_address
+from template.hub_network import Budget, GuardedBackend, budget_in_force, open_addresses
 
 # The real Hub's longest way: a renamed repo, its resolver, its store.
 MAX_REDIRECTS = 5
@@ -37,8 +37,10 @@ _MAX_ERROR_BYTES = 64 * 2**10
 _MAX_HEADER_CHARS = 8192
 _MAX_RETRY_AFTER_S = 86_400.0
 
-# For what other libraries fetch, which is a model: seconds for an answer beside those of a declared length at the
-# slowest pace, and the most that one file can have, with its length declared and without.
+# For what other libraries fetch, which is a model: seconds for the answer to a question, which is tried again, and to
+# the wish for a file, beside those of a declared length at the slowest pace; and the most that one file can have, with
+# its length declared and without.
+_QUESTION_S = 20.0
 _ANSWER_S = 60.0
 _SLOWEST_BYTES_PER_S = 128 * 2**10
 _MAX_MODEL_FILE_BYTES = 16 * 2**30
@@ -84,25 +86,33 @@ class GuardedTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """The answer. Raises: RemoteError for what breaks a rule, httpx2's errors for what does not arrive."""
-        called_in = budget_in_force()
-        budget = called_in or Budget(time.monotonic() + _ANSWER_S, self._endpoint(), MAX_LISTING_BYTES)
-        self._check_request(request, budget)
-        request.headers["Accept-Encoding"] = "identity"
-        timeouts = httpx2.Timeout(min(SOCKET_TIMEOUT_S, budget.remaining_s())).as_dict()
-        request.extensions = {**request.extensions, "timeout": timeouts}
-        with budget.in_force():
-            answer = self._inner.handle_request(request)
-        try:
-            _refuse(answer, is_busy_final=called_in is not None)
-            declared = _declared_bytes(answer.headers)
-            if called_in is None and not _is_listing(request.url, budget):
-                budget.deadline += (declared or 0) / _SLOWEST_BYTES_PER_S
-                budget.max_bytes = _MAX_UNDECLARED_BYTES if declared is None else _MAX_MODEL_FILE_BYTES
-            # What a HEAD declares is not sent.
-            return _heard(answer, budget, 0 if request.method == "HEAD" or declared is None else declared)
-        except BaseException:
-            answer.close()
-            raise
+        budget = budget_in_force() or self._budget_of_another()
+        is_file = request.method == "GET" and not _is_listing(request.url, budget)
+        if not budget.is_ours and is_file:
+            budget.deadline += _ANSWER_S - _QUESTION_S
+        is_mild = not budget.is_ours and not is_file
+        with _told(is_mild):
+            self._check_request(request, budget)
+            request.headers["Accept-Encoding"] = "identity"
+            timeouts = httpx2.Timeout(min(SOCKET_TIMEOUT_S, budget.remaining_s())).as_dict()
+            request.extensions = {**request.extensions, "timeout": timeouts}
+            with budget.in_force():
+                answer = self._inner.handle_request(request)
+            try:
+                _refuse(answer, is_busy_final=budget.is_ours)
+                declared = _declared_bytes(answer.headers)
+                if not budget.is_ours and is_file:
+                    budget.deadline += (declared or 0) / _SLOWEST_BYTES_PER_S
+                    budget.max_bytes = _MAX_UNDECLARED_BYTES if declared is None else _MAX_MODEL_FILE_BYTES
+                # What a HEAD declares is not sent.
+                known = 0 if request.method == "HEAD" or declared is None else declared
+                return _heard(answer, budget, known, is_mild=is_mild)
+            except BaseException:
+                answer.close()
+                raise
+
+    def _budget_of_another(self) -> Budget:
+        return Budget(time.monotonic() + _QUESTION_S, self._endpoint(), MAX_LISTING_BYTES, is_ours=False)
 
     def close(self) -> None:
         """Closes every connection."""
@@ -121,10 +131,25 @@ class GuardedTransport(httpx2.BaseTransport):
             )
         if self._is_proxied:
             with suppress(ValueError):
-                check_address(str(ipaddress.ip_address(url.host)), budget.endpoint)
+                open_addresses([str(ipaddress.ip_address(url.host))], budget.endpoint)
         for name in _SECRET_HEADERS:
             request.headers.pop(name, None)
         request.extensions = {**request.extensions, _HAS_LEFT: True}
+
+
+@contextmanager
+def _told(is_mild: bool) -> Iterator[None]:
+    """Tells another library whose question fails (is_mild) that the Hub is away, so that it uses what it has cached.
+
+    Not one that fetches a file: there is none cached then, and the library would begin again as often as some of it
+    comes. What it takes for an absent Hub is narrow: of all its own client's errors no time-out is in every list.
+    """
+    try:
+        yield
+    except (RemoteError, httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+        if not is_mild:
+            raise
+        raise httpx2.ConnectError(str(error)) from error
 
 
 def _is_listing(url: httpx2.URL, budget: Budget) -> bool:
@@ -145,8 +170,8 @@ def _refuse(answer: httpx2.Response, *, is_busy_final: bool) -> None:
         raise RemoteError("the Hub compressed an answer that was asked for plain")
 
 
-def _heard(answer: httpx2.Response, budget: Budget, declared: int) -> httpx2.Response:
-    """The part of an answer that is passed on. declared: bytes of its body, 0 when that is not known."""
+def _heard(answer: httpx2.Response, budget: Budget, declared: int, *, is_mild: bool) -> httpx2.Response:
+    """The part of an answer that is passed on. declared: bytes of its body, 0 when not known. is_mild: as `_told`."""
     kept = [(name, value) for name, value in answer.headers.multi_items() if name.lower() in _HEADERS_HEARD]
     if any(len(value) > _MAX_HEADER_CHARS for _, value in kept):
         raise RemoteError("the Hub sent a header that is longer than any it needs")
@@ -164,7 +189,7 @@ def _heard(answer: httpx2.Response, budget: Budget, declared: int) -> httpx2.Res
     if declared > most:
         raise RemoteError(f"the Hub's answer is longer than {most} bytes")
     assert isinstance(answer.stream, httpx2.SyncByteStream)
-    body = _CountedStream(answer.stream, budget, most)
+    body = _CountedStream(answer.stream, budget, most, is_mild=is_mild)
     return httpx2.Response(answer.status_code, headers=kept, stream=body, extensions=answer.extensions)
 
 
@@ -175,24 +200,29 @@ def _declared_bytes(headers: httpx2.Headers) -> int | None:
 
 
 class _CountedStream(httpx2.SyncByteStream):
-    """A body that ends in RemoteError at the first packet beyond `most` bytes or the budget's deadline."""
+    """A body that ends in RemoteError at the first packet beyond `most` bytes or the budget's deadline.
 
-    def __init__(self, stream: httpx2.SyncByteStream, budget: Budget, most: int) -> None:
+    is_mild: as `_told`.
+    """
+
+    def __init__(self, stream: httpx2.SyncByteStream, budget: Budget, most: int, *, is_mild: bool) -> None:
         self._stream = stream
+        self._is_mild = is_mild
         self._budget = budget
         self._most = most
 
     def __iter__(self) -> Iterator[bytes]:
         received, chunks = 0, iter(self._stream)
         while True:
-            with self._budget.in_force():
-                chunk = next(chunks, None)
-            if chunk is None:
-                return
-            received += len(chunk)
-            self._budget.remaining_s()
-            if received > self._most:
-                raise RemoteError(f"the Hub's answer is longer than {self._most} bytes")
+            with _told(self._is_mild):
+                with self._budget.in_force():
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                received += len(chunk)
+                self._budget.remaining_s()
+                if received > self._most:
+                    raise RemoteError(f"the Hub's answer is longer than {self._most} bytes")
             yield chunk
 
     def close(self) -> None:

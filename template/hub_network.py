@@ -13,9 +13,10 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,6 +38,9 @@ _SHARED = ipaddress.ip_network("100.64.0.0/10")
 _PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
 _HANDED_OUT = ipaddress.ip_network("2000::/3")
 
+# Of the time left, what an address may take that is not the last: a network may swallow all that goes to one family.
+_SHARE = 1 / 3
+
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -44,12 +48,14 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 class Budget:
     """What one call may cost: `deadline` on the monotonic clock, `max_bytes` of each answer on the wire.
 
-    endpoint: the Hub's base address, the only origin that is given the token.
+    endpoint: the Hub's base address, the only origin that is given the token. is_ours: the caller is this project;
+    another library has its own way with a Hub that is away or busy.
     """
 
     deadline: float
     endpoint: str
     max_bytes: int
+    is_ours: bool = True
 
     def remaining_s(self) -> float:
         """Seconds left. Raises: RemoteError when there are none."""
@@ -101,23 +107,34 @@ def _plain(ip: _IP) -> _IP:
     return ip.ipv4_mapped or ip.sixtofour or (teredo[1] if teredo else ip)
 
 
-def check_address(address: str, endpoint: str) -> None:
-    """Passes an address on the open network, or on one of the kind that the endpoint is on. Raises: RemoteError."""
-    network = network_of(address)
-    if network == "public":
-        return
-    parts = urlsplit(endpoint)
-    if network not in {network_of(one) for one in resolve(parts.hostname or "", parts.port or 0)}:
-        raise RemoteError(f"the Hub points to {address}, which is a {network} address; that is not followed")
+def open_addresses(addresses: list[str], endpoint: str) -> list[str]:
+    """Those on the open network, or on one of the kind that the endpoint is on. Raises: RemoteError when none is."""
+    networks = {address: network_of(address) for address in addresses}
+    is_open = {"public"}
+    if not is_open.issuperset(networks.values()):
+        parts = urlsplit(endpoint)
+        with suppress(httpcore2.ConnectError):
+            is_open.update(network_of(one) for one in resolve(parts.hostname or "", parts.port or 0))
+    kept = [address for address, network in networks.items() if network in is_open]
+    if not kept:
+        told = ", ".join(f"{address}, which is a {network} address" for address, network in networks.items())[:300]
+        raise RemoteError(f"the Hub points to {told}; that is not followed")
+    return kept
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The IP addresses of a host: of a name, or of an address however it is written. Raises: RemoteError."""
+    """The IP addresses of a host, a name or an address however written, its families by turns (RFC 8305, section 4).
+
+    Raises: ConnectError when there are none, as the client does itself: whoever has the file cached does without.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise RemoteError(f"the host {host[:100]!r} is not known to the name server") from error
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+        raise httpcore2.ConnectError(f"the host {host[:100]!r} is not known to the name server") from error
+    families: dict[int, dict[str, None]] = {}
+    for family, *_, address in found:
+        families.setdefault(family, {})[str(address[0])] = None
+    return [address for turn in zip_longest(*families.values()) for address in turn if address is not None]
 
 
 class GuardedBackend(httpcore2.NetworkBackend):
@@ -139,10 +156,11 @@ class GuardedBackend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         """A connection to the first address of the host that takes one. Raises: RemoteError, ConnectError."""
-        failure: Exception = RemoteError(f"the host {host[:100]!r} has no address")
-        for address in self._addresses(host, port):
+        failure: Exception = httpcore2.ConnectError(f"the host {host[:100]!r} has no address")
+        addresses = self._addresses(host, port)
+        for left, address in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
             try:
-                with _waiting(timeout) as wait_s:
+                with _waiting(timeout, _SHARE if left else 1.0) as wait_s:
                     return GuardedStream(self._inner.connect_tcp(address, port, wait_s, local_address, socket_options))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
@@ -153,11 +171,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
         if self._is_proxied or budget is None:
             return [host]
         addresses = resolve(host, port)
-        if host == urlsplit(budget.endpoint).hostname:
-            return addresses
-        for address in addresses:
-            check_address(address, budget.endpoint)
-        return addresses
+        return addresses if host == urlsplit(budget.endpoint).hostname else open_addresses(addresses, budget.endpoint)
 
 
 class GuardedStream(httpcore2.NetworkStream):
@@ -189,8 +203,8 @@ class GuardedStream(httpcore2.NetworkStream):
 
 
 @contextmanager
-def _waiting(timeout: float | None) -> Iterator[float | None]:
-    """The time-out to wait with, shortened to what the call has left.
+def _waiting(timeout: float | None, share: float = 1.0) -> Iterator[float | None]:
+    """The time-out to wait with, shortened to `share` of what the call has left.
 
     Raises: RemoteError when that is nothing, before or after; a time-out of the client's own would be tried again.
     """
@@ -198,7 +212,7 @@ def _waiting(timeout: float | None) -> Iterator[float | None]:
     if budget is None:
         yield timeout
         return
-    remaining_s = budget.remaining_s()
+    remaining_s = share * budget.remaining_s()
     try:
         yield remaining_s if timeout is None else min(timeout, remaining_s)
     except httpcore2.TimeoutException:

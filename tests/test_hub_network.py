@@ -15,7 +15,7 @@ from hub_fixtures import DATA, OLD, REPO, fetch, seed
 
 from template import hub
 from template.errors import RemoteError
-from template.hub_network import Budget, GuardedBackend, check_address, network_of
+from template.hub_network import Budget, GuardedBackend, network_of, open_addresses
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_server import HubServer
 
@@ -51,10 +51,10 @@ def test_only_the_endpoints_own_kind_of_network_is_open_beside_the_public_one(
     endpoint: str, allowed: str, refused: str
 ) -> None:
     for address in allowed.split():
-        check_address(address, endpoint)
+        assert open_addresses([address], endpoint) == [address]
     for address in refused.split():
         with pytest.raises(RemoteError, match="not followed"):
-            check_address(address, endpoint)
+            open_addresses([address], endpoint)
 
 
 class Names:
@@ -92,7 +92,7 @@ def listener() -> Iterator[socket.socket]:
         yield listening
 
 
-@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::1", "127.0.0.1"]])
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["10.0.0.1", "127.0.0.1"], ["::1", "127.0.0.1"]])
 def test_a_name_that_leads_inside_is_not_connected_to(
     monkeypatch: pytest.MonkeyPatch, listener: socket.socket, addresses: list[str]
 ) -> None:
@@ -101,6 +101,38 @@ def test_a_name_that_leads_inside_is_not_connected_to(
         pass
     with pytest.raises(TimeoutError):
         listener.accept()
+
+
+def test_an_address_inside_beside_one_that_is_open_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    """What is connected to stays judged: the listener at the one inside is never met."""
+    Names(monkeypatch, cdn=["127.0.0.1", "10.0.0.1", "8.8.8.8"])
+    tried = refuse_all(monkeypatch)
+    with pytest.raises(httpcore2.ConnectTimeout), connecting("cdn", listener.getsockname()[1]):
+        pass
+    assert [address for address, _ in tried] == ["8.8.8.8"]
+
+
+def refuse_all(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Nothing can be connected to, and this is what was tried: the address, and the seconds that it was given."""
+    tried: list[tuple[str, float]] = []
+
+    def refuse(_: object, host: str, port: int, timeout: float, *rest: object) -> None:
+        tried.append((host, timeout))
+        raise httpcore2.ConnectTimeout
+
+    monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", refuse)
+    return tried
+
+
+def test_a_family_that_leads_nowhere_leaves_time_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch, cdn=["2606:4700::1", "2606:4700::2", "2606:4700::3", "1.1.1.1"])
+    tried = refuse_all(monkeypatch)
+    with pytest.raises(httpcore2.ConnectTimeout), connecting("cdn", 443, seconds=6.0):
+        pass
+    assert [address for address, _ in tried] == ["2606:4700::1", "1.1.1.1", "2606:4700::2", "2606:4700::3"]
+    assert all(given <= 2.0 for _, given in tried[:-1])
 
 
 @pytest.mark.parametrize("host", ["0", "0.0.0.0", "2130706433", "0x7f.1", "127.1", "localhost", "0177.0.0.1"])
