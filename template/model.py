@@ -243,7 +243,7 @@ def load_model(
         tokenizer = _read_tokenizer(origin, where)
         with numerics.deterministic(device):
             base = _read_base(origin, dtype, where)
-            _check_files(source, where)
+            _check_files(source, where, has_weights=True)
             return ScoringModel(base.to(device), tokenizer, source, args.hyperparameters, device)
     except (SubnetError, KeyboardInterrupt):
         raise
@@ -258,7 +258,7 @@ def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tok
     try:
         source, origin, where = _resolve_source(args, None, model_path)
         tokenizer = _read_tokenizer(origin, where)
-        _check_files(source, where)
+        _check_files(source, where, has_weights=False)
     except (SubnetError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -316,11 +316,11 @@ def _resolve_source(
     return ModelSource(model_id=args.model_id, revision=commit, digest=None), args.model_id, where
 
 
-def _check_files(source: ModelSource, where: dict[str, str | None]) -> None:
+def _check_files(source: ModelSource, where: dict[str, str | None], *, has_weights: bool) -> None:
     """Raises: RemoteError when a file that was fetched is not the one that the Hub lists at the commit."""
     if source.revision is not None:
         hub: Any = transformers.utils.hub
-        check_snapshot(Path(hub.cached_file(source.model_id, "config.json", **where)).parent)
+        check_snapshot(Path(hub.cached_file(source.model_id, "config.json", **where)).parent, has_weights=has_weights)
 
 
 def digest_folder(folder: Path) -> str:

@@ -6,7 +6,9 @@ storage, else the git blob id. So the name tells whether the content is the comm
 """
 
 import hashlib
+import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from template.errors import RemoteError
@@ -15,19 +17,35 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
 _CHUNK_BYTES = 2**20
 
+# Of the files beside the weights, what a configuration or a tokenizer is read from.
+_DESCRIBING_SUFFIXES = {".json", ".model", ".txt", ".jinja"}
 
-def check_snapshot(folder: Path) -> None:
-    """Passes the cache's folder of one commit when every file in it is what it is named by.
 
-    What is not is removed, to be fetched again. A file that the cache keeps under no such name is passed over: on a
-    disk without symbolic links, or of a Hub that names its files otherwise.
+def check_snapshot(folder: Path, *, has_weights: bool) -> None:
+    """Passes the cache's folder of one commit when each file in it that is read here is what it is named by.
+
+    What is not is removed, where that may be, to be fetched again. Of the weights, which are long to read, only those
+    that the model is made of are looked at, and none without `has_weights`. A file that the cache keeps under no such
+    name is passed over: on a disk without symbolic links, or of a Hub that names its files otherwise.
     Raises: RemoteError naming the first file that is another one.
     """
-    for path in sorted(folder.rglob("*")):
+    paths = [path for path in folder.iterdir() if path.suffix in _DESCRIBING_SUFFIXES]
+    for path in sorted(paths) + (_weights(folder) if has_weights else []):
         blob = path.resolve()
         if path.is_symlink() and blob.is_file() and not _is_named_right(blob):
-            blob.unlink()
-            raise RemoteError(f"the Hub delivered a {path.name} that is not the one it lists; it was removed")
+            # The cache may be another user's.
+            with suppress(OSError):
+                blob.unlink()
+            told = "could not be removed" if blob.exists() else "was removed"
+            raise RemoteError(f"the Hub delivered a {path.name} that is not the one it lists; it {told}")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Where a model's weights are: in one file or, as the index tells, in several."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return [folder / "model.safetensors"]
+    return sorted({folder / str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
 
 
 def _is_named_right(blob: Path) -> bool:
@@ -37,7 +55,11 @@ def _is_named_right(blob: Path) -> bool:
         digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
     else:
         return True
-    with blob.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        with blob.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except PermissionError:
+        # So it was not read here either.
+        return True
     return digest.hexdigest() == blob.name
