@@ -68,6 +68,7 @@ _NAME = re.compile(r'(W/)?"?[A-Za-z0-9][A-Za-z0-9._:+=-]{0,127}"?')
 _SECRET_HEADERS = ("Authorization", "Cookie", "Proxy-Authorization")
 _METHODS_ELSEWHERE = ("GET", "HEAD", "PUT")
 _HAS_LEFT = "template.hub_guard.has_left"
+_IS_QUESTION = "template.hub_guard.is_question"
 _RATE_LIMIT = re.compile(r'"\w{1,40}" *; *r *= *0 *; *t *= *(\d{1,9})')
 
 
@@ -87,7 +88,8 @@ class GuardedTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """The answer. Raises: RemoteError for what breaks a rule, httpx2's errors for what does not arrive."""
         budget = budget_in_force() or self._budget_of_another()
-        is_file = request.method == "GET" and not _is_listing(request.url, budget)
+        is_question = request.method != "GET" or _is_listing(request.url, budget)
+        is_file = not is_question and _IS_QUESTION not in request.extensions
         if not budget.is_ours and is_file:
             budget.deadline += _ANSWER_S - _QUESTION_S
         is_mild = not budget.is_ours and not is_file
@@ -95,7 +97,9 @@ class GuardedTransport(httpx2.BaseTransport):
             self._check_request(request, budget)
             request.headers["Accept-Encoding"] = "identity"
             timeouts = httpx2.Timeout(min(SOCKET_TIMEOUT_S, budget.remaining_s())).as_dict()
-            request.extensions = {**request.extensions, "timeout": timeouts}
+            # A redirect takes them along.
+            kind = {} if is_file else {_IS_QUESTION: True}
+            request.extensions = {**request.extensions, **kind, "timeout": timeouts}
             with budget.in_force():
                 answer = self._inner.handle_request(request)
             try:

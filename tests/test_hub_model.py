@@ -1,6 +1,7 @@
 """A model comes from the Hub by another library: bounded, pinned, checked, and never written beside its cache."""
 
 import hashlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import close_session
 from score_fixtures import MODEL_ID
 
 from template import hub, hub_guard
+from template.data import Tokenize
 from template.errors import RemoteError, SubnetError
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import HubStore, publish
-from template.model import ScoringModel, load_model
-from template.settings import load_training_args
+from template.model import ScoringModel, load_model, load_tokenizer
+from template.settings import TrainingArgs, load_training_args
 
 WEIGHTS = "^GET .*safetensors"
 SMALL = 2**20
@@ -148,6 +151,51 @@ def test_what_names_no_file_may_have_any_name(server: HubServer, load: Load, tin
         )
         assert load().source.revision == commit
     assert [path for path in (tmp_path / "cache").rglob("blobs/*") if len(path.name) == 64]
+
+
+AWAY = {
+    "no name server": None,
+    "a closed port": None,
+    "connections that end": Fault(kind=FaultKind.RAW, body=""),
+    "headers that drip": Fault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern="^HEAD"),
+    "listings that drip": Fault(kind=FaultKind.DRIP, seconds=0.1, pattern="/api/"),
+    "an answer that is compressed": Fault(kind=FaultKind.GZIP_BOMB, size=SMALL, pattern="/api/|HEAD"),
+    "a listing that is said to be inside": Fault(
+        kind=FaultKind.REPLY, status=302, headers=(("Location", "http://10.0.0.1/x"),), pattern="/api/"
+    ),
+    "answers of 503": Fault(kind=FaultKind.STATUS, status=503),
+}
+
+
+@pytest.mark.parametrize("how", AWAY)
+def test_a_cached_model_is_loaded_while_the_hub_is_away(
+    server: HubServer, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """By the branch, so that the library asks the Hub each time."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    args = replace(load_training_args(), revision=None)
+    model, tokenize = load_cached(args, tmp_path)
+    close_session()  # with the connections that it keeps
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library's half a minute before it gives up
+    monkeypatch.setattr(hub_guard, "_QUESTION_S", 0.1)
+    if how == "no name server":
+        monkeypatch.setattr(socket, "getaddrinfo", _unknown)
+    elif how == "a closed port":
+        server.close()
+    elif fault := AWAY[how]:
+        set_faults(server.store.root, fault)
+    again, tokenize_again = load_cached(args, tmp_path)
+    assert again.source == model.source
+    assert tokenize_again("a text") == tokenize("a text")
+
+
+def load_cached(args: TrainingArgs, folder: Path) -> tuple[ScoringModel, Tokenize]:
+    model = load_model(args, device=torch.device("cpu"), dtype=torch.float32, cache_dir=folder / "cache")
+    return model, load_tokenizer(args)
+
+
+def _unknown(*question: object, **named: object) -> None:
+    raise socket.gaierror(socket.EAI_AGAIN, "the name server is away")
 
 
 def test_a_commit_that_goes_away_is_named(server: HubServer, load: Load) -> None:
