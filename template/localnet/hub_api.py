@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -264,7 +264,9 @@ def _resolve(store: HubStore, call: Call, who: str | None, names: Mapping[str, s
     commit = store.commit_at(_readable(store, who, names), names["revision"])
     blob = commit.files.get(names["path"])
     if blob is None:
-        raise Refusal(404, "Entry not found", "EntryNotFound")
+        missing = _refused(Refusal(404, "Entry not found", "EntryNotFound"))
+        # By it the library remembers that there is none.
+        return replace(missing, headers={**missing.headers, "X-Repo-Commit": commit.sha})
     headers = {
         "Content-Type": "application/octet-stream",
         "ETag": f'"{blob.oid}"',
