@@ -153,16 +153,16 @@ class Stress:
 
     def _score_apart(self, situation: Situation) -> list[Outcome]:
         """The outcomes of a process of its own, and one more for its end when that came too early."""
-        job, shell = self.job(situation), situation.shell
+        job, prelude = self.job(situation), situation.prelude
         if situation.address_share is not None:
             kib = int(self.reference[-1].address_bytes * situation.address_share) // 1024
-            shell = f"ulimit -v {kib}; {shell}"
+            prelude = f"ulimit -v {kib}; {prelude}"
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "job.json"
             path.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
             command = [sys.executable, "-P", "-m", "template.localnet.stress_score", str(path)]
             done = subprocess.run(
-                ["sh", "-c", f'{shell} "$@"', "sh", *command],
+                ["sh", "-c", f'{prelude} "$@"', "sh", *command],
                 env={**_environment(), **situation.environment},
                 capture_output=True,
                 text=True,

@@ -30,7 +30,7 @@ _UNLIKE = frozenset({Verdict.EQUAL, Verdict.OTHER_CONTEST})
 class Situation:
     """One row of the table. allowed: what each of its scores may be.
 
-    environment: variables added. shell: what a shell does before the process takes its place. disturbance: by name.
+    environment: variables added. prelude: what a shell does before the process takes its place. disturbance: by name.
     beside: processes of `template.localnet.stress_beside`, by their arguments, on each core where `is_per_core`.
     others: scores of other datasets before each score but the first. address_share: of the address space that the
     reference mapped, what this process may map.
@@ -39,7 +39,7 @@ class Situation:
     name: str
     allowed: frozenset[Verdict] = _EQUAL
     environment: Mapping[str, str] = field(default_factory=dict)
-    shell: str = "exec"
+    prelude: str = "exec"
     disturbance: str | None = None
     beside: tuple[tuple[str, ...], ...] = ()
     is_per_core: bool = False
@@ -158,8 +158,8 @@ def list_situations(device: str, *, others: int, memory_bytes: int, hog_bytes: i
     for text, allowed in (_VARIABLES | _CUDA_VARIABLES if is_cuda else _VARIABLES).items():
         name, _, value = text.partition("=")
         yield Situation(name=text, allowed=allowed, environment={name: value})
-    for name, (shell, allowed) in _SHELLS.items():
-        yield Situation(name=name, allowed=allowed, shell=shell)
+    for name, (prelude, allowed) in _SHELLS.items():
+        yield Situation(name=name, allowed=allowed, prelude=prelude)
     for name in DISTURBANCES:
         yield Situation(name=name, disturbance=name, allowed=_allowed_within(name))
     yield Situation(name=f"after {others:,} scores of others", others=others)
