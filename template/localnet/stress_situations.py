@@ -111,6 +111,9 @@ _CUDA_VARIABLES: dict[str, frozenset[Verdict]] = {
     "CUDA_MODULE_LOADING=EAGER": _EQUAL,
 }
 
+# Refused where a CPU scores; beside a GPU they move no number.
+_BINDINGS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+
 # Done by a shell that the scoring process then takes the place of.
 _SHELLS: dict[str, tuple[str, frozenset[Verdict]]] = {
     "on one core (taskset)": ("exec taskset -c 0", _UNLIKE),
@@ -157,7 +160,8 @@ def list_situations(device: str, *, others: int, memory_bytes: int, hog_bytes: i
     yield Situation(name="after a child was killed in mid-training", is_child_killed=True)
     for text, allowed in (_VARIABLES | _CUDA_VARIABLES if is_cuda else _VARIABLES).items():
         name, _, value = text.partition("=")
-        yield Situation(name=text, allowed=allowed, environment={name: value})
+        is_moot = is_cuda and name in _BINDINGS
+        yield Situation(name=text, allowed=_UNLIKE if is_moot else allowed, environment={name: value})
     for name, (prelude, allowed) in _SHELLS.items():
         yield Situation(name=name, allowed=allowed, prelude=prelude)
     for name in DISTURBANCES:
