@@ -267,7 +267,7 @@ def _read_message(value: object, index: int) -> Message:
 
 def _read_text(value: object, index: int | None) -> str:
     """The content of a message, or, with no index, the system's text."""
-    if isinstance(value, str) and (value.isascii() or is_encodable(value)):
+    if isinstance(value, str) and (value.isascii() or _is_encodable(value)):
         return value
     expected = "'system' to be text or null" if index is None else f"the content of message {index + 1} to be text"
     if isinstance(value, str):
@@ -275,7 +275,7 @@ def _read_text(value: object, index: int | None) -> str:
     raise _malformed(f"expected {expected}, found {reprlib.repr(value)}")
 
 
-def is_encodable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     """False with half of a surrogate pair in it, which is all that UTF-8 cannot write; JSON can."""
     try:
         text.encode()

