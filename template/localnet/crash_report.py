@@ -93,7 +93,7 @@ class Campaign:
             f"points of the undisturbed run {len(self.outcomes[0].points)}, never killed at {len(self.missed)},"
             f" of them other than what the validator tells of itself {len(self.missed - set(_told(self.missed)))}",
             f"runs {len(self._all())}, kills {self.kills}, restarts {sum(one.starts - 1 for one in self._all())}",
-            f"rounds in which weights were set {taken}, extrinsics with weights that the chain included"
+            f"weights that the chain took {taken}, extrinsics with weights that it included"
             f" {sum(one.submitted for one in self._all())}",
             f"temporary files at the end of a run, at most {max((one.temporary for one in self._all()), default=0)}",
         ]
