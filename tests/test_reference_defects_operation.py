@@ -59,6 +59,7 @@ def test_16c_a_download_that_never_ends_is_given_up(net: Net, monkeypatch: pytes
     slow = net.submit("alice", POOL[:10])
     net.submit("bob", SMALL)
     monkeypatch.setattr(judging, "PATIENCE_FIRST_S", 0.4)
+    monkeypatch.setattr(constants, "DOWNLOAD_DEADLINE_S", 0.4)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="alice/data/resolve"))
     with open_bench(net, policy=SHORT) as bench:
         run_bounded(bench.validator)

@@ -235,10 +235,10 @@ _TOKENS = (
     _attack("apostrophes", lambda: _row("q", _fill("'s")), _TAKEN, max_memory=192),
     # Tokenizers order them in a time that grows with the square. None gets there but by the pool, which its owner made.
     _attack(
-        "marks to be put in order",
-        lambda: _row("q", "e" + _fill("\u0301\u0316\u0327")),
+        "65,000 marks to be put in order",
+        lambda: _row("q", "e" + _fill("\u0301\u0316\u0327")[: 2**16]),
         _TAKEN,
-        max_seconds=90.0,
+        max_seconds=60.0,
         max_memory=192,
     ),
     _attack("syllables to be joined", lambda: _row("q", _fill("\u1112\u1161\u11ab")), _TAKEN, max_memory=192),
