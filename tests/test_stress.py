@@ -29,7 +29,7 @@ def stress(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stress
 
 
 def test_loaded_cores_move_no_bit(stress: Stress) -> None:
-    row = stress.meet(SITUATIONS["cores at products and at copies"])
+    row = stress.meet(SITUATIONS["every core at wide products"])
     assert row.is_as_allowed and row.verdicts == (Verdict.EQUAL,) * 2, row
 
 
