@@ -291,13 +291,13 @@ def check_private_folder(path: Path, flag: str, *, marks: Sequence[str]) -> Path
     folder = check_folder(path, flag)
     try:
         status = folder.stat()
-        if status.st_uid not in (os.geteuid(), 0):
+        is_own = status.st_uid == os.geteuid()
+        if not is_own and status.st_uid != 0:
             raise ConfigError(f"{flag} {path}: belongs to another user, who could change what is in it")
-        if not status.st_mode & 0o077 or (status.st_uid != os.geteuid() and not status.st_mode & 0o002):
+        if not status.st_mode & (0o077 if is_own else 0o002):
             return folder
-        is_shared = bool(status.st_mode & stat.S_ISVTX) or status.st_uid != os.geteuid()
-        is_ours = not is_shared and (any(any(folder.glob(mark)) for mark in marks) or not any(folder.iterdir()))
-        if is_ours:
+        is_known = any(any(folder.glob(mark)) for mark in marks) or not any(folder.iterdir())
+        if is_own and is_known and not status.st_mode & stat.S_ISVTX:
             folder.chmod(0o700)
             logger.warning("{} {} was open to other users of this machine; now it is not", flag, folder)
         elif status.st_mode & 0o022:

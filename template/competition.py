@@ -35,6 +35,11 @@ def is_repo_id(text: str) -> bool:
     return _REPO.fullmatch(text) is not None
 
 
+def is_commit(text: str) -> bool:
+    """True for a full commit in 40 lower-case hex digits."""
+    return _COMMIT.fullmatch(text) is not None
+
+
 def is_content_digest(text: str) -> bool:
     """True for a sha256 in 64 lower-case hex digits."""
     return _SHA256.fullmatch(text) is not None
@@ -70,7 +75,7 @@ class Competition:
             raise ConfigError(f"competition.id must be 1 to 32 of A-Z a-z 0-9 . _ -, not {self.id!r}")
         if not is_repo_id(self.repo):
             raise ConfigError(f"competition.repo must be a Hub id like owner/name, not {self.repo!r}")
-        if _COMMIT.fullmatch(self.eval_commit) is None:
+        if not is_commit(self.eval_commit):
             raise ConfigError(f"competition.eval_commit must be a full 40-hex commit, not {self.eval_commit!r}")
         if not self.minb < self.bench < self.maxb or not self.maxb - self.minb <= _MAX_FLOAT:
             raise ConfigError(f"competition must have minb < bench < maxb, not {self.minb}, {self.bench}, {self.maxb}")
@@ -150,7 +155,7 @@ class CommitmentRecord:
             raise _bad_commitment(f"{self.namespace!r} is not a Hub dataset id like owner/name")
         if _ID.fullmatch(self.competition_id) is None:
             raise _bad_commitment(f"{self.competition_id!r} is not a competition id")
-        if _COMMIT.fullmatch(self.commit) is None and not is_content_digest(self.commit):
+        if not is_commit(self.commit) and not is_content_digest(self.commit):
             raise _bad_commitment(
                 f"{self.commit!r} is neither a full commit of 40 lower-case hex digits nor a sha256 of 64"
             )

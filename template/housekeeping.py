@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loguru import logger
 
+from template.competition import is_commit
 from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.judging import Judge
 from template.standing import MAX_VERSIONS
@@ -30,7 +31,6 @@ _DATASET = re.compile(r".+--.+-(?:[0-9a-f]{40}|[0-9a-f]{64})")
 # With a dot in front and more behind while they are written, which a kill may leave.
 _RECEIPT = re.compile(rf"\.?({_HOTKEY}-[0-9a-f]{{12}})-\d+\.json(?:\.\w+)?")
 _ROUND = re.compile(r"\.?(round-\d+-\d+-\w+)\.jsonl(?:\.\w+)?")
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def oldest_remembered_block(current: Round) -> int:
@@ -78,7 +78,7 @@ class Housekeeper:
             return
         now_used = cache / "hub-files" / competition.repo / competition.eval_commit
         for folder in (cache / "hub-files").glob("*/*/*"):
-            if folder != now_used and _COMMIT.fullmatch(folder.name) and _is_older(folder, older_than):
+            if folder != now_used and is_commit(folder.name) and _is_older(folder, older_than):
                 _remove(folder)
 
 

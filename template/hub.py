@@ -9,7 +9,6 @@ Tokens are passed in; None means anonymous.
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +19,7 @@ from huggingface_hub import HfApi, get_session, hf_raise_for_status
 from huggingface_hub.utils._headers import build_hf_headers
 
 from template import constants, dataset_folder
-from template.competition import is_content_digest, is_repo_id
+from template.competition import is_commit, is_content_digest, is_repo_id
 from template.dataset_folder import HubFile, Incoming, Request
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub_client import bounded, configure, hub_faults, make_api, saved_token
@@ -36,8 +35,6 @@ __all__ = [
     "saved_token",
     "upload_dataset",
 ]
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # Beyond any file, so that a length above is a mistake of the Hub's and says nothing about the miner.
 _MOST_BYTES = 2**50
@@ -81,7 +78,7 @@ def download_dataset(
     """
     if not is_repo_id(namespace):
         raise ConfigError(f"a dataset repo must be a Hub id like owner/name, not {namespace!r}")
-    if _COMMIT.fullmatch(revision) is None and not is_content_digest(revision):
+    if not is_commit(revision) and not is_content_digest(revision):
         raise ConfigError(f"revision must be a commit of 40 lower-case hex digits or a sha256 of 64, not {revision!r}")
     request = Request(repo=namespace, revision=revision, filename=filename)
     home = local_dir if cache_dir is None else _cache_folder(cache_dir, request)
@@ -143,7 +140,7 @@ def resolve_revision(
     """
     if not is_repo_id(repo_id):
         raise ConfigError(f"a {repo_type} repo must be a Hub id like owner/name, not {repo_id!r}")
-    if _COMMIT.fullmatch(revision):
+    if is_commit(revision):
         return revision
     api = make_api(token, endpoint)
 
@@ -302,7 +299,7 @@ def _is_listing_of(entry: _Entry, content: bytes) -> bool:
 
 
 def _as_commit(value: object) -> str:
-    if not isinstance(value, str) or _COMMIT.fullmatch(value) is None:
+    if not isinstance(value, str) or not is_commit(value):
         raise RemoteError("the Hub named no full commit")
     return value
 

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Self
 
 from template.errors import ConfigError, HostError
 from template.records import ChainCommitment, PublishOutcome
+from template.whole_file import write_whole
 
 # Blocks after which a call whose fate is unknown can no longer land: those it stays valid for, and the lag of finality.
 IN_FLIGHT_BLOCKS = 40
@@ -118,17 +118,8 @@ class Journal:
 
 def write_private(path: Path, content: bytes) -> None:
     """Replaces the file at once and for good, readable by its owner alone. Raises: OSError."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_whole(path, [content])
+    # So that the name outlives a power cut, too.
     folder_fd = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder_fd)

@@ -1,12 +1,10 @@
 """Receipts as files: one JSON file each, named by whose dataset it is about and by the seed."""
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 
 from template.errors import ConfigError, HostError
 from template.receipt import Receipt
+from template.whole_file import write_whole
 
 _MAX_BYTES = 1 << 20
 
@@ -21,21 +19,10 @@ def write_receipt(receipt: Receipt, folder: Path) -> Path:
     result, submission = receipt.result, receipt.submission
     owner = f"{submission.hotkey}-{submission.commit[:12]}" if submission else f"local-{result.train_sha256[:12]}"
     path = folder / f"{owner}-{result.lucky_num}.json"
-    partial = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Under a name that nobody can have put a link at.
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        partial = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(receipt.to_json() + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        write_whole(path, [receipt.to_json().encode(), b"\n"])
     except OSError as error:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
         raise HostError(f"cannot write the receipt {path}: {error}") from error
     return path
 

@@ -6,7 +6,6 @@ again with the user's own.
 
 import argparse
 import hashlib
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from template import cli
-from template.competition import Competition
+from template.competition import Competition, is_commit
 from template.constants import DATA_FILE
 from template.errors import ConfigError, Reason, SubmissionError
 from template.progress_bar import progress_bar
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 # The Hub's client is imported where it is used: it reads the environment then, which an entry point sets first.
 
 _DTYPES = ("bfloat16", "float32")
-_COMMIT = re.compile("[0-9a-f]{40}")
 _HIDDEN = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
@@ -219,7 +217,7 @@ class Auditor:
 
 def _is_revision_of(revision: str, wanted: TrainingArgs) -> bool:
     """True for the commit that `wanted` pins, and for any commit where it pins none."""
-    return _COMMIT.fullmatch(revision) is not None and wanted.revision in (None, revision)
+    return is_commit(revision) and wanted.revision in (None, revision)
 
 
 def _verdict(verdict: Replay, reason: str) -> Comparison:

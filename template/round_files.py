@@ -1,8 +1,5 @@
 """Round files on disk: written whole, and read as what a stranger may have sent."""
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +7,7 @@ from typing import BinaryIO
 from template.errors import ConfigError, HostError
 from template.receipt import Receipt
 from template.round_file import RoundAccount, RoundFile, RoundHeader, digest_lines, make_round_lines
+from template.whole_file import write_whole
 
 # Far above what a subnet of 256 uids leaves: a header takes some 200 KB then, and a receipt 5 KB.
 MAX_LINE_BYTES = 8 << 20
@@ -28,21 +26,10 @@ def write_round(
     lines = make_round_lines(account, signer=signer, sign=sign)
     who = signer[:8] if signer else "offline"
     path = folder / f"round-{account.netuid}-{account.round.start_block}-{who}.jsonl"
-    partial = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        partial = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            os.fchmod(stream.fileno(), 0o644)
-            stream.writelines(line.encode() + b"\n" for line in lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
+        write_whole(path, (line.encode() + b"\n" for line in lines), mode=0o644)
     except OSError as error:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
         raise HostError(f"cannot write the round {path}: {error}") from error
     return path
 

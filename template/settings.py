@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from template.competition import Competition, is_repo_id
+from template.competition import Competition, is_commit, is_repo_id
 from template.errors import ConfigError
 
 _DEFAULT_TRAINING_ARGS = Path(__file__).resolve().parent.parent / "training_args.yaml"
@@ -79,7 +79,7 @@ class TrainingArgs:
     @property
     def is_pinned(self) -> bool:
         """True when the revision is a full commit, which nobody can make another model of."""
-        return self.revision is not None and re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+        return self.revision is not None and is_commit(self.revision)
 
 
 def load_training_args(path: Path | None = None) -> TrainingArgs:

@@ -223,7 +223,9 @@ class SlotExecutor(ABC):
 
     def _take_model(self, slot: _Slot, loaded: wire.Loaded) -> None:
         slot.name = loaded.device
-        if self._model is not None and (unlike := self._find_unlike(loaded)):
+        if self._model is None:
+            self._scorer = self._scorer.pinned(loaded.model)
+        elif unlike := self._find_unlike(loaded):
             which = f"{slot.name} computes under {unlike}"
             is_alone = not any(other.is_loaded for other in self._slots)
             if not is_alone or loaded.model.split()[0] != self._model.split()[0]:
@@ -232,10 +234,7 @@ class SlotExecutor(ABC):
                 return
             # The machine is another than before, by cores for instance, and no worker is left of what it was.
             logger.warning("{} before", which)
-            self._model, self._environment = loaded.model, loaded.environment
-        if self._model is None:
-            self._model, self._environment = loaded.model, loaded.environment
-            self._scorer = self._scorer.pinned(loaded.model)
+        self._model, self._environment = loaded.model, loaded.environment
         slot.is_loaded = slot.was_loaded = True
         slot.error = None
         seconds = self._clock() - slot.started_at

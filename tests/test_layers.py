@@ -97,6 +97,7 @@ LAYERS: dict[str, tuple[int, str | None]] = {
     "template.pool": (3, None),
     "template.neighbours": (3, None),
     "template.receipt_files": (3, None),
+    "template.whole_file": (3, None),
     "template.progress_bar": (3, None),
     "template.replay": (3, None),
     "template.round_files": (3, None),
