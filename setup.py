@@ -56,7 +56,7 @@ EXTRAS = {
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }
 
-# For scripts/fuzz.py alone, and apart from `dev` and the lock: atheris has builds for Linux on x86-64 only.
+# For -m tests.campaigns.fuzz alone, and apart from `dev` and the lock: atheris has builds for Linux on x86-64 only.
 FUZZ = ["atheris>=3.0,<3.1", "hypothesis>=6.170,<7"]
 
 setup(

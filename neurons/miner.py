@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the miner and runs it. Raises: SubnetError."""
-    from template.miner import ensure_token, publish_dataset
-    from template.miner_draft import MinerConfig
-    from template.miner_seal import after_blocks, at_round_start, seal_dataset
+    from template.miner.draft import MinerConfig
+    from template.miner.publish import ensure_token, publish_dataset
+    from template.miner.sealed import after_blocks, at_round_start, seal_dataset
 
     poll_s = cli.check_poll_seconds(args.poll_seconds)
     if args.reveal_blocks is not None and not args.seal:

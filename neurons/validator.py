@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from template import __version__, cli
 from template.errors import EXIT_UPDATED, ConfigError
-from template.schedule import Policy
+from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
-    from template.dashboard import Tracker
-    from template.validator import Validator
-    from template.validator_config import ValidatorConfig
-    from template.workers import Executor, Scorer
+    from template.telemetry.wandb_tracker import Tracker
+    from template.validator.config import ValidatorConfig
+    from template.validator.loop import Validator
+    from template.workers.executor import Executor, Scorer
 
 _STATE_FILE = "validator.sqlite3"
 
@@ -149,9 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the validator and runs it. Raises: SubnetError."""
-    from template.fetching import Fetcher
-    from template.store import Store
-    from template.validator import Validator
+    from template.store.store import Store
+    from template.validator.downloads import Fetcher
+    from template.validator.loop import Validator
 
     state_dir = cli.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,))
     config = make_config(args, state_dir)
@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
     """The operator's choices. Raises: ConfigError naming the flag that is wrong."""
-    from template.validator_config import LuckyNumFrom, ValidatorConfig
+    from template.validator.config import LuckyNumFrom, ValidatorConfig
 
     policy = make_policy(args)
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
@@ -209,12 +209,12 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
 def make_executor(args: argparse.Namespace, scorer: "Scorer") -> "Executor":
     """Where scores run. Raises: ConfigError naming the flag that is wrong."""
     if args.executor == "local":
-        from template.worker_process import LocalExecutor
+        from template.workers.supervisor import LocalExecutor
 
         return LocalExecutor(scorer, parse_devices(args.device), log_level=cli.log_level(args))
     if args.device is not None:
         raise ConfigError("--device goes with --executor local; in a Ray cluster, --ray.gpus_per_worker decides")
-    from template.ray_executor import RayExecutor, RayOptions
+    from template.workers.ray_executor import RayExecutor, RayOptions
 
     options = RayOptions(
         address=args.ray_address,
@@ -236,8 +236,8 @@ def parse_devices(text: str | None) -> list[str | None]:
 
 def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: str, state_dir: Path) -> "Tracker":
     """Who watches: a wandb dashboard, unless it is off."""
-    from template.dashboard import Dashboard, DashboardConfig, NoDashboard
-    from template.redaction import Redactor, secret_values
+    from template.telemetry.redaction import Redactor, secret_values
+    from template.telemetry.wandb_tracker import Dashboard, DashboardConfig, NoDashboard
 
     if args.wandb_off:
         return NoDashboard()

@@ -24,19 +24,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from template import cli
+from template.config import load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
-from template.receipt import Receipt, Replay
-from template.replay import Auditor, add_desk_arguments, open_desk
-from template.round_check import (
+from template.receipts.receipt import Receipt, Replay
+from template.receipts.replay import Auditor, add_desk_arguments, open_desk
+from template.receipts.round_file import RoundFile
+from template.receipts.round_files import read_round
+from template.receipts.verify import (
     find_bad_signatures,
     find_chain_conflicts,
     find_contradictions,
     find_inconsistencies,
     find_notes,
 )
-from template.round_file import RoundFile
-from template.round_files import read_round
-from template.settings import load_training_args
 from template.terminal import plain
 
 # What becomes of a receipt whose dataset, or whose model, could not be had: for good, or for now.
@@ -182,7 +182,7 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
 
     Those are the ones whose signature, and whose file's, is true. network: the chain to ask, None for none.
     """
-    from template.chain import verify_signature
+    from template.chain.client import verify_signature
 
     known = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
     contradictions = find_contradictions({str(path): file.header for path, file in rounds.items()})
@@ -205,7 +205,7 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
 
 def ask_chain(report: FileReport, file: RoundFile, network: str) -> None:
     """Writes into the report what the chain says of the blocks that the file names, or that it did not answer."""
-    from template.chain import Chain
+    from template.chain.client import Chain
     from template.localnet.substrate import open_substrate
 
     header = file.header

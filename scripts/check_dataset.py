@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 
 from template import cli, constants
 from template.competition import CommitmentRecord, Competition
-from template.data import RowKey
-from template.dataset_report import Outcome, Report, describe, to_json
+from template.data.rows import RowKey
 from template.errors import ConfigError, RemoteError, SubmissionError
-from template.inspection import Neighbourhood, compare, find_ranks, inspect_file
+from template.miner.check import Neighbourhood, compare, find_ranks, inspect_file
+from template.miner.check_report import Outcome, Report, describe, to_json
 
 if TYPE_CHECKING:
-    from template.pool import PoolIndex
+    from template.data.eval_set import PoolIndex
 
 _STATUS = {Outcome.CLEAR: 0, Outcome.UNKNOWN: RemoteError.exit_code, Outcome.REFUSED: SubmissionError.exit_code}
 
@@ -82,7 +82,7 @@ def has_wallet(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the dataset and prints the report. Raises: SubnetError."""
-    from template.pool import fetch_eval_set, read_pool_index
+    from template.data.eval_set import fetch_eval_set, read_pool_index
 
     competition = cli.read_competition(args)
     content = read_file(args.dataset_path.expanduser())
@@ -123,7 +123,7 @@ def read_subnet(
     args: argparse.Namespace, competition: Competition, pool: "PoolIndex", folder: Path
 ) -> tuple[Neighbourhood | None, str]:
     """All that is committed now, or why the chain could not be read: the file has been looked at all the same."""
-    from template.neighbours import survey
+    from template.miner.competitors import survey
 
     needs_wallet = has_wallet(args)
     args.wallet_name, args.wallet_hotkey = args.wallet_name or "default", args.wallet_hotkey or "default"

@@ -28,16 +28,16 @@ from pathlib import Path
 
 from template import cli, constants
 from template.competition import Competition
+from template.config import load_training_args
 from template.errors import ConfigError, SubmissionError
-from template.paired import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
-from template.receipt import Receipt, Replay, compare
-from template.receipt_files import read_receipt, write_receipt
+from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
+from template.receipts.files import read_receipt, write_receipt
+from template.receipts.receipt import Receipt, Replay, compare
+from template.receipts.replay import Desk, add_desk_arguments, check_signature, open_desk, score_once
 from template.records import TrainResult
-from template.replay import Desk, add_desk_arguments, check_signature, open_desk, score_once
-from template.settings import load_training_args
-from template.standing import score_of
+from template.rules.leaderboard import score_of
 from template.terminal import plain
-from template.workers import Scorer
+from template.workers.executor import Scorer
 
 _REPLAY_STATUS = {Replay.IDENTICAL: 0, Replay.DIFFERENT: 7, Replay.NOT_COMPARABLE: 8}
 _BAD_SIGNATURE_STATUS = 9
@@ -210,7 +210,7 @@ def write_receipts(folder: Path | None, competition: Competition, results: Seque
 
 def check(data_dir: Path, scorer: Scorer) -> None:
     """Raises: SubmissionError when a validator would refuse the file for anything but being a copy."""
-    from template.pool import check_dataset, read_pool
+    from template.data.eval_set import check_dataset, read_pool
 
     pool = read_pool(scorer.eval_data_dir / constants.DATA_FILE)
     path = data_dir / constants.DATA_FILE

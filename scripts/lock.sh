@@ -53,7 +53,7 @@ echo "==> Asking the index for the hashes"
 index="$("$work/venv/bin/python" -c 'from pip._internal.commands import create_command
 print(create_command("download").parse_args([])[0].index_url)')"
 hashed() {
-    "$work/venv/bin/python" "$ROOT/scripts/lock_hashes.py" --index "$index"
+    "$work/venv/bin/python" "$ROOT/scripts/dev/lock_hashes.py" --index "$index"
 }
 # Whether a line's name is one of those that the product alone brought.
 # shellcheck disable=SC2016  # awk's own variables

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from template import cli
 from template.errors import ConfigError
-from template.status_reading import read_status
-from template.status_report import describe, to_json
-from template.status_view import find_trouble
+from template.validator.status import find_trouble
+from template.validator.status_reading import read_status
+from template.validator.status_report import describe, to_json
 
 _CLEAR_SCREEN = "\033[H\033[2J"
 _IN_TROUBLE = 1

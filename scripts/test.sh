@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh                          everything but the tests marked `gpu`
 #   bash scripts/test.sh -m "not gpu and not slow"
-#   bash scripts/test.sh tests/test_data.py -x    further arguments go to pytest
+#   bash scripts/test.sh tests/data/test_rows.py -x    further arguments go to pytest
 set -euo pipefail
 
 # shellcheck source=scripts/setup.sh

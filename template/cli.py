@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from template import tracking
 from template.competition import Competition
-from template.data import Row, Tokenize, encode_row
+from template.config import load_competition, load_training_args
+from template.data.chat_templates import ChatTemplate, template_for
+from template.data.rows import Row, Tokenize, encode_row
 from template.errors import ConfigError, SubnetError
-from template.redaction import secret_values
-from template.settings import load_competition, load_training_args
-from template.templates import ChatTemplate, template_for
-from template.workers import Scorer
+from template.telemetry import logging as tracking
+from template.telemetry.redaction import secret_values
+from template.workers.executor import Scorer
 
 if TYPE_CHECKING:
-    from template.chain import Chain
+    from template.chain.client import Chain
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
 
@@ -204,11 +204,11 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 
     @functools.cache
     def load() -> tuple[ChatTemplate, Tokenize]:
-        from template import hub
-        from template.model import load_tokenizer
+        from template.hub import datasets
+        from template.training.model import load_tokenizer
 
         # The tokenizer may come from the Hub, by another library.
-        hub.configure()
+        datasets.configure()
         training_args = load_training_args(args.training_args)
         model_path = args.model_path.expanduser() if args.model_path else None
         return template_for(training_args.model_id), load_tokenizer(training_args, model_path=model_path)
@@ -226,7 +226,7 @@ def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain
 
     Raises: ConfigError naming the flag that is wrong.
     """
-    from template.chain import Chain, open_wallet
+    from template.chain.client import Chain, open_wallet
     from template.localnet.substrate import open_substrate
 
     wallet = None
@@ -249,7 +249,7 @@ def _split_urls(text: str | None) -> list[str]:
 
 def hub_token() -> str | None:
     """The Hub token of this machine's user: HF_TOKEN, else the one saved by the Hub's own login, else None."""
-    from template.hub import saved_token
+    from template.hub.datasets import saved_token
 
     return saved_token()
 

@@ -1,6 +1,6 @@
 """The competition a subnet runs, and the record by which a miner enters a dataset in it.
 
-Both are pure: `template.settings` reads a competition from a file, `template.chain` carries the record.
+Both are pure: `template.config` reads a competition from a file, `template.chain.client` carries the record.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def is_content_digest(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Competition:
-    """What is scored and how a loss becomes a score; see `template.scoring.compute_score` for the curve.
+    """What is scored and how a loss becomes a score; see `template.rules.scoring.compute_score` for the curve.
 
     id: as written in commitments. repo and eval_commit: the evaluation set. bench, minb, maxb: losses in nats
     per target token. bheight: the score at `bench`. pow: the curve's exponent. rows: training rows that count.

@@ -82,7 +82,8 @@ class Attempt:
 class RoundEntry:
     """One registered hotkey's commitment as the block of a round showed it.
 
-    block and rank_block: as in `template.standing.Entrant`. lucky_num: the seed of its score, and seed_block the block
+    block and rank_block: as in `template.rules.leaderboard.Entrant`. lucky_num: the seed of its score, and seed_block
+    the block
     whose hash gave it; both None for an entry that is not to be scored, seed_block also for a seed that was drawn.
     """
 
@@ -102,7 +103,7 @@ class Round:
     entries: everybody who stood in the competition at start_block, by uid, which is all that the round's weights are
     made of. queue: whose turn it is, in order, a part of the entries. lucky_num: the seed drawn for the round; with
     seeds from the chain, that of start_block. opened_block: the newest block when the round was fixed, start_block or
-    later. lucky_num_from and seed_period: see `template.validator_config.LuckyNumFrom`. All is fixed before the first
+    later. lucky_num_from and seed_period: see `template.validator.config.LuckyNumFrom`. All is fixed before the first
     training, so that a restart goes on with the same. id 0: not stored.
     """
 

@@ -1,8 +1,10 @@
 """The score: fine-tune the base on a dataset with LoRA, then measure the loss on the evaluation set.
 
 This is the only way to a score; validator, offline script and local network all call `train_lora` or, for the
-receipt, `run_lora` below it. The files are read, checked and turned into tokens here; `template.objective` trains and
-measures, `template.model` holds the base, `template.numerics` the settings that make two runs equal to the bit.
+receipt, `run_lora` below it. The files are read, checked and turned into tokens here; `template.training.loop` trains
+and
+measures, `template.training.model` holds the base, `template.training.determinism` the settings that make two runs
+equal to the bit.
 """
 
 import contextlib
@@ -16,14 +18,22 @@ from pathlib import Path
 
 from loguru import logger
 
-from template import numerics, objective
+from template.config import TrainingArgs, load_training_args
 from template.constants import DATA_FILE
-from template.data import POOL_LIMITS, SUBMISSION_LIMITS, EncodedRow, Limits, encode_row, encode_submission, parse_rows
+from template.data.rows import (
+    POOL_LIMITS,
+    SUBMISSION_LIMITS,
+    EncodedRow,
+    Limits,
+    encode_row,
+    encode_submission,
+    parse_rows,
+)
 from template.errors import ConfigError, HostError, Reason, SubmissionError, SubnetError
-from template.model import ScoringModel, load_model
-from template.objective import NonFiniteLoss, OnProgress
 from template.records import TrainResult
-from template.settings import TrainingArgs, load_training_args
+from template.training import determinism, loop
+from template.training.loop import NonFiniteLoss, OnProgress
+from template.training.model import ScoringModel, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +49,7 @@ class RunOptions:
     model_path: Path | None = None
     device: str | None = None
     dtype: str | None = None
-    on_progress: OnProgress = objective.ignore_progress
+    on_progress: OnProgress = loop.ignore_progress
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def run_lora(
         train_set = _encode_submission(Path(data_dir), eval_size, model)
         eval_set = _encode_eval_set(Path(eval_data_dir), resident)
         loaded = time.perf_counter()
-        with numerics.deterministic(model.device):
+        with determinism.deterministic(model.device):
             run = _run_settled(model, train_set.rows, eval_set.rows, lucky_num, options.on_progress)
     logger.info(
         "scored loss={:.6f} benchmark={} lucky_num={} rows={} eval_rows={} train_s={:.1f} eval_s={:.1f}",
@@ -139,7 +149,7 @@ def run_lora(
         eval_skipped_rows=eval_set.skipped,
         eval_tokens=eval_set.tokens,
         step_losses=run.step_losses,
-        environment=numerics.describe_environment(model.device, model.dtype),
+        environment=determinism.describe_environment(model.device, model.dtype),
         load_seconds=loaded - started,
         train_seconds=run.train_seconds,
         eval_seconds=run.eval_seconds,
@@ -173,8 +183,8 @@ def _host_faults() -> Iterator[None]:
 def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | str | None) -> _Resident:
     """The resident model for these arguments, loaded when the process holds another or none."""
     global _resident
-    device = numerics.choose_device(options.device)
-    dtype = numerics.choose_dtype(device, options.dtype)
+    device = determinism.choose_device(options.device)
+    dtype = determinism.choose_dtype(device, options.dtype)
     key = (args, device, dtype, options.model_path)
     if _resident is None or _resident.key != key:
         if _resident is not None:
@@ -264,7 +274,7 @@ def _run_settled(
     suspects = eval_rows if first.where == "evaluation" else train_rows
     model.reset_adapter(lucky_num)
     try:
-        objective.evaluate(model, [suspects[index] for index in first.rows])
+        loop.evaluate(model, [suspects[index] for index in first.rows])
     except NonFiniteLoss as failure:
         raise HostError(f"the untouched base is already not finite on the rows of {first.where}") from failure
     raise SubmissionError(Reason.DIVERGED, f"training on this dataset diverged: not finite at {first.where}, twice")
@@ -280,8 +290,8 @@ def _run_once(
     """Training from the initial adapter, then the loss."""
     started = time.perf_counter()
     model.reset_adapter(lucky_num)
-    order = objective.row_order(len(train_rows), model.hyperparameters.num_train_epochs, lucky_num)
-    step_losses = objective.train_adapter(model, train_rows, order, on_progress=on_progress)
+    order = loop.row_order(len(train_rows), model.hyperparameters.num_train_epochs, lucky_num)
+    step_losses = loop.train_adapter(model, train_rows, order, on_progress=on_progress)
     trained = time.perf_counter()
-    loss = objective.evaluate(model, eval_rows, on_progress=on_progress)
+    loss = loop.evaluate(model, eval_rows, on_progress=on_progress)
     return _Run(loss, tuple(step_losses), trained - started, time.perf_counter() - trained)

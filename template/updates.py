@@ -28,7 +28,7 @@ from loguru import logger
 
 from template import __version__
 from template.errors import ConfigError, HostError, RemoteError, SubnetError
-from template.redaction import without_secrets
+from template.telemetry.redaction import without_secrets
 
 # Seconds between two looks at the remote, and before an installation that failed is tried again.
 CHECK_EVERY_S = 600.0

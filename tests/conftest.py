@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from canaries import plant
-from canaries import pytest_runtest_logreport as pytest_runtest_logreport
-from canaries import pytest_sessionfinish as pytest_sessionfinish
-from canaries import pytest_terminal_summary as pytest_terminal_summary
+
+from tests.fixtures.canaries import plant
+from tests.fixtures.canaries import pytest_runtest_logreport as pytest_runtest_logreport
+from tests.fixtures.canaries import pytest_sessionfinish as pytest_sessionfinish
+from tests.fixtures.canaries import pytest_terminal_summary as pytest_terminal_summary
 
 if TYPE_CHECKING:
-    from net_fixtures import Net
-    from score_fixtures import Bench
-
-    from template.chain import Chain
-    from template.localnet.localchain import LocalChain
+    from template.chain.client import Chain
+    from template.localnet.chain import LocalChain
     from template.state import Contest
-    from template.store import Store
+    from template.store.store import Store
+    from tests.fixtures.network import Net
+    from tests.fixtures.training import Bench
 
 # A shell starts what runs in its background deaf to Ctrl-C, and so would be every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,7 +54,7 @@ plant(Path(_HOME.name))
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny random Qwen2; not to be written to."""
-    from template.localnet.tiny import make_tiny_model
+    from template.localnet.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
@@ -62,7 +62,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "Bench":
     """The tiny model beside a small dataset and evaluation set, ready to be scored; not to be written to."""
-    from score_fixtures import Bench, make_rows, write_rows
+    from tests.fixtures.training import Bench, make_rows, write_rows
 
     folder = tmp_path_factory.mktemp("bench")
     return Bench(
@@ -75,7 +75,7 @@ def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "Bench"
 @pytest.fixture
 def local(tmp_path: Path) -> "Iterator[LocalChain]":
     """A stepped local chain with //validator and //miner registered, in that order."""
-    from chain_fixtures import make_key, make_local_chain
+    from tests.fixtures.chain import make_key, make_local_chain
 
     with make_local_chain(tmp_path) as chain:
         chain.register(make_key("validator").ss58_address, is_validator=True)
@@ -86,7 +86,7 @@ def local(tmp_path: Path) -> "Iterator[LocalChain]":
 @pytest.fixture
 def miner(local: "LocalChain") -> "Iterator[Chain]":
     """The product's connection to `local` as //miner."""
-    from chain_fixtures import connect, make_key
+    from tests.fixtures.chain import connect, make_key
 
     with connect(local, make_key("miner")) as chain:
         yield chain
@@ -95,7 +95,7 @@ def miner(local: "LocalChain") -> "Iterator[Chain]":
 @pytest.fixture
 def validator(local: "LocalChain") -> "Iterator[Chain]":
     """The product's connection to `local` as //validator."""
-    from chain_fixtures import connect, make_key
+    from tests.fixtures.chain import connect, make_key
 
     with connect(local, make_key("validator")) as chain:
         yield chain
@@ -110,7 +110,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(path: Path) -> "Iterator[Store]":
     """An open, empty state."""
-    from template.store import Store
+    from template.store.store import Store
 
     with Store(path) as opened:
         yield opened
@@ -127,7 +127,7 @@ def contest(store: "Store") -> "Contest":
 @pytest.fixture
 def net(tmp_path: Path) -> "Iterator[Net]":
     """A local network of three miners whose hub is this process's, too."""
-    from net_fixtures import Net, use_hub
+    from tests.fixtures.network import Net, use_hub
 
     with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):
         yield net

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from net_fixtures import ROOT, call_main
 
 from neurons import miner, validator
 from scripts import compute_loss, status
 from template import cli
 from template.competition import Competition
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
-from template.schedule import Policy
+from template.rules.schedule import Policy
+from tests.fixtures.network import ROOT, call_main
 
 VALIDATOR = ["--netuid", "96"]
 MINER = [*VALIDATOR, "--hf_repo_id", "me/data", "--dataset_path", "data.jsonl"]

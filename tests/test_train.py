@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from score_fixtures import BENCH_LOSS, ROOT, Bench, digests, make_args, make_row, make_rows, write_rows
 
-from template import objective, train
+from template import train
 from template.errors import ConfigError, HostError, Reason, SubmissionError
-from template.objective import NonFiniteLoss
 from template.records import Progress, TrainResult
 from template.train import identify_model, run_lora, train_lora
+from template.training import loop
+from template.training.loop import NonFiniteLoss
+from tests.fixtures.training import BENCH_LOSS, ROOT, Bench, digests, make_args, make_row, make_rows, write_rows
 
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
@@ -175,7 +176,7 @@ _SCORE_CODE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from score_fixtures import Bench
+from tests.fixtures.training import Bench
 model, data, eval_data = map(Path, sys.argv[1:])
 bench = Bench(model_path=model, data_dir=data, eval_data_dir=eval_data)
 print(*(bench.run(dtype).loss.hex() for dtype in ("bfloat16", "float32")))
@@ -232,7 +233,7 @@ def test_the_base_is_bit_identical_after_any_score(bench: Bench, monkeypatch: py
     with pytest.raises(Abort):
         bench.run(dtype, on_progress=abort_late)
     assert base_digests() == before
-    monkeypatch.setattr(objective, "LEARNING_RATE", 1e30)
+    monkeypatch.setattr(loop, "LEARNING_RATE", 1e30)
     with pytest.raises(SubmissionError):
         bench.run(dtype)
     assert base_digests() == before
@@ -255,7 +256,7 @@ def process_state() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("on_progress", [objective.ignore_progress, abort_late])
+@pytest.mark.parametrize("on_progress", [loop.ignore_progress, abort_late])
 def test_settings_and_random_state_are_put_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, on_progress: Callable[[Progress], None]
 ) -> None:
@@ -366,7 +367,7 @@ def test_training_that_diverges_is_the_miners_fault_and_never_a_number(
     bench: Bench, expected: dict[str, TrainResult], monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(objective, "LEARNING_RATE", 1e30)
+        patch.setattr(loop, "LEARNING_RATE", 1e30)
         with pytest.raises(SubmissionError, match="not finite at") as caught:
             bench.run(dtype)
     assert caught.value.reason is Reason.DIVERGED
@@ -417,7 +418,7 @@ def test_a_fault_of_this_machine_is_named_as_such(
     def fail(*_: Any, **__: Any) -> float:
         raise error
 
-    monkeypatch.setattr(objective, "evaluate", fail)
+    monkeypatch.setattr(loop, "evaluate", fail)
     with pytest.raises(HostError):
         bench.run()
 

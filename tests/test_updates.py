@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from loguru import logger
-from pip_fixtures import make_environment, make_wheel
 
 from template import updates
 from template.errors import EXIT_UPDATED, ConfigError, HostError, SubnetError
 from template.updates import Release, Updater
+from tests.fixtures.pip import make_environment, make_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 VALIDATOR = "import argparse, template\nargparse.ArgumentParser().parse_args()\n"

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from template.chain import bt
+from template.chain.client import bt
 from template.errors import ConfigError
+from template.localnet.chain import LocalChain
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import LOCAL_TOKEN_PREFIX, publish
-from template.localnet.localchain import LocalChain
 
 NETUID = 96
 VALIDATOR = "validator"

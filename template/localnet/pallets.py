@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from template.localnet.ledger import State
-from template.localnet.scale import Call
+from template.localnet.scale_codec import Call
 
 U16_MAX = 65535
 RAO_PER_TAO = 10**9

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from template.chain import bt, verify_signature
+from template.chain.client import bt, verify_signature
 from template.localnet import pallets, storage
 from template.localnet.ledger import Ledger, State, UnknownBlockError
-from template.localnet.scale import Call, decode_call, encode_call
+from template.localnet.scale_codec import Call, decode_call, encode_call
 
 NETWORK_PREFIX = "sim:"
 

@@ -1,0 +1,1 @@
+"""Benchmarks of an evaluation beside the Hugging Face Trainer."""

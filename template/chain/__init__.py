@@ -1,0 +1,1 @@
+"""Read and write the chain through the bittensor client."""

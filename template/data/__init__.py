@@ -1,0 +1,1 @@
+"""The dataset file: rows, chat templates, encoding, evaluation set and near duplicates. No torch, no network."""

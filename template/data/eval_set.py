@@ -1,0 +1,100 @@
+"""The evaluation set as validator, miner and offline script get it: downloaded at its commit, and as a pool of rows."""
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loguru import logger
+
+from template import constants
+from template.competition import Competition
+from template.data.near_duplicates import LookAlikes
+from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows, read_keys
+from template.errors import ConfigError, HostError, SubmissionError
+from template.hub import datasets
+from template.rules.duplicates import check_membership
+
+Pool = frozenset[bytes]
+"""The `Row.key` of every row of an evaluation set."""
+
+
+@dataclass(frozen=True)
+class PoolIndex:
+    """A pool for checking many files against. lines: `Row.key` by the sha256 of the line that holds it.
+
+    Most rows of a miner's file are the evaluation file's own lines, byte for byte, and need not be parsed again.
+    pool: what every `Row.key` counts as in the duplicate check: as itself, or as the first row of the pool that looks
+    like it (`template.data.near_duplicates`). All who hold a row hold the same object: see `share`.
+    """
+
+    pool: Mapping[bytes, bytes]
+    lines: Mapping[bytes, bytes]
+
+    @classmethod
+    def of(cls, lines: Mapping[bytes, bytes], twins: Mapping[bytes, bytes]) -> "PoolIndex":
+        """The index of these lines. twins: as `template.data.near_duplicates.LookAlikes` finds them."""
+        own = {key: key for key in lines.values()}
+        return cls({key: own[twins.get(key, key)] for key in own}, lines)
+
+    def share(self, row_keys: Iterable[bytes]) -> tuple[bytes, ...]:
+        """What the rows count as in the duplicate check, as the pool's own objects: 8 bytes a row, not 90."""
+        return tuple(self.pool.get(key, key) for key in row_keys)
+
+    def check(self, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
+        """What the rows that `check_dataset` would return count as. Raises: as it does."""
+        rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, known=self.lines)]
+        check_membership(rows, self.pool, max_rows=max_rows)
+        return self.share(row.key for row in rows[:max_rows])
+
+
+def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
+    """Puts the competition's evaluation set into `folder` as data.jsonl, unless it is there, and returns the file.
+
+    Raises: ConfigError when the competition names no usable repo, commit or file; RemoteError; HostError.
+    """
+    try:
+        return datasets.download_dataset(
+            competition.repo,
+            competition.eval_commit,
+            folder,
+            cache_dir,
+            filename=None,
+            max_bytes=constants.MAX_POOL_BYTES,
+            deadline_s=constants.POOL_DOWNLOAD_DEADLINE_S,
+            token=token,
+        ).path
+    except SubmissionError as error:
+        raise ConfigError(f"the competition's evaluation set cannot be had: {error}") from error
+
+
+def read_pool(path: Path) -> Pool:
+    """The pool in an evaluation file. Raises: ConfigError when it is missing or not well formed, naming the line."""
+    return frozenset(read_pool_index(path).pool)
+
+
+def read_pool_index(path: Path) -> PoolIndex:
+    """The pool in an evaluation file, with its lines and its rows that look alike. Raises: as `read_pool`."""
+    alike = LookAlikes()
+    try:
+        found = read_keys(path.read_bytes(), name=str(path), limits=POOL_LIMITS, known={}, note=alike.add)
+        lines = {digest: row.key for digest, row in found}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no evaluation set there") from error
+    except OSError as error:
+        raise HostError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except SubmissionError as error:
+        raise ConfigError(f"the evaluation set cannot be used: {error}") from error
+    if alike.twins:
+        # The owner may want to know: such rows are of little use to anybody.
+        logger.info("rows of the evaluation set that look like another of it, and count as that: {}", len(alike.twins))
+    return PoolIndex.of(lines, alike.twins)
+
+
+def check_dataset(content: bytes, pool: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
+    """The rows of a miner's file that count, after every check that a file can pass alone.
+
+    name: what to call the file in an error. Raises: SubmissionError, the verdict a validator would give.
+    """
+    rows = parse_rows(content, name=name, limits=SUBMISSION_LIMITS)[:max_rows]
+    check_membership(rows, pool, max_rows=max_rows)
+    return rows

@@ -1,0 +1,1 @@
+"""Download and upload datasets through the huggingface_hub client."""

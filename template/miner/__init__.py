@@ -1,0 +1,1 @@
+"""Check, publish and seal a dataset."""

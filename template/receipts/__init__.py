@@ -1,0 +1,1 @@
+"""Receipts and round files: write, read, verify and replay them."""

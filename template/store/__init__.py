@@ -1,0 +1,1 @@
+"""The validator's state in one SQLite file."""

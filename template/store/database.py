@@ -1,0 +1,146 @@
+"""The validator's state as one SQLite file: opening it, its lock, its transactions, its schema.
+
+WAL, so that others may read while the validator runs, and a lock file, so that only one validator writes.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from template.errors import ConfigError, HostError
+from template.lockfile import take_lock
+from template.store.migrations import MIGRATIONS
+
+_BUSY_TIMEOUT_S = 10.0
+_MAX_LOG_BYTES = 16 * 2**20
+
+
+class StateFile:
+    """The state file at `path`, opened for the one validator that writes it, or read-only for everyone else.
+
+    It and its lock file are made for the owner's eyes only.
+    Raises: ConfigError when another validator holds the file, when another version of this package wrote it, or when
+    there is none to read; HostError when the disk refuses or the file is no such state (every method).
+    """
+
+    def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+        self._db: sqlite3.Connection | None = None
+        try:
+            with _disk_faults(path):
+                if is_read_only:
+                    self._open_to_read()
+                else:
+                    self._open_to_write()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_to_read(self) -> None:
+        if not self.path.is_file():
+            raise ConfigError(f"no validator state at {self.path}")
+        self._db = _connect(self.path, "ro")
+        version = _schema_version(self._db, self.path)
+        if version < len(MIGRATIONS):
+            raise ConfigError(f"{self.path} is of an older schema ({version}); the validator brings it up to date")
+
+    def _open_to_write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = take_lock(self.path)
+        # SQLite gives its own files beside this one the same mode.
+        self.path.touch(mode=0o600)
+        self._db = _connect(self.path, "rw")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        # A reader that stays makes the log grow; once it has gone, the disk is given back down to this size.
+        self._db.execute(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
+        _migrate(self._db, self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file and lets another validator have it."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise RuntimeError(f"the state file {self.path} is closed")
+        return self._db
+
+    @contextlib.contextmanager
+    def atomic(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of the block or nothing, whatever ends it. They do not nest."""
+        with _disk_faults(self.path), _transaction(self._connection) as db:
+            yield db
+
+    def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """What a query finds."""
+        with _disk_faults(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection in autocommit mode: transactions are begun and ended by `_transaction` alone."""
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    db = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA foreign_keys=ON")
+    return db
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        # A full disk rolls back by itself, and undoing must not hide why it was needed.
+        if db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+        raise
+
+
+def _schema_version(db: sqlite3.Connection, path: Path) -> int:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise ConfigError(f"{path} was written by a newer version of this package (schema {version})")
+    return version
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Brings the file to the newest schema, each step and its number in one transaction."""
+    version = _schema_version(db, path)
+    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+        with _transaction(db):
+            migration(db.execute)
+            db.execute(f"PRAGMA user_version={number}")
+
+
+@contextlib.contextmanager
+def _disk_faults(path: Path) -> Iterator[None]:
+    """A disk that refuses is ours to mend; a broken rule of the schema is a bug and passes."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise HostError(f"the state file {path} failed: {error}") from error

@@ -1,0 +1,182 @@
+"""Linear layers that read the same input, each with its LoRA adapter, forward and backward as one operation.
+
+With x (N, I) the input, W (O, I) and b (O,) frozen, A (R, I) and B (O, R) trained, m (N, I) the dropout's mask of zeros
+and ones, and c = scaling / (1 - p):
+
+    y  = x W^T + b + c (x m) A^T B^T
+    dx = dy W + c m (dy B A)      dA = c (dy B)^T (x m)      dB = c dy^T ((x m) A^T)
+
+Of several layers the W are rows of one matrix; A, B and m are each layer's own. Products are made in the base's dtype
+and added up in float32 by the kernels, as under torch's autocast; A, B, their gradients and the optimizer stay in
+float32. Source of the formula: https://arxiv.org/abs/2106.09685, section 4.1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import peft
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from template.training.dropout import Dropout
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """The module's formula for G layers.
+
+    x (N, I), or with `is_gated` (2, N, I), of which silu(x[0]) x[1] is the input. weight (O, I) gives the results side
+    by side, (N, O); weight (G, O, I) gives them behind each other, (G, N, O). bias (O,) or None. adapters: G times A,
+    then G times B.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        is_gated: bool,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: float,
+        dropout: Dropout | None,
+        *adapters: torch.Tensor,
+    ) -> torch.Tensor:
+        count = len(adapters) // 2
+        a = torch.stack(adapters[:count]).to(x.dtype)  # (G, R, I)
+        b = [tensor.to(x.dtype) for tensor in adapters[count:]]
+        inputs = F.silu(x[0]).mul_(x[1]) if is_gated else x
+        if dropout is None:
+            again = None
+            low = F.linear(inputs, a.flatten(0, 1)).unflatten(1, (count, -1)).unbind(1)  # G times (N, R)
+        else:
+            dropped, again = dropout.drop(inputs, count)
+            low = torch.bmm(dropped, a.transpose(1, 2)).unbind()
+        if weight.dim() == 2:
+            y = F.linear(inputs, weight, bias)
+        else:
+            y = inputs.new_empty(count, len(inputs), weight.shape[1])
+            for result, part in zip(y, weight, strict=True):
+                torch.mm(inputs, part.t(), out=result)
+        for result, narrow, wide in zip(_parts(y, b), low, b, strict=True):
+            result.addmm_(narrow, wide.t(), alpha=scale)
+        ctx.save_for_backward(x, weight, a, *b, *low)
+        ctx.is_gated, ctx.scale, ctx.drop_again = is_gated, scale, again
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a, *rest = ctx.saved_tensors
+        b, low = rest[: len(a)], rest[len(a) :]
+        slope = F.silu(x[0]) if ctx.is_gated else None
+        inputs = x if slope is None else slope * x[1]
+        dy = gradients[0].contiguous()
+        parts = _parts(dy, b)
+        dlow = torch.stack([part @ wide for part, wide in zip(parts, b, strict=True)]).mul_(ctx.scale)  # (G, N, R)
+        db = [(part.t() @ narrow).float().mul_(ctx.scale) for part, narrow in zip(parts, low, strict=True)]
+        if ctx.drop_again is None:
+            da = (dlow.transpose(0, 1).flatten(1).t() @ inputs).float().view(a.shape)
+        else:
+            da = torch.bmm(dlow.transpose(1, 2), ctx.drop_again(inputs)).float()
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dinputs = _times(dy, weight)
+            through = torch.bmm(dlow, a)  # (G, N, I)
+            for part in through if ctx.drop_again is None else ctx.drop_again(through):
+                dinputs.add_(part)
+            dx = dinputs if slope is None else _through_gate(dinputs, x, slope)
+        return dx, None, None, None, None, None, *da, *db
+
+
+def _parts(y: torch.Tensor, b: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What of y (N, O) or (G, N, O) belongs to each layer, whose B (O, R) are given."""
+    return y.split([len(wide) for wide in b], dim=1) if y.dim() == 2 else y.unbind()
+
+
+def _times(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """dy W (N, I), added up over layers whose results lie behind each other."""
+    if weight.dim() == 2:
+        return dy @ weight
+    result = dy[0] @ weight[0]
+    for gradient, part in zip(dy[1:], weight[1:], strict=True):
+        result.addmm_(gradient, part)
+    return result
+
+
+def _through_gate(gradient: torch.Tensor, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """The gradient of x (2, N, I) for that of silu(x[0]) x[1]; slope: silu(x[0])."""
+    result = torch.empty_like(x)
+    torch.mul(slope, gradient, out=result[1])
+    torch.ops.aten.silu_backward.grad_input(gradient.mul_(x[1]), x[0], grad_input=result[0])
+    return result
+
+
+class AdaptedLinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft carries no types
+    """PEFT's LoRA layer, with its parameters and their names, computed by the formula above.
+
+    dropout: what a training drops; None when there is none.
+    """
+
+    dropout: Dropout | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in_features) to (..., out_features)."""
+        base: nn.Linear = self.get_base_layer()
+        y = _apply([self], base.weight, base.bias, x.reshape(-1, x.shape[-1]))
+        return y.view(*x.shape[:-1], -1)
+
+    def forward_gated(self, both: torch.Tensor) -> torch.Tensor:
+        """silu(g) u through this layer, for both = g and u (2, N, in_features): (N, out_features).
+
+        Keeps `both` alone for the backward pass, not the product.
+        """
+        base: nn.Linear = self.get_base_layer()
+        return _apply([self], base.weight, base.bias, both, is_gated=True)
+
+
+def _apply(
+    layers: Sequence[AdaptedLinear],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    x: torch.Tensor,
+    *,
+    is_gated: bool = False,
+) -> torch.Tensor:
+    (name,) = layers[0].lora_A
+    dropout = layers[0].dropout
+    scale = layers[0].scaling[name] * (1.0 if dropout is None else dropout.scale)
+    adapters = [layer.lora_A[name].weight for layer in layers] + [layer.lora_B[name].weight for layer in layers]
+    y: torch.Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
+        x, is_gated, weight, bias, scale, dropout, *adapters
+    )
+    return y
+
+
+class Projections:
+    """Several adapted layers that read the same input, computed as one. Their base weights become parts of one tensor.
+
+    Results lie side by side; where the layers are alike and have no bias, `is_stacked` puts them behind each other.
+    Raises: ValueError when that cannot be, or when some have a bias and some have none.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLinear], *, is_stacked: bool = False) -> None:
+        self._layers = list(layers)
+        bases = [layer.get_base_layer() for layer in layers]
+        if len({base.bias is None for base in bases}) > 1 or (is_stacked and bases[0].bias is not None):
+            raise ValueError("layers with a bias cannot be computed as one with others or behind each other")
+        if is_stacked and len({base.weight.shape for base in bases}) > 1:
+            raise ValueError("layers of unlike width cannot be computed behind each other")
+        weight = _join([base.weight for base in bases])
+        self._weight = weight.unflatten(0, (len(bases), -1)) if is_stacked else weight
+        self._bias = None if bases[0].bias is None else _join([base.bias for base in bases])
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, in_features) to (N, all out_features), or to (G, N, out_features)."""
+        return _apply(self._layers, self._weight, self._bias, x)
+
+
+def _join(parts: Sequence[nn.Parameter]) -> torch.Tensor:
+    """One tensor of the parts' rows, of which each part is a view from now on."""
+    whole = torch.cat([part.data for part in parts])
+    for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        part.data = view
+    return whole

@@ -1,0 +1,1 @@
+"""The validator's loop and its status."""

@@ -1,0 +1,1 @@
+"""Processes that run evaluations, on this machine or in a Ray cluster."""

@@ -1,0 +1,350 @@
+"""What a stranger, or the validator itself, may do to receipts and round files: attacks on whoever audits them.
+
+Every attack is on the files that a validator wrote of two rounds, with an honest file beside the false one, which must
+still be consistent. "signature" and "inconsistent" are what `scripts/audit.py` calls them; whatever is neither is
+scored again, and a loss that was never computed differs then.
+"""
+
+import atexit
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from template.chain.client import verify_signature
+from template.errors import ConfigError
+from template.receipts.receipt import Receipt, compare
+from template.receipts.round_file import RoundHeader, digest_lines
+from template.receipts.round_files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round
+from template.receipts.verify import (
+    find_bad_signatures,
+    find_chain_conflicts,
+    find_contradictions,
+    find_inconsistencies,
+    find_notes,
+)
+from tests.campaigns.attack.environment import POOL, Arena, arena
+from tests.campaigns.attack.runner import Attack
+from tests.campaigns.synthetic_subnet import make_key
+
+_SIGNATURE, _FINE = "signature", "consistent"
+# By which words of its sentences a finding is told in the table, the first that is there.
+_WORDS = (
+    *("more than one receipt", "of netuid", "another competition", "of the model", "scored under the lucky_num"),
+    *("which is no entry", "of a local file", "does not rest on", "has the hash", "of another round", "something else"),
+    *("empty", "cut off", "receipts follow", "sha256 is not", "too long", "more than", "expected a JSON object"),
+    *("stands twice", "recursion", "4300 digits", "not JSON", "exactly the keys", "loss cannot be", "minb < bench"),
+)
+_ORDER = 2**252 + 27742317777372353535851937790883648493
+
+Lines = list[str]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """An arena after two rounds, and the lines of their files, the earlier first."""
+
+    here: Arena
+    earlier: Path
+    later: Path
+
+    def lines(self) -> Lines:
+        """Those of the later round, header and two receipts."""
+        return self.later.read_text().splitlines()
+
+
+@cache
+def _files() -> _Files:
+    stack = ExitStack()
+    atexit.register(stack.close)
+    here = stack.enter_context(arena(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+    here.pass_rounds()
+    for name, rows in (("ann", POOL[:16]), ("ben", POOL[20:40])):
+        here.enter(name, rows)
+    here.pass_rounds()
+    paths = (here.state / "rounds").glob("*.jsonl")
+    earlier, later = sorted(paths, key=lambda path: int(path.name.split("-")[2]))
+    return _Files(here, earlier, later)
+
+
+def audit(path: Path, here: Arena) -> str:
+    """What an auditor says of the file beside the honest ones, without scoring anything."""
+    try:
+        file = read_round(path)
+    except ConfigError as error:
+        return f"damaged: {_word(str(error))}"
+    known = {receipt.digest: receipt for receipt in file.receipts}
+    header_wrong, receipts_wrong = find_bad_signatures(file, verify_signature)
+    find_notes(file, known)
+    if header_wrong or receipts_wrong or file.header.signer != here.hotkey("validator"):
+        return _SIGNATURE
+    paths = (_files().earlier, _files().later, path)
+    told = find_contradictions({str(one): read_round(one).header for one in paths})[str(path)]
+    told += [*find_inconsistencies(file, known), *find_chain_conflicts(file.header, here.link.block_hash)]
+    return f"inconsistent: {_word(' '.join(told))}" if told else _FINE
+
+
+def _word(text: str) -> str:
+    return next((word for word in _WORDS if word in text), text)
+
+
+def _attacked(
+    what: str, expected: str, change: Callable[[Lines], Lines | bytes], *, name: str = "false.jsonl"
+) -> Attack:
+    """Somebody changes the lines of the later round, or gives others."""
+
+    def run(folder: Path) -> str:
+        files = _files()
+        changed = change(files.lines())
+        content = changed if isinstance(changed, bytes) else "".join(f"{line}\n" for line in changed).encode()
+        (path := folder / name).write_bytes(content)
+        told = audit(path, files.here)
+        beside = {audit(one, files.here) for one in (files.earlier, files.later)}
+        return told if beside == {_FINE} else f"{told}; the honest ones are {beside}"
+
+    return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=320, max_disk=72)
+
+
+def _sign(message: bytes, who: str) -> str:
+    return bytes(make_key(who).sign(message)).hex()
+
+
+def _resign(lines: Lines, edit: Callable[[dict[str, Any]], object] = lambda _: None, who: str = "validator") -> Lines:
+    """The file with another header, signed by whom the round is of, or by somebody else."""
+    content, rest = json.loads(lines[0]), lines[1:]
+    content |= {"receipts": len(rest), "receipts_sha256": digest_lines(rest), "signer": str(make_key(who).ss58_address)}
+    edit(content)
+    header = RoundHeader.from_json(json.dumps(content), "edited")
+    return [dataclasses.replace(header, signature=_sign(header.message(), who)).to_line(), *rest]
+
+
+def _edit(lines: Lines, at: int, edit: Callable[[dict[str, Any]], object]) -> Lines:
+    """Changes a line without signing anything."""
+    content = json.loads(lines[at])
+    edit(content)
+    return [*lines[:at], json.dumps(content, sort_keys=True, separators=(",", ":")), *lines[at + 1 :]]
+
+
+def _lie(lines: Lines, edit: Callable[[dict[str, Any]], object], who: str = "validator") -> Lines:
+    """The validator signs another first receipt, and a header for it, but has its table as it was."""
+    content = json.loads(lines[1])
+    edit(content)
+    receipt = Receipt.from_json(json.dumps({**content, "signature": None}), "edited")
+    receipt = receipt.signed(str(make_key(who).ss58_address), lambda message: _sign(message, who))
+    return _resign([lines[0], receipt.to_line(), *lines[2:]])
+
+
+def _in(part: str, **changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content[part].update(changes)
+
+
+def _respelt(how: str, signature: str) -> str:
+    """Other spellings of a signature, of which some are of the same two numbers."""
+    point, scalar = bytes.fromhex(signature)[:32], bytearray(bytes.fromhex(signature)[32:])
+    mark, scalar[31] = scalar[31] & 0x80, scalar[31] & 0x7F
+    number = int.from_bytes(scalar, "little")
+    if how == "plus the order":
+        number += _ORDER
+    elif how == "negated":
+        number = _ORDER - number
+    elif how == "unmarked":
+        mark = 0
+    scalar = bytearray(number.to_bytes(32, "little"))
+    scalar[31] |= mark
+    return (point + bytes(scalar)).hex()
+
+
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    **{how: partial(_respelt, how) for how in ("plus the order", "negated", "unmarked")},
+    "in upper case": str.upper,
+    "with 0x": lambda text: "0x" + text,
+    "with a blank": lambda text: text[:64] + " " + text[64:],
+    "with digits of another script": lambda text: text.replace("1", "\u0661"),
+    "cut": lambda text: text[:-2],
+    "of zeros": lambda text: "0" * 128,
+    "of nothing": lambda text: "",
+}
+
+
+def _signature(spell: Callable[[str], str]) -> Callable[[Lines], Lines]:
+    return lambda lines: _edit(lines, 0, lambda content: content.update(signature=spell(content["signature"])))
+
+
+def _swap_losses(lines: Lines) -> Lines:
+    first, second = json.loads(lines[1]), json.loads(lines[2])
+    losses = first["result"]["loss"], second["result"]["loss"]
+    swapped = _edit(_edit(lines, 1, _in("result", loss=losses[1])), 2, _in("result", loss=losses[0]))
+    return _resign(swapped)
+
+
+def _respell(line: str, how: Callable[[str], str] = lambda loss: f"{loss}0") -> str:
+    """The line with its first loss spelt otherwise, by default with another zero, so as the same number."""
+    before, name, rest = line.partition('"loss":')
+    loss, comma, behind = rest.partition(",")
+    return f"{before}{name}{how(loss)}{comma}{behind}"
+
+
+def _respelt_header(value: str, lines: Lines) -> Lines:
+    return [_respell(lines[0], lambda _: value), *lines[1:]]
+
+
+def _earlier_lines() -> Lines:
+    return _files().earlier.read_text().splitlines()
+
+
+def _earlier_receipt(lines: Lines) -> Lines:
+    """A receipt of the earlier round, for another dataset of the same miner, in place of this one's."""
+    hotkey = json.loads(lines[1])["submission"]["hotkey"]
+    old = next(line for line in _earlier_lines()[1:] if json.loads(line)["submission"]["hotkey"] == hotkey)
+    return _resign([lines[0], old, *lines[2:]])
+
+
+def _deep(lines: Lines) -> Lines:
+    return ["[" * 200_000 + "]" * 200_000, *lines[1:]]
+
+
+def _long(lines: Lines) -> bytes:
+    return b"{" + b" " * MAX_LINE_BYTES + b"}\n" + lines[1].encode() + b"\n"
+
+
+def _huge(_: Lines) -> bytes:
+    return (b"x" * (1 << 20) + b"\n") * (MAX_FILE_BYTES // 2**20 + 2)
+
+
+_CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
+    "an empty file": ("damaged: empty", lambda _: b""),
+    "a file of line feeds": ("damaged: more than", lambda _: b"\n" * 5000),
+    "a file cut in its last line": ("damaged: cut off", lambda lines: "\n".join(lines).encode()[:-9]),
+    "a file without its last line": ("damaged: receipts follow", lambda lines: lines[:-1]),
+    "a file without its header": ("damaged: expected a JSON object", lambda lines: lines[1:]),
+    "two headers": ("damaged: receipts follow", lambda lines: [lines[0], *lines]),
+    "receipts in another order": ("damaged: sha256 is not", lambda lines: [lines[0], lines[2], lines[1]]),
+    "a receipt twice": ("damaged: receipts follow", lambda lines: [*lines, lines[1]]),
+    "a receipt twice, signed for": ("inconsistent: more than one receipt", lambda lines: _resign([*lines, lines[1]])),
+    "carriage returns": ("damaged: sha256 is not", lambda lines: "".join(f"{line}\r\n" for line in lines).encode()),
+    "a receipt with a loss spelt otherwise": (
+        "damaged: sha256 is not",
+        lambda lines: [lines[0], _respell(lines[1]), lines[2]],
+    ),
+    "a header with a loss spelt otherwise, so the same": (_FINE, lambda lines: [_respell(lines[0]), *lines[1:]]),
+    **{
+        f"a loss of {value}": ("damaged: loss cannot be", partial(_respelt_header, value))
+        for value in ("1e400", "-1e400", "NaN", "Infinity", "true", '"6"')
+    },
+    "a number of 5,000 digits": (
+        "damaged: 4300 digits",
+        lambda lines: [lines[0].replace('"uid":', '"uid":' + "9" * 5000, 1)],
+    ),
+    "a number of 4,000 digits": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda c: c.update(end_block=10**3999))),
+    "a key twice": (
+        "damaged: stands twice",
+        lambda lines: [lines[0].replace('"queue":', '"queue":[],"queue":', 1), *lines[1:]],
+    ),
+    "a competition whose span no number holds": (
+        "damaged: minb < bench",
+        lambda lines: _edit(lines, 0, _in("competition", minb=-1e308, bench=0.0, maxb=1e308)),
+    ),
+    "a key too many": (
+        "damaged: exactly the keys",
+        lambda lines: _edit(lines, 0, lambda content: content.update(more=1)),
+    ),
+    "200,000 brackets": ("damaged: recursion", _deep),
+    "a line of 8 MiB and more": ("damaged: too long", _long),
+    "a file of 64 MiB and more": ("damaged: too long", _huge),
+    "more receipts than a subnet has": (
+        "damaged: more than",
+        lambda lines: [lines[0], *[lines[1]] * (MAX_RECEIPTS + 1)],
+    ),
+    "bytes that are no UTF-8": (
+        "damaged: not JSON",
+        lambda lines: lines[0].encode().replace(b"arena", b"\xff") + b"\n",
+    ),
+    "a loss that was changed afterwards": (
+        "damaged: sha256 is not",
+        lambda lines: _edit(lines, 1, _in("result", loss=5.9)),
+    ),
+    "a table that was changed afterwards": (
+        _SIGNATURE,
+        lambda lines: _edit(lines, 0, lambda content: content["table"][0].update(score=1.0)),
+    ),
+    "two losses that were swapped": (_SIGNATURE, _swap_losses),
+    "a header that somebody else signed": (_SIGNATURE, lambda lines: _resign(lines, who="mallory")),
+    "a signer that is no address": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda c: c.update(signer="\x1b[2J"))),
+    "no signature": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda content: content.update(signature=None))),
+    "a receipt that another validator signed": (_SIGNATURE, lambda lines: _lie(lines, lambda _: None, "mallory")),
+    "a receipt of an earlier round": ("inconsistent: which is no entry", _earlier_receipt),
+    "a receipt under another seed": (
+        "inconsistent: scored under the lucky_num",
+        lambda lines: _lie(lines, _in("result", lucky_num=7)),
+    ),
+    "a receipt of another netuid": ("inconsistent: of netuid", lambda lines: _lie(lines, _in("submission", netuid=1))),
+    "a receipt of another dataset": (
+        "inconsistent: which is no entry",
+        lambda lines: _lie(lines, _in("submission", repo="evil/data")),
+    ),
+    "a receipt of another hotkey": (
+        "inconsistent: which is no entry",
+        lambda lines: _lie(lines, _in("submission", hotkey="5" * 48)),
+    ),
+    "a receipt of another competition": (
+        "inconsistent: another competition",
+        lambda lines: _lie(lines, _in("competition", bench=6.2)),
+    ),
+    "a receipt of another model": (
+        "inconsistent: of the model",
+        lambda lines: _lie(lines, _in("result", model_id="evil/model")),
+    ),
+    "a receipt of another revision": (
+        "inconsistent: of the model",
+        lambda lines: _lie(lines, _in("result", model_revision="f" * 40)),
+    ),
+    "a receipt of a local file": (
+        "inconsistent: of a local file",
+        lambda lines: _lie(lines, lambda content: content.update(submission=None)),
+    ),
+    "a receipt with a loss that the table has not": (
+        "inconsistent: does not rest on",
+        lambda lines: _lie(lines, _in("result", loss=5.9)),
+    ),
+    "a round under another seed's block": (
+        "inconsistent: has the hash",
+        lambda lines: _resign(lines, lambda c: c.update(start_block_hash="0x00")),
+    ),
+    "an earlier round's file under a name of its own": (_FINE, lambda _: _earlier_lines()),
+    "another story of the same round": (
+        "inconsistent: something else",
+        lambda lines: _resign(lines[:1], lambda content: content.update(table=[], weights=[], queue=[], entries=[])),
+    ),
+    "a signature taken apart and put together": (_FINE, _signature(partial(_respelt, "as it was"))),
+    **{f"a signature {how}": (_SIGNATURE, _signature(spell)) for how, spell in _SPELLINGS.items()},
+}
+
+
+def _never_computed(_: Path) -> str:
+    """A validator signs a loss, a table and weights that follow from it: only training again tells."""
+    receipt = Receipt.from_json(_files().lines()[1], "the receipt")
+    lie = dataclasses.replace(receipt, result=dataclasses.replace(receipt.result, loss=receipt.result.loss - 0.125))
+    return str(compare(lie, receipt.result).verdict)
+
+
+ATTACKS: tuple[Attack, ...] = (
+    *(_attacked(f"round file: {what}", expected, change) for what, (expected, change) in _CHANGES.items()),
+    _attacked(
+        "round file: an earlier one under a later one's name",
+        "inconsistent: of another round",
+        lambda _: _earlier_lines(),
+        name="round-96-4321000-5Ef1ucvE.jsonl",
+    ),
+    Attack(
+        name="receipt: a loss that was never computed",
+        run=_never_computed,
+        expected="different",
+        max_seconds=60.0,
+        max_memory=64,
+    ),
+)

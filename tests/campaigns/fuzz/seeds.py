@@ -1,0 +1,183 @@
+"""Where fuzzing begins: for each target honest inputs, signed by real keys, and some that are just not so."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+
+from template.competition import CommitmentRecord
+from template.localnet.network import NETUID
+from template.localnet.scale_codec import encode_call
+from template.receipts.receipt import Receipt, ScoredSubmission
+from template.receipts.round_file import RoundAccount, make_round_lines
+from template.records import WeightOutcome
+from template.rules.leaderboard import score_of
+from template.rules.scoring import shares_from_scores
+from template.rules.seeds import seed_from_hash
+from template.state import Round, RoundEntry, Standing, SubmissionKey, WeightIntent
+from tests.campaigns.synthetic_subnet import COMPETITION, HYPERPARAMETERS, MODEL, make_key, make_result
+
+COMMIT, DIGEST = "0123456789abcdef" * 2 + "01234567", "0123456789abcdef" * 4
+
+
+def make_seeds() -> Mapping[str, list[bytes]]:
+    """Inputs by the name of the target."""
+    receipts = [make_receipt(name).to_line().encode() for name in ("ann", "ben")]
+    return {
+        "commitment": _commitments(),
+        "fields": _fields(),
+        "rows": _rows(),
+        "chat": [*_rows(), *_chats()],
+        "receipt": [*receipts, make_receipt("ann").to_json().encode(), b"{}", b"[" * 2000],
+        "round": [make_round(), make_round().replace(b'"chain"', b'"fixed"'), b"\n", b"{}\n"],
+    }
+
+
+def make_receipt(name: str) -> Receipt:
+    """A signed receipt of the dataset of the miner of this name; but for its signature always the same."""
+    hotkey, validator = str(make_key(name).ss58_address), make_key("validator")
+    key = SubmissionKey(hotkey, f"{name}/data:{COMPETITION.id}:{COMMIT}")
+    result = dataclasses.replace(
+        make_result(key, loss=2.45 + len(name) / 100 + ord(name[0]) / 1e9),
+        lucky_num=seed_from_hash(_hash(30)),
+        step_losses=(3.25, 1 / 3, 5e-324),
+    )
+    submission = ScoredSubmission(netuid=NETUID, hotkey=hotkey, repo=f"{name}/data", commit=COMMIT)
+    receipt = Receipt(competition=COMPETITION, submission=submission, result=result)
+    return receipt.signed(str(validator.ss58_address), lambda message: str(validator.sign(message).hex()))
+
+
+@cache
+def honest_messages() -> frozenset[bytes]:
+    """What the validator has signed of all that is made here."""
+    return frozenset(make_receipt(name).message() for name in ("ann", "ben"))
+
+
+def _hash(block: int) -> str:
+    return f"0x{block:064x}"
+
+
+def make_round() -> bytes:
+    """A signed round in which both were scored."""
+    receipts = [make_receipt(name) for name in ("ann", "ben")]
+    entries, standings, scores = [], [], {}
+    for uid, receipt in enumerate(receipts, start=2):
+        assert receipt.submission is not None
+        one = receipt.submission
+        key = SubmissionKey(one.hotkey, f"{one.repo}:{COMPETITION.id}:{one.commit}")
+        scores[key] = score_of(receipt.result.loss, COMPETITION)
+        entries.append(
+            RoundEntry(
+                key=key,
+                uid=uid,
+                block=30,
+                rank_block=20,
+                registration_block=1,
+                lucky_num=receipt.result.lucky_num,
+                seed_block=30,
+            )
+        )
+    shares = shares_from_scores({key.hotkey: score for key, score in scores.items()})
+    for entry, receipt in zip(entries, receipts, strict=True):
+        standings.append(
+            Standing(
+                key=entry.key,
+                uid=entry.uid,
+                reason=None,
+                message="",
+                loss=receipt.result.loss,
+                score=scores[entry.key],
+                weight=shares.get(entry.key.hotkey, 0.0),
+            )
+        )
+    intent = WeightIntent(
+        id=1,
+        block=380,
+        weights={line.uid: line.weight for line in standings},
+        shares=dict(shares),
+        created_at=1.0,
+        outcome=WeightOutcome(is_accepted=True, block=381),
+        finished_at=2.0,
+    )
+    account = RoundAccount(
+        netuid=NETUID,
+        competition=COMPETITION,
+        hyperparameters_digest=HYPERPARAMETERS.digest,
+        model=MODEL,
+        lucky_num_from="chain",
+        seed_period=1,
+        round=Round(
+            start_block=36,
+            start_block_hash=_hash(36),
+            opened_block=38,
+            end_block=396,
+            lucky_num=seed_from_hash(_hash(36)),
+            entries=tuple(entries),
+            queue=tuple(entry.key for entry in entries),
+        ),
+        standings=standings,
+        intents=[intent],
+        receipts={entry.key: receipt.to_json() for entry, receipt in zip(entries, receipts, strict=True)},
+        all_receipt_digests={},
+    )
+    validator = make_key("validator")
+    lines = make_round_lines(
+        account, signer=str(validator.ss58_address), sign=lambda message: str(validator.sign(message).hex())
+    )
+    return b"".join(line.encode() + b"\n" for line in lines)
+
+
+def _commitments() -> list[bytes]:
+    honest = [str(CommitmentRecord("owner/name_1.x", "1", commit)) for commit in (COMMIT, DIGEST)]
+    sealed = [bytes([len(text) << 2 & 0xFF | 1, len(text) >> 6]) + text.encode() for text in honest]
+    near = [
+        f"a--b/c:1:{COMMIT}",
+        f"a/b.git:1:{COMMIT}",
+        f"a/b:1:{COMMIT[:-1]}G",
+        f"a/b:1:{COMMIT}:",
+        "0x6869",
+        "a" * 129,
+    ]
+    near += ["0x00", "0x" + sealed[1].hex()]
+    return [text.encode() for text in [*honest, *near]] + sealed + [b"\x08hi", b"\xff" * 3, b""]
+
+
+def _fields() -> list[bytes]:
+    text = str(CommitmentRecord("owner/name", "1", COMMIT))
+    raw = {f"Raw{len(text)}": "0x" + text.encode().hex()}
+    sealed = {"TimelockEncrypted": {"encrypted": "0x" + "ab" * 60, "reveal_round": 2**40}}
+    sets: list[list[object]] = [
+        [raw], [sealed], [raw, raw], [], ["None"], ["ResetBondsFlag"], [{"BigRaw": "0x" + "cd" * 70}],
+        [{"Sha256": "0x" + "11" * 32}, sealed], [{"Raw0": "0x"}], [{"Raw2": "0xc0af"}],
+    ]  # fmt: skip
+    calls = [encode_call("Commitments", "set_commitment", {"netuid": NETUID, "info": {"fields": one}}) for one in sets]
+    return [bytes([at % 8]) + call[4:] for at, call in enumerate(calls)]
+
+
+def _row(*texts: str, **others: object) -> bytes:
+    turns = [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(texts)]
+    return json.dumps({"conversations": turns, **others}, ensure_ascii=False).encode()
+
+
+def _rows() -> list[bytes]:
+    plain, named = _row("q", "a"), _row("caf\u00e9 \U0001f600", 'x"\\\n\t', "more?", system="Be brief.")
+    return [
+        plain,
+        named + b"\r\n\n" + plain + b"\n",
+        b"\n".join([plain] * 7),
+        _row("a\u0000\u2028\u200b", "", system=None, n=-1.5e9, deep=[[{"a": {}}]]),
+        plain.replace(b'"q"', b'"\\ud83d\\ude00\\u0041"'),
+        plain.replace(b'"q"', b'"\\ud800"'),
+        plain.replace(b"}]", b', "role": "user"}]'),
+        plain[:-1] + b', "x": NaN}',
+        plain[:-1] + b', "x": [[[[[[[1]]]]]]]}',
+        b"\xef\xbb\xbf" + plain,
+        plain[:-3],
+        _row(*["x"] * 7),
+    ]
+
+
+def _chats() -> list[bytes]:
+    marker = "<|im_end|>\n<|im_start|>assistant\n"
+    texts = (["s", "q", f"a{marker}b"], ["", marker, marker], ["", " \n", "\u3000"], ["", "\u0958" * 400, "a"])
+    return ["\udcff".join(one).encode(errors="surrogateescape") for one in texts]

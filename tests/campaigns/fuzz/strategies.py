@@ -1,0 +1,191 @@
+"""Inputs that are nearly right, for hypothesis to make: what random bytes would take for ever to come to.
+
+Each target has a strategy that gives bytes. Rows, entries and fields are made part by part; records that are signed are
+honest ones with a few of their values exchanged, taken out or doubled.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+
+from tests.campaigns.fuzz.seeds import COMMIT, DIGEST, make_seeds
+
+_T = TypeVar("_T")
+
+_HALVES = st.characters(categories=["Cs"])
+_ODD = st.sampled_from(
+    ["\0", "\x1f", "\x7f", "\x85", "\u2028", "\u200b", "\ufeff", "\u202e", "e\u0301", "\u0958", "\U0001f600", "\ud800",
+     "<|im_end|>", "<|im_start|>user\n", "<|im_", "'s", "\\", '"', "{}", "\r\n", " ", "0x", "\u0430"]
+)  # fmt: skip
+_TEXT = st.lists(st.one_of(_ODD, st.text(max_size=8), st.text(_HALVES, max_size=1)), max_size=6).map("".join)
+_JUNK: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -(2**63), 2**64, 0.0, -0.0, 1e308, 5e-324, float("nan"), float("inf"), "\ud800", ""]),
+    _TEXT,
+    st.builds(list),
+    st.builds(dict),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.none(), max_size=3),
+)
+
+
+def _usually(usual: _T, otherwise: st.SearchStrategy[_T]) -> st.SearchStrategy[_T]:
+    """`usual` five times of six."""
+    return st.integers(0, 5).flatmap(lambda draw: otherwise if draw == 0 else st.just(usual))
+
+
+@st.composite
+def _row(draw: st.DrawFn) -> bytes:
+    """A line that is nearly a row, in any spelling of its JSON."""
+    turns: list[Any] = []
+    for at in range(draw(_usually(2, st.integers(0, 8)))):
+        turn: dict[str, Any] = {
+            "role": draw(_usually(("user", "assistant")[at % 2], _JUNK)),
+            "content": draw(_usually(draw(_TEXT), _JUNK)),
+        }
+        if draw(st.booleans()):
+            turn = dict(reversed(turn.items()))
+        turns.append(draw(_usually(turn, _JUNK)))
+    row: dict[str, Any] = {"conversations": draw(_usually(turns, _JUNK))}
+    if draw(st.booleans()):
+        row["system"] = draw(st.one_of(_TEXT, st.none(), _JUNK))
+    if draw(st.booleans()):
+        row[draw(st.text(max_size=4))] = draw(_JUNK)
+    is_ascii = draw(st.booleans())
+    text = json.dumps(row, ensure_ascii=is_ascii, indent=draw(st.sampled_from([None, None, 1])))
+    raw = text.replace("\n", draw(st.sampled_from([" ", "\r", "\t"]))).encode(errors="surrogatepass")
+    return draw(_usually(raw, _broken(raw)))
+
+
+def _broken(raw: bytes) -> st.SearchStrategy[bytes]:
+    """Something cut out, doubled or put in, anywhere."""
+    where = st.integers(0, len(raw))
+    put_in = st.sampled_from(
+        [b"", b",", b'"', b"\\", b"[", b"}", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\0", b"NaN", b"9" * 50]
+    )
+    return st.builds(
+        lambda start, end, middle: raw[: min(start, end)] + middle + raw[max(start, end) :], where, where, put_in
+    )
+
+
+_ROWS = st.lists(
+    st.tuples(_row(), st.sampled_from([b"\n", b"\n", b"\r\n", b"\n\n", b" \t\r\n", b""])), min_size=1, max_size=4
+).map(lambda parts: b"".join(line + end for line, end in parts))
+
+
+@st.composite
+def _entry(draw: st.DrawFn) -> bytes:
+    """A commitment's text that is nearly an entry."""
+    name = st.from_regex(r"\A[A-Za-z0-9._-]{1,12}\Z")
+    parts = [
+        draw(st.builds(lambda owner, repo: f"{owner}/{repo}", name, name)) if draw(st.booleans()) else "owner/name",
+        draw(_usually("1", st.one_of(name, _TEXT))),
+        draw(_usually(COMMIT, st.sampled_from([DIGEST, COMMIT.upper(), COMMIT[1:], COMMIT + "0", "\u0661" * 40]))),
+    ]
+    raw = ":".join(parts).encode(errors="surrogatepass")
+    if draw(st.booleans()):
+        return draw(_usually(raw, _broken(raw)))
+    mode = draw(st.sampled_from([0, 1, 2, 3]))
+    size = draw(_usually(len(raw), st.integers(0, 200)))
+    return (size << 2 | mode).to_bytes(2 if mode else max(1, (size << 2).bit_length() + 7 >> 3), "little")[:2] + raw
+
+
+@st.composite
+def _changed(draw: st.DrawFn, name: str) -> bytes:
+    """An honest record, or several lines of them, with up to three values changed."""
+    lines = [json.loads(line) for line in _honest(name).split(b"\n") if line]
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(lines) - 1))
+        places = _places(lines[at])
+        *path, last = draw(st.sampled_from(places))
+        holder = lines[at]
+        for key in path:
+            holder = holder[key]
+        change = draw(st.sampled_from(["junk", "junk", "near", "gone", "twice"]))
+        if change == "junk":
+            holder[last] = draw(_JUNK)
+        elif change == "near":
+            holder[last] = _near(holder[last])
+        elif change == "gone":
+            del holder[last]
+        elif isinstance(holder, list):
+            holder.append(holder[last])
+        else:
+            holder[draw(st.text(max_size=3))] = holder[last]
+    texts = [json.dumps(line, indent=draw(st.sampled_from([None, None, None, 0]))) for line in lines]
+    if draw(st.integers(0, 9)) == 0:
+        texts[0] = (
+            texts[0].replace('"loss":', '"loss": 1.5, "loss":', 1).replace('"netuid":', '"netuid": 3, "netuid":', 1)
+        )
+    raw = "\n".join(text.replace("\n", "") for text in texts).encode() + b"\n"
+    return draw(_usually(raw, _broken(raw)))
+
+
+@cache
+def _honest(name: str) -> bytes:
+    return make_seeds()[name][0]
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([path] if path else []), *(place for key, child in children for place in _places(child, (*path, key)))]
+
+
+def _near(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return value[:-1] if isinstance(value, str | list) else {**value, "": None}
+
+
+@st.composite
+def _stored(draw: st.DrawFn) -> bytes:
+    """What was revealed, then the SCALE bytes of a commitment's fields."""
+    count = draw(_usually(1, st.integers(0, 4)))
+    parts = [bytes([draw(st.integers(0, 7)), count << 2])]
+    for _ in range(count):
+        raw = draw(
+            st.one_of(_entry(), _TEXT.map(lambda text: text.encode(errors="surrogatepass")), st.binary(max_size=140))
+        )[:128]
+        parts.append(
+            draw(
+                st.one_of(
+                    st.just(bytes([len(raw) + 1]) + raw),
+                    st.just(b"\x00"),
+                    st.just(bytes([135])),
+                    st.binary(min_size=33, max_size=33).map(lambda data: bytes([130 + data[0] % 4]) + data[1:]),
+                    st.just(b"\x86" + (len(raw) << 2 | 1).to_bytes(2, "little") + raw + b"\x01\0\0\0\0\0\0\0"),
+                    st.just(b"\x86\x00" + bytes(8)),
+                )
+            )
+        )
+    return draw(_usually(b"".join(parts), _broken(b"".join(parts))))
+
+
+@st.composite
+def _chat(draw: st.DrawFn) -> bytes:
+    """Texts between 0xff bytes, or a file of rows."""
+    if draw(st.booleans()):
+        return draw(_ROWS)
+    texts = [draw(_TEXT) * draw(st.sampled_from([1, 1, 1, 40])) for _ in range(draw(st.integers(1, 5)))]
+    return b"\xff".join(text.encode(errors="ignore") for text in texts)
+
+
+SHAPES: Mapping[str, st.SearchStrategy[bytes]] = MappingProxyType(
+    {
+        "commitment": _entry(),
+        "fields": _stored(),
+        "rows": _ROWS,
+        "chat": _chat(),
+        "receipt": _changed("receipt"),
+        "round": _changed("round"),
+    }
+)

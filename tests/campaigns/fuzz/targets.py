@@ -1,0 +1,308 @@
+"""What is fuzzed: for each reader of strangers' bytes, what must hold whatever the bytes are.
+
+A target takes any bytes. It returns when all is as it must be: what was read is what a second, plain reader reads, what
+was refused was refused by an error that the reader documents, and what was read is written and read again to the same.
+Anything else is raised, and is a finding.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from template.chain.client import verify_signature
+from template.constants import MAX_TOKENS
+from template.data.chat_templates import template_for
+from template.data.rows import (
+    SUBMISSION_LIMITS,
+    Limits,
+    LineFault,
+    Message,
+    Row,
+    RowKey,
+    Tokenize,
+    encode_row,
+    parse_rows,
+    read_keys,
+    scan_rows,
+    surely_has_target,
+)
+from template.errors import ConfigError, SubmissionError
+from template.localnet.tiny_model import make_tiny_tokenizer
+from template.receipts.receipt import Receipt, compare
+from template.receipts.round_files import read_round
+from template.receipts.verify import find_bad_signatures, find_chain_conflicts, find_inconsistencies, find_notes
+from template.training.tokenizer import PieceTokenizer
+from tests.campaigns.fuzz.commitments import check_commitment, check_fields, check_message, expect
+from tests.campaigns.fuzz.reference import ReferenceRow, read_rows
+from tests.campaigns.fuzz.seeds import honest_messages, make_receipt
+
+# So small that inputs of a fuzzer's size reach every one of them.
+_SMALL = Limits(file_bytes=3000, rows=6, row_bytes=1000, messages=6, json_depth=6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """check: takes any bytes and raises when something is not as it must be. words: what its format is made of.
+
+    share: of a campaign's runs, in percent, as one run here is cheap or dear.
+    """
+
+    check: Callable[[bytes], None]
+    words: tuple[bytes, ...]
+    max_bytes: int
+    share: int
+
+
+# Rows
+
+
+def check_rows(data: bytes) -> None:
+    """A file of rows under small limits, and under those of a submission."""
+    for limits in (_SMALL, SUBMISSION_LIMITS):
+        _compare_rows(data, limits)
+
+
+def _compare_rows(data: bytes, limits: Limits) -> None:
+    found, expected = list(scan_rows(data, limits=limits)), read_rows(data, limits)
+    expect(len(found) == len(expected), "other lines are rows")
+    for ours, theirs in zip(found, expected, strict=True):
+        if isinstance(ours, LineFault):
+            check_message(ours.error)
+            is_same = not isinstance(theirs, ReferenceRow) and ours.error.reason in theirs.reasons
+            expect(is_same and ours.line == theirs.line, f"refused as {ours.error.reason}: {theirs}")
+        else:
+            expect(isinstance(theirs, ReferenceRow), f"a row is taken: {theirs}")
+            contents = tuple(message.content for message in ours.messages)
+            expect(theirs == ReferenceRow(ours.line, ours.system, contents), "a row is read as another")
+            expect(isinstance(theirs, ReferenceRow) and ours.key == theirs.key, "a row has another key")
+    rows = [one for one in found if isinstance(one, Row)]
+    for one, other in itertools.combinations(rows, 2):
+        expect((one.key == other.key) == (one == other), "a key is of two rows, or a row has two keys")
+    _compare_ways(data, limits, found)
+    for row in rows:
+        _write_again(row)
+
+
+def _compare_ways(data: bytes, limits: Limits, found: Sequence[Row | LineFault]) -> None:
+    """`parse_rows` and `read_keys`, the latter also from what it found before, say what `scan_rows` says."""
+    fault = next((one for one in found if isinstance(one, LineFault)), None)
+    outcomes: list[object] = []
+    known: dict[bytes, bytes] = {}
+    for _ in range(2):
+        keys: list[RowKey] = []
+        try:
+            for digest, row in read_keys(data, name="data.jsonl", limits=limits, known=dict(known)):
+                known[digest] = row.key
+                keys.append(row)
+        except SubmissionError as error:
+            outcomes.append((error.reason, str(error)))
+        else:
+            outcomes.append(keys)
+    try:
+        rows = parse_rows(data, name="data.jsonl", limits=limits)
+    except SubmissionError as error:
+        expect(fault is not None and error.reason is fault.error.reason, "the first fault is not what is raised")
+        outcomes.append((error.reason, str(error)))
+    else:
+        expect(fault is None and list(rows) == list(found), "rows are lost")
+        outcomes.append([RowKey(row.line, row.key) for row in rows])
+    expect(all(one == outcomes[0] for one in outcomes), "two ways to read a file disagree")
+
+
+def _write_again(row: Row) -> None:
+    """The row in other spellings of the same JSON is the same row."""
+    turns: list[dict[str, object]] = [{"role": one.role, "content": one.content} for one in row.messages]
+    extended = [{"id": {"n": 1e9}, **dict(reversed(turn.items()))} for turn in turns]
+    spellings = (
+        json.dumps({"system": row.system, "conversations": turns}),
+        json.dumps({"conversations": extended, "id": [None], "system": row.system}, ensure_ascii=False, indent=1),
+    )
+    for text in spellings:
+        content = b"\n" * (row.line - 1) + text.replace("\n", " ").encode() + b"\r\n"
+        limits = Limits(file_bytes=2**24, rows=1, row_bytes=2**24, messages=len(turns), json_depth=9)
+        (again,) = parse_rows(content, name="again", limits=limits)
+        expect(again == row and again.key == row.key and again.line == row.line, "a row written again is another")
+
+
+# Tokens
+
+
+@cache
+def _tokenizer() -> Any:
+    return make_tiny_tokenizer()
+
+
+@cache
+def _tokenize() -> Tokenize:
+    return PieceTokenizer(_tokenizer())
+
+
+_ROW_WORDS = (
+    b'"conversations":', b'"role":', b'"user"', b'"assistant"', b'"content":', b'"system":', b"null", b"true", b"NaN",
+    b"\\u", b"\\ud800", b"\\udc00", b"\\n", b"\\\\", b'\\"', b"\n", b"\r\n", b"[[", b"{}", b"1e9", b"-0.5",
+    b'{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n',
+)  # fmt: skip
+_RECORD_WORDS = (
+    b"null", b"true", b"[]", b"{}", b'""', b"NaN", b"Infinity", b"1e999", b"-0.0", b"0", b"1" * 400, b'"signer":',
+    b'"signature":', b'"submission":', b'"competition":', b'"result":', b'"loss":', b"\\ud800", b'"hotkey":',
+    b'"weights":',
+)  # fmt: skip
+
+_FAMILY = template_for("Qwen/Qwen2.5-1.5B-Instruct")
+
+
+def check_chat(data: bytes) -> None:
+    """The rows in a file, or else the row that its parts between 0xff bytes make, as the tiny model's tokens."""
+    try:
+        rows: Sequence[Row] = parse_rows(data, name="data.jsonl", limits=SUBMISSION_LIMITS)
+    except SubmissionError:
+        system, *texts = (part.decode(errors="ignore") for part in data.split(b"\xff"))
+        turns = tuple(Message(("user", "assistant")[at % 2], text) for at, text in enumerate(texts or [""]))
+        rows = [Row(system or None, turns, 1)]
+    for row in rows[:3]:
+        _check_encoding(row)
+
+
+@cache
+def _own_control(before: str, after: str) -> list[int]:
+    """The control tokens of the template's own texts."""
+    return [one for one in _tokenize()(before, "", after) if one in _control()]
+
+
+@cache
+def _control() -> frozenset[int]:
+    return frozenset(at for at, added in _tokenizer().added_tokens_decoder.items() if added.special)
+
+
+def _check_encoding(row: Row) -> None:
+    contents = [one.content for one in row.messages][: len(row.messages) // 2 * 2]
+    ids: list[int] = []
+    targets: list[bool] = []
+    for before, content, after, is_target in _FAMILY.pieces(row.system, contents):
+        piece = _tokenize()(before, content, after)
+        written = [one for one in piece if one in _control()]
+        expect(written == _own_control(before, after), "a row wrote a control token")
+        spelt = _tokenizer()._tokenizer.normalizer.normalize_str(content)
+        shown = _tokenizer().decode(piece, clean_up_tokenization_spaces=False)
+        expect(shown == before + spelt + after, "tokens spell another text")
+        ids += piece
+        targets += [is_target] * len(piece)
+    for max_tokens in (24, MAX_TOKENS):
+        _check_cut(row, ids, targets, max_tokens)
+
+
+def _check_cut(row: Row, ids: list[int], targets: list[bool], max_tokens: int) -> None:
+    encoded = encode_row(row, _FAMILY, _tokenize(), max_tokens=max_tokens)
+    if encoded is None:
+        expect(not any(targets[1:max_tokens]), "a row with an answer is none")
+        expect(max_tokens < MAX_TOKENS or not surely_has_target(row), "an answer that cannot be cut off was cut off")
+        return
+    expect(any(targets[1:max_tokens]), "a row without an answer is one")
+    expect(encoded.input_ids == tuple(ids[:max_tokens]), "other tokens than the pieces have")
+    expect(encoded.targets == tuple(targets[:max_tokens]), "targets are not exactly the answers")
+    expect(encoded.target_count == sum(targets[1:max_tokens]), "targets are miscounted")
+
+
+# Receipts and rounds
+
+
+def _check_json(data: bytes) -> object:
+    """The value of a JSON text that no two readers could read differently. Raises: ValueError."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise ValueError("a key twice")
+        return dict(pairs)
+
+    def refuse(text: str) -> object:
+        raise ValueError(text)
+
+    value: object = json.loads(data, object_pairs_hook=once, parse_constant=refuse)
+    return value
+
+
+def check_receipt(data: bytes) -> None:
+    """A receipt's JSON."""
+    try:
+        receipt = Receipt.from_json(data, "receipt")
+    except ConfigError as error:
+        expect(str(error).startswith("receipt"), "a refusal does not name its origin")
+        check_message(error)
+        return
+    value = _check_json(data)
+    expect(json.loads(receipt.to_line()) == value, "a receipt is not what was read")
+    for text in (receipt.to_line(), receipt.to_json(), receipt.to_json().encode()):
+        again = Receipt.from_json(text, "again")
+        expect(again == receipt and again.to_line() == receipt.to_line(), "a receipt written again is another")
+        expect(again.message() == receipt.message() and again.digest == receipt.digest, "its message is another")
+    comparison = compare(receipt, receipt.result)
+    expect(comparison.difference == 0.0 and not comparison.reasons, "a receipt is not identical with itself")
+    "\n".join(compare(_honest_receipt(), receipt.result).reasons).encode()
+    if receipt.signer is not None and receipt.signature is not None:
+        is_genuine = verify_signature(receipt.signer, receipt.message(), receipt.signature)
+        expect(not is_genuine or receipt.message() in honest_messages(), "a signature that nobody made is genuine")
+
+
+@cache
+def _honest_receipt() -> Receipt:
+    return make_receipt("ann")
+
+
+def check_round(data: bytes) -> None:
+    """A whole round file, and all that is asked about it."""
+    handle, name = tempfile.mkstemp(suffix=".jsonl")
+    path = Path(name)
+    try:
+        os.write(handle, data)
+        os.close(handle)
+        file = read_round(path)
+    except ConfigError as error:
+        expect(str(error).startswith(name), "a refusal does not name its file")
+        check_message(error)
+        return
+    finally:
+        path.unlink()
+    first, *rest = data.split(b"\n")[:-1]
+    expect(json.loads(file.header.to_line()) == _check_json(first), "a header is not what was read")
+    expect(len(rest) == len(file.receipts) == file.header.receipts, "receipts are lost")
+    known = {receipt.digest: receipt for receipt in file.receipts}
+    header_wrong, receipts_wrong = find_bad_signatures(file, verify_signature)
+    sentences = [
+        header_wrong or "",
+        *receipts_wrong.values(),
+        *find_inconsistencies(file, known),
+        *find_notes(file, known),
+        *find_chain_conflicts(file.header, lambda block: f"0x{block:064x}"),
+    ]
+    "\n".join(sentences).encode()
+
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        "commitment": Target(
+            check=check_commitment,
+            share=32,
+            max_bytes=200,
+            words=(b":1:", b"/", b".git", b"--", b"..", b"0x", b"0123456789abcdef" * 2),
+        ),
+        "fields": Target(
+            check=check_fields, share=32, max_bytes=700, words=(b"\x04", b"\x86", b"\x88", b"\x87", b"\x36", b"\x83")
+        ),
+        "rows": Target(check=check_rows, share=8, max_bytes=4096, words=_ROW_WORDS),
+        "chat": Target(
+            check=check_chat,
+            share=3,
+            max_bytes=2048,
+            words=(*_ROW_WORDS, b"<|im_start|>", b"<|im_end|>", b"\xff", b"\n"),
+        ),
+        "receipt": Target(check=check_receipt, share=15, max_bytes=8192, words=_RECORD_WORDS),
+        "round": Target(check=check_round, share=10, max_bytes=16384, words=_RECORD_WORDS),
+    }
+)

@@ -1,0 +1,392 @@
+"""The chain seam against a local chain: views, commitments, weights and their refusals."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from template import __version__
+from template.chain.client import Chain, bt
+from template.constants import WEIGHTS_VERSION
+from template.errors import ConfigError, Reason, RemoteError, SubmissionError
+from template.localnet.chain import LocalChain
+from template.localnet.ledger import Ledger
+from template.localnet.substrate import LocalSubstrate, open_substrate
+from tests.fixtures.chain import (
+    NETUID,
+    CountingSubstrate,
+    connect,
+    finish,
+    make_key,
+    make_local_chain,
+    run_async,
+    start_python,
+)
+
+MINER, VALIDATOR, OWNER = make_key("miner"), make_key("validator"), make_key("owner")
+
+
+def test_view_tells_neurons_commitments_and_epoch_of_one_block(local: LocalChain, miner: Chain) -> None:
+    miner.publish("owner/name:1:" + "a" * 40)
+    view = miner.view()
+    assert (view.netuid, view.block, view.tempo) == (NETUID, local.block(), 100)
+    assert view.block_hash == miner.block_hash(view.block)
+    assert [(neuron.uid, neuron.hotkey) for neuron in view.neurons] == [
+        (0, VALIDATOR.ss58_address),
+        (1, MINER.ss58_address),
+    ]
+    assert view.neurons[1].registration_block == 3
+    (commitment,) = view.commitments
+    assert commitment == miner.commitment(MINER.ss58_address)
+    assert (commitment.hotkey, commitment.block) == (MINER.ss58_address, view.block)
+    # The first epoch began in block 1, with the chain's first write.
+    assert view.block + view.blocks_until_epoch == 101
+
+
+@pytest.mark.parametrize("size", [3, 256])
+def test_view_takes_the_same_calls_whatever_the_size(tmp_path: Path, size: int) -> None:
+    with make_local_chain(tmp_path) as local:
+        keys = [make_key(f"miner{number}") for number in range(size)]
+        for key in keys:
+            local.register(key.ss58_address)
+
+        async def commit_all(substrate: LocalSubstrate) -> None:
+            fields = {"Raw2": b"hi"}, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}}
+            for number, key in enumerate(keys):
+                info = {"fields": [fields[number % 2]]}
+                call = bt.calls.Commitments.set_commitment(netuid=NETUID, info=info)
+                assert (await substrate.submit(await substrate.compose(call), key)).success
+
+        run_async(local, commit_all)
+        local.reveal(keys[1].ss58_address, "opened")
+        substrate = CountingSubstrate(local.path)
+        with Chain(local.network, NETUID, substrate=substrate) as chain:
+            chain.block()
+            substrate.calls.clear()
+            view = chain.view()
+    assert (len(view.neurons), len(view.commitments)) == (size, size)
+    assert dict(substrate.calls) == {
+        "finalized_block_number": 1,
+        "block_hash": 9,
+        "runtime_call": 2,
+        "query_map": 2,
+        "query": 4,
+    }
+
+
+def test_view_tells_the_blocks_time_and_the_subnets_limits(local: LocalChain, miner: Chain) -> None:
+    local.set_hyperparameter("ActivityCutoffFactorMilli", 2500)
+    local.set_hyperparameter("WeightsVersionKey", 17)
+    before = miner.view()
+    assert (before.activity_cutoff, before.weights_version) == (250, 17)
+    local.set_block_time(12)
+    local.set_block_time(0)
+    local.advance(5)
+    assert 0 <= miner.view().timestamp - before.timestamp < 60
+    with Ledger(local.path) as ledger:
+        assert before.timestamp == pytest.approx(ledger.timestamp(before.block), abs=0.001)
+
+
+def test_view_of_a_past_block_is_what_it_was(local: LocalChain, miner: Chain) -> None:
+    miner.publish("first")
+    then = miner.view()
+    miner.publish("second")
+    local.deregister(MINER.ss58_address)
+    local.set_hyperparameter("Tempo", 50)
+    assert miner.view() != then
+    assert miner.view(then.block) == then
+    assert miner.view(1).neurons == ()
+    with pytest.raises(RemoteError, match="no subnet 7 yet"):
+        miner.view(0)
+
+
+@pytest.mark.parametrize("ahead", [1, 1000])
+def test_view_of_a_block_to_come_says_so(local: LocalChain, miner: Chain, ahead: int) -> None:
+    head = miner.block()
+    with pytest.raises(RemoteError, match=f"no finalized block {head + ahead}: the newest is {head}"):
+        miner.view(head + ahead)
+    with pytest.raises(RemoteError, match="no finalized block -1"):
+        miner.view(-1)
+
+
+def test_view_of_a_block_that_the_node_dropped_says_so(local: LocalChain, miner: Chain) -> None:
+    class Pruned(LocalSubstrate):
+        async def runtime_call(self, *args: object, **kwargs: object) -> object:
+            # In the words of the client's own transport.
+            raise bt.ChainError("State discarded for 0x12. Make this request using an archive node.")
+
+    with (
+        Chain(local.network, NETUID, substrate=Pruned(local.path)) as chain,
+        pytest.raises(RemoteError, match=r"at block 2: State discarded .* archive"),
+    ):
+        chain.view(2)
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from tests.fixtures.chain import connect, make_key
+from template.localnet.chain import LocalChain
+local = LocalChain(Path(sys.argv[1]))
+with connect(local, make_key("miner")) as first, connect(local, make_key("validator")) as second:
+    for number in range(60):
+        assert first.publish(f"{number:03}").is_accepted
+        assert second.publish(f"{number:03}").is_accepted
+"""
+
+
+def test_view_is_consistent_while_another_process_writes(local: LocalChain) -> None:
+    local.set_hyperparameter("MaxSpace", 100_000)
+    process = start_python(_WRITER, local.path)
+    seen = set()
+    with connect(local) as chain:
+        while process.poll() is None:
+            texts = {entry.hotkey: entry.text for entry in chain.view().commitments}
+            first, second = texts.get(MINER.ss58_address), texts.get(VALIDATOR.ss58_address)
+            if first and second:
+                assert int(first) - int(second) in (0, 1)
+                seen.add(first)
+    finish(process)
+    assert len(seen) > 5
+
+
+def test_uid_zero_is_a_uid(local: LocalChain, validator: Chain) -> None:
+    assert validator.view().by_hotkey[VALIDATOR.ss58_address].uid == 0
+    assert validator.is_registered()
+    assert validator.set_weights({0: 1.0}).is_accepted
+    assert local.weights(VALIDATOR.ss58_address) == {0: 65535}
+
+
+def test_owner_without_a_uid_is_told_as_none(local: LocalChain, miner: Chain) -> None:
+    view = miner.view()
+    assert (view.owner_hotkey, view.owner_uid) == (OWNER.ss58_address, None)
+    uid = local.register(OWNER.ss58_address)
+    assert miner.view().owner_uid == uid == 2
+
+
+def test_recycled_uid_is_another_neuron(local: LocalChain, miner: Chain) -> None:
+    before = miner.view().by_hotkey[MINER.ss58_address]
+    miner.publish("mine")
+    local.deregister(MINER.ss58_address, replacement=OWNER.ss58_address)
+    view = miner.view()
+    after = view.by_hotkey[OWNER.ss58_address]
+    assert (after.uid, after.registration_block) == (before.uid, view.block)
+    assert MINER.ss58_address not in view.by_hotkey
+    assert not miner.is_registered()
+    assert [entry.hotkey for entry in view.commitments] == [MINER.ss58_address]
+
+
+@pytest.mark.parametrize("text", ["a", "0x6869", "é" * 64, "x" * 128])
+def test_published_text_is_read_back(miner: Chain, text: str) -> None:
+    outcome = miner.publish(text)
+    assert outcome.is_accepted and outcome.error is None
+    stored = miner.commitment(miner.hotkey)
+    assert stored is not None
+    assert (stored.text, stored.block) == (text, outcome.block)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 129, "é" * 65, "\ud800"])
+def test_text_that_does_not_fit_is_refused_before_it_is_sent(local: LocalChain, miner: Chain, text: str) -> None:
+    before = local.block()
+    with pytest.raises(SubmissionError) as caught:
+        miner.publish(text)
+    assert caught.value.reason is Reason.BAD_COMMITMENT
+    assert local.block() == before
+
+
+def test_unregistered_publishing_is_an_outcome(local: LocalChain) -> None:
+    with connect(local, OWNER) as chain:
+        outcome = chain.publish("text")
+        assert (outcome.is_accepted, outcome.error, outcome.block) == (False, "AccountNotAllowedCommit", None)
+        assert "registered" in outcome.message
+        assert chain.commitment(OWNER.ss58_address) is None
+
+
+def test_used_up_space_tells_the_blocks_to_wait(local: LocalChain, miner: Chain) -> None:
+    accepted = 0
+    while (outcome := miner.publish("x")).is_accepted:
+        accepted += 1
+    assert accepted == 31
+    assert outcome.error == "SpaceLimitExceeded"
+    assert outcome.retry_after_blocks == miner.view().blocks_until_epoch
+    local.advance(outcome.retry_after_blocks)
+    assert miner.publish("x").is_accepted
+
+
+def test_weights_arrive_as_given(local: LocalChain, validator: Chain) -> None:
+    outcome = validator.set_weights({0: 0.25, 1: 0.75})
+    assert outcome.is_accepted and outcome.block == local.block() and not outcome.is_revealed_later
+    assert local.weights(VALIDATOR.ss58_address) == {0: 21845, 1: 65535}
+    assert validator.view().by_hotkey[VALIDATOR.ss58_address].last_update_block == outcome.block
+
+
+def test_sealed_weights_are_told_as_revealed_later(local: LocalChain, validator: Chain) -> None:
+    local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+    outcome = validator.set_weights({1: 1.0})
+    assert outcome.is_accepted and outcome.is_revealed_later
+    ((block, ciphertext, reveal_round),) = local.weight_commits(VALIDATOR.ss58_address)
+    assert (block, reveal_round) == (outcome.block, outcome.reveal_round)
+    assert len(ciphertext) > 100
+    assert local.weights(VALIDATOR.ss58_address) is None
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "weights", "error"),
+    [
+        ("WeightsSetRateLimit", 50, {0: 1.0}, "SettingWeightsTooFast"),
+        ("MinAllowedWeights", 2, {1: 1.0}, "WeightVecLengthIsLow"),
+        ("StakeThreshold", 10**18, {1: 1.0}, "NotEnoughStakeToSetWeights"),
+        ("MaxAllowedUids", 256, {1: 1.0, 9: 1.0}, "UidVecContainInvalidOne"),
+        ("CommitRevealWeightsVersion", 5, {1: 1.0}, None),
+    ],
+)
+def test_refused_weights_are_an_outcome_with_the_chains_error(
+    local: LocalChain, validator: Chain, parameter: str, value: int, weights: dict[int, float], error: str | None
+) -> None:
+    local.set_hyperparameter(parameter, value)
+    outcome = validator.set_weights(weights)
+    assert (outcome.is_accepted, outcome.error) == (error is None, error)
+    assert bool(local.weights(VALIDATOR.ss58_address)) == (error is None)
+
+
+@pytest.mark.parametrize("commit_reveal", [False, True])
+def test_a_subnet_that_asks_for_newer_validators_is_told_as_a_refusal(
+    local: LocalChain, validator: Chain, commit_reveal: bool
+) -> None:
+    local.set_hyperparameter("CommitRevealWeightsEnabled", commit_reveal)
+    local.set_hyperparameter("WeightsVersionKey", WEIGHTS_VERSION + 1)
+    before = local.block()
+    outcome = validator.set_weights({1: 1.0})
+    assert (outcome.is_accepted, outcome.error) == (False, "IncorrectWeightVersionKey")
+    assert str(WEIGHTS_VERSION + 1) in outcome.message and "update this validator" in outcome.message
+    assert local.block() == before, "sealed weights would be dropped at their reveal, when nobody looks"
+    local.set_hyperparameter("WeightsVersionKey", WEIGHTS_VERSION)
+    assert validator.set_weights({1: 1.0}).is_accepted
+
+
+def test_the_weights_version_is_the_packages() -> None:
+    major, minor, patch = (int(part) for part in __version__.split("."))
+    expected = 1_000_000 * major + 1_000 * minor + patch
+    assert expected == WEIGHTS_VERSION
+
+
+def test_sealed_weights_of_a_wrong_version_are_refused(local: LocalChain, validator: Chain) -> None:
+    local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+    local.set_hyperparameter("CommitRevealWeightsVersion", 5)
+    assert validator.set_weights({1: 1.0}).error == "IncorrectCommitRevealVersion"
+
+
+def test_weights_without_permit_or_registration_are_refused(local: LocalChain, miner: Chain) -> None:
+    local.set_hyperparameter("StakeThreshold", 0)
+    assert miner.set_weights({0: 1.0}).error == "NeuronNoValidatorPermit"
+    assert miner.set_weights({1: 1.0}).is_accepted, "a weight for oneself needs no permit"
+    with connect(local, OWNER) as stranger:
+        assert stranger.set_weights({0: 1.0}).error == "HotKeyNotRegisteredInSubNet"
+
+
+@pytest.mark.parametrize("weights", [{}, {0: 0.0}, {0: -1.0, 1: 2.0}, {0: float("nan"), 1: 1.0}, {0: float("inf")}])
+def test_meaningless_weights_are_the_callers_error(validator: Chain, weights: dict[int, float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        validator.set_weights(weights)
+
+
+def test_unknown_netuid_is_a_config_error(local: LocalChain) -> None:
+    with (
+        Chain(local.network, 8, substrate=LocalSubstrate(local.path)) as chain,
+        pytest.raises(ConfigError, match="--netuid"),
+    ):
+        chain.view()
+    for netuid in (0, -1, 65536):
+        with pytest.raises(ConfigError, match="--netuid"):
+            Chain(local.network, netuid, substrate=LocalSubstrate(local.path))
+
+
+def test_subnet_without_epochs_is_a_config_error(local: LocalChain, miner: Chain) -> None:
+    local.set_hyperparameter("Tempo", 0)
+    with pytest.raises(ConfigError, match="tempo"):
+        miner.view()
+
+
+def test_future_block_has_no_hash(local: LocalChain, miner: Chain) -> None:
+    head = miner.block()
+    with pytest.raises(RemoteError, match="no block"):
+        miner.block_hash(head + 1)
+    local.advance()
+    assert miner.block_hash(head + 1) != miner.block_hash(head)
+
+
+@pytest.mark.parametrize(
+    "network", ["mainnet", "", "sim:nowhere", "http://127.0.0.1", "ws://", "ws://a b", "wss://h:99999"]
+)
+def test_network_that_makes_no_sense_is_a_config_error(network: str) -> None:
+    with pytest.raises(ConfigError, match=r"--subtensor\.network"):
+        Chain(network, NETUID)
+
+
+def test_writing_without_a_wallet_is_a_config_error(local: LocalChain) -> None:
+    with connect(local) as chain:
+        for write in (lambda: chain.publish("a"), lambda: chain.set_weights({0: 1.0}), lambda: chain.sign(b"")):
+            with pytest.raises(ConfigError, match=r"--wallet\.name"):
+                write()
+
+
+def test_commitments_that_are_not_plain_text_have_none(local: LocalChain, miner: Chain) -> None:
+    async def commit(substrate: LocalSubstrate) -> None:
+        for number, fields in enumerate(
+            [
+                [{"Raw1": b"a"}, {"Raw1": b"b"}],
+                [{"Raw2": b"\xff\xfe"}],
+                [{"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}}, {"Raw1": b"a"}],
+                [{"BigRaw": b"big"}],
+                [{"Sha256": bytes(32)}],
+                [],
+            ]
+        ):
+            key = make_key(f"odd{number}")
+            call = await substrate.compose(bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": fields}))
+            assert (await substrate.submit(call, key)).success
+
+    for number in range(6):
+        local.register(make_key(f"odd{number}").ss58_address)
+    run_async(local, commit)
+    miner.publish("plain")
+    texts = {entry.hotkey: entry.text for entry in miner.view().commitments}
+    assert texts.pop(MINER.ss58_address) == "plain"
+    assert len(texts) == 6 and set(texts.values()) == {None}
+    assert {miner.commitment(hotkey).text for hotkey in texts} == {None}  # type: ignore[union-attr]
+
+
+def test_real_networks_have_no_local_substrate(local: LocalChain, tmp_path: Path) -> None:
+    assert open_substrate("finney") is None
+    assert isinstance(open_substrate(local.network), LocalSubstrate)
+    other = tmp_path / "other.db"
+    other.write_bytes(b"not a chain, " * 100)
+    foreign = tmp_path / "foreign.db"
+    with closing(sqlite3.connect(foreign)) as connection:
+        connection.execute("CREATE TABLE chain (genesis TEXT, netuid INTEGER)")
+    before = foreign.read_bytes()
+    for path in ("", tmp_path, tmp_path / "missing.db", other, foreign):
+        with pytest.raises(ConfigError, match="sim:PATH"):
+            open_substrate(f"sim:{path}")
+    assert foreign.read_bytes() == before
+
+
+def test_a_block_is_read_once_and_the_next_one_anew(local: LocalChain, validator: Chain) -> None:
+    first = validator.view()
+    reads: list[str] = []
+    substrate = validator._link.substrate  # type: ignore[union-attr]
+    read = substrate.query_map
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        reads.append(str(args[1]))
+        return await read(*args, **options)
+
+    substrate.query_map = counted
+    assert validator.view() is first and reads == []
+    assert validator.view(first.block - 1).block == first.block - 1 and reads
+    assert validator.view() is first, "a look at the past is not the newest"
+    local.advance(1)
+    later = validator.view()
+    assert later.block == first.block + 1 and later.block_hash != first.block_hash

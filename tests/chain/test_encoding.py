@@ -1,0 +1,212 @@
+"""Every call the product makes, as the chain's own runtime encodes it.
+
+Needs runtime metadata recorded from a node: the file that SUBTENSOR_METADATA names, else the one beside a checkout's
+shared data. It is no part of this repository, so without it these tests are skipped.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bittensor._transport.codec import RuntimeCodec
+
+from template import constants
+from template.chain.client import Chain, beacon_round_at, bt
+from template.chain.commitments import encode_sealed_text
+from template.localnet import storage
+from template.localnet.chain import LocalChain
+from template.localnet.ledger import Ledger
+from template.localnet.scale_codec import decode_call, encode_call
+from template.localnet.substrate import LocalSubstrate
+from tests.fixtures.chain import NETUID, commit, make_key, make_local_chain, make_wallet
+
+_BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "subtensor-metadata-v15.bin"
+METADATA = Path(os.environ.get("SUBTENSOR_METADATA") or _BESIDE)
+
+pytestmark = pytest.mark.skipif(
+    not METADATA.is_file(), reason=f"no runtime metadata at {METADATA}; name a file in SUBTENSOR_METADATA"
+)
+
+FIELDS: list[object] = [
+    {"Raw1": b"a"},
+    {"Raw128": bytes(range(128))},
+    {"Raw2": "hi"},
+    {"Raw2": "0x6869"},
+    {"BlakeTwo256": bytes(32)},
+    {"Sha256": bytes(32)},
+    {"Keccak256": bytes(32)},
+    {"ShaThree256": bytes(32)},
+    {"TimelockEncrypted": {"encrypted": bytes(100), "reveal_round": 2**40}},
+    {"BigRaw": bytes(300)},
+    "ResetBondsFlag",
+    "None",
+]
+
+
+class RecordingSubstrate(LocalSubstrate):
+    """Keeps the calls that the client composes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.composed: list[tuple[str, str, dict[str, Any]]] = []
+
+    async def compose(self, call: tuple[str, str, dict[str, Any]]) -> Any:
+        self.composed.append(call)
+        return await super().compose(call)
+
+
+@pytest.fixture(scope="module")
+def codec() -> RuntimeCodec:
+    return RuntimeCodec(METADATA.read_bytes(), spec_version=343, transaction_version=1, spec_name="node-subtensor")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalChain]:
+    with make_local_chain(tmp_path) as chain:
+        yield chain
+
+
+def record_product_calls(local: LocalChain, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
+    """The calls of a miner and a validator, as the product and the client build them."""
+    wallet = make_wallet(folder, "w")
+    local.register(wallet.hotkey.ss58_address, is_validator=True)
+    local.register(make_key("other").ss58_address)
+    substrate = RecordingSubstrate(local.path)
+    with Chain(local.network, NETUID, wallet=wallet, substrate=substrate) as chain:
+        assert chain.publish("owner/name:1:" + "a" * 40).is_accepted
+        assert chain.publish("x" * 128).is_accepted
+        assert chain.publish_sealed("x" * 128, beacon_round_at(2**32)).is_accepted
+        assert chain.set_weights({0: 0.25, 1: 0.75}).is_accepted
+        local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+        assert chain.set_weights({0: 0.25, 1: 0.75}).is_revealed_later
+    return substrate.composed
+
+
+def test_every_product_call_encodes_and_decodes(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
+    calls = record_product_calls(local, tmp_path)
+    assert [function for _, function, _ in calls] == [
+        "set_commitment",
+        "set_commitment",
+        "set_commitment",
+        "set_mechanism_weights",
+        "commit_timelocked_mechanism_weights",
+    ]
+    for module, function, params in calls:
+        composed = codec.compose_call(module, function, params)
+        decoded = codec.decode_call(composed.data)
+        assert (decoded["call_module"], decoded["call_function"]) == (module, function)
+        values = {argument["name"]: argument["value"] for argument in decoded["call_args"]}
+        assert values.keys() == params.keys()
+        assert codec.compose_call(module, function, values).data == composed.data
+
+
+def test_product_calls_say_what_was_meant(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
+    first, _, timelocked, weights, sealed = record_product_calls(local, tmp_path)
+    decoded = codec.decode_call(codec.compose_call(*first).data)
+    (field,) = decoded["call_args"][1]["value"]["fields"]
+    assert bytes.fromhex(field["Raw53"][2:]).decode() == "owner/name:1:" + "a" * 40
+    (field,) = timelocked[2]["info"]["fields"][0].values()
+    assert len(field["encrypted"]) <= 128 + 246
+    decoded = codec.decode_call(codec.compose_call(*timelocked).data)
+    shown = {"encrypted": "0x" + field["encrypted"].hex(), "reveal_round": beacon_round_at(2**32)}
+    assert decoded["call_args"][1]["value"]["fields"] == [{"TimelockEncrypted": shown}]
+    assert weights[2] == {
+        "netuid": NETUID,
+        "mecid": 0,
+        "dests": [0, 1],
+        "weights": [21845, 65535],
+        "version_key": constants.WEIGHTS_VERSION,
+    }
+    assert sealed[2]["commit_reveal_version"] == 4 and isinstance(sealed[2]["commit"], bytes)
+
+
+def test_local_chain_spells_product_calls_in_the_same_bytes(
+    codec: RuntimeCodec, local: LocalChain, tmp_path: Path
+) -> None:
+    for call in record_product_calls(local, tmp_path):
+        data = codec.compose_call(*call).data
+        assert encode_call(*call) == data
+        assert encode_call(*decode_call(data)) == data
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=str)
+def test_local_chain_spells_every_commitment_field_in_the_same_bytes(codec: RuntimeCodec, field: object) -> None:
+    call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
+    data = codec.compose_call(*call).data
+    assert encode_call(*call) == data
+    assert encode_call(*decode_call(data)) == data
+
+
+@pytest.mark.parametrize("field", [{"Raw3": b"ab"}, {"Raw129": bytes(129)}, {"Nope": b""}, {"Sha256": bytes(31)}])
+def test_local_chain_refuses_what_the_runtime_cannot_spell(codec: RuntimeCodec, field: object) -> None:
+    call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
+    for compose in (codec.compose_call, encode_call):
+        with pytest.raises(ValueError, match=r"expected|no variant"):
+            compose(*call)
+
+
+def test_metadata_allows_what_the_product_sends(codec: RuntimeCodec) -> None:
+    assert codec.constant("Commitments", "MaxFields") == 3
+    for item in ("CommitmentOf", "RevealedCommitments"):
+        assert codec.storage_entry("Commitments", item).name == item
+
+
+@pytest.mark.parametrize(
+    "field", [{"TimelockEncrypted": {"encrypted": bytes(1025), "reveal_round": 1}}, {"BigRaw": bytes(513)}]
+)
+def test_local_chain_refuses_longer_fields_than_the_chain_decodes(field: object) -> None:
+    data = encode_call(*bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]}))
+    with pytest.raises(ValueError, match="a length of"):
+        decode_call(data)
+
+
+@pytest.mark.parametrize("text", ["a", "hello", "xello world!", "x" * 63, "x" * 64, "é" * 64])
+def test_local_chain_shows_reveals_as_the_clients_decoder_does(
+    codec: RuntimeCodec, local: LocalChain, text: str
+) -> None:
+    key = make_key("miner")
+    local.register(key.ss58_address)
+    commit(local, key, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}})
+    local.reveal(key.ss58_address, text)
+    entry = codec.storage_entry("Commitments", "RevealedCommitments")
+    plaintext = encode_sealed_text(text)
+    stored = b"\x04" + codec.encode_compact(len(plaintext)) + plaintext + local.block().to_bytes(8, "little")
+    with Ledger(local.path) as ledger:
+        ((data, block),) = ledger.at().get("RevealedCommitments", key.ss58_address)
+    assert codec.decode(entry.value_type, stored) == [(data, block)]
+
+
+def test_bytes_that_are_no_call_are_refused() -> None:
+    call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [{"Raw2": b"ab"}]})
+    data = encode_call(*call)
+    for bad in (b"", b"\x99\x99", data[:-1], data + b"\x00", data[:4] + b"\x03" + data[5:]):
+        with pytest.raises(ValueError, match=r"call|length"):
+            decode_call(bad)
+
+
+def test_a_block_hash_in_a_later_blocks_state_is_spelt_as_the_one_asked_for_by_number(
+    codec: RuntimeCodec, local: LocalChain
+) -> None:
+    local.advance(3)
+    with Chain(local.network, NETUID, substrate=LocalSubstrate(local.path)) as chain:
+        asked = chain.block_hash(2)
+    entry = codec.storage_entry("System", "BlockHash")
+    assert codec.decode(entry.decode_type(True), bytes.fromhex(asked[2:])) == asked
+    assert not int(codec.decode(entry.decode_type(False), entry.default_bytes), 16)
+
+
+@pytest.mark.parametrize("field", [*FIELDS, {"Raw0": b""}, {"Raw4": b"\xff\xfe\x1b["}, {"BigRaw": b""}], ids=str)
+def test_local_chain_shows_commitments_as_the_clients_decoder_does(
+    codec: RuntimeCodec, local: LocalChain, field: object
+) -> None:
+    key = make_key("miner")
+    local.register(key.ss58_address)
+    commit(local, key, field, field)
+    with Ledger(local.path) as ledger:
+        stored = ledger.at().get("CommitmentOf", key.ss58_address)
+        shown = storage.value(ledger.at(), "Commitments.CommitmentOf", [key.ss58_address])
+        assert storage.entries(ledger.at(), "Commitments.CommitmentOf") == [(key.ss58_address, shown)]
+    entry = codec.storage_entry("Commitments", "CommitmentOf")
+    assert codec.decode(entry.value_type, codec.encode(entry.value_type, stored)) == shown

@@ -1,0 +1,278 @@
+"""Which endpoint the chain is asked at: the flags, and what becomes of one that falls silent."""
+
+import argparse
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from loguru import logger
+from websockets.sync.server import ServerConnection, serve
+
+from template.chain.client import STALL_S, Chain
+from template.chain.endpoints import Endpoints
+from template.cli import add_chain_arguments, open_chain
+from template.errors import ConfigError, RemoteError
+from template.localnet.chain import Fault, LocalChain
+from template.localnet.substrate import LocalSubstrate
+from tests.fixtures.chain import NETUID, connect
+
+
+@contextmanager
+def serving(handle: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """A websocket server's url; its threads end with it."""
+    with serve(handle, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        finally:
+            server.shutdown()
+            thread.join(10)
+
+
+class Silent:
+    """Accepts every connection, reads what it is sent, and never answers."""
+
+    def __init__(self) -> None:
+        self.dialled = 0
+        self.asked = threading.Event()
+
+    def __call__(self, connection: ServerConnection) -> None:
+        self.dialled += 1
+        for _ in connection:
+            self.asked.set()
+
+
+def test_silent_node_is_noticed_in_time_and_the_next_connection_is_the_fallbacks() -> None:
+    first, second = Silent(), Silent()
+    with (
+        serving(first) as url,
+        serving(second) as fallback,
+        Chain(url, NETUID, fallback_endpoints=[fallback], deadline_s=0.5) as chain,
+    ):
+        started = time.monotonic()
+        with pytest.raises(RemoteError, match=r"no answer within 0\.5 s"):
+            chain.view()
+        assert time.monotonic() - started < 30, "the client alone would wait for five minutes"
+        assert first.asked.wait(10), "it was connected and asked, not just dialled"
+        assert (first.dialled, second.dialled) == (1, 0)
+        with pytest.raises(RemoteError):
+            chain.view()
+        assert second.asked.wait(10)
+        assert (first.dialled, second.dialled) == (1, 1)
+        with pytest.raises(RemoteError):
+            chain.view()
+        assert (first.dialled, second.dialled) == (2, 1), "and then it is the first one's turn again"
+
+
+def test_node_that_falls_silent_while_connected_is_replaced() -> None:
+    second = Silent()
+    answered = threading.Event()
+
+    def answer_once(connection: ServerConnection) -> None:
+        for number, _ in enumerate(connection):
+            if number == 0:
+                connection.send('{"jsonrpc": "2.0", "id": 1, "result": null}')
+                answered.set()
+
+    with (
+        serving(answer_once) as url,
+        serving(second) as fallback,
+        Chain(url, NETUID, fallback_endpoints=[fallback], deadline_s=0.5) as chain,
+    ):
+        for _ in range(2):
+            with pytest.raises(RemoteError):
+                chain.block()
+        assert answered.is_set() and second.asked.wait(10)
+
+
+def test_node_that_cannot_be_dialled_is_passed_over_within_one_call() -> None:
+    fallback = Silent()
+    with serving(fallback) as url, Chain("ws://127.0.0.1:1", NETUID, fallback_endpoints=[url], deadline_s=1) as chain:
+        with pytest.raises(RemoteError, match="no answer"):
+            chain.block()
+        assert fallback.asked.wait(10) and fallback.dialled == 1
+
+
+def test_an_answer_that_is_a_refusal_keeps_the_endpoint(local: LocalChain) -> None:
+    with connect(local, fallback_endpoints=["ws://127.0.0.1:2"]) as chain:
+        first = chain._endpoints.current
+        with pytest.raises(RemoteError, match="no finalized block"):
+            chain.view(10**6)
+        assert chain._endpoints.current == first
+        local.set_fault("read", Fault.ERROR)
+        with pytest.raises(RemoteError):
+            chain.block()
+        assert chain._endpoints.current == first
+        local.set_fault("read", Fault.DISCONNECT)
+        with pytest.raises(RemoteError):
+            chain.block()
+        assert chain._endpoints.current == "ws://127.0.0.1:2"
+
+
+FIRST, SECOND, THIRD = "ws://127.0.0.1:1", "ws://127.0.0.1:2", "ws://127.0.0.1:3"
+
+
+class Lagging(LocalSubstrate):
+    """A node that is `lag` blocks behind, and counts the connections that it loses."""
+
+    lag = 0
+    closed = 0
+
+    async def finalized_block_number(self) -> int:
+        return await super().finalized_block_number() - self.lag
+
+    async def close(self) -> None:
+        self.closed += 1
+        await super().close()
+
+
+class Hands:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def watching(local: LocalChain) -> Iterator[tuple[Chain, Lagging, Hands, list[str]]]:
+    """A connection with three endpoints, its node, its clock, and what it logs."""
+    node, clock, logged = Lagging(local.path), Hands(), list[str]()
+    sink = logger.add(logged.append, level="INFO", format="{level} {message}")
+    try:
+        with Chain(
+            local.network, NETUID, substrate=node, fallback_endpoints=[SECOND, THIRD], deadline_s=20, clock=clock
+        ) as chain:
+            yield chain, node, clock, logged
+    finally:
+        logger.remove(sink)
+
+
+def test_a_node_behind_what_was_seen_is_left_and_nobody_acts_on_its_past(local: LocalChain) -> None:
+    with watching(local) as (chain, node, _, logged):
+        local.advance(10)
+        head = chain.view().block
+        node.lag = 3
+        with pytest.raises(RemoteError, match=rf"at block {head - 3}, behind block {head}$"):
+            chain.view()
+        assert (chain._endpoints.current, node.closed) == (SECOND, 1)
+        with pytest.raises(RemoteError, match=rf"behind block {head}$"):
+            chain.view()
+        assert (chain._endpoints.current, node.closed) == (THIRD, 2)
+        assert chain.view(head - 5).block == head - 5, "a past that is asked for is no lag"
+        node.lag = 0
+        assert chain.view().block == head
+        local.advance()
+        assert chain.view().block == head + 1
+        assert (chain._endpoints.current, node.closed) == (THIRD, 2)
+        assert logged == []
+
+
+def test_a_node_that_stands_still_is_left_once_in_a_while_but_believed(local: LocalChain) -> None:
+    with watching(local) as (chain, node, clock, logged):
+        clock.now += 50
+        then = chain.view()
+        for _ in range(2):
+            clock.now += STALL_S / 2 - 1
+            assert chain.view() == then
+        assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
+        clock.now += 2
+        assert chain.view() == then
+        assert (chain._endpoints.current, node.closed) == (SECOND, 1)
+        assert logged == [f"WARNING no finalized block after {then.block} for 600 s: the next endpoint is asked\n"]
+        clock.now += STALL_S - 1
+        assert chain.view() == chain.view() == then
+        assert (chain._endpoints.current, len(logged)) == (SECOND, 1), "once in a while, not at every view"
+        clock.now += 1
+        assert chain.view() == then
+        assert (chain._endpoints.current, len(logged)) == (THIRD, 2)
+        assert "for 1200 s" in logged[1]
+
+
+def test_a_chain_that_moves_slowly_stands_not_still(local: LocalChain) -> None:
+    with watching(local) as (chain, node, clock, logged):
+        for _ in range(4):
+            local.advance()
+            chain.view()
+            clock.now += STALL_S - 1
+            chain.view()
+        assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
+
+
+def test_views_of_the_past_say_nothing_of_the_present(local: LocalChain) -> None:
+    with watching(local) as (chain, node, clock, logged):
+        head = chain.view().block
+        for _ in range(3):
+            clock.now += STALL_S
+            local.advance()
+            chain.view(head)
+        assert chain.view().block == head + 3
+        assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
+
+
+def test_endpoints_take_turns_each_once() -> None:
+    endpoints = Endpoints("ws://a:1", ["ws://b:1", "ws://a:1", "ws://c:1"])
+    seen = []
+    for _ in range(4):
+        seen.append((endpoints.current, endpoints.open().fallback_endpoints))
+        endpoints.rotate()
+    assert seen[0] == seen[3] == ("ws://a:1", ["ws://b:1", "ws://c:1"])
+    assert seen[1:3] == [("ws://b:1", ["ws://c:1", "ws://a:1"]), ("ws://c:1", ["ws://a:1", "ws://b:1"])]
+
+
+def test_a_named_network_has_public_fallbacks_unless_they_are_named() -> None:
+    public = Endpoints("finney").open()
+    assert public.endpoint.startswith("wss://") and public.fallback_endpoints and public.archive_endpoints
+    own = Endpoints("finney", ["ws://mine:1"], ["ws://old:1"]).open()
+    assert own.endpoint == public.endpoint
+    assert (own.fallback_endpoints, own.archive_endpoints) == (["ws://mine:1"], ["ws://old:1"])
+    url = Endpoints("ws://mine:1").open()
+    assert (url.fallback_endpoints, url.archive_endpoints) == ([], [])
+
+
+def open_with(*flags: str) -> Chain:
+    parser = argparse.ArgumentParser()
+    add_chain_arguments(parser)
+    return open_chain(parser.parse_args(["--netuid", "7", *flags]), needs_wallet=False)
+
+
+def test_flags_reach_the_connection() -> None:
+    chain = open_with(
+        "--subtensor.network",
+        "ws://a:1",
+        "--subtensor.fallback_endpoints",
+        "ws://b:1, wss://c:443",
+        "--subtensor.archive_endpoints",
+        "wss://d:443",
+        "--subtensor.deadline_seconds",
+        "7.5",
+    )
+    opened = chain._endpoints.open()
+    assert (opened.endpoint, opened.fallback_endpoints) == ("ws://a:1", ["ws://b:1", "wss://c:443"])
+    assert (opened.archive_endpoints, chain._deadline_s) == (["wss://d:443"], 7.5)
+
+
+@pytest.mark.parametrize("flag", ["--subtensor.fallback_endpoints", "--subtensor.archive_endpoints"])
+@pytest.mark.parametrize("value", ["", "127.0.0.1:1", "ws://a:1,", "http://a", "ws://a:1 ws://b:1", "wss://h:99999"])
+def test_endpoint_that_is_no_url_is_a_config_error_naming_its_flag(flag: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=flag):
+        open_with("--subtensor.network", "ws://a:1", flag, value)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "3601"])
+def test_deadline_that_is_none_is_a_config_error(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"--subtensor\.deadline_seconds"):
+        open_with("--subtensor.network", "ws://a:1", "--subtensor.deadline_seconds", value)
+
+
+def test_flags_are_checked_for_a_local_chain_too(local: LocalChain, tmp_path: Path) -> None:
+    with open_with("--subtensor.network", local.network) as chain:
+        assert chain.block() == local.block()
+    with pytest.raises(ConfigError, match=r"--subtensor\.fallback_endpoints"):
+        open_with("--subtensor.network", local.network, "--subtensor.fallback_endpoints", "x")

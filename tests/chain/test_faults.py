@@ -1,0 +1,162 @@
+"""What the chain seam does when the chain does not answer, or not properly."""
+
+import socket
+import threading
+import time
+from typing import Literal
+
+import pytest
+from websockets.sync.server import serve
+
+from template.chain.client import Chain, bt
+from template.errors import RemoteError
+from template.localnet.chain import Fault, LocalChain
+from template.localnet.substrate import LocalSubstrate
+from tests.fixtures.chain import (
+    NETUID,
+    connect,
+    make_key,
+    wallet_of,
+)
+
+MINER, VALIDATOR = make_key("miner"), make_key("validator")
+
+
+def test_dead_endpoint_is_a_remote_error() -> None:
+    with Chain("ws://127.0.0.1:1", NETUID) as chain, pytest.raises(RemoteError, match="could not"):
+        chain.block()
+
+
+def test_socket_that_never_answers_the_handshake_meets_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"ws://127.0.0.1:{server.getsockname()[1]}"
+        with Chain(url, NETUID, deadline_s=0.3) as chain:
+            started = time.monotonic()
+            with pytest.raises(RemoteError, match=r"no answer within 0\.3 s"):
+                chain.block()
+            assert time.monotonic() - started < 5
+
+
+def test_node_that_never_answers_meets_the_deadline_and_is_dialled_again() -> None:
+    dialled: list[object] = []
+    gone = threading.Event()
+
+    def stay_silent(connection: object) -> None:
+        dialled.append(connection)
+        gone.wait()
+
+    with serve(stay_silent, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Chain(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", NETUID, deadline_s=0.5) as chain:
+            for _ in range(2):
+                with pytest.raises(RemoteError, match="no answer"):
+                    chain.view()
+        gone.set()
+        server.shutdown()
+    assert len(dialled) == 2
+
+
+@pytest.mark.parametrize("kind", ["connect", "read"])
+def test_hanging_chain_meets_the_deadline_and_the_next_call_recovers(
+    local: LocalChain, kind: Literal["connect", "read"]
+) -> None:
+    local.set_fault(kind, Fault.HANG)
+    with connect(local, deadline_s=0.3) as chain:
+        with pytest.raises(RemoteError, match="no answer"):
+            chain.view()
+        assert chain.view().block == local.block()
+
+
+@pytest.mark.parametrize("fault", [Fault.DISCONNECT, Fault.ERROR])
+def test_failing_read_is_a_remote_error_and_the_next_call_recovers(
+    local: LocalChain, miner: Chain, fault: Fault
+) -> None:
+    miner.view()
+    local.set_fault("read", fault)
+    with pytest.raises(RemoteError, match="injected"):
+        miner.view()
+    assert miner.view().block == local.block()
+
+
+@pytest.mark.parametrize("fault", [Fault.DISCONNECT, Fault.HANG, Fault.ERROR])
+def test_call_after_a_failure_has_a_connection_of_its_own(local: LocalChain, fault: Fault) -> None:
+    class Recording(LocalSubstrate):
+        async def close(self) -> None:
+            closed.append(threading.current_thread())
+            await super().close()
+
+    closed: list[threading.Thread] = []
+    with Chain(local.network, NETUID, substrate=Recording(local.path), deadline_s=0.3) as chain:
+        chain.block()
+        local.set_fault("read", fault)
+        with pytest.raises(RemoteError):
+            chain.block()
+        assert len(closed) == 1 and not closed[0].is_alive()
+        chain.block()
+        assert len(closed) == 1
+
+
+@pytest.mark.parametrize("fault", [Fault.DISCONNECT, Fault.HANG, Fault.ERROR])
+def test_write_that_got_no_answer_has_an_unknown_fate(local: LocalChain, fault: Fault) -> None:
+    local.set_fault("write", fault)
+    with connect(local, MINER, deadline_s=0.3) as chain:
+        with pytest.raises(RemoteError, match="fate is unknown"):
+            chain.publish("text")
+        assert chain.commitment(chain.hotkey) is None
+        assert chain.publish("text").is_accepted
+
+
+def test_write_that_landed_without_an_answer_is_found_by_reading(local: LocalChain, validator: Chain) -> None:
+    local.set_fault("write", Fault.LOSE_ANSWER, calls=2)
+    with pytest.raises(RemoteError, match="fate is unknown"):
+        validator.publish("text")
+    stored = validator.commitment(validator.hotkey)
+    assert stored is not None and stored.text == "text"
+    with pytest.raises(RemoteError, match="fate is unknown"):
+        validator.set_weights({1: 1.0})
+    assert local.weights(VALIDATOR.ss58_address) == {1: 65535}
+
+
+def test_rejection_by_the_pool_leaves_the_fate_unknown(local: LocalChain, miner: Chain) -> None:
+    class StaleSubstrate(LocalSubstrate):
+        async def account_next_index(self, address: str) -> int:
+            return 0
+
+    with Chain(local.network, NETUID, wallet=wallet_of(MINER), substrate=StaleSubstrate(local.path)) as chain:
+        assert chain.publish("first").is_accepted
+        with pytest.raises(RemoteError, match="Stale"):
+            chain.publish("second")
+
+
+def test_failed_hint_does_not_hide_the_refusal(local: LocalChain, miner: Chain) -> None:
+    class NoEpochs(LocalSubstrate):
+        async def runtime_call(self, *args: object, **kwargs: object) -> object:
+            raise bt.RpcConnectionError("gone")
+
+    local.set_hyperparameter("MaxSpace", 0)
+    with Chain(local.network, NETUID, wallet=wallet_of(MINER), substrate=NoEpochs(local.path)) as chain:
+        outcome = chain.publish("text")
+    assert (outcome.error, outcome.retry_after_blocks) == ("SpaceLimitExceeded", None)
+
+
+def test_answer_of_a_strange_shape_is_a_remote_error(local: LocalChain) -> None:
+    class Strange(LocalSubstrate):
+        async def runtime_call(self, *args: object, **kwargs: object) -> object:
+            return {"hotkeys": ["a"]}
+
+    with (
+        Chain(local.network, NETUID, substrate=Strange(local.path)) as chain,
+        pytest.raises(RemoteError, match="no sense"),
+    ):
+        chain.view()
+
+
+def test_closing_leaves_no_thread_and_a_later_call_reconnects(local: LocalChain) -> None:
+    before = threading.active_count()
+    chain = connect(local)
+    chain.block()
+    chain.close()
+    chain.close()
+    assert threading.active_count() == before
+    assert chain.block() == local.block()
+    chain.close()

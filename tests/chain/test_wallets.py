@@ -1,0 +1,102 @@
+"""Opening a wallet without ever asking, and checking signatures."""
+
+from pathlib import Path
+
+import pytest
+
+from template.chain.client import Chain, Wallet, bt, open_wallet, verify_signature
+from template.errors import ConfigError
+from tests.fixtures.chain import make_key, make_wallet, start_python, wallet_of
+
+MINER, VALIDATOR = make_key("miner"), make_key("validator")
+
+
+def test_signature_verifies_only_for_its_key_and_message() -> None:
+    signature = Chain("finney", 1, wallet=wallet_of(MINER)).sign(b"message")
+    assert verify_signature(MINER.ss58_address, b"message", signature)
+    assert not verify_signature(VALIDATOR.ss58_address, b"message", signature)
+    assert not verify_signature(MINER.ss58_address, b"messagE", signature)
+
+
+def test_malformed_signatures_and_addresses_are_false() -> None:
+    signature = MINER.sign(b"m").hex()
+    foreign = bt.sp_core.ss58_encode(bt.sp_core.ss58_decode(MINER.ss58_address), 0)
+    for bad in (
+        "",
+        "0x" + signature,
+        signature[:-2],
+        signature + "00",
+        "zz" * 64,
+        signature.upper(),
+        " " + signature[1:],
+    ):
+        assert not verify_signature(MINER.ss58_address, b"m", bad)
+    for bad in ("", "5F", "\0", foreign, MINER.ss58_address + " "):
+        assert not verify_signature(bad, b"m", signature)
+
+
+def test_open_wallet_loads_the_hotkey_alone(tmp_path: Path) -> None:
+    made = make_wallet(tmp_path, "w")
+    opened = open_wallet("w", "default", tmp_path)
+    assert opened.hotkey.ss58_address == made.hotkey.ss58_address
+    assert not opened.coldkey_file.exists_on_device()
+
+
+def test_open_wallet_names_the_setting_of_a_missing_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--wallet\.name"):
+        open_wallet("nobody", "default", tmp_path)
+    for name, hotkey in (("", "h"), ("a/b", "h"), ("..", "h")):
+        with pytest.raises(ConfigError, match=r"--wallet\.name"):
+            open_wallet(name, hotkey, tmp_path)
+    with pytest.raises(ConfigError, match=r"--wallet\.hotkey"):
+        open_wallet("a", "../../x", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"secretPhrase": "abandon ability able"}', b"public"])
+def test_unreadable_key_is_a_config_error_that_quotes_nothing(tmp_path: Path, content: bytes) -> None:
+    wallet = make_wallet(tmp_path, "w")
+    if content == b"public":
+        content = Path(wallet.hotkey_file.path + "pub.txt").read_bytes()
+    Path(wallet.hotkey_file.path).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"--wallet\.hotkey") as caught:
+        open_wallet("w", "default", tmp_path)
+    assert "abandon" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def _lock(wallet: Wallet) -> None:
+    # The client's mark of an encrypted key; unlocking a real one takes seconds.
+    Path(wallet.hotkey_file.path).write_bytes(b"$NACL" + bytes(300))
+
+
+def test_locked_key_is_a_config_error_and_nothing_is_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wallet = make_wallet(tmp_path, "w")
+    _lock(wallet)
+    with pytest.raises(ConfigError, match=f"under a password.*{wallet.hotkey_file.env_var_name()}"):
+        open_wallet("w", "default", tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_locked_key_does_not_wait_for_a_terminal(tmp_path: Path) -> None:
+    _lock(make_wallet(tmp_path, "w"))
+    code = "import sys; from template.chain.client import open_wallet; open_wallet('w', 'default', sys.argv[1])"
+    process = start_python(code, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "ConfigError" in errors and "Enter password" not in errors
+
+
+def test_locked_key_opens_with_the_password_in_the_environment(tmp_path: Path) -> None:
+    wallet = bt.Wallet("w", "locked", path=str(tmp_path))
+    wallet.create_new_hotkey(use_password=True, hotkey_password="secret", suppress=True)
+    wallet.hotkey_file.save_password_to_env("secret")
+    try:
+        opened = open_wallet("w", "locked", tmp_path)
+    finally:
+        wallet.hotkey_file.remove_password_from_env()
+    assert opened.hotkey.ss58_address == wallet.hotkey.ss58_address
+
+
+def test_key_of_another_scheme_is_a_config_error(tmp_path: Path) -> None:
+    bt.Wallet("w", "ed", path=str(tmp_path)).create_new_hotkey(suppress=True, crypto_type=bt.CRYPTO_ED25519)
+    with pytest.raises(ConfigError, match="sr25519"):
+        open_wallet("w", "ed", tmp_path)

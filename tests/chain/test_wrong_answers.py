@@ -1,0 +1,228 @@
+"""What no chain could say: an answer is taken whole or not at all, and the next endpoint is asked."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from template.chain.client import Chain
+from template.errors import RemoteError
+from template.localnet.chain import LocalChain
+from template.localnet.substrate import LocalSubstrate
+from tests.fixtures.chain import NETUID, connect, make_key, make_local_chain
+
+MINER, OTHER = make_key("miner"), make_key("other")
+
+
+class LyingSubstrate(LocalSubstrate):
+    """A node that says something else than the chain while it has something to say in its place."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.graph: Callable[[dict[str, Any]], object] | None = None
+        self.records: Callable[[str, list[Any]], object] | None = None
+        self.head: int | None = None
+
+    async def finalized_block_number(self) -> int:
+        return await super().finalized_block_number() if self.head is None else self.head
+
+    async def runtime_call(self, api: str, method: str, params: list[Any], block_hash: str | None = None) -> Any:
+        answer = await super().runtime_call(api, method, params, block_hash)
+        if self.graph is not None and method == "get_metagraph":
+            self.graph(answer)
+        return answer
+
+    async def query_map(
+        self, module: str, storage_function: str, params: list[Any] | None = None, block_hash: str | None = None
+    ) -> list[tuple[Any, Any]]:
+        answer = await super().query_map(module, storage_function, params, block_hash)
+        if self.records is not None:
+            self.records(storage_function, answer)
+        return answer
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalChain]:
+    with make_local_chain(tmp_path) as chain:
+        chain.register(MINER.ss58_address)
+        chain.register(OTHER.ss58_address)
+        chain.advance(5)
+        with connect(chain, MINER) as miner:
+            miner.publish("text")
+        yield chain
+
+
+@pytest.fixture
+def node(local: LocalChain) -> LyingSubstrate:
+    return LyingSubstrate(local.path)
+
+
+@pytest.fixture
+def chain(local: LocalChain, node: LyingSubstrate) -> Iterator[Chain]:
+    with Chain(local.network, NETUID, substrate=node, deadline_s=20) as chain:
+        yield chain
+
+
+def put(column: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """Says `value` of the first neuron."""
+    return lambda graph: graph[column].__setitem__(0, value)
+
+
+@pytest.mark.parametrize(
+    ("graph", "told"),
+    [
+        (put("block_at_registration", 10**6), "no block up to"),
+        (put("block_at_registration", 2**64 - 1), "no block up to"),
+        (put("block_at_registration", -1), "no block up to"),
+        (put("block_at_registration", None), "no block up to"),
+        (put("last_update", 2**64 - 1), "no block up to"),
+        (put("hotkeys", OTHER.ss58_address), "two uids"),
+        (lambda graph: graph["block_at_registration"].pop(), "1 values of block_at_registration for 2"),
+        (lambda graph: graph.pop("block_at_registration"), "block_at_registration"),
+        (lambda graph: graph.pop("last_update"), "last_update"),
+        (lambda graph: graph.update(netuid=NETUID + 1), "netuid 8 was not asked for"),
+        (lambda graph: graph.update(block=1), "of block 1"),
+        (lambda graph: graph.update(hotkeys=5), "no sense"),
+    ],
+)
+def test_a_metagraph_that_cannot_be_is_refused_whole(
+    local: LocalChain, node: LyingSubstrate, chain: Chain, graph: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    node.graph = graph
+    with pytest.raises(RemoteError, match=told):
+        chain.view()
+    node.graph = None
+    assert [neuron.hotkey for neuron in chain.view().neurons] == [MINER.ss58_address, OTHER.ss58_address]
+
+
+def test_a_registration_in_block_0_is_one(node: LyingSubstrate, chain: Chain) -> None:
+    node.graph = put("block_at_registration", 0)
+    assert chain.view().neurons[0].registration_block == 0
+
+
+@pytest.mark.parametrize("item", ["CommitmentOf", "RevealedCommitments"])
+@pytest.mark.parametrize("ahead", [1, 2**64])
+def test_a_commitment_of_a_block_to_come_spoils_the_answer(
+    local: LocalChain, node: LyingSubstrate, chain: Chain, item: str, ahead: int
+) -> None:
+    block = local.block() + ahead
+
+    def lie(asked: str, answer: list[Any]) -> None:
+        if asked == item:
+            record = {"block": block, "info": {"fields": [{"Raw1": "0x61"}]}}
+            answer.append((OTHER.ss58_address, record if item == "CommitmentOf" else [("\x04a", block)]))
+
+    node.records = lie
+    with pytest.raises(RemoteError, match=f"a commitment is of block {block}, and the newest block is"):
+        chain.view()
+    node.records = None
+    assert [one.text for one in chain.view().commitments] == ["text"]
+
+
+@pytest.mark.parametrize(
+    "record", [None, 5, "0x", [], {"info": {"fields": []}}, {"block": 1}, {"block": 1, "info": {"fields": None}}]
+)
+def test_a_runtime_that_spells_commitments_otherwise_is_not_guessed_at(
+    node: LyingSubstrate, chain: Chain, record: object
+) -> None:
+    def rename(asked: str, answer: list[Any]) -> None:
+        if asked == "CommitmentOf":
+            answer[:] = [(hotkey, record) for hotkey, _ in answer]
+
+    node.records = rename
+    if record is None:
+        assert chain.view().commitments == (), "as a deleted row is"
+    else:
+        with pytest.raises(RemoteError, match="no sense"):
+            chain.view()
+
+
+@pytest.mark.parametrize("head", [2**32, 2**64 - 1, -1])
+def test_a_block_number_that_no_chain_has_is_refused(node: LyingSubstrate, chain: Chain, head: int) -> None:
+    node.head = head
+    for ask in (chain.view, lambda: chain.view(1), lambda: chain.commitment(MINER.ss58_address)):
+        with pytest.raises(RemoteError, match="newest finalized block cannot be"):
+            ask()
+
+
+def test_a_node_of_another_chain_is_left_for_the_next(local: LocalChain, tmp_path: Path) -> None:
+    """The other chain has the same subnet, and is longer."""
+    with make_local_chain(tmp_path / "other") as other:
+        other.register(OTHER.ss58_address)
+        other.advance(100)
+        substrates = [LocalSubstrate(local.path), LocalSubstrate(other.path), LocalSubstrate(local.path)]
+        with Chain("finney", NETUID, substrate=None, deadline_s=20) as chain:
+            chain._endpoints.open = lambda: substrates[0]  # type: ignore[assignment, return-value]
+            asked: list[str] = []
+            chain._endpoints.rotate = lambda: asked.append(str(substrates.pop(0).path))  # type: ignore[method-assign]
+            first = chain.view()
+            chain._leave_endpoint()
+            with pytest.raises(RemoteError, match="another chain, or another fork"):
+                chain.view()
+            assert asked == [str(local.path), str(other.path)], "the next endpoint is asked"
+            local.advance(1)
+            assert chain.view().block == first.block + 1
+
+
+def test_a_past_block_of_another_chain_is_no_snapshot(local: LocalChain, tmp_path: Path) -> None:
+    with make_local_chain(tmp_path / "other") as other:
+        other.advance(100)
+        local.advance(5)
+        node = LocalSubstrate(local.path)
+        with Chain(local.network, NETUID, substrate=node, deadline_s=20) as chain:
+            head = chain.view().block
+            chain.close()
+            node.path = other.path
+            with pytest.raises(RemoteError, match="another chain"):
+                chain.view(head + 1)
+            with pytest.raises(RemoteError, match="no block 0x"):
+                chain.view(head - 1)
+
+
+@pytest.mark.parametrize("blocks", [1, 2399, 2401])
+def test_a_fork_is_told_by_the_state_of_the_new_block_or_else_by_the_node(local: LocalChain, blocks: int) -> None:
+    """As when the client goes on to another endpoint by itself: what it remembers of numbers and hashes is stale."""
+    local.set_finality_lag(10)
+    remembered: dict[int, str] = {}
+
+    class Forgetful(LocalSubstrate):
+        async def finalized_block_number(self) -> int:
+            return await self.block_number()
+
+        async def block_hash(self, block: int | None = None) -> str:
+            assert block is not None
+            return remembered.setdefault(block, await super().block_hash(block))
+
+    with Chain(local.network, NETUID, substrate=Forgetful(local.path), deadline_s=20) as chain:
+        local.advance(10)
+        known = chain.view()
+        local.reorganise(1)
+        local.advance(1 + blocks)
+        if blocks < 2400:
+            with pytest.raises(RemoteError, match="another fork"):
+                chain.view()
+        remembered.clear()
+        with pytest.raises(RemoteError, match=f"block {known.block} has the hashes {known.block_hash}"):
+            chain.view()
+
+
+def test_what_is_not_final_is_not_read_and_what_a_reorganisation_undoes_was_never_seen(local: LocalChain) -> None:
+    local.set_finality_lag(2)
+    local.advance(3)
+    with connect(local, OTHER) as chain:
+        before = chain.view()
+        assert before.block == local.block() - 2
+    with connect(local, MINER, deadline_s=0.3) as miner, pytest.raises(RemoteError, match="fate is unknown"):
+        miner.publish("undone")
+    local.advance(1)
+    with connect(local) as chain:
+        seen = chain.view()
+        assert [one.text for one in seen.commitments] == ["text"], "the new text is in a block that is not final"
+        final = seen.block
+        local.reorganise(2)
+        again = chain.view()
+        assert (again.block, again.block_hash) == (final, seen.block_hash), "what was final is still there"
+        local.advance(6)
+        after = chain.view()
+        assert after.block == local.block() - 2 and [one.text for one in after.commitments] == ["text"]

@@ -1,0 +1,145 @@
+"""Which rows look alike, and what comes of it where the pool holds a row in several spellings."""
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from template.data.chat_templates import model2template, template_for
+from template.data.eval_set import read_pool_index
+from template.data.near_duplicates import LookAlikes, likeness
+from template.data.rows import SUBMISSION_LIMITS, Row, encode_row, parse_rows
+from template.localnet.tiny_model import make_tiny_tokenizer
+from template.rules.duplicates import Candidate, find_duplicates
+from template.training.tokenizer import PieceTokenizer
+
+
+def row(*texts: str, system: str | None = None) -> Row:
+    roles = ["user", "assistant"] * len(texts)
+    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    (read,) = parse_rows(
+        json.dumps({"system": system, "conversations": turns}).encode(), name="x", limits=SUBMISSION_LIMITS
+    )
+    return read
+
+
+PLAIN = row("Is it caf\u00e9, 'ok' - or not?", "It is: yes.", system="Be brief.")
+ALIKE: dict[str, Row] = {
+    "a decomposed accent": row("Is it cafe\u0301, 'ok' - or not?", "It is: yes.", system="Be brief."),
+    "capitals": row("IS IT CAF\u00c9, 'OK' - OR NOT?", "it is: yes.", system="BE BRIEF."),
+    "white space": row(" Is it\tcaf\u00e9,\u00a0'ok' -  or not?\n", "It\r\nis: yes.", system="Be brief. "),
+    "full width": row("Is it caf\u00e9, 'ok' - or not\uff1f", "It is: \uff59es.", system="Be brief."),
+    "zero width": row("Is\u200b it caf\u00e9, 'ok' - or not?", "It is: y\ufeffes.\u200d", system="B\u00ade brief."),
+    "a direction": row("\u202eIs it caf\u00e9, 'ok' - or not?", "It is: yes.\u2069", system="Be brief."),
+    "controls": row("Is it caf\u00e9, 'ok'\x00 - or not?", "It is: yes.\x7f", system="Be\x1b brief."),
+    "a variation selector": row("Is it caf\u00e9\ufe0f, 'ok' - or not?", "It is: yes.\U000e0100", system="Be brief."),
+    "quotation marks": row("Is it caf\u00e9, \u2018ok\u2019 \u2013 or not?", "It is: yes.", system="Be brief."),
+    "Cyrillic letters": row(
+        "Is it \u0441\u0430f\u00e9, 'ok' - or not?", "It is: \u0443\u0435\u0455.", system="\u0412e brief."
+    ),
+    "Greek letters": row("\u0399s it caf\u00e9, '\u03bfk' - or n\u03bft?", "It is: yes.", system="Be brief."),
+    "a question nobody answers": row("Is it caf\u00e9, 'ok' - or not?", "It is: yes.", "And?", system="Be brief."),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_rows_that_a_reader_would_take_for_one_are_alike(case: str) -> None:
+    assert likeness(ALIKE[case]) == likeness(PLAIN)
+    assert ALIKE[case].key != PLAIN.key
+
+
+@pytest.mark.parametrize("default", [None, "", " ", *{t.default_system for t in model2template.values()}])
+def test_no_system_text_an_empty_one_and_a_default_one_are_alike(default: str | None) -> None:
+    assert likeness(row("q", "a", system=default)) == likeness(row("q", "a"))
+
+
+def test_rows_that_say_something_else_are_not_alike() -> None:
+    others = [
+        row("q", "a"), row("q", "b"), row("q", "a b"), row("q", "ab"), row("q", "a", "b", "c"), row("q", "a, b"),
+        row("q", "a", system="s"), row("q"), row("q a"), row("", "q a"), row("qa", ""), row("q", "1"), row("q", "10"),
+        row("q", "l"), row("q", "\u00e4"), row("q", "\u4e2d"), row("q", "\u4e2d\u6587"), row("q", "?"),
+        row("q", "\u0434\u0430"), row("q", "\U0001f600"), row("q", "\U0001f601"), row("q", "e\u0301"), row("q", "e"),
+    ]  # fmt: skip
+    assert len({likeness(one) for one in others}) == len(others)
+
+
+def test_what_is_plain_text_looks_the_same_by_either_way_of_folding() -> None:
+    every = "".join(map(chr, range(128)))
+    assert likeness(row(every, "a")) == likeness(row(every + "\u200b", "a"))
+    for text in (" \t x \x1f", "`a'", 'A "B"', "\x1c", "a\x0bb"):
+        assert likeness(row(text, text)) == likeness(row(text + "\u2060", "\u2060" + text))
+
+
+def test_rows_of_the_same_tokens_are_alike() -> None:
+    """A pool that holds a row in two spellings that train alike to the bit offers no way around the check."""
+    tokenize, qwen = PieceTokenizer(make_tiny_tokenizer()), template_for("Qwen/Qwen2.5-1.5B-Instruct")
+    texts = [
+        "caf\u00e9",
+        "cafe\u0301",
+        " caf\u00e9\u3000",
+        "\x1ccaf\u00e9",
+        "caf\u00e9\x85",
+        "\u212b",
+        "\u00c5",
+        "A\u030a",
+        "\u0958",
+        "\u0915\u093c",
+    ]
+    found: dict[Any, set[bytes]] = {}
+    for text in texts:
+        for one in (row(text, "a"), row(text, "a ", "more?"), row(text, "a", system="You are a helpful assistant.")):
+            encoded = encode_row(one, qwen, tokenize)
+            assert encoded is not None
+            found.setdefault(encoded.input_ids, set()).add(likeness(one))
+    assert len(found) == 3 and all(len(kinds) == 1 for kinds in found.values())
+
+
+def test_every_letter_of_the_table_is_drawn_like_one_of_the_other_alphabet() -> None:
+    for letters, latin in (
+        ("\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425", "ABEKMHOPCTYX"),
+        ("\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7", "ABEZHIKMNOPTYX"),
+    ):
+        for one, drawn in zip(letters, latin, strict=True):
+            assert likeness(row(one, "a")) == likeness(row(drawn, "a")), unicodedata.name(one)
+
+
+def test_twins_are_named_by_the_first_of_them() -> None:
+    alike = LookAlikes()
+    others = [row("another", "row"), *ALIKE.values()]
+    for one in (PLAIN, *others, PLAIN):
+        alike.add(one)
+    assert alike.twins == {one.key: PLAIN.key for one in ALIKE.values()}
+
+
+def line(number: int, *, is_shouted: bool = False) -> str:
+    turns = [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": f"word {number}"}]
+    text = json.dumps({"conversations": turns})
+    return text.replace("word", "WORD") if is_shouted else text
+
+
+def test_a_copy_in_the_pools_other_spelling_is_a_copy(tmp_path: Path) -> None:
+    told: list[str] = []
+    handler = logger.add(lambda message: told.append(str(message)), format="{message}", level="INFO")
+    eval_set = tmp_path / "data.jsonl"
+    spellings = [[line(number, is_shouted=shouted) for number in range(150)] for shouted in (False, True)]
+    eval_set.write_text("\n".join([*spellings[0], *spellings[1], line(900)]))
+    try:
+        index = read_pool_index(eval_set)
+    finally:
+        logger.remove(handler)
+    assert told == ["rows of the evaluation set that look like another of it, and count as that: 150\n"]
+    author, copier = (index.check("\n".join(one).encode(), name="x", max_rows=250) for one in spellings)
+    assert author == copier and len(set(author)) == 150
+    found = find_duplicates(
+        Candidate(hotkey=hotkey, commit="c", block=block, row_keys=keys)
+        for block, (hotkey, keys) in enumerate({"author": author, "copier": copier}.items())
+    )
+    assert [(who, copy.hotkey, copy.shared) for (who, _), copy in found.items()] == [("copier", "author", 150)]
+    # What was stored before it was known which rows look alike counts the same as what is stored from now on.
+    stored = [one.key for one in parse_rows("\n".join(spellings[1]).encode(), name="x", limits=SUBMISSION_LIMITS)]
+    assert index.share(stored) == author and index.share(author) == author
+    # A row that is not of the pool gets there by no likeness.
+    assert row("SAY 900", "word 900").key not in index.pool

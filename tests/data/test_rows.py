@@ -1,0 +1,400 @@
+"""The strict reader of data.jsonl and the tokens of a row."""
+
+import gc
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from template import constants
+from template.config import load_training_args
+from template.data.chat_templates import template_for
+from template.data.rows import (
+    POOL_LIMITS,
+    SUBMISSION_LIMITS,
+    EncodedRow,
+    Limits,
+    Message,
+    Row,
+    encode_row,
+    parse_rows,
+    surely_has_target,
+)
+from template.errors import Reason, SubmissionError
+from template.training.model import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+QWEN = template_for("Qwen/Qwen2.5-1.5B-Instruct")
+LIMITS = Limits(file_bytes=10_000, rows=5, row_bytes=1_000, messages=4, json_depth=4)
+GOOD = '{"system": "s", "conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
+
+
+def parse(content: str | bytes, limits: Limits = LIMITS) -> tuple[Row, ...]:
+    return parse_rows(content.encode() if isinstance(content, str) else content, name="data.jsonl", limits=limits)
+
+
+def refusal(content: str | bytes, limits: Limits = LIMITS) -> SubmissionError:
+    with pytest.raises(SubmissionError) as caught:
+        parse(content, limits)
+    return caught.value
+
+
+def row_json(*turns: str, **others: Any) -> str:
+    roles = ["user", "assistant"] * len(turns)
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+    return json.dumps({"conversations": messages, **others})
+
+
+def with_content(raw_json: str) -> str:
+    return row_json("?", "a").replace('"?"', raw_json)
+
+
+def tokenize(before: str, content: str = "", after: str = "", /) -> list[int]:
+    return list((before + content + after).encode())
+
+
+# Lines
+
+
+def test_a_good_row_is_read_in_full() -> None:
+    assert parse(GOOD) == (Row("s", (Message("user", "q"), Message("assistant", "a")), 1),)
+
+
+def test_blank_lines_are_skipped_and_still_counted() -> None:
+    rows = parse(f"\n \t\r\n{GOOD}\r\n\r\n  {GOOD}\t \n\n{GOOD}")
+    assert [row.line for row in rows] == [3, 5, 7]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x7f"])
+def test_only_a_line_feed_ends_a_line(separator: str) -> None:
+    (row,) = parse(with_content(f'"x{separator}y"'))
+    assert row.messages[0].content == f"x{separator}y"
+
+
+@pytest.mark.parametrize("escape", ["\\u000b", "\\u000c", "\\r", "\\n", "\\u001e", "\\u0000"])
+def test_an_escaped_control_character_is_content(escape: str) -> None:
+    (row,) = parse(with_content(f'"x{escape}y"'))
+    assert row.messages[0].content == json.loads(f'"x{escape}y"')
+
+
+def test_a_bare_carriage_return_does_not_separate_rows() -> None:
+    assert refusal(f"{GOOD}\r{GOOD}").reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize("filler", ["\x0b", "\x0c", "\xa0", "\u2028"])
+def test_a_line_of_other_white_space_is_not_blank(filler: str) -> None:
+    assert refusal(f"{GOOD}\n{filler}\n").reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b" \t\r\n"])
+def test_a_file_without_rows_is_empty(content: bytes) -> None:
+    assert refusal(content).reason is Reason.EMPTY
+
+
+# What is refused as malformed, with what the sentence must tell
+
+MALFORMED = {
+    "not json": ("hello", "at character 1"),
+    "two values": (f"{GOOD} {GOOD}", "Extra data"),
+    "cut short": (GOOD[:-1], "expected one JSON object"),
+    "single quotes": ("{'system': null}", "at character 2"),
+    "a list": ("[1]", "expected a JSON object, found [1]"),
+    "a number": ("17", "found 17"),
+    "NaN": ('{"x": NaN, "conversations": []}', "found NaN"),
+    "Infinity": ('{"x": Infinity}', "found Infinity"),
+    "-Infinity": ('{"x": [-Infinity]}', "found -Infinity"),
+    "duplicate key": ('{"system": "a", "system": "b"}', "found 'system' again"),
+    "duplicate key spelt by an escape": ('{"system": "a", "s\\u0079stem": "b"}', "found 'system' again"),
+    "duplicate key deep down": ('{"x": [{"y": {"z": 1, "z": 1}}]}', "found 'z' again"),
+    "raw control character": (with_content('"a\x0bb"'), "control character"),
+    "no conversations": ('{"system": "s"}', "expected 'conversations'"),
+    "null conversations": ('{"conversations": null}', "found None"),
+    "text as conversations": ('{"conversations": "hi"}', "found 'hi'"),
+    "no messages": ('{"conversations": []}', "expected 'conversations'"),
+    "a message that is text": ('{"conversations": ["hi"]}', "expected message 1 to be an object"),
+    "assistant first": ('{"conversations": [{"role": "assistant", "content": "a"}]}', "the role 'user' in message 1"),
+    "user twice": (
+        '{"conversations": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
+        "the role 'assistant' in message 2, found 'user'",
+    ),
+    "system as a role": ('{"conversations": [{"role": "system", "content": "a"}]}', "found 'system'"),
+    "no role": ('{"conversations": [{"content": "a"}]}', "found None"),
+    "role as list": ('{"conversations": [{"role": ["user"], "content": "a"}]}', "found ['user']"),
+    "no content": ('{"conversations": [{"role": "user"}]}', "the content of message 1 to be text, found None"),
+    "number content": (with_content("5"), "found 5"),
+    "huge number content": (with_content("9" * 300), "found 999999"),
+    "list content": (with_content('["a"]'), "found ['a']"),
+    "true content": (with_content("true"), "found True"),
+    "number system": (row_json("q", "a", system=5), "expected 'system' to be text or null, found 5"),
+    "empty list system": (row_json("q", "a", system=[]), "found []"),
+    "half a surrogate pair": (with_content('"\\ud800"'), "surrogate"),
+    "half a surrogate pair in system": ('{"system": "\\udfff", ' + GOOD[16:], "surrogate"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_row_is_refused_with_its_place_and_cause(case: str) -> None:
+    line, cause = MALFORMED[case]
+    error = refusal(f"{GOOD}\n\n{line}\n{GOOD}")
+    assert error.reason is Reason.MALFORMED
+    assert str(error).startswith("data.jsonl, line 3: expected")
+    assert cause in str(error)
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82"])
+def test_bytes_that_are_not_utf8_are_refused_with_their_place(raw: bytes) -> None:
+    line = with_content('"ab#"').encode()
+    error = refusal(GOOD.encode() + b"\n" + line.replace(b"#", raw))
+    assert error.reason is Reason.MALFORMED
+    assert f"line 2: expected UTF-8, found byte 0x{raw[0]:02x} at byte {line.index(b'#') + 1}" in str(error)
+
+
+def test_a_byte_order_mark_is_refused_by_name() -> None:
+    error = refusal(b"\xef\xbb\xbf" + GOOD.encode())
+    assert error.reason is Reason.MALFORMED
+    assert "byte order mark" in str(error)
+
+
+def test_a_refusal_quotes_little_of_a_long_offence_and_can_be_printed() -> None:
+    error = refusal('{"conversations": "' + "\\ud800" * 150 + '"}')
+    assert len(str(error).encode()) < 200
+
+
+def test_a_whole_surrogate_pair_is_one_character() -> None:
+    (row,) = parse(with_content('"\\ud83d\\ude00"'))
+    assert row.messages[0].content == "\N{GRINNING FACE}"
+
+
+# Limits
+
+
+def test_each_limit_holds_at_its_value_and_breaks_one_past_it() -> None:
+    def limit(**values: int) -> Limits:
+        return replace(LIMITS, **values)
+
+    size = len(GOOD)
+    for tight, content in [
+        (limit(file_bytes=size), GOOD + " "),
+        (limit(row_bytes=size), " " + GOOD),
+        (limit(rows=1), f"{GOOD}\n{GOOD}"),
+        (limit(messages=2), row_json("q", "a", "q", system="s")),
+        (limit(json_depth=3), '{"x": [[[]]]}'),
+    ]:
+        assert parse(GOOD, tight)
+        error = refusal(content, tight)
+        assert error.reason is Reason.TOO_LARGE
+        assert str(error).startswith("data.jsonl")
+
+
+def test_trailing_white_space_and_blank_lines_are_free_of_the_row_limits() -> None:
+    limits = replace(LIMITS, row_bytes=len(GOOD), rows=1)
+    assert len(parse(GOOD + " " * 500 + "\r\n" + " " * 2_000 + "\n\n", limits)) == 1
+
+
+def test_brackets_inside_texts_are_not_depth() -> None:
+    text = '"' + "[{" * 100 + '\\"[[[[[\\\\"'
+    (row,) = parse(with_content(text))
+    assert row.messages[0].content == json.loads(text)
+
+
+def test_depth_right_after_a_text_ending_in_a_backslash_is_seen() -> None:
+    error = refusal('{"a": "\\\\", "b": ' + "[" * 9 + "]" * 9 + "}")
+    assert error.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 260_000,
+        b'{"a":' * 50_000,
+        b"]" * 100_000 + b"[" * 160_000,
+        b'"' * 260_000,
+        b'"' + b'\\"' * 130_000,
+        b'"' + b"\\" * 260_000,
+        b'{"a": ' + b"9" * 260_000 + b"}",
+        b'{"a": -0.' + b"9" * 130_000 + b"e" + b"9" * 120_000 + b"}",
+        b'{"a": [' + b"[]," * 87_000,
+        b"{" + b'"a":1,' * 43_000,
+    ],
+    ids=lambda line: line[:8].decode() + "...",
+)
+def test_a_hostile_line_is_refused_quickly_and_by_name(line: bytes) -> None:
+    started = time.process_time()
+    assert refusal(line, SUBMISSION_LIMITS).reason in (Reason.MALFORMED, Reason.TOO_LARGE)
+    assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_rows_of_many_values_do_not_set_the_collector_off(is_enabled: bool) -> None:
+    """It would walk over every object of the process again and again: fifteen seconds for a file of 16 MiB."""
+    line = GOOD[:-1].encode() + b', "note": [' + b"[]," * 80_000 + b"0]}"
+    seen: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        seen.append(info["generation"])
+
+    was_enabled = gc.isenabled()
+    (gc.enable if is_enabled else gc.disable)()
+    gc.callbacks.append(note)
+    try:
+        assert len(parse(line + b"\n" + line, SUBMISSION_LIMITS)) == 2
+        assert refusal(line.replace(b"0]", b"NaN]"), SUBMISSION_LIMITS).reason is Reason.MALFORMED
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.callbacks.remove(note)
+        (gc.enable if was_enabled else gc.disable)()
+    assert seen.count(2) == 0 and len(seen) < 20
+
+
+def test_a_huge_number_where_nothing_reads_it_does_not_depend_on_the_interpreters_digit_limit() -> None:
+    code = (
+        "from template.data.rows import *\n"
+        f"content = b'{{\"n\": ' + b'9' * 5000 + b', ' + {GOOD[1:].encode()!r}\n"
+        "print(len(parse_rows(content, name='x', limits=SUBMISSION_LIMITS)))"
+    )
+    for digits in ("640", "0"):
+        env = {**os.environ, "PYTHONINTMAXSTRDIGITS": digits, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout == "1\n"
+
+
+def test_the_two_sets_of_limits_are_the_protocols() -> None:
+    assert (SUBMISSION_LIMITS.file_bytes, SUBMISSION_LIMITS.rows) == (16 * 2**20, 10_000)
+    assert (POOL_LIMITS.file_bytes, POOL_LIMITS.rows) == (constants.MAX_POOL_BYTES, constants.MAX_POOL_ROWS)
+    assert replace(POOL_LIMITS, file_bytes=16 * 2**20, rows=10_000) == SUBMISSION_LIMITS
+
+
+# Identity
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        '{"conversations":[{"content":"q","role":"user"},{"content":"a","role":"assistant"}],"system":"s"}',
+        GOOD.replace('"q"', '"\\u0071"'),
+        GOOD.replace('"role": "user"', '"role": "user", "id": 7'),
+        GOOD.replace('"s",', '"s", "source": {"x": [1]},'),
+    ],
+    ids=["order and spaces", "an escape", "a key in a message", "a key in the row"],
+)
+def test_a_disguised_copy_is_the_same_row(copy: str) -> None:
+    original, disguised = parse(GOOD)[0], parse("\n" + copy)[0]
+    assert disguised.key == original.key
+    assert disguised == original
+
+
+def test_a_missing_system_text_and_null_are_the_same_row() -> None:
+    missing, null, empty = (parse(row_json("q", "a", **s))[0] for s in ({}, {"system": None}, {"system": ""}))
+    assert missing.key == null.key != empty.key
+
+
+def test_rows_that_differ_in_anything_read_have_different_keys() -> None:
+    lines = [GOOD, row_json("q", "a"), row_json("q", "a "), row_json("q", "a", "q"), row_json("q"), row_json("a", "q")]
+    assert len({parse(line)[0].key for line in lines}) == len(lines)
+
+
+def test_a_key_is_the_documented_digest() -> None:
+    canonical = '{"conversations":[{"content":"Zoë\\u0000\\n","role":"user"}],"system":null}'
+    assert parse(row_json("Zoë\0\n"))[0].key == hashlib.sha256(canonical.encode()).digest()
+
+
+# Tokens
+
+
+def encode(row: Row, max_tokens: int = 2048) -> EncodedRow:
+    encoded = encode_row(row, QWEN, tokenize, max_tokens=max_tokens)
+    assert encoded is not None
+    return encoded
+
+
+def test_exactly_the_assistants_pieces_are_targets() -> None:
+    (row,) = parse("\n" + row_json("q1", "a1", "q2", "a2", system="s"))
+    encoded = encode(row)
+    text = bytes(encoded.input_ids)
+    targets = bytes(i for i, is_target in zip(encoded.input_ids, encoded.targets, strict=True) if is_target)
+    assert text.decode() == (
+        "<|im_start|>system\ns<|im_end|>\n"
+        "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+        "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>\n"
+    )
+    assert targets == b"a1<|im_end|>\na2<|im_end|>\n"
+    assert encoded.target_count == len(targets)
+    assert encoded.line == 2
+
+
+def test_each_piece_is_tokenized_on_its_own() -> None:
+    (row,) = parse(row_json(" q ", "a\n"))
+    seen: list[tuple[str, ...]] = []
+
+    def note(*texts: str) -> list[int]:
+        seen.append(texts)
+        return [0]
+
+    encode_row(row, QWEN, note)
+    assert seen == [piece[:3] for piece in QWEN.pieces(None, ["q", "a"])]
+
+
+def test_a_last_user_turn_without_an_answer_is_not_used() -> None:
+    with_question, without = parse(row_json("q", "a", "more?") + "\n" + row_json("q", "a"))
+    assert encode(with_question).input_ids == encode(without).input_ids
+
+
+def test_a_row_that_is_only_a_question_parses_and_has_no_target() -> None:
+    (row,) = parse(row_json("q"))
+    assert encode_row(row, QWEN, tokenize) is None
+    assert encode_row(row, template_for("google/gemma-3-1b-it"), tokenize) is None
+
+
+def test_a_row_is_cut_at_the_token_limit_and_is_none_when_the_cut_leaves_no_target() -> None:
+    (row,) = parse(row_json("q", "answer"))
+    whole = encode(row)
+    first_target = whole.targets.index(True)
+    cut = encode(row, max_tokens=first_target + 1)
+    assert cut.input_ids == whole.input_ids[: first_target + 1]
+    assert len(cut.targets) == len(cut.input_ids)
+    assert cut.target_count == 1
+    assert encode_row(row, QWEN, tokenize, max_tokens=first_target) is None
+
+
+def test_the_default_token_limit_is_the_protocols() -> None:
+    (row,) = parse(row_json("q", "a" * 5_000), SUBMISSION_LIMITS)
+    encoded = encode_row(row, QWEN, tokenize)
+    assert encoded is not None
+    assert len(encoded.input_ids) == len(encoded.targets) == constants.MAX_TOKENS == 2048
+
+
+def test_an_answer_is_surely_kept_only_where_no_tokenizer_can_spell_what_stands_before_it_longer(
+    tiny_model: Path,
+) -> None:
+    """Qwen's brings text into Unicode's composed form, in which U+0958 is two characters: 1,200 bytes, 2,400 tokens."""
+    tokenize = load_tokenizer(load_training_args(), model_path=tiny_model)
+    for question in ("\u0958" * 400, "\u0958" * 200, "q" * 1_900, "q" * 2_000):
+        (row,) = parse(row_json(question, "a"), SUBMISSION_LIMITS)
+        assert encode_row(row, QWEN, tokenize) is not None or not surely_has_target(row)
+    assert encode_row(parse(row_json("\u0958" * 400, "a"), SUBMISSION_LIMITS)[0], QWEN, tokenize) is None
+    assert surely_has_target(parse(row_json("q" * 1_900, "a"), SUBMISSION_LIMITS)[0])
+    assert surely_has_target(parse(row_json("\u0958" * 200, "a"), SUBMISSION_LIMITS)[0])
+
+
+def test_a_target_in_first_place_cannot_be_predicted_and_does_not_count() -> None:
+    assert EncodedRow((1, 2, 3), (True, False, True), 1).target_count == 1
+    assert EncodedRow((1, 2), (True, False), 1).target_count == 0
+
+
+def test_a_key_is_that_of_the_canonical_json_whatever_the_characters() -> None:
+    every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    texts = ["", "plain", 'a "quoted" \\ word', "two\r\nlines\t", "\x00\x1f\x7f\u2028", every, *map(chr, range(256))]
+    for text in texts:
+        row = Row(text, (Message("user", text), Message("assistant", "x" + text)), 1)
+        turns = [{"content": text, "role": "user"}, {"content": "x" + text, "role": "assistant"}]
+        value = {"conversations": turns, "system": text}
+        canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        assert row.key == hashlib.sha256(canonical.encode()).digest(), repr(text[:9])
+    assert Row(None, (Message("user", "a"),), 1).key != Row("null", (Message("user", "a"),), 1).key

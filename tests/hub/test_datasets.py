@@ -1,0 +1,403 @@
+"""What `template.hub.datasets` promises, against the real client and a local hub that misbehaves on request."""
+
+import hashlib
+import http.server
+import json
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import ClassVar, cast
+
+import pytest
+
+from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
+from template.hub import datasets
+from template.localnet.hub_faults import Fault, FaultKind, read_faults, set_faults
+from template.localnet.hub_server import HubServer
+from template.localnet.hub_store import publish
+from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, claims, fetch, refusal, seed
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "hub") as running:
+        yield running
+
+
+def test_an_upload_comes_back_as_the_same_bytes(server: HubServer, tmp_path: Path) -> None:
+    commit = datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
+    held = fetch(server, commit, tmp_path / "data")
+    assert held.path == tmp_path / "data" / DATA
+    assert held.path.read_bytes() == OLD
+    assert (held.repo, held.revision, held.size) == (REPO, commit, len(OLD))
+
+
+def test_an_unchanged_upload_names_the_commit_that_is_there(server: HubServer) -> None:
+    first = datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
+    assert datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint) == first
+    second = datasets.upload_dataset(NEW, REPO, token=TOKEN, endpoint=server.endpoint)
+    assert second != first
+    assert datasets.resolve_revision(REPO, token=None, endpoint=server.endpoint) == second
+
+
+def test_an_unchanged_upload_never_names_a_commit_with_other_content(server: HubServer) -> None:
+    seed(server, OLD)
+    root = server.store.root
+    set_faults(root, Fault(kind=FaultKind.LATENCY, seconds=0.5, pattern="^GET .*/revision/main", count=1))
+
+    def overtake() -> None:
+        while read_faults(root):
+            time.sleep(0.01)
+        seed(server, NEW)
+
+    other = threading.Thread(target=overtake)
+    other.start()
+    with pytest.raises(RemoteError, match="changed during the upload"):
+        datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
+    other.join()
+
+
+def test_an_older_commit_stays_downloadable(server: HubServer, tmp_path: Path) -> None:
+    old = seed(server, OLD)
+    seed(server, NEW)
+    assert fetch(server, old, tmp_path / "data").path.read_bytes() == OLD
+
+
+def test_an_empty_file_is_a_file(server: HubServer, tmp_path: Path) -> None:
+    assert fetch(server, seed(server, b""), tmp_path / "data").size == 0
+
+
+FAULTS = {
+    "drop": Fault(kind=FaultKind.DROP),
+    "503": Fault(kind=FaultKind.STATUS, status=503),
+    "429": Fault(kind=FaultKind.STATUS, status=429, retry_after="86399"),
+    "bare 404": Fault(kind=FaultKind.STATUS, status=404),
+    "bare 403": Fault(kind=FaultKind.STATUS, status=403),
+    "truncated listing": Fault(kind=FaultKind.TRUNCATE),
+    "truncated by one byte": Fault(kind=FaultKind.TRUNCATE, size=len(NEW) - 1, pattern="/resolve/"),
+    "wrong listing": Fault(kind=FaultKind.WRONG),
+    "wrong bytes": Fault(kind=FaultKind.WRONG, pattern="/resolve/"),
+    "gzip bomb": Fault(kind=FaultKind.GZIP_BOMB, size=64 * 2**20, pattern="/resolve/"),
+    "endless listing": Fault(kind=FaultKind.ENDLESS, pattern="/paths-info/"),
+    "endless body": Fault(kind=FaultKind.ENDLESS, pattern="/resolve/"),
+    "slow": Fault(kind=FaultKind.LATENCY, seconds=30),
+    "dripping listing": Fault(kind=FaultKind.DRIP, seconds=0.05, pattern="/paths-info/"),
+    "dripping body": Fault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"),
+    "dripping header": Fault(kind=FaultKind.HEADER_DRIP, seconds=0.05, pattern="/resolve/"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_hub_is_nobodys_verdict_and_is_soon_given_up(server: HubServer, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    old, new = seed(server, OLD), seed(server, NEW)
+    fetch(server, old, folder)
+    set_faults(server.store.root, FAULTS[name])
+    started = time.monotonic()
+    with pytest.raises(RemoteError):
+        fetch(server, new, folder, deadline_s=0.5)
+    assert time.monotonic() - started < 1.5
+    assert not claims(folder, new)
+    assert claims(folder, old)
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < len(OLD) + len(NEW) + 1000
+    set_faults(server.store.root)
+    assert fetch(server, new, folder).path.read_bytes() == NEW
+    assert not claims(folder, old)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "sentence"),
+    [
+        (FaultKind.ENDLESS, "/paths-info/", "longer than"),
+        (FaultKind.ENDLESS, "/resolve/", "sent more of"),
+        (FaultKind.GZIP_BOMB, "/paths-info/", "compressed"),
+        (FaultKind.GZIP_BOMB, "/resolve/", "compressed"),
+    ],
+)
+def test_too_much_is_stopped_by_its_size_long_before_the_deadline(
+    server: HubServer, tmp_path: Path, kind: FaultKind, path: str, sentence: str
+) -> None:
+    commit = seed(server)
+    set_faults(server.store.root, Fault(kind=kind, pattern=path, size=2**20))
+    with pytest.raises(RemoteError, match=sentence):
+        fetch(server, commit, tmp_path / "data", deadline_s=30)
+
+
+def test_a_call_given_up_soon_ends(server: HubServer, tmp_path: Path) -> None:
+    commit = seed(server)
+    set_faults(server.store.root, Fault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
+    with pytest.raises(RemoteError):
+        fetch(server, commit, tmp_path / "data", deadline_s=0.2)
+    for thread in threading.enumerate():
+        if thread.name == "hub-call" and thread.is_alive():
+            thread.join(1.0)
+            assert not thread.is_alive()
+    assert not list((tmp_path / "data").glob(".incoming-*"))
+
+
+@pytest.mark.parametrize(("status", "wait_s"), [(429, 7), (503, 40)])
+def test_the_wait_the_hub_asks_for_is_passed_on(server: HubServer, tmp_path: Path, status: int, wait_s: int) -> None:
+    commit = seed(server)
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=wait_s), usegmt=True)
+    for text, slack in ((str(wait_s), 0.0), (date, 2.0)):
+        set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=status, retry_after=text))
+        with pytest.raises(RemoteError) as caught:
+            fetch(server, commit, tmp_path / "data")
+        assert caught.value.retry_after_s == pytest.approx(wait_s, abs=slack)
+
+
+@pytest.mark.parametrize("text", ["soon", "-5", "9" * 5000, "²"])
+def test_a_senseless_wait_is_none(server: HubServer, tmp_path: Path, text: str) -> None:
+    commit = seed(server)
+    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after=text))
+    with pytest.raises(RemoteError) as caught:
+        fetch(server, commit, tmp_path / "data")
+    assert caught.value.retry_after_s is None
+
+
+def test_what_is_missing_is_told_apart(server: HubServer, tmp_path: Path) -> None:
+    commit = seed(server)
+    publish(server.store.root, "bob/other", {"readme.txt": b"x"})
+    other = publish(server.store.root, "bob/other", {f"{DATA}/inner": b"x"})
+    assert refusal(server, commit, tmp_path / "a", repo="alice/nothing").reason is Reason.MISSING_REPO
+    assert refusal(server, "0" * 40, tmp_path / "b").reason is Reason.MISSING_REPO
+    assert refusal(server, other, tmp_path / "c", repo="bob/other").reason is Reason.MISSING_FILE
+    server.close()
+    with pytest.raises(RemoteError):
+        fetch(server, commit, tmp_path / "d")
+
+
+def test_a_private_repo_is_missing_to_all_but_its_owner(server: HubServer, tmp_path: Path) -> None:
+    commit = seed(server, private=True)
+    assert refusal(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
+    assert refusal(server, commit, tmp_path / "b", token="hf_local_bob").reason is Reason.MISSING_REPO
+    assert fetch(server, commit, tmp_path / "c", token=TOKEN).size == len(OLD)
+
+
+def test_a_private_upload_is_private(server: HubServer, tmp_path: Path) -> None:
+    commit = datasets.upload_dataset(OLD, REPO, token=TOKEN, private=True, endpoint=server.endpoint)
+    assert refusal(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
+
+
+def test_a_token_we_hold_wrongly_is_our_fault_and_never_shown(server: HubServer, tmp_path: Path) -> None:
+    commit = seed(server)
+    for token in ("hf_SECRET", "hf_SECRET\n", "hf_SECRÉT", ""):
+        with pytest.raises(HostError) as caught:
+            fetch(server, commit, tmp_path / "data", token=token)
+        assert "SECR" not in "".join(traceback.format_exception(caught.value))
+        with pytest.raises(HostError) as caught:
+            datasets.upload_dataset(OLD, REPO, token=token, endpoint=server.endpoint)
+        assert "SECR" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_expired_token_punishes_no_miner(server: HubServer, tmp_path: Path) -> None:
+    commit = seed(server)
+    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=401))
+    with pytest.raises(HostError):
+        fetch(server, commit, tmp_path / "data", token=TOKEN)
+
+
+def test_a_token_for_another_owner_cannot_upload(server: HubServer) -> None:
+    for token in (None, "hf_local_bob"):
+        with pytest.raises(HostError):
+            datasets.upload_dataset(OLD, REPO, token=token, endpoint=server.endpoint)
+
+
+def test_a_file_over_the_cap_is_refused_unread(server: HubServer, tmp_path: Path) -> None:
+    commit = seed(server)
+    set_faults(server.store.root, Fault(kind=FaultKind.DROP, pattern="/resolve/"))
+    assert refusal(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
+    set_faults(server.store.root)
+    assert fetch(server, commit, tmp_path / "data", max_bytes=len(OLD)).size == len(OLD)
+    assert refusal(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
+
+
+def test_the_one_jsonl_of_a_repo_is_found_by_its_ending(server: HubServer, tmp_path: Path) -> None:
+    commit = publish(server.store.root, REPO, {"deep/train set.jsonl": OLD, "readme.md": b"#"})
+    held = fetch(server, commit, tmp_path / "data", filename=None)
+    assert (held.path.name, held.path.read_bytes()) == (DATA, OLD)
+
+
+def test_no_or_two_jsonl_are_refused_by_name(server: HubServer, tmp_path: Path) -> None:
+    none = publish(server.store.root, REPO, {"readme.md": b"#"})
+    assert refusal(server, none, tmp_path / "data", filename=None).reason is Reason.MISSING_FILE
+    two = publish(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
+    error = refusal(server, two, tmp_path / "data", filename=None)
+    assert error.reason is Reason.MISSING_FILE
+    assert DATA in str(error) and "more.jsonl" in str(error)
+
+
+OTHER_THAN_A_REVISION = ["main", "", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\n", "a" * 63, "A" * 64, "a" * 64 + "\n"]
+
+
+@pytest.mark.parametrize("revision", OTHER_THAN_A_REVISION)
+def test_only_a_full_commit_or_a_digest_is_a_revision(server: HubServer, tmp_path: Path, revision: str) -> None:
+    with pytest.raises(ConfigError):
+        fetch(server, revision, tmp_path / "data")
+
+
+def test_an_upload_to_a_busy_hub_gives_up_at_once(server: HubServer) -> None:
+    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/preupload/"))
+    started = time.monotonic()
+    with pytest.raises(RemoteError) as caught:
+        datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
+    assert caught.value.retry_after_s == 60
+    assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize("kind", [FaultKind.ENDLESS, FaultKind.LATENCY, FaultKind.HEADER_DRIP, FaultKind.DROP])
+@pytest.mark.parametrize("step", ["/repos/create", "/preupload/", "/commit/", "/paths-info/"])
+def test_an_upload_ends_whatever_the_hub_does(server: HubServer, kind: FaultKind, step: str) -> None:
+    set_faults(server.store.root, Fault(kind=kind, pattern=step, seconds=0.7))
+    started = time.monotonic()
+    with pytest.raises(RemoteError):
+        datasets.upload_dataset(OLD, REPO, token=TOKEN, deadline_s=0.4, endpoint=server.endpoint)
+    assert time.monotonic() - started < 1.4
+    set_faults(server.store.root)
+    datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
+
+
+def test_a_revision_resolves_to_its_commit(server: HubServer) -> None:
+    commit = seed(server)
+    assert datasets.resolve_revision(REPO, "main", token=None, endpoint=server.endpoint) == commit
+    with pytest.raises(SubmissionError):
+        datasets.resolve_revision(REPO, "dev", token=None, endpoint=server.endpoint)
+    with pytest.raises(SubmissionError):
+        datasets.resolve_revision(REPO, token=None, repo_type="model", endpoint=server.endpoint)
+    server.close()
+    assert datasets.resolve_revision(REPO, commit, token=None, endpoint=server.endpoint) == commit
+
+
+def test_offline_mode_is_the_operators_setting(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = seed(server)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
+        fetch(server, commit, tmp_path / "data")
+
+
+def test_every_error_here_has_an_owner(server: HubServer, tmp_path: Path) -> None:
+    """A listing that is JSON, but not the Hub's, must not escape as a KeyError or the like."""
+    commit = seed(server)
+    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=200, pattern="/paths-info/"))
+    with pytest.raises(SubnetError):
+        fetch(server, commit, tmp_path / "data")
+
+
+# Files named by their content
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_found_by_its_digest_wherever_main_is(server: HubServer, tmp_path: Path) -> None:
+    seed(server, OLD)
+    publish(server.store.root, REPO, {"readme.md": b"#"})
+    held = fetch(server, digest_of(OLD), tmp_path / "data")
+    assert held.path.read_bytes() == OLD
+    assert (held.revision, held.sha256) == (digest_of(OLD), digest_of(OLD))
+
+
+def test_a_digest_that_main_does_not_hold_is_a_missing_file(server: HubServer, tmp_path: Path) -> None:
+    def sentence() -> str:
+        error = refusal(server, digest_of(OLD), tmp_path / "data")
+        assert error.reason is Reason.MISSING_FILE
+        assert digest_of(OLD) in str(error) and "is not (yet) at main of alice/talk" in str(error)
+        return str(error)
+
+    assert "not on the Hub" in sentence()
+    publish(server.store.root, REPO, {"readme.md": b"#"})
+    assert "has no file data.jsonl" in sentence()
+    seed(server, OLD)
+    seed(server, NEW)
+    assert "another file is there" in sentence()
+    assert not list((tmp_path / "data").glob("*"))
+    seed(server, OLD)
+    assert fetch(server, digest_of(OLD), tmp_path / "data").path.read_bytes() == OLD
+
+
+def test_a_private_repo_holds_no_digest_for_anybody_else(server: HubServer, tmp_path: Path) -> None:
+    seed(server, private=True)
+    assert refusal(server, digest_of(OLD), tmp_path / "a").reason is Reason.MISSING_FILE
+
+
+def test_a_digest_whose_file_is_over_the_cap_is_refused_as_too_large(server: HubServer, tmp_path: Path) -> None:
+    seed(server)
+    assert refusal(server, digest_of(OLD), tmp_path / "a", max_bytes=10).reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("name", ["drop", "503", "bare 404", "truncated listing", "wrong listing", "wrong bytes"])
+def test_a_faulty_hub_is_no_missing_digest(server: HubServer, tmp_path: Path, name: str) -> None:
+    seed(server)
+    set_faults(server.store.root, FAULTS[name])
+    with pytest.raises(RemoteError):
+        fetch(server, digest_of(OLD), tmp_path / "data", deadline_s=5)
+
+
+class _LargeFileHub(http.server.BaseHTTPRequestHandler):
+    """A hub that keeps data.jsonl in large-file storage: listed by sha256, served by a redirect to another origin."""
+
+    protocol_version = "HTTP/1.1"
+    served = OLD
+    seen: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        lfs = {"oid": hashlib.sha256(OLD).hexdigest(), "size": len(OLD), "pointerSize": 130}
+        row = {"type": "file", "path": DATA, "size": len(OLD), "oid": "0" * 40, "lfs": lfs}
+        self.reply(200, json.dumps([row]).encode())
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, self.headers["Authorization"]))
+        if "/resolve/" in self.path:
+            port = cast(http.server.HTTPServer, self.server).server_port
+            self.reply(302, b"moved", {"Location": f"http://localhost:{port}/storage?signature=x"})
+        else:
+            self.reply(200, self.served)
+
+    def reply(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_large_file_of_another_digest_is_not_even_asked_for(tmp_path: Path) -> None:
+    listing = json.dumps({"id": REPO, "sha": "a" * 40}).encode()
+    handler = type("Handler", (_LargeFileHub,), {"served": listing, "seen": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{running.server_port}"
+        try:
+            with pytest.raises(SubmissionError, match="another file is there"):
+                datasets.download_dataset(REPO, digest_of(NEW), tmp_path, endpoint=endpoint)
+        finally:
+            running.shutdown()
+    assert not [path for path, _ in handler.seen if "/resolve/" in path]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_large_file_is_followed_checked_and_not_given_our_token(tmp_path: Path, is_right: bool) -> None:
+    handler = type("Handler", (_LargeFileHub,), {"served": OLD if is_right else OLD[::-1], "seen": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{running.server_port}"
+        try:
+            with nullcontext() if is_right else pytest.raises(RemoteError):
+                held = datasets.download_dataset(REPO, "a" * 40, tmp_path, token=TOKEN, endpoint=endpoint)
+                assert held.path.read_bytes() == OLD
+        finally:
+            running.shutdown()
+    (_, first), (path, second) = handler.seen  # type: ignore[attr-defined]
+    assert (first, path, second) == (f"Bearer {TOKEN}", "/storage?signature=x", None)

@@ -1,0 +1,74 @@
+"""Which files of a cached model are compared with their names, and what becomes of one that is another."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from template.errors import RemoteError
+from template.training.model_files import check_snapshot
+
+SHARDS = ("model-1.safetensors", "model-2.safetensors")
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """A commit's folder as the cache makes it: links to files that are called by their sha256."""
+    weight_map = json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))}).encode()
+    files = {"config.json": b"{}", "tokenizer.model": b"t", INDEX: weight_map, "other.safetensors": b"other"}
+    files |= {name: name.encode() for name in SHARDS} | {"original/params.json": b"[]"}
+    for name, content in files.items():
+        blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+        path = tmp_path / "snapshots" / name
+        for folder in (blob.parent, path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        path.symlink_to(blob)
+    return tmp_path / "snapshots"
+
+
+def change(path: Path) -> None:
+    path.resolve().write_bytes(b"changed")
+
+
+def test_the_whole_is_as_it_is_named(snapshot: Path) -> None:
+    check_snapshot(snapshot, has_weights=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", INDEX, *SHARDS])
+def test_what_is_read_is_compared_and_removed(snapshot: Path, name: str) -> None:
+    change(snapshot / name)
+    if name in SHARDS:
+        check_snapshot(snapshot, has_weights=False)
+    with pytest.raises(RemoteError, match=rf"{name}.*was removed"):
+        check_snapshot(snapshot, has_weights=name in SHARDS)
+    assert not (snapshot / name).exists()
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "original/params.json"])
+def test_what_is_not_read_is_not_compared(snapshot: Path, name: str) -> None:
+    change(snapshot / name)
+    check_snapshot(snapshot, has_weights=True)
+    assert (snapshot / name).exists()
+
+
+def test_a_cache_of_another_users_keeps_what_is_wrong_with_it(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(*_: object, **named: object) -> None:
+        raise PermissionError(13, "read-only")
+
+    change(snapshot / "config.json")
+    monkeypatch.setattr(os, "unlink", forbid)
+    monkeypatch.setattr(Path, "unlink", forbid)
+    with pytest.raises(RemoteError, match=r"config.json.*could not be removed"):
+        check_snapshot(snapshot, has_weights=False)
+
+
+def test_what_this_user_may_not_read_was_not_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(*_: object, **named: object) -> None:
+        raise PermissionError(13, "not yours")
+
+    monkeypatch.setattr(Path, "open", forbid)
+    check_snapshot(snapshot, has_weights=False)

@@ -1,0 +1,143 @@
+"""Two validators with seeds from the chain on one network set identical weights, whenever each of them began.
+
+Both are real, with processes of their own that train the tiny model; this process makes the blocks.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from template.config import load_training_args
+from template.localnet.network import make_hotkey
+from template.receipts.receipt import Receipt
+from template.rules.schedule import Policy
+from template.state import SubmissionKey
+from template.store.store import Store
+from template.validator.config import LuckyNumFrom, ValidatorConfig
+from template.validator.loop import Validator
+from template.workers.executor import Scorer
+from template.workers.supervisor import LocalExecutor
+from tests.fixtures.fakes import PromptFetcher
+from tests.fixtures.network import LARGE, PATIENCE_S, POOL, SMALL, Net, make_copy, write_training_args
+
+ROUND_BLOCKS = 40
+POLICY = Policy(blocks_per_epoch=ROUND_BLOCKS, block_threshold=10, is_aligned=True)
+
+
+@dataclass
+class Post:
+    """One validator and what it works with."""
+
+    name: str
+    validator: Validator
+    store: Store
+    executor: LocalExecutor
+
+    def receipts(self) -> dict[SubmissionKey, tuple[int, float]]:
+        """(seed, loss) of everything scored."""
+        contest = self.validator.contest
+        found = {key: self.store.receipt(contest, key) for key in self.store.verdicts(contest)}
+        results = {key: Receipt.from_json(text, key.hotkey).result for key, text in found.items() if text is not None}
+        return {key: (result.lucky_num, result.loss) for key, result in results.items()}
+
+
+@pytest.fixture
+def open_post(net: Net, tiny_model: Path) -> Iterator[Callable[[str], Post]]:
+    """Starts the validator of a name; all are ended after the test."""
+    made: list[Post] = []
+
+    def start(name: str) -> Post:
+        folder = net.parts.folder / name
+        folder.mkdir()
+        config = ValidatorConfig(
+            competition=net.competition,
+            policy=POLICY,
+            data_dir=folder / "data",
+            eval_data_dir=folder / "eval_data",
+            lucky_num_from=LuckyNumFrom.CHAIN,
+            poll_s=0.001,
+        )
+        scorer = Scorer(
+            competition=net.competition,
+            training_args=load_training_args(write_training_args(folder / "args.yaml")),
+            eval_data_dir=config.eval_data_dir,
+            model_path=tiny_model,
+            device="cpu",
+        )
+        store, executor = Store(folder / "validator.sqlite3"), LocalExecutor(scorer, [None])
+        validator = Validator(config, net.chain(name), store, executor, PromptFetcher(8))
+        made.append(Post(name, validator, store, executor))
+        return made[-1]
+
+    try:
+        yield start
+    finally:
+        for post in made:
+            with closing(post.store):
+                post.executor.close()
+
+
+def run_round(net: Net, *posts: Post) -> None:
+    """Makes blocks to the end of the present round and one more, and holds them while somebody works."""
+    deadline = time.monotonic() + PATIENCE_S
+    end = (net.admin.block() // ROUND_BLOCKS + 1) * ROUND_BLOCKS
+    while net.admin.block() <= end:
+        for post in posts:
+            post.validator.tick()
+        busy = [post for post in posts if not post.executor.free()]
+        assert time.monotonic() < deadline, "the workers do not come to an end"
+        if busy:
+            busy[0].executor.wait(0.5)
+        else:
+            net.admin.advance(1)
+
+
+def register_second(net: Net) -> None:
+    """Registers the second validator, and goes past block 0, where a round could start but no subnet was yet."""
+    net.admin.advance(ROUND_BLOCKS)
+    net.admin.register(make_hotkey(net.parts, "second"), is_validator=True)
+
+
+def weights(net: Net, post: Post) -> dict[int, int] | None:
+    return net.admin.weights(net.hotkey(post.name))
+
+
+def test_two_validators_set_identical_weights_in_every_round(net: Net, open_post: Callable[[str], Post]) -> None:
+    register_second(net)
+    posts = [open_post("validator"), open_post("second")]
+    run_round(net, *posts)  # nothing is committed yet
+    submitters = set()
+    for name, rows in (("alice", SMALL), ("bob", LARGE), ("carol", make_copy()), ("alice", POOL[30:60])):
+        submitters.add(net.submit(name, rows))
+        run_round(net, *posts)
+        one, other = (weights(net, post) for post in posts)
+        assert one is None or one == other
+        run_round(net, *posts)
+        one, other = (weights(net, post) for post in posts)
+        assert one == other and one is not None
+        assert net.uid(name) in one or name == "carol"
+    assert posts[0].receipts() == posts[1].receipts()
+    assert posts[0].receipts().keys() == {key for key in submitters if key.hotkey != net.hotkey("carol")}
+    assert net.uid("carol") not in (weights(net, posts[0]) or {}), "a copy has no weight with either"
+
+
+def test_one_that_starts_rounds_later_agrees_once_it_has_covered_everybody(
+    net: Net, open_post: Callable[[str], Post]
+) -> None:
+    register_second(net)
+    first = open_post("validator")
+    for name, rows in (("alice", SMALL), ("bob", LARGE), ("carol", POOL[30:60])):
+        net.submit(name, rows)
+        run_round(net, first)
+    run_round(net, first)
+    late = open_post("second")
+    run_round(net, first, late)
+    run_round(net, first, late)
+    assert weights(net, late) == weights(net, first) is not None
+    assert late.receipts() == first.receipts()
+    seeds = [seed for seed, _ in late.receipts().values()]
+    assert len(seeds) == 3 and len(set(seeds)) > 1, "the seeds are the submissions' own, not a round's"

@@ -1,0 +1,76 @@
+"""The search for secrets in what the tests leave behind finds them, however they are spelled."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.canaries import ENVIRONMENT
+
+TESTS = Path(__file__).resolve().parent.parent
+
+CONFTEST = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(TESTS)!r})
+import canaries
+from tests.fixtures.canaries import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary
+home = Path(__file__).with_name("home")
+home.mkdir(exist_ok=True)
+canaries.plant(home)
+"""
+
+PREAMBLE = """
+import base64, canaries, json, os, pathlib, subprocess, sys, urllib.parse
+home = pathlib.Path(__file__).with_name("home")
+key = os.environ["WANDB_API_KEY"]
+password = os.environ["BT_PW_CANARY"]
+"""
+
+INNOCENT = {
+    "(tmp_path / 'log').write_text('all is well')": "",
+    "(home / 'tokens.json').write_text(canaries.hub_token('alice'))": "",
+}
+# What a test does, and what the end of the session says of it.
+LEAKS = {
+    "(tmp_path / 'log').write_text(key)": "/log (as it is)",
+    "(home / 'a' / 'b').mkdir(parents=True); (home / 'a/b/c').write_text(key)": "/home/a/b/c (as it is)",
+    "(tmp_path / 'state.json').write_text(json.dumps([password]))": "/state.json (as it is)",
+    "(tmp_path / 'url').write_text(urllib.parse.quote(password, safe=''))": "/url (as it is)",
+    "(tmp_path / 'wide').write_text('x' + key, encoding='utf-16')": "/wide (in utf-16-le)",
+    "(tmp_path / 'hex').write_text(key.encode().hex())": "/hex (in hex)",
+    "(tmp_path / key).mkdir()": "the name ",
+    "print(key)": "Captured stdout call (as it is)",
+    "subprocess.run([sys.executable, '-c', 'import os; print(os.environ[\"BT_PW_CANARY\"])'], capture_output=True)": (
+        "an output of "
+    ),
+    **{
+        f"(tmp_path / '{at}').write_bytes(base64.urlsafe_b64encode(b'{'y' * at}' + key.encode()))": f"/{at} (in base64"
+        for at in range(3)
+    },
+}
+FAILURE = {"assert key == ''": "report (as it is)"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("actions", "status"), [(INNOCENT, 0), (LEAKS, 1), (FAILURE, 1)])
+def test_every_planted_secret_fails_the_session_and_is_named(
+    tmp_path: Path, actions: dict[str, str], status: int
+) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    tests = [f"def test_{number}(tmp_path):\n    {action}\n" for number, action in enumerate(actions)]
+    (tmp_path / "test_leak.py").write_text(PREAMBLE + "".join(tests))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
+    done = subprocess.run(
+        [*command, "--basetemp", "base", "test_leak.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stdout
+    summary = done.stdout.partition("secrets of the environment were found")[2]
+    assert [told for told in actions.values() if told not in summary] == [], done.stdout
+    assert (f"{len(actions)} passed" in done.stdout) == (actions is not FAILURE), "only the search fails the session"
+
+
+def test_the_session_s_own_secrets_are_in_the_environment() -> None:
+    assert all(os.environ[name] == value for name, value in ENVIRONMENT.items())

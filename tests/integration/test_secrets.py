@@ -1,0 +1,378 @@
+"""What a validator and a miner at work leave open: to other processes, to other users, in files and on the network.
+
+One real run of each, under a umask that hides nothing and with secrets in the environment, watched by the kernel.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from loguru import logger
+
+from template import cli
+from template.competition import Competition
+from template.config import load_training_args
+from template.errors import ConfigError, HostError
+from template.localnet.hub_store import publish
+from template.miner.draft import open_journal
+from template.miner.journal import Journal
+from template.store.store import Store
+from template.telemetry import logging as tracking
+from template.telemetry.redaction import without_secrets
+from template.workers import messages, worker
+from template.workers.executor import Scorer
+from template.workers.supervisor import LocalExecutor
+from tests.fixtures.canaries import ENVIRONMENT, hub_token, search
+from tests.fixtures.miner import configure
+from tests.fixtures.network import MINER, ROOT, SMALL, VALIDATOR, Net, Process, write_dataset, write_training_args
+from tests.fixtures.processes import Watch, Witness
+from tests.fixtures.validator import log_lines
+from tests.fixtures.workers import EAGER, children, ready
+
+if TYPE_CHECKING:
+    from tests.fixtures.training import Bench
+
+
+# What Python starts first in each process: tells of every class that is looked up for a pickle, and for whom.
+HOOK = """
+import os, sys
+def hear(event, arguments):
+    if event == "pickle.find_class":
+        frame, files = sys._getframe(), []
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        with open(TOLD, "a") as told:
+            told.write(repr((sys.argv[:1], arguments, files[:4])) + "\\n")
+sys.addaudithook(hear)
+with open(TOLD + "-by", "a") as told:
+    told.write(repr(sys.orig_argv) + "\\n")
+"""
+
+
+@dataclass
+class Seen:
+    """What is left of the two runs."""
+
+    net: Net
+    state: Path
+    work: Path
+    log: Path
+    pickles: Path
+    validator: Witness
+    miner: Witness
+    opened: set[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("secrets")
+    with Net(folder / "network", ["alice", "bob"]) as net:
+        state, work, log = folder / "state", folder / "work", folder / "log.jsonl"
+        # As an earlier version left it, under a umask of nothing.
+        state.mkdir()
+        state.chmod(0o777)
+        args = write_training_args(folder / "args.yaml")
+        scoring = ["--training_args", str(args), "--model_path", str(tiny_model), "--poll_seconds", "0.05"]
+        mine = [*net.chain_arguments("alice"), *scoring, "--hf_repo_id", "alice/data", "--yes", "--work_dir", str(work)]
+        mine += ["--dataset_path", str(write_dataset(folder / "mine", SMALL))]
+        rounds = [*net.chain_arguments("validator"), *scoring, "--state_dir", str(state), "--max_epochs", "1"]
+        rounds += ["--blocks_per_epoch", "20", "--block_threshold", "5", "--logging.trace", "--logging.file", str(log)]
+        hook, pickles = folder / "hook", folder / "pickles"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(f"TOLD = {str(pickles)!r}\n{HOOK}")
+        wallets = Watch(net.parts.wallets)
+        witnesses = Witness(), Witness()
+        for script, arguments, name, witness in (
+            (MINER, mine, "alice", witnesses[0]),
+            (VALIDATOR, rounds, "validator", witnesses[1]),
+        ):
+            environment = {**net.environment(name), "WANDB_MODE": "offline"}
+            environment["PYTHONPATH"] = f"{hook}:{environment['PYTHONPATH']}"
+            before = os.umask(0)
+            try:
+                process = Process(script, *arguments, env=environment)
+            finally:
+                os.umask(before)
+            with process, witness.watching(process.pid):
+                assert process.finish() == 0, process.logs[-20:]
+            net.admin.advance(2)
+        opened = wallets.events()
+        wallets.close()
+        yield Seen(net, state, work, log, pickles, witnesses[1], witnesses[0], opened)
+
+
+def test_both_ran_and_left_what_is_looked_at_below(seen: Seen) -> None:
+    with Store(seen.state / "validator.sqlite3", is_read_only=True) as store:
+        assert [line.loss is not None for line in store.standings(1)] == [True]
+    for pattern in ("receipts/*.json", "rounds/*.jsonl", "wandb/**/*.wandb", "eval_data/*.jsonl"):
+        assert list(seen.state.glob(pattern)), pattern
+    assert list(seen.work.glob("commitment-*.json")) and seen.log.stat().st_size > 1000
+    assert {"main", "template.workers.worker", "template.telemetry.wandb_process"} <= set(seen.validator.environments)
+    assert any("core" in name for name in seen.validator.environments), (
+        "wandb's service, which the run's process starts"
+    )
+
+
+def test_each_process_has_the_secrets_it_needs_and_no_other(seen: Seen) -> None:
+    held = {
+        name: {variable.split(b"=")[0].decode() for variable in variables if b"=" in variable}
+        for name, variables in seen.validator.environments.items()
+    }
+    secret = {*ENVIRONMENT, "HF_TOKEN"}
+    needed = {"main": secret, "template.telemetry.wandb_process": {"WANDB_API_KEY"}}
+    for name, variables in held.items():
+        allowed = {"WANDB_API_KEY"} if "core" in name else needed.get(name, set())
+        assert variables & secret == allowed & variables, name
+    assert held["template.workers.worker"] & secret == set()
+    assert secret <= held["main"], "the run had them to give away"
+
+
+def test_no_command_line_holds_a_secret(seen: Seen) -> None:
+    lines = b"".join(seen.validator.command_lines | seen.miner.command_lines)
+    assert b"template.workers.worker" in lines and b"miner.py" in lines
+    for value in (*ENVIRONMENT.values(), hub_token("validator"), hub_token("alice")):
+        assert value.encode() not in lines
+
+
+def test_nothing_listens_on_the_network(seen: Seen) -> None:
+    assert seen.validator.listeners == set() and seen.miner.listeners == set()
+
+
+def test_no_secret_is_in_any_file_of_the_two_not_even_in_the_fullest_log(seen: Seen) -> None:
+    assert search([seen.state, seen.work, seen.log.parent]) == []
+    text = b"".join(
+        path.read_bytes() for path in (seen.log, *seen.state.rglob("*"), *seen.work.rglob("*")) if path.is_file()
+    )
+    for path in seen.net.parts.wallets.glob("*/hotkeys/default"):
+        key = json.loads(path.read_text())
+        for name in ("secretSeed", "secretPhrase", "privateKey"):
+            value = str(key[name]).removeprefix("0x")
+            assert len(value) > 30 and value.encode() not in text, f"{name} of {path}"
+
+
+def test_nothing_is_unpickled_in_any_process_of_the_two(seen: Seen) -> None:
+    heard = Path(f"{seen.pickles}-by").read_text()
+    for process in ("miner.py", "validator.py", "template.workers.worker", "template.telemetry.wandb_process"):
+        assert process in heard, "the hook was there"
+    assert not seen.pickles.exists(), seen.pickles.read_text()[:2000]
+
+
+def test_the_hook_hears_of_a_pickle(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    (tmp_path / "sitecustomize.py").write_text(f"TOLD = {str(told)!r}\n{HOOK}")
+    code = "import pickle, pathlib; pickle.loads(pickle.dumps(pathlib.Path('x')))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert "pathlib" in told.read_text()
+
+
+def test_of_the_wallets_the_hotkey_alone_is_opened_and_nothing_is_written(seen: Seen) -> None:
+    mine = {str(seen.net.parts.wallets / name / "hotkeys" / "default") for name in ("alice", "validator")}
+    read = {path for what, path in seen.opened if what in ("open", "read")}
+    assert mine <= read <= mine, read
+    assert {what for what, _ in seen.opened} <= {"open", "read"}
+    assert all(Path(path).parents[1].joinpath("coldkey").is_file() for path in mine), "there was one to open"
+
+
+def test_what_they_write_is_their_owners_alone_whatever_the_umask(seen: Seen) -> None:
+    # Published by the validator, or to be had from the Hub, and behind a closed folder here.
+    patterns = ("rounds/*.jsonl", "eval_data/*", "*/eval_data/*", "cache/hub-files/**/*")
+    public = {path for top in (seen.state, seen.work) for pattern in patterns for path in top.glob(pattern)}
+    assert public
+    for top in (seen.state, seen.work):
+        assert stat.S_IMODE(top.stat().st_mode) == 0o700
+        for path in top.rglob("*"):
+            mode = path.lstat().st_mode
+            others = 0o044 if path in public and stat.S_ISREG(mode) else 0
+            if not stat.S_ISLNK(mode):
+                assert stat.S_IMODE(mode) & 0o077 & ~others == 0, f"{path}: {stat.S_IMODE(mode):o}"
+    assert stat.S_IMODE(seen.log.stat().st_mode) == 0o600
+
+
+def test_none_of_the_processes_leaves_a_core_dump(seen: Seen) -> None:
+    assert seen.validator.core_bytes == seen.miner.core_bytes == {"0"}
+
+
+def test_the_file_of_a_sealed_commitment_is_its_owners_alone(net: Net) -> None:
+    before = os.umask(0)
+    try:
+        with open_journal(configure(net), net.chain("alice")) as journal:
+            journal.keep(b"nobody knows yet")
+            kept = journal.sealed_copy(hashlib.sha256(b"nobody knows yet").hexdigest())
+            assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+            journal.forget(b"nobody knows yet")
+            assert not kept.exists()
+    finally:
+        os.umask(before)
+
+
+def test_a_worker_fetches_its_model_with_a_token_that_its_environment_never_holds(
+    net: Net, tiny_model: Path, bench: "Bench", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "Qwen/Qwen2.5-0.5B-Instruct"  # whose owner alone may read it here
+    files = {path.name: path for path in tiny_model.iterdir()}
+    commit = publish(net.hub.store.root, name, files, "model", private=True)
+    for variable, value in net.environment("Qwen").items():
+        monkeypatch.setenv(variable, value)
+    args = dataclasses.replace(load_training_args(write_training_args(tmp_path / "args.yaml")), model_id=name)
+    scorer = Scorer(
+        competition=Competition.from_defaults(),
+        training_args=args,
+        eval_data_dir=bench.eval_data_dir,
+        cache_dir=tmp_path / "cache",
+        device="cpu",
+        dtype="float32",
+    )
+    executor, witness = LocalExecutor(scorer, ["cpu"], limits=EAGER), Witness()
+    try:
+        assert f"{name}@{commit}" in ready(executor)
+        (pid,) = children("template.workers.worker")
+        witness.look(pid)
+    finally:
+        executor.close()
+    held = b"\0".join(witness.environments["template.workers.worker"])
+    assert b"HF_ENDPOINT" in held and b"HF_TOKEN" not in held and hub_token("Qwen").encode() not in held
+
+
+def test_a_worker_forgets_the_token_before_it_is_given_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with worker.logged_in("hf_x"):
+        assert os.environ["HF_TOKEN"] == "hf_x"
+    assert "HF_TOKEN" not in os.environ
+    with pytest.raises(ConfigError), worker.logged_in("hf_x"):
+        raise ConfigError("no such model")
+    assert "HF_TOKEN" not in os.environ
+    setup = messages.Setup(
+        competition=Competition.from_defaults(), training_args=load_training_args(), eval_data_dir="", cache_dir=None,
+        model_path=None, device=None, dtype=None, log_level="INFO", hub_token="hf_x",
+    )  # fmt: skip
+    assert "hf_x" not in repr(setup) and messages.decode_command(messages.encode(setup)) == setup
+
+
+def test_a_child_is_given_the_secrets_that_are_named_and_no_other() -> None:
+    held = {"HF_TOKEN": "a", "RAY_AUTH_TOKEN": "b", "BT_PW_X": "c", "PATH": "d", "wandb_api_key": "e", "HF_HOME": "f"}
+    assert without_secrets(held) == {"PATH": "d", "HF_HOME": "f"}
+    assert without_secrets(held, keep=["RAY_AUTH_TOKEN"]) == {"RAY_AUTH_TOKEN": "b", "PATH": "d", "HF_HOME": "f"}
+
+
+def check(folder: Path) -> Path:
+    return cli.check_private_folder(folder, "--state_dir", marks=("validator.sqlite3",))
+
+
+@pytest.mark.parametrize("content", [[], ["validator.sqlite3", "log"]])
+def test_a_folder_of_ours_that_others_may_enter_is_closed_to_them(tmp_path: Path, content: list[str]) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    for name in content:
+        (folder / name).touch()
+    folder.chmod(0o777)
+    with log_lines() as logged:
+        assert check(folder) == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert "was open to other users" in logged[0]
+
+
+def test_a_folder_for_something_else_is_left_as_it_is_and_refused_when_others_write_there(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "letters").touch()
+    folder.chmod(0o755)
+    assert check(folder) == folder
+    for mode in (0o777, 0o1777, 0o770):
+        folder.chmod(mode)
+        with pytest.raises(ConfigError, match=r"--state_dir .*home: others may write there"):
+            check(folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == mode
+    (folder / "letters").rename(folder / "validator.sqlite3")
+    folder.chmod(0o1777)
+    with pytest.raises(ConfigError, match="others may write there"):
+        check(folder)
+
+
+def test_a_folder_that_root_made_for_a_group_is_used_and_one_for_everybody_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As platforms give a volume to a process that is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make one")
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert check(folder) == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o2770
+    folder.chmod(0o2777)
+    with pytest.raises(ConfigError, match="others may write there"):
+        check(folder)
+
+
+@pytest.mark.parametrize("inside", ["commitment-x.json", "0123456789ab"])
+def test_what_a_miners_tools_left_under_another_umask_is_closed_and_used(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "miner" / inside).mkdir(parents=True)
+    (tmp_path / "miner").chmod(0o775)
+    folder = cli.check_private_folder(tmp_path / "miner", "--work_dir", marks=cli.WORK_DIR_MARKS)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_nothing_of_another_users_is_used(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    folder, log = tmp_path / "state", tmp_path / "log"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 12345)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for path in (folder, link):
+        with pytest.raises(ConfigError, match="belongs to another user"):
+            check(path)
+    log.touch()
+    os.chown(log, 12345, 12345)
+    with pytest.raises(ConfigError, match=r"--logging\.file .*the file belongs to another user"):
+        tracking.configure_logging(file=log)
+    logger.remove()
+    assert log.stat().st_size == 0
+
+
+def test_a_log_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    (tmp_path / "log").chmod(0o666)
+    tracking.configure_logging(file=tmp_path / "log")
+    logger.remove()
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "validator.sqlite3.lock").symlink_to(victim)
+    with pytest.raises(HostError):
+        Store(tmp_path / "validator.sqlite3")
+    (tmp_path / "commitment.lock").symlink_to(victim)
+    with pytest.raises(HostError):
+        Journal(tmp_path, "commitment")
+    assert victim.read_text() == "precious"
+
+
+def test_no_log_shows_the_values_of_variables() -> None:
+    """loguru's `diagnose`, on by default, prints those of every frame of a traceback."""
+    calls = [
+        (path.name, {word.arg: ast.unparse(word.value) for word in node.keywords})
+        for folder in ("template", "neurons", "scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.parent.name != "localnet"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "logger.add"
+    ]
+    assert len(calls) >= 3
+    assert [call for call in calls if (call[1].get("diagnose"), call[1].get("backtrace")) != ("False", "False")] == []

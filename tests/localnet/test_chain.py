@@ -1,0 +1,270 @@
+"""The local chain below the official client: blocks, history, signatures, processes and the chain's own errors."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from template.chain.client import bt
+from template.errors import ConfigError
+from template.localnet.chain import Fault, LocalChain
+from template.localnet.ledger import Ledger
+from template.localnet.substrate import ComposedCall, LocalSubstrate, SignedCall
+from tests.fixtures.chain import NETUID, commit, connect, finish, make_key, make_local_chain, run_async, start_python
+
+VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
+
+
+def test_official_client_reads_everything_it_asks_for(
+    local: LocalChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "symbols.json"
+    monkeypatch.setenv("BTCLI_TOKEN_SYMBOLS_CACHE", str(cache))
+
+    async def use() -> None:
+        async with bt.Client("ws://127.0.0.1:1", substrate=LocalSubstrate(local.path)) as client:
+            graph = await client.subnets.metagraph(NETUID)
+            assert graph is not None
+            assert [neuron.hotkey for neuron in graph.neurons] == [VALIDATOR.ss58_address, MINER.ss58_address]
+            assert [neuron.hotkey for neuron in graph.validators] == [VALIDATOR.ss58_address]
+            assert await client.subnets.metagraph(NETUID + 1) is None
+            assert dict(await client.subnets.commitments(NETUID)) == {}
+            status = await client.epochs.epoch_status(NETUID)
+            assert (status["last_epoch_block"], status["next_epoch_start_block"]) == (1, 101)
+            info = await client.block_info()
+            assert info is not None
+            assert (info.number, info.timestamp) == (local.block(), await client.timestamp(local.block()))
+            assert await client.neurons.uid(hotkey_ss58=MINER.ss58_address, netuid=NETUID) == 1
+            assert await client.constant(bt.constants.Commitments.MaxFields) == 3
+            assert client.token_symbols[NETUID]
+
+    asyncio.run(use())
+    assert cache.exists()
+
+
+def test_past_blocks_keep_answering_as_they_did(local: LocalChain) -> None:
+    blocks = {}
+    for text in (b"a", b"b"):
+        result = commit(local, MINER, {"Raw1": text})
+        blocks[text] = (int(result.extrinsic_id.split("-")[0]), result.block_hash)
+    local.deregister(MINER.ss58_address)
+    local.set_hyperparameter("Tempo", 7)
+
+    async def use(substrate: LocalSubstrate) -> None:
+        for text, (number, block_hash) in blocks.items():
+            assert await substrate.block_hash(number) == block_hash
+            keys = [NETUID, MINER.ss58_address]
+            stored = await substrate.query("Commitments", "CommitmentOf", keys, block_hash=block_hash)
+            assert stored == {"deposit": 0, "block": number, "info": {"fields": [{"Raw1": "0x" + text.hex()}]}}
+            assert await substrate.query("SubtensorModule", "Uids", keys, block_hash=block_hash) == 1
+            assert await substrate.query("SubtensorModule", "Tempo", [NETUID], block_hash=block_hash) == 100
+            graph = await substrate.runtime_call("SubnetInfoRuntimeApi", "get_metagraph", [NETUID], block_hash)
+            assert (graph["block"], graph["hotkeys"][1]) == (number, MINER.ss58_address)
+        assert await substrate.query("SubtensorModule", "Uids", keys) is None
+        assert await substrate.query("SubtensorModule", "Tempo", [NETUID]) == 7
+
+    run_async(local, use)
+
+
+def test_future_block_raises_like_a_node(local: LocalChain) -> None:
+    async def use(substrate: LocalSubstrate) -> None:
+        for block in (local.block() + 1, -1):
+            with pytest.raises(bt.ChainError, match=f"no block at height {block}"):
+                await substrate.block_hash(block)
+        with pytest.raises(bt.ChainError, match="no block"):
+            await substrate.query("SubtensorModule", "Tempo", [NETUID], block_hash="0x" + "00" * 32)
+
+    run_async(local, use)
+
+
+def test_submitting_waits_for_the_clock(tmp_path: Path) -> None:
+    with make_local_chain(tmp_path) as local:
+        local.register(MINER.ss58_address)
+        local.set_block_time(0.3)
+        before = local.block()
+        result = commit(local, MINER, {"Raw1": b"a"})
+        included = int(result.extrinsic_id.split("-")[0])
+        assert result.success and before < included <= local.block()
+
+
+_COMMITTER = """
+import sys
+from pathlib import Path
+from tests.fixtures.chain import connect, make_key
+from template.localnet.chain import LocalChain
+local = LocalChain(Path(sys.argv[1]))
+with connect(local, make_key(sys.argv[2])) as chain:
+    for number in range(15):
+        outcome = chain.publish(f"{sys.argv[2]} {number}")
+        assert outcome.is_accepted, outcome
+        print(outcome.block, f"{sys.argv[2]} {number}", sep="|")
+"""
+
+
+@pytest.mark.parametrize("block_time_s", [0.0, 0.05])
+def test_two_processes_commit_concurrently_and_lose_nothing(local: LocalChain, block_time_s: float) -> None:
+    local.set_block_time(block_time_s)
+    processes = [start_python(_COMMITTER, local.path, name) for name in ("validator", "miner")]
+    told = [line.split("|") for process in processes for line in finish(process).splitlines()]
+    assert len(told) == 30
+    with Ledger(local.path) as ledger:
+        for block, text in told:
+            signer = make_key(text.split()[0]).ss58_address
+            (field,) = ledger.at(int(block)).get("CommitmentOf", signer)["info"]["fields"]
+            assert bytes.fromhex(next(iter(field.values()))[2:]).decode() == text
+            assert signer in [who for _, who in ledger.extrinsics(int(block))]
+
+
+class Impostor:
+    """Signs with its own key under another's address."""
+
+    ss58_address = MINER.ss58_address
+    public_key = MINER.public_key
+    crypto_type = 1
+
+    def sign(self, payload: bytes) -> bytes:
+        return bytes(VALIDATOR.sign(payload))
+
+
+def test_wrong_key_cannot_write(local: LocalChain) -> None:
+    before = local.block()
+    result = commit(local, Impostor(), {"Raw1": b"a"})
+    assert (result.success, result.error.name) == (False, "BadProof")
+    assert local.block() == before
+
+
+def test_changed_bytes_another_nonce_and_another_chain_void_a_signature(local: LocalChain, tmp_path: Path) -> None:
+    with make_local_chain(tmp_path / "twin") as twin:
+        twin.register(MINER.ss58_address)
+
+        async def use(substrate: LocalSubstrate) -> SignedCall:
+            params = {"netuid": NETUID, "info": {"fields": [{"Raw1": b"a"}]}}
+            call = await substrate.compose(("Commitments", "set_commitment", params))
+            signed = await substrate.sign(call, MINER, nonce=0)
+            altered = SignedCall(signed.data[:-1] + b"b", signed.signer, 0, signed.signature)
+            moved = SignedCall(signed.data, signed.signer, 1, signed.signature)
+            for forged in (altered, moved):
+                assert (await substrate.submit_signed(forged)).error.name == "BadProof"
+            return signed
+
+        signed = run_async(local, use)
+
+        async def use_elsewhere(substrate: LocalSubstrate) -> None:
+            assert (await substrate.submit_signed(signed)).error.name == "BadProof"
+
+        run_async(twin, use_elsewhere)
+
+
+def test_signed_call_counts_once_and_in_order(local: LocalChain) -> None:
+    async def use(substrate: LocalSubstrate) -> None:
+        params = {"netuid": NETUID, "info": {"fields": [{"Raw1": b"a"}]}}
+        call = await substrate.compose(("Commitments", "set_commitment", params))
+        first, third = [await substrate.sign(call, MINER, nonce=nonce) for nonce in (0, 2)]
+        assert (await substrate.submit_signed(third)).error.name == "Future"
+        assert (await substrate.submit_signed(first)).success
+        assert (await substrate.submit_signed(first)).error.name == "Stale"
+        garbage = await substrate.sign(ComposedCall(b"\x99\x99", "", "", {}), MINER, nonce=1)
+        assert (await substrate.submit_signed(garbage)).error.name == "Call"
+
+    run_async(local, use)
+
+
+def test_block_stream_misses_none(local: LocalChain) -> None:
+    async def use(substrate: LocalSubstrate) -> list[int]:
+        seen: list[int] = []
+        first = await substrate.block_number()
+        stream: Any = substrate.blocks()
+        while len(seen) < 4:
+            following = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            if len(seen) in (0, 3):
+                local.advance(3)
+            header = (await following)["header"]
+            assert header["parentHash"] == await substrate.block_hash(header["number"] - 1)
+            seen.append(header["number"] - first)
+        await stream.aclose()
+        return seen
+
+    assert run_async(local, use) == [1, 2, 3, 4]
+
+
+def test_faults_count_down_across_processes(local: LocalChain) -> None:
+    code = "import sys; from pathlib import Path; from template.localnet.chain import Fault, LocalChain\n"
+    code += "LocalChain(Path(sys.argv[1])).set_fault('read', Fault.DISCONNECT, calls=2)"
+    finish(start_python(code, local.path))
+
+    async def use(substrate: LocalSubstrate) -> None:
+        for _ in range(2):
+            with pytest.raises(bt.RpcConnectionError):
+                await substrate.block_number()
+        assert await substrate.block_number() == local.block()
+        local.set_fault("read", Fault.ERROR, calls=5)
+        local.set_fault("read", Fault.ERROR, calls=0)
+        assert await substrate.block_number() == local.block()
+
+    run_async(local, use)
+
+
+def test_broken_file_is_a_lost_connection(local: LocalChain) -> None:
+    async def use(substrate: LocalSubstrate) -> None:
+        with sqlite3.connect(local.path) as connection:
+            connection.execute("DROP TABLE state")
+        connection.close()
+        with pytest.raises(bt.RpcConnectionError):
+            await substrate.query("SubtensorModule", "Tempo", [NETUID])
+
+    run_async(local, use)
+
+
+def test_use_before_connect_and_unknown_items_are_told(local: LocalChain) -> None:
+    with pytest.raises(bt.ConnectionNotReady):
+        asyncio.run(LocalSubstrate(local.path).block_number())
+
+    async def use(substrate: LocalSubstrate) -> None:
+        for ask in (
+            substrate.query("SubtensorModule", "Bonds", [NETUID]),
+            substrate.query_map("SubtensorModule", "Bonds", [NETUID]),
+            substrate.runtime_call("NeuronInfoRuntimeApi", "get_neurons", [NETUID]),
+            substrate.constant("Balances", "ExistentialDeposit"),
+        ):
+            with pytest.raises(NotImplementedError, match="local chain has no"):
+                await ask
+        with pytest.raises(NotImplementedError, match="prepare"):
+            substrate.prepare()
+
+    run_async(local, use)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("Nope", 1), ("Tempo", -1), ("Tempo", True), ("Tempo", 1.5), ("CommitRevealWeightsEnabled", 1)]
+)
+def test_meaningless_hyperparameters_are_config_errors(local: LocalChain, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match="hyperparameter"):
+        local.set_hyperparameter(name, value)
+
+
+def test_chain_is_created_once_and_with_sense(tmp_path: Path) -> None:
+    make_local_chain(tmp_path).close()
+    with pytest.raises(ConfigError, match="exists"):
+        make_local_chain(tmp_path)
+    senseless: list[dict[str, Any]] = [{"netuid": 0}, {"block_time_s": -1.0}, {"block_time_s": float("nan")}]
+    for number, settings in enumerate(senseless):
+        with pytest.raises(ConfigError):
+            make_local_chain(tmp_path / str(number), **settings)
+        assert not (tmp_path / str(number) / "chain.db").exists()
+
+
+def test_timing_words_of_the_client_use_the_chains_pace(local: LocalChain) -> None:
+    async def pace(substrate: LocalSubstrate) -> tuple[float, int]:
+        return await substrate.block_time(), await substrate.constant("Aura", "SlotDuration")
+
+    assert run_async(local, pace) == (12.0, 12000)
+    local.set_block_time(0.25)
+    assert run_async(local, pace) == (0.25, 250)
+
+
+def test_product_and_client_agree_on_the_network_name(local: LocalChain) -> None:
+    with connect(local) as chain:
+        assert chain.network == local.network == f"sim:{local.path}"

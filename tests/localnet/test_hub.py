@@ -1,0 +1,335 @@
+"""The local hub, spoken to by the unmodified huggingface_hub client."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.file_download import get_hf_file_metadata
+
+from template.errors import ConfigError
+from template.hub import datasets
+from template.localnet.hub_faults import Fault, FaultKind, read_faults, set_faults, take_fault
+from template.localnet.hub_server import HubServer
+from template.localnet.hub_store import HubStore, Refusal, publish
+
+REPO = "alice/talk"
+DATA = "data.jsonl"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    datasets.configure()  # or the client first asks the public Hub which agents it knows
+    with HubServer(tmp_path / "hub") as running:
+        # As HF_ENDPOINT would: no other host is given a token or written to.
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield running
+
+
+def client(server: HubServer, name: str | None = "alice") -> HfApi:
+    return HfApi(endpoint=server.endpoint, token=f"hf_local_{name}" if name else False)
+
+
+def upload(api: HfApi, content: bytes, path: str = DATA, parent_commit: str | None = None) -> str:
+    info = api.upload_file(
+        path_or_fileobj=content, path_in_repo=path, repo_id=REPO, repo_type="dataset", parent_commit=parent_commit
+    )
+    return str(info.oid)
+
+
+def raw(
+    server: HubServer, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", int(server.endpoint.rsplit(":", 1)[1]), timeout=5)
+    connection.request(method, path, body=body, headers=headers or {})
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response, content
+
+
+def test_the_official_client_makes_a_round_trip(server: HubServer, tmp_path: Path) -> None:
+    api = client(server)
+    url = api.create_repo(REPO, repo_type="dataset", exist_ok=True)
+    assert url.repo_id == REPO
+    sha = upload(api, b"one\n")
+    info = api.dataset_info(REPO, files_metadata=True)
+    assert info.sha == sha
+    assert {row.rfilename: row.size for row in info.siblings or []}[DATA] == 4
+    (row,) = api.get_paths_info(REPO, [DATA, "absent"], revision=sha, repo_type="dataset")
+    assert row.path == DATA
+    assert sorted(api.list_repo_files(REPO, repo_type="dataset")) == [".gitattributes", DATA]
+    path = hf_hub_download(
+        REPO, DATA, repo_type="dataset", revision=sha, cache_dir=tmp_path, endpoint=server.endpoint, token=False
+    )
+    assert Path(path).read_bytes() == b"one\n"
+    assert api.whoami()["name"] == "alice"
+
+
+def test_a_model_repo_downloads_whole_with_its_folders(server: HubServer, tmp_path: Path) -> None:
+    weights = os.urandom(3 * 2**20 + 7)
+    (tmp_path / "weights").write_bytes(weights)
+    files: dict[str, bytes | Path] = {"config.json": b"{}", "model.safetensors": tmp_path / "weights"}
+    sha = publish(server.store.root, "Qwen/Tiny", {**files, "extra/deep/note.txt": b"hi"}, repo_type="model")
+    folder = Path(snapshot_download("Qwen/Tiny", cache_dir=tmp_path / "cache", endpoint=server.endpoint, token=False))
+    assert folder.name == sha
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (folder / "extra/deep/note.txt").read_bytes() == b"hi"
+    tree = client(server).list_repo_tree("Qwen/Tiny", "extra")
+    assert [row.path for row in tree] == ["extra/deep"]
+    with pytest.raises(RemoteEntryNotFoundError):
+        list(client(server).list_repo_tree("Qwen/Tiny", "nowhere"))
+
+
+def test_transformers_loads_a_config_by_its_hub_id(server: HubServer, tmp_path: Path) -> None:
+    config = {"model_type": "qwen2", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    publish(server.store.root, "Qwen/Tiny", {"config.json": json.dumps(config).encode()}, repo_type="model")
+    code = "from transformers import AutoConfig; print(AutoConfig.from_pretrained('Qwen/Tiny').hidden_size)"
+    env = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "8\n", done.stderr
+
+
+def test_history_is_kept_and_commits_are_unique(server: HubServer) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    shas = [upload(api, content) for content in (b"a", b"b", b"a")]
+    assert len(set(shas)) == 3
+    for sha, content in zip(shas, (b"a", b"b", b"a"), strict=True):
+        assert len(sha) == 40
+        assert raw(server, "GET", f"/datasets/{REPO}/resolve/{sha}/{DATA}")[1] == content
+
+
+def test_unchanged_content_makes_no_commit(server: HubServer) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    first = upload(api, b"a")
+    assert upload(api, b"a") == first
+    assert publish(server.store.root, REPO, {DATA: b"a"}) == first
+
+
+def test_a_stale_parent_is_refused(server: HubServer) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    first = upload(api, b"a")
+    upload(api, b"b", parent_commit=first)
+    with pytest.raises(HfHubHTTPError) as caught:
+        upload(api, b"c", parent_commit=first)
+    assert caught.value.response.status_code == 412
+
+
+def test_concurrent_commits_are_all_kept(server: HubServer) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    threads = [threading.Thread(target=upload, args=(api, b"x", f"{index}.txt")) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(api.list_repo_files(REPO, repo_type="dataset")) == 9
+
+
+def test_creating_a_repo_twice_conflicts(server: HubServer) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.create_repo(REPO, repo_type="dataset")
+    assert caught.value.response.status_code == 409
+    api.create_repo(REPO, repo_type="model")
+
+
+def test_files_are_deleted_only_from_now_on(server: HubServer) -> None:
+    before = publish(server.store.root, REPO, {"a/x": b"1", "a/y": b"2", "b": b"3"})
+    api = client(server)
+    api.delete_folder("a", REPO, repo_type="dataset")
+    api.delete_file("b", REPO, repo_type="dataset")
+    assert api.list_repo_files(REPO, repo_type="dataset") == [".gitattributes"]
+    assert "a/x" in api.list_repo_files(REPO, repo_type="dataset", revision=before)
+    with pytest.raises(HfHubHTTPError):
+        api.delete_file("b", REPO, repo_type="dataset")
+
+
+@pytest.mark.parametrize("name", [None, "bob"])
+def test_only_the_owner_writes_and_sees_what_is_private(server: HubServer, name: str | None) -> None:
+    client(server).create_repo(REPO, repo_type="dataset", private=True)
+    sha = upload(client(server), b"a")
+    other = client(server, name)
+    for call in (
+        lambda: other.repo_info(REPO, repo_type="dataset"),
+        lambda: other.get_paths_info(REPO, [DATA], revision=sha, repo_type="dataset"),
+        lambda: get_hf_file_metadata(
+            hf_hub_url(REPO, DATA, repo_type="dataset", endpoint=server.endpoint), token=other.token
+        ),
+    ):
+        with pytest.raises(RepositoryNotFoundError):
+            call()
+    publish(server.store.root, "alice/open", {DATA: b"a"})
+    with pytest.raises(HfHubHTTPError):
+        other.upload_file(path_or_fileobj=b"b", path_in_repo=DATA, repo_id="alice/open", repo_type="dataset")
+    with pytest.raises(HfHubHTTPError):
+        other.create_repo("alice/new", repo_type="dataset")
+
+
+def test_an_unknown_token_is_called_invalid_and_a_kept_one_is_known(server: HubServer) -> None:
+    publish(server.store.root, REPO, {DATA: b"a"})
+    api = HfApi(endpoint=server.endpoint, token="hf_custom")
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.repo_info(REPO, repo_type="dataset")
+    assert caught.value.response.headers["X-Error-Message"] == "Invalid credentials in Authorization header"
+    server.store.add_token("hf_custom", "alice")
+    assert upload(api, b"b")
+
+
+def test_a_commit_of_another_repo_is_unknown_here(server: HubServer) -> None:
+    sha = publish(server.store.root, "alice/one", {DATA: b"a"})
+    publish(server.store.root, "alice/two", {DATA: b"a"})
+    for revision in (sha, "dev", "refs%2Fheads%2Fmain", "..", "%2E%2E%2Frepo.json"):
+        response, _ = raw(server, "GET", f"/datasets/alice/two/resolve/{revision}/{DATA}")
+        assert (response.status, response.headers["X-Error-Code"]) == (404, "RevisionNotFound")
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../x", "a//x", "a\0x", ".git/config", "a\\x", "a\nb", ""])
+def test_a_path_that_climbs_is_refused(server: HubServer, path: str) -> None:
+    with pytest.raises(Refusal):
+        publish(server.store.root, REPO, {path: b"x"})
+    lines = [{"key": "header", "value": {"summary": "s"}}]
+    lines.append({"key": "file", "value": {"path": path, "content": "eA==", "encoding": "base64"}})
+    body = "\n".join(json.dumps(line) for line in lines).encode()
+    sign = {"Authorization": "Bearer hf_local_alice"}
+    assert raw(server, "POST", f"/api/datasets/{REPO}/commit/main", sign, body)[0].status == 400
+    assert client(server).list_repo_files(REPO, repo_type="dataset") == [".gitattributes"]
+
+
+def test_a_repo_id_that_climbs_is_refused(server: HubServer) -> None:
+    for repo_id in ("../..", "alice/..", "..", "a/b/c"):
+        with pytest.raises(Refusal):
+            publish(server.store.root, repo_id, {DATA: b"x"})
+    sign = {"Authorization": "Bearer hf_local_alice"}
+    body = json.dumps({"name": "../../up", "organization": "alice", "type": "dataset"}).encode()
+    assert raw(server, "POST", "/api/repos/create", sign, body)[0].status == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b'{"key": 1}', b'{"key": "lfsFile", "value": {}}'])
+def test_a_malformed_commit_is_a_client_error(server: HubServer, body: bytes) -> None:
+    head = publish(server.store.root, REPO, {DATA: b"x"})
+    sign = {"Authorization": "Bearer hf_local_alice"}
+    response, content = raw(server, "POST", f"/api/datasets/{REPO}/commit/main", sign, body)
+    assert response.status == 400 or json.loads(content)["commitOid"] == head
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "expected"),
+    [
+        ("bytes=0-", 206, b"0123456789"),
+        ("bytes=4-", 206, b"456789"),
+        ("bytes=2-3", 206, b"23"),
+        ("bytes=8-99", 206, b"89"),
+        ("bytes=-3", 206, b"789"),
+        ("bytes=10-", 416, b""),
+        ("bytes=5-4", 416, b""),
+        ("lines=1-2", 200, b"0123456789"),
+    ],
+)
+def test_ranges_are_served(server: HubServer, asked: str, status: int, expected: bytes) -> None:
+    publish(server.store.root, REPO, {DATA: b"0123456789"})
+    response, content = raw(server, "GET", f"/datasets/{REPO}/resolve/main/{DATA}", {"Range": asked})
+    assert (response.status, content) == (status, expected)
+
+
+def test_a_head_tells_size_blob_and_commit(server: HubServer) -> None:
+    sha = publish(server.store.root, REPO, {DATA: b"hello\n"})
+    metadata = get_hf_file_metadata(hf_hub_url(REPO, DATA, repo_type="dataset", endpoint=server.endpoint), token=False)
+    assert (metadata.size, metadata.commit_hash) == (6, sha)
+    assert metadata.etag == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
+
+
+def test_listings_and_refusals_are_named_as_the_real_hub_names_them(server: HubServer) -> None:
+    """By Express, in base64, which has slashes."""
+    publish(server.store.root, REPO, {DATA: b"hello"})
+    told = [raw(server, "GET", f"/{place}")[0].headers["ETag"] for place in ("x", f"api/datasets/{REPO}", "api/x")]
+    assert all(re.fullmatch(r'W/"[0-9a-f]+-[A-Za-z0-9+/]{27}"', name) for name in told)
+    names = [raw(server, "GET", f"/datasets/{REPO}/resolve/main/{n}")[0].headers["ETag"] for n in range(9)]
+    names += [raw(server, "GET", f"/api/datasets/{REPO}/tree/{n}")[0].headers["ETag"] for n in range(40)]
+    assert any("/" in name[2:] for name in names)
+
+
+def test_two_servers_and_a_direct_writer_share_one_root(server: HubServer) -> None:
+    with HubServer(server.store.root) as second:
+        client(server).create_repo(REPO, repo_type="dataset")
+        upload(client(server), b"a")
+        sha = publish(server.store.root, REPO, {DATA: b"b"})
+        assert client(second).repo_info(REPO, repo_type="dataset").sha == sha
+
+
+def test_a_closed_server_drops_connections_that_clients_keep(server: HubServer) -> None:
+    publish(server.store.root, REPO, {DATA: b"x"})
+    with httpx2.Client() as keeping:
+        assert keeping.get(f"{server.endpoint}/api/datasets/{REPO}").status_code == 200
+        server.close()
+        with pytest.raises(httpx2.TransportError):
+            keeping.get(f"{server.endpoint}/api/datasets/{REPO}")
+
+
+def test_a_fault_is_used_up_and_only_where_it_fits(server: HubServer) -> None:
+    publish(server.store.root, REPO, {DATA: b"x"})
+    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, pattern="^GET .*/resolve/", count=2, retry_after="3"))
+    page, listing = f"/datasets/{REPO}/resolve/main/{DATA}", f"/api/datasets/{REPO}"
+    statuses = [raw(server, "GET", path)[0].status for path in (listing, page, listing, page, page)]
+    assert statuses == [200, 503, 200, 503, 200]
+    assert read_faults(server.store.root) == []
+
+
+def test_a_counted_fault_is_shared_between_threads(tmp_path: Path) -> None:
+    set_faults(tmp_path, Fault(kind=FaultKind.DROP, count=5))
+    taken: list[Fault | None] = []
+    threads = [threading.Thread(target=lambda: taken.append(take_fault(tmp_path, "GET /"))) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([fault for fault in taken if fault is not None]) == 5
+
+
+def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path) -> None:
+    publish(tmp_path, REPO, {DATA: b"x"})
+    command = [sys.executable, "-m", "template.localnet.hub_server", "--root", str(tmp_path)]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            endpoint = child.stdout.readline().strip()
+            try:
+                assert endpoint.startswith("http://127.0.0.1:")
+                answer = httpx2.get(f"{endpoint}/datasets/{REPO}/resolve/main/{DATA}")
+                assert answer.content == b"x"
+                set_faults(tmp_path, Fault(kind=FaultKind.STATUS, status=500, count=1))
+                assert httpx2.get(f"{endpoint}/api/datasets/{REPO}").status_code == 500
+            finally:
+                child.send_signal(number)
+            assert child.wait(timeout=10) == 0
+
+
+def test_a_taken_port_is_a_configuration_error(server: HubServer, tmp_path: Path) -> None:
+    port = server.endpoint.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "template.localnet.hub_server", "--root", str(tmp_path), "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (ConfigError.exit_code, "")
+    assert port in done.stderr
+
+
+def test_a_token_file_is_no_builtin_namespace(tmp_path: Path) -> None:
+    store = HubStore(tmp_path)
+    assert store.owner_of("hf_local_alice") == "alice"
+    for token in ("hf_local_", "alice", "", "hf_local_../x", "hf_local_a b"):
+        assert store.owner_of(token) is None

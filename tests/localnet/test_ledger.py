@@ -1,0 +1,177 @@
+"""The local chain's file: blocks by the clock, writes in the next block, and a past that does not change."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from template.localnet.ledger import Ledger, UnknownBlockError
+from tests.fixtures.chain import NETUID, make_local_chain
+
+
+def test_block_hashes_differ_by_block_and_by_chain(tmp_path: Path) -> None:
+    local = make_local_chain(tmp_path)
+    local.advance(3)
+    with local, Ledger.create(tmp_path / "a" / "other.db", netuid=NETUID, block_time_s=0.0) as other:
+        ours = Ledger(local.path)
+        head = ours.head()
+        hashes = {ours.hash_of(number) for number in range(head + 1)}
+        assert len(hashes) == head + 1 and other.hash_of(1) not in hashes
+        assert [ours.number_of(ours.hash_of(number)) for number in range(head + 1)] == list(range(head + 1))
+        forged = ours.hash_of(1)[:-8] + ours.hash_of(2)[-8:]
+        for unknown in (other.hash_of(1), ours.hash_of(head + 1), forged, "0x12", "", ours.hash_of(1)[:-1]):
+            with pytest.raises(UnknownBlockError):
+                ours.number_of(unknown)
+        ours.close()
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_clocked(path: Path, block_time_s: float = 12.0) -> tuple[FakeTime, Ledger]:
+    clock = FakeTime()
+    return clock, Ledger.create(path, netuid=NETUID, block_time_s=block_time_s, now=clock)
+
+
+def test_blocks_come_by_the_clock_and_never_go_back(tmp_path: Path) -> None:
+    clock, ledger = make_clocked(tmp_path / "chain.db")
+    with ledger:
+        heads = []
+        for now in (1000, 1011.9, 1012, 1030, 1020, 900, 1036):
+            clock.now = now
+            heads.append(ledger.head())
+        assert heads == [0, 0, 1, 2, 2, 2, 3]
+        assert ledger.timestamp(2) == 1024
+
+
+def test_pace_changes_without_a_jump(tmp_path: Path) -> None:
+    clock, ledger = make_clocked(tmp_path / "chain.db")
+    with ledger:
+        clock.now = 1030
+        assert ledger.head() == 2
+        ledger.set_block_time(0.5)
+        assert ledger.head() == 3
+        clock.now = 1032
+        assert ledger.head() == 7
+        assert (ledger.timestamp(2), ledger.timestamp(3), ledger.timestamp(7)) == (1024, 1030, 1032)
+        ledger.set_block_time(0)
+        clock.now = 2000
+        assert ledger.head() == 8 and ledger.advance(2) == 10
+        assert ledger.timestamp(10) == 2000
+        ledger.set_block_time(12)
+        clock.now = 2024
+        assert ledger.head() == 13
+        with pytest.raises(ValueError, match="by the clock"):
+            ledger.advance(1)
+
+
+def test_write_is_in_the_next_block_and_not_before(tmp_path: Path) -> None:
+    clock, ledger = make_clocked(tmp_path / "chain.db")
+    with ledger:
+        with ledger.write() as state:
+            state.put("Item", "key", 1)
+            assert state.block == 1
+        assert ledger.at().get("Item", "key") is None
+        clock.now += 12
+        assert ledger.at().get("Item", "key") == 1
+        assert ledger.at(0).get("Item", "key") is None
+
+
+def test_reader_waits_for_a_write_that_its_block_may_hold(tmp_path: Path) -> None:
+    clock, ledger = make_clocked(tmp_path / "chain.db")
+    seen: list[Any] = []
+
+    def read() -> None:
+        with Ledger(ledger.path, now=clock) as other:
+            seen.append(other.at(1).get("Item", "key"))
+
+    reader = threading.Thread(target=read)
+    with ledger:
+        with ledger.write() as state:
+            clock.now += 12
+            reader.start()
+            reader.join(0.3)
+            assert reader.is_alive() and not seen
+            state.put("Item", "key", "late")
+        reader.join(10)
+    assert seen == ["late"]
+
+
+def test_write_after_the_clock_went_back_leaves_the_past_alone(tmp_path: Path) -> None:
+    clock, ledger = make_clocked(tmp_path / "chain.db")
+    with ledger:
+        clock.now = 1100
+        head = ledger.head()
+        clock.now = 1000
+        with ledger.write() as state:
+            assert state.block == head + 1
+        assert ledger.head() == head
+
+
+def test_entries_are_the_newest_values_of_their_block(tmp_path: Path) -> None:
+    _, ledger = make_clocked(tmp_path / "chain.db", block_time_s=0.0)
+    with ledger:
+        for key, value in (("b", 1), ("a", 2), ("b", 3), ("a", None), ("c", 4)):
+            with ledger.write() as state:
+                state.put("Item", key, value)
+                state.put("Items", key, "another map's")
+        told = [ledger.at(block).entries("Item") for block in range(6)]
+        assert told[:3] == [[], [("b", 1)], [("a", 2), ("b", 1)]]
+        assert told[3:] == [[("a", 2), ("b", 3)], [("b", 3)], [("b", 3), ("c", 4)]]
+        assert ledger.at().entries("Ite") == []
+
+
+def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
+    _, ledger = make_clocked(tmp_path / "chain.db", block_time_s=0.0)
+    with ledger:
+        with pytest.raises(KeyError), ledger.write() as state:
+            state.put("Item", "key", 1)
+            raise KeyError
+        assert ledger.head() == 0 and ledger.pending().get("Item", "key") is None
+
+
+def test_a_reorganisation_takes_back_what_is_not_final_with_all_that_was_written(tmp_path: Path) -> None:
+    with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
+        local.set_finality_lag(3)
+        local.advance(5)
+        head, final = ledger.head(), ledger.finalized()
+        assert final == head - 3
+        with ledger.write() as state:
+            state.put("Item", "key", 1)
+        hashes = [ledger.hash_of(number) for number in range(head + 2)]
+        with pytest.raises(ValueError, match="3 blocks can be taken back, not 4"):
+            local.reorganise(4)
+        assert local.reorganise(2) == head - 1
+        assert ledger.at().get("Item", "key") is None and ledger.finalized() == head - 2
+        local.advance(2)
+        again = [ledger.hash_of(number) for number in range(head + 2)]
+        assert again[:head] == hashes[:head] and not set(again[head:]) & set(hashes[head:])
+        with pytest.raises(UnknownBlockError):
+            ledger.number_of(hashes[head])
+        assert ledger.number_of(again[head]) == head
+        times = [ledger.timestamp(number) for number in range(head + 2)]
+        assert times == sorted(times)
+
+
+def test_what_is_final_stays_so(tmp_path: Path) -> None:
+    with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
+        local.advance(5)
+        final = ledger.finalized()
+        assert final == ledger.head()
+        local.set_finality_lag(100)
+        assert ledger.finalized() == final
+        with pytest.raises(ValueError, match="0 blocks can be taken back"):
+            local.reorganise(1)
+        local.advance(3)
+        local.reorganise(3)
+        assert ledger.finalized() == final == ledger.head()
+        local.set_finality_lag(0)
+        local.set_block_time(12)
+        with pytest.raises(ValueError, match="by the clock"):
+            local.reorganise(1)

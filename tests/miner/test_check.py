@@ -1,0 +1,235 @@
+"""The rules by which a dataset is looked at before it is committed, held against those of the validator."""
+
+import json
+import random
+
+import pytest
+
+from template.constants import MAX_SUBMISSION_BYTES, MAX_SUBMISSION_ROWS
+from template.data.eval_set import check_dataset
+from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
+from template.errors import Reason, RemoteError, SubmissionError
+from template.miner.check import Comparison, Inspection, Neighbour, Neighbourhood, compare, find_ranks, inspect_file
+
+MAX_ROWS = 6
+NOW = 1000
+
+
+def make_line(number: int, *, question: str = "say") -> str:
+    talk = [{"role": "user", "content": f"{question} {number}"}, {"role": "assistant", "content": str(number)}]
+    return json.dumps({"conversations": talk})
+
+
+def read(*lines: str) -> tuple[Row, ...]:
+    return parse_rows("\n".join(lines).encode(), name="x", limits=SUBMISSION_LIMITS)
+
+
+POOL_LINES = [make_line(number) for number in range(300)]
+POOL = frozenset(row.key for row in read(*POOL_LINES))
+LONG = make_line(1, question="word " * 3000)
+
+
+def never_asked(row: Row) -> bool:
+    raise AssertionError(f"asked about line {row.line}")
+
+
+def inspect(content: bytes, *, pool: frozenset[bytes] = POOL, max_rows: int = MAX_ROWS) -> Inspection:
+    return inspect_file(content, pool, max_rows=max_rows, has_target=never_asked)
+
+
+def faults_of(inspection: Inspection) -> list[tuple[int | None, Reason]]:
+    return [(fault.line, fault.reason) for fault in inspection.faults]
+
+
+# The file
+
+
+def test_every_fault_is_told_by_its_line() -> None:
+    lines = [POOL_LINES[0], "{]", "", make_line(-1), '{"conversations": 5}', POOL_LINES[1], "nonsense"]
+    inspection = inspect("\n".join(lines).encode())
+    expected = [
+        (2, Reason.MALFORMED),
+        (4, Reason.NOT_IN_POOL),
+        (5, Reason.MALFORMED),
+        (7, Reason.MALFORMED),
+    ]
+    assert faults_of(inspection) == expected
+    assert inspection.row_count == 6
+    assert [row.line for row in inspection.counted] == [1, 4, 6]
+
+
+def test_a_malformed_line_takes_the_place_of_a_row_and_one_beyond_is_a_fault_as_well() -> None:
+    lines = ["{]", *POOL_LINES[:5], make_line(-1), "{]"]
+    inspection = inspect("\n".join(lines).encode())
+    assert faults_of(inspection) == [(1, Reason.MALFORMED), (8, Reason.MALFORMED)]
+    assert inspection.spare_lines == (7,)
+
+
+def test_repeats_name_the_first_of_their_kind_and_are_no_fault() -> None:
+    lines = [POOL_LINES[0], POOL_LINES[1], POOL_LINES[0], POOL_LINES[0]]
+    inspection = inspect("\n".join(lines).encode())
+    assert inspection.faults == ()
+    assert inspection.repeats == ((3, 1), (4, 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", [(None, Reason.EMPTY)]),
+        (b"\n \n", [(None, Reason.EMPTY)]),
+        (b"x" * (MAX_SUBMISSION_BYTES + 1), [(None, Reason.TOO_LARGE)]),
+        (b"\xef\xbb\xbf" + POOL_LINES[0].encode() + b"\n{]", [(1, Reason.MALFORMED), (2, Reason.MALFORMED)]),
+    ],
+    ids=["empty", "blank", "too large", "byte order mark"],
+)
+def test_a_fault_of_the_whole_file_has_no_line(content: bytes, expected: list[tuple[int | None, Reason]]) -> None:
+    assert faults_of(inspect(content)) == expected
+
+
+def test_reading_ends_at_the_first_row_too_many() -> None:
+    content = b"1\n" * (MAX_SUBMISSION_ROWS + 50)
+    found = faults_of(inspect(content))
+    assert len(found) == MAX_SUBMISSION_ROWS + 1
+    assert found[-1] == (MAX_SUBMISSION_ROWS + 1, Reason.TOO_LARGE)
+
+
+def test_the_model_is_asked_only_about_rows_whose_answer_may_be_cut() -> None:
+    asked = []
+
+    def has_target(row: Row) -> bool:
+        asked.append(row.line)
+        return row.line == 2
+
+    lines = [POOL_LINES[0], LONG, POOL_LINES[1], LONG]
+    pool = POOL | {row.key for row in read(LONG)}
+    inspection = inspect_file("\n".join(lines).encode(), pool, max_rows=MAX_ROWS, has_target=has_target)
+    assert asked == [2, 4]
+    assert faults_of(inspection) == [(4, Reason.NO_TARGET)]
+    assert inspection.undecided_lines == ()
+
+
+def test_what_the_model_cannot_be_asked_is_told_as_not_known() -> None:
+    asked = []
+
+    def has_target(row: Row) -> bool:
+        asked.append(row.line)
+        raise RemoteError("no tokenizer today")
+
+    pool = POOL | {row.key for row in read(LONG)}
+    content = "\n".join([LONG, POOL_LINES[0], LONG]).encode()
+    inspection = inspect_file(content, pool, max_rows=MAX_ROWS, has_target=has_target)
+    assert asked == [1]
+    assert (inspection.faults, inspection.undecided_lines) == ((), (1, 3))
+    assert inspection.undecided_why == "no tokenizer today"
+
+
+def test_faults_are_there_exactly_when_a_validator_refuses_the_file() -> None:
+    choices = random.Random(3)
+    kinds = [*POOL_LINES[:3], "", "{]", make_line(-1), '{"conversations": []}', "[" * 40]
+    outcomes: set[Reason | None] = set()
+    for _ in range(400):
+        weights = [6, 6, 6, 2, *(choices.choice([0, 0, 0, 1]) for _ in range(4))]
+        content = "\n".join(choices.choices(kinds, weights, k=choices.randrange(10))).encode()
+        faults = inspect(content).faults
+        try:
+            rows = check_dataset(content, POOL, name="x", max_rows=MAX_ROWS)
+        except SubmissionError as refusal:
+            assert refusal.reason in {fault.reason for fault in faults}
+            outcomes.add(refusal.reason)
+        else:
+            assert faults == ()
+            assert inspect(content).counted == rows
+            outcomes.add(None)
+    assert outcomes == {None, Reason.EMPTY, Reason.MALFORMED, Reason.NOT_IN_POOL, Reason.TOO_LARGE}
+
+
+# Against others
+
+ROWS = read(*POOL_LINES[:150])
+KEYS = tuple(row.key for row in ROWS)
+
+
+def neighbour(hotkey: str, block: int, keys: tuple[bytes, ...] = KEYS, **changes: object) -> Neighbour:
+    return Neighbour(hotkey=hotkey, uid=1, block=block, entry=f"{hotkey}/data:1:x", row_keys=keys, **changes)  # type: ignore[arg-type]
+
+
+def against(
+    *others: Neighbour, ranks: tuple[int, int] = (NOW, NOW), own: Neighbour | None = None, rows: tuple[Row, ...] = ROWS
+) -> Comparison:
+    return compare(rows, Neighbourhood(block=NOW - 1, others=others, own=own), ranks)
+
+
+def test_over_the_limit_is_a_copy_and_at_the_limit_is_not() -> None:
+    at, over = neighbour("at", 5, KEYS[:100]), neighbour("over", 6, KEYS[49:])
+    found = against(at, over)
+    assert found.copy_of is not None
+    assert (found.copy_of.hotkey, found.copy_of.shared) == ("over", 101)
+    assert [(one.neighbour.hotkey, one.shared, one.is_over_limit) for one in found.overlaps] == [
+        ("over", 101, True),
+        ("at", 100, False),
+    ]
+    assert against(at).copy_of is None
+
+
+def test_shared_lines_are_all_of_them_and_a_repeated_row_counts_once() -> None:
+    rows = read(POOL_LINES[5], POOL_LINES[200], POOL_LINES[5], POOL_LINES[7])
+    (overlap,) = against(neighbour("a", 5), rows=rows).overlaps
+    assert (overlap.shared, overlap.lines) == (2, (1, 3, 4))
+
+
+def test_a_copy_of_another_refuses_nobody() -> None:
+    original = neighbour("original", 5, KEYS[:101] + KEYS[:1])
+    copy = neighbour("copy", 6, KEYS[:102])
+    mine = read(*POOL_LINES[1:102], make_line(-1))
+    found = against(original, copy, rows=mine)
+    assert [one.is_over_limit for one in found.overlaps] == [True, False]
+    assert found.copy_of is None and found.doubts == ()
+
+
+def test_one_that_stands_earlier_is_no_copy_of_later_ones() -> None:
+    found = against(neighbour("late", 9), ranks=(8, 8))
+    assert found.copy_of is None and found.doubts == ()
+    assert not found.overlaps[0].is_earlier
+
+
+def test_an_unknown_dataset_matters_only_where_it_is_earlier() -> None:
+    unknown = neighbour("unknown", 9, (), doubt="sealed")
+    assert against(unknown).doubts == (unknown,)
+    assert against(unknown, ranks=(8, 8)).doubts == ()
+
+
+def test_a_copy_is_sure_only_when_the_original_is() -> None:
+    early, late = neighbour("early", 4, (), doubt="sealed"), neighbour("late", 6, (), doubt="sealed")
+    original = neighbour("original", 5)
+    assert against(original, late).doubts == ()
+    found = against(original, early, late)
+    assert found.copy_of is not None and found.doubts == (early,)
+
+
+def test_an_opened_commitment_may_be_earlier_than_the_chain_tells() -> None:
+    opened = neighbour("opened", 9, is_revealed=True)
+    assert against(opened, ranks=(8, 8)).doubts == (opened,)
+    assert against(neighbour("small", 9, KEYS[:50], is_revealed=True), ranks=(8, 8)).doubts == ()
+    assert against(opened).copy_of is not None and against(opened).doubts == ()
+    promised = neighbour("promised", 9, (), doubt="not there yet", is_revealed=True)
+    assert against(promised, ranks=(8, 8)).doubts == (promised,)
+
+
+def test_own_commitment_is_a_doubt_only_where_its_block_decides() -> None:
+    own = neighbour("own", 5, (), doubt="no answer")
+    assert against(neighbour("a", 7), ranks=(5, NOW), own=own).doubts == (own,)
+    assert against(neighbour("a", 3), ranks=(5, NOW), own=own).doubts == ()
+    assert against(neighbour("a", 7, KEYS[:50]), ranks=(5, NOW), own=own).doubts == ()
+
+
+def test_the_rank_is_that_of_a_commitment_of_this_very_file() -> None:
+    own = neighbour("own", 5, sha256="s")
+    assert find_ranks(own, "s", None, NOW) == (5, 5)
+    assert find_ranks(own, "s", "own/data", NOW) == (5, 5)
+    assert find_ranks(own, "s", "own/other", NOW) == (NOW, NOW)
+    assert find_ranks(own, "t", None, NOW) == (NOW, NOW)
+    assert find_ranks(None, "s", None, NOW) == (NOW, NOW)
+    assert find_ranks(neighbour("own", 5, sha256="s", is_revealed=True), "s", None, NOW) == (0, 5)
+    assert find_ranks(neighbour("own", 5, (), doubt="sealed"), "s", None, NOW) == (5, NOW)
+    refused = neighbour("own", 5, (), refusal=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
+    assert find_ranks(refused, "s", None, NOW) == (NOW, NOW)

@@ -1,0 +1,155 @@
+"""A miner that is killed or run again commits nothing twice, against a real chain and hub on this machine."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from template.errors import ConfigError, HostError
+from template.hub import datasets
+from template.localnet import hub_store
+from template.localnet.chain import Fault
+from template.miner.journal import Journal
+from template.records import PublishOutcome
+from tests.fixtures.miner import (
+    ERA_BLOCKS,
+    Killed,
+    LaggingChain,
+    arguments,
+    commits,
+    configure,
+    head,
+    publish,
+    run_miner,
+    stepping,
+)
+from tests.fixtures.network import MINER, POOL, Net, Process, use_hub
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Net]:
+    with Net(tmp_path / "network", ["alice"]) as net, use_hub(net, "alice"):
+        yield net
+
+
+def test_another_file_in_the_repo_costs_no_place_in_line(net: Net) -> None:
+    first = publish(net)
+    hub_store.publish(net.hub.store.root, "alice/data", {"README.md": b"# mine"})
+    assert publish(net) == first
+    assert commits(net) == 1
+
+
+def test_a_standing_commitment_is_not_uploaded_again_when_main_has_moved_on(net: Net) -> None:
+    first = publish(net)
+    moved = net.upload("alice", POOL[:30])
+    assert publish(net) == first
+    assert head(net) == moved and commits(net) == 1
+
+
+class ChainKilledAtWrite(LaggingChain):
+    """Dies when it commits: before the call, or after it has landed."""
+
+    is_after = False
+
+    def publish(self, text: str) -> PublishOutcome:
+        if self.is_after:
+            super().publish(text)
+        raise Killed
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
+def test_a_miner_killed_around_the_call_commits_once(net: Net, is_after: bool) -> None:
+    with ChainKilledAtWrite(net, "alice", blocks=0) as chain, pytest.raises(Killed):
+        chain.is_after = is_after
+        run_miner(configure(net), chain, stepping(net))
+    before, uploaded = net.admin.block(), head(net)
+    with LaggingChain(net, "alice", blocks=0) as chain:
+        published = run_miner(configure(net), chain, stepping(net))
+    assert commits(net) == 1 and head(net) == uploaded
+    assert (published.block <= before) is is_after
+    assert is_after or published.block > before + ERA_BLOCKS, "the first call may land until then"
+
+
+@pytest.mark.parametrize("step", ["upload_dataset", "download_dataset"])
+def test_a_miner_killed_before_its_intent_starts_over(net: Net, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = getattr(datasets, step)
+
+    def stop(*args: object, **options: object) -> object:
+        done = call(*args, **options)
+        if args[0] not in (net.competition.repo,):
+            raise Killed
+        return done
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(datasets, step, stop)
+        publish(net)
+    uploaded = head(net)
+    assert uploaded is not None and commits(net) == 0
+    before = net.admin.block()
+    assert publish(net).block <= before + 2, "nothing was sent that could be waited for"
+    assert commits(net) == 1 and head(net) == uploaded
+
+
+def test_a_call_in_flight_is_waited_for_even_when_the_file_has_changed(net: Net) -> None:
+    with ChainKilledAtWrite(net, "alice", blocks=0) as chain, pytest.raises(Killed):
+        run_miner(configure(net), chain, stepping(net))
+    before = net.admin.block()
+    assert publish(net, POOL[:30]).block > before + ERA_BLOCKS
+
+
+def start(net: Net, *more: str) -> Process:
+    return Process(MINER, *arguments(net, "--yes", *more), env=net.environment("alice"))
+
+
+def test_a_process_killed_while_its_call_hangs_commits_once(net: Net) -> None:
+    net.admin.set_fault("write", Fault.HANG)
+    with start(net) as process:
+        process.wait_for("sending")
+        process.send(signal.SIGKILL)
+        assert process.finish() == -signal.SIGKILL
+    net.admin.set_fault("write", Fault.HANG, calls=0)
+    before = net.admin.block()
+    assert commits(net) == 0
+    assert publish(net).block > before + ERA_BLOCKS
+    assert commits(net) == 1
+
+
+def test_a_process_killed_after_its_call_landed_commits_once(net: Net) -> None:
+    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    with start(net, "--poll_seconds", "600") as process:
+        process.wait_for("will look again")
+        process.send(signal.SIGKILL)
+        process.finish()
+    with LaggingChain(net, "alice", blocks=0) as chain:
+        run_miner(configure(net), chain, stepping(net))
+    assert commits(net) == 1
+
+
+def journal_of(net: Net) -> Path:
+    (path,) = (net.parts.folder / "work").glob("commitment-*.json")
+    return path
+
+
+def test_two_miners_do_not_publish_for_one_hotkey_at_once(net: Net) -> None:
+    publish(net)
+    path = journal_of(net)
+    with Journal(path.parent, path.stem), pytest.raises(ConfigError, match="another miner is at work"):
+        publish(net, POOL[:30])
+    assert commits(net) == 1
+    publish(net, POOL[:30])
+    assert commits(net) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"text": 1}', "\udcff"])
+def test_a_damaged_journal_is_not_taken_for_an_empty_one(net: Net, content: str) -> None:
+    publish(net)
+    journal_of(net).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(HostError, match="look at what is on chain"):
+        publish(net, POOL[:30])
+    assert commits(net) == 1
+
+
+def test_the_journal_is_for_its_owner_only(net: Net) -> None:
+    publish(net)
+    assert journal_of(net).stat().st_mode & 0o777 == 0o600

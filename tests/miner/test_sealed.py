@@ -1,0 +1,497 @@
+"""Sealed submissions against a real chain and hub on this machine, where an administrator stands for the beacon."""
+
+import hashlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from template import constants
+from template.chain.client import Chain, beacon_time
+from template.constants import BLOCK_S
+from template.errors import ConfigError, RemoteError
+from template.hub import datasets
+from template.localnet import hub_store
+from template.localnet.chain import Fault
+from template.localnet.hub_faults import Fault as HubFault
+from template.localnet.hub_faults import FaultKind, set_faults
+from template.miner.draft import Published
+from template.miner.publish import publish_dataset
+from template.miner.sealed import (
+    MARGIN_BLOCKS,
+    SEAL_LEAD_BLOCKS,
+    Timing,
+    after_blocks,
+    at_round_start,
+    seal_dataset,
+)
+from template.records import ChainCommitment, PublishOutcome
+from tests.fixtures.miner import (
+    Killed,
+    LaggingChain,
+    agree,
+    arguments,
+    commits,
+    configure,
+    head,
+    publish,
+    run,
+    stepping,
+)
+from tests.fixtures.network import MINER, POOL, SMALL, Net, Process, make_content, use_hub, write_dataset
+
+CONTENT = make_content(SMALL)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+TEXT = f"alice/data:sample:{DIGEST}"
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Net]:
+    with Net(tmp_path / "network", ["alice"]) as net, use_hub(net, "alice"):
+        yield net
+
+
+@pytest.fixture
+def logs() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")  # type: ignore[arg-type]
+    yield lines
+    logger.remove(sink)
+
+
+def beacon(net: Net, *, looks: int = 5, before: Callable[[], object] = lambda: None) -> Callable[[float], None]:
+    """A sleep during which a block passes, and the beacon opens the seal once it was looked at `looks` times.
+
+    before: called just before that.
+    """
+    step = stepping(net)
+    seen = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal seen
+        held = net.chain("alice").commitment(net.hotkey("alice"))
+        seen += held is not None and held.reveal_round is not None
+        if seen == looks:
+            seen += 1
+            before()
+            net.admin.reveal(net.hotkey("alice"), TEXT)
+        step(seconds)
+
+    return sleep
+
+
+def seal(
+    net: Net,
+    lines: list[str] = SMALL,
+    *,
+    chain: Chain | None = None,
+    timing: Timing | None = None,
+    sleep: object = None,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: object,
+) -> Published:
+    published = seal_dataset(
+        configure(net, lines, **settings),
+        chain or net.chain("alice"),
+        timing=timing or at_round_start(360),
+        confirm=agree,
+        sleep=sleep or beacon(net),  # type: ignore[arg-type]
+        clock=clock,
+    )
+    assert published is not None
+    return published
+
+
+def standing(net: Net) -> ChainCommitment:
+    held = net.chain("alice").commitment(net.hotkey("alice"))
+    assert held is not None
+    return held
+
+
+def on_main(net: Net, folder: Path) -> bytes:
+    """What a validator gets that follows the commitment."""
+    return datasets.download_dataset("alice/data", DIGEST, folder).path.read_bytes()
+
+
+def test_nothing_is_readable_anywhere_until_the_chain_opens_it(net: Net, tmp_path: Path) -> None:
+    sealed: list[ChainCommitment] = []
+
+    def look() -> None:
+        sealed.append(standing(net))
+        assert head(net) is None, "not even the repo is there"
+
+    published = seal(net, sleep=beacon(net, before=look))
+    assert sealed[0].text is None and sealed[0].reveal_round is not None
+    assert (str(published.record), published.block) == (TEXT, sealed[0].block), "it counts from the commit"
+    assert standing(net).text == TEXT and standing(net).is_revealed
+    assert on_main(net, tmp_path / "validator") == CONTENT
+    assert commits(net) == 1
+
+
+def test_the_seal_opens_so_early_that_the_next_round_holds_it(net: Net) -> None:
+    advance_to(net, 260)
+    view = net.chain("alice").view()
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    reveal_round = standing(net).reveal_round
+    assert reveal_round is not None
+    assert 0 <= beacon_time(reveal_round) - (view.timestamp + (360 - SEAL_LEAD_BLOCKS - view.block) * 12) < 3
+
+
+def die(_: float) -> None:
+    raise Killed
+
+
+def advance_to(net: Net, block: int) -> None:
+    net.admin.advance(block - net.admin.block())
+
+
+def open_at(net: Net, block: int) -> None:
+    """Seals, dies, and has the chain open it in this block."""
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    advance_to(net, block - 1)
+    net.admin.reveal(net.hotkey("alice"), TEXT)
+    assert standing(net).block == block
+
+
+def test_a_round_that_is_too_near_is_not_waited_for() -> None:
+    opens = at_round_start(360).reveal_block
+    last = 360 - SEAL_LEAD_BLOCKS - MARGIN_BLOCKS
+    assert [opens(block) for block in (0, last, last + 1, 360)] == [345, 345, 705, 705]
+    assert at_round_start(10).reveal_block(100) == 125
+    assert after_blocks(50).reveal_block(7) == 57
+
+
+def test_the_file_comes_when_the_round_is_fixed_and_not_before(net: Net, tmp_path: Path) -> None:
+    open_at(net, 345)
+    seen: dict[int, str | None] = {}
+    step = stepping(net)
+
+    def look(seconds: float) -> None:
+        seen[net.admin.block()] = head(net)
+        step(seconds)
+
+    seal(net, sleep=look)
+    assert net.admin.block() == 360 and on_main(net, tmp_path / "validator") == CONTENT
+    assert seen == dict.fromkeys(range(345, 360)), "neither late nor early"
+
+
+def test_a_miner_killed_between_reveal_and_round_still_waits(net: Net) -> None:
+    open_at(net, 345)
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    assert head(net) is None
+    advance_to(net, 350)
+    seal(net, sleep=stepping(net))
+    assert net.admin.block() == 360 and head(net) is not None
+
+
+def test_a_reveal_asked_for_by_blocks_is_uploaded_at_once(net: Net) -> None:
+    open_at(net, 345)
+    seal(net, timing=after_blocks(50), sleep=die)
+    assert head(net) is not None
+
+
+@pytest.mark.parametrize(
+    ("period", "revealed", "uploaded"),
+    [
+        pytest.param(360, 345, 360, id="in time"),
+        pytest.param(360, 360, 360, id="in the round's own block, which holds it"),
+        pytest.param(360, 361, 361, id="late, and the next round is out of reach"),
+        pytest.param(100, 361, 400, id="late, and the next round is near"),
+        pytest.param(360, 110, 360, id="early, as far as the time for the upload allows"),
+        pytest.param(360, 109, 109, id="too early"),
+    ],
+)
+def test_a_late_reveal_waits_for_the_next_round_that_is_within_the_grace(
+    period: int, revealed: int, uploaded: int
+) -> None:
+    assert at_round_start(period).upload_block(revealed) == uploaded
+
+
+def test_a_chain_that_falls_silent_does_not_keep_the_file_back(net: Net, logs: list[str]) -> None:
+    open_at(net, 345)
+    now = 0.0
+
+    def pass_time(_: float) -> None:
+        nonlocal now
+        now += BLOCK_S
+        assert now < 100 * BLOCK_S, "it waits for ever"
+        net.admin.set_fault("read", Fault.DISCONNECT, calls=1000)
+
+    seal(net, sleep=pass_time, clock=lambda: now)
+    assert any("will look again" in line for line in logs)
+    assert now == 15 * BLOCK_S and head(net) is not None
+
+
+class ChainKilledAtSeal(LaggingChain):
+    """Dies when it commits: before the call, or after it has landed."""
+
+    is_after = False
+
+    def publish_sealed(self, text: str, reveal_round: int) -> PublishOutcome:
+        if self.is_after:
+            super().publish_sealed(text, reveal_round)
+        raise Killed
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
+def test_a_miner_killed_around_the_call_seals_once(net: Net, is_after: bool, tmp_path: Path) -> None:
+    with ChainKilledAtSeal(net, "alice", blocks=0) as chain, pytest.raises(Killed):
+        chain.is_after = is_after
+        seal(net, chain=chain)
+    assert commits(net) == int(is_after)
+    with LaggingChain(net, "alice", blocks=0) as chain:
+        seal(net, chain=chain)
+    assert commits(net) == 1
+    assert on_main(net, tmp_path / "validator") == CONTENT
+
+
+@pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.DISCONNECT])
+def test_a_seal_whose_answer_is_lost_is_made_once(net: Net, fault: Fault) -> None:
+    net.admin.set_fault("write", fault)
+    seal(net)
+    assert commits(net) == 1
+
+
+def test_a_miner_killed_while_it_waits_goes_on_where_it_was(net: Net) -> None:
+    for _ in range(2):
+        with pytest.raises(Killed):
+            seal(net, sleep=die)
+    block = standing(net).block
+    assert seal(net).block == block
+    assert commits(net) == 1
+
+
+def test_a_miner_that_was_not_there_at_the_reveal_uploads_when_it_is(net: Net, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    block = standing(net).block
+    net.admin.reveal(net.hotkey("alice"), TEXT)
+    assert seal(net).block == block
+    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before the upload", "after the upload"])
+def test_a_miner_killed_around_the_upload_finishes_it(
+    net: Net, is_after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = datasets.upload_dataset
+
+    def stop(content: bytes, repo_id: str, *, token: str | None) -> str:
+        if is_after:
+            upload(content, repo_id, token=token)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(datasets, "upload_dataset", stop)
+        seal(net)
+    uploaded = head(net)
+    assert (uploaded is not None) is is_after
+    seal(net)
+    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
+    assert uploaded in (None, head(net))
+
+
+def test_running_again_after_all_is_done_changes_nothing(net: Net) -> None:
+    first = seal(net)
+    done = head(net)
+    assert seal(net) == first
+    assert publish(net) == first, "nor does a run without --seal"
+    assert head(net) == done and commits(net) == 1
+
+
+def test_the_file_is_uploaded_although_the_hub_is_away_for_a_while(net: Net, tmp_path: Path, logs: list[str]) -> None:
+    fault = HubFault(kind=FaultKind.STATUS, status=503, count=3)
+    seal(net, sleep=beacon(net, before=lambda: set_faults(net.hub.store.root, fault)))
+    assert any("will try again" in line for line in logs)
+    assert on_main(net, tmp_path / "validator") == CONTENT
+
+
+def test_an_upload_that_is_too_late_is_given_up_when_it_fails(net: Net) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    net.admin.reveal(net.hotkey("alice"), TEXT)
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="/preupload/"))
+    with pytest.raises(RemoteError):
+        seal(net, sleep=lambda _: net.admin.advance(100))
+    assert net.admin.block() - standing(net).block > constants.SEAL_GRACE_BLOCKS
+
+
+def test_the_time_left_is_told_and_being_too_late_is_a_warning(net: Net, tmp_path: Path, logs: list[str]) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    net.admin.reveal(net.hotkey("alice"), TEXT)
+    due = standing(net).block + constants.SEAL_GRACE_BLOCKS
+    net.admin.advance(constants.SEAL_GRACE_BLOCKS + 7)
+    seal(net)
+    assert any(f"by block {due}" in line for line in logs)
+    assert any(line.startswith("WARNING uploading 7 blocks too late") for line in logs)
+    assert on_main(net, tmp_path / "validator") == CONTENT
+
+
+# What would break a seal
+
+
+def test_a_changed_file_does_not_replace_a_seal_unless_it_is_forced(net: Net, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    with pytest.raises(ConfigError, match=f"{TEXT}.*--force") as caught:
+        seal(net, POOL[:30])
+    assert commits(net) == 1
+    kept = Path(str(caught.value).split("--dataset_path ")[1].split(";")[0])
+    assert kept.read_bytes() == CONTENT and kept.stat().st_mode & 0o777 == 0o600
+    finished = seal_dataset(
+        replace(configure(net), dataset_path=kept),
+        net.chain("alice"),
+        timing=at_round_start(360),
+        confirm=agree,
+        sleep=beacon(net),
+    )
+    assert finished is not None and on_main(net, tmp_path / "validator") == CONTENT
+    assert not kept.exists(), "it is public now"
+
+
+def test_a_forced_miner_replaces_a_seal(net: Net) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    with pytest.raises(Killed):
+        seal(net, POOL[:30], sleep=die, is_forced=True)
+    assert commits(net) == 2
+
+
+def test_a_miner_without_seal_does_not_replace_one(net: Net) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    for lines in (SMALL, POOL[:30]):
+        with pytest.raises(ConfigError, match="is still to open"):
+            publish(net, lines)
+    assert commits(net) == 1 and head(net) is None
+
+
+def test_a_seal_that_may_yet_land_is_not_overtaken(net: Net) -> None:
+    with ChainKilledAtSeal(net, "alice", blocks=0) as chain, pytest.raises(Killed):
+        seal(net, chain=chain)
+    with pytest.raises(ConfigError, match="may yet appear"):
+        publish(net)
+    net.admin.advance(60)
+    publish(net)
+    assert commits(net) == 1
+
+
+def test_a_seal_that_nobody_here_remembers_is_not_replaced(net: Net) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    for path in (net.parts.folder / "work").glob("commitment-*.json"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="does not know what it hides"):
+        seal(net)
+    assert commits(net) == 1
+
+
+def test_a_seal_that_is_replaced_from_elsewhere_uploads_nothing(net: Net) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    with pytest.raises(ConfigError, match="another commitment replaced the sealed one"):
+        seal(net, sleep=lambda _: net.commit("alice", "something else"))
+    assert head(net) is None
+
+
+def test_a_private_repo_is_refused_before_anything_is_committed(net: Net) -> None:
+    hub_store.publish(net.hub.store.root, "alice/data", {"README.md": b"#"}, private=True)
+    with pytest.raises(ConfigError, match="--hf_repo_id alice/data must be public"):
+        seal(net)
+    assert commits(net) == 0
+
+
+def test_sealing_what_everybody_can_read_is_warned_of(net: Net, logs: list[str]) -> None:
+    net.upload("alice", SMALL)
+    shown: list[str] = []
+    seal_dataset(
+        configure(net),
+        net.chain("alice"),
+        timing=after_blocks(50),
+        confirm=lambda what: bool(shown.append(what)),
+    )
+    assert "sealing it hides nothing" in shown[0]
+    assert any("WARNING" in line and "hides nothing" in line for line in logs)
+
+
+def test_the_question_shows_the_text_that_is_hidden_and_when_it_opens(net: Net) -> None:
+    shown: list[str] = []
+    done = seal_dataset(
+        configure(net),
+        net.chain("alice"),
+        timing=Timing(lambda _: 4711, lambda revealed: revealed + 4),
+        confirm=lambda what: bool(shown.append(what)),
+    )
+    assert done is None and commits(net) == 0
+    assert f"{TEXT} (sealed)" in shown[0] and "block 4711" in shown[0]
+    assert "uploaded at about block 4715" in shown[0]
+
+
+def test_a_plain_run_of_an_opened_seal_delivers_its_file(net: Net, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    net.admin.reveal(net.hotkey("alice"), TEXT)
+    done = publish_dataset(configure(net), net.chain("alice"), confirm=agree)
+    assert done is not None and str(done.record) == TEXT
+    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
+
+
+def test_a_seal_from_before_the_registration_is_made_again(net: Net) -> None:
+    with pytest.raises(Killed):
+        seal(net, sleep=die)
+    before = standing(net).block
+    net.admin.deregister(net.hotkey("alice"))
+    net.admin.register(net.hotkey("alice"))
+    assert seal(net).block > before
+    assert commits(net) == 2
+
+
+# The command
+
+
+def test_a_killed_process_goes_on_to_the_end(net: Net, tmp_path: Path) -> None:
+    words = arguments(net, "--yes", "--seal")
+    with Process(MINER, *words, env=net.environment("alice")) as first:
+        first.wait_for("sealed, opens at")
+        first.send(signal.SIGKILL)
+        first.finish()
+    block = standing(net).block
+    with Process(MINER, *words, env=net.environment("alice")) as second:
+        second.wait_for("sealed, opens at")
+        second.send(signal.SIGTERM)
+        second.finish()
+    net.admin.reveal(net.hotkey("alice"), TEXT)
+    ended = run(net, more=("--yes", "--seal"))
+    assert ended.status == 0, ended.logs
+    assert ended.output == f"{TEXT} committed in block {block}\n"
+    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("--seal", "--reveal_blocks", "0"), "--reveal_blocks"),
+        (("--seal", "--reveal_blocks", str(MARGIN_BLOCKS - 1)), "--reveal_blocks"),
+        (("--seal", "--reveal_blocks", "9999999"), "--reveal_blocks"),
+        (("--reveal_blocks", "50"), "--seal"),
+        (("--seal", "--blocks_per_epoch", "0"), "--blocks_per_epoch"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_names_what_is_wrong_with_a_seal(net: Net, words: tuple[str, ...], flag: str) -> None:
+    ended = run(net, more=("--yes", *words))
+    assert ended.status == 3 and flag in ended.logs[-1]
+    assert commits(net) == 0
+
+
+def test_an_unreadable_path_names_no_seal(net: Net, tmp_path: Path) -> None:
+    ended = run(net, path=write_dataset(tmp_path / "gone", SMALL) / "other", more=("--yes", "--seal"))
+    assert ended.status == 3 and "--dataset_path" in ended.logs[-1]

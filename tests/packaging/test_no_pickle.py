@@ -1,0 +1,152 @@
+"""Nothing of the product, its scripts and its local network reads data in a form that can carry code.
+
+What a text search cannot show, that nothing is unpickled while a validator scores,
+`tests/integration/test_secrets.py` shows of a
+real run. Ray is the one exception: its own processes speak pickle to each other, which `docs/scaling.md` says.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Modules whose formats can carry code, or that start processes by pickle.
+FORBIDDEN_MODULES = {
+    *("pickle", "_pickle", "cPickle", "pickletools", "dill", "cloudpickle", "joblib", "shelve", "dbm", "marshal"),
+    *("multiprocessing", "concurrent.futures.process", "torch.multiprocessing", "copyreg", "code", "codeop"),
+    "torch.package",
+}
+# Calls by the last two names of what is called, whatever stands before them.
+FORBIDDEN_CALLS = {
+    *("eval", "exec", "compile", "__import__", "input"),
+    *("os.system", "os.popen", "tempfile.mktemp", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("torch.save", "torch.jit.load", "jit.load", "jit.script", "hub.load", "hub.load_state_dict_from_url"),
+    *("yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all"),
+}
+# Calls that are fine with one argument as it must be: name, argument, its source.
+DEMANDED = {
+    "torch.load": ("weights_only", "True"),
+    "numpy.load": ("allow_pickle", "False"),
+    "np.load": ("allow_pickle", "False"),
+    "yaml.load": ("Loader", "_StrictLoader"),
+}
+# What loads from a model's repository: never its code, never a pickle.
+FROM_PRETRAINED = {
+    "AutoModelForCausalLM": {"trust_remote_code", "use_safetensors"},
+    "AutoTokenizer": {"trust_remote_code"},
+    # The benchmark reads the adapter that it saved a moment before.
+    "PeftModel": set[str](),
+}
+EXPECTED = {"trust_remote_code": "False", "use_safetensors": "True"}
+
+# Where a rule is broken and why that is no way in: a file, and the call.
+ALLOWED = {
+    ("template/localnet/model_sources.py", "AutoModelForCausalLM.from_pretrained without use_safetensors=True"): (
+        "the quickstart's model comes as a GGUF file, numbers alone, whose sha256 is known"
+    ),
+}
+
+
+def find(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and description of each break of a rule."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            names = []
+        for name in names:
+            if any(name == module or name.startswith(f"{module}.") for module in FORBIDDEN_MODULES):
+                yield getattr(node, "lineno", 0), f"imports {name}"
+        if isinstance(node, ast.Call):
+            yield from ((node.lineno, told) for told in broken_by(node))
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False":
+            yield node.value.lineno, "trust_remote_code"
+
+
+def broken_by(call: ast.Call) -> Iterator[str]:
+    called = ast.unparse(call.func)
+    words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    short = ".".join(called.split(".")[-2:])
+    if short in FORBIDDEN_CALLS or called in FORBIDDEN_CALLS:
+        yield f"calls {called}"
+    if words.get("shell", "False") != "False":
+        yield f"{called} with a shell"
+    if words.get("allow_pickle", "False") != "False":
+        yield f"{called} with pickles"
+    if short in DEMANDED and words.get(DEMANDED[short][0]) != DEMANDED[short][1]:
+        yield f"{called} without {'='.join(DEMANDED[short])}"
+    if called in ("__import__", "importlib.import_module") and not all(
+        isinstance(one, ast.Constant) for one in call.args
+    ):
+        yield f"{called} of a name that is made up"
+    if short.endswith(".from_pretrained"):
+        for word in FROM_PRETRAINED.get(called.split(".")[-2], EXPECTED.keys()):
+            if words.get(word) != EXPECTED[word]:
+                yield f"{called} without {word}={EXPECTED[word]}"
+
+
+def test_no_file_reads_what_can_carry_code_nor_runs_words() -> None:
+    found = {
+        (str(path.relative_to(ROOT)), told): line
+        for folder in ("template", "neurons", "scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line, told in find(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    unexpected = [f"{path}:{line}: {told}" for (path, told), line in found.items() if (path, told) not in ALLOWED]
+    assert unexpected == []
+    assert set(ALLOWED) <= set(found), "an exception that nothing needs any more"
+
+
+WRONG = """
+import pickle
+import cloudpickle
+from multiprocessing import Process
+from concurrent.futures.process import ProcessPoolExecutor
+from torch import multiprocessing
+torch.load(path)
+torch.load(path, weights_only=False)
+np.load(path, allow_pickle=True)
+numpy.load(path)
+yaml.load(text)
+yaml.load(text, Loader=yaml.FullLoader)
+yaml.unsafe_load(text)
+subprocess.run(words, shell=True)
+os.system(words)
+tempfile.mktemp()
+eval(words)
+exec(words)
+importlib.import_module(name)
+AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+transformers.AutoTokenizer.from_pretrained(name)
+AutoConfig.from_pretrained(name, trust_remote_code=True, use_safetensors=True)
+pipeline(name, trust_remote_code=is_trusted)
+"""
+RIGHT = """
+import json, struct
+from concurrent.futures import ThreadPoolExecutor
+torch.load(path, weights_only=True)
+yaml.safe_load(text)
+yaml.load(text, Loader=_StrictLoader)
+numpy.load(path, allow_pickle=False)
+subprocess.run(words)
+model.eval()
+re.compile(pattern)
+AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
+transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+importlib.import_module("ray")
+"""
+
+
+@pytest.mark.parametrize("line", WRONG.strip().splitlines())
+def test_the_search_finds(line: str) -> None:
+    assert list(find(ast.parse(line)))
+
+
+@pytest.mark.parametrize("line", RIGHT.strip().splitlines())
+def test_the_search_lets_pass(line: str) -> None:
+    assert not list(find(ast.parse(line)))

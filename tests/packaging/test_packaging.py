@@ -1,0 +1,250 @@
+"""The distribution, its lock file and its scripts agree with each other and with the code."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from template import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCT = ("template", "neurons", "scripts")
+OURS = {*PRODUCT, "tests", "contrib"}
+# What a CUDA build of torch asks for and another build does not: its own metadata pins it.
+CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton")
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, Any]:
+    """The arguments that setup.py hands to setuptools, which stays out of this process: it replaces distutils."""
+    code = (
+        "import json, runpy, setuptools\n"
+        "setuptools.setup = lambda **arguments: print(json.dumps(arguments))\n"
+        "runpy.run_path('setup.py')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def lock() -> dict[str, Version]:
+    """Distribution to version. Fails on anything but one exact pin with hashes for each, and torch apart without."""
+    pins: dict[str, Version] = {}
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", "")
+    assert re.findall("^# apart: (.*)$", text, re.MULTILINE) == re.findall("torch==[0-9.]+$", text, re.MULTILINE)
+    for line in text.replace("# apart: ", "").splitlines():
+        if line.startswith("#"):
+            continue
+        pin = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)((?: +--hash=sha256:[0-9a-f]{64})*)", line)
+        assert pin, f"not an exact pin without a local label: {line!r}"
+        assert bool(pin[3]) != (pin[1] == "torch"), f"{line}: torch alone has no hashes"
+        name = canonicalize_name(pin[1])
+        assert name not in pins, f"{name} is pinned twice"
+        pins[name] = Version(pin[2])
+    return pins
+
+
+def requirements(lines: Iterable[str]) -> list[Requirement]:
+    return [Requirement(line) for line in lines]
+
+
+def every_requirement(described: dict[str, Any]) -> list[Requirement]:
+    """All that the lock holds: what is installed, with every extra but `fuzz`, which has builds for one platform."""
+    return requirements([*described["install_requires"], *described["extras_require"]["dev"]])
+
+
+def names(found: Iterable[Requirement]) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in found}
+
+
+def imported_libraries(*folders: str) -> dict[str, str]:
+    """Third-party top-level module to the file and line that imports it, from everywhere below the folders."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                for module in imported_by(node):
+                    found.setdefault(module.split(".")[0], f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}")
+    local = OURS | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    return {module: where for module, where in found.items() if module not in sys.stdlib_module_names | local}
+
+
+def imported_by(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module is not None:
+        yield node.module
+
+
+def providers(module: str) -> set[str]:
+    """The installed distributions that bring a top-level module; its own name when none does."""
+    return {canonicalize_name(name) for name in importlib.metadata.packages_distributions().get(module, [module])}
+
+
+def committed_files() -> list[Path]:
+    """Files that are, or would be, in the repository; everything but hidden folders where git does not say."""
+    asked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    git = shutil.which("git")
+    if git and (ROOT / ".git").exists():
+        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+        listed = [ROOT / name for name in done.stdout.split("\0") if name]
+    else:
+        listed = [path for path in ROOT.rglob("*") if not any(p.startswith(".") for p in path.relative_to(ROOT).parts)]
+    return [path for path in listed if path.is_file()]
+
+
+def test_every_import_of_the_product_is_an_installation_requirement(described: dict[str, Any]) -> None:
+    extras = described["extras_require"]
+    # Ray is wanted by --executor ray alone, which says so; atheris by -m tests.campaigns.fuzz.
+    declared = names(requirements([*described["install_requires"], *extras["ray"], *extras["fuzz"]]))
+    undeclared = {m: where for m, where in imported_libraries(*PRODUCT).items() if not providers(m) & declared}
+    assert not undeclared
+
+
+def test_every_installation_requirement_is_imported(described: dict[str, Any]) -> None:
+    used = set().union(*(providers(module) for module in imported_libraries(*PRODUCT)))
+    assert names(requirements(described["install_requires"])) <= used
+
+
+def test_every_import_of_the_tests_is_declared(described: dict[str, Any]) -> None:
+    extras = described["extras_require"]
+    declared = names(requirements([*described["install_requires"], *extras["test"], *extras["quickstart"]]))
+    undeclared = {
+        m: where for m, where in imported_libraries("tests", "contrib").items() if not providers(m) & declared
+    }
+    assert not undeclared
+
+
+def test_the_dev_extra_holds_all_others(described: dict[str, Any]) -> None:
+    extras = dict(described["extras_require"])
+    dev = set(extras.pop("dev"))
+    extras.pop("fuzz")
+    assert dev == {line for lines in extras.values() for line in lines}
+
+
+def test_every_requirement_is_justified_in_a_line_and_no_other(described: dict[str, Any]) -> None:
+    extras = described["extras_require"]
+    justified = dict[str, set[str]]()
+    for line in (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").splitlines():
+        if row := re.match(r"\| `([\w-]+)` \| (?:`(\w+)` \| )?\S+.* \|$", line):
+            section = justified.setdefault(row[2] or "", set())
+            assert canonicalize_name(row[1]) not in section, line
+            section.add(canonicalize_name(row[1]))
+    assert justified.pop("") == names(requirements(described["install_requires"]))
+    assert justified == {name: names(requirements(lines)) for name, lines in extras.items() if name != "dev"}
+
+
+def test_every_requirement_has_a_lower_bound_and_is_met_by_the_lock(
+    described: dict[str, Any], lock: dict[str, Version]
+) -> None:
+    for requirement in every_requirement(described):
+        assert any(part.operator in (">=", "==") for part in requirement.specifier), requirement
+        assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_lock_covers_what_the_requirements_require(described: dict[str, Any], lock: dict[str, Version]) -> None:
+    waiting, seen = every_requirement(described), set[str]()
+    while waiting:
+        requirement = waiting.pop()
+        key = f"{canonicalize_name(requirement.name)}[{','.join(sorted(requirement.extras))}]"
+        if key in seen:
+            continue
+        seen.add(key)
+        name = canonicalize_name(requirement.name)
+        assert name in lock, f"the lock has no pin for {requirement}"
+        assert requirement.specifier.contains(lock[name], prereleases=True), f"the lock breaks {requirement}"
+        waiting += required_by(name, requirement.extras)
+    assert set(lock) <= {key.split("[")[0] for key in seen}, "the lock pins what nothing requires"
+
+
+def required_by(name: str, extras: set[str]) -> Iterator[Requirement]:
+    for line in importlib.metadata.requires(name) or []:
+        requirement = Requirement(line)
+        wanted = [{"extra": extra} for extra in ("", *extras)]
+        if requirement.marker is not None and not any(requirement.marker.evaluate(each) for each in wanted):
+            continue
+        if not (name == "torch" and CUDA_ONLY.match(requirement.name)):
+            yield requirement
+
+
+def test_this_environment_is_the_one_that_is_locked(lock: dict[str, Version]) -> None:
+    installed = {name: Version(importlib.metadata.version(name)) for name in lock}
+    assert {name: Version(version.public) for name, version in installed.items()} == lock
+
+
+def test_the_python_version_is_the_one_that_runs_this(described: dict[str, Any]) -> None:
+    running = ".".join(map(str, sys.version_info[:3]))
+    assert SpecifierSet(described["python_requires"]).contains(running)
+    assert not SpecifierSet(described["python_requires"]).contains("3.12.0")
+
+
+def test_the_version_is_the_package_s_own(described: dict[str, Any]) -> None:
+    assert described["version"] == __version__
+
+
+def test_every_package_folder_is_installed(described: dict[str, Any]) -> None:
+    holding_code = {path.parent for folder in PRODUCT for path in (ROOT / folder).rglob("*.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in holding_code} == set(described["packages"])
+
+
+def test_every_console_command_names_a_function_that_exists(described: dict[str, Any]) -> None:
+    for command in described["entry_points"]["console_scripts"]:
+        module, function = command.split("=")[1].strip().split(":")
+        path = ROOT / Path(*module.split(".")).with_suffix(".py")
+        assert path.is_file(), command
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert function in {node.name for node in body if isinstance(node, ast.FunctionDef)}, command
+
+
+@pytest.mark.parametrize("name", ["neurons/validator.py", "neurons/miner.py", "scripts/compute_loss.py"])
+def test_an_entry_point_is_also_a_script(name: str) -> None:
+    assert re.search(r'^if __name__ == "__main__":$', (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_shell_script_passes_shellcheck_and_stops_at_the_first_failure() -> None:
+    scripts = [path for path in committed_files() if path.suffix == ".sh"] + [ROOT / ".ci" / "run"]
+    assert ROOT / "scripts" / "test.sh" in scripts
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    checked = subprocess.run([shellcheck, "--external-sources", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    for script in scripts:
+        text = script.read_text(encoding="utf-8")
+        if text.startswith("#!"):
+            assert "\nset -euo pipefail\n" in text, script
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_set_up_without_the_right_python_says_which_is_needed(tmp_path: Path) -> None:
+    for tool in ("bash", "dirname", "cat"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    environment = {"PATH": str(tmp_path), "VENV": str(tmp_path / "venv")}
+    command = [tmp_path / "bash", ROOT / "scripts" / "setup.sh"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "needs Python 3.11" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_no_file_names_a_registry_or_one_machine() -> None:
+    # Written in pieces: this file is read too.
+    forbidden = ["pypi" + ".org", "python" + "hosted", "/work" + "/", "/opt" + "/", "index" + "-url", "find" + "-links"]
+    pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}" for word in forbidden).encode())
+    found = [f"{path.relative_to(ROOT)}: {hit[0]!r}" for path in committed_files() for hit in scan(pattern, path)]
+    assert not found
+
+
+def scan(pattern: re.Pattern[bytes], path: Path) -> Iterator[re.Match[bytes]]:
+    return pattern.finditer(path.read_bytes())

@@ -1,0 +1,497 @@
+"""Who competes, who copied whom, and what each gets."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from template.competition import CommitmentRecord, Competition
+from template.errors import Reason
+from template.records import ChainCommitment, ChainView
+from template.rules.duplicates import DuplicateOf
+from template.rules.leaderboard import (
+    Entrant,
+    align_shares,
+    choose_shares,
+    current_submissions,
+    eligible_datasets,
+    find_copies,
+    find_doubts,
+    find_entrants,
+    make_standings,
+    order_entries,
+    read_entry,
+    unknown_openings,
+)
+from template.state import Standing, Submission, SubmissionKey, Verdict
+from tests.fixtures.views import OWNER, make_commitment, make_entry, make_key, make_neuron, make_view
+
+COMPETITION = Competition.from_defaults()
+A, B, C = (make_key(name) for name in "abc")
+HUNDRED = tuple(number.to_bytes(32, "big") for number in range(100))
+ROWS = (*HUNDRED, b"x" * 32)
+COPY = DuplicateOf(hotkey="x", commit="y", block=1, shared=101)
+
+
+def see(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Submission]:
+    """What the store holds once `view` was recorded on top of what was seen `earlier`, for ever the first block."""
+    seen = {one.key: one for one in earlier}
+    for now in current_submissions(view):
+        before = seen.get(now.key, now)
+        first_block = min(before.first_block, now.first_block)
+        seen[now.key] = replace(now, first_block=first_block, open_block=min(before.open_block, now.open_block))
+    return seen
+
+
+def enter(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Entrant]:
+    return find_entrants(view, see(view, *earlier), COMPETITION)
+
+
+def stand(
+    view: ChainView,
+    entrants: dict[SubmissionKey, Entrant],
+    verdicts: dict[SubmissionKey, Verdict],
+    copies: dict[SubmissionKey, DuplicateOf],
+    last_shares: dict[str, float] | None = None,
+) -> tuple[list[Standing], dict[int, float]]:
+    """The table, and the weights that are submitted at `view`."""
+    lines = make_standings(COMPETITION, entrants, verdicts, copies, verdicts)
+    shares = choose_shares(lines, last_shares or {}, view.owner_hotkey)
+    return lines, align_shares(shares, view, {one.key.hotkey: one.registration_block for one in entrants.values()})
+
+
+def only(entrants: dict[SubmissionKey, Entrant]) -> Entrant:
+    (entrant,) = entrants.values()
+    return entrant
+
+
+def submission(key: SubmissionKey, first_block: int, block: int | None = None) -> Submission:
+    return Submission(
+        hotkey=key.hotkey,
+        entry=key.entry,
+        first_block=first_block,
+        block=first_block if block is None else block,
+        open_block=first_block,
+    )
+
+
+# Entrants
+
+
+def test_registered_hotkeys_enter_with_what_they_committed() -> None:
+    view = make_view(
+        neurons=[make_neuron(0, "a"), make_neuron(1, "b"), make_neuron(2, "silent")],
+        commitments=[make_commitment("b", 30), make_commitment("gone", 20), make_commitment("a", 10)],
+    )
+    entrants = enter(view)
+    assert set(entrants) == {A, B}
+    assert entrants[A] == Entrant(
+        key=A,
+        uid=0,
+        block=10,
+        rank_block=10,
+        registration_block=5,
+        record=CommitmentRecord("a/data", "1", "a" * 40),
+        refusal=None,
+    )
+    assert (entrants[B].uid, entrants[B].rank_block) == (1, 30)
+
+
+def test_a_commitment_that_is_not_in_the_open_is_no_entry() -> None:
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 10, None)])
+    assert current_submissions(view) == []
+    assert enter(view) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", Reason.BAD_COMMITMENT),
+        ("hello", Reason.BAD_COMMITMENT),
+        (make_entry(commit="A" * 40), Reason.BAD_COMMITMENT),
+        (make_entry() + "\n", Reason.BAD_COMMITMENT),
+        (make_entry(competition_id="2"), Reason.WRONG_COMPETITION),
+        (make_entry(competition_id="01"), Reason.WRONG_COMPETITION),
+    ],
+)
+def test_what_cannot_count_is_an_entrant_with_a_refusal(text: str, reason: Reason) -> None:
+    commitment = replace(make_commitment("a", 10), text=text)
+    entrant = only(enter(make_view(neurons=[make_neuron(0, "a")], commitments=[commitment])))
+    assert entrant.key == SubmissionKey("a", text)
+    assert entrant.record is None
+    assert entrant.refusal is not None
+    assert entrant.refusal.reason is reason
+
+
+@pytest.mark.parametrize(("block", "is_refused"), [(49, True), (50, True), (51, False)])
+def test_a_commitment_must_be_later_than_the_registration(block: int, is_refused: bool) -> None:
+    view = make_view(neurons=[make_neuron(0, "a", registration_block=50)], commitments=[make_commitment("a", block)])
+    entrant = only(enter(view))
+    assert (entrant.refusal is not None) == is_refused
+    if entrant.refusal is not None:
+        assert entrant.refusal.reason is Reason.BEFORE_REGISTRATION
+
+
+def test_a_uid_that_changed_hands_hands_nothing_on() -> None:
+    old = make_view(neurons=[make_neuron(4, "a")], commitments=[make_commitment("a", 10)])
+    new = make_view(
+        200,
+        neurons=[make_neuron(4, "b", registration_block=150)],
+        commitments=[make_commitment("a", 10), make_commitment("b", 160)],
+    )
+    entrants = enter(new, *see(old).values())
+    assert set(entrants) == {B}
+    lines, weights = stand(new, entrants, {A: Verdict(loss=2.3)}, {})
+    assert [(line.key, line.uid, line.score) for line in lines] == [(B, 4, 0.0)]
+    assert weights == {}
+
+
+def test_another_commit_is_another_submission_and_the_old_one_counts_no_more() -> None:
+    newer = make_key("a", commit="b" * 40)
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[replace(make_commitment("a", 40), text=newer.entry)])
+    entrants = enter(view, submission(A, 10))
+    assert only(entrants).key == newer
+    assert only(entrants).rank_block == 40
+    lines, _ = stand(view, entrants, {A: Verdict(loss=2.3)}, {})
+    assert [(line.key, line.loss, line.message) for line in lines] == [(newer, None, "waits for its turn")]
+
+
+def test_committing_the_same_again_keeps_the_rank() -> None:
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 40)])
+    assert only(enter(view, submission(A, 10))).rank_block == 10
+
+
+def test_committing_the_same_in_a_later_life_does_not() -> None:
+    neuron = make_neuron(0, "a", registration_block=30)
+    view = make_view(neurons=[neuron], commitments=[make_commitment("a", 40)])
+    assert only(enter(view, submission(A, 10))).rank_block == 40
+    assert only(enter(view, submission(A, 30))).rank_block == 40
+    assert only(enter(view, submission(A, 31))).rank_block == 31
+
+
+def test_the_order_of_turns_is_by_rank_and_what_was_withheld_takes_half_of_the_places_at_most() -> None:
+    view = make_view(
+        neurons=[make_neuron(uid, name) for uid, name in enumerate("abcde")],
+        commitments=[make_commitment(name, block) for name, block in zip("abcde", (10, 9, 30, 20, 20), strict=True)],
+    )
+    refused = replace(make_commitment("f", 1), text="no")
+    view = replace(view, neurons=(*view.neurons, make_neuron(5, "f")), commitments=(*view.commitments, refused))
+    entrants = list(enter(view).values())
+    random.Random(1).shuffle(entrants)
+
+    def order(failures: dict[SubmissionKey, int], limit: int) -> str:
+        return "".join(key.hotkey for key in order_entries(entrants, failures, limit))
+
+    assert order({}, 10) == "badec" and order({}, 2) == "ba"
+    assert order({A: 1, B: 2}, 10) == "badec", "there is room for all"
+    assert order({A: 1, B: 2}, 4) == "bade", "both halves"
+    assert order({A: 1, B: 2}, 3) == "ade", "the one that was withheld least often"
+    assert order({A: 2, B: 1}, 3) == "bde"
+    assert order({A: 1, B: 2}, 1) == "d"
+    everybody = {key: 1 for key in (entrant.key for entrant in entrants)}
+    assert order(everybody, 3) == "bad", "an outage of the Hub costs nobody his turn"
+
+
+def test_a_table_asks_for_the_verdicts_of_those_in_it_and_for_no_others() -> None:
+    asked = []
+
+    class Many(dict[SubmissionKey, Verdict]):
+        def __getitem__(self, key: SubmissionKey) -> Verdict:
+            asked.append(key)
+            return super().__getitem__(key)
+
+        def items(self) -> Any:
+            raise AssertionError("all that there ever were")
+
+    gone = SubmissionKey("z", "gone")
+    verdicts = Many({A: Verdict(loss=2.5), gone: Verdict(loss=2.5)})
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 10)])
+    lines = make_standings(COMPETITION, enter(view), verdicts, {}, {A})
+    assert [line.loss for line in lines] == [2.5] and set(asked) == {A}
+
+
+def test_a_rounds_entry_reads_back_as_the_entrant_it_was() -> None:
+    refused = replace(make_commitment("b", 3), text="no")
+    view = make_view(
+        neurons=[make_neuron(0, "a"), make_neuron(1, "b")], commitments=[make_commitment("a", 10), refused]
+    )
+    for entrant in enter(view, submission(A, 7)).values():
+        again = read_entry(entrant.to_entry(lucky_num=1, seed_block=None), COMPETITION)
+        assert replace(again, refusal=None) == replace(entrant, refusal=None)
+        assert str(again.refusal) == str(entrant.refusal)
+
+
+# Sealed
+
+
+def test_what_was_sealed_ranks_by_its_commitment_and_is_open_from_its_opening() -> None:
+    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[opened])
+    (now,) = current_submissions(view, {("a", 90): 60, ("a", 80): 20, ("b", 90): 70})
+    assert (now.first_block, now.open_block, now.block) == (60, 90, 90)
+    entrant = only(find_entrants(view, {A: now}, COMPETITION, {("a", 90): 60}))
+    assert (entrant.rank_block, entrant.block) == (60, 90)
+
+
+def test_what_was_sealed_before_a_registration_ranks_by_its_opening() -> None:
+    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    view = make_view(neurons=[make_neuron(0, "a", registration_block=70)], commitments=[opened])
+    assert only(find_entrants(view, {}, COMPETITION, {("a", 90): 60})).rank_block == 90
+
+
+def test_what_hotkeys_without_a_uid_left_behind_is_not_recorded() -> None:
+    commitments = [make_commitment(f"gone{at}", 50) for at in range(100)] + [make_commitment("c", 50)]
+    view = make_view(neurons=[make_neuron(0, "c")], commitments=commitments)
+    assert [one.hotkey for one in current_submissions(view)] == ["c"]
+
+
+def test_an_opening_of_which_nobody_knows_the_commitment_waits_for_it() -> None:
+    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    gone = replace(opened, hotkey="gone")
+    neurons = [make_neuron(0, "a"), make_neuron(1, "c")]
+    view = make_view(neurons=neurons, commitments=[opened, gone, make_commitment("c", 50)])
+    assert [one.hotkey for one in current_submissions(view, {("a", 80): 20})] == ["c"]
+    assert unknown_openings(view, {("a", 80): 20}) == {"a": 90}
+    assert unknown_openings(view, {("a", 90): 20}) == {}
+
+
+def test_what_is_still_sealed_is_no_submission() -> None:
+    sealed = ChainCommitment(hotkey="a", block=30, text=None, reveal_round=1234)
+    assert current_submissions(make_view(neurons=[make_neuron(0, "a")], commitments=[sealed]), {}) == []
+
+
+def test_a_file_that_was_looked_for_in_vain_costs_the_rank_up_to_there() -> None:
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 20)])
+    missed = replace(submission(A, 10), missing_block=55)
+    entrant = only(find_entrants(view, {A: missed}, COMPETITION))
+    assert (entrant.rank_block, entrant.block) == (56, 10)
+
+
+def test_committing_the_same_again_does_not_move_the_block_that_seeds_and_deadlines_go_by() -> None:
+    view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 400)])
+    assert only(enter(view, submission(A, 10))).block == 10
+
+
+# Copies
+
+
+def test_of_two_alike_the_later_is_the_copy() -> None:
+    view = make_view(
+        neurons=[make_neuron(0, "a"), make_neuron(1, "b")],
+        commitments=[make_commitment("a", 20), make_commitment("b", 10)],
+    )
+    copies = find_copies(enter(view), see(view), {A: ROWS, B: ROWS})
+    assert copies == {A: DuplicateOf(hotkey="b", commit=B.entry, block=10, shared=101)}
+    assert find_copies(enter(view), see(view), {A: HUNDRED, B: HUNDRED}) == {}
+
+
+def test_the_original_stays_the_original_when_it_commits_again_and_when_it_moves_on() -> None:
+    neurons = [make_neuron(0, "a"), make_neuron(1, "b")]
+    again = make_view(neurons=neurons, commitments=[make_commitment("a", 40), make_commitment("b", 20)])
+    assert set(find_copies(enter(again, submission(A, 10)), see(again, submission(A, 10)), {A: ROWS, B: ROWS})) == {B}
+    newer = make_key("a", commit="b" * 40)
+    moved = replace(again, commitments=(make_commitment("b", 20), replace(make_commitment("a", 40), text=newer.entry)))
+    seen = see(moved, submission(A, 10))
+    copies = find_copies(enter(moved, submission(A, 10)), seen, {A: ROWS, B: ROWS, newer: ROWS})
+    assert set(copies) == {B}
+    assert copies[B].commit == A.entry
+
+
+def test_only_what_shares_rows_with_a_version_of_what_is_not_read_yet_is_in_doubt() -> None:
+    neurons = [make_neuron(0, "a"), make_neuron(1, "b"), make_neuron(2, "c")]
+    newer = make_key("a", commit="b" * 40)
+    commitments = [
+        replace(make_commitment("a", 40), text=newer.entry),
+        make_commitment("b", 20),
+        make_commitment("c", 20),
+    ]
+    view = make_view(neurons=neurons, commitments=commitments)
+    seen, known = see(view, submission(A, 10)), {A: ROWS, B: ROWS, C: HUNDRED}
+    assert find_copies(enter(view), seen, known) == {}
+    assert find_doubts(enter(view), seen, known) == {B: DuplicateOf(hotkey="a", commit=A.entry, block=10, shared=101)}
+    assert find_doubts(enter(view), seen, {**known, newer: ROWS}) == {}, "it is read, so there is no doubt any more"
+    late = see(view, submission(A, 30))
+    assert find_doubts(enter(view), late, known) == {}, "B came before that version"
+
+
+def test_the_dataset_of_a_hotkey_that_left_makes_nobody_a_copy() -> None:
+    view = make_view(neurons=[make_neuron(1, "b")], commitments=[make_commitment("a", 10), make_commitment("b", 20)])
+    assert find_copies(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
+
+
+def test_a_refused_commitment_from_before_a_new_registration_makes_nobody_a_copy() -> None:
+    neurons = [make_neuron(0, "a", registration_block=30), make_neuron(1, "b")]
+    view = make_view(neurons=neurons, commitments=[make_commitment("a", 10), make_commitment("b", 35)])
+    assert find_copies(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
+
+
+def test_nobody_holds_the_pool_with_versions_unlike_the_present_one() -> None:
+    neurons = [make_neuron(0, "a"), make_neuron(1, "b")]
+    view = make_view(neurons=neurons, commitments=[make_commitment("a", 30), make_commitment("b", 20)])
+    old = make_key("a", commit="e" * 40)
+    seen = see(view, submission(old, 6))
+    others = tuple(bytes([255, at]) * 16 for at in range(150))
+    assert find_copies(enter(view), seen, {old: ROWS, A: others, B: ROWS}) == {}
+    assert set(find_copies(enter(view), seen, {old: ROWS, A: ROWS + others, B: ROWS})) == {B}
+
+
+def test_a_rank_of_an_earlier_life_does_not_make_others_copies() -> None:
+    neurons = [make_neuron(0, "a", registration_block=30), make_neuron(1, "b")]
+    view = make_view(neurons=neurons, commitments=[make_commitment("a", 40), make_commitment("b", 35)])
+    assert set(find_copies(enter(view, submission(A, 10)), see(view, submission(A, 10)), {A: ROWS, B: ROWS})) == {A}
+
+
+def test_a_dataset_nobody_was_seen_to_commit_is_left_out() -> None:
+    view = make_view(neurons=[make_neuron(1, "b")], commitments=[make_commitment("b", 20)])
+    assert find_copies(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
+
+
+# Standings and weights
+
+
+def compete(names: str, *, owner_uid: int | None = None) -> tuple[ChainView, dict[SubmissionKey, Entrant]]:
+    """One entrant per letter with its place as uid, committed in this order, and the owner if it has a uid."""
+    neurons = [make_neuron(uid, name) for uid, name in enumerate(names)]
+    if owner_uid is not None:
+        neurons.append(make_neuron(owner_uid, OWNER))
+    view = make_view(neurons=neurons, commitments=[make_commitment(name, 10 + at) for at, name in enumerate(names)])
+    return view, enter(view)
+
+
+def by_hotkey(lines: list[Standing]) -> dict[str, Standing]:
+    return {line.key.hotkey: line for line in lines}
+
+
+def test_scores_become_weights_by_uid_and_uid_zero_can_win() -> None:
+    view, entrants = compete("abc", owner_uid=9)
+    verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.6), C: Verdict(loss=2.9)}
+    lines, weights = stand(view, entrants, verdicts, {})
+    table = by_hotkey(lines)
+    assert [table[name].score for name in "abc"] == [1.0, pytest.approx(0.05), 0.0]
+    assert weights == {0: pytest.approx(1 / 1.05), 1: pytest.approx(0.05 / 1.05)}
+    assert [table[name].weight for name in "abc"] == [weights[0], weights[1], 0.0]
+    assert [table[name].loss for name in "abc"] == [2.3, 2.6, 2.9]
+    assert {line.reason for line in lines} == {None}
+
+
+def test_each_line_says_why_it_has_no_score() -> None:
+    view, entrants = compete("abc")
+    refused = replace(make_commitment("d", 5), text="no")
+    view = replace(view, neurons=(*view.neurons, make_neuron(7, "d")), commitments=(*view.commitments, refused))
+    entrants = enter(view)
+    verdicts = {A: Verdict(reason=Reason.NOT_IN_POOL, message="line 3"), SubmissionKey("d", "no"): Verdict(loss=2.3)}
+    table = by_hotkey(stand(view, entrants, verdicts, {B: COPY})[0])
+    assert (table["a"].reason, table["a"].message) == (Reason.NOT_IN_POOL, "line 3")
+    assert table["b"].reason is Reason.DUPLICATE
+    assert "shares 101 rows with the earlier submission of x" in table["b"].message
+    assert (table["c"].reason, table["c"].message) == (None, "waits for its turn")
+    assert (table["d"].reason, table["d"].loss, table["d"].score) == (Reason.BAD_COMMITMENT, None, 0.0)
+
+
+def test_a_copy_that_was_scored_before_it_was_known_for_one_gets_nothing() -> None:
+    view, entrants = compete("ab")
+    verdicts = {A: Verdict(loss=2.5), B: Verdict(loss=2.3)}
+    lines, weights = stand(view, entrants, verdicts, {B: COPY})
+    table = by_hotkey(lines)
+    assert weights == {0: 1.0}
+    assert (table["b"].score, table["b"].weight, table["b"].loss) == (0.0, 0.0, 2.3)
+    assert table["a"].weight == 1.0
+
+
+@pytest.mark.parametrize("owner_uid", [0, 9])
+def test_when_nobody_scores_all_is_burned_at_the_owners_uid(owner_uid: int) -> None:
+    view = make_view(
+        neurons=[make_neuron(owner_uid, OWNER), make_neuron(3, "a")], commitments=[make_commitment("a", 10)]
+    )
+    lines, weights = stand(view, enter(view), {A: Verdict(loss=2.9)}, {})
+    assert weights == {owner_uid: 1.0}
+    assert [line.weight for line in lines] == [0.0]
+
+
+def test_a_burn_is_no_share_of_an_owner_who_competes_but_a_score_is() -> None:
+    key = make_key(OWNER)
+    view = make_view(
+        neurons=[make_neuron(2, OWNER), make_neuron(3, "a")],
+        commitments=[make_commitment(OWNER, 10), make_commitment("a", 11)],
+    )
+    judged = {A: Verdict(loss=2.9)}
+    lines, weights = stand(view, enter(view), {**judged, key: Verdict(loss=2.9)}, {})
+    assert weights == {2: 1.0}
+    assert by_hotkey(lines)[OWNER].weight == 0.0
+    lines, weights = stand(view, enter(view), {**judged, key: Verdict(loss=2.3)}, {})
+    assert weights == {2: 1.0}
+    assert by_hotkey(lines)[OWNER].weight == 1.0
+
+
+def test_without_a_score_and_without_an_owner_there_are_no_weights() -> None:
+    view, entrants = compete("a")
+    lines, weights = stand(view, entrants, {A: Verdict(loss=2.9)}, {})
+    assert weights == {}
+    assert [line.weight for line in lines] == [0.0]
+    assert stand(make_view(), {}, {}, {}) == ([], {})
+
+
+def test_a_loss_without_known_rows_pays_nothing() -> None:
+    _, entrants = compete("ab", owner_uid=9)
+    verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.3)}
+    lines = make_standings(COMPETITION, entrants, verdicts, {}, {B: ROWS})
+    assert [(line.loss, line.weight) for line in lines] == [(None, 0.0), (2.3, 1.0)]
+
+
+def test_what_was_refused_after_its_check_is_nobodys_original() -> None:
+    datasets = {A: ROWS, B: ROWS, C: ROWS}
+    verdicts = {A: Verdict(reason=Reason.DIVERGED), B: Verdict(loss=2.5)}
+    assert set(eligible_datasets(datasets, verdicts)) == {B, C}
+
+
+def test_what_is_stuck_is_no_longer_waited_for() -> None:
+    _, entrants = compete("ab", owner_uid=9)
+    lines = make_standings(COMPETITION, entrants, {A: Verdict(loss=2.9)}, {}, {A: ROWS})
+    assert choose_shares(lines, {"b": 1.0}, OWNER) == {"b": 1.0}
+    assert choose_shares(lines, {"b": 1.0}, OWNER, stuck={B}) == {OWNER: 1.0}
+    nothing = make_standings(COMPETITION, entrants, {}, {}, {})
+    assert choose_shares(nothing, {"b": 1.0}, OWNER, stuck={A, B}) == {"b": 1.0}, "this machine can score none"
+
+
+def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:
+    view, entrants = compete("ab", owner_uid=9)
+    judged = {A: Verdict(loss=2.9)}
+    assert stand(view, entrants, judged, {})[1] == {}
+    assert stand(view, entrants, judged, {}, {"b": 1.0})[1] == {1: 1.0}
+    assert stand(view, entrants, judged, {B: COPY})[1] == {9: 1.0}
+    assert stand(view, entrants, {**judged, B: Verdict(reason=Reason.EMPTY)}, {}, {"b": 1.0})[1] == {9: 1.0}
+
+
+def test_shares_go_to_who_holds_the_uids_when_they_are_submitted() -> None:
+    shares = {"a": 0.5, "b": 0.3, "c": 0.2}
+    later = make_view(neurons=[make_neuron(0, "c"), make_neuron(1, "thief"), make_neuron(2, "a")])
+    assert align_shares(shares, later, {}) == {0: pytest.approx(2 / 7), 2: pytest.approx(5 / 7)}
+
+
+def test_a_hotkey_that_lost_its_uid_and_came_back_inherits_nothing_from_itself() -> None:
+    view = make_view(neurons=[make_neuron(0, "a", registration_block=90), make_neuron(1, "b"), make_neuron(9, OWNER)])
+    assert align_shares({"a": 0.5, "b": 0.5}, view, {"a": 5, "b": 5}) == {1: 1.0}
+    assert align_shares({"a": 1.0}, view, {"a": 5}) == {9: 1.0}
+    assert align_shares({}, view, {}) == {}
+
+
+def test_the_order_of_what_is_known_changes_nothing() -> None:
+    draw = random.Random(1)
+    names = [f"h{number:02}" for number in range(40)]
+    neurons = [make_neuron(uid, name) for uid, name in enumerate(names)]
+    commitments = [make_commitment(name, 10 + uid // 4) for uid, name in enumerate(names)]
+    verdicts = {make_key(name): Verdict(loss=draw.uniform(2.3, 2.9)) for name in names}
+    datasets = {make_key(name): ROWS if draw.random() < 0.3 else (name.encode() * 12,) for name in names}
+    results = []
+    for _ in range(5):
+        for some in (neurons, commitments):
+            draw.shuffle(some)
+        mixed = dict(draw.sample(sorted(datasets.items()), len(datasets)))
+        view = make_view(neurons=sorted(neurons, key=lambda neuron: neuron.uid), commitments=commitments)
+        entrants = enter(view)
+        copies = find_copies(entrants, see(view), mixed)
+        lines, weights = stand(view, entrants, verdicts, copies)
+        results.append((copies, sorted(lines, key=lambda line: line.uid), weights))
+    assert len(results[0][0]) > 3
+    assert all(result == results[0] for result in results)

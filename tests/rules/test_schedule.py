@@ -1,0 +1,590 @@
+"""What is decided in one state of affairs; `test_schedule_rounds` lets whole rounds pass."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from template.competition import CommitmentRecord
+from template.errors import Reason, SubmissionError
+from template.records import ChainView, WeightOutcome
+from template.rules.duplicates import DuplicateOf
+from template.rules.leaderboard import Entrant
+from template.rules.schedule import (
+    MAX_HOST_FAILURES,
+    MAX_WEIGHTS_PAUSE_BLOCKS,
+    UNKNOWN_OUTCOME_BLOCKS,
+    Action,
+    CloseRound,
+    FetchDatasets,
+    OpenRound,
+    Policy,
+    RepeatWeights,
+    ScoreDataset,
+    SettleIntent,
+    SetWeights,
+    State,
+    Stop,
+    Wait,
+    decide,
+    keep_alive,
+    plan_queue,
+)
+from template.state import Attempt, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent
+from tests.fixtures.views import make_key, make_neuron, make_view
+
+ME = "me"
+NOW = 1000.0
+A, B, C, D, E = (make_key(name) for name in "abcde")
+SCORED = Verdict(loss=2.5)
+REFUSED = Verdict(reason=Reason.MALFORMED, message="line 1")
+COPY = DuplicateOf(hotkey="x", commit="y", block=1, shared=101)
+POLICY = Policy()
+ACCEPTED = WeightOutcome(is_accepted=True, block=110)
+TOO_FAST = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast")
+
+
+def make_entrants(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = ()) -> dict[Any, Entrant]:
+    error = SubmissionError(Reason.WRONG_COMPETITION, "another one")
+    return {
+        key: Entrant(
+            key=key,
+            uid=uid,
+            block=block,
+            rank_block=block,
+            registration_block=0,
+            record=None if key in refused else CommitmentRecord.parse(key.entry),
+            refusal=error if key in refused else None,
+        )
+        for uid, (key, block) in enumerate(blocks.items())
+    }
+
+
+def make_member(key: SubmissionKey, lucky_num: int | None = 7) -> RoundEntry:
+    return RoundEntry(key=key, uid=0, block=10, rank_block=10, registration_block=0, lucky_num=lucky_num)
+
+
+def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **changes: Any) -> State:
+    """A round of blocks [100, 460) with these entries, whose rank is their order; nothing is done yet."""
+    values: dict[str, Any] = {
+        "hotkey": ME,
+        "round": Round(
+            id=1,
+            start_block=start,
+            start_block_hash="0x",
+            opened_block=start,
+            end_block=end,
+            lucky_num=7,
+            entries=tuple(make_member(key) for key in entries),
+            queue=tuple(entries),
+        ),
+        "rounds_done": 0,
+        "entrants": make_entrants({key: 10 + at for at, key in enumerate(entries)}),
+        "datasets": {},
+        "verdicts": {},
+        "copies": {},
+        "attempts": {},
+        "intents": (),
+        "has_standings": False,
+    }
+    values.update(changes)
+    if "datasets" not in changes:
+        values["datasets"] = {key: () for key, verdict in values["verdicts"].items() if verdict.loss is not None}
+    weights = [*values["intents"], *values.get("repeats", ())]
+    return State(**{"unsettled": [intent for intent in weights if intent.outcome is None], **values})
+
+
+def make_idle(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any) -> State:
+    """Between rounds, with these entrants by rank block."""
+    return make_state(**{"round": None, "entrants": make_entrants(blocks, refused), **changes})
+
+
+def at(block: int, *, last_update: int = 0, registered: int = 0, gone: str = "", **changes: Any) -> ChainView:
+    """The chain at a block, this validator and all miners but the one `gone` registered."""
+    me = make_neuron(99, ME, registration_block=registered, last_update_block=last_update)
+    miners = [make_neuron(uid, name) for uid, name in enumerate("abcdef") if name != gone]
+    return make_view(block, neurons=[*miners, me], **changes)
+
+
+def intent(block: int, outcome: WeightOutcome | None = None, number: int = 1) -> WeightIntent:
+    return WeightIntent(
+        id=number,
+        block=block,
+        weights={0: 1.0},
+        shares={"a": 1.0},
+        registrations={},
+        created_at=0.0,
+        outcome=outcome,
+        finished_at=None,
+    )
+
+
+def choose(state: State, view: ChainView, policy: Policy = POLICY, now: float = NOW) -> Action:
+    return decide(state, view, now, policy)
+
+
+def plan(
+    blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any
+) -> tuple[SubmissionKey, ...]:
+    """The queue of a round that opens with these entrants by rank block."""
+    known: dict[str, Any] = {"verdicts": {}, "copies": {}, "datasets": {}, "attempts": {}, **changes}
+    return plan_queue(make_entrants(blocks, refused), **known, now=NOW, policy=POLICY)
+
+
+# Opening
+
+
+def test_a_queue_goes_by_rank_whoever_rests_after_a_failure() -> None:
+    attempts = {A: Attempt(remote_failures=1, next_at=NOW + 1), B: Attempt(host_failures=1, next_at=NOW)}
+    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (A, B, D, E, C)
+
+
+def test_who_was_withheld_least_often_is_downloaded_first() -> None:
+    attempts = {A: Attempt(remote_failures=2), B: Attempt(remote_failures=1), D: Attempt(remote_failures=1)}
+    state = make_state(A, B, C, D, attempts=attempts, room=3)
+    assert choose(state, at(100)) == FetchDatasets((C, B, D))
+
+
+def test_what_was_withheld_once_is_waited_for_no_more() -> None:
+    known: dict[str, Any] = {"datasets": {C: ()}, "room": 0}
+    for first in (frozenset[SubmissionKey](), frozenset([A, B])):
+        assert isinstance(choose(make_state(A, B, C, fetching=first, **known), at(100)), Wait), "the first try"
+        failed = {"attempts": {A: Attempt(remote_failures=1), B: Attempt(remote_failures=3)}}
+        assert choose(make_state(A, B, C, fetching=first, **known, **failed), at(100)) == ScoreDataset(C)
+
+
+def test_a_loss_whose_rows_are_forgotten_is_checked_again_and_not_scored_again() -> None:
+    assert plan({A: 1, B: 2}, verdicts={A: SCORED, B: SCORED}, datasets={B: ()}) == (A,)
+    state = make_state(A, B, verdicts={A: SCORED}, datasets={B: ()}, running=frozenset([B]), free=0)
+    assert choose(state, at(100)) == FetchDatasets((A,))
+    assert isinstance(choose(replace(state, datasets={A: (), B: ()}), at(100)), Wait)
+
+
+def test_what_is_only_checked_again_uses_up_no_sample() -> None:
+    policy = replace(POLICY, miner_sample_size=1)
+    state = make_state(A, B, verdicts={A: SCORED}, datasets={A: (), B: ()})
+    assert choose(state, at(100), policy) == SetWeights()
+    assert state.round is not None
+    again = replace(state.round, entries=(make_member(A, None), make_member(B)))
+    assert choose(replace(state, round=again), at(100), policy) == ScoreDataset(B)
+
+
+def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
+    queue = plan(
+        {A: 1, B: 2, C: 3, D: 4, E: 5, make_key("f"): 6},
+        refused=[A],
+        verdicts={B: SCORED, C: REFUSED},
+        datasets={B: ()},
+        copies={D: COPY},
+        attempts={E: Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)},
+    )
+    assert queue == (make_key("f"),)
+
+
+def test_a_queue_is_no_longer_than_the_sample() -> None:
+    keys = {make_key(f"h{number:02}"): number for number in range(60)}
+    assert plan(keys) == tuple(keys)[:50]
+
+
+@pytest.mark.parametrize(
+    ("until_epoch", "tempo", "end"),
+    [(360, 360, 460), (1000, 1000, 460), (200, 360, 300), (51, 360, 151), (50, 360, 460), (0, 100, 200), (1, 2, 103)],
+    ids=["whole", "long tempo", "near", "just enough", "too near", "now", "tiny tempo"],
+)
+def test_a_round_ends_with_the_chains_epoch_when_that_is_nearer(until_epoch: int, tempo: int, end: int) -> None:
+    assert choose(make_idle({}), at(100, blocks_until_epoch=until_epoch, tempo=tempo)) == OpenRound(100, end)
+
+
+def test_a_round_is_never_empty_of_blocks() -> None:
+    view = at(100, blocks_until_epoch=0, tempo=0)
+    assert choose(make_idle({}), view, replace(POLICY, block_threshold=0)) == OpenRound(100, 101)
+
+
+ALIGNED = replace(POLICY, is_aligned=True)
+
+
+@pytest.mark.parametrize("block", [720, 721, 900, 1029])
+def test_aligned_rounds_start_alike_wherever_a_validator_began(block: int) -> None:
+    view = at(block, blocks_until_epoch=7, tempo=99)
+    assert choose(make_idle({}), view, ALIGNED) == OpenRound(720, 1080)
+
+
+def test_an_aligned_round_is_opened_once_and_not_when_it_is_as_good_as_over() -> None:
+    opened = make_idle({}, last_start_block=720)
+    assert isinstance(choose(opened, at(1000), ALIGNED), Wait)
+    assert choose(opened, at(1080), ALIGNED) == OpenRound(1080, 1440)
+    assert isinstance(choose(make_idle({}), at(1030), ALIGNED), Wait)
+    assert choose(make_idle({}, last_start_block=360), at(1030 - 1), ALIGNED) == OpenRound(720, 1080)
+
+
+# Work
+
+
+def test_all_checks_come_before_any_score() -> None:
+    state = make_state(A, B, C, datasets={A: ()})
+    assert choose(state, at(100)) == FetchDatasets((B,))
+    assert choose(replace(state, datasets={A: (), B: (), C: ()}), at(100)) == ScoreDataset(A)
+
+
+def test_downloads_are_begun_as_there_is_room_and_none_twice() -> None:
+    state = make_state(A, B, C, D, room=2, fetching=frozenset([B]))
+    assert choose(state, at(100)) == FetchDatasets((A, C))
+    assert isinstance(choose(replace(state, room=0), at(100)), Wait)
+    assert isinstance(choose(replace(state, fetching=frozenset([A, B, C, D])), at(100)), Wait)
+
+
+def test_only_what_could_be_its_original_holds_a_score_up() -> None:
+    state = make_state(A, B, C, datasets={B: ()}, fetching=frozenset([C]), verdicts={A: REFUSED})
+    assert choose(state, at(100)) == ScoreDataset(B)
+    waiting = choose(replace(state, fetching=frozenset([A, C]), verdicts={}), at(100))
+    assert waiting == Wait("0 scores under way, 0 waiting for a worker, 2 downloads under way")
+    no_room = replace(state, fetching=frozenset([C]), verdicts={}, room=0)
+    assert isinstance(choose(no_room, at(100)), Wait), "what is not begun yet counts as well"
+
+
+def test_who_committed_in_the_same_block_may_be_the_original() -> None:
+    state = make_state(A, B, datasets={A: ()}, fetching=frozenset([B]))
+    assert choose(state, at(100)) == ScoreDataset(A)
+    beside = replace(state, entrants=make_entrants({A: 10, B: 10}))
+    assert isinstance(choose(beside, at(100)), Wait)
+
+
+def test_an_earlier_version_of_what_is_not_checked_yet_may_be_the_original() -> None:
+    earlier = SubmissionKey(B.hotkey, "o/earlier:sample:" + "0" * 40)
+    state = make_state(A, B, datasets={A: (), earlier: ()}, fetching=frozenset([B]))
+    assert choose(state, at(100)) == ScoreDataset(A), "they have nothing in common"
+    doubts = {A: replace(COPY, hotkey=B.hotkey)}
+    assert isinstance(choose(replace(state, doubts=doubts), at(100)), Wait)
+    withheld = {B: Attempt(remote_failures=1)}
+    assert choose(replace(state, doubts=doubts, attempts=withheld), at(100)) == ScoreDataset(A)
+
+
+def test_what_rests_after_a_failure_holds_no_score_up() -> None:
+    later = {A: Attempt(remote_failures=1, next_at=NOW + 1)}
+    assert choose(make_state(A, B, datasets={B: ()}, attempts=later), at(100)) == ScoreDataset(B)
+
+
+def test_a_file_that_is_lost_is_fetched_again_before_it_is_scored_and_holds_no_other_up() -> None:
+    state = make_state(A, B, datasets={A: (), B: ()}, lost=frozenset([A]))
+    assert choose(state, at(100)) == FetchDatasets((A,))
+    assert choose(replace(state, fetching=frozenset([A])), at(100)) == ScoreDataset(B)
+    done = replace(state, fetching=frozenset([A]), verdicts={B: REFUSED})
+    assert isinstance(choose(done, at(100)), Wait), "weights wait for it"
+
+
+def test_downloads_for_other_rounds_hold_no_weights_up() -> None:
+    assert choose(make_state(A, verdicts={A: SCORED}, fetching=frozenset([B])), at(100)) == SetWeights()
+
+
+def test_a_copy_is_not_scored_and_neither_is_a_verdict_given_twice() -> None:
+    state = make_state(A, B, C, datasets={A: (), B: (), C: ()}, copies={A: COPY}, verdicts={B: REFUSED})
+    assert choose(state, at(100)) == ScoreDataset(C)
+
+
+def test_only_losses_use_up_the_sample() -> None:
+    known = dict.fromkeys([A, B, C], ())
+    policy = replace(POLICY, miner_sample_size=1)
+    assert choose(make_state(A, B, C, datasets=known, verdicts={A: REFUSED}), at(100), policy) == ScoreDataset(B)
+    assert choose(make_state(A, B, C, datasets=known, verdicts={A: SCORED}), at(100), policy) == SetWeights()
+
+
+def test_losses_of_earlier_rounds_do_not_use_up_the_sample() -> None:
+    policy = replace(POLICY, miner_sample_size=1)
+    assert choose(make_state(B, datasets={B: ()}, verdicts={A: SCORED}), at(100), policy) == ScoreDataset(B)
+
+
+def test_what_left_the_subnet_is_left_alone() -> None:
+    assert choose(make_state(A, B), at(100, gone="a")) == FetchDatasets((B,))
+
+
+def test_what_is_being_scored_is_not_scored_twice_and_others_go_beside_it() -> None:
+    state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
+    assert choose(state, at(100)) == ScoreDataset(B)
+    assert isinstance(choose(replace(state, free=0), at(100)), Wait)
+    assert isinstance(choose(replace(state, running=frozenset([A, B])), at(100)), Wait)
+
+
+def test_scores_under_way_count_toward_the_sample() -> None:
+    state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
+    assert isinstance(choose(state, at(100), replace(POLICY, miner_sample_size=1)), Wait)
+
+
+def test_checks_go_on_while_a_score_is_under_way() -> None:
+    assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), free=0), at(100)) == FetchDatasets((B,))
+
+
+def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
+    state = make_state(A, B, attempts={A: Attempt(remote_failures=1, next_at=NOW + 1)})
+    assert choose(state, at(100)) == FetchDatasets((B,))
+    state = replace(state, verdicts={B: REFUSED})
+    waiting = choose(state, at(100))
+    assert isinstance(waiting, Wait)
+    assert "1 submissions" in waiting.why
+    assert choose(state, at(100), now=NOW + 1) == FetchDatasets((A,))
+
+
+def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
+    attempts = {B: Attempt(remote_failures=1, next_at=NOW + 1)}
+    state = make_state(A, B, datasets={A: (), B: ()}, verdicts={A: SCORED}, attempts=attempts)
+    assert isinstance(choose(state, at(100)), Wait)
+    assert choose(state, at(100), replace(POLICY, miner_sample_size=1)) == SetWeights()
+    assert choose(replace(state, copies={B: COPY}), at(100)) == SetWeights()
+
+
+def test_what_this_machine_failed_at_too_often_is_parked() -> None:
+    state = make_state(A, attempts={A: Attempt(host_failures=MAX_HOST_FAILURES - 1)})
+    assert choose(state, at(100)) == FetchDatasets((A,))
+    assert (
+        choose(replace(state, attempts={A: Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)}), at(100))
+        == SetWeights()
+    )
+
+
+# Weights
+
+
+def test_weights_are_set_when_the_work_is_done_or_nearly_too_late() -> None:
+    busy = make_state(A)
+    assert choose(busy, at(409)) == FetchDatasets((A,))
+    assert choose(busy, at(410)) == SetWeights()
+    assert choose(make_state(), at(100)) == SetWeights()
+    late = make_state(A, attempts={A: Attempt(remote_failures=1, next_at=NOW + 1)})
+    assert isinstance(choose(late, at(409)), Wait)
+    assert choose(late, at(410)) == SetWeights()
+
+
+@pytest.mark.parametrize(("end", "closing"), [(120, 110), (101, 101), (199, 150), (200, 150), (201, 151)])
+def test_a_short_round_keeps_its_first_half_for_the_work(end: int, closing: int) -> None:
+    state = make_state(A, end=end)
+    assert choose(state, at(closing - 1)) == FetchDatasets((A,))
+    assert choose(state, at(closing)) == SetWeights()
+
+
+def test_after_weights_the_work_goes_on_until_the_end() -> None:
+    done = make_state(A, intents=[intent(410, ACCEPTED)])
+    assert choose(done, at(420)) == FetchDatasets((A,))
+    assert isinstance(choose(replace(done, verdicts={A: SCORED}, datasets={A: ()}), at(420)), Wait)
+    assert choose(done, at(460)) == CloseRound(is_settled=True)
+
+
+@pytest.mark.parametrize("registered", [0, 95], ids=["after weights", "after the registration alone"])
+def test_the_chains_rate_limit_is_waited_for_at_work_if_there_is_any(registered: int) -> None:
+    view = at(110, last_update=95, registered=registered, weights_rate_limit=20)
+    state = make_state(A, end=120)
+    assert choose(state, view) == FetchDatasets((A,))
+    waiting = choose(replace(state, verdicts={A: SCORED}, datasets={A: ()}), view)
+    assert isinstance(waiting, Wait)
+    assert "115" in waiting.why
+    assert choose(state, replace(view, block=115)) == SetWeights()
+
+
+def test_a_hotkey_without_an_update_has_no_rate_limit() -> None:
+    assert choose(make_state(), at(100, last_update=0, weights_rate_limit=1000)) == SetWeights()
+
+
+def test_weights_are_set_late_rather_than_never_when_the_rate_limit_outlasts_the_round() -> None:
+    view = at(461, last_update=400, weights_rate_limit=100)
+    assert isinstance(choose(make_state(), view), Wait)
+    assert choose(make_state(), replace(view, block=500)) == SetWeights()
+
+
+def test_another_process_that_sets_weights_for_ever_does_not_keep_the_round_open() -> None:
+    view = at(560, last_update=555, weights_rate_limit=100)
+    assert choose(make_state(), view) == SetWeights()
+    assert choose(make_state(intents=[intent(560, TOO_FAST)]), replace(view, block=561)) == CloseRound(is_settled=False)
+
+
+def test_refused_weights_are_tried_again_after_growing_pauses() -> None:
+    block, pauses = 100, []
+    intents: list[WeightIntent] = []
+    while len(pauses) < 7:
+        intents.append(intent(block, TOO_FAST, len(intents) + 1))
+        tried = block
+        while choose(make_state(intents=intents), at(block)) != SetWeights():
+            block += 1
+        pauses.append(block - tried)
+    assert pauses == [2, 4, 8, 16, 16, 16, 16]
+    assert max(pauses) == MAX_WEIGHTS_PAUSE_BLOCKS
+
+
+def test_very_many_refusals_are_only_more_of_the_same() -> None:
+    intents = [intent(100, TOO_FAST, number) for number in range(5000)]
+    assert choose(make_state(intents=intents), at(116)) == SetWeights()
+
+
+def test_a_round_closes_at_its_end_though_its_weights_were_refused() -> None:
+    state = make_state(A, intents=[intent(450, TOO_FAST)])
+    assert choose(state, at(459)) == SetWeights()
+    assert choose(state, at(460)) == CloseRound(is_settled=False)
+
+
+def test_weights_are_tried_once_even_when_the_validator_slept_through_the_round() -> None:
+    assert choose(make_state(A), at(100_000)) == SetWeights()
+    assert choose(make_state(A, intents=[intent(100_000, TOO_FAST)]), at(100_000)) == CloseRound(is_settled=False)
+    assert choose(make_state(A, intents=[intent(100_000, ACCEPTED)]), at(100_000)) == CloseRound(is_settled=True)
+
+
+def test_a_validator_that_lost_its_uid_lets_the_chain_say_so() -> None:
+    assert choose(make_state(), make_view(100, weights_rate_limit=100)) == SetWeights()
+
+
+def test_weights_do_not_wait_for_a_score_that_is_under_way() -> None:
+    state = make_state(A, datasets={A: ()}, running=frozenset([A]), free=0)
+    assert isinstance(choose(state, at(409)), Wait)
+    assert choose(state, at(410)) == SetWeights()
+    assert isinstance(choose(replace(state, intents=[intent(410, ACCEPTED)]), at(411)), Wait)
+    assert choose(replace(state, intents=[intent(410, ACCEPTED)]), at(460)) == CloseRound(is_settled=True)
+
+
+# When new weights are long in coming
+
+
+def lasting(**changes: Any) -> State:
+    return make_state(A, attempts={A: Attempt(next_at=NOW + 1)}, has_last_shares=True, **changes)
+
+
+def test_the_last_shares_are_given_again_before_the_chain_counts_this_hotkey_as_inactive() -> None:
+    view = at(374, last_update=300, activity_cutoff=100)
+    assert isinstance(choose(lasting(), view), Wait)
+    assert choose(lasting(), replace(view, block=375)) == RepeatWeights()
+    assert choose(replace(lasting(), round=None), replace(view, block=375)) == RepeatWeights()
+    assert keep_alive(lasting(), replace(view, block=375), POLICY) == RepeatWeights()
+
+
+def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
+    view = at(400, last_update=300, activity_cutoff=100)
+    assert keep_alive(replace(lasting(), has_last_shares=False), view, POLICY) is None
+    assert keep_alive(lasting(), view, replace(POLICY, sets_weights=False)) is None
+    assert keep_alive(lasting(), make_view(400), POLICY) is None
+    assert keep_alive(lasting(), replace(view, activity_cutoff=0), POLICY) is None
+    assert keep_alive(lasting(intents=[intent(380)]), view, POLICY) is None
+    lost = replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS)
+    assert keep_alive(lasting(intents=[intent(380)]), lost, POLICY) == SettleIntent(1, False)
+
+
+def test_a_repeat_keeps_to_the_rate_limit_and_to_growing_pauses() -> None:
+    view = at(375, last_update=300, activity_cutoff=100, weights_rate_limit=90)
+    assert keep_alive(lasting(), view, POLICY) is None
+    assert keep_alive(lasting(), replace(view, block=390), POLICY) == RepeatWeights()
+    once = lasting(repeats=[intent(390, TOO_FAST)])
+    assert keep_alive(once, replace(view, block=391), POLICY) is None
+    assert keep_alive(once, replace(view, block=392), POLICY) == RepeatWeights()
+
+
+def test_a_repeat_of_unknown_fate_is_settled_by_the_chain() -> None:
+    state = lasting(repeats=[intent(380)])
+    view = at(383, last_update=300, activity_cutoff=100)
+    assert keep_alive(state, view, POLICY) is None
+    assert keep_alive(state, replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS), POLICY) == SettleIntent(1, False)
+    assert keep_alive(state, at(383, last_update=381, activity_cutoff=100), POLICY) == SettleIntent(1, True)
+
+
+def test_weights_of_unknown_fate_of_an_earlier_round_are_settled_and_no_others_set_meanwhile() -> None:
+    state = make_state(A, verdicts={A: SCORED}, unsettled=[intent(380)])
+    assert isinstance(choose(state, at(400)), Wait)
+    assert choose(state, at(400, last_update=390)) == SettleIntent(1, True)
+    assert choose(make_idle({}, unsettled=[intent(380)]), at(413)) == SettleIntent(1, False)
+
+
+def test_an_unknown_fate_holds_up_nobody_for_ever_who_lost_the_uid_or_sets_no_weights_any_more() -> None:
+    state = make_idle({}, unsettled=[intent(380)])
+    late = 380 + UNKNOWN_OUTCOME_BLOCKS
+    assert choose(state, make_view(late)) == SettleIntent(1, False)
+    assert choose(state, at(late), replace(POLICY, sets_weights=False)) == SettleIntent(1, False)
+
+
+def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
+    state = make_state(A, intents=[intent(410, TOO_FAST)], repeats=[intent(411, ACCEPTED, 2)], has_last_shares=True)
+    assert choose(state, at(412, last_update=411)) == SetWeights()
+
+
+# An outcome that was never learnt
+
+
+def test_weights_of_unknown_fate_are_settled_by_the_chain() -> None:
+    state = make_state(intents=[intent(120)])
+    assert isinstance(choose(state, at(121, last_update=120)), Wait)
+    assert choose(state, at(123, last_update=121)) == SettleIntent(1, is_accepted=True)
+    assert choose(state, at(120 + UNKNOWN_OUTCOME_BLOCKS)) == SettleIntent(1, is_accepted=False)
+    assert isinstance(choose(state, at(119 + UNKNOWN_OUTCOME_BLOCKS)), Wait)
+
+
+def test_a_new_registration_is_no_weight_setting() -> None:
+    state = make_state(intents=[intent(120)])
+    assert isinstance(choose(state, at(123, last_update=121, registered=121)), Wait)
+
+
+def test_while_a_fate_is_unknown_work_goes_on_but_no_weights_are_set() -> None:
+    state = make_state(A, intents=[intent(420)])
+    assert choose(state, at(421)) == FetchDatasets((A,))
+    assert isinstance(choose(replace(state, verdicts={A: SCORED}, datasets={A: ()}), at(421)), Wait)
+
+
+def test_a_round_stays_open_at_its_end_until_the_fate_is_known() -> None:
+    state = make_state(A, intents=[intent(455)])
+    assert isinstance(choose(state, at(460)), Wait)
+    assert choose(state, at(461, last_update=458)) == SettleIntent(1, is_accepted=True)
+    assert choose(state, at(455 + UNKNOWN_OUTCOME_BLOCKS)) == SettleIntent(1, is_accepted=False)
+
+
+def test_every_unknown_fate_is_settled() -> None:
+    intents = [intent(120, None, 1), intent(130, None, 2)]
+    state = make_state(intents=intents)
+    assert choose(state, at(140, last_update=135)) == SettleIntent(2, is_accepted=True)
+    state = replace(state, intents=[intents[0], replace(intents[1], outcome=ACCEPTED)], unsettled=[intents[0]])
+    assert choose(state, at(140, last_update=135)) == SettleIntent(1, is_accepted=True)
+
+
+def test_weights_that_arrive_after_they_were_given_up_count() -> None:
+    lost = intent(120, WeightOutcome(is_accepted=False, error="Lost"), 1)
+    second = intent(160, TOO_FAST, 2)
+    state = make_state(intents=[lost, second])
+    assert isinstance(choose(state, at(170, last_update=158, weights_rate_limit=100)), Wait)
+    assert choose(state, at(460, last_update=158, weights_rate_limit=100)) == CloseRound(is_settled=True)
+    assert choose(state, at(460, last_update=110, weights_rate_limit=100)) == CloseRound(is_settled=False)
+
+
+# Without weights, and the last round
+
+
+WATCHING = replace(POLICY, sets_weights=False)
+
+
+def test_without_weights_the_table_is_made_and_the_round_closes_at_its_end() -> None:
+    state = make_state(A, verdicts={A: SCORED})
+    assert choose(state, at(100), WATCHING) == SetWeights()
+    state = replace(state, has_standings=True)
+    assert isinstance(choose(state, at(100), WATCHING), Wait)
+    assert choose(state, at(460), WATCHING) == CloseRound(is_settled=True)
+
+
+def test_without_weights_the_chains_rate_limit_means_nothing() -> None:
+    view = at(100, last_update=99, weights_rate_limit=1000)
+    assert choose(make_state(A, verdicts={A: SCORED}), view, WATCHING) == SetWeights()
+
+
+def test_without_weights_and_without_entrants_there_is_no_table_to_make() -> None:
+    assert isinstance(choose(make_state(), at(100), WATCHING), Wait)
+    assert choose(make_state(), at(460), WATCHING) == CloseRound(is_settled=True)
+    assert choose(make_state(), at(460), replace(WATCHING, max_rounds=1)) == CloseRound(is_settled=True)
+
+
+def test_the_last_round_closes_as_soon_as_its_work_and_weights_are_done() -> None:
+    policy = replace(POLICY, max_rounds=2)
+    state = make_state(A, verdicts={A: SCORED}, intents=[intent(110, ACCEPTED)])
+    assert isinstance(choose(state, at(111), policy), Wait)
+    assert choose(replace(state, rounds_done=1), at(111), policy) == CloseRound(is_settled=True)
+    assert choose(replace(state, rounds_done=1, verdicts={}, datasets={}), at(111), policy) == FetchDatasets((A,))
+    assert choose(replace(state, rounds_done=1, intents=()), at(111), policy) == SetWeights()
+
+
+def test_after_the_last_round_comes_none() -> None:
+    assert choose(make_idle({A: 1}, rounds_done=2), at(500), replace(POLICY, max_rounds=2)) == Stop()
+    assert isinstance(choose(make_idle({A: 1}, rounds_done=1), at(500), replace(POLICY, max_rounds=2)), OpenRound)
+
+
+def test_a_round_left_open_by_an_earlier_process_is_finished_before_the_count_stops() -> None:
+    state = make_state(A, rounds_done=0)
+    assert choose(state, at(100), replace(POLICY, max_rounds=1)) == FetchDatasets((A,))

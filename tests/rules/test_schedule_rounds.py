@@ -1,0 +1,447 @@
+"""Whole rounds, played out: what `decide` says is done to a small world, blocks pass, and the rules must hold."""
+
+import itertools
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from template.competition import CommitmentRecord
+from template.errors import Reason
+from template.records import ChainView, WeightOutcome
+from template.rules.duplicates import DuplicateOf
+from template.rules.leaderboard import Entrant
+from template.rules.schedule import (
+    MAX_HOST_FAILURES,
+    UNKNOWN_OUTCOME_BLOCKS,
+    Action,
+    CloseRound,
+    FetchDatasets,
+    OpenRound,
+    Policy,
+    ScoreDataset,
+    SettleIntent,
+    SetWeights,
+    State,
+    Stop,
+    Wait,
+    decide,
+    plan_queue,
+)
+from template.state import Attempt, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent
+from tests.fixtures.views import make_key, make_neuron, make_view
+
+BLOCK_S = 12.0
+
+
+def make_member(key: SubmissionKey) -> RoundEntry:
+    return RoundEntry(key=key, uid=0, block=10, rank_block=10, registration_block=0, lucky_num=7)
+
+
+COPY = DuplicateOf(hotkey="x", commit="y", block=1, shared=101)
+
+
+@dataclass
+class World:
+    """A chain, a machine and a validator's memory. Chances are of each try; a lost call may land blocks later.
+
+    played: every action, with its block. accepted: rounds by number of accepted weights. tempo: epochs are at its
+    multiples. fetching: the block at which each download ends. held: files on the disk.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    seed: int = 0
+    remote_chance: float = 0.0
+    host_chance: float = 0.0
+    refusal_chance: float = 0.0
+    weights_refused_chance: float = 0.0
+    weights_unknown_chance: float = 0.0
+    work_blocks: int = 1
+    fetch_blocks: int = 0
+    downloads: int = 1
+    fetching: dict[SubmissionKey, int] = field(default_factory=dict)
+    held: set[SubmissionKey] = field(default_factory=set)
+    tempo: int = 360
+    rate_limit: int = 0
+    block: int = 100
+    last_update: int = 5
+    copies: dict[SubmissionKey, DuplicateOf] = field(default_factory=dict)
+    entrants: dict[SubmissionKey, Entrant] = field(default_factory=dict)
+    verdicts: dict[SubmissionKey, Verdict] = field(default_factory=dict)
+    datasets: dict[SubmissionKey, object] = field(default_factory=dict)
+    attempts: dict[SubmissionKey, Attempt] = field(default_factory=dict)
+    intents: list[WeightIntent] = field(default_factory=list)
+    current: Round | None = None
+    has_standings: bool = False
+    rounds_done: int = 0
+    landing_block: int | None = None
+    played: list[tuple[int, Action]] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    accepted: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def enter(self, *keys: SubmissionKey) -> None:
+        """Commits, in this block, in this order."""
+        for key in keys:
+            record = CommitmentRecord.parse(key.entry)
+            self.entrants[key] = Entrant(
+                key=key,
+                uid=len(self.entrants) + 1,
+                block=self.block,
+                rank_block=self.block,
+                registration_block=0,
+                record=record,
+                refusal=None,
+            )
+
+    def view(self) -> ChainView:
+        me = make_neuron(0, "me", registration_block=5, last_update_block=self.last_update)
+        until = self.tempo - self.block % self.tempo
+        miners = [make_neuron(entrant.uid, key.hotkey) for key, entrant in self.entrants.items()]
+        return make_view(
+            self.block,
+            neurons=[me, *miners],
+            tempo=self.tempo,
+            blocks_until_epoch=until,
+            weights_rate_limit=self.rate_limit,
+        )
+
+    def state(self) -> State:
+        return State(
+            hotkey="me",
+            round=self.current,
+            rounds_done=self.rounds_done,
+            entrants=self.entrants if self.current else {},
+            datasets=self.datasets,
+            verdicts=self.verdicts,
+            copies={key: copy for key, copy in self.copies.items() if key in self.datasets},
+            attempts=self.attempts,
+            intents=self.intents,
+            unsettled=[intent for intent in self.intents if intent.outcome is None],
+            has_standings=self.has_standings,
+            fetching=frozenset(self.fetching),
+            room=self.downloads - len(self.fetching),
+        )
+
+    def tick(self) -> Action:
+        self.collect()
+        action = decide(self.state(), self.view(), self.block * BLOCK_S, self.policy)
+        self.played.append((self.block, action))
+        self.perform(action)
+        if self.landing_block is not None and self.block >= self.landing_block:
+            self.last_update, self.landing_block = self.landing_block, None
+        return action
+
+    def perform(self, action: Action) -> None:
+        match action:
+            case OpenRound(start_block, end_block):
+                assert self.current is None
+                assert start_block == self.block < end_block
+                self.open(end_block)
+            case FetchDatasets(keys):
+                assert keys and not self.fetching.keys() & set(keys)
+                self.fetching |= {key: self.block + (key not in self.held) * self.fetch_blocks for key in keys}
+                assert len(self.fetching) <= self.downloads
+                self.collect()
+            case ScoreDataset(key):
+                assert key in self.datasets
+                assert key not in self.copies
+                rank_block = self.entrants[key].rank_block
+                assert all(self.entrants[other].rank_block > rank_block for other in self.fetching)
+                self.work(key)
+            case SetWeights():
+                self.set_weights()
+            case SettleIntent(intent_id, is_accepted):
+                self.settle(intent_id, WeightOutcome(is_accepted=is_accepted))
+            case CloseRound():
+                assert all(intent.outcome is not None for intent in self.intents)
+                self.current = None
+                self.rounds_done += 1
+            case Wait():
+                self.block += 1
+
+    def collect(self) -> None:
+        """Takes in the downloads that ended; those that no open round waits for are dropped, but for the file."""
+        for key in [key for key, block in self.fetching.items() if block <= self.block]:
+            del self.fetching[key]
+            self.held.add(key)
+            if self.current is not None and key in self.current.queue and key not in self.datasets:
+                self.work(key)
+
+    def open(self, end_block: int) -> None:
+        copies = {key: copy for key, copy in self.copies.items() if key in self.datasets}
+        now = self.block * BLOCK_S
+        queue = plan_queue(self.entrants, self.verdicts, copies, self.datasets, self.attempts, now, self.policy)
+        self.current = Round(
+            id=len(self.rounds), start_block=self.block, start_block_hash="", opened_block=self.block,
+            end_block=end_block, lucky_num=0, entries=tuple(make_member(key) for key in queue), queue=queue,
+        )  # fmt: skip
+        self.rounds.append(self.current)
+        self.intents, self.has_standings = [], False
+
+    def work(self, key: SubmissionKey) -> None:
+        assert self.current is not None
+        assert key in self.current.queue
+        assert key not in self.verdicts
+        before = self.attempts.get(key, Attempt())
+        assert before.next_at <= self.block * BLOCK_S
+        assert before.host_failures < MAX_HOST_FAILURES
+        self.block += self.work_blocks
+        draw = self.random.random()
+        if draw < self.remote_chance:
+            later = self.block * BLOCK_S + 30 * 2 ** min(before.remote_failures, 6)
+            self.attempts[key] = replace(before, remote_failures=before.remote_failures + 1, next_at=later)
+        elif draw < self.remote_chance + self.host_chance:
+            failures = before.host_failures + 1
+            parked_until = math.inf if failures >= MAX_HOST_FAILURES else before.next_at
+            self.attempts[key] = replace(before, host_failures=failures, next_at=parked_until)
+        elif draw < self.remote_chance + self.host_chance + self.refusal_chance:
+            self.give_verdict(key, Verdict(reason=Reason.MALFORMED))
+        elif key in self.datasets:
+            self.give_verdict(key, Verdict(loss=2.5))
+        else:
+            self.datasets[key] = ()
+            self.attempts.pop(key, None)
+
+    def give_verdict(self, key: SubmissionKey, verdict: Verdict) -> None:
+        self.verdicts[key] = verdict
+        self.attempts.pop(key, None)
+
+    def set_weights(self) -> None:
+        assert self.current is not None
+        if not self.policy.sets_weights:
+            self.has_standings = bool(self.entrants)
+            return
+        assert all(intent.outcome is not None for intent in self.intents)
+        assert not self.accepted[self.current.id], "weights are set again though they were accepted"
+        intent = WeightIntent(
+            id=len(self.intents),
+            block=self.block,
+            weights={},
+            shares={},
+            registrations={},
+            created_at=0.0,
+            outcome=None,
+            finished_at=None,
+        )
+        self.intents.append(intent)
+        self.has_standings = True
+        self.block += 1
+        draw = self.random.random()
+        if self.last_update and self.block - self.last_update < self.rate_limit:
+            self.settle(intent.id, WeightOutcome(is_accepted=False, error="SettingWeightsTooFast"))
+        elif draw < self.weights_unknown_chance:
+            if self.random.random() < 0.5:
+                self.landing_block = self.block + self.random.randrange(UNKNOWN_OUTCOME_BLOCKS + 5)
+        elif draw < self.weights_unknown_chance + self.weights_refused_chance:
+            self.settle(intent.id, WeightOutcome(is_accepted=False, error="NotEnoughStakeToSetWeights"))
+        else:
+            self.last_update = self.block
+            self.settle(intent.id, WeightOutcome(is_accepted=True, block=self.block))
+
+    def settle(self, intent_id: int, outcome: WeightOutcome) -> None:
+        assert self.current is not None
+        self.intents[intent_id] = replace(self.intents[intent_id], outcome=outcome)
+        self.accepted[self.current.id] += outcome.is_accepted
+
+    def run_rounds(self, count: int) -> None:
+        """Until so many more rounds are closed. Fails when that does not come to pass."""
+        target = self.rounds_done + count
+        for _ in range(1000 * count):
+            if self.rounds_done >= target or isinstance(self.tick(), Stop):
+                return
+        raise AssertionError(f"no end in sight: {self.played[-5:]}")
+
+    def actions(self, kind: type[Action]) -> list[tuple[int, Any]]:
+        return [(block, action) for block, action in self.played if isinstance(action, kind)]
+
+
+def keys(count: int, prefix: str = "h") -> list[SubmissionKey]:
+    return [make_key(f"{prefix}{number:03}") for number in range(count)]
+
+
+# A quiet world
+
+
+def test_a_quiet_round_checks_all_scores_all_and_sets_weights_once() -> None:
+    world = World()
+    world.enter(*keys(5))
+    world.run_rounds(1)
+    kinds = [type(action).__name__ for _, action in world.played if not isinstance(action, Wait)]
+    assert kinds == ["OpenRound", *["FetchDatasets"] * 5, *["ScoreDataset"] * 5, "SetWeights", "CloseRound"]
+    assert world.rounds[0].end_block == 360
+    assert world.actions(CloseRound) == [(360, CloseRound(is_settled=True))]
+    assert len(world.verdicts) == 5
+
+
+def test_downloads_go_on_side_by_side_and_hold_up_only_later_commitments() -> None:
+    world = World(downloads=4, fetch_blocks=10)
+    for key in keys(6):
+        world.block += 1
+        world.enter(key)
+    world.run_rounds(1)
+    assert [len(action.keys) for _, action in world.actions(FetchDatasets)] == [4, 2]
+    first_fetch, last_fetch = (block for block, _ in world.actions(FetchDatasets))
+    (first_score, _), *_ = world.actions(ScoreDataset)
+    assert first_score == last_fetch == first_fetch + 10 + 4, "scored while the last two are on their way"
+    assert len(world.verdicts) == 6 and set(world.accepted.values()) == {1}
+
+
+def test_weights_are_set_before_the_epoch_though_downloads_never_end() -> None:
+    world = World(downloads=8, fetch_blocks=10**6)
+    world.enter(*keys(256))
+    world.run_rounds(3)
+    assert set(world.accepted.values()) == {1}
+    for block, _ in world.actions(SetWeights):
+        assert 0 < 360 - block % 360 <= 50
+
+
+def test_rounds_follow_the_chains_epochs_with_weights_before_each() -> None:
+    world = World(tempo=200, rate_limit=100)
+    world.enter(*keys(3))
+    world.run_rounds(6)
+    assert [opened.end_block for opened in world.rounds] == [200, 400, 600, 800, 1000, 1200]
+    for opened in world.rounds:
+        (when,) = [block for block, _ in world.actions(SetWeights) if opened.start_block <= block < opened.end_block]
+        assert when < opened.end_block
+
+
+def test_one_sample_a_round_reaches_everyone_in_the_order_of_commitment() -> None:
+    world = World(policy=Policy(miner_sample_size=1))
+    entered = keys(7)
+    world.copies = {entered[1]: COPY}
+    for key in reversed(entered):
+        world.block += 1
+        world.enter(key)
+    world.attempts[entered[3]] = Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)
+    world.run_rounds(5)
+    scored = [action.key for _, action in world.actions(ScoreDataset)]
+    assert scored == [key for key in reversed(entered) if key not in (entered[1], entered[3])]
+    assert set(world.accepted.values()) == {1}
+
+
+def test_newcomers_do_not_push_the_earlier_ones_aside() -> None:
+    world = World(policy=Policy(miner_sample_size=1, miner_duplicate_sample_size=3))
+    first = keys(4)
+    world.enter(*first)
+    for number in range(4):
+        world.run_rounds(1)
+        world.enter(*keys(2, prefix=f"new{number}-"))
+    assert set(first) == set(world.verdicts)
+
+
+def test_a_submission_the_hub_withholds_gets_its_turn_when_it_is_there() -> None:
+    world = World(policy=Policy(miner_sample_size=1))
+    entered = keys(3)
+    world.enter(*entered)
+    world.attempts[entered[0]] = Attempt(remote_failures=20, next_at=(world.block + 1500) * BLOCK_S)
+    world.run_rounds(8)
+    assert set(entered) == set(world.verdicts)
+
+
+def test_weights_arrive_before_the_epoch_though_the_work_never_ends() -> None:
+    world = World(policy=Policy(miner_sample_size=100), work_blocks=7, remote_chance=0.5)
+    world.enter(*keys(200))
+    world.run_rounds(3)
+    assert set(world.accepted.values()) == {1}
+    for block, _ in world.actions(SetWeights):
+        assert 0 < 360 - block % 360 <= 50
+
+
+def test_a_validator_that_was_down_for_a_day_goes_on() -> None:
+    world = World()
+    world.enter(*keys(3))
+    world.tick()
+    world.tick()
+    world.block += 7200
+    world.run_rounds(1)
+    assert [type(action) for _, action in world.played[-2:]] == [SetWeights, CloseRound]
+    world.run_rounds(1)
+    assert len(world.verdicts) == 3
+
+
+def test_a_rate_limit_longer_than_a_round_slows_the_rounds_and_stops_nothing() -> None:
+    world = World(policy=Policy(blocks_per_epoch=20, block_threshold=5), tempo=20, rate_limit=100)
+    world.enter(*keys(3))
+    world.run_rounds(6)
+    assert list(world.accepted.values()) == [1] * 6
+    blocks = [block for block, _ in world.actions(SetWeights)]
+    assert all(later - earlier >= 100 for earlier, later in itertools.pairwise(blocks))
+
+
+@pytest.mark.parametrize("sets_weights", [True, False])
+@pytest.mark.parametrize("count", [0, 4])
+def test_a_limited_run_stops_as_soon_as_it_is_done(count: int, sets_weights: bool) -> None:
+    world = World(policy=Policy(max_rounds=2, sets_weights=sets_weights))
+    world.enter(*keys(count))
+    world.run_rounds(3)
+    assert world.played[-1][1] == Stop()
+    assert world.rounds_done == 2
+    if sets_weights or count:
+        assert world.block < world.rounds[1].start_block + 20
+    assert len(world.verdicts) == count
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_a_watching_validator_never_spins(count: int) -> None:
+    world = World(policy=Policy(sets_weights=False), tempo=50)
+    world.enter(*keys(count))
+    world.run_rounds(3)
+    assert len(world.actions(SetWeights)) == (3 if count else 0)
+
+
+# Every kind of trouble
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_in_every_kind_of_trouble_rounds_end_and_everyone_gets_a_turn(seed: int) -> None:
+    draw = random.Random(seed)
+    policy = Policy(
+        blocks_per_epoch=(length := draw.choice([2, 10, 60, 360])),
+        block_threshold=draw.randrange(length),
+        miner_sample_size=draw.choice([1, 2, 10]),
+        miner_duplicate_sample_size=draw.choice([1, 5, 50]),
+        sets_weights=draw.random() < 0.8,
+    )
+    world = World(
+        policy=policy,
+        seed=seed,
+        remote_chance=draw.choice([0.0, 0.3, 0.6]),
+        host_chance=draw.choice([0.0, 0.05]),
+        refusal_chance=draw.choice([0.0, 0.2]),
+        weights_refused_chance=draw.choice([0.0, 0.5, 1.0]),
+        weights_unknown_chance=draw.choice([0.0, 0.3]),
+        work_blocks=draw.choice([0, 1, 30]),
+        fetch_blocks=draw.choice([0, 1, 7]),
+        downloads=draw.choice([1, 3, 8]),
+        tempo=draw.choice([1, 20, 99, 360]),
+        rate_limit=draw.choice([0, 10, 100]),
+    )
+    entered = keys(8)
+    for key in entered:
+        world.block += draw.choice([0, 1])
+        world.enter(key)
+    world.copies = {key: COPY for key in entered if draw.random() < 0.2}
+    for _ in range(30):
+        world.run_rounds(1)
+        world.block += draw.choice([0, 0, 0, 1, 500])
+        # The process dies now and then: only what is stored is left.
+        world.rounds_done = 0
+        world.fetching.clear()
+    for key in draw.sample(entered, 2):
+        # A host that was mended: its operator lets the submission have another try.
+        world.attempts.pop(key, None)
+    world.remote_chance = world.host_chance = 0.0
+    world.block += 200  # longer than anything rests
+    world.run_rounds(60)
+    parked = {key for key, attempt in world.attempts.items() if attempt.host_failures >= MAX_HOST_FAILURES}
+    assert set(entered) == set(world.verdicts) | set(world.copies) | parked
+    if policy.sets_weights and world.weights_refused_chance == world.weights_unknown_chance == 0.0:
+        assert set(world.accepted.values()) == {1}
+        assert len(world.accepted) == len(world.rounds)
+    assert max(world.accepted.values(), default=0) <= (1 if world.weights_unknown_chance == 0.0 else 3)

@@ -1,0 +1,163 @@
+"""The curve from loss to score, and the weights."""
+
+import itertools
+import math
+import random
+
+import pytest
+
+from template.constants import MIN_WEIGHT
+from template.errors import ConfigError
+from template.rules.scoring import compute_score, weights_from_scores
+
+BENCH, MINB, MAXB, HEIGHT = 2.60, 2.40, 2.80, 0.05
+
+
+def score(loss: float | None, power: float = 2, height: float = HEIGHT, ids: tuple[str, str] = ("1", "1")) -> float:
+    return compute_score(loss, BENCH, MINB, MAXB, power, height, *ids)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (0.0, 1.0),
+        (2.3999, 1.0),
+        (2.40, 1.0),
+        (2.45, 0.95 * 0.75**2 + 0.05),
+        (2.50, 0.95 * 0.25 + 0.05),
+        (2.60, 0.05),
+        (2.70, 0.05 - 0.05 * 0.25),
+        (2.80, 0.0),
+        (2.8001, 0.0),
+        (1e300, 0.0),
+    ],
+)
+def test_the_score_follows_the_curve(loss: float, expected: float) -> None:
+    assert score(loss) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_joints_are_met_exactly() -> None:
+    for power in (0.5, 1, 2, 3, 2.5):
+        assert (score(MINB, power), score(BENCH, power), score(MAXB, power)) == (1.0, HEIGHT, 0.0)
+
+
+@pytest.mark.parametrize("joint", [MINB, BENCH, MAXB])
+@pytest.mark.parametrize("power", [0.5, 1, 2, 3, 2.5])
+def test_the_curve_is_continuous_at_its_joints(joint: float, power: float) -> None:
+    before, after = math.nextafter(joint, 0.0), math.nextafter(joint, 9.0)
+    assert score(before, power) == pytest.approx(score(joint, power), abs=1e-6)
+    assert score(after, power) == pytest.approx(score(joint, power), abs=1e-6)
+
+
+@pytest.mark.parametrize("height", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("power", [0.5, 1, 2, 3, 2.5])
+def test_a_higher_loss_never_scores_more(power: float, height: float) -> None:
+    scores = [score(2.3 + i / 5000, power, height) for i in range(3001)]
+    assert all(earlier >= later for earlier, later in itertools.pairwise(scores))
+    assert all(0.0 <= value <= 1.0 and isinstance(value, float) for value in scores)
+
+
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_missing_or_not_finite_scores_nothing(loss: float | None) -> None:
+    assert score(loss) == 0.0
+
+
+@pytest.mark.parametrize("ids", [("2", "1"), ("", "1"), ("01", "1")])
+def test_a_loss_in_another_competition_scores_nothing(ids: tuple[str, str]) -> None:
+    assert score(1.0, ids=ids) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("named", "change"),
+    [
+        ("minb", {"min_bench": 2.6}),
+        ("minb", {"min_bench": 2.7}),
+        ("minb", {"min_bench": math.nan}),
+        ("minb", {"min_bench": -math.inf}),
+        ("maxb", {"max_bench": 2.6}),
+        ("maxb", {"max_bench": math.inf}),
+        ("bench", {"benchmark_loss": math.nan}),
+        ("bheight", {"bench_height": -0.01}),
+        ("bheight", {"bench_height": 1.01}),
+        ("bheight", {"bench_height": math.nan}),
+        ("pow", {"power": 0}),
+        ("pow", {"power": -2}),
+        ("pow", {"power": math.nan}),
+        ("pow", {"power": math.inf}),
+    ],
+)
+@pytest.mark.parametrize("loss", [2.5, None])
+def test_a_curve_that_makes_no_sense_is_the_operators_mistake(
+    loss: float | None, named: str, change: dict[str, float]
+) -> None:
+    curve = {"benchmark_loss": BENCH, "min_bench": MINB, "max_bench": MAXB, "power": 2.0, "bench_height": HEIGHT}
+    with pytest.raises(ConfigError, match=named):
+        compute_score(loss, **{**curve, **change}, miner_comp_id="1", real_comp_id="1")
+
+
+# Weights
+
+UIDS = {"a": 0, "b": 1, "c": 7}
+
+
+def test_weights_are_the_shares_of_the_scores() -> None:
+    assert weights_from_scores({"a": 0.1, "b": 0.3, "c": 0.4}, UIDS, 5) == pytest.approx({0: 0.125, 1: 0.375, 7: 0.5})
+
+
+def test_uid_zero_can_win() -> None:
+    assert weights_from_scores({"a": 0.2, "b": 0.0}, UIDS, 5) == {0: 1.0}
+
+
+def test_uid_zero_can_be_the_owner() -> None:
+    assert weights_from_scores({}, UIDS, 0) == {0: 1.0}
+
+
+def test_a_score_of_zero_gets_no_entry() -> None:
+    assert weights_from_scores({"a": 0.0, "b": 1.0}, UIDS, 5) == {1: 1.0}
+
+
+def test_an_unregistered_hotkey_takes_no_share() -> None:
+    assert weights_from_scores({"gone": 1.0, "b": 0.01}, UIDS, 5) == {1: 1.0}
+
+
+def test_a_share_below_the_least_weight_goes_to_the_others() -> None:
+    kept = weights_from_scores({"a": 1.0, "b": 1.1 * MIN_WEIGHT}, UIDS, 5)
+    assert kept is not None
+    assert set(kept) == {0, 1}
+    assert weights_from_scores({"a": 1.0, "b": 0.9 * MIN_WEIGHT}, UIDS, 5) == {0: 1.0}
+
+
+def test_the_least_weight_is_a_share_not_a_score() -> None:
+    tiny = weights_from_scores({"a": 1e-9, "b": 3e-9}, UIDS, 5)
+    assert tiny == pytest.approx({0: 0.25, 1: 0.75})
+
+
+@pytest.mark.parametrize("scores", [{}, {"a": 0.0, "b": 0.0}, {"gone": 1.0}])
+def test_with_nothing_to_reward_all_goes_to_the_owner(scores: dict[str, float]) -> None:
+    assert weights_from_scores(scores, UIDS, 5) == {5: 1.0}
+    assert weights_from_scores(scores, UIDS, None) is None
+
+
+def test_an_owner_without_uid_does_not_matter_while_someone_scores() -> None:
+    assert weights_from_scores({"a": 0.5}, UIDS, None) == {0: 1.0}
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.5, math.nan, math.inf])
+def test_a_score_no_loss_gives_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="score of b"):
+        weights_from_scores({"a": 0.5, "b": bad}, UIDS, 5)
+
+
+def test_weights_sum_to_one_and_do_not_depend_on_the_order_of_scores() -> None:
+    rng = random.Random(3)
+    uids = {f"h{i}": i for i in range(256)}
+    items = [(hotkey, rng.random() ** 8) for hotkey in uids]
+    first = weights_from_scores(dict(items), uids, None)
+    assert first is not None
+    assert math.fsum(first.values()) == pytest.approx(1.0, abs=1e-12)
+    assert min(first.values()) >= MIN_WEIGHT
+    for _ in range(5):
+        rng.shuffle(items)
+        again = weights_from_scores(dict(items), uids, None)
+        assert again is not None
+        assert list(again.items()) == list(first.items())

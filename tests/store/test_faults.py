@@ -1,0 +1,401 @@
+"""The state file under stress: two writers, readers beside one, migrations, crashes and bad disks."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from template.competition import Competition
+from template.errors import ConfigError, HostError
+from template.state import Attempt, Contest, Submission, SubmissionKey, Verdict
+from template.store import database
+from template.store.migrations import MIGRATIONS, Execute
+from template.store.store import Store
+from tests.fixtures.views import make_entry, make_key
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = make_key("alice")
+SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
+
+
+def count(path: Path, table: str) -> int:
+    """Rows of a table, read past the store."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+@contextlib.contextmanager
+def child(code: str, *arguments: object) -> Iterator["subprocess.Popen[str]"]:
+    """Another process; killed at the end."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from template.store.store import Store
+store = Store(Path(sys.argv[1]))
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def wait_for_line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+# One writer
+
+
+def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_is_killed(path: Path) -> None:
+    with child(HOLD, path) as holder:
+        assert wait_for_line(holder) == "open"
+        with pytest.raises(ConfigError, match=rf"process {holder.pid}\) is using .*validator\.sqlite3.*--state_dir"):
+            Store(path)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        Store(path).close()
+
+
+def test_a_second_store_of_the_same_process_is_refused_until_the_first_is_closed(path: Path, store: Store) -> None:
+    with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+        Store(path)
+    store.see_submissions([])
+    store.close()
+    Store(path).close()
+
+
+def test_a_refused_store_does_not_disturb_the_holder(path: Path, store: Store) -> None:
+    with pytest.raises(ConfigError):
+        Store(path)
+    with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+        Store(path)
+
+
+def test_the_pid_of_an_earlier_holder_does_not_linger(path: Path) -> None:
+    path.parent.mkdir()
+    lock = path.with_name(path.name + ".lock")
+    lock.write_text("9" * 30)
+    with Store(path):
+        assert lock.read_text() == str(os.getpid())
+
+
+def test_a_store_that_cannot_be_opened_lets_go_of_the_lock(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database at all" * 100)
+    for _ in range(2):
+        with pytest.raises(HostError, match="not a database"):
+            Store(path)
+    path.unlink()
+    Store(path).close()
+
+
+def test_close_may_be_called_twice_and_use_after_it_is_a_bug(store: Store) -> None:
+    store.close()
+    store.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        store.submissions()
+
+
+def test_the_state_and_everything_beside_it_is_for_the_owner_alone(path: Path) -> None:
+    old = os.umask(0)
+    try:
+        with Store(path) as store:
+            store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+            files = sorted(path.parent.iterdir())
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
+    finally:
+        os.umask(old)
+    assert set(modes.values()) == {0o600}
+    assert {f"{path.name}{end}" for end in ("", ".lock", "-wal", "-shm")} == set(modes)
+
+
+def test_relative_paths_and_paths_with_odd_characters_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = Path("a folder?mode=ro&x#y%20") / "s.sqlite3"
+    with Store(odd) as store:
+        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    assert (tmp_path / odd).is_file()
+    with Store(odd, is_read_only=True) as reader:
+        assert len(reader.submissions()) == 1
+
+
+# Readers
+
+
+def test_a_reader_sees_what_the_writer_has_committed_while_it_runs(path: Path, store: Store, contest: Contest) -> None:
+    with Store(path, is_read_only=True) as reader:
+        assert reader.verdicts(contest) == {}
+        with store.atomic() as db:
+            db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
+            assert reader.submissions() == {}
+        assert list(reader.submissions()) == [SubmissionKey("h", "e")]
+        store.record_verdict(contest, KEY, SCORED, now=2.0)
+        assert reader.verdicts(contest)[KEY].loss == SCORED.loss
+
+
+def test_a_reader_can_write_nothing(path: Path, store: Store, contest: Contest) -> None:
+    with Store(path, is_read_only=True) as reader, pytest.raises(HostError, match="readonly"):
+        reader.record_verdict(contest, KEY, SCORED, now=2.0)
+    assert store.verdicts(contest) == {}
+
+
+def test_a_reader_needs_a_state_that_is_there_and_makes_none(path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"no validator state at .*{path.name}"):
+        Store(path, is_read_only=True)
+    assert not path.parent.exists()
+
+
+def test_a_reader_of_a_stopped_validators_state_reads_all(path: Path) -> None:
+    with Store(path) as store:
+        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    with Store(path, is_read_only=True) as reader:
+        assert len(reader.submissions()) == 1
+
+
+def test_a_reader_of_an_older_schema_says_so(path: Path) -> None:
+    path.parent.mkdir()
+    sqlite3.connect(path).close()
+    path.touch()
+    with pytest.raises(ConfigError, match="older schema"):
+        Store(path, is_read_only=True)
+
+
+# Migrations
+
+
+def m_late(execute: Execute) -> None:
+    execute("CREATE TABLE late (x)")
+    execute("INSERT INTO late VALUES (1)")
+
+
+def m_later(execute: Execute) -> None:
+    execute("UPDATE late SET x = x + 1")
+
+
+def late_value(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute("SELECT x FROM late").fetchone()[0])
+
+
+def schema_version(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_a_new_migration_runs_once_in_its_place_on_a_file_with_data(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(path) as store:
+        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
+    for _ in range(2):
+        with Store(path) as store:
+            assert len(store.submissions()) == 1
+    assert late_value(path) == 2
+    assert schema_version(path) == len(MIGRATIONS) + 2
+
+
+def test_a_failing_migration_rolls_back_and_stays_pending(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def m_broken(execute: Execute) -> None:
+        m_later(execute)
+        execute("CREATE TABLE half (x)")
+        raise ZeroDivisionError
+
+    Store(path).close()
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_broken))
+    with pytest.raises(ZeroDivisionError):
+        Store(path)
+    assert late_value(path) == 1
+    assert schema_version(path) == len(MIGRATIONS) + 1
+    with contextlib.closing(sqlite3.connect(path)) as db, pytest.raises(sqlite3.OperationalError, match="half"):
+        db.execute("SELECT * FROM half")
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
+    Store(path).close()
+    assert late_value(path) == 2
+
+
+@pytest.mark.parametrize("is_read_only", [False, True])
+def test_a_newer_schema_is_refused_and_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_read_only: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late))
+        Store(path).close()
+    with pytest.raises(ConfigError, match=rf"{path.name} was written by a newer version"):
+        Store(path, is_read_only=is_read_only)
+    assert schema_version(path) == len(MIGRATIONS) + 1
+
+
+def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "MIGRATIONS", MIGRATIONS[:1])
+        with Store(path) as old, old.atomic() as db:
+            db.execute("INSERT INTO contests VALUES (1, 'd', 'c', 'h', 'm', 1.0)")
+            db.execute("INSERT INTO verdicts VALUES (1, 'a', 'e', NULL, '', 2.5, 1.0, 1.0)")
+            db.execute("INSERT INTO receipts VALUES (1, 'a', 'e', 'signed')")
+            db.execute("INSERT INTO rounds VALUES (3, 1, 10, '0x', 370, 7, 1.0, NULL)")
+            db.execute("INSERT INTO round_entries VALUES (3, 0, 'a', 'e')")
+            db.execute("INSERT INTO weight_intents VALUES (1, 3, 20, '{\"0\": 1.0}', 1.0, NULL, NULL)")
+    contest = Contest(1, "d")
+    with Store(path) as store:
+        assert store.open_round(contest) is None
+        assert store.verdicts(contest)[SubmissionKey("a", "e")].loss == 2.5
+        assert store.receipt(contest, SubmissionKey("a", "e")) == "signed"
+        assert store.unpublished(contest) == set() and store.round_receipts(contest, 3) == {}
+        assert [(one.weights, one.shares) for one in store.intents(3)] == [({0: 1.0}, {})]
+        assert store.last_start_block(contest) == 10
+
+
+# All or nothing
+
+
+def test_an_error_inside_a_transaction_leaves_nothing_and_no_transaction(path: Path, store: Store) -> None:
+    for error in (KeyboardInterrupt, ZeroDivisionError):
+        with pytest.raises(error), store.atomic() as db:
+            db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
+            raise error
+    assert count(path, "submissions") == 0
+    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    assert count(path, "submissions") == 1
+
+
+def test_a_failing_commit_leaves_no_transaction(path: Path, store: Store) -> None:
+    with pytest.raises(sqlite3.IntegrityError), store.atomic() as db:
+        db.execute("PRAGMA defer_foreign_keys=ON")
+        db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict', NULL)")
+    assert count(path, "receipts") == 0
+    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+
+
+def test_transactions_do_not_nest_and_the_outer_one_is_undone(path: Path, store: Store) -> None:
+    with pytest.raises(HostError, match="transaction within"), store.atomic() as db:
+        db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
+        store.see_submissions([])
+    assert count(path, "submissions") == 0
+
+
+def test_a_verdict_whose_receipt_fails_is_not_there(path: Path, store: Store, contest: Contest) -> None:
+    store.record_attempt(contest, KEY, Attempt(1))
+    with store.atomic() as db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON receipts BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with pytest.raises(sqlite3.IntegrityError):
+        store.record_verdict(contest, KEY, SCORED, now=1.0)
+    assert store.verdicts(contest) == {}
+    assert store.attempts(contest) == {KEY: Attempt(1)}
+
+
+def test_sigkill_between_verdict_and_receipt_leaves_neither(path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from template.competition import Competition
+from template.state import SubmissionKey, Verdict
+from template.store.store import Store
+store = Store(Path(sys.argv[1]))
+contest = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
+with store.atomic() as db:
+    db.create_function("die", 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    db.execute("CREATE TEMP TRIGGER crash BEFORE INSERT ON receipts BEGIN SELECT die(); END")
+key = SubmissionKey("alice", "a")
+store.record_verdict(contest, SubmissionKey("bob", "b"), Verdict(loss=1.0), now=2.0)
+store.record_verdict(contest, key, Verdict(loss=2.5, receipt="{}"), now=2.0)
+"""
+    with child(code, path) as process:
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    with Store(path) as store:
+        contest = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=3.0)
+        assert [key.hotkey for key in store.verdicts(contest)] == ["bob"]
+    assert count(path, "receipts") == 0
+
+
+# Faults of the disk
+
+
+def test_a_file_that_is_no_database_is_named(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(os.urandom(8192))
+    for is_read_only in (False, True):
+        with pytest.raises(HostError, match=rf"{path.name} failed: file is not a database"):
+            Store(path, is_read_only=is_read_only)
+    assert path.stat().st_size == 8192
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match=r"file/validator\.sqlite3 failed"):
+        Store(tmp_path / "file" / "validator.sqlite3")
+    (tmp_path / "folder.sqlite3").mkdir()
+    with pytest.raises(HostError, match=r"folder\.sqlite3 failed"):
+        Store(tmp_path / "folder.sqlite3")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(HostError, match="Permission denied"):
+        Store(tmp_path / "validator.sqlite3")
+
+
+def test_a_disk_that_fills_up_is_the_hosts_fault_and_costs_nothing_recorded(
+    path: Path, store: Store, contest: Contest
+) -> None:
+    store.record_verdict(contest, KEY, SCORED, now=1.0)
+    with store.atomic() as db:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+    with store.atomic() as db:
+        db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(HostError, match="full"):
+        store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=[os.urandom(32)] * 10_000, now=1.0)
+    assert store.verdicts(contest)[KEY].loss == SCORED.loss
+    assert store.datasets(contest, 32) == {}
+    with store.atomic() as db:
+        db.execute("PRAGMA max_page_count=1000000")
+    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
+
+
+def test_a_file_damaged_while_in_use_is_the_hosts_fault(path: Path) -> None:
+    with Store(path) as store:
+        store.see_submissions(
+            [Submission(hotkey=f"h{at}", entry=make_entry(), first_block=1, block=1, open_block=1) for at in range(500)]
+        )
+    content = bytearray(path.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    path.write_bytes(content)
+    with Store(path) as store, pytest.raises(HostError, match=f"{path.name} failed: database disk image is malformed"):
+        store.submissions()
+
+
+def test_a_writer_waits_for_another_that_holds_the_file_and_then_gives_up(
+    path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.atomic() as db:
+        db.execute("SELECT 1")
+    store._connection.execute("PRAGMA busy_timeout=50")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as intruder:
+        intruder.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(HostError, match="locked"):
+            store.see_submissions([])
+        assert time.monotonic() - began >= 0.05
+        intruder.execute("ROLLBACK")
+    store.see_submissions([])

@@ -1,0 +1,249 @@
+"""Logs: one form, one stream, the clients' included, whatever those set up themselves."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (TRACE|DEBUG|INFO|WARNING|ERROR|CRITICAL|Level \d+) +\S.*")
+
+# Client loggers are asked for as the clients do it, before and after the logs are set up.
+CLIENTS = """
+import logging, sys, warnings
+from template.cli import quiet_libraries
+from template.telemetry.logging import configure_logging
+def load():
+    import huggingface_hub, bittensor, transformers.utils.logging
+quiet_libraries()
+if sys.argv[1] == "before": load()
+configure_logging(is_debug="debug" in sys.argv, is_trace="trace" in sys.argv)
+load()
+import huggingface_hub.utils.logging, transformers.utils.logging
+assert "torch" not in sys.modules
+loggers = [
+    logging.getLogger("bittensor.transport"),
+    huggingface_hub.utils.logging.get_logger("huggingface_hub.file_download"),
+    transformers.utils.logging.get_logger("transformers.modeling_utils"),
+    logging.getLogger("httpx2"),
+    logging.getLogger("somebody.else"),
+]
+for logger in loggers:
+    for level in ("debug", "info", "warning", "error"):
+        getattr(logger, level)("%s says {braces} <red>tags</red> %d%%", level, 1)
+"""
+
+OWN = """
+import sys
+from loguru import logger
+from template.telemetry.logging import configure_logging
+for _ in range(2):
+    configure_logging(is_debug="debug" in sys.argv, is_trace="trace" in sys.argv)
+for level in ("trace", "debug", "info", "warning", "error"):
+    getattr(logger, level)("{} of {}", level, "{braces} <red>tags</red>")
+"""
+
+
+def run(code: str, *arguments: str) -> list[str]:
+    """The lines on stderr of a fresh process, which wrote nothing to stdout and ended well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def levels(lines: list[str], name: str = "") -> list[str]:
+    return [line.split()[2] for line in lines if name in line]
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("none", ["INFO", "WARNING", "ERROR"]),
+        ("debug", ["DEBUG", "INFO", "WARNING", "ERROR"]),
+        ("trace", ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"]),
+    ],
+)
+def test_our_own_logs_go_to_stderr_once_from_the_level_that_was_asked_for(flag: str, expected: list[str]) -> None:
+    lines = run(OWN, flag)
+    assert levels(lines) == expected
+    assert all(LINE.fullmatch(line) for line in lines)
+    assert all(line.endswith("{braces} <red>tags</red>") for line in lines)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_clients_logs_are_ours_though_they_set_up_their_own(when: str) -> None:
+    lines = run(CLIENTS, when)
+    assert all(LINE.fullmatch(line) for line in lines)
+    for name in ("bittensor.transport", "huggingface_hub.file_download", "transformers.modeling_utils", "httpx2"):
+        assert levels(lines, f" {name}: ") == ["WARNING", "ERROR"]
+    assert levels(lines, " somebody.else: ") == ["WARNING", "ERROR"]
+    assert all(line.endswith("says {braces} <red>tags</red> 1%") for line in lines)
+
+
+def test_the_clients_debug_logs_need_trace() -> None:
+    name = " huggingface_hub.file_download: "
+    assert levels(run(CLIENTS, "after", "debug"), name) == ["WARNING", "ERROR"]
+    lines = run(CLIENTS, "after", "trace")
+    for client in (name, " bittensor.transport: ", " transformers.modeling_utils: "):
+        assert levels(lines, client) == ["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+def test_exceptions_odd_levels_and_bad_arguments_are_logged_and_break_nothing() -> None:
+    lines = run(
+        "import logging\n"
+        "from template.telemetry.logging import configure_logging\n"
+        "configure_logging()\n"
+        "logging.getLogger('bittensor').log(35, 'odd')\n"
+        "logging.getLogger('bittensor').error('%s and %s', 'one')\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.getLogger('bittensor').exception('failed')\n"
+    )
+    text = "\n".join(lines)
+    assert "bittensor: odd" in lines[0]
+    assert "%s and %s" in lines[1]
+    assert "bittensor: failed" in lines[2]
+    assert "ZeroDivisionError: division by zero" in text
+
+
+HUB_TOKEN = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
+MNEMONIC = "legal winner thank year wave sausage worth useful legal winner thank yellow"
+
+# What an entry point does with its flags and its environment, then lines that hold secrets.
+SECRETS = f"""
+import argparse, logging, os, sys
+from loguru import logger
+from template import cli
+def run(args):
+    logger.info("one line")
+    logger.warning("password {{}} and token {HUB_TOKEN}", os.environ["BT_WALLET_PASSWORD"])
+    logging.getLogger("bittensor.transport").error("mnemonic %s", "{MNEMONIC}")
+    try:
+        raise OSError("refused: " + os.environ["WANDB_API_KEY"])
+    except OSError:
+        logger.exception("failed")
+    logger.debug("not asked for")
+    return 0
+parser = argparse.ArgumentParser()
+cli.add_logging_arguments(parser)
+sys.exit(cli.run_main(parser, sys.argv[1:], run))
+"""
+KEYS = {"BT_WALLET_PASSWORD": "correct horse", "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567"}
+
+
+def read_json_lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_no_secret_reaches_stderr_or_the_file_not_even_in_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "logs" / "neuron.jsonl"
+    for text in ("\n".join(run(SECRETS, "--logging.file", str(file))), file.read_text(encoding="utf-8")):
+        assert "password [redacted] and token [redacted]" in text
+        assert "OSError: refused: [redacted]" in text
+        for secret in (HUB_TOKEN, *KEYS.values(), "winner", "yellow"):
+            assert secret not in text
+
+
+def test_the_file_holds_one_flat_object_per_line_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "neuron.jsonl"
+    run(SECRETS, "--logging.file", str(file))
+    lines = read_json_lines(file)
+    assert [line["level"] for line in lines] == ["INFO", "WARNING", "ERROR", "ERROR"]
+    assert [line["module"] for line in lines] == ["__main__", "__main__", "bittensor.transport", "__main__"]
+    assert lines[0]["message"] == "one line"
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"]) for line in lines)
+    assert [set(line) - {"time", "level", "message", "module"} for line in lines] == [
+        set(),
+        set(),
+        set(),
+        {"exception"},
+    ]
+    assert lines[3]["exception"].startswith("Traceback (most recent call last):")
+    assert file.stat().st_mode & 0o777 == 0o600
+    run(SECRETS, "--logging.file", str(file), "--logging.debug")
+    assert [line["level"] for line in read_json_lines(file)[4:]] == ["INFO", "WARNING", "ERROR", "ERROR", "DEBUG"]
+
+
+def test_a_full_file_is_set_aside_and_the_oldest_is_dropped(tmp_path: Path) -> None:
+    run(
+        "import sys\nfrom pathlib import Path\nfrom loguru import logger\nfrom template import tracking\n"
+        "tracking.FILE_BYTES, tracking.KEPT_FILES = 1000, 3\n"
+        "tracking.configure_logging(file=Path(sys.argv[1]))\n"
+        "for number in range(100): logger.info('line {}', number)\n",
+        str(tmp_path / "log"),
+    )
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["log", "log.1", "log.2"]
+    assert all(file.stat().st_size <= 1000 and file.stat().st_mode & 0o777 == 0o600 for file in files)
+    messages = [line["message"] for file in reversed(files) for line in read_json_lines(file)]
+    assert messages == [f"line {number}" for number in range(100 - len(messages), 100)]
+
+
+def test_a_full_disk_disturbs_nobody_and_is_told_once() -> None:
+    lines = run(
+        "from pathlib import Path\n"
+        "from loguru import logger\n"
+        "from template.telemetry.logging import configure_logging\n"
+        "configure_logging(file=Path('/dev/full'), secrets=['s3cr3t'])\n"
+        "for _ in range(50): logger.info('a s3cr3t ' + 'x' * 1000)\n"
+    )
+    assert all(LINE.fullmatch(line) for line in lines)
+    assert levels(lines, "/dev/full misses lines: [Errno 28]") == ["WARNING"]
+    assert levels(lines, "a [redacted] x") == ["INFO"] * 50
+
+
+def test_a_file_that_cannot_be_opened_is_the_operators_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "below"
+    done = subprocess.run(
+        [sys.executable, "-c", SECRETS, "--logging.file", str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3
+    assert LINE.fullmatch(done.stderr.rstrip("\n"))
+    assert f"ConfigError: --logging.file {path}: cannot be opened" in done.stderr
+
+
+# What a node, a hub or a miner may have written, in a message of ours, of a client's, and in an exception.
+STRANGERS = r"""
+import logging
+from loguru import logger
+from template.telemetry.logging import configure_logging
+configure_logging()
+text = "a\n2026-01-01 00:00:00 INFO    forged\r\x1b[2J\x1b]0;title\x07 \u202egnp.exe \u2028 \ud800 \x00 \x9b31m \u00e9"
+logger.warning("will try again: {}", text)
+logging.getLogger("bittensor").error("%s", text)
+try:
+    raise ValueError(text)
+except ValueError:
+    logger.exception("failed {}", text)
+"""
+
+
+def test_what_strangers_write_ends_no_line_and_reaches_no_terminal_raw() -> None:
+    lines = run(STRANGERS)
+    assert all(line.isprintable() for line in lines)
+    spelt = r"a\n2026-01-01 00:00:00 INFO    forged\r\x1b[2J\x1b]0;title\x07 \u202egnp.exe \u2028 \ud800 \x00 \x9b31m é"
+    assert [line.endswith(spelt) for line in lines[:3]] == [True] * 3
+    assert all(LINE.fullmatch(line) for line in lines[:3])
+    assert all(line.startswith("  ") for line in lines[3:])
+    assert lines[3] == "  Traceback (most recent call last):"
+    assert lines[-2] == "  ValueError: a"
+    assert lines[-1].startswith(r"  2026-01-01 00:00:00 INFO    forged\r\x1b[2J")

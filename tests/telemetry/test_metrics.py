@@ -1,0 +1,118 @@
+"""What a dashboard shows, as numbers and rows."""
+
+from template.errors import Reason
+from template.records import WeightOutcome
+from template.state import Gauges, Round, RoundReport, Running, Standing, SubmissionKey, WeightIntent
+from template.telemetry.metrics import TABLE_COLUMNS, live_metrics, round_metrics, table_rows
+
+COMMIT = "0" * 40
+
+
+def make_standing(uid: int, *, loss: float | None = None, reason: Reason | None = None) -> Standing:
+    return Standing(
+        key=SubmissionKey(f"hotkey{uid}", f"owner/repo{uid}:1:{COMMIT}"),
+        uid=uid,
+        reason=reason,
+        message="",
+        loss=loss,
+        score=0.5,
+        weight=0.25,
+    )
+
+
+def make_report(standings: list[Standing], **fields: object) -> RoundReport:
+    closed = Round(
+        id=7, start_block=360, start_block_hash="0x", opened_block=361, end_block=720, lucky_num=1, entries=(), queue=()
+    )
+    values = {"intents": (), "seconds": {}, **fields}
+    return RoundReport(round=closed, standings=tuple(standings), **values)  # type: ignore[arg-type]
+
+
+def make_intent(outcome: WeightOutcome | None) -> WeightIntent:
+    return WeightIntent(id=1, block=1, weights={}, shares={}, created_at=0.0, outcome=outcome, finished_at=None)
+
+
+def test_losses_are_charted_by_rank_and_only_for_ranks_there_are() -> None:
+    standings = [make_standing(uid, loss=float(10 - uid)) for uid in range(6)]
+    metrics = round_metrics(make_report([*standings, make_standing(6), make_standing(7, reason=Reason.DUPLICATE)]))
+    losses = {name: value for name, value in metrics.items() if "/loss/" in name}
+    assert losses == {
+        "round/loss/rank_1": 5.0,
+        "round/loss/rank_2": 6.0,
+        "round/loss/rank_5": 9.0,
+        "round/loss/median": 7.5,
+    }
+    verdicts = {name: value for name, value in metrics.items() if "/verdicts/" in name}
+    assert verdicts == {"round/verdicts/scored": 6, "round/verdicts/waiting": 1, "round/verdicts/duplicate": 1}
+    assert (metrics["round/id"], metrics["round/start_block"]) == (7, 360)
+
+
+def test_a_round_nobody_entered_has_no_losses() -> None:
+    metrics = round_metrics(make_report([]))
+    assert metrics == {"round/start_block": 360, "round/id": 7, "round/scored_now": 0}
+    assert table_rows(make_report([])) == []
+
+
+def test_weights_are_counted_by_what_became_of_them() -> None:
+    outcomes = [
+        None,
+        WeightOutcome(is_accepted=True),
+        WeightOutcome(is_accepted=False),
+        WeightOutcome(is_accepted=True),
+    ]
+    metrics = round_metrics(make_report([], intents=tuple(map(make_intent, outcomes))))
+    weights = {name: value for name, value in metrics.items() if "/weights/" in name}
+    assert weights == {"round/weights/unknown": 1, "round/weights/accepted": 2, "round/weights/refused": 1}
+
+
+def test_the_table_has_a_row_for_everybody_uid_zero_and_a_loss_of_zero_included() -> None:
+    standings = [make_standing(0, loss=0.0), make_standing(1, reason=Reason.MALFORMED), make_standing(2)]
+    rows = table_rows(make_report(standings, seconds={"hotkey0": 3.5}))
+    assert dict(zip(TABLE_COLUMNS, rows[0], strict=True)) == {
+        "hotkey": "hotkey0",
+        "uid": 0,
+        "repo": "owner/repo0",
+        "verdict": "scored",
+        "loss": 0.0,
+        "score": 0.5,
+        "weight": 0.25,
+        "seconds": 3.5,
+    }
+    assert [row[3:5] + row[7:] for row in rows[1:]] == [["malformed", None, None], ["waiting", None, None]]
+
+
+def test_the_gauges_show_lag_queue_memory_and_speed() -> None:
+    running = Running(key=SubmissionKey("h", "e"), device="cuda:1", started_at=0.0, memory_bytes=3 * 2**30)
+    gauges = Gauges(
+        now=112.0,
+        block=500,
+        block_time=100.0,
+        doing="training",
+        round_id=1,
+        queue=4,
+        unscored=9,
+        running=(running, Running(key=SubmissionKey("h", "e"), device="cpu", started_at=0.0)),
+        weights_set_block=380,
+        tokens_per_s=1234.5,
+    )
+    assert live_metrics(gauges) == {
+        "live/block": 500,
+        "live/chain_lag_seconds": 12.0,
+        "live/queue": 4,
+        "live/unscored": 9,
+        "live/running": 2,
+        "live/blocks_since_weights": 120,
+        "live/training_tokens_per_second": 1234.5,
+        "live/memory_gib/cuda:1": 3.0,
+    }
+
+
+def test_what_is_not_known_is_left_out_of_the_charts() -> None:
+    gauges = Gauges(now=1.0, block=1, block_time=1.0, doing="", round_id=None, queue=0, unscored=0)
+    assert set(live_metrics(gauges)) == {
+        "live/block",
+        "live/chain_lag_seconds",
+        "live/queue",
+        "live/unscored",
+        "live/running",
+    }

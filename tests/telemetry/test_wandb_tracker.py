@@ -1,0 +1,368 @@
+"""Runs on wandb, by the real client and its real service; every fault is a real process killed or stopped."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+from wandb.proto.wandb_internal_pb2 import Record
+
+from template import cli
+from template.errors import Reason
+from template.state import Gauges, Round, RoundReport, Standing, SubmissionKey
+from template.telemetry import wandb_tracker
+from template.telemetry.redaction import Redactor
+from template.telemetry.wandb_process import child_processes
+from template.telemetry.wandb_tracker import Dashboard, DashboardConfig, NoDashboard, Tracker, prune
+
+ROOT = Path(__file__).resolve().parents[2]
+HOTKEY = "5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX"
+DAY = 1_800_000_000.0
+SECRET = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
+
+
+@pytest.fixture(autouse=True)
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Lines of the log, while this machine's user has no login of wandb, and a secret in the environment."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="INFO", format="{level} {message}")  # type: ignore[arg-type]
+    yield lines
+    logger.remove(sink)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Of wandb's files. Fails when a process works in it after the test."""
+    yield tmp_path / "tracking"
+    wait_until(lambda: helpers(tmp_path / "tracking") == [], "every process has ended")
+
+
+def make_dashboard(folder: Path, *, clock: Callable[[], float] = lambda: DAY, version: str = "1.2") -> Dashboard:
+    config = DashboardConfig(project="test", entity=None, hotkey=HOTKEY, netuid=96, version=version, folder=folder)
+    return Dashboard(config, redact=Redactor(), clock=clock, patience_s=0.05)
+
+
+def make_gauges(block: int) -> Gauges:
+    return Gauges(now=12.0 * block + 3, block=block, block_time=12.0 * block, doing="", round_id=1, queue=5, unscored=8)
+
+
+def make_report(number: int, file: Path | None = None) -> RoundReport:
+    closed = Round(
+        id=number,
+        start_block=number * 360,
+        start_block_hash="0x",
+        opened_block=0,
+        end_block=0,
+        lucky_num=1,
+        entries=(),
+        queue=(),
+    )
+    standings = tuple(
+        Standing(
+            key=SubmissionKey(f"hotkey{uid}", f"owner/{SECRET}:1:{'0' * 40}"),
+            uid=uid,
+            reason=Reason.DUPLICATE if loss is None else None,
+            message="",
+            loss=loss,
+            score=0.0,
+            weight=0.0,
+        )
+        for uid, loss in enumerate([None, 1.5, 2.5])
+    )
+    return RoundReport(
+        round=closed,
+        standings=standings,
+        intents=(),
+        seconds={"hotkey1": 2.0},
+        round_file=None if file is None else str(file),
+    )
+
+
+def wait_until(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 90
+    while not holds():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
+
+
+def helpers(folder: Path) -> list[int]:
+    """Processes that work in the folder: the run's own and wandb's service."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if path.readlink() == folder:
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def service(folder: Path) -> int:
+    """wandb's own service."""
+    children = [child for pid in helpers(folder) for child in child_processes(pid)]
+    assert len(children) == 1
+    return children[0]
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_ctime_ns)
+
+
+def read_run(path: Path) -> list[Record]:
+    """The records of a run's file: LevelDB's log format after a header of 7 bytes; a record may end it unfinished."""
+    data, records, payload, at = path.read_bytes(), [], b"", 7
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        payload += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(payload)
+            records.append(record)
+            payload = b""
+    return records
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in read_run(path)
+        if record.WhichOneof("record_type") == "history"
+    ]
+
+
+def values(path: Path, name: str) -> list[Any]:
+    return [row[name] for row in history(path) if name in row]
+
+
+def warnings(told: list[str]) -> list[str]:
+    return [line.rstrip() for line in told if line.startswith("WARNING")]
+
+
+def is_finished(path: Path) -> bool:
+    return any(record.WhichOneof("record_type") == "exit" for record in read_run(path))
+
+
+def test_a_run_holds_the_charts_the_table_and_the_receipts_and_no_secret(
+    folder: Path, tmp_path: Path, told: list[str]
+) -> None:
+    receipts = tmp_path / "round-1.jsonl"
+    receipts.write_text('{"signed": true}\n')
+    shown = make_dashboard(folder)
+    shown.report_gauges(make_gauges(100))
+    shown.report_round(make_report(1, receipts))
+    shown.report_round(make_report(2, tmp_path / "lost.jsonl"))
+    shown.report_gauges(make_gauges(101))
+    shown.close(timeout_s=60)
+    (path,) = runs(folder)
+    assert is_finished(path)
+    assert values(path, "live/block") == [100, 101]
+    assert values(path, "live/chain_lag_seconds") == [3, 3]
+    assert values(path, "round/loss/rank_1") == [1.5, 1.5]
+    table = json.loads(next((path.parent / "files/media/table/round").glob("standings_*.json")).read_text())
+    assert table["columns"] == list(wandb_tracker.TABLE_COLUMNS)
+    assert table["data"][:2] == [
+        ["hotkey0", 0, "owner/[redacted]", "duplicate", None, 0, 0, None],
+        ["hotkey1", 1, "owner/[redacted]", "scored", 1.5, 0, 0, 2],
+    ]
+    records = read_run(path)
+    artifacts = [record.request.log_artifact.artifact for record in records] + [record.artifact for record in records]
+    kept = [artifact for artifact in artifacts if artifact.type == "receipts"]
+    assert [artifact.name for artifact in kept] == [f"receipts-{HOTKEY[:8]}"]
+    assert [content.local_path for content in kept[0].manifest.contents] == [str(receipts)]
+    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (run.project, run.run_group, run.display_name) == ("test", HOTKEY, f"{HOTKEY[:8]}-1.2-2027-01-15")
+    assert (run.host, warnings(told)) == ("validator", [])
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in written if SECRET.encode() in file.read_bytes()]
+    assert not [file for file in written if file.is_relative_to(tmp_path / "home")]
+
+
+def test_a_restart_resumes_the_days_run_and_midnight_or_another_version_begins_another(folder: Path) -> None:
+    now = DAY
+    shown = make_dashboard(folder, clock=lambda: now)
+    shown.report_gauges(make_gauges(1))
+    shown.close(timeout_s=60)
+    shown = make_dashboard(folder, clock=lambda: now)
+    shown.report_gauges(make_gauges(2))
+    now += 86400
+    shown.report_gauges(make_gauges(3))
+    shown.close(timeout_s=60)
+    shown = make_dashboard(folder, clock=lambda: now, version="1.3")
+    shown.report_gauges(make_gauges(4))
+    shown.close(timeout_s=60)
+    found = runs(folder)
+    assert [values(path, "live/block") for path in found] == [[1], [2], [3], [4]]
+    assert all(map(is_finished, found))
+    first, second, third, fourth = (path.name for path in found)
+    assert first == second
+    assert len({second, third, fourth}) == 3
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_service_that_dies_or_hangs_is_replaced_and_the_round_is_shown_after_all(
+    fault: signal.Signals, folder: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_tracker, "_ANSWER_TIMEOUT_S", 5.0)
+    shown = make_dashboard(folder)
+    shown.report_gauges(make_gauges(1))
+    wait_until(lambda: told, "an open run")
+    broken = service(folder)
+    os.kill(broken, fault)
+    shown.report_round(make_report(1))
+    wait_until(lambda: len(runs(folder)) == 2, "another run")
+    shown.close(timeout_s=60)
+    first, second = runs(folder)
+    assert first.name == second.name
+    assert values(second, "round/id") == [1]
+    assert is_finished(second)
+    assert not Path(f"/proc/{broken}").exists() or "Z" in Path(f"/proc/{broken}/stat").read_text().split()[2]
+    assert len(warnings(told)) == 1
+
+
+def test_a_hung_service_holds_neither_reports_nor_the_end(folder: Path, told: list[str]) -> None:
+    shown = make_dashboard(folder)
+    shown.report_gauges(make_gauges(1))
+    wait_until(lambda: told, "an open run")
+    for pid in (service(folder), *helpers(folder)):
+        assert SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+        os.kill(pid, signal.SIGSTOP)
+    for block in range(1000):
+        shown.report_gauges(make_gauges(block))
+        shown.report_round(make_report(block))
+    # The time limits inside are a minute, the service would hang for ever, and this comes back.
+    shown.close(timeout_s=0.5)
+    assert not shown._thread.is_alive()
+
+
+def test_the_run_of_a_validator_that_was_killed_is_finished_without_it(folder: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
+        "folder = Path(sys.argv[1]); shown = make_dashboard(folder); shown.report_gauges(make_gauges(1))\n"
+        "wait_until(lambda: runs(folder), 'a run'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: is_finished(runs(folder)[0]), "the end of the run")
+
+
+def test_a_process_that_forgets_to_close_is_not_held_by_a_hung_service(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
+        "folder = Path(sys.argv[1]); shown = make_dashboard(folder); shown.report_gauges(make_gauges(1))\n"
+        "wait_until(lambda: runs(folder), 'a run'); os.kill(service(folder), signal.SIGSTOP)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, timeout=120).returncode == 0
+    os.kill(service(folder), signal.SIGCONT)
+
+
+def test_with_a_key_the_run_is_online_and_a_server_that_never_answers_disturbs_nobody(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "0123456789abcdef" * 2 + "01234567"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        shown = make_dashboard(folder)
+        shown.report_gauges(make_gauges(1))
+        server.settimeout(90)
+        connection, _ = server.accept()
+        shown.close(timeout_s=0.5)
+        connection.close()
+    assert not shown._thread.is_alive()
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in written if key.encode() in file.read_bytes()]
+
+
+def test_a_key_that_is_none_is_a_warning_and_no_more(
+    folder: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    shown = make_dashboard(folder)
+    shown.report_gauges(make_gauges(1))
+    wait_until(lambda: warnings(told), "a warning")
+    shown.close(timeout_s=60)
+    assert "WANDB_API_KEY invalid" in warnings(told)[0]
+
+
+def test_what_cannot_be_shown_for_long_is_dropped_gauges_first_and_told_once(folder: Path, told: list[str]) -> None:
+    folder.write_text("in the way")
+    shown = make_dashboard(folder)
+    shown.report_round(make_report(1))
+    for block in range(wandb_tracker.MAX_WAITING + 50):
+        shown.report_gauges(make_gauges(block))
+    shown.report_round(make_report(2))
+    wait_until(lambda: shown._patience_s >= 0.8, "more failures than a round has tries")
+    folder.unlink()
+    wait_until(lambda: len(warnings(told)) == 2, "another warning")
+    shown.close(timeout_s=60)
+    (path,) = runs(folder)
+    assert values(path, "round/id") == [1, 2]
+    blocks = values(path, "live/block")
+    # The round in the thread's hand may or may not have had its place among those waiting.
+    assert len(blocks) in (wandb_tracker.MAX_WAITING - 2, wandb_tracker.MAX_WAITING - 1)
+    dropped = wandb_tracker.MAX_WAITING + 50 - len(blocks)
+    assert blocks == list(range(dropped, dropped + len(blocks)))
+    assert "NotADirectoryError" in warnings(told)[0] or "FileExistsError" in warnings(told)[0]
+    assert warnings(told)[1:] == [f"WARNING wandb: {dropped} reports were dropped while it took none"]
+
+
+def test_what_wandb_left_long_ago_is_removed_and_the_rest_stays(tmp_path: Path) -> None:
+    names = ("wandb/offline-run-1-a", "wandb/run-2-b", "data/artifacts/staging/tmp1", "cache/wandb/logs/core.log")
+    for kind in ("old", "new"):
+        for name in names:
+            path = tmp_path / f"{name}-{kind}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if "run-" in name:
+                path.mkdir()
+                (path / "run.wandb").write_text("")
+            else:
+                path.write_text("")
+            if kind == "old":
+                os.utime(path, times=(time.time() - 3 * 86400,) * 2)
+    (tmp_path / "wandb" / "run-latest").symlink_to("gone")
+    prune(tmp_path, keep_days=2)
+    left = {str(path.relative_to(tmp_path)) for pattern in wandb_tracker._LEFTOVERS for path in tmp_path.glob(pattern)}
+    assert left == {f"{name}-new" for name in names} | {"wandb/run-latest"}
+
+
+def test_the_flags_say_where_runs_go_or_that_there_are_none() -> None:
+    parser = argparse.ArgumentParser()
+    cli.add_tracking_arguments(parser)
+    told = vars(parser.parse_args(["--wandb.off", "--wandb.project", "p", "--wandb.entity", "e"]))
+    assert told == {"wandb_off": True, "wandb_project": "p", "wandb_entity": "e"}
+    default = vars(parser.parse_args([]))
+    assert default == {"wandb_off": False, "wandb_project": "dataset-subnet", "wandb_entity": None}
+
+
+def test_who_wants_no_wandb_gets_none() -> None:
+    off: Tracker = NoDashboard()
+    off.report_gauges(make_gauges(1))
+    off.report_round(make_report(1))
+    off.close()
+
+
+def test_the_client_is_never_loaded_into_the_validator() -> None:
+    code = "import sys, template.telemetry.wandb_tracker; assert not {'wandb', 'torch', 'bittensor'} & set(sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -1,0 +1,260 @@
+"""Attention over packed rows against a softmax written out row by row, and what must not leak."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from template.training import determinism
+from template.training.attention import QUERY_CHUNK, Block, _attend, _attend_plainly, attend_packed
+from template.training.packing import Pack, pack_apart, pack_shared
+from tests.fixtures.training import CPU, read_whole
+
+SIZE = 16
+SCALING = SIZE**-0.5
+GRADIENTS = ("dq", "dk", "dv")
+
+
+def lay_apart(*lengths: int) -> Pack:
+    """One pack of rows of these lengths, longest first."""
+    rows = [read_whole(range(length)) for length in lengths]
+    (pack,) = pack_apart(rows, range(len(rows)), sum(lengths), CPU)
+    return pack
+
+
+def lay_shared(*groups: tuple[int, Sequence[int]]) -> Pack:
+    """One pack of groups, each of a shared start's length and its rows' own."""
+    rows = [
+        read_whole([1000 * group + place for place in range(shared)] + [1000 * group + 500 + row] * own)
+        for group, (shared, owns) in enumerate(groups)
+        for row, own in enumerate(owns)
+    ]
+    (pack,) = pack_shared(rows, 10**6, CPU)
+    assert sorted({block.offset for block in pack.blocks}) == sorted({0, *(shared for shared, _ in groups)})
+    return pack
+
+
+LAYOUTS = {
+    "one row": lay_apart(37),
+    "one token": lay_apart(1),
+    "equal rows": lay_apart(20, 20, 20),
+    "unequal rows": lay_apart(5, 41, 17, 1),
+    "rows longer than a chunk": lay_apart(2 * QUERY_CHUNK + 3, QUERY_CHUNK + 1, QUERY_CHUNK),
+    "a shared start": lay_shared((23, [4, 19, 1])),
+    "a shared start of equal rows": lay_shared((23, [6, 6])),
+    "two groups": lay_shared((5, [30, 2]), (40, [3, 1, 3])),
+    "a shared start longer than a chunk": lay_shared((QUERY_CHUNK + 9, [QUERY_CHUNK + 5, 7])),
+}
+HEADS = {"own keys": (3, 3), "shared keys": (4, 2), "one key for all": (6, 1)}
+LIMITS: dict[str, tuple[float | None, int | None]] = {
+    "all before": (None, None),
+    "window": (None, 7),
+    "cap": (1.5, None),
+    "cap and window": (1.5, 7),
+}
+
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+every_limit = pytest.mark.parametrize("limit", LIMITS)
+
+
+def draw(pack: Pack, heads: tuple[int, int] = (4, 2), dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Query (1, H, N, D), key and value (1, G, N, D)."""
+    stream = torch.Generator().manual_seed(1)
+    shapes = [(1, count, pack.input_ids.shape[1], SIZE) for count in (heads[0], heads[1], heads[1])]
+    return [torch.randn(shape, generator=stream).to(dtype) for shape in shapes]
+
+
+def attend(blocks: tuple[Block, ...], inputs: Sequence[torch.Tensor], limit: str = "all before") -> torch.Tensor:
+    softcap, window = LIMITS[limit]
+    q, k, v = inputs
+    result, weights = attend_packed(
+        nn.Module(), q, k, v, None, scaling=SCALING, softcap=softcap, sliding_window=window, blocks=blocks
+    )
+    assert weights is None
+    assert result.shape == (1, q.shape[2], q.shape[1], SIZE)
+    return result
+
+
+def attend_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, limit: str) -> torch.Tensor:
+    """The definition: q (H, Q, D) of the last Q positions of a row of k and v (G, K, D) to (H, Q, D)."""
+    softcap, window = LIMITS[limit]
+    shared = q.shape[0] // k.shape[0]
+    results = []
+    for head in range(q.shape[0]):
+        scores = q[head] @ k[head // shared].t() * SCALING
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        behind = torch.arange(scores.shape[1] - scores.shape[0], scores.shape[1]).unsqueeze(1)
+        behind = behind - torch.arange(scores.shape[1])
+        unseen = (behind < 0) | (behind >= (window or math.inf))
+        results.append(torch.softmax(scores.masked_fill(unseen, -math.inf), dim=1) @ v[head // shared])
+    return torch.stack(results)
+
+
+def attend_by_row(blocks: Sequence[Block], inputs: Sequence[torch.Tensor], limit: str) -> torch.Tensor:
+    """As `attend`, each row by itself and in float32."""
+    q, k, v = (tensor[0].float() for tensor in inputs)
+    places, results = [], []
+    for block in blocks:
+        real = torch.zeros(block.queries.numel(), dtype=torch.bool).index_fill(0, block.real, True)
+        for queries, keys, count in zip(block.queries, block.keys, real.view_as(block.queries).sum(1), strict=True):
+            own, seen = queries[:count], keys[: block.offset + count]
+            places.append(own)
+            results.append(attend_row(q[:, own], k[:, seen], v[:, seen], limit))
+    together = torch.cat(results, dim=1).transpose(0, 1)
+    order = torch.cat(places)
+    assert sorted(order.tolist()) == list(range(len(order)))
+    filling = q.shape[1] - len(order)
+    return F.pad(together[order.argsort()], (0, 0, 0, 0, 0, filling)).unsqueeze(0)
+
+
+def differentiate(result: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradients of the inputs for some gradient of the result."""
+    seed = torch.randn(result.shape, generator=torch.Generator().manual_seed(2))
+    return list(torch.autograd.grad(result, inputs, seed.to(result.dtype)))
+
+
+# Against the definition.
+
+
+@every_limit
+@every_layout
+def test_every_row_attends_as_if_alone(layout: str, limit: str) -> None:
+    pack = LAYOUTS[layout]
+    inputs = [tensor.requires_grad_() for tensor in draw(pack)]
+    ours, expected = attend(pack.blocks, inputs, limit), attend_by_row(pack.blocks, inputs, limit)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    gradients = zip(GRADIENTS, differentiate(ours, inputs), differentiate(expected, inputs), strict=True)
+    for name, value, wanted in gradients:
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=3e-5, msg=lambda text, name=name: name + text)
+
+
+@every_limit
+@every_layout
+def test_in_bfloat16_every_row_attends_as_if_alone_up_to_rounding(layout: str, limit: str) -> None:
+    pack = LAYOUTS[layout]
+    inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=torch.bfloat16)]
+    ours, expected = attend(pack.blocks, inputs, limit), attend_by_row(pack.blocks, inputs, limit)
+    assert ours.dtype is torch.bfloat16
+    torch.testing.assert_close(ours.float(), expected, rtol=0, atol=0.03)
+    gradients = zip(GRADIENTS, differentiate(ours, inputs), differentiate(expected, inputs), strict=True)
+    for name, value, wanted in gradients:
+        distance = (value.float() - wanted.float()).norm()
+        assert distance <= 0.02 * wanted.float().norm(), (name, distance, wanted.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", HEADS)
+def test_heads_share_keys_in_the_models_order(heads: str, dtype: torch.dtype) -> None:
+    for layout in ("unequal rows", "a shared start"):
+        pack = LAYOUTS[layout]
+        inputs = draw(pack, HEADS[heads], dtype)
+        ours, expected = attend(pack.blocks, inputs), attend_by_row(pack.blocks, inputs, "all before")
+        atol = 1e-5 if dtype is torch.float32 else 0.03
+        torch.testing.assert_close(ours.float(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("limit", ["all before", "window"])
+@pytest.mark.parametrize(("width", "offset"), [(40, 0), (40, 25), (1, 25), (QUERY_CHUNK + 30, 0), (QUERY_CHUNK, 3)])
+def test_both_kernels_agree(width: int, offset: int, limit: str, grad: bool) -> None:
+    stream = torch.Generator().manual_seed(1)
+    shapes = [(2, width, 4, SIZE), (2, offset + width, 2, SIZE), (2, offset + width, 2, SIZE)]
+    inputs = [torch.randn(shape, generator=stream, requires_grad=True) for shape in shapes]
+    softcap, window = LIMITS[limit]
+    with torch.set_grad_enabled(grad):
+        plain, fused = (
+            kernel(*inputs, offset=offset, scaling=SCALING, softcap=softcap, window=window)
+            for kernel in (_attend_plainly, _attend)
+        )
+    torch.testing.assert_close(plain, fused, rtol=0, atol=1e-5)
+    if grad:
+        for ours, theirs in zip(differentiate(plain, inputs), differentiate(fused, inputs), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=3e-5)
+
+
+def test_without_blocks_every_row_of_the_batch_is_one_sequence() -> None:
+    q, k, v = (torch.cat([tensor, -tensor, 2 * tensor]) for tensor in draw(lay_apart(20)))
+    result, _ = attend_packed(nn.Module(), q, k, v, None, scaling=SCALING)
+    expected = torch.stack(
+        [attend_row(*row, "all before").transpose(0, 1) for row in zip(q, k, v, strict=True)],
+    )
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+# What must not be felt.
+
+
+def places_of(pack: Pack, row: int) -> torch.Tensor:
+    """Where the tokens of the pack's row stand, of one block without a shared start."""
+    (block,) = pack.blocks
+    return block.queries[row].unique()
+
+
+@pytest.mark.parametrize("poison", [math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("row", [0, 1, 3])
+def test_a_broken_row_breaks_no_other(row: int, dtype: torch.dtype, poison: float) -> None:
+    # The longest, one that is filled up, and one of a single token.
+    pack = LAYOUTS["unequal rows"]
+    broken = places_of(pack, row)
+    others = torch.ones(pack.input_ids.shape[1], dtype=torch.bool).index_fill(0, broken, False)
+
+    def run(*, is_broken: bool) -> list[torch.Tensor]:
+        inputs = draw(pack, dtype=dtype)
+        if is_broken:
+            for tensor in inputs:
+                tensor[:, :, broken] = poison
+        for tensor in inputs:
+            tensor.requires_grad_()
+        result = attend(pack.blocks, inputs)
+        assert is_broken == (not result.isfinite().all())
+        seen = result[:, others]
+        gradients = torch.autograd.grad(seen.square().sum(), inputs)
+        return [seen.detach(), *(gradient[:, :, others] for gradient in gradients)]
+
+    for hit, whole in zip(run(is_broken=True), run(is_broken=False), strict=True):
+        assert torch.equal(hit, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["unequal rows", "a shared start"])
+def test_no_token_sees_what_stands_behind_it(layout: str, dtype: torch.dtype) -> None:
+    pack = LAYOUTS[layout]
+    inputs = draw(pack, dtype=dtype)
+    before = attend(pack.blocks, inputs)
+    ends = torch.cat([block.queries[:, -1] for block in pack.blocks if block.offset or len(pack.blocks) == 1])
+    for tensor in inputs:
+        tensor[:, :, ends] = -1e6  # so that any share of it would be seen
+    after = attend(pack.blocks, inputs)
+    changed = (after != before).flatten(2).any(2)[0].nonzero().flatten()
+    assert changed.tolist() == sorted(ends.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_layout
+def test_result_and_gradients_have_the_same_bits_twice(layout: str, dtype: torch.dtype) -> None:
+    pack = LAYOUTS[layout]
+
+    def run() -> list[torch.Tensor]:
+        inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=dtype)]
+        with determinism.deterministic(CPU):
+            assert torch.are_deterministic_algorithms_enabled()
+            result = attend(pack.blocks, inputs)
+            return [result, *differentiate(result, inputs)]
+
+    assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_gradient_wanted_gives_the_same_bits(dtype: torch.dtype) -> None:
+    for layout in ("rows longer than a chunk", "a shared start"):
+        pack = LAYOUTS[layout]
+        inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=dtype)]
+        wanted = attend(pack.blocks, inputs)
+        with torch.no_grad():
+            unwanted = attend(pack.blocks, inputs)
+        assert torch.equal(unwanted, wanted)

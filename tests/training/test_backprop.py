@@ -1,0 +1,273 @@
+"""A step's gradient from packs side by side: the bits of one after the other, whatever the timing, and its threads."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+
+from template.training import backprop, determinism
+from template.training.model import ScoringModel
+from template.training.packing import Pack, pack_apart
+from tests.fixtures.training import CPU, Bench, encode, make_rows, shift_adapter
+
+# How long one pack waits for another before the test fails instead of hanging.
+PATIENCE_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two lanes on any machine, inside what a score sets."""
+    monkeypatch.setattr(determinism, "thread_count", lambda: 2)
+    with determinism.deterministic(CPU):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(bench: Bench) -> ScoringModel:
+    """In float32, with much dropout."""
+    return bench.load(lora_dropout=0.5)
+
+
+@pytest.fixture(scope="module")
+def packs(model: ScoringModel) -> list[Pack]:
+    """Six of unequal size."""
+    rows = encode(model, make_rows(6, seed=3))
+    return list(pack_apart(rows, range(6), 1, CPU))
+
+
+class Watched:
+    """A model that says when each pack of a step may begin, and notes its losses, its thread and how many it had."""
+
+    graphs = None
+    device = CPU
+
+    def __init__(self, model: ScoringModel, wait: Callable[["Watched", int], object] = lambda self, at: None) -> None:
+        model.reset_adapter(7)
+        shift_adapter(model)
+        model.set_dropout(True)
+        self.adapter_parameters = model.adapter_parameters
+        self.model = model
+        self.wait = wait
+        self.begun = [threading.Event() for _ in range(6)]
+        self.ended = [threading.Event() for _ in range(6)]
+        self.losses: dict[int, torch.Tensor] = {}
+        self.threads: dict[int, tuple[int, int]] = {}
+        self.order: list[int] = []
+        self.own = threading.local()
+
+    def seed_dropout(self, step: int, pack: int) -> None:
+        self.own.at = pack
+        self.model.seed_dropout(step, pack)
+
+    def target_losses(self, pack: Pack) -> torch.Tensor:
+        at = self.own.at
+        self.begun[at].set()
+        self.wait(self, at)
+        losses = self.model.target_losses(pack)
+        self.losses[at] = losses.detach()
+        self.threads[at] = threading.get_ident(), torch.get_num_threads()
+        self.order.append(at)
+        self.ended[at].set()
+        return losses
+
+
+def accumulate(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
+    """The step's loss and gradients."""
+    with backprop.open_accumulator(watched) as run:
+        loss = run(step, packs, sum(len(pack.targets) for pack in packs))
+    return [loss, *(parameter.grad for parameter in watched.adapter_parameters.values())]
+
+
+def accumulate_in_turn(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
+    """The definition: one pack after the other, in this thread, with a lane's share of the cores."""
+    torch.set_num_threads(1)
+    targets = sum(len(pack.targets) for pack in packs)
+    sums: list[torch.Tensor] = []
+    losses = []
+    for at, pack in enumerate(packs):
+        watched.seed_dropout(step, at)
+        loss = watched.target_losses(pack).sum() / targets
+        gradients = torch.autograd.grad(loss, list(watched.adapter_parameters.values()))
+        sums = [one + other for one, other in zip(sums, gradients, strict=True)] if sums else list(gradients)
+        losses.append(loss.detach())
+    torch.set_num_threads(2)
+    return [torch.stack(losses).sum(), *sums]
+
+
+def wait_for(events: Sequence[threading.Event]) -> None:
+    for event in events:
+        assert event.wait(PATIENCE_S)
+
+
+def keep_the_first(watched: Watched, at: int) -> None:
+    """The first pack begins when all others are done, their gradients with some certainty too."""
+    if at == 0:
+        wait_for(watched.ended[1:])
+        time.sleep(0.2)
+
+
+def keep_every_other(watched: Watched, at: int) -> None:
+    """Of each two packs the second is done first."""
+    if at % 2 == 0:
+        wait_for([watched.ended[at + 1]])
+
+
+def keep_the_second(watched: Watched, at: int) -> None:
+    """The second pack begins when all others are done."""
+    if at == 1:
+        wait_for([*watched.ended[:1], *watched.ended[2:]])
+        time.sleep(0.2)
+
+
+TIMINGS = {
+    "as it comes": lambda watched, at: None,
+    "the first comes last": keep_the_first,
+    "the second comes last": keep_the_second,
+    "of two the second comes first": keep_every_other,
+}
+
+every_timing = pytest.mark.parametrize("timing", TIMINGS)
+
+
+# The gradients.
+
+
+@every_timing
+def test_packs_side_by_side_give_the_bits_of_one_after_the_other(
+    model: ScoringModel, packs: list[Pack], timing: str
+) -> None:
+    in_turn = Watched(model)
+    expected = accumulate_in_turn(in_turn, packs)
+    watched = Watched(model, TIMINGS[timing])
+    found = accumulate(watched, packs)
+    assert in_turn.order == list(range(6))
+    assert watched.order != in_turn.order or timing == "as it comes"
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert all(value.any() for value in found)
+
+
+def test_another_order_of_adding_up_would_give_other_bits(model: ScoringModel, packs: list[Pack]) -> None:
+    # So that agreement means something.
+    def add_up(order: Sequence[int]) -> torch.Tensor:
+        total = parts[order[0]]
+        for at in order[1:]:
+            total = total + parts[at]
+        return total
+
+    parts = []
+    for pack in packs:
+        _, *gradients = accumulate_in_turn(Watched(model), [pack])
+        parts.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    assert not torch.equal(add_up(range(6)), add_up([1, 2, 3, 4, 5, 0]))
+
+
+def test_gradients_of_an_earlier_step_are_replaced(model: ScoringModel, packs: list[Pack]) -> None:
+    expected = [value.clone() for value in accumulate(Watched(model), packs[:3])]
+    watched = Watched(model)
+    for parameter in watched.adapter_parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs[:3]), expected, strict=True))
+
+
+def test_the_loss_is_the_mean_over_the_targets_of_all_packs(model: ScoringModel, packs: list[Pack]) -> None:
+    watched = Watched(model)
+    loss, *_ = accumulate(watched, packs)
+    losses = torch.cat([watched.losses[at] for at in range(6)])
+    assert len({len(pack.targets) for pack in packs}) > 1
+    assert loss.item() == pytest.approx(losses.mean().item(), rel=1e-6)
+
+
+# Dropout.
+
+
+@every_timing
+def test_a_packs_dropout_does_not_depend_on_the_lane_that_works_on_it(
+    model: ScoringModel, packs: list[Pack], timing: str
+) -> None:
+    in_turn, watched = Watched(model), Watched(model, TIMINGS[timing])
+    accumulate_in_turn(in_turn, packs)
+    accumulate(watched, packs)
+    assert all(torch.equal(watched.losses[at], in_turn.losses[at]) for at in range(6))
+
+
+@every_timing
+def test_a_packs_dropout_does_not_depend_on_the_packs_beside_it(
+    model: ScoringModel, packs: list[Pack], timing: str
+) -> None:
+    one, other = Watched(model, TIMINGS[timing]), Watched(model, TIMINGS[timing])
+    accumulate(one, packs)
+    accumulate(other, [packs[1], packs[0], packs[2], packs[5], packs[4], packs[3]])
+    for at in (2, 4):
+        assert torch.equal(one.losses[at], other.losses[at])
+
+
+def test_equal_packs_of_a_step_and_a_pack_of_two_steps_drop_differently(model: ScoringModel, packs: list[Pack]) -> None:
+    watched = Watched(model)
+    accumulate(watched, [packs[0]] * 6)
+    seen = {tuple(watched.losses[at].tolist()) for at in range(6)}
+    accumulate(watched, [packs[0]] * 6, step=1)
+    seen |= {tuple(watched.losses[at].tolist()) for at in range(6)}
+    assert len(seen) == 12
+
+
+# Lanes and threads.
+
+
+def test_two_packs_are_worked_on_at_a_time_each_by_half_of_the_threads(model: ScoringModel, packs: list[Pack]) -> None:
+    watched = Watched(model, lambda watched, at: at > 1 or wait_for(watched.begun[:2]))
+    accumulate(watched, packs)
+    assert len({thread for thread, _ in watched.threads.values()}) == 2
+    assert threading.get_ident() not in {thread for thread, _ in watched.threads.values()}
+    assert {count for _, count in watched.threads.values()} == {1}
+
+
+def test_a_single_core_works_on_one_pack_at_a_time_to_the_same_bits(
+    model: ScoringModel, packs: list[Pack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [value.clone() for value in accumulate(Watched(model), packs)]
+    watched = Watched(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(determinism, "thread_count", lambda: 1)
+        assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs), expected, strict=True))
+        assert backprop.lane_count() == 1
+    assert watched.order == list(range(6))
+    assert {count for _, count in watched.threads.values()} == {1}
+
+
+def test_the_number_of_threads_is_as_before_afterwards(model: ScoringModel, packs: list[Pack]) -> None:
+    assert torch.get_num_threads() == 2
+    accumulate(Watched(model), packs)
+    assert torch.get_num_threads() == 2
+
+
+class Broken(Exception):
+    """What goes wrong in a pack."""
+
+
+@pytest.mark.parametrize("broken", [0, 1, 3, 5])
+def test_an_exception_in_one_pack_ends_the_whole(model: ScoringModel, packs: list[Pack], broken: int) -> None:
+    def break_one(watched: Watched, at: int) -> None:
+        if at == broken:
+            raise Broken(str(at))
+
+    before = {thread.ident for thread in threading.enumerate()}
+    for value in model.adapter_parameters.values():
+        value.grad = None
+    with pytest.raises(Broken, match=str(broken)):
+        accumulate(Watched(model, break_one), packs)
+    assert torch.get_num_threads() == 2
+    assert {thread.ident for thread in threading.enumerate()} == before
+
+
+def test_packs_that_wait_their_turn_behind_a_broken_one_are_not_begun(model: ScoringModel, packs: list[Pack]) -> None:
+    def break_the_first(watched: Watched, at: int) -> None:
+        if at == 0:
+            raise Broken
+        time.sleep(0.3)
+
+    watched = Watched(model, break_the_first)
+    with pytest.raises(Broken):
+        accumulate(watched, packs)
+    assert not watched.begun[5].is_set()

@@ -1,0 +1,181 @@
+"""The loss under the output head against torch's own over all logits at once, and what it keeps of them."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from template.training import cross_entropy
+from template.training.cross_entropy import target_losses
+
+WIDTH, VOCABULARY = 24, 70
+
+# Rows of one matrix product, and of one part of it.
+CHUNKS = [(1, 1), (3, 2), (4, 4), (4, 9), (100, 3)]
+
+every_head = pytest.mark.parametrize("bias", [False, True])
+every_cap = pytest.mark.parametrize("softcap", [None, 2.5])
+
+
+def make_head(*, bias: bool = False, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    stream = torch.Generator().manual_seed(1)
+    head = nn.Linear(WIDTH, VOCABULARY, bias=bias, dtype=dtype).requires_grad_(False)
+    for parameter in head.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=stream) / 2)
+    return head
+
+
+def draw(count: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and targets."""
+    stream = torch.Generator().manual_seed(2)
+    hidden = torch.randn(count, WIDTH, generator=stream).to(dtype)
+    return hidden, torch.randint(VOCABULARY, (count,), generator=stream)
+
+
+def torchs_losses(
+    hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, softcap: float | None = None
+) -> torch.Tensor:
+    logits = head(hidden).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def differentiate(losses: torch.Tensor, hidden: torch.Tensor, weights: Sequence[float] | None = None) -> torch.Tensor:
+    """The gradient of the hidden states when the losses are weighed, by default all differently."""
+    weighed = torch.linspace(-1, 2, len(losses)) if weights is None else torch.tensor(weights)
+    (gradient,) = torch.autograd.grad((losses * weighed).sum(), hidden)
+    return gradient
+
+
+def set_chunks(monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int]) -> None:
+    product_rows, part_rows = chunks
+    monkeypatch.setattr(cross_entropy, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "CPU_PRODUCT_ELEMENTS", product_rows * VOCABULARY + 1)
+    monkeypatch.setattr(cross_entropy, "CPU_PART_ELEMENTS", part_rows * VOCABULARY + 1)
+
+
+@every_cap
+@every_head
+@pytest.mark.parametrize("count", [1, 2, 8, 13])
+def test_losses_and_gradients_are_torchs(count: int, bias: bool, softcap: float | None) -> None:
+    head = make_head(bias=bias)
+    hidden, targets = draw(count)
+    hidden.requires_grad_()
+    ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torchs_losses))
+    assert ours.shape == (count,)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    gradients = [differentiate(losses, hidden) for losses in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    assert all(parameter.grad is None for parameter in head.parameters())
+
+
+@every_cap
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_chunks_give_the_losses_and_gradients_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int], softcap: float | None
+) -> None:
+    head = make_head(bias=True)
+    for count in (1, 3, 4, 5, 13):
+        hidden, targets = draw(count)
+        hidden.requires_grad_()
+        with monkeypatch.context() as patch:
+            set_chunks(patch, chunks)
+            ours = target_losses(hidden, targets, head, softcap)
+        whole = torchs_losses(hidden, targets, head, softcap)
+        torch.testing.assert_close(ours, whole, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(differentiate(ours, hidden), differentiate(whole, hidden), rtol=1e-5, atol=1e-6)
+
+
+@every_cap
+@pytest.mark.parametrize("chunks", [None, (3, 2)])
+def test_in_bfloat16_the_losses_are_float32_and_all_is_close(
+    monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int] | None, softcap: float | None
+) -> None:
+    if chunks is not None:
+        set_chunks(monkeypatch, chunks)
+    head = make_head(bias=True, dtype=torch.bfloat16)
+    exact = make_head(bias=True)
+    exact.load_state_dict(head.state_dict())
+    hidden, targets = draw(200, torch.bfloat16)
+    hidden.requires_grad_()
+    wide = hidden.detach().float().requires_grad_()
+    ours, reference = target_losses(hidden, targets, head, softcap), torchs_losses(wide, targets, exact, softcap)
+    assert ours.dtype is torch.float32
+    torch.testing.assert_close(ours, reference, rtol=0, atol=0.05)
+    # Of the very same logits the loss is exact; a product of another shape may round some of them otherwise.
+    same_logits = torchs_losses(hidden.detach(), targets, head, softcap)
+    assert (ours - same_logits).abs().median() < 1e-5
+    gradient, wanted = differentiate(ours, hidden), differentiate(reference, wide)
+    assert gradient.dtype is torch.bfloat16
+    assert (gradient.float() - wanted).norm() < 0.01 * wanted.norm()
+
+
+@every_cap
+@pytest.mark.parametrize("scale", [1e3, 1e20])
+def test_huge_logits_give_a_finite_loss_and_gradient(scale: float, softcap: float | None) -> None:
+    head = make_head()
+    hidden, targets = draw(8)
+    hidden[3] *= scale
+    hidden.requires_grad_()
+    ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torchs_losses))
+    assert ours.isfinite().all()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    gradient = differentiate(ours, hidden)
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient, differentiate(theirs, hidden), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("broken", "softcap"), [(math.nan, None), (math.nan, 2.5), (math.inf, None)])
+def test_a_hidden_state_that_is_no_number_is_not_hidden_and_breaks_no_other(
+    broken: float, softcap: float | None
+) -> None:
+    head = make_head()
+    hidden, targets = draw(8)
+    whole = target_losses(hidden, targets, head, softcap)
+    hidden[3, 5] = broken
+    losses = target_losses(hidden, targets, head, softcap)
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert torch.equal(losses[others], whole[others])
+    assert losses[3].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_gradient_the_losses_are_the_same_bits(dtype: torch.dtype) -> None:
+    head = make_head(dtype=dtype)
+    hidden, targets = draw(13, dtype)
+    unwanted = target_losses(hidden, targets, head)
+    assert not unwanted.requires_grad
+    hidden.requires_grad_()
+    wanted = target_losses(hidden, targets, head)
+    assert wanted.requires_grad
+    assert torch.equal(unwanted, wanted)
+    with torch.no_grad():
+        assert torch.equal(target_losses(hidden, targets, head), wanted)
+
+
+def test_one_loss_alone_gives_its_own_hidden_state_a_gradient_and_no_other() -> None:
+    head = make_head()
+    hidden, targets = draw(4)
+    hidden.requires_grad_()
+    gradient = differentiate(target_losses(hidden, targets, head), hidden, [0.0, 0.0, 1.0, 0.0])
+    assert gradient[2].abs().max() > 0.1
+    assert not gradient[[0, 1, 3]].any()
+
+
+def test_nothing_of_the_vocabularys_size_is_kept_for_the_backward_pass() -> None:
+    head = make_head()
+    hidden, targets = draw(50)
+    hidden.requires_grad_()
+    kept: list[torch.Size] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        target_losses(hidden, targets, head)
+    assert kept == [hidden.shape]

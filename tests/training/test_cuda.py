@@ -1,0 +1,199 @@
+"""The score on a GPU: bits, gradients from recorded graphs, flash attention, and float32 beside the CPU's.
+
+Run with `-m gpu` on a machine that has one.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from template.records import TrainResult
+from template.train import RunOptions, run_lora
+from template.training import backprop, determinism, loop
+from template.training.cuda_graphs import LENGTH_STEP
+from template.training.model import ScoringModel, load_model
+from template.training.packing import pack_apart, pack_shared
+from tests.fixtures.training import (
+    BENCH_LOSS,
+    CPU,
+    DTYPES,
+    Bench,
+    digests,
+    encode,
+    make_args,
+    make_rows,
+    shift_adapter,
+    write_rows,
+)
+
+CUDA = torch.device("cuda", 0)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def load(bench: Bench, dtype: str = "bfloat16", device: torch.device = CUDA, **hyperparameters: float) -> ScoringModel:
+    args = make_args(**hyperparameters)
+    return load_model(args, device=device, dtype=DTYPES[dtype], model_path=bench.model_path)
+
+
+def score(
+    bench: Bench, data_dir: Path | None = None, *, lucky_num: int = 7, dtype: str = "bfloat16", device: str = "cuda:0"
+) -> TrainResult:
+    options = RunOptions(training_args=make_args(), model_path=bench.model_path, device=device, dtype=dtype)
+    folder = data_dir or bench.data_dir
+    return run_lora(lucky_num, BENCH_LOSS, 250, data_dir=folder, eval_data_dir=bench.eval_data_dir, options=options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_same_inputs_give_the_same_bits_whatever_was_scored_before(bench: Bench, dtype: str, tmp_path: Path) -> None:
+    # Of other lengths, so that other graphs are recorded in between.
+    other = write_rows(tmp_path, make_rows(40, seed=5))
+    first = score(bench, dtype=dtype)
+    score(bench, other, lucky_num=8, dtype=dtype)
+    again = score(bench, dtype=dtype)
+    assert (again.loss, again.step_losses) == (first.loss, first.step_losses)
+    assert score(bench, lucky_num=8, dtype=dtype).loss != first.loss
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_another_device_than_the_first_gives_the_same_bits(bench: Bench) -> None:
+    first = score(bench)
+    last = score(bench, device=f"cuda:{torch.cuda.device_count() - 1}")
+    assert (last.loss, last.step_losses) == (first.loss, first.step_losses)
+
+
+def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) -> None:
+    model = load(bench)
+    rows = encode(model, make_rows(4, seed=3))
+    packs = list(pack_apart(rows, range(4), 10**6, CUDA, True))
+    model.reset_adapter(7)
+    shift_adapter(model)
+    with determinism.deterministic(CUDA), backprop.open_accumulator(model) as accumulate:
+        without = accumulate(0, packs, 100).item()
+        model.set_dropout(True)
+        assert accumulate(0, packs, 100).item() != without
+        model.set_dropout(False)
+        assert accumulate(0, packs, 100).item() == without
+
+
+def test_the_base_is_bit_identical_after_a_score(bench: Bench) -> None:
+    model = load(bench)
+    before = digests({name: value.cpu() for name, value in model.base_parameters.items()})
+    rows = encode(model, make_rows(13, seed=1))
+    with determinism.deterministic(CUDA):
+        model.reset_adapter(7)
+        loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7))
+        loop.evaluate(model, rows)
+    assert digests({name: value.cpu() for name, value in model.base_parameters.items()}) == before
+
+
+def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, count: int) -> None:
+    ours, plain = load(bench, lora_dropout=0.0), load(bench, "float32", CPU, lora_dropout=0.0)
+    rows = encode(ours, make_rows(count, seed=3))
+    targets = sum(row.target_count for row in rows)
+    for model in (ours, plain):
+        model.reset_adapter(7)
+        shift_adapter(model)
+    with determinism.deterministic(CUDA):
+        packs = list(pack_apart(rows, range(count), 10**6, CUDA, True))
+        with backprop.open_accumulator(ours) as accumulate:
+            loss = accumulate(0, packs, targets).item()
+            gradients = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
+            # Recorded once, replayed to the same bits.
+            assert accumulate(0, packs, targets).item() == loss
+            again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
+            assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+    with determinism.deterministic(CPU), backprop.open_accumulator(plain) as accumulate:
+        expected = accumulate(0, list(pack_apart(rows, range(count), 10**6, CPU)), targets).item()
+    assert loss == pytest.approx(expected, rel=0.01)
+    for name, gradient in zip(plain.adapter_parameters, gradients, strict=True):
+        assert relative_distance(gradient, plain.adapter_parameters[name].grad) < 0.05, name
+
+
+def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Bench) -> None:
+    model = load(bench, lora_dropout=0.0)
+    model.reset_adapter(7)
+    shift_adapter(model)
+    short, long = encode(model, make_rows(1, seed=3)), encode(model, make_rows(6, seed=4))
+    with determinism.deterministic(CUDA), backprop.open_accumulator(model) as accumulate:
+        packs = list(pack_apart(short, [0], 10**6, CUDA, True))
+        first = accumulate(0, packs, 10)
+        gradients = [parameter.grad.clone() for parameter in model.adapter_parameters.values()]
+        assert packs[0].token_count < LENGTH_STEP
+        # What a longer pack of the same recording left behind must not be read.
+        accumulate(0, list(pack_apart(long, range(6), LENGTH_STEP, CUDA, True)), 10)
+        assert torch.equal(accumulate(0, packs, 10), first)
+        for parameter, gradient in zip(model.adapter_parameters.values(), gradients, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+
+
+def test_dropout_in_a_graph_is_the_seeds_alone(bench: Bench) -> None:
+    model = load(bench)
+    rows = encode(model, make_rows(8, seed=3))
+    packs = list(pack_apart(rows, range(8), 10**6, CUDA, True))
+    model.set_dropout(True)
+
+    def run(lucky_num: int, step: int) -> float:
+        model.reset_adapter(lucky_num)
+        shift_adapter(model)
+        return accumulate(step, packs, 100).item()
+
+    with determinism.deterministic(CUDA), backprop.open_accumulator(model) as accumulate:
+        first = run(7, 0)
+        assert run(7, 1) != first
+        assert run(8, 0) != first
+        assert run(7, 0) == first
+        model.set_dropout(False)
+
+
+def test_flash_attention_over_shared_starts_gives_the_losses_of_rows_alone(bench: Bench) -> None:
+    ours, plain = load(bench), load(bench, "float32", CPU)
+    for model in (ours, plain):
+        model.reset_adapter(7)
+        shift_adapter(model)
+    rows = encode(ours, make_rows(30, seed=6))
+    with determinism.deterministic(CUDA):
+        assert any(pack.spans and pack.spans.places is not None for pack in pack_shared(rows, 10**6, CUDA, True))
+        losses = loop.mean_row_losses(ours, rows, loop.ignore_progress)
+        alone = [loop.evaluate(ours, [row]) for row in rows]
+    with determinism.deterministic(CPU):
+        expected = loop.mean_row_losses(plain, rows, loop.ignore_progress)
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert alone == pytest.approx(expected, rel=0.02)
+
+
+def test_in_float32_a_training_is_the_one_on_the_cpu(bench: Bench) -> None:
+    results = []
+    for device in (CUDA, CPU):
+        model = load(bench, "float32", device, lora_dropout=0.0)
+        rows = encode(model, make_rows(13, seed=1))
+        with determinism.deterministic(device):
+            model.reset_adapter(7)
+            losses = loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7))
+            results.append([*losses, loop.evaluate(model, rows)])
+    assert results[0] == pytest.approx(results[1], abs=1e-4)
+
+
+def test_dropout_drops_its_share_and_scales_the_rest() -> None:
+    from template.training.dropout import CudaDropout
+
+    dropout = CudaDropout(0.1, CUDA)
+    dropout.seed(1)
+    x = torch.ones(1000, 200, dtype=torch.bfloat16, device=CUDA)
+    dropped, again = dropout.drop(x, 3)
+    assert dropped.shape == (3, 1000, 200)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
+    assert dropped.max().item() == pytest.approx(1 / 0.9, rel=0.01)
+    assert torch.equal(again(x), dropped)
+    assert not torch.equal(dropped[0], dropped[1])
+    dropout.seed(1)
+    assert torch.equal(dropout.drop(x, 3)[0], dropped)

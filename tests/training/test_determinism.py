@@ -1,0 +1,294 @@
+"""Devices, dtypes, random streams and the environment that a receipt names."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import template
+from template.errors import ConfigError, HostError
+from template.training import determinism
+from tests.fixtures.training import CPU, ROOT
+
+
+def test_cpu_can_be_named_and_is_what_is_left_without_cuda() -> None:
+    assert determinism.choose_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        assert determinism.choose_device() == CPU
+
+
+@pytest.mark.parametrize("name", ["", "tpu", "cuda:-1", "cuda:x", "cuda:1000", "cuda:256", "mps", "meta", "cpu cuda"])
+def test_a_device_this_machine_does_not_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="--device"):
+        determinism.choose_device(name)
+
+
+def test_dtype_is_the_one_named() -> None:
+    assert determinism.choose_dtype(CPU, "bfloat16") is torch.bfloat16
+    assert determinism.choose_dtype(torch.device("cuda"), "float32") is torch.float32
+
+
+def test_dtype_is_bfloat16_on_cuda_and_where_the_cpu_has_it() -> None:
+    assert determinism.choose_dtype(torch.device("cuda")) is torch.bfloat16
+    flags = set()
+    if os.path.exists("/proc/cpuinfo"):  # noqa: PTH110
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+            flags = next(({*line.split()} for line in lines if line.startswith("flags")), set())
+    if flags:
+        is_fast = bool({"avx512_bf16", "amx_tile"} & flags)
+        assert determinism.choose_dtype(CPU) is (torch.bfloat16 if is_fast else torch.float32)
+
+
+@pytest.mark.parametrize("name", ["", "float16", "bf16", "torch.float32"])
+def test_another_dtype_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="--dtype"):
+        determinism.choose_dtype(CPU, name)
+
+
+def test_streams_differ_by_purpose_and_seed_and_repeat() -> None:
+    def draw(lucky_num: int, purpose: str) -> list[float]:
+        values: list[float] = torch.rand(4, generator=determinism.seeded_generator(lucky_num, purpose)).tolist()
+        return values
+
+    streams = [(seed, purpose) for seed in (0, 1, 2**32 - 1) for purpose in ("adapter", "order", "dropout")]
+    assert len({tuple(draw(*stream)) for stream in streams}) == len(streams)
+    torch.manual_seed(3)
+    assert [draw(*stream) for stream in streams] == [draw(*stream) for stream in streams]
+
+
+def test_streams_never_change_from_one_version_to_the_next() -> None:
+    # Known values: whoever changes how a seed is made changes every score of every receipt.
+    adapter = determinism.seeded_generator(7, "adapter")
+    assert adapter.initial_seed() == 8525067064003092717
+    assert torch.randint(1000, (4,), generator=adapter).tolist() == [587, 566, 390, 696]
+
+
+UNSOUND = {
+    "OMP_DYNAMIC": "TRUE",
+    "OMP_THREAD_LIMIT": "1",
+    "OMP_MAX_ACTIVE_LEVELS": "0",
+    "OMP_PROC_BIND": "spread",
+    "OMP_PLACES": "cores",
+    "GOMP_CPU_AFFINITY": "0-1",
+    "KMP_AFFINITY": "compact",
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_an_openmp_that_may_give_fewer_threads_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, UNSOUND[name])
+    with pytest.raises(ConfigError, match=name), determinism.deterministic(CPU):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OMP_DYNAMIC", "FALSE"), ("OMP_DYNAMIC", " false "), ("OMP_PROC_BIND", "false"), ("OMP_MAX_ACTIVE_LEVELS", "1")],
+)
+def test_an_openmp_that_gives_all_it_is_asked_for_is_fine(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with determinism.deterministic(CPU):
+        pass
+
+
+def test_where_a_gpu_scores_the_cores_that_openmp_is_kept_to_are_nobodys_concern(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # the next to be looked at, and where this machine stops
+    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"), determinism.deterministic(torch.device("cuda:0")):
+        pass
+
+
+def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"), determinism.deterministic(torch.device("cuda:0")):
+        pass
+    with determinism.deterministic(CPU):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"),
+        ("PYTORCH_ALLOC_CONF", "expandable_segments:True, backend : cudaMallocAsync"),
+        ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),
+    ],
+)
+def test_another_allocator_is_refused_on_a_gpu_alone(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name), determinism.deterministic(torch.device("cuda:0")):
+        pass
+    with determinism.deterministic(CPU):
+        pass
+
+
+def refusal_after(change: Callable[[], object]) -> str:
+    """What a thread that does this is told when it enters the score's settings: the settings are a thread's own."""
+    said = []
+
+    def work() -> None:
+        torch.set_num_threads(2)
+        change()
+        try:
+            with determinism.deterministic(CPU):
+                pass
+        except HostError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return "".join(said)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="finds the library's functions as Linux does")
+def test_an_openmp_that_other_code_has_give_fewer_threads_is_refused() -> None:
+    openmp = ctypes.CDLL(torch._C.__file__)
+    levels = openmp.omp_get_max_active_levels()
+    try:
+        for change in (lambda: openmp.omp_set_dynamic(1), lambda: openmp.omp_set_max_active_levels(0)):
+            assert "OpenMP give fewer threads" in refusal_after(change)
+    finally:
+        openmp.omp_set_max_active_levels(levels)  # in some versions not the thread's own
+    assert refusal_after(lambda: (openmp.omp_set_dynamic(1), openmp.omp_set_dynamic(0))) == ""
+
+
+def work_in_a_team() -> None:
+    torch.ones(4_000_000).mul_(2)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the directions are x86's")
+def test_threads_that_round_otherwise_are_refused_also_when_only_those_of_the_team_do() -> None:
+    set_rounding, set_flushing = ctypes.CDLL("libm.so.6").fesetround, torch.set_flush_denormal
+    nearest, down, up, to_zero = 0, 0x400, 0x800, 0xC00
+    changes: list[Callable[[], object]] = [
+        lambda: set_rounding(down),
+        lambda: set_rounding(up),
+        lambda: set_rounding(to_zero),
+        lambda: (set_rounding(up), work_in_a_team(), set_rounding(nearest)),
+        lambda: set_flushing(True),
+        lambda: (set_flushing(True), work_in_a_team(), set_flushing(False)),
+    ]
+    said = [refusal_after(change) for change in changes]
+    assert all("changed how its threads round" in one for one in said), said
+    assert refusal_after(lambda: (set_rounding(up), set_rounding(nearest), work_in_a_team())) == ""
+
+
+def test_what_another_thread_changes_and_leaves_so_is_noticed() -> None:
+    with (
+        pytest.raises(HostError, match="another thread of this process changed torch's settings"),
+        determinism.deterministic(CPU),
+    ):
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    assert torch.backends.mkldnn.enabled
+
+
+def test_cores_that_are_taken_away_meanwhile_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = os.sched_getaffinity(0)
+    try:
+        with pytest.raises(HostError, match="the cores of this process went from"), determinism.deterministic(CPU):
+            os.sched_setaffinity(0, {min(cores)} if len(cores) > 1 else cores)
+            if len(cores) == 1:
+                pytest.skip("there is only one")
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def test_a_default_device_of_the_caller_does_not_reach_inside() -> None:
+    torch.set_default_device("meta")
+    try:
+        with determinism.deterministic(CPU):
+            assert torch.empty(1).device == CPU
+        assert torch.get_default_device() == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+
+
+def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def digest() -> str:
+        return determinism.machine_digest(CPU, torch.float32)
+
+    before = digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "__version__", "99.0.0")
+        assert digest() == before
+    for name, value in {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert digest() != before, name
+    with monkeypatch.context() as patch:
+        patch.setattr(determinism, "thread_count", lambda: 1000)
+        assert digest() != before
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCH_LOGS", "+all")
+    assert digest() == before
+
+
+def test_inside_everything_is_pinned() -> None:
+    torch.manual_seed(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(determinism.thread_count() + 1)
+    with determinism.deterministic(CPU):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.deterministic
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.get_num_threads() == determinism.thread_count()
+        inside = torch.rand(4)
+    assert torch.get_num_threads() == determinism.thread_count() + 1
+    torch.set_num_threads(threads)
+    assert torch.equal(torch.rand(4), inside)  # drawn inside, and yet not used up
+
+
+def test_it_may_be_entered_again_inside() -> None:
+    with determinism.deterministic(CPU):
+        with determinism.deterministic(CPU):
+            pass
+        assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_environment_names_versions_device_and_dtype() -> None:
+    environment = determinism.describe_environment(CPU, torch.bfloat16)
+    assert environment["torch"] == torch.__version__
+    assert environment["package"] == template.__version__
+    assert (environment["device"], environment["dtype"]) == ("cpu", "bfloat16")
+    assert environment["threads"] == str(len(os.sched_getaffinity(0)))
+    assert all(isinstance(value, str) for value in environment.values())
+
+
+def test_variables_that_steer_kernels_are_named_and_thread_counts_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named() -> str:
+        return determinism.describe_environment(CPU, torch.float32)["kernel_variables"]
+
+    before = named()
+    with determinism.deterministic(CPU):  # which sets one for cuBLAS
+        assert named() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert named() == before
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in named()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    assert "CUBLAS_WORKSPACE_CONFIG=:16:8" in named()
+
+
+def test_importing_the_score_changes_no_setting() -> None:
+    code = (
+        "import torch; before = torch.get_rng_state(), torch.get_num_threads(), torch.backends.cudnn.benchmark;"
+        "import template.train; after = torch.get_rng_state(), torch.get_num_threads(), torch.backends.cudnn.benchmark;"
+        "assert torch.equal(before[0], after[0]) and before[1:] == after[1:];"
+        "assert not torch.are_deterministic_algorithms_enabled()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -1,0 +1,160 @@
+"""The dropout on a CPU: its shares, its streams, and what putting a mask on does to a number's bits."""
+
+import inspect
+import math
+import threading
+
+import pytest
+import torch
+
+from template.training.dropout import CpuDropout, make_dropout, put_on
+from tests.fixtures.training import CPU
+
+
+def make_masks(p: float, seed: int = 1) -> CpuDropout:
+    dropout = CpuDropout(p)
+    dropout.seed(seed)
+    return dropout
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+# The masks.
+
+
+def test_a_mask_keeps_its_share_in_every_row_and_column() -> None:
+    mask = make_masks(0.1).draw(torch.Size([1000, 200]))
+    assert mask.dtype is torch.int16
+    assert set(mask.unique().tolist()) == {-1, 0}
+    dropped = (mask == 0).float()
+    assert dropped.mean().item() == pytest.approx(0.1, abs=0.005)
+    # No pattern: rows and columns alike, and neighbours independent, within a word of 64 bits as across.
+    assert dropped.mean(0).max().item() < 0.2
+    assert dropped.mean(1).max().item() < 0.2
+    flat = dropped.flatten()
+    for distance in (1, 2, 3, 4, 8):
+        both = (flat[distance:] * flat[:-distance]).mean().item()
+        assert both == pytest.approx(0.01, abs=0.0015)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3, 0.9999])
+def test_the_share_by_which_results_are_scaled_is_the_nearest_that_16_bits_have(p: float) -> None:
+    masks = make_masks(p)
+    assert (masks.kept_share * 2**16).is_integer()
+    assert abs(masks.kept_share - (1 - p)) <= 2**-17
+    assert masks.scale == 1 / masks.kept_share
+
+
+@pytest.mark.parametrize("rare", [0, -1])
+def test_masks_keep_exactly_the_share_by_which_results_are_scaled(rare: int) -> None:
+    # One wrong value at the threshold would be a third of what is rare here, or nine standard deviations.
+    p = 3 / 2**16 if rare == 0 else 1 - 3 / 2**16
+    masks = make_masks(p)
+    assert masks.kept_share == 1 - p
+    count = int((masks.draw(torch.Size([2**24])) == rare).sum())
+    assert abs(count - 3 * 2**8) < 5 * math.sqrt(3 * 2**8)
+
+
+def test_masks_neither_read_nor_move_the_global_generator() -> None:
+    shape = torch.Size([100])
+    torch.manual_seed(1)
+    first = make_masks(0.5).draw(shape)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    assert torch.equal(make_masks(0.5).draw(shape), first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.equal(make_masks(0.5, seed=2).draw(shape), first)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (3, 1), (5, 13), (4, 8)])
+def test_every_element_of_any_shape_is_drawn_afresh_at_every_call(shape: tuple[int, ...]) -> None:
+    masks = make_masks(0.5)
+    drawn = torch.stack([masks.draw(torch.Size(shape)) for _ in range(64)])
+    assert drawn.shape == (64, *shape)
+    assert set(drawn.unique().tolist()) == {-1, 0}
+    kept = (drawn != 0).sum(0)
+    assert kept.min().item() > 10
+    assert kept.max().item() < 54
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_keeps_its_bits(dtype: torch.dtype) -> None:
+    bits = torch.int16 if dtype is torch.bfloat16 else torch.int32
+    x = torch.tensor([math.inf, -math.inf, math.nan, -0.0, 1.5, -3e38, 1e-40, 0.0], dtype=dtype)
+    dropped = put_on(x, torch.zeros(8, dtype=torch.int16))
+    assert not dropped.view(bits).any()  # +0.0, not -0.0
+    assert dropped.dtype is dtype
+    assert torch.equal(put_on(x, torch.full((8,), -1, dtype=torch.int16)).view(bits), x.view(bits))
+    assert torch.equal(put_on(x, torch.full((8,), -1, dtype=torch.int8)).view(bits), x.view(bits))
+
+
+@pytest.mark.parametrize("p", [1e-9, 1.0 - 1e-9])
+def test_a_probability_beyond_what_16_bits_can_have_is_the_nearest_that_is_neither_0_nor_1(p: float) -> None:
+    masks = make_masks(p)
+    assert masks.kept_share == (1 - 2**-16 if p < 0.5 else 2**-16)
+    kept = masks.draw(torch.Size([2**20])).ne(0).double().mean().item()
+    assert kept == pytest.approx(masks.kept_share, abs=5e-5)
+
+
+# Dropping.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_of_several_masks_is_its_own_and_drawn_in_one_go(dtype: torch.dtype) -> None:
+    x = draw(40, 25).to(dtype)
+    dropped, _ = make_masks(0.5).drop(x, 3)
+    masks = make_masks(0.5).draw(torch.Size([3, 40, 25]))
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 3
+    assert torch.equal(dropped, torch.where(masks != 0, x, 0.0))
+
+
+def test_masks_are_put_on_again_whatever_was_drawn_since() -> None:
+    x, others = draw(40, 25), draw(3, 40, 25)
+    masks = make_masks(0.5)
+    dropped, again = masks.drop(x, 3)
+    masks.drop(x, 3)
+    masks.seed(2)
+    assert torch.equal(again(x), dropped)
+    assert torch.equal(again(others), torch.where(dropped != 0, others, 0.0))
+
+
+def test_a_byte_of_each_element_of_a_mask_is_kept_and_nothing_else() -> None:
+    _, again = make_masks(0.5).drop(draw(40, 25), 3)
+    (kept,) = inspect.getclosurevars(again).nonlocals.values()
+    assert kept.untyped_storage().nbytes() == 3 * 40 * 25
+
+
+# The streams.
+
+
+def test_a_stream_belongs_to_the_thread_that_began_it() -> None:
+    shape = torch.Size([100])
+    expected = [make_masks(0.5, seed).draw(shape) for seed in (1, 2)]
+    masks = make_masks(0.5, seed=1)
+    drawn: list[torch.Tensor] = []
+
+    def draw_elsewhere() -> None:
+        masks.seed(2)
+        drawn.append(masks.draw(shape))
+
+    other = threading.Thread(target=draw_elsewhere)
+    other.start()
+    other.join()
+    assert torch.equal(drawn[0], expected[1])
+    assert torch.equal(masks.draw(shape), expected[0])
+
+
+def test_a_seed_begins_its_stream_anew() -> None:
+    masks = make_masks(0.5, seed=2**63 - 1)
+    first = masks.draw(torch.Size([100]))
+    assert not torch.equal(masks.draw(torch.Size([100])), first)
+    masks.seed(2**63 - 1)
+    assert torch.equal(masks.draw(torch.Size([100])), first)
+
+
+def test_a_cpu_drops_by_its_own_way() -> None:
+    dropout = make_dropout(0.25, CPU)
+    assert type(dropout) is CpuDropout
+    assert dropout.kept_share == 0.75

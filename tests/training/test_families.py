@@ -1,0 +1,154 @@
+"""Every supported family of models, tiny and random, against transformers' and PEFT's own."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from template.config import TrainingArgs
+from template.training.model import ScoringModel, load_model
+from template.training.packing import pack_apart
+from tests.fixtures.training import (
+    CPU,
+    DTYPES,
+    MODEL_ID,
+    lay_out,
+    make_args,
+    place_targets,
+    shift_adapter,
+    whole_losses,
+)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+WINDOWED = {"sliding_window": 16, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+FAMILIES: dict[str, tuple[str, transformers.PreTrainedConfig]] = {
+    "llama": ("meta-llama/Llama-3.2-1B-Instruct", transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "llama 3 rope": (
+        "meta-llama/Llama-3.1-8B-Instruct",
+        transformers.LlamaConfig(
+            **SIZES,
+            max_position_embeddings=128,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        ),
+    ),
+    "llama with biases": (
+        "meta-llama/Llama-3.2-1B-Instruct",
+        transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    ),
+    "qwen2": (MODEL_ID, transformers.Qwen2Config(**SIZES)),
+    "qwen2 with a window": (MODEL_ID, transformers.Qwen2Config(**SIZES, use_sliding_window=True, **WINDOWED)),
+    "gemma": ("google/gemma-1.1-2b-it", transformers.GemmaConfig(**SIZES)),
+    "gemma 2": ("google/gemma-2-2b-it", transformers.Gemma2Config(**SIZES, **WINDOWED, attn_logit_softcapping=2.0)),
+    "gemma 3": ("google/gemma-3-270m-it", transformers.Gemma3TextConfig(**SIZES, **WINDOWED)),
+}
+
+
+# One longer than two windows, one longer than one, one shorter.
+ROWS = [torch.randint(512, (count,), generator=torch.Generator().manual_seed(count)).tolist() for count in (90, 29, 9)]
+
+
+def make_plain(config: transformers.PreTrainedConfig, tiny_model: Path, folder: Path) -> Any:
+    """transformers' own random model in float32, also written to the folder, with the tiny model's tokenizer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        # Of its implementations of attention the one that knows every cap.
+        plain = transformers.AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32
+        )
+        for name, parameter in plain.named_parameters():
+            if name.endswith((".bias", "norm.weight")):  # which start at zero or one
+                parameter.data.add_(torch.randn_like(parameter) / 4)
+    plain.save_pretrained(folder)
+    for path in tiny_model.glob("*token*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return plain.eval()
+
+
+def load(model_id: str, folder: Path, dtype: str = "float32") -> ScoringModel:
+    args = TrainingArgs(model_id=model_id, revision=None, hyperparameters=make_args(lora_dropout=0.0).hyperparameters)
+    return load_model(args, device=CPU, dtype=DTYPES[dtype], model_path=folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_the_hidden_states_of_transformers(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    model_id, config = FAMILIES[name]
+    plain = make_plain(config, tiny_model, tmp_path)
+
+    def run() -> torch.Tensor:
+        return torch.cat([plain.model(input_ids=torch.tensor([row])).last_hidden_state[0] for row in ROWS])
+
+    with torch.no_grad():
+        hidden = load(model_id, tmp_path).hidden_states(lay_out(*ROWS))
+        torch.testing.assert_close(hidden, run(), rtol=1e-5, atol=1e-5)
+        if "sliding_attention" in getattr(config, "layer_types", ()):
+            plain.config.sliding_window = 1000
+            assert (run() - hidden).abs().max() > 1e-2  # so that agreement means something
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_the_losses_and_gradients_of_peft(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    model_id, config = FAMILIES[name]
+    plain = make_plain(config, tiny_model, tmp_path)
+    model = load(model_id, tmp_path)
+    model.reset_adapter(7)
+    shift_adapter(model)
+    theirs = get_peft_model(plain, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
+    _, unexpected = theirs.load_state_dict(model.adapter_parameters, strict=False)
+    assert not unexpected
+    rows = [place_targets(row, range(1, len(row))) for row in ROWS]
+    (pack,) = pack_apart(rows, range(3), 10**6, CPU)
+    losses = model.target_losses(pack)
+    expected = torch.cat([whole_losses(theirs, row) for row in ROWS])
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    losses.mean().backward()
+    expected.mean().backward()
+    wanted = {key: value.grad for key, value in theirs.named_parameters() if value.requires_grad}
+    assert wanted.keys() == model.adapter_parameters.keys()
+    for key, value in model.adapter_parameters.items():
+        distance = (value.grad - wanted[key]).norm()
+        assert distance < 1e-4 * wanted[key].norm(), key
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gemma_2_keeps_its_caps_on_logits_and_attention(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
+    config = transformers.Gemma2Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        initializer_range=0.5,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    )
+    plain = make_plain(config, tiny_model, tmp_path)
+    model = load("google/gemma-2-2b-it", tmp_path, dtype)
+    (pack,) = pack_apart([place_targets(range(40), range(1, 40))], [0], 40, CPU)
+    with torch.no_grad():
+        losses, whole = model.target_losses(pack), whole_losses(plain, range(40))
+        assert 2.0 < plain(input_ids=torch.arange(40).unsqueeze(0)).logits.abs().max().item() <= 3.0
+    # Without the cap on attention they would be further apart than 1.
+    torch.testing.assert_close(losses, whole, rtol=0, atol=1e-4 if dtype == "float32" else 0.15)

@@ -1,0 +1,408 @@
+"""The objective against the Hugging Face Trainer with PEFT, and what it must not depend on."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, TaskType, get_peft_model
+
+from template.data.rows import EncodedRow
+from template.records import Progress
+from template.training import backprop, cross_entropy, loop
+from template.training.loop import NonFiniteLoss, evaluate, row_order, train_adapter
+from template.training.lora import AdaptedLinear
+from template.training.model import ScoringModel
+from template.training.packing import find_groups, pack_apart
+from tests.fixtures.training import CPU, Bench, encode, make_rows, place_targets, shift_adapter
+
+# Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
+TRAIN_ROWS = make_rows(27, seed=3)
+EVAL_ROWS = make_rows(9, seed=4)
+
+
+@pytest.fixture(scope="module")
+def model(bench: Bench) -> ScoringModel:
+    """In float32, without dropout."""
+    return bench.load(lora_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def train_rows(model: ScoringModel) -> list[EncodedRow]:
+    return encode(model, TRAIN_ROWS)
+
+
+@pytest.fixture(scope="module")
+def eval_rows(model: ScoringModel) -> list[EncodedRow]:
+    return encode(model, EVAL_ROWS)
+
+
+def train(model: ScoringModel, rows: Sequence[EncodedRow], lucky_num: int = 7) -> list[float]:
+    """The step losses of a whole training from the initial adapter."""
+    model.reset_adapter(lucky_num)
+    return train_adapter(model, rows, row_order(len(rows), 2, lucky_num))
+
+
+def adapter(model: ScoringModel) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.adapter_parameters.items()}
+
+
+class FixedOrderTrainer(transformers.Trainer):
+    """The real Trainer, but for the order of rows, which is given by epoch, and unrounded step losses."""
+
+    def __init__(self, order: Sequence[Sequence[int]], **options: Any) -> None:
+        super().__init__(**options)
+        self.order = order
+        self.row_losses: list[float] = []
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return FixedOrder(self.order)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.row_losses.append(loss.item())
+        return loss
+
+
+class FixedOrder(torch.utils.data.Sampler[int]):
+    def __init__(self, order: Sequence[Sequence[int]]) -> None:
+        self.order = order
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.order[0])
+
+    def __iter__(self) -> Iterator[int]:
+        indices = self.order[self.epoch]
+        self.epoch += 1
+        return iter(indices)
+
+
+def make_trainer(
+    network: torch.nn.Module,
+    order: Sequence[Sequence[int]],
+    train_rows: Sequence[EncodedRow],
+    eval_rows: Sequence[EncodedRow],
+    folder: Path,
+) -> FixedOrderTrainer:
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=8,
+        num_train_epochs=2,
+        learning_rate=2e-4,
+        optim="adamw_torch",
+        weight_decay=0.0,
+        warmup_steps=5,
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        per_device_eval_batch_size=1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+    return FixedOrderTrainer(
+        order,
+        model=network,
+        args=arguments,
+        train_dataset=[as_example(row) for row in train_rows],
+        eval_dataset=[as_example(row) for row in eval_rows],
+        data_collator=transformers.default_data_collator,
+    )
+
+
+def as_example(row: EncodedRow) -> dict[str, list[int]]:
+    labels = [token if hit else -100 for token, hit in zip(row.input_ids, row.targets, strict=True)]
+    return {"input_ids": list(row.input_ids), "attention_mask": [1] * len(labels), "labels": labels}
+
+
+def load_plain(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def trainer(
+    bench: Bench,
+    model: ScoringModel,
+    train_rows: list[EncodedRow],
+    eval_rows: list[EncodedRow],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> FixedOrderTrainer:
+    """A Trainer that has trained from our initial adapter in our order."""
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM, r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"
+    )
+    network = get_peft_model(load_plain(bench.model_path), config)
+    model.reset_adapter(7)
+    _, unexpected = network.load_state_dict(adapter(model), strict=False)
+    assert not unexpected
+    order = row_order(len(train_rows), 2, 7)
+    trainer = make_trainer(network, order, train_rows, eval_rows, tmp_path_factory.mktemp("trainer"))
+    assert trainer.model_accepts_loss_kwargs  # or it would divide by the steps, not by the tokens
+    trainer.train()
+    return trainer
+
+
+def test_step_losses_are_those_of_the_trainer(
+    trainer: FixedOrderTrainer, model: ScoringModel, train_rows: list[EncodedRow]
+) -> None:
+    ours = train(model, train_rows)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(ours) == len(logged) == 8
+    assert ours == pytest.approx(logged, rel=0, abs=1e-4)
+    # The Trainer's log may be rounded; its rows' losses are not, and come in groups of 8, 8, 8 and 3 per epoch.
+    starts = [epoch * 27 + at for epoch in range(2) for at in (0, 8, 16, 24)]
+    exact = [math.fsum(trainer.row_losses[at:end]) for at, end in zip(starts, [*starts[1:], 54], strict=True)]
+    assert ours == pytest.approx(exact, rel=0, abs=1e-5)
+
+
+def test_the_trained_adapter_is_that_of_the_trainer(
+    trainer: FixedOrderTrainer, model: ScoringModel, train_rows: list[EncodedRow]
+) -> None:
+    train(model, train_rows)
+    theirs = dict(trainer.model.named_parameters())
+    ours = adapter(model)
+    assert max(value.abs().max().item() for name, value in ours.items() if "lora_B" in name) > 1e-4  # it did move
+    # AdamW's first step moves an element by the whole learning rate whatever its gradient, so rounding decides those
+    # few whose gradient is about zero.
+    distances = torch.cat([(value - theirs[name]).abs().flatten() for name, value in ours.items()])
+    assert distances.quantile(0.999).item() < 1e-6
+    assert distances.max().item() < 1e-4
+
+
+def test_the_final_evaluation_loss_is_that_of_the_trainer(
+    trainer: FixedOrderTrainer, model: ScoringModel, train_rows: list[EncodedRow], eval_rows: list[EncodedRow]
+) -> None:
+    model.reset_adapter(7)
+    untouched = evaluate(model, eval_rows)
+    train(model, train_rows)
+    ours = evaluate(model, eval_rows)
+    assert ours == pytest.approx(trainer.evaluate()["eval_loss"], rel=0, abs=1e-5)
+    assert abs(ours - untouched) > 1e-3  # so that agreement means something
+
+
+def test_the_untouched_base_evaluates_as_in_the_trainer(
+    bench: Bench, model: ScoringModel, eval_rows: list[EncodedRow], tmp_path: Path
+) -> None:
+    trainer = make_trainer(load_plain(bench.model_path), [], [], eval_rows, tmp_path)
+    model.reset_adapter(7)
+    assert evaluate(model, eval_rows) == pytest.approx(trainer.evaluate()["eval_loss"], rel=0, abs=1e-5)
+
+
+def test_step_loss_is_the_mean_over_the_groups_tokens_not_over_its_rows(
+    model: ScoringModel, train_rows: list[EncodedRow]
+) -> None:
+    model.reset_adapter(7)
+    group = row_order(len(train_rows), 2, 7)[0][:8]
+    means = loop.mean_row_losses(model, [train_rows[index] for index in group], loop.ignore_progress)
+    counts = [train_rows[index].target_count for index in group]
+    by_token = math.fsum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
+    first = train(model, train_rows)[0]
+    assert first == pytest.approx(by_token, rel=0, abs=1e-5)
+    assert abs(first - math.fsum(means) / 8) > 1e-3
+
+
+@pytest.mark.parametrize("tokens", [1, 300, 10**6])
+def test_losses_do_not_depend_on_the_layout_of_batches(
+    model: ScoringModel,
+    train_rows: list[EncodedRow],
+    eval_rows: list[EncodedRow],
+    tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps, loss = train(model, train_rows), evaluate(model, eval_rows)
+    monkeypatch.setattr(loop, "TRAIN_FORWARD_TOKENS", {"cpu": tokens})
+    monkeypatch.setattr(loop, "EVAL_FORWARD_TOKENS", {"cpu": tokens})
+    assert train(model, train_rows) == pytest.approx(steps, rel=0, abs=1e-5)
+    assert evaluate(model, eval_rows) == pytest.approx(loss, rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+def test_chunked_logits_give_the_losses_and_gradients_of_whole_ones(
+    model: ScoringModel, train_rows: list[EncodedRow], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = list(pack_apart(train_rows, range(8), loop.TRAIN_FORWARD_TOKENS["cpu"], CPU))
+    targets = sum(row.target_count for row in train_rows[:8])
+
+    def gradients() -> tuple[float, torch.Tensor]:
+        model.reset_adapter(7)
+        shift_adapter(model)  # or lora_A has no gradient
+        with backprop.open_accumulator(model) as accumulate:
+            loss = accumulate(0, packs, targets).item()
+        return loss, torch.cat(
+            [value.grad.flatten() for value in model.adapter_parameters.values() if value.grad is not None]
+        )
+
+    whole_loss, whole = gradients()
+    monkeypatch.setattr(cross_entropy, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "CPU_PRODUCT_ELEMENTS", chunk * model.vocabulary_size)
+    loss, chunked = gradients()
+    assert loss == pytest.approx(whole_loss, rel=0, abs=1e-6)
+    assert whole.abs().max() > 1e-2
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_leaves_the_global_generator_alone(bench: Bench, train_rows: list[EncodedRow], dtype: str) -> None:
+    model = bench.load(dtype, lora_dropout=0.5)
+    before = torch.random.get_rng_state()
+    train(model, train_rows)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_evaluation_does_not_depend_on_the_order_of_rows(model: ScoringModel, eval_rows: list[EncodedRow]) -> None:
+    model.reset_adapter(7)
+    loss = evaluate(model, eval_rows)
+    shuffled = random.Random(1).sample(eval_rows, len(eval_rows))
+    assert shuffled != eval_rows
+    assert evaluate(model, shuffled) == pytest.approx(loss, rel=0, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alike_rows() -> list[EncodedRow]:
+    """Rows of three system texts and of none, whose targets stand in what is shared, right after it, and later."""
+    stream = random.Random(5)
+    systems = [stream.choices(range(512), k=count) for count in (120, 45, 7)]
+
+    def speak(count: int) -> list[int]:
+        return stream.choices(range(512), k=count)
+
+    rows = []
+    for system in systems:
+        rows += [_join((system, False), (speak(9 + at), False), (speak(2 + 3 * at), True)) for at in range(4)]
+        # Two that have all but the last answer in common, which so begins right after what they share, or within it.
+        turns = [(system, False), (speak(12), False), (speak(15), True), (speak(8), False)]
+        rows += [_join(*turns, ([token, *speak(6)], True), (speak(3), False)) for token in (1, 2)]
+        rows += [_join(*turns, (systems[0][:4], True))] * 2
+    rows += [_join((speak(30), False), (speak(20), True)), _join((speak(1), False), (speak(1), True))]
+    return stream.sample(rows, len(rows))
+
+
+def _join(*pieces: tuple[list[int], bool]) -> EncodedRow:
+    hits = [is_target for ids, is_target in pieces for _ in ids]
+    return place_targets([token for ids, _ in pieces for token in ids], {at for at, hit in enumerate(hits) if hit})
+
+
+@pytest.mark.parametrize("tokens", [1, 150, 2048])
+def test_rows_that_share_their_start_evaluate_as_alone_in_the_plain_model(
+    bench: Bench,
+    model: ScoringModel,
+    alike_rows: list[EncodedRow],
+    tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups = [group for group in find_groups(alike_rows) if group.shared]
+    shared = {index: group.shared for group in groups for index in group.indices}
+    assert len(groups) > 2
+    assert len(shared) < len(alike_rows)
+    assert any(alike_rows[index].targets[share] for index, share in shared.items())
+    assert any(any(alike_rows[index].targets[:share]) for index, share in shared.items())
+    plain = load_plain(bench.model_path)
+    expected = []
+    for row in alike_rows:
+        labels = torch.tensor([as_example(row)["labels"]])
+        with torch.no_grad():
+            expected.append(plain(input_ids=torch.tensor([row.input_ids]), labels=labels).loss.item())
+    model.reset_adapter(7)
+    monkeypatch.setattr(loop, "EVAL_FORWARD_TOKENS", {"cpu": tokens})
+    ours = loop.mean_row_losses(model, alike_rows, loop.ignore_progress)
+    assert ours == pytest.approx(expected, rel=0, abs=1e-5)
+    assert evaluate(model, alike_rows) == pytest.approx(math.fsum(expected) / len(expected), rel=0, abs=1e-5)
+    backwards = loop.mean_row_losses(model, alike_rows[::-1], loop.ignore_progress)
+    assert backwards[::-1] == pytest.approx(ours, rel=0, abs=1e-6)
+
+
+def test_each_row_gets_its_own_mean_whatever_lies_beside_it(
+    model: ScoringModel, train_rows: list[EncodedRow], eval_rows: list[EncodedRow], alike_rows: list[EncodedRow]
+) -> None:
+    train(model, train_rows)
+    rows = [*eval_rows, *alike_rows]
+    together = loop.mean_row_losses(model, rows, loop.ignore_progress)
+    alone = [evaluate(model, [row]) for row in rows]
+    assert together == pytest.approx(alone, rel=0, abs=1e-5)
+    assert len({round(mean, 3) for mean in alone}) > 20
+
+
+def test_row_order_is_a_fresh_permutation_in_every_epoch_from_the_seed_alone() -> None:
+    order = row_order(50, 3, 7)
+    assert [sorted(epoch) for epoch in order] == [list(range(50))] * 3
+    assert len({tuple(epoch) for epoch in [*order, range(50)]}) == 4
+    torch.manual_seed(1)
+    assert row_order(50, 3, 7) == order
+    assert row_order(50, 3, 8) != order
+
+
+@pytest.mark.parametrize("total_steps", [1, 4, 5, 6, 64])
+def test_learning_rate_follows_transformers_linear_schedule(total_steps: int) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=loop.LEARNING_RATE)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 5, total_steps)
+    for step in range(total_steps):
+        rate = loop.LEARNING_RATE * loop._schedule(step, total_steps)
+        assert rate == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_short_last_group_steps_too(model: ScoringModel, train_rows: list[EncodedRow]) -> None:
+    assert [len(train(model, train_rows[:count])) for count in (1, 8, 9)] == [2, 2, 4]
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation(bench: Bench, eval_rows: list[EncodedRow]) -> None:
+    model = bench.load(lora_dropout=0.5)
+    model.reset_adapter(7)
+    shift_adapter(model)
+    assert evaluate(model, eval_rows) == evaluate(model, eval_rows)
+    model.set_dropout(True)
+    model.seed_dropout(0, 0)
+    assert evaluate(model, eval_rows) != evaluate(model, eval_rows)
+    model.set_dropout(False)
+    assert not any(module.training for module in model.network.modules())
+
+
+def test_progress_counts_tokens_up_to_the_total_of_each_stage(
+    model: ScoringModel, train_rows: list[EncodedRow], eval_rows: list[EncodedRow]
+) -> None:
+    seen: list[Progress] = []
+    model.reset_adapter(7)
+    train_adapter(model, train_rows, row_order(27, 2, 7), on_progress=seen.append)
+    evaluate(model, eval_rows, on_progress=seen.append)
+    for stage, total in (
+        ("train", 2 * sum(len(row.input_ids) for row in train_rows)),
+        ("evaluate", sum(len(row.input_ids) for row in eval_rows)),
+    ):
+        done = [progress.done for progress in seen if progress.stage == stage]
+        assert done == sorted(set(done))
+        assert done[-1] == total
+        assert {progress.total for progress in seen if progress.stage == stage} == {total}
+
+
+def test_broken_rows_are_named_in_their_step_and_training_ends_with_it(
+    bench: Bench, train_rows: list[EncodedRow]
+) -> None:
+    model = bench.load()
+    model.reset_adapter(7)
+    next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
+    seen: list[Progress] = []
+    with pytest.raises(NonFiniteLoss) as caught:
+        train_adapter(model, train_rows, [[3, 1, 2], [1, 2, 3]], on_progress=seen.append)
+    assert (caught.value.where, caught.value.rows) == ("training step 1 of 2", (3, 1, 2))
+    assert seen == []
+    assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, AdaptedLinear))
+
+
+def test_nothing_of_a_broken_training_is_felt_after_a_reset(bench: Bench, train_rows: list[EncodedRow]) -> None:
+    model = bench.load()
+    losses, trained = train(model, train_rows), adapter(model)
+    model.reset_adapter(7)
+    next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
+    with pytest.raises(NonFiniteLoss):
+        train_adapter(model, train_rows, [[3, 1, 2]])
+    assert train(model, train_rows) == losses
+    assert all(torch.equal(value, trained[name]) for name, value in adapter(model).items())

@@ -1,0 +1,372 @@
+"""Adapted linear layers, alone and several at once, against PEFT's own and autograd."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig
+from peft.tuners.lora import Linear
+from torch import nn
+
+from template.training.dropout import Again, CpuDropout
+from template.training.lora import AdaptedLinear, Projections, _AdaptedProduct
+
+INPUTS, OUTPUTS, RANK = 24, 40, 4
+CONFIG = LoraConfig(r=RANK, lora_alpha=12, lora_dropout=0.0)
+# Of layers that read the same input: as of queries, keys and values, and as of a gated network's two.
+WIDTHS = {"side by side": (OUTPUTS, 16, 16), "stacked": (OUTPUTS, OUTPUTS)}
+
+both_biases = pytest.mark.parametrize("bias", [False, True])
+# Results side by side may have biases, stacked ones may not.
+every_kind = pytest.mark.parametrize(
+    ("kind", "bias"), [("side by side", False), ("side by side", True), ("stacked", False)]
+)
+
+
+def make_base(bias: bool, dtype: torch.dtype = torch.float32, outputs: int = OUTPUTS, seed: int = 1) -> nn.Linear:
+    stream = torch.Generator().manual_seed(seed)
+    base = nn.Linear(INPUTS, outputs, bias=bias, dtype=dtype).requires_grad_(False)
+    for parameter in base.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=stream) / math.sqrt(INPUTS))
+    return base
+
+
+def adapt(kind: type[Linear], base: nn.Linear, seed: int = 2) -> Linear:
+    """A layer of this kind on the base, with the same float32 adapter every time."""
+    layer = kind(base, "default", CONFIG, r=RANK, lora_alpha=12)
+    stream = torch.Generator().manual_seed(seed)
+    for adapter in (layer.lora_A["default"], layer.lora_B["default"]):
+        adapter.weight.data = torch.randn(adapter.weight.shape, generator=stream) / 2
+    return layer
+
+
+def make_layers(
+    kind: type[Linear], widths: Sequence[int], bias: bool, dtype: torch.dtype = torch.float32
+) -> list[Linear]:
+    """Layers with these numbers of outputs, no two with the same base or adapter."""
+    return [adapt(kind, make_base(bias, dtype, width, 10 + at), 20 + at) for at, width in enumerate(widths)]
+
+
+def draw(*shape: int, seed: int = 3) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_masks(p: float, seed: int = 1) -> CpuDropout:
+    dropout = CpuDropout(p)
+    dropout.seed(seed)
+    return dropout
+
+
+def set_dropout(layers: Iterable[Linear], dropout: CpuDropout | None) -> None:
+    for layer in layers:
+        layer.dropout = dropout
+
+
+class Drop(nn.Module):
+    """PEFT's dropout, but for the mask, which is given, and the probability, which is what the mask's own is."""
+
+    def __init__(self, mask: torch.Tensor, kept_share: float) -> None:
+        super().__init__()
+        self.factor = (mask != 0).float() / kept_share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor.view(x.shape)
+
+
+def drop_the_same(theirs: Sequence[Linear], p: float, rows: int) -> None:
+    """Gives PEFT's layers the masks that a fresh `make_masks(p)` puts on that many rows, one for each layer."""
+    masks = make_masks(p)
+    for layer, mask in zip(theirs, masks.draw(torch.Size([len(theirs), rows, INPUTS])), strict=True):
+        assert 0 < int((mask != 0).sum()) < mask.numel()
+        layer.lora_dropout["default"] = Drop(mask, masks.kept_share)
+
+
+def run(
+    compute: Callable[[torch.Tensor], torch.Tensor], layers: Sequence[Linear], x: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The result, and the gradients that some loss gives to the input and the layers' adapters."""
+    x = x.clone().requires_grad_()
+    for layer in layers:
+        layer.zero_grad()
+    y = compute(x)
+    y.backward(draw(*y.shape, seed=4).to(y.dtype))
+    found = {"y": y.detach(), "dx": x.grad}
+    for at, layer in enumerate(layers):
+        found |= {f"da {at}": layer.lora_A["default"].weight.grad, f"db {at}": layer.lora_B["default"].weight.grad}
+    assert all(gradient is not None for gradient in found.values())
+    return found
+
+
+def run_one(layer: Linear, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return run(layer, [layer], x)
+
+
+def compute_apart(kind: str, layers: Sequence[Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `Projections` computes, by one layer after the other."""
+    if kind == "stacked":
+        return lambda x: torch.stack([layer(x) for layer in layers])
+    return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def gate(both: torch.Tensor) -> torch.Tensor:
+    return F.silu(both[0]) * both[1]
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: name + text)
+
+
+def assert_same_up_to_rounding(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """By the size of each whole, because sums of many terms have elements that are almost nothing."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape, name
+        assert (ours[name] - value).norm() < 1e-6 * value.norm(), name
+
+
+# One layer.
+
+
+@both_biases
+@pytest.mark.parametrize("shape", [(30,), (1, 30), (2, 15)])
+def test_result_and_gradients_are_those_of_peft(bias: bool, shape: tuple[int, ...]) -> None:
+    base, x = make_base(bias), draw(*shape, INPUTS)
+    ours = run_one(adapt(AdaptedLinear, base), x)
+    assert ours["y"].shape == (*shape, OUTPUTS)
+    assert_same(ours, run_one(adapt(Linear, base), x))
+
+
+@both_biases
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
+def test_with_a_mask_result_and_gradients_are_those_of_peft_with_that_mask(bias: bool, p: float) -> None:
+    base, x = make_base(bias), draw(30, INPUTS)
+    ours, theirs = adapt(AdaptedLinear, base), adapt(Linear, base)
+    ours.dropout = make_masks(p)
+    drop_the_same([theirs], p, 30)
+    assert_same(run_one(ours, x), run_one(theirs, x))
+
+
+def test_without_dropout_no_mask_is_drawn_and_the_result_is_the_same_twice() -> None:
+    layer, x = adapt(AdaptedLinear, make_base(True)), draw(30, INPUTS)
+    before = torch.random.get_rng_state()
+    assert torch.equal(layer(x), layer(x))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    layer.dropout = make_masks(0.5)
+    assert not torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_an_input_that_needs_no_gradient_changes_nothing_for_the_adapter(p: float) -> None:
+    layer, x = adapt(AdaptedLinear, make_base(True)), draw(30, INPUTS)
+    layer.dropout = make_masks(p) if p else None
+    expected = run_one(layer, x)
+    layer.dropout = make_masks(p) if p else None
+    layer.zero_grad()
+    y = layer(x)
+    assert torch.equal(y, expected["y"])
+    y.backward(draw(*y.shape, seed=4))
+    assert torch.equal(layer.lora_A["default"].weight.grad, expected["da 0"])
+    assert torch.equal(layer.lora_B["default"].weight.grad, expected["db 0"])
+    assert x.grad is None
+    assert all(value.grad is None for value in layer.get_base_layer().parameters())
+
+
+# Several layers.
+
+
+@every_kind
+def test_several_layers_at_once_are_each_of_pefts_alone(kind: str, bias: bool) -> None:
+    x = draw(30, INPUTS)
+    theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, AdaptedLinear))
+    projections = Projections(ours, is_stacked=kind == "stacked")
+    assert_same_up_to_rounding(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
+
+
+@every_kind
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
+def test_with_a_mask_for_each_several_layers_are_each_of_pefts_with_its_mask(kind: str, bias: bool, p: float) -> None:
+    x = draw(30, INPUTS)
+    theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, AdaptedLinear))
+    drop_the_same(theirs, p, 30)
+    assert not torch.equal(*(layer.lora_dropout["default"].factor for layer in theirs[:2]))
+    set_dropout(ours, make_masks(p))
+    projections = Projections(ours, is_stacked=kind == "stacked")
+    assert_same_up_to_rounding(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
+
+
+@every_kind
+def test_fused_weights_keep_their_names_places_and_values(kind: str, bias: bool) -> None:
+    layers = nn.ModuleList(make_layers(AdaptedLinear, WIDTHS[kind], bias))
+    before = {name: (id(value), value.clone(), value.requires_grad) for name, value in layers.named_parameters()}
+    Projections(list(layers), is_stacked=kind == "stacked")
+    after = dict(layers.named_parameters())
+    assert list(after) == list(before)
+    for name, value in after.items():
+        identity, values, requires_grad = before[name]
+        assert (id(value), value.requires_grad) == (identity, requires_grad)
+        assert torch.equal(value, values)
+
+
+@every_kind
+def test_fused_weights_are_parts_of_one_tensor_that_is_there_once(kind: str, bias: bool) -> None:
+    layers = make_layers(AdaptedLinear, WIDTHS[kind], bias)
+    projections = Projections(layers, is_stacked=kind == "stacked")
+    x = draw(30, INPUTS)
+    before = projections(x)
+    for name in ("weight", "bias") if bias else ("weight",):
+        parts = [getattr(layer.get_base_layer(), name) for layer in layers]
+        assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+        assert parts[0].untyped_storage().nbytes() == sum(part.nbytes for part in parts)
+        # What is computed with is that tensor: what is written to a layer's own is felt.
+        parts[1].data.zero_()
+        after = projections(x)
+        assert not torch.equal(after, before)
+        before = after
+    torch.testing.assert_close(after, compute_apart(kind, layers)(x), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_with_and_without_a_bias_are_not_fused() -> None:
+    layers = [adapt(AdaptedLinear, make_base(bias)) for bias in (True, False)]
+    for order in (layers, layers[::-1]):
+        with pytest.raises(ValueError, match="bias"):
+            Projections(order)
+    assert len({layer.get_base_layer().weight.untyped_storage().data_ptr() for layer in layers}) == 2
+
+
+def test_layers_with_a_bias_are_not_stacked() -> None:
+    with pytest.raises(ValueError, match="bias"):
+        Projections(make_layers(AdaptedLinear, WIDTHS["stacked"], True), is_stacked=True)
+
+
+# A gated input.
+
+
+@both_biases
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+def test_a_gated_input_gives_the_result_and_gradients_of_peft_behind_autograds_gate(bias: bool, p: float) -> None:
+    base, both = make_base(bias), 2 * draw(2, 30, INPUTS)
+    ours, theirs = adapt(AdaptedLinear, base), adapt(Linear, base)
+    if p:
+        ours.dropout = make_masks(p)
+        drop_the_same([theirs], p, 30)
+    assert_same_up_to_rounding(
+        run(ours.forward_gated, [ours], both), run(lambda both: theirs(gate(both)), [theirs], both)
+    )
+
+
+# All of them.
+
+
+class Given:
+    """The dropout of masks that are given, (G, N, I) of zeros and ones."""
+
+    scale = 1.3
+
+    def __init__(self, masks: torch.Tensor) -> None:
+        self.masks = masks
+
+    def seed(self, value: int) -> None:
+        raise NotImplementedError
+
+    def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Again]:
+        assert count == len(self.masks)
+        return x * self.masks, lambda other: other * self.masks
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+@pytest.mark.parametrize("kind", ["one", "one with a bias", "gated", "side by side", "stacked"])
+def test_the_gradients_pass_torchs_numerical_check(kind: str, is_dropped: bool) -> None:
+    widths = WIDTHS.get(kind, (OUTPUTS,))
+    weight = draw(sum(widths), INPUTS, seed=5).double()
+    weight = weight.view(len(widths), -1, INPUTS) if kind == "stacked" else weight
+    bias = draw(sum(widths), seed=6).double() if kind in ("one with a bias", "side by side") else None
+    dropout = Given((draw(len(widths), 5, INPUTS, seed=7) > 0).double()) if is_dropped else None
+    shapes = [(RANK, INPUTS)] * len(widths) + [(width, RANK) for width in widths]
+    adapters = [draw(*shape, seed=10 + at).double().requires_grad_() for at, shape in enumerate(shapes)]
+    x = draw(*((2, 5, INPUTS) if kind == "gated" else (5, INPUTS))).double().requires_grad_()
+
+    def compute(x: torch.Tensor, *adapters: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = _AdaptedProduct.apply(x, kind == "gated", weight, bias, 1.7, dropout, *adapters)
+        return y
+
+    # Those of the adapter are made float32, which is what it is held in.
+    assert torch.autograd.gradcheck(compute, (x, *adapters), rtol=1e-4)
+
+
+def choose_compute(
+    kind: str, dtype: torch.dtype, p: float
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[Linear]]:
+    """What of this kind is computed, in the dtype with weights that bfloat16 has, and its layers."""
+    layers = make_layers(AdaptedLinear, WIDTHS.get(kind, (OUTPUTS,)), False, torch.bfloat16)
+    for layer in layers:
+        layer.get_base_layer().to(dtype)
+    set_dropout(layers, make_masks(p) if p else None)
+    if kind in WIDTHS:
+        return Projections(layers, is_stacked=kind == "stacked"), layers
+    return layers[0].forward_gated if kind == "gated" else layers[0], layers
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["one", "gated", *WIDTHS])
+def test_in_bfloat16_adapters_stay_float32_and_the_result_is_close(kind: str, p: float) -> None:
+    x = draw(*((2, 200, INPUTS) if kind == "gated" else (200, INPUTS))).bfloat16()
+    compute, layers = choose_compute(kind, torch.bfloat16, p)
+    ours, reference = run(compute, layers, x), run(*choose_compute(kind, torch.float32, p), x.float())
+    assert {name: value.dtype for name, value in ours.items()} == {
+        name: torch.bfloat16 if name in ("y", "dx") else torch.float32 for name in reference
+    }
+    assert {value.dtype for layer in layers for name, value in layer.named_parameters() if "lora_" in name} == {
+        torch.float32
+    }
+    for name, value in reference.items():
+        # bfloat16 has 8 bits; a wrong scale or a wrong mask would be far outside.
+        assert (ours[name].float() - value).norm() < 0.01 * value.norm(), name
+
+
+def count_kept(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> dict[int, int]:
+    """The bytes of every tensor that is kept for the backward pass, those of masks included, by where it lies."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = compute(x)
+    node: Any = y.grad_fn
+    while not hasattr(node, "drop_again"):
+        node = node.next_functions[0][0]
+    if node.drop_again is not None:
+        (mask,) = inspect.getclosurevars(node.drop_again).nonlocals.values()
+        note(mask)
+    return kept
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["one", *WIDTHS])
+def test_what_is_kept_for_the_backward_pass_is_the_input_and_a_byte_of_each_masks_element(kind: str, p: float) -> None:
+    x = draw(1000, INPUTS).requires_grad_()
+    compute, layers = choose_compute(kind, torch.float32, p)
+    kept = count_kept(compute, x)
+    widths = WIDTHS.get(kind, (OUTPUTS,))
+    weights = 4 * (INPUTS * sum(widths) + RANK * (INPUTS * len(layers) + sum(widths)))
+    masks = 1000 * INPUTS * len(layers) if p else 0
+    assert x.data_ptr() in kept
+    assert sum(kept.values()) == 1000 * (4 * INPUTS + 4 * RANK * len(layers)) + masks + weights
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_of_a_gated_input_both_parts_are_kept_and_not_their_product(p: float) -> None:
+    both = draw(2, 1000, INPUTS).requires_grad_()
+    compute, _ = choose_compute("gated", torch.float32, p)
+    kept = count_kept(compute, both)
+    weights = 4 * (INPUTS * OUTPUTS + RANK * (INPUTS + OUTPUTS))
+    masks = 1000 * INPUTS if p else 0
+    assert kept[both.data_ptr()] == both.nbytes
+    assert sum(kept.values()) == both.nbytes + 1000 * 4 * RANK + masks + weights

@@ -1,0 +1,395 @@
+"""Rows in packs: each there once and whole, within the budget, and sharing never costs more than it saves."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pytest
+import torch
+
+from template.data.rows import EncodedRow
+from template.training.attention import Spans
+from template.training.packing import Group, Pack, find_groups, pack_apart, pack_evenly, pack_shared
+from tests.fixtures.training import CPU, place_targets, read_whole
+
+SEEDS = range(60)
+
+
+def make_random_rows(seed: int) -> list[EncodedRow]:
+    """Few or many rows that begin alike or not, some of them equal, with targets anywhere but at the start alone."""
+    stream = random.Random(seed)
+    tokens = range(stream.choice([2, 5, 500]))
+    starts = [stream.choices(tokens, k=stream.choice([1, 8, 40])) for _ in range(stream.randint(1, 4))]
+    rows: list[EncodedRow] = []
+    for _ in range(stream.randint(1, 25)):
+        if rows and stream.random() < 0.1:
+            rows.append(stream.choice(rows))
+            continue
+        start = stream.choice(starts)
+        kept = start if stream.random() < 0.7 else start[: stream.randrange(len(start))]
+        ids = [*kept, *stream.choices(tokens, k=stream.choice([2, 3, 10, 60]))]
+        count = stream.randint(1, len(ids) - 1)
+        rows.append(place_targets(ids, {*stream.sample(range(1, len(ids)), count), *stream.sample([0], k=count % 2)}))
+    return rows
+
+
+def count_used(row: EncodedRow) -> int:
+    return max(place for place, is_target in enumerate(row.targets) if is_target)
+
+
+def pack_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
+    return list(pack_apart(rows, range(len(rows)), max_tokens, CPU))
+
+
+def share_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
+    return list(pack_shared(rows, max_tokens, CPU))
+
+
+def even_all(rows: Sequence[EncodedRow], max_tokens: int, workers: int = 2) -> list[Pack]:
+    return pack_evenly(rows, range(len(rows)), max_tokens, CPU, workers)
+
+
+every_way = pytest.mark.parametrize("pack_rows", [pack_all, share_all, even_all])
+Packing = Callable[[Sequence[EncodedRow], int], list[Pack]]
+
+
+def places_by_row(pack: Pack) -> Iterator[list[int]]:
+    """For every row of the pack, where its tokens from the first to the last one that is computed stand."""
+    for block, after in zip(pack.blocks, [*pack.blocks[1:], None], strict=True):
+        if after is not None and after.offset:
+            continue  # the shared start of those after it, no row
+        real = torch.zeros(block.queries.numel(), dtype=torch.bool).index_fill(0, block.real, True)
+        for keys, count in zip(block.keys, real.view_as(block.queries).sum(1).tolist(), strict=True):
+            yield keys[: block.offset + count].tolist()
+
+
+def sizes(packs: Iterable[Pack]) -> list[int]:
+    return [pack.token_count for pack in packs]
+
+
+# Every pack is what it says.
+
+
+@every_way
+@pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
+def test_every_row_stands_in_one_pack_whole_and_in_order(pack_rows: Packing, max_tokens: int) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        packs = pack_rows(rows, max_tokens)
+        assert sorted(index for pack in packs for index in pack.indices) == list(range(len(rows)))
+        for pack in packs:
+            ids, positions = pack.input_ids[0].tolist(), pack.positions[0].tolist()
+            for index, places in zip(pack.indices, places_by_row(pack), strict=True):
+                used = count_used(rows[index])
+                assert [ids[place] for place in places] == list(rows[index].input_ids[:used])
+                assert [positions[place] for place in places] == list(range(used))
+
+
+@every_way
+@pytest.mark.parametrize("max_tokens", [64, 10**6])
+def test_every_target_is_predicted_from_the_token_before_it(pack_rows: Packing, max_tokens: int) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        for pack in pack_rows(rows, max_tokens):
+            sources = iter(pack.sources.split(list(pack.counts)))
+            targets = iter(pack.targets.split(list(pack.counts)))
+            for index, places in zip(pack.indices, places_by_row(pack), strict=True):
+                row = rows[index]
+                wanted = [place for place in range(1, len(row.targets)) if row.targets[place]]
+                assert next(sources).tolist() == [places[place - 1] for place in wanted]
+                assert next(targets).tolist() == [row.input_ids[place] for place in wanted]
+                assert len(wanted) == row.target_count
+            assert list(sources) == list(targets) == []
+
+
+@every_way
+@pytest.mark.parametrize("max_tokens", [64, 10**6])
+def test_blocks_are_what_attention_expects_of_them(pack_rows: Packing, max_tokens: int) -> None:
+    for seed in SEEDS:
+        for pack in pack_rows(make_random_rows(seed), max_tokens):
+            start = 0
+            for block in pack.blocks:
+                flat = block.queries.flatten()
+                real = flat[block.real]
+                # In the order of their places, which follow those of the block before.
+                assert block.start == start
+                assert torch.equal(real, torch.arange(start, start + len(real)))
+                start += len(real)
+                assert torch.equal(block.keys[:, block.offset :], block.queries)
+                assert block.is_full == (len(real) == flat.numel())
+                # Filling is on the right, and another place of the same row.
+                is_real = torch.zeros(len(flat), dtype=torch.bool).index_fill(0, block.real, True)
+                for queries, mine in zip(block.queries, is_real.view_as(block.queries), strict=True):
+                    assert mine.sort(descending=True, stable=True).values.equal(mine)
+                    assert mine[0]
+                    assert set(queries.tolist()) == set(queries[mine].tolist())
+            assert start == pack.token_count
+            # Kernels are compiled for each length and kept, so there are few of them; no row is longer for it.
+            assert pack.input_ids.shape[1] == pack.positions.shape[1] == start + -start % 32
+            assert all(block.queries.shape[1] % 16 == 0 for block in pack.blocks)
+
+
+@every_way
+def test_blocks_without_a_shared_start_have_their_queries_for_keys(pack_rows: Packing) -> None:
+    # Attention tells by it that no place is there twice.
+    for seed in SEEDS:
+        for pack in pack_rows(make_random_rows(seed), 64):
+            assert all((block.keys is block.queries) == (block.offset == 0) for block in pack.blocks)
+
+
+# The budget.
+
+
+@every_way
+@pytest.mark.parametrize("max_tokens", [1, 30, 64, 200])
+def test_a_pack_is_within_the_budget_or_a_longer_row_alone(pack_rows: Packing, max_tokens: int) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        for pack in pack_rows(rows, max_tokens):
+            size = pack.token_count
+            assert size <= max_tokens or (len(pack.indices) == 1 and size == count_used(rows[pack.indices[0]]))
+
+
+def test_rows_lie_together_while_the_budget_lasts() -> None:
+    rows = [read_whole([row] * 10) for row in range(7)]
+    assert sizes(pack_all(rows, 30)) == [30, 30, 10]
+    assert sizes(pack_all(rows, 29)) == [20, 20, 20, 10]
+    alike = [read_whole([500] * 20 + [row] * 10) for row in range(7)]
+    assert sizes(share_all(alike, 50)) == [50, 50, 30]
+    assert sizes(share_all(alike, 49)) == [40, 40, 40, 30]
+
+
+def test_rows_of_like_length_lie_together() -> None:
+    rows = [read_whole([row] * length) for row, length in enumerate([3, 40, 5, 38])]
+    assert [pack.indices for pack in pack_all(rows, 80)] == [(1, 3), (2, 0)]
+
+
+def test_only_the_rows_asked_for_are_packed() -> None:
+    rows = [read_whole([row, row]) for row in range(6)]
+    (pack,) = pack_apart(rows, [4, 1], 10**6, CPU)
+    assert sorted(pack.indices) == [1, 4]
+    assert list(pack_apart(rows, [], 10**6, CPU)) == []
+
+
+# Evenly.
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("max_tokens", [1, 64, 200, 10**6])
+def test_even_packs_are_a_multiple_of_the_workers_while_there_are_rows(workers: int, max_tokens: int) -> None:
+    counts = set()
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        packs = even_all(rows, max_tokens, workers)
+        assert len(packs) % workers == 0 or [len(pack.indices) for pack in packs] == [1] * len(rows)
+        counts.add(len(packs))
+    assert len(counts) > 2 or max_tokens == 10**6
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("max_tokens", [64, 10**6])
+def test_even_packs_differ_by_a_row_at_most_and_the_largest_come_first(workers: int, max_tokens: int) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        found = sizes(even_all(rows, max_tokens, workers))
+        assert found == sorted(found, reverse=True)
+        assert found[0] - found[-1] <= max(count_used(row) for row in rows)
+
+
+def test_rows_are_spread_over_no_more_packs_than_they_need() -> None:
+    rows = [read_whole([row] * 10) for row in range(8)]
+    assert sizes(even_all(rows, 80)) == sizes(even_all(rows, 40)) == [40, 40]
+    assert sizes(even_all(rows, 39)) == [20, 20, 20, 20]
+    assert sizes(even_all(rows, 80, 3)) == [30, 30, 20]
+    assert sizes(even_all(rows, 10)) == sizes(even_all(rows, 9)) == [10] * 8
+    assert sizes(even_all(rows[:1], 80)) == [10]
+    assert even_all([], 80) == []
+
+
+def test_short_rows_fill_up_what_a_long_one_leaves() -> None:
+    rows = [read_whole([row] * length) for row, length in enumerate([10, 60, 15, 40, 12, 20])]
+    packs = even_all(rows, 100)
+    assert [pack.indices for pack in packs] == [(3, 5, 4, 0), (1, 2)]
+    assert sizes(packs) == [82, 75]
+
+
+def test_only_the_rows_asked_for_are_packed_evenly_and_alike_every_time() -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        chosen = random.Random(seed).sample(range(len(rows)), -(-len(rows) // 2))
+        packs = pack_evenly(rows, chosen, 64, CPU, 2)
+        assert sorted(index for pack in packs for index in pack.indices) == sorted(chosen)
+        again = pack_evenly(rows, chosen, 64, CPU, 2)
+        assert [pack.indices for pack in packs] == [pack.indices for pack in again]
+        assert all(one.input_ids.equal(other.input_ids) for one, other in zip(packs, again, strict=True))
+
+
+# Who sees whom, told by spans.
+
+Seen = dict[int, list[int]]
+"""For each place of a pack the places of the keys that it sees, in the order of their positions."""
+
+
+def seen_by_blocks(pack: Pack) -> Seen:
+    found: Seen = {}
+    for block in pack.blocks:
+        real = torch.zeros(block.queries.numel(), dtype=torch.bool).index_fill(0, block.real, True)
+        for queries, keys, mine in zip(block.queries, block.keys, real.view_as(block.queries), strict=True):
+            for at, place in enumerate(queries[mine].tolist()):
+                found[place] = keys[: block.offset + at + 1].tolist()
+    return found
+
+
+def seen_by_spans(spans: Spans, length: int) -> Seen:
+    places = list(range(length)) if spans.places is None else spans.places.tolist()
+    queries, keys = spans.queries.tolist(), spans.keys.tolist()
+    assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, length, 0, len(places))
+    found: Seen = {}
+    for (first, last), (start, end) in zip(itertools.pairwise(queries), itertools.pairwise(keys), strict=True):
+        for place in range(first, last):
+            found[place] = places[start : end - (last - 1 - place)]
+    return found
+
+
+def in_spans(pack_rows: Packing, rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
+    """As `pack_rows`, told by spans."""
+    indices = range(len(rows))
+    if pack_rows is pack_all:
+        return list(pack_apart(rows, indices, max_tokens, CPU, True))
+    if pack_rows is share_all:
+        return list(pack_shared(rows, max_tokens, CPU, True))
+    return pack_evenly(rows, indices, max_tokens, CPU, 2, True)
+
+
+@every_way
+@pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
+def test_spans_say_what_blocks_say(pack_rows: Packing, max_tokens: int) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        for ours, theirs in zip(in_spans(pack_rows, rows, max_tokens), pack_rows(rows, max_tokens), strict=True):
+            length, count = ours.input_ids.shape[1], ours.token_count
+            assert ours.spans is not None
+            assert theirs.spans is None
+            assert ours.blocks == ()
+            seen = seen_by_spans(ours.spans, length)
+            assert {place: keys for place, keys in seen.items() if place < count} == seen_by_blocks(theirs)
+            # Filling sees filling alone.
+            assert all(min(seen[place]) >= count for place in range(count, length))
+
+
+@every_way
+def test_packs_are_alike_but_for_how_they_tell_who_sees_whom(pack_rows: Packing) -> None:
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        for ours, theirs in zip(in_spans(pack_rows, rows, 64), pack_rows(rows, 64), strict=True):
+            assert (ours.indices, ours.token_count, ours.counts) == (theirs.indices, theirs.token_count, theirs.counts)
+            for name in ("input_ids", "positions", "sources", "targets"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_spans_know_their_longest_and_name_no_places_where_keys_are_the_queries() -> None:
+    apart = [read_whole([row] * length) for row, length in enumerate([10, 50, 7])]
+    (pack,) = in_spans(pack_all, apart, 10**6)
+    assert pack.spans is not None
+    assert pack.spans.longest == (50, 50)
+    assert pack.spans.places is None
+    assert pack.spans.queries.dtype is pack.spans.keys.dtype is torch.int32
+    assert pack.spans.queries.tolist() == pack.spans.keys.tolist() == [0, 50, 60, 67, 96]
+    alike = [read_whole([1] * 40 + [2 + row] * length) for row, length in enumerate([10, 30])]
+    (pack,) = in_spans(share_all, alike, 10**6)
+    assert pack.spans is not None
+    assert pack.spans.longest == (40, 70)
+    assert pack.spans.queries.tolist() == [0, 40, 70, 80, 96]
+    assert pack.spans.keys.tolist() == [0, 40, 110, 160, 176]
+
+
+# Sharing.
+
+
+def test_groups_hold_every_row_once_and_share_what_all_of_them_begin_with() -> None:
+    shares = set()
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        groups = find_groups(rows)
+        assert sorted(index for group in groups for index in group.indices) == list(range(len(rows)))
+        for group in groups:
+            assert len({rows[index].input_ids[: group.shared] for index in group.indices}) == 1
+            assert all(group.shared <= count_used(rows[index]) - 1 for index in group.indices)
+            assert len(group.indices) > 1 or not group.shared
+            shares.add(group.shared)
+    assert len(shares) > 10
+
+
+def test_sharing_never_computes_more_tokens_than_without() -> None:
+    saved = 0
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        apart = sum(count_used(row) for row in rows)
+        assert sum(sizes(pack_all(rows, 64))) == apart
+        for max_tokens in (1, 64, 10**6):
+            shared = sum(sizes(share_all(rows, max_tokens)))
+            assert shared <= apart
+            saved += apart - shared
+        # With no limit to a pack: what each group but its first row would compute again.
+        assert apart - shared == sum(group.shared * (len(group.indices) - 1) for group in find_groups(rows))
+    assert saved > 5000
+
+
+def test_rows_of_two_system_texts_make_two_groups() -> None:
+    first, second = [1] * 50, [2] * 30
+    rows = [read_whole([*(first if row % 2 else second), 100 + row, 7]) for row in range(8)]
+    assert sorted(find_groups(rows), key=lambda group: group.shared) == [
+        Group((0, 2, 4, 6), 30),
+        Group((1, 3, 5, 7), 50),
+    ]
+    assert sizes(share_all(rows, 10**6)) == [30 + 50 + 8 * 2]
+
+
+def test_a_group_is_not_spoiled_by_a_row_that_shares_little() -> None:
+    rows = [read_whole([1, *[3] * 40, 10 + row]) for row in range(4)] + [read_whole([1, 4, 5, 6])]
+    assert find_groups(rows) == [Group((0, 1, 2, 3), 41), Group((4,), 0)]
+    # One that shares enough to pay for what the group then loses does join.
+    rows = [read_whole([1] * 10 + [2, row]) for row in range(2)] + [read_whole([1] * 9 + [3, 4])]
+    assert find_groups(rows) == [Group((0, 1, 2), 9)]
+
+
+def test_equal_rows_share_all_but_their_last_token() -> None:
+    rows = [read_whole([1, 2, 3, 4])] * 5
+    assert find_groups(rows) == [Group((0, 1, 2, 3, 4), 3)]
+    (pack,) = share_all(rows, 10**6)
+    assert pack.input_ids.tolist() == [[1, 2, 3] + [4] * 5 + [0] * 24]
+    assert pack.positions.tolist() == [[0, 1, 2] + [3] * 5 + [0] * 24]
+
+
+def test_rows_with_nothing_in_common_share_nothing() -> None:
+    rows = [read_whole([row, 1, 2, 3]) for row in range(5)]
+    assert find_groups(rows) == [Group((row,), 0) for row in range(5)]
+    apart, shared = pack_all(rows, 10**6), share_all(rows, 10**6)
+    assert sizes(shared) == sizes(apart) == [20]
+    assert shared[0].input_ids.equal(apart[0].input_ids)
+
+
+def test_one_row_is_a_pack_and_none_is_no_pack() -> None:
+    (pack,) = share_all([place_targets([5, 6, 7, 8, 9], {1, 3})], 10**6)
+    # The last token predicts no target, so it and what stands behind the last target are not computed.
+    assert pack.input_ids.tolist() == [[5, 6, 7] + [0] * 29]
+    assert (pack.sources.tolist(), pack.targets.tolist(), pack.counts) == ([0, 2], [6, 8], (2,))
+    assert share_all([], 64) == pack_all([], 64) == find_groups([]) == []
+
+
+def test_a_row_of_one_computed_token_shares_nothing() -> None:
+    rows = [place_targets([1, 2, 3], {1}), read_whole([1, 2, 3]), read_whole([1, 2, 4])]
+    assert find_groups(rows) == [Group((0,), 0), Group((1, 2), 2)]
+    assert sizes(share_all(rows, 10**6)) == [4, 1]
+
+
+def test_a_long_start_of_many_rows_is_cut_by_the_keys_that_are_read_for_it() -> None:
+    # Alone by their tokens, all of them would be one pack of 1,500 + 20 x 1,000, with 30 times as many keys.
+    rows = [read_whole([1] * 1500 + [2 + row] * 20) for row in range(1000)]
+    packs = list(pack_shared(rows, 16384, CPU, True))
+    assert sorted(index for pack in packs for index in pack.indices) == list(range(1000))
+    for pack in packs:
+        assert pack.spans is not None and pack.spans.places is not None
+        # The shared start itself is read once more, and the filling.
+        assert len(pack.spans.places) <= 8 * 16384 + 1500 + 32
+    assert len(packs) == 12

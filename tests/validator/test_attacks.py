@@ -1,0 +1,260 @@
+"""What somebody tries who wants to be paid for another's work, or without any: on a real chain and hub."""
+
+import dataclasses
+import hashlib
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from template.chain.client import beacon_round_at
+from template.errors import ConfigError, HostError, Reason, RemoteError
+from template.localnet.network import make_hotkey
+from template.receipts.round_files import read_round
+from template.receipts.verify import find_inconsistencies
+from template.records import ChainView
+from template.rules.schedule import MAX_HOST_FAILURES, Policy
+from template.state import SubmissionKey
+from template.validator.config import LuckyNumFrom
+from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_content, make_copy, use_hub
+from tests.fixtures.validator import Bench, open_bench
+
+SHORT = Policy(blocks_per_epoch=30, block_threshold=5)
+DAY_S = 86400.0
+
+
+class Clock:
+    """Seconds that pass only when asked to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 2.0
+        return self.now
+
+
+def run_rounds(bench: Bench, count: int) -> None:
+    goal = bench.validator.rounds_done + count
+    bench.tick_until(lambda: bench.validator.rounds_done >= goal, ticks=4000)
+
+
+def weights(bench: Bench) -> dict[str, float]:
+    """The shares of the last table by hotkey, of those that have one."""
+    return {hotkey: line.weight for hotkey, line in bench.lines().items() if line.weight > 0.0}
+
+
+def promise(net: Net, name: str, lines: list[str]) -> str:
+    """The text of a commitment to these lines by their digest alone."""
+    return f"{name}/data:{net.competition.id}:{hashlib.sha256(make_content(lines)).hexdigest()}"
+
+
+def test_a_dataset_that_was_forgotten_is_checked_again_before_it_is_paid_beside_its_copy(net: Net) -> None:
+    first = net.submit("alice", LARGE)
+    clock = Clock()
+    with open_bench(net, policy=SHORT, now=clock) as bench:
+        run_rounds(bench, 1)
+        net.submit("alice", SMALL)
+        run_rounds(bench, 1)
+        clock.now += 2 * DAY_S
+        run_rounds(bench, 1)
+        assert first not in bench.store.dataset_keys(bench.contest), "its rows are forgotten, its loss is not"
+        net.submit("bob", LARGE)
+        run_rounds(bench, 1)
+        net.commit("alice", first.entry)
+        run_rounds(bench, 2)
+        assert len(weights(bench)) == 1
+        assert sorted(str(line.reason) for line in bench.lines().values()) == ["None", "duplicate"]
+        assert len(bench.scorer.scored) == 3, "nothing is scored twice"
+
+
+def test_a_dataset_that_is_gone_when_it_is_checked_again_is_paid_nothing_and_keeps_its_verdict(net: Net) -> None:
+    first = net.submit("alice", LARGE)
+    clock = Clock()
+    with open_bench(net, policy=SHORT, now=clock) as bench:
+        run_rounds(bench, 1)
+        net.submit("alice", SMALL)
+        run_rounds(bench, 1)
+        clock.now += 2 * DAY_S
+        run_rounds(bench, 1)
+        shutil.rmtree(net.hub.store._folder("datasets", "alice/data"))
+        net.submit("bob", POOL[40:80])
+        net.commit("alice", first.entry)
+        run_rounds(bench, 2)
+        assert set(weights(bench)) == {net.hotkey("bob")}
+        assert bench.store.verdicts(bench.contest)[first].loss is not None
+
+
+def test_a_seal_that_was_replaced_lends_its_rank_to_no_other(net: Net) -> None:
+    net.chain("carol").publish_sealed("junk", beacon_round_at(time.time() + 30 * DAY_S))
+    with open_bench(net, policy=SHORT) as bench:
+        bench.validator.tick()
+        net.admin.advance(50)
+        net.submit("alice", LARGE)
+        run_rounds(bench, 1)
+        net.upload("carol", make_copy())
+        text = promise(net, "carol", make_copy())
+        net.chain("carol").publish_sealed(text, beacon_round_at(time.time() + 3600))
+        net.admin.reveal(net.hotkey("carol"), text)
+        run_rounds(bench, 2)
+        assert weights(bench) == {net.hotkey("alice"): 1.0}
+        assert bench.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
+
+
+def test_a_sealed_commitment_ranks_by_its_own_block_for_who_was_down_then_as_well(net: Net) -> None:
+    text = promise(net, "alice", LARGE)
+    net.chain("alice").publish_sealed(text, beacon_round_at(time.time() + 3600))
+    sealed_block = net.admin.block()
+    net.admin.advance(10)
+    net.submit("bob", make_copy())
+    net.admin.advance(10)
+    net.admin.reveal(net.hotkey("alice"), text)
+    net.upload("alice", LARGE)
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+        assert weights(bench) == {net.hotkey("alice"): 1.0}
+        key = SubmissionKey(net.hotkey("alice"), text)
+        assert bench.store.submissions()[key].first_block == sealed_block
+
+
+def test_a_rank_is_not_kept_for_a_file_that_is_not_there(net: Net) -> None:
+    text = promise(net, "carol", LARGE)
+    net.commit("carol", text)
+    clock = Clock()
+    policy = Policy(blocks_per_epoch=60, block_threshold=10)
+    with open_bench(net, policy=policy, now=clock, chain=SteppingChain(net, "validator", blocks=4)) as bench:
+        for _ in range(4):
+            # Committing the same again gives the promise no more time, and does not move its seed.
+            net.commit("carol", text)
+            clock.now += 3600
+            run_rounds(bench, 2)
+        assert bench.lines()[net.hotkey("carol")].reason is Reason.MISSING_FILE
+        net.submit("alice", make_copy())
+        run_rounds(bench, 1)
+        net.upload("carol", LARGE)
+        clock.now += DAY_S
+        run_rounds(bench, 2)
+        assert weights(bench) == {net.hotkey("alice"): 1.0}
+        assert bench.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
+
+
+def test_committing_the_same_again_draws_no_other_seed(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.admin.advance(30)
+    policy = dataclasses.replace(SHORT, is_aligned=True)
+    with open_bench(net, policy=policy, lucky_num=None, lucky_num_from=LuckyNumFrom.CHAIN) as bench:
+        bench.executor.hold = True
+        bench.tick_until(lambda: bool(bench.executor.running()))
+        opened = bench.store.last_round()
+        net.commit("alice", key.entry)
+        run_rounds(bench, 2)
+        bench.executor.hold = False
+        run_rounds(bench, 1)
+        files = [read_round(path) for path in bench.store.path.with_name("rounds").iterdir()]
+        ((_, lucky_num),) = bench.scorer.scored
+    assert opened is not None and opened.entries[0].lucky_num == lucky_num
+    known = {receipt.digest: receipt for file in files for receipt in file.receipts}
+    assert [find_inconsistencies(file, known) for file in files] == [[]] * len(files)
+
+
+def test_what_is_parked_or_promised_does_not_keep_an_earlier_winner_paid(net: Net) -> None:
+    net.submit("carol", LARGE)
+    with open_bench(net, policy=SHORT, now=Clock()) as bench:
+        run_rounds(bench, 1)
+        assert weights(bench) == {net.hotkey("carol"): 1.0}
+        net.commit("carol", promise(net, "carol", POOL[:50]))
+        bench.scorer.before[:] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
+        net.submit("bob", POOL[60:90])
+        run_rounds(bench, 3)
+        net.submit("alice", POOL[90:91])
+        run_rounds(bench, 11)
+        assert bench.lines()[net.hotkey("alice")].loss is not None
+    assert net.admin.weights(net.hotkey("validator")) == {0: 65535}
+
+
+def test_shares_of_another_competition_are_not_given_again(net: Net) -> None:
+    net.submit("carol", LARGE)
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+    net.competition = dataclasses.replace(net.competition, id="two")
+    net.commit("carol", promise(net, "carol", POOL[:50]))
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+        assert bench.outcomes() == [False] * len(bench.outcomes()), "nothing is scored in this one yet"
+
+
+def test_a_hotkey_that_lost_its_uid_and_came_back_is_not_paid_for_its_earlier_life(net: Net) -> None:
+    net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+        net.admin.deregister(net.hotkey("alice"), replacement=make_hotkey(net.parts, "stranger"))
+        net.admin.register(net.hotkey("alice"))
+        last = bench.store.last_round_id()
+        assert last is not None
+        bench.validator._scale.repeat_weights(last, net.chain("validator").view())
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
+
+
+class MisleadingChain(SteppingChain):
+    """A node that is right at first, and then knows no such subnet."""
+
+    is_wrong = False
+
+    def view(self, block: int | None = None) -> ChainView:
+        if self.is_wrong:
+            raise ConfigError("--netuid must be a subnet of this network, and it has no 96")
+        return super().view(block)
+
+
+def test_a_node_that_forgets_the_subnet_ends_no_validator_that_has_begun(net: Net) -> None:
+    net.submit("alice", SMALL)
+    chain = MisleadingChain(net, "validator")
+    with open_bench(net, policy=SHORT, chain=chain) as bench:
+        bench.validator.tick()
+        chain.is_wrong = True
+        with pytest.raises(RemoteError, match="has no 96"):
+            bench.validator.tick()
+
+
+def test_a_state_of_another_chain_is_refused_at_the_start_and_one_ahead_of_the_node_waits(
+    net: Net, tmp_path: Path
+) -> None:
+    net.submit("alice", SMALL)
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+        last = bench.store.last_round()
+        assert last is not None
+        state = bench.store.path
+    with Net(tmp_path / "other", ("alice",)) as other, use_hub(other):
+        folder = other.parts.folder / "state"
+        shutil.copytree(state.parent, folder)
+        with open_bench(other, policy=SHORT) as bench:
+            with pytest.raises(RemoteError, match=rf"before the start of round {last.id} of this state"):
+                bench.validator.tick()
+            other.admin.advance(last.start_block)
+            with pytest.raises(ConfigError, match=r"is of another chain: .*; give another --state_dir"):
+                bench.validator.tick()
+            assert bench.store.last_round_id() == last.id, "no round was opened"
+    with open_bench(net, policy=SHORT) as bench:
+        run_rounds(bench, 1)
+        assert weights(bench) == {net.hotkey("alice"): 1.0}
+
+
+@pytest.mark.parametrize(("is_device_chosen", "is_refused"), [(False, True), (True, False)])
+def test_a_gpu_that_is_gone_after_a_restart_is_no_silent_change_of_device(
+    net: Net, is_device_chosen: bool, is_refused: bool
+) -> None:
+    def restart(device: str, settings: Mapping[str, object]) -> None:
+        with open_bench(net, policy=SHORT, **settings) as bench:  # type: ignore[arg-type]
+            bench.scorer.__dict__["load"] = lambda: f"some/model@0 {device} bfloat16"
+            run_rounds(bench, 1)
+
+    restart("cuda", {})
+    if is_refused:
+        with pytest.raises(HostError, match="ran on a GPU before"):
+            restart("cpu", {"is_device_chosen": is_device_chosen})
+    else:
+        restart("cpu", {"is_device_chosen": is_device_chosen})

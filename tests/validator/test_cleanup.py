@@ -1,0 +1,252 @@
+"""What a validator keeps and what it removes: its own, by policy, and nothing of anybody else's."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from template.competition import Competition
+from template.data.eval_set import PoolIndex, fetch_eval_set
+from template.localnet.hub_store import publish
+from template.rules import leaderboard
+from template.rules.leaderboard import MAX_VERSIONS
+from template.rules.schedule import Policy
+from template.state import Contest, Round, RoundEntry, Submission, SubmissionKey
+from template.store.store import Store
+from template.validator.cleanup import Housekeeper
+from template.validator.config import ValidatorConfig
+from template.validator.downloads import Fetcher
+from template.validator.evaluation import Judge
+from tests.fixtures.network import POOL, Net, make_content
+from tests.fixtures.validator import log_lines, open_bench
+
+DAY_S = 86400.0
+NOW = 1_000 * DAY_S
+ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
+BOB = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UJmT4vY9TR"[:-2] + "ty"
+CURRENT = 1_000
+
+
+def key_of(hotkey: str, number: int) -> SubmissionKey:
+    return SubmissionKey(hotkey, f"owner/data:1:{number:040x}")
+
+
+def make_round(*keys: SubmissionKey, queue: Sequence[SubmissionKey] = ()) -> Round:
+    """A round in which these stand, each registered at block 5 and committed where its number says."""
+    entries = tuple(
+        RoundEntry(key=key, uid=uid, block=CURRENT, rank_block=block_of(key), registration_block=5)
+        for uid, key in enumerate(keys)
+    )
+    return Round(
+        start_block=CURRENT, start_block_hash="0x", opened_block=CURRENT, end_block=CURRENT + 9, lucky_num=1,
+        entries=entries, queue=tuple(queue), id=1,
+    )  # fmt: skip
+
+
+def block_of(key: SubmissionKey) -> int:
+    return int(key.entry.rpartition(":")[2], 16) + 10
+
+
+def seen_of(*keys: SubmissionKey) -> dict[SubmissionKey, Submission]:
+    return {
+        key: Submission(
+            hotkey=key.hotkey, entry=key.entry, first_block=block_of(key), block=block_of(key), open_block=block_of(key)
+        )
+        for key in keys
+    }
+
+
+def row_keys(first: int, count: int = 120) -> tuple[bytes, ...]:
+    return tuple(number.to_bytes(32, "big") for number in range(first, first + count))
+
+
+@dataclasses.dataclass
+class House:
+    """A housekeeper with its folders, and a judge that never judges."""
+
+    config: ValidatorConfig
+    store: Store
+    contest: Contest
+    judge: Judge
+    keeper: Housekeeper
+
+    def tidy(self, current: Round | None = None, seen: Mapping[SubmissionKey, Submission] | None = None) -> None:
+        self.keeper.tidy(self.judge, current or make_round(), seen or {})
+
+    def check(self, key: SubmissionKey, rows: tuple[bytes, ...], *, at: float) -> None:
+        self.store.record_dataset(self.contest, key, sha256="0" * 64, row_keys=rows, now=at)
+        self.judge.datasets[key] = rows
+
+
+@pytest.fixture
+def house(tmp_path: Path, store: Store, contest: Contest) -> Iterator[House]:
+    config = ValidatorConfig(
+        competition=Competition.from_defaults(), policy=Policy(), data_dir=tmp_path / "data",
+        eval_data_dir=tmp_path / "eval_data", cache_dir=tmp_path / "cache", receipt_dir=tmp_path / "receipts",
+        round_dir=tmp_path / "rounds", keep_days=30.0,
+    )  # fmt: skip
+    judge = Judge(
+        config, contest, PoolIndex(frozenset(), {}),
+        chain=None, store=store, executor=None, fetcher=Fetcher(1), now=lambda: NOW,  # type: ignore[arg-type]
+    )  # fmt: skip
+    yield House(config, store, contest, judge, Housekeeper(config, store, lambda: NOW))
+
+
+def write(path: Path, *, age_days: float = 0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    for one in (path, path.parent):
+        os.utime(one, (NOW - age_days * DAY_S,) * 2)
+    return path
+
+
+def fetched(house: House, key: SubmissionKey) -> Path:
+    return write(house.judge.folder(key) / "data.jsonl")
+
+
+def test_the_datasets_of_the_queue_stay_and_all_others_go(house: House) -> None:
+    queued, done, left = key_of(ALICE, 1), key_of(ALICE, 2), key_of(BOB, 3)
+    files = {key: fetched(house, key) for key in (queued, done, left)}
+    sealed = fetched(house, SubmissionKey(BOB, f"owner/data:1:{'a' * 64}"))
+    house.tidy(make_round(queued, left, queue=[queued]))
+    assert [files[key].exists() for key in (queued, done, left)] == [True, False, False]
+    assert not sealed.exists()
+    assert [path.name for path in house.config.data_dir.iterdir()] == [ALICE], "nobody's folder goes too"
+
+
+def test_what_others_keep_in_the_operators_folders_stays(house: House) -> None:
+    ancient = 1000.0
+    config = house.config
+    assert config.receipt_dir and config.round_dir and config.cache_dir
+    theirs = [
+        write(config.data_dir / "photos" / "2019" / "me.jpg", age_days=ancient),
+        write(config.data_dir / "photos" / f"a--b-{'0' * 40}" / "data.jsonl", age_days=ancient),
+        write(config.data_dir / ALICE / "notes" / "x", age_days=ancient),
+        write(config.receipt_dir / "package.json", age_days=ancient),
+        write(config.receipt_dir / f"{ALICE}.json", age_days=ancient),
+        write(config.round_dir / "data.jsonl", age_days=ancient),
+        write(config.cache_dir / "models--org--name" / "refs" / "main", age_days=ancient),
+    ]
+    house.tidy()
+    assert [path for path in theirs if not path.exists()] == []
+
+
+def test_a_link_is_no_way_out_of_the_datasets_folder(house: House, tmp_path: Path) -> None:
+    kept = write(tmp_path / "elsewhere" / f"owner--data-{'1' * 40}" / "data.jsonl")
+    house.config.data_dir.mkdir()
+    (house.config.data_dir / ALICE).symlink_to(tmp_path / "elsewhere")
+    (house.config.data_dir / BOB).mkdir()
+    (house.config.data_dir / BOB / f"owner--data-{'2' * 40}").symlink_to(kept.parent)
+    house.tidy()
+    assert kept.exists()
+
+
+def test_receipts_and_rounds_go_by_age_but_not_the_receipts_of_who_stands(house: House) -> None:
+    stands, gone = key_of(ALICE, 1), key_of(BOB, 2)
+    receipts, rounds = house.config.receipt_dir, house.config.round_dir
+    assert receipts and rounds
+    kept = [
+        write(receipts / f"{ALICE}-{stands.entry[-40:][:12]}-7.json", age_days=31),
+        write(receipts / f"{BOB}-{'1' * 12}-7.json", age_days=29),
+        write(rounds / "round-96-10-5GrwvaEF.jsonl", age_days=29),
+    ]
+    removed = [
+        write(receipts / f"{BOB}-{gone.entry[-40:][:12]}-7.json", age_days=31),
+        write(receipts / f".{BOB}-{'2' * 12}-7.json.4711", age_days=31),
+        write(receipts / f".{ALICE}-{stands.entry[-40:][:12]}-7.json.4711", age_days=31),
+        write(rounds / "round-96-9-5GrwvaEF.jsonl", age_days=31),
+        write(rounds / "round-96-9-offline.jsonl", age_days=31),
+        write(rounds / ".round-96-9-5GrwvaEF.jsonl.x_y1z", age_days=31),
+    ]
+    house.tidy(make_round(stands))
+    assert [path.name for path in kept if not path.exists()] == []
+    assert [path.name for path in removed if path.exists()] == []
+
+
+def test_pruning_never_changes_who_is_a_copy(house: House) -> None:
+    """A hotkey of long standing: refused and unrelated versions first, then one that a thief copied, then more rows."""
+    refused = [key_of(ALICE, number) for number in range(1, 20)]
+    unrelated = [key_of(ALICE, number) for number in range(20, 40)]
+    grown_from, present, theft = key_of(ALICE, 50), key_of(ALICE, 60), key_of(BOB, 55)
+    for at, key in enumerate(unrelated):
+        house.check(key, row_keys(10_000 * (at + 1)), at=NOW - 90 * DAY_S)
+    house.check(grown_from, row_keys(0, 120), at=NOW - 60 * DAY_S)
+    house.check(theft, row_keys(0, 120), at=NOW - 3600)
+    house.check(present, row_keys(0, 130), at=NOW - 3600)
+    seen = seen_of(*refused, *unrelated, grown_from, present, theft)
+    current = make_round(present, theft)
+    entrants = {entry.key: leaderboard.read_entry(entry, house.config.competition) for entry in current.entries}
+    before = leaderboard.find_copies(entrants, seen, house.judge.datasets)
+    assert set(before) == {theft}
+    house.tidy(current, seen)
+    after = leaderboard.find_copies(entrants, seen, house.judge.datasets)
+    assert after == before
+    assert set(house.judge.datasets) == {grown_from, present, theft}
+    assert house.store.dataset_keys(house.contest) == set(house.judge.datasets), "what memory forgets, the disk does"
+
+
+def test_versions_stay_while_the_present_rows_are_unknown_but_not_without_bound(house: House) -> None:
+    versions = [key_of(ALICE, number) for number in range(1, 41)]
+    for at, key in enumerate(versions):
+        house.check(key, row_keys(at), at=NOW - 9 * DAY_S)
+    unchecked = key_of(ALICE, 50)
+    house.tidy(make_round(unchecked), seen_of(*versions, unchecked))
+    assert set(house.judge.datasets) == {*versions[:MAX_VERSIONS], *versions[-MAX_VERSIONS:]}
+
+
+def test_rows_of_who_left_stay_a_day_and_go_from_disk_and_memory(house: House) -> None:
+    fresh, old = key_of(ALICE, 1), key_of(BOB, 2)
+    house.check(fresh, row_keys(0), at=NOW - 0.9 * DAY_S)
+    house.check(old, row_keys(0), at=NOW - 1.1 * DAY_S)
+    house.tidy(make_round(), seen_of(fresh, old))
+    assert set(house.judge.datasets) == house.store.dataset_keys(house.contest) == {fresh}
+
+
+def test_the_state_file_keeps_its_size_from_round_to_round(house: House) -> None:
+    sizes = []
+    for number in range(1, 31):
+        keys = [key_of(ALICE, number * 100 + at) for at in range(20)]
+        for key in keys:
+            house.check(key, row_keys(number, 250), at=NOW - 2 * DAY_S)
+        house.tidy(make_round(), seen_of(*keys))
+        with Store(house.store.path, is_read_only=True) as reader:
+            sizes.append(int(reader.rows("PRAGMA page_count")[0][0]))
+    assert max(sizes[10:]) == max(sizes[:10]), "the pages of what was removed are used again"
+    log = house.store.path.with_name(house.store.path.name + "-wal")
+    assert log.stat().st_size < 8_000_000, "the write-ahead log begins anew"
+
+
+def test_evaluation_sets_of_earlier_competitions_leave_the_cache(net: Net, tmp_path: Path) -> None:
+    cache = net.parts.folder / "cache"
+    other = publish(net.hub.store.root, "sample/pool", {"pool.jsonl": make_content(POOL[:50])})
+    earlier = dataclasses.replace(net.competition, eval_commit=other)
+    for at, competition in enumerate((earlier, net.competition)):
+        fetch_eval_set(competition, tmp_path / f"eval-{at}", cache, None)
+    folders = {folder.name: folder for folder in (cache / "hub-files").glob("*/*/*")}
+    assert set(folders) == {other, net.competition.eval_commit}
+    for folder in folders.values():
+        os.utime(folder, (0, 0))
+    net.submit("alice", POOL[:40])
+    with open_bench(net, cache_dir=cache, policy=Policy(max_rounds=1), keep_days=1.0) as bench:
+        bench.validator.run()
+    assert [folder.exists() for folder in folders.values()] == [name != other for name in folders]
+    assert list((net.parts.folder / "state" / "data").glob("*/*")) == []
+
+
+def test_what_cannot_be_removed_is_told_of_and_the_rest_goes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, other = fetched(house, key_of(ALICE, 1)), fetched(house, key_of(BOB, 2))
+    unlink = os.unlink
+
+    def refuse(path: str, *, dir_fd: int | None = None) -> None:
+        where = str(Path(f"/proc/self/fd/{dir_fd}").readlink()) if dir_fd is not None else path
+        if str(stuck.parent) in str(where):
+            raise PermissionError(1, "Operation not permitted", path)
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with log_lines() as lines:
+        house.tidy()
+    assert stuck.exists() and not other.exists()
+    assert any(f"{stuck.parent} cannot be removed: Operation not permitted" in line for line in lines)

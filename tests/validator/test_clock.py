@@ -1,0 +1,111 @@
+"""A clock that jumps, ahead or back, by whoever sets it: no rest, pause or refusal outlasts what it would have been."""
+
+from collections.abc import Callable
+
+import pytest
+
+from template.errors import HostError, Reason
+from template.localnet.hub_faults import Fault, FaultKind, set_faults
+from template.rules.schedule import MAX_HOST_FAILURES, Policy
+from template.state import Attempt, Verdict
+from template.validator.downloads import Fetcher
+from template.validator.evaluation import PARKED_S, RETRY_MOST_S
+from template.validator.loop import MISSING_AGAIN_S
+from template.validator.reporting import TELL_EVERY_S
+from tests.fixtures.network import SMALL, Net, run_bounded
+from tests.fixtures.validator import open_bench
+from tests.validator.test_downloads import still, tick_until
+
+NOW = 1_000_000.0
+YEAR_S = 365 * 86_400.0
+
+
+def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(net: Net) -> None:
+    now = [NOW + YEAR_S]
+    key = net.submit("alice", SMALL)
+    set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
+    with open_bench(net, chain=still(net), now=lambda: now[0]) as bench:
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.contest)))
+        set_faults(net.hub.store.root)
+        for _ in range(5):
+            assert not bench.validator.tick()
+        assert not bench.store.verdicts(bench.contest), "not before its time"
+        now[0] = NOW
+        tick_until(bench, lambda: key in bench.store.verdicts(bench.contest))
+
+
+@pytest.mark.parametrize(("failures", "rest_s"), [(1, RETRY_MOST_S), (MAX_HOST_FAILURES, PARKED_S)])
+def test_the_longest_rest_is_rested(net: Net, failures: int, rest_s: float) -> None:
+    now = [NOW]
+    key = net.submit("alice", SMALL)
+    with open_bench(net, now=lambda: now[0]) as bench:
+        bench.tick_until(lambda: bench.validator._judge is not None)
+        judge = bench.validator._judge
+        assert judge is not None
+        bench.store.record_attempt(bench.contest, key, Attempt(1, failures, NOW + rest_s, "it failed"))
+        assert judge.attempts()[key].next_at == NOW + rest_s
+        now[0] = NOW - 2.0
+        assert judge.attempts()[key].next_at == now[0]
+
+
+def test_what_was_parked_while_the_clock_was_ahead_has_its_turn_in_the_next_round(net: Net) -> None:
+    now = [NOW + YEAR_S]
+    net.submit("alice", SMALL)
+    faults: list[Callable[[], object] | Exception] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
+    policy = Policy(blocks_per_epoch=20, block_threshold=5, max_rounds=2)
+    with open_bench(net, policy=policy, before=faults, now=lambda: now[0]) as bench:
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        assert bench.lines()[net.hotkey("alice")].loss is None
+        now[0] = NOW
+        run_bounded(bench.validator)
+        assert bench.lines()[net.hotkey("alice")].weight == 1.0
+
+
+def test_a_pause_that_the_hub_asked_for_while_the_clock_was_ahead_ends(net: Net) -> None:
+    now = [NOW + YEAR_S]
+    key = net.submit("alice", SMALL)
+    set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
+    with open_bench(net, fetcher=Fetcher(1), chain=still(net), now=lambda: now[0]) as bench:
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.contest)))
+        set_faults(net.hub.store.root)
+        judge = bench.validator._judge
+        assert judge is not None and judge.room() == 0
+        now[0] = NOW
+        assert judge.room() == 1
+        tick_until(bench, lambda: key in bench.store.verdicts(bench.contest))
+
+
+def test_a_repo_that_was_missing_while_the_clock_was_ahead_is_looked_for_again(net: Net) -> None:
+    key = net.submit("alice", SMALL)
+    with open_bench(net, now=lambda: NOW) as bench:
+        bench.tick_until(lambda: bench.validator._judge is not None)
+        refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
+        bench.store.record_verdict(bench.contest, key, refusal, NOW + MISSING_AGAIN_S + 1.0)
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].loss is not None
+
+
+def test_a_release_is_looked_for_although_the_clock_was_put_back(net: Net) -> None:
+    now, asked = [NOW + YEAR_S], list[float]()
+
+    def update() -> bool:
+        asked.append(now[0])
+        return False
+
+    policy = Policy(blocks_per_epoch=10, block_threshold=2, max_rounds=3)
+    with open_bench(net, policy=policy, update=update, now=lambda: now[0]) as bench:
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        now[0] = NOW
+        run_bounded(bench.validator)
+    assert asked == [NOW + YEAR_S, NOW]
+
+
+def test_a_clock_that_was_put_back_does_not_silence_the_activity(net: Net) -> None:
+    now = [NOW + YEAR_S]
+    with open_bench(net, policy=Policy(max_rounds=2), chain=still(net), now=lambda: now[0]) as bench:
+        tick_until(bench, lambda: "round ends" in (told.doing if (told := bench.store.activity()) else ""))
+        for at in (NOW, NOW + 1.0, NOW + TELL_EVERY_S):
+            now[0] = at
+            assert not bench.validator.tick()
+            told = bench.store.activity()
+            assert told is not None and told.now == (NOW if at < NOW + TELL_EVERY_S else at)

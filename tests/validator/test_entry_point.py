@@ -1,0 +1,119 @@
+"""The validator's command line: what it refuses, and with which exit status."""
+
+from pathlib import Path
+
+import pytest
+
+from template.config import load_training_args
+from template.localnet.hub_faults import Fault as HubFault
+from template.localnet.hub_faults import FaultKind, set_faults
+from template.localnet.network import make_hotkey
+from template.store.store import Store
+from tests.fixtures.network import (
+    SMALL,
+    VALIDATOR,
+    Net,
+    call_main,
+    load_main,
+    write_training_args,
+)
+
+
+def _arguments(net: Net, model: Path, **changed: object) -> list[object]:
+    flags: dict[str, object] = {
+        "--netuid": 96,
+        "--subtensor.network": net.parts.network,
+        "--wallet.path": net.parts.wallets,
+        "--wallet.name": "validator",
+        "--competition": net.parts.competition,
+        "--state_dir": net.parts.folder / "process",
+        "--training_args": write_training_args(net.parts.folder / "args.yaml"),
+        "--model_path": model,
+        "--max_epochs": 1,
+        "--poll_seconds": 0.01,
+        "--wandb.off": True,
+    }
+    flags.update({f"--{name.replace('__', '.')}": value for name, value in changed.items()})
+    return [part for flag, value in flags.items() for part in ((flag,) if value is True else (flag, value))]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", "989aa79", "989AA7980e4cf806f80c7fef2b1adb7bc71aa306"])
+def test_a_model_whose_revision_somebody_can_move_is_refused(net: Net, tmp_path: Path, revision: str | None) -> None:
+    args = write_training_args(tmp_path / "moving.yaml")
+    if revision is not None:
+        args.write_text(f"{args.read_text()}  revision: '{revision}'\n")
+    flags = [str(flag) for flag in _arguments(net, tmp_path, training_args=args)]
+    at = flags.index("--model_path")
+    ended = call_main(load_main(VALIDATOR), *flags[:at], *flags[at + 2 :])
+    assert ended.status == 3, ended.logs
+    assert "a validator needs the revision of Qwen/Qwen2.5-0.5B-Instruct as a full commit" in ended.logs[-1]
+
+
+def test_the_subnets_own_model_is_pinned() -> None:
+    assert load_training_args().is_pinned
+
+
+CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
+    "unregistered hotkey": ({"wallet__name": "stranger"}, "is not on netuid 96: register it, or use --offline"),
+    "no such wallet": ({"wallet__name": "nobody"}, "--wallet.name"),
+    "wrong netuid": ({"netuid": 95}, "--netuid"),
+    "impossible netuid": ({"netuid": 70000}, "--netuid"),
+    "no such chain": ({"subtensor__network": "sim:/nowhere.sqlite3"}, "--subtensor.network"),
+    "broken competition": ({"competition": "BROKEN"}, "broken.yaml: unknown key 'benk'"),
+    "no such competition": ({"competition": "/nowhere.yaml"}, "/nowhere.yaml: cannot be read"),
+    "no such model": ({"model_path": "/nowhere"}, "--model_path /nowhere"),
+    "no such training arguments": ({"training_args": "/nowhere.yaml"}, "/nowhere.yaml: cannot be read"),
+    "no such device": ({"device": "abacus"}, "--device must be cpu, cuda or cuda:N, not 'abacus'"),
+    "threshold beyond the epoch": ({"block_threshold": 360}, "--block_threshold"),
+    "no samples": ({"miner_sample_size": 0}, "--miner_sample_size"),
+    "no downloads": ({"max_downloads": 0}, "--max_downloads"),
+    "no epochs": ({"max_epochs": 0}, "--max_epochs"),
+    "seed too large": ({"lucky_num": 2**32}, "--lucky_num"),
+    "two seeds": ({"lucky_num": 5, "lucky_num_from": "chain"}, "--lucky_num does not go with --lucky_num_from chain"),
+    "nothing kept": ({"keep_days": 0}, "--keep_days"),
+    "an empty device": ({"device": "cpu,"}, "--device"),
+    "no pause": ({"poll_seconds": "nan"}, "--poll_seconds"),
+    "state that is a file": ({"state_dir": "/dev/null"}, "--state_dir"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_ERRORS)
+def test_a_wrong_setting_is_named_in_one_line_before_the_first_round(net: Net, tiny_model: Path, case: str) -> None:
+    changed, sentence = CONFIG_ERRORS[case]
+    make_hotkey(net.parts, "stranger")
+    broken = net.parts.folder / "broken.yaml"
+    broken.write_text(net.parts.competition.read_text().replace("bench", "benk"))
+    changed = {name: broken if value == "BROKEN" else value for name, value in changed.items()}
+    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, **changed))
+    assert ended.status == 3, ended.logs
+    (line,) = [line for line in ended.logs if "INFO" not in line]
+
+    assert sentence in line and "ERROR" in line
+    assert ended.output == "" and net.calls() == []
+
+
+def test_an_evaluation_set_that_is_not_there_is_the_operators_error(net: Net, tiny_model: Path) -> None:
+    wrong = net.parts.folder / "wrong.yaml"
+    wrong.write_text(net.parts.competition.read_text().replace(net.competition.eval_commit, "f" * 40))
+    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, competition=wrong))
+    assert ended.status == 3
+    assert "evaluation set" in ended.logs[-1] and "sample/pool has no such commit" in ended.logs[-1]
+
+
+def test_a_hub_token_that_is_refused_ends_the_process_with_its_own_status(net: Net, tiny_model: Path) -> None:
+    net.submit("alice", SMALL)
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=401, pattern="sample/pool"))
+    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model))
+    assert ended.status == 4, ended.logs
+    assert "HostError" in ended.logs[-1] and "token" in ended.logs[-1]
+    assert not any("alice" in line for line in ended.logs)
+
+
+def test_offline_needs_no_wallet_at_the_command_line(net: Net, tiny_model: Path) -> None:
+    key = net.submit("alice", SMALL)
+    calls = net.calls()
+    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, wallet__name="nobody", offline=True))
+    assert ended.status == 0, ended.logs
+    with Store(net.parts.folder / "process" / "validator.sqlite3", is_read_only=True) as store:
+        assert [(line.key, line.weight) for line in store.standings(1)] == [(key, 1.0)]
+    assert net.calls() == calls

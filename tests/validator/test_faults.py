@@ -1,0 +1,362 @@
+"""The validator when hub, chain, machine or operator interfere: nothing is lost, and nobody pays for it."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from template.competition import CommitmentRecord
+from template.errors import HostError, Reason, RemoteError
+from template.hub.storage import HubFile
+from template.localnet.chain import Fault
+from template.localnet.hub_faults import Fault as HubFault
+from template.localnet.hub_faults import FaultKind, set_faults
+from template.localnet.hub_server import HubServer
+from template.localnet.hub_store import publish
+from template.receipts.round_files import read_round
+from template.receipts.verify import find_inconsistencies
+from template.records import ChainView
+from template.rules.schedule import MAX_HOST_FAILURES, Policy
+from template.state import Verdict
+from template.validator.downloads import Fetcher
+from template.validator.loop import MISSING_AGAIN_S
+from tests.fixtures.network import (
+    LARGE,
+    POOL,
+    SMALL,
+    Net,
+    SteppingChain,
+    make_content,
+    run_bounded,
+)
+from tests.fixtures.validator import log_lines, open_bench
+
+
+def test_a_hub_that_fails_leaves_the_submission_pending_and_unpunished(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
+    with open_bench(net) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        for _ in range(30):
+            assert not bench.validator.tick()
+        assert key not in bench.store.verdicts(bench.contest)
+        assert bench.store.attempts(bench.contest)[key].remote_failures >= 2
+        set_faults(net.hub.store.root)
+        run_bounded(bench.validator)
+        line = bench.lines()[key.hotkey]
+        assert line.loss is not None and line.weight > 0 and line.reason is None
+        assert key not in bench.store.attempts(bench.contest)
+
+
+def test_a_round_ends_in_time_although_the_hub_never_answers(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.DROP, pattern="alice/data"))
+    policy = Policy(blocks_per_epoch=40, block_threshold=10, max_rounds=1)
+    with open_bench(net, policy=policy) as bench:
+        run_bounded(bench.validator)
+        line = bench.lines()[key.hotkey]
+        assert (line.loss, line.reason, line.weight) == (None, None, 0.0)
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
+
+
+def test_a_hub_that_is_gone_at_the_start_is_waited_for(net: Net) -> None:
+    key = net.submit("alice", SMALL)
+    root, port = net.hub.store.root, int(net.hub.endpoint.rsplit(":", 1)[1])
+    net.hub.close()
+    with open_bench(net) as bench:
+        for _ in range(3):
+            with pytest.raises(RemoteError):
+                bench.validator.tick()
+        with HubServer(root, port):
+            run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].weight == 1.0
+
+
+@pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.ERROR, Fault.DISCONNECT])
+def test_weights_whose_fate_is_unknown_are_set_once(net: Net, fault: Fault) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_fault("write", fault)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        outcomes = bench.outcomes()
+    assert outcomes == ([True] if fault is Fault.LOSE_ANSWER else [False, True])
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+    assert net.count_calls("validator", "set_mechanism_weights") == 1
+
+
+def test_an_intent_that_outlived_its_process_is_settled_by_the_next(net: Net) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    with open_bench(net) as bench, pytest.raises(RemoteError):
+        bench.tick_until(lambda: False)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True]
+        assert bench.scorer.scored == []
+    assert net.count_calls("validator", "set_mechanism_weights") == 1
+
+
+def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
+    net.submit("alice", SMALL)
+    with open_bench(net) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        net.admin.set_fault("read", Fault.DISCONNECT, calls=3)
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True] and len(bench.scorer.scored) == 1
+
+
+def test_weights_wait_for_the_chains_rate_limit(net: Net) -> None:
+    net.submit("alice", SMALL)
+    assert net.chain("validator").set_weights({0: 1.0}).is_accepted
+    due = net.admin.block() + 40
+    net.admin.set_hyperparameter("WeightsSetRateLimit", 40)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True]
+    assert net.admin.block() >= due
+    assert net.count_calls("validator", "set_mechanism_weights") == 2
+
+
+def test_refused_weights_are_tried_again(net: Net) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_hyperparameter("StakeThreshold", 10**18)
+    policy = Policy(max_rounds=1, blocks_per_epoch=60, block_threshold=50)
+    with open_bench(net, policy=policy) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: len(bench.outcomes()) == 2)
+        assert bench.outcomes() == [False, False]
+        net.admin.set_hyperparameter("StakeThreshold", 0)
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [False, False, True]
+
+
+def test_a_fault_of_this_machine_is_tried_again_twice_then_parked_and_punishes_nobody(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    faults: list[Callable[[], object] | Exception] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
+    with open_bench(net, before=faults) as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].reason is None, "left to the operator, not refused"
+        assert bench.lines()[net.hotkey("bob")].weight == 1.0
+        attempt = bench.store.attempts(bench.contest)[key]
+    assert attempt.host_failures == MAX_HOST_FAILURES and attempt.last_error == "the GPU fell off"
+    assert len(bench.scorer.scored) == 1
+
+
+def test_a_worker_that_cannot_be_had_at_the_start_ends_the_process(net: Net) -> None:
+    with open_bench(net) as bench:
+        bench.executor.load_errors.append(HostError("no such GPU"))
+        with pytest.raises(HostError, match="no such GPU"):
+            bench.validator.run()
+        assert bench.executor.is_closed
+
+
+def test_a_worker_that_is_lost_later_does_not(net: Net) -> None:
+    net.submit("alice", SMALL)
+    with log_lines() as lines, open_bench(net) as bench:
+        bench.tick_until(lambda: bench.store.last_round() is not None)
+        bench.executor.load_errors += [HostError("out of memory"), RemoteError("the Hub is down")]
+        run_bounded(bench.validator)
+        assert bench.outcomes() == [True]
+    assert sum("no worker" in line for line in lines) == 2
+
+
+def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
+    key = net.submit("alice", SMALL)
+    with log_lines() as lines, open_bench(net) as bench:
+        bench.tick_until(lambda: bool(bench.store.last_round()))
+        bench.validator._judge._pool = None  # type: ignore[union-attr, assignment]
+        with pytest.raises(AttributeError):
+            bench.tick_until(lambda: False)
+        assert bench.store.attempts(bench.contest)[key].host_failures == 1
+        bench.validator._judge._pool = bench.validator._pool  # type: ignore[union-attr, assignment]
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].weight == 1.0
+    assert sum("this machine failed" in line for line in lines) == 1
+
+
+def test_a_tick_that_fails_in_an_unknown_way_is_logged_and_the_next_comes(net: Net) -> None:
+    class StumblingChain(SteppingChain):
+        stumbles = 1
+
+        def view(self, block: int | None = None) -> ChainView:
+            if self.stumbles:
+                self.stumbles -= 1
+                raise ZeroDivisionError("a bug")
+            return super().view(block)
+
+    key = net.submit("alice", SMALL)
+    with log_lines() as lines, open_bench(net, chain=StumblingChain(net, "validator")) as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].weight == 1.0
+    assert sum("ZeroDivisionError" in line for line in lines) == 1
+
+
+def test_a_file_that_cannot_be_read_after_its_download_is_no_fault_of_its_miner(net: Net) -> None:
+    """As when no file can be opened any more: it was taken for a bug that this one submission brings out."""
+    key = net.submit("alice", SMALL)
+
+    def fetch(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
+        return HubFile(path=folder, repo=record.namespace, revision=record.commit, sha256="0" * 64, size=1)
+
+    with open_bench(net, fetcher=Fetcher(1, fetch)) as bench:
+        with pytest.raises(HostError, match=r"cannot be read: .*Is a directory"):
+            bench.tick_until(lambda: False, ticks=1000)
+        assert key not in bench.store.attempts(bench.contest)
+
+
+def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    bugs: list[Callable[[], object] | Exception] = [ZeroDivisionError("a bug")] * MAX_HOST_FAILURES
+    with open_bench(net, before=bugs) as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].reason is None and bench.lines()[net.hotkey("bob")].weight == 1.0
+        assert bench.store.attempts(bench.contest)[key].host_failures == MAX_HOST_FAILURES
+
+
+@pytest.mark.parametrize(("age_s", "is_scored"), [(MISSING_AGAIN_S + 60, True), (60, False)])
+def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age_s: float, is_scored: bool) -> None:
+    key = net.submit("alice", SMALL)
+    with open_bench(net) as bench:
+        bench.tick_until(lambda: bench.validator._judge is not None)
+        refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
+        bench.store.record_verdict(bench.contest, key, refusal, bench.validator._now() - age_s)
+        run_bounded(bench.validator)
+        assert (bench.lines()[key.hotkey].loss is not None) == is_scored
+
+
+def test_a_dataset_that_not_everyone_may_read_is_missing(net: Net) -> None:
+    commit = publish(net.hub.store.root, "alice/hidden", {"data.jsonl": make_content(SMALL)}, private=True)
+    key = net.commit("alice", f"alice/hidden:{net.competition.id}:{commit}")
+    with open_bench(net, hub_token="hf_local_alice") as bench:
+        run_bounded(bench.validator)
+        assert bench.lines()[key.hotkey].reason == Reason.MISSING_REPO
+
+
+def test_a_stop_during_a_score_records_nothing_of_it(net: Net) -> None:
+    net.submit("alice", LARGE)
+    with open_bench(net) as bench:
+        bench.executor.hold = True
+        bench.tick_until(lambda: bool(bench.executor.running()))
+        bench.validator.stop.set()
+        bench.validator.run()
+        assert bench.executor.is_closed
+        assert bench.store.verdicts(bench.contest) == {} and bench.store.attempts(bench.contest) == {}
+        assert not list((net.parts.folder / "state" / "receipts").glob("*"))
+        opened = bench.store.open_round(bench.contest)
+    with open_bench(net, lucky_num=None) as bench:
+        run_bounded(bench.validator)
+        assert opened is not None and bench.store.last_round() == opened
+        assert len(bench.scorer.scored) == 1
+
+
+def test_a_restart_keeps_the_drawn_seed_and_repeats_no_score(net: Net) -> None:
+    for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[50:70])):
+        net.submit(name, rows)
+    with open_bench(net, lucky_num=None) as bench:
+        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
+        first = bench.scorer.scored
+        before = bench.store.last_round()
+    with open_bench(net, lucky_num=None) as bench:
+        run_bounded(bench.validator)
+        second = bench.scorer.scored
+        assert bench.store.last_round() == before
+    assert len({sha256 for sha256, _ in first + second}) == len(first + second) == 3
+    assert len({lucky_num for _, lucky_num in first + second}) == 1
+
+
+# What goes on while a score is under way
+
+
+def test_weights_are_set_while_a_score_is_under_way(net: Net) -> None:
+    net.submit("alice", SMALL)
+    policy = Policy(blocks_per_epoch=60, block_threshold=20, max_rounds=2)
+    with open_bench(net, policy=policy) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        key = net.submit("bob", LARGE)
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        bench.executor.hold = True
+        bench.tick_until(lambda: bool(bench.executor.running()))
+        bench.tick_until(lambda: bool(bench.outcomes()))
+        assert bench.outcomes() == [True] and key not in bench.store.verdicts(bench.contest)
+        assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+        opened = bench.store.last_round()
+        assert opened is not None and net.admin.block() < opened.end_block
+
+
+def test_a_score_that_outlives_its_round_counts_in_the_next(net: Net) -> None:
+    key = net.submit("bob", LARGE)
+    policy = Policy(blocks_per_epoch=20, block_threshold=5)
+    with open_bench(net, policy=policy, lucky_num=None) as bench:
+        bench.executor.hold = True
+        bench.tick_until(lambda: bench.validator.rounds_done == 2)
+        assert [one.key for one in bench.executor.running()] == [key]
+        assert net.admin.weights(net.hotkey("validator")) is None, "nothing is scored, so nothing is burned"
+        bench.executor.hold = False
+        bench.tick_until(lambda: bench.validator.rounds_done == 3)
+        ((_, lucky_num),) = bench.scorer.scored
+        files = [read_round(path) for path in bench.store.path.with_name("rounds").iterdir()]
+    first, last = min(files, key=lambda file: file.header.start_block), next(file for file in files if file.receipts)
+    assert first.header.entries[0].lucky_num == lucky_num == last.header.entries[0].lucky_num
+    assert first.header.lucky_num != last.header.lucky_num
+    assert find_inconsistencies(last, {receipt.digest: receipt for receipt in last.receipts}) == []
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
+
+
+def test_the_last_weights_are_given_again_while_no_worker_can_be_had(net: Net) -> None:
+    net.submit("alice", SMALL)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+    net.admin.set_hyperparameter("Tempo", 10)
+    net.admin.set_hyperparameter("ActivityCutoffFactorMilli", 10_000)
+    root = net.hub.store.root
+    shutil.rmtree(net.parts.folder / "state" / "eval_data")
+    set_faults(root, HubFault(kind=FaultKind.STATUS, status=503))
+    with open_bench(net) as bench:
+        for _ in range(100):
+            with suppress(RemoteError):
+                bench.validator.tick()
+        intents = bench.store.intents(1)
+    assert [one.is_repeat for one in intents] == [False, True]
+    assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+    assert net.count_calls("validator", "set_mechanism_weights") == 2
+
+
+def test_a_dataset_under_a_changed_commit_is_another_submission(net: Net) -> None:
+    first = net.submit("alice", SMALL)
+    with open_bench(net, policy=Policy(max_rounds=2, blocks_per_epoch=30, block_threshold=5)) as bench:
+        bench.tick_until(lambda: bool(bench.scorer.scored))
+        second = net.submit("alice", LARGE)
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+        run_bounded(bench.validator)
+        assert set(bench.store.verdicts(bench.contest)) == {first, second}
+        assert bench.lines()[net.hotkey("alice")].key == second
+
+
+def test_an_update_is_taken_between_rounds_with_no_score_under_way(net: Net) -> None:
+    net.submit("alice", SMALL)
+    asked: list[tuple[bool, int]] = []
+
+    def update() -> bool:
+        asked.append((bench.store.open_round(bench.contest) is None, len(bench.executor.running())))
+        return len(asked) == 2
+
+    policy = Policy(blocks_per_epoch=20, block_threshold=5)
+    with open_bench(net, policy=policy, update=update) as bench:
+        bench.executor.hold = True
+        bench.tick_until(lambda: bench.validator.rounds_done == 1)
+        assert len(asked) == 1 and bench.executor.running()
+        bench.validator._update_at = 0.0
+        for _ in range(30):
+            assert not bench.validator.tick()
+        assert len(asked) == 1 and bench.validator.rounds_done == 1, "it waits for the score, and opens no round"
+        bench.executor.hold = False
+        run_ended = bench.validator.tick() or bench.validator.tick()
+        assert run_ended and bench.validator.is_updated
+    assert asked == [(True, 0), (True, 0)]

@@ -1,0 +1,313 @@
+"""Scores in a real Ray cluster of two nodes: the bits of this process, and nothing lost with what goes away.
+
+That a child process of this machine gives those bits too is shown in test_worker_process.py. Nodes and workers take
+seconds to start, so the tests share them, in the order in which they stand here.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from template.competition import Competition
+from template.constants import DATA_FILE
+from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.records import TrainResult
+from template.state import SubmissionKey
+from template.store.store import Store
+from template.workers.executor import Scorer
+from template.workers.ray_actor import Content
+from template.workers.ray_executor import RayExecutor, RayOptions
+from tests.fixtures.network import SMALL, VALIDATOR, Net, call_main, load_main, write_training_args
+from tests.fixtures.ray import CLUSTER_TOKEN, NODE_TOKEN, Cluster, actors, child_of, open_cluster
+from tests.fixtures.training import Bench, make_args, make_rows, write_rows
+from tests.fixtures.workers import EAGER, KEY, OTHER, children, collect, is_alive, ready, until
+from tests.workers.test_supervisor import SEED, start_long, timeless
+
+TOKEN = "hf_of_the_validator"
+
+
+@pytest.fixture(scope="module")
+def scorer(bench: Bench) -> Scorer:
+    return Scorer(
+        competition=Competition.from_defaults(),
+        training_args=make_args(),
+        eval_data_dir=bench.eval_data_dir,
+        # A cache that is nowhere: a worker has its own.
+        cache_dir=Path("/nowhere"),
+        model_path=bench.model_path,
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset that takes long enough to be interrupted."""
+    return write_rows(tmp_path_factory.mktemp("long"), make_rows(250, seed=3))
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: Scorer, bench: Bench) -> TrainResult:
+    """The score in this process."""
+    return dataclasses.replace(scorer, device="cpu", cache_dir=None).score(bench.data_dir, SEED)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with open_cluster() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def logged() -> Iterator[list[str]]:
+    """What was logged so far. An entry point that runs in this process ends it."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message)), level="DEBUG", format="{level} {message}")
+    yield lines
+    with contextlib.suppress(ValueError):
+        logger.remove(sink)
+
+
+@pytest.fixture(scope="module")
+def shared(scorer: Scorer, cluster: Cluster, logged: list[str]) -> Iterator[RayExecutor]:
+    """Two workers, each on a node of its own; the process that speaks to Ray is on the first, which stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        executor = open_executor(scorer, cluster, workers=2)
+        try:
+            until(lambda: executor.prepare() or actors(logged), executor)
+            cluster.say("add")
+            yield executor
+        finally:
+            executor.close()
+
+
+@pytest.fixture
+def pair(shared: RayExecutor) -> RayExecutor:
+    """The two workers, free, also when a test before lost one."""
+    ready(shared, 2)
+    return shared
+
+
+def open_executor(scorer: Scorer, cluster: Cluster, *, workers: int = 1) -> RayExecutor:
+    options = RayOptions(address=cluster.address, workers=workers, gpus_per_worker=0)
+    return RayExecutor(scorer, options, limits=EAGER)
+
+
+def running_on(executor: RayExecutor) -> dict[str, SubmissionKey]:
+    """What runs, by node."""
+    return {one.device.split()[1]: one.key for one in executor.running()}
+
+
+def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ran(
+    pair: RayExecutor, bench: Bench, scorer: Scorer, expected: TrainResult, logged: list[str]
+) -> None:
+    pair.submit(KEY, bench.data_dir, SEED)
+    pair.submit(OTHER, bench.data_dir, SEED)
+    assert pair.free() == 0 and len(running_on(pair)) == 2
+    nodes = {one.key: one.device for one in pair.running()}
+    results = {one.key: one.result for one in collect(pair, 2)}
+    for key, result in results.items():
+        assert timeless(result) == timeless(expected)
+        assert result is not None and result.environment["where"] == f"ray {nodes[key]}"
+        assert not any(socket.gethostname() in value for value in result.environment.values())
+    assert {node.split()[1] for node in nodes.values()} == set(actors(logged))
+    assert pair.prepare() == dataclasses.replace(scorer, device="cpu", cache_dir=None).load()
+    assert [line for line in logged if line.startswith(f"INFO [{nodes[KEY]}] scored loss=")]
+
+
+def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_workers_go_on(
+    pair: RayExecutor, tmp_path: Path, bench: Bench, expected: TrainResult, logged: list[str]
+) -> None:
+    before = actors(logged)
+    (tmp_path / DATA_FILE).write_text('{"conversations": 7}\n')
+    pair.submit(KEY, tmp_path, SEED)
+    pair.submit(OTHER, tmp_path / "missing", SEED)
+    errors = {one.key: one.error for one in collect(pair, 2)}
+    assert isinstance(errors[KEY], SubmissionError) and errors[KEY].reason == Reason.MALFORMED
+    assert isinstance(errors[OTHER], SubmissionError) and errors[OTHER].reason == Reason.MISSING_FILE
+    pair.submit(KEY, bench.data_dir, SEED)
+    assert timeless(collect(pair)[0].result) == timeless(expected)
+    assert actors(logged) == before and all(map(is_alive, before.values()))
+
+
+def test_the_validators_token_is_nowhere_in_the_cluster(pair: RayExecutor, cluster: Cluster) -> None:
+    logs = [path for path in cluster.folder.rglob("*") if path.is_file()]
+    assert len(logs) > 10
+    assert [path for path in logs if TOKEN.encode() in path.read_bytes()] == []
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in cluster.processes()]
+    assert len(environments) > 5 and not any(TOKEN.encode() in environment for environment in environments)
+
+
+def test_where_strangers_rows_are_scored_no_token_is_in_the_environment(
+    pair: RayExecutor, cluster: Cluster, logged: list[str]
+) -> None:
+    for actor in actors(logged).values():
+        shell, child = (Path(f"/proc/{pid}/environ").read_bytes() for pid in (actor, child_of(actor)))
+        assert NODE_TOKEN.encode() in shell and b"RAY_TMPDIR" in child
+        assert not any(token.encode() in child for token in (TOKEN, NODE_TOKEN, CLUSTER_TOKEN))
+
+
+def test_a_cluster_with_a_token_is_used_by_nobody_without_it(
+    scorer: Scorer, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    executor = open_executor(scorer, cluster)
+    try:
+        with pytest.raises(ConfigError, match="no cluster"):
+            ready(executor)
+    finally:
+        executor.close()
+
+
+def test_an_actor_that_is_killed_and_a_node_that_is_removed_blame_nobody_and_the_scores_are_made_elsewhere(
+    pair: RayExecutor, cluster: Cluster, long_dir: Path, bench: Bench, expected: TrainResult, logged: list[str]
+) -> None:
+    before = actors(logged)
+    scoring = [child_of(pid) for pid in before.values()]
+    start_long(pair, {KEY: long_dir, OTHER: long_dir})
+    jobs = running_on(pair)
+    cluster.say("remove")
+    (first,) = collect(pair)
+    gone = next(node for node, key in jobs.items() if key == first.key)
+    assert type(first.error) is RemoteError and first.result is None
+    left = next(node for node in jobs if node != gone)
+    assert running_on(pair) == {left: jobs[left]}
+
+    os.kill(before[left], signal.SIGKILL)
+    (second,) = collect(pair)
+    assert type(second.error) is RemoteError and {first.key, second.key} == {KEY, OTHER}
+    until(lambda: not any(map(is_alive, [*before.values(), *scoring])))
+
+    ready(pair, 1)
+    assert actors(logged)[left] != before[left] and len(actors(logged)) == 2
+    for lost in (first, second):
+        pair.submit(lost.key, bench.data_dir, SEED)
+        assert timeless(collect(pair)[0].result) == timeless(expected)
+
+
+def test_close_in_mid_score_ends_actors_and_their_children_and_leaves_no_file(
+    shared: RayExecutor, cluster: Cluster, long_dir: Path, logged: list[str]
+) -> None:
+    ready(shared, 1)
+    start_long(shared, {KEY: long_dir})
+    (node,) = running_on(shared)
+    actor = actors(logged)[node]
+    scoring = child_of(actor)
+    shared.close()
+    assert children("template.workers.ray_driver") == []
+    until(lambda: not is_alive(actor) and not is_alive(scoring))
+    assert list(cluster.folder.glob("dataset-worker-*")) == [] and cluster.processes()
+    shared.close()
+    assert shared.prepare() is None and shared.collect() == [] and shared.running() == ()
+
+
+def test_what_ends_is_replaced_whether_score_driver_or_model_was_at_fault(
+    scorer: Scorer, cluster: Cluster, tmp_path: Path, logged: list[str]
+) -> None:
+    executor = open_executor(dataclasses.replace(scorer, model_path=tmp_path / "absent"), cluster)
+
+    def start() -> int:
+        before = dict(actors(logged))
+        until(lambda: executor.prepare() or actors(logged) != before, executor)
+        (actor,) = set(actors(logged).values()) - set(before.values())
+        return actor
+
+    try:
+        actor = start()
+        os.kill(child_of(actor), signal.SIGKILL)
+        with pytest.raises(HostError, match="the worker was killed by SIGKILL, probably"):
+            ready(executor)
+        until(lambda: not is_alive(actor))
+
+        actor = start()
+        (driver,) = children("template.workers.ray_driver")
+        os.kill(driver, signal.SIGKILL)
+        with pytest.raises(RemoteError, match="is the cluster gone"):
+            ready(executor)
+        until(lambda: not is_alive(actor))
+
+        # The next one starts a worker, which says what is wrong with it, and where.
+        with pytest.raises(ConfigError, match=rf"^node \w{{16}}: --model_path {tmp_path}/absent"):
+            ready(executor)
+        assert children("template.workers.ray_driver") not in ([], [driver])
+    finally:
+        executor.close()
+
+
+@pytest.mark.slow
+def test_a_validator_with_its_workers_in_a_ray_cluster_scores_a_round(
+    net: Net, cluster: Cluster, tiny_model: Path
+) -> None:
+    key = net.submit("alice", SMALL)
+    ended = call_main(
+        load_main(VALIDATOR),
+        *("--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"),
+        *("--competition", net.parts.competition, "--state_dir", net.parts.folder / "process"),
+        *("--training_args", write_training_args(net.parts.folder / "args.yaml"), "--model_path", tiny_model),
+        *("--max_epochs", 1, "--poll_seconds", 0.05, "--executor", "ray"),
+        *("--ray.address", cluster.address, "--ray.gpus_per_worker", 0),
+    )
+    assert ended.status == 0, ended.logs
+    with Store(net.parts.folder / "process" / "validator.sqlite3", is_read_only=True) as store:
+        assert [(line.key, line.weight) for line in store.standings(1)] == [(key, 1.0)]
+    (receipt,) = (net.parts.folder / "process" / "receipts").rglob("*.json")
+    assert '"where": "ray node ' in receipt.read_text()
+
+
+def test_no_cluster_at_the_address_is_the_operators_to_mend(scorer: Scorer) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    executor = RayExecutor(scorer, RayOptions(address=address, gpus_per_worker=0), limits=EAGER)
+    try:
+        with pytest.raises(ConfigError, match=f"--ray.address {address}: no cluster"):
+            ready(executor)
+        until(lambda: children("template.workers.ray_driver") == [])
+    finally:
+        executor.close()
+
+
+WRONG: dict[str, tuple[dict[str, object], str]] = {
+    "a client's address": ({"address": "ray://head:10001"}, "--ray.address must be auto or HOST:PORT"),
+    "no port": ({"address": "head"}, "--ray.address"),
+    "no workers": ({"workers": 0}, "--ray.workers must be positive"),
+    "two GPUs": ({"gpus_per_worker": 2.0}, "--ray.gpus_per_worker must lie in [0, 1]"),
+    "a GPU that is no number": ({"gpus_per_worker": float("nan")}, "--ray.gpus_per_worker"),
+    "no CPU": ({"cpus_per_worker": 0}, "--ray.cpus_per_worker must be positive"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_setting_is_named(case: str) -> None:
+    changed, sentence = WRONG[case]
+    with pytest.raises(ConfigError) as refused:
+        RayOptions(**changed).check()  # type: ignore[arg-type]
+    assert sentence in str(refused.value)
+
+
+def test_without_ray_what_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"scripts/setup\.sh"):
+        RayOptions().check()
+
+
+def test_devices_do_not_go_with_ray(net: Net, tiny_model: Path) -> None:
+    arguments = ["--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"]
+    state = ["--state_dir", net.parts.folder / "process", "--executor", "ray", "--device", "cuda:0"]
+    ended = call_main(load_main(VALIDATOR), *arguments, *state)
+    assert ended.status == 3 and "--device goes with --executor local" in ended.logs[-1]
+
+
+def test_a_file_that_was_damaged_on_its_way_is_not_scored(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="damaged"):
+        Content(data=b"other", sha256="0" * 64).write(tmp_path / "data")
+    assert not (tmp_path / "data").exists()

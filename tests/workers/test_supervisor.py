@@ -1,0 +1,274 @@
+"""Scores in real worker processes: the bits of this process, whatever befell the workers, and no worker left behind.
+
+Workers take seconds to start, so the tests share them; those that lose one wait for the next.
+"""
+
+import dataclasses
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from template.competition import Competition
+from template.constants import DATA_FILE
+from template.errors import ConfigError, HostError, Reason, SubmissionError
+from template.records import TrainResult
+from template.state import SubmissionKey
+from template.workers import messages
+from template.workers import worker as worker_main
+from template.workers.executor import Finished, Scorer
+from template.workers.supervisor import LocalExecutor
+from tests.fixtures.training import Bench, make_args, make_rows, write_rows
+from tests.fixtures.workers import EAGER, KEY, OTHER, Clock, children, collect, is_alive, log_lines, ready, until
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def scorer(bench: Bench) -> Scorer:
+    return Scorer(
+        competition=Competition.from_defaults(),
+        training_args=make_args(),
+        eval_data_dir=bench.eval_data_dir,
+        model_path=bench.model_path,
+        device="cpu",
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset that takes long enough to be interrupted."""
+    return write_rows(tmp_path_factory.mktemp("long"), make_rows(80, seed=3))
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: Scorer, bench: Bench) -> TrainResult:
+    """The score in this process."""
+    return scorer.score(bench.data_dir, SEED)
+
+
+def worker_pids() -> list[int]:
+    return children("template.workers.worker")
+
+
+@pytest.fixture(scope="module")
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="module")
+def shared(scorer: Scorer, clock: Clock) -> Iterator[LocalExecutor]:
+    """Two workers on one device."""
+    executor = LocalExecutor(scorer, ["cpu", "cpu"], limits=EAGER, clock=clock)
+    try:
+        yield executor
+    finally:
+        pids = worker_pids()
+        executor.close()
+        assert pids and not any(map(is_alive, pids))
+
+
+@pytest.fixture
+def pair(shared: LocalExecutor) -> LocalExecutor:
+    """The two workers, free, also when a test before lost one."""
+    ready(shared, 2)
+    return shared
+
+
+def timeless(result: TrainResult | None) -> dict[str, object]:
+    """All of a result that two scores of the same must share, environment and losses of the steps included."""
+    assert result is not None
+    fields = {name: value for name, value in dataclasses.asdict(result).items() if not name.endswith("_seconds")}
+    return {**fields, "environment": {**result.environment, "where": ""}}
+
+
+def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_another_worker(
+    pair: LocalExecutor, scorer: Scorer, bench: Bench, expected: TrainResult
+) -> None:
+    pair.submit(KEY, bench.data_dir, SEED)
+    pair.submit(OTHER, bench.data_dir, SEED + 1)
+    assert pair.free() == 0 and len(pair.running()) == 2
+    results = {one.key: one.result for one in collect(pair, 2)}
+    assert timeless(results[KEY]) == timeless(expected)
+    assert results[KEY] is not None and results[KEY].environment["where"] == "local cpu"
+    assert timeless(results[OTHER]) == timeless(scorer.score(bench.data_dir, SEED + 1)) != timeless(expected)
+    assert (pair.tokens_per_s() or 0) > 0
+    assert pair.prepare() == scorer.load()
+
+
+def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_worker_goes_on(
+    pair: LocalExecutor, tmp_path: Path, bench: Bench, expected: TrainResult
+) -> None:
+    before = worker_pids()
+    (tmp_path / DATA_FILE).write_text('{"conversations": 7}\n')
+    pair.submit(KEY, tmp_path, SEED)
+    pair.submit(OTHER, tmp_path / "missing", SEED)
+    errors = {one.key: one.error for one in collect(pair, 2)}
+    assert isinstance(errors[KEY], SubmissionError) and errors[KEY].reason == Reason.MALFORMED
+    assert "line 1" in str(errors[KEY])
+    assert isinstance(errors[OTHER], SubmissionError) and errors[OTHER].reason == Reason.MISSING_FILE
+    assert worker_pids() == before
+    pair.submit(KEY, bench.data_dir, SEED)
+    assert timeless(collect(pair)[0].result) == timeless(expected)
+
+
+def test_a_workers_log_is_this_processes_log(pair: LocalExecutor, bench: Bench) -> None:
+    with log_lines() as logged:
+        pair.submit(KEY, bench.data_dir, SEED)
+        collect(pair)
+    assert [line for line in logged if line.startswith("INFO [cpu] scored loss=")]
+
+
+def test_progress_is_told_and_the_signals_of_a_whole_group_leave_the_score_to_the_parent(
+    pair: LocalExecutor, long_dir: Path
+) -> None:
+    start_long(pair, {KEY: long_dir})
+    for pid in worker_pids():
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    running = pair.running()[0]
+    assert running.stage == "train" and 0 < running.done < running.total
+    assert running.memory_bytes is not None and running.memory_bytes > 50 * 2**20
+    result = collect(pair)[0].result
+    assert result is not None and running.total == 2 * result.train_tokens
+
+
+def start_long(executor: LocalExecutor, jobs: dict[SubmissionKey, Path]) -> None:
+    """Submits the jobs and waits until all of them train."""
+    for key, data_dir in jobs.items():
+        executor.submit(key, data_dir, SEED)
+    until(lambda: not executor.collect() and all(one.done for one in executor.running()), executor)
+
+
+def find_lost(executor: LocalExecutor) -> tuple[SubmissionKey, str]:
+    """The next job to end, and what is said of it: that it has no score."""
+    finished = collect(executor)[0]
+    assert finished == Finished(key=finished.key, result=None, error=finished.error)
+    assert type(finished.error) is HostError
+    return finished.key, str(finished.error)
+
+
+def test_a_worker_that_is_killed_or_hangs_costs_no_score_and_its_successor_gives_the_same_bits(
+    pair: LocalExecutor, long_dir: Path, bench: Bench, expected: TrainResult, clock: Clock
+) -> None:
+    killed, hung = worker_pids()
+    start_long(pair, {KEY: long_dir, OTHER: long_dir})
+    os.kill(hung, signal.SIGSTOP)
+    os.kill(killed, signal.SIGKILL)
+    first, said = find_lost(pair)
+    assert said.startswith("cpu: the worker was killed by SIGKILL, probably")
+    clock.ahead_s += 901.0
+    second, said = find_lost(pair)
+    assert said.startswith("cpu: timed out: no progress for 9")
+    assert {first, second} == {KEY, OTHER}
+    assert not is_alive(killed) and not is_alive(hung)
+    ready(pair, 2)
+    assert len({killed, hung, *worker_pids()}) == 4
+    pair.submit(KEY, bench.data_dir, SEED)
+    pair.submit(OTHER, bench.data_dir, SEED)
+    assert [timeless(one.result) for one in collect(pair, 2)] == [timeless(expected)] * 2
+
+
+_PARENT = """
+import sys, time
+from template import wire
+from template.state import SubmissionKey
+from template.workers.worker import make_scorer
+from template.workers.supervisor import LocalExecutor
+
+executor = LocalExecutor(make_scorer(wire.decode_command(sys.stdin.buffer.readline())), ["cpu"])
+while executor.prepare() is None:
+    executor.wait(1.0)
+executor.submit(SubmissionKey("a", "b"), sys.argv[1], 7)
+while not executor.running()[0].done:
+    assert not executor.collect()
+    time.sleep(0.02)
+print(executor._slots[0].child.pid, flush=True)
+sys.stdin.buffer.read()
+executor._slots[0].child._process.stdin.close()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "killed while the worker is stopped", "only closes stdin"])
+def test_no_worker_outlives_its_parent_in_mid_training(shared: LocalExecutor, long_dir: Path, end: str) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(long_dir)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        # Long beyond patience, so that what ends is not the score.
+        args = make_args(num_train_epochs=1000)
+        setup = shared._setup(shared._slots[0])
+        parent.stdin.write(messages.encode(dataclasses.replace(setup, training_args=args)))
+        parent.stdin.flush()
+        worker = int(parent.stdout.readline())
+        try:
+            assert is_alive(worker)
+            if end == "only closes stdin":
+                parent.stdin.close()
+                until(lambda: not is_alive(worker))
+                assert parent.poll() is None
+            elif end == "killed while the worker is stopped":
+                os.kill(worker, signal.SIGSTOP)
+            parent.kill()
+            until(lambda: not is_alive(worker))
+        finally:
+            parent.kill()
+            if is_alive(worker):
+                os.kill(worker, signal.SIGKILL)
+
+
+def load_in_this_process(scorer: Scorer) -> list[messages.Event]:
+    """What a worker says that cannot load."""
+    said = io.BytesIO()
+    worker_main.serve(scorer, SimpleQueue(), worker_main.Link(said))
+    return [messages.decode_event(line) for line in said.getvalue().splitlines()]
+
+
+def test_a_model_that_is_not_there_is_the_operators_to_mend(scorer: Scorer, tmp_path: Path) -> None:
+    (event,) = load_in_this_process(dataclasses.replace(scorer, model_path=tmp_path))
+    assert isinstance(event, messages.Failed) and isinstance(event.to_error(), ConfigError)
+    assert event.message.startswith(f"--model_path {tmp_path}")
+
+
+def test_a_bug_is_this_machines_fault_with_its_traceback_in_the_log(scorer: Scorer) -> None:
+    class Broken(Scorer):
+        def load(self) -> str:
+            raise KeyError("a bug")
+
+    with log_lines() as logged:
+        (event,) = load_in_this_process(Broken(**vars(scorer)))
+    assert isinstance(event, messages.Failed) and type(event.to_error()) is HostError
+    assert "this is a bug" in logged[0] and 'raise KeyError("a bug")' in logged[0]
+
+
+def test_a_stray_print_cannot_reach_the_parent() -> None:
+    code = (
+        "import os, sys\nfrom template.workers.worker import take_over_stdio\n"
+        "commands, events = take_over_stdio()\n"
+        "print('stray', flush=True); os.write(1, b'from C')\n"
+        "events.write(commands.readline() + sys.stdin.read().encode()); events.flush()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=b"command\nmore", capture_output=True)
+    assert ended.stdout == b"command\n"
+    assert ended.stderr == b"stray\nfrom C"
+
+
+# Last, since the workers that it leaves are of no use to another test.
+def test_a_worker_without_memory_gives_no_score(pair: LocalExecutor, long_dir: Path) -> None:
+    for pid in worker_pids():
+        size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+    pair.submit(KEY, long_dir, SEED)
+    key, said = find_lost(pair)
+    assert key == KEY and said.startswith("cpu: ")
