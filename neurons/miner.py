@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from template import cli
+from template import cli, files
 from template.errors import ConfigError
 
 _BLOCKS_PER_EPOCH = 360
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path.expanduser(),
         competition=cli.read_competition(args),
-        work_dir=cli.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS),
+        work_dir=files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS),
         has_target=cli.make_target_check(args),
         is_forced=args.force,
         poll_s=poll_s,

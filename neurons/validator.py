@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from template import __version__, cli
+from template import __version__, cli, files
 from template.errors import EXIT_UPDATED, ConfigError
 from template.rules.schedule import Policy
 
@@ -153,7 +153,9 @@ def run(args: argparse.Namespace) -> int:
     from template.validator.downloads import Fetcher
     from template.validator.loop import Validator
 
-    state_dir = cli.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,))
+    state_dir = files.check_private_folder(
+        args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,)
+    )
     config = make_config(args, state_dir)
     scorer = cli.make_scorer(args, config.competition, config.eval_data_dir, config.cache_dir)
     if scorer.model_path is None and not scorer.training_args.is_pinned:
@@ -190,11 +192,11 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
     return ValidatorConfig(
         competition=cli.read_competition(args),
         policy=policy,
-        data_dir=cli.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
-        eval_data_dir=cli.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
-        cache_dir=cli.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
-        receipt_dir=cli.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
-        round_dir=cli.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
+        data_dir=files.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
+        eval_data_dir=files.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
+        cache_dir=files.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
+        receipt_dir=files.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
+        round_dir=files.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
         is_offline=args.offline,
         # With Ray, by --ray.gpus_per_worker: without the GPU that it asks for, no worker starts.
         is_device_chosen=args.device is not None or args.executor == "ray",

@@ -24,12 +24,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from template import cli
+from template.cli import add_desk_arguments, open_desk
 from template.config import load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
+from template.receipts.files import read_round
 from template.receipts.receipt import Receipt, Replay
-from template.receipts.replay import Auditor, add_desk_arguments, open_desk
+from template.receipts.replay import Auditor
 from template.receipts.round_file import RoundFile
-from template.receipts.round_files import read_round
 from template.receipts.verify import (
     find_bad_signatures,
     find_chain_conflicts,

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from template import cli, constants
+from template import cli, constants, files
 from template.competition import CommitmentRecord, Competition
 from template.data.rows import RowKey
 from template.errors import ConfigError, RemoteError, SubmissionError
-from template.miner.check import Neighbourhood, compare, find_ranks, inspect_file
+from template.miner.check import inspect_file
 from template.miner.check_report import Outcome, Report, describe, to_json
+from template.miner.competitors import Neighbourhood, compare, find_ranks
 
 if TYPE_CHECKING:
     from template.data.eval_set import PoolIndex
@@ -82,12 +83,13 @@ def has_wallet(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the dataset and prints the report. Raises: SubnetError."""
-    from template.data.eval_set import fetch_eval_set, read_pool_index
+    from template.data.eval_set import read_pool_index
+    from template.hub.datasets import fetch_eval_set
 
     competition = cli.read_competition(args)
     content = read_file(args.dataset_path.expanduser())
-    home = cli.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
-    work_dir = cli.check_folder(home / competition.digest[:12], "--work_dir")
+    home = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
+    work_dir = files.check_folder(home / competition.digest[:12], "--work_dir")
     pool = read_pool_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
     file = inspect_file(content, pool.pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
     subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")

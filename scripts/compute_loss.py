@@ -27,15 +27,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from template import cli, constants
+from template.cli import add_desk_arguments, open_desk
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import ConfigError, SubmissionError
 from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
 from template.receipts.files import read_receipt, write_receipt
 from template.receipts.receipt import Receipt, Replay, compare
-from template.receipts.replay import Desk, add_desk_arguments, check_signature, open_desk, score_once
+from template.receipts.replay import Desk, check_signature, score_once
 from template.records import TrainResult
-from template.rules.leaderboard import score_of
+from template.rules.scoring import score_of
 from template.terminal import plain
 from template.workers.executor import Scorer
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from template import cli
 from template.errors import ConfigError
-from template.validator.status import find_trouble
-from template.validator.status_reading import read_status
+from template.validator.status import find_trouble, read_status
 from template.validator.status_report import describe, to_json
 
 _CLEAR_SCREEN = "\033[H\033[2J"

@@ -8,8 +8,6 @@ import contextlib
 import functools
 import os
 import resource
-import stat
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +17,18 @@ from loguru import logger
 from template.competition import Competition
 from template.config import load_competition, load_training_args
 from template.data.chat_templates import ChatTemplate, template_for
-from template.data.rows import Row, Tokenize, encode_row
+from template.data.encoding import Tokenize, encode_row
+from template.data.rows import Row
 from template.errors import ConfigError, SubnetError
 from template.telemetry import logging as tracking
+from template.telemetry.logging import quiet_libraries
 from template.telemetry.redaction import secret_values
 from template.workers.executor import Scorer
 
 if TYPE_CHECKING:
     from template.chain.client import Chain
+    from template.receipts.replay import Desk
+
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
 
@@ -254,16 +256,6 @@ def hub_token() -> str | None:
     return saved_token()
 
 
-def quiet_libraries() -> None:
-    """Keeps the clients' progress bars and advice out of the logs. Before they are imported: they read it then."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # What these two say to each other about their next major version is nothing an operator can act on.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-
-
 def check_poll_seconds(seconds: float) -> float:
     """The value of --poll_seconds. Raises: ConfigError when it is no pause between looks at the chain."""
     if not 0 < seconds <= 3600:
@@ -271,37 +263,28 @@ def check_poll_seconds(seconds: float) -> float:
     return seconds
 
 
-def check_folder(path: Path, flag: str) -> Path:
-    """The folder as an absolute path, made if missing. Raises: ConfigError naming the flag."""
-    folder = path.expanduser().resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be made: {error.strerror or error}") from error
-    return folder
+def add_desk_arguments(parser: argparse.ArgumentParser) -> None:
+    """--eval_data_dir, --work_dir and --cache_dir."""
+    parser.add_argument("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=DEFAULT_STATE_DIR / "offline",
+        help="where a downloaded evaluation set is kept (default: %(default)s)",
+    )
+    parser.add_argument("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
 
 
-def check_private_folder(path: Path, flag: str, *, marks: Sequence[str]) -> Path:
-    """As `check_folder`, and what is in it is nobody else's to read or to change.
+def open_desk(args: argparse.Namespace) -> "Desk":
+    """The desk of `add_desk_arguments` and `add_score_arguments`. Raises: HostError for the token."""
+    from template.receipts.replay import Desk
 
-    marks: patterns of names that a folder of ours holds. One that others may enter is closed to them when it is ours or
-    empty; a folder for something else is left as it is. Root may have made it, for a group of ours to write in. Raises:
-    ConfigError when it is another user's, or when others may write into it and it is not ours to close.
-    """
-    folder = check_folder(path, flag)
-    try:
-        status = folder.stat()
-        is_own = status.st_uid == os.geteuid()
-        if not is_own and status.st_uid != 0:
-            raise ConfigError(f"{flag} {path}: belongs to another user, who could change what is in it")
-        if not status.st_mode & (0o077 if is_own else 0o002):
-            return folder
-        is_known = any(any(folder.glob(mark)) for mark in marks) or not any(folder.iterdir())
-        if is_own and is_known and not status.st_mode & stat.S_ISVTX:
-            folder.chmod(0o700)
-            logger.warning("{} {} was open to other users of this machine; now it is not", flag, folder)
-        elif status.st_mode & 0o022:
-            raise ConfigError(f"{flag} {path}: others may write there, so nothing in it could be trusted; name another")
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be made private: {error.strerror or error}") from error
-    return folder
+    return Desk(
+        work_dir=args.work_dir,
+        eval_data_dir=args.eval_data_dir.expanduser() if args.eval_data_dir else None,
+        cache_dir=args.cache_dir,
+        model_path=args.model_path.expanduser().resolve() if args.model_path else None,
+        device=args.device,
+        dtype=args.dtype,
+        token=hub_token(),
+    )

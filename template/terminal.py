@@ -1,6 +1,12 @@
 """Text for a terminal. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from template.records import Progress
 
 
 def plain(text: str) -> str:
@@ -26,3 +32,22 @@ def align(rows: Sequence[Sequence[str]], *, has_header: bool = False) -> list[st
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ruled = [*rows[:1], ["-" * width for width in widths], *rows[1:]] if has_header else rows
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in ruled]
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """What shows a score's progress: a bar with the remaining time, one for each stage."""
+    bars: dict[str, tqdm[NoReturn]] = {}
+
+    def show(progress: Progress) -> None:
+        if progress.stage not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[progress.stage] = tqdm(total=progress.total, desc=progress.stage, unit="tok", disable=None)
+        bars[progress.stage].update(progress.done - bars[progress.stage].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()

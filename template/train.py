@@ -20,18 +20,11 @@ from loguru import logger
 
 from template.config import TrainingArgs, load_training_args
 from template.constants import DATA_FILE
-from template.data.rows import (
-    POOL_LIMITS,
-    SUBMISSION_LIMITS,
-    EncodedRow,
-    Limits,
-    encode_row,
-    encode_submission,
-    parse_rows,
-)
+from template.data.encoding import EncodedRow, encode_row, encode_submission
+from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Limits, parse_rows
 from template.errors import ConfigError, HostError, Reason, SubmissionError, SubnetError
 from template.records import TrainResult
-from template.training import determinism, loop
+from template.training import determinism, environment, loop
 from template.training.loop import NonFiniteLoss, OnProgress
 from template.training.model import ScoringModel, load_model
 
@@ -149,7 +142,7 @@ def run_lora(
         eval_skipped_rows=eval_set.skipped,
         eval_tokens=eval_set.tokens,
         step_losses=run.step_losses,
-        environment=determinism.describe_environment(model.device, model.dtype),
+        environment=environment.describe_environment(model.device, model.dtype),
         load_seconds=loaded - started,
         train_seconds=run.train_seconds,
         eval_seconds=run.eval_seconds,
@@ -183,8 +176,8 @@ def _host_faults() -> Iterator[None]:
 def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | str | None) -> _Resident:
     """The resident model for these arguments, loaded when the process holds another or none."""
     global _resident
-    device = determinism.choose_device(options.device)
-    dtype = determinism.choose_dtype(device, options.dtype)
+    device = environment.choose_device(options.device)
+    dtype = environment.choose_dtype(device, options.dtype)
     key = (args, device, dtype, options.model_path)
     if _resident is None or _resident.key != key:
         if _resident is not None:

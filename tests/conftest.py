@@ -20,7 +20,7 @@ from tests.fixtures.canaries import pytest_terminal_summary as pytest_terminal_s
 if TYPE_CHECKING:
     from template.chain.client import Chain
     from template.localnet.chain import LocalChain
-    from template.state import Contest
+    from template.records import Contest
     from template.store.store import Store
     from tests.fixtures.network import Net
     from tests.fixtures.training import Bench

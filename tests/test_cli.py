@@ -12,10 +12,11 @@ import pytest
 
 from neurons import miner, validator
 from scripts import compute_loss, status
-from template import cli
+from template import cli, files
 from template.competition import Competition
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.rules.schedule import Policy
+from template.telemetry import logging
 from tests.fixtures.network import ROOT, call_main
 
 VALIDATOR = ["--netuid", "96"]
@@ -304,18 +305,18 @@ def test_a_scorer_is_what_the_flags_say(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_folder_is_made_where_it_was_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    assert cli.check_folder(Path("~/a/b"), "--x") == home / "a" / "b"
-    assert cli.check_folder(Path("c"), "--x") == home / "c"
+    assert files.check_folder(Path("~/a/b"), "--x") == home / "a" / "b"
+    assert files.check_folder(Path("c"), "--x") == home / "c"
     assert (home / "a" / "b").is_dir()
     (home / "file").write_text("")
     with pytest.raises(ConfigError, match="--x file: cannot be made: File exists"):
-        cli.check_folder(Path("file"), "--x")
+        files.check_folder(Path("file"), "--x")
 
 
 def test_the_operators_own_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
-    cli.quiet_libraries()
+    logging.quiet_libraries()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 

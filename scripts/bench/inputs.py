@@ -15,11 +15,11 @@ from scripts.bench.report import OURS, REFERENCE
 from scripts.bench.rows import ROW_SETS, SHAPES, RowMaker, copy_files, make_folders, make_shape
 from template.config import TrainingArgs, load_training_args
 from template.data.chat_templates import template_for
-from template.data.rows import EncodedRow
+from template.data.encoding import EncodedRow
 from template.errors import ConfigError
 from template.localnet.download_model import default_model_dir
 from template.localnet.model_sources import MODEL_ID
-from template.training import determinism
+from template.training import environment
 from template.training.model import load_tokenizer
 
 
@@ -42,7 +42,7 @@ class Bench:
     @property
     def best_dtype(self) -> str:
         """In which ours comes on this machine when nobody chooses."""
-        return str(determinism.choose_dtype(self.device)).removeprefix("torch.")
+        return str(environment.choose_dtype(self.device)).removeprefix("torch.")
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace, folder: Path) -> Bench:
     """Makes or finds model and rows. Raises: ConfigError naming what is wrong."""
-    device = determinism.choose_device(args.device)
+    device = environment.choose_device(args.device)
     if args.shape:
         model_path, model_id = folder / "model", make_shape(folder / "model", args.shape)
     else:

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 
 from template import cli
-from template.data.rows import EncodedRow
+from template.data.encoding import EncodedRow
 from template.errors import ConfigError
+from template.telemetry import logging
 from template.training import determinism
 
 _SQUARES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
@@ -83,7 +84,7 @@ def run_job(score: Callable[[Job, str, int], Score]) -> int:
         Path(job.out).write_text(json.dumps(dataclasses.asdict(outcome)), encoding="utf-8")
         return 0
 
-    cli.quiet_libraries()
+    logging.quiet_libraries()
     return cli.run_entry_point(work)
 
 

@@ -25,7 +25,7 @@ from scripts.bench.rows import RowMaker
 from template import cli
 from template.config import load_training_args
 from template.errors import ConfigError
-from template.training import determinism, loop
+from template.training import determinism, environment, loop
 from template.training.model import ScoringModel, load_model
 
 _KERNELS = {
@@ -85,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
         model = load_model(
             dataclasses.replace(load_training_args(), model_id=bench.model_id, revision=None),
             device=bench.device,
-            dtype=determinism.choose_dtype(bench.device, args.dtype),
+            dtype=environment.choose_dtype(bench.device, args.dtype),
             model_path=bench.model_path,
         )
         ceiling = measure_ceiling(bench.device, model.dtype)
-        print(f"{model.dtype}, {determinism.thread_count()} threads, ceiling {ceiling:.0f} GFLOP/s")
+        print(f"{model.dtype}, {environment.thread_count()} threads, ceiling {ceiling:.0f} GFLOP/s")
         for name, work in phases(bench, model):
             shares, wall_s = profile(work, model)
             show(name, shares, wall_s, ceiling)

@@ -36,9 +36,10 @@ from scripts.bench.job import Job, Score, run_job, synchronize
 from template import constants
 from template.config import Hyperparameters, load_training_args
 from template.data.chat_templates import template_for
-from template.data.rows import POOL_LIMITS, EncodedRow, encode_row, parse_rows
+from template.data.encoding import EncodedRow, encode_row
+from template.data.rows import POOL_LIMITS, parse_rows
 from template.errors import HostError
-from template.training import determinism
+from template.training import environment
 from template.training.tokenizer import PieceTokenizer
 
 Example = dict[str, list[int]]
@@ -46,7 +47,7 @@ Example = dict[str, list[int]]
 
 def score(job: Job, data_dir: str, lucky_num: int) -> Score:
     """One submission, all of it: nothing is kept from the one before. Raises: HostError when the loss is no number."""
-    torch.set_num_threads(determinism.thread_count())
+    torch.set_num_threads(environment.thread_count())
     device = torch.device(job.device)
     started = time.perf_counter()
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(job.model_path, trust_remote_code=False)

@@ -16,7 +16,8 @@ import transformers
 
 from template.constants import DATA_FILE
 from template.data.chat_templates import ChatTemplate
-from template.data.rows import POOL_LIMITS, EncodedRow, Tokenize, encode_row, parse_rows
+from template.data.encoding import EncodedRow, Tokenize, encode_row
+from template.data.rows import POOL_LIMITS, parse_rows
 from template.errors import ConfigError, SubmissionError
 from template.localnet.tiny_model import make_tiny_model
 

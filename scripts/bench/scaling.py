@@ -37,8 +37,7 @@ from template.competition import Competition
 from template.config import load_training_args
 from template.data.chat_templates import template_for
 from template.errors import ConfigError, HostError
-from template.records import TrainResult
-from template.state import SubmissionKey
+from template.records import SubmissionKey, TrainResult
 from template.training.model import load_tokenizer
 from template.workers.executor import Executor, Scorer
 from template.workers.ray_executor import RayExecutor, RayOptions

@@ -37,7 +37,7 @@ from scripts.bench.job import Job, Outcome, measure_ceiling, read_outcome
 from scripts.bench.report import OURS, REFERENCE, Key, check, compare, format_report, judge, summarize
 from template import cli
 from template.errors import ConfigError, HostError
-from template.training import determinism
+from template.training import environment
 
 _MODULES = {runner: f"scripts.bench.{runner}" for runner in (OURS, REFERENCE)}
 _ROOT = Path(__file__).resolve().parents[2]
@@ -239,7 +239,7 @@ def describe(args: argparse.Namespace, bench: Bench, ceilings: Mapping[str, floa
 
 def describe_machine(bench: Bench) -> dict[str, str]:
     """The device, its threads and the libraries."""
-    return determinism.describe_environment(bench.device, determinism.choose_dtype(bench.device))
+    return environment.describe_environment(bench.device, environment.choose_dtype(bench.device))
 
 
 def tell(line: str) -> None:

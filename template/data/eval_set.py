@@ -1,21 +1,18 @@
 """The evaluation set as validator, miner and offline script get it: downloaded at its commit, and as a pool of rows."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loguru import logger
-
-from template import constants
-from template.competition import Competition
 from template.data.near_duplicates import LookAlikes
-from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows, read_keys
-from template.errors import ConfigError, HostError, SubmissionError
-from template.hub import datasets
-from template.rules.duplicates import check_membership
+from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, RowKey, parse_rows, read_keys
+from template.errors import ConfigError, HostError, Reason, SubmissionError
 
 Pool = frozenset[bytes]
 """The `Row.key` of every row of an evaluation set."""
+
+
+_LINES_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,11 @@ class PoolIndex:
         own = {key: key for key in lines.values()}
         return cls({key: own[twins.get(key, key)] for key in own}, lines)
 
+    @property
+    def near_duplicates(self) -> int:
+        """How many rows count as another row of the evaluation set."""
+        return sum(key != canonical for key, canonical in self.pool.items())
+
     def share(self, row_keys: Iterable[bytes]) -> tuple[bytes, ...]:
         """What the rows count as in the duplicate check, as the pool's own objects: 8 bytes a row, not 90."""
         return tuple(self.pool.get(key, key) for key in row_keys)
@@ -45,26 +47,6 @@ class PoolIndex:
         rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, known=self.lines)]
         check_membership(rows, self.pool, max_rows=max_rows)
         return self.share(row.key for row in rows[:max_rows])
-
-
-def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
-    """Puts the competition's evaluation set into `folder` as data.jsonl, unless it is there, and returns the file.
-
-    Raises: ConfigError when the competition names no usable repo, commit or file; RemoteError; HostError.
-    """
-    try:
-        return datasets.download_dataset(
-            competition.repo,
-            competition.eval_commit,
-            folder,
-            cache_dir,
-            filename=None,
-            max_bytes=constants.MAX_POOL_BYTES,
-            deadline_s=constants.POOL_DOWNLOAD_DEADLINE_S,
-            token=token,
-        ).path
-    except SubmissionError as error:
-        raise ConfigError(f"the competition's evaluation set cannot be had: {error}") from error
 
 
 def read_pool(path: Path) -> Pool:
@@ -84,9 +66,6 @@ def read_pool_index(path: Path) -> PoolIndex:
         raise HostError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SubmissionError as error:
         raise ConfigError(f"the evaluation set cannot be used: {error}") from error
-    if alike.twins:
-        # The owner may want to know: such rows are of little use to anybody.
-        logger.info("rows of the evaluation set that look like another of it, and count as that: {}", len(alike.twins))
     return PoolIndex.of(lines, alike.twins)
 
 
@@ -98,3 +77,25 @@ def check_dataset(content: bytes, pool: Container[bytes], *, name: str, max_rows
     rows = parse_rows(content, name=name, limits=SUBMISSION_LIMITS)[:max_rows]
     check_membership(rows, pool, max_rows=max_rows)
     return rows
+
+
+def check_membership(rows: Sequence[Row | RowKey], pool_keys: Container[bytes], *, max_rows: int) -> None:
+    """Raises: SubmissionError (NOT_IN_POOL) when one of the first `max_rows` rows is not in the evaluation pool.
+
+    pool_keys: the `Row.key` of every pool row.
+    """
+    counted = rows[:max_rows]
+    lines = foreign_lines(counted, pool_keys)
+    if not lines:
+        return
+    named = ", ".join(str(line) for line in lines[:_LINES_NAMED])
+    more = ", ..." if len(lines) > _LINES_NAMED else ""
+    raise SubmissionError(
+        Reason.NOT_IN_POOL,
+        f"{len(lines)} of the {len(counted)} rows that count are not in the evaluation pool: line {named}{more}",
+    )
+
+
+def foreign_lines(rows: Iterable[Row | RowKey], pool_keys: Container[bytes]) -> list[int]:
+    """The lines of the rows that are not in the evaluation pool."""
+    return [row.line for row in rows if row.key not in pool_keys]

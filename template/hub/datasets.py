@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, get_session, hf_raise_for_status
 from huggingface_hub.utils._headers import build_hf_headers
 
 from template import constants
-from template.competition import is_commit, is_content_digest, is_repo_id
+from template.competition import Competition, is_commit, is_content_digest, is_repo_id
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import storage
 from template.hub.client import bounded, configure, hub_faults, make_api, saved_token
@@ -315,3 +315,23 @@ def _check_size(request: Request, size: int, max_bytes: int) -> None:
 def _cache_folder(cache_dir: Path, request: Request) -> Path:
     slot = "the-one-jsonl" if request.filename is None else "file-" + quote(request.filename, safe="")
     return cache_dir / "hub-files" / request.repo / request.revision / slot
+
+
+def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
+    """Puts the competition's evaluation set into `folder` as data.jsonl, unless it is there, and returns the file.
+
+    Raises: ConfigError when the competition names no usable repo, commit or file; RemoteError; HostError.
+    """
+    try:
+        return download_dataset(
+            competition.repo,
+            competition.eval_commit,
+            folder,
+            cache_dir,
+            filename=None,
+            max_bytes=constants.MAX_POOL_BYTES,
+            deadline_s=constants.POOL_DOWNLOAD_DEADLINE_S,
+            token=token,
+        ).path
+    except SubmissionError as error:
+        raise ConfigError(f"the competition's evaluation set cannot be had: {error}") from error

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from loguru import logger
 
-from template import cli
+from template.errors import SubnetError
+from template.telemetry.logging import configure_logging, quiet_libraries
 
 _SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 
@@ -31,13 +32,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=Path, default=_SAMPLE, help="folder with pool.jsonl and competition.yaml")
     parser.add_argument("--block_seconds", type=float, default=1.0, help="time of a block (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="of the hub; 0 takes a free one (default: %(default)s)")
-    cli.add_logging_arguments(parser)
+    parser.add_argument("--logging.debug", dest="is_debug", action="store_true", help="log details")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until interrupted; returns the exit status."""
-    return cli.run_main(build_parser(), argv, serve)
+    args = build_parser().parse_args(argv)
+    configure_logging(is_debug=args.is_debug)
+    quiet_libraries()
+    try:
+        return serve(args)
+    except SubnetError as error:
+        logger.error("{}: {}", type(error).__name__, error)
+        return error.exit_code
 
 
 def serve(args: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ from itertools import islice
 from template import constants
 from template.competition import CommitmentRecord
 from template.errors import Reason
-from template.miner.check import Comparison, Inspection, Neighbour, Neighbourhood, Overlap
+from template.miner.check import Inspection
+from template.miner.competitors import Comparison, Neighbour, Neighbourhood, Overlap
 
 _SHOWN = 20
 _MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)

@@ -8,33 +8,20 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from loguru import logger
 
 from template import constants
+from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord, Competition
-from template.data.eval_set import check_dataset, fetch_eval_set, read_pool
-from template.data.rows import Row, surely_has_target
+from template.data.encoding import surely_has_target
+from template.data.eval_set import check_dataset, read_pool
+from template.data.rows import Row
 from template.errors import ConfigError, Reason, SubmissionError
 from template.hub import datasets
+from template.hub.datasets import fetch_eval_set
 from template.miner.journal import Intent, Journal
-from template.records import ChainCommitment, ChainView, Neuron, PublishOutcome
-
-
-class ChainSeam(Protocol):
-    """What the miner asks of `template.chain.client.Chain`."""
-
-    netuid: int
-
-    @property
-    def hotkey(self) -> str: ...
-    def view(self) -> ChainView: ...
-    def block(self) -> int: ...
-    def block_hash(self, block: int) -> str: ...
-    def commitment(self, hotkey: str) -> ChainCommitment | None: ...
-    def publish(self, text: str) -> PublishOutcome: ...
-    def publish_sealed(self, text: str, reveal_round: int) -> PublishOutcome: ...
+from template.records import ChainCommitment, Neuron
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +64,7 @@ class Draft:
     held: ChainCommitment | None
 
 
-def draft_dataset(config: MinerConfig, chain: ChainSeam) -> Draft:
+def draft_dataset(config: MinerConfig, chain: MinerChain) -> Draft:
     """Reads and checks the file, and looks up the hotkey.
 
     Raises: SubmissionError when a validator would refuse the file, unless it is forced; ConfigError also when the
@@ -143,7 +130,7 @@ def check_file(config: MinerConfig, content: bytes) -> int:
     return len(rows)
 
 
-def open_journal(config: MinerConfig, chain: ChainSeam) -> Journal:
+def open_journal(config: MinerConfig, chain: MinerChain) -> Journal:
     """The journal of this hotkey on this chain and subnet, whatever name or address the chain goes by."""
     return Journal(config.work_dir, f"commitment-{chain.block_hash(0)[2:14]}-{chain.netuid}-{chain.hotkey}")
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from loguru import logger
 
+from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError
 from template.hub import datasets
 from template.miner.draft import (
-    ChainSeam,
     Draft,
     MinerConfig,
     Published,
@@ -36,7 +36,7 @@ Sleep = Callable[[float], object]
 
 
 def publish_dataset(
-    config: MinerConfig, chain: ChainSeam, *, confirm: Callable[[str], bool], sleep: Sleep = time.sleep
+    config: MinerConfig, chain: MinerChain, *, confirm: Callable[[str], bool], sleep: Sleep = time.sleep
 ) -> Published | None:
     """Checks, asks, uploads, reads back, commits and waits; returns what is visible on chain.
 
@@ -126,7 +126,7 @@ class Call:
     send: Callable[[Intent], PublishOutcome]
 
 
-def commit_once(call: Call, config: MinerConfig, chain: ChainSeam, journal: Journal, sleep: Sleep) -> ChainCommitment:
+def commit_once(call: Call, config: MinerConfig, chain: MinerChain, journal: Journal, sleep: Sleep) -> ChainCommitment:
     """Makes the commitment unless it stands already, and returns it once it is visible.
 
     What was sent may land unseen, and landing twice would cost its place in line: so nothing is sent while the call
@@ -151,7 +151,7 @@ def commit_once(call: Call, config: MinerConfig, chain: ChainSeam, journal: Jour
         sleep(config.poll_s)
 
 
-def _wait_if_refused(outcome: PublishOutcome, config: MinerConfig, chain: ChainSeam, sleep: Sleep) -> None:
+def _wait_if_refused(outcome: PublishOutcome, config: MinerConfig, chain: MinerChain, sleep: Sleep) -> None:
     """Returns when the call was taken, or when it is to be tried again. Raises: ConfigError for a lasting refusal."""
     if outcome.is_accepted:
         logger.info("committed block={}", outcome.block)

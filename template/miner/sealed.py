@@ -14,11 +14,11 @@ from loguru import logger
 
 from template import constants
 from template.chain.client import beacon_round_at, beacon_time
+from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.hub import datasets
 from template.miner.draft import (
-    ChainSeam,
     Draft,
     MinerConfig,
     Published,
@@ -91,7 +91,7 @@ def at_round_start(blocks_per_epoch: int) -> Timing:
 
 def seal_dataset(
     config: MinerConfig,
-    chain: ChainSeam,
+    chain: MinerChain,
     *,
     timing: Timing,
     confirm: Callable[[str], bool],
@@ -131,7 +131,7 @@ class _Sealed:
     """One sealed commitment on its way."""
 
     config: MinerConfig
-    chain: ChainSeam
+    chain: MinerChain
     journal: Journal
     draft: Draft
     record: CommitmentRecord

@@ -12,13 +12,10 @@ from enum import StrEnum
 from typing import Any
 
 from template.competition import Competition
-from template.records import TrainResult
+from template.records import LOCATION, TrainResult
 from template.serialization import canonical_json, parse_object, read_record
 
 FORMAT = "dataset-score-receipt/1"
-
-# In a result's environment, where an executor ran it. It moves no number, so no comparison looks at it.
-LOCATION = "where"
 
 # Signatures are made over this and the content, so that no other message of a hotkey can pass for a receipt.
 _DOMAIN = b"dataset-score-receipt/1\n"

@@ -4,7 +4,6 @@ A receipt's dataset is fetched as a validator fetches it, without a token; only 
 again with the user's own.
 """
 
-import argparse
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from template import cli
+from template import files
 from template.competition import Competition, is_commit
 from template.config import Hyperparameters, TrainingArgs
 from template.constants import DATA_FILE
 from template.errors import ConfigError, Reason, SubmissionError
-from template.progress_bar import progress_bar
 from template.receipts.receipt import Comparison, Receipt, Replay, compare
 from template.records import TrainResult
+from template.terminal import progress_bar
 from template.workers.executor import Scorer
 
 if TYPE_CHECKING:
@@ -51,13 +50,13 @@ class Desk:
     def eval_dir(self, competition: Competition) -> Path:
         """The folder of the evaluation set: the one given, else one that is filled from the Hub when it is not yet.
 
-        Raises: as `template.data.eval_set.fetch_eval_set`.
+        Raises: as `template.hub.datasets.fetch_eval_set`.
         """
         if self.eval_data_dir is not None:
             return self.eval_data_dir
-        from template.data.eval_set import fetch_eval_set
+        from template.hub.datasets import fetch_eval_set
 
-        folder = cli.check_folder(self.work_dir / competition.digest[:12], "--work_dir")
+        folder = files.check_folder(self.work_dir / competition.digest[:12], "--work_dir")
         return fetch_eval_set(competition, folder, None, self.token).parent
 
     def scorer(self, competition: Competition, training_args: TrainingArgs, dtype: str | None = None) -> Scorer:
@@ -106,31 +105,6 @@ class Desk:
                     raise
                 download_dataset(repo, revision, folder, token=self.token)
             yield folder
-
-
-def add_desk_arguments(parser: argparse.ArgumentParser) -> None:
-    """--eval_data_dir, --work_dir and --cache_dir."""
-    parser.add_argument("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=cli.DEFAULT_STATE_DIR / "offline",
-        help="where a downloaded evaluation set is kept (default: %(default)s)",
-    )
-    parser.add_argument("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
-
-
-def open_desk(args: argparse.Namespace) -> Desk:
-    """The desk of `add_desk_arguments` and `template.cli.add_score_arguments`. Raises: HostError for the token."""
-    return Desk(
-        work_dir=args.work_dir,
-        eval_data_dir=args.eval_data_dir.expanduser() if args.eval_data_dir else None,
-        cache_dir=args.cache_dir,
-        model_path=args.model_path.expanduser().resolve() if args.model_path else None,
-        device=args.device,
-        dtype=args.dtype,
-        token=cli.hub_token(),
-    )
 
 
 def score_once(scorer: Scorer, data_dir: Path, lucky_num: int) -> TrainResult:

@@ -14,8 +14,8 @@ import template
 from template.competition import Competition
 from template.errors import ConfigError, Reason
 from template.receipts.receipt import Receipt
+from template.records import Round, RoundEntry, Standing, SubmissionKey, WeightIntent
 from template.serialization import canonical_json, parse_object, read_record
-from template.state import Round, RoundEntry, Standing, SubmissionKey, WeightIntent
 
 FORMAT = "dataset-round/1"
 LUCKY_NUM_SOURCES = ("random", "chain", "fixed")
@@ -51,7 +51,7 @@ class RoundAccount:
 
 @dataclass(frozen=True, kw_only=True)
 class EntryLine:
-    """One `template.state.RoundEntry` of the round; `entry` is the commitment's text."""
+    """One `template.records.RoundEntry` of the round; `entry` is the commitment's text."""
 
     hotkey: str
     entry: str
@@ -65,7 +65,7 @@ class EntryLine:
 
 @dataclass(frozen=True, kw_only=True)
 class TableLine:
-    """One `template.state.Standing` of the round. receipt: the digest of the receipt that the loss rests on."""
+    """One `template.records.Standing` of the round. receipt: the digest of the receipt that the loss rests on."""
 
     hotkey: str
     entry: str

@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import EntryLine, RoundFile, RoundHeader, TableLine, WeightsLine
-from template.rules.leaderboard import score_of
-from template.rules.scoring import shares_from_scores
+from template.rules.scoring import score_of, shares_from_scores
 from template.rules.seeds import seed_block, seed_from_hash
 
 # The names that a validator gives its files.

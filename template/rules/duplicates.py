@@ -1,67 +1,16 @@
 """Who may compete: pure rules over commitments and rows. Every refusal is a SubmissionError with its sentence."""
 
 import hashlib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from template.competition import CommitmentRecord, Competition
-from template.constants import DEFAULT_DUPLICATE_COUNT, SEAL_GRACE_BLOCKS
-from template.data.rows import Row, RowKey
+from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.errors import Reason, SubmissionError
+from template.records import Submission, SubmissionKey, Verdict
+from template.rules.entries import Entrant
 
-_LINES_NAMED = 5
-_MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
-
-
-def check_competition(record: CommitmentRecord, competition: Competition) -> None:
-    """Raises: SubmissionError (WRONG_COMPETITION) when the record enters another competition."""
-    if record.competition_id != competition.id:
-        raise SubmissionError(
-            Reason.WRONG_COMPETITION,
-            f"the commitment is for competition {record.competition_id!r}, and this one is {competition.id!r}",
-        )
-
-
-def check_registration(block: int, registration_block: int) -> None:
-    """Raises: SubmissionError (BEFORE_REGISTRATION) when a commitment of `block` is not later than the registration.
-
-    A hotkey that registers again competes anew: what it committed in an earlier life stays on chain and is old.
-    """
-    if block <= registration_block:
-        raise SubmissionError(
-            Reason.BEFORE_REGISTRATION,
-            f"committed in block {block}, but the hotkey registered in block {registration_block}; commit again",
-        )
-
-
-def may_yet_come(record: CommitmentRecord, reason: Reason, *, commit_block: int, block: int) -> bool:
-    """True for a file that is promised by its digest alone and not there, while its time to come is not over.
-
-    commit_block: where the chain shows the commitment, or its opening. block: where its file was looked for.
-    """
-    return record.is_content_addressed and reason in _MISSING and block <= commit_block + SEAL_GRACE_BLOCKS
-
-
-def check_membership(rows: Sequence[Row | RowKey], pool_keys: Container[bytes], *, max_rows: int) -> None:
-    """Raises: SubmissionError (NOT_IN_POOL) when one of the first `max_rows` rows is not in the evaluation pool.
-
-    pool_keys: the `Row.key` of every pool row.
-    """
-    counted = rows[:max_rows]
-    lines = foreign_lines(counted, pool_keys)
-    if not lines:
-        return
-    named = ", ".join(str(line) for line in lines[:_LINES_NAMED])
-    more = ", ..." if len(lines) > _LINES_NAMED else ""
-    raise SubmissionError(
-        Reason.NOT_IN_POOL,
-        f"{len(lines)} of the {len(counted)} rows that count are not in the evaluation pool: line {named}{more}",
-    )
-
-
-def foreign_lines(rows: Iterable[Row | RowKey], pool_keys: Container[bytes]) -> list[int]:
-    """The lines of the rows that are not in the evaluation pool."""
-    return [row.line for row in rows if row.key not in pool_keys]
+# Earlier versions of one hotkey's dataset that are held against copies of them.
+MAX_VERSIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,3 +114,71 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
             more |= equal & plane
             equal &= ~plane
     return more
+
+
+def find_copies(
+    entrants: Mapping[SubmissionKey, Entrant],
+    seen: Mapping[SubmissionKey, Submission],
+    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
+) -> dict[SubmissionKey, DuplicateOf]:
+    """The copies among the entrants' datasets and the versions they grew from.
+
+    An entrant's own earlier versions stand beside it, or a copy of the first would refuse the second. Only those that
+    the rule itself would call copies of the present one do, and only the earliest few: nobody can hold the pool with
+    datasets that are not in the competition. What a hotkey committed before its registration stands for nothing.
+    """
+    current = {key.hotkey: key for key, entrant in entrants.items() if entrant.refusal is None and key in datasets}
+    candidates = [_as_candidate(key, entrants[key].rank_block, datasets[key]) for key in current.values()]
+    for hotkey, versions in _earlier_versions(current, entrants, seen, datasets).items():
+        rows = set(datasets[current[hotkey]])
+        related = [key for key in versions if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT]
+        candidates += [_as_candidate(key, seen[key].first_block, datasets[key]) for key in related[:MAX_VERSIONS]]
+    return {SubmissionKey(*identity): copy for identity, copy in find_duplicates(candidates).items()}
+
+
+def find_doubts(
+    entrants: Mapping[SubmissionKey, Entrant],
+    seen: Mapping[SubmissionKey, Submission],
+    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
+) -> dict[SubmissionKey, DuplicateOf]:
+    """What might be a copy once the present rows of an entrant are known of which only earlier versions are.
+
+    They would count then, if they are related to it. Whose rows have nothing to do with them is in no doubt, however
+    many commit anew all the time.
+    """
+    unread = {key.hotkey: key for key, entrant in entrants.items() if entrant.refusal is None and key not in datasets}
+    versions = _earlier_versions(unread, entrants, seen, datasets).values()
+    if not versions:
+        return {}
+    some = {key for one in versions for key in (*one[:MAX_VERSIONS], *one[-MAX_VERSIONS:])}
+    candidates = [_as_candidate(key, seen[key].first_block, datasets[key]) for key in some]
+    present = [key for key, entrant in entrants.items() if entrant.refusal is None and key in datasets]
+    candidates += [_as_candidate(key, entrants[key].rank_block, datasets[key]) for key in present]
+    found = {SubmissionKey(*identity): copy for identity, copy in find_duplicates(candidates).items()}
+    return {key: copy for key, copy in found.items() if key in entrants and copy.hotkey in unread}
+
+
+def _earlier_versions(
+    current: Mapping[str, SubmissionKey],
+    entrants: Mapping[SubmissionKey, Entrant],
+    seen: Mapping[SubmissionKey, Submission],
+    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
+) -> dict[str, list[SubmissionKey]]:
+    """What each hotkey with a present dataset committed before it in its present life, earliest first."""
+    versions: dict[str, list[SubmissionKey]] = {}
+    for key in sorted(seen.keys() & datasets.keys(), key=lambda key: (seen[key].first_block, key)):
+        now = current.get(key.hotkey)
+        if now is not None and key != now and seen[key].first_block > entrants[now].registration_block:
+            versions.setdefault(key.hotkey, []).append(key)
+    return versions
+
+
+def _as_candidate(key: SubmissionKey, block: int, row_keys: tuple[bytes, ...]) -> Candidate:
+    return Candidate(hotkey=key.hotkey, commit=key.entry, block=block, row_keys=row_keys)
+
+
+def eligible_datasets(
+    datasets: Mapping[SubmissionKey, tuple[bytes, ...]], verdicts: Mapping[SubmissionKey, Verdict]
+) -> dict[SubmissionKey, tuple[bytes, ...]]:
+    """Those that can be originals or copies: what was refused after its check is neither."""
+    return {key: rows for key, rows in datasets.items() if key not in verdicts or verdicts[key].reason is None}

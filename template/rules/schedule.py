@@ -9,10 +9,9 @@ closes at its end block, or as soon as nothing is left to do when it is the last
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from template.records import ChainView
+from template.records import Attempt, ChainView, Round, SubmissionKey, Verdict, WeightIntent
 from template.rules.duplicates import DuplicateOf
-from template.rules.leaderboard import Entrant, order_entries
-from template.state import Attempt, Round, SubmissionKey, Verdict, WeightIntent
+from template.rules.entries import Entrant, order_entries
 
 # Tries that end in a fault of this machine before a submission is parked until its `next_at`: it holds nothing up.
 MAX_HOST_FAILURES = 3
@@ -57,7 +56,7 @@ class State:
     That is `rounds_done`, its closed rounds; `running`, the submissions being scored; `free`, how many more it could
     score at once; `fetching`, those being downloaded, of whichever round; `room`, how many more downloads it could
     begin; `lost`, datasets whose file was gone from the disk when it was to be scored. doubts: what might be a copy
-    yet, see `template.rules.leaderboard.find_doubts`. entrants: of the round's
+    yet, see `template.rules.duplicates.find_doubts`. entrants: of the round's
     snapshot, empty between rounds. repeats: intents that gave earlier shares again, of the newest round; unsettled:
     intents of any round without an outcome. last_start_block: of the newest round, open or not; None before the first.
     """

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from template.competition import Competition
 from template.constants import MIN_WEIGHT
 from template.errors import ConfigError
 
@@ -81,3 +82,17 @@ def weights_from_scores(
     if not by_uid:
         return None if owner_uid is None else {owner_uid: 1.0}
     return dict(sorted(by_uid.items()))
+
+
+def score_of(loss: float, competition: Competition) -> float:
+    """The score of a loss in its own competition."""
+    return compute_score(
+        loss,
+        competition.bench,
+        competition.minb,
+        competition.maxb,
+        competition.pow,
+        competition.bheight,
+        competition.id,
+        competition.id,
+    )

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from template.errors import ConfigError, HostError
-from template.lockfile import take_lock
+from template.files import take_lock
 from template.store.migrations import MIGRATIONS
 
 _BUSY_TIMEOUT_S = 10.0

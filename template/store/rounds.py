@@ -7,8 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from template.errors import Reason
-from template.records import WeightOutcome
-from template.state import Contest, Gauges, Round, RoundEntry, Running, Standing, SubmissionKey, WeightIntent
+from template.records import (
+    Contest,
+    Gauges,
+    Round,
+    RoundEntry,
+    Running,
+    Standing,
+    SubmissionKey,
+    WeightIntent,
+    WeightOutcome,
+)
 from template.store.database import StateFile
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from template.competition import Competition
 from template.errors import Reason
-from template.state import Attempt, Contest, Submission, SubmissionKey, Verdict
+from template.records import Attempt, Contest, Submission, SubmissionKey, Verdict
 from template.store.database import StateFile
 
 # Datasets whose row keys are kept although nothing rests on them; whoever commits an older one again is read again.

@@ -31,6 +31,16 @@ from template.terminal import plain_line
 if TYPE_CHECKING:
     from loguru import Message, Record
 
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 _FORMAT = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> <level>{level: <7}</level> {message}\n"
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -44,19 +54,6 @@ KEPT_FILES = 10
 """Log files kept, the current one included."""
 
 _COMPLAINT_INTERVAL_S = 3600.0
-
-
-def _spell_out(record: "Record") -> None:
-    record["message"] = plain_line(record["message"])
-
-
-def _choose_format(record: "Record") -> str:
-    """The form of a line, with the traceback indented below it where there is one."""
-    if record["exception"] is None:
-        return _FORMAT
-    trace = "".join(traceback.format_exception(*record["exception"]))
-    record["extra"]["trace"] = "".join(f"  {plain_line(line)}\n" for line in trace.split("\n") if line)
-    return _FORMAT + "{extra[trace]}"
 
 
 class _Router(logging.Handler):
@@ -169,6 +166,19 @@ class _RotatingFile(RotatingFileHandler):
             super().close()
 
 
+def _spell_out(record: "Record") -> None:
+    record["message"] = plain_line(record["message"])
+
+
+def _choose_format(record: "Record") -> str:
+    """The form of a line, with the traceback indented below it where there is one."""
+    if record["exception"] is None:
+        return _FORMAT
+    trace = "".join(traceback.format_exception(*record["exception"]))
+    record["extra"]["trace"] = "".join(f"  {plain_line(line)}\n" for line in trace.split("\n") if line)
+    return _FORMAT + "{extra[trace]}"
+
+
 def log_level(*, is_debug: bool, is_trace: bool) -> str:
     """The least that goes into the logs, by loguru's name."""
     return "TRACE" if is_trace else "DEBUG" if is_debug else "INFO"
@@ -206,3 +216,13 @@ def _open_json_lines(path: Path, redact: Redactor) -> _JsonLines:
         return _JsonLines(path, redact)
     except OSError as error:
         raise ConfigError(f"--logging.file {path}: cannot be opened: {error.strerror or error}") from error
+
+
+def quiet_libraries() -> None:
+    """Keeps the clients' progress bars and advice out of the logs. Before they are imported: they read it then."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What these two say to each other about their next major version is nothing an operator can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")

@@ -3,7 +3,7 @@
 from collections import Counter
 from statistics import median
 
-from template.state import Gauges, RoundReport, Standing
+from template.records import Gauges, RoundReport, Standing
 
 # Which metric is the axis of those whose names match.
 STEP_METRICS = {"live/*": "live/block", "round/*": "round/start_block"}

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from loguru import logger
 
-from template.state import Gauges, RoundReport
+from template.records import Gauges, RoundReport
 from template.telemetry.metrics import STEP_METRICS, TABLE_COLUMNS, live_metrics, round_metrics, table_rows
 from template.telemetry.wandb_link import WandbLink
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from template.config import Hyperparameters, TrainingArgs
 from template.data.chat_templates import ChatTemplate, template_for
-from template.data.rows import EncodedRow, Tokenize
+from template.data.encoding import EncodedRow, Tokenize
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.training import determinism
 from template.training.attention import Block, Spans, attend_packed
@@ -134,7 +134,7 @@ class ScoringModel:
         return {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
 
     def tokenize(self, before: str, content: str = "", after: str = "", /) -> list[int]:
-        """As `template.data.rows.Tokenize`. Raises: SubmissionError (MALFORMED) for a token that has no embedding."""
+        """As `Tokenize`. Raises: SubmissionError (MALFORMED) for a token that has no embedding."""
         ids = self._tokenize(before, content, after)
         if max(ids, default=0) >= self.vocabulary_size:
             # Some tokenizers know more than their text model does, such as an image marker; CUDA would not survive it.

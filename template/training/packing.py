@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from template.data.rows import EncodedRow
+from template.data.encoding import EncodedRow
 from template.training.attention import Block, Spans
 
 # A pack's length, and that of an attention block's rows, are multiples of these. CPU kernels are compiled for each

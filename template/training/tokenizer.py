@@ -14,7 +14,7 @@ import transformers
 
 
 class PieceTokenizer:
-    """`template.data.rows.Tokenize` by one of transformers' tokenizers."""
+    """`template.data.encoding.Tokenize` by one of transformers' tokenizers."""
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer

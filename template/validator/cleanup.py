@@ -10,8 +10,8 @@ from loguru import logger
 
 from template.competition import is_commit
 from template.constants import DEFAULT_DUPLICATE_COUNT
-from template.rules.leaderboard import MAX_VERSIONS
-from template.state import Round, Submission, SubmissionKey
+from template.records import Round, Submission, SubmissionKey
+from template.rules.duplicates import MAX_VERSIONS
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
 from template.validator.evaluation import Judge
@@ -85,7 +85,7 @@ class Housekeeper:
 def _still_needed(
     current: Round, seen: Mapping[SubmissionKey, Submission], datasets: Mapping[SubmissionKey, tuple[bytes, ...]]
 ) -> set[SubmissionKey]:
-    """The round's entries, and those versions of each that `template.rules.leaderboard.find_copies` holds copies
+    """The round's entries, and those versions of each that `template.rules.duplicates.find_copies` holds copies
     against.
 
     Of a hotkey whose present rows are not known, the earliest and the latest versions stay until they are.

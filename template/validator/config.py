@@ -1,29 +1,13 @@
 """What a validator is built from: the operator's choices, and what it asks of the chain and of whoever watches."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from template.competition import Competition
-from template.records import ChainView, WeightOutcome
+from template.records import Gauges, RoundReport
 from template.rules.schedule import Policy
-from template.state import Gauges, RoundReport
-
-
-class ChainSeam(Protocol):
-    """What the validator asks of `template.chain.client.Chain`."""
-
-    netuid: int
-
-    @property
-    def hotkey(self) -> str: ...
-    def view(self, block: int | None = None) -> ChainView: ...
-    def block_hash(self, block: int) -> str: ...
-    def sealed_blocks(self, reveals: Mapping[str, int]) -> dict[str, int]: ...
-    def sign(self, message: bytes) -> str: ...
-    def set_weights(self, weights: Mapping[int, float]) -> WeightOutcome: ...
 
 
 class Watcher(Protocol):

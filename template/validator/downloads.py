@@ -16,7 +16,7 @@ from template.constants import DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
 from template.errors import HostError
 from template.hub import datasets
 from template.hub.storage import HubFile
-from template.state import SubmissionKey
+from template.records import SubmissionKey
 
 Download = Callable[[CommitmentRecord, Path, float], HubFile]
 """Fetches the file of a commitment into a folder within so many seconds. Raises: as

@@ -12,18 +12,18 @@ from pathlib import Path
 from loguru import logger
 
 from template import constants
+from template.chain.protocols import ValidatorChain
 from template.competition import CommitmentRecord
 from template.data.eval_set import PoolIndex
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
 from template.receipts.files import write_receipt
 from template.receipts.receipt import Receipt, ScoredSubmission
-from template.records import TrainResult
+from template.records import Attempt, Contest, Round, RoundEntry, SubmissionKey, TrainResult, Verdict
 from template.rules import schedule
-from template.rules.duplicates import may_yet_come
-from template.state import Attempt, Contest, Round, RoundEntry, SubmissionKey, Verdict
+from template.rules.entries import may_yet_come
 from template.store.store import Store
-from template.validator.config import ChainSeam, ValidatorConfig
+from template.validator.config import ValidatorConfig
 from template.validator.downloads import Fetched, Fetcher
 from template.workers.executor import Executor, Finished
 
@@ -59,7 +59,7 @@ class Judge:
         contest: Contest,
         pool: PoolIndex,
         *,
-        chain: ChainSeam,
+        chain: ValidatorChain,
         store: Store,
         executor: Executor,
         fetcher: Fetcher,

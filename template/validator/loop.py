@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 from loguru import logger
 
-from template.data.eval_set import PoolIndex, fetch_eval_set, read_pool_index
+from template.chain.protocols import ValidatorChain
+from template.data.eval_set import PoolIndex, read_pool_index
 from template.errors import ConfigError, HostError, RemoteError
-from template.records import ChainView
-from template.rules import leaderboard, schedule
+from template.hub.datasets import fetch_eval_set
+from template.records import ChainView, Contest, Round, Submission, SubmissionKey
+from template.rules import duplicates, entries, schedule
 from template.rules.duplicates import DuplicateOf
-from template.rules.leaderboard import Entrant
+from template.rules.entries import Entrant
 from template.rules.schedule import Action, State
-from template.state import Contest, Round, Submission, SubmissionKey
 from template.store.store import Store
 from template.validator.cleanup import Housekeeper, oldest_remembered_block
-from template.validator.config import ChainSeam, ValidatorConfig, Watcher
+from template.validator.config import ValidatorConfig, Watcher
 from template.validator.downloads import Fetcher
 from template.validator.evaluation import MISSING, Judge
 from template.validator.reporting import Reporter
@@ -57,7 +58,7 @@ class Validator:
     def __init__(
         self,
         config: ValidatorConfig,
-        chain: ChainSeam,
+        chain: ValidatorChain,
         store: Store,
         executor: Executor,
         fetcher: Fetcher,
@@ -89,7 +90,7 @@ class Validator:
         # What the store and the last view imply, kept so that an idle tick costs little.
         self._recorded: object = None
         self._seen: Mapping[SubmissionKey, Submission] = {}
-        self._openings: leaderboard.Openings = store.openings()
+        self._openings: entries.Openings = store.openings()
         self._entrants: tuple[int, Mapping[SubmissionKey, Entrant]] = (0, {})
         self._copies: Mapping[SubmissionKey, DuplicateOf] = {}
         self._doubts: Mapping[SubmissionKey, DuplicateOf] = {}
@@ -182,8 +183,8 @@ class Validator:
             return False
         self._open_contest(model, self._pool)
         logger.info(
-            "validator starts netuid={} block={} competition={} pool_rows={} model={}",
-            view.netuid, view.block, config.competition.id, len(self._pool.pool), model,
+            "validator starts netuid={} block={} competition={} eval_rows={} near_duplicate_rows={} model={}",
+            view.netuid, view.block, config.competition.id, len(self._pool.pool), self._pool.near_duplicates, model,
         )  # fmt: skip
         return True
 
@@ -212,12 +213,12 @@ class Validator:
     def _record_submissions(self, view: ChainView) -> None:
         """Records what is committed, unless it is what this process recorded last."""
         births = {neuron.hotkey: neuron.registration_block for neuron in view.neurons}
-        unknown = leaderboard.unknown_openings(view, self._openings)
+        unknown = entries.unknown_openings(view, self._openings)
         if unknown:
             self._openings = {**self._openings, **self._find_openings(unknown, view)}
         if (view.commitments, births, self._openings) == self._recorded:
             return
-        now = leaderboard.current_submissions(view, self._openings)
+        now = entries.current_submissions(view, self._openings)
         self._store.see_submissions(now, births)
         self._seen = self._read_seen(one.key for one in now)
         self._recorded = (view.commitments, births, self._openings)
@@ -295,7 +296,7 @@ class Validator:
         if current is None:
             return {}
         if self._entrants[0] != current.id:
-            found = {entry.key: leaderboard.read_entry(entry, self.config.competition) for entry in current.entries}
+            found = {entry.key: entries.read_entry(entry, self.config.competition) for entry in current.entries}
             self._entrants = (current.id, found)
         return self._entrants[1]
 
@@ -303,12 +304,12 @@ class Validator:
         self, judge: Judge, entrants: Mapping[SubmissionKey, Entrant]
     ) -> Mapping[SubmissionKey, DuplicateOf]:
         """The copies, found anew only when something that decides them changed since the last tick: a loss does not."""
-        known = leaderboard.eligible_datasets(judge.datasets, self._store.verdicts(judge.contest))
+        known = duplicates.eligible_datasets(judge.datasets, self._store.verdicts(judge.contest))
         blocks = {key: self._seen[key].first_block if key in self._seen else None for key in known}
         decisive = (judge.contest, entrants, blocks)
         if decisive != self._copies_of:
-            self._copies = leaderboard.find_copies(entrants, self._seen, known)
-            self._doubts = leaderboard.find_doubts(entrants, self._seen, known)
+            self._copies = duplicates.find_copies(entrants, self._seen, known)
+            self._doubts = duplicates.find_doubts(entrants, self._seen, known)
             self._copies_of = decisive
         return self._copies
 
@@ -368,7 +369,7 @@ class Validator:
         assert self._judge is not None
         snapshot = view if start_block == view.block else self._chain.view(start_block)
         self._record_submissions(snapshot)
-        if leaderboard.unknown_openings(snapshot, self._openings):
+        if entries.unknown_openings(snapshot, self._openings):
             raise RemoteError("no round can open: it is not known where some opened commitments were made")
         # With the ranks that were lost since by files that were not there.
         self._seen = self._read_seen(self._seen)
@@ -391,7 +392,7 @@ class Validator:
         else:
             logger.error("round {} closes without weights on chain: {}", current.id, errors[-1:])
         self._housekeeper.tidy(judge, current, self._seen)
-        self._openings = leaderboard.recent_openings(self._openings, before_block=oldest_remembered_block(current))
+        self._openings = entries.recent_openings(self._openings, before_block=oldest_remembered_block(current))
 
 
 def _device_of(model: str) -> str:

@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping
 
 from loguru import logger
 
+from template.chain.protocols import ValidatorChain
 from template.errors import ConfigError
+from template.receipts.files import write_round
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundAccount
-from template.receipts.round_files import write_round
-from template.records import ChainView
+from template.records import ChainView, Contest, Gauges, Round, RoundReport, Running, Standing, SubmissionKey
 from template.rules import schedule
 from template.rules.schedule import Action, State
-from template.state import Contest, Gauges, Round, RoundReport, Running, Standing, SubmissionKey
 from template.store.store import Store
-from template.validator.config import ChainSeam, ValidatorConfig, Watcher
+from template.validator.config import ValidatorConfig, Watcher
 from template.workers.executor import Executor
 
 # Seconds between two lines about the progress of a score, and between two looks that others get while nothing changes.
@@ -27,7 +27,7 @@ class Reporter:
         self,
         config: ValidatorConfig,
         *,
-        chain: ChainSeam,
+        chain: ValidatorChain,
         store: Store,
         executor: Executor,
         watcher: Watcher | None,

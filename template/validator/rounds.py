@@ -5,21 +5,23 @@ from collections.abc import Callable, Collection, Mapping
 
 from loguru import logger
 
+from template.chain.protocols import ValidatorChain
 from template.errors import ConfigError, RemoteError
-from template.records import ChainView
-from template.rules import leaderboard, schedule
-from template.rules.leaderboard import Entrant
+from template.records import ChainView, Round, RoundEntry, Submission, SubmissionKey
+from template.rules import duplicates, entries, schedule
+from template.rules.entries import Entrant
 from template.rules.seeds import seed_block, seed_from_hash
-from template.state import Round, RoundEntry, Submission, SubmissionKey
 from template.store.store import Store
-from template.validator.config import ChainSeam, LuckyNumFrom, ValidatorConfig
+from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.evaluation import Judge
 
 
 class Opener:
     """Opens the rounds of one validator."""
 
-    def __init__(self, config: ValidatorConfig, *, chain: ChainSeam, store: Store, now: Callable[[], float]) -> None:
+    def __init__(
+        self, config: ValidatorConfig, *, chain: ValidatorChain, store: Store, now: Callable[[], float]
+    ) -> None:
         self._config = config
         self._chain = chain
         self._store = store
@@ -49,7 +51,7 @@ class Opener:
         snapshot: ChainView,
         running: Collection[SubmissionKey],
         seen: Mapping[SubmissionKey, Submission],
-        openings: leaderboard.Openings,
+        openings: entries.Openings,
         *,
         opened_block: int,
         end_block: int,
@@ -57,14 +59,14 @@ class Opener:
         """A new round on `snapshot`. running: what is being scored now. seen, openings: all that was recorded."""
         store, config = self._store, self._config
         verdicts, attempts = store.verdicts(judge.contest), judge.attempts()
-        entrants = leaderboard.find_entrants(snapshot, seen, config.competition, openings)
+        entrants = entries.find_entrants(snapshot, seen, config.competition, openings)
         entrants = {
             key: one
             if key in judge.datasets or not (key in seen and seen[key].missing_block)
             else one.ranked_last(snapshot.block)
             for key, one in entrants.items()
         }
-        copies = leaderboard.find_copies(entrants, seen, leaderboard.eligible_datasets(judge.datasets, verdicts))
+        copies = duplicates.find_copies(entrants, seen, duplicates.eligible_datasets(judge.datasets, verdicts))
         queue = schedule.plan_queue(entrants, verdicts, copies, judge.datasets, attempts, self._now(), config.policy)
         # What was begun in an earlier round and is told of in this one or later.
         begun = store.begun_entries(judge.contest, store.unpublished(judge.contest).union(running))

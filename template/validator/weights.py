@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 from loguru import logger
 
-from template.records import ChainView, WeightOutcome
+from template.chain.protocols import ValidatorChain
+from template.records import ChainView, Contest, Round, Standing, WeightOutcome
 from template.rules import leaderboard, schedule
 from template.rules.schedule import State
-from template.state import Contest, Round, Standing
 from template.store.store import Store
-from template.validator.config import ChainSeam, ValidatorConfig
+from template.validator.config import ValidatorConfig
 
 # No weights could be made: not an error, while a validator is new.
 NOTHING_SCORED = "NothingScored"
@@ -18,7 +18,9 @@ NOTHING_SCORED = "NothingScored"
 class Scale:
     """Makes the tables and submits the weights of one validator."""
 
-    def __init__(self, config: ValidatorConfig, *, chain: ChainSeam, store: Store, now: Callable[[], float]) -> None:
+    def __init__(
+        self, config: ValidatorConfig, *, chain: ValidatorChain, store: Store, now: Callable[[], float]
+    ) -> None:
         self._config = config
         self._chain = chain
         self._store = store

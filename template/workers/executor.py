@@ -14,8 +14,7 @@ from template.competition import Competition
 from template.config import TrainingArgs
 from template.constants import SCORE_VERSION
 from template.errors import SubnetError
-from template.records import Progress, TrainResult
-from template.state import Running, SubmissionKey
+from template.records import Progress, Running, SubmissionKey, TrainResult
 
 if TYPE_CHECKING:
     from template.train import RunOptions
@@ -61,7 +60,7 @@ class Scorer:
         Raises: as `template.train.run_lora` does for the model.
         """
         from template.train import identify_model
-        from template.training.determinism import machine_digest
+        from template.training.environment import machine_digest
 
         held = identify_model(self._options(None), self.cache_dir)
         dtype = str(held.dtype).removeprefix("torch.")

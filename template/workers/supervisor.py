@@ -20,9 +20,7 @@ from loguru import logger
 
 from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError, SubnetError
-from template.receipts.receipt import LOCATION
-from template.records import TrainResult
-from template.state import Running, SubmissionKey
+from template.records import LOCATION, Running, SubmissionKey, TrainResult
 from template.workers import messages, timeouts
 from template.workers.child import Child
 from template.workers.executor import Finished, Scorer

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from loguru import logger
 
-from template import cli
 from template.errors import SubnetError
 from template.records import Progress
+from template.telemetry import logging
 from template.telemetry import logging as tracking
 from template.workers import messages
 from template.workers.executor import Scorer
@@ -121,7 +121,7 @@ def receive(commands: BinaryIO, jobs: SimpleQueue[bytes]) -> None:
 def configure_logging(link: Link, level: str) -> None:
     """Everything that is logged here, the libraries' own lines included, goes to the parent, which has the sinks."""
     tracking.configure_logging(is_trace=level == "TRACE")
-    cli.quiet_libraries()
+    logging.quiet_libraries()
     logger.remove()
     logger.add(link.log, level=level, format="{message}", backtrace=False, diagnose=False)
 
@@ -177,7 +177,7 @@ def load(scorer: Scorer) -> messages.Loaded:
 
     Raises: as `Scorer.load`.
     """
-    from template.training.determinism import choose_device, choose_dtype, describe_environment
+    from template.training.environment import choose_device, choose_dtype, describe_environment
 
     model = scorer.load()
     device = choose_device(scorer.device)

@@ -19,8 +19,7 @@ from template.localnet.chain import LocalChain
 from template.localnet.network import NETUID
 from template.localnet.substrate import LocalSubstrate
 from template.receipts.receipt import Receipt, ScoredSubmission
-from template.records import TrainResult
-from template.state import Running, SubmissionKey, Verdict
+from template.records import Running, SubmissionKey, TrainResult, Verdict
 from template.store.store import Store
 from template.workers.executor import Finished
 

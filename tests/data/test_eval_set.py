@@ -11,9 +11,10 @@ import pytest
 
 from template import constants
 from template.competition import Competition
-from template.data.eval_set import Pool, PoolIndex, check_dataset, fetch_eval_set, read_pool, read_pool_index
+from template.data.eval_set import Pool, PoolIndex, check_dataset, read_pool, read_pool_index
 from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.hub.datasets import fetch_eval_set
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from tests.fixtures.hub import REPO

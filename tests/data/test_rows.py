@@ -16,17 +16,8 @@ import pytest
 from template import constants
 from template.config import load_training_args
 from template.data.chat_templates import template_for
-from template.data.rows import (
-    POOL_LIMITS,
-    SUBMISSION_LIMITS,
-    EncodedRow,
-    Limits,
-    Message,
-    Row,
-    encode_row,
-    parse_rows,
-    surely_has_target,
-)
+from template.data.encoding import EncodedRow, encode_row, surely_has_target
+from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Limits, Message, Row, parse_rows
 from template.errors import Reason, SubmissionError
 from template.training.model import load_tokenizer
 

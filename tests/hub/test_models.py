@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import close_session
 
 from template.config import TrainingArgs, load_training_args
-from template.data.rows import Tokenize
+from template.data.encoding import Tokenize
 from template.errors import RemoteError, SubnetError
 from template.hub import datasets, transport
 from template.localnet.hub_faults import Fault, FaultKind, set_faults

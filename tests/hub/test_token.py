@@ -14,7 +14,6 @@ from huggingface_hub.utils._http import default_client_factory
 
 from template.competition import Competition
 from template.config import load_training_args
-from template.data import eval_set
 from template.errors import RemoteError, SubnetError
 from template.hub import client as hub_client
 from template.hub import datasets
@@ -36,7 +35,7 @@ LISTING, FILE = "/paths-info/", "/resolve/"
 class Hosts:
     """The endpoint, another host, and what each was asked, as (endpoint, request)."""
 
-    datasets: HubServer
+    hub: HubServer
     elsewhere: HubServer
     seen: list[Call]
 
@@ -137,7 +136,7 @@ def test_an_evaluation_set_at_a_store(hosts: Hosts, tmp_path: Path) -> None:
     there = publish(hosts.elsewhere.store.root, "alice/pool", {"pool.jsonl": OLD})
     hosts.misbehave(to(hosts, 302, at=FILE, path=f"/datasets/alice/pool/resolve/{there}/pool.jsonl"))
     competition = replace(Competition.from_defaults(), repo="alice/pool", eval_commit=commit)
-    assert eval_set.fetch_eval_set(competition, tmp_path / "eval", None, TOKEN).read_bytes() == OLD
+    assert datasets.fetch_eval_set(competition, tmp_path / "eval", None, TOKEN).read_bytes() == OLD
     hosts.check()
 
 

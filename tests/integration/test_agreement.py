@@ -14,8 +14,8 @@ import pytest
 from template.config import load_training_args
 from template.localnet.network import make_hotkey
 from template.receipts.receipt import Receipt
+from template.records import SubmissionKey
 from template.rules.schedule import Policy
-from template.state import SubmissionKey
 from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.loop import Validator

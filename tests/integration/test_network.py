@@ -20,11 +20,11 @@ from template.constants import DATA_FILE, SCORE_VERSION
 from template.errors import Reason
 from template.receipts.files import read_receipt
 from template.receipts.receipt import Receipt
-from template.rules.leaderboard import score_of
-from template.state import Round, Standing, SubmissionKey, WeightIntent
+from template.records import Round, Standing, SubmissionKey, WeightIntent
+from template.rules.scoring import score_of
 from template.store.store import Store
 from template.train import RunOptions, train_lora
-from template.training.determinism import machine_digest
+from template.training.environment import machine_digest
 from tests.fixtures.network import (
     COMPUTE_LOSS,
     LARGE,

@@ -19,10 +19,9 @@ from template.localnet.hub_faults import Fault as HubFault
 from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.hub_store import publish
 from template.localnet.network import NETUID, make_hotkey
-from template.records import Progress
+from template.records import Progress, SubmissionKey, Verdict
 from template.rules.duplicates import Candidate
 from template.rules.schedule import Policy
-from template.state import SubmissionKey, Verdict
 from template.train import train_lora
 from template.training import loop
 from template.validator.loop import MISSING_AGAIN_S

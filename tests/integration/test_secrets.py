@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from loguru import logger
 
-from template import cli
+from template import cli, files
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import ConfigError, HostError
@@ -267,7 +267,7 @@ def test_a_child_is_given_the_secrets_that_are_named_and_no_other() -> None:
 
 
 def check(folder: Path) -> Path:
-    return cli.check_private_folder(folder, "--state_dir", marks=("validator.sqlite3",))
+    return files.check_private_folder(folder, "--state_dir", marks=("validator.sqlite3",))
 
 
 @pytest.mark.parametrize("content", [[], ["validator.sqlite3", "log"]])
@@ -321,7 +321,7 @@ def test_a_folder_that_root_made_for_a_group_is_used_and_one_for_everybody_is_no
 def test_what_a_miners_tools_left_under_another_umask_is_closed_and_used(tmp_path: Path, inside: str) -> None:
     (tmp_path / "miner" / inside).mkdir(parents=True)
     (tmp_path / "miner").chmod(0o775)
-    folder = cli.check_private_folder(tmp_path / "miner", "--work_dir", marks=cli.WORK_DIR_MARKS)
+    folder = files.check_private_folder(tmp_path / "miner", "--work_dir", marks=cli.WORK_DIR_MARKS)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 

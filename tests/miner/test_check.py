@@ -9,7 +9,8 @@ from template.constants import MAX_SUBMISSION_BYTES, MAX_SUBMISSION_ROWS
 from template.data.eval_set import check_dataset
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, RemoteError, SubmissionError
-from template.miner.check import Comparison, Inspection, Neighbour, Neighbourhood, compare, find_ranks, inspect_file
+from template.miner.check import Inspection, inspect_file
+from template.miner.competitors import Comparison, Neighbour, Neighbourhood, compare, find_ranks
 
 MAX_ROWS = 6
 NOW = 1000

@@ -12,9 +12,10 @@ import yaml
 from template.competition import Competition
 from template.config import load_training_args
 from template.constants import DEFAULT_DUPLICATE_COUNT
+from template.data.eval_set import check_membership
 from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, SubmissionError
-from template.rules.duplicates import Candidate, check_membership, find_duplicates
+from template.rules.duplicates import Candidate, find_duplicates
 
 SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 

@@ -13,8 +13,8 @@ import pytest
 
 from template.chain.client import verify_signature
 from template.errors import ConfigError, HostError
+from template.receipts.files import MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
 from template.receipts.round_file import MAX_ENTRIES, RoundFile, RoundHeader, make_round_lines
-from template.receipts.round_files import MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
 from template.receipts.verify import find_bad_signatures, find_notes
 from tests.fixtures.rounds import ACCOUNT, COMPETITION, SIGNER, complaints, known, sign
 

@@ -14,8 +14,8 @@ import pytest
 
 from template.chain.client import verify_signature
 from template.errors import ConfigError
+from template.receipts.files import read_round, write_round
 from template.receipts.round_file import RoundFile, RoundHeader
-from template.receipts.round_files import read_round, write_round
 from template.receipts.verify import (
     find_bad_signatures,
     find_chain_conflicts,

@@ -14,17 +14,12 @@ import pytest
 
 from template.competition import CommitmentRecord, Competition
 from template.constants import DEFAULT_DUPLICATE_COUNT
+from template.data.eval_set import check_membership
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, SubmissionError
 from template.rules import duplicates as admission
-from template.rules.duplicates import (
-    Candidate,
-    DuplicateOf,
-    check_competition,
-    check_membership,
-    check_registration,
-    find_duplicates,
-)
+from template.rules.duplicates import Candidate, DuplicateOf, find_duplicates
+from template.rules.entries import check_competition, check_registration
 
 
 def key(number: int) -> bytes:

@@ -8,23 +8,17 @@ import pytest
 
 from template.competition import CommitmentRecord, Competition
 from template.errors import Reason
-from template.records import ChainCommitment, ChainView
-from template.rules.duplicates import DuplicateOf
-from template.rules.leaderboard import (
+from template.records import ChainCommitment, ChainView, Standing, Submission, SubmissionKey, Verdict
+from template.rules.duplicates import DuplicateOf, eligible_datasets, find_copies, find_doubts
+from template.rules.entries import (
     Entrant,
-    align_shares,
-    choose_shares,
     current_submissions,
-    eligible_datasets,
-    find_copies,
-    find_doubts,
     find_entrants,
-    make_standings,
     order_entries,
     read_entry,
     unknown_openings,
 )
-from template.state import Standing, Submission, SubmissionKey, Verdict
+from template.rules.leaderboard import align_shares, choose_shares, make_standings
 from tests.fixtures.views import OWNER, make_commitment, make_entry, make_key, make_neuron, make_view
 
 COMPETITION = Competition.from_defaults()

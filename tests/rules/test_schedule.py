@@ -9,9 +9,9 @@ import pytest
 
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
-from template.records import ChainView, WeightOutcome
+from template.records import Attempt, ChainView, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent, WeightOutcome
 from template.rules.duplicates import DuplicateOf
-from template.rules.leaderboard import Entrant
+from template.rules.entries import Entrant
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
     MAX_WEIGHTS_PAUSE_BLOCKS,
@@ -32,7 +32,6 @@ from template.rules.schedule import (
     keep_alive,
     plan_queue,
 )
-from template.state import Attempt, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent
 from tests.fixtures.views import make_key, make_neuron, make_view
 
 ME = "me"

@@ -11,9 +11,9 @@ import pytest
 
 from template.competition import CommitmentRecord
 from template.errors import Reason
-from template.records import ChainView, WeightOutcome
+from template.records import Attempt, ChainView, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent, WeightOutcome
 from template.rules.duplicates import DuplicateOf
-from template.rules.leaderboard import Entrant
+from template.rules.entries import Entrant
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
     UNKNOWN_OUTCOME_BLOCKS,
@@ -31,7 +31,6 @@ from template.rules.schedule import (
     decide,
     plan_queue,
 )
-from template.state import Attempt, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent
 from tests.fixtures.views import make_key, make_neuron, make_view
 
 BLOCK_S = 12.0

@@ -20,7 +20,7 @@ from scripts.bench.report import OURS, REFERENCE, check, compare, judge, summari
 from scripts.bench.rows import ROW_SETS, SHAPES, RowMaker, make_folders
 from template.config import load_training_args
 from template.data.chat_templates import template_for
-from template.data.rows import EncodedRow
+from template.data.encoding import EncodedRow
 from template.errors import ConfigError, HostError
 from template.training.model import load_tokenizer
 from tests.fixtures.network import call_main

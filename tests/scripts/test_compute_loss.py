@@ -17,7 +17,7 @@ from template.miner.compare import compare_paired
 from template.receipts.files import read_receipt, write_receipt
 from template.receipts.receipt import Receipt, ScoredSubmission
 from template.records import TrainResult
-from template.rules.leaderboard import score_of
+from template.rules.scoring import score_of
 from template.workers.executor import Scorer
 from tests.fixtures.network import (
     COMPUTE_LOSS,

@@ -14,10 +14,10 @@ import pytest
 
 from scripts import status
 from template.errors import ConfigError, Reason
+from template.records import Attempt, Contest, Standing
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
-from template.state import Attempt, Contest, Standing
 from template.store.store import Store
-from template.validator.status_reading import count_bytes, find_holder, measure_disk, read_status
+from template.validator.status import count_bytes, find_holder, measure_disk, read_status
 from tests.fixtures.network import LARGE, ROOT, SMALL, Net, SteppingChain, call_main, make_copy, run_process
 from tests.fixtures.status import ALICE, BOB, NOW, entry, make_round
 from tests.fixtures.validator import Bench, open_bench

@@ -15,7 +15,7 @@ import pytest
 
 from template.competition import Competition
 from template.errors import ConfigError, HostError
-from template.state import Attempt, Contest, Submission, SubmissionKey, Verdict
+from template.records import Attempt, Contest, Submission, SubmissionKey, Verdict
 from template.store import database
 from template.store.migrations import MIGRATIONS, Execute
 from template.store.store import Store
@@ -309,7 +309,7 @@ def test_sigkill_between_verdict_and_receipt_leaves_neither(path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from template.competition import Competition
-from template.state import SubmissionKey, Verdict
+from template.records import SubmissionKey, Verdict
 from template.store.store import Store
 store = Store(Path(sys.argv[1]))
 contest = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)

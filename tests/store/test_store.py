@@ -12,9 +12,7 @@ import pytest
 
 from template.competition import Competition
 from template.errors import Reason
-from template.records import WeightOutcome
-from template.rules.leaderboard import recent_openings
-from template.state import (
+from template.records import (
     Attempt,
     Contest,
     Gauges,
@@ -25,7 +23,9 @@ from template.state import (
     Submission,
     SubmissionKey,
     Verdict,
+    WeightOutcome,
 )
+from template.rules.entries import recent_openings
 from template.store import submissions
 from template.store.store import Store
 from template.store.submissions import KnownVerdicts

@@ -15,7 +15,7 @@ LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (TRACE|DEBUG|INFO|WARNING|ERR
 # Client loggers are asked for as the clients do it, before and after the logs are set up.
 CLIENTS = """
 import logging, sys, warnings
-from template.cli import quiet_libraries
+from template.telemetry.logging import quiet_libraries
 from template.telemetry.logging import configure_logging
 def load():
     import huggingface_hub, bittensor, transformers.utils.logging

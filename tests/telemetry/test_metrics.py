@@ -1,8 +1,7 @@
 """What a dashboard shows, as numbers and rows."""
 
 from template.errors import Reason
-from template.records import WeightOutcome
-from template.state import Gauges, Round, RoundReport, Running, Standing, SubmissionKey, WeightIntent
+from template.records import Gauges, Round, RoundReport, Running, Standing, SubmissionKey, WeightIntent, WeightOutcome
 from template.telemetry.metrics import TABLE_COLUMNS, live_metrics, round_metrics, table_rows
 
 COMMIT = "0" * 40

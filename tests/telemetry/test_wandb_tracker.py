@@ -19,7 +19,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from template import cli
 from template.errors import Reason
-from template.state import Gauges, Round, RoundReport, Standing, SubmissionKey
+from template.records import Gauges, Round, RoundReport, Standing, SubmissionKey
 from template.telemetry import wandb_tracker
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_process import child_processes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from template.training import backprop, determinism
+from template.training import determinism, loop
 from template.training.model import ScoringModel
 from template.training.packing import Pack, pack_apart
 from tests.fixtures.training import CPU, Bench, encode, make_rows, shift_adapter
@@ -75,7 +75,7 @@ class Watched:
 
 def accumulate(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
     """The step's loss and gradients."""
-    with backprop.open_accumulator(watched) as run:
+    with loop.open_accumulator(watched) as run:
         loss = run(step, packs, sum(len(pack.targets) for pack in packs))
     return [loss, *(parameter.grad for parameter in watched.adapter_parameters.values())]
 
@@ -231,7 +231,7 @@ def test_a_single_core_works_on_one_pack_at_a_time_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(determinism, "thread_count", lambda: 1)
         assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs), expected, strict=True))
-        assert backprop.lane_count() == 1
+        assert loop.lane_count() == 1
     assert watched.order == list(range(6))
     assert {count for _, count in watched.threads.values()} == {1}
 

@@ -10,7 +10,7 @@ import torch
 
 from template.records import TrainResult
 from template.train import RunOptions, run_lora
-from template.training import backprop, determinism, loop
+from template.training import determinism, loop
 from template.training.cuda_graphs import LENGTH_STEP
 from template.training.model import ScoringModel, load_model
 from template.training.packing import pack_apart, pack_shared
@@ -72,7 +72,7 @@ def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) 
     packs = list(pack_apart(rows, range(4), 10**6, CUDA, True))
     model.reset_adapter(7)
     shift_adapter(model)
-    with determinism.deterministic(CUDA), backprop.open_accumulator(model) as accumulate:
+    with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
         without = accumulate(0, packs, 100).item()
         model.set_dropout(True)
         assert accumulate(0, packs, 100).item() != without
@@ -105,14 +105,14 @@ def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, co
         shift_adapter(model)
     with determinism.deterministic(CUDA):
         packs = list(pack_apart(rows, range(count), 10**6, CUDA, True))
-        with backprop.open_accumulator(ours) as accumulate:
+        with loop.open_accumulator(ours) as accumulate:
             loss = accumulate(0, packs, targets).item()
             gradients = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
             # Recorded once, replayed to the same bits.
             assert accumulate(0, packs, targets).item() == loss
             again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
             assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
-    with determinism.deterministic(CPU), backprop.open_accumulator(plain) as accumulate:
+    with determinism.deterministic(CPU), loop.open_accumulator(plain) as accumulate:
         expected = accumulate(0, list(pack_apart(rows, range(count), 10**6, CPU)), targets).item()
     assert loss == pytest.approx(expected, rel=0.01)
     for name, gradient in zip(plain.adapter_parameters, gradients, strict=True):
@@ -124,7 +124,7 @@ def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Be
     model.reset_adapter(7)
     shift_adapter(model)
     short, long = encode(model, make_rows(1, seed=3)), encode(model, make_rows(6, seed=4))
-    with determinism.deterministic(CUDA), backprop.open_accumulator(model) as accumulate:
+    with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
         packs = list(pack_apart(short, [0], 10**6, CUDA, True))
         first = accumulate(0, packs, 10)
         gradients = [parameter.grad.clone() for parameter in model.adapter_parameters.values()]
@@ -147,7 +147,7 @@ def test_dropout_in_a_graph_is_the_seeds_alone(bench: Bench) -> None:
         shift_adapter(model)
         return accumulate(step, packs, 100).item()
 
-    with determinism.deterministic(CUDA), backprop.open_accumulator(model) as accumulate:
+    with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
         first = run(7, 0)
         assert run(7, 1) != first
         assert run(8, 0) != first

@@ -13,42 +13,42 @@ import torch
 
 import template
 from template.errors import ConfigError, HostError
-from template.training import determinism
+from template.training import determinism, environment
 from tests.fixtures.training import CPU, ROOT
 
 
 def test_cpu_can_be_named_and_is_what_is_left_without_cuda() -> None:
-    assert determinism.choose_device("cpu") == CPU
+    assert environment.choose_device("cpu") == CPU
     if not torch.cuda.is_available():
-        assert determinism.choose_device() == CPU
+        assert environment.choose_device() == CPU
 
 
 @pytest.mark.parametrize("name", ["", "tpu", "cuda:-1", "cuda:x", "cuda:1000", "cuda:256", "mps", "meta", "cpu cuda"])
 def test_a_device_this_machine_does_not_have_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="--device"):
-        determinism.choose_device(name)
+        environment.choose_device(name)
 
 
 def test_dtype_is_the_one_named() -> None:
-    assert determinism.choose_dtype(CPU, "bfloat16") is torch.bfloat16
-    assert determinism.choose_dtype(torch.device("cuda"), "float32") is torch.float32
+    assert environment.choose_dtype(CPU, "bfloat16") is torch.bfloat16
+    assert environment.choose_dtype(torch.device("cuda"), "float32") is torch.float32
 
 
 def test_dtype_is_bfloat16_on_cuda_and_where_the_cpu_has_it() -> None:
-    assert determinism.choose_dtype(torch.device("cuda")) is torch.bfloat16
+    assert environment.choose_dtype(torch.device("cuda")) is torch.bfloat16
     flags = set()
     if os.path.exists("/proc/cpuinfo"):  # noqa: PTH110
         with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
             flags = next(({*line.split()} for line in lines if line.startswith("flags")), set())
     if flags:
         is_fast = bool({"avx512_bf16", "amx_tile"} & flags)
-        assert determinism.choose_dtype(CPU) is (torch.bfloat16 if is_fast else torch.float32)
+        assert environment.choose_dtype(CPU) is (torch.bfloat16 if is_fast else torch.float32)
 
 
 @pytest.mark.parametrize("name", ["", "float16", "bf16", "torch.float32"])
 def test_another_dtype_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="--dtype"):
-        determinism.choose_dtype(CPU, name)
+        environment.choose_dtype(CPU, name)
 
 
 def test_streams_differ_by_purpose_and_seed_and_repeat() -> None:
@@ -218,7 +218,7 @@ def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_relea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def digest() -> str:
-        return determinism.machine_digest(CPU, torch.float32)
+        return environment.machine_digest(CPU, torch.float32)
 
     before = digest()
     with monkeypatch.context() as patch:
@@ -239,16 +239,16 @@ def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_relea
 def test_inside_everything_is_pinned() -> None:
     torch.manual_seed(1)
     threads = torch.get_num_threads()
-    torch.set_num_threads(determinism.thread_count() + 1)
+    torch.set_num_threads(environment.thread_count() + 1)
     with determinism.deterministic(CPU):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.backends.cudnn.benchmark
         assert torch.backends.cudnn.deterministic
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        assert torch.get_num_threads() == determinism.thread_count()
+        assert torch.get_num_threads() == environment.thread_count()
         inside = torch.rand(4)
-    assert torch.get_num_threads() == determinism.thread_count() + 1
+    assert torch.get_num_threads() == environment.thread_count() + 1
     torch.set_num_threads(threads)
     assert torch.equal(torch.rand(4), inside)  # drawn inside, and yet not used up
 
@@ -261,17 +261,17 @@ def test_it_may_be_entered_again_inside() -> None:
 
 
 def test_environment_names_versions_device_and_dtype() -> None:
-    environment = determinism.describe_environment(CPU, torch.bfloat16)
-    assert environment["torch"] == torch.__version__
-    assert environment["package"] == template.__version__
-    assert (environment["device"], environment["dtype"]) == ("cpu", "bfloat16")
-    assert environment["threads"] == str(len(os.sched_getaffinity(0)))
-    assert all(isinstance(value, str) for value in environment.values())
+    found = environment.describe_environment(CPU, torch.bfloat16)
+    assert found["torch"] == torch.__version__
+    assert found["package"] == template.__version__
+    assert (found["device"], found["dtype"]) == ("cpu", "bfloat16")
+    assert found["threads"] == str(len(os.sched_getaffinity(0)))
+    assert all(isinstance(value, str) for value in found.values())
 
 
 def test_variables_that_steer_kernels_are_named_and_thread_counts_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def named() -> str:
-        return determinism.describe_environment(CPU, torch.float32)["kernel_variables"]
+        return environment.describe_environment(CPU, torch.float32)["kernel_variables"]
 
     before = named()
     with determinism.deterministic(CPU):  # which sets one for cuBLAS

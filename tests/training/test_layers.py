@@ -11,9 +11,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from template.training.attention import attend_packed
-from template.training.layers import GatedNetwork, RotaryAttention, _Rotated, replace_layers
+from template.training.layers import GatedNetwork, LeanRMSNorm, RotaryAttention, _Rotated, replace_layers
 from template.training.lora import AdaptedLinear
-from template.training.norm import LeanRMSNorm
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

@@ -11,9 +11,9 @@ import torch
 import transformers
 from peft import LoraConfig, TaskType, get_peft_model
 
-from template.data.rows import EncodedRow
+from template.data.encoding import EncodedRow
 from template.records import Progress
-from template.training import backprop, cross_entropy, loop
+from template.training import cross_entropy, loop
 from template.training.loop import NonFiniteLoss, evaluate, row_order, train_adapter
 from template.training.lora import AdaptedLinear
 from template.training.model import ScoringModel
@@ -234,7 +234,7 @@ def test_chunked_logits_give_the_losses_and_gradients_of_whole_ones(
     def gradients() -> tuple[float, torch.Tensor]:
         model.reset_adapter(7)
         shift_adapter(model)  # or lora_A has no gradient
-        with backprop.open_accumulator(model) as accumulate:
+        with loop.open_accumulator(model) as accumulate:
             loss = accumulate(0, packs, targets).item()
         return loss, torch.cat(
             [value.grad.flatten() for value in model.adapter_parameters.values() if value.grad is not None]

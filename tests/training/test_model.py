@@ -26,9 +26,9 @@ from template.localnet.hub_store import publish
 from template.localnet.tiny_model import make_tiny_model
 from template.training import determinism
 from template.training.dropout import CpuDropout
+from template.training.layers import LeanRMSNorm
 from template.training.lora import AdaptedLinear
 from template.training.model import ScoringModel, digest_folder, load_model, load_tokenizer
-from template.training.norm import LeanRMSNorm
 from template.training.packing import pack_apart
 from tests.fixtures.training import (
     CPU,

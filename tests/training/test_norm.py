@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from template.training.norm import LeanRMSNorm, replace_norms
+from template.training.layers import LeanRMSNorm, replace_norms
 
 WIDTH = 48
 THEIRS = [LlamaRMSNorm, Qwen2RMSNorm]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pytest
 import torch
 
-from template.data.rows import EncodedRow
+from template.data.encoding import EncodedRow
 from template.training.attention import Spans
 from template.training.packing import Group, Pack, find_groups, pack_apart, pack_evenly, pack_shared
 from tests.fixtures.training import CPU, place_targets, read_whole

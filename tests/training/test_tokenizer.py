@@ -8,7 +8,8 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from template.data.chat_templates import ChatTemplate, template_for
-from template.data.rows import SUBMISSION_LIMITS, Row, encode_row, parse_rows
+from template.data.encoding import encode_row
+from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.training.tokenizer import PieceTokenizer
 
 TEXT = [

@@ -12,11 +12,10 @@ import pytest
 from template.chain.client import beacon_round_at
 from template.errors import ConfigError, HostError, Reason, RemoteError
 from template.localnet.network import make_hotkey
-from template.receipts.round_files import read_round
+from template.receipts.files import read_round
 from template.receipts.verify import find_inconsistencies
-from template.records import ChainView
+from template.records import ChainView, SubmissionKey
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
-from template.state import SubmissionKey
 from template.validator.config import LuckyNumFrom
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_content, make_copy, use_hub
 from tests.fixtures.validator import Bench, open_bench

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from template.competition import Competition
-from template.data.eval_set import PoolIndex, fetch_eval_set
+from template.data.eval_set import PoolIndex
+from template.hub.datasets import fetch_eval_set
 from template.localnet.hub_store import publish
-from template.rules import leaderboard
-from template.rules.leaderboard import MAX_VERSIONS
+from template.records import Contest, Round, RoundEntry, Submission, SubmissionKey
+from template.rules import duplicates, entries
+from template.rules.duplicates import MAX_VERSIONS
 from template.rules.schedule import Policy
-from template.state import Contest, Round, RoundEntry, Submission, SubmissionKey
 from template.store.store import Store
 from template.validator.cleanup import Housekeeper
 from template.validator.config import ValidatorConfig
@@ -177,11 +178,11 @@ def test_pruning_never_changes_who_is_a_copy(house: House) -> None:
     house.check(present, row_keys(0, 130), at=NOW - 3600)
     seen = seen_of(*refused, *unrelated, grown_from, present, theft)
     current = make_round(present, theft)
-    entrants = {entry.key: leaderboard.read_entry(entry, house.config.competition) for entry in current.entries}
-    before = leaderboard.find_copies(entrants, seen, house.judge.datasets)
+    entrants = {entry.key: entries.read_entry(entry, house.config.competition) for entry in current.entries}
+    before = duplicates.find_copies(entrants, seen, house.judge.datasets)
     assert set(before) == {theft}
     house.tidy(current, seen)
-    after = leaderboard.find_copies(entrants, seen, house.judge.datasets)
+    after = duplicates.find_copies(entrants, seen, house.judge.datasets)
     assert after == before
     assert set(house.judge.datasets) == {grown_from, present, theft}
     assert house.store.dataset_keys(house.contest) == set(house.judge.datasets), "what memory forgets, the disk does"

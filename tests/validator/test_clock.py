@@ -6,8 +6,8 @@ import pytest
 
 from template.errors import HostError, Reason
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
+from template.records import Attempt, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
-from template.state import Attempt, Verdict
 from template.validator.downloads import Fetcher
 from template.validator.evaluation import PARKED_S, RETRY_MOST_S
 from template.validator.loop import MISSING_AGAIN_S

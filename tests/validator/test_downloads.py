@@ -17,8 +17,8 @@ from template.localnet import hub_server
 from template.localnet.hub_api import Answer, Call
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_store import HubStore
+from template.records import SubmissionKey
 from template.rules.schedule import Policy
-from template.state import SubmissionKey
 from template.validator.downloads import Fetcher, download
 from template.validator.evaluation import PATIENCE_FIRST_S
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, run_bounded

@@ -15,11 +15,10 @@ from template.localnet.hub_faults import Fault as HubFault
 from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
-from template.receipts.round_files import read_round
+from template.receipts.files import read_round
 from template.receipts.verify import find_inconsistencies
-from template.records import ChainView
+from template.records import ChainView, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
-from template.state import Verdict
 from template.validator.downloads import Fetcher
 from template.validator.loop import MISSING_AGAIN_S
 from tests.fixtures.network import (

@@ -8,12 +8,12 @@ import pytest
 from template.chain.client import verify_signature
 from template.errors import Reason, SubmissionError
 from template.localnet.network import make_hotkey
-from template.receipts.round_files import read_round
+from template.receipts.files import read_round
 from template.receipts.verify import find_bad_signatures, find_chain_conflicts, find_inconsistencies
 from template.records import ChainView
-from template.rules import leaderboard
-from template.rules.leaderboard import score_of
+from template.rules import duplicates, leaderboard
 from template.rules.schedule import Policy
+from template.rules.scoring import score_of
 from template.rules.seeds import seed_block, seed_from_hash
 from template.validator.config import LuckyNumFrom
 from tests.fixtures.network import (
@@ -281,7 +281,7 @@ def test_copies_are_looked_for_when_a_dataset_comes_and_not_when_a_loss_does(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
-    find_copies = leaderboard.find_copies
+    find_copies = duplicates.find_copies
 
     def look(entrants: Any, seen: Any, datasets: Any) -> Any:
         looks.append(len(datasets))

@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from template.records import WeightOutcome
+from template.records import Attempt, Gauges, Running, WeightIntent, WeightOutcome
 from template.rules.schedule import MAX_HOST_FAILURES
-from template.state import Attempt, Gauges, Running, WeightIntent
 from template.validator.status import Status, find_trouble
 from template.validator.status_report import describe
 from tests.fixtures.network import ROOT

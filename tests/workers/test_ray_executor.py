@@ -19,8 +19,7 @@ from loguru import logger
 from template.competition import Competition
 from template.constants import DATA_FILE
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.records import TrainResult
-from template.state import SubmissionKey
+from template.records import SubmissionKey, TrainResult
 from template.store.store import Store
 from template.workers.executor import Scorer
 from template.workers.ray_actor import Content

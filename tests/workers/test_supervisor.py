@@ -19,8 +19,7 @@ import pytest
 from template.competition import Competition
 from template.constants import DATA_FILE
 from template.errors import ConfigError, HostError, Reason, SubmissionError
-from template.records import TrainResult
-from template.state import SubmissionKey
+from template.records import SubmissionKey, TrainResult
 from template.workers import messages
 from template.workers import worker as worker_main
 from template.workers.executor import Finished, Scorer
@@ -181,7 +180,7 @@ def test_a_worker_that_is_killed_or_hangs_costs_no_score_and_its_successor_gives
 _PARENT = """
 import sys, time
 from template import wire
-from template.state import SubmissionKey
+from template.records import SubmissionKey
 from template.workers.worker import make_scorer
 from template.workers.supervisor import LocalExecutor
 

@@ -26,17 +26,17 @@ from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.localnet.network import NETUID, LocalNet, write_competition
 from template.localnet.substrate import LocalSubstrate
+from template.records import Running, Standing, SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import compute_score
-from template.state import Running, Standing, SubmissionKey
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
 from template.validator.downloads import Fetcher
 from template.validator.loop import Validator
-from template.validator.status_reading import read_status
+from template.validator.status import read_status
 from template.validator.status_report import describe
 from template.workers.executor import Finished
-from tests.campaigns.soak.diary import SoakClock
+from tests.campaigns.clock import SoakClock
 from tests.campaigns.synthetic_subnet import IdleExecutor, make_key, make_lines, make_result
 
 POOL = make_lines(140, words=17)

@@ -45,7 +45,7 @@ class Stage:
 
     hub_root: Path
     elsewhere_root: Path
-    datasets: str
+    hub: str
     elsewhere: str
     commit: str
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from template.chain.client import verify_signature
 from template.errors import ConfigError
+from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round
 from template.receipts.receipt import Receipt, compare
 from template.receipts.round_file import RoundHeader, digest_lines
-from template.receipts.round_files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round
 from template.receipts.verify import (
     find_bad_signatures,
     find_chain_conflicts,

@@ -14,8 +14,9 @@ from typing import Any
 
 from template import constants
 from template.data.chat_templates import template_for
+from template.data.encoding import EncodedRow, Tokenize, encode_submission
 from template.data.eval_set import read_pool_index
-from template.data.rows import SUBMISSION_LIMITS, EncodedRow, Row, Tokenize, encode_submission, parse_rows
+from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.localnet.tiny_model import make_tiny_tokenizer
 from template.miner.check import inspect_file
 from template.rules.duplicates import Candidate, DuplicateOf, find_duplicates

@@ -5,21 +5,17 @@ tests.campaigns.attack prints
 what each one cost. Linux only: the peak of the memory is the kernel's own.
 """
 
-import os
-import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from loguru import logger
 
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError
+from tests.campaigns.measure import memory_kib, peak_disk, reset_peak_memory
 
 MIB = 2**20
-_GLANCE_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +79,7 @@ def launch(attack: Attack, folder: Path) -> Outcome:
     reset_peak_memory()
     before = memory_kib("VmRSS")
     started = time.monotonic()
-    with _peak_disk(folder) as peak:
+    with peak_disk(folder) as peak:
         try:
             verdict = attack.run(folder)
         except Exception as error:
@@ -115,46 +111,3 @@ def report(outcomes: list[Outcome]) -> str:
     most = [max(getattr(one, cost) for one in outcomes) for cost in ("seconds", "memory", "disk")]
     lines.append("{} attacks; at most {:.1f} s, {:.0f} MiB of memory, {:.0f} MiB on disk".format(len(outcomes), *most))
     return "\n".join(lines)
-
-
-def memory_kib(field: str) -> int:
-    """A figure of this process as /proc has it: VmRSS now, VmHWM at the peak since `reset_peak_memory`."""
-    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None, f"the kernel tells no {field}"
-    return int(found.group(1))
-
-
-def reset_peak_memory() -> None:
-    """VmHWM begins anew (proc(5), /proc/pid/clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-@contextmanager
-def _peak_disk(folder: Path) -> Iterator[list[int]]:
-    """The most bytes that files below the folder held at a time, looked at every 10 ms and once at the end."""
-    peak, is_over = [0], threading.Event()
-
-    def watch() -> None:
-        while True:
-            is_last = is_over.wait(_GLANCE_S)
-            peak[0] = max(peak[0], _disk_bytes(folder))
-            if is_last:
-                return
-
-    watcher = threading.Thread(target=watch, name="disk", daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        is_over.set()
-        watcher.join()
-
-
-def _disk_bytes(folder: Path) -> int:
-    total = 0
-    # Whatever is being moved or removed meanwhile, folders too, counts as nothing.
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += Path(root, name).lstat().st_size
-    return total

@@ -21,8 +21,7 @@ from typing import Any
 from template.errors import ConfigError
 from template.localnet.ledger import Ledger
 from template.localnet.scale_codec import decode_call
-from template.receipts.files import read_receipt
-from template.receipts.round_files import read_round
+from template.receipts.files import read_receipt, read_round
 from template.receipts.verify import find_inconsistencies
 
 STATE_FILE = "validator.sqlite3"

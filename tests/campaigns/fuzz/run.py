@@ -25,7 +25,7 @@ from typing import Any
 
 import template
 from template.errors import HostError
-from tests.campaigns.attack.runner import memory_kib, reset_peak_memory
+from tests.campaigns.measure import memory_kib, reset_peak_memory
 
 # What one input may take: seconds of processor time, and MiB that the process grows by while it runs.
 INPUT_SECONDS = 2.0

@@ -10,11 +10,9 @@ from template.localnet.network import NETUID
 from template.localnet.scale_codec import encode_call
 from template.receipts.receipt import Receipt, ScoredSubmission
 from template.receipts.round_file import RoundAccount, make_round_lines
-from template.records import WeightOutcome
-from template.rules.leaderboard import score_of
-from template.rules.scoring import shares_from_scores
+from template.records import Round, RoundEntry, Standing, SubmissionKey, WeightIntent, WeightOutcome
+from template.rules.scoring import score_of, shares_from_scores
 from template.rules.seeds import seed_from_hash
-from template.state import Round, RoundEntry, Standing, SubmissionKey, WeightIntent
 from tests.campaigns.synthetic_subnet import COMPETITION, HYPERPARAMETERS, MODEL, make_key, make_result
 
 COMMIT, DIGEST = "0123456789abcdef" * 2 + "01234567", "0123456789abcdef" * 4

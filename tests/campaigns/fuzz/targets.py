@@ -19,6 +19,7 @@ from typing import Any
 from template.chain.client import verify_signature
 from template.constants import MAX_TOKENS
 from template.data.chat_templates import template_for
+from template.data.encoding import Tokenize, encode_row, surely_has_target
 from template.data.rows import (
     SUBMISSION_LIMITS,
     Limits,
@@ -26,17 +27,14 @@ from template.data.rows import (
     Message,
     Row,
     RowKey,
-    Tokenize,
-    encode_row,
     parse_rows,
     read_keys,
     scan_rows,
-    surely_has_target,
 )
 from template.errors import ConfigError, SubmissionError
 from template.localnet.tiny_model import make_tiny_tokenizer
+from template.receipts.files import read_round
 from template.receipts.receipt import Receipt, compare
-from template.receipts.round_files import read_round
 from template.receipts.verify import find_bad_signatures, find_chain_conflicts, find_inconsistencies, find_notes
 from template.training.tokenizer import PieceTokenizer
 from tests.campaigns.fuzz.commitments import check_commitment, check_fields, check_message, expect

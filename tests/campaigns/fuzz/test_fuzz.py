@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from template.competition import CommitmentRecord
-from template.data.rows import EncodedRow, Row, encode_row, scan_rows
+from template.data.encoding import EncodedRow, encode_row
+from template.data.rows import Row, scan_rows
 from template.errors import ConfigError
 from template.receipts.receipt import Receipt
 from template.records import ChainCommitment

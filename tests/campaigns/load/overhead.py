@@ -128,7 +128,7 @@ def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """All datasets from a hub whose every answer comes late, one by one and side by side."""
     from template.localnet.hub_faults import Fault, FaultKind, set_faults
     from template.localnet.hub_store import publish
-    from template.state import SubmissionKey
+    from template.records import SubmissionKey
     from tests.campaigns.synthetic_subnet import make_lines
 
     root = folder.parent / "hub"

@@ -20,10 +20,10 @@ from typing import Any
 
 from template import constants
 from template.constants import DATA_FILE
-from template.state import Running, SubmissionKey
+from template.records import Running, SubmissionKey
 from template.validator import evaluation, loop
 from template.workers.executor import Finished
-from tests.campaigns.attack.runner import memory_kib
+from tests.campaigns.measure import memory_kib
 from tests.campaigns.synthetic_subnet import COMPETITION, IdleExecutor, make_result
 
 _SCRIPT = Path(__file__).resolve().parents[3] / "neurons" / "validator.py"

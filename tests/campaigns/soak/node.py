@@ -16,9 +16,8 @@ from template.config import load_training_args
 from template.errors import HostError, Reason, RemoteError
 from template.localnet.network import TRAINING_ARGS
 from template.localnet.tiny_model import make_tiny_model
-from template.records import ChainView
+from template.records import Attempt, ChainView, Contest, SubmissionKey, Verdict
 from template.rules.schedule import Policy
-from template.state import Attempt, Contest, SubmissionKey, Verdict
 from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.downloads import Fetcher

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from template.localnet.ledger import Ledger
+from tests.campaigns.clock import block_at
 from tests.campaigns.soak.curve import Curve, is_close, shares_of
-from tests.campaigns.soak.diary import block_at
 from tests.campaigns.soak.history import History, Life, latest
 
 _TEXT = re.compile(r"([^:]+):([^:]+):([0-9a-f]{40}|[0-9a-f]{64})")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from template.localnet.scale_codec import decode_call
+from tests.campaigns.clock import block_at
 from tests.campaigns.soak.curve import is_close, shares_of
-from tests.campaigns.soak.diary import block_at
 from tests.campaigns.soak.reference_model import Books
 
 _U16_MAX = 65535

@@ -22,7 +22,8 @@ from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.localnet.network import NETUID, LocalNet, write_competition
 from template.localnet.substrate import LocalSubstrate
-from tests.campaigns.soak.diary import Diary, SoakClock
+from tests.campaigns.clock import SoakClock
+from tests.campaigns.soak.diary import Diary
 
 COMPETITION_ID = "soak"
 POOL_ROWS = 150

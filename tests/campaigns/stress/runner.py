@@ -20,7 +20,7 @@ from pathlib import Path
 
 from template.constants import DATA_FILE
 from template.errors import HostError
-from template.state import SubmissionKey
+from template.records import SubmissionKey
 from template.workers.executor import Finished, Scorer
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import Limits

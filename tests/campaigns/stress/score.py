@@ -20,11 +20,11 @@ from pathlib import Path
 
 from loguru import logger
 
-from template import cli
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import SubnetError
 from template.records import TrainResult
+from template.telemetry import logging
 from template.training.loop import OnProgress
 from template.workers.executor import Scorer
 from template.workers.worker import die_with_parent, peak_memory_bytes
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     """Does the job of the file."""
     die_with_parent()
     job = Job(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
-    cli.quiet_libraries()
+    logging.quiet_libraries()
     logger.remove()
     for outcome in run(job):
         print(json.dumps(dataclasses.asdict(outcome)), flush=True)
