@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from template.telemetry.wandb_tracker import Tracker
     from template.validator.config import ValidatorConfig
     from template.validator.loop import Validator
-    from template.workers.executor import Executor, Scorer
+    from template.workers.executor import Evaluator, Executor
 
 _STATE_FILE = "validator.sqlite3"
 
@@ -150,28 +150,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Builds the validator and runs it. Raises: SubnetError."""
     from template.store.store import Store
-    from template.validator.downloads import Fetcher
+    from template.validator.downloads import Downloader
     from template.validator.loop import Validator
 
     state_dir = files.check_private_folder(
         args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,)
     )
     config = make_config(args, state_dir)
-    scorer = cli.make_scorer(args, config.competition, config.eval_data_dir, config.cache_dir)
-    if scorer.model_path is None and not scorer.training_args.is_pinned:
+    evaluator = cli.make_evaluator(args, config.competition, config.eval_data_dir, config.cache_dir)
+    if evaluator.model_path is None and not evaluator.training_args.is_pinned:
         # A branch is whatever its owner makes of it, another model at the next start and for the next validator.
         raise ConfigError(
-            f"--training_args: a validator needs the revision of {scorer.training_args.model_id} as a full commit,"
-            f" not {scorer.training_args.revision!r}"
+            f"--training_args: a validator needs the revision of {evaluator.training_args.model_id} as a full commit,"
+            f" not {evaluator.training_args.revision!r}"
         )
     update = make_update() if args.auto_update else None
     with (
         cli.open_chain(args, needs_wallet=not args.offline) as chain,
         Store(state_dir / _STATE_FILE) as store,
-        closing(make_executor(args, scorer)) as executor,
+        closing(make_executor(args, evaluator)) as executor,
         closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
     ):
-        fetcher = Fetcher(args.max_downloads)
+        fetcher = Downloader(args.max_downloads)
         validator = Validator(config, chain, store, executor, fetcher, watcher=tracker, update=update)
         stop_on_signals(validator)
         validator.run()
@@ -208,12 +208,12 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
     )
 
 
-def make_executor(args: argparse.Namespace, scorer: "Scorer") -> "Executor":
+def make_executor(args: argparse.Namespace, evaluator: "Evaluator") -> "Executor":
     """Where scores run. Raises: ConfigError naming the flag that is wrong."""
     if args.executor == "local":
         from template.workers.supervisor import LocalExecutor
 
-        return LocalExecutor(scorer, parse_devices(args.device), log_level=cli.log_level(args))
+        return LocalExecutor(evaluator, parse_devices(args.device), log_level=cli.log_level(args))
     if args.device is not None:
         raise ConfigError("--device goes with --executor local; in a Ray cluster, --ray.gpus_per_worker decides")
     from template.workers.ray_executor import RayExecutor, RayOptions
@@ -225,7 +225,7 @@ def make_executor(args: argparse.Namespace, scorer: "Scorer") -> "Executor":
         cpus_per_worker=args.ray_cpus,
         accelerator_type=args.ray_accelerator,
     )
-    return RayExecutor(scorer, options, log_level=cli.log_level(args))
+    return RayExecutor(evaluator, options, log_level=cli.log_level(args))
 
 
 def parse_devices(text: str | None) -> list[str | None]:
@@ -239,11 +239,11 @@ def parse_devices(text: str | None) -> list[str | None]:
 def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: str, state_dir: Path) -> "Tracker":
     """Who watches: a wandb dashboard, unless it is off."""
     from template.telemetry.redaction import Redactor, secret_values
-    from template.telemetry.wandb_tracker import Dashboard, DashboardConfig, NoDashboard
+    from template.telemetry.wandb_tracker import NullTracker, TrackerConfig, WandbTracker
 
     if args.wandb_off:
-        return NoDashboard()
-    chosen = DashboardConfig(
+        return NullTracker()
+    chosen = TrackerConfig(
         project=args.wandb_project,
         entity=args.wandb_entity,
         hotkey=hotkey,
@@ -252,7 +252,7 @@ def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: st
         folder=state_dir / "wandb",
         keep_days=config.keep_days,
     )
-    return Dashboard(chosen, redact=Redactor(secret_values(os.environ)))
+    return WandbTracker(chosen, redact=Redactor(secret_values(os.environ)))
 
 
 def make_update() -> Callable[[], bool]:

@@ -24,19 +24,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from template import cli
-from template.cli import add_desk_arguments, open_desk
+from template.cli import add_replay_arguments, make_replay_context
 from template.config import load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipts.files import read_round
-from template.receipts.receipt import Receipt, Replay
+from template.receipts.receipt import Receipt, ReplayVerdict
 from template.receipts.replay import Auditor
 from template.receipts.round_file import RoundFile
 from template.receipts.verify import (
-    find_bad_signatures,
-    find_chain_conflicts,
-    find_contradictions,
-    find_inconsistencies,
-    find_notes,
+    check_across_files,
+    check_against_chain,
+    check_consistency,
+    check_signatures,
+    remarks,
 )
 from template.terminal import plain
 
@@ -45,9 +45,9 @@ GONE = "cannot be fetched"
 NO_ANSWER = "cannot be fetched now"
 
 _WORDS = {
-    Replay.IDENTICAL: "identical",
-    Replay.DIFFERENT: "different",
-    Replay.NOT_COMPARABLE: "not comparable",
+    ReplayVerdict.IDENTICAL: "identical",
+    ReplayVerdict.DIFFERENT: "different",
+    ReplayVerdict.NOT_COMPARABLE: "not comparable",
     GONE: "no longer there",
     NO_ANSWER: "to be asked for again",
 }
@@ -67,7 +67,7 @@ class FileReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One receipt scored again. verdict: a `Replay`, GONE or NO_ANSWER."""
+    """One receipt scored again. verdict: a `ReplayVerdict`, GONE or NO_ANSWER."""
 
     path: Path
     line: int
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="S", help="of the sample (default: drawn, and printed)")
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
-    add_desk_arguments(parser)
+    add_replay_arguments(parser)
     parser.add_argument(
         "--subtensor.network",
         dest="network",
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def audit(args: argparse.Namespace) -> int:
     """Checks every file, then scores the receipts again that can be believed."""
-    auditor = Auditor(open_desk(args), cli.read_competition(args), load_training_args(args.training_args))
+    auditor = Auditor(make_replay_context(args), cli.read_competition(args), load_training_args(args.training_args))
     rounds, reports = read_files(find_files(args.files))
     jobs = check_files(rounds, reports, args.network)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
@@ -186,16 +186,16 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
     from template.chain.client import verify_signature
 
     known = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
-    contradictions = find_contradictions({str(path): file.header for path, file in rounds.items()})
+    contradictions = check_across_files({str(path): file.header for path, file in rounds.items()})
     jobs = []
     for path, file in rounds.items():
         report = reports[path]
-        header_wrong, receipts_wrong = find_bad_signatures(file, verify_signature)
+        header_wrong, receipts_wrong = check_signatures(file, verify_signature)
         if header_wrong is not None:
             report.bad_signatures.append(f"the header: {header_wrong}")
         report.bad_signatures += [f"line {at + 2}: {wrong}" for at, wrong in receipts_wrong.items()]
-        report.inconsistencies += [*find_inconsistencies(file, known), *contradictions[str(path)]]
-        report.notes += find_notes(file, known)
+        report.inconsistencies += [*check_consistency(file, known), *contradictions[str(path)]]
+        report.notes += remarks(file, known)
         if network is not None:
             ask_chain(report, file, network)
         if header_wrong is None:
@@ -212,7 +212,7 @@ def ask_chain(report: FileReport, file: RoundFile, network: str) -> None:
     header = file.header
     with Chain(network, header.netuid, substrate=open_substrate(network)) as asked:
         try:
-            report.inconsistencies += find_chain_conflicts(header, asked.block_hash)
+            report.inconsistencies += check_against_chain(header, asked.block_hash)
         except RemoteError as error:
             report.unanswered.append(str(error))
 
@@ -263,7 +263,7 @@ def describe_file(report: FileReport) -> str:
 def describe_outcome(outcome: Outcome) -> str:
     """A receipt for a person, in one line."""
     verdict = outcome.verdict
-    if verdict == Replay.DIFFERENT:
+    if verdict == ReplayVerdict.DIFFERENT:
         verdict = "differs" if outcome.difference is None else f"differs by {outcome.difference:+.3g}"
     why = f" ({'; '.join(outcome.reasons)})" if outcome.reasons else ""
     where = f"{outcome.path.name} line {outcome.line}, {outcome.hotkey}, {outcome.dataset}, loss {outcome.loss!r}"
@@ -287,11 +287,11 @@ def exit_status(reports: Collection[FileReport], outcomes: Sequence[Outcome]) ->
     verdicts = {outcome.verdict for outcome in outcomes}
     if any(report.bad_signatures for report in reports):
         return 9
-    if Replay.DIFFERENT in verdicts or any(report.inconsistencies for report in reports):
+    if ReplayVerdict.DIFFERENT in verdicts or any(report.inconsistencies for report in reports):
         return 7
     if NO_ANSWER in verdicts or any(report.unanswered for report in reports):
         return 5
-    return 8 if verdicts - {Replay.IDENTICAL} else 0
+    return 8 if verdicts - {ReplayVerdict.IDENTICAL} else 0
 
 
 if __name__ == "__main__":

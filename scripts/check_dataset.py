@@ -25,10 +25,10 @@ from template.data.rows import RowKey
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.miner.check import inspect_file
 from template.miner.check_report import Outcome, Report, describe, to_json
-from template.miner.competitors import Neighbourhood, compare, find_ranks
+from template.miner.competitors import SubnetSnapshot, compare, possible_commit_blocks
 
 if TYPE_CHECKING:
-    from template.data.eval_set import PoolIndex
+    from template.data.eval_set import EvalSetIndex
 
 _STATUS = {Outcome.CLEAR: 0, Outcome.UNKNOWN: RemoteError.exit_code, Outcome.REFUSED: SubmissionError.exit_code}
 
@@ -83,14 +83,14 @@ def has_wallet(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the dataset and prints the report. Raises: SubnetError."""
-    from template.data.eval_set import read_pool_index
+    from template.data.eval_set import read_eval_set_index
     from template.hub.datasets import fetch_eval_set
 
     competition = cli.read_competition(args)
     content = read_file(args.dataset_path.expanduser())
     home = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
     work_dir = files.check_folder(home / competition.digest[:12], "--work_dir")
-    pool = read_pool_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
+    pool = read_eval_set_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
     file = inspect_file(content, pool.pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
     subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")
     comparison = None
@@ -98,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
         sha256 = hashlib.sha256(content).hexdigest()
         counted_as = pool.share(row.key for row in file.counted)
         rows = [RowKey(row.line, key) for row, key in zip(file.counted, counted_as, strict=True)]
-        comparison = compare(rows, subnet, find_ranks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1))
+        comparison = compare(
+            rows, subnet, possible_commit_blocks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1)
+        )
     commitment, bad_commitment = foresee_commitment(args.hf_repo_id, competition)
     report = Report(
         file=file,
@@ -122,8 +124,8 @@ def read_file(path: Path) -> bytes:
 
 
 def read_subnet(
-    args: argparse.Namespace, competition: Competition, pool: "PoolIndex", folder: Path
-) -> tuple[Neighbourhood | None, str]:
+    args: argparse.Namespace, competition: Competition, pool: "EvalSetIndex", folder: Path
+) -> tuple[SubnetSnapshot | None, str]:
     """All that is committed now, or why the chain could not be read: the file has been looked at all the same."""
     from template.miner.competitors import survey
 

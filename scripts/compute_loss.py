@@ -27,20 +27,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from template import cli, constants
-from template.cli import add_desk_arguments, open_desk
+from template.cli import add_replay_arguments, make_replay_context
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import ConfigError, SubmissionError
 from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
 from template.receipts.files import read_receipt, write_receipt
-from template.receipts.receipt import Receipt, Replay, compare
-from template.receipts.replay import Desk, check_signature, score_once
+from template.receipts.receipt import Receipt, ReplayVerdict, compare
+from template.receipts.replay import ReplayContext, check_signature, score_once
 from template.records import TrainResult
 from template.rules.scoring import score_of
 from template.terminal import plain
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 
-_REPLAY_STATUS = {Replay.IDENTICAL: 0, Replay.DIFFERENT: 7, Replay.NOT_COMPARABLE: 8}
+_REPLAY_STATUS = {ReplayVerdict.IDENTICAL: 0, ReplayVerdict.DIFFERENT: 7, ReplayVerdict.NOT_COMPARABLE: 8}
 _BAD_SIGNATURE_STATUS = 9
 _COMPARE_SEEDS = 5
 
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
-    add_desk_arguments(parser)
+    add_replay_arguments(parser)
     parser.add_argument("--lucky_num", type=int, help="the seed (default: drawn from the system, as a validator does)")
     parser.add_argument(
         "--repeats", type=int, metavar="K", help=f"scores under K seeds (default: 1, with --compare {_COMPARE_SEEDS})"
@@ -101,27 +101,27 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 def run(args: argparse.Namespace) -> int:
     """Does what the arguments ask for."""
-    desk = open_desk(args)
+    context = make_replay_context(args)
     if args.verify:
-        return verify(args, desk)
+        return verify(args, context)
     competition = cli.read_competition(args)
-    scorer = desk.scorer(competition, load_training_args(args.training_args))
+    evaluator = context.evaluator(competition, load_training_args(args.training_args))
     seeds = choose_seeds(args.lucky_num, args.repeats or (_COMPARE_SEEDS if args.compare else 1))
-    return run_compare(args, scorer, seeds) if args.compare else score(args, desk, scorer, seeds)
+    return run_compare(args, evaluator, seeds) if args.compare else score(args, context, evaluator, seeds)
 
 
-def score(args: argparse.Namespace, desk: Desk, scorer: Scorer, seeds: Sequence[int]) -> int:
+def score(args: argparse.Namespace, context: ReplayContext, evaluator: Evaluator, seeds: Sequence[int]) -> int:
     """Scores the dataset under one or more seeds and prints the result."""
-    with dataset_folder(desk, args.dataset_path, args.hf_repo_id, args.revision) as data_dir:
+    with dataset_folder(context, args.dataset_path, args.hf_repo_id, args.revision) as data_dir:
         if args.check:
-            check(data_dir, scorer)
-        results = [score_once(scorer, data_dir, lucky_num) for lucky_num in seeds]
-    write_receipts(args.receipt_dir, scorer.competition, results)
-    print((describe_json if args.is_json else describe)(results, scorer.competition))
+            check(data_dir, evaluator)
+        results = [score_once(evaluator, data_dir, lucky_num) for lucky_num in seeds]
+    write_receipts(args.receipt_dir, evaluator.competition, results)
+    print((describe_json if args.is_json else describe)(results, evaluator.competition))
     return 0
 
 
-def run_compare(args: argparse.Namespace, scorer: Scorer, seeds: Sequence[int]) -> int:
+def run_compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]) -> int:
     """Scores two datasets under the same seeds, one after the other under each, and prints how they compare."""
     results: tuple[list[TrainResult], list[TrainResult]] = ([], [])
     with contextlib.ExitStack() as stack:
@@ -129,12 +129,12 @@ def run_compare(args: argparse.Namespace, scorer: Scorer, seeds: Sequence[int]) 
         if args.check:
             for path, folder in zip(args.compare, folders, strict=True):
                 with named(path):
-                    check(folder, scorer)
+                    check(folder, evaluator)
         for lucky_num in seeds:
             for path, folder, of_it in zip(args.compare, folders, results, strict=True):
                 with named(path):
-                    of_it.append(score_once(scorer, folder, lucky_num))
-    write_receipts(args.receipt_dir, scorer.competition, [*results[0], *results[1]])
+                    of_it.append(score_once(evaluator, folder, lucky_num))
+    write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])
     paired = compare_paired(*([result.loss for result in of_it] for of_it in results))
     print((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
     return 0
@@ -149,18 +149,18 @@ def named(path: Path) -> Iterator[None]:
         raise SubmissionError(error.reason, f"{path}: {error}") from error
 
 
-def verify(args: argparse.Namespace, desk: Desk) -> int:
+def verify(args: argparse.Namespace, context: ReplayContext) -> int:
     """Scores a receipt's inputs again and prints how the two compare."""
     receipt = read_receipt(args.verify)
     has_bad_signature, signature = check_signature(receipt)
-    scorer = desk.replay_scorer(receipt, str(args.verify))
+    evaluator = context.replay_evaluator(receipt, str(args.verify))
     submission = receipt.submission
     if submission is None and not (args.dataset_path or args.hf_repo_id):
         raise ConfigError(f"{args.verify}: the receipt is of a local file; give it with --dataset_path")
     repo = args.hf_repo_id or (submission.repo if submission else None)
     revision = args.revision or (submission.commit if submission else None)
-    with dataset_folder(desk, args.dataset_path, repo, revision) as data_dir:
-        result = score_once(scorer, data_dir, receipt.result.lucky_num)
+    with dataset_folder(context, args.dataset_path, repo, revision) as data_dir:
+        result = score_once(evaluator, data_dir, receipt.result.lucky_num)
     comparison = compare(receipt, result)
     if args.is_json:
         replay = {"verdict": comparison.verdict, "difference": comparison.difference, "reasons": comparison.reasons}
@@ -175,14 +175,14 @@ def verify(args: argparse.Namespace, desk: Desk) -> int:
 
 
 @contextmanager
-def dataset_folder(desk: Desk, path: Path | None, repo: str | None, revision: str | None) -> Iterator[Path]:
+def dataset_folder(context: ReplayContext, path: Path | None, repo: str | None, revision: str | None) -> Iterator[Path]:
     """A folder whose data.jsonl is the dataset: the one given, or a copy or download that is removed afterwards."""
     if path is not None:
         with local_folder(path, "--dataset_path") as folder:
             yield folder
     else:
         assert repo is not None and revision is not None
-        with desk.fetched(repo, revision) as folder:
+        with context.fetched(repo, revision) as folder:
             yield folder
 
 
@@ -209,17 +209,17 @@ def write_receipts(folder: Path | None, competition: Competition, results: Seque
         write_receipt(Receipt(competition=competition, submission=None, result=result), folder)
 
 
-def check(data_dir: Path, scorer: Scorer) -> None:
+def check(data_dir: Path, evaluator: Evaluator) -> None:
     """Raises: SubmissionError when a validator would refuse the file for anything but being a copy."""
     from template.data.eval_set import check_dataset, read_pool
 
-    pool = read_pool(scorer.eval_data_dir / constants.DATA_FILE)
+    pool = read_pool(evaluator.eval_data_dir / constants.DATA_FILE)
     path = data_dir / constants.DATA_FILE
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    check_dataset(content, pool, name=constants.DATA_FILE, max_rows=scorer.competition.rows)
+    check_dataset(content, pool, name=constants.DATA_FILE, max_rows=evaluator.competition.rows)
 
 
 def choose_seeds(first: int | None, count: int) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from template import cli
 from template.errors import ConfigError
-from template.validator.status import find_trouble, read_status
+from template.validator.status import health_problem, read_status
 from template.validator.status_report import describe, to_json
 
 _CLEAR_SCREEN = "\033[H\033[2J"
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         return watch(args, state_dir)
     status = read_status(state_dir, time.time())
     if args.is_check:
-        trouble = find_trouble(
+        trouble = health_problem(
             status, max_age_s=args.max_silence_minutes * 60, max_overdue_blocks=args.max_overdue_blocks
         )
         print("all is well" if trouble is None else trouble)

@@ -23,11 +23,11 @@ from template.errors import ConfigError, SubnetError
 from template.telemetry import logging as tracking
 from template.telemetry.logging import quiet_libraries
 from template.telemetry.redaction import secret_values
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
     from template.chain.client import Chain
-    from template.receipts.replay import Desk
+    from template.receipts.replay import ReplayContext
 
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
@@ -96,7 +96,7 @@ def log_level(args: argparse.Namespace) -> str:
 
 
 @contextlib.contextmanager
-def muted(args: argparse.Namespace) -> Iterator[None]:
+def quiet_logs(args: argparse.Namespace) -> Iterator[None]:
     """Without this package's own log lines, unless the arguments ask for more than usual: for what prints a table."""
     if log_level(args) == "INFO":
         logger.disable("template")
@@ -186,11 +186,11 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the base model (default: by device)")
 
 
-def make_scorer(
+def make_evaluator(
     args: argparse.Namespace, competition: Competition, eval_data_dir: Path, cache_dir: Path | None
-) -> Scorer:
+) -> Evaluator:
     """The scorer that the arguments of `add_score_arguments` describe. Raises: ConfigError."""
-    return Scorer(
+    return Evaluator(
         competition=competition,
         training_args=load_training_args(args.training_args),
         eval_data_dir=eval_data_dir,
@@ -263,7 +263,7 @@ def check_poll_seconds(seconds: float) -> float:
     return seconds
 
 
-def add_desk_arguments(parser: argparse.ArgumentParser) -> None:
+def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     """--eval_data_dir, --work_dir and --cache_dir."""
     parser.add_argument("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
     parser.add_argument(
@@ -275,11 +275,11 @@ def add_desk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
 
 
-def open_desk(args: argparse.Namespace) -> "Desk":
-    """The desk of `add_desk_arguments` and `add_score_arguments`. Raises: HostError for the token."""
-    from template.receipts.replay import Desk
+def make_replay_context(args: argparse.Namespace) -> "ReplayContext":
+    """The desk of `add_replay_arguments` and `add_score_arguments`. Raises: HostError for the token."""
+    from template.receipts.replay import ReplayContext
 
-    return Desk(
+    return ReplayContext(
         work_dir=args.work_dir,
         eval_data_dir=args.eval_data_dir.expanduser() if args.eval_data_dir else None,
         cache_dir=args.cache_dir,

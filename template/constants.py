@@ -19,7 +19,7 @@ WEIGHTS_VERSION = 3000
 # Raised with every release in which the same inputs give another loss: losses of two such releases are not compared,
 # and everything is scored anew. 2: the dropout's draws, and sums in another order. 3: what a row spells of the chat
 # format stays text.
-SCORE_VERSION = 3
+LOSS_VERSION = 3
 
 # Tokens of one row that are read; the rest is cut.
 MAX_TOKENS = 2048

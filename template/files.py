@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     pass
 
 
-def write_whole(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> None:
+def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> None:
     """Replaces the file at once by the parts in their order; whoever looks sees the old one or the new one.
 
     mode: who may read it, whatever the umask. What a kill leaves behind is called `.NAME.` and something, a name that

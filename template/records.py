@@ -174,7 +174,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Contest:
+class EvalConfig:
     """One choice of competition, hyperparameters and model: losses under different contests are never compared."""
 
     id: int
@@ -201,7 +201,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class RetryState:
     """Tries on a submission that ended without a verdict, none of which is the miner's fault.
 
     next_at: POSIX time before which it is not tried again.
@@ -255,7 +255,7 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class LeaderboardRow:
     """One line of a round's table. weight is the share of this hotkey in the weights, 0 for none.
 
     A line has a reason when it is refused, a loss when it was scored, and neither while it waits for its turn.
@@ -291,7 +291,7 @@ class WeightIntent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running:
+class RunningEvaluation:
     """A score under way. device: where. started_at: POSIX seconds. memory_bytes: of the device, None when unknown.
 
     done of total tokens of `stage` ("load", "train" or "evaluate").
@@ -307,7 +307,7 @@ class Running:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gauges:
+class Metrics:
     """What a validator looks like from outside, at one moment. Counts are of submissions unless said.
 
     now: POSIX seconds. block, block_time: the newest view's number and POSIX time; their distance from `now` is the
@@ -322,7 +322,7 @@ class Gauges:
     round_id: int | None
     queue: int
     unscored: int
-    running: tuple[Running, ...] = ()
+    running: tuple[RunningEvaluation, ...] = ()
     weights_block: int | None = None
     weights_set_block: int | None = None
     tokens_per_s: float | None = None
@@ -337,7 +337,7 @@ class RoundReport:
     """
 
     round: Round
-    standings: tuple[Standing, ...]
+    standings: tuple[LeaderboardRow, ...]
     intents: tuple[WeightIntent, ...]
     seconds: Mapping[str, float]
     round_file: str | None = None

@@ -14,14 +14,14 @@ def plain(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def plain_line(text: str) -> str:
+def escape_line(text: str) -> str:
     """The same as `plain`, but for a log: letters of any language stay as they are, and nothing ends the line."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
-def plain_cell(text: str, width: int) -> str:
+def escape_cell(text: str, width: int) -> str:
     """The beginning of such a text, as wide on any terminal as it has characters: all but ASCII is spelt out."""
     is_simple = text.isascii() and text.isprintable()
     return (text if is_simple else text.encode("unicode_escape").decode("ascii"))[:width]

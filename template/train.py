@@ -1,7 +1,8 @@
 """The score: fine-tune the base on a dataset with LoRA, then measure the loss on the evaluation set.
 
 This is the only way to a score; validator, offline script and local network all call `train_lora` or, for the
-receipt, `run_lora` below it. The files are read, checked and turned into tokens here; `template.training.loop` trains
+receipt, `train_and_evaluate` below it. The files are read, checked and turned into tokens here;
+`template.training.loop` trains
 and
 measures, `template.training.model` holds the base, `template.training.determinism` the settings that make two runs
 equal to the bit.
@@ -59,7 +60,7 @@ class _EncodedFile:
 
 
 @dataclass
-class _Resident:
+class _LoadedModel:
     """The one model this process holds, what it was loaded for, and the evaluation set in its tokens."""
 
     key: tuple[object, ...]
@@ -68,8 +69,8 @@ class _Resident:
 
 
 # One score at a time per process: scores share the resident base, and torch's settings are process-wide.
-_score_lock = threading.RLock()
-_resident: _Resident | None = None
+_evaluation_lock = threading.RLock()
+_resident: _LoadedModel | None = None
 
 
 def train_lora(
@@ -83,12 +84,12 @@ def train_lora(
 ) -> float:
     """The loss of the dataset `data_dir/data.jsonl` on `eval_data_dir/data.jsonl`, in nats per target token.
 
-    Arguments and `Raises` are those of `run_lora`, of whose result this is the loss.
+    Arguments and `Raises` are those of `train_and_evaluate`, of whose result this is the loss.
     """
-    return run_lora(lucky_num, benchmark_loss, eval_size, cache_dir, data_dir, eval_data_dir, options).loss
+    return train_and_evaluate(lucky_num, benchmark_loss, eval_size, cache_dir, data_dir, eval_data_dir, options).loss
 
 
-def run_lora(
+def train_and_evaluate(
     lucky_num: int,
     benchmark_loss: float,
     eval_size: int,
@@ -111,7 +112,7 @@ def run_lora(
     if eval_size < 1:
         raise ConfigError(f"eval_size must be a positive number of rows, not {eval_size}")
     args = options.training_args or load_training_args()
-    with _score_lock, _host_faults():
+    with _evaluation_lock, _host_faults():
         started = time.perf_counter()
         resident = _load_resident(args, options, cache_dir)
         model = resident.model
@@ -119,7 +120,7 @@ def run_lora(
         eval_set = _encode_eval_set(Path(eval_data_dir), resident)
         loaded = time.perf_counter()
         with determinism.deterministic(model.device):
-            run = _run_settled(model, train_set.rows, eval_set.rows, lucky_num, options.on_progress)
+            run = _run_with_replay(model, train_set.rows, eval_set.rows, lucky_num, options.on_progress)
     logger.info(
         "scored loss={:.6f} benchmark={} lucky_num={} rows={} eval_rows={} train_s={:.1f} eval_s={:.1f}",
         run.loss, benchmark_loss, lucky_num, len(train_set.rows), len(eval_set.rows), run.train_seconds,
@@ -149,13 +150,13 @@ def run_lora(
     )
 
 
-def identify_model(options: RunOptions, cache_dir: Path | str | None = None) -> ScoringModel:
+def load_resident_model(options: RunOptions, cache_dir: Path | str | None = None) -> ScoringModel:
     """The model that scores under these options run on, loaded if this process does not hold it.
 
     A validator calls it before its first tick, so that a model that cannot be loaded stops it there.
-    Raises: as `run_lora` does for the model.
+    Raises: as `train_and_evaluate` does for the model.
     """
-    with _score_lock, _host_faults():
+    with _evaluation_lock, _host_faults():
         return _load_resident(options.training_args or load_training_args(), options, cache_dir).model
 
 
@@ -173,7 +174,7 @@ def _host_faults() -> Iterator[None]:
         raise HostError(f"this machine failed while scoring: {error}") from error
 
 
-def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | str | None) -> _Resident:
+def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | str | None) -> _LoadedModel:
     """The resident model for these arguments, loaded when the process holds another or none."""
     global _resident
     device = environment.choose_device(options.device)
@@ -190,7 +191,7 @@ def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | st
             cache_dir=Path(cache_dir) if cache_dir else None,
             model_path=options.model_path,
         )
-        _resident = _Resident(key, model)
+        _resident = _LoadedModel(key, model)
     return _resident
 
 
@@ -211,7 +212,7 @@ def _encode_submission(folder: Path, max_rows: int, model: ScoringModel) -> _Enc
     return _EncodedFile(hashlib.sha256(content).hexdigest(), encoded)
 
 
-def _encode_eval_set(folder: Path, resident: _Resident) -> _EncodedFile:
+def _encode_eval_set(folder: Path, resident: _LoadedModel) -> _EncodedFile:
     """The evaluation set as tokens, kept beside the model while the file stays the same."""
     model = resident.model
     try:
@@ -240,7 +241,7 @@ class _Run:
     eval_seconds: float
 
 
-def _run_settled(
+def _run_with_replay(
     model: ScoringModel,
     train_rows: Sequence[EncodedRow],
     eval_rows: Sequence[EncodedRow],

@@ -20,7 +20,7 @@ from tests.fixtures.canaries import pytest_terminal_summary as pytest_terminal_s
 if TYPE_CHECKING:
     from template.chain.client import Chain
     from template.localnet.chain import LocalChain
-    from template.records import Contest
+    from template.records import EvalConfig
     from template.store.store import Store
     from tests.fixtures.network import Net
     from tests.fixtures.training import Bench
@@ -117,11 +117,11 @@ def store(path: Path) -> "Iterator[Store]":
 
 
 @pytest.fixture
-def contest(store: "Store") -> "Contest":
+def eval_config(store: "Store") -> "EvalConfig":
     """The default competition, opened in `store`."""
     from template.competition import Competition
 
-    return store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
+    return store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
 
 
 @pytest.fixture

@@ -296,10 +296,10 @@ def test_a_scorer_is_what_the_flags_say(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     words = [*VALIDATOR, "--model_path", "m", "--device", "cpu", "--dtype", "float32"]
     args = validator.build_parser().parse_args(words)
-    scorer = cli.make_scorer(args, Competition.from_defaults(), tmp_path / "eval", None)
-    assert (scorer.model_path, scorer.device, scorer.dtype) == (tmp_path / "m", "cpu", "float32")
-    assert scorer.training_args.model_id == "Qwen/Qwen2.5-1.5B-Instruct"
-    plain = cli.make_scorer(validator.build_parser().parse_args(VALIDATOR), scorer.competition, tmp_path, None)
+    evaluator = cli.make_evaluator(args, Competition.from_defaults(), tmp_path / "eval", None)
+    assert (evaluator.model_path, evaluator.device, evaluator.dtype) == (tmp_path / "m", "cpu", "float32")
+    assert evaluator.training_args.model_id == "Qwen/Qwen2.5-1.5B-Instruct"
+    plain = cli.make_evaluator(validator.build_parser().parse_args(VALIDATOR), evaluator.competition, tmp_path, None)
     assert plain.model_path is plain.device is plain.dtype is None
 
 

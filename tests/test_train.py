@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from template import train
 from template.errors import ConfigError, HostError, Reason, SubmissionError
 from template.records import Progress, TrainResult
-from template.train import identify_model, run_lora, train_lora
+from template.train import load_resident_model, train_and_evaluate, train_lora
 from template.training import loop
 from template.training.loop import NonFiniteLoss
 from tests.fixtures.training import BENCH_LOSS, ROOT, Bench, digests, make_args, make_row, make_rows, write_rows
@@ -88,7 +88,7 @@ def test_train_lora_returns_the_loss_of_the_whole_result(
 
 @both_dtypes
 def test_work_beside_the_score_does_not_move_it(bench: Bench, expected: dict[str, TrainResult], dtype: str) -> None:
-    identify_model(bench.options(dtype))
+    load_resident_model(bench.options(dtype))
     is_over = threading.Event()
     rounds = 0
 
@@ -226,7 +226,7 @@ def base_digests() -> dict[str, str]:
 
 @both_dtypes
 def test_the_base_is_bit_identical_after_any_score(bench: Bench, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    identify_model(bench.options(dtype))
+    load_resident_model(bench.options(dtype))
     before = base_digests()
     bench.run(dtype)
     assert base_digests() == before
@@ -442,13 +442,13 @@ def test_no_rows_to_train_on_is_refused(bench: Bench, rows: int) -> None:
 @pytest.mark.parametrize("options", [{"device": "tpu"}, {"device": "cuda:99"}, {"dtype": "float16"}])
 def test_an_unusable_device_or_dtype_is_refused(bench: Bench, options: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
-        run_lora(7, 2.6, 250, options=dataclasses.replace(bench.options(), **options))  # type: ignore[arg-type]
+        train_and_evaluate(7, 2.6, 250, options=dataclasses.replace(bench.options(), **options))  # type: ignore[arg-type]
 
 
 def test_the_resident_model_is_read_once(bench: Bench) -> None:
     bench.run()
     held = train._resident
-    model = identify_model(bench.options())
+    model = load_resident_model(bench.options())
     bench.run(lucky_num=8)
     assert train._resident is held
     assert held is not None

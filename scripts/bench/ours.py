@@ -13,13 +13,13 @@ from pathlib import Path
 from scripts.bench.job import Job, Score, run_job
 from template import constants
 from template.config import load_training_args
-from template.train import RunOptions, run_lora
+from template.train import RunOptions, train_and_evaluate
 
 _BENCHMARK_LOSS = 2.6  # only reported against
 
 
 def score(job: Job, data_dir: str, lucky_num: int) -> Score:
-    """One submission by `run_lora`."""
+    """One submission by `train_and_evaluate`."""
     options = RunOptions(
         training_args=dataclasses.replace(load_training_args(), model_id=job.model_id, revision=None),
         model_path=Path(job.model_path),
@@ -27,7 +27,7 @@ def score(job: Job, data_dir: str, lucky_num: int) -> Score:
         dtype=job.dtype,
     )
     started = time.perf_counter()
-    result = run_lora(
+    result = train_and_evaluate(
         lucky_num,
         _BENCHMARK_LOSS,
         constants.MAX_SUBMISSION_ROWS,

@@ -39,7 +39,7 @@ from template.data.chat_templates import template_for
 from template.errors import ConfigError, HostError
 from template.records import SubmissionKey, TrainResult
 from template.training.model import load_tokenizer
-from template.workers.executor import Executor, Scorer
+from template.workers.executor import Evaluator, Executor
 from template.workers.ray_executor import RayExecutor, RayOptions
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import trained_tokens
@@ -99,12 +99,12 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder, open_cluster(args, names, max(numbers)) as address:
-        scorer, data_dirs = make_work(args, device, Path(folder), args.scores)
+        evaluator, data_dirs = make_work(args, device, Path(folder), args.scores)
         runs = []
         # Settings by turns, so that what else the machine does falls on all of them.
         for _, name, workers in itertools.product(range(args.repeats), names, numbers):
             cores = None if device == "cuda" else (os.cpu_count() or 1) // max(numbers)
-            with closing(open_executor(name, scorer, workers, address)) as executor:
+            with closing(open_executor(name, evaluator, workers, address)) as executor:
                 measured = measure(executor, data_dirs, name=name, workers=workers, cores=cores)
             print(f"{name} workers={workers} seconds={measured.seconds:.1f}", file=sys.stderr, flush=True)
             runs.append(measured)
@@ -139,14 +139,14 @@ def parse(args: argparse.Namespace) -> tuple[list[int], list[str]]:
     return numbers, names
 
 
-def make_work(args: argparse.Namespace, device: str, folder: Path, count: int) -> tuple[Scorer, list[Path]]:
+def make_work(args: argparse.Namespace, device: str, folder: Path, count: int) -> tuple[Evaluator, list[Path]]:
     """The model, the evaluation set and that many datasets."""
     model_path = folder / "model"
     model_id = make_shape(model_path, args.shape)
     training_args = dataclasses.replace(load_training_args(), model_id=model_id, revision=None)
     maker = RowMaker(template_for(model_id), load_tokenizer(training_args, model_path=model_path))
     data_dirs, eval_data_dir = make_folders(folder, maker, ROW_SETS[args.rows], count)
-    scorer = Scorer(
+    evaluator = Evaluator(
         competition=Competition.from_defaults(),
         training_args=training_args,
         eval_data_dir=eval_data_dir,
@@ -154,17 +154,19 @@ def make_work(args: argparse.Namespace, device: str, folder: Path, count: int) -
         device=device,
         dtype=args.dtype,
     )
-    return scorer, data_dirs
+    return evaluator, data_dirs
 
 
-def open_executor(name: str, scorer: Scorer, workers: int, address: str) -> Executor:
+def open_executor(name: str, evaluator: Evaluator, workers: int, address: str) -> Executor:
     """The executor, as a validator has it."""
     if name == "local":
-        is_gpu = scorer.device == "cuda"
-        return LocalExecutor(scorer, [f"cuda:{at}" if is_gpu else "cpu" for at in range(workers)], log_level="WARNING")
-    gpus = 1.0 if scorer.device == "cuda" else 0.0
+        is_gpu = evaluator.device == "cuda"
+        return LocalExecutor(
+            evaluator, [f"cuda:{at}" if is_gpu else "cpu" for at in range(workers)], log_level="WARNING"
+        )
+    gpus = 1.0 if evaluator.device == "cuda" else 0.0
     options = RayOptions(address=address, workers=workers, gpus_per_worker=gpus)
-    return RayExecutor(scorer, options, log_level="WARNING")
+    return RayExecutor(evaluator, options, log_level="WARNING")
 
 
 def measure(executor: Executor, data_dirs: Sequence[Path], *, name: str, workers: int, cores: int | None) -> Measured:

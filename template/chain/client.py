@@ -24,9 +24,9 @@ from loguru import logger
 
 from template.chain.commitments import encode_text
 from template.chain.endpoints import Endpoints
-from template.chain.event_loop import Session
+from template.chain.event_loop import EventLoopThread
 from template.chain.reads import read_commitment, read_sealed_blocks, read_view, snapshot_at
-from template.chain.timelock import beacon_round_at, beacon_time, seal
+from template.chain.timelock import beacon_round_at, round_time, seal
 from template.chain.wallets import Wallet, open_wallet, verify_signature
 from template.constants import WEIGHTS_VERSION
 from template.errors import ConfigError, RemoteError
@@ -37,9 +37,9 @@ __all__ = [
     "PublishOutcome",
     "Wallet",
     "beacon_round_at",
-    "beacon_time",
     "bt",
     "open_wallet",
+    "round_time",
     "verify_signature",
 ]
 
@@ -74,7 +74,7 @@ _UNSETTLED |= {"Retracted", "Stale", "Usurped"}
 class _Link:
     """One connection: the client, and the substrate below it, which alone tells a block's hash."""
 
-    session: Session
+    session: EventLoopThread
     client: bt.Client
     substrate: Any
 
@@ -159,7 +159,7 @@ class Chain:
             self._view = view
         return view
 
-    def sealed_blocks(self, reveals: Mapping[str, int]) -> dict[str, int]:
+    def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
         """The block in which each hotkey committed what the chain opened in the block given, as all validators read it.
 
         A hotkey that had no sealed commitment one block before is left out. Raises: RemoteError, also for a block that
@@ -337,7 +337,7 @@ class Chain:
     def _open(self) -> _Link:
         substrate = self._substrate or self._endpoints.open()
         # Not Client.connect, which adds only token symbols for display, from a cache in the user's home.
-        session = Session(substrate.connect, substrate.close)
+        session = EventLoopThread(substrate.connect, substrate.close)
         return _Link(session, bt.Client(self._endpoints.label, substrate=substrate), substrate)
 
 

@@ -19,7 +19,7 @@ _RAW_FIELD = re.compile(r"Raw([0-9]{1,3})")
 _ONE_BYTE_LENGTHS, _TWO_BYTE_LENGTHS = 2**6, 2**14
 
 
-def to_commitment(hotkey: str, record: Any, revealed: Sequence[Sequence[Any]] | None) -> ChainCommitment | None:
+def parse_commitment(hotkey: str, record: Any, revealed: Sequence[Sequence[Any]] | None) -> ChainCommitment | None:
     """One hotkey's commitment; None when it has none.
 
     record: its value in CommitmentOf, or None. revealed: its value in RevealedCommitments, pairs of (SCALE bytes of the

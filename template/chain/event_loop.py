@@ -15,7 +15,7 @@ T = TypeVar("T")
 _CLOSE_S = 2.0
 
 
-class Session:
+class EventLoopThread:
     """A running loop and a connection on it.
 
     connect: awaited before each operation, so it must be idempotent. close: awaited when the session ends, for two

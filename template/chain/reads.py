@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import bittensor as bt
 from bittensor import storage as st
 
-from template.chain.commitments import to_commitment
+from template.chain.commitments import parse_commitment
 from template.errors import ConfigError
 from template.records import ChainCommitment, ChainView, Neuron
 
@@ -151,7 +151,7 @@ def _commitments(records: Sequence[tuple[Any, Any]], reveals: Sequence[tuple[Any
     """By block, then by hotkey."""
     by_hotkey = {str(hotkey): record for hotkey, record in records}
     revealed = {str(hotkey): pairs for hotkey, pairs in reveals}
-    found = [to_commitment(hotkey, by_hotkey.get(hotkey), revealed.get(hotkey)) for hotkey in by_hotkey | revealed]
+    found = [parse_commitment(hotkey, by_hotkey.get(hotkey), revealed.get(hotkey)) for hotkey in by_hotkey | revealed]
     return tuple(sorted((entry for entry in found if entry), key=lambda entry: (entry.block, entry.hotkey)))
 
 
@@ -161,7 +161,7 @@ async def read_commitment(client: bt.Client, netuid: int, hotkey: str) -> ChainC
     record, revealed = await asyncio.gather(
         at.query(st.Commitments.CommitmentOf, keys), at.query(st.Commitments.RevealedCommitments, keys)
     )
-    return to_commitment(hotkey, record, revealed)
+    return parse_commitment(hotkey, record, revealed)
 
 
 async def read_sealed_blocks(client: bt.Client, netuid: int, reveals: Mapping[str, int]) -> dict[str, int]:
@@ -174,7 +174,7 @@ async def read_sealed_blocks(client: bt.Client, netuid: int, reveals: Mapping[st
 
     async def read(hotkey: str, reveal_block: int) -> ChainCommitment | None:
         at = await snapshot_at(client, reveal_block - 1)
-        return to_commitment(hotkey, await at.query(st.Commitments.CommitmentOf, [netuid, hotkey]), None)
+        return parse_commitment(hotkey, await at.query(st.Commitments.CommitmentOf, [netuid, hotkey]), None)
 
     pairs, found = list(reveals.items()), list[ChainCommitment | None]()
     for start in range(0, len(pairs), _READS_AT_ONCE):

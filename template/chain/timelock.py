@@ -16,7 +16,7 @@ def beacon_round_at(posix_s: float) -> int:
     return bt.timelock.round_at(posix_s)
 
 
-def beacon_time(beacon_round: int) -> float:
+def round_time(beacon_round: int) -> float:
     """The moment in POSIX seconds at which a round of the beacon is published, whatever number a miner names."""
     # The client's own reveal_time fails on rounds past the year 9999.
     return float(bt.timelock.QUICKNET_GENESIS + (beacon_round - 1) * bt.timelock.QUICKNET_PERIOD)

@@ -81,7 +81,7 @@ def encode_submission(
     return tuple(encoded)
 
 
-def surely_has_target(row: Row) -> bool:
+def has_target_for_any_tokenizer(row: Row) -> bool:
     """True when no tokenizer can cut the first answer off: a token covers one byte or more. False decides nothing."""
     if len(row.messages) < 2:
         return False

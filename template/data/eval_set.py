@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from template.data.near_duplicates import LookAlikes
+from template.data.near_duplicates import NearDuplicates
 from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, RowKey, parse_rows, read_keys
 from template.errors import ConfigError, HostError, Reason, SubmissionError
 
@@ -16,7 +16,7 @@ _LINES_NAMED = 5
 
 
 @dataclass(frozen=True)
-class PoolIndex:
+class EvalSetIndex:
     """A pool for checking many files against. lines: `Row.key` by the sha256 of the line that holds it.
 
     Most rows of a miner's file are the evaluation file's own lines, byte for byte, and need not be parsed again.
@@ -28,8 +28,8 @@ class PoolIndex:
     lines: Mapping[bytes, bytes]
 
     @classmethod
-    def of(cls, lines: Mapping[bytes, bytes], twins: Mapping[bytes, bytes]) -> "PoolIndex":
-        """The index of these lines. twins: as `template.data.near_duplicates.LookAlikes` finds them."""
+    def of(cls, lines: Mapping[bytes, bytes], twins: Mapping[bytes, bytes]) -> "EvalSetIndex":
+        """The index of these lines. twins: as `template.data.near_duplicates.NearDuplicates` finds them."""
         own = {key: key for key in lines.values()}
         return cls({key: own[twins.get(key, key)] for key in own}, lines)
 
@@ -51,12 +51,12 @@ class PoolIndex:
 
 def read_pool(path: Path) -> Pool:
     """The pool in an evaluation file. Raises: ConfigError when it is missing or not well formed, naming the line."""
-    return frozenset(read_pool_index(path).pool)
+    return frozenset(read_eval_set_index(path).pool)
 
 
-def read_pool_index(path: Path) -> PoolIndex:
+def read_eval_set_index(path: Path) -> EvalSetIndex:
     """The pool in an evaluation file, with its lines and its rows that look alike. Raises: as `read_pool`."""
-    alike = LookAlikes()
+    alike = NearDuplicates()
     try:
         found = read_keys(path.read_bytes(), name=str(path), limits=POOL_LIMITS, known={}, note=alike.add)
         lines = {digest: row.key for digest, row in found}
@@ -66,7 +66,7 @@ def read_pool_index(path: Path) -> PoolIndex:
         raise HostError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SubmissionError as error:
         raise ConfigError(f"the evaluation set cannot be used: {error}") from error
-    return PoolIndex.of(lines, alike.twins)
+    return EvalSetIndex.of(lines, alike.twins)
 
 
 def check_dataset(content: bytes, pool: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
@@ -85,7 +85,7 @@ def check_membership(rows: Sequence[Row | RowKey], pool_keys: Container[bytes], 
     pool_keys: the `Row.key` of every pool row.
     """
     counted = rows[:max_rows]
-    lines = foreign_lines(counted, pool_keys)
+    lines = lines_not_in_pool(counted, pool_keys)
     if not lines:
         return
     named = ", ".join(str(line) for line in lines[:_LINES_NAMED])
@@ -96,6 +96,6 @@ def check_membership(rows: Sequence[Row | RowKey], pool_keys: Container[bytes], 
     )
 
 
-def foreign_lines(rows: Iterable[Row | RowKey], pool_keys: Container[bytes]) -> list[int]:
+def lines_not_in_pool(rows: Iterable[Row | RowKey], pool_keys: Container[bytes]) -> list[int]:
     """The lines of the rows that are not in the evaluation pool."""
     return [row.line for row in rows if row.key not in pool_keys]

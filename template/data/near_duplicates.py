@@ -72,7 +72,7 @@ def _fold(text: str) -> bytes:
 _DEFAULTS = frozenset(_fold(template.default_system or "") for template in model2template.values())
 
 
-class LookAlikes:
+class NearDuplicates:
     """Finds the rows of a pool that look alike. twins: their keys, each with that of the first which looks like it."""
 
     def __init__(self) -> None:

@@ -117,7 +117,7 @@ POOL_LIMITS = Limits(
 
 
 @dataclass(frozen=True, slots=True)
-class LineFault:
+class LineError:
     """A line that is no row, and why; line None when the fault is the whole file's."""
 
     line: int | None
@@ -154,42 +154,42 @@ def read_keys(
         yield digest, RowKey(number, key)
 
 
-def _raise_fault(found: T | LineFault, name: str) -> T:
-    if isinstance(found, LineFault):
+def _raise_fault(found: T | LineError, name: str) -> T:
+    if isinstance(found, LineError):
         where = name if found.line is None else f"{name}, line {found.line}"
         raise SubmissionError(found.error.reason, f"{where}: {found.error}") from found.error
     return found
 
 
-def scan_rows(content: bytes, *, limits: Limits) -> Iterator[Row | LineFault]:
+def scan_rows(content: bytes, *, limits: Limits) -> Iterator[Row | LineError]:
     """Every row of a file in order and, in place of each line that is none, its fault; `parse_rows` raises the first.
 
     Reading ends at the first row past `limits.rows`, and does not begin in a file of too many bytes.
     """
     for line in _scan_lines(content, limits):
-        yield line if isinstance(line, LineFault) else _read_line(line[1], line[0], limits)
+        yield line if isinstance(line, LineError) else _read_line(line[1], line[0], limits)
 
 
-def _scan_lines(content: bytes, limits: Limits) -> Iterator[tuple[int, bytes] | LineFault]:
+def _scan_lines(content: bytes, limits: Limits) -> Iterator[tuple[int, bytes] | LineError]:
     """(number, text) of every line that is to be a row, and the faults that are not of one line's content."""
     if len(content) > limits.file_bytes:
         message = f"{len(content)} bytes, at most {limits.file_bytes} are read"
-        yield LineFault(None, SubmissionError(Reason.TOO_LARGE, message))
+        yield LineError(None, SubmissionError(Reason.TOO_LARGE, message))
         return
     count = 0
     for number, raw_line in enumerate(io.BytesIO(content), start=1):
         if not (line := raw_line.rstrip(_WHITESPACE)):
             continue
         if count == limits.rows:
-            yield LineFault(number, SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.rows} rows"))
+            yield LineError(number, SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.rows} rows"))
             return
         count += 1
         yield number, line
     if count == 0:
-        yield LineFault(None, SubmissionError(Reason.EMPTY, "expected at least one row, found none"))
+        yield LineError(None, SubmissionError(Reason.EMPTY, "expected at least one row, found none"))
 
 
-def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineFault:
+def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineError:
     # A row of a hundred thousand lists has the collector walk over all objects of the process again and again, for a
     # hundred times as long as the reading takes. Nothing in a row refers to itself, and it is gone soon.
     was_collecting = gc.isenabled()
@@ -198,7 +198,7 @@ def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineFault:
     try:
         return _parse_row(line, number, limits)
     except SubmissionError as error:
-        return LineFault(number, error)
+        return LineError(number, error)
     finally:
         if was_collecting:
             gc.enable()

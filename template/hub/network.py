@@ -77,7 +77,7 @@ class Budget:
 _IN_FORCE: ContextVar[Budget | None] = ContextVar("_IN_FORCE", default=None)
 
 
-def budget_in_force() -> Budget | None:
+def current_budget() -> Budget | None:
     """The budget of the call that this thread is in, None outside of any."""
     return _IN_FORCE.get()
 
@@ -167,7 +167,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
         raise failure
 
     def _addresses(self, host: str, port: int) -> list[str]:
-        budget = budget_in_force()
+        budget = current_budget()
         if self._is_proxied or budget is None:
             return [host]
         addresses = resolve(host, port)
@@ -208,7 +208,7 @@ def _waiting(timeout: float | None, share: float = 1.0) -> Iterator[float | None
 
     Raises: RemoteError when that is nothing, before or after; a time-out of the client's own would be tried again.
     """
-    budget = budget_in_force()
+    budget = current_budget()
     if budget is None:
         yield timeout
         return

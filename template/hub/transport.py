@@ -22,7 +22,7 @@ from email.utils import parsedate_to_datetime
 import httpx2
 
 from template.errors import RemoteError
-from template.hub.network import Budget, GuardedBackend, budget_in_force, open_addresses
+from template.hub.network import Budget, GuardedBackend, current_budget, open_addresses
 
 # The real Hub's longest way: a renamed repo, its resolver, its store.
 MAX_REDIRECTS = 5
@@ -87,7 +87,7 @@ class GuardedTransport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """The answer. Raises: RemoteError for what breaks a rule, httpx2's errors for what does not arrive."""
-        budget = budget_in_force() or self._budget_of_another()
+        budget = current_budget() or self._budget_of_another()
         is_question = request.method != "GET" or _is_listing(request.url, budget)
         is_file = not is_question and _IS_QUESTION not in request.extensions
         if not budget.is_ours and is_file:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from template.constants import MAX_TOKENS
-from template.data.encoding import surely_has_target
-from template.data.eval_set import foreign_lines
-from template.data.rows import SUBMISSION_LIMITS, LineFault, Row, scan_rows
+from template.data.encoding import has_target_for_any_tokenizer
+from template.data.eval_set import lines_not_in_pool
+from template.data.rows import SUBMISSION_LIMITS, LineError, Row, scan_rows
 from template.errors import Reason, RemoteError
 
 
@@ -58,11 +58,11 @@ def inspect_file(
     faults = [
         Fault(line=one.line, reason=one.error.reason, message=str(one.error))
         for one in found
-        if isinstance(one, LineFault)
+        if isinstance(one, LineError)
     ]
-    foreign = set(foreign_lines(counted, pool_keys))
+    foreign = set(lines_not_in_pool(counted, pool_keys))
     faults += [Fault(line=line, reason=Reason.NOT_IN_POOL, message="not in the evaluation pool") for line in foreign]
-    in_doubt = [row for row in counted if row.line not in foreign and not surely_has_target(row)]
+    in_doubt = [row for row in counted if row.line not in foreign and not has_target_for_any_tokenizer(row)]
     asked, why = _ask(in_doubt, has_target)
     no_target = f"expected an answer within {MAX_TOKENS} tokens"
     faults += [

@@ -10,7 +10,7 @@ from template import constants
 from template.competition import CommitmentRecord
 from template.errors import Reason
 from template.miner.check import Inspection
-from template.miner.competitors import Comparison, Neighbour, Neighbourhood, Overlap
+from template.miner.competitors import Comparison, Competitor, Overlap, SubnetSnapshot
 
 _SHOWN = 20
 _MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
@@ -41,7 +41,7 @@ class Report:
     """
 
     file: Inspection
-    subnet: Neighbourhood | None = None
+    subnet: SubnetSnapshot | None = None
     comparison: Comparison | None = None
     unread: str = ""
     commitment: str | None = None
@@ -90,7 +90,7 @@ def _describe_file(file: Inspection) -> list[str]:
     return lines
 
 
-def _describe_subnet(subnet: Neighbourhood, comparison: Comparison) -> list[str]:
+def _describe_subnet(subnet: SubnetSnapshot, comparison: Comparison) -> list[str]:
     read = [one for one in subnet.others if one.is_read]
     refused = [one for one in subnet.others if one.refusal is not None]
     idle = [one for one in subnet.others if one.doubt is not None and one not in comparison.doubts]
@@ -120,12 +120,12 @@ def _describe_subnet(subnet: Neighbourhood, comparison: Comparison) -> list[str]
     return lines
 
 
-def _may_appear(one: Neighbour) -> bool:
+def _may_appear(one: Competitor) -> bool:
     is_missing = one.refusal is not None and one.refusal.reason in _MISSING
     return is_missing and one.entry is not None and not CommitmentRecord.parse(one.entry).is_content_addressed
 
 
-def _place(subnet: Neighbourhood, comparison: Comparison) -> str:
+def _place(subnet: SubnetSnapshot, comparison: Comparison) -> str:
     earliest, latest = comparison.ranks
     if earliest > subnet.block:
         return "as if committed now, later than all"
@@ -141,12 +141,12 @@ def _describe_overlap(overlap: Overlap, row_count: int) -> str:
     return f"{_name(overlap.neighbour)}, {order}: {shared}"
 
 
-def _name(one: Neighbour) -> str:
+def _name(one: Competitor) -> str:
     what = "" if one.entry is None else f" {one.entry!r}"
     return f"{one.hotkey} (uid {one.uid}, block {one.block}){what}"
 
 
-def _doubt(one: Neighbour) -> str:
+def _doubt(one: Competitor) -> str:
     return one.doubt or "the chain has opened it and no longer tells when it was committed"
 
 
@@ -187,7 +187,7 @@ def to_json(report: Report) -> dict[str, object]:
     }
 
 
-def _subnet_to_json(subnet: Neighbourhood, comparison: Comparison) -> dict[str, object]:
+def _subnet_to_json(subnet: SubnetSnapshot, comparison: Comparison) -> dict[str, object]:
     return {
         "block": subnet.block,
         "limit": constants.DEFAULT_DUPLICATE_COUNT,
@@ -210,7 +210,7 @@ def _subnet_to_json(subnet: Neighbourhood, comparison: Comparison) -> dict[str, 
     }
 
 
-def _neighbour_to_json(one: Neighbour) -> dict[str, object]:
+def _neighbour_to_json(one: Competitor) -> dict[str, object]:
     return {
         "hotkey": one.hotkey,
         "uid": one.uid,

@@ -15,20 +15,20 @@ from loguru import logger
 from template import constants
 from template.competition import CommitmentRecord, Competition
 from template.constants import DEFAULT_DUPLICATE_COUNT
-from template.data.eval_set import PoolIndex
+from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
 from template.records import ChainCommitment, ChainView
-from template.rules.duplicates import Candidate, DuplicateOf, find_duplicates
-from template.rules.entries import Entrant, find_entrants, may_yet_come
+from template.rules.duplicates import Candidate, Duplicate, match_duplicates
+from template.rules.entries import Entrant, find_entrants, is_within_upload_grace
 
 _DOWNLOADS_AT_ONCE = 4
 _TELL_EVERY = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbour:
+class Competitor:
     """The present commitment of a registered hotkey, and what is known of its dataset.
 
     block: what earlier and later are judged by; with is_revealed that of the opening, and it was committed before,
@@ -53,12 +53,12 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class SubnetSnapshot:
     """The present commitments of all registered hotkeys at one block, that of the asking hotkey apart."""
 
     block: int
-    others: tuple[Neighbour, ...]
-    own: Neighbour | None
+    others: tuple[Competitor, ...]
+    own: Competitor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Overlap:
     is_earlier: the neighbour's stands before it. is_over_limit: the later of the two is a copy of the other.
     """
 
-    neighbour: Neighbour
+    neighbour: Competitor
     shared: int
     lines: tuple[int, ...]
     is_earlier: bool
@@ -90,13 +90,13 @@ class Comparison:
     ranks: tuple[int, int]
     row_count: int
     overlaps: tuple[Overlap, ...]
-    copy_of: DuplicateOf | None
-    doubts: tuple[Neighbour, ...]
+    copy_of: Duplicate | None
+    doubts: tuple[Competitor, ...]
 
 
 def survey(
-    view: ChainView, competition: Competition, pool: PoolIndex, folder: Path, hotkey: str | None
-) -> Neighbourhood:
+    view: ChainView, competition: Competition, pool: EvalSetIndex, folder: Path, hotkey: str | None
+) -> SubnetSnapshot:
     """The neighbours in `view`, with the datasets of those that enter the competition, kept in `folder`.
 
     hotkey: whose own commitment is set apart; None for nobody's. A dataset that the Hub does not deliver is a
@@ -110,30 +110,30 @@ def survey(
     uids = {neuron.hotkey: neuron.uid for neuron in view.neurons}
     met = [_meet(one, uids[one.hotkey], entrants.get(one.hotkey)) for one in view.commitments if one.hotkey in uids]
 
-    def read(one: Neighbour) -> Neighbour:
+    def read(one: Competitor) -> Competitor:
         entrant = entrants.get(one.hotkey)
         if entrant is None or entrant.record is None:
             return one
         try:
             return _read(one, entrant.record, competition, pool, folder)
         except SubmissionError as error:
-            if may_yet_come(entrant.record, error.reason, commit_block=entrant.block, block=view.block):
+            if is_within_upload_grace(entrant.record, error.reason, commit_block=entrant.block, block=view.block):
                 return replace(one, doubt=f"its file may still come: {error}")
             return replace(one, refusal=error)
         except RemoteError as error:
             return replace(one, doubt=str(error))
 
     known = _each(met, read)
-    return Neighbourhood(
+    return SubnetSnapshot(
         block=view.block,
         others=tuple(one for one in known if one.hotkey != hotkey),
         own=next((one for one in known if one.hotkey == hotkey), None),
     )
 
 
-def _meet(commitment: ChainCommitment, uid: int, entrant: Entrant | None) -> Neighbour:
+def _meet(commitment: ChainCommitment, uid: int, entrant: Entrant | None) -> Competitor:
     """What the chain alone says of a commitment."""
-    neighbour = Neighbour(
+    neighbour = Competitor(
         hotkey=commitment.hotkey,
         uid=uid,
         block=commitment.block,
@@ -149,8 +149,8 @@ def _meet(commitment: ChainCommitment, uid: int, entrant: Entrant | None) -> Nei
 
 
 def _read(
-    one: Neighbour, record: CommitmentRecord, competition: Competition, pool: PoolIndex, folder: Path
-) -> Neighbour:
+    one: Competitor, record: CommitmentRecord, competition: Competition, pool: EvalSetIndex, folder: Path
+) -> Competitor:
     """The neighbour with its dataset. Raises: SubmissionError when a validator would refuse it; RemoteError; HostError.
 
     Without a token: what only some may read cannot be checked by all.
@@ -164,7 +164,7 @@ def _read(
     return replace(one, sha256=held.sha256, row_keys=row_keys)
 
 
-def _each(neighbours: Sequence[Neighbour], read: Callable[[Neighbour], Neighbour]) -> list[Neighbour]:
+def _each(neighbours: Sequence[Competitor], read: Callable[[Competitor], Competitor]) -> list[Competitor]:
     """`read` of each, a few at a time, in order; the first that raises ends it."""
     with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="neighbour") as workers:
         jobs = [workers.submit(read, one) for one in neighbours]
@@ -186,7 +186,7 @@ def _remove_strangers(folder: Path, view: ChainView) -> None:
             shutil.rmtree(held, ignore_errors=True)
 
 
-def find_ranks(own: Neighbour | None, sha256: str, repo: str | None, now: int) -> tuple[int, int]:
+def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None, now: int) -> tuple[int, int]:
     """The earliest and the latest block by which the file of this digest may be judged; most often the same.
 
     It is that of the hotkey's present commitment where that holds the file, else `now`, which must be later than all
@@ -203,17 +203,17 @@ def find_ranks(own: Neighbour | None, sha256: str, repo: str | None, now: int) -
     return 0 if own.is_revealed else own.block, own.block
 
 
-def compare(rows: Sequence[RowKey], subnet: Neighbourhood, ranks: tuple[int, int]) -> Comparison:
+def compare(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tuple[int, int]) -> Comparison:
     """`rows`, those that count, against the others' datasets, as if committed anywhere between the `ranks`.
 
-    Their keys are what they count as: see `template.data.eval_set.PoolIndex`.
+    Their keys are what they count as: see `template.data.eval_set.EvalSetIndex`.
     """
     neighbours, own = subnet.others, subnet.own
     keys = tuple(row.key for row in rows)
     hotkey, entry = (own.hotkey, own.entry or "") if own else ("", "")
     mine = [Candidate(hotkey=hotkey, commit=entry, block=block, row_keys=keys) for block in ranks]
     theirs = {one.hotkey: _as_candidate(one) for one in neighbours if one.is_read}
-    found = [find_duplicates([*theirs.values(), one]).get((hotkey, entry)) for one in mine]
+    found = [match_duplicates([*theirs.values(), one]).get((hotkey, entry)) for one in mine]
     overlaps = [
         _overlap(rows, one, is_earlier=theirs[one.hotkey].order < mine[-1].order)
         for one in neighbours
@@ -237,16 +237,16 @@ def compare(rows: Sequence[RowKey], subnet: Neighbourhood, ranks: tuple[int, int
     )
 
 
-def _may_be_original(one: Neighbour, block: int) -> bool:
+def _may_be_original(one: Competitor, block: int) -> bool:
     """Whether nothing is known of a dataset that may have been committed by then."""
     return one.doubt is not None and (one.is_revealed or one.block <= block)
 
 
-def _as_candidate(one: Neighbour) -> Candidate:
+def _as_candidate(one: Competitor) -> Candidate:
     return Candidate(hotkey=one.hotkey, commit=one.entry or "", block=one.block, row_keys=one.row_keys)
 
 
-def _overlap(rows: Sequence[RowKey], neighbour: Neighbour, *, is_earlier: bool) -> Overlap:
+def _overlap(rows: Sequence[RowKey], neighbour: Competitor, *, is_earlier: bool) -> Overlap:
     held = set(neighbour.row_keys)
     common = [(row.key, row.line) for row in rows if row.key in held]
     return Overlap(

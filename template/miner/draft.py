@@ -14,7 +14,7 @@ from loguru import logger
 from template import constants
 from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord, Competition
-from template.data.encoding import surely_has_target
+from template.data.encoding import has_target_for_any_tokenizer
 from template.data.eval_set import check_dataset, read_pool
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, SubmissionError
@@ -45,7 +45,7 @@ class MinerConfig:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishResult:
     """A commitment that is visible on chain: what it says, and the block it counts from."""
 
     record: CommitmentRecord
@@ -122,7 +122,7 @@ def check_file(config: MinerConfig, content: bytes) -> int:
     pool = read_pool(fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
     rows = check_dataset(content, pool, name=str(path), max_rows=config.competition.rows)
     for row in rows:
-        if not surely_has_target(row) and not config.has_target(row):
+        if not has_target_for_any_tokenizer(row) and not config.has_target(row):
             raise SubmissionError(
                 Reason.NO_TARGET, f"{path}, line {row.line}: expected an answer within {constants.MAX_TOKENS} tokens"
             )

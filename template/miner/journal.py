@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from template.errors import ConfigError, HostError
-from template.files import write_whole
+from template.files import write_atomic
 from template.records import ChainCommitment, PublishOutcome
 
 # Blocks after which a call whose fate is unknown can no longer land: those it stays valid for, and the lag of finality.
@@ -118,7 +118,7 @@ class Journal:
 
 def write_private(path: Path, content: bytes) -> None:
     """Replaces the file at once and for good, readable by its owner alone. Raises: OSError."""
-    write_whole(path, [content])
+    write_atomic(path, [content])
     # So that the name outlives a power cut, too.
     folder_fd = os.open(path.parent, os.O_RDONLY)
     try:

@@ -17,7 +17,7 @@ from template.hub import datasets
 from template.miner.draft import (
     Draft,
     MinerConfig,
-    Published,
+    PublishResult,
     check_seal,
     committed_block,
     describe,
@@ -37,7 +37,7 @@ Sleep = Callable[[float], object]
 
 def publish_dataset(
     config: MinerConfig, chain: MinerChain, *, confirm: Callable[[str], bool], sleep: Sleep = time.sleep
-) -> Published | None:
+) -> PublishResult | None:
     """Checks, asks, uploads, reads back, commits and waits; returns what is visible on chain.
 
     confirm: shown what is about to be published, says whether to. When it says no, the answer is None and nothing was
@@ -59,13 +59,13 @@ def publish_dataset(
         final = record or make_record(
             config, datasets.upload_dataset(draft.content, config.hf_repo_id, token=config.hub_token)
         )
-        read_back(config, final, draft.content)
+        verify_public(config, final, draft.content)
         call = Call(
             stands=lambda held: stands(held, final, draft, journal),
             make_intent=lambda block: Intent(text=str(final), block=block),
             send=lambda intent: chain.publish(intent.text),
         )
-        return Published(final, commit_once(call, config, chain, journal, sleep).block)
+        return PublishResult(final, ensure_committed(call, config, chain, journal, sleep).block)
 
 
 def _find_record(config: MinerConfig, draft: Draft, journal: Journal) -> CommitmentRecord | None:
@@ -92,23 +92,23 @@ def stands(held: ChainCommitment | None, record: CommitmentRecord, draft: Draft,
     return committed_block(held, journal.last) > draft.neuron.registration_block
 
 
-def _stand(config: MinerConfig, record: CommitmentRecord, draft: Draft, journal: Journal) -> Published:
+def _stand(config: MinerConfig, record: CommitmentRecord, draft: Draft, journal: Journal) -> PublishResult:
     """The commitment that stands already, its file put where it says if it is not there."""
     assert draft.held is not None
     if not serves(record, draft.content):
         upload(config, record, draft.content)
     block = committed_block(draft.held, journal.last)
     logger.info("the commitment is on chain block={} text={}", block, record)
-    return Published(record, block)
+    return PublishResult(record, block)
 
 
 def upload(config: MinerConfig, record: CommitmentRecord, content: bytes) -> None:
     """Puts on main the file of a commitment that names it by its digest. Raises: RemoteError; HostError."""
     datasets.upload_dataset(content, config.hf_repo_id, token=config.hub_token)
-    read_back(config, record, content)
+    verify_public(config, record, content)
 
 
-def read_back(config: MinerConfig, record: CommitmentRecord, content: bytes) -> None:
+def verify_public(config: MinerConfig, record: CommitmentRecord, content: bytes) -> None:
     """Fetches the file the way a validator will. Raises: RemoteError unless it is the same bytes."""
     if not serves(record, content):
         raise RemoteError(
@@ -126,7 +126,9 @@ class Call:
     send: Callable[[Intent], PublishOutcome]
 
 
-def commit_once(call: Call, config: MinerConfig, chain: MinerChain, journal: Journal, sleep: Sleep) -> ChainCommitment:
+def ensure_committed(
+    call: Call, config: MinerConfig, chain: MinerChain, journal: Journal, sleep: Sleep
+) -> ChainCommitment:
     """Makes the commitment unless it stands already, and returns it once it is visible.
 
     What was sent may land unseen, and landing twice would cost its place in line: so nothing is sent while the call

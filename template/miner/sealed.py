@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from loguru import logger
 
 from template import constants
-from template.chain.client import beacon_round_at, beacon_time
+from template.chain.client import beacon_round_at, round_time
 from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord
 from template.errors import ConfigError, RemoteError, SubmissionError
@@ -21,7 +21,7 @@ from template.hub import datasets
 from template.miner.draft import (
     Draft,
     MinerConfig,
-    Published,
+    PublishResult,
     check_seal,
     committed_block,
     describe,
@@ -31,7 +31,7 @@ from template.miner.draft import (
     serves,
 )
 from template.miner.journal import Intent, Journal
-from template.miner.publish import Call, Sleep, commit_once, stands, upload
+from template.miner.publish import Call, Sleep, ensure_committed, stands, upload
 from template.records import ChainCommitment, ChainView, PublishOutcome
 
 # Most calls are in a block, and final, after so many blocks: a seal that opens sooner would hide nothing.
@@ -97,7 +97,7 @@ def seal_dataset(
     confirm: Callable[[str], bool],
     sleep: Sleep = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> Published | None:
+) -> PublishResult | None:
     """Checks, asks, commits under seal, waits until the chain opens it and the file is due, uploads and reads back.
 
     A run after a kill goes on where that one was. Returns and raises as `template.miner.publish.publish_dataset`.
@@ -123,7 +123,7 @@ def seal_dataset(
         opened = sealed.wait()
         sealed.wait_to_upload(opened)
         sealed.deliver(opened)
-        return Published(record, committed_block(opened, journal.last))
+        return PublishResult(record, committed_block(opened, journal.last))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class _Sealed:
             return self.chain.publish_sealed(intent.text, intent.reveal_round)
 
         call = Call(stands=self.is_committed, make_intent=make_intent, send=send)
-        commit_once(call, self.config, self.chain, self.journal, self.sleep)
+        ensure_committed(call, self.config, self.chain, self.journal, self.sleep)
 
     def wait(self) -> ChainCommitment:
         """The commitment once the chain has opened it.
@@ -212,7 +212,7 @@ class _Sealed:
         """Says how long it takes; returns the block at which to say it again."""
         view, last = self.chain.view(), self.journal.last
         assert last is not None and last.reveal_round is not None
-        opens_at = beacon_time(last.reveal_round)
+        opens_at = round_time(last.reveal_round)
         when = f"{datetime.fromtimestamp(opens_at, UTC):%Y-%m-%d %H:%M:%S} UTC round={last.reveal_round}"
         if view.timestamp < opens_at + _LATE_S:
             logger.info("sealed, opens at {} block={}", when, view.block)

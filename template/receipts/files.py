@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from template.errors import ConfigError, HostError
-from template.files import write_whole
+from template.files import write_atomic
 from template.receipts.receipt import Receipt
-from template.receipts.round_file import RoundAccount, RoundFile, RoundHeader, digest_lines, make_round_lines
+from template.receipts.round_file import RoundFile, RoundHeader, RoundSummary, digest_lines, make_round_lines
 
 _MAX_BYTES = 1 << 20
 
@@ -24,7 +24,7 @@ def write_receipt(receipt: Receipt, folder: Path) -> Path:
     path = folder / f"{owner}-{result.lucky_num}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, [receipt.to_json().encode(), b"\n"])
+        write_atomic(path, [receipt.to_json().encode(), b"\n"])
     except OSError as error:
         raise HostError(f"cannot write the receipt {path}: {error}") from error
     return path
@@ -53,7 +53,7 @@ MAX_RECEIPTS = 4096
 
 
 def write_round(
-    folder: Path, account: RoundAccount, *, signer: str | None, sign: Callable[[bytes], str] | None
+    folder: Path, account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None
 ) -> Path:
     """Writes the round into `folder`, made if missing, for everybody to read, and returns the file.
 
@@ -65,7 +65,7 @@ def write_round(
     path = folder / f"round-{account.netuid}-{account.round.start_block}-{who}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (line.encode() + b"\n" for line in lines), mode=0o644)
+        write_atomic(path, (line.encode() + b"\n" for line in lines), mode=0o644)
     except OSError as error:
         raise HostError(f"cannot write the round {path}: {error}") from error
     return path

@@ -34,7 +34,7 @@ _INPUTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredSubmission:
+class EvaluatedSubmission:
     """Whose dataset was scored: the miner's hotkey on `netuid` and the repo and commit it published."""
 
     netuid: int
@@ -52,7 +52,7 @@ class Receipt:
     """
 
     competition: Competition
-    submission: ScoredSubmission | None
+    submission: EvaluatedSubmission | None
     result: TrainResult
     signer: str | None = None
     signature: str | None = None
@@ -92,7 +92,7 @@ class Receipt:
         return read_record(cls, parse_object(text, FORMAT, source), source)
 
 
-class Replay(StrEnum):
+class ReplayVerdict(StrEnum):
     """What a replay says of a receipt."""
 
     IDENTICAL = "identical"
@@ -107,7 +107,7 @@ class Comparison:
     reasons: what is not the same beside the loss, of inputs, environment and the losses of training steps.
     """
 
-    verdict: Replay
+    verdict: ReplayVerdict
     difference: float | None
     reasons: tuple[str, ...]
 
@@ -125,13 +125,13 @@ def compare(receipt: Receipt, replay: TrainResult) -> Comparison:
         if getattr(recorded, name) != getattr(replay, name)
     ]
     if unequal:
-        return Comparison(verdict=Replay.NOT_COMPARABLE, difference=None, reasons=tuple(unequal))
+        return Comparison(verdict=ReplayVerdict.NOT_COMPARABLE, difference=None, reasons=tuple(unequal))
     difference = replay.loss - recorded.loss
     moved = _environment_changes(recorded.environment, replay.environment)
     reasons = (*moved, *_step_changes(recorded.step_losses, replay.step_losses))
     if difference == 0.0:
-        return Comparison(verdict=Replay.IDENTICAL, difference=0.0, reasons=reasons)
-    verdict = Replay.NOT_COMPARABLE if moved else Replay.DIFFERENT
+        return Comparison(verdict=ReplayVerdict.IDENTICAL, difference=0.0, reasons=reasons)
+    verdict = ReplayVerdict.NOT_COMPARABLE if moved else ReplayVerdict.DIFFERENT
     return Comparison(verdict=verdict, difference=difference, reasons=reasons)
 
 

@@ -17,10 +17,10 @@ from template.competition import Competition, is_commit
 from template.config import Hyperparameters, TrainingArgs
 from template.constants import DATA_FILE
 from template.errors import ConfigError, Reason, SubmissionError
-from template.receipts.receipt import Comparison, Receipt, Replay, compare
+from template.receipts.receipt import Comparison, Receipt, ReplayVerdict, compare
 from template.records import TrainResult
 from template.terminal import progress_bar
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
     from template.data.eval_set import Pool
@@ -32,7 +32,7 @@ _HIDDEN = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class ReplayContext:
     """This machine's choices for scores that nobody publishes.
 
     work_dir: where downloaded evaluation sets are kept. eval_data_dir: the one to use instead. model_path: a folder
@@ -59,9 +59,9 @@ class Desk:
         folder = files.check_folder(self.work_dir / competition.digest[:12], "--work_dir")
         return fetch_eval_set(competition, folder, None, self.token).parent
 
-    def scorer(self, competition: Competition, training_args: TrainingArgs, dtype: str | None = None) -> Scorer:
+    def evaluator(self, competition: Competition, training_args: TrainingArgs, dtype: str | None = None) -> Evaluator:
         """What scores in this competition; dtype: the one to use where the desk names none."""
-        return Scorer(
+        return Evaluator(
             competition=competition,
             training_args=training_args,
             eval_data_dir=self.eval_dir(competition),
@@ -71,7 +71,7 @@ class Desk:
             dtype=self.dtype or dtype,
         )
 
-    def replay_scorer(self, receipt: Receipt, source: str) -> Scorer:
+    def replay_evaluator(self, receipt: Receipt, source: str) -> Evaluator:
         """What scores with the receipt's own model, hyperparameters and dtype, whatever this repository's are now.
 
         Raises: ConfigError naming `source` when the receipt's are none; as `eval_dir`.
@@ -86,7 +86,7 @@ class Desk:
         )
         if recorded.model_revision is None and self.model_path is None:
             raise ConfigError(f"{source}: the model was a local folder; give it with --model_path")
-        return self.scorer(receipt.competition, training_args, recorded.environment.get("dtype"))
+        return self.evaluator(receipt.competition, training_args, recorded.environment.get("dtype"))
 
     @contextmanager
     def fetched(self, repo: str, revision: str) -> Iterator[Path]:
@@ -107,10 +107,10 @@ class Desk:
             yield folder
 
 
-def score_once(scorer: Scorer, data_dir: Path, lucky_num: int) -> TrainResult:
-    """One score under a progress bar. Raises: as `Scorer.score`."""
+def score_once(evaluator: Evaluator, data_dir: Path, lucky_num: int) -> TrainResult:
+    """One score under a progress bar. Raises: as `Evaluator.score`."""
     with progress_bar() as on_progress:
-        return scorer.score(data_dir, lucky_num, on_progress)
+        return evaluator.score(data_dir, lucky_num, on_progress)
 
 
 def check_signature(receipt: Receipt) -> tuple[bool, str]:
@@ -130,8 +130,8 @@ class Auditor:
     A receipt of another competition, model or hyperparameters is not replayed: it could ask for any work at all.
     """
 
-    def __init__(self, desk: Desk, competition: Competition, training_args: TrainingArgs) -> None:
-        self._desk = desk
+    def __init__(self, context: ReplayContext, competition: Competition, training_args: TrainingArgs) -> None:
+        self._desk = context
         self._competition = competition
         self._training_args = training_args
         self._pool: Pool | None = None
@@ -146,21 +146,21 @@ class Auditor:
 
         recorded, submission = receipt.result, receipt.submission
         if submission is None:
-            return _verdict(Replay.NOT_COMPARABLE, "it is of a local file")
+            return _verdict(ReplayVerdict.NOT_COMPARABLE, "it is of a local file")
         if (why := self._find_foreign(receipt)) is not None:
-            return _verdict(Replay.NOT_COMPARABLE, why)
-        scorer = self._desk.replay_scorer(receipt, "the receipt")
+            return _verdict(ReplayVerdict.NOT_COMPARABLE, why)
+        evaluator = self._desk.replay_evaluator(receipt, "the receipt")
         with self._desk.fetched(submission.repo, submission.commit) as folder:
             content = (folder / DATA_FILE).read_bytes()
             if (sha256 := hashlib.sha256(content).hexdigest()) != recorded.train_sha256:
                 reason = f"{submission.repo} at {submission.commit} has the sha256 {sha256}"
-                return _verdict(Replay.DIFFERENT, f"{reason}, and what was scored {recorded.train_sha256}")
+                return _verdict(ReplayVerdict.DIFFERENT, f"{reason}, and what was scored {recorded.train_sha256}")
             try:
-                check_dataset(content, self._read_pool(scorer), name=DATA_FILE, max_rows=self._competition.rows)
-                return compare(receipt, score_once(scorer, folder, recorded.lucky_num))
+                check_dataset(content, self._read_pool(evaluator), name=DATA_FILE, max_rows=self._competition.rows)
+                return compare(receipt, score_once(evaluator, folder, recorded.lucky_num))
             except SubmissionError as error:
                 # Whether training diverges may hang on the machine; what a file holds does not.
-                verdict = Replay.NOT_COMPARABLE if error.reason is Reason.DIVERGED else Replay.DIFFERENT
+                verdict = ReplayVerdict.NOT_COMPARABLE if error.reason is Reason.DIVERGED else ReplayVerdict.DIFFERENT
                 return _verdict(verdict, f"it cannot be scored here ({error.reason}): {error}")
 
     def _find_foreign(self, receipt: Receipt) -> str | None:
@@ -181,11 +181,11 @@ class Auditor:
             return "its dtype or lucky_num is none"
         return None
 
-    def _read_pool(self, scorer: Scorer) -> "Pool":
+    def _read_pool(self, evaluator: Evaluator) -> "Pool":
         from template.data.eval_set import read_pool
 
         if self._pool is None:
-            self._pool = read_pool(scorer.eval_data_dir / DATA_FILE)
+            self._pool = read_pool(evaluator.eval_data_dir / DATA_FILE)
         return self._pool
 
 
@@ -194,5 +194,5 @@ def _is_revision_of(revision: str, wanted: TrainingArgs) -> bool:
     return is_commit(revision) and wanted.revision in (None, revision)
 
 
-def _verdict(verdict: Replay, reason: str) -> Comparison:
+def _verdict(verdict: ReplayVerdict, reason: str) -> Comparison:
     return Comparison(verdict=verdict, difference=None, reasons=(reason,))

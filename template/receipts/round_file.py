@@ -14,7 +14,7 @@ import template
 from template.competition import Competition
 from template.errors import ConfigError, Reason
 from template.receipts.receipt import Receipt
-from template.records import Round, RoundEntry, Standing, SubmissionKey, WeightIntent
+from template.records import LeaderboardRow, Round, RoundEntry, SubmissionKey, WeightIntent
 from template.serialization import canonical_json, parse_object, read_record
 
 FORMAT = "dataset-round/1"
@@ -28,7 +28,7 @@ _DOMAIN = b"dataset-round/1\n"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundAccount:
+class RoundSummary:
     """What a validator knows of a round that closes.
 
     lucky_num_from: one of LUCKY_NUM_SOURCES. receipts: the JSON of those scored in this round. all_receipt_digests:
@@ -42,7 +42,7 @@ class RoundAccount:
     model: str
     lucky_num_from: str
     round: Round
-    standings: Sequence[Standing]
+    standings: Sequence[LeaderboardRow]
     intents: Sequence[WeightIntent]
     receipts: Mapping[SubmissionKey, str]
     all_receipt_digests: Mapping[SubmissionKey, str]
@@ -65,7 +65,7 @@ class EntryLine:
 
 @dataclass(frozen=True, kw_only=True)
 class TableLine:
-    """One `template.records.Standing` of the round. receipt: the digest of the receipt that the loss rests on."""
+    """One `template.records.LeaderboardRow` of the round. receipt: the digest of the receipt that the loss rests on."""
 
     hotkey: str
     entry: str
@@ -100,7 +100,7 @@ class RoundHeader:
     """The first line. queue: the hotkeys whose turn it was, in order. version: of the package that wrote it.
 
     receipts: how many lines follow. receipts_sha256: over their bytes. signer: the validator's hotkey, None when
-    nobody signs. signature: hex over `message`, None while unsigned. The rest as in `RoundAccount` and its `Round`.
+    nobody signs. signature: hex over `message`, None while unsigned. The rest as in `RoundSummary` and its `Round`.
     """
 
     netuid: int
@@ -163,7 +163,7 @@ class RoundFile:
     receipts: tuple[Receipt, ...]
 
 
-def make_round_lines(account: RoundAccount, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
+def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
     """The file's lines, header first, without their ends; sign(message) returns the signature in hex.
 
     Raises: ConfigError when a receipt cannot be read; ValueError for a lucky_num_from that is none.
@@ -222,7 +222,7 @@ def _entry_line(entry: RoundEntry) -> EntryLine:
     )
 
 
-def _table_line(standing: Standing, digests: Mapping[SubmissionKey, str]) -> TableLine:
+def _table_line(standing: LeaderboardRow, digests: Mapping[SubmissionKey, str]) -> TableLine:
     return TableLine(
         hotkey=standing.key.hotkey,
         entry=standing.key.entry,

@@ -24,7 +24,7 @@ _Value = TypeVar("_Value", bound=Hashable)
 _SHARE_TOLERANCE = 1e-9
 
 
-def find_inconsistencies(file: RoundFile, known: Mapping[str, Receipt]) -> list[str]:
+def check_consistency(file: RoundFile, known: Mapping[str, Receipt]) -> list[str]:
     """What does not fit together in the file. known: receipts by digest, of this file and of any other at hand."""
     header = file.header
     return [
@@ -37,7 +37,7 @@ def find_inconsistencies(file: RoundFile, known: Mapping[str, Receipt]) -> list[
     ]
 
 
-def find_contradictions(headers: Mapping[str, RoundHeader]) -> dict[str, list[str]]:
+def check_across_files(headers: Mapping[str, RoundHeader]) -> dict[str, list[str]]:
     """What is wrong with each file beside the others: its name is another round's, or its signer tells two stories.
 
     A round that was written twice may have learnt of its weights, and of late receipts, in between; its inputs and its
@@ -58,9 +58,7 @@ def find_contradictions(headers: Mapping[str, RoundHeader]) -> dict[str, list[st
     return found
 
 
-def find_bad_signatures(
-    file: RoundFile, verify: Callable[[str, bytes, str], bool]
-) -> tuple[str | None, dict[int, str]]:
+def check_signatures(file: RoundFile, verify: Callable[[str, bytes, str], bool]) -> tuple[str | None, dict[int, str]]:
     """What is wrong with the header's signature, None when nothing is, and the same by index for receipts.
 
     verify(signer, message, signature) tells a true one. A file without a signer has no signatures to be wrong.
@@ -85,7 +83,7 @@ def _bad_signature(
     return None if verify(signed.signer, signed.message(), signed.signature) else f"NOT VALID for {signed.signer}"
 
 
-def find_chain_conflicts(header: RoundHeader, block_hash: Callable[[int], str]) -> list[str]:
+def check_against_chain(header: RoundHeader, block_hash: Callable[[int], str]) -> list[str]:
     """What the chain contradicts: the hash of start_block, and seeds that were to come from it.
 
     Calls block_hash(number) once for each block; what that raises passes.
@@ -298,7 +296,7 @@ def _check_alignment(submitted: WeightsLine, table: Sequence[TableLine]) -> Iter
         yield "the weights by uid are not in proportion to the shares by hotkey"
 
 
-def find_notes(file: RoundFile, known: Mapping[str, Receipt]) -> list[str]:
+def remarks(file: RoundFile, known: Mapping[str, Receipt]) -> list[str]:
     """What is not wrong, and cannot be told to be right from this file alone."""
     header = file.header
     notes = [] if header.signer else ["nobody signed the file: it proves nothing about any validator"]

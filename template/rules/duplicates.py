@@ -32,7 +32,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuplicateOf:
+class Duplicate:
     """The earlier submission that another one copies, and the number of different rows they share."""
 
     hotkey: str
@@ -49,9 +49,9 @@ class DuplicateOf:
         )
 
 
-def find_duplicates(
+def match_duplicates(
     candidates: Iterable[Candidate], *, max_shared: int = DEFAULT_DUPLICATE_COUNT
-) -> dict[tuple[str, str], DuplicateOf]:
+) -> dict[tuple[str, str], Duplicate]:
     """The duplicates by hotkey and commit, each with the earliest submission it shares over `max_shared` rows with.
 
     Only a submission that is itself no duplicate makes others duplicates, and never one of its own hotkey. Give it
@@ -67,14 +67,14 @@ def find_duplicates(
     # Bit i stands for admitted[i].
     holders: dict[bytes, int] = {}
     own: dict[str, int] = {}
-    duplicates: dict[tuple[str, str], DuplicateOf] = {}
+    duplicates: dict[tuple[str, str], Duplicate] = {}
     for candidate in sorted(candidates, key=lambda candidate: candidate.order):
         keys = set(candidate.row_keys)
         held = [holders[key] for key in keys if key in holders]
         copied = _in_more_than(max_shared, held) & ~own.get(candidate.hotkey, 0)
         if copied:
             original = admitted[(copied & -copied).bit_length() - 1]
-            duplicates[candidate.hotkey, candidate.commit] = DuplicateOf(
+            duplicates[candidate.hotkey, candidate.commit] = Duplicate(
                 hotkey=original.hotkey,
                 commit=original.commit,
                 block=original.block,
@@ -116,11 +116,11 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
     return more
 
 
-def find_copies(
+def find_duplicates(
     entrants: Mapping[SubmissionKey, Entrant],
     seen: Mapping[SubmissionKey, Submission],
     datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
-) -> dict[SubmissionKey, DuplicateOf]:
+) -> dict[SubmissionKey, Duplicate]:
     """The copies among the entrants' datasets and the versions they grew from.
 
     An entrant's own earlier versions stand beside it, or a copy of the first would refuse the second. Only those that
@@ -133,14 +133,14 @@ def find_copies(
         rows = set(datasets[current[hotkey]])
         related = [key for key in versions if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT]
         candidates += [_as_candidate(key, seen[key].first_block, datasets[key]) for key in related[:MAX_VERSIONS]]
-    return {SubmissionKey(*identity): copy for identity, copy in find_duplicates(candidates).items()}
+    return {SubmissionKey(*identity): copy for identity, copy in match_duplicates(candidates).items()}
 
 
-def find_doubts(
+def find_possible_duplicates(
     entrants: Mapping[SubmissionKey, Entrant],
     seen: Mapping[SubmissionKey, Submission],
     datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
-) -> dict[SubmissionKey, DuplicateOf]:
+) -> dict[SubmissionKey, Duplicate]:
     """What might be a copy once the present rows of an entrant are known of which only earlier versions are.
 
     They would count then, if they are related to it. Whose rows have nothing to do with them is in no doubt, however
@@ -154,7 +154,7 @@ def find_doubts(
     candidates = [_as_candidate(key, seen[key].first_block, datasets[key]) for key in some]
     present = [key for key, entrant in entrants.items() if entrant.refusal is None and key in datasets]
     candidates += [_as_candidate(key, entrants[key].rank_block, datasets[key]) for key in present]
-    found = {SubmissionKey(*identity): copy for identity, copy in find_duplicates(candidates).items()}
+    found = {SubmissionKey(*identity): copy for identity, copy in match_duplicates(candidates).items()}
     return {key: copy for key, copy in found.items() if key in entrants and copy.hotkey in unread}
 
 

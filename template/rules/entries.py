@@ -12,7 +12,7 @@ from template.records import ChainView, RoundEntry, Submission, SubmissionKey
 _MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
-Openings = Mapping[tuple[str, int], int]
+CommitBlocks = Mapping[tuple[str, int], int]
 """The blocks of sealed commitments by hotkey and the block at which the chain opened them."""
 
 
@@ -72,7 +72,7 @@ def check_registration(block: int, registration_block: int) -> None:
         )
 
 
-def may_yet_come(record: CommitmentRecord, reason: Reason, *, commit_block: int, block: int) -> bool:
+def is_within_upload_grace(record: CommitmentRecord, reason: Reason, *, commit_block: int, block: int) -> bool:
     """True for a file that is promised by its digest alone and not there, while its time to come is not over.
 
     commit_block: where the chain shows the commitment, or its opening. block: where its file was looked for.
@@ -80,7 +80,7 @@ def may_yet_come(record: CommitmentRecord, reason: Reason, *, commit_block: int,
     return record.is_content_addressed and reason in _MISSING and block <= commit_block + SEAL_GRACE_BLOCKS
 
 
-def current_submissions(view: ChainView, openings: Openings | None = None) -> list[Submission]:
+def current_submissions(view: ChainView, commit_blocks: CommitBlocks | None = None) -> list[Submission]:
     """The readable commitments of registered hotkeys in `view`, as of its block.
 
     What others left behind is not looked at: whatever was committed before a registration stands for nothing after it.
@@ -92,9 +92,9 @@ def current_submissions(view: ChainView, openings: Openings | None = None) -> li
         opened = (one.hotkey, one.block)
         if one.text is None or one.hotkey not in registered:
             continue
-        if one.is_revealed and openings is not None and opened not in openings:
+        if one.is_revealed and commit_blocks is not None and opened not in commit_blocks:
             continue
-        first_block = openings[opened] if one.is_revealed and openings is not None else one.block
+        first_block = commit_blocks[opened] if one.is_revealed and commit_blocks is not None else one.block
         now = Submission(
             hotkey=one.hotkey, entry=one.text, first_block=first_block, block=one.block, open_block=one.block
         )
@@ -102,25 +102,25 @@ def current_submissions(view: ChainView, openings: Openings | None = None) -> li
     return found
 
 
-def unknown_openings(view: ChainView, openings: Openings) -> dict[str, int]:
+def missing_commit_blocks(view: ChainView, commit_blocks: CommitBlocks) -> dict[str, int]:
     """The reveal blocks, by registered hotkey, of opened commitments of which it is not known where they were made."""
     registered = view.by_hotkey
     return {
         one.hotkey: one.block
         for one in view.commitments
-        if one.is_revealed and one.hotkey in registered and (one.hotkey, one.block) not in openings
+        if one.is_revealed and one.hotkey in registered and (one.hotkey, one.block) not in commit_blocks
     }
 
 
-def recent_openings(openings: Openings, *, before_block: int) -> Openings:
+def prune_commit_blocks(commit_blocks: CommitBlocks, *, before_block: int) -> CommitBlocks:
     """Those from that block on, and each hotkey's newest of before it, which may stand still."""
     newest: dict[str, int] = {}
-    for hotkey, block in openings:
+    for hotkey, block in commit_blocks:
         if block < before_block:
             newest[hotkey] = max(block, newest.get(hotkey, block))
     return {
         (hotkey, block): commit_block
-        for (hotkey, block), commit_block in openings.items()
+        for (hotkey, block), commit_block in commit_blocks.items()
         if block >= before_block or block == newest[hotkey]
     }
 
@@ -129,12 +129,12 @@ def find_entrants(
     view: ChainView,
     seen: Mapping[SubmissionKey, Submission],
     competition: Competition,
-    openings: Openings | None = None,
+    commit_blocks: CommitBlocks | None = None,
 ) -> dict[SubmissionKey, Entrant]:
     """The entrants of `view`; `seen` is every submission ever recorded, those of `view` among them."""
     neurons = view.by_hotkey
     entrants = {}
-    for now in current_submissions(view, openings):
+    for now in current_submissions(view, commit_blocks):
         neuron = neurons[now.hotkey]
         born = neuron.registration_block
         past = seen.get(now.key, now)

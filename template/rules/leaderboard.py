@@ -8,19 +8,19 @@ import dataclasses
 from collections.abc import Container, Mapping, Sequence
 
 from template.competition import Competition
-from template.records import ChainView, Standing, SubmissionKey, Verdict
-from template.rules.duplicates import DuplicateOf
+from template.records import ChainView, LeaderboardRow, SubmissionKey, Verdict
+from template.rules.duplicates import Duplicate
 from template.rules.entries import Entrant
 from template.rules.scoring import score_of, shares_from_scores, weights_from_scores
 
 
-def make_standings(
+def build_leaderboard(
     competition: Competition,
     entrants: Mapping[SubmissionKey, Entrant],
     verdicts: Mapping[SubmissionKey, Verdict],
-    copies: Mapping[SubmissionKey, DuplicateOf],
+    copies: Mapping[SubmissionKey, Duplicate],
     datasets: Container[SubmissionKey],
-) -> list[Standing]:
+) -> list[LeaderboardRow]:
     """One line per entrant, with the share that its score is of all scores as its weight.
 
     datasets: those whose rows are known. A loss alone counts for nothing: nobody could tell whether it is a copy's.
@@ -33,8 +33,8 @@ def make_standings(
     return [dataclasses.replace(line, weight=shares.get(line.key.hotkey, 0.0)) for line in lines]
 
 
-def choose_shares(
-    lines: Sequence[Standing],
+def choose_weights(
+    lines: Sequence[LeaderboardRow],
     last_shares: Mapping[str, float],
     owner_hotkey: str,
     *,
@@ -56,7 +56,7 @@ def choose_shares(
     return {owner_hotkey: 1.0}
 
 
-def align_shares(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
+def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
     """The shares by uid as of `view`, summing to 1; empty when none of the hotkeys and no owner is left to burn to.
 
     registrations: the block at which a hotkey had its uid when it earned its share; one that lost it and came back is
@@ -76,8 +76,8 @@ def _judge(
     entrant: Entrant,
     competition: Competition,
     verdicts: Mapping[SubmissionKey, Verdict],
-    copies: Mapping[SubmissionKey, DuplicateOf],
-) -> Standing:
+    copies: Mapping[SubmissionKey, Duplicate],
+) -> LeaderboardRow:
     """The entrant's line without its weight."""
     verdict = verdicts.get(entrant.key)
     loss = verdict.loss if verdict else None
@@ -92,6 +92,6 @@ def _judge(
     elif loss is not None:
         message = ""
         score = score_of(loss, competition)
-    return Standing(
+    return LeaderboardRow(
         key=entrant.key, uid=entrant.uid, reason=reason, message=message, loss=loss, score=score, weight=0.0
     )

@@ -9,8 +9,8 @@ closes at its end block, or as soon as nothing is left to do when it is the last
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from template.records import Attempt, ChainView, Round, SubmissionKey, Verdict, WeightIntent
-from template.rules.duplicates import DuplicateOf
+from template.records import ChainView, RetryState, Round, SubmissionKey, Verdict, WeightIntent
+from template.rules.duplicates import Duplicate
 from template.rules.entries import Entrant, order_entries
 
 # Tries that end in a fault of this machine before a submission is parked until its `next_at`: it holds nothing up.
@@ -56,7 +56,7 @@ class State:
     That is `rounds_done`, its closed rounds; `running`, the submissions being scored; `free`, how many more it could
     score at once; `fetching`, those being downloaded, of whichever round; `room`, how many more downloads it could
     begin; `lost`, datasets whose file was gone from the disk when it was to be scored. doubts: what might be a copy
-    yet, see `template.rules.duplicates.find_doubts`. entrants: of the round's
+    yet, see `template.rules.duplicates.find_possible_duplicates`. entrants: of the round's
     snapshot, empty between rounds. repeats: intents that gave earlier shares again, of the newest round; unsettled:
     intents of any round without an outcome. last_start_block: of the newest round, open or not; None before the first.
     """
@@ -67,16 +67,16 @@ class State:
     entrants: Mapping[SubmissionKey, Entrant]
     datasets: Mapping[SubmissionKey, object]
     verdicts: Mapping[SubmissionKey, Verdict]
-    copies: Mapping[SubmissionKey, DuplicateOf]
-    attempts: Mapping[SubmissionKey, Attempt]
+    copies: Mapping[SubmissionKey, Duplicate]
+    attempts: Mapping[SubmissionKey, RetryState]
     intents: Sequence[WeightIntent]
-    has_standings: bool
+    has_leaderboard: bool
     running: frozenset[SubmissionKey] = frozenset()
     free: int = 1
     fetching: frozenset[SubmissionKey] = frozenset()
     room: int = 1
     lost: frozenset[SubmissionKey] = frozenset()
-    doubts: Mapping[SubmissionKey, DuplicateOf] = field(default_factory=dict)
+    doubts: Mapping[SubmissionKey, Duplicate] = field(default_factory=dict)
     repeats: Sequence[WeightIntent] = ()
     unsettled: Sequence[WeightIntent] = ()
     has_last_shares: bool = False
@@ -99,7 +99,7 @@ class FetchDatasets:
 
 
 @dataclass(frozen=True)
-class ScoreDataset:
+class EvaluateDataset:
     """Train on one dataset that passed its checks."""
 
     key: SubmissionKey
@@ -111,12 +111,12 @@ class SetWeights:
 
 
 @dataclass(frozen=True)
-class RepeatWeights:
+class ResubmitWeights:
     """Give the last shares again: new ones are long in coming, and the chain would count this hotkey as inactive."""
 
 
 @dataclass(frozen=True)
-class SettleIntent:
+class ResolveIntent:
     """Record what became of an intent whose outcome was not learnt: the chain shows it, or it is lost."""
 
     intent_id: int
@@ -142,7 +142,17 @@ class Stop:
     """All rounds that were wanted are done."""
 
 
-Action = OpenRound | FetchDatasets | ScoreDataset | SetWeights | RepeatWeights | SettleIntent | CloseRound | Wait | Stop
+Action = (
+    OpenRound
+    | FetchDatasets
+    | EvaluateDataset
+    | SetWeights
+    | ResubmitWeights
+    | ResolveIntent
+    | CloseRound
+    | Wait
+    | Stop
+)
 
 
 def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
@@ -185,7 +195,7 @@ def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
     recent = [intent for intent in state.repeats if intent.block >= due_block]
     if recent:
         due_block = recent[-1].block + min(2 ** len(recent), MAX_WEIGHTS_PAUSE_BLOCKS)
-    return RepeatWeights() if view.block >= max(due_block, me.last_update_block + view.weights_rate_limit) else None
+    return ResubmitWeights() if view.block >= max(due_block, me.last_update_block + view.weights_rate_limit) else None
 
 
 def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
@@ -213,9 +223,9 @@ def _round_length(view: ChainView, policy: Policy) -> int:
 def plan_queue(
     entrants: Mapping[SubmissionKey, Entrant],
     verdicts: Mapping[SubmissionKey, Verdict],
-    copies: Mapping[SubmissionKey, DuplicateOf],
+    copies: Mapping[SubmissionKey, Duplicate],
     datasets: Container[SubmissionKey],
-    attempts: Mapping[SubmissionKey, Attempt],
+    attempts: Mapping[SubmissionKey, RetryState],
     now: float,
     policy: Policy,
 ) -> tuple[SubmissionKey, ...]:
@@ -240,12 +250,12 @@ def closing_block(current: Round, policy: Policy) -> int:
     return current.end_block - min(policy.block_threshold, (current.end_block - current.start_block) // 2)
 
 
-def is_stuck(attempt: Attempt) -> bool:
+def is_stuck(attempt: RetryState) -> bool:
     """True for a submission that was tried so often, whoever's fault it is, that weights no longer wait for it."""
     return attempt.host_failures >= MAX_HOST_FAILURES or attempt.remote_failures >= MAX_REMOTE_FAILURES
 
 
-def _is_parked(attempt: Attempt | None, now: float) -> bool:
+def _is_parked(attempt: RetryState | None, now: float) -> bool:
     return attempt is not None and attempt.host_failures >= MAX_HOST_FAILURES and now < attempt.next_at
 
 
@@ -281,7 +291,7 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     is_original = _surely_original(unchecked, state)
     due = [key for key in scorable if key in ready and key not in unread and is_original(key)]
     if due and state.free > 0:
-        return ScoreDataset(due[0])
+        return EvaluateDataset(due[0])
     if state.running or due or unread or unchecked:
         doing = f"{len(state.running)} scores under way, {len(due)} waiting for a worker"
         return Wait(f"{doing}, {len(state.fetching)} downloads under way" if state.fetching else doing)
@@ -313,7 +323,7 @@ def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
     """True once nothing more is to be done about this round's weights."""
     if not policy.sets_weights:
         # A table of nobody has no lines to be found by.
-        return state.has_standings or not state.entrants
+        return state.has_leaderboard or not state.entrants
     if any(intent.outcome is not None and intent.outcome.is_accepted for intent in state.intents):
         return True
     # A call may land after it was given up, and a second try is then refused for coming too soon. An earlier round's
@@ -334,9 +344,9 @@ def _settle(intent: WeightIntent, state: State, view: ChainView) -> Action | Non
     again meanwhile.
     """
     if _has_landed(intent, state, view):
-        return SettleIntent(intent.id, is_accepted=True)
+        return ResolveIntent(intent.id, is_accepted=True)
     if view.block >= intent.block + UNKNOWN_OUTCOME_BLOCKS:
-        return SettleIntent(intent.id, is_accepted=False)
+        return ResolveIntent(intent.id, is_accepted=False)
     return None
 
 

@@ -8,12 +8,12 @@ from functools import lru_cache
 
 from template.errors import Reason
 from template.records import (
-    Contest,
-    Gauges,
+    EvalConfig,
+    LeaderboardRow,
+    Metrics,
     Round,
     RoundEntry,
-    Running,
-    Standing,
+    RunningEvaluation,
     SubmissionKey,
     WeightIntent,
     WeightOutcome,
@@ -26,15 +26,15 @@ class RoundTables(StateFile):
 
     _last_read: Round | None = None
 
-    def begin_round(self, contest: Contest, opened: Round, now: float) -> Round:
+    def begin_round(self, eval_config: EvalConfig, opened: Round, now: float) -> Round:
         """Fixes a round's blocks, seeds, entries and queue before any work on it; returns it with its id."""
         turns = {key: turn for turn, key in enumerate(opened.queue)}
         with self.atomic() as db:
             cursor = db.execute(
-                "INSERT INTO rounds (contest_id, start_block, start_block_hash, opened_block, end_block, lucky_num,"
+                "INSERT INTO rounds (eval_config_id, start_block, start_block_hash, opened_block, end_block, lucky_num,"
                 " lucky_num_from, seed_period, started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    contest.id, opened.start_block, opened.start_block_hash, opened.opened_block, opened.end_block,
+                    eval_config.id, opened.start_block, opened.start_block_hash, opened.opened_block, opened.end_block,
                     opened.lucky_num, opened.lucky_num_from, opened.seed_period, now,
                 ),
             )  # fmt: skip
@@ -50,9 +50,11 @@ class RoundTables(StateFile):
             )  # fmt: skip
         return self._read_round(self.rows("SELECT * FROM rounds WHERE id = ?", cursor.lastrowid)[0])
 
-    def open_round(self, contest: Contest) -> Round | None:
+    def open_round(self, eval_config: EvalConfig) -> Round | None:
         """The round that is not closed, None between rounds."""
-        rows = self.rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", contest.id)
+        rows = self.rows(
+            "SELECT * FROM rounds WHERE eval_config_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id
+        )
         return self._read_round(rows[-1]) if rows else None
 
     def last_round(self, *, with_standings: bool = False) -> Round | None:
@@ -69,13 +71,13 @@ class RoundTables(StateFile):
     def last_model(self) -> str | None:
         """The model of the newest round's contest, None before the first."""
         rows = self.rows(
-            "SELECT model FROM rounds JOIN contests ON contests.id = contest_id ORDER BY rounds.id DESC LIMIT 1"
+            "SELECT model FROM rounds JOIN contests ON contests.id = eval_config_id ORDER BY rounds.id DESC LIMIT 1"
         )
         return rows[0]["model"] if rows else None
 
-    def last_start_block(self, contest: Contest) -> int | None:
+    def last_start_block(self, eval_config: EvalConfig) -> int | None:
         """Where the newest round of the contest started, None before the first."""
-        (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE contest_id = ?", contest.id)
+        (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE eval_config_id = ?", eval_config.id)
         return None if row["block"] is None else int(row["block"])
 
     def close_round(self, round_id: int, now: float) -> None:
@@ -114,7 +116,7 @@ class RoundTables(StateFile):
         weights: Mapping[int, float],
         shares: Mapping[str, float],
         registrations: Mapping[str, int],
-        standings: Sequence[Standing] | None,
+        standings: Sequence[LeaderboardRow] | None,
         now: float,
     ) -> int:
         """Weights about to be submitted, {uid at `block`: share} and by hotkey, with the table they came from.
@@ -150,24 +152,29 @@ class RoundTables(StateFile):
         """Weight submissions of any round of which nobody knows what became, oldest first."""
         return [_read_intent(row) for row in self._intents("WHERE outcome IS NULL ORDER BY id")]
 
-    def last_accepted(self, contest: Contest | None = None) -> WeightIntent | None:
+    def last_accepted(self, eval_config: EvalConfig | None = None) -> WeightIntent | None:
         """The newest weights that the chain took, of any round, or of any round of one contest."""
         where = "json_extract(outcome, '$.is_accepted')"
         values: tuple[int, ...] = ()
-        if contest is not None:
-            where, values = f"{where} AND round_id IN (SELECT id FROM rounds WHERE contest_id = ?)", (contest.id,)
+        if eval_config is not None:
+            where, values = (
+                f"{where} AND round_id IN (SELECT id FROM rounds WHERE eval_config_id = ?)",
+                (eval_config.id,),
+            )
         found = self._intents(f"WHERE {where} ORDER BY id DESC LIMIT 1", *values)
         return next((_read_intent(row) for row in found), None)
 
-    def begun_entries(self, contest: Contest, keys: Iterable[SubmissionKey]) -> dict[SubmissionKey, RoundEntry]:
+    def latest_seeded_entries(
+        self, eval_config: EvalConfig, keys: Iterable[SubmissionKey]
+    ) -> dict[SubmissionKey, RoundEntry]:
         """What the newest round in which it had a seed says of each of these submissions."""
         found = {}
         for key in keys:
             rows = self.rows(
                 "SELECT member.* FROM round_members AS member JOIN rounds ON rounds.id = round_id"
-                " WHERE contest_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
+                " WHERE eval_config_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
                 " ORDER BY round_id DESC LIMIT 1",
-                contest.id, *key,
+                eval_config.id, *key,
             )  # fmt: skip
             if rows:
                 found[key] = _read_entry(rows[0])
@@ -177,19 +184,19 @@ class RoundTables(StateFile):
         columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat"
         return self.rows(f"SELECT {columns} FROM weight_intents {where}", *values)
 
-    def record_standings(self, round_id: int, standings: Sequence[Standing]) -> None:
+    def record_leaderboard(self, round_id: int, standings: Sequence[LeaderboardRow]) -> None:
         """The round's table, in place of an earlier one."""
         with self.atomic() as db:
             _write_standings(db, round_id, standings)
 
-    def standings(self, round_id: int) -> list[Standing]:
+    def standings(self, round_id: int) -> list[LeaderboardRow]:
         """The round's table, best first."""
         rows = self.rows(
             "SELECT * FROM standings WHERE round_id = ? ORDER BY weight DESC, score DESC, loss IS NULL, loss, uid",
             round_id,
         )
         return [
-            Standing(
+            LeaderboardRow(
                 key=SubmissionKey(row["hotkey"], row["entry"]),
                 uid=row["uid"],
                 reason=None if row["reason"] is None else Reason(row["reason"]),
@@ -201,7 +208,7 @@ class RoundTables(StateFile):
             for row in rows
         ]
 
-    def has_standings(self, round_id: int) -> bool:
+    def has_leaderboard(self, round_id: int) -> bool:
         """True once the round's table was made."""
         return bool(self.rows("SELECT 1 FROM standings WHERE round_id = ? LIMIT 1", round_id))
 
@@ -222,20 +229,20 @@ class RoundTables(StateFile):
                 {"before": before, "last": last.id if last else 0},
             )
 
-    def record_activity(self, gauges: Gauges, now: float) -> None:
+    def record_heartbeat(self, metrics: Metrics, now: float) -> None:
         """What the validator is doing, for whoever looks from outside; replaces what was said before."""
-        content = json.dumps(dataclasses.asdict(gauges))
+        content = json.dumps(dataclasses.asdict(metrics))
         with self.atomic() as db:
             db.execute("INSERT OR REPLACE INTO activity VALUES (1, ?, ?)", (content, now))
 
-    def activity(self) -> Gauges | None:
+    def activity(self) -> Metrics | None:
         """What the validator last said it was doing, None before its first word."""
         rows = self.rows("SELECT content FROM activity")
         if not rows:
             return None
         content = json.loads(rows[0]["content"])
-        running = [Running(**{**one, "key": SubmissionKey(*one["key"])}) for one in content["running"]]
-        return Gauges(**{**content, "running": tuple(running)})
+        running = [RunningEvaluation(**{**one, "key": SubmissionKey(*one["key"])}) for one in content["running"]]
+        return Metrics(**{**content, "running": tuple(running)})
 
 
 def _read_entry(row: sqlite3.Row) -> RoundEntry:
@@ -281,7 +288,7 @@ def _parse_intent(
     )
 
 
-def _write_standings(db: sqlite3.Connection, round_id: int, standings: Sequence[Standing]) -> None:
+def _write_standings(db: sqlite3.Connection, round_id: int, standings: Sequence[LeaderboardRow]) -> None:
     db.execute("DELETE FROM standings WHERE round_id = ?", (round_id,))
     db.executemany(
         "INSERT INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from template.records import Contest, WeightIntent
+from template.records import EvalConfig, WeightIntent
 from template.store.rounds import RoundTables
 from template.store.submissions import SubmissionTables
 
@@ -17,10 +17,10 @@ _ROUNDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContestRow:
+class EvalConfigRow:
     """A contest and the model that it is about."""
 
-    contest: Contest
+    eval_config: EvalConfig
     model: str
 
 
@@ -30,13 +30,15 @@ class StatusStore(Store):
     def __init__(self, path: Path) -> None:
         super().__init__(path, is_read_only=True)
 
-    def contest_in_force(self) -> ContestRow | None:
+    def current_config(self) -> EvalConfigRow | None:
         """The newest round's contest; before the first round the newest contest, None before that one."""
         found = self.rows(
             "SELECT id, digest, model FROM contests"
-            " ORDER BY id = (SELECT contest_id FROM rounds ORDER BY id DESC LIMIT 1) DESC, id DESC LIMIT 1"
+            " ORDER BY id = (SELECT eval_config_id FROM rounds ORDER BY id DESC LIMIT 1) DESC, id DESC LIMIT 1"
         )
-        return next((ContestRow(contest=Contest(row["id"], row["digest"]), model=row["model"]) for row in found), None)
+        return next(
+            (EvalConfigRow(eval_config=EvalConfig(row["id"], row["digest"]), model=row["model"]) for row in found), None
+        )
 
     def recent_intents(self) -> list[WeightIntent]:
         """The weight submissions of the last rounds that have any, oldest first."""

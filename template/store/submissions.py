@@ -12,14 +12,14 @@ from pathlib import Path
 
 from template.competition import Competition
 from template.errors import Reason
-from template.records import Attempt, Contest, Submission, SubmissionKey, Verdict
+from template.records import EvalConfig, RetryState, Submission, SubmissionKey, Verdict
 from template.store.database import StateFile
 
 # Datasets whose row keys are kept although nothing rests on them; whoever commits an older one again is read again.
 MAX_DATASETS = 8192
 
 
-class KnownVerdicts(Mapping[SubmissionKey, Verdict]):
+class VerdictCache(Mapping[SubmissionKey, Verdict]):
     """The verdicts of a contest, read when they are asked for, and kept in memory until `forget`.
 
     They are asked for at every tick, but only those of submissions that still matter, of the many that there ever were.
@@ -66,11 +66,13 @@ class SubmissionTables(StateFile):
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         super().__init__(path, is_read_only=is_read_only)
         self.is_read_only = is_read_only
-        self._known_verdicts: dict[int, KnownVerdicts] = {}
+        self._known_verdicts: dict[int, VerdictCache] = {}
 
-    def open_contest(self, competition: Competition, hyperparameters_digest: str, model: str, now: float) -> Contest:
+    def get_or_create_config(
+        self, competition: Competition, hyperparameters_digest: str, model: str, now: float
+    ) -> EvalConfig:
         """The contest with exactly these inputs, recorded at its first use; verdicts belong to one contest."""
-        digest = Contest.make_digest(competition.digest, hyperparameters_digest, model)
+        digest = EvalConfig.make_digest(competition.digest, hyperparameters_digest, model)
         with self.atomic() as db:
             db.execute(
                 "INSERT OR IGNORE INTO contests (digest, competition, hyperparameters_digest, model, created_at)"
@@ -78,9 +80,9 @@ class SubmissionTables(StateFile):
                 (digest, json.dumps(competition.to_dict()), hyperparameters_digest, model, now),
             )
         (row,) = self.rows("SELECT id FROM contests WHERE digest = ?", digest)
-        return Contest(row["id"], digest)
+        return EvalConfig(row["id"], digest)
 
-    def see_submissions(self, seen: Sequence[Submission], registered: Mapping[str, int] | None = None) -> None:
+    def record_submissions(self, seen: Sequence[Submission], registered: Mapping[str, int] | None = None) -> None:
         """Records commitments as they stand on chain, keeping the earliest block of each.
 
         registered: each hotkey's registration block; what it committed up to there belongs to an earlier life and is
@@ -110,7 +112,7 @@ class SubmissionTables(StateFile):
             rows = [row for key in keys for row in self.rows(f"{query} WHERE hotkey = ? AND entry = ?", *key)]
         return {SubmissionKey(row["hotkey"], row["entry"]): Submission(**dict(row)) for row in rows}
 
-    def miss_submission(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
+    def record_missing_file(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
         """Records that the submission's file was looked for in vain, which costs it its rank up to there.
 
         is_found: it is there now; the mark is moved only where there is one.
@@ -123,7 +125,7 @@ class SubmissionTables(StateFile):
                 (block, *key, block, least),
             )
 
-    def see_openings(self, found: Mapping[tuple[str, int], int]) -> None:
+    def record_commit_blocks(self, found: Mapping[tuple[str, int], int]) -> None:
         """Records where sealed commitments were made that the chain has opened: {(hotkey, reveal block): block}."""
         with self.atomic() as db:
             db.executemany(
@@ -131,136 +133,149 @@ class SubmissionTables(StateFile):
                 [(*seal, block) for seal, block in found.items()],
             )
 
-    def openings(self) -> dict[tuple[str, int], int]:
+    def commit_blocks(self) -> dict[tuple[str, int], int]:
         """Where sealed commitments were made: {(hotkey, reveal block): block}."""
         rows = self.rows("SELECT hotkey, reveal_block, commit_block FROM openings")
         return {(row["hotkey"], row["reveal_block"]): row["commit_block"] for row in rows}
 
     def record_dataset(
-        self, contest: Contest, key: SubmissionKey, *, sha256: str, row_keys: Sequence[bytes], now: float
+        self, eval_config: EvalConfig, key: SubmissionKey, *, sha256: str, row_keys: Sequence[bytes], now: float
     ) -> None:
         """A dataset passed every check that it can pass alone; `row_keys` are those of its rows that count."""
         with self.atomic() as db:
             db.execute(
                 "INSERT OR REPLACE INTO datasets VALUES (?, ?, ?, ?, ?, ?)",
-                (contest.id, *key, sha256, b"".join(row_keys), now),
+                (eval_config.id, *key, sha256, b"".join(row_keys), now),
             )
-            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (contest.id, *key))
+            db.execute(
+                "DELETE FROM attempts WHERE eval_config_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
+            )
 
     def datasets(
-        self, contest: Contest, key_bytes: int, share: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
+        self, eval_config: EvalConfig, key_bytes: int, share: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
     ) -> dict[SubmissionKey, tuple[bytes, ...]]:
         """Row keys, `key_bytes` long each, of every dataset that passed its checks, read one by one.
 
         share: gives equal keys, which may be others' objects.
         """
-        query = "SELECT row_keys FROM datasets WHERE contest_id = ? AND hotkey = ? AND entry = ?"
+        query = "SELECT row_keys FROM datasets WHERE eval_config_id = ? AND hotkey = ? AND entry = ?"
         found = {}
-        for key in sorted(self.dataset_keys(contest)):
-            for (blob,) in self.rows(query, contest.id, *key):
+        for key in sorted(self.dataset_keys(eval_config)):
+            for (blob,) in self.rows(query, eval_config.id, *key):
                 found[key] = share(blob[at : at + key_bytes] for at in range(0, len(blob), key_bytes))
         return found
 
-    def dataset_keys(self, contest: Contest) -> set[SubmissionKey]:
+    def dataset_keys(self, eval_config: EvalConfig) -> set[SubmissionKey]:
         """Every dataset whose row keys are kept."""
-        rows = self.rows("SELECT hotkey, entry FROM datasets WHERE contest_id = ?", contest.id)
+        rows = self.rows("SELECT hotkey, entry FROM datasets WHERE eval_config_id = ?", eval_config.id)
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
-    def record_verdict(self, contest: Contest, key: SubmissionKey, verdict: Verdict, now: float) -> None:
+    def record_verdict(self, eval_config: EvalConfig, key: SubmissionKey, verdict: Verdict, now: float) -> None:
         """A refusal, or a loss with its receipt, in one transaction. A verdict is given once and never changed."""
         reason = None if verdict.reason is None else str(verdict.reason)
         with self.atomic() as db:
             db.execute(
                 "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (contest.id, *key, reason, verdict.message, verdict.loss, verdict.seconds, now),
+                (eval_config.id, *key, reason, verdict.message, verdict.loss, verdict.seconds, now),
             )
             if verdict.receipt is not None:
                 db.execute(
-                    "INSERT INTO receipts (contest_id, hotkey, entry, receipt) VALUES (?, ?, ?, ?)",
-                    (contest.id, *key, verdict.receipt),
+                    "INSERT INTO receipts (eval_config_id, hotkey, entry, receipt) VALUES (?, ?, ?, ?)",
+                    (eval_config.id, *key, verdict.receipt),
                 )
-            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (contest.id, *key))
-        if contest.id in self._known_verdicts:
-            self._known_verdicts[contest.id].learn(key, dataclasses.replace(verdict, receipt=None))
+            db.execute(
+                "DELETE FROM attempts WHERE eval_config_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
+            )
+        if eval_config.id in self._known_verdicts:
+            self._known_verdicts[eval_config.id].learn(key, dataclasses.replace(verdict, receipt=None))
 
-    def verdicts(self, contest: Contest) -> Mapping[SubmissionKey, Verdict]:
+    def verdicts(self, eval_config: EvalConfig) -> Mapping[SubmissionKey, Verdict]:
         """Every verdict of the contest, without the receipts.
 
         The one who writes them is asked at every tick and keeps what it was asked for in memory, until
         `prune_submissions`; whoever only reads reads anew.
         """
         if self.is_read_only:
-            return self._read_verdicts(contest)
-        if contest.id not in self._known_verdicts:
-            self._known_verdicts[contest.id] = KnownVerdicts(
-                lambda key: self._read_verdicts(contest, key).get(key), lambda: self._read_verdicts(contest)
+            return self._read_verdicts(eval_config)
+        if eval_config.id not in self._known_verdicts:
+            self._known_verdicts[eval_config.id] = VerdictCache(
+                lambda key: self._read_verdicts(eval_config, key).get(key), lambda: self._read_verdicts(eval_config)
             )
-        return self._known_verdicts[contest.id]
+        return self._known_verdicts[eval_config.id]
 
-    def _read_verdicts(self, contest: Contest, key: SubmissionKey | None = None) -> dict[SubmissionKey, Verdict]:
+    def _read_verdicts(self, eval_config: EvalConfig, key: SubmissionKey | None = None) -> dict[SubmissionKey, Verdict]:
         where, values = ("", ()) if key is None else (" AND hotkey = ? AND entry = ?", tuple(key))
-        query = "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE contest_id = ?"
-        rows = self.rows(query + where, contest.id, *values)
+        query = "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE eval_config_id = ?"
+        rows = self.rows(query + where, eval_config.id, *values)
         return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
 
-    def forget_refusals(
-        self, contest: Contest, reasons: Sequence[Reason], *, before: float, after: float = float("inf")
+    def expire_rejections(
+        self, eval_config: EvalConfig, reasons: Sequence[Reason], *, before: float, after: float = float("inf")
     ) -> None:
         """Takes back the refusals for these reasons that are older than the time `before`, or newer than `after`.
 
         The latter come from a clock that was ahead.
         """
         marks = ", ".join("?" * len(reasons))
-        where = f"contest_id = ? AND (decided_at < ? OR decided_at > ?) AND reason IN ({marks})"
-        values = (contest.id, before, after, *map(str, reasons))
+        where = f"eval_config_id = ? AND (decided_at < ? OR decided_at > ?) AND reason IN ({marks})"
+        values = (eval_config.id, before, after, *map(str, reasons))
         if self.rows(f"SELECT 1 FROM verdicts WHERE {where} LIMIT 1", *values):
             with self.atomic() as db:
                 db.execute(f"DELETE FROM verdicts WHERE {where}", values)
             for known in self._known_verdicts.values():
                 known.forget()
 
-    def receipt(self, contest: Contest, key: SubmissionKey) -> str | None:
+    def receipt(self, eval_config: EvalConfig, key: SubmissionKey) -> str | None:
         """The receipt of a scored submission, None when it was not scored."""
         rows = self.rows(
-            "SELECT receipt FROM receipts WHERE contest_id = ? AND hotkey = ? AND entry = ?", contest.id, *key
+            "SELECT receipt FROM receipts WHERE eval_config_id = ? AND hotkey = ? AND entry = ?", eval_config.id, *key
         )
         return rows[0]["receipt"] if rows else None
 
-    def record_attempt(self, contest: Contest, key: SubmissionKey, attempt: Attempt) -> None:
+    def record_retry_state(self, eval_config: EvalConfig, key: SubmissionKey, attempt: RetryState) -> None:
         """What became of the last try on a submission that has no verdict yet."""
         with self.atomic() as db:
             db.execute(
                 "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (contest.id, *key, attempt.remote_failures, attempt.host_failures, attempt.next_at, attempt.last_error),
+                (
+                    eval_config.id,
+                    *key,
+                    attempt.remote_failures,
+                    attempt.host_failures,
+                    attempt.next_at,
+                    attempt.last_error,
+                ),
             )
 
-    def attempts(self, contest: Contest) -> dict[SubmissionKey, Attempt]:
+    def attempts(self, eval_config: EvalConfig) -> dict[SubmissionKey, RetryState]:
         """Failed tries of submissions that have no verdict yet."""
         rows = self.rows(
             "SELECT hotkey, entry, remote_failures, host_failures, next_at, last_error FROM attempts"
-            " WHERE contest_id = ?",
-            contest.id,
+            " WHERE eval_config_id = ?",
+            eval_config.id,
         )
-        return {SubmissionKey(row["hotkey"], row["entry"]): Attempt(*tuple(row)[2:]) for row in rows}
+        return {SubmissionKey(row["hotkey"], row["entry"]): RetryState(*tuple(row)[2:]) for row in rows}
 
-    def round_receipts(self, contest: Contest, round_id: int) -> dict[SubmissionKey, str]:
+    def round_receipts(self, eval_config: EvalConfig, round_id: int) -> dict[SubmissionKey, str]:
         """The receipts that belong to the round; those of its entries that belong to none yet are given to it first.
 
         So a score that outlives its round is in the next one's, unless what it was of stands there no more.
         """
         with self.atomic() as db:
             db.execute(
-                "UPDATE receipts SET round_id = :round WHERE round_id IS NULL AND contest_id = :contest AND EXISTS"
+                "UPDATE receipts SET round_id = :round WHERE round_id IS NULL AND eval_config_id = :contest AND EXISTS"
                 " (SELECT 1 FROM round_members AS member WHERE member.round_id = :round"
                 " AND member.hotkey = receipts.hotkey AND member.entry = receipts.entry)",
-                {"round": round_id, "contest": contest.id},
+                {"round": round_id, "contest": eval_config.id},
             )
         rows = self.rows("SELECT hotkey, entry, receipt FROM receipts WHERE round_id = ?", round_id)
         return {SubmissionKey(row["hotkey"], row["entry"]): row["receipt"] for row in rows}
 
-    def unpublished(self, contest: Contest) -> set[SubmissionKey]:
+    def unpublished(self, eval_config: EvalConfig) -> set[SubmissionKey]:
         """What has a receipt that belongs to no round yet."""
-        rows = self.rows("SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", contest.id)
+        rows = self.rows(
+            "SELECT hotkey, entry FROM receipts WHERE eval_config_id = ? AND round_id IS NULL", eval_config.id
+        )
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
     def prune_seen(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:
@@ -285,21 +300,21 @@ class SubmissionTables(StateFile):
         Row keys also when the newest MAX_DATASETS are newer. Verdicts stay, so that nothing is ever judged twice; tries
         that led to none go with the row keys.
         """
-        columns = "contest_id, hotkey, entry"
+        columns = "eval_config_id, hotkey, entry"
         datasets = self.rows(f"SELECT {columns} FROM datasets WHERE checked_at < ?", datasets_before)
         datasets += self.rows(
             f"SELECT {columns} FROM datasets ORDER BY checked_at DESC, {columns} LIMIT -1 OFFSET ?", MAX_DATASETS
         )
         receipts = self.rows(
-            "SELECT contest_id, hotkey, entry FROM receipts JOIN verdicts USING (contest_id, hotkey, entry)"
+            "SELECT eval_config_id, hotkey, entry FROM receipts JOIN verdicts USING (eval_config_id, hotkey, entry)"
             " WHERE decided_at < ?",
             receipts_before,
         )
-        attempts = self.rows("SELECT contest_id, hotkey, entry FROM attempts WHERE next_at < ?", datasets_before)
+        attempts = self.rows("SELECT eval_config_id, hotkey, entry FROM attempts WHERE next_at < ?", datasets_before)
         with self.atomic() as db:
             for table, old in (("datasets", datasets), ("receipts", receipts), ("attempts", attempts)):
                 db.executemany(
-                    f"DELETE FROM {table} WHERE contest_id = ? AND hotkey = ? AND entry = ?",
+                    f"DELETE FROM {table} WHERE eval_config_id = ? AND hotkey = ? AND entry = ?",
                     [tuple(row) for row in old if SubmissionKey(row["hotkey"], row["entry"]) not in keep],
                 )
         for known in self._known_verdicts.values():

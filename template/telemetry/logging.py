@@ -26,7 +26,7 @@ from loguru import logger
 from template.errors import ConfigError
 from template.telemetry.log_stream import LogStream
 from template.telemetry.redaction import Redactor
-from template.terminal import plain_line
+from template.terminal import escape_line
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -167,7 +167,7 @@ class _RotatingFile(RotatingFileHandler):
 
 
 def _spell_out(record: "Record") -> None:
-    record["message"] = plain_line(record["message"])
+    record["message"] = escape_line(record["message"])
 
 
 def _choose_format(record: "Record") -> str:
@@ -175,7 +175,7 @@ def _choose_format(record: "Record") -> str:
     if record["exception"] is None:
         return _FORMAT
     trace = "".join(traceback.format_exception(*record["exception"]))
-    record["extra"]["trace"] = "".join(f"  {plain_line(line)}\n" for line in trace.split("\n") if line)
+    record["extra"]["trace"] = "".join(f"  {escape_line(line)}\n" for line in trace.split("\n") if line)
     return _FORMAT + "{extra[trace]}"
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from statistics import median
 
-from template.records import Gauges, RoundReport, Standing
+from template.records import LeaderboardRow, Metrics, RoundReport
 
 # Which metric is the axis of those whose names match.
 STEP_METRICS = {"live/*": "live/block", "round/*": "round/start_block"}
@@ -13,23 +13,23 @@ TABLE_COLUMNS = ("hotkey", "uid", "repo", "verdict", "loss", "score", "weight", 
 _RANKS = (1, 2, 5, 10)
 
 
-def live_metrics(gauges: Gauges) -> dict[str, float]:
+def live_metrics(metrics: Metrics) -> dict[str, float]:
     """The running charts: what the gauges say, unknown ones left out. Lag in seconds, memory in GiB."""
-    metrics: dict[str, float] = {
-        "live/block": gauges.block,
-        "live/chain_lag_seconds": gauges.now - gauges.block_time,
-        "live/queue": gauges.queue,
-        "live/unscored": gauges.unscored,
-        "live/running": len(gauges.running),
+    values: dict[str, float] = {
+        "live/block": metrics.block,
+        "live/chain_lag_seconds": metrics.now - metrics.block_time,
+        "live/queue": metrics.queue,
+        "live/unscored": metrics.unscored,
+        "live/running": len(metrics.running),
     }
-    if gauges.weights_set_block is not None:
-        metrics["live/blocks_since_weights"] = gauges.block - gauges.weights_set_block
-    if gauges.tokens_per_s is not None:
-        metrics["live/training_tokens_per_second"] = gauges.tokens_per_s
-    for running in gauges.running:
+    if metrics.weights_set_block is not None:
+        values["live/blocks_since_weights"] = metrics.block - metrics.weights_set_block
+    if metrics.tokens_per_s is not None:
+        values["live/training_tokens_per_second"] = metrics.tokens_per_s
+    for running in metrics.running:
         if running.memory_bytes is not None:
-            metrics[f"live/memory_gib/{running.device}"] = running.memory_bytes / 2**30
-    return metrics
+            values[f"live/memory_gib/{running.device}"] = running.memory_bytes / 2**30
+    return values
 
 
 def round_metrics(report: RoundReport) -> dict[str, float]:
@@ -70,7 +70,7 @@ def table_rows(report: RoundReport) -> list[list[str | float | None]]:
     ]
 
 
-def verdict_name(standing: Standing) -> str:
+def verdict_name(standing: LeaderboardRow) -> str:
     """The reason's code for a refusal, else `scored` or `waiting`."""
     if standing.reason is not None:
         return standing.reason.value

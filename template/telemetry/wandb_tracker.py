@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from loguru import logger
 
-from template.records import Gauges, RoundReport
+from template.records import Metrics, RoundReport
 from template.telemetry.metrics import STEP_METRICS, TABLE_COLUMNS, live_metrics, round_metrics, table_rows
 from template.telemetry.wandb_link import WandbLink
 
@@ -43,17 +43,17 @@ class Tracker(Protocol):
     `close` alone may take its `timeout_s` to hand over what is still waiting.
     """
 
-    def report_gauges(self, gauges: Gauges) -> None: ...
+    def report_metrics(self, metrics: Metrics) -> None: ...
 
     def report_round(self, report: RoundReport) -> None: ...
 
     def close(self, *, timeout_s: float = 10.0) -> None: ...
 
 
-class NoDashboard:
+class NullTracker:
     """The tracker of who wants none."""
 
-    def report_gauges(self, gauges: Gauges) -> None:
+    def report_metrics(self, metrics: Metrics) -> None:
         pass
 
     def report_round(self, report: RoundReport) -> None:
@@ -64,7 +64,7 @@ class NoDashboard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DashboardConfig:
+class TrackerConfig:
     """Whose runs these are and where they go. entity None: the login's own. folder: all of wandb's files, made here.
 
     keep_days: how long what wandb leaves in the folder is kept.
@@ -136,7 +136,7 @@ class _Mailbox:
             return dropped
 
 
-class Dashboard:
+class WandbTracker:
     """A `Tracker` on wandb. Raises nothing after its start, and its methods return at once.
 
     redact: what every text passes before it is sent. clock: POSIX seconds, for the day. patience_s: least
@@ -145,7 +145,7 @@ class Dashboard:
 
     def __init__(
         self,
-        config: DashboardConfig,
+        config: TrackerConfig,
         *,
         redact: Callable[[str], str],
         clock: Callable[[], float] = time.time,
@@ -165,9 +165,9 @@ class Dashboard:
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
         self._thread.start()
 
-    def report_gauges(self, gauges: Gauges) -> None:
+    def report_metrics(self, metrics: Metrics) -> None:
         """Shows the gauges on the running charts; the first reports to go when wandb is away for long."""
-        self._put({"metrics": live_metrics(gauges)}, tries=1)
+        self._put({"metrics": live_metrics(metrics)}, tries=1)
 
     def report_round(self, report: RoundReport) -> None:
         """Shows a closed round: its charts, its table, and its file as an artifact."""
@@ -224,7 +224,7 @@ class Dashboard:
         prune(config.folder, keep_days=config.keep_days)
         link = WandbLink(config.folder)
         self._link, self._day = link, day
-        opened = link.ask(make_opening(config, day), timeout_s=_OPEN_TIMEOUT_S)
+        opened = link.ask(run_settings(config, day), timeout_s=_OPEN_TIMEOUT_S)
         self._opened_at = time.monotonic()
         if opened["mode"] == "online":
             logger.info("wandb: run {}", opened["url"])
@@ -263,7 +263,7 @@ class Dashboard:
             logger.warning("wandb: {} reports were dropped while it took none", dropped)
 
 
-def make_opening(config: DashboardConfig, day: str) -> dict[str, Any]:
+def run_settings(config: TrackerConfig, day: str) -> dict[str, Any]:
     """What opens the run of a UTC day, or resumes it: one id for each hotkey, subnet, version and day."""
     identity = [config.hotkey, str(config.netuid), config.version, day]
     return {

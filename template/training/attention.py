@@ -19,7 +19,7 @@ QUERY_CHUNK = 128
 
 
 @dataclass(frozen=True)
-class Block:
+class PaddedBlock:
     """Rows of a pack whose attention is computed together, B of them.
 
     queries (B, Q) and keys (B, K), int64: places in the pack, short rows filled up on the right with a place of their
@@ -40,7 +40,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Spans:
+class VarlenSpans:
     """Rows of a pack as flash attention takes them: their queries end to end, and their keys.
 
     queries and keys (S + 1,) int32: where each row's begin, and at the end where the last one's end. A row's last query
@@ -58,7 +58,7 @@ class _Pad(torch.autograd.Function):
     """(M, C), a block's own places, to (B * Q, C), its query slots."""
 
     @staticmethod
-    def forward(ctx: Any, packed: torch.Tensor, block: Block) -> torch.Tensor:
+    def forward(ctx: Any, packed: torch.Tensor, block: PaddedBlock) -> torch.Tensor:
         ctx.real = block.real
         return packed.index_select(0, block.queries.flatten() - block.start)
 
@@ -72,7 +72,7 @@ class _Unpad(torch.autograd.Function):
     """(B * Q, C) to (M, C): the slots that are not filling."""
 
     @staticmethod
-    def forward(ctx: Any, padded: torch.Tensor, block: Block) -> torch.Tensor:
+    def forward(ctx: Any, padded: torch.Tensor, block: PaddedBlock) -> torch.Tensor:
         ctx.real, ctx.shape = block.real, padded.shape
         return padded.index_select(0, block.real)
 
@@ -82,7 +82,7 @@ class _Unpad(torch.autograd.Function):
         return gradient.new_zeros(ctx.shape).index_copy_(0, ctx.real, gradient), None
 
 
-def attend_packed(
+def packed_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -92,8 +92,8 @@ def attend_packed(
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    blocks: tuple[Block, ...] = (),
-    spans: Spans | None = None,
+    blocks: tuple[PaddedBlock, ...] = (),
+    spans: VarlenSpans | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls for every layer: query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D).
@@ -119,7 +119,7 @@ def attend_packed(
     return whole.view(1, -1, *packed[0].shape[1:]), None
 
 
-def _take_rows(packed: list[torch.Tensor], block: Block) -> list[torch.Tensor]:
+def _take_rows(packed: list[torch.Tensor], block: PaddedBlock) -> list[torch.Tensor]:
     """Query (B, Q, H, D), key and value (B, K, G, D) of the block's rows."""
     taken = []
     for at, tensor in enumerate(packed):
@@ -167,9 +167,15 @@ def _is_seen(positions: torch.Tensor, keys: int, window: int | None) -> torch.Te
 
 
 def _attend_in_place(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, *, scaling: float, window: int | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: VarlenSpans,
+    *,
+    scaling: float,
+    window: int | None,
 ) -> torch.Tensor:
-    """As `attend_packed`, by flash attention over rows of any length."""
+    """As `packed_attention`, by flash attention over rows of any length."""
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if spans.places is not None:
         k, v = k.index_select(0, spans.places), v.index_select(0, spans.places)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from template.constants import MAX_TOKENS
-from template.training.attention import Spans
+from template.training.attention import VarlenSpans
 from template.training.dropout import CudaDropout
 from template.training.packing import Pack
 
@@ -24,7 +24,7 @@ LENGTH_STEP = 256
 # Of the longest one, as long as a row can be. It is recorded first, so that all others find room in its memory.
 LONGEST = MAX_TOKENS
 
-Decode = Callable[[torch.Tensor, torch.Tensor, Spans], torch.Tensor]
+Decode = Callable[[torch.Tensor, torch.Tensor, VarlenSpans], torch.Tensor]
 """Token ids and positions (1, N), and who sees whom, to hidden states (N, H)."""
 
 
@@ -103,7 +103,7 @@ class TrainingGraphs:
         ids, positions = (torch.zeros(1, length, dtype=torch.int64, device=device) for _ in range(2))
         cuts = torch.full((self._slots,), length, dtype=torch.int32, device=device)
         cuts[0] = 0
-        spans = Spans(queries=cuts, keys=cuts, places=None, longest=(length, length))
+        spans = VarlenSpans(queries=cuts, keys=cuts, places=None, longest=(length, length))
         # Libraries prepare themselves at first use, which no recording may hold. That run is outside the pool, so what
         # the allocator keeps in reserve makes room for it.
         torch.cuda.empty_cache()

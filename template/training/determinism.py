@@ -172,18 +172,18 @@ def _pinned_settings(threads: int) -> Iterator[tuple[Callable[[], Any], Callable
         yield partial(getattr, owner, name), partial(setattr, owner, name), value
 
 
-def stream_seed(lucky_num: int, purpose: str) -> int:
+def derive_seed(lucky_num: int, purpose: str) -> int:
     """The seed, below 2**63, of a private random stream for one purpose of one score: `adapter`, `order`, `dropout`."""
     digest = hashlib.sha256(f"{purpose}:{lucky_num}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def seeded_generator(lucky_num: int, purpose: str) -> torch.Generator:
+def make_generator(lucky_num: int, purpose: str) -> torch.Generator:
     """A private random stream on the CPU.
 
     Private, because a stream shared with the process would depend on what else draws from it.
     """
-    return begin_stream(torch.Generator(), stream_seed(lucky_num, purpose))
+    return begin_stream(torch.Generator(), derive_seed(lucky_num, purpose))
 
 
 def begin_stream(generator: torch.Generator, seed: int) -> torch.Generator:

@@ -52,7 +52,7 @@ _HARMLESS_VARIABLES = {
 
 
 # Of a receipt's environment, what the machine decides and no release: losses under others are not compared. The
-# libraries are the release's, whose SCORE_VERSION speaks for them; torch's build is chosen on the machine.
+# libraries are the release's, whose LOSS_VERSION speaks for them; torch's build is chosen on the machine.
 _MACHINES_OWN = ("capability", "device_name", "kernel_variables", "torch")
 
 
@@ -123,7 +123,7 @@ def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def machine_digest(device: torch.device, dtype: torch.dtype) -> str:
+def machine_fingerprint(device: torch.device, dtype: torch.dtype) -> str:
     """Eight hex digits that are equal where the machine's own part in the number is, under one release."""
     environment = describe_environment(device, dtype)
     names = (*_MACHINES_OWN, "threads") if device.type == "cpu" else _MACHINES_OWN

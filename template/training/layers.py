@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from template.training.attention import attend_packed
-from template.training.lora import Projections
+from template.training.attention import packed_attention
+from template.training.lora import FusedLoRALinear
 
 _ATTENTIONS = {"LlamaAttention", "Qwen2Attention"}
 _GATED = {"LlamaMLP", "Qwen2MLP"}
@@ -23,9 +23,9 @@ def replace_layers(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ in _ATTENTIONS:
-                setattr(parent, name, RotaryAttention(child))
+                setattr(parent, name, FusedRotaryAttention(child))
             elif type(child).__name__ in _GATED and _is_plain_silu(child):
-                setattr(parent, name, GatedNetwork(child))
+                setattr(parent, name, FusedGatedMLP(child))
 
 
 def _is_plain_silu(network: Any) -> bool:
@@ -68,13 +68,13 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Te
     out2.addcmul_(x1, s, value=sign)
 
 
-class RotaryAttention(nn.Module):
+class FusedRotaryAttention(nn.Module):
     """In the place of Llama's and Qwen2's attention: the three projections are one product, the rotation one pass."""
 
     def __init__(self, theirs: Any) -> None:
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = theirs.q_proj, theirs.k_proj, theirs.v_proj, theirs.o_proj
-        self._inputs = Projections([self.q_proj, self.k_proj, self.v_proj])
+        self._inputs = FusedLoRALinear([self.q_proj, self.k_proj, self.v_proj])
         self._head_size = theirs.head_dim
         self._groups = self.k_proj.get_base_layer().out_features // self._head_size
         self._heads = self.q_proj.get_base_layer().out_features // self._head_size
@@ -84,7 +84,7 @@ class RotaryAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **layout: Any
     ) -> tuple[torch.Tensor, None]:
-        """hidden_states (B, N, H), cosines and sines (B, N, D) to (B, N, H). layout: as `attend_packed`."""
+        """hidden_states (B, N, H), cosines and sines (B, N, D) to (B, N, H). layout: as `packed_attention`."""
         batch, width = hidden_states.shape[:2]
         y = self._inputs(hidden_states.flatten(0, 1))
         # The angles of one row are there once when they are all rows'.
@@ -92,18 +92,20 @@ class RotaryAttention(nn.Module):
         rotated = _Rotated.apply(y, cos, sin, self._heads, self._groups)  # type: ignore[no-untyped-call]
         q, k, v = (part.unflatten(0, (batch, width)).transpose(1, 2) for part in rotated)
         layout["sliding_window"] = self._window
-        attended, _ = attend_packed(self, q, k, v, layout.pop("attention_mask", None), scaling=self._scaling, **layout)
+        attended, _ = packed_attention(
+            self, q, k, v, layout.pop("attention_mask", None), scaling=self._scaling, **layout
+        )
         result: torch.Tensor = self.o_proj(attended.flatten(2))
         return result, None
 
 
-class GatedNetwork(nn.Module):
+class FusedGatedMLP(nn.Module):
     """In the place of Llama's and Qwen2's gated network, where it has no biases: fewer passes, and less is kept."""
 
     def __init__(self, theirs: Any) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = theirs.gate_proj, theirs.up_proj, theirs.down_proj
-        self._inputs = Projections([self.gate_proj, self.up_proj], is_stacked=True)
+        self._inputs = FusedLoRALinear([self.gate_proj, self.up_proj], is_stacked=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., H) to (..., H)."""
@@ -133,7 +135,7 @@ class _Normed(torch.autograd.Function):
         return gradient.sub_(normed.mul_(mean)).mul_(rate).to(x.dtype), None, None
 
 
-class LeanRMSNorm(nn.Module):
+class FusedRMSNorm(nn.Module):
     """In the place of a model's RMSNorm with a frozen weight (H,): x (..., H) to the same shape and dtype."""
 
     def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
@@ -150,8 +152,8 @@ class LeanRMSNorm(nn.Module):
 
 
 def replace_norms(network: nn.Module) -> None:
-    """Puts a `LeanRMSNorm` with the same weight in the place of every norm that has its formula."""
+    """Puts a `FusedRMSNorm` with the same weight in the place of every norm that has its formula."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if type(child).__name__ in _REPLACED:
-                setattr(parent, name, LeanRMSNorm(child.weight, child.variance_epsilon))  # type: ignore[arg-type]
+                setattr(parent, name, FusedRMSNorm(child.weight, child.variance_epsilon))  # type: ignore[arg-type]

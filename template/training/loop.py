@@ -21,7 +21,7 @@ from template.records import Progress
 from template.training import determinism, environment
 from template.training.cuda_graphs import LONGEST, TrainingGraphs
 from template.training.model import ScoringModel
-from template.training.packing import Pack, pack_evenly, pack_shared
+from template.training.packing import Pack, balance_packs, pack_with_shared_prefix
 
 LEARNING_RATE = 2e-4
 WARMUP_STEPS = 5
@@ -50,7 +50,7 @@ def ignore_progress(progress: Progress) -> None:
 
 def row_order(row_count: int, epochs: int, lucky_num: int) -> list[list[int]]:
     """For each epoch a fresh shuffle of the row indices, from the seed alone."""
-    generator = determinism.seeded_generator(lucky_num, "order")
+    generator = determinism.make_generator(lucky_num, "order")
     return [torch.randperm(row_count, generator=generator).tolist() for _ in range(epochs)]
 
 
@@ -78,7 +78,7 @@ def train_adapter(
     def pack(group: Sequence[int]) -> list[Pack]:
         budget = TRAIN_FORWARD_TOKENS[model.device.type]
         lanes = lane_count() if model.device.type == "cpu" else 1
-        return pack_evenly(rows, group, budget, model.device, lanes, model.attends_in_place)
+        return balance_packs(rows, group, budget, model.device, lanes, model.attends_in_place)
 
     model.set_dropout(True)
     try:
@@ -138,7 +138,9 @@ def mean_row_losses(model: ScoringModel, rows: Sequence[EncodedRow], on_progress
 
     # Read one pack late: the next is laid out and begun while a GPU is at work on it.
     waiting: tuple[Sequence[int], torch.Tensor] | None = None
-    for pack in pack_shared(rows, EVAL_FORWARD_TOKENS[model.device.type], model.device, model.attends_in_place):
+    for pack in pack_with_shared_prefix(
+        rows, EVAL_FORWARD_TOKENS[model.device.type], model.device, model.attends_in_place
+    ):
         by_row = torch.split(model.target_losses(pack), list(pack.counts))
         found = torch.stack([losses.mean() for losses in by_row])
         if waiting is not None:

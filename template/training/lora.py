@@ -110,7 +110,7 @@ def _through_gate(gradient: torch.Tensor, x: torch.Tensor, slope: torch.Tensor) 
     return result
 
 
-class AdaptedLinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft carries no types
+class LoRALinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft carries no types
     """PEFT's LoRA layer, with its parameters and their names, computed by the formula above.
 
     dropout: what a training drops; None when there is none.
@@ -134,7 +134,7 @@ class AdaptedLinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft carr
 
 
 def _apply(
-    layers: Sequence[AdaptedLinear],
+    layers: Sequence[LoRALinear],
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     x: torch.Tensor,
@@ -151,14 +151,14 @@ def _apply(
     return y
 
 
-class Projections:
+class FusedLoRALinear:
     """Several adapted layers that read the same input, computed as one. Their base weights become parts of one tensor.
 
     Results lie side by side; where the layers are alike and have no bias, `is_stacked` puts them behind each other.
     Raises: ValueError when that cannot be, or when some have a bias and some have none.
     """
 
-    def __init__(self, layers: Sequence[AdaptedLinear], *, is_stacked: bool = False) -> None:
+    def __init__(self, layers: Sequence[LoRALinear], *, is_stacked: bool = False) -> None:
         self._layers = list(layers)
         bases = [layer.get_base_layer() for layer in layers]
         if len({base.bias is None for base in bases}) > 1 or (is_stacked and bases[0].bias is not None):

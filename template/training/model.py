@@ -23,14 +23,14 @@ from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import EncodedRow, Tokenize
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.training import determinism
-from template.training.attention import Block, Spans, attend_packed
+from template.training.attention import PaddedBlock, VarlenSpans, packed_attention
 from template.training.cross_entropy import target_losses
 from template.training.cuda_graphs import TrainingGraphs
 from template.training.dropout import CudaDropout, Dropout, make_dropout
 from template.training.layers import replace_layers
-from template.training.lora import AdaptedLinear
+from template.training.lora import LoRALinear
 from template.training.model_files import check_snapshot
-from template.training.packing import Pack, pack_apart
+from template.training.packing import Pack, pack_rows
 from template.training.tokenizer import PieceTokenizer
 
 # What the models call our attention by.
@@ -63,7 +63,7 @@ def _has_flash_attention(base: transformers.PreTrainedModel, device: torch.devic
     return capability >= (8, 0) and head_size <= (256 if capability in ((8, 0), (9, 0)) else 128)
 
 
-class _Picked(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """Rows (T, H) of (N, H), in a training none of them twice, so that the way back needs no sum."""
 
     @staticmethod
@@ -104,11 +104,11 @@ class ScoringModel:
             target_modules="all-linear",
         )
         # PEFT's own seam for a layer of one's own kind.
-        config._register_custom_module({nn.Linear: AdaptedLinear})
+        config._register_custom_module({nn.Linear: LoRALinear})
         self.network = get_peft_model(base, config)
         self._causal: Any = self.network.get_base_model()
         self._softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-        self._adapted = [module for module in self.network.modules() if isinstance(module, AdaptedLinear)]
+        self._adapted = [module for module in self.network.modules() if isinstance(module, LoRALinear)]
         replace_layers(self.network)
         self.network.eval()
         p = hyperparameters.lora_dropout
@@ -148,7 +148,7 @@ class ScoringModel:
         LoraLayer.reset_lora_parameters, kaiming_uniform_(a=sqrt(5)), whose bound comes to 1/sqrt(fan_in).
         """
         self._lucky_num = lucky_num
-        generator = determinism.seeded_generator(lucky_num, "adapter")
+        generator = determinism.make_generator(lucky_num, "adapter")
         with torch.no_grad():
             for name, parameter in self.adapter_parameters.items():
                 parameter.grad = None
@@ -171,7 +171,7 @@ class ScoringModel:
         Each has its own, so that packs can be worked on in any order or at the same time.
         """
         if self.dropout is not None:
-            self.dropout.seed(determinism.stream_seed(self._lucky_num, f"dropout {step} {pack}"))
+            self.dropout.seed(determinism.derive_seed(self._lucky_num, f"dropout {step} {pack}"))
 
     def hidden_states(self, pack: Pack) -> torch.Tensor:
         """Final hidden states (M, H) of a pack's tokens without the filling."""
@@ -180,14 +180,18 @@ class ScoringModel:
     def target_losses(self, pack: Pack) -> torch.Tensor:
         """The cross-entropy in nats (T,) float32 of each target of a pack; the head runs for those alone."""
         hidden = self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks)
-        return self.losses_at(_Picked.apply(hidden, pack.sources), pack)  # type: ignore[no-untyped-call]
+        return self.losses_at(_GatherRows.apply(hidden, pack.sources), pack)  # type: ignore[no-untyped-call]
 
     def losses_at(self, sources: torch.Tensor, pack: Pack) -> torch.Tensor:
         """The same (T,), from the hidden states (T, H) at the pack's sources."""
         return target_losses(sources, pack.targets, self._causal.get_output_embeddings(), self._softcap)
 
     def _decode(
-        self, ids: torch.Tensor, positions: torch.Tensor, spans: Spans | None, blocks: tuple[Block, ...] = ()
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        spans: VarlenSpans | None,
+        blocks: tuple[PaddedBlock, ...] = (),
     ) -> torch.Tensor:
         """Hidden states (N, H) of ids and positions (1, N)."""
         decoder = self._causal.get_decoder()
@@ -217,7 +221,7 @@ class ScoringModel:
         logits = self._causal(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits.float()[0]
         if not logits.isfinite().all():
             raise HostError(f"{self.source.model_id}: the base's logits are not finite as it was read here")
-        (pack,) = pack_apart([probe], [0], len(ids), self.device, self.attends_in_place)
+        (pack,) = pack_rows([probe], [0], len(ids), self.device, self.attends_in_place)
         whole = F.cross_entropy(logits[:-1], pack.targets, reduction="none")
         if not torch.allclose(whole, self.target_losses(pack), rtol=0.0, atol=0.04 * logits.abs().max().item()):
             raise ConfigError(f"{self.source.model_id}: this model does more than a decoder and an output head")
@@ -268,7 +272,7 @@ def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tok
 
 def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) -> Any:
     """The model with every one of its weights from the files. Raises: ConfigError when some are not there."""
-    transformers.AttentionInterface.register(_ATTENTION, attend_packed)
+    transformers.AttentionInterface.register(_ATTENTION, packed_attention)
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         origin,
         dtype=dtype,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from template.data.encoding import EncodedRow
-from template.training.attention import Block, Spans
+from template.training.attention import PaddedBlock, VarlenSpans
 
 # A pack's length, and that of an attention block's rows, are multiples of these. CPU kernels are compiled for each
 # shape and kept: every other length would cost memory for good.
@@ -44,14 +44,14 @@ class Pack:
     token_count: int
     input_ids: torch.Tensor
     positions: torch.Tensor
-    blocks: tuple[Block, ...]
-    spans: Spans | None
+    blocks: tuple[PaddedBlock, ...]
+    spans: VarlenSpans | None
     sources: torch.Tensor
     targets: torch.Tensor
     counts: tuple[int, ...]
 
 
-def pack_apart(
+def pack_rows(
     rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device, in_spans: bool = False
 ) -> Iterator[Pack]:
     """Packs of at most `max_tokens`, longest rows first, nothing shared; a longer row is a pack of its own.
@@ -60,10 +60,10 @@ def pack_apart(
     """
     if indices:
         for part in _split(Group(tuple(indices), 0), rows, max_tokens):
-            yield _lay_out(rows, [part], device, in_spans)
+            yield build_pack(rows, [part], device, in_spans)
 
 
-def pack_evenly(
+def balance_packs(
     rows: Sequence[EncodedRow],
     indices: Sequence[int],
     max_tokens: int,
@@ -89,10 +89,10 @@ def pack_evenly(
             break
         count = min(count + workers, len(by_length))
     order = sorted(range(count), key=lambda at: -sizes[at])
-    return [_lay_out(rows, [Group(tuple(parts[at]), 0)], device, in_spans) for at in order]
+    return [build_pack(rows, [Group(tuple(parts[at]), 0)], device, in_spans) for at in order]
 
 
-def pack_shared(
+def pack_with_shared_prefix(
     rows: Sequence[EncodedRow], max_tokens: int, device: torch.device, in_spans: bool = False
 ) -> Iterator[Pack]:
     """Packs of at most `max_tokens` of all rows, in which those that begin alike share their start."""
@@ -104,8 +104,8 @@ def pack_shared(
         else:
             alone.extend(group.indices)
     for chosen in _cut(groups, rows, max_tokens):
-        yield _lay_out(rows, chosen, device, in_spans)
-    yield from pack_apart(rows, alone, max_tokens, device, in_spans)
+        yield build_pack(rows, chosen, device, in_spans)
+    yield from pack_rows(rows, alone, max_tokens, device, in_spans)
 
 
 def find_groups(rows: Sequence[EncodedRow]) -> list[Group]:
@@ -191,7 +191,7 @@ class _Seen:
     shared: int
 
 
-def _lay_out(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device, in_spans: bool) -> Pack:
+def build_pack(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device, in_spans: bool) -> Pack:
     """The groups one after the other: the start that is shared, then each row's own tokens."""
     ids: list[int] = []
     positions: list[int] = []
@@ -242,14 +242,14 @@ def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _make_block(seen: _Seen, device: torch.device) -> Block:
+def _make_block(seen: _Seen, device: torch.device) -> PaddedBlock:
     begins = torch.tensor([begin for begin, _ in seen.begins]).unsqueeze(1)
     lengths = torch.tensor([length for _, length in seen.begins]).unsqueeze(1)
     width = int(lengths.max())
     slots = torch.arange(width + -width % _ROW_STEP).unsqueeze(0)
     queries = (begins + torch.minimum(slots, lengths - 1)).to(device)
     before = torch.arange(seen.shared_start, seen.shared_start + seen.shared, device=device)
-    return Block(
+    return PaddedBlock(
         queries=queries,
         keys=torch.cat([before.expand(len(queries), -1), queries], dim=1) if seen.shared else queries,
         offset=seen.shared,
@@ -258,7 +258,7 @@ def _make_block(seen: _Seen, device: torch.device) -> Block:
     )
 
 
-def _make_spans(seen: Sequence[_Seen], token_count: int, filling: int, device: torch.device) -> Spans:
+def _make_spans(seen: Sequence[_Seen], token_count: int, filling: int, device: torch.device) -> VarlenSpans:
     """One for each row and each shared start, and one for the filling, which sees itself."""
     queries, keys = [0], [0]
     places: list[int] = []
@@ -268,7 +268,7 @@ def _make_spans(seen: Sequence[_Seen], token_count: int, filling: int, device: t
             keys.append(keys[-1] + part.shared + length)
             places.extend(range(part.shared_start, part.shared_start + part.shared))
             places.extend(range(begin, begin + length))
-    return Spans(
+    return VarlenSpans(
         queries=_move(torch.tensor(queries, dtype=torch.int32), device),
         keys=_move(torch.tensor(keys, dtype=torch.int32), device),
         places=_int64(places, device) if queries != keys else None,

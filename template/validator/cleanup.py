@@ -14,7 +14,7 @@ from template.records import Round, Submission, SubmissionKey
 from template.rules.duplicates import MAX_VERSIONS
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
-from template.validator.evaluation import Judge
+from template.validator.evaluation import SubmissionEvaluator
 
 _DAY_S = 86400.0
 
@@ -46,7 +46,7 @@ class Housekeeper:
         self._store = store
         self._now = now
 
-    def tidy(self, judge: Judge, current: Round, seen: Mapping[SubmissionKey, Submission]) -> None:
+    def tidy(self, judge: SubmissionEvaluator, current: Round, seen: Mapping[SubmissionKey, Submission]) -> None:
         """Frees disk and memory after `current`; `seen` is every submission ever recorded. Raises: HostError."""
         now = self._now()
         old = now - self._config.keep_days * _DAY_S
@@ -54,7 +54,7 @@ class Housekeeper:
         self._store.prune_submissions(keep=kept, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
         self._store.prune_seen(keep=kept, before_block=oldest_remembered_block(current))
         self._store.prune_rounds(before=old)
-        for key in judge.datasets.keys() - self._store.dataset_keys(judge.contest):
+        for key in judge.datasets.keys() - self._store.dataset_keys(judge.eval_config):
             del judge.datasets[key]
         self._remove_datasets({judge.folder(key) for key in (*current.queue, *judge.under_way())})
         standing = {f"{entry.key.hotkey}-{entry.key.entry.rpartition(':')[2][:12]}" for entry in current.entries}
@@ -85,7 +85,7 @@ class Housekeeper:
 def _still_needed(
     current: Round, seen: Mapping[SubmissionKey, Submission], datasets: Mapping[SubmissionKey, tuple[bytes, ...]]
 ) -> set[SubmissionKey]:
-    """The round's entries, and those versions of each that `template.rules.duplicates.find_copies` holds copies
+    """The round's entries, and those versions of each that `template.rules.duplicates.find_duplicates` holds copies
     against.
 
     Of a hotkey whose present rows are not known, the earliest and the latest versions stay until they are.

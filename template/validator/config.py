@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 from template.competition import Competition
-from template.records import Gauges, RoundReport
+from template.records import Metrics, RoundReport
 from template.rules.schedule import Policy
 
 
 class Watcher(Protocol):
-    """Who is told what happens, `template.telemetry.wandb_tracker.Dashboard` for one. Never raises and never holds
+    """Who is told what happens, `template.telemetry.wandb_tracker.WandbTracker` for one. Never raises and never holds
     the caller up."""
 
-    def report_gauges(self, gauges: Gauges) -> None: ...
+    def report_metrics(self, metrics: Metrics) -> None: ...
     def report_round(self, report: RoundReport) -> None: ...
 
 

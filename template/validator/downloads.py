@@ -32,7 +32,7 @@ def download(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fetched:
+class DownloadResult:
     """The end of one download: exactly one of held and error. block: the newest when it began."""
 
     key: SubmissionKey
@@ -53,14 +53,14 @@ class Fetched:
         return self.held
 
 
-class Fetcher:
+class Downloader:
     """At most `limit` downloads at once. For one thread; only the downloads run in others."""
 
     def __init__(self, limit: int, fetch: Download = download) -> None:
         self._limit = limit
         self._fetch = fetch
         self._under_way: set[SubmissionKey] = set()
-        self._ended: deque[Fetched] = deque()
+        self._ended: deque[DownloadResult] = deque()
         self._stirred = threading.Event()
 
     def room(self) -> int:
@@ -87,13 +87,13 @@ class Fetcher:
         self._under_way.add(key)
         threading.Thread(target=self._run, args=(key, folder, block, deadline_s), name="fetch", daemon=True).start()
 
-    def collect(self) -> list[Fetched]:
+    def collect(self) -> list[DownloadResult]:
         """The downloads that ended since the last call, in their order.
 
         No more at a time than come to the size of the largest file, so that checking them holds nothing up for long.
         """
         self._stirred.clear()
-        found: list[Fetched] = []
+        found: list[DownloadResult] = []
         size = 0
         while self._ended:
             size += self._ended[0].size
@@ -111,8 +111,8 @@ class Fetcher:
     def _run(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float) -> None:
         try:
             held = self._fetch(CommitmentRecord.parse(key.entry), folder, deadline_s)
-            ended = Fetched(key=key, block=block, held=held)
+            ended = DownloadResult(key=key, block=block, held=held)
         except Exception as error:
-            ended = Fetched(key=key, block=block, error=error)
+            ended = DownloadResult(key=key, block=block, error=error)
         self._ended.append(ended)
         self._stirred.set()

@@ -14,18 +14,18 @@ from loguru import logger
 from template import constants
 from template.chain.protocols import ValidatorChain
 from template.competition import CommitmentRecord
-from template.data.eval_set import PoolIndex
+from template.data.eval_set import EvalSetIndex
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
 from template.receipts.files import write_receipt
-from template.receipts.receipt import Receipt, ScoredSubmission
-from template.records import Attempt, Contest, Round, RoundEntry, SubmissionKey, TrainResult, Verdict
+from template.receipts.receipt import EvaluatedSubmission, Receipt
+from template.records import EvalConfig, RetryState, Round, RoundEntry, SubmissionKey, TrainResult, Verdict
 from template.rules import schedule
-from template.rules.entries import may_yet_come
+from template.rules.entries import is_within_upload_grace
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
-from template.validator.downloads import Fetched, Fetcher
-from template.workers.executor import Executor, Finished
+from template.validator.downloads import Downloader, DownloadResult
+from template.workers.executor import CompletedJob, Executor
 
 # Seconds before the first retry of a submission that the Hub or the chain withheld; doubled each time, up to the most.
 RETRY_FIRST_S = 30.0
@@ -47,7 +47,7 @@ MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 _KEY_BYTES = 32
 
 
-class Judge:
+class SubmissionEvaluator:
     """The verdicts of one contest. `datasets`: the row keys of every dataset that passed its checks.
 
     lost: those among them whose file was not on the disk any more when it was to be scored.
@@ -56,17 +56,17 @@ class Judge:
     def __init__(
         self,
         config: ValidatorConfig,
-        contest: Contest,
-        pool: PoolIndex,
+        eval_config: EvalConfig,
+        pool: EvalSetIndex,
         *,
         chain: ValidatorChain,
         store: Store,
         executor: Executor,
-        fetcher: Fetcher,
+        fetcher: Downloader,
         now: Callable[[], float],
     ) -> None:
-        self.contest = contest
-        self.datasets = store.datasets(contest, _KEY_BYTES, pool.share)
+        self.eval_config = eval_config
+        self.datasets = store.datasets(eval_config, _KEY_BYTES, pool.share)
         self._config = config
         self._pool = pool
         self._chain = chain
@@ -85,7 +85,7 @@ class Judge:
         is_paused = 0.0 < self._paused_until - self._now() <= PAUSE_MOST_S
         return 0 if is_paused else self._fetcher.room()
 
-    def attempts(self) -> dict[SubmissionKey, Attempt]:
+    def attempts(self) -> dict[SubmissionKey, RetryState]:
         """Failed tries of submissions that have no verdict yet.
 
         One that is put off for longer than any ever is was put off while the clock was ahead, and is due now.
@@ -93,16 +93,16 @@ class Judge:
         now = self._now()
         return {
             key: dataclasses.replace(one, next_at=now) if one.next_at - now > _longest_rest_s(one) else one
-            for key, one in self._store.attempts(self.contest).items()
+            for key, one in self._store.attempts(self.eval_config).items()
         }
 
-    def fetch(self, key: SubmissionKey, block: int, attempt: Attempt | None) -> None:
+    def fetch(self, key: SubmissionKey, block: int, attempt: RetryState | None) -> None:
         """Begins the download of one dataset. block: the newest one. attempt: earlier tries. Raises: HostError."""
         failures = attempt.remote_failures if attempt else 0
         patience_s = min(PATIENCE_FIRST_S * 2.0 ** min(failures, 10), constants.DOWNLOAD_DEADLINE_S)
         self._fetcher.begin(key, self.folder(key), block, patience_s)
 
-    def collect_datasets(self, current: Round | None) -> None:
+    def collect_downloads(self, current: Round | None) -> None:
         """Checks what was downloaded since the last call, for the round that is open.
 
         What no open round waits for is dropped: a file stays where it is, and whoever's turn comes is looked for again.
@@ -116,13 +116,13 @@ class Judge:
                 self._pause(one.error)
         queue = frozenset(current.queue) if current else frozenset()
         entries = {entry.key: entry for entry in current.entries} if current else {}
-        attempts, verdicts = self._store.attempts(self.contest), self._store.verdicts(self.contest)
+        attempts, verdicts = self._store.attempts(self.eval_config), self._store.verdicts(self.eval_config)
         for one in ended:
             verdict = verdicts.get(one.key)
             is_refused = verdict is not None and verdict.reason is not None
             is_unread = one.key not in self.datasets or one.key in self.lost
             if one.key in queue and is_unread and not is_refused:
-                attempt = attempts.get(one.key, Attempt())
+                attempt = attempts.get(one.key, RetryState())
                 self._check(entries[one.key], one, attempt, is_judged=verdict is not None)
 
     def _pause(self, error: RemoteError) -> None:
@@ -131,7 +131,7 @@ class Judge:
         is_ahead = self._paused_until - self._now() > PAUSE_MOST_S
         self._paused_until = max(float("-inf") if is_ahead else self._paused_until, self._now() + pause_s)
 
-    def _check(self, entry: RoundEntry, fetched: Fetched, attempt: Attempt, *, is_judged: bool) -> None:
+    def _check(self, entry: RoundEntry, fetched: DownloadResult, attempt: RetryState, *, is_judged: bool) -> None:
         """Takes in the end of a download. is_judged: it has a loss already and only its rows are to be known again."""
         key = entry.key
         try:
@@ -155,14 +155,14 @@ class Judge:
             self.lost.discard(key)
 
     def _reject(
-        self, entry: RoundEntry, block: int, attempt: Attempt, error: SubmissionError, *, is_judged: bool
+        self, entry: RoundEntry, block: int, attempt: RetryState, error: SubmissionError, *, is_judged: bool
     ) -> None:
         """What the miner is to blame for, unless it may yet be mended. block: the newest when it was asked for."""
         key = entry.key
         record = CommitmentRecord.parse(key.entry)
-        may_come = not is_judged and may_yet_come(record, error.reason, commit_block=entry.block, block=block)
+        may_come = not is_judged and is_within_upload_grace(record, error.reason, commit_block=entry.block, block=block)
         if error.reason in MISSING and not may_come:
-            self._store.miss_submission(key, block)
+            self._store.record_missing_file(key, block)
         if is_judged or may_come:
             self._postpone(key, attempt, RemoteError(str(error)))
         else:
@@ -171,8 +171,8 @@ class Judge:
     def _admit(self, entry: RoundEntry, held: datasets.HubFile, row_keys: tuple[bytes, ...]) -> None:
         key = entry.key
         # One that was not there before keeps the rank that it has in this round, the last.
-        self._store.miss_submission(key, entry.rank_block - 1, is_found=True)
-        self._store.record_dataset(self.contest, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
+        self._store.record_missing_file(key, entry.rank_block - 1, is_found=True)
+        self._store.record_dataset(self.eval_config, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
         self.datasets[key] = row_keys
         logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(row_keys))
 
@@ -194,11 +194,11 @@ class Judge:
     def collect(self) -> None:
         """Records what the workers have finished. Raises: ConfigError when they cannot score anything as things are."""
         finished = self._executor.collect()
-        attempts = self._store.attempts(self.contest) if finished else {}
+        attempts = self._store.attempts(self.eval_config) if finished else {}
         for one in finished:
-            self._record(one, attempts.get(one.key, Attempt()))
+            self._record(one, attempts.get(one.key, RetryState()))
 
-    def _record(self, finished: Finished, attempt: Attempt) -> None:
+    def _record(self, finished: CompletedJob, attempt: RetryState) -> None:
         key, error, result = finished.key, finished.error, finished.result
         given = self._given.pop(key, None)
         if result is not None and given != result.train_sha256:
@@ -218,30 +218,30 @@ class Judge:
         receipt = self._make_receipt(key, result)
         seconds = result.train_seconds + result.eval_seconds
         verdict = Verdict(loss=result.loss, seconds=seconds, receipt=receipt.to_json())
-        self._store.record_verdict(self.contest, key, verdict, self._now())
+        self._store.record_verdict(self.eval_config, key, verdict, self._now())
         logger.info("scored hotkey={} loss={:.6f} seconds={:.1f}", key.hotkey, result.loss, seconds)
         self._remove(key)
 
     def _refuse(self, key: SubmissionKey, error: SubmissionError) -> None:
         logger.info("refused hotkey={} entry={} reason={}: {}", key.hotkey, key.entry, error.reason, error)
         verdict = Verdict(reason=error.reason, message=str(error))
-        self._store.record_verdict(self.contest, key, verdict, self._now())
+        self._store.record_verdict(self.eval_config, key, verdict, self._now())
         self._remove(key)
 
-    def _postpone(self, key: SubmissionKey, before: Attempt, error: RemoteError) -> None:
+    def _postpone(self, key: SubmissionKey, before: RetryState, error: RemoteError) -> None:
         """Not known yet: tried again later, for as long as it takes."""
         pause = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
         pause = min(max(pause, error.retry_after_s or 0.0), RETRY_MOST_S)
         logger.warning("pending hotkey={} entry={} retry_in_s={:.0f}: {}", key.hotkey, key.entry, pause, error)
-        after = Attempt(before.remote_failures + 1, before.host_failures, self._now() + pause, str(error))
-        self._store.record_attempt(self.contest, key, after)
+        after = RetryState(before.remote_failures + 1, before.host_failures, self._now() + pause, str(error))
+        self._store.record_retry_state(self.eval_config, key, after)
 
-    def _blame_host(self, key: SubmissionKey, before: Attempt, error: Exception) -> None:
+    def _blame_host(self, key: SubmissionKey, before: RetryState, error: Exception) -> None:
         """Ours, whatever it is. Counted, so that one submission that breaks us does not stop all the others."""
         failures = before.host_failures + 1
         is_parked = failures >= schedule.MAX_HOST_FAILURES
-        after = Attempt(before.remote_failures, failures, self._now() + (PARKED_S if is_parked else 0.0), str(error))
-        self._store.record_attempt(self.contest, key, after)
+        after = RetryState(before.remote_failures, failures, self._now() + (PARKED_S if is_parked else 0.0), str(error))
+        self._store.record_retry_state(self.eval_config, key, after)
         what = f"parked for {PARKED_S / 3600:g} h" if is_parked else "to be tried again"
         logger.error("this machine failed hotkey={} entry={} failures={}, {}: {}", *key, failures, what, error)
 
@@ -259,7 +259,7 @@ class Judge:
         record = CommitmentRecord.parse(key.entry)
         receipt = Receipt(
             competition=self._config.competition,
-            submission=ScoredSubmission(
+            submission=EvaluatedSubmission(
                 netuid=self._chain.netuid, hotkey=key.hotkey, repo=record.namespace, commit=record.commit
             ),
             result=result,
@@ -271,7 +271,7 @@ class Judge:
         return receipt
 
 
-def _longest_rest_s(attempt: Attempt) -> float:
+def _longest_rest_s(attempt: RetryState) -> float:
     """Seconds after its last failure at which a submission is due at the latest."""
     # And a moment, since the sum of a time and a rest is rounded.
     return 1.0 + (PARKED_S if attempt.host_failures >= schedule.MAX_HOST_FAILURES else RETRY_MOST_S)

@@ -14,21 +14,21 @@ from collections.abc import Callable, Iterable, Mapping
 from loguru import logger
 
 from template.chain.protocols import ValidatorChain
-from template.data.eval_set import PoolIndex, read_pool_index
+from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.errors import ConfigError, HostError, RemoteError
 from template.hub.datasets import fetch_eval_set
-from template.records import ChainView, Contest, Round, Submission, SubmissionKey
+from template.records import ChainView, EvalConfig, Round, Submission, SubmissionKey
 from template.rules import duplicates, entries, schedule
-from template.rules.duplicates import DuplicateOf
+from template.rules.duplicates import Duplicate
 from template.rules.entries import Entrant
 from template.rules.schedule import Action, State
 from template.store.store import Store
 from template.validator.cleanup import Housekeeper, oldest_remembered_block
 from template.validator.config import ValidatorConfig, Watcher
-from template.validator.downloads import Fetcher
-from template.validator.evaluation import MISSING, Judge
+from template.validator.downloads import Downloader
+from template.validator.evaluation import MISSING, SubmissionEvaluator
 from template.validator.reporting import Reporter
-from template.validator.rounds import Opener
+from template.validator.rounds import RoundOpener
 from template.validator.weights import NOTHING_SCORED, Scale
 from template.workers.executor import Executor
 
@@ -61,7 +61,7 @@ class Validator:
         chain: ValidatorChain,
         store: Store,
         executor: Executor,
-        fetcher: Fetcher,
+        fetcher: Downloader,
         *,
         watcher: Watcher | None = None,
         update: Callable[[], bool] | None = None,
@@ -78,22 +78,22 @@ class Validator:
         self._update = update
         self._update_at = float("-inf")
         self._now = now
-        self._opener = Opener(config, chain=chain, store=store, now=now)
+        self._opener = RoundOpener(config, chain=chain, store=store, now=now)
         self._scale = Scale(config, chain=chain, store=store, now=now)
         self._reporter = Reporter(config, chain=chain, store=store, executor=executor, watcher=watcher, now=now)
         self._housekeeper = Housekeeper(config, store, now)
         self._is_admitted = False
-        self._pool: PoolIndex | None = None
+        self._pool: EvalSetIndex | None = None
         self._model: str | None = None
-        self._judge: Judge | None = None
+        self._judge: SubmissionEvaluator | None = None
         self._failures = 0
         # What the store and the last view imply, kept so that an idle tick costs little.
         self._recorded: object = None
         self._seen: Mapping[SubmissionKey, Submission] = {}
-        self._openings: entries.Openings = store.openings()
+        self._openings: entries.CommitBlocks = store.commit_blocks()
         self._entrants: tuple[int, Mapping[SubmissionKey, Entrant]] = (0, {})
-        self._copies: Mapping[SubmissionKey, DuplicateOf] = {}
-        self._doubts: Mapping[SubmissionKey, DuplicateOf] = {}
+        self._copies: Mapping[SubmissionKey, Duplicate] = {}
+        self._doubts: Mapping[SubmissionKey, Duplicate] = {}
         self._copies_of: object = None
 
     def run(self) -> None:
@@ -122,11 +122,11 @@ class Validator:
         return False
 
     @property
-    def contest(self) -> Contest:
+    def eval_config(self) -> EvalConfig:
         """The contest that scores count in, known once a worker holds the model."""
         if self._judge is None:
             raise RuntimeError("no worker holds the model yet")
-        return self._judge.contest
+        return self._judge.eval_config
 
     def tick(self) -> bool:
         """One bounded step. Returns True when nothing more is to be done, ever."""
@@ -175,29 +175,29 @@ class Validator:
         """
         config = self.config
         if self._pool is None:
-            self._pool = read_pool_index(
+            self._pool = read_eval_set_index(
                 fetch_eval_set(config.competition, config.eval_data_dir, config.cache_dir, config.hub_token)
             )
         model = self._executor.prepare()
         if model is None:
             return False
-        self._open_contest(model, self._pool)
+        self._open_eval_config(model, self._pool)
         logger.info(
             "validator starts netuid={} block={} competition={} eval_rows={} near_duplicate_rows={} model={}",
             view.netuid, view.block, config.competition.id, len(self._pool.pool), self._pool.near_duplicates, model,
         )  # fmt: skip
         return True
 
-    def _open_contest(self, model: str, pool: PoolIndex) -> None:
+    def _open_eval_config(self, model: str, pool: EvalSetIndex) -> None:
         digest = self._executor.training_args.hyperparameters.digest
         period = self.config.seed_period
         self._refuse_lost_gpu(model)
         # Losses under seeds from the chain are compared with none under other seeds, nor of another period.
         name = model if period is None else f"{model} seeds from every {period} blocks"
-        contest = self._store.open_contest(self.config.competition, digest, name, self._now())
+        eval_config = self._store.get_or_create_config(self.config.competition, digest, name, self._now())
         self._model = model
-        self._judge = Judge(
-            self.config, contest, pool,
+        self._judge = SubmissionEvaluator(
+            self.config, eval_config, pool,
             chain=self._chain, store=self._store, executor=self._executor, fetcher=self._fetcher, now=self._now,
         )  # fmt: skip
         self._copies_of = None
@@ -213,13 +213,13 @@ class Validator:
     def _record_submissions(self, view: ChainView) -> None:
         """Records what is committed, unless it is what this process recorded last."""
         births = {neuron.hotkey: neuron.registration_block for neuron in view.neurons}
-        unknown = entries.unknown_openings(view, self._openings)
+        unknown = entries.missing_commit_blocks(view, self._openings)
         if unknown:
-            self._openings = {**self._openings, **self._find_openings(unknown, view)}
+            self._openings = {**self._openings, **self._find_commit_blocks(unknown, view)}
         if (view.commitments, births, self._openings) == self._recorded:
             return
         now = entries.current_submissions(view, self._openings)
-        self._store.see_submissions(now, births)
+        self._store.record_submissions(now, births)
         self._seen = self._read_seen(one.key for one in now)
         self._recorded = (view.commitments, births, self._openings)
 
@@ -227,52 +227,54 @@ class Validator:
         """What was recorded of these submissions and of the datasets that are known: of all that anything rests on."""
         return self._store.submissions({*keys, *(self._judge.datasets if self._judge else ())})
 
-    def _find_openings(self, unknown: Mapping[str, int], view: ChainView) -> dict[tuple[str, int], int]:
+    def _find_commit_blocks(self, unknown: Mapping[str, int], view: ChainView) -> dict[tuple[str, int], int]:
         """Where these commitments were made, by hotkey and the block at which the chain opened them.
 
         The chain's state of the block before tells it, to everybody alike. Where no node has that state any more, they
         count from their opening, until this process ends; while it may yet be had, they are left out.
         """
         try:
-            found = self._chain.sealed_blocks(unknown)
+            found = self._chain.commit_blocks_of_revealed(unknown)
         except RemoteError as error:
             logger.warning("where {} opened commitments were made is not known: {}", len(unknown), error)
             late = view.block - OPENING_PATIENCE_BLOCKS
             return {(hotkey, block): block for hotkey, block in unknown.items() if block < late}
-        openings = {(hotkey, block): found.get(hotkey, block) for hotkey, block in unknown.items()}
-        self._store.see_openings(openings)
-        return openings
+        commit_blocks = {(hotkey, block): found.get(hotkey, block) for hotkey, block in unknown.items()}
+        self._store.record_commit_blocks(commit_blocks)
+        return commit_blocks
 
     def _load_state(self, view: ChainView) -> State:
         """Everything the decision rests on; results of the workers are recorded first, so that they count in it."""
         store, judge = self._store, self._judge
         if judge is not None:
             self._tend_workers(judge)
-        current = store.open_round(judge.contest) if judge else None
+        current = store.open_round(judge.eval_config) if judge else None
         if judge is not None:
-            judge.collect_datasets(current)
+            judge.collect_downloads(current)
         round_id = current.id if current else store.last_round_id()
         intents = store.intents(round_id) if round_id is not None else []
         entrants = self._read_entrants(current)
         if judge is not None and current is None:
             now = self._now()
-            store.forget_refusals(judge.contest, MISSING, before=now - MISSING_AGAIN_S, after=now + MISSING_AGAIN_S)
+            store.expire_rejections(
+                judge.eval_config, MISSING, before=now - MISSING_AGAIN_S, after=now + MISSING_AGAIN_S
+            )
         return State(
             hotkey="" if self.config.is_offline else self._chain.hotkey,
             round=current,
             rounds_done=self.rounds_done,
             entrants=entrants,
             datasets=judge.datasets if judge else {},
-            verdicts=store.verdicts(judge.contest) if judge else {},
-            copies=self._find_copies(judge, entrants) if judge else {},
+            verdicts=store.verdicts(judge.eval_config) if judge else {},
+            copies=self._find_duplicates(judge, entrants) if judge else {},
             doubts=self._doubts,
             attempts=judge.attempts() if judge else {},
             intents=[intent for intent in intents if not intent.is_repeat],
             repeats=[intent for intent in intents if intent.is_repeat],
             unsettled=store.unsettled(),
-            has_standings=current is not None and store.has_standings(current.id),
+            has_leaderboard=current is not None and store.has_leaderboard(current.id),
             has_last_shares=store.last_accepted() is not None,
-            last_start_block=store.last_start_block(judge.contest) if judge else None,
+            last_start_block=store.last_start_block(judge.eval_config) if judge else None,
             running=frozenset(one.key for one in self._executor.running()),
             free=self._executor.free(),
             fetching=self._fetcher.under_way(),
@@ -280,7 +282,7 @@ class Validator:
             lost=frozenset(judge.lost) if judge else frozenset(),
         )
 
-    def _tend_workers(self, judge: Judge) -> None:
+    def _tend_workers(self, judge: SubmissionEvaluator) -> None:
         """Records what is finished and has lost workers replaced. A worker that cannot be had is no end of the loop."""
         judge.collect()
         try:
@@ -290,7 +292,7 @@ class Validator:
             return
         if model is not None and model != self._model and self._pool is not None:
             logger.warning("the model is another now, so all is scored anew: {}", model)
-            self._open_contest(model, self._pool)
+            self._open_eval_config(model, self._pool)
 
     def _read_entrants(self, current: Round | None) -> Mapping[SubmissionKey, Entrant]:
         if current is None:
@@ -300,16 +302,16 @@ class Validator:
             self._entrants = (current.id, found)
         return self._entrants[1]
 
-    def _find_copies(
-        self, judge: Judge, entrants: Mapping[SubmissionKey, Entrant]
-    ) -> Mapping[SubmissionKey, DuplicateOf]:
+    def _find_duplicates(
+        self, judge: SubmissionEvaluator, entrants: Mapping[SubmissionKey, Entrant]
+    ) -> Mapping[SubmissionKey, Duplicate]:
         """The copies, found anew only when something that decides them changed since the last tick: a loss does not."""
-        known = duplicates.eligible_datasets(judge.datasets, self._store.verdicts(judge.contest))
+        known = duplicates.eligible_datasets(judge.datasets, self._store.verdicts(judge.eval_config))
         blocks = {key: self._seen[key].first_block if key in self._seen else None for key in known}
-        decisive = (judge.contest, entrants, blocks)
+        decisive = (judge.eval_config, entrants, blocks)
         if decisive != self._copies_of:
-            self._copies = duplicates.find_copies(entrants, self._seen, known)
-            self._doubts = duplicates.find_doubts(entrants, self._seen, known)
+            self._copies = duplicates.find_duplicates(entrants, self._seen, known)
+            self._doubts = duplicates.find_possible_duplicates(entrants, self._seen, known)
             self._copies_of = decisive
         return self._copies
 
@@ -323,17 +325,17 @@ class Validator:
                 assert self._judge is not None
                 for key in keys:
                     self._judge.fetch(key, view.block, state.attempts.get(key))
-            case schedule.ScoreDataset(key):
+            case schedule.EvaluateDataset(key):
                 assert current is not None and self._judge is not None
                 entry = next(entry for entry in current.entries if entry.key == key)
                 assert entry.lucky_num is not None, "whoever is in the queue has a seed"
                 self._judge.start(key, entry.lucky_num)
             case schedule.SetWeights():
                 assert current is not None
-                self._scale.set_weights(self.contest, current, state, view)
-            case schedule.RepeatWeights():
-                self._scale.repeat_weights(self._store.last_round_id() or 0, view)
-            case schedule.SettleIntent(intent_id, is_accepted):
+                self._scale.set_weights(self.eval_config, current, state, view)
+            case schedule.ResubmitWeights():
+                self._scale.resubmit_weights(self._store.last_round_id() or 0, view)
+            case schedule.ResolveIntent(intent_id, is_accepted):
                 self._scale.settle(intent_id, is_accepted=is_accepted)
             case schedule.CloseRound(is_settled):
                 assert current is not None and self._judge is not None
@@ -369,7 +371,7 @@ class Validator:
         assert self._judge is not None
         snapshot = view if start_block == view.block else self._chain.view(start_block)
         self._record_submissions(snapshot)
-        if entries.unknown_openings(snapshot, self._openings):
+        if entries.missing_commit_blocks(snapshot, self._openings):
             raise RemoteError("no round can open: it is not known where some opened commitments were made")
         # With the ranks that were lost since by files that were not there.
         self._seen = self._read_seen(self._seen)
@@ -379,9 +381,9 @@ class Validator:
         )
         return False
 
-    def _close_round(self, judge: Judge, current: Round, state: State, *, is_settled: bool) -> None:
+    def _close_round(self, judge: SubmissionEvaluator, current: Round, state: State, *, is_settled: bool) -> None:
         """Publishes the round, closes it and tidies up; in this order, so that a crash in between repeats it."""
-        self._reporter.publish_round(judge.contest, current, self._model or "")
+        self._reporter.publish_round(judge.eval_config, current, self._model or "")
         self._store.close_round(current.id, self._now())
         self.rounds_done += 1
         errors = [intent.outcome.error for intent in state.intents if intent.outcome]
@@ -392,9 +394,9 @@ class Validator:
         else:
             logger.error("round {} closes without weights on chain: {}", current.id, errors[-1:])
         self._housekeeper.tidy(judge, current, self._seen)
-        self._openings = entries.recent_openings(self._openings, before_block=oldest_remembered_block(current))
+        self._openings = entries.prune_commit_blocks(self._openings, before_block=oldest_remembered_block(current))
 
 
 def _device_of(model: str) -> str:
-    """The kind of device in a model's name, see `template.workers.executor.Scorer.load`."""
+    """The kind of device in a model's name, see `template.workers.executor.Evaluator.load`."""
     return model.split(" ")[1] if " " in model else ""

@@ -8,8 +8,17 @@ from template.chain.protocols import ValidatorChain
 from template.errors import ConfigError
 from template.receipts.files import write_round
 from template.receipts.receipt import Receipt
-from template.receipts.round_file import RoundAccount
-from template.records import ChainView, Contest, Gauges, Round, RoundReport, Running, Standing, SubmissionKey
+from template.receipts.round_file import RoundSummary
+from template.records import (
+    ChainView,
+    EvalConfig,
+    LeaderboardRow,
+    Metrics,
+    Round,
+    RoundReport,
+    RunningEvaluation,
+    SubmissionKey,
+)
 from template.rules import schedule
 from template.rules.schedule import Action, State
 from template.store.store import Store
@@ -42,7 +51,7 @@ class Reporter:
         self._told_at = float("-inf")
         self._told: object = None
         # Of the receipts in the last table, which most of the next one's are.
-        self._digests: dict[tuple[Contest, SubmissionKey], str] = {}
+        self._digests: dict[tuple[EvalConfig, SubmissionKey], str] = {}
 
     def tell(self, action: Action, state: State, view: ChainView) -> None:
         """Says what is being done, when that changed or was not said for a while."""
@@ -57,12 +66,12 @@ class Reporter:
             for one in running:
                 _tell_progress(one)
         self._told, self._told_at = news, self._now()
-        gauges = self._measure(doing, running, state, view)
-        self._store.record_activity(gauges, self._now())
+        metrics = self._measure(doing, running, state, view)
+        self._store.record_heartbeat(metrics, self._now())
         if self._watcher is not None:
-            self._watcher.report_gauges(gauges)
+            self._watcher.report_metrics(metrics)
 
-    def _measure(self, doing: str, running: tuple[Running, ...], state: State, view: ChainView) -> Gauges:
+    def _measure(self, doing: str, running: tuple[RunningEvaluation, ...], state: State, view: ChainView) -> Metrics:
         current = state.round
         open_keys = [key for key in current.queue if key not in state.verdicts] if current else []
         unscored = sum(
@@ -70,7 +79,7 @@ class Reporter:
             for key, one in state.entrants.items()
         )
         last = self._store.last_accepted()
-        return Gauges(
+        return Metrics(
             now=self._now(),
             block=view.block,
             block_time=view.timestamp,
@@ -84,15 +93,15 @@ class Reporter:
             tokens_per_s=self._executor.tokens_per_s(),
         )
 
-    def publish_round(self, contest: Contest, current: Round, model: str) -> None:
+    def publish_round(self, eval_config: EvalConfig, current: Round, model: str) -> None:
         """Writes the round's signed file and tells the watcher of it. Safe to repeat. Raises: HostError."""
-        texts = self._store.round_receipts(contest, current.id)
+        texts = self._store.round_receipts(eval_config, current.id)
         receipts = _read_receipts(texts)
         standings = self._store.standings(current.id)
         intents = self._store.intents(current.id)
         path = None
         if self._config.round_dir is not None:
-            account = RoundAccount(
+            account = RoundSummary(
                 netuid=self._chain.netuid,
                 competition=self._config.competition,
                 hyperparameters_digest=self._executor.training_args.hyperparameters.digest,
@@ -103,7 +112,7 @@ class Reporter:
                 standings=standings,
                 intents=intents,
                 receipts={key: texts[key] for key in receipts},
-                all_receipt_digests=self._digest_receipts(contest, standings, receipts),
+                all_receipt_digests=self._digest_receipts(eval_config, standings, receipts),
             )
             is_signed = not self._config.is_offline
             path = write_round(
@@ -125,42 +134,42 @@ class Reporter:
             self._watcher.report_round(report)
 
     def _digest_receipts(
-        self, contest: Contest, standings: list[Standing], read: Mapping[SubmissionKey, Receipt]
+        self, eval_config: EvalConfig, standings: list[LeaderboardRow], read: Mapping[SubmissionKey, Receipt]
     ) -> dict[SubmissionKey, str]:
         """Of every loss in the table. read: the receipts that are read already. A receipt never changes."""
-        known = {key: digest for (of, key), digest in self._digests.items() if of == contest}
+        known = {key: digest for (of, key), digest in self._digests.items() if of == eval_config}
         known |= {key: receipt.digest for key, receipt in read.items()}
         scored = [line.key for line in standings if line.loss is not None]
-        texts = {key: self._store.receipt(contest, key) for key in scored if key not in known}
+        texts = {key: self._store.receipt(eval_config, key) for key in scored if key not in known}
         known |= {key: receipt.digest for key, receipt in _read_receipts(texts).items()}
         found = {key: known[key] for key in scored if key in known}
-        self._digests = {(contest, key): digest for key, digest in found.items()}
+        self._digests = {(eval_config, key): digest for key, digest in found.items()}
         return found
 
 
-def _describe(action: Action, running: tuple[Running, ...]) -> str:
+def _describe(action: Action, running: tuple[RunningEvaluation, ...]) -> str:
     """The action in words, for people."""
     match action:
         case schedule.Wait(why):
             return why
         case schedule.FetchDatasets(keys):
             return f"fetching {len(keys)} datasets"
-        case schedule.ScoreDataset(key):
+        case schedule.EvaluateDataset(key):
             return f"scoring {key.entry} of {key.hotkey}"
         case schedule.OpenRound(start_block, _):
             return f"opening a round on block {start_block}"
         case schedule.SetWeights():
             return "setting weights"
-        case schedule.RepeatWeights():
+        case schedule.ResubmitWeights():
             return "setting the weights of an earlier round again"
-        case schedule.SettleIntent():
+        case schedule.ResolveIntent():
             return "finding out what became of the last weights"
         case schedule.CloseRound():
             return "closing the round"
     return "stopping"
 
 
-def _tell_progress(one: Running) -> None:
+def _tell_progress(one: RunningEvaluation) -> None:
     done = one.done / one.total if one.total else 0.0
     logger.info("{} {:.0%} of {} tokens hotkey={} device={}", one.stage, done, one.total, one.key.hotkey, one.device)
 

@@ -13,10 +13,10 @@ from template.rules.entries import Entrant
 from template.rules.seeds import seed_block, seed_from_hash
 from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
-from template.validator.evaluation import Judge
+from template.validator.evaluation import SubmissionEvaluator
 
 
-class Opener:
+class RoundOpener:
     """Opens the rounds of one validator."""
 
     def __init__(
@@ -47,29 +47,29 @@ class Opener:
 
     def open(
         self,
-        judge: Judge,
+        judge: SubmissionEvaluator,
         snapshot: ChainView,
         running: Collection[SubmissionKey],
         seen: Mapping[SubmissionKey, Submission],
-        openings: entries.Openings,
+        commit_blocks: entries.CommitBlocks,
         *,
         opened_block: int,
         end_block: int,
     ) -> Round:
         """A new round on `snapshot`. running: what is being scored now. seen, openings: all that was recorded."""
         store, config = self._store, self._config
-        verdicts, attempts = store.verdicts(judge.contest), judge.attempts()
-        entrants = entries.find_entrants(snapshot, seen, config.competition, openings)
+        verdicts, attempts = store.verdicts(judge.eval_config), judge.attempts()
+        entrants = entries.find_entrants(snapshot, seen, config.competition, commit_blocks)
         entrants = {
             key: one
             if key in judge.datasets or not (key in seen and seen[key].missing_block)
             else one.ranked_last(snapshot.block)
             for key, one in entrants.items()
         }
-        copies = duplicates.find_copies(entrants, seen, duplicates.eligible_datasets(judge.datasets, verdicts))
+        copies = duplicates.find_duplicates(entrants, seen, duplicates.eligible_datasets(judge.datasets, verdicts))
         queue = schedule.plan_queue(entrants, verdicts, copies, judge.datasets, attempts, self._now(), config.policy)
         # What was begun in an earlier round and is told of in this one or later.
-        begun = store.begun_entries(judge.contest, store.unpublished(judge.contest).union(running))
+        begun = store.latest_seeded_entries(judge.eval_config, store.unpublished(judge.eval_config).union(running))
         unscored = frozenset(key for key in queue if key not in verdicts)
         lucky_num = self._choose_seed(snapshot.block_hash)
         opened = Round(
@@ -83,7 +83,7 @@ class Opener:
             lucky_num_from=config.seed_source,
             seed_period=config.seed_period,
         )
-        opened = store.begin_round(judge.contest, opened, self._now())
+        opened = store.begin_round(judge.eval_config, opened, self._now())
         logger.info(
             "round {} opens blocks={}..{} entries={} queue={} lucky_num={}",
             opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue), opened.lucky_num,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from template.competition import CommitmentRecord
 from template.errors import HostError, SubmissionError
-from template.records import Attempt, Gauges, Round, Standing, SubmissionKey, WeightIntent
+from template.records import LeaderboardRow, Metrics, RetryState, Round, SubmissionKey, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
 from template.store.store import StatusStore
 from template.terminal import plain
@@ -52,17 +52,17 @@ class Status:
     now: float
     state_dir: str
     holder: int | None
-    activity: Gauges | None
+    activity: Metrics | None
     model: str | None
     contest_digest: str | None
     newest: Round | None
     newest_intents: Sequence[WeightIntent]
     current: Round | None
-    standings: Sequence[Standing]
+    standings: Sequence[LeaderboardRow]
     intents: Sequence[WeightIntent]
     recent: Sequence[WeightIntent]
     accepted: WeightIntent | None
-    attempts: Mapping[SubmissionKey, Attempt]
+    attempts: Mapping[SubmissionKey, RetryState]
     disk: Sequence[DiskUse]
     free_bytes: int
 
@@ -100,7 +100,7 @@ class Status:
         """True when the chain took the newest round's own weights."""
         return any(_is_taken(one) and not one.is_repeat for one in self.newest_intents)
 
-    def parked(self) -> dict[SubmissionKey, Attempt]:
+    def parked(self) -> dict[SubmissionKey, RetryState]:
         """What this machine failed at again and again, and leaves alone for a while."""
         return {
             key: one
@@ -108,7 +108,7 @@ class Status:
             if one.host_failures >= MAX_HOST_FAILURES and one.next_at > self.now
         }
 
-    def pending(self) -> dict[SubmissionKey, Attempt]:
+    def pending(self) -> dict[SubmissionKey, RetryState]:
         """What is tried again at the next chance."""
         parked = self.parked()
         return {key: one for key, one in self.attempts.items() if key not in parked}
@@ -118,7 +118,7 @@ def _is_taken(intent: WeightIntent) -> bool:
     return intent.outcome is not None and intent.outcome.is_accepted
 
 
-def find_trouble(status: Status, *, max_age_s: float, max_overdue_blocks: int) -> str | None:
+def health_problem(status: Status, *, max_age_s: float, max_overdue_blocks: int) -> str | None:
     """Why the operator should look, None when all is well."""
     activity = status.activity
     if activity is None:
@@ -145,7 +145,7 @@ def count_refusals(status: Status) -> dict[str, int]:
     return dict(Counter(str(line.reason) for line in status.standings if line.reason is not None).most_common())
 
 
-def name_cause(key: SubmissionKey, attempt: Attempt) -> str:
+def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
     """The last error of an attempt without what names the submission, so that equal causes are equal texts."""
     cause = attempt.last_error
     with contextlib.suppress(SubmissionError):
@@ -168,16 +168,16 @@ def read_status(state_dir: Path, now: float) -> Status:
     path = state_dir / STATE_FILE
     with StatusStore(path) as store:
         newest, current = store.last_round(), store.last_round(with_standings=True)
-        contest = store.contest_in_force()
+        eval_config = store.current_config()
         entries = {entry.key for entry in newest.entries} if newest else set()
-        attempts = store.attempts(contest.contest) if contest else {}
+        attempts = store.attempts(eval_config.eval_config) if eval_config else {}
         return Status(
             now=now,
             state_dir=str(state_dir),
-            holder=find_holder(path),
+            holder=lock_holder_pid(path),
             activity=store.activity(),
-            model=contest.model if contest else None,
-            contest_digest=contest.contest.digest if contest else None,
+            model=eval_config.model if eval_config else None,
+            contest_digest=eval_config.eval_config.digest if eval_config else None,
             newest=newest,
             newest_intents=store.intents(newest.id) if newest else [],
             current=current,
@@ -191,7 +191,7 @@ def read_status(state_dir: Path, now: float) -> Status:
         )
 
 
-def find_holder(path: Path) -> int | None:
+def lock_holder_pid(path: Path) -> int | None:
     """The process that holds the state file `path`, None when none is seen.
 
     Read from the kernel's list: to try the lock would keep a validator from starting that tries it at that moment. A

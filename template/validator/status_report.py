@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from template.constants import BLOCK_S
-from template.records import Attempt, Gauges, Round, Running, Standing, SubmissionKey, WeightIntent
-from template.terminal import align, plain, plain_cell
-from template.validator.status import Status, count_refusals, name_cause, span
+from template.records import LeaderboardRow, Metrics, RetryState, Round, RunningEvaluation, SubmissionKey, WeightIntent
+from template.terminal import align, escape_cell, plain
+from template.validator.status import Status, count_refusals, normalize_error, span
 
 _SHOWN = 10
 _NAME_WIDTH = 10
@@ -63,7 +63,7 @@ def _describe_doing(status: Status) -> Section:
     return section
 
 
-def _describe_turns(status: Status, activity: Gauges) -> str:
+def _describe_turns(status: Status, activity: Metrics) -> str:
     newest = status.newest
     if activity.round_id is None or newest is None or newest.id != activity.round_id:
         return "none is open"
@@ -75,7 +75,7 @@ def _describe_turns(status: Status, activity: Gauges) -> str:
     )
 
 
-def _describe_score(one: Running, now: float) -> str:
+def _describe_score(one: RunningEvaluation, now: float) -> str:
     done = f" {one.done / one.total:.0%}" if one.total else ""
     memory = "" if one.memory_bytes is None else f", {one.memory_bytes / 2**30:.1f} GiB of its memory"
     age = span(max(now - one.started_at, 0.0))
@@ -129,7 +129,7 @@ def _describe_failures(status: Status) -> Section:
     counts = ", ".join(f"{count} {reason}" for reason, count in refused.items()) or "none"
     causes: dict[str, list[float]] = {}
     for key, one in status.pending().items():
-        causes.setdefault(name_cause(key, one), []).append(one.next_at)
+        causes.setdefault(normalize_error(key, one), []).append(one.next_at)
     commonest = sorted(causes.items(), key=lambda item: -len(item[1]))
     pending = [f"{len(times)} {cause}; {_when(min(times), status.now)}" for cause, times in commonest]
     parked = [
@@ -193,16 +193,16 @@ def to_json(status: Status) -> dict[str, object]:
     }
 
 
-def _activity_to_json(activity: Gauges) -> dict[str, object]:
+def _activity_to_json(activity: Metrics) -> dict[str, object]:
     return {**asdict(activity), "running": [{**asdict(one), "key": one.key._asdict()} for one in activity.running]}
 
 
-def _attempt_to_json(key: SubmissionKey, attempt: Attempt) -> dict[str, object]:
+def _attempt_to_json(key: SubmissionKey, attempt: RetryState) -> dict[str, object]:
     return {"key": key._asdict(), **asdict(attempt)}
 
 
 def describe_round(
-    current: Round, standings: Sequence[Standing], intents: Sequence[WeightIntent], *, rows: int | None = None
+    current: Round, standings: Sequence[LeaderboardRow], intents: Sequence[WeightIntent], *, rows: int | None = None
 ) -> str:
     """The round's table, at most so many rows of it, why some do not count, and what became of the weights.
 
@@ -223,13 +223,13 @@ def shorten(lines: Sequence[str], most: int) -> list[str]:
     return [*lines[:most], f"and {more} more"] if more > 0 else list(lines)
 
 
-def _format_line(line: Standing) -> tuple[str, ...]:
+def _format_line(line: LeaderboardRow) -> tuple[str, ...]:
     """One row of the table: text for every column of the header."""
     scored = "scored" if line.loss is not None else "waiting"
     return (
         _short(line.key.hotkey),
         str(line.uid),
-        plain_cell(line.key.entry.split(":", 1)[0], 40),
+        escape_cell(line.key.entry.split(":", 1)[0], 40),
         str(line.reason) if line.reason is not None else scored,
         "-" if line.loss is None else f"{line.loss:.6f}",
         f"{line.score:.4f}",

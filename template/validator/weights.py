@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from loguru import logger
 
 from template.chain.protocols import ValidatorChain
-from template.records import ChainView, Contest, Round, Standing, WeightOutcome
+from template.records import ChainView, EvalConfig, LeaderboardRow, Round, WeightOutcome
 from template.rules import leaderboard, schedule
 from template.rules.schedule import State
 from template.store.store import Store
@@ -26,26 +26,26 @@ class Scale:
         self._store = store
         self._now = now
 
-    def set_weights(self, contest: Contest, current: Round, state: State, view: ChainView) -> None:
+    def set_weights(self, eval_config: EvalConfig, current: Round, state: State, view: ChainView) -> None:
         """Makes the round's table and, where the policy says so, submits its weights."""
-        lines = leaderboard.make_standings(
+        lines = leaderboard.build_leaderboard(
             self._config.competition, state.entrants, state.verdicts, state.copies, state.datasets
         )
         for line in lines:
             _tell(line)
         if not self._config.policy.sets_weights:
-            self._store.record_standings(current.id, lines)
+            self._store.record_leaderboard(current.id, lines)
             return
-        last = self._store.last_accepted(contest)
+        last = self._store.last_accepted(eval_config)
         stuck = {key for key, attempt in state.attempts.items() if schedule.is_stuck(attempt)}
         last_shares = last.shares if last else {}
-        shares = leaderboard.choose_shares(lines, last_shares, view.owner_hotkey, stuck=stuck)
+        shares = leaderboard.choose_weights(lines, last_shares, view.owner_hotkey, stuck=stuck)
         registrations = {entry.key.hotkey: entry.registration_block for entry in current.entries}
         if last is not None and shares is last_shares:
             registrations = dict(last.registrations)
         self._submit(current.id, shares, registrations, view, lines)
 
-    def repeat_weights(self, round_id: int, view: ChainView) -> None:
+    def resubmit_weights(self, round_id: int, view: ChainView) -> None:
         """Submits the last shares that the chain took once more, aligned to who holds the uids now."""
         last = self._store.last_accepted()
         logger.warning("no new weights for long: those of an earlier round are given again")
@@ -64,9 +64,9 @@ class Scale:
         shares: Mapping[str, float],
         registrations: Mapping[str, int],
         view: ChainView,
-        lines: list[Standing] | None,
+        lines: list[LeaderboardRow] | None,
     ) -> None:
-        weights = leaderboard.align_shares(shares, view, registrations)
+        weights = leaderboard.weights_by_uid(shares, view, registrations)
         intent_id = self._store.record_intent(
             round_id,
             block=view.block,
@@ -94,7 +94,7 @@ def _explain(shares: Mapping[str, float], view: ChainView) -> WeightOutcome:
     return WeightOutcome(is_accepted=False, error="NoOwnerUid", message=message)
 
 
-def _tell(line: Standing) -> None:
+def _tell(line: LeaderboardRow) -> None:
     logger.info(
         "standing hotkey={} uid={} reason={} loss={} score={:.6f} weight={:.6f} {}",
         line.key.hotkey, line.uid, line.reason, line.loss, line.score, line.weight, line.message,

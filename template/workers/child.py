@@ -102,7 +102,7 @@ class Child:
                 why = str(error)
                 self._process.kill()
         status = self._process.wait()
-        self._tell(self, messages.Ended(why=why or _describe_status(status)))
+        self._tell(self, messages.WorkerExited(why=why or _describe_status(status)))
 
     def _relay(self, stream: IO[bytes]) -> None:
         while line := stream.readline(messages.MAX_LINE_BYTES):

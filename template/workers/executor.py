@@ -1,4 +1,4 @@
-"""Where scores run. The one call of `run_lora` that validator and offline script share stands here.
+"""Where scores run. The one call of `train_and_evaluate` that validator and offline script share stands here.
 
 A score loads torch; everything else of the validator does not, so the import is made when the first score is. What a
 validator hands its scores to is an `Executor`: processes of this machine, see `template.workers.supervisor`, or others.
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from template.competition import Competition
 from template.config import TrainingArgs
-from template.constants import SCORE_VERSION
+from template.constants import LOSS_VERSION
 from template.errors import SubnetError
-from template.records import Progress, Running, SubmissionKey, TrainResult
+from template.records import Progress, RunningEvaluation, SubmissionKey, TrainResult
 
 if TYPE_CHECKING:
     from template.train import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer:
+class Evaluator:
     """The competition and the machine's choices: all that a score needs beyond the dataset and the seed.
 
     model_path: a local folder with the model's weights, None for the Hub. device, dtype: None for the best here.
@@ -38,10 +38,10 @@ class Scorer:
     def score(
         self, data_dir: Path, lucky_num: int, on_progress: Callable[[Progress], None] | None = None
     ) -> TrainResult:
-        """The score of `data_dir/data.jsonl`. Raises: as `template.train.run_lora`."""
-        from template.train import run_lora
+        """The score of `data_dir/data.jsonl`. Raises: as `template.train.train_and_evaluate`."""
+        from template.train import train_and_evaluate
 
-        return run_lora(
+        return train_and_evaluate(
             lucky_num,
             self.competition.bench,
             self.competition.rows,
@@ -57,18 +57,18 @@ class Scorer:
 
         Losses under different names are not compared.
 
-        Raises: as `template.train.run_lora` does for the model.
+        Raises: as `template.train.train_and_evaluate` does for the model.
         """
-        from template.train import identify_model
-        from template.training.environment import machine_digest
+        from template.train import load_resident_model
+        from template.training.environment import machine_fingerprint
 
-        held = identify_model(self._options(None), self.cache_dir)
+        held = load_resident_model(self._options(None), self.cache_dir)
         dtype = str(held.dtype).removeprefix("torch.")
         source = f"{held.source.model_id}@{held.source.revision or held.source.digest}"
-        machine = machine_digest(held.device, held.dtype)
-        return f"{source} {held.device.type} {dtype} score {SCORE_VERSION} on {machine}"
+        machine = machine_fingerprint(held.device, held.dtype)
+        return f"{source} {held.device.type} {dtype} score {LOSS_VERSION} on {machine}"
 
-    def pinned(self, model: str) -> "Scorer":
+    def pinned(self, model: str) -> "Evaluator":
         """This scorer for exactly the model that `load` named, whatever becomes of the branch it was found at."""
         if self.model_path is not None:
             return self
@@ -88,11 +88,11 @@ class Scorer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class CompletedJob:
     """The end of one job: exactly one of result and error.
 
     error: SubmissionError is a verdict. HostError says what befell the worker and on which device: its death, a
-    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Scorer.score` raises them; a
+    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Evaluator.score` raises them; a
     RemoteError is also that another machine went away, for which nobody is to blame.
     """
 
@@ -109,7 +109,7 @@ class Executor(Protocol):
         """What every score trains with."""
 
     def prepare(self) -> str | None:
-        """Starts what is not started; the model's name, as `Scorer.load` has it, once a worker holds it, else None.
+        """Starts what is not started; the model's name, as `Evaluator.load` has it, once a worker holds it, else None.
 
         Raises: ConfigError when the operator has to act; RemoteError or HostError when no worker could load the model
         and none is still at it. Each failure is raised once; the next call tries again, after a rest that grows.
@@ -121,13 +121,13 @@ class Executor(Protocol):
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
         """Gives a free worker the dataset `data_dir/data.jsonl`. Raises: RuntimeError when there is none."""
 
-    def collect(self) -> list[Finished]:
+    def collect(self) -> list[CompletedJob]:
         """The jobs that ended since the last call, those among them whose time was up; replaces lost workers.
 
         Call it often: a worker that hangs is noticed here.
         """
 
-    def running(self) -> tuple[Running, ...]:
+    def running(self) -> tuple[RunningEvaluation, ...]:
         """The jobs under way, as the last `collect` or `prepare` saw them."""
 
     def tokens_per_s(self) -> float | None:

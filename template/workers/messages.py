@@ -22,7 +22,7 @@ MAX_LINE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The first line to a worker: the fields of `template.workers.executor.Scorer`, paths as text, and the log level
+    """The first line to a worker: the fields of `template.workers.executor.Evaluator`, paths as text, and the log level
     it uses.
 
     hub_token: what the worker fetches the model with, of the machine it runs on, so it never crosses a network.
@@ -68,7 +68,7 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The worker holds the model and takes jobs. model: as `Scorer.load` names it. device: the one it is on.
+    """The worker holds the model and takes jobs. model: as `Evaluator.load` names it. device: the one it is on.
 
     environment: what can move the number there, as in a result.
     """
@@ -79,7 +79,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advanced:
+class ProgressUpdate:
     """The job in hand is this far. memory_bytes: the most the worker had in use, of the GPU, else of the machine."""
 
     progress: Progress
@@ -87,7 +87,7 @@ class Advanced:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class Evaluated:
     """The job in hand is done."""
 
     result: TrainResult
@@ -134,7 +134,7 @@ class Logged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class WorkerExited:
     """The worker is gone, or as good as gone, and the last that is heard of it.
 
     is_machine_lost: what held it went away, which nothing that it was doing can have caused.
@@ -145,7 +145,7 @@ class Ended:
 
 
 Command = Setup | Job | Cluster | Stop
-Event = Loaded | Advanced | Scored | Failed | Logged | Ended
+Event = Loaded | ProgressUpdate | Evaluated | Failed | Logged | WorkerExited
 
 _Record = TypeVar("_Record")
 
@@ -163,7 +163,7 @@ def decode_command(line: bytes) -> Command:
 
 def decode_event(line: bytes) -> Event:
     """The record that a worker wrote. Raises: HostError when it is none."""
-    kinds: tuple[type[Event], ...] = (Loaded, Advanced, Scored, Failed, Logged, Ended)
+    kinds: tuple[type[Event], ...] = (Loaded, ProgressUpdate, Evaluated, Failed, Logged, WorkerExited)
     return _decode(line, kinds)
 
 

@@ -31,7 +31,7 @@ from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Limits
 from template.errors import ConfigError, HostError
 from template.workers import messages
 from template.workers.ray_actor import Content, Shell
-from template.workers.worker import take_over_stdio
+from template.workers.worker import redirect_stdio
 
 # Seconds to find the cluster. Ray itself would look for minutes.
 _CONNECT_S = 60.0
@@ -134,7 +134,7 @@ class Held:
         self._has_place = True
 
     def _lose(self, why: str) -> None:
-        self._link.tell(self._number, messages.Ended(why=why, is_machine_lost=True))
+        self._link.tell(self._number, messages.WorkerExited(why=why, is_machine_lost=True))
 
 
 class Driver:
@@ -156,7 +156,7 @@ class Driver:
         except (HostError, ConfigError) as error:
             self._link.tell(number, messages.Failed.of(error))
         except RayError as error:
-            self._link.tell(number, messages.Ended(why=f"Ray failed: {shorten(error)}", is_machine_lost=True))
+            self._link.tell(number, messages.WorkerExited(why=f"Ray failed: {shorten(error)}", is_machine_lost=True))
 
     def _obey(self, number: int, command: messages.Command) -> None:
         match command:
@@ -192,7 +192,7 @@ def main() -> None:
     # Ctrl-C reaches the whole group, and some supervisors signal every process below theirs: the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
-    commands, events = take_over_stdio()
+    commands, events = redirect_stdio()
     first = commands.readline()
     if not first:
         return

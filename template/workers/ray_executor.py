@@ -31,8 +31,8 @@ from template.errors import ConfigError, HostError
 from template.records import TrainResult
 from template.workers import messages
 from template.workers.child import log_line, start_module
-from template.workers.executor import Scorer
-from template.workers.supervisor import SlotExecutor, Worker
+from template.workers.executor import Evaluator
+from template.workers.supervisor import Worker, WorkerPool
 from template.workers.timeouts import Limits
 
 _DEFAULT_LIMITS = Limits()
@@ -74,8 +74,8 @@ class RayOptions:
             raise ConfigError("--executor ray needs Ray, which scripts/setup.sh installs unless WITHOUT_TOOLS is set")
 
 
-class RayExecutor(SlotExecutor):
-    """An `Executor` in a Ray cluster. Arguments beside `options` are those of `SlotExecutor`.
+class RayExecutor(WorkerPool):
+    """An `Executor` in a Ray cluster. Arguments beside `options` are those of `WorkerPool`.
 
     Raises: ConfigError as `RayOptions.check`. That there is no cluster is told by `prepare`.
     """
@@ -84,7 +84,7 @@ class RayExecutor(SlotExecutor):
 
     def __init__(
         self,
-        scorer: Scorer,
+        evaluator: Evaluator,
         options: RayOptions,
         *,
         known: Sequence[TrainResult] = (),
@@ -95,7 +95,7 @@ class RayExecutor(SlotExecutor):
     ) -> None:
         options.check()
         devices = ["cuda" if options.gpus_per_worker else "cpu"] * options.workers
-        super().__init__(scorer, devices, known=known, limits=limits, log_level=log_level, clock=clock, now=now)
+        super().__init__(evaluator, devices, known=known, limits=limits, log_level=log_level, clock=clock, now=now)
         self._cluster = messages.Cluster(
             address=options.address,
             gpus=options.gpus_per_worker,
@@ -199,7 +199,7 @@ class _Driver:
             worker = self._workers.get(int(number))
         if worker is None:
             return
-        if isinstance(event, messages.Ended):
+        if isinstance(event, messages.WorkerExited):
             with self._lock:
                 del self._workers[worker.number]
         worker.take(event)
@@ -208,7 +208,7 @@ class _Driver:
         with self._lock:
             left, self._workers = list(self._workers.values()), {}
         for worker in left:
-            worker.take(messages.Ended(why=why, is_machine_lost=True))
+            worker.take(messages.WorkerExited(why=why, is_machine_lost=True))
 
 
 class _RayWorker:
@@ -239,6 +239,6 @@ class _RayWorker:
             return
         if isinstance(event, messages.Loaded):
             self._label = event.device
-        if isinstance(event, messages.Ended):
+        if isinstance(event, messages.WorkerExited):
             self._ended.set()
         self._tell(self, event)

@@ -20,11 +20,11 @@ from loguru import logger
 
 from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError, SubnetError
-from template.records import LOCATION, Running, SubmissionKey, TrainResult
+from template.records import LOCATION, RunningEvaluation, SubmissionKey, TrainResult
 from template.workers import messages, timeouts
 from template.workers.child import Child
-from template.workers.executor import Finished, Scorer
-from template.workers.timeouts import Limits, Pace, Phase
+from template.workers.executor import CompletedJob, Evaluator
+from template.workers.timeouts import Limits, Phase, Throughput
 
 _DEFAULT_LIMITS = Limits()
 
@@ -54,7 +54,7 @@ class _Job:
 
 
 @dataclass
-class _Slot:
+class _WorkerSlot:
     """One device: the worker on it, if any, and its job, if any.
 
     started_at, start_at: when the worker was started, and before when none is to be. failures: in a row. error: a
@@ -76,7 +76,7 @@ class _Slot:
         self.name = self.device or "default device"
 
 
-class SlotExecutor(ABC):
+class WorkerPool(ABC):
     """An `Executor` of one worker for each of `devices`, wherever `_start` starts it.
 
     known: earlier scores of the same model on this machine, from which the time limits are made before the first one.
@@ -89,7 +89,7 @@ class SlotExecutor(ABC):
 
     def __init__(
         self,
-        scorer: Scorer,
+        evaluator: Evaluator,
         devices: Sequence[str | None],
         *,
         known: Sequence[TrainResult] = (),
@@ -100,19 +100,19 @@ class SlotExecutor(ABC):
     ) -> None:
         if not devices:
             raise ConfigError("expected at least one device to score on")
-        self._scorer = scorer
-        self._slots = [_Slot(device) for device in devices]
+        self._scorer = evaluator
+        self._slots = [_WorkerSlot(device) for device in devices]
         self._limits = limits
         self._log_level = log_level
         self._clock = clock
         self._now = now
-        self._pace = Pace()
+        self._pace = Throughput()
         for result in known:
             self._pace = self._pace.after(result)
         self._model: str | None = None
         self._environment: Mapping[str, str] = {}
         self._tokens_per_s: float | None = None
-        self._finished: list[Finished] = []
+        self._finished: list[CompletedJob] = []
         self._events: SimpleQueue[tuple[Worker, float, messages.Event]] = SimpleQueue()
         self._stirred = threading.Event()
         self._is_closed = False
@@ -141,15 +141,15 @@ class SlotExecutor(ABC):
         slot.job = _Job(key, lucky_num, self._now(), Phase.begin(self._clock()))
         slot.child.send(messages.Job(data_dir=str(data_dir), lucky_num=lucky_num))
 
-    def collect(self) -> list[Finished]:
+    def collect(self) -> list[CompletedJob]:
         self._poll()
         self._start_missing()
         finished, self._finished = self._finished, []
         return finished
 
-    def running(self) -> tuple[Running, ...]:
+    def running(self) -> tuple[RunningEvaluation, ...]:
         return tuple(
-            Running(
+            RunningEvaluation(
                 key=job.key,
                 device=slot.name,
                 started_at=job.started_at,
@@ -182,7 +182,7 @@ class SlotExecutor(ABC):
     def _hear(self, child: Worker, event: messages.Event) -> None:
         """Called from the workers' threads. The time is taken here, so that a busy caller makes nobody late."""
         self._events.put((child, self._clock(), event))
-        if not isinstance(event, messages.Advanced):
+        if not isinstance(event, messages.ProgressUpdate):
             self._stirred.set()
 
     def _poll(self) -> None:
@@ -199,27 +199,27 @@ class SlotExecutor(ABC):
         for slot in self._slots:
             self._enforce_limits(slot)
 
-    def _take(self, slot: _Slot, event: messages.Event, at: float) -> None:
+    def _take(self, slot: _WorkerSlot, event: messages.Event, at: float) -> None:
         match event:
             case messages.Loaded() if not slot.is_loaded:
                 self._take_model(slot, event)
-            case messages.Advanced() if slot.job is not None:
+            case messages.ProgressUpdate() if slot.job is not None:
                 slot.job.phase = slot.job.phase.moved(event.progress, at)
                 slot.job.memory_bytes = event.memory_bytes
-            case messages.Scored(result=result) if slot.job is not None and (moved := self._find_moved(result)):
+            case messages.Evaluated(result=result) if slot.job is not None and (moved := self._find_moved(result)):
                 self._lose(slot, HostError(f"{slot.name}: since the worker loaded the model it has {moved}"))
-            case messages.Scored(result=result) if slot.job is not None and result.lucky_num == slot.job.lucky_num:
+            case messages.Evaluated(result=result) if slot.job is not None and result.lucky_num == slot.job.lucky_num:
                 self._pace = self._pace.after(result)
                 self._tokens_per_s = timeouts.tokens_per_s(result)
                 self._finish(slot, self._located(result, slot), None)
             case messages.Failed():
                 self._take_failure(slot, event.to_error())
-            case messages.Ended(why=why, is_machine_lost=is_machine_lost):
+            case messages.WorkerExited(why=why, is_machine_lost=is_machine_lost):
                 self._lose(slot, (RemoteError if is_machine_lost else HostError)(f"{slot.name}: {why}"))
             case _:
                 self._lose(slot, HostError(f"{slot.name}: the worker said {type(event).__name__} when it could not"))
 
-    def _take_model(self, slot: _Slot, loaded: messages.Loaded) -> None:
+    def _take_model(self, slot: _WorkerSlot, loaded: messages.Loaded) -> None:
         slot.name = loaded.device
         if self._model is None:
             self._scorer = self._scorer.pinned(loaded.model)
@@ -252,11 +252,11 @@ class SlotExecutor(ABC):
         moved = [name for name, value in held.items() if result.environment.get(name) != value]
         return ", ".join(f"another {name}: {result.environment.get(name)}" for name in sorted(moved)) or None
 
-    def _located(self, result: TrainResult, slot: _Slot) -> TrainResult:
+    def _located(self, result: TrainResult, slot: _WorkerSlot) -> TrainResult:
         """The result, saying where it comes from."""
         return dataclasses.replace(result, environment={**result.environment, LOCATION: f"{self.kind} {slot.name}"})
 
-    def _take_failure(self, slot: _Slot, error: SubnetError) -> None:
+    def _take_failure(self, slot: _WorkerSlot, error: SubnetError) -> None:
         if isinstance(error, HostError) or (slot.job is None and isinstance(error, SubmissionError)):
             error = HostError(f"{slot.name}: {error}")
         if slot.job is None or isinstance(error, HostError):
@@ -264,15 +264,15 @@ class SlotExecutor(ABC):
         else:
             self._finish(slot, None, error)
 
-    def _finish(self, slot: _Slot, result: TrainResult | None, error: SubnetError | None) -> None:
+    def _finish(self, slot: _WorkerSlot, result: TrainResult | None, error: SubnetError | None) -> None:
         """The job's end on a worker that goes on."""
         assert slot.job is not None
-        self._finished.append(Finished(key=slot.job.key, result=result, error=error))
+        self._finished.append(CompletedJob(key=slot.job.key, result=result, error=error))
         slot.job = None
         if result is not None or isinstance(error, SubmissionError):
             slot.failures = 0
 
-    def _enforce_limits(self, slot: _Slot) -> None:
+    def _enforce_limits(self, slot: _WorkerSlot) -> None:
         now = self._clock()
         if slot.job is not None:
             if why := slot.job.phase.overdue(self._pace, self._limits, now):
@@ -281,7 +281,7 @@ class SlotExecutor(ABC):
         elif slot.child is not None and not slot.is_loaded and now - slot.started_at > self._limits.load_s:
             self._lose(slot, HostError(f"{slot.name}: the model was not loaded within {self._limits.load_s:.0f} s"))
 
-    def _lose(self, slot: _Slot, error: SubnetError) -> None:
+    def _lose(self, slot: _WorkerSlot, error: SubnetError) -> None:
         """Kills the worker, ends its job with the error, and lets the device rest: longer for each failure in a row."""
         is_loading = not slot.is_loaded
         if isinstance(error, ConfigError) and (slot.was_loaded or self._tokens_per_s is not None):
@@ -291,7 +291,7 @@ class SlotExecutor(ABC):
             slot.child.kill()
             slot.child.join()
         if slot.job is not None:
-            self._finished.append(Finished(key=slot.job.key, result=None, error=error))
+            self._finished.append(CompletedJob(key=slot.job.key, result=None, error=error))
         if is_loading:
             slot.error = error
         slot.child, slot.job, slot.is_loaded = None, None, False
@@ -316,16 +316,16 @@ class SlotExecutor(ABC):
                 except HostError as error:
                     self._lose(slot, error)
 
-    def _setup(self, slot: _Slot) -> messages.Setup:
-        scorer = self._scorer
+    def _setup(self, slot: _WorkerSlot) -> messages.Setup:
+        evaluator = self._scorer
         return messages.Setup(
-            competition=scorer.competition,
-            training_args=scorer.training_args,
-            eval_data_dir=str(scorer.eval_data_dir),
-            cache_dir=str(scorer.cache_dir) if scorer.cache_dir else None,
-            model_path=str(scorer.model_path) if scorer.model_path else None,
+            competition=evaluator.competition,
+            training_args=evaluator.training_args,
+            eval_data_dir=str(evaluator.eval_data_dir),
+            cache_dir=str(evaluator.cache_dir) if evaluator.cache_dir else None,
+            model_path=str(evaluator.model_path) if evaluator.model_path else None,
             device=slot.device,
-            dtype=scorer.dtype,
+            dtype=evaluator.dtype,
             log_level=self._log_level,
         )
 
@@ -348,7 +348,7 @@ def _decisive(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not (is_cuda and name == "threads")}
 
 
-class LocalExecutor(SlotExecutor):
+class LocalExecutor(WorkerPool):
     """An `Executor` on this machine: a child process for each of `devices`, None being the best one here."""
 
     kind = "local"

@@ -34,25 +34,25 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class Throughput:
     """Seconds per token of training and of evaluation that scores took here; None while no score has told."""
 
     train: float | None = None
     evaluate: float | None = None
 
-    def after(self, result: TrainResult) -> "Pace":
+    def after(self, result: TrainResult) -> "Throughput":
         """The pace once this score is known: a maximum that sinks slowly."""
-        return Pace(
+        return Throughput(
             train=_slowest(self.train, result.train_seconds, trained_tokens(result)),
             evaluate=_slowest(self.evaluate, result.eval_seconds, result.eval_tokens),
         )
 
-    def doubted(self) -> "Pace":
+    def doubted(self) -> "Throughput":
         """The pace once a score exceeded its limit: half as fast, so that a machine that became slow is seen through.
 
         A pace can come from another machine's receipts; without this, no score would ever end in time on this one.
         """
-        return Pace(
+        return Throughput(
             train=None if self.train is None else 2 * self.train,
             evaluate=None if self.evaluate is None else 2 * self.evaluate,
         )
@@ -105,7 +105,7 @@ class Phase:
             self, progress=progress, began_at=self.began_at if is_same_stage else now, moved_at=now
         )
 
-    def overdue(self, pace: Pace, limits: Limits, now: float) -> str | None:
+    def overdue(self, pace: Throughput, limits: Limits, now: float) -> str | None:
         """Why the job is to be given up, None while it is in time."""
         stage = self.progress.stage
         if now - self.moved_at > limits.stall_s:

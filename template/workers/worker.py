@@ -28,7 +28,7 @@ from template.records import Progress
 from template.telemetry import logging
 from template.telemetry import logging as tracking
 from template.workers import messages
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -56,7 +56,7 @@ class Link:
 
     def tell_progress(self, progress: Progress) -> None:
         """What a score calls as it goes on."""
-        self.tell(messages.Advanced(progress=progress, memory_bytes=peak_memory_bytes()))
+        self.tell(messages.ProgressUpdate(progress=progress, memory_bytes=peak_memory_bytes()))
 
     def log(self, message: "Message") -> None:
         """A loguru sink."""
@@ -65,13 +65,13 @@ class Link:
 
 def main() -> None:
     """Loads the model and scores until the parent is gone."""
-    die_with_parent()
+    set_parent_death_signal()
     # Ctrl-C reaches the whole group, and some supervisors signal every process below theirs: the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
-    commands, events = take_over_stdio()
-    prefer_as_victim()
+    commands, events = redirect_stdio()
+    raise_oom_score()
     first = commands.readline()
     if not first:
         return
@@ -82,10 +82,10 @@ def main() -> None:
     threading.Thread(target=receive, args=(commands, jobs), name="commands", daemon=True).start()
     link = Link(events)
     configure_logging(link, setup.log_level)
-    serve(make_scorer(setup), jobs, link, setup.hub_token)
+    serve(make_evaluator(setup), jobs, link, setup.hub_token)
 
 
-def die_with_parent() -> None:
+def set_parent_death_signal() -> None:
     """Asks the kernel, where it is Linux, to kill this process when the parent dies.
 
     The end of stdin reaches only a process that runs: not one that is stopped, or whose interpreter a library holds.
@@ -96,7 +96,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
-def take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
+def redirect_stdio() -> tuple[BinaryIO, BinaryIO]:
     """Stdin and stdout as the parent's pipes, for this module alone: a stray print goes to stderr from here on."""
     commands, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with Path(os.devnull).open("rb") as nothing:
@@ -105,7 +105,7 @@ def take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
     return commands, events
 
 
-def prefer_as_victim() -> None:
+def raise_oom_score() -> None:
     """Asks the kernel to end this process, not the validator, when the machine runs out of memory."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
@@ -126,19 +126,19 @@ def configure_logging(link: Link, level: str) -> None:
     logger.add(link.log, level=level, format="{message}", backtrace=False, diagnose=False)
 
 
-def make_scorer(setup: messages.Setup) -> Scorer:
+def make_evaluator(setup: messages.Setup) -> Evaluator:
     """The scorer that the parent was given."""
-    fields = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Scorer)}
+    fields = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Evaluator)}
     for name in ("eval_data_dir", "cache_dir", "model_path"):
         fields[name] = None if fields[name] is None else Path(fields[name])
-    return Scorer(**fields)
+    return Evaluator(**fields)
 
 
-def serve(scorer: Scorer, jobs: SimpleQueue[bytes], link: Link, hub_token: str | None = None) -> None:
+def serve(evaluator: Evaluator, jobs: SimpleQueue[bytes], link: Link, hub_token: str | None = None) -> None:
     """Loads, then scores what comes. Every failure is told; which of them end this process is the parent's choice."""
     try:
-        with logged_in(hub_token):
-            loaded = load(scorer)
+        with hub_token_env(hub_token):
+            loaded = load(evaluator)
         link.tell(loaded)
     except Exception as error:
         tell_failure(link, error)
@@ -148,14 +148,14 @@ def serve(scorer: Scorer, jobs: SimpleQueue[bytes], link: Link, hub_token: str |
         if not isinstance(job, messages.Job):
             raise TypeError("expected a job")
         try:
-            result = scorer.score(Path(job.data_dir), job.lucky_num, link.tell_progress)
-            link.tell(messages.Scored(result=result))
+            result = evaluator.score(Path(job.data_dir), job.lucky_num, link.tell_progress)
+            link.tell(messages.Evaluated(result=result))
         except Exception as error:
             tell_failure(link, error)
 
 
 @contextlib.contextmanager
-def logged_in(hub_token: str | None) -> Iterator[None]:
+def hub_token_env(hub_token: str | None) -> Iterator[None]:
     """The token where the Hub's client looks for it while a model is fetched, and nowhere once strangers' rows come."""
     if hub_token is not None:
         os.environ["HF_TOKEN"] = hub_token
@@ -172,16 +172,16 @@ def tell_failure(link: Link, error: Exception) -> None:
     link.tell(messages.Failed.of(error))
 
 
-def load(scorer: Scorer) -> messages.Loaded:
+def load(evaluator: Evaluator) -> messages.Loaded:
     """Loads the model; what is to be said of it and of where it is, the device as torch names it.
 
-    Raises: as `Scorer.load`.
+    Raises: as `Evaluator.load`.
     """
     from template.training.environment import choose_device, choose_dtype, describe_environment
 
-    model = scorer.load()
-    device = choose_device(scorer.device)
-    environment = describe_environment(device, choose_dtype(device, scorer.dtype))
+    model = evaluator.load()
+    device = choose_device(evaluator.device)
+    environment = describe_environment(device, choose_dtype(device, evaluator.dtype))
     return messages.Loaded(model=model, device=str(device), environment=environment)
 
 

@@ -18,10 +18,10 @@ from template.config import Hyperparameters, TrainingArgs
 from template.localnet.chain import LocalChain
 from template.localnet.network import NETUID
 from template.localnet.substrate import LocalSubstrate
-from template.receipts.receipt import Receipt, ScoredSubmission
-from template.records import Running, SubmissionKey, TrainResult, Verdict
+from template.receipts.receipt import EvaluatedSubmission, Receipt
+from template.records import RunningEvaluation, SubmissionKey, TrainResult, Verdict
 from template.store.store import Store
-from template.workers.executor import Finished
+from template.workers.executor import CompletedJob
 
 COMPETITION = dataclasses.replace(Competition.from_defaults(), id="crowd", repo="crowd/pool")
 HYPERPARAMETERS = Hyperparameters(
@@ -73,10 +73,10 @@ class IdleExecutor:
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
         raise RuntimeError("there is nothing to score")
 
-    def collect(self) -> list[Finished]:
+    def collect(self) -> list[CompletedJob]:
         return []
 
-    def running(self) -> tuple[Running, ...]:
+    def running(self) -> tuple[RunningEvaluation, ...]:
         return ()
 
     def tokens_per_s(self) -> float | None:
@@ -120,16 +120,18 @@ class Crowd:
 
     def record_scores(self, store: Store, competition: Competition, row_keys: Sequence[bytes]) -> None:
         """Has everybody checked and scored, each on other rows of `row_keys`."""
-        contest = store.open_contest(competition, HYPERPARAMETERS.digest, MODEL, 0.0)
+        eval_config = store.get_or_create_config(competition, HYPERPARAMETERS.digest, MODEL, 0.0)
         draw = random.Random(0)
         for key in self.keys:
             rows = draw.sample(row_keys, min(COMPETITION.rows, len(row_keys)))
             result = make_result(key, loss=COMPETITION.minb + draw.random() * 0.1)
             repo, _, commit = key.entry.split(":")
-            submission = ScoredSubmission(netuid=NETUID, hotkey=key.hotkey, repo=repo, commit=commit)
+            submission = EvaluatedSubmission(netuid=NETUID, hotkey=key.hotkey, repo=repo, commit=commit)
             receipt = Receipt(competition=competition, submission=submission, result=result)
-            store.record_dataset(contest, key, sha256=result.train_sha256, row_keys=rows, now=0.0)
-            store.record_verdict(contest, key, Verdict(loss=result.loss, seconds=1.0, receipt=receipt.to_json()), 0.0)
+            store.record_dataset(eval_config, key, sha256=result.train_sha256, row_keys=rows, now=0.0)
+            store.record_verdict(
+                eval_config, key, Verdict(loss=result.loss, seconds=1.0, receipt=receipt.to_json()), 0.0
+            )
 
 
 def make_result(key: SubmissionKey, *, loss: float) -> TrainResult:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from template.chain.commitments import encode_sealed_text, to_commitment
+from template.chain.commitments import encode_sealed_text, parse_commitment
 from template.errors import Reason, SubmissionError
 from template.records import ChainCommitment
 
@@ -14,13 +14,13 @@ REVEALED_HI = "\x08hi"
 
 
 def read(*fields: object, revealed: tuple[tuple[str, int], ...] = ()) -> ChainCommitment:
-    found = to_commitment("hotkey", {"block": 10, "info": {"fields": list(fields)}}, revealed)
+    found = parse_commitment("hotkey", {"block": 10, "info": {"fields": list(fields)}}, revealed)
     assert found is not None and (found.hotkey, found.block) == ("hotkey", 10)
     return found
 
 
 def read_opened(*revealed: tuple[Any, int]) -> ChainCommitment:
-    found = to_commitment("hotkey", None, revealed)
+    found = parse_commitment("hotkey", None, revealed)
     assert found is not None
     return found
 
@@ -30,8 +30,8 @@ def unreadable(block: int) -> ChainCommitment:
 
 
 def test_nothing_on_chain_is_none() -> None:
-    assert to_commitment("hotkey", None, None) is None
-    assert to_commitment("hotkey", None, []) is None
+    assert parse_commitment("hotkey", None, None) is None
+    assert parse_commitment("hotkey", None, []) is None
 
 
 def test_one_plain_field_is_its_text() -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from template.chain.client import Chain, beacon_round_at, beacon_time, bt
+from template.chain.client import Chain, beacon_round_at, bt, round_time
 from template.chain.commitments import encode_sealed_text
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.chain import LocalChain
@@ -91,27 +91,27 @@ def test_the_block_of_the_commit_is_known_after_the_reveal(local: LocalChain, mi
     second, second_reveal = seal_and_reveal(local, validator, "two")
     reveals = {miner.hotkey: first_reveal, validator.hotkey: second_reveal}
     expected = {miner.hotkey: first, validator.hotkey: second}
-    assert miner.sealed_blocks(reveals) == expected
+    assert miner.commit_blocks_of_revealed(reveals) == expected
     miner.publish("plain")
-    assert miner.sealed_blocks(reveals) == expected, "whatever was committed since"
-    assert miner.sealed_blocks({}) == {}
+    assert miner.commit_blocks_of_revealed(reveals) == expected, "whatever was committed since"
+    assert miner.commit_blocks_of_revealed({}) == {}
 
 
 def test_the_block_of_an_overwritten_seal_is_the_newer_ones(local: LocalChain, miner: Chain) -> None:
     miner.publish_sealed("old", soon())
     local.advance(3)
     newer, reveal_block = seal_and_reveal(local, miner, "new")
-    assert miner.sealed_blocks({miner.hotkey: reveal_block}) == {miner.hotkey: newer}
+    assert miner.commit_blocks_of_revealed({miner.hotkey: reveal_block}) == {miner.hotkey: newer}
     newest, last_reveal = seal_and_reveal(local, miner, "newest")
-    assert miner.sealed_blocks({miner.hotkey: reveal_block}) == {miner.hotkey: newer}
-    assert miner.sealed_blocks({miner.hotkey: last_reveal}) == {miner.hotkey: newest}
+    assert miner.commit_blocks_of_revealed({miner.hotkey: reveal_block}) == {miner.hotkey: newer}
+    assert miner.commit_blocks_of_revealed({miner.hotkey: last_reveal}) == {miner.hotkey: newest}
 
 
 def test_a_seal_of_the_very_block_before_its_reveal_counts(local: LocalChain, miner: Chain) -> None:
     outcome = miner.publish_sealed("text", soon())
     local.reveal(miner.hotkey, "text")
     assert outcome.block == local.block() - 1
-    assert miner.sealed_blocks({miner.hotkey: local.block()}) == {miner.hotkey: outcome.block}
+    assert miner.commit_blocks_of_revealed({miner.hotkey: local.block()}) == {miner.hotkey: outcome.block}
 
 
 def test_what_was_not_sealed_one_block_before_is_left_out(local: LocalChain, miner: Chain, validator: Chain) -> None:
@@ -123,8 +123,10 @@ def test_what_was_not_sealed_one_block_before_is_left_out(local: LocalChain, min
     assert commit(local, several, sealed_field, {"Raw5": b"plain"}).success
     head = local.advance()
     asked = {miner.hotkey: head, several.ss58_address: head, make_key("nobody").ss58_address: head}
-    assert miner.sealed_blocks(asked | {validator.hotkey: reveal_block}) == {validator.hotkey: sealed}
-    assert miner.sealed_blocks({validator.hotkey: reveal_block + 1}) == {}, "after the reveal the record is gone"
+    assert miner.commit_blocks_of_revealed(asked | {validator.hotkey: reveal_block}) == {validator.hotkey: sealed}
+    assert miner.commit_blocks_of_revealed({validator.hotkey: reveal_block + 1}) == {}, (
+        "after the reveal the record is gone"
+    )
 
 
 def test_more_reveals_than_are_read_at_once_are_all_told(local: LocalChain, miner: Chain) -> None:
@@ -134,7 +136,7 @@ def test_more_reveals_than_are_read_at_once_are_all_told(local: LocalChain, mine
         local.register(key.ss58_address)
         with connect(local, key) as chain:
             expected[chain.hotkey], reveals[chain.hotkey] = seal_and_reveal(local, chain, f"text {number}")
-    assert miner.sealed_blocks(reveals) == expected
+    assert miner.commit_blocks_of_revealed(reveals) == expected
     assert len(set(expected.values())) == 20
 
 
@@ -149,13 +151,13 @@ def test_a_state_that_nobody_has_any_more_is_a_remote_error(local: LocalChain, m
         Chain(local.network, NETUID, substrate=Pruned(local.path)) as chain,
         pytest.raises(RemoteError, match=r"were sealed: State discarded .* archive"),
     ):
-        chain.sealed_blocks({miner.hotkey: reveal_block})
+        chain.commit_blocks_of_revealed({miner.hotkey: reveal_block})
 
 
 @pytest.mark.parametrize("ahead", [2, 1000])
 def test_a_reveal_that_is_not_final_is_a_remote_error(local: LocalChain, miner: Chain, ahead: int) -> None:
     with pytest.raises(RemoteError, match="no finalized block"):
-        miner.sealed_blocks({miner.hotkey: local.block() + ahead})
+        miner.commit_blocks_of_revealed({miner.hotkey: local.block() + ahead})
 
 
 def test_a_field_beside_the_sealed_one_stays_and_has_no_text(local: LocalChain, miner: Chain) -> None:
@@ -248,7 +250,7 @@ def test_sealing_without_a_wallet_or_registration_is_told(local: LocalChain) -> 
 def test_rounds_and_their_times_agree() -> None:
     for moment in (1_800_000_000.0, 1_800_000_000.5, 1_800_000_001.0, 1_800_000_002.999):
         found = beacon_round_at(moment)
-        assert moment <= beacon_time(found) < moment + 3
-        assert beacon_round_at(beacon_time(found)) == found
-        assert beacon_time(found) == bt.timelock.reveal_time(found).timestamp()
-    assert beacon_time(2**64 - 1) > 10**19, "a miner may name any round"
+        assert moment <= round_time(found) < moment + 3
+        assert beacon_round_at(round_time(found)) == found
+        assert round_time(found) == bt.timelock.reveal_time(found).timestamp()
+    assert round_time(2**64 - 1) > 10**19, "a miner may name any round"

@@ -11,7 +11,7 @@ import pytest
 
 from template import constants
 from template.competition import Competition
-from template.data.eval_set import Pool, PoolIndex, check_dataset, read_pool, read_pool_index
+from template.data.eval_set import EvalSetIndex, Pool, check_dataset, read_eval_set_index, read_pool
 from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub.datasets import fetch_eval_set
@@ -156,8 +156,8 @@ def test_a_hub_that_is_away_is_neither(server: HubServer, tmp_path: Path) -> Non
 
 
 def test_an_index_finds_what_reading_every_line_finds(tmp_path: Path) -> None:
-    index = read_pool_index(write_pool(tmp_path, b"".join(LINES)))
-    assert isinstance(index, PoolIndex) and index.pool.keys() == read_pool(tmp_path / constants.DATA_FILE)
+    index = read_eval_set_index(write_pool(tmp_path, b"".join(LINES)))
+    assert isinstance(index, EvalSetIndex) and index.pool.keys() == read_pool(tmp_path / constants.DATA_FILE)
     draw = random.Random(5)
     other = [json.dumps(json.loads(line), indent=None, sort_keys=True).encode() + b"  \r\n" for line in LINES]
     odd = [b"\n", b"{]\n", make_line("mine"), b"\xef\xbb\xbf" + LINES[0], b"[" * 40 + b"\n", b'{"conversations": []}\n']
@@ -183,7 +183,7 @@ def outcome_of(check: Callable[..., tuple[bytes, ...]], content: bytes, max_rows
 
 
 def test_who_holds_a_row_of_the_pool_holds_the_pools_own_object(tmp_path: Path) -> None:
-    index = read_pool_index(write_pool(tmp_path, b"".join(LINES)))
+    index = read_eval_set_index(write_pool(tmp_path, b"".join(LINES)))
     written_otherwise = json.dumps(json.loads(LINES[1]), sort_keys=True).encode()
     keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9)
     copies = [bytes(bytearray(key)) for key in keys]

@@ -9,11 +9,11 @@ import pytest
 
 from template.data.chat_templates import model2template, template_for
 from template.data.encoding import encode_row
-from template.data.eval_set import read_pool_index
-from template.data.near_duplicates import LookAlikes, likeness
+from template.data.eval_set import read_eval_set_index
+from template.data.near_duplicates import NearDuplicates, likeness
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.localnet.tiny_model import make_tiny_tokenizer
-from template.rules.duplicates import Candidate, find_duplicates
+from template.rules.duplicates import Candidate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 
 
@@ -107,7 +107,7 @@ def test_every_letter_of_the_table_is_drawn_like_one_of_the_other_alphabet() -> 
 
 
 def test_twins_are_named_by_the_first_of_them() -> None:
-    alike = LookAlikes()
+    alike = NearDuplicates()
     others = [row("another", "row"), *ALIKE.values()]
     for one in (PLAIN, *others, PLAIN):
         alike.add(one)
@@ -124,11 +124,11 @@ def test_a_copy_in_the_pools_other_spelling_is_a_copy(tmp_path: Path) -> None:
     eval_set = tmp_path / "data.jsonl"
     spellings = [[line(number, is_shouted=shouted) for number in range(150)] for shouted in (False, True)]
     eval_set.write_text("\n".join([*spellings[0], *spellings[1], line(900)]))
-    index = read_pool_index(eval_set)
+    index = read_eval_set_index(eval_set)
     assert index.near_duplicates == 150
     author, copier = (index.check("\n".join(one).encode(), name="x", max_rows=250) for one in spellings)
     assert author == copier and len(set(author)) == 150
-    found = find_duplicates(
+    found = match_duplicates(
         Candidate(hotkey=hotkey, commit="c", block=block, row_keys=keys)
         for block, (hotkey, keys) in enumerate({"author": author, "copier": copier}.items())
     )

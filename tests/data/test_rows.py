@@ -16,7 +16,7 @@ import pytest
 from template import constants
 from template.config import load_training_args
 from template.data.chat_templates import template_for
-from template.data.encoding import EncodedRow, encode_row, surely_has_target
+from template.data.encoding import EncodedRow, encode_row, has_target_for_any_tokenizer
 from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Limits, Message, Row, parse_rows
 from template.errors import Reason, SubmissionError
 from template.training.model import load_tokenizer
@@ -368,10 +368,10 @@ def test_an_answer_is_surely_kept_only_where_no_tokenizer_can_spell_what_stands_
     tokenize = load_tokenizer(load_training_args(), model_path=tiny_model)
     for question in ("\u0958" * 400, "\u0958" * 200, "q" * 1_900, "q" * 2_000):
         (row,) = parse(row_json(question, "a"), SUBMISSION_LIMITS)
-        assert encode_row(row, QWEN, tokenize) is not None or not surely_has_target(row)
+        assert encode_row(row, QWEN, tokenize) is not None or not has_target_for_any_tokenizer(row)
     assert encode_row(parse(row_json("\u0958" * 400, "a"), SUBMISSION_LIMITS)[0], QWEN, tokenize) is None
-    assert surely_has_target(parse(row_json("q" * 1_900, "a"), SUBMISSION_LIMITS)[0])
-    assert surely_has_target(parse(row_json("\u0958" * 200, "a"), SUBMISSION_LIMITS)[0])
+    assert has_target_for_any_tokenizer(parse(row_json("q" * 1_900, "a"), SUBMISSION_LIMITS)[0])
+    assert has_target_for_any_tokenizer(parse(row_json("\u0958" * 200, "a"), SUBMISSION_LIMITS)[0])
 
 
 def test_a_target_in_first_place_cannot_be_predicted_and_does_not_count() -> None:

@@ -19,7 +19,7 @@ from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.loop import Validator
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 from template.workers.supervisor import LocalExecutor
 from tests.fixtures.fakes import PromptFetcher
 from tests.fixtures.network import LARGE, PATIENCE_S, POOL, SMALL, Net, make_copy, write_training_args
@@ -39,8 +39,8 @@ class Post:
 
     def receipts(self) -> dict[SubmissionKey, tuple[int, float]]:
         """(seed, loss) of everything scored."""
-        contest = self.validator.contest
-        found = {key: self.store.receipt(contest, key) for key in self.store.verdicts(contest)}
+        eval_config = self.validator.eval_config
+        found = {key: self.store.receipt(eval_config, key) for key in self.store.verdicts(eval_config)}
         results = {key: Receipt.from_json(text, key.hotkey).result for key, text in found.items() if text is not None}
         return {key: (result.lucky_num, result.loss) for key, result in results.items()}
 
@@ -61,14 +61,14 @@ def open_post(net: Net, tiny_model: Path) -> Iterator[Callable[[str], Post]]:
             lucky_num_from=LuckyNumFrom.CHAIN,
             poll_s=0.001,
         )
-        scorer = Scorer(
+        evaluator = Evaluator(
             competition=net.competition,
             training_args=load_training_args(write_training_args(folder / "args.yaml")),
             eval_data_dir=config.eval_data_dir,
             model_path=tiny_model,
             device="cpu",
         )
-        store, executor = Store(folder / "validator.sqlite3"), LocalExecutor(scorer, [None])
+        store, executor = Store(folder / "validator.sqlite3"), LocalExecutor(evaluator, [None])
         validator = Validator(config, net.chain(name), store, executor, PromptFetcher(8))
         made.append(Post(name, validator, store, executor))
         return made[-1]

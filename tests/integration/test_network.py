@@ -16,15 +16,15 @@ import torch
 
 from template.chain.client import verify_signature
 from template.config import load_training_args
-from template.constants import DATA_FILE, SCORE_VERSION
+from template.constants import DATA_FILE, LOSS_VERSION
 from template.errors import Reason
 from template.receipts.files import read_receipt
 from template.receipts.receipt import Receipt
-from template.records import Round, Standing, SubmissionKey, WeightIntent
+from template.records import LeaderboardRow, Round, SubmissionKey, WeightIntent
 from template.rules.scoring import score_of
 from template.store.store import Store
 from template.train import RunOptions, train_lora
-from template.training.environment import machine_digest
+from template.training.environment import machine_fingerprint
 from tests.fixtures.network import (
     COMPUTE_LOSS,
     LARGE,
@@ -55,7 +55,7 @@ class Outcome:
 
     process: Process | Ended
     round: Round
-    standings: dict[str, Standing]
+    standings: dict[str, LeaderboardRow]
     intents: list[WeightIntent]
     receipts: dict[str, Receipt]
     weights: dict[int, int] | None
@@ -202,11 +202,11 @@ def test_the_stored_receipt_is_the_written_one(arena: Arena, spine: Outcome) -> 
     with Store(arena.folder / "spine" / "validator.sqlite3") as store:
         result = spine.receipts["alice"].result
         device, dtype = result.environment["device"], result.environment["dtype"]
-        machine = machine_digest(torch.device(device), getattr(torch, dtype))
-        model = f"{result.model_id}@{result.model_digest} {device} {dtype} score {SCORE_VERSION} on {machine}"
-        contest = store.open_contest(competition, args.hyperparameters.digest, model, 0.0)
-        assert store.receipt(contest, arena.key("alice")) == spine.receipts["alice"].to_json()
-        assert store.receipt(contest, arena.key("copycat")) is None
+        machine = machine_fingerprint(torch.device(device), getattr(torch, dtype))
+        model = f"{result.model_id}@{result.model_digest} {device} {dtype} score {LOSS_VERSION} on {machine}"
+        eval_config = store.get_or_create_config(competition, args.hyperparameters.digest, model, 0.0)
+        assert store.receipt(eval_config, arena.key("alice")) == spine.receipts["alice"].to_json()
+        assert store.receipt(eval_config, arena.key("copycat")) is None
 
 
 def test_anyone_replays_a_receipt_to_the_last_bit(arena: Arena, spine: Outcome) -> None:

@@ -74,7 +74,7 @@ def test_01b_a_training_that_fails_earns_nothing(net: Net, name: str) -> None:
     with open_bench(net, policy=SHORT, before=[FAILURES[name][0]] * 50) as bench:
         run_bounded(bench.validator)
         line = bench.lines()[key.hotkey]
-        verdict = bench.store.verdicts(bench.contest).get(key)
+        verdict = bench.store.verdicts(bench.eval_config).get(key)
     is_refused = FAILURES[name][1] is SubmissionError
     assert (line.loss, line.weight, line.reason) == (None, 0.0, Reason.MALFORMED if is_refused else None)
     assert (verdict is not None) == is_refused, "only what the miner did is a verdict"
@@ -101,7 +101,7 @@ def test_02b_a_file_without_rows_is_refused(net: Net, bench: Bench, tmp_path: Pa
     with open_bench(net) as validating:
         run_bounded(validating.validator)
         assert validating.lines()[key.hotkey].reason is Reason.EMPTY
-        assert validating.scorer.scored == []
+        assert validating.evaluator.scored == []
     (tmp_path / "data.jsonl").write_bytes(content)
     with pytest.raises(SubmissionError) as caught:
         bench.run(data_dir=tmp_path)
@@ -144,7 +144,7 @@ def test_05_a_winner_whose_uid_changed_hands_is_left_out_and_nothing_breaks(net:
     winner = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     with log_lines() as told, open_bench(net) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
+        bench.tick_until(lambda: len(bench.evaluator.scored) == 1)
         net.admin.deregister(winner.hotkey, replacement=make_hotkey(net.parts, "stranger"))
         run_bounded(bench.validator)
         assert bench.lines()[winner.hotkey].weight > bench.lines()[net.hotkey("bob")].weight > 0
@@ -184,8 +184,8 @@ def test_07b_the_seed_that_is_told_is_the_seed_of_every_score(net: Net) -> None:
     with open_bench(net, lucky_num=None) as bench:
         run_bounded(bench.validator)
         last = bench.store.last_round()
-        assert last is not None and len(bench.scorer.scored) == 2
-        assert {seed for _, seed in bench.scorer.scored} == {last.lucky_num}
+        assert last is not None and len(bench.evaluator.scored) == 2
+        assert {seed for _, seed in bench.evaluator.scored} == {last.lucky_num}
         assert {one.result.lucky_num for one in bench.receipts().values()} == {last.lucky_num}
 
 
@@ -219,7 +219,7 @@ def test_09a_a_training_that_diverges_has_no_loss_and_is_judged_once(net: Net) -
     with open_bench(net, policy=policy, before=[SubmissionError(Reason.DIVERGED, "at step 3")]) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].reason is Reason.DIVERGED
-        assert bench.scorer.scored == []
+        assert bench.evaluator.scored == []
 
 
 def test_09b_a_loss_that_is_no_number_is_never_kept_sent_or_returned(
@@ -229,12 +229,12 @@ def test_09b_a_loss_that_is_no_number_is_never_kept_sent_or_returned(
     key = net.submit("alice", SMALL)
     with open_bench(net) as validating:
         validating.tick_until(lambda: validating.validator._judge is not None)
-        result = dataclasses.replace(make_result(validating.scorer, "0" * 64, rows=9, lucky_num=1), loss=math.nan)
+        result = dataclasses.replace(make_result(validating.evaluator, "0" * 64, rows=9, lucky_num=1), loss=math.nan)
         with pytest.raises(ValueError, match="JSON"):
-            messages.encode(messages.Scored(result=result))
+            messages.encode(messages.Evaluated(result=result))
         with pytest.raises(sqlite3.IntegrityError):
-            validating.store.record_verdict(validating.contest, key, Verdict(loss=math.nan), 1.0)
-        assert validating.store.verdicts(validating.contest) == {}
+            validating.store.record_verdict(validating.eval_config, key, Verdict(loss=math.nan), 1.0)
+        assert validating.store.verdicts(validating.eval_config) == {}
     monkeypatch.setattr(loop, "LEARNING_RATE", 1e30)
     with pytest.raises(SubmissionError) as caught:
         bench.run()
@@ -248,7 +248,7 @@ def test_10a_a_hub_that_failed_once_costs_nobody_anything(net: Net) -> None:
     set_faults(net.hub.store.root, fault)
     with open_bench(net, policy=dataclasses.replace(SHORT, max_rounds=3)) as bench:
         bench.tick_until(lambda: bench.validator.rounds_done == 1)
-        assert bench.store.verdicts(bench.contest) == {} and weights_of(net) is None
+        assert bench.store.verdicts(bench.eval_config) == {} and weights_of(net) is None
         set_faults(net.hub.store.root)
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
@@ -276,7 +276,7 @@ def test_10c_a_new_commit_is_judged_anew(net: Net) -> None:
         bench.tick_until(lambda: bench.validator.rounds_done == 1)
         mended = net.submit("alice", SMALL)
         run_bounded(bench.validator)
-        assert set(bench.store.verdicts(bench.contest)) == {refused, mended}
+        assert set(bench.store.verdicts(bench.eval_config)) == {refused, mended}
         assert bench.lines()[mended.hotkey].weight == 1.0
 
 
@@ -314,7 +314,7 @@ def test_12a_a_commitment_counts_for_its_own_competition_and_registration(net: N
     with open_bench(net) as bench:
         run_bounded(bench.validator)
         reasons = [bench.lines()[key.hotkey].reason for key in (elsewhere, old)]
-        assert len(bench.scorer.scored) == 1
+        assert len(bench.evaluator.scored) == 1
     assert reasons == [Reason.WRONG_COMPETITION, Reason.BEFORE_REGISTRATION]
     assert weights_of(net) == {net.uid("carol"): 65535}
 
@@ -353,7 +353,7 @@ def test_13a_everybody_has_a_turn_and_nobody_two(net: Net) -> None:
     )
     with open_bench(net, policy=policy) as bench:
         run_bounded(bench.validator)
-        assert len(bench.scorer.scored) == len({sha256 for sha256, _ in bench.scorer.scored}) == 4
+        assert len(bench.evaluator.scored) == len({sha256 for sha256, _ in bench.evaluator.scored}) == 4
         assert all(line.loss is not None for line in bench.lines().values())
 
 

@@ -64,7 +64,7 @@ def test_16c_a_download_that_never_ends_is_given_up(net: Net, monkeypatch: pytes
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="alice/data/resolve"))
     with open_bench(net, policy=SHORT) as bench:
         run_bounded(bench.validator)
-        assert bench.store.attempts(bench.contest)[slow].remote_failures >= 1
+        assert bench.store.attempts(bench.eval_config)[slow].remote_failures >= 1
     assert weights_of(net) == {net.uid("bob"): 65535}
 
 
@@ -77,13 +77,13 @@ def test_17_the_next_miner_on_a_uid_inherits_no_file(net: Net) -> None:
         bench.tick_until(lambda: bool(bench.executor.running()))
         net.admin.deregister(net.hotkey("alice"), replacement=make_hotkey(net.parts, "newcomer"))
         bare = net.submit("newcomer", b"x", file="other.txt")
-        bench.tick_until(lambda: bare in bench.store.verdicts(bench.contest))
+        bench.tick_until(lambda: bare in bench.store.verdicts(bench.eval_config))
         assert list(bench.validator.config.data_dir.glob("*/*/data.jsonl")), "alice's is still there"
         bench.executor.hold = False
         run_bounded(bench.validator)
         line = bench.lines()[bare.hotkey]
         assert (line.uid, line.reason, line.loss) == (uid, Reason.MISSING_FILE, None)
-        assert len(bench.scorer.scored) == 1, "alice's, who has left"
+        assert len(bench.evaluator.scored) == 1, "alice's, who has left"
     assert weights_of(net) == {0: 65535}
 
 
@@ -94,7 +94,7 @@ def test_18_what_was_fetched_is_kept_and_what_failed_rests(net: Net) -> None:
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="carol/data"))
     with hub_requests() as asked, open_bench(net, policy=dataclasses.replace(SHORT, max_rounds=3)) as bench:
         run_bounded(bench.validator)
-        failed = bench.store.attempts(bench.contest)[bench.lines()[net.hotkey("carol")].key]
+        failed = bench.store.attempts(bench.eval_config)[bench.lines()[net.hotkey("carol")].key]
     assert [len(about(asked, f"{name}/data/resolve/")) for name in ("alice", "bob")] == [1, 1]
     assert len(about(asked, "carol/data")) == failed.remote_failures < 10
 
@@ -144,7 +144,7 @@ def test_20_a_hub_that_is_down_at_the_start_leaves_nothing_half_made(net: Net) -
     for _ in range(2):
         with open_bench(net) as bench:
             run_bounded(bench.validator)
-            assert bench.contest.id == 1 and bench.outcomes() == [True]
+            assert bench.eval_config.id == 1 and bench.outcomes() == [True]
 
 
 def test_21_what_was_committed_while_the_validator_was_down_is_scored(net: Net) -> None:
@@ -187,7 +187,7 @@ def test_22b_an_update_comes_between_rounds_and_ends_the_process(net: Net, monke
         states: list[tuple[bool, int, list[bool | None]]] = []
 
         def update() -> bool:
-            is_open = bench.store.open_round(bench.contest) is not None
+            is_open = bench.store.open_round(bench.eval_config) is not None
             outcomes = bench.outcomes() if bench.store.last_round() else []
             states.append((is_open, len(bench.executor.running()), outcomes))
             return len(states) == 3
@@ -196,7 +196,7 @@ def test_22b_an_update_comes_between_rounds_and_ends_the_process(net: Net, monke
         run_bounded(bench.validator)
         assert states == [(False, 0, []), (False, 0, [True]), (False, 0, [True])]
         assert bench.validator.is_updated and bench.executor.is_closed
-        assert bench.store.open_round(bench.contest) is None
+        assert bench.store.open_round(bench.eval_config) is None
 
 
 def test_22c_work_of_the_operators_own_is_never_checked_out_over(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_23b_refused_weights_are_tried_again_for_those_who_still_hold_their_uids
         net.submit(name, rows)
     net.admin.set_hyperparameter("StakeThreshold", 10**18)
     with open_bench(net, policy=Policy(max_rounds=1, blocks_per_epoch=60)) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 2)
+        bench.tick_until(lambda: len(bench.evaluator.scored) == 2)
         bench.tick_until(lambda: bench.outcomes() == [False, False])
         net.admin.deregister(net.hotkey("alice"), replacement=make_hotkey(net.parts, "stranger"))
         net.admin.set_hyperparameter("StakeThreshold", 0)
@@ -337,6 +337,6 @@ def test_24b_weights_are_set_while_a_score_goes_on_and_on(net: Net) -> None:
     with open_bench(net, policy=SHORT) as bench:
         bench.executor.hold = True
         run_bounded(bench.validator)
-        assert bench.outcomes() == [True] and bench.executor.scorer.scored == []
+        assert bench.outcomes() == [True] and bench.executor.evaluator.scored == []
     assert net.count_calls("validator", "set_mechanism_weights") == before + 1
     assert weights_of(net) == {net.uid("alice"): 65535}

@@ -30,7 +30,7 @@ from template.store.store import Store
 from template.telemetry import logging as tracking
 from template.telemetry.redaction import without_secrets
 from template.workers import messages, worker
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 from template.workers.supervisor import LocalExecutor
 from tests.fixtures.canaries import ENVIRONMENT, hub_token, search
 from tests.fixtures.miner import configure
@@ -226,7 +226,7 @@ def test_a_worker_fetches_its_model_with_a_token_that_its_environment_never_hold
     for variable, value in net.environment("Qwen").items():
         monkeypatch.setenv(variable, value)
     args = dataclasses.replace(load_training_args(write_training_args(tmp_path / "args.yaml")), model_id=name)
-    scorer = Scorer(
+    evaluator = Evaluator(
         competition=Competition.from_defaults(),
         training_args=args,
         eval_data_dir=bench.eval_data_dir,
@@ -234,7 +234,7 @@ def test_a_worker_fetches_its_model_with_a_token_that_its_environment_never_hold
         device="cpu",
         dtype="float32",
     )
-    executor, witness = LocalExecutor(scorer, ["cpu"], limits=EAGER), Witness()
+    executor, witness = LocalExecutor(evaluator, ["cpu"], limits=EAGER), Witness()
     try:
         assert f"{name}@{commit}" in ready(executor)
         (pid,) = children("template.workers.worker")
@@ -247,10 +247,10 @@ def test_a_worker_fetches_its_model_with_a_token_that_its_environment_never_hold
 
 def test_a_worker_forgets_the_token_before_it_is_given_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with worker.logged_in("hf_x"):
+    with worker.hub_token_env("hf_x"):
         assert os.environ["HF_TOKEN"] == "hf_x"
     assert "HF_TOKEN" not in os.environ
-    with pytest.raises(ConfigError), worker.logged_in("hf_x"):
+    with pytest.raises(ConfigError), worker.hub_token_env("hf_x"):
         raise ConfigError("no such model")
     assert "HF_TOKEN" not in os.environ
     setup = messages.Setup(

@@ -10,7 +10,7 @@ from template.data.eval_set import check_dataset
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, RemoteError, SubmissionError
 from template.miner.check import Inspection, inspect_file
-from template.miner.competitors import Comparison, Neighbour, Neighbourhood, compare, find_ranks
+from template.miner.competitors import Comparison, Competitor, SubnetSnapshot, compare, possible_commit_blocks
 
 MAX_ROWS = 6
 NOW = 1000
@@ -150,14 +150,17 @@ ROWS = read(*POOL_LINES[:150])
 KEYS = tuple(row.key for row in ROWS)
 
 
-def neighbour(hotkey: str, block: int, keys: tuple[bytes, ...] = KEYS, **changes: object) -> Neighbour:
-    return Neighbour(hotkey=hotkey, uid=1, block=block, entry=f"{hotkey}/data:1:x", row_keys=keys, **changes)  # type: ignore[arg-type]
+def neighbour(hotkey: str, block: int, keys: tuple[bytes, ...] = KEYS, **changes: object) -> Competitor:
+    return Competitor(hotkey=hotkey, uid=1, block=block, entry=f"{hotkey}/data:1:x", row_keys=keys, **changes)  # type: ignore[arg-type]
 
 
 def against(
-    *others: Neighbour, ranks: tuple[int, int] = (NOW, NOW), own: Neighbour | None = None, rows: tuple[Row, ...] = ROWS
+    *others: Competitor,
+    ranks: tuple[int, int] = (NOW, NOW),
+    own: Competitor | None = None,
+    rows: tuple[Row, ...] = ROWS,
 ) -> Comparison:
-    return compare(rows, Neighbourhood(block=NOW - 1, others=others, own=own), ranks)
+    return compare(rows, SubnetSnapshot(block=NOW - 1, others=others, own=own), ranks)
 
 
 def test_over_the_limit_is_a_copy_and_at_the_limit_is_not() -> None:
@@ -225,12 +228,12 @@ def test_own_commitment_is_a_doubt_only_where_its_block_decides() -> None:
 
 def test_the_rank_is_that_of_a_commitment_of_this_very_file() -> None:
     own = neighbour("own", 5, sha256="s")
-    assert find_ranks(own, "s", None, NOW) == (5, 5)
-    assert find_ranks(own, "s", "own/data", NOW) == (5, 5)
-    assert find_ranks(own, "s", "own/other", NOW) == (NOW, NOW)
-    assert find_ranks(own, "t", None, NOW) == (NOW, NOW)
-    assert find_ranks(None, "s", None, NOW) == (NOW, NOW)
-    assert find_ranks(neighbour("own", 5, sha256="s", is_revealed=True), "s", None, NOW) == (0, 5)
-    assert find_ranks(neighbour("own", 5, (), doubt="sealed"), "s", None, NOW) == (5, NOW)
+    assert possible_commit_blocks(own, "s", None, NOW) == (5, 5)
+    assert possible_commit_blocks(own, "s", "own/data", NOW) == (5, 5)
+    assert possible_commit_blocks(own, "s", "own/other", NOW) == (NOW, NOW)
+    assert possible_commit_blocks(own, "t", None, NOW) == (NOW, NOW)
+    assert possible_commit_blocks(None, "s", None, NOW) == (NOW, NOW)
+    assert possible_commit_blocks(neighbour("own", 5, sha256="s", is_revealed=True), "s", None, NOW) == (0, 5)
+    assert possible_commit_blocks(neighbour("own", 5, (), doubt="sealed"), "s", None, NOW) == (5, NOW)
     refused = neighbour("own", 5, (), refusal=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
-    assert find_ranks(refused, "s", None, NOW) == (NOW, NOW)
+    assert possible_commit_blocks(refused, "s", None, NOW) == (NOW, NOW)

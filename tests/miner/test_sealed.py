@@ -11,7 +11,7 @@ import pytest
 from loguru import logger
 
 from template import constants
-from template.chain.client import Chain, beacon_time
+from template.chain.client import Chain, round_time
 from template.constants import BLOCK_S
 from template.errors import ConfigError, RemoteError
 from template.hub import datasets
@@ -19,7 +19,7 @@ from template.localnet import hub_store
 from template.localnet.chain import Fault
 from template.localnet.hub_faults import Fault as HubFault
 from template.localnet.hub_faults import FaultKind, set_faults
-from template.miner.draft import Published
+from template.miner.draft import PublishResult
 from template.miner.publish import publish_dataset
 from template.miner.sealed import (
     MARGIN_BLOCKS,
@@ -93,7 +93,7 @@ def seal(
     sleep: object = None,
     clock: Callable[[], float] = time.monotonic,
     **settings: object,
-) -> Published:
+) -> PublishResult:
     published = seal_dataset(
         configure(net, lines, **settings),
         chain or net.chain("alice"),
@@ -139,7 +139,7 @@ def test_the_seal_opens_so_early_that_the_next_round_holds_it(net: Net) -> None:
         seal(net, sleep=die)
     reveal_round = standing(net).reveal_round
     assert reveal_round is not None
-    assert 0 <= beacon_time(reveal_round) - (view.timestamp + (360 - SEAL_LEAD_BLOCKS - view.block) * 12) < 3
+    assert 0 <= round_time(reveal_round) - (view.timestamp + (360 - SEAL_LEAD_BLOCKS - view.block) * 12) < 3
 
 
 def die(_: float) -> None:

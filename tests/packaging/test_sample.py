@@ -15,7 +15,7 @@ from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.data.eval_set import check_membership
 from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, SubmissionError
-from template.rules.duplicates import Candidate, find_duplicates
+from template.rules.duplicates import Candidate, match_duplicates
 
 SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 
@@ -79,7 +79,7 @@ def test_only_the_copy_is_a_duplicate(miners: dict[str, tuple[Row, ...]]) -> Non
         Candidate(hotkey=miner, commit="0" * 40, block=block, row_keys=_keys(miners[miner]))
         for block, miner in enumerate(("varied", "narrow", "outsider", "copy"), start=1)
     ]
-    duplicates = find_duplicates(candidates)
+    duplicates = match_duplicates(candidates)
     assert set(duplicates) == {("copy", "0" * 40)}
     assert DEFAULT_DUPLICATE_COUNT < duplicates["copy", "0" * 40].shared < len(miners["varied"])
 

@@ -11,16 +11,16 @@ from template.competition import Competition
 from template.config import load_training_args
 from template.errors import ConfigError, HostError
 from template.receipts.files import read_receipt, write_receipt
-from template.receipts.receipt import Receipt, ScoredSubmission
-from tests.fixtures.fakes import FakeScorer, make_result
+from template.receipts.receipt import EvaluatedSubmission, Receipt
+from tests.fixtures.fakes import FakeEvaluator, make_result
 
-SUBMISSION = ScoredSubmission(netuid=7, hotkey="5Hot", repo="me/data", commit="ab" * 20)
+SUBMISSION = EvaluatedSubmission(netuid=7, hotkey="5Hot", repo="me/data", commit="ab" * 20)
 
 
-def make_receipt(*, submission: ScoredSubmission | None = SUBMISSION, lucky_num: int = 7) -> Receipt:
+def make_receipt(*, submission: EvaluatedSubmission | None = SUBMISSION, lucky_num: int = 7) -> Receipt:
     competition = Competition.from_defaults()
-    scorer = FakeScorer(competition=competition, training_args=load_training_args(), eval_data_dir=Path("unused"))
-    result = make_result(scorer, "c" * 64, rows=12, lucky_num=lucky_num)
+    evaluator = FakeEvaluator(competition=competition, training_args=load_training_args(), eval_data_dir=Path("unused"))
+    result = make_result(evaluator, "c" * 64, rows=12, lucky_num=lucky_num)
     return Receipt(competition=competition, submission=submission, result=result, signer="5Val", signature="0" * 128)
 
 

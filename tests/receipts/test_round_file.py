@@ -15,7 +15,7 @@ from template.chain.client import verify_signature
 from template.errors import ConfigError, HostError
 from template.receipts.files import MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
 from template.receipts.round_file import MAX_ENTRIES, RoundFile, RoundHeader, make_round_lines
-from template.receipts.verify import find_bad_signatures, find_notes
+from template.receipts.verify import check_signatures, remarks
 from tests.fixtures.rounds import ACCOUNT, COMPETITION, SIGNER, complaints, known, sign
 
 
@@ -43,7 +43,7 @@ def test_a_round_comes_back_whole_and_an_honest_one_has_nothing_wrong(path: Path
 
 
 def test_what_only_other_files_can_show_is_noted(path: Path) -> None:
-    (note,) = find_notes(read_round(path), known(read_round(path)))
+    (note,) = remarks(read_round(path), known(read_round(path)))
     assert note.startswith("1 losses rest on receipts of other rounds")
 
 
@@ -66,8 +66,8 @@ def test_each_line_is_json_and_its_sha256_is_what_the_table_names(path: Path) ->
 def test_nobody_needs_to_sign(tmp_path: Path) -> None:
     account = dataclasses.replace(ACCOUNT, receipts={}, all_receipt_digests={})
     file = read_round(write_round(tmp_path, account, signer=None, sign=None))
-    assert find_bad_signatures(file, verify_signature) == (None, {})
-    assert any("nobody signed" in note for note in find_notes(file, {}))
+    assert check_signatures(file, verify_signature) == (None, {})
+    assert any("nobody signed" in note for note in remarks(file, {}))
 
 
 def test_a_disk_that_refuses_is_the_hosts_fault_and_leaves_nothing_partial(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_junk_in_any_field_of_the_header_is_refused_or_leaves_a_usable_header(pa
                 continue
             file = RoundFile(header=header, receipts=())
             complaints(file)
-            find_notes(file, {})
+            remarks(file, {})
 
 
 def leaves(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -17,11 +17,11 @@ from template.errors import ConfigError
 from template.receipts.files import read_round, write_round
 from template.receipts.round_file import RoundFile, RoundHeader
 from template.receipts.verify import (
-    find_bad_signatures,
-    find_chain_conflicts,
-    find_contradictions,
-    find_inconsistencies,
-    find_notes,
+    check_across_files,
+    check_against_chain,
+    check_consistency,
+    check_signatures,
+    remarks,
 )
 from template.rules.seeds import seed_from_hash
 from tests.fixtures.chain import make_key
@@ -115,7 +115,7 @@ def test_a_lie_that_the_validator_signed_is_found(path: Path, lie: str) -> None:
 
 def test_a_hash_that_is_not_the_blocks_is_told_by_the_chain(path: Path) -> None:
     header = read_round(path).header
-    (line,) = find_chain_conflicts(
+    (line,) = check_against_chain(
         dataclasses.replace(header, lucky_num_from="random"), lambda block: hash_of(block + 1)
     )
     assert line.startswith("block 36 has the hash")
@@ -125,13 +125,13 @@ def test_a_hash_that_is_not_the_blocks_is_told_by_the_chain(path: Path) -> None:
         asked.append(block)
         return hash_of(block)
 
-    assert find_chain_conflicts(header, ask) == []
+    assert check_against_chain(header, ask) == []
     assert asked == [32, 33, 34, 36], "each block once"
 
 
 def test_a_header_changed_by_somebody_else_is_not_believed(path: Path) -> None:
     file = changed(read_round(path), lambda content: content["table"][0].update(loss=6.0), resign=False)
-    header_wrong, receipts_wrong = find_bad_signatures(file, verify_signature)
+    header_wrong, receipts_wrong = check_signatures(file, verify_signature)
     assert header_wrong == f"NOT VALID for {SIGNER}" and receipts_wrong == {}
 
 
@@ -140,14 +140,12 @@ def test_receipts_of_another_signer_are_told_apart_from_forged_ones(path: Path) 
     stranger = make_key("stranger")
     foreign = file.receipts[0].signed(stranger.ss58_address, lambda message: str(stranger.sign(message).hex()))
     forged = dataclasses.replace(file.receipts[1], signature="0" * 128)
-    header_wrong, found = find_bad_signatures(
-        RoundFile(header=file.header, receipts=(foreign, forged)), verify_signature
-    )
+    header_wrong, found = check_signatures(RoundFile(header=file.header, receipts=(foreign, forged)), verify_signature)
     assert header_wrong is None
     assert found[0] == f"signed by {stranger.ss58_address}, and the round by {SIGNER}"
     assert found[1] == f"NOT VALID for {SIGNER}"
     unsigned = dataclasses.replace(file.receipts[0], signer=None, signature=None)
-    assert "nobody" in find_bad_signatures(RoundFile(header=file.header, receipts=(unsigned,)), verify_signature)[1][0]
+    assert "nobody" in check_signatures(RoundFile(header=file.header, receipts=(unsigned,)), verify_signature)[1][0]
 
 
 def test_a_receipt_is_no_round_and_a_round_no_receipt(path: Path) -> None:
@@ -167,9 +165,9 @@ def test_the_loss_of_an_earlier_round_is_checked_where_its_file_is_at_hand(path:
     table[3] = dataclasses.replace(table[3], receipt=earlier.digest)
     file = RoundFile(header=dataclasses.replace(file.header, table=tuple(table)), receipts=file.receipts)
     both = {**known(file), earlier.digest: earlier}
-    assert find_inconsistencies(file, both) == [] and find_notes(file, both) == []
+    assert check_consistency(file, both) == [] and remarks(file, both) == []
     lying = dataclasses.replace(earlier, result=dataclasses.replace(earlier.result, loss=5.0))
-    assert find_inconsistencies(file, {**known(file), earlier.digest: lying}) != []
+    assert check_consistency(file, {**known(file), earlier.digest: lying}) != []
 
 
 def test_refused_weights_and_those_of_another_round_are_no_lie(path: Path) -> None:
@@ -192,7 +190,7 @@ def test_where_nobody_has_a_score_one_hotkey_may_get_it_all(path: Path) -> None:
     file = dataclasses.replace(read_round(path), receipts=())
     burnt = changed(file, nobody_scores)
     assert complaints(burnt) == []
-    assert any(note.startswith(f"nobody has a score, and all went to {SIGNER}") for note in find_notes(burnt, {}))
+    assert any(note.startswith(f"nobody has a score, and all went to {SIGNER}") for note in remarks(burnt, {}))
 
     def split(content: dict[str, Any]) -> None:
         nobody_scores(content)
@@ -209,7 +207,7 @@ def test_a_miner_left_out_of_the_weights_is_noted(path: Path) -> None:
 
     file = changed(read_round(path), drop)
     assert complaints(file) == []
-    assert any(note.startswith(f"{ANN}: no weight for its uid 2") for note in find_notes(file, known(file)))
+    assert any(note.startswith(f"{ANN}: no weight for its uid 2") for note in remarks(file, known(file)))
 
 
 def test_a_score_that_came_too_late_for_the_table_is_noted(path: Path) -> None:
@@ -228,25 +226,25 @@ def test_a_score_that_came_too_late_for_the_table_is_noted(path: Path) -> None:
 
     file = changed(read_round(path), forget)
     assert complaints(file) == []
-    assert f"{BEN}: scored too late for the table" in find_notes(file, known(file))
+    assert f"{BEN}: scored too late for the table" in remarks(file, known(file))
 
 
 def test_a_receipt_that_the_validator_put_in_twice_is_named(path: Path) -> None:
     file = read_round(path)
     doubled = RoundFile(header=file.header, receipts=(*file.receipts, file.receipts[0]))
-    assert f"{ANN}: more than one receipt" in find_inconsistencies(doubled, known(doubled))
+    assert f"{ANN}: more than one receipt" in check_consistency(doubled, known(doubled))
 
 
 def test_a_validator_tells_one_story_of_a_round(path: Path) -> None:
     header = read_round(path).header
     first, twin, late = "rounds/first.jsonl", "elsewhere.jsonl", "late.jsonl"
     later = dataclasses.replace(header, weights=(), receipts=0, receipts_sha256="0" * 64, signature="0" * 128)
-    assert find_contradictions({first: header, twin: header, late: later}) == {first: [], twin: [], late: []}
+    assert check_across_files({first: header, twin: header, late: later}) == {first: [], twin: [], late: []}
     other = dataclasses.replace(header, table=header.table[:1])
     told = [f"{SIGNER} tells something else of this round in {first}"]
-    assert find_contradictions({first: header, twin: other}) == {first: [], twin: told}
+    assert check_across_files({first: header, twin: other}) == {first: [], twin: told}
     for changes in ({"signer": None}, {"signer": ANN}, {"start_block": 35}, {"netuid": 1}):
-        assert find_contradictions({first: header, twin: dataclasses.replace(other, **changes)})[twin] == []
+        assert check_across_files({first: header, twin: dataclasses.replace(other, **changes)})[twin] == []
 
 
 @pytest.mark.parametrize(
@@ -261,7 +259,7 @@ def test_a_validator_tells_one_story_of_a_round(path: Path) -> None:
     ],
 )
 def test_a_name_is_of_the_file_s_own_round(path: Path, name: str, is_wrong: bool) -> None:
-    found = find_contradictions({f"rounds/{name}": read_round(path).header})
+    found = check_across_files({f"rounds/{name}": read_round(path).header})
     wrong = ["the name is of another round than netuid 96, block 36"] if is_wrong else []
     assert found == {f"rounds/{name}": wrong}
 
@@ -288,8 +286,8 @@ def test_no_number_of_a_strangers_breaks_the_check(path: Path) -> None:
             with contextlib.suppress(ConfigError):
                 lie = RoundFile(header=RoundHeader.from_json(json.dumps(changed), "lie"), receipts=file.receipts)
                 read += 1
-                find_inconsistencies(lie, known(file))
-                find_notes(lie, known(file))
-                find_chain_conflicts(lie.header, hash_of)
-                assert find_bad_signatures(lie, verify_signature)[0] is not None or lie.header == file.header
+                check_consistency(lie, known(file))
+                remarks(lie, known(file))
+                check_against_chain(lie.header, hash_of)
+                assert check_signatures(lie, verify_signature)[0] is not None or lie.header == file.header
     assert read > len(places)

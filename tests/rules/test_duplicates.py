@@ -18,7 +18,7 @@ from template.data.eval_set import check_membership
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, SubmissionError
 from template.rules import duplicates as admission
-from template.rules.duplicates import Candidate, DuplicateOf, find_duplicates
+from template.rules.duplicates import Candidate, Duplicate, match_duplicates
 from template.rules.entries import check_competition, check_registration
 
 
@@ -35,19 +35,19 @@ def make_rows(*texts: str) -> tuple[Row, ...]:
     return parse_rows("\n".join(lines).encode(), name="x", limits=SUBMISSION_LIMITS)
 
 
-def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str, str], DuplicateOf]:
+def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str, str], Duplicate]:
     """Every pair compared, straight from the rule's words."""
 
     def order(c: Candidate) -> tuple[int, bytes]:
         return c.block, hashlib.sha256(f"{c.hotkey}:{c.commit}".encode()).digest()
 
     admitted: list[Candidate] = []
-    duplicates: dict[tuple[str, str], DuplicateOf] = {}
+    duplicates: dict[tuple[str, str], Duplicate] = {}
     for late in sorted(candidates, key=order):
         for early in admitted:
             shared = len(set(early.row_keys) & set(late.row_keys))
             if early.hotkey != late.hotkey and shared > max_shared:
-                duplicates[late.hotkey, late.commit] = DuplicateOf(
+                duplicates[late.hotkey, late.commit] = Duplicate(
                     hotkey=early.hotkey, commit=early.commit, block=early.block, shared=shared
                 )
                 break
@@ -107,9 +107,9 @@ def test_rows_past_those_that_count_need_no_membership() -> None:
 
 def test_more_than_a_hundred_shared_rows_make_the_later_one_a_duplicate() -> None:
     original = candidate("alice", 10, range(250))
-    assert find_duplicates([original, candidate("bob", 11, range(150, 400))]) == {}
-    found = find_duplicates([original, candidate("bob", 11, range(149, 399))])
-    assert found == {("bob", "c"): DuplicateOf(hotkey="alice", commit="c", block=10, shared=101)}
+    assert match_duplicates([original, candidate("bob", 11, range(150, 400))]) == {}
+    found = match_duplicates([original, candidate("bob", 11, range(149, 399))])
+    assert found == {("bob", "c"): Duplicate(hotkey="alice", commit="c", block=10, shared=101)}
 
 
 def test_the_default_threshold_is_the_protocols() -> None:
@@ -118,29 +118,29 @@ def test_the_default_threshold_is_the_protocols() -> None:
 
 def test_a_row_repeated_inside_one_file_counts_once() -> None:
     original = candidate("alice", 10, range(250))
-    assert find_duplicates([original, candidate("bob", 11, [*range(100)] * 3)]) == {}
-    assert find_duplicates([candidate("bob", 9, [*range(100)] * 3), original]) == {}
+    assert match_duplicates([original, candidate("bob", 11, [*range(100)] * 3)]) == {}
+    assert match_duplicates([candidate("bob", 9, [*range(100)] * 3), original]) == {}
 
 
 def test_a_copy_of_a_copy_is_a_duplicate_of_the_first_author() -> None:
-    found = find_duplicates([candidate(name, block, range(250)) for block, name in enumerate(["a", "b", "c"])])
+    found = match_duplicates([candidate(name, block, range(250)) for block, name in enumerate(["a", "b", "c"])])
     assert {hotkey: original.hotkey for (hotkey, _), original in found.items()} == {"b": "a", "c": "a"}
 
 
 def test_only_an_admitted_submission_makes_others_duplicates() -> None:
     first, copy = candidate("alice", 1, range(200)), candidate("bob", 2, range(99, 299))
     own_work = candidate("carol", 3, range(200, 400))
-    assert set(find_duplicates([first, copy, own_work])) == {("bob", "c")}
-    assert set(find_duplicates([copy, own_work], max_shared=98)) == {("carol", "c")}
+    assert set(match_duplicates([first, copy, own_work])) == {("bob", "c")}
+    assert set(match_duplicates([copy, own_work], max_shared=98)) == {("carol", "c")}
 
 
 def test_an_author_may_publish_a_new_version() -> None:
     versions = [candidate("alice", 1, range(250), "v1"), candidate("alice", 5, range(250), "v2")]
-    assert find_duplicates(versions) == {}
+    assert match_duplicates(versions) == {}
 
 
 def test_a_copy_between_two_versions_does_not_turn_the_author_into_the_copier() -> None:
-    found = find_duplicates(
+    found = match_duplicates(
         [
             candidate("alice", 1, range(250), "v1"),
             candidate("mallory", 2, range(250)),
@@ -151,19 +151,19 @@ def test_a_copy_between_two_versions_does_not_turn_the_author_into_the_copier() 
 
 
 def test_the_earliest_of_several_originals_is_named() -> None:
-    found = find_duplicates(
+    found = match_duplicates(
         [candidate("a", 1, range(100)), candidate("b", 2, range(100, 300)), candidate("c", 3, range(300))],
         max_shared=50,
     )
-    assert found == {("c", "c"): DuplicateOf(hotkey="a", commit="c", block=1, shared=100)}
+    assert found == {("c", "c"): Duplicate(hotkey="a", commit="c", block=1, shared=100)}
 
 
 def test_within_a_block_the_tie_break_is_fixed_and_favours_no_hotkey() -> None:
     losers = set()
     for commit in map(str, range(20)):
         pair = [candidate("alice", 7, range(250), commit), candidate("bob", 7, range(250), commit)]
-        (loser,) = {hotkey for hotkey, _ in find_duplicates(pair)}
-        assert {hotkey for hotkey, _ in find_duplicates(pair[::-1])} == {loser}
+        (loser,) = {hotkey for hotkey, _ in match_duplicates(pair)}
+        assert {hotkey for hotkey, _ in match_duplicates(pair[::-1])} == {loser}
         losers.add(loser)
     assert losers == {"alice", "bob"}
 
@@ -171,13 +171,13 @@ def test_within_a_block_the_tie_break_is_fixed_and_favours_no_hotkey() -> None:
 def test_the_tie_break_is_the_documented_one() -> None:
     pair = [candidate("alice", 7, range(250)), candidate("bob", 7, range(250))]
     alice, bob = (hashlib.sha256(f"{name}:c".encode()).digest() for name in ("alice", "bob"))
-    assert set(find_duplicates(pair)) == {("bob" if alice < bob else "alice", "c")}
+    assert set(match_duplicates(pair)) == {("bob" if alice < bob else "alice", "c")}
 
 
 def test_a_submission_given_again_at_a_later_block_changes_nothing() -> None:
     alice, bob = candidate("alice", 3, range(250)), candidate("bob", 5, range(250))
     later_alice = dataclasses.replace(alice, block=9)
-    assert set(find_duplicates([later_alice, bob, alice])) == {("bob", "c")}
+    assert set(match_duplicates([later_alice, bob, alice])) == {("bob", "c")}
 
 
 def random_instance(seed: int) -> list[Candidate]:
@@ -199,7 +199,7 @@ def test_duplicates_equal_those_of_comparing_every_pair(seed: int) -> None:
     candidates = random_instance(seed)
     max_shared = seed % 7
     expected = brute_force(candidates, max_shared)
-    assert find_duplicates(candidates, max_shared=max_shared) == expected
+    assert match_duplicates(candidates, max_shared=max_shared) == expected
 
 
 def test_the_random_instances_hold_both_duplicates_and_originals() -> None:
@@ -211,10 +211,10 @@ def test_the_random_instances_hold_both_duplicates_and_originals() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_duplicates_do_not_depend_on_the_order_given(seed: int) -> None:
     candidates = random_instance(seed)
-    expected = find_duplicates(candidates, max_shared=3)
+    expected = match_duplicates(candidates, max_shared=3)
     for _ in range(5):
         random.Random(seed).shuffle(candidates)
-        assert find_duplicates(iter(candidates), max_shared=3) == expected
+        assert match_duplicates(iter(candidates), max_shared=3) == expected
 
 
 @pytest.mark.parametrize("pool_rows", [250, 2_000, 64_000])
@@ -222,7 +222,7 @@ def test_a_full_subnet_is_compared_in_moments(pool_rows: int) -> None:
     rng = random.Random(0)
     candidates = [candidate(f"h{n}", n, rng.sample(range(pool_rows), 250)) for n in range(256)]
     started = time.process_time()
-    duplicates = find_duplicates(candidates)
+    duplicates = match_duplicates(candidates)
     assert time.process_time() - started < 3.0
     assert len(duplicates) == (255 if pool_rows == 250 else 0)
 
@@ -251,12 +251,12 @@ def test_hundreds_that_share_just_too_little_cost_no_more_than_their_rows() -> N
         return [candidate(f"h{one}", v, own, commit=str(v)) for one, own in enumerate(rows) for v in range(3)]
 
     few, many = near(10), near(40)
-    assert find_duplicates(many) == {}
-    assert count_steps(lambda: find_duplicates(many)) < 5 * count_steps(lambda: find_duplicates(few))
+    assert match_duplicates(many) == {}
+    assert count_steps(lambda: match_duplicates(many)) < 5 * count_steps(lambda: match_duplicates(few))
 
 
 def test_a_duplicates_refusal_names_the_original_and_survives_another_process() -> None:
-    original = DuplicateOf(hotkey="5Alice", commit="a" * 40, block=12, shared=101)
+    original = Duplicate(hotkey="5Alice", commit="a" * 40, block=12, shared=101)
     error = pickle.loads(pickle.dumps(original.to_error()))
     assert error.reason is Reason.DUPLICATE
     assert all(part in str(error) for part in ("101 rows", "5Alice", "a" * 40, "block 12"))

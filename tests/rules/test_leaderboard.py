@@ -8,24 +8,24 @@ import pytest
 
 from template.competition import CommitmentRecord, Competition
 from template.errors import Reason
-from template.records import ChainCommitment, ChainView, Standing, Submission, SubmissionKey, Verdict
-from template.rules.duplicates import DuplicateOf, eligible_datasets, find_copies, find_doubts
+from template.records import ChainCommitment, ChainView, LeaderboardRow, Submission, SubmissionKey, Verdict
+from template.rules.duplicates import Duplicate, eligible_datasets, find_duplicates, find_possible_duplicates
 from template.rules.entries import (
     Entrant,
     current_submissions,
     find_entrants,
+    missing_commit_blocks,
     order_entries,
     read_entry,
-    unknown_openings,
 )
-from template.rules.leaderboard import align_shares, choose_shares, make_standings
+from template.rules.leaderboard import build_leaderboard, choose_weights, weights_by_uid
 from tests.fixtures.views import OWNER, make_commitment, make_entry, make_key, make_neuron, make_view
 
 COMPETITION = Competition.from_defaults()
 A, B, C = (make_key(name) for name in "abc")
 HUNDRED = tuple(number.to_bytes(32, "big") for number in range(100))
 ROWS = (*HUNDRED, b"x" * 32)
-COPY = DuplicateOf(hotkey="x", commit="y", block=1, shared=101)
+COPY = Duplicate(hotkey="x", commit="y", block=1, shared=101)
 
 
 def see(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Submission]:
@@ -46,13 +46,13 @@ def stand(
     view: ChainView,
     entrants: dict[SubmissionKey, Entrant],
     verdicts: dict[SubmissionKey, Verdict],
-    copies: dict[SubmissionKey, DuplicateOf],
+    copies: dict[SubmissionKey, Duplicate],
     last_shares: dict[str, float] | None = None,
-) -> tuple[list[Standing], dict[int, float]]:
+) -> tuple[list[LeaderboardRow], dict[int, float]]:
     """The table, and the weights that are submitted at `view`."""
-    lines = make_standings(COMPETITION, entrants, verdicts, copies, verdicts)
-    shares = choose_shares(lines, last_shares or {}, view.owner_hotkey)
-    return lines, align_shares(shares, view, {one.key.hotkey: one.registration_block for one in entrants.values()})
+    lines = build_leaderboard(COMPETITION, entrants, verdicts, copies, verdicts)
+    shares = choose_weights(lines, last_shares or {}, view.owner_hotkey)
+    return lines, weights_by_uid(shares, view, {one.key.hotkey: one.registration_block for one in entrants.values()})
 
 
 def only(entrants: dict[SubmissionKey, Entrant]) -> Entrant:
@@ -201,7 +201,7 @@ def test_a_table_asks_for_the_verdicts_of_those_in_it_and_for_no_others() -> Non
     gone = SubmissionKey("z", "gone")
     verdicts = Many({A: Verdict(loss=2.5), gone: Verdict(loss=2.5)})
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 10)])
-    lines = make_standings(COMPETITION, enter(view), verdicts, {}, {A})
+    lines = build_leaderboard(COMPETITION, enter(view), verdicts, {}, {A})
     assert [line.loss for line in lines] == [2.5] and set(asked) == {A}
 
 
@@ -246,8 +246,8 @@ def test_an_opening_of_which_nobody_knows_the_commitment_waits_for_it() -> None:
     neurons = [make_neuron(0, "a"), make_neuron(1, "c")]
     view = make_view(neurons=neurons, commitments=[opened, gone, make_commitment("c", 50)])
     assert [one.hotkey for one in current_submissions(view, {("a", 80): 20})] == ["c"]
-    assert unknown_openings(view, {("a", 80): 20}) == {"a": 90}
-    assert unknown_openings(view, {("a", 90): 20}) == {}
+    assert missing_commit_blocks(view, {("a", 80): 20}) == {"a": 90}
+    assert missing_commit_blocks(view, {("a", 90): 20}) == {}
 
 
 def test_what_is_still_sealed_is_no_submission() -> None:
@@ -275,19 +275,21 @@ def test_of_two_alike_the_later_is_the_copy() -> None:
         neurons=[make_neuron(0, "a"), make_neuron(1, "b")],
         commitments=[make_commitment("a", 20), make_commitment("b", 10)],
     )
-    copies = find_copies(enter(view), see(view), {A: ROWS, B: ROWS})
-    assert copies == {A: DuplicateOf(hotkey="b", commit=B.entry, block=10, shared=101)}
-    assert find_copies(enter(view), see(view), {A: HUNDRED, B: HUNDRED}) == {}
+    copies = find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS})
+    assert copies == {A: Duplicate(hotkey="b", commit=B.entry, block=10, shared=101)}
+    assert find_duplicates(enter(view), see(view), {A: HUNDRED, B: HUNDRED}) == {}
 
 
 def test_the_original_stays_the_original_when_it_commits_again_and_when_it_moves_on() -> None:
     neurons = [make_neuron(0, "a"), make_neuron(1, "b")]
     again = make_view(neurons=neurons, commitments=[make_commitment("a", 40), make_commitment("b", 20)])
-    assert set(find_copies(enter(again, submission(A, 10)), see(again, submission(A, 10)), {A: ROWS, B: ROWS})) == {B}
+    assert set(find_duplicates(enter(again, submission(A, 10)), see(again, submission(A, 10)), {A: ROWS, B: ROWS})) == {
+        B
+    }
     newer = make_key("a", commit="b" * 40)
     moved = replace(again, commitments=(make_commitment("b", 20), replace(make_commitment("a", 40), text=newer.entry)))
     seen = see(moved, submission(A, 10))
-    copies = find_copies(enter(moved, submission(A, 10)), seen, {A: ROWS, B: ROWS, newer: ROWS})
+    copies = find_duplicates(enter(moved, submission(A, 10)), seen, {A: ROWS, B: ROWS, newer: ROWS})
     assert set(copies) == {B}
     assert copies[B].commit == A.entry
 
@@ -302,22 +304,26 @@ def test_only_what_shares_rows_with_a_version_of_what_is_not_read_yet_is_in_doub
     ]
     view = make_view(neurons=neurons, commitments=commitments)
     seen, known = see(view, submission(A, 10)), {A: ROWS, B: ROWS, C: HUNDRED}
-    assert find_copies(enter(view), seen, known) == {}
-    assert find_doubts(enter(view), seen, known) == {B: DuplicateOf(hotkey="a", commit=A.entry, block=10, shared=101)}
-    assert find_doubts(enter(view), seen, {**known, newer: ROWS}) == {}, "it is read, so there is no doubt any more"
+    assert find_duplicates(enter(view), seen, known) == {}
+    assert find_possible_duplicates(enter(view), seen, known) == {
+        B: Duplicate(hotkey="a", commit=A.entry, block=10, shared=101)
+    }
+    assert find_possible_duplicates(enter(view), seen, {**known, newer: ROWS}) == {}, (
+        "it is read, so there is no doubt any more"
+    )
     late = see(view, submission(A, 30))
-    assert find_doubts(enter(view), late, known) == {}, "B came before that version"
+    assert find_possible_duplicates(enter(view), late, known) == {}, "B came before that version"
 
 
 def test_the_dataset_of_a_hotkey_that_left_makes_nobody_a_copy() -> None:
     view = make_view(neurons=[make_neuron(1, "b")], commitments=[make_commitment("a", 10), make_commitment("b", 20)])
-    assert find_copies(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
+    assert find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
 
 
 def test_a_refused_commitment_from_before_a_new_registration_makes_nobody_a_copy() -> None:
     neurons = [make_neuron(0, "a", registration_block=30), make_neuron(1, "b")]
     view = make_view(neurons=neurons, commitments=[make_commitment("a", 10), make_commitment("b", 35)])
-    assert find_copies(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
+    assert find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
 
 
 def test_nobody_holds_the_pool_with_versions_unlike_the_present_one() -> None:
@@ -326,19 +332,19 @@ def test_nobody_holds_the_pool_with_versions_unlike_the_present_one() -> None:
     old = make_key("a", commit="e" * 40)
     seen = see(view, submission(old, 6))
     others = tuple(bytes([255, at]) * 16 for at in range(150))
-    assert find_copies(enter(view), seen, {old: ROWS, A: others, B: ROWS}) == {}
-    assert set(find_copies(enter(view), seen, {old: ROWS, A: ROWS + others, B: ROWS})) == {B}
+    assert find_duplicates(enter(view), seen, {old: ROWS, A: others, B: ROWS}) == {}
+    assert set(find_duplicates(enter(view), seen, {old: ROWS, A: ROWS + others, B: ROWS})) == {B}
 
 
 def test_a_rank_of_an_earlier_life_does_not_make_others_copies() -> None:
     neurons = [make_neuron(0, "a", registration_block=30), make_neuron(1, "b")]
     view = make_view(neurons=neurons, commitments=[make_commitment("a", 40), make_commitment("b", 35)])
-    assert set(find_copies(enter(view, submission(A, 10)), see(view, submission(A, 10)), {A: ROWS, B: ROWS})) == {A}
+    assert set(find_duplicates(enter(view, submission(A, 10)), see(view, submission(A, 10)), {A: ROWS, B: ROWS})) == {A}
 
 
 def test_a_dataset_nobody_was_seen_to_commit_is_left_out() -> None:
     view = make_view(neurons=[make_neuron(1, "b")], commitments=[make_commitment("b", 20)])
-    assert find_copies(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
+    assert find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
 
 
 # Standings and weights
@@ -353,7 +359,7 @@ def compete(names: str, *, owner_uid: int | None = None) -> tuple[ChainView, dic
     return view, enter(view)
 
 
-def by_hotkey(lines: list[Standing]) -> dict[str, Standing]:
+def by_hotkey(lines: list[LeaderboardRow]) -> dict[str, LeaderboardRow]:
     return {line.key.hotkey: line for line in lines}
 
 
@@ -429,7 +435,7 @@ def test_without_a_score_and_without_an_owner_there_are_no_weights() -> None:
 def test_a_loss_without_known_rows_pays_nothing() -> None:
     _, entrants = compete("ab", owner_uid=9)
     verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.3)}
-    lines = make_standings(COMPETITION, entrants, verdicts, {}, {B: ROWS})
+    lines = build_leaderboard(COMPETITION, entrants, verdicts, {}, {B: ROWS})
     assert [(line.loss, line.weight) for line in lines] == [(None, 0.0), (2.3, 1.0)]
 
 
@@ -441,11 +447,11 @@ def test_what_was_refused_after_its_check_is_nobodys_original() -> None:
 
 def test_what_is_stuck_is_no_longer_waited_for() -> None:
     _, entrants = compete("ab", owner_uid=9)
-    lines = make_standings(COMPETITION, entrants, {A: Verdict(loss=2.9)}, {}, {A: ROWS})
-    assert choose_shares(lines, {"b": 1.0}, OWNER) == {"b": 1.0}
-    assert choose_shares(lines, {"b": 1.0}, OWNER, stuck={B}) == {OWNER: 1.0}
-    nothing = make_standings(COMPETITION, entrants, {}, {}, {})
-    assert choose_shares(nothing, {"b": 1.0}, OWNER, stuck={A, B}) == {"b": 1.0}, "this machine can score none"
+    lines = build_leaderboard(COMPETITION, entrants, {A: Verdict(loss=2.9)}, {}, {A: ROWS})
+    assert choose_weights(lines, {"b": 1.0}, OWNER) == {"b": 1.0}
+    assert choose_weights(lines, {"b": 1.0}, OWNER, stuck={B}) == {OWNER: 1.0}
+    nothing = build_leaderboard(COMPETITION, entrants, {}, {}, {})
+    assert choose_weights(nothing, {"b": 1.0}, OWNER, stuck={A, B}) == {"b": 1.0}, "this machine can score none"
 
 
 def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:
@@ -460,14 +466,14 @@ def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:
 def test_shares_go_to_who_holds_the_uids_when_they_are_submitted() -> None:
     shares = {"a": 0.5, "b": 0.3, "c": 0.2}
     later = make_view(neurons=[make_neuron(0, "c"), make_neuron(1, "thief"), make_neuron(2, "a")])
-    assert align_shares(shares, later, {}) == {0: pytest.approx(2 / 7), 2: pytest.approx(5 / 7)}
+    assert weights_by_uid(shares, later, {}) == {0: pytest.approx(2 / 7), 2: pytest.approx(5 / 7)}
 
 
 def test_a_hotkey_that_lost_its_uid_and_came_back_inherits_nothing_from_itself() -> None:
     view = make_view(neurons=[make_neuron(0, "a", registration_block=90), make_neuron(1, "b"), make_neuron(9, OWNER)])
-    assert align_shares({"a": 0.5, "b": 0.5}, view, {"a": 5, "b": 5}) == {1: 1.0}
-    assert align_shares({"a": 1.0}, view, {"a": 5}) == {9: 1.0}
-    assert align_shares({}, view, {}) == {}
+    assert weights_by_uid({"a": 0.5, "b": 0.5}, view, {"a": 5, "b": 5}) == {1: 1.0}
+    assert weights_by_uid({"a": 1.0}, view, {"a": 5}) == {9: 1.0}
+    assert weights_by_uid({}, view, {}) == {}
 
 
 def test_the_order_of_what_is_known_changes_nothing() -> None:
@@ -484,7 +490,7 @@ def test_the_order_of_what_is_known_changes_nothing() -> None:
         mixed = dict(draw.sample(sorted(datasets.items()), len(datasets)))
         view = make_view(neurons=sorted(neurons, key=lambda neuron: neuron.uid), commitments=commitments)
         entrants = enter(view)
-        copies = find_copies(entrants, see(view), mixed)
+        copies = find_duplicates(entrants, see(view), mixed)
         lines, weights = stand(view, entrants, verdicts, copies)
         results.append((copies, sorted(lines, key=lambda line: line.uid), weights))
     assert len(results[0][0]) > 3

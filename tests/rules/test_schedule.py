@@ -9,8 +9,17 @@ import pytest
 
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
-from template.records import Attempt, ChainView, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent, WeightOutcome
-from template.rules.duplicates import DuplicateOf
+from template.records import (
+    ChainView,
+    RetryState,
+    Round,
+    RoundEntry,
+    SubmissionKey,
+    Verdict,
+    WeightIntent,
+    WeightOutcome,
+)
+from template.rules.duplicates import Duplicate
 from template.rules.entries import Entrant
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
@@ -18,12 +27,12 @@ from template.rules.schedule import (
     UNKNOWN_OUTCOME_BLOCKS,
     Action,
     CloseRound,
+    EvaluateDataset,
     FetchDatasets,
     OpenRound,
     Policy,
-    RepeatWeights,
-    ScoreDataset,
-    SettleIntent,
+    ResolveIntent,
+    ResubmitWeights,
     SetWeights,
     State,
     Stop,
@@ -39,7 +48,7 @@ NOW = 1000.0
 A, B, C, D, E = (make_key(name) for name in "abcde")
 SCORED = Verdict(loss=2.5)
 REFUSED = Verdict(reason=Reason.MALFORMED, message="line 1")
-COPY = DuplicateOf(hotkey="x", commit="y", block=1, shared=101)
+COPY = Duplicate(hotkey="x", commit="y", block=1, shared=101)
 POLICY = Policy()
 ACCEPTED = WeightOutcome(is_accepted=True, block=110)
 TOO_FAST = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast")
@@ -86,7 +95,7 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
         "copies": {},
         "attempts": {},
         "intents": (),
-        "has_standings": False,
+        "has_leaderboard": False,
     }
     values.update(changes)
     if "datasets" not in changes:
@@ -136,12 +145,12 @@ def plan(
 
 
 def test_a_queue_goes_by_rank_whoever_rests_after_a_failure() -> None:
-    attempts = {A: Attempt(remote_failures=1, next_at=NOW + 1), B: Attempt(host_failures=1, next_at=NOW)}
+    attempts = {A: RetryState(remote_failures=1, next_at=NOW + 1), B: RetryState(host_failures=1, next_at=NOW)}
     assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (A, B, D, E, C)
 
 
 def test_who_was_withheld_least_often_is_downloaded_first() -> None:
-    attempts = {A: Attempt(remote_failures=2), B: Attempt(remote_failures=1), D: Attempt(remote_failures=1)}
+    attempts = {A: RetryState(remote_failures=2), B: RetryState(remote_failures=1), D: RetryState(remote_failures=1)}
     state = make_state(A, B, C, D, attempts=attempts, room=3)
     assert choose(state, at(100)) == FetchDatasets((C, B, D))
 
@@ -150,8 +159,8 @@ def test_what_was_withheld_once_is_waited_for_no_more() -> None:
     known: dict[str, Any] = {"datasets": {C: ()}, "room": 0}
     for first in (frozenset[SubmissionKey](), frozenset([A, B])):
         assert isinstance(choose(make_state(A, B, C, fetching=first, **known), at(100)), Wait), "the first try"
-        failed = {"attempts": {A: Attempt(remote_failures=1), B: Attempt(remote_failures=3)}}
-        assert choose(make_state(A, B, C, fetching=first, **known, **failed), at(100)) == ScoreDataset(C)
+        failed = {"attempts": {A: RetryState(remote_failures=1), B: RetryState(remote_failures=3)}}
+        assert choose(make_state(A, B, C, fetching=first, **known, **failed), at(100)) == EvaluateDataset(C)
 
 
 def test_a_loss_whose_rows_are_forgotten_is_checked_again_and_not_scored_again() -> None:
@@ -167,7 +176,7 @@ def test_what_is_only_checked_again_uses_up_no_sample() -> None:
     assert choose(state, at(100), policy) == SetWeights()
     assert state.round is not None
     again = replace(state.round, entries=(make_member(A, None), make_member(B)))
-    assert choose(replace(state, round=again), at(100), policy) == ScoreDataset(B)
+    assert choose(replace(state, round=again), at(100), policy) == EvaluateDataset(B)
 
 
 def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
@@ -177,7 +186,7 @@ def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
         verdicts={B: SCORED, C: REFUSED},
         datasets={B: ()},
         copies={D: COPY},
-        attempts={E: Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)},
+        attempts={E: RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)},
     )
     assert queue == (make_key("f"),)
 
@@ -224,7 +233,7 @@ def test_an_aligned_round_is_opened_once_and_not_when_it_is_as_good_as_over() ->
 def test_all_checks_come_before_any_score() -> None:
     state = make_state(A, B, C, datasets={A: ()})
     assert choose(state, at(100)) == FetchDatasets((B,))
-    assert choose(replace(state, datasets={A: (), B: (), C: ()}), at(100)) == ScoreDataset(A)
+    assert choose(replace(state, datasets={A: (), B: (), C: ()}), at(100)) == EvaluateDataset(A)
 
 
 def test_downloads_are_begun_as_there_is_room_and_none_twice() -> None:
@@ -236,7 +245,7 @@ def test_downloads_are_begun_as_there_is_room_and_none_twice() -> None:
 
 def test_only_what_could_be_its_original_holds_a_score_up() -> None:
     state = make_state(A, B, C, datasets={B: ()}, fetching=frozenset([C]), verdicts={A: REFUSED})
-    assert choose(state, at(100)) == ScoreDataset(B)
+    assert choose(state, at(100)) == EvaluateDataset(B)
     waiting = choose(replace(state, fetching=frozenset([A, C]), verdicts={}), at(100))
     assert waiting == Wait("0 scores under way, 0 waiting for a worker, 2 downloads under way")
     no_room = replace(state, fetching=frozenset([C]), verdicts={}, room=0)
@@ -245,7 +254,7 @@ def test_only_what_could_be_its_original_holds_a_score_up() -> None:
 
 def test_who_committed_in_the_same_block_may_be_the_original() -> None:
     state = make_state(A, B, datasets={A: ()}, fetching=frozenset([B]))
-    assert choose(state, at(100)) == ScoreDataset(A)
+    assert choose(state, at(100)) == EvaluateDataset(A)
     beside = replace(state, entrants=make_entrants({A: 10, B: 10}))
     assert isinstance(choose(beside, at(100)), Wait)
 
@@ -253,22 +262,22 @@ def test_who_committed_in_the_same_block_may_be_the_original() -> None:
 def test_an_earlier_version_of_what_is_not_checked_yet_may_be_the_original() -> None:
     earlier = SubmissionKey(B.hotkey, "o/earlier:sample:" + "0" * 40)
     state = make_state(A, B, datasets={A: (), earlier: ()}, fetching=frozenset([B]))
-    assert choose(state, at(100)) == ScoreDataset(A), "they have nothing in common"
+    assert choose(state, at(100)) == EvaluateDataset(A), "they have nothing in common"
     doubts = {A: replace(COPY, hotkey=B.hotkey)}
     assert isinstance(choose(replace(state, doubts=doubts), at(100)), Wait)
-    withheld = {B: Attempt(remote_failures=1)}
-    assert choose(replace(state, doubts=doubts, attempts=withheld), at(100)) == ScoreDataset(A)
+    withheld = {B: RetryState(remote_failures=1)}
+    assert choose(replace(state, doubts=doubts, attempts=withheld), at(100)) == EvaluateDataset(A)
 
 
 def test_what_rests_after_a_failure_holds_no_score_up() -> None:
-    later = {A: Attempt(remote_failures=1, next_at=NOW + 1)}
-    assert choose(make_state(A, B, datasets={B: ()}, attempts=later), at(100)) == ScoreDataset(B)
+    later = {A: RetryState(remote_failures=1, next_at=NOW + 1)}
+    assert choose(make_state(A, B, datasets={B: ()}, attempts=later), at(100)) == EvaluateDataset(B)
 
 
 def test_a_file_that_is_lost_is_fetched_again_before_it_is_scored_and_holds_no_other_up() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, lost=frozenset([A]))
     assert choose(state, at(100)) == FetchDatasets((A,))
-    assert choose(replace(state, fetching=frozenset([A])), at(100)) == ScoreDataset(B)
+    assert choose(replace(state, fetching=frozenset([A])), at(100)) == EvaluateDataset(B)
     done = replace(state, fetching=frozenset([A]), verdicts={B: REFUSED})
     assert isinstance(choose(done, at(100)), Wait), "weights wait for it"
 
@@ -279,19 +288,19 @@ def test_downloads_for_other_rounds_hold_no_weights_up() -> None:
 
 def test_a_copy_is_not_scored_and_neither_is_a_verdict_given_twice() -> None:
     state = make_state(A, B, C, datasets={A: (), B: (), C: ()}, copies={A: COPY}, verdicts={B: REFUSED})
-    assert choose(state, at(100)) == ScoreDataset(C)
+    assert choose(state, at(100)) == EvaluateDataset(C)
 
 
 def test_only_losses_use_up_the_sample() -> None:
     known = dict.fromkeys([A, B, C], ())
     policy = replace(POLICY, miner_sample_size=1)
-    assert choose(make_state(A, B, C, datasets=known, verdicts={A: REFUSED}), at(100), policy) == ScoreDataset(B)
+    assert choose(make_state(A, B, C, datasets=known, verdicts={A: REFUSED}), at(100), policy) == EvaluateDataset(B)
     assert choose(make_state(A, B, C, datasets=known, verdicts={A: SCORED}), at(100), policy) == SetWeights()
 
 
 def test_losses_of_earlier_rounds_do_not_use_up_the_sample() -> None:
     policy = replace(POLICY, miner_sample_size=1)
-    assert choose(make_state(B, datasets={B: ()}, verdicts={A: SCORED}), at(100), policy) == ScoreDataset(B)
+    assert choose(make_state(B, datasets={B: ()}, verdicts={A: SCORED}), at(100), policy) == EvaluateDataset(B)
 
 
 def test_what_left_the_subnet_is_left_alone() -> None:
@@ -300,7 +309,7 @@ def test_what_left_the_subnet_is_left_alone() -> None:
 
 def test_what_is_being_scored_is_not_scored_twice_and_others_go_beside_it() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
-    assert choose(state, at(100)) == ScoreDataset(B)
+    assert choose(state, at(100)) == EvaluateDataset(B)
     assert isinstance(choose(replace(state, free=0), at(100)), Wait)
     assert isinstance(choose(replace(state, running=frozenset([A, B])), at(100)), Wait)
 
@@ -315,7 +324,7 @@ def test_checks_go_on_while_a_score_is_under_way() -> None:
 
 
 def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
-    state = make_state(A, B, attempts={A: Attempt(remote_failures=1, next_at=NOW + 1)})
+    state = make_state(A, B, attempts={A: RetryState(remote_failures=1, next_at=NOW + 1)})
     assert choose(state, at(100)) == FetchDatasets((B,))
     state = replace(state, verdicts={B: REFUSED})
     waiting = choose(state, at(100))
@@ -325,7 +334,7 @@ def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
 
 
 def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
-    attempts = {B: Attempt(remote_failures=1, next_at=NOW + 1)}
+    attempts = {B: RetryState(remote_failures=1, next_at=NOW + 1)}
     state = make_state(A, B, datasets={A: (), B: ()}, verdicts={A: SCORED}, attempts=attempts)
     assert isinstance(choose(state, at(100)), Wait)
     assert choose(state, at(100), replace(POLICY, miner_sample_size=1)) == SetWeights()
@@ -333,10 +342,10 @@ def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
 
 
 def test_what_this_machine_failed_at_too_often_is_parked() -> None:
-    state = make_state(A, attempts={A: Attempt(host_failures=MAX_HOST_FAILURES - 1)})
+    state = make_state(A, attempts={A: RetryState(host_failures=MAX_HOST_FAILURES - 1)})
     assert choose(state, at(100)) == FetchDatasets((A,))
     assert (
-        choose(replace(state, attempts={A: Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)}), at(100))
+        choose(replace(state, attempts={A: RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)}), at(100))
         == SetWeights()
     )
 
@@ -349,7 +358,7 @@ def test_weights_are_set_when_the_work_is_done_or_nearly_too_late() -> None:
     assert choose(busy, at(409)) == FetchDatasets((A,))
     assert choose(busy, at(410)) == SetWeights()
     assert choose(make_state(), at(100)) == SetWeights()
-    late = make_state(A, attempts={A: Attempt(remote_failures=1, next_at=NOW + 1)})
+    late = make_state(A, attempts={A: RetryState(remote_failures=1, next_at=NOW + 1)})
     assert isinstance(choose(late, at(409)), Wait)
     assert choose(late, at(410)) == SetWeights()
 
@@ -441,15 +450,15 @@ def test_weights_do_not_wait_for_a_score_that_is_under_way() -> None:
 
 
 def lasting(**changes: Any) -> State:
-    return make_state(A, attempts={A: Attempt(next_at=NOW + 1)}, has_last_shares=True, **changes)
+    return make_state(A, attempts={A: RetryState(next_at=NOW + 1)}, has_last_shares=True, **changes)
 
 
 def test_the_last_shares_are_given_again_before_the_chain_counts_this_hotkey_as_inactive() -> None:
     view = at(374, last_update=300, activity_cutoff=100)
     assert isinstance(choose(lasting(), view), Wait)
-    assert choose(lasting(), replace(view, block=375)) == RepeatWeights()
-    assert choose(replace(lasting(), round=None), replace(view, block=375)) == RepeatWeights()
-    assert keep_alive(lasting(), replace(view, block=375), POLICY) == RepeatWeights()
+    assert choose(lasting(), replace(view, block=375)) == ResubmitWeights()
+    assert choose(replace(lasting(), round=None), replace(view, block=375)) == ResubmitWeights()
+    assert keep_alive(lasting(), replace(view, block=375), POLICY) == ResubmitWeights()
 
 
 def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
@@ -460,38 +469,38 @@ def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
     assert keep_alive(lasting(), replace(view, activity_cutoff=0), POLICY) is None
     assert keep_alive(lasting(intents=[intent(380)]), view, POLICY) is None
     lost = replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS)
-    assert keep_alive(lasting(intents=[intent(380)]), lost, POLICY) == SettleIntent(1, False)
+    assert keep_alive(lasting(intents=[intent(380)]), lost, POLICY) == ResolveIntent(1, False)
 
 
 def test_a_repeat_keeps_to_the_rate_limit_and_to_growing_pauses() -> None:
     view = at(375, last_update=300, activity_cutoff=100, weights_rate_limit=90)
     assert keep_alive(lasting(), view, POLICY) is None
-    assert keep_alive(lasting(), replace(view, block=390), POLICY) == RepeatWeights()
+    assert keep_alive(lasting(), replace(view, block=390), POLICY) == ResubmitWeights()
     once = lasting(repeats=[intent(390, TOO_FAST)])
     assert keep_alive(once, replace(view, block=391), POLICY) is None
-    assert keep_alive(once, replace(view, block=392), POLICY) == RepeatWeights()
+    assert keep_alive(once, replace(view, block=392), POLICY) == ResubmitWeights()
 
 
 def test_a_repeat_of_unknown_fate_is_settled_by_the_chain() -> None:
     state = lasting(repeats=[intent(380)])
     view = at(383, last_update=300, activity_cutoff=100)
     assert keep_alive(state, view, POLICY) is None
-    assert keep_alive(state, replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS), POLICY) == SettleIntent(1, False)
-    assert keep_alive(state, at(383, last_update=381, activity_cutoff=100), POLICY) == SettleIntent(1, True)
+    assert keep_alive(state, replace(view, block=380 + UNKNOWN_OUTCOME_BLOCKS), POLICY) == ResolveIntent(1, False)
+    assert keep_alive(state, at(383, last_update=381, activity_cutoff=100), POLICY) == ResolveIntent(1, True)
 
 
 def test_weights_of_unknown_fate_of_an_earlier_round_are_settled_and_no_others_set_meanwhile() -> None:
     state = make_state(A, verdicts={A: SCORED}, unsettled=[intent(380)])
     assert isinstance(choose(state, at(400)), Wait)
-    assert choose(state, at(400, last_update=390)) == SettleIntent(1, True)
-    assert choose(make_idle({}, unsettled=[intent(380)]), at(413)) == SettleIntent(1, False)
+    assert choose(state, at(400, last_update=390)) == ResolveIntent(1, True)
+    assert choose(make_idle({}, unsettled=[intent(380)]), at(413)) == ResolveIntent(1, False)
 
 
 def test_an_unknown_fate_holds_up_nobody_for_ever_who_lost_the_uid_or_sets_no_weights_any_more() -> None:
     state = make_idle({}, unsettled=[intent(380)])
     late = 380 + UNKNOWN_OUTCOME_BLOCKS
-    assert choose(state, make_view(late)) == SettleIntent(1, False)
-    assert choose(state, at(late), replace(POLICY, sets_weights=False)) == SettleIntent(1, False)
+    assert choose(state, make_view(late)) == ResolveIntent(1, False)
+    assert choose(state, at(late), replace(POLICY, sets_weights=False)) == ResolveIntent(1, False)
 
 
 def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
@@ -505,8 +514,8 @@ def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
 def test_weights_of_unknown_fate_are_settled_by_the_chain() -> None:
     state = make_state(intents=[intent(120)])
     assert isinstance(choose(state, at(121, last_update=120)), Wait)
-    assert choose(state, at(123, last_update=121)) == SettleIntent(1, is_accepted=True)
-    assert choose(state, at(120 + UNKNOWN_OUTCOME_BLOCKS)) == SettleIntent(1, is_accepted=False)
+    assert choose(state, at(123, last_update=121)) == ResolveIntent(1, is_accepted=True)
+    assert choose(state, at(120 + UNKNOWN_OUTCOME_BLOCKS)) == ResolveIntent(1, is_accepted=False)
     assert isinstance(choose(state, at(119 + UNKNOWN_OUTCOME_BLOCKS)), Wait)
 
 
@@ -524,16 +533,16 @@ def test_while_a_fate_is_unknown_work_goes_on_but_no_weights_are_set() -> None:
 def test_a_round_stays_open_at_its_end_until_the_fate_is_known() -> None:
     state = make_state(A, intents=[intent(455)])
     assert isinstance(choose(state, at(460)), Wait)
-    assert choose(state, at(461, last_update=458)) == SettleIntent(1, is_accepted=True)
-    assert choose(state, at(455 + UNKNOWN_OUTCOME_BLOCKS)) == SettleIntent(1, is_accepted=False)
+    assert choose(state, at(461, last_update=458)) == ResolveIntent(1, is_accepted=True)
+    assert choose(state, at(455 + UNKNOWN_OUTCOME_BLOCKS)) == ResolveIntent(1, is_accepted=False)
 
 
 def test_every_unknown_fate_is_settled() -> None:
     intents = [intent(120, None, 1), intent(130, None, 2)]
     state = make_state(intents=intents)
-    assert choose(state, at(140, last_update=135)) == SettleIntent(2, is_accepted=True)
+    assert choose(state, at(140, last_update=135)) == ResolveIntent(2, is_accepted=True)
     state = replace(state, intents=[intents[0], replace(intents[1], outcome=ACCEPTED)], unsettled=[intents[0]])
-    assert choose(state, at(140, last_update=135)) == SettleIntent(1, is_accepted=True)
+    assert choose(state, at(140, last_update=135)) == ResolveIntent(1, is_accepted=True)
 
 
 def test_weights_that_arrive_after_they_were_given_up_count() -> None:
@@ -554,7 +563,7 @@ WATCHING = replace(POLICY, sets_weights=False)
 def test_without_weights_the_table_is_made_and_the_round_closes_at_its_end() -> None:
     state = make_state(A, verdicts={A: SCORED})
     assert choose(state, at(100), WATCHING) == SetWeights()
-    state = replace(state, has_standings=True)
+    state = replace(state, has_leaderboard=True)
     assert isinstance(choose(state, at(100), WATCHING), Wait)
     assert choose(state, at(460), WATCHING) == CloseRound(is_settled=True)
 

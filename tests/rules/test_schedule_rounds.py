@@ -11,19 +11,28 @@ import pytest
 
 from template.competition import CommitmentRecord
 from template.errors import Reason
-from template.records import Attempt, ChainView, Round, RoundEntry, SubmissionKey, Verdict, WeightIntent, WeightOutcome
-from template.rules.duplicates import DuplicateOf
+from template.records import (
+    ChainView,
+    RetryState,
+    Round,
+    RoundEntry,
+    SubmissionKey,
+    Verdict,
+    WeightIntent,
+    WeightOutcome,
+)
+from template.rules.duplicates import Duplicate
 from template.rules.entries import Entrant
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
     UNKNOWN_OUTCOME_BLOCKS,
     Action,
     CloseRound,
+    EvaluateDataset,
     FetchDatasets,
     OpenRound,
     Policy,
-    ScoreDataset,
-    SettleIntent,
+    ResolveIntent,
     SetWeights,
     State,
     Stop,
@@ -40,7 +49,7 @@ def make_member(key: SubmissionKey) -> RoundEntry:
     return RoundEntry(key=key, uid=0, block=10, rank_block=10, registration_block=0, lucky_num=7)
 
 
-COPY = DuplicateOf(hotkey="x", commit="y", block=1, shared=101)
+COPY = Duplicate(hotkey="x", commit="y", block=1, shared=101)
 
 
 @dataclass
@@ -67,14 +76,14 @@ class World:
     rate_limit: int = 0
     block: int = 100
     last_update: int = 5
-    copies: dict[SubmissionKey, DuplicateOf] = field(default_factory=dict)
+    copies: dict[SubmissionKey, Duplicate] = field(default_factory=dict)
     entrants: dict[SubmissionKey, Entrant] = field(default_factory=dict)
     verdicts: dict[SubmissionKey, Verdict] = field(default_factory=dict)
     datasets: dict[SubmissionKey, object] = field(default_factory=dict)
-    attempts: dict[SubmissionKey, Attempt] = field(default_factory=dict)
+    attempts: dict[SubmissionKey, RetryState] = field(default_factory=dict)
     intents: list[WeightIntent] = field(default_factory=list)
     current: Round | None = None
-    has_standings: bool = False
+    has_leaderboard: bool = False
     rounds_done: int = 0
     landing_block: int | None = None
     played: list[tuple[int, Action]] = field(default_factory=list)
@@ -122,7 +131,7 @@ class World:
             attempts=self.attempts,
             intents=self.intents,
             unsettled=[intent for intent in self.intents if intent.outcome is None],
-            has_standings=self.has_standings,
+            has_leaderboard=self.has_leaderboard,
             fetching=frozenset(self.fetching),
             room=self.downloads - len(self.fetching),
         )
@@ -147,7 +156,7 @@ class World:
                 self.fetching |= {key: self.block + (key not in self.held) * self.fetch_blocks for key in keys}
                 assert len(self.fetching) <= self.downloads
                 self.collect()
-            case ScoreDataset(key):
+            case EvaluateDataset(key):
                 assert key in self.datasets
                 assert key not in self.copies
                 rank_block = self.entrants[key].rank_block
@@ -155,7 +164,7 @@ class World:
                 self.work(key)
             case SetWeights():
                 self.set_weights()
-            case SettleIntent(intent_id, is_accepted):
+            case ResolveIntent(intent_id, is_accepted):
                 self.settle(intent_id, WeightOutcome(is_accepted=is_accepted))
             case CloseRound():
                 assert all(intent.outcome is not None for intent in self.intents)
@@ -181,13 +190,13 @@ class World:
             end_block=end_block, lucky_num=0, entries=tuple(make_member(key) for key in queue), queue=queue,
         )  # fmt: skip
         self.rounds.append(self.current)
-        self.intents, self.has_standings = [], False
+        self.intents, self.has_leaderboard = [], False
 
     def work(self, key: SubmissionKey) -> None:
         assert self.current is not None
         assert key in self.current.queue
         assert key not in self.verdicts
-        before = self.attempts.get(key, Attempt())
+        before = self.attempts.get(key, RetryState())
         assert before.next_at <= self.block * BLOCK_S
         assert before.host_failures < MAX_HOST_FAILURES
         self.block += self.work_blocks
@@ -214,7 +223,7 @@ class World:
     def set_weights(self) -> None:
         assert self.current is not None
         if not self.policy.sets_weights:
-            self.has_standings = bool(self.entrants)
+            self.has_leaderboard = bool(self.entrants)
             return
         assert all(intent.outcome is not None for intent in self.intents)
         assert not self.accepted[self.current.id], "weights are set again though they were accepted"
@@ -229,7 +238,7 @@ class World:
             finished_at=None,
         )
         self.intents.append(intent)
-        self.has_standings = True
+        self.has_leaderboard = True
         self.block += 1
         draw = self.random.random()
         if self.last_update and self.block - self.last_update < self.rate_limit:
@@ -272,7 +281,7 @@ def test_a_quiet_round_checks_all_scores_all_and_sets_weights_once() -> None:
     world.enter(*keys(5))
     world.run_rounds(1)
     kinds = [type(action).__name__ for _, action in world.played if not isinstance(action, Wait)]
-    assert kinds == ["OpenRound", *["FetchDatasets"] * 5, *["ScoreDataset"] * 5, "SetWeights", "CloseRound"]
+    assert kinds == ["OpenRound", *["FetchDatasets"] * 5, *["EvaluateDataset"] * 5, "SetWeights", "CloseRound"]
     assert world.rounds[0].end_block == 360
     assert world.actions(CloseRound) == [(360, CloseRound(is_settled=True))]
     assert len(world.verdicts) == 5
@@ -286,7 +295,7 @@ def test_downloads_go_on_side_by_side_and_hold_up_only_later_commitments() -> No
     world.run_rounds(1)
     assert [len(action.keys) for _, action in world.actions(FetchDatasets)] == [4, 2]
     first_fetch, last_fetch = (block for block, _ in world.actions(FetchDatasets))
-    (first_score, _), *_ = world.actions(ScoreDataset)
+    (first_score, _), *_ = world.actions(EvaluateDataset)
     assert first_score == last_fetch == first_fetch + 10 + 4, "scored while the last two are on their way"
     assert len(world.verdicts) == 6 and set(world.accepted.values()) == {1}
 
@@ -317,9 +326,9 @@ def test_one_sample_a_round_reaches_everyone_in_the_order_of_commitment() -> Non
     for key in reversed(entered):
         world.block += 1
         world.enter(key)
-    world.attempts[entered[3]] = Attempt(host_failures=MAX_HOST_FAILURES, next_at=math.inf)
+    world.attempts[entered[3]] = RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)
     world.run_rounds(5)
-    scored = [action.key for _, action in world.actions(ScoreDataset)]
+    scored = [action.key for _, action in world.actions(EvaluateDataset)]
     assert scored == [key for key in reversed(entered) if key not in (entered[1], entered[3])]
     assert set(world.accepted.values()) == {1}
 
@@ -338,7 +347,7 @@ def test_a_submission_the_hub_withholds_gets_its_turn_when_it_is_there() -> None
     world = World(policy=Policy(miner_sample_size=1))
     entered = keys(3)
     world.enter(*entered)
-    world.attempts[entered[0]] = Attempt(remote_failures=20, next_at=(world.block + 1500) * BLOCK_S)
+    world.attempts[entered[0]] = RetryState(remote_failures=20, next_at=(world.block + 1500) * BLOCK_S)
     world.run_rounds(8)
     assert set(entered) == set(world.verdicts)
 

@@ -12,8 +12,8 @@ import pytest
 
 from template.chain.client import Chain
 from template.config import load_training_args
-from template.receipts.receipt import Replay
-from template.receipts.replay import Auditor, Desk
+from template.receipts.receipt import ReplayVerdict
+from template.receipts.replay import Auditor, ReplayContext
 from template.receipts.round_file import RoundHeader, digest_lines
 from template.rules.seeds import seed_from_hash
 from tests.fixtures.audit import AUDIT, NAMES, Office
@@ -247,10 +247,10 @@ def test_a_chain_that_has_no_such_block_gives_no_answer(office: Office, honest: 
 def test_a_revision_that_is_not_the_pinned_one_is_not_run(office: Office) -> None:
     """Anyone may propose weights for a public model; a commit of theirs would make any loss come out as it was told."""
     pinned = dataclasses.replace(load_training_args(office.args), revision="a" * 40)
-    auditor = Auditor(Desk(work_dir=office.folder / "none"), office.net.competition, pinned)
+    auditor = Auditor(ReplayContext(work_dir=office.folder / "none"), office.net.competition, pinned)
     for revision in ("b" * 40, "refs/pr/1", "main", "a" * 39):
         comparison = auditor.replay(office.receipt("alice", model_revision=revision, model_digest=None))
-        assert comparison.verdict is Replay.NOT_COMPARABLE
+        assert comparison.verdict is ReplayVerdict.NOT_COMPARABLE
         assert comparison.reasons == (f"its model is of the revision {revision}, which --training_args does not name",)
 
 

@@ -15,10 +15,10 @@ from template.constants import DATA_FILE
 from template.hub.datasets import upload_dataset
 from template.miner.compare import compare_paired
 from template.receipts.files import read_receipt, write_receipt
-from template.receipts.receipt import Receipt, ScoredSubmission
+from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.records import TrainResult
 from template.rules.scoring import score_of
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 from tests.fixtures.network import (
     COMPUTE_LOSS,
     LARGE,
@@ -40,7 +40,7 @@ SEED = 5
 
 
 @dataclasses.dataclass
-class Desk:
+class ReplayContext:
     """Files to score, and a hub that holds the same."""
 
     net: Net
@@ -73,7 +73,7 @@ class Desk:
 
     def result(self, folder: Path, lucky_num: int = SEED) -> TrainResult:
         """What a validator's scorer says of a folder."""
-        return Scorer(
+        return Evaluator(
             competition=self.net.competition,
             training_args=load_training_args(self.args),
             eval_data_dir=self.eval_dir,
@@ -82,78 +82,82 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def context(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplayContext]:
     folder = tmp_path_factory.mktemp("desk")
     with Net(folder / "network", ["alice"]) as net, use_hub(net, "alice"):
-        yield Desk(net, folder, tiny_model, net.upload("alice", SMALL))
+        yield ReplayContext(net, folder, tiny_model, net.upload("alice", SMALL))
 
 
 @pytest.fixture(scope="module")
-def signed(desk: Desk) -> Path:
+def signed(context: ReplayContext) -> Path:
     """A receipt as a validator writes it, of alice's dataset on the hub."""
-    submission = ScoredSubmission(netuid=96, hotkey=desk.net.hotkey("alice"), repo="alice/data", commit=desk.commit)
-    receipt = Receipt(competition=desk.net.competition, submission=submission, result=desk.result(desk.small))
-    validator = desk.net.chain("validator")
-    return write_receipt(receipt.signed(validator.hotkey, validator.sign), desk.folder / "signed")
+    submission = EvaluatedSubmission(
+        netuid=96, hotkey=context.net.hotkey("alice"), repo="alice/data", commit=context.commit
+    )
+    receipt = Receipt(competition=context.net.competition, submission=submission, result=context.result(context.small))
+    validator = context.net.chain("validator")
+    return write_receipt(receipt.signed(validator.hotkey, validator.sign), context.folder / "signed")
 
 
-def test_the_same_bits_five_times_across_processes_and_after_other_scores(desk: Desk) -> None:
-    arguments = ("--dataset_path", desk.small, "--lucky_num", SEED)
-    first = desk.loss(*arguments)
-    desk.loss("--dataset_path", desk.foreign, "--lucky_num", SEED + 1)
-    losses = [desk.loss(*arguments), desk.loss(*arguments)]
+def test_the_same_bits_five_times_across_processes_and_after_other_scores(context: ReplayContext) -> None:
+    arguments = ("--dataset_path", context.small, "--lucky_num", SEED)
+    first = context.loss(*arguments)
+    context.loss("--dataset_path", context.foreign, "--lucky_num", SEED + 1)
+    losses = [context.loss(*arguments), context.loss(*arguments)]
     for _ in range(2):
-        process = run_process(COMPUTE_LOSS, "--json", *arguments, *desk.settings, env=desk.net.environment("alice"))
+        process = run_process(
+            COMPUTE_LOSS, "--json", *arguments, *context.settings, env=context.net.environment("alice")
+        )
         assert process.status == 0, process.logs
         losses.append(json.loads(process.output)["loss"])
     assert losses == [first] * 4 and math.isfinite(first)
 
 
-def test_file_folder_and_hub_give_the_same_loss(desk: Desk) -> None:
+def test_file_folder_and_hub_give_the_same_loss(context: ReplayContext) -> None:
     seed = ("--lucky_num", SEED)
-    expected = desk.result(desk.small).loss
-    assert desk.loss("--dataset_path", desk.small, *seed) == expected
-    assert desk.loss("--dataset_path", desk.small / DATA_FILE, *seed) == expected
-    assert desk.loss("--hf_repo_id", "alice/data", "--revision", desk.commit, *seed) == expected
-    assert desk.loss("--dataset_path", desk.small, "--eval_data_dir", desk.eval_dir, *seed) == expected
+    expected = context.result(context.small).loss
+    assert context.loss("--dataset_path", context.small, *seed) == expected
+    assert context.loss("--dataset_path", context.small / DATA_FILE, *seed) == expected
+    assert context.loss("--hf_repo_id", "alice/data", "--revision", context.commit, *seed) == expected
+    assert context.loss("--dataset_path", context.small, "--eval_data_dir", context.eval_dir, *seed) == expected
 
 
-def test_the_plain_result_says_loss_score_and_distance_from_bench(desk: Desk) -> None:
-    ended = desk.run("--dataset_path", desk.small, "--lucky_num", SEED)
-    result = desk.result(desk.small)
+def test_the_plain_result_says_loss_score_and_distance_from_bench(context: ReplayContext) -> None:
+    ended = context.run("--dataset_path", context.small, "--lucky_num", SEED)
+    result = context.result(context.small)
     fields = dict(line.split(maxsplit=1) for line in ended.output.splitlines())
-    bench = desk.net.competition.bench
+    bench = context.net.competition.bench
     assert ended.status == 0
     assert float(fields["loss"]) == result.loss and fields["seed"] == str(SEED)
-    assert fields["score"] == f"{score_of(result.loss, desk.net.competition):.6f} of 1"
+    assert fields["score"] == f"{score_of(result.loss, context.net.competition):.6f} of 1"
     assert fields["bench"].startswith(f"{bench}: this is {abs(bench - result.loss):.6f} ")
     assert fields["bench"].endswith("better" if result.loss <= bench else "worse")
     assert fields["rows"] == f"{len(SMALL)} trained on, {len(POOL)} evaluated on"
 
 
-def test_json_is_one_object_with_everything_that_moves_the_number(desk: Desk) -> None:
-    ended = desk.run("--dataset_path", desk.small, "--lucky_num", SEED, "--json")
+def test_json_is_one_object_with_everything_that_moves_the_number(context: ReplayContext) -> None:
+    ended = context.run("--dataset_path", context.small, "--lucky_num", SEED, "--json")
     assert ended.output.count("\n") == 1
-    content, result = json.loads(ended.output), desk.result(desk.small)
+    content, result = json.loads(ended.output), context.result(context.small)
     assert (content["loss"], content["losses"], content["lucky_nums"]) == (result.loss, [result.loss], [SEED])
     assert content["spread"] is None
-    assert content["score"] == score_of(result.loss, desk.net.competition)
-    assert content["competition"] == desk.net.competition.to_dict()
+    assert content["score"] == score_of(result.loss, context.net.competition)
+    assert content["competition"] == context.net.competition.to_dict()
     assert (content["train_sha256"], content["eval_sha256"]) == (result.train_sha256, result.eval_sha256)
     assert content["hyperparameters_digest"] == result.hyperparameters_digest
     assert content["environment"] == dict(result.environment)
     assert content["model"].endswith(str(result.model_digest))
 
 
-def test_repeats_count_seeds_up_and_give_mean_and_spread(desk: Desk) -> None:
-    arguments = ("--dataset_path", desk.small, "--lucky_num", 2**32 - 1, "--repeats", 3)
-    content = json.loads(desk.run(*arguments, "--json").output)
-    expected = [desk.result(desk.small, seed).loss for seed in (2**32 - 1, 0, 1)]
+def test_repeats_count_seeds_up_and_give_mean_and_spread(context: ReplayContext) -> None:
+    arguments = ("--dataset_path", context.small, "--lucky_num", 2**32 - 1, "--repeats", 3)
+    content = json.loads(context.run(*arguments, "--json").output)
+    expected = [context.result(context.small, seed).loss for seed in (2**32 - 1, 0, 1)]
     assert content["lucky_nums"] == [2**32 - 1, 0, 1]
     assert content["losses"] == expected and len(set(expected)) == 3
     assert content["loss"] == statistics.fmean(expected)
     assert content["spread"] == statistics.stdev(expected)
-    lines = desk.run(*arguments).output.splitlines()
+    lines = context.run(*arguments).output.splitlines()
     assert [line.split() for line in lines[:3]] == [
         ["loss", repr(loss), "lucky_num", str(seed)] for loss, seed in zip(expected, (2**32 - 1, 0, 1), strict=True)
     ]
@@ -161,115 +165,119 @@ def test_repeats_count_seeds_up_and_give_mean_and_spread(desk: Desk) -> None:
     assert lines[4].startswith(f"spread   {statistics.stdev(expected):.6f} ") and "3 seeds" in lines[4]
 
 
-def test_without_a_seed_one_is_drawn(desk: Desk) -> None:
-    runs = [json.loads(desk.run("--dataset_path", desk.small, "--json").output) for _ in range(2)]
+def test_without_a_seed_one_is_drawn(context: ReplayContext) -> None:
+    runs = [json.loads(context.run("--dataset_path", context.small, "--json").output) for _ in range(2)]
     assert runs[0]["lucky_nums"] != runs[1]["lucky_nums"]
     for one in runs:
-        assert one["loss"] == desk.loss("--dataset_path", desk.small, "--lucky_num", one["lucky_nums"][0])
+        assert one["loss"] == context.loss("--dataset_path", context.small, "--lucky_num", one["lucky_nums"][0])
 
 
-def test_only_the_rows_that_count_are_trained_on(desk: Desk) -> None:
-    longer = write_dataset(desk.folder / "longer", [*LARGE, *POOL[104:110], *POOL[:5]])
-    exact = write_dataset(desk.folder / "exact", POOL[:110])
+def test_only_the_rows_that_count_are_trained_on(context: ReplayContext) -> None:
+    longer = write_dataset(context.folder / "longer", [*LARGE, *POOL[104:110], *POOL[:5]])
+    exact = write_dataset(context.folder / "exact", POOL[:110])
     seed = ("--lucky_num", SEED)
-    assert desk.loss("--dataset_path", longer, *seed) == desk.loss("--dataset_path", exact, *seed)
+    assert context.loss("--dataset_path", longer, *seed) == context.loss("--dataset_path", exact, *seed)
 
 
-def test_only_the_check_refuses_rows_that_are_not_from_the_pool(desk: Desk) -> None:
-    assert desk.run("--dataset_path", desk.foreign).status == 0
-    checked = desk.run("--dataset_path", desk.foreign, "--check")
+def test_only_the_check_refuses_rows_that_are_not_from_the_pool(context: ReplayContext) -> None:
+    assert context.run("--dataset_path", context.foreign).status == 0
+    checked = context.run("--dataset_path", context.foreign, "--check")
     assert checked.status == 6 and checked.output == ""
     assert "not in the evaluation pool: line 5" in checked.logs[-1]
-    assert desk.run("--dataset_path", desk.small, "--check").status == 0
+    assert context.run("--dataset_path", context.small, "--check").status == 0
 
 
-def test_receipts_are_written_one_for_each_seed_and_can_be_replayed(desk: Desk) -> None:
-    folder = desk.folder / "own"
-    arguments = ("--dataset_path", desk.small, "--lucky_num", SEED, "--repeats", 2, "--receipt_dir", folder)
-    losses = json.loads(desk.run(*arguments, "--json").output)["losses"]
+def test_receipts_are_written_one_for_each_seed_and_can_be_replayed(context: ReplayContext) -> None:
+    folder = context.folder / "own"
+    arguments = ("--dataset_path", context.small, "--lucky_num", SEED, "--repeats", 2, "--receipt_dir", folder)
+    losses = json.loads(context.run(*arguments, "--json").output)["losses"]
     receipts = sorted((read_receipt(path) for path in folder.iterdir()), key=lambda one: one.result.lucky_num)
     assert [one.result.loss for one in receipts] == losses
     assert all(one.submission is None and one.signature is None for one in receipts)
     path = next(folder.glob(f"*-{SEED}.json"))
-    settings: list[object] = ["--model_path", desk.model, "--work_dir", desk.folder / "work"]
-    replay = desk.run("--verify", path, "--dataset_path", desk.small, settings=settings)
+    settings: list[object] = ["--model_path", context.model, "--work_dir", context.folder / "work"]
+    replay = context.run("--verify", path, "--dataset_path", context.small, settings=settings)
     assert replay.status == 0 and replay.output.splitlines()[-1] == "IDENTICAL"
     assert "signature  none" in replay.output.splitlines()
-    lost = desk.run("--verify", path, settings=settings)
+    lost = context.run("--verify", path, settings=settings)
     assert lost.status == 3 and "give it with --dataset_path" in lost.logs[-1]
 
 
-def verify(desk: Desk, path: Path, *more: object) -> Ended:
-    return desk.run(
-        "--verify", path, "--model_path", desk.model, "--work_dir", desk.folder / "work", *more, settings=[]
+def verify(context: ReplayContext, path: Path, *more: object) -> Ended:
+    return context.run(
+        "--verify", path, "--model_path", context.model, "--work_dir", context.folder / "work", *more, settings=[]
     )
 
 
-def test_an_honest_receipt_replays_identically(desk: Desk, signed: Path) -> None:
-    ended = verify(desk, signed)
+def test_an_honest_receipt_replays_identically(context: ReplayContext, signed: Path) -> None:
+    ended = verify(context, signed)
     assert ended.status == 0, ended.logs
     assert ended.output.splitlines()[-1] == "IDENTICAL"
-    assert f"signature  valid, by {desk.net.hotkey('validator')}" in ended.output.splitlines()
-    content = json.loads(verify(desk, signed, "--json").output)
+    assert f"signature  valid, by {context.net.hotkey('validator')}" in ended.output.splitlines()
+    content = json.loads(verify(context, signed, "--json").output)
     assert (content["verdict"], content["difference"]) == ("identical", 0.0)
-    assert content["recorded"] == content["replayed"] == desk.result(desk.small).loss
+    assert content["recorded"] == content["replayed"] == context.result(context.small).loss
 
 
-def resign(desk: Desk, signed: Path, **changed: object) -> Path:
+def resign(context: ReplayContext, signed: Path, **changed: object) -> Path:
     """The receipt with another result, signed by a key of no validator."""
     receipt = read_receipt(signed)
     result = dataclasses.replace(receipt.result, **changed)  # type: ignore[arg-type]
-    liar = desk.net.chain("alice")
+    liar = context.net.chain("alice")
     forged = dataclasses.replace(receipt, result=result).signed(liar.hotkey, liar.sign)
     assert verify_signature(liar.hotkey, forged.message(), str(forged.signature))
-    return write_receipt(forged, desk.folder / f"forged-{len(list(desk.folder.iterdir()))}")
+    return write_receipt(forged, context.folder / f"forged-{len(list(context.folder.iterdir()))}")
 
 
-def test_a_loss_that_was_never_computed_is_told_by_how_much(desk: Desk, signed: Path) -> None:
+def test_a_loss_that_was_never_computed_is_told_by_how_much(context: ReplayContext, signed: Path) -> None:
     loss = read_receipt(signed).result.loss
-    path = resign(desk, signed, loss=loss - 0.125)
-    ended = verify(desk, path)
+    path = resign(context, signed, loss=loss - 0.125)
+    ended = verify(context, path)
     assert ended.status == 7
     assert ended.output.splitlines()[-1] == "DIFFERENT by +0.125"
-    smallest = verify(desk, resign(desk, signed, loss=math.nextafter(loss, 0.0)), "--json")
+    smallest = verify(context, resign(context, signed, loss=math.nextafter(loss, 0.0)), "--json")
     assert smallest.status == 7 and json.loads(smallest.output)["difference"] > 0.0
 
 
-def test_another_file_is_not_comparable(desk: Desk, signed: Path) -> None:
-    ended = verify(desk, signed, "--dataset_path", desk.foreign)
+def test_another_file_is_not_comparable(context: ReplayContext, signed: Path) -> None:
+    ended = verify(context, signed, "--dataset_path", context.foreign)
     assert ended.status == 8
     assert ended.output.splitlines()[-1] == "NOT COMPARABLE"
     assert "the training file differs" in ended.output
 
 
-def test_another_library_explains_a_difference(desk: Desk, signed: Path) -> None:
+def test_another_library_explains_a_difference(context: ReplayContext, signed: Path) -> None:
     recorded = read_receipt(signed).result
     elsewhere = {**recorded.environment, "torch": "1.0"}
-    ended = verify(desk, resign(desk, signed, environment=elsewhere, loss=recorded.loss + 1e-3))
+    ended = verify(context, resign(context, signed, environment=elsewhere, loss=recorded.loss + 1e-3))
     assert ended.status == 8
     assert "torch differs: 1.0 in the receipt" in ended.output
-    assert verify(desk, resign(desk, signed, environment=elsewhere)).status == 0, "equal losses need no explanation"
+    assert verify(context, resign(context, signed, environment=elsewhere)).status == 0, (
+        "equal losses need no explanation"
+    )
 
 
 @pytest.mark.parametrize("field", ["loss", "signer", "signature"])
-def test_a_receipt_that_was_changed_after_signing_is_not_believed(desk: Desk, signed: Path, field: str) -> None:
+def test_a_receipt_that_was_changed_after_signing_is_not_believed(
+    context: ReplayContext, signed: Path, field: str
+) -> None:
     content = json.loads(signed.read_text())
     if field == "loss":
         content["result"]["loss"] -= 1.0
     else:
-        content[field] = desk.net.hotkey("alice") if field == "signer" else "0" * 128
-    path = desk.folder / f"tampered-{field}.json"
+        content[field] = context.net.hotkey("alice") if field == "signer" else "0" * 128
+    path = context.folder / f"tampered-{field}.json"
     path.write_text(json.dumps(content))
-    ended = verify(desk, path)
+    ended = verify(context, path)
     assert ended.status == 9
     assert "NOT VALID" in ended.output
 
 
-def test_a_signer_that_is_no_address_does_not_draw_on_the_terminal(desk: Desk, signed: Path) -> None:
+def test_a_signer_that_is_no_address_does_not_draw_on_the_terminal(context: ReplayContext, signed: Path) -> None:
     content = json.loads(signed.read_text())
-    path = desk.folder / "painted.json"
+    path = context.folder / "painted.json"
     path.write_text(json.dumps({**content, "signer": "\x1b[2J\x1b[32mvalid, by me\nIDENTICAL"}))
-    ended = verify(desk, path)
+    ended = verify(context, path)
     assert ended.status == 9
     assert r"signature  NOT VALID for \x1b[2J\x1b[32mvalid, by me\nIDENTICAL" in ended.output.splitlines()
 
@@ -277,10 +285,10 @@ def test_a_signer_that_is_no_address_does_not_draw_on_the_terminal(desk: Desk, s
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": "dataset-score-receipt/1"}', "NaN", "[" * 10_000], ids=range(6)
 )
-def test_what_is_no_receipt_is_named(desk: Desk, text: str) -> None:
-    path = desk.folder / "no-receipt.json"
+def test_what_is_no_receipt_is_named(context: ReplayContext, text: str) -> None:
+    path = context.folder / "no-receipt.json"
     path.write_text(text)
-    ended = verify(desk, path)
+    ended = verify(context, path)
     assert ended.status == 3
     (line,) = ended.logs
     assert str(path) in line
@@ -304,19 +312,19 @@ def test_what_is_no_receipt_is_named(desk: Desk, text: str) -> None:
     ],
     ids=range(12),
 )
-def test_a_command_line_that_makes_no_sense_is_refused(desk: Desk, arguments: tuple[str, ...]) -> None:
-    ended = desk.run(*arguments)
+def test_a_command_line_that_makes_no_sense_is_refused(context: ReplayContext, arguments: tuple[str, ...]) -> None:
+    ended = context.run(*arguments)
     assert ended.status == 2 and ended.output == ""
     assert "error:" in ended.logs[-1]
 
 
-def test_comparison_scores_both_under_the_same_seeds(desk: Desk) -> None:
+def test_comparison_scores_both_under_the_same_seeds(context: ReplayContext) -> None:
     seeds = [SEED, SEED + 1, SEED + 2]
-    arguments = ("--compare", desk.small, desk.foreign / DATA_FILE, "--lucky_num", SEED, "--repeats", 3)
-    content = json.loads(desk.run(*arguments, "--json").output)
+    arguments = ("--compare", context.small, context.foreign / DATA_FILE, "--lucky_num", SEED, "--repeats", 3)
+    content = json.loads(context.run(*arguments, "--json").output)
     assert content["lucky_nums"] == seeds
-    assert content["a"]["losses"] == [desk.result(desk.small, seed).loss for seed in seeds]
-    assert content["b"]["losses"] == [desk.result(desk.foreign, seed).loss for seed in seeds]
+    assert content["a"]["losses"] == [context.result(context.small, seed).loss for seed in seeds]
+    assert content["b"]["losses"] == [context.result(context.foreign, seed).loss for seed in seeds]
     paired = compare_paired(content["a"]["losses"], content["b"]["losses"])
     assert content["differences"] == list(paired.differences)
     assert (content["mean"], content["standard_error"]) == (paired.mean, paired.standard_error)
@@ -324,80 +332,82 @@ def test_comparison_scores_both_under_the_same_seeds(desk: Desk) -> None:
     assert content["finding"] == paired.finding == "A is better", "24 rows beat 5"
 
 
-def test_comparison_for_a_person_shows_losses_side_by_side_and_who_is_better(desk: Desk) -> None:
-    ended = desk.run("--compare", desk.foreign, desk.small, "--lucky_num", SEED, "--repeats", 2)
+def test_comparison_for_a_person_shows_losses_side_by_side_and_who_is_better(context: ReplayContext) -> None:
+    ended = context.run("--compare", context.foreign, context.small, "--lucky_num", SEED, "--repeats", 2)
     assert ended.status == 0
     lines = [line.split() for line in ended.output.splitlines()]
-    worse, better = (desk.result(folder).loss for folder in (desk.foreign, desk.small))
-    assert lines[0] == ["A", str(desk.foreign)] and lines[1] == ["B", str(desk.small)]
+    worse, better = (context.result(folder).loss for folder in (context.foreign, context.small))
+    assert lines[0] == ["A", str(context.foreign)] and lines[1] == ["B", str(context.small)]
     assert lines[4] == [str(SEED), f"{worse:.6f}", f"{better:.6f}", f"{better - worse:+.6f}"]
     assert lines[6][0] == "mean" and lines[8][0] == "difference" and lines[9][0] == "interval"
     assert ended.output.splitlines()[-1].startswith(("B IS BETTER by 0.", "UNDECIDED: "))
 
 
-def test_a_dataset_against_itself_is_identical_under_the_default_number_of_seeds(desk: Desk) -> None:
-    ended = desk.run("--compare", desk.small, desk.small / DATA_FILE)
+def test_a_dataset_against_itself_is_identical_under_the_default_number_of_seeds(context: ReplayContext) -> None:
+    ended = context.run("--compare", context.small, context.small / DATA_FILE)
     assert ended.output.splitlines()[-1] == "IDENTICAL under every seed"
     assert "5 seeds" in ended.output
 
 
-def test_what_is_undecided_says_how_many_seeds_would_decide(desk: Desk) -> None:
+def test_what_is_undecided_says_how_many_seeds_would_decide(context: ReplayContext) -> None:
     """Of two datasets of one size, a row apart, a few seeds cannot tell."""
-    near = write_dataset(desk.folder / "near", [*SMALL[1:], SMALL[0]])
-    ended = desk.run("--compare", desk.small, near, "--lucky_num", SEED, "--repeats", 3)
+    near = write_dataset(context.folder / "near", [*SMALL[1:], SMALL[0]])
+    ended = context.run("--compare", context.small, near, "--lucky_num", SEED, "--repeats", 3)
     assert ended.status == 0
     assert ended.output.splitlines()[-1].startswith("UNDECIDED: at this spread ")
 
 
-def test_comparison_says_which_of_the_two_is_refused(desk: Desk) -> None:
-    ended = desk.run("--compare", desk.small, desk.foreign, "--check")
+def test_comparison_says_which_of_the_two_is_refused(context: ReplayContext) -> None:
+    ended = context.run("--compare", context.small, context.foreign, "--check")
     assert ended.status == 6
-    assert f"{desk.foreign}: " in ended.logs[-1] and "not in the evaluation pool" in ended.logs[-1]
-    empty = write_dataset(desk.folder / "no-rows", [])
-    ended = desk.run("--compare", desk.small, empty)
+    assert f"{context.foreign}: " in ended.logs[-1] and "not in the evaluation pool" in ended.logs[-1]
+    empty = write_dataset(context.folder / "no-rows", [])
+    ended = context.run("--compare", context.small, empty)
     assert ended.status == 6 and f"{empty}: " in ended.logs[-1]
-    missing = desk.run("--compare", desk.small, desk.folder / "nowhere")
+    missing = context.run("--compare", context.small, context.folder / "nowhere")
     assert missing.status == 3 and "--compare" in missing.logs[-1]
 
 
-def test_comparison_leaves_a_receipt_of_every_score(desk: Desk) -> None:
-    folder = desk.folder / "pairs"
-    desk.run("--compare", desk.small, desk.foreign, "--lucky_num", SEED, "--repeats", 2, "--receipt_dir", folder)
+def test_comparison_leaves_a_receipt_of_every_score(context: ReplayContext) -> None:
+    folder = context.folder / "pairs"
+    context.run(
+        "--compare", context.small, context.foreign, "--lucky_num", SEED, "--repeats", 2, "--receipt_dir", folder
+    )
     receipts = [read_receipt(path).result for path in folder.iterdir()]
     assert len({(one.train_sha256, one.lucky_num) for one in receipts}) == 4
 
 
-def test_a_private_dataset_is_fetched_with_the_users_own_token(desk: Desk) -> None:
+def test_a_private_dataset_is_fetched_with_the_users_own_token(context: ReplayContext) -> None:
     commit = upload_dataset(make_content(SMALL), "alice/secret", token="hf_local_alice", private=True)
     arguments = ("--hf_repo_id", "alice/secret", "--revision", commit, "--lucky_num", SEED)
-    assert desk.loss(*arguments) == desk.result(desk.small).loss
+    assert context.loss(*arguments) == context.result(context.small).loss
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("HF_TOKEN")
-        assert desk.run(*arguments).status == 6
+        assert context.run(*arguments).status == 6
 
 
-def test_every_kind_of_trouble_has_its_status(desk: Desk) -> None:
+def test_every_kind_of_trouble_has_its_status(context: ReplayContext) -> None:
     seed = ("--lucky_num", SEED)
-    empty = desk.folder / "empty"
+    empty = context.folder / "empty"
     empty.mkdir()
     missing = ("--hf_repo_id", "alice/nothing", "--revision", "0" * 40, *seed)
-    assert desk.run("--dataset_path", desk.folder / "nowhere", *seed).status == 3
-    assert desk.run("--dataset_path", empty, *seed).status == 6
-    assert desk.run("--hf_repo_id", "alice/data", "--revision", "main", *seed).status == 3
-    assert desk.run(*missing).status == 6
-    assert desk.run("--dataset_path", desk.small, "--eval_data_dir", empty, *seed).status == 3
-    assert desk.run("--dataset_path", desk.small, "--device", "abacus", *seed).status == 3
+    assert context.run("--dataset_path", context.folder / "nowhere", *seed).status == 3
+    assert context.run("--dataset_path", empty, *seed).status == 6
+    assert context.run("--hf_repo_id", "alice/data", "--revision", "main", *seed).status == 3
+    assert context.run(*missing).status == 6
+    assert context.run("--dataset_path", context.small, "--eval_data_dir", empty, *seed).status == 3
+    assert context.run("--dataset_path", context.small, "--device", "abacus", *seed).status == 3
 
 
-def test_a_hub_that_is_gone_is_told_apart_from_a_bad_dataset(desk: Desk, tmp_path: Path) -> None:
+def test_a_hub_that_is_gone_is_told_apart_from_a_bad_dataset(context: ReplayContext, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-        ended = desk.run("--dataset_path", desk.small, settings=[*desk.settings, "--work_dir", tmp_path])
+        ended = context.run("--dataset_path", context.small, settings=[*context.settings, "--work_dir", tmp_path])
     assert ended.status == 5
     assert "RemoteError" in ended.logs[-1]
 
 
-def test_stdout_holds_the_result_alone(desk: Desk) -> None:
-    ended = desk.run("--dataset_path", desk.small, "--lucky_num", SEED, "--logging.debug", "--json")
+def test_stdout_holds_the_result_alone(context: ReplayContext) -> None:
+    ended = context.run("--dataset_path", context.small, "--lucky_num", SEED, "--logging.debug", "--json")
     json.loads(ended.output)
     assert any("scored" in line for line in ended.logs)

@@ -14,10 +14,10 @@ import pytest
 
 from scripts import status
 from template.errors import ConfigError, Reason
-from template.records import Attempt, Contest, Standing
+from template.records import EvalConfig, LeaderboardRow, RetryState
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.store.store import Store
-from template.validator.status import count_bytes, find_holder, measure_disk, read_status
+from template.validator.status import count_bytes, lock_holder_pid, measure_disk, read_status
 from tests.fixtures.network import LARGE, ROOT, SMALL, Net, SteppingChain, call_main, make_copy, run_process
 from tests.fixtures.status import ALICE, BOB, NOW, entry, make_round
 from tests.fixtures.validator import Bench, open_bench
@@ -32,9 +32,9 @@ def state_dir(net: Net) -> Path:
 
 def hear_now(bench: Bench) -> None:
     """The bench's clock is its own, the script's is the machine's."""
-    gauges = bench.store.activity()
-    assert gauges is not None
-    bench.store.record_activity(dataclasses.replace(gauges, now=time.time()), time.time())
+    metrics = bench.store.activity()
+    assert metrics is not None
+    bench.store.record_heartbeat(dataclasses.replace(metrics, now=time.time()), time.time())
 
 
 def test_a_validator_at_work_is_seen_from_another_process_and_goes_on(net: Net) -> None:
@@ -95,22 +95,22 @@ def test_after_the_end_the_table_stands_and_no_process_is_seen(net: Net) -> None
 
 def test_looking_takes_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A validator that starts at that moment would be refused, and its supervisor leave it stopped."""
-    assert find_holder(path) is None
+    assert lock_holder_pid(path) is None
     code = f"from pathlib import Path\nfrom template.store.store import Store\nStore(Path({str(path)!r}))\ninput()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     ) as holder:
         deadline = time.monotonic() + 60
-        while find_holder(path) is None:
+        while lock_holder_pid(path) is None:
             assert holder.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        assert find_holder(path) == holder.pid
+        assert lock_holder_pid(path) == holder.pid
         holder.kill()
-    assert find_holder(path) is None, "the file of one that was killed still names it"
+    assert lock_holder_pid(path) is None, "the file of one that was killed still names it"
     with monkeypatch.context() as patch:
         patch.setattr("fcntl.flock", None)
         patch.setattr("fcntl.lockf", None)
-        assert find_holder(path) is None
+        assert lock_holder_pid(path) is None
 
 
 def test_there_is_no_status_without_a_state(tmp_path: Path) -> None:
@@ -145,23 +145,23 @@ def test_a_check_fails_when_the_chain_keeps_refusing(net: Net) -> None:
     assert silent.status == 1 and "no word from the validator" in silent.output
 
 
-def test_only_attempts_of_who_still_stands_are_told(path: Path, store: Store, contest: Contest) -> None:
-    store.begin_round(contest, dataclasses.replace(make_round(), entries=(entry(ALICE),), queue=(ALICE,)), now=1.0)
+def test_only_attempts_of_who_still_stands_are_told(path: Path, store: Store, eval_config: EvalConfig) -> None:
+    store.begin_round(eval_config, dataclasses.replace(make_round(), entries=(entry(ALICE),), queue=(ALICE,)), now=1.0)
     for key in (ALICE, BOB):
-        store.record_attempt(contest, key, Attempt(1, 0, 5.0, "the Hub did not answer in 60 s"))
+        store.record_retry_state(eval_config, key, RetryState(1, 0, 5.0, "the Hub did not answer in 60 s"))
     seen = read_status(path.parent, NOW)
     assert set(seen.attempts) == {ALICE}
     assert seen.model == "org/model@abc"
 
 
-def test_the_contest_told_is_that_of_the_newest_round(path: Path, store: Store, contest: Contest) -> None:
+def test_the_contest_told_is_that_of_the_newest_round(path: Path, store: Store, eval_config: EvalConfig) -> None:
     from template.competition import Competition
 
-    other = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@def", now=2.0)
+    other = store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@def", now=2.0)
     assert read_status(path.parent, NOW).model == "org/model@def", "before the first round, the newest"
-    store.begin_round(contest, make_round(), now=3.0)
-    store.record_attempt(contest, ALICE, Attempt(1, 0, 5.0, "ours"))
-    store.record_attempt(other, BOB, Attempt(1, 0, 5.0, "of the other"))
+    store.begin_round(eval_config, make_round(), now=3.0)
+    store.record_retry_state(eval_config, ALICE, RetryState(1, 0, 5.0, "ours"))
+    store.record_retry_state(other, BOB, RetryState(1, 0, 5.0, "of the other"))
     seen = read_status(path.parent, NOW)
     assert (seen.model, set(seen.attempts)) == ("org/model@abc", {ALICE})
 
@@ -171,9 +171,9 @@ def test_what_strangers_wrote_reaches_the_terminal_spelt_out(net: Net) -> None:
     net.submit("bob", SMALL)
     with open_bench(net) as bench:
         bench.validator.run()
-        attempt = Attempt(0, MAX_HOST_FAILURES, time.time() + 9_000, "\x1b]0;owned\x07\nparked      none")
+        attempt = RetryState(0, MAX_HOST_FAILURES, time.time() + 9_000, "\x1b]0;owned\x07\nparked      none")
         (bob,) = [key for key in bench.store.submissions() if key.hotkey == net.hotkey("bob")]
-        bench.store.record_attempt(bench.contest, bob, attempt)
+        bench.store.record_retry_state(bench.eval_config, bob, attempt)
     ended = call_main(status.main, "--state_dir", state_dir(net), "--all")
     assert "\\x1b[2J\\x1b[31m\\u202eall" in ended.output and "\\x1b]0;owned\\x07\\nparked" in ended.output
     assert [line for line in ended.output.splitlines() if not line.isprintable()] == []
@@ -182,16 +182,16 @@ def test_what_strangers_wrote_reaches_the_terminal_spelt_out(net: Net) -> None:
     assert raw.strip().isprintable() and raw.isascii()
 
 
-def test_a_long_table_is_cut_unless_all_of_it_is_asked_for(path: Path, store: Store, contest: Contest) -> None:
-    opened = store.begin_round(contest, make_round(), now=1.0)
+def test_a_long_table_is_cut_unless_all_of_it_is_asked_for(path: Path, store: Store, eval_config: EvalConfig) -> None:
+    opened = store.begin_round(eval_config, make_round(), now=1.0)
     lines = [
-        Standing(
+        LeaderboardRow(
             key=make_key(f"hotkey{uid:03}"), uid=uid, reason=Reason.EMPTY, message=f"no row {uid}", loss=None,
             score=0.0, weight=0.0,
         )
         for uid in range(50)
     ]  # fmt: skip
-    store.record_standings(opened.id, lines)
+    store.record_leaderboard(opened.id, lines)
     cut = call_main(status.main, "--state_dir", path.parent).output
     whole = call_main(status.main, "--state_dir", path.parent, "--all").output
     assert cut.count("  empty  ") == 20

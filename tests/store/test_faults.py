@@ -15,7 +15,7 @@ import pytest
 
 from template.competition import Competition
 from template.errors import ConfigError, HostError
-from template.records import Attempt, Contest, Submission, SubmissionKey, Verdict
+from template.records import EvalConfig, RetryState, Submission, SubmissionKey, Verdict
 from template.store import database
 from template.store.migrations import MIGRATIONS, Execute
 from template.store.store import Store
@@ -77,7 +77,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_is_ki
 def test_a_second_store_of_the_same_process_is_refused_until_the_first_is_closed(path: Path, store: Store) -> None:
     with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
         Store(path)
-    store.see_submissions([])
+    store.record_submissions([])
     store.close()
     Store(path).close()
 
@@ -118,7 +118,7 @@ def test_the_state_and_everything_beside_it_is_for_the_owner_alone(path: Path) -
     old = os.umask(0)
     try:
         with Store(path) as store:
-            store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+            store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
             files = sorted(path.parent.iterdir())
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
     finally:
@@ -131,7 +131,7 @@ def test_relative_paths_and_paths_with_odd_characters_work(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     odd = Path("a folder?mode=ro&x#y%20") / "s.sqlite3"
     with Store(odd) as store:
-        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+        store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     assert (tmp_path / odd).is_file()
     with Store(odd, is_read_only=True) as reader:
         assert len(reader.submissions()) == 1
@@ -140,21 +140,23 @@ def test_relative_paths_and_paths_with_odd_characters_work(tmp_path: Path, monke
 # Readers
 
 
-def test_a_reader_sees_what_the_writer_has_committed_while_it_runs(path: Path, store: Store, contest: Contest) -> None:
+def test_a_reader_sees_what_the_writer_has_committed_while_it_runs(
+    path: Path, store: Store, eval_config: EvalConfig
+) -> None:
     with Store(path, is_read_only=True) as reader:
-        assert reader.verdicts(contest) == {}
+        assert reader.verdicts(eval_config) == {}
         with store.atomic() as db:
             db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
             assert reader.submissions() == {}
         assert list(reader.submissions()) == [SubmissionKey("h", "e")]
-        store.record_verdict(contest, KEY, SCORED, now=2.0)
-        assert reader.verdicts(contest)[KEY].loss == SCORED.loss
+        store.record_verdict(eval_config, KEY, SCORED, now=2.0)
+        assert reader.verdicts(eval_config)[KEY].loss == SCORED.loss
 
 
-def test_a_reader_can_write_nothing(path: Path, store: Store, contest: Contest) -> None:
+def test_a_reader_can_write_nothing(path: Path, store: Store, eval_config: EvalConfig) -> None:
     with Store(path, is_read_only=True) as reader, pytest.raises(HostError, match="readonly"):
-        reader.record_verdict(contest, KEY, SCORED, now=2.0)
-    assert store.verdicts(contest) == {}
+        reader.record_verdict(eval_config, KEY, SCORED, now=2.0)
+    assert store.verdicts(eval_config) == {}
 
 
 def test_a_reader_needs_a_state_that_is_there_and_makes_none(path: Path) -> None:
@@ -165,7 +167,7 @@ def test_a_reader_needs_a_state_that_is_there_and_makes_none(path: Path) -> None
 
 def test_a_reader_of_a_stopped_validators_state_reads_all(path: Path) -> None:
     with Store(path) as store:
-        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+        store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     with Store(path, is_read_only=True) as reader:
         assert len(reader.submissions()) == 1
 
@@ -204,7 +206,7 @@ def test_a_new_migration_runs_once_in_its_place_on_a_file_with_data(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(path) as store:
-        store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+        store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
     for _ in range(2):
         with Store(path) as store:
@@ -256,14 +258,14 @@ def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
             db.execute("INSERT INTO rounds VALUES (3, 1, 10, '0x', 370, 7, 1.0, NULL)")
             db.execute("INSERT INTO round_entries VALUES (3, 0, 'a', 'e')")
             db.execute("INSERT INTO weight_intents VALUES (1, 3, 20, '{\"0\": 1.0}', 1.0, NULL, NULL)")
-    contest = Contest(1, "d")
+    eval_config = EvalConfig(1, "d")
     with Store(path) as store:
-        assert store.open_round(contest) is None
-        assert store.verdicts(contest)[SubmissionKey("a", "e")].loss == 2.5
-        assert store.receipt(contest, SubmissionKey("a", "e")) == "signed"
-        assert store.unpublished(contest) == set() and store.round_receipts(contest, 3) == {}
+        assert store.open_round(eval_config) is None
+        assert store.verdicts(eval_config)[SubmissionKey("a", "e")].loss == 2.5
+        assert store.receipt(eval_config, SubmissionKey("a", "e")) == "signed"
+        assert store.unpublished(eval_config) == set() and store.round_receipts(eval_config, 3) == {}
         assert [(one.weights, one.shares) for one in store.intents(3)] == [({0: 1.0}, {})]
-        assert store.last_start_block(contest) == 10
+        assert store.last_start_block(eval_config) == 10
 
 
 # All or nothing
@@ -275,7 +277,7 @@ def test_an_error_inside_a_transaction_leaves_nothing_and_no_transaction(path: P
             db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
             raise error
     assert count(path, "submissions") == 0
-    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
     assert count(path, "submissions") == 1
 
 
@@ -284,24 +286,24 @@ def test_a_failing_commit_leaves_no_transaction(path: Path, store: Store) -> Non
         db.execute("PRAGMA defer_foreign_keys=ON")
         db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict', NULL)")
     assert count(path, "receipts") == 0
-    store.see_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
 
 
 def test_transactions_do_not_nest_and_the_outer_one_is_undone(path: Path, store: Store) -> None:
     with pytest.raises(HostError, match="transaction within"), store.atomic() as db:
         db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
-        store.see_submissions([])
+        store.record_submissions([])
     assert count(path, "submissions") == 0
 
 
-def test_a_verdict_whose_receipt_fails_is_not_there(path: Path, store: Store, contest: Contest) -> None:
-    store.record_attempt(contest, KEY, Attempt(1))
+def test_a_verdict_whose_receipt_fails_is_not_there(path: Path, store: Store, eval_config: EvalConfig) -> None:
+    store.record_retry_state(eval_config, KEY, RetryState(1))
     with store.atomic() as db:
         db.execute("CREATE TRIGGER full BEFORE INSERT ON receipts BEGIN SELECT RAISE(ABORT, 'no'); END")
     with pytest.raises(sqlite3.IntegrityError):
-        store.record_verdict(contest, KEY, SCORED, now=1.0)
-    assert store.verdicts(contest) == {}
-    assert store.attempts(contest) == {KEY: Attempt(1)}
+        store.record_verdict(eval_config, KEY, SCORED, now=1.0)
+    assert store.verdicts(eval_config) == {}
+    assert store.attempts(eval_config) == {KEY: RetryState(1)}
 
 
 def test_sigkill_between_verdict_and_receipt_leaves_neither(path: Path) -> None:
@@ -323,8 +325,8 @@ store.record_verdict(contest, key, Verdict(loss=2.5, receipt="{}"), now=2.0)
     with child(code, path) as process:
         assert process.wait(timeout=60) == -signal.SIGKILL
     with Store(path) as store:
-        contest = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=3.0)
-        assert [key.hotkey for key in store.verdicts(contest)] == ["bob"]
+        eval_config = store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=3.0)
+        assert [key.hotkey for key in store.verdicts(eval_config)] == ["bob"]
     assert count(path, "receipts") == 0
 
 
@@ -357,25 +359,25 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_is_the_hosts_fault_and_costs_nothing_recorded(
-    path: Path, store: Store, contest: Contest
+    path: Path, store: Store, eval_config: EvalConfig
 ) -> None:
-    store.record_verdict(contest, KEY, SCORED, now=1.0)
+    store.record_verdict(eval_config, KEY, SCORED, now=1.0)
     with store.atomic() as db:
         pages = db.execute("PRAGMA page_count").fetchone()[0]
     with store.atomic() as db:
         db.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(HostError, match="full"):
-        store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=[os.urandom(32)] * 10_000, now=1.0)
-    assert store.verdicts(contest)[KEY].loss == SCORED.loss
-    assert store.datasets(contest, 32) == {}
+        store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[os.urandom(32)] * 10_000, now=1.0)
+    assert store.verdicts(eval_config)[KEY].loss == SCORED.loss
+    assert store.datasets(eval_config, 32) == {}
     with store.atomic() as db:
         db.execute("PRAGMA max_page_count=1000000")
-    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
+    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
 
 
 def test_a_file_damaged_while_in_use_is_the_hosts_fault(path: Path) -> None:
     with Store(path) as store:
-        store.see_submissions(
+        store.record_submissions(
             [Submission(hotkey=f"h{at}", entry=make_entry(), first_block=1, block=1, open_block=1) for at in range(500)]
         )
     content = bytearray(path.read_bytes())
@@ -395,7 +397,7 @@ def test_a_writer_waits_for_another_that_holds_the_file_and_then_gives_up(
         intruder.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         with pytest.raises(HostError, match="locked"):
-            store.see_submissions([])
+            store.record_submissions([])
         assert time.monotonic() - began >= 0.05
         intruder.execute("ROLLBACK")
-    store.see_submissions([])
+    store.record_submissions([])

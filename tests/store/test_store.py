@@ -13,22 +13,22 @@ import pytest
 from template.competition import Competition
 from template.errors import Reason
 from template.records import (
-    Attempt,
-    Contest,
-    Gauges,
+    EvalConfig,
+    LeaderboardRow,
+    Metrics,
+    RetryState,
     Round,
     RoundEntry,
-    Running,
-    Standing,
+    RunningEvaluation,
     Submission,
     SubmissionKey,
     Verdict,
     WeightOutcome,
 )
-from template.rules.entries import recent_openings
+from template.rules.entries import prune_commit_blocks
 from template.store import submissions
 from template.store.store import Store
-from template.store.submissions import KnownVerdicts
+from template.store.submissions import VerdictCache
 from tests.fixtures.views import make_key
 
 KEY = make_key("alice")
@@ -46,7 +46,7 @@ OPENED = Round(
 )  # fmt: skip
 
 
-def standing(hotkey: str, **changes: object) -> Standing:
+def standing(hotkey: str, **changes: object) -> LeaderboardRow:
     values: dict[str, object] = {
         "key": make_key(hotkey),
         "uid": 0,
@@ -56,25 +56,25 @@ def standing(hotkey: str, **changes: object) -> Standing:
         "score": 0.0,
         "weight": 0.0,
     }
-    return Standing(**{**values, **changes})  # type: ignore[arg-type]
+    return LeaderboardRow(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def bits(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
-def test_floats_come_back_to_the_last_bit(store: Store, contest: Contest) -> None:
+def test_floats_come_back_to_the_last_bit(store: Store, eval_config: EvalConfig) -> None:
     draw = random.Random(1)
     losses = [5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.pi, 0.0]
     losses += [draw.uniform(0, 10) for _ in range(50)]
     for at, loss in enumerate(losses):
-        store.record_verdict(contest, make_key(f"h{at}"), Verdict(loss=loss, seconds=loss), now=1.0)
-    found = store.verdicts(contest)
+        store.record_verdict(eval_config, make_key(f"h{at}"), Verdict(loss=loss, seconds=loss), now=1.0)
+    found = store.verdicts(eval_config)
     for at, loss in enumerate(losses):
         kept = found[make_key(f"h{at}")].loss
         assert kept is not None
         assert bits(kept) == bits(loss)
-    round_id = store.begin_round(contest, OPENED, now=1.0).id
+    round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     weights = {uid: draw.random() for uid in range(20)}
     lines = [standing(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
     store.record_intent(
@@ -86,17 +86,17 @@ def test_floats_come_back_to_the_last_bit(store: Store, contest: Contest) -> Non
     assert {bits(line.weight) for line in store.standings(round_id)} == {bits(line.weight) for line in lines}
 
 
-def test_every_kind_of_verdict_comes_back(path: Path, store: Store, contest: Contest) -> None:
+def test_every_kind_of_verdict_comes_back(path: Path, store: Store, eval_config: EvalConfig) -> None:
     refusals = {make_key(reason): Verdict(reason=reason, message=f"it is {reason}\n\x00é") for reason in Reason}
     for key, verdict in {**refusals, KEY: SCORED}.items():
-        store.record_verdict(contest, key, verdict, now=1.0)
+        store.record_verdict(eval_config, key, verdict, now=1.0)
     store.close()
     with Store(path) as again:
-        found = again.verdicts(contest)
+        found = again.verdicts(eval_config)
         assert found == {**refusals, KEY: Verdict(loss=2.5, seconds=1.5)}
         assert all(type(found[key].reason) is Reason for key in refusals)
-        assert again.receipt(contest, KEY) == SCORED.receipt
-        assert again.receipt(contest, make_key("empty")) is None
+        assert again.receipt(eval_config, KEY) == SCORED.receipt
+        assert again.receipt(eval_config, make_key("empty")) is None
 
 
 @pytest.mark.parametrize(
@@ -104,37 +104,37 @@ def test_every_kind_of_verdict_comes_back(path: Path, store: Store, contest: Con
     [Verdict(), Verdict(loss=1.0, reason=Reason.EMPTY), Verdict(loss=math.nan)],
     ids=["neither", "both", "not a number"],
 )
-def test_a_verdict_has_a_loss_or_a_reason(store: Store, contest: Contest, verdict: Verdict) -> None:
+def test_a_verdict_has_a_loss_or_a_reason(store: Store, eval_config: EvalConfig, verdict: Verdict) -> None:
     with pytest.raises(sqlite3.IntegrityError):
-        store.record_verdict(contest, KEY, verdict, now=1.0)
-    assert store.verdicts(contest) == {}
+        store.record_verdict(eval_config, KEY, verdict, now=1.0)
+    assert store.verdicts(eval_config) == {}
 
 
-def test_a_verdict_is_given_once(store: Store, contest: Contest) -> None:
+def test_a_verdict_is_given_once(store: Store, eval_config: EvalConfig) -> None:
     refused = make_key("bob")
-    store.record_verdict(contest, KEY, SCORED, now=1.0)
-    store.record_verdict(contest, refused, Verdict(reason=Reason.EMPTY), now=1.0)
+    store.record_verdict(eval_config, KEY, SCORED, now=1.0)
+    store.record_verdict(eval_config, refused, Verdict(reason=Reason.EMPTY), now=1.0)
     for key in (KEY, refused):
         with pytest.raises(sqlite3.IntegrityError):
-            store.record_verdict(contest, key, Verdict(loss=1.0, receipt="other"), now=2.0)
-    assert store.verdicts(contest) == {KEY: Verdict(loss=2.5, seconds=1.5), refused: Verdict(reason=Reason.EMPTY)}
-    assert store.receipt(contest, KEY) == SCORED.receipt
+            store.record_verdict(eval_config, key, Verdict(loss=1.0, receipt="other"), now=2.0)
+    assert store.verdicts(eval_config) == {KEY: Verdict(loss=2.5, seconds=1.5), refused: Verdict(reason=Reason.EMPTY)}
+    assert store.receipt(eval_config, KEY) == SCORED.receipt
 
 
-def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, contest: Contest) -> None:
+def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, eval_config: EvalConfig) -> None:
     other = Competition(**{**Competition.from_defaults().to_dict(), "bench": 2.61})
-    same = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=9.0)
-    assert same == contest
+    same = store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=9.0)
+    assert same == eval_config
     others = [
-        store.open_contest(other, "h" * 64, "org/model@abc", now=1.0),
-        store.open_contest(Competition.from_defaults(), "i" * 64, "org/model@abc", now=1.0),
-        store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abd", now=1.0),
+        store.get_or_create_config(other, "h" * 64, "org/model@abc", now=1.0),
+        store.get_or_create_config(Competition.from_defaults(), "i" * 64, "org/model@abc", now=1.0),
+        store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abd", now=1.0),
     ]
-    assert len({one.id for one in [contest, *others]}) == len({one.digest for one in [contest, *others]}) == 4
-    store.record_verdict(contest, KEY, SCORED, now=1.0)
-    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
-    store.record_attempt(contest, KEY, Attempt(1, 0, 5.0, "x"))
-    store.begin_round(contest, OPENED, now=1.0)
+    assert len({one.id for one in [eval_config, *others]}) == len({one.digest for one in [eval_config, *others]}) == 4
+    store.record_verdict(eval_config, KEY, SCORED, now=1.0)
+    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
+    store.record_retry_state(eval_config, KEY, RetryState(1, 0, 5.0, "x"))
+    store.begin_round(eval_config, OPENED, now=1.0)
     for one in others:
         assert store.verdicts(one) == store.datasets(one, 32) == store.attempts(one) == {}
         assert store.open_round(one) is None
@@ -143,9 +143,9 @@ def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, cont
 
 def test_the_earliest_block_is_kept_while_the_newest_moves(store: Store) -> None:
     for block in (20, 10, 30, 25):
-        store.see_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block, open_block=block)])
-    store.see_submissions([Submission(hotkey="a", entry="f", first_block=40, block=40, open_block=40)])
-    store.see_submissions([])
+        store.record_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block, open_block=block)])
+    store.record_submissions([Submission(hotkey="a", entry="f", first_block=40, block=40, open_block=40)])
+    store.record_submissions([])
     assert store.submissions() == {
         SubmissionKey("a", "e"): Submission(hotkey="a", entry="e", first_block=10, block=25, open_block=10),
         SubmissionKey("a", "f"): Submission(hotkey="a", entry="f", first_block=40, block=40, open_block=40),
@@ -154,7 +154,7 @@ def test_the_earliest_block_is_kept_while_the_newest_moves(store: Store) -> None
 
 def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: Store) -> None:
     def see(block: int, *, born: int) -> int:
-        store.see_submissions(
+        store.record_submissions(
             [Submission(hotkey="a", entry="e", first_block=block, block=block, open_block=block)], {"a": born}
         )
         return store.submissions()[SubmissionKey("a", "e")].first_block
@@ -166,50 +166,52 @@ def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: St
 
 def test_hostile_text_is_kept_as_it_is(store: Store) -> None:
     texts = ["", "a\x00b", "a\x00c", "'; DROP TABLE submissions; --", "\U0001f600" * 32, "0x00", "1", "1.0"]
-    store.see_submissions([Submission(hotkey="a", entry=text, first_block=1, block=1, open_block=1) for text in texts])
+    store.record_submissions(
+        [Submission(hotkey="a", entry=text, first_block=1, block=1, open_block=1) for text in texts]
+    )
     assert {key.entry for key in store.submissions()} == set(texts)
 
 
-def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, contest: Contest) -> None:
+def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, eval_config: EvalConfig) -> None:
     other = make_key("bob")
     for key in (KEY, other):
-        store.record_attempt(contest, key, Attempt(1, 2, 3.5, "late"))
+        store.record_retry_state(eval_config, key, RetryState(1, 2, 3.5, "late"))
     row_keys = [os.urandom(32) for _ in range(5)]
-    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=row_keys, now=1.0)
-    assert store.datasets(contest, 32) == {KEY: tuple(row_keys)}
-    assert store.attempts(contest) == {other: Attempt(1, 2, 3.5, "late")}
-    store.record_dataset(contest, KEY, sha256="0" * 64, row_keys=row_keys[:2], now=2.0)
-    assert store.datasets(contest, 32) == {KEY: tuple(row_keys[:2])}
+    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=row_keys, now=1.0)
+    assert store.datasets(eval_config, 32) == {KEY: tuple(row_keys)}
+    assert store.attempts(eval_config) == {other: RetryState(1, 2, 3.5, "late")}
+    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=row_keys[:2], now=2.0)
+    assert store.datasets(eval_config, 32) == {KEY: tuple(row_keys[:2])}
 
 
-def test_the_last_attempt_counts_until_the_verdict(store: Store, contest: Contest) -> None:
-    store.record_attempt(contest, KEY, Attempt(1, 0, 1e10, "first"))
-    store.record_attempt(contest, KEY, Attempt(2, 1, 1764000000.123, "second"))
-    assert store.attempts(contest) == {KEY: Attempt(2, 1, 1764000000.123, "second")}
-    store.record_verdict(contest, KEY, SCORED, now=1.0)
-    assert store.attempts(contest) == {}
+def test_the_last_attempt_counts_until_the_verdict(store: Store, eval_config: EvalConfig) -> None:
+    store.record_retry_state(eval_config, KEY, RetryState(1, 0, 1e10, "first"))
+    store.record_retry_state(eval_config, KEY, RetryState(2, 1, 1764000000.123, "second"))
+    assert store.attempts(eval_config) == {KEY: RetryState(2, 1, 1764000000.123, "second")}
+    store.record_verdict(eval_config, KEY, SCORED, now=1.0)
+    assert store.attempts(eval_config) == {}
 
 
 def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_open_until_closed(
-    store: Store, contest: Contest
+    store: Store, eval_config: EvalConfig
 ) -> None:
-    assert store.open_round(contest) is store.last_round() is None
+    assert store.open_round(eval_config) is store.last_round() is None
     entries = tuple(make_key(name) for name in ["zoe", "adam", "mia", *(f"h{at}" for at in range(60, 0, -1))])
     members = tuple(entry(key, uid, lucky_num=uid or None, seed_block=None) for uid, key in enumerate(sorted(entries)))
     opened = replace(OPENED, entries=members, queue=entries[:-3])
-    first = store.begin_round(contest, opened, now=1.0)
+    first = store.begin_round(eval_config, opened, now=1.0)
     assert first == Round(**{**vars(opened), "id": first.id})
-    assert store.open_round(contest) == store.last_round() == first
+    assert store.open_round(eval_config) == store.last_round() == first
     store.close_round(first.id, now=2.0)
-    assert store.open_round(contest) is None
+    assert store.open_round(eval_config) is None
     assert store.last_round() == first
-    second = store.begin_round(contest, OPENED, now=3.0)
+    second = store.begin_round(eval_config, OPENED, now=3.0)
     assert second.id > first.id
-    assert store.last_round() == store.open_round(contest) == second
+    assert store.last_round() == store.open_round(eval_config) == second
 
 
-def test_an_intent_waits_for_its_outcome(store: Store, contest: Contest) -> None:
-    round_id = store.begin_round(contest, OPENED, now=1.0).id
+def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) -> None:
+    round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     first = store.record_intent(
         round_id,
         block=20,
@@ -233,14 +235,14 @@ def test_an_intent_waits_for_its_outcome(store: Store, contest: Contest) -> None
     assert [(one.id, one.finished_at) for one in found] == [(first, 3.5), (second, 5.0)]
     assert [one.is_repeat for one in found] == [False, True]
     assert store.intents(round_id + 1) == []
-    assert store.last_accepted() == store.last_accepted(contest) == found[1]
+    assert store.last_accepted() == store.last_accepted(eval_config) == found[1]
     assert found[0].registrations == {"a": 5}, "of those with a share alone"
-    assert store.last_accepted(Contest(contest.id + 1, "other")) is None and store.unsettled() == []
+    assert store.last_accepted(EvalConfig(eval_config.id + 1, "other")) is None and store.unsettled() == []
 
 
-def test_a_repeat_leaves_the_rounds_table_alone(store: Store, contest: Contest) -> None:
-    round_id = store.begin_round(contest, OPENED, now=1.0).id
-    store.record_standings(round_id, [standing("a")])
+def test_a_repeat_leaves_the_rounds_table_alone(store: Store, eval_config: EvalConfig) -> None:
+    round_id = store.begin_round(eval_config, OPENED, now=1.0).id
+    store.record_leaderboard(round_id, [standing("a")])
     store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, standings=None, now=2.0)
     assert [line.key.hotkey for line in store.standings(round_id)] == ["a"]
     assert store.last_accepted() is None
@@ -248,110 +250,114 @@ def test_a_repeat_leaves_the_rounds_table_alone(store: Store, contest: Contest) 
 
 def test_openings_are_remembered(store: Store) -> None:
     for found in ({("a", 20): 5}, {("a", 30): 21, ("b", 7): 1}, {("a", 20): 5}, {}):
-        store.see_openings(found)
-    assert store.openings() == {("a", 20): 5, ("a", 30): 21, ("b", 7): 1}
+        store.record_commit_blocks(found)
+    assert store.commit_blocks() == {("a", 20): 5, ("a", 30): 21, ("b", 7): 1}
 
 
 def test_a_file_that_is_missed_moves_its_submissions_mark_forward_only(store: Store) -> None:
-    store.see_submissions([Submission(hotkey="a", entry="e", first_block=5, block=5, open_block=5)])
+    store.record_submissions([Submission(hotkey="a", entry="e", first_block=5, block=5, open_block=5)])
     key = SubmissionKey("a", "e")
-    store.miss_submission(key, 10, is_found=True)
+    store.record_missing_file(key, 10, is_found=True)
     assert store.submissions()[key].missing_block == 0
     for block in (30, 20):
-        store.miss_submission(key, block)
+        store.record_missing_file(key, block)
     assert store.submissions()[key].missing_block == 30
-    store.miss_submission(key, 40, is_found=True)
+    store.record_missing_file(key, 40, is_found=True)
     assert store.submissions()[key].missing_block == 40
     reborn = Submission(hotkey="a", entry="e", first_block=60, block=60, open_block=60)
-    store.see_submissions([reborn], {"a": 50})
+    store.record_submissions([reborn], {"a": 50})
     assert store.submissions()[key] == reborn
 
 
 def test_commitments_of_long_ago_that_stand_no_more_are_forgotten(store: Store) -> None:
     texts = ("old", "kept", "new")
-    store.see_submissions(
+    store.record_submissions(
         [Submission(hotkey="a", entry=text, first_block=at, block=at, open_block=at) for at, text in enumerate(texts)]
     )
-    openings = {("a", 0): 0, ("a", 1): 0, ("b", 1): 0, ("b", 2): 1}
-    store.see_openings(openings)
+    commit_blocks = {("a", 0): 0, ("a", 1): 0, ("b", 1): 0, ("b", 2): 1}
+    store.record_commit_blocks(commit_blocks)
     store.prune_seen(keep={SubmissionKey("a", "kept")}, before_block=2)
     assert {key.entry for key in store.submissions()} == {"kept", "new"}
-    assert set(store.openings()) == {("a", 1), ("b", 2)}, "of who stands, the newest: it may be what stands"
-    assert set(recent_openings(openings, before_block=2)) == {("a", 1), ("b", 1), ("b", 2)}
+    assert set(store.commit_blocks()) == {("a", 1), ("b", 2)}, "of who stands, the newest: it may be what stands"
+    assert set(prune_commit_blocks(commit_blocks, before_block=2)) == {("a", 1), ("b", 1), ("b", 2)}
 
 
 def test_what_was_seen_is_told_of_those_that_are_asked_for(store: Store) -> None:
     seen = [Submission(hotkey="a", entry=str(at), first_block=at, block=at, open_block=at) for at in range(5)]
-    store.see_submissions(seen)
+    store.record_submissions(seen)
     asked = [seen[1].key, seen[3].key, SubmissionKey("b", "1")]
     assert store.submissions(asked) == {seen[1].key: seen[1], seen[3].key: seen[3]}
     assert store.submissions([]) == {} and len(store.submissions()) == 5
 
 
 def test_no_more_datasets_are_kept_than_the_memory_is_made_for(
-    store: Store, contest: Contest, monkeypatch: pytest.MonkeyPatch
+    store: Store, eval_config: EvalConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submissions, "MAX_DATASETS", 3)
     keys = [make_key(f"h{at}") for at in range(6)]
     for at, key in enumerate(keys):
-        store.record_dataset(contest, key, sha256="0" * 64, row_keys=[b"k" * 32, b"l" * 32], now=100.0 + at)
+        store.record_dataset(eval_config, key, sha256="0" * 64, row_keys=[b"k" * 32, b"l" * 32], now=100.0 + at)
     store.prune_submissions(keep={keys[1]}, datasets_before=0.0, receipts_before=0.0)
-    assert store.dataset_keys(contest) == {keys[1], *keys[3:]}
+    assert store.dataset_keys(eval_config) == {keys[1], *keys[3:]}
     own = b"k" * 32
-    shared = store.datasets(contest, 32, lambda row_keys: tuple(own if key == own else key for key in row_keys))
+    shared = store.datasets(eval_config, 32, lambda row_keys: tuple(own if key == own else key for key in row_keys))
     assert all(rows[0] is own and rows[1] == b"l" * 32 for rows in shared.values())
 
 
 def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
-    path: Path, store: Store, contest: Contest
+    path: Path, store: Store, eval_config: EvalConfig
 ) -> None:
     keys = [make_key(f"h{at}") for at in range(50)]
     for key in keys:
-        store.record_verdict(contest, key, SCORED, now=1.0)
+        store.record_verdict(eval_config, key, SCORED, now=1.0)
     store.close()
     with Store(path) as again:
-        found = again.verdicts(contest)
-        assert isinstance(found, KnownVerdicts) and found.held == 0
+        found = again.verdicts(eval_config)
+        assert isinstance(found, VerdictCache) and found.held == 0
         assert keys[3] in found and found[keys[4]].loss == SCORED.loss and make_key("x") not in found
         assert found.held == 3 and len(found) == 50 and set(found) == set(keys)
         again.prune_submissions(keep=set(), datasets_before=0.0, receipts_before=0.0)
-        assert found.held == 0 and again.verdicts(contest)[keys[9]].loss == SCORED.loss
-        again.record_verdict(contest, make_key("x"), Verdict(reason=Reason.EMPTY), now=1.0)
+        assert found.held == 0 and again.verdicts(eval_config)[keys[9]].loss == SCORED.loss
+        again.record_verdict(eval_config, make_key("x"), Verdict(reason=Reason.EMPTY), now=1.0)
         assert found[make_key("x")].reason is Reason.EMPTY
-        again.forget_refusals(contest, [Reason.EMPTY], before=2.0)
+        again.expire_rejections(eval_config, [Reason.EMPTY], before=2.0)
         assert make_key("x") not in found and keys[3] in found
 
 
 def test_what_the_validator_is_doing_comes_back(store: Store) -> None:
     assert store.activity() is None
-    running = Running(key=KEY, device="cuda:0", started_at=1.5, stage="train", done=3, total=10, memory_bytes=7)
-    gauges = Gauges(now=2.5, block=9, block_time=1.25, doing="scoring", round_id=None, queue=3, unscored=4)
-    for said in (gauges, replace(gauges, running=(running,), weights_block=4, tokens_per_s=0.1)):
-        store.record_activity(said, now=3.0)
+    running = RunningEvaluation(
+        key=KEY, device="cuda:0", started_at=1.5, stage="train", done=3, total=10, memory_bytes=7
+    )
+    metrics = Metrics(now=2.5, block=9, block_time=1.25, doing="scoring", round_id=None, queue=3, unscored=4)
+    for said in (metrics, replace(metrics, running=(running,), weights_block=4, tokens_per_s=0.1)):
+        store.record_heartbeat(said, now=3.0)
         assert store.activity() == said
 
 
-def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, contest: Contest) -> None:
+def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, eval_config: EvalConfig) -> None:
     bob = make_key("bob")
-    store.record_verdict(contest, KEY, SCORED, now=1.0)
-    first = store.begin_round(contest, OPENED, now=1.0).id
-    assert store.round_receipts(contest, first) == {KEY: SCORED.receipt}
-    store.record_verdict(contest, bob, SCORED, now=2.0)
-    assert store.round_receipts(contest, store.begin_round(contest, OPENED, now=2.0).id) == {}, "bob is no entry of it"
-    assert store.unpublished(contest) == {bob}
-    assert store.begun_entries(contest, [KEY, bob]) == {KEY: entry(KEY)}
-    second = store.begin_round(contest, replace(OPENED, entries=(entry(bob),), queue=()), now=3.0).id
-    assert store.round_receipts(contest, second) == {bob: SCORED.receipt}
-    assert store.round_receipts(contest, first) == {KEY: SCORED.receipt}
+    store.record_verdict(eval_config, KEY, SCORED, now=1.0)
+    first = store.begin_round(eval_config, OPENED, now=1.0).id
+    assert store.round_receipts(eval_config, first) == {KEY: SCORED.receipt}
+    store.record_verdict(eval_config, bob, SCORED, now=2.0)
+    assert store.round_receipts(eval_config, store.begin_round(eval_config, OPENED, now=2.0).id) == {}, (
+        "bob is no entry of it"
+    )
+    assert store.unpublished(eval_config) == {bob}
+    assert store.latest_seeded_entries(eval_config, [KEY, bob]) == {KEY: entry(KEY)}
+    second = store.begin_round(eval_config, replace(OPENED, entries=(entry(bob),), queue=()), now=3.0).id
+    assert store.round_receipts(eval_config, second) == {bob: SCORED.receipt}
+    assert store.round_receipts(eval_config, first) == {KEY: SCORED.receipt}
 
 
-def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, contest: Contest) -> None:
+def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> None:
     bob, carol = make_key("bob"), make_key("carol")
     for at, key in enumerate((KEY, bob, carol)):
-        store.record_dataset(contest, key, sha256="0" * 64, row_keys=[b"k" * 32], now=at)
-        store.record_verdict(contest, key, SCORED, now=at)
+        store.record_dataset(eval_config, key, sha256="0" * 64, row_keys=[b"k" * 32], now=at)
+        store.record_verdict(eval_config, key, SCORED, now=at)
     members = tuple(entry(key) for key in (KEY, bob, carol))
-    opened = store.begin_round(contest, replace(OPENED, entries=members), now=1.0)
+    opened = store.begin_round(eval_config, replace(OPENED, entries=members), now=1.0)
     weights, taken = {0: 1.0}, WeightOutcome(is_accepted=True, block=9)
     for at in range(3):
         number = store.record_intent(
@@ -364,17 +370,17 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, conte
             now=1.0,
         )
         store.record_outcome(number, replace(taken, is_accepted=at < 2), now=1.0)
-    store.record_attempt(contest, make_key("gone"), Attempt(next_at=1.0))
-    store.record_standings(opened.id, [standing("a")])
-    store.round_receipts(contest, opened.id)
+    store.record_retry_state(eval_config, make_key("gone"), RetryState(next_at=1.0))
+    store.record_leaderboard(opened.id, [standing("a")])
+    store.round_receipts(eval_config, opened.id)
     store.close_round(opened.id, now=5.0)
     store.prune_submissions(keep={bob}, datasets_before=2.0, receipts_before=2.0)
     store.prune_rounds(before=5.0)
-    assert store.dataset_keys(contest) == set(store.datasets(contest, 32)) == {bob, carol}
-    assert [store.receipt(contest, key) is None for key in (KEY, bob, carol)] == [True, False, False]
-    assert set(store.verdicts(contest)) == {KEY, bob, carol}
+    assert store.dataset_keys(eval_config) == set(store.datasets(eval_config, 32)) == {bob, carol}
+    assert [store.receipt(eval_config, key) is None for key in (KEY, bob, carol)] == [True, False, False]
+    assert set(store.verdicts(eval_config)) == {KEY, bob, carol}
     assert store.standings(opened.id) != []
-    assert store.attempts(contest) == {}
+    assert store.attempts(eval_config) == {}
     store.prune_rounds(before=5.1)
     assert store.standings(opened.id) == []
     assert [one.weights for one in store.intents(opened.id)] == [{}, weights, {}], "the last that were taken are kept"
@@ -383,21 +389,21 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, conte
     assert (last.id, last.entries, last.queue) == (opened.id, (), ())
 
 
-def test_refusals_are_taken_back_by_age_and_reason(store: Store, contest: Contest) -> None:
+def test_refusals_are_taken_back_by_age_and_reason(store: Store, eval_config: EvalConfig) -> None:
     bob, carol, dave = (make_key(name) for name in ("bob", "carol", "dave"))
     for key, reason in ((KEY, Reason.MISSING_FILE), (bob, Reason.MALFORMED), (carol, Reason.MISSING_REPO)):
-        store.record_verdict(contest, key, Verdict(reason=reason), now=1.0)
-    store.record_verdict(contest, dave, Verdict(reason=Reason.MISSING_FILE), now=9.0)
+        store.record_verdict(eval_config, key, Verdict(reason=reason), now=1.0)
+    store.record_verdict(eval_config, dave, Verdict(reason=Reason.MISSING_FILE), now=9.0)
     missing = (Reason.MISSING_FILE, Reason.MISSING_REPO)
-    store.forget_refusals(contest, missing, before=5.0)
-    assert set(store.verdicts(contest)) == {bob, dave}
-    store.record_verdict(contest, carol, Verdict(loss=2.5), now=9.0)
-    assert set(store.verdicts(contest)) == {bob, carol, dave}
+    store.expire_rejections(eval_config, missing, before=5.0)
+    assert set(store.verdicts(eval_config)) == {bob, dave}
+    store.record_verdict(eval_config, carol, Verdict(loss=2.5), now=9.0)
+    assert set(store.verdicts(eval_config)) == {bob, carol, dave}
 
 
-def test_the_table_of_the_newest_intent_counts_best_first(store: Store, contest: Contest) -> None:
-    round_id = store.begin_round(contest, OPENED, now=1.0).id
-    store.record_standings(round_id, [standing("old", uid=9)])
+def test_the_table_of_the_newest_intent_counts_best_first(store: Store, eval_config: EvalConfig) -> None:
+    round_id = store.begin_round(eval_config, OPENED, now=1.0).id
+    store.record_leaderboard(round_id, [standing("old", uid=9)])
     lines = [
         standing("refused", uid=0, reason=Reason.NOT_IN_POOL, message="line 3"),
         standing("second", uid=2, loss=2.5, score=0.3, weight=0.3),
@@ -411,5 +417,5 @@ def test_the_table_of_the_newest_intent_counts_best_first(store: Store, contest:
     found = store.standings(round_id)
     assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
     assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)
-    store.record_standings(round_id, [])
+    store.record_leaderboard(round_id, [])
     assert store.standings(round_id) == []

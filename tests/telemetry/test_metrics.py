@@ -1,14 +1,23 @@
 """What a dashboard shows, as numbers and rows."""
 
 from template.errors import Reason
-from template.records import Gauges, Round, RoundReport, Running, Standing, SubmissionKey, WeightIntent, WeightOutcome
+from template.records import (
+    LeaderboardRow,
+    Metrics,
+    Round,
+    RoundReport,
+    RunningEvaluation,
+    SubmissionKey,
+    WeightIntent,
+    WeightOutcome,
+)
 from template.telemetry.metrics import TABLE_COLUMNS, live_metrics, round_metrics, table_rows
 
 COMMIT = "0" * 40
 
 
-def make_standing(uid: int, *, loss: float | None = None, reason: Reason | None = None) -> Standing:
-    return Standing(
+def make_standing(uid: int, *, loss: float | None = None, reason: Reason | None = None) -> LeaderboardRow:
+    return LeaderboardRow(
         key=SubmissionKey(f"hotkey{uid}", f"owner/repo{uid}:1:{COMMIT}"),
         uid=uid,
         reason=reason,
@@ -19,7 +28,7 @@ def make_standing(uid: int, *, loss: float | None = None, reason: Reason | None 
     )
 
 
-def make_report(standings: list[Standing], **fields: object) -> RoundReport:
+def make_report(standings: list[LeaderboardRow], **fields: object) -> RoundReport:
     closed = Round(
         id=7, start_block=360, start_block_hash="0x", opened_block=361, end_block=720, lucky_num=1, entries=(), queue=()
     )
@@ -81,8 +90,8 @@ def test_the_table_has_a_row_for_everybody_uid_zero_and_a_loss_of_zero_included(
 
 
 def test_the_gauges_show_lag_queue_memory_and_speed() -> None:
-    running = Running(key=SubmissionKey("h", "e"), device="cuda:1", started_at=0.0, memory_bytes=3 * 2**30)
-    gauges = Gauges(
+    running = RunningEvaluation(key=SubmissionKey("h", "e"), device="cuda:1", started_at=0.0, memory_bytes=3 * 2**30)
+    metrics = Metrics(
         now=112.0,
         block=500,
         block_time=100.0,
@@ -90,11 +99,11 @@ def test_the_gauges_show_lag_queue_memory_and_speed() -> None:
         round_id=1,
         queue=4,
         unscored=9,
-        running=(running, Running(key=SubmissionKey("h", "e"), device="cpu", started_at=0.0)),
+        running=(running, RunningEvaluation(key=SubmissionKey("h", "e"), device="cpu", started_at=0.0)),
         weights_set_block=380,
         tokens_per_s=1234.5,
     )
-    assert live_metrics(gauges) == {
+    assert live_metrics(metrics) == {
         "live/block": 500,
         "live/chain_lag_seconds": 12.0,
         "live/queue": 4,
@@ -107,8 +116,8 @@ def test_the_gauges_show_lag_queue_memory_and_speed() -> None:
 
 
 def test_what_is_not_known_is_left_out_of_the_charts() -> None:
-    gauges = Gauges(now=1.0, block=1, block_time=1.0, doing="", round_id=None, queue=0, unscored=0)
-    assert set(live_metrics(gauges)) == {
+    metrics = Metrics(now=1.0, block=1, block_time=1.0, doing="", round_id=None, queue=0, unscored=0)
+    assert set(live_metrics(metrics)) == {
         "live/block",
         "live/chain_lag_seconds",
         "live/queue",

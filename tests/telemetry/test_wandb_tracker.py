@@ -19,11 +19,11 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from template import cli
 from template.errors import Reason
-from template.records import Gauges, Round, RoundReport, Standing, SubmissionKey
+from template.records import LeaderboardRow, Metrics, Round, RoundReport, SubmissionKey
 from template.telemetry import wandb_tracker
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_process import child_processes
-from template.telemetry.wandb_tracker import Dashboard, DashboardConfig, NoDashboard, Tracker, prune
+from template.telemetry.wandb_tracker import NullTracker, Tracker, TrackerConfig, WandbTracker, prune
 
 ROOT = Path(__file__).resolve().parents[2]
 HOTKEY = "5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX"
@@ -52,13 +52,15 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     wait_until(lambda: helpers(tmp_path / "tracking") == [], "every process has ended")
 
 
-def make_dashboard(folder: Path, *, clock: Callable[[], float] = lambda: DAY, version: str = "1.2") -> Dashboard:
-    config = DashboardConfig(project="test", entity=None, hotkey=HOTKEY, netuid=96, version=version, folder=folder)
-    return Dashboard(config, redact=Redactor(), clock=clock, patience_s=0.05)
+def make_dashboard(folder: Path, *, clock: Callable[[], float] = lambda: DAY, version: str = "1.2") -> WandbTracker:
+    config = TrackerConfig(project="test", entity=None, hotkey=HOTKEY, netuid=96, version=version, folder=folder)
+    return WandbTracker(config, redact=Redactor(), clock=clock, patience_s=0.05)
 
 
-def make_gauges(block: int) -> Gauges:
-    return Gauges(now=12.0 * block + 3, block=block, block_time=12.0 * block, doing="", round_id=1, queue=5, unscored=8)
+def make_gauges(block: int) -> Metrics:
+    return Metrics(
+        now=12.0 * block + 3, block=block, block_time=12.0 * block, doing="", round_id=1, queue=5, unscored=8
+    )
 
 
 def make_report(number: int, file: Path | None = None) -> RoundReport:
@@ -73,7 +75,7 @@ def make_report(number: int, file: Path | None = None) -> RoundReport:
         queue=(),
     )
     standings = tuple(
-        Standing(
+        LeaderboardRow(
             key=SubmissionKey(f"hotkey{uid}", f"owner/{SECRET}:1:{'0' * 40}"),
             uid=uid,
             reason=Reason.DUPLICATE if loss is None else None,
@@ -167,10 +169,10 @@ def test_a_run_holds_the_charts_the_table_and_the_receipts_and_no_secret(
     receipts = tmp_path / "round-1.jsonl"
     receipts.write_text('{"signed": true}\n')
     shown = make_dashboard(folder)
-    shown.report_gauges(make_gauges(100))
+    shown.report_metrics(make_gauges(100))
     shown.report_round(make_report(1, receipts))
     shown.report_round(make_report(2, tmp_path / "lost.jsonl"))
-    shown.report_gauges(make_gauges(101))
+    shown.report_metrics(make_gauges(101))
     shown.close(timeout_s=60)
     (path,) = runs(folder)
     assert is_finished(path)
@@ -199,15 +201,15 @@ def test_a_run_holds_the_charts_the_table_and_the_receipts_and_no_secret(
 def test_a_restart_resumes_the_days_run_and_midnight_or_another_version_begins_another(folder: Path) -> None:
     now = DAY
     shown = make_dashboard(folder, clock=lambda: now)
-    shown.report_gauges(make_gauges(1))
+    shown.report_metrics(make_gauges(1))
     shown.close(timeout_s=60)
     shown = make_dashboard(folder, clock=lambda: now)
-    shown.report_gauges(make_gauges(2))
+    shown.report_metrics(make_gauges(2))
     now += 86400
-    shown.report_gauges(make_gauges(3))
+    shown.report_metrics(make_gauges(3))
     shown.close(timeout_s=60)
     shown = make_dashboard(folder, clock=lambda: now, version="1.3")
-    shown.report_gauges(make_gauges(4))
+    shown.report_metrics(make_gauges(4))
     shown.close(timeout_s=60)
     found = runs(folder)
     assert [values(path, "live/block") for path in found] == [[1], [2], [3], [4]]
@@ -223,7 +225,7 @@ def test_a_service_that_dies_or_hangs_is_replaced_and_the_round_is_shown_after_a
 ) -> None:
     monkeypatch.setattr(wandb_tracker, "_ANSWER_TIMEOUT_S", 5.0)
     shown = make_dashboard(folder)
-    shown.report_gauges(make_gauges(1))
+    shown.report_metrics(make_gauges(1))
     wait_until(lambda: told, "an open run")
     broken = service(folder)
     os.kill(broken, fault)
@@ -240,13 +242,13 @@ def test_a_service_that_dies_or_hangs_is_replaced_and_the_round_is_shown_after_a
 
 def test_a_hung_service_holds_neither_reports_nor_the_end(folder: Path, told: list[str]) -> None:
     shown = make_dashboard(folder)
-    shown.report_gauges(make_gauges(1))
+    shown.report_metrics(make_gauges(1))
     wait_until(lambda: told, "an open run")
     for pid in (service(folder), *helpers(folder)):
         assert SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
         os.kill(pid, signal.SIGSTOP)
     for block in range(1000):
-        shown.report_gauges(make_gauges(block))
+        shown.report_metrics(make_gauges(block))
         shown.report_round(make_report(block))
     # The time limits inside are a minute, the service would hang for ever, and this comes back.
     shown.close(timeout_s=0.5)
@@ -284,7 +286,7 @@ def test_with_a_key_the_run_is_online_and_a_server_that_never_answers_disturbs_n
         monkeypatch.setenv("WANDB_API_KEY", key)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         shown = make_dashboard(folder)
-        shown.report_gauges(make_gauges(1))
+        shown.report_metrics(make_gauges(1))
         server.settimeout(90)
         connection, _ = server.accept()
         shown.close(timeout_s=0.5)
@@ -299,7 +301,7 @@ def test_a_key_that_is_none_is_a_warning_and_no_more(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
     shown = make_dashboard(folder)
-    shown.report_gauges(make_gauges(1))
+    shown.report_metrics(make_gauges(1))
     wait_until(lambda: warnings(told), "a warning")
     shown.close(timeout_s=60)
     assert "WANDB_API_KEY invalid" in warnings(told)[0]
@@ -310,7 +312,7 @@ def test_what_cannot_be_shown_for_long_is_dropped_gauges_first_and_told_once(fol
     shown = make_dashboard(folder)
     shown.report_round(make_report(1))
     for block in range(wandb_tracker.MAX_WAITING + 50):
-        shown.report_gauges(make_gauges(block))
+        shown.report_metrics(make_gauges(block))
     shown.report_round(make_report(2))
     wait_until(lambda: shown._patience_s >= 0.8, "more failures than a round has tries")
     folder.unlink()
@@ -356,8 +358,8 @@ def test_the_flags_say_where_runs_go_or_that_there_are_none() -> None:
 
 
 def test_who_wants_no_wandb_gets_none() -> None:
-    off: Tracker = NoDashboard()
-    off.report_gauges(make_gauges(1))
+    off: Tracker = NullTracker()
+    off.report_metrics(make_gauges(1))
     off.report_round(make_report(1))
     off.close()
 

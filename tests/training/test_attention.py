@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from template.training import determinism
-from template.training.attention import QUERY_CHUNK, Block, _attend, _attend_plainly, attend_packed
-from template.training.packing import Pack, pack_apart, pack_shared
+from template.training.attention import QUERY_CHUNK, PaddedBlock, _attend, _attend_plainly, packed_attention
+from template.training.packing import Pack, pack_rows, pack_with_shared_prefix
 from tests.fixtures.training import CPU, read_whole
 
 SIZE = 16
@@ -21,7 +21,7 @@ GRADIENTS = ("dq", "dk", "dv")
 def lay_apart(*lengths: int) -> Pack:
     """One pack of rows of these lengths, longest first."""
     rows = [read_whole(range(length)) for length in lengths]
-    (pack,) = pack_apart(rows, range(len(rows)), sum(lengths), CPU)
+    (pack,) = pack_rows(rows, range(len(rows)), sum(lengths), CPU)
     return pack
 
 
@@ -32,7 +32,7 @@ def lay_shared(*groups: tuple[int, Sequence[int]]) -> Pack:
         for group, (shared, owns) in enumerate(groups)
         for row, own in enumerate(owns)
     ]
-    (pack,) = pack_shared(rows, 10**6, CPU)
+    (pack,) = pack_with_shared_prefix(rows, 10**6, CPU)
     assert sorted({block.offset for block in pack.blocks}) == sorted({0, *(shared for shared, _ in groups)})
     return pack
 
@@ -67,10 +67,10 @@ def draw(pack: Pack, heads: tuple[int, int] = (4, 2), dtype: torch.dtype = torch
     return [torch.randn(shape, generator=stream).to(dtype) for shape in shapes]
 
 
-def attend(blocks: tuple[Block, ...], inputs: Sequence[torch.Tensor], limit: str = "all before") -> torch.Tensor:
+def attend(blocks: tuple[PaddedBlock, ...], inputs: Sequence[torch.Tensor], limit: str = "all before") -> torch.Tensor:
     softcap, window = LIMITS[limit]
     q, k, v = inputs
-    result, weights = attend_packed(
+    result, weights = packed_attention(
         nn.Module(), q, k, v, None, scaling=SCALING, softcap=softcap, sliding_window=window, blocks=blocks
     )
     assert weights is None
@@ -94,7 +94,7 @@ def attend_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, limit: str) ->
     return torch.stack(results)
 
 
-def attend_by_row(blocks: Sequence[Block], inputs: Sequence[torch.Tensor], limit: str) -> torch.Tensor:
+def attend_by_row(blocks: Sequence[PaddedBlock], inputs: Sequence[torch.Tensor], limit: str) -> torch.Tensor:
     """As `attend`, each row by itself and in float32."""
     q, k, v = (tensor[0].float() for tensor in inputs)
     places, results = [], []
@@ -178,7 +178,7 @@ def test_both_kernels_agree(width: int, offset: int, limit: str, grad: bool) -> 
 
 def test_without_blocks_every_row_of_the_batch_is_one_sequence() -> None:
     q, k, v = (torch.cat([tensor, -tensor, 2 * tensor]) for tensor in draw(lay_apart(20)))
-    result, _ = attend_packed(nn.Module(), q, k, v, None, scaling=SCALING)
+    result, _ = packed_attention(nn.Module(), q, k, v, None, scaling=SCALING)
     expected = torch.stack(
         [attend_row(*row, "all before").transpose(0, 1) for row in zip(q, k, v, strict=True)],
     )

@@ -9,7 +9,7 @@ import torch
 
 from template.training import determinism, loop
 from template.training.model import ScoringModel
-from template.training.packing import Pack, pack_apart
+from template.training.packing import Pack, pack_rows
 from tests.fixtures.training import CPU, Bench, encode, make_rows, shift_adapter
 
 # How long one pack waits for another before the test fails instead of hanging.
@@ -34,7 +34,7 @@ def model(bench: Bench) -> ScoringModel:
 def packs(model: ScoringModel) -> list[Pack]:
     """Six of unequal size."""
     rows = encode(model, make_rows(6, seed=3))
-    return list(pack_apart(rows, range(6), 1, CPU))
+    return list(pack_rows(rows, range(6), 1, CPU))
 
 
 class Watched:

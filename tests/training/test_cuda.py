@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from template.records import TrainResult
-from template.train import RunOptions, run_lora
+from template.train import RunOptions, train_and_evaluate
 from template.training import determinism, loop
 from template.training.cuda_graphs import LENGTH_STEP
 from template.training.model import ScoringModel, load_model
-from template.training.packing import pack_apart, pack_shared
+from template.training.packing import pack_rows, pack_with_shared_prefix
 from tests.fixtures.training import (
     BENCH_LOSS,
     CPU,
@@ -45,7 +45,9 @@ def score(
 ) -> TrainResult:
     options = RunOptions(training_args=make_args(), model_path=bench.model_path, device=device, dtype=dtype)
     folder = data_dir or bench.data_dir
-    return run_lora(lucky_num, BENCH_LOSS, 250, data_dir=folder, eval_data_dir=bench.eval_data_dir, options=options)
+    return train_and_evaluate(
+        lucky_num, BENCH_LOSS, 250, data_dir=folder, eval_data_dir=bench.eval_data_dir, options=options
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -69,7 +71,7 @@ def test_another_device_than_the_first_gives_the_same_bits(bench: Bench) -> None
 def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) -> None:
     model = load(bench)
     rows = encode(model, make_rows(4, seed=3))
-    packs = list(pack_apart(rows, range(4), 10**6, CUDA, True))
+    packs = list(pack_rows(rows, range(4), 10**6, CUDA, True))
     model.reset_adapter(7)
     shift_adapter(model)
     with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
@@ -104,7 +106,7 @@ def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, co
         model.reset_adapter(7)
         shift_adapter(model)
     with determinism.deterministic(CUDA):
-        packs = list(pack_apart(rows, range(count), 10**6, CUDA, True))
+        packs = list(pack_rows(rows, range(count), 10**6, CUDA, True))
         with loop.open_accumulator(ours) as accumulate:
             loss = accumulate(0, packs, targets).item()
             gradients = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
@@ -113,7 +115,7 @@ def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, co
             again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
             assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
     with determinism.deterministic(CPU), loop.open_accumulator(plain) as accumulate:
-        expected = accumulate(0, list(pack_apart(rows, range(count), 10**6, CPU)), targets).item()
+        expected = accumulate(0, list(pack_rows(rows, range(count), 10**6, CPU)), targets).item()
     assert loss == pytest.approx(expected, rel=0.01)
     for name, gradient in zip(plain.adapter_parameters, gradients, strict=True):
         assert relative_distance(gradient, plain.adapter_parameters[name].grad) < 0.05, name
@@ -125,12 +127,12 @@ def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Be
     shift_adapter(model)
     short, long = encode(model, make_rows(1, seed=3)), encode(model, make_rows(6, seed=4))
     with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
-        packs = list(pack_apart(short, [0], 10**6, CUDA, True))
+        packs = list(pack_rows(short, [0], 10**6, CUDA, True))
         first = accumulate(0, packs, 10)
         gradients = [parameter.grad.clone() for parameter in model.adapter_parameters.values()]
         assert packs[0].token_count < LENGTH_STEP
         # What a longer pack of the same recording left behind must not be read.
-        accumulate(0, list(pack_apart(long, range(6), LENGTH_STEP, CUDA, True)), 10)
+        accumulate(0, list(pack_rows(long, range(6), LENGTH_STEP, CUDA, True)), 10)
         assert torch.equal(accumulate(0, packs, 10), first)
         for parameter, gradient in zip(model.adapter_parameters.values(), gradients, strict=True):
             assert torch.equal(parameter.grad, gradient)
@@ -139,7 +141,7 @@ def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Be
 def test_dropout_in_a_graph_is_the_seeds_alone(bench: Bench) -> None:
     model = load(bench)
     rows = encode(model, make_rows(8, seed=3))
-    packs = list(pack_apart(rows, range(8), 10**6, CUDA, True))
+    packs = list(pack_rows(rows, range(8), 10**6, CUDA, True))
     model.set_dropout(True)
 
     def run(lucky_num: int, step: int) -> float:
@@ -162,7 +164,9 @@ def test_flash_attention_over_shared_starts_gives_the_losses_of_rows_alone(bench
         shift_adapter(model)
     rows = encode(ours, make_rows(30, seed=6))
     with determinism.deterministic(CUDA):
-        assert any(pack.spans and pack.spans.places is not None for pack in pack_shared(rows, 10**6, CUDA, True))
+        assert any(
+            pack.spans and pack.spans.places is not None for pack in pack_with_shared_prefix(rows, 10**6, CUDA, True)
+        )
         losses = loop.mean_row_losses(ours, rows, loop.ignore_progress)
         alone = [loop.evaluate(ours, [row]) for row in rows]
     with determinism.deterministic(CPU):

@@ -53,7 +53,7 @@ def test_another_dtype_is_refused(name: str) -> None:
 
 def test_streams_differ_by_purpose_and_seed_and_repeat() -> None:
     def draw(lucky_num: int, purpose: str) -> list[float]:
-        values: list[float] = torch.rand(4, generator=determinism.seeded_generator(lucky_num, purpose)).tolist()
+        values: list[float] = torch.rand(4, generator=determinism.make_generator(lucky_num, purpose)).tolist()
         return values
 
     streams = [(seed, purpose) for seed in (0, 1, 2**32 - 1) for purpose in ("adapter", "order", "dropout")]
@@ -64,7 +64,7 @@ def test_streams_differ_by_purpose_and_seed_and_repeat() -> None:
 
 def test_streams_never_change_from_one_version_to_the_next() -> None:
     # Known values: whoever changes how a seed is made changes every score of every receipt.
-    adapter = determinism.seeded_generator(7, "adapter")
+    adapter = determinism.make_generator(7, "adapter")
     assert adapter.initial_seed() == 8525067064003092717
     assert torch.randint(1000, (4,), generator=adapter).tolist() == [587, 566, 390, 696]
 
@@ -218,7 +218,7 @@ def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_relea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def digest() -> str:
-        return environment.machine_digest(CPU, torch.float32)
+        return environment.machine_fingerprint(CPU, torch.float32)
 
     before = digest()
     with monkeypatch.context() as patch:

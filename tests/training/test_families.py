@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from template.config import TrainingArgs
 from template.training.model import ScoringModel, load_model
-from template.training.packing import pack_apart
+from template.training.packing import pack_rows
 from tests.fixtures.training import (
     CPU,
     DTYPES,
@@ -117,7 +117,7 @@ def test_every_family_gives_the_losses_and_gradients_of_peft(name: str, tiny_mod
     _, unexpected = theirs.load_state_dict(model.adapter_parameters, strict=False)
     assert not unexpected
     rows = [place_targets(row, range(1, len(row))) for row in ROWS]
-    (pack,) = pack_apart(rows, range(3), 10**6, CPU)
+    (pack,) = pack_rows(rows, range(3), 10**6, CPU)
     losses = model.target_losses(pack)
     expected = torch.cat([whole_losses(theirs, row) for row in ROWS])
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
@@ -146,7 +146,7 @@ def test_gemma_2_keeps_its_caps_on_logits_and_attention(tiny_model: Path, tmp_pa
     )
     plain = make_plain(config, tiny_model, tmp_path)
     model = load("google/gemma-2-2b-it", tmp_path, dtype)
-    (pack,) = pack_apart([place_targets(range(40), range(1, 40))], [0], 40, CPU)
+    (pack,) = pack_rows([place_targets(range(40), range(1, 40))], [0], 40, CPU)
     with torch.no_grad():
         losses, whole = model.target_losses(pack), whole_losses(plain, range(40))
         assert 2.0 < plain(input_ids=torch.arange(40).unsqueeze(0)).logits.abs().max().item() <= 3.0

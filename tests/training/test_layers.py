@@ -10,9 +10,9 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from template.training.attention import attend_packed
-from template.training.layers import GatedNetwork, LeanRMSNorm, RotaryAttention, _Rotated, replace_layers
-from template.training.lora import AdaptedLinear
+from template.training.attention import packed_attention
+from template.training.layers import FusedGatedMLP, FusedRMSNorm, FusedRotaryAttention, _Rotated, replace_layers
+from template.training.lora import LoRALinear
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -34,10 +34,10 @@ both_families = pytest.mark.parametrize("kind", REPLACED)
 
 def make_network(kind: str, **changes: Any) -> nn.Module:
     """A random network of the family with adapters that are felt, as PEFT makes it of our adapted layers."""
-    transformers.AttentionInterface.register(ATTENTION, attend_packed)
+    transformers.AttentionInterface.register(ATTENTION, packed_attention)
     config = transformers.AutoConfig.for_model(kind, **(SIZES | changes))
     lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
-    lora._register_custom_module({nn.Linear: AdaptedLinear})
+    lora._register_custom_module({nn.Linear: LoRALinear})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         base = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
@@ -63,9 +63,9 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> set[str]:
 def test_norms_attentions_and_gated_networks_are_replaced(kind: str) -> None:
     network = make_network(kind)
     replace_layers(network)
-    assert modules_of(network, RotaryAttention) == {"layers.0.self_attn", "layers.1.self_attn"}
-    assert modules_of(network, GatedNetwork) == {"layers.0.mlp", "layers.1.mlp"}
-    assert len(modules_of(network, LeanRMSNorm)) == 5
+    assert modules_of(network, FusedRotaryAttention) == {"layers.0.self_attn", "layers.1.self_attn"}
+    assert modules_of(network, FusedGatedMLP) == {"layers.0.mlp", "layers.1.mlp"}
+    assert len(modules_of(network, FusedRMSNorm)) == 5
 
 
 @pytest.mark.parametrize("kind", GEMMAS)
@@ -80,8 +80,8 @@ def test_gemma_is_left_alone(kind: str) -> None:
 def test_a_gated_network_of_another_formula_is_left_alone(changes: dict[str, Any]) -> None:
     network = make_network("llama", **changes)
     replace_layers(network)
-    assert not modules_of(network, GatedNetwork)
-    assert len(modules_of(network, RotaryAttention)) == 2
+    assert not modules_of(network, FusedGatedMLP)
+    assert len(modules_of(network, FusedRotaryAttention)) == 2
 
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -115,7 +115,7 @@ def test_weights_that_are_fused_are_there_once(kind: str) -> None:
     replace_layers(network)
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in network.parameters()}
     assert sum(storage.nbytes() for storage in storages.values()) == sizes
-    for layer in (module for module in network.modules() if isinstance(module, RotaryAttention)):
+    for layer in (module for module in network.modules() if isinstance(module, FusedRotaryAttention)):
         projections = (layer.q_proj, layer.k_proj, layer.v_proj)
         places = {projection.get_base_layer().weight.untyped_storage().data_ptr() for projection in projections}
         assert len(places) == 1
@@ -149,7 +149,7 @@ def test_a_batch_of_rows_gives_the_logits_and_gradients_of_transformers_modules(
     theirs = make_network(kind, **changes)
     ours = copy.deepcopy(theirs)
     replace_layers(ours)
-    assert len(modules_of(ours, RotaryAttention)) == 2
+    assert len(modules_of(ours, FusedRotaryAttention)) == 2
     ids = torch.randint(1, 64, (3, 20), generator=torch.Generator().manual_seed(3))
     wanted = run(theirs, ids, POSITIONS[positions])
     for name, value in run(ours, ids, POSITIONS[positions]).items():

@@ -15,9 +15,9 @@ from template.data.encoding import EncodedRow
 from template.records import Progress
 from template.training import cross_entropy, loop
 from template.training.loop import NonFiniteLoss, evaluate, row_order, train_adapter
-from template.training.lora import AdaptedLinear
+from template.training.lora import LoRALinear
 from template.training.model import ScoringModel
-from template.training.packing import find_groups, pack_apart
+from template.training.packing import find_groups, pack_rows
 from tests.fixtures.training import CPU, Bench, encode, make_rows, place_targets, shift_adapter
 
 # Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
@@ -228,7 +228,7 @@ def test_losses_do_not_depend_on_the_layout_of_batches(
 def test_chunked_logits_give_the_losses_and_gradients_of_whole_ones(
     model: ScoringModel, train_rows: list[EncodedRow], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packs = list(pack_apart(train_rows, range(8), loop.TRAIN_FORWARD_TOKENS["cpu"], CPU))
+    packs = list(pack_rows(train_rows, range(8), loop.TRAIN_FORWARD_TOKENS["cpu"], CPU))
     targets = sum(row.target_count for row in train_rows[:8])
 
     def gradients() -> tuple[float, torch.Tensor]:
@@ -394,7 +394,7 @@ def test_broken_rows_are_named_in_their_step_and_training_ends_with_it(
         train_adapter(model, train_rows, [[3, 1, 2], [1, 2, 3]], on_progress=seen.append)
     assert (caught.value.where, caught.value.rows) == ("training step 1 of 2", (3, 1, 2))
     assert seen == []
-    assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, AdaptedLinear))
+    assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, LoRALinear))
 
 
 def test_nothing_of_a_broken_training_is_felt_after_a_reset(bench: Bench, train_rows: list[EncodedRow]) -> None:

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from template.training.dropout import Again, CpuDropout
-from template.training.lora import AdaptedLinear, Projections, _AdaptedProduct
+from template.training.lora import FusedLoRALinear, LoRALinear, _AdaptedProduct
 
 INPUTS, OUTPUTS, RANK = 24, 40, 4
 CONFIG = LoraConfig(r=RANK, lora_alpha=12, lora_dropout=0.0)
@@ -106,7 +106,7 @@ def run_one(layer: Linear, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def compute_apart(kind: str, layers: Sequence[Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `Projections` computes, by one layer after the other."""
+    """What `FusedLoRALinear` computes, by one layer after the other."""
     if kind == "stacked":
         return lambda x: torch.stack([layer(x) for layer in layers])
     return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
@@ -137,7 +137,7 @@ def assert_same_up_to_rounding(ours: dict[str, torch.Tensor], theirs: dict[str, 
 @pytest.mark.parametrize("shape", [(30,), (1, 30), (2, 15)])
 def test_result_and_gradients_are_those_of_peft(bias: bool, shape: tuple[int, ...]) -> None:
     base, x = make_base(bias), draw(*shape, INPUTS)
-    ours = run_one(adapt(AdaptedLinear, base), x)
+    ours = run_one(adapt(LoRALinear, base), x)
     assert ours["y"].shape == (*shape, OUTPUTS)
     assert_same(ours, run_one(adapt(Linear, base), x))
 
@@ -146,14 +146,14 @@ def test_result_and_gradients_are_those_of_peft(bias: bool, shape: tuple[int, ..
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
 def test_with_a_mask_result_and_gradients_are_those_of_peft_with_that_mask(bias: bool, p: float) -> None:
     base, x = make_base(bias), draw(30, INPUTS)
-    ours, theirs = adapt(AdaptedLinear, base), adapt(Linear, base)
+    ours, theirs = adapt(LoRALinear, base), adapt(Linear, base)
     ours.dropout = make_masks(p)
     drop_the_same([theirs], p, 30)
     assert_same(run_one(ours, x), run_one(theirs, x))
 
 
 def test_without_dropout_no_mask_is_drawn_and_the_result_is_the_same_twice() -> None:
-    layer, x = adapt(AdaptedLinear, make_base(True)), draw(30, INPUTS)
+    layer, x = adapt(LoRALinear, make_base(True)), draw(30, INPUTS)
     before = torch.random.get_rng_state()
     assert torch.equal(layer(x), layer(x))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -163,7 +163,7 @@ def test_without_dropout_no_mask_is_drawn_and_the_result_is_the_same_twice() -> 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_an_input_that_needs_no_gradient_changes_nothing_for_the_adapter(p: float) -> None:
-    layer, x = adapt(AdaptedLinear, make_base(True)), draw(30, INPUTS)
+    layer, x = adapt(LoRALinear, make_base(True)), draw(30, INPUTS)
     layer.dropout = make_masks(p) if p else None
     expected = run_one(layer, x)
     layer.dropout = make_masks(p) if p else None
@@ -183,8 +183,8 @@ def test_an_input_that_needs_no_gradient_changes_nothing_for_the_adapter(p: floa
 @every_kind
 def test_several_layers_at_once_are_each_of_pefts_alone(kind: str, bias: bool) -> None:
     x = draw(30, INPUTS)
-    theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, AdaptedLinear))
-    projections = Projections(ours, is_stacked=kind == "stacked")
+    theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, LoRALinear))
+    projections = FusedLoRALinear(ours, is_stacked=kind == "stacked")
     assert_same_up_to_rounding(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
 
 
@@ -192,19 +192,19 @@ def test_several_layers_at_once_are_each_of_pefts_alone(kind: str, bias: bool) -
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
 def test_with_a_mask_for_each_several_layers_are_each_of_pefts_with_its_mask(kind: str, bias: bool, p: float) -> None:
     x = draw(30, INPUTS)
-    theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, AdaptedLinear))
+    theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, LoRALinear))
     drop_the_same(theirs, p, 30)
     assert not torch.equal(*(layer.lora_dropout["default"].factor for layer in theirs[:2]))
     set_dropout(ours, make_masks(p))
-    projections = Projections(ours, is_stacked=kind == "stacked")
+    projections = FusedLoRALinear(ours, is_stacked=kind == "stacked")
     assert_same_up_to_rounding(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
 
 
 @every_kind
 def test_fused_weights_keep_their_names_places_and_values(kind: str, bias: bool) -> None:
-    layers = nn.ModuleList(make_layers(AdaptedLinear, WIDTHS[kind], bias))
+    layers = nn.ModuleList(make_layers(LoRALinear, WIDTHS[kind], bias))
     before = {name: (id(value), value.clone(), value.requires_grad) for name, value in layers.named_parameters()}
-    Projections(list(layers), is_stacked=kind == "stacked")
+    FusedLoRALinear(list(layers), is_stacked=kind == "stacked")
     after = dict(layers.named_parameters())
     assert list(after) == list(before)
     for name, value in after.items():
@@ -215,8 +215,8 @@ def test_fused_weights_keep_their_names_places_and_values(kind: str, bias: bool)
 
 @every_kind
 def test_fused_weights_are_parts_of_one_tensor_that_is_there_once(kind: str, bias: bool) -> None:
-    layers = make_layers(AdaptedLinear, WIDTHS[kind], bias)
-    projections = Projections(layers, is_stacked=kind == "stacked")
+    layers = make_layers(LoRALinear, WIDTHS[kind], bias)
+    projections = FusedLoRALinear(layers, is_stacked=kind == "stacked")
     x = draw(30, INPUTS)
     before = projections(x)
     for name in ("weight", "bias") if bias else ("weight",):
@@ -232,16 +232,16 @@ def test_fused_weights_are_parts_of_one_tensor_that_is_there_once(kind: str, bia
 
 
 def test_layers_with_and_without_a_bias_are_not_fused() -> None:
-    layers = [adapt(AdaptedLinear, make_base(bias)) for bias in (True, False)]
+    layers = [adapt(LoRALinear, make_base(bias)) for bias in (True, False)]
     for order in (layers, layers[::-1]):
         with pytest.raises(ValueError, match="bias"):
-            Projections(order)
+            FusedLoRALinear(order)
     assert len({layer.get_base_layer().weight.untyped_storage().data_ptr() for layer in layers}) == 2
 
 
 def test_layers_with_a_bias_are_not_stacked() -> None:
     with pytest.raises(ValueError, match="bias"):
-        Projections(make_layers(AdaptedLinear, WIDTHS["stacked"], True), is_stacked=True)
+        FusedLoRALinear(make_layers(LoRALinear, WIDTHS["stacked"], True), is_stacked=True)
 
 
 # A gated input.
@@ -251,7 +251,7 @@ def test_layers_with_a_bias_are_not_stacked() -> None:
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
 def test_a_gated_input_gives_the_result_and_gradients_of_peft_behind_autograds_gate(bias: bool, p: float) -> None:
     base, both = make_base(bias), 2 * draw(2, 30, INPUTS)
-    ours, theirs = adapt(AdaptedLinear, base), adapt(Linear, base)
+    ours, theirs = adapt(LoRALinear, base), adapt(Linear, base)
     if p:
         ours.dropout = make_masks(p)
         drop_the_same([theirs], p, 30)
@@ -303,12 +303,12 @@ def choose_compute(
     kind: str, dtype: torch.dtype, p: float
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[Linear]]:
     """What of this kind is computed, in the dtype with weights that bfloat16 has, and its layers."""
-    layers = make_layers(AdaptedLinear, WIDTHS.get(kind, (OUTPUTS,)), False, torch.bfloat16)
+    layers = make_layers(LoRALinear, WIDTHS.get(kind, (OUTPUTS,)), False, torch.bfloat16)
     for layer in layers:
         layer.get_base_layer().to(dtype)
     set_dropout(layers, make_masks(p) if p else None)
     if kind in WIDTHS:
-        return Projections(layers, is_stacked=kind == "stacked"), layers
+        return FusedLoRALinear(layers, is_stacked=kind == "stacked"), layers
     return layers[0].forward_gated if kind == "gated" else layers[0], layers
 
 

@@ -26,10 +26,10 @@ from template.localnet.hub_store import publish
 from template.localnet.tiny_model import make_tiny_model
 from template.training import determinism
 from template.training.dropout import CpuDropout
-from template.training.layers import LeanRMSNorm
-from template.training.lora import AdaptedLinear
+from template.training.layers import FusedRMSNorm
+from template.training.lora import LoRALinear
 from template.training.model import ScoringModel, digest_folder, load_model, load_tokenizer
-from template.training.packing import pack_apart
+from template.training.packing import pack_rows
 from tests.fixtures.training import (
     CPU,
     DTYPES,
@@ -173,7 +173,7 @@ def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_m
     assert torch.equal(run(7), first)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(run(8), first)
-    layers = [module for module in model.network.modules() if isinstance(module, AdaptedLinear)]
+    layers = [module for module in model.network.modules() if isinstance(module, LoRALinear)]
     assert len(layers) == 14
     # One stream for all, so that no two layers of one shape drop the same.
     (dropout,) = {layer.dropout for layer in layers}
@@ -200,7 +200,7 @@ def test_without_dropout_nothing_is_drawn(bench: Bench) -> None:
     model.reset_adapter(7)
     model.set_dropout(True)
     model.seed_dropout(0, 0)
-    assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, AdaptedLinear))
+    assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, LoRALinear))
 
 
 # The forward.
@@ -220,7 +220,7 @@ def test_losses_of_a_pack_are_those_of_the_models_own_forward(bench: Bench) -> N
     model = bench.load()
     plain = transformers.AutoModelForCausalLM.from_pretrained(bench.model_path, dtype=torch.float32)
     rows = [place_targets(range(100), range(1, 100)), place_targets(range(200, 240), {2, 3, 39})]
-    (pack,) = pack_apart(rows, [0, 1], 10**6, CPU)
+    (pack,) = pack_rows(rows, [0, 1], 10**6, CPU)
     with torch.no_grad():
         ours = model.target_losses(pack)
         whole = [
@@ -238,7 +238,7 @@ def test_the_base_is_what_the_file_holds(bench: Bench, tiny_model: Path) -> None
     }
     assert ours == digests(load_file(tiny_model / "model.safetensors"))
     assert sum("norm" in name for name in ours) == 5
-    assert sum(isinstance(module, LeanRMSNorm) for module in model.network.modules()) == 5
+    assert sum(isinstance(module, FusedRMSNorm) for module in model.network.modules()) == 5
 
 
 # Tokens.

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from template.training.layers import LeanRMSNorm, replace_norms
+from template.training.layers import FusedRMSNorm, replace_norms
 
 WIDTH = 48
 THEIRS = [LlamaRMSNorm, Qwen2RMSNorm]
@@ -28,7 +28,7 @@ def make_pair(family: type[Any], dtype: torch.dtype, epsilon: float = 1e-5) -> t
     theirs.weight.copy_(draw(WIDTH, seed=2))
     parent = nn.ModuleDict({"norm": theirs})
     replace_norms(parent)
-    assert type(parent["norm"]) is LeanRMSNorm
+    assert type(parent["norm"]) is FusedRMSNorm
     return theirs, parent["norm"]
 
 
@@ -111,7 +111,7 @@ def test_every_norm_of_a_model_is_replaced_and_no_parameter_renamed_or_copied(ki
     network = make_network(kind)
     before = {name: parameter.data_ptr() for name, parameter in network.named_parameters()}
     replace_norms(network)
-    norms = {name for name, module in network.named_modules() if isinstance(module, LeanRMSNorm)}
+    norms = {name for name, module in network.named_modules() if isinstance(module, FusedRMSNorm)}
     assert norms == {name.removesuffix(".weight") for name in before if "norm" in name}
     assert len(norms) == 2 * 2 + 1
     assert {name: parameter.data_ptr() for name, parameter in network.named_parameters()} == before

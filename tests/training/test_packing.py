@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from template.data.encoding import EncodedRow
-from template.training.attention import Spans
-from template.training.packing import Group, Pack, find_groups, pack_apart, pack_evenly, pack_shared
+from template.training.attention import VarlenSpans
+from template.training.packing import Group, Pack, balance_packs, find_groups, pack_rows, pack_with_shared_prefix
 from tests.fixtures.training import CPU, place_targets, read_whole
 
 SEEDS = range(60)
@@ -38,15 +38,15 @@ def count_used(row: EncodedRow) -> int:
 
 
 def pack_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
-    return list(pack_apart(rows, range(len(rows)), max_tokens, CPU))
+    return list(pack_rows(rows, range(len(rows)), max_tokens, CPU))
 
 
 def share_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
-    return list(pack_shared(rows, max_tokens, CPU))
+    return list(pack_with_shared_prefix(rows, max_tokens, CPU))
 
 
 def even_all(rows: Sequence[EncodedRow], max_tokens: int, workers: int = 2) -> list[Pack]:
-    return pack_evenly(rows, range(len(rows)), max_tokens, CPU, workers)
+    return balance_packs(rows, range(len(rows)), max_tokens, CPU, workers)
 
 
 every_way = pytest.mark.parametrize("pack_rows", [pack_all, share_all, even_all])
@@ -166,9 +166,9 @@ def test_rows_of_like_length_lie_together() -> None:
 
 def test_only_the_rows_asked_for_are_packed() -> None:
     rows = [read_whole([row, row]) for row in range(6)]
-    (pack,) = pack_apart(rows, [4, 1], 10**6, CPU)
+    (pack,) = pack_rows(rows, [4, 1], 10**6, CPU)
     assert sorted(pack.indices) == [1, 4]
-    assert list(pack_apart(rows, [], 10**6, CPU)) == []
+    assert list(pack_rows(rows, [], 10**6, CPU)) == []
 
 
 # Evenly.
@@ -217,9 +217,9 @@ def test_only_the_rows_asked_for_are_packed_evenly_and_alike_every_time() -> Non
     for seed in SEEDS:
         rows = make_random_rows(seed)
         chosen = random.Random(seed).sample(range(len(rows)), -(-len(rows) // 2))
-        packs = pack_evenly(rows, chosen, 64, CPU, 2)
+        packs = balance_packs(rows, chosen, 64, CPU, 2)
         assert sorted(index for pack in packs for index in pack.indices) == sorted(chosen)
-        again = pack_evenly(rows, chosen, 64, CPU, 2)
+        again = balance_packs(rows, chosen, 64, CPU, 2)
         assert [pack.indices for pack in packs] == [pack.indices for pack in again]
         assert all(one.input_ids.equal(other.input_ids) for one, other in zip(packs, again, strict=True))
 
@@ -240,7 +240,7 @@ def seen_by_blocks(pack: Pack) -> Seen:
     return found
 
 
-def seen_by_spans(spans: Spans, length: int) -> Seen:
+def seen_by_spans(spans: VarlenSpans, length: int) -> Seen:
     places = list(range(length)) if spans.places is None else spans.places.tolist()
     queries, keys = spans.queries.tolist(), spans.keys.tolist()
     assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, length, 0, len(places))
@@ -255,10 +255,10 @@ def in_spans(pack_rows: Packing, rows: Sequence[EncodedRow], max_tokens: int) ->
     """As `pack_rows`, told by spans."""
     indices = range(len(rows))
     if pack_rows is pack_all:
-        return list(pack_apart(rows, indices, max_tokens, CPU, True))
+        return list(pack_rows(rows, indices, max_tokens, CPU, True))
     if pack_rows is share_all:
-        return list(pack_shared(rows, max_tokens, CPU, True))
-    return pack_evenly(rows, indices, max_tokens, CPU, 2, True)
+        return list(pack_with_shared_prefix(rows, max_tokens, CPU, True))
+    return balance_packs(rows, indices, max_tokens, CPU, 2, True)
 
 
 @every_way
@@ -386,7 +386,7 @@ def test_a_row_of_one_computed_token_shares_nothing() -> None:
 def test_a_long_start_of_many_rows_is_cut_by_the_keys_that_are_read_for_it() -> None:
     # Alone by their tokens, all of them would be one pack of 1,500 + 20 x 1,000, with 30 times as many keys.
     rows = [read_whole([1] * 1500 + [2 + row] * 20) for row in range(1000)]
-    packs = list(pack_shared(rows, 16384, CPU, True))
+    packs = list(pack_with_shared_prefix(rows, 16384, CPU, True))
     assert sorted(index for pack in packs for index in pack.indices) == list(range(1000))
     for pack in packs:
         assert pack.spans is not None and pack.spans.places is not None

@@ -13,7 +13,7 @@ from template.chain.client import beacon_round_at
 from template.errors import ConfigError, HostError, Reason, RemoteError
 from template.localnet.network import make_hotkey
 from template.receipts.files import read_round
-from template.receipts.verify import find_inconsistencies
+from template.receipts.verify import check_consistency
 from template.records import ChainView, SubmissionKey
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.config import LuckyNumFrom
@@ -59,14 +59,14 @@ def test_a_dataset_that_was_forgotten_is_checked_again_before_it_is_paid_beside_
         run_rounds(bench, 1)
         clock.now += 2 * DAY_S
         run_rounds(bench, 1)
-        assert first not in bench.store.dataset_keys(bench.contest), "its rows are forgotten, its loss is not"
+        assert first not in bench.store.dataset_keys(bench.eval_config), "its rows are forgotten, its loss is not"
         net.submit("bob", LARGE)
         run_rounds(bench, 1)
         net.commit("alice", first.entry)
         run_rounds(bench, 2)
         assert len(weights(bench)) == 1
         assert sorted(str(line.reason) for line in bench.lines().values()) == ["None", "duplicate"]
-        assert len(bench.scorer.scored) == 3, "nothing is scored twice"
+        assert len(bench.evaluator.scored) == 3, "nothing is scored twice"
 
 
 def test_a_dataset_that_is_gone_when_it_is_checked_again_is_paid_nothing_and_keeps_its_verdict(net: Net) -> None:
@@ -83,7 +83,7 @@ def test_a_dataset_that_is_gone_when_it_is_checked_again_is_paid_nothing_and_kee
         net.commit("alice", first.entry)
         run_rounds(bench, 2)
         assert set(weights(bench)) == {net.hotkey("bob")}
-        assert bench.store.verdicts(bench.contest)[first].loss is not None
+        assert bench.store.verdicts(bench.eval_config)[first].loss is not None
 
 
 def test_a_seal_that_was_replaced_lends_its_rank_to_no_other(net: Net) -> None:
@@ -152,10 +152,10 @@ def test_committing_the_same_again_draws_no_other_seed(net: Net) -> None:
         bench.executor.hold = False
         run_rounds(bench, 1)
         files = [read_round(path) for path in bench.store.path.with_name("rounds").iterdir()]
-        ((_, lucky_num),) = bench.scorer.scored
+        ((_, lucky_num),) = bench.evaluator.scored
     assert opened is not None and opened.entries[0].lucky_num == lucky_num
     known = {receipt.digest: receipt for file in files for receipt in file.receipts}
-    assert [find_inconsistencies(file, known) for file in files] == [[]] * len(files)
+    assert [check_consistency(file, known) for file in files] == [[]] * len(files)
 
 
 def test_what_is_parked_or_promised_does_not_keep_an_earlier_winner_paid(net: Net) -> None:
@@ -164,7 +164,7 @@ def test_what_is_parked_or_promised_does_not_keep_an_earlier_winner_paid(net: Ne
         run_rounds(bench, 1)
         assert weights(bench) == {net.hotkey("carol"): 1.0}
         net.commit("carol", promise(net, "carol", POOL[:50]))
-        bench.scorer.before[:] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
+        bench.evaluator.before[:] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
         net.submit("bob", POOL[60:90])
         run_rounds(bench, 3)
         net.submit("alice", POOL[90:91])
@@ -193,7 +193,7 @@ def test_a_hotkey_that_lost_its_uid_and_came_back_is_not_paid_for_its_earlier_li
         net.admin.register(net.hotkey("alice"))
         last = bench.store.last_round_id()
         assert last is not None
-        bench.validator._scale.repeat_weights(last, net.chain("validator").view())
+        bench.validator._scale.resubmit_weights(last, net.chain("validator").view())
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
 
 
@@ -248,7 +248,7 @@ def test_a_gpu_that_is_gone_after_a_restart_is_no_silent_change_of_device(
 ) -> None:
     def restart(device: str, settings: Mapping[str, object]) -> None:
         with open_bench(net, policy=SHORT, **settings) as bench:  # type: ignore[arg-type]
-            bench.scorer.__dict__["load"] = lambda: f"some/model@0 {device} bfloat16"
+            bench.evaluator.__dict__["load"] = lambda: f"some/model@0 {device} bfloat16"
             run_rounds(bench, 1)
 
     restart("cuda", {})

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from template.competition import Competition
-from template.data.eval_set import PoolIndex
+from template.data.eval_set import EvalSetIndex
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub_store import publish
-from template.records import Contest, Round, RoundEntry, Submission, SubmissionKey
+from template.records import EvalConfig, Round, RoundEntry, Submission, SubmissionKey
 from template.rules import duplicates, entries
 from template.rules.duplicates import MAX_VERSIONS
 from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator.cleanup import Housekeeper
 from template.validator.config import ValidatorConfig
-from template.validator.downloads import Fetcher
-from template.validator.evaluation import Judge
+from template.validator.downloads import Downloader
+from template.validator.evaluation import SubmissionEvaluator
 from tests.fixtures.network import POOL, Net, make_content
 from tests.fixtures.validator import log_lines, open_bench
 
@@ -69,30 +69,30 @@ class House:
 
     config: ValidatorConfig
     store: Store
-    contest: Contest
-    judge: Judge
+    eval_config: EvalConfig
+    judge: SubmissionEvaluator
     keeper: Housekeeper
 
     def tidy(self, current: Round | None = None, seen: Mapping[SubmissionKey, Submission] | None = None) -> None:
         self.keeper.tidy(self.judge, current or make_round(), seen or {})
 
     def check(self, key: SubmissionKey, rows: tuple[bytes, ...], *, at: float) -> None:
-        self.store.record_dataset(self.contest, key, sha256="0" * 64, row_keys=rows, now=at)
+        self.store.record_dataset(self.eval_config, key, sha256="0" * 64, row_keys=rows, now=at)
         self.judge.datasets[key] = rows
 
 
 @pytest.fixture
-def house(tmp_path: Path, store: Store, contest: Contest) -> Iterator[House]:
+def house(tmp_path: Path, store: Store, eval_config: EvalConfig) -> Iterator[House]:
     config = ValidatorConfig(
         competition=Competition.from_defaults(), policy=Policy(), data_dir=tmp_path / "data",
         eval_data_dir=tmp_path / "eval_data", cache_dir=tmp_path / "cache", receipt_dir=tmp_path / "receipts",
         round_dir=tmp_path / "rounds", keep_days=30.0,
     )  # fmt: skip
-    judge = Judge(
-        config, contest, PoolIndex(frozenset(), {}),
-        chain=None, store=store, executor=None, fetcher=Fetcher(1), now=lambda: NOW,  # type: ignore[arg-type]
+    judge = SubmissionEvaluator(
+        config, eval_config, EvalSetIndex(frozenset(), {}),
+        chain=None, store=store, executor=None, fetcher=Downloader(1), now=lambda: NOW,  # type: ignore[arg-type]
     )  # fmt: skip
-    yield House(config, store, contest, judge, Housekeeper(config, store, lambda: NOW))
+    yield House(config, store, eval_config, judge, Housekeeper(config, store, lambda: NOW))
 
 
 def write(path: Path, *, age_days: float = 0.0) -> Path:
@@ -179,13 +179,15 @@ def test_pruning_never_changes_who_is_a_copy(house: House) -> None:
     seen = seen_of(*refused, *unrelated, grown_from, present, theft)
     current = make_round(present, theft)
     entrants = {entry.key: entries.read_entry(entry, house.config.competition) for entry in current.entries}
-    before = duplicates.find_copies(entrants, seen, house.judge.datasets)
+    before = duplicates.find_duplicates(entrants, seen, house.judge.datasets)
     assert set(before) == {theft}
     house.tidy(current, seen)
-    after = duplicates.find_copies(entrants, seen, house.judge.datasets)
+    after = duplicates.find_duplicates(entrants, seen, house.judge.datasets)
     assert after == before
     assert set(house.judge.datasets) == {grown_from, present, theft}
-    assert house.store.dataset_keys(house.contest) == set(house.judge.datasets), "what memory forgets, the disk does"
+    assert house.store.dataset_keys(house.eval_config) == set(house.judge.datasets), (
+        "what memory forgets, the disk does"
+    )
 
 
 def test_versions_stay_while_the_present_rows_are_unknown_but_not_without_bound(house: House) -> None:
@@ -202,7 +204,7 @@ def test_rows_of_who_left_stay_a_day_and_go_from_disk_and_memory(house: House) -
     house.check(fresh, row_keys(0), at=NOW - 0.9 * DAY_S)
     house.check(old, row_keys(0), at=NOW - 1.1 * DAY_S)
     house.tidy(make_round(), seen_of(fresh, old))
-    assert set(house.judge.datasets) == house.store.dataset_keys(house.contest) == {fresh}
+    assert set(house.judge.datasets) == house.store.dataset_keys(house.eval_config) == {fresh}
 
 
 def test_the_state_file_keeps_its_size_from_round_to_round(house: House) -> None:

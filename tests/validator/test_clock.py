@@ -6,9 +6,9 @@ import pytest
 
 from template.errors import HostError, Reason
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
-from template.records import Attempt, Verdict
+from template.records import RetryState, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
-from template.validator.downloads import Fetcher
+from template.validator.downloads import Downloader
 from template.validator.evaluation import PARKED_S, RETRY_MOST_S
 from template.validator.loop import MISSING_AGAIN_S
 from template.validator.reporting import TELL_EVERY_S
@@ -25,13 +25,13 @@ def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
     with open_bench(net, chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.contest)))
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.eval_config)))
         set_faults(net.hub.store.root)
         for _ in range(5):
             assert not bench.validator.tick()
-        assert not bench.store.verdicts(bench.contest), "not before its time"
+        assert not bench.store.verdicts(bench.eval_config), "not before its time"
         now[0] = NOW
-        tick_until(bench, lambda: key in bench.store.verdicts(bench.contest))
+        tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
 
 
 @pytest.mark.parametrize(("failures", "rest_s"), [(1, RETRY_MOST_S), (MAX_HOST_FAILURES, PARKED_S)])
@@ -42,7 +42,7 @@ def test_the_longest_rest_is_rested(net: Net, failures: int, rest_s: float) -> N
         bench.tick_until(lambda: bench.validator._judge is not None)
         judge = bench.validator._judge
         assert judge is not None
-        bench.store.record_attempt(bench.contest, key, Attempt(1, failures, NOW + rest_s, "it failed"))
+        bench.store.record_retry_state(bench.eval_config, key, RetryState(1, failures, NOW + rest_s, "it failed"))
         assert judge.attempts()[key].next_at == NOW + rest_s
         now[0] = NOW - 2.0
         assert judge.attempts()[key].next_at == now[0]
@@ -65,14 +65,14 @@ def test_a_pause_that_the_hub_asked_for_while_the_clock_was_ahead_ends(net: Net)
     now = [NOW + YEAR_S]
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
-    with open_bench(net, fetcher=Fetcher(1), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.contest)))
+    with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.eval_config)))
         set_faults(net.hub.store.root)
         judge = bench.validator._judge
         assert judge is not None and judge.room() == 0
         now[0] = NOW
         assert judge.room() == 1
-        tick_until(bench, lambda: key in bench.store.verdicts(bench.contest))
+        tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
 
 
 def test_a_repo_that_was_missing_while_the_clock_was_ahead_is_looked_for_again(net: Net) -> None:
@@ -80,7 +80,7 @@ def test_a_repo_that_was_missing_while_the_clock_was_ahead_is_looked_for_again(n
     with open_bench(net, now=lambda: NOW) as bench:
         bench.tick_until(lambda: bench.validator._judge is not None)
         refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
-        bench.store.record_verdict(bench.contest, key, refusal, NOW + MISSING_AGAIN_S + 1.0)
+        bench.store.record_verdict(bench.eval_config, key, refusal, NOW + MISSING_AGAIN_S + 1.0)
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].loss is not None
 

@@ -19,7 +19,7 @@ from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_store import HubStore
 from template.records import SubmissionKey
 from template.rules.schedule import Policy
-from template.validator.downloads import Fetcher, download
+from template.validator.downloads import Downloader, download
 from template.validator.evaluation import PATIENCE_FIRST_S
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, run_bounded
 from tests.fixtures.validator import Bench, open_bench
@@ -80,7 +80,7 @@ def still(net: Net) -> SteppingChain:
     return SteppingChain(net, "validator", blocks=0)
 
 
-def drain(fetcher: Fetcher, count: int) -> dict[SubmissionKey, object]:
+def drain(fetcher: Downloader, count: int) -> dict[SubmissionKey, object]:
     found: dict[SubmissionKey, object] = {}
     deadline = time.monotonic() + 60.0
     while len(found) < count:
@@ -96,7 +96,7 @@ def drain(fetcher: Fetcher, count: int) -> dict[SubmissionKey, object]:
 def test_never_more_than_the_limit_at_once_and_never_one_twice(net: Net, gate: Gate, tmp_path: Path) -> None:
     keys = [SubmissionKey(name, f"{name}/data:1:{net.upload(name, SMALL)}") for name in "abcdefg"]
     gate.held = "/data"
-    fetcher = Fetcher(3)
+    fetcher = Downloader(3)
     for key in keys[:3]:
         fetcher.begin(key, tmp_path / key.hotkey, 1)
     assert fetcher.room() == 0 and fetcher.under_way() == set(keys[:3])
@@ -120,7 +120,7 @@ def test_never_more_than_the_limit_at_once_and_never_one_twice(net: Net, gate: G
 def test_many_threads_share_one_client_and_each_gets_its_own_file(net: Net, tmp_path: Path) -> None:
     lines = {f"miner{number}": POOL[number : number + 20] for number in range(40)}
     keys = {name: SubmissionKey(name, f"{name}/data:1:{net.upload(name, rows)}") for name, rows in lines.items()}
-    fetcher = Fetcher(40)
+    fetcher = Downloader(40)
     for name, key in keys.items():
         fetcher.begin(key, tmp_path / name, 1)
     drain(fetcher, 40)
@@ -137,7 +137,7 @@ def test_every_kind_of_end_is_told_and_none_is_raised_in_a_thread(tmp_path: Path
     def fail(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
         raise errors[int(record.commit)]
 
-    fetcher = Fetcher(4, fail)
+    fetcher = Downloader(4, fail)
     for key in keys:
         fetcher.begin(key, tmp_path / key.hotkey, 1)
     found = drain(fetcher, 4)
@@ -154,14 +154,14 @@ def test_every_kind_of_end_is_told_and_none_is_raised_in_a_thread(tmp_path: Path
 def test_weights_are_set_on_time_though_no_download_ends(net: Net, gate: Gate) -> None:
     net.submit("alice", SMALL)
     policy = Policy(blocks_per_epoch=60, block_threshold=20, max_rounds=2)
-    with open_bench(net, policy=policy, fetcher=Fetcher(2), chain=still(net)) as bench:
-        tick_until(bench, lambda: bool(bench.scorer.scored))
+    with open_bench(net, policy=policy, fetcher=Downloader(2), chain=still(net)) as bench:
+        tick_until(bench, lambda: bool(bench.evaluator.scored))
         late = [net.submit(name, rows) for name, rows in (("bob", LARGE), ("carol", POOL[:30]), ("owner", POOL[9:50]))]
         net.admin.advance(60)
         tick_until(bench, lambda: bench.validator.rounds_done == 1)
         gate.held = "/data"
         tick_until(bench, lambda: gate.inside == 2)
-        opened = bench.store.open_round(bench.contest)
+        opened = bench.store.open_round(bench.eval_config)
         assert opened is not None
         for _ in range(5):
             assert not bench.validator.tick()
@@ -169,7 +169,7 @@ def test_weights_are_set_on_time_though_no_download_ends(net: Net, gate: Gate) -
         net.admin.advance(opened.end_block - net.admin.block() - 20)
         tick_until(bench, lambda: bool(bench.outcomes()))
         assert bench.outcomes() == [True] and gate.inside == gate.most == 2
-        assert not set(late) & bench.store.verdicts(bench.contest).keys()
+        assert not set(late) & bench.store.verdicts(bench.eval_config).keys()
         gate.opened.set()
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
 
@@ -177,16 +177,16 @@ def test_weights_are_set_on_time_though_no_download_ends(net: Net, gate: Gate) -
 def test_a_copy_waits_for_its_original_and_who_came_before_it_does_not(net: Net, gate: Gate) -> None:
     carol, alice, bob = net.submit("carol", SMALL), net.submit("alice", LARGE), net.submit("bob", make_copy())
     gate.held = "alice/data"
-    with open_bench(net, fetcher=Fetcher(8), chain=still(net), workers=2) as bench:
+    with open_bench(net, fetcher=Downloader(8), chain=still(net), workers=2) as bench:
         tick_until(bench, lambda: bob in bench.validator._judge.datasets if bench.validator._judge else False)
-        tick_until(bench, lambda: len(bench.scorer.scored) == 1)
+        tick_until(bench, lambda: len(bench.evaluator.scored) == 1)
         for _ in range(20):
             assert not bench.validator.tick()
-        assert set(bench.store.verdicts(bench.contest)) == {carol} and gate.inside == 1
+        assert set(bench.store.verdicts(bench.eval_config)) == {carol} and gate.inside == 1
         gate.opened.set()
         run_bounded(bench.validator)
         lines = bench.lines()
-    assert len(bench.scorer.scored) == 2
+    assert len(bench.evaluator.scored) == 2
     assert lines[bob.hotkey].reason is Reason.DUPLICATE and lines[alice.hotkey].weight > 0
 
 
@@ -194,29 +194,29 @@ def test_a_download_that_outlives_its_round_counts_in_the_next(net: Net, gate: G
     key = net.submit("alice", LARGE)
     gate.held = "alice/data"
     policy = Policy(blocks_per_epoch=20, block_threshold=5)
-    with open_bench(net, policy=policy, fetcher=Fetcher(8), chain=still(net)) as bench:
+    with open_bench(net, policy=policy, fetcher=Downloader(8), chain=still(net)) as bench:
         tick_until(bench, lambda: gate.inside == 1)
         net.admin.advance(25)
         tick_until(bench, lambda: bench.validator.rounds_done == 1)
         assert bench.validator._judge is not None and bench.validator._judge.folder(key).is_dir()
-        tick_until(bench, lambda: bench.store.open_round(bench.contest) is not None)
+        tick_until(bench, lambda: bench.store.open_round(bench.eval_config) is not None)
         gate.opened.set()
-        tick_until(bench, lambda: key in bench.store.verdicts(bench.contest))
+        tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
         assert bench.store.last_round_id() == 2 and sum("paths-info" in target for target in gate.seen) == 1
 
 
 def test_a_stop_does_not_wait_for_a_download_and_the_next_start_fetches_it(net: Net, gate: Gate) -> None:
     key = net.submit("alice", LARGE)
-    with open_bench(net, fetcher=Fetcher(8), chain=still(net)) as bench:
+    with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
         tick_until(bench, lambda: bench.store.last_round() is not None)
         gate.held = "alice/data"
         tick_until(bench, lambda: gate.inside == 1)
         bench.validator.stop.set()
         bench.validator.run()
         assert gate.inside == 1, "it is still held"
-        assert bench.store.verdicts(bench.contest) == {} and bench.store.attempts(bench.contest) == {}
+        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.attempts(bench.eval_config) == {}
     gate.held = ""
-    with open_bench(net, fetcher=Fetcher(8), chain=still(net)) as bench:
+    with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
     gate.opened.set()
@@ -227,8 +227,8 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
     now = [1_000_000.0]
     alice, bob = net.submit("alice", LARGE), net.submit("bob", SMALL)
     set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
-    with open_bench(net, fetcher=Fetcher(1), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.contest)))
+    with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.eval_config)))
         set_faults(net.hub.store.root)
         now[0] += 99.0
         for _ in range(20):
@@ -236,7 +236,7 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
         assert not [target for target in gate.seen if "bob/data" in target]
         assert not bench.validator._fetcher.under_way()
         now[0] += 1.0
-        tick_until(bench, lambda: set(bench.store.verdicts(bench.contest)) == {alice, bob})
+        tick_until(bench, lambda: set(bench.store.verdicts(bench.eval_config)) == {alice, bob})
 
 
 def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) 
         size = int(folder.name)
         return HubFile(path=folder, repo=record.namespace, revision=record.commit, sha256="0" * 64, size=size)
 
-    fetcher = Fetcher(len(sizes), fetch)
+    fetcher = Downloader(len(sizes), fetch)
     for at, size in enumerate(sizes):
         fetcher.begin(SubmissionKey(str(at), f"a/b:1:{'0' * 40}"), tmp_path / str(size), 0)
         wait_until(lambda at=at: len(fetcher._ended) == at + 1)  # type: ignore[misc]
@@ -267,7 +267,7 @@ def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
         raise RemoteError(f"the Hub did not answer in {deadline_s:g} s")
 
     net.submit("alice", LARGE)
-    with open_bench(net, fetcher=Fetcher(1, hang), chain=still(net), now=lambda: now[0]) as bench:
+    with open_bench(net, fetcher=Downloader(1, hang), chain=still(net), now=lambda: now[0]) as bench:
         for tries in range(1, 6):
             tick_until(bench, lambda tries=tries: len(given) == tries)  # type: ignore[misc]
             tick_until(bench, lambda: not bench.validator._fetcher.under_way())
@@ -287,11 +287,11 @@ def test_those_who_hang_first_in_line_hold_nobody_up_twice(net: Net) -> None:
             raise RemoteError("the Hub did not answer")
         return download(record, folder, deadline_s)
 
-    with open_bench(net, fetcher=Fetcher(1, fetch), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.scorer.scored))
+    with open_bench(net, fetcher=Downloader(1, fetch), chain=still(net), now=lambda: now[0]) as bench:
+        tick_until(bench, lambda: bool(bench.evaluator.scored))
         assert asked[:3] == ["alice/data", "bob/data", "carol/data"]
         assert carol in bench.validator._judge.datasets if bench.validator._judge else False
-        assert all(bench.store.attempts(bench.contest)[key].remote_failures for key in hung)
+        assert all(bench.store.attempts(bench.eval_config)[key].remote_failures for key in hung)
 
 
 def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(net: Net) -> None:
@@ -300,15 +300,15 @@ def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(ne
     def fail(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
         raise HostError("the disk is full")
 
-    with open_bench(net, fetcher=Fetcher(8, fail), chain=still(net)) as bench:
+    with open_bench(net, fetcher=Downloader(8, fail), chain=still(net)) as bench:
         with pytest.raises(HostError, match="the disk is full"):
             tick_until(bench, lambda: False)
-        assert bench.store.verdicts(bench.contest) == {} and bench.store.attempts(bench.contest) == {}
+        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.attempts(bench.eval_config) == {}
 
 
 def test_a_file_that_was_removed_before_its_score_is_fetched_again(net: Net, gate: Gate) -> None:
     key = net.submit("alice", SMALL)
-    with open_bench(net, fetcher=Fetcher(8), chain=still(net)) as bench:
+    with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
         bench.executor.free = lambda: 0  # type: ignore[method-assign]
         tick_until(bench, lambda: bool(bench.validator._judge and bench.validator._judge.datasets))
         assert bench.validator._judge is not None

@@ -16,10 +16,10 @@ from template.localnet.hub_faults import FaultKind, set_faults
 from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.receipts.files import read_round
-from template.receipts.verify import find_inconsistencies
+from template.receipts.verify import check_consistency
 from template.records import ChainView, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
-from template.validator.downloads import Fetcher
+from template.validator.downloads import Downloader
 from template.validator.loop import MISSING_AGAIN_S
 from tests.fixtures.network import (
     LARGE,
@@ -38,16 +38,16 @@ def test_a_hub_that_fails_leaves_the_submission_pending_and_unpunished(net: Net)
     net.submit("bob", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
     with open_bench(net) as bench:
-        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: bool(bench.evaluator.scored))
         for _ in range(30):
             assert not bench.validator.tick()
-        assert key not in bench.store.verdicts(bench.contest)
-        assert bench.store.attempts(bench.contest)[key].remote_failures >= 2
+        assert key not in bench.store.verdicts(bench.eval_config)
+        assert bench.store.attempts(bench.eval_config)[key].remote_failures >= 2
         set_faults(net.hub.store.root)
         run_bounded(bench.validator)
         line = bench.lines()[key.hotkey]
         assert line.loss is not None and line.weight > 0 and line.reason is None
-        assert key not in bench.store.attempts(bench.contest)
+        assert key not in bench.store.attempts(bench.eval_config)
 
 
 def test_a_round_ends_in_time_although_the_hub_never_answers(net: Net) -> None:
@@ -95,17 +95,17 @@ def test_an_intent_that_outlived_its_process_is_settled_by_the_next(net: Net) ->
     with open_bench(net) as bench:
         run_bounded(bench.validator)
         assert bench.outcomes() == [True]
-        assert bench.scorer.scored == []
+        assert bench.evaluator.scored == []
     assert net.count_calls("validator", "set_mechanism_weights") == 1
 
 
 def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
     net.submit("alice", SMALL)
     with open_bench(net) as bench:
-        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: bool(bench.evaluator.scored))
         net.admin.set_fault("read", Fault.DISCONNECT, calls=3)
         run_bounded(bench.validator)
-        assert bench.outcomes() == [True] and len(bench.scorer.scored) == 1
+        assert bench.outcomes() == [True] and len(bench.evaluator.scored) == 1
 
 
 def test_weights_wait_for_the_chains_rate_limit(net: Net) -> None:
@@ -125,7 +125,7 @@ def test_refused_weights_are_tried_again(net: Net) -> None:
     net.admin.set_hyperparameter("StakeThreshold", 10**18)
     policy = Policy(max_rounds=1, blocks_per_epoch=60, block_threshold=50)
     with open_bench(net, policy=policy) as bench:
-        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: bool(bench.evaluator.scored))
         bench.tick_until(lambda: len(bench.outcomes()) == 2)
         assert bench.outcomes() == [False, False]
         net.admin.set_hyperparameter("StakeThreshold", 0)
@@ -141,9 +141,9 @@ def test_a_fault_of_this_machine_is_tried_again_twice_then_parked_and_punishes_n
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].reason is None, "left to the operator, not refused"
         assert bench.lines()[net.hotkey("bob")].weight == 1.0
-        attempt = bench.store.attempts(bench.contest)[key]
+        attempt = bench.store.attempts(bench.eval_config)[key]
     assert attempt.host_failures == MAX_HOST_FAILURES and attempt.last_error == "the GPU fell off"
-    assert len(bench.scorer.scored) == 1
+    assert len(bench.evaluator.scored) == 1
 
 
 def test_a_worker_that_cannot_be_had_at_the_start_ends_the_process(net: Net) -> None:
@@ -171,7 +171,7 @@ def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
         bench.validator._judge._pool = None  # type: ignore[union-attr, assignment]
         with pytest.raises(AttributeError):
             bench.tick_until(lambda: False)
-        assert bench.store.attempts(bench.contest)[key].host_failures == 1
+        assert bench.store.attempts(bench.eval_config)[key].host_failures == 1
         bench.validator._judge._pool = bench.validator._pool  # type: ignore[union-attr, assignment]
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
@@ -202,10 +202,10 @@ def test_a_file_that_cannot_be_read_after_its_download_is_no_fault_of_its_miner(
     def fetch(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
         return HubFile(path=folder, repo=record.namespace, revision=record.commit, sha256="0" * 64, size=1)
 
-    with open_bench(net, fetcher=Fetcher(1, fetch)) as bench:
+    with open_bench(net, fetcher=Downloader(1, fetch)) as bench:
         with pytest.raises(HostError, match=r"cannot be read: .*Is a directory"):
             bench.tick_until(lambda: False, ticks=1000)
-        assert key not in bench.store.attempts(bench.contest)
+        assert key not in bench.store.attempts(bench.eval_config)
 
 
 def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(net: Net) -> None:
@@ -215,7 +215,7 @@ def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(ne
     with open_bench(net, before=bugs) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].reason is None and bench.lines()[net.hotkey("bob")].weight == 1.0
-        assert bench.store.attempts(bench.contest)[key].host_failures == MAX_HOST_FAILURES
+        assert bench.store.attempts(bench.eval_config)[key].host_failures == MAX_HOST_FAILURES
 
 
 @pytest.mark.parametrize(("age_s", "is_scored"), [(MISSING_AGAIN_S + 60, True), (60, False)])
@@ -224,7 +224,7 @@ def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age
     with open_bench(net) as bench:
         bench.tick_until(lambda: bench.validator._judge is not None)
         refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
-        bench.store.record_verdict(bench.contest, key, refusal, bench.validator._now() - age_s)
+        bench.store.record_verdict(bench.eval_config, key, refusal, bench.validator._now() - age_s)
         run_bounded(bench.validator)
         assert (bench.lines()[key.hotkey].loss is not None) == is_scored
 
@@ -245,25 +245,25 @@ def test_a_stop_during_a_score_records_nothing_of_it(net: Net) -> None:
         bench.validator.stop.set()
         bench.validator.run()
         assert bench.executor.is_closed
-        assert bench.store.verdicts(bench.contest) == {} and bench.store.attempts(bench.contest) == {}
+        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.attempts(bench.eval_config) == {}
         assert not list((net.parts.folder / "state" / "receipts").glob("*"))
-        opened = bench.store.open_round(bench.contest)
+        opened = bench.store.open_round(bench.eval_config)
     with open_bench(net, lucky_num=None) as bench:
         run_bounded(bench.validator)
         assert opened is not None and bench.store.last_round() == opened
-        assert len(bench.scorer.scored) == 1
+        assert len(bench.evaluator.scored) == 1
 
 
 def test_a_restart_keeps_the_drawn_seed_and_repeats_no_score(net: Net) -> None:
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[50:70])):
         net.submit(name, rows)
     with open_bench(net, lucky_num=None) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
-        first = bench.scorer.scored
+        bench.tick_until(lambda: len(bench.evaluator.scored) == 1)
+        first = bench.evaluator.scored
         before = bench.store.last_round()
     with open_bench(net, lucky_num=None) as bench:
         run_bounded(bench.validator)
-        second = bench.scorer.scored
+        second = bench.evaluator.scored
         assert bench.store.last_round() == before
     assert len({sha256 for sha256, _ in first + second}) == len(first + second) == 3
     assert len({lucky_num for _, lucky_num in first + second}) == 1
@@ -276,13 +276,13 @@ def test_weights_are_set_while_a_score_is_under_way(net: Net) -> None:
     net.submit("alice", SMALL)
     policy = Policy(blocks_per_epoch=60, block_threshold=20, max_rounds=2)
     with open_bench(net, policy=policy) as bench:
-        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: bool(bench.evaluator.scored))
         key = net.submit("bob", LARGE)
         bench.tick_until(lambda: bench.validator.rounds_done == 1)
         bench.executor.hold = True
         bench.tick_until(lambda: bool(bench.executor.running()))
         bench.tick_until(lambda: bool(bench.outcomes()))
-        assert bench.outcomes() == [True] and key not in bench.store.verdicts(bench.contest)
+        assert bench.outcomes() == [True] and key not in bench.store.verdicts(bench.eval_config)
         assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
         opened = bench.store.last_round()
         assert opened is not None and net.admin.block() < opened.end_block
@@ -298,12 +298,12 @@ def test_a_score_that_outlives_its_round_counts_in_the_next(net: Net) -> None:
         assert net.admin.weights(net.hotkey("validator")) is None, "nothing is scored, so nothing is burned"
         bench.executor.hold = False
         bench.tick_until(lambda: bench.validator.rounds_done == 3)
-        ((_, lucky_num),) = bench.scorer.scored
+        ((_, lucky_num),) = bench.evaluator.scored
         files = [read_round(path) for path in bench.store.path.with_name("rounds").iterdir()]
     first, last = min(files, key=lambda file: file.header.start_block), next(file for file in files if file.receipts)
     assert first.header.entries[0].lucky_num == lucky_num == last.header.entries[0].lucky_num
     assert first.header.lucky_num != last.header.lucky_num
-    assert find_inconsistencies(last, {receipt.digest: receipt for receipt in last.receipts}) == []
+    assert check_consistency(last, {receipt.digest: receipt for receipt in last.receipts}) == []
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
 
 
@@ -329,12 +329,12 @@ def test_the_last_weights_are_given_again_while_no_worker_can_be_had(net: Net) -
 def test_a_dataset_under_a_changed_commit_is_another_submission(net: Net) -> None:
     first = net.submit("alice", SMALL)
     with open_bench(net, policy=Policy(max_rounds=2, blocks_per_epoch=30, block_threshold=5)) as bench:
-        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: bool(bench.evaluator.scored))
         second = net.submit("alice", LARGE)
         bench.tick_until(lambda: bench.validator.rounds_done == 1)
         assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
         run_bounded(bench.validator)
-        assert set(bench.store.verdicts(bench.contest)) == {first, second}
+        assert set(bench.store.verdicts(bench.eval_config)) == {first, second}
         assert bench.lines()[net.hotkey("alice")].key == second
 
 
@@ -343,7 +343,7 @@ def test_an_update_is_taken_between_rounds_with_no_score_under_way(net: Net) -> 
     asked: list[tuple[bool, int]] = []
 
     def update() -> bool:
-        asked.append((bench.store.open_round(bench.contest) is None, len(bench.executor.running())))
+        asked.append((bench.store.open_round(bench.eval_config) is None, len(bench.executor.running())))
         return len(asked) == 2
 
     policy = Policy(blocks_per_epoch=20, block_threshold=5)

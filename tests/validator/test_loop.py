@@ -9,7 +9,7 @@ from template.chain.client import verify_signature
 from template.errors import Reason, SubmissionError
 from template.localnet.network import make_hotkey
 from template.receipts.files import read_round
-from template.receipts.verify import find_bad_signatures, find_chain_conflicts, find_inconsistencies
+from template.receipts.verify import check_against_chain, check_consistency, check_signatures
 from template.records import ChainView
 from template.rules import duplicates, leaderboard
 from template.rules.schedule import Policy
@@ -74,7 +74,7 @@ def test_what_training_finds_out_is_a_verdict_too(net: Net) -> None:
     with open_bench(net, before=[SubmissionError(Reason.DIVERGED, "not finite at step 3")]) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].reason is Reason.DIVERGED
-        assert bench.scorer.scored == []
+        assert bench.evaluator.scored == []
 
 
 def test_weights_are_the_scores_and_the_receipts_are_signed(net: Net) -> None:
@@ -130,7 +130,7 @@ def test_a_recycled_uid_inherits_nothing(net: Net) -> None:
     uid = net.uid("alice")
     stranger = make_hotkey(net.parts, "stranger")
     with open_bench(net) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
+        bench.tick_until(lambda: len(bench.evaluator.scored) == 1)
         net.admin.deregister(net.hotkey("alice"), replacement=stranger)
         run_bounded(bench.validator)
         assert bench.lines()[net.hotkey("alice")].weight > 0 and stranger not in bench.lines()
@@ -143,7 +143,7 @@ def test_a_hotkey_that_registers_again_has_to_commit_again(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     with open_bench(net) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 1)
+        bench.tick_until(lambda: len(bench.evaluator.scored) == 1)
         net.admin.deregister(key.hotkey)
         net.admin.register(key.hotkey)
         run_bounded(bench.validator)
@@ -170,7 +170,7 @@ def test_order_and_sampling_change_no_loss_and_no_verdict(net: Net, way: str) ->
     with open_bench(net, "plain") as bench:
         run_bounded(bench.validator)
         expected = bench.lines()
-        in_plain_order = list(bench.scorer.scored)
+        in_plain_order = list(bench.evaluator.scored)
     small = Policy(
         blocks_per_epoch=15, block_threshold=0, miner_sample_size=1, miner_duplicate_sample_size=1, max_rounds=4
     )
@@ -178,7 +178,7 @@ def test_order_and_sampling_change_no_loss_and_no_verdict(net: Net, way: str) ->
     with open_bench(net, "other", policy=policy, chain=kind(net, "validator")) as bench:
         run_bounded(bench.validator)
         assert bench.lines() == expected
-        assert sorted(bench.scorer.scored) == sorted(in_plain_order)
+        assert sorted(bench.evaluator.scored) == sorted(in_plain_order)
     assert sum(line.loss is not None for line in expected.values()) == 3
     assert expected[net.hotkey(copycat)].reason is Reason.DUPLICATE
 
@@ -226,7 +226,7 @@ def test_seeds_from_the_chain_belong_to_the_submission_and_are_fixed_before_any_
     with open_bench(net, policy=policy, lucky_num=None, lucky_num_from=LuckyNumFrom.CHAIN) as bench:
         bench.tick_until(lambda: bench.store.last_round() is not None)
         opened = bench.store.last_round()
-        assert opened is not None and bench.scorer.scored == []
+        assert opened is not None and bench.evaluator.scored == []
         run_bounded(bench.validator)
         receipts = bench.receipts()
     assert opened.start_block % 30 == 0 and opened.end_block == opened.start_block + 30
@@ -258,9 +258,9 @@ def test_every_round_leaves_a_signed_file_that_an_auditor_finds_nothing_wrong_wi
     assert [len(file.receipts) for file in files] == [1, 1, 0]
     known = {receipt.digest: receipt for file in files for receipt in file.receipts}
     for file in files:
-        assert find_bad_signatures(file, verify_signature) == (None, {})
-        assert find_inconsistencies(file, known) == []
-        assert find_chain_conflicts(file.header, net.chain("alice").block_hash) == []
+        assert check_signatures(file, verify_signature) == (None, {})
+        assert check_consistency(file, known) == []
+        assert check_against_chain(file.header, net.chain("alice").block_hash) == []
     assert all(len(file.header.weights) == 1 and file.header.weights[0].is_accepted for file in files)
 
 
@@ -268,7 +268,7 @@ def test_commitments_that_nothing_rests_on_are_not_held_in_memory(net: Net) -> N
     policy = Policy(blocks_per_epoch=10_000)
     alice = net.submit("alice", SMALL)
     with open_bench(net, policy=policy, chain=SteppingChain(net, "validator", blocks=0)) as bench:
-        bench.tick_until(lambda: bool(bench.scorer.scored))
+        bench.tick_until(lambda: bool(bench.evaluator.scored))
         for number in range(30):
             last = net.commit("alice", f"alice/data:{net.competition.id}:{number:040x}")
             net.admin.advance(1)
@@ -281,15 +281,15 @@ def test_copies_are_looked_for_when_a_dataset_comes_and_not_when_a_loss_does(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
-    find_copies = duplicates.find_copies
+    find_duplicates = duplicates.find_duplicates
 
     def look(entrants: Any, seen: Any, datasets: Any) -> Any:
         looks.append(len(datasets))
-        return find_copies(entrants, seen, datasets)
+        return find_duplicates(entrants, seen, datasets)
 
-    monkeypatch.setattr(leaderboard, "find_copies", look)
+    monkeypatch.setattr(leaderboard, "find_duplicates", look)
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[5:9])):
         net.submit(name, rows)
     with open_bench(net, policy=Policy(blocks_per_epoch=10_000)) as bench:
-        bench.tick_until(lambda: len(bench.scorer.scored) == 3 and bool(bench.outcomes()), ticks=300)
+        bench.tick_until(lambda: len(bench.evaluator.scored) == 3 and bool(bench.outcomes()), ticks=300)
     assert len(looks) <= 6 and max(looks) == 3, "the round's opening, three datasets, and nothing known before"

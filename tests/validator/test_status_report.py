@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from template.records import Attempt, Gauges, Running, WeightIntent, WeightOutcome
+from template.records import Metrics, RetryState, RunningEvaluation, WeightIntent, WeightOutcome
 from template.rules.schedule import MAX_HOST_FAILURES
-from template.validator.status import Status, find_trouble
+from template.validator.status import Status, health_problem
 from template.validator.status_report import describe
 from tests.fixtures.network import ROOT
 from tests.fixtures.status import ALICE, BOB, NOW, REFUSED, TAKEN, make_round
@@ -15,12 +15,12 @@ from tests.fixtures.views import make_key
 SCRIPT = ROOT / "scripts" / "status.py"
 
 
-def make_gauges(block: int = 200, **changes: object) -> Gauges:
+def make_gauges(block: int = 200, **changes: object) -> Metrics:
     values: dict[str, object] = {
         "now": NOW - 4.0, "block": block, "block_time": NOW - 16.0, "doing": "2 scores under way", "round_id": 3,
         "queue": 2, "unscored": 5, "weights_block": 410, "tokens_per_s": 12_345.6,
     }  # fmt: skip
-    return Gauges(**{**values, **changes})  # type: ignore[arg-type]
+    return Metrics(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def make_intent(number: int, block: int, outcome: WeightOutcome | None, *, is_repeat: bool = False) -> WeightIntent:
@@ -49,7 +49,7 @@ def told(status: Status, name: str) -> str:
 
 
 def test_the_header_says_what_where_and_for_how_long() -> None:
-    running = Running(
+    running = RunningEvaluation(
         key=ALICE, device="cuda:1", started_at=NOW - 304.0, stage="train", done=45, total=100, memory_bytes=3 << 30
     )
     seen = make_status(activity=make_gauges(running=(running,)))
@@ -67,7 +67,7 @@ def test_the_header_says_what_where_and_for_how_long() -> None:
 
 def test_every_line_fits_a_terminal() -> None:
     long = f"checking {'o' * 40}/{'n' * 50}:sample:{'0' * 40} of {'5' * 48}"
-    attempts = {ALICE: Attempt(1, 0, NOW + 60, "the Hub could not be reached: " + "word " * 100)}
+    attempts = {ALICE: RetryState(1, 0, NOW + 60, "the Hub could not be reached: " + "word " * 100)}
     seen = make_status(activity=make_gauges(doing=long), attempts=attempts)
     assert max(map(len, describe(seen).splitlines())) <= 120
 
@@ -126,7 +126,7 @@ def test_what_the_chain_refused_is_due_since_the_first_try() -> None:
 def test_silence_and_late_weights_are_trouble(changes: dict[str, object], trouble: str | None) -> None:
     recent = [make_intent(1, 90, REFUSED), make_intent(2, 95, TAKEN)]
     seen = make_status(**{"accepted": recent[1], "recent": recent, **changes})
-    found = find_trouble(seen, max_age_s=1800, max_overdue_blocks=100)
+    found = health_problem(seen, max_age_s=1800, max_overdue_blocks=100)
     assert (found is None) if trouble is None else (trouble in (found or ""))
 
 
@@ -134,10 +134,10 @@ def test_pending_causes_are_counted_and_parked_submissions_named() -> None:
     hub = "the Hub answered HTTP 503 about {}/data"
     carol, dave = make_key("carol"), make_key("dave")
     attempts = {
-        ALICE: Attempt(3, 0, NOW + 300, hub.format("alice")),
-        BOB: Attempt(1, 0, NOW - 1, hub.format("bob")),
-        carol: Attempt(0, MAX_HOST_FAILURES, NOW + 18_000, "cuda:1: out of memory"),
-        dave: Attempt(0, MAX_HOST_FAILURES, NOW - 5, "its time has passed"),
+        ALICE: RetryState(3, 0, NOW + 300, hub.format("alice")),
+        BOB: RetryState(1, 0, NOW - 1, hub.format("bob")),
+        carol: RetryState(0, MAX_HOST_FAILURES, NOW + 18_000, "cuda:1: out of memory"),
+        dave: RetryState(0, MAX_HOST_FAILURES, NOW - 5, "its time has passed"),
     }
     seen = make_status(attempts=attempts)
     pending = told(seen, "pending")

@@ -305,8 +305,8 @@ def test_a_machine_that_can_start_no_process_is_told(tmp_path: Path) -> None:
 
 
 def test_no_devices_are_refused(tmp_path: Path) -> None:
-    scorer = Script(tmp_path, "")
-    with scripted(scorer) as executor, pytest.raises(ConfigError, match="at least one device"):
+    evaluator = Script(tmp_path, "")
+    with scripted(evaluator) as executor, pytest.raises(ConfigError, match="at least one device"):
         LocalExecutor(executor._scorer, [])
 
 

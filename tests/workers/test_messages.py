@@ -33,13 +33,13 @@ COMMANDS: list[messages.Command] = [
 ]
 EVENTS: list[messages.Event] = [
     messages.Loaded(model="a/b@0 cpu float32", device="cpu", environment={"torch": "2.13"}),
-    messages.Advanced(progress=Progress(stage="train", done=1, total=2), memory_bytes=None),
-    messages.Advanced(progress=Progress(stage="evaluate", done=1, total=2), memory_bytes=2**40),
-    messages.Scored(result=RESULT),
+    messages.ProgressUpdate(progress=Progress(stage="train", done=1, total=2), memory_bytes=None),
+    messages.ProgressUpdate(progress=Progress(stage="evaluate", done=1, total=2), memory_bytes=2**40),
+    messages.Evaluated(result=RESULT),
     messages.Failed(kind="RemoteError", message="busy", retry_after_s=1.5),
     messages.Failed(kind="SubmissionError", message="é\n\u2028", reason=Reason.MALFORMED),
     messages.Logged(level="INFO", message="two\nlines"),
-    messages.Ended(why="gone", is_machine_lost=True),
+    messages.WorkerExited(why="gone", is_machine_lost=True),
 ]
 
 
@@ -50,12 +50,12 @@ def test_a_record_is_one_line_and_reads_back_to_the_same_bits(record: messages.C
     assert len(line) < messages.MAX_LINE_BYTES
     again = messages.decode_command(line) if record in COMMANDS else messages.decode_event(line)
     assert again == record
-    assert repr(again) == repr(record) or isinstance(record, messages.Scored)
+    assert repr(again) == repr(record) or isinstance(record, messages.Evaluated)
 
 
 def test_a_score_that_is_not_finite_cannot_be_said() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        messages.encode(messages.Scored(result=dataclasses.replace(RESULT, loss=math.nan)))
+        messages.encode(messages.Evaluated(result=dataclasses.replace(RESULT, loss=math.nan)))
 
 
 SCORED = json.loads(messages.encode(EVENTS[3]))

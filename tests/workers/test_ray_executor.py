@@ -21,7 +21,7 @@ from template.constants import DATA_FILE
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.records import SubmissionKey, TrainResult
 from template.store.store import Store
-from template.workers.executor import Scorer
+from template.workers.executor import Evaluator
 from template.workers.ray_actor import Content
 from template.workers.ray_executor import RayExecutor, RayOptions
 from tests.fixtures.network import SMALL, VALIDATOR, Net, call_main, load_main, write_training_args
@@ -34,8 +34,8 @@ TOKEN = "hf_of_the_validator"
 
 
 @pytest.fixture(scope="module")
-def scorer(bench: Bench) -> Scorer:
-    return Scorer(
+def evaluator(bench: Bench) -> Evaluator:
+    return Evaluator(
         competition=Competition.from_defaults(),
         training_args=make_args(),
         eval_data_dir=bench.eval_data_dir,
@@ -53,9 +53,9 @@ def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(scorer: Scorer, bench: Bench) -> TrainResult:
+def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
     """The score in this process."""
-    return dataclasses.replace(scorer, device="cpu", cache_dir=None).score(bench.data_dir, SEED)
+    return dataclasses.replace(evaluator, device="cpu", cache_dir=None).score(bench.data_dir, SEED)
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def logged() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def shared(scorer: Scorer, cluster: Cluster, logged: list[str]) -> Iterator[RayExecutor]:
+def shared(evaluator: Evaluator, cluster: Cluster, logged: list[str]) -> Iterator[RayExecutor]:
     """Two workers, each on a node of its own; the process that speaks to Ray is on the first, which stays."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
-        executor = open_executor(scorer, cluster, workers=2)
+        executor = open_executor(evaluator, cluster, workers=2)
         try:
             until(lambda: executor.prepare() or actors(logged), executor)
             cluster.say("add")
@@ -95,9 +95,9 @@ def pair(shared: RayExecutor) -> RayExecutor:
     return shared
 
 
-def open_executor(scorer: Scorer, cluster: Cluster, *, workers: int = 1) -> RayExecutor:
+def open_executor(evaluator: Evaluator, cluster: Cluster, *, workers: int = 1) -> RayExecutor:
     options = RayOptions(address=cluster.address, workers=workers, gpus_per_worker=0)
-    return RayExecutor(scorer, options, limits=EAGER)
+    return RayExecutor(evaluator, options, limits=EAGER)
 
 
 def running_on(executor: RayExecutor) -> dict[str, SubmissionKey]:
@@ -106,7 +106,7 @@ def running_on(executor: RayExecutor) -> dict[str, SubmissionKey]:
 
 
 def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ran(
-    pair: RayExecutor, bench: Bench, scorer: Scorer, expected: TrainResult, logged: list[str]
+    pair: RayExecutor, bench: Bench, evaluator: Evaluator, expected: TrainResult, logged: list[str]
 ) -> None:
     pair.submit(KEY, bench.data_dir, SEED)
     pair.submit(OTHER, bench.data_dir, SEED)
@@ -118,7 +118,7 @@ def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ra
         assert result is not None and result.environment["where"] == f"ray {nodes[key]}"
         assert not any(socket.gethostname() in value for value in result.environment.values())
     assert {node.split()[1] for node in nodes.values()} == set(actors(logged))
-    assert pair.prepare() == dataclasses.replace(scorer, device="cpu", cache_dir=None).load()
+    assert pair.prepare() == dataclasses.replace(evaluator, device="cpu", cache_dir=None).load()
     assert [line for line in logged if line.startswith(f"INFO [{nodes[KEY]}] scored loss=")]
 
 
@@ -155,11 +155,11 @@ def test_where_strangers_rows_are_scored_no_token_is_in_the_environment(
 
 
 def test_a_cluster_with_a_token_is_used_by_nobody_without_it(
-    scorer: Scorer, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluator: Evaluator, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    executor = open_executor(scorer, cluster)
+    executor = open_executor(evaluator, cluster)
     try:
         with pytest.raises(ConfigError, match="no cluster"):
             ready(executor)
@@ -210,9 +210,9 @@ def test_close_in_mid_score_ends_actors_and_their_children_and_leaves_no_file(
 
 
 def test_what_ends_is_replaced_whether_score_driver_or_model_was_at_fault(
-    scorer: Scorer, cluster: Cluster, tmp_path: Path, logged: list[str]
+    evaluator: Evaluator, cluster: Cluster, tmp_path: Path, logged: list[str]
 ) -> None:
-    executor = open_executor(dataclasses.replace(scorer, model_path=tmp_path / "absent"), cluster)
+    executor = open_executor(dataclasses.replace(evaluator, model_path=tmp_path / "absent"), cluster)
 
     def start() -> int:
         before = dict(actors(logged))
@@ -262,11 +262,11 @@ def test_a_validator_with_its_workers_in_a_ray_cluster_scores_a_round(
     assert '"where": "ray node ' in receipt.read_text()
 
 
-def test_no_cluster_at_the_address_is_the_operators_to_mend(scorer: Scorer) -> None:
+def test_no_cluster_at_the_address_is_the_operators_to_mend(evaluator: Evaluator) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-    executor = RayExecutor(scorer, RayOptions(address=address, gpus_per_worker=0), limits=EAGER)
+    executor = RayExecutor(evaluator, RayOptions(address=address, gpus_per_worker=0), limits=EAGER)
     try:
         with pytest.raises(ConfigError, match=f"--ray.address {address}: no cluster"):
             ready(executor)

@@ -22,7 +22,7 @@ from template.errors import ConfigError, HostError, Reason, SubmissionError
 from template.records import SubmissionKey, TrainResult
 from template.workers import messages
 from template.workers import worker as worker_main
-from template.workers.executor import Finished, Scorer
+from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
 from tests.fixtures.training import Bench, make_args, make_rows, write_rows
 from tests.fixtures.workers import EAGER, KEY, OTHER, Clock, children, collect, is_alive, log_lines, ready, until
@@ -32,8 +32,8 @@ SEED = 7
 
 
 @pytest.fixture(scope="module")
-def scorer(bench: Bench) -> Scorer:
-    return Scorer(
+def evaluator(bench: Bench) -> Evaluator:
+    return Evaluator(
         competition=Competition.from_defaults(),
         training_args=make_args(),
         eval_data_dir=bench.eval_data_dir,
@@ -50,9 +50,9 @@ def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(scorer: Scorer, bench: Bench) -> TrainResult:
+def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
     """The score in this process."""
-    return scorer.score(bench.data_dir, SEED)
+    return evaluator.score(bench.data_dir, SEED)
 
 
 def worker_pids() -> list[int]:
@@ -65,9 +65,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture(scope="module")
-def shared(scorer: Scorer, clock: Clock) -> Iterator[LocalExecutor]:
+def shared(evaluator: Evaluator, clock: Clock) -> Iterator[LocalExecutor]:
     """Two workers on one device."""
-    executor = LocalExecutor(scorer, ["cpu", "cpu"], limits=EAGER, clock=clock)
+    executor = LocalExecutor(evaluator, ["cpu", "cpu"], limits=EAGER, clock=clock)
     try:
         yield executor
     finally:
@@ -91,7 +91,7 @@ def timeless(result: TrainResult | None) -> dict[str, object]:
 
 
 def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_another_worker(
-    pair: LocalExecutor, scorer: Scorer, bench: Bench, expected: TrainResult
+    pair: LocalExecutor, evaluator: Evaluator, bench: Bench, expected: TrainResult
 ) -> None:
     pair.submit(KEY, bench.data_dir, SEED)
     pair.submit(OTHER, bench.data_dir, SEED + 1)
@@ -99,9 +99,9 @@ def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_a
     results = {one.key: one.result for one in collect(pair, 2)}
     assert timeless(results[KEY]) == timeless(expected)
     assert results[KEY] is not None and results[KEY].environment["where"] == "local cpu"
-    assert timeless(results[OTHER]) == timeless(scorer.score(bench.data_dir, SEED + 1)) != timeless(expected)
+    assert timeless(results[OTHER]) == timeless(evaluator.score(bench.data_dir, SEED + 1)) != timeless(expected)
     assert (pair.tokens_per_s() or 0) > 0
-    assert pair.prepare() == scorer.load()
+    assert pair.prepare() == evaluator.load()
 
 
 def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_worker_goes_on(
@@ -151,7 +151,7 @@ def start_long(executor: LocalExecutor, jobs: dict[SubmissionKey, Path]) -> None
 def find_lost(executor: LocalExecutor) -> tuple[SubmissionKey, str]:
     """The next job to end, and what is said of it: that it has no score."""
     finished = collect(executor)[0]
-    assert finished == Finished(key=finished.key, result=None, error=finished.error)
+    assert finished == CompletedJob(key=finished.key, result=None, error=finished.error)
     assert type(finished.error) is HostError
     return finished.key, str(finished.error)
 
@@ -181,10 +181,10 @@ _PARENT = """
 import sys, time
 from template import wire
 from template.records import SubmissionKey
-from template.workers.worker import make_scorer
+from template.workers.worker import make_evaluator
 from template.workers.supervisor import LocalExecutor
 
-executor = LocalExecutor(make_scorer(wire.decode_command(sys.stdin.buffer.readline())), ["cpu"])
+executor = LocalExecutor(make_evaluator(wire.decode_command(sys.stdin.buffer.readline())), ["cpu"])
 while executor.prepare() is None:
     executor.wait(1.0)
 executor.submit(SubmissionKey("a", "b"), sys.argv[1], 7)
@@ -227,34 +227,34 @@ def test_no_worker_outlives_its_parent_in_mid_training(shared: LocalExecutor, lo
                 os.kill(worker, signal.SIGKILL)
 
 
-def load_in_this_process(scorer: Scorer) -> list[messages.Event]:
+def load_in_this_process(evaluator: Evaluator) -> list[messages.Event]:
     """What a worker says that cannot load."""
     said = io.BytesIO()
-    worker_main.serve(scorer, SimpleQueue(), worker_main.Link(said))
+    worker_main.serve(evaluator, SimpleQueue(), worker_main.Link(said))
     return [messages.decode_event(line) for line in said.getvalue().splitlines()]
 
 
-def test_a_model_that_is_not_there_is_the_operators_to_mend(scorer: Scorer, tmp_path: Path) -> None:
-    (event,) = load_in_this_process(dataclasses.replace(scorer, model_path=tmp_path))
+def test_a_model_that_is_not_there_is_the_operators_to_mend(evaluator: Evaluator, tmp_path: Path) -> None:
+    (event,) = load_in_this_process(dataclasses.replace(evaluator, model_path=tmp_path))
     assert isinstance(event, messages.Failed) and isinstance(event.to_error(), ConfigError)
     assert event.message.startswith(f"--model_path {tmp_path}")
 
 
-def test_a_bug_is_this_machines_fault_with_its_traceback_in_the_log(scorer: Scorer) -> None:
-    class Broken(Scorer):
+def test_a_bug_is_this_machines_fault_with_its_traceback_in_the_log(evaluator: Evaluator) -> None:
+    class Broken(Evaluator):
         def load(self) -> str:
             raise KeyError("a bug")
 
     with log_lines() as logged:
-        (event,) = load_in_this_process(Broken(**vars(scorer)))
+        (event,) = load_in_this_process(Broken(**vars(evaluator)))
     assert isinstance(event, messages.Failed) and type(event.to_error()) is HostError
     assert "this is a bug" in logged[0] and 'raise KeyError("a bug")' in logged[0]
 
 
 def test_a_stray_print_cannot_reach_the_parent() -> None:
     code = (
-        "import os, sys\nfrom template.workers.worker import take_over_stdio\n"
-        "commands, events = take_over_stdio()\n"
+        "import os, sys\nfrom template.workers.worker import redirect_stdio\n"
+        "commands, events = redirect_stdio()\n"
         "print('stray', flush=True); os.write(1, b'from C')\n"
         "events.write(commands.readline() + sys.stdin.read().encode()); events.flush()"
     )

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Every attack of the tables asked for, each in a folder of its own. Raises: ConfigError."""
     if unknown := set(args.tables) - set(TABLES):
         raise ConfigError(f"TABLE must be one of {', '.join(TABLES)}, not {min(unknown)!r}")
-    with cli.muted(args):
+    with cli.quiet_logs(args):
         faults = [fault for table in args.tables or TABLES for fault in attack(table)]
     for fault in faults:
         print(f"NOT AS IT MUST BE: {fault}")

@@ -26,16 +26,16 @@ from template.localnet.hub_server import HubServer
 from template.localnet.hub_store import publish
 from template.localnet.network import NETUID, LocalNet, write_competition
 from template.localnet.substrate import LocalSubstrate
-from template.records import Running, Standing, SubmissionKey
+from template.records import LeaderboardRow, RunningEvaluation, SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import compute_score
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
-from template.validator.downloads import Fetcher
+from template.validator.downloads import Downloader
 from template.validator.loop import Validator
 from template.validator.status import read_status
 from template.validator.status_report import describe
-from template.workers.executor import Finished
+from template.workers.executor import CompletedJob
 from tests.campaigns.clock import SoakClock
 from tests.campaigns.synthetic_subnet import IdleExecutor, make_key, make_lines, make_result
 
@@ -60,20 +60,20 @@ class Tally(IdleExecutor):
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
         self._jobs.append((key, data_dir, lucky_num))
 
-    def collect(self) -> list[Finished]:
+    def collect(self) -> list[CompletedJob]:
         jobs, self._jobs = self._jobs, []
         return [self._score(*job) for job in jobs]
 
-    def running(self) -> tuple[Running, ...]:
-        return tuple(Running(key=key, device="none", started_at=0.0) for key, _, _ in self._jobs)
+    def running(self) -> tuple[RunningEvaluation, ...]:
+        return tuple(RunningEvaluation(key=key, device="none", started_at=0.0) for key, _, _ in self._jobs)
 
-    def _score(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> Finished:
+    def _score(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> CompletedJob:
         content = (data_dir / DATA_FILE).read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         result = make_result(key, loss=loss_of(content))
         result = dataclasses.replace(result, train_sha256=sha256, lucky_num=lucky_num)
         self.scored += 1
-        return Finished(key=key, result=result, error=None)
+        return CompletedJob(key=key, result=result, error=None)
 
 
 def loss_of(content: bytes) -> float:
@@ -126,7 +126,7 @@ class Arena:
         datasets.download_dataset(repo, commit, config.eval_data_dir, filename=None, endpoint=self.hub.endpoint)
         self.link = self.connect("validator", self.node)
         self.store = Store(self.state / "validator.sqlite3")
-        self.fetcher = Fetcher(8, self._fetch)
+        self.fetcher = Downloader(8, self._fetch)
         self.executor = Tally()
         self.clock = SoakClock(self.chain)
         self.validator = Validator(config, self.link, self.store, self.executor, self.fetcher, now=self.clock)
@@ -220,7 +220,7 @@ class Arena:
             self.tick()
         raise RuntimeError("the validator's rounds do not end")
 
-    def lines(self) -> dict[str, Standing]:
+    def lines(self) -> dict[str, LeaderboardRow]:
         """The last round's table by hotkey."""
         last = self.store.last_round()
         return {line.key.hotkey: line for line in self.store.standings(last.id)} if last else {}

@@ -22,11 +22,11 @@ from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS
 from template.receipts.receipt import Receipt, compare
 from template.receipts.round_file import RoundHeader, digest_lines
 from template.receipts.verify import (
-    find_bad_signatures,
-    find_chain_conflicts,
-    find_contradictions,
-    find_inconsistencies,
-    find_notes,
+    check_across_files,
+    check_against_chain,
+    check_consistency,
+    check_signatures,
+    remarks,
 )
 from tests.campaigns.attack.environment import POOL, Arena, arena
 from tests.campaigns.attack.runner import Attack
@@ -79,13 +79,13 @@ def audit(path: Path, here: Arena) -> str:
     except ConfigError as error:
         return f"damaged: {_word(str(error))}"
     known = {receipt.digest: receipt for receipt in file.receipts}
-    header_wrong, receipts_wrong = find_bad_signatures(file, verify_signature)
-    find_notes(file, known)
+    header_wrong, receipts_wrong = check_signatures(file, verify_signature)
+    remarks(file, known)
     if header_wrong or receipts_wrong or file.header.signer != here.hotkey("validator"):
         return _SIGNATURE
     paths = (_files().earlier, _files().later, path)
-    told = find_contradictions({str(one): read_round(one).header for one in paths})[str(path)]
-    told += [*find_inconsistencies(file, known), *find_chain_conflicts(file.header, here.link.block_hash)]
+    told = check_across_files({str(one): read_round(one).header for one in paths})[str(path)]
+    told += [*check_consistency(file, known), *check_against_chain(file.header, here.link.block_hash)]
     return f"inconsistent: {_word(' '.join(told))}" if told else _FINE
 
 

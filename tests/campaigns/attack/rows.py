@@ -15,11 +15,11 @@ from typing import Any
 from template import constants
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow, Tokenize, encode_submission
-from template.data.eval_set import read_pool_index
+from template.data.eval_set import read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.localnet.tiny_model import make_tiny_tokenizer
 from template.miner.check import inspect_file
-from template.rules.duplicates import Candidate, DuplicateOf, find_duplicates
+from template.rules.duplicates import Candidate, Duplicate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 from tests.campaigns.attack.runner import Attack, judge
 
@@ -67,7 +67,7 @@ def _enter(content: bytes, pool: bytes, folder: Path) -> None:
     held, eval_set = folder / constants.DATA_FILE, folder / "eval_data.jsonl"
     held.write_bytes(content)
     eval_set.write_bytes(pool)
-    index = read_pool_index(eval_set)
+    index = read_eval_set_index(eval_set)
     inspection = inspect_file(content, frozenset(index.pool), max_rows=_MAX_ROWS, has_target=lambda row: True)
     try:
         index.check(held.read_bytes(), name=constants.DATA_FILE, max_rows=_MAX_ROWS)
@@ -287,7 +287,7 @@ def _swap(what: str, change: Callable[[str], str]) -> Attack:
     def run(folder: Path) -> str:
         eval_set = folder / "eval_data.jsonl"
         eval_set.write_bytes(theirs + copy)
-        index = read_pool_index(eval_set)
+        index = read_eval_set_index(eval_set)
         entries = [
             Candidate(
                 hotkey=hotkey,
@@ -297,13 +297,13 @@ def _swap(what: str, change: Callable[[str], str]) -> Attack:
             )
             for block, (hotkey, content) in enumerate({"author": theirs, "copier": copy}.items())
         ]
-        return judge(lambda: _raise(find_duplicates(entries).get(("copier", "copier"))))
+        return judge(lambda: _raise(match_duplicates(entries).get(("copier", "copier"))))
 
     name = f"a copy whose rows the pool holds with {what}, too"
     return Attack(name=name, run=run, expected=_DUPLICATE, max_seconds=20.0, max_memory=32, max_disk=1)
 
 
-def _raise(copy: DuplicateOf | None) -> None:
+def _raise(copy: Duplicate | None) -> None:
     if copy is not None:
         raise copy.to_error()
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    with cli.muted(args):
+    with cli.quiet_logs(args):
         campaign = crew.work()
     print(campaign)
     print(f"seconds {time.monotonic() - started:.0f}")

@@ -22,7 +22,7 @@ from template.errors import ConfigError
 from template.localnet.ledger import Ledger
 from template.localnet.scale_codec import decode_call
 from template.receipts.files import read_receipt, read_round
-from template.receipts.verify import find_inconsistencies
+from template.receipts.verify import check_consistency
 
 STATE_FILE = "validator.sqlite3"
 # From linux/prctl.h.
@@ -165,7 +165,7 @@ def check_files(state_dir: Path, *, is_complete: bool = False) -> tuple[list[str
                 receipts = {one.digest: one for one in file.receipts}
                 for other in (read_round(one) for one in path.parent.glob("round-*.jsonl")):
                     receipts.update({one.digest: one for one in other.receipts})
-                partial += [f"{path.name}: {one}" for one in find_inconsistencies(file, receipts)]
+                partial += [f"{path.name}: {one}" for one in check_consistency(file, receipts)]
     return partial, temporary
 
 

@@ -68,7 +68,7 @@ class Plan:
     shares: int = 0
     is_once: bool = False
     targets: tuple[str, ...] = ()
-    scorer: str | None = None
+    evaluator: str | None = None
     speed: float = 1.0
     executor_speed: float = 1.0
     nofile: int | None = None
@@ -158,9 +158,9 @@ def _about(frame: FrameType) -> str:
     key: Any = values.get("key")
     if hasattr(key, "entry"):
         return f"{key.hotkey[:10]} {key.entry[-40:]}"
-    if "gauges" in values:
-        gauges = values["gauges"]
-        return f"{gauges.doing}, round {gauges.round_id}"
+    if "metrics" in values:
+        metrics = values["metrics"]
+        return f"{metrics.doing}, round {metrics.round_id}"
     current: Any = values.get("current") or values.get("opened")
     if hasattr(current, "start_block"):
         return f"round of block {current.start_block}"
@@ -271,7 +271,7 @@ def watch_extrinsics(watch: Watch) -> None:
 def replace_clocks(plan: Plan) -> None:
     """Gives the validator a clock that is faster and can be put forward and back, and its executor a faster one."""
     from template.validator.loop import Validator
-    from template.workers.supervisor import SlotExecutor
+    from template.workers.supervisor import WorkerPool
 
     clock = Path(plan.folder) / CLOCK_FILE
 
@@ -282,20 +282,20 @@ def replace_clocks(plan: Plan) -> None:
     def steady() -> float:
         return time.monotonic() * plan.executor_speed
 
-    for kind, name, value in ((Validator, "now", now), (SlotExecutor, "now", now), (SlotExecutor, "clock", steady)):
+    for kind, name, value in ((Validator, "now", now), (WorkerPool, "now", now), (WorkerPool, "clock", steady)):
         defaults: Any = getattr(kind, "__init__").__kwdefaults__  # noqa: B009
         assert name in defaults, f"{kind.__name__} has no clock of the name {name} any more"
         defaults[name] = value
 
 
-def die_with_parent() -> None:
+def set_parent_death_signal() -> None:
     """Whoever kills the campaign has no validators left."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main() -> None:
     """Sets everything up and becomes the program."""
-    die_with_parent()
+    set_parent_death_signal()
     plan = Plan.load(Path(sys.argv[1]))
     for kind, limit in ((resource.RLIMIT_NOFILE, plan.nofile), (resource.RLIMIT_FSIZE, plan.fsize)):
         if limit is not None:
@@ -305,8 +305,8 @@ def main() -> None:
     watch_files(watch)
     watch_extrinsics(watch)
     replace_clocks(plan)
-    if plan.scorer is not None:
-        sys.executable = plan.scorer
+    if plan.evaluator is not None:
+        sys.executable = plan.evaluator
     sys.argv = [plan.script, *sys.argv[2:]]
     runpy.run_path(plan.script, run_name="__main__")
 

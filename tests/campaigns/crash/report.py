@@ -17,7 +17,7 @@ class Row:
     """One line of the table. points: that there are of the kind, known by name."""
 
     kind: str
-    scorer: str = "table"
+    evaluator: str = "table"
     points: set[str] = field(default_factory=set)
     kills: int = 0
     restarts: int = 0
@@ -29,7 +29,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         return (
-            self.kind, self.scorer, str(len(self.points) or "-"), str(self.kills), str(self.restarts),
+            self.kind, self.evaluator, str(len(self.points) or "-"), str(self.kills), str(self.restarts),
             f"{self.same} of {self.runs} runs", str(self.doubled), str(self.orphans), str(self.partial),
         )  # fmt: skip
 
@@ -63,17 +63,19 @@ class Campaign:
         """By kind, those killed at a point of their own first, then by chance."""
         rows: dict[tuple[str, str], Row] = {}
         for one in self.outcomes:
-            scorer = self.scorers.get(one.name, "table")
+            evaluator = self.scorers.get(one.name, "table")
             by_kind: Counter[str] = Counter()
             for point, count in one.kills.items():
                 by_kind[kind_of(point)] += count
             for kind, count in by_kind.items():
-                row = rows.setdefault((kind, scorer), Row(kind, scorer))
+                row = rows.setdefault((kind, evaluator), Row(kind, evaluator))
                 _count(row, one, count, restarts=count, said=kind)
             for point in one.points | {point for point in one.kills if point != RANDOM}:
-                if (kind_of(point), scorer) in rows:
-                    rows[kind_of(point), scorer].points.add(point)
-        found = sorted(rows.values(), key=lambda row: (row.kind == RANDOM, row.kind.split()[1:], row.kind, row.scorer))
+                if (kind_of(point), evaluator) in rows:
+                    rows[kind_of(point), evaluator].points.add(point)
+        found = sorted(
+            rows.values(), key=lambda row: (row.kind == RANDOM, row.kind.split()[1:], row.kind, row.evaluator)
+        )
         for name, one in self.faults:
             row = Row(f"fault: {name}", self.scorers.get(one.name, "table"))
             _count(row, one, one.kills.total(), restarts=one.starts - 1, said="")
@@ -124,7 +126,7 @@ def _is_about(found: str, kind: str) -> bool:
 
 def _told(points: Iterable[str]) -> list[str]:
     """Those whose name is what the validator was doing, which is a matter of moments: they may not come again."""
-    return [point for point in points if " | record_activity " in point]
+    return [point for point in points if " | record_heartbeat " in point]
 
 
 def _endings(one: Outcome) -> list[str]:

@@ -138,14 +138,14 @@ class Run:
         self._phase, self._aftermath = 0, 0
         self._events_before, self._is_up = 0, False
         self._told_before: tuple[float | None] | None = None
-        scorer = None
+        evaluator = None
         if not is_real:
             # Its own copy, beside which it is told what to do.
             table = base.table if mode == "record" else Path(shutil.copy(base.table, folder))
-            scorer = str(write_program(folder / "scorer", mode, table))
+            evaluator = str(write_program(folder / "scorer", mode, table))
         self.plan = Plan(
             folder=str(folder), script=str(SCRIPT), watched=str(self.state_dir), began_at=time.time(),
-            share=share, shares=shares, is_once=is_once, targets=tuple(targets), scorer=scorer,
+            share=share, shares=shares, is_once=is_once, targets=tuple(targets), evaluator=evaluator,
             speed=speed, executor_speed=executor_speed,
         )  # fmt: skip
 

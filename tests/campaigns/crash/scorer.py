@@ -33,8 +33,8 @@ def write_program(path: Path, mode: str, table: Path) -> Path:
     return path
 
 
-class TableScorer:
-    """Stands where `template.workers.executor.Scorer` does. Its file `stage`, where there is one, names a stage to
+class TableEvaluator:
+    """Stands where `template.workers.executor.Evaluator` does. Its file `stage`, where there is one, names a stage to
     stay in."""
 
     def __init__(self, table: Path) -> None:
@@ -44,7 +44,7 @@ class TableScorer:
             event = messages.decode_event(line)
             if isinstance(event, messages.Loaded):
                 self.loaded = event
-            elif isinstance(event, messages.Scored):
+            elif isinstance(event, messages.Evaluated):
                 self._results[event.result.train_sha256, event.result.lucky_num] = event.result
 
     def load(self) -> messages.Loaded:
@@ -87,9 +87,9 @@ def main(mode: str, table: str) -> None:
     if mode == "record":
         _record(Path(table))
     else:
-        scorer = TableScorer(Path(table))
-        worker.make_scorer = lambda setup: scorer  # type: ignore[assignment, return-value]
-        worker.load = lambda scorer: scorer.load()  # type: ignore[assignment, return-value]
+        evaluator = TableEvaluator(Path(table))
+        worker.make_evaluator = lambda setup: evaluator  # type: ignore[assignment, return-value]
+        worker.load = lambda evaluator: evaluator.load()  # type: ignore[assignment, return-value]
         worker.peak_memory_bytes = lambda: 0
     worker.main()
 
@@ -99,7 +99,7 @@ def _record(table: Path) -> None:
     tell = worker.Link.tell
 
     def tell_and_record(self: worker.Link, event: messages.Event) -> None:
-        if isinstance(event, messages.Loaded | messages.Scored):
+        if isinstance(event, messages.Loaded | messages.Evaluated):
             with table.open("ab") as file:
                 file.write(messages.encode(event))
         tell(self, event)

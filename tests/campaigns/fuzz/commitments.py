@@ -5,7 +5,7 @@ See `tests.campaigns.fuzz.targets` for what a target is.
 
 from typing import Any
 
-from template.chain.commitments import encode_sealed_text, encode_text, to_commitment
+from template.chain.commitments import encode_sealed_text, encode_text, parse_commitment
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
 from template.localnet.scale_codec import decode_call, encode_call
@@ -37,7 +37,7 @@ def check_commitment(data: bytes) -> None:
         expected = None
     expect(text == expected, "a field is not read as its bytes' text")
     _check_entry(data.decode(errors="surrogatepass" if expected is not None else "replace"))
-    opened = to_commitment("hotkey", None, [(_shown(data), _BLOCK)])
+    opened = parse_commitment("hotkey", None, [(_shown(data), _BLOCK)])
     expect(opened is not None and opened.text == read_scale_string(_meant(data)), "a reveal is not read as a string")
 
 
@@ -57,7 +57,7 @@ def _check_entry(text: str) -> None:
         expect(error.reason is Reason.BAD_COMMITMENT, "a text is refused for another reason")
         expect(not 0 < len(text.encode(errors="surrogatepass")) <= 128 or not _is_utf8(text), "a text is refused")
     else:
-        opened = to_commitment("hotkey", None, [(_shown(sealed), _BLOCK)])
+        opened = parse_commitment("hotkey", None, [(_shown(sealed), _BLOCK)])
         expect(opened is not None and opened.text == text == raw.decode(), "a sealed text is opened as another")
 
 
@@ -82,7 +82,7 @@ def _meant(data: bytes) -> bytes:
 
 
 def _text_of(fields: list[Any]) -> str | None:
-    found = to_commitment("hotkey", {"block": _BLOCK, "deposit": 0, "info": {"fields": fields}}, None)
+    found = parse_commitment("hotkey", {"block": _BLOCK, "deposit": 0, "info": {"fields": fields}}, None)
     assert found is not None
     return found.text
 
@@ -101,7 +101,7 @@ def check_fields(data: bytes) -> None:
         (_shown(data[1:9]), block) for bit, block in ((1, _BLOCK), (2, _BLOCK - 1), (4, _BLOCK + 1)) if data[0] & bit
     ]
     record = {"block": _BLOCK, "deposit": 0, "info": {"fields": fields}}
-    found = to_commitment("hotkey", record, reveals)
+    found = parse_commitment("hotkey", record, reveals)
     assert found is not None
     is_single = len(fields) == 1 and not data[0] & 4
     (name, value), *_ = (*fields[0].items(),) if is_single and isinstance(fields[0], dict) else (("", None),)
@@ -111,7 +111,7 @@ def check_fields(data: bytes) -> None:
     expect(
         found == ChainCommitment(hotkey="hotkey", block=_BLOCK, text=text, reveal_round=sealed), "fields are misread"
     )
-    opened = to_commitment("hotkey", None, reveals)
+    opened = parse_commitment("hotkey", None, reveals)
     expect((opened is None) == (not reveals), "an opening is lost")
 
 

@@ -8,9 +8,9 @@ from functools import cache
 from template.competition import CommitmentRecord
 from template.localnet.network import NETUID
 from template.localnet.scale_codec import encode_call
-from template.receipts.receipt import Receipt, ScoredSubmission
-from template.receipts.round_file import RoundAccount, make_round_lines
-from template.records import Round, RoundEntry, Standing, SubmissionKey, WeightIntent, WeightOutcome
+from template.receipts.receipt import EvaluatedSubmission, Receipt
+from template.receipts.round_file import RoundSummary, make_round_lines
+from template.records import LeaderboardRow, Round, RoundEntry, SubmissionKey, WeightIntent, WeightOutcome
 from template.rules.scoring import score_of, shares_from_scores
 from template.rules.seeds import seed_from_hash
 from tests.campaigns.synthetic_subnet import COMPETITION, HYPERPARAMETERS, MODEL, make_key, make_result
@@ -40,7 +40,7 @@ def make_receipt(name: str) -> Receipt:
         lucky_num=seed_from_hash(_hash(30)),
         step_losses=(3.25, 1 / 3, 5e-324),
     )
-    submission = ScoredSubmission(netuid=NETUID, hotkey=hotkey, repo=f"{name}/data", commit=COMMIT)
+    submission = EvaluatedSubmission(netuid=NETUID, hotkey=hotkey, repo=f"{name}/data", commit=COMMIT)
     receipt = Receipt(competition=COMPETITION, submission=submission, result=result)
     return receipt.signed(str(validator.ss58_address), lambda message: str(validator.sign(message).hex()))
 
@@ -78,7 +78,7 @@ def make_round() -> bytes:
     shares = shares_from_scores({key.hotkey: score for key, score in scores.items()})
     for entry, receipt in zip(entries, receipts, strict=True):
         standings.append(
-            Standing(
+            LeaderboardRow(
                 key=entry.key,
                 uid=entry.uid,
                 reason=None,
@@ -97,7 +97,7 @@ def make_round() -> bytes:
         outcome=WeightOutcome(is_accepted=True, block=381),
         finished_at=2.0,
     )
-    account = RoundAccount(
+    account = RoundSummary(
         netuid=NETUID,
         competition=COMPETITION,
         hyperparameters_digest=HYPERPARAMETERS.digest,

@@ -19,11 +19,11 @@ from typing import Any
 from template.chain.client import verify_signature
 from template.constants import MAX_TOKENS
 from template.data.chat_templates import template_for
-from template.data.encoding import Tokenize, encode_row, surely_has_target
+from template.data.encoding import Tokenize, encode_row, has_target_for_any_tokenizer
 from template.data.rows import (
     SUBMISSION_LIMITS,
     Limits,
-    LineFault,
+    LineError,
     Message,
     Row,
     RowKey,
@@ -35,7 +35,7 @@ from template.errors import ConfigError, SubmissionError
 from template.localnet.tiny_model import make_tiny_tokenizer
 from template.receipts.files import read_round
 from template.receipts.receipt import Receipt, compare
-from template.receipts.verify import find_bad_signatures, find_chain_conflicts, find_inconsistencies, find_notes
+from template.receipts.verify import check_against_chain, check_consistency, check_signatures, remarks
 from template.training.tokenizer import PieceTokenizer
 from tests.campaigns.fuzz.commitments import check_commitment, check_fields, check_message, expect
 from tests.campaigns.fuzz.reference import ReferenceRow, read_rows
@@ -71,7 +71,7 @@ def _compare_rows(data: bytes, limits: Limits) -> None:
     found, expected = list(scan_rows(data, limits=limits)), read_rows(data, limits)
     expect(len(found) == len(expected), "other lines are rows")
     for ours, theirs in zip(found, expected, strict=True):
-        if isinstance(ours, LineFault):
+        if isinstance(ours, LineError):
             check_message(ours.error)
             is_same = not isinstance(theirs, ReferenceRow) and ours.error.reason in theirs.reasons
             expect(is_same and ours.line == theirs.line, f"refused as {ours.error.reason}: {theirs}")
@@ -88,9 +88,9 @@ def _compare_rows(data: bytes, limits: Limits) -> None:
         _write_again(row)
 
 
-def _compare_ways(data: bytes, limits: Limits, found: Sequence[Row | LineFault]) -> None:
+def _compare_ways(data: bytes, limits: Limits, found: Sequence[Row | LineError]) -> None:
     """`parse_rows` and `read_keys`, the latter also from what it found before, say what `scan_rows` says."""
-    fault = next((one for one in found if isinstance(one, LineFault)), None)
+    fault = next((one for one in found if isinstance(one, LineError)), None)
     outcomes: list[object] = []
     known: dict[bytes, bytes] = {}
     for _ in range(2):
@@ -200,7 +200,10 @@ def _check_cut(row: Row, ids: list[int], targets: list[bool], max_tokens: int) -
     encoded = encode_row(row, _FAMILY, _tokenize(), max_tokens=max_tokens)
     if encoded is None:
         expect(not any(targets[1:max_tokens]), "a row with an answer is none")
-        expect(max_tokens < MAX_TOKENS or not surely_has_target(row), "an answer that cannot be cut off was cut off")
+        expect(
+            max_tokens < MAX_TOKENS or not has_target_for_any_tokenizer(row),
+            "an answer that cannot be cut off was cut off",
+        )
         return
     expect(any(targets[1:max_tokens]), "a row without an answer is one")
     expect(encoded.input_ids == tuple(ids[:max_tokens]), "other tokens than the pieces have")
@@ -271,13 +274,13 @@ def check_round(data: bytes) -> None:
     expect(json.loads(file.header.to_line()) == _check_json(first), "a header is not what was read")
     expect(len(rest) == len(file.receipts) == file.header.receipts, "receipts are lost")
     known = {receipt.digest: receipt for receipt in file.receipts}
-    header_wrong, receipts_wrong = find_bad_signatures(file, verify_signature)
+    header_wrong, receipts_wrong = check_signatures(file, verify_signature)
     sentences = [
         header_wrong or "",
         *receipts_wrong.values(),
-        *find_inconsistencies(file, known),
-        *find_notes(file, known),
-        *find_chain_conflicts(file.header, lambda block: f"0x{block:064x}"),
+        *check_consistency(file, known),
+        *remarks(file, known),
+        *check_against_chain(file.header, lambda block: f"0x{block:064x}"),
     ]
     "\n".join(sentences).encode()
 

@@ -102,12 +102,12 @@ PLANTED: dict[str, tuple[str, str, Any]] = {
     "a lax reader of entries": ("commitment", "CommitmentRecord", LooseRecord),
     "a reader of fields that takes any": (
         "fields",
-        "to_commitment",
+        "parse_commitment",
         lambda *_: ChainCommitment(hotkey="h", block=1, text="x"),
     ),
     "a writer of receipts that rounds": ("receipt", "Receipt", RoundedReceipt),
     "signatures that nobody checks": ("receipt", "verify_signature", lambda *_: True),
-    "a check of rounds that raises": ("round", "find_notes", lambda *_: 1 / 0),
+    "a check of rounds that raises": ("round", "remarks", lambda *_: 1 / 0),
 }
 
 

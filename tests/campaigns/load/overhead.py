@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag} must be positive, not {getattr(args, flag)}")
     if args.rows > args.pool:
         raise ConfigError("--rows must be at most --pool")
-    with cli.muted(args):
+    with cli.quiet_logs(args):
         lines = measure(args, chosen)
     if args.json_file is not None:
         rows = [{**dataclasses.asdict(line), "is_met": line.is_met} for line in lines]
@@ -91,15 +91,15 @@ def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """Reading, keys, membership and copies of all datasets, in processor time."""
     import random
 
-    from template.data.eval_set import read_pool_index
-    from template.rules.duplicates import Candidate, find_duplicates
+    from template.data.eval_set import read_eval_set_index
+    from template.rules.duplicates import Candidate, match_duplicates
     from tests.campaigns.synthetic_subnet import make_lines
 
     lines, draw = make_lines(args.pool), random.Random(1)
     path = folder / constants.DATA_FILE
     path.write_text("\n".join(lines), encoding="utf-8")
     started = time.process_time()
-    index = read_pool_index(path)
+    index = read_eval_set_index(path)
     yield Line(f"reading a pool of {args.pool:,} rows", time.process_time() - started, "s")
     samples = [draw.sample(lines, args.rows) for _ in range(args.miners)]
 
@@ -114,7 +114,7 @@ def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
             )
             for number, content in enumerate(files)
         ]
-        find_duplicates(candidates)
+        match_duplicates(candidates)
         return time.process_time() - started
 
     what = f"admission of {args.miners} x {args.rows} rows"
@@ -153,10 +153,10 @@ def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
 
 
 def _download(keys: Sequence[Any], folder: Path, *, limit: int) -> float:
-    from template.validator.downloads import Fetcher
+    from template.validator.downloads import Downloader
 
     started = time.monotonic()
-    fetcher, waiting, missing = Fetcher(limit), list(keys), len(keys)
+    fetcher, waiting, missing = Downloader(limit), list(keys), len(keys)
     while missing:
         for key in waiting[: fetcher.room()]:
             waiting.remove(key)
@@ -170,7 +170,7 @@ def _download(keys: Sequence[Any], folder: Path, *, limit: int) -> float:
 
 def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """Ticks of a validator that waits for its round to end, everybody being scored, and the end itself."""
-    from template.data.eval_set import read_pool_index
+    from template.data.eval_set import read_eval_set_index
     from template.localnet.hub_store import publish
     from template.rules.schedule import Policy
     from template.store.store import Store
@@ -192,7 +192,7 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
         poll_s=0.0,
     )
     with crowd.chain, crowd.connect() as chain, Store(folder / "validator.sqlite3") as store:
-        crowd.record_scores(store, config.competition, sorted(read_pool_index(path).pool))
+        crowd.record_scores(store, config.competition, sorted(read_eval_set_index(path).pool))
         validator = Validator(config, chain, store, IdleExecutor(), _fetcher(args))
 
         def tick(blocks: int = 0) -> float:
@@ -217,9 +217,9 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
 
 
 def _fetcher(args: argparse.Namespace) -> Any:
-    from template.validator.downloads import Fetcher
+    from template.validator.downloads import Downloader
 
-    return Fetcher(args.max_downloads)
+    return Downloader(args.max_downloads)
 
 
 def bench_startup(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
@@ -265,7 +265,7 @@ def _time_first_tick(command: Sequence[str]) -> float:
 def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """What this process holds after many scores in a row of different datasets and seeds."""
     from template.localnet.tiny_model import make_tiny_model
-    from template.workers.executor import Scorer
+    from template.workers.executor import Evaluator
     from tests.campaigns.synthetic_subnet import COMPETITION, IdleExecutor, make_lines
 
     model = make_tiny_model(folder / "model")
@@ -274,7 +274,7 @@ def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
         # Short ones: what could stay behind is a score's, not a row's.
         lines = make_lines(8, seed=seed, words=17)
         (folder / name / constants.DATA_FILE).write_text("\n".join(lines), encoding="utf-8")
-    scorer = Scorer(
+    evaluator = Evaluator(
         competition=COMPETITION,
         training_args=IdleExecutor.training_args,
         eval_data_dir=folder / "eval_data",
@@ -284,7 +284,7 @@ def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     early = max(1, args.scores // 10)
     held: dict[int, float] = {}
     for done in range(1, args.scores + 1):
-        scorer.score(folder / f"data-{done % 4}", done)
+        evaluator.score(folder / f"data-{done % 4}", done)
         if done in (early, args.scores):
             held[done] = _rss_mib()
     yield Line(f"memory after {early} scores of the tiny model", held[early], "MiB")

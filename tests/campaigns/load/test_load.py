@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from template.constants import MAX_POOL_BYTES, MAX_POOL_ROWS, MAX_SUBMISSION_BYTES, MAX_SUBMISSION_ROWS
-from template.data.eval_set import PoolIndex, read_pool_index
+from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from tests.campaigns.load import __main__ as load
 from tests.campaigns.load.run import MEMORY_BOUND_MIB, POOL_ROW_BYTES, Situation, memory_bound
@@ -65,7 +65,7 @@ def test_a_row_of_the_pool_takes_no_more_memory_than_the_bound_says(rows: int, t
     path.write_text("\n".join(make_lines(rows, words=8)), encoding="utf-8")
     tracemalloc.start()
     try:
-        index: PoolIndex = read_pool_index(path)
+        index: EvalSetIndex = read_eval_set_index(path)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -20,9 +20,9 @@ from typing import Any
 
 from template import constants
 from template.constants import DATA_FILE
-from template.records import Running, SubmissionKey
+from template.records import RunningEvaluation, SubmissionKey
 from template.validator import evaluation, loop
-from template.workers.executor import Finished
+from template.workers.executor import CompletedJob
 from tests.campaigns.measure import memory_kib
 from tests.campaigns.synthetic_subnet import COMPETITION, IdleExecutor, make_result
 
@@ -91,7 +91,7 @@ class PacedExecutor(IdleExecutor):
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._job: tuple[Running, Path, int] | None = None
+        self._job: tuple[RunningEvaluation, Path, int] | None = None
         self._ends_at = 0.0
         self._rest = threading.Event()
 
@@ -100,13 +100,17 @@ class PacedExecutor(IdleExecutor):
 
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
         assert self._job is None, "there is one worker"
-        self._job = Running(key=key, device="paced", started_at=time.time(), stage="train"), data_dir, lucky_num
+        self._job = (
+            RunningEvaluation(key=key, device="paced", started_at=time.time(), stage="train"),
+            data_dir,
+            lucky_num,
+        )
         self._ends_at = time.monotonic() + self._seconds
 
-    def running(self) -> tuple[Running, ...]:
+    def running(self) -> tuple[RunningEvaluation, ...]:
         return () if self._job is None else (self._job[0],)
 
-    def collect(self) -> list[Finished]:
+    def collect(self) -> list[CompletedJob]:
         if self._job is None or time.monotonic() < self._ends_at:
             return []
         (running, folder, lucky_num), self._job = self._job, None
@@ -116,7 +120,7 @@ class PacedExecutor(IdleExecutor):
         result = dataclasses.replace(
             make_result(running.key, loss=loss), train_sha256=digest.hexdigest(), lucky_num=lucky_num
         )
-        return [Finished(key=running.key, result=result, error=None)]
+        return [CompletedJob(key=running.key, result=result, error=None)]
 
     def wait(self, timeout_s: float) -> None:
         left_s = timeout_s if self._job is None else min(timeout_s, self._ends_at - time.monotonic())

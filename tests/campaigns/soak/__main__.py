@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     # One thread for each worker and for the replays: the bits of a loss are a machine's and a number of threads'.
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     started = time.monotonic()
-    with cli.muted(args):
+    with cli.quiet_logs(args):
         children = [] if args.audit_only else run_soak(args)
         from tests.campaigns.soak.report import audit
 

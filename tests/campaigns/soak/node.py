@@ -16,14 +16,14 @@ from template.config import load_training_args
 from template.errors import HostError, Reason, RemoteError
 from template.localnet.network import TRAINING_ARGS
 from template.localnet.tiny_model import make_tiny_model
-from template.records import Attempt, ChainView, Contest, SubmissionKey, Verdict
+from template.records import ChainView, EvalConfig, RetryState, SubmissionKey, Verdict
 from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
-from template.validator.downloads import Fetcher
+from template.validator.downloads import Downloader
 from template.validator.loop import Validator
 from template.workers.child import Child
-from template.workers.executor import Finished, Scorer
+from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import Limits
 from tests.campaigns.soak.diary import Diary
@@ -55,8 +55,8 @@ class WatchedChain(Chain):
         self._diary.write("viewed", validator=self._name, block=found.block)
         return found
 
-    def sealed_blocks(self, reveals: Mapping[str, int]) -> dict[str, int]:
-        found = super().sealed_blocks(reveals)
+    def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
+        found = super().commit_blocks_of_revealed(reveals)
         for hotkey, block in reveals.items():
             self._diary.write("opened", validator=self._name, hotkey=hotkey, reveal_block=block)
         return found
@@ -71,32 +71,32 @@ class WatchedStore(Store):
     def _note(self, event: str, key: SubmissionKey, **facts: object) -> None:
         self._diary.write(event, validator=self._name, hotkey=key.hotkey, text=key.entry, **facts)
 
-    def miss_submission(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
-        super().miss_submission(key, block, is_found=is_found)
+    def record_missing_file(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
+        super().record_missing_file(key, block, is_found=is_found)
         if not is_found:
             self._note("missed", key, block=block)
 
     def record_dataset(
-        self, contest: Contest, key: SubmissionKey, *, sha256: str, row_keys: Sequence[bytes], now: float
+        self, eval_config: EvalConfig, key: SubmissionKey, *, sha256: str, row_keys: Sequence[bytes], now: float
     ) -> None:
-        super().record_dataset(contest, key, sha256=sha256, row_keys=row_keys, now=now)
+        super().record_dataset(eval_config, key, sha256=sha256, row_keys=row_keys, now=now)
         self._note("checked", key)
 
-    def record_verdict(self, contest: Contest, key: SubmissionKey, verdict: Verdict, now: float) -> None:
-        super().record_verdict(contest, key, verdict, now)
+    def record_verdict(self, eval_config: EvalConfig, key: SubmissionKey, verdict: Verdict, now: float) -> None:
+        super().record_verdict(eval_config, key, verdict, now)
         if verdict.reason is not None:
             self._note("refused", key, reason=verdict.reason)
 
-    def record_attempt(self, contest: Contest, key: SubmissionKey, attempt: Attempt) -> None:
-        super().record_attempt(contest, key, attempt)
+    def record_retry_state(self, eval_config: EvalConfig, key: SubmissionKey, attempt: RetryState) -> None:
+        super().record_retry_state(eval_config, key, attempt)
         self._note("put off", key, remote_failures=attempt.remote_failures, host_failures=attempt.host_failures)
 
-    def forget_refusals(
-        self, contest: Contest, reasons: Sequence[Reason], *, before: float, after: float = float("inf")
+    def expire_rejections(
+        self, eval_config: EvalConfig, reasons: Sequence[Reason], *, before: float, after: float = float("inf")
     ) -> None:
-        held = set(self.verdicts(contest))
-        super().forget_refusals(contest, reasons, before=before, after=after)
-        for key in held - self.verdicts(contest).keys():
+        held = set(self.verdicts(eval_config))
+        super().expire_rejections(eval_config, reasons, before=before, after=after)
+        for key in held - self.verdicts(eval_config).keys():
             self._note("refusal taken back", key)
 
     def prune_submissions(
@@ -134,7 +134,7 @@ class WatchedExecutor(LocalExecutor):
     def watch(self, diary: Diary, name: str) -> None:
         self._diary, self._watcher = diary, name
 
-    def collect(self) -> list[Finished]:
+    def collect(self) -> list[CompletedJob]:
         found = super().collect()
         for one in found:
             loss = None if one.result is None else one.result.loss
@@ -149,7 +149,7 @@ class WatchedExecutor(LocalExecutor):
         return [slot.child.pid for slot in self._slots if isinstance(slot.child, Child)]
 
 
-class WatchedFetcher(Fetcher):
+class WatchedFetcher(Downloader):
     """Downloads that tell whether they were waited for."""
 
     is_waited_for = False
@@ -162,12 +162,12 @@ class WatchedFetcher(Fetcher):
 class Post:
     """One validator of the run, which can be ended and started again from what it left in its folder."""
 
-    def __init__(self, world: World, folder: Path, at: int, scorer: Scorer) -> None:
+    def __init__(self, world: World, folder: Path, at: int, evaluator: Evaluator) -> None:
         self.name = validator_name(at)
         self.folder = folder / self.name
         self._world = world
         self._key = validator_key(at)
-        self._scorer = scorer
+        self._scorer = evaluator
         self.folder.mkdir(parents=True)
         self._open()
 
@@ -243,14 +243,14 @@ class Post:
             self.executor.wait(timeout_s)
 
 
-def make_scorer(folder: Path, competition: Competition, at: int) -> Scorer:
+def make_evaluator(folder: Path, competition: Competition, at: int) -> Evaluator:
     """Scores under the tiny model, on the CPU, with the evaluation set of the validator number `at`."""
     model = folder / "model"
     args = folder / "training_args.yaml"
     if not model.exists():
         make_tiny_model(model)
         args.write_text(yaml.safe_dump(dict(TRAINING_ARGS)), encoding="utf-8")
-    return Scorer(
+    return Evaluator(
         competition=competition,
         training_args=load_training_args(args),
         eval_data_dir=folder / validator_name(at) / "eval_data",

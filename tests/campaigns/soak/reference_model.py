@@ -261,7 +261,7 @@ class Books:
         good = {key for key in known if key not in judged or judged[key]["reason"] is None}
         refusals = {row["hotkey"]: self._refusal(row) for row in members}
         present = [row for row in members if refusals[row["hotkey"]] is None and (row["hotkey"], row["entry"]) in good]
-        copies = self._find_copies(present, good, until=intent["block"])
+        copies = self._find_duplicates(present, good, until=intent["block"])
         table = {}
         for row in members:
             hotkey, key = row["hotkey"], (row["hotkey"], row["entry"])
@@ -291,7 +291,7 @@ class Books:
             return "wrong_competition"
         return "before_registration" if row["block"] <= row["registration_block"] else None
 
-    def _find_copies(
+    def _find_duplicates(
         self, present: Sequence[Mapping[str, Any]], known: set[tuple[str, str]], *, until: int
     ) -> set[str]:
         """The hotkeys whose dataset shares too much with an earlier one that is itself no copy, pair by pair."""
@@ -361,7 +361,7 @@ class Books:
 
     def last_accepted(self, intent: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The newest weights that the chain had taken when an intent was made; a new table asks for its contest's."""
-        contests = {row["id"]: row["contest_id"] for row in self.state["rounds"]}
+        contests = {row["id"]: row["eval_config_id"] for row in self.state["rounds"]}
         rows = [row for row in self.state["weight_intents"] if (row["finished_at"] or math.inf) < intent["created_at"]]
         rows = [row for row in rows if row["outcome"] is not None and json.loads(row["outcome"])["is_accepted"]]
         if not intent["is_repeat"]:

@@ -14,7 +14,7 @@ from template.config import load_competition
 from template.constants import DATA_FILE
 from tests.campaigns.soak.curve import Curve
 from tests.campaigns.soak.history import History
-from tests.campaigns.soak.node import make_scorer, validator_name
+from tests.campaigns.soak.node import make_evaluator, validator_name
 from tests.campaigns.soak.reference_model import Books
 from tests.campaigns.soak.run import RATE_LIMIT_BLOCKS
 from tests.campaigns.soak.weights import check_weights, compare, read_extrinsics
@@ -94,14 +94,14 @@ def _replay(books: Books, folder: Path, at: int, replays: int) -> Iterator[str]:
     """Scores some datasets again, here, from what the miners published."""
     receipts = sorted(books.state["receipts"], key=lambda row: (row["hotkey"], row["entry"]))
     chosen = random.Random(0).sample(receipts, min(replays, len(receipts)))
-    scorer = make_scorer(folder, load_competition(folder / "competition.yaml"), at)
+    evaluator = make_evaluator(folder, load_competition(folder / "competition.yaml"), at)
     for row in chosen:
         result = json.loads(row["receipt"])["result"]
         place = folder / "replays" / result["train_sha256"]
         place.mkdir(parents=True, exist_ok=True)
         content = books.history.contents[result["train_sha256"]].text
         (place / DATA_FILE).write_bytes(content.encode())
-        loss = scorer.score(place, result["lucky_num"]).loss
+        loss = evaluator.score(place, result["lucky_num"]).loss
         books.counts["losses"] += 1
         if loss != result["loss"]:
             yield f"{books.validator} {row['entry']} has loss {result['loss']}, and it is {loss}"

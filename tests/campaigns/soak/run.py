@@ -16,7 +16,7 @@ from template.localnet.hub_faults import FaultKind
 from template.localnet.hub_server import HubServer
 from template.localnet.pallets import HYPERPARAMETERS
 from template.store.store import Store
-from tests.campaigns.soak.node import BLOCKS_PER_EPOCH, Post, make_scorer
+from tests.campaigns.soak.node import BLOCKS_PER_EPOCH, Post, make_evaluator
 from tests.campaigns.soak.world import World
 
 RATE_LIMIT_BLOCKS = 10
@@ -67,7 +67,7 @@ class Soak:
         self.world = World(folder, hub, miners=miners, validators=validators, quiet_blocks=quiet, seed=seed)
         self.world.chain.set_hyperparameter("WeightsSetRateLimit", RATE_LIMIT_BLOCKS)
         competition = load_competition(self.world.net.competition)
-        self.posts = [Post(self.world, folder, at, make_scorer(folder, competition, at)) for at in range(validators)]
+        self.posts = [Post(self.world, folder, at, make_evaluator(folder, competition, at)) for at in range(validators)]
         self._weather: dict[str, tuple[int, Any]] = {}
         self._end_chance = _END
 

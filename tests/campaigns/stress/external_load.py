@@ -10,7 +10,7 @@ Each writes a line when it is at work, and goes on until it or its parent is kil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from template.workers.worker import die_with_parent
+from template.workers.worker import set_parent_death_signal
 
 
 def products() -> Iterator[None]:
@@ -83,7 +83,7 @@ KINDS: dict[str, Callable[..., Iterator[None]]] = {
 
 def main(argv: Sequence[str]) -> None:
     """Works until it is killed, or its parent is."""
-    die_with_parent()
+    set_parent_death_signal()
     work = KINDS[argv[0]](*argv[1:])
     next(work)
     print("at work", flush=True)

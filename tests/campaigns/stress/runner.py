@@ -21,7 +21,7 @@ from pathlib import Path
 from template.constants import DATA_FILE
 from template.errors import HostError
 from template.records import SubmissionKey
-from template.workers.executor import Finished, Scorer
+from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import Limits
 from tests.campaigns.stress.score import LUCKY_NUM, Job, Outcome, digest_steps
@@ -181,11 +181,11 @@ class Stress:
         return [
             outcome
             for dtype in self.dtypes
-            for outcome in self._score_in_killed(self.job(Situation(name="")).make_scorer(dtype))
+            for outcome in self._score_in_killed(self.job(Situation(name="")).make_evaluator(dtype))
         ]
 
-    def _score_in_killed(self, scorer: Scorer) -> Iterator[Outcome]:
-        executor = LocalExecutor(scorer, [self.device], limits=Limits(restart_first_s=0.0))
+    def _score_in_killed(self, evaluator: Evaluator) -> Iterator[Outcome]:
+        executor = LocalExecutor(evaluator, [self.device], limits=Limits(restart_first_s=0.0))
         try:
             for _ in range(self.scores):
                 _await_worker(executor)
@@ -194,11 +194,11 @@ class Stress:
                     executor.wait(0.01)
                 for pid in _children("template.workers.worker"):
                     os.kill(pid, signal.SIGKILL)
-                contest = _await_worker(executor)
+                eval_config = _await_worker(executor)
                 _submit(executor, self.datasets.data)
                 while not (finished := executor.collect()):
                     executor.wait(1.0)
-                yield _outcome_of(str(scorer.dtype), finished[0], contest)
+                yield _outcome_of(str(evaluator.dtype), finished[0], eval_config)
         finally:
             executor.close()
 
@@ -252,7 +252,7 @@ class Stress:
         pairs = zip(outcome.bits, first.bits, strict=True)
         if all(ours == theirs for ours, theirs in pairs if ours and theirs):
             return Verdict.EQUAL
-        return Verdict.DIFFERENT if outcome.contest == first.contest else Verdict.OTHER_CONTEST
+        return Verdict.DIFFERENT if outcome.eval_config == first.eval_config else Verdict.OTHER_CONTEST
 
     def _find_unlike(self, outcome: Outcome) -> str:
         """What the receipt says of the difference."""
@@ -261,7 +261,7 @@ class Stress:
         return ", ".join(unlike) or "the receipt names no difference"
 
 
-def _outcome_of(dtype: str, finished: Finished, contest: str) -> Outcome:
+def _outcome_of(dtype: str, finished: CompletedJob, eval_config: str) -> Outcome:
     result = finished.result
     if result is None:
         assert finished.error is not None
@@ -269,7 +269,7 @@ def _outcome_of(dtype: str, finished: Finished, contest: str) -> Outcome:
     return Outcome(
         dtype=dtype,
         bits=(result.loss.hex(), digest_steps(result), ""),
-        contest=contest,
+        eval_config=eval_config,
         environment=result.environment,
         seconds=result.load_seconds + result.train_seconds + result.eval_seconds,
     )

@@ -26,8 +26,8 @@ from template.errors import SubnetError
 from template.records import TrainResult
 from template.telemetry import logging
 from template.training.loop import OnProgress
-from template.workers.executor import Scorer
-from template.workers.worker import die_with_parent, peak_memory_bytes
+from template.workers.executor import Evaluator
+from template.workers.worker import peak_memory_bytes, set_parent_death_signal
 
 LUCKY_NUM = 20_000
 
@@ -54,9 +54,9 @@ class Job:
     between: Sequence[str] = ()
     others: int = 0
 
-    def make_scorer(self, dtype: str) -> Scorer:
+    def make_evaluator(self, dtype: str) -> Evaluator:
         """The scorer that the product makes of such settings."""
-        return Scorer(
+        return Evaluator(
             competition=Competition.from_defaults(),
             training_args=dataclasses.replace(load_training_args(), model_id=self.model_id, revision=None),
             eval_data_dir=Path(self.eval_data_dir),
@@ -77,7 +77,7 @@ class Outcome:
 
     dtype: str
     bits: Sequence[str] = ()
-    contest: str = ""
+    eval_config: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     memory_bytes: int = 0
@@ -95,28 +95,31 @@ def digest_steps(result: TrainResult) -> str:
     return hashlib.sha256(",".join(loss.hex() for loss in result.step_losses).encode()).hexdigest()
 
 
-def score(scorer: Scorer, on_progress: OnProgress | None, data_dir: Path) -> Outcome:
+def score(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Path) -> Outcome:
     """One score in this process."""
-    from template.train import RunOptions, identify_model
+    from template.train import RunOptions, load_resident_model
 
     started = time.perf_counter()
     try:
-        result = scorer.score(data_dir, LUCKY_NUM, on_progress)
+        result = evaluator.score(data_dir, LUCKY_NUM, on_progress)
         seconds = time.perf_counter() - started
         options = RunOptions(
-            training_args=scorer.training_args, model_path=scorer.model_path, device=scorer.device, dtype=scorer.dtype
+            training_args=evaluator.training_args,
+            model_path=evaluator.model_path,
+            device=evaluator.device,
+            dtype=evaluator.dtype,
         )
-        adapter = identify_model(options).adapter_parameters
-        contest = scorer.load()
+        adapter = load_resident_model(options).adapter_parameters
+        eval_config = evaluator.load()
     except SubnetError as error:
-        return Outcome.of_error(str(scorer.dtype), error)
+        return Outcome.of_error(str(evaluator.dtype), error)
     total = hashlib.sha256()
     for name, parameter in sorted(adapter.items()):
         total.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
     return Outcome(
-        dtype=str(scorer.dtype),
+        dtype=str(evaluator.dtype),
         bits=(result.loss.hex(), digest_steps(result), total.hexdigest()),
-        contest=contest,
+        eval_config=eval_config,
         environment=result.environment,
         seconds=seconds,
         memory_bytes=peak_memory_bytes(),
@@ -149,19 +152,19 @@ def run(job: Job) -> Iterator[Outcome]:
     """The scores of the job, one after the other."""
     from tests.campaigns.stress.disturbances import DISTURBANCES, undisturbed
 
-    scorers = [job.make_scorer(dtype) for dtype in job.dtypes]
+    scorers = [job.make_evaluator(dtype) for dtype in job.dtypes]
     others = [Path(folder) for folder in job.between]
     with DISTURBANCES[job.disturbance]() if job.disturbance else undisturbed() as on_progress:
-        for scorer, at in itertools.product(scorers, range(job.scores)):
+        for evaluator, at in itertools.product(scorers, range(job.scores)):
             for number in range(job.others if at and others else 0):
                 with _diverging() if number % _DIVERGING == 1 else contextlib.nullcontext():
-                    score(scorer, None, others[number % len(others)])
-            yield score(scorer, on_progress, Path(job.data_dir))
+                    score(evaluator, None, others[number % len(others)])
+            yield score(evaluator, on_progress, Path(job.data_dir))
 
 
 def main(argv: Sequence[str]) -> None:
     """Does the job of the file."""
-    die_with_parent()
+    set_parent_death_signal()
     job = Job(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
     logging.quiet_libraries()
     logger.remove()
