@@ -175,7 +175,6 @@ def test_settings_of_the_caller_do_not_move_the_score(
 _SCORE_CODE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
 from tests.fixtures.training import Bench
 model, data, eval_data = map(Path, sys.argv[1:])
 bench = Bench(model_path=model, data_dir=data, eval_data_dir=eval_data)

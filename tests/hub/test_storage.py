@@ -112,8 +112,8 @@ def test_a_download_killed_midway_leaves_the_old_revision_alone(server: HubServe
     fetch(server, old, folder)
     set_faults(server.store.root, Fault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"))
     code = (
-        "import sys; from pathlib import Path; from template import hub;"
-        "hub.download_dataset(sys.argv[1], sys.argv[2], Path(sys.argv[3]), endpoint=sys.argv[4])"
+        "import sys; from pathlib import Path; from template.hub import datasets;"
+        "datasets.download_dataset(sys.argv[1], sys.argv[2], Path(sys.argv[3]), endpoint=sys.argv[4])"
     )
     child = subprocess.Popen([sys.executable, "-c", code, REPO, new, str(folder), server.endpoint])
     while not list(folder.glob(".incoming-*")) and child.poll() is None:

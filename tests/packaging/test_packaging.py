@@ -121,7 +121,14 @@ def test_every_installation_requirement_is_imported(described: dict[str, Any]) -
 
 def test_every_import_of_the_tests_is_declared(described: dict[str, Any]) -> None:
     extras = described["extras_require"]
-    declared = names(requirements([*described["install_requires"], *extras["test"], *extras["quickstart"]]))
+    declared = names(
+        requirements(
+            [
+                *described["install_requires"],
+                *(line for extra in ("test", "quickstart", "fuzz") for line in extras[extra]),
+            ]
+        )
+    )
     undeclared = {
         m: where for m, where in imported_libraries("tests", "contrib").items() if not providers(m) & declared
     }
@@ -197,6 +204,7 @@ def test_the_version_is_the_package_s_own(described: dict[str, Any]) -> None:
 
 def test_every_package_folder_is_installed(described: dict[str, Any]) -> None:
     holding_code = {path.parent for folder in PRODUCT for path in (ROOT / folder).rglob("*.py")}
+    holding_code -= {ROOT / "scripts" / "bench", ROOT / "scripts" / "dev"}
     assert {".".join(folder.relative_to(ROOT).parts) for folder in holding_code} == set(described["packages"])
 
 

@@ -314,7 +314,7 @@ from template.competition import Competition
 from template.records import SubmissionKey, Verdict
 from template.store.store import Store
 store = Store(Path(sys.argv[1]))
-contest = store.open_contest(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
+contest = store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
 with store.atomic() as db:
     db.create_function("die", 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
     db.execute("CREATE TEMP TRIGGER crash BEFORE INSERT ON receipts BEGIN SELECT die(); END")

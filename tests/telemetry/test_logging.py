@@ -180,7 +180,8 @@ def test_the_file_holds_one_flat_object_per_line_for_its_owner_alone(
 
 def test_a_full_file_is_set_aside_and_the_oldest_is_dropped(tmp_path: Path) -> None:
     run(
-        "import sys\nfrom pathlib import Path\nfrom loguru import logger\nfrom template import tracking\n"
+        "import sys\nfrom pathlib import Path\nfrom loguru import logger\n"
+        "from template.telemetry import logging as tracking\n"
         "tracking.FILE_BYTES, tracking.KEPT_FILES = 1000, 3\n"
         "tracking.configure_logging(file=Path(sys.argv[1]))\n"
         "for number in range(100): logger.info('line {}', number)\n",

@@ -258,7 +258,7 @@ def test_a_hung_service_holds_neither_reports_nor_the_end(folder: Path, told: li
 def test_the_run_of_a_validator_that_was_killed_is_finished_without_it(folder: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
-        "folder = Path(sys.argv[1]); shown = make_dashboard(folder); shown.report_gauges(make_gauges(1))\n"
+        "folder = Path(sys.argv[1]); shown = make_dashboard(folder); shown.report_metrics(make_gauges(1))\n"
         "wait_until(lambda: runs(folder), 'a run'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -270,7 +270,7 @@ def test_the_run_of_a_validator_that_was_killed_is_finished_without_it(folder: P
 def test_a_process_that_forgets_to_close_is_not_held_by_a_hung_service(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
-        "folder = Path(sys.argv[1]); shown = make_dashboard(folder); shown.report_gauges(make_gauges(1))\n"
+        "folder = Path(sys.argv[1]); shown = make_dashboard(folder); shown.report_metrics(make_gauges(1))\n"
         "wait_until(lambda: runs(folder), 'a run'); os.kill(service(folder), signal.SIGSTOP)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -438,7 +438,6 @@ _HUB_CODE = """
 import json, sys, time
 time.sleep = lambda seconds: None  # the client waits half a minute in all before it gives up
 from pathlib import Path
-sys.path.insert(0, "tests")
 import torch
 from tests.fixtures.training import CPU, digests, make_args
 from template.errors import SubnetError

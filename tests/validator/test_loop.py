@@ -11,7 +11,7 @@ from template.localnet.network import make_hotkey
 from template.receipts.files import read_round
 from template.receipts.verify import check_against_chain, check_consistency, check_signatures
 from template.records import ChainView
-from template.rules import duplicates, leaderboard
+from template.rules import duplicates
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
 from template.rules.seeds import seed_block, seed_from_hash
@@ -287,7 +287,7 @@ def test_copies_are_looked_for_when_a_dataset_comes_and_not_when_a_loss_does(
         looks.append(len(datasets))
         return find_duplicates(entrants, seen, datasets)
 
-    monkeypatch.setattr(leaderboard, "find_duplicates", look)
+    monkeypatch.setattr(duplicates, "find_duplicates", look)
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[5:9])):
         net.submit(name, rows)
     with open_bench(net, policy=Policy(blocks_per_epoch=10_000)) as bench:

@@ -38,8 +38,8 @@ FAULTS = {
     "os.kill(os.getpid(), signal.SIGSEGV)": "the worker was killed by SIGSEGV",
     "os.kill(os.getpid(), signal.SIGKILL)": "by SIGKILL, probably by the kernel because the machine ran out of memory",
     "os.close(1); os._exit(1)": "the worker ended with status 1",
-    "tell(wire.Failed.of(HostError('CUDA error: device-side assert triggered'))); hear()": "CUDA error: device-side",
-    "tell(wire.Failed.of(KeyError('a bug'))); hear()": "KeyError: 'a bug'",
+    "tell(messages.Failed.of(HostError('CUDA error: device-side assert'))); hear()": "CUDA error: device-side",
+    "tell(messages.Failed.of(KeyError('a bug'))); hear()": "KeyError: 'a bug'",
 }
 
 
@@ -49,7 +49,7 @@ def submit(executor: LocalExecutor, key: object = KEY) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_worker_that_breaks_costs_its_job_alone(fault: str, tmp_path: Path) -> None:
-    refuse = "tell(wire.Failed.of(SubmissionError(Reason.EMPTY, 'none')))"
+    refuse = "tell(messages.Failed.of(SubmissionError(Reason.EMPTY, 'none')))"
     script = Script(tmp_path, f"load(); hear()\nif nth == 1:\n    {fault}\n{refuse}\nhear()")
     with scripted(script, "cuda:3") as executor:
         ready(executor)
@@ -69,7 +69,9 @@ def test_a_worker_that_breaks_costs_its_job_alone(fault: str, tmp_path: Path) ->
 
 def test_a_score_for_another_seed_is_no_score(tmp_path: Path) -> None:
     result = repr(make_result(1.0, 1.0))
-    body = f"from template.records import TrainResult\nload(); hear()\ntell(wire.Scored(result={result})); hear()"
+    body = (
+        f"from template.records import TrainResult\nload(); hear()\ntell(messages.Evaluated(result={result})); hear()"
+    )
     with scripted(Script(tmp_path, body)) as executor:
         ready(executor)
         executor.submit(KEY, Path("/nowhere"), 2)
@@ -88,9 +90,9 @@ def test_a_score_made_under_other_settings_than_the_worker_loaded_under_is_no_sc
     body = f"""from template.records import TrainResult
 threads = "2" if nth == 1 else "1"
 name = setup.training_args.model_id + "@" + "0" * 40 + " cpu float32"
-tell(wire.Loaded(model=name, device="cpu", environment={{"threads": threads, "dtype": "float32"}}))
+tell(messages.Loaded(model=name, device="cpu", environment={{"threads": threads, "dtype": "float32"}}))
 hear()
-tell(wire.Scored(result={result!r}))
+tell(messages.Evaluated(result={result!r}))
 hear()"""
     with scripted(Script(tmp_path, body)) as executor:
         ready(executor)
@@ -105,7 +107,7 @@ def test_a_machine_that_stays_another_is_taken_as_it_is_once_no_worker_of_before
     body = """
 threads = "2" if nth == 1 else "1"
 name = setup.training_args.model_id + "@" + "0" * 40 + f" cpu float32 on {threads}"
-tell(wire.Loaded(model=name, device="cpu", environment={"threads": threads}))
+tell(messages.Loaded(model=name, device="cpu", environment={"threads": threads}))
 if nth == 1:
     sys.exit(1)
 hear()"""
@@ -118,7 +120,7 @@ hear()"""
 def test_another_model_is_never_taken_for_the_same_machine(tmp_path: Path) -> None:
     body = """
 name = setup.training_args.model_id + "@" + str(nth) * 40 + " cpu float32"
-tell(wire.Loaded(model=name, device="cpu", environment={}))
+tell(messages.Loaded(model=name, device="cpu", environment={}))
 if nth == 1:
     sys.exit(1)
 hear()"""
@@ -132,9 +134,9 @@ def test_the_cores_beside_a_gpu_move_no_number(tmp_path: Path) -> None:
     result = dataclasses.replace(make_result(1.0, 1.0), environment={"threads": "1", "capability": "cuda 13.0"})
     body = f"""from template.records import TrainResult
 name = setup.training_args.model_id + "@" + "0" * 40 + " cuda bfloat16"
-tell(wire.Loaded(model=name, device="cuda:0", environment={{"threads": str(nth), "capability": "cuda 13.0"}}))
+tell(messages.Loaded(model=name, device="cuda:0", environment={{"threads": str(nth), "capability": "cuda 13.0"}}))
 hear()
-tell(wire.Scored(result={result!r}))
+tell(messages.Evaluated(result={result!r}))
 hear()"""
     with scripted(Script(tmp_path, body), "cuda:0", "cuda:1") as executor:
         ready(executor, workers=2)
@@ -152,19 +154,19 @@ def test_a_worker_that_dies_idle_is_replaced_without_a_word_about_any_job(tmp_pa
 
 
 def test_a_setting_that_is_wrong_is_raised_at_once(tmp_path: Path) -> None:
-    script = Script(tmp_path, "tell(wire.Failed.of(ConfigError('--dtype must be')))\nhear()")
+    script = Script(tmp_path, "tell(messages.Failed.of(ConfigError('--dtype must be')))\nhear()")
     with scripted(script) as executor, pytest.raises(ConfigError, match="--dtype must be"):
         ready(executor)
 
 
 def test_no_miner_is_at_fault_while_there_is_no_job(tmp_path: Path) -> None:
-    script = Script(tmp_path, "tell(wire.Failed.of(SubmissionError(Reason.EMPTY, 'none')))\nhear()")
+    script = Script(tmp_path, "tell(messages.Failed.of(SubmissionError(Reason.EMPTY, 'none')))\nhear()")
     with scripted(script) as executor, pytest.raises(HostError, match="cpu: none"):
         ready(executor)
 
 
 def test_settings_that_were_right_before_are_not_blamed(tmp_path: Path) -> None:
-    fail = "tell(wire.Failed.of(ConfigError('--device cuda:0: this machine has 0 CUDA devices')))"
+    fail = "tell(messages.Failed.of(ConfigError('--device cuda:0: this machine has 0 CUDA devices')))"
     script = Script(tmp_path, f"if nth > 1:\n    {fail}; hear()\nload(); sys.exit(1)")
     with scripted(script) as executor, pytest.raises(HostError, match="has 0 CUDA devices"):
         until(lambda: executor.prepare() is None and len(script.starts()) > 2, executor)
@@ -172,7 +174,7 @@ def test_settings_that_were_right_before_are_not_blamed(tmp_path: Path) -> None:
 
 def test_a_failed_load_is_raised_once_and_tried_again_with_growing_patience(tmp_path: Path) -> None:
     clock = Clock()
-    script = Script(tmp_path, "tell(wire.Failed.of(RemoteError('the Hub is down', 70.0)))\nhear()")
+    script = Script(tmp_path, "tell(messages.Failed.of(RemoteError('the Hub is down', 70.0)))\nhear()")
     with scripted(script, limits=Limits(restart_first_s=50.0, restart_most_s=600.0), clock=clock) as executor:
         for count, rest_s in enumerate((70.0, 100.0, 200.0, 400.0, 600.0, 600.0), start=1):
             with pytest.raises(RemoteError, match="the Hub is down"):
@@ -189,7 +191,7 @@ def test_a_failed_load_is_raised_once_and_tried_again_with_growing_patience(tmp_
 def test_one_broken_device_does_not_stop_the_other(tmp_path: Path) -> None:
     script = Script(
         tmp_path,
-        "if setup.device == 'cuda:0':\n    tell(wire.Failed.of(HostError('no context'))); hear()\nload(); hear()",
+        "if setup.device == 'cuda:0':\n    tell(messages.Failed.of(HostError('no context'))); hear()\nload(); hear()",
     )
     limits = Limits(restart_first_s=300.0)
     with scripted(script, "cuda:0", "cuda:1", limits=limits) as executor:
@@ -199,7 +201,7 @@ def test_one_broken_device_does_not_stop_the_other(tmp_path: Path) -> None:
 
 
 def test_that_no_device_works_is_raised(tmp_path: Path) -> None:
-    script = Script(tmp_path, "tell(wire.Failed.of(HostError('no context of ' + setup.device)))\nhear()")
+    script = Script(tmp_path, "tell(messages.Failed.of(HostError('no context of ' + setup.device)))\nhear()")
     limits = Limits(restart_first_s=300.0)
     with (
         scripted(script, "cuda:0", "cuda:1", limits=limits) as executor,
@@ -272,7 +274,10 @@ def test_what_is_under_way_is_told(tmp_path: Path) -> None:
 
 
 def test_a_workers_log_lines_are_this_process_own_whatever_their_level(tmp_path: Path) -> None:
-    lines = "wire.Logged(level='INFO', message='scored {x} <red>')", "wire.Logged(level='Level 7', message='odd')"
+    lines = (
+        "messages.Logged(level='INFO', message='scored {x} <red>')",
+        "messages.Logged(level='Level 7', message='odd')",
+    )
     script = Script(tmp_path, "load()\n" + "".join(f"tell({line})\n" for line in lines) + "hear()")
     with log_lines() as logged, scripted(script, "cuda:1") as executor:
         ready(executor)
@@ -313,7 +318,7 @@ def test_no_devices_are_refused(tmp_path: Path) -> None:
 def test_a_worker_with_other_libraries_or_threads_is_refused(tmp_path: Path) -> None:
     body = """
 model = f"{setup.training_args.model_id}@{'0' * 40} cpu float32"
-tell(wire.Loaded(model=model, device=setup.device, environment={"torch": "2.13", "threads": str(nth)}))
+tell(messages.Loaded(model=model, device=setup.device, environment={"torch": "2.13", "threads": str(nth)}))
 hear()
 """
     with scripted(Script(tmp_path, body), "cuda:0", "cuda:1") as executor:
@@ -328,10 +333,10 @@ def test_once_a_score_was_had_a_worker_with_wrong_settings_is_this_machines_faul
 if setup.device == "cuda:1":
     while not (folder / "scored").exists():
         time.sleep(0.01)
-    tell(wire.Failed(kind="ConfigError", message="--model_path is not there"))
+    tell(messages.Failed(kind="ConfigError", message="--model_path is not there"))
     hear()
 load(); hear()
-tell(wire.Scored(result={result}))
+tell(messages.Evaluated(result={result}))
 hear()
 """
     script = Script(tmp_path, body)
@@ -347,7 +352,7 @@ hear()
 
 
 def test_a_machine_that_goes_away_is_no_fault_of_what_it_was_doing(tmp_path: Path) -> None:
-    body = "load(); hear()\ntell(wire.Ended(why='the node is gone', is_machine_lost=True)); hear()"
+    body = "load(); hear()\ntell(messages.WorkerExited(why='the node is gone', is_machine_lost=True)); hear()"
     with scripted(Script(tmp_path, body), "cpu") as executor:
         ready(executor)
         submit(executor)

@@ -179,12 +179,12 @@ def test_a_worker_that_is_killed_or_hangs_costs_no_score_and_its_successor_gives
 
 _PARENT = """
 import sys, time
-from template import wire
+from template.workers import messages
 from template.records import SubmissionKey
 from template.workers.worker import make_evaluator
 from template.workers.supervisor import LocalExecutor
 
-executor = LocalExecutor(make_evaluator(wire.decode_command(sys.stdin.buffer.readline())), ["cpu"])
+executor = LocalExecutor(make_evaluator(messages.decode_command(sys.stdin.buffer.readline())), ["cpu"])
 while executor.prepare() is None:
     executor.wait(1.0)
 executor.submit(SubmissionKey("a", "b"), sys.argv[1], 7)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.campaigns.fuzz.run import Tally
 
 TARGETS = ("commitment", "fields", "rows", "chat", "receipt", "round")
-CORPUS = Path(__file__).resolve().parents[3] / "tests" / "fuzz_corpus"
+CORPUS = Path(__file__).resolve().parent / "corpus"
 
 
 def build_parser() -> argparse.ArgumentParser:

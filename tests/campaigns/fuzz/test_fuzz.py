@@ -21,7 +21,7 @@ from tests.campaigns.fuzz.run import Runner, minimise, read_corpus, run_coverage
 from tests.campaigns.fuzz.seeds import make_seeds
 from tests.campaigns.fuzz.targets import TARGETS
 
-CORPUS = Path(__file__).resolve().parents[2] / "fuzz_corpus"
+CORPUS = Path(__file__).resolve().parent / "corpus"
 
 
 def test_the_targets_are_those_of_the_command_and_each_has_a_corpus() -> None:
