@@ -16,24 +16,24 @@ def m001_initial(execute: Execute) -> None:
             hotkey TEXT NOT NULL, entry TEXT NOT NULL, first_block INTEGER NOT NULL, block INTEGER NOT NULL,
             PRIMARY KEY (hotkey, entry)) WITHOUT ROWID""",
         """CREATE TABLE datasets (
-            eval_config_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
             sha256 TEXT NOT NULL, row_keys BLOB NOT NULL, checked_at REAL NOT NULL,
-            PRIMARY KEY (eval_config_id, hotkey, entry)) WITHOUT ROWID""",
+            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
         """CREATE TABLE verdicts (
-            eval_config_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
             reason TEXT, message TEXT NOT NULL, loss REAL, seconds REAL, decided_at REAL NOT NULL,
             CHECK ((reason IS NULL) <> (loss IS NULL)),
-            PRIMARY KEY (eval_config_id, hotkey, entry)) WITHOUT ROWID""",
+            PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
         """CREATE TABLE receipts (
-            eval_config_id INTEGER NOT NULL, hotkey TEXT NOT NULL, entry TEXT NOT NULL, receipt TEXT NOT NULL,
-            PRIMARY KEY (eval_config_id, hotkey, entry),
-            FOREIGN KEY (eval_config_id, hotkey, entry) REFERENCES verdicts) WITHOUT ROWID""",
+            contest_id INTEGER NOT NULL, hotkey TEXT NOT NULL, entry TEXT NOT NULL, receipt TEXT NOT NULL,
+            PRIMARY KEY (contest_id, hotkey, entry),
+            FOREIGN KEY (contest_id, hotkey, entry) REFERENCES verdicts) WITHOUT ROWID""",
         """CREATE TABLE attempts (
-            eval_config_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, entry TEXT NOT NULL,
             remote_failures INTEGER NOT NULL, host_failures INTEGER NOT NULL, next_at REAL NOT NULL,
-            last_error TEXT NOT NULL, PRIMARY KEY (eval_config_id, hotkey, entry)) WITHOUT ROWID""",
+            last_error TEXT NOT NULL, PRIMARY KEY (contest_id, hotkey, entry)) WITHOUT ROWID""",
         """CREATE TABLE rounds (
-            id INTEGER PRIMARY KEY, eval_config_id INTEGER NOT NULL REFERENCES contests, start_block INTEGER NOT NULL,
+            id INTEGER PRIMARY KEY, contest_id INTEGER NOT NULL REFERENCES contests, start_block INTEGER NOT NULL,
             start_block_hash TEXT NOT NULL, end_block INTEGER NOT NULL, lucky_num INTEGER NOT NULL,
             started_at REAL NOT NULL, closed_at REAL)""",
         """CREATE TABLE round_entries (

@@ -31,7 +31,7 @@ class RoundTables(StateFile):
         turns = {key: turn for turn, key in enumerate(opened.queue)}
         with self.atomic() as db:
             cursor = db.execute(
-                "INSERT INTO rounds (eval_config_id, start_block, start_block_hash, opened_block, end_block, lucky_num,"
+                "INSERT INTO rounds (contest_id, start_block, start_block_hash, opened_block, end_block, lucky_num,"
                 " lucky_num_from, seed_period, started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     eval_config.id, opened.start_block, opened.start_block_hash, opened.opened_block, opened.end_block,
@@ -53,7 +53,7 @@ class RoundTables(StateFile):
     def open_round(self, eval_config: EvalConfig) -> Round | None:
         """The round that is not closed, None between rounds."""
         rows = self.rows(
-            "SELECT * FROM rounds WHERE eval_config_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id
+            "SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id
         )
         return self._read_round(rows[-1]) if rows else None
 
@@ -71,13 +71,13 @@ class RoundTables(StateFile):
     def last_model(self) -> str | None:
         """The model of the newest round's contest, None before the first."""
         rows = self.rows(
-            "SELECT model FROM rounds JOIN contests ON contests.id = eval_config_id ORDER BY rounds.id DESC LIMIT 1"
+            "SELECT model FROM rounds JOIN contests ON contests.id = contest_id ORDER BY rounds.id DESC LIMIT 1"
         )
         return rows[0]["model"] if rows else None
 
     def last_start_block(self, eval_config: EvalConfig) -> int | None:
         """Where the newest round of the contest started, None before the first."""
-        (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE eval_config_id = ?", eval_config.id)
+        (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE contest_id = ?", eval_config.id)
         return None if row["block"] is None else int(row["block"])
 
     def close_round(self, round_id: int, now: float) -> None:
@@ -158,7 +158,7 @@ class RoundTables(StateFile):
         values: tuple[int, ...] = ()
         if eval_config is not None:
             where, values = (
-                f"{where} AND round_id IN (SELECT id FROM rounds WHERE eval_config_id = ?)",
+                f"{where} AND round_id IN (SELECT id FROM rounds WHERE contest_id = ?)",
                 (eval_config.id,),
             )
         found = self._intents(f"WHERE {where} ORDER BY id DESC LIMIT 1", *values)
@@ -172,7 +172,7 @@ class RoundTables(StateFile):
         for key in keys:
             rows = self.rows(
                 "SELECT member.* FROM round_members AS member JOIN rounds ON rounds.id = round_id"
-                " WHERE eval_config_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
+                " WHERE contest_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
                 " ORDER BY round_id DESC LIMIT 1",
                 eval_config.id, *key,
             )  # fmt: skip

@@ -34,7 +34,7 @@ class StatusStore(Store):
         """The newest round's contest; before the first round the newest contest, None before that one."""
         found = self.rows(
             "SELECT id, digest, model FROM contests"
-            " ORDER BY id = (SELECT eval_config_id FROM rounds ORDER BY id DESC LIMIT 1) DESC, id DESC LIMIT 1"
+            " ORDER BY id = (SELECT contest_id FROM rounds ORDER BY id DESC LIMIT 1) DESC, id DESC LIMIT 1"
         )
         return next(
             (EvalConfigRow(eval_config=EvalConfig(row["id"], row["digest"]), model=row["model"]) for row in found), None

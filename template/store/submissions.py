@@ -148,7 +148,7 @@ class SubmissionTables(StateFile):
                 (eval_config.id, *key, sha256, b"".join(row_keys), now),
             )
             db.execute(
-                "DELETE FROM attempts WHERE eval_config_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
+                "DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
             )
 
     def datasets(
@@ -158,7 +158,7 @@ class SubmissionTables(StateFile):
 
         share: gives equal keys, which may be others' objects.
         """
-        query = "SELECT row_keys FROM datasets WHERE eval_config_id = ? AND hotkey = ? AND entry = ?"
+        query = "SELECT row_keys FROM datasets WHERE contest_id = ? AND hotkey = ? AND entry = ?"
         found = {}
         for key in sorted(self.dataset_keys(eval_config)):
             for (blob,) in self.rows(query, eval_config.id, *key):
@@ -167,7 +167,7 @@ class SubmissionTables(StateFile):
 
     def dataset_keys(self, eval_config: EvalConfig) -> set[SubmissionKey]:
         """Every dataset whose row keys are kept."""
-        rows = self.rows("SELECT hotkey, entry FROM datasets WHERE eval_config_id = ?", eval_config.id)
+        rows = self.rows("SELECT hotkey, entry FROM datasets WHERE contest_id = ?", eval_config.id)
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
     def record_verdict(self, eval_config: EvalConfig, key: SubmissionKey, verdict: Verdict, now: float) -> None:
@@ -180,11 +180,11 @@ class SubmissionTables(StateFile):
             )
             if verdict.receipt is not None:
                 db.execute(
-                    "INSERT INTO receipts (eval_config_id, hotkey, entry, receipt) VALUES (?, ?, ?, ?)",
+                    "INSERT INTO receipts (contest_id, hotkey, entry, receipt) VALUES (?, ?, ?, ?)",
                     (eval_config.id, *key, verdict.receipt),
                 )
             db.execute(
-                "DELETE FROM attempts WHERE eval_config_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
+                "DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
             )
         if eval_config.id in self._known_verdicts:
             self._known_verdicts[eval_config.id].learn(key, dataclasses.replace(verdict, receipt=None))
@@ -205,7 +205,7 @@ class SubmissionTables(StateFile):
 
     def _read_verdicts(self, eval_config: EvalConfig, key: SubmissionKey | None = None) -> dict[SubmissionKey, Verdict]:
         where, values = ("", ()) if key is None else (" AND hotkey = ? AND entry = ?", tuple(key))
-        query = "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE eval_config_id = ?"
+        query = "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE contest_id = ?"
         rows = self.rows(query + where, eval_config.id, *values)
         return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
 
@@ -217,7 +217,7 @@ class SubmissionTables(StateFile):
         The latter come from a clock that was ahead.
         """
         marks = ", ".join("?" * len(reasons))
-        where = f"eval_config_id = ? AND (decided_at < ? OR decided_at > ?) AND reason IN ({marks})"
+        where = f"contest_id = ? AND (decided_at < ? OR decided_at > ?) AND reason IN ({marks})"
         values = (eval_config.id, before, after, *map(str, reasons))
         if self.rows(f"SELECT 1 FROM verdicts WHERE {where} LIMIT 1", *values):
             with self.atomic() as db:
@@ -228,7 +228,7 @@ class SubmissionTables(StateFile):
     def receipt(self, eval_config: EvalConfig, key: SubmissionKey) -> str | None:
         """The receipt of a scored submission, None when it was not scored."""
         rows = self.rows(
-            "SELECT receipt FROM receipts WHERE eval_config_id = ? AND hotkey = ? AND entry = ?", eval_config.id, *key
+            "SELECT receipt FROM receipts WHERE contest_id = ? AND hotkey = ? AND entry = ?", eval_config.id, *key
         )
         return rows[0]["receipt"] if rows else None
 
@@ -251,7 +251,7 @@ class SubmissionTables(StateFile):
         """Failed tries of submissions that have no verdict yet."""
         rows = self.rows(
             "SELECT hotkey, entry, remote_failures, host_failures, next_at, last_error FROM attempts"
-            " WHERE eval_config_id = ?",
+            " WHERE contest_id = ?",
             eval_config.id,
         )
         return {SubmissionKey(row["hotkey"], row["entry"]): RetryState(*tuple(row)[2:]) for row in rows}
@@ -263,7 +263,7 @@ class SubmissionTables(StateFile):
         """
         with self.atomic() as db:
             db.execute(
-                "UPDATE receipts SET round_id = :round WHERE round_id IS NULL AND eval_config_id = :contest AND EXISTS"
+                "UPDATE receipts SET round_id = :round WHERE round_id IS NULL AND contest_id = :contest AND EXISTS"
                 " (SELECT 1 FROM round_members AS member WHERE member.round_id = :round"
                 " AND member.hotkey = receipts.hotkey AND member.entry = receipts.entry)",
                 {"round": round_id, "contest": eval_config.id},
@@ -274,7 +274,7 @@ class SubmissionTables(StateFile):
     def unpublished(self, eval_config: EvalConfig) -> set[SubmissionKey]:
         """What has a receipt that belongs to no round yet."""
         rows = self.rows(
-            "SELECT hotkey, entry FROM receipts WHERE eval_config_id = ? AND round_id IS NULL", eval_config.id
+            "SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", eval_config.id
         )
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
@@ -300,21 +300,21 @@ class SubmissionTables(StateFile):
         Row keys also when the newest MAX_DATASETS are newer. Verdicts stay, so that nothing is ever judged twice; tries
         that led to none go with the row keys.
         """
-        columns = "eval_config_id, hotkey, entry"
+        columns = "contest_id, hotkey, entry"
         datasets = self.rows(f"SELECT {columns} FROM datasets WHERE checked_at < ?", datasets_before)
         datasets += self.rows(
             f"SELECT {columns} FROM datasets ORDER BY checked_at DESC, {columns} LIMIT -1 OFFSET ?", MAX_DATASETS
         )
         receipts = self.rows(
-            "SELECT eval_config_id, hotkey, entry FROM receipts JOIN verdicts USING (eval_config_id, hotkey, entry)"
+            "SELECT contest_id, hotkey, entry FROM receipts JOIN verdicts USING (contest_id, hotkey, entry)"
             " WHERE decided_at < ?",
             receipts_before,
         )
-        attempts = self.rows("SELECT eval_config_id, hotkey, entry FROM attempts WHERE next_at < ?", datasets_before)
+        attempts = self.rows("SELECT contest_id, hotkey, entry FROM attempts WHERE next_at < ?", datasets_before)
         with self.atomic() as db:
             for table, old in (("datasets", datasets), ("receipts", receipts), ("attempts", attempts)):
                 db.executemany(
-                    f"DELETE FROM {table} WHERE eval_config_id = ? AND hotkey = ? AND entry = ?",
+                    f"DELETE FROM {table} WHERE contest_id = ? AND hotkey = ? AND entry = ?",
                     [tuple(row) for row in old if SubmissionKey(row["hotkey"], row["entry"]) not in keep],
                 )
         for known in self._known_verdicts.values():

@@ -361,7 +361,7 @@ class Books:
 
     def last_accepted(self, intent: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The newest weights that the chain had taken when an intent was made; a new table asks for its contest's."""
-        contests = {row["id"]: row["eval_config_id"] for row in self.state["rounds"]}
+        contests = {row["id"]: row["contest_id"] for row in self.state["rounds"]}
         rows = [row for row in self.state["weight_intents"] if (row["finished_at"] or math.inf) < intent["created_at"]]
         rows = [row for row in rows if row["outcome"] is not None and json.loads(row["outcome"])["is_accepted"]]
         if not intent["is_repeat"]:
