@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.reveal_blocks is not None and not args.seal:
         raise ConfigError("--reveal_blocks needs --seal")
     by_round = at_round_start(args.blocks_per_epoch)
-    timing = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
+    schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path.expanduser(),
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     confirm = make_confirm(args.yes)
     with cli.open_chain(args) as chain:
         if args.seal:
-            published = seal_dataset(config, chain, timing=timing, confirm=confirm)
+            published = seal_dataset(config, chain, schedule=schedule, confirm=confirm)
         else:
             published = publish_dataset(config, chain, confirm=confirm)
     if published is None:

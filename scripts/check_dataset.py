@@ -24,13 +24,17 @@ from template.competition import CommitmentRecord, Competition
 from template.data.rows import RowKey
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.miner.check import inspect_file
-from template.miner.check_report import Outcome, Report, describe, to_json
-from template.miner.competitors import SubnetSnapshot, compare, possible_commit_blocks
+from template.miner.check_report import CheckOutcome, Report, describe, to_json
+from template.miner.competitors import SubnetSnapshot, compare_datasets, possible_commit_blocks
 
 if TYPE_CHECKING:
     from template.data.eval_set import EvalSetIndex
 
-_STATUS = {Outcome.CLEAR: 0, Outcome.UNKNOWN: RemoteError.exit_code, Outcome.REFUSED: SubmissionError.exit_code}
+_STATUS = {
+    CheckOutcome.OK: 0,
+    CheckOutcome.INCONCLUSIVE: RemoteError.exit_code,
+    CheckOutcome.REJECTED: SubmissionError.exit_code,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         sha256 = hashlib.sha256(content).hexdigest()
         counted_as = pool.share(row.key for row in file.counted)
         rows = [RowKey(row.line, key) for row, key in zip(file.counted, counted_as, strict=True)]
-        comparison = compare(
+        comparison = compare_datasets(
             rows, subnet, possible_commit_blocks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1)
         )
     commitment, bad_commitment = foresee_commitment(args.hf_repo_id, competition)
@@ -127,7 +131,7 @@ def read_subnet(
     args: argparse.Namespace, competition: Competition, pool: "EvalSetIndex", folder: Path
 ) -> tuple[SubnetSnapshot | None, str]:
     """All that is committed now, or why the chain could not be read: the file has been looked at all the same."""
-    from template.miner.competitors import survey
+    from template.miner.competitors import fetch_competitors
 
     needs_wallet = has_wallet(args)
     args.wallet_name, args.wallet_hotkey = args.wallet_name or "default", args.wallet_hotkey or "default"
@@ -137,7 +141,7 @@ def read_subnet(
             hotkey = chain.hotkey if needs_wallet else args.hotkey
     except RemoteError as error:
         return None, str(error)
-    return survey(view, competition, pool, folder, hotkey), ""
+    return fetch_competitors(view, competition, pool, folder, hotkey), ""
 
 
 def foresee_commitment(repo: str | None, competition: Competition) -> tuple[str | None, str]:

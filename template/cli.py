@@ -210,7 +210,7 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
         from template.training.model import load_tokenizer
 
         # The tokenizer may come from the Hub, by another library.
-        datasets.configure()
+        datasets.configure_client()
         training_args = load_training_args(args.training_args)
         model_path = args.model_path.expanduser() if args.model_path else None
         return template_for(training_args.model_id), load_tokenizer(training_args, model_path=model_path)

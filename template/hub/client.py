@@ -36,8 +36,8 @@ from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
-from template.hub.network import Budget
-from template.hub.transport import MAX_ANSWER_BYTES, MAX_REDIRECTS, SOCKET_TIMEOUT_S, GuardedTransport
+from template.hub.network import RequestBudget
+from template.hub.transport import MAX_ANSWER_BYTES, MAX_REDIRECTS, SOCKET_TIMEOUT_S, BoundedTransport
 
 _TOKEN = re.compile(r"[!-~]{1,512}")
 
@@ -51,7 +51,7 @@ _CONFIGURE_LOCK = threading.Lock()
 _is_configured = False
 
 
-def configure() -> None:
+def configure_client() -> None:
     """Give huggingface_hub a client that keeps `hub_guard`'s rules; no progress bars, Xet or telemetry.
 
     Every call here does it first. A process whose other libraries use the Hub (transformers) must call it sooner.
@@ -76,7 +76,7 @@ def saved_token() -> str | None:
     Raises: HostError when there is one that cannot be read or renewed.
     """
     # Renewing one asks the endpoint, with a secret in hand.
-    configure()
+    configure_client()
     try:
         return huggingface_hub.get_token()
     except (OSError, httpx2.HTTPError, DeviceCodeError, OIDCError, RemoteError) as exc:
@@ -88,24 +88,24 @@ def make_api(token: str | None, endpoint: str | None) -> HfApi:
 
     Raises: HostError when the token cannot be one, which the library would quote in its error.
     """
-    configure()
+    configure_client()
     if token is not None and _TOKEN.fullmatch(token) is None:
         raise HostError("the Hub token holds characters that no token has; was it pasted with a line break?")
     # False, not None: None would have the library look for a token of its own.
     return HfApi(endpoint=endpoint, token=False if token is None else token)
 
 
-def bounded(api: HfApi, deadline_s: float, job: Callable[[Budget], T]) -> T:
+def run_with_deadline(api: HfApi, deadline_s: float, job: Callable[[RequestBudget], T]) -> T:
     """What `job` returns or raises, or RemoteError once `deadline_s` has passed, whatever it hangs in.
 
     An abandoned job stops at its next request or packet, so it must be one that may end half done.
     """
-    budget = Budget(time.monotonic() + deadline_s, api.endpoint, MAX_ANSWER_BYTES)
+    budget = RequestBudget(time.monotonic() + deadline_s, api.endpoint, MAX_ANSWER_BYTES)
     outcome: futures.Future[T] = futures.Future()
 
     def run() -> None:
         try:
-            with budget.in_force():
+            with budget.activate():
                 outcome.set_result(job(budget))
         except BaseException as exc:
             outcome.set_exception(exc)
@@ -133,13 +133,13 @@ def _make_client() -> httpx2.Client:
     return client
 
 
-def _guarded(transport: httpx2.BaseTransport, *, is_proxied: bool) -> GuardedTransport:
+def _guarded(transport: httpx2.BaseTransport, *, is_proxied: bool) -> BoundedTransport:
     assert isinstance(transport, httpx2.HTTPTransport), "the library's client has transports of another kind"
-    return GuardedTransport(transport, endpoint=lambda: hf_constants.ENDPOINT, is_proxied=is_proxied)
+    return BoundedTransport(transport, endpoint=lambda: hf_constants.ENDPOINT, is_proxied=is_proxied)
 
 
 @contextmanager
-def hub_faults(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[None]:
+def translate_hub_errors(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[None]:
     """Translate what the library raises, most telling first: its HTTP errors are OSErrors and httpx2 errors as well."""
     try:
         yield
@@ -148,7 +148,7 @@ def hub_faults(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[
     except OfflineModeIsEnabled as exc:
         raise ConfigError("HF_HUB_OFFLINE forbids reaching the Hub; unset it or set it to 0") from exc
     except HfHubHTTPError as exc:
-        raise (_write_fault(exc, repo_id) if is_write else _read_fault(exc, api, repo_id)) from exc
+        raise (_translate_write_error(exc, repo_id) if is_write else _translate_read_error(exc, api, repo_id)) from exc
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, LocalEntryNotFoundError) as exc:
         raise RemoteError(f"the Hub could not be reached: {type(exc).__name__}") from exc
     except (ConnectionError, TimeoutError) as exc:
@@ -164,11 +164,11 @@ def hub_faults(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[
         if exc.__cause__ is None:
             raise
         # So it wraps whatever befalls the storing of a large file.
-        with hub_faults(api, repo_id, is_write=is_write):
+        with translate_hub_errors(api, repo_id, is_write=is_write):
             raise exc.__cause__ from exc.__cause__.__cause__
 
 
-def _read_fault(exc: HfHubHTTPError, api: HfApi, repo_id: str) -> SubnetError:
+def _translate_read_error(exc: HfHubHTTPError, api: HfApi, repo_id: str) -> SubnetError:
     """Whose fault a refusal is: the miner's only when it is the Hub itself, not its store, that says so of the repo."""
     status, headers = exc.response.status_code, exc.response.headers
     unclear = RemoteError(f"the Hub answered HTTP {status} about {repo_id}")
@@ -188,7 +188,7 @@ def _read_fault(exc: HfHubHTTPError, api: HfApi, repo_id: str) -> SubnetError:
     return unclear
 
 
-def _write_fault(exc: HfHubHTTPError, repo_id: str) -> SubnetError:
+def _translate_write_error(exc: HfHubHTTPError, repo_id: str) -> SubnetError:
     status = exc.response.status_code
     if status in (401, 402, 403, 404):
         return HostError(f"the Hub does not let this token write to {repo_id} (HTTP {status})")

@@ -22,14 +22,14 @@ from template import constants
 from template.competition import Competition, is_commit, is_content_digest, is_repo_id
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import storage
-from template.hub.client import bounded, configure, hub_faults, make_api, saved_token
-from template.hub.network import Budget
-from template.hub.storage import HubFile, Incoming, Request
+from template.hub.client import configure_client, make_api, run_with_deadline, saved_token, translate_hub_errors
+from template.hub.network import RequestBudget
+from template.hub.storage import HubFile, PartialDownload, Request
 from template.hub.transport import MAX_LISTING_BYTES
 
 __all__ = [
     "HubFile",
-    "configure",
+    "configure_client",
     "download_dataset",
     "find_dataset",
     "resolve_revision",
@@ -44,7 +44,7 @@ _UPLOAD_DEADLINE_S = 300.0
 
 
 @dataclass(frozen=True)
-class _Entry:
+class HubFileInfo:
     """One file as the Hub lists it; `sha256` is set when it is in large-file storage, else `git_oid` is its blob."""
 
     path: str
@@ -83,24 +83,24 @@ def download_dataset(
         raise ConfigError(f"revision must be a commit of 40 lower-case hex digits or a sha256 of 64, not {revision!r}")
     request = Request(repo=namespace, revision=revision, filename=filename)
     home = local_dir if cache_dir is None else _cache_folder(cache_dir, request)
-    held = storage.find(local_dir, request) or storage.find(home, request)
+    held = storage.find_cached(local_dir, request) or storage.find_cached(home, request)
     if held is None:
         api = make_api(token, endpoint)
         fetch = _fetch_by_digest if is_content_digest(revision) else _fetch
-        incoming = bounded(api, deadline_s, lambda budget: fetch(api, request, home, max_bytes, budget))
+        incoming = run_with_deadline(api, deadline_s, lambda budget: fetch(api, request, home, max_bytes, budget))
         try:
-            held = incoming.install(request)
+            held = incoming.commit(request)
         finally:
-            incoming.discard()
+            incoming.abort()
     _check_size(request, held.size, max_bytes)
     if held.path.parent == local_dir:
         return held
-    return storage.copy(held, local_dir, request)
+    return storage.copy_cached(held, local_dir, request)
 
 
 def find_dataset(namespace: str, revision: str, local_dir: Path) -> HubFile | None:
     """The file that `download_dataset` would find in `local_dir`, None when it would ask the Hub. Raises: HostError."""
-    return storage.find(local_dir, Request(repo=namespace, revision=revision, filename=constants.DATA_FILE))
+    return storage.find_cached(local_dir, Request(repo=namespace, revision=revision, filename=constants.DATA_FILE))
 
 
 def upload_dataset(
@@ -123,7 +123,7 @@ def upload_dataset(
     if token is None:
         raise HostError(f"no Hub token: writing to {repo_id} needs one")
     api = make_api(token, endpoint)
-    return bounded(api, deadline_s, lambda budget: _upload(api, repo_id, content, private, budget))
+    return run_with_deadline(api, deadline_s, lambda budget: _upload(api, repo_id, content, private, budget))
 
 
 def resolve_revision(
@@ -145,18 +145,20 @@ def resolve_revision(
         return revision
     api = make_api(token, endpoint)
 
-    def look_up(_: Budget) -> str:
-        with hub_faults(api, repo_id):
+    def look_up(_: RequestBudget) -> str:
+        with translate_hub_errors(api, repo_id):
             return _find_commit(api, repo_id, revision, repo_type)
 
-    return bounded(api, deadline_s, look_up)
+    return run_with_deadline(api, deadline_s, look_up)
 
 
-def _fetch_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
+def _fetch_by_digest(
+    api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget
+) -> PartialDownload:
     """The file whose sha256 `request.revision` is, from where main is now, as `_fetch` gives one of a commit."""
     missing = f"the file with sha256 {request.revision} is not (yet) at main of {request.repo}"
     try:
-        with hub_faults(api, request.repo):
+        with translate_hub_errors(api, request.repo):
             commit = _find_commit(api, request.repo, "main", "dataset")
         # Pinned, so that main may move meanwhile.
         at_commit = Request(repo=request.repo, revision=commit, filename=request.filename)
@@ -165,7 +167,7 @@ def _fetch_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int,
             raise SubmissionError(Reason.MISSING_FILE, "another file is there")
         incoming = _fetch_entry(api, at_commit, entry, folder, max_bytes, budget)
         if incoming.sha256 != request.revision:
-            incoming.discard()
+            incoming.abort()
             raise SubmissionError(Reason.MISSING_FILE, "another file is there")
         return incoming
     except SubmissionError as error:
@@ -174,15 +176,17 @@ def _fetch_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int,
         raise SubmissionError(Reason.MISSING_FILE, f"{missing}: {error}") from error
 
 
-def _fetch(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
-    """The whole file, verified against the Hub's listing, ready to install. Runs inside `bounded`."""
+def _fetch(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget) -> PartialDownload:
+    """The whole file, verified against the Hub's listing, ready to install. Runs inside `run_with_deadline`."""
     return _fetch_entry(api, request, _locate(api, request, budget), folder, max_bytes, budget)
 
 
-def _fetch_entry(api: HfApi, request: Request, entry: _Entry, folder: Path, max_bytes: int, budget: Budget) -> Incoming:
+def _fetch_entry(
+    api: HfApi, request: Request, entry: HubFileInfo, folder: Path, max_bytes: int, budget: RequestBudget
+) -> PartialDownload:
     _check_size(request, entry.size, max_bytes)
     budget.max_bytes = max(entry.size, budget.max_bytes)
-    incoming = Incoming(folder, entry.size)
+    incoming = PartialDownload(folder, entry.size)
     try:
         _stream(api, request, entry, incoming)
         digest, declared = (
@@ -194,7 +198,7 @@ def _fetch_entry(api: HfApi, request: Request, entry: _Entry, folder: Path, max_
             )
         budget.remaining_s()
     except BaseException:
-        incoming.discard()
+        incoming.abort()
         raise
     return incoming
 
@@ -205,10 +209,10 @@ def _find_commit(api: HfApi, repo_id: str, revision: str, repo_type: str) -> str
     return _as_commit(found.sha)
 
 
-def _stream(api: HfApi, request: Request, entry: _Entry, incoming: Incoming) -> None:
+def _stream(api: HfApi, request: Request, entry: HubFileInfo, incoming: PartialDownload) -> None:
     url = _url_of(api, request, entry.path)
     headers = build_hf_headers(token=api.token)
-    with hub_faults(api, request.repo), get_session().stream("GET", url, headers=headers) as response:
+    with translate_hub_errors(api, request.repo), get_session().stream("GET", url, headers=headers) as response:
         hf_raise_for_status(response)
         if response.status_code != 200:
             raise RemoteError(f"the Hub answered a download with HTTP {response.status_code}")
@@ -224,10 +228,10 @@ def _url_of(api: HfApi, request: Request, path: str) -> str:
     )
 
 
-def _locate(api: HfApi, request: Request, budget: Budget) -> _Entry:
+def _locate(api: HfApi, request: Request, budget: RequestBudget) -> HubFileInfo:
     """The Hub's listing of the file that `request` means."""
     at = f"{request.repo} at {request.revision[:12]}"
-    with hub_faults(api, request.repo):
+    with translate_hub_errors(api, request.repo):
         if request.filename is not None:
             rows = api.get_paths_info(request.repo, [request.filename], revision=request.revision, repo_type="dataset")
             found = [_as_entry(row.path, row) for row in rows if row.path == request.filename and hasattr(row, "size")]
@@ -253,7 +257,7 @@ def _confirm_missing(api: HfApi, request: Request, filename: str) -> NoReturn:
     A listing without it may be the answer of something that is no Hub.
     """
     try:
-        with hub_faults(api, request.repo):
+        with translate_hub_errors(api, request.repo):
             url = _url_of(api, request, filename)
             hf_raise_for_status(get_session().head(url, headers=build_hf_headers(token=api.token)))
     except SubmissionError as error:
@@ -264,7 +268,7 @@ def _confirm_missing(api: HfApi, request: Request, filename: str) -> NoReturn:
     raise RemoteError(f"the Hub lists no {filename} in {request.repo} and yet has one")
 
 
-def _as_entry(path: str, row: object) -> _Entry:
+def _as_entry(path: str, row: object) -> HubFileInfo:
     size, git_oid, lfs = getattr(row, "size", None), getattr(row, "blob_id", None), getattr(row, "lfs", None)
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _MOST_BYTES:
         raise RemoteError("the Hub lists a file without a size that it can have")
@@ -272,11 +276,11 @@ def _as_entry(path: str, row: object) -> _Entry:
         raise RemoteError("the Hub lists a file without its blob id")
     if not path.isprintable() or {"..", ".", ""} & set(path.split("/")):
         raise RemoteError("the Hub lists a file under a name that no file has there")
-    return _Entry(path=path, size=size, git_oid=git_oid, sha256=None if lfs is None else str(lfs.sha256))
+    return HubFileInfo(path=path, size=size, git_oid=git_oid, sha256=None if lfs is None else str(lfs.sha256))
 
 
-def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: Budget) -> str:
-    with hub_faults(api, repo_id, is_write=True):
+def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: RequestBudget) -> str:
+    with translate_hub_errors(api, repo_id, is_write=True):
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         info = api.upload_file(
             path_or_fileobj=content,
@@ -293,7 +297,7 @@ def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: Bud
     return commit
 
 
-def _is_listing_of(entry: _Entry, content: bytes) -> bool:
+def _is_listing_of(entry: HubFileInfo, content: bytes) -> bool:
     if entry.sha256 is not None:
         return entry.sha256 == hashlib.sha256(content).hexdigest()
     return entry.git_oid == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

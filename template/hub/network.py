@@ -45,7 +45,7 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass
-class Budget:
+class RequestBudget:
     """What one call may cost: `deadline` on the monotonic clock, `max_bytes` of each answer on the wire.
 
     endpoint: the Hub's base address, the only origin that is given the token. is_ours: the caller is this project;
@@ -65,21 +65,21 @@ class Budget:
         return remaining
 
     @contextmanager
-    def in_force(self) -> Iterator[None]:
+    def activate(self) -> Iterator[None]:
         """The waits of this thread's sockets are this budget's."""
-        token = _IN_FORCE.set(self)
+        token = _CURRENT.set(self)
         try:
             yield
         finally:
-            _IN_FORCE.reset(token)
+            _CURRENT.reset(token)
 
 
-_IN_FORCE: ContextVar[Budget | None] = ContextVar("_IN_FORCE", default=None)
+_CURRENT: ContextVar[RequestBudget | None] = ContextVar("_CURRENT", default=None)
 
 
-def current_budget() -> Budget | None:
+def current_budget() -> RequestBudget | None:
     """The budget of the call that this thread is in, None outside of any."""
-    return _IN_FORCE.get()
+    return _CURRENT.get()
 
 
 def network_of(address: str) -> str:
@@ -107,7 +107,7 @@ def _plain(ip: _IP) -> _IP:
     return ip.ipv4_mapped or ip.sixtofour or (teredo[1] if teredo else ip)
 
 
-def open_addresses(addresses: list[str], endpoint: str) -> list[str]:
+def allowed_addresses(addresses: list[str], endpoint: str) -> list[str]:
     """Those on the open network, or on one of the kind that the endpoint is on. Raises: RemoteError when none is."""
     networks = {address: network_of(address) for address in addresses}
     is_open = {"public"}
@@ -137,7 +137,7 @@ def resolve(host: str, port: int) -> list[str]:
     return [address for turn in zip_longest(*families.values()) for address in turn if address is not None]
 
 
-class GuardedBackend(httpcore2.NetworkBackend):
+class BoundedBackend(httpcore2.NetworkBackend):
     """Connections of `inner` that are made only where they may be, and wait only as long as their call may.
 
     is_proxied: what is connected to is the operator's proxy, whose address is the operator's affair.
@@ -161,7 +161,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
         for left, address in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
             try:
                 with _waiting(timeout, _SHARE if left else 1.0) as wait_s:
-                    return GuardedStream(self._inner.connect_tcp(address, port, wait_s, local_address, socket_options))
+                    return BoundedStream(self._inner.connect_tcp(address, port, wait_s, local_address, socket_options))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
@@ -171,10 +171,12 @@ class GuardedBackend(httpcore2.NetworkBackend):
         if self._is_proxied or budget is None:
             return [host]
         addresses = resolve(host, port)
-        return addresses if host == urlsplit(budget.endpoint).hostname else open_addresses(addresses, budget.endpoint)
+        return (
+            addresses if host == urlsplit(budget.endpoint).hostname else allowed_addresses(addresses, budget.endpoint)
+        )
 
 
-class GuardedStream(httpcore2.NetworkStream):
+class BoundedStream(httpcore2.NetworkStream):
     """A connection whose every wait ends by the deadline of the call that it serves at the time."""
 
     def __init__(self, inner: httpcore2.NetworkStream) -> None:
@@ -196,7 +198,7 @@ class GuardedStream(httpcore2.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
         with _waiting(timeout) as wait_s:
-            return GuardedStream(self._inner.start_tls(ssl_context, server_hostname, wait_s))
+            return BoundedStream(self._inner.start_tls(ssl_context, server_hostname, wait_s))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

@@ -47,15 +47,15 @@ class Request:
     filename: str | None
 
 
-class Incoming:
+class PartialDownload:
     """A file on its way into `folder`: hashed and counted while it is written, and invisible until installed.
 
-    size: the bytes that are to come, which the git blob id depends on. It is removed by `discard`, or, when the
-    process was killed, by the next `Incoming` in the same folder. Raises: HostError when the disk does not play along.
+    size: the bytes that are to come, which the git blob id depends on. It is removed by `abort`, or, when the
+    process was killed, by the next one in the same folder. Raises: HostError when the disk does not play along.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        with _disk_faults(folder):
+        with translate_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder):
                 _sweep(folder)
@@ -81,17 +81,17 @@ class Incoming:
 
     def write(self, chunk: bytes) -> None:
         """Append `chunk`."""
-        with _disk_faults(self.folder):
+        with translate_disk_errors(self.folder):
             self._file.write(chunk)
         self.received += len(chunk)
         self._sha256.update(chunk)
         self._git.update(chunk)
 
-    def install(self, request: Request) -> HubFile:
+    def commit(self, request: Request) -> HubFile:
         """Make this the folder's file, with the record that it answers `request`."""
         record = {**asdict(request), "sha256": self.sha256, "size": self.received}
         path = self.folder / constants.DATA_FILE
-        with _disk_faults(self.folder), _locked(self.folder) as folder_fd:
+        with translate_disk_errors(self.folder), _locked(self.folder) as folder_fd:
             self._file.flush()
             os.fchmod(self._file.fileno(), 0o644)
             os.fsync(self._file.fileno())
@@ -103,8 +103,8 @@ class Incoming:
         self._file.close()
         return HubFile(path=path, repo=request.repo, revision=request.revision, sha256=self.sha256, size=self.received)
 
-    def discard(self) -> None:
-        """Forget the part; harmless after `install` and when called again."""
+    def abort(self) -> None:
+        """Forget the part; harmless after `commit` and when called again."""
         try:
             # Closing flushes, which fails on a full disk: the reason for discarding is already on its way up.
             with suppress(OSError):
@@ -114,7 +114,7 @@ class Incoming:
                 self._part.unlink(missing_ok=True)
 
 
-def find(folder: Path, request: Request) -> HubFile | None:
+def find_cached(folder: Path, request: Request) -> HubFile | None:
     """The folder's file when its record says it answers `request` and its bytes still match; else None.
 
     A record that names `request` but no longer fits the file is removed, so that nobody trusts it later.
@@ -123,7 +123,7 @@ def find(folder: Path, request: Request) -> HubFile | None:
     if not folder.is_dir():
         return None
     path = folder / constants.DATA_FILE
-    with _disk_faults(folder), _locked(folder):
+    with translate_disk_errors(folder), _locked(folder):
         record = _read_source(folder)
         if record is None or any(record.get(key) != value for key, value in asdict(request).items()):
             return None
@@ -134,18 +134,18 @@ def find(folder: Path, request: Request) -> HubFile | None:
     return None
 
 
-def copy(held: HubFile, folder: Path, request: Request) -> HubFile:
+def copy_cached(held: HubFile, folder: Path, request: Request) -> HubFile:
     """Install the bytes of `held` in `folder` too. Raises: HostError when they changed under our hands."""
-    incoming = Incoming(folder, held.size)
+    incoming = PartialDownload(folder, held.size)
     try:
-        with _disk_faults(held.path.parent), held.path.open("rb") as source:
+        with translate_disk_errors(held.path.parent), held.path.open("rb") as source:
             while chunk := source.read(_CHUNK_BYTES):
                 incoming.write(chunk)
         if incoming.sha256 != held.sha256:
             raise HostError(f"{held.path} changed while it was being copied")
-        return incoming.install(request)
+        return incoming.commit(request)
     finally:
-        incoming.discard()
+        incoming.abort()
 
 
 def _matches(path: Path, sha256: str, size: int) -> bool:
@@ -194,7 +194,7 @@ def _locked(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _disk_faults(folder: Path) -> Iterator[None]:
+def translate_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:

@@ -1,6 +1,6 @@
 """What may be asked of the Hub's HTTP client and what is heard of an answer: the rules, below redirects and retries.
 
-Everything that huggingface_hub, or another library by way of it, sends goes through `GuardedTransport`, each step of a
+Everything that huggingface_hub, or another library by way of it, sends goes through `BoundedTransport`, each step of a
 redirect by itself. The token goes to the endpoint alone. Elsewhere only reads and the storing of a large file go, over
 a connection no weaker than the endpoint's, to hosts that `hub_network` allows, and never back: who answered is then
 plain. Of an answer only the headers that someone reads are passed on, so no cookie is kept, no second page of a listing
@@ -22,7 +22,7 @@ from email.utils import parsedate_to_datetime
 import httpx2
 
 from template.errors import RemoteError
-from template.hub.network import Budget, GuardedBackend, current_budget, open_addresses
+from template.hub.network import BoundedBackend, RequestBudget, allowed_addresses, current_budget
 
 # The real Hub's longest way: a renamed repo, its resolver, its store.
 MAX_REDIRECTS = 5
@@ -72,7 +72,7 @@ _IS_QUESTION = "template.hub.transport.is_question"
 _RATE_LIMIT = re.compile(r'"\w{1,40}" *; *r *= *0 *; *t *= *(\d{1,9})')
 
 
-class GuardedTransport(httpx2.BaseTransport):
+class BoundedTransport(httpx2.BaseTransport):
     """`inner` under the rules above. endpoint: tells the Hub's base address to who names none by a budget.
 
     is_proxied: the inner one speaks to a proxy of the operator's.
@@ -83,7 +83,7 @@ class GuardedTransport(httpx2.BaseTransport):
         self._endpoint = endpoint
         self._is_proxied = is_proxied
         pool = inner._pool
-        pool._network_backend = GuardedBackend(pool._network_backend, is_proxied=is_proxied)
+        pool._network_backend = BoundedBackend(pool._network_backend, is_proxied=is_proxied)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """The answer. Raises: RemoteError for what breaks a rule, httpx2's errors for what does not arrive."""
@@ -100,7 +100,7 @@ class GuardedTransport(httpx2.BaseTransport):
             # A redirect takes them along.
             kind = {} if is_file else {_IS_QUESTION: True}
             request.extensions = {**request.extensions, **kind, "timeout": timeouts}
-            with budget.in_force():
+            with budget.activate():
                 answer = self._inner.handle_request(request)
             try:
                 _refuse(answer, is_busy_final=budget.is_ours)
@@ -115,14 +115,14 @@ class GuardedTransport(httpx2.BaseTransport):
                 answer.close()
                 raise
 
-    def _budget_of_another(self) -> Budget:
-        return Budget(time.monotonic() + _QUESTION_S, self._endpoint(), MAX_LISTING_BYTES, is_ours=False)
+    def _budget_of_another(self) -> RequestBudget:
+        return RequestBudget(time.monotonic() + _QUESTION_S, self._endpoint(), MAX_LISTING_BYTES, is_ours=False)
 
     def close(self) -> None:
         """Closes every connection."""
         self._inner.close()
 
-    def _check_request(self, request: httpx2.Request, budget: Budget) -> None:
+    def _check_request(self, request: httpx2.Request, budget: RequestBudget) -> None:
         url, endpoint = request.url, httpx2.URL(budget.endpoint)
         if url.origin == endpoint.origin:
             if _HAS_LEFT in request.extensions:
@@ -135,7 +135,7 @@ class GuardedTransport(httpx2.BaseTransport):
             )
         if self._is_proxied:
             with suppress(ValueError):
-                open_addresses([str(ipaddress.ip_address(url.host))], budget.endpoint)
+                allowed_addresses([str(ipaddress.ip_address(url.host))], budget.endpoint)
         for name in _SECRET_HEADERS:
             request.headers.pop(name, None)
         request.extensions = {**request.extensions, _HAS_LEFT: True}
@@ -156,7 +156,7 @@ def _told(is_mild: bool) -> Iterator[None]:
         raise httpx2.ConnectError(str(error)) from error
 
 
-def _is_listing(url: httpx2.URL, budget: Budget) -> bool:
+def _is_listing(url: httpx2.URL, budget: RequestBudget) -> bool:
     """Whether the Hub's API is asked, which answers in JSON that is parsed whole."""
     endpoint = httpx2.URL(budget.endpoint)
     path = url.path.removeprefix(endpoint.path.rstrip("/"))
@@ -174,7 +174,7 @@ def _refuse(answer: httpx2.Response, *, is_busy_final: bool) -> None:
         raise RemoteError("the Hub compressed an answer that was asked for plain")
 
 
-def _heard(answer: httpx2.Response, budget: Budget, declared: int, *, is_mild: bool) -> httpx2.Response:
+def _heard(answer: httpx2.Response, budget: RequestBudget, declared: int, *, is_mild: bool) -> httpx2.Response:
     """The part of an answer that is passed on. declared: bytes of its body, 0 when not known. is_mild: as `_told`."""
     kept = [(name, value) for name, value in answer.headers.multi_items() if name.lower() in _HEADERS_HEARD]
     if any(len(value) > _MAX_HEADER_CHARS for _, value in kept):
@@ -209,7 +209,7 @@ class _CountedStream(httpx2.SyncByteStream):
     is_mild: as `_told`.
     """
 
-    def __init__(self, stream: httpx2.SyncByteStream, budget: Budget, most: int, *, is_mild: bool) -> None:
+    def __init__(self, stream: httpx2.SyncByteStream, budget: RequestBudget, most: int, *, is_mild: bool) -> None:
         self._stream = stream
         self._is_mild = is_mild
         self._budget = budget
@@ -219,7 +219,7 @@ class _CountedStream(httpx2.SyncByteStream):
         received, chunks = 0, iter(self._stream)
         while True:
             with _told(self._is_mild):
-                with self._budget.in_force():
+                with self._budget.activate():
                     chunk = next(chunks, None)
                 if chunk is None:
                     return

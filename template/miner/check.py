@@ -16,7 +16,7 @@ from template.errors import Reason, RemoteError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class Problem:
     """One thing for which a validator refuses the file; line None when it is the whole file's."""
 
     line: int | None
@@ -36,7 +36,7 @@ class Inspection:
 
     row_count: int
     counted: tuple[Row, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[Problem, ...]
     repeats: tuple[tuple[int, int], ...]
     spare_lines: tuple[int, ...]
     undecided_lines: tuple[int, ...]
@@ -56,17 +56,17 @@ def inspect_file(
     found = list(scan_rows(content, limits=SUBMISSION_LIMITS))
     counted = tuple(one for one in found[:max_rows] if isinstance(one, Row))
     faults = [
-        Fault(line=one.line, reason=one.error.reason, message=str(one.error))
+        Problem(line=one.line, reason=one.error.reason, message=str(one.error))
         for one in found
         if isinstance(one, LineError)
     ]
     foreign = set(lines_not_in_pool(counted, pool_keys))
-    faults += [Fault(line=line, reason=Reason.NOT_IN_POOL, message="not in the evaluation pool") for line in foreign]
+    faults += [Problem(line=line, reason=Reason.NOT_IN_POOL, message="not in the evaluation pool") for line in foreign]
     in_doubt = [row for row in counted if row.line not in foreign and not has_target_for_any_tokenizer(row)]
     asked, why = _ask(in_doubt, has_target)
     no_target = f"expected an answer within {MAX_TOKENS} tokens"
     faults += [
-        Fault(line=row.line, reason=Reason.NO_TARGET, message=no_target)
+        Problem(line=row.line, reason=Reason.NO_TARGET, message=no_target)
         for row, is_answered in zip(in_doubt, asked, strict=False)
         if not is_answered
     ]

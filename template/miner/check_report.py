@@ -10,24 +10,24 @@ from template import constants
 from template.competition import CommitmentRecord
 from template.errors import Reason
 from template.miner.check import Inspection
-from template.miner.competitors import Comparison, Competitor, Overlap, SubnetSnapshot
+from template.miner.competitors import Competitor, DatasetComparison, Overlap, SubnetSnapshot
 
 _SHOWN = 20
 _MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
-class Outcome(StrEnum):
+class CheckOutcome(StrEnum):
     """What it comes to."""
 
-    CLEAR = "nothing_found"
-    UNKNOWN = "cannot_say"
-    REFUSED = "refused"
+    OK = "nothing_found"
+    INCONCLUSIVE = "cannot_say"
+    REJECTED = "refused"
 
 
 _VERDICTS = {
-    Outcome.CLEAR: "NOTHING FOUND against it",
-    Outcome.UNKNOWN: "CANNOT SAY: too little could be read",
-    Outcome.REFUSED: "REFUSED: a validator would not count it",
+    CheckOutcome.OK: "NOTHING FOUND against it",
+    CheckOutcome.INCONCLUSIVE: "CANNOT SAY: too little could be read",
+    CheckOutcome.REJECTED: "REFUSED: a validator would not count it",
 }
 
 
@@ -42,19 +42,19 @@ class Report:
 
     file: Inspection
     subnet: SubnetSnapshot | None = None
-    comparison: Comparison | None = None
+    comparison: DatasetComparison | None = None
     unread: str = ""
     commitment: str | None = None
     bad_commitment: str = ""
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CheckOutcome:
         """Refused only where nothing that could not be read can change it."""
-        is_doubtful = self.comparison is not None and bool(self.comparison.doubts)
+        is_doubtful = self.comparison is not None and bool(self.comparison.unknowns)
         is_copy = self.comparison is not None and self.comparison.copy_of is not None and not is_doubtful
         if self.file.faults or self.bad_commitment or is_copy:
-            return Outcome.REFUSED
-        return Outcome.UNKNOWN if self.unread or self.file.undecided_lines or is_doubtful else Outcome.CLEAR
+            return CheckOutcome.REJECTED
+        return CheckOutcome.INCONCLUSIVE if self.unread or self.file.undecided_lines or is_doubtful else CheckOutcome.OK
 
 
 def describe(report: Report) -> str:
@@ -90,42 +90,42 @@ def _describe_file(file: Inspection) -> list[str]:
     return lines
 
 
-def _describe_subnet(subnet: SubnetSnapshot, comparison: Comparison) -> list[str]:
+def _describe_subnet(subnet: SubnetSnapshot, comparison: DatasetComparison) -> list[str]:
     read = [one for one in subnet.others if one.is_read]
-    refused = [one for one in subnet.others if one.refusal is not None]
-    idle = [one for one in subnet.others if one.doubt is not None and one not in comparison.doubts]
+    refused = [one for one in subnet.others if one.rejection is not None]
+    idle = [one for one in subnet.others if one.unknown_reason is not None and one not in comparison.unknowns]
     lines = [
         f"other hotkeys with a commitment at block {subnet.block}: {len(subnet.others)};"
         f" datasets compared: {len(read)}, with this one {_place(subnet, comparison)}"
     ]
-    if subnet.own is not None and subnet.own.refusal is not None:
-        lines.append(f"of no account itself, {_name(subnet.own)}: {subnet.own.refusal}")
+    if subnet.own is not None and subnet.own.rejection is not None:
+        lines.append(f"of no account itself, {_name(subnet.own)}: {subnet.own.rejection}")
     lines += _shorten(_describe_overlap(one, comparison.row_count) for one in comparison.overlaps)
     if comparison.copy_of is not None:
         lines.append(f"{Reason.DUPLICATE}: {comparison.copy_of.to_error()}")
-    if comparison.doubts:
-        lines.append(f"not known, and may decide: {len(comparison.doubts)}")
-        lines += _shorten(f"{_name(one)}: {_doubt(one)}" for one in comparison.doubts)
+    if comparison.unknowns:
+        lines.append(f"not known, and may decide: {len(comparison.unknowns)}")
+        lines += _shorten(f"{_name(one)}: {_unknown(one)}" for one in comparison.unknowns)
     if idle:
         lines.append(f"not known, but committed later: {len(idle)}")
-        lines += _shorten(f"{_name(one)}: {_doubt(one)}" for one in idle)
+        lines += _shorten(f"{_name(one)}: {_unknown(one)}" for one in idle)
     if refused:
-        counts = Counter(str(one.refusal.reason) for one in refused if one.refusal)
+        counts = Counter(str(one.rejection.reason) for one in refused if one.rejection)
         lines.append(
             "of no account themselves: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         )
-        lines += _shorten(f"{_name(one)}: {one.refusal}" for one in refused)
+        lines += _shorten(f"{_name(one)}: {one.rejection}" for one in refused)
         if any(map(_may_appear, refused)):
             lines.append("a commit that is missing may yet appear, and counts from the block of its commitment then")
     return lines
 
 
 def _may_appear(one: Competitor) -> bool:
-    is_missing = one.refusal is not None and one.refusal.reason in _MISSING
+    is_missing = one.rejection is not None and one.rejection.reason in _MISSING
     return is_missing and one.entry is not None and not CommitmentRecord.parse(one.entry).is_content_addressed
 
 
-def _place(subnet: SubnetSnapshot, comparison: Comparison) -> str:
+def _place(subnet: SubnetSnapshot, comparison: DatasetComparison) -> str:
     earliest, latest = comparison.ranks
     if earliest > subnet.block:
         return "as if committed now, later than all"
@@ -146,8 +146,8 @@ def _name(one: Competitor) -> str:
     return f"{one.hotkey} (uid {one.uid}, block {one.block}){what}"
 
 
-def _doubt(one: Competitor) -> str:
-    return one.doubt or "the chain has opened it and no longer tells when it was committed"
+def _unknown(one: Competitor) -> str:
+    return one.unknown_reason or "the chain has opened it and no longer tells when it was committed"
 
 
 def _shorten(lines: Iterable[str]) -> list[str]:
@@ -187,7 +187,7 @@ def to_json(report: Report) -> dict[str, object]:
     }
 
 
-def _subnet_to_json(subnet: SubnetSnapshot, comparison: Comparison) -> dict[str, object]:
+def _subnet_to_json(subnet: SubnetSnapshot, comparison: DatasetComparison) -> dict[str, object]:
     return {
         "block": subnet.block,
         "limit": constants.DEFAULT_DUPLICATE_COUNT,
@@ -204,7 +204,7 @@ def _subnet_to_json(subnet: SubnetSnapshot, comparison: Comparison) -> dict[str,
             }
             for one in comparison.overlaps
         ],
-        "doubtful_hotkeys": [one.hotkey for one in comparison.doubts],
+        "doubtful_hotkeys": [one.hotkey for one in comparison.unknowns],
         "own": _neighbour_to_json(subnet.own) if subnet.own else None,
         "others": [_neighbour_to_json(one) for one in subnet.others],
     }
@@ -218,7 +218,7 @@ def _neighbour_to_json(one: Competitor) -> dict[str, object]:
         "entry": one.entry,
         "is_revealed": one.is_revealed,
         "is_read": one.is_read,
-        "doubt": one.doubt,
-        "refusal": str(one.refusal) if one.refusal else None,
-        "reason": one.refusal.reason if one.refusal else None,
+        "doubt": one.unknown_reason,
+        "refusal": str(one.rejection) if one.rejection else None,
+        "reason": one.rejection.reason if one.rejection else None,
     }

@@ -18,7 +18,6 @@ from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.hub import datasets
 from template.records import ChainCommitment, ChainView
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates
 from template.rules.entries import Entrant, find_entrants, is_within_upload_grace
@@ -42,14 +41,14 @@ class Competitor:
     block: int
     entry: str | None
     is_revealed: bool = False
-    refusal: SubmissionError | None = None
-    doubt: str | None = None
+    rejection: SubmissionError | None = None
+    unknown_reason: str | None = None
     sha256: str | None = None
     row_keys: tuple[bytes, ...] = ()
 
     @property
     def is_read(self) -> bool:
-        return self.refusal is None and self.doubt is None
+        return self.rejection is None and self.unknown_reason is None
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class DatasetComparison:
     """A dataset against all neighbours, as if committed anywhere between the blocks `ranks`.
 
     row_count: the dataset's different rows. overlaps: those with any row in common, most shared first. copy_of: what it
@@ -91,10 +90,10 @@ class Comparison:
     row_count: int
     overlaps: tuple[Overlap, ...]
     copy_of: Duplicate | None
-    doubts: tuple[Competitor, ...]
+    unknowns: tuple[Competitor, ...]
 
 
-def survey(
+def fetch_competitors(
     view: ChainView, competition: Competition, pool: EvalSetIndex, folder: Path, hotkey: str | None
 ) -> SubnetSnapshot:
     """The neighbours in `view`, with the datasets of those that enter the competition, kept in `folder`.
@@ -118,10 +117,10 @@ def survey(
             return _read(one, entrant.record, competition, pool, folder)
         except SubmissionError as error:
             if is_within_upload_grace(entrant.record, error.reason, commit_block=entrant.block, block=view.block):
-                return replace(one, doubt=f"its file may still come: {error}")
-            return replace(one, refusal=error)
+                return replace(one, unknown_reason=f"its file may still come: {error}")
+            return replace(one, rejection=error)
         except RemoteError as error:
-            return replace(one, doubt=str(error))
+            return replace(one, unknown_reason=str(error))
 
     known = _each(met, read)
     return SubnetSnapshot(
@@ -141,11 +140,13 @@ def _meet(commitment: ChainCommitment, uid: int, entrant: Entrant | None) -> Com
         is_revealed=commitment.is_revealed,
     )
     if entrant is not None:
-        return replace(neighbour, block=entrant.rank_block, refusal=entrant.refusal)
+        return replace(neighbour, block=entrant.rank_block, rejection=entrant.refusal)
     if commitment.reveal_round is not None:
-        return replace(neighbour, doubt=f"it is sealed until round {commitment.reveal_round} of the drand beacon")
+        return replace(
+            neighbour, unknown_reason=f"it is sealed until round {commitment.reveal_round} of the drand beacon"
+        )
     why = "the commitment on chain cannot be read: it is not one field of text"
-    return replace(neighbour, refusal=SubmissionError(Reason.BAD_COMMITMENT, why))
+    return replace(neighbour, rejection=SubmissionError(Reason.BAD_COMMITMENT, why))
 
 
 def _read(
@@ -155,6 +156,9 @@ def _read(
 
     Without a token: what only some may read cannot be checked by all.
     """
+    # Here, so that `check_dataset --help` does not wait for huggingface_hub.
+    from template.hub import datasets
+
     held = datasets.download_dataset(record.namespace, record.commit, folder / one.hotkey)
     try:
         content = held.path.read_bytes()
@@ -192,18 +196,18 @@ def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None
     It is that of the hotkey's present commitment where that holds the file, else `now`, which must be later than all
     that is committed. repo: where the file would be published, None for where it is.
     """
-    if own is None or own.refusal is not None:
+    if own is None or own.rejection is not None:
         return now, now
     if own.entry is not None and repo is not None and own.entry.split(":", 1)[0] != repo:
         return now, now
-    if own.doubt is not None:
+    if own.unknown_reason is not None:
         return own.block, now
     if own.sha256 != sha256:
         return now, now
     return 0 if own.is_revealed else own.block, own.block
 
 
-def compare(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tuple[int, int]) -> Comparison:
+def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tuple[int, int]) -> DatasetComparison:
     """`rows`, those that count, against the others' datasets, as if committed anywhere between the `ranks`.
 
     Their keys are what they count as: see `template.data.eval_set.EvalSetIndex`.
@@ -222,24 +226,24 @@ def compare(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tuple[int, in
     copy_of = found[0] or found[-1]
     if copy_of is not None and None not in found:
         # An earlier one of whom nothing is known may make a copy of what seems to be the original.
-        doubts = [one for one in neighbours if _may_be_original(one, copy_of.block)]
+        unknowns = [one for one in neighbours if _may_be_original(one, copy_of.block)]
     else:
-        doubts = [one for one in neighbours if _may_be_original(one, ranks[-1])]
+        unknowns = [one for one in neighbours if _may_be_original(one, ranks[-1])]
         late = (one for one in overlaps if one.is_over_limit and not one.is_earlier)
-        doubts += [one.neighbour for one in late if one.neighbour.is_revealed]
-        doubts += [own] if copy_of is not None and own is not None else []
-    return Comparison(
+        unknowns += [one.neighbour for one in late if one.neighbour.is_revealed]
+        unknowns += [own] if copy_of is not None and own is not None else []
+    return DatasetComparison(
         ranks=ranks,
         row_count=len(set(keys)),
         overlaps=tuple(sorted((one for one in overlaps if one.shared), key=lambda one: -one.shared)),
         copy_of=copy_of,
-        doubts=tuple(doubts),
+        unknowns=tuple(unknowns),
     )
 
 
 def _may_be_original(one: Competitor, block: int) -> bool:
     """Whether nothing is known of a dataset that may have been committed by then."""
-    return one.doubt is not None and (one.is_revealed or one.block <= block)
+    return one.unknown_reason is not None and (one.is_revealed or one.block <= block)
 
 
 def _as_candidate(one: Competitor) -> Candidate:

@@ -135,7 +135,7 @@ def open_journal(config: MinerConfig, chain: MinerChain) -> Journal:
     return Journal(config.work_dir, f"commitment-{chain.block_hash(0)[2:14]}-{chain.netuid}-{chain.hotkey}")
 
 
-def serves(record: CommitmentRecord, content: bytes) -> bool:
+def is_publicly_readable(record: CommitmentRecord, content: bytes) -> bool:
     """True when anybody who follows the record gets exactly these bytes. Raises: RemoteError; HostError."""
     with tempfile.TemporaryDirectory(prefix="miner-") as folder:
         try:

@@ -85,11 +85,11 @@ class Journal:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def begin(self, intent: Intent) -> None:
+    def start(self, intent: Intent) -> None:
         """Writes what is about to be done, in place of what was there."""
         self._write(intent)
 
-    def settle(self, outcome: PublishOutcome) -> None:
+    def finish(self, outcome: PublishOutcome) -> None:
         """Adds the chain's answer to the intent that was begun last."""
         assert self.last is not None, "an outcome without an intent"
         self._write(dataclasses.replace(self.last, is_accepted=outcome.is_accepted, committed_block=outcome.block))
@@ -103,14 +103,14 @@ class Journal:
         """Where the file of a sealed commitment is kept until it is published."""
         return self.path.with_name(f"sealed-{sha256}.jsonl")
 
-    def keep(self, content: bytes) -> None:
+    def save_dataset(self, content: bytes) -> None:
         """Keeps the file of a commitment about to be sealed: without its very bytes the commitment is worth nothing."""
         path = self.sealed_copy(hashlib.sha256(content).hexdigest())
         with _disk_faults(path):
             write_private(path, content)
 
-    def forget(self, content: bytes) -> None:
-        """Removes what `keep` kept."""
+    def delete_dataset(self, content: bytes) -> None:
+        """Removes what `save_dataset` kept."""
         path = self.sealed_copy(hashlib.sha256(content).hexdigest())
         with _disk_faults(path):
             path.unlink(missing_ok=True)

@@ -22,9 +22,9 @@ from template.miner.draft import (
     committed_block,
     describe,
     draft_dataset,
+    is_publicly_readable,
     make_record,
     open_journal,
-    serves,
 )
 from template.miner.journal import Intent, Journal
 from template.records import ChainCommitment, PublishOutcome
@@ -49,7 +49,7 @@ def publish_dataset(
     with open_journal(config, chain) as journal:
         draft = draft_dataset(config, chain)
         record = _find_record(config, draft, journal)
-        if record is not None and stands(draft.held, record, draft, journal):
+        if record is not None and is_current(draft.held, record, draft, journal):
             return _stand(config, record, draft, journal)
         record = None if record is None or record.is_content_addressed else record
         check_seal(draft, journal, None, block=chain.block(), is_forced=config.is_forced)
@@ -60,12 +60,12 @@ def publish_dataset(
             config, datasets.upload_dataset(draft.content, config.hf_repo_id, token=config.hub_token)
         )
         verify_public(config, final, draft.content)
-        call = Call(
-            stands=lambda held: stands(held, final, draft, journal),
+        strategy = CommitStrategy(
+            is_current=lambda held: is_current(held, final, draft, journal),
             make_intent=lambda block: Intent(text=str(final), block=block),
             send=lambda intent: chain.publish(intent.text),
         )
-        return PublishResult(final, ensure_committed(call, config, chain, journal, sleep).block)
+        return PublishResult(final, ensure_committed(strategy, config, chain, journal, sleep).block)
 
 
 def _find_record(config: MinerConfig, draft: Draft, journal: Journal) -> CommitmentRecord | None:
@@ -80,12 +80,14 @@ def _find_record(config: MinerConfig, draft: Draft, journal: Journal) -> Commitm
             continue
         if (record.namespace, record.competition_id) != (config.hf_repo_id, config.competition.id):
             continue
-        if record.commit == draft.sha256 or (not record.is_content_addressed and serves(record, draft.content)):
+        if record.commit == draft.sha256 or (
+            not record.is_content_addressed and is_publicly_readable(record, draft.content)
+        ):
             return record
     return None
 
 
-def stands(held: ChainCommitment | None, record: CommitmentRecord, draft: Draft, journal: Journal) -> bool:
+def is_current(held: ChainCommitment | None, record: CommitmentRecord, draft: Draft, journal: Journal) -> bool:
     """True when `held` is this commitment in readable form, made since the registration, without which it is void."""
     if held is None or held.text != str(record):
         return False
@@ -95,7 +97,7 @@ def stands(held: ChainCommitment | None, record: CommitmentRecord, draft: Draft,
 def _stand(config: MinerConfig, record: CommitmentRecord, draft: Draft, journal: Journal) -> PublishResult:
     """The commitment that stands already, its file put where it says if it is not there."""
     assert draft.held is not None
-    if not serves(record, draft.content):
+    if not is_publicly_readable(record, draft.content):
         upload(config, record, draft.content)
     block = committed_block(draft.held, journal.last)
     logger.info("the commitment is on chain block={} text={}", block, record)
@@ -110,7 +112,7 @@ def upload(config: MinerConfig, record: CommitmentRecord, content: bytes) -> Non
 
 def verify_public(config: MinerConfig, record: CommitmentRecord, content: bytes) -> None:
     """Fetches the file the way a validator will. Raises: RemoteError unless it is the same bytes."""
-    if not serves(record, content):
+    if not is_publicly_readable(record, content):
         raise RemoteError(
             f"{record.commit} of {config.hf_repo_id} does not give everyone what was uploaded; is the repo private?"
         )
@@ -118,16 +120,16 @@ def verify_public(config: MinerConfig, record: CommitmentRecord, content: bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class CommitStrategy:
     """One way to commit, in the open or sealed. make_intent: what to send, given the newest block."""
 
-    stands: Callable[[ChainCommitment | None], bool]
+    is_current: Callable[[ChainCommitment | None], bool]
     make_intent: Callable[[int], Intent]
     send: Callable[[Intent], PublishOutcome]
 
 
 def ensure_committed(
-    call: Call, config: MinerConfig, chain: MinerChain, journal: Journal, sleep: Sleep
+    strategy: CommitStrategy, config: MinerConfig, chain: MinerChain, journal: Journal, sleep: Sleep
 ) -> ChainCommitment:
     """Makes the commitment unless it stands already, and returns it once it is visible.
 
@@ -137,16 +139,16 @@ def ensure_committed(
     while True:
         try:
             held = chain.commitment(chain.hotkey)
-            if held is not None and call.stands(held):
+            if held is not None and strategy.is_current(held):
                 logger.info("the commitment is on chain block={}", held.block)
                 return held
             block = chain.block()
             if journal.last is None or not journal.last.may_yet_appear(block, held):
-                intent = call.make_intent(block)
-                journal.begin(intent)
+                intent = strategy.make_intent(block)
+                journal.start(intent)
                 logger.info("sending the commitment block={}", block)
-                outcome = call.send(intent)
-                journal.settle(outcome)
+                outcome = strategy.send(intent)
+                journal.finish(outcome)
                 _wait_if_refused(outcome, config, chain, sleep)
         except RemoteError as error:
             logger.warning("will look again: {}", error)

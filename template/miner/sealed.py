@@ -26,12 +26,12 @@ from template.miner.draft import (
     committed_block,
     describe,
     draft_dataset,
+    is_publicly_readable,
     make_record,
     open_journal,
-    serves,
 )
 from template.miner.journal import Intent, Journal
-from template.miner.publish import Call, Sleep, ensure_committed, stands, upload
+from template.miner.publish import CommitStrategy, Sleep, ensure_committed, is_current, upload
 from template.records import ChainCommitment, ChainView, PublishOutcome
 
 # Most calls are in a block, and final, after so many blocks: a seal that opens sooner would hide nothing.
@@ -52,24 +52,24 @@ _LATE_S = 600.0
 
 
 @dataclass(frozen=True)
-class Timing:
+class RevealSchedule:
     """When a seal is to open, given the newest block, and when its file is uploaded, given the block of the reveal."""
 
     reveal_block: Callable[[int], int]
     upload_block: Callable[[int], int]
 
 
-def after_blocks(blocks: int) -> Timing:
+def after_blocks(blocks: int) -> RevealSchedule:
     """Opens so many blocks from now, the file to follow at once.
 
     Raises: ConfigError when that is too soon to hide anything, or too late.
     """
     if not MARGIN_BLOCKS <= blocks <= MAX_REVEAL_BLOCKS:
         raise ConfigError(f"--reveal_blocks must be {MARGIN_BLOCKS} to {MAX_REVEAL_BLOCKS}, not {blocks}")
-    return Timing(lambda block: block + blocks, lambda revealed: revealed)
+    return RevealSchedule(lambda block: block + blocks, lambda revealed: revealed)
 
 
-def at_round_start(blocks_per_epoch: int) -> Timing:
+def at_round_start(blocks_per_epoch: int) -> RevealSchedule:
     """Opens just before a multiple of `blocks_per_epoch`, where validators fix the entries of a round; uploads there.
 
     It is the next multiple, unless that is too near to hide anything. When a seal opens late, its file waits for the
@@ -86,14 +86,16 @@ def at_round_start(blocks_per_epoch: int) -> Timing:
         start = round_from(revealed)
         return start if start <= revealed + constants.SEAL_GRACE_BLOCKS - _UPLOAD_BLOCKS else revealed
 
-    return Timing(lambda block: round_from(block + MARGIN_BLOCKS + SEAL_LEAD_BLOCKS) - SEAL_LEAD_BLOCKS, upload_block)
+    return RevealSchedule(
+        lambda block: round_from(block + MARGIN_BLOCKS + SEAL_LEAD_BLOCKS) - SEAL_LEAD_BLOCKS, upload_block
+    )
 
 
 def seal_dataset(
     config: MinerConfig,
     chain: MinerChain,
     *,
-    timing: Timing,
+    schedule: RevealSchedule,
     confirm: Callable[[str], bool],
     sleep: Sleep = time.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -112,12 +114,12 @@ def seal_dataset(
             journal=journal,
             draft=draft,
             record=record,
-            timing=timing,
+            schedule=schedule,
             sleep=sleep,
             clock=clock,
         )
         if not sealed.is_committed(draft.held):
-            if not confirm(sealed.describe(timing.reveal_block(chain.block()))):
+            if not confirm(sealed.describe(schedule.reveal_block(chain.block()))):
                 return None
             sealed.commit()
         opened = sealed.wait()
@@ -135,13 +137,13 @@ class _Sealed:
     journal: Journal
     draft: Draft
     record: CommitmentRecord
-    timing: Timing
+    schedule: RevealSchedule
     sleep: Sleep
     clock: Callable[[], float]
 
     def is_committed(self, held: ChainCommitment | None) -> bool:
         """True when `held` is this commitment, sealed or open."""
-        if stands(held, self.record, self.draft, self.journal):
+        if is_current(held, self.record, self.draft, self.journal):
             return True
         last = self.journal.last
         if held is None or last is None or last.text != str(self.record):
@@ -152,11 +154,11 @@ class _Sealed:
         """What the operator is asked about. Raises: ConfigError when the repo could not be read after the reveal."""
         notes = [
             f"the text above is hidden until about block {reveal_block}, and shows no row even then",
-            f"the file is uploaded at about block {self.timing.upload_block(reveal_block)}, for which this process must"
-            f" run: validators refuse it {constants.SEAL_GRACE_BLOCKS} blocks after the text opens",
+            f"the file is uploaded at about block {self.schedule.upload_block(reveal_block)}, for which this process"
+            f" must run: validators refuse it {constants.SEAL_GRACE_BLOCKS} blocks after the text opens",
         ]
         _check_repo(self.config)
-        if serves(self.record, self.draft.content):
+        if is_publicly_readable(self.record, self.draft.content):
             warning = f"{self.config.hf_repo_id} shows this very file already, so sealing it hides nothing"
             logger.warning(warning)
             notes.append(warning)
@@ -166,19 +168,19 @@ class _Sealed:
     def commit(self) -> None:
         """Commits under seal and returns once that is visible."""
         # An opened commitment is worth nothing without the very bytes, whatever becomes of the operator's file.
-        self.journal.keep(self.draft.content)
+        self.journal.save_dataset(self.draft.content)
 
         def make_intent(block: int) -> Intent:
             view = self.chain.view()
-            beacon_round = beacon_round_at(_time_of(self.timing.reveal_block(view.block), view))
+            beacon_round = beacon_round_at(_time_of(self.schedule.reveal_block(view.block), view))
             return Intent(text=str(self.record), block=block, reveal_round=beacon_round)
 
         def send(intent: Intent) -> PublishOutcome:
             assert intent.reveal_round is not None
             return self.chain.publish_sealed(intent.text, intent.reveal_round)
 
-        call = Call(stands=self.is_committed, make_intent=make_intent, send=send)
-        ensure_committed(call, self.config, self.chain, self.journal, self.sleep)
+        strategy = CommitStrategy(is_current=self.is_committed, make_intent=make_intent, send=send)
+        ensure_committed(strategy, self.config, self.chain, self.journal, self.sleep)
 
     def wait(self) -> ChainCommitment:
         """The commitment once the chain has opened it.
@@ -189,7 +191,7 @@ class _Sealed:
         while True:
             try:
                 held = self.chain.commitment(self.chain.hotkey)
-                if held is not None and stands(held, self.record, self.draft, self.journal):
+                if held is not None and is_current(held, self.record, self.draft, self.journal):
                     return held
                 self._check_still_there(held)
                 if self.chain.block() >= report_block:
@@ -222,7 +224,7 @@ class _Sealed:
 
     def wait_to_upload(self, opened: ChainCommitment) -> None:
         """Returns at the block at which the file is to be uploaded; by the clock while the chain does not answer."""
-        due = self.timing.upload_block(opened.block)
+        due = self.schedule.upload_block(opened.block)
         logger.info("opened in block={}: the file is uploaded at block {}", opened.block, due)
         block, seen_at = opened.block, self.clock()
         while True:
@@ -243,7 +245,7 @@ class _Sealed:
         logger.info("the file must be on the Hub by block {}", due)
         while not self._is_delivered(due):
             self.sleep(self.config.poll_s)
-        self.journal.forget(self.draft.content)
+        self.journal.delete_dataset(self.draft.content)
 
     def _is_delivered(self, due: int) -> bool:
         left = None
@@ -251,7 +253,7 @@ class _Sealed:
             # The upload does not depend on the chain being there.
             with contextlib.suppress(RemoteError):
                 left = due - self.chain.block()
-            if not serves(self.record, self.draft.content):
+            if not is_publicly_readable(self.record, self.draft.content):
                 _log_time_left(left)
                 upload(self.config, self.record, self.draft.content)
         except RemoteError as error:

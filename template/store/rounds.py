@@ -52,9 +52,7 @@ class RoundTables(StateFile):
 
     def open_round(self, eval_config: EvalConfig) -> Round | None:
         """The round that is not closed, None between rounds."""
-        rows = self.rows(
-            "SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id
-        )
+        rows = self.rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id)
         return self._read_round(rows[-1]) if rows else None
 
     def last_round(self, *, with_standings: bool = False) -> Round | None:

@@ -147,9 +147,7 @@ class SubmissionTables(StateFile):
                 "INSERT OR REPLACE INTO datasets VALUES (?, ?, ?, ?, ?, ?)",
                 (eval_config.id, *key, sha256, b"".join(row_keys), now),
             )
-            db.execute(
-                "DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
-            )
+            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key))
 
     def datasets(
         self, eval_config: EvalConfig, key_bytes: int, share: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
@@ -183,9 +181,7 @@ class SubmissionTables(StateFile):
                     "INSERT INTO receipts (contest_id, hotkey, entry, receipt) VALUES (?, ?, ?, ?)",
                     (eval_config.id, *key, verdict.receipt),
                 )
-            db.execute(
-                "DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key)
-            )
+            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key))
         if eval_config.id in self._known_verdicts:
             self._known_verdicts[eval_config.id].learn(key, dataclasses.replace(verdict, receipt=None))
 
@@ -273,9 +269,7 @@ class SubmissionTables(StateFile):
 
     def unpublished(self, eval_config: EvalConfig) -> set[SubmissionKey]:
         """What has a receipt that belongs to no round yet."""
-        rows = self.rows(
-            "SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", eval_config.id
-        )
+        rows = self.rows("SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", eval_config.id)
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
     def prune_seen(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:

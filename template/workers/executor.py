@@ -80,7 +80,7 @@ class Evaluator:
         from template.train import RunOptions
 
         # The model may come from the Hub, by another library, which knows no time-outs of its own.
-        datasets.configure()
+        datasets.configure_client()
         chosen = RunOptions(
             training_args=self.training_args, model_path=self.model_path, device=self.device, dtype=self.dtype
         )

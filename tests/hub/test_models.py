@@ -31,7 +31,7 @@ Load = Callable[[], ScoringModel]
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A hub that this process meets as it would with HF_ENDPOINT set at its start."""
-    datasets.configure()
+    datasets.configure_client()
     monkeypatch.setattr(transport, "_SLOWEST_BYTES_PER_S", 1e9)
     monkeypatch.setattr(transport, "_MAX_UNDECLARED_BYTES", SMALL)
     with HubServer(tmp_path / "hub") as running:

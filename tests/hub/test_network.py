@@ -14,7 +14,7 @@ import pytest
 
 from template.errors import RemoteError
 from template.hub import datasets
-from template.hub.network import Budget, GuardedBackend, network_of, open_addresses
+from template.hub.network import BoundedBackend, RequestBudget, allowed_addresses, network_of
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
 from template.localnet.hub_server import HubServer
 from tests.fixtures.hub import DATA, OLD, REPO, fetch, seed
@@ -51,10 +51,10 @@ def test_only_the_endpoints_own_kind_of_network_is_open_beside_the_public_one(
     endpoint: str, allowed: str, refused: str
 ) -> None:
     for address in allowed.split():
-        assert open_addresses([address], endpoint) == [address]
+        assert allowed_addresses([address], endpoint) == [address]
     for address in refused.split():
         with pytest.raises(RemoteError, match="not followed"):
-            open_addresses([address], endpoint)
+            allowed_addresses([address], endpoint)
 
 
 class Names:
@@ -76,9 +76,9 @@ class Names:
 @contextmanager
 def connecting(host: str, port: int, *, endpoint: str = PUBLIC, seconds: float = 5.0) -> Iterator[Any]:
     """A connection as the Hub's client makes it within a call of so many seconds."""
-    budget = Budget(time.monotonic() + seconds, endpoint, 1000)
-    with budget.in_force():
-        stream = GuardedBackend(httpcore2.SyncBackend(), is_proxied=False).connect_tcp(host, port, timeout=5.0)
+    budget = RequestBudget(time.monotonic() + seconds, endpoint, 1000)
+    with budget.activate():
+        stream = BoundedBackend(httpcore2.SyncBackend(), is_proxied=False).connect_tcp(host, port, timeout=5.0)
         try:
             yield stream
         finally:
@@ -210,7 +210,7 @@ def test_a_slow_name_server_holds_up_no_call(tmp_path: Path, monkeypatch: pytest
 @pytest.fixture
 def proxied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A hub that takes whole addresses as a proxy does, where the environment says that the proxy is."""
-    datasets.configure()
+    datasets.configure_client()
     with HubServer(tmp_path / "hub") as server:
         monkeypatch.setenv("HTTP_PROXY", server.endpoint)
         monkeypatch.delenv("NO_PROXY", raising=False)

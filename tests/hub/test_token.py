@@ -17,8 +17,8 @@ from template.config import load_training_args
 from template.errors import RemoteError, SubnetError
 from template.hub import client as hub_client
 from template.hub import datasets
-from template.hub.network import Budget
-from template.hub.transport import GuardedTransport
+from template.hub.network import RequestBudget
+from template.hub.transport import BoundedTransport
 from template.localnet import hub_server
 from template.localnet.hub_api import Answer, Call
 from template.localnet.hub_faults import Fault, FaultKind, set_faults
@@ -72,7 +72,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
         # transformers keeps what it once made for another endpoint.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        datasets.configure()
+        datasets.configure_client()
         yield Hosts(here, elsewhere, seen)
 
 
@@ -216,8 +216,8 @@ def test_a_model_at_a_store(hosts: Hosts, tiny_model: Path, tmp_path: Path) -> N
 )
 def test_no_way_leads_from_https_to_less_or_inside(hosts: Hosts, target: str) -> None:
     """Asked of the library's own client as the library does after a redirect; nothing is connected to."""
-    budget = Budget(deadline=float("inf"), endpoint="https://8.8.8.8", max_bytes=1000)
-    with budget.in_force(), pytest.raises(RemoteError, match=r"not followed"):
+    budget = RequestBudget(deadline=float("inf"), endpoint="https://8.8.8.8", max_bytes=1000)
+    with budget.activate(), pytest.raises(RemoteError, match=r"not followed"):
         get_session().get(target)
 
 
@@ -227,5 +227,5 @@ def test_the_library_is_met_by_its_own_client(hosts: Hosts, monkeypatch: pytest.
     set_client_factory(default_client_factory)
     assert datasets.saved_token() == TOKEN
     client = get_session()
-    assert isinstance(client, httpx2.Client) and isinstance(client._transport, GuardedTransport)
+    assert isinstance(client, httpx2.Client) and isinstance(client._transport, BoundedTransport)
     assert hf_hub_url(REPO, DATA, repo_type="dataset").startswith(hosts.hub.endpoint)

@@ -161,7 +161,7 @@ def test_26f_a_dataset_can_be_committed_before_anybody_can_read_it(net: Net) -> 
 
     config = configure(net)
     digest = hashlib.sha256(make_content(SMALL)).hexdigest()
-    sealed = seal_dataset(config, net.chain("alice"), timing=at_round_start(360), confirm=lambda _: True, sleep=sleep)
+    sealed = seal_dataset(config, net.chain("alice"), schedule=at_round_start(360), confirm=lambda _: True, sleep=sleep)
     assert seen == [None], "sealed on chain while the hub had nothing"
     assert sealed is not None and head(net) is not None and commits(net) == 1
 

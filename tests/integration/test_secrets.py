@@ -208,10 +208,10 @@ def test_the_file_of_a_sealed_commitment_is_its_owners_alone(net: Net) -> None:
     before = os.umask(0)
     try:
         with open_journal(configure(net), net.chain("alice")) as journal:
-            journal.keep(b"nobody knows yet")
+            journal.save_dataset(b"nobody knows yet")
             kept = journal.sealed_copy(hashlib.sha256(b"nobody knows yet").hexdigest())
             assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-            journal.forget(b"nobody knows yet")
+            journal.delete_dataset(b"nobody knows yet")
             assert not kept.exists()
     finally:
         os.umask(before)

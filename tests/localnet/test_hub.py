@@ -29,7 +29,7 @@ DATA = "data.jsonl"
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    datasets.configure()  # or the client first asks the public Hub which agents it knows
+    datasets.configure_client()  # or the client first asks the public Hub which agents it knows
     with HubServer(tmp_path / "hub") as running:
         # As HF_ENDPOINT would: no other host is given a token or written to.
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"

@@ -10,7 +10,13 @@ from template.data.eval_set import check_dataset
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, RemoteError, SubmissionError
 from template.miner.check import Inspection, inspect_file
-from template.miner.competitors import Comparison, Competitor, SubnetSnapshot, compare, possible_commit_blocks
+from template.miner.competitors import (
+    Competitor,
+    DatasetComparison,
+    SubnetSnapshot,
+    compare_datasets,
+    possible_commit_blocks,
+)
 
 MAX_ROWS = 6
 NOW = 1000
@@ -134,9 +140,9 @@ def test_faults_are_there_exactly_when_a_validator_refuses_the_file() -> None:
         faults = inspect(content).faults
         try:
             rows = check_dataset(content, POOL, name="x", max_rows=MAX_ROWS)
-        except SubmissionError as refusal:
-            assert refusal.reason in {fault.reason for fault in faults}
-            outcomes.add(refusal.reason)
+        except SubmissionError as rejection:
+            assert rejection.reason in {fault.reason for fault in faults}
+            outcomes.add(rejection.reason)
         else:
             assert faults == ()
             assert inspect(content).counted == rows
@@ -159,8 +165,8 @@ def against(
     ranks: tuple[int, int] = (NOW, NOW),
     own: Competitor | None = None,
     rows: tuple[Row, ...] = ROWS,
-) -> Comparison:
-    return compare(rows, SubnetSnapshot(block=NOW - 1, others=others, own=own), ranks)
+) -> DatasetComparison:
+    return compare_datasets(rows, SubnetSnapshot(block=NOW - 1, others=others, own=own), ranks)
 
 
 def test_over_the_limit_is_a_copy_and_at_the_limit_is_not() -> None:
@@ -187,43 +193,43 @@ def test_a_copy_of_another_refuses_nobody() -> None:
     mine = read(*POOL_LINES[1:102], make_line(-1))
     found = against(original, copy, rows=mine)
     assert [one.is_over_limit for one in found.overlaps] == [True, False]
-    assert found.copy_of is None and found.doubts == ()
+    assert found.copy_of is None and found.unknowns == ()
 
 
 def test_one_that_stands_earlier_is_no_copy_of_later_ones() -> None:
     found = against(neighbour("late", 9), ranks=(8, 8))
-    assert found.copy_of is None and found.doubts == ()
+    assert found.copy_of is None and found.unknowns == ()
     assert not found.overlaps[0].is_earlier
 
 
 def test_an_unknown_dataset_matters_only_where_it_is_earlier() -> None:
-    unknown = neighbour("unknown", 9, (), doubt="sealed")
-    assert against(unknown).doubts == (unknown,)
-    assert against(unknown, ranks=(8, 8)).doubts == ()
+    unknown = neighbour("unknown", 9, (), unknown_reason="sealed")
+    assert against(unknown).unknowns == (unknown,)
+    assert against(unknown, ranks=(8, 8)).unknowns == ()
 
 
 def test_a_copy_is_sure_only_when_the_original_is() -> None:
-    early, late = neighbour("early", 4, (), doubt="sealed"), neighbour("late", 6, (), doubt="sealed")
+    early, late = neighbour("early", 4, (), unknown_reason="sealed"), neighbour("late", 6, (), unknown_reason="sealed")
     original = neighbour("original", 5)
-    assert against(original, late).doubts == ()
+    assert against(original, late).unknowns == ()
     found = against(original, early, late)
-    assert found.copy_of is not None and found.doubts == (early,)
+    assert found.copy_of is not None and found.unknowns == (early,)
 
 
 def test_an_opened_commitment_may_be_earlier_than_the_chain_tells() -> None:
     opened = neighbour("opened", 9, is_revealed=True)
-    assert against(opened, ranks=(8, 8)).doubts == (opened,)
-    assert against(neighbour("small", 9, KEYS[:50], is_revealed=True), ranks=(8, 8)).doubts == ()
-    assert against(opened).copy_of is not None and against(opened).doubts == ()
-    promised = neighbour("promised", 9, (), doubt="not there yet", is_revealed=True)
-    assert against(promised, ranks=(8, 8)).doubts == (promised,)
+    assert against(opened, ranks=(8, 8)).unknowns == (opened,)
+    assert against(neighbour("small", 9, KEYS[:50], is_revealed=True), ranks=(8, 8)).unknowns == ()
+    assert against(opened).copy_of is not None and against(opened).unknowns == ()
+    promised = neighbour("promised", 9, (), unknown_reason="not there yet", is_revealed=True)
+    assert against(promised, ranks=(8, 8)).unknowns == (promised,)
 
 
 def test_own_commitment_is_a_doubt_only_where_its_block_decides() -> None:
-    own = neighbour("own", 5, (), doubt="no answer")
-    assert against(neighbour("a", 7), ranks=(5, NOW), own=own).doubts == (own,)
-    assert against(neighbour("a", 3), ranks=(5, NOW), own=own).doubts == ()
-    assert against(neighbour("a", 7, KEYS[:50]), ranks=(5, NOW), own=own).doubts == ()
+    own = neighbour("own", 5, (), unknown_reason="no answer")
+    assert against(neighbour("a", 7), ranks=(5, NOW), own=own).unknowns == (own,)
+    assert against(neighbour("a", 3), ranks=(5, NOW), own=own).unknowns == ()
+    assert against(neighbour("a", 7, KEYS[:50]), ranks=(5, NOW), own=own).unknowns == ()
 
 
 def test_the_rank_is_that_of_a_commitment_of_this_very_file() -> None:
@@ -234,6 +240,6 @@ def test_the_rank_is_that_of_a_commitment_of_this_very_file() -> None:
     assert possible_commit_blocks(own, "t", None, NOW) == (NOW, NOW)
     assert possible_commit_blocks(None, "s", None, NOW) == (NOW, NOW)
     assert possible_commit_blocks(neighbour("own", 5, sha256="s", is_revealed=True), "s", None, NOW) == (0, 5)
-    assert possible_commit_blocks(neighbour("own", 5, (), doubt="sealed"), "s", None, NOW) == (5, NOW)
-    refused = neighbour("own", 5, (), refusal=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
+    assert possible_commit_blocks(neighbour("own", 5, (), unknown_reason="sealed"), "s", None, NOW) == (5, NOW)
+    refused = neighbour("own", 5, (), rejection=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
     assert possible_commit_blocks(refused, "s", None, NOW) == (NOW, NOW)

@@ -24,7 +24,7 @@ from template.miner.publish import publish_dataset
 from template.miner.sealed import (
     MARGIN_BLOCKS,
     SEAL_LEAD_BLOCKS,
-    Timing,
+    RevealSchedule,
     after_blocks,
     at_round_start,
     seal_dataset,
@@ -89,7 +89,7 @@ def seal(
     lines: list[str] = SMALL,
     *,
     chain: Chain | None = None,
-    timing: Timing | None = None,
+    schedule: RevealSchedule | None = None,
     sleep: object = None,
     clock: Callable[[], float] = time.monotonic,
     **settings: object,
@@ -97,7 +97,7 @@ def seal(
     published = seal_dataset(
         configure(net, lines, **settings),
         chain or net.chain("alice"),
-        timing=timing or at_round_start(360),
+        schedule=schedule or at_round_start(360),
         confirm=agree,
         sleep=sleep or beacon(net),  # type: ignore[arg-type]
         clock=clock,
@@ -193,7 +193,7 @@ def test_a_miner_killed_between_reveal_and_round_still_waits(net: Net) -> None:
 
 def test_a_reveal_asked_for_by_blocks_is_uploaded_at_once(net: Net) -> None:
     open_at(net, 345)
-    seal(net, timing=after_blocks(50), sleep=die)
+    seal(net, schedule=after_blocks(50), sleep=die)
     assert head(net) is not None
 
 
@@ -349,7 +349,7 @@ def test_a_changed_file_does_not_replace_a_seal_unless_it_is_forced(net: Net, tm
     finished = seal_dataset(
         replace(configure(net), dataset_path=kept),
         net.chain("alice"),
-        timing=at_round_start(360),
+        schedule=at_round_start(360),
         confirm=agree,
         sleep=beacon(net),
     )
@@ -415,7 +415,7 @@ def test_sealing_what_everybody_can_read_is_warned_of(net: Net, logs: list[str])
     seal_dataset(
         configure(net),
         net.chain("alice"),
-        timing=after_blocks(50),
+        schedule=after_blocks(50),
         confirm=lambda what: bool(shown.append(what)),
     )
     assert "sealing it hides nothing" in shown[0]
@@ -427,7 +427,7 @@ def test_the_question_shows_the_text_that_is_hidden_and_when_it_opens(net: Net) 
     done = seal_dataset(
         configure(net),
         net.chain("alice"),
-        timing=Timing(lambda _: 4711, lambda revealed: revealed + 4),
+        schedule=RevealSchedule(lambda _: 4711, lambda revealed: revealed + 4),
         confirm=lambda what: bool(shown.append(what)),
     )
     assert done is None and commits(net) == 0

@@ -121,7 +121,7 @@ def fetch(
             REPO, revision, home, filename=filename, deadline_s=deadline_s, endpoint=endpoint or here.hub
         )
     )
-    held = storage.find(home, Request(repo=REPO, revision=revision, filename=filename))
+    held = storage.find_cached(home, Request(repo=REPO, revision=revision, filename=filename))
     if (held is not None) != (verdict == TAKEN) or (held is not None and held.path.read_bytes() != CONTENT):
         raise AssertionError(f"the verdict is {verdict!r}, and the folder holds {held}")
     return verdict
