@@ -95,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
     home = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
     work_dir = files.check_folder(home / competition.digest[:12], "--work_dir")
     pool = read_eval_set_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
-    file = inspect_file(content, pool.pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
+    file = inspect_file(content, pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
     subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")
     comparison = None
     if subnet is not None:
         sha256 = hashlib.sha256(content).hexdigest()
-        counted_as = pool.share(row.key for row in file.counted)
+        counted_as = pool.dedup_keys(row.key for row in file.counted)
         rows = [RowKey(row.line, key) for row, key in zip(file.counted, counted_as, strict=True)]
         comparison = compare_datasets(
             rows, subnet, possible_commit_blocks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1)

@@ -211,9 +211,9 @@ def write_receipts(folder: Path | None, competition: Competition, results: Seque
 
 def check(data_dir: Path, evaluator: Evaluator) -> None:
     """Raises: SubmissionError when a validator would refuse the file for anything but being a copy."""
-    from template.data.eval_set import check_dataset, read_pool
+    from template.data.eval_set import check_dataset, read_eval_set_index
 
-    pool = read_pool(evaluator.eval_data_dir / constants.DATA_FILE)
+    pool = read_eval_set_index(evaluator.eval_data_dir / constants.DATA_FILE)
     path = data_dir / constants.DATA_FILE
     try:
         content = path.read_bytes()

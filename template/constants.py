@@ -35,8 +35,8 @@ MAX_SUBMISSION_BYTES = 16 * 2**20
 MAX_SUBMISSION_ROWS = 10_000
 
 # Limits on the subnet owner's evaluation file.
-MAX_POOL_BYTES = 512 * 2**20
-MAX_POOL_ROWS = 1_000_000
+MAX_EVAL_SET_BYTES = 512 * 2**20
+MAX_EVAL_SET_ROWS = 1_000_000
 
 # Limits on any row of either.
 MAX_ROW_BYTES = 256 * 2**10
@@ -45,7 +45,7 @@ MAX_JSON_DEPTH = 16
 
 # Seconds that one dataset download may take, from the first byte asked for to the last one read.
 DOWNLOAD_DEADLINE_S = 120.0
-POOL_DOWNLOAD_DEADLINE_S = 1800.0
+EVAL_SET_DOWNLOAD_DEADLINE_S = 1800.0
 
 # Blocks after its reveal by which the file of a content-addressed commitment must be on the Hub: an hour.
 SEAL_GRACE_BLOCKS = 300

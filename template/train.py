@@ -22,7 +22,7 @@ from loguru import logger
 from template.config import TrainingArgs, load_training_args
 from template.constants import DATA_FILE
 from template.data.encoding import EncodedRow, encode_row, encode_submission
-from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Limits, parse_rows
+from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Limits, parse_rows
 from template.errors import ConfigError, HostError, Reason, SubmissionError, SubnetError
 from template.records import TrainResult
 from template.training import determinism, environment, loop
@@ -119,10 +119,10 @@ def train_and_evaluate(
         train_set = _encode_submission(Path(data_dir), eval_size, model)
         eval_set = _encode_eval_set(Path(eval_data_dir), resident)
         loaded = time.perf_counter()
-        with determinism.deterministic(model.device):
+        with determinism.deterministic_mode(model.device):
             run = _run_with_replay(model, train_set.rows, eval_set.rows, lucky_num, options.on_progress)
     logger.info(
-        "scored loss={:.6f} benchmark={} lucky_num={} rows={} eval_rows={} train_s={:.1f} eval_s={:.1f}",
+        "evaluated loss={:.6f} benchmark={} lucky_num={} rows={} eval_rows={} train_s={:.1f} eval_s={:.1f}",
         run.loss, benchmark_loss, lucky_num, len(train_set.rows), len(eval_set.rows), run.train_seconds,
         run.eval_seconds,
     )  # fmt: skip
@@ -216,10 +216,10 @@ def _encode_eval_set(folder: Path, resident: _LoadedModel) -> _EncodedFile:
     """The evaluation set as tokens, kept beside the model while the file stays the same."""
     model = resident.model
     try:
-        content = _read_file(folder, POOL_LIMITS)
+        content = _read_file(folder, EVAL_SET_LIMITS)
         sha256 = hashlib.sha256(content).hexdigest()
         if sha256 not in resident.eval_sets:
-            rows = parse_rows(content, name=f"evaluation {DATA_FILE}", limits=POOL_LIMITS)
+            rows = parse_rows(content, name=f"evaluation {DATA_FILE}", limits=EVAL_SET_LIMITS)
             encoded = [encode_row(row, model.template, model.tokenize) for row in rows]
             kept = tuple(row for row in encoded if row is not None)
             resident.eval_sets = {sha256: _EncodedFile(sha256, kept, len(rows) - len(kept))}

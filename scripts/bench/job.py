@@ -201,7 +201,7 @@ def count_evaluation(shape: Shape, rank: int, rows: Sequence[EncodedRow]) -> int
 def measure_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """GFLOP/s of the best of several large square matrix products, with a score's own threads and precision."""
     best = 0.0
-    with determinism.deterministic(device):
+    with determinism.deterministic_mode(device):
         for size in _SQUARES[device.type]:
             left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             seconds = [_time_product(left, right) for _ in range(_PRODUCTS + 1)][1:]  # the first one warms up

@@ -111,7 +111,7 @@ def phases(bench: Bench, model: ScoringModel) -> Iterator[tuple[str, Callable[[]
 def profile(work: Callable[[], object], model: ScoringModel) -> tuple[dict[str, Share], float]:
     """The work's seconds by kind, and from end to end without a profiler. It runs first to warm up."""
     shares: dict[str, Share] = {}
-    with determinism.deterministic(model.device):
+    with determinism.deterministic_mode(model.device):
         work()
         synchronize(model.device)
         started = time.perf_counter()

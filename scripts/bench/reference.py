@@ -37,7 +37,7 @@ from template import constants
 from template.config import Hyperparameters, load_training_args
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow, encode_row
-from template.data.rows import POOL_LIMITS, parse_rows
+from template.data.rows import EVAL_SET_LIMITS, parse_rows
 from template.errors import HostError
 from template.training import environment
 from template.training.tokenizer import PieceTokenizer
@@ -139,7 +139,7 @@ def load_base(job: Job) -> Any:
 
 def encode_folder(folder: Path, job: Job, tokenizer: Any) -> list[Example]:
     """The folder's rows as the Trainer takes them; labels are -100 where nothing is to be predicted."""
-    rows = parse_rows((folder / constants.DATA_FILE).read_bytes(), name=constants.DATA_FILE, limits=POOL_LIMITS)
+    rows = parse_rows((folder / constants.DATA_FILE).read_bytes(), name=constants.DATA_FILE, limits=EVAL_SET_LIMITS)
     template = template_for(job.model_id)
     tokenize = PieceTokenizer(tokenizer)
     return [make_example(row) for row in (encode_row(row, template, tokenize) for row in rows) if row is not None]

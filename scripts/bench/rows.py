@@ -17,7 +17,7 @@ import transformers
 from template.constants import DATA_FILE
 from template.data.chat_templates import ChatTemplate
 from template.data.encoding import EncodedRow, Tokenize, encode_row
-from template.data.rows import POOL_LIMITS, parse_rows
+from template.data.rows import EVAL_SET_LIMITS, parse_rows
 from template.errors import ConfigError, SubmissionError
 from template.localnet.tiny_model import make_tiny_model
 
@@ -74,13 +74,13 @@ class RowMaker:
         return [self._make_row(stream, stream.randint(*tokens), characters, tokens) for _ in range(count)]
 
     def _length(self, row: RowDict) -> int:
-        (parsed,) = parse_rows(json.dumps(row).encode(), name="row", limits=POOL_LIMITS)
+        (parsed,) = parse_rows(json.dumps(row).encode(), name="row", limits=EVAL_SET_LIMITS)
         encoded = encode_row(parsed, self._template, self._tokenize)
         return len(encoded.input_ids) if encoded else 0
 
     def encode_folder(self, folder: Path) -> list[EncodedRow]:
         """The rows of the folder's data file that have a target, as a score reads them."""
-        rows = parse_rows((folder / DATA_FILE).read_bytes(), name=DATA_FILE, limits=POOL_LIMITS)
+        rows = parse_rows((folder / DATA_FILE).read_bytes(), name=DATA_FILE, limits=EVAL_SET_LIMITS)
         encoded = (encode_row(row, self._template, self._tokenize) for row in rows)
         return [row for row in encoded if row is not None]
 
@@ -147,7 +147,7 @@ def read_lines(path: Path, flag: str) -> list[str]:
     """The file's rows, each checked. Raises: ConfigError naming the flag."""
     try:
         content = path.expanduser().read_bytes()
-        parse_rows(content, name=str(path), limits=POOL_LIMITS)
+        parse_rows(content, name=str(path), limits=EVAL_SET_LIMITS)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror or error}") from error
     except SubmissionError as error:

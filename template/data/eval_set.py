@@ -1,101 +1,107 @@
-"""The evaluation set as validator, miner and offline script get it: downloaded at its commit, and as a pool of rows."""
+"""The evaluation set as an index of rows, and the check that a submission's rows come from it."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from template.data.near_duplicates import NearDuplicates
-from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, RowKey, parse_rows, read_keys
+from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Row, RowKey, parse_rows, read_keys
 from template.errors import ConfigError, HostError, Reason, SubmissionError
-
-Pool = frozenset[bytes]
-"""The `Row.key` of every row of an evaluation set."""
-
 
 _LINES_NAMED = 5
 
 
 @dataclass(frozen=True)
 class EvalSetIndex:
-    """A pool for checking many files against. lines: `Row.key` by the sha256 of the line that holds it.
+    """The rows of an evaluation set, to check many submissions against; contains every `Row.key`.
 
-    Most rows of a miner's file are the evaluation file's own lines, byte for byte, and need not be parsed again.
-    pool: what every `Row.key` counts as in the duplicate check: as itself, or as the first row of the pool that looks
-    like it (`template.data.near_duplicates`). All who hold a row hold the same object: see `share`.
+    Args:
+        canonical: `Row.key` to the key of the first near duplicate of that row, usually the row itself.
+        line_keys: sha256 of a line to the `Row.key` of its row. Most lines of a submission are copied byte for byte
+            from the evaluation set and need no parsing.
     """
 
-    pool: Mapping[bytes, bytes]
-    lines: Mapping[bytes, bytes]
+    canonical: Mapping[bytes, bytes]
+    line_keys: Mapping[bytes, bytes]
 
     @classmethod
-    def of(cls, lines: Mapping[bytes, bytes], twins: Mapping[bytes, bytes]) -> "EvalSetIndex":
-        """The index of these lines. twins: as `template.data.near_duplicates.NearDuplicates` finds them."""
-        own = {key: key for key in lines.values()}
-        return cls({key: own[twins.get(key, key)] for key in own}, lines)
+    def from_lines(cls, line_keys: Mapping[bytes, bytes], canonical: Mapping[bytes, bytes]) -> "EvalSetIndex":
+        """Build the index; `canonical` needs an entry only for a row that is a near duplicate of an earlier one."""
+        own = {key: key for key in line_keys.values()}
+        return cls({key: own[canonical.get(key, key)] for key in own}, line_keys)
+
+    def __len__(self) -> int:
+        return len(self.canonical)
+
+    def __contains__(self, row_key: object) -> bool:
+        return row_key in self.canonical
 
     @property
-    def near_duplicates(self) -> int:
-        """How many rows count as another row of the evaluation set."""
-        return sum(key != canonical for key, canonical in self.pool.items())
+    def near_duplicate_count(self) -> int:
+        """Number of rows that are a near duplicate of an earlier row."""
+        return sum(key != canonical for key, canonical in self.canonical.items())
 
-    def share(self, row_keys: Iterable[bytes]) -> tuple[bytes, ...]:
-        """What the rows count as in the duplicate check, as the pool's own objects: 8 bytes a row, not 90."""
-        return tuple(self.pool.get(key, key) for key in row_keys)
+    def dedup_keys(self, row_keys: Iterable[bytes]) -> tuple[bytes, ...]:
+        """Map row keys to the keys that the duplicate check compares.
+
+        Returns the index's own bytes objects, so that a stored row costs 8 bytes instead of 90.
+        """
+        return tuple(self.canonical.get(key, key) for key in row_keys)
 
     def check(self, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
-        """What the rows that `check_dataset` would return count as. Raises: as it does."""
-        rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, known=self.lines)]
-        check_membership(rows, self.pool, max_rows=max_rows)
-        return self.share(row.key for row in rows[:max_rows])
-
-
-def read_pool(path: Path) -> Pool:
-    """The pool in an evaluation file. Raises: ConfigError when it is missing or not well formed, naming the line."""
-    return frozenset(read_eval_set_index(path).pool)
+        """Check a submission like `check_dataset` and return the dedup keys of its counted rows."""
+        rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, keys_by_line=self.line_keys)]
+        check_membership(rows, self, max_rows=max_rows)
+        return self.dedup_keys(row.key for row in rows[:max_rows])
 
 
 def read_eval_set_index(path: Path) -> EvalSetIndex:
-    """The pool in an evaluation file, with its lines and its rows that look alike. Raises: as `read_pool`."""
-    alike = NearDuplicates()
+    """Read an evaluation file into an index.
+
+    Raises:
+        ConfigError: the file is missing or malformed.
+        HostError: the file cannot be read.
+    """
+    near_duplicates = NearDuplicates()
     try:
-        found = read_keys(path.read_bytes(), name=str(path), limits=POOL_LIMITS, known={}, note=alike.add)
-        lines = {digest: row.key for digest, row in found}
+        rows = read_keys(
+            path.read_bytes(), name=str(path), limits=EVAL_SET_LIMITS, keys_by_line={}, on_row=near_duplicates.add
+        )
+        line_keys = {digest: row.key for digest, row in rows}
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no evaluation set there") from error
+        raise ConfigError(f"{path}: evaluation set not found") from error
     except OSError as error:
         raise HostError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SubmissionError as error:
         raise ConfigError(f"the evaluation set cannot be used: {error}") from error
-    return EvalSetIndex.of(lines, alike.twins)
+    return EvalSetIndex.from_lines(line_keys, near_duplicates.canonical)
 
 
-def check_dataset(content: bytes, pool: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
-    """The rows of a miner's file that count, after every check that a file can pass alone.
+def check_dataset(content: bytes, eval_keys: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
+    """Return the counted rows of a submission after every check that needs no other submission.
 
-    name: what to call the file in an error. Raises: SubmissionError, the verdict a validator would give.
+    Raises:
+        SubmissionError: with the reason a validator would record; `name` is the file's name in its message.
     """
     rows = parse_rows(content, name=name, limits=SUBMISSION_LIMITS)[:max_rows]
-    check_membership(rows, pool, max_rows=max_rows)
+    check_membership(rows, eval_keys, max_rows=max_rows)
     return rows
 
 
-def check_membership(rows: Sequence[Row | RowKey], pool_keys: Container[bytes], *, max_rows: int) -> None:
-    """Raises: SubmissionError (NOT_IN_POOL) when one of the first `max_rows` rows is not in the evaluation pool.
-
-    pool_keys: the `Row.key` of every pool row.
-    """
+def check_membership(rows: Sequence[Row | RowKey], eval_keys: Container[bytes], *, max_rows: int) -> None:
+    """Raise SubmissionError(NOT_IN_POOL) unless the first `max_rows` rows are all in the evaluation set."""
     counted = rows[:max_rows]
-    lines = lines_not_in_pool(counted, pool_keys)
+    lines = lines_not_in_eval_set(counted, eval_keys)
     if not lines:
         return
     named = ", ".join(str(line) for line in lines[:_LINES_NAMED])
     more = ", ..." if len(lines) > _LINES_NAMED else ""
     raise SubmissionError(
         Reason.NOT_IN_POOL,
-        f"{len(lines)} of the {len(counted)} rows that count are not in the evaluation pool: line {named}{more}",
+        f"{len(lines)} of the {len(counted)} counted rows are not in the evaluation set: line {named}{more}",
     )
 
 
-def lines_not_in_pool(rows: Iterable[Row | RowKey], pool_keys: Container[bytes]) -> list[int]:
-    """The lines of the rows that are not in the evaluation pool."""
-    return [row.line for row in rows if row.key not in pool_keys]
+def lines_not_in_eval_set(rows: Iterable[Row | RowKey], eval_keys: Container[bytes]) -> list[int]:
+    """Return the line numbers of the rows whose keys are not in the evaluation set."""
+    return [row.line for row in rows if row.key not in eval_keys]

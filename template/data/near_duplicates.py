@@ -50,7 +50,7 @@ class _Drawn(dict[int, str | int | None]):
 _drawn = _Drawn()
 
 
-def likeness(row: Row) -> bytes:
+def normalized_digest(row: Row) -> bytes:
     """16 bytes that rows have in common exactly when they look alike."""
     texts = [message.content for message in row.messages]
     answered = texts[: len(texts) // 2 * 2] or texts
@@ -73,14 +73,18 @@ _DEFAULTS = frozenset(_fold(template.default_system or "") for template in model
 
 
 class NearDuplicates:
-    """Finds the rows of a pool that look alike. twins: their keys, each with that of the first which looks like it."""
+    """Near duplicates among the rows added so far.
+
+    `canonical` maps the key of each near duplicate to the key of the first row with the same
+    normalized text.
+    """
 
     def __init__(self) -> None:
-        self.twins: dict[bytes, bytes] = {}
+        self.canonical: dict[bytes, bytes] = {}
         self._first: dict[bytes, bytes] = {}
 
     def add(self, row: Row) -> None:
         """The next row of the pool."""
-        first = self._first.setdefault(likeness(row), row.key)
+        first = self._first.setdefault(normalized_digest(row), row.key)
         if first != row.key:
-            self.twins[row.key] = first
+            self.canonical[row.key] = first

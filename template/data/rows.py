@@ -23,7 +23,7 @@ from template import constants
 from template.errors import Reason, SubmissionError
 
 T = TypeVar("T")
-_Note = Callable[["Row"], None]
+_OnRow = Callable[["Row"], None]
 
 _WHITESPACE = b" \t\r\n"
 _ROLES = ("user", "assistant")
@@ -107,9 +107,9 @@ SUBMISSION_LIMITS = Limits(
     messages=constants.MAX_ROW_MESSAGES,
     json_depth=constants.MAX_JSON_DEPTH,
 )
-POOL_LIMITS = Limits(
-    file_bytes=constants.MAX_POOL_BYTES,
-    rows=constants.MAX_POOL_ROWS,
+EVAL_SET_LIMITS = Limits(
+    file_bytes=constants.MAX_EVAL_SET_BYTES,
+    rows=constants.MAX_EVAL_SET_ROWS,
     row_bytes=constants.MAX_ROW_BYTES,
     messages=constants.MAX_ROW_MESSAGES,
     json_depth=constants.MAX_JSON_DEPTH,
@@ -135,7 +135,7 @@ def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
 
 
 def read_keys(
-    content: bytes, *, name: str, limits: Limits, known: Mapping[bytes, bytes], note: _Note | None = None
+    content: bytes, *, name: str, limits: Limits, keys_by_line: Mapping[bytes, bytes], on_row: _OnRow | None = None
 ) -> Iterator[tuple[bytes, RowKey]]:
     """(sha256 of its line, line number and key) of every row of a whole file. Raises: as `parse_rows`, when it comes.
 
@@ -145,12 +145,12 @@ def read_keys(
     for line in _scan_lines(content, limits):
         number, text = _raise_fault(line, name)
         digest = hashlib.sha256(text).digest()
-        key = known.get(digest)
+        key = keys_by_line.get(digest)
         if key is None:
             row = _raise_fault(_read_line(text, number, limits), name)
             key = row.key
-            if note is not None:
-                note(row)
+            if on_row is not None:
+                on_row(row)
         yield digest, RowKey(number, key)
 
 

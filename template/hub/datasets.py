@@ -333,8 +333,8 @@ def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | Non
             folder,
             cache_dir,
             filename=None,
-            max_bytes=constants.MAX_POOL_BYTES,
-            deadline_s=constants.POOL_DOWNLOAD_DEADLINE_S,
+            max_bytes=constants.MAX_EVAL_SET_BYTES,
+            deadline_s=constants.EVAL_SET_DOWNLOAD_DEADLINE_S,
             token=token,
         ).path
     except SubmissionError as error:

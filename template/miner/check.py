@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from template.constants import MAX_TOKENS
 from template.data.encoding import has_target_for_any_tokenizer
-from template.data.eval_set import lines_not_in_pool
+from template.data.eval_set import lines_not_in_eval_set
 from template.data.rows import SUBMISSION_LIMITS, LineError, Row, scan_rows
 from template.errors import Reason, RemoteError
 
@@ -60,7 +60,7 @@ def inspect_file(
         for one in found
         if isinstance(one, LineError)
     ]
-    foreign = set(lines_not_in_pool(counted, pool_keys))
+    foreign = set(lines_not_in_eval_set(counted, pool_keys))
     faults += [Problem(line=line, reason=Reason.NOT_IN_POOL, message="not in the evaluation pool") for line in foreign]
     in_doubt = [row for row in counted if row.line not in foreign and not has_target_for_any_tokenizer(row)]
     asked, why = _ask(in_doubt, has_target)

@@ -15,7 +15,7 @@ from template import constants
 from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord, Competition
 from template.data.encoding import has_target_for_any_tokenizer
-from template.data.eval_set import check_dataset, read_pool
+from template.data.eval_set import check_dataset, read_eval_set_index
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, SubmissionError
 from template.hub import datasets
@@ -119,7 +119,7 @@ def check_file(config: MinerConfig, content: bytes) -> int:
     """
     path = config.dataset_path
     eval_dir = config.work_dir / config.competition.digest[:12] / "eval_data"
-    pool = read_pool(fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
+    pool = read_eval_set_index(fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
     rows = check_dataset(content, pool, name=str(path), max_rows=config.competition.rows)
     for row in rows:
         if not has_target_for_any_tokenizer(row) and not config.has_target(row):

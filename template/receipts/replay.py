@@ -23,7 +23,7 @@ from template.terminal import progress_bar
 from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
-    from template.data.eval_set import Pool
+    from template.data.eval_set import EvalSetIndex
 
 # The Hub's client is imported where it is used: it reads the environment then, which an entry point sets first.
 
@@ -134,7 +134,7 @@ class Auditor:
         self._desk = context
         self._competition = competition
         self._training_args = training_args
-        self._pool: Pool | None = None
+        self._pool: EvalSetIndex | None = None
 
     def replay(self, receipt: Receipt) -> Comparison:
         """Scores again what the receipt names and compares.
@@ -181,11 +181,11 @@ class Auditor:
             return "its dtype or lucky_num is none"
         return None
 
-    def _read_pool(self, evaluator: Evaluator) -> "Pool":
-        from template.data.eval_set import read_pool
+    def _read_pool(self, evaluator: Evaluator) -> "EvalSetIndex":
+        from template.data.eval_set import read_eval_set_index
 
         if self._pool is None:
-            self._pool = read_pool(evaluator.eval_data_dir / DATA_FILE)
+            self._pool = read_eval_set_index(evaluator.eval_data_dir / DATA_FILE)
         return self._pool
 
 

@@ -50,7 +50,7 @@ _ELEMENTS_PER_THREAD = 2**16
 
 
 @contextlib.contextmanager
-def lanes(count: int) -> Iterator[Executor]:
+def thread_lanes(count: int) -> Iterator[Executor]:
     """Threads that work side by side while a score runs, each with its share of the score's own; then all as before."""
     before = torch.get_num_threads()
     try:
@@ -62,7 +62,7 @@ def lanes(count: int) -> Iterator[Executor]:
 
 
 @contextlib.contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
+def deterministic_mode(device: torch.device) -> Iterator[None]:
     """Deterministic kernels, fixed precision and threads while a score runs; all of it is put back at the end.
 
     Modes of the caller (no_grad, inference_mode, autocast, a default device) do not reach inside.

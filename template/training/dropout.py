@@ -78,7 +78,7 @@ class CpuDropout:
         """As `Dropout`."""
         mask = self.draw(torch.Size([count, *x.shape]))
         kept = mask.to(torch.int8)  # one byte is enough: all its bits are the same
-        return put_on(x, mask), lambda other: put_on(other, kept)
+        return apply_mask(x, mask), lambda other: apply_mask(other, kept)
 
     def draw(self, shape: torch.Size) -> torch.Tensor:
         """A fresh mask: int16, -1 (all bits set) where an element is kept and 0 where it is dropped."""
@@ -90,7 +90,7 @@ class CpuDropout:
         return bits.clamp_(first_dropped - 1, first_dropped).sub_(first_dropped).view(shape)
 
 
-def put_on(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def apply_mask(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`x` with exact zeros where the mask has them. By its bits, because that is the cheapest way to multiply by 0."""
     bits = torch.int16 if x.element_size() == 2 else torch.int32
     return (x.view(bits) & mask.to(bits)).view(x.dtype)

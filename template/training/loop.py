@@ -175,7 +175,7 @@ def open_accumulator(model: ScoringModel) -> Iterator[Accumulate]:
     if model.device.type != "cpu":
         yield functools.partial(_accumulate, model, map)
         return
-    with determinism.lanes(lane_count()) as pool:
+    with determinism.thread_lanes(lane_count()) as pool:
         yield functools.partial(_accumulate, model, pool.map)
 
 

@@ -245,7 +245,7 @@ def load_model(
     try:
         source, origin, where = _resolve_source(args, cache_dir, model_path)
         tokenizer = _read_tokenizer(origin, where)
-        with determinism.deterministic(device):
+        with determinism.deterministic_mode(device):
             base = _read_base(origin, dtype, where)
             _check_files(source, where, has_weights=True)
             return ScoringModel(base.to(device), tokenizer, source, args.hyperparameters, device)

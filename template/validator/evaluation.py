@@ -66,7 +66,7 @@ class SubmissionEvaluator:
         now: Callable[[], float],
     ) -> None:
         self.eval_config = eval_config
-        self.datasets = store.datasets(eval_config, _KEY_BYTES, pool.share)
+        self.datasets = store.datasets(eval_config, _KEY_BYTES, pool.dedup_keys)
         self._config = config
         self._pool = pool
         self._chain = chain

@@ -184,7 +184,7 @@ class Validator:
         self._open_eval_config(model, self._pool)
         logger.info(
             "validator starts netuid={} block={} competition={} eval_rows={} near_duplicate_rows={} model={}",
-            view.netuid, view.block, config.competition.id, len(self._pool.pool), self._pool.near_duplicates, model,
+            view.netuid, view.block, config.competition.id, len(self._pool), self._pool.near_duplicate_count, model,
         )  # fmt: skip
         return True
 

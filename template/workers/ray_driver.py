@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from template.constants import DATA_FILE
-from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Limits
+from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Limits
 from template.errors import ConfigError, HostError
 from template.workers import messages
 from template.workers.ray_actor import Content, Shell
@@ -179,7 +179,7 @@ class Driver:
         ray.shutdown()
 
     def _share(self, folder: Path) -> Any:
-        content = read_content(folder, POOL_LIMITS)
+        content = read_content(folder, EVAL_SET_LIMITS)
         if content is None:
             return None
         if content.sha256 not in self._eval_sets:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from template import constants
 from template.competition import Competition
-from template.data.eval_set import EvalSetIndex, Pool, check_dataset, read_eval_set_index, read_pool
+from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub.datasets import fetch_eval_set
@@ -49,36 +49,36 @@ def make_competition(commit: str, repo: str = REPO) -> Competition:
 
 
 def check(content: bytes, folder: Path, max_rows: int = 250) -> int:
-    return len(check_dataset(content, read_pool(write_pool(folder)), name="theirs.jsonl", max_rows=max_rows))
+    return len(check_dataset(content, read_eval_set_index(write_pool(folder)), name="theirs.jsonl", max_rows=max_rows))
 
 
 # The pool
 
 
 def test_a_pool_is_the_set_of_its_rows_keys(tmp_path: Path) -> None:
-    pool = read_pool(write_pool(tmp_path, b"".join([*LINES, *LINES, b"\n"])))
+    pool = read_eval_set_index(write_pool(tmp_path, b"".join([*LINES, *LINES, b"\n"])))
     rows = parse_rows(b"".join(LINES), name="x", limits=SUBMISSION_LIMITS)
-    assert pool == {row.key for row in rows}
+    assert pool.canonical.keys() == {row.key for row in rows}
     assert len(pool) == len(LINES)
 
 
 def test_the_owners_file_may_be_larger_than_a_submission(tmp_path: Path) -> None:
     content = b"".join(make_line(f"row {number}") for number in range(constants.MAX_SUBMISSION_ROWS + 1))
-    assert len(read_pool(write_pool(tmp_path, content))) == constants.MAX_SUBMISSION_ROWS + 1
+    assert len(read_eval_set_index(write_pool(tmp_path, content))) == constants.MAX_SUBMISSION_ROWS + 1
     with pytest.raises(SubmissionError, match=f"at most {constants.MAX_SUBMISSION_ROWS} rows") as caught:
         check_dataset(content, frozenset(), name="theirs.jsonl", max_rows=250)
     assert caught.value.reason is Reason.TOO_LARGE
 
 
 def test_a_pool_that_is_not_there_is_the_operators_to_mend(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{constants.DATA_FILE}: no evaluation set there"):
-        read_pool(tmp_path / constants.DATA_FILE)
+    with pytest.raises(ConfigError, match=rf"{constants.DATA_FILE}: evaluation set not found"):
+        read_eval_set_index(tmp_path / constants.DATA_FILE)
 
 
 def test_a_pool_that_cannot_be_read_is_this_machines_fault(tmp_path: Path) -> None:
     (tmp_path / constants.DATA_FILE).mkdir()
     with pytest.raises(HostError, match=rf"{constants.DATA_FILE}: cannot be read: Is a directory"):
-        read_pool(tmp_path / constants.DATA_FILE)
+        read_eval_set_index(tmp_path / constants.DATA_FILE)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_pool_that_cannot_be_read_is_this_machines_fault(tmp_path: Path) -> No
 def test_a_broken_pool_is_the_owners_fault_and_never_a_verdict(tmp_path: Path, content: bytes, told: str) -> None:
     path = write_pool(tmp_path, content)
     with pytest.raises(ConfigError, match="the evaluation set cannot be used") as caught:
-        read_pool(path)
+        read_eval_set_index(path)
     assert str(path) in str(caught.value)
     assert told in str(caught.value)
 
@@ -97,14 +97,14 @@ def test_a_broken_pool_is_the_owners_fault_and_never_a_verdict(tmp_path: Path, c
 
 
 def test_rows_from_the_pool_pass_in_their_order(tmp_path: Path) -> None:
-    pool = read_pool(write_pool(tmp_path))
+    pool = read_eval_set_index(write_pool(tmp_path))
     rows = check_dataset(LINES[3] + b"\n" + LINES[1] + LINES[3], pool, name="theirs.jsonl", max_rows=250)
     assert [(row.line, row.messages[0].content) for row in rows] == [(1, "row 3"), (3, "row 1"), (4, "row 3")]
 
 
 def test_a_row_that_is_not_from_the_pool_is_refused_where_it_counts(tmp_path: Path) -> None:
     foreign = LINES[0] + LINES[1] + make_line("mine")
-    with pytest.raises(SubmissionError, match=r"1 of the 3 rows that count .* line 3") as caught:
+    with pytest.raises(SubmissionError, match=r"1 of the 3 counted rows .* line 3") as caught:
         check(foreign, tmp_path)
     assert caught.value.reason is Reason.NOT_IN_POOL
     assert check(foreign, tmp_path, max_rows=2) == 2
@@ -133,7 +133,7 @@ def test_the_evaluation_set_is_the_one_jsonl_of_the_competitions_commit(server: 
     publish(server.store.root, REPO, {"deep/eval.jsonl": b"newer"})
     path = fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)
     assert path == tmp_path / "eval" / constants.DATA_FILE
-    assert len(read_pool(path)) == len(LINES)
+    assert len(read_eval_set_index(path)) == len(LINES)
     server.close()
     assert fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None) == path
 
@@ -157,7 +157,7 @@ def test_a_hub_that_is_away_is_neither(server: HubServer, tmp_path: Path) -> Non
 
 def test_an_index_finds_what_reading_every_line_finds(tmp_path: Path) -> None:
     index = read_eval_set_index(write_pool(tmp_path, b"".join(LINES)))
-    assert isinstance(index, EvalSetIndex) and index.pool.keys() == read_pool(tmp_path / constants.DATA_FILE)
+    assert isinstance(index, EvalSetIndex) and len(index) == len(LINES)
     draw = random.Random(5)
     other = [json.dumps(json.loads(line), indent=None, sort_keys=True).encode() + b"  \r\n" for line in LINES]
     odd = [b"\n", b"{]\n", make_line("mine"), b"\xef\xbb\xbf" + LINES[0], b"[" * 40 + b"\n", b'{"conversations": []}\n']
@@ -166,12 +166,12 @@ def test_an_index_finds_what_reading_every_line_finds(tmp_path: Path) -> None:
         content = b"".join(draw.choices([*LINES, *other, *odd], [4] * len(LINES) + [4] * len(other) + [1] * 6, k=6))
         for max_rows in (2, 250):
             found = outcome_of(index.check, content, max_rows)
-            assert found == outcome_of(partial(check_every_line, index.pool), content, max_rows)
+            assert found == outcome_of(partial(check_every_line, index.canonical), content, max_rows)
             outcomes.add(tuple if isinstance(found, tuple) else str(found)[:24])
     assert len(outcomes) >= 4
 
 
-def check_every_line(pool: Pool, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
+def check_every_line(pool: Container[bytes], content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
     return tuple(row.key for row in check_dataset(content, pool, name=name, max_rows=max_rows))
 
 
@@ -187,7 +187,7 @@ def test_who_holds_a_row_of_the_pool_holds_the_pools_own_object(tmp_path: Path) 
     written_otherwise = json.dumps(json.loads(LINES[1]), sort_keys=True).encode()
     keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9)
     copies = [bytes(bytearray(key)) for key in keys]
-    own = {id(key) for key in index.pool}
-    for found in (keys, index.share(copies)):
+    own = {id(key) for key in index.canonical}
+    for found in (keys, index.dedup_keys(copies)):
         assert found == keys and all(id(key) in own for key in found)
-    assert index.share([b"x" * 32]) == (b"x" * 32,)
+    assert index.dedup_keys([b"x" * 32]) == (b"x" * 32,)

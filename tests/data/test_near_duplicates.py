@@ -10,7 +10,7 @@ import pytest
 from template.data.chat_templates import model2template, template_for
 from template.data.encoding import encode_row
 from template.data.eval_set import read_eval_set_index
-from template.data.near_duplicates import NearDuplicates, likeness
+from template.data.near_duplicates import NearDuplicates, normalized_digest
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.localnet.tiny_model import make_tiny_tokenizer
 from template.rules.duplicates import Candidate, match_duplicates
@@ -47,13 +47,13 @@ ALIKE: dict[str, Row] = {
 
 @pytest.mark.parametrize("case", ALIKE)
 def test_rows_that_a_reader_would_take_for_one_are_alike(case: str) -> None:
-    assert likeness(ALIKE[case]) == likeness(PLAIN)
+    assert normalized_digest(ALIKE[case]) == normalized_digest(PLAIN)
     assert ALIKE[case].key != PLAIN.key
 
 
 @pytest.mark.parametrize("default", [None, "", " ", *{t.default_system for t in model2template.values()}])
 def test_no_system_text_an_empty_one_and_a_default_one_are_alike(default: str | None) -> None:
-    assert likeness(row("q", "a", system=default)) == likeness(row("q", "a"))
+    assert normalized_digest(row("q", "a", system=default)) == normalized_digest(row("q", "a"))
 
 
 def test_rows_that_say_something_else_are_not_alike() -> None:
@@ -63,14 +63,14 @@ def test_rows_that_say_something_else_are_not_alike() -> None:
         row("q", "l"), row("q", "\u00e4"), row("q", "\u4e2d"), row("q", "\u4e2d\u6587"), row("q", "?"),
         row("q", "\u0434\u0430"), row("q", "\U0001f600"), row("q", "\U0001f601"), row("q", "e\u0301"), row("q", "e"),
     ]  # fmt: skip
-    assert len({likeness(one) for one in others}) == len(others)
+    assert len({normalized_digest(one) for one in others}) == len(others)
 
 
 def test_what_is_plain_text_looks_the_same_by_either_way_of_folding() -> None:
     every = "".join(map(chr, range(128)))
-    assert likeness(row(every, "a")) == likeness(row(every + "\u200b", "a"))
+    assert normalized_digest(row(every, "a")) == normalized_digest(row(every + "\u200b", "a"))
     for text in (" \t x \x1f", "`a'", 'A "B"', "\x1c", "a\x0bb"):
-        assert likeness(row(text, text)) == likeness(row(text + "\u2060", "\u2060" + text))
+        assert normalized_digest(row(text, text)) == normalized_digest(row(text + "\u2060", "\u2060" + text))
 
 
 def test_rows_of_the_same_tokens_are_alike() -> None:
@@ -93,7 +93,7 @@ def test_rows_of_the_same_tokens_are_alike() -> None:
         for one in (row(text, "a"), row(text, "a ", "more?"), row(text, "a", system="You are a helpful assistant.")):
             encoded = encode_row(one, qwen, tokenize)
             assert encoded is not None
-            found.setdefault(encoded.input_ids, set()).add(likeness(one))
+            found.setdefault(encoded.input_ids, set()).add(normalized_digest(one))
     assert len(found) == 3 and all(len(kinds) == 1 for kinds in found.values())
 
 
@@ -103,7 +103,7 @@ def test_every_letter_of_the_table_is_drawn_like_one_of_the_other_alphabet() -> 
         ("\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7", "ABEZHIKMNOPTYX"),
     ):
         for one, drawn in zip(letters, latin, strict=True):
-            assert likeness(row(one, "a")) == likeness(row(drawn, "a")), unicodedata.name(one)
+            assert normalized_digest(row(one, "a")) == normalized_digest(row(drawn, "a")), unicodedata.name(one)
 
 
 def test_twins_are_named_by_the_first_of_them() -> None:
@@ -111,7 +111,7 @@ def test_twins_are_named_by_the_first_of_them() -> None:
     others = [row("another", "row"), *ALIKE.values()]
     for one in (PLAIN, *others, PLAIN):
         alike.add(one)
-    assert alike.twins == {one.key: PLAIN.key for one in ALIKE.values()}
+    assert alike.canonical == {one.key: PLAIN.key for one in ALIKE.values()}
 
 
 def line(number: int, *, is_shouted: bool = False) -> str:
@@ -125,7 +125,7 @@ def test_a_copy_in_the_pools_other_spelling_is_a_copy(tmp_path: Path) -> None:
     spellings = [[line(number, is_shouted=shouted) for number in range(150)] for shouted in (False, True)]
     eval_set.write_text("\n".join([*spellings[0], *spellings[1], line(900)]))
     index = read_eval_set_index(eval_set)
-    assert index.near_duplicates == 150
+    assert index.near_duplicate_count == 150
     author, copier = (index.check("\n".join(one).encode(), name="x", max_rows=250) for one in spellings)
     assert author == copier and len(set(author)) == 150
     found = match_duplicates(
@@ -135,6 +135,6 @@ def test_a_copy_in_the_pools_other_spelling_is_a_copy(tmp_path: Path) -> None:
     assert [(who, copy.hotkey, copy.shared) for (who, _), copy in found.items()] == [("copier", "author", 150)]
     # What was stored before it was known which rows look alike counts the same as what is stored from now on.
     stored = [one.key for one in parse_rows("\n".join(spellings[1]).encode(), name="x", limits=SUBMISSION_LIMITS)]
-    assert index.share(stored) == author and index.share(author) == author
-    # A row that is not of the pool gets there by no likeness.
-    assert row("SAY 900", "word 900").key not in index.pool
+    assert index.dedup_keys(stored) == author and index.dedup_keys(author) == author
+    # A row that is not of the pool gets there by no near duplicate.
+    assert row("SAY 900", "word 900").key not in index

@@ -17,7 +17,7 @@ from template import constants
 from template.config import load_training_args
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow, encode_row, has_target_for_any_tokenizer
-from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Limits, Message, Row, parse_rows
+from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Limits, Message, Row, parse_rows
 from template.errors import Reason, SubmissionError
 from template.training.model import load_tokenizer
 
@@ -258,8 +258,11 @@ def test_a_huge_number_where_nothing_reads_it_does_not_depend_on_the_interpreter
 
 def test_the_two_sets_of_limits_are_the_protocols() -> None:
     assert (SUBMISSION_LIMITS.file_bytes, SUBMISSION_LIMITS.rows) == (16 * 2**20, 10_000)
-    assert (POOL_LIMITS.file_bytes, POOL_LIMITS.rows) == (constants.MAX_POOL_BYTES, constants.MAX_POOL_ROWS)
-    assert replace(POOL_LIMITS, file_bytes=16 * 2**20, rows=10_000) == SUBMISSION_LIMITS
+    assert (EVAL_SET_LIMITS.file_bytes, EVAL_SET_LIMITS.rows) == (
+        constants.MAX_EVAL_SET_BYTES,
+        constants.MAX_EVAL_SET_ROWS,
+    )
+    assert replace(EVAL_SET_LIMITS, file_bytes=16 * 2**20, rows=10_000) == SUBMISSION_LIMITS
 
 
 # Identity

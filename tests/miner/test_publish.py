@@ -279,7 +279,7 @@ def test_the_command_says_which_line_would_be_refused(net: Net) -> None:
     path = write_dataset(net.parts.folder / "foreign", [*POOL[:6], make_line(10**6)])
     ended = run(net, path=path)
     assert ended.status == 6
-    assert "not in the evaluation pool: line 7" in ended.logs[-1] and ended.output == ""
+    assert "not in the evaluation set: line 7" in ended.logs[-1] and ended.output == ""
     forced = run(net, path=path, more=("--force", "--yes"))
     assert forced.status == 0, forced.logs
     assert any("line 7" in line and "WARNING" in line for line in forced.logs)

@@ -13,7 +13,7 @@ from template.competition import Competition
 from template.config import load_training_args
 from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.data.eval_set import check_membership
-from template.data.rows import POOL_LIMITS, SUBMISSION_LIMITS, Row, parse_rows
+from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, SubmissionError
 from template.rules.duplicates import Candidate, match_duplicates
 
@@ -22,7 +22,7 @@ SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 
 @pytest.fixture(scope="module")
 def pool() -> tuple[Row, ...]:
-    return parse_rows((SAMPLE / "pool.jsonl").read_bytes(), name="pool.jsonl", limits=POOL_LIMITS)
+    return parse_rows((SAMPLE / "pool.jsonl").read_bytes(), name="pool.jsonl", limits=EVAL_SET_LIMITS)
 
 
 @pytest.fixture(scope="module")

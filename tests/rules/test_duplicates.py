@@ -85,7 +85,7 @@ def test_rows_of_the_pool_are_admitted_wherever_they_stand() -> None:
 
 def test_a_foreign_row_is_refused_with_its_line_and_the_count() -> None:
     pool = frozenset(row.key for row in make_rows("a"))
-    with pytest.raises(SubmissionError, match=r"2 of the 4 rows that count .*: line 2, 4$") as caught:
+    with pytest.raises(SubmissionError, match=r"2 of the 4 counted rows .*: line 2, 4$") as caught:
         check_membership(make_rows("a", "x", "a", "A"), pool, max_rows=250)
     assert caught.value.reason is Reason.NOT_IN_POOL
 

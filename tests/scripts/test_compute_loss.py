@@ -183,7 +183,7 @@ def test_only_the_check_refuses_rows_that_are_not_from_the_pool(context: ReplayC
     assert context.run("--dataset_path", context.foreign).status == 0
     checked = context.run("--dataset_path", context.foreign, "--check")
     assert checked.status == 6 and checked.output == ""
-    assert "not in the evaluation pool: line 5" in checked.logs[-1]
+    assert "not in the evaluation set: line 5" in checked.logs[-1]
     assert context.run("--dataset_path", context.small, "--check").status == 0
 
 
@@ -360,7 +360,7 @@ def test_what_is_undecided_says_how_many_seeds_would_decide(context: ReplayConte
 def test_comparison_says_which_of_the_two_is_refused(context: ReplayContext) -> None:
     ended = context.run("--compare", context.small, context.foreign, "--check")
     assert ended.status == 6
-    assert f"{context.foreign}: " in ended.logs[-1] and "not in the evaluation pool" in ended.logs[-1]
+    assert f"{context.foreign}: " in ended.logs[-1] and "not in the evaluation set" in ended.logs[-1]
     empty = write_dataset(context.folder / "no-rows", [])
     ended = context.run("--compare", context.small, empty)
     assert ended.status == 6 and f"{empty}: " in ended.logs[-1]
@@ -410,4 +410,4 @@ def test_a_hub_that_is_gone_is_told_apart_from_a_bad_dataset(context: ReplayCont
 def test_stdout_holds_the_result_alone(context: ReplayContext) -> None:
     ended = context.run("--dataset_path", context.small, "--lucky_num", SEED, "--logging.debug", "--json")
     json.loads(ended.output)
-    assert any("scored" in line for line in ended.logs)
+    assert any("evaluated loss=" in line for line in ended.logs)

@@ -241,7 +241,7 @@ def test_result_and_gradients_have_the_same_bits_twice(layout: str, dtype: torch
 
     def run() -> list[torch.Tensor]:
         inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=dtype)]
-        with determinism.deterministic(CPU):
+        with determinism.deterministic_mode(CPU):
             assert torch.are_deterministic_algorithms_enabled()
             result = attend(pack.blocks, inputs)
             return [result, *differentiate(result, inputs)]

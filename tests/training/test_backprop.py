@@ -20,7 +20,7 @@ PATIENCE_S = 10.0
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two lanes on any machine, inside what a score sets."""
     monkeypatch.setattr(determinism, "thread_count", lambda: 2)
-    with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
         yield
 
 

@@ -74,7 +74,7 @@ def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) 
     packs = list(pack_rows(rows, range(4), 10**6, CUDA, True))
     model.reset_adapter(7)
     shift_adapter(model)
-    with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
+    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model) as accumulate:
         without = accumulate(0, packs, 100).item()
         model.set_dropout(True)
         assert accumulate(0, packs, 100).item() != without
@@ -86,7 +86,7 @@ def test_the_base_is_bit_identical_after_a_score(bench: Bench) -> None:
     model = load(bench)
     before = digests({name: value.cpu() for name, value in model.base_parameters.items()})
     rows = encode(model, make_rows(13, seed=1))
-    with determinism.deterministic(CUDA):
+    with determinism.deterministic_mode(CUDA):
         model.reset_adapter(7)
         loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7))
         loop.evaluate(model, rows)
@@ -105,7 +105,7 @@ def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, co
     for model in (ours, plain):
         model.reset_adapter(7)
         shift_adapter(model)
-    with determinism.deterministic(CUDA):
+    with determinism.deterministic_mode(CUDA):
         packs = list(pack_rows(rows, range(count), 10**6, CUDA, True))
         with loop.open_accumulator(ours) as accumulate:
             loss = accumulate(0, packs, targets).item()
@@ -114,7 +114,7 @@ def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, co
             assert accumulate(0, packs, targets).item() == loss
             again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
             assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
-    with determinism.deterministic(CPU), loop.open_accumulator(plain) as accumulate:
+    with determinism.deterministic_mode(CPU), loop.open_accumulator(plain) as accumulate:
         expected = accumulate(0, list(pack_rows(rows, range(count), 10**6, CPU)), targets).item()
     assert loss == pytest.approx(expected, rel=0.01)
     for name, gradient in zip(plain.adapter_parameters, gradients, strict=True):
@@ -126,7 +126,7 @@ def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Be
     model.reset_adapter(7)
     shift_adapter(model)
     short, long = encode(model, make_rows(1, seed=3)), encode(model, make_rows(6, seed=4))
-    with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
+    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model) as accumulate:
         packs = list(pack_rows(short, [0], 10**6, CUDA, True))
         first = accumulate(0, packs, 10)
         gradients = [parameter.grad.clone() for parameter in model.adapter_parameters.values()]
@@ -149,7 +149,7 @@ def test_dropout_in_a_graph_is_the_seeds_alone(bench: Bench) -> None:
         shift_adapter(model)
         return accumulate(step, packs, 100).item()
 
-    with determinism.deterministic(CUDA), loop.open_accumulator(model) as accumulate:
+    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model) as accumulate:
         first = run(7, 0)
         assert run(7, 1) != first
         assert run(8, 0) != first
@@ -163,13 +163,13 @@ def test_flash_attention_over_shared_starts_gives_the_losses_of_rows_alone(bench
         model.reset_adapter(7)
         shift_adapter(model)
     rows = encode(ours, make_rows(30, seed=6))
-    with determinism.deterministic(CUDA):
+    with determinism.deterministic_mode(CUDA):
         assert any(
             pack.spans and pack.spans.places is not None for pack in pack_with_shared_prefix(rows, 10**6, CUDA, True)
         )
         losses = loop.mean_row_losses(ours, rows, loop.ignore_progress)
         alone = [loop.evaluate(ours, [row]) for row in rows]
-    with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
         expected = loop.mean_row_losses(plain, rows, loop.ignore_progress)
     assert losses == pytest.approx(expected, rel=0.02)
     assert alone == pytest.approx(expected, rel=0.02)
@@ -180,7 +180,7 @@ def test_in_float32_a_training_is_the_one_on_the_cpu(bench: Bench) -> None:
     for device in (CUDA, CPU):
         model = load(bench, "float32", device, lora_dropout=0.0)
         rows = encode(model, make_rows(13, seed=1))
-        with determinism.deterministic(device):
+        with determinism.deterministic_mode(device):
             model.reset_adapter(7)
             losses = loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7))
             results.append([*losses, loop.evaluate(model, rows)])

@@ -16,6 +16,8 @@ from template.errors import ConfigError, HostError
 from template.training import determinism, environment
 from tests.fixtures.training import CPU, ROOT
 
+CUDA = torch.device("cuda:0")
+
 
 def test_cpu_can_be_named_and_is_what_is_left_without_cuda() -> None:
     assert environment.choose_device("cpu") == CPU
@@ -83,7 +85,7 @@ UNSOUND = {
 @pytest.mark.parametrize("name", UNSOUND)
 def test_an_openmp_that_may_give_fewer_threads_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, UNSOUND[name])
-    with pytest.raises(ConfigError, match=name), determinism.deterministic(CPU):
+    with pytest.raises(ConfigError, match=name), determinism.deterministic_mode(CPU):
         pass
 
 
@@ -95,7 +97,7 @@ def test_an_openmp_that_gives_all_it_is_asked_for_is_fine(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
         pass
 
 
@@ -104,15 +106,21 @@ def test_where_a_gpu_scores_the_cores_that_openmp_is_kept_to_are_nobodys_concern
 ) -> None:
     monkeypatch.setenv("OMP_PROC_BIND", "close")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # the next to be looked at, and where this machine stops
-    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"), determinism.deterministic(torch.device("cuda:0")):
+    with (
+        pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"),
+        determinism.deterministic_mode(CUDA),
+    ):
         pass
 
 
 def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
-    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"), determinism.deterministic(torch.device("cuda:0")):
+    with (
+        pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"),
+        determinism.deterministic_mode(CUDA),
+    ):
         pass
-    with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
         pass
 
 
@@ -126,9 +134,9 @@ def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(m
 )
 def test_another_allocator_is_refused_on_a_gpu_alone(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=name), determinism.deterministic(torch.device("cuda:0")):
+    with pytest.raises(ConfigError, match=name), determinism.deterministic_mode(CUDA):
         pass
-    with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
         pass
 
 
@@ -140,7 +148,7 @@ def refusal_after(change: Callable[[], object]) -> str:
         torch.set_num_threads(2)
         change()
         try:
-            with determinism.deterministic(CPU):
+            with determinism.deterministic_mode(CPU):
                 pass
         except HostError as error:
             said.append(str(error))
@@ -187,7 +195,7 @@ def test_threads_that_round_otherwise_are_refused_also_when_only_those_of_the_te
 def test_what_another_thread_changes_and_leaves_so_is_noticed() -> None:
     with (
         pytest.raises(HostError, match="another thread of this process changed torch's settings"),
-        determinism.deterministic(CPU),
+        determinism.deterministic_mode(CPU),
     ):
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     assert torch.backends.mkldnn.enabled
@@ -196,7 +204,7 @@ def test_what_another_thread_changes_and_leaves_so_is_noticed() -> None:
 def test_cores_that_are_taken_away_meanwhile_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = os.sched_getaffinity(0)
     try:
-        with pytest.raises(HostError, match="the cores of this process went from"), determinism.deterministic(CPU):
+        with pytest.raises(HostError, match="the cores of this process went from"), determinism.deterministic_mode(CPU):
             os.sched_setaffinity(0, {min(cores)} if len(cores) > 1 else cores)
             if len(cores) == 1:
                 pytest.skip("there is only one")
@@ -207,7 +215,7 @@ def test_cores_that_are_taken_away_meanwhile_are_noticed(monkeypatch: pytest.Mon
 def test_a_default_device_of_the_caller_does_not_reach_inside() -> None:
     torch.set_default_device("meta")
     try:
-        with determinism.deterministic(CPU):
+        with determinism.deterministic_mode(CPU):
             assert torch.empty(1).device == CPU
         assert torch.get_default_device() == torch.device("meta")
     finally:
@@ -229,7 +237,7 @@ def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_relea
             patch.setenv(name, value)
             assert digest() != before, name
     with monkeypatch.context() as patch:
-        patch.setattr(determinism, "thread_count", lambda: 1000)
+        patch.setattr(environment, "thread_count", lambda: 1000)
         assert digest() != before
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TORCH_LOGS", "+all")
@@ -240,7 +248,7 @@ def test_inside_everything_is_pinned() -> None:
     torch.manual_seed(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(environment.thread_count() + 1)
-    with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.backends.cudnn.benchmark
@@ -254,8 +262,8 @@ def test_inside_everything_is_pinned() -> None:
 
 
 def test_it_may_be_entered_again_inside() -> None:
-    with determinism.deterministic(CPU):
-        with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
+        with determinism.deterministic_mode(CPU):
             pass
         assert torch.are_deterministic_algorithms_enabled()
 
@@ -274,7 +282,7 @@ def test_variables_that_steer_kernels_are_named_and_thread_counts_are_not(monkey
         return environment.describe_environment(CPU, torch.float32)["kernel_variables"]
 
     before = named()
-    with determinism.deterministic(CPU):  # which sets one for cuBLAS
+    with determinism.deterministic_mode(CPU):  # which sets one for cuBLAS
         assert named() == before
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert named() == before

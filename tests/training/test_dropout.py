@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from template.training.dropout import CpuDropout, make_dropout, put_on
+from template.training.dropout import CpuDropout, apply_mask, make_dropout
 from tests.fixtures.training import CPU
 
 
@@ -83,11 +83,11 @@ def test_every_element_of_any_shape_is_drawn_afresh_at_every_call(shape: tuple[i
 def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_keeps_its_bits(dtype: torch.dtype) -> None:
     bits = torch.int16 if dtype is torch.bfloat16 else torch.int32
     x = torch.tensor([math.inf, -math.inf, math.nan, -0.0, 1.5, -3e38, 1e-40, 0.0], dtype=dtype)
-    dropped = put_on(x, torch.zeros(8, dtype=torch.int16))
+    dropped = apply_mask(x, torch.zeros(8, dtype=torch.int16))
     assert not dropped.view(bits).any()  # +0.0, not -0.0
     assert dropped.dtype is dtype
-    assert torch.equal(put_on(x, torch.full((8,), -1, dtype=torch.int16)).view(bits), x.view(bits))
-    assert torch.equal(put_on(x, torch.full((8,), -1, dtype=torch.int8)).view(bits), x.view(bits))
+    assert torch.equal(apply_mask(x, torch.full((8,), -1, dtype=torch.int16)).view(bits), x.view(bits))
+    assert torch.equal(apply_mask(x, torch.full((8,), -1, dtype=torch.int8)).view(bits), x.view(bits))
 
 
 @pytest.mark.parametrize("p", [1e-9, 1.0 - 1e-9])

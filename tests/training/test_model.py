@@ -516,5 +516,5 @@ def test_loading_leaves_the_global_generator_alone(bench: Bench) -> None:
     before = torch.random.get_rng_state()
     bench.load()
     assert torch.equal(torch.random.get_rng_state(), before)
-    with determinism.deterministic(CPU):
+    with determinism.deterministic_mode(CPU):
         assert torch.equal(torch.random.get_rng_state(), before)

@@ -119,7 +119,7 @@ def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ra
         assert not any(socket.gethostname() in value for value in result.environment.values())
     assert {node.split()[1] for node in nodes.values()} == set(actors(logged))
     assert pair.prepare() == dataclasses.replace(evaluator, device="cpu", cache_dir=None).load()
-    assert [line for line in logged if line.startswith(f"INFO [{nodes[KEY]}] scored loss=")]
+    assert [line for line in logged if line.startswith(f"INFO [{nodes[KEY]}] evaluated loss=")]
 
 
 def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_workers_go_on(

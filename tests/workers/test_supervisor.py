@@ -124,7 +124,7 @@ def test_a_workers_log_is_this_processes_log(pair: LocalExecutor, bench: Bench) 
     with log_lines() as logged:
         pair.submit(KEY, bench.data_dir, SEED)
         collect(pair)
-    assert [line for line in logged if line.startswith("INFO [cpu] scored loss=")]
+    assert [line for line in logged if line.startswith("INFO [cpu] evaluated loss=")]
 
 
 def test_progress_is_told_and_the_signals_of_a_whole_group_leave_the_score_to_the_parent(

@@ -68,7 +68,7 @@ def _enter(content: bytes, pool: bytes, folder: Path) -> None:
     held.write_bytes(content)
     eval_set.write_bytes(pool)
     index = read_eval_set_index(eval_set)
-    inspection = inspect_file(content, frozenset(index.pool), max_rows=_MAX_ROWS, has_target=lambda row: True)
+    inspection = inspect_file(content, frozenset(index.canonical), max_rows=_MAX_ROWS, has_target=lambda row: True)
     try:
         index.check(held.read_bytes(), name=constants.DATA_FILE, max_rows=_MAX_ROWS)
     finally:

@@ -96,7 +96,7 @@ def _compare_ways(data: bytes, limits: Limits, found: Sequence[Row | LineError])
     for _ in range(2):
         keys: list[RowKey] = []
         try:
-            for digest, row in read_keys(data, name="data.jsonl", limits=limits, known=dict(known)):
+            for digest, row in read_keys(data, name="data.jsonl", limits=limits, keys_by_line=dict(known)):
                 known[digest] = row.key
                 keys.append(row)
         except SubmissionError as error:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
-from template.constants import DEFAULT_DUPLICATE_COUNT, MAX_POOL_ROWS
+from template.constants import DEFAULT_DUPLICATE_COUNT, MAX_EVAL_SET_ROWS
 from template.errors import ConfigError
 from tests.campaigns.load import run as run_situation
 from tests.campaigns.load.run import MEMORY_BOUND_MIB, Situation
@@ -54,7 +54,7 @@ SITUATIONS = (
     Situation(name="hung", what="248 repos send a byte at a time, the 8 last in line answer", hung=248, block_s=0.5),
     Situation(name="large_pool", what="a pool of 100,000 rows of 2 KB", pool_rows=100_000, row_bytes=2_000),
     Situation(
-        name="largest_pool", what="a pool at its limits of rows and bytes", pool_rows=MAX_POOL_ROWS, row_bytes=505
+        name="largest_pool", what="a pool at its limits of rows and bytes", pool_rows=MAX_EVAL_SET_ROWS, row_bytes=505
     ),
     Situation(
         name="all_at_once",

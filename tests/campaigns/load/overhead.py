@@ -192,7 +192,7 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
         poll_s=0.0,
     )
     with crowd.chain, crowd.connect() as chain, Store(folder / "validator.sqlite3") as store:
-        crowd.record_scores(store, config.competition, sorted(read_eval_set_index(path).pool))
+        crowd.record_scores(store, config.competition, sorted(read_eval_set_index(path).canonical))
         validator = Validator(config, chain, store, IdleExecutor(), _fetcher(args))
 
         def tick(blocks: int = 0) -> float:

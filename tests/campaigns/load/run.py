@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from template.constants import BLOCK_S, MAX_POOL_BYTES, MAX_POOL_ROWS
+from template.constants import BLOCK_S, MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS
 from template.errors import HostError
 from template.localnet import hub_faults
 from template.localnet.hub_faults import FaultKind
@@ -61,7 +61,7 @@ def memory_bound(pool_bytes: int, pool_rows: int) -> float:
     return BASE_MIB + (pool_bytes + pool_rows * POOL_ROW_BYTES) / MIB
 
 
-MEMORY_BOUND_MIB = math.ceil(memory_bound(MAX_POOL_BYTES, MAX_POOL_ROWS))
+MEMORY_BOUND_MIB = math.ceil(memory_bound(MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS))
 """With the largest pool that there can be."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from template.constants import MAX_POOL_BYTES, MAX_POOL_ROWS, MAX_SUBMISSION_BYTES, MAX_SUBMISSION_ROWS
+from template.constants import MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS, MAX_SUBMISSION_BYTES, MAX_SUBMISSION_ROWS
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from tests.campaigns.load import __main__ as load
@@ -54,7 +54,11 @@ def test_a_wrong_setting_is_refused(words: tuple[str, ...]) -> None:
 
 
 def test_the_memory_bound_is_that_of_the_protocols_limits() -> None:
-    assert memory_bound(MAX_POOL_BYTES, MAX_POOL_ROWS) <= MEMORY_BOUND_MIB < memory_bound(MAX_POOL_BYTES, 2**20)
+    assert (
+        memory_bound(MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS)
+        <= MEMORY_BOUND_MIB
+        < memory_bound(MAX_EVAL_SET_BYTES, 2**20)
+    )
     assert f"{MEMORY_BOUND_MIB:,} MiB" in (ROOT / "docs" / "operating.md").read_text()
 
 
@@ -69,7 +73,7 @@ def test_a_row_of_the_pool_takes_no_more_memory_than_the_bound_says(rows: int, t
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(index.pool) == rows and held < rows * POOL_ROW_BYTES
+    assert len(index) == rows and held < rows * POOL_ROW_BYTES
 
 
 def test_large_files_reach_both_limits_and_near_ones_share_just_too_little(tmp_path: Path) -> None:
