@@ -1,11 +1,27 @@
-"""Frozen records that travel between the layers. No behaviour beyond small derived facts."""
+"""Frozen records that travel between the rooms. No behaviour beyond small derived facts.
+
+Block numbers, all of the subnet's chain:
+    block               where the newest view was read, or where a commitment was last set
+    commit_block        where a hotkey set its commitment, readable or timelocked
+    reveal_block        from where on everybody can read it: its commit block, or where the chain decrypted it
+    first_block         the earliest commit block of this text; setting it again does not move it
+    missing_block       the last at which its file was missing
+    rank_block          decides who is earlier: first_block, or the block after missing_block when that is later
+    registration_block  where the hotkey got its uid; what it committed up to there does not count
+    seed_block          whose hash gives the seed of an evaluation
+    start_block         the snapshot of a round
+    opened_block        the newest one when the round was fixed, start_block or later
+    end_block           the first one after the round
+"""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
-from template.errors import Reason
+from template.competition import CommitmentRecord
+from template.errors import Reason, SubmissionError
 
 # Key of an evaluation's environment that names the device it ran on. It cannot change a loss, so comparisons skip it.
 LOCATION = "where"
@@ -145,32 +161,21 @@ class PublishOutcome:
 
 
 class SubmissionKey(NamedTuple):
-    """Identity of a submission: who committed, and the text committed, `namespace:competition_id:commit`."""
+    """Identity of a submission: the hotkey and the text that it committed, `namespace:competition_id:commit`."""
 
     hotkey: str
-    entry: str
+    commitment: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Submission:
-    """A commitment as seen on chain.
+    """A commitment as recorded from the chain. missing_block: 0 unless its file was missing."""
 
-    block: where the chain last saw it set; a re-commit of the same text moves it. first_block: the earliest block it
-    was ever seen at, which a re-commit does not move. open_block: the earliest at which everybody could read it: later
-    than first_block for one that was sealed. missing_block: the last at which its file was looked for in vain, 0 for
-    never.
-    """
-
-    hotkey: str
-    entry: str
+    key: SubmissionKey
     first_block: int
     block: int
-    open_block: int
+    reveal_block: int
     missing_block: int = 0
-
-    @property
-    def key(self) -> SubmissionKey:
-        return SubmissionKey(self.hotkey, self.entry)
 
 
 @dataclass(frozen=True)
@@ -214,19 +219,20 @@ class RetryState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundEntry:
-    """One registered hotkey's commitment as the block of a round showed it.
+class Entry:
+    """One registered hotkey's commitment as of one block: exactly one of record and rejection.
 
-    block and rank_block: as in `template.rules.entries.Entrant`. lucky_num: the seed of its score, and seed_block
-    the block
-    whose hash gave it; both None for an entry that is not to be scored, seed_block also for a seed that was drawn.
+    reveal_block and rank_block count from the hotkey's present registration. lucky_num: the seed of its evaluation,
+    None for an entry that is not to be evaluated. seed_block: the source of a seed from the chain.
     """
 
     key: SubmissionKey
     uid: int
-    block: int
+    reveal_block: int
     rank_block: int
     registration_block: int
+    record: CommitmentRecord | None
+    rejection: SubmissionError | None = field(compare=False)
     lucky_num: int | None = None
     seed_block: int | None = None
 
@@ -247,11 +253,16 @@ class Round:
     opened_block: int
     end_block: int
     lucky_num: int
-    entries: tuple[RoundEntry, ...]
+    entries: tuple[Entry, ...]
     queue: tuple[SubmissionKey, ...]
     lucky_num_from: str = "random"
     seed_period: int | None = None
     id: int = 0
+
+    @cached_property
+    def by_key(self) -> Mapping[SubmissionKey, Entry]:
+        """Entries by submission."""
+        return {entry.key: entry for entry in self.entries}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.records import ChainCommitment, ChainView
+from template.records import ChainCommitment, ChainView, Entry
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates
-from template.rules.entries import Entrant, find_entrants, is_within_upload_grace
+from template.rules.entries import find_entries, is_within_upload_grace
 
 _DOWNLOADS_AT_ONCE = 4
 _TELL_EVERY = 20
@@ -105,18 +105,18 @@ def fetch_competitors(
     if hotkey is not None and hotkey not in view.by_hotkey:
         raise ConfigError(f"the hotkey {hotkey} is not registered on netuid {view.netuid}")
     _remove_strangers(folder, view)
-    entrants = {key.hotkey: entrant for key, entrant in find_entrants(view, {}, competition).items()}
+    entries = {key.hotkey: entry for key, entry in find_entries(view, {}, competition).items()}
     uids = {neuron.hotkey: neuron.uid for neuron in view.neurons}
-    met = [_meet(one, uids[one.hotkey], entrants.get(one.hotkey)) for one in view.commitments if one.hotkey in uids]
+    met = [_meet(one, uids[one.hotkey], entries.get(one.hotkey)) for one in view.commitments if one.hotkey in uids]
 
     def read(one: Competitor) -> Competitor:
-        entrant = entrants.get(one.hotkey)
-        if entrant is None or entrant.record is None:
+        entry = entries.get(one.hotkey)
+        if entry is None or entry.record is None:
             return one
         try:
-            return _read(one, entrant.record, competition, pool, folder)
+            return _read(one, entry.record, competition, pool, folder)
         except SubmissionError as error:
-            if is_within_upload_grace(entrant.record, error.reason, commit_block=entrant.block, block=view.block):
+            if is_within_upload_grace(entry.record, error.reason, reveal_block=entry.reveal_block, block=view.block):
                 return replace(one, unknown_reason=f"its file may still come: {error}")
             return replace(one, rejection=error)
         except RemoteError as error:
@@ -130,7 +130,7 @@ def fetch_competitors(
     )
 
 
-def _meet(commitment: ChainCommitment, uid: int, entrant: Entrant | None) -> Competitor:
+def _meet(commitment: ChainCommitment, uid: int, entry: Entry | None) -> Competitor:
     """What the chain alone says of a commitment."""
     neighbour = Competitor(
         hotkey=commitment.hotkey,
@@ -139,8 +139,8 @@ def _meet(commitment: ChainCommitment, uid: int, entrant: Entrant | None) -> Com
         entry=commitment.text,
         is_revealed=commitment.is_revealed,
     )
-    if entrant is not None:
-        return replace(neighbour, block=entrant.rank_block, rejection=entrant.refusal)
+    if entry is not None:
+        return replace(neighbour, block=entry.rank_block, rejection=entry.rejection)
     if commitment.reveal_round is not None:
         return replace(
             neighbour, unknown_reason=f"it is sealed until round {commitment.reveal_round} of the drand beacon"

@@ -14,7 +14,7 @@ import template
 from template.competition import Competition
 from template.errors import ConfigError, Reason
 from template.receipts.receipt import Receipt
-from template.records import LeaderboardRow, Round, RoundEntry, SubmissionKey, WeightIntent
+from template.records import Entry, LeaderboardRow, Round, SubmissionKey, WeightIntent
 from template.serialization import canonical_json, parse_object, read_record
 
 FORMAT = "dataset-round/1"
@@ -51,7 +51,7 @@ class RoundSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class EntryLine:
-    """One `template.records.RoundEntry` of the round; `entry` is the commitment's text."""
+    """One `template.records.Entry` of the round; `entry` is the commitment's text."""
 
     hotkey: str
     entry: str
@@ -209,12 +209,12 @@ def digest_lines(lines: Sequence[str] | Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _entry_line(entry: RoundEntry) -> EntryLine:
+def _entry_line(entry: Entry) -> EntryLine:
     return EntryLine(
         hotkey=entry.key.hotkey,
-        entry=entry.key.entry,
+        entry=entry.key.commitment,
         uid=entry.uid,
-        block=entry.block,
+        block=entry.reveal_block,
         rank_block=entry.rank_block,
         registration_block=entry.registration_block,
         lucky_num=entry.lucky_num,
@@ -225,7 +225,7 @@ def _entry_line(entry: RoundEntry) -> EntryLine:
 def _table_line(standing: LeaderboardRow, digests: Mapping[SubmissionKey, str]) -> TableLine:
     return TableLine(
         hotkey=standing.key.hotkey,
-        entry=standing.key.entry,
+        entry=standing.key.commitment,
         uid=standing.uid,
         reason=standing.reason,
         message=standing.message,

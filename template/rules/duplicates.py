@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.errors import Reason, SubmissionError
-from template.records import Submission, SubmissionKey, Verdict
-from template.rules.entries import Entrant
+from template.records import Entry, Submission, SubmissionKey, Verdict
 
 # Earlier versions of one hotkey's dataset that are held against copies of them.
 MAX_VERSIONS = 8
@@ -117,7 +116,7 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
 
 
 def find_duplicates(
-    entrants: Mapping[SubmissionKey, Entrant],
+    entries: Mapping[SubmissionKey, Entry],
     seen: Mapping[SubmissionKey, Submission],
     datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
 ) -> dict[SubmissionKey, Duplicate]:
@@ -127,9 +126,9 @@ def find_duplicates(
     the rule itself would call copies of the present one do, and only the earliest few: nobody can hold the pool with
     datasets that are not in the competition. What a hotkey committed before its registration stands for nothing.
     """
-    current = {key.hotkey: key for key, entrant in entrants.items() if entrant.refusal is None and key in datasets}
-    candidates = [_as_candidate(key, entrants[key].rank_block, datasets[key]) for key in current.values()]
-    for hotkey, versions in _earlier_versions(current, entrants, seen, datasets).items():
+    current = {key.hotkey: key for key, entry in entries.items() if entry.rejection is None and key in datasets}
+    candidates = [_as_candidate(key, entries[key].rank_block, datasets[key]) for key in current.values()]
+    for hotkey, versions in _earlier_versions(current, entries, seen, datasets).items():
         rows = set(datasets[current[hotkey]])
         related = [key for key in versions if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT]
         candidates += [_as_candidate(key, seen[key].first_block, datasets[key]) for key in related[:MAX_VERSIONS]]
@@ -137,7 +136,7 @@ def find_duplicates(
 
 
 def find_possible_duplicates(
-    entrants: Mapping[SubmissionKey, Entrant],
+    entries: Mapping[SubmissionKey, Entry],
     seen: Mapping[SubmissionKey, Submission],
     datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
 ) -> dict[SubmissionKey, Duplicate]:
@@ -146,21 +145,21 @@ def find_possible_duplicates(
     They would count then, if they are related to it. Whose rows have nothing to do with them is in no doubt, however
     many commit anew all the time.
     """
-    unread = {key.hotkey: key for key, entrant in entrants.items() if entrant.refusal is None and key not in datasets}
-    versions = _earlier_versions(unread, entrants, seen, datasets).values()
+    unread = {key.hotkey: key for key, entry in entries.items() if entry.rejection is None and key not in datasets}
+    versions = _earlier_versions(unread, entries, seen, datasets).values()
     if not versions:
         return {}
     some = {key for one in versions for key in (*one[:MAX_VERSIONS], *one[-MAX_VERSIONS:])}
     candidates = [_as_candidate(key, seen[key].first_block, datasets[key]) for key in some]
-    present = [key for key, entrant in entrants.items() if entrant.refusal is None and key in datasets]
-    candidates += [_as_candidate(key, entrants[key].rank_block, datasets[key]) for key in present]
+    present = [key for key, entry in entries.items() if entry.rejection is None and key in datasets]
+    candidates += [_as_candidate(key, entries[key].rank_block, datasets[key]) for key in present]
     found = {SubmissionKey(*identity): copy for identity, copy in match_duplicates(candidates).items()}
-    return {key: copy for key, copy in found.items() if key in entrants and copy.hotkey in unread}
+    return {key: copy for key, copy in found.items() if key in entries and copy.hotkey in unread}
 
 
 def _earlier_versions(
     current: Mapping[str, SubmissionKey],
-    entrants: Mapping[SubmissionKey, Entrant],
+    entries: Mapping[SubmissionKey, Entry],
     seen: Mapping[SubmissionKey, Submission],
     datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
 ) -> dict[str, list[SubmissionKey]]:
@@ -168,13 +167,13 @@ def _earlier_versions(
     versions: dict[str, list[SubmissionKey]] = {}
     for key in sorted(seen.keys() & datasets.keys(), key=lambda key: (seen[key].first_block, key)):
         now = current.get(key.hotkey)
-        if now is not None and key != now and seen[key].first_block > entrants[now].registration_block:
+        if now is not None and key != now and seen[key].first_block > entries[now].registration_block:
             versions.setdefault(key.hotkey, []).append(key)
     return versions
 
 
 def _as_candidate(key: SubmissionKey, block: int, row_keys: tuple[bytes, ...]) -> Candidate:
-    return Candidate(hotkey=key.hotkey, commit=key.entry, block=block, row_keys=row_keys)
+    return Candidate(hotkey=key.hotkey, commit=key.commitment, block=block, row_keys=row_keys)
 
 
 def eligible_datasets(

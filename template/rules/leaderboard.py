@@ -8,15 +8,14 @@ import dataclasses
 from collections.abc import Container, Mapping, Sequence
 
 from template.competition import Competition
-from template.records import ChainView, LeaderboardRow, SubmissionKey, Verdict
+from template.records import ChainView, Entry, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.duplicates import Duplicate
-from template.rules.entries import Entrant
 from template.rules.scoring import score_of, shares_from_scores, weights_from_scores
 
 
 def build_leaderboard(
     competition: Competition,
-    entrants: Mapping[SubmissionKey, Entrant],
+    entries: Mapping[SubmissionKey, Entry],
     verdicts: Mapping[SubmissionKey, Verdict],
     copies: Mapping[SubmissionKey, Duplicate],
     datasets: Container[SubmissionKey],
@@ -26,9 +25,9 @@ def build_leaderboard(
     datasets: those whose rows are known. A loss alone counts for nothing: nobody could tell whether it is a copy's.
     """
     # Of the few that stand here, not of all that there ever were.
-    held = {key: verdicts[key] for key in entrants if key in verdicts}
+    held = {key: verdicts[key] for key in entries if key in verdicts}
     known = {key: verdict for key, verdict in held.items() if verdict.loss is None or key in datasets}
-    lines = [_judge(entrant, competition, known, copies) for entrant in entrants.values()]
+    lines = [_judge(entry, competition, known, copies) for entry in entries.values()]
     shares = shares_from_scores({line.key.hotkey: line.score for line in lines})
     return [dataclasses.replace(line, weight=shares.get(line.key.hotkey, 0.0)) for line in lines]
 
@@ -73,19 +72,19 @@ def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: 
 
 
 def _judge(
-    entrant: Entrant,
+    entry: Entry,
     competition: Competition,
     verdicts: Mapping[SubmissionKey, Verdict],
     copies: Mapping[SubmissionKey, Duplicate],
 ) -> LeaderboardRow:
     """The entrant's line without its weight."""
-    verdict = verdicts.get(entrant.key)
+    verdict = verdicts.get(entry.key)
     loss = verdict.loss if verdict else None
     reason, message, score = None, "waits for its turn", 0.0
-    if entrant.refusal is not None:
-        reason, message, loss = entrant.refusal.reason, str(entrant.refusal), None
-    elif entrant.key in copies:
-        error = copies[entrant.key].to_error()
+    if entry.rejection is not None:
+        reason, message, loss = entry.rejection.reason, str(entry.rejection), None
+    elif entry.key in copies:
+        error = copies[entry.key].to_error()
         reason, message = error.reason, str(error)
     elif verdict is not None and verdict.reason is not None:
         reason, message = verdict.reason, verdict.message
@@ -93,5 +92,5 @@ def _judge(
         message = ""
         score = score_of(loss, competition)
     return LeaderboardRow(
-        key=entrant.key, uid=entrant.uid, reason=reason, message=message, loss=loss, score=score, weight=0.0
+        key=entry.key, uid=entry.uid, reason=reason, message=message, loss=loss, score=score, weight=0.0
     )

@@ -9,9 +9,9 @@ closes at its end block, or as soon as nothing is left to do when it is the last
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from template.records import ChainView, RetryState, Round, SubmissionKey, Verdict, WeightIntent
+from template.records import ChainView, Entry, RetryState, Round, SubmissionKey, Verdict, WeightIntent
 from template.rules.duplicates import Duplicate
-from template.rules.entries import Entrant, order_entries
+from template.rules.entries import order_entries
 
 # Tries that end in a fault of this machine before a submission is parked until its `next_at`: it holds nothing up.
 MAX_HOST_FAILURES = 3
@@ -64,7 +64,7 @@ class State:
     hotkey: str
     round: Round | None
     rounds_done: int
-    entrants: Mapping[SubmissionKey, Entrant]
+    entries: Mapping[SubmissionKey, Entry]
     datasets: Mapping[SubmissionKey, object]
     verdicts: Mapping[SubmissionKey, Verdict]
     copies: Mapping[SubmissionKey, Duplicate]
@@ -221,7 +221,7 @@ def _round_length(view: ChainView, policy: Policy) -> int:
 
 
 def plan_queue(
-    entrants: Mapping[SubmissionKey, Entrant],
+    entries: Mapping[SubmissionKey, Entry],
     verdicts: Mapping[SubmissionKey, Verdict],
     copies: Mapping[SubmissionKey, Duplicate],
     datasets: Container[SubmissionKey],
@@ -231,8 +231,8 @@ def plan_queue(
 ) -> tuple[SubmissionKey, ...]:
     """Whose turn it is in a new round, in order: who is no copy, not parked, and has something left to be found out."""
     waiting = [
-        entrant
-        for key, entrant in entrants.items()
+        entry
+        for key, entry in entries.items()
         if _is_open(key, verdicts, datasets) and key not in copies and not _is_parked(attempts.get(key), now)
     ]
     failures = {key: attempt.remote_failures for key, attempt in attempts.items()}
@@ -273,7 +273,7 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
         if key.hotkey in present
         and _is_open(key, state.verdicts, state.datasets)
         and key not in state.running
-        and state.entrants[key].refusal is None
+        and state.entries[key].rejection is None
         and not _is_parked(attempts.get(key), now)
     ]
     ready = {key for key in open_keys if key not in attempts or attempts[key].next_at <= now}
@@ -310,11 +310,11 @@ def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callab
     if not awaited:
         return lambda key: True
     hotkeys = {one.hotkey for one in awaited}
-    earliest = min(state.entrants[one].rank_block for one in awaited)
+    earliest = min(state.entries[one].rank_block for one in awaited)
 
     def is_original(key: SubmissionKey) -> bool:
         is_doubted = key in state.doubts and state.doubts[key].hotkey in hotkeys
-        return state.entrants[key].rank_block < earliest and not is_doubted
+        return state.entries[key].rank_block < earliest and not is_doubted
 
     return is_original
 
@@ -323,7 +323,7 @@ def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
     """True once nothing more is to be done about this round's weights."""
     if not policy.sets_weights:
         # A table of nobody has no lines to be found by.
-        return state.has_leaderboard or not state.entrants
+        return state.has_leaderboard or not state.entries
     if any(intent.outcome is not None and intent.outcome.is_accepted for intent in state.intents):
         return True
     # A call may land after it was given up, and a second try is then refused for coming too soon. An earlier round's

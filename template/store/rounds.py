@@ -8,17 +8,23 @@ from functools import lru_cache
 
 from template.errors import Reason
 from template.records import (
+    Entry,
     EvalConfig,
     LeaderboardRow,
     Metrics,
     Round,
-    RoundEntry,
     RunningEvaluation,
     SubmissionKey,
     WeightIntent,
     WeightOutcome,
 )
+from template.rules.entries import parse_entry
 from template.store.database import StateFile
+
+_ROUNDS = (
+    "SELECT *, (SELECT json_extract(competition, '$.id') FROM contests WHERE id = contest_id) AS competition_id"
+    " FROM rounds"
+)
 
 
 class RoundTables(StateFile):
@@ -42,23 +48,24 @@ class RoundTables(StateFile):
                 "INSERT INTO round_members VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
-                        cursor.lastrowid, *one.key, one.uid, one.block, one.rank_block, one.registration_block,
+                        cursor.lastrowid, *one.key, one.uid, one.reveal_block, one.rank_block, one.registration_block,
                         one.lucky_num, one.seed_block, turns.get(one.key),
                     )
                     for one in opened.entries
                 ],
             )  # fmt: skip
-        return self._read_round(self.rows("SELECT * FROM rounds WHERE id = ?", cursor.lastrowid)[0])
+        self._last_read = dataclasses.replace(opened, id=int(cursor.lastrowid or 0))
+        return self._last_read
 
     def open_round(self, eval_config: EvalConfig) -> Round | None:
         """The round that is not closed, None between rounds."""
-        rows = self.rows("SELECT * FROM rounds WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id)
+        rows = self.rows(f"{_ROUNDS} WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id)
         return self._read_round(rows[-1]) if rows else None
 
     def last_round(self, *, with_standings: bool = False) -> Round | None:
         """The newest round of any contest, closed or not; on request the newest that has a table."""
         where = "WHERE id IN (SELECT round_id FROM standings)" if with_standings else ""
-        rows = self.rows(f"SELECT * FROM rounds {where} ORDER BY id DESC LIMIT 1")
+        rows = self.rows(f"{_ROUNDS} {where} ORDER BY id DESC LIMIT 1")
         return self._read_round(rows[0]) if rows else None
 
     def last_round_id(self) -> int | None:
@@ -91,7 +98,7 @@ class RoundTables(StateFile):
 
     def _read_members(self, row: sqlite3.Row) -> Round:
         members = self.rows("SELECT * FROM round_members WHERE round_id = ? ORDER BY uid", row["id"])
-        entries = tuple(_read_entry(member) for member in members)
+        entries = tuple(entry_from_row(member, row["competition_id"]) for member in members)
         turns = sorted((member["turn"], at) for at, member in enumerate(members) if member["turn"] is not None)
         return Round(
             id=row["id"],
@@ -162,21 +169,22 @@ class RoundTables(StateFile):
         found = self._intents(f"WHERE {where} ORDER BY id DESC LIMIT 1", *values)
         return next((_read_intent(row) for row in found), None)
 
-    def latest_seeded_entries(
+    def latest_seeds(
         self, eval_config: EvalConfig, keys: Iterable[SubmissionKey]
-    ) -> dict[SubmissionKey, RoundEntry]:
-        """What the newest round in which it had a seed says of each of these submissions."""
-        found = {}
+    ) -> dict[SubmissionKey, tuple[int, int | None]]:
+        """Return lucky_num and seed_block of the newest entry with a seed, per submission."""
+        seeds = {}
         for key in keys:
             rows = self.rows(
-                "SELECT member.* FROM round_members AS member JOIN rounds ON rounds.id = round_id"
+                "SELECT member.lucky_num, member.seed_block FROM round_members AS member"
+                " JOIN rounds ON rounds.id = round_id"
                 " WHERE contest_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
                 " ORDER BY round_id DESC LIMIT 1",
                 eval_config.id, *key,
             )  # fmt: skip
             if rows:
-                found[key] = _read_entry(rows[0])
-        return found
+                seeds[key] = (rows[0]["lucky_num"], rows[0]["seed_block"])
+        return seeds
 
     def _intents(self, where: str, *values: object) -> list[sqlite3.Row]:
         columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat"
@@ -243,11 +251,13 @@ class RoundTables(StateFile):
         return Metrics(**{**content, "running": tuple(running)})
 
 
-def _read_entry(row: sqlite3.Row) -> RoundEntry:
-    return RoundEntry(
-        key=SubmissionKey(row["hotkey"], row["entry"]),
+def entry_from_row(row: sqlite3.Row, competition_id: str) -> Entry:
+    """Parse a row of round_members under the competition of its round."""
+    return parse_entry(
+        SubmissionKey(row["hotkey"], row["entry"]),
+        competition_id,
         uid=row["uid"],
-        block=row["block"],
+        reveal_block=row["block"],
         rank_block=row["rank_block"],
         registration_block=row["registration_block"],
         lucky_num=row["lucky_num"],

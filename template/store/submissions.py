@@ -82,22 +82,26 @@ class SubmissionTables(StateFile):
         (row,) = self.rows("SELECT id FROM contests WHERE digest = ?", digest)
         return EvalConfig(row["id"], digest)
 
-    def record_submissions(self, seen: Sequence[Submission], registered: Mapping[str, int] | None = None) -> None:
-        """Records commitments as they stand on chain, keeping the earliest block of each.
+    def record_submissions(
+        self, submissions: Iterable[Submission], registration_blocks: Mapping[str, int] | None = None
+    ) -> None:
+        """Record commitments from the chain, keeping the earliest first block and reveal block of each.
 
-        registered: each hotkey's registration block; what it committed up to there belongs to an earlier life and is
-        no longer its earliest.
+        Blocks up to a hotkey's present registration no longer count as the earliest.
         """
-        births = registered or {}
+        registered = registration_blocks or {}
+        rows = [{**vars(one), **one.key._asdict(), "born": registered.get(one.key.hotkey, -1)} for one in submissions]
         with self.atomic() as db:
             db.executemany(
                 "INSERT INTO submissions (hotkey, entry, first_block, block, open_block)"
-                " VALUES (:hotkey, :entry, :first_block, :block, :open_block) ON CONFLICT DO UPDATE SET block = :block,"
+                " VALUES (:hotkey, :commitment, :first_block, :block, :reveal_block)"
+                " ON CONFLICT DO UPDATE SET block = :block,"
                 " first_block = CASE WHEN first_block <= :born THEN :first_block"
                 " ELSE min(first_block, :first_block) END,"
-                " open_block = CASE WHEN open_block <= :born THEN :open_block ELSE min(open_block, :open_block) END,"
+                " open_block = CASE WHEN open_block <= :born THEN :reveal_block"
+                " ELSE min(open_block, :reveal_block) END,"
                 " missing_block = CASE WHEN open_block <= :born THEN 0 ELSE missing_block END",
-                [{**vars(one), "born": births.get(one.hotkey, -1)} for one in seen],
+                rows,
             )
 
     def submissions(self, keys: Iterable[SubmissionKey] | None = None) -> dict[SubmissionKey, Submission]:
@@ -110,7 +114,8 @@ class SubmissionTables(StateFile):
             rows = self.rows(query)
         else:
             rows = [row for key in keys for row in self.rows(f"{query} WHERE hotkey = ? AND entry = ?", *key)]
-        return {SubmissionKey(row["hotkey"], row["entry"]): Submission(**dict(row)) for row in rows}
+        submissions = (Submission(SubmissionKey(hotkey, text), *blocks) for hotkey, text, *blocks in rows)
+        return {submission.key: submission for submission in submissions}
 
     def record_missing_file(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
         """Records that the submission's file was looked for in vain, which costs it its rank up to there.

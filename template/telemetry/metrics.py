@@ -59,7 +59,7 @@ def table_rows(report: RoundReport) -> list[list[str | float | None]]:
         [
             standing.key.hotkey,
             standing.uid,
-            standing.key.entry.split(":")[0],
+            standing.key.commitment.split(":")[0],
             verdict_name(standing),
             standing.loss,
             standing.score,

@@ -57,7 +57,7 @@ class Housekeeper:
         for key in judge.datasets.keys() - self._store.dataset_keys(judge.eval_config):
             del judge.datasets[key]
         self._remove_datasets({judge.folder(key) for key in (*current.queue, *judge.under_way())})
-        standing = {f"{entry.key.hotkey}-{entry.key.entry.rpartition(':')[2][:12]}" for entry in current.entries}
+        standing = {f"{entry.key.hotkey}-{entry.key.commitment.rpartition(':')[2][:12]}" for entry in current.entries}
         _remove_files(self._config.receipt_dir, _RECEIPT, keep=standing, older_than=old)
         _remove_files(self._config.round_dir, _ROUND, keep=frozenset(), older_than=old)
         self._remove_eval_sets(older_than=old)

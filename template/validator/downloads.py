@@ -110,7 +110,7 @@ class Downloader:
 
     def _run(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float) -> None:
         try:
-            held = self._fetch(CommitmentRecord.parse(key.entry), folder, deadline_s)
+            held = self._fetch(CommitmentRecord.parse(key.commitment), folder, deadline_s)
             ended = DownloadResult(key=key, block=block, held=held)
         except Exception as error:
             ended = DownloadResult(key=key, block=block, error=error)

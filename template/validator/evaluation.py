@@ -19,7 +19,7 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.hub import datasets
 from template.receipts.files import write_receipt
 from template.receipts.receipt import EvaluatedSubmission, Receipt
-from template.records import EvalConfig, RetryState, Round, RoundEntry, SubmissionKey, TrainResult, Verdict
+from template.records import Entry, EvalConfig, RetryState, Round, SubmissionKey, TrainResult, Verdict
 from template.rules import schedule
 from template.rules.entries import is_within_upload_grace
 from template.store.store import Store
@@ -131,7 +131,7 @@ class SubmissionEvaluator:
         is_ahead = self._paused_until - self._now() > PAUSE_MOST_S
         self._paused_until = max(float("-inf") if is_ahead else self._paused_until, self._now() + pause_s)
 
-    def _check(self, entry: RoundEntry, fetched: DownloadResult, attempt: RetryState, *, is_judged: bool) -> None:
+    def _check(self, entry: Entry, fetched: DownloadResult, attempt: RetryState, *, is_judged: bool) -> None:
         """Takes in the end of a download. is_judged: it has a loss already and only its rows are to be known again."""
         key = entry.key
         try:
@@ -155,12 +155,14 @@ class SubmissionEvaluator:
             self.lost.discard(key)
 
     def _reject(
-        self, entry: RoundEntry, block: int, attempt: RetryState, error: SubmissionError, *, is_judged: bool
+        self, entry: Entry, block: int, attempt: RetryState, error: SubmissionError, *, is_judged: bool
     ) -> None:
         """What the miner is to blame for, unless it may yet be mended. block: the newest when it was asked for."""
         key = entry.key
-        record = CommitmentRecord.parse(key.entry)
-        may_come = not is_judged and is_within_upload_grace(record, error.reason, commit_block=entry.block, block=block)
+        record = CommitmentRecord.parse(key.commitment)
+        may_come = not is_judged and is_within_upload_grace(
+            record, error.reason, reveal_block=entry.reveal_block, block=block
+        )
         if error.reason in MISSING and not may_come:
             self._store.record_missing_file(key, block)
         if is_judged or may_come:
@@ -168,22 +170,22 @@ class SubmissionEvaluator:
         else:
             self._refuse(key, error)
 
-    def _admit(self, entry: RoundEntry, held: datasets.HubFile, row_keys: tuple[bytes, ...]) -> None:
+    def _admit(self, entry: Entry, held: datasets.HubFile, row_keys: tuple[bytes, ...]) -> None:
         key = entry.key
         # One that was not there before keeps the rank that it has in this round, the last.
         self._store.record_missing_file(key, entry.rank_block - 1, is_found=True)
         self._store.record_dataset(self.eval_config, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
         self.datasets[key] = row_keys
-        logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.entry, len(row_keys))
+        logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.commitment, len(row_keys))
 
     def start(self, key: SubmissionKey, lucky_num: int) -> None:
         """Hands one dataset to a worker; one whose file is gone from the disk is `lost` instead. Raises: HostError."""
-        record = CommitmentRecord.parse(key.entry)
+        record = CommitmentRecord.parse(key.commitment)
         held = datasets.find_dataset(record.namespace, record.commit, self.folder(key))
         if held is None:
             self.lost.add(key)
             return
-        logger.info("scoring hotkey={} entry={} lucky_num={}", key.hotkey, key.entry, lucky_num)
+        logger.info("scoring hotkey={} entry={} lucky_num={}", key.hotkey, key.commitment, lucky_num)
         self._given[key] = held.sha256
         self._executor.submit(key, held.path.parent, lucky_num)
 
@@ -223,7 +225,7 @@ class SubmissionEvaluator:
         self._remove(key)
 
     def _refuse(self, key: SubmissionKey, error: SubmissionError) -> None:
-        logger.info("refused hotkey={} entry={} reason={}: {}", key.hotkey, key.entry, error.reason, error)
+        logger.info("refused hotkey={} entry={} reason={}: {}", key.hotkey, key.commitment, error.reason, error)
         verdict = Verdict(reason=error.reason, message=str(error))
         self._store.record_verdict(self.eval_config, key, verdict, self._now())
         self._remove(key)
@@ -232,7 +234,7 @@ class SubmissionEvaluator:
         """Not known yet: tried again later, for as long as it takes."""
         pause = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
         pause = min(max(pause, error.retry_after_s or 0.0), RETRY_MOST_S)
-        logger.warning("pending hotkey={} entry={} retry_in_s={:.0f}: {}", key.hotkey, key.entry, pause, error)
+        logger.warning("pending hotkey={} entry={} retry_in_s={:.0f}: {}", key.hotkey, key.commitment, pause, error)
         after = RetryState(before.remote_failures + 1, before.host_failures, self._now() + pause, str(error))
         self._store.record_retry_state(self.eval_config, key, after)
 
@@ -247,7 +249,7 @@ class SubmissionEvaluator:
 
     def folder(self, key: SubmissionKey) -> Path:
         """Where the submission's file is kept until there is a verdict: a folder of its own, never a uid's."""
-        record = CommitmentRecord.parse(key.entry)
+        record = CommitmentRecord.parse(key.commitment)
         return self._config.data_dir / key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
 
     def _remove(self, key: SubmissionKey) -> None:
@@ -256,7 +258,7 @@ class SubmissionEvaluator:
 
     def _make_receipt(self, key: SubmissionKey, result: TrainResult) -> Receipt:
         """The receipt, signed where there is a hotkey to sign with, and written beside the others when wanted."""
-        record = CommitmentRecord.parse(key.entry)
+        record = CommitmentRecord.parse(key.commitment)
         receipt = Receipt(
             competition=self._config.competition,
             submission=EvaluatedSubmission(

@@ -17,10 +17,10 @@ from template.chain.protocols import ValidatorChain
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.errors import ConfigError, HostError, RemoteError
 from template.hub.datasets import fetch_eval_set
-from template.records import ChainView, EvalConfig, Round, Submission, SubmissionKey
-from template.rules import duplicates, entries, schedule
+from template.records import ChainView, Entry, EvalConfig, Round, Submission, SubmissionKey
+from template.rules import duplicates, schedule
 from template.rules.duplicates import Duplicate
-from template.rules.entries import Entrant
+from template.rules.entries import CommitBlocks, current_submissions, missing_commit_blocks, prune_commit_blocks
 from template.rules.schedule import Action, State
 from template.store.store import Store
 from template.validator.cleanup import Housekeeper, oldest_remembered_block
@@ -90,8 +90,7 @@ class Validator:
         # What the store and the last view imply, kept so that an idle tick costs little.
         self._recorded: object = None
         self._seen: Mapping[SubmissionKey, Submission] = {}
-        self._openings: entries.CommitBlocks = store.commit_blocks()
-        self._entrants: tuple[int, Mapping[SubmissionKey, Entrant]] = (0, {})
+        self._openings: CommitBlocks = store.commit_blocks()
         self._copies: Mapping[SubmissionKey, Duplicate] = {}
         self._doubts: Mapping[SubmissionKey, Duplicate] = {}
         self._copies_of: object = None
@@ -213,14 +212,14 @@ class Validator:
     def _record_submissions(self, view: ChainView) -> None:
         """Records what is committed, unless it is what this process recorded last."""
         births = {neuron.hotkey: neuron.registration_block for neuron in view.neurons}
-        unknown = entries.missing_commit_blocks(view, self._openings)
+        unknown = missing_commit_blocks(view, self._openings)
         if unknown:
             self._openings = {**self._openings, **self._find_commit_blocks(unknown, view)}
         if (view.commitments, births, self._openings) == self._recorded:
             return
-        now = entries.current_submissions(view, self._openings)
+        now = current_submissions(view, self._openings)
         self._store.record_submissions(now, births)
-        self._seen = self._read_seen(one.key for one in now)
+        self._seen = self._read_seen(submission.key for submission in now)
         self._recorded = (view.commitments, births, self._openings)
 
     def _read_seen(self, keys: Iterable[SubmissionKey]) -> Mapping[SubmissionKey, Submission]:
@@ -253,7 +252,7 @@ class Validator:
             judge.collect_downloads(current)
         round_id = current.id if current else store.last_round_id()
         intents = store.intents(round_id) if round_id is not None else []
-        entrants = self._read_entrants(current)
+        entries = current.by_key if current else {}
         if judge is not None and current is None:
             now = self._now()
             store.expire_rejections(
@@ -263,10 +262,10 @@ class Validator:
             hotkey="" if self.config.is_offline else self._chain.hotkey,
             round=current,
             rounds_done=self.rounds_done,
-            entrants=entrants,
+            entries=entries,
             datasets=judge.datasets if judge else {},
             verdicts=store.verdicts(judge.eval_config) if judge else {},
-            copies=self._find_duplicates(judge, entrants) if judge else {},
+            copies=self._find_duplicates(judge, entries) if judge else {},
             doubts=self._doubts,
             attempts=judge.attempts() if judge else {},
             intents=[intent for intent in intents if not intent.is_repeat],
@@ -294,24 +293,16 @@ class Validator:
             logger.warning("the model is another now, so all is scored anew: {}", model)
             self._open_eval_config(model, self._pool)
 
-    def _read_entrants(self, current: Round | None) -> Mapping[SubmissionKey, Entrant]:
-        if current is None:
-            return {}
-        if self._entrants[0] != current.id:
-            found = {entry.key: entries.read_entry(entry, self.config.competition) for entry in current.entries}
-            self._entrants = (current.id, found)
-        return self._entrants[1]
-
     def _find_duplicates(
-        self, judge: SubmissionEvaluator, entrants: Mapping[SubmissionKey, Entrant]
+        self, judge: SubmissionEvaluator, entries: Mapping[SubmissionKey, Entry]
     ) -> Mapping[SubmissionKey, Duplicate]:
         """The copies, found anew only when something that decides them changed since the last tick: a loss does not."""
         known = duplicates.eligible_datasets(judge.datasets, self._store.verdicts(judge.eval_config))
         blocks = {key: self._seen[key].first_block if key in self._seen else None for key in known}
-        decisive = (judge.eval_config, entrants, blocks)
+        decisive = (judge.eval_config, entries, blocks)
         if decisive != self._copies_of:
-            self._copies = duplicates.find_duplicates(entrants, self._seen, known)
-            self._doubts = duplicates.find_possible_duplicates(entrants, self._seen, known)
+            self._copies = duplicates.find_duplicates(entries, self._seen, known)
+            self._doubts = duplicates.find_possible_duplicates(entries, self._seen, known)
             self._copies_of = decisive
         return self._copies
 
@@ -327,7 +318,7 @@ class Validator:
                     self._judge.fetch(key, view.block, state.attempts.get(key))
             case schedule.EvaluateDataset(key):
                 assert current is not None and self._judge is not None
-                entry = next(entry for entry in current.entries if entry.key == key)
+                entry = current.by_key[key]
                 assert entry.lucky_num is not None, "whoever is in the queue has a seed"
                 self._judge.start(key, entry.lucky_num)
             case schedule.SetWeights():
@@ -371,7 +362,7 @@ class Validator:
         assert self._judge is not None
         snapshot = view if start_block == view.block else self._chain.view(start_block)
         self._record_submissions(snapshot)
-        if entries.missing_commit_blocks(snapshot, self._openings):
+        if missing_commit_blocks(snapshot, self._openings):
             raise RemoteError("no round can open: it is not known where some opened commitments were made")
         # With the ranks that were lost since by files that were not there.
         self._seen = self._read_seen(self._seen)
@@ -394,7 +385,7 @@ class Validator:
         else:
             logger.error("round {} closes without weights on chain: {}", current.id, errors[-1:])
         self._housekeeper.tidy(judge, current, self._seen)
-        self._openings = entries.prune_commit_blocks(self._openings, before_block=oldest_remembered_block(current))
+        self._openings = prune_commit_blocks(self._openings, before_block=oldest_remembered_block(current))
 
 
 def _device_of(model: str) -> str:

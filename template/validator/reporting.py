@@ -75,8 +75,8 @@ class Reporter:
         current = state.round
         open_keys = [key for key in current.queue if key not in state.verdicts] if current else []
         unscored = sum(
-            one.refusal is None and key not in state.verdicts and key not in state.copies
-            for key, one in state.entrants.items()
+            one.rejection is None and key not in state.verdicts and key not in state.copies
+            for key, one in state.entries.items()
         )
         last = self._store.last_accepted()
         return Metrics(
@@ -155,7 +155,7 @@ def _describe(action: Action, running: tuple[RunningEvaluation, ...]) -> str:
         case schedule.FetchDatasets(keys):
             return f"fetching {len(keys)} datasets"
         case schedule.EvaluateDataset(key):
-            return f"scoring {key.entry} of {key.hotkey}"
+            return f"scoring {key.commitment} of {key.hotkey}"
         case schedule.OpenRound(start_block, _):
             return f"opening a round on block {start_block}"
         case schedule.SetWeights():

@@ -1,5 +1,6 @@
 """Opening a round: its snapshot, queue and seeds, all recorded before any work on it."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
 
@@ -7,9 +8,9 @@ from loguru import logger
 
 from template.chain.protocols import ValidatorChain
 from template.errors import ConfigError, RemoteError
-from template.records import ChainView, Round, RoundEntry, Submission, SubmissionKey
-from template.rules import duplicates, entries, schedule
-from template.rules.entries import Entrant
+from template.records import ChainView, Entry, Round, Submission, SubmissionKey
+from template.rules import duplicates, schedule
+from template.rules.entries import CommitBlocks, demote, find_entries
 from template.rules.seeds import seed_block, seed_from_hash
 from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
@@ -51,7 +52,7 @@ class RoundOpener:
         snapshot: ChainView,
         running: Collection[SubmissionKey],
         seen: Mapping[SubmissionKey, Submission],
-        commit_blocks: entries.CommitBlocks,
+        commit_blocks: CommitBlocks,
         *,
         opened_block: int,
         end_block: int,
@@ -59,17 +60,17 @@ class RoundOpener:
         """A new round on `snapshot`. running: what is being scored now. seen, openings: all that was recorded."""
         store, config = self._store, self._config
         verdicts, attempts = store.verdicts(judge.eval_config), judge.attempts()
-        entrants = entries.find_entrants(snapshot, seen, config.competition, commit_blocks)
-        entrants = {
-            key: one
+        entries = find_entries(snapshot, seen, config.competition, commit_blocks)
+        entries = {
+            key: entry
             if key in judge.datasets or not (key in seen and seen[key].missing_block)
-            else one.ranked_last(snapshot.block)
-            for key, one in entrants.items()
+            else demote(entry, snapshot.block)
+            for key, entry in entries.items()
         }
-        copies = duplicates.find_duplicates(entrants, seen, duplicates.eligible_datasets(judge.datasets, verdicts))
-        queue = schedule.plan_queue(entrants, verdicts, copies, judge.datasets, attempts, self._now(), config.policy)
+        copies = duplicates.find_duplicates(entries, seen, duplicates.eligible_datasets(judge.datasets, verdicts))
+        queue = schedule.plan_queue(entries, verdicts, copies, judge.datasets, attempts, self._now(), config.policy)
         # What was begun in an earlier round and is told of in this one or later.
-        begun = store.latest_seeded_entries(judge.eval_config, store.unpublished(judge.eval_config).union(running))
+        begun = store.latest_seeds(judge.eval_config, store.unpublished(judge.eval_config).union(running))
         unscored = frozenset(key for key in queue if key not in verdicts)
         lucky_num = self._choose_seed(snapshot.block_hash)
         opened = Round(
@@ -78,7 +79,7 @@ class RoundOpener:
             opened_block=opened_block,
             end_block=end_block,
             lucky_num=lucky_num,
-            entries=self._seed_entries(entrants, unscored, lucky_num, begun),
+            entries=self._seed_entries(entries, unscored, lucky_num, begun),
             queue=queue,
             lucky_num_from=config.seed_source,
             seed_period=config.seed_period,
@@ -100,29 +101,28 @@ class RoundOpener:
 
     def _seed_entries(
         self,
-        entrants: Mapping[SubmissionKey, Entrant],
+        entries: Mapping[SubmissionKey, Entry],
         unscored: frozenset[SubmissionKey],
         lucky_num: int,
-        begun: Mapping[SubmissionKey, RoundEntry],
-    ) -> tuple[RoundEntry, ...]:
-        """The snapshot's entries by uid, with seeds for those that may be scored; what was begun keeps its own.
+        begun: Mapping[SubmissionKey, tuple[int, int | None]],
+    ) -> tuple[Entry, ...]:
+        """Return the snapshot's entries by uid, with seeds for those that may be evaluated.
 
-        A seed from the chain belongs to the submission and not to the round in which its turn came, so that whoever
-        scores it later, in another round, gets the same bits.
+        An evaluation that began in an earlier round keeps its seed. A seed from the chain belongs to the submission,
+        so that every validator gets the same bits whatever round the evaluation falls into.
         """
         period = self._config.seed_period
         seeds: dict[int, int] = {}
-        entries = []
-        for entrant in sorted(entrants.values(), key=lambda one: one.uid):
-            block, seed = None, None
-            if (started := begun.get(entrant.key)) is not None:
-                block, seed = started.seed_block, started.lucky_num
-            elif entrant.key in unscored and period is None:
-                seed = lucky_num
-            elif entrant.key in unscored and period is not None:
-                block = seed_block(entrant.block, period)
-                if block not in seeds:
-                    seeds[block] = seed_from_hash(self._chain.block_hash(block))
-                seed = seeds[block]
-            entries.append(entrant.to_entry(lucky_num=seed, seed_block=block))
-        return tuple(entries)
+        seeded = []
+        for entry in sorted(entries.values(), key=lambda entry: entry.uid):
+            seed, block = begun.get(entry.key, (None, None))
+            if seed is None and entry.key in unscored:
+                if period is None:
+                    seed = lucky_num
+                else:
+                    block = seed_block(entry.reveal_block, period)
+                    if block not in seeds:
+                        seeds[block] = seed_from_hash(self._chain.block_hash(block))
+                    seed = seeds[block]
+            seeded.append(dataclasses.replace(entry, lucky_num=seed, seed_block=block))
+        return tuple(seeded)

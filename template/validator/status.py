@@ -149,7 +149,7 @@ def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
     """The last error of an attempt without what names the submission, so that equal causes are equal texts."""
     cause = attempt.last_error
     with contextlib.suppress(SubmissionError):
-        record = CommitmentRecord.parse(key.entry)
+        record = CommitmentRecord.parse(key.commitment)
         cause = cause.replace(record.namespace, "REPO").replace(record.commit, "COMMIT")
     return cause.replace(key.hotkey, "HOTKEY")
 

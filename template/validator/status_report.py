@@ -133,7 +133,7 @@ def _describe_failures(status: Status) -> Section:
     commonest = sorted(causes.items(), key=lambda item: -len(item[1]))
     pending = [f"{len(times)} {cause}; {_when(min(times), status.now)}" for cause, times in commonest]
     parked = [
-        f"{key.hotkey} {key.entry.split(':', 1)[0]}, for {span(one.next_at - status.now)} more: {one.last_error}"
+        f"{key.hotkey} {key.commitment.split(':', 1)[0]}, for {span(one.next_at - status.now)} more: {one.last_error}"
         for key, one in status.parked().items()
     ]
     return [
@@ -229,7 +229,7 @@ def _format_line(line: LeaderboardRow) -> tuple[str, ...]:
     return (
         _short(line.key.hotkey),
         str(line.uid),
-        escape_cell(line.key.entry.split(":", 1)[0], 40),
+        escape_cell(line.key.commitment.split(":", 1)[0], 40),
         str(line.reason) if line.reason is not None else scored,
         "-" if line.loss is None else f"{line.loss:.6f}",
         f"{line.score:.4f}",

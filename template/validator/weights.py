@@ -29,7 +29,7 @@ class Scale:
     def set_weights(self, eval_config: EvalConfig, current: Round, state: State, view: ChainView) -> None:
         """Makes the round's table and, where the policy says so, submits its weights."""
         lines = leaderboard.build_leaderboard(
-            self._config.competition, state.entrants, state.verdicts, state.copies, state.datasets
+            self._config.competition, state.entries, state.verdicts, state.copies, state.datasets
         )
         for line in lines:
             _tell(line)

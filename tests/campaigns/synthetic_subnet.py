@@ -125,7 +125,7 @@ class Crowd:
         for key in self.keys:
             rows = draw.sample(row_keys, min(COMPETITION.rows, len(row_keys)))
             result = make_result(key, loss=COMPETITION.minb + draw.random() * 0.1)
-            repo, _, commit = key.entry.split(":")
+            repo, _, commit = key.commitment.split(":")
             submission = EvaluatedSubmission(netuid=NETUID, hotkey=key.hotkey, repo=repo, commit=commit)
             receipt = Receipt(competition=competition, submission=submission, result=result)
             store.record_dataset(eval_config, key, sha256=result.train_sha256, row_keys=rows, now=0.0)
@@ -145,7 +145,7 @@ def make_result(key: SubmissionKey, *, loss: float) -> TrainResult:
         model_digest=None,
         hyperparameters=HYPERPARAMETERS.to_dict(),
         hyperparameters_digest=HYPERPARAMETERS.digest,
-        train_sha256=hashlib.sha256(key.entry.encode()).hexdigest(),
+        train_sha256=hashlib.sha256(key.commitment.encode()).hexdigest(),
         train_rows=COMPETITION.rows,
         train_tokens=75_000,
         eval_sha256="1" * 64,

@@ -141,7 +141,7 @@ def spine(arena: Arena) -> Outcome:
 def test_miners_publish_from_processes(arena: Arena) -> None:
     for name, process in arena.miners.items():
         assert process.status == 0, process.logs
-        assert process.output == f"{arena.key(name).entry} committed in block {process.output.split()[-1]}\n"
+        assert process.output == f"{arena.key(name).commitment} committed in block {process.output.split()[-1]}\n"
 
 
 def test_the_validator_ends_by_itself_after_its_rounds(spine: Outcome) -> None:
@@ -187,8 +187,8 @@ def test_only_scored_submissions_have_receipts_and_these_are_signed(arena: Arena
     assert set(spine.receipts) == {"alice", "bob"}
     for name, receipt in spine.receipts.items():
         assert receipt.submission is not None and receipt.signature is not None
-        assert SubmissionKey(receipt.submission.hotkey, arena.key(name).entry) == arena.key(name)
-        assert arena.key(name).entry == (
+        assert SubmissionKey(receipt.submission.hotkey, arena.key(name).commitment) == arena.key(name)
+        assert arena.key(name).commitment == (
             f"{receipt.submission.repo}:{arena.net.competition.id}:{receipt.submission.commit}"
         )
         assert receipt.signer == arena.net.hotkey("validator")

@@ -320,7 +320,7 @@ def test_12a_a_commitment_counts_for_its_own_competition_and_registration(net: N
 
 
 def _tie(key: SubmissionKey) -> tuple[int, bytes]:
-    return Candidate(hotkey=key.hotkey, commit=key.entry, block=0, row_keys=()).order
+    return Candidate(hotkey=key.hotkey, commit=key.commitment, block=0, row_keys=()).order
 
 
 def test_12b_who_was_first_is_told_by_the_chain_and_not_by_the_poll(net: Net) -> None:
@@ -332,10 +332,10 @@ def test_12b_who_was_first_is_told_by_the_chain_and_not_by_the_poll(net: Net) ->
     copied = next(
         key for key in (SubmissionKey(net.hotkey("bob"), text) for text in texts) if _tie(key) < _tie(original)
     )
-    net.commit("bob", copied.entry)
+    net.commit("bob", copied.commitment)
     with open_bench(net, policy=dataclasses.replace(SHORT, max_rounds=2)) as bench:
         bench.tick_until(lambda: bench.validator.rounds_done == 1)
-        net.commit("alice", original.entry)
+        net.commit("alice", original.commitment)
         run_bounded(bench.validator)
         lines = bench.lines()
         seen = bench.store.submissions()[original]

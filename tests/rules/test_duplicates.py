@@ -61,9 +61,9 @@ def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str,
 
 def test_a_record_for_another_competition_is_refused() -> None:
     competition = Competition.from_defaults()
-    check_competition(CommitmentRecord("o/d", "1", "a" * 40), competition)
+    check_competition(CommitmentRecord("o/d", "1", "a" * 40), competition.id)
     with pytest.raises(SubmissionError, match=r"'01'.*'1'") as caught:
-        check_competition(CommitmentRecord("o/d", "01", "a" * 40), competition)
+        check_competition(CommitmentRecord("o/d", "01", "a" * 40), competition.id)
     assert caught.value.reason is Reason.WRONG_COMPETITION
 
 

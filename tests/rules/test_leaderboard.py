@@ -11,15 +11,15 @@ from template.errors import Reason
 from template.records import ChainCommitment, ChainView, LeaderboardRow, Submission, SubmissionKey, Verdict
 from template.rules.duplicates import Duplicate, eligible_datasets, find_duplicates, find_possible_duplicates
 from template.rules.entries import (
-    Entrant,
+    Entry,
     current_submissions,
-    find_entrants,
+    find_entries,
     missing_commit_blocks,
     order_entries,
-    read_entry,
 )
 from template.rules.leaderboard import build_leaderboard, choose_weights, weights_by_uid
-from tests.fixtures.views import OWNER, make_commitment, make_entry, make_key, make_neuron, make_view
+from tests.fixtures.views import OWNER, make_commitment, make_key, make_neuron, make_text, make_view
+from tests.fixtures.views import make_submission as submission
 
 COMPETITION = Competition.from_defaults()
 A, B, C = (make_key(name) for name in "abc")
@@ -34,40 +34,30 @@ def see(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Submission
     for now in current_submissions(view):
         before = seen.get(now.key, now)
         first_block = min(before.first_block, now.first_block)
-        seen[now.key] = replace(now, first_block=first_block, open_block=min(before.open_block, now.open_block))
+        seen[now.key] = replace(now, first_block=first_block, reveal_block=min(before.reveal_block, now.reveal_block))
     return seen
 
 
-def enter(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Entrant]:
-    return find_entrants(view, see(view, *earlier), COMPETITION)
+def enter(view: ChainView, *earlier: Submission) -> dict[SubmissionKey, Entry]:
+    return find_entries(view, see(view, *earlier), COMPETITION)
 
 
 def stand(
     view: ChainView,
-    entrants: dict[SubmissionKey, Entrant],
+    entries: dict[SubmissionKey, Entry],
     verdicts: dict[SubmissionKey, Verdict],
     copies: dict[SubmissionKey, Duplicate],
     last_shares: dict[str, float] | None = None,
 ) -> tuple[list[LeaderboardRow], dict[int, float]]:
     """The table, and the weights that are submitted at `view`."""
-    lines = build_leaderboard(COMPETITION, entrants, verdicts, copies, verdicts)
+    lines = build_leaderboard(COMPETITION, entries, verdicts, copies, verdicts)
     shares = choose_weights(lines, last_shares or {}, view.owner_hotkey)
-    return lines, weights_by_uid(shares, view, {one.key.hotkey: one.registration_block for one in entrants.values()})
+    return lines, weights_by_uid(shares, view, {one.key.hotkey: one.registration_block for one in entries.values()})
 
 
-def only(entrants: dict[SubmissionKey, Entrant]) -> Entrant:
-    (entrant,) = entrants.values()
-    return entrant
-
-
-def submission(key: SubmissionKey, first_block: int, block: int | None = None) -> Submission:
-    return Submission(
-        hotkey=key.hotkey,
-        entry=key.entry,
-        first_block=first_block,
-        block=first_block if block is None else block,
-        open_block=first_block,
-    )
+def only(entries: dict[SubmissionKey, Entry]) -> Entry:
+    (entry,) = entries.values()
+    return entry
 
 
 # Entrants
@@ -78,18 +68,18 @@ def test_registered_hotkeys_enter_with_what_they_committed() -> None:
         neurons=[make_neuron(0, "a"), make_neuron(1, "b"), make_neuron(2, "silent")],
         commitments=[make_commitment("b", 30), make_commitment("gone", 20), make_commitment("a", 10)],
     )
-    entrants = enter(view)
-    assert set(entrants) == {A, B}
-    assert entrants[A] == Entrant(
+    entries = enter(view)
+    assert set(entries) == {A, B}
+    assert entries[A] == Entry(
         key=A,
         uid=0,
-        block=10,
+        reveal_block=10,
         rank_block=10,
         registration_block=5,
         record=CommitmentRecord("a/data", "1", "a" * 40),
-        refusal=None,
+        rejection=None,
     )
-    assert (entrants[B].uid, entrants[B].rank_block) == (1, 30)
+    assert (entries[B].uid, entries[B].rank_block) == (1, 30)
 
 
 def test_a_commitment_that_is_not_in_the_open_is_no_entry() -> None:
@@ -103,28 +93,28 @@ def test_a_commitment_that_is_not_in_the_open_is_no_entry() -> None:
     [
         ("", Reason.BAD_COMMITMENT),
         ("hello", Reason.BAD_COMMITMENT),
-        (make_entry(commit="A" * 40), Reason.BAD_COMMITMENT),
-        (make_entry() + "\n", Reason.BAD_COMMITMENT),
-        (make_entry(competition_id="2"), Reason.WRONG_COMPETITION),
-        (make_entry(competition_id="01"), Reason.WRONG_COMPETITION),
+        (make_text(commit="A" * 40), Reason.BAD_COMMITMENT),
+        (make_text() + "\n", Reason.BAD_COMMITMENT),
+        (make_text(competition_id="2"), Reason.WRONG_COMPETITION),
+        (make_text(competition_id="01"), Reason.WRONG_COMPETITION),
     ],
 )
 def test_what_cannot_count_is_an_entrant_with_a_refusal(text: str, reason: Reason) -> None:
     commitment = replace(make_commitment("a", 10), text=text)
-    entrant = only(enter(make_view(neurons=[make_neuron(0, "a")], commitments=[commitment])))
-    assert entrant.key == SubmissionKey("a", text)
-    assert entrant.record is None
-    assert entrant.refusal is not None
-    assert entrant.refusal.reason is reason
+    entry = only(enter(make_view(neurons=[make_neuron(0, "a")], commitments=[commitment])))
+    assert entry.key == SubmissionKey("a", text)
+    assert entry.record is None
+    assert entry.rejection is not None
+    assert entry.rejection.reason is reason
 
 
 @pytest.mark.parametrize(("block", "is_refused"), [(49, True), (50, True), (51, False)])
 def test_a_commitment_must_be_later_than_the_registration(block: int, is_refused: bool) -> None:
     view = make_view(neurons=[make_neuron(0, "a", registration_block=50)], commitments=[make_commitment("a", block)])
-    entrant = only(enter(view))
-    assert (entrant.refusal is not None) == is_refused
-    if entrant.refusal is not None:
-        assert entrant.refusal.reason is Reason.BEFORE_REGISTRATION
+    entry = only(enter(view))
+    assert (entry.rejection is not None) == is_refused
+    if entry.rejection is not None:
+        assert entry.rejection.reason is Reason.BEFORE_REGISTRATION
 
 
 def test_a_uid_that_changed_hands_hands_nothing_on() -> None:
@@ -134,20 +124,22 @@ def test_a_uid_that_changed_hands_hands_nothing_on() -> None:
         neurons=[make_neuron(4, "b", registration_block=150)],
         commitments=[make_commitment("a", 10), make_commitment("b", 160)],
     )
-    entrants = enter(new, *see(old).values())
-    assert set(entrants) == {B}
-    lines, weights = stand(new, entrants, {A: Verdict(loss=2.3)}, {})
+    entries = enter(new, *see(old).values())
+    assert set(entries) == {B}
+    lines, weights = stand(new, entries, {A: Verdict(loss=2.3)}, {})
     assert [(line.key, line.uid, line.score) for line in lines] == [(B, 4, 0.0)]
     assert weights == {}
 
 
 def test_another_commit_is_another_submission_and_the_old_one_counts_no_more() -> None:
     newer = make_key("a", commit="b" * 40)
-    view = make_view(neurons=[make_neuron(0, "a")], commitments=[replace(make_commitment("a", 40), text=newer.entry)])
-    entrants = enter(view, submission(A, 10))
-    assert only(entrants).key == newer
-    assert only(entrants).rank_block == 40
-    lines, _ = stand(view, entrants, {A: Verdict(loss=2.3)}, {})
+    view = make_view(
+        neurons=[make_neuron(0, "a")], commitments=[replace(make_commitment("a", 40), text=newer.commitment)]
+    )
+    entries = enter(view, submission(A, 10))
+    assert only(entries).key == newer
+    assert only(entries).rank_block == 40
+    lines, _ = stand(view, entries, {A: Verdict(loss=2.3)}, {})
     assert [(line.key, line.loss, line.message) for line in lines] == [(newer, None, "waits for its turn")]
 
 
@@ -171,11 +163,11 @@ def test_the_order_of_turns_is_by_rank_and_what_was_withheld_takes_half_of_the_p
     )
     refused = replace(make_commitment("f", 1), text="no")
     view = replace(view, neurons=(*view.neurons, make_neuron(5, "f")), commitments=(*view.commitments, refused))
-    entrants = list(enter(view).values())
-    random.Random(1).shuffle(entrants)
+    entries = list(enter(view).values())
+    random.Random(1).shuffle(entries)
 
     def order(failures: dict[SubmissionKey, int], limit: int) -> str:
-        return "".join(key.hotkey for key in order_entries(entrants, failures, limit))
+        return "".join(key.hotkey for key in order_entries(entries, failures, limit))
 
     assert order({}, 10) == "badec" and order({}, 2) == "ba"
     assert order({A: 1, B: 2}, 10) == "badec", "there is room for all"
@@ -183,7 +175,7 @@ def test_the_order_of_turns_is_by_rank_and_what_was_withheld_takes_half_of_the_p
     assert order({A: 1, B: 2}, 3) == "ade", "the one that was withheld least often"
     assert order({A: 2, B: 1}, 3) == "bde"
     assert order({A: 1, B: 2}, 1) == "d"
-    everybody = {key: 1 for key in (entrant.key for entrant in entrants)}
+    everybody = {key: 1 for key in (entry.key for entry in entries)}
     assert order(everybody, 3) == "bad", "an outage of the Hub costs nobody his turn"
 
 
@@ -205,47 +197,36 @@ def test_a_table_asks_for_the_verdicts_of_those_in_it_and_for_no_others() -> Non
     assert [line.loss for line in lines] == [2.5] and set(asked) == {A}
 
 
-def test_a_rounds_entry_reads_back_as_the_entrant_it_was() -> None:
-    refused = replace(make_commitment("b", 3), text="no")
-    view = make_view(
-        neurons=[make_neuron(0, "a"), make_neuron(1, "b")], commitments=[make_commitment("a", 10), refused]
-    )
-    for entrant in enter(view, submission(A, 7)).values():
-        again = read_entry(entrant.to_entry(lucky_num=1, seed_block=None), COMPETITION)
-        assert replace(again, refusal=None) == replace(entrant, refusal=None)
-        assert str(again.refusal) == str(entrant.refusal)
-
-
 # Sealed
 
 
 def test_what_was_sealed_ranks_by_its_commitment_and_is_open_from_its_opening() -> None:
-    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    opened = ChainCommitment(hotkey="a", block=90, text=A.commitment, is_revealed=True)
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[opened])
     (now,) = current_submissions(view, {("a", 90): 60, ("a", 80): 20, ("b", 90): 70})
-    assert (now.first_block, now.open_block, now.block) == (60, 90, 90)
-    entrant = only(find_entrants(view, {A: now}, COMPETITION, {("a", 90): 60}))
-    assert (entrant.rank_block, entrant.block) == (60, 90)
+    assert (now.first_block, now.reveal_block, now.block) == (60, 90, 90)
+    entry = only(find_entries(view, {A: now}, COMPETITION, {("a", 90): 60}))
+    assert (entry.rank_block, entry.reveal_block) == (60, 90)
 
 
 def test_what_was_sealed_before_a_registration_ranks_by_its_opening() -> None:
-    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    opened = ChainCommitment(hotkey="a", block=90, text=A.commitment, is_revealed=True)
     view = make_view(neurons=[make_neuron(0, "a", registration_block=70)], commitments=[opened])
-    assert only(find_entrants(view, {}, COMPETITION, {("a", 90): 60})).rank_block == 90
+    assert only(find_entries(view, {}, COMPETITION, {("a", 90): 60})).rank_block == 90
 
 
 def test_what_hotkeys_without_a_uid_left_behind_is_not_recorded() -> None:
     commitments = [make_commitment(f"gone{at}", 50) for at in range(100)] + [make_commitment("c", 50)]
     view = make_view(neurons=[make_neuron(0, "c")], commitments=commitments)
-    assert [one.hotkey for one in current_submissions(view)] == ["c"]
+    assert [one.key.hotkey for one in current_submissions(view)] == ["c"]
 
 
 def test_an_opening_of_which_nobody_knows_the_commitment_waits_for_it() -> None:
-    opened = ChainCommitment(hotkey="a", block=90, text=A.entry, is_revealed=True)
+    opened = ChainCommitment(hotkey="a", block=90, text=A.commitment, is_revealed=True)
     gone = replace(opened, hotkey="gone")
     neurons = [make_neuron(0, "a"), make_neuron(1, "c")]
     view = make_view(neurons=neurons, commitments=[opened, gone, make_commitment("c", 50)])
-    assert [one.hotkey for one in current_submissions(view, {("a", 80): 20})] == ["c"]
+    assert [one.key.hotkey for one in current_submissions(view, {("a", 80): 20})] == ["c"]
     assert missing_commit_blocks(view, {("a", 80): 20}) == {"a": 90}
     assert missing_commit_blocks(view, {("a", 90): 20}) == {}
 
@@ -258,13 +239,13 @@ def test_what_is_still_sealed_is_no_submission() -> None:
 def test_a_file_that_was_looked_for_in_vain_costs_the_rank_up_to_there() -> None:
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 20)])
     missed = replace(submission(A, 10), missing_block=55)
-    entrant = only(find_entrants(view, {A: missed}, COMPETITION))
-    assert (entrant.rank_block, entrant.block) == (56, 10)
+    entry = only(find_entries(view, {A: missed}, COMPETITION))
+    assert (entry.rank_block, entry.reveal_block) == (56, 10)
 
 
 def test_committing_the_same_again_does_not_move_the_block_that_seeds_and_deadlines_go_by() -> None:
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 400)])
-    assert only(enter(view, submission(A, 10))).block == 10
+    assert only(enter(view, submission(A, 10))).reveal_block == 10
 
 
 # Copies
@@ -276,7 +257,7 @@ def test_of_two_alike_the_later_is_the_copy() -> None:
         commitments=[make_commitment("a", 20), make_commitment("b", 10)],
     )
     copies = find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS})
-    assert copies == {A: Duplicate(hotkey="b", commit=B.entry, block=10, shared=101)}
+    assert copies == {A: Duplicate(hotkey="b", commit=B.commitment, block=10, shared=101)}
     assert find_duplicates(enter(view), see(view), {A: HUNDRED, B: HUNDRED}) == {}
 
 
@@ -287,18 +268,20 @@ def test_the_original_stays_the_original_when_it_commits_again_and_when_it_moves
         B
     }
     newer = make_key("a", commit="b" * 40)
-    moved = replace(again, commitments=(make_commitment("b", 20), replace(make_commitment("a", 40), text=newer.entry)))
+    moved = replace(
+        again, commitments=(make_commitment("b", 20), replace(make_commitment("a", 40), text=newer.commitment))
+    )
     seen = see(moved, submission(A, 10))
     copies = find_duplicates(enter(moved, submission(A, 10)), seen, {A: ROWS, B: ROWS, newer: ROWS})
     assert set(copies) == {B}
-    assert copies[B].commit == A.entry
+    assert copies[B].commit == A.commitment
 
 
 def test_only_what_shares_rows_with_a_version_of_what_is_not_read_yet_is_in_doubt() -> None:
     neurons = [make_neuron(0, "a"), make_neuron(1, "b"), make_neuron(2, "c")]
     newer = make_key("a", commit="b" * 40)
     commitments = [
-        replace(make_commitment("a", 40), text=newer.entry),
+        replace(make_commitment("a", 40), text=newer.commitment),
         make_commitment("b", 20),
         make_commitment("c", 20),
     ]
@@ -306,7 +289,7 @@ def test_only_what_shares_rows_with_a_version_of_what_is_not_read_yet_is_in_doub
     seen, known = see(view, submission(A, 10)), {A: ROWS, B: ROWS, C: HUNDRED}
     assert find_duplicates(enter(view), seen, known) == {}
     assert find_possible_duplicates(enter(view), seen, known) == {
-        B: Duplicate(hotkey="a", commit=A.entry, block=10, shared=101)
+        B: Duplicate(hotkey="a", commit=A.commitment, block=10, shared=101)
     }
     assert find_possible_duplicates(enter(view), seen, {**known, newer: ROWS}) == {}, (
         "it is read, so there is no doubt any more"
@@ -350,7 +333,7 @@ def test_a_dataset_nobody_was_seen_to_commit_is_left_out() -> None:
 # Standings and weights
 
 
-def compete(names: str, *, owner_uid: int | None = None) -> tuple[ChainView, dict[SubmissionKey, Entrant]]:
+def compete(names: str, *, owner_uid: int | None = None) -> tuple[ChainView, dict[SubmissionKey, Entry]]:
     """One entrant per letter with its place as uid, committed in this order, and the owner if it has a uid."""
     neurons = [make_neuron(uid, name) for uid, name in enumerate(names)]
     if owner_uid is not None:
@@ -364,9 +347,9 @@ def by_hotkey(lines: list[LeaderboardRow]) -> dict[str, LeaderboardRow]:
 
 
 def test_scores_become_weights_by_uid_and_uid_zero_can_win() -> None:
-    view, entrants = compete("abc", owner_uid=9)
+    view, entries = compete("abc", owner_uid=9)
     verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.6), C: Verdict(loss=2.9)}
-    lines, weights = stand(view, entrants, verdicts, {})
+    lines, weights = stand(view, entries, verdicts, {})
     table = by_hotkey(lines)
     assert [table[name].score for name in "abc"] == [1.0, pytest.approx(0.05), 0.0]
     assert weights == {0: pytest.approx(1 / 1.05), 1: pytest.approx(0.05 / 1.05)}
@@ -376,12 +359,12 @@ def test_scores_become_weights_by_uid_and_uid_zero_can_win() -> None:
 
 
 def test_each_line_says_why_it_has_no_score() -> None:
-    view, entrants = compete("abc")
+    view, entries = compete("abc")
     refused = replace(make_commitment("d", 5), text="no")
     view = replace(view, neurons=(*view.neurons, make_neuron(7, "d")), commitments=(*view.commitments, refused))
-    entrants = enter(view)
+    entries = enter(view)
     verdicts = {A: Verdict(reason=Reason.NOT_IN_POOL, message="line 3"), SubmissionKey("d", "no"): Verdict(loss=2.3)}
-    table = by_hotkey(stand(view, entrants, verdicts, {B: COPY})[0])
+    table = by_hotkey(stand(view, entries, verdicts, {B: COPY})[0])
     assert (table["a"].reason, table["a"].message) == (Reason.NOT_IN_POOL, "line 3")
     assert table["b"].reason is Reason.DUPLICATE
     assert "shares 101 rows with the earlier submission of x" in table["b"].message
@@ -390,9 +373,9 @@ def test_each_line_says_why_it_has_no_score() -> None:
 
 
 def test_a_copy_that_was_scored_before_it_was_known_for_one_gets_nothing() -> None:
-    view, entrants = compete("ab")
+    view, entries = compete("ab")
     verdicts = {A: Verdict(loss=2.5), B: Verdict(loss=2.3)}
-    lines, weights = stand(view, entrants, verdicts, {B: COPY})
+    lines, weights = stand(view, entries, verdicts, {B: COPY})
     table = by_hotkey(lines)
     assert weights == {0: 1.0}
     assert (table["b"].score, table["b"].weight, table["b"].loss) == (0.0, 0.0, 2.3)
@@ -425,17 +408,17 @@ def test_a_burn_is_no_share_of_an_owner_who_competes_but_a_score_is() -> None:
 
 
 def test_without_a_score_and_without_an_owner_there_are_no_weights() -> None:
-    view, entrants = compete("a")
-    lines, weights = stand(view, entrants, {A: Verdict(loss=2.9)}, {})
+    view, entries = compete("a")
+    lines, weights = stand(view, entries, {A: Verdict(loss=2.9)}, {})
     assert weights == {}
     assert [line.weight for line in lines] == [0.0]
     assert stand(make_view(), {}, {}, {}) == ([], {})
 
 
 def test_a_loss_without_known_rows_pays_nothing() -> None:
-    _, entrants = compete("ab", owner_uid=9)
+    _, entries = compete("ab", owner_uid=9)
     verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.3)}
-    lines = build_leaderboard(COMPETITION, entrants, verdicts, {}, {B: ROWS})
+    lines = build_leaderboard(COMPETITION, entries, verdicts, {}, {B: ROWS})
     assert [(line.loss, line.weight) for line in lines] == [(None, 0.0), (2.3, 1.0)]
 
 
@@ -446,21 +429,21 @@ def test_what_was_refused_after_its_check_is_nobodys_original() -> None:
 
 
 def test_what_is_stuck_is_no_longer_waited_for() -> None:
-    _, entrants = compete("ab", owner_uid=9)
-    lines = build_leaderboard(COMPETITION, entrants, {A: Verdict(loss=2.9)}, {}, {A: ROWS})
+    _, entries = compete("ab", owner_uid=9)
+    lines = build_leaderboard(COMPETITION, entries, {A: Verdict(loss=2.9)}, {}, {A: ROWS})
     assert choose_weights(lines, {"b": 1.0}, OWNER) == {"b": 1.0}
     assert choose_weights(lines, {"b": 1.0}, OWNER, stuck={B}) == {OWNER: 1.0}
-    nothing = build_leaderboard(COMPETITION, entrants, {}, {}, {})
+    nothing = build_leaderboard(COMPETITION, entries, {}, {}, {})
     assert choose_weights(nothing, {"b": 1.0}, OWNER, stuck={A, B}) == {"b": 1.0}, "this machine can score none"
 
 
 def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:
-    view, entrants = compete("ab", owner_uid=9)
+    view, entries = compete("ab", owner_uid=9)
     judged = {A: Verdict(loss=2.9)}
-    assert stand(view, entrants, judged, {})[1] == {}
-    assert stand(view, entrants, judged, {}, {"b": 1.0})[1] == {1: 1.0}
-    assert stand(view, entrants, judged, {B: COPY})[1] == {9: 1.0}
-    assert stand(view, entrants, {**judged, B: Verdict(reason=Reason.EMPTY)}, {}, {"b": 1.0})[1] == {9: 1.0}
+    assert stand(view, entries, judged, {})[1] == {}
+    assert stand(view, entries, judged, {}, {"b": 1.0})[1] == {1: 1.0}
+    assert stand(view, entries, judged, {B: COPY})[1] == {9: 1.0}
+    assert stand(view, entries, {**judged, B: Verdict(reason=Reason.EMPTY)}, {}, {"b": 1.0})[1] == {9: 1.0}
 
 
 def test_shares_go_to_who_holds_the_uids_when_they_are_submitted() -> None:
@@ -489,9 +472,9 @@ def test_the_order_of_what_is_known_changes_nothing() -> None:
             draw.shuffle(some)
         mixed = dict(draw.sample(sorted(datasets.items()), len(datasets)))
         view = make_view(neurons=sorted(neurons, key=lambda neuron: neuron.uid), commitments=commitments)
-        entrants = enter(view)
-        copies = find_duplicates(entrants, see(view), mixed)
-        lines, weights = stand(view, entrants, verdicts, copies)
+        entries = enter(view)
+        copies = find_duplicates(entries, see(view), mixed)
+        lines, weights = stand(view, entries, verdicts, copies)
         results.append((copies, sorted(lines, key=lambda line: line.uid), weights))
     assert len(results[0][0]) > 3
     assert all(result == results[0] for result in results)

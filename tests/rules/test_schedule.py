@@ -7,20 +7,18 @@ from typing import Any
 
 import pytest
 
-from template.competition import CommitmentRecord
-from template.errors import Reason, SubmissionError
+from template.errors import Reason
 from template.records import (
     ChainView,
+    Entry,
     RetryState,
     Round,
-    RoundEntry,
     SubmissionKey,
     Verdict,
     WeightIntent,
     WeightOutcome,
 )
 from template.rules.duplicates import Duplicate
-from template.rules.entries import Entrant
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
     MAX_WEIGHTS_PAUSE_BLOCKS,
@@ -41,7 +39,7 @@ from template.rules.schedule import (
     keep_alive,
     plan_queue,
 )
-from tests.fixtures.views import make_key, make_neuron, make_view
+from tests.fixtures.views import make_entry, make_key, make_neuron, make_view
 
 ME = "me"
 NOW = 1000.0
@@ -54,24 +52,15 @@ ACCEPTED = WeightOutcome(is_accepted=True, block=110)
 TOO_FAST = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast")
 
 
-def make_entrants(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = ()) -> dict[Any, Entrant]:
-    error = SubmissionError(Reason.WRONG_COMPETITION, "another one")
+def make_entries(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = ()) -> dict[Any, Entry]:
     return {
-        key: Entrant(
-            key=key,
-            uid=uid,
-            block=block,
-            rank_block=block,
-            registration_block=0,
-            record=None if key in refused else CommitmentRecord.parse(key.entry),
-            refusal=error if key in refused else None,
-        )
+        key: make_entry(key, block, uid=uid, competition_id="other" if key in refused else "1")
         for uid, (key, block) in enumerate(blocks.items())
     }
 
 
-def make_member(key: SubmissionKey, lucky_num: int | None = 7) -> RoundEntry:
-    return RoundEntry(key=key, uid=0, block=10, rank_block=10, registration_block=0, lucky_num=lucky_num)
+def make_member(key: SubmissionKey, lucky_num: int | None = 7) -> Entry:
+    return make_entry(key, lucky_num=lucky_num)
 
 
 def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **changes: Any) -> State:
@@ -89,7 +78,7 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
             queue=tuple(entries),
         ),
         "rounds_done": 0,
-        "entrants": make_entrants({key: 10 + at for at, key in enumerate(entries)}),
+        "entries": make_entries({key: 10 + at for at, key in enumerate(entries)}),
         "datasets": {},
         "verdicts": {},
         "copies": {},
@@ -106,7 +95,7 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
 
 def make_idle(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any) -> State:
     """Between rounds, with these entrants by rank block."""
-    return make_state(**{"round": None, "entrants": make_entrants(blocks, refused), **changes})
+    return make_state(**{"round": None, "entries": make_entries(blocks, refused), **changes})
 
 
 def at(block: int, *, last_update: int = 0, registered: int = 0, gone: str = "", **changes: Any) -> ChainView:
@@ -138,7 +127,7 @@ def plan(
 ) -> tuple[SubmissionKey, ...]:
     """The queue of a round that opens with these entrants by rank block."""
     known: dict[str, Any] = {"verdicts": {}, "copies": {}, "datasets": {}, "attempts": {}, **changes}
-    return plan_queue(make_entrants(blocks, refused), **known, now=NOW, policy=POLICY)
+    return plan_queue(make_entries(blocks, refused), **known, now=NOW, policy=POLICY)
 
 
 # Opening
@@ -255,7 +244,7 @@ def test_only_what_could_be_its_original_holds_a_score_up() -> None:
 def test_who_committed_in_the_same_block_may_be_the_original() -> None:
     state = make_state(A, B, datasets={A: ()}, fetching=frozenset([B]))
     assert choose(state, at(100)) == EvaluateDataset(A)
-    beside = replace(state, entrants=make_entrants({A: 10, B: 10}))
+    beside = replace(state, entries=make_entries({A: 10, B: 10}))
     assert isinstance(choose(beside, at(100)), Wait)
 
 

@@ -9,20 +9,18 @@ from typing import Any
 
 import pytest
 
-from template.competition import CommitmentRecord
 from template.errors import Reason
 from template.records import (
     ChainView,
+    Entry,
     RetryState,
     Round,
-    RoundEntry,
     SubmissionKey,
     Verdict,
     WeightIntent,
     WeightOutcome,
 )
 from template.rules.duplicates import Duplicate
-from template.rules.entries import Entrant
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
     UNKNOWN_OUTCOME_BLOCKS,
@@ -40,13 +38,13 @@ from template.rules.schedule import (
     decide,
     plan_queue,
 )
-from tests.fixtures.views import make_key, make_neuron, make_view
+from tests.fixtures.views import make_entry, make_key, make_neuron, make_view
 
 BLOCK_S = 12.0
 
 
-def make_member(key: SubmissionKey) -> RoundEntry:
-    return RoundEntry(key=key, uid=0, block=10, rank_block=10, registration_block=0, lucky_num=7)
+def make_member(key: SubmissionKey) -> Entry:
+    return make_entry(key, lucky_num=7)
 
 
 COPY = Duplicate(hotkey="x", commit="y", block=1, shared=101)
@@ -77,7 +75,7 @@ class World:
     block: int = 100
     last_update: int = 5
     copies: dict[SubmissionKey, Duplicate] = field(default_factory=dict)
-    entrants: dict[SubmissionKey, Entrant] = field(default_factory=dict)
+    entries: dict[SubmissionKey, Entry] = field(default_factory=dict)
     verdicts: dict[SubmissionKey, Verdict] = field(default_factory=dict)
     datasets: dict[SubmissionKey, object] = field(default_factory=dict)
     attempts: dict[SubmissionKey, RetryState] = field(default_factory=dict)
@@ -96,21 +94,12 @@ class World:
     def enter(self, *keys: SubmissionKey) -> None:
         """Commits, in this block, in this order."""
         for key in keys:
-            record = CommitmentRecord.parse(key.entry)
-            self.entrants[key] = Entrant(
-                key=key,
-                uid=len(self.entrants) + 1,
-                block=self.block,
-                rank_block=self.block,
-                registration_block=0,
-                record=record,
-                refusal=None,
-            )
+            self.entries[key] = make_entry(key, self.block, uid=len(self.entries) + 1)
 
     def view(self) -> ChainView:
         me = make_neuron(0, "me", registration_block=5, last_update_block=self.last_update)
         until = self.tempo - self.block % self.tempo
-        miners = [make_neuron(entrant.uid, key.hotkey) for key, entrant in self.entrants.items()]
+        miners = [make_neuron(entry.uid, key.hotkey) for key, entry in self.entries.items()]
         return make_view(
             self.block,
             neurons=[me, *miners],
@@ -124,7 +113,7 @@ class World:
             hotkey="me",
             round=self.current,
             rounds_done=self.rounds_done,
-            entrants=self.entrants if self.current else {},
+            entries=self.entries if self.current else {},
             datasets=self.datasets,
             verdicts=self.verdicts,
             copies={key: copy for key, copy in self.copies.items() if key in self.datasets},
@@ -159,8 +148,8 @@ class World:
             case EvaluateDataset(key):
                 assert key in self.datasets
                 assert key not in self.copies
-                rank_block = self.entrants[key].rank_block
-                assert all(self.entrants[other].rank_block > rank_block for other in self.fetching)
+                rank_block = self.entries[key].rank_block
+                assert all(self.entries[other].rank_block > rank_block for other in self.fetching)
                 self.work(key)
             case SetWeights():
                 self.set_weights()
@@ -184,7 +173,7 @@ class World:
     def open(self, end_block: int) -> None:
         copies = {key: copy for key, copy in self.copies.items() if key in self.datasets}
         now = self.block * BLOCK_S
-        queue = plan_queue(self.entrants, self.verdicts, copies, self.datasets, self.attempts, now, self.policy)
+        queue = plan_queue(self.entries, self.verdicts, copies, self.datasets, self.attempts, now, self.policy)
         self.current = Round(
             id=len(self.rounds), start_block=self.block, start_block_hash="", opened_block=self.block,
             end_block=end_block, lucky_num=0, entries=tuple(make_member(key) for key in queue), queue=queue,
@@ -223,7 +212,7 @@ class World:
     def set_weights(self) -> None:
         assert self.current is not None
         if not self.policy.sets_weights:
-            self.has_leaderboard = bool(self.entrants)
+            self.has_leaderboard = bool(self.entries)
             return
         assert all(intent.outcome is not None for intent in self.intents)
         assert not self.accepted[self.current.id], "weights are set again though they were accepted"

@@ -15,11 +15,11 @@ import pytest
 
 from template.competition import Competition
 from template.errors import ConfigError, HostError
-from template.records import EvalConfig, RetryState, Submission, SubmissionKey, Verdict
+from template.records import EvalConfig, RetryState, SubmissionKey, Verdict
 from template.store import database
 from template.store.migrations import MIGRATIONS, Execute
 from template.store.store import Store
-from tests.fixtures.views import make_entry, make_key
+from tests.fixtures.views import make_key, make_submission, make_text
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = make_key("alice")
@@ -118,7 +118,7 @@ def test_the_state_and_everything_beside_it_is_for_the_owner_alone(path: Path) -
     old = os.umask(0)
     try:
         with Store(path) as store:
-            store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+            store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
             files = sorted(path.parent.iterdir())
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
     finally:
@@ -131,7 +131,7 @@ def test_relative_paths_and_paths_with_odd_characters_work(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     odd = Path("a folder?mode=ro&x#y%20") / "s.sqlite3"
     with Store(odd) as store:
-        store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+        store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
     assert (tmp_path / odd).is_file()
     with Store(odd, is_read_only=True) as reader:
         assert len(reader.submissions()) == 1
@@ -167,7 +167,7 @@ def test_a_reader_needs_a_state_that_is_there_and_makes_none(path: Path) -> None
 
 def test_a_reader_of_a_stopped_validators_state_reads_all(path: Path) -> None:
     with Store(path) as store:
-        store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+        store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
     with Store(path, is_read_only=True) as reader:
         assert len(reader.submissions()) == 1
 
@@ -206,7 +206,7 @@ def test_a_new_migration_runs_once_in_its_place_on_a_file_with_data(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store(path) as store:
-        store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+        store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
     monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
     for _ in range(2):
         with Store(path) as store:
@@ -277,7 +277,7 @@ def test_an_error_inside_a_transaction_leaves_nothing_and_no_transaction(path: P
             db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
             raise error
     assert count(path, "submissions") == 0
-    store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
     assert count(path, "submissions") == 1
 
 
@@ -286,7 +286,7 @@ def test_a_failing_commit_leaves_no_transaction(path: Path, store: Store) -> Non
         db.execute("PRAGMA defer_foreign_keys=ON")
         db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict', NULL)")
     assert count(path, "receipts") == 0
-    store.record_submissions([Submission(hotkey="a", entry="b", first_block=1, block=1, open_block=1)])
+    store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
 
 
 def test_transactions_do_not_nest_and_the_outer_one_is_undone(path: Path, store: Store) -> None:
@@ -377,9 +377,7 @@ def test_a_disk_that_fills_up_is_the_hosts_fault_and_costs_nothing_recorded(
 
 def test_a_file_damaged_while_in_use_is_the_hosts_fault(path: Path) -> None:
     with Store(path) as store:
-        store.record_submissions(
-            [Submission(hotkey=f"h{at}", entry=make_entry(), first_block=1, block=1, open_block=1) for at in range(500)]
-        )
+        store.record_submissions([make_submission(SubmissionKey(f"h{at}", make_text()), 1) for at in range(500)])
     content = bytearray(path.read_bytes())
     content[4096:] = os.urandom(len(content) - 4096)
     path.write_bytes(content)

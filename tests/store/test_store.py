@@ -13,14 +13,13 @@ import pytest
 from template.competition import Competition
 from template.errors import Reason
 from template.records import (
+    Entry,
     EvalConfig,
     LeaderboardRow,
     Metrics,
     RetryState,
     Round,
-    RoundEntry,
     RunningEvaluation,
-    Submission,
     SubmissionKey,
     Verdict,
     WeightOutcome,
@@ -29,15 +28,15 @@ from template.rules.entries import prune_commit_blocks
 from template.store import submissions
 from template.store.store import Store
 from template.store.submissions import VerdictCache
-from tests.fixtures.views import make_key
+from tests.fixtures.views import make_entry, make_key, make_submission
 
 KEY = make_key("alice")
 SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
 
 
-def entry(key: SubmissionKey, uid: int = 0, **changes: int | None) -> RoundEntry:
-    values = {"block": 7, "rank_block": 6, "registration_block": 5, "lucky_num": 2**32 - 1, "seed_block": 360}
-    return RoundEntry(key=key, uid=uid, **{**values, **changes})  # type: ignore[arg-type]
+def entry(key: SubmissionKey, uid: int = 0, **changes: int | None) -> Entry:
+    values = {"rank_block": 6, "registration_block": 5, "lucky_num": 2**32 - 1, "seed_block": 360}
+    return make_entry(key, 7, uid=uid, **{**values, **changes})
 
 
 OPENED = Round(
@@ -143,20 +142,18 @@ def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, eval
 
 def test_the_earliest_block_is_kept_while_the_newest_moves(store: Store) -> None:
     for block in (20, 10, 30, 25):
-        store.record_submissions([Submission(hotkey="a", entry="e", first_block=block, block=block, open_block=block)])
-    store.record_submissions([Submission(hotkey="a", entry="f", first_block=40, block=40, open_block=40)])
+        store.record_submissions([make_submission(SubmissionKey("a", "e"), block)])
+    store.record_submissions([make_submission(SubmissionKey("a", "f"), 40)])
     store.record_submissions([])
     assert store.submissions() == {
-        SubmissionKey("a", "e"): Submission(hotkey="a", entry="e", first_block=10, block=25, open_block=10),
-        SubmissionKey("a", "f"): Submission(hotkey="a", entry="f", first_block=40, block=40, open_block=40),
+        SubmissionKey("a", "e"): make_submission(SubmissionKey("a", "e"), 10, 25),
+        SubmissionKey("a", "f"): make_submission(SubmissionKey("a", "f"), 40),
     }
 
 
 def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: Store) -> None:
     def see(block: int, *, born: int) -> int:
-        store.record_submissions(
-            [Submission(hotkey="a", entry="e", first_block=block, block=block, open_block=block)], {"a": born}
-        )
+        store.record_submissions([make_submission(SubmissionKey("a", "e"), block)], {"a": born})
         return store.submissions()[SubmissionKey("a", "e")].first_block
 
     assert see(10, born=5) == 10
@@ -166,10 +163,8 @@ def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: St
 
 def test_hostile_text_is_kept_as_it_is(store: Store) -> None:
     texts = ["", "a\x00b", "a\x00c", "'; DROP TABLE submissions; --", "\U0001f600" * 32, "0x00", "1", "1.0"]
-    store.record_submissions(
-        [Submission(hotkey="a", entry=text, first_block=1, block=1, open_block=1) for text in texts]
-    )
-    assert {key.entry for key in store.submissions()} == set(texts)
+    store.record_submissions([make_submission(SubmissionKey("a", text), 1) for text in texts])
+    assert {key.commitment for key in store.submissions()} == set(texts)
 
 
 def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, eval_config: EvalConfig) -> None:
@@ -255,7 +250,7 @@ def test_openings_are_remembered(store: Store) -> None:
 
 
 def test_a_file_that_is_missed_moves_its_submissions_mark_forward_only(store: Store) -> None:
-    store.record_submissions([Submission(hotkey="a", entry="e", first_block=5, block=5, open_block=5)])
+    store.record_submissions([make_submission(SubmissionKey("a", "e"), 5)])
     key = SubmissionKey("a", "e")
     store.record_missing_file(key, 10, is_found=True)
     assert store.submissions()[key].missing_block == 0
@@ -264,26 +259,24 @@ def test_a_file_that_is_missed_moves_its_submissions_mark_forward_only(store: St
     assert store.submissions()[key].missing_block == 30
     store.record_missing_file(key, 40, is_found=True)
     assert store.submissions()[key].missing_block == 40
-    reborn = Submission(hotkey="a", entry="e", first_block=60, block=60, open_block=60)
+    reborn = make_submission(SubmissionKey("a", "e"), 60)
     store.record_submissions([reborn], {"a": 50})
     assert store.submissions()[key] == reborn
 
 
 def test_commitments_of_long_ago_that_stand_no_more_are_forgotten(store: Store) -> None:
     texts = ("old", "kept", "new")
-    store.record_submissions(
-        [Submission(hotkey="a", entry=text, first_block=at, block=at, open_block=at) for at, text in enumerate(texts)]
-    )
+    store.record_submissions([make_submission(SubmissionKey("a", text), at) for at, text in enumerate(texts)])
     commit_blocks = {("a", 0): 0, ("a", 1): 0, ("b", 1): 0, ("b", 2): 1}
     store.record_commit_blocks(commit_blocks)
     store.prune_seen(keep={SubmissionKey("a", "kept")}, before_block=2)
-    assert {key.entry for key in store.submissions()} == {"kept", "new"}
+    assert {key.commitment for key in store.submissions()} == {"kept", "new"}
     assert set(store.commit_blocks()) == {("a", 1), ("b", 2)}, "of who stands, the newest: it may be what stands"
     assert set(prune_commit_blocks(commit_blocks, before_block=2)) == {("a", 1), ("b", 1), ("b", 2)}
 
 
 def test_what_was_seen_is_told_of_those_that_are_asked_for(store: Store) -> None:
-    seen = [Submission(hotkey="a", entry=str(at), first_block=at, block=at, open_block=at) for at in range(5)]
+    seen = [make_submission(SubmissionKey("a", str(at)), at) for at in range(5)]
     store.record_submissions(seen)
     asked = [seen[1].key, seen[3].key, SubmissionKey("b", "1")]
     assert store.submissions(asked) == {seen[1].key: seen[1], seen[3].key: seen[3]}
@@ -345,7 +338,7 @@ def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, eva
         "bob is no entry of it"
     )
     assert store.unpublished(eval_config) == {bob}
-    assert store.latest_seeded_entries(eval_config, [KEY, bob]) == {KEY: entry(KEY)}
+    assert store.latest_seeds(eval_config, [KEY, bob]) == {KEY: (2**32 - 1, 360)}
     second = store.begin_round(eval_config, replace(OPENED, entries=(entry(bob),), queue=()), now=3.0).id
     assert store.round_receipts(eval_config, second) == {bob: SCORED.receipt}
     assert store.round_receipts(eval_config, first) == {KEY: SCORED.receipt}

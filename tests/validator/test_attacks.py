@@ -62,7 +62,7 @@ def test_a_dataset_that_was_forgotten_is_checked_again_before_it_is_paid_beside_
         assert first not in bench.store.dataset_keys(bench.eval_config), "its rows are forgotten, its loss is not"
         net.submit("bob", LARGE)
         run_rounds(bench, 1)
-        net.commit("alice", first.entry)
+        net.commit("alice", first.commitment)
         run_rounds(bench, 2)
         assert len(weights(bench)) == 1
         assert sorted(str(line.reason) for line in bench.lines().values()) == ["None", "duplicate"]
@@ -80,7 +80,7 @@ def test_a_dataset_that_is_gone_when_it_is_checked_again_is_paid_nothing_and_kee
         run_rounds(bench, 1)
         shutil.rmtree(net.hub.store._folder("datasets", "alice/data"))
         net.submit("bob", POOL[40:80])
-        net.commit("alice", first.entry)
+        net.commit("alice", first.commitment)
         run_rounds(bench, 2)
         assert set(weights(bench)) == {net.hotkey("bob")}
         assert bench.store.verdicts(bench.eval_config)[first].loss is not None
@@ -147,7 +147,7 @@ def test_committing_the_same_again_draws_no_other_seed(net: Net) -> None:
         bench.executor.hold = True
         bench.tick_until(lambda: bool(bench.executor.running()))
         opened = bench.store.last_round()
-        net.commit("alice", key.entry)
+        net.commit("alice", key.commitment)
         run_rounds(bench, 2)
         bench.executor.hold = False
         run_rounds(bench, 1)

@@ -11,8 +11,8 @@ from template.competition import Competition
 from template.data.eval_set import EvalSetIndex
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub_store import publish
-from template.records import EvalConfig, Round, RoundEntry, Submission, SubmissionKey
-from template.rules import duplicates, entries
+from template.records import EvalConfig, Round, Submission, SubmissionKey
+from template.rules import duplicates
 from template.rules.duplicates import MAX_VERSIONS
 from template.rules.schedule import Policy
 from template.store.store import Store
@@ -22,6 +22,7 @@ from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
 from tests.fixtures.network import POOL, Net, make_content
 from tests.fixtures.validator import log_lines, open_bench
+from tests.fixtures.views import make_entry, make_submission
 
 DAY_S = 86400.0
 NOW = 1_000 * DAY_S
@@ -37,7 +38,7 @@ def key_of(hotkey: str, number: int) -> SubmissionKey:
 def make_round(*keys: SubmissionKey, queue: Sequence[SubmissionKey] = ()) -> Round:
     """A round in which these stand, each registered at block 5 and committed where its number says."""
     entries = tuple(
-        RoundEntry(key=key, uid=uid, block=CURRENT, rank_block=block_of(key), registration_block=5)
+        make_entry(key, CURRENT, uid=uid, rank_block=block_of(key), registration_block=5)
         for uid, key in enumerate(keys)
     )
     return Round(
@@ -47,16 +48,11 @@ def make_round(*keys: SubmissionKey, queue: Sequence[SubmissionKey] = ()) -> Rou
 
 
 def block_of(key: SubmissionKey) -> int:
-    return int(key.entry.rpartition(":")[2], 16) + 10
+    return int(key.commitment.rpartition(":")[2], 16) + 10
 
 
 def seen_of(*keys: SubmissionKey) -> dict[SubmissionKey, Submission]:
-    return {
-        key: Submission(
-            hotkey=key.hotkey, entry=key.entry, first_block=block_of(key), block=block_of(key), open_block=block_of(key)
-        )
-        for key in keys
-    }
+    return {key: make_submission(key, block_of(key)) for key in keys}
 
 
 def row_keys(first: int, count: int = 120) -> tuple[bytes, ...]:
@@ -149,14 +145,14 @@ def test_receipts_and_rounds_go_by_age_but_not_the_receipts_of_who_stands(house:
     receipts, rounds = house.config.receipt_dir, house.config.round_dir
     assert receipts and rounds
     kept = [
-        write(receipts / f"{ALICE}-{stands.entry[-40:][:12]}-7.json", age_days=31),
+        write(receipts / f"{ALICE}-{stands.commitment[-40:][:12]}-7.json", age_days=31),
         write(receipts / f"{BOB}-{'1' * 12}-7.json", age_days=29),
         write(rounds / "round-96-10-5GrwvaEF.jsonl", age_days=29),
     ]
     removed = [
-        write(receipts / f"{BOB}-{gone.entry[-40:][:12]}-7.json", age_days=31),
+        write(receipts / f"{BOB}-{gone.commitment[-40:][:12]}-7.json", age_days=31),
         write(receipts / f".{BOB}-{'2' * 12}-7.json.4711", age_days=31),
-        write(receipts / f".{ALICE}-{stands.entry[-40:][:12]}-7.json.4711", age_days=31),
+        write(receipts / f".{ALICE}-{stands.commitment[-40:][:12]}-7.json.4711", age_days=31),
         write(rounds / "round-96-9-5GrwvaEF.jsonl", age_days=31),
         write(rounds / "round-96-9-offline.jsonl", age_days=31),
         write(rounds / ".round-96-9-5GrwvaEF.jsonl.x_y1z", age_days=31),
@@ -178,11 +174,10 @@ def test_pruning_never_changes_who_is_a_copy(house: House) -> None:
     house.check(present, row_keys(0, 130), at=NOW - 3600)
     seen = seen_of(*refused, *unrelated, grown_from, present, theft)
     current = make_round(present, theft)
-    entrants = {entry.key: entries.read_entry(entry, house.config.competition) for entry in current.entries}
-    before = duplicates.find_duplicates(entrants, seen, house.judge.datasets)
+    before = duplicates.find_duplicates(current.by_key, seen, house.judge.datasets)
     assert set(before) == {theft}
     house.tidy(current, seen)
-    after = duplicates.find_duplicates(entrants, seen, house.judge.datasets)
+    after = duplicates.find_duplicates(current.by_key, seen, house.judge.datasets)
     assert after == before
     assert set(house.judge.datasets) == {grown_from, present, theft}
     assert house.store.dataset_keys(house.eval_config) == set(house.judge.datasets), (

@@ -233,8 +233,8 @@ def test_seeds_from_the_chain_belong_to_the_submission_and_are_fixed_before_any_
     commits = {entry.key.hotkey: entry for entry in opened.entries}
     for name, key in keys.items():
         entry = commits[key.hotkey]
-        block = seed_block(entry.block, 30)
-        assert entry.seed_block == block and entry.block <= block <= opened.start_block
+        block = seed_block(entry.reveal_block, 30)
+        assert entry.seed_block == block and entry.reveal_block <= block <= opened.start_block
         expected = seed_from_hash(net.chain(name).block_hash(block))
         assert entry.lucky_num == receipts[key.hotkey].result.lucky_num == expected
 
@@ -283,9 +283,9 @@ def test_copies_are_looked_for_when_a_dataset_comes_and_not_when_a_loss_does(
     looks: list[int] = []
     find_duplicates = duplicates.find_duplicates
 
-    def look(entrants: Any, seen: Any, datasets: Any) -> Any:
+    def look(entries: Any, seen: Any, datasets: Any) -> Any:
         looks.append(len(datasets))
-        return find_duplicates(entrants, seen, datasets)
+        return find_duplicates(entries, seen, datasets)
 
     monkeypatch.setattr(duplicates, "find_duplicates", look)
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[5:9])):

@@ -157,7 +157,7 @@ def _about(frame: FrameType) -> str:
     values = frame.f_locals
     key: Any = values.get("key")
     if hasattr(key, "entry"):
-        return f"{key.hotkey[:10]} {key.entry[-40:]}"
+        return f"{key.hotkey[:10]} {key.commitment[-40:]}"
     if "metrics" in values:
         metrics = values["metrics"]
         return f"{metrics.doing}, round {metrics.round_id}"

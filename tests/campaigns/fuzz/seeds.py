@@ -10,7 +10,8 @@ from template.localnet.network import NETUID
 from template.localnet.scale_codec import encode_call
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.receipts.round_file import RoundSummary, make_round_lines
-from template.records import LeaderboardRow, Round, RoundEntry, SubmissionKey, WeightIntent, WeightOutcome
+from template.records import LeaderboardRow, Round, SubmissionKey, WeightIntent, WeightOutcome
+from template.rules.entries import parse_entry
 from template.rules.scoring import score_of, shares_from_scores
 from template.rules.seeds import seed_from_hash
 from tests.campaigns.synthetic_subnet import COMPETITION, HYPERPARAMETERS, MODEL, make_key, make_result
@@ -65,10 +66,11 @@ def make_round() -> bytes:
         key = SubmissionKey(one.hotkey, f"{one.repo}:{COMPETITION.id}:{one.commit}")
         scores[key] = score_of(receipt.result.loss, COMPETITION)
         entries.append(
-            RoundEntry(
-                key=key,
+            parse_entry(
+                key,
+                COMPETITION.id,
                 uid=uid,
-                block=30,
+                reveal_block=30,
                 rank_block=20,
                 registration_block=1,
                 lucky_num=receipt.result.lucky_num,

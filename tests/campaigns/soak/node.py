@@ -69,7 +69,7 @@ class WatchedStore(Store):
         self._diary, self._name = diary, name
 
     def _note(self, event: str, key: SubmissionKey, **facts: object) -> None:
-        self._diary.write(event, validator=self._name, hotkey=key.hotkey, text=key.entry, **facts)
+        self._diary.write(event, validator=self._name, hotkey=key.hotkey, text=key.commitment, **facts)
 
     def record_missing_file(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
         super().record_missing_file(key, block, is_found=is_found)
@@ -139,7 +139,7 @@ class WatchedExecutor(LocalExecutor):
         for one in found:
             loss = None if one.result is None else one.result.loss
             self._diary.write(
-                "worked", validator=self._watcher, hotkey=one.key.hotkey, text=one.key.entry, loss=loss,
+                "worked", validator=self._watcher, hotkey=one.key.hotkey, text=one.key.commitment, loss=loss,
                 error=None if one.error is None else type(one.error).__name__,
             )  # fmt: skip
         return found
