@@ -7,7 +7,7 @@
 //   pm2 start contrib/ecosystem.config.js --only miner
 //
 // Blanks part arguments; quotes, double or single, keep them inside one. VENV names another environment than .venv.
-// What an exit code means and what `pm2 save` writes down: docs/operating.md.
+// What an exit code means and what `pm2 save` writes down: docs/operator.md.
 const path = require("path");
 
 const root = path.resolve(__dirname, "..");

@@ -1,7 +1,7 @@
 """Sealed submissions: commit to a file's sha256 under a timelock, and upload the file once the chain has opened it.
 
 Until the upload nothing that could be copied is readable anywhere: the text, which opens some blocks earlier, names
-the file by its digest alone. See docs/sealed.md for why it is done so.
+the file by its digest alone. See docs/miner.md for why it is done so.
 """
 
 import contextlib

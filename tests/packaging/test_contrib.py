@@ -279,7 +279,7 @@ def test_the_health_check_asks_what_the_status_script_answers(tmp_path: Path) ->
 
 
 def test_the_guide_says_what_every_exit_code_means() -> None:
-    guide = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
     told = {int(code): rest for code, rest in re.findall(r"(?m)^\| (\d+) \|(.*)$", guide)}
     assert set(told) >= {0, 1, USAGE_ERROR, ConfigError.exit_code, HostError.exit_code, RemoteError.exit_code}
     assert {code for code, rest in told.items() if "you must act" in rest} == OPERATOR_MUST_ACT

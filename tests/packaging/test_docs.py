@@ -1,4 +1,4 @@
-"""What the README promises is held against the code: its commands, its files, its tables."""
+"""Hold README, CONTRIBUTING and docs/ against the code: commands, files, tables, links."""
 
 import importlib
 import re
@@ -9,75 +9,82 @@ import pytest
 import yaml
 
 from template.competition import Competition
-from template.errors import ConfigError, HostError, Reason
+from template.errors import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
+PATHS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 
 
-def blocks(language: str, page: str = README) -> list[str]:
-    """The fenced code blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+def blocks(language: str, page: str) -> list[str]:
+    """Return the fenced code blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], flags=re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    """The words of every command line of every page, continuation lines joined and comments dropped."""
+    """Split every command line of every page into words, without comments."""
     fenced = [block for page in PAGES for block in blocks("bash", page)]
-    indented = [line for page in PAGES for line in re.findall(r"^ {4}python (?:.*\\\n)*.*$", page, flags=re.MULTILINE)]
-    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
+    lines = "\n".join(fenced).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def python_commands() -> list[list[str]]:
-    found = [words[1:] for words in commands() if words[0] in ("python", ".venv/bin/python")]
-    return [words for words in found if words[0].endswith(".py")]
+    """Return module and arguments of every command that runs a script or module of this repository."""
+    python = [words[1:] for words in commands() if words[0] in ("python", ".venv/bin/python")]
+    scripts = [words for words in python if words[0].endswith(".py")]
+    modules = [words[1:] for words in python if words[0] == "-m" and words[1].startswith(("scripts", "tests"))]
+    return [*([words[0].removesuffix(".py").replace("/", "."), *words[1:]] for words in scripts), *modules]
 
 
 @pytest.mark.parametrize("words", python_commands(), ids=lambda words: " ".join(words)[:60])
-def test_every_python_command_is_accepted_by_its_own_parser(words: list[str]) -> None:
-    module = importlib.import_module(words[0].removesuffix(".py").replace("/", "."))
-    module.build_parser().parse_args(words[1:])
+def test_a_documented_command_parses(words: list[str]) -> None:
+    name = f"{words[0]}.__main__" if (ROOT / words[0].replace(".", "/")).is_dir() else words[0]
+    importlib.import_module(name).build_parser().parse_args(words[1:])
 
 
-def test_the_first_block_is_the_two_commands() -> None:
-    assert [shlex.split(line, comments=True) for line in blocks("bash")[0].splitlines()] == [
+def test_readme_begins_with_the_two_commands() -> None:
+    assert [shlex.split(line, comments=True) for line in blocks("bash", "README.md")[0].splitlines()] == [
         ["bash", "scripts/quickstart.sh"],
         ["bash", "scripts/test.sh"],
     ]
 
 
-def test_every_file_it_runs_or_names_exists() -> None:
+def test_every_named_script_exists() -> None:
     named = {word for words in commands() for word in words if re.fullmatch(r"[\w./-]+\.(sh|py|js)", word)}
     assert {"scripts/quickstart.sh", "contrib/ecosystem.config.js"} <= named
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
-def test_its_competition_file_is_the_default_competition() -> None:
-    (text,) = blocks("yaml")
-    assert Competition.from_mapping(yaml.safe_load(text), "README") == Competition.from_defaults()
+def test_the_documented_competition_is_the_default() -> None:
+    (text,) = blocks("yaml", "docs/owner.md")
+    assert Competition.from_mapping(yaml.safe_load(text), "owner.md") == Competition.from_defaults()
 
 
-def test_every_reason_a_validator_can_give_is_explained() -> None:
-    explained = set(re.findall(r"`(\w+)`", README))
+def test_every_rejection_reason_is_documented() -> None:
+    explained = set(re.findall(r"`(\w+)`", PAGES["docs/miner.md"]))
     assert {str(reason) for reason in Reason} - explained == set()
 
 
-def test_the_exit_statuses_are_those_of_the_errors() -> None:
-    assert f"| 2, {ConfigError.exit_code} |" in README
-    assert f"| {HostError.exit_code} | this machine failed" in README
-
-
-def test_the_example_row_is_a_row() -> None:
+def test_the_example_row_is_valid() -> None:
     from template.data.rows import SUBMISSION_LIMITS, parse_rows
 
-    (text,) = blocks("json")
-    assert len(parse_rows(text.encode(), name="README", limits=SUBMISSION_LIMITS)) == 1
+    (text,) = blocks("json", "docs/miner.md")
+    assert len(parse_rows(text.encode(), name="miner.md", limits=SUBMISSION_LIMITS)) == 1
 
 
-def test_every_test_that_the_threat_model_names_is_there() -> None:
-    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+def test_every_test_the_threat_model_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGES["docs/security.md"])
     assert len(named) > 30
     texts = {file: (ROOT / file).read_text(encoding="utf-8") for file, _ in named if (ROOT / file).is_file()}
     assert [f"{file}::{test}" for file, test in named if f"def {test}" not in texts.get(file, "")] == []
+
+
+def test_every_link_and_path_leads_to_a_file() -> None:
+    named = re.compile(r"`((?:template|tests|scripts|docs|contrib|neurons)/[\w./-]+)`")
+    missing = []
+    for page, text in PAGES.items():
+        links = [(ROOT / page).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+        # The change log names files of the past.
+        paths = [ROOT / name for name in named.findall(text) if page != "CHANGELOG.md"]
+        missing += [f"{page}: {target}" for target in (*links, *paths) if not target.exists()]
+    assert missing == []

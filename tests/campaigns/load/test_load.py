@@ -59,7 +59,7 @@ def test_the_memory_bound_is_that_of_the_protocols_limits() -> None:
         <= MEMORY_BOUND_MIB
         < memory_bound(MAX_EVAL_SET_BYTES, 2**20)
     )
-    assert f"{MEMORY_BOUND_MIB:,} MiB" in (ROOT / "docs" / "operating.md").read_text()
+    assert f"{MEMORY_BOUND_MIB:,} MiB" in (ROOT / "docs" / "operator.md").read_text()
 
 
 @pytest.mark.parametrize("rows", [5_462, 8_000])
