@@ -175,7 +175,7 @@ def measure(executor: Executor, data_dirs: Sequence[Path], *, name: str, workers
     Raises: ConfigError; HostError when a worker failed.
     """
     started = time.monotonic()
-    while executor.prepare() is None or executor.free() < workers:
+    while executor.start() is None or executor.idle_workers() < workers:
         if time.monotonic() - started > _START_S:
             raise HostError(f"{name}: {workers} workers were not ready within {_START_S:.0f} s")
         executor.wait(0.1)
@@ -203,7 +203,7 @@ def score(executor: Executor, folders: Sequence[Path]) -> list[TrainResult]:
     results: list[TrainResult] = []
     waiting = list(enumerate(folders))
     while len(results) < len(folders):
-        while waiting and executor.free():
+        while waiting and executor.idle_workers():
             at, folder = waiting.pop(0)
             executor.submit(SubmissionKey(f"score {at}", str(folder)), folder, _LUCKY_NUM)
         for one in executor.collect():

@@ -108,9 +108,9 @@ class ReplayContext:
 
 
 def score_once(evaluator: Evaluator, data_dir: Path, lucky_num: int) -> TrainResult:
-    """One score under a progress bar. Raises: as `Evaluator.score`."""
+    """One score under a progress bar. Raises: as `Evaluator.evaluate`."""
     with progress_bar() as on_progress:
-        return evaluator.score(data_dir, lucky_num, on_progress)
+        return evaluator.evaluate(data_dir, lucky_num, on_progress)
 
 
 def check_signature(receipt: Receipt) -> tuple[bool, str]:

@@ -177,7 +177,7 @@ class Validator:
             self._pool = read_eval_set_index(
                 fetch_eval_set(config.competition, config.eval_data_dir, config.cache_dir, config.hub_token)
             )
-        model = self._executor.prepare()
+        model = self._executor.start()
         if model is None:
             return False
         self._open_eval_config(model, self._pool)
@@ -275,7 +275,7 @@ class Validator:
             has_last_shares=store.last_accepted() is not None,
             last_start_block=store.last_start_block(judge.eval_config) if judge else None,
             running=frozenset(one.key for one in self._executor.running()),
-            free=self._executor.free(),
+            free=self._executor.idle_workers(),
             fetching=self._fetcher.under_way(),
             room=judge.room() if judge else 0,
             lost=frozenset(judge.lost) if judge else frozenset(),
@@ -285,7 +285,7 @@ class Validator:
         """Records what is finished and has lost workers replaced. A worker that cannot be had is no end of the loop."""
         judge.collect()
         try:
-            model = self._executor.prepare()
+            model = self._executor.start()
         except (RemoteError, HostError) as error:
             logger.error("no worker: {}", error)
             return
@@ -343,7 +343,7 @@ class Validator:
         if self._fetcher.under_way():
             # Workers and signals are looked at in between.
             self._fetcher.wait(min(self.config.poll_s, GLANCE_S))
-        elif self._judge is None or self._executor.running() or not self._executor.free():
+        elif self._judge is None or self._executor.running() or not self._executor.idle_workers():
             self._executor.wait(self.config.poll_s)
         else:
             self.stop.wait(self.config.poll_s)
@@ -389,5 +389,5 @@ class Validator:
 
 
 def _device_of(model: str) -> str:
-    """The kind of device in a model's name, see `template.workers.executor.Evaluator.load`."""
+    """The kind of device in a model's name, see `template.workers.executor.Evaluator.load_model`."""
     return model.split(" ")[1] if " " in model else ""

@@ -35,7 +35,7 @@ class Evaluator:
     device: str | None = None
     dtype: str | None = None
 
-    def score(
+    def evaluate(
         self, data_dir: Path, lucky_num: int, on_progress: Callable[[Progress], None] | None = None
     ) -> TrainResult:
         """The score of `data_dir/data.jsonl`. Raises: as `template.train.train_and_evaluate`."""
@@ -51,7 +51,7 @@ class Evaluator:
             options=self._options(on_progress),
         )
 
-    def load(self) -> str:
+    def load_model(self) -> str:
         """Loads the model and names it: Hub commit or folder digest, kind of device, dtype, version of the score, and
         a digest of what else of this machine moves the number.
 
@@ -68,8 +68,8 @@ class Evaluator:
         machine = machine_fingerprint(held.device, held.dtype)
         return f"{source} {held.device.type} {dtype} score {LOSS_VERSION} on {machine}"
 
-    def pinned(self, model: str) -> "Evaluator":
-        """This scorer for exactly the model that `load` named, whatever becomes of the branch it was found at."""
+    def with_pinned_revision(self, model: str) -> "Evaluator":
+        """This scorer for exactly the model that `load_model` named, whatever becomes of the branch it was found at."""
         if self.model_path is not None:
             return self
         revision = model.removeprefix(f"{self.training_args.model_id}@").split()[0]
@@ -92,7 +92,7 @@ class CompletedJob:
     """The end of one job: exactly one of result and error.
 
     error: SubmissionError is a verdict. HostError says what befell the worker and on which device: its death, a
-    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Evaluator.score` raises them; a
+    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Evaluator.evaluate` raises them; a
     RemoteError is also that another machine went away, for which nobody is to blame.
     """
 
@@ -108,14 +108,14 @@ class Executor(Protocol):
     def training_args(self) -> TrainingArgs:
         """What every score trains with."""
 
-    def prepare(self) -> str | None:
-        """Starts what is not started; the model's name, as `Evaluator.load` has it, once a worker holds it, else None.
+    def start(self) -> str | None:
+        """Starts what is not started; the model's name, as `Evaluator.load_model` has it, once a worker holds it, else None.
 
         Raises: ConfigError when the operator has to act; RemoteError or HostError when no worker could load the model
         and none is still at it. Each failure is raised once; the next call tries again, after a rest that grows.
         """
 
-    def free(self) -> int:
+    def idle_workers(self) -> int:
         """Workers that would take a job now."""
 
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
@@ -128,7 +128,7 @@ class Executor(Protocol):
         """
 
     def running(self) -> tuple[RunningEvaluation, ...]:
-        """The jobs under way, as the last `collect` or `prepare` saw them."""
+        """The jobs under way, as the last `collect` or `start` saw them."""
 
     def tokens_per_s(self) -> float | None:
         """Training speed of the last score, None before the first."""

@@ -68,7 +68,7 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The worker holds the model and takes jobs. model: as `Evaluator.load` names it. device: the one it is on.
+    """The worker holds the model and takes jobs. model: as `Evaluator.load_model` names it. device: the one it is on.
 
     environment: what can move the number there, as in a result.
     """

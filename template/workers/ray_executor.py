@@ -77,7 +77,7 @@ class RayOptions:
 class RayExecutor(WorkerPool):
     """An `Executor` in a Ray cluster. Arguments beside `options` are those of `WorkerPool`.
 
-    Raises: ConfigError as `RayOptions.check`. That there is no cluster is told by `prepare`.
+    Raises: ConfigError as `RayOptions.check`. That there is no cluster is told by `start`.
     """
 
     kind = "ray"

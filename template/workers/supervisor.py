@@ -100,7 +100,7 @@ class WorkerPool(ABC):
     ) -> None:
         if not devices:
             raise ConfigError("expected at least one device to score on")
-        self._scorer = evaluator
+        self._evaluator = evaluator
         self._slots = [_WorkerSlot(device) for device in devices]
         self._limits = limits
         self._log_level = log_level
@@ -114,7 +114,7 @@ class WorkerPool(ABC):
         self._tokens_per_s: float | None = None
         self._finished: list[CompletedJob] = []
         self._events: SimpleQueue[tuple[Worker, float, messages.Event]] = SimpleQueue()
-        self._stirred = threading.Event()
+        self._wakeup = threading.Event()
         self._is_closed = False
 
     @abstractmethod
@@ -123,15 +123,15 @@ class WorkerPool(ABC):
 
     @property
     def training_args(self) -> TrainingArgs:
-        return self._scorer.training_args
+        return self._evaluator.training_args
 
-    def prepare(self) -> str | None:
+    def start(self) -> str | None:
         self._poll()
         self._raise_failure()
         self._start_missing()
         return self._model if any(slot.is_loaded for slot in self._slots) else None
 
-    def free(self) -> int:
+    def idle_workers(self) -> int:
         return sum(slot.is_loaded and slot.job is None for slot in self._slots)
 
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
@@ -167,7 +167,7 @@ class WorkerPool(ABC):
 
     def wait(self, timeout_s: float) -> None:
         if not self._finished:
-            self._stirred.wait(timeout_s)
+            self._wakeup.wait(timeout_s)
 
     def close(self) -> None:
         self._is_closed = True
@@ -183,11 +183,11 @@ class WorkerPool(ABC):
         """Called from the workers' threads. The time is taken here, so that a busy caller makes nobody late."""
         self._events.put((child, self._clock(), event))
         if not isinstance(event, messages.ProgressUpdate):
-            self._stirred.set()
+            self._wakeup.set()
 
     def _poll(self) -> None:
         """Takes in what the workers said and gives up those whose time is up."""
-        self._stirred.clear()
+        self._wakeup.clear()
         while True:
             try:
                 child, at, event = self._events.get_nowait()
@@ -222,7 +222,7 @@ class WorkerPool(ABC):
     def _take_model(self, slot: _WorkerSlot, loaded: messages.Loaded) -> None:
         slot.name = loaded.device
         if self._model is None:
-            self._scorer = self._scorer.pinned(loaded.model)
+            self._evaluator = self._evaluator.with_pinned_revision(loaded.model)
         elif unlike := self._find_unlike(loaded):
             which = f"{slot.name} computes under {unlike}"
             is_alone = not any(other.is_loaded for other in self._slots)
@@ -317,7 +317,7 @@ class WorkerPool(ABC):
                     self._lose(slot, error)
 
     def _setup(self, slot: _WorkerSlot) -> messages.Setup:
-        evaluator = self._scorer
+        evaluator = self._evaluator
         return messages.Setup(
             competition=evaluator.competition,
             training_args=evaluator.training_args,

@@ -148,7 +148,7 @@ def serve(evaluator: Evaluator, jobs: SimpleQueue[bytes], link: Link, hub_token:
         if not isinstance(job, messages.Job):
             raise TypeError("expected a job")
         try:
-            result = evaluator.score(Path(job.data_dir), job.lucky_num, link.tell_progress)
+            result = evaluator.evaluate(Path(job.data_dir), job.lucky_num, link.tell_progress)
             link.tell(messages.Evaluated(result=result))
         except Exception as error:
             tell_failure(link, error)
@@ -175,11 +175,11 @@ def tell_failure(link: Link, error: Exception) -> None:
 def load(evaluator: Evaluator) -> messages.Loaded:
     """Loads the model; what is to be said of it and of where it is, the device as torch names it.
 
-    Raises: as `Evaluator.load`.
+    Raises: as `Evaluator.load_model`.
     """
     from template.training.environment import choose_device, choose_dtype, describe_environment
 
-    model = evaluator.load()
+    model = evaluator.load_model()
     device = choose_device(evaluator.device)
     environment = describe_environment(device, choose_dtype(device, evaluator.dtype))
     return messages.Loaded(model=model, device=str(device), environment=environment)

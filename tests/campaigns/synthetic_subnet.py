@@ -64,10 +64,10 @@ class IdleExecutor:
 
     training_args = TrainingArgs(model_id=MODEL_ID, revision=None, hyperparameters=HYPERPARAMETERS)
 
-    def prepare(self) -> str | None:
+    def start(self) -> str | None:
         return MODEL
 
-    def free(self) -> int:
+    def idle_workers(self) -> int:
         return 1
 
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:

@@ -88,7 +88,7 @@ def run_round(net: Net, *posts: Post) -> None:
     while net.admin.block() <= end:
         for post in posts:
             post.validator.tick()
-        busy = [post for post in posts if not post.executor.free()]
+        busy = [post for post in posts if not post.executor.idle_workers()]
         assert time.monotonic() < deadline, "the workers do not come to an end"
         if busy:
             busy[0].executor.wait(0.5)

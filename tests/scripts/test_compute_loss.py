@@ -78,7 +78,7 @@ class ReplayContext:
             training_args=load_training_args(self.args),
             eval_data_dir=self.eval_dir,
             model_path=self.model,
-        ).score(folder, lucky_num)
+        ).evaluate(folder, lucky_num)
 
 
 @pytest.fixture(scope="module")

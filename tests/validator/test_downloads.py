@@ -309,11 +309,11 @@ def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(ne
 def test_a_file_that_was_removed_before_its_score_is_fetched_again(net: Net, gate: Gate) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
-        bench.executor.free = lambda: 0  # type: ignore[method-assign]
+        bench.executor.idle_workers = lambda: 0  # type: ignore[method-assign]
         tick_until(bench, lambda: bool(bench.validator._judge and bench.validator._judge.datasets))
         assert bench.validator._judge is not None
         shutil.rmtree(bench.validator._judge.folder(key))
-        del bench.executor.free  # type: ignore[method-assign]
+        del bench.executor.idle_workers  # type: ignore[method-assign]
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
     assert sum("alice/data/resolve" in target for target in gate.seen) == 2

@@ -63,7 +63,7 @@ def test_a_worker_that_breaks_costs_its_job_alone(fault: str, tmp_path: Path) ->
         refused = collect(executor)[0]
         assert isinstance(refused.error, SubmissionError) and refused.error.reason == Reason.EMPTY
         assert refused.key == OTHER
-        assert executor.free() == 1
+        assert executor.idle_workers() == 1
         assert len({pid for *_, pid in script.starts()}) == 2
 
 
@@ -113,8 +113,8 @@ if nth == 1:
 hear()"""
     with scripted(Script(tmp_path, body)) as executor:
         assert ready(executor).endswith("on 2")
-        until(lambda: (executor.prepare() or "").endswith("on 1"), executor)
-        assert executor.free() == 1
+        until(lambda: (executor.start() or "").endswith("on 1"), executor)
+        assert executor.idle_workers() == 1
 
 
 def test_another_model_is_never_taken_for_the_same_machine(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ hear()"""
     with scripted(Script(tmp_path, body)) as executor:
         ready(executor)
         with pytest.raises(HostError, match="a model that stays the same"):
-            until(lambda: executor.prepare() is None and False, executor)
+            until(lambda: executor.start() is None and False, executor)
 
 
 def test_the_cores_beside_a_gpu_move_no_number(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ hear()"""
 def test_a_worker_that_dies_idle_is_replaced_without_a_word_about_any_job(tmp_path: Path) -> None:
     script = Script(tmp_path, "load()\nif nth == 1:\n    time.sleep(0.1); sys.exit(1)\nhear()")
     with scripted(script) as executor:
-        executor.prepare()
+        executor.start()
         until(lambda: not executor.collect() and len(script.starts()) == 2, executor)
         ready(executor)
         assert executor.collect() == []
@@ -169,7 +169,7 @@ def test_settings_that_were_right_before_are_not_blamed(tmp_path: Path) -> None:
     fail = "tell(messages.Failed.of(ConfigError('--device cuda:0: this machine has 0 CUDA devices')))"
     script = Script(tmp_path, f"if nth > 1:\n    {fail}; hear()\nload(); sys.exit(1)")
     with scripted(script) as executor, pytest.raises(HostError, match="has 0 CUDA devices"):
-        until(lambda: executor.prepare() is None and len(script.starts()) > 2, executor)
+        until(lambda: executor.start() is None and len(script.starts()) > 2, executor)
 
 
 def test_a_failed_load_is_raised_once_and_tried_again_with_growing_patience(tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ def test_a_failed_load_is_raised_once_and_tried_again_with_growing_patience(tmp_
     with scripted(script, limits=Limits(restart_first_s=50.0, restart_most_s=600.0), clock=clock) as executor:
         for count, rest_s in enumerate((70.0, 100.0, 200.0, 400.0, 600.0, 600.0), start=1):
             with pytest.raises(RemoteError, match="the Hub is down"):
-                until(executor.prepare, executor)
+                until(executor.start, executor)
             assert len(script.starts()) == count
             clock.ahead_s += rest_s - 10.0
-            assert executor.prepare() is None and executor.collect() == []
+            assert executor.start() is None and executor.collect() == []
             assert children(script.path) == []
             clock.ahead_s += 10.0
-            assert executor.prepare() is None
+            assert executor.start() is None
             assert len(children(script.path)) == 1
 
 
@@ -197,7 +197,7 @@ def test_one_broken_device_does_not_stop_the_other(tmp_path: Path) -> None:
     with scripted(script, "cuda:0", "cuda:1", limits=limits) as executor:
         assert ready(executor).endswith("cpu float32")
         assert [device for device, *_ in script.starts()] == ["cuda:0", "cuda:1"]
-        assert executor.free() == 1
+        assert executor.idle_workers() == 1
 
 
 def test_that_no_device_works_is_raised(tmp_path: Path) -> None:
@@ -231,11 +231,11 @@ def test_a_worker_that_cannot_load_in_time_is_given_up(tmp_path: Path) -> None:
     clock = Clock()
     script = Script(tmp_path, "time.sleep(600)")
     with scripted(script, clock=clock) as executor:
-        assert executor.prepare() is None
+        assert executor.start() is None
         until(script.starts)
         clock.ahead_s = 1801.0
         with pytest.raises(HostError, match="not loaded within 1800 s"):
-            executor.prepare()
+            executor.start()
         assert not is_alive(int(script.starts()[0][2]))
 
 
@@ -263,7 +263,7 @@ def test_what_is_under_way_is_told(tmp_path: Path) -> None:
         ready(executor)
         assert executor.running() == ()
         submit(executor)
-        assert executor.free() == 0
+        assert executor.idle_workers() == 0
         assert executor.running()[0].stage == "load"
         until(lambda: not executor.collect() and executor.running()[0].total, executor)
         running = executor.running()[0]
@@ -297,8 +297,8 @@ def test_close_ends_a_worker_that_minds_nothing_and_starts_no_other(tmp_path: Pa
         executor.close()
         assert not any(map(is_alive, pids))
         executor.close()
-        assert executor.prepare() is None and executor.collect() == []
-        assert executor.free() == 0 and executor.running() == ()
+        assert executor.start() is None and executor.collect() == []
+        assert executor.idle_workers() == 0 and executor.running() == ()
         assert children(script.path) == []
 
 
@@ -323,8 +323,8 @@ hear()
 """
     with scripted(Script(tmp_path, body), "cuda:0", "cuda:1") as executor:
         with pytest.raises(ConfigError, match=r"^cuda:1 computes under threads 2, but the others under 1: "):
-            until(lambda: executor.prepare() is not None and executor.free() == 2, executor)
-        assert executor.free() == 1
+            until(lambda: executor.start() is not None and executor.idle_workers() == 2, executor)
+        assert executor.idle_workers() == 1
 
 
 def test_once_a_score_was_had_a_worker_with_wrong_settings_is_this_machines_fault(tmp_path: Path) -> None:
@@ -346,9 +346,9 @@ hear()
         assert collect(executor)[0].result is not None
         (script.folder / "scored").touch()
         until(
-            lambda: executor.prepare() and [line for line in logged if "cuda:1: --model_path is not" in line], executor
+            lambda: executor.start() and [line for line in logged if "cuda:1: --model_path is not" in line], executor
         )
-        assert executor.free() == 1
+        assert executor.idle_workers() == 1
 
 
 def test_a_machine_that_goes_away_is_no_fault_of_what_it_was_doing(tmp_path: Path) -> None:

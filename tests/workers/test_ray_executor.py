@@ -55,7 +55,7 @@ def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
     """The score in this process."""
-    return dataclasses.replace(evaluator, device="cpu", cache_dir=None).score(bench.data_dir, SEED)
+    return dataclasses.replace(evaluator, device="cpu", cache_dir=None).evaluate(bench.data_dir, SEED)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def shared(evaluator: Evaluator, cluster: Cluster, logged: list[str]) -> Iterato
         patch.setenv("HF_TOKEN", TOKEN)
         executor = open_executor(evaluator, cluster, workers=2)
         try:
-            until(lambda: executor.prepare() or actors(logged), executor)
+            until(lambda: executor.start() or actors(logged), executor)
             cluster.say("add")
             yield executor
         finally:
@@ -110,7 +110,7 @@ def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ra
 ) -> None:
     pair.submit(KEY, bench.data_dir, SEED)
     pair.submit(OTHER, bench.data_dir, SEED)
-    assert pair.free() == 0 and len(running_on(pair)) == 2
+    assert pair.idle_workers() == 0 and len(running_on(pair)) == 2
     nodes = {one.key: one.device for one in pair.running()}
     results = {one.key: one.result for one in collect(pair, 2)}
     for key, result in results.items():
@@ -118,7 +118,7 @@ def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ra
         assert result is not None and result.environment["where"] == f"ray {nodes[key]}"
         assert not any(socket.gethostname() in value for value in result.environment.values())
     assert {node.split()[1] for node in nodes.values()} == set(actors(logged))
-    assert pair.prepare() == dataclasses.replace(evaluator, device="cpu", cache_dir=None).load()
+    assert pair.start() == dataclasses.replace(evaluator, device="cpu", cache_dir=None).load_model()
     assert [line for line in logged if line.startswith(f"INFO [{nodes[KEY]}] evaluated loss=")]
 
 
@@ -206,7 +206,7 @@ def test_close_in_mid_score_ends_actors_and_their_children_and_leaves_no_file(
     until(lambda: not is_alive(actor) and not is_alive(scoring))
     assert list(cluster.folder.glob("dataset-worker-*")) == [] and cluster.processes()
     shared.close()
-    assert shared.prepare() is None and shared.collect() == [] and shared.running() == ()
+    assert shared.start() is None and shared.collect() == [] and shared.running() == ()
 
 
 def test_what_ends_is_replaced_whether_score_driver_or_model_was_at_fault(
@@ -216,7 +216,7 @@ def test_what_ends_is_replaced_whether_score_driver_or_model_was_at_fault(
 
     def start() -> int:
         before = dict(actors(logged))
-        until(lambda: executor.prepare() or actors(logged) != before, executor)
+        until(lambda: executor.start() or actors(logged) != before, executor)
         (actor,) = set(actors(logged).values()) - set(before.values())
         return actor
 

@@ -52,7 +52,7 @@ def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
     """The score in this process."""
-    return evaluator.score(bench.data_dir, SEED)
+    return evaluator.evaluate(bench.data_dir, SEED)
 
 
 def worker_pids() -> list[int]:
@@ -95,13 +95,13 @@ def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_a
 ) -> None:
     pair.submit(KEY, bench.data_dir, SEED)
     pair.submit(OTHER, bench.data_dir, SEED + 1)
-    assert pair.free() == 0 and len(pair.running()) == 2
+    assert pair.idle_workers() == 0 and len(pair.running()) == 2
     results = {one.key: one.result for one in collect(pair, 2)}
     assert timeless(results[KEY]) == timeless(expected)
     assert results[KEY] is not None and results[KEY].environment["where"] == "local cpu"
-    assert timeless(results[OTHER]) == timeless(evaluator.score(bench.data_dir, SEED + 1)) != timeless(expected)
+    assert timeless(results[OTHER]) == timeless(evaluator.evaluate(bench.data_dir, SEED + 1)) != timeless(expected)
     assert (pair.tokens_per_s() or 0) > 0
-    assert pair.prepare() == evaluator.load()
+    assert pair.start() == evaluator.load_model()
 
 
 def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_worker_goes_on(
@@ -185,7 +185,7 @@ from template.workers.worker import make_evaluator
 from template.workers.supervisor import LocalExecutor
 
 executor = LocalExecutor(make_evaluator(messages.decode_command(sys.stdin.buffer.readline())), ["cpu"])
-while executor.prepare() is None:
+while executor.start() is None:
     executor.wait(1.0)
 executor.submit(SubmissionKey("a", "b"), sys.argv[1], 7)
 while not executor.running()[0].done:
@@ -242,7 +242,7 @@ def test_a_model_that_is_not_there_is_the_operators_to_mend(evaluator: Evaluator
 
 def test_a_bug_is_this_machines_fault_with_its_traceback_in_the_log(evaluator: Evaluator) -> None:
     class Broken(Evaluator):
-        def load(self) -> str:
+        def load_model(self) -> str:
             raise KeyError("a bug")
 
     with log_lines() as logged:

@@ -47,11 +47,11 @@ class TableEvaluator:
             elif isinstance(event, messages.Evaluated):
                 self._results[event.result.train_sha256, event.result.lucky_num] = event.result
 
-    def load(self) -> messages.Loaded:
+    def load_model(self) -> messages.Loaded:
         self._stay("load")
         return self.loaded
 
-    def score(self, data_dir: Path, lucky_num: int, on_progress: Callable[[Progress], None]) -> TrainResult:
+    def evaluate(self, data_dir: Path, lucky_num: int, on_progress: Callable[[Progress], None]) -> TrainResult:
         """The real result for the file's digest and the seed. Raises: HostError when the real worker had no such."""
         with (data_dir / DATA_FILE).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -89,7 +89,7 @@ def main(mode: str, table: str) -> None:
     else:
         evaluator = TableEvaluator(Path(table))
         worker.make_evaluator = lambda setup: evaluator  # type: ignore[assignment, return-value]
-        worker.load = lambda evaluator: evaluator.load()  # type: ignore[assignment, return-value]
+        worker.load = lambda evaluator: evaluator.load_model()  # type: ignore[assignment, return-value]
         worker.peak_memory_bytes = lambda: 0
     worker.main()
 

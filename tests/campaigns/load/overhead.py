@@ -284,7 +284,7 @@ def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     early = max(1, args.scores // 10)
     held: dict[int, float] = {}
     for done in range(1, args.scores + 1):
-        evaluator.score(folder / f"data-{done % 4}", done)
+        evaluator.evaluate(folder / f"data-{done % 4}", done)
         if done in (early, args.scores):
             held[done] = _rss_mib()
     yield Line(f"memory after {early} scores of the tiny model", held[early], "MiB")

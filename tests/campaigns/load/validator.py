@@ -95,7 +95,7 @@ class PacedExecutor(IdleExecutor):
         self._ends_at = 0.0
         self._rest = threading.Event()
 
-    def free(self) -> int:
+    def idle_workers(self) -> int:
         return int(self._job is None)
 
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:

@@ -225,7 +225,7 @@ class Post:
     def kill_worker(self) -> None:
         """Kills the process that scores, once it holds the model: one that never did ends the validator."""
         pids = self.executor.pids()
-        if pids and (self.executor.free() or self.executor.running()):
+        if pids and (self.executor.idle_workers() or self.executor.running()):
             is_busy = bool(self.executor.running())
             os.kill(pids[0], signal.SIGKILL)
             self._world.diary.write("worker killed", validator=self.name, is_busy=is_busy)
@@ -233,7 +233,7 @@ class Post:
     @property
     def is_busy(self) -> bool:
         """True while a worker scores or loads, or something is downloaded."""
-        return not self.executor.free() or bool(self.fetcher.under_way())
+        return not self.executor.idle_workers() or bool(self.fetcher.under_way())
 
     def wait(self, timeout_s: float) -> None:
         """Returns when something of this may have ended, or else after `timeout_s`."""

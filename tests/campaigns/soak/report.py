@@ -101,7 +101,7 @@ def _replay(books: Books, folder: Path, at: int, replays: int) -> Iterator[str]:
         place.mkdir(parents=True, exist_ok=True)
         content = books.history.contents[result["train_sha256"]].text
         (place / DATA_FILE).write_bytes(content.encode())
-        loss = evaluator.score(place, result["lucky_num"]).loss
+        loss = evaluator.evaluate(place, result["lucky_num"]).loss
         books.counts["losses"] += 1
         if loss != result["loss"]:
             yield f"{books.validator} {row['entry']} has loss {result['loss']}, and it is {loss}"

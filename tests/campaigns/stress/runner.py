@@ -283,7 +283,7 @@ def _environment() -> dict[str, str]:
 
 def _await_worker(executor: LocalExecutor) -> str:
     """The model's name, once a worker is free."""
-    while (name := executor.prepare()) is None or not executor.free():
+    while (name := executor.start()) is None or not executor.idle_workers():
         executor.wait(1.0)
         executor.collect()
     return name

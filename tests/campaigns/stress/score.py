@@ -101,7 +101,7 @@ def score(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Path) 
 
     started = time.perf_counter()
     try:
-        result = evaluator.score(data_dir, LUCKY_NUM, on_progress)
+        result = evaluator.evaluate(data_dir, LUCKY_NUM, on_progress)
         seconds = time.perf_counter() - started
         options = RunOptions(
             training_args=evaluator.training_args,
@@ -110,7 +110,7 @@ def score(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Path) 
             dtype=evaluator.dtype,
         )
         adapter = load_resident_model(options).adapter_parameters
-        eval_config = evaluator.load()
+        eval_config = evaluator.load_model()
     except SubnetError as error:
         return Outcome.of_error(str(evaluator.dtype), error)
     total = hashlib.sha256()
