@@ -20,8 +20,7 @@ from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import Tokenize, encode_row
 from template.data.rows import Row
 from template.errors import ConfigError, SubnetError
-from template.telemetry import logging as tracking
-from template.telemetry.logging import quiet_libraries
+from template.telemetry.logging import choose_level, configure_logging, quiet_libraries
 from template.telemetry.redaction import secret_values
 from template.workers.executor import Evaluator
 
@@ -55,7 +54,7 @@ def run_main(
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     def work() -> int:
-        tracking.configure_logging(
+        configure_logging(
             is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secret_values(os.environ)
         )
         quiet_libraries()
@@ -92,7 +91,7 @@ def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
 
 def log_level(args: argparse.Namespace) -> str:
     """The least that the arguments of `add_logging_arguments` let into the logs."""
-    return tracking.log_level(is_debug=args.is_debug, is_trace=args.is_trace)
+    return choose_level(is_debug=args.is_debug, is_trace=args.is_trace)
 
 
 @contextlib.contextmanager

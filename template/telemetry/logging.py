@@ -179,7 +179,7 @@ def _choose_format(record: "Record") -> str:
     return _FORMAT + "{extra[trace]}"
 
 
-def log_level(*, is_debug: bool, is_trace: bool) -> str:
+def choose_level(*, is_debug: bool, is_trace: bool) -> str:
     """The least that goes into the logs, by loguru's name."""
     return "TRACE" if is_trace else "DEBUG" if is_debug else "INFO"
 
@@ -192,7 +192,7 @@ def configure_logging(
     file: where the same lines go as JSON, in this process alone, since two must not rotate one file. secrets: values
     that no line may show. Raises: ConfigError when the file cannot be opened; the logs on stderr are set up by then.
     """
-    level = log_level(is_debug=is_debug, is_trace=is_trace)
+    level = choose_level(is_debug=is_debug, is_trace=is_trace)
     redact = Redactor(secrets)
     logger.remove()
     logger.configure(patcher=_spell_out)

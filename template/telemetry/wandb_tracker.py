@@ -221,7 +221,7 @@ class WandbTracker:
     def _open_run(self, day: str) -> WandbLink:
         config = self._config
         config.folder.mkdir(parents=True, exist_ok=True)
-        prune(config.folder, keep_days=config.keep_days)
+        delete_old_runs(config.folder, keep_days=config.keep_days)
         link = WandbLink(config.folder)
         self._link, self._day = link, day
         opened = link.ask(run_settings(config, day), timeout_s=_OPEN_TIMEOUT_S)
@@ -283,7 +283,7 @@ def utc_day(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
 
 
-def prune(folder: Path, *, keep_days: float) -> None:
+def delete_old_runs(folder: Path, *, keep_days: float) -> None:
     """Removes what wandb left below the folder and was last changed more than so many days ago.
 
     What cannot be removed is told of and left.

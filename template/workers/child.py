@@ -45,7 +45,7 @@ def start_module(name: str, *, keep: Container[str] = ()) -> subprocess.Popen[by
         raise HostError(f"no process can be started: {error}") from error
 
 
-class Child:
+class WorkerProcess:
     """One worker process. What it writes is told by a thread of its own; its log lines are logged there and then.
 
     log: where else those go.
@@ -54,7 +54,7 @@ class Child:
     def __init__(
         self,
         setup: messages.Setup,
-        tell: Callable[["Child", messages.Event], None],
+        tell: Callable[["WorkerProcess", messages.Event], None],
         log: Callable[[messages.Logged], None] | None = None,
     ) -> None:
         """Raises: HostError when no process can be started."""

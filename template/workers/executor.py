@@ -109,7 +109,7 @@ class Executor(Protocol):
         """What every score trains with."""
 
     def start(self) -> str | None:
-        """Starts what is not started; the model's name, as `Evaluator.load_model` has it, once a worker holds it, else None.
+        """Starts missing workers; the model's name as `Evaluator.load_model` has it, once a worker has it, else None.
 
         Raises: ConfigError when the operator has to act; RemoteError or HostError when no worker could load the model
         and none is still at it. Each failure is raised once; the next call tries again, after a rest that grows.

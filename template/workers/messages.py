@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster:
+class RayConfig:
     """The first line to the process that speaks to Ray: where the cluster is, and what each worker needs of it.
 
     address: of the cluster's head, HOST:PORT, or "auto" for the one that this machine is a node of. gpus: of one
@@ -62,7 +62,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
+class StopWorker:
     """To that process: ends one worker, whatever it is doing."""
 
 
@@ -144,7 +144,7 @@ class WorkerExited:
     is_machine_lost: bool = False
 
 
-Command = Setup | Job | Cluster | Stop
+Command = Setup | Job | RayConfig | StopWorker
 Event = Loaded | ProgressUpdate | Evaluated | Failed | Logged | WorkerExited
 
 _Record = TypeVar("_Record")
@@ -157,7 +157,7 @@ def encode(record: Command | Event) -> bytes:
 
 def decode_command(line: bytes) -> Command:
     """The record that a validator wrote to a worker. Raises: HostError when it is none."""
-    kinds: tuple[type[Command], ...] = (Setup, Job, Cluster, Stop)
+    kinds: tuple[type[Command], ...] = (Setup, Job, RayConfig, StopWorker)
     return _decode(line, kinds)
 
 

@@ -21,14 +21,14 @@ import ray
 from template.constants import DATA_FILE
 from template.errors import ConfigError, HostError, RemoteError
 from template.workers import messages
-from template.workers.child import Child
+from template.workers.child import WorkerProcess
 
 _PREFIX = "dataset-worker-"
 _LOCK = "lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Content:
+class FileContent:
     """A file's bytes and their sha256 in hex, taken where the file was read."""
 
     data: bytes
@@ -42,17 +42,17 @@ class Content:
         (folder / DATA_FILE).write_bytes(self.data)
 
 
-class Shell:
-    """Methods are called beside each other; `hear` gives what the worker says, in order, as
+class WorkerActor:
+    """Methods are called beside each other; `poll` gives what the worker says, in order, as
     `template.workers.messages` lines.
 
     setup: a wire line; the folders it names are of another machine, but for the model's. files: the evaluation set,
     None when it is not there. Nothing is raised here but told, as the worker would.
     """
 
-    def __init__(self, setup: bytes, eval_set: Content | None) -> None:
+    def __init__(self, setup: bytes, eval_set: FileContent | None) -> None:
         self._said: SimpleQueue[bytes] = SimpleQueue()
-        self._child: Child | None = None
+        self._child: WorkerProcess | None = None
         self._is_closed = False
         self._folder, self._lock_fd = _make_folder()
         self._place = _name_place()
@@ -65,11 +65,11 @@ class Shell:
             if eval_set is not None:
                 eval_set.write(self._folder / "eval_data")
             local = dataclasses.replace(record, eval_data_dir=str(self._folder / "eval_data"))
-            self._child = Child(local, self._take, self._say)
+            self._child = WorkerProcess(local, self._take, self._say)
         except (HostError, OSError) as error:
             self._say(messages.Failed.of(error))
 
-    def submit(self, lucky_num: int, dataset: Content | None) -> None:
+    def submit(self, lucky_num: int, dataset: FileContent | None) -> None:
         """Gives the worker a dataset; None for one whose file is not there."""
         folder = self._folder / "data"
         try:
@@ -81,7 +81,7 @@ class Shell:
         except (HostError, OSError) as error:
             self._say(messages.Failed.of(error))
 
-    def hear(self, wait_s: float) -> list[bytes]:
+    def poll(self, wait_s: float) -> list[bytes]:
         """What the worker said since the last call, once there is anything, or nothing after `wait_s`."""
         lines: list[bytes] = []
         with contextlib.suppress(Empty):
@@ -102,7 +102,7 @@ class Shell:
         """The processes of this actor and of its child."""
         return os.getpid(), None if self._child is None else self._child.pid
 
-    def _take(self, child: Child, event: messages.Event) -> None:
+    def _take(self, child: WorkerProcess, event: messages.Event) -> None:
         """Passes on what the child said, with the place where it is."""
         if isinstance(event, messages.Loaded):
             event = dataclasses.replace(event, device=f"{self._place} {event.device}")

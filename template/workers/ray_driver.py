@@ -2,7 +2,7 @@
 
     python -m template.workers.ray_driver
 
-Started by `template.workers.ray_executor`, never by hand. It reads a `wire.Cluster` from stdin, then lines of a
+Started by `template.workers.ray_executor`, never by hand. It reads a `messages.RayConfig` from stdin, then lines of a
 worker's number
 and a record for it, and writes lines alike to stdout. The end of stdin ends it, wherever it waits.
 """
@@ -30,7 +30,7 @@ from template.constants import DATA_FILE
 from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Limits
 from template.errors import ConfigError, HostError
 from template.workers import messages
-from template.workers.ray_actor import Content, Shell
+from template.workers.ray_actor import FileContent, WorkerActor
 from template.workers.worker import redirect_stdio
 
 # Seconds to find the cluster. Ray itself would look for minutes.
@@ -49,18 +49,18 @@ _CLOSE_S = 6.0
 _CONCURRENCY = 4
 
 
-class Link:
+class EventWriter:
     """The way to the validator: records under a worker's number, from any thread."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 
-    def tell(self, number: int, event: messages.Event) -> None:
+    def send(self, number: int, event: messages.Event) -> None:
         """Writes the event."""
-        self.relay(number, messages.encode(event))
+        self.send_line(number, messages.encode(event))
 
-    def relay(self, number: int, line: bytes) -> None:
+    def send_line(self, number: int, line: bytes) -> None:
         """Writes an encoded event. Ends the process when nobody is there to read it."""
         with self._lock:
             try:
@@ -70,18 +70,18 @@ class Link:
                 os._exit(0)
 
 
-class Held:
+class ActorHandle:
     """One worker's actor, and the thread that listens to it."""
 
     def __init__(
-        self, number: int, link: Link, cluster: messages.Cluster, setup: messages.Setup, eval_set: Any
+        self, number: int, link: EventWriter, cluster: messages.RayConfig, setup: messages.Setup, eval_set: Any
     ) -> None:
-        """eval_set: a reference to the `Content` in Ray's store, or None."""
+        """eval_set: a reference to the `FileContent` in Ray's store, or None."""
         self._number = number
         self._link = link
         self._cluster = cluster
         self._has_place = False
-        actor: Any = ray.remote(Shell)
+        actor: Any = ray.remote(WorkerActor)
         self._actor = actor.options(
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus,
@@ -110,13 +110,13 @@ class Held:
         try:
             self._wait_for_place()
             while True:
-                for line in ray.get(self._actor.hear.remote(_HEAR_S), timeout=_SILENCE_S):
-                    self._link.relay(self._number, line)
+                for line in ray.get(self._actor.poll.remote(_HEAR_S), timeout=_SILENCE_S):
+                    self._link.send_line(self._number, line)
         except GetTimeoutError:
             self._lose(f"its actor did not answer for {_SILENCE_S:.0f} s")
         except RayActorError as error:
             if error.actor_init_failed:
-                self._link.tell(
+                self._link.send(
                     self._number, messages.Failed.of(ConfigError(f"no worker starts there: {shorten(error)}"))
                 )
             self._lose(f"its actor was lost: {shorten(error)}")
@@ -129,43 +129,43 @@ class Held:
             wanted = f"{self._cluster.gpus:g} GPUs and {self._cluster.cpus} CPUs"
             kind = f" of type {self._cluster.accelerator_type}" if self._cluster.accelerator_type else ""
             message = f"the cluster has no room yet for a worker with {wanted}{kind}; `ray status` shows what it has"
-            self._link.tell(self._number, messages.Logged(level="WARNING", message=message))
+            self._link.send(self._number, messages.Logged(level="WARNING", message=message))
         ray.get(place)
         self._has_place = True
 
     def _lose(self, why: str) -> None:
-        self._link.tell(self._number, messages.WorkerExited(why=why, is_machine_lost=True))
+        self._link.send(self._number, messages.WorkerExited(why=why, is_machine_lost=True))
 
 
 class Driver:
     """Carries out the validator's commands, one after the other."""
 
-    def __init__(self, link: Link, cluster: messages.Cluster) -> None:
+    def __init__(self, link: EventWriter, cluster: messages.RayConfig) -> None:
         self._link = link
         self._cluster = cluster
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, ActorHandle] = {}
         # The evaluation set in Ray's store, by sha256: sent to each machine once.
         self._eval_sets: dict[str, Any] = {}
 
-    def obey(self, line: bytes) -> None:
+    def handle(self, line: bytes) -> None:
         """One command. What befalls it is told as that worker's error."""
         digits, _, record = line.partition(b" ")
         number, command = int(digits), messages.decode_command(record)
         try:
-            self._obey(number, command)
+            self._handle(number, command)
         except (HostError, ConfigError) as error:
-            self._link.tell(number, messages.Failed.of(error))
+            self._link.send(number, messages.Failed.of(error))
         except RayError as error:
-            self._link.tell(number, messages.WorkerExited(why=f"Ray failed: {shorten(error)}", is_machine_lost=True))
+            self._link.send(number, messages.WorkerExited(why=f"Ray failed: {shorten(error)}", is_machine_lost=True))
 
-    def _obey(self, number: int, command: messages.Command) -> None:
+    def _handle(self, number: int, command: messages.Command) -> None:
         match command:
             case messages.Setup():
                 eval_set = self._share(Path(command.eval_data_dir))
-                self._held[number] = Held(number, self._link, self._cluster, command, eval_set)
+                self._held[number] = ActorHandle(number, self._link, self._cluster, command, eval_set)
             case messages.Job() if number in self._held:
                 self._held[number].submit(command)
-            case messages.Stop() if number in self._held:
+            case messages.StopWorker() if number in self._held:
                 threading.Thread(target=self._held.pop(number).stop, daemon=True).start()
 
     def close(self) -> None:
@@ -197,26 +197,26 @@ def main() -> None:
     if not first:
         return
     cluster = messages.decode_command(first)
-    if not isinstance(cluster, messages.Cluster):
+    if not isinstance(cluster, messages.RayConfig):
         raise TypeError("the first command must be the cluster")
-    link, lines = Link(events), SimpleQueue[bytes]()
+    link, lines = EventWriter(events), SimpleQueue[bytes]()
     driver = Driver(link, cluster)
-    threading.Thread(target=receive, args=(commands, lines, driver), name="commands", daemon=True).start()
+    threading.Thread(target=read_commands, args=(commands, lines, driver), name="commands", daemon=True).start()
     line = lines.get()
     try:
         connect(cluster)
     except ConfigError as error:
         # To whoever is waiting; the rest hear it from this process's end, and the next attempt has a new process.
-        link.tell(int(line.partition(b" ")[0]), messages.Failed.of(error))
+        link.send(int(line.partition(b" ")[0]), messages.Failed.of(error))
         return
     # Ray has put its own handler in the place of the default, which would take its time.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
-        driver.obey(line)
+        driver.handle(line)
         line = lines.get()
 
 
-def receive(commands: BinaryIO, lines: "SimpleQueue[bytes]", driver: Driver) -> None:
+def read_commands(commands: BinaryIO, lines: "SimpleQueue[bytes]", driver: Driver) -> None:
     """Queues the validator's lines, and ends everything when there are no more."""
     for line in commands:
         lines.put(line)
@@ -225,7 +225,7 @@ def receive(commands: BinaryIO, lines: "SimpleQueue[bytes]", driver: Driver) -> 
     os._exit(0)
 
 
-def connect(cluster: messages.Cluster) -> None:
+def connect(cluster: messages.RayConfig) -> None:
     """Joins the cluster. Raises: ConfigError when there is none, or one that this Ray cannot join."""
     where = f"--ray.address {cluster.address}"
     failure: list[BaseException] = []
@@ -252,7 +252,7 @@ def connect(cluster: messages.Cluster) -> None:
         ) from error
 
 
-def read_content(folder: Path, limits: Limits) -> Content | None:
+def read_content(folder: Path, limits: Limits) -> FileContent | None:
     """The folder's data file, up to one byte past its limit, which is enough to be refused; None where there is none.
 
     Raises: HostError when it cannot be read.
@@ -264,7 +264,7 @@ def read_content(folder: Path, limits: Limits) -> Content | None:
         return None
     except OSError as error:
         raise HostError(f"{folder / DATA_FILE}: cannot be read: {error.strerror or error}") from error
-    return Content(data=data, sha256=hashlib.sha256(data).hexdigest())
+    return FileContent(data=data, sha256=hashlib.sha256(data).hexdigest())
 
 
 def shorten(error: BaseException) -> str:

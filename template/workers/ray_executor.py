@@ -33,9 +33,9 @@ from template.workers import messages
 from template.workers.child import log_line, start_module
 from template.workers.executor import Evaluator
 from template.workers.supervisor import Worker, WorkerPool
-from template.workers.timeouts import Limits
+from template.workers.timeouts import WorkerTimeouts
 
-_DEFAULT_LIMITS = Limits()
+_DEFAULT_TIMEOUTS = WorkerTimeouts()
 
 # Seconds that the driver is given to end one worker, or all of them and itself.
 _STOP_S = 10.0
@@ -46,7 +46,7 @@ _RAY_SECRETS = ("RAY_AUTH_TOKEN",)
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """The cluster and what is to be had of it: `workers` workers, each with so many GPUs and CPUs, see `wire.Cluster`.
+    """The cluster, and the number and resources of its workers; see `messages.RayConfig`.
 
     Ray counts both and binds nothing to a CPU: a score runs threads on all the cores that the node may use.
     """
@@ -87,16 +87,18 @@ class RayExecutor(WorkerPool):
         evaluator: Evaluator,
         options: RayOptions,
         *,
-        known: Sequence[TrainResult] = (),
-        limits: Limits = _DEFAULT_LIMITS,
+        past_results: Sequence[TrainResult] = (),
+        timeouts: WorkerTimeouts = _DEFAULT_TIMEOUTS,
         log_level: str = "DEBUG",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         options.check()
         devices = ["cuda" if options.gpus_per_worker else "cpu"] * options.workers
-        super().__init__(evaluator, devices, known=known, limits=limits, log_level=log_level, clock=clock, now=now)
-        self._cluster = messages.Cluster(
+        super().__init__(
+            evaluator, devices, past_results=past_results, timeouts=timeouts, log_level=log_level, clock=clock, now=now
+        )
+        self._cluster = messages.RayConfig(
             address=options.address,
             gpus=options.gpus_per_worker,
             cpus=options.cpus_per_worker,
@@ -116,13 +118,13 @@ class RayExecutor(WorkerPool):
                 self._driver.close()
             self._driver = _Driver(self._cluster)
         # This machine's folders are not those of the others.
-        return self._driver.start_worker(replace(setup, cache_dir=None), self._hear)
+        return self._driver.start_worker(replace(setup, cache_dir=None), self._on_event)
 
 
 class _Driver:
     """The process that speaks to Ray for all workers. When it ends, all of them have."""
 
-    def __init__(self, cluster: messages.Cluster) -> None:
+    def __init__(self, cluster: messages.RayConfig) -> None:
         """Raises: HostError when no process can be started."""
         self._process: subprocess.Popen[bytes] = start_module("template.workers.ray_driver", keep=_RAY_SECRETS)
         self._numbers = itertools.count(1)
@@ -225,7 +227,7 @@ class _RayWorker:
         self._driver.send(self.number, command)
 
     def kill(self) -> None:
-        self.send(messages.Stop())
+        self.send(messages.StopWorker())
 
     def join(self) -> None:
         if not self._ended.wait(_STOP_S):

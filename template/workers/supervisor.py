@@ -21,12 +21,12 @@ from loguru import logger
 from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError, SubnetError
 from template.records import LOCATION, RunningEvaluation, SubmissionKey, TrainResult
-from template.workers import messages, timeouts
-from template.workers.child import Child
+from template.workers import messages
+from template.workers.child import WorkerProcess
 from template.workers.executor import CompletedJob, Evaluator
-from template.workers.timeouts import Limits, Phase, Throughput
+from template.workers.timeouts import StageTimer, Throughput, WorkerTimeouts, tokens_per_s
 
-_DEFAULT_LIMITS = Limits()
+_DEFAULT_TIMEOUTS = WorkerTimeouts()
 
 
 class Worker(Protocol):
@@ -49,7 +49,7 @@ class _Job:
     key: SubmissionKey
     lucky_num: int
     started_at: float
-    phase: Phase
+    phase: StageTimer
     memory_bytes: int | None = None
 
 
@@ -79,7 +79,7 @@ class _WorkerSlot:
 class WorkerPool(ABC):
     """An `Executor` of one worker for each of `devices`, wherever `_start` starts it.
 
-    known: earlier scores of the same model on this machine, from which the time limits are made before the first one.
+    past_results: earlier results of the same model on this machine, for the first time limits.
     clock: seconds that only go forward, also read from other threads. now: POSIX seconds. log_level: the least that
     workers pass on to this process's logs; TRACE includes what their libraries say.
     """
@@ -92,8 +92,8 @@ class WorkerPool(ABC):
         evaluator: Evaluator,
         devices: Sequence[str | None],
         *,
-        known: Sequence[TrainResult] = (),
-        limits: Limits = _DEFAULT_LIMITS,
+        past_results: Sequence[TrainResult] = (),
+        timeouts: WorkerTimeouts = _DEFAULT_TIMEOUTS,
         log_level: str = "DEBUG",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
@@ -102,13 +102,13 @@ class WorkerPool(ABC):
             raise ConfigError("expected at least one device to score on")
         self._evaluator = evaluator
         self._slots = [_WorkerSlot(device) for device in devices]
-        self._limits = limits
+        self._timeouts = timeouts
         self._log_level = log_level
         self._clock = clock
         self._now = now
         self._pace = Throughput()
-        for result in known:
-            self._pace = self._pace.after(result)
+        for result in past_results:
+            self._pace = self._pace.updated(result)
         self._model: str | None = None
         self._environment: Mapping[str, str] = {}
         self._tokens_per_s: float | None = None
@@ -119,7 +119,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _start(self, setup: messages.Setup) -> Worker:
-        """A new worker, which tells `_hear` what it says. Raises: HostError when none can be started."""
+        """A new worker, which tells `_on_event` what it says. Raises: HostError when none can be started."""
 
     @property
     def training_args(self) -> TrainingArgs:
@@ -138,7 +138,7 @@ class WorkerPool(ABC):
         slot = next((slot for slot in self._slots if slot.is_loaded and slot.job is None), None)
         if slot is None or slot.child is None:
             raise RuntimeError("no worker is free")
-        slot.job = _Job(key, lucky_num, self._now(), Phase.begin(self._clock()))
+        slot.job = _Job(key, lucky_num, self._now(), StageTimer.begin(self._clock()))
         slot.child.send(messages.Job(data_dir=str(data_dir), lucky_num=lucky_num))
 
     def collect(self) -> list[CompletedJob]:
@@ -179,7 +179,7 @@ class WorkerPool(ABC):
         for child in children:
             child.join()
 
-    def _hear(self, child: Worker, event: messages.Event) -> None:
+    def _on_event(self, child: Worker, event: messages.Event) -> None:
         """Called from the workers' threads. The time is taken here, so that a busy caller makes nobody late."""
         self._events.put((child, self._clock(), event))
         if not isinstance(event, messages.ProgressUpdate):
@@ -195,40 +195,44 @@ class WorkerPool(ABC):
                 break
             slot = next((slot for slot in self._slots if slot.child is child), None)
             if slot is not None:  # else the last words of one that was given up
-                self._take(slot, event, at)
+                self._handle(slot, event, at)
         for slot in self._slots:
             self._enforce_limits(slot)
 
-    def _take(self, slot: _WorkerSlot, event: messages.Event, at: float) -> None:
+    def _handle(self, slot: _WorkerSlot, event: messages.Event, at: float) -> None:
         match event:
             case messages.Loaded() if not slot.is_loaded:
-                self._take_model(slot, event)
+                self._handle_loaded(slot, event)
             case messages.ProgressUpdate() if slot.job is not None:
-                slot.job.phase = slot.job.phase.moved(event.progress, at)
+                slot.job.phase = slot.job.phase.advanced(event.progress, at)
                 slot.job.memory_bytes = event.memory_bytes
-            case messages.Evaluated(result=result) if slot.job is not None and (moved := self._find_moved(result)):
-                self._lose(slot, HostError(f"{slot.name}: since the worker loaded the model it has {moved}"))
+            case messages.Evaluated(result=result) if slot.job is not None and (
+                moved := self._environment_change(result)
+            ):
+                self._fail_slot(slot, HostError(f"{slot.name}: since the worker loaded the model it has {moved}"))
             case messages.Evaluated(result=result) if slot.job is not None and result.lucky_num == slot.job.lucky_num:
-                self._pace = self._pace.after(result)
-                self._tokens_per_s = timeouts.tokens_per_s(result)
-                self._finish(slot, self._located(result, slot), None)
+                self._pace = self._pace.updated(result)
+                self._tokens_per_s = tokens_per_s(result)
+                self._finish(slot, self._with_location(result, slot), None)
             case messages.Failed():
-                self._take_failure(slot, event.to_error())
+                self._handle_failure(slot, event.to_error())
             case messages.WorkerExited(why=why, is_machine_lost=is_machine_lost):
-                self._lose(slot, (RemoteError if is_machine_lost else HostError)(f"{slot.name}: {why}"))
+                self._fail_slot(slot, (RemoteError if is_machine_lost else HostError)(f"{slot.name}: {why}"))
             case _:
-                self._lose(slot, HostError(f"{slot.name}: the worker said {type(event).__name__} when it could not"))
+                self._fail_slot(
+                    slot, HostError(f"{slot.name}: the worker said {type(event).__name__} when it could not")
+                )
 
-    def _take_model(self, slot: _WorkerSlot, loaded: messages.Loaded) -> None:
+    def _handle_loaded(self, slot: _WorkerSlot, loaded: messages.Loaded) -> None:
         slot.name = loaded.device
         if self._model is None:
             self._evaluator = self._evaluator.with_pinned_revision(loaded.model)
-        elif unlike := self._find_unlike(loaded):
+        elif unlike := self._environment_mismatch(loaded):
             which = f"{slot.name} computes under {unlike}"
             is_alone = not any(other.is_loaded for other in self._slots)
             if not is_alone or loaded.model.split()[0] != self._model.split()[0]:
                 wanted = "scores need devices of one kind, and a model that stays the same"
-                self._lose(slot, ConfigError(f"{which}: {wanted}"))
+                self._fail_slot(slot, ConfigError(f"{which}: {wanted}"))
                 return
             # The machine is another than before, by cores for instance, and no worker is left of what it was.
             logger.warning("{} before", which)
@@ -238,29 +242,29 @@ class WorkerPool(ABC):
         seconds = self._clock() - slot.started_at
         logger.info("worker ready device={} model={} seconds={:.1f}", slot.name, loaded.model, seconds)
 
-    def _find_unlike(self, loaded: messages.Loaded) -> str | None:
+    def _environment_mismatch(self, loaded: messages.Loaded) -> str | None:
         """What would make this worker's losses others than those of the workers before it, None when nothing does."""
         if loaded.model != self._model:
             return f"{loaded.model}, but the others under {self._model}"
-        ours, theirs = _decisive(self._environment), _decisive(loaded.environment)
+        ours, theirs = _relevant(self._environment), _relevant(loaded.environment)
         unlike = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         return ", ".join(f"{name} {theirs.get(name)}, but the others under {ours.get(name)}" for name in unlike) or None
 
-    def _find_moved(self, result: TrainResult) -> str | None:
+    def _environment_change(self, result: TrainResult) -> str | None:
         """What of that which all workers share a score was made under another of, such as cores taken away."""
-        held = _decisive(self._environment)
+        held = _relevant(self._environment)
         moved = [name for name, value in held.items() if result.environment.get(name) != value]
         return ", ".join(f"another {name}: {result.environment.get(name)}" for name in sorted(moved)) or None
 
-    def _located(self, result: TrainResult, slot: _WorkerSlot) -> TrainResult:
+    def _with_location(self, result: TrainResult, slot: _WorkerSlot) -> TrainResult:
         """The result, saying where it comes from."""
         return dataclasses.replace(result, environment={**result.environment, LOCATION: f"{self.kind} {slot.name}"})
 
-    def _take_failure(self, slot: _WorkerSlot, error: SubnetError) -> None:
+    def _handle_failure(self, slot: _WorkerSlot, error: SubnetError) -> None:
         if isinstance(error, HostError) or (slot.job is None and isinstance(error, SubmissionError)):
             error = HostError(f"{slot.name}: {error}")
         if slot.job is None or isinstance(error, HostError):
-            self._lose(slot, error)
+            self._fail_slot(slot, error)
         else:
             self._finish(slot, None, error)
 
@@ -275,13 +279,15 @@ class WorkerPool(ABC):
     def _enforce_limits(self, slot: _WorkerSlot) -> None:
         now = self._clock()
         if slot.job is not None:
-            if why := slot.job.phase.overdue(self._pace, self._limits, now):
-                self._pace = self._pace.doubted()
-                self._lose(slot, HostError(f"{slot.name}: {why}"))
-        elif slot.child is not None and not slot.is_loaded and now - slot.started_at > self._limits.load_s:
-            self._lose(slot, HostError(f"{slot.name}: the model was not loaded within {self._limits.load_s:.0f} s"))
+            if why := slot.job.phase.timeout_reason(self._pace, self._timeouts, now):
+                self._pace = self._pace.relaxed()
+                self._fail_slot(slot, HostError(f"{slot.name}: {why}"))
+        elif slot.child is not None and not slot.is_loaded and now - slot.started_at > self._timeouts.load_s:
+            self._fail_slot(
+                slot, HostError(f"{slot.name}: the model was not loaded within {self._timeouts.load_s:.0f} s")
+            )
 
-    def _lose(self, slot: _WorkerSlot, error: SubnetError) -> None:
+    def _fail_slot(self, slot: _WorkerSlot, error: SubnetError) -> None:
         """Kills the worker, ends its job with the error, and lets the device rest: longer for each failure in a row."""
         is_loading = not slot.is_loaded
         if isinstance(error, ConfigError) and (slot.was_loaded or self._tokens_per_s is not None):
@@ -296,7 +302,7 @@ class WorkerPool(ABC):
             slot.error = error
         slot.child, slot.job, slot.is_loaded = None, None, False
         slot.failures += 1
-        rest_s = self._limits.restart_pause_s(slot.failures)
+        rest_s = self._timeouts.restart_pause_s(slot.failures)
         if isinstance(error, RemoteError):
             rest_s = max(rest_s, error.retry_after_s or 0.0)
         slot.start_at = self._clock() + rest_s
@@ -314,7 +320,7 @@ class WorkerPool(ABC):
                 try:
                     slot.child = self._start(self._setup(slot))
                 except HostError as error:
-                    self._lose(slot, error)
+                    self._fail_slot(slot, error)
 
     def _setup(self, slot: _WorkerSlot) -> messages.Setup:
         evaluator = self._evaluator
@@ -342,7 +348,7 @@ class WorkerPool(ABC):
             raise error
 
 
-def _decisive(environment: Mapping[str, str]) -> dict[str, str]:
+def _relevant(environment: Mapping[str, str]) -> dict[str, str]:
     """Without what moves no number there: the CPU's threads beside a GPU."""
     is_cuda = environment.get("capability", "").startswith("cuda")
     return {name: value for name, value in environment.items() if not (is_cuda and name == "threads")}
@@ -354,4 +360,4 @@ class LocalExecutor(WorkerPool):
     kind = "local"
 
     def _start(self, setup: messages.Setup) -> Worker:
-        return Child(setup, self._hear)
+        return WorkerProcess(setup, self._on_event)

@@ -13,7 +13,7 @@ _DECAY = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class WorkerTimeouts:
     """Seconds a worker may take before it is replaced, and between two starts of one.
 
     stall_s: without a sign of progress. load_s: from its start until it holds the model, which may first be downloaded.
@@ -40,14 +40,14 @@ class Throughput:
     train: float | None = None
     evaluate: float | None = None
 
-    def after(self, result: TrainResult) -> "Throughput":
+    def updated(self, result: TrainResult) -> "Throughput":
         """The pace once this score is known: a maximum that sinks slowly."""
         return Throughput(
             train=_slowest(self.train, result.train_seconds, trained_tokens(result)),
             evaluate=_slowest(self.evaluate, result.eval_seconds, result.eval_tokens),
         )
 
-    def doubted(self) -> "Throughput":
+    def relaxed(self) -> "Throughput":
         """The pace once a score exceeded its limit: half as fast, so that a machine that became slow is seen through.
 
         A pace can come from another machine's receipts; without this, no score would ever end in time on this one.
@@ -57,12 +57,12 @@ class Throughput:
             evaluate=None if self.evaluate is None else 2 * self.evaluate,
         )
 
-    def limit_s(self, progress: Progress, limits: Limits) -> float | None:
+    def limit_s(self, progress: Progress, timeouts: WorkerTimeouts) -> float | None:
         """Seconds that the stage of `progress` may take as a whole; None while no score has told."""
         per_token = {"train": self.train, "evaluate": self.evaluate}.get(progress.stage)
         if per_token is None:
             return None
-        return max(limits.stage_least_s, limits.stage_slack * per_token * progress.total)
+        return max(timeouts.stage_least_s, timeouts.stage_slack * per_token * progress.total)
 
 
 def trained_tokens(result: TrainResult) -> int:
@@ -83,7 +83,7 @@ def _slowest(kept: float | None, seconds: float, tokens: int) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class StageTimer:
     """How far a job is and since when: its stage began at `began_at` and last moved at `moved_at`.
 
     The stage "load", before the first sign of progress, is reading the files and turning them into tokens.
@@ -94,23 +94,23 @@ class Phase:
     moved_at: float
 
     @classmethod
-    def begin(cls, now: float) -> "Phase":
+    def begin(cls, now: float) -> "StageTimer":
         """A job that was just given away."""
         return cls(progress=Progress(stage="load", done=0, total=0), began_at=now, moved_at=now)
 
-    def moved(self, progress: Progress, now: float) -> "Phase":
+    def advanced(self, progress: Progress, now: float) -> "StageTimer":
         """The phase after a sign of progress. A stage that goes back begins anew: a broken run is replayed."""
         is_same_stage = progress.stage == self.progress.stage and progress.done >= self.progress.done
         return dataclasses.replace(
             self, progress=progress, began_at=self.began_at if is_same_stage else now, moved_at=now
         )
 
-    def overdue(self, pace: Throughput, limits: Limits, now: float) -> str | None:
+    def timeout_reason(self, pace: Throughput, timeouts: WorkerTimeouts, now: float) -> str | None:
         """Why the job is to be given up, None while it is in time."""
         stage = self.progress.stage
-        if now - self.moved_at > limits.stall_s:
+        if now - self.moved_at > timeouts.stall_s:
             return f"timed out: no progress for {now - self.moved_at:.0f} s in stage {stage}"
-        limit_s = pace.limit_s(self.progress, limits)
+        limit_s = pace.limit_s(self.progress, timeouts)
         if limit_s is not None and now - self.began_at > limit_s:
             return f"timed out: stage {stage} of {self.progress.total} tokens took more than {limit_s:.0f} s"
         return None

@@ -25,8 +25,7 @@ from loguru import logger
 
 from template.errors import SubnetError
 from template.records import Progress
-from template.telemetry import logging
-from template.telemetry import logging as tracking
+from template.telemetry.logging import configure_logging, quiet_libraries
 from template.workers import messages
 from template.workers.executor import Evaluator
 
@@ -37,14 +36,14 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 
 
-class Link:
+class EventWriter:
     """The way to the parent: records out under a lock, since logs come from any thread."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 
-    def tell(self, event: messages.Event) -> None:
+    def send(self, event: messages.Event) -> None:
         """Writes the event. Ends the process when nobody is there to read it."""
         line = messages.encode(event)
         with self._lock:
@@ -54,13 +53,13 @@ class Link:
             except OSError:
                 os._exit(0)
 
-    def tell_progress(self, progress: Progress) -> None:
+    def send_progress(self, progress: Progress) -> None:
         """What a score calls as it goes on."""
-        self.tell(messages.ProgressUpdate(progress=progress, memory_bytes=peak_memory_bytes()))
+        self.send(messages.ProgressUpdate(progress=progress, memory_bytes=peak_memory_bytes()))
 
     def log(self, message: "Message") -> None:
         """A loguru sink."""
-        self.tell(messages.Logged(level=message.record["level"].name, message=str(message).rstrip("\n")))
+        self.send(messages.Logged(level=message.record["level"].name, message=str(message).rstrip("\n")))
 
 
 def main() -> None:
@@ -79,9 +78,9 @@ def main() -> None:
     if not isinstance(setup, messages.Setup):
         raise TypeError("the first command must be the setup")
     jobs: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=receive, args=(commands, jobs), name="commands", daemon=True).start()
-    link = Link(events)
-    configure_logging(link, setup.log_level)
+    threading.Thread(target=read_commands, args=(commands, jobs), name="commands", daemon=True).start()
+    link = EventWriter(events)
+    send_logs_to_parent(link, setup.log_level)
     serve(make_evaluator(setup), jobs, link, setup.hub_token)
 
 
@@ -111,17 +110,17 @@ def raise_oom_score() -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
-def receive(commands: BinaryIO, jobs: SimpleQueue[bytes]) -> None:
+def read_commands(commands: BinaryIO, jobs: SimpleQueue[bytes]) -> None:
     """Queues the parent's lines, and ends the process at once, in mid-training or not, when there are no more."""
     for line in commands:
         jobs.put(line)
     os._exit(0)
 
 
-def configure_logging(link: Link, level: str) -> None:
+def send_logs_to_parent(link: EventWriter, level: str) -> None:
     """Everything that is logged here, the libraries' own lines included, goes to the parent, which has the sinks."""
-    tracking.configure_logging(is_trace=level == "TRACE")
-    logging.quiet_libraries()
+    configure_logging(is_trace=level == "TRACE")
+    quiet_libraries()
     logger.remove()
     logger.add(link.log, level=level, format="{message}", backtrace=False, diagnose=False)
 
@@ -134,24 +133,24 @@ def make_evaluator(setup: messages.Setup) -> Evaluator:
     return Evaluator(**fields)
 
 
-def serve(evaluator: Evaluator, jobs: SimpleQueue[bytes], link: Link, hub_token: str | None = None) -> None:
+def serve(evaluator: Evaluator, jobs: SimpleQueue[bytes], link: EventWriter, hub_token: str | None = None) -> None:
     """Loads, then scores what comes. Every failure is told; which of them end this process is the parent's choice."""
     try:
         with hub_token_env(hub_token):
             loaded = load(evaluator)
-        link.tell(loaded)
+        link.send(loaded)
     except Exception as error:
-        tell_failure(link, error)
+        send_failure(link, error)
         return
     while True:
         job = messages.decode_command(jobs.get())
         if not isinstance(job, messages.Job):
             raise TypeError("expected a job")
         try:
-            result = evaluator.evaluate(Path(job.data_dir), job.lucky_num, link.tell_progress)
-            link.tell(messages.Evaluated(result=result))
+            result = evaluator.evaluate(Path(job.data_dir), job.lucky_num, link.send_progress)
+            link.send(messages.Evaluated(result=result))
         except Exception as error:
-            tell_failure(link, error)
+            send_failure(link, error)
 
 
 @contextlib.contextmanager
@@ -165,11 +164,11 @@ def hub_token_env(hub_token: str | None) -> Iterator[None]:
         os.environ.pop("HF_TOKEN", None)
 
 
-def tell_failure(link: Link, error: Exception) -> None:
+def send_failure(link: EventWriter, error: Exception) -> None:
     """The error as an event, with its traceback in the log when nobody meant to raise it."""
     if not isinstance(error, SubnetError):
         logger.opt(exception=error).error("a score failed; this is a bug, please report it")
-    link.tell(messages.Failed.of(error))
+    link.send(messages.Failed.of(error))
 
 
 def load(evaluator: Evaluator) -> messages.Loaded:

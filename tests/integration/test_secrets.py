@@ -27,7 +27,7 @@ from template.localnet.hub_store import publish
 from template.miner.draft import open_journal
 from template.miner.journal import Journal
 from template.store.store import Store
-from template.telemetry import logging as tracking
+from template.telemetry.logging import configure_logging
 from template.telemetry.redaction import without_secrets
 from template.workers import messages, worker
 from template.workers.executor import Evaluator
@@ -234,7 +234,7 @@ def test_a_worker_fetches_its_model_with_a_token_that_its_environment_never_hold
         device="cpu",
         dtype="float32",
     )
-    executor, witness = LocalExecutor(evaluator, ["cpu"], limits=EAGER), Witness()
+    executor, witness = LocalExecutor(evaluator, ["cpu"], timeouts=EAGER), Witness()
     try:
         assert f"{name}@{commit}" in ready(executor)
         (pid,) = children("template.workers.worker")
@@ -339,7 +339,7 @@ def test_nothing_of_another_users_is_used(tmp_path: Path) -> None:
     log.touch()
     os.chown(log, 12345, 12345)
     with pytest.raises(ConfigError, match=r"--logging\.file .*the file belongs to another user"):
-        tracking.configure_logging(file=log)
+        configure_logging(file=log)
     logger.remove()
     assert log.stat().st_size == 0
 
@@ -347,7 +347,7 @@ def test_nothing_of_another_users_is_used(tmp_path: Path) -> None:
 def test_a_log_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
     (tmp_path / "log").touch()
     (tmp_path / "log").chmod(0o666)
-    tracking.configure_logging(file=tmp_path / "log")
+    configure_logging(file=tmp_path / "log")
     logger.remove()
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
 

@@ -23,7 +23,7 @@ from template.records import LeaderboardRow, Metrics, Round, RoundReport, Submis
 from template.telemetry import wandb_tracker
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_process import child_processes
-from template.telemetry.wandb_tracker import NullTracker, Tracker, TrackerConfig, WandbTracker, prune
+from template.telemetry.wandb_tracker import NullTracker, Tracker, TrackerConfig, WandbTracker, delete_old_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 HOTKEY = "5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX"
@@ -343,7 +343,7 @@ def test_what_wandb_left_long_ago_is_removed_and_the_rest_stays(tmp_path: Path) 
             if kind == "old":
                 os.utime(path, times=(time.time() - 3 * 86400,) * 2)
     (tmp_path / "wandb" / "run-latest").symlink_to("gone")
-    prune(tmp_path, keep_days=2)
+    delete_old_runs(tmp_path, keep_days=2)
     left = {str(path.relative_to(tmp_path)) for pattern in wandb_tracker._LEFTOVERS for path in tmp_path.glob(pattern)}
     assert left == {f"{name}-new" for name in names} | {"wandb/run-latest"}
 

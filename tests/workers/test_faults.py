@@ -7,7 +7,7 @@ import pytest
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.workers.supervisor import LocalExecutor
-from template.workers.timeouts import Limits
+from template.workers.timeouts import WorkerTimeouts
 from tests.fixtures.workers import (
     EAGER,
     KEY,
@@ -25,7 +25,7 @@ from tests.fixtures.workers import (
 from tests.workers.test_timeouts import make_result
 
 # Nothing counts as a stall.
-SLOW = Limits(restart_first_s=0.0, stall_s=1e9)
+SLOW = WorkerTimeouts(restart_first_s=0.0, stall_s=1e9)
 
 # What a worker does with its first job -> what is said of it.
 FAULTS = {
@@ -175,7 +175,7 @@ def test_settings_that_were_right_before_are_not_blamed(tmp_path: Path) -> None:
 def test_a_failed_load_is_raised_once_and_tried_again_with_growing_patience(tmp_path: Path) -> None:
     clock = Clock()
     script = Script(tmp_path, "tell(messages.Failed.of(RemoteError('the Hub is down', 70.0)))\nhear()")
-    with scripted(script, limits=Limits(restart_first_s=50.0, restart_most_s=600.0), clock=clock) as executor:
+    with scripted(script, timeouts=WorkerTimeouts(restart_first_s=50.0, restart_most_s=600.0), clock=clock) as executor:
         for count, rest_s in enumerate((70.0, 100.0, 200.0, 400.0, 600.0, 600.0), start=1):
             with pytest.raises(RemoteError, match="the Hub is down"):
                 until(executor.start, executor)
@@ -193,8 +193,8 @@ def test_one_broken_device_does_not_stop_the_other(tmp_path: Path) -> None:
         tmp_path,
         "if setup.device == 'cuda:0':\n    tell(messages.Failed.of(HostError('no context'))); hear()\nload(); hear()",
     )
-    limits = Limits(restart_first_s=300.0)
-    with scripted(script, "cuda:0", "cuda:1", limits=limits) as executor:
+    timeouts = WorkerTimeouts(restart_first_s=300.0)
+    with scripted(script, "cuda:0", "cuda:1", timeouts=timeouts) as executor:
         assert ready(executor).endswith("cpu float32")
         assert [device for device, *_ in script.starts()] == ["cuda:0", "cuda:1"]
         assert executor.idle_workers() == 1
@@ -202,9 +202,9 @@ def test_one_broken_device_does_not_stop_the_other(tmp_path: Path) -> None:
 
 def test_that_no_device_works_is_raised(tmp_path: Path) -> None:
     script = Script(tmp_path, "tell(messages.Failed.of(HostError('no context of ' + setup.device)))\nhear()")
-    limits = Limits(restart_first_s=300.0)
+    timeouts = WorkerTimeouts(restart_first_s=300.0)
     with (
-        scripted(script, "cuda:0", "cuda:1", limits=limits) as executor,
+        scripted(script, "cuda:0", "cuda:1", timeouts=timeouts) as executor,
         pytest.raises(HostError, match="cuda:0: no context of cuda:0"),
     ):
         ready(executor)
@@ -245,7 +245,7 @@ def test_a_score_that_creeps_on_ends_by_the_pace_of_known_scores_and_the_next_ha
     clock = Clock()
     script = Script(tmp_path, "load()\nhear()\nfor done in range(10**6):\n    advance(done, 10**6); time.sleep(0.01)")
     # 50 ms a token, so that a million of them may take 250,000 s.
-    with scripted(script, known=[make_result(100.0, 5.0)], clock=clock, limits=SLOW) as executor:
+    with scripted(script, past_results=[make_result(100.0, 5.0)], clock=clock, timeouts=SLOW) as executor:
         for limit_s in (250_000.0, 500_000.0):
             ready(executor)
             submit(executor)
@@ -289,7 +289,7 @@ def test_a_workers_log_lines_are_this_process_own_whatever_their_level(tmp_path:
 def test_close_ends_a_worker_that_minds_nothing_and_starts_no_other(tmp_path: Path) -> None:
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN)\nload()\n"
     script = Script(tmp_path, body + "time.sleep(600)")
-    with scripted(script, "cpu", "cpu", limits=EAGER) as executor:
+    with scripted(script, "cpu", "cpu", timeouts=EAGER) as executor:
         ready(executor, 2)
         submit(executor)
         pids = [int(pid) for *_, pid in script.starts()]
@@ -345,9 +345,7 @@ hear()
         executor.submit(KEY, Path("/nowhere"), 1)
         assert collect(executor)[0].result is not None
         (script.folder / "scored").touch()
-        until(
-            lambda: executor.start() and [line for line in logged if "cuda:1: --model_path is not" in line], executor
-        )
+        until(lambda: executor.start() and [line for line in logged if "cuda:1: --model_path is not" in line], executor)
         assert executor.idle_workers() == 1
 
 

@@ -28,8 +28,8 @@ SETUP = messages.Setup(
 COMMANDS: list[messages.Command] = [
     SETUP,
     messages.Job(data_dir="/d", lucky_num=2**32 - 1),
-    messages.Cluster(address="auto", gpus=0.5, cpus=1, accelerator_type=None),
-    messages.Stop(),
+    messages.RayConfig(address="auto", gpus=0.5, cpus=1, accelerator_type=None),
+    messages.StopWorker(),
 ]
 EVENTS: list[messages.Event] = [
     messages.Loaded(model="a/b@0 cpu float32", device="cpu", environment={"torch": "2.13"}),

@@ -22,7 +22,7 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.records import SubmissionKey, TrainResult
 from template.store.store import Store
 from template.workers.executor import Evaluator
-from template.workers.ray_actor import Content
+from template.workers.ray_actor import FileContent
 from template.workers.ray_executor import RayExecutor, RayOptions
 from tests.fixtures.network import SMALL, VALIDATOR, Net, call_main, load_main, write_training_args
 from tests.fixtures.ray import CLUSTER_TOKEN, NODE_TOKEN, Cluster, actors, child_of, open_cluster
@@ -97,7 +97,7 @@ def pair(shared: RayExecutor) -> RayExecutor:
 
 def open_executor(evaluator: Evaluator, cluster: Cluster, *, workers: int = 1) -> RayExecutor:
     options = RayOptions(address=cluster.address, workers=workers, gpus_per_worker=0)
-    return RayExecutor(evaluator, options, limits=EAGER)
+    return RayExecutor(evaluator, options, timeouts=EAGER)
 
 
 def running_on(executor: RayExecutor) -> dict[str, SubmissionKey]:
@@ -266,7 +266,7 @@ def test_no_cluster_at_the_address_is_the_operators_to_mend(evaluator: Evaluator
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-    executor = RayExecutor(evaluator, RayOptions(address=address, gpus_per_worker=0), limits=EAGER)
+    executor = RayExecutor(evaluator, RayOptions(address=address, gpus_per_worker=0), timeouts=EAGER)
     try:
         with pytest.raises(ConfigError, match=f"--ray.address {address}: no cluster"):
             ready(executor)
@@ -308,5 +308,5 @@ def test_devices_do_not_go_with_ray(net: Net, tiny_model: Path) -> None:
 
 def test_a_file_that_was_damaged_on_its_way_is_not_scored(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="damaged"):
-        Content(data=b"other", sha256="0" * 64).write(tmp_path / "data")
+        FileContent(data=b"other", sha256="0" * 64).write(tmp_path / "data")
     assert not (tmp_path / "data").exists()

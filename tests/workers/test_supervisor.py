@@ -67,7 +67,7 @@ def clock() -> Clock:
 @pytest.fixture(scope="module")
 def shared(evaluator: Evaluator, clock: Clock) -> Iterator[LocalExecutor]:
     """Two workers on one device."""
-    executor = LocalExecutor(evaluator, ["cpu", "cpu"], limits=EAGER, clock=clock)
+    executor = LocalExecutor(evaluator, ["cpu", "cpu"], timeouts=EAGER, clock=clock)
     try:
         yield executor
     finally:
@@ -230,7 +230,7 @@ def test_no_worker_outlives_its_parent_in_mid_training(shared: LocalExecutor, lo
 def load_in_this_process(evaluator: Evaluator) -> list[messages.Event]:
     """What a worker says that cannot load."""
     said = io.BytesIO()
-    worker_main.serve(evaluator, SimpleQueue(), worker_main.Link(said))
+    worker_main.serve(evaluator, SimpleQueue(), worker_main.EventWriter(said))
     return [messages.decode_event(line) for line in said.getvalue().splitlines()]
 
 

@@ -96,12 +96,12 @@ def main(mode: str, table: str) -> None:
 
 def _record(table: Path) -> None:
     """Has what the worker says of models and scores written into the table as well."""
-    tell = worker.Link.tell
+    tell = worker.EventWriter.send
 
-    def tell_and_record(self: worker.Link, event: messages.Event) -> None:
+    def tell_and_record(self: worker.EventWriter, event: messages.Event) -> None:
         if isinstance(event, messages.Loaded | messages.Evaluated):
             with table.open("ab") as file:
                 file.write(messages.encode(event))
         tell(self, event)
 
-    worker.Link.tell = tell_and_record  # type: ignore[method-assign]
+    worker.EventWriter.send = tell_and_record  # type: ignore[method-assign]

@@ -22,10 +22,10 @@ from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.downloads import Downloader
 from template.validator.loop import Validator
-from template.workers.child import Child
+from template.workers.child import WorkerProcess
 from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
-from template.workers.timeouts import Limits
+from template.workers.timeouts import WorkerTimeouts
 from tests.campaigns.soak.diary import Diary
 from tests.campaigns.soak.world import World, validator_key
 
@@ -36,7 +36,7 @@ POLICY = Policy(blocks_per_epoch=BLOCKS_PER_EPOCH, block_threshold=8, is_aligned
 _DOWNLOADS = 8
 
 # A killed worker is replaced at once: the pauses of a real one would be rounds here.
-_LIMITS = Limits(restart_first_s=0.01, restart_most_s=0.1)
+_TIMEOUTS = WorkerTimeouts(restart_first_s=0.01, restart_most_s=0.1)
 
 
 def validator_name(at: int) -> str:
@@ -146,7 +146,7 @@ class WatchedExecutor(LocalExecutor):
 
     def pids(self) -> list[int]:
         """The workers' processes."""
-        return [slot.child.pid for slot in self._slots if isinstance(slot.child, Child)]
+        return [slot.child.pid for slot in self._slots if isinstance(slot.child, WorkerProcess)]
 
 
 class WatchedFetcher(Downloader):
@@ -187,7 +187,7 @@ class Post:
         self.chain.watch(self._world.diary, self.name)
         self.store = WatchedStore(folder / STATE_FILE)
         self.store.watch(self._world.diary, self.name)
-        self.executor = WatchedExecutor(self._scorer, [None], limits=_LIMITS)
+        self.executor = WatchedExecutor(self._scorer, [None], timeouts=_TIMEOUTS)
         self.executor.watch(self._world.diary, self.name)
         self.fetcher = WatchedFetcher(_DOWNLOADS)
         self.validator = Validator(config, self.chain, self.store, self.executor, self.fetcher, now=self._world.clock)

@@ -23,7 +23,7 @@ from template.errors import HostError
 from template.records import SubmissionKey
 from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
-from template.workers.timeouts import Limits
+from template.workers.timeouts import WorkerTimeouts
 from tests.campaigns.stress.score import LUCKY_NUM, Job, Outcome, digest_steps
 from tests.campaigns.stress.situations import Situation, Verdict
 
@@ -185,7 +185,7 @@ class Stress:
         ]
 
     def _score_in_killed(self, evaluator: Evaluator) -> Iterator[Outcome]:
-        executor = LocalExecutor(evaluator, [self.device], limits=Limits(restart_first_s=0.0))
+        executor = LocalExecutor(evaluator, [self.device], timeouts=WorkerTimeouts(restart_first_s=0.0))
         try:
             for _ in range(self.scores):
                 _await_worker(executor)
