@@ -312,7 +312,7 @@ def test_a_machine_that_can_start_no_process_is_told(tmp_path: Path) -> None:
 def test_no_devices_are_refused(tmp_path: Path) -> None:
     evaluator = Script(tmp_path, "")
     with scripted(evaluator) as executor, pytest.raises(ConfigError, match="at least one device"):
-        LocalExecutor(executor._scorer, [])
+        LocalExecutor(executor._evaluator, [])
 
 
 def test_a_worker_with_other_libraries_or_threads_is_refused(tmp_path: Path) -> None:
