@@ -1,7 +1,4 @@
-"""The competition a subnet runs, and the record by which a miner enters a dataset in it.
-
-Both are pure: `template.config` reads a competition from a file, `template.chain.client` carries the record.
-"""
+"""The competition that a subnet runs, and the record by which a miner commits a dataset to it. Pure."""
 
 import dataclasses
 import hashlib
@@ -9,6 +6,7 @@ import json
 import re
 import reprlib
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,33 +23,52 @@ _MAX_FLOAT = sys.float_info.max
 
 
 def is_repo_id(text: str) -> bool:
-    """True for a Hub id of the form `owner/name`.
-
-    Source: huggingface_hub.utils.validate_repo_id: at most 96 of [A-Za-z0-9._-], no `--` or `..`, no edge
-    dots or dashes, not ending in `.git`. An owner is required here, though the Hub once allowed bare names.
-    """
+    """Check for a Hub id `owner/name`, by the rules of `huggingface_hub.utils.validate_repo_id`."""
     if len(text) > _MAX_REPO_CHARS or "--" in text or ".." in text or text.endswith(".git"):
         return False
     return _REPO.fullmatch(text) is not None
 
 
 def is_commit(text: str) -> bool:
-    """True for a full commit in 40 lower-case hex digits."""
+    """Check for a full commit: 40 lower-case hex digits."""
     return _COMMIT.fullmatch(text) is not None
 
 
 def is_content_digest(text: str) -> bool:
-    """True for a sha256 in 64 lower-case hex digits."""
+    """Check for a sha256: 64 lower-case hex digits."""
     return _SHA256.fullmatch(text) is not None
+
+
+def canonical_digest(values: Mapping[str, Any]) -> str:
+    """Hash the canonical JSON of `values`: sha256 in hex."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_keys(values: object, source: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """Return `values` if it is a mapping with the required keys and no unknown one, else raise ConfigError."""
+    keys = ", ".join(required)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping with the keys {keys}")
+    if unknown := [str(key) for key in values if key not in (*required, *optional)]:
+        raise ConfigError(f"{source}: unknown key {unknown[0]!r}; the keys are {', '.join((*required, *optional))}")
+    if missing := [key for key in required if key not in values]:
+        raise ConfigError(f"{source}: key {missing[0]!r} is missing; the keys are {keys}")
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Competition:
-    """What is scored and how a loss becomes a score; see `template.rules.scoring.compute_score` for the curve.
+    """What is evaluated, and how a loss becomes a score (see `template.rules.scoring.compute_score`).
 
-    id: as written in commitments. repo and eval_commit: the evaluation set. bench, minb, maxb: losses in nats
-    per target token. bheight: the score at `bench`. pow: the curve's exponent. rows: training rows that count.
-    Raises: ConfigError when a value makes no sense, naming the field.
+    Args:
+        repo, eval_commit: the evaluation set on the Hub.
+        bench, minb, maxb: losses in nats per target token where the score is `bheight`, 1 and 0.
+        pow: exponent of the score curve.
+        rows: number of a submission's rows that are trained on, from the first.
+
+    Raises:
+        ConfigError: a value is invalid; the message names the field.
     """
 
     id: str
@@ -84,11 +101,11 @@ class Competition:
         if not self.pow > 0.0:
             raise ConfigError(f"competition.pow must be positive, not {self.pow}")
         if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1:
-            raise ConfigError(f"competition.rows must be a positive whole number, not {self.rows!r}")
+            raise ConfigError(f"competition.rows must be a positive integer, not {self.rows!r}")
 
     @classmethod
     def from_defaults(cls) -> "Competition":
-        """The subnet's own competition."""
+        """Return the competition of this subnet."""
         return cls(
             id="1",
             repo="flock-io/flock-off-s1-character-roleplay",
@@ -103,35 +120,25 @@ class Competition:
 
     @classmethod
     def from_mapping(cls, values: object, source: str) -> "Competition":
-        """The competition that `values` spells out, every field named and none unknown.
-
-        source: what to call the origin in an error. Raises: ConfigError.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(values, dict):
-            raise ConfigError(f"{source}: expected a mapping with the keys {', '.join(known)}")
-        if unknown := [str(key) for key in values if key not in known]:
-            raise ConfigError(f"{source}: unknown key {unknown[0]!r}; the keys are {', '.join(known)}")
-        if missing := [key for key in known if key not in values]:
-            raise ConfigError(f"{source}: key {missing[0]!r} is missing; the keys are {', '.join(known)}")
+        """Build from a mapping with exactly the fields as keys; `source` names its origin in a ConfigError."""
+        values = check_keys(values, source, [field.name for field in dataclasses.fields(cls)])
         try:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as `from_mapping` takes them."""
+        """Return the fields by name, as `from_mapping` reads them."""
         return dataclasses.asdict(self)
 
     @property
     def digest(self) -> str:
-        """sha256 in hex over the canonical JSON of all fields: equal exactly when the competitions are."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """sha256 over all fields, in hex."""
+        return canonical_digest(self.to_dict())
 
 
 def _as_finite_float(field: str, value: object) -> float:
-    # Compared rather than tested with isfinite, which raises for a whole number too large for a float.
+    # math.isfinite raises OverflowError for an int too large for a float, so compare.
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX_FLOAT <= value <= _MAX_FLOAT:
         raise ConfigError(f"competition.{field} must be a finite number, not {reprlib.repr(value)}")
     return float(value)
@@ -139,11 +146,14 @@ def _as_finite_float(field: str, value: object) -> float:
 
 @dataclass(frozen=True, order=True)
 class CommitmentRecord:
-    """A miner's entry: the dataset repo, the competition it is for, and which content of the repo counts.
+    """A miner's commitment, written on chain as `namespace:competition_id:commit`.
 
-    On chain it reads `namespace:competition_id:commit`, where namespace is the Hub id `owner/name`. commit: 40 hex
-    digits are a Hub commit; 64 are the sha256 of data.jsonl, which is then the file of that digest on `main`.
-    Raises: SubmissionError (BAD_COMMITMENT) when a part is not legal or the text exceeds 128 bytes.
+    Args:
+        namespace: Hub id `owner/name` of the dataset repo.
+        commit: a Hub commit (40 hex digits), or the sha256 of data.jsonl (64), which is then looked up on `main`.
+
+    Raises:
+        SubmissionError: BAD_COMMITMENT when a part is invalid or the text exceeds 128 bytes.
     """
 
     namespace: str
@@ -161,19 +171,19 @@ class CommitmentRecord:
             )
         size = len(str(self).encode())
         if size > constants.MAX_COMMITMENT_BYTES:
-            raise _bad_commitment(f"it is {size} bytes long, and the chain takes {constants.MAX_COMMITMENT_BYTES}")
+            raise _bad_commitment(f"{size} bytes long, the chain's limit is {constants.MAX_COMMITMENT_BYTES}")
 
     def __str__(self) -> str:
         return f"{self.namespace}:{self.competition_id}:{self.commit}"
 
     @property
     def is_content_addressed(self) -> bool:
-        """True when `commit` is the sha256 of the file, which says what it holds and not where in the history."""
+        """Whether `commit` is the sha256 of the file instead of a Hub commit."""
         return is_content_digest(self.commit)
 
     @classmethod
     def parse(cls, text: str) -> "CommitmentRecord":
-        """The record that `text` spells, taking exactly what `str` prints and nothing looser."""
+        """Parse the exact text that `str` returns."""
         parts = text.split(":", 3)
         if len(parts) != 3:
             raise _bad_commitment("expected namespace:competition_id:commit")
@@ -181,4 +191,4 @@ class CommitmentRecord:
 
 
 def _bad_commitment(why: str) -> SubmissionError:
-    return SubmissionError(Reason.BAD_COMMITMENT, f"the commitment on chain cannot be read: {why}")
+    return SubmissionError(Reason.BAD_COMMITMENT, f"invalid commitment: {why}")

@@ -1,24 +1,24 @@
-"""The exception tree, split by whose fault an error is.
+"""Exceptions, split by whose fault an error is.
 
 ::
 
     SubnetError
-    ├── SubmissionError   the miner's: the only kind that becomes a verdict, stored with its reason
-    ├── RemoteError       the chain's or the hub's: the work stays pending and is tried again
-    ├── HostError         ours: this machine, its disk, its GPU, its tokens; nobody is punished
-    └── ConfigError       the operator's: refused before the first tick, naming the setting
+    ├── SubmissionError   the miner's: the dataset is rejected with a reason
+    ├── RemoteError       the chain's or the Hub's: the work stays pending and is retried
+    ├── HostError         this machine's disk, GPU or token: the process stops, no miner is rejected
+    └── ConfigError       the operator's: a setting is wrong, reported before the first tick
 
-A loss is a finite float or it is absent with one of these as the reason; there are no sentinels.
+A loss is a finite float, or one of these is raised. There are no sentinel values.
 """
 
 from enum import StrEnum
 
-# The one exit status that is no failure and yet asks the supervisor for another start: a release was installed.
+# Not a failure: a release was installed, and the supervisor must restart the process.
 EXIT_UPDATED = 10
 
 
 class Reason(StrEnum):
-    """Why a submission was refused: stable codes, stored and shown to the miner."""
+    """Stable codes for why a submission is rejected, stored and shown to the miner."""
 
     BAD_COMMITMENT = "bad_commitment"
     WRONG_COMPETITION = "wrong_competition"
@@ -35,13 +35,13 @@ class Reason(StrEnum):
 
 
 class SubnetError(Exception):
-    """Base of every error this package raises on purpose; `exit_code` is the process's status."""
+    """Base class of all errors that this package raises; `exit_code` is the process's exit status."""
 
     exit_code = 1
 
 
 class SubmissionError(SubnetError):
-    """The miner's fault. `reason` is the code, the message is the sentence shown to the miner."""
+    """The miner's fault; the message is shown to the miner."""
 
     exit_code = 6
 
@@ -50,15 +50,12 @@ class SubmissionError(SubnetError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type, tuple[Reason, str]]:
-        # Exceptions rebuild from `args` alone by default, which would lose `reason` across processes.
+        # Unpickling calls the class with `args` alone, which does not hold the reason.
         return type(self), (self.reason, str(self))
 
 
 class RemoteError(SubnetError):
-    """The chain or the hub did not answer properly: nothing is known, so try again later.
-
-    `retry_after_s` is the wait the other side asked for, in seconds, or None when it named none.
-    """
+    """The chain or the Hub failed; retry after `retry_after_s` seconds, if the server named a delay."""
 
     exit_code = 5
 
@@ -71,12 +68,12 @@ class RemoteError(SubnetError):
 
 
 class HostError(SubnetError):
-    """Our own machine failed: CUDA fault, disk full, broken token. Never scored against a miner."""
+    """This machine failed: CUDA, disk, memory or a token."""
 
     exit_code = 4
 
 
 class ConfigError(SubnetError):
-    """The operator's fault: the message names the setting and what it may be."""
+    """The operator's fault; the message names the setting and its valid values."""
 
     exit_code = 3

@@ -1,11 +1,10 @@
-"""The text that each public chat family wraps around a conversation.
+"""The text that each chat family wraps around a conversation.
 
-A conversation becomes pieces, each tokenized on its own, so that no token straddles the border between what is
-trained on and what is not. Joined, the pieces are what the family's public chat template renders; where a score
-must differ from it, the template below says so.
+A conversation becomes pieces that are tokenized separately, so that no token crosses the border between prompt and
+target. Joined, the pieces equal what the family's public chat template renders; exceptions are commented below.
 
-Content is concatenated, never formatted into a pattern: braces and percent signs in a row are literal. It is kept apart
-from what stands around it up to the tokenizer, so that no row can write a control token.
+Content is concatenated, never formatted, so braces and percent signs are literal. It stays separate from the template's
+own text up to the tokenizer, so that a row cannot write a control token.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +16,7 @@ from template.errors import ConfigError
 
 
 class Piece(NamedTuple):
-    """What is tokenized at a time: a row's own text between two texts of the template, either of which may be empty.
-
-    is_target: its tokens are to be predicted.
-    """
+    """Text tokenized at once: a row's content between two texts of the template; a target is trained on."""
 
     before: str
     content: str
@@ -30,24 +26,24 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Wrap:
-    """What stands before and after one content."""
+    """Text of the template before and after a content."""
 
     before: str
     after: str
 
     def __call__(self, content: str, *, is_target: bool = False) -> Piece:
-        """`content`, stripped, between the two."""
+        """Wrap the stripped content."""
         return Piece(self.before, content.strip(), self.after, is_target)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """One family's pieces.
+    """The pieces of one chat family.
 
-    bos: a piece of its own at the very start, or empty. system: None when the family has no system role, in which
-    case a system text opens the first user turn, a blank line above the user's. user: ends with the header that
-    asks for an answer, so `assistant` holds only what the model must write. default_system: what a row without a
-    system text gets; None gives it no system piece at all, "" one without text.
+    Args:
+        system: None if the family has no system role; a system text is then put before the first user turn.
+        user: ends with the header of the answer, so that `assistant` holds only what the model writes.
+        default_system: system text of a row without one; None for no system piece.
     """
 
     family: str
@@ -58,10 +54,7 @@ class ChatTemplate:
     default_system: str | None = None
 
     def pieces(self, system: str | None, turns: Sequence[str]) -> list[Piece]:
-        """The texts to tokenize in order.
-
-        turns: contents alternating user, assistant, user, ... Only assistant pieces are targets.
-        """
+        """Split a conversation into pieces; `turns` alternate between user and assistant."""
         pieces = [Piece(self.bos, "", "")] if self.bos else []
         text = self.default_system if system is None else system
         opening = ""
@@ -102,19 +95,19 @@ def _llama3(family: str, system_header: str, default_system: str | None) -> Chat
     )
 
 
-# The score's contract fixes this default for both generations. The public templates differ there: Qwen1.5 leaves
-# out the full stop, Qwen2.5 introduces itself as Qwen.
+# The protocol fixes this default system text. The public templates differ: Qwen1.5 has no full stop, Qwen2.5
+# introduces itself as Qwen.
 _QWEN1_5 = _chatml("Qwen1.5", "You are a helpful assistant.")
 _QWEN2_5 = _chatml("Qwen2.5", "You are a helpful assistant.")
 _SMOLLM2 = _chatml("SmolLM2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face")
 
 _LLAMA3 = _llama3("Llama 3", "", None)
-# From 3.1 on the template dates every system header, an empty one included. 3.2 asks the clock; a score must not
-# depend on it, so both keep the date that the template falls back to without one.
+# Since 3.1 the template writes a date into every system header. 3.2 takes today's date, on which a loss must not
+# depend, so both use the template's fallback date.
 _LLAMA3_1 = _llama3("Llama 3.1/3.2", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n", "")
 
-# The template of Gemma 3, which folds a system text into the first user turn. Those of 1.1 and 2 refuse a system
-# text and render everything else alike.
+# The template of Gemma 3, which puts a system text into the first user turn. Those of 1.1 and 2 reject a system text
+# and are otherwise equal.
 _GEMMA = ChatTemplate(
     family="Gemma",
     bos="<bos>",
@@ -135,7 +128,7 @@ def _named(template: ChatTemplate, pattern: str, sizes: Iterable[str]) -> dict[s
     return {pattern.replace("*", size): template for size in sizes}
 
 
-# Gemma 3 from 4b up sees images too; only its text models are scored.
+# Gemma 3 from 4b up is multimodal; only the text models are supported.
 model2template: Mapping[str, ChatTemplate] = MappingProxyType(
     {
         **_named(_QWEN1_5, "Qwen/Qwen1.5-*-Chat", ["0.5B", "1.8B", "4B", "7B", "14B", "32B", "72B", "110B"]),
@@ -151,15 +144,12 @@ model2template: Mapping[str, ChatTemplate] = MappingProxyType(
         **_named(_SMOLLM2, "HuggingFaceTB/SmolLM2-*-Instruct", ["135M", "360M", "1.7B"]),
     }
 )
-"""Hub id -> the template its rows are written in."""
+"""Hub id -> chat template."""
 
 
 def template_for(model_id: str) -> ChatTemplate:
-    """The template of the model with this Hub id.
-
-    Raises: ConfigError when there is none, naming the families that have one.
-    """
+    """Return the chat template of a Hub model; ConfigError lists the supported families."""
     if (template := model2template.get(model_id)) is not None:
         return template
-    families = ", ".join(dict.fromkeys(known.family for known in model2template.values()))
-    raise ConfigError(f"no chat template for the model {model_id!r}; the chat models with one are of {families}")
+    families = ", ".join(dict.fromkeys(template.family for template in model2template.values()))
+    raise ConfigError(f"no chat template for the model {model_id!r}; supported are chat models of {families}")

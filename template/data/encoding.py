@@ -1,4 +1,4 @@
-"""TODO"""
+"""Rows as token ids, with a flag for each token that is a training target."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,18 +9,17 @@ from template.data.chat_templates import ChatTemplate
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, SubmissionError
 
-# Tokens of the chat format itself that may stand before the first answer; generous for every family.
+# Upper bound on the chat format's own tokens before the first answer, for every family.
 _FORMAT_TOKENS = 128
 
-
-# A tokenizer may bring characters into Unicode's composed form first, which spells some of them longer, in UTF-8 up to
-# three times. Source: https://unicode.org/faq/normalization.html.
-_MOST_EXPANSION = 3
+# A tokenizer may normalize to NFC, which grows some characters up to threefold in UTF-8.
+# Source: https://unicode.org/faq/normalization.html
+_MAX_NFC_EXPANSION = 3
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A row as a model reads it: token ids, and for each whether it is to be predicted; never without a target."""
+    """Token ids of a row, and for each whether it is a target; at least one target can be predicted."""
 
     input_ids: tuple[int, ...]
     targets: tuple[bool, ...]
@@ -28,15 +27,12 @@ class EncodedRow:
 
     @property
     def target_count(self) -> int:
-        """Targets that can be predicted: a token is predicted from those before it, so the first one cannot be."""
+        """Number of targets but the first token, which nothing predicts."""
         return sum(self.targets[1:])
 
 
 class Tokenize(Protocol):
-    """Token ids of `before + content + after`, nothing added around them.
-
-    before and after are the template's own, whose markers are control tokens; text of `content` never becomes one.
-    """
+    """Tokenizes `before + content + after`; content never becomes a control token, and none are added."""
 
     def __call__(self, before: str, content: str = "", after: str = "", /) -> list[int]: ...
 
@@ -44,9 +40,9 @@ class Tokenize(Protocol):
 def encode_row(
     row: Row, template: ChatTemplate, tokenize: Tokenize, *, max_tokens: int = MAX_TOKENS
 ) -> EncodedRow | None:
-    """`row` in the template's pieces, cut at `max_tokens`; None when no target is left.
+    """Encode a row, truncated to `max_tokens`; None if no target is left.
 
-    A last user turn without an answer is not used.
+    A last user turn without an answer is dropped.
     """
     contents = [message.content for message in row.messages]
     answered = contents[: len(contents) - len(contents) % 2]
@@ -65,26 +61,28 @@ def encode_row(
 def encode_submission(
     content: bytes, template: ChatTemplate, tokenize: Tokenize, *, max_rows: int
 ) -> tuple[EncodedRow, ...]:
-    """The rows of a miner's file that count, the first `max_rows`, as tokens.
+    """Parse a submission and encode its first `max_rows` rows.
 
-    Raises: SubmissionError as `parse_rows` does, and NO_TARGET for a row that keeps no answer.
+    Raises:
+        SubmissionError: the file is invalid (see `parse_rows`), or NO_TARGET for a row without a target.
     """
     encoded = []
     for row in parse_rows(content, name=constants.DATA_FILE, limits=SUBMISSION_LIMITS)[:max_rows]:
         tokens = encode_row(row, template, tokenize)
         if tokens is None:
-            raise SubmissionError(
-                Reason.NO_TARGET,
-                f"{constants.DATA_FILE} line {row.line}: expected an assistant answer within the tokens that are read",
-            )
+            where = f"{constants.DATA_FILE}, line {row.line}"
+            raise SubmissionError(Reason.NO_TARGET, f"{where}: expected an answer within {MAX_TOKENS} tokens")
         encoded.append(tokens)
     return tuple(encoded)
 
 
 def has_target_for_any_tokenizer(row: Row) -> bool:
-    """True when no tokenizer can cut the first answer off: a token covers one byte or more. False decides nothing."""
+    """Whether the first answer is within `MAX_TOKENS` whatever the tokenizer; False if that is uncertain.
+
+    A token covers at least one byte, so bytes bound tokens.
+    """
     if len(row.messages) < 2:
         return False
     before = (row.system or "") + row.messages[0].content
-    size = len(before) if before.isascii() else len(before.encode()) * _MOST_EXPANSION
+    size = len(before) if before.isascii() else len(before.encode()) * _MAX_NFC_EXPANSION
     return size + _FORMAT_TOKENS < MAX_TOKENS

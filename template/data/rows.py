@@ -1,11 +1,10 @@
-"""Rows: what a `data.jsonl` holds, read strictly, and the token ids that training reads of it.
+"""The rows of a `data.jsonl`, parsed strictly; the same parser reads submissions and the evaluation set.
 
-One parser serves a miner's file and the subnet owner's pool alike, so a line means the same in both. It refuses
-whatever two readers could understand differently (duplicate keys, NaN, a byte order mark, half a surrogate pair)
-and bounds its own work before doing it: every check is linear in the bytes given.
+Input that two parsers may read differently is rejected: duplicate keys, NaN, a byte order mark, half a surrogate pair.
+The work is bounded before it starts, and linear in the number of bytes.
 
-Only a line feed ends a line; spaces, tabs and carriage returns around a row do not matter, and a line of nothing
-else is skipped but counted, so that line numbers are those of an editor. NUL is a character like any other.
+Only a line feed ends a line. Spaces, tabs and carriage returns around a row are ignored; an empty line is skipped but
+counted, so that line numbers are those of an editor. NUL is a character like any other.
 """
 
 import codecs
@@ -15,6 +14,7 @@ import io
 import json
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -23,19 +23,18 @@ from template import constants
 from template.errors import Reason, SubmissionError
 
 T = TypeVar("T")
-_OnRow = Callable[["Row"], None]
 
 _WHITESPACE = b" \t\r\n"
 _ROLES = ("user", "assistant")
-# A string is matched even when its closing quote is missing, and never backtracked into.
+# Matches a string even without its closing quote, and never backtracks.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
-# Those that JSON writes as \\u00.., \\b or \\f, and that next to no text has.
+# Control characters that JSON escapes as \\u00.., \\b or \\f; rare in text.
 _RARE_CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\r")
 
 
 def _quote(text: str) -> bytes:
-    """`text` as JSON writes it, in UTF-8: what `json.dumps(text, ensure_ascii=False)` gives, in a third of the time."""
+    """Encode like `json.dumps(text, ensure_ascii=False)`, in a third of the time."""
     raw = text.encode()
     if len(raw.translate(None, _RARE_CONTROLS)) != len(raw):
         return json.dumps(text, ensure_ascii=False).encode()
@@ -45,7 +44,7 @@ def _quote(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. role: "user" or "assistant"."""
+    """One turn, by the role "user" or "assistant"."""
 
     role: str
     content: str
@@ -53,28 +52,26 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation: turns that alternate and start with the user's.
-
-    system: None when the file has none or null, which training reads alike. line: where it stood, counted from 1;
-    equal rows may stand anywhere.
-    """
+    """One conversation; `messages` alternate and start with the user's. `line` counts from 1."""
 
     system: str | None
     messages: tuple[Message, ...]
     line: int = field(compare=False)
-    # Asked for several times on the way to a verdict, so computed once.
+    # Cache: the key is read several times per evaluation.
     _key: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def key(self) -> bytes:
-        """The row's identity: sha256 over the canonical JSON of its texts, character by character.
+        """Identity of the row: sha256 over the canonical JSON of its texts.
 
-        A row is of the pool when a row there has this key, and by nothing else. Keys that nothing reads are left out
-        and their order is fixed: no extra key, other order, escape or white space outside the texts makes another row.
-        In the duplicate check rows of the pool that look alike count as one: see `template.data.near_duplicates`.
+        Unread keys, key order, escapes and white space outside the texts do not change it; any character of a text
+        does. Near duplicates differ in it: see `template.data.near_duplicates`.
         """
         if self._key is None:
-            turns = [b'{"content":%b,"role":%b}' % (_quote(one.content), _quote(one.role)) for one in self.messages]
+            turns = [
+                b'{"content":%b,"role":%b}' % (_quote(message.content), _quote(message.role))
+                for message in self.messages
+            ]
             system = b"null" if self.system is None else _quote(self.system)
             text = b'{"conversations":[%b],"system":%b}' % (b",".join(turns), system)
             object.__setattr__(self, "_key", hashlib.sha256(text).digest())
@@ -83,7 +80,7 @@ class Row:
 
 
 class RowKey(NamedTuple):
-    """A row of which the texts are not needed: where it stood, counted from 1, and `Row.key`."""
+    """A row without its texts: line number, counted from 1, and `Row.key`."""
 
     line: int
     key: bytes
@@ -91,89 +88,79 @@ class RowKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a file may hold. row_bytes: of one line, without its line end and trailing white space."""
+    """Limits on a file; `row_bytes` excludes the line end and trailing white space."""
 
     file_bytes: int
     rows: int
-    row_bytes: int
-    messages: int
-    json_depth: int
+    row_bytes: int = constants.MAX_ROW_BYTES
+    messages: int = constants.MAX_ROW_MESSAGES
+    json_depth: int = constants.MAX_JSON_DEPTH
 
 
-SUBMISSION_LIMITS = Limits(
-    file_bytes=constants.MAX_SUBMISSION_BYTES,
-    rows=constants.MAX_SUBMISSION_ROWS,
-    row_bytes=constants.MAX_ROW_BYTES,
-    messages=constants.MAX_ROW_MESSAGES,
-    json_depth=constants.MAX_JSON_DEPTH,
-)
-EVAL_SET_LIMITS = Limits(
-    file_bytes=constants.MAX_EVAL_SET_BYTES,
-    rows=constants.MAX_EVAL_SET_ROWS,
-    row_bytes=constants.MAX_ROW_BYTES,
-    messages=constants.MAX_ROW_MESSAGES,
-    json_depth=constants.MAX_JSON_DEPTH,
-)
+SUBMISSION_LIMITS = Limits(file_bytes=constants.MAX_SUBMISSION_BYTES, rows=constants.MAX_SUBMISSION_ROWS)
+EVAL_SET_LIMITS = Limits(file_bytes=constants.MAX_EVAL_SET_BYTES, rows=constants.MAX_EVAL_SET_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """A line that is no row, and why; line None when the fault is the whole file's."""
+    """An invalid line; `line` is None if the file as a whole is invalid."""
 
     line: int | None
     error: SubmissionError
 
 
 def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
-    """The rows of a whole file, in order; never none.
+    """Parse a whole file, with at least one row.
 
-    name: what to call the file in an error. Raises: SubmissionError naming file, line and what was expected:
-    TOO_LARGE past a limit, EMPTY without a row, MALFORMED for anything else. A caller that reads the owner's pool
-    translates it.
+    Raises:
+        SubmissionError: TOO_LARGE above a limit, EMPTY without a row, else MALFORMED; the message starts with the
+            file's `name` and the line.
     """
-    return tuple(_raise_fault(row, name) for row in scan_rows(content, limits=limits))
+    return tuple(_raise_error(row, name) for row in scan_rows(content, limits=limits))
 
 
 def read_keys(
-    content: bytes, *, name: str, limits: Limits, keys_by_line: Mapping[bytes, bytes], on_row: _OnRow | None = None
+    content: bytes,
+    *,
+    name: str,
+    limits: Limits,
+    keys_by_line: Mapping[bytes, bytes],
+    on_row: Callable[[Row], None] | None = None,
 ) -> Iterator[tuple[bytes, RowKey]]:
-    """(sha256 of its line, line number and key) of every row of a whole file. Raises: as `parse_rows`, when it comes.
+    """Yield the sha256 of each row's line, with the row's key; raise like `parse_rows` at the first invalid line.
 
-    known: `Row.key` by the sha256 of the line that it was read from; such a line is not read again. note: is called
-    with every row that is.
+    Args:
+        keys_by_line: sha256 of a line to `Row.key`; such lines are not parsed.
+        on_row: called with every parsed row.
     """
     for line in _scan_lines(content, limits):
-        number, text = _raise_fault(line, name)
+        number, text = _raise_error(line, name)
         digest = hashlib.sha256(text).digest()
         key = keys_by_line.get(digest)
         if key is None:
-            row = _raise_fault(_read_line(text, number, limits), name)
+            row = _raise_error(_read_line(text, number, limits), name)
             key = row.key
             if on_row is not None:
                 on_row(row)
         yield digest, RowKey(number, key)
 
 
-def _raise_fault(found: T | LineError, name: str) -> T:
-    if isinstance(found, LineError):
-        where = name if found.line is None else f"{name}, line {found.line}"
-        raise SubmissionError(found.error.reason, f"{where}: {found.error}") from found.error
-    return found
+def _raise_error(result: T | LineError, name: str) -> T:
+    if isinstance(result, LineError):
+        where = name if result.line is None else f"{name}, line {result.line}"
+        raise SubmissionError(result.error.reason, f"{where}: {result.error}") from result.error
+    return result
 
 
 def scan_rows(content: bytes, *, limits: Limits) -> Iterator[Row | LineError]:
-    """Every row of a file in order and, in place of each line that is none, its fault; `parse_rows` raises the first.
-
-    Reading ends at the first row past `limits.rows`, and does not begin in a file of too many bytes.
-    """
+    """Yield every row of a file, or the error of its line; stop at the first row above `limits.rows`."""
     for line in _scan_lines(content, limits):
         yield line if isinstance(line, LineError) else _read_line(line[1], line[0], limits)
 
 
 def _scan_lines(content: bytes, limits: Limits) -> Iterator[tuple[int, bytes] | LineError]:
-    """(number, text) of every line that is to be a row, and the faults that are not of one line's content."""
     if len(content) > limits.file_bytes:
-        message = f"{len(content)} bytes, at most {limits.file_bytes} are read"
+        message = f"expected at most {limits.file_bytes} bytes, found {len(content)}"
         yield LineError(None, SubmissionError(Reason.TOO_LARGE, message))
         return
     count = 0
@@ -190,10 +177,10 @@ def _scan_lines(content: bytes, limits: Limits) -> Iterator[tuple[int, bytes] | 
 
 
 def _read_line(line: bytes, number: int, limits: Limits) -> Row | LineError:
-    # A row of a hundred thousand lists has the collector walk over all objects of the process again and again, for a
-    # hundred times as long as the reading takes. Nothing in a row refers to itself, and it is gone soon.
+    # In a row of a hundred thousand lists the garbage collector would take a hundred times as long as the parser.
+    # A row holds no reference cycle.
     was_collecting = gc.isenabled()
-    if was_collecting:  # or else another thread may be the one to switch it on again
+    if was_collecting:  # another thread may have disabled it, and then enables it
         gc.disable()
     try:
         return _parse_row(line, number, limits)
@@ -223,8 +210,8 @@ def _parse_row(line: bytes, number: int, limits: Limits) -> Row:
 
 
 def _is_deeper(line: bytes, max_depth: int) -> bool:
-    # The JSON decoder recurses, so depth is known before it starts. Closers without an opener may make the count
-    # too small, but the decoder stops at the first of those.
+    # The JSON decoder recurses, so measure the depth first. Unbalanced closers make the count too small, but the
+    # decoder stops at the first of them.
     if line.count(b"[") + line.count(b"{") <= max_depth:
         return False
     depth = 0
@@ -264,17 +251,16 @@ def _read_message(value: object, index: int) -> Message:
 
 
 def _read_text(value: object, index: int | None) -> str:
-    """The content of a message, or, with no index, the system's text."""
+    """Check a message's content, or with no index the system text."""
     if isinstance(value, str) and (value.isascii() or _is_encodable(value)):
         return value
     expected = "'system' to be text or null" if index is None else f"the content of message {index + 1} to be text"
-    if isinstance(value, str):
-        raise _malformed(f"expected {expected}, found half of a surrogate pair, which is no character")
-    raise _malformed(f"expected {expected}, found {reprlib.repr(value)}")
+    actual = "half of a surrogate pair" if isinstance(value, str) else reprlib.repr(value)
+    raise _malformed(f"expected {expected}, found {actual}")
 
 
 def _is_encodable(text: str) -> bool:
-    """False with half of a surrogate pair in it, which is all that UTF-8 cannot write; JSON can."""
+    # JSON can spell half of a surrogate pair, UTF-8 cannot.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -288,7 +274,7 @@ def _malformed(message: str) -> SubmissionError:
 
 @dataclass(frozen=True, slots=True)
 class _Number:
-    """A number as written. No field is one, so none is converted: that could be slow, or fail by its size."""
+    """A number as written; no field holds a number, and converting a long one is slow."""
 
     text: str
 
@@ -302,14 +288,11 @@ def _refuse_constant(text: str) -> object:
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
-    if len(value) == len(pairs):
-        return value
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise _malformed(f"expected each key once in an object, found {reprlib.repr(key)} again")
-        seen.add(key)
-    raise AssertionError("unreachable: fewer keys than pairs without a key seen twice")
+    if len(value) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        duplicate = next(key for key, count in counts.items() if count > 1)
+        raise _malformed(f"expected each key once in an object, found {reprlib.repr(duplicate)} again")
+    return value
 
 
 _DECODER = json.JSONDecoder(

@@ -128,7 +128,7 @@ def test_rows_that_do_not_count_are_told(net: Net) -> None:
 
 def test_a_repo_id_that_cannot_be_committed_is_refused(net: Net) -> None:
     found = look(net, SMALL, "--offline", "--hf_repo_id", f"{'m' * 40}/{'d' * 55}", status=6)
-    assert "the chain takes 128" in found["bad_commitment"]
+    assert "the chain's limit is 128" in found["bad_commitment"]
     assert found["file"]["faults"] == []
 
 
