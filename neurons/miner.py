@@ -103,17 +103,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_confirm(is_yes: bool) -> Callable[[str], bool]:
-    """Shows on stderr what is to be published, and asks on the terminal unless `is_yes`.
+def make_confirm(assume_yes: bool) -> Callable[[str], bool]:
+    """Shows on stderr what is to be published, and asks on the terminal unless `assume_yes`.
 
     Raises: ConfigError when there is nobody to ask.
     """
-    if not is_yes and not sys.stdin.isatty():
+    if not assume_yes and not sys.stdin.isatty():
         raise ConfigError("--yes is needed where nobody can be asked: the standard input is no terminal")
 
     def confirm(what: str) -> bool:
         print(f"About to publish:\n{what}", file=sys.stderr)
-        if is_yes:
+        if assume_yes:
             return True
         print("Publish? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):

@@ -38,7 +38,7 @@ from template.receipts.verify import (
     check_signatures,
     remarks,
 )
-from template.terminal import plain
+from template.terminal import escape
 
 # What becomes of a receipt whose dataset, or whose model, could not be had: for good, or for now.
 GONE = "cannot be fetched"
@@ -255,8 +255,8 @@ def describe_file(report: FileReport) -> str:
         "no answer": report.unanswered,
         "note": report.notes,
     }
-    lines = [f"  {kind}: {plain(text)}" for kind, texts in kinds.items() for text in texts]
-    title = plain(f"{report.path.name}: {report.title or 'not read'}")
+    lines = [f"  {kind}: {escape(text)}" for kind, texts in kinds.items() for text in texts]
+    title = escape(f"{report.path.name}: {report.title or 'not read'}")
     return "\n".join([title, *(lines or ["  consistent"])])
 
 
@@ -267,7 +267,7 @@ def describe_outcome(outcome: Outcome) -> str:
         verdict = "differs" if outcome.difference is None else f"differs by {outcome.difference:+.3g}"
     why = f" ({'; '.join(outcome.reasons)})" if outcome.reasons else ""
     where = f"{outcome.path.name} line {outcome.line}, {outcome.hotkey}, {outcome.dataset}, loss {outcome.loss!r}"
-    return plain(f"{verdict}{why}: {where}")
+    return escape(f"{verdict}{why}: {where}")
 
 
 def summarize(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> str:

@@ -33,11 +33,11 @@ from template.config import load_training_args
 from template.errors import ConfigError, SubmissionError
 from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
 from template.receipts.files import read_receipt, write_receipt
-from template.receipts.receipt import Receipt, ReplayVerdict, compare
-from template.receipts.replay import ReplayContext, check_signature, score_once
+from template.receipts.receipt import Receipt, ReplayVerdict, compare_receipt
+from template.receipts.replay import ReplayContext, check_signature, evaluate_once
 from template.records import TrainResult
 from template.rules.scoring import score_of
-from template.terminal import plain
+from template.terminal import escape
 from template.workers.executor import Evaluator
 
 _REPLAY_STATUS = {ReplayVerdict.IDENTICAL: 0, ReplayVerdict.DIFFERENT: 7, ReplayVerdict.NOT_COMPARABLE: 8}
@@ -115,7 +115,7 @@ def score(args: argparse.Namespace, context: ReplayContext, evaluator: Evaluator
     with dataset_folder(context, args.dataset_path, args.hf_repo_id, args.revision) as data_dir:
         if args.check:
             check(data_dir, evaluator)
-        results = [score_once(evaluator, data_dir, lucky_num) for lucky_num in seeds]
+        results = [evaluate_once(evaluator, data_dir, lucky_num) for lucky_num in seeds]
     write_receipts(args.receipt_dir, evaluator.competition, results)
     print((describe_json if args.is_json else describe)(results, evaluator.competition))
     return 0
@@ -133,7 +133,7 @@ def run_compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[
         for lucky_num in seeds:
             for path, folder, of_it in zip(args.compare, folders, results, strict=True):
                 with named(path):
-                    of_it.append(score_once(evaluator, folder, lucky_num))
+                    of_it.append(evaluate_once(evaluator, folder, lucky_num))
     write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])
     paired = compare_paired(*([result.loss for result in of_it] for of_it in results))
     print((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
@@ -160,15 +160,15 @@ def verify(args: argparse.Namespace, context: ReplayContext) -> int:
     repo = args.hf_repo_id or (submission.repo if submission else None)
     revision = args.revision or (submission.commit if submission else None)
     with dataset_folder(context, args.dataset_path, repo, revision) as data_dir:
-        result = score_once(evaluator, data_dir, receipt.result.lucky_num)
-    comparison = compare(receipt, result)
+        result = evaluate_once(evaluator, data_dir, receipt.result.lucky_num)
+    comparison = compare_receipt(receipt, result)
     if args.is_json:
         replay = {"verdict": comparison.verdict, "difference": comparison.difference, "reasons": comparison.reasons}
         print(json.dumps({"recorded": receipt.result.loss, "replayed": result.loss, "signature": signature, **replay}))
     else:
-        print(f"recorded   {receipt.result.loss!r}\nreplayed   {result.loss!r}\nsignature  {plain(signature)}")
+        print(f"recorded   {receipt.result.loss!r}\nreplayed   {result.loss!r}\nsignature  {escape(signature)}")
         for reason in comparison.reasons:
-            print(f"note       {plain(reason)}")
+            print(f"note       {escape(reason)}")
         gap = f" by {comparison.difference:+.3g}" if comparison.difference else ""
         print(f"{comparison.verdict.upper()}{gap}")
     return _BAD_SIGNATURE_STATUS if has_bad_signature else _REPLAY_STATUS[comparison.verdict]

@@ -41,7 +41,7 @@ def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> No
         raise
 
 
-def take_lock(path: Path) -> int:
+def acquire_lock(path: Path) -> int:
     """Takes the lock file beside the state and returns its descriptor; the kernel frees it when the process ends."""
     lock_path = path.with_name(path.name + ".lock")
     fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -9,13 +9,13 @@ from tqdm import tqdm
 from template.records import Progress
 
 
-def plain(text: str) -> str:
+def escape(text: str) -> str:
     """Text that a stranger may have written, with what would move the cursor or colour a terminal spelt out."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def escape_line(text: str) -> str:
-    """The same as `plain`, but for a log: letters of any language stay as they are, and nothing ends the line."""
+    """The same as `escape`, but for a log: letters of any language stay as they are, and nothing ends the line."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
@@ -27,7 +27,7 @@ def escape_cell(text: str, width: int) -> str:
     return (text if is_simple else text.encode("unicode_escape").decode("ascii"))[:width]
 
 
-def align(rows: Sequence[Sequence[str]], *, has_header: bool = False) -> list[str]:
+def format_table(rows: Sequence[Sequence[str]], *, has_header: bool = False) -> list[str]:
     """Lines in which the cells of each column begin one below the other, with a rule below a header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ruled = [*rows[:1], ["-" * width for width in widths], *rows[1:]] if has_header else rows

@@ -93,7 +93,7 @@ class Updater:
         self._python, self._clock = python, clock
         self._next_check = -math.inf
         # Tag object to the time before which it is left alone.
-        self._resting: dict[str, float] = {}
+        self._retry_after: dict[str, float] = {}
         version = _parse_version(f"v{running}")
         if version is None:
             raise ConfigError(f"--auto_update follows releases, and {running} is none: check out a release tag")
@@ -126,7 +126,7 @@ class Updater:
         try:
             self.install(release)
         except SubnetError as error:
-            self._resting[release.id] = self._clock() + RETRY_AFTER_S
+            self._retry_after[release.id] = self._clock() + RETRY_AFTER_S
             logger.error("release {} is not installed: {}", release.tag, error)
             return False
         logger.info("release {} is installed", release.tag)
@@ -153,15 +153,15 @@ class Updater:
         Raises: ConfigError when the checkout holds what would be lost; HostError when a step fails, after the
         checkout and its packages were put back as they were.
         """
-        with self._alone():
-            self._refuse_a_loss()
+        with self._update_lock():
+            self._check_clean_checkout()
             before = self._git("rev-parse", "--symbolic-full-name", "HEAD").strip().removeprefix("refs/heads/")
             if before == "HEAD":
                 before = self._git("rev-parse", "HEAD").strip()
             try:
                 self._switch(release)
             except SubnetError as error:
-                self._go_back(before, error)
+                self._roll_back(before, error)
                 raise
 
     def _offered(self, now: float) -> list[str]:
@@ -172,7 +172,7 @@ class Updater:
             tag_id, _, name = line.partition("\t")
             tag = name.removeprefix("refs/tags/")
             version = _parse_version(tag)
-            if version is not None and version > self._running and self._resting.get(tag_id, -math.inf) <= now:
+            if version is not None and version > self._running and self._retry_after.get(tag_id, -math.inf) <= now:
                 found.append((version, tag))
         return [tag for _, tag in sorted(found, reverse=True)[:MOST_LOOKED_AT]]
 
@@ -186,7 +186,7 @@ class Updater:
             self._verify(tag, tag_id)
             return Release(tag, tag_id, self._git("rev-parse", f"{tag_id}^{{commit}}").strip())
         except HostError as error:
-            self._resting[tag_id] = math.inf
+            self._retry_after[tag_id] = math.inf
             logger.error("release {} of {} is not trusted: {}", tag, self.remote, error)
             return None
 
@@ -203,7 +203,7 @@ class Updater:
             file.flush()
             self._git("verify-tag", tag_id, settings={**_VERIFIER, "gpg.ssh.allowedSignersFile": file.name})
 
-    def _refuse_a_loss(self) -> None:
+    def _check_clean_checkout(self) -> None:
         """Raises: ConfigError naming what the operator has here that is in no release."""
         changed = self._git("status", "--porcelain", "--untracked-files=no").splitlines()
         if changed:
@@ -231,7 +231,7 @@ class Updater:
             raise HostError(f"`import template` gives {shown}, not {expected}")
         _run([str(self._python), "-I", "-B", str(self.root / "neurons" / "validator.py"), "--help"], cwd=self.root)
 
-    def _go_back(self, before: str, cause: SubnetError) -> None:
+    def _roll_back(self, before: str, cause: SubnetError) -> None:
         """Puts code and packages back. Raises: HostError when that fails too: the operator must act."""
         try:
             self._git("checkout", "--quiet", before)
@@ -246,7 +246,7 @@ class Updater:
         _run(command, cwd=self.root, deadline_s=INSTALL_DEADLINE_S, variables=more)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _update_lock(self) -> Iterator[None]:
         """Keeps another neuron of this checkout from updating it, or being started, meanwhile.
 
         Raises: HostError when one does.

@@ -101,7 +101,7 @@ class ReplayVerdict(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ReplayComparison:
     """A receipt against a replay. difference: replayed loss minus the receipt's; None when inputs differ.
 
     reasons: what is not the same beside the loss, of inputs, environment and the losses of training steps.
@@ -112,7 +112,7 @@ class Comparison:
     reasons: tuple[str, ...]
 
 
-def compare(receipt: Receipt, replay: TrainResult) -> Comparison:
+def compare_receipt(receipt: Receipt, replay: TrainResult) -> ReplayComparison:
     """Says whether `replay` reproduced the receipt to the last bit, and if not, what may explain it.
 
     Unequal inputs are never comparable. On equal inputs equal losses are identical wherever they were computed; unequal
@@ -125,14 +125,14 @@ def compare(receipt: Receipt, replay: TrainResult) -> Comparison:
         if getattr(recorded, name) != getattr(replay, name)
     ]
     if unequal:
-        return Comparison(verdict=ReplayVerdict.NOT_COMPARABLE, difference=None, reasons=tuple(unequal))
+        return ReplayComparison(verdict=ReplayVerdict.NOT_COMPARABLE, difference=None, reasons=tuple(unequal))
     difference = replay.loss - recorded.loss
     moved = _environment_changes(recorded.environment, replay.environment)
     reasons = (*moved, *_step_changes(recorded.step_losses, replay.step_losses))
     if difference == 0.0:
-        return Comparison(verdict=ReplayVerdict.IDENTICAL, difference=0.0, reasons=reasons)
+        return ReplayComparison(verdict=ReplayVerdict.IDENTICAL, difference=0.0, reasons=reasons)
     verdict = ReplayVerdict.NOT_COMPARABLE if moved else ReplayVerdict.DIFFERENT
-    return Comparison(verdict=verdict, difference=difference, reasons=reasons)
+    return ReplayComparison(verdict=verdict, difference=difference, reasons=reasons)
 
 
 def _environment_changes(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

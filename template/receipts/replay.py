@@ -17,7 +17,7 @@ from template.competition import Competition, is_commit
 from template.config import Hyperparameters, TrainingArgs
 from template.constants import DATA_FILE
 from template.errors import ConfigError, Reason, SubmissionError
-from template.receipts.receipt import Comparison, Receipt, ReplayVerdict, compare
+from template.receipts.receipt import Receipt, ReplayComparison, ReplayVerdict, compare_receipt
 from template.records import TrainResult
 from template.terminal import progress_bar
 from template.workers.executor import Evaluator
@@ -107,8 +107,8 @@ class ReplayContext:
             yield folder
 
 
-def score_once(evaluator: Evaluator, data_dir: Path, lucky_num: int) -> TrainResult:
-    """One score under a progress bar. Raises: as `Evaluator.evaluate`."""
+def evaluate_once(evaluator: Evaluator, data_dir: Path, lucky_num: int) -> TrainResult:
+    """Evaluate a dataset under one seed, with a progress bar. Raises: see `Evaluator.evaluate`."""
     with progress_bar() as on_progress:
         return evaluator.evaluate(data_dir, lucky_num, on_progress)
 
@@ -131,12 +131,12 @@ class Auditor:
     """
 
     def __init__(self, context: ReplayContext, competition: Competition, training_args: TrainingArgs) -> None:
-        self._desk = context
+        self._context = context
         self._competition = competition
         self._training_args = training_args
         self._pool: EvalSetIndex | None = None
 
-    def replay(self, receipt: Receipt) -> Comparison:
+    def replay(self, receipt: Receipt) -> ReplayComparison:
         """Scores again what the receipt names and compares.
 
         DIFFERENT also when the dataset is not the file that was scored, or one that no validator may score.
@@ -147,23 +147,23 @@ class Auditor:
         recorded, submission = receipt.result, receipt.submission
         if submission is None:
             return _verdict(ReplayVerdict.NOT_COMPARABLE, "it is of a local file")
-        if (why := self._find_foreign(receipt)) is not None:
+        if (why := self._mismatch_reason(receipt)) is not None:
             return _verdict(ReplayVerdict.NOT_COMPARABLE, why)
-        evaluator = self._desk.replay_evaluator(receipt, "the receipt")
-        with self._desk.fetched(submission.repo, submission.commit) as folder:
+        evaluator = self._context.replay_evaluator(receipt, "the receipt")
+        with self._context.fetched(submission.repo, submission.commit) as folder:
             content = (folder / DATA_FILE).read_bytes()
             if (sha256 := hashlib.sha256(content).hexdigest()) != recorded.train_sha256:
                 reason = f"{submission.repo} at {submission.commit} has the sha256 {sha256}"
                 return _verdict(ReplayVerdict.DIFFERENT, f"{reason}, and what was scored {recorded.train_sha256}")
             try:
                 check_dataset(content, self._read_pool(evaluator), name=DATA_FILE, max_rows=self._competition.rows)
-                return compare(receipt, score_once(evaluator, folder, recorded.lucky_num))
+                return compare_receipt(receipt, evaluate_once(evaluator, folder, recorded.lucky_num))
             except SubmissionError as error:
                 # Whether training diverges may hang on the machine; what a file holds does not.
                 verdict = ReplayVerdict.NOT_COMPARABLE if error.reason is Reason.DIVERGED else ReplayVerdict.DIFFERENT
                 return _verdict(verdict, f"it cannot be scored here ({error.reason}): {error}")
 
-    def _find_foreign(self, receipt: Receipt) -> str | None:
+    def _mismatch_reason(self, receipt: Receipt) -> str | None:
         """Why the receipt is not of what this auditor replays, None when it is."""
         recorded, wanted = receipt.result, self._training_args
         if receipt.competition != self._competition:
@@ -175,7 +175,7 @@ class Auditor:
             return f"its model is of the revision {recorded.model_revision}, which --training_args does not name"
         if dict(recorded.hyperparameters) != wanted.hyperparameters.to_dict():
             return "its hyperparameters are others than those to audit; name those with --training_args"
-        if recorded.model_revision is None and self._desk.model_path is None:
+        if recorded.model_revision is None and self._context.model_path is None:
             return "its model was a local folder; give that with --model_path"
         if recorded.environment.get("dtype") not in _DTYPES or not 0 <= recorded.lucky_num < 2**32:
             return "its dtype or lucky_num is none"
@@ -194,5 +194,5 @@ def _is_revision_of(revision: str, wanted: TrainingArgs) -> bool:
     return is_commit(revision) and wanted.revision in (None, revision)
 
 
-def _verdict(verdict: ReplayVerdict, reason: str) -> Comparison:
-    return Comparison(verdict=verdict, difference=None, reasons=(reason,))
+def _verdict(verdict: ReplayVerdict, reason: str) -> ReplayComparison:
+    return ReplayComparison(verdict=verdict, difference=None, reasons=(reason,))

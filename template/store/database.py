@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from template.errors import ConfigError, HostError
-from template.files import take_lock
+from template.files import acquire_lock
 from template.store.migrations import MIGRATIONS
 
 _BUSY_TIMEOUT_S = 10.0
@@ -51,7 +51,7 @@ class StateFile:
 
     def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = take_lock(self.path)
+        self._lock_fd = acquire_lock(self.path)
         # SQLite gives its own files beside this one the same mode.
         self.path.touch(mode=0o600)
         self._db = _connect(self.path, "rw")

@@ -14,7 +14,7 @@ from template.errors import HostError, SubmissionError
 from template.records import LeaderboardRow, Metrics, RetryState, Round, SubmissionKey, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
 from template.store.store import StatusStore
-from template.terminal import plain
+from template.terminal import escape
 
 STATE_FILE = "validator.sqlite3"
 
@@ -126,10 +126,10 @@ def health_problem(status: Status, *, max_age_s: float, max_overdue_blocks: int)
     age_s = status.now - activity.now
     if age_s > max_age_s:
         who = "no process holds the state" if status.holder is None else f"process {status.holder} holds the state"
-        return f"no word from the validator for {span(age_s)}; {who}"
+        return f"no word from the validator for {format_duration(age_s)}; {who}"
     due = status.due_block
     if due is not None and activity.block - due > max_overdue_blocks:
-        return plain(f"weights are overdue by {activity.block - due} blocks{_explain_refusal(status)}")
+        return escape(f"weights are overdue by {activity.block - due} blocks{_explain_refusal(status)}")
     return None
 
 
@@ -154,7 +154,7 @@ def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
     return cause.replace(key.hotkey, "HOTKEY")
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A length of time, as roughly as one would say it."""
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from template.constants import BLOCK_S
 from template.records import LeaderboardRow, Metrics, RetryState, Round, RunningEvaluation, SubmissionKey, WeightIntent
-from template.terminal import align, escape_cell, plain
-from template.validator.status import Status, count_refusals, normalize_error, span
+from template.terminal import escape, escape_cell, format_table
+from template.validator.status import Status, count_refusals, format_duration, normalize_error
 
 _SHOWN = 10
 _NAME_WIDTH = 10
@@ -37,7 +37,7 @@ def describe(status: Status, *, rows: int | None = 20) -> str:
 
 
 def _label(name: str, lines: Sequence[str]) -> str:
-    told = [part for line in lines for part in textwrap.wrap(plain(line)[:_MAX_CHARS], _WIDTH, subsequent_indent="  ")]
+    told = [part for line in lines for part in textwrap.wrap(escape(line)[:_MAX_CHARS], _WIDTH, subsequent_indent="  ")]
     names = [name, *[""] * (len(told) - 1)]
     return "\n".join(f"{one:<{_NAME_WIDTH}}  {line}" for one, line in zip(names, told, strict=True))
 
@@ -52,8 +52,8 @@ def _describe_doing(status: Status) -> Section:
         return [*section, ("doing", ["it has not said yet"])]
     lag_s = max(activity.now - activity.block_time, 0.0)
     section += [
-        ("doing", [f"{activity.doing}; said {span(status.now - activity.now)} ago"]),
-        ("chain", [f"block {activity.block}, {span(lag_s)} old when it was read"]),
+        ("doing", [f"{activity.doing}; said {format_duration(status.now - activity.now)} ago"]),
+        ("chain", [f"block {activity.block}, {format_duration(lag_s)} old when it was read"]),
         ("round", [_describe_turns(status, activity)]),
     ]
     if activity.running:
@@ -78,7 +78,7 @@ def _describe_turns(status: Status, activity: Metrics) -> str:
 def _describe_score(one: RunningEvaluation, now: float) -> str:
     done = f" {one.done / one.total:.0%}" if one.total else ""
     memory = "" if one.memory_bytes is None else f", {one.memory_bytes / 2**30:.1f} GiB of its memory"
-    age = span(max(now - one.started_at, 0.0))
+    age = format_duration(max(now - one.started_at, 0.0))
     return f"{one.key.hotkey} on {one.device}: {one.stage}{done} after {age}{memory}"
 
 
@@ -133,7 +133,8 @@ def _describe_failures(status: Status) -> Section:
     commonest = sorted(causes.items(), key=lambda item: -len(item[1]))
     pending = [f"{len(times)} {cause}; {_when(min(times), status.now)}" for cause, times in commonest]
     parked = [
-        f"{key.hotkey} {key.commitment.split(':', 1)[0]}, for {span(one.next_at - status.now)} more: {one.last_error}"
+        f"{key.hotkey} {key.commitment.split(':', 1)[0]}, for {format_duration(one.next_at - status.now)} more:"
+        f" {one.last_error}"
         for key, one in status.parked().items()
     ]
     return [
@@ -144,7 +145,7 @@ def _describe_failures(status: Status) -> Section:
 
 
 def _when(at: float, now: float) -> str:
-    return "to be tried again now" if at <= now else f"to be tried again in {span(at - now)}"
+    return "to be tried again now" if at <= now else f"to be tried again in {format_duration(at - now)}"
 
 
 def _describe_disk(status: Status) -> Section:
@@ -154,7 +155,7 @@ def _describe_disk(status: Status) -> Section:
     sizes = [f"{size / 1e6:,.1f} MB" for _, _, size in rows]
     width = max(map(len, sizes))
     cells = [(size.rjust(width), name, path) for size, (name, path, _) in zip(sizes, rows, strict=True)]
-    return [("disk", align(cells))]
+    return [("disk", format_table(cells))]
 
 
 def _count(number: int, what: str) -> str:
@@ -209,10 +210,10 @@ def describe_round(
     `verdict` is why a submission does not count, or that it was scored, or that it still waits.
     """
     shown = standings[:rows]
-    table = align([_HEADER, *map(_format_line, shown)], has_header=True)
+    table = format_table([_HEADER, *map(_format_line, shown)], has_header=True)
     if len(standings) > len(shown):
         table.append(f"... and {len(standings) - len(shown)} more, --all shows them")
-    notes = [f"{_short(line.key.hotkey)}: {plain(line.message)}" for line in shown if line.reason is not None]
+    notes = [f"{_short(line.key.hotkey)}: {escape(line.message)}" for line in shown if line.reason is not None]
     title = f"round {current.id}, blocks {current.start_block} to {current.end_block}, lucky_num {current.lucky_num}"
     return "\n".join([title, "", *table, "", *notes, _describe_round_weights(intents)])
 
@@ -247,7 +248,7 @@ def _describe_round_weights(intents: Sequence[WeightIntent]) -> str:
         return f"weights: decided at block {last.block}, outcome not known yet{whose}"
     if last.outcome.is_accepted:
         return f"weights: on chain since block {last.outcome.block or last.block}{whose}"
-    why = plain(f"{last.outcome.error}: {last.outcome.message}")
+    why = escape(f"{last.outcome.error}: {last.outcome.message}")
     return f"weights: refused at block {last.block}{whose}: {why}"
 
 

@@ -13,7 +13,7 @@ import pytest
 from template.chain.client import verify_signature
 from template.competition import Competition
 from template.errors import ConfigError
-from template.receipts.receipt import EvaluatedSubmission, Receipt, ReplayVerdict, compare
+from template.receipts.receipt import EvaluatedSubmission, Receipt, ReplayVerdict, compare_receipt
 from template.records import TrainResult
 from tests.fixtures.chain import make_key
 
@@ -156,7 +156,7 @@ def test_junk_in_any_field_is_refused_or_leaves_a_usable_receipt(path: tuple[Any
                 continue
             receipt.to_json()
             receipt.message()
-            compare(receipt, RESULT)
+            compare_receipt(receipt, RESULT)
             is_genuine(receipt)
             assert math.isfinite(receipt.result.loss)
 
@@ -203,12 +203,12 @@ def test_an_unknown_field_is_refused(section: tuple[str, ...]) -> None:
 
 def test_equal_losses_on_equal_inputs_are_identical_whatever_the_seconds() -> None:
     replay = dataclasses.replace(RESULT, train_seconds=5.0, benchmark_loss=1.0)
-    comparison = compare(SIGNED, replay)
+    comparison = compare_receipt(SIGNED, replay)
     assert (comparison.verdict, comparison.difference, comparison.reasons) == (ReplayVerdict.IDENTICAL, 0.0, ())
 
 
 def test_one_bit_is_a_difference() -> None:
-    comparison = compare(SIGNED, dataclasses.replace(RESULT, loss=math.nextafter(RESULT.loss, 3.0)))
+    comparison = compare_receipt(SIGNED, dataclasses.replace(RESULT, loss=math.nextafter(RESULT.loss, 3.0)))
     assert comparison.verdict is ReplayVerdict.DIFFERENT
     assert comparison.difference == math.ulp(RESULT.loss)
     assert comparison.reasons == ()
@@ -222,11 +222,11 @@ def test_one_bit_is_a_difference() -> None:
     ],
 )
 def test_a_step_that_went_another_way_is_a_reason_and_no_verdict(steps: tuple[float, ...], told: str) -> None:
-    same = compare(SIGNED, dataclasses.replace(RESULT, step_losses=steps))
+    same = compare_receipt(SIGNED, dataclasses.replace(RESULT, step_losses=steps))
     assert (same.verdict, same.difference) == (ReplayVerdict.IDENTICAL, 0.0)
     (reason,) = same.reasons
     assert reason.startswith(told)
-    other = compare(SIGNED, dataclasses.replace(RESULT, step_losses=steps, loss=2.0))
+    other = compare_receipt(SIGNED, dataclasses.replace(RESULT, step_losses=steps, loss=2.0))
     assert (other.verdict, other.reasons) == (ReplayVerdict.DIFFERENT, (reason,))
 
 
@@ -236,19 +236,19 @@ def test_where_a_score_ran_is_in_the_receipt_and_explains_no_difference() -> Non
     assert Receipt.from_json(receipt.to_json(), "x").result.environment["where"] == "ray node 1326d1f4 gpu 3 cuda:0"
     for environment in (here, RESULT.environment):
         replayed = dataclasses.replace(RESULT, environment=environment)
-        assert compare(receipt, replayed).reasons == ()
-        assert compare(receipt, dataclasses.replace(replayed, loss=2.0)).verdict is ReplayVerdict.DIFFERENT
+        assert compare_receipt(receipt, replayed).reasons == ()
+        assert compare_receipt(receipt, dataclasses.replace(replayed, loss=2.0)).verdict is ReplayVerdict.DIFFERENT
 
 
 @pytest.mark.parametrize("name", ["torch", "device", "new"])
 def test_a_difference_in_another_environment_is_not_comparable_and_says_why(name: str) -> None:
     environment = {**RESULT.environment, name: "else"}
-    comparison = compare(SIGNED, dataclasses.replace(RESULT, loss=2.0, environment=environment))
+    comparison = compare_receipt(SIGNED, dataclasses.replace(RESULT, loss=2.0, environment=environment))
     assert comparison.verdict is ReplayVerdict.NOT_COMPARABLE
     assert comparison.difference == 2.0 - RESULT.loss
     assert len(comparison.reasons) == 1
     assert comparison.reasons[0].startswith(f"{name} differs")
-    same = compare(SIGNED, dataclasses.replace(RESULT, environment=environment))
+    same = compare_receipt(SIGNED, dataclasses.replace(RESULT, environment=environment))
     assert (same.verdict, len(same.reasons)) == (ReplayVerdict.IDENTICAL, 1)
 
 
@@ -266,6 +266,6 @@ def test_a_difference_in_another_environment_is_not_comparable_and_says_why(name
     ],
 )
 def test_other_inputs_are_never_comparable_even_with_the_same_loss(changes: dict[str, Any]) -> None:
-    comparison = compare(SIGNED, dataclasses.replace(RESULT, **changes))
+    comparison = compare_receipt(SIGNED, dataclasses.replace(RESULT, **changes))
     assert (comparison.verdict, comparison.difference) == (ReplayVerdict.NOT_COMPARABLE, None)
     assert len(comparison.reasons) == len(changes)

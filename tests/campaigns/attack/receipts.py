@@ -19,7 +19,7 @@ from typing import Any
 from template.chain.client import verify_signature
 from template.errors import ConfigError
 from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round
-from template.receipts.receipt import Receipt, compare
+from template.receipts.receipt import Receipt, compare_receipt
 from template.receipts.round_file import RoundHeader, digest_lines
 from template.receipts.verify import (
     check_across_files,
@@ -329,7 +329,7 @@ def _never_computed(_: Path) -> str:
     """A validator signs a loss, a table and weights that follow from it: only training again tells."""
     receipt = Receipt.from_json(_files().lines()[1], "the receipt")
     lie = dataclasses.replace(receipt, result=dataclasses.replace(receipt.result, loss=receipt.result.loss - 0.125))
-    return str(compare(lie, receipt.result).verdict)
+    return str(compare_receipt(lie, receipt.result).verdict)
 
 
 ATTACKS: tuple[Attack, ...] = (

@@ -34,7 +34,7 @@ from template.data.rows import (
 from template.errors import ConfigError, SubmissionError
 from template.localnet.tiny_model import make_tiny_tokenizer
 from template.receipts.files import read_round
-from template.receipts.receipt import Receipt, compare
+from template.receipts.receipt import Receipt, compare_receipt
 from template.receipts.verify import check_against_chain, check_consistency, check_signatures, remarks
 from template.training.tokenizer import PieceTokenizer
 from tests.campaigns.fuzz.commitments import check_commitment, check_fields, check_message, expect
@@ -243,9 +243,9 @@ def check_receipt(data: bytes) -> None:
         again = Receipt.from_json(text, "again")
         expect(again == receipt and again.to_line() == receipt.to_line(), "a receipt written again is another")
         expect(again.message() == receipt.message() and again.digest == receipt.digest, "its message is another")
-    comparison = compare(receipt, receipt.result)
+    comparison = compare_receipt(receipt, receipt.result)
     expect(comparison.difference == 0.0 and not comparison.reasons, "a receipt is not identical with itself")
-    "\n".join(compare(_honest_receipt(), receipt.result).reasons).encode()
+    "\n".join(compare_receipt(_honest_receipt(), receipt.result).reasons).encode()
     if receipt.signer is not None and receipt.signature is not None:
         is_genuine = verify_signature(receipt.signer, receipt.message(), receipt.signature)
         expect(not is_genuine or receipt.message() in honest_messages(), "a signature that nobody made is genuine")
