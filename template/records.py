@@ -348,7 +348,7 @@ class RoundReport:
     """
 
     round: Round
-    standings: tuple[LeaderboardRow, ...]
+    leaderboard: tuple[LeaderboardRow, ...]
     intents: tuple[WeightIntent, ...]
     seconds: Mapping[str, float]
     round_file: str | None = None

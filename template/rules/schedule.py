@@ -64,23 +64,27 @@ class State:
     hotkey: str
     round: Round | None
     rounds_done: int
-    entries: Mapping[SubmissionKey, Entry]
     datasets: Mapping[SubmissionKey, object]
     verdicts: Mapping[SubmissionKey, Verdict]
-    copies: Mapping[SubmissionKey, Duplicate]
-    attempts: Mapping[SubmissionKey, RetryState]
+    duplicates: Mapping[SubmissionKey, Duplicate]
+    retry_states: Mapping[SubmissionKey, RetryState]
     intents: Sequence[WeightIntent]
     has_leaderboard: bool
     running: frozenset[SubmissionKey] = frozenset()
-    free: int = 1
-    fetching: frozenset[SubmissionKey] = frozenset()
-    room: int = 1
-    lost: frozenset[SubmissionKey] = frozenset()
-    doubts: Mapping[SubmissionKey, Duplicate] = field(default_factory=dict)
+    idle_workers: int = 1
+    downloading: frozenset[SubmissionKey] = frozenset()
+    available_slots: int = 1
+    missing_files: frozenset[SubmissionKey] = frozenset()
+    possible_duplicates: Mapping[SubmissionKey, Duplicate] = field(default_factory=dict)
     repeats: Sequence[WeightIntent] = ()
-    unsettled: Sequence[WeightIntent] = ()
+    pending_intents: Sequence[WeightIntent] = ()
     has_last_shares: bool = False
     last_start_block: int | None = None
+
+    @property
+    def entries(self) -> Mapping[SubmissionKey, Entry]:
+        """Entries of the open round by submission; empty between rounds."""
+        return self.round.by_key if self.round is not None else {}
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,9 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
         return _open_round(state, view, policy)
     is_over = view.block >= state.round.end_block
     work = _next_work(state, state.round, view, now, policy)
-    if state.unsettled:
+    if state.pending_intents:
         # Settled above where that can be told. Another landing meanwhile could not be told from this one.
-        return _or_wait(None if is_over else work, state.unsettled[-1])
+        return _or_wait(None if is_over else work, state.pending_intents[-1])
     is_settled = _is_settled(state, view, policy)
     if is_over and (is_settled or state.intents):
         return CloseRound(is_settled)
@@ -186,8 +190,8 @@ def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
     Before that, what became of earlier weights is settled. Needs no evaluation set, model or round: whatever keeps this
     validator from scoring, it is done.
     """
-    if state.unsettled:
-        return _settle(state.unsettled[-1], state, view)
+    if state.pending_intents:
+        return _settle(state.pending_intents[-1], state, view)
     me = view.by_hotkey.get(state.hotkey)
     if not policy.sets_weights or me is None or not state.has_last_shares or not view.activity_cutoff:
         return None
@@ -223,9 +227,9 @@ def _round_length(view: ChainView, policy: Policy) -> int:
 def plan_queue(
     entries: Mapping[SubmissionKey, Entry],
     verdicts: Mapping[SubmissionKey, Verdict],
-    copies: Mapping[SubmissionKey, Duplicate],
+    duplicates: Mapping[SubmissionKey, Duplicate],
     datasets: Container[SubmissionKey],
-    attempts: Mapping[SubmissionKey, RetryState],
+    retry_states: Mapping[SubmissionKey, RetryState],
     now: float,
     policy: Policy,
 ) -> tuple[SubmissionKey, ...]:
@@ -233,9 +237,9 @@ def plan_queue(
     waiting = [
         entry
         for key, entry in entries.items()
-        if _is_open(key, verdicts, datasets) and key not in copies and not _is_parked(attempts.get(key), now)
+        if _is_open(key, verdicts, datasets) and key not in duplicates and not _is_suspended(retry_states.get(key), now)
     ]
-    failures = {key: attempt.remote_failures for key, attempt in attempts.items()}
+    failures = {key: attempt.remote_failures for key, attempt in retry_states.items()}
     return tuple(order_entries(waiting, failures, policy.miner_duplicate_sample_size))
 
 
@@ -255,7 +259,7 @@ def is_stuck(attempt: RetryState) -> bool:
     return attempt.host_failures >= MAX_HOST_FAILURES or attempt.remote_failures >= MAX_REMOTE_FAILURES
 
 
-def _is_parked(attempt: RetryState | None, now: float) -> bool:
+def _is_suspended(attempt: RetryState | None, now: float) -> bool:
     return attempt is not None and attempt.host_failures >= MAX_HOST_FAILURES and now < attempt.next_at
 
 
@@ -266,7 +270,7 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     the round. Whoever failed less often is downloaded first: a repo that hangs holds up nobody twice.
     """
     present = view.by_hotkey
-    attempts = state.attempts
+    retry_states = state.retry_states
     open_keys = [
         key
         for key in current.queue
@@ -274,27 +278,27 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
         and _is_open(key, state.verdicts, state.datasets)
         and key not in state.running
         and state.entries[key].rejection is None
-        and not _is_parked(attempts.get(key), now)
+        and not _is_suspended(retry_states.get(key), now)
     ]
-    ready = {key for key in open_keys if key not in attempts or attempts[key].next_at <= now}
-    unread = {key for key in ready if key not in state.datasets or key in state.lost}
-    wanted = [key for key in open_keys if key in unread and key not in state.fetching]
-    if wanted and state.room > 0:
-        wanted.sort(key=lambda key: attempts[key].remote_failures if key in attempts else 0)
-        return FetchDatasets(tuple(wanted[: state.room]))
-    unchecked = [key for key in open_keys if key not in state.datasets and (key in ready or key in state.fetching)]
+    ready = {key for key in open_keys if key not in retry_states or retry_states[key].next_at <= now}
+    unread = {key for key in ready if key not in state.datasets or key in state.missing_files}
+    wanted = [key for key in open_keys if key in unread and key not in state.downloading]
+    if wanted and state.available_slots > 0:
+        wanted.sort(key=lambda key: retry_states[key].remote_failures if key in retry_states else 0)
+        return FetchDatasets(tuple(wanted[: state.available_slots]))
+    unchecked = [key for key in open_keys if key not in state.datasets and (key in ready or key in state.downloading)]
     # Who is in the queue without a seed had a loss before: only its rows are to be read again.
     seeded = (entry.key for entry in current.entries if entry.lucky_num is not None)
     scored = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in seeded)
     has_room = scored + len(state.running) < policy.miner_sample_size
-    scorable = [key for key in open_keys if has_room and key in state.datasets and key not in state.copies]
+    scorable = [key for key in open_keys if has_room and key in state.datasets and key not in state.duplicates]
     is_original = _surely_original(unchecked, state)
     due = [key for key in scorable if key in ready and key not in unread and is_original(key)]
-    if due and state.free > 0:
+    if due and state.idle_workers > 0:
         return EvaluateDataset(due[0])
     if state.running or due or unread or unchecked:
         doing = f"{len(state.running)} scores under way, {len(due)} waiting for a worker"
-        return Wait(f"{doing}, {len(state.fetching)} downloads under way" if state.fetching else doing)
+        return Wait(f"{doing}, {len(state.downloading)} downloads under way" if state.downloading else doing)
     later = [key for key in open_keys if key not in ready and (key not in state.datasets or key in scorable)]
     return Wait(f"{len(later)} submissions are to be tried again") if later else None
 
@@ -306,14 +310,14 @@ def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callab
     counts once the present one is known.
     Nobody is waited for twice: what the Hub withheld once may take for ever, and a copy is found out then as well.
     """
-    awaited = [key for key in unchecked if key not in state.attempts or not state.attempts[key].remote_failures]
+    awaited = [key for key in unchecked if key not in state.retry_states or not state.retry_states[key].remote_failures]
     if not awaited:
         return lambda key: True
     hotkeys = {one.hotkey for one in awaited}
     earliest = min(state.entries[one].rank_block for one in awaited)
 
     def is_original(key: SubmissionKey) -> bool:
-        is_doubted = key in state.doubts and state.doubts[key].hotkey in hotkeys
+        is_doubted = key in state.possible_duplicates and state.possible_duplicates[key].hotkey in hotkeys
         return state.entries[key].rank_block < earliest and not is_doubted
 
     return is_original

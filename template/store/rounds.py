@@ -62,9 +62,9 @@ class RoundTables(StateFile):
         rows = self.rows(f"{_ROUNDS} WHERE contest_id = ? AND closed_at IS NULL ORDER BY id", eval_config.id)
         return self._read_round(rows[-1]) if rows else None
 
-    def last_round(self, *, with_standings: bool = False) -> Round | None:
+    def last_round(self, *, with_leaderboard: bool = False) -> Round | None:
         """The newest round of any contest, closed or not; on request the newest that has a table."""
-        where = "WHERE id IN (SELECT round_id FROM standings)" if with_standings else ""
+        where = "WHERE id IN (SELECT round_id FROM standings)" if with_leaderboard else ""
         rows = self.rows(f"{_ROUNDS} {where} ORDER BY id DESC LIMIT 1")
         return self._read_round(rows[0]) if rows else None
 
@@ -121,12 +121,12 @@ class RoundTables(StateFile):
         weights: Mapping[int, float],
         shares: Mapping[str, float],
         registrations: Mapping[str, int],
-        standings: Sequence[LeaderboardRow] | None,
+        leaderboard: Sequence[LeaderboardRow] | None,
         now: float,
     ) -> int:
         """Weights about to be submitted, {uid at `block`: share} and by hotkey, with the table they came from.
 
-        standings None: the shares are those of an earlier round, given again. Recorded before the chain is called, so
+        leaderboard None: the shares are those of an earlier round, given again. Recorded before the chain is called, so
         that a crash in between leaves a trace. registrations: as in `WeightIntent`; of others than those with a share
         they are dropped. Returns the intent's id.
         """
@@ -135,10 +135,10 @@ class RoundTables(StateFile):
             cursor = db.execute(
                 "INSERT INTO weight_intents (round_id, block, weights, shares, registrations, is_repeat, created_at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (round_id, block, *map(json.dumps, (dict(weights), dict(shares), births)), standings is None, now),
+                (round_id, block, *map(json.dumps, (dict(weights), dict(shares), births)), leaderboard is None, now),
             )
-            if standings is not None:
-                _write_standings(db, round_id, standings)
+            if leaderboard is not None:
+                _write_leaderboard(db, round_id, leaderboard)
         return int(cursor.lastrowid or 0)
 
     def record_outcome(self, intent_id: int, outcome: WeightOutcome, now: float) -> None:
@@ -153,7 +153,7 @@ class RoundTables(StateFile):
         """The round's weight submissions, oldest first."""
         return [_read_intent(row) for row in self._intents("WHERE round_id = ? ORDER BY id", round_id)]
 
-    def unsettled(self) -> list[WeightIntent]:
+    def pending_intents(self) -> list[WeightIntent]:
         """Weight submissions of any round of which nobody knows what became, oldest first."""
         return [_read_intent(row) for row in self._intents("WHERE outcome IS NULL ORDER BY id")]
 
@@ -190,12 +190,12 @@ class RoundTables(StateFile):
         columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat"
         return self.rows(f"SELECT {columns} FROM weight_intents {where}", *values)
 
-    def record_leaderboard(self, round_id: int, standings: Sequence[LeaderboardRow]) -> None:
+    def record_leaderboard(self, round_id: int, leaderboard: Sequence[LeaderboardRow]) -> None:
         """The round's table, in place of an earlier one."""
         with self.atomic() as db:
-            _write_standings(db, round_id, standings)
+            _write_leaderboard(db, round_id, leaderboard)
 
-    def standings(self, round_id: int) -> list[LeaderboardRow]:
+    def leaderboard(self, round_id: int) -> list[LeaderboardRow]:
         """The round's table, best first."""
         rows = self.rows(
             "SELECT * FROM standings WHERE round_id = ? ORDER BY weight DESC, score DESC, loss IS NULL, loss, uid",
@@ -241,7 +241,7 @@ class RoundTables(StateFile):
         with self.atomic() as db:
             db.execute("INSERT OR REPLACE INTO activity VALUES (1, ?, ?)", (content, now))
 
-    def activity(self) -> Metrics | None:
+    def heartbeat(self) -> Metrics | None:
         """What the validator last said it was doing, None before its first word."""
         rows = self.rows("SELECT content FROM activity")
         if not rows:
@@ -296,7 +296,7 @@ def _parse_intent(
     )
 
 
-def _write_standings(db: sqlite3.Connection, round_id: int, standings: Sequence[LeaderboardRow]) -> None:
+def _write_leaderboard(db: sqlite3.Connection, round_id: int, leaderboard: Sequence[LeaderboardRow]) -> None:
     db.execute("DELETE FROM standings WHERE round_id = ?", (round_id,))
     db.executemany(
         "INSERT INTO standings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -305,6 +305,6 @@ def _write_standings(db: sqlite3.Connection, round_id: int, standings: Sequence[
                 round_id, *one.key, one.uid, None if one.reason is None else str(one.reason), one.message, one.loss,
                 one.score, one.weight,
             )
-            for one in standings
+            for one in leaderboard
         ],
     )  # fmt: skip

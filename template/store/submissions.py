@@ -194,7 +194,7 @@ class SubmissionTables(StateFile):
         """Every verdict of the contest, without the receipts.
 
         The one who writes them is asked at every tick and keeps what it was asked for in memory, until
-        `prune_submissions`; whoever only reads reads anew.
+        `prune_results`; whoever only reads reads anew.
         """
         if self.is_read_only:
             return self._read_verdicts(eval_config)
@@ -248,7 +248,7 @@ class SubmissionTables(StateFile):
                 ),
             )
 
-    def attempts(self, eval_config: EvalConfig) -> dict[SubmissionKey, RetryState]:
+    def retry_states(self, eval_config: EvalConfig) -> dict[SubmissionKey, RetryState]:
         """Failed tries of submissions that have no verdict yet."""
         rows = self.rows(
             "SELECT hotkey, entry, remote_failures, host_failures, next_at, last_error FROM attempts"
@@ -272,12 +272,12 @@ class SubmissionTables(StateFile):
         rows = self.rows("SELECT hotkey, entry, receipt FROM receipts WHERE round_id = ?", round_id)
         return {SubmissionKey(row["hotkey"], row["entry"]): row["receipt"] for row in rows}
 
-    def unpublished(self, eval_config: EvalConfig) -> set[SubmissionKey]:
+    def unpublished_receipts(self, eval_config: EvalConfig) -> set[SubmissionKey]:
         """What has a receipt that belongs to no round yet."""
         rows = self.rows("SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", eval_config.id)
         return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
 
-    def prune_seen(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:
+    def prune_submissions(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:
         """Forgets commitments of before that block, but those in `keep`, and openings, but their hotkeys' newest."""
         seen = self.rows("SELECT hotkey, entry FROM submissions WHERE block < ?", before_block)
         gone = [tuple(row) for row in seen if SubmissionKey(*row) not in keep]
@@ -291,9 +291,7 @@ class SubmissionTables(StateFile):
                 [tuple(row) for row in old if row["hotkey"] not in hotkeys or row[1] != newest[row["hotkey"]]],
             )
 
-    def prune_submissions(
-        self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float
-    ) -> None:
+    def prune_results(self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float) -> None:
         """Frees what is large of submissions that are not in `keep`: row keys and receipts older than these times.
 
         Row keys also when the newest MAX_DATASETS are newer. Verdicts stay, so that nothing is ever judged twice; tries

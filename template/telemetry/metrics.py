@@ -34,13 +34,13 @@ def live_metrics(metrics: Metrics) -> dict[str, float]:
 
 def round_metrics(report: RoundReport) -> dict[str, float]:
     """The charts of a round: losses by rank, 1 the lowest, counts by verdict, and what became of the weights."""
-    losses = sorted(standing.loss for standing in report.standings if standing.loss is not None)
+    losses = sorted(standing.loss for standing in report.leaderboard if standing.loss is not None)
     metrics: dict[str, float] = {
         "round/start_block": report.round.start_block,
         "round/id": report.round.id,
         "round/scored_now": len(report.seconds),
     }
-    for verdict, count in Counter(map(verdict_name, report.standings)).items():
+    for verdict, count in Counter(map(verdict_name, report.leaderboard)).items():
         metrics[f"round/verdicts/{verdict}"] = count
     for rank in _RANKS:
         if rank <= len(losses):
@@ -66,7 +66,7 @@ def table_rows(report: RoundReport) -> list[list[str | float | None]]:
             standing.weight,
             report.seconds.get(standing.key.hotkey),
         ]
-        for standing in report.standings
+        for standing in report.leaderboard
     ]
 
 

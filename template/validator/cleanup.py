@@ -51,8 +51,8 @@ class Housekeeper:
         now = self._now()
         old = now - self._config.keep_days * _DAY_S
         kept = _still_needed(current, seen, judge.datasets)
-        self._store.prune_submissions(keep=kept, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
-        self._store.prune_seen(keep=kept, before_block=oldest_remembered_block(current))
+        self._store.prune_results(keep=kept, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
+        self._store.prune_submissions(keep=kept, before_block=oldest_remembered_block(current))
         self._store.prune_rounds(before=old)
         for key in judge.datasets.keys() - self._store.dataset_keys(judge.eval_config):
             del judge.datasets[key]

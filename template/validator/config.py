@@ -1,21 +1,11 @@
-"""What a validator is built from: the operator's choices, and what it asks of the chain and of whoever watches."""
+"""What a validator is built from: the operator's choices."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
 
 from template.competition import Competition
-from template.records import Metrics, RoundReport
 from template.rules.schedule import Policy
-
-
-class Watcher(Protocol):
-    """Who is told what happens, `template.telemetry.wandb_tracker.WandbTracker` for one. Never raises and never holds
-    the caller up."""
-
-    def report_metrics(self, metrics: Metrics) -> None: ...
-    def report_round(self, report: RoundReport) -> None: ...
 
 
 class LuckyNumFrom(StrEnum):

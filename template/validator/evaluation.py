@@ -85,7 +85,7 @@ class SubmissionEvaluator:
         is_paused = 0.0 < self._paused_until - self._now() <= PAUSE_MOST_S
         return 0 if is_paused else self._fetcher.room()
 
-    def attempts(self) -> dict[SubmissionKey, RetryState]:
+    def retry_states(self) -> dict[SubmissionKey, RetryState]:
         """Failed tries of submissions that have no verdict yet.
 
         One that is put off for longer than any ever is was put off while the clock was ahead, and is due now.
@@ -93,7 +93,7 @@ class SubmissionEvaluator:
         now = self._now()
         return {
             key: dataclasses.replace(one, next_at=now) if one.next_at - now > _longest_rest_s(one) else one
-            for key, one in self._store.attempts(self.eval_config).items()
+            for key, one in self._store.retry_states(self.eval_config).items()
         }
 
     def fetch(self, key: SubmissionKey, block: int, attempt: RetryState | None) -> None:
@@ -116,7 +116,7 @@ class SubmissionEvaluator:
                 self._pause(one.error)
         queue = frozenset(current.queue) if current else frozenset()
         entries = {entry.key: entry for entry in current.entries} if current else {}
-        attempts, verdicts = self._store.attempts(self.eval_config), self._store.verdicts(self.eval_config)
+        attempts, verdicts = self._store.retry_states(self.eval_config), self._store.verdicts(self.eval_config)
         for one in ended:
             verdict = verdicts.get(one.key)
             is_refused = verdict is not None and verdict.reason is not None
@@ -196,7 +196,7 @@ class SubmissionEvaluator:
     def collect(self) -> None:
         """Records what the workers have finished. Raises: ConfigError when they cannot score anything as things are."""
         finished = self._executor.collect()
-        attempts = self._store.attempts(self.eval_config) if finished else {}
+        attempts = self._store.retry_states(self.eval_config) if finished else {}
         for one in finished:
             self._record(one, attempts.get(one.key, RetryState()))
 

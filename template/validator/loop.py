@@ -23,8 +23,9 @@ from template.rules.duplicates import Duplicate
 from template.rules.entries import CommitBlocks, current_submissions, missing_commit_blocks, prune_commit_blocks
 from template.rules.schedule import Action, State
 from template.store.store import Store
+from template.telemetry.wandb_tracker import NullTracker, Tracker
 from template.validator.cleanup import Housekeeper, oldest_remembered_block
-from template.validator.config import ValidatorConfig, Watcher
+from template.validator.config import ValidatorConfig
 from template.validator.downloads import Downloader
 from template.validator.evaluation import MISSING, SubmissionEvaluator
 from template.validator.reporting import Reporter
@@ -63,7 +64,7 @@ class Validator:
         executor: Executor,
         fetcher: Downloader,
         *,
-        watcher: Watcher | None = None,
+        tracker: Tracker | None = None,
         update: Callable[[], bool] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -80,7 +81,9 @@ class Validator:
         self._now = now
         self._opener = RoundOpener(config, chain=chain, store=store, now=now)
         self._scale = Scale(config, chain=chain, store=store, now=now)
-        self._reporter = Reporter(config, chain=chain, store=store, executor=executor, watcher=watcher, now=now)
+        self._reporter = Reporter(
+            config, chain=chain, store=store, executor=executor, tracker=tracker or NullTracker(), now=now
+        )
         self._housekeeper = Housekeeper(config, store, now)
         self._is_admitted = False
         self._pool: EvalSetIndex | None = None
@@ -262,23 +265,22 @@ class Validator:
             hotkey="" if self.config.is_offline else self._chain.hotkey,
             round=current,
             rounds_done=self.rounds_done,
-            entries=entries,
             datasets=judge.datasets if judge else {},
             verdicts=store.verdicts(judge.eval_config) if judge else {},
-            copies=self._find_duplicates(judge, entries) if judge else {},
-            doubts=self._doubts,
-            attempts=judge.attempts() if judge else {},
+            duplicates=self._find_duplicates(judge, entries) if judge else {},
+            possible_duplicates=self._doubts,
+            retry_states=judge.retry_states() if judge else {},
             intents=[intent for intent in intents if not intent.is_repeat],
             repeats=[intent for intent in intents if intent.is_repeat],
-            unsettled=store.unsettled(),
+            pending_intents=store.pending_intents(),
             has_leaderboard=current is not None and store.has_leaderboard(current.id),
             has_last_shares=store.last_accepted() is not None,
             last_start_block=store.last_start_block(judge.eval_config) if judge else None,
             running=frozenset(one.key for one in self._executor.running()),
-            free=self._executor.idle_workers(),
-            fetching=self._fetcher.under_way(),
-            room=judge.room() if judge else 0,
-            lost=frozenset(judge.lost) if judge else frozenset(),
+            idle_workers=self._executor.idle_workers(),
+            downloading=self._fetcher.under_way(),
+            available_slots=judge.room() if judge else 0,
+            missing_files=frozenset(judge.lost) if judge else frozenset(),
         )
 
     def _tend_workers(self, judge: SubmissionEvaluator) -> None:
@@ -315,7 +317,7 @@ class Validator:
             case schedule.FetchDatasets(keys):
                 assert self._judge is not None
                 for key in keys:
-                    self._judge.fetch(key, view.block, state.attempts.get(key))
+                    self._judge.fetch(key, view.block, state.retry_states.get(key))
             case schedule.EvaluateDataset(key):
                 assert current is not None and self._judge is not None
                 entry = current.by_key[key]

@@ -22,7 +22,8 @@ from template.records import (
 from template.rules import schedule
 from template.rules.schedule import Action, State
 from template.store.store import Store
-from template.validator.config import ValidatorConfig, Watcher
+from template.telemetry.wandb_tracker import Tracker
+from template.validator.config import ValidatorConfig
 from template.workers.executor import Executor
 
 # Seconds between two lines about the progress of a score, and between two looks that others get while nothing changes.
@@ -39,14 +40,14 @@ class Reporter:
         chain: ValidatorChain,
         store: Store,
         executor: Executor,
-        watcher: Watcher | None,
+        tracker: Tracker,
         now: Callable[[], float],
     ) -> None:
         self._config = config
         self._chain = chain
         self._store = store
         self._executor = executor
-        self._watcher = watcher
+        self._tracker = tracker
         self._now = now
         self._told_at = float("-inf")
         self._told: object = None
@@ -68,14 +69,13 @@ class Reporter:
         self._told, self._told_at = news, self._now()
         metrics = self._measure(doing, running, state, view)
         self._store.record_heartbeat(metrics, self._now())
-        if self._watcher is not None:
-            self._watcher.report_metrics(metrics)
+        self._tracker.report_metrics(metrics)
 
     def _measure(self, doing: str, running: tuple[RunningEvaluation, ...], state: State, view: ChainView) -> Metrics:
         current = state.round
         open_keys = [key for key in current.queue if key not in state.verdicts] if current else []
         unscored = sum(
-            one.rejection is None and key not in state.verdicts and key not in state.copies
+            one.rejection is None and key not in state.verdicts and key not in state.duplicates
             for key, one in state.entries.items()
         )
         last = self._store.last_accepted()
@@ -94,10 +94,10 @@ class Reporter:
         )
 
     def publish_round(self, eval_config: EvalConfig, current: Round, model: str) -> None:
-        """Writes the round's signed file and tells the watcher of it. Safe to repeat. Raises: HostError."""
+        """Writes the round's signed file and sends it to the tracker. Safe to repeat. Raises: HostError."""
         texts = self._store.round_receipts(eval_config, current.id)
         receipts = _read_receipts(texts)
-        standings = self._store.standings(current.id)
+        standings = self._store.leaderboard(current.id)
         intents = self._store.intents(current.id)
         path = None
         if self._config.round_dir is not None:
@@ -121,17 +121,16 @@ class Reporter:
                 signer=self._chain.hotkey if is_signed else None,
                 sign=self._chain.sign if is_signed else None,
             )
-        if self._watcher is not None:
-            results = {key.hotkey: receipt.result for key, receipt in receipts.items()}
-            seconds = {hotkey: result.train_seconds + result.eval_seconds for hotkey, result in results.items()}
-            report = RoundReport(
-                round=current,
-                standings=tuple(standings),
-                intents=tuple(intents),
-                seconds=seconds,
-                round_file=None if path is None else str(path),
-            )
-            self._watcher.report_round(report)
+        results = {key.hotkey: receipt.result for key, receipt in receipts.items()}
+        seconds = {hotkey: result.train_seconds + result.eval_seconds for hotkey, result in results.items()}
+        report = RoundReport(
+            round=current,
+            leaderboard=tuple(standings),
+            intents=tuple(intents),
+            seconds=seconds,
+            round_file=None if path is None else str(path),
+        )
+        self._tracker.report_round(report)
 
     def _digest_receipts(
         self, eval_config: EvalConfig, standings: list[LeaderboardRow], read: Mapping[SubmissionKey, Receipt]

@@ -59,7 +59,7 @@ class RoundOpener:
     ) -> Round:
         """A new round on `snapshot`. running: what is being scored now. seen, openings: all that was recorded."""
         store, config = self._store, self._config
-        verdicts, attempts = store.verdicts(judge.eval_config), judge.attempts()
+        verdicts, attempts = store.verdicts(judge.eval_config), judge.retry_states()
         entries = find_entries(snapshot, seen, config.competition, commit_blocks)
         entries = {
             key: entry
@@ -70,7 +70,7 @@ class RoundOpener:
         copies = duplicates.find_duplicates(entries, seen, duplicates.eligible_datasets(judge.datasets, verdicts))
         queue = schedule.plan_queue(entries, verdicts, copies, judge.datasets, attempts, self._now(), config.policy)
         # What was begun in an earlier round and is told of in this one or later.
-        begun = store.latest_seeds(judge.eval_config, store.unpublished(judge.eval_config).union(running))
+        begun = store.latest_seeds(judge.eval_config, store.unpublished_receipts(judge.eval_config).union(running))
         unscored = frozenset(key for key in queue if key not in verdicts)
         lucky_num = self._choose_seed(snapshot.block_hash)
         opened = Round(

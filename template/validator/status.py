@@ -167,21 +167,21 @@ def read_status(state_dir: Path, now: float) -> Status:
     """Everything about the validator with this --state_dir. Raises: ConfigError when there is no state; HostError."""
     path = state_dir / STATE_FILE
     with StatusStore(path) as store:
-        newest, current = store.last_round(), store.last_round(with_standings=True)
+        newest, current = store.last_round(), store.last_round(with_leaderboard=True)
         eval_config = store.current_config()
         entries = {entry.key for entry in newest.entries} if newest else set()
-        attempts = store.attempts(eval_config.eval_config) if eval_config else {}
+        attempts = store.retry_states(eval_config.eval_config) if eval_config else {}
         return Status(
             now=now,
             state_dir=str(state_dir),
             holder=lock_holder_pid(path),
-            activity=store.activity(),
+            activity=store.heartbeat(),
             model=eval_config.model if eval_config else None,
             contest_digest=eval_config.eval_config.digest if eval_config else None,
             newest=newest,
             newest_intents=store.intents(newest.id) if newest else [],
             current=current,
-            standings=store.standings(current.id) if current else [],
+            standings=store.leaderboard(current.id) if current else [],
             intents=store.intents(current.id) if current else [],
             recent=store.recent_intents(),
             accepted=store.last_accepted(),

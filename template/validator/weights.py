@@ -29,7 +29,7 @@ class Scale:
     def set_weights(self, eval_config: EvalConfig, current: Round, state: State, view: ChainView) -> None:
         """Makes the round's table and, where the policy says so, submits its weights."""
         lines = leaderboard.build_leaderboard(
-            self._config.competition, state.entries, state.verdicts, state.copies, state.datasets
+            self._config.competition, state.entries, state.verdicts, state.duplicates, state.datasets
         )
         for line in lines:
             _tell(line)
@@ -37,7 +37,7 @@ class Scale:
             self._store.record_leaderboard(current.id, lines)
             return
         last = self._store.last_accepted(eval_config)
-        stuck = {key for key, attempt in state.attempts.items() if schedule.is_stuck(attempt)}
+        stuck = {key for key, attempt in state.retry_states.items() if schedule.is_stuck(attempt)}
         last_shares = last.shares if last else {}
         shares = leaderboard.choose_weights(lines, last_shares, view.owner_hotkey, stuck=stuck)
         registrations = {entry.key.hotkey: entry.registration_block for entry in current.entries}
@@ -73,7 +73,7 @@ class Scale:
             weights=weights,
             shares=shares,
             registrations=registrations,
-            standings=lines,
+            leaderboard=lines,
             now=self._now(),
         )
         outcome = self._chain.set_weights(weights) if weights else _explain(shares, view)

@@ -112,7 +112,7 @@ class Arena:
         with Store(self.folder / state / "validator.sqlite3", is_read_only=True) as store:
             last = store.last_round()
             assert last is not None
-            standings = {names[line.key.hotkey]: line for line in store.standings(last.id)}
+            standings = {names[line.key.hotkey]: line for line in store.leaderboard(last.id)}
             intents = store.intents(last.id)
         found = [read_receipt(path) for path in (self.folder / state / "receipts").glob("*.json")]
         receipts = {names[one.submission.hotkey]: one for one in found if one.submission is not None}

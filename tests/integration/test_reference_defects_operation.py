@@ -64,7 +64,7 @@ def test_16c_a_download_that_never_ends_is_given_up(net: Net, monkeypatch: pytes
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="alice/data/resolve"))
     with open_bench(net, policy=SHORT) as bench:
         run_bounded(bench.validator)
-        assert bench.store.attempts(bench.eval_config)[slow].remote_failures >= 1
+        assert bench.store.retry_states(bench.eval_config)[slow].remote_failures >= 1
     assert weights_of(net) == {net.uid("bob"): 65535}
 
 
@@ -94,7 +94,7 @@ def test_18_what_was_fetched_is_kept_and_what_failed_rests(net: Net) -> None:
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="carol/data"))
     with hub_requests() as asked, open_bench(net, policy=dataclasses.replace(SHORT, max_rounds=3)) as bench:
         run_bounded(bench.validator)
-        failed = bench.store.attempts(bench.eval_config)[bench.lines()[net.hotkey("carol")].key]
+        failed = bench.store.retry_states(bench.eval_config)[bench.lines()[net.hotkey("carol")].key]
     assert [len(about(asked, f"{name}/data/resolve/")) for name in ("alice", "bob")] == [1, 1]
     assert len(about(asked, "carol/data")) == failed.remote_failures < 10
 

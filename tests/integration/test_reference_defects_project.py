@@ -88,7 +88,7 @@ def test_25_two_validators_share_a_machine_and_a_working_directory(net: Net, tin
     losses = []
     for folder in folders:
         with Store(folder / "validator.sqlite3", is_read_only=True) as store:
-            losses += [line.loss for line in store.standings(1) if line.key == key]
+            losses += [line.loss for line in store.leaderboard(1) if line.key == key]
     assert len(losses) == 2 and losses[0] is not None and losses[0] == losses[1]
     assert sorted(Path("/").iterdir()) == before
 

@@ -114,7 +114,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
 
 def test_both_ran_and_left_what_is_looked_at_below(seen: Seen) -> None:
     with Store(seen.state / "validator.sqlite3", is_read_only=True) as store:
-        assert [line.loss is not None for line in store.standings(1)] == [True]
+        assert [line.loss is not None for line in store.leaderboard(1)] == [True]
     for pattern in ("receipts/*.json", "rounds/*.jsonl", "wandb/**/*.wandb", "eval_data/*.jsonl"):
         assert list(seen.state.glob(pattern)), pattern
     assert list(seen.work.glob("commitment-*.json")) and seen.log.stat().st_size > 1000

@@ -59,10 +59,6 @@ def make_entries(blocks: Mapping[SubmissionKey, int], refused: Sequence[Submissi
     }
 
 
-def make_member(key: SubmissionKey, lucky_num: int | None = 7) -> Entry:
-    return make_entry(key, lucky_num=lucky_num)
-
-
 def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **changes: Any) -> State:
     """A round of blocks [100, 460) with these entries, whose rank is their order; nothing is done yet."""
     values: dict[str, Any] = {
@@ -74,15 +70,14 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
             opened_block=start,
             end_block=end,
             lucky_num=7,
-            entries=tuple(make_member(key) for key in entries),
+            entries=tuple(make_entry(key, 10 + at, uid=at, lucky_num=7) for at, key in enumerate(entries)),
             queue=tuple(entries),
         ),
         "rounds_done": 0,
-        "entries": make_entries({key: 10 + at for at, key in enumerate(entries)}),
         "datasets": {},
         "verdicts": {},
-        "copies": {},
-        "attempts": {},
+        "duplicates": {},
+        "retry_states": {},
         "intents": (),
         "has_leaderboard": False,
     }
@@ -90,12 +85,12 @@ def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **chan
     if "datasets" not in changes:
         values["datasets"] = {key: () for key, verdict in values["verdicts"].items() if verdict.loss is not None}
     weights = [*values["intents"], *values.get("repeats", ())]
-    return State(**{"unsettled": [intent for intent in weights if intent.outcome is None], **values})
+    return State(**{"pending_intents": [intent for intent in weights if intent.outcome is None], **values})
 
 
-def make_idle(blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any) -> State:
-    """Between rounds, with these entrants by rank block."""
-    return make_state(**{"round": None, "entries": make_entries(blocks, refused), **changes})
+def make_idle(**changes: Any) -> State:
+    """Between rounds."""
+    return make_state(**{"round": None, **changes})
 
 
 def at(block: int, *, last_update: int = 0, registered: int = 0, gone: str = "", **changes: Any) -> ChainView:
@@ -126,7 +121,7 @@ def plan(
     blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any
 ) -> tuple[SubmissionKey, ...]:
     """The queue of a round that opens with these entrants by rank block."""
-    known: dict[str, Any] = {"verdicts": {}, "copies": {}, "datasets": {}, "attempts": {}, **changes}
+    known: dict[str, Any] = {"verdicts": {}, "duplicates": {}, "datasets": {}, "retry_states": {}, **changes}
     return plan_queue(make_entries(blocks, refused), **known, now=NOW, policy=POLICY)
 
 
@@ -134,27 +129,31 @@ def plan(
 
 
 def test_a_queue_goes_by_rank_whoever_rests_after_a_failure() -> None:
-    attempts = {A: RetryState(remote_failures=1, next_at=NOW + 1), B: RetryState(host_failures=1, next_at=NOW)}
-    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, attempts=attempts) == (A, B, D, E, C)
+    retry_states = {A: RetryState(remote_failures=1, next_at=NOW + 1), B: RetryState(host_failures=1, next_at=NOW)}
+    assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, retry_states=retry_states) == (A, B, D, E, C)
 
 
 def test_who_was_withheld_least_often_is_downloaded_first() -> None:
-    attempts = {A: RetryState(remote_failures=2), B: RetryState(remote_failures=1), D: RetryState(remote_failures=1)}
-    state = make_state(A, B, C, D, attempts=attempts, room=3)
+    retry_states = {
+        A: RetryState(remote_failures=2),
+        B: RetryState(remote_failures=1),
+        D: RetryState(remote_failures=1),
+    }
+    state = make_state(A, B, C, D, retry_states=retry_states, available_slots=3)
     assert choose(state, at(100)) == FetchDatasets((C, B, D))
 
 
 def test_what_was_withheld_once_is_waited_for_no_more() -> None:
-    known: dict[str, Any] = {"datasets": {C: ()}, "room": 0}
+    known: dict[str, Any] = {"datasets": {C: ()}, "available_slots": 0}
     for first in (frozenset[SubmissionKey](), frozenset([A, B])):
-        assert isinstance(choose(make_state(A, B, C, fetching=first, **known), at(100)), Wait), "the first try"
-        failed = {"attempts": {A: RetryState(remote_failures=1), B: RetryState(remote_failures=3)}}
-        assert choose(make_state(A, B, C, fetching=first, **known, **failed), at(100)) == EvaluateDataset(C)
+        assert isinstance(choose(make_state(A, B, C, downloading=first, **known), at(100)), Wait), "the first try"
+        failed = {"retry_states": {A: RetryState(remote_failures=1), B: RetryState(remote_failures=3)}}
+        assert choose(make_state(A, B, C, downloading=first, **known, **failed), at(100)) == EvaluateDataset(C)
 
 
 def test_a_loss_whose_rows_are_forgotten_is_checked_again_and_not_scored_again() -> None:
     assert plan({A: 1, B: 2}, verdicts={A: SCORED, B: SCORED}, datasets={B: ()}) == (A,)
-    state = make_state(A, B, verdicts={A: SCORED}, datasets={B: ()}, running=frozenset([B]), free=0)
+    state = make_state(A, B, verdicts={A: SCORED}, datasets={B: ()}, running=frozenset([B]), idle_workers=0)
     assert choose(state, at(100)) == FetchDatasets((A,))
     assert isinstance(choose(replace(state, datasets={A: (), B: ()}), at(100)), Wait)
 
@@ -164,7 +163,7 @@ def test_what_is_only_checked_again_uses_up_no_sample() -> None:
     state = make_state(A, B, verdicts={A: SCORED}, datasets={A: (), B: ()})
     assert choose(state, at(100), policy) == SetWeights()
     assert state.round is not None
-    again = replace(state.round, entries=(make_member(A, None), make_member(B)))
+    again = replace(state.round, entries=(make_entry(A), make_entry(B, lucky_num=7)))
     assert choose(replace(state, round=again), at(100), policy) == EvaluateDataset(B)
 
 
@@ -174,8 +173,8 @@ def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
         refused=[A],
         verdicts={B: SCORED, C: REFUSED},
         datasets={B: ()},
-        copies={D: COPY},
-        attempts={E: RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)},
+        duplicates={D: COPY},
+        retry_states={E: RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)},
     )
     assert queue == (make_key("f"),)
 
@@ -191,12 +190,12 @@ def test_a_queue_is_no_longer_than_the_sample() -> None:
     ids=["whole", "long tempo", "near", "just enough", "too near", "now", "tiny tempo"],
 )
 def test_a_round_ends_with_the_chains_epoch_when_that_is_nearer(until_epoch: int, tempo: int, end: int) -> None:
-    assert choose(make_idle({}), at(100, blocks_until_epoch=until_epoch, tempo=tempo)) == OpenRound(100, end)
+    assert choose(make_idle(), at(100, blocks_until_epoch=until_epoch, tempo=tempo)) == OpenRound(100, end)
 
 
 def test_a_round_is_never_empty_of_blocks() -> None:
     view = at(100, blocks_until_epoch=0, tempo=0)
-    assert choose(make_idle({}), view, replace(POLICY, block_threshold=0)) == OpenRound(100, 101)
+    assert choose(make_idle(), view, replace(POLICY, block_threshold=0)) == OpenRound(100, 101)
 
 
 ALIGNED = replace(POLICY, is_aligned=True)
@@ -205,15 +204,15 @@ ALIGNED = replace(POLICY, is_aligned=True)
 @pytest.mark.parametrize("block", [720, 721, 900, 1029])
 def test_aligned_rounds_start_alike_wherever_a_validator_began(block: int) -> None:
     view = at(block, blocks_until_epoch=7, tempo=99)
-    assert choose(make_idle({}), view, ALIGNED) == OpenRound(720, 1080)
+    assert choose(make_idle(), view, ALIGNED) == OpenRound(720, 1080)
 
 
 def test_an_aligned_round_is_opened_once_and_not_when_it_is_as_good_as_over() -> None:
-    opened = make_idle({}, last_start_block=720)
+    opened = make_idle(last_start_block=720)
     assert isinstance(choose(opened, at(1000), ALIGNED), Wait)
     assert choose(opened, at(1080), ALIGNED) == OpenRound(1080, 1440)
-    assert isinstance(choose(make_idle({}), at(1030), ALIGNED), Wait)
-    assert choose(make_idle({}, last_start_block=360), at(1030 - 1), ALIGNED) == OpenRound(720, 1080)
+    assert isinstance(choose(make_idle(), at(1030), ALIGNED), Wait)
+    assert choose(make_idle(last_start_block=360), at(1030 - 1), ALIGNED) == OpenRound(720, 1080)
 
 
 # Work
@@ -226,57 +225,57 @@ def test_all_checks_come_before_any_score() -> None:
 
 
 def test_downloads_are_begun_as_there_is_room_and_none_twice() -> None:
-    state = make_state(A, B, C, D, room=2, fetching=frozenset([B]))
+    state = make_state(A, B, C, D, available_slots=2, downloading=frozenset([B]))
     assert choose(state, at(100)) == FetchDatasets((A, C))
-    assert isinstance(choose(replace(state, room=0), at(100)), Wait)
-    assert isinstance(choose(replace(state, fetching=frozenset([A, B, C, D])), at(100)), Wait)
+    assert isinstance(choose(replace(state, available_slots=0), at(100)), Wait)
+    assert isinstance(choose(replace(state, downloading=frozenset([A, B, C, D])), at(100)), Wait)
 
 
 def test_only_what_could_be_its_original_holds_a_score_up() -> None:
-    state = make_state(A, B, C, datasets={B: ()}, fetching=frozenset([C]), verdicts={A: REFUSED})
+    state = make_state(A, B, C, datasets={B: ()}, downloading=frozenset([C]), verdicts={A: REFUSED})
     assert choose(state, at(100)) == EvaluateDataset(B)
-    waiting = choose(replace(state, fetching=frozenset([A, C]), verdicts={}), at(100))
+    waiting = choose(replace(state, downloading=frozenset([A, C]), verdicts={}), at(100))
     assert waiting == Wait("0 scores under way, 0 waiting for a worker, 2 downloads under way")
-    no_room = replace(state, fetching=frozenset([C]), verdicts={}, room=0)
+    no_room = replace(state, downloading=frozenset([C]), verdicts={}, available_slots=0)
     assert isinstance(choose(no_room, at(100)), Wait), "what is not begun yet counts as well"
 
 
 def test_who_committed_in_the_same_block_may_be_the_original() -> None:
-    state = make_state(A, B, datasets={A: ()}, fetching=frozenset([B]))
+    state = make_state(A, B, datasets={A: ()}, downloading=frozenset([B]))
     assert choose(state, at(100)) == EvaluateDataset(A)
-    beside = replace(state, entries=make_entries({A: 10, B: 10}))
+    beside = replace(state, round=replace(state.round, entries=(make_entry(A), make_entry(B))))
     assert isinstance(choose(beside, at(100)), Wait)
 
 
 def test_an_earlier_version_of_what_is_not_checked_yet_may_be_the_original() -> None:
     earlier = SubmissionKey(B.hotkey, "o/earlier:sample:" + "0" * 40)
-    state = make_state(A, B, datasets={A: (), earlier: ()}, fetching=frozenset([B]))
+    state = make_state(A, B, datasets={A: (), earlier: ()}, downloading=frozenset([B]))
     assert choose(state, at(100)) == EvaluateDataset(A), "they have nothing in common"
-    doubts = {A: replace(COPY, hotkey=B.hotkey)}
-    assert isinstance(choose(replace(state, doubts=doubts), at(100)), Wait)
+    state = replace(state, possible_duplicates={A: replace(COPY, hotkey=B.hotkey)})
+    assert isinstance(choose(state, at(100)), Wait)
     withheld = {B: RetryState(remote_failures=1)}
-    assert choose(replace(state, doubts=doubts, attempts=withheld), at(100)) == EvaluateDataset(A)
+    assert choose(replace(state, retry_states=withheld), at(100)) == EvaluateDataset(A)
 
 
 def test_what_rests_after_a_failure_holds_no_score_up() -> None:
     later = {A: RetryState(remote_failures=1, next_at=NOW + 1)}
-    assert choose(make_state(A, B, datasets={B: ()}, attempts=later), at(100)) == EvaluateDataset(B)
+    assert choose(make_state(A, B, datasets={B: ()}, retry_states=later), at(100)) == EvaluateDataset(B)
 
 
 def test_a_file_that_is_lost_is_fetched_again_before_it_is_scored_and_holds_no_other_up() -> None:
-    state = make_state(A, B, datasets={A: (), B: ()}, lost=frozenset([A]))
+    state = make_state(A, B, datasets={A: (), B: ()}, missing_files=frozenset([A]))
     assert choose(state, at(100)) == FetchDatasets((A,))
-    assert choose(replace(state, fetching=frozenset([A])), at(100)) == EvaluateDataset(B)
-    done = replace(state, fetching=frozenset([A]), verdicts={B: REFUSED})
+    assert choose(replace(state, downloading=frozenset([A])), at(100)) == EvaluateDataset(B)
+    done = replace(state, downloading=frozenset([A]), verdicts={B: REFUSED})
     assert isinstance(choose(done, at(100)), Wait), "weights wait for it"
 
 
 def test_downloads_for_other_rounds_hold_no_weights_up() -> None:
-    assert choose(make_state(A, verdicts={A: SCORED}, fetching=frozenset([B])), at(100)) == SetWeights()
+    assert choose(make_state(A, verdicts={A: SCORED}, downloading=frozenset([B])), at(100)) == SetWeights()
 
 
 def test_a_copy_is_not_scored_and_neither_is_a_verdict_given_twice() -> None:
-    state = make_state(A, B, C, datasets={A: (), B: (), C: ()}, copies={A: COPY}, verdicts={B: REFUSED})
+    state = make_state(A, B, C, datasets={A: (), B: (), C: ()}, duplicates={A: COPY}, verdicts={B: REFUSED})
     assert choose(state, at(100)) == EvaluateDataset(C)
 
 
@@ -299,7 +298,7 @@ def test_what_left_the_subnet_is_left_alone() -> None:
 def test_what_is_being_scored_is_not_scored_twice_and_others_go_beside_it() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
     assert choose(state, at(100)) == EvaluateDataset(B)
-    assert isinstance(choose(replace(state, free=0), at(100)), Wait)
+    assert isinstance(choose(replace(state, idle_workers=0), at(100)), Wait)
     assert isinstance(choose(replace(state, running=frozenset([A, B])), at(100)), Wait)
 
 
@@ -309,11 +308,13 @@ def test_scores_under_way_count_toward_the_sample() -> None:
 
 
 def test_checks_go_on_while_a_score_is_under_way() -> None:
-    assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), free=0), at(100)) == FetchDatasets((B,))
+    assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), idle_workers=0), at(100)) == FetchDatasets(
+        (B,)
+    )
 
 
 def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
-    state = make_state(A, B, attempts={A: RetryState(remote_failures=1, next_at=NOW + 1)})
+    state = make_state(A, B, retry_states={A: RetryState(remote_failures=1, next_at=NOW + 1)})
     assert choose(state, at(100)) == FetchDatasets((B,))
     state = replace(state, verdicts={B: REFUSED})
     waiting = choose(state, at(100))
@@ -323,18 +324,18 @@ def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
 
 
 def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
-    attempts = {B: RetryState(remote_failures=1, next_at=NOW + 1)}
-    state = make_state(A, B, datasets={A: (), B: ()}, verdicts={A: SCORED}, attempts=attempts)
+    retry_states = {B: RetryState(remote_failures=1, next_at=NOW + 1)}
+    state = make_state(A, B, datasets={A: (), B: ()}, verdicts={A: SCORED}, retry_states=retry_states)
     assert isinstance(choose(state, at(100)), Wait)
     assert choose(state, at(100), replace(POLICY, miner_sample_size=1)) == SetWeights()
-    assert choose(replace(state, copies={B: COPY}), at(100)) == SetWeights()
+    assert choose(replace(state, duplicates={B: COPY}), at(100)) == SetWeights()
 
 
 def test_what_this_machine_failed_at_too_often_is_parked() -> None:
-    state = make_state(A, attempts={A: RetryState(host_failures=MAX_HOST_FAILURES - 1)})
+    state = make_state(A, retry_states={A: RetryState(host_failures=MAX_HOST_FAILURES - 1)})
     assert choose(state, at(100)) == FetchDatasets((A,))
     assert (
-        choose(replace(state, attempts={A: RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)}), at(100))
+        choose(replace(state, retry_states={A: RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)}), at(100))
         == SetWeights()
     )
 
@@ -347,7 +348,7 @@ def test_weights_are_set_when_the_work_is_done_or_nearly_too_late() -> None:
     assert choose(busy, at(409)) == FetchDatasets((A,))
     assert choose(busy, at(410)) == SetWeights()
     assert choose(make_state(), at(100)) == SetWeights()
-    late = make_state(A, attempts={A: RetryState(remote_failures=1, next_at=NOW + 1)})
+    late = make_state(A, retry_states={A: RetryState(remote_failures=1, next_at=NOW + 1)})
     assert isinstance(choose(late, at(409)), Wait)
     assert choose(late, at(410)) == SetWeights()
 
@@ -428,7 +429,7 @@ def test_a_validator_that_lost_its_uid_lets_the_chain_say_so() -> None:
 
 
 def test_weights_do_not_wait_for_a_score_that_is_under_way() -> None:
-    state = make_state(A, datasets={A: ()}, running=frozenset([A]), free=0)
+    state = make_state(A, datasets={A: ()}, running=frozenset([A]), idle_workers=0)
     assert isinstance(choose(state, at(409)), Wait)
     assert choose(state, at(410)) == SetWeights()
     assert isinstance(choose(replace(state, intents=[intent(410, ACCEPTED)]), at(411)), Wait)
@@ -439,7 +440,7 @@ def test_weights_do_not_wait_for_a_score_that_is_under_way() -> None:
 
 
 def lasting(**changes: Any) -> State:
-    return make_state(A, attempts={A: RetryState(next_at=NOW + 1)}, has_last_shares=True, **changes)
+    return make_state(A, retry_states={A: RetryState(next_at=NOW + 1)}, has_last_shares=True, **changes)
 
 
 def test_the_last_shares_are_given_again_before_the_chain_counts_this_hotkey_as_inactive() -> None:
@@ -479,14 +480,14 @@ def test_a_repeat_of_unknown_fate_is_settled_by_the_chain() -> None:
 
 
 def test_weights_of_unknown_fate_of_an_earlier_round_are_settled_and_no_others_set_meanwhile() -> None:
-    state = make_state(A, verdicts={A: SCORED}, unsettled=[intent(380)])
+    state = make_state(A, verdicts={A: SCORED}, pending_intents=[intent(380)])
     assert isinstance(choose(state, at(400)), Wait)
     assert choose(state, at(400, last_update=390)) == ResolveIntent(1, True)
-    assert choose(make_idle({}, unsettled=[intent(380)]), at(413)) == ResolveIntent(1, False)
+    assert choose(make_idle(pending_intents=[intent(380)]), at(413)) == ResolveIntent(1, False)
 
 
 def test_an_unknown_fate_holds_up_nobody_for_ever_who_lost_the_uid_or_sets_no_weights_any_more() -> None:
-    state = make_idle({}, unsettled=[intent(380)])
+    state = make_idle(pending_intents=[intent(380)])
     late = 380 + UNKNOWN_OUTCOME_BLOCKS
     assert choose(state, make_view(late)) == ResolveIntent(1, False)
     assert choose(state, at(late), replace(POLICY, sets_weights=False)) == ResolveIntent(1, False)
@@ -530,7 +531,7 @@ def test_every_unknown_fate_is_settled() -> None:
     intents = [intent(120, None, 1), intent(130, None, 2)]
     state = make_state(intents=intents)
     assert choose(state, at(140, last_update=135)) == ResolveIntent(2, is_accepted=True)
-    state = replace(state, intents=[intents[0], replace(intents[1], outcome=ACCEPTED)], unsettled=[intents[0]])
+    state = replace(state, intents=[intents[0], replace(intents[1], outcome=ACCEPTED)], pending_intents=[intents[0]])
     assert choose(state, at(140, last_update=135)) == ResolveIntent(1, is_accepted=True)
 
 
@@ -578,8 +579,8 @@ def test_the_last_round_closes_as_soon_as_its_work_and_weights_are_done() -> Non
 
 
 def test_after_the_last_round_comes_none() -> None:
-    assert choose(make_idle({A: 1}, rounds_done=2), at(500), replace(POLICY, max_rounds=2)) == Stop()
-    assert isinstance(choose(make_idle({A: 1}, rounds_done=1), at(500), replace(POLICY, max_rounds=2)), OpenRound)
+    assert choose(make_idle(rounds_done=2), at(500), replace(POLICY, max_rounds=2)) == Stop()
+    assert isinstance(choose(make_idle(rounds_done=1), at(500), replace(POLICY, max_rounds=2)), OpenRound)
 
 
 def test_a_round_left_open_by_an_earlier_process_is_finished_before_the_count_stops() -> None:

@@ -43,10 +43,6 @@ from tests.fixtures.views import make_entry, make_key, make_neuron, make_view
 BLOCK_S = 12.0
 
 
-def make_member(key: SubmissionKey) -> Entry:
-    return make_entry(key, lucky_num=7)
-
-
 COPY = Duplicate(hotkey="x", commit="y", block=1, shared=101)
 
 
@@ -55,7 +51,7 @@ class World:
     """A chain, a machine and a validator's memory. Chances are of each try; a lost call may land blocks later.
 
     played: every action, with its block. accepted: rounds by number of accepted weights. tempo: epochs are at its
-    multiples. fetching: the block at which each download ends. held: files on the disk.
+    multiples. downloading: the block at which each download ends. held: files on the disk.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -68,17 +64,17 @@ class World:
     work_blocks: int = 1
     fetch_blocks: int = 0
     downloads: int = 1
-    fetching: dict[SubmissionKey, int] = field(default_factory=dict)
+    downloading: dict[SubmissionKey, int] = field(default_factory=dict)
     held: set[SubmissionKey] = field(default_factory=set)
     tempo: int = 360
     rate_limit: int = 0
     block: int = 100
     last_update: int = 5
-    copies: dict[SubmissionKey, Duplicate] = field(default_factory=dict)
+    duplicates: dict[SubmissionKey, Duplicate] = field(default_factory=dict)
     entries: dict[SubmissionKey, Entry] = field(default_factory=dict)
     verdicts: dict[SubmissionKey, Verdict] = field(default_factory=dict)
     datasets: dict[SubmissionKey, object] = field(default_factory=dict)
-    attempts: dict[SubmissionKey, RetryState] = field(default_factory=dict)
+    retry_states: dict[SubmissionKey, RetryState] = field(default_factory=dict)
     intents: list[WeightIntent] = field(default_factory=list)
     current: Round | None = None
     has_leaderboard: bool = False
@@ -113,16 +109,15 @@ class World:
             hotkey="me",
             round=self.current,
             rounds_done=self.rounds_done,
-            entries=self.entries if self.current else {},
             datasets=self.datasets,
             verdicts=self.verdicts,
-            copies={key: copy for key, copy in self.copies.items() if key in self.datasets},
-            attempts=self.attempts,
+            duplicates={key: copy for key, copy in self.duplicates.items() if key in self.datasets},
+            retry_states=self.retry_states,
             intents=self.intents,
-            unsettled=[intent for intent in self.intents if intent.outcome is None],
+            pending_intents=[intent for intent in self.intents if intent.outcome is None],
             has_leaderboard=self.has_leaderboard,
-            fetching=frozenset(self.fetching),
-            room=self.downloads - len(self.fetching),
+            downloading=frozenset(self.downloading),
+            available_slots=self.downloads - len(self.downloading),
         )
 
     def tick(self) -> Action:
@@ -141,15 +136,15 @@ class World:
                 assert start_block == self.block < end_block
                 self.open(end_block)
             case FetchDatasets(keys):
-                assert keys and not self.fetching.keys() & set(keys)
-                self.fetching |= {key: self.block + (key not in self.held) * self.fetch_blocks for key in keys}
-                assert len(self.fetching) <= self.downloads
+                assert keys and not self.downloading.keys() & set(keys)
+                self.downloading |= {key: self.block + (key not in self.held) * self.fetch_blocks for key in keys}
+                assert len(self.downloading) <= self.downloads
                 self.collect()
             case EvaluateDataset(key):
                 assert key in self.datasets
-                assert key not in self.copies
+                assert key not in self.duplicates
                 rank_block = self.entries[key].rank_block
-                assert all(self.entries[other].rank_block > rank_block for other in self.fetching)
+                assert all(self.entries[other].rank_block > rank_block for other in self.downloading)
                 self.work(key)
             case SetWeights():
                 self.set_weights()
@@ -164,19 +159,20 @@ class World:
 
     def collect(self) -> None:
         """Takes in the downloads that ended; those that no open round waits for are dropped, but for the file."""
-        for key in [key for key, block in self.fetching.items() if block <= self.block]:
-            del self.fetching[key]
+        for key in [key for key, block in self.downloading.items() if block <= self.block]:
+            del self.downloading[key]
             self.held.add(key)
             if self.current is not None and key in self.current.queue and key not in self.datasets:
                 self.work(key)
 
     def open(self, end_block: int) -> None:
-        copies = {key: copy for key, copy in self.copies.items() if key in self.datasets}
+        duplicates = {key: copy for key, copy in self.duplicates.items() if key in self.datasets}
         now = self.block * BLOCK_S
-        queue = plan_queue(self.entries, self.verdicts, copies, self.datasets, self.attempts, now, self.policy)
+        queue = plan_queue(self.entries, self.verdicts, duplicates, self.datasets, self.retry_states, now, self.policy)
         self.current = Round(
             id=len(self.rounds), start_block=self.block, start_block_hash="", opened_block=self.block,
-            end_block=end_block, lucky_num=0, entries=tuple(make_member(key) for key in queue), queue=queue,
+            end_block=end_block, lucky_num=0, queue=queue,
+            entries=tuple(replace(e, lucky_num=7 if e.key in queue else None) for e in self.entries.values()),
         )  # fmt: skip
         self.rounds.append(self.current)
         self.intents, self.has_leaderboard = [], False
@@ -185,29 +181,29 @@ class World:
         assert self.current is not None
         assert key in self.current.queue
         assert key not in self.verdicts
-        before = self.attempts.get(key, RetryState())
+        before = self.retry_states.get(key, RetryState())
         assert before.next_at <= self.block * BLOCK_S
         assert before.host_failures < MAX_HOST_FAILURES
         self.block += self.work_blocks
         draw = self.random.random()
         if draw < self.remote_chance:
             later = self.block * BLOCK_S + 30 * 2 ** min(before.remote_failures, 6)
-            self.attempts[key] = replace(before, remote_failures=before.remote_failures + 1, next_at=later)
+            self.retry_states[key] = replace(before, remote_failures=before.remote_failures + 1, next_at=later)
         elif draw < self.remote_chance + self.host_chance:
             failures = before.host_failures + 1
             parked_until = math.inf if failures >= MAX_HOST_FAILURES else before.next_at
-            self.attempts[key] = replace(before, host_failures=failures, next_at=parked_until)
+            self.retry_states[key] = replace(before, host_failures=failures, next_at=parked_until)
         elif draw < self.remote_chance + self.host_chance + self.refusal_chance:
             self.give_verdict(key, Verdict(reason=Reason.MALFORMED))
         elif key in self.datasets:
             self.give_verdict(key, Verdict(loss=2.5))
         else:
             self.datasets[key] = ()
-            self.attempts.pop(key, None)
+            self.retry_states.pop(key, None)
 
     def give_verdict(self, key: SubmissionKey, verdict: Verdict) -> None:
         self.verdicts[key] = verdict
-        self.attempts.pop(key, None)
+        self.retry_states.pop(key, None)
 
     def set_weights(self) -> None:
         assert self.current is not None
@@ -311,11 +307,11 @@ def test_rounds_follow_the_chains_epochs_with_weights_before_each() -> None:
 def test_one_sample_a_round_reaches_everyone_in_the_order_of_commitment() -> None:
     world = World(policy=Policy(miner_sample_size=1))
     entered = keys(7)
-    world.copies = {entered[1]: COPY}
+    world.duplicates = {entered[1]: COPY}
     for key in reversed(entered):
         world.block += 1
         world.enter(key)
-    world.attempts[entered[3]] = RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)
+    world.retry_states[entered[3]] = RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)
     world.run_rounds(5)
     scored = [action.key for _, action in world.actions(EvaluateDataset)]
     assert scored == [key for key in reversed(entered) if key not in (entered[1], entered[3])]
@@ -336,7 +332,7 @@ def test_a_submission_the_hub_withholds_gets_its_turn_when_it_is_there() -> None
     world = World(policy=Policy(miner_sample_size=1))
     entered = keys(3)
     world.enter(*entered)
-    world.attempts[entered[0]] = RetryState(remote_failures=20, next_at=(world.block + 1500) * BLOCK_S)
+    world.retry_states[entered[0]] = RetryState(remote_failures=20, next_at=(world.block + 1500) * BLOCK_S)
     world.run_rounds(8)
     assert set(entered) == set(world.verdicts)
 
@@ -423,21 +419,21 @@ def test_in_every_kind_of_trouble_rounds_end_and_everyone_gets_a_turn(seed: int)
     for key in entered:
         world.block += draw.choice([0, 1])
         world.enter(key)
-    world.copies = {key: COPY for key in entered if draw.random() < 0.2}
+    world.duplicates = {key: COPY for key in entered if draw.random() < 0.2}
     for _ in range(30):
         world.run_rounds(1)
         world.block += draw.choice([0, 0, 0, 1, 500])
         # The process dies now and then: only what is stored is left.
         world.rounds_done = 0
-        world.fetching.clear()
+        world.downloading.clear()
     for key in draw.sample(entered, 2):
         # A host that was mended: its operator lets the submission have another try.
-        world.attempts.pop(key, None)
+        world.retry_states.pop(key, None)
     world.remote_chance = world.host_chance = 0.0
     world.block += 200  # longer than anything rests
     world.run_rounds(60)
-    parked = {key for key, attempt in world.attempts.items() if attempt.host_failures >= MAX_HOST_FAILURES}
-    assert set(entered) == set(world.verdicts) | set(world.copies) | parked
+    parked = {key for key, attempt in world.retry_states.items() if attempt.host_failures >= MAX_HOST_FAILURES}
+    assert set(entered) == set(world.verdicts) | set(world.duplicates) | parked
     if policy.sets_weights and world.weights_refused_chance == world.weights_unknown_chance == 0.0:
         assert set(world.accepted.values()) == {1}
         assert len(world.accepted) == len(world.rounds)

@@ -32,7 +32,7 @@ def state_dir(net: Net) -> Path:
 
 def hear_now(bench: Bench) -> None:
     """The bench's clock is its own, the script's is the machine's."""
-    metrics = bench.store.activity()
+    metrics = bench.store.heartbeat()
     assert metrics is not None
     bench.store.record_heartbeat(dataclasses.replace(metrics, now=time.time()), time.time())
 
@@ -68,7 +68,7 @@ def test_after_the_end_the_table_stands_and_no_process_is_seen(net: Net) -> None
     net.submit("bob", make_copy())
     with open_bench(net) as bench:
         bench.validator.run()
-        lines = bench.store.standings(1)
+        lines = bench.store.leaderboard(1)
     ended = call_main(status.main, "--state_dir", state_dir(net))
     assert ended.status == 0
     assert "no process is seen to hold the state" in ended.output

@@ -263,7 +263,7 @@ def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
         assert store.open_round(eval_config) is None
         assert store.verdicts(eval_config)[SubmissionKey("a", "e")].loss == 2.5
         assert store.receipt(eval_config, SubmissionKey("a", "e")) == "signed"
-        assert store.unpublished(eval_config) == set() and store.round_receipts(eval_config, 3) == {}
+        assert store.unpublished_receipts(eval_config) == set() and store.round_receipts(eval_config, 3) == {}
         assert [(one.weights, one.shares) for one in store.intents(3)] == [({0: 1.0}, {})]
         assert store.last_start_block(eval_config) == 10
 
@@ -303,7 +303,7 @@ def test_a_verdict_whose_receipt_fails_is_not_there(path: Path, store: Store, ev
     with pytest.raises(sqlite3.IntegrityError):
         store.record_verdict(eval_config, KEY, SCORED, now=1.0)
     assert store.verdicts(eval_config) == {}
-    assert store.attempts(eval_config) == {KEY: RetryState(1)}
+    assert store.retry_states(eval_config) == {KEY: RetryState(1)}
 
 
 def test_sigkill_between_verdict_and_receipt_leaves_neither(path: Path) -> None:

@@ -82,7 +82,7 @@ def test_floats_come_back_to_the_last_bit(store: Store, eval_config: EvalConfig)
     (intent,) = store.intents(round_id)
     assert {uid: bits(share) for uid, share in intent.weights.items()} == {u: bits(w) for u, w in weights.items()}
     assert bits(intent.created_at) == bits(0.1 + 0.2)
-    assert {bits(line.weight) for line in store.standings(round_id)} == {bits(line.weight) for line in lines}
+    assert {bits(line.weight) for line in store.leaderboard(round_id)} == {bits(line.weight) for line in lines}
 
 
 def test_every_kind_of_verdict_comes_back(path: Path, store: Store, eval_config: EvalConfig) -> None:
@@ -135,7 +135,7 @@ def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, eval
     store.record_retry_state(eval_config, KEY, RetryState(1, 0, 5.0, "x"))
     store.begin_round(eval_config, OPENED, now=1.0)
     for one in others:
-        assert store.verdicts(one) == store.datasets(one, 32) == store.attempts(one) == {}
+        assert store.verdicts(one) == store.datasets(one, 32) == store.retry_states(one) == {}
         assert store.open_round(one) is None
         assert store.receipt(one, KEY) is None
 
@@ -174,7 +174,7 @@ def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, eval_c
     row_keys = [os.urandom(32) for _ in range(5)]
     store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=row_keys, now=1.0)
     assert store.datasets(eval_config, 32) == {KEY: tuple(row_keys)}
-    assert store.attempts(eval_config) == {other: RetryState(1, 2, 3.5, "late")}
+    assert store.retry_states(eval_config) == {other: RetryState(1, 2, 3.5, "late")}
     store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=row_keys[:2], now=2.0)
     assert store.datasets(eval_config, 32) == {KEY: tuple(row_keys[:2])}
 
@@ -182,9 +182,9 @@ def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, eval_c
 def test_the_last_attempt_counts_until_the_verdict(store: Store, eval_config: EvalConfig) -> None:
     store.record_retry_state(eval_config, KEY, RetryState(1, 0, 1e10, "first"))
     store.record_retry_state(eval_config, KEY, RetryState(2, 1, 1764000000.123, "second"))
-    assert store.attempts(eval_config) == {KEY: RetryState(2, 1, 1764000000.123, "second")}
+    assert store.retry_states(eval_config) == {KEY: RetryState(2, 1, 1764000000.123, "second")}
     store.record_verdict(eval_config, KEY, SCORED, now=1.0)
-    assert store.attempts(eval_config) == {}
+    assert store.retry_states(eval_config) == {}
 
 
 def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_open_until_closed(
@@ -217,7 +217,7 @@ def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) 
         now=2.0,
     )
     (intent,) = store.intents(round_id)
-    assert store.unsettled() == [intent]
+    assert store.pending_intents() == [intent]
     assert (intent.id, intent.block, dict(intent.weights)) == (first, 20, {0: 0.25, 65535: 0.75})
     assert intent.outcome is intent.finished_at is None
     refused = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast", message="wait")
@@ -232,14 +232,14 @@ def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) 
     assert store.intents(round_id + 1) == []
     assert store.last_accepted() == store.last_accepted(eval_config) == found[1]
     assert found[0].registrations == {"a": 5}, "of those with a share alone"
-    assert store.last_accepted(EvalConfig(eval_config.id + 1, "other")) is None and store.unsettled() == []
+    assert store.last_accepted(EvalConfig(eval_config.id + 1, "other")) is None and store.pending_intents() == []
 
 
 def test_a_repeat_leaves_the_rounds_table_alone(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     store.record_leaderboard(round_id, [standing("a")])
     store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, standings=None, now=2.0)
-    assert [line.key.hotkey for line in store.standings(round_id)] == ["a"]
+    assert [line.key.hotkey for line in store.leaderboard(round_id)] == ["a"]
     assert store.last_accepted() is None
 
 
@@ -269,7 +269,7 @@ def test_commitments_of_long_ago_that_stand_no_more_are_forgotten(store: Store) 
     store.record_submissions([make_submission(SubmissionKey("a", text), at) for at, text in enumerate(texts)])
     commit_blocks = {("a", 0): 0, ("a", 1): 0, ("b", 1): 0, ("b", 2): 1}
     store.record_commit_blocks(commit_blocks)
-    store.prune_seen(keep={SubmissionKey("a", "kept")}, before_block=2)
+    store.prune_submissions(keep={SubmissionKey("a", "kept")}, before_block=2)
     assert {key.commitment for key in store.submissions()} == {"kept", "new"}
     assert set(store.commit_blocks()) == {("a", 1), ("b", 2)}, "of who stands, the newest: it may be what stands"
     assert set(prune_commit_blocks(commit_blocks, before_block=2)) == {("a", 1), ("b", 1), ("b", 2)}
@@ -290,7 +290,7 @@ def test_no_more_datasets_are_kept_than_the_memory_is_made_for(
     keys = [make_key(f"h{at}") for at in range(6)]
     for at, key in enumerate(keys):
         store.record_dataset(eval_config, key, sha256="0" * 64, row_keys=[b"k" * 32, b"l" * 32], now=100.0 + at)
-    store.prune_submissions(keep={keys[1]}, datasets_before=0.0, receipts_before=0.0)
+    store.prune_results(keep={keys[1]}, datasets_before=0.0, receipts_before=0.0)
     assert store.dataset_keys(eval_config) == {keys[1], *keys[3:]}
     own = b"k" * 32
     shared = store.datasets(eval_config, 32, lambda row_keys: tuple(own if key == own else key for key in row_keys))
@@ -309,7 +309,7 @@ def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
         assert isinstance(found, VerdictCache) and found.held == 0
         assert keys[3] in found and found[keys[4]].loss == SCORED.loss and make_key("x") not in found
         assert found.held == 3 and len(found) == 50 and set(found) == set(keys)
-        again.prune_submissions(keep=set(), datasets_before=0.0, receipts_before=0.0)
+        again.prune_results(keep=set(), datasets_before=0.0, receipts_before=0.0)
         assert found.held == 0 and again.verdicts(eval_config)[keys[9]].loss == SCORED.loss
         again.record_verdict(eval_config, make_key("x"), Verdict(reason=Reason.EMPTY), now=1.0)
         assert found[make_key("x")].reason is Reason.EMPTY
@@ -318,14 +318,14 @@ def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
 
 
 def test_what_the_validator_is_doing_comes_back(store: Store) -> None:
-    assert store.activity() is None
+    assert store.heartbeat() is None
     running = RunningEvaluation(
         key=KEY, device="cuda:0", started_at=1.5, stage="train", done=3, total=10, memory_bytes=7
     )
     metrics = Metrics(now=2.5, block=9, block_time=1.25, doing="scoring", round_id=None, queue=3, unscored=4)
     for said in (metrics, replace(metrics, running=(running,), weights_block=4, tokens_per_s=0.1)):
         store.record_heartbeat(said, now=3.0)
-        assert store.activity() == said
+        assert store.heartbeat() == said
 
 
 def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, eval_config: EvalConfig) -> None:
@@ -337,7 +337,7 @@ def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, eva
     assert store.round_receipts(eval_config, store.begin_round(eval_config, OPENED, now=2.0).id) == {}, (
         "bob is no entry of it"
     )
-    assert store.unpublished(eval_config) == {bob}
+    assert store.unpublished_receipts(eval_config) == {bob}
     assert store.latest_seeds(eval_config, [KEY, bob]) == {KEY: (2**32 - 1, 360)}
     second = store.begin_round(eval_config, replace(OPENED, entries=(entry(bob),), queue=()), now=3.0).id
     assert store.round_receipts(eval_config, second) == {bob: SCORED.receipt}
@@ -367,15 +367,15 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, eval_
     store.record_leaderboard(opened.id, [standing("a")])
     store.round_receipts(eval_config, opened.id)
     store.close_round(opened.id, now=5.0)
-    store.prune_submissions(keep={bob}, datasets_before=2.0, receipts_before=2.0)
+    store.prune_results(keep={bob}, datasets_before=2.0, receipts_before=2.0)
     store.prune_rounds(before=5.0)
     assert store.dataset_keys(eval_config) == set(store.datasets(eval_config, 32)) == {bob, carol}
     assert [store.receipt(eval_config, key) is None for key in (KEY, bob, carol)] == [True, False, False]
     assert set(store.verdicts(eval_config)) == {KEY, bob, carol}
-    assert store.standings(opened.id) != []
-    assert store.attempts(eval_config) == {}
+    assert store.leaderboard(opened.id) != []
+    assert store.retry_states(eval_config) == {}
     store.prune_rounds(before=5.1)
-    assert store.standings(opened.id) == []
+    assert store.leaderboard(opened.id) == []
     assert [one.weights for one in store.intents(opened.id)] == [{}, weights, {}], "the last that were taken are kept"
     last = store.last_round()
     assert last is not None
@@ -407,8 +407,8 @@ def test_the_table_of_the_newest_intent_counts_best_first(store: Store, eval_con
         standing("hopeless", uid=5, loss=3.5),
     ]
     store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, standings=lines, now=2.0)
-    found = store.standings(round_id)
+    found = store.leaderboard(round_id)
     assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
     assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)
     store.record_leaderboard(round_id, [])
-    assert store.standings(round_id) == []
+    assert store.leaderboard(round_id) == []

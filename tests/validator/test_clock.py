@@ -25,7 +25,7 @@ def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
     with open_bench(net, chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.eval_config)))
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)
         for _ in range(5):
             assert not bench.validator.tick()
@@ -43,9 +43,9 @@ def test_the_longest_rest_is_rested(net: Net, failures: int, rest_s: float) -> N
         judge = bench.validator._judge
         assert judge is not None
         bench.store.record_retry_state(bench.eval_config, key, RetryState(1, failures, NOW + rest_s, "it failed"))
-        assert judge.attempts()[key].next_at == NOW + rest_s
+        assert judge.retry_states()[key].next_at == NOW + rest_s
         now[0] = NOW - 2.0
-        assert judge.attempts()[key].next_at == now[0]
+        assert judge.retry_states()[key].next_at == now[0]
 
 
 def test_what_was_parked_while_the_clock_was_ahead_has_its_turn_in_the_next_round(net: Net) -> None:
@@ -66,7 +66,7 @@ def test_a_pause_that_the_hub_asked_for_while_the_clock_was_ahead_ends(net: Net)
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
     with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.eval_config)))
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)
         judge = bench.validator._judge
         assert judge is not None and judge.room() == 0
@@ -103,9 +103,9 @@ def test_a_release_is_looked_for_although_the_clock_was_put_back(net: Net) -> No
 def test_a_clock_that_was_put_back_does_not_silence_the_activity(net: Net) -> None:
     now = [NOW + YEAR_S]
     with open_bench(net, policy=Policy(max_rounds=2), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: "round ends" in (told.doing if (told := bench.store.activity()) else ""))
+        tick_until(bench, lambda: "round ends" in (told.doing if (told := bench.store.heartbeat()) else ""))
         for at in (NOW, NOW + 1.0, NOW + TELL_EVERY_S):
             now[0] = at
             assert not bench.validator.tick()
-            told = bench.store.activity()
+            told = bench.store.heartbeat()
             assert told is not None and told.now == (NOW if at < NOW + TELL_EVERY_S else at)

@@ -214,7 +214,7 @@ def test_a_stop_does_not_wait_for_a_download_and_the_next_start_fetches_it(net: 
         bench.validator.stop.set()
         bench.validator.run()
         assert gate.inside == 1, "it is still held"
-        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.attempts(bench.eval_config) == {}
+        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.retry_states(bench.eval_config) == {}
     gate.held = ""
     with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
         run_bounded(bench.validator)
@@ -228,7 +228,7 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
     alice, bob = net.submit("alice", LARGE), net.submit("bob", SMALL)
     set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
     with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.attempts(bench.eval_config)))
+        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)
         now[0] += 99.0
         for _ in range(20):
@@ -291,7 +291,7 @@ def test_those_who_hang_first_in_line_hold_nobody_up_twice(net: Net) -> None:
         tick_until(bench, lambda: bool(bench.evaluator.scored))
         assert asked[:3] == ["alice/data", "bob/data", "carol/data"]
         assert carol in bench.validator._judge.datasets if bench.validator._judge else False
-        assert all(bench.store.attempts(bench.eval_config)[key].remote_failures for key in hung)
+        assert all(bench.store.retry_states(bench.eval_config)[key].remote_failures for key in hung)
 
 
 def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(net: Net) -> None:
@@ -303,7 +303,7 @@ def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(ne
     with open_bench(net, fetcher=Downloader(8, fail), chain=still(net)) as bench:
         with pytest.raises(HostError, match="the disk is full"):
             tick_until(bench, lambda: False)
-        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.attempts(bench.eval_config) == {}
+        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.retry_states(bench.eval_config) == {}
 
 
 def test_a_file_that_was_removed_before_its_score_is_fetched_again(net: Net, gate: Gate) -> None:

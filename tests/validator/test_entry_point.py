@@ -115,5 +115,5 @@ def test_offline_needs_no_wallet_at_the_command_line(net: Net, tiny_model: Path)
     ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, wallet__name="nobody", offline=True))
     assert ended.status == 0, ended.logs
     with Store(net.parts.folder / "process" / "validator.sqlite3", is_read_only=True) as store:
-        assert [(line.key, line.weight) for line in store.standings(1)] == [(key, 1.0)]
+        assert [(line.key, line.weight) for line in store.leaderboard(1)] == [(key, 1.0)]
     assert net.calls() == calls

@@ -42,12 +42,12 @@ def test_a_hub_that_fails_leaves_the_submission_pending_and_unpunished(net: Net)
         for _ in range(30):
             assert not bench.validator.tick()
         assert key not in bench.store.verdicts(bench.eval_config)
-        assert bench.store.attempts(bench.eval_config)[key].remote_failures >= 2
+        assert bench.store.retry_states(bench.eval_config)[key].remote_failures >= 2
         set_faults(net.hub.store.root)
         run_bounded(bench.validator)
         line = bench.lines()[key.hotkey]
         assert line.loss is not None and line.weight > 0 and line.reason is None
-        assert key not in bench.store.attempts(bench.eval_config)
+        assert key not in bench.store.retry_states(bench.eval_config)
 
 
 def test_a_round_ends_in_time_although_the_hub_never_answers(net: Net) -> None:
@@ -141,7 +141,7 @@ def test_a_fault_of_this_machine_is_tried_again_twice_then_parked_and_punishes_n
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].reason is None, "left to the operator, not refused"
         assert bench.lines()[net.hotkey("bob")].weight == 1.0
-        attempt = bench.store.attempts(bench.eval_config)[key]
+        attempt = bench.store.retry_states(bench.eval_config)[key]
     assert attempt.host_failures == MAX_HOST_FAILURES and attempt.last_error == "the GPU fell off"
     assert len(bench.evaluator.scored) == 1
 
@@ -171,7 +171,7 @@ def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
         bench.validator._judge._pool = None  # type: ignore[union-attr, assignment]
         with pytest.raises(AttributeError):
             bench.tick_until(lambda: False)
-        assert bench.store.attempts(bench.eval_config)[key].host_failures == 1
+        assert bench.store.retry_states(bench.eval_config)[key].host_failures == 1
         bench.validator._judge._pool = bench.validator._pool  # type: ignore[union-attr, assignment]
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
@@ -205,7 +205,7 @@ def test_a_file_that_cannot_be_read_after_its_download_is_no_fault_of_its_miner(
     with open_bench(net, fetcher=Downloader(1, fetch)) as bench:
         with pytest.raises(HostError, match=r"cannot be read: .*Is a directory"):
             bench.tick_until(lambda: False, ticks=1000)
-        assert key not in bench.store.attempts(bench.eval_config)
+        assert key not in bench.store.retry_states(bench.eval_config)
 
 
 def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(net: Net) -> None:
@@ -215,7 +215,7 @@ def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(ne
     with open_bench(net, before=bugs) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].reason is None and bench.lines()[net.hotkey("bob")].weight == 1.0
-        assert bench.store.attempts(bench.eval_config)[key].host_failures == MAX_HOST_FAILURES
+        assert bench.store.retry_states(bench.eval_config)[key].host_failures == MAX_HOST_FAILURES
 
 
 @pytest.mark.parametrize(("age_s", "is_scored"), [(MISSING_AGAIN_S + 60, True), (60, False)])
@@ -245,7 +245,7 @@ def test_a_stop_during_a_score_records_nothing_of_it(net: Net) -> None:
         bench.validator.stop.set()
         bench.validator.run()
         assert bench.executor.is_closed
-        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.attempts(bench.eval_config) == {}
+        assert bench.store.verdicts(bench.eval_config) == {} and bench.store.retry_states(bench.eval_config) == {}
         assert not list((net.parts.folder / "state" / "receipts").glob("*"))
         opened = bench.store.open_round(bench.eval_config)
     with open_bench(net, lucky_num=None) as bench:

@@ -257,7 +257,7 @@ def test_a_validator_with_its_workers_in_a_ray_cluster_scores_a_round(
     )
     assert ended.status == 0, ended.logs
     with Store(net.parts.folder / "process" / "validator.sqlite3", is_read_only=True) as store:
-        assert [(line.key, line.weight) for line in store.standings(1)] == [(key, 1.0)]
+        assert [(line.key, line.weight) for line in store.leaderboard(1)] == [(key, 1.0)]
     (receipt,) = (net.parts.folder / "process" / "receipts").rglob("*.json")
     assert '"where": "ray node ' in receipt.read_text()
 

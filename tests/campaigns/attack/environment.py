@@ -223,7 +223,7 @@ class Arena:
     def lines(self) -> dict[str, LeaderboardRow]:
         """The last round's table by hotkey."""
         last = self.store.last_round()
-        return {line.key.hotkey: line for line in self.store.standings(last.id)} if last else {}
+        return {line.key.hotkey: line for line in self.store.leaderboard(last.id)} if last else {}
 
     def verdict(self, name: str) -> str:
         """What the last table says of somebody, and that the honest are hurt where they are."""

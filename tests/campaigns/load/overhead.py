@@ -205,7 +205,7 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
         for _ in range(8):
             tick(1)
         last = store.last_round()
-        if last is None or not store.standings(last.id) or not store.intents(last.id):
+        if last is None or not store.leaderboard(last.id) or not store.intents(last.id):
             raise HostError("the validator did not come to rest")
         count = 10 * args.repeats
         yield Line(f"a tick with nothing to do, {args.miners} uids", 1e3 * _median(tick, count), "ms", 10.0)

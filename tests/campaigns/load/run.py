@@ -257,7 +257,7 @@ def _judged(store: Store, rounds: int) -> Iterator[str]:
     """The hotkeys with a verdict, or a copy's line, in the tables of the first rounds."""
     numbers = [row["id"] for row in store.rows("SELECT id FROM rounds ORDER BY id LIMIT ?", rounds)]
     for number in numbers:
-        for line in store.standings(number):
+        for line in store.leaderboard(number):
             if line.loss is not None or line.reason is not None:
                 yield line.key.hotkey
 

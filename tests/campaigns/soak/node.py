@@ -99,11 +99,9 @@ class WatchedStore(Store):
         for key in held - self.verdicts(eval_config).keys():
             self._note("refusal taken back", key)
 
-    def prune_submissions(
-        self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float
-    ) -> None:
+    def prune_results(self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float) -> None:
         held = self._dataset_keys()
-        super().prune_submissions(keep=keep, datasets_before=datasets_before, receipts_before=receipts_before)
+        super().prune_results(keep=keep, datasets_before=datasets_before, receipts_before=receipts_before)
         for key in held - self._dataset_keys():
             self._note("rows forgotten", key)
 

@@ -186,8 +186,8 @@ class Soak:
 
 
 def _is_quiet(store: Store) -> bool:
-    last = store.last_round(with_standings=True)
-    if last is None or any(line.reason is None and line.loss is None for line in store.standings(last.id)):
+    last = store.last_round(with_leaderboard=True)
+    if last is None or any(line.reason is None and line.loss is None for line in store.leaderboard(last.id)):
         return False
     newest = store.last_round_id() or 0
     intents = [intent for number in (newest - 1, newest) for intent in store.intents(number)]
