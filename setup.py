@@ -21,12 +21,15 @@ def read_version() -> str:
 # meets a client below its public interface (bittensor, huggingface_hub, httpx2 with httpcore2).
 RUNTIME = [
     "bittensor>=11.3,<11.4",
+    "filelock>=4.2,<5",
     "httpcore2>=2.16,<2.17",
     "httpx2>=2.16,<2.17",
     "huggingface_hub>=2.4,<2.5",
     "loguru>=0.7.3,<0.8",
     "peft>=0.21.2,<0.22",
+    "pydantic>=2.14,<3",
     "PyYAML>=6.0,<7",
+    "rich>=15,<16",
     "safetensors>=0.8,<0.9",
     "tokenizers>=0.23.1,<0.24",
     "torch>=2.13,<2.14",

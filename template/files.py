@@ -1,31 +1,26 @@
-"""Files that are there whole or not at all: what is written gets its name when it is on the disk."""
+"""Write files atomically, lock them, and make folders that only their owner can change."""
 
 import contextlib
-import fcntl
 import os
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from loguru import logger
 
 from template.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> None:
-    """Replaces the file at once by the parts in their order; whoever looks sees the old one or the new one.
+    """Replace the file by `parts` in one step: readers see the old content or the new.
 
-    mode: who may read it, whatever the umask. What a kill leaves behind is called `.NAME.` and something, a name that
-    nobody can have put a link at. Raises: OSError, with nothing left behind.
+    Args:
+        mode: the file's permissions, whatever the umask.
+
+    Raises:
+        OSError: the disk refuses; no partial file stays behind. A kill leaves one named `.NAME.RANDOM`.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -41,57 +36,82 @@ def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> No
         raise
 
 
-def acquire_lock(path: Path) -> int:
-    """Takes the lock file beside the state and returns its descriptor; the kernel frees it when the process ends."""
-    lock_path = path.with_name(path.name + ".lock")
-    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def acquire_lock(path: Path) -> FileLock:
+    """Take the lock file beside `path`, until it is released or the process ends.
+
+    Raises: ConfigError when another process has it; OSError.
+    """
+    # Without flock, two validators could write one state: better no start than a lock that is only a file's existence.
+    lock = FileLock(lock_path(path), timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.truncate(fd, 0)
-        os.write(fd, str(os.getpid()).encode())
-    except BlockingIOError as error:
-        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
+        lock.acquire()
+    except Timeout as error:
         raise ConfigError(
-            f"another validator (process {holder}) is using {path}; stop it, or give this one its own --state_dir"
+            f"another validator (process {lock_holder_pid(path) or 'unknown'}) is using {path}; "
+            "stop it, or give this one its own --state_dir"
         ) from error
+    return lock
+
+
+def lock_path(path: Path) -> Path:
+    """Return the path of the lock file of `path`."""
+    return path.with_name(path.name + ".lock")
+
+
+def lock_holder_pid(path: Path) -> int | None:
+    """Return the process that holds the lock of `path`, None if none is visible from here.
+
+    Reads the kernel's list: an attempt to take the lock could make a validator that starts at that moment fail. The
+    list leaves out holders in another container.
+    """
+    try:
+        inode = lock_path(path).stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
-        os.close(fd)
-        raise
-    return fd
+        return None
+    for line in locks:
+        # "1: FLOCK ADVISORY WRITE 18466 fe:00:2146749 0 EOF". Some file systems list another device than stat does.
+        words = line.split()
+        if len(words) == 8 and words[1] == "FLOCK" and words[3] == "WRITE" and words[5].endswith(f":{inode}"):
+            return int(words[4])
+    return None
 
 
 def check_folder(path: Path, flag: str) -> Path:
-    """The folder as an absolute path, made if missing. Raises: ConfigError naming the flag."""
+    """Create the folder if missing and return its absolute path. Raises: ConfigError naming the flag."""
     folder = path.expanduser().resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be made: {error.strerror or error}") from error
+        raise ConfigError(f"{flag} {path}: cannot create the folder: {error.strerror or error}") from error
     return folder
 
 
 def check_private_folder(path: Path, flag: str, *, marks: Sequence[str]) -> Path:
-    """As `check_folder`, and what is in it is nobody else's to read or to change.
+    """Create the folder, or close it to other users if it is empty or ours.
 
-    marks: patterns of names that a folder of ours holds. One that others may enter is closed to them when it is ours or
-    empty; a folder for something else is left as it is. Root may have made it, for a group of ours to write in. Raises:
-    ConfigError when it is another user's, or when others may write into it and it is not ours to close.
+    A folder that root made for a group to write in is fine.
+
+    Args:
+        marks: name patterns of files that only our own folders hold.
+
+    Raises:
+        ConfigError: the folder belongs to another user, or others may write to it and it is not ours to close.
     """
     folder = check_folder(path, flag)
     try:
         status = folder.stat()
         is_own = status.st_uid == os.geteuid()
         if not is_own and status.st_uid != 0:
-            raise ConfigError(f"{flag} {path}: belongs to another user, who could change what is in it")
+            raise ConfigError(f"{flag} {path}: belongs to another user, who could change its files; name another")
         if not status.st_mode & (0o077 if is_own else 0o002):
             return folder
-        is_known = any(any(folder.glob(mark)) for mark in marks) or not any(folder.iterdir())
-        if is_own and is_known and not status.st_mode & stat.S_ISVTX:
+        is_ours = any(any(folder.glob(mark)) for mark in marks) or not any(folder.iterdir())
+        if is_own and is_ours and not status.st_mode & stat.S_ISVTX:
             folder.chmod(0o700)
-            logger.warning("{} {} was open to other users of this machine; now it is not", flag, folder)
+            logger.warning("closed a folder to other users of this machine: {} {}", flag, folder)
         elif status.st_mode & 0o022:
-            raise ConfigError(f"{flag} {path}: others may write there, so nothing in it could be trusted; name another")
+            raise ConfigError(f"{flag} {path}: other users can write to this folder; name another")
     except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be made private: {error.strerror or error}") from error
+        raise ConfigError(f"{flag} {path}: cannot make the folder private: {error.strerror or error}") from error
     return folder

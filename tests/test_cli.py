@@ -309,7 +309,7 @@ def test_a_folder_is_made_where_it_was_asked_for(home: Path, monkeypatch: pytest
     assert files.check_folder(Path("c"), "--x") == home / "c"
     assert (home / "a" / "b").is_dir()
     (home / "file").write_text("")
-    with pytest.raises(ConfigError, match="--x file: cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="--x file: cannot create the folder: File exists"):
         files.check_folder(Path("file"), "--x")
 
 

@@ -4,12 +4,13 @@ WAL, so that others may read while the validator runs, and a lock file, so that 
 """
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from filelock import FileLock
 
 from template.errors import ConfigError, HostError
 from template.files import acquire_lock
@@ -29,7 +30,7 @@ class StateFile:
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         self.path = path
-        self._lock_fd: int | None = None
+        self._lock: FileLock | None = None
         self._db: sqlite3.Connection | None = None
         try:
             with _disk_faults(path):
@@ -51,7 +52,7 @@ class StateFile:
 
     def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = acquire_lock(self.path)
+        self._lock = acquire_lock(self.path)
         # SQLite gives its own files beside this one the same mode.
         self.path.touch(mode=0o600)
         self._db = _connect(self.path, "rw")
@@ -74,9 +75,9 @@ class StateFile:
         if self._db is not None:
             self._db.close()
             self._db = None
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def _connection(self) -> sqlite3.Connection:

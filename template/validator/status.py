@@ -11,6 +11,7 @@ from pathlib import Path
 
 from template.competition import CommitmentRecord
 from template.errors import HostError, SubmissionError
+from template.files import lock_holder_pid
 from template.records import LeaderboardRow, Metrics, RetryState, Round, SubmissionKey, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
 from template.store.store import StatusStore
@@ -189,25 +190,6 @@ def read_status(state_dir: Path, now: float) -> Status:
             disk=measure_disk(state_dir),
             free_bytes=_free_bytes(state_dir),
         )
-
-
-def lock_holder_pid(path: Path) -> int | None:
-    """The process that holds the state file `path`, None when none is seen.
-
-    Read from the kernel's list: to try the lock would keep a validator from starting that tries it at that moment. A
-    holder in a container that this process is not in cannot be seen.
-    """
-    try:
-        inode = path.with_name(path.name + ".lock").stat().st_ino
-        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    for line in locks:
-        # "1: FLOCK ADVISORY WRITE 18466 fe:00:2146749 0 EOF"; not every file system tells its device as stat does.
-        words = line.split()
-        if len(words) == 8 and words[1] == "FLOCK" and words[3] == "WRITE" and words[5].endswith(f":{inode}"):
-            return int(words[4])
-    return None
 
 
 def measure_disk(state_dir: Path) -> tuple[DiskUse, ...]:

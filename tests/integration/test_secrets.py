@@ -280,7 +280,7 @@ def test_a_folder_of_ours_that_others_may_enter_is_closed_to_them(tmp_path: Path
     with log_lines() as logged:
         assert check(folder) == folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert "was open to other users" in logged[0]
+    assert "closed a folder to other users" in logged[0]
 
 
 def test_a_folder_for_something_else_is_left_as_it_is_and_refused_when_others_write_there(tmp_path: Path) -> None:
@@ -291,12 +291,12 @@ def test_a_folder_for_something_else_is_left_as_it_is_and_refused_when_others_wr
     assert check(folder) == folder
     for mode in (0o777, 0o1777, 0o770):
         folder.chmod(mode)
-        with pytest.raises(ConfigError, match=r"--state_dir .*home: others may write there"):
+        with pytest.raises(ConfigError, match=r"--state_dir .*home: other users can write to this folder"):
             check(folder)
         assert stat.S_IMODE(folder.stat().st_mode) == mode
     (folder / "letters").rename(folder / "validator.sqlite3")
     folder.chmod(0o1777)
-    with pytest.raises(ConfigError, match="others may write there"):
+    with pytest.raises(ConfigError, match="other users can write to this folder"):
         check(folder)
 
 
@@ -313,7 +313,7 @@ def test_a_folder_that_root_made_for_a_group_is_used_and_one_for_everybody_is_no
     assert check(folder) == folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o2770
     folder.chmod(0o2777)
-    with pytest.raises(ConfigError, match="others may write there"):
+    with pytest.raises(ConfigError, match="other users can write to this folder"):
         check(folder)
 
 

@@ -89,14 +89,6 @@ def test_a_refused_store_does_not_disturb_the_holder(path: Path, store: Store) -
         Store(path)
 
 
-def test_the_pid_of_an_earlier_holder_does_not_linger(path: Path) -> None:
-    path.parent.mkdir()
-    lock = path.with_name(path.name + ".lock")
-    lock.write_text("9" * 30)
-    with Store(path):
-        assert lock.read_text() == str(os.getpid())
-
-
 def test_a_store_that_cannot_be_opened_lets_go_of_the_lock(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database at all" * 100)
