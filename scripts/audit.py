@@ -207,7 +207,7 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
 def ask_chain(report: FileReport, file: RoundFile, network: str) -> None:
     """Writes into the report what the chain says of the blocks that the file names, or that it did not answer."""
     from template.chain.client import Chain
-    from template.localnet.substrate import open_substrate
+    from template.localnet.chain.substrate import open_substrate
 
     header = file.header
     with Chain(network, header.netuid, substrate=open_substrate(network)) as asked:

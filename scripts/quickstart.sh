@@ -29,7 +29,7 @@ net_value() {
 }
 
 say "Fetching the model (skipped when it is in the cache)"
-MODEL="$("$PYTHON" -m template.localnet.download_model)"
+MODEL="$("$PYTHON" -m template.localnet.models.download)"
 echo "model: $MODEL"
 
 say "Starting a local network: a chain with a block a second, a dataset hub, wallets, a subnet with ${#MINERS[@]} miners"

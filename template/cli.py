@@ -228,7 +228,7 @@ def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain
     Raises: ConfigError naming the flag that is wrong.
     """
     from template.chain.client import Chain, open_wallet
-    from template.localnet.substrate import open_substrate
+    from template.localnet.chain.substrate import open_substrate
 
     wallet = None
     if needs_wallet:

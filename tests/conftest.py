@@ -19,7 +19,7 @@ from tests.fixtures.canaries import pytest_terminal_summary as pytest_terminal_s
 
 if TYPE_CHECKING:
     from template.chain.client import Chain
-    from template.localnet.chain import LocalChain
+    from template.localnet.chain.chain import LocalChain
     from template.records import EvalConfig
     from template.store.store import Store
     from tests.fixtures.network import Net
@@ -54,7 +54,7 @@ plant(Path(_HOME.name))
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny random Qwen2; not to be written to."""
-    from template.localnet.tiny_model import make_tiny_model
+    from template.localnet.models.tiny import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 

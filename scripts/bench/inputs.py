@@ -17,8 +17,8 @@ from template.config import TrainingArgs, load_training_args
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow
 from template.errors import ConfigError
-from template.localnet.download_model import default_model_dir
-from template.localnet.model_sources import MODEL_ID
+from template.localnet.models.download import default_model_dir
+from template.localnet.models.sources import MODEL_ID
 from template.training import environment
 from template.training.model import load_tokenizer
 
@@ -70,7 +70,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Bench:
     else:
         model_path, model_id = (args.model_path or default_model_dir()).expanduser().resolve(), args.model_id
     if not (model_path / "config.json").is_file():
-        hint = "" if args.model_path else "; `python -m template.localnet.download_model` fetches it, --shape makes one"
+        hint = "" if args.model_path else "; run `python -m template.localnet.models.download` or give --shape"
         raise ConfigError(f"--model_path {model_path}: no model there{hint}")
     training = dataclasses.replace(load_training_args(), model_id=model_id, revision=None)
     maker = RowMaker(template_for(model_id), load_tokenizer(training, model_path=model_path))

@@ -19,7 +19,7 @@ from template.data.chat_templates import ChatTemplate
 from template.data.encoding import EncodedRow, Tokenize, encode_row
 from template.data.rows import EVAL_SET_LIMITS, parse_rows
 from template.errors import ConfigError, SubmissionError
-from template.localnet.tiny_model import make_tiny_model
+from template.localnet.models.tiny import make_tiny_model
 
 RowDict = dict[str, Any]
 

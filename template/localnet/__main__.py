@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Builds the network, says where it is, and waits for a signal."""
-    from template.localnet.hub_server import HubServer
+    from template.localnet.hub.server import HubServer
     from template.localnet.network import create_localnet
 
     stop = threading.Event()

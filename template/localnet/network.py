@@ -13,9 +13,9 @@ import yaml
 
 from template.chain.client import bt
 from template.errors import ConfigError
-from template.localnet.chain import LocalChain
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import LOCAL_TOKEN_PREFIX, publish
+from template.localnet.chain.chain import LocalChain
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import LOCAL_TOKEN_PREFIX, publish
 
 NETUID = 96
 VALIDATOR = "validator"

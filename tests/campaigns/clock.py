@@ -1,6 +1,6 @@
 """TODO"""
 
-from template.localnet.chain import LocalChain
+from template.localnet.chain.chain import LocalChain
 
 BLOCK_S = 12.0
 

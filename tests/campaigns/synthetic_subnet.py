@@ -15,9 +15,9 @@ from typing import Any
 from template.chain.client import Chain, bt
 from template.competition import Competition
 from template.config import Hyperparameters, TrainingArgs
-from template.localnet.chain import LocalChain
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID
-from template.localnet.substrate import LocalSubstrate
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.records import RunningEvaluation, SubmissionKey, TrainResult, Verdict
 from template.store.store import Store

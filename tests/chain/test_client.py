@@ -11,9 +11,9 @@ from template import __version__
 from template.chain.client import Chain, bt
 from template.constants import WEIGHTS_VERSION
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
-from template.localnet.chain import LocalChain
-from template.localnet.ledger import Ledger
-from template.localnet.substrate import LocalSubstrate, open_substrate
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.ledger import Ledger
+from template.localnet.chain.substrate import LocalSubstrate, open_substrate
 from tests.fixtures.chain import (
     NETUID,
     CountingSubstrate,
@@ -128,7 +128,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from tests.fixtures.chain import connect, make_key
-from template.localnet.chain import LocalChain
+from template.localnet.chain.chain import LocalChain
 local = LocalChain(Path(sys.argv[1]))
 with connect(local, make_key("miner")) as first, connect(local, make_key("validator")) as second:
     for number in range(60):

@@ -15,11 +15,11 @@ from bittensor._transport.codec import RuntimeCodec
 from template import constants
 from template.chain.client import Chain, beacon_round_at, bt
 from template.chain.commitments import encode_sealed_text
-from template.localnet import storage
-from template.localnet.chain import LocalChain
-from template.localnet.ledger import Ledger
-from template.localnet.scale_codec import decode_call, encode_call
-from template.localnet.substrate import LocalSubstrate
+from template.localnet.chain import storage
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.ledger import Ledger
+from template.localnet.chain.scale_codec import decode_call, encode_call
+from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, commit, make_key, make_local_chain, make_wallet
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "subtensor-metadata-v15.bin"

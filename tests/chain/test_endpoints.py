@@ -15,8 +15,8 @@ from template.chain.client import STALL_S, Chain
 from template.chain.endpoints import Endpoints
 from template.cli import add_chain_arguments, open_chain
 from template.errors import ConfigError, RemoteError
-from template.localnet.chain import Fault, LocalChain
-from template.localnet.substrate import LocalSubstrate
+from template.localnet.chain.chain import Fault, LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, connect
 
 

@@ -10,8 +10,8 @@ from websockets.sync.server import serve
 
 from template.chain.client import Chain, bt
 from template.errors import RemoteError
-from template.localnet.chain import Fault, LocalChain
-from template.localnet.substrate import LocalSubstrate
+from template.localnet.chain.chain import Fault, LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import (
     NETUID,
     connect,

@@ -7,8 +7,8 @@ import pytest
 from template.chain.client import Chain, beacon_round_at, bt, round_time
 from template.chain.commitments import encode_sealed_text
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
-from template.localnet.chain import LocalChain
-from template.localnet.substrate import LocalSubstrate
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
 from template.records import ChainCommitment
 from tests.fixtures.chain import NETUID, commit, connect, make_key, run_async
 

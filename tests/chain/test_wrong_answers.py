@@ -8,8 +8,8 @@ import pytest
 
 from template.chain.client import Chain
 from template.errors import RemoteError
-from template.localnet.chain import LocalChain
-from template.localnet.substrate import LocalSubstrate
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, connect, make_key, make_local_chain
 
 MINER, OTHER = make_key("miner"), make_key("other")

@@ -15,8 +15,8 @@ from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_in
 from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub.datasets import fetch_eval_set
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
 from tests.fixtures.hub import REPO
 
 

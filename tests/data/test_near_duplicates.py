@@ -12,7 +12,7 @@ from template.data.encoding import encode_row
 from template.data.eval_set import read_eval_set_index
 from template.data.near_duplicates import NearDuplicates, normalized_digest
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
-from template.localnet.tiny_model import make_tiny_tokenizer
+from template.localnet.models.tiny import make_tiny_tokenizer
 from template.rules.duplicates import Candidate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 

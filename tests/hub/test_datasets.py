@@ -17,9 +17,9 @@ import pytest
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.hub import datasets
-from template.localnet.hub_faults import Fault, FaultKind, read_faults, set_faults
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.hub.faults import Fault, FaultKind, read_faults, set_faults
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, claims, fetch, refusal, seed
 
 

@@ -15,9 +15,9 @@ from template.config import TrainingArgs, load_training_args
 from template.data.encoding import Tokenize
 from template.errors import RemoteError, SubnetError
 from template.hub import datasets, transport
-from template.localnet.hub_faults import Fault, FaultKind, set_faults
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import HubStore, publish
+from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import HubStore, publish
 from template.training.model import ScoringModel, load_model, load_tokenizer
 from tests.fixtures.training import MODEL_ID
 

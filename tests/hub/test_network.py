@@ -15,8 +15,8 @@ import pytest
 from template.errors import RemoteError
 from template.hub import datasets
 from template.hub.network import BoundedBackend, RequestBudget, allowed_addresses, network_of
-from template.localnet.hub_faults import Fault, FaultKind, set_faults
-from template.localnet.hub_server import HubServer
+from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.server import HubServer
 from tests.fixtures.hub import DATA, OLD, REPO, fetch, seed
 
 PUBLIC = "https://8.8.8.8"

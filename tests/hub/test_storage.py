@@ -14,9 +14,9 @@ import pytest
 
 from template.errors import HostError, RemoteError
 from template.hub import storage
-from template.localnet.hub_faults import Fault, FaultKind, set_faults
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, claims, fetch, refusal, seed
 
 

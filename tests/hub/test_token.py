@@ -19,11 +19,11 @@ from template.hub import client as hub_client
 from template.hub import datasets
 from template.hub.network import RequestBudget
 from template.hub.transport import BoundedTransport
-from template.localnet import hub_server
-from template.localnet.hub_api import Answer, Call
-from template.localnet.hub_faults import Fault, FaultKind, set_faults
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import HubStore, publish
+from template.localnet.hub import server as hub_server
+from template.localnet.hub.api import Answer, Call
+from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import HubStore, publish
 from template.training.model import load_model
 from tests.fixtures.hub import DATA, OLD, REPO, TOKEN
 from tests.fixtures.training import MODEL_ID

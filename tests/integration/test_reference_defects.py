@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
-from template.localnet.hub_faults import Fault as HubFault
-from template.localnet.hub_faults import FaultKind, set_faults
-from template.localnet.hub_store import publish
+from template.localnet.hub.faults import Fault as HubFault
+from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.hub.store import publish
 from template.localnet.network import NETUID, make_hotkey
 from template.records import Progress, SubmissionKey, Verdict
 from template.rules.duplicates import Candidate

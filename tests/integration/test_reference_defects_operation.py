@@ -18,10 +18,10 @@ import pytest
 from neurons import validator
 from template import constants
 from template.errors import ConfigError, Reason, RemoteError
-from template.localnet import hub_store
-from template.localnet.chain import Fault
-from template.localnet.hub_faults import Fault as HubFault
-from template.localnet.hub_faults import FaultKind, set_faults
+from template.localnet.chain.chain import Fault
+from template.localnet.hub import store as hub_store
+from template.localnet.hub.faults import Fault as HubFault
+from template.localnet.hub.faults import FaultKind, set_faults
 from template.localnet.network import make_hotkey
 from template.records import ChainView
 from template.rules.schedule import Policy

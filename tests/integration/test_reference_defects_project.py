@@ -18,9 +18,9 @@ from template import constants
 from template.competition import Competition
 from template.config import Hyperparameters
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.localnet.chain import Fault
-from template.localnet.hub_faults import Fault as HubFault
-from template.localnet.hub_faults import FaultKind, set_faults
+from template.localnet.chain.chain import Fault
+from template.localnet.hub.faults import Fault as HubFault
+from template.localnet.hub.faults import FaultKind, set_faults
 from template.miner.sealed import at_round_start, seal_dataset
 from template.rules.schedule import Policy
 from template.store.store import Store

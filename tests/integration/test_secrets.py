@@ -23,7 +23,7 @@ from template import cli, files
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import ConfigError, HostError
-from template.localnet.hub_store import publish
+from template.localnet.hub.store import publish
 from template.miner.draft import open_journal
 from template.miner.journal import Journal
 from template.store.store import Store

@@ -12,10 +12,10 @@ import pytest
 from template.constants import MAX_SUBMISSION_BYTES
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
-from template.localnet.chain import Fault
-from template.localnet.hub_faults import Fault as HubFault
-from template.localnet.hub_faults import FaultKind, set_faults
-from template.localnet.hub_store import HubStore
+from template.localnet.chain.chain import Fault
+from template.localnet.hub.faults import Fault as HubFault
+from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
 from tests.fixtures.miner import (

@@ -8,8 +8,8 @@ import pytest
 
 from template.errors import ConfigError, HostError
 from template.hub import datasets
-from template.localnet import hub_store
-from template.localnet.chain import Fault
+from template.localnet.chain.chain import Fault
+from template.localnet.hub import store as hub_store
 from template.miner.journal import Journal
 from template.records import PublishOutcome
 from tests.fixtures.miner import (

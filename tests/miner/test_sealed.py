@@ -15,10 +15,10 @@ from template.chain.client import Chain, round_time
 from template.constants import BLOCK_S
 from template.errors import ConfigError, RemoteError
 from template.hub import datasets
-from template.localnet import hub_store
-from template.localnet.chain import Fault
-from template.localnet.hub_faults import Fault as HubFault
-from template.localnet.hub_faults import FaultKind, set_faults
+from template.localnet.chain.chain import Fault
+from template.localnet.hub import store as hub_store
+from template.localnet.hub.faults import Fault as HubFault
+from template.localnet.hub.faults import FaultKind, set_faults
 from template.miner.draft import PublishResult
 from template.miner.publish import publish_dataset
 from template.miner.sealed import (

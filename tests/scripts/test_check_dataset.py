@@ -17,11 +17,11 @@ from template.chain.timelock import beacon_round_at
 from template.competition import CommitmentRecord
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, RemoteError
-from template.localnet.chain import Fault
-from template.localnet.hub_faults import Fault as HubFault
-from template.localnet.hub_faults import FaultKind, set_faults
+from template.localnet.chain.chain import Fault
+from template.localnet.chain.substrate import LocalSubstrate
+from template.localnet.hub.faults import Fault as HubFault
+from template.localnet.hub.faults import FaultKind, set_faults
 from template.localnet.network import NETUID, make_hotkey
-from template.localnet.substrate import LocalSubstrate
 from tests.fixtures.network import (
     LARGE,
     POOL,

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.localnet.hub_faults import Fault, FaultKind, set_faults
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
-from template.localnet.tiny_model import make_tiny_model
+from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
+from template.localnet.models.tiny import make_tiny_model
 from template.training import determinism
 from template.training.dropout import CpuDropout
 from template.training.layers import FusedRMSNorm

@@ -10,7 +10,7 @@ import pytest
 from template.competition import Competition
 from template.data.eval_set import EvalSetIndex
 from template.hub.datasets import fetch_eval_set
-from template.localnet.hub_store import publish
+from template.localnet.hub.store import publish
 from template.records import EvalConfig, Round, Submission, SubmissionKey
 from template.rules import duplicates
 from template.rules.duplicates import MAX_VERSIONS

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from template.errors import HostError, Reason
-from template.localnet.hub_faults import Fault, FaultKind, set_faults
+from template.localnet.hub.faults import Fault, FaultKind, set_faults
 from template.records import RetryState, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.downloads import Downloader

@@ -13,10 +13,10 @@ from template.competition import CommitmentRecord
 from template.constants import DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
 from template.errors import HostError, Reason, RemoteError, SubmissionError
 from template.hub.storage import HubFile
-from template.localnet import hub_server
-from template.localnet.hub_api import Answer, Call
-from template.localnet.hub_faults import Fault, FaultKind, set_faults
-from template.localnet.hub_store import HubStore
+from template.localnet.hub import server as hub_server
+from template.localnet.hub.api import Answer, Call
+from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.store import HubStore
 from template.records import SubmissionKey
 from template.rules.schedule import Policy
 from template.validator.downloads import Downloader, download

@@ -10,11 +10,11 @@ import pytest
 from template.competition import CommitmentRecord
 from template.errors import HostError, Reason, RemoteError
 from template.hub.storage import HubFile
-from template.localnet.chain import Fault
-from template.localnet.hub_faults import Fault as HubFault
-from template.localnet.hub_faults import FaultKind, set_faults
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.chain.chain import Fault
+from template.localnet.hub.faults import Fault as HubFault
+from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
 from template.receipts.files import read_round
 from template.receipts.verify import check_consistency
 from template.records import ChainView, Verdict

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
-from template.localnet import pallets
-from template.localnet.ledger import Ledger
-from template.localnet.scale_codec import encode_string
+from template.localnet.chain import pallets
+from template.localnet.chain.ledger import Ledger
+from template.localnet.chain.scale_codec import encode_string
 from tests.campaigns.attack import nodes, receipts
 from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Arena, arena, make_file
 from tests.campaigns.attack.runner import Attack

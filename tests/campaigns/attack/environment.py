@@ -21,11 +21,11 @@ from template.competition import CommitmentRecord
 from template.config import load_competition
 from template.constants import DATA_FILE
 from template.hub import datasets
-from template.localnet.chain import LocalChain
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
 from template.localnet.network import NETUID, LocalNet, write_competition
-from template.localnet.substrate import LocalSubstrate
 from template.records import LeaderboardRow, RunningEvaluation, SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import compute_score

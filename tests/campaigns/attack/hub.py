@@ -15,8 +15,8 @@ from pathlib import Path
 
 from template import constants
 from template.hub import datasets
-from template.localnet.hub_faults import Fault, FaultKind
-from template.localnet.hub_store import HubStore, publish
+from template.localnet.hub.faults import Fault, FaultKind
+from template.localnet.hub.store import HubStore, publish
 from tests.campaigns.attack.hub_content import WORDS
 from tests.campaigns.attack.hub_harness import AGAIN, CONTENT, DIGEST, FILE, LISTING, TAKEN, custom, fetch, stage
 from tests.campaigns.attack.hub_transport import WIRE

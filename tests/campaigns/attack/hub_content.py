@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from template import constants
-from template.localnet.hub_faults import Fault, FaultKind
+from template.localnet.hub.faults import Fault, FaultKind
 from tests.campaigns.attack.hub_harness import (
     AGAIN,
     COMMIT,

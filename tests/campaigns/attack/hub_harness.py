@@ -19,8 +19,8 @@ from pathlib import Path
 from template import constants
 from template.hub import datasets, storage
 from template.hub.storage import Request
-from template.localnet.hub_faults import Fault, set_faults
-from template.localnet.hub_store import publish
+from template.localnet.hub.faults import Fault, set_faults
+from template.localnet.hub.store import publish
 from tests.campaigns.attack.runner import Attack, judge
 
 REPO = "alice/talk"
@@ -88,7 +88,7 @@ def stage() -> Stage:
 
 
 def _serve(root: Path) -> str:
-    command = [sys.executable, "-m", "template.localnet.hub_server", "--root", str(root)]
+    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(root)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 

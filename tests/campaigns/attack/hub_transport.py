@@ -4,7 +4,7 @@ import socket
 import zlib
 from pathlib import Path
 
-from template.localnet.hub_faults import Fault, FaultKind
+from template.localnet.hub.faults import Fault, FaultKind
 from tests.campaigns.attack.hub_harness import (
     CONTENT,
     FILE,

@@ -11,9 +11,9 @@ from typing import Any
 
 from template.chain.client import bt
 from template.errors import RemoteError
-from template.localnet.chain import LocalChain
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID
-from template.localnet.substrate import LocalSubstrate
 from tests.campaigns.attack.environment import POOL, Arena, arena
 from tests.campaigns.attack.runner import Attack, judge
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from template.localnet.tiny_model import make_tiny_model
+from template.localnet.models.tiny import make_tiny_model
 from tests.campaigns.crash.checks import EndState, adopt_orphans
 from tests.campaigns.crash.faults import FAULTS, REAL_FAULTS, Fault, keep_mounts_private
 from tests.campaigns.crash.report import Campaign

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from template.errors import ConfigError
-from template.localnet.ledger import Ledger
-from template.localnet.scale_codec import decode_call
+from template.localnet.chain.ledger import Ledger
+from template.localnet.chain.scale_codec import decode_call
 from template.receipts.files import read_receipt, read_round
 from template.receipts.verify import check_consistency
 

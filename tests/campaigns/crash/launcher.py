@@ -247,7 +247,7 @@ def _spell(path: Path) -> str:
 
 def watch_extrinsics(watch: Watch) -> None:
     """The way of an extrinsic: before it is sent, when it is on the chain, when its answer was read."""
-    from template.localnet import substrate
+    from template.localnet.chain import substrate
 
     apply, submit = substrate._apply, substrate.LocalSubstrate.submit_signed
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from template.localnet.hub_server import HubServer
+from template.localnet.hub.server import HubServer
 from tests.campaigns.crash import checks
 from tests.campaigns.crash.launcher import EVENTS_FILE, KILLS_FILE, ROUND_BLOCKS, Plan
 from tests.campaigns.crash.scenario import ROOT, Base, Stage, set_weather, start_of

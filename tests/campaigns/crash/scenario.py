@@ -18,12 +18,12 @@ import yaml
 
 from template.chain.client import Chain, beacon_round_at, open_wallet
 from template.constants import DATA_FILE
-from template.localnet import hub_faults
-from template.localnet.chain import LocalChain
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
+from template.localnet.hub import faults as hub_faults
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
 from template.localnet.network import NETUID, TRAINING_ARGS, VALIDATOR, LocalNet, create_localnet
-from template.localnet.substrate import LocalSubstrate
 from tests.campaigns.crash.launcher import ROUND_BLOCKS
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,7 +8,7 @@ from typing import Any
 from template.chain.commitments import encode_sealed_text, encode_text, parse_commitment
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
-from template.localnet.scale_codec import decode_call, encode_call
+from template.localnet.chain.scale_codec import decode_call, encode_call
 from template.records import ChainCommitment
 from tests.campaigns.fuzz.reference import read_commitment, read_scale_string
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 
 from template.competition import CommitmentRecord
+from template.localnet.chain.scale_codec import encode_call
 from template.localnet.network import NETUID
-from template.localnet.scale_codec import encode_call
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.receipts.round_file import RoundSummary, make_round_lines
 from template.records import LeaderboardRow, Round, SubmissionKey, WeightIntent, WeightOutcome

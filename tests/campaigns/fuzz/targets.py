@@ -32,7 +32,7 @@ from template.data.rows import (
     scan_rows,
 )
 from template.errors import ConfigError, SubmissionError
-from template.localnet.tiny_model import make_tiny_tokenizer
+from template.localnet.models.tiny import make_tiny_tokenizer
 from template.receipts.files import read_round
 from template.receipts.receipt import Receipt, compare_receipt
 from template.receipts.verify import check_against_chain, check_consistency, check_signatures, remarks

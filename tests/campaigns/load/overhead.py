@@ -23,7 +23,7 @@ from typing import Any
 
 from template import cli, constants
 from template.errors import ConfigError, HostError
-from template.localnet.hub_process import serve_hub
+from template.localnet.hub.process import serve_hub
 from tests.campaigns.measure import Line
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -126,8 +126,8 @@ def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
 
 def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """All datasets from a hub whose every answer comes late, one by one and side by side."""
-    from template.localnet.hub_faults import Fault, FaultKind, set_faults
-    from template.localnet.hub_store import publish
+    from template.localnet.hub.faults import Fault, FaultKind, set_faults
+    from template.localnet.hub.store import publish
     from template.records import SubmissionKey
     from tests.campaigns.synthetic_subnet import make_lines
 
@@ -171,7 +171,7 @@ def _download(keys: Sequence[Any], folder: Path, *, limit: int) -> float:
 def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """Ticks of a validator that waits for its round to end, everybody being scored, and the end itself."""
     from template.data.eval_set import read_eval_set_index
-    from template.localnet.hub_store import publish
+    from template.localnet.hub.store import publish
     from template.rules.schedule import Policy
     from template.store.store import Store
     from template.validator.config import ValidatorConfig
@@ -224,9 +224,9 @@ def _fetcher(args: argparse.Namespace) -> Any:
 
 def bench_startup(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """From the start of neurons/validator.py to the end of its first tick, which waits for no model."""
-    from template.localnet.hub_server import HubServer
+    from template.localnet.hub.server import HubServer
+    from template.localnet.models.tiny import make_tiny_model
     from template.localnet.network import NETUID, VALIDATOR, create_localnet
-    from template.localnet.tiny_model import make_tiny_model
     from tests.campaigns.synthetic_subnet import COMPETITION, make_lines
 
     (sample := folder / "sample").mkdir()
@@ -264,7 +264,7 @@ def _time_first_tick(command: Sequence[str]) -> float:
 
 def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """What this process holds after many scores in a row of different datasets and seeds."""
-    from template.localnet.tiny_model import make_tiny_model
+    from template.localnet.models.tiny import make_tiny_model
     from template.workers.executor import Evaluator
     from tests.campaigns.synthetic_subnet import COMPETITION, IdleExecutor, make_lines
 

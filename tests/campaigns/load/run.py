@@ -17,9 +17,9 @@ from pathlib import Path
 
 from template.constants import BLOCK_S, MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS
 from template.errors import HostError
-from template.localnet import hub_faults
-from template.localnet.hub_faults import FaultKind
-from template.localnet.hub_process import serve_hub
+from template.localnet.hub import faults as hub_faults
+from template.localnet.hub.faults import FaultKind
+from template.localnet.hub.process import serve_hub
 from template.localnet.network import NETUID, VALIDATOR
 from template.rules import schedule
 from template.rules.schedule import Policy

@@ -12,12 +12,12 @@ from pathlib import Path
 import yaml
 
 from template.constants import DATA_FILE, DEFAULT_DUPLICATE_COUNT, MAX_SUBMISSION_BYTES, MAX_SUBMISSION_ROWS
-from template.localnet import pallets
-from template.localnet.chain import LocalChain
-from template.localnet.hub_store import publish
-from template.localnet.ledger import Ledger
+from template.localnet.chain import pallets
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.ledger import Ledger
+from template.localnet.chain.scale_codec import Call
+from template.localnet.hub.store import publish
 from template.localnet.network import NETUID, VALIDATOR, LocalNet, make_hotkey
-from template.localnet.scale_codec import Call
 from tests.campaigns.synthetic_subnet import COMPETITION, make_key, make_lines
 
 # Blocks between two commitments of one hotkey that the chain allows for: its space for an epoch holds 31 of them.

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 def run_soak(args: argparse.Namespace) -> list[int]:
     """Runs in --dir and returns the processes that are left over, which should be none."""
-    from template.localnet.hub_server import HubServer
+    from template.localnet.hub.server import HubServer
 
     with HubServer(args.dir / "hub") as hub:
         # The Hub's client reads it once, when it is imported.

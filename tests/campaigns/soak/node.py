@@ -14,8 +14,8 @@ from template.chain.client import Chain
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import HostError, Reason, RemoteError
+from template.localnet.models.tiny import make_tiny_model
 from template.localnet.network import TRAINING_ARGS
-from template.localnet.tiny_model import make_tiny_model
 from template.records import ChainView, EvalConfig, RetryState, SubmissionKey, Verdict
 from template.rules.schedule import Policy
 from template.store.store import Store

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from template.localnet.ledger import Ledger
+from template.localnet.chain.ledger import Ledger
 from tests.campaigns.clock import block_at
 from tests.campaigns.soak.curve import Curve, is_close, shares_of
 from tests.campaigns.soak.history import History, Life, latest

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from template.config import load_competition
-from template.localnet import hub_faults
-from template.localnet.chain import Fault
-from template.localnet.hub_faults import FaultKind
-from template.localnet.hub_server import HubServer
-from template.localnet.pallets import HYPERPARAMETERS
+from template.localnet.chain.chain import Fault
+from template.localnet.chain.pallets import HYPERPARAMETERS
+from template.localnet.hub import faults as hub_faults
+from template.localnet.hub.faults import FaultKind
+from template.localnet.hub.server import HubServer
 from template.store.store import Store
 from tests.campaigns.soak.node import BLOCKS_PER_EPOCH, Post, make_evaluator
 from tests.campaigns.soak.world import World

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from template.localnet.scale_codec import decode_call
+from template.localnet.chain.scale_codec import decode_call
 from tests.campaigns.clock import block_at
 from tests.campaigns.soak.curve import is_close, shares_of
 from tests.campaigns.soak.reference_model import Books

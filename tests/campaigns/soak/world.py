@@ -17,11 +17,11 @@ import yaml
 
 from template.chain.client import Chain, beacon_round_at, bt
 from template.constants import DATA_FILE
-from template.localnet.chain import LocalChain
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import publish
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import publish
 from template.localnet.network import NETUID, LocalNet, write_competition
-from template.localnet.substrate import LocalSubstrate
 from tests.campaigns.clock import SoakClock
 from tests.campaigns.soak.diary import Diary
 

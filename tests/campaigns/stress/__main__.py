@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the settings and meets the situations. Raises: ConfigError, HostError."""
-    from template.localnet.model_sources import MODEL_ID
-    from template.localnet.tiny_model import make_tiny_model
+    from template.localnet.models.sources import MODEL_ID
+    from template.localnet.models.tiny import make_tiny_model
 
     for flag in ("scores", "others", "rows", "hog_gib"):
         if getattr(args, flag) <= 0:

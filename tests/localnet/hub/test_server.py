@@ -19,9 +19,9 @@ from huggingface_hub.file_download import get_hf_file_metadata
 
 from template.errors import ConfigError
 from template.hub import datasets
-from template.localnet.hub_faults import Fault, FaultKind, read_faults, set_faults, take_fault
-from template.localnet.hub_server import HubServer
-from template.localnet.hub_store import HubStore, Refusal, publish
+from template.localnet.hub.faults import Fault, FaultKind, read_faults, set_faults, take_fault
+from template.localnet.hub.server import HubServer
+from template.localnet.hub.store import HubStore, Refusal, publish
 
 REPO = "alice/talk"
 DATA = "data.jsonl"
@@ -304,7 +304,7 @@ def test_a_counted_fault_is_shared_between_threads(tmp_path: Path) -> None:
 
 def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path) -> None:
     publish(tmp_path, REPO, {DATA: b"x"})
-    command = [sys.executable, "-m", "template.localnet.hub_server", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(tmp_path)]
     for number in (signal.SIGTERM, signal.SIGINT):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
@@ -322,7 +322,7 @@ def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path
 
 def test_a_taken_port_is_a_configuration_error(server: HubServer, tmp_path: Path) -> None:
     port = server.endpoint.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "template.localnet.hub_server", "--root", str(tmp_path), "--port", port]
+    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(tmp_path), "--port", port]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (ConfigError.exit_code, "")
     assert port in done.stderr

@@ -9,9 +9,9 @@ import pytest
 
 from template.chain.client import bt
 from template.errors import ConfigError
-from template.localnet.chain import Fault, LocalChain
-from template.localnet.ledger import Ledger
-from template.localnet.substrate import ComposedCall, LocalSubstrate, SignedCall
+from template.localnet.chain.chain import Fault, LocalChain
+from template.localnet.chain.ledger import Ledger
+from template.localnet.chain.substrate import ComposedCall, LocalSubstrate, SignedCall
 from tests.fixtures.chain import NETUID, commit, connect, finish, make_key, make_local_chain, run_async, start_python
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
@@ -93,7 +93,7 @@ _COMMITTER = """
 import sys
 from pathlib import Path
 from tests.fixtures.chain import connect, make_key
-from template.localnet.chain import LocalChain
+from template.localnet.chain.chain import LocalChain
 local = LocalChain(Path(sys.argv[1]))
 with connect(local, make_key(sys.argv[2])) as chain:
     for number in range(15):
@@ -191,7 +191,7 @@ def test_block_stream_misses_none(local: LocalChain) -> None:
 
 
 def test_faults_count_down_across_processes(local: LocalChain) -> None:
-    code = "import sys; from pathlib import Path; from template.localnet.chain import Fault, LocalChain\n"
+    code = "import sys; from pathlib import Path; from template.localnet.chain.chain import Fault, LocalChain\n"
     code += "LocalChain(Path(sys.argv[1])).set_fault('read', Fault.DISCONNECT, calls=2)"
     finish(start_python(code, local.path))
 

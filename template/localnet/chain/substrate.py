@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from template.chain.client import bt, verify_signature
-from template.localnet import pallets, storage
-from template.localnet.ledger import Ledger, State, UnknownBlockError
-from template.localnet.scale_codec import Call, decode_call, encode_call
+from template.localnet.chain import pallets, storage
+from template.localnet.chain.ledger import Ledger, State, UnknownBlockError
+from template.localnet.chain.scale_codec import Call, decode_call, encode_call
 
 NETWORK_PREFIX = "sim:"
 

@@ -9,8 +9,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from template.localnet.ledger import State
-from template.localnet.scale_codec import Call
+from template.localnet.chain.ledger import State
+from template.localnet.chain.scale_codec import Call
 
 U16_MAX = 65535
 RAO_PER_TAO = 10**9

@@ -11,10 +11,10 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from template.errors import ConfigError, HostError, RemoteError
-from template.localnet.download_model import MANIFEST_FILE, default_model_dir, fetch_small_model, main, read_manifest
-from template.localnet.model_sources import MODEL_ID, REVISION, Pin, Source
+from template.localnet.models.download import MANIFEST_FILE, default_model_dir, fetch_small_model, main, read_manifest
+from template.localnet.models.sources import MODEL_ID, REVISION, Pin, Source
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WEIGHTS = b"weights " * 1000
 
 
@@ -189,8 +189,8 @@ def test_leftovers_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
 _RACER = """
 import sys, time
 from pathlib import Path
-from template.localnet.download_model import fetch_small_model
-from template.localnet.model_sources import Source
+from template.localnet.models.download import fetch_small_model
+from template.localnet.models.sources import Source
 def fill(folder, scratch):
     with open(sys.argv[2], "a") as log:
         log.write("asked\\n")
@@ -243,7 +243,7 @@ def test_real_model_answers_sensibly() -> None:
     folder = default_model_dir()
     manifest = read_manifest(folder)
     if manifest is None:
-        pytest.skip(f"not fetched yet: python -m template.localnet.download_model puts it in {folder}")
+        pytest.skip(f"not fetched yet: python -m template.localnet.models.download puts it in {folder}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForCausalLM.from_pretrained(folder)
     # Digits are split off before anything else, so the spaces before them stay together.

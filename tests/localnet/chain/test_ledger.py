@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from template.localnet.ledger import Ledger, UnknownBlockError
+from template.localnet.chain.ledger import Ledger, UnknownBlockError
 from tests.fixtures.chain import NETUID, make_local_chain
 
 

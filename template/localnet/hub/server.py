@@ -1,6 +1,6 @@
 """A local Hub: speaks the Hub's HTTP API to the unmodified huggingface_hub client, at HF_ENDPOINT.
 
-    python -m template.localnet.hub_server --root DIR --port 8080
+    python -m template.localnet.hub.server --root DIR --port 8080
 
 The content under DIR is `hub_store`'s, the answers are `hub_api`'s, and what may go wrong on purpose is
 `hub_faults`'. Here they meet a socket, on the loopback interface only. A token `hf_local_NAME` acts as NAME.
@@ -22,9 +22,9 @@ from typing import cast
 from loguru import logger
 
 from template.errors import ConfigError
-from template.localnet.hub_api import Answer, Call, FileSlice, answer
-from template.localnet.hub_faults import Fault, FaultKind, take_fault
-from template.localnet.hub_store import HubStore
+from template.localnet.hub.api import Answer, Call, FileSlice, answer
+from template.localnet.hub.faults import Fault, FaultKind, take_fault
+from template.localnet.hub.store import HubStore
 
 _HOST = "127.0.0.1"
 _MAX_BODY_BYTES = 256 * 2**20
@@ -267,7 +267,7 @@ def _flipped(body: bytes | FileSlice) -> bytes:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m template.localnet.hub_server`."""
+    """The command line of `python -m template.localnet.hub.server`."""
     parser = argparse.ArgumentParser(prog="hub_server", description="Serve a local Hub for HF_ENDPOINT.")
     parser.add_argument("--root", type=Path, required=True, help="folder that holds the hub's content")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")

@@ -6,9 +6,9 @@ The names, keys and shapes are those that the client's own decoder yields from a
 from collections.abc import Callable
 from typing import Any
 
-from template.localnet import pallets
-from template.localnet.ledger import State
-from template.localnet.pallets import HYPERPARAMETERS, find, neurons, parameter, schedule, shown
+from template.localnet.chain import pallets
+from template.localnet.chain.ledger import State
+from template.localnet.chain.pallets import HYPERPARAMETERS, find, neurons, parameter, schedule, shown
 
 SYMBOL = "L"
 _NAME = "local subnet"

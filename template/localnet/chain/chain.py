@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from template.chain.client import bt
 from template.errors import ConfigError
-from template.localnet import pallets
-from template.localnet.ledger import Ledger, State
-from template.localnet.pallets import Registered
-from template.localnet.scale_codec import encode_string
-from template.localnet.substrate import NETWORK_PREFIX
+from template.localnet.chain import pallets
+from template.localnet.chain.ledger import Ledger, State
+from template.localnet.chain.pallets import Registered
+from template.localnet.chain.scale_codec import encode_string
+from template.localnet.chain.substrate import NETWORK_PREFIX
 
 _VALIDATOR_STAKE = 10_000 * pallets.RAO_PER_TAO
 

@@ -1,6 +1,6 @@
 """The small real model of the quickstart: SmolLM2-135M-Instruct in a folder of this user, fetched once.
 
-    python -m template.localnet.download_model [--dir DIR]
+    python -m template.localnet.models.download [--dir DIR]
 
 prints the folder. A finished folder carries a manifest with the sha256 of every file, and each call checks all of
 them, which takes under a second. The manifest holds no time and no path, so folders of one source are equal
@@ -22,7 +22,7 @@ from pathlib import Path
 from loguru import logger
 
 from template.errors import ConfigError, HostError, RemoteError, SubnetError
-from template.localnet.model_sources import MODEL_ID, REVISION, SOURCES, Pin, Source
+from template.localnet.models.sources import MODEL_ID, REVISION, SOURCES, Pin, Source
 
 MANIFEST_FILE = "MANIFEST"  # no suffix: the digest of a model folder leaves it out
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from template.errors import ConfigError, HostError, RemoteError
-from template.localnet import model_sources
-from template.localnet.model_sources import MODEL_ID, REVISION, Pin, WheelPin
+from template.localnet.models import sources as model_sources
+from template.localnet.models.sources import MODEL_ID, REVISION, Pin, WheelPin
 
 BASE = f"/{MODEL_ID}/resolve/{REVISION}"
 CONFIG = b'{"model_type": "llama"}'

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from template.localnet.hub_store import BRANCH, KINDS, Blob, Commit, HubStore, Refusal, Repo, legal_path
+from template.localnet.hub.store import BRANCH, KINDS, Blob, Commit, HubStore, Refusal, Repo, legal_path
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 

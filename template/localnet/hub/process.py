@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager
 def serve_hub(root: Path) -> Iterator[str]:
     """A local hub over `root` until the end of the block; its endpoint."""
-    command = [sys.executable, "-m", "template.localnet.hub_server", "--root", str(root)]
+    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(root)]
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as hub:
         try:
             assert hub.stdout is not None

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from template.chain.client import bt
-from template.localnet.chain import LocalChain
-from template.localnet.substrate import LocalSubstrate
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, commit, make_key, make_local_chain, run_async, submit
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
