@@ -1,101 +1,70 @@
-"""Frozen records as JSON that a stranger may have written: read strictly, written canonically. Pure.
-
-A record reads back to the same bits: floats are written so, and numbers are finite.
-"""
+"""Read JSON that a stranger may have written into frozen records, and write them back to the same bits. Pure."""
 
 import dataclasses
+import functools
 import json
-import reprlib
-import sys
 from collections.abc import Mapping
-from enum import StrEnum
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from template.competition import Competition
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from template.errors import ConfigError
 
 _Record = TypeVar("_Record")
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def canonical_json(content: Mapping[str, Any]) -> str:
-    """One line of ASCII, the same for equal content: keys in order, no spaces. Raises: ValueError for a non-finite."""
+    """Return one line of ASCII, the same for equal content. Raises: ValueError for a float that is not finite."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, Any]:
-    """The JSON object of this `format`, without that key. source: what to call the origin in an error.
+    """Parse a JSON object of this `format` and drop that key; `source` names the origin in errors.
 
-    Raises: ConfigError when the text is no JSON object, has a key twice or half of a surrogate pair, or names
-    another format.
+    Raises:
+        ConfigError: not a JSON object of this format, a duplicate key, or half of a surrogate pair.
     """
     try:
-        # Bytes as they are would also be taken in UTF-16 and UTF-32.
-        content = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
+        # json.loads would also take bytes in UTF-16 and UTF-32.
+        content = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_without_duplicates)
         # JSON can spell half of a surrogate pair, which can be neither printed nor stored.
         json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != format_name:
-        raise ConfigError(f"{source}: not what it should be; expected a JSON object with format {format_name!r}")
+        raise ConfigError(f"{source}: expected a JSON object with format {format_name!r}")
     return {key: value for key, value in content.items() if key != "format"}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Of two values under one key another reader might take the other one."""
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("duplicate key in an object")  # Readers differ in which of the two values they take.
     return content
 
 
-def read_record(kind: type[_Record], values: object, where: str) -> _Record:
-    """The dataclass `kind` with exactly these fields, each of the annotated type; records within are read alike.
+def read_record(kind: type[_Record], values: object, source: str) -> _Record:
+    """Build the dataclass `kind` from exactly its fields, each of the annotated type, nested records too.
 
-    Raises: ConfigError naming the first field, under `where`, that is unknown, missing or cannot be.
+    Raises: ConfigError naming the first field that is missing, unknown or of another type.
     """
-    hints = get_type_hints(kind)
-    if not isinstance(values, dict) or values.keys() != hints.keys():
-        raise ConfigError(f"{where}: expected exactly the keys {', '.join(hints)}")
-    return kind(**{name: _read(hint, values[name], f"{where}.{name}") for name, hint in hints.items()})
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(values, dict) or values.keys() != set(names):
+        raise ConfigError(f"{source}: expected exactly the keys {', '.join(names)}")
+    try:
+        # Only in JSON may a strict pydantic read a list as a tuple and a text as an enum.
+        (record,) = _adapter(kind).validate_json(json.dumps([values]))  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = "".join(f".{part!s:.40}" for part in first["loc"][1:])
+        raise ConfigError(f"{source}{place}: {first['msg']}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return record  # type: ignore[no-any-return]
 
 
-def _read(hint: Any, value: object, where: str) -> Any:
-    """A JSON value as what the annotation says: a list as a tuple, an object as a record or a mapping."""
-    parts = get_args(hint)
-    if get_origin(hint) is UnionType:
-        present = [part for part in parts if part is not type(None)]
-        if value is None and len(present) < len(parts):
-            return None
-        return _read(_choose(present, value), value, where)
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_read(parts[0], item, f"{where}[{at}]") for at, item in enumerate(value))
-    if get_origin(hint) is Mapping and isinstance(value, dict):
-        return {
-            _read(parts[0], key, where): _read(parts[1], item, f"{where}[{reprlib.repr(key)}]")
-            for key, item in value.items()
-        }
-    if hint is Competition:
-        return Competition.from_mapping(value, where)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return read_record(hint, value, where)
-    if isinstance(hint, type) and issubclass(hint, StrEnum) and isinstance(value, str) and value in list(hint):
-        return hint(value)
-    if not _is_plain(value, hint):
-        raise ConfigError(f"{where} cannot be {reprlib.repr(value)}")
-    return value
-
-
-def _choose(parts: list[Any], value: object) -> Any:
-    """Of the alternatives of a union, the one that a plain value fits, else the first, which will refuse it."""
-    return next((part for part in parts if _is_plain(value, part)), parts[0])
-
-
-def _is_plain(value: object, hint: Any) -> bool:
-    """True when a JSON value is text, whole or finite number, or claim, as `hint` says."""
-    if hint is float:
-        # A whole number may stand for a float, but it has no largest value, so isfinite would raise.
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if hint is str:
-        return isinstance(value, str)
-    return hint in (bool, int) and type(value) is hint
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter[tuple[Any]]:
+    # pydantic takes no configuration for a bare dataclass, but hands that of the tuple down to it.
+    return TypeAdapter(tuple[kind], config=_STRICT)  # type: ignore[valid-type, arg-type]

@@ -8,7 +8,7 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from template.competition import Competition
 from template.config import TrainingArgs
@@ -152,7 +152,16 @@ _Record = TypeVar("_Record")
 
 def encode(record: Command | Event) -> bytes:
     """The record as one line of ASCII, its end included. Raises: ValueError for a number that is not finite."""
-    return canonical_json({"is": type(record).__name__, **dataclasses.asdict(record)}).encode() + b"\n"
+    content = dataclasses.asdict(record, dict_factory=_with_valid_text)
+    return canonical_json({"is": type(record).__name__, **content}).encode() + b"\n"
+
+
+def _with_valid_text(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A file name in a log line or an error may not be UTF-8; Python holds its bytes as lone surrogates.
+    return {
+        name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in pairs
+    }
 
 
 def decode_command(line: bytes) -> Command:

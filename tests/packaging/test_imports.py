@@ -37,7 +37,7 @@ ROOMS = {
     "miner": f"data rules chain hub files {RECORDS}",
     "workers": f"train training hub telemetry data config serialization {RECORDS}",
     "receipts": f"rules workers hub data chain config serialization files terminal {RECORDS}",
-    "validator": f"workers receipts telemetry chain store hub data rules terminal {RECORDS}",
+    "validator": f"files workers receipts telemetry chain store hub data rules terminal {RECORDS}",
     "updates": f"telemetry {GROUND}",
     "cli": f"receipts workers localnet hub chain training telemetry data config files serialization {RECORDS}",
     "neurons": "*",

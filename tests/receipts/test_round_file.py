@@ -92,7 +92,7 @@ BROKEN: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "only the line feed gone": (lambda lines: [*lines[:-1], lines[-1][:-1]], "line 3: cut off"),
     "exchanged": (lambda lines: [lines[0], lines[2], lines[1]], "the receipts are not those of the header"),
     "one twice": (lambda lines: [lines[0], lines[1], lines[1]], "the receipts are not those of the header"),
-    "a receipt first": (lambda lines: lines[1:], "line 1: not what it should be"),
+    "a receipt first": (lambda lines: lines[1:], "line 1: expected a JSON object"),
     "not JSON": (lambda lines: [b"{\n", *lines[1:]], "line 1: not JSON"),
     "deep": (lambda lines: [b"[" * 100_000 + b"\n", *lines[1:]], "line 1: not JSON"),
     "an unknown key": (lambda lines: [lines[0].replace(b'"queue"', b'"turn"'), *lines[1:]], "line 1: expected exactly"),
@@ -170,7 +170,7 @@ def test_a_key_that_stands_twice_is_refused_wherever_it_is(path: Path) -> None:
         first.replace('"end_block":', '"end_block":0,"end_block":', 1),
     ):
         path.write_text("".join(f"{line}\n" for line in (doubled, *rest)))
-        with pytest.raises(ConfigError, match="line 1: not JSON: a key stands twice"):
+        with pytest.raises(ConfigError, match="line 1: not JSON: duplicate key"):
             read_round(path)
 
 

@@ -18,7 +18,7 @@ RESULT = dataclasses.replace(make_result(0.1 + 0.2, 1e-17), loss=math.nextafter(
 SETUP = messages.Setup(
     competition=Competition.from_defaults(),
     training_args=load_training_args(),
-    eval_data_dir="/data/\udcff",
+    eval_data_dir="/data/\xff",
     cache_dir=None,
     model_path="/a model",
     device="cuda:1",
@@ -51,6 +51,13 @@ def test_a_record_is_one_line_and_reads_back_to_the_same_bits(record: messages.C
     again = messages.decode_command(line) if record in COMMANDS else messages.decode_event(line)
     assert again == record
     assert repr(again) == repr(record) or isinstance(record, messages.Evaluated)
+
+
+def test_text_outside_utf8_arrives_escaped() -> None:
+    sent = messages.Failed(kind="HostError", message="cannot read /data/\udcff")
+    assert messages.decode_event(messages.encode(sent)) == dataclasses.replace(
+        sent, message="cannot read /data/\\udcff"
+    )
 
 
 def test_a_score_that_is_not_finite_cannot_be_said() -> None:
