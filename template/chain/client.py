@@ -25,8 +25,8 @@ from loguru import logger
 from template.chain.commitments import encode_text
 from template.chain.endpoints import Endpoints
 from template.chain.event_loop import EventLoopThread
-from template.chain.reads import read_commitment, read_sealed_blocks, read_view, snapshot_at
-from template.chain.timelock import beacon_round_at, round_time, seal
+from template.chain.reads import read_commit_blocks, read_commitment, read_view, snapshot_at
+from template.chain.timelock import beacon_round_at, round_time, timelock_encrypt
 from template.chain.wallets import Wallet, open_wallet, verify_signature
 from template.constants import WEIGHTS_VERSION
 from template.errors import ConfigError, RemoteError
@@ -166,7 +166,7 @@ class Chain:
         is not finalized yet or before which no node asked still has the state.
         """
         what = "read where the opened commitments were sealed"
-        return self._call(what, lambda link: read_sealed_blocks(link.client, self.netuid, reveals))
+        return self._call(what, lambda link: read_commit_blocks(link.client, self.netuid, reveals))
 
     def block(self) -> int:
         """Number of the newest finalized block. Raises: RemoteError."""
@@ -200,7 +200,7 @@ class Chain:
 
         The chain opens it then by itself. Raises: as `publish`, and ConfigError unless the round is in the future.
         """
-        return self._publish(seal(text, reveal_round))
+        return self._publish(timelock_encrypt(text, reveal_round))
 
     def _publish(self, field: Mapping[str, object]) -> PublishOutcome:
         call = bt.calls.Commitments.set_commitment(netuid=self.netuid, info={"fields": [field]})

@@ -67,7 +67,7 @@ def _sealed_round(field: object) -> int | None:
     return reveal_round if type(reveal_round) is int and reveal_round > 0 else None
 
 
-def encode_sealed_text(text: str) -> bytes:
+def encode_timelock_plaintext(text: str) -> bytes:
     """What to encrypt so that the chain reveals `text`: its UTF-8 after its length, as SCALE spells a string.
 
     Raises: SubmissionError (BAD_COMMITMENT) unless it has 1 to 128 bytes, the limit of a plain commitment.

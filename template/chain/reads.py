@@ -164,7 +164,7 @@ async def read_commitment(client: bt.Client, netuid: int, hotkey: str) -> ChainC
     return parse_commitment(hotkey, record, revealed)
 
 
-async def read_sealed_blocks(client: bt.Client, netuid: int, reveals: Mapping[str, int]) -> dict[str, int]:
+async def read_commit_blocks(client: bt.Client, netuid: int, reveals: Mapping[str, int]) -> dict[str, int]:
     """The block of each hotkey's commit, given the block in which the chain opened it.
 
     The chain drops the record when it opens it, so it is read as of the block before. That state is exact: the chain

@@ -7,7 +7,7 @@ from typing import Any
 
 import bittensor as bt
 
-from template.chain.commitments import encode_sealed_text
+from template.chain.commitments import encode_timelock_plaintext
 from template.errors import ConfigError
 
 
@@ -22,14 +22,14 @@ def round_time(beacon_round: int) -> float:
     return float(bt.timelock.QUICKNET_GENESIS + (beacon_round - 1) * bt.timelock.QUICKNET_PERIOD)
 
 
-def seal(text: str, reveal_round: int) -> dict[str, Any]:
+def timelock_encrypt(text: str, reveal_round: int) -> dict[str, Any]:
     """The commitment field that the chain opens at `reveal_round` of the beacon, and then shows as `text`.
 
     It is 246 bytes longer than the text at most, well below the 1,024 that the chain takes (types.rs beside the
     pallet's lib.rs). Raises: SubmissionError (BAD_COMMITMENT) when the text does not fit; ConfigError unless the round
     is in the future.
     """
-    plaintext = encode_sealed_text(text)
+    plaintext = encode_timelock_plaintext(text)
     try:
         sealed = bt.timelock.encrypt(plaintext, reveal_round=reveal_round)
     except (bt.TimelockError, OverflowError, ValueError) as exc:

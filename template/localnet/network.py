@@ -15,7 +15,7 @@ from template.chain.client import bt
 from template.errors import ConfigError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import LOCAL_TOKEN_PREFIX, publish
+from template.localnet.hub.store import LOCAL_TOKEN_PREFIX, upload_files
 
 NETUID = 96
 VALIDATOR = "validator"
@@ -115,7 +115,7 @@ def write_competition(net: LocalNet, hub: HubServer, sample: Path) -> None:
         repo = values["repo"]
     except (OSError, TypeError, KeyError, yaml.YAMLError) as error:
         raise ConfigError(f"{sample}: not a sample competition: {error!r}") from error
-    values["eval_commit"] = publish(hub.store.root, repo, {"pool.jsonl": pool})
+    values["eval_commit"] = upload_files(hub.store.root, repo, {"pool.jsonl": pool})
     net.competition.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 

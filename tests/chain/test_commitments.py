@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from template.chain.commitments import encode_sealed_text, parse_commitment
+from template.chain.commitments import encode_timelock_plaintext, parse_commitment
 from template.errors import Reason, SubmissionError
 from template.records import ChainCommitment
 
@@ -112,7 +112,7 @@ def show(raw: bytes) -> str:
     "text", ["a", "hello", "xello world!", "x0123456789a", "0x", "0xfffe", "x" * 63, "x" * 64, "é" * 20, "é" * 64]
 )
 def test_sealed_text_is_read_back_once_revealed(text: str) -> None:
-    opened = read_opened((show(encode_sealed_text(text)), 20))
+    opened = read_opened((show(encode_timelock_plaintext(text)), 20))
     assert opened == ChainCommitment(hotkey="hotkey", block=20, text=text, is_revealed=True)
 
 
@@ -147,5 +147,5 @@ def test_a_reveal_that_is_not_one_string_has_no_text(data: object) -> None:
 @pytest.mark.parametrize("text", ["", "x" * 129, "é" * 65, "\ud800"])
 def test_text_that_does_not_fit_is_not_sealed(text: str) -> None:
     with pytest.raises(SubmissionError) as caught:
-        encode_sealed_text(text)
+        encode_timelock_plaintext(text)
     assert caught.value.reason is Reason.BAD_COMMITMENT

@@ -14,7 +14,7 @@ from bittensor._transport.codec import RuntimeCodec
 
 from template import constants
 from template.chain.client import Chain, beacon_round_at, bt
-from template.chain.commitments import encode_sealed_text
+from template.chain.commitments import encode_timelock_plaintext
 from template.localnet.chain import storage
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
@@ -171,7 +171,7 @@ def test_local_chain_shows_reveals_as_the_clients_decoder_does(
     commit(local, key, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}})
     local.reveal(key.ss58_address, text)
     entry = codec.storage_entry("Commitments", "RevealedCommitments")
-    plaintext = encode_sealed_text(text)
+    plaintext = encode_timelock_plaintext(text)
     stored = b"\x04" + codec.encode_compact(len(plaintext)) + plaintext + local.block().to_bytes(8, "little")
     with Ledger(local.path) as ledger:
         ((data, block),) = ledger.at().get("RevealedCommitments", key.ss58_address)

@@ -15,7 +15,7 @@ from template.chain.client import STALL_S, Chain
 from template.chain.endpoints import Endpoints
 from template.cli import add_chain_arguments, open_chain
 from template.errors import ConfigError, RemoteError
-from template.localnet.chain.chain import Fault, LocalChain
+from template.localnet.chain.chain import ChainFault, LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, connect
 
@@ -103,11 +103,11 @@ def test_an_answer_that_is_a_refusal_keeps_the_endpoint(local: LocalChain) -> No
         with pytest.raises(RemoteError, match="no finalized block"):
             chain.view(10**6)
         assert chain._endpoints.current == first
-        local.set_fault("read", Fault.ERROR)
+        local.set_fault("read", ChainFault.ERROR)
         with pytest.raises(RemoteError):
             chain.block()
         assert chain._endpoints.current == first
-        local.set_fault("read", Fault.DISCONNECT)
+        local.set_fault("read", ChainFault.DISCONNECT)
         with pytest.raises(RemoteError):
             chain.block()
         assert chain._endpoints.current == "ws://127.0.0.1:2"

@@ -10,7 +10,7 @@ from websockets.sync.server import serve
 
 from template.chain.client import Chain, bt
 from template.errors import RemoteError
-from template.localnet.chain.chain import Fault, LocalChain
+from template.localnet.chain.chain import ChainFault, LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import (
     NETUID,
@@ -60,16 +60,16 @@ def test_node_that_never_answers_meets_the_deadline_and_is_dialled_again() -> No
 def test_hanging_chain_meets_the_deadline_and_the_next_call_recovers(
     local: LocalChain, kind: Literal["connect", "read"]
 ) -> None:
-    local.set_fault(kind, Fault.HANG)
+    local.set_fault(kind, ChainFault.HANG)
     with connect(local, deadline_s=0.3) as chain:
         with pytest.raises(RemoteError, match="no answer"):
             chain.view()
         assert chain.view().block == local.block()
 
 
-@pytest.mark.parametrize("fault", [Fault.DISCONNECT, Fault.ERROR])
+@pytest.mark.parametrize("fault", [ChainFault.DISCONNECT, ChainFault.ERROR])
 def test_failing_read_is_a_remote_error_and_the_next_call_recovers(
-    local: LocalChain, miner: Chain, fault: Fault
+    local: LocalChain, miner: Chain, fault: ChainFault
 ) -> None:
     miner.view()
     local.set_fault("read", fault)
@@ -78,8 +78,8 @@ def test_failing_read_is_a_remote_error_and_the_next_call_recovers(
     assert miner.view().block == local.block()
 
 
-@pytest.mark.parametrize("fault", [Fault.DISCONNECT, Fault.HANG, Fault.ERROR])
-def test_call_after_a_failure_has_a_connection_of_its_own(local: LocalChain, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ChainFault.DISCONNECT, ChainFault.HANG, ChainFault.ERROR])
+def test_call_after_a_failure_has_a_connection_of_its_own(local: LocalChain, fault: ChainFault) -> None:
     class Recording(LocalSubstrate):
         async def close(self) -> None:
             closed.append(threading.current_thread())
@@ -96,8 +96,8 @@ def test_call_after_a_failure_has_a_connection_of_its_own(local: LocalChain, fau
         assert len(closed) == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.DISCONNECT, Fault.HANG, Fault.ERROR])
-def test_write_that_got_no_answer_has_an_unknown_fate(local: LocalChain, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ChainFault.DISCONNECT, ChainFault.HANG, ChainFault.ERROR])
+def test_write_that_got_no_answer_has_an_unknown_fate(local: LocalChain, fault: ChainFault) -> None:
     local.set_fault("write", fault)
     with connect(local, MINER, deadline_s=0.3) as chain:
         with pytest.raises(RemoteError, match="fate is unknown"):
@@ -107,7 +107,7 @@ def test_write_that_got_no_answer_has_an_unknown_fate(local: LocalChain, fault: 
 
 
 def test_write_that_landed_without_an_answer_is_found_by_reading(local: LocalChain, validator: Chain) -> None:
-    local.set_fault("write", Fault.LOSE_ANSWER, calls=2)
+    local.set_fault("write", ChainFault.LOSE_ANSWER, calls=2)
     with pytest.raises(RemoteError, match="fate is unknown"):
         validator.publish("text")
     stored = validator.commitment(validator.hotkey)

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from template.chain.client import Chain, beacon_round_at, bt, round_time
-from template.chain.commitments import encode_sealed_text
+from template.chain.commitments import encode_timelock_plaintext
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
@@ -199,7 +199,7 @@ def test_one_miners_reveal_does_not_hide_the_others(local: LocalChain, miner: Ch
 
 
 def test_the_chain_decrypts_what_the_reader_expects() -> None:
-    plaintext = encode_sealed_text("owner/name:1:" + "a" * 64)
+    plaintext = encode_timelock_plaintext("owner/name:1:" + "a" * 64)
     core = pytest.importorskip("bittensor_core")
     sealed, _ = core.encrypt_at_round(plaintext, PAST_ROUND)
     assert core.decrypt_with_signature(sealed, PAST_SIGNATURE) == plaintext, "the client adds no length of its own"

@@ -16,7 +16,7 @@ from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from tests.fixtures.hub import REPO
 
 
@@ -129,8 +129,8 @@ def test_a_malformed_file_is_refused_by_name_and_line_though_the_line_does_not_c
 
 
 def test_the_evaluation_set_is_the_one_jsonl_of_the_competitions_commit(server: HubServer, tmp_path: Path) -> None:
-    commit = publish(server.store.root, REPO, {"deep/eval.jsonl": b"".join(LINES), "README.md": b"hello"})
-    publish(server.store.root, REPO, {"deep/eval.jsonl": b"newer"})
+    commit = upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"".join(LINES), "README.md": b"hello"})
+    upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"newer"})
     path = fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)
     assert path == tmp_path / "eval" / constants.DATA_FILE
     assert len(read_eval_set_index(path)) == len(LINES)
@@ -139,14 +139,14 @@ def test_the_evaluation_set_is_the_one_jsonl_of_the_competitions_commit(server: 
 
 
 def test_a_competition_without_a_usable_set_is_a_wrong_setting(server: HubServer, tmp_path: Path) -> None:
-    two = publish(server.store.root, REPO, {"a.jsonl": b"a", "b.jsonl": b"b"})
+    two = upload_files(server.store.root, REPO, {"a.jsonl": b"a", "b.jsonl": b"b"})
     for competition in (make_competition(two), make_competition("0" * 40), make_competition(two, "no/repo")):
         with pytest.raises(ConfigError, match="the competition's evaluation set cannot be had"):
             fetch_eval_set(competition, tmp_path / "eval", None, None)
 
 
 def test_a_hub_that_is_away_is_neither(server: HubServer, tmp_path: Path) -> None:
-    commit = publish(server.store.root, REPO, {"eval.jsonl": b"".join(LINES)})
+    commit = upload_files(server.store.root, REPO, {"eval.jsonl": b"".join(LINES)})
     server.close()
     with pytest.raises(RemoteError):
         fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)

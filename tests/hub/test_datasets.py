@@ -17,9 +17,9 @@ import pytest
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.hub import datasets
-from template.localnet.hub.faults import Fault, FaultKind, read_faults, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, read_faults, set_faults
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, claims, fetch, refusal, seed
 
 
@@ -48,7 +48,7 @@ def test_an_unchanged_upload_names_the_commit_that_is_there(server: HubServer) -
 def test_an_unchanged_upload_never_names_a_commit_with_other_content(server: HubServer) -> None:
     seed(server, OLD)
     root = server.store.root
-    set_faults(root, Fault(kind=FaultKind.LATENCY, seconds=0.5, pattern="^GET .*/revision/main", count=1))
+    set_faults(root, HubFault(kind=FaultKind.LATENCY, seconds=0.5, pattern="^GET .*/revision/main", count=1))
 
     def overtake() -> None:
         while read_faults(root):
@@ -73,22 +73,22 @@ def test_an_empty_file_is_a_file(server: HubServer, tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "drop": Fault(kind=FaultKind.DROP),
-    "503": Fault(kind=FaultKind.STATUS, status=503),
-    "429": Fault(kind=FaultKind.STATUS, status=429, retry_after="86399"),
-    "bare 404": Fault(kind=FaultKind.STATUS, status=404),
-    "bare 403": Fault(kind=FaultKind.STATUS, status=403),
-    "truncated listing": Fault(kind=FaultKind.TRUNCATE),
-    "truncated by one byte": Fault(kind=FaultKind.TRUNCATE, size=len(NEW) - 1, pattern="/resolve/"),
-    "wrong listing": Fault(kind=FaultKind.WRONG),
-    "wrong bytes": Fault(kind=FaultKind.WRONG, pattern="/resolve/"),
-    "gzip bomb": Fault(kind=FaultKind.GZIP_BOMB, size=64 * 2**20, pattern="/resolve/"),
-    "endless listing": Fault(kind=FaultKind.ENDLESS, pattern="/paths-info/"),
-    "endless body": Fault(kind=FaultKind.ENDLESS, pattern="/resolve/"),
-    "slow": Fault(kind=FaultKind.LATENCY, seconds=30),
-    "dripping listing": Fault(kind=FaultKind.DRIP, seconds=0.05, pattern="/paths-info/"),
-    "dripping body": Fault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"),
-    "dripping header": Fault(kind=FaultKind.HEADER_DRIP, seconds=0.05, pattern="/resolve/"),
+    "drop": HubFault(kind=FaultKind.DROP),
+    "503": HubFault(kind=FaultKind.STATUS, status=503),
+    "429": HubFault(kind=FaultKind.STATUS, status=429, retry_after="86399"),
+    "bare 404": HubFault(kind=FaultKind.STATUS, status=404),
+    "bare 403": HubFault(kind=FaultKind.STATUS, status=403),
+    "truncated listing": HubFault(kind=FaultKind.TRUNCATE),
+    "truncated by one byte": HubFault(kind=FaultKind.TRUNCATE, size=len(NEW) - 1, pattern="/resolve/"),
+    "wrong listing": HubFault(kind=FaultKind.WRONG),
+    "wrong bytes": HubFault(kind=FaultKind.WRONG, pattern="/resolve/"),
+    "gzip bomb": HubFault(kind=FaultKind.GZIP_BOMB, size=64 * 2**20, pattern="/resolve/"),
+    "endless listing": HubFault(kind=FaultKind.ENDLESS, pattern="/paths-info/"),
+    "endless body": HubFault(kind=FaultKind.ENDLESS, pattern="/resolve/"),
+    "slow": HubFault(kind=FaultKind.LATENCY, seconds=30),
+    "dripping listing": HubFault(kind=FaultKind.DRIP, seconds=0.05, pattern="/paths-info/"),
+    "dripping body": HubFault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"),
+    "dripping header": HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.05, pattern="/resolve/"),
 }
 
 
@@ -123,14 +123,14 @@ def test_too_much_is_stopped_by_its_size_long_before_the_deadline(
     server: HubServer, tmp_path: Path, kind: FaultKind, path: str, sentence: str
 ) -> None:
     commit = seed(server)
-    set_faults(server.store.root, Fault(kind=kind, pattern=path, size=2**20))
+    set_faults(server.store.root, HubFault(kind=kind, pattern=path, size=2**20))
     with pytest.raises(RemoteError, match=sentence):
         fetch(server, commit, tmp_path / "data", deadline_s=30)
 
 
 def test_a_call_given_up_soon_ends(server: HubServer, tmp_path: Path) -> None:
     commit = seed(server)
-    set_faults(server.store.root, Fault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
+    set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
     with pytest.raises(RemoteError):
         fetch(server, commit, tmp_path / "data", deadline_s=0.2)
     for thread in threading.enumerate():
@@ -145,7 +145,7 @@ def test_the_wait_the_hub_asks_for_is_passed_on(server: HubServer, tmp_path: Pat
     commit = seed(server)
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=wait_s), usegmt=True)
     for text, slack in ((str(wait_s), 0.0), (date, 2.0)):
-        set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=status, retry_after=text))
+        set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=status, retry_after=text))
         with pytest.raises(RemoteError) as caught:
             fetch(server, commit, tmp_path / "data")
         assert caught.value.retry_after_s == pytest.approx(wait_s, abs=slack)
@@ -154,7 +154,7 @@ def test_the_wait_the_hub_asks_for_is_passed_on(server: HubServer, tmp_path: Pat
 @pytest.mark.parametrize("text", ["soon", "-5", "9" * 5000, "²"])
 def test_a_senseless_wait_is_none(server: HubServer, tmp_path: Path, text: str) -> None:
     commit = seed(server)
-    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after=text))
+    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after=text))
     with pytest.raises(RemoteError) as caught:
         fetch(server, commit, tmp_path / "data")
     assert caught.value.retry_after_s is None
@@ -162,8 +162,8 @@ def test_a_senseless_wait_is_none(server: HubServer, tmp_path: Path, text: str) 
 
 def test_what_is_missing_is_told_apart(server: HubServer, tmp_path: Path) -> None:
     commit = seed(server)
-    publish(server.store.root, "bob/other", {"readme.txt": b"x"})
-    other = publish(server.store.root, "bob/other", {f"{DATA}/inner": b"x"})
+    upload_files(server.store.root, "bob/other", {"readme.txt": b"x"})
+    other = upload_files(server.store.root, "bob/other", {f"{DATA}/inner": b"x"})
     assert refusal(server, commit, tmp_path / "a", repo="alice/nothing").reason is Reason.MISSING_REPO
     assert refusal(server, "0" * 40, tmp_path / "b").reason is Reason.MISSING_REPO
     assert refusal(server, other, tmp_path / "c", repo="bob/other").reason is Reason.MISSING_FILE
@@ -197,7 +197,7 @@ def test_a_token_we_hold_wrongly_is_our_fault_and_never_shown(server: HubServer,
 
 def test_an_expired_token_punishes_no_miner(server: HubServer, tmp_path: Path) -> None:
     commit = seed(server)
-    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=401))
+    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=401))
     with pytest.raises(HostError):
         fetch(server, commit, tmp_path / "data", token=TOKEN)
 
@@ -210,7 +210,7 @@ def test_a_token_for_another_owner_cannot_upload(server: HubServer) -> None:
 
 def test_a_file_over_the_cap_is_refused_unread(server: HubServer, tmp_path: Path) -> None:
     commit = seed(server)
-    set_faults(server.store.root, Fault(kind=FaultKind.DROP, pattern="/resolve/"))
+    set_faults(server.store.root, HubFault(kind=FaultKind.DROP, pattern="/resolve/"))
     assert refusal(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
     set_faults(server.store.root)
     assert fetch(server, commit, tmp_path / "data", max_bytes=len(OLD)).size == len(OLD)
@@ -218,15 +218,15 @@ def test_a_file_over_the_cap_is_refused_unread(server: HubServer, tmp_path: Path
 
 
 def test_the_one_jsonl_of_a_repo_is_found_by_its_ending(server: HubServer, tmp_path: Path) -> None:
-    commit = publish(server.store.root, REPO, {"deep/train set.jsonl": OLD, "readme.md": b"#"})
+    commit = upload_files(server.store.root, REPO, {"deep/train set.jsonl": OLD, "readme.md": b"#"})
     held = fetch(server, commit, tmp_path / "data", filename=None)
     assert (held.path.name, held.path.read_bytes()) == (DATA, OLD)
 
 
 def test_no_or_two_jsonl_are_refused_by_name(server: HubServer, tmp_path: Path) -> None:
-    none = publish(server.store.root, REPO, {"readme.md": b"#"})
+    none = upload_files(server.store.root, REPO, {"readme.md": b"#"})
     assert refusal(server, none, tmp_path / "data", filename=None).reason is Reason.MISSING_FILE
-    two = publish(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
+    two = upload_files(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
     error = refusal(server, two, tmp_path / "data", filename=None)
     assert error.reason is Reason.MISSING_FILE
     assert DATA in str(error) and "more.jsonl" in str(error)
@@ -242,7 +242,7 @@ def test_only_a_full_commit_or_a_digest_is_a_revision(server: HubServer, tmp_pat
 
 
 def test_an_upload_to_a_busy_hub_gives_up_at_once(server: HubServer) -> None:
-    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/preupload/"))
+    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/preupload/"))
     started = time.monotonic()
     with pytest.raises(RemoteError) as caught:
         datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
@@ -253,7 +253,7 @@ def test_an_upload_to_a_busy_hub_gives_up_at_once(server: HubServer) -> None:
 @pytest.mark.parametrize("kind", [FaultKind.ENDLESS, FaultKind.LATENCY, FaultKind.HEADER_DRIP, FaultKind.DROP])
 @pytest.mark.parametrize("step", ["/repos/create", "/preupload/", "/commit/", "/paths-info/"])
 def test_an_upload_ends_whatever_the_hub_does(server: HubServer, kind: FaultKind, step: str) -> None:
-    set_faults(server.store.root, Fault(kind=kind, pattern=step, seconds=0.7))
+    set_faults(server.store.root, HubFault(kind=kind, pattern=step, seconds=0.7))
     started = time.monotonic()
     with pytest.raises(RemoteError):
         datasets.upload_dataset(OLD, REPO, token=TOKEN, deadline_s=0.4, endpoint=server.endpoint)
@@ -285,7 +285,7 @@ def test_offline_mode_is_the_operators_setting(
 def test_every_error_here_has_an_owner(server: HubServer, tmp_path: Path) -> None:
     """A listing that is JSON, but not the Hub's, must not escape as a KeyError or the like."""
     commit = seed(server)
-    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, status=200, pattern="/paths-info/"))
+    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=200, pattern="/paths-info/"))
     with pytest.raises(SubnetError):
         fetch(server, commit, tmp_path / "data")
 
@@ -299,7 +299,7 @@ def digest_of(content: bytes) -> str:
 
 def test_a_file_is_found_by_its_digest_wherever_main_is(server: HubServer, tmp_path: Path) -> None:
     seed(server, OLD)
-    publish(server.store.root, REPO, {"readme.md": b"#"})
+    upload_files(server.store.root, REPO, {"readme.md": b"#"})
     held = fetch(server, digest_of(OLD), tmp_path / "data")
     assert held.path.read_bytes() == OLD
     assert (held.revision, held.sha256) == (digest_of(OLD), digest_of(OLD))
@@ -313,7 +313,7 @@ def test_a_digest_that_main_does_not_hold_is_a_missing_file(server: HubServer, t
         return str(error)
 
     assert "not on the Hub" in sentence()
-    publish(server.store.root, REPO, {"readme.md": b"#"})
+    upload_files(server.store.root, REPO, {"readme.md": b"#"})
     assert "has no file data.jsonl" in sentence()
     seed(server, OLD)
     seed(server, NEW)

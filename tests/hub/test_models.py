@@ -15,9 +15,9 @@ from template.config import TrainingArgs, load_training_args
 from template.data.encoding import Tokenize
 from template.errors import RemoteError, SubnetError
 from template.hub import datasets, transport
-from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import HubStore, publish
+from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import ScoringModel, load_model, load_tokenizer
 from tests.fixtures.training import MODEL_ID
 
@@ -47,7 +47,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
 def load(server: HubServer, tiny_model: Path, tmp_path: Path) -> Load:
     """Loads the tiny model from the hub, by its commit, into an empty cache."""
     files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
-    args = replace(load_training_args(), revision=publish(server.store.root, MODEL_ID, files, repo_type="model"))
+    args = replace(load_training_args(), revision=upload_files(server.store.root, MODEL_ID, files, repo_type="model"))
     return lambda: load_model(args, device=torch.device("cpu"), dtype=torch.float32, cache_dir=tmp_path / "cache")
 
 
@@ -56,22 +56,22 @@ def size_of(folder: Path) -> int:
 
 
 FAULTS = {
-    "weights that never end": ("longer than", Fault(kind=FaultKind.ENDLESS, pattern=WEIGHTS)),
+    "weights that never end": ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern=WEIGHTS)),
     "weights beyond any model's": (
         "longer than",
-        Fault(kind=FaultKind.RAW, body=HUGE, rest="x", repeat=None, pattern=WEIGHTS),
+        HubFault(kind=FaultKind.RAW, body=HUGE, rest="x", repeat=None, pattern=WEIGHTS),
     ),
-    "weights of gzip": ("compressed", Fault(kind=FaultKind.GZIP_BOMB, size=64 * SMALL, pattern=WEIGHTS)),
+    "weights of gzip": ("compressed", HubFault(kind=FaultKind.GZIP_BOMB, size=64 * SMALL, pattern=WEIGHTS)),
     "a tokenizer that never ends": (
         "longer than",
-        Fault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*tokenizer.json"),
+        HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*tokenizer.json"),
     ),
     "a configuration that never ends": (
         "longer than",
-        Fault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*config.json"),
+        HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*config.json"),
     ),
-    "weights that drip": ("time allowed", Fault(kind=FaultKind.DRIP, seconds=0.01, pattern=WEIGHTS)),
-    "a header that drips": ("time allowed", Fault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern=WEIGHTS)),
+    "weights that drip": ("time allowed", HubFault(kind=FaultKind.DRIP, seconds=0.01, pattern=WEIGHTS)),
+    "a header that drips": ("time allowed", HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern=WEIGHTS)),
 }
 
 
@@ -91,7 +91,7 @@ def test_a_hostile_hub_is_given_up_on(
 
 
 def test_the_library_waits_its_own_second_and_not_the_years_it_is_asked_for(server: HubServer, load: Load) -> None:
-    busy = Fault(kind=FaultKind.STATUS, status=429, retry_after="999999999", pattern=WEIGHTS, count=1)
+    busy = HubFault(kind=FaultKind.STATUS, status=429, retry_after="999999999", pattern=WEIGHTS, count=1)
     set_faults(server.store.root, busy)
     assert load().source.model_id == MODEL_ID
 
@@ -105,7 +105,9 @@ def test_other_bytes_than_the_listed_ones_are_not_used_and_not_kept(
     content = (tiny_model / name).read_bytes()
     other = content.replace(b" ", b"\t", 1) if what.endswith("json") else content[:-1] + bytes([content[-1] ^ 1])
     assert other != content
-    forged = Fault(kind=FaultKind.REPLY, status=200, body=other.decode("latin-1"), pattern=f"^GET .*/resolve/.*/{name}")
+    forged = HubFault(
+        kind=FaultKind.REPLY, status=200, body=other.decode("latin-1"), pattern=f"^GET .*/resolve/.*/{name}"
+    )
     set_faults(server.store.root, forged)
     with pytest.raises(RemoteError, match="not the one it lists"):
         load()
@@ -120,7 +122,7 @@ def test_no_name_of_the_hubs_leads_out_of_the_cache(
 ) -> None:
     """The library makes paths of them, and says itself when it has none."""
     told = {"ETag": '"abc"', "X-Repo-Commit": "a" * 40, header: name.replace("{tmp}", str(tmp_path))}
-    reply = Fault(kind=FaultKind.REPLY, status=200, headers=tuple(told.items()), body="{}", pattern="/resolve/")
+    reply = HubFault(kind=FaultKind.REPLY, status=200, headers=tuple(told.items()), body="{}", pattern="/resolve/")
     set_faults(server.store.root, reply)
     with pytest.raises(RemoteError):
         load()
@@ -134,7 +136,7 @@ def test_what_names_no_file_may_have_any_name(server: HubServer, load: Load, tin
     weights = tiny_model / "model.safetensors"
     express = ("ETag", 'W/"a27-vndQfbspAL31/eKATEOf36LyR8k"')
     with HubServer(tmp_path / "store") as store:
-        there = publish(store.store.root, MODEL_ID, {weights.name: weights}, repo_type="model")
+        there = upload_files(store.store.root, MODEL_ID, {weights.name: weights}, repo_type="model")
         moved = (
             express,
             ("Location", f"{store.endpoint}/{MODEL_ID}/resolve/{there}/{weights.name}"),
@@ -145,9 +147,9 @@ def test_what_names_no_file_may_have_any_name(server: HubServer, load: Load, tin
         gone = (express, ("X-Error-Code", "EntryNotFound"), ("X-Repo-Commit", commit))
         set_faults(
             server.store.root,
-            Fault(kind=FaultKind.REPLY, status=302, headers=moved, pattern=f"/resolve/.*{weights.name}"),
-            Fault(kind=FaultKind.REPLY, status=404, headers=gone, pattern=r"/resolve/.*/chat_template\."),
-            Fault(kind=FaultKind.REPLY, status=200, headers=(express,), body="[]", pattern="/api/.*/tree/"),
+            HubFault(kind=FaultKind.REPLY, status=302, headers=moved, pattern=f"/resolve/.*{weights.name}"),
+            HubFault(kind=FaultKind.REPLY, status=404, headers=gone, pattern=r"/resolve/.*/chat_template\."),
+            HubFault(kind=FaultKind.REPLY, status=200, headers=(express,), body="[]", pattern="/api/.*/tree/"),
         )
         assert load().source.revision == commit
     assert [path for path in (tmp_path / "cache").rglob("blobs/*") if len(path.name) == 64]
@@ -156,14 +158,14 @@ def test_what_names_no_file_may_have_any_name(server: HubServer, load: Load, tin
 AWAY = {
     "no name server": None,
     "a closed port": None,
-    "connections that end": Fault(kind=FaultKind.RAW, body=""),
-    "headers that drip": Fault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern="^HEAD"),
-    "listings that drip": Fault(kind=FaultKind.DRIP, seconds=0.1, pattern="/api/"),
-    "an answer that is compressed": Fault(kind=FaultKind.GZIP_BOMB, size=SMALL, pattern="/api/|HEAD"),
-    "a listing that is said to be inside": Fault(
+    "connections that end": HubFault(kind=FaultKind.RAW, body=""),
+    "headers that drip": HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern="^HEAD"),
+    "listings that drip": HubFault(kind=FaultKind.DRIP, seconds=0.1, pattern="/api/"),
+    "an answer that is compressed": HubFault(kind=FaultKind.GZIP_BOMB, size=SMALL, pattern="/api/|HEAD"),
+    "a listing that is said to be inside": HubFault(
         kind=FaultKind.REPLY, status=302, headers=(("Location", "http://10.0.0.1/x"),), pattern="/api/"
     ),
-    "answers of 503": Fault(kind=FaultKind.STATUS, status=503),
+    "answers of 503": HubFault(kind=FaultKind.STATUS, status=503),
 }
 
 
@@ -200,6 +202,6 @@ def _unknown(*question: object, **named: object) -> None:
 
 def test_a_commit_that_goes_away_is_named(server: HubServer, load: Load) -> None:
     headers = (("X-Error-Code", "RevisionNotFound"),)
-    set_faults(server.store.root, Fault(kind=FaultKind.REPLY, status=404, headers=headers, pattern="/resolve/"))
+    set_faults(server.store.root, HubFault(kind=FaultKind.REPLY, status=404, headers=headers, pattern="/resolve/"))
     with pytest.raises(SubnetError, match=MODEL_ID):
         load()

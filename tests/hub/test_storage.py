@@ -14,9 +14,9 @@ import pytest
 
 from template.errors import HostError, RemoteError
 from template.hub import storage
-from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, claims, fetch, refusal, seed
 
 
@@ -110,7 +110,7 @@ def test_a_download_killed_midway_leaves_the_old_revision_alone(server: HubServe
     folder = tmp_path / "data"
     old, new = seed(server, OLD), seed(server, NEW)
     fetch(server, old, folder)
-    set_faults(server.store.root, Fault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"))
+    set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"))
     code = (
         "import sys; from pathlib import Path; from template.hub import datasets;"
         "datasets.download_dataset(sys.argv[1], sys.argv[2], Path(sys.argv[3]), endpoint=sys.argv[4])"
@@ -128,7 +128,7 @@ def test_a_download_killed_midway_leaves_the_old_revision_alone(server: HubServe
 
 
 def test_a_named_file_is_no_answer_to_the_one_jsonl(server: HubServer, tmp_path: Path) -> None:
-    two = publish(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
+    two = upload_files(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
     fetch(server, two, tmp_path / "data", cache_dir=tmp_path / "cache")
     refusal(server, two, tmp_path / "data", cache_dir=tmp_path / "cache", filename=None)
 

@@ -20,10 +20,10 @@ from template.hub import datasets
 from template.hub.network import RequestBudget
 from template.hub.transport import BoundedTransport
 from template.localnet.hub import server as hub_server
-from template.localnet.hub.api import Answer, Call
-from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.api import Request, Response
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import HubStore, publish
+from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import load_model
 from tests.fixtures.hub import DATA, OLD, REPO, TOKEN
 from tests.fixtures.training import MODEL_ID
@@ -37,12 +37,12 @@ class Hosts:
 
     hub: HubServer
     elsewhere: HubServer
-    seen: list[Call]
+    seen: list[Request]
 
-    def at(self, server: HubServer) -> list[Call]:
+    def at(self, server: HubServer) -> list[Request]:
         return [call for call in self.seen if call.endpoint == server.endpoint]
 
-    def misbehave(self, *faults: Fault) -> None:
+    def misbehave(self, *faults: HubFault) -> None:
         set_faults(self.hub.store.root, *faults)
 
     def check(self, *, is_reached: bool = True) -> None:
@@ -57,14 +57,14 @@ class Hosts:
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     """Both hosts as this process would meet them with HF_ENDPOINT and HF_TOKEN set at its start."""
-    seen: list[Call] = []
-    answer: Callable[[HubStore, Call], Answer] = vars(hub_server)["answer"]
+    seen: list[Request] = []
+    respond: Callable[[HubStore, Request], Response] = vars(hub_server)["respond"]
 
-    def record(store: HubStore, call: Call) -> Answer:
+    def record(store: HubStore, call: Request) -> Response:
         seen.append(call)
-        return answer(store, call)
+        return respond(store, call)
 
-    monkeypatch.setattr(hub_server, "answer", record)
+    monkeypatch.setattr(hub_server, "respond", record)
     with HubServer(tmp_path / "hub") as here, HubServer(tmp_path / "elsewhere") as elsewhere:
         template = here.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", here.endpoint)
@@ -76,13 +76,13 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
         yield Hosts(here, elsewhere, seen)
 
 
-def to(hosts: Hosts, status: int, *, at: str, path: str = "/x", **more: str) -> Fault:
+def to(hosts: Hosts, status: int, *, at: str, path: str = "/x", **more: str) -> HubFault:
     headers = (("Location", hosts.elsewhere.endpoint + path), *more.items())
-    return Fault(kind=FaultKind.REPLY, status=status, headers=headers, pattern=at)
+    return HubFault(kind=FaultKind.REPLY, status=status, headers=headers, pattern=at)
 
 
-def told(body: object, *, at: str, headers: tuple[tuple[str, str], ...] = ()) -> Fault:
-    return Fault(kind=FaultKind.REPLY, status=200, headers=headers, body=json.dumps(body), pattern=at)
+def told(body: object, *, at: str, headers: tuple[tuple[str, str], ...] = ()) -> HubFault:
+    return HubFault(kind=FaultKind.REPLY, status=200, headers=headers, body=json.dumps(body), pattern=at)
 
 
 def download(hosts: Hosts, commit: str, folder: Path) -> None:
@@ -91,8 +91,8 @@ def download(hosts: Hosts, commit: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_file_at_a_store(hosts: Hosts, tmp_path: Path, status: int) -> None:
-    commit = publish(hosts.hub.store.root, REPO, {DATA: OLD})
-    there = publish(hosts.elsewhere.store.root, REPO, {DATA: OLD})
+    commit = upload_files(hosts.hub.store.root, REPO, {DATA: OLD})
+    there = upload_files(hosts.elsewhere.store.root, REPO, {DATA: OLD})
     hosts.misbehave(to(hosts, status, at=FILE, path=f"/datasets/{REPO}/resolve/{there}/{DATA}"))
     download(hosts, commit, tmp_path / "data")
     hosts.check()
@@ -100,18 +100,18 @@ def test_a_file_at_a_store(hosts: Hosts, tmp_path: Path, status: int) -> None:
 
 def test_a_store_by_the_name_of_this_machine(hosts: Hosts, tmp_path: Path) -> None:
     """Another port is another host, whatever it is called."""
-    commit = publish(hosts.hub.store.root, REPO, {DATA: OLD})
-    there = publish(hosts.elsewhere.store.root, REPO, {DATA: OLD})
+    commit = upload_files(hosts.hub.store.root, REPO, {DATA: OLD})
+    there = upload_files(hosts.elsewhere.store.root, REPO, {DATA: OLD})
     port = hosts.elsewhere.endpoint.rsplit(":", 1)[1]
     target = f"http://{TOKEN[:3]}@localhost:{port}/datasets/{REPO}/resolve/{there}/{DATA}"
-    hosts.misbehave(Fault(kind=FaultKind.REPLY, status=302, headers=(("Location", target),), pattern=FILE))
+    hosts.misbehave(HubFault(kind=FaultKind.REPLY, status=302, headers=(("Location", target),), pattern=FILE))
     download(hosts, commit, tmp_path / "data")
     hosts.check()
 
 
 @pytest.mark.parametrize(("status", "is_reached"), [(301, True), (302, True), (303, True), (307, False), (308, False)])
 def test_a_listing_that_is_said_to_be_elsewhere(hosts: Hosts, tmp_path: Path, status: int, is_reached: bool) -> None:
-    commit = publish(hosts.hub.store.root, REPO, {DATA: OLD})
+    commit = upload_files(hosts.hub.store.root, REPO, {DATA: OLD})
     hosts.misbehave(to(hosts, status, at=LISTING))
     with pytest.raises(RemoteError):
         download(hosts, commit, tmp_path / "data")
@@ -119,7 +119,7 @@ def test_a_listing_that_is_said_to_be_elsewhere(hosts: Hosts, tmp_path: Path, st
 
 
 def test_cookies_are_neither_kept_nor_passed_on(hosts: Hosts, tmp_path: Path) -> None:
-    commit = publish(hosts.hub.store.root, REPO, {DATA: OLD})
+    commit = upload_files(hosts.hub.store.root, REPO, {DATA: OLD})
     cookie = f"session={TOKEN}; Path=/"
     hosts.misbehave(
         replace(to(hosts, 302, at=FILE), headers=(*to(hosts, 302, at=FILE).headers, ("Set-Cookie", cookie)))
@@ -132,8 +132,8 @@ def test_cookies_are_neither_kept_nor_passed_on(hosts: Hosts, tmp_path: Path) ->
 
 
 def test_an_evaluation_set_at_a_store(hosts: Hosts, tmp_path: Path) -> None:
-    commit = publish(hosts.hub.store.root, "alice/pool", {"pool.jsonl": OLD})
-    there = publish(hosts.elsewhere.store.root, "alice/pool", {"pool.jsonl": OLD})
+    commit = upload_files(hosts.hub.store.root, "alice/pool", {"pool.jsonl": OLD})
+    there = upload_files(hosts.elsewhere.store.root, "alice/pool", {"pool.jsonl": OLD})
     hosts.misbehave(to(hosts, 302, at=FILE, path=f"/datasets/alice/pool/resolve/{there}/pool.jsonl"))
     competition = replace(Competition.from_defaults(), repo="alice/pool", eval_commit=commit)
     assert datasets.fetch_eval_set(competition, tmp_path / "eval", None, TOKEN).read_bytes() == OLD
@@ -144,7 +144,7 @@ def test_an_evaluation_set_at_a_store(hosts: Hosts, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [302, 307])
 def test_an_upload_that_is_sent_elsewhere(hosts: Hosts, at: str, status: int) -> None:
     if at == "/revision/":
-        publish(hosts.hub.store.root, REPO, {DATA: OLD})
+        upload_files(hosts.hub.store.root, REPO, {DATA: OLD})
     hosts.misbehave(to(hosts, status, at=at))
     with pytest.raises(SubnetError):
         datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=hosts.hub.endpoint)
@@ -155,7 +155,7 @@ def test_an_upload_that_is_sent_elsewhere(hosts: Hosts, at: str, status: int) ->
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_an_upload_to_a_store_and_its_report(hosts: Hosts) -> None:
     """The library sends the token with the report, wherever the Hub says that it is to go."""
-    publish(hosts.hub.store.root, REPO, {"readme.md": b"#"})
+    upload_files(hosts.hub.store.root, REPO, {"readme.md": b"#"})
     place = hosts.elsewhere.endpoint
     actions = {"upload": {"href": f"{place}/store"}, "verify": {"href": f"{place}/report"}}
     listed = {"oid": hashlib.sha256(OLD).hexdigest(), "size": len(OLD), "actions": actions}
@@ -181,7 +181,7 @@ def test_no_request_of_the_library_carries_a_secret_elsewhere(hosts: Hosts) -> N
 
 def test_a_second_page_is_not_looked_for(hosts: Hosts) -> None:
     """As transformers lists a model's folder."""
-    publish(hosts.hub.store.root, MODEL_ID, {"config.json": b"{}"}, repo_type="model")
+    upload_files(hosts.hub.store.root, MODEL_ID, {"config.json": b"{}"}, repo_type="model")
     hosts.misbehave(told([], at="/tree/", headers=(("Link", f'<{hosts.elsewhere.endpoint}/next>; rel="next"'),)))
     assert list(HfApi(endpoint=hosts.hub.endpoint).list_repo_tree(MODEL_ID)) == []
     hosts.check(is_reached=False)
@@ -189,8 +189,8 @@ def test_a_second_page_is_not_looked_for(hosts: Hosts) -> None:
 
 def test_a_model_at_a_store(hosts: Hosts, tiny_model: Path, tmp_path: Path) -> None:
     files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
-    commit = publish(hosts.hub.store.root, MODEL_ID, files, repo_type="model")
-    there = publish(hosts.elsewhere.store.root, MODEL_ID, files, repo_type="model")
+    commit = upload_files(hosts.hub.store.root, MODEL_ID, files, repo_type="model")
+    there = upload_files(hosts.elsewhere.store.root, MODEL_ID, files, repo_type="model")
     hosts.misbehave(
         *(
             to(hosts, 302, at=f"^GET .*{name}$", path=f"/{MODEL_ID}/resolve/{there}/{name}")

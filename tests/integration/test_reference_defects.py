@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
-from template.localnet.hub.store import publish
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
+from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, make_hotkey
 from template.records import Progress, SubmissionKey, Verdict
 from template.rules.duplicates import Candidate
@@ -256,7 +255,7 @@ def test_10a_a_hub_that_failed_once_costs_nobody_anything(net: Net) -> None:
 
 def test_10b_what_was_missing_is_looked_for_again(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repository that was not there yet was never asked for again."""
-    commit = publish(net.hub.store.root, "alice/data", {"data.jsonl": make_content(SMALL)}, private=True)
+    commit = upload_files(net.hub.store.root, "alice/data", {"data.jsonl": make_content(SMALL)}, private=True)
     key = net.commit("alice", f"alice/data:{net.competition.id}:{commit}")
     with open_bench(net) as bench:
         run_bounded(bench.validator)
@@ -283,7 +282,7 @@ def test_10c_a_new_commit_is_judged_anew(net: Net) -> None:
 def test_11a_the_evaluation_set_stays_what_the_competition_names(net: Net) -> None:
     """It was looked up on main again and again, so that miners of one day met different ones."""
     root = net.hub.store.root
-    publish(root, "sample/pool", {"pool.jsonl": make_content([make_line(10**6 + n) for n in range(50)])})
+    upload_files(root, "sample/pool", {"pool.jsonl": make_content([make_line(10**6 + n) for n in range(50)])})
     keys = net.submit("alice", SMALL), net.submit("bob", [make_line(10**6)])
     with open_bench(net) as bench:
         run_bounded(bench.validator)
@@ -297,7 +296,7 @@ def test_11a_the_evaluation_set_stays_what_the_competition_names(net: Net) -> No
 def test_11b_an_evaluation_repository_of_two_files_is_refused(net: Net) -> None:
     """The last file in the order of the folder's listing was taken."""
     files = {"a.jsonl": make_content(POOL), "b.jsonl": make_content(SMALL)}
-    commit = publish(net.hub.store.root, "sample/pool", {**files})
+    commit = upload_files(net.hub.store.root, "sample/pool", {**files})
     net.competition = dataclasses.replace(net.competition, eval_commit=commit)
     with open_bench(net) as bench, pytest.raises(ConfigError, match="exactly one"):
         bench.validator.tick()
@@ -306,7 +305,7 @@ def test_11b_an_evaluation_repository_of_two_files_is_refused(net: Net) -> None:
 def test_12a_a_commitment_counts_for_its_own_competition_and_registration(net: Net) -> None:
     """Any commitment that was on chain counted, for whatever competition and from whatever time."""
     root = net.hub.store.root
-    elsewhere = net.commit("alice", f"alice/data:other:{publish(root, 'alice/data', {'data.jsonl': b'x'})}")
+    elsewhere = net.commit("alice", f"alice/data:other:{upload_files(root, 'alice/data', {'data.jsonl': b'x'})}")
     old = net.submit("bob", LARGE)
     net.admin.deregister(old.hotkey)
     net.admin.register(old.hotkey)

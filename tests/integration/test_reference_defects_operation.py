@@ -18,10 +18,9 @@ import pytest
 from neurons import validator
 from template import constants
 from template.errors import ConfigError, Reason, RemoteError
-from template.localnet.chain.chain import Fault
+from template.localnet.chain.chain import ChainFault
 from template.localnet.hub import store as hub_store
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.network import make_hotkey
 from template.records import ChainView
 from template.rules.schedule import Policy
@@ -45,7 +44,7 @@ def test_16a_a_file_over_the_limit_is_refused_without_being_fetched(net: Net) ->
 def test_16b_of_a_repository_one_file_is_fetched(net: Net) -> None:
     """The whole repository of a miner was downloaded."""
     files = {"data.jsonl": make_content(SMALL), "weights.bin": b"x" * 10_000, "more/data.jsonl": b"{}"}
-    commit = hub_store.publish(net.hub.store.root, "alice/data", {**files})
+    commit = hub_store.upload_files(net.hub.store.root, "alice/data", {**files})
     net.commit("alice", f"alice/data:{net.competition.id}:{commit}")
     with hub_requests() as asked, open_bench(net) as bench:
         bench.executor.hold = True
@@ -217,8 +216,8 @@ def test_22c_work_of_the_operators_own_is_never_checked_out_over(tmp_path: Path)
     assert (clone / "mine.py").read_text() == "my own\n"
 
 
-@pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.ERROR])
-def test_23a_weights_whose_answer_is_lost_are_neither_forgotten_nor_set_twice(net: Net, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, ChainFault.ERROR])
+def test_23a_weights_whose_answer_is_lost_are_neither_forgotten_nor_set_twice(net: Net, fault: ChainFault) -> None:
     """Weights that failed were noted as set for the epoch; those that may have landed were made again."""
     net.submit("alice", SMALL)
     net.admin.set_fault("write", fault)

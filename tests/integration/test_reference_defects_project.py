@@ -18,9 +18,8 @@ from template import constants
 from template.competition import Competition
 from template.config import Hyperparameters
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.localnet.chain.chain import Fault
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.chain.chain import ChainFault
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.miner.sealed import at_round_start, seal_dataset
 from template.rules.schedule import Policy
 from template.store.store import Store
@@ -132,7 +131,7 @@ def test_26c_nothing_is_committed_before_everybody_can_read_it(net: Net) -> None
 @pytest.mark.usefixtures("as_alice")
 def test_26d_a_commitment_whose_answer_is_lost_is_not_made_twice(net: Net) -> None:
     """A connection that dropped after the commitment made a second one, at a later block."""
-    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
     with LaggingChain(net, "alice", blocks=0) as chain:
         first = run_miner(configure(net), chain, stepping(net))
     net.admin.advance(50)
@@ -220,7 +219,7 @@ def test_27d_every_function_and_class_is_used() -> None:
         f"{path.stem}.{node.name}"
         for path, tree in PRODUCT.items()
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and path.parent.name != "localnet"
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and "localnet" not in path.parts
         if node.name not in used | called_from_outside
     ]
     assert unused == []

@@ -23,7 +23,7 @@ from template import cli, files
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import ConfigError, HostError
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.miner.draft import open_journal
 from template.miner.journal import Journal
 from template.store.store import Store
@@ -222,7 +222,7 @@ def test_a_worker_fetches_its_model_with_a_token_that_its_environment_never_hold
 ) -> None:
     name = "Qwen/Qwen2.5-0.5B-Instruct"  # whose owner alone may read it here
     files = {path.name: path for path in tiny_model.iterdir()}
-    commit = publish(net.hub.store.root, name, files, "model", private=True)
+    commit = upload_files(net.hub.store.root, name, files, "model", private=True)
     for variable, value in net.environment("Qwen").items():
         monkeypatch.setenv(variable, value)
     args = dataclasses.replace(load_training_args(write_training_args(tmp_path / "args.yaml")), model_id=name)
@@ -370,7 +370,7 @@ def test_no_log_shows_the_values_of_variables() -> None:
         (path.name, {word.arg: ast.unparse(word.value) for word in node.keywords})
         for folder in ("template", "neurons", "scripts")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if path.parent.name != "localnet"
+        if "localnet" not in path.parts
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "logger.add"
     ]

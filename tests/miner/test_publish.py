@@ -12,9 +12,8 @@ import pytest
 from template.constants import MAX_SUBMISSION_BYTES
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
-from template.localnet.chain.chain import Fault
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.chain.chain import ChainFault
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
@@ -133,15 +132,15 @@ def test_a_used_up_commit_limit_is_waited_out(net: Net) -> None:
 
 
 def test_a_commitment_whose_answer_is_lost_is_not_made_twice(net: Net) -> None:
-    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
     published = publish(net)
     held = net.chain("alice").commitment(net.hotkey("alice"))
     assert held is not None and held.block == published.block
     assert commits(net) == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, None])
-def test_a_commitment_that_is_not_final_yet_is_not_made_twice(net: Net, fault: Fault | None) -> None:
+@pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, None])
+def test_a_commitment_that_is_not_final_yet_is_not_made_twice(net: Net, fault: ChainFault | None) -> None:
     if fault is not None:
         net.admin.set_fault("write", fault)
     with LaggingChain(net, "alice", blocks=0) as chain:
@@ -149,8 +148,8 @@ def test_a_commitment_that_is_not_final_yet_is_not_made_twice(net: Net, fault: F
     assert commits(net) == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.ERROR, Fault.DISCONNECT])
-def test_a_commitment_that_never_arrived_is_made_again_once_it_cannot_arrive_any_more(net: Net, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ChainFault.ERROR, ChainFault.DISCONNECT])
+def test_a_lost_commitment_is_repeated_when_it_cannot_land(net: Net, fault: ChainFault) -> None:
     net.admin.set_fault("write", fault)
     before = net.admin.block()
     assert publish(net).block > before + ERA_BLOCKS
@@ -165,10 +164,10 @@ def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
 
     def disturbed(seconds: float) -> None:
         if next(turns) == 0:
-            net.admin.set_fault("read", Fault.DISCONNECT, calls=2)
+            net.admin.set_fault("read", ChainFault.DISCONNECT, calls=2)
         sleep(seconds)
 
-    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
     run_miner(configure(net), chain, disturbed)
     assert commits(net) == 1
 

@@ -8,7 +8,7 @@ import pytest
 
 from template.errors import ConfigError, HostError
 from template.hub import datasets
-from template.localnet.chain.chain import Fault
+from template.localnet.chain.chain import ChainFault
 from template.localnet.hub import store as hub_store
 from template.miner.journal import Journal
 from template.records import PublishOutcome
@@ -35,7 +35,7 @@ def net(tmp_path: Path) -> Iterator[Net]:
 
 def test_another_file_in_the_repo_costs_no_place_in_line(net: Net) -> None:
     first = publish(net)
-    hub_store.publish(net.hub.store.root, "alice/data", {"README.md": b"# mine"})
+    hub_store.upload_files(net.hub.store.root, "alice/data", {"README.md": b"# mine"})
     assert publish(net) == first
     assert commits(net) == 1
 
@@ -103,12 +103,12 @@ def start(net: Net, *more: str) -> Process:
 
 
 def test_a_process_killed_while_its_call_hangs_commits_once(net: Net) -> None:
-    net.admin.set_fault("write", Fault.HANG)
+    net.admin.set_fault("write", ChainFault.HANG)
     with start(net) as process:
         process.wait_for("sending")
         process.send(signal.SIGKILL)
         assert process.finish() == -signal.SIGKILL
-    net.admin.set_fault("write", Fault.HANG, calls=0)
+    net.admin.set_fault("write", ChainFault.HANG, calls=0)
     before = net.admin.block()
     assert commits(net) == 0
     assert publish(net).block > before + ERA_BLOCKS
@@ -116,7 +116,7 @@ def test_a_process_killed_while_its_call_hangs_commits_once(net: Net) -> None:
 
 
 def test_a_process_killed_after_its_call_landed_commits_once(net: Net) -> None:
-    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
     with start(net, "--poll_seconds", "600") as process:
         process.wait_for("will look again")
         process.send(signal.SIGKILL)

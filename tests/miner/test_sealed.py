@@ -15,10 +15,9 @@ from template.chain.client import Chain, round_time
 from template.constants import BLOCK_S
 from template.errors import ConfigError, RemoteError
 from template.hub import datasets
-from template.localnet.chain.chain import Fault
+from template.localnet.chain.chain import ChainFault
 from template.localnet.hub import store as hub_store
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.miner.draft import PublishResult
 from template.miner.publish import publish_dataset
 from template.miner.sealed import (
@@ -222,7 +221,7 @@ def test_a_chain_that_falls_silent_does_not_keep_the_file_back(net: Net, logs: l
         nonlocal now
         now += BLOCK_S
         assert now < 100 * BLOCK_S, "it waits for ever"
-        net.admin.set_fault("read", Fault.DISCONNECT, calls=1000)
+        net.admin.set_fault("read", ChainFault.DISCONNECT, calls=1000)
 
     seal(net, sleep=pass_time, clock=lambda: now)
     assert any("will look again" in line for line in logs)
@@ -252,8 +251,8 @@ def test_a_miner_killed_around_the_call_seals_once(net: Net, is_after: bool, tmp
     assert on_main(net, tmp_path / "validator") == CONTENT
 
 
-@pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.DISCONNECT])
-def test_a_seal_whose_answer_is_lost_is_made_once(net: Net, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, ChainFault.DISCONNECT])
+def test_a_seal_whose_answer_is_lost_is_made_once(net: Net, fault: ChainFault) -> None:
     net.admin.set_fault("write", fault)
     seal(net)
     assert commits(net) == 1
@@ -403,7 +402,7 @@ def test_a_seal_that_is_replaced_from_elsewhere_uploads_nothing(net: Net) -> Non
 
 
 def test_a_private_repo_is_refused_before_anything_is_committed(net: Net) -> None:
-    hub_store.publish(net.hub.store.root, "alice/data", {"README.md": b"#"}, private=True)
+    hub_store.upload_files(net.hub.store.root, "alice/data", {"README.md": b"#"}, private=True)
     with pytest.raises(ConfigError, match="--hf_repo_id alice/data must be public"):
         seal(net)
     assert commits(net) == 0

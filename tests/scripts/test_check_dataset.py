@@ -17,10 +17,9 @@ from template.chain.timelock import beacon_round_at
 from template.competition import CommitmentRecord
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, RemoteError
-from template.localnet.chain.chain import Fault
+from template.localnet.chain.chain import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.network import NETUID, make_hotkey
 from tests.fixtures.network import (
     LARGE,
@@ -314,8 +313,8 @@ def test_own_commitment_that_cannot_be_read_is_said_where_it_decides(net: Net) -
 
 
 def test_a_chain_that_does_not_answer_leaves_the_faults_of_the_file_told(net: Net) -> None:
-    net.admin.set_fault("connect", Fault.ERROR, calls=100)
-    net.admin.set_fault("read", Fault.ERROR, calls=100)
+    net.admin.set_fault("connect", ChainFault.ERROR, calls=100)
+    net.admin.set_fault("read", ChainFault.ERROR, calls=100)
     found = look(net, [POOL[0]], status=5)
     assert found["subnet"] is None and found["unread"]
     found = look(net, [POOL[0], "{]"], status=6)

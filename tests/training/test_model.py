@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.localnet.models.tiny import make_tiny_model
 from template.training import determinism
 from template.training.dropout import CpuDropout
@@ -481,12 +481,12 @@ def test_a_hub_model_is_loaded_at_the_commit_that_is_recorded(tiny_model: Path, 
 
         def add(folder: Path) -> str:
             files: dict[str, bytes | Path] = {path.name: path for path in folder.iterdir()}
-            return publish(root, MODEL_ID, files, repo_type="model")
+            return upload_files(root, MODEL_ID, files, repo_type="model")
 
         first, second = add(tiny_model), add(other)
-        publish(root, "google/gemma-2-2b-it", {"README.md": b"no model"}, repo_type="model")
+        upload_files(root, "google/gemma-2-2b-it", {"README.md": b"no model"}, repo_type="model")
         pickle_only = {path.name: path for path in tiny_model.iterdir() if path.suffix == ".json"}
-        publish(root, "google/gemma-2-9b-it", {**pickle_only, "pytorch_model.bin": b"pickle"}, repo_type="model")
+        upload_files(root, "google/gemma-2-9b-it", {**pickle_only, "pytorch_model.bin": b"pickle"}, repo_type="model")
         newest, pinned, *errors = load_from_hub(
             server.endpoint,
             tmp_path / "home",
@@ -497,7 +497,7 @@ def test_a_hub_model_is_loaded_at_the_commit_that_is_recorded(tiny_model: Path, 
             "google/gemma-2-2b-it",
             "google/gemma-2-9b-it",
         )
-        set_faults(root, Fault(kind=FaultKind.STATUS, status=503))
+        set_faults(root, HubFault(kind=FaultKind.STATUS, status=503))
         (busy,) = load_from_hub(server.endpoint, tmp_path / "home-2", MODEL_ID)
     assert newest == [second, None, embedding_digest(other)]
     assert pinned == [first, None, embedding_digest(tiny_model)]

@@ -10,7 +10,7 @@ import pytest
 from template.competition import Competition
 from template.data.eval_set import EvalSetIndex
 from template.hub.datasets import fetch_eval_set
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.records import EvalConfig, Round, Submission, SubmissionKey
 from template.rules import duplicates
 from template.rules.duplicates import MAX_VERSIONS
@@ -218,7 +218,7 @@ def test_the_state_file_keeps_its_size_from_round_to_round(house: House) -> None
 
 def test_evaluation_sets_of_earlier_competitions_leave_the_cache(net: Net, tmp_path: Path) -> None:
     cache = net.parts.folder / "cache"
-    other = publish(net.hub.store.root, "sample/pool", {"pool.jsonl": make_content(POOL[:50])})
+    other = upload_files(net.hub.store.root, "sample/pool", {"pool.jsonl": make_content(POOL[:50])})
     earlier = dataclasses.replace(net.competition, eval_commit=other)
     for at, competition in enumerate((earlier, net.competition)):
         fetch_eval_set(competition, tmp_path / f"eval-{at}", cache, None)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from template.errors import HostError, Reason
-from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.records import RetryState, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.downloads import Downloader
@@ -23,7 +23,7 @@ YEAR_S = 365 * 86_400.0
 def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(net: Net) -> None:
     now = [NOW + YEAR_S]
     key = net.submit("alice", SMALL)
-    set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
     with open_bench(net, chain=still(net), now=lambda: now[0]) as bench:
         tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)
@@ -64,7 +64,7 @@ def test_what_was_parked_while_the_clock_was_ahead_has_its_turn_in_the_next_roun
 def test_a_pause_that_the_hub_asked_for_while_the_clock_was_ahead_ends(net: Net) -> None:
     now = [NOW + YEAR_S]
     key = net.submit("alice", SMALL)
-    set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
     with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
         tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)

@@ -14,8 +14,8 @@ from template.constants import DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
 from template.errors import HostError, Reason, RemoteError, SubmissionError
 from template.hub.storage import HubFile
 from template.localnet.hub import server as hub_server
-from template.localnet.hub.api import Answer, Call
-from template.localnet.hub.faults import Fault, FaultKind, set_faults
+from template.localnet.hub.api import Request, Response
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.store import HubStore
 from template.records import SubmissionKey
 from template.rules.schedule import Policy
@@ -31,15 +31,15 @@ HOLD_S = 8.0
 class Gate:
     """Stands before the hub's answers: counts the requests inside and holds back those that match `held`."""
 
-    def __init__(self, answer: Callable[[HubStore, Call], Answer]) -> None:
-        self._answer = answer
+    def __init__(self, respond: Callable[[HubStore, Request], Response]) -> None:
+        self._answer = respond
         self._lock = threading.Lock()
         self.held = ""
         self.opened = threading.Event()
         self.inside = self.most = 0
         self.seen: list[str] = []
 
-    def __call__(self, store: HubStore, call: Call) -> Answer:
+    def __call__(self, store: HubStore, call: Request) -> Response:
         with self._lock:
             self.seen.append(call.target)
             self.inside += 1
@@ -55,8 +55,8 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    gate = Gate(hub_server.answer)
-    monkeypatch.setattr(hub_server, "answer", gate)
+    gate = Gate(hub_server.respond)
+    monkeypatch.setattr(hub_server, "respond", gate)
     return gate
 
 
@@ -226,7 +226,7 @@ def test_a_stop_does_not_wait_for_a_download_and_the_next_start_fetches_it(net: 
 def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> None:
     now = [1_000_000.0]
     alice, bob = net.submit("alice", LARGE), net.submit("bob", SMALL)
-    set_faults(net.hub.store.root, Fault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
+    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
     with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
         tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)

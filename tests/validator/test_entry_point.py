@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from template.config import load_training_args
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.network import make_hotkey
 from template.store.store import Store
 from tests.fixtures.network import (

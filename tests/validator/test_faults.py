@@ -10,11 +10,10 @@ import pytest
 from template.competition import CommitmentRecord
 from template.errors import HostError, Reason, RemoteError
 from template.hub.storage import HubFile
-from template.localnet.chain.chain import Fault
-from template.localnet.hub.faults import Fault as HubFault
-from template.localnet.hub.faults import FaultKind, set_faults
+from template.localnet.chain.chain import ChainFault
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.receipts.files import read_round
 from template.receipts.verify import check_consistency
 from template.records import ChainView, Verdict
@@ -75,21 +74,21 @@ def test_a_hub_that_is_gone_at_the_start_is_waited_for(net: Net) -> None:
         assert bench.lines()[key.hotkey].weight == 1.0
 
 
-@pytest.mark.parametrize("fault", [Fault.LOSE_ANSWER, Fault.ERROR, Fault.DISCONNECT])
-def test_weights_whose_fate_is_unknown_are_set_once(net: Net, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, ChainFault.ERROR, ChainFault.DISCONNECT])
+def test_weights_whose_fate_is_unknown_are_set_once(net: Net, fault: ChainFault) -> None:
     net.submit("alice", SMALL)
     net.admin.set_fault("write", fault)
     with open_bench(net) as bench:
         run_bounded(bench.validator)
         outcomes = bench.outcomes()
-    assert outcomes == ([True] if fault is Fault.LOSE_ANSWER else [False, True])
+    assert outcomes == ([True] if fault is ChainFault.LOSE_ANSWER else [False, True])
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
     assert net.count_calls("validator", "set_mechanism_weights") == 1
 
 
 def test_an_intent_that_outlived_its_process_is_settled_by_the_next(net: Net) -> None:
     net.submit("alice", SMALL)
-    net.admin.set_fault("write", Fault.LOSE_ANSWER)
+    net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
     with open_bench(net) as bench, pytest.raises(RemoteError):
         bench.tick_until(lambda: False)
     with open_bench(net) as bench:
@@ -103,7 +102,7 @@ def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
     net.submit("alice", SMALL)
     with open_bench(net) as bench:
         bench.tick_until(lambda: bool(bench.evaluator.scored))
-        net.admin.set_fault("read", Fault.DISCONNECT, calls=3)
+        net.admin.set_fault("read", ChainFault.DISCONNECT, calls=3)
         run_bounded(bench.validator)
         assert bench.outcomes() == [True] and len(bench.evaluator.scored) == 1
 
@@ -230,7 +229,7 @@ def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age
 
 
 def test_a_dataset_that_not_everyone_may_read_is_missing(net: Net) -> None:
-    commit = publish(net.hub.store.root, "alice/hidden", {"data.jsonl": make_content(SMALL)}, private=True)
+    commit = upload_files(net.hub.store.root, "alice/hidden", {"data.jsonl": make_content(SMALL)}, private=True)
     key = net.commit("alice", f"alice/hidden:{net.competition.id}:{commit}")
     with open_bench(net, hub_token="hf_local_alice") as bench:
         run_bounded(bench.validator)

@@ -15,7 +15,7 @@ from template.localnet.chain.substrate import NETWORK_PREFIX
 _VALIDATOR_STAKE = 10_000 * pallets.RAO_PER_TAO
 
 
-class Fault(StrEnum):
+class ChainFault(StrEnum):
     """How calls go wrong. LOSE_ANSWER is for writes: the call lands, and the connection drops before it says so."""
 
     HANG = "hang"
@@ -168,7 +168,7 @@ class LocalChain:
         mine = [(block, bytes.fromhex(data[2:]), reveal) for who, block, data, reveal in commits if who == hotkey]
         return sorted(mine)
 
-    def set_fault(self, kind: Literal["connect", "read", "write"], fault: Fault, *, calls: int = 1) -> None:
+    def set_fault(self, kind: Literal["connect", "read", "write"], fault: ChainFault, *, calls: int = 1) -> None:
         """Makes the next `calls` calls of a kind go wrong, whichever process makes them; 0 ends the fault."""
         self._ledger.set_fault(kind, fault.value, calls)
 

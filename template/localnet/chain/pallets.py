@@ -41,7 +41,7 @@ HYPERPARAMETERS: dict[str, Any] = {
 }
 
 
-class Refusal(Exception):
+class DispatchError(Exception):
     """The chain says no; `name` is its error's name."""
 
     def __init__(self, name: str) -> None:
@@ -133,16 +133,16 @@ def dispatch(state: State, netuid: int, signer: str, call: Call) -> None:
 
 def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
     if params["netuid"] != netuid or find(state, signer) is None:
-        raise Refusal("AccountNotAllowedCommit")
+        raise DispatchError("AccountNotAllowedCommit")
     fields = params["info"]["fields"]
     if len(fields) > MAX_FIELDS:
-        raise Refusal("TooManyFieldsInCommitmentInfo")
+        raise DispatchError("TooManyFieldsInCommitmentInfo")
     epoch = schedule(state).index
     usage = state.get("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": 0})
     used = usage["used_space"] if usage["last_epoch"] == epoch else 0
     used += max(_MIN_COMMITMENT_SPACE, sum(_field_size(field) for field in fields))
     if used > parameter(state, "MaxSpace"):
-        raise Refusal("SpaceLimitExceeded")
+        raise DispatchError("SpaceLimitExceeded")
     state.put("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": used})
     state.put("CommitmentOf", signer, {"deposit": 0, "block": state.block, "info": {"fields": fields}})
 
@@ -182,27 +182,27 @@ def _field_size(field: Any) -> int:
 def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
     uids, values = params["dests"], params["weights"]
     if parameter(state, "CommitRevealWeightsEnabled"):
-        raise Refusal("CommitRevealEnabled")
+        raise DispatchError("CommitRevealEnabled")
     if len(uids) != len(values):
-        raise Refusal("WeightVecNotEqualSize")
+        raise DispatchError("WeightVecNotEqualSize")
     rows = neurons(state)
     _check_mechanism(netuid, params)
     if len(uids) > len(rows):
-        raise Refusal("UidsLengthExceedUidsInSubNet")
+        raise DispatchError("UidsLengthExceedUidsInSubNet")
     row = _check_registered(state, signer)
     is_owner = signer == state.get("SubnetOwnerHotkey")
     is_self_weight = uids == [row.uid]
     if row.stake < parameter(state, "StakeThreshold") and not is_owner:
-        raise Refusal("NotEnoughStakeToSetWeights")
+        raise DispatchError("NotEnoughStakeToSetWeights")
     if params["version_key"] < parameter(state, "WeightsVersionKey"):
-        raise Refusal("IncorrectWeightVersionKey")
+        raise DispatchError("IncorrectWeightVersionKey")
     _check_rate(state, row, "SettingWeightsTooFast")
     if not (is_self_weight or is_owner or row.has_permit):
-        raise Refusal("NeuronNoValidatorPermit")
+        raise DispatchError("NeuronNoValidatorPermit")
     if len(set(uids)) != len(uids):
-        raise Refusal("DuplicateUids")
+        raise DispatchError("DuplicateUids")
     if any(uid >= len(rows) for uid in uids):
-        raise Refusal("UidVecContainInvalidOne")
+        raise DispatchError("UidVecContainInvalidOne")
     if not is_self_weight:
         _check_shape(state, values, len(rows))
     largest = max(values, default=0)
@@ -213,28 +213,28 @@ def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any])
 
 def _check_shape(state: State, values: list[int], count: int) -> None:
     if len(values) < min(count, parameter(state, "MinAllowedWeights")):
-        raise Refusal("WeightVecLengthIsLow")
+        raise DispatchError("WeightVecLengthIsLow")
     limit = parameter(state, "MaxWeightsLimit")
     if limit != U16_MAX and max(values, default=0) * U16_MAX > limit * sum(values):
-        raise Refusal("MaxWeightExceeded")
+        raise DispatchError("MaxWeightExceeded")
 
 
 def _commit_weights(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
     _check_mechanism(netuid, params)
     if not parameter(state, "CommitRevealWeightsEnabled"):
-        raise Refusal("CommitRevealDisabled")
+        raise DispatchError("CommitRevealDisabled")
     if params["commit_reveal_version"] != parameter(state, "CommitRevealWeightsVersion"):
-        raise Refusal("IncorrectCommitRevealVersion")
+        raise DispatchError("IncorrectCommitRevealVersion")
     row = _check_registered(state, signer)
     _check_rate(state, row, "CommittingWeightsTooFast")
     if len(params["commit"]) > 2 + 2 * _MAX_COMMIT_BYTES:
-        raise Refusal("CommitPayloadTooLarge")
+        raise DispatchError("CommitPayloadTooLarge")
     if params["reveal_round"] < last_drand_round():
-        raise Refusal("InvalidRevealRound")
+        raise DispatchError("InvalidRevealRound")
     epoch = str(schedule(state).index)
     commits = state.get("TimelockedWeightCommits", epoch, [])
     if sum(commit[0] == signer for commit in commits) >= _MAX_UNREVEALED_COMMITS:
-        raise Refusal("TooManyUnrevealedCommits")
+        raise DispatchError("TooManyUnrevealedCommits")
     commits.append([signer, state.block, params["commit"], params["reveal_round"]])
     state.put("TimelockedWeightCommits", epoch, commits)
     put_neuron(state, replace(row, last_update=state.block))
@@ -247,17 +247,17 @@ def last_drand_round() -> int:
 
 def _check_mechanism(netuid: int, params: dict[str, Any]) -> None:
     if params["netuid"] != netuid or params["mecid"] != 0:
-        raise Refusal("MechanismDoesNotExist")
+        raise DispatchError("MechanismDoesNotExist")
 
 
 def _check_registered(state: State, hotkey: str) -> Registered:
     row = find(state, hotkey)
     if row is None:
-        raise Refusal("HotKeyNotRegisteredInSubNet")
+        raise DispatchError("HotKeyNotRegisteredInSubNet")
     return row
 
 
 def _check_rate(state: State, row: Registered, name: str) -> None:
     since = state.block - row.last_update
     if row.last_update and since < parameter(state, "WeightsSetRateLimit"):
-        raise Refusal(name)
+        raise DispatchError(name)

@@ -244,7 +244,7 @@ class LocalSubstrate:
         try:
             with _as_client_errors():
                 block, position, error = _apply(ledger, extrinsic)
-        except pallets.Refusal as refusal:
+        except pallets.DispatchError as refusal:
             return _failed(refusal.name)
         while wait_for_inclusion and (ledger.finalized() if wait_for_finalization else ledger.head()) < block:
             await asyncio.sleep(self._poll_s())
@@ -341,7 +341,7 @@ def _apply(ledger: Ledger, extrinsic: SignedCall) -> tuple[int, int, str | None]
         error = None
         try:
             pallets.dispatch(state, ledger.netuid, extrinsic.signer, call)
-        except pallets.Refusal as refusal:
+        except pallets.DispatchError as refusal:
             error = refusal.name
         return state.block, state.record_extrinsic(extrinsic.data, extrinsic.signer, error), error
 
@@ -349,14 +349,14 @@ def _apply(ledger: Ledger, extrinsic: SignedCall) -> tuple[int, int, str | None]
 def _admit(state: State, extrinsic: SignedCall, genesis: str) -> Call:
     payload = signing_payload(extrinsic.data, extrinsic.nonce, genesis)
     if not verify_signature(extrinsic.signer, payload, extrinsic.signature.hex()):
-        raise pallets.Refusal("BadProof")
+        raise pallets.DispatchError("BadProof")
     expected = state.get("Nonce", extrinsic.signer, 0)
     if extrinsic.nonce != expected:
-        raise pallets.Refusal("Stale" if extrinsic.nonce < expected else "Future")
+        raise pallets.DispatchError("Stale" if extrinsic.nonce < expected else "Future")
     try:
         return decode_call(extrinsic.data)
     except ValueError as exc:
-        raise pallets.Refusal("Call") from exc
+        raise pallets.DispatchError("Call") from exc
 
 
 def _failed(name: str, **included: Any) -> Any:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from template.localnet.hub.store import BRANCH, KINDS, Blob, Commit, HubStore, Refusal, Repo, legal_path
+from template.localnet.hub.store import BRANCH, KINDS, Blob, Commit, HubError, HubStore, Repo, check_path
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class Request:
     """One request. target: path and query as sent. headers: by lower-case name. endpoint: our own base address."""
 
     method: str
@@ -41,7 +41,7 @@ class FileSlice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Response:
     """A response. Content-Length is the sender's to add."""
 
     status: int = 200
@@ -54,7 +54,7 @@ class Answer:
         return len(self.body) if isinstance(self.body, bytes) else self.body.length
 
 
-def answer(store: HubStore, call: Call) -> Answer:
+def respond(store: HubStore, call: Request) -> Response:
     """What the Hub says to `call`; a refusal is an answer too."""
     path = urlsplit(call.target).path
     try:
@@ -62,12 +62,12 @@ def answer(store: HubStore, call: Call) -> Answer:
         for methods, pattern, handler in _ROUTES:
             if call.method in methods and (match := pattern.fullmatch(path)):
                 return handler(store, call, who, {name: unquote(text) for name, text in match.groupdict("").items()})
-        raise Refusal(404, "No such page")
-    except Refusal as refusal:
+        raise HubError(404, "No such page")
+    except HubError as refusal:
         return _refused(refusal)
 
 
-def _refused(refusal: Refusal) -> Answer:
+def _refused(refusal: HubError) -> Response:
     sentence = str(refusal).encode("ascii", "backslashreplace").decode()
     headers = {"X-Error-Message": "".join(char if char.isprintable() else "?" for char in sentence)}
     if refusal.code is not None:
@@ -75,10 +75,10 @@ def _refused(refusal: Refusal) -> Answer:
     return _json({"error": str(refusal)}, status=refusal.status, headers=headers)
 
 
-def _json(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+def _json(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     body = json.dumps(value).encode()
     typed = {"Content-Type": "application/json; charset=utf-8", "ETag": _express_etag(body), **(headers or {})}
-    return Answer(status=status, headers=typed, body=body)
+    return Response(status=status, headers=typed, body=body)
 
 
 def _express_etag(body: bytes) -> str:
@@ -87,14 +87,14 @@ def _express_etag(body: bytes) -> str:
     return f'W/"{len(body):x}-{digest[:27]}"'
 
 
-def _caller(store: HubStore, call: Call) -> str | None:
+def _caller(store: HubStore, call: Request) -> str | None:
     """The owner whose token came with the call, None when none came. Raises: Refusal (401) for nobody's token."""
     header = call.headers.get("authorization")
     if header is None:
         return None
     owner = store.owner_of(header.removeprefix("Bearer "))
     if owner is None:
-        raise Refusal(401, "Invalid credentials in Authorization header")
+        raise HubError(401, "Invalid credentials in Authorization header")
     return owner
 
 
@@ -103,22 +103,22 @@ def _readable(store: HubStore, who: str | None, names: Mapping[str, str]) -> Rep
     try:
         repo = store.repo(names["kind"] or "models", f"{names['owner']}/{names['name']}")
         if repo.private and who != names["owner"]:
-            raise Refusal(404, "Repository not found", "RepoNotFound")
+            raise HubError(404, "Repository not found", "RepoNotFound")
         return repo
-    except Refusal as refusal:
+    except HubError as refusal:
         if who is None:
-            raise Refusal(401, "Invalid username or password.", "RepoNotFound") from refusal
+            raise HubError(401, "Invalid username or password.", "RepoNotFound") from refusal
         raise
 
 
 def _require_owner(who: str | None, owner: str) -> None:
     if who is None:
-        raise Refusal(401, "Invalid username or password.")
+        raise HubError(401, "Invalid username or password.")
     if who != owner:
-        raise Refusal(403, f"You don't have the rights to write under the namespace {owner[:100]!r}")
+        raise HubError(403, f"You don't have the rights to write under the namespace {owner[:100]!r}")
 
 
-def _body(call: Call) -> dict[str, object]:
+def _body(call: Request) -> dict[str, object]:
     return _object(call.body)
 
 
@@ -126,18 +126,18 @@ def _object(text: bytes) -> dict[str, object]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise Refusal(400, "Malformed JSON") from exc
+        raise HubError(400, "Malformed JSON") from exc
     if not isinstance(value, dict):
-        raise Refusal(400, "A JSON object was expected")
+        raise HubError(400, "A JSON object was expected")
     return value
 
 
-def _create_repo(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _create_repo(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     body = _body(call)
     owner, kind = str(body.get("organization") or who), f"{body.get('type') or 'model'}s"
     _require_owner(who, owner)
     if kind not in KINDS:
-        raise Refusal(400, "Only dataset and model repos are served here")
+        raise HubError(400, "Only dataset and model repos are served here")
     repo_id = f"{owner}/{body.get('name')}"
     is_private = body.get("visibility") == "private" or body.get("private") is True
     is_new = store.create(kind, repo_id, private=is_private)
@@ -148,24 +148,24 @@ def _create_repo(store: HubStore, call: Call, who: str | None, names: Mapping[st
     return _json({"url": url, "error": said["X-Error-Message"]}, status=409, headers=said)
 
 
-def _preupload(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _preupload(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     repo = _readable(store, who, names)
     _require_owner(who, names["owner"])
     files = store.commit_at(repo, names["revision"]).files
     rows = []
     asked = _body(call).get("files")
     for item in asked if isinstance(asked, list) else []:
-        path = legal_path(str(item.get("path"))) if isinstance(item, dict) else legal_path("")
+        path = check_path(str(item.get("path"))) if isinstance(item, dict) else check_path("")
         row: dict[str, object] = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
         rows.append(row | ({"oid": files[path].oid} if path in files else {}))
     return _json({"files": rows})
 
 
-def _commit(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _commit(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     repo = _readable(store, who, names)
     _require_owner(who, names["owner"])
     if names["revision"] != BRANCH:
-        raise Refusal(404, f"Invalid rev id: {names['revision'][:80]}", "RevisionNotFound")
+        raise HubError(404, f"Invalid rev id: {names['revision'][:80]}", "RevisionNotFound")
     header: dict[str, object] = {}
     changes: dict[str, Blob] = {}
     removed: set[str] = set()
@@ -173,15 +173,15 @@ def _commit(store: HubStore, call: Call, who: str | None, names: Mapping[str, st
         item = _object(line)
         key, value = item.get("key"), item.get("value")
         if not isinstance(value, dict):
-            raise Refusal(400, "A commit line needs a value")
+            raise HubError(400, "A commit line needs a value")
         if key == "header":
             header = value
         elif key == "file":
-            changes[legal_path(str(value.get("path")))] = store.add_blob(_content(value))
+            changes[check_path(str(value.get("path")))] = store.add_blob(_content(value))
         elif key in ("deletedFile", "deletedFolder"):
             removed |= _removed(store, repo, str(value.get("path")), is_folder=key == "deletedFolder")
         else:
-            raise Refusal(400, f"Commit lines of kind {str(key)[:40]!r} are not served here")
+            raise HubError(400, f"Commit lines of kind {str(key)[:40]!r} are not served here")
     parent = header.get("parentCommit")
     sha = store.commit(
         repo,
@@ -196,22 +196,22 @@ def _commit(store: HubStore, call: Call, who: str | None, names: Mapping[str, st
 
 def _content(value: Mapping[str, object]) -> bytes:
     if value.get("encoding") != "base64":
-        raise Refusal(400, "File content must be base64")
+        raise HubError(400, "File content must be base64")
     try:
         return base64.b64decode(str(value.get("content")), validate=True)
     except (binascii.Error, ValueError) as exc:
-        raise Refusal(400, "File content is not base64") from exc
+        raise HubError(400, "File content is not base64") from exc
 
 
 def _removed(store: HubStore, repo: Repo, path: str, *, is_folder: bool) -> set[str]:
     files = store.commit_at(repo, BRANCH).files
     found = {name for name in files if (name.startswith(path.rstrip("/") + "/") if is_folder else name == path)}
     if not found:
-        raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
+        raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
     return found
 
 
-def _repo_info(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _repo_info(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     repo = _readable(store, who, names)
     commit = store.commit_at(repo, names.get("revision") or BRANCH)
     query = parse_qs(urlsplit(call.target).query)
@@ -228,20 +228,20 @@ def _repo_info(store: HubStore, call: Call, who: str | None, names: Mapping[str,
     return _json(shown | times | plain | {"siblings": siblings})
 
 
-def _paths_info(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _paths_info(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     commit = store.commit_at(_readable(store, who, names), names["revision"])
     asked = parse_qs(call.body.decode("utf-8", "replace")).get("paths", [])
     rows = [row for path in asked if (row := _row(commit, path.rstrip("/"))) is not None]
     return _json(rows)
 
 
-def _tree(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _tree(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     commit = store.commit_at(_readable(store, who, names), names["revision"])
     top = names["path"].strip("/")
     prefix = f"{top}/" if top else ""
     inside = [path for path in commit.files if path.startswith(prefix)]
     if top and not inside:
-        raise Refusal(404, f"{top[:80]} does not exist on {names['revision'][:80]}", "EntryNotFound")
+        raise HubError(404, f"{top[:80]} does not exist on {names['revision'][:80]}", "EntryNotFound")
     found: dict[str, None] = {}
     is_recursive = parse_qs(urlsplit(call.target).query).get("recursive", [""])[0].lower() in ("true", "1")
     for path in inside:
@@ -260,11 +260,11 @@ def _row(commit: Commit, path: str) -> dict[str, object] | None:
     return None
 
 
-def _resolve(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _resolve(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     commit = store.commit_at(_readable(store, who, names), names["revision"])
     blob = commit.files.get(names["path"])
     if blob is None:
-        missing = _refused(Refusal(404, "Entry not found", "EntryNotFound"))
+        missing = _refused(HubError(404, "Entry not found", "EntryNotFound"))
         # By it the library remembers that there is none.
         return replace(missing, headers={**missing.headers, "X-Repo-Commit": commit.sha})
     headers = {
@@ -279,19 +279,19 @@ def _resolve(store: HubStore, call: Call, who: str | None, names: Mapping[str, s
         start = int(match[1]) if match[1] else max(blob.size - int(match[2]), 0)
         end = min(int(match[2]) + 1, blob.size) if match[1] and match[2] else blob.size
         if start >= end:
-            return Answer(status=416, headers={**headers, "Content-Range": f"bytes */{blob.size}"})
+            return Response(status=416, headers={**headers, "Content-Range": f"bytes */{blob.size}"})
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{blob.size}"
     body = FileSlice(path=store.blob_path(blob), start=start, length=end - start)
-    return Answer(status=206 if "Content-Range" in headers else 200, headers=headers, body=body)
+    return Response(status=206 if "Content-Range" in headers else 200, headers=headers, body=body)
 
 
-def _whoami(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _whoami(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     if who is None:
-        raise Refusal(401, "Invalid username or password.")
+        raise HubError(401, "Invalid username or password.")
     return _json({"type": "user", "name": who, "fullname": who, "orgs": [], "auth": {"type": "access_token"}})
 
 
-def _validate_yaml(store: HubStore, call: Call, who: str | None, names: Mapping[str, str]) -> Answer:
+def _validate_yaml(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
     return _json({"errors": [], "warnings": []})
 
 
@@ -299,7 +299,7 @@ def _iso(time_s: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(time_s))
 
 
-_Handler = Callable[[HubStore, Call, str | None, Mapping[str, str]], Answer]
+_Handler = Callable[[HubStore, Request, str | None, Mapping[str, str]], Response]
 _API = r"/api/(?P<kind>datasets|models)/(?P<owner>[^/]+)/(?P<name>[^/]+)"
 _REVISION = r"/(?P<revision>[^/]+)"
 _PAGE = r"/(?:(?P<kind>datasets)/)?(?P<owner>[^/]+)/(?P<name>[^/]+)"

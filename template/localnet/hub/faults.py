@@ -43,7 +43,7 @@ class FaultKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class HubFault:
     """One fault. pattern: a regular expression sought in "METHOD /path?query". count: uses left; None is for ever.
 
     headers, body, rest: text of which each character is a byte. repeat: None is for ever.
@@ -69,22 +69,22 @@ class Fault:
             raise ValueError(f"a fault happens at least once, not {self.count} times")
 
 
-def set_faults(root: Path, *faults: Fault) -> None:
+def set_faults(root: Path, *faults: HubFault) -> None:
     """Let exactly these faults happen from now on; none clears them."""
     with _locked(root):
         _write(root, list(faults))
 
 
-def read_faults(root: Path) -> list[Fault]:
+def read_faults(root: Path) -> list[HubFault]:
     """The faults still to come, in the order they are tried."""
     try:
         rows = json.loads((root / "faults.json").read_text())
     except FileNotFoundError:
         return []
-    return [Fault(**row) for row in rows]
+    return [HubFault(**row) for row in rows]
 
 
-def take_fault(root: Path, request_line: str) -> Fault | None:
+def take_fault(root: Path, request_line: str) -> HubFault | None:
     """The first fault that fits "METHOD /path?query", one use of it spent."""
     if not (root / "faults.json").exists():
         return None
@@ -100,7 +100,7 @@ def take_fault(root: Path, request_line: str) -> Fault | None:
     return None
 
 
-def _write(root: Path, faults: list[Fault]) -> None:
+def _write(root: Path, faults: list[HubFault]) -> None:
     part = root / ".faults.json.part"
     part.write_text(json.dumps([asdict(fault) for fault in faults]))
     os.replace(part, root / "faults.json")

@@ -22,8 +22,8 @@ from typing import cast
 from loguru import logger
 
 from template.errors import ConfigError
-from template.localnet.hub.api import Answer, Call, FileSlice, answer
-from template.localnet.hub.faults import Fault, FaultKind, take_fault
+from template.localnet.hub.api import FileSlice, Request, Response, respond
+from template.localnet.hub.faults import FaultKind, HubFault, take_fault
 from template.localnet.hub.store import HubStore
 
 _HOST = "127.0.0.1"
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._read_body()
         if body is None:
             return
-        call = Call(
+        call = Request(
             method=self.command,
             target=self.path,
             headers={name.lower(): value for name, value in self.headers.items()},
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind is FaultKind.LATENCY:
             self._http.is_closing.wait(fault.seconds)
             fault = None
-        found = answer(self._http.store, call)
+        found = respond(self._http.store, call)
         if fault is None:
             self._send(found)
         else:
@@ -167,10 +167,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.rfile.read(int(declared))
             return body if len(body) == int(declared) else None
         self.close_connection = True
-        self._send(Answer(status=status, headers={"Connection": "close"}))
+        self._send(Response(status=status, headers={"Connection": "close"}))
         return None
 
-    def _send(self, reply: Answer) -> None:
+    def _send(self, reply: Response) -> None:
         self._start(reply.status, {**reply.headers, "Content-Length": str(reply.length)})
         if self.command != "HEAD":
             for chunk in _chunks(reply.body):
@@ -183,22 +183,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _send_faulty(self, reply: Answer, fault: Fault) -> None:
+    def _send_faulty(self, reply: Response, fault: HubFault) -> None:
         logger.debug("local hub: {} {} meets fault {}", self.command, self.path, fault.kind.value)
         if fault.kind is FaultKind.STATUS:
             retry = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
-            self._send(Answer(status=fault.status, headers=retry, body=b"fault"))
+            self._send(Response(status=fault.status, headers=retry, body=b"fault"))
         elif fault.kind is FaultKind.WRONG:
-            self._send(Answer(status=reply.status, headers=reply.headers, body=_flipped(reply.body)))
+            self._send(Response(status=reply.status, headers=reply.headers, body=_flipped(reply.body)))
         elif fault.kind is FaultKind.REPLY:
             self._send_as_told(fault)
         elif fault.kind is FaultKind.GZIP_BOMB:
             body = gzip.compress(bytes(fault.size))
-            self._send(Answer(headers={**reply.headers, "Content-Encoding": "gzip"}, body=body))
+            self._send(Response(headers={**reply.headers, "Content-Encoding": "gzip"}, body=body))
         else:
             self._send_broken(reply, fault)
 
-    def _send_as_told(self, fault: Fault) -> None:
+    def _send_as_told(self, fault: HubFault) -> None:
         body = fault.body.encode("latin-1")
         self.send_response(fault.status)
         for name, value in fault.headers:
@@ -209,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body if self.command != "HEAD" else b"")
         self.wfile.flush()
 
-    def _send_broken(self, reply: Answer, fault: Fault) -> None:
+    def _send_broken(self, reply: Response, fault: HubFault) -> None:
         """Faults after which the connection is of no more use."""
         self.close_connection = True
         if fault.kind is FaultKind.HEADER_DRIP:

@@ -36,7 +36,7 @@ _FIRST_FILE = {".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs -text\n"}
 _MAX_PATH_CHARS = 500
 
 
-class Refusal(Exception):
+class HubError(Exception):
     """What the Hub says no with: an HTTP status, a sentence, and the X-Error-Code its client reads, if any."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -75,12 +75,12 @@ class Repo:
     created_s: int
 
 
-def legal_path(path: str) -> str:
+def check_path(path: str) -> str:
     """`path` itself when a repo may hold a file there. Raises: Refusal (400) when it climbs, is absolute or odd."""
     parts = path.split("/")
     is_odd = len(path) > _MAX_PATH_CHARS or not path.isprintable() or "\\" in path
     if is_odd or any(part in ("", ".", "..", ".git") for part in parts):
-        raise Refusal(400, f"Invalid path in repo: {path[:80]!r}")
+        raise HubError(400, f"Invalid path in repo: {path[:80]!r}")
     return path
 
 
@@ -137,7 +137,7 @@ class HubStore:
                 return Repo(kind=kind, id=repo_id, **state)
             except FileNotFoundError:
                 pass
-        raise Refusal(404, "Repository not found", "RepoNotFound")
+        raise HubError(404, "Repository not found", "RepoNotFound")
 
     def commit_at(self, repo: Repo, revision: str) -> Commit:
         """The commit that main, or a full commit id of this repo, names. Raises: Refusal (RevisionNotFound)."""
@@ -150,7 +150,7 @@ class HubStore:
             else:
                 files = {path: Blob(**blob) for path, blob in record.pop("files").items()}
                 return Commit(sha=sha, files=files, **record)
-        raise Refusal(404, f"Invalid rev id: {revision[:80]}", "RevisionNotFound")
+        raise HubError(404, f"Invalid rev id: {revision[:80]}", "RevisionNotFound")
 
     def commit(
         self,
@@ -170,7 +170,7 @@ class HubStore:
         with _locked(folder):
             repo = self.repo(repo.kind, repo.id)
             if parent is not None and parent != repo.head:
-                raise Refusal(
+                raise HubError(
                     412, f"A commit has happened since. Expected parent {parent[:40]}, main is at {repo.head}"
                 )
             before = self.commit_at(repo, BRANCH).files
@@ -206,7 +206,7 @@ class HubStore:
 
     def _folder(self, kind: str, repo_id: str) -> Path:
         if kind not in KINDS or not is_repo_id(repo_id):
-            raise Refusal(400, f"Invalid repo: {kind[:20]!r} {repo_id[:100]!r}")
+            raise HubError(400, f"Invalid repo: {kind[:20]!r} {repo_id[:100]!r}")
         return self.root / kind / repo_id
 
     def _write_commit(self, folder: Path, files: Mapping[str, Blob], parent: str | None, message: str) -> str:
@@ -222,7 +222,7 @@ class HubStore:
         return sha
 
 
-def publish(
+def upload_files(
     root: Path,
     repo_id: str,
     files: Mapping[str, bytes | Path],
@@ -238,7 +238,7 @@ def publish(
     store = HubStore(root)
     kind = f"{repo_type}s"
     store.create(kind, repo_id, private=private)
-    changes = {legal_path(path): store.add_blob(content) for path, content in files.items()}
+    changes = {check_path(path): store.add_blob(content) for path, content in files.items()}
     return store.commit(store.repo(kind, repo_id), changes, message="published directly")
 
 
@@ -246,7 +246,7 @@ def _check_tree(files: Mapping[str, Blob]) -> None:
     for path in files:
         parents = path.split("/")[:-1]
         if any("/".join(parents[: depth + 1]) in files for depth in range(len(parents))):
-            raise Refusal(400, f"{path!r} lies below another file")
+            raise HubError(400, f"{path!r} lies below another file")
 
 
 def _git_oid(size: int, chunks: Iterable[bytes]) -> str:

@@ -45,7 +45,7 @@ def default_model_dir() -> Path:
     return root / "dataset-subnet" / f"{MODEL_ID.rpartition('/')[2]}-{REVISION[:7]}"
 
 
-def fetch_small_model(target_dir: Path | None = None, *, sources: Sequence[Source] = SOURCES) -> Path:
+def download_small_model(target_dir: Path | None = None, *, sources: Sequence[Source] = SOURCES) -> Path:
     """The model's folder, ready for `from_pretrained`; fetched from the first source that answers if need be.
 
     target_dir: the folder itself, default `default_model_dir()`. It appears whole or not at all; processes that
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, default=default_model_dir(), help="its folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:
-        folder = fetch_small_model(arguments.dir)
+        folder = download_small_model(arguments.dir)
     except SubnetError as error:
         logger.error("{}", error)
         return error.exit_code

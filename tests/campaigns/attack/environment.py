@@ -24,7 +24,7 @@ from template.hub import datasets
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, LocalNet, write_competition
 from template.records import LeaderboardRow, RunningEvaluation, SubmissionKey
 from template.rules.schedule import Policy
@@ -192,7 +192,7 @@ class Arena:
         self.chain.set_block_time(0.0)
 
     def upload(self, repo: str, rows: Sequence[str], *, is_private: bool = False) -> str:
-        return publish(self.hub.store.root, repo, {DATA_FILE: make_file(rows)}, private=is_private)
+        return upload_files(self.hub.store.root, repo, {DATA_FILE: make_file(rows)}, private=is_private)
 
     def text(self, repo: str, revision: str) -> str:
         return f"{repo}:{self.competition.id}:{revision}"

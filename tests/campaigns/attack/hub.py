@@ -15,8 +15,8 @@ from pathlib import Path
 
 from template import constants
 from template.hub import datasets
-from template.localnet.hub.faults import Fault, FaultKind
-from template.localnet.hub.store import HubStore, publish
+from template.localnet.hub.faults import FaultKind, HubFault
+from template.localnet.hub.store import HubStore, upload_files
 from tests.campaigns.attack.hub_content import WORDS
 from tests.campaigns.attack.hub_harness import AGAIN, CONTENT, DIGEST, FILE, LISTING, TAKEN, custom, fetch, stage
 from tests.campaigns.attack.hub_transport import WIRE
@@ -35,7 +35,7 @@ _REST_S = 10.0
 def _crowd() -> str:
     """The commit of a repo that holds a good file beside a hundred thousand others."""
     root = stage().hub_root
-    commit = publish(root, _CROWD, {constants.DATA_FILE: CONTENT})
+    commit = upload_files(root, _CROWD, {constants.DATA_FILE: CONTENT})
     store = HubStore(root)
     blob = store.add_blob(b"")
     crowd = {f"folder-{number // 1000}/file-{number:06d}.jsonl": blob for number in range(_FILES)}
@@ -51,7 +51,7 @@ def _change_of_mind(folder: Path) -> str:
     """What was fetched once is not asked for again, whatever the Hub would say by then."""
     here = stage()
     first = fetch(folder)
-    here.set([Fault(kind=FaultKind.WRONG)], ())
+    here.set([HubFault(kind=FaultKind.WRONG)], ())
     try:
         return first if first != TAKEN else fetch(folder)
     finally:
@@ -64,8 +64,8 @@ def _abandoned(folder: Path) -> str:
     threads, sockets = _calls(), _sockets()
     here.set(
         [
-            Fault(kind=FaultKind.HEADER_DRIP, seconds=0.02, pattern=LISTING, count=_HOSTILE // 2),
-            Fault(kind=FaultKind.DRIP, seconds=0.02, pattern=FILE),
+            HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.02, pattern=LISTING, count=_HOSTILE // 2),
+            HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern=FILE),
         ],
         (),
     )

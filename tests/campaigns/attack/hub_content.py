@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from template import constants
-from template.localnet.hub.faults import Fault, FaultKind
+from template.localnet.hub.faults import FaultKind, HubFault
 from tests.campaigns.attack.hub_harness import (
     AGAIN,
     COMMIT,
@@ -26,12 +26,12 @@ _ROW = {"type": "file", "path": _NAME, "size": len(CONTENT), "oid": GIT_OID}
 _LARGE = {"oid": DIGEST, "size": len(CONTENT), "pointerSize": 130}
 
 
-def _reply(body: str = "", *, at: str = LISTING, status: int = 200, **headers: str) -> Fault:
+def _reply(body: str = "", *, at: str = LISTING, status: int = 200, **headers: str) -> HubFault:
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-    return Fault(kind=FaultKind.REPLY, status=status, headers=named, body=body, pattern=at)
+    return HubFault(kind=FaultKind.REPLY, status=status, headers=named, body=body, pattern=at)
 
 
-def _listed(**changes: Any) -> Fault:
+def _listed(**changes: Any) -> HubFault:
     return _reply(json.dumps([_ROW | changes]))
 
 
@@ -108,7 +108,7 @@ _WAITS = tuple(
 )
 _PATTERNS = attack(
     "429 with headers that the library's patterns are slow on",
-    Fault(
+    HubFault(
         kind=FaultKind.RAW,
         body='HTTP/1.1 429 Wait\r\nRateLimit: "api";r=0;t=1\r\nRateLimit-Policy: ' + "q=1" * 25_000 + "\r\n\r\n",
         pattern=LISTING,
@@ -137,15 +137,17 @@ _REDIRECTS = (
     attack(
         "the store sends other bytes",
         _reply(at=FILE, status=302, Location=_LOST),
-        elsewhere=[Fault(kind=FaultKind.WRONG)],
+        elsewhere=[HubFault(kind=FaultKind.WRONG)],
     ),
     attack(
-        "the store never ends", _reply(at=FILE, status=302, Location=_LOST), elsewhere=[Fault(kind=FaultKind.ENDLESS)]
+        "the store never ends",
+        _reply(at=FILE, status=302, Location=_LOST),
+        elsewhere=[HubFault(kind=FaultKind.ENDLESS)],
     ),
     attack(
         "the store drips",
         _reply(at=FILE, status=302, Location=_LOST),
-        elsewhere=[Fault(kind=FaultKind.HEADER_DRIP, seconds=0.02)],
+        elsewhere=[HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.02)],
         is_slow=True,
     ),
     attack(

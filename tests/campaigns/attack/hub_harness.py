@@ -19,8 +19,8 @@ from pathlib import Path
 from template import constants
 from template.hub import datasets, storage
 from template.hub.storage import Request
-from template.localnet.hub.faults import Fault, set_faults
-from template.localnet.hub.store import publish
+from template.localnet.hub.faults import HubFault, set_faults
+from template.localnet.hub.store import upload_files
 from tests.campaigns.attack.runner import Attack, judge
 
 REPO = "alice/talk"
@@ -61,12 +61,12 @@ class Stage:
             text = text.replace(name, value)
         return text
 
-    def set(self, here: Sequence[Fault], elsewhere: Sequence[Fault]) -> None:
+    def set(self, here: Sequence[HubFault], elsewhere: Sequence[HubFault]) -> None:
         """Lets exactly these faults happen."""
         for root, faults in ((self.hub_root, here), (self.elsewhere_root, elsewhere)):
             set_faults(root, *(self._filled(fault) for fault in faults))
 
-    def _filled(self, fault: Fault) -> Fault:
+    def _filled(self, fault: HubFault) -> HubFault:
         headers = tuple((name, self.fill(value)) for name, value in fault.headers)
         return replace(fault, headers=headers, body=self.fill(fault.body))
 
@@ -76,7 +76,7 @@ def stage() -> Stage:
     """Both hubs, started once and ended with this process."""
     home = Path(tempfile.mkdtemp(prefix="attack-hub-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    commit = publish(home / "hub", REPO, {constants.DATA_FILE: CONTENT})
+    commit = upload_files(home / "hub", REPO, {constants.DATA_FILE: CONTENT})
     shutil.copytree(home / "hub", home / "elsewhere")
     return Stage(
         hub_root=home / "hub",
@@ -129,9 +129,9 @@ def fetch(
 
 def attack(
     name: str,
-    *faults: Fault,
+    *faults: HubFault,
     expected: str = AGAIN,
-    elsewhere: Sequence[Fault] = (),
+    elsewhere: Sequence[HubFault] = (),
     is_slow: bool = False,
     by: str = "commit",
     max_memory: int = _MEMORY,

@@ -4,7 +4,7 @@ import socket
 import zlib
 from pathlib import Path
 
-from template.localnet.hub.faults import Fault, FaultKind
+from template.localnet.hub.faults import FaultKind, HubFault
 from tests.campaigns.attack.hub_harness import (
     CONTENT,
     FILE,
@@ -24,20 +24,20 @@ _CHUNKED = f"{_OK}Transfer-Encoding: chunked\r\n\r\n"
 _GONE = "HTTP/1.1 404 Not Found\r\nX-Error-Code: RepoNotFound\r\n"
 
 
-def _raw(body: str, rest: str = "", repeat: int | None = 0, seconds: float = 0.0, *, at: str = FILE) -> Fault:
-    return Fault(kind=FaultKind.RAW, body=body, rest=rest, repeat=repeat, seconds=seconds, pattern=at)
+def _raw(body: str, rest: str = "", repeat: int | None = 0, seconds: float = 0.0, *, at: str = FILE) -> HubFault:
+    return HubFault(kind=FaultKind.RAW, body=body, rest=rest, repeat=repeat, seconds=seconds, pattern=at)
 
 
-def _coded(coding: str, body: bytes, *, at: str = FILE, status: int = 200, **more: str) -> Fault:
+def _coded(coding: str, body: bytes, *, at: str = FILE, status: int = 200, **more: str) -> HubFault:
     headers = (("Content-Encoding", coding), *((name.replace("_", "-"), value) for name, value in more.items()))
-    return Fault(kind=FaultKind.REPLY, status=status, headers=headers, body=body.decode("latin-1"), pattern=at)
+    return HubFault(kind=FaultKind.REPLY, status=status, headers=headers, body=body.decode("latin-1"), pattern=at)
 
 
 _DRIP_S = 0.02
 _DRIPS = (
-    attack("the listing drips", Fault(kind=FaultKind.DRIP, seconds=_DRIP_S, pattern=LISTING), is_slow=True),
-    attack("the file drips", Fault(kind=FaultKind.DRIP, seconds=_DRIP_S, pattern=FILE), is_slow=True),
-    attack("the header drips", Fault(kind=FaultKind.HEADER_DRIP, seconds=_DRIP_S, pattern=FILE), is_slow=True),
+    attack("the listing drips", HubFault(kind=FaultKind.DRIP, seconds=_DRIP_S, pattern=LISTING), is_slow=True),
+    attack("the file drips", HubFault(kind=FaultKind.DRIP, seconds=_DRIP_S, pattern=FILE), is_slow=True),
+    attack("the header drips", HubFault(kind=FaultKind.HEADER_DRIP, seconds=_DRIP_S, pattern=FILE), is_slow=True),
     attack("whole header lines drip", _raw(_OK, "X-A: b\r\n", None, _DRIP_S), is_slow=True),
     attack("the listing's header drips", _raw(_OK, "X-A: b\r\n", None, _DRIP_S, at=LISTING), is_slow=True),
     attack("a chunk's size drips", _raw(f"{_CHUNKED}1;", "a", None, _DRIP_S), is_slow=True),
@@ -50,19 +50,19 @@ _DRIPS = (
     attack("'early hints' for ever", _raw("", "HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n", None), is_slow=True),
 )
 _BODIES = (
-    attack("the listing never ends", Fault(kind=FaultKind.ENDLESS, pattern=LISTING)),
-    attack("the whole listing never ends", Fault(kind=FaultKind.ENDLESS, pattern=WHOLE), by="whole"),
-    attack("the file never ends", Fault(kind=FaultKind.ENDLESS, pattern=FILE)),
+    attack("the listing never ends", HubFault(kind=FaultKind.ENDLESS, pattern=LISTING)),
+    attack("the whole listing never ends", HubFault(kind=FaultKind.ENDLESS, pattern=WHOLE), by="whole"),
+    attack("the file never ends", HubFault(kind=FaultKind.ENDLESS, pattern=FILE)),
     attack("the file never ends, in chunks of a byte", _raw(_CHUNKED, "1\r\nx\r\n", None)),
     attack("the refusal never ends", _raw(f"{_GONE}\r\n", "x" * 4096, None)),
     attack(
         "a redirect with a body that never ends", _raw("HTTP/1.1 302 Found\r\nLocation: /a\r\n\r\n", "x" * 99, None)
     ),
-    attack("half a file", Fault(kind=FaultKind.TRUNCATE, pattern=FILE)),
-    attack("all but a byte of the file", Fault(kind=FaultKind.TRUNCATE, size=len(CONTENT) - 1, pattern=FILE)),
-    attack("half a listing", Fault(kind=FaultKind.TRUNCATE, pattern=LISTING)),
-    attack("a file of other bytes", Fault(kind=FaultKind.WRONG, pattern=FILE)),
-    attack("a listing of other bytes", Fault(kind=FaultKind.WRONG, pattern=LISTING)),
+    attack("half a file", HubFault(kind=FaultKind.TRUNCATE, pattern=FILE)),
+    attack("all but a byte of the file", HubFault(kind=FaultKind.TRUNCATE, size=len(CONTENT) - 1, pattern=FILE)),
+    attack("half a listing", HubFault(kind=FaultKind.TRUNCATE, pattern=LISTING)),
+    attack("a file of other bytes", HubFault(kind=FaultKind.WRONG, pattern=FILE)),
+    attack("a listing of other bytes", HubFault(kind=FaultKind.WRONG, pattern=LISTING)),
 )
 _LENGTHS = tuple(
     attack(f"the length declared is {what}", _raw(f"{_OK}{headers}\r\n{body}"), expected=expected)
@@ -86,9 +86,9 @@ _LENGTHS = tuple(
 )
 _BOMB = zlib.compress(bytes(32 * 2**20), 9)
 _CODINGS = (
-    attack("a listing of gzip", Fault(kind=FaultKind.GZIP_BOMB, size=32 * 2**20, pattern=LISTING)),
-    attack("a whole listing of gzip", Fault(kind=FaultKind.GZIP_BOMB, size=32 * 2**20, pattern=WHOLE), by="whole"),
-    attack("a file of gzip", Fault(kind=FaultKind.GZIP_BOMB, size=32 * 2**20, pattern=FILE)),
+    attack("a listing of gzip", HubFault(kind=FaultKind.GZIP_BOMB, size=32 * 2**20, pattern=LISTING)),
+    attack("a whole listing of gzip", HubFault(kind=FaultKind.GZIP_BOMB, size=32 * 2**20, pattern=WHOLE), by="whole"),
+    attack("a file of gzip", HubFault(kind=FaultKind.GZIP_BOMB, size=32 * 2**20, pattern=FILE)),
     attack("a file of deflate", _coded("deflate", _BOMB)),
     attack("a file of deflate in deflate", _coded("deflate, deflate", zlib.compress(_BOMB, 9))),
     attack("a file that says br", _coded("br", CONTENT)),
@@ -100,7 +100,7 @@ _CODINGS = (
     *(
         attack(
             f"a refusal whose text is said to be {codec}",
-            Fault(
+            HubFault(
                 kind=FaultKind.REPLY,
                 status=404,
                 headers=(("X-Error-Code", "RepoNotFound"), ("Content-Type", f"text/plain; charset={codec}")),

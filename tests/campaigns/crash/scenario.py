@@ -22,7 +22,7 @@ from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.hub import faults as hub_faults
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, TRAINING_ARGS, VALIDATOR, LocalNet, create_localnet
 from tests.campaigns.crash.launcher import ROUND_BLOCKS
 
@@ -185,7 +185,7 @@ class Stage:
 def set_weather(root: Path) -> None:
     """Has the hub of a run fail once, so that somebody's try comes to nothing and is recorded."""
     hub_faults.set_faults(
-        root, hub_faults.Fault(kind=hub_faults.FaultKind.STATUS, status=503, pattern="bob/data", count=1)
+        root, hub_faults.HubFault(kind=hub_faults.FaultKind.STATUS, status=503, pattern="bob/data", count=1)
     )
 
 
@@ -194,7 +194,7 @@ def _write_story(root: Path) -> tuple[Phase, ...]:
 
     def text(miner: str, content: bytes | None, *, by_digest: bool = False) -> str:
         files = {"README.md": miner.encode()} if content is None else {DATA_FILE: content}
-        commit = publish(root, f"{miner}/data", files)
+        commit = upload_files(root, f"{miner}/data", files)
         revision = hashlib.sha256(content or b"").hexdigest() if by_digest else commit
         return f"{miner}/data:{COMPETITION_ID}:{revision}"
 

@@ -5,7 +5,7 @@ See `tests.campaigns.fuzz.targets` for what a target is.
 
 from typing import Any
 
-from template.chain.commitments import encode_sealed_text, encode_text, parse_commitment
+from template.chain.commitments import encode_text, encode_timelock_plaintext, parse_commitment
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
 from template.localnet.chain.scale_codec import decode_call, encode_call
@@ -52,7 +52,7 @@ def _check_entry(text: str) -> None:
         expect((record.namespace, record.competition_id, record.commit) == parts, "an entry is read as another")
         expect(str(record) == text and CommitmentRecord.parse(str(record)) == record, "an entry changes on its way")
     try:
-        raw, sealed = encode_text(text), encode_sealed_text(text)
+        raw, sealed = encode_text(text), encode_timelock_plaintext(text)
     except SubmissionError as error:
         expect(error.reason is Reason.BAD_COMMITMENT, "a text is refused for another reason")
         expect(not 0 < len(text.encode(errors="surrogatepass")) <= 128 or not _is_utf8(text), "a text is refused")

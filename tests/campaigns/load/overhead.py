@@ -126,8 +126,8 @@ def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
 
 def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """All datasets from a hub whose every answer comes late, one by one and side by side."""
-    from template.localnet.hub.faults import Fault, FaultKind, set_faults
-    from template.localnet.hub.store import publish
+    from template.localnet.hub.faults import FaultKind, HubFault, set_faults
+    from template.localnet.hub.store import upload_files
     from template.records import SubmissionKey
     from tests.campaigns.synthetic_subnet import make_lines
 
@@ -135,11 +135,11 @@ def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     content = "\n".join(make_lines(args.rows)).encode()
     keys = []
     for number in range(args.miners):
-        commit = publish(root, f"miner-{number}/data", {constants.DATA_FILE: content})
+        commit = upload_files(root, f"miner-{number}/data", {constants.DATA_FILE: content})
         keys.append(SubmissionKey(str(number), f"miner-{number}/data:crowd:{commit}"))
     # The first download of a process loads the Hub's client.
     _download(keys[:1], folder / "first", limit=1)
-    set_faults(root, Fault(kind=FaultKind.LATENCY, seconds=args.latency))
+    set_faults(root, HubFault(kind=FaultKind.LATENCY, seconds=args.latency))
     try:
         alone = _download(keys, folder / "alone", limit=1)
         beside = _download(keys, folder / "beside", limit=args.max_downloads)
@@ -171,7 +171,7 @@ def _download(keys: Sequence[Any], folder: Path, *, limit: int) -> float:
 def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     """Ticks of a validator that waits for its round to end, everybody being scored, and the end itself."""
     from template.data.eval_set import read_eval_set_index
-    from template.localnet.hub.store import publish
+    from template.localnet.hub.store import upload_files
     from template.rules.schedule import Policy
     from template.store.store import Store
     from template.validator.config import ValidatorConfig
@@ -179,7 +179,7 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     from tests.campaigns.synthetic_subnet import COMPETITION, Crowd, IdleExecutor, make_lines
 
     content = "\n".join(make_lines(max(args.rows, 1000))).encode()
-    commit = publish(folder.parent / "hub", COMPETITION.repo, {"pool.jsonl": content})
+    commit = upload_files(folder.parent / "hub", COMPETITION.repo, {"pool.jsonl": content})
     (path := folder / "pool.jsonl").write_bytes(content)
     crowd = Crowd(folder, args.miners)
     config = ValidatorConfig(

@@ -136,7 +136,7 @@ def _hang(world: LoadWorld, situation: Situation) -> None:
     if situation.hung:
         names = "|".join(miner.repo for miner in world.miners[: situation.hung])
         hub_faults.set_faults(
-            world.hub_root, hub_faults.Fault(kind=FaultKind.HEADER_DRIP, seconds=0.2, pattern=f"/({names})/")
+            world.hub_root, hub_faults.HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.2, pattern=f"/({names})/")
         )
 
 

@@ -16,7 +16,7 @@ from template.localnet.chain import pallets
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import Call
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, VALIDATOR, LocalNet, make_hotkey
 from tests.campaigns.synthetic_subnet import COMPETITION, make_key, make_lines
 
@@ -60,7 +60,7 @@ class LoadWorld:
         folder.mkdir(parents=True, exist_ok=True)
         (pool_file := folder / "pool.jsonl").write_text("\n".join(pool), encoding="utf-8")
         self.pool_bytes = pool_file.stat().st_size
-        commit = publish(self.hub_root, COMPETITION.repo, {"pool.jsonl": pool_file})
+        commit = upload_files(self.hub_root, COMPETITION.repo, {"pool.jsonl": pool_file})
         values = {**COMPETITION.to_dict(), "rows": rows, "eval_commit": commit}
         self.net.competition.write_text(yaml.safe_dump(values), encoding="utf-8")
         owner = make_key("load-owner").ss58_address
@@ -102,7 +102,7 @@ class LoadWorld:
     def publish(self, kind: str) -> None:
         """Puts everybody's dataset on the hub."""
         for miner, content in zip(self.miners, self.datasets(kind), strict=True):
-            publish(self.hub_root, miner.repo, {DATA_FILE: content})
+            upload_files(self.hub_root, miner.repo, {DATA_FILE: content})
             self.largest_bytes = max(self.largest_bytes, len(content))
 
     def commit(self, miners: Sequence[Miner]) -> int:
@@ -126,7 +126,7 @@ class LoadWorld:
 
     def _next_version(self, miner: Miner) -> str:
         miner.commits += 1
-        commit = publish(self.hub_root, miner.repo, {"README.md": f"version {miner.commits}".encode()})
+        commit = upload_files(self.hub_root, miner.repo, {"README.md": f"version {miner.commits}".encode()})
         return f"{miner.repo}:{COMPETITION.id}:{commit}"
 
     def weights_blocks(self) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from template.config import load_competition
-from template.localnet.chain.chain import Fault
+from template.localnet.chain.chain import ChainFault
 from template.localnet.chain.pallets import HYPERPARAMETERS
 from template.localnet.hub import faults as hub_faults
 from template.localnet.hub.faults import FaultKind
@@ -37,21 +37,21 @@ _PATIENCE_S = 0.5
 _LAST_ROUNDS = 40
 
 _HUB_FAULTS = (
-    hub_faults.Fault(kind=FaultKind.STATUS, status=503, pattern="/data"),
-    hub_faults.Fault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/data"),
-    hub_faults.Fault(kind=FaultKind.DROP, pattern="/data"),
-    hub_faults.Fault(kind=FaultKind.TRUNCATE, pattern="/resolve/"),
-    hub_faults.Fault(kind=FaultKind.WRONG, pattern="/resolve/"),
-    hub_faults.Fault(kind=FaultKind.LATENCY, seconds=0.02, pattern="/data"),
+    hub_faults.HubFault(kind=FaultKind.STATUS, status=503, pattern="/data"),
+    hub_faults.HubFault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/data"),
+    hub_faults.HubFault(kind=FaultKind.DROP, pattern="/data"),
+    hub_faults.HubFault(kind=FaultKind.TRUNCATE, pattern="/resolve/"),
+    hub_faults.HubFault(kind=FaultKind.WRONG, pattern="/resolve/"),
+    hub_faults.HubFault(kind=FaultKind.LATENCY, seconds=0.02, pattern="/data"),
 )
-_CHAIN_FAULTS: tuple[tuple[Any, Fault, int], ...] = (
-    ("read", Fault.DISCONNECT, 1000),
-    ("read", Fault.ERROR, 1000),
-    ("connect", Fault.DISCONNECT, 1000),
-    ("read", Fault.DISCONNECT, 3),
-    ("write", Fault.DISCONNECT, 1),
-    ("write", Fault.ERROR, 1),
-    ("write", Fault.LOSE_ANSWER, 1),
+_CHAIN_FAULTS: tuple[tuple[Any, ChainFault, int], ...] = (
+    ("read", ChainFault.DISCONNECT, 1000),
+    ("read", ChainFault.ERROR, 1000),
+    ("connect", ChainFault.DISCONNECT, 1000),
+    ("read", ChainFault.DISCONNECT, 3),
+    ("write", ChainFault.DISCONNECT, 1),
+    ("write", ChainFault.ERROR, 1),
+    ("write", ChainFault.LOSE_ANSWER, 1),
 )
 
 

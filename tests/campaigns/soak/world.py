@@ -20,7 +20,7 @@ from template.constants import DATA_FILE
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import publish
+from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, LocalNet, write_competition
 from tests.campaigns.clock import SoakClock
 from tests.campaigns.soak.diary import Diary
@@ -248,7 +248,7 @@ class World:
     def _upload(self, repo: str, content: bytes | None) -> str:
         """Puts the file on the hub, or a repo without it, and returns the commit."""
         files = {"README.md": repo.encode()} if content is None else {DATA_FILE: content}
-        commit = publish(self.hub.store.root, repo, files)
+        commit = upload_files(self.hub.store.root, repo, files)
         sha256 = None if content is None else hashlib.sha256(content).hexdigest()
         self.diary.write("uploaded", repo=repo, commit=commit, sha256=sha256)
         return commit

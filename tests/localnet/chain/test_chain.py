@@ -9,7 +9,7 @@ import pytest
 
 from template.chain.client import bt
 from template.errors import ConfigError
-from template.localnet.chain.chain import Fault, LocalChain
+from template.localnet.chain.chain import ChainFault, LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.substrate import ComposedCall, LocalSubstrate, SignedCall
 from tests.fixtures.chain import NETUID, commit, connect, finish, make_key, make_local_chain, run_async, start_python
@@ -191,8 +191,8 @@ def test_block_stream_misses_none(local: LocalChain) -> None:
 
 
 def test_faults_count_down_across_processes(local: LocalChain) -> None:
-    code = "import sys; from pathlib import Path; from template.localnet.chain.chain import Fault, LocalChain\n"
-    code += "LocalChain(Path(sys.argv[1])).set_fault('read', Fault.DISCONNECT, calls=2)"
+    code = "import sys; from pathlib import Path; from template.localnet.chain.chain import ChainFault, LocalChain\n"
+    code += "LocalChain(Path(sys.argv[1])).set_fault('read', ChainFault.DISCONNECT, calls=2)"
     finish(start_python(code, local.path))
 
     async def use(substrate: LocalSubstrate) -> None:
@@ -200,8 +200,8 @@ def test_faults_count_down_across_processes(local: LocalChain) -> None:
             with pytest.raises(bt.RpcConnectionError):
                 await substrate.block_number()
         assert await substrate.block_number() == local.block()
-        local.set_fault("read", Fault.ERROR, calls=5)
-        local.set_fault("read", Fault.ERROR, calls=0)
+        local.set_fault("read", ChainFault.ERROR, calls=5)
+        local.set_fault("read", ChainFault.ERROR, calls=0)
         assert await substrate.block_number() == local.block()
 
     run_async(local, use)

@@ -19,9 +19,9 @@ from huggingface_hub.file_download import get_hf_file_metadata
 
 from template.errors import ConfigError
 from template.hub import datasets
-from template.localnet.hub.faults import Fault, FaultKind, read_faults, set_faults, take_fault
+from template.localnet.hub.faults import FaultKind, HubFault, read_faults, set_faults, take_fault
 from template.localnet.hub.server import HubServer
-from template.localnet.hub.store import HubStore, Refusal, publish
+from template.localnet.hub.store import HubError, HubStore, upload_files
 
 REPO = "alice/talk"
 DATA = "data.jsonl"
@@ -82,7 +82,7 @@ def test_a_model_repo_downloads_whole_with_its_folders(server: HubServer, tmp_pa
     weights = os.urandom(3 * 2**20 + 7)
     (tmp_path / "weights").write_bytes(weights)
     files: dict[str, bytes | Path] = {"config.json": b"{}", "model.safetensors": tmp_path / "weights"}
-    sha = publish(server.store.root, "Qwen/Tiny", {**files, "extra/deep/note.txt": b"hi"}, repo_type="model")
+    sha = upload_files(server.store.root, "Qwen/Tiny", {**files, "extra/deep/note.txt": b"hi"}, repo_type="model")
     folder = Path(snapshot_download("Qwen/Tiny", cache_dir=tmp_path / "cache", endpoint=server.endpoint, token=False))
     assert folder.name == sha
     assert (folder / "model.safetensors").read_bytes() == weights
@@ -95,7 +95,7 @@ def test_a_model_repo_downloads_whole_with_its_folders(server: HubServer, tmp_pa
 
 def test_transformers_loads_a_config_by_its_hub_id(server: HubServer, tmp_path: Path) -> None:
     config = {"model_type": "qwen2", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
-    publish(server.store.root, "Qwen/Tiny", {"config.json": json.dumps(config).encode()}, repo_type="model")
+    upload_files(server.store.root, "Qwen/Tiny", {"config.json": json.dumps(config).encode()}, repo_type="model")
     code = "from transformers import AutoConfig; print(AutoConfig.from_pretrained('Qwen/Tiny').hidden_size)"
     env = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
@@ -117,7 +117,7 @@ def test_unchanged_content_makes_no_commit(server: HubServer) -> None:
     api.create_repo(REPO, repo_type="dataset")
     first = upload(api, b"a")
     assert upload(api, b"a") == first
-    assert publish(server.store.root, REPO, {DATA: b"a"}) == first
+    assert upload_files(server.store.root, REPO, {DATA: b"a"}) == first
 
 
 def test_a_stale_parent_is_refused(server: HubServer) -> None:
@@ -151,7 +151,7 @@ def test_creating_a_repo_twice_conflicts(server: HubServer) -> None:
 
 
 def test_files_are_deleted_only_from_now_on(server: HubServer) -> None:
-    before = publish(server.store.root, REPO, {"a/x": b"1", "a/y": b"2", "b": b"3"})
+    before = upload_files(server.store.root, REPO, {"a/x": b"1", "a/y": b"2", "b": b"3"})
     api = client(server)
     api.delete_folder("a", REPO, repo_type="dataset")
     api.delete_file("b", REPO, repo_type="dataset")
@@ -175,7 +175,7 @@ def test_only_the_owner_writes_and_sees_what_is_private(server: HubServer, name:
     ):
         with pytest.raises(RepositoryNotFoundError):
             call()
-    publish(server.store.root, "alice/open", {DATA: b"a"})
+    upload_files(server.store.root, "alice/open", {DATA: b"a"})
     with pytest.raises(HfHubHTTPError):
         other.upload_file(path_or_fileobj=b"b", path_in_repo=DATA, repo_id="alice/open", repo_type="dataset")
     with pytest.raises(HfHubHTTPError):
@@ -183,7 +183,7 @@ def test_only_the_owner_writes_and_sees_what_is_private(server: HubServer, name:
 
 
 def test_an_unknown_token_is_called_invalid_and_a_kept_one_is_known(server: HubServer) -> None:
-    publish(server.store.root, REPO, {DATA: b"a"})
+    upload_files(server.store.root, REPO, {DATA: b"a"})
     api = HfApi(endpoint=server.endpoint, token="hf_custom")
     with pytest.raises(HfHubHTTPError) as caught:
         api.repo_info(REPO, repo_type="dataset")
@@ -193,8 +193,8 @@ def test_an_unknown_token_is_called_invalid_and_a_kept_one_is_known(server: HubS
 
 
 def test_a_commit_of_another_repo_is_unknown_here(server: HubServer) -> None:
-    sha = publish(server.store.root, "alice/one", {DATA: b"a"})
-    publish(server.store.root, "alice/two", {DATA: b"a"})
+    sha = upload_files(server.store.root, "alice/one", {DATA: b"a"})
+    upload_files(server.store.root, "alice/two", {DATA: b"a"})
     for revision in (sha, "dev", "refs%2Fheads%2Fmain", "..", "%2E%2E%2Frepo.json"):
         response, _ = raw(server, "GET", f"/datasets/alice/two/resolve/{revision}/{DATA}")
         assert (response.status, response.headers["X-Error-Code"]) == (404, "RevisionNotFound")
@@ -202,8 +202,8 @@ def test_a_commit_of_another_repo_is_unknown_here(server: HubServer) -> None:
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../x", "a//x", "a\0x", ".git/config", "a\\x", "a\nb", ""])
 def test_a_path_that_climbs_is_refused(server: HubServer, path: str) -> None:
-    with pytest.raises(Refusal):
-        publish(server.store.root, REPO, {path: b"x"})
+    with pytest.raises(HubError):
+        upload_files(server.store.root, REPO, {path: b"x"})
     lines = [{"key": "header", "value": {"summary": "s"}}]
     lines.append({"key": "file", "value": {"path": path, "content": "eA==", "encoding": "base64"}})
     body = "\n".join(json.dumps(line) for line in lines).encode()
@@ -214,8 +214,8 @@ def test_a_path_that_climbs_is_refused(server: HubServer, path: str) -> None:
 
 def test_a_repo_id_that_climbs_is_refused(server: HubServer) -> None:
     for repo_id in ("../..", "alice/..", "..", "a/b/c"):
-        with pytest.raises(Refusal):
-            publish(server.store.root, repo_id, {DATA: b"x"})
+        with pytest.raises(HubError):
+            upload_files(server.store.root, repo_id, {DATA: b"x"})
     sign = {"Authorization": "Bearer hf_local_alice"}
     body = json.dumps({"name": "../../up", "organization": "alice", "type": "dataset"}).encode()
     assert raw(server, "POST", "/api/repos/create", sign, body)[0].status == 400
@@ -223,7 +223,7 @@ def test_a_repo_id_that_climbs_is_refused(server: HubServer) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b'{"key": 1}', b'{"key": "lfsFile", "value": {}}'])
 def test_a_malformed_commit_is_a_client_error(server: HubServer, body: bytes) -> None:
-    head = publish(server.store.root, REPO, {DATA: b"x"})
+    head = upload_files(server.store.root, REPO, {DATA: b"x"})
     sign = {"Authorization": "Bearer hf_local_alice"}
     response, content = raw(server, "POST", f"/api/datasets/{REPO}/commit/main", sign, body)
     assert response.status == 400 or json.loads(content)["commitOid"] == head
@@ -243,13 +243,13 @@ def test_a_malformed_commit_is_a_client_error(server: HubServer, body: bytes) ->
     ],
 )
 def test_ranges_are_served(server: HubServer, asked: str, status: int, expected: bytes) -> None:
-    publish(server.store.root, REPO, {DATA: b"0123456789"})
+    upload_files(server.store.root, REPO, {DATA: b"0123456789"})
     response, content = raw(server, "GET", f"/datasets/{REPO}/resolve/main/{DATA}", {"Range": asked})
     assert (response.status, content) == (status, expected)
 
 
 def test_a_head_tells_size_blob_and_commit(server: HubServer) -> None:
-    sha = publish(server.store.root, REPO, {DATA: b"hello\n"})
+    sha = upload_files(server.store.root, REPO, {DATA: b"hello\n"})
     metadata = get_hf_file_metadata(hf_hub_url(REPO, DATA, repo_type="dataset", endpoint=server.endpoint), token=False)
     assert (metadata.size, metadata.commit_hash) == (6, sha)
     assert metadata.etag == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
@@ -257,7 +257,7 @@ def test_a_head_tells_size_blob_and_commit(server: HubServer) -> None:
 
 def test_listings_and_refusals_are_named_as_the_real_hub_names_them(server: HubServer) -> None:
     """By Express, in base64, which has slashes."""
-    publish(server.store.root, REPO, {DATA: b"hello"})
+    upload_files(server.store.root, REPO, {DATA: b"hello"})
     told = [raw(server, "GET", f"/{place}")[0].headers["ETag"] for place in ("x", f"api/datasets/{REPO}", "api/x")]
     assert all(re.fullmatch(r'W/"[0-9a-f]+-[A-Za-z0-9+/]{27}"', name) for name in told)
     names = [raw(server, "GET", f"/datasets/{REPO}/resolve/main/{n}")[0].headers["ETag"] for n in range(9)]
@@ -269,12 +269,12 @@ def test_two_servers_and_a_direct_writer_share_one_root(server: HubServer) -> No
     with HubServer(server.store.root) as second:
         client(server).create_repo(REPO, repo_type="dataset")
         upload(client(server), b"a")
-        sha = publish(server.store.root, REPO, {DATA: b"b"})
+        sha = upload_files(server.store.root, REPO, {DATA: b"b"})
         assert client(second).repo_info(REPO, repo_type="dataset").sha == sha
 
 
 def test_a_closed_server_drops_connections_that_clients_keep(server: HubServer) -> None:
-    publish(server.store.root, REPO, {DATA: b"x"})
+    upload_files(server.store.root, REPO, {DATA: b"x"})
     with httpx2.Client() as keeping:
         assert keeping.get(f"{server.endpoint}/api/datasets/{REPO}").status_code == 200
         server.close()
@@ -283,8 +283,8 @@ def test_a_closed_server_drops_connections_that_clients_keep(server: HubServer) 
 
 
 def test_a_fault_is_used_up_and_only_where_it_fits(server: HubServer) -> None:
-    publish(server.store.root, REPO, {DATA: b"x"})
-    set_faults(server.store.root, Fault(kind=FaultKind.STATUS, pattern="^GET .*/resolve/", count=2, retry_after="3"))
+    upload_files(server.store.root, REPO, {DATA: b"x"})
+    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, pattern="^GET .*/resolve/", count=2, retry_after="3"))
     page, listing = f"/datasets/{REPO}/resolve/main/{DATA}", f"/api/datasets/{REPO}"
     statuses = [raw(server, "GET", path)[0].status for path in (listing, page, listing, page, page)]
     assert statuses == [200, 503, 200, 503, 200]
@@ -292,8 +292,8 @@ def test_a_fault_is_used_up_and_only_where_it_fits(server: HubServer) -> None:
 
 
 def test_a_counted_fault_is_shared_between_threads(tmp_path: Path) -> None:
-    set_faults(tmp_path, Fault(kind=FaultKind.DROP, count=5))
-    taken: list[Fault | None] = []
+    set_faults(tmp_path, HubFault(kind=FaultKind.DROP, count=5))
+    taken: list[HubFault | None] = []
     threads = [threading.Thread(target=lambda: taken.append(take_fault(tmp_path, "GET /"))) for _ in range(12)]
     for thread in threads:
         thread.start()
@@ -303,7 +303,7 @@ def test_a_counted_fault_is_shared_between_threads(tmp_path: Path) -> None:
 
 
 def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path) -> None:
-    publish(tmp_path, REPO, {DATA: b"x"})
+    upload_files(tmp_path, REPO, {DATA: b"x"})
     command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(tmp_path)]
     for number in (signal.SIGTERM, signal.SIGINT):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -313,7 +313,7 @@ def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path
                 assert endpoint.startswith("http://127.0.0.1:")
                 answer = httpx2.get(f"{endpoint}/datasets/{REPO}/resolve/main/{DATA}")
                 assert answer.content == b"x"
-                set_faults(tmp_path, Fault(kind=FaultKind.STATUS, status=500, count=1))
+                set_faults(tmp_path, HubFault(kind=FaultKind.STATUS, status=500, count=1))
                 assert httpx2.get(f"{endpoint}/api/datasets/{REPO}").status_code == 500
             finally:
                 child.send_signal(number)

@@ -11,7 +11,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from template.errors import ConfigError, HostError, RemoteError
-from template.localnet.models.download import MANIFEST_FILE, default_model_dir, fetch_small_model, main, read_manifest
+from template.localnet.models.download import (
+    MANIFEST_FILE,
+    default_model_dir,
+    download_small_model,
+    main,
+    read_manifest,
+)
 from template.localnet.models.sources import MODEL_ID, REVISION, Pin, Source
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,15 +47,15 @@ def _contents(folder: Path) -> set[str]:
 
 def test_second_call_finds_the_folder_and_asks_no_source(tmp_path: Path) -> None:
     recorded = Recorded()
-    folder = fetch_small_model(tmp_path / "cache" / "m", sources=[recorded.source])
-    assert fetch_small_model(folder, sources=[recorded.source]) == folder
+    folder = download_small_model(tmp_path / "cache" / "m", sources=[recorded.source])
+    assert download_small_model(folder, sources=[recorded.source]) == folder
     assert recorded.calls == 1
     assert _contents(folder) == {"config.json", "model.safetensors", MANIFEST_FILE}
     assert _contents(folder.parent) == {"m", ".m.lock"}
 
 
 def test_manifest_names_source_and_the_sha256_of_every_file(tmp_path: Path) -> None:
-    folder = fetch_small_model(tmp_path / "m", sources=[Recorded("elsewhere").source])
+    folder = download_small_model(tmp_path / "m", sources=[Recorded("elsewhere").source])
     manifest = read_manifest(folder)
     assert manifest is not None
     assert (manifest.model, manifest.revision, manifest.source) == (MODEL_ID, REVISION, "elsewhere")
@@ -58,7 +64,7 @@ def test_manifest_names_source_and_the_sha256_of_every_file(tmp_path: Path) -> N
 
 
 def test_folders_of_one_source_are_equal_wherever_they_are(tmp_path: Path) -> None:
-    manifests = [fetch_small_model(tmp_path / n, sources=[Recorded().source]) / MANIFEST_FILE for n in ("a", "b")]
+    manifests = [download_small_model(tmp_path / n, sources=[Recorded().source]) / MANIFEST_FILE for n in ("a", "b")]
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
 
 
@@ -110,10 +116,10 @@ def _age_the_manifest(folder: Path) -> None:
 )
 def test_damaged_folder_is_fetched_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     recorded = Recorded()
-    folder = fetch_small_model(tmp_path / "m", sources=[recorded.source])
+    folder = download_small_model(tmp_path / "m", sources=[recorded.source])
     damage(folder)
     assert read_manifest(folder) is None
-    fetch_small_model(folder, sources=[recorded.source])
+    download_small_model(folder, sources=[recorded.source])
     assert recorded.calls == 2
     assert _contents(folder) == {"config.json", "model.safetensors", MANIFEST_FILE}
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -122,19 +128,19 @@ def test_damaged_folder_is_fetched_again(tmp_path: Path, damage: Callable[[Path]
 def test_folder_of_someone_else_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="new or empty folder"):
-        fetch_small_model(tmp_path, sources=[Recorded().source])
+        download_small_model(tmp_path, sources=[Recorded().source])
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m").write_text("a file")
     with pytest.raises(ConfigError, match="not the file"):
-        fetch_small_model(tmp_path / "m", sources=[Recorded().source])
+        download_small_model(tmp_path / "m", sources=[Recorded().source])
 
 
 def test_next_source_serves_when_the_first_is_out_of_reach(tmp_path: Path) -> None:
     away = Recorded("away", RemoteError("no route"))
-    folder = fetch_small_model(tmp_path / "m", sources=[away.source, Recorded("near").source])
+    folder = download_small_model(tmp_path / "m", sources=[away.source, Recorded("near").source])
     manifest = read_manifest(folder)
     assert manifest is not None
     assert manifest.source == "near"
@@ -145,21 +151,21 @@ def test_leftovers_of_a_failed_source_do_not_reach_the_folder(tmp_path: Path) ->
         (folder / "config.json").write_text("{}")
 
     away = Recorded("away", RemoteError("broke off"))
-    folder = fetch_small_model(tmp_path / "m", sources=[away.source, Source("near", 0, fill)])
+    folder = download_small_model(tmp_path / "m", sources=[away.source, Source("near", 0, fill)])
     assert _contents(folder) == {"config.json", MANIFEST_FILE}
 
 
 def test_error_names_every_source_when_none_answers(tmp_path: Path) -> None:
     sources = [Recorded(name, RemoteError(f"{name} is down")).source for name in ("one", "two")]
     with pytest.raises(RemoteError, match=r"one is down.*two is down"):
-        fetch_small_model(tmp_path / "m", sources=sources)
+        download_small_model(tmp_path / "m", sources=sources)
     assert _contents(tmp_path) == {".m.lock"}
 
 
 def test_wrong_checksum_does_not_fall_through_to_the_next_source(tmp_path: Path) -> None:
     spoiled, spare = Recorded("spoiled", HostError("sha256 is wrong")), Recorded("spare")
     with pytest.raises(HostError, match="sha256"):
-        fetch_small_model(tmp_path / "m", sources=[spoiled.source, spare.source])
+        download_small_model(tmp_path / "m", sources=[spoiled.source, spare.source])
     assert spare.calls == 0
     assert _contents(tmp_path) == {".m.lock"}
 
@@ -167,13 +173,13 @@ def test_wrong_checksum_does_not_fall_through_to_the_next_source(tmp_path: Path)
 def test_disk_trouble_is_the_hosts(tmp_path: Path) -> None:
     full = Recorded(error=OSError(28, "No space left on device"))
     with pytest.raises(HostError, match="No space left"):
-        fetch_small_model(tmp_path / "m", sources=[full.source])
+        download_small_model(tmp_path / "m", sources=[full.source])
 
 
 def test_too_little_free_disk_is_said_before_downloading(tmp_path: Path) -> None:
     recorded = Recorded()
     with pytest.raises(HostError, match="free disk"):
-        fetch_small_model(tmp_path / "m", sources=[Source("here", 2**62, recorded.fill)])
+        download_small_model(tmp_path / "m", sources=[Source("here", 2**62, recorded.fill)])
     assert recorded.calls == 0
 
 
@@ -181,7 +187,7 @@ def test_leftovers_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
     stale = tmp_path / ".m.building" / "model"
     stale.mkdir(parents=True)
     (stale / "half.bin").write_bytes(b"half")
-    folder = fetch_small_model(tmp_path / "m", sources=[Recorded().source])
+    folder = download_small_model(tmp_path / "m", sources=[Recorded().source])
     assert "half.bin" not in _contents(folder)
     assert _contents(tmp_path) == {"m", ".m.lock"}
 
@@ -227,7 +233,7 @@ def test_default_folder_is_in_the_users_cache(tmp_path: Path, monkeypatch: pytes
 
 
 def test_command_prints_the_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = fetch_small_model(tmp_path / "m", sources=[Recorded().source])
+    folder = download_small_model(tmp_path / "m", sources=[Recorded().source])
     assert main(["--dir", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
 
