@@ -20,7 +20,7 @@ from template.hub import datasets
 from template.localnet.hub.faults import FaultKind, HubFault, read_faults, set_faults
 from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
-from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, claims, fetch, refusal, seed
+from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, download, download_error, is_cached, upload_data
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
 
 def test_an_upload_comes_back_as_the_same_bytes(server: HubServer, tmp_path: Path) -> None:
     commit = datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
-    held = fetch(server, commit, tmp_path / "data")
+    held = download(server, commit, tmp_path / "data")
     assert held.path == tmp_path / "data" / DATA
     assert held.path.read_bytes() == OLD
     assert (held.repo, held.revision, held.size) == (REPO, commit, len(OLD))
@@ -46,14 +46,14 @@ def test_an_unchanged_upload_names_the_commit_that_is_there(server: HubServer) -
 
 
 def test_an_unchanged_upload_never_names_a_commit_with_other_content(server: HubServer) -> None:
-    seed(server, OLD)
+    upload_data(server, OLD)
     root = server.store.root
     set_faults(root, HubFault(kind=FaultKind.LATENCY, seconds=0.5, pattern="^GET .*/revision/main", count=1))
 
     def overtake() -> None:
         while read_faults(root):
             time.sleep(0.01)
-        seed(server, NEW)
+        upload_data(server, NEW)
 
     other = threading.Thread(target=overtake)
     other.start()
@@ -63,13 +63,13 @@ def test_an_unchanged_upload_never_names_a_commit_with_other_content(server: Hub
 
 
 def test_an_older_commit_stays_downloadable(server: HubServer, tmp_path: Path) -> None:
-    old = seed(server, OLD)
-    seed(server, NEW)
-    assert fetch(server, old, tmp_path / "data").path.read_bytes() == OLD
+    old = upload_data(server, OLD)
+    upload_data(server, NEW)
+    assert download(server, old, tmp_path / "data").path.read_bytes() == OLD
 
 
 def test_an_empty_file_is_a_file(server: HubServer, tmp_path: Path) -> None:
-    assert fetch(server, seed(server, b""), tmp_path / "data").size == 0
+    assert download(server, upload_data(server, b""), tmp_path / "data").size == 0
 
 
 FAULTS = {
@@ -95,19 +95,19 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_hub_is_nobodys_verdict_and_is_soon_given_up(server: HubServer, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "data"
-    old, new = seed(server, OLD), seed(server, NEW)
-    fetch(server, old, folder)
+    old, new = upload_data(server, OLD), upload_data(server, NEW)
+    download(server, old, folder)
     set_faults(server.store.root, FAULTS[name])
     started = time.monotonic()
     with pytest.raises(RemoteError):
-        fetch(server, new, folder, deadline_s=0.5)
+        download(server, new, folder, deadline_s=0.5)
     assert time.monotonic() - started < 1.5
-    assert not claims(folder, new)
-    assert claims(folder, old)
+    assert not is_cached(folder, new)
+    assert is_cached(folder, old)
     assert sum(file.stat().st_size for file in folder.rglob("*")) < len(OLD) + len(NEW) + 1000
     set_faults(server.store.root)
-    assert fetch(server, new, folder).path.read_bytes() == NEW
-    assert not claims(folder, old)
+    assert download(server, new, folder).path.read_bytes() == NEW
+    assert not is_cached(folder, old)
 
 
 @pytest.mark.parametrize(
@@ -122,17 +122,17 @@ def test_a_faulty_hub_is_nobodys_verdict_and_is_soon_given_up(server: HubServer,
 def test_too_much_is_stopped_by_its_size_long_before_the_deadline(
     server: HubServer, tmp_path: Path, kind: FaultKind, path: str, sentence: str
 ) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=kind, pattern=path, size=2**20))
     with pytest.raises(RemoteError, match=sentence):
-        fetch(server, commit, tmp_path / "data", deadline_s=30)
+        download(server, commit, tmp_path / "data", deadline_s=30)
 
 
 def test_a_call_given_up_soon_ends(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
     with pytest.raises(RemoteError):
-        fetch(server, commit, tmp_path / "data", deadline_s=0.2)
+        download(server, commit, tmp_path / "data", deadline_s=0.2)
     for thread in threading.enumerate():
         if thread.name == "hub-call" and thread.is_alive():
             thread.join(1.0)
@@ -142,53 +142,53 @@ def test_a_call_given_up_soon_ends(server: HubServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("status", "wait_s"), [(429, 7), (503, 40)])
 def test_the_wait_the_hub_asks_for_is_passed_on(server: HubServer, tmp_path: Path, status: int, wait_s: int) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=wait_s), usegmt=True)
     for text, slack in ((str(wait_s), 0.0), (date, 2.0)):
         set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=status, retry_after=text))
         with pytest.raises(RemoteError) as caught:
-            fetch(server, commit, tmp_path / "data")
+            download(server, commit, tmp_path / "data")
         assert caught.value.retry_after_s == pytest.approx(wait_s, abs=slack)
 
 
 @pytest.mark.parametrize("text", ["soon", "-5", "9" * 5000, "²"])
 def test_a_senseless_wait_is_none(server: HubServer, tmp_path: Path, text: str) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after=text))
     with pytest.raises(RemoteError) as caught:
-        fetch(server, commit, tmp_path / "data")
+        download(server, commit, tmp_path / "data")
     assert caught.value.retry_after_s is None
 
 
 def test_what_is_missing_is_told_apart(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     upload_files(server.store.root, "bob/other", {"readme.txt": b"x"})
     other = upload_files(server.store.root, "bob/other", {f"{DATA}/inner": b"x"})
-    assert refusal(server, commit, tmp_path / "a", repo="alice/nothing").reason is Reason.MISSING_REPO
-    assert refusal(server, "0" * 40, tmp_path / "b").reason is Reason.MISSING_REPO
-    assert refusal(server, other, tmp_path / "c", repo="bob/other").reason is Reason.MISSING_FILE
+    assert download_error(server, commit, tmp_path / "a", repo="alice/nothing").reason is Reason.MISSING_REPO
+    assert download_error(server, "0" * 40, tmp_path / "b").reason is Reason.MISSING_REPO
+    assert download_error(server, other, tmp_path / "c", repo="bob/other").reason is Reason.MISSING_FILE
     server.close()
     with pytest.raises(RemoteError):
-        fetch(server, commit, tmp_path / "d")
+        download(server, commit, tmp_path / "d")
 
 
 def test_a_private_repo_is_missing_to_all_but_its_owner(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server, private=True)
-    assert refusal(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
-    assert refusal(server, commit, tmp_path / "b", token="hf_local_bob").reason is Reason.MISSING_REPO
-    assert fetch(server, commit, tmp_path / "c", token=TOKEN).size == len(OLD)
+    commit = upload_data(server, private=True)
+    assert download_error(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
+    assert download_error(server, commit, tmp_path / "b", token="hf_local_bob").reason is Reason.MISSING_REPO
+    assert download(server, commit, tmp_path / "c", token=TOKEN).size == len(OLD)
 
 
 def test_a_private_upload_is_private(server: HubServer, tmp_path: Path) -> None:
     commit = datasets.upload_dataset(OLD, REPO, token=TOKEN, private=True, endpoint=server.endpoint)
-    assert refusal(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
+    assert download_error(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
 
 
 def test_a_token_we_hold_wrongly_is_our_fault_and_never_shown(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     for token in ("hf_SECRET", "hf_SECRET\n", "hf_SECRÉT", ""):
         with pytest.raises(HostError) as caught:
-            fetch(server, commit, tmp_path / "data", token=token)
+            download(server, commit, tmp_path / "data", token=token)
         assert "SECR" not in "".join(traceback.format_exception(caught.value))
         with pytest.raises(HostError) as caught:
             datasets.upload_dataset(OLD, REPO, token=token, endpoint=server.endpoint)
@@ -196,10 +196,10 @@ def test_a_token_we_hold_wrongly_is_our_fault_and_never_shown(server: HubServer,
 
 
 def test_an_expired_token_punishes_no_miner(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=401))
     with pytest.raises(HostError):
-        fetch(server, commit, tmp_path / "data", token=TOKEN)
+        download(server, commit, tmp_path / "data", token=TOKEN)
 
 
 def test_a_token_for_another_owner_cannot_upload(server: HubServer) -> None:
@@ -209,25 +209,25 @@ def test_a_token_for_another_owner_cannot_upload(server: HubServer) -> None:
 
 
 def test_a_file_over_the_cap_is_refused_unread(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.DROP, pattern="/resolve/"))
-    assert refusal(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
+    assert download_error(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
     set_faults(server.store.root)
-    assert fetch(server, commit, tmp_path / "data", max_bytes=len(OLD)).size == len(OLD)
-    assert refusal(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
+    assert download(server, commit, tmp_path / "data", max_bytes=len(OLD)).size == len(OLD)
+    assert download_error(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
 
 
 def test_the_one_jsonl_of_a_repo_is_found_by_its_ending(server: HubServer, tmp_path: Path) -> None:
     commit = upload_files(server.store.root, REPO, {"deep/train set.jsonl": OLD, "readme.md": b"#"})
-    held = fetch(server, commit, tmp_path / "data", filename=None)
+    held = download(server, commit, tmp_path / "data", filename=None)
     assert (held.path.name, held.path.read_bytes()) == (DATA, OLD)
 
 
 def test_no_or_two_jsonl_are_refused_by_name(server: HubServer, tmp_path: Path) -> None:
     none = upload_files(server.store.root, REPO, {"readme.md": b"#"})
-    assert refusal(server, none, tmp_path / "data", filename=None).reason is Reason.MISSING_FILE
+    assert download_error(server, none, tmp_path / "data", filename=None).reason is Reason.MISSING_FILE
     two = upload_files(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
-    error = refusal(server, two, tmp_path / "data", filename=None)
+    error = download_error(server, two, tmp_path / "data", filename=None)
     assert error.reason is Reason.MISSING_FILE
     assert DATA in str(error) and "more.jsonl" in str(error)
 
@@ -238,7 +238,7 @@ OTHER_THAN_A_REVISION = ["main", "", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\
 @pytest.mark.parametrize("revision", OTHER_THAN_A_REVISION)
 def test_only_a_full_commit_or_a_digest_is_a_revision(server: HubServer, tmp_path: Path, revision: str) -> None:
     with pytest.raises(ConfigError):
-        fetch(server, revision, tmp_path / "data")
+        download(server, revision, tmp_path / "data")
 
 
 def test_an_upload_to_a_busy_hub_gives_up_at_once(server: HubServer) -> None:
@@ -263,7 +263,7 @@ def test_an_upload_ends_whatever_the_hub_does(server: HubServer, kind: FaultKind
 
 
 def test_a_revision_resolves_to_its_commit(server: HubServer) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     assert datasets.resolve_revision(REPO, "main", token=None, endpoint=server.endpoint) == commit
     with pytest.raises(SubmissionError):
         datasets.resolve_revision(REPO, "dev", token=None, endpoint=server.endpoint)
@@ -276,18 +276,18 @@ def test_a_revision_resolves_to_its_commit(server: HubServer) -> None:
 def test_offline_mode_is_the_operators_setting(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
-        fetch(server, commit, tmp_path / "data")
+        download(server, commit, tmp_path / "data")
 
 
 def test_every_error_here_has_an_owner(server: HubServer, tmp_path: Path) -> None:
     """A listing that is JSON, but not the Hub's, must not escape as a KeyError or the like."""
-    commit = seed(server)
+    commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=200, pattern="/paths-info/"))
     with pytest.raises(SubnetError):
-        fetch(server, commit, tmp_path / "data")
+        download(server, commit, tmp_path / "data")
 
 
 # Files named by their content
@@ -298,16 +298,16 @@ def digest_of(content: bytes) -> str:
 
 
 def test_a_file_is_found_by_its_digest_wherever_main_is(server: HubServer, tmp_path: Path) -> None:
-    seed(server, OLD)
+    upload_data(server, OLD)
     upload_files(server.store.root, REPO, {"readme.md": b"#"})
-    held = fetch(server, digest_of(OLD), tmp_path / "data")
+    held = download(server, digest_of(OLD), tmp_path / "data")
     assert held.path.read_bytes() == OLD
     assert (held.revision, held.sha256) == (digest_of(OLD), digest_of(OLD))
 
 
 def test_a_digest_that_main_does_not_hold_is_a_missing_file(server: HubServer, tmp_path: Path) -> None:
     def sentence() -> str:
-        error = refusal(server, digest_of(OLD), tmp_path / "data")
+        error = download_error(server, digest_of(OLD), tmp_path / "data")
         assert error.reason is Reason.MISSING_FILE
         assert digest_of(OLD) in str(error) and "is not (yet) at main of alice/talk" in str(error)
         return str(error)
@@ -315,30 +315,30 @@ def test_a_digest_that_main_does_not_hold_is_a_missing_file(server: HubServer, t
     assert "not on the Hub" in sentence()
     upload_files(server.store.root, REPO, {"readme.md": b"#"})
     assert "has no file data.jsonl" in sentence()
-    seed(server, OLD)
-    seed(server, NEW)
+    upload_data(server, OLD)
+    upload_data(server, NEW)
     assert "another file is there" in sentence()
     assert not list((tmp_path / "data").glob("*"))
-    seed(server, OLD)
-    assert fetch(server, digest_of(OLD), tmp_path / "data").path.read_bytes() == OLD
+    upload_data(server, OLD)
+    assert download(server, digest_of(OLD), tmp_path / "data").path.read_bytes() == OLD
 
 
 def test_a_private_repo_holds_no_digest_for_anybody_else(server: HubServer, tmp_path: Path) -> None:
-    seed(server, private=True)
-    assert refusal(server, digest_of(OLD), tmp_path / "a").reason is Reason.MISSING_FILE
+    upload_data(server, private=True)
+    assert download_error(server, digest_of(OLD), tmp_path / "a").reason is Reason.MISSING_FILE
 
 
 def test_a_digest_whose_file_is_over_the_cap_is_refused_as_too_large(server: HubServer, tmp_path: Path) -> None:
-    seed(server)
-    assert refusal(server, digest_of(OLD), tmp_path / "a", max_bytes=10).reason is Reason.TOO_LARGE
+    upload_data(server)
+    assert download_error(server, digest_of(OLD), tmp_path / "a", max_bytes=10).reason is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize("name", ["drop", "503", "bare 404", "truncated listing", "wrong listing", "wrong bytes"])
 def test_a_faulty_hub_is_no_missing_digest(server: HubServer, tmp_path: Path, name: str) -> None:
-    seed(server)
+    upload_data(server)
     set_faults(server.store.root, FAULTS[name])
     with pytest.raises(RemoteError):
-        fetch(server, digest_of(OLD), tmp_path / "data", deadline_s=5)
+        download(server, digest_of(OLD), tmp_path / "data", deadline_s=5)
 
 
 class _LargeFileHub(http.server.BaseHTTPRequestHandler):

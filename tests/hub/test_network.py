@@ -17,7 +17,7 @@ from template.hub import datasets
 from template.hub.network import BoundedBackend, RequestBudget, allowed_addresses, network_of
 from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
-from tests.fixtures.hub import DATA, OLD, REPO, fetch, seed
+from tests.fixtures.hub import DATA, OLD, REPO, download, upload_data
 
 PUBLIC = "https://8.8.8.8"
 
@@ -220,16 +220,16 @@ def proxied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServ
 
 
 def test_behind_a_proxy_names_are_the_proxys_affair(proxied: HubServer, tmp_path: Path) -> None:
-    commit = seed(proxied)
+    commit = upload_data(proxied)
     held = datasets.download_dataset(REPO, commit, tmp_path / "data", endpoint="http://hub.invalid")
     assert held.path.read_bytes() == OLD
 
 
 @pytest.mark.parametrize("target", ["http://169.254.169.254/x", "http://10.0.0.1/x", "http://[::1]/x", "ftp://a/x"])
 def test_behind_a_proxy_an_address_inside_is_not_asked_for(proxied: HubServer, tmp_path: Path, target: str) -> None:
-    commit = seed(proxied)
+    commit = upload_data(proxied)
     moved = HubFault(kind=FaultKind.REPLY, status=302, headers=(("Location", target),), pattern=f"8:81.*{DATA}")
     set_faults(proxied.store.root, moved)
     with pytest.raises(RemoteError, match="not followed"):
         datasets.download_dataset(REPO, commit, tmp_path / "data", endpoint="http://8.8.8.8:81")
-    assert fetch(proxied, commit, tmp_path / "data").path.read_bytes() == OLD
+    assert download(proxied, commit, tmp_path / "data").path.read_bytes() == OLD

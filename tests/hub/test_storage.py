@@ -17,7 +17,7 @@ from template.hub import storage
 from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
-from tests.fixtures.hub import DATA, NEW, OLD, REPO, claims, fetch, refusal, seed
+from tests.fixtures.hub import DATA, NEW, OLD, REPO, download, download_error, is_cached, upload_data
 
 
 @pytest.fixture
@@ -27,45 +27,45 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
 
 
 def test_a_held_file_needs_no_network(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
-    first = fetch(server, commit, tmp_path / "data")
+    commit = upload_data(server)
+    first = download(server, commit, tmp_path / "data")
     server.close()
-    assert fetch(server, commit, tmp_path / "data") == first
+    assert download(server, commit, tmp_path / "data") == first
 
 
 def test_the_cache_serves_another_folder_without_network(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
-    fetch(server, commit, tmp_path / "one", cache_dir=tmp_path / "cache")
+    commit = upload_data(server)
+    download(server, commit, tmp_path / "one", cache_dir=tmp_path / "cache")
     server.close()
-    held = fetch(server, commit, tmp_path / "two", cache_dir=tmp_path / "cache")
+    held = download(server, commit, tmp_path / "two", cache_dir=tmp_path / "cache")
     assert held.path == tmp_path / "two" / DATA
     assert held.path.read_bytes() == OLD
 
 
 def test_a_corrupted_cache_is_fetched_afresh(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
-    fetch(server, commit, tmp_path / "one", cache_dir=tmp_path / "cache")
+    commit = upload_data(server)
+    download(server, commit, tmp_path / "one", cache_dir=tmp_path / "cache")
     (cached,) = (tmp_path / "cache").rglob(DATA)
     cached.write_bytes(OLD[::-1])
-    assert fetch(server, commit, tmp_path / "two", cache_dir=tmp_path / "cache").path.read_bytes() == OLD
+    assert download(server, commit, tmp_path / "two", cache_dir=tmp_path / "cache").path.read_bytes() == OLD
 
 
 def test_an_edited_file_is_fetched_afresh(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
-    held = fetch(server, commit, tmp_path / "data")
+    commit = upload_data(server)
+    held = download(server, commit, tmp_path / "data")
     held.path.write_bytes(OLD[::-1])
-    assert fetch(server, commit, tmp_path / "data").path.read_bytes() == OLD
+    assert download(server, commit, tmp_path / "data").path.read_bytes() == OLD
 
 
 def test_an_edited_file_is_not_claimed_after_an_outage(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
-    held = fetch(server, commit, tmp_path / "data")
+    commit = upload_data(server)
+    held = download(server, commit, tmp_path / "data")
     held.path.write_bytes(OLD[::-1])
     server.close()
     with pytest.raises(RemoteError):
-        fetch(server, commit, tmp_path / "data")
+        download(server, commit, tmp_path / "data")
     held.path.write_bytes(OLD)
-    assert not claims(tmp_path / "data", commit)
+    assert not is_cached(tmp_path / "data", commit)
 
 
 class _Stopped(BaseException):
@@ -75,10 +75,10 @@ class _Stopped(BaseException):
 def test_no_step_of_an_installation_mixes_two_revisions(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, new = seed(server, OLD), seed(server, NEW)
+    old, new = upload_data(server, OLD), upload_data(server, NEW)
     for step in range(100):
         folder = tmp_path / f"data{step}"
-        fetch(server, old, folder)
+        download(server, old, folder)
         left = step
 
         def stop_at_zero(call: object) -> object:
@@ -94,7 +94,7 @@ def test_no_step_of_an_installation_mixes_two_revisions(
         with monkeypatch.context() as patch, suppress(_Stopped):
             for name in ("fsync", "replace", "unlink", "fchmod"):
                 patch.setattr(os, name, stop_at_zero(getattr(os, name)))
-            fetch(server, new, folder)
+            download(server, new, folder)
         bytes_now = (folder / DATA).read_bytes()
         source = folder / storage.SOURCE_FILE
         named = source.read_text() if source.exists() else ""
@@ -103,13 +103,13 @@ def test_no_step_of_an_installation_mixes_two_revisions(
         if left >= 0:
             break
     assert step > 5
-    assert claims(folder, new)
+    assert is_cached(folder, new)
 
 
 def test_a_download_killed_midway_leaves_the_old_revision_alone(server: HubServer, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    old, new = seed(server, OLD), seed(server, NEW)
-    fetch(server, old, folder)
+    old, new = upload_data(server, OLD), upload_data(server, NEW)
+    download(server, old, folder)
     set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"))
     code = (
         "import sys; from pathlib import Path; from template.hub import datasets;"
@@ -121,38 +121,38 @@ def test_a_download_killed_midway_leaves_the_old_revision_alone(server: HubServe
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert list(folder.glob(".incoming-*"))
-    assert claims(folder, old) and not claims(folder, new)
+    assert is_cached(folder, old) and not is_cached(folder, new)
     set_faults(server.store.root)
-    assert fetch(server, new, folder).path.read_bytes() == NEW
+    assert download(server, new, folder).path.read_bytes() == NEW
     assert not list(folder.glob(".incoming-*"))
 
 
 def test_a_named_file_is_no_answer_to_the_one_jsonl(server: HubServer, tmp_path: Path) -> None:
     two = upload_files(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
-    fetch(server, two, tmp_path / "data", cache_dir=tmp_path / "cache")
-    refusal(server, two, tmp_path / "data", cache_dir=tmp_path / "cache", filename=None)
+    download(server, two, tmp_path / "data", cache_dir=tmp_path / "cache")
+    download_error(server, two, tmp_path / "data", cache_dir=tmp_path / "cache", filename=None)
 
 
 def test_a_file_held_by_its_digest_outlives_what_main_becomes(server: HubServer, tmp_path: Path) -> None:
     digest = hashlib.sha256(OLD).hexdigest()
-    seed(server, OLD)
-    fetch(server, digest, tmp_path / "one", cache_dir=tmp_path / "cache")
-    seed(server, NEW)
-    assert fetch(server, digest, tmp_path / "one").path.read_bytes() == OLD
+    upload_data(server, OLD)
+    download(server, digest, tmp_path / "one", cache_dir=tmp_path / "cache")
+    upload_data(server, NEW)
+    assert download(server, digest, tmp_path / "one").path.read_bytes() == OLD
     server.close()
-    assert fetch(server, digest, tmp_path / "two", cache_dir=tmp_path / "cache").path.read_bytes() == OLD
+    assert download(server, digest, tmp_path / "two", cache_dir=tmp_path / "cache").path.read_bytes() == OLD
 
 
 def test_a_held_file_is_no_answer_to_another_digest(server: HubServer, tmp_path: Path) -> None:
-    seed(server, OLD)
-    fetch(server, hashlib.sha256(OLD).hexdigest(), tmp_path / "data", cache_dir=tmp_path / "cache")
-    seed(server, NEW)
-    held = fetch(server, hashlib.sha256(NEW).hexdigest(), tmp_path / "data", cache_dir=tmp_path / "cache")
+    upload_data(server, OLD)
+    download(server, hashlib.sha256(OLD).hexdigest(), tmp_path / "data", cache_dir=tmp_path / "cache")
+    upload_data(server, NEW)
+    held = download(server, hashlib.sha256(NEW).hexdigest(), tmp_path / "data", cache_dir=tmp_path / "cache")
     assert held.path.read_bytes() == NEW
 
 
 def test_a_folder_that_cannot_be_is_our_fault(server: HubServer, tmp_path: Path) -> None:
-    commit = seed(server)
+    commit = upload_data(server)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(HostError):
-        fetch(server, commit, tmp_path / "file" / "data")
+        download(server, commit, tmp_path / "file" / "data")
