@@ -1,8 +1,7 @@
-"""Logs: human lines on stderr, JSON lines in a file on request, the standard-library loggers of the clients in both.
+"""Logging setup: text on stderr, JSON lines in an optional file, client libraries routed into both.
 
-stdout is for results. Configured once, by the entry point; every line is redacted on its way out. A message is one
-line whatever it quotes, with what would move a cursor spelt out, and a traceback is indented: nobody whose text gets
-into a log can end a line there and write the next.
+A patcher redacts secrets and escapes control characters before any sink sees a record, so text from a stranger can
+neither end a line nor move a terminal's cursor. Neither a full disk nor an unread pipe stops or delays the process.
 """
 
 import contextlib
@@ -10,60 +9,51 @@ import errno
 import json
 import logging
 import os
+import select
 import stat
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from loguru import logger
 
 from template.errors import ConfigError
-from template.telemetry.log_stream import LogStream
 from template.telemetry.redaction import Redactor
 from template.terminal import escape_line
 
 if TYPE_CHECKING:
-    from loguru import Message, Record
-
-import warnings
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-_FORMAT = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> <level>{level: <7}</level> {message}\n"
-
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-# The clients' own chatter is wanted only when something is wrong with it, or when the operator asks.
-_CLIENT_LOGGERS = ("bittensor", "transformers", "huggingface_hub", "httpx2", "peft", "torch")
+    from loguru import Record
 
 FILE_BYTES = 50_000_000
-"""Size at which the log file is set aside and another is begun."""
+"""Size at which the log file is rotated."""
 KEPT_FILES = 10
 """Log files kept, the current one included."""
+STDERR_TIMEOUT_S = 5.0
+"""Longest wait for the reader of stderr; once it is over, lines are dropped until the reader returns."""
 
-_COMPLAINT_INTERVAL_S = 3600.0
+_FORMAT = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> <level>{level: <7}</level> {message}\n"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_CLIENT_LOGGERS = ("bittensor", "transformers", "huggingface_hub", "httpx2", "peft", "torch")
+_WARNING_INTERVAL_S = 3600.0
+# A pipe that polls as writable takes this much without blocking. Source: PIPE_BUF, pipe(7).
+_PIPE_BYTES = 4096
 
 
 class _Router(logging.Handler):
-    """Hands records of the standard library's logging to loguru, name in front."""
+    """Forward records of the standard library's logging to loguru, prefixed with the logger's name."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
         except (TypeError, ValueError):
-            # Their arguments do not fit their text; a log line is no reason to end a score.
+            # A client passed arguments that do not fit its format.
             message = f"{record.msg} {record.args}"
         level = record.levelname if record.levelname in _LEVELS else record.levelno
         client = logger.bind(module=record.name).opt(exception=record.exc_info)
@@ -71,7 +61,7 @@ class _Router(logging.Handler):
 
 
 class _ClientLogger(logging.Logger):
-    """The top logger of a client that would set up its own output, level and handlers, when it is imported."""
+    """A client's top logger whose level, handlers and propagation the client cannot change when it is imported."""
 
     @property
     def propagate(self) -> bool:
@@ -88,62 +78,56 @@ class _ClientLogger(logging.Logger):
         pass
 
 
-class _RedactedStream:
-    """A text stream whose every text is redacted first."""
+class NonBlockingStream:
+    """Sink for a stream whose reader may hang: drop and count lines instead of blocking.
 
-    def __init__(self, stream: LogStream, redact: Redactor) -> None:
+    A stream without a file descriptor, as in a test, is written to directly.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._redact = redact
+        self._dropped = 0
+        self._fd: int | None = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._fd = stream.fileno()
 
-    def write(self, message: "Message") -> None:
-        self._stream.write(self._redact(message))
-
-    def flush(self) -> None:
-        self._stream.flush()
+    def write(self, text: str) -> None:
+        if self._fd is None:
+            self._stream.write(text)
+            return
+        if self._dropped:
+            # The newline ends a line of which the reader got a part.
+            text = f"\n{self._dropped} log lines dropped: stderr was not read\n{text}"
+        content = text.encode(self._stream.encoding or "utf-8", errors="backslashreplace")
+        room = select.poll()
+        room.register(self._fd, select.POLLOUT)
+        try:
+            while content:
+                if not room.poll(0.0 if self._dropped else 1000.0 * STDERR_TIMEOUT_S):
+                    self._dropped += 1
+                    return
+                content = content[os.write(self._fd, content[:_PIPE_BYTES]) :]
+        except OSError:
+            return  # the reader is gone
+        self._dropped = 0
 
     def isatty(self) -> bool:
         return self._stream.isatty()
 
 
-class _JsonLines:
-    """One flat JSON object per line in a rotating file, its texts redacted."""
+class _PrivateFile(RotatingFileHandler):
+    """Rotating file that only its owner can read and that survives a full disk.
 
-    def __init__(self, path: Path, redact: Redactor) -> None:
-        self._file = _RotatingFile(path)
-        self._redact = redact
-
-    def write(self, message: "Message") -> None:
-        record = message.record
-        fields = {
-            "time": record["time"].astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "level": record["level"].name,
-            "message": self._redact(record["message"]),
-            "module": record["extra"].get("module", record["name"]),
-        }
-        if record["exception"] is not None:
-            fields["exception"] = self._redact("".join(traceback.format_exception(*record["exception"])))
-        self._file.emit(logging.makeLogRecord({"msg": json.dumps(fields)}))
-
-    def stop(self) -> None:
-        """Closes the file; loguru calls it when the sink is removed."""
-        self._file.close()
-
-
-class _RotatingFile(RotatingFileHandler):
-    """The standard library's rotating file, readable by its owner alone, which no failing disk turns into an exception.
-
-    Not loguru's own: that one prints the whole record, secrets included, for every line that it cannot write.
+    loguru's own file sink would print a traceback to stderr for each line that it cannot write.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._complained_at: float | None = None
-        super().__init__(path, maxBytes=FILE_BYTES, backupCount=KEPT_FILES - 1, encoding="utf-8")
+    _warned_at = -_WARNING_INTERVAL_S
 
     def _open(self) -> TextIOWrapper:
         fd = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode):
-            # In a folder that others write to, somebody may have made it first, to read along.
+            # In a shared folder, somebody else may have created the file to read along.
             if status.st_uid != os.geteuid():
                 os.close(fd)
                 raise PermissionError(errno.EPERM, "the file belongs to another user", self.baseFilename)
@@ -151,78 +135,94 @@ class _RotatingFile(RotatingFileHandler):
         return os.fdopen(fd, "a", encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        now = time.monotonic()
-        if self._complained_at is not None and now - self._complained_at < _COMPLAINT_INTERVAL_S:
-            return
-        self._complained_at = now
-        # Past loguru, whose handler this is in the midst of.
-        told = f"{datetime.now():%Y-%m-%d %H:%M:%S} WARNING {self.baseFilename} misses lines: {sys.exception()}\n"
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(told)
+        if time.monotonic() - self._warned_at >= _WARNING_INTERVAL_S:
+            self._warned_at = time.monotonic()
+            # Not through the logger, which holds this handler's lock.
+            NonBlockingStream(sys.stderr).write(
+                f"{time.strftime('%Y-%m-%d %H:%M:%S')} WARNING {self.baseFilename} misses lines: {sys.exception()}\n"
+            )
 
     def close(self) -> None:
-        # What could not be written before cannot be now.
+        # Closing writes what a full disk refused before.
         with contextlib.suppress(OSError):
             super().close()
 
 
-def _spell_out(record: "Record") -> None:
-    record["message"] = escape_line(record["message"])
+def _format_text(record: "Record") -> str:
+    return _FORMAT + ("{extra[trace]}" if "trace" in record["extra"] else "")
 
 
-def _choose_format(record: "Record") -> str:
-    """The form of a line, with the traceback indented below it where there is one."""
-    if record["exception"] is None:
-        return _FORMAT
-    trace = "".join(traceback.format_exception(*record["exception"]))
-    record["extra"]["trace"] = "".join(f"  {escape_line(line)}\n" for line in trace.split("\n") if line)
-    return _FORMAT + "{extra[trace]}"
+def _format_json(record: "Record") -> str:
+    """Build one flat JSON object; the file handler ends the line."""
+    fields = {
+        "time": record["time"].astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "level": record["level"].name,
+        "message": record["message"],
+        "module": record["extra"].get("module", record["name"]),
+    }
+    if "exception" in record["extra"]:
+        fields["exception"] = record["extra"]["exception"]
+    record["extra"]["json"] = json.dumps(fields)
+    return "{extra[json]}"
 
 
 def choose_level(*, is_debug: bool, is_trace: bool) -> str:
-    """The least that goes into the logs, by loguru's name."""
+    """Return the lowest level to log, by loguru's name."""
     return "TRACE" if is_trace else "DEBUG" if is_debug else "INFO"
 
 
 def configure_logging(
     *, is_debug: bool = False, is_trace: bool = False, file: Path | None = None, secrets: Sequence[str] = ()
 ) -> None:
-    """Sets up the process's logs: INFO by default, DEBUG or TRACE on request, the clients' from WARNING or DEBUG.
+    """Configure the logs of this process; client libraries log from WARNING, or from DEBUG with `is_trace`.
 
-    file: where the same lines go as JSON, in this process alone, since two must not rotate one file. secrets: values
-    that no line may show. Raises: ConfigError when the file cannot be opened; the logs on stderr are set up by then.
+    Args:
+        file: file for JSON lines. Two processes must not share it, since each would rotate it.
+        secrets: values to redact.
+
+    Raises:
+        ConfigError: the file cannot be opened. The logs on stderr are configured by then.
     """
     level = choose_level(is_debug=is_debug, is_trace=is_trace)
     redact = Redactor(secrets)
+
+    def clean(record: "Record") -> None:
+        record["message"] = escape_line(redact(record["message"]))
+        if record["exception"] is not None:
+            trace = redact("".join(traceback.format_exception(*record["exception"])))
+            record["extra"]["exception"] = trace
+            record["extra"]["trace"] = "".join(f"  {escape_line(line)}\n" for line in trace.split("\n") if line)
+            # Otherwise the sinks would append their own, not redacted.
+            record["exception"] = None
+
     logger.remove()
-    logger.configure(patcher=_spell_out)
-    stream = _RedactedStream(LogStream(sys.stderr), redact)
-    logger.add(stream, level=level, format=_choose_format, backtrace=False, diagnose=False)
+    logger.configure(patcher=clean)
+    logger.add(NonBlockingStream(sys.stderr), level=level, format=_format_text, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_Router()], level=logging.WARNING, force=True)
     for name in _CLIENT_LOGGERS:
         client = logging.getLogger(name)
         client.handlers.clear()
-        # In place, because the client and its children hold this very object.
+        # In place, because the client and its child loggers hold this object.
         client.__class__ = _ClientLogger
         logging.Logger.setLevel(client, logging.DEBUG if is_trace else logging.WARNING)
     if file is not None:
-        logger.add(_open_json_lines(file, redact), level=level, format="{message}", backtrace=False, diagnose=False)
+        handler = _open_file(file.expanduser().resolve())
+        logger.add(handler, level=level, format=_format_json, backtrace=False, diagnose=False)
 
 
-def _open_json_lines(path: Path, redact: Redactor) -> _JsonLines:
-    path = path.expanduser().resolve()
+def _open_file(path: Path) -> _PrivateFile:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return _JsonLines(path, redact)
+        return _PrivateFile(path, maxBytes=FILE_BYTES, backupCount=KEPT_FILES - 1, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--logging.file {path}: cannot be opened: {error.strerror or error}") from error
 
 
 def quiet_libraries() -> None:
-    """Keeps the clients' progress bars and advice out of the logs. Before they are imported: they read it then."""
+    """Silence the clients' progress bars and advice; they read these settings when they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # What these two say to each other about their next major version is nothing an operator can act on.
+    # Announcements of their next major versions, which no operator can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")

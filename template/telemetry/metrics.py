@@ -1,20 +1,19 @@
-"""What an operator's dashboard shows of a validator, as plain numbers and rows. Pure."""
+"""Metrics and table rows of a validator, as wandb shows them. Pure."""
 
 from collections import Counter
 from statistics import median
 
 from template.records import LeaderboardRow, Metrics, RoundReport
 
-# Which metric is the axis of those whose names match.
 STEP_METRICS = {"live/*": "live/block", "round/*": "round/start_block"}
-
+"""The x-axis of the metrics that match a pattern."""
 TABLE_COLUMNS = ("hotkey", "uid", "repo", "verdict", "loss", "score", "weight", "seconds")
 
 _RANKS = (1, 2, 5, 10)
 
 
 def live_metrics(metrics: Metrics) -> dict[str, float]:
-    """The running charts: what the gauges say, unknown ones left out. Lag in seconds, memory in GiB."""
+    """Return the running charts without unknown values: lag in seconds, memory in GiB."""
     values: dict[str, float] = {
         "live/block": metrics.block,
         "live/chain_lag_seconds": metrics.now - metrics.block_time,
@@ -33,14 +32,14 @@ def live_metrics(metrics: Metrics) -> dict[str, float]:
 
 
 def round_metrics(report: RoundReport) -> dict[str, float]:
-    """The charts of a round: losses by rank, 1 the lowest, counts by verdict, and what became of the weights."""
-    losses = sorted(standing.loss for standing in report.leaderboard if standing.loss is not None)
+    """Return the charts of a round: losses by rank (1 is the lowest), verdict counts, outcomes of its weights."""
+    losses = sorted(row.loss for row in report.leaderboard if row.loss is not None)
     metrics: dict[str, float] = {
         "round/start_block": report.round.start_block,
         "round/id": report.round.id,
         "round/scored_now": len(report.seconds),
     }
-    for verdict, count in Counter(map(verdict_name, report.leaderboard)).items():
+    for verdict, count in Counter(map(_verdict, report.leaderboard)).items():
         metrics[f"round/verdicts/{verdict}"] = count
     for rank in _RANKS:
         if rank <= len(losses):
@@ -54,24 +53,23 @@ def round_metrics(report: RoundReport) -> dict[str, float]:
 
 
 def table_rows(report: RoundReport) -> list[list[str | float | None]]:
-    """The round's table, cells as in `TABLE_COLUMNS`; seconds only for those scored in this round."""
+    """Return the round's leaderboard by `TABLE_COLUMNS`; seconds only for evaluations of this round."""
     return [
         [
-            standing.key.hotkey,
-            standing.uid,
-            standing.key.commitment.split(":")[0],
-            verdict_name(standing),
-            standing.loss,
-            standing.score,
-            standing.weight,
-            report.seconds.get(standing.key.hotkey),
+            row.key.hotkey,
+            row.uid,
+            row.key.commitment.split(":")[0],
+            _verdict(row),
+            row.loss,
+            row.score,
+            row.weight,
+            report.seconds.get(row.key.hotkey),
         ]
-        for standing in report.leaderboard
+        for row in report.leaderboard
     ]
 
 
-def verdict_name(standing: LeaderboardRow) -> str:
-    """The reason's code for a refusal, else `scored` or `waiting`."""
-    if standing.reason is not None:
-        return standing.reason.value
-    return "waiting" if standing.loss is None else "scored"
+def _verdict(row: LeaderboardRow) -> str:
+    if row.reason is not None:
+        return row.reason.value
+    return "waiting" if row.loss is None else "scored"

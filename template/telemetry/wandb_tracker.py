@@ -1,73 +1,57 @@
-"""Shows a validator on wandb without ever waiting for it: one run per version and UTC day, named by hotkey.
+"""Report a validator to wandb without ever waiting for it: one run per hotkey, subnet, version and UTC day.
 
-Reports are put in a bounded mailbox; a thread hands them to a process that holds the run
-(`template.telemetry.wandb_process`).
-Whatever becomes of wandb is one warning an hour, and another run later.
+Reports wait in a bounded queue for a thread, which passes them to the process that holds the run
+(`template.telemetry.wandb_run`). When wandb fails, the operator sees one warning an hour, and the run is opened again.
 """
 
+import contextlib
 import hashlib
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any
 
 from loguru import logger
 
+from template.errors import RemoteError
 from template.records import Metrics, RoundReport
 from template.telemetry.metrics import STEP_METRICS, TABLE_COLUMNS, live_metrics, round_metrics, table_rows
-from template.telemetry.wandb_link import WandbLink
+from template.telemetry.redaction import without_secrets
+from template.telemetry.wandb_run import child_processes
 
 MAX_WAITING = 256
-"""Reports kept while wandb does not take them."""
+"""Reports kept while wandb is unavailable; metrics take half of them at most, so that rounds find room."""
 ROUND_TRIES = 3
-"""Times that a round is handed to an open run before it is given up; gauges get one."""
-"""Age at which what wandb left on disk is removed."""
-MAX_PATIENCE_S = 3600.0
+"""Times that a round is sent to an open run before it is dropped; metrics are sent once."""
+REQUEST_TIMEOUT_S = 60
+"""Longest time that wandb's service may take for one report before it is replaced."""
 
-_OPEN_TIMEOUT_S = 120.0
-_ANSWER_TIMEOUT_S = 60.0
 _FINISH_TIMEOUT_S = 60.0
-_COMPLAINT_INTERVAL_S = 3600.0
-# What wandb leaves below its folder, one entry for each run, artifact or start.
+_MAX_BACKOFF_S = 3600.0
+_WARNING_INTERVAL_S = 3600.0
+# Created by wandb below its folder for each run, artifact or start.
 _LEFTOVERS = ("wandb/run-*", "wandb/offline-run-*", "data/artifacts/staging/*", "cache/wandb/logs/*")
-
-
-class Tracker(Protocol):
-    """Takes what a validator tells about itself. No method raises, or waits for anything outside this process.
-
-    `close` alone may take its `timeout_s` to hand over what is still waiting.
-    """
-
-    def report_metrics(self, metrics: Metrics) -> None: ...
-
-    def report_round(self, report: RoundReport) -> None: ...
-
-    def close(self, *, timeout_s: float = 10.0) -> None: ...
-
-
-class NullTracker:
-    """The tracker of who wants none."""
-
-    def report_metrics(self, metrics: Metrics) -> None:
-        pass
-
-    def report_round(self, report: RoundReport) -> None:
-        pass
-
-    def close(self, *, timeout_s: float = 10.0) -> None:
-        pass
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerConfig:
-    """Whose runs these are and where they go. entity None: the login's own. folder: all of wandb's files, made here.
+    """Identity and destination of the runs.
 
-    keep_days: how long what wandb leaves in the folder is kept.
+    Args:
+        entity: wandb user or team, None for the login's own.
+        folder: folder for all files of wandb, created when missing.
+        keep_days: age at which files of earlier runs are deleted.
     """
 
     project: str
@@ -78,69 +62,107 @@ class TrackerConfig:
     folder: Path
     keep_days: float = 30.0
 
+    def run_settings(self, day: str) -> dict[str, Any]:
+        """Return the arguments of `wandb.init` for a UTC day; the same day resumes the same run."""
+        identity = [self.hotkey, str(self.netuid), self.version, day]
+        return {
+            "dir": str(self.folder.resolve()),
+            "project": self.project,
+            "entity": self.entity,
+            "id": hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32],
+            "name": f"{self.hotkey[:8]}-{self.version}-{day}",
+            "group": self.hotkey,
+            "config": {"hotkey": self.hotkey, "netuid": self.netuid, "version": self.version, "day": day},
+        }
 
-@dataclass(frozen=True)
-class _Report:
-    """`day` of the run that it belongs to, the request for wandb's process, and how often that may be tried."""
 
-    day: str
-    request: Mapping[str, Any]
-    tries: int
+class Tracker:
+    """Receiver of a validator's reports, which discards them. Its methods raise nothing."""
+
+    def report_metrics(self, metrics: Metrics) -> None:
+        """Report a point of the running charts; return at once."""
+
+    def report_round(self, report: RoundReport) -> None:
+        """Report a closed round; return at once."""
+
+    def close(self, *, timeout_s: float = 10.0) -> None:
+        """Send what is queued, for at most `timeout_s`."""
 
 
-class _Mailbox:
-    """Reports on their way to the thread: when there are too many, the oldest with the fewest tries goes."""
+class NullTracker(Tracker):
+    """Tracker for a validator without wandb."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._reports: deque[_Report] = deque()
-        self._dropped = 0
-        self._is_closed = False
 
-    def put(self, report: _Report, *, is_again: bool = False) -> None:
-        with self._changed:
-            if is_again:
-                self._reports.appendleft(report)
-            else:
-                self._reports.append(report)
-            if len(self._reports) > MAX_WAITING:
-                self._reports.remove(min(self._reports, key=lambda waiting: waiting.tries))
-                self._dropped += 1
-            self._changed.notify()
+class _RunProcess:
+    """The process of one run. After an error it is of no more use."""
 
-    def take(self) -> _Report | None:
-        """The next report, waiting for it; None once the mailbox is closed and empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._reports or self._is_closed)
-            return self._reports.popleft() if self._reports else None
+    def __init__(self, folder: Path) -> None:
+        environment = without_secrets(os.environ, keep=("WANDB_API_KEY",))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), environment.get("PYTHONPATH"))))
+        environment.setdefault("WANDB_CONFIG_DIR", str(folder / "config"))
+        environment.update({f"WANDB_{kind.upper()}_DIR": str(folder / kind) for kind in ("artifact", "cache", "data")})
+        environment.update(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true")
+        self._log = folder / "process.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "template.telemetry.wandb_run"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
+                text=True,
+            )
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """Send a request and return the answer. Raises: RemoteError."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(json.dumps(request, allow_nan=False), file=self._process.stdin, flush=True)
+            answer: dict[str, str] = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise RemoteError(f"wandb's process ended; see {self._log}") from error
+        if "error" in answer:
+            raise RemoteError(f"wandb: {answer['error']}")
+        return answer
+
+    def finish(self) -> None:
+        """Let the run send what is left and end. Raises: RemoteError."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            status = self._process.wait(_FINISH_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise RemoteError("wandb's process did not end in time") from error
+        self.close()
+        if status != 0:
+            raise RemoteError(f"wandb's process ended with status {status}; see {self._log}")
+
+    def kill(self) -> None:
+        """End the process and wandb's service at once; `ask` in another thread raises."""
+        if self._process.poll() is None:
+            for pid in [*child_processes(self._process.pid), self._process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.wait()
 
     def close(self) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-
-    def is_closed_within(self, seconds: float) -> bool:
-        """True as soon as the mailbox is closed, False after so many seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._is_closed, seconds)
-
-    def drop_all(self) -> None:
-        with self._changed:
-            self._dropped += len(self._reports)
-            self._reports.clear()
-
-    def count_dropped(self) -> int:
-        """Reports dropped since the last call."""
-        with self._changed:
-            dropped, self._dropped = self._dropped, 0
-            return dropped
+        """Kill the process if it is running, and close its pipes."""
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
-class WandbTracker:
-    """A `Tracker` on wandb. Raises nothing after its start, and its methods return at once.
+class WandbTracker(Tracker):
+    """Tracker on wandb. Its methods return at once and raise nothing.
 
-    redact: what every text passes before it is sent. clock: POSIX seconds, for the day. patience_s: least
-    pause after a failure, doubled with each that follows on its heels, up to an hour.
+    Args:
+        redact: filter for every text that is sent.
+        clock: POSIX seconds, for the day.
+        backoff_s: wait after a failure, doubled with each further one.
     """
 
     def __init__(
@@ -149,153 +171,122 @@ class WandbTracker:
         *,
         redact: Callable[[str], str],
         clock: Callable[[], float] = time.time,
-        patience_s: float = 60.0,
+        backoff_s: float = 60.0,
     ) -> None:
         self._config = config
         self._redact = redact
         self._clock = clock
-        self._first_patience_s = patience_s
-        self._patience_s = patience_s
-        self._mailbox = _Mailbox()
-        self._link: WandbLink | None = None
+        self._first_backoff_s = self._backoff_s = backoff_s
+        # Day of the run, request, tries; None ends the thread.
+        self._queue: SimpleQueue[tuple[str, Mapping[str, Any], int] | None] = SimpleQueue()
+        self._dropped = 0
+        self._process: _RunProcess | None = None
         self._day = ""
-        self._opened_at: float | None = None
-        self._complained_at: float | None = None
-        self._is_told_where = False
-        self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
+        self._warned_at = -_WARNING_INTERVAL_S
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         self._thread.start()
 
     def report_metrics(self, metrics: Metrics) -> None:
-        """Shows the gauges on the running charts; the first reports to go when wandb is away for long."""
-        self._put({"metrics": live_metrics(metrics)}, tries=1)
+        self._put({"metrics": live_metrics(metrics)}, tries=1, room=MAX_WAITING // 2)
 
     def report_round(self, report: RoundReport) -> None:
-        """Shows a closed round: its charts, its table, and its file as an artifact."""
         rows = [[self._redact(cell) if isinstance(cell, str) else cell for cell in row] for row in table_rows(report)]
         request: dict[str, Any] = {"metrics": round_metrics(report), "columns": TABLE_COLUMNS, "rows": rows}
         if report.round_file is not None:
-            # wandb's process has a working directory of its own.
+            # The run's process has another working directory.
             request["file"] = str(Path(report.round_file).resolve())
             request["artifact"] = f"receipts-{self._config.hotkey[:8]}"
-        self._put(request, tries=ROUND_TRIES)
+        self._put(request, tries=ROUND_TRIES, room=MAX_WAITING)
 
     def close(self, *, timeout_s: float = 10.0) -> None:
-        """Hands over what is waiting and ends the run; after so many seconds what is left of it is ended unfinished."""
-        self._mailbox.close()
+        self._is_closing.set()
+        self._queue.put(None)
         self._thread.join(timeout_s)
-        link = self._link
-        if self._thread.is_alive() and link is not None:
-            logger.warning("wandb: did not finish within {:.0f} s, ended", timeout_s)
-            link.kill()
+        process = self._process
+        if self._thread.is_alive() and process is not None:
+            logger.warning("wandb: did not finish within {:.0f} s, killed", timeout_s)
+            process.kill()
             self._thread.join(1.0)
 
-    def _put(self, request: Mapping[str, Any], *, tries: int) -> None:
-        self._mailbox.put(_Report(utc_day(self._clock()), request, tries))
+    def _put(self, request: Mapping[str, Any], *, tries: int, room: int) -> None:
+        if self._queue.qsize() >= room:
+            self._dropped += 1
+        else:
+            self._queue.put((datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d"), request, tries))
 
     def _run(self) -> None:
-        while (report := self._mailbox.take()) is not None:
-            try:
-                self._deliver(report)
-            except Exception as error:
-                # A report is not to blame for a run that never opened.
-                tries = report.tries if self._opened_at is None else report.tries - 1
-                self._abandon_run(error)
-                if tries > 0:
-                    self._mailbox.put(_Report(report.day, report.request, tries), is_again=True)
-                if self._mailbox.is_closed_within(self._patience_s):
-                    break
+        while (report := self._queue.get()) is not None and self._deliver(*report):
+            pass
         try:
             self._finish_run()
         except Exception as error:
-            self._complain(error)
-        self._mailbox.drop_all()
-        self._tell_dropped()
+            self._abandon_run(error)
+        self._dropped += self._queue.qsize()
+        self._log_dropped()
 
-    def _deliver(self, report: _Report) -> None:
-        if report.day != self._day:
-            self._finish_run()
-        link = self._link or self._open_run(report.day)
-        link.ask(report.request, timeout_s=_ANSWER_TIMEOUT_S)
-        self._tell_dropped()
+    def _deliver(self, day: str, request: Mapping[str, Any], tries: int) -> bool:
+        """Send a report, again after a failure. Return False when the tracker closes before it is sent."""
+        while tries > 0:
+            try:
+                if day != self._day:
+                    self._finish_run()
+                process = self._process or self._open_run(day)
+                # A run that cannot be opened says nothing about the report, so only now does the try count.
+                tries -= 1
+                process.ask(request)
+            except Exception as error:
+                self._abandon_run(error)
+                if self._is_closing.wait(self._backoff_s):
+                    return False
+                self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
+            else:
+                self._backoff_s = self._first_backoff_s
+                self._log_dropped()
+                break
+        return True
 
-    def _open_run(self, day: str) -> WandbLink:
-        config = self._config
-        config.folder.mkdir(parents=True, exist_ok=True)
-        delete_old_runs(config.folder, keep_days=config.keep_days)
-        link = WandbLink(config.folder)
-        self._link, self._day = link, day
-        opened = link.ask(run_settings(config, day), timeout_s=_OPEN_TIMEOUT_S)
-        self._opened_at = time.monotonic()
+    def _open_run(self, day: str) -> _RunProcess:
+        folder = self._config.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        delete_old_runs(folder, keep_days=self._config.keep_days)
+        self._process, self._day = _RunProcess(folder), day
+        opened = self._process.ask(
+            {"run": self._config.run_settings(day), "step_metrics": STEP_METRICS, "timeout_s": REQUEST_TIMEOUT_S}
+        )
         if opened["mode"] == "online":
             logger.info("wandb: run {}", opened["url"])
-        elif not self._is_told_where:
-            self._is_told_where = True
-            logger.info("wandb: offline, runs are kept in {}; `wandb sync` sends them", config.folder / "wandb")
-        return link
+        else:
+            logger.info("wandb: offline, runs are kept in {}; upload them with `wandb sync`", folder / "wandb")
+        return self._process
 
     def _finish_run(self) -> None:
-        link, self._link = self._link, None
-        self._opened_at = None
-        if link is not None:
-            link.finish(timeout_s=_FINISH_TIMEOUT_S)
+        if self._process is not None:
+            self._process.finish()
+            self._process = None
 
     def _abandon_run(self, error: Exception) -> None:
-        # A run that lasted longer than the pause before it had recovered, and this is new trouble.
-        has_recovered = self._opened_at is not None and time.monotonic() - self._opened_at > self._patience_s
-        self._patience_s = self._first_patience_s if has_recovered else min(2 * self._patience_s, MAX_PATIENCE_S)
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        self._opened_at = None
-        self._complain(error)
-
-    def _complain(self, error: Exception) -> None:
-        now = time.monotonic()
-        is_due = self._complained_at is None or now - self._complained_at >= _COMPLAINT_INTERVAL_S
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+        is_due = time.monotonic() - self._warned_at >= _WARNING_INTERVAL_S
         if is_due:
-            self._complained_at = now
+            self._warned_at = time.monotonic()
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        logger.log("WARNING" if is_due else "DEBUG", "{}; the validator goes on without wandb meanwhile", text)
+        logger.log("WARNING" if is_due else "DEBUG", "{}; the validator continues without wandb", text)
 
-    def _tell_dropped(self) -> None:
-        dropped = self._mailbox.count_dropped()
+    def _log_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, 0
         if dropped:
-            logger.warning("wandb: {} reports were dropped while it took none", dropped)
-
-
-def run_settings(config: TrackerConfig, day: str) -> dict[str, Any]:
-    """What opens the run of a UTC day, or resumes it: one id for each hotkey, subnet, version and day."""
-    identity = [config.hotkey, str(config.netuid), config.version, day]
-    return {
-        "folder": str(config.folder.resolve()),
-        "project": config.project,
-        "entity": config.entity,
-        "id": hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32],
-        "name": f"{config.hotkey[:8]}-{config.version}-{day}",
-        "group": config.hotkey,
-        "config": {"hotkey": config.hotkey, "netuid": config.netuid, "version": config.version, "day": day},
-        "step_metrics": STEP_METRICS,
-    }
-
-
-def utc_day(at: float) -> str:
-    """The UTC date of a POSIX time, as 2026-01-31."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
+            logger.warning("wandb: dropped {} reports while it was unavailable", dropped)
 
 
 def delete_old_runs(folder: Path, *, keep_days: float) -> None:
-    """Removes what wandb left below the folder and was last changed more than so many days ago.
-
-    What cannot be removed is told of and left.
-    """
+    """Delete wandb's files below the folder that are older than `keep_days`; log those that cannot be deleted."""
     oldest = time.time() - keep_days * 86400
-    for leftover in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
+    for path in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
         try:
-            if leftover.is_symlink() or leftover.stat().st_mtime >= oldest:
-                continue
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+            if not path.is_symlink() and path.stat().st_mtime < oldest:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
-            logger.warning("wandb: {} cannot be removed: {}", leftover, error.strerror or error)
+            logger.warning("wandb: {} cannot be deleted: {}", path, error.strerror or error)

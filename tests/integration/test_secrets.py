@@ -118,7 +118,7 @@ def test_both_ran_and_left_what_is_looked_at_below(seen: Seen) -> None:
     for pattern in ("receipts/*.json", "rounds/*.jsonl", "wandb/**/*.wandb", "eval_data/*.jsonl"):
         assert list(seen.state.glob(pattern)), pattern
     assert list(seen.work.glob("commitment-*.json")) and seen.log.stat().st_size > 1000
-    assert {"main", "template.workers.worker", "template.telemetry.wandb_process"} <= set(seen.validator.environments)
+    assert {"main", "template.workers.worker", "template.telemetry.wandb_run"} <= set(seen.validator.environments)
     assert any("core" in name for name in seen.validator.environments), (
         "wandb's service, which the run's process starts"
     )
@@ -130,7 +130,7 @@ def test_each_process_has_the_secrets_it_needs_and_no_other(seen: Seen) -> None:
         for name, variables in seen.validator.environments.items()
     }
     secret = {*ENVIRONMENT, "HF_TOKEN"}
-    needed = {"main": secret, "template.telemetry.wandb_process": {"WANDB_API_KEY"}}
+    needed = {"main": secret, "template.telemetry.wandb_run": {"WANDB_API_KEY"}}
     for name, variables in held.items():
         allowed = {"WANDB_API_KEY"} if "core" in name else needed.get(name, set())
         assert variables & secret == allowed & variables, name
@@ -163,7 +163,7 @@ def test_no_secret_is_in_any_file_of_the_two_not_even_in_the_fullest_log(seen: S
 
 def test_nothing_is_unpickled_in_any_process_of_the_two(seen: Seen) -> None:
     heard = Path(f"{seen.pickles}-by").read_text()
-    for process in ("miner.py", "validator.py", "template.workers.worker", "template.telemetry.wandb_process"):
+    for process in ("miner.py", "validator.py", "template.workers.worker", "template.telemetry.wandb_run"):
         assert process in heard, "the hook was there"
     assert not seen.pickles.exists(), seen.pickles.read_text()[:2000]
 

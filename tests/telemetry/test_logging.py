@@ -1,18 +1,25 @@
-"""Logs: one form, one stream, the clients' included, whatever those set up themselves."""
+"""Logging of whole processes: format, levels, secrets, the JSON file, and readers that hang."""
 
+import fcntl
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
+from template.telemetry.logging import NonBlockingStream
+
 ROOT = Path(__file__).resolve().parents[2]
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (TRACE|DEBUG|INFO|WARNING|ERROR|CRITICAL|Level \d+) +\S.*")
 
-# Client loggers are asked for as the clients do it, before and after the logs are set up.
+# Requests the client loggers as the clients do, before or after logging is configured.
 CLIENTS = """
 import logging, sys, warnings
 from template.telemetry.logging import quiet_libraries
@@ -49,13 +56,12 @@ for level in ("trace", "debug", "info", "warning", "error"):
 
 
 def run(code: str, *arguments: str) -> list[str]:
-    """The lines on stderr of a fresh process, which wrote nothing to stdout and ended well."""
+    """Return the stderr lines of a fresh process; it must succeed and leave stdout empty."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     return done.stderr.splitlines()
 
 
@@ -71,7 +77,7 @@ def levels(lines: list[str], name: str = "") -> list[str]:
         ("trace", ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"]),
     ],
 )
-def test_our_own_logs_go_to_stderr_once_from_the_level_that_was_asked_for(flag: str, expected: list[str]) -> None:
+def test_own_logs_reach_stderr_once_from_the_chosen_level(flag: str, expected: list[str]) -> None:
     lines = run(OWN, flag)
     assert levels(lines) == expected
     assert all(LINE.fullmatch(line) for line in lines)
@@ -79,7 +85,7 @@ def test_our_own_logs_go_to_stderr_once_from_the_level_that_was_asked_for(flag: 
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_clients_logs_are_ours_though_they_set_up_their_own(when: str) -> None:
+def test_client_logs_use_our_format_and_level(when: str) -> None:
     lines = run(CLIENTS, when)
     assert all(LINE.fullmatch(line) for line in lines)
     for name in ("bittensor.transport", "huggingface_hub.file_download", "transformers.modeling_utils", "httpx2"):
@@ -88,7 +94,7 @@ def test_the_clients_logs_are_ours_though_they_set_up_their_own(when: str) -> No
     assert all(line.endswith("says {braces} <red>tags</red> 1%") for line in lines)
 
 
-def test_the_clients_debug_logs_need_trace() -> None:
+def test_client_debug_logs_need_trace() -> None:
     name = " huggingface_hub.file_download: "
     assert levels(run(CLIENTS, "after", "debug"), name) == ["WARNING", "ERROR"]
     lines = run(CLIENTS, "after", "trace")
@@ -96,7 +102,7 @@ def test_the_clients_debug_logs_need_trace() -> None:
         assert levels(lines, client) == ["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
-def test_exceptions_odd_levels_and_bad_arguments_are_logged_and_break_nothing() -> None:
+def test_client_log_with_odd_level_or_arguments_is_logged() -> None:
     lines = run(
         "import logging\n"
         "from template.telemetry.logging import configure_logging\n"
@@ -115,7 +121,7 @@ def test_exceptions_odd_levels_and_bad_arguments_are_logged_and_break_nothing() 
 HUB_TOKEN = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
 MNEMONIC = "legal winner thank year wave sausage worth useful legal winner thank yellow"
 
-# What an entry point does with its flags and its environment, then lines that hold secrets.
+# An entry point that logs secrets.
 SECRETS = f"""
 import argparse, logging, os, sys
 from loguru import logger
@@ -141,9 +147,7 @@ def read_json_lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_no_secret_reaches_stderr_or_the_file_not_even_in_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logs_redact_secrets_in_messages_and_tracebacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     file = tmp_path / "logs" / "neuron.jsonl"
@@ -154,9 +158,7 @@ def test_no_secret_reaches_stderr_or_the_file_not_even_in_a_traceback(
             assert secret not in text
 
 
-def test_the_file_holds_one_flat_object_per_line_for_its_owner_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_file_holds_one_json_object_per_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     file = tmp_path / "neuron.jsonl"
@@ -166,24 +168,19 @@ def test_the_file_holds_one_flat_object_per_line_for_its_owner_alone(
     assert [line["module"] for line in lines] == ["__main__", "__main__", "bittensor.transport", "__main__"]
     assert lines[0]["message"] == "one line"
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"]) for line in lines)
-    assert [set(line) - {"time", "level", "message", "module"} for line in lines] == [
-        set(),
-        set(),
-        set(),
-        {"exception"},
-    ]
+    assert [set(line) - {"time", "level", "message", "module"} for line in lines] == [set()] * 3 + [{"exception"}]
     assert lines[3]["exception"].startswith("Traceback (most recent call last):")
     assert file.stat().st_mode & 0o777 == 0o600
     run(SECRETS, "--logging.file", str(file), "--logging.debug")
     assert [line["level"] for line in read_json_lines(file)[4:]] == ["INFO", "WARNING", "ERROR", "ERROR", "DEBUG"]
 
 
-def test_a_full_file_is_set_aside_and_the_oldest_is_dropped(tmp_path: Path) -> None:
+def test_log_file_full_is_rotated_and_the_oldest_deleted(tmp_path: Path) -> None:
     run(
         "import sys\nfrom pathlib import Path\nfrom loguru import logger\n"
-        "from template.telemetry import logging as tracking\n"
-        "tracking.FILE_BYTES, tracking.KEPT_FILES = 1000, 3\n"
-        "tracking.configure_logging(file=Path(sys.argv[1]))\n"
+        "from template.telemetry import logging\n"
+        "logging.FILE_BYTES, logging.KEPT_FILES = 1000, 3\n"
+        "logging.configure_logging(file=Path(sys.argv[1]))\n"
         "for number in range(100): logger.info('line {}', number)\n",
         str(tmp_path / "log"),
     )
@@ -194,7 +191,7 @@ def test_a_full_file_is_set_aside_and_the_oldest_is_dropped(tmp_path: Path) -> N
     assert messages == [f"line {number}" for number in range(100 - len(messages), 100)]
 
 
-def test_a_full_disk_disturbs_nobody_and_is_told_once() -> None:
+def test_log_file_disk_full_warns_once() -> None:
     lines = run(
         "from pathlib import Path\n"
         "from loguru import logger\n"
@@ -207,7 +204,7 @@ def test_a_full_disk_disturbs_nobody_and_is_told_once() -> None:
     assert levels(lines, "a [redacted] x") == ["INFO"] * 50
 
 
-def test_a_file_that_cannot_be_opened_is_the_operators_fault(tmp_path: Path) -> None:
+def test_log_file_unopenable_is_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "below"
     done = subprocess.run(
@@ -222,8 +219,8 @@ def test_a_file_that_cannot_be_opened_is_the_operators_fault(tmp_path: Path) -> 
     assert f"ConfigError: --logging.file {path}: cannot be opened" in done.stderr
 
 
-# What a node, a hub or a miner may have written, in a message of ours, of a client's, and in an exception.
-STRANGERS = r"""
+# Foreign text in a message of ours, of a client, and in an exception.
+FOREIGN_TEXT = r"""
 import logging
 from loguru import logger
 from template.telemetry.logging import configure_logging
@@ -238,8 +235,8 @@ except ValueError:
 """
 
 
-def test_what_strangers_write_ends_no_line_and_reaches_no_terminal_raw() -> None:
-    lines = run(STRANGERS)
+def test_log_of_foreign_text_is_escaped_and_stays_one_line() -> None:
+    lines = run(FOREIGN_TEXT)
     assert all(line.isprintable() for line in lines)
     spelt = r"a\n2026-01-01 00:00:00 INFO    forged\r\x1b[2J\x1b]0;title\x07 \u202egnp.exe \u2028 \ud800 \x00 \x9b31m é"
     assert [line.endswith(spelt) for line in lines[:3]] == [True] * 3
@@ -248,3 +245,72 @@ def test_what_strangers_write_ends_no_line_and_reaches_no_terminal_raw() -> None
     assert lines[3] == "  Traceback (most recent call last):"
     assert lines[-2] == "  ValueError: a"
     assert lines[-1].startswith(r"  2026-01-01 00:00:00 INFO    forged\r\x1b[2J")
+
+
+# Logs more than any pipe holds.
+CHATTY = """
+from loguru import logger
+from template.telemetry.logging import configure_logging
+configure_logging()
+for index in range(20_000):
+    logger.info("line {} {}", index, "x" * 100)
+print("done", flush=True)
+"""
+PIPE_BYTES = 4096
+F_SETPIPE_SZ = 1031
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """A pipe of one page: the ends to read from and to write to."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
+    with FileIO(reader) as reading, FileIO(writer, "w") as writing:
+        yield reading, writing
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["reader hangs", "reader gone"])
+def test_logs_nobody_reads_do_not_stop_the_process(pipe: tuple[FileIO, FileIO], is_open: bool) -> None:
+    if not is_open:
+        pipe[0].close()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", CHATTY], env=environment, stderr=pipe[1], stdout=subprocess.PIPE, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
+def test_non_blocking_stream_reports_dropped_lines(
+    pipe: tuple[FileIO, FileIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("template.telemetry.logging.STDERR_TIMEOUT_S", 0.01)
+    with os.fdopen(os.dup(pipe[1].fileno()), "w", encoding="utf-8") as file:
+        stream = NonBlockingStream(file)
+        stream.write("z" * 3 * PIPE_BYTES + "\n")
+        stream.write("dropped\n")
+        assert pipe[0].read(2 * PIPE_BYTES) == b"z" * PIPE_BYTES
+        stream.write("next\n")
+    assert pipe[0].read(2 * PIPE_BYTES) == b"\n2 log lines dropped: stderr was not read\nnext\n"
+
+
+def test_non_blocking_stream_waits_once(pipe: tuple[FileIO, FileIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("template.telemetry.logging.STDERR_TIMEOUT_S", 0.2)
+    with os.fdopen(os.dup(pipe[1].fileno()), "w", encoding="utf-8") as file:
+        stream = NonBlockingStream(file)
+        stream.write("x" * PIPE_BYTES)
+        started = time.monotonic()
+        for _ in range(1000):
+            stream.write("dropped\n")
+        assert 0.2 <= time.monotonic() - started < 100
+
+
+def test_non_blocking_stream_without_descriptor_writes() -> None:
+    file = io.StringIO()
+    NonBlockingStream(file).write("a line ∂\n")
+    assert file.getvalue() == "a line ∂\n"
+
+
+def test_non_blocking_stream_escapes_unencodable_text(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w", encoding="ascii") as file:
+        NonBlockingStream(file).write("∂\n")
+    assert (tmp_path / "log").read_bytes() == b"\\u2202\n"

@@ -33,7 +33,7 @@ def make_report(standings: list[LeaderboardRow], **fields: object) -> RoundRepor
         id=7, start_block=360, start_block_hash="0x", opened_block=361, end_block=720, lucky_num=1, entries=(), queue=()
     )
     values = {"intents": (), "seconds": {}, **fields}
-    return RoundReport(round=closed, standings=tuple(standings), **values)  # type: ignore[arg-type]
+    return RoundReport(round=closed, leaderboard=tuple(standings), **values)  # type: ignore[arg-type]
 
 
 def make_intent(outcome: WeightOutcome | None) -> WeightIntent:
