@@ -56,7 +56,7 @@ class Housekeeper:
         self._store.prune_rounds(before=old)
         for key in judge.datasets.keys() - self._store.dataset_keys(judge.eval_config):
             del judge.datasets[key]
-        self._remove_datasets({judge.folder(key) for key in (*current.queue, *judge.under_way())})
+        self._remove_datasets({judge.folder(key) for key in (*current.queue, *judge.in_flight())})
         standing = {f"{entry.key.hotkey}-{entry.key.commitment.rpartition(':')[2][:12]}" for entry in current.entries}
         _remove_files(self._config.receipt_dir, _RECEIPT, keep=standing, older_than=old)
         _remove_files(self._config.round_dir, _ROUND, keep=frozenset(), older_than=old)

@@ -59,32 +59,32 @@ class Downloader:
     def __init__(self, limit: int, fetch: Download = download) -> None:
         self._limit = limit
         self._fetch = fetch
-        self._under_way: set[SubmissionKey] = set()
+        self._in_flight: set[SubmissionKey] = set()
         self._ended: deque[DownloadResult] = deque()
-        self._stirred = threading.Event()
+        self._wakeup = threading.Event()
 
-    def room(self) -> int:
+    def available_slots(self) -> int:
         """Downloads that could be begun now."""
-        return self._limit - len(self._under_way)
+        return self._limit - len(self._in_flight)
 
-    def under_way(self) -> frozenset[SubmissionKey]:
+    def in_flight(self) -> frozenset[SubmissionKey]:
         """What was begun and is not collected yet."""
-        return frozenset(self._under_way)
+        return frozenset(self._in_flight)
 
-    def begin(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
+    def start(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
         """Has the submission's file fetched into `folder`, which no one else may remove until it is collected.
 
         deadline_s: after which it counts as withheld. Raises: RuntimeError without room, or when it is under way
         already; HostError when there can be no such folder.
         """
-        if key in self._under_way or self.room() < 1:
+        if key in self._in_flight or self.available_slots() < 1:
             raise RuntimeError(f"no download of {key} can begin")
         try:
             # Here, because tidying up removes the folders of hotkeys that have none, whatever a thread is about to do.
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HostError(f"cannot keep a dataset in {folder}: {error.strerror or error}") from error
-        self._under_way.add(key)
+        self._in_flight.add(key)
         threading.Thread(target=self._run, args=(key, folder, block, deadline_s), name="fetch", daemon=True).start()
 
     def collect(self) -> list[DownloadResult]:
@@ -92,21 +92,21 @@ class Downloader:
 
         No more at a time than come to the size of the largest file, so that checking them holds nothing up for long.
         """
-        self._stirred.clear()
+        self._wakeup.clear()
         found: list[DownloadResult] = []
         size = 0
         while self._ended:
             size += self._ended[0].size
             if found and size > MAX_SUBMISSION_BYTES:
-                self._stirred.set()
+                self._wakeup.set()
                 break
             found.append(self._ended.popleft())
-            self._under_way.discard(found[-1].key)
+            self._in_flight.discard(found[-1].key)
         return found
 
     def wait(self, timeout_s: float) -> None:
         """Returns when a download has ended that is not collected yet, or else after `timeout_s`."""
-        self._stirred.wait(timeout_s)
+        self._wakeup.wait(timeout_s)
 
     def _run(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float) -> None:
         try:
@@ -115,4 +115,4 @@ class Downloader:
         except Exception as error:
             ended = DownloadResult(key=key, block=block, error=error)
         self._ended.append(ended)
-        self._stirred.set()
+        self._wakeup.set()

@@ -50,7 +50,7 @@ _KEY_BYTES = 32
 class SubmissionEvaluator:
     """The verdicts of one contest. `datasets`: the row keys of every dataset that passed its checks.
 
-    lost: those among them whose file was not on the disk any more when it was to be scored.
+    missing_files: those among them whose file was not on the disk any more when it was to be scored.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class SubmissionEvaluator:
         self._executor = executor
         self._fetcher = fetcher
         self._now = now
-        self.lost: set[SubmissionKey] = set()
+        self.missing_files: set[SubmissionKey] = set()
         self._paused_until = float("-inf")
         # sha256 of the file that each running score was given.
         self._given: dict[SubmissionKey, str] = {}
 
-    def room(self) -> int:
+    def available_slots(self) -> int:
         """How many more downloads may begin now: none while the Hub asked for a pause."""
         # No pause is longer: what seems to be was begun under a clock that was ahead.
         is_paused = 0.0 < self._paused_until - self._now() <= PAUSE_MOST_S
-        return 0 if is_paused else self._fetcher.room()
+        return 0 if is_paused else self._fetcher.available_slots()
 
     def retry_states(self) -> dict[SubmissionKey, RetryState]:
         """Failed tries of submissions that have no verdict yet.
@@ -96,11 +96,11 @@ class SubmissionEvaluator:
             for key, one in self._store.retry_states(self.eval_config).items()
         }
 
-    def fetch(self, key: SubmissionKey, block: int, attempt: RetryState | None) -> None:
+    def start_download(self, key: SubmissionKey, block: int, attempt: RetryState | None) -> None:
         """Begins the download of one dataset. block: the newest one. attempt: earlier tries. Raises: HostError."""
         failures = attempt.remote_failures if attempt else 0
         patience_s = min(PATIENCE_FIRST_S * 2.0 ** min(failures, 10), constants.DOWNLOAD_DEADLINE_S)
-        self._fetcher.begin(key, self.folder(key), block, patience_s)
+        self._fetcher.start(key, self.folder(key), block, patience_s)
 
     def collect_downloads(self, current: Round | None) -> None:
         """Checks what was downloaded since the last call, for the round that is open.
@@ -120,7 +120,7 @@ class SubmissionEvaluator:
         for one in ended:
             verdict = verdicts.get(one.key)
             is_refused = verdict is not None and verdict.reason is not None
-            is_unread = one.key not in self.datasets or one.key in self.lost
+            is_unread = one.key not in self.datasets or one.key in self.missing_files
             if one.key in queue and is_unread and not is_refused:
                 attempt = attempts.get(one.key, RetryState())
                 self._check(entries[one.key], one, attempt, is_judged=verdict is not None)
@@ -152,7 +152,7 @@ class SubmissionEvaluator:
         else:
             if key not in self.datasets:
                 self._admit(entry, held, row_keys)
-            self.lost.discard(key)
+            self.missing_files.discard(key)
 
     def _reject(
         self, entry: Entry, block: int, attempt: RetryState, error: SubmissionError, *, is_judged: bool
@@ -178,22 +178,22 @@ class SubmissionEvaluator:
         self.datasets[key] = row_keys
         logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.commitment, len(row_keys))
 
-    def start(self, key: SubmissionKey, lucky_num: int) -> None:
-        """Hands one dataset to a worker; one whose file is gone from the disk is `lost` instead. Raises: HostError."""
+    def start_evaluation(self, key: SubmissionKey, lucky_num: int) -> None:
+        """Submit one dataset to a worker, or add it to `missing_files` when its file is gone from the disk."""
         record = CommitmentRecord.parse(key.commitment)
         held = datasets.find_dataset(record.namespace, record.commit, self.folder(key))
         if held is None:
-            self.lost.add(key)
+            self.missing_files.add(key)
             return
         logger.info("scoring hotkey={} entry={} lucky_num={}", key.hotkey, key.commitment, lucky_num)
         self._given[key] = held.sha256
         self._executor.submit(key, held.path.parent, lucky_num)
 
-    def under_way(self) -> frozenset[SubmissionKey]:
+    def in_flight(self) -> frozenset[SubmissionKey]:
         """Whose files are in use: what a worker was given and has not answered for, and what is being downloaded."""
-        return self._fetcher.under_way().union(self._given)
+        return self._fetcher.in_flight().union(self._given)
 
-    def collect(self) -> None:
+    def collect_results(self) -> None:
         """Records what the workers have finished. Raises: ConfigError when they cannot score anything as things are."""
         finished = self._executor.collect()
         attempts = self._store.retry_states(self.eval_config) if finished else {}

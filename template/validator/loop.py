@@ -88,7 +88,7 @@ class Validator:
         self._is_admitted = False
         self._pool: EvalSetIndex | None = None
         self._model: str | None = None
-        self._judge: SubmissionEvaluator | None = None
+        self.evaluator: SubmissionEvaluator | None = None
         self._failures = 0
         # What the store and the last view imply, kept so that an idle tick costs little.
         self._recorded: object = None
@@ -126,9 +126,9 @@ class Validator:
     @property
     def eval_config(self) -> EvalConfig:
         """The contest that scores count in, known once a worker holds the model."""
-        if self._judge is None:
+        if self.evaluator is None:
             raise RuntimeError("no worker holds the model yet")
-        return self._judge.eval_config
+        return self.evaluator.eval_config
 
     def tick(self) -> bool:
         """One bounded step. Returns True when nothing more is to be done, ever."""
@@ -164,7 +164,7 @@ class Validator:
 
     def _decide(self, state: State, view: ChainView) -> Action:
         """What to do next. Until a worker holds the model there is one thing only that the chain must not wait for."""
-        if self._judge is None:
+        if self.evaluator is None:
             if (repeat := schedule.keep_alive(state, view, self.config.policy)) is not None:
                 return repeat
             return schedule.Wait("ready to score" if self._prepare(view) else "a worker loads the model")
@@ -198,7 +198,7 @@ class Validator:
         name = model if period is None else f"{model} seeds from every {period} blocks"
         eval_config = self._store.get_or_create_config(self.config.competition, digest, name, self._now())
         self._model = model
-        self._judge = SubmissionEvaluator(
+        self.evaluator = SubmissionEvaluator(
             self.config, eval_config, pool,
             chain=self._chain, store=self._store, executor=self._executor, fetcher=self._fetcher, now=self._now,
         )  # fmt: skip
@@ -227,7 +227,7 @@ class Validator:
 
     def _read_seen(self, keys: Iterable[SubmissionKey]) -> Mapping[SubmissionKey, Submission]:
         """What was recorded of these submissions and of the datasets that are known: of all that anything rests on."""
-        return self._store.submissions({*keys, *(self._judge.datasets if self._judge else ())})
+        return self._store.submissions({*keys, *(self.evaluator.datasets if self.evaluator else ())})
 
     def _find_commit_blocks(self, unknown: Mapping[str, int], view: ChainView) -> dict[tuple[str, int], int]:
         """Where these commitments were made, by hotkey and the block at which the chain opened them.
@@ -247,7 +247,7 @@ class Validator:
 
     def _load_state(self, view: ChainView) -> State:
         """Everything the decision rests on; results of the workers are recorded first, so that they count in it."""
-        store, judge = self._store, self._judge
+        store, judge = self._store, self.evaluator
         if judge is not None:
             self._tend_workers(judge)
         current = store.open_round(judge.eval_config) if judge else None
@@ -278,14 +278,14 @@ class Validator:
             last_start_block=store.last_start_block(judge.eval_config) if judge else None,
             running=frozenset(one.key for one in self._executor.running()),
             idle_workers=self._executor.idle_workers(),
-            downloading=self._fetcher.under_way(),
-            available_slots=judge.room() if judge else 0,
-            missing_files=frozenset(judge.lost) if judge else frozenset(),
+            downloading=self._fetcher.in_flight(),
+            available_slots=judge.available_slots() if judge else 0,
+            missing_files=frozenset(judge.missing_files) if judge else frozenset(),
         )
 
     def _tend_workers(self, judge: SubmissionEvaluator) -> None:
         """Records what is finished and has lost workers replaced. A worker that cannot be had is no end of the loop."""
-        judge.collect()
+        judge.collect_results()
         try:
             model = self._executor.start()
         except (RemoteError, HostError) as error:
@@ -315,14 +315,14 @@ class Validator:
             case schedule.OpenRound(start_block, end_block):
                 return self._open_round(view, start_block, end_block) or self.stop.is_set()
             case schedule.FetchDatasets(keys):
-                assert self._judge is not None
+                assert self.evaluator is not None
                 for key in keys:
-                    self._judge.fetch(key, view.block, state.retry_states.get(key))
+                    self.evaluator.start_download(key, view.block, state.retry_states.get(key))
             case schedule.EvaluateDataset(key):
-                assert current is not None and self._judge is not None
+                assert current is not None and self.evaluator is not None
                 entry = current.by_key[key]
                 assert entry.lucky_num is not None, "whoever is in the queue has a seed"
-                self._judge.start(key, entry.lucky_num)
+                self.evaluator.start_evaluation(key, entry.lucky_num)
             case schedule.SetWeights():
                 assert current is not None
                 self._scale.set_weights(self.eval_config, current, state, view)
@@ -331,8 +331,8 @@ class Validator:
             case schedule.ResolveIntent(intent_id, is_accepted):
                 self._scale.settle(intent_id, is_accepted=is_accepted)
             case schedule.CloseRound(is_settled):
-                assert current is not None and self._judge is not None
-                self._close_round(self._judge, current, state, is_settled=is_settled)
+                assert current is not None and self.evaluator is not None
+                self._close_round(self.evaluator, current, state, is_settled=is_settled)
             case schedule.Wait(why):
                 logger.debug("waiting: {}", why)
                 self._idle()
@@ -342,10 +342,10 @@ class Validator:
 
     def _idle(self) -> None:
         """Rests until there is something to collect, or the time of another look at the chain has come."""
-        if self._fetcher.under_way():
+        if self._fetcher.in_flight():
             # Workers and signals are looked at in between.
             self._fetcher.wait(min(self.config.poll_s, GLANCE_S))
-        elif self._judge is None or self._executor.running() or not self._executor.idle_workers():
+        elif self.evaluator is None or self._executor.running() or not self._executor.idle_workers():
             self._executor.wait(self.config.poll_s)
         else:
             self.stop.wait(self.config.poll_s)
@@ -361,7 +361,7 @@ class Validator:
             self.is_updated = self._update()
             if self.is_updated:
                 return True
-        assert self._judge is not None
+        assert self.evaluator is not None
         snapshot = view if start_block == view.block else self._chain.view(start_block)
         self._record_submissions(snapshot)
         if missing_commit_blocks(snapshot, self._openings):
@@ -370,7 +370,7 @@ class Validator:
         self._seen = self._read_seen(self._seen)
         running = frozenset(one.key for one in self._executor.running())
         self._opener.open(
-            self._judge, snapshot, running, self._seen, self._openings, opened_block=view.block, end_block=end_block
+            self.evaluator, snapshot, running, self._seen, self._openings, opened_block=view.block, end_block=end_block
         )
         return False
 

@@ -202,7 +202,7 @@ def test_08_a_score_sets_its_numeric_settings_itself_and_a_validator_sets_none(
         monkeypatch.setattr(cudnn, "benchmark", value)
         monkeypatch.setattr(cudnn, "deterministic", value)
         with open_bench(net, f"state-{value}") as validating:
-            validating.tick_until(lambda: validating.validator._judge is not None)
+            validating.tick_until(lambda: validating.validator.evaluator is not None)
             bench.run(on_progress=look)
         assert (cudnn.benchmark, cudnn.deterministic) == (value, value), "the process keeps its own"
     assert seen == {(True, True, 2)}
@@ -227,7 +227,7 @@ def test_09b_a_loss_that_is_no_number_is_never_kept_sent_or_returned(
     """Nothing between the trainer and the database asked whether the loss was a number."""
     key = net.submit("alice", SMALL)
     with open_bench(net) as validating:
-        validating.tick_until(lambda: validating.validator._judge is not None)
+        validating.tick_until(lambda: validating.validator.evaluator is not None)
         result = dataclasses.replace(make_result(validating.evaluator, "0" * 64, rows=9, lucky_num=1), loss=math.nan)
         with pytest.raises(ValueError, match="JSON"):
             messages.encode(messages.Evaluated(result=result))

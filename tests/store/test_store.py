@@ -77,7 +77,7 @@ def test_floats_come_back_to_the_last_bit(store: Store, eval_config: EvalConfig)
     weights = {uid: draw.random() for uid in range(20)}
     lines = [standing(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
     store.record_intent(
-        round_id, block=11, weights=weights, shares={}, registrations={}, standings=lines, now=0.1 + 0.2
+        round_id, block=11, weights=weights, shares={}, registrations={}, leaderboard=lines, now=0.1 + 0.2
     )
     (intent,) = store.intents(round_id)
     assert {uid: bits(share) for uid, share in intent.weights.items()} == {u: bits(w) for u, w in weights.items()}
@@ -213,7 +213,7 @@ def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) 
         weights={0: 0.25, 65535: 0.75},
         shares={"a": 1.0},
         registrations={"a": 5, "b": 6},
-        standings=[],
+        leaderboard=[],
         now=2.0,
     )
     (intent,) = store.intents(round_id)
@@ -223,7 +223,7 @@ def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) 
     refused = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast", message="wait")
     sealed = WeightOutcome(is_accepted=True, block=31, is_revealed_later=True, reveal_round=123)
     store.record_outcome(first, refused, now=3.5)
-    second = store.record_intent(round_id, block=30, weights={}, shares={}, registrations={}, standings=None, now=4.0)
+    second = store.record_intent(round_id, block=30, weights={}, shares={}, registrations={}, leaderboard=None, now=4.0)
     store.record_outcome(second, sealed, now=5.0)
     found = store.intents(round_id)
     assert [one.outcome for one in found] == [refused, sealed]
@@ -238,7 +238,7 @@ def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) 
 def test_a_repeat_leaves_the_rounds_table_alone(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     store.record_leaderboard(round_id, [standing("a")])
-    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, standings=None, now=2.0)
+    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, leaderboard=None, now=2.0)
     assert [line.key.hotkey for line in store.leaderboard(round_id)] == ["a"]
     assert store.last_accepted() is None
 
@@ -359,7 +359,7 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, eval_
             weights=weights,
             shares={"a": 1.0},
             registrations={"a": 5, "b": 6},
-            standings=[],
+            leaderboard=[],
             now=1.0,
         )
         store.record_outcome(number, replace(taken, is_accepted=at < 2), now=1.0)
@@ -406,7 +406,7 @@ def test_the_table_of_the_newest_intent_counts_best_first(store: Store, eval_con
         standing("tiny", uid=6, loss=2.3, score=0.9),
         standing("hopeless", uid=5, loss=3.5),
     ]
-    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, standings=lines, now=2.0)
+    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, leaderboard=lines, now=2.0)
     found = store.leaderboard(round_id)
     assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
     assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)

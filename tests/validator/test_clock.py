@@ -25,7 +25,7 @@ def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
     with open_bench(net, chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
+        tick_until(bench, lambda: bool(bench.validator.evaluator and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)
         for _ in range(5):
             assert not bench.validator.tick()
@@ -39,8 +39,8 @@ def test_the_longest_rest_is_rested(net: Net, failures: int, rest_s: float) -> N
     now = [NOW]
     key = net.submit("alice", SMALL)
     with open_bench(net, now=lambda: now[0]) as bench:
-        bench.tick_until(lambda: bench.validator._judge is not None)
-        judge = bench.validator._judge
+        bench.tick_until(lambda: bench.validator.evaluator is not None)
+        judge = bench.validator.evaluator
         assert judge is not None
         bench.store.record_retry_state(bench.eval_config, key, RetryState(1, failures, NOW + rest_s, "it failed"))
         assert judge.retry_states()[key].next_at == NOW + rest_s
@@ -66,19 +66,19 @@ def test_a_pause_that_the_hub_asked_for_while_the_clock_was_ahead_ends(net: Net)
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
     with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
+        tick_until(bench, lambda: bool(bench.validator.evaluator and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)
-        judge = bench.validator._judge
-        assert judge is not None and judge.room() == 0
+        judge = bench.validator.evaluator
+        assert judge is not None and judge.available_slots() == 0
         now[0] = NOW
-        assert judge.room() == 1
+        assert judge.available_slots() == 1
         tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
 
 
 def test_a_repo_that_was_missing_while_the_clock_was_ahead_is_looked_for_again(net: Net) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net, now=lambda: NOW) as bench:
-        bench.tick_until(lambda: bench.validator._judge is not None)
+        bench.tick_until(lambda: bench.validator.evaluator is not None)
         refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
         bench.store.record_verdict(bench.eval_config, key, refusal, NOW + MISSING_AGAIN_S + 1.0)
         run_bounded(bench.validator)

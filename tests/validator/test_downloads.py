@@ -98,20 +98,20 @@ def test_never_more_than_the_limit_at_once_and_never_one_twice(net: Net, gate: G
     gate.held = "/data"
     fetcher = Downloader(3)
     for key in keys[:3]:
-        fetcher.begin(key, tmp_path / key.hotkey, 1)
-    assert fetcher.room() == 0 and fetcher.under_way() == set(keys[:3])
+        fetcher.start(key, tmp_path / key.hotkey, 1)
+    assert fetcher.available_slots() == 0 and fetcher.in_flight() == set(keys[:3])
     with pytest.raises(RuntimeError):
-        fetcher.begin(keys[3], tmp_path / "d", 1)
+        fetcher.start(keys[3], tmp_path / "d", 1)
     wait_until(lambda: gate.inside == 3)
     assert fetcher.collect() == []
     gate.opened.set()
     found = drain(fetcher, 3)
     with pytest.raises(RuntimeError):
-        fetcher.begin(keys[3], tmp_path / "d", 1)
-        fetcher.begin(keys[3], tmp_path / "d", 1)
+        fetcher.start(keys[3], tmp_path / "d", 1)
+        fetcher.start(keys[3], tmp_path / "d", 1)
     found |= drain(fetcher, 1)
     for key in keys[4:]:
-        fetcher.begin(key, tmp_path / key.hotkey, 1)
+        fetcher.start(key, tmp_path / key.hotkey, 1)
     found |= drain(fetcher, 3)
     assert all(isinstance(one, HubFile) for one in found.values()) and len(found) == 7
     assert gate.most == 3
@@ -122,7 +122,7 @@ def test_many_threads_share_one_client_and_each_gets_its_own_file(net: Net, tmp_
     keys = {name: SubmissionKey(name, f"{name}/data:1:{net.upload(name, rows)}") for name, rows in lines.items()}
     fetcher = Downloader(40)
     for name, key in keys.items():
-        fetcher.begin(key, tmp_path / name, 1)
+        fetcher.start(key, tmp_path / name, 1)
     drain(fetcher, 40)
     for name, rows in lines.items():
         assert (tmp_path / name / "data.jsonl").read_text().splitlines() == rows
@@ -139,13 +139,13 @@ def test_every_kind_of_end_is_told_and_none_is_raised_in_a_thread(tmp_path: Path
 
     fetcher = Downloader(4, fail)
     for key in keys:
-        fetcher.begin(key, tmp_path / key.hotkey, 1)
+        fetcher.start(key, tmp_path / key.hotkey, 1)
     found = drain(fetcher, 4)
     assert [found[key] for key in keys] == errors
     (tmp_path / "file").touch()
     with pytest.raises(HostError, match="cannot keep a dataset"):
-        fetcher.begin(keys[0], tmp_path / "file" / "below", 1)
-    assert fetcher.room() == 4
+        fetcher.start(keys[0], tmp_path / "file" / "below", 1)
+    assert fetcher.available_slots() == 4
 
 
 # In the validator
@@ -178,7 +178,7 @@ def test_a_copy_waits_for_its_original_and_who_came_before_it_does_not(net: Net,
     carol, alice, bob = net.submit("carol", SMALL), net.submit("alice", LARGE), net.submit("bob", make_copy())
     gate.held = "alice/data"
     with open_bench(net, fetcher=Downloader(8), chain=still(net), workers=2) as bench:
-        tick_until(bench, lambda: bob in bench.validator._judge.datasets if bench.validator._judge else False)
+        tick_until(bench, lambda: bob in bench.validator.evaluator.datasets if bench.validator.evaluator else False)
         tick_until(bench, lambda: len(bench.evaluator.scored) == 1)
         for _ in range(20):
             assert not bench.validator.tick()
@@ -198,7 +198,7 @@ def test_a_download_that_outlives_its_round_counts_in_the_next(net: Net, gate: G
         tick_until(bench, lambda: gate.inside == 1)
         net.admin.advance(25)
         tick_until(bench, lambda: bench.validator.rounds_done == 1)
-        assert bench.validator._judge is not None and bench.validator._judge.folder(key).is_dir()
+        assert bench.validator.evaluator is not None and bench.validator.evaluator.folder(key).is_dir()
         tick_until(bench, lambda: bench.store.open_round(bench.eval_config) is not None)
         gate.opened.set()
         tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
@@ -228,13 +228,13 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
     alice, bob = net.submit("alice", LARGE), net.submit("bob", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
     with open_bench(net, fetcher=Downloader(1), chain=still(net), now=lambda: now[0]) as bench:
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.store.retry_states(bench.eval_config)))
+        tick_until(bench, lambda: bool(bench.validator.evaluator and bench.store.retry_states(bench.eval_config)))
         set_faults(net.hub.store.root)
         now[0] += 99.0
         for _ in range(20):
             assert not bench.validator.tick()
         assert not [target for target in gate.seen if "bob/data" in target]
-        assert not bench.validator._fetcher.under_way()
+        assert not bench.validator._fetcher.in_flight()
         now[0] += 1.0
         tick_until(bench, lambda: set(bench.store.verdicts(bench.eval_config)) == {alice, bob})
 
@@ -248,7 +248,7 @@ def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) 
 
     fetcher = Downloader(len(sizes), fetch)
     for at, size in enumerate(sizes):
-        fetcher.begin(SubmissionKey(str(at), f"a/b:1:{'0' * 40}"), tmp_path / str(size), 0)
+        fetcher.start(SubmissionKey(str(at), f"a/b:1:{'0' * 40}"), tmp_path / str(size), 0)
         wait_until(lambda at=at: len(fetcher._ended) == at + 1)  # type: ignore[misc]
     found = []
     for _ in range(4):
@@ -256,7 +256,7 @@ def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) 
         fetcher.wait(30.0)
         assert time.monotonic() - started < 10.0, "what is left is told of"
         found.append([one.size for one in fetcher.collect()])
-    assert found == [sizes[:2], sizes[2:4], sizes[4:5], sizes[5:]] and not fetcher.under_way()
+    assert found == [sizes[:2], sizes[2:4], sizes[4:5], sizes[5:]] and not fetcher.in_flight()
 
 
 def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
@@ -270,7 +270,7 @@ def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
     with open_bench(net, fetcher=Downloader(1, hang), chain=still(net), now=lambda: now[0]) as bench:
         for tries in range(1, 6):
             tick_until(bench, lambda tries=tries: len(given) == tries)  # type: ignore[misc]
-            tick_until(bench, lambda: not bench.validator._fetcher.under_way())
+            tick_until(bench, lambda: not bench.validator._fetcher.in_flight())
             now[0] += 3600.0
     assert given == [PATIENCE_FIRST_S, 60.0, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S]
 
@@ -290,7 +290,7 @@ def test_those_who_hang_first_in_line_hold_nobody_up_twice(net: Net) -> None:
     with open_bench(net, fetcher=Downloader(1, fetch), chain=still(net), now=lambda: now[0]) as bench:
         tick_until(bench, lambda: bool(bench.evaluator.scored))
         assert asked[:3] == ["alice/data", "bob/data", "carol/data"]
-        assert carol in bench.validator._judge.datasets if bench.validator._judge else False
+        assert carol in bench.validator.evaluator.datasets if bench.validator.evaluator else False
         assert all(bench.store.retry_states(bench.eval_config)[key].remote_failures for key in hung)
 
 
@@ -310,9 +310,9 @@ def test_a_file_that_was_removed_before_its_score_is_fetched_again(net: Net, gat
     key = net.submit("alice", SMALL)
     with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
         bench.executor.idle_workers = lambda: 0  # type: ignore[method-assign]
-        tick_until(bench, lambda: bool(bench.validator._judge and bench.validator._judge.datasets))
-        assert bench.validator._judge is not None
-        shutil.rmtree(bench.validator._judge.folder(key))
+        tick_until(bench, lambda: bool(bench.validator.evaluator and bench.validator.evaluator.datasets))
+        assert bench.validator.evaluator is not None
+        shutil.rmtree(bench.validator.evaluator.folder(key))
         del bench.executor.idle_workers  # type: ignore[method-assign]
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0

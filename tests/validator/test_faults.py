@@ -167,11 +167,11 @@ def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
     key = net.submit("alice", SMALL)
     with log_lines() as lines, open_bench(net) as bench:
         bench.tick_until(lambda: bool(bench.store.last_round()))
-        bench.validator._judge._pool = None  # type: ignore[union-attr, assignment]
+        bench.validator.evaluator._pool = None  # type: ignore[union-attr, assignment]
         with pytest.raises(AttributeError):
             bench.tick_until(lambda: False)
         assert bench.store.retry_states(bench.eval_config)[key].host_failures == 1
-        bench.validator._judge._pool = bench.validator._pool  # type: ignore[union-attr, assignment]
+        bench.validator.evaluator._pool = bench.validator._pool  # type: ignore[union-attr, assignment]
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
     assert sum("this machine failed" in line for line in lines) == 1
@@ -221,7 +221,7 @@ def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(ne
 def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age_s: float, is_scored: bool) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net) as bench:
-        bench.tick_until(lambda: bench.validator._judge is not None)
+        bench.tick_until(lambda: bench.validator.evaluator is not None)
         refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
         bench.store.record_verdict(bench.eval_config, key, refusal, bench.validator._now() - age_s)
         run_bounded(bench.validator)

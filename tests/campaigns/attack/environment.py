@@ -205,7 +205,7 @@ class Arena:
 
     def tick(self, blocks: int = 1) -> None:
         """A tick of the validator `blocks` blocks later, once what is being downloaded has come."""
-        if self.fetcher.under_way():
+        if self.fetcher.in_flight():
             self.fetcher.wait(_PATIENCE_S)
         if blocks:
             self.chain.advance(blocks)

@@ -158,9 +158,9 @@ def _download(keys: Sequence[Any], folder: Path, *, limit: int) -> float:
     started = time.monotonic()
     fetcher, waiting, missing = Downloader(limit), list(keys), len(keys)
     while missing:
-        for key in waiting[: fetcher.room()]:
+        for key in waiting[: fetcher.available_slots()]:
             waiting.remove(key)
-            fetcher.begin(key, folder / key.hotkey, 0)
+            fetcher.start(key, folder / key.hotkey, 0)
         fetcher.wait(_PATIENCE_S)
         for ended in fetcher.collect():
             ended.result()

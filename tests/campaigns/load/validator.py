@@ -59,7 +59,7 @@ class TimedValidator(loop.Validator):
     _rested_s = 0.0
 
     def tick(self) -> bool:
-        started, self._rested_s, is_waking = time.monotonic(), 0.0, self._judge is None
+        started, self._rested_s, is_waking = time.monotonic(), 0.0, self.evaluator is None
         try:
             return super().tick()
         finally:
@@ -72,7 +72,7 @@ class TimedValidator(loop.Validator):
             return
         report.ticks += 1
         report.busy_s += busy_s
-        report.datasets = max(report.datasets, len(self._judge.datasets) if self._judge else 0)
+        report.datasets = max(report.datasets, len(self.evaluator.datasets) if self.evaluator else 0)
         if busy_s > report.tick_s:
             report.tick_s, report.tick = busy_s, self._doing
 

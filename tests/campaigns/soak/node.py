@@ -231,11 +231,11 @@ class Post:
     @property
     def is_busy(self) -> bool:
         """True while a worker scores or loads, or something is downloaded."""
-        return not self.executor.idle_workers() or bool(self.fetcher.under_way())
+        return not self.executor.idle_workers() or bool(self.fetcher.in_flight())
 
     def wait(self, timeout_s: float) -> None:
         """Returns when something of this may have ended, or else after `timeout_s`."""
-        if self.fetcher.under_way():
+        if self.fetcher.in_flight():
             self.fetcher.wait(timeout_s)
         else:
             self.executor.wait(timeout_s)
