@@ -182,7 +182,7 @@ def dataset_folder(context: ReplayContext, path: Path | None, repo: str | None, 
             yield folder
     else:
         assert repo is not None and revision is not None
-        with context.fetched(repo, revision) as folder:
+        with context.downloaded(repo, revision) as folder:
             yield folder
 
 

@@ -1,39 +1,35 @@
-"""The public record of one round: its inputs, its table, its weights, and the receipts of what was scored in it. Pure.
+"""Round files: a round's inputs, leaderboard, weights and receipts. Pure.
 
-JSON Lines: a header, signed by the validator, then one signed receipt on each line, in canonical JSON. The header's
-signature covers the receipts through `receipts_sha256`, so none can be left out, added or exchanged.
+JSON Lines in canonical JSON: a header signed by the validator, then one receipt a line. The signature covers the
+receipts through `receipts_sha256`, so none can be left out, added or exchanged.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import template
 from template.competition import Competition
 from template.errors import ConfigError, Reason
-from template.receipts.receipt import Receipt
-from template.records import Entry, LeaderboardRow, Round, SubmissionKey, WeightIntent
-from template.serialization import canonical_json, parse_object, read_record
+from template.receipts.receipt import Receipt, SignedRecord
+from template.records import LeaderboardRow, Round, SubmissionKey, WeightIntent
 
-FORMAT = "dataset-round/1"
 LUCKY_NUM_SOURCES = ("random", "chain", "fixed")
 
-# Far above what a subnet has; whoever checks a file against the chain asks for a block of each entry.
+# Far above a subnet's size. It bounds the blocks that a check against the chain asks for.
 MAX_ENTRIES = 4096
 
-# Signatures are made over this and the header, so that no other message of a hotkey can pass for a round.
-_DOMAIN = b"dataset-round/1\n"
+_Line = TypeVar("_Line")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSummary:
-    """What a validator knows of a round that closes.
+    """A closing round, as the validator writes it.
 
-    lucky_num_from: one of LUCKY_NUM_SOURCES. receipts: the JSON of those scored in this round. all_receipt_digests:
-    `Receipt.digest` of every loss in the table; those of `receipts` may be left out. seed_period: with seeds from the
-    chain, what the blocks that give them are multiples of, see `template.rules.seeds.seed_block`.
+    lucky_num_from: one of LUCKY_NUM_SOURCES. receipts: JSON of the receipts of this round. all_receipt_digests:
+    `Receipt.digest` for the other losses on the leaderboard. seed_period: see `template.rules.seeds.seed_block`.
     """
 
     netuid: int
@@ -51,7 +47,7 @@ class RoundSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class EntryLine:
-    """One `template.records.Entry` of the round; `entry` is the commitment's text."""
+    """A line for an `Entry`. entry: the commitment. block: its reveal block."""
 
     hotkey: str
     entry: str
@@ -65,7 +61,7 @@ class EntryLine:
 
 @dataclass(frozen=True, kw_only=True)
 class TableLine:
-    """One `template.records.LeaderboardRow` of the round. receipt: the digest of the receipt that the loss rests on."""
+    """A line for a `LeaderboardRow`. receipt: digest of the receipt of the loss."""
 
     hotkey: str
     entry: str
@@ -80,10 +76,9 @@ class TableLine:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsLine:
-    """One submission of weights, decided at `block`. weights by uid (in digits), shares by hotkey.
+    """A line for a `WeightIntent`. weights: by uid in digits. shares: by hotkey.
 
-    is_repeat: the shares of an earlier round, given again. is_accepted None: not known what became of it.
-    included_block: where the chain took it, None when it did not.
+    is_accepted: None while the outcome is unknown. included_block: None when the chain rejected them.
     """
 
     block: int
@@ -96,12 +91,14 @@ class WeightsLine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundHeader:
-    """The first line. queue: the hotkeys whose turn it was, in order. version: of the package that wrote it.
+class RoundHeader(SignedRecord):
+    """First line of a round file, made from a `RoundSummary`.
 
-    receipts: how many lines follow. receipts_sha256: over their bytes. signer: the validator's hotkey, None when
-    nobody signs. signature: hex over `message`, None while unsigned. The rest as in `RoundSummary` and its `Round`.
+    queue: hotkeys in order of evaluation. version: of the package that wrote the file. receipts: number of lines that
+    follow. receipts_sha256: over their bytes.
     """
+
+    FORMAT = "dataset-round/1"
 
     netuid: int
     competition: Competition
@@ -124,125 +121,99 @@ class RoundHeader:
     signer: str | None = None
     signature: str | None = None
 
-    def message(self) -> bytes:
-        """The bytes that are signed: a fixed prefix and the canonical JSON of everything but the signature."""
-        content = {key: value for key, value in self._content().items() if key != "signature"}
-        return _DOMAIN + canonical_json(content).encode()
-
-    def to_line(self) -> str:
-        """The header as one line of canonical JSON, without the line's end."""
-        return canonical_json(self._content())
-
-    def _content(self) -> dict[str, Any]:
-        return {"format": FORMAT, **dataclasses.asdict(self)}
-
     @classmethod
-    def from_json(cls, text: str | bytes, source: str) -> "RoundHeader":
-        """The header that `to_line` wrote. Raises: ConfigError naming the first thing that is wrong."""
-        header = read_record(cls, parse_object(text, FORMAT, source), source)
+    def from_json(cls, text: str | bytes, source: str) -> Self:
+        """Parse and check a header. Raises: ConfigError naming the first fault."""
+        header = super().from_json(text, source)
         if header.seed_period is not None and header.seed_period < 1:
             raise ConfigError(f"{source}: seed_period must be positive, not {header.seed_period}")
         if max(len(header.entries), len(header.queue), len(header.table), len(header.weights)) > MAX_ENTRIES:
-            raise ConfigError(f"{source}: more than {MAX_ENTRIES} entries, or lines of a table; a subnet has fewer")
+            raise ConfigError(f"{source}: more than {MAX_ENTRIES} entries; a subnet has fewer")
         blocks = [header.start_block, *(entry.seed_block or 0 for entry in header.entries)]
         if not 0 < header.netuid < 2**16 or not all(0 <= block < 2**32 for block in blocks):
-            raise ConfigError(f"{source}: netuid, start_block or a seed_block is none that a chain has")
+            raise ConfigError(f"{source}: netuid, start_block or seed_block out of range")
         if header.lucky_num_from not in LUCKY_NUM_SOURCES:
-            raise ConfigError(f"{source}.lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}")
-        for at, line in enumerate(header.weights):
-            if not all(uid.isascii() and uid.isdigit() and len(uid) < 6 for uid in line.weights):
-                raise ConfigError(f"{source}.weights[{at}].weights: expected uids in digits as the keys")
+            raise ConfigError(f"{source}: lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}")
+        uids = [uid for line in header.weights for uid in line.weights]
+        if not all(uid.isascii() and uid.isdigit() and len(uid) < 6 for uid in uids):
+            raise ConfigError(f"{source}: weights must have uids in digits as keys")
         return header
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundFile:
-    """A whole file: its header and the receipts of what was scored in the round."""
+    """A round file's header and receipts."""
 
     header: RoundHeader
     receipts: tuple[Receipt, ...]
 
 
 def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
-    """The file's lines, header first, without their ends; sign(message) returns the signature in hex.
+    """Return the file's lines, without line feeds.
 
-    Raises: ConfigError when a receipt cannot be read; ValueError for a lucky_num_from that is none.
+    sign: returns the signature of a message in hex.
+
+    Raises:
+        ConfigError: a receipt cannot be read.
+        ValueError: unknown lucky_num_from.
     """
     if account.lucky_num_from not in LUCKY_NUM_SOURCES:
-        raise ValueError(f"lucky_num_from cannot be {account.lucky_num_from!r}")
-    order = {one.key: at for at, one in enumerate(account.round.entries)}
+        raise ValueError(
+            f"lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}, not {account.lucky_num_from!r}"
+        )
+    order = {entry.key: index for index, entry in enumerate(account.round.entries)}
     keys = sorted(account.receipts, key=lambda key: (order.get(key, len(order)), key))
     receipts = {key: Receipt.from_json(account.receipts[key], f"the receipt of {key.hotkey}") for key in keys}
     digests = {**account.all_receipt_digests, **{key: receipt.digest for key, receipt in receipts.items()}}
     lines = [receipt.to_line() for receipt in receipts.values()]
-    header = RoundHeader(
-        netuid=account.netuid,
-        competition=account.competition,
-        hyperparameters_digest=account.hyperparameters_digest,
-        model=account.model,
+    header = _copy(
+        RoundHeader,
+        account.round,
+        account,
         version=template.__version__,
-        lucky_num_from=account.lucky_num_from,
-        seed_period=account.seed_period,
-        start_block=account.round.start_block,
-        start_block_hash=account.round.start_block_hash,
-        opened_block=account.round.opened_block,
-        end_block=account.round.end_block,
-        lucky_num=account.round.lucky_num,
-        entries=tuple(_entry_line(one) for one in account.round.entries),
+        entries=tuple(
+            _copy(EntryLine, entry, **_identity(entry.key), block=entry.reveal_block) for entry in account.round.entries
+        ),
         queue=tuple(key.hotkey for key in account.round.queue),
-        table=tuple(_table_line(one, digests) for one in account.standings),
-        weights=tuple(_weights_line(one) for one in account.intents),
+        table=tuple(
+            _copy(TableLine, row, **_identity(row.key), receipt=None if row.loss is None else digests.get(row.key))
+            for row in account.standings
+        ),
+        weights=tuple(_weights_line(intent) for intent in account.intents),
         receipts=len(lines),
         receipts_sha256=digest_lines(lines),
         signer=signer,
     )
     if sign is not None:
-        header = dataclasses.replace(header, signature=sign(header.message()))
+        header = header.signed(signer, sign)
     return [header.to_line(), *lines]
 
 
 def digest_lines(lines: Sequence[str] | Sequence[bytes]) -> str:
-    """sha256 in hex over the lines, each with its line feed."""
+    """Return the sha256 in hex of the lines, each with its line feed."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update((line.encode() if isinstance(line, str) else line) + b"\n")
     return digest.hexdigest()
 
 
-def _entry_line(entry: Entry) -> EntryLine:
-    return EntryLine(
-        hotkey=entry.key.hotkey,
-        entry=entry.key.commitment,
-        uid=entry.uid,
-        block=entry.reveal_block,
-        rank_block=entry.rank_block,
-        registration_block=entry.registration_block,
-        lucky_num=entry.lucky_num,
-        seed_block=entry.seed_block,
-    )
+def _copy(kind: type[_Line], *sources: object, **changes: Any) -> _Line:
+    """Build a `kind` from the fields that it shares with `sources`, and `changes`."""
+    names = {field.name for field in dataclasses.fields(kind)} - changes.keys()  # type: ignore[arg-type]
+    shared = {name: getattr(source, name) for source in sources for name in names if hasattr(source, name)}
+    return kind(**shared, **changes)
 
 
-def _table_line(standing: LeaderboardRow, digests: Mapping[SubmissionKey, str]) -> TableLine:
-    return TableLine(
-        hotkey=standing.key.hotkey,
-        entry=standing.key.commitment,
-        uid=standing.uid,
-        reason=standing.reason,
-        message=standing.message,
-        loss=standing.loss,
-        score=standing.score,
-        weight=standing.weight,
-        receipt=digests.get(standing.key) if standing.loss is not None else None,
-    )
+def _identity(key: SubmissionKey) -> dict[str, str]:
+    return {"hotkey": key.hotkey, "entry": key.commitment}
 
 
 def _weights_line(intent: WeightIntent) -> WeightsLine:
     outcome = intent.outcome
-    return WeightsLine(
-        block=intent.block,
+    return _copy(
+        WeightsLine,
+        intent,
         weights={str(uid): share for uid, share in intent.weights.items()},
-        shares=dict(intent.shares),
-        is_repeat=intent.is_repeat,
         is_accepted=None if outcome is None else outcome.is_accepted,
         error=None if outcome is None else outcome.error,
         included_block=None if outcome is None else outcome.block,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import struct
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from template.receipts.receipt import EvaluatedSubmission, Receipt
 from tests.fixtures.fakes import FakeEvaluator, make_result
 
 SUBMISSION = EvaluatedSubmission(netuid=7, hotkey="5Hot", repo="me/data", commit="ab" * 20)
+NAME = "5Hot-abababababab-7.json"
 
 
 def make_receipt(*, submission: EvaluatedSubmission | None = SUBMISSION, lucky_num: int = 7) -> Receipt:
@@ -24,31 +24,31 @@ def make_receipt(*, submission: EvaluatedSubmission | None = SUBMISSION, lucky_n
     return Receipt(competition=competition, submission=submission, result=result, signer="5Val", signature="0" * 128)
 
 
-def test_a_receipt_comes_back_as_it_was(tmp_path: Path) -> None:
-    for loss in (0.1 + 0.2, 5e-324, 1.7976931348623157e308):
-        receipt = make_receipt()
-        result = dataclasses.replace(receipt.result, loss=loss, step_losses=(loss, 1 / 3))
-        receipt = dataclasses.replace(receipt, result=result)
-        read = read_receipt(write_receipt(receipt, tmp_path))
-        assert read == receipt
-        assert struct.pack("<d", read.result.loss) == struct.pack("<d", loss)
-        assert read.message() == receipt.message()
+def test_receipt_file_reads_back_with_the_same_message(tmp_path: Path) -> None:
+    receipt = make_receipt()
+    read = read_receipt(write_receipt(receipt, tmp_path))
+    assert read == receipt and read.message() == receipt.message()
 
 
-def test_a_file_is_named_by_whose_dataset_and_which_seed(tmp_path: Path) -> None:
-    assert write_receipt(make_receipt(), tmp_path).name == "5Hot-abababababab-7.json"
-    assert write_receipt(make_receipt(submission=None), tmp_path).name == "local-cccccccccccc-7.json"
-    assert write_receipt(make_receipt(lucky_num=8), tmp_path).name == "5Hot-abababababab-8.json"
-    assert len(list(tmp_path.iterdir())) == 3
+@pytest.mark.parametrize(
+    ("receipt", "name"),
+    [
+        (make_receipt(), NAME),
+        (make_receipt(submission=None), "local-cccccccccccc-7.json"),
+        (make_receipt(lucky_num=8), "5Hot-abababababab-8.json"),
+    ],
+)
+def test_receipt_file_is_named_by_dataset_and_seed(tmp_path: Path, receipt: Receipt, name: str) -> None:
+    assert write_receipt(receipt, tmp_path).name == name
 
 
-def test_folders_are_made_and_nothing_partial_is_left(tmp_path: Path) -> None:
+def test_writing_a_receipt_makes_folders_and_leaves_one_file(tmp_path: Path) -> None:
     path = write_receipt(make_receipt(), tmp_path / "a" / "b")
     assert list(path.parent.iterdir()) == [path]
     assert path.read_text().endswith("}\n")
 
 
-def test_an_equal_name_is_replaced_whole_under_the_eyes_of_a_reader(tmp_path: Path) -> None:
+def test_rewriting_a_receipt_replaces_it_whole_for_readers(tmp_path: Path) -> None:
     path = write_receipt(make_receipt(), tmp_path)
     with path.open("rb") as reader:
         newer = dataclasses.replace(make_receipt(), signature="1" * 128)
@@ -57,8 +57,8 @@ def test_an_equal_name_is_replaced_whole_under_the_eyes_of_a_reader(tmp_path: Pa
     assert read_receipt(path) == newer
 
 
-def test_a_receipt_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a machine that loses its power may keep the name and lose what it names."""
+def test_receipt_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power loss may keep the name and lose the content."""
     synced: list[tuple[bytes, bool]] = []
 
     def fsync(fd: int) -> None:
@@ -71,45 +71,31 @@ def test_a_receipt_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeyp
     assert synced == [(path.read_bytes(), True)]
 
 
-def test_a_disk_that_refuses_is_the_hosts_fault_and_leaves_nothing_partial(tmp_path: Path) -> None:
+def test_disk_refusing_a_receipt_leaves_nothing_partial(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HostError, match=r"cannot write the receipt .*file/5Hot"):
+    with pytest.raises(HostError, match=r"cannot write .*file/5Hot"):
         write_receipt(make_receipt(), tmp_path / "file")
-    (tmp_path / "5Hot-abababababab-7.json").mkdir()
-    with pytest.raises(HostError, match=r"5Hot-abababababab-7\.json"):
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(HostError, match=NAME):
         write_receipt(make_receipt(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["5Hot-abababababab-7.json", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, "file"]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b'"x"',
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"format": "other"}',
-        b'{"format": "dataset-score-receipt/1"}',
-    ],
-    ids=["empty", "half", "list", "text", "not UTF-8", "deep", "another format", "without content"],
-)
-def test_what_is_no_receipt_is_refused_with_the_files_name(tmp_path: Path, content: bytes) -> None:
+def test_malformed_receipt_is_refused_with_its_file_name(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"r\.json"):
+    path.write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"r\.json: not JSON"):
         read_receipt(path)
 
 
-def test_a_file_that_is_not_there_or_is_a_folder_is_refused(tmp_path: Path) -> None:
+def test_missing_receipt_or_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.json: cannot be read: No such file"):
         read_receipt(tmp_path / "missing.json")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_receipt(tmp_path)
 
 
-def test_a_file_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_huge_receipt_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.json"
     path.touch()
     os.truncate(path, 1 << 40)

@@ -35,10 +35,11 @@ from tests.campaigns.synthetic_subnet import make_key
 _SIGNATURE, _FINE = "signature", "consistent"
 # By which words of its sentences a finding is told in the table, the first that is there.
 _WORDS = (
-    *("more than one receipt", "of netuid", "another competition", "of the model", "scored under the lucky_num"),
-    *("which is no entry", "of a local file", "does not rest on", "has the hash", "of another round", "something else"),
-    *("empty", "cut off", "receipts follow", "sha256 is not", "too long", "more than", "expected a JSON object"),
-    *("stands twice", "recursion", "4300 digits", "not JSON", "exactly the keys", "loss cannot be", "minb < bench"),
+    *("more than one receipt", "netuid of the receipt", "competition of the receipt", "model of the receipt"),
+    *("evaluated with lucky_num", "not in entries", "of a local file", "names another receipt", "has the hash"),
+    *("name of another round", "another version", "incomplete", "after the header", "sha256 of the receipts"),
+    *("more than", "expected a JSON object", "duplicate key", "recursion", "4300 digits", "not JSON"),
+    *("exactly the keys", "loss: Input should be", "minb < bench"),
 )
 _ORDER = 2**252 + 27742317777372353535851937790883648493
 
@@ -217,23 +218,26 @@ def _huge(_: Lines) -> bytes:
 
 
 _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
-    "an empty file": ("damaged: empty", lambda _: b""),
+    "an empty file": ("damaged: incomplete", lambda _: b""),
     "a file of line feeds": ("damaged: more than", lambda _: b"\n" * 5000),
-    "a file cut in its last line": ("damaged: cut off", lambda lines: "\n".join(lines).encode()[:-9]),
-    "a file without its last line": ("damaged: receipts follow", lambda lines: lines[:-1]),
+    "a file cut in its last line": ("damaged: incomplete", lambda lines: "\n".join(lines).encode()[:-9]),
+    "a file without its last line": ("damaged: after the header", lambda lines: lines[:-1]),
     "a file without its header": ("damaged: expected a JSON object", lambda lines: lines[1:]),
-    "two headers": ("damaged: receipts follow", lambda lines: [lines[0], *lines]),
-    "receipts in another order": ("damaged: sha256 is not", lambda lines: [lines[0], lines[2], lines[1]]),
-    "a receipt twice": ("damaged: receipts follow", lambda lines: [*lines, lines[1]]),
+    "two headers": ("damaged: after the header", lambda lines: [lines[0], *lines]),
+    "receipts in another order": ("damaged: sha256 of the receipts", lambda lines: [lines[0], lines[2], lines[1]]),
+    "a receipt twice": ("damaged: after the header", lambda lines: [*lines, lines[1]]),
     "a receipt twice, signed for": ("inconsistent: more than one receipt", lambda lines: _resign([*lines, lines[1]])),
-    "carriage returns": ("damaged: sha256 is not", lambda lines: "".join(f"{line}\r\n" for line in lines).encode()),
+    "carriage returns": (
+        "damaged: sha256 of the receipts",
+        lambda lines: "".join(f"{line}\r\n" for line in lines).encode(),
+    ),
     "a receipt with a loss spelt otherwise": (
-        "damaged: sha256 is not",
+        "damaged: sha256 of the receipts",
         lambda lines: [lines[0], _respell(lines[1]), lines[2]],
     ),
     "a header with a loss spelt otherwise, so the same": (_FINE, lambda lines: [_respell(lines[0]), *lines[1:]]),
     **{
-        f"a loss of {value}": ("damaged: loss cannot be", partial(_respelt_header, value))
+        f"a loss of {value}": ("damaged: loss: Input should be", partial(_respelt_header, value))
         for value in ("1e400", "-1e400", "NaN", "Infinity", "true", '"6"')
     },
     "a number of 5,000 digits": (
@@ -242,7 +246,7 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
     ),
     "a number of 4,000 digits": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda c: c.update(end_block=10**3999))),
     "a key twice": (
-        "damaged: stands twice",
+        "damaged: duplicate key",
         lambda lines: [lines[0].replace('"queue":', '"queue":[],"queue":', 1), *lines[1:]],
     ),
     "a competition whose span no number holds": (
@@ -254,8 +258,8 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
         lambda lines: _edit(lines, 0, lambda content: content.update(more=1)),
     ),
     "200,000 brackets": ("damaged: recursion", _deep),
-    "a line of 8 MiB and more": ("damaged: too long", _long),
-    "a file of 64 MiB and more": ("damaged: too long", _huge),
+    "a line of 8 MiB and more": ("damaged: more than", _long),
+    "a file of 64 MiB and more": ("damaged: more than", _huge),
     "more receipts than a subnet has": (
         "damaged: more than",
         lambda lines: [lines[0], *[lines[1]] * (MAX_RECEIPTS + 1)],
@@ -265,7 +269,7 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
         lambda lines: lines[0].encode().replace(b"arena", b"\xff") + b"\n",
     ),
     "a loss that was changed afterwards": (
-        "damaged: sha256 is not",
+        "damaged: sha256 of the receipts",
         lambda lines: _edit(lines, 1, _in("result", loss=5.9)),
     ),
     "a table that was changed afterwards": (
@@ -277,30 +281,33 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
     "a signer that is no address": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda c: c.update(signer="\x1b[2J"))),
     "no signature": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda content: content.update(signature=None))),
     "a receipt that another validator signed": (_SIGNATURE, lambda lines: _lie(lines, lambda _: None, "mallory")),
-    "a receipt of an earlier round": ("inconsistent: which is no entry", _earlier_receipt),
+    "a receipt of an earlier round": ("inconsistent: not in entries", _earlier_receipt),
     "a receipt under another seed": (
-        "inconsistent: scored under the lucky_num",
+        "inconsistent: evaluated with lucky_num",
         lambda lines: _lie(lines, _in("result", lucky_num=7)),
     ),
-    "a receipt of another netuid": ("inconsistent: of netuid", lambda lines: _lie(lines, _in("submission", netuid=1))),
+    "a receipt of another netuid": (
+        "inconsistent: netuid of the receipt",
+        lambda lines: _lie(lines, _in("submission", netuid=1)),
+    ),
     "a receipt of another dataset": (
-        "inconsistent: which is no entry",
+        "inconsistent: not in entries",
         lambda lines: _lie(lines, _in("submission", repo="evil/data")),
     ),
     "a receipt of another hotkey": (
-        "inconsistent: which is no entry",
+        "inconsistent: not in entries",
         lambda lines: _lie(lines, _in("submission", hotkey="5" * 48)),
     ),
     "a receipt of another competition": (
-        "inconsistent: another competition",
+        "inconsistent: competition of the receipt",
         lambda lines: _lie(lines, _in("competition", bench=6.2)),
     ),
     "a receipt of another model": (
-        "inconsistent: of the model",
+        "inconsistent: model of the receipt",
         lambda lines: _lie(lines, _in("result", model_id="evil/model")),
     ),
     "a receipt of another revision": (
-        "inconsistent: of the model",
+        "inconsistent: model of the receipt",
         lambda lines: _lie(lines, _in("result", model_revision="f" * 40)),
     ),
     "a receipt of a local file": (
@@ -308,7 +315,7 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
         lambda lines: _lie(lines, lambda content: content.update(submission=None)),
     ),
     "a receipt with a loss that the table has not": (
-        "inconsistent: does not rest on",
+        "inconsistent: names another receipt",
         lambda lines: _lie(lines, _in("result", loss=5.9)),
     ),
     "a round under another seed's block": (
@@ -317,7 +324,7 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
     ),
     "an earlier round's file under a name of its own": (_FINE, lambda _: _earlier_lines()),
     "another story of the same round": (
-        "inconsistent: something else",
+        "inconsistent: another version",
         lambda lines: _resign(lines[:1], lambda content: content.update(table=[], weights=[], queue=[], entries=[])),
     ),
     "a signature taken apart and put together": (_FINE, _signature(partial(_respelt, "as it was"))),
@@ -336,7 +343,7 @@ ATTACKS: tuple[Attack, ...] = (
     *(_attacked(f"round file: {what}", expected, change) for what, (expected, change) in _CHANGES.items()),
     _attacked(
         "round file: an earlier one under a later one's name",
-        "inconsistent: of another round",
+        "inconsistent: name of another round",
         lambda _: _earlier_lines(),
         name="round-96-4321000-5Ef1ucvE.jsonl",
     ),

@@ -167,7 +167,7 @@ PLANTED = {
     "weights that were set twice": (set_weights_twice, "weights set 2 times in the round of block 720"),
     "a loss without its verdict": (change("DELETE FROM verdicts WHERE loss IS NOT NULL"), "state file: foreign key"),
     "half a receipt": (cut("state/receipts/*.json"), "not JSON"),
-    "half a round": (cut("state/rounds/*.jsonl"), "cut off before its end"),
+    "half a round": (cut("state/rounds/*.jsonl"), "incomplete"),
     "a dataset of another commit": (mix_dataset, "it is of another file"),
     "a page of noise": (spoil_page, "state file: "),
 }
