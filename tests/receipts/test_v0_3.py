@@ -1,0 +1,35 @@
+"""Receipts and round files of release 0.3: read, verified and written back to the same bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from template.chain.client import verify_signature
+from template.receipts.files import read_receipt, read_round
+from template.receipts.verify import check_consistency, check_signatures
+
+FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "v0_3"
+EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())["api"]
+RECEIPTS = {path: read_receipt(FOLDER / path) for path in EXPECTED["receipts"]}
+
+
+@pytest.mark.parametrize("path", EXPECTED["receipts"])
+def test_receipt_of_0_3_reads_back_and_verifies(path: str) -> None:
+    receipt, expected = RECEIPTS[path], EXPECTED["receipts"][path]
+    assert receipt.to_json() + "\n" == (FOLDER / path).read_text()
+    assert (receipt.result.loss.hex(), receipt.digest) == (expected["loss"], expected["digest"])
+    if expected["signature"]:
+        assert verify_signature(str(receipt.signer), receipt.message(), str(receipt.signature))
+    else:
+        assert receipt.signer is receipt.signature is None
+
+
+@pytest.mark.parametrize("path", EXPECTED["rounds"])
+def test_round_file_of_0_3_reads_back_and_verifies(path: str) -> None:
+    file = read_round(FOLDER / path)
+    lines = [file.header.to_line(), *(receipt.to_line() for receipt in file.receipts)]
+    assert "".join(f"{line}\n" for line in lines) == (FOLDER / path).read_text()
+    assert check_signatures(file, verify_signature) == (None, {})
+    assert check_consistency(file, {receipt.digest: receipt for receipt in RECEIPTS.values()}) == []
