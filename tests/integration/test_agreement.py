@@ -125,7 +125,7 @@ def test_two_validators_set_identical_weights_in_every_round(net: Net, open_post
     assert net.uid("carol") not in (weights(net, posts[0]) or {}), "a copy has no weight with either"
 
 
-def test_one_that_starts_rounds_later_agrees_once_it_has_covered_everybody(
+def test_a_late_validator_agrees_after_evaluating_everything(
     net: Net, open_post: Callable[[str], Post]
 ) -> None:
     register_second(net)

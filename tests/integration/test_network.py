@@ -183,7 +183,7 @@ def test_weights_are_set_once(spine: Outcome) -> None:
     assert intent.outcome is not None and intent.outcome.is_accepted
 
 
-def test_only_scored_submissions_have_receipts_and_these_are_signed(arena: Arena, spine: Outcome) -> None:
+def test_only_evaluated_submissions_have_signed_receipts(arena: Arena, spine: Outcome) -> None:
     assert set(spine.receipts) == {"alice", "bob"}
     for name, receipt in spine.receipts.items():
         assert receipt.submission is not None and receipt.signature is not None

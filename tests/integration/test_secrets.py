@@ -149,7 +149,7 @@ def test_nothing_listens_on_the_network(seen: Seen) -> None:
     assert seen.validator.listeners == set() and seen.miner.listeners == set()
 
 
-def test_no_secret_is_in_any_file_of_the_two_not_even_in_the_fullest_log(seen: Seen) -> None:
+def test_no_file_holds_a_secret_even_with_trace_logs(seen: Seen) -> None:
     assert search([seen.state, seen.work, seen.log.parent]) == []
     text = b"".join(
         path.read_bytes() for path in (seen.log, *seen.state.rglob("*"), *seen.work.rglob("*")) if path.is_file()
@@ -177,7 +177,7 @@ def test_the_hook_hears_of_a_pickle(tmp_path: Path) -> None:
     assert "pathlib" in told.read_text()
 
 
-def test_of_the_wallets_the_hotkey_alone_is_opened_and_nothing_is_written(seen: Seen) -> None:
+def test_only_the_hotkey_is_opened_and_no_wallet_is_written(seen: Seen) -> None:
     mine = {str(seen.net.parts.wallets / name / "hotkeys" / "default") for name in ("alice", "validator")}
     read = {path for what, path in seen.opened if what in ("open", "read")}
     assert mine <= read <= mine, read
@@ -185,7 +185,7 @@ def test_of_the_wallets_the_hotkey_alone_is_opened_and_nothing_is_written(seen: 
     assert all(Path(path).parents[1].joinpath("coldkey").is_file() for path in mine), "there was one to open"
 
 
-def test_what_they_write_is_their_owners_alone_whatever_the_umask(seen: Seen) -> None:
+def test_written_files_are_private_under_any_umask(seen: Seen) -> None:
     # Published by the validator, or to be had from the Hub, and behind a closed folder here.
     patterns = ("rounds/*.jsonl", "eval_data/*", "*/eval_data/*", "cache/hub-files/**/*")
     public = {path for top in (seen.state, seen.work) for pattern in patterns for path in top.glob(pattern)}
@@ -217,7 +217,7 @@ def test_the_file_of_a_sealed_commitment_is_its_owners_alone(net: Net) -> None:
         os.umask(before)
 
 
-def test_a_worker_fetches_its_model_with_a_token_that_its_environment_never_holds(
+def test_a_worker_gets_its_token_outside_the_environment(
     net: Net, tiny_model: Path, bench: "Bench", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "Qwen/Qwen2.5-0.5B-Instruct"  # whose owner alone may read it here
@@ -260,7 +260,7 @@ def test_a_worker_forgets_the_token_before_it_is_given_a_dataset(monkeypatch: py
     assert "hf_x" not in repr(setup) and messages.decode_command(messages.encode(setup)) == setup
 
 
-def test_a_child_is_given_the_secrets_that_are_named_and_no_other() -> None:
+def test_a_child_gets_only_the_named_secrets() -> None:
     held = {"HF_TOKEN": "a", "RAY_AUTH_TOKEN": "b", "BT_PW_X": "c", "PATH": "d", "wandb_api_key": "e", "HF_HOME": "f"}
     assert without_secrets(held) == {"PATH": "d", "HF_HOME": "f"}
     assert without_secrets(held, keep=["RAY_AUTH_TOKEN"]) == {"RAY_AUTH_TOKEN": "b", "PATH": "d", "HF_HOME": "f"}
@@ -271,7 +271,7 @@ def check(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("content", [[], ["validator.sqlite3", "log"]])
-def test_a_folder_of_ours_that_others_may_enter_is_closed_to_them(tmp_path: Path, content: list[str]) -> None:
+def test_a_state_folder_open_to_others_is_closed(tmp_path: Path, content: list[str]) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
     for name in content:
@@ -283,7 +283,7 @@ def test_a_folder_of_ours_that_others_may_enter_is_closed_to_them(tmp_path: Path
     assert "closed a folder to other users" in logged[0]
 
 
-def test_a_folder_for_something_else_is_left_as_it_is_and_refused_when_others_write_there(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_unchanged_or_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "letters").touch()
@@ -300,7 +300,7 @@ def test_a_folder_for_something_else_is_left_as_it_is_and_refused_when_others_wr
         check(folder)
 
 
-def test_a_folder_that_root_made_for_a_group_is_used_and_one_for_everybody_is_not(
+def test_a_group_folder_of_root_is_used_a_public_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As platforms give a volume to a process that is not root."""
@@ -318,7 +318,7 @@ def test_a_folder_that_root_made_for_a_group_is_used_and_one_for_everybody_is_no
 
 
 @pytest.mark.parametrize("inside", ["commitment-x.json", "0123456789ab"])
-def test_what_a_miners_tools_left_under_another_umask_is_closed_and_used(tmp_path: Path, inside: str) -> None:
+def test_a_work_dir_of_another_umask_is_closed_and_used(tmp_path: Path, inside: str) -> None:
     (tmp_path / "miner" / inside).mkdir(parents=True)
     (tmp_path / "miner").chmod(0o775)
     folder = files.check_private_folder(tmp_path / "miner", "--work_dir", marks=cli.WORK_DIR_MARKS)

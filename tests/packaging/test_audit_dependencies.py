@@ -81,7 +81,7 @@ def test_an_answer_that_is_none_is_never_taken_for_a_clean_one(case: str) -> Non
     assert ended.output == "" and ended.logs[0].startswith("NOT AUDITED")
 
 
-def test_a_database_that_cannot_be_reached_and_a_lock_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
+def test_database_and_lock_failures_have_their_own_status(tmp_path: Path) -> None:
     ended = call_main(main, "--database", "http://127.0.0.1:9")
     assert ended.status == RemoteError.exit_code and ended.logs[0].startswith("NOT AUDITED") and ended.output == ""
     (tmp_path / "empty").write_text("# nothing\n")

@@ -73,7 +73,7 @@ def test_pm2_lets_rest_what_only_the_operator_can_put_right() -> None:
         assert not {HostError.exit_code, RemoteError.exit_code, EXIT_UPDATED} & set(app["stop_exit_codes"])
 
 
-def test_pm2_starts_the_neurons_of_this_clone_wherever_it_is_called() -> None:
+def test_pm2_starts_this_clone_from_any_directory() -> None:
     for name, app in read_ecosystem().items():
         assert (Path(app["script"]), app["interpreter"]) == (START, "bash")
         assert app["args"] == [f"neurons/{name}.py"] and Path(app["cwd"]) == ROOT
@@ -167,7 +167,7 @@ def test_without_a_neuron_only_the_installation_is_completed(clone: Path) -> Non
     assert (clone / "calls").read_text() == "setup\n"
 
 
-def test_an_installation_that_fails_is_tried_again_by_the_supervisor(clone: Path) -> None:
+def test_a_failed_installation_is_retried_by_the_supervisor(clone: Path) -> None:
     (clone / "status").write_text("2")
     process, _ = start(clone, "neurons/validator.py")
     assert process.returncode == HostError.exit_code not in OPERATOR_MUST_ACT
@@ -180,7 +180,7 @@ def test_an_environment_of_the_operators_own_is_left_alone(clone: Path) -> None:
     assert (clone / "calls").read_text() == "python neurons/validator.py\n"
 
 
-def test_a_clone_that_is_not_locked_for_want_of_git_starts_as_well(clone: Path) -> None:
+def test_a_clone_without_git_starts_unlocked(clone: Path) -> None:
     shutil.rmtree(clone / ".git")
     assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
     (clone / ".git").mkdir()
@@ -234,7 +234,7 @@ def test_the_container_file_passes_its_linter() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_the_container_stops_as_the_validator_does_and_is_not_root() -> None:
+def test_the_container_stops_by_sigterm_and_is_not_root() -> None:
     assert instruction("STOPSIGNAL") == "SIGTERM"
     assert int(instruction("USER")) >= 1000
     assert instruction("FROM") == "${PYTHON}" and instruction("ARG") == "PYTHON=python:3.11-slim"

@@ -64,7 +64,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return Clone(tmp_path_factory.mktemp("setup"))
 
 
-def test_what_is_locked_is_installed_and_torch_by_its_own_metadata(clone: Clone) -> None:
+def test_locked_packages_and_torch_are_installed(clone: Clone) -> None:
     lock = make_wheel(clone.wheels, "needed")
     # As a build of torch asks for the CUDA libraries that it was made for; no other package may.
     make_wheel(clone.wheels, "torch", "2.13.0+cu999", requires=["needed", "cudalib==3.0"])
@@ -92,7 +92,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_lock_that_does_not_name_the_very_file_installs_nothing(clone: Clone, case: str) -> None:
+def test_a_wrong_hash_installs_nothing(clone: Clone, case: str) -> None:
     change, told = REFUSED[case]
     done = clone.set_up(change(make_wheel(clone.wheels, "wrong")))
     assert done.returncode == 1
@@ -109,7 +109,7 @@ def test_a_file_that_changed_after_it_was_locked_is_refused(clone: Clone) -> Non
     assert not any(name.startswith("swapped") for name in clone.installed())
 
 
-def test_what_torch_would_rather_have_does_not_replace_what_was_checked(clone: Clone) -> None:
+def test_torch_does_not_replace_a_checked_package(clone: Clone) -> None:
     lock = make_wheel(clone.wheels, "checked")
     make_wheel(clone.wheels, "checked", "2.0")
     make_wheel(clone.wheels, "torch", "2.13.1", requires=["checked>=2"])
@@ -157,7 +157,7 @@ def json_index() -> Iterator[str]:
         thread.join()
 
 
-def test_every_file_of_the_release_and_of_no_other_is_named_whatever_form_the_index_has(tmp_path: Path) -> None:
+def test_the_files_of_a_release_are_hashed_from_any_index(tmp_path: Path) -> None:
     links = "".join(f'<a href="../f/{name}#sha256={digest}">{name}</a>\n' for name, digest in DIGESTS.items())
     index = write_page(tmp_path, f"<!DOCTYPE html><html><body>{links}</body></html>")
     assert list(lock_hashes.hashed_lines(index, ["Odd_Name==1.0"])) == [EXPECTED]

@@ -106,7 +106,7 @@ def committed_files() -> list[Path]:
     return [path for path in listed if path.is_file()]
 
 
-def test_every_import_of_the_product_is_an_installation_requirement(described: dict[str, Any]) -> None:
+def test_every_import_of_the_product_is_required(described: dict[str, Any]) -> None:
     extras = described["extras_require"]
     # Ray is wanted by --executor ray alone, which says so; atheris by -m tests.campaigns.fuzz.
     declared = names(requirements([*described["install_requires"], *extras["ray"], *extras["fuzz"]]))
@@ -154,7 +154,7 @@ def test_every_requirement_is_justified_in_a_line_and_no_other(described: dict[s
     assert justified == {name: names(requirements(lines)) for name, lines in extras.items() if name != "dev"}
 
 
-def test_every_requirement_has_a_lower_bound_and_is_met_by_the_lock(
+def test_the_lock_meets_every_lower_bound(
     described: dict[str, Any], lock: dict[str, Version]
 ) -> None:
     for requirement in every_requirement(described):
@@ -222,7 +222,7 @@ def test_an_entry_point_is_also_a_script(name: str) -> None:
     assert re.search(r'^if __name__ == "__main__":$', (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_every_shell_script_passes_shellcheck_and_stops_at_the_first_failure() -> None:
+def test_every_shell_script_passes_shellcheck_and_stops() -> None:
     scripts = [path for path in committed_files() if path.suffix == ".sh"] + [ROOT / ".ci" / "run"]
     assert ROOT / "scripts" / "test.sh" in scripts
     shellcheck = Path(sys.executable).with_name("shellcheck")

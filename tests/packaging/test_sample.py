@@ -56,7 +56,7 @@ def test_pool_rows_are_short_and_end_with_an_answer(pool: tuple[Row, ...]) -> No
         assert sum(len(message.content) for message in row.messages) < 600
 
 
-def test_pool_holds_long_talks_plain_questions_and_other_alphabets(pool: tuple[Row, ...]) -> None:
+def test_the_sample_pool_has_varied_rows(pool: tuple[Row, ...]) -> None:
     assert sum(len(row.messages) > 2 for row in pool) >= 20
     assert sum(row.system is None for row in pool) >= 15
     assert sum(not message.content.isascii() for row in pool for message in row.messages) >= 15
@@ -104,7 +104,7 @@ def test_competition_lacks_the_evaluation_commit_alone() -> None:
     assert competition.repo == "sample/conversations"
 
 
-def test_sample_trains_a_small_model_with_the_subnets_hyperparameters() -> None:
+def test_the_sample_uses_the_subnets_hyperparameters() -> None:
     sample, subnet = load_training_args(SAMPLE / "training_args.yaml"), load_training_args()
     assert sample.model_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert sample.hyperparameters == subnet.hyperparameters
