@@ -219,7 +219,7 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
     theirs = {one.hotkey: _as_candidate(one) for one in neighbours if one.is_read}
     found = [match_duplicates([*theirs.values(), one]).get((hotkey, entry)) for one in mine]
     overlaps = [
-        _overlap(rows, one, is_earlier=theirs[one.hotkey].order < mine[-1].order)
+        _overlap(rows, one, is_earlier=theirs[one.hotkey].sort_key < mine[-1].sort_key)
         for one in neighbours
         if one.hotkey in theirs
     ]

@@ -1,4 +1,4 @@
-"""Who may compete: pure rules over commitments and rows. Every refusal is a SubmissionError with its sentence."""
+"""Decide which datasets are duplicates of which earlier ones."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,13 +8,16 @@ from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.errors import Reason, SubmissionError
 from template.records import Entry, Submission, SubmissionKey, Verdict
 
-# Earlier versions of one hotkey's dataset that are held against copies of them.
+Datasets = Mapping[SubmissionKey, tuple[bytes, ...]]
+"""Row keys by submission."""
+
+# Earlier versions of one hotkey's dataset that can make others duplicates.
 MAX_VERSIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A submission that passed every other rule. block: of its commitment; row_keys: of the rows that count."""
+    """A submission that passed every other rule. block: its rank. row_keys: of the rows that count."""
 
     hotkey: str
     commit: str
@@ -22,17 +25,17 @@ class Candidate:
     row_keys: tuple[bytes, ...]
 
     @property
-    def order(self) -> tuple[int, bytes]:
+    def sort_key(self) -> tuple[int, bytes]:
         """Sorts earlier commitments first; within a block, by sha256 over `hotkey:commit`.
 
-        The tie-break favours no hotkey for good: it changes with every commit, and says nothing about who copied.
+        The tie-break changes with every commit, so it favours no hotkey in the long run.
         """
         return self.block, hashlib.sha256(f"{self.hotkey}:{self.commit}".encode()).digest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """The earlier submission that another one copies, and the number of different rows they share."""
+    """The earlier submission that another one duplicates, and the number of different rows they share."""
 
     hotkey: str
     commit: str
@@ -40,7 +43,7 @@ class Duplicate:
     shared: int
 
     def to_error(self) -> SubmissionError:
-        """The refusal in words."""
+        """Return the rejection of the duplicate."""
         return SubmissionError(
             Reason.DUPLICATE,
             f"shares {self.shared} rows with the earlier submission of {self.hotkey}"
@@ -51,28 +54,26 @@ class Duplicate:
 def match_duplicates(
     candidates: Iterable[Candidate], *, max_shared: int = DEFAULT_DUPLICATE_COUNT
 ) -> dict[tuple[str, str], Duplicate]:
-    """The duplicates by hotkey and commit, each with the earliest submission it shares over `max_shared` rows with.
+    """Find, by hotkey and commit, each candidate that shares over `max_shared` rows with an earlier original.
 
-    Only a submission that is itself no duplicate makes others duplicates, and never one of its own hotkey. Give it
-    the superseded commits of every hotkey too: a dataset is public once it is committed, and without the author's
-    first version a copy of that would be the earlier one when the author's next version comes, and would refuse it.
-    A row repeated inside one submission counts once; a submission given again, at a later block, changes nothing.
+    The earliest such original is named. A duplicate makes no other candidate a duplicate, and neither does a dataset
+    of the same hotkey. Include superseded commits of each hotkey: a dataset is public once committed, and a duplicate
+    of the first version would otherwise be earlier than the author's second version.
 
-    The result does not depend on the order of `candidates`. Every row is looked up once in an index of the rows
-    admitted so far and counted for all who hold it at once, so nothing is compared pair by pair: hundreds of datasets
-    that share just too little to be copies cost no more than as many that share nothing.
+    Rows repeated within a candidate count once. The order of `candidates` does not matter. An index by row counts
+    shared rows with all originals at once, so many datasets that share just too little cost no more than others.
     """
-    admitted: list[Candidate] = []
-    # Bit i stands for admitted[i].
+    originals: list[Candidate] = []
+    # Bit i stands for originals[i].
     holders: dict[bytes, int] = {}
     own: dict[str, int] = {}
     duplicates: dict[tuple[str, str], Duplicate] = {}
-    for candidate in sorted(candidates, key=lambda candidate: candidate.order):
+    for candidate in sorted(candidates, key=lambda candidate: candidate.sort_key):
         keys = set(candidate.row_keys)
-        held = [holders[key] for key in keys if key in holders]
-        copied = _in_more_than(max_shared, held) & ~own.get(candidate.hotkey, 0)
-        if copied:
-            original = admitted[(copied & -copied).bit_length() - 1]
+        masks = [holders[key] for key in keys if key in holders]
+        matches = _in_more_than(max_shared, masks) & ~own.get(candidate.hotkey, 0)
+        if matches:
+            original = originals[(matches & -matches).bit_length() - 1]
             duplicates[candidate.hotkey, candidate.commit] = Duplicate(
                 hotkey=original.hotkey,
                 commit=original.commit,
@@ -80,16 +81,16 @@ def match_duplicates(
                 shared=len(keys.intersection(original.row_keys)),
             )
             continue
-        bit = 1 << len(admitted)
+        bit = 1 << len(originals)
         for key in keys:
             holders[key] = holders.get(key, 0) | bit
         own[candidate.hotkey] = own.get(candidate.hotkey, 0) | bit
-        admitted.append(candidate)
+        originals.append(candidate)
     return duplicates
 
 
 def _in_more_than(limit: int, masks: Sequence[int]) -> int:
-    """The bits that are set in more than `limit` of the masks.
+    """Return the bits that are set in more than `limit` of the masks.
 
     All bits are counted side by side: plane i holds bit i of every count, and a mask is added to all of them at once.
     """
@@ -98,16 +99,16 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
     planes: list[int] = []
     for mask in masks:
         carry = mask
-        for at, plane in enumerate(planes):
-            planes[at], carry = plane ^ carry, plane & carry
+        for index, plane in enumerate(planes):
+            planes[index], carry = plane ^ carry, plane & carry
             if not carry:
                 break
         else:
             planes.append(carry)
     more, equal = 0, -1
-    for at in reversed(range(max(len(planes), limit.bit_length()))):
-        plane = planes[at] if at < len(planes) else 0
-        if limit >> at & 1:
+    for index in reversed(range(max(len(planes), limit.bit_length()))):
+        plane = planes[index] if index < len(planes) else 0
+        if limit >> index & 1:
             equal &= plane
         else:
             more |= equal & plane
@@ -116,68 +117,76 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
 
 
 def find_duplicates(
-    entries: Mapping[SubmissionKey, Entry],
-    seen: Mapping[SubmissionKey, Submission],
-    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
+    entries: Mapping[SubmissionKey, Entry], submissions: Mapping[SubmissionKey, Submission], datasets: Datasets
 ) -> dict[SubmissionKey, Duplicate]:
-    """The copies among the entrants' datasets and the versions they grew from.
+    """Find the duplicates among the downloaded datasets of entries and the versions they grew from.
 
-    An entrant's own earlier versions stand beside it, or a copy of the first would refuse the second. Only those that
-    the rule itself would call copies of the present one do, and only the earliest few: nobody can hold the pool with
-    datasets that are not in the competition. What a hotkey committed before its registration stands for nothing.
+    Without an entry's earlier versions, a duplicate of the first version would reject the second.
     """
-    current = {key.hotkey: key for key, entry in entries.items() if entry.rejection is None and key in datasets}
-    candidates = [_as_candidate(key, entries[key].rank_block, datasets[key]) for key in current.values()]
-    for hotkey, versions in _earlier_versions(current, entries, seen, datasets).items():
-        rows = set(datasets[current[hotkey]])
-        related = [key for key in versions if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT]
-        candidates += [_as_candidate(key, seen[key].first_block, datasets[key]) for key in related[:MAX_VERSIONS]]
-    return {SubmissionKey(*identity): copy for identity, copy in match_duplicates(candidates).items()}
+    present = [entry for key, entry in entries.items() if entry.rejection is None and key in datasets]
+    return _match(present, related_versions(present, submissions, datasets), submissions, datasets)
 
 
 def find_possible_duplicates(
-    entries: Mapping[SubmissionKey, Entry],
-    seen: Mapping[SubmissionKey, Submission],
-    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
+    entries: Mapping[SubmissionKey, Entry], submissions: Mapping[SubmissionKey, Submission], datasets: Datasets
 ) -> dict[SubmissionKey, Duplicate]:
-    """What might be a copy once the present rows of an entrant are known of which only earlier versions are.
+    """Find entries that may turn out to be duplicates of a dataset that is not downloaded yet.
 
-    They would count then, if they are related to it. Whose rows have nothing to do with them is in no doubt, however
-    many commit anew all the time.
+    They overlap an earlier version of that dataset. Versions count once the current one is downloaded and related.
     """
-    unread = {key.hotkey: key for key, entry in entries.items() if entry.rejection is None and key not in datasets}
-    versions = _earlier_versions(unread, entries, seen, datasets).values()
+    accepted = [entry for entry in entries.values() if entry.rejection is None]
+    missing = [entry for entry in accepted if entry.key not in datasets]
+    versions = related_versions(missing, submissions, datasets)
     if not versions:
         return {}
-    some = {key for one in versions for key in (*one[:MAX_VERSIONS], *one[-MAX_VERSIONS:])}
-    candidates = [_as_candidate(key, seen[key].first_block, datasets[key]) for key in some]
-    present = [key for key, entry in entries.items() if entry.rejection is None and key in datasets]
-    candidates += [_as_candidate(key, entries[key].rank_block, datasets[key]) for key in present]
-    found = {SubmissionKey(*identity): copy for identity, copy in match_duplicates(candidates).items()}
-    return {key: copy for key, copy in found.items() if key in entries and copy.hotkey in unread}
+    duplicates = _match([entry for entry in accepted if entry.key in datasets], versions, submissions, datasets)
+    hotkeys = {entry.key.hotkey for entry in missing}
+    return {key: original for key, original in duplicates.items() if key in entries and original.hotkey in hotkeys}
 
 
-def _earlier_versions(
-    current: Mapping[str, SubmissionKey],
-    entries: Mapping[SubmissionKey, Entry],
-    seen: Mapping[SubmissionKey, Submission],
-    datasets: Mapping[SubmissionKey, tuple[bytes, ...]],
-) -> dict[str, list[SubmissionKey]]:
-    """What each hotkey with a present dataset committed before it in its present life, earliest first."""
-    versions: dict[str, list[SubmissionKey]] = {}
-    for key in sorted(seen.keys() & datasets.keys(), key=lambda key: (seen[key].first_block, key)):
-        now = current.get(key.hotkey)
-        if now is not None and key != now and seen[key].first_block > entries[now].registration_block:
-            versions.setdefault(key.hotkey, []).append(key)
+def related_versions(
+    entries: Iterable[Entry], submissions: Mapping[SubmissionKey, Submission], datasets: Datasets
+) -> dict[SubmissionKey, list[SubmissionKey]]:
+    """Return the earlier versions of each entry's dataset that can make others duplicates, earliest first.
+
+    Only versions since the hotkey's registration count, and of those the first few that share enough rows with the
+    entry's dataset to be its duplicates: nobody can block others with datasets that are not in the competition. While
+    the entry's dataset is not downloaded, the first few and the last few may all be related.
+    """
+    current = {entry.key.hotkey: entry for entry in entries}
+    versions: dict[SubmissionKey, list[SubmissionKey]] = {}
+    for key in sorted(submissions.keys() & datasets.keys(), key=lambda key: (submissions[key].first_block, key)):
+        entry = current.get(key.hotkey)
+        if entry is not None and key != entry.key and submissions[key].first_block > entry.registration_block:
+            versions.setdefault(entry.key, []).append(key)
+    for current_key, earlier in versions.items():
+        if current_key in datasets:
+            rows = set(datasets[current_key])
+            related = [key for key in earlier if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT]
+            versions[current_key] = related[:MAX_VERSIONS]
+        else:
+            versions[current_key] = list(dict.fromkeys(earlier[:MAX_VERSIONS] + earlier[-MAX_VERSIONS:]))
     return versions
 
 
-def _as_candidate(key: SubmissionKey, block: int, row_keys: tuple[bytes, ...]) -> Candidate:
-    return Candidate(hotkey=key.hotkey, commit=key.commitment, block=block, row_keys=row_keys)
+def _match(
+    entries: Iterable[Entry],
+    versions: Mapping[SubmissionKey, Sequence[SubmissionKey]],
+    submissions: Mapping[SubmissionKey, Submission],
+    datasets: Datasets,
+) -> dict[SubmissionKey, Duplicate]:
+    """Match entries by their rank and their earlier versions by their first block."""
+    blocks = [(key, submissions[key].first_block) for earlier in versions.values() for key in earlier]
+    blocks += [(entry.key, entry.rank_block) for entry in entries]
+    candidates = [
+        Candidate(hotkey=key.hotkey, commit=key.commitment, block=block, row_keys=datasets[key])
+        for key, block in blocks
+    ]
+    return {SubmissionKey(*identity): original for identity, original in match_duplicates(candidates).items()}
 
 
 def eligible_datasets(
-    datasets: Mapping[SubmissionKey, tuple[bytes, ...]], verdicts: Mapping[SubmissionKey, Verdict]
+    datasets: Datasets, verdicts: Mapping[SubmissionKey, Verdict]
 ) -> dict[SubmissionKey, tuple[bytes, ...]]:
-    """Those that can be originals or copies: what was refused after its check is neither."""
+    """Return the datasets that can be originals or duplicates: all but those rejected after their check."""
     return {key: rows for key, rows in datasets.items() if key not in verdicts or verdicts[key].reason is None}

@@ -1,7 +1,7 @@
-"""Who stands where: from one view of the chain and what is known of each submission to a table with weights. Pure.
+"""Make a round's leaderboard and weights from its entries and their evaluations.
 
-Facts about a dataset are found once and kept (`Verdict`); whether it counts now depends on the chain as well and is
-derived anew each time: which commitment of a hotkey is current, when the hotkey registered, who committed first.
+A verdict on a dataset is final. Whether it counts now is derived each time, because it depends on the chain: which
+commitment of a hotkey is current, when the hotkey registered, who committed first.
 """
 
 import dataclasses
@@ -17,49 +17,54 @@ def build_leaderboard(
     competition: Competition,
     entries: Mapping[SubmissionKey, Entry],
     verdicts: Mapping[SubmissionKey, Verdict],
-    copies: Mapping[SubmissionKey, Duplicate],
+    duplicates: Mapping[SubmissionKey, Duplicate],
     datasets: Container[SubmissionKey],
 ) -> list[LeaderboardRow]:
-    """One line per entrant, with the share that its score is of all scores as its weight.
+    """Return one row per entry; its weight is its part of all scores.
 
-    datasets: those whose rows are known. A loss alone counts for nothing: nobody could tell whether it is a copy's.
+    A loss counts only while the dataset's rows are in `datasets`: otherwise it could be a duplicate's.
     """
-    # Of the few that stand here, not of all that there ever were.
-    held = {key: verdicts[key] for key in entries if key in verdicts}
-    known = {key: verdict for key, verdict in held.items() if verdict.loss is None or key in datasets}
-    lines = [_judge(entry, competition, known, copies) for entry in entries.values()]
-    shares = shares_from_scores({line.key.hotkey: line.score for line in lines})
-    return [dataclasses.replace(line, weight=shares.get(line.key.hotkey, 0.0)) for line in lines]
+    rows = []
+    for key, entry in entries.items():
+        verdict = verdicts.get(key)
+        if verdict is not None and verdict.loss is not None and key not in datasets:
+            verdict = None
+        rows.append(_make_row(entry, competition, verdict, duplicates.get(key)))
+    shares = shares_from_scores({row.key.hotkey: row.score for row in rows})
+    return [dataclasses.replace(row, weight=shares.get(row.key.hotkey, 0.0)) for row in rows]
 
 
 def choose_weights(
-    lines: Sequence[LeaderboardRow],
+    rows: Sequence[LeaderboardRow],
     last_shares: Mapping[str, float],
     owner_hotkey: str,
     *,
     stuck: Container[SubmissionKey] = (),
 ) -> Mapping[str, float]:
-    """What each hotkey gets, summing to 1; empty when nothing can be said yet.
+    """Return the share of each hotkey, summing to 1; empty while nothing is evaluated and no earlier shares exist.
 
-    The table's own weights where there are any. While some still wait for their turn, a table in which nobody has a
-    score says nothing: then the shares that were given last are given again. When all were judged and nobody has a
-    score, all goes to the subnet owner, which burns it. stuck: those that are waited for no longer, provided that some
-    other has a loss; a machine that can score none burns nothing.
+    The leaderboard's own weights come first. While no entry has a score and some still wait, the last shares are used
+    again. Once all entries have a verdict and none a score, everything goes to the subnet owner, which burns it.
+
+    Args:
+        stuck: Entries that are no longer waited for, as long as another entry has a loss: a validator that cannot
+            evaluate anything burns nothing.
     """
-    if any(line.weight > 0.0 for line in lines):
-        return {line.key.hotkey: line.weight for line in lines if line.weight > 0.0}
-    waiting = [line.key for line in lines if line.reason is None and line.loss is None]
-    can_score = any(line.loss is not None for line in lines)
-    if any(not can_score or key not in stuck for key in waiting):
+    if any(row.weight > 0.0 for row in rows):
+        return {row.key.hotkey: row.weight for row in rows if row.weight > 0.0}
+    waiting = [row.key for row in rows if row.reason is None and row.loss is None]
+    has_loss = any(row.loss is not None for row in rows)
+    if any(not has_loss or key not in stuck for key in waiting):
         return last_shares
     return {owner_hotkey: 1.0}
 
 
 def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
-    """The shares by uid as of `view`, summing to 1; empty when none of the hotkeys and no owner is left to burn to.
+    """Return the shares by uid as of `view`, summing to 1; empty when no hotkey and no owner has a uid.
 
-    registrations: the block at which a hotkey had its uid when it earned its share; one that lost it and came back is
-    another neuron, and what it left behind goes to the others.
+    Args:
+        registrations: Registration block of each hotkey when it earned its share. A hotkey that registered again
+            since is another neuron, and its share goes to the others.
     """
     if not shares:
         return {}
@@ -71,26 +76,21 @@ def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: 
     return weights_from_scores(shares, uids, view.owner_uid) or {}
 
 
-def _judge(
-    entry: Entry,
-    competition: Competition,
-    verdicts: Mapping[SubmissionKey, Verdict],
-    copies: Mapping[SubmissionKey, Duplicate],
+def _make_row(
+    entry: Entry, competition: Competition, verdict: Verdict | None, duplicate: Duplicate | None
 ) -> LeaderboardRow:
-    """The entrant's line without its weight."""
-    verdict = verdicts.get(entry.key)
+    """Return the entry's row without its weight. Only the first failed rule counts."""
     loss = verdict.loss if verdict else None
     reason, message, score = None, "waits for its turn", 0.0
     if entry.rejection is not None:
         reason, message, loss = entry.rejection.reason, str(entry.rejection), None
-    elif entry.key in copies:
-        error = copies[entry.key].to_error()
+    elif duplicate is not None:
+        error = duplicate.to_error()
         reason, message = error.reason, str(error)
     elif verdict is not None and verdict.reason is not None:
         reason, message = verdict.reason, verdict.message
     elif loss is not None:
-        message = ""
-        score = score_of(loss, competition)
+        message, score = "", score_of(loss, competition)
     return LeaderboardRow(
         key=entry.key, uid=entry.uid, reason=reason, message=message, loss=loss, score=score, weight=0.0
     )

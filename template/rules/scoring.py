@@ -1,4 +1,4 @@
-"""From a loss to a score, and from scores to the weights that are set on chain."""
+"""Turn a loss into a score, and scores into the weights that are set on chain."""
 
 import math
 from collections.abc import Mapping
@@ -18,12 +18,14 @@ def compute_score(
     miner_comp_id: str,
     real_comp_id: str,
 ) -> float:
-    """The score of a loss, in [0, 1]: lower losses never score less.
+    """Return the score of a loss, in [0, 1]: lower losses never score less.
 
     1 up to `min_bench`, `bench_height` at `benchmark_loss`, 0 from `max_bench` on; between them two arcs of exponent
-    `power`, which meet at `benchmark_loss`. A loss that is missing or not finite scores 0, as does any loss in
-    another competition. Each arc's base is a quotient of two differences of one sign, so in [0, 1] for every power.
-    Raises: ConfigError unless min_bench < benchmark_loss < max_bench, 0 <= bench_height <= 1 and power > 0.
+    `power`, which meet at `benchmark_loss`. A missing or non-finite loss scores 0, and so does one of another
+    competition. Each arc's base is a quotient of two differences of one sign, so in [0, 1] for every power.
+
+    Raises:
+        ConfigError: Unless min_bench < benchmark_loss < max_bench, 0 <= bench_height <= 1 and power > 0.
     """
     _check_curve(benchmark_loss, min_bench, max_bench, power, bench_height)
     if miner_comp_id != real_comp_id or loss is None or not math.isfinite(loss):
@@ -50,18 +52,20 @@ def _check_curve(bench: float, min_bench: float, max_bench: float, power: float,
 
 
 def shares_from_scores(scores: Mapping[str, float], min_weight: float = MIN_WEIGHT) -> dict[str, float]:
-    """Positive shares by hotkey, summing to 1; empty when nobody has a score.
+    """Return positive shares by hotkey, summing to 1; empty when all scores are 0.
 
-    A share below `min_weight` of the whole is 0 and is spread over the others in proportion. The result does not
-    depend on the order of `scores`. Raises: ValueError for a score outside [0, 1], which no loss gives.
+    A share below `min_weight` is spread over the others in proportion. The order of `scores` does not matter.
+
+    Raises:
+        ValueError: A score is outside [0, 1].
     """
     for hotkey, score in scores.items():
         if not 0.0 <= score <= 1.0:
-            raise ValueError(f"the score of {hotkey} is {score}")
+            raise ValueError(f"score of {hotkey} must lie in [0, 1], not {score}")
     total = math.fsum(scores.values())
-    kept = {key: scores[key] for key in sorted(scores) if scores[key] > 0.0 and scores[key] / total >= min_weight}
-    total = math.fsum(kept.values())
-    return {hotkey: score / total for hotkey, score in kept.items()}
+    counted = {key: scores[key] for key in sorted(scores) if scores[key] > 0.0 and scores[key] / total >= min_weight}
+    total = math.fsum(counted.values())
+    return {hotkey: score / total for hotkey, score in counted.items()}
 
 
 def weights_from_scores(
@@ -70,11 +74,9 @@ def weights_from_scores(
     owner_uid: int | None,
     min_weight: float = MIN_WEIGHT,
 ) -> dict[int, float] | None:
-    """Positive weights by uid, summing to 1; None when there is nobody to give them to.
+    """Return positive weights by uid, summing to 1; None when no hotkey and no owner has a uid.
 
-    scores: by hotkey; those of hotkeys without a uid fall away, and their part goes to the others. When no share is
-    left all goes to the subnet owner's uid, which burns it; None means that the owner has no uid either, and that no
-    weights may be set. Raises: as `shares_from_scores`.
+    Scores of hotkeys without a uid are dropped. When no share is left, all goes to the subnet owner, which burns it.
     """
     present = {hotkey: score for hotkey, score in scores.items() if hotkey in uid_by_hotkey}
     shares = shares_from_scores(present, min_weight)
@@ -85,14 +87,6 @@ def weights_from_scores(
 
 
 def score_of(loss: float, competition: Competition) -> float:
-    """The score of a loss in its own competition."""
-    return compute_score(
-        loss,
-        competition.bench,
-        competition.minb,
-        competition.maxb,
-        competition.pow,
-        competition.bheight,
-        competition.id,
-        competition.id,
-    )
+    """Return the score of a loss in its own competition."""
+    comp = competition
+    return compute_score(loss, comp.bench, comp.minb, comp.maxb, comp.pow, comp.bheight, comp.id, comp.id)

@@ -1,4 +1,4 @@
-"""Seeds that everybody derives alike from the chain: which block gives a submission its seed, and which seed. Pure."""
+"""Derive evaluation seeds from the chain, alike for every validator and auditor."""
 
 import hashlib
 
@@ -7,15 +7,17 @@ _DOMAIN = b"lucky_num\n"
 
 
 def seed_from_hash(block_hash: str) -> int:
-    """The lucky_num, in [0, 2**32), that a block's hash in hex gives: it cannot be known before the block is made.
+    """Return the lucky_num, in [0, 2**32), of a block's hash in hex; unknown until the block is made.
 
     The first four bytes, little-endian, of sha256 over `lucky_num`, a line feed and the bytes of the hash.
-    Raises: ValueError when it is no hex.
+
+    Raises:
+        ValueError: The hash is not hex.
     """
     digest = hashlib.sha256(_DOMAIN + bytes.fromhex(block_hash.removeprefix("0x"))).digest()
     return int.from_bytes(digest[:4], "little")
 
 
-def seed_block(commit_block: int, period: int) -> int:
-    """The first block at or after `commit_block` whose number is a multiple of `period`, which must be positive."""
-    return -(-commit_block // period) * period
+def seed_block(reveal_block: int, period: int) -> int:
+    """Return the first block from `reveal_block` on whose number is a multiple of the positive `period`."""
+    return -(-reveal_block // period) * period

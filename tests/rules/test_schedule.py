@@ -235,7 +235,7 @@ def test_only_what_could_be_its_original_holds_a_score_up() -> None:
     state = make_state(A, B, C, datasets={B: ()}, downloading=frozenset([C]), verdicts={A: REFUSED})
     assert choose(state, at(100)) == EvaluateDataset(B)
     waiting = choose(replace(state, downloading=frozenset([A, C]), verdicts={}), at(100))
-    assert waiting == Wait("0 scores under way, 0 waiting for a worker, 2 downloads under way")
+    assert waiting == Wait("0 evaluations running, 0 waiting for a worker, 2 downloads running")
     no_room = replace(state, downloading=frozenset([C]), verdicts={}, available_slots=0)
     assert isinstance(choose(no_room, at(100)), Wait), "what is not begun yet counts as well"
 
