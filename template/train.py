@@ -1,11 +1,7 @@
-"""The score: fine-tune the base on a dataset with LoRA, then measure the loss on the evaluation set.
+"""Evaluate a dataset: fine-tune the base model on it with LoRA, then measure the loss on the evaluation set.
 
-This is the only way to a score; validator, offline script and local network all call `train_lora` or, for the
-receipt, `train_and_evaluate` below it. The files are read, checked and turned into tokens here;
-`template.training.loop` trains
-and
-measures, `template.training.model` holds the base, `template.training.determinism` the settings that make two runs
-equal to the bit.
+Validator, offline script and local network all call `train_lora`, or `train_and_evaluate` for the whole result. Files
+are read and encoded here; `template.training` has the loop, the model and the settings that make runs bit-identical.
 """
 
 import contextlib
@@ -32,11 +28,13 @@ from template.training.model import ScoringModel, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a caller may choose beyond the inputs that the competition fixes.
+    """Options of a run beyond the competition's inputs.
 
-    training_args: the model and hyperparameters; None is training_args.yaml of the repository root. model_path: a local
-    folder with that model's weights instead of the Hub's. device and dtype: None is what this machine does best.
-    on_progress is called as tokens are done; what it raises ends the score and nothing is kept.
+    Args:
+        training_args: model and hyperparameters; by default training_args.yaml of the repository.
+        model_path: a local folder with the model's weights instead of the Hub's.
+        device, dtype: by default the fastest of this machine.
+        on_progress: called as tokens are processed; an exception of it aborts the run.
     """
 
     training_args: TrainingArgs | None = None
@@ -48,11 +46,9 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class _EncodedFile:
-    """A data file as tokens: `rows` have targets, `skipped` had none; sha256 is of the file's bytes."""
-
     sha256: str
     rows: tuple[EncodedRow, ...]
-    skipped: int = 0
+    skipped: int = 0  # rows without a target
 
     @property
     def tokens(self) -> int:
@@ -61,14 +57,12 @@ class _EncodedFile:
 
 @dataclass
 class _LoadedModel:
-    """The one model this process holds, what it was loaded for, and the evaluation set in its tokens."""
-
     key: tuple[object, ...]
     model: ScoringModel
-    eval_sets: dict[str, _EncodedFile] = field(default_factory=dict)
+    eval_sets: dict[str, _EncodedFile] = field(default_factory=dict)  # by sha256
 
 
-# One score at a time per process: scores share the resident base, and torch's settings are process-wide.
+# One evaluation at a time: the model is shared, and torch's settings are process-wide.
 _evaluation_lock = threading.RLock()
 _resident: _LoadedModel | None = None
 
@@ -82,10 +76,7 @@ def train_lora(
     eval_data_dir: Path | str = "eval_data",
     options: RunOptions = RunOptions(),
 ) -> float:
-    """The loss of the dataset `data_dir/data.jsonl` on `eval_data_dir/data.jsonl`, in nats per target token.
-
-    Arguments and `Raises` are those of `train_and_evaluate`, of whose result this is the loss.
-    """
+    """Return the loss of a dataset, in nats per target token; see `train_and_evaluate`."""
     return train_and_evaluate(lucky_num, benchmark_loss, eval_size, cache_dir, data_dir, eval_data_dir, options).loss
 
 
@@ -98,25 +89,30 @@ def train_and_evaluate(
     eval_data_dir: Path | str = "eval_data",
     options: RunOptions = RunOptions(),
 ) -> TrainResult:
-    """The whole result of one score.
+    """Fine-tune on `data_dir/data.jsonl` and measure the loss on `eval_data_dir/data.jsonl`.
 
-    lucky_num seeds the adapter, the row order and the dropout, 0 <= lucky_num < 2**32. benchmark_loss is what the
-    result is reported against, never returned in its place. eval_size is how many rows of the dataset count.
-    cache_dir is where the Hub's model files are kept, None for the client's own cache.
-    Raises: SubmissionError when the dataset is missing, malformed, without targets, or makes training diverge;
-    ConfigError when the evaluation set, the model or an option is unusable; RemoteError when the Hub did not deliver
-    the model; HostError when this machine failed.
+    Args:
+        lucky_num: seed of adapter, row order and dropout, 0 <= lucky_num < 2**32.
+        benchmark_loss: reported beside the loss, never returned in its place.
+        eval_size: number of the dataset's rows that are trained on.
+        cache_dir: the Hub's model cache; None for the client's default.
+
+    Raises:
+        SubmissionError: the dataset is missing, invalid or without targets, or training diverges.
+        ConfigError: the evaluation set, the model or an option is invalid.
+        RemoteError: the Hub did not deliver the model.
+        HostError: this machine failed.
     """
     if type(lucky_num) is not int or not 0 <= lucky_num < 2**32:
-        raise ConfigError(f"lucky_num must be a whole number in [0, 2**32), not {lucky_num!r}")
+        raise ConfigError(f"lucky_num must be an integer in [0, 2**32), not {lucky_num!r}")
     if eval_size < 1:
         raise ConfigError(f"eval_size must be a positive number of rows, not {eval_size}")
     args = options.training_args or load_training_args()
-    with _evaluation_lock, _host_faults():
+    with _evaluation_lock, _translate_host_errors():
         started = time.perf_counter()
         resident = _load_resident(args, options, cache_dir)
         model = resident.model
-        train_set = _encode_submission(Path(data_dir), eval_size, model)
+        train_set = _encode_dataset(Path(data_dir), eval_size, model)
         eval_set = _encode_eval_set(Path(eval_data_dir), resident)
         loaded = time.perf_counter()
         with determinism.deterministic_mode(model.device):
@@ -151,39 +147,33 @@ def train_and_evaluate(
 
 
 def load_resident_model(options: RunOptions, cache_dir: Path | str | None = None) -> ScoringModel:
-    """The model that scores under these options run on, loaded if this process does not hold it.
-
-    A validator calls it before its first tick, so that a model that cannot be loaded stops it there.
-    Raises: as `train_and_evaluate` does for the model.
-    """
-    with _evaluation_lock, _host_faults():
+    """Return the model of these options, loading it if needed; raises like `train_and_evaluate`."""
+    with _evaluation_lock, _translate_host_errors():
         return _load_resident(options.training_args or load_training_args(), options, cache_dir).model
 
 
 @contextlib.contextmanager
-def _host_faults() -> Iterator[None]:
-    """Names faults of this machine as such; errors that already have an owner pass."""
+def _translate_host_errors() -> Iterator[None]:
     try:
         yield
     except SubnetError:
         raise
     except (MemoryError, RuntimeError) as error:
-        # torch raises RuntimeError for an allocator, cuBLAS or cuDNN that fails; after it a CUDA context is often lost.
-        raise HostError(f"the device failed while scoring: {error}") from error
+        # torch raises RuntimeError when an allocator, cuBLAS or cuDNN fails.
+        raise HostError(f"the device failed during an evaluation: {error}") from error
     except OSError as error:
-        raise HostError(f"this machine failed while scoring: {error}") from error
+        raise HostError(f"this machine failed during an evaluation: {error}") from error
 
 
 def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | str | None) -> _LoadedModel:
-    """The resident model for these arguments, loaded when the process holds another or none."""
     global _resident
     device = environment.choose_device(options.device)
     dtype = environment.choose_dtype(device, options.dtype)
     key = (args, device, dtype, options.model_path)
     if _resident is None or _resident.key != key:
         if _resident is not None:
-            _resident = None  # frees the old base before the new one is read
-            gc.collect()  # with recorded graphs a model refers to itself
+            _resident = None  # free the old base before loading the new one
+            gc.collect()  # a model with CUDA graphs is in a reference cycle
         model = load_model(
             args,
             device=device,
@@ -196,24 +186,22 @@ def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | st
 
 
 def _read_file(folder: Path, limits: Limits) -> bytes:
-    """The bytes of the folder's data file; one byte past the limit is enough for the parser to refuse it."""
     path = folder / DATA_FILE
     try:
         with path.open("rb") as stream:
-            return stream.read(limits.file_bytes + 1)
+            return stream.read(limits.file_bytes + 1)  # one byte above the limit makes the parser reject it
     except FileNotFoundError as error:
         raise SubmissionError(Reason.MISSING_FILE, f"{path} does not exist") from error
 
 
-def _encode_submission(folder: Path, max_rows: int, model: ScoringModel) -> _EncodedFile:
-    """The first `max_rows` rows of a miner's file as tokens; a row without a target is the miner's error."""
+def _encode_dataset(folder: Path, max_rows: int, model: ScoringModel) -> _EncodedFile:
     content = _read_file(folder, SUBMISSION_LIMITS)
     encoded = encode_submission(content, model.template, model.tokenize, max_rows=max_rows)
     return _EncodedFile(hashlib.sha256(content).hexdigest(), encoded)
 
 
 def _encode_eval_set(folder: Path, resident: _LoadedModel) -> _EncodedFile:
-    """The evaluation set as tokens, kept beside the model while the file stays the same."""
+    """Encode the evaluation set, or return it from the cache while the file is unchanged."""
     model = resident.model
     try:
         content = _read_file(folder, EVAL_SET_LIMITS)
@@ -221,8 +209,8 @@ def _encode_eval_set(folder: Path, resident: _LoadedModel) -> _EncodedFile:
         if sha256 not in resident.eval_sets:
             rows = parse_rows(content, name=f"evaluation {DATA_FILE}", limits=EVAL_SET_LIMITS)
             encoded = [encode_row(row, model.template, model.tokenize) for row in rows]
-            kept = tuple(row for row in encoded if row is not None)
-            resident.eval_sets = {sha256: _EncodedFile(sha256, kept, len(rows) - len(kept))}
+            usable = tuple(row for row in encoded if row is not None)
+            resident.eval_sets = {sha256: _EncodedFile(sha256, usable, len(rows) - len(usable))}
     except SubmissionError as error:
         raise ConfigError(f"the evaluation set cannot be used: {error}") from error
     eval_set = resident.eval_sets[sha256]
@@ -233,8 +221,6 @@ def _encode_eval_set(folder: Path, resident: _LoadedModel) -> _EncodedFile:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run of training and evaluation gave."""
-
     loss: float
     step_losses: tuple[float, ...]
     train_seconds: float
@@ -248,29 +234,29 @@ def _run_with_replay(
     lucky_num: int,
     on_progress: OnProgress,
 ) -> _Run:
-    """One run; a loss that is not finite becomes an error with its owner.
+    """Run once, and again if a loss is not finite, to find out whose fault it is.
 
-    A run is deterministic, so it is replayed: if it fails at the same place again, the data did it, provided that the
-    untouched base is finite on those rows. Anything else is this machine, a replay that succeeds included.
+    A run is deterministic. If it fails twice at the same place, the data is at fault, provided that the untouched base
+    is finite on those rows. In all other cases this machine is.
     """
     try:
         return _run_once(model, train_rows, eval_rows, lucky_num, on_progress)
     except NonFiniteLoss as failure:
         first = failure
-        logger.warning("score not finite at {}; replaying", first.where)
+        logger.warning("loss not finite at {}, replaying", first.where)
     try:
         _run_once(model, train_rows, eval_rows, lucky_num, on_progress)
         second = "nowhere"
     except NonFiniteLoss as failure:
         second = failure.where
     if first.where != second:
-        raise HostError(f"the device is not reproducible: not finite at {first.where}, then at {second}")
+        raise HostError(f"the device is not reproducible: loss not finite at {first.where}, then at {second}")
     suspects = eval_rows if first.where == "evaluation" else train_rows
     model.reset_adapter(lucky_num)
     try:
         loop.evaluate(model, [suspects[index] for index in first.rows])
     except NonFiniteLoss as failure:
-        raise HostError(f"the untouched base is already not finite on the rows of {first.where}") from failure
+        raise HostError(f"the loss of the untouched base is not finite on the rows of {first.where}") from failure
     raise SubmissionError(Reason.DIVERGED, f"training on this dataset diverged: not finite at {first.where}, twice")
 
 
@@ -281,11 +267,10 @@ def _run_once(
     lucky_num: int,
     on_progress: OnProgress,
 ) -> _Run:
-    """Training from the initial adapter, then the loss."""
     started = time.perf_counter()
     model.reset_adapter(lucky_num)
     order = loop.row_order(len(train_rows), model.hyperparameters.num_train_epochs, lucky_num)
-    step_losses = loop.train_adapter(model, train_rows, order, on_progress=on_progress)
+    step_losses = loop.train_adapter(model, train_rows, order, lucky_num, on_progress=on_progress)
     trained = time.perf_counter()
     loss = loop.evaluate(model, eval_rows, on_progress=on_progress)
     return _Run(loss, tuple(step_losses), trained - started, time.perf_counter() - trained)

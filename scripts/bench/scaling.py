@@ -1,18 +1,16 @@
-"""Times a queue of scores against the number of workers that share it, on this machine and in a Ray cluster.
+"""Time a queue of evaluations against the number of workers, on this machine and in a Ray cluster.
 
     python -m scripts.bench.scaling --workers 1,2
     python -m scripts.bench.scaling --workers 1,2,4,8 --device cuda --shape qwen2.5-1.5b --rows qwen --executors local
     python -m scripts.bench.scaling --workers 1,8,64 --device cuda --executors ray --ray.address auto
 
-Every worker scores --scores datasets, and one before. The clock runs from the first job given to the last result taken
-in, so it holds what an executor costs between scores; how long the workers took to be ready stands beside it. The ratio
-is of scores an hour, to the same executor with the fewest workers; of --repeats, the one with the median seconds
-counts.
+Each worker evaluates --scores datasets after one to warm up. The clock runs from the first job to the last result, so
+it includes what an executor costs between evaluations. The ratio is that of evaluations per hour to the fewest workers
+of the same executor; of --repeats, the run with the median seconds counts.
 
-On CPUs every worker is first bound to cores of its own, as many as the largest number of workers leaves for each, as
-`taskset` would, and so computes alike whatever their number (not in a cluster that is named); a GPU is one worker's.
-Without --ray.address a cluster of this machine alone is started, and ended. Progress goes to stderr, the table to
-stdout. Exit status: 0 measured, 2 or 3 the command line or another setting is wrong, 4 a worker failed.
+On CPUs every worker is bound to cores of its own, so that it computes alike whatever the number of workers (not in a
+cluster of --ray.address). Without --ray.address a cluster of this machine is started and stopped. Progress goes to
+stderr, the table to stdout. Exit status: 0 measured, 2 or 3 an argument or setting is wrong, 4 a worker failed.
 """
 
 import argparse
@@ -31,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.bench.rows import ROW_SETS, SHAPES, RowMaker, make_folders, make_shape
+from scripts.bench.inputs import ROW_SETS, SHAPES, RowMaker, make_folders, make_shape
 from template import cli
 from template.competition import Competition
 from template.config import load_training_args
@@ -48,12 +46,12 @@ _EXECUTORS = ("local", "ray")
 _START_S = 600.0
 _LUCKY_NUM = 7
 
-# In the environment of all that this process starts.
+# Environment variable that marks all processes started here.
 _MARK = "BENCH_SCALING_PID"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.bench.scaling",
         description=__doc__,
@@ -61,25 +59,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", default="1,2", help="numbers of workers (default: %(default)s)")
     parser.add_argument("--executors", default=",".join(_EXECUTORS), help="which (default: %(default)s)")
-    parser.add_argument("--scores", type=int, default=4, help="of each worker (default: %(default)s)")
+    parser.add_argument("--scores", type=int, default=4, help="evaluations per worker (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of everything (default: %(default)s)")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny", help="of the model (default: %(default)s)")
     parser.add_argument("--rows", choices=sorted(ROW_SETS), default="long", help="made rows (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="of the workers (default: cuda where there is one)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="of the workers (default: cuda if available)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the base model (default: by device)")
-    parser.add_argument("--ray.address", dest="ray_address", help="a cluster that has room for the most workers")
+    parser.add_argument("--ray.address", dest="ray_address", help="a running cluster with room for all workers")
     cli.add_logging_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures; returns the exit status."""
+    """Measure, print the table and return the exit status."""
     return cli.run_main(build_parser(), argv, run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One setting. tokens: of training, once for each epoch, and of evaluation, of all scores together."""
+    """One run of all evaluations; `tokens` counts training in all epochs, and evaluation."""
 
     executor: str
     workers: int
@@ -92,42 +90,41 @@ class Measured:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Every executor with every number of workers. Raises: ConfigError; HostError when a score failed."""
+    """Measure every executor with every number of workers."""
     numbers, names = parse(args)
     os.environ[_MARK] = str(os.getpid())
-    # Ends what was started, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the started processes as Ctrl-C does
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cores = None if device == "cuda" else (os.cpu_count() or 1) // max(numbers)
     with tempfile.TemporaryDirectory() as folder, open_cluster(args, names, max(numbers)) as address:
-        evaluator, data_dirs = make_work(args, device, Path(folder), args.scores)
+        evaluator, data_dirs = make_work(args, device, Path(folder))
         runs = []
-        # Settings by turns, so that what else the machine does falls on all of them.
+        # Alternate the settings, so that the machine's drift affects all of them.
         for _, name, workers in itertools.product(range(args.repeats), names, numbers):
-            cores = None if device == "cuda" else (os.cpu_count() or 1) // max(numbers)
             with closing(open_executor(name, evaluator, workers, address)) as executor:
                 measured = measure(executor, data_dirs, name=name, workers=workers, cores=cores)
             print(f"{name} workers={workers} seconds={measured.seconds:.1f}", file=sys.stderr, flush=True)
             runs.append(measured)
     print_table([median_of(runs, name, workers) for name, workers in itertools.product(names, numbers)])
-    if len(set().union(*(one.losses for one in runs))) != len(data_dirs):
-        raise HostError("the same datasets had different losses in different workers")
+    if len(set().union(*(measured.losses for measured in runs))) != len(data_dirs):
+        raise HostError("workers computed different losses for the same dataset")
     return 0
 
 
 def median_of(runs: Sequence[Measured], name: str, workers: int) -> Measured:
-    """Of one setting's runs, the one that took the median of the seconds; of an even number, the faster one."""
-    found = [one for one in runs if (one.executor, one.workers) == (name, workers)]
-    return sorted(found, key=lambda one: one.seconds)[(len(found) - 1) // 2]
+    """Return the run of a setting with the median seconds; of an even number, the faster one."""
+    matching = [measured for measured in runs if (measured.executor, measured.workers) == (name, workers)]
+    return sorted(matching, key=lambda measured: measured.seconds)[(len(matching) - 1) // 2]
 
 
 def parse(args: argparse.Namespace) -> tuple[list[int], list[str]]:
-    """--workers and --executors. Raises: ConfigError naming the flag."""
+    """Parse --workers and --executors; ConfigError names an invalid argument."""
     try:
         numbers = sorted({int(number) for number in args.workers.split(",")})
     except ValueError as error:
         raise ConfigError(f"--workers must be numbers like 1,2,4, not {args.workers!r}") from error
     names = args.executors.split(",")
-    if not numbers or numbers[0] < 1:
+    if numbers[0] < 1:
         raise ConfigError(f"--workers must be positive, not {args.workers!r}")
     if args.device != "cuda" and numbers[-1] > (os.cpu_count() or 1):
         raise ConfigError(f"--workers {args.workers}: on CPUs, each needs a core of its own")
@@ -139,13 +136,14 @@ def parse(args: argparse.Namespace) -> tuple[list[int], list[str]]:
     return numbers, names
 
 
-def make_work(args: argparse.Namespace, device: str, folder: Path, count: int) -> tuple[Evaluator, list[Path]]:
-    """The model, the evaluation set and that many datasets."""
+def make_work(args: argparse.Namespace, device: str, folder: Path) -> tuple[Evaluator, list[Path]]:
+    """Make the model, the evaluation set and the datasets."""
     model_path = folder / "model"
-    model_id = make_shape(model_path, args.shape)
-    training_args = dataclasses.replace(load_training_args(), model_id=model_id, revision=None)
-    maker = RowMaker(template_for(model_id), load_tokenizer(training_args, model_path=model_path))
-    data_dirs, eval_data_dir = make_folders(folder, maker, ROW_SETS[args.rows], count)
+    training_args = dataclasses.replace(
+        load_training_args(), model_id=make_shape(model_path, args.shape), revision=None
+    )
+    maker = RowMaker(template_for(training_args.model_id), load_tokenizer(training_args, model_path=model_path))
+    data_dirs, eval_data_dir = make_folders(folder, maker, ROW_SETS[args.rows], args.scores)
     evaluator = Evaluator(
         competition=Competition.from_defaults(),
         training_args=training_args,
@@ -158,22 +156,17 @@ def make_work(args: argparse.Namespace, device: str, folder: Path, count: int) -
 
 
 def open_executor(name: str, evaluator: Evaluator, workers: int, address: str) -> Executor:
-    """The executor, as a validator has it."""
+    """Create an executor as a validator does."""
+    is_gpu = evaluator.device == "cuda"
     if name == "local":
-        is_gpu = evaluator.device == "cuda"
-        return LocalExecutor(
-            evaluator, [f"cuda:{at}" if is_gpu else "cpu" for at in range(workers)], log_level="WARNING"
-        )
-    gpus = 1.0 if evaluator.device == "cuda" else 0.0
-    options = RayOptions(address=address, workers=workers, gpus_per_worker=gpus)
+        devices = [f"cuda:{number}" if is_gpu else "cpu" for number in range(workers)]
+        return LocalExecutor(evaluator, devices, log_level="WARNING")
+    options = RayOptions(address=address, workers=workers, gpus_per_worker=1.0 if is_gpu else 0.0)
     return RayExecutor(evaluator, options, log_level="WARNING")
 
 
 def measure(executor: Executor, data_dirs: Sequence[Path], *, name: str, workers: int, cores: int | None) -> Measured:
-    """Every dataset once for each worker, each worker always busy. cores: for each to be bound to, None to leave them.
-
-    Raises: ConfigError; HostError when a worker failed.
-    """
+    """Evaluate every dataset once per worker; binds each worker to that many cores, unless None."""
     started = time.monotonic()
     while executor.start() is None or executor.idle_workers() < workers:
         if time.monotonic() - started > _START_S:
@@ -181,11 +174,11 @@ def measure(executor: Executor, data_dirs: Sequence[Path], *, name: str, workers
         executor.wait(0.1)
     ready = time.monotonic()
     if cores is not None:
-        bind(scoring_processes(), cores)
-    # What only a worker's first score pays: the evaluation set's tokens, the libraries' own preparations.
-    score(executor, [data_dirs[0]] * workers)
+        bind_workers(cores)
+    # Warm up: encode the evaluation set and initialize the libraries.
+    evaluate(executor, [data_dirs[0]] * workers)
     started_work = time.monotonic()
-    results = score(executor, [folder for folder in data_dirs for _ in range(workers)])
+    results = evaluate(executor, [folder for folder in data_dirs for _ in range(workers)])
     return Measured(
         executor=name,
         workers=workers,
@@ -198,81 +191,72 @@ def measure(executor: Executor, data_dirs: Sequence[Path], *, name: str, workers
     )
 
 
-def score(executor: Executor, folders: Sequence[Path]) -> list[TrainResult]:
-    """The results of all the datasets, no worker ever idle. Raises: HostError when a score failed."""
+def evaluate(executor: Executor, folders: Sequence[Path]) -> list[TrainResult]:
+    """Evaluate all datasets, keeping every worker busy."""
     results: list[TrainResult] = []
     waiting = list(enumerate(folders))
     while len(results) < len(folders):
         while waiting and executor.idle_workers():
-            at, folder = waiting.pop(0)
-            executor.submit(SubmissionKey(f"score {at}", str(folder)), folder, _LUCKY_NUM)
-        for one in executor.collect():
-            if one.result is None:
-                raise HostError(f"a score failed: {one.error}")
-            results.append(one.result)
+            number, folder = waiting.pop(0)
+            executor.submit(SubmissionKey(f"job {number}", str(folder)), folder, _LUCKY_NUM)
+        for job in executor.collect():
+            if job.result is None:
+                raise HostError(f"an evaluation failed: {job.error}")
+            results.append(job.result)
         executor.wait(1.0)
     return results
 
 
-def scoring_processes() -> list[int]:
-    """The worker processes below this one, and below the cluster that it started. Empty where there is no /proc."""
-    found = []
+def bind_workers(cores: int) -> None:
+    """Bind each marked worker process, with all its threads, to cores of its own; needs /proc."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            command, environment = ((path / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+            command, variables = ((path / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:
-            continue  # ended meanwhile, or somebody else's
-        if b"template.workers.worker" in command and f"{_MARK}={os.getpid()}".encode() in environment:
-            found.append(int(path.name))
-    return sorted(found)
-
-
-def bind(pids: Sequence[int], cores: int) -> None:
-    """Gives each process, all its threads, so many cores of its own. A score asks for its threads by them."""
-    for pid, at in zip(pids, itertools.count(0, cores), strict=False):
+            continue  # ended, or another user's
+        if b"template.workers.worker" in command and f"{_MARK}={os.getpid()}".encode() in variables:
+            pids.append(int(path.name))
+    for pid, first in zip(sorted(pids), itertools.count(0, cores), strict=False):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), range(at, at + cores))
+            os.sched_setaffinity(int(thread.name), range(first, first + cores))
 
 
 @contextmanager
 def open_cluster(args: argparse.Namespace, names: Sequence[str], workers: int) -> Iterator[str]:
-    """The address of a Ray cluster: the one named, else one of this machine alone, ended afterwards."""
+    """Yield the address of the named Ray cluster, else of a temporary one on this machine."""
     if "ray" not in names or args.ray_address is not None:
         yield args.ray_address or "auto"
         return
-    # Not below --dir or the like: sockets lie in it, whose paths may not be long.
+    # A short path, because Ray puts sockets into it.
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0"]
         command += [f"--num-cpus={workers}", "--min-worker-port=0", "--max-worker-port=0", "--include-dashboard=false"]
-        environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
-        head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        variables = {**os.environ, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        head = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        address_file = Path(folder) / "ray" / "ray_current_cluster"
+        deadline = time.monotonic() + _START_S
         try:
-            yield find_address(head, Path(folder) / "ray" / "ray_current_cluster")
+            while not (address_file.exists() and address_file.read_text().strip()):
+                if head.poll() is not None or time.monotonic() > deadline:
+                    raise HostError("cannot start a Ray cluster; run `ray start --head --block` to see why")
+                time.sleep(0.2)
+            yield address_file.read_text().strip()
         finally:
             head.terminate()
             head.wait()
 
 
-def find_address(head: "subprocess.Popen[bytes]", path: Path) -> str:
-    """The address that the cluster's head leaves in its folder. Raises: HostError when it ends without."""
-    deadline = time.monotonic() + _START_S
-    while not (path.exists() and path.read_text().strip()):
-        if head.poll() is not None or time.monotonic() > deadline:
-            raise HostError("no Ray cluster can be started here; `ray start --head --block` tells why")
-        time.sleep(0.2)
-    return path.read_text().strip()
-
-
-def print_table(found: Sequence[Measured]) -> None:
-    """The measurements in Markdown, each beside the same executor's with the fewest workers."""
-    print("| executor | workers | threads each | ready, s | seconds | scores/hour | tokens/s | ratio |")
+def print_table(rows: Sequence[Measured]) -> None:
+    """Print the runs as a Markdown table, with the ratio to the executor's fewest workers."""
+    print("| executor | workers | threads each | ready, s | seconds | evaluations/hour | tokens/s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
-    for one in found:
-        first = next(other for other in found if other.executor == one.executor)
-        ratio = (one.scores / one.seconds) / (first.scores / first.seconds)
+    for row in rows:
+        first = next(other for other in rows if other.executor == row.executor)
+        rate, first_rate = row.scores / row.seconds, first.scores / first.seconds
         print(
-            f"| {one.executor} | {one.workers} | {one.threads} | {one.ready_s:.1f} | {one.seconds:.1f}"
-            f" | {3600 * one.scores / one.seconds:.0f} | {one.tokens / one.seconds:.0f} | {ratio:.2f} |"
+            f"| {row.executor} | {row.workers} | {row.threads} | {row.ready_s:.1f} | {row.seconds:.1f}"
+            f" | {3600 * rate:,.0f} | {row.tokens / row.seconds:,.0f} | {rate / first_rate:.2f} |"
         )
 
 

@@ -1,8 +1,8 @@
-"""Cross-entropy under an output head, without ever holding the logits of all tokens.
+"""Cross-entropy under an output head, without holding the logits of all tokens.
 
 With z = softcap(h W^T + b) in float32, the loss of target t is logsumexp(z) - z_t, and its gradient for h is
-(softmax(z) - onehot(t)) z' W. The head is frozen, so that gradient is all there is to keep: (N, H) in place of the
-(N, V) that autograd would save. Source of the idea: https://arxiv.org/abs/2410.10989, section 3.2.
+(softmax(z) - onehot(t)) z' W. The head is frozen, so only that gradient (N, H) is kept, where autograd would keep the
+logits (N, V). Source of the idea: https://arxiv.org/abs/2410.10989, section 3.2.
 """
 
 from typing import Any
@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Logits that one matrix product makes, in elements: more do not make it faster, and a 150k vocabulary would dominate
-# memory. On a CPU they are worked on in parts that its caches hold.
+# Logits per matrix product, in elements: more is not faster, and takes much memory with a vocabulary of 150k. The CPU
+# processes them in parts that fit into its caches.
 CPU_PRODUCT_ELEMENTS = 2**23
 GPU_PRODUCT_ELEMENTS = 2**26
 CPU_PART_ELEMENTS = 2**19
 
-# Rows of a matrix product are a multiple of this: CPU kernels are compiled for each shape and kept.
+# Rows of a matrix product are a multiple of this: CPU kernels are compiled and cached for each shape.
 _ROW_STEP = 32
 
-# Rows of a matrix product at least: fewer do not pay for reading the head's weights.
-_FEWEST_ROWS = 64
+# Fewest rows of a matrix product: with fewer, reading the head's weights dominates.
+_MIN_ROWS = 64
 
 
 class _TargetLosses(torch.autograd.Function):
@@ -33,7 +33,7 @@ class _TargetLosses(torch.autograd.Function):
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if wants_gradient else None
         is_cpu = hidden.device.type == "cpu"
-        rows = max(_FEWEST_ROWS, (CPU_PRODUCT_ELEMENTS if is_cpu else GPU_PRODUCT_ELEMENTS) // head.weight.shape[0])
+        rows = max(_MIN_ROWS, (CPU_PRODUCT_ELEMENTS if is_cpu else GPU_PRODUCT_ELEMENTS) // head.weight.shape[0])
         part_rows = max(1, CPU_PART_ELEMENTS // head.weight.shape[0]) if is_cpu else rows
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
@@ -54,17 +54,17 @@ class _TargetLosses(torch.autograd.Function):
 def _losses_in_place(
     logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, rows: int, wants_gradient: bool
 ) -> torch.Tensor:
-    """The losses (N,) of logits (N, V), `rows` at a time; with `wants_gradient` their gradient takes their place."""
+    """Compute the losses (N,) of logits (N, V), `rows` at a time; overwrite the logits by their gradient if wanted."""
     losses = []
-    for part, wanted in zip(logits.split(rows), targets.unsqueeze(1).split(rows), strict=True):
+    for part, target in zip(logits.split(rows), targets.unsqueeze(1).split(rows), strict=True):
         z = part
         if softcap is not None:
             z = torch.tanh(part.float() / softcap).mul_(softcap)
-        log_share = torch.log_softmax(z, dim=1, dtype=torch.float32)
-        losses.append(-log_share.gather(1, wanted))
+        log_probs = torch.log_softmax(z, dim=1, dtype=torch.float32)
+        losses.append(-log_probs.gather(1, target))
         if wants_gradient:
-            gradient = log_share.exp_()
-            gradient.scatter_(1, wanted, gradient.gather(1, wanted) - 1.0)
+            gradient = log_probs.exp_()
+            gradient.scatter_(1, target, gradient.gather(1, target) - 1.0)
             if softcap is not None:
                 gradient.mul_((z / softcap).square_().neg_().add_(1.0))
             part.copy_(gradient)
@@ -74,6 +74,6 @@ def _losses_in_place(
 def target_losses(
     hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, softcap: float | None = None
 ) -> torch.Tensor:
-    """Cross-entropy in nats (N,) float32 of targets (N,) under hidden states (N, H) and a frozen head of V rows."""
+    """Compute the cross-entropy (N,) float32, in nats, of targets (N,) under hidden states (N, H) and a frozen head."""
     losses: torch.Tensor = _TargetLosses.apply(hidden, targets, head, softcap)  # type: ignore[no-untyped-call]
     return losses

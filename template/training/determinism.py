@@ -1,7 +1,7 @@
-"""The one place that owns torch's process-wide numeric settings, its random streams and its dtype choice.
+"""torch's process-wide numeric settings and the random streams of an evaluation.
 
-Nothing here runs at import. Every setting is put back when a score ends, so the score neither depends on what
-the process did before nor leaves a trace in it.
+Nothing is changed at import, and every setting is restored afterwards, so that an evaluation neither depends on the
+process nor changes it.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from template.errors import ConfigError, HostError
-from template.training.environment import CUBLAS_WORKSPACE, thread_count
+from template.training import environment
+from template.training.environment import CUBLAS_WORKSPACE
 
-# All that torch has: it takes the best that is deterministic, unless a caller has switched some off.
+# All of torch's attention kernels: it takes the best deterministic one, unless a caller has disabled some.
 _ATTENTION_KERNELS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -28,10 +29,9 @@ _ATTENTION_KERNELS = [
     SDPBackend.MATH,
 ]
 
-
-# Variables by which OpenMP gives fewer threads than it is asked for, with the only value that does not.
-_TEAM_VARIABLES = {"OMP_DYNAMIC": "false", "OMP_THREAD_LIMIT": ""}
-# Those by which it keeps this process on one core, which moves no number beside a GPU.
+# Variables with which OpenMP may start fewer threads than requested, with their only harmless value.
+_THREAD_VARIABLES = {"OMP_DYNAMIC": "false", "OMP_THREAD_LIMIT": ""}
+# Variables that may bind the process to one core, which changes no loss on a GPU.
 _BINDING_VARIABLES = {
     "OMP_PLACES": "",
     "OMP_PROC_BIND": "false",
@@ -45,40 +45,40 @@ _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _OTHER_ALLOCATOR = re.compile(r"backend\s*:\s*(?!native)\w")
 _NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 
-# Elements of an operation that each thread of a team takes a part of.
+# Enough elements per thread that every thread gets a part of an operation.
 _ELEMENTS_PER_THREAD = 2**16
 
 
 @contextlib.contextmanager
 def thread_lanes(count: int) -> Iterator[Executor]:
-    """Threads that work side by side while a score runs, each with its share of the score's own; then all as before."""
+    """Yield an executor of `count` threads that share the intra-op threads of an evaluation equally."""
     before = torch.get_num_threads()
     try:
-        share = thread_count() // count
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            yield pool
+        share = environment.thread_count() // count
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as executor:
+            yield executor
     finally:
-        torch.set_num_threads(before)  # for some libraries it is the process's number, not the thread's
+        torch.set_num_threads(before)  # per process, not per thread, in some OpenMP libraries
 
 
 @contextlib.contextmanager
 def deterministic_mode(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels, fixed precision and threads while a score runs; all of it is put back at the end.
+    """Run with deterministic kernels, fixed precision and threads, independent of the caller's torch modes.
 
-    Modes of the caller (no_grad, inference_mode, autocast, a default device) do not reach inside.
-    Raises: ConfigError when the environment lets OpenMP give fewer threads than it is asked for, makes cuBLAS
-    indeterminate, or puts another allocator in the place of torch's own on a GPU; HostError when other code of this
-    process has OpenMP do so, has changed how its threads round, or changes the settings or the cores meanwhile.
+    Raises:
+        ConfigError: an environment variable makes OpenMP or cuBLAS nondeterministic, or replaces torch's allocator.
+        HostError: other code of this process does so, or changes settings, rounding or cores during the run.
+
     Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
-    _refuse_variables(device)
-    threads = thread_count()
-    # cuBLAS reads this when its handle is made; without it deterministic mode refuses matrix products on CUDA.
+    _reject_variables(device)
+    threads = environment.thread_count()
+    # cuBLAS reads this when its handle is created; without it deterministic mode rejects matrix products on CUDA.
     os.environ.setdefault(*CUBLAS_WORKSPACE)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))  # streams and graphs belong to the current one
+            stack.enter_context(torch.cuda.device(device))  # new streams and graphs belong to the current device
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -92,77 +92,76 @@ def deterministic_mode(device: torch.device) -> Iterator[None]:
         for read, write, value in pinned:
             stack.callback(write, read())
             write(value)
-        _require_whole_teams(threads)
-        _require_plain_arithmetic(threads)
+        _check_openmp(threads)
+        _check_arithmetic(threads)
         yield
-        # The default dtype may change: others load models meanwhile, and nothing here takes it.
+        # The default dtype may change when other threads load models; nothing here depends on it.
         if any(read() != value for read, _, value in pinned):
-            raise HostError("another thread of this process changed torch's settings while it scored")
-        if thread_count() != threads:
-            raise HostError(f"the cores of this process went from {threads} to {thread_count()} while it scored")
+            raise HostError("another thread of this process changed torch's settings during an evaluation")
+        if (cores := environment.thread_count()) != threads:
+            raise HostError(f"the cores of this process changed from {threads} to {cores} during an evaluation")
 
 
-def _refuse_variables(device: torch.device) -> None:
-    # oneDNN splits a product by the threads it asks for. Given fewer it leaves parts of the result unwritten, without
-    # a word (seen with bfloat16). OpenMP reads these before anything here runs, so they can only be refused.
-    refused = _TEAM_VARIABLES if device.type == "cuda" else _TEAM_VARIABLES | _BINDING_VARIABLES
-    for name, harmless in refused.items():
+def _reject_variables(device: torch.device) -> None:
+    # oneDNN splits a product by the number of threads that it requests. With fewer threads it silently leaves parts of
+    # the result unwritten (observed with bfloat16). OpenMP reads these variables before any code here runs.
+    rejected = _THREAD_VARIABLES if device.type == "cuda" else _THREAD_VARIABLES | _BINDING_VARIABLES
+    for name, harmless in rejected.items():
         if os.environ.get(name, harmless).strip().lower() != harmless:
             raise ConfigError(f"unset {name} in the environment: with it, a CPU computes wrong numbers")
     if os.environ.get("OMP_MAX_ACTIVE_LEVELS", "").strip() == "0":
         raise ConfigError("unset OMP_MAX_ACTIVE_LEVELS in the environment: with 0, a CPU computes wrong numbers")
-    name, usual = CUBLAS_WORKSPACE
+    name, default = CUBLAS_WORKSPACE
     if device.type != "cuda":
         return
-    if os.environ.get(name, usual) not in _CUBLAS_WORKSPACES:
-        raise ConfigError(f"unset {name} in the environment, or make it one of {' '.join(_CUBLAS_WORKSPACES)}")
-    # Recorded graphs work in memory that torch's own allocator keeps for them. With another one, or with none that
-    # keeps any, the process ends or the device fails (seen).
+    if os.environ.get(name, default) not in _CUBLAS_WORKSPACES:
+        raise ConfigError(f"unset {name} in the environment, or set it to one of {' '.join(_CUBLAS_WORKSPACES)}")
+    # CUDA graphs need memory that torch's own caching allocator keeps for them. With another allocator, or without
+    # caching, the process crashes or the device fails (observed).
     for name in _ALLOCATOR_VARIABLES:
         if _OTHER_ALLOCATOR.search(os.environ.get(name, "")):
-            raise ConfigError(f"unset {name} in the environment, or leave torch's own backend in it")
+            raise ConfigError(f"unset {name} in the environment, or keep torch's native backend in it")
     if os.environ.get(_NO_CACHING, "0") not in ("", "0"):
-        raise ConfigError(f"unset {_NO_CACHING} in the environment: graphs need memory that stays where it is")
+        raise ConfigError(f"unset {_NO_CACHING} in the environment: CUDA graphs need cached memory")
 
 
-def _require_whole_teams(threads: int) -> None:
-    """As `_refuse_variables`, of what other code asked of the OpenMP library that torch runs on, where it has one."""
+def _check_openmp(threads: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        openmp = ctypes.CDLL(torch._C.__file__)  # finds what torch is linked with, whatever its name
-        is_whole = (
+        openmp = ctypes.CDLL(torch._C.__file__)  # resolves the OpenMP library that torch is linked with
+        is_complete = (
             not openmp.omp_get_dynamic()
             and openmp.omp_get_max_active_levels() > 0
             and openmp.omp_get_thread_limit() >= threads
         )
-        if not is_whole:
-            raise HostError("other code of this process lets OpenMP give fewer threads than it is asked for")
+        if not is_complete:
+            raise HostError("other code of this process lets OpenMP start fewer threads than requested")
 
 
-def _require_plain_arithmetic(threads: int) -> None:
-    # Rounding and what becomes of the least numbers are settings of each thread's own, which new threads inherit and
-    # some libraries change when they are loaded. A part of an ulp more or less tells the direction of rounding.
+def _check_arithmetic(threads: int) -> None:
+    # Rounding mode and denormal handling are per thread, inherited by new threads, and changed by some libraries when
+    # they are loaded. Adding a quarter ulp reveals the rounding direction.
     count = threads * _ELEMENTS_PER_THREAD
     ones, least = torch.ones(count), torch.ones(count, dtype=torch.int32).view(torch.float32)
     quarter = torch.full((count,), 2.0**-26)
     is_nearest = bool((ones + quarter == 1.0).all()) and bool((ones - quarter == 1.0).all())
     if not is_nearest or not bool(((least * 2.0).view(torch.int32) == 2).all()):
-        raise HostError("other code of this process changed how its threads round or treat denormal numbers")
+        raise HostError("other code of this process changed the rounding mode or the handling of denormal numbers")
 
 
 def _pinned_settings(threads: int) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
-    """Every process-wide setting of torch that can move the number: how to read it, to write it, and its value."""
-    yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2  # errors on what is not
+    """Yield (getter, setter, value) of every process-wide torch setting on which a loss depends."""
+    yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2  # raise if nondeterministic
     yield torch.get_num_threads, torch.set_num_threads, threads
-    yield torch.is_anomaly_enabled, torch.set_anomaly_enabled, False  # it would make an error of what diverges
-    mkldnn: Any = torch.backends.mkldnn  # a module that torch replaces by an object at run time
+    yield torch.is_anomaly_enabled, torch.set_anomaly_enabled, False  # it raises where training diverges
+    mkldnn: Any = torch.backends.mkldnn  # torch replaces this module by an object at run time
     attributes: list[tuple[object, str, object]] = [
-        # Filling fresh memory guards against reading it uninitialized; nothing here does, and it costs a pass.
+        # Guards against reading uninitialized memory, which nothing here does, and costs a pass.
         (torch.utils.deterministic, "fill_uninitialized_memory", False),
-        # The subnet's seed sets benchmark; it only picks among convolutions, of which these models have none.
+        # The subnet's protocol sets benchmark; it concerns convolutions only, of which these models have none.
         (torch.backends.cudnn, "benchmark", True),
         (torch.backends.cudnn, "deterministic", True),
-        # float32 means float32: "high" and "medium" matmul precision put tf32 or bfloat16 in its place, CPUs included.
-        # Read and written per backend, because torch refuses the older names once a caller has used the newer.
+        # "high" and "medium" matmul precision replace float32 by tf32 or bfloat16, on CPUs too. Set per backend,
+        # because torch rejects the older names once a caller has used the newer ones.
         (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
         (mkldnn.matmul, "fp32_precision", "ieee"),
         (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
@@ -173,19 +172,16 @@ def _pinned_settings(threads: int) -> Iterator[tuple[Callable[[], Any], Callable
 
 
 def derive_seed(lucky_num: int, purpose: str) -> int:
-    """The seed, below 2**63, of a private random stream for one purpose of one score: `adapter`, `order`, `dropout`."""
+    """Derive the seed, below 2**63, of one random stream of an evaluation."""
     digest = hashlib.sha256(f"{purpose}:{lucky_num}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def make_generator(lucky_num: int, purpose: str) -> torch.Generator:
-    """A private random stream on the CPU.
-
-    Private, because a stream shared with the process would depend on what else draws from it.
-    """
+    """Create a CPU stream that other draws of the process do not affect."""
     return begin_stream(torch.Generator(), derive_seed(lucky_num, purpose))
 
 
 def begin_stream(generator: torch.Generator, seed: int) -> torch.Generator:
-    """The generator, at the beginning of the stream `seed`, 0 <= seed < 2**63."""
+    """Reset a generator to the start of a stream, 0 <= seed < 2**63."""
     return generator.manual_seed(seed)

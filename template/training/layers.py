@@ -1,7 +1,7 @@
-"""A decoder layer's parts in fewer and leaner operations than the models' own modules.
+"""Fused replacements for a decoder layer's norms, attention and gated MLP.
 
-They take the place of modules whose formula they know, with the same children and parameter names, so that the model
-around them stays transformers' own. Other modules are left alone.
+They replace modules whose formula is known, keep their children and parameter names, and leave all other modules, and
+the model around them, to transformers.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _GATED = {"LlamaMLP", "Qwen2MLP"}
 
 
 def replace_layers(network: nn.Module) -> None:
-    """Puts leaner modules in the place of norms, attentions and gated networks of a network with its adapters."""
+    """Replace the norms, attentions and gated MLPs of a network, after its adapters are injected."""
     replace_norms(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -32,8 +32,8 @@ def _is_plain_silu(network: Any) -> bool:
     return network.config.hidden_act == "silu" and network.gate_proj.get_base_layer().bias is None
 
 
-class _Rotated(torch.autograd.Function):
-    """(N, (H + 2G) D), queries, keys and values side by side, to (N, H, D), (N, G, D) and (N, G, D)."""
+class _SplitRotate(torch.autograd.Function):
+    """Split q, k and v (N, (H + 2G) D) into (N, H, D), (N, G, D) and (N, G, D), and rotate q and k."""
 
     @staticmethod
     def forward(
@@ -50,7 +50,7 @@ class _Rotated(torch.autograd.Function):
         (cos, sin), (dq, dk, dv) = ctx.saved_tensors, gradients
         dy = dq.new_empty(len(dq), dq.shape[1] + dk.shape[1] + dv.shape[1], dq.shape[2])
         queries, keys, values = dy.split([dq.shape[1], dk.shape[1], dv.shape[1]], dim=1)
-        # The transpose of a rotation turns the other way.
+        # The transpose of a rotation is the opposite rotation.
         _rotate(dq, cos, sin, queries, -1.0)
         _rotate(dk, cos, sin, keys, -1.0)
         values.copy_(dv)
@@ -58,7 +58,7 @@ class _Rotated(torch.autograd.Function):
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, sign: float) -> None:
-    """Turns the pairs (i, i + D/2) of x (N, H, D) by the angles of cos and sin (N, D), whose halves are alike."""
+    """Rotate the pairs (i, i + D/2) of x (N, H, D) by cos and sin (N, D), whose two halves are equal."""
     half = cos.shape[-1] // 2
     c, s = cos[:, None, :half], sin[:, None, :half]
     (x1, x2), (out1, out2) = x.split(half, dim=-1), out.split(half, dim=-1)
@@ -69,27 +69,28 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Te
 
 
 class FusedRotaryAttention(nn.Module):
-    """In the place of Llama's and Qwen2's attention: the three projections are one product, the rotation one pass."""
+    """Attention of Llama and Qwen2 with one product for q, k and v, and a one-pass rotation."""
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = theirs.q_proj, theirs.k_proj, theirs.v_proj, theirs.o_proj
+        self.q_proj, self.k_proj, self.v_proj = original.q_proj, original.k_proj, original.v_proj
+        self.o_proj = original.o_proj
         self._inputs = FusedLoRALinear([self.q_proj, self.k_proj, self.v_proj])
-        self._head_size = theirs.head_dim
+        self._head_size = original.head_dim
         self._groups = self.k_proj.get_base_layer().out_features // self._head_size
         self._heads = self.q_proj.get_base_layer().out_features // self._head_size
-        self._scaling = theirs.scaling
-        self._window = getattr(theirs, "sliding_window", None)
+        self._scaling = original.scaling
+        self._window = getattr(original, "sliding_window", None)
 
     def forward(
         self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **layout: Any
     ) -> tuple[torch.Tensor, None]:
-        """hidden_states (B, N, H), cosines and sines (B, N, D) to (B, N, H). layout: as `packed_attention`."""
+        """Map hidden_states (B, N, H) to (B, N, H); `layout` is passed to `packed_attention`."""
         batch, width = hidden_states.shape[:2]
         y = self._inputs(hidden_states.flatten(0, 1))
-        # The angles of one row are there once when they are all rows'.
+        # The embeddings of a batch whose rows have equal positions are (1, N, D).
         cos, sin = (part.expand(batch, -1, -1).flatten(0, 1) for part in position_embeddings)
-        rotated = _Rotated.apply(y, cos, sin, self._heads, self._groups)  # type: ignore[no-untyped-call]
+        rotated = _SplitRotate.apply(y, cos, sin, self._heads, self._groups)  # type: ignore[no-untyped-call]
         q, k, v = (part.unflatten(0, (batch, width)).transpose(1, 2) for part in rotated)
         layout["sliding_window"] = self._window
         attended, _ = packed_attention(
@@ -100,25 +101,25 @@ class FusedRotaryAttention(nn.Module):
 
 
 class FusedGatedMLP(nn.Module):
-    """In the place of Llama's and Qwen2's gated network, where it has no biases: fewer passes, and less is kept."""
+    """Gated MLP of Llama and Qwen2 without biases, in fewer passes and with fewer saved tensors."""
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = theirs.gate_proj, theirs.up_proj, theirs.down_proj
+        self.gate_proj, self.up_proj, self.down_proj = original.gate_proj, original.up_proj, original.down_proj
         self._inputs = FusedLoRALinear([self.gate_proj, self.up_proj], is_stacked=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., H) to (..., H)."""
+        """Map x (..., H) to (..., H)."""
         both = self._inputs(x.flatten(0, -2))
         result: torch.Tensor = self.down_proj.forward_gated(both)
         return result.view(x.shape)
 
 
-# The models' own modules of exactly this formula. Gemma's adds one to its weight, in float32, and stays as it is.
-_REPLACED = {"LlamaRMSNorm", "Qwen2RMSNorm"}
+# Modules with exactly this formula. Gemma's norm differs: it adds one to its weight, in float32.
+_NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm"}
 
 
-class _Normed(torch.autograd.Function):
+class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         wide = x.float()
@@ -136,7 +137,7 @@ class _Normed(torch.autograd.Function):
 
 
 class FusedRMSNorm(nn.Module):
-    """In the place of a model's RMSNorm with a frozen weight (H,): x (..., H) to the same shape and dtype."""
+    """RMSNorm with a frozen weight (H,)."""
 
     def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
         super().__init__()
@@ -144,16 +145,16 @@ class FusedRMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The formula above."""
+        """Normalize x (..., H)."""
         if x.is_cuda:
             return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
-        normed: torch.Tensor = _Normed.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
+        normed: torch.Tensor = _RMSNorm.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
         return normed
 
 
 def replace_norms(network: nn.Module) -> None:
-    """Puts a `FusedRMSNorm` with the same weight in the place of every norm that has its formula."""
+    """Replace every supported norm by a `FusedRMSNorm` with the same weight."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__ in _REPLACED:
+            if type(child).__name__ in _NORMS:
                 setattr(parent, name, FusedRMSNorm(child.weight, child.variance_epsilon))  # type: ignore[arg-type]

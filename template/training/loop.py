@@ -1,11 +1,11 @@
-"""The objective and the measurement: one LoRA fine-tuning run and the loss it leaves on the evaluation rows.
+"""Fine-tune the adapter on a dataset, and measure the loss on the evaluation set.
 
-What is computed is the Hugging Face Trainer's objective under gradient accumulation: one optimizer step takes
-`batch x accumulation` rows, and its loss is the sum of the cross-entropy over all their target tokens divided by
-the number of those tokens. How the rows of a step lie in memory is free; here they are packed end to end up to a
-budget of tokens, and evaluation rows that begin alike share that start, which changes rounding and nothing else.
+The objective is that of the Hugging Face Trainer under gradient accumulation: an optimizer step takes `batch x
+accumulation` rows, and its loss is the sum of the cross-entropy over their target tokens, divided by the number of
+those tokens. Rows are packed end to end instead of padded, and evaluation rows that begin alike share that prefix,
+which changes rounding only.
 
-Not covered: the base's own dropout, which stays off (the supported families have none), and quantized bases.
+Not covered: dropout in the base (the supported families have none) and quantized bases.
 """
 
 import contextlib
@@ -27,16 +27,21 @@ LEARNING_RATE = 2e-4
 WARMUP_STEPS = 5
 MAX_GRAD_NORM = 1.0
 
-# Tokens of one forward, by kind of device: what bounds activation memory. A row alone may be longer. More of them in
-# training are somewhat faster and cost memory in proportion, see docs/performance.md.
+# Tokens per forward, by device type; bounds activation memory. A longer row is a forward of its own. More tokens train
+# somewhat faster and take memory in proportion: see docs/performance.md.
 TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": LONGEST}
 EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 16384}
 
+_MAX_LANES = 2
+
 OnProgress = Callable[[Progress], None]
+
+Accumulate = Callable[[int, Sequence[Pack], int], torch.Tensor]
+"""(step from 0, packs, number of targets) -> mean loss over the targets; sets the adapter's gradients."""
 
 
 class NonFiniteLoss(Exception):
-    """A loss or gradient stopped being a number: where, and the indices of the rows it came from."""
+    """A loss or gradient is not finite: the stage or step, and the indices of its rows."""
 
     def __init__(self, where: str, rows: Sequence[int]) -> None:
         super().__init__(where)
@@ -45,11 +50,11 @@ class NonFiniteLoss(Exception):
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Progress that nobody watches."""
+    """Do nothing."""
 
 
 def row_order(row_count: int, epochs: int, lucky_num: int) -> list[list[int]]:
-    """For each epoch a fresh shuffle of the row indices, from the seed alone."""
+    """Shuffle the row indices anew for each epoch."""
     generator = determinism.make_generator(lucky_num, "order")
     return [torch.randperm(row_count, generator=generator).tolist() for _ in range(epochs)]
 
@@ -58,17 +63,22 @@ def train_adapter(
     model: ScoringModel,
     rows: Sequence[EncodedRow],
     order: Sequence[Sequence[int]],
+    lucky_num: int,
     *,
     on_progress: OnProgress = ignore_progress,
 ) -> list[float]:
-    """Trains the adapter in place over `order`, row indices by epoch; returns the loss of each optimizer step.
+    """Train the adapter in place and return the loss of each optimizer step.
 
-    AdamW at 2e-4 without decay, `WARMUP_STEPS` of linear warm-up from zero, then linear to zero, gradient norm
-    clipped at 1. Source: transformers.get_linear_schedule_with_warmup, whose first step has learning rate 0.
+    AdamW without weight decay; `WARMUP_STEPS` of linear warm-up from zero, then linear decay to zero. Source:
+    transformers.get_linear_schedule_with_warmup, whose first step has learning rate 0.
+
+    Args:
+        order: row indices by epoch.
+        lucky_num: seeds the dropout.
     """
     hyper = model.hyperparameters
     group_size = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
-    groups = [epoch[at : at + group_size] for epoch in order for at in range(0, len(epoch), group_size)]
+    groups = [epoch[start : start + group_size] for epoch in order for start in range(0, len(epoch), group_size)]
     parameters = list(model.adapter_parameters.values())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     total_tokens = sum(len(rows[index].input_ids) for epoch in order for index in epoch)
@@ -78,11 +88,11 @@ def train_adapter(
     def pack(group: Sequence[int]) -> list[Pack]:
         budget = TRAIN_FORWARD_TOKENS[model.device.type]
         lanes = lane_count() if model.device.type == "cpu" else 1
-        return balance_packs(rows, group, budget, model.device, lanes, model.attends_in_place)
+        return balance_packs(rows, group, budget, model.device, lanes, model.uses_varlen)
 
     model.set_dropout(True)
     try:
-        with open_accumulator(model) as accumulate:
+        with open_accumulator(model, lucky_num) as accumulate:
             packs = pack(groups[0]) if groups else []
             for step, group in enumerate(groups):
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, len(groups))
@@ -90,7 +100,7 @@ def train_adapter(
                 norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
-                # A GPU is still at work on all of that: meanwhile the next rows are laid out, then it is waited for.
+                # Pack the next rows before `item()` waits for the GPU.
                 packs = pack(groups[step + 1]) if step + 1 < len(groups) else []
                 step_losses.append(loss.item())
                 if not (math.isfinite(step_losses[-1]) and math.isfinite(norm.item())):
@@ -103,7 +113,7 @@ def train_adapter(
 
 
 def _schedule(step: int, total_steps: int) -> float:
-    """The learning rate's factor at a step counted from 0."""
+    """Return the learning rate's factor at a step, counted from 0."""
     if step < WARMUP_STEPS:
         return step / WARMUP_STEPS
     return max(0.0, (total_steps - step) / max(1, total_steps - WARMUP_STEPS))
@@ -111,9 +121,9 @@ def _schedule(step: int, total_steps: int) -> float:
 
 @torch.no_grad()
 def evaluate(model: ScoringModel, rows: Sequence[EncodedRow], *, on_progress: OnProgress = ignore_progress) -> float:
-    """Mean over rows of (the mean cross-entropy over that row's target tokens), in nats, adapter on, dropout off.
+    """Average over rows the mean cross-entropy of each row's target tokens, in nats, adapter on and dropout off.
 
-    This is what the Hugging Face Trainer reports with evaluation batch size 1; it is not the mean over tokens.
+    Equals the Hugging Face Trainer's `eval_loss` with batch size 1; it is not the mean over all tokens.
     """
     means = mean_row_losses(model, rows, on_progress)
     return math.fsum(means) / len(means)
@@ -121,14 +131,14 @@ def evaluate(model: ScoringModel, rows: Sequence[EncodedRow], *, on_progress: On
 
 @torch.no_grad()
 def mean_row_losses(model: ScoringModel, rows: Sequence[EncodedRow], on_progress: OnProgress) -> list[float]:
-    """The mean loss of each row, in the rows' order."""
+    """Return the mean loss over the targets of each row, in the order of the rows."""
     means: list[float] = [math.nan] * len(rows)
     total_tokens = sum(len(row.input_ids) for row in rows)
     done_tokens = 0
 
-    def read(indices: Sequence[int], found: torch.Tensor) -> None:
+    def read(indices: Sequence[int], losses: torch.Tensor) -> None:
         nonlocal done_tokens
-        for index, mean in zip(indices, found.tolist(), strict=True):
+        for index, mean in zip(indices, losses.tolist(), strict=True):
             means[index] = mean
         broken = [index for index in indices if not math.isfinite(means[index])]
         if broken:
@@ -136,58 +146,51 @@ def mean_row_losses(model: ScoringModel, rows: Sequence[EncodedRow], on_progress
         done_tokens += sum(len(rows[index].input_ids) for index in indices)
         on_progress(Progress(stage="evaluate", done=done_tokens, total=total_tokens))
 
-    # Read one pack late: the next is laid out and begun while a GPU is at work on it.
-    waiting: tuple[Sequence[int], torch.Tensor] | None = None
-    for pack in pack_with_shared_prefix(
-        rows, EVAL_FORWARD_TOKENS[model.device.type], model.device, model.attends_in_place
-    ):
+    # Read each pack's losses after the next pack is launched, so that the GPU never waits.
+    pending: tuple[Sequence[int], torch.Tensor] | None = None
+    budget = EVAL_FORWARD_TOKENS[model.device.type]
+    for pack in pack_with_shared_prefix(rows, budget, model.device, model.uses_varlen):
         by_row = torch.split(model.target_losses(pack), list(pack.counts))
-        found = torch.stack([losses.mean() for losses in by_row])
-        if waiting is not None:
-            read(*waiting)
-        waiting = pack.indices, found
-    if waiting is not None:
-        read(*waiting)
+        losses = torch.stack([row_losses.mean() for row_losses in by_row])
+        if pending is not None:
+            read(*pending)
+        pending = pack.indices, losses
+    if pending is not None:
+        read(*pending)
     return means
 
 
-_LANES = 2
-
-
-Accumulate = Callable[[int, Sequence[Pack], int], torch.Tensor]
-"""Sets the adapter's gradients to those of a step's loss, and returns it: the mean over target tokens, in nats.
-
-Takes the step's number, counted from 0, its packs, and the number of all their targets.
-"""
-
-
 def lane_count() -> int:
-    """How many packs are worked on at the same time on a CPU."""
-    return min(_LANES, environment.thread_count())
+    """Return how many packs a CPU processes in parallel."""
+    return min(_MAX_LANES, environment.thread_count())
 
 
 @contextlib.contextmanager
-def open_accumulator(model: ScoringModel) -> Iterator[Accumulate]:
-    """How this model's gradients are made, for as long as a training lasts."""
+def open_accumulator(model: ScoringModel, lucky_num: int) -> Iterator[Accumulate]:
+    """Yield the function that computes a step's gradients: by CUDA graphs, or eagerly, on a CPU in parallel lanes."""
     if model.graphs is not None:
-        yield functools.partial(_accumulate_from_graphs, model, model.graphs)
-        return
-    if model.device.type != "cpu":
-        yield functools.partial(_accumulate, model, map)
-        return
-    with determinism.thread_lanes(lane_count()) as pool:
-        yield functools.partial(_accumulate, model, pool.map)
+        yield functools.partial(_accumulate_from_graphs, model, model.graphs, lucky_num)
+    elif model.device.type != "cpu":
+        yield functools.partial(_accumulate, model, map, lucky_num)
+    else:
+        with determinism.thread_lanes(lane_count()) as executor:
+            yield functools.partial(_accumulate, model, executor.map, lucky_num)
 
 
 def _accumulate(
-    model: ScoringModel, run: Callable[..., Iterator[Any]], step: int, packs: Sequence[Pack], targets: int
+    model: ScoringModel,
+    run: Callable[..., Iterator[Any]],
+    lucky_num: int,
+    step: int,
+    packs: Sequence[Pack],
+    targets: int,
 ) -> torch.Tensor:
     parameters = list(model.adapter_parameters.values())
 
-    def differentiate(at: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        model.seed_dropout(step, at)
-        # Summed, then divided by the whole step's count: packs of unequal size must not weigh alike.
-        loss = model.target_losses(packs[at]).sum() / targets
+    def differentiate(index: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        model.seed_dropout(lucky_num, step, index)
+        # Divide the sum by the whole step's targets, so that packs of unequal size are weighted by their tokens.
+        loss = model.target_losses(packs[index]).sum() / targets
         return loss.detach(), torch.autograd.grad(loss, parameters)
 
     losses: list[torch.Tensor] = []
@@ -202,12 +205,12 @@ def _accumulate(
 
 
 def _accumulate_from_graphs(
-    model: ScoringModel, graphs: TrainingGraphs, step: int, packs: Sequence[Pack], targets: int
+    model: ScoringModel, graphs: TrainingGraphs, lucky_num: int, step: int, packs: Sequence[Pack], targets: int
 ) -> torch.Tensor:
     torch._foreach_zero_(graphs.gradients)
     losses = []
-    for at, pack in enumerate(packs):
-        model.seed_dropout(step, at)
+    for index, pack in enumerate(packs):
+        model.seed_dropout(lucky_num, step, index)
         sources = graphs.forward(pack).index_select(0, pack.sources).requires_grad_()
         loss = model.losses_at(sources, pack).sum() / targets
         graphs.backward(pack, pack.sources, *torch.autograd.grad(loss, sources))

@@ -1,4 +1,4 @@
-"""Linear layers that read the same input, each with its LoRA adapter, forward and backward as one operation.
+"""Linear layers with the same input and their LoRA adapters, fused into one forward and one backward.
 
 With x (N, I) the input, W (O, I) and b (O,) frozen, A (R, I) and B (O, R) trained, m (N, I) the dropout's mask of zeros
 and ones, and c = scaling / (1 - p):
@@ -6,9 +6,9 @@ and ones, and c = scaling / (1 - p):
     y  = x W^T + b + c (x m) A^T B^T
     dx = dy W + c m (dy B A)      dA = c (dy B)^T (x m)      dB = c dy^T ((x m) A^T)
 
-Of several layers the W are rows of one matrix; A, B and m are each layer's own. Products are made in the base's dtype
-and added up in float32 by the kernels, as under torch's autocast; A, B, their gradients and the optimizer stay in
-float32. Source of the formula: https://arxiv.org/abs/2106.09685, section 4.1.
+Several layers share one matrix W, of which each has its own rows; A, B and m are separate. Products are in the base's
+dtype and accumulate in float32, as under torch's autocast; A, B, their gradients and the optimizer's state are float32.
+Source of the formula: https://arxiv.org/abs/2106.09685, section 4.1.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,8 @@ from template.training.dropout import Dropout
 class _AdaptedProduct(torch.autograd.Function):
     """The module's formula for G layers.
 
-    x (N, I), or with `is_gated` (2, N, I), of which silu(x[0]) x[1] is the input. weight (O, I) gives the results side
-    by side, (N, O); weight (G, O, I) gives them behind each other, (G, N, O). bias (O,) or None. adapters: G times A,
-    then G times B.
+    x is (N, I), or with `is_gated` (2, N, I) for the input silu(x[0]) x[1]. weight (O, I) returns (N, O), weight
+    (G, O, I) returns (G, N, O). bias is (O,) or None. adapters are G times A, then G times B.
     """
 
     @staticmethod
@@ -46,10 +45,10 @@ class _AdaptedProduct(torch.autograd.Function):
         b = [tensor.to(x.dtype) for tensor in adapters[count:]]
         inputs = F.silu(x[0]).mul_(x[1]) if is_gated else x
         if dropout is None:
-            again = None
+            reapply = None
             low = F.linear(inputs, a.flatten(0, 1)).unflatten(1, (count, -1)).unbind(1)  # G times (N, R)
         else:
-            dropped, again = dropout.drop(inputs, count)
+            dropped, reapply = dropout.drop(inputs, count)
             low = torch.bmm(dropped, a.transpose(1, 2)).unbind()
         if weight.dim() == 2:
             y = F.linear(inputs, weight, bias)
@@ -60,40 +59,40 @@ class _AdaptedProduct(torch.autograd.Function):
         for result, narrow, wide in zip(_parts(y, b), low, b, strict=True):
             result.addmm_(narrow, wide.t(), alpha=scale)
         ctx.save_for_backward(x, weight, a, *b, *low)
-        ctx.is_gated, ctx.scale, ctx.drop_again = is_gated, scale, again
+        ctx.is_gated, ctx.scale, ctx.reapply = is_gated, scale, reapply
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, a, *rest = ctx.saved_tensors
         b, low = rest[: len(a)], rest[len(a) :]
-        slope = F.silu(x[0]) if ctx.is_gated else None
-        inputs = x if slope is None else slope * x[1]
+        gate = F.silu(x[0]) if ctx.is_gated else None
+        inputs = x if gate is None else gate * x[1]
         dy = gradients[0].contiguous()
         parts = _parts(dy, b)
         dlow = torch.stack([part @ wide for part, wide in zip(parts, b, strict=True)]).mul_(ctx.scale)  # (G, N, R)
         db = [(part.t() @ narrow).float().mul_(ctx.scale) for part, narrow in zip(parts, low, strict=True)]
-        if ctx.drop_again is None:
+        if ctx.reapply is None:
             da = (dlow.transpose(0, 1).flatten(1).t() @ inputs).float().view(a.shape)
         else:
-            da = torch.bmm(dlow.transpose(1, 2), ctx.drop_again(inputs)).float()
+            da = torch.bmm(dlow.transpose(1, 2), ctx.reapply(inputs)).float()
         dx = None
         if ctx.needs_input_grad[0]:
             dinputs = _times(dy, weight)
             through = torch.bmm(dlow, a)  # (G, N, I)
-            for part in through if ctx.drop_again is None else ctx.drop_again(through):
+            for part in through if ctx.reapply is None else ctx.reapply(through):
                 dinputs.add_(part)
-            dx = dinputs if slope is None else _through_gate(dinputs, x, slope)
+            dx = dinputs if gate is None else _through_gate(dinputs, x, gate)
         return dx, None, None, None, None, None, *da, *db
 
 
 def _parts(y: torch.Tensor, b: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """What of y (N, O) or (G, N, O) belongs to each layer, whose B (O, R) are given."""
+    """Split y (N, O) or (G, N, O) by layer."""
     return y.split([len(wide) for wide in b], dim=1) if y.dim() == 2 else y.unbind()
 
 
 def _times(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """dy W (N, I), added up over layers whose results lie behind each other."""
+    """Compute dy W (N, I), summed over stacked layers."""
     if weight.dim() == 2:
         return dy @ weight
     result = dy[0] @ weight[0]
@@ -102,32 +101,29 @@ def _times(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _through_gate(gradient: torch.Tensor, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """The gradient of x (2, N, I) for that of silu(x[0]) x[1]; slope: silu(x[0])."""
+def _through_gate(gradient: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Compute the gradient of x (2, N, I) from that of silu(x[0]) x[1]."""
     result = torch.empty_like(x)
-    torch.mul(slope, gradient, out=result[1])
+    torch.mul(gate, gradient, out=result[1])
     torch.ops.aten.silu_backward.grad_input(gradient.mul_(x[1]), x[0], grad_input=result[0])
     return result
 
 
 class LoRALinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft carries no types
-    """PEFT's LoRA layer, with its parameters and their names, computed by the formula above.
-
-    dropout: what a training drops; None when there is none.
-    """
+    """PEFT's LoRA layer with the fused computation; `dropout` is None outside training."""
 
     dropout: Dropout | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in_features) to (..., out_features)."""
+        """Map x (..., in_features) to (..., out_features)."""
         base: nn.Linear = self.get_base_layer()
         y = _apply([self], base.weight, base.bias, x.reshape(-1, x.shape[-1]))
         return y.view(*x.shape[:-1], -1)
 
     def forward_gated(self, both: torch.Tensor) -> torch.Tensor:
-        """silu(g) u through this layer, for both = g and u (2, N, in_features): (N, out_features).
+        """Map silu(gate) * up, stacked as `both` (2, N, in_features), to (N, out_features).
 
-        Keeps `both` alone for the backward pass, not the product.
+        Saves `both` for the backward pass, not the product.
         """
         base: nn.Linear = self.get_base_layer()
         return _apply([self], base.weight, base.bias, both, is_gated=True)
@@ -152,30 +148,30 @@ def _apply(
 
 
 class FusedLoRALinear:
-    """Several adapted layers that read the same input, computed as one. Their base weights become parts of one tensor.
+    """Several adapted layers with the same input, computed as one; their base weights become views of one tensor.
 
-    Results lie side by side; where the layers are alike and have no bias, `is_stacked` puts them behind each other.
-    Raises: ValueError when that cannot be, or when some have a bias and some have none.
+    Raises:
+        ValueError: only some layers have a bias; or `is_stacked` with a bias or with unequal shapes.
     """
 
     def __init__(self, layers: Sequence[LoRALinear], *, is_stacked: bool = False) -> None:
         self._layers = list(layers)
         bases = [layer.get_base_layer() for layer in layers]
         if len({base.bias is None for base in bases}) > 1 or (is_stacked and bases[0].bias is not None):
-            raise ValueError("layers with a bias cannot be computed as one with others or behind each other")
+            raise ValueError("expected a bias in all layers or in none, and in none of stacked ones")
         if is_stacked and len({base.weight.shape for base in bases}) > 1:
-            raise ValueError("layers of unlike width cannot be computed behind each other")
+            raise ValueError("expected stacked layers of equal shape")
         weight = _join([base.weight for base in bases])
         self._weight = weight.unflatten(0, (len(bases), -1)) if is_stacked else weight
         self._bias = None if bases[0].bias is None else _join([base.bias for base in bases])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, in_features) to (N, all out_features), or to (G, N, out_features)."""
+        """Map x (N, in_features) to (N, sum of out_features), or stacked to (G, N, out_features)."""
         return _apply(self._layers, self._weight, self._bias, x)
 
 
 def _join(parts: Sequence[nn.Parameter]) -> torch.Tensor:
-    """One tensor of the parts' rows, of which each part is a view from now on."""
+    """Concatenate the parts by rows and make each part a view of the result."""
     whole = torch.cat([part.data for part in parts])
     for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
         part.data = view

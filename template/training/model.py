@@ -1,7 +1,7 @@
-"""The resident base model with one LoRA adapter on it: loading, resetting, and its forward in two halves.
+"""The resident base model with one LoRA adapter: loading, resetting and computing losses.
 
-The base is loaded once per process and never written to. The adapter is injected once and put back to its
-initial values before each score, so what was scored before cannot be felt.
+The base is loaded once per process and never written to. The adapter is injected once and reset before each
+evaluation, so that a loss does not depend on earlier evaluations.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ from template.training.model_files import check_snapshot
 from template.training.packing import Pack, pack_rows
 from template.training.tokenizer import PieceTokenizer
 
-# What the models call our attention by.
+# Name under which `packed_attention` is registered with transformers.
 _ATTENTION = "packed_rows"
 
-# What of a model folder can move the number; a README beside the weights cannot.
+# Files of a model folder on which the loss depends.
 _DIGESTED_SUFFIXES = {".safetensors", ".json", ".model", ".txt"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Which weights a model was loaded from: a Hub commit or a local folder's digest, the other being None."""
+    """Origin of the weights: a Hub revision or the digest of a local folder; the other is None."""
 
     model_id: str
     revision: str | None
@@ -50,10 +50,10 @@ class ModelSource:
 
 
 def _has_flash_attention(base: transformers.PreTrainedModel, device: torch.device) -> bool:
-    """Whether torch's flash attention has a way forward and back for this model in half precision on this device.
+    """Whether torch's flash attention trains this model on this device in half precision.
 
-    From Ampere on, without a cap on scores. Wider heads than 128 have had no way back on small chips, so they are left
-    to torch's other kernels there: on the safe side, not read from this version's source.
+    It needs Ampere or newer, and no soft cap on the scores. Above a head size of 128 the backward pass was missing on
+    small chips, which is assumed here without reading the current source.
     """
     config: Any = base.config.get_text_config()
     if device.type != "cuda" or getattr(config, "attn_logit_softcapping", None) is not None:
@@ -64,22 +64,22 @@ def _has_flash_attention(base: transformers.PreTrainedModel, device: torch.devic
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows (T, H) of (N, H), in a training none of them twice, so that the way back needs no sum."""
+    """Select rows (T, H) of (N, H); indices are unique in training, so the backward pass needs no sum."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx: Any, hidden: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(indices)
         ctx.shape = hidden.shape
-        return hidden.index_select(0, places)
+        return hidden.index_select(0, indices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (places,), (gradient,) = ctx.saved_tensors, gradients
-        return gradient.new_zeros(ctx.shape).index_copy_(0, places, gradient), None
+        (indices,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient.new_zeros(ctx.shape).index_copy_(0, indices, gradient), None
 
 
 class ScoringModel:
-    """A causal language model, frozen, with a float32 LoRA adapter on every linear layer but the output head."""
+    """A frozen causal language model with a float32 LoRA adapter on every linear layer but the output head."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class ScoringModel:
             lora_dropout=hyperparameters.lora_dropout,
             target_modules="all-linear",
         )
-        # PEFT's own seam for a layer of one's own kind.
+        # PEFT's documented hook for custom layers.
         config._register_custom_module({nn.Linear: LoRALinear})
         self.network = get_peft_model(base, config)
         self._causal: Any = self.network.get_base_model()
@@ -113,77 +113,75 @@ class ScoringModel:
         self.network.eval()
         p = hyperparameters.lora_dropout
         self.dropout: Dropout | None = make_dropout(p, device) if p else None
-        self._lucky_num = 0
-        self.attends_in_place = self.dtype == torch.bfloat16 and _has_flash_attention(base, device)
-        self.graphs = self._make_graphs() if self.attends_in_place else None
-        self._check_halves()
+        self.uses_varlen = self.dtype == torch.bfloat16 and _has_flash_attention(base, device)
+        self.graphs = self._make_graphs() if self.uses_varlen else None
+        self._check_parts()
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the output head."""
+        """Number of rows of the output head."""
         return int(self._causal.get_output_embeddings().weight.shape[0])
 
     @property
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable tensors by name: lora_A (rank, in) and lora_B (out, rank) of each adapted layer."""
+        """Trainable tensors by name: lora_A (rank, in) and lora_B (out, rank) of each adapted layer."""
         return {name: value for name, value in self.network.named_parameters() if value.requires_grad}
 
     @property
     def base_parameters(self) -> dict[str, torch.Tensor]:
-        """The frozen tensors by name."""
+        """Frozen tensors by name."""
         return {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
 
     def tokenize(self, before: str, content: str = "", after: str = "", /) -> list[int]:
-        """As `Tokenize`. Raises: SubmissionError (MALFORMED) for a token that has no embedding."""
+        """Tokenize (see `Tokenize`); raises SubmissionError(MALFORMED) for a token without an embedding."""
         ids = self._tokenize(before, content, after)
         if max(ids, default=0) >= self.vocabulary_size:
-            # Some tokenizers know more than their text model does, such as an image marker; CUDA would not survive it.
-            raise SubmissionError(Reason.MALFORMED, f"a text holds a token that {self.source.model_id} cannot read")
+            # Some tokenizers have tokens that their text model lacks, such as image markers, which crash CUDA.
+            raise SubmissionError(Reason.MALFORMED, f"a text holds a token unknown to {self.source.model_id}")
         return ids
 
     def reset_adapter(self, lucky_num: int) -> None:
-        """Puts the adapter at its initial values for this seed: lora_A uniform, lora_B zero.
+        """Initialize the adapter from a seed: lora_A uniform, lora_B zero.
 
-        Drawn on the CPU so that every device starts from the same values. Source: peft's
-        LoraLayer.reset_lora_parameters, kaiming_uniform_(a=sqrt(5)), whose bound comes to 1/sqrt(fan_in).
+        Drawn on the CPU, so that all devices start from equal values. Source: peft's LoraLayer.reset_lora_parameters,
+        kaiming_uniform_(a=sqrt(5)), whose bound is 1/sqrt(fan_in).
         """
-        self._lucky_num = lucky_num
         generator = determinism.make_generator(lucky_num, "adapter")
         with torch.no_grad():
             for name, parameter in self.adapter_parameters.items():
                 parameter.grad = None
                 if "lora_A" in name:
                     bound = 1.0 / math.sqrt(parameter.shape[1])
-                    # The dtype is spelled out: loading a model elsewhere in the process changes the default meanwhile.
+                    # Explicit dtype: loading a model in another thread changes the default for a while.
                     drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
                     parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
                 else:
                     parameter.zero_()
 
     def set_dropout(self, is_on: bool) -> None:
-        """Switches the adapter's dropout; the base's own layers stay in evaluation mode always."""
+        """Switch the adapter's dropout; the base always stays in evaluation mode."""
         for layer in self._adapted:
             layer.dropout = self.dropout if is_on else None
 
-    def seed_dropout(self, step: int, pack: int) -> None:
-        """Begins the dropout's stream for a pack of an optimizer step, both counted from 0, in the calling thread.
+    def seed_dropout(self, lucky_num: int, step: int, pack: int) -> None:
+        """Start the dropout's stream of one pack in the calling thread; step and pack count from 0.
 
-        Each has its own, so that packs can be worked on in any order or at the same time.
+        Each pack has its own stream, so that packs can be processed in any order or in parallel.
         """
         if self.dropout is not None:
-            self.dropout.seed(determinism.derive_seed(self._lucky_num, f"dropout {step} {pack}"))
+            self.dropout.seed(determinism.derive_seed(lucky_num, f"dropout {step} {pack}"))
 
     def hidden_states(self, pack: Pack) -> torch.Tensor:
-        """Final hidden states (M, H) of a pack's tokens without the filling."""
+        """Compute the final hidden states (M, H) of a pack without its padding."""
         return self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks)[: pack.token_count]
 
     def target_losses(self, pack: Pack) -> torch.Tensor:
-        """The cross-entropy in nats (T,) float32 of each target of a pack; the head runs for those alone."""
+        """Compute the cross-entropy (T,) float32, in nats, of a pack's targets; the head runs for those only."""
         hidden = self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks)
         return self.losses_at(_GatherRows.apply(hidden, pack.sources), pack)  # type: ignore[no-untyped-call]
 
     def losses_at(self, sources: torch.Tensor, pack: Pack) -> torch.Tensor:
-        """The same (T,), from the hidden states (T, H) at the pack's sources."""
+        """Compute the losses (T,) from the hidden states (T, H) at the pack's sources."""
         return target_losses(sources, pack.targets, self._causal.get_output_embeddings(), self._softcap)
 
     def _decode(
@@ -193,7 +191,7 @@ class ScoringModel:
         spans: VarlenSpans | None,
         blocks: tuple[PaddedBlock, ...] = (),
     ) -> torch.Tensor:
-        """Hidden states (N, H) of ids and positions (1, N)."""
+        """Compute the hidden states (N, H) of ids and positions (1, N)."""
         decoder = self._causal.get_decoder()
         output = decoder(input_ids=ids, position_ids=positions, use_cache=False, blocks=blocks, spans=spans)
         hidden: torch.Tensor = output.last_hidden_state[0]
@@ -207,12 +205,12 @@ class ScoringModel:
             self.dropout if isinstance(self.dropout, CudaDropout) else None,
             device=self.device,
             is_dropping=lambda: any(layer.dropout is not None for layer in self._adapted),
-            most_rows=hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps,
+            max_rows=hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps,
         )
 
     @torch.no_grad()
-    def _check_halves(self) -> None:
-        """Raises ConfigError unless the losses of a pack are those of the model's own forward, up to rounding.
+    def _check_parts(self) -> None:
+        """Raise ConfigError unless decoder plus output head give the losses of the model's own forward.
 
         Not to the bit: the model may cap its logits before they are float32, and its head sees another shape.
         """
@@ -220,11 +218,11 @@ class ScoringModel:
         probe = EncodedRow(ids, (False,) + (True,) * 7, line=1)
         logits = self._causal(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits.float()[0]
         if not logits.isfinite().all():
-            raise HostError(f"{self.source.model_id}: the base's logits are not finite as it was read here")
-        (pack,) = pack_rows([probe], [0], len(ids), self.device, self.attends_in_place)
+            raise HostError(f"{self.source.model_id}: the base's logits are not finite after loading")
+        (pack,) = pack_rows([probe], [0], len(ids), self.device, self.uses_varlen)
         whole = F.cross_entropy(logits[:-1], pack.targets, reduction="none")
         if not torch.allclose(whole, self.target_losses(pack), rtol=0.0, atol=0.04 * logits.abs().max().item()):
-            raise ConfigError(f"{self.source.model_id}: this model does more than a decoder and an output head")
+            raise ConfigError(f"{self.source.model_id}: unsupported model, expected a decoder and an output head")
 
 
 def load_model(
@@ -235,13 +233,16 @@ def load_model(
     cache_dir: Path | None = None,
     model_path: Path | None = None,
 ) -> ScoringModel:
-    """The scoring model of `args`, from the Hub at a resolved revision or from the local folder `model_path`.
+    """Load a model from the Hub at a resolved revision, or from the local folder `model_path`.
 
-    safetensors only, and no code from the repository is run.
-    Raises: ConfigError when there is no such model or it is of no supported kind; RemoteError when the Hub cannot be
-    reached; HostError when this machine cannot hold it.
+    Reads safetensors only and runs no code from the repository.
+
+    Raises:
+        ConfigError: the model does not exist or is not supported.
+        RemoteError: the Hub did not deliver it.
+        HostError: this machine cannot hold or read it.
     """
-    template_for(args.model_id)  # before gigabytes are fetched for a model that has none
+    template_for(args.model_id)  # fail before the download
     try:
         source, origin, where = _resolve_source(args, cache_dir, model_path)
         tokenizer = _read_tokenizer(origin, where)
@@ -258,7 +259,7 @@ def load_model(
 
 
 def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tokenize:
-    """The model's tokenizer alone. Raises: as `load_model`."""
+    """Load a model's tokenizer only; raises like `load_model`."""
     try:
         source, origin, where = _resolve_source(args, None, model_path)
         tokenizer = _read_tokenizer(origin, where)
@@ -271,7 +272,6 @@ def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tok
 
 
 def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) -> Any:
-    """The model with every one of its weights from the files. Raises: ConfigError when some are not there."""
     transformers.AttentionInterface.register(_ATTENTION, packed_attention)
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         origin,
@@ -284,15 +284,14 @@ def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) ->
     )
     base, report = loaded
     if missing := sorted(report["missing_keys"]):
-        # transformers would only warn, and make them up from the process's random stream.
+        # transformers only warns, and initializes them at random.
         raise ConfigError(f"the model {origin} lacks the weights {', '.join(missing[:3])}")
     return base
 
 
 def _read_tokenizer(origin: str, where: dict[str, str | None]) -> Any:
-    """The model's tokenizer. Raises: ConfigError when there are no files of one: transformers makes an empty one up."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(origin, trust_remote_code=False, **where)
-    if not tokenizer("text", add_special_tokens=False)["input_ids"]:
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # transformers makes up an empty one
         raise ConfigError(f"the model {origin} has no tokenizer files")
     return tokenizer
 
@@ -300,19 +299,19 @@ def _read_tokenizer(origin: str, where: dict[str, str | None]) -> Any:
 def _resolve_source(
     args: TrainingArgs, cache_dir: Path | None, model_path: Path | None
 ) -> tuple[ModelSource, str, dict[str, str | None]]:
-    """The source, the name to load it by, and the arguments that pin it."""
+    """Return the source, and the name and keyword arguments by which transformers loads exactly it."""
     if model_path is not None:
         if not (model_path / "config.json").is_file():
-            raise ConfigError(f"--model_path {model_path}: no config.json there; expected a folder with a model")
+            raise ConfigError(f"--model_path {model_path}: no config.json found; expected a model's folder")
         return ModelSource(model_id=args.model_id, revision=None, digest=digest_folder(model_path)), str(model_path), {}
     if Path(args.model_id).exists():
         raise ConfigError(
-            f"a folder named {args.model_id} in the working directory would be taken for the Hub's model; "
-            f"pass --model_path {args.model_id} if you mean it, or run elsewhere"
+            f"the folder {args.model_id} in the working directory hides the Hub's model; "
+            f"pass --model_path {args.model_id} to use it, or run elsewhere"
         )
     where = {"cache_dir": str(cache_dir) if cache_dir else None, "revision": args.revision}
     hub: Any = transformers.utils.hub
-    # The Hub's cache keeps each file under the commit that it is of; the configuration itself no longer names it.
+    # The path in the cache contains the commit.
     commit: str | None = hub.extract_commit_hash(hub.cached_file(args.model_id, "config.json", **where), None)
     if commit is None:
         raise ConfigError(f"training_args: {args.model_id} at {args.revision or 'main'} has no config.json")
@@ -321,14 +320,13 @@ def _resolve_source(
 
 
 def _check_files(source: ModelSource, where: dict[str, str | None], *, has_weights: bool) -> None:
-    """Raises: RemoteError when a file that was fetched is not the one that the Hub lists at the commit."""
     if source.revision is not None:
         hub: Any = transformers.utils.hub
         check_snapshot(Path(hub.cached_file(source.model_id, "config.json", **where)).parent, has_weights=has_weights)
 
 
 def digest_folder(folder: Path) -> str:
-    """sha256 in hex over the names and contents of the folder's weights, configuration and tokenizer files."""
+    """Hash the names and contents of a folder's weights, configuration and tokenizer files: sha256 in hex."""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in _DIGESTED_SUFFIXES and path.is_file():
@@ -339,24 +337,19 @@ def digest_folder(folder: Path) -> str:
 
 
 def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path | None) -> SubnetError:
-    """Whose fault a failed load is, read from the chain of causes that transformers keeps, or else breaks off."""
-    causes = _chain(error, lambda one: one.__cause__)
+    """Map a failed load to the error class of whoever is at fault, by its causes."""
+    causes = _chain(error, lambda cause: cause.__cause__)
     setting = f"--model_path {model_path}" if model_path else f"{args.model_id} at {args.revision or 'main'}"
-    # transformers re-exports the Hub client's errors, so that only the hub seam imports that client.
+    # transformers re-exports the errors of huggingface_hub, which only template.hub imports.
     hub: Any = transformers.utils.hub
-    unknown = (
-        hub.RepositoryNotFoundError,
-        hub.RevisionNotFoundError,
-        hub.GatedRepoError,
-    )
-    if any(isinstance(cause, unknown) for cause in causes):
+    not_found = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.GatedRepoError)
+    if any(isinstance(cause, not_found) for cause in causes):
         return ConfigError(f"training_args: the Hub has no readable model {setting}")
-    is_unreachable = (hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    # A tokenizer's error names no cause. What the Hub answered meanwhile, as that it has no such file, is none.
-    known = _chain(error, lambda one: one.__cause__ or one.__context__)
-    for kind in (RemoteError, is_unreachable):
-        if found := next((cause for cause in known if isinstance(cause, kind)), None):
-            return RemoteError(f"the Hub did not deliver {setting}: {found}")
+    # A tokenizer's error has no cause, only a context, which may also be an unrelated answer of the Hub.
+    contexts = _chain(error, lambda cause: cause.__cause__ or cause.__context__)
+    for kind in (RemoteError, (hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)):
+        if failure := next((cause for cause in contexts if isinstance(cause, kind)), None):
+            return RemoteError(f"the Hub did not deliver {setting}: {failure}")
     if any(isinstance(cause, hub.HfHubHTTPError) or "httpx" in type(cause).__module__ for cause in causes):
         return RemoteError(f"the Hub did not deliver {setting}: {error}")
     if any(isinstance(cause, OSError) and cause.errno is not None for cause in causes):
@@ -364,10 +357,10 @@ def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path
     return ConfigError(f"{setting} cannot be loaded as a causal language model: {error}")
 
 
-def _chain(error: BaseException, follow: Callable[[BaseException], BaseException | None]) -> tuple[BaseException, ...]:
-    found: list[BaseException] = []
+def _chain(error: BaseException, follow: Callable[[BaseException], BaseException | None]) -> list[BaseException]:
+    chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and cause not in found:
-        found.append(cause)
+    while cause is not None and cause not in chain:
+        chain.append(cause)
         cause = follow(cause)
-    return tuple(found)
+    return chain

@@ -1,8 +1,8 @@
-"""Rows laid out for one forward: end to end without padding, and a start that rows share written once.
+"""Rows packed end to end into one forward, without padding, with shared prefixes computed once.
 
-Attention is causal, so what stands behind a token changes nothing for it, and rows that begin with the same tokens have
-the same hidden states there: of a row, only the tokens up to the last one that predicts a target are computed, and in
-an evaluation, where no dropout tells them apart, the shared start of several rows is computed for all of them at once.
+Attention is causal, so later tokens do not change earlier hidden states, and rows with equal first tokens have equal
+states there. Of a row, only the tokens before its last target are computed. In an evaluation, where no dropout makes
+rows differ, a prefix that several rows share is computed once.
 """
 
 import itertools
@@ -14,30 +14,35 @@ import torch
 from template.data.encoding import EncodedRow
 from template.training.attention import PaddedBlock, VarlenSpans
 
-# A pack's length, and that of an attention block's rows, are multiples of these. CPU kernels are compiled for each
-# shape and kept: every other length would cost memory for good.
+# Lengths of packs, and of the rows of a padded block, are multiples of these: CPU kernels are compiled and cached for
+# each shape.
 _PACK_STEP = 32
 _ROW_STEP = 16
 
-# Attention reads a shared start once for each row: keys that a pack may have, in multiples of its tokens.
+# Attention reads a prefix once for each row; this bounds a pack's keys, in multiples of its tokens.
 _KEYS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows, by index, whose first `shared` tokens are the same; every one of them has a token of its own after."""
+    """Rows, by index, whose first `prefix` tokens are equal; each has at least one more token."""
 
     indices: tuple[int, ...]
-    shared: int
+    prefix: int
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows in one sequence of N tokens, the last few of which may be filling that no row sees.
+    """Rows in one sequence of N tokens, with padding at the end.
 
-    indices: of its rows. token_count: tokens of rows, N without the filling. input_ids and positions (1, N) int64.
-    blocks, or spans in their place: who sees whom. sources (T,) int64: the places whose hidden states predict the
-    targets (T,), row after row, `counts` of each; no place is there twice where rows share no start.
+    Args:
+        indices: the rows.
+        token_count: N without the padding.
+        input_ids, positions: (1, N) int64.
+        blocks, spans: attention pattern, as the one or the other.
+        sources: (T,) int64, indices of the hidden states that predict `targets` (T,), row by row; unique unless rows
+            share a prefix.
+        counts: number of targets of each row.
     """
 
     indices: tuple[int, ...]
@@ -52,15 +57,15 @@ class Pack:
 
 
 def pack_rows(
-    rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device, in_spans: bool = False
+    rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device, varlen: bool = False
 ) -> Iterator[Pack]:
-    """Packs of at most `max_tokens`, longest rows first, nothing shared; a longer row is a pack of its own.
+    """Pack rows, longest first, without shared prefixes; a row above `max_tokens` is a pack of its own.
 
-    in_spans: attention is told who sees whom by spans, not by blocks.
+    With `varlen`, packs have spans instead of padded blocks.
     """
     if indices:
         for part in _split(Group(tuple(indices), 0), rows, max_tokens):
-            yield build_pack(rows, [part], device, in_spans)
+            yield build_pack(rows, [part], device, varlen)
 
 
 def balance_packs(
@@ -69,11 +74,11 @@ def balance_packs(
     max_tokens: int,
     device: torch.device,
     workers: int,
-    in_spans: bool = False,
+    varlen: bool = False,
 ) -> list[Pack]:
-    """Packs of about equal size for that many workers, none above `max_tokens` but a longer row's, nothing shared.
+    """Pack rows into packs of similar size, a multiple of `workers` if there are enough rows; largest first.
 
-    Their number is a multiple of `workers` where there are rows enough; the largest come first.
+    Only a pack of a single row exceeds `max_tokens`.
     """
     by_length = sorted(indices, key=lambda index: -_used(rows[index]))
     count = min(workers, len(by_length))
@@ -81,93 +86,93 @@ def balance_packs(
         parts: list[list[int]] = [[] for _ in range(count)]
         sizes = [0] * count
         for index in by_length:
-            least = sizes.index(min(sizes))
-            parts[least].append(index)
-            sizes[least] += _used(rows[index])
+            smallest = sizes.index(min(sizes))
+            parts[smallest].append(index)
+            sizes[smallest] += _used(rows[index])
         is_within = all(size <= max_tokens or len(part) == 1 for part, size in zip(parts, sizes, strict=True))
         if is_within or count == len(by_length):
             break
         count = min(count + workers, len(by_length))
-    order = sorted(range(count), key=lambda at: -sizes[at])
-    return [build_pack(rows, [Group(tuple(parts[at]), 0)], device, in_spans) for at in order]
+    order = sorted(range(count), key=lambda part: -sizes[part])
+    return [build_pack(rows, [Group(tuple(parts[part]), 0)], device, varlen) for part in order]
 
 
 def pack_with_shared_prefix(
-    rows: Sequence[EncodedRow], max_tokens: int, device: torch.device, in_spans: bool = False
+    rows: Sequence[EncodedRow], max_tokens: int, device: torch.device, varlen: bool = False
 ) -> Iterator[Pack]:
-    """Packs of at most `max_tokens` of all rows, in which those that begin alike share their start."""
+    """Pack all rows, sharing the prefixes of rows that begin alike."""
     groups: list[Group] = []
     alone: list[int] = []
-    for group in find_groups(rows):
-        if group.shared:
+    for group in group_by_prefix(rows):
+        if group.prefix:
             groups.extend(_split(group, rows, max_tokens))
         else:
             alone.extend(group.indices)
     for chosen in _cut(groups, rows, max_tokens):
-        yield build_pack(rows, chosen, device, in_spans)
-    yield from pack_rows(rows, alone, max_tokens, device, in_spans)
+        yield build_pack(rows, chosen, device, varlen)
+    yield from pack_rows(rows, alone, max_tokens, device, varlen)
 
 
-def find_groups(rows: Sequence[EncodedRow]) -> list[Group]:
-    """All rows in groups that share their start, chosen so that few tokens are left to compute.
+def group_by_prefix(rows: Sequence[EncodedRow]) -> list[Group]:
+    """Group all rows by shared prefixes, so that few tokens remain to be computed.
 
-    In the order of their tokens, a row joins the group before it when the shorter start that they then share, once for
-    each row but the first, saves no less than what the group saves without it.
+    Greedy, in lexicographic order of the tokens: a row joins the previous group unless the shorter prefix that they
+    then share saves fewer tokens than the group saves without the row.
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index].input_ids)
     groups: list[Group] = []
     members: list[int] = []
-    shared = 0
+    prefix = 0
     for index in order:
         if members:
-            joint = _common_start(rows[members[-1]], rows[index])
-            joint = joint if len(members) == 1 else min(joint, shared)
-            if joint and joint * len(members) >= shared * (len(members) - 1):
+            joint = _common_prefix(rows[members[-1]], rows[index])
+            joint = joint if len(members) == 1 else min(joint, prefix)
+            if joint and joint * len(members) >= prefix * (len(members) - 1):
                 members.append(index)
-                shared = joint
+                prefix = joint
                 continue
-            groups.append(Group(tuple(members), shared))
-        members, shared = [index], 0
-    return [*groups, Group(tuple(members), shared)] if members else groups
+            groups.append(Group(tuple(members), prefix))
+        members, prefix = [index], 0
+    return [*groups, Group(tuple(members), prefix)] if members else groups
 
 
 def _used(row: EncodedRow) -> int:
-    """How many of a row's first tokens are computed: those before its last target."""
+    """Return how many tokens of a row are computed: those before its last target."""
     return len(row.targets) - 1 - row.targets[::-1].index(True)
 
 
-def _common_start(one: EncodedRow, other: EncodedRow) -> int:
-    """The number of equal tokens at the start of both, of which each keeps at least one token for itself."""
-    most = min(_used(one), _used(other)) - 1
-    pairs = zip(one.input_ids[:most], other.input_ids[:most], strict=True)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), max(most, 0))
+def _common_prefix(row: EncodedRow, other: EncodedRow) -> int:
+    """Count the equal first tokens, leaving each row at least one token of its own."""
+    most = min(_used(row), _used(other)) - 1
+    pairs = zip(row.input_ids[:most], other.input_ids[:most], strict=True)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), max(most, 0))
 
 
 def _size(group: Group, rows: Sequence[EncodedRow]) -> int:
-    return group.shared + sum(_used(rows[index]) - group.shared for index in group.indices)
+    return group.prefix + sum(_used(rows[index]) - group.prefix for index in group.indices)
 
 
 def _split(group: Group, rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[Group]:
-    """The group in parts of at most `max_tokens`, each with the shared start, rows of like length together.
+    """Split a group into parts of at most `max_tokens` that each repeat the prefix, rows of similar length together.
 
-    A part of many rows with little of their own is cut by the keys that attention gathers for it.
+    A bound on the keys applies, too: many short rows would share a long prefix.
     """
     by_length = sorted(group.indices, key=lambda index: -_used(rows[index]))
     part: list[int] = []
-    size, keys = group.shared, 0
+    size, keys = group.prefix, 0
     for index in by_length:
         used = _used(rows[index])
-        if part and (size + used - group.shared > max_tokens or keys + used > _KEYS_PER_TOKEN * max_tokens):
-            yield Group(tuple(part), group.shared)
-            part, size, keys = [], group.shared, 0
+        if part and (size + used - group.prefix > max_tokens or keys + used > _KEYS_PER_TOKEN * max_tokens):
+            yield Group(tuple(part), group.prefix)
+            part, size, keys = [], group.prefix, 0
         part.append(index)
-        size += used - group.shared
+        size += used - group.prefix
         keys += used
-    yield Group(tuple(part), group.shared)
+    yield Group(tuple(part), group.prefix)
 
 
 def _cut(groups: Sequence[Group], rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[list[Group]]:
-    """Runs of groups that together have at most `max_tokens`, and keys in proportion."""
+    """Collect consecutive groups up to `max_tokens` and the bound on the keys."""
     chosen: list[Group] = []
     total = total_keys = 0
     for group in groups:
@@ -183,50 +188,52 @@ def _cut(groups: Sequence[Group], rows: Sequence[EncodedRow], max_tokens: int) -
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Rows of a pack by (first place, number of places); `shared` places from `shared_start` precede each of them."""
+class _Segments:
+    """Parts of a pack as (start, length), each attending to itself and to the `prefix` tokens at `prefix_start`."""
 
-    begins: list[tuple[int, int]]
-    shared_start: int
-    shared: int
+    parts: list[tuple[int, int]]
+    prefix_start: int
+    prefix: int
 
 
-def build_pack(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device, in_spans: bool) -> Pack:
-    """The groups one after the other: the start that is shared, then each row's own tokens."""
+def build_pack(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device, varlen: bool) -> Pack:
+    """Lay out groups one after the other: the shared prefix, then the other tokens of each row."""
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
     counts: list[int] = []
-    seen: list[_Seen] = []
+    segments: list[_Segments] = []
     for group in groups:
-        shared, start = group.shared, len(ids)
-        if shared:
-            ids.extend(rows[group.indices[0]].input_ids[:shared])
-            positions.extend(range(shared))
-            seen.append(_Seen([(start, shared)], start, 0))
-        begins: list[tuple[int, int]] = []
+        prefix, prefix_start = group.prefix, len(ids)
+        if prefix:
+            ids.extend(rows[group.indices[0]].input_ids[:prefix])
+            positions.extend(range(prefix))
+            segments.append(_Segments([(prefix_start, prefix)], prefix_start, 0))
+        parts: list[tuple[int, int]] = []
         for index in group.indices:
-            row, used, begin = rows[index], _used(rows[index]), len(ids)
-            begins.append((begin, used - shared))
-            ids.extend(row.input_ids[shared:used])
-            positions.extend(range(shared, used))
-            wanted = [at for at, is_target in enumerate(row.targets) if is_target and at]
-            sources.extend(start + at - 1 if at <= shared else begin + at - 1 - shared for at in wanted)
-            targets.extend(row.input_ids[at] for at in wanted)
-            counts.append(len(wanted))
-        seen.append(_Seen(begins, start, shared))
+            row, used, start = rows[index], _used(rows[index]), len(ids)
+            parts.append((start, used - prefix))
+            ids.extend(row.input_ids[prefix:used])
+            positions.extend(range(prefix, used))
+            predicted = [position for position, is_target in enumerate(row.targets) if is_target and position]
+            sources.extend(
+                (prefix_start if position <= prefix else start - prefix) + position - 1 for position in predicted
+            )
+            targets.extend(row.input_ids[position] for position in predicted)
+            counts.append(len(predicted))
+        segments.append(_Segments(parts, prefix_start, prefix))
     token_count = len(ids)
-    filling = -token_count % _PACK_STEP
-    ids.extend([0] * filling)
-    positions.extend([0] * filling)
+    padding = -token_count % _PACK_STEP
+    ids.extend([0] * padding)
+    positions.extend([0] * padding)
     return Pack(
         indices=tuple(index for group in groups for index in group.indices),
         token_count=token_count,
         input_ids=_int64([ids], device),
         positions=_int64([positions], device),
-        blocks=() if in_spans else tuple(_make_block(part, device) for part in seen),
-        spans=_make_spans(seen, token_count, filling, device) if in_spans else None,
+        blocks=() if varlen else tuple(_make_block(part, device) for part in segments),
+        spans=_make_spans(segments, token_count, padding, device) if varlen else None,
         sources=_int64(sources, device),
         targets=_int64(targets, device),
         counts=tuple(counts),
@@ -238,43 +245,43 @@ def _int64(values: list[int] | list[list[int]], device: torch.device) -> torch.T
 
 
 def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device, without waiting for what a GPU is at work on."""
+    """Copy to the device without waiting for the GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _make_block(seen: _Seen, device: torch.device) -> PaddedBlock:
-    begins = torch.tensor([begin for begin, _ in seen.begins]).unsqueeze(1)
-    lengths = torch.tensor([length for _, length in seen.begins]).unsqueeze(1)
+def _make_block(segments: _Segments, device: torch.device) -> PaddedBlock:
+    starts = torch.tensor([start for start, _ in segments.parts]).unsqueeze(1)
+    lengths = torch.tensor([length for _, length in segments.parts]).unsqueeze(1)
     width = int(lengths.max())
     slots = torch.arange(width + -width % _ROW_STEP).unsqueeze(0)
-    queries = (begins + torch.minimum(slots, lengths - 1)).to(device)
-    before = torch.arange(seen.shared_start, seen.shared_start + seen.shared, device=device)
+    queries = (starts + torch.minimum(slots, lengths - 1)).to(device)
+    before = torch.arange(segments.prefix_start, segments.prefix_start + segments.prefix, device=device)
     return PaddedBlock(
-        queries=queries,
-        keys=torch.cat([before.expand(len(queries), -1), queries], dim=1) if seen.shared else queries,
-        offset=seen.shared,
-        real=(slots < lengths).flatten().nonzero().squeeze(1).to(device),
-        start=seen.begins[0][0],
+        query_indices=queries,
+        key_indices=torch.cat([before.expand(len(queries), -1), queries], dim=1) if segments.prefix else queries,
+        offset=segments.prefix,
+        valid_slots=(slots < lengths).flatten().nonzero().squeeze(1).to(device),
+        start=segments.parts[0][0],
     )
 
 
-def _make_spans(seen: Sequence[_Seen], token_count: int, filling: int, device: torch.device) -> VarlenSpans:
-    """One for each row and each shared start, and one for the filling, which sees itself."""
-    queries, keys = [0], [0]
-    places: list[int] = []
-    for part in [*seen, *([_Seen([(token_count, filling)], 0, 0)] if filling else [])]:
-        for begin, length in part.begins:
-            queries.append(queries[-1] + length)
-            keys.append(keys[-1] + part.shared + length)
-            places.extend(range(part.shared_start, part.shared_start + part.shared))
-            places.extend(range(begin, begin + length))
+def _make_spans(segments: Sequence[_Segments], token_count: int, padding: int, device: torch.device) -> VarlenSpans:
+    """Make one span per row and per prefix, and one for the padding, which attends to itself."""
+    cu_seqlens_q, cu_seqlens_k = [0], [0]
+    indices: list[int] = []
+    for segment in [*segments, *([_Segments([(token_count, padding)], 0, 0)] if padding else [])]:
+        for start, length in segment.parts:
+            cu_seqlens_q.append(cu_seqlens_q[-1] + length)
+            cu_seqlens_k.append(cu_seqlens_k[-1] + segment.prefix + length)
+            indices.extend(range(segment.prefix_start, segment.prefix_start + segment.prefix))
+            indices.extend(range(start, start + length))
     return VarlenSpans(
-        queries=_move(torch.tensor(queries, dtype=torch.int32), device),
-        keys=_move(torch.tensor(keys, dtype=torch.int32), device),
-        places=_int64(places, device) if queries != keys else None,
-        longest=(_longest(queries), _longest(keys)),
+        cu_seqlens_q=_move(torch.tensor(cu_seqlens_q, dtype=torch.int32), device),
+        cu_seqlens_k=_move(torch.tensor(cu_seqlens_k, dtype=torch.int32), device),
+        key_indices=_int64(indices, device) if cu_seqlens_q != cu_seqlens_k else None,
+        max_seqlens=(_longest(cu_seqlens_q), _longest(cu_seqlens_k)),
     )
 
 
-def _longest(begins: Sequence[int]) -> int:
-    return max(end - begin for begin, end in itertools.pairwise(begins))
+def _longest(cu_seqlens: Sequence[int]) -> int:
+    return max(end - start for start, end in itertools.pairwise(cu_seqlens))

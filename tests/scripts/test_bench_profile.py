@@ -1,4 +1,4 @@
-"""The profile of a score: every second has a kind, and products are told apart."""
+"""The profile of an evaluation: every second has a kind."""
 
 from pathlib import Path
 
@@ -9,9 +9,7 @@ from scripts.bench import profile
 KINDS = {"base, products", "adapter, products", "head, products", "attention, softmax", "everything else"}
 
 
-def test_both_phases_are_told_by_kind_and_the_kinds_add_up(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_profile_has_both_phases_by_kind(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model_path", str(tiny_model), "--train_rows", "4", "--eval_rows", "4", "--dtype", "bfloat16"]
     assert profile.main(arguments) == 0
     _, training, evaluation = capsys.readouterr().out.split("\n\n")
@@ -29,7 +27,7 @@ def test_both_phases_are_told_by_kind_and_the_kinds_add_up(
     assert adapter_calls > int(evaluation.split("adapter, products")[1].split()[2].replace(",", "")) > 0
 
 
-def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert profile.main(["--model_path", str(tmp_path)]) == 3
     assert str(tmp_path) in capsys.readouterr().err
 
@@ -44,5 +42,5 @@ def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("some_kernel_of_tomorrow", "everything else"),
     ],
 )
-def test_a_gpus_kernels_are_told_apart_by_name(kernel: str, kind: str) -> None:
-    assert profile.classify_kernel(kernel) == kind
+def test_kernel_name_decides_its_kind(kernel: str, kind: str) -> None:
+    assert profile.classify_name(kernel) == kind

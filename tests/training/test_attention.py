@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from template.training import determinism
-from template.training.attention import QUERY_CHUNK, PaddedBlock, _attend, _attend_plainly, packed_attention
+from template.training.attention import (
+    QUERY_CHUNK,
+    PaddedBlock,
+    _attend,
+    _attend_plainly,
+    _ScoreArgs,
+    packed_attention,
+)
 from template.training.packing import Pack, pack_rows, pack_with_shared_prefix
 from tests.fixtures.training import CPU, read_whole
 
@@ -99,8 +106,10 @@ def attend_by_row(blocks: Sequence[PaddedBlock], inputs: Sequence[torch.Tensor],
     q, k, v = (tensor[0].float() for tensor in inputs)
     places, results = [], []
     for block in blocks:
-        real = torch.zeros(block.queries.numel(), dtype=torch.bool).index_fill(0, block.real, True)
-        for queries, keys, count in zip(block.queries, block.keys, real.view_as(block.queries).sum(1), strict=True):
+        real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
+        for queries, keys, count in zip(
+            block.query_indices, block.key_indices, real.view_as(block.query_indices).sum(1), strict=True
+        ):
             own, seen = queries[:count], keys[: block.offset + count]
             places.append(own)
             results.append(attend_row(q[:, own], k[:, seen], v[:, seen], limit))
@@ -167,8 +176,7 @@ def test_both_kernels_agree(width: int, offset: int, limit: str, grad: bool) -> 
     softcap, window = LIMITS[limit]
     with torch.set_grad_enabled(grad):
         plain, fused = (
-            kernel(*inputs, offset=offset, scaling=SCALING, softcap=softcap, window=window)
-            for kernel in (_attend_plainly, _attend)
+            kernel(*inputs, _ScoreArgs(SCALING, softcap, window, offset)) for kernel in (_attend_plainly, _attend)
         )
     torch.testing.assert_close(plain, fused, rtol=0, atol=1e-5)
     if grad:
@@ -191,7 +199,7 @@ def test_without_blocks_every_row_of_the_batch_is_one_sequence() -> None:
 def places_of(pack: Pack, row: int) -> torch.Tensor:
     """Where the tokens of the pack's row stand, of one block without a shared start."""
     (block,) = pack.blocks
-    return block.queries[row].unique()
+    return block.query_indices[row].unique()
 
 
 @pytest.mark.parametrize("poison", [math.inf, math.nan])
@@ -226,7 +234,7 @@ def test_no_token_sees_what_stands_behind_it(layout: str, dtype: torch.dtype) ->
     pack = LAYOUTS[layout]
     inputs = draw(pack, dtype=dtype)
     before = attend(pack.blocks, inputs)
-    ends = torch.cat([block.queries[:, -1] for block in pack.blocks if block.offset or len(pack.blocks) == 1])
+    ends = torch.cat([block.query_indices[:, -1] for block in pack.blocks if block.offset or len(pack.blocks) == 1])
     for tensor in inputs:
         tensor[:, :, ends] = -1e6  # so that any share of it would be seen
     after = attend(pack.blocks, inputs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from template.training import determinism, loop
+from template.training import determinism, environment, loop
 from template.training.model import ScoringModel
 from template.training.packing import Pack, pack_rows
 from tests.fixtures.training import CPU, Bench, encode, make_rows, shift_adapter
@@ -19,7 +19,7 @@ PATIENCE_S = 10.0
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two lanes on any machine, inside what a score sets."""
-    monkeypatch.setattr(determinism, "thread_count", lambda: 2)
+    monkeypatch.setattr(environment, "thread_count", lambda: 2)
     with determinism.deterministic_mode(CPU):
         yield
 
@@ -57,9 +57,9 @@ class Watched:
         self.order: list[int] = []
         self.own = threading.local()
 
-    def seed_dropout(self, step: int, pack: int) -> None:
+    def seed_dropout(self, lucky_num: int, step: int, pack: int) -> None:
         self.own.at = pack
-        self.model.seed_dropout(step, pack)
+        self.model.seed_dropout(lucky_num, step, pack)
 
     def target_losses(self, pack: Pack) -> torch.Tensor:
         at = self.own.at
@@ -75,7 +75,7 @@ class Watched:
 
 def accumulate(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
     """The step's loss and gradients."""
-    with loop.open_accumulator(watched) as run:
+    with loop.open_accumulator(watched, 7) as run:
         loss = run(step, packs, sum(len(pack.targets) for pack in packs))
     return [loss, *(parameter.grad for parameter in watched.adapter_parameters.values())]
 
@@ -87,7 +87,7 @@ def accumulate_in_turn(watched: Watched, packs: Sequence[Pack], step: int = 0) -
     sums: list[torch.Tensor] = []
     losses = []
     for at, pack in enumerate(packs):
-        watched.seed_dropout(step, at)
+        watched.seed_dropout(7, step, at)
         loss = watched.target_losses(pack).sum() / targets
         gradients = torch.autograd.grad(loss, list(watched.adapter_parameters.values()))
         sums = [one + other for one, other in zip(sums, gradients, strict=True)] if sums else list(gradients)
@@ -229,7 +229,7 @@ def test_a_single_core_works_on_one_pack_at_a_time_to_the_same_bits(
     expected = [value.clone() for value in accumulate(Watched(model), packs)]
     watched = Watched(model)
     with monkeypatch.context() as patch:
-        patch.setattr(determinism, "thread_count", lambda: 1)
+        patch.setattr(environment, "thread_count", lambda: 1)
         assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs), expected, strict=True))
         assert loop.lane_count() == 1
     assert watched.order == list(range(6))

@@ -53,7 +53,7 @@ def differentiate(losses: torch.Tensor, hidden: torch.Tensor, weights: Sequence[
 
 def set_chunks(monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int]) -> None:
     product_rows, part_rows = chunks
-    monkeypatch.setattr(cross_entropy, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "_MIN_ROWS", 1)
     monkeypatch.setattr(cross_entropy, "CPU_PRODUCT_ELEMENTS", product_rows * VOCABULARY + 1)
     monkeypatch.setattr(cross_entropy, "CPU_PART_ELEMENTS", part_rows * VOCABULARY + 1)
 

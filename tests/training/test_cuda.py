@@ -74,7 +74,7 @@ def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) 
     packs = list(pack_rows(rows, range(4), 10**6, CUDA, True))
     model.reset_adapter(7)
     shift_adapter(model)
-    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model) as accumulate:
+    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model, 7) as accumulate:
         without = accumulate(0, packs, 100).item()
         model.set_dropout(True)
         assert accumulate(0, packs, 100).item() != without
@@ -88,7 +88,7 @@ def test_the_base_is_bit_identical_after_a_score(bench: Bench) -> None:
     rows = encode(model, make_rows(13, seed=1))
     with determinism.deterministic_mode(CUDA):
         model.reset_adapter(7)
-        loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7))
+        loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7), 7)
         loop.evaluate(model, rows)
     assert digests({name: value.cpu() for name, value in model.base_parameters.items()}) == before
 
@@ -107,14 +107,14 @@ def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, co
         shift_adapter(model)
     with determinism.deterministic_mode(CUDA):
         packs = list(pack_rows(rows, range(count), 10**6, CUDA, True))
-        with loop.open_accumulator(ours) as accumulate:
+        with loop.open_accumulator(ours, 7) as accumulate:
             loss = accumulate(0, packs, targets).item()
             gradients = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
             # Recorded once, replayed to the same bits.
             assert accumulate(0, packs, targets).item() == loss
             again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
             assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
-    with determinism.deterministic_mode(CPU), loop.open_accumulator(plain) as accumulate:
+    with determinism.deterministic_mode(CPU), loop.open_accumulator(plain, 7) as accumulate:
         expected = accumulate(0, list(pack_rows(rows, range(count), 10**6, CPU)), targets).item()
     assert loss == pytest.approx(expected, rel=0.01)
     for name, gradient in zip(plain.adapter_parameters, gradients, strict=True):
@@ -126,7 +126,7 @@ def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Be
     model.reset_adapter(7)
     shift_adapter(model)
     short, long = encode(model, make_rows(1, seed=3)), encode(model, make_rows(6, seed=4))
-    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model) as accumulate:
+    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model, 7) as accumulate:
         packs = list(pack_rows(short, [0], 10**6, CUDA, True))
         first = accumulate(0, packs, 10)
         gradients = [parameter.grad.clone() for parameter in model.adapter_parameters.values()]
@@ -147,9 +147,10 @@ def test_dropout_in_a_graph_is_the_seeds_alone(bench: Bench) -> None:
     def run(lucky_num: int, step: int) -> float:
         model.reset_adapter(lucky_num)
         shift_adapter(model)
-        return accumulate(step, packs, 100).item()
+        with loop.open_accumulator(model, lucky_num) as accumulate:
+            return accumulate(step, packs, 100).item()
 
-    with determinism.deterministic_mode(CUDA), loop.open_accumulator(model) as accumulate:
+    with determinism.deterministic_mode(CUDA):
         first = run(7, 0)
         assert run(7, 1) != first
         assert run(8, 0) != first
@@ -165,7 +166,8 @@ def test_flash_attention_over_shared_starts_gives_the_losses_of_rows_alone(bench
     rows = encode(ours, make_rows(30, seed=6))
     with determinism.deterministic_mode(CUDA):
         assert any(
-            pack.spans and pack.spans.places is not None for pack in pack_with_shared_prefix(rows, 10**6, CUDA, True)
+            pack.spans and pack.spans.key_indices is not None
+            for pack in pack_with_shared_prefix(rows, 10**6, CUDA, True)
         )
         losses = loop.mean_row_losses(ours, rows, loop.ignore_progress)
         alone = [loop.evaluate(ours, [row]) for row in rows]
@@ -182,7 +184,7 @@ def test_in_float32_a_training_is_the_one_on_the_cpu(bench: Bench) -> None:
         rows = encode(model, make_rows(13, seed=1))
         with determinism.deterministic_mode(device):
             model.reset_adapter(7)
-            losses = loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7))
+            losses = loop.train_adapter(model, rows, loop.row_order(len(rows), 2, 7), 7)
             results.append([*losses, loop.evaluate(model, rows)])
     assert results[0] == pytest.approx(results[1], abs=1e-4)
 

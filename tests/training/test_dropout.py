@@ -42,9 +42,9 @@ def test_a_mask_keeps_its_share_in_every_row_and_column() -> None:
 @pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3, 0.9999])
 def test_the_share_by_which_results_are_scaled_is_the_nearest_that_16_bits_have(p: float) -> None:
     masks = make_masks(p)
-    assert (masks.kept_share * 2**16).is_integer()
-    assert abs(masks.kept_share - (1 - p)) <= 2**-17
-    assert masks.scale == 1 / masks.kept_share
+    assert (masks.keep_rate * 2**16).is_integer()
+    assert abs(masks.keep_rate - (1 - p)) <= 2**-17
+    assert masks.scale == 1 / masks.keep_rate
 
 
 @pytest.mark.parametrize("rare", [0, -1])
@@ -52,7 +52,7 @@ def test_masks_keep_exactly_the_share_by_which_results_are_scaled(rare: int) -> 
     # One wrong value at the threshold would be a third of what is rare here, or nine standard deviations.
     p = 3 / 2**16 if rare == 0 else 1 - 3 / 2**16
     masks = make_masks(p)
-    assert masks.kept_share == 1 - p
+    assert masks.keep_rate == 1 - p
     count = int((masks.draw(torch.Size([2**24])) == rare).sum())
     assert abs(count - 3 * 2**8) < 5 * math.sqrt(3 * 2**8)
 
@@ -93,9 +93,9 @@ def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_keeps_its_bits(dty
 @pytest.mark.parametrize("p", [1e-9, 1.0 - 1e-9])
 def test_a_probability_beyond_what_16_bits_can_have_is_the_nearest_that_is_neither_0_nor_1(p: float) -> None:
     masks = make_masks(p)
-    assert masks.kept_share == (1 - 2**-16 if p < 0.5 else 2**-16)
+    assert masks.keep_rate == (1 - 2**-16 if p < 0.5 else 2**-16)
     kept = masks.draw(torch.Size([2**20])).ne(0).double().mean().item()
-    assert kept == pytest.approx(masks.kept_share, abs=5e-5)
+    assert kept == pytest.approx(masks.keep_rate, abs=5e-5)
 
 
 # Dropping.
@@ -157,4 +157,4 @@ def test_a_seed_begins_its_stream_anew() -> None:
 def test_a_cpu_drops_by_its_own_way() -> None:
     dropout = make_dropout(0.25, CPU)
     assert type(dropout) is CpuDropout
-    assert dropout.kept_share == 0.75
+    assert dropout.keep_rate == 0.75

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from template.training.attention import packed_attention
-from template.training.layers import FusedGatedMLP, FusedRMSNorm, FusedRotaryAttention, _Rotated, replace_layers
+from template.training.layers import FusedGatedMLP, FusedRMSNorm, FusedRotaryAttention, _SplitRotate, replace_layers
 from template.training.lora import LoRALinear
 
 SIZES: dict[str, Any] = {
@@ -181,7 +181,7 @@ def make_angles(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rotate_theirs(y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `_Rotated` computes, by transformers' function."""
+    """What `_SplitRotate` computes, by transformers' function."""
     q, k, v = y.unflatten(1, (-1, SIZE)).split([HEADS, GROUPS, GROUPS], dim=1)
     q, k = apply_rotary_pos_emb(*(part.transpose(0, 1).unsqueeze(0) for part in (q, k)), cos[None], sin[None])
     return q[0].transpose(0, 1), k[0].transpose(0, 1), v
@@ -197,7 +197,7 @@ def draw_projected(dtype: torch.dtype) -> torch.Tensor:
 def test_rotation_and_its_backward_are_autograds_of_transformers_own(dtype: torch.dtype) -> None:
     y, (cos, sin) = draw_projected(dtype), make_angles(dtype)
     stream = torch.Generator().manual_seed(6)
-    ours, theirs = _Rotated.apply(y, cos, sin, HEADS, GROUPS), rotate_theirs(y, cos, sin)
+    ours, theirs = _SplitRotate.apply(y, cos, sin, HEADS, GROUPS), rotate_theirs(y, cos, sin)
     upstream = [torch.randn(part.shape, generator=stream, dtype=torch.float64).to(dtype) for part in theirs]
     precision = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 0.01}[dtype]
     for one, other in zip(ours, theirs, strict=True):
@@ -210,13 +210,13 @@ def test_rotation_and_its_backward_are_autograds_of_transformers_own(dtype: torc
 
 def test_rotation_passes_torchs_numerical_check() -> None:
     y, (cos, sin) = draw_projected(torch.float64), make_angles(torch.float64)
-    assert torch.autograd.gradcheck(lambda y: _Rotated.apply(y, cos, sin, HEADS, GROUPS), (y,))
+    assert torch.autograd.gradcheck(lambda y: _SplitRotate.apply(y, cos, sin, HEADS, GROUPS), (y,))
 
 
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["queries", "keys", "values"])
 def test_what_only_one_part_is_felt_by_comes_from_its_columns_alone(part: int) -> None:
     y, (cos, sin) = draw_projected(torch.float32), make_angles(torch.float32)
-    (gradient,) = torch.autograd.grad(_Rotated.apply(y, cos, sin, HEADS, GROUPS)[part].sum(), y)
+    (gradient,) = torch.autograd.grad(_SplitRotate.apply(y, cos, sin, HEADS, GROUPS)[part].sum(), y)
     felt = gradient.unflatten(1, (-1, SIZE)).any(2).any(0)
     owner = torch.tensor([0] * HEADS + [1] * GROUPS + [2] * GROUPS)
     assert torch.equal(felt, owner == part)

@@ -17,7 +17,7 @@ from template.training import cross_entropy, loop
 from template.training.loop import NonFiniteLoss, evaluate, row_order, train_adapter
 from template.training.lora import LoRALinear
 from template.training.model import ScoringModel
-from template.training.packing import find_groups, pack_rows
+from template.training.packing import group_by_prefix, pack_rows
 from tests.fixtures.training import CPU, Bench, encode, make_rows, place_targets, shift_adapter
 
 # Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
@@ -44,7 +44,7 @@ def eval_rows(model: ScoringModel) -> list[EncodedRow]:
 def train(model: ScoringModel, rows: Sequence[EncodedRow], lucky_num: int = 7) -> list[float]:
     """The step losses of a whole training from the initial adapter."""
     model.reset_adapter(lucky_num)
-    return train_adapter(model, rows, row_order(len(rows), 2, lucky_num))
+    return train_adapter(model, rows, row_order(len(rows), 2, lucky_num), lucky_num)
 
 
 def adapter(model: ScoringModel) -> dict[str, torch.Tensor]:
@@ -234,14 +234,14 @@ def test_chunked_logits_give_the_losses_and_gradients_of_whole_ones(
     def gradients() -> tuple[float, torch.Tensor]:
         model.reset_adapter(7)
         shift_adapter(model)  # or lora_A has no gradient
-        with loop.open_accumulator(model) as accumulate:
+        with loop.open_accumulator(model, 7) as accumulate:
             loss = accumulate(0, packs, targets).item()
         return loss, torch.cat(
             [value.grad.flatten() for value in model.adapter_parameters.values() if value.grad is not None]
         )
 
     whole_loss, whole = gradients()
-    monkeypatch.setattr(cross_entropy, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(cross_entropy, "_MIN_ROWS", 1)
     monkeypatch.setattr(cross_entropy, "CPU_PRODUCT_ELEMENTS", chunk * model.vocabulary_size)
     loss, chunked = gradients()
     assert loss == pytest.approx(whole_loss, rel=0, abs=1e-6)
@@ -298,8 +298,8 @@ def test_rows_that_share_their_start_evaluate_as_alone_in_the_plain_model(
     tokens: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    groups = [group for group in find_groups(alike_rows) if group.shared]
-    shared = {index: group.shared for group in groups for index in group.indices}
+    groups = [group for group in group_by_prefix(alike_rows) if group.prefix]
+    shared = {index: group.prefix for group in groups for index in group.indices}
     assert len(groups) > 2
     assert len(shared) < len(alike_rows)
     assert any(alike_rows[index].targets[share] for index, share in shared.items())
@@ -360,7 +360,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(bench: Bench, eval_rows
     shift_adapter(model)
     assert evaluate(model, eval_rows) == evaluate(model, eval_rows)
     model.set_dropout(True)
-    model.seed_dropout(0, 0)
+    model.seed_dropout(7, 0, 0)
     assert evaluate(model, eval_rows) != evaluate(model, eval_rows)
     model.set_dropout(False)
     assert not any(module.training for module in model.network.modules())
@@ -371,7 +371,7 @@ def test_progress_counts_tokens_up_to_the_total_of_each_stage(
 ) -> None:
     seen: list[Progress] = []
     model.reset_adapter(7)
-    train_adapter(model, train_rows, row_order(27, 2, 7), on_progress=seen.append)
+    train_adapter(model, train_rows, row_order(27, 2, 7), 7, on_progress=seen.append)
     evaluate(model, eval_rows, on_progress=seen.append)
     for stage, total in (
         ("train", 2 * sum(len(row.input_ids) for row in train_rows)),
@@ -391,7 +391,7 @@ def test_broken_rows_are_named_in_their_step_and_training_ends_with_it(
     next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
     seen: list[Progress] = []
     with pytest.raises(NonFiniteLoss) as caught:
-        train_adapter(model, train_rows, [[3, 1, 2], [1, 2, 3]], on_progress=seen.append)
+        train_adapter(model, train_rows, [[3, 1, 2], [1, 2, 3]], 7, on_progress=seen.append)
     assert (caught.value.where, caught.value.rows) == ("training step 1 of 2", (3, 1, 2))
     assert seen == []
     assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, LoRALinear))
@@ -403,6 +403,6 @@ def test_nothing_of_a_broken_training_is_felt_after_a_reset(bench: Bench, train_
     model.reset_adapter(7)
     next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
     with pytest.raises(NonFiniteLoss):
-        train_adapter(model, train_rows, [[3, 1, 2]])
+        train_adapter(model, train_rows, [[3, 1, 2]], 7)
     assert train(model, train_rows) == losses
     assert all(torch.equal(value, trained[name]) for name, value in adapter(model).items())

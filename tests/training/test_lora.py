@@ -12,7 +12,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch import nn
 
-from template.training.dropout import Again, CpuDropout
+from template.training.dropout import CpuDropout, Reapply
 from template.training.lora import FusedLoRALinear, LoRALinear, _AdaptedProduct
 
 INPUTS, OUTPUTS, RANK = 24, 40, 4
@@ -82,7 +82,7 @@ def drop_the_same(theirs: Sequence[Linear], p: float, rows: int) -> None:
     masks = make_masks(p)
     for layer, mask in zip(theirs, masks.draw(torch.Size([len(theirs), rows, INPUTS])), strict=True):
         assert 0 < int((mask != 0).sum()) < mask.numel()
-        layer.lora_dropout["default"] = Drop(mask, masks.kept_share)
+        layer.lora_dropout["default"] = Drop(mask, masks.keep_rate)
 
 
 def run(
@@ -116,13 +116,7 @@ def gate(both: torch.Tensor) -> torch.Tensor:
     return F.silu(both[0]) * both[1]
 
 
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: name + text)
-
-
-def assert_same_up_to_rounding(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     """By the size of each whole, because sums of many terms have elements that are almost nothing."""
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -139,7 +133,7 @@ def test_result_and_gradients_are_those_of_peft(bias: bool, shape: tuple[int, ..
     base, x = make_base(bias), draw(*shape, INPUTS)
     ours = run_one(adapt(LoRALinear, base), x)
     assert ours["y"].shape == (*shape, OUTPUTS)
-    assert_same(ours, run_one(adapt(Linear, base), x))
+    assert_close(ours, run_one(adapt(Linear, base), x))
 
 
 @both_biases
@@ -149,7 +143,7 @@ def test_with_a_mask_result_and_gradients_are_those_of_peft_with_that_mask(bias:
     ours, theirs = adapt(LoRALinear, base), adapt(Linear, base)
     ours.dropout = make_masks(p)
     drop_the_same([theirs], p, 30)
-    assert_same(run_one(ours, x), run_one(theirs, x))
+    assert_close(run_one(ours, x), run_one(theirs, x))
 
 
 def test_without_dropout_no_mask_is_drawn_and_the_result_is_the_same_twice() -> None:
@@ -185,7 +179,7 @@ def test_several_layers_at_once_are_each_of_pefts_alone(kind: str, bias: bool) -
     x = draw(30, INPUTS)
     theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, LoRALinear))
     projections = FusedLoRALinear(ours, is_stacked=kind == "stacked")
-    assert_same_up_to_rounding(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
+    assert_close(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
 
 
 @every_kind
@@ -197,7 +191,7 @@ def test_with_a_mask_for_each_several_layers_are_each_of_pefts_with_its_mask(kin
     assert not torch.equal(*(layer.lora_dropout["default"].factor for layer in theirs[:2]))
     set_dropout(ours, make_masks(p))
     projections = FusedLoRALinear(ours, is_stacked=kind == "stacked")
-    assert_same_up_to_rounding(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
+    assert_close(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
 
 
 @every_kind
@@ -255,9 +249,7 @@ def test_a_gated_input_gives_the_result_and_gradients_of_peft_behind_autograds_g
     if p:
         ours.dropout = make_masks(p)
         drop_the_same([theirs], p, 30)
-    assert_same_up_to_rounding(
-        run(ours.forward_gated, [ours], both), run(lambda both: theirs(gate(both)), [theirs], both)
-    )
+    assert_close(run(ours.forward_gated, [ours], both), run(lambda both: theirs(gate(both)), [theirs], both))
 
 
 # All of them.
@@ -274,7 +266,7 @@ class Given:
     def seed(self, value: int) -> None:
         raise NotImplementedError
 
-    def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Again]:
+    def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
         assert count == len(self.masks)
         return x * self.masks, lambda other: other * self.masks
 
@@ -340,10 +332,10 @@ def count_kept(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         y = compute(x)
     node: Any = y.grad_fn
-    while not hasattr(node, "drop_again"):
+    while not hasattr(node, "reapply"):
         node = node.next_functions[0][0]
-    if node.drop_again is not None:
-        (mask,) = inspect.getclosurevars(node.drop_again).nonlocals.values()
+    if node.reapply is not None:
+        (mask,) = inspect.getclosurevars(node.reapply).nonlocals.values()
         note(mask)
     return kept
 

@@ -162,7 +162,7 @@ def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_m
         model.reset_adapter(lucky_num)
         shift_adapter(model)
         model.set_dropout(True)
-        model.seed_dropout(0, 0)
+        model.seed_dropout(lucky_num, 0, 0)
         with torch.no_grad():
             return model.hidden_states(pack)
 
@@ -178,7 +178,7 @@ def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_m
     # One stream for all, so that no two layers of one shape drop the same.
     (dropout,) = {layer.dropout for layer in layers}
     assert isinstance(dropout, CpuDropout)
-    assert dropout.kept_share == 0.5
+    assert dropout.keep_rate == 0.5
     model.set_dropout(False)
     assert not any(layer.dropout for layer in layers)
 
@@ -190,7 +190,7 @@ def test_every_pack_of_every_step_of_every_seed_has_a_dropout_of_its_own(bench: 
     for lucky_num in (7, 8, 71):
         model.reset_adapter(lucky_num)
         for step, pack in itertools.product((0, 1, 10, 11), repeat=2):
-            model.seed_dropout(step, pack)
+            model.seed_dropout(lucky_num, step, pack)
             drawn.add(tuple(model.dropout.draw(torch.Size([64])).tolist()))
     assert len(drawn) == 3 * 4 * 4
 
@@ -199,7 +199,7 @@ def test_without_dropout_nothing_is_drawn(bench: Bench) -> None:
     model = bench.load(lora_dropout=0.0)
     model.reset_adapter(7)
     model.set_dropout(True)
-    model.seed_dropout(0, 0)
+    model.seed_dropout(7, 0, 0)
     assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, LoRALinear))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from template.data.encoding import EncodedRow
 from template.training.attention import VarlenSpans
-from template.training.packing import Group, Pack, balance_packs, find_groups, pack_rows, pack_with_shared_prefix
+from template.training.packing import Group, Pack, balance_packs, group_by_prefix, pack_rows, pack_with_shared_prefix
 from tests.fixtures.training import CPU, place_targets, read_whole
 
 SEEDS = range(60)
@@ -58,8 +58,8 @@ def places_by_row(pack: Pack) -> Iterator[list[int]]:
     for block, after in zip(pack.blocks, [*pack.blocks[1:], None], strict=True):
         if after is not None and after.offset:
             continue  # the shared start of those after it, no row
-        real = torch.zeros(block.queries.numel(), dtype=torch.bool).index_fill(0, block.real, True)
-        for keys, count in zip(block.keys, real.view_as(block.queries).sum(1).tolist(), strict=True):
+        real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
+        for keys, count in zip(block.key_indices, real.view_as(block.query_indices).sum(1).tolist(), strict=True):
             yield keys[: block.offset + count].tolist()
 
 
@@ -109,24 +109,24 @@ def test_blocks_are_what_attention_expects_of_them(pack_rows: Packing, max_token
         for pack in pack_rows(make_random_rows(seed), max_tokens):
             start = 0
             for block in pack.blocks:
-                flat = block.queries.flatten()
-                real = flat[block.real]
+                flat = block.query_indices.flatten()
+                real = flat[block.valid_slots]
                 # In the order of their places, which follow those of the block before.
                 assert block.start == start
                 assert torch.equal(real, torch.arange(start, start + len(real)))
                 start += len(real)
-                assert torch.equal(block.keys[:, block.offset :], block.queries)
+                assert torch.equal(block.key_indices[:, block.offset :], block.query_indices)
                 assert block.is_full == (len(real) == flat.numel())
                 # Filling is on the right, and another place of the same row.
-                is_real = torch.zeros(len(flat), dtype=torch.bool).index_fill(0, block.real, True)
-                for queries, mine in zip(block.queries, is_real.view_as(block.queries), strict=True):
+                is_real = torch.zeros(len(flat), dtype=torch.bool).index_fill(0, block.valid_slots, True)
+                for queries, mine in zip(block.query_indices, is_real.view_as(block.query_indices), strict=True):
                     assert mine.sort(descending=True, stable=True).values.equal(mine)
                     assert mine[0]
                     assert set(queries.tolist()) == set(queries[mine].tolist())
             assert start == pack.token_count
             # Kernels are compiled for each length and kept, so there are few of them; no row is longer for it.
             assert pack.input_ids.shape[1] == pack.positions.shape[1] == start + -start % 32
-            assert all(block.queries.shape[1] % 16 == 0 for block in pack.blocks)
+            assert all(block.query_indices.shape[1] % 16 == 0 for block in pack.blocks)
 
 
 @every_way
@@ -134,7 +134,7 @@ def test_blocks_without_a_shared_start_have_their_queries_for_keys(pack_rows: Pa
     # Attention tells by it that no place is there twice.
     for seed in SEEDS:
         for pack in pack_rows(make_random_rows(seed), 64):
-            assert all((block.keys is block.queries) == (block.offset == 0) for block in pack.blocks)
+            assert all((block.key_indices is block.query_indices) == (block.offset == 0) for block in pack.blocks)
 
 
 # The budget.
@@ -233,16 +233,18 @@ Seen = dict[int, list[int]]
 def seen_by_blocks(pack: Pack) -> Seen:
     found: Seen = {}
     for block in pack.blocks:
-        real = torch.zeros(block.queries.numel(), dtype=torch.bool).index_fill(0, block.real, True)
-        for queries, keys, mine in zip(block.queries, block.keys, real.view_as(block.queries), strict=True):
+        real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
+        for queries, keys, mine in zip(
+            block.query_indices, block.key_indices, real.view_as(block.query_indices), strict=True
+        ):
             for at, place in enumerate(queries[mine].tolist()):
                 found[place] = keys[: block.offset + at + 1].tolist()
     return found
 
 
 def seen_by_spans(spans: VarlenSpans, length: int) -> Seen:
-    places = list(range(length)) if spans.places is None else spans.places.tolist()
-    queries, keys = spans.queries.tolist(), spans.keys.tolist()
+    places = list(range(length)) if spans.key_indices is None else spans.key_indices.tolist()
+    queries, keys = spans.cu_seqlens_q.tolist(), spans.cu_seqlens_k.tolist()
     assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, length, 0, len(places))
     found: Seen = {}
     for (first, last), (start, end) in zip(itertools.pairwise(queries), itertools.pairwise(keys), strict=True):
@@ -251,14 +253,13 @@ def seen_by_spans(spans: VarlenSpans, length: int) -> Seen:
     return found
 
 
-def in_spans(pack_rows: Packing, rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
-    """As `pack_rows`, told by spans."""
-    indices = range(len(rows))
-    if pack_rows is pack_all:
-        return list(pack_rows(rows, indices, max_tokens, CPU, True))
-    if pack_rows is share_all:
+def in_spans(pack: Packing, rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
+    """Pack with spans instead of padded blocks."""
+    if pack is pack_all:
+        return list(pack_rows(rows, range(len(rows)), max_tokens, CPU, True))
+    if pack is share_all:
         return list(pack_with_shared_prefix(rows, max_tokens, CPU, True))
-    return balance_packs(rows, indices, max_tokens, CPU, 2, True)
+    return balance_packs(rows, range(len(rows)), max_tokens, CPU, 2, True)
 
 
 @every_way
@@ -291,16 +292,16 @@ def test_spans_know_their_longest_and_name_no_places_where_keys_are_the_queries(
     apart = [read_whole([row] * length) for row, length in enumerate([10, 50, 7])]
     (pack,) = in_spans(pack_all, apart, 10**6)
     assert pack.spans is not None
-    assert pack.spans.longest == (50, 50)
-    assert pack.spans.places is None
-    assert pack.spans.queries.dtype is pack.spans.keys.dtype is torch.int32
-    assert pack.spans.queries.tolist() == pack.spans.keys.tolist() == [0, 50, 60, 67, 96]
+    assert pack.spans.max_seqlens == (50, 50)
+    assert pack.spans.key_indices is None
+    assert pack.spans.cu_seqlens_q.dtype is pack.spans.cu_seqlens_k.dtype is torch.int32
+    assert pack.spans.cu_seqlens_q.tolist() == pack.spans.cu_seqlens_k.tolist() == [0, 50, 60, 67, 96]
     alike = [read_whole([1] * 40 + [2 + row] * length) for row, length in enumerate([10, 30])]
     (pack,) = in_spans(share_all, alike, 10**6)
     assert pack.spans is not None
-    assert pack.spans.longest == (40, 70)
-    assert pack.spans.queries.tolist() == [0, 40, 70, 80, 96]
-    assert pack.spans.keys.tolist() == [0, 40, 110, 160, 176]
+    assert pack.spans.max_seqlens == (40, 70)
+    assert pack.spans.cu_seqlens_q.tolist() == [0, 40, 70, 80, 96]
+    assert pack.spans.cu_seqlens_k.tolist() == [0, 40, 110, 160, 176]
 
 
 # Sharing.
@@ -310,13 +311,13 @@ def test_groups_hold_every_row_once_and_share_what_all_of_them_begin_with() -> N
     shares = set()
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        groups = find_groups(rows)
+        groups = group_by_prefix(rows)
         assert sorted(index for group in groups for index in group.indices) == list(range(len(rows)))
         for group in groups:
-            assert len({rows[index].input_ids[: group.shared] for index in group.indices}) == 1
-            assert all(group.shared <= count_used(rows[index]) - 1 for index in group.indices)
-            assert len(group.indices) > 1 or not group.shared
-            shares.add(group.shared)
+            assert len({rows[index].input_ids[: group.prefix] for index in group.indices}) == 1
+            assert all(group.prefix <= count_used(rows[index]) - 1 for index in group.indices)
+            assert len(group.indices) > 1 or not group.prefix
+            shares.add(group.prefix)
     assert len(shares) > 10
 
 
@@ -331,14 +332,14 @@ def test_sharing_never_computes_more_tokens_than_without() -> None:
             assert shared <= apart
             saved += apart - shared
         # With no limit to a pack: what each group but its first row would compute again.
-        assert apart - shared == sum(group.shared * (len(group.indices) - 1) for group in find_groups(rows))
+        assert apart - shared == sum(group.prefix * (len(group.indices) - 1) for group in group_by_prefix(rows))
     assert saved > 5000
 
 
 def test_rows_of_two_system_texts_make_two_groups() -> None:
     first, second = [1] * 50, [2] * 30
     rows = [read_whole([*(first if row % 2 else second), 100 + row, 7]) for row in range(8)]
-    assert sorted(find_groups(rows), key=lambda group: group.shared) == [
+    assert sorted(group_by_prefix(rows), key=lambda group: group.prefix) == [
         Group((0, 2, 4, 6), 30),
         Group((1, 3, 5, 7), 50),
     ]
@@ -347,15 +348,15 @@ def test_rows_of_two_system_texts_make_two_groups() -> None:
 
 def test_a_group_is_not_spoiled_by_a_row_that_shares_little() -> None:
     rows = [read_whole([1, *[3] * 40, 10 + row]) for row in range(4)] + [read_whole([1, 4, 5, 6])]
-    assert find_groups(rows) == [Group((0, 1, 2, 3), 41), Group((4,), 0)]
+    assert group_by_prefix(rows) == [Group((0, 1, 2, 3), 41), Group((4,), 0)]
     # One that shares enough to pay for what the group then loses does join.
     rows = [read_whole([1] * 10 + [2, row]) for row in range(2)] + [read_whole([1] * 9 + [3, 4])]
-    assert find_groups(rows) == [Group((0, 1, 2), 9)]
+    assert group_by_prefix(rows) == [Group((0, 1, 2), 9)]
 
 
 def test_equal_rows_share_all_but_their_last_token() -> None:
     rows = [read_whole([1, 2, 3, 4])] * 5
-    assert find_groups(rows) == [Group((0, 1, 2, 3, 4), 3)]
+    assert group_by_prefix(rows) == [Group((0, 1, 2, 3, 4), 3)]
     (pack,) = share_all(rows, 10**6)
     assert pack.input_ids.tolist() == [[1, 2, 3] + [4] * 5 + [0] * 24]
     assert pack.positions.tolist() == [[0, 1, 2] + [3] * 5 + [0] * 24]
@@ -363,7 +364,7 @@ def test_equal_rows_share_all_but_their_last_token() -> None:
 
 def test_rows_with_nothing_in_common_share_nothing() -> None:
     rows = [read_whole([row, 1, 2, 3]) for row in range(5)]
-    assert find_groups(rows) == [Group((row,), 0) for row in range(5)]
+    assert group_by_prefix(rows) == [Group((row,), 0) for row in range(5)]
     apart, shared = pack_all(rows, 10**6), share_all(rows, 10**6)
     assert sizes(shared) == sizes(apart) == [20]
     assert shared[0].input_ids.equal(apart[0].input_ids)
@@ -374,12 +375,12 @@ def test_one_row_is_a_pack_and_none_is_no_pack() -> None:
     # The last token predicts no target, so it and what stands behind the last target are not computed.
     assert pack.input_ids.tolist() == [[5, 6, 7] + [0] * 29]
     assert (pack.sources.tolist(), pack.targets.tolist(), pack.counts) == ([0, 2], [6, 8], (2,))
-    assert share_all([], 64) == pack_all([], 64) == find_groups([]) == []
+    assert share_all([], 64) == pack_all([], 64) == group_by_prefix([]) == []
 
 
 def test_a_row_of_one_computed_token_shares_nothing() -> None:
     rows = [place_targets([1, 2, 3], {1}), read_whole([1, 2, 3]), read_whole([1, 2, 4])]
-    assert find_groups(rows) == [Group((0,), 0), Group((1, 2), 2)]
+    assert group_by_prefix(rows) == [Group((0,), 0), Group((1, 2), 2)]
     assert sizes(share_all(rows, 10**6)) == [4, 1]
 
 
@@ -389,7 +390,7 @@ def test_a_long_start_of_many_rows_is_cut_by_the_keys_that_are_read_for_it() -> 
     packs = list(pack_with_shared_prefix(rows, 16384, CPU, True))
     assert sorted(index for pack in packs for index in pack.indices) == list(range(1000))
     for pack in packs:
-        assert pack.spans is not None and pack.spans.places is not None
+        assert pack.spans is not None and pack.spans.key_indices is not None
         # The shared start itself is read once more, and the filling.
-        assert len(pack.spans.places) <= 8 * 16384 + 1500 + 32
+        assert len(pack.spans.key_indices) <= 8 * 16384 + 1500 + 32
     assert len(packs) == 12
