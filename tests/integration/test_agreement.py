@@ -1,6 +1,6 @@
-"""Two validators with seeds from the chain on one network set identical weights, whenever each of them began.
+"""Two validators with seeds from the chain set identical weights.
 
-Both are real, with processes of their own that train the tiny model; this process makes the blocks.
+Both train the tiny model in worker processes; this process makes the blocks.
 """
 
 import time
@@ -30,7 +30,7 @@ POLICY = Policy(blocks_per_epoch=ROUND_BLOCKS, block_threshold=10, is_aligned=Tr
 
 @dataclass
 class Post:
-    """One validator and what it works with."""
+    """One validator with its store and executor."""
 
     name: str
     validator: Validator
@@ -38,16 +38,16 @@ class Post:
     executor: LocalExecutor
 
     def receipts(self) -> dict[SubmissionKey, tuple[int, float]]:
-        """(seed, loss) of everything scored."""
+        """Return seed and loss of every evaluated submission."""
         eval_config = self.validator.eval_config
-        found = {key: self.store.receipt(eval_config, key) for key in self.store.verdicts(eval_config)}
-        results = {key: Receipt.from_json(text, key.hotkey).result for key, text in found.items() if text is not None}
+        texts = {key: self.store.receipt(eval_config, key) for key in self.store.verdicts(eval_config)}
+        results = {key: Receipt.from_json(text, key.hotkey).result for key, text in texts.items() if text is not None}
         return {key: (result.lucky_num, result.loss) for key, result in results.items()}
 
 
 @pytest.fixture
 def open_post(net: Net, tiny_model: Path) -> Iterator[Callable[[str], Post]]:
-    """Starts the validator of a name; all are ended after the test."""
+    """Start validators by name; stop all after the test."""
     made: list[Post] = []
 
     def start(name: str) -> Post:
@@ -82,7 +82,7 @@ def open_post(net: Net, tiny_model: Path) -> Iterator[Callable[[str], Post]]:
 
 
 def run_round(net: Net, *posts: Post) -> None:
-    """Makes blocks to the end of the present round and one more, and holds them while somebody works."""
+    """Advance one block past the round, waiting while a worker is busy."""
     deadline = time.monotonic() + PATIENCE_S
     end = (net.admin.block() // ROUND_BLOCKS + 1) * ROUND_BLOCKS
     while net.admin.block() <= end:
@@ -97,7 +97,7 @@ def run_round(net: Net, *posts: Post) -> None:
 
 
 def register_second(net: Net) -> None:
-    """Registers the second validator, and goes past block 0, where a round could start but no subnet was yet."""
+    """Register the second validator in a block in which the subnet exists."""
     net.admin.advance(ROUND_BLOCKS)
     net.admin.register(make_hotkey(net.parts, "second"), is_validator=True)
 
@@ -114,20 +114,18 @@ def test_two_validators_set_identical_weights_in_every_round(net: Net, open_post
     for name, rows in (("alice", SMALL), ("bob", LARGE), ("carol", make_copy()), ("alice", POOL[30:60])):
         submitters.add(net.submit(name, rows))
         run_round(net, *posts)
-        one, other = (weights(net, post) for post in posts)
-        assert one is None or one == other
+        first_weights, second_weights = (weights(net, post) for post in posts)
+        assert first_weights is None or first_weights == second_weights
         run_round(net, *posts)
-        one, other = (weights(net, post) for post in posts)
-        assert one == other and one is not None
-        assert net.uid(name) in one or name == "carol"
+        first_weights, second_weights = (weights(net, post) for post in posts)
+        assert first_weights == second_weights and first_weights is not None
+        assert net.uid(name) in first_weights or name == "carol"
     assert posts[0].receipts() == posts[1].receipts()
     assert posts[0].receipts().keys() == {key for key in submitters if key.hotkey != net.hotkey("carol")}
     assert net.uid("carol") not in (weights(net, posts[0]) or {}), "a copy has no weight with either"
 
 
-def test_a_late_validator_agrees_after_evaluating_everything(
-    net: Net, open_post: Callable[[str], Post]
-) -> None:
+def test_a_late_validator_agrees_after_evaluating_everything(net: Net, open_post: Callable[[str], Post]) -> None:
     register_second(net)
     first = open_post("validator")
     for name, rows in (("alice", SMALL), ("bob", LARGE), ("carol", POOL[30:60])):

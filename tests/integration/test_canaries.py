@@ -1,4 +1,4 @@
-"""The search for secrets in what the tests leave behind finds them, however they are spelled."""
+"""Test that the search for planted secrets finds every spelling."""
 
 import os
 import subprocess
@@ -9,13 +9,13 @@ import pytest
 
 from tests.fixtures.canaries import ENVIRONMENT
 
-TESTS = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 CONFTEST = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(TESTS)!r})
-import canaries
+sys.path.insert(0, {str(ROOT)!r})
+from tests.fixtures import canaries
 from tests.fixtures.canaries import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary
 home = Path(__file__).with_name("home")
 home.mkdir(exist_ok=True)
@@ -23,7 +23,8 @@ canaries.plant(home)
 """
 
 PREAMBLE = """
-import base64, canaries, json, os, pathlib, subprocess, sys, urllib.parse
+import base64, json, os, pathlib, subprocess, sys, urllib.parse
+from tests.fixtures import canaries
 home = pathlib.Path(__file__).with_name("home")
 key = os.environ["WANDB_API_KEY"]
 password = os.environ["BT_PW_CANARY"]
@@ -68,7 +69,7 @@ def test_every_planted_secret_fails_the_session_and_is_named(
     )
     assert done.returncode == status, done.stdout
     summary = done.stdout.partition("secrets of the environment were found")[2]
-    assert [told for told in actions.values() if told not in summary] == [], done.stdout
+    assert [expected for expected in actions.values() if expected not in summary] == [], done.stdout
     assert (f"{len(actions)} passed" in done.stdout) == (actions is not FAILURE), "only the search fails the session"
 
 

@@ -1,6 +1,6 @@
-"""The whole competition in processes: miners publish, a validator checks, trains and weighs, anyone verifies.
+"""A whole competition in processes: publish, evaluate, weigh, verify.
 
-What is slow is done once for the module, and each test makes one claim about what came of it.
+The slow runs happen once for the module; each test makes one claim about their results.
 """
 
 import json
@@ -51,7 +51,7 @@ EPOCHS = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a validator left in its state folder, and the weights on chain at its end."""
+    """Contents of a validator's state folder, and its weights on chain."""
 
     process: Process | Ended
     round: Round
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class Arena:
-    """The network with all its submissions made, two of them by miners in processes."""
+    """A network with six submissions, two of them published by miner processes."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
@@ -102,20 +102,20 @@ class Arena:
         return Process(VALIDATOR, *self.arguments(state, args, *more), env=self.net.environment("validator"))
 
     def key(self, name: str) -> SubmissionKey:
-        found = self.net.chain(name).commitment(self.net.hotkey(name))
-        assert found is not None and found.text is not None
-        return SubmissionKey(self.net.hotkey(name), found.text)
+        commitment = self.net.chain(name).commitment(self.net.hotkey(name))
+        assert commitment is not None and commitment.text is not None
+        return SubmissionKey(self.net.hotkey(name), commitment.text)
 
     def read(self, state: str, process: Process | Ended) -> Outcome:
-        """What is in the state folder now. A running validator is not disturbed."""
+        """Read the state folder, also of a running validator."""
         names = {self.net.hotkey(name): name for name in MINERS}
         with Store(self.folder / state / "validator.sqlite3", is_read_only=True) as store:
             last = store.last_round()
             assert last is not None
             standings = {names[line.key.hotkey]: line for line in store.leaderboard(last.id)}
             intents = store.intents(last.id)
-        found = [read_receipt(path) for path in (self.folder / state / "receipts").glob("*.json")]
-        receipts = {names[one.submission.hotkey]: one for one in found if one.submission is not None}
+        read = [read_receipt(path) for path in (self.folder / state / "receipts").glob("*.json")]
+        receipts = {names[receipt.submission.hotkey]: receipt for receipt in read if receipt.submission is not None}
         weights = self.net.admin.weights(self.net.hotkey("validator"))
         return Outcome(process, last, standings, intents, receipts, weights)
 
@@ -237,7 +237,7 @@ def test_validator_script_and_function_give_the_same_bits(arena: Arena, spine: O
     result = spine.receipts["alice"].result
     options = RunOptions(training_args=load_training_args(arena.args), model_path=arena.model)
     competition = arena.net.competition
-    here = train_lora(
+    direct = train_lora(
         SEED,
         competition.bench,
         competition.rows,
@@ -245,12 +245,12 @@ def test_validator_script_and_function_give_the_same_bits(arena: Arena, spine: O
         eval_data_dir=eval_dir,
         options=options,
     )
-    assert json.loads(process.output)["loss"] == result.loss == here
+    assert json.loads(process.output)["loss"] == result.loss == direct
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """One round through three processes: the first was asked to stop, the second killed, the third left alone."""
+    """One round through three processes: stopped, killed, and undisturbed."""
 
     seconds_to_stop: float
     after_stop: Outcome

@@ -42,9 +42,11 @@ def test_one_file_of_a_repo_is_downloaded(net: Net) -> None:
     with hub_requests() as asked, open_bench(net) as bench:
         bench.executor.hold = True
         bench.tick_until(lambda: bool(bench.executor.running()))
-        held = sorted(path.name for path in bench.validator.config.data_dir.rglob("*") if path.is_file())
-    assert held == [".source.json", "data.jsonl"]
-    assert [one.rpartition("/resolve/")[2] for one in about(asked, "alice/data/resolve/")] == [f"{commit}/data.jsonl"]
+        files_on_disk = sorted(path.name for path in bench.validator.config.data_dir.rglob("*") if path.is_file())
+    assert files_on_disk == [".source.json", "data.jsonl"]
+    assert [first.rpartition("/resolve/")[2] for first in about(asked, "alice/data/resolve/")] == [
+        f"{commit}/data.jsonl"
+    ]
 
 
 def test_download_that_never_ends_is_given_up(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +91,11 @@ def test_downloads_are_kept_and_failures_back_off(net: Net) -> None:
 
 
 def test_round_without_scores_ends(net: Net) -> None:
-    with log_lines() as told, open_bench(net, policy=dataclasses.replace(SHORT, max_rounds=2)) as bench:
+    with log_lines() as logged, open_bench(net, policy=dataclasses.replace(SHORT, max_rounds=2)) as bench:
         run_bounded(bench.validator)
         assert bench.validator.rounds_done == 2
     assert weights_of(net) == {0: 65535}
-    assert not [line for line in told if "bug" in line]
+    assert not [line for line in logged if "bug" in line]
 
 
 def test_commitment_made_during_downtime_is_evaluated(net: Net) -> None:
@@ -141,12 +143,12 @@ def test_resubmitted_weights_follow_hotkeys(net: Net) -> None:
         for _ in range(100):
             with suppress(RemoteError):
                 bench.validator.tick()
-        assert [one.is_repeat for one in bench.store.intents(1)] == [False, True]
+        assert [first.is_repeat for first in bench.store.intents(1)] == [False, True]
     assert weights_of(net) == {net.uid("bob"): 65535}
 
 
 def _let_repeat(net: Net) -> None:
-    """From here on no evaluation set can be had, and the last weights will soon be too old."""
+    """Make the evaluation set unavailable and the last weights soon too old."""
     net.admin.set_hyperparameter("Tempo", 10)
     net.admin.set_hyperparameter("ActivityCutoffFactorMilli", 10_000)
     shutil.rmtree(net.parts.folder / "state" / "eval_data")
@@ -167,7 +169,7 @@ def test_commit_reveal_weights_need_no_process_state(net: Net) -> None:
 
 
 class CountingChain(SteppingChain):
-    """Counts the reads that reach the chain."""
+    """A chain connection that counts its reads."""
 
     def __init__(self, net: Net, name: str) -> None:
         super().__init__(net, name)
@@ -205,10 +207,10 @@ def test_two_validators_share_a_machine(net: Net, tiny_model: Path) -> None:
     ]
     starts = [(VALIDATOR, *arguments, "--state_dir", folder) for folder in folders]
     with (
-        Process(*starts[0], env=net.environment("validator")) as one,
-        Process(*starts[1], env=net.environment("validator")) as two,
+        Process(*starts[0], env=net.environment("validator")) as first,
+        Process(*starts[1], env=net.environment("validator")) as second,
     ):
-        assert [one.finish(), two.finish()] == [0, 0], [*one.logs[-5:], *two.logs[-5:]]
+        assert [first.finish(), second.finish()] == [0, 0], [*first.logs[-5:], *second.logs[-5:]]
     losses = []
     for folder in folders:
         with Store(folder / "validator.sqlite3", is_read_only=True) as store:

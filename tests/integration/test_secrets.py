@@ -1,6 +1,6 @@
-"""What a validator and a miner at work leave open: to other processes, to other users, in files and on the network.
+"""What a running validator and miner expose to processes, users, files and the network.
 
-One real run of each, under a umask that hides nothing and with secrets in the environment, watched by the kernel.
+One real run of each, under umask 0 and with secrets in the environment, observed from the kernel.
 """
 
 import ast
@@ -62,7 +62,7 @@ with open(TOLD + "-by", "a") as told:
 
 @dataclass
 class Seen:
-    """What is left of the two runs."""
+    """Files and observations of both runs."""
 
     net: Net
     state: Path
@@ -125,17 +125,17 @@ def test_both_ran_and_left_what_is_looked_at_below(seen: Seen) -> None:
 
 
 def test_each_process_has_the_secrets_it_needs_and_no_other(seen: Seen) -> None:
-    held = {
+    environments = {
         name: {variable.split(b"=")[0].decode() for variable in variables if b"=" in variable}
         for name, variables in seen.validator.environments.items()
     }
     secret = {*ENVIRONMENT, "HF_TOKEN"}
     needed = {"main": secret, "template.telemetry.wandb_run": {"WANDB_API_KEY"}}
-    for name, variables in held.items():
+    for name, variables in environments.items():
         allowed = {"WANDB_API_KEY"} if "core" in name else needed.get(name, set())
         assert variables & secret == allowed & variables, name
-    assert held["template.workers.worker"] & secret == set()
-    assert secret <= held["main"], "the run had them to give away"
+    assert environments["template.workers.worker"] & secret == set()
+    assert secret <= environments["main"], "the run had them to give away"
 
 
 def test_no_command_line_holds_a_secret(seen: Seen) -> None:
@@ -169,12 +169,12 @@ def test_nothing_is_unpickled_in_any_process_of_the_two(seen: Seen) -> None:
 
 
 def test_the_hook_hears_of_a_pickle(tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    (tmp_path / "sitecustomize.py").write_text(f"TOLD = {str(told)!r}\n{HOOK}")
+    log_file = tmp_path / "told"
+    (tmp_path / "sitecustomize.py").write_text(f"TOLD = {str(log_file)!r}\n{HOOK}")
     code = "import pickle, pathlib; pickle.loads(pickle.dumps(pathlib.Path('x')))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    assert "pathlib" in told.read_text()
+    assert "pathlib" in log_file.read_text()
 
 
 def test_only_the_hotkey_is_opened_and_no_wallet_is_written(seen: Seen) -> None:
@@ -209,10 +209,10 @@ def test_the_file_of_a_sealed_commitment_is_its_owners_alone(net: Net) -> None:
     try:
         with open_journal(configure(net), net.chain("alice")) as journal:
             journal.save_dataset(b"nobody knows yet")
-            kept = journal.sealed_copy(hashlib.sha256(b"nobody knows yet").hexdigest())
-            assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+            copy = journal.sealed_copy(hashlib.sha256(b"nobody knows yet").hexdigest())
+            assert stat.S_IMODE(copy.stat().st_mode) == 0o600
             journal.delete_dataset(b"nobody knows yet")
-            assert not kept.exists()
+            assert not copy.exists()
     finally:
         os.umask(before)
 
@@ -241,8 +241,12 @@ def test_a_worker_gets_its_token_outside_the_environment(
         witness.look(pid)
     finally:
         executor.close()
-    held = b"\0".join(witness.environments["template.workers.worker"])
-    assert b"HF_ENDPOINT" in held and b"HF_TOKEN" not in held and hub_token("Qwen").encode() not in held
+    environments = b"\0".join(witness.environments["template.workers.worker"])
+    assert (
+        b"HF_ENDPOINT" in environments
+        and b"HF_TOKEN" not in environments
+        and hub_token("Qwen").encode() not in environments
+    )
 
 
 def test_a_worker_forgets_the_token_before_it_is_given_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,9 +265,20 @@ def test_a_worker_forgets_the_token_before_it_is_given_a_dataset(monkeypatch: py
 
 
 def test_a_child_gets_only_the_named_secrets() -> None:
-    held = {"HF_TOKEN": "a", "RAY_AUTH_TOKEN": "b", "BT_PW_X": "c", "PATH": "d", "wandb_api_key": "e", "HF_HOME": "f"}
-    assert without_secrets(held) == {"PATH": "d", "HF_HOME": "f"}
-    assert without_secrets(held, keep=["RAY_AUTH_TOKEN"]) == {"RAY_AUTH_TOKEN": "b", "PATH": "d", "HF_HOME": "f"}
+    environments = {
+        "HF_TOKEN": "a",
+        "RAY_AUTH_TOKEN": "b",
+        "BT_PW_X": "c",
+        "PATH": "d",
+        "wandb_api_key": "e",
+        "HF_HOME": "f",
+    }
+    assert without_secrets(environments) == {"PATH": "d", "HF_HOME": "f"}
+    assert without_secrets(environments, keep=["RAY_AUTH_TOKEN"]) == {
+        "RAY_AUTH_TOKEN": "b",
+        "PATH": "d",
+        "HF_HOME": "f",
+    }
 
 
 def check(folder: Path) -> Path:
@@ -300,10 +315,8 @@ def test_a_foreign_folder_is_unchanged_or_rejected(tmp_path: Path) -> None:
         check(folder)
 
 
-def test_a_group_folder_of_root_is_used_a_public_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As platforms give a volume to a process that is not root."""
+def test_a_group_folder_of_root_is_used_a_public_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some platforms mount a volume so for a process that is not root."""
     if os.geteuid() != 0:
         pytest.skip("only root can make one")
     folder = tmp_path / "volume"
@@ -365,7 +378,7 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_no_log_shows_the_values_of_variables() -> None:
-    """loguru's `diagnose`, on by default, prints those of every frame of a traceback."""
+    """loguru's `diagnose`, on by default, prints variables of every frame."""
     calls = [
         (path.name, {word.arg: ast.unparse(word.value) for word in node.keywords})
         for folder in ("template", "neurons", "scripts")

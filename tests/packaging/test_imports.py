@@ -1,4 +1,4 @@
-"""Who may import whom. The folder is the rule: a room is a folder of template/, or a module beside the folders."""
+"""Check imports by folder: a room is a folder of template/ or a module beside them."""
 
 import ast
 import graphlib
@@ -61,7 +61,7 @@ LIBRARIES = {
 
 
 def find_imports(root: Path) -> Iterator[tuple[str, str]]:
-    """Every import of the product, the lazy ones too: the module that it stands in, and the module that it names."""
+    """Yield importer and imported module of every import, lazy ones included."""
     files = [path for folder in ("template", "neurons", "scripts") for path in (root / folder).rglob("*.py")]
     names = {path: ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in files}
     for path, module in names.items():
@@ -77,7 +77,7 @@ def find_imports(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def room(module: str) -> str:
-    """The room of a module of this repository; `""` is the package itself."""
+    """Return the room of a module; `""` is the package itself."""
     top, _, rest = module.partition(".")
     return rest.partition(".")[0] if top == "template" else top
 
@@ -87,7 +87,7 @@ def is_own(module: str) -> bool:
 
 
 def find_faults(root: Path) -> list[str]:
-    """Imports that the tables forbid, and circles."""
+    """Return the imports that the tables forbid, and circles."""
     faults, graph = [], dict[str, set[str]]()
     for source, target in find_imports(root):
         allowed = ROOMS.get(room(source), "").split()
@@ -130,11 +130,11 @@ PLANTED = {
 
 @pytest.mark.parametrize("path", PLANTED)
 def test_a_forbidden_import_is_found(path: str, tmp_path: Path) -> None:
-    text, told = PLANTED[path]
+    text, expected = PLANTED[path]
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(text)
     (fault,) = find_faults(tmp_path)
-    assert told in fault
+    assert expected in fault
 
 
 def test_a_circle_is_found(tmp_path: Path) -> None:

@@ -1,7 +1,4 @@
-"""The lock file's hashes: where they come from, and that nothing is installed whose file is not named by them.
-
-Real pip in a real environment, over tiny wheels in a folder: no network.
-"""
+"""Test that setup installs only files whose hash is in the lock file."""
 
 import hashlib
 import http.server
@@ -26,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Clone:
-    """A checkout whose environment scripts/setup.sh makes, from a folder of wheels."""
+    """A checkout whose environment scripts/setup.sh makes from a folder of wheels."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.wheels = folder / "clone", folder / "wheels"
@@ -40,7 +37,7 @@ class Clone:
             shutil.copy(ROOT / "scripts" / name, self.root / "scripts" / name)
 
     def set_up(self, lock: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        """Runs the script over a lock file of this text."""
+        """Run the script with a lock file of this text."""
         (self.root / "requirements.lock").write_text(lock)
         environment = {
             **os.environ,
@@ -51,7 +48,7 @@ class Clone:
         return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
 
     def installed(self) -> set[str]:
-        """Names and versions that the environment holds, beside its tools."""
+        """Return names and versions of the installed packages, without tools."""
         shown = subprocess.run(
             [self.python, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True, check=True
         )
@@ -93,10 +90,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_wrong_hash_installs_nothing(clone: Clone, case: str) -> None:
-    change, told = REFUSED[case]
+    change, expected = REFUSED[case]
     done = clone.set_up(change(make_wheel(clone.wheels, "wrong")))
     assert done.returncode == 1
-    assert told in done.stderr and "cannot be had as it names them" in done.stderr
+    assert expected in done.stderr and "cannot be had as it names them" in done.stderr
     assert "Environment ready" not in done.stdout
     assert not any(name.startswith("wrong") for name in clone.installed())
 
@@ -122,12 +119,12 @@ FILES = ["Odd_Name-1.0-py3-none-any.whl", "odd_name-1.0-cp311-cp311-win_amd64.wh
 OTHERS = ["odd_name-1.0.1-py3-none-any.whl", "odd-name-11.0.tar.gz", "odd_name-1.0.exe"]
 DIGESTS = {name: hashlib.sha256(name.encode()).hexdigest() for name in [*FILES, *OTHERS]}
 EXPECTED = " \\\n    ".join(
-    ["Odd_Name==1.0", *(f"--hash=sha256:{one}" for one in sorted(DIGESTS[name] for name in FILES))]
+    ["Odd_Name==1.0", *(f"--hash=sha256:{line}" for line in sorted(DIGESTS[name] for name in FILES))]
 )
 
 
 def write_page(folder: Path, content: str) -> str:
-    """The address of an index of one page, on disk."""
+    """Return the address of an index of one page, on disk."""
     (folder / "odd-name").mkdir()
     (folder / "odd-name" / "index.html").write_text(content)
     return folder.as_uri()
@@ -135,7 +132,7 @@ def write_page(folder: Path, content: str) -> str:
 
 @contextmanager
 def json_index() -> Iterator[str]:
-    """The address of an index that answers in JSON to whoever takes it."""
+    """Serve an index that answers in JSON where the client accepts it."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -167,8 +164,12 @@ def test_the_files_of_a_release_are_hashed_from_any_index(tmp_path: Path) -> Non
 
 def test_a_release_without_hashes_ends_it_with_nothing_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = write_page(tmp_path, f'<a href="{FILES[0]}">bare</a><a href="{FILES[2]}#sha256={DIGESTS[FILES[2]]}">x</a>')
-    for pin, told in (("odd-name==1.0", f"no sha256 of {FILES[0]}"), ("odd-name==3", "no file of"), ("x==1", "list")):
-        with pytest.raises(HostError, match=told):
+    for pin, expected in (
+        ("odd-name==1.0", f"no sha256 of {FILES[0]}"),
+        ("odd-name==3", "no file of"),
+        ("x==1", "list"),
+    ):
+        with pytest.raises(HostError, match=expected):
             lock_hashes.hashes_of(index, pin)
     monkeypatch.setattr("sys.stdin", io.StringIO("odd-name==1.0\n"))
     ended = call_main(lock_hashes.main, "--index", index)

@@ -1,8 +1,7 @@
-"""Nothing of the product, its scripts and its local network reads data in a form that can carry code.
+"""Check that the product never reads a format that can carry code.
 
-What a text search cannot show, that nothing is unpickled while a validator scores,
-`tests/integration/test_secrets.py` shows of a
-real run. Ray is the one exception: its own processes speak pickle to each other, which `docs/scaling.md` says.
+`tests/integration/test_secrets.py` shows it for a real run. Ray is the exception: its own processes exchange pickles
+(docs/scaling.md).
 """
 
 import ast
@@ -51,7 +50,7 @@ ALLOWED = {
 
 
 def find(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and description of each break of a rule."""
+    """Return line and description of each violation."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -63,7 +62,7 @@ def find(tree: ast.AST) -> Iterator[tuple[int, str]]:
             if any(name == module or name.startswith(f"{module}.") for module in FORBIDDEN_MODULES):
                 yield getattr(node, "lineno", 0), f"imports {name}"
         if isinstance(node, ast.Call):
-            yield from ((node.lineno, told) for told in broken_by(node))
+            yield from ((node.lineno, violation) for violation in broken_by(node))
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False":
             yield node.value.lineno, "trust_remote_code"
 
@@ -81,7 +80,7 @@ def broken_by(call: ast.Call) -> Iterator[str]:
     if short in DEMANDED and words.get(DEMANDED[short][0]) != DEMANDED[short][1]:
         yield f"{called} without {'='.join(DEMANDED[short])}"
     if called in ("__import__", "importlib.import_module") and not all(
-        isinstance(one, ast.Constant) for one in call.args
+        isinstance(argument, ast.Constant) for argument in call.args
     ):
         yield f"{called} of a name that is made up"
     if short.endswith(".from_pretrained"):
@@ -91,15 +90,19 @@ def broken_by(call: ast.Call) -> Iterator[str]:
 
 
 def test_no_file_reads_what_can_carry_code_nor_runs_words() -> None:
-    found = {
-        (str(path.relative_to(ROOT)), told): line
+    violations = {
+        (str(path.relative_to(ROOT)), violation): line
         for folder in ("template", "neurons", "scripts")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for line, told in find(ast.parse(path.read_text(encoding="utf-8")))
+        for line, violation in find(ast.parse(path.read_text(encoding="utf-8")))
     }
-    unexpected = [f"{path}:{line}: {told}" for (path, told), line in found.items() if (path, told) not in ALLOWED]
+    unexpected = [
+        f"{path}:{line}: {violation}"
+        for (path, violation), line in violations.items()
+        if (path, violation) not in ALLOWED
+    ]
     assert unexpected == []
-    assert set(ALLOWED) <= set(found), "an exception that nothing needs any more"
+    assert set(ALLOWED) <= set(violations), "an exception that nothing needs any more"
 
 
 WRONG = """

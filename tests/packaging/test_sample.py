@@ -1,4 +1,4 @@
-"""The sample competition: its pool is fit to score on, and its four miners are what the quickstart says they are."""
+"""Test the sample competition: its evaluation set and its four miners."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def pool() -> tuple[Row, ...]:
 
 @pytest.fixture(scope="module")
 def miners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Row, ...]]:
-    """The rows of each miner, by miner, as the script writes them."""
+    """Return the rows that the script writes for each miner."""
     out = tmp_path_factory.mktemp("miners")
     _make_miners(out)
     files = sorted(out.glob("*/data.jsonl"))

@@ -33,14 +33,14 @@ PROGRAMS = [
 
 
 def reads(tree: ast.AST, *, of: str | None = None) -> set[str]:
-    """The attributes that a module reads, of the variable `of` or of anything but self."""
-    found = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load))
-    owners = ((getattr(node.value, "id", None), node.attr) for node in found)
+    """Return the attributes read of the variable `of`, or of anything but self."""
+    attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load))
+    owners = ((getattr(node.value, "id", None), node.attr) for node in attributes)
     return {name for owner, name in owners if (owner == of if of else owner != "self")}
 
 
 def names(tree: ast.AST) -> set[str]:
-    """The names that a module imports or uses."""
+    """Return the names that a module imports or uses."""
     aliases = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     return aliases | reads(tree) | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
