@@ -15,7 +15,8 @@ from template.chain.client import STALL_S, Chain
 from template.chain.endpoints import Endpoints
 from template.cli import add_chain_arguments, open_chain
 from template.errors import ConfigError, RemoteError
-from template.localnet.chain.chain import ChainFault, LocalChain
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, connect
 

@@ -10,7 +10,8 @@ from websockets.sync.server import serve
 
 from template.chain.client import Chain, bt
 from template.errors import RemoteError
-from template.localnet.chain.chain import ChainFault, LocalChain
+from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import (
     NETUID,

@@ -59,9 +59,9 @@ def test_sealed_and_plain_overwrite_each_other(local: LocalChain, miner: Chain) 
     miner.publish_sealed("one", soon())
     miner.publish("two")
     assert [(entry.text, entry.reveal_round) for entry in miner.view().commitments] == [("two", None)]
-    with pytest.raises(ValueError, match="no sealed commitment"):
+    with pytest.raises(ValueError, match="no timelocked commitment"):
         local.reveal(miner.hotkey, "one")
-    with pytest.raises(ValueError, match="no sealed commitment"):
+    with pytest.raises(ValueError, match="no timelocked commitment"):
         local.reveal(VALIDATOR.ss58_address, "one")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from template.errors import ConfigError, HostError
 from template.hub import datasets
-from template.localnet.chain.chain import ChainFault
+from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub import store as hub_store
 from template.miner.journal import Journal
 from template.records import PublishOutcome

@@ -15,7 +15,7 @@ from template.chain.client import Chain, round_time
 from template.constants import BLOCK_S
 from template.errors import ConfigError, RemoteError
 from template.hub import datasets
-from template.localnet.chain.chain import ChainFault
+from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub import store as hub_store
 from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.miner.draft import PublishResult

@@ -17,7 +17,7 @@ from template.chain.timelock import beacon_round_at
 from template.competition import CommitmentRecord
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, RemoteError
-from template.localnet.chain.chain import ChainFault
+from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.network import NETUID, make_hotkey

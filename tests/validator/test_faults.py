@@ -10,7 +10,7 @@ import pytest
 from template.competition import CommitmentRecord
 from template.errors import HostError, Reason, RemoteError
 from template.hub.storage import HubFile
-from template.localnet.chain.chain import ChainFault
+from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files

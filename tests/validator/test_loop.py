@@ -115,7 +115,7 @@ def test_all_is_burned_when_nobody_scores(net: Net) -> None:
 
 
 def test_no_weights_are_set_when_there_is_nobody_to_burn_to(net: Net) -> None:
-    with net.admin._ledger.write() as state:
+    with net.admin.write() as state:
         state.put("SubnetOwnerHotkey", "", "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY")
     with log_lines() as lines, open_bench(net, policy=Policy(max_rounds=1, blocks_per_epoch=30)) as bench:
         run_bounded(bench.validator)

@@ -1,9 +1,9 @@
-"""The local chain's state: blocks by wall clock and a journal of every value, in one SQLite file.
+"""The local chain's state in one SQLite file: blocks by the clock, and every past value.
 
-Several processes share the file. A write goes into the block after the newest sealed one, under SQLite's write lock,
-and whoever first looks past a block seals it under that same lock; so a block that anyone has seen never changes,
-and every past block keeps answering as it did, unless `reorganise` takes it back, which no finalized block can be.
-Values are JSON, journalled by the block that set them.
+Several processes share the file. A write goes into the block after the newest sealed one, under SQLite's write lock.
+Whoever first reads past a block seals it under that same lock. So a block that anyone has read never changes, unless
+`reorganise` takes it back, and no finalized block can be taken back. Values are JSON, stored by the block that set
+them.
 """
 
 import hashlib
@@ -13,8 +13,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 from template.errors import ConfigError
 
@@ -55,8 +56,17 @@ SELECT key, (
 """
 
 
+class ChainFault(StrEnum):
+    """How a call fails. LOSE_ANSWER is for writes: the call lands, then the connection drops."""
+
+    HANG = "hang"
+    DISCONNECT = "disconnect"
+    ERROR = "error"
+    LOSE_ANSWER = "lose_answer"
+
+
 class UnknownBlockError(Exception):
-    """A block that does not exist yet, or a hash that is no block's of this chain."""
+    """A block number or hash that this chain does not have."""
 
 
 class State:
@@ -74,7 +84,7 @@ class State:
         return default if row is None else json.loads(row[0])
 
     def entries(self, item: str) -> list[tuple[str, Any]]:
-        """Every key of a map with its value, by key. Nulls are left out: they are deletions."""
+        """List the keys of a map with their values, by key. A null deletes its key."""
         rows = self._connection.execute(_ENTRIES, {"item": item, "block": self.block}).fetchall()
         return [(key, json.loads(value)) for key, value in rows if value not in (None, "null")]
 
@@ -84,45 +94,47 @@ class State:
         )
 
     def record_extrinsic(self, data: bytes, signer: str, error: str | None) -> int:
-        """Puts an extrinsic into this block and returns its position, counted from 1 after the timestamp."""
+        """Add an extrinsic to this block; return its position, counted from 1 after the timestamp."""
         (position,) = self._connection.execute(
-            "SELECT coalesce(max(position), 0) + 1 FROM extrinsics WHERE block = ?", (self.block,)
+            "INSERT INTO extrinsics SELECT ?1, coalesce(max(position), 0) + 1, ?2, ?3, ?4 FROM extrinsics"
+            " WHERE block = ?1 RETURNING position",
+            (self.block, data, signer, error),
         ).fetchone()
-        self._connection.execute(
-            "INSERT INTO extrinsics VALUES (?, ?, ?, ?, ?)", (self.block, position, data, signer, error)
-        )
         return int(position)
 
 
 class Ledger:
-    """One open file. Not for use by two threads at once; other processes open their own.
+    """An open chain file. Not for use by two threads at once; other processes open their own.
 
-    now: the wall clock in seconds. Raises: ConfigError when `path` holds no local chain.
+    Args:
+        now: the wall clock in seconds.
+
+    Raises: ConfigError when `path` is not a local chain's file.
     """
 
     def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
         if not path.is_file():
-            raise ConfigError(f"--subtensor.network sim:PATH must name a local chain's file; there is none at {path}")
+            raise ConfigError(f"--subtensor.network sim:PATH must name a local chain's file: {path} does not exist")
         self.path = path
         self._now = now
         self._connection = _connect(path)
         try:
-            (found,) = self._connection.execute("PRAGMA application_id").fetchone()
-            if found != _APPLICATION_ID:
-                raise sqlite3.DatabaseError("it is another application's file")
+            (application_id,) = self._connection.execute("PRAGMA application_id").fetchone()
+            if application_id != _APPLICATION_ID:
+                raise sqlite3.DatabaseError("another application's file")
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self.genesis, self.netuid = self._connection.execute("SELECT genesis, netuid FROM chain").fetchone()
-        except sqlite3.DatabaseError as exc:
+        except sqlite3.DatabaseError as error:
             self._connection.close()
             raise ConfigError(
-                f"--subtensor.network sim:PATH must name a local chain, and {path} is none: {exc}"
-            ) from exc
+                f"--subtensor.network sim:PATH must name a local chain's file, not {path}: {error}"
+            ) from error
 
     @classmethod
-    def create(cls, path: Path, *, netuid: int, block_time_s: float, now: Callable[[], float] = time.time) -> "Ledger":
-        """Writes a new chain at block 0. Raises: ConfigError when `path` exists already."""
+    def create_file(cls, path: Path, *, netuid: int, block_time_s: float, now: Callable[[], float] = time.time) -> Self:
+        """Write a new chain at block 0 and open it. Raises: ConfigError when `path` exists."""
         if path.exists():
-            raise ConfigError(f"a local chain needs a new file, and {path} exists")
+            raise ConfigError(f"{path} exists: name a new file for the local chain")
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = _connect(path)
         try:
@@ -140,14 +152,14 @@ class Ledger:
     def close(self) -> None:
         self._connection.close()
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def head(self) -> int:
-        """Number of the newest block, which this call seals."""
+    def block(self) -> int:
+        """Return the number of the newest block, and seal it."""
         sealed, due = self._sealed_and_due()
         if due <= sealed:
             return sealed
@@ -155,79 +167,70 @@ class Ledger:
             return self._seal()
 
     def finalized(self) -> int:
-        """Number of the newest block that can no longer be taken back: the head, unless finality lags behind it."""
-        head = self.head()
+        """Return the number of the newest block that cannot be taken back."""
+        head = self.block()
         lag, finalized = self._connection.execute("SELECT finality_lag, finalized FROM chain").fetchone()
         return max(int(finalized), head - int(lag))
 
     def set_finality_lag(self, blocks: int) -> None:
-        """Has every block count as final once it is so many blocks below the head; what is final stays so."""
+        """Finalize each block once the head is `blocks` ahead of it; finalized blocks stay final.
+
+        Source: mainnet's voters vote for no block less than two below the best one, VotingRulesBuilder::default() of
+        sc-consensus-grandpa, which subtensor's node/src/service.rs uses.
+        """
         with self._transaction():
-            self._keep_final()
+            self._finalize()
             self._connection.execute("UPDATE chain SET finality_lag = ?", (blocks,))
 
     def reorganise(self, blocks: int) -> int:
-        """Takes the newest blocks back, with all that was written in them, and returns the new head.
+        """Take the newest blocks back with all their writes; return the new head.
 
-        The blocks that follow are of another fork, so their hashes are others. Raises: ValueError when that many are
-        not open to change, or when blocks come by the clock, which goes on.
+        The blocks that follow belong to another fork and have other hashes. Raises: ValueError when so many are not
+        open to change, or when the clock makes the blocks.
         """
         with self._transaction():
-            if self.block_time_s() != 0:
-                raise ValueError("blocks come by the clock; set block_time_s to 0 to take some back")
+            self._require_stopped_clock()
             head = self._seal()
-            final = self._keep_final()
+            final = self._finalize()
             if not 0 < blocks <= head - final:
                 raise ValueError(f"{head - final} blocks can be taken back, not {blocks}")
-            kept = head - blocks
+            last = head - blocks
             for table, column in (("state", "block"), ("extrinsics", "block"), ("clock", "first_block")):
-                self._connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (kept,))
-            self._connection.execute("INSERT INTO forks (first_block) VALUES (?)", (kept + 1,))
-            self._connection.execute("INSERT OR REPLACE INTO clock VALUES (?, ?, 0)", (kept, self.timestamp(kept)))
-            self._connection.execute("UPDATE chain SET sealed = ?", (kept,))
-            return kept
-
-    def _keep_final(self) -> int:
-        """Writes down which block is final by now, and returns it. Only inside a transaction."""
-        head = self._seal()
-        self._connection.execute("UPDATE chain SET finalized = max(finalized, ? - finality_lag)", (head,))
-        (final,) = self._connection.execute("SELECT finalized FROM chain").fetchone()
-        return int(final)
+                self._connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (last,))
+            self._connection.execute("INSERT INTO forks (first_block) VALUES (?)", (last + 1,))
+            self._connection.execute("INSERT OR REPLACE INTO clock VALUES (?, ?, 0)", (last, self.timestamp(last)))
+            self._connection.execute("UPDATE chain SET sealed = ?", (last,))
+            return last
 
     def at(self, block: int | None = None) -> State:
-        """State as of a block, the head by default. Raises: UnknownBlockError for one that is not sealed."""
-        head = self.head()
+        """Return the state as of a block, the head by default. Raises: UnknownBlockError above the head."""
+        head = self.block()
         if block is not None and not 0 <= block <= head:
             raise UnknownBlockError(f"no block at height {block}")
         return State(self._connection, head if block is None else block)
 
     def pending(self) -> State:
-        """State with every write in it, those of the block that is being made included."""
+        """Return the state with every write, those into the next block included."""
         return State(self._connection, _NO_BLOCK_YET)
 
     @contextmanager
     def write(self) -> Iterator[State]:
-        """One transaction, which goes into the block after the newest.
-
-        When blocks do not come by the clock (block time 0), the transaction makes its own block.
-        """
+        """Write into the next block in one transaction; with block time 0, make that block too."""
         with self._transaction():
             state = State(self._connection, self._seal() + 1)
             yield state
             if self.block_time_s() == 0:
                 self._step(1)
 
-    def advance(self, blocks: int) -> int:
-        """Makes blocks at once and returns the new head. Raises: ValueError when blocks come by the clock."""
-        if blocks < 1:
-            raise ValueError(f"a chain advances by 1 block or more, not {blocks}")
+    def advance(self, blocks: int = 1) -> int:
+        """Make blocks at once; return the new head. Raises: ValueError when the clock makes them."""
         with self._transaction():
-            if self.block_time_s() != 0:
-                raise ValueError("blocks come by the clock; set block_time_s to 0 to step them")
+            self._require_stopped_clock()
             return self._step(blocks)
 
     def set_block_time(self, block_time_s: float) -> None:
-        """Seconds per block from the next block on; 0 stops the clock, and then only writes and steps make blocks."""
+        """Set the seconds per block from the next block on; 0 leaves blocks to writes and `advance`."""
+        check_block_time(block_time_s)
         with self._transaction():
             # The new pace starts a block, so that no sealed block's time changes.
             head = self._seal() + 1
@@ -238,18 +241,14 @@ class Ledger:
         return self._pace()[2]
 
     def timestamp(self, block: int) -> float:
-        """Unix time in seconds at which a block began."""
-        first, started_at, pace = self._connection.execute(
-            "SELECT first_block, started_at, block_time_s FROM clock WHERE first_block <= ?"
-            " ORDER BY first_block DESC LIMIT 1",
-            (block,),
-        ).fetchone()
+        """Return the Unix time in seconds at which a block began."""
+        first, started_at, pace = self._pace(block)
         return float(started_at + (block - first) * pace)
 
     def hash_of(self, block: int) -> str:
-        """The block's hash: a digest of genesis, fork and number, which ends in the number for looking it up."""
+        """Hash genesis, fork and number; the hash ends in the number, which finds the block again."""
         number = block.to_bytes(32 - _DIGEST_BYTES, "big")
-        # The newest fork that begins at or below a block is the one that block is of.
+        # A block belongs to the newest fork that begins at or below it.
         (fork,) = self._connection.execute(
             "SELECT coalesce(max(number), 0) FROM forks WHERE first_block <= ?", (block,)
         ).fetchone()
@@ -258,32 +257,31 @@ class Ledger:
         return "0x" + digest.hexdigest() + number.hex()
 
     def number_of(self, block_hash: str) -> int:
-        """The block with that hash. Raises: UnknownBlockError when this chain has none such."""
-        try:
-            number = int(block_hash[2 + 2 * _DIGEST_BYTES :], 16)
-        except ValueError as exc:
-            raise UnknownBlockError(f"no block {block_hash}") from exc
-        if number > self.head() or block_hash != self.hash_of(number):
+        """Return the block with this hash. Raises: UnknownBlockError."""
+        digits = block_hash[2 + 2 * _DIGEST_BYTES :]
+        number = int(digits, 16) if digits else _NO_BLOCK_YET
+        if number > self.block() or block_hash != self.hash_of(number):
             raise UnknownBlockError(f"no block {block_hash}")
         return number
 
     def extrinsics(self, block: int) -> list[tuple[bytes, str]]:
-        """(call bytes, signer) of a block, in order."""
+        """List (call bytes, signer) of a block, in order."""
         return self._connection.execute(
             "SELECT data, signer FROM extrinsics WHERE block = ? ORDER BY position", (block,)
         ).fetchall()
 
-    def set_fault(self, kind: str, mode: str, calls: int) -> None:
-        """Makes the next `calls` calls of a kind, by any process, go wrong in the way `mode` names."""
-        self._connection.execute("INSERT OR REPLACE INTO faults VALUES (?, ?, ?)", (kind, mode, calls))
+    def set_fault(self, kind: Literal["connect", "read", "write"], fault: ChainFault, *, calls: int = 1) -> None:
+        """Fail the next `calls` calls of a kind, in whichever process; 0 ends the fault."""
+        self._connection.execute("INSERT OR REPLACE INTO faults VALUES (?, ?, ?)", (kind, fault, calls))
 
-    def take_fault(self, kind: str) -> str | None:
-        """The mode in which this call is to go wrong, counting it off, or None."""
+    def take_fault(self, kind: str) -> ChainFault | None:
+        """Return the fault of this call, and count it off."""
+        # Most calls only read: an UPDATE would take the write lock.
         if self._connection.execute("SELECT 1 FROM faults WHERE kind = ? AND remaining > 0", (kind,)).fetchone():
-            row = self._connection.execute(
+            rows = self._connection.execute(
                 "UPDATE faults SET remaining = remaining - 1 WHERE kind = ? AND remaining > 0 RETURNING mode", (kind,)
             ).fetchall()
-            return str(row[0][0]) if row else None
+            return ChainFault(rows[0][0]) if rows else None
         return None
 
     @contextmanager
@@ -296,10 +294,17 @@ class Ledger:
             raise
         self._connection.execute("COMMIT")
 
-    def _pace(self) -> tuple[int, float, float]:
+    def _pace(self, block: int = _NO_BLOCK_YET) -> tuple[int, float, float]:
+        """Return first block, start and block time of the pace at a block, the newest by default."""
         return self._connection.execute(  # type: ignore[no-any-return]
-            "SELECT first_block, started_at, block_time_s FROM clock ORDER BY first_block DESC LIMIT 1"
+            "SELECT first_block, started_at, block_time_s FROM clock WHERE first_block <= ?"
+            " ORDER BY first_block DESC LIMIT 1",
+            (block,),
         ).fetchone()
+
+    def _require_stopped_clock(self) -> None:
+        if self.block_time_s() != 0:
+            raise ValueError("blocks come by the clock: set block_time_s to 0 first")
 
     def _sealed_and_due(self) -> tuple[int, int]:
         (sealed,) = self._connection.execute("SELECT sealed FROM chain").fetchone()
@@ -309,16 +314,29 @@ class Ledger:
         return sealed, max(sealed, due)
 
     def _seal(self) -> int:
-        """Seals every block that is due. Only inside a transaction: that is what makes sealed blocks final."""
+        """Seal every block that is due. Only inside a transaction, which keeps writes out of sealed blocks."""
         _, due = self._sealed_and_due()
         self._connection.execute("UPDATE chain SET sealed = ?", (due,))
         return due
+
+    def _finalize(self) -> int:
+        """Record and return the newest final block. Only inside a transaction."""
+        (final,) = self._connection.execute(
+            "UPDATE chain SET finalized = max(finalized, ? - finality_lag) RETURNING finalized", (self._seal(),)
+        ).fetchone()
+        return int(final)
 
     def _step(self, blocks: int) -> int:
         head = self._seal() + blocks
         self._connection.execute("INSERT INTO clock VALUES (?, ?, 0)", (head, self._now()))
         self._connection.execute("UPDATE chain SET sealed = ?", (head,))
         return head
+
+
+def check_block_time(block_time_s: float) -> None:
+    """Raise ConfigError unless this is 0 or a finite number of seconds."""
+    if not 0 <= block_time_s < float("inf"):
+        raise ConfigError(f"block_time_s must be 0 or more seconds, not {block_time_s}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

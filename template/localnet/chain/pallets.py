@@ -1,7 +1,6 @@
-"""The chain's rules, as far as the product meets them: registration, commitments, weights and epochs of one subnet.
+"""The chain's rules for one subnet: registration, commitments, weights and epochs.
 
-A `Refusal` carries the name of the chain's own error; the checks come in the order in which the chain makes them.
-Weights are stored and sealed weight commits are kept, but nothing is paid, and only an administrator reveals.
+Checks run in the chain's own order and raise its error names. Nothing is paid, and only an administrator reveals.
 Source: subtensor, pallets/commitments/src/lib.rs and pallets/subtensor/src/subnets/{weights,uids}.rs.
 """
 
@@ -9,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from template.chain.client import bt
 from template.localnet.chain.ledger import State
 from template.localnet.chain.scale_codec import Call
 
@@ -19,10 +19,6 @@ _MIN_COMMITMENT_SPACE = 100
 _MAX_UNREVEALED_COMMITS = 10
 _MAX_COMMIT_BYTES = 5000
 _MAX_REVEALS = 10
-
-# drand's quicknet, the beacon that reveals timelocked weights: round 1 came at this Unix time, one every 3 s.
-_DRAND_GENESIS_S = 1692803367
-_DRAND_PERIOD_S = 3
 
 HYPERPARAMETERS: dict[str, Any] = {
     "Tempo": 360,
@@ -42,7 +38,7 @@ HYPERPARAMETERS: dict[str, Any] = {
 
 
 class DispatchError(Exception):
-    """The chain says no; `name` is its error's name."""
+    """The chain refuses a call; `name` is the chain's error."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -50,8 +46,8 @@ class DispatchError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Registered:
-    """One uid's row. `last_update` starts at the registration block, as on chain; stake is in rao."""
+class NeuronRow:
+    """A uid's row. `last_update` starts at the registration block, as on chain; stake is in rao."""
 
     uid: int
     hotkey: str
@@ -64,7 +60,7 @@ class Registered:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Where the subnet stands in its epochs, as of one block. `next_block` is None when it never runs any."""
+    """The subnet's epochs as of one block; `next_block` is None for a tempo of 0."""
 
     last_block: int
     index: int
@@ -72,36 +68,34 @@ class Schedule:
 
 
 def parameter(state: State, name: str) -> Any:
-    """A hyperparameter under the name of its storage item."""
+    """Return a hyperparameter by the name of its storage item."""
     return state.get("Hyperparameter", name, HYPERPARAMETERS[name])
 
 
-def neurons(state: State) -> list[Registered]:
-    """Every registered neuron by uid."""
-    rows = [Registered(**row) for _, row in state.entries("Neuron")]
-    return sorted(rows, key=lambda row: row.uid)
+def neurons(state: State) -> list[NeuronRow]:
+    """List every neuron by uid."""
+    return sorted((NeuronRow(**row) for _, row in state.entries("Neuron")), key=lambda row: row.uid)
 
 
-def find(state: State, hotkey: str) -> Registered | None:
+def find(state: State, hotkey: str) -> NeuronRow | None:
     return next((row for row in neurons(state) if row.hotkey == hotkey), None)
 
 
-def put_neuron(state: State, row: Registered) -> None:
-    state.put("Neuron", str(row.uid), asdict(row))
-
-
-def occupy(state: State, row: Registered) -> None:
-    """Gives a uid to a new neuron. Weights by and for the uid's former holder go with it."""
+def replace_neuron(state: State, row: NeuronRow) -> None:
+    """Give a uid to a new neuron, and drop the weights by and for the former one."""
     state.put("Weights", str(row.uid), None)
     for uid, weights in state.entries("Weights"):
         if any(target == row.uid and value for target, value in weights):
-            kept = [[target, 0 if target == row.uid else value] for target, value in weights]
-            state.put("Weights", uid, kept)
-    put_neuron(state, row)
+            state.put("Weights", uid, [[target, 0 if target == row.uid else value] for target, value in weights])
+    _put_neuron(state, row)
+
+
+def _put_neuron(state: State, row: NeuronRow) -> None:
+    state.put("Neuron", str(row.uid), asdict(row))
 
 
 def schedule(state: State) -> Schedule:
-    """The epochs at `state.block`, which come every `Tempo` blocks from the last change of tempo.
+    """Return the epochs at `state.block`: every `Tempo` blocks from the last change of tempo.
 
     Source: should_run_epoch and get_next_epoch_start_block, pallets/subtensor/src/coinbase/run_coinbase.rs.
     """
@@ -115,14 +109,14 @@ def schedule(state: State) -> Schedule:
 
 
 def set_parameter(state: State, name: str, value: Any) -> None:
-    """Sets a hyperparameter as root; a new tempo starts a new cycle at this block."""
+    """Set a hyperparameter as root; a new tempo starts a new cycle at this block."""
     if name == "Tempo":
         state.put("Epochs", "", {"last_block": state.block, "index": schedule(state).index})
     state.put("Hyperparameter", name, value)
 
 
 def dispatch(state: State, netuid: int, signer: str, call: Call) -> None:
-    """Runs a signed call. Raises: Refusal, and then `state` is unchanged."""
+    """Run a signed call. Raises: DispatchError, and leaves `state` unchanged."""
     rules = {
         "set_commitment": _set_commitment,
         "set_mechanism_weights": _set_weights,
@@ -148,23 +142,23 @@ def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, An
 
 
 def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
-    """Opens a hotkey's sealed field as the beacon's signature would, to `plaintext`, in `state.block`.
+    """Reveal a hotkey's timelocked field as `plaintext` in `state.block`.
 
-    The commitment goes when no other field is left, and the newest ten reveals stay. Raises: ValueError when the
-    hotkey has no sealed commitment. Source: reveal_timelocked_commitments, pallets/commitments/src/lib.rs.
+    The chain drops a commitment whose last field it reveals, and keeps the newest ten reveals. Raises: ValueError when
+    the hotkey has no timelocked field. Source: reveal_timelocked_commitments, pallets/commitments/src/lib.rs.
     """
     record = state.get("CommitmentOf", hotkey)
     fields = [] if record is None else record["info"]["fields"]
-    kept = [field for field in fields if not (isinstance(field, dict) and "TimelockEncrypted" in field)]
-    if len(kept) == len(fields):
-        raise ValueError(f"{hotkey} has no sealed commitment")
+    rest = [field for field in fields if not (isinstance(field, dict) and "TimelockEncrypted" in field)]
+    if len(rest) == len(fields):
+        raise ValueError(f"{hotkey} has no timelocked commitment")
     reveals = state.get("RevealedCommitments", hotkey, [])
-    state.put("RevealedCommitments", hotkey, [*reveals, [shown(plaintext), state.block]][-_MAX_REVEALS:])
-    state.put("CommitmentOf", hotkey, {**record, "info": {"fields": kept}} if kept else None)
+    state.put("RevealedCommitments", hotkey, [*reveals, [decode_bytes(plaintext), state.block]][-_MAX_REVEALS:])
+    state.put("CommitmentOf", hotkey, {**record, "info": {"fields": rest}} if rest else None)
 
 
-def shown(data: bytes) -> str:
-    """Bytes as the client's decoder hands them over: text where they are UTF-8, else 0x-hex."""
+def decode_bytes(data: bytes) -> str:
+    """Decode bytes like the client: text where they are UTF-8, else 0x-hex."""
     try:
         return data.decode()
     except ValueError:
@@ -189,7 +183,7 @@ def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any])
     _check_mechanism(netuid, params)
     if len(uids) > len(rows):
         raise DispatchError("UidsLengthExceedUidsInSubNet")
-    row = _check_registered(state, signer)
+    row = _require_neuron(state, signer)
     is_owner = signer == state.get("SubnetOwnerHotkey")
     is_self_weight = uids == [row.uid]
     if row.stake < parameter(state, "StakeThreshold") and not is_owner:
@@ -208,7 +202,7 @@ def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any])
     largest = max(values, default=0)
     scaled = [value * U16_MAX // largest for value in values] if largest else values
     state.put("Weights", str(row.uid), list(zip(uids, scaled, strict=True)))
-    put_neuron(state, replace(row, last_update=state.block))
+    _put_neuron(state, replace(row, last_update=state.block))
 
 
 def _check_shape(state: State, values: list[int], count: int) -> None:
@@ -225,11 +219,12 @@ def _commit_weights(state: State, netuid: int, signer: str, params: dict[str, An
         raise DispatchError("CommitRevealDisabled")
     if params["commit_reveal_version"] != parameter(state, "CommitRevealWeightsVersion"):
         raise DispatchError("IncorrectCommitRevealVersion")
-    row = _check_registered(state, signer)
+    row = _require_neuron(state, signer)
     _check_rate(state, row, "CommittingWeightsTooFast")
     if len(params["commit"]) > 2 + 2 * _MAX_COMMIT_BYTES:
         raise DispatchError("CommitPayloadTooLarge")
-    if params["reveal_round"] < last_drand_round():
+    # The chain compares with the newest round that it has stored.
+    if params["reveal_round"] < bt.timelock.round_at(time.time()) - 1:
         raise DispatchError("InvalidRevealRound")
     epoch = str(schedule(state).index)
     commits = state.get("TimelockedWeightCommits", epoch, [])
@@ -237,12 +232,7 @@ def _commit_weights(state: State, netuid: int, signer: str, params: dict[str, An
         raise DispatchError("TooManyUnrevealedCommits")
     commits.append([signer, state.block, params["commit"], params["reveal_round"]])
     state.put("TimelockedWeightCommits", epoch, commits)
-    put_neuron(state, replace(row, last_update=state.block))
-
-
-def last_drand_round() -> int:
-    """The beacon's newest round by the wall clock, which a node would have stored."""
-    return int(time.time() - _DRAND_GENESIS_S) // _DRAND_PERIOD_S + 1
+    _put_neuron(state, replace(row, last_update=state.block))
 
 
 def _check_mechanism(netuid: int, params: dict[str, Any]) -> None:
@@ -250,14 +240,14 @@ def _check_mechanism(netuid: int, params: dict[str, Any]) -> None:
         raise DispatchError("MechanismDoesNotExist")
 
 
-def _check_registered(state: State, hotkey: str) -> Registered:
+def _require_neuron(state: State, hotkey: str) -> NeuronRow:
     row = find(state, hotkey)
     if row is None:
         raise DispatchError("HotKeyNotRegisteredInSubNet")
     return row
 
 
-def _check_rate(state: State, row: Registered, name: str) -> None:
+def _check_rate(state: State, row: NeuronRow, name: str) -> None:
     since = state.block - row.last_update
     if row.last_update and since < parameter(state, "WeightsSetRateLimit"):
         raise DispatchError(name)

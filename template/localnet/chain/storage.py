@@ -1,4 +1,4 @@
-"""What the local chain answers to the client's reads: storage items, storage maps and the metagraph.
+"""Storage items, storage maps and the metagraph of the local chain.
 
 The names, keys and shapes are those that the client's own decoder yields from a real node.
 """
@@ -8,10 +8,7 @@ from typing import Any
 
 from template.localnet.chain import pallets
 from template.localnet.chain.ledger import State
-from template.localnet.chain.pallets import HYPERPARAMETERS, find, neurons, parameter, schedule, shown
-
-SYMBOL = "L"
-_NAME = "local subnet"
+from template.localnet.chain.pallets import HYPERPARAMETERS, decode_bytes, find, neurons, parameter, schedule
 
 
 def _uid_of(state: State, hotkey: str) -> int | None:
@@ -19,55 +16,43 @@ def _uid_of(state: State, hotkey: str) -> int | None:
     return None if row is None else row.uid
 
 
-def _hotkey_of(state: State, uid: int) -> str | None:
-    rows = neurons(state)
-    return rows[uid].hotkey if 0 <= uid < len(rows) else None
-
-
-def _shown_record(record: Any) -> Any:
-    """A commitment as the client's decoder hands it over: of its byte strings, those without a fixed length as text."""
+def _decode_record(record: Any) -> Any:
+    """Return a commitment as decoded by the client: byte strings without a fixed length become text."""
     if record is None:
         return None
-    return {**record, "info": {"fields": [_shown_field(field) for field in record["info"]["fields"]]}}
+    return {**record, "info": {"fields": [_decode_field(field) for field in record["info"]["fields"]]}}
 
 
-def _shown_field(field: Any) -> Any:
+def _decode_field(field: Any) -> Any:
     if not isinstance(field, dict):
         return field
     ((variant, value),) = field.items()
     if variant == "TimelockEncrypted":
-        value = {**value, "encrypted": shown(bytes.fromhex(value["encrypted"][2:]))}
+        value = {**value, "encrypted": decode_bytes(bytes.fromhex(value["encrypted"][2:]))}
     elif variant == "BigRaw":
-        value = shown(bytes.fromhex(value[2:]))
+        value = decode_bytes(bytes.fromhex(value[2:]))
     elif variant == "Raw0":
-        # An array of no bytes is an array to it.
+        # The client decodes an array of no bytes as an array.
         value = []
     return {variant: value}
 
 
 _VALUES: dict[str, Callable[..., Any]] = {
     "SubtensorModule.Uids": _uid_of,
-    "SubtensorModule.Keys": _hotkey_of,
-    "SubtensorModule.SubnetworkN": lambda state: len(neurons(state)),
     "SubtensorModule.LastUpdate": lambda state: [row.last_update for row in neurons(state)],
-    "SubtensorModule.ValidatorPermit": lambda state: [row.has_permit for row in neurons(state)],
-    "SubtensorModule.NetworksAdded": lambda state: True,
-    "SubtensorModule.SubnetOwnerHotkey": lambda state: state.get("SubnetOwnerHotkey"),
     "SubtensorModule.SubnetEpochConsensus": lambda state: "Yuma",
     "SubtensorModule.LastEpochBlock": lambda state: schedule(state).last_block,
     "SubtensorModule.SubnetEpochIndex": lambda state: schedule(state).index,
     "SubtensorModule.BlocksSinceLastStep": lambda state: state.block - schedule(state).last_block,
-    # No owner can trigger an epoch here, so none is ever pending.
+    # No owner can trigger an epoch here.
     "SubtensorModule.PendingEpochAt": lambda state: 0,
-    "Commitments.CommitmentOf": lambda state, hotkey: _shown_record(state.get("CommitmentOf", hotkey)),
+    "Commitments.CommitmentOf": lambda state, hotkey: _decode_record(state.get("CommitmentOf", hotkey)),
     "Commitments.RevealedCommitments": lambda state, hotkey: state.get("RevealedCommitments", hotkey),
-    "Commitments.UsedSpaceOf": lambda state, hotkey: state.get("UsedSpaceOf", hotkey),
-    "Commitments.MaxSpace": lambda state: parameter(state, "MaxSpace"),
 }
 
 
 def value(state: State, item: str, keys: list[Any]) -> Any:
-    """One storage value of the subnet, keys after the netuid. Raises: NotImplementedError for an unknown item."""
+    """Return a storage value; keys follow the netuid. Raises: NotImplementedError for an unknown item."""
     pallet, name = item.split(".")
     if pallet == "SubtensorModule" and name in HYPERPARAMETERS:
         return parameter(state, name)
@@ -77,25 +62,25 @@ def value(state: State, item: str, keys: list[Any]) -> Any:
 
 
 def entries(state: State, item: str) -> list[tuple[Any, Any]]:
-    """A whole storage map of the subnet. Raises: NotImplementedError for an unknown map."""
+    """List a storage map of the subnet. Raises: NotImplementedError for an unknown map."""
     if item == "SubtensorModule.Uids":
         return [(row.hotkey, row.uid) for row in neurons(state)]
     if item == "Commitments.CommitmentOf":
-        return [(hotkey, _shown_record(record)) for hotkey, record in state.entries("CommitmentOf")]
+        return [(hotkey, _decode_record(record)) for hotkey, record in state.entries("CommitmentOf")]
     if item == "Commitments.RevealedCommitments":
         return list(state.entries("RevealedCommitments"))
     raise NotImplementedError(f"the local chain has no storage map {item}")
 
 
 def metagraph(state: State, netuid: int) -> dict[str, Any]:
-    """The answer of SubnetInfoRuntimeApi.get_metagraph. Scores are zero: nothing is paid here."""
+    """Return SubnetInfoRuntimeApi.get_metagraph. Scores are zero, because nothing is paid here."""
     rows = neurons(state)
     epochs = pallets.schedule(state)
     zeros = [0] * len(rows)
     return {
         "netuid": netuid,
-        "name": _NAME,
-        "symbol": SYMBOL,
+        "name": "local subnet",
+        "symbol": "L",
         "block": state.block,
         "tempo": parameter(state, "Tempo"),
         "last_step": epochs.last_block,

@@ -88,7 +88,7 @@ def _express_etag(body: bytes) -> str:
 
 
 def _caller(store: HubStore, call: Request) -> str | None:
-    """The owner whose token came with the call, None when none came. Raises: Refusal (401) for nobody's token."""
+    """The owner whose token came with the call, None when none came. Raises: HubError (401) for nobody's token."""
     header = call.headers.get("authorization")
     if header is None:
         return None

@@ -76,7 +76,7 @@ class Repo:
 
 
 def check_path(path: str) -> str:
-    """`path` itself when a repo may hold a file there. Raises: Refusal (400) when it climbs, is absolute or odd."""
+    """`path` itself when a repo may hold a file there. Raises: HubError (400) when it climbs, is absolute or odd."""
     parts = path.split("/")
     is_odd = len(path) > _MAX_PATH_CHARS or not path.isprintable() or "\\" in path
     if is_odd or any(part in ("", ".", "..", ".git") for part in parts):
@@ -123,14 +123,14 @@ class HubStore:
         return True
 
     def set_private(self, kind: str, repo_id: str, private: bool) -> None:
-        """Hides a repo from all but its owner, or shows it to everybody. Raises: Refusal (RepoNotFound)."""
+        """Hides a repo from all but its owner, or shows it to everybody. Raises: HubError (RepoNotFound)."""
         folder = self._folder(kind, repo_id)
         with _locked(folder):
             repo = self.repo(kind, repo_id)
             _write_json(folder / "repo.json", {"head": repo.head, "private": private, "created_s": repo.created_s})
 
     def repo(self, kind: str, repo_id: str) -> Repo:
-        """The repo as it is now. Raises: Refusal (RepoNotFound)."""
+        """The repo as it is now. Raises: HubError (RepoNotFound)."""
         if kind in KINDS and is_repo_id(repo_id):
             try:
                 state = json.loads((self._folder(kind, repo_id) / "repo.json").read_text())
@@ -140,7 +140,7 @@ class HubStore:
         raise HubError(404, "Repository not found", "RepoNotFound")
 
     def commit_at(self, repo: Repo, revision: str) -> Commit:
-        """The commit that main, or a full commit id of this repo, names. Raises: Refusal (RevisionNotFound)."""
+        """The commit that main, or a full commit id of this repo, names. Raises: HubError (RevisionNotFound)."""
         sha = repo.head if revision == BRANCH else revision
         if _COMMIT.fullmatch(sha):
             try:
@@ -163,7 +163,7 @@ class HubStore:
     ) -> str:
         """Put `changes` on top of main less `removed`, and return main's commit: the old one when nothing changed.
 
-        parent: the commit that main must still be at. Raises: Refusal (412) when it has moved on, (400) for a path
+        parent: the commit that main must still be at. Raises: HubError (412) when it has moved on, (400) for a path
         that cannot be, such as a file below another file.
         """
         folder = self._folder(repo.kind, repo.id)
@@ -233,7 +233,7 @@ def upload_files(
     """Add `files` to a repo under `root` without a server, making the repo if needed, and return main's commit.
 
     A Path is copied from disk, for model weights. Files that are there already and not named stay; unchanged
-    content makes no new commit. Raises: Refusal for an illegal repo id or path.
+    content makes no new commit. Raises: HubError for an illegal repo id or path.
     """
     store = HubStore(root)
     kind = f"{repo_type}s"

@@ -128,7 +128,7 @@ def count_weights(chain_file: Path, hotkey: str, round_blocks: int) -> tuple[Cou
     included = 0
     with Ledger(chain_file) as ledger, closing(sqlite3.connect(f"file:{chain_file}?mode=ro", uri=True)) as db:
         rows = db.execute("SELECT block, data, error FROM extrinsics WHERE signer = ?", (hotkey,)).fetchall()
-        assert ledger.head() >= max([row[0] for row in rows], default=0)
+        assert ledger.block() >= max([row[0] for row in rows], default=0)
     for block, data, error in rows:
         if decode_call(data).function == "set_mechanism_weights":
             included += 1

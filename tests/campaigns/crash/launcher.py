@@ -252,7 +252,7 @@ def watch_extrinsics(watch: Watch) -> None:
     apply, submit = substrate._apply, substrate.LocalSubstrate.submit_signed
 
     def watched_apply(ledger: Any, extrinsic: Any) -> Any:
-        detail = f"round of block {ledger.head() // ROUND_BLOCKS * ROUND_BLOCKS}"
+        detail = f"round of block {ledger.block() // ROUND_BLOCKS * ROUND_BLOCKS}"
         watch.point("before extrinsic is sent", detail)
         included = apply(ledger, extrinsic)
         watch.point("after extrinsic has landed", detail)
@@ -260,7 +260,7 @@ def watch_extrinsics(watch: Watch) -> None:
 
     async def watched_submit(self: Any, *args: Any, **options: Any) -> Any:
         answer = await submit(self, *args, **options)
-        head = self._open().head()
+        head = self._open().block()
         watch.point("after extrinsic is answered", f"round of block {head // ROUND_BLOCKS * ROUND_BLOCKS}")
         return answer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from template.config import load_competition
-from template.localnet.chain.chain import ChainFault
+from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.pallets import HYPERPARAMETERS
 from template.localnet.hub import faults as hub_faults
 from template.localnet.hub.faults import FaultKind

@@ -13,9 +13,9 @@ from tests.fixtures.chain import NETUID, make_local_chain
 def test_block_hashes_differ_by_block_and_by_chain(tmp_path: Path) -> None:
     local = make_local_chain(tmp_path)
     local.advance(3)
-    with local, Ledger.create(tmp_path / "a" / "other.db", netuid=NETUID, block_time_s=0.0) as other:
+    with local, Ledger.create_file(tmp_path / "a" / "other.db", netuid=NETUID, block_time_s=0.0) as other:
         ours = Ledger(local.path)
-        head = ours.head()
+        head = ours.block()
         hashes = {ours.hash_of(number) for number in range(head + 1)}
         assert len(hashes) == head + 1 and other.hash_of(1) not in hashes
         assert [ours.number_of(ours.hash_of(number)) for number in range(head + 1)] == list(range(head + 1))
@@ -36,7 +36,7 @@ class FakeTime:
 
 def make_clocked(path: Path, block_time_s: float = 12.0) -> tuple[FakeTime, Ledger]:
     clock = FakeTime()
-    return clock, Ledger.create(path, netuid=NETUID, block_time_s=block_time_s, now=clock)
+    return clock, Ledger.create_file(path, netuid=NETUID, block_time_s=block_time_s, now=clock)
 
 
 def test_blocks_come_by_the_clock_and_never_go_back(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_blocks_come_by_the_clock_and_never_go_back(tmp_path: Path) -> None:
         heads = []
         for now in (1000, 1011.9, 1012, 1030, 1020, 900, 1036):
             clock.now = now
-            heads.append(ledger.head())
+            heads.append(ledger.block())
         assert heads == [0, 0, 1, 2, 2, 2, 3]
         assert ledger.timestamp(2) == 1024
 
@@ -54,19 +54,19 @@ def test_pace_changes_without_a_jump(tmp_path: Path) -> None:
     clock, ledger = make_clocked(tmp_path / "chain.db")
     with ledger:
         clock.now = 1030
-        assert ledger.head() == 2
+        assert ledger.block() == 2
         ledger.set_block_time(0.5)
-        assert ledger.head() == 3
+        assert ledger.block() == 3
         clock.now = 1032
-        assert ledger.head() == 7
+        assert ledger.block() == 7
         assert (ledger.timestamp(2), ledger.timestamp(3), ledger.timestamp(7)) == (1024, 1030, 1032)
         ledger.set_block_time(0)
         clock.now = 2000
-        assert ledger.head() == 8 and ledger.advance(2) == 10
+        assert ledger.block() == 8 and ledger.advance(2) == 10
         assert ledger.timestamp(10) == 2000
         ledger.set_block_time(12)
         clock.now = 2024
-        assert ledger.head() == 13
+        assert ledger.block() == 13
         with pytest.raises(ValueError, match="by the clock"):
             ledger.advance(1)
 
@@ -107,11 +107,11 @@ def test_write_after_the_clock_went_back_leaves_the_past_alone(tmp_path: Path) -
     clock, ledger = make_clocked(tmp_path / "chain.db")
     with ledger:
         clock.now = 1100
-        head = ledger.head()
+        head = ledger.block()
         clock.now = 1000
         with ledger.write() as state:
             assert state.block == head + 1
-        assert ledger.head() == head
+        assert ledger.block() == head
 
 
 def test_entries_are_the_newest_values_of_their_block(tmp_path: Path) -> None:
@@ -133,14 +133,14 @@ def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
         with pytest.raises(KeyError), ledger.write() as state:
             state.put("Item", "key", 1)
             raise KeyError
-        assert ledger.head() == 0 and ledger.pending().get("Item", "key") is None
+        assert ledger.block() == 0 and ledger.pending().get("Item", "key") is None
 
 
 def test_a_reorganisation_takes_back_what_is_not_final_with_all_that_was_written(tmp_path: Path) -> None:
     with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
         local.set_finality_lag(3)
         local.advance(5)
-        head, final = ledger.head(), ledger.finalized()
+        head, final = ledger.block(), ledger.finalized()
         assert final == head - 3
         with ledger.write() as state:
             state.put("Item", "key", 1)
@@ -163,14 +163,14 @@ def test_what_is_final_stays_so(tmp_path: Path) -> None:
     with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
         local.advance(5)
         final = ledger.finalized()
-        assert final == ledger.head()
+        assert final == ledger.block()
         local.set_finality_lag(100)
         assert ledger.finalized() == final
         with pytest.raises(ValueError, match="0 blocks can be taken back"):
             local.reorganise(1)
         local.advance(3)
         local.reorganise(3)
-        assert ledger.finalized() == final == ledger.head()
+        assert ledger.finalized() == final == ledger.block()
         local.set_finality_lag(0)
         local.set_block_time(12)
         with pytest.raises(ValueError, match="by the clock"):
