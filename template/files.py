@@ -1,4 +1,4 @@
-"""Write files atomically, lock them, and make folders that only their owner can change."""
+"""Write files atomically, lock them, and make private folders."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> No
     """Replace the file by `parts` in one step: readers see the old content or the new.
 
     Args:
-        mode: the file's permissions, whatever the umask.
+        mode: the file's permissions, regardless of the umask.
 
     Raises:
         OSError: the disk refuses; no partial file stays behind. A kill leaves one named `.NAME.RANDOM`.
@@ -59,7 +59,7 @@ def lock_path(path: Path) -> Path:
 
 
 def lock_holder_pid(path: Path) -> int | None:
-    """Return the process that holds the lock of `path`, None if none is visible from here.
+    """Return the process that holds the lock of `path`, None if not visible.
 
     Reads the kernel's list: an attempt to take the lock could make a validator that starts at that moment fail. The
     list leaves out holders in another container.
@@ -78,7 +78,7 @@ def lock_holder_pid(path: Path) -> int | None:
 
 
 def check_folder(path: Path, flag: str) -> Path:
-    """Create the folder if missing and return its absolute path. Raises: ConfigError naming the flag."""
+    """Create the folder and return its absolute path. Raises: ConfigError."""
     folder = path.expanduser().resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)

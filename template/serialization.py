@@ -1,4 +1,4 @@
-"""Read JSON that a stranger may have written into frozen records, and write them back to the same bits. Pure."""
+"""Read strangers' JSON into frozen records, strictly, and write canonical JSON."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def canonical_json(content: Mapping[str, Any]) -> str:
-    """Return one line of ASCII, the same for equal content. Raises: ValueError for a float that is not finite."""
+    """Return one line of ASCII. Raises: ValueError for a float that is not finite."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, Any]:
-    """Parse a JSON object of this `format` and drop that key; `source` names the origin in errors.
+    """Parse a JSON object of this `format` and drop that key.
 
     Raises:
-        ConfigError: not a JSON object of this format, a duplicate key, or half of a surrogate pair.
+        ConfigError: naming `source`. Not an object of this format, a duplicate key, or half of a surrogate pair.
     """
     try:
         # json.loads would also take bytes in UTF-16 and UTF-32.
@@ -45,7 +45,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_record(kind: type[_Record], values: object, source: str) -> _Record:
-    """Build the dataclass `kind` from exactly its fields, each of the annotated type, nested records too.
+    """Build the dataclass `kind` from exactly its fields, nested records too.
 
     Raises: ConfigError naming the first field that is missing, unknown or of another type.
     """
@@ -66,5 +66,5 @@ def read_record(kind: type[_Record], values: object, source: str) -> _Record:
 
 @functools.cache
 def _adapter(kind: type) -> TypeAdapter[tuple[Any]]:
-    # pydantic takes no configuration for a bare dataclass, but hands that of the tuple down to it.
+    # pydantic takes no configuration for a bare dataclass, but applies the tuple's to it.
     return TypeAdapter(tuple[kind], config=_STRICT)  # type: ignore[valid-type, arg-type]

@@ -1,6 +1,6 @@
-"""Text for a terminal. Pure."""
+"""Text for a terminal: escape strangers' text, format durations, show progress."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -10,33 +10,35 @@ from template.records import Progress
 
 
 def escape(text: str) -> str:
-    """Text that a stranger may have written, with what would move the cursor or colour a terminal spelt out."""
+    """Escape text that could move the cursor or colour a terminal, as ASCII."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def escape_line(text: str) -> str:
-    """The same as `escape`, but for a log: letters of any language stay as they are, and nothing ends the line."""
+    """Escape unprintable characters only: a log keeps letters of any language."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def escape_cell(text: str, width: int) -> str:
-    """The beginning of such a text, as wide on any terminal as it has characters: all but ASCII is spelt out."""
+    """Escape everything but ASCII and cut to `width` columns."""
     is_simple = text.isascii() and text.isprintable()
     return (text if is_simple else text.encode("unicode_escape").decode("ascii"))[:width]
 
 
-def format_table(rows: Sequence[Sequence[str]], *, has_header: bool = False) -> list[str]:
-    """Lines in which the cells of each column begin one below the other, with a rule below a header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ruled = [*rows[:1], ["-" * width for width in widths], *rows[1:]] if has_header else rows
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in ruled]
+def format_duration(seconds: float) -> str:
+    """Format a duration in its largest suitable unit."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """What shows a score's progress: a bar with the remaining time, one for each stage."""
+    """Show a bar with the remaining time for each stage of an evaluation."""
     bars: dict[str, tqdm[NoReturn]] = {}
 
     def show(progress: Progress) -> None:

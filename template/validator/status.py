@@ -1,4 +1,4 @@
-"""What can be seen of a validator from outside, and what follows from it: what is due, what fails. Pure."""
+"""A validator's status, read from its state: activity, due weights, failures."""
 
 import contextlib
 import os
@@ -15,13 +15,12 @@ from template.files import lock_holder_pid
 from template.records import LeaderboardRow, Metrics, RetryState, Round, SubmissionKey, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
 from template.store.store import StatusStore
-from template.terminal import escape
+from template.terminal import escape, format_duration
 
 STATE_FILE = "validator.sqlite3"
 
-
-# The folders that a validator makes in its --state_dir, unless it was told of others.
-_FOLDERS = {
+# Default folders of a validator in its --state_dir.
+FOLDERS = {
     "datasets": "data",
     "receipts": "receipts",
     "rounds": "rounds",
@@ -32,22 +31,13 @@ _FOLDERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiskUse:
-    """Bytes of a kind of files, at `path` in the --state_dir."""
-
-    name: str
-    path: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Status:
-    """What can be seen of a validator at POSIX time `now`.
+    """A validator at POSIX time `now`.
 
-    state_dir: where the state is. holder: the process that holds it, None when none is seen. newest: the round in hand
-    or the last one; newest_intents are its weights. current: the last round that has a table; standings and intents are
-    its own. recent: weights of the last rounds, oldest first. accepted: the last that the chain took, however old.
-    attempts: of the submissions in `newest`. free_bytes: on the volume of the state.
+    holder: pid of the process that locks the state, None if not visible from here. newest: the open round or the last
+    one, with its own newest_intents and retry states. current: the last round with a leaderboard, with its own
+    standings and intents. recent: weights of the last rounds, oldest first. accepted: the last accepted weights,
+    however old. disk: bytes by kind of file. free_bytes: on the volume of the state.
     """
 
     now: float
@@ -64,26 +54,27 @@ class Status:
     recent: Sequence[WeightIntent]
     accepted: WeightIntent | None
     attempts: Mapping[SubmissionKey, RetryState]
-    disk: Sequence[DiskUse]
+    disk: Mapping[str, int]
     free_bytes: int
 
     @property
     def refused(self) -> WeightIntent | None:
-        """The last weights that the chain did not take, of the recent ones."""
-        return next((one for one in reversed(self.recent) if one.outcome and not _is_taken(one)), None)
+        """The last of the recent weights that the chain rejected."""
+        return next((intent for intent in reversed(self.recent) if intent.outcome and not _is_accepted(intent)), None)
 
     @property
     def due_block(self) -> int | None:
-        """From here on new weights should be on chain; None when this validator was never seen to set any.
+        """Block by which new weights are due, None if this validator never set any.
 
-        That is where the open round is to set them, or where the next one should long be under way; earlier when some
-        were refused since the last that the chain took. Weights given again are no new ones.
+        The earliest of: the first rejected weights since the last accepted ones; the block at which the open round
+        sets weights; without an open round, the time by which another one should have ended. Resubmitted weights are
+        not new.
         """
-        own = [one for one in self.recent if not one.is_repeat]
+        own = [intent for intent in self.recent if not intent.is_repeat]
         if self.activity is None or self.newest is None or (self.accepted is None and not own):
             return None
-        taken = max((at for at, one in enumerate(own) if _is_taken(one)), default=-1)
-        due = [one.block for one in own[taken + 1 :][:1]]
+        last_accepted = max((index for index, intent in enumerate(own) if _is_accepted(intent)), default=-1)
+        due = [intent.block for intent in own[last_accepted + 1 :][:1]]
         if self.activity.round_id is None:
             due.append(2 * self.newest.end_block - self.newest.start_block)
         elif self.weights_block is not None and not self.is_set:
@@ -92,62 +83,61 @@ class Status:
 
     @property
     def weights_block(self) -> int | None:
-        """From here on the open round's weights are due, None when no round is open."""
-        is_newest = self.activity is not None and self.newest is not None and self.activity.round_id == self.newest.id
-        return self.activity.weights_block if self.activity is not None and is_newest else None
+        """The block at which the open round sets weights, None without an open round."""
+        if self.activity is None or self.newest is None or self.activity.round_id != self.newest.id:
+            return None
+        return self.activity.weights_block
 
     @property
     def is_set(self) -> bool:
-        """True when the chain took the newest round's own weights."""
-        return any(_is_taken(one) and not one.is_repeat for one in self.newest_intents)
+        """Whether the chain accepted the newest round's own weights."""
+        return any(_is_accepted(intent) and not intent.is_repeat for intent in self.newest_intents)
 
-    def parked(self) -> dict[SubmissionKey, RetryState]:
-        """What this machine failed at again and again, and leaves alone for a while."""
+    @property
+    def suspended(self) -> dict[SubmissionKey, RetryState]:
+        """Submissions that failed repeatedly on this machine and wait for a later retry."""
         return {
-            key: one
-            for key, one in self.attempts.items()
-            if one.host_failures >= MAX_HOST_FAILURES and one.next_at > self.now
+            key: attempt
+            for key, attempt in self.attempts.items()
+            if attempt.host_failures >= MAX_HOST_FAILURES and attempt.next_at > self.now
         }
 
+    @property
     def pending(self) -> dict[SubmissionKey, RetryState]:
-        """What is tried again at the next chance."""
-        parked = self.parked()
-        return {key: one for key, one in self.attempts.items() if key not in parked}
+        """The other submissions that are retried."""
+        suspended = self.suspended
+        return {key: attempt for key, attempt in self.attempts.items() if key not in suspended}
+
+    @property
+    def rejections(self) -> dict[str, int]:
+        """Number of rejected submissions by reason, the most frequent first."""
+        return dict(Counter(str(row.reason) for row in self.standings if row.reason is not None).most_common())
 
 
-def _is_taken(intent: WeightIntent) -> bool:
+def _is_accepted(intent: WeightIntent) -> bool:
     return intent.outcome is not None and intent.outcome.is_accepted
 
 
 def health_problem(status: Status, *, max_age_s: float, max_overdue_blocks: int) -> str | None:
-    """Why the operator should look, None when all is well."""
-    activity = status.activity
+    """Return what the operator should look at, None when all is well."""
+    activity, due, refused = status.activity, status.due_block, status.refused
     if activity is None:
-        return "the validator has not said what it is doing"
+        return "no report from the validator yet"
     age_s = status.now - activity.now
     if age_s > max_age_s:
-        who = "no process holds the state" if status.holder is None else f"process {status.holder} holds the state"
-        return f"no word from the validator for {format_duration(age_s)}; {who}"
-    due = status.due_block
-    if due is not None and activity.block - due > max_overdue_blocks:
-        return escape(f"weights are overdue by {activity.block - due} blocks{_explain_refusal(status)}")
-    return None
-
-
-def _explain_refusal(status: Status) -> str:
-    refused = status.refused
-    if refused is None or refused.outcome is None:
-        return ""
-    return f"; the last were refused at block {refused.block}: {refused.outcome.error}: {refused.outcome.message}"
-
-
-def count_refusals(status: Status) -> dict[str, int]:
-    """Of the last table, how many were refused for each reason, the commonest first."""
-    return dict(Counter(str(line.reason) for line in status.standings if line.reason is not None).most_common())
+        who = "it is not running" if status.holder is None else f"process {status.holder} is running"
+        return f"no report from the validator for {format_duration(age_s)}; {who}"
+    if due is None or activity.block - due <= max_overdue_blocks:
+        return None
+    problem = f"weights are overdue by {activity.block - due} blocks"
+    if refused is not None and refused.outcome is not None:
+        reason = f"{refused.outcome.error}: {refused.outcome.message}"
+        problem += f"; last rejected at block {refused.block}: {reason}"
+    return escape(problem)
 
 
 def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
-    """The last error of an attempt without what names the submission, so that equal causes are equal texts."""
+    """Return the last error without names, so that equal causes are equal texts."""
     cause = attempt.last_error
     with contextlib.suppress(SubmissionError):
         record = CommitmentRecord.parse(key.commitment)
@@ -155,30 +145,24 @@ def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
     return cause.replace(key.hotkey, "HOTKEY")
 
 
-def format_duration(seconds: float) -> str:
-    """A length of time, as roughly as one would say it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
-
-
 def read_status(state_dir: Path, now: float) -> Status:
-    """Everything about the validator with this --state_dir. Raises: ConfigError when there is no state; HostError."""
+    """Read the status of the validator with this --state_dir.
+
+    Raises: ConfigError when there is no state; HostError.
+    """
     path = state_dir / STATE_FILE
     with StatusStore(path) as store:
         newest, current = store.last_round(), store.last_round(with_leaderboard=True)
-        eval_config = store.current_config()
+        config = store.current_config()
         entries = {entry.key for entry in newest.entries} if newest else set()
-        attempts = store.retry_states(eval_config.eval_config) if eval_config else {}
+        attempts = store.retry_states(config.eval_config) if config else {}
         return Status(
             now=now,
             state_dir=str(state_dir),
             holder=lock_holder_pid(path),
             activity=store.heartbeat(),
-            model=eval_config.model if eval_config else None,
-            contest_digest=eval_config.eval_config.digest if eval_config else None,
+            model=config.model if config else None,
+            contest_digest=config.eval_config.digest if config else None,
             newest=newest,
             newest_intents=store.intents(newest.id) if newest else [],
             current=current,
@@ -192,40 +176,34 @@ def read_status(state_dir: Path, now: float) -> Status:
         )
 
 
-def measure_disk(state_dir: Path) -> tuple[DiskUse, ...]:
-    """What the state and the folders beside it take; what lies elsewhere (--data_dir, --cache_dir, ...) is not seen."""
-    uses = []
-    taken = set(_FOLDERS.values())
+def measure_disk(state_dir: Path) -> dict[str, int]:
+    """Measure the state, its default folders and all else in the --state_dir."""
     try:
-        beside = sorted(state_dir.iterdir())
+        paths = sorted(state_dir.iterdir())
     except OSError as error:
         raise HostError(f"{state_dir} cannot be read: {error.strerror or error}") from error
-    state = [path for path in beside if path.name.startswith(STATE_FILE)]
-    uses.append(DiskUse(name="state", path=STATE_FILE, bytes=sum(map(count_bytes, state))))
-    for name, folder in _FOLDERS.items():
-        uses.append(DiskUse(name=name, path=folder, bytes=count_bytes(state_dir / folder)))
-    rest = [path for path in beside if path.name not in taken and path not in state]
-    uses.append(DiskUse(name="other", path="logs and all else", bytes=sum(map(count_bytes, rest))))
-    return tuple(uses)
+    state = [path for path in paths if path.name.startswith(STATE_FILE)]
+    other = [path for path in paths if path.name not in FOLDERS.values() and path not in state]
+    sizes = {"state": sum(map(count_bytes, state))}
+    sizes |= {name: count_bytes(state_dir / folder) for name, folder in FOLDERS.items()}
+    return {**sizes, "other": sum(map(count_bytes, other))}
 
 
 def count_bytes(path: Path) -> int:
-    """The length of all files at or below `path`; a link there is followed, those below are not.
+    """Sum the sizes of all files at or below `path`, each inode once.
 
-    What vanishes meanwhile or may not be read counts nothing.
+    Follows a link at `path` but none below. Files that vanish or cannot be read count 0.
     """
-    return sum({(one.st_dev, one.st_ino): one.st_size for one in _files(path)}.values())
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in _files(path)}.values())
 
 
 def _files(path: Path) -> Iterator[os.stat_result]:
     for folder, _, names in os.walk(path):
         for name in names:
-            try:
-                found = Path(folder, name).lstat()
-            except OSError:
-                continue
-            if stat.S_ISREG(found.st_mode):
-                yield found
+            with contextlib.suppress(OSError):
+                file = Path(folder, name).lstat()
+                if stat.S_ISREG(file.st_mode):
+                    yield file
     if path.is_file():
         yield path.stat()
 
@@ -234,4 +212,4 @@ def _free_bytes(folder: Path) -> int:
     try:
         return shutil.disk_usage(folder).free
     except OSError as error:
-        raise HostError(f"{folder}: its volume cannot be measured: {error.strerror or error}") from error
+        raise HostError(f"{folder}: cannot measure the volume: {error.strerror or error}") from error

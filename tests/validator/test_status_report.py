@@ -1,23 +1,22 @@
-"""What follows from what is seen of a validator, and how it is told: what is due, what fails, in lines that fit."""
+"""The status report: what is due, what fails, in lines that fit."""
 
 import dataclasses
+import io
 
 import pytest
+from rich.console import Console
 
 from template.records import Metrics, RetryState, RunningEvaluation, WeightIntent, WeightOutcome
 from template.rules.schedule import MAX_HOST_FAILURES
 from template.validator.status import Status, health_problem
-from template.validator.status_report import describe
-from tests.fixtures.network import ROOT
+from template.validator.status_report import print_status
 from tests.fixtures.status import ALICE, BOB, NOW, REFUSED, TAKEN, make_round
 from tests.fixtures.views import make_key
 
-SCRIPT = ROOT / "scripts" / "status.py"
 
-
-def make_gauges(block: int = 200, **changes: object) -> Metrics:
+def make_metrics(block: int = 200, **changes: object) -> Metrics:
     values: dict[str, object] = {
-        "now": NOW - 4.0, "block": block, "block_time": NOW - 16.0, "doing": "2 scores under way", "round_id": 3,
+        "now": NOW - 4.0, "block": block, "block_time": NOW - 16.0, "doing": "2 evaluations running", "round_id": 3,
         "queue": 2, "unscored": 5, "weights_block": 410, "tokens_per_s": 12_345.6,
     }  # fmt: skip
     return Metrics(**{**values, **changes})  # type: ignore[arg-type]
@@ -32,115 +31,133 @@ def make_intent(number: int, block: int, outcome: WeightOutcome | None, *, is_re
 
 def make_status(**changes: object) -> Status:
     values: dict[str, object] = {
-        "now": NOW, "state_dir": "/state", "holder": 4711, "activity": make_gauges(), "model": "org/model@abc cuda",
+        "now": NOW, "state_dir": "/state", "holder": 4711, "activity": make_metrics(), "model": "org/model@abc cuda",
         "contest_digest": "d" * 64, "newest": make_round(), "newest_intents": [], "current": None, "standings": [],
-        "intents": [], "recent": [], "accepted": None, "attempts": {}, "disk": (), "free_bytes": 5_000_000_000,
+        "intents": [], "recent": [], "accepted": None, "attempts": {}, "disk": {}, "free_bytes": 5_000_000_000,
     }  # fmt: skip
     return Status(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def told(status: Status, name: str) -> str:
-    """What stands beside a name, its lines joined."""
-    lines = describe(status).splitlines()
-    at = next(at for at, line in enumerate(lines) if line.startswith(name.ljust(12)))
-    more = [line for line in lines[at + 1 :]]
-    until = next((n for n, line in enumerate(more) if not line.startswith(" " * 12)), len(more))
-    return " ".join(line[12:].strip() for line in [lines[at], *more[:until]])
+def report(status: Status) -> list[str]:
+    console = Console(file=io.StringIO(), width=120, markup=False, highlight=False, emoji=False)
+    with console.capture() as capture:
+        print_status(status, console)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def test_the_header_says_what_where_and_for_how_long() -> None:
+def section(label: str, **changes: object) -> str:
+    """The text beside a label, its lines joined."""
+    lines = report(make_status(**changes))
+    first = next(index for index, line in enumerate(lines) if line.startswith(label.ljust(12)))
+    last = next(index for index in range(first + 1, len(lines)) if not lines[index].startswith(" " * 12))
+    return " ".join(line[12:].strip() for line in lines[first:last])
+
+
+def test_report_of_a_running_evaluation() -> None:
     running = RunningEvaluation(
         key=ALICE, device="cuda:1", started_at=NOW - 304.0, stage="train", done=45, total=100, memory_bytes=3 << 30
     )
-    seen = make_status(activity=make_gauges(running=(running,)))
-    assert told(seen, "validator") == "runs, process 4711"
-    assert told(seen, "model") == "org/model@abc cuda, contest dddddddddddd"
-    assert told(seen, "doing") == "2 scores under way; said 4 s ago"
-    assert told(seen, "chain") == "block 200, 12 s old when it was read"
-    assert told(seen, "round") == (
-        "3, blocks 100 to 460, 260 blocks left (about 52 min); 2 of 2 in the queue without a verdict, 5 in all"
-    )
-    assert told(seen, "scores") == "alice on cuda:1: train 45% after 5 min, 3.0 GiB of its memory"
-    assert told(seen, "speed") == "12,346 tokens/s in training, the last score"
-    assert told(make_status(activity=make_gauges(round_id=None)), "round") == "none is open"
+    activity = make_metrics(running=(running,))
+    expected = {
+        "validator": "running, process 4711",
+        "model": "org/model@abc cuda, eval config dddddddddddd",
+        "activity": "2 evaluations running, 4 s ago",
+        "chain": "block 200, read 12 s after it was made",
+        "round": "3, blocks 100 to 460, 260 blocks left (about 52 min); "
+        "without a verdict: 2 of 2 in the queue, 5 in all",
+        "evaluating": "alice on cuda:1: train 45% after 5 min, 3.0 GiB of memory",
+        "speed": "12,346 tokens/s in the last training",
+    }
+    assert {label: section(label, activity=activity) for label in expected} == expected
 
 
-def test_every_line_fits_a_terminal() -> None:
+def test_report_without_an_open_round() -> None:
+    assert section("round", activity=make_metrics(round_id=None)) == "none open"
+
+
+def test_report_lines_fit_a_terminal() -> None:
     long = f"checking {'o' * 40}/{'n' * 50}:sample:{'0' * 40} of {'5' * 48}"
     attempts = {ALICE: RetryState(1, 0, NOW + 60, "the Hub could not be reached: " + "word " * 100)}
-    seen = make_status(activity=make_gauges(doing=long), attempts=attempts)
-    assert max(map(len, describe(seen).splitlines())) <= 120
+    status = make_status(activity=make_metrics(doing=long), attempts=attempts)
+    assert max(map(len, report(status))) <= 120
 
 
-def test_weights_are_told_with_what_is_due_and_what_was_refused() -> None:
-    accepted, refused = make_intent(1, 149, TAKEN), make_intent(2, 190, REFUSED)
-    seen = make_status(accepted=accepted, recent=[accepted])
-    assert told(seen, "weights") == (
-        "taken at block 150 (50 blocks ago): to 2 hotkeys"
-        " next due at block 410, in 210 blocks (about 42 min), or when the work is done"
-    )
-    done = make_status(accepted=accepted, recent=[accepted], newest_intents=[accepted])
-    assert "set for this round; next due in the next one" in told(done, "weights")
-    late = make_status(accepted=accepted, recent=[accepted, refused], newest_intents=[refused])
-    assert "due since block 190, 10 blocks ago" in told(late, "weights")
-    assert "last refusal at block 190 (10 blocks ago): SettingWeightsTooFast: wait a while" in told(late, "weights")
-    unknown = make_status(accepted=accepted, recent=[accepted, make_intent(2, 195, None)])
-    assert "submitted at block 195 (5 blocks ago), outcome not known yet" in told(unknown, "weights")
-    assert "the chain took none yet" in told(make_status(), "weights")
-
-
-def test_weights_given_again_and_those_revealed_later_are_named_so() -> None:
-    repeat = make_intent(1, 149, TAKEN, is_repeat=True)
-    assert "an earlier round's, given again" in told(make_status(accepted=repeat, recent=[repeat]), "weights")
-    outcome = dataclasses.replace(TAKEN, is_revealed_later=True, reveal_round=7_654_321)
-    hidden = make_intent(1, 149, outcome)
-    assert "revealed at drand round 7654321" in told(make_status(accepted=hidden, recent=[hidden]), "weights")
-    table = describe(make_status(current=make_round(), intents=[repeat]))
-    assert table.splitlines()[-1] == "weights: on chain since block 150 (an earlier round's, given again)"
-
-
-def test_what_the_chain_refused_is_due_since_the_first_try() -> None:
-    taken, again = make_intent(1, 90, TAKEN), make_intent(4, 180, TAKEN, is_repeat=True)
-    tries = [make_intent(number, 100 + 10 * number, REFUSED) for number in (2, 3)]
-    assert make_status(accepted=again, recent=[taken, *tries, again]).due_block == 120
-    assert make_status(accepted=taken, recent=[*tries, taken]).due_block == 410
-    assert make_status(accepted=taken, recent=[taken], newest_intents=[taken]).due_block is None
-    idle = make_gauges(round_id=None, weights_block=None)
-    assert make_status(accepted=taken, recent=[taken], activity=idle).due_block == 460 + 360
-    between = make_status(accepted=taken, recent=[taken], newest=make_round(4, start=460, end=820))
-    assert between.due_block is None, "what was said of the round before says nothing of this one"
-    assert make_status().due_block is None, "one that never set any may not be meant to"
+ACCEPTED, REPEATED = make_intent(1, 149, TAKEN), make_intent(1, 149, TAKEN, is_repeat=True)
+REJECTED, UNKNOWN = make_intent(2, 190, REFUSED), make_intent(2, 195, None)
+SEALED = make_intent(1, 149, dataclasses.replace(TAKEN, is_revealed_later=True, reveal_round=7_654_321))
 
 
 @pytest.mark.parametrize(
-    ("changes", "trouble"),
+    ("recent", "is_in_round", "text"),
     [
-        ({}, None),
-        ({"activity": None}, "the validator has not said what it is doing"),
-        ({"activity": make_gauges(now=NOW - 1801)}, "no word from the validator for 30 min; process 4711 holds"),
-        ({"activity": make_gauges(now=NOW - 7300), "holder": None}, "for 2.0 h; no process holds the state"),
-        ({"activity": make_gauges(block=510)}, None),
-        ({"activity": make_gauges(block=511)}, "weights are overdue by 101 blocks; the last were refused at block 90"),
+        ([], False, "none accepted yet"),
+        ([ACCEPTED], False, "accepted at block 150 (50 blocks ago): 2 hotkeys due at block 410, in 210 blocks (about"),
+        ([ACCEPTED], True, "set for this round, due in the next one"),
+        ([ACCEPTED, REJECTED], True, "due since block 190, 10 blocks ago"),
+        ([ACCEPTED, REJECTED], True, "last rejected at block 190 (10 blocks ago): SettingWeightsTooFast: wait a while"),
+        ([ACCEPTED, UNKNOWN], False, "submitted at block 195 (5 blocks ago), outcome unknown"),
+        ([REPEATED], False, "last weights resubmitted"),
+        ([SEALED], False, "revealed at drand round 7654321"),
     ],
 )
-def test_silence_and_late_weights_are_trouble(changes: dict[str, object], trouble: str | None) -> None:
+def test_report_of_weights(recent: list[WeightIntent], is_in_round: bool, text: str) -> None:
+    accepted = recent[0] if recent else None
+    assert text in section("weights", accepted=accepted, recent=recent, newest_intents=recent * is_in_round)
+
+
+def test_report_of_a_round_with_resubmitted_weights() -> None:
+    status = make_status(current=make_round(), intents=[REPEATED])
+    assert report(status)[-1] == "weights: on chain since block 150 (resubmission)"
+
+
+EARLIER, LATER_REPEAT = make_intent(1, 90, TAKEN), make_intent(4, 180, TAKEN, is_repeat=True)
+TRIES = [make_intent(number, 100 + 10 * number, REFUSED) for number in (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "block"),
+    [
+        ({}, None),
+        ({"accepted": LATER_REPEAT, "recent": [EARLIER, *TRIES, LATER_REPEAT]}, 120),
+        ({"accepted": EARLIER, "recent": [*TRIES, EARLIER]}, 410),
+        ({"accepted": EARLIER, "recent": [EARLIER], "newest_intents": [EARLIER]}, None),
+        ({"accepted": EARLIER, "recent": [EARLIER], "activity": make_metrics(round_id=None)}, 460 + 360),
+        # The report is of the round before.
+        ({"accepted": EARLIER, "recent": [EARLIER], "newest": make_round(4, start=460, end=820)}, None),
+    ],
+)
+def test_weights_are_due_since_the_first_rejection(changes: dict[str, object], block: int | None) -> None:
+    assert make_status(**changes).due_block == block
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"activity": None}, "no report from the validator yet"),
+        ({"activity": make_metrics(now=NOW - 1801)}, "no report from the validator for 30 min; process 4711 is"),
+        ({"activity": make_metrics(now=NOW - 7300), "holder": None}, "for 2.0 h; it is not running"),
+        ({"activity": make_metrics(block=510)}, None),
+        ({"activity": make_metrics(block=511)}, "weights are overdue by 101 blocks; last rejected at block 90"),
+    ],
+)
+def test_silence_and_late_weights_are_a_problem(changes: dict[str, object], problem: str | None) -> None:
     recent = [make_intent(1, 90, REFUSED), make_intent(2, 95, TAKEN)]
-    seen = make_status(**{"accepted": recent[1], "recent": recent, **changes})
-    found = health_problem(seen, max_age_s=1800, max_overdue_blocks=100)
-    assert (found is None) if trouble is None else (trouble in (found or ""))
+    status = make_status(**{"accepted": recent[1], "recent": recent, **changes})
+    result = health_problem(status, max_age_s=1800, max_overdue_blocks=100)
+    assert (result is None) if problem is None else (problem in (result or ""))
 
 
-def test_pending_causes_are_counted_and_parked_submissions_named() -> None:
+def test_pending_causes_are_counted_and_suspended_entries_named() -> None:
     hub = "the Hub answered HTTP 503 about {}/data"
     carol, dave = make_key("carol"), make_key("dave")
     attempts = {
         ALICE: RetryState(3, 0, NOW + 300, hub.format("alice")),
         BOB: RetryState(1, 0, NOW - 1, hub.format("bob")),
         carol: RetryState(0, MAX_HOST_FAILURES, NOW + 18_000, "cuda:1: out of memory"),
-        dave: RetryState(0, MAX_HOST_FAILURES, NOW - 5, "its time has passed"),
+        dave: RetryState(0, MAX_HOST_FAILURES, NOW - 5, "suspended until a moment ago"),
     }
-    seen = make_status(attempts=attempts)
-    pending = told(seen, "pending")
-    assert "2 the Hub answered HTTP 503 about REPO; to be tried again now" in pending
-    assert "1 its time has passed" in pending and "memory" not in pending
-    assert told(seen, "parked") == "carol carol/data, for 5.0 h more: cuda:1: out of memory"
+    pending = section("pending", attempts=attempts)
+    assert "2 the Hub answered HTTP 503 about REPO; retry in 0 s" in pending
+    assert "1 suspended until a moment ago" in pending and "memory" not in pending
+    assert section("suspended", attempts=attempts) == "carol carol/data, for 5.0 h: cuda:1: out of memory"

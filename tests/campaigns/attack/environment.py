@@ -7,6 +7,7 @@ moment. The honest are `ann` and `ben`; an attack has failed only when both are 
 import asyncio
 import dataclasses
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from template.chain.client import Chain
 from template.competition import CommitmentRecord
@@ -34,7 +36,7 @@ from template.validator.config import ValidatorConfig
 from template.validator.downloads import Downloader
 from template.validator.loop import Validator
 from template.validator.status import read_status
-from template.validator.status_report import describe
+from template.validator.status_report import print_status
 from template.workers.executor import CompletedJob
 from tests.campaigns.clock import SoakClock
 from tests.campaigns.synthetic_subnet import IdleExecutor, make_key, make_lines, make_result
@@ -246,8 +248,10 @@ class Arena:
             name = str(path.relative_to(self.state))
             if not (name.isascii() and name.isprintable()) or path.is_symlink():
                 yield f"odd file {name!r}"
-        told = describe(read_status(self.state, self.clock()), rows=None)
-        if not all(line.isprintable() for line in told.split("\n")):
+        console = Console(file=io.StringIO(), markup=False, highlight=False, emoji=False, width=120)
+        with console.capture() as capture:
+            print_status(read_status(self.state, self.clock()), console, max_rows=None)
+        if not all(line.isprintable() for line in capture.get().split("\n")):
             yield "the status is not plain"
 
     def _score_of(self, content: bytes) -> float:
