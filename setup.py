@@ -18,11 +18,10 @@ def read_version() -> str:
 
 
 # Narrow where a new minor release may change a score (torch, transformers, peft, tokenizers) or where this package
-# meets a client below its public interface (bittensor, huggingface_hub, httpx2 with httpcore2).
+# meets a client below its public interface (bittensor, huggingface_hub, httpx2).
 RUNTIME = [
     "bittensor>=11.3,<11.4",
     "filelock>=4.2,<5",
-    "httpcore2>=2.16,<2.17",
     "httpx2>=2.16,<2.17",
     "huggingface_hub>=2.4,<2.5",
     "loguru>=0.7.3,<0.8",

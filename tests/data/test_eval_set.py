@@ -141,7 +141,7 @@ def test_the_evaluation_set_is_the_one_jsonl_of_the_competitions_commit(server: 
 def test_a_competition_without_a_usable_set_is_a_wrong_setting(server: HubServer, tmp_path: Path) -> None:
     two = upload_files(server.store.root, REPO, {"a.jsonl": b"a", "b.jsonl": b"b"})
     for competition in (make_competition(two), make_competition("0" * 40), make_competition(two, "no/repo")):
-        with pytest.raises(ConfigError, match="the competition's evaluation set cannot be had"):
+        with pytest.raises(ConfigError, match="cannot download the competition's evaluation set"):
             fetch_eval_set(competition, tmp_path / "eval", None, None)
 
 

@@ -1,4 +1,4 @@
-"""A model comes from the Hub by another library: bounded, pinned, checked, and never written beside its cache."""
+"""Models that transformers downloads: within limits, checked, and loaded from the cache while the Hub is away."""
 
 import hashlib
 import socket
@@ -23,84 +23,61 @@ from tests.fixtures.training import MODEL_ID
 
 WEIGHTS = "^GET .*safetensors"
 SMALL = 2**20
-HUGE = f"HTTP/1.1 200 OK\r\nContent-Length: {2**40}\r\n\r\n"
 
 Load = Callable[[], ScoringModel]
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub that this process meets as it would with HF_ENDPOINT set at its start."""
+    """A hub that this process uses as if HF_ENDPOINT had been set at its start."""
     datasets.configure_client()
-    monkeypatch.setattr(transport, "_SLOWEST_BYTES_PER_S", 1e9)
-    monkeypatch.setattr(transport, "_MAX_UNDECLARED_BYTES", SMALL)
+    monkeypatch.setattr(transport, "_MAX_MODEL_FILE_BYTES", SMALL)
     with HubServer(tmp_path / "hub") as running:
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        # transformers keeps what it once made for another endpoint.
+        # transformers caches a client for the endpoint.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         yield running
 
 
 @pytest.fixture
 def load(server: HubServer, tiny_model: Path, tmp_path: Path) -> Load:
-    """Loads the tiny model from the hub, by its commit, into an empty cache."""
+    """A function that loads the tiny model by its commit into an empty cache."""
     files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
     args = replace(load_training_args(), revision=upload_files(server.store.root, MODEL_ID, files, repo_type="model"))
     return lambda: load_model(args, device=torch.device("cpu"), dtype=torch.float32, cache_dir=tmp_path / "cache")
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*"))
-
-
-FAULTS = {
-    "weights that never end": ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern=WEIGHTS)),
-    "weights beyond any model's": (
-        "longer than",
-        HubFault(kind=FaultKind.RAW, body=HUGE, rest="x", repeat=None, pattern=WEIGHTS),
-    ),
-    "weights of gzip": ("compressed", HubFault(kind=FaultKind.GZIP_BOMB, size=64 * SMALL, pattern=WEIGHTS)),
-    "a tokenizer that never ends": (
-        "longer than",
-        HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*tokenizer.json"),
-    ),
-    "a configuration that never ends": (
-        "longer than",
-        HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*config.json"),
-    ),
-    "weights that drip": ("time allowed", HubFault(kind=FaultKind.DRIP, seconds=0.01, pattern=WEIGHTS)),
-    "a header that drips": ("time allowed", HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern=WEIGHTS)),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_hostile_hub_is_given_up_on(
-    server: HubServer, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(
+    ("sentence", "fault"),
+    [
+        ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern=WEIGHTS)),
+        ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*tokenizer.json")),
+        ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*config.json")),
+        ("compressed", HubFault(kind=FaultKind.GZIP_BOMB, size=64 * SMALL, pattern=WEIGHTS)),
+    ],
+    ids=["endless weights", "endless tokenizer", "endless config", "compressed weights"],
+)
+def test_model_file_that_is_too_large_is_an_error(
+    server: HubServer, load: Load, sentence: str, fault: HubFault
 ) -> None:
-    sentence, fault = FAULTS[name]
-    if sentence == "time allowed":
-        monkeypatch.setattr(transport, "_ANSWER_S", 0.4)
     set_faults(server.store.root, fault)
-    started = time.monotonic()
     with pytest.raises(RemoteError, match=sentence):
         load()
-    assert time.monotonic() - started < 20.0
-    assert size_of(tmp_path / "cache") < 20 * SMALL
 
 
-def test_the_library_waits_its_own_second_and_not_the_years_it_is_asked_for(server: HubServer, load: Load) -> None:
+def test_model_download_retries_a_busy_hub_soon(server: HubServer, load: Load) -> None:
     busy = HubFault(kind=FaultKind.STATUS, status=429, retry_after="999999999", pattern=WEIGHTS, count=1)
     set_faults(server.store.root, busy)
     assert load().source.model_id == MODEL_ID
 
 
 @pytest.mark.parametrize("what", ["safetensors", "tokenizer.json", "config.json"])
-def test_other_bytes_than_the_listed_ones_are_not_used_and_not_kept(
+def test_model_file_of_other_bytes_is_refused_and_removed(
     server: HubServer, load: Load, tiny_model: Path, what: str
 ) -> None:
-    """Of the right length: the library compares no more."""
+    """The library compares only the length."""
     name = next(path.name for path in sorted(tiny_model.iterdir()) if path.name.endswith(what))
     content = (tiny_model / name).read_bytes()
     other = content.replace(b" ", b"\t", 1) if what.endswith("json") else content[:-1] + bytes([content[-1] ^ 1])
@@ -116,22 +93,20 @@ def test_other_bytes_than_the_listed_ones_are_not_used_and_not_kept(
 
 
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
-@pytest.mark.parametrize("name", ["../../../evil", "{tmp}/evil", "../evil", "..", "a/b", ".hidden", "a\tb", "a" * 200])
-def test_no_name_of_the_hubs_leads_out_of_the_cache(
+@pytest.mark.parametrize("name", ["../../../evil", "{tmp}/evil", ".."])
+def test_header_with_a_path_writes_nothing_outside_cache(
     server: HubServer, load: Load, tmp_path: Path, name: str, header: str
 ) -> None:
-    """The library makes paths of them, and says itself when it has none."""
-    told = {"ETag": '"abc"', "X-Repo-Commit": "a" * 40, header: name.replace("{tmp}", str(tmp_path))}
-    reply = HubFault(kind=FaultKind.REPLY, status=200, headers=tuple(told.items()), body="{}", pattern="/resolve/")
+    headers = {"ETag": '"abc"', "X-Repo-Commit": "a" * 40, header: name.replace("{tmp}", str(tmp_path))}
+    reply = HubFault(kind=FaultKind.REPLY, status=200, headers=tuple(headers.items()), body="{}", pattern="/resolve/")
     set_faults(server.store.root, reply)
     with pytest.raises(RemoteError):
         load()
     assert {path.name for path in tmp_path.iterdir()} <= {"hub", "cache"}
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size == 2]
 
 
-def test_what_names_no_file_may_have_any_name(server: HubServer, load: Load, tiny_model: Path, tmp_path: Path) -> None:
-    """The real Hub calls its listings, errors and redirects by digests in base64, with slashes: Express's ETags."""
+def test_etags_with_slashes_are_accepted(server: HubServer, load: Load, tiny_model: Path, tmp_path: Path) -> None:
+    """The real Hub sends Express's base64 ETags with listings, errors and redirects."""
     commit = HubStore(server.store.root).repo("models", MODEL_ID).head
     weights = tiny_model / "model.safetensors"
     express = ("ETag", 'W/"a27-vndQfbspAL31/eKATEOf36LyR8k"')
@@ -158,28 +133,23 @@ def test_what_names_no_file_may_have_any_name(server: HubServer, load: Load, tin
 AWAY = {
     "no name server": None,
     "a closed port": None,
-    "connections that end": HubFault(kind=FaultKind.RAW, body=""),
-    "headers that drip": HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.01, pattern="^HEAD"),
-    "listings that drip": HubFault(kind=FaultKind.DRIP, seconds=0.1, pattern="/api/"),
-    "an answer that is compressed": HubFault(kind=FaultKind.GZIP_BOMB, size=SMALL, pattern="/api/|HEAD"),
-    "a listing that is said to be inside": HubFault(
-        kind=FaultKind.REPLY, status=302, headers=(("Location", "http://10.0.0.1/x"),), pattern="/api/"
-    ),
+    "dropped connections": HubFault(kind=FaultKind.RAW, body=""),
+    "slow listings": HubFault(kind=FaultKind.DRIP, seconds=0.1, pattern="/api/"),
+    "compressed answers": HubFault(kind=FaultKind.GZIP_BOMB, size=SMALL, pattern="/api/|HEAD"),
     "answers of 503": HubFault(kind=FaultKind.STATUS, status=503),
 }
 
 
 @pytest.mark.parametrize("how", AWAY)
-def test_a_cached_model_is_loaded_while_the_hub_is_away(
+def test_cached_model_loads_while_the_hub_is_away(
     server: HubServer, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """By the branch, so that the library asks the Hub each time."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    args = replace(load_training_args(), revision=None)
+    args = replace(load_training_args(), revision=None)  # by the branch: the library asks the Hub each time
     model, tokenize = load_cached(args, tmp_path)
-    close_session()  # with the connections that it keeps
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library's half a minute before it gives up
-    monkeypatch.setattr(transport, "_QUESTION_S", 0.1)
+    close_session()
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library's backoff
+    monkeypatch.setattr(transport, "_METADATA_S", 0.1)
     if how == "no name server":
         monkeypatch.setattr(socket, "getaddrinfo", _unknown)
     elif how == "a closed port":
@@ -200,7 +170,7 @@ def _unknown(*question: object, **named: object) -> None:
     raise socket.gaierror(socket.EAI_AGAIN, "the name server is away")
 
 
-def test_a_commit_that_goes_away_is_named(server: HubServer, load: Load) -> None:
+def test_missing_commit_error_names_the_model(server: HubServer, load: Load) -> None:
     headers = (("X-Error-Code", "RevisionNotFound"),)
     set_faults(server.store.root, HubFault(kind=FaultKind.REPLY, status=404, headers=headers, pattern="/resolve/"))
     with pytest.raises(SubnetError, match=MODEL_ID):

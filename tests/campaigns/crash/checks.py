@@ -150,7 +150,7 @@ def check_files(state_dir: Path, *, is_complete: bool = False) -> tuple[list[str
     partial: list[str] = []
     temporary = 0
     for path in sorted(one for one in state_dir.rglob("*") if one.is_file()):
-        if path.name.startswith(".incoming-") or (
+        if path.name.startswith((".data.jsonl.", "..source.json.")) or (
             path.parent.name in ("receipts", "rounds") and path.name.startswith(".")
         ):
             temporary += 1

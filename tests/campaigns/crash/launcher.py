@@ -42,7 +42,6 @@ _PLACES = {"receipts": "receipt", "rounds": "round file"}
 # What stands between a statement and the method of the store that it is for.
 _PLUMBING = ("store/database.py", "hub/storage.py")
 _MADE_UP = (
-    (re.compile(r"^\.incoming-.*"), ".incoming"),
     (re.compile(r"^\.(.*\.json)\.\w+$"), r".\1.TMP"),
     (re.compile(r"^\.(.*\.jsonl)\.\w+$"), r".\1.TMP"),
 )

@@ -233,7 +233,7 @@ def test_a_name_that_is_given_too_early_is_found(ran: Ran) -> None:
 
 
 def test_temporary_files_are_counted_and_are_no_partial_ones(tmp_path: Path) -> None:
-    for name in ("receipts/.a.json.12", "rounds/.round-1.jsonl.abc", "data/hotkey/x/.incoming-1", "data/hotkey/x/y"):
+    for name in ("receipts/.a.json.12", "rounds/.round-1.jsonl.abc", "data/hotkey/x/.data.jsonl.1", "data/hotkey/x/y"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("half of")
     assert checks.check_files(tmp_path) == ([], 3)

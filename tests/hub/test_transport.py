@@ -1,0 +1,134 @@
+"""Limits of every request to the Hub: where it may go, how long it may take, who gets the token."""
+
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import get_session
+
+from template.errors import RemoteError
+from template.hub import datasets
+from template.hub.transport import RequestBudget
+from template.localnet.hub.faults import FaultKind, HubFault, set_faults
+from template.localnet.hub.server import HubServer
+from tests.fixtures.hub import DATA, OLD, REPO, download, upload_data
+
+PUBLIC = "https://8.8.8.8"
+LOCAL = "http://127.0.0.1:8080"
+
+
+@pytest.fixture(autouse=True)
+def _client() -> None:
+    datasets.configure_client()
+
+
+def request(url: str, endpoint: str, *, seconds: float = math.inf, content: bytes | None = None) -> None:
+    budget = RequestBudget(deadline=time.monotonic() + seconds, endpoint=endpoint, max_bytes=1000)
+    with budget.activate():
+        get_session().request("PUT" if content else "GET", url, content=content)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        *((PUBLIC, f"https://{host}:9/x") for host in ("127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1")),
+        *((PUBLIC, f"https://{host}:9/x") for host in ("[::1]", "[fd00::1]", "[::ffff:10.0.0.1]", "224.0.0.1")),
+        *((LOCAL, f"http://{host}:9/x") for host in ("10.0.0.1", "169.254.169.254", "0.0.0.0", "0", "[fe80::1]")),
+        *(("https://10.1.1.1", f"https://{host}:9/x") for host in ("127.0.0.1", "2130706433", "localhost", "0x7f.1")),
+        (PUBLIC, "http://1.1.1.1/x"),
+    ],
+)
+def test_redirect_inside_or_to_plain_http_is_not_followed(endpoint: str, url: str) -> None:
+    with pytest.raises(RemoteError, match="not followed"):
+        request(url, endpoint)
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"]])
+def test_redirect_to_a_name_of_an_inside_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
+    look_up = socket.getaddrinfo
+
+    def resolve(host: str, *rest: Any, **named: Any) -> Any:
+        return [row for name in (addresses if host == "cdn" else [host]) for row in look_up(name, *rest, **named)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(RemoteError, match="not followed"):
+        request("https://cdn/x", PUBLIC)
+
+
+def test_slow_upload_ends_at_its_deadline() -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def sip() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while not over.wait(0.005):
+                    connection.recv(2**16)
+
+        reader = threading.Thread(target=sip, daemon=True)
+        reader.start()
+        started, endpoint = time.monotonic(), f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with pytest.raises(RemoteError):
+                request(endpoint, endpoint, seconds=0.4, content=bytes(32 * 2**20))
+        finally:
+            over.set()
+            reader.join()
+    assert time.monotonic() - started < 2.0
+
+
+def test_slow_name_server_delays_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, *rest: Any, **named: Any) -> Any:
+        time.sleep(1.0)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    started = time.monotonic()
+    with pytest.raises(RemoteError, match="did not answer"):
+        datasets.download_dataset(REPO, "a" * 40, tmp_path, endpoint="http://hub.test", deadline_s=0.2)
+    assert time.monotonic() - started < 0.9
+    for thread in threading.enumerate():
+        if thread.name == "hub-call":
+            thread.join(5.0)
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that also answers as HTTP proxy, set as this process's proxy."""
+    with HubServer(tmp_path / "hub") as server:
+        monkeypatch.setenv("HTTP_PROXY", server.endpoint)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        huggingface_hub.close_session()
+        yield server
+    huggingface_hub.close_session()
+
+
+def test_proxy_resolves_the_endpoints_name(proxy: HubServer, tmp_path: Path) -> None:
+    commit = upload_data(proxy)
+    file = datasets.download_dataset(REPO, commit, tmp_path / "data", endpoint="http://hub.invalid")
+    assert file.path.read_bytes() == OLD
+
+
+def test_slow_download_thread_ends_after_the_deadline(tmp_path: Path) -> None:
+    with HubServer(tmp_path / "hub") as server:
+        commit = upload_data(server)
+        set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
+        with pytest.raises(RemoteError):
+            download(server, commit, tmp_path / "data", deadline_s=0.2)
+        wait_for(lambda: not any(thread.name == "hub-call" for thread in threading.enumerate()))
+        assert not list((tmp_path / "data").glob(f".{DATA}.*"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
