@@ -130,7 +130,11 @@ class BoundedTransport(httpx2.BaseTransport):
         except RemoteError:
             response.close()
             raise
-        max_bytes = budget.max_bytes if response.is_success else min(MAX_ANSWER_BYTES, budget.max_bytes)
+        max_bytes = budget.max_bytes
+        if response.is_error:
+            max_bytes = min(MAX_ANSWER_BYTES, max_bytes)
+            # The library decodes the text by the named codec, which need not be one for text.
+            response.headers["Content-Type"] = "application/json; charset=utf-8"
         assert isinstance(response.stream, httpx2.SyncByteStream)
         response.stream = _BoundedStream(response.stream, budget, max_bytes)
         return response

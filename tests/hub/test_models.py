@@ -59,9 +59,7 @@ def load(server: HubServer, tiny_model: Path, tmp_path: Path) -> Load:
     ],
     ids=["endless weights", "endless tokenizer", "endless config", "compressed weights"],
 )
-def test_model_file_that_is_too_large_is_an_error(
-    server: HubServer, load: Load, sentence: str, fault: HubFault
-) -> None:
+def test_oversized_model_file_is_an_error(server: HubServer, load: Load, sentence: str, fault: HubFault) -> None:
     set_faults(server.store.root, fault)
     with pytest.raises(RemoteError, match=sentence):
         load()

@@ -59,12 +59,12 @@ def _change_of_mind(folder: Path) -> str:
 
 
 def _abandoned(folder: Path) -> str:
-    """A thousand downloads in a row, each given up on while a header, a body or an upload goes on for ever."""
+    """A thousand downloads in a row, each given up on while a body goes on for ever."""
     here = stage()
     threads, sockets = _calls(), _sockets()
     here.set(
         [
-            HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.02, pattern=LISTING, count=_HOSTILE // 2),
+            HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern=LISTING, count=_HOSTILE // 2),
             HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern=FILE),
         ],
         (),

@@ -116,7 +116,6 @@ _PATTERNS = attack(
 )
 
 _LOST = "{elsewhere}/{file}"
-_SAME_FILE = "{hub}/{file}?again"
 _REDIRECTS = (
     attack("the file is at a store", _reply(at=FILE, status=302, Location=_LOST), expected=TAKEN),
     attack(
@@ -149,16 +148,6 @@ _REDIRECTS = (
         _reply(at=FILE, status=302, Location=_LOST),
         elsewhere=[HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.02)],
         is_slow=True,
-    ),
-    attack(
-        "the store points back",
-        _reply(at=r"data\.jsonl$", status=302, Location=_LOST),
-        elsewhere=[_reply(at=FILE, status=302, Location=_SAME_FILE)],
-    ),
-    attack(
-        "the store points back to a repo that is not there",
-        _reply(at=r"talk/.*data\.jsonl$", status=302, Location=_LOST),
-        elsewhere=[_reply(at=FILE, status=302, Location="{hub}/datasets/bob/none/resolve/main/a")],
     ),
     attack("the file points to itself", _reply(at=FILE, status=302, Location="/{file}")),
     attack(
