@@ -1,7 +1,7 @@
-"""SCALE bytes of the calls the product makes, both ways, so that the local chain sees bytes as a node does.
+"""SCALE codec of the calls that the product makes, so that the local chain decodes bytes like a node.
 
-Only three calls exist here: set_commitment, set_mechanism_weights and commit_timelocked_mechanism_weights. Their
-pallet and call indices are those of the recorded runtime; a test compares every byte with the client's own codec.
+Covers set_commitment, set_mechanism_weights and commit_timelocked_mechanism_weights. Their pallet and call indices
+are those of the recorded runtime; a test compares every byte with the client's own codec.
 Source: https://docs.substrate.io/reference/scale-codec and the subtensor runtime metadata.
 """
 
@@ -17,7 +17,7 @@ _FIRST_HASH, _TIMELOCK, _RESET, _BIG_RAW = 130, 134, 135, 136
 
 
 class Call(NamedTuple):
-    """A call as the client's generated builders spell it."""
+    """A call in the form of the client's generated builders."""
 
     module: str
     function: str
@@ -27,13 +27,13 @@ class Call(NamedTuple):
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self._offset = 0
 
     def take(self, count: int) -> bytes:
-        part = self._data[self._at : self._at + count]
+        part = self._data[self._offset : self._offset + count]
         if len(part) != count:
-            raise ValueError(f"the call ends {count - len(part)} bytes early")
-        self._at += count
+            raise ValueError(f"the call lacks {count - len(part)} bytes")
+        self._offset += count
         return part
 
     def number(self, size: int) -> int:
@@ -47,15 +47,15 @@ class _Reader:
         return (first + (self.number(size) << 8)) >> 2
 
     def bounded(self, limit: int) -> str:
-        """A byte string as 0x-hex. Raises: ValueError for more than `limit` bytes, which the chain cannot decode."""
+        """Read a byte string as 0x-hex. Raises: ValueError above the chain's limit."""
         size = self.compact()
         if size > limit:
-            raise ValueError(f"a length of {size} where the call takes {limit}")
+            raise ValueError(f"a length of {size}: the limit is {limit}")
         return "0x" + self.take(size).hex()
 
     def finish(self) -> None:
-        if self._at != len(self._data):
-            raise ValueError(f"the call has {len(self._data) - self._at} bytes too many")
+        if self._offset != len(self._data):
+            raise ValueError(f"the call has {len(self._data) - self._offset} extra bytes")
 
 
 def _compact(value: int) -> bytes:
@@ -66,7 +66,7 @@ def _compact(value: int) -> bytes:
 
 
 def _blob(value: object) -> bytes:
-    """Bytes from the forms the client's codec takes: bytes, 0x-hex text, or plain text."""
+    """Convert what the client's codec takes: bytes, 0x-hex text, or plain text."""
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if not isinstance(value, str):
@@ -87,7 +87,7 @@ def _prefixed(value: object) -> bytes:
 
 
 def _encode_field(field: object) -> bytes:
-    """One `Data` variant of the Commitments pallet. Source: pallets/commitments/src/types.rs."""
+    """Encode a `Data` variant of the Commitments pallet. Source: pallets/commitments/src/types.rs."""
     if field == "None":
         return b"\x00"
     if field == "ResetBondsFlag":
@@ -162,14 +162,14 @@ _CALLS: dict[tuple[str, str], tuple[bytes, dict[str, _Codec]]] = {
 
 
 def encode_string(text: str) -> bytes:
-    """A string as SCALE spells it: its length, then its UTF-8."""
+    """Encode a SCALE string: its length, then its UTF-8."""
     return _prefixed(text.encode())
 
 
 def encode_call(module: str, function: str, params: dict[str, Any]) -> bytes:
-    """The call's bytes. Raises: ValueError when the call is unknown here or an argument does not fit its type."""
+    """Encode a call. Raises: ValueError for an unknown call or an argument that does not fit its type."""
     if (module, function) not in _CALLS:
-        raise ValueError(f"call {module}.{function} not found")
+        raise ValueError(f"the local chain has no call {module}.{function}")
     index, codecs = _CALLS[module, function]
     if params.keys() != codecs.keys():
         raise ValueError(f"{function} takes {', '.join(codecs)}, not {', '.join(params)}")
@@ -180,11 +180,11 @@ def encode_call(module: str, function: str, params: dict[str, Any]) -> bytes:
 
 
 def decode_call(data: bytes) -> Call:
-    """The call that `data` spells, byte strings as 0x-hex. Raises: ValueError when it spells none known here."""
+    """Decode a call, byte strings as 0x-hex. Raises: ValueError."""
     for (module, function), (index, codecs) in _CALLS.items():
         if data.startswith(index):
             reader = _Reader(data[len(index) :])
             params = {name: decode(reader) for name, (_, decode) in codecs.items()}
             reader.finish()
             return Call(module, function, params)
-    raise ValueError("no such call")
+    raise ValueError("the bytes are not a known call")

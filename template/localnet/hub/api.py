@@ -1,7 +1,7 @@
-"""The Hub's HTTP API over a `HubStore`: one request in, one answer out, no sockets.
+"""The Hub's HTTP API over a `HubStore`: requests in, responses out, no sockets.
 
-Covered: what huggingface_hub 2.4 calls to create dataset and model repos, commit regular files, list, describe and
-download them. Not covered: large-file storage, branches, pull requests, gating, spaces.
+Covers what huggingface_hub calls to create dataset and model repos, commit regular files, list and download them. No
+large-file storage, deletions, branches, pull requests, gating or spaces.
 """
 
 import base64
@@ -22,7 +22,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request. target: path and query as sent. headers: by lower-case name. endpoint: our own base address."""
+    """A request: path and query as sent, headers by lower-case name, the server's own base address."""
 
     method: str
     target: str
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class FileSlice:
-    """`length` bytes of a file on disk from `start`."""
+    """A part of a file on disk."""
 
     path: Path
     start: int
@@ -42,7 +42,7 @@ class FileSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """A response. Content-Length is the sender's to add."""
+    """A response; the server adds Content-Length."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -50,29 +50,28 @@ class Response:
 
     @property
     def length(self) -> int:
-        """Bytes of the body."""
         return len(self.body) if isinstance(self.body, bytes) else self.body.length
 
 
-def respond(store: HubStore, call: Request) -> Response:
-    """What the Hub says to `call`; a refusal is an answer too."""
-    path = urlsplit(call.target).path
+def respond(store: HubStore, request: Request) -> Response:
+    """Return the Hub's response to a request."""
+    path = urlsplit(request.target).path
     try:
-        who = _caller(store, call)
+        user = _authenticate(store, request)
         for methods, pattern, handler in _ROUTES:
-            if call.method in methods and (match := pattern.fullmatch(path)):
-                return handler(store, call, who, {name: unquote(text) for name, text in match.groupdict("").items()})
+            if request.method in methods and (match := pattern.fullmatch(path)):
+                return handler(store, request, user, {key: unquote(text) for key, text in match.groupdict("").items()})
         raise HubError(404, "No such page")
-    except HubError as refusal:
-        return _refused(refusal)
+    except HubError as error:
+        return _error_response(error)
 
 
-def _refused(refusal: HubError) -> Response:
-    sentence = str(refusal).encode("ascii", "backslashreplace").decode()
-    headers = {"X-Error-Message": "".join(char if char.isprintable() else "?" for char in sentence)}
-    if refusal.code is not None:
-        headers["X-Error-Code"] = refusal.code
-    return _json({"error": str(refusal)}, status=refusal.status, headers=headers)
+def _error_response(error: HubError) -> Response:
+    message = str(error).encode("ascii", "backslashreplace").decode()
+    headers = {"X-Error-Message": "".join(char if char.isprintable() else "?" for char in message)}
+    if error.code is not None:
+        headers["X-Error-Code"] = error.code
+    return _json({"error": str(error)}, status=error.status, headers=headers)
 
 
 def _json(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -82,44 +81,38 @@ def _json(value: object, *, status: int = 200, headers: Mapping[str, str] | None
 
 
 def _express_etag(body: bytes) -> str:
-    """As the real Hub's web framework names an answer, Express's `etag`: of the base64, a third has a slash in it."""
+    """Compute the ETag of Express, the real Hub's web framework: base64, so often with a slash."""
     digest = base64.b64encode(hashlib.sha1(body, usedforsecurity=False).digest()).decode()
     return f'W/"{len(body):x}-{digest[:27]}"'
 
 
-def _caller(store: HubStore, call: Request) -> str | None:
-    """The owner whose token came with the call, None when none came. Raises: HubError (401) for nobody's token."""
-    header = call.headers.get("authorization")
-    if header is None:
-        return None
-    owner = store.owner_of(header.removeprefix("Bearer "))
-    if owner is None:
+def _authenticate(store: HubStore, request: Request) -> str | None:
+    """Return the user of the request's token, None without a token. Raises: HubError (401)."""
+    header = request.headers.get("authorization")
+    user = None if header is None else store.owner_of(header.removeprefix("Bearer "))
+    if header is not None and user is None:
         raise HubError(401, "Invalid credentials in Authorization header")
-    return owner
+    return user
 
 
-def _readable(store: HubStore, who: str | None, names: Mapping[str, str]) -> Repo:
-    """The repo named, which a private one is only to its owner: to all others it does not exist."""
+def _find_repo(store: HubStore, user: str | None, names: Mapping[str, str]) -> Repo:
+    """Return the named repo; to others than its owner a private one does not exist."""
     try:
         repo = store.repo(names["kind"] or "models", f"{names['owner']}/{names['name']}")
-        if repo.private and who != names["owner"]:
+        if repo.private and user != names["owner"]:
             raise HubError(404, "Repository not found", "RepoNotFound")
         return repo
-    except HubError as refusal:
-        if who is None:
-            raise HubError(401, "Invalid username or password.", "RepoNotFound") from refusal
+    except HubError as error:
+        if user is None:
+            raise HubError(401, "Invalid username or password.", "RepoNotFound") from error
         raise
 
 
-def _require_owner(who: str | None, owner: str) -> None:
-    if who is None:
+def _require_owner(user: str | None, owner: str) -> None:
+    if user is None:
         raise HubError(401, "Invalid username or password.")
-    if who != owner:
+    if user != owner:
         raise HubError(403, f"You don't have the rights to write under the namespace {owner[:100]!r}")
-
-
-def _body(call: Request) -> dict[str, object]:
-    return _object(call.body)
 
 
 def _object(text: bytes) -> dict[str, object]:
@@ -132,44 +125,43 @@ def _object(text: bytes) -> dict[str, object]:
     return value
 
 
-def _create_repo(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    body = _body(call)
-    owner, kind = str(body.get("organization") or who), f"{body.get('type') or 'model'}s"
-    _require_owner(who, owner)
+def _create_repo(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    body = _object(request.body)
+    owner, kind = str(body.get("organization") or user), f"{body.get('type') or 'model'}s"
+    _require_owner(user, owner)
     if kind not in KINDS:
         raise HubError(400, "Only dataset and model repos are served here")
     repo_id = f"{owner}/{body.get('name')}"
     is_private = body.get("visibility") == "private" or body.get("private") is True
     is_new = store.create(kind, repo_id, private=is_private)
-    url = f"{call.endpoint}/{'datasets/' if kind == 'datasets' else ''}{repo_id}"
+    url = f"{request.endpoint}/{'datasets/' if kind == 'datasets' else ''}{repo_id}"
     if is_new:
         return _json({"url": url, "name": repo_id})
-    said = {"X-Error-Message": "You already created this repo"}
-    return _json({"url": url, "error": said["X-Error-Message"]}, status=409, headers=said)
+    error = "You already created this repo"
+    return _json({"url": url, "error": error}, status=409, headers={"X-Error-Message": error})
 
 
-def _preupload(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    repo = _readable(store, who, names)
-    _require_owner(who, names["owner"])
+def _preupload(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    repo = _find_repo(store, user, names)
+    _require_owner(user, names["owner"])
     files = store.commit_at(repo, names["revision"]).files
     rows = []
-    asked = _body(call).get("files")
-    for item in asked if isinstance(asked, list) else []:
+    items = _object(request.body).get("files")
+    for item in items if isinstance(items, list) else []:
         path = check_path(str(item.get("path"))) if isinstance(item, dict) else check_path("")
         row: dict[str, object] = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
         rows.append(row | ({"oid": files[path].oid} if path in files else {}))
     return _json({"files": rows})
 
 
-def _commit(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    repo = _readable(store, who, names)
-    _require_owner(who, names["owner"])
+def _commit(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    repo = _find_repo(store, user, names)
+    _require_owner(user, names["owner"])
     if names["revision"] != BRANCH:
         raise HubError(404, f"Invalid rev id: {names['revision'][:80]}", "RevisionNotFound")
     header: dict[str, object] = {}
     changes: dict[str, Blob] = {}
-    removed: set[str] = set()
-    for line in filter(None, call.body.splitlines()):
+    for line in filter(None, request.body.splitlines()):
         item = _object(line)
         key, value = item.get("key"), item.get("value")
         if not isinstance(value, dict):
@@ -178,19 +170,16 @@ def _commit(store: HubStore, call: Request, who: str | None, names: Mapping[str,
             header = value
         elif key == "file":
             changes[check_path(str(value.get("path")))] = store.add_blob(_content(value))
-        elif key in ("deletedFile", "deletedFolder"):
-            removed |= _removed(store, repo, str(value.get("path")), is_folder=key == "deletedFolder")
         else:
             raise HubError(400, f"Commit lines of kind {str(key)[:40]!r} are not served here")
     parent = header.get("parentCommit")
     sha = store.commit(
         repo,
         changes,
-        removed=removed,
         parent=None if parent is None else str(parent),
         message=str(header.get("summary", "")),
     )
-    url = f"{call.endpoint}/{'datasets/' if repo.kind == 'datasets' else ''}{repo.id}/commit/{sha}"
+    url = f"{request.endpoint}/{'datasets/' if repo.kind == 'datasets' else ''}{repo.id}/commit/{sha}"
     return _json({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
 
@@ -203,18 +192,10 @@ def _content(value: Mapping[str, object]) -> bytes:
         raise HubError(400, "File content is not base64") from exc
 
 
-def _removed(store: HubStore, repo: Repo, path: str, *, is_folder: bool) -> set[str]:
-    files = store.commit_at(repo, BRANCH).files
-    found = {name for name in files if (name.startswith(path.rstrip("/") + "/") if is_folder else name == path)}
-    if not found:
-        raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
-    return found
-
-
-def _repo_info(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    repo = _readable(store, who, names)
+def _repo_info(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    repo = _find_repo(store, user, names)
     commit = store.commit_at(repo, names.get("revision") or BRANCH)
-    query = parse_qs(urlsplit(call.target).query)
+    query = parse_qs(urlsplit(request.target).query)
     if query.get("expand") == ["sha"]:
         return _json({"_id": repo.head[:24], "id": repo.id, "sha": commit.sha})
     has_blobs = "blobs" in query
@@ -222,37 +203,37 @@ def _repo_info(store: HubStore, call: Request, who: str | None, names: Mapping[s
         {"rfilename": path} | ({"size": blob.size, "blobId": blob.oid} if has_blobs else {})
         for path, blob in commit.files.items()
     ]
-    shown: dict[str, object] = {"_id": repo.head[:24], "id": repo.id, "author": names["owner"], "sha": commit.sha}
+    info = {"_id": repo.head[:24], "id": repo.id, "author": names["owner"], "sha": commit.sha, "siblings": siblings}
     times = {"lastModified": _iso(commit.time_s), "createdAt": _iso(repo.created_s)}
-    plain = {"private": repo.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
-    return _json(shown | times | plain | {"siblings": siblings})
+    flags = {"private": repo.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+    return _json(info | times | flags)
 
 
-def _paths_info(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    commit = store.commit_at(_readable(store, who, names), names["revision"])
-    asked = parse_qs(call.body.decode("utf-8", "replace")).get("paths", [])
-    rows = [row for path in asked if (row := _row(commit, path.rstrip("/"))) is not None]
+def _paths_info(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    commit = store.commit_at(_find_repo(store, user, names), names["revision"])
+    paths = parse_qs(request.body.decode("utf-8", "replace")).get("paths", [])
+    rows = [row for path in paths if (row := _row(commit, path.rstrip("/"))) is not None]
     return _json(rows)
 
 
-def _tree(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    commit = store.commit_at(_readable(store, who, names), names["revision"])
+def _tree(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    commit = store.commit_at(_find_repo(store, user, names), names["revision"])
     top = names["path"].strip("/")
     prefix = f"{top}/" if top else ""
     inside = [path for path in commit.files if path.startswith(prefix)]
     if top and not inside:
         raise HubError(404, f"{top[:80]} does not exist on {names['revision'][:80]}", "EntryNotFound")
-    found: dict[str, None] = {}
-    is_recursive = parse_qs(urlsplit(call.target).query).get("recursive", [""])[0].lower() in ("true", "1")
+    paths: dict[str, None] = {}
+    is_recursive = parse_qs(urlsplit(request.target).query).get("recursive", [""])[0].lower() in ("true", "1")
     for path in inside:
         steps = path.removeprefix(prefix).split("/")
         depths = range(1, len(steps) + 1) if is_recursive else [1]
-        found.update(dict.fromkeys(prefix + "/".join(steps[:depth]) for depth in depths))
-    return _json([_row(commit, path) for path in found])
+        paths.update(dict.fromkeys(prefix + "/".join(steps[:depth]) for depth in depths))
+    return _json([_row(commit, path) for path in paths])
 
 
 def _row(commit: Commit, path: str) -> dict[str, object] | None:
-    """One file or folder as listings show it; None when neither is there."""
+    """Return the listing row of a file or folder, None if the path names neither."""
     if (blob := commit.files.get(path)) is not None:
         return {"type": "file", "path": path, "size": blob.size, "oid": blob.oid}
     if path and any(name.startswith(f"{path}/") for name in commit.files):
@@ -260,12 +241,12 @@ def _row(commit: Commit, path: str) -> dict[str, object] | None:
     return None
 
 
-def _resolve(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    commit = store.commit_at(_readable(store, who, names), names["revision"])
+def _resolve(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    commit = store.commit_at(_find_repo(store, user, names), names["revision"])
     blob = commit.files.get(names["path"])
     if blob is None:
-        missing = _refused(HubError(404, "Entry not found", "EntryNotFound"))
-        # By it the library remembers that there is none.
+        missing = _error_response(HubError(404, "Entry not found", "EntryNotFound"))
+        # By this header the client caches that the file does not exist.
         return replace(missing, headers={**missing.headers, "X-Repo-Commit": commit.sha})
     headers = {
         "Content-Type": "application/octet-stream",
@@ -274,7 +255,7 @@ def _resolve(store: HubStore, call: Request, who: str | None, names: Mapping[str
         "Accept-Ranges": "bytes",
     }
     start, end = 0, blob.size
-    match = _RANGE.fullmatch(call.headers.get("range", ""))
+    match = _RANGE.fullmatch(request.headers.get("range", ""))
     if match is not None and (match[1] or match[2]):
         start = int(match[1]) if match[1] else max(blob.size - int(match[2]), 0)
         end = min(int(match[2]) + 1, blob.size) if match[1] and match[2] else blob.size
@@ -283,16 +264,6 @@ def _resolve(store: HubStore, call: Request, who: str | None, names: Mapping[str
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{blob.size}"
     body = FileSlice(path=store.blob_path(blob), start=start, length=end - start)
     return Response(status=206 if "Content-Range" in headers else 200, headers=headers, body=body)
-
-
-def _whoami(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    if who is None:
-        raise HubError(401, "Invalid username or password.")
-    return _json({"type": "user", "name": who, "fullname": who, "orgs": [], "auth": {"type": "access_token"}})
-
-
-def _validate_yaml(store: HubStore, call: Request, who: str | None, names: Mapping[str, str]) -> Response:
-    return _json({"errors": [], "warnings": []})
 
 
 def _iso(time_s: int) -> str:
@@ -312,6 +283,4 @@ _ROUTES: list[tuple[tuple[str, ...], re.Pattern[str], _Handler]] = [
     (("POST",), re.compile(rf"{_API}/preupload{_REVISION}"), _preupload),
     (("POST",), re.compile(rf"{_API}/commit{_REVISION}"), _commit),
     (("POST",), re.compile(r"/api/repos/create"), _create_repo),
-    (("POST",), re.compile(r"/api/validate-yaml"), _validate_yaml),
-    (("GET",), re.compile(r"/api/whoami-v2"), _whoami),
 ]

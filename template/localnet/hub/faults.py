@@ -1,31 +1,29 @@
-"""Faults for the local hub, switched on and off while it runs, from any process that sees its root folder.
+"""Faults of the local hub, switched on and off while it runs, from any process with its root folder.
 
-They are kept in ROOT/faults.json. The server takes the first one that fits each request before it answers, and a
-fault with a count is used up that many requests later, over all servers on the root together.
+ROOT/faults.json lists them. The server applies the first one that matches a request; a fault with a count is used up
+after that many requests, over all servers on the root.
 """
 
-import fcntl
 import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from template.localnet.hub.store import locked, write_json
+
 
 class FaultKind(StrEnum):
-    """What goes wrong with an answer."""
+    """A way for a response to fail."""
 
     LATENCY = "latency"
     """It comes `seconds` late."""
     STATUS = "status"
-    """It is `status`, with `retry_after` as its Retry-After header when set."""
+    """It has `status`, and `retry_after` as its Retry-After header."""
     TRUNCATE = "truncate"
-    """Its full length is declared, and the connection closes after `size` bytes of it, or half when size is 0."""
+    """It declares its full length and closes after `size` bytes, half for a size of 0."""
     ENDLESS = "endless"
-    """Its body never ends; no length is declared."""
+    """Its body never ends and declares no length."""
     DRIP = "drip"
     """Its body comes one byte every `seconds`."""
     HEADER_DRIP = "header_drip"
@@ -33,20 +31,23 @@ class FaultKind(StrEnum):
     WRONG = "wrong"
     """Its body has the right length and other bytes."""
     GZIP_BOMB = "gzip_bomb"
-    """Its body is gzip that expands to `size` bytes of nothing, asked for or not."""
+    """Its body is gzip of `size` zero bytes, whatever the request accepts."""
     DROP = "drop"
-    """The connection closes instead."""
+    """The connection closes without a response."""
     REPLY = "reply"
-    """Its status, headers and body are those of the fault; Content-Length is added unless they say how it is framed."""
+    """It is the fault's status, headers and body; Content-Length is added unless they frame it."""
     RAW = "raw"
-    """`body` goes over the wire as it is, then `rest`, `repeat` times, with `seconds` after each; then it closes."""
+    """The connection sends `body`, then `rest` `repeat` times with `seconds` after each, and closes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubFault:
-    """One fault. pattern: a regular expression sought in "METHOD /path?query". count: uses left; None is for ever.
+    """A fault for requests whose "METHOD /path?query" matches `pattern`.
 
-    headers, body, rest: text of which each character is a byte. repeat: None is for ever.
+    Args:
+        count: uses left, None for ever.
+        headers: text of which each character is a byte, like body and rest.
+        repeat: None for ever.
     """
 
     kind: FaultKind
@@ -66,29 +67,26 @@ class HubFault:
         object.__setattr__(self, "headers", tuple((name, value) for name, value in self.headers))
         re.compile(self.pattern)
         if self.count is not None and self.count < 1:
-            raise ValueError(f"a fault happens at least once, not {self.count} times")
+            raise ValueError(f"count must be 1 or more, not {self.count}")
 
 
 def set_faults(root: Path, *faults: HubFault) -> None:
-    """Let exactly these faults happen from now on; none clears them."""
-    with _locked(root):
+    """Replace all faults by these."""
+    with locked(root):
         _write(root, list(faults))
 
 
 def read_faults(root: Path) -> list[HubFault]:
-    """The faults still to come, in the order they are tried."""
-    try:
-        rows = json.loads((root / "faults.json").read_text())
-    except FileNotFoundError:
-        return []
-    return [HubFault(**row) for row in rows]
+    """List the faults that are left, in the order in which they are tried."""
+    path = root / "faults.json"
+    return [HubFault(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
 def take_fault(root: Path, request_line: str) -> HubFault | None:
-    """The first fault that fits "METHOD /path?query", one use of it spent."""
+    """Return the first fault that matches, and count off one use."""
     if not (root / "faults.json").exists():
         return None
-    with _locked(root):
+    with locked(root):
         faults = read_faults(root)
         for index, fault in enumerate(faults):
             if re.search(fault.pattern, request_line) is None:
@@ -101,16 +99,4 @@ def take_fault(root: Path, request_line: str) -> HubFault | None:
 
 
 def _write(root: Path, faults: list[HubFault]) -> None:
-    part = root / ".faults.json.part"
-    part.write_text(json.dumps([asdict(fault) for fault in faults]))
-    os.replace(part, root / "faults.json")
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    write_json(root / "faults.json", [asdict(fault) for fault in faults])

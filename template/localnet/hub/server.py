@@ -1,22 +1,22 @@
-"""A local Hub: speaks the Hub's HTTP API to the unmodified huggingface_hub client, at HF_ENDPOINT.
+"""A local Hub at HF_ENDPOINT for the unmodified huggingface_hub client.
 
     python -m template.localnet.hub.server --root DIR --port 8080
 
-The content under DIR is `hub_store`'s, the answers are `hub_api`'s, and what may go wrong on purpose is
-`hub_faults`'. Here they meet a socket, on the loopback interface only. A token `hf_local_NAME` acts as NAME.
+Serves the content under DIR on the loopback interface, with the faults set there. A token `hf_local_NAME` acts as
+NAME.
 """
 
 import argparse
 import gzip
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
 from loguru import logger
@@ -33,10 +33,7 @@ _IDLE_TIMEOUT_S = 120.0
 
 
 class HubServer:
-    """A hub over `root`, serving from threads of its own until `close`; also a context manager.
-
-    port 0 takes a free one; `endpoint` is what HF_ENDPOINT should be.
-    """
+    """A hub over `root` on threads of its own, until `close`. Port 0 takes a free one."""
 
     def __init__(self, root: Path, port: int = 0) -> None:
         self.store = HubStore(root)
@@ -46,7 +43,7 @@ class HubServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving and drop every open connection, which clients keep for their next request; once is enough."""
+        """Stop serving and drop the connections that clients keep open."""
         if self._http.is_closing.is_set():
             return
         self._http.is_closing.set()
@@ -58,9 +55,7 @@ class HubServer:
     def __enter__(self) -> "HubServer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -94,10 +89,9 @@ class _Http(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # A client that goes away in mid-answer is what the faults are for; the default prints a traceback.
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            logger.opt(exception=error).error("the local hub failed a request")
+        # Faults make clients disconnect; the default would print a traceback.
+        if not isinstance(sys.exception(), OSError):
+            logger.exception("the local hub failed a request")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -121,25 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def do_GET(self) -> None:
-        self._serve()
-
-    def do_HEAD(self) -> None:
-        self._serve()
-
-    def do_POST(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
-    def log_message(self, format: str, *args: object) -> None:
-        logger.debug("local hub: " + format.replace("%s", "{}").replace("%d", "{}"), *args)
-
-    def _serve(self) -> None:
         body = self._read_body()
         if body is None:
             return
-        call = Request(
+        request = Request(
             method=self.command,
             target=self.path,
             headers={name.lower(): value for name, value in self.headers.items()},
@@ -150,14 +129,19 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind is FaultKind.LATENCY:
             self._http.is_closing.wait(fault.seconds)
             fault = None
-        found = respond(self._http.store, call)
+        response = respond(self._http.store, request)
         if fault is None:
-            self._send(found)
+            self._send(response)
         else:
-            self._send_faulty(found, fault)
+            self._send_fault(response, fault)
+
+    do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        logger.debug("local hub: " + format.replace("%s", "{}").replace("%d", "{}"), *args)
 
     def _read_body(self) -> bytes | None:
-        """The request's body, or None when it was refused unread, which ends the connection."""
+        """Read the request's body; None after refusing it, which ends the connection."""
         declared = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not declared.isascii() or not declared.isdigit():
             status = 411
@@ -170,83 +154,82 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(Response(status=status, headers={"Connection": "close"}))
         return None
 
-    def _send(self, reply: Response) -> None:
-        self._start(reply.status, {**reply.headers, "Content-Length": str(reply.length)})
+    def _send(self, response: Response) -> None:
+        self._start_sized(response)
         if self.command != "HEAD":
-            for chunk in _chunks(reply.body):
+            for chunk in _chunks(response.body):
                 self.wfile.write(chunk)
         self.wfile.flush()
 
-    def _start(self, status: int, headers: dict[str, str]) -> None:
+    def _start_sized(self, response: Response) -> None:
+        self._start(response.status, [*response.headers.items(), ("Content-Length", str(response.length))])
+
+    def _start(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in headers:
             self.send_header(name, value)
         self.end_headers()
 
-    def _send_faulty(self, reply: Response, fault: HubFault) -> None:
-        logger.debug("local hub: {} {} meets fault {}", self.command, self.path, fault.kind.value)
+    def _send_fault(self, response: Response, fault: HubFault) -> None:
+        logger.debug("local hub: {} {} fault={}", self.command, self.path, fault.kind.value)
         if fault.kind is FaultKind.STATUS:
             retry = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
             self._send(Response(status=fault.status, headers=retry, body=b"fault"))
         elif fault.kind is FaultKind.WRONG:
-            self._send(Response(status=reply.status, headers=reply.headers, body=_flipped(reply.body)))
+            body = b"".join(_chunks(response.body)).translate(bytes(byte ^ 1 for byte in range(256)))
+            self._send(Response(status=response.status, headers=response.headers, body=body))
         elif fault.kind is FaultKind.REPLY:
-            self._send_as_told(fault)
+            self._send_reply(fault)
         elif fault.kind is FaultKind.GZIP_BOMB:
             body = gzip.compress(bytes(fault.size))
-            self._send(Response(headers={**reply.headers, "Content-Encoding": "gzip"}, body=body))
+            self._send(Response(headers={**response.headers, "Content-Encoding": "gzip"}, body=body))
         else:
-            self._send_broken(reply, fault)
+            self._send_broken(response, fault)
 
-    def _send_as_told(self, fault: HubFault) -> None:
-        body = fault.body.encode("latin-1")
-        self.send_response(fault.status)
-        for name, value in fault.headers:
-            self.send_header(name, value)
-        if not {"content-length", "transfer-encoding"} & {name.lower() for name, _ in fault.headers}:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+    def _send_reply(self, fault: HubFault) -> None:
+        body, headers = fault.body.encode("latin-1"), list(fault.headers)
+        if not {"content-length", "transfer-encoding"} & {name.lower() for name, _ in headers}:
+            headers.append(("Content-Length", str(len(body))))
+        self._start(fault.status, headers)
         self.wfile.write(body if self.command != "HEAD" else b"")
         self.wfile.flush()
 
-    def _send_broken(self, reply: Response, fault: HubFault) -> None:
-        """Faults after which the connection is of no more use."""
+    def _send_broken(self, response: Response, fault: HubFault) -> None:
+        """Send a fault after which the connection is unusable."""
         self.close_connection = True
         if fault.kind is FaultKind.HEADER_DRIP:
             self._drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 2**20, fault.seconds)
         elif fault.kind is FaultKind.ENDLESS:
-            self._start(200, {**reply.headers, "Connection": "close"})
+            self._start(200, [*response.headers.items(), ("Connection", "close")])
             while not self._http.is_closing.is_set():
                 self.wfile.write(b"x" * _CHUNK_BYTES)
         elif fault.kind is FaultKind.DRIP:
-            self._start(reply.status, {**reply.headers, "Content-Length": str(reply.length)})
-            for chunk in _chunks(reply.body):
+            self._start_sized(response)
+            for chunk in _chunks(response.body):
                 self._drip(chunk, fault.seconds)
         elif fault.kind is FaultKind.RAW:
             self.wfile.write(fault.body.encode("latin-1"))
             self._repeat(fault.rest.encode("latin-1"), fault.repeat, fault.seconds)
         elif fault.kind is FaultKind.TRUNCATE:
-            self._start(reply.status, {**reply.headers, "Content-Length": str(reply.length)})
-            self.wfile.write(b"".join(_chunks(reply.body))[: fault.size or reply.length // 2])
+            self._start_sized(response)
+            self.wfile.write(b"".join(_chunks(response.body))[: fault.size or response.length // 2])
         with suppress(OSError):
             self.wfile.flush()
 
     def _repeat(self, text: bytes, times: int | None, seconds: float) -> None:
         self.wfile.flush()
         while times is None or times > 0:
-            # Many at once where there is no pause between them.
-            together = 1 if seconds else max(1, min(_CHUNK_BYTES // max(1, len(text)), times or _CHUNK_BYTES))
-            times = None if times is None else times - together
-            self.wfile.write(text * together)
+            batch = 1 if seconds else max(1, min(_CHUNK_BYTES // max(1, len(text)), times or _CHUNK_BYTES))
+            times = None if times is None else times - batch
+            self.wfile.write(text * batch)
             self.wfile.flush()
             if self._http.is_closing.wait(seconds):
                 return
 
     def _drip(self, text: bytes, seconds: float) -> None:
-        for index in range(len(text)):
-            self.wfile.write(text[index : index + 1])
-            self.wfile.flush()
-            if self._http.is_closing.wait(seconds):
+        for byte in text:
+            self._repeat(bytes([byte]), 1, seconds)
+            if self._http.is_closing.is_set():
                 return
 
 
@@ -262,24 +245,28 @@ def _chunks(body: bytes | FileSlice) -> Iterator[bytes]:
             yield chunk
 
 
-def _flipped(body: bytes | FileSlice) -> bytes:
-    return b"".join(_chunks(body)).translate(bytes(byte ^ 1 for byte in range(256)))
+@contextmanager
+def serve_hub(root: Path) -> Iterator[str]:
+    """Serve a hub over `root` in a process of its own; yield its endpoint."""
+    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(root)]
+    cwd = Path(__file__).resolve().parents[3]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of `python -m template.localnet.hub.server`."""
-    parser = argparse.ArgumentParser(prog="hub_server", description="Serve a local Hub for HF_ENDPOINT.")
-    parser.add_argument("--root", type=Path, required=True, help="folder that holds the hub's content")
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
-    return parser
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; print the endpoint on stdout once it responds.
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, having printed the endpoint on one line of stdout once it answers.
-
-    The exit status is ConfigError's when the port is taken or the folder cannot be made.
+    Returns ConfigError's exit code when the port is taken or the folder cannot be created.
     """
-    args = build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="localnet-hub", description="Serve a local Hub for HF_ENDPOINT.")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the hub's content")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
+    args = parser.parse_args(argv)
     logger.remove()
     logger.add(sys.stderr, level="INFO")
     stop = threading.Event()
@@ -287,8 +274,8 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         hub = HubServer(args.root, args.port)
-    except OSError as exc:
-        logger.error("cannot serve {} on port {}: {}", args.root, args.port, exc.strerror)
+    except OSError as error:
+        logger.error("hub cannot start: root={} port={}: {}", args.root, args.port, error.strerror)
         return ConfigError.exit_code
     with hub:
         print(hub.endpoint, flush=True)

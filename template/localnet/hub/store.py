@@ -1,4 +1,4 @@
-"""The local hub's content on disk: repos, their commits, and file contents by git blob id.
+"""Content of the local hub on disk: repos, their commits, and files by git blob id.
 
 ::
 
@@ -7,7 +7,7 @@
     ROOT/datasets/OWNER/NAME/repo.json    {head, private, created}; models likewise
     ROOT/datasets/OWNER/NAME/commits/SHA  {parent, message, time, files: {path: [blob id, size]}}
 
-Everything but repo.json is written once, and repo.json is replaced in one rename under the repo's lock, so several
+Every file but repo.json is written once, and repo.json is replaced in one rename under the repo's lock, so several
 servers and direct readers share one root. Paths inside repos never become paths on disk.
 """
 
@@ -37,7 +37,7 @@ _MAX_PATH_CHARS = 500
 
 
 class HubError(Exception):
-    """What the Hub says no with: an HTTP status, a sentence, and the X-Error-Code its client reads, if any."""
+    """A refused request: HTTP status, message, and the X-Error-Code for the client."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """One file's content: its git blob id and size in bytes."""
+    """A file's git blob id and its size in bytes."""
 
     oid: str
     size: int
@@ -55,7 +55,7 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """One state of a repo: `files` by path, `time_s` in seconds since the epoch."""
+    """A commit of a repo: `files` by path, `time_s` in seconds since the epoch."""
 
     sha: str
     parent: str | None
@@ -66,7 +66,7 @@ class Commit:
 
 @dataclass(frozen=True, kw_only=True)
 class Repo:
-    """A repo as it is now. kind: "datasets" or "models". head: the commit that main names."""
+    """A repo of kind "datasets" or "models"; `head` is main's commit."""
 
     kind: str
     id: str
@@ -76,7 +76,7 @@ class Repo:
 
 
 def check_path(path: str) -> str:
-    """`path` itself when a repo may hold a file there. Raises: HubError (400) when it climbs, is absolute or odd."""
+    """Return a path that a repo may hold. Raises: HubError (400)."""
     parts = path.split("/")
     is_odd = len(path) > _MAX_PATH_CHARS or not path.isprintable() or "\\" in path
     if is_odd or any(part in ("", ".", "..", ".git") for part in parts):
@@ -85,52 +85,51 @@ def check_path(path: str) -> str:
 
 
 class HubStore:
-    """Repos under `root`, which is made when it is not there."""
+    """The repos under `root`, which is created if missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / "blobs").mkdir(parents=True, exist_ok=True)
 
     def owner_of(self, token: str) -> str | None:
-        """Who a token authenticates as; None when it is nobody's."""
-        try:
-            known = json.loads((self.root / "tokens.json").read_text())
-        except FileNotFoundError:
-            known = {}
-        if token in known:
-            return str(known[token])
+        """Return the user of a token, None for an unknown token."""
+        tokens = self._tokens()
+        if token in tokens:
+            return tokens[token]
         owner = token.removeprefix(LOCAL_TOKEN_PREFIX)
         return owner if owner != token and is_repo_id(f"{owner}/x") else None
 
     def add_token(self, token: str, owner: str) -> None:
         """Let `token` act as `owner` from now on, in every server on this root."""
+        with locked(self.root):
+            write_json(self.root / "tokens.json", {**self._tokens(), token: owner})
+
+    def _tokens(self) -> dict[str, str]:
         path = self.root / "tokens.json"
-        with _locked(self.root):
-            known = json.loads(path.read_text()) if path.exists() else {}
-            _write_json(path, {**known, token: owner})
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def create(self, kind: str, repo_id: str, *, private: bool = False) -> bool:
-        """Make a repo holding only .gitattributes; False when it is there already, left as it is."""
+        """Create a repo with only .gitattributes; return False for an existing one."""
         folder = self._folder(kind, repo_id)
         folder.joinpath("commits").mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder):
             if (folder / "repo.json").exists():
                 return False
             files = {path: self.add_blob(content) for path, content in _FIRST_FILE.items()}
             first = self._write_commit(folder, files, None, "initial commit")
             now_s = int(time.time())
-            _write_json(folder / "repo.json", {"head": first, "private": private, "created_s": now_s})
+            write_json(folder / "repo.json", {"head": first, "private": private, "created_s": now_s})
         return True
 
     def set_private(self, kind: str, repo_id: str, private: bool) -> None:
-        """Hides a repo from all but its owner, or shows it to everybody. Raises: HubError (RepoNotFound)."""
+        """Make a repo private or public. Raises: HubError (RepoNotFound)."""
         folder = self._folder(kind, repo_id)
-        with _locked(folder):
+        with locked(folder):
             repo = self.repo(kind, repo_id)
-            _write_json(folder / "repo.json", {"head": repo.head, "private": private, "created_s": repo.created_s})
+            write_json(folder / "repo.json", {"head": repo.head, "private": private, "created_s": repo.created_s})
 
     def repo(self, kind: str, repo_id: str) -> Repo:
-        """The repo as it is now. Raises: HubError (RepoNotFound)."""
+        """Return a repo. Raises: HubError (RepoNotFound)."""
         if kind in KINDS and is_repo_id(repo_id):
             try:
                 state = json.loads((self._folder(kind, repo_id) / "repo.json").read_text())
@@ -140,7 +139,7 @@ class HubStore:
         raise HubError(404, "Repository not found", "RepoNotFound")
 
     def commit_at(self, repo: Repo, revision: str) -> Commit:
-        """The commit that main, or a full commit id of this repo, names. Raises: HubError (RevisionNotFound)."""
+        """Return a commit by its id or "main". Raises: HubError (RevisionNotFound)."""
         sha = repo.head if revision == BRANCH else revision
         if _COMMIT.fullmatch(sha):
             try:
@@ -152,39 +151,32 @@ class HubStore:
                 return Commit(sha=sha, files=files, **record)
         raise HubError(404, f"Invalid rev id: {revision[:80]}", "RevisionNotFound")
 
-    def commit(
-        self,
-        repo: Repo,
-        changes: Mapping[str, Blob],
-        *,
-        removed: Iterable[str] = (),
-        parent: str | None = None,
-        message: str = "",
-    ) -> str:
-        """Put `changes` on top of main less `removed`, and return main's commit: the old one when nothing changed.
+    def commit(self, repo: Repo, changes: Mapping[str, Blob], *, parent: str | None = None, message: str = "") -> str:
+        """Add `changes` to main; return main's commit, the old one if nothing changed.
 
-        parent: the commit that main must still be at. Raises: HubError (412) when it has moved on, (400) for a path
-        that cannot be, such as a file below another file.
+        Args:
+            parent: the commit at which main must be.
+
+        Raises: HubError (412) when main has moved, (400) for a file below another file.
         """
         folder = self._folder(repo.kind, repo.id)
-        with _locked(folder):
+        with locked(folder):
             repo = self.repo(repo.kind, repo.id)
             if parent is not None and parent != repo.head:
                 raise HubError(
                     412, f"A commit has happened since. Expected parent {parent[:40]}, main is at {repo.head}"
                 )
             before = self.commit_at(repo, BRANCH).files
-            gone = set(removed)
-            files = {**{path: blob for path, blob in before.items() if path not in gone}, **changes}
+            files = {**before, **changes}
             _check_tree(files)
             if files == dict(before):
                 return repo.head
             sha = self._write_commit(folder, files, repo.head, message)
-            _write_json(folder / "repo.json", {"head": sha, "private": repo.private, "created_s": repo.created_s})
+            write_json(folder / "repo.json", {"head": sha, "private": repo.private, "created_s": repo.created_s})
         return sha
 
     def add_blob(self, content: bytes | Path) -> Blob:
-        """Store one file's content, given as bytes or as a file to copy, under its git blob id."""
+        """Store a file's content, bytes or a file to copy, under its git blob id."""
         if isinstance(content, bytes):
             blob = Blob(oid=_git_oid(len(content), [content]), size=len(content))
             path = self.blob_path(blob)
@@ -201,7 +193,7 @@ class HubStore:
         return blob
 
     def blob_path(self, blob: Blob) -> Path:
-        """Where the content of `blob` lies."""
+        """Return the file that holds a blob."""
         return self.root / "blobs" / blob.oid[:2] / blob.oid
 
     def _folder(self, kind: str, repo_id: str) -> Path:
@@ -216,9 +208,10 @@ class HubStore:
             "time_s": int(time.time()),
             "files": {path: asdict(blob) for path, blob in sorted(files.items())},
         }
-        nonce = os.urandom(16).hex()  # or two equal histories would share commit ids, which git's do not
+        # Repos with equal histories get different commit ids.
+        nonce = os.urandom(16).hex()
         sha = hashlib.sha1(json.dumps([record, nonce]).encode(), usedforsecurity=False).hexdigest()
-        _write_json(folder / "commits" / sha, record)
+        write_json(folder / "commits" / sha, record)
         return sha
 
 
@@ -230,16 +223,16 @@ def upload_files(
     *,
     private: bool = False,
 ) -> str:
-    """Add `files` to a repo under `root` without a server, making the repo if needed, and return main's commit.
+    """Commit `files` to a repo without a server, creating the repo if needed; return main's commit.
 
-    A Path is copied from disk, for model weights. Files that are there already and not named stay; unchanged
-    content makes no new commit. Raises: HubError for an illegal repo id or path.
+    A Path is copied from disk. Other files of the repo stay; unchanged content makes no new commit.
+    Raises: HubError for an invalid repo id or path.
     """
     store = HubStore(root)
     kind = f"{repo_type}s"
     store.create(kind, repo_id, private=private)
     changes = {check_path(path): store.add_blob(content) for path, content in files.items()}
-    return store.commit(store.repo(kind, repo_id), changes, message="published directly")
+    return store.commit(store.repo(kind, repo_id), changes, message="uploaded directly")
 
 
 def _check_tree(files: Mapping[str, Blob]) -> None:
@@ -261,7 +254,8 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Replace a JSON file in one step."""
     _write_atomically(path, [json.dumps(value).encode()])
 
 
@@ -275,7 +269,8 @@ def _write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a folder, across threads and processes."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

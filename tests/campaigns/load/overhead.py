@@ -23,7 +23,7 @@ from typing import Any
 
 from template import cli, constants
 from template.errors import ConfigError, HostError
-from template.localnet.hub.process import serve_hub
+from template.localnet.hub.server import serve_hub
 from tests.campaigns.measure import Line
 
 ROOT = Path(__file__).resolve().parents[3]

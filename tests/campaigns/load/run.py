@@ -19,7 +19,7 @@ from template.constants import BLOCK_S, MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS
 from template.errors import HostError
 from template.localnet.hub import faults as hub_faults
 from template.localnet.hub.faults import FaultKind
-from template.localnet.hub.process import serve_hub
+from template.localnet.hub.server import serve_hub
 from template.localnet.network import NETUID, VALIDATOR
 from template.rules import schedule
 from template.rules.schedule import Policy
