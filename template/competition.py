@@ -1,4 +1,4 @@
-"""The competition that a subnet runs, and the record by which a miner commits a dataset to it. Pure."""
+"""The competition of a subnet, and the record that a miner commits. Pure."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ _MAX_FLOAT = sys.float_info.max
 
 
 def is_repo_id(text: str) -> bool:
-    """Check for a Hub id `owner/name`, by the rules of `huggingface_hub.utils.validate_repo_id`."""
+    """Check for a Hub id `owner/name`, by the rules of huggingface_hub."""
     if len(text) > _MAX_REPO_CHARS or "--" in text or ".." in text or text.endswith(".git"):
         return False
     return _REPO.fullmatch(text) is not None
@@ -46,7 +46,7 @@ def canonical_digest(values: Mapping[str, Any]) -> str:
 
 
 def check_keys(values: object, source: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    """Return `values` if it is a mapping with the required keys and no unknown one, else raise ConfigError."""
+    """Return a mapping of known keys with all required ones, else raise ConfigError."""
     keys = ", ".join(required)
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a mapping with the keys {keys}")
@@ -59,7 +59,7 @@ def check_keys(values: object, source: str, required: Sequence[str], optional: S
 
 @dataclass(frozen=True, kw_only=True)
 class Competition:
-    """What is evaluated, and how a loss becomes a score (see `template.rules.scoring.compute_score`).
+    """The evaluation set, and the score curve of `template.rules.scoring`.
 
     Args:
         repo, eval_commit: the evaluation set on the Hub.
@@ -120,7 +120,7 @@ class Competition:
 
     @classmethod
     def from_mapping(cls, values: object, source: str) -> "Competition":
-        """Build from a mapping with exactly the fields as keys; `source` names its origin in a ConfigError."""
+        """Build from a mapping of all fields; `source` names its origin in errors."""
         values = check_keys(values, source, [field.name for field in dataclasses.fields(cls)])
         try:
             return cls(**values)
@@ -146,14 +146,10 @@ def _as_finite_float(field: str, value: object) -> float:
 
 @dataclass(frozen=True, order=True)
 class CommitmentRecord:
-    """A miner's commitment, written on chain as `namespace:competition_id:commit`.
+    """A miner's commitment, on chain `namespace:competition_id:commit`.
 
-    Args:
-        namespace: Hub id `owner/name` of the dataset repo.
-        commit: a Hub commit (40 hex digits), or the sha256 of data.jsonl (64), which is then looked up on `main`.
-
-    Raises:
-        SubmissionError: BAD_COMMITMENT when a part is invalid or the text exceeds 128 bytes.
+    `namespace` is the dataset's Hub id. `commit` is a Hub commit (40 hex digits), or a sha256 (64) of the data.jsonl on
+    `main`. Raises SubmissionError(BAD_COMMITMENT) for invalid parts or more than 128 bytes.
     """
 
     namespace: str

@@ -1,4 +1,4 @@
-"""The YAML files of an operator: training arguments and, for another subnet, a competition."""
+"""The YAML files of an operator: training arguments and competition."""
 
 import dataclasses
 import re
@@ -17,11 +17,7 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Hyperparameters of the fine-tuning; all others are fixed in `template.training.loop`.
-
-    Raises:
-        ConfigError: a value is invalid; the message names the key.
-    """
+    """Hyperparameters of the fine-tuning; ConfigError names an invalid key."""
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -52,14 +48,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArgs:
-    """The base model and its hyperparameters.
-
-    Args:
-        revision: commit, branch or tag; None for the newest.
-
-    Raises:
-        ConfigError: the id or the revision is invalid.
-    """
+    """The base model and its hyperparameters; without a revision, the newest weights."""
 
     model_id: str
     revision: str | None
@@ -81,9 +70,7 @@ class TrainingArgs:
 
 
 def load_training_args(path: Path | None = None) -> TrainingArgs:
-    """Load the first model of a file, by default of this repository's training_args.yaml.
-
-    All models in the file are checked.
+    """Load the first model of a file, by default of training_args.yaml; check all.
 
     Raises:
         ConfigError: the file is unreadable or a value is invalid; the message names file and key.
@@ -97,7 +84,7 @@ def load_training_args(path: Path | None = None) -> TrainingArgs:
 
 
 def load_competition(path: Path | None = None) -> Competition:
-    """Load a competition file, by default this subnet's competition. Raises ConfigError."""
+    """Load a competition file, by default this subnet's; raises ConfigError."""
     if path is None:
         return Competition.from_defaults()
     return Competition.from_mapping(_load_mapping(path), str(path))
@@ -116,7 +103,7 @@ def _read_model(source: str, model_id: object, values: object) -> TrainingArgs:
 
 
 class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]  # PyYAML's stubs are a separate package
-    """Safe loader that rejects duplicate keys, of which PyYAML silently takes the last."""
+    """Safe loader that rejects duplicate keys, of which PyYAML takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: list[object] = []

@@ -35,7 +35,7 @@ class Reason(StrEnum):
 
 
 class SubnetError(Exception):
-    """Base class of all errors that this package raises; `exit_code` is the process's exit status."""
+    """Base class of this package's errors; `exit_code` is the process's exit status."""
 
     exit_code = 1
 
@@ -55,7 +55,7 @@ class SubmissionError(SubnetError):
 
 
 class RemoteError(SubnetError):
-    """The chain or the Hub failed; retry after `retry_after_s` seconds, if the server named a delay."""
+    """The chain or the Hub failed; `retry_after_s` is the delay that it asked for."""
 
     exit_code = 5
 

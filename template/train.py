@@ -1,4 +1,4 @@
-"""Evaluate a dataset: fine-tune the base model on it with LoRA, then measure the loss on the evaluation set.
+"""Evaluate a dataset: fine-tune the base on it, then measure the loss.
 
 Validator, offline script and local network all call `train_lora`, or `train_and_evaluate` for the whole result. Files
 are read and encoded here; `template.training` has the loop, the model and the settings that make runs bit-identical.
@@ -28,13 +28,9 @@ from template.training.model import ScoringModel, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options of a run beyond the competition's inputs.
+    """Options beyond the competition's inputs; None for the default.
 
-    Args:
-        training_args: model and hyperparameters; by default training_args.yaml of the repository.
-        model_path: a local folder with the model's weights instead of the Hub's.
-        device, dtype: by default the fastest of this machine.
-        on_progress: called as tokens are processed; an exception of it aborts the run.
+    `model_path` is a local folder with the weights instead of the Hub's. An exception of `on_progress` aborts the run.
     """
 
     training_args: TrainingArgs | None = None
@@ -76,7 +72,7 @@ def train_lora(
     eval_data_dir: Path | str = "eval_data",
     options: RunOptions = RunOptions(),
 ) -> float:
-    """Return the loss of a dataset, in nats per target token; see `train_and_evaluate`."""
+    """Return the loss of a dataset in nats per target token (see train_and_evaluate)."""
     return train_and_evaluate(lucky_num, benchmark_loss, eval_size, cache_dir, data_dir, eval_data_dir, options).loss
 
 
@@ -89,13 +85,10 @@ def train_and_evaluate(
     eval_data_dir: Path | str = "eval_data",
     options: RunOptions = RunOptions(),
 ) -> TrainResult:
-    """Fine-tune on `data_dir/data.jsonl` and measure the loss on `eval_data_dir/data.jsonl`.
+    """Fine-tune on a data_dir's data.jsonl, measure the loss on an eval_data_dir's.
 
-    Args:
-        lucky_num: seed of adapter, row order and dropout, 0 <= lucky_num < 2**32.
-        benchmark_loss: reported beside the loss, never returned in its place.
-        eval_size: number of the dataset's rows that are trained on.
-        cache_dir: the Hub's model cache; None for the client's default.
+    lucky_num seeds adapter, row order and dropout; benchmark_loss is only reported beside the loss; eval_size is the
+    number of the dataset's rows that are trained on.
 
     Raises:
         SubmissionError: the dataset is missing, invalid or without targets, or training diverges.
@@ -123,7 +116,7 @@ def train_and_evaluate(
         run.eval_seconds,
     )  # fmt: skip
     return TrainResult(
-        loss=run.loss,
+        **vars(run),
         benchmark_loss=benchmark_loss,
         lucky_num=lucky_num,
         model_id=args.model_id,
@@ -138,16 +131,13 @@ def train_and_evaluate(
         eval_rows=len(eval_set.rows),
         eval_skipped_rows=eval_set.skipped,
         eval_tokens=eval_set.tokens,
-        step_losses=run.step_losses,
         environment=environment.describe_environment(model.device, model.dtype),
         load_seconds=loaded - started,
-        train_seconds=run.train_seconds,
-        eval_seconds=run.eval_seconds,
     )
 
 
 def load_resident_model(options: RunOptions, cache_dir: Path | str | None = None) -> ScoringModel:
-    """Return the model of these options, loading it if needed; raises like `train_and_evaluate`."""
+    """Return the model of these options; loads it if needed."""
     with _evaluation_lock, _translate_host_errors():
         return _load_resident(options.training_args or load_training_args(), options, cache_dir).model
 
@@ -201,7 +191,7 @@ def _encode_dataset(folder: Path, max_rows: int, model: ScoringModel) -> _Encode
 
 
 def _encode_eval_set(folder: Path, resident: _LoadedModel) -> _EncodedFile:
-    """Encode the evaluation set, or return it from the cache while the file is unchanged."""
+    """Encode the evaluation set; cached while the file is unchanged."""
     model = resident.model
     try:
         content = _read_file(folder, EVAL_SET_LIMITS)

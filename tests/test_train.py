@@ -22,7 +22,17 @@ from template.records import Progress, TrainResult
 from template.train import load_resident_model, train_and_evaluate, train_lora
 from template.training import loop
 from template.training.loop import NonFiniteLoss
-from tests.fixtures.training import BENCH_LOSS, ROOT, Bench, digests, make_args, make_row, make_rows, write_rows
+from tests.fixtures.training import (
+    BENCH_LOSS,
+    ROOT,
+    Bench,
+    base_parameters,
+    digests,
+    make_args,
+    make_row,
+    make_rows,
+    write_rows,
+)
 
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
@@ -218,7 +228,7 @@ def test_dtype_changes_the_loss_a_little(expected: dict[str, TrainResult]) -> No
 def base_digests() -> dict[str, str]:
     assert train._resident is not None
     network = train._resident.model.network
-    frozen = dict(train._resident.model.base_parameters) | dict(network.named_buffers())
+    frozen = dict(base_parameters(train._resident.model)) | dict(network.named_buffers())
     assert len(frozen) == 26 + 2
     return digests(frozen)
 

@@ -1,1 +1,1 @@
-"""The dataset file: rows, chat templates, encoding, evaluation set and near duplicates. No torch, no network."""
+"""Rows, encoding and evaluation set of a data.jsonl. Standard library only."""

@@ -16,7 +16,7 @@ from template.errors import ConfigError
 
 
 class Piece(NamedTuple):
-    """Text tokenized at once: a row's content between two texts of the template; a target is trained on."""
+    """Text that is tokenized at once; a target is trained on."""
 
     before: str
     content: str
@@ -40,10 +40,9 @@ class Wrap:
 class ChatTemplate:
     """The pieces of one chat family.
 
-    Args:
-        system: None if the family has no system role; a system text is then put before the first user turn.
-        user: ends with the header of the answer, so that `assistant` holds only what the model writes.
-        default_system: system text of a row without one; None for no system piece.
+    A family without a system role has no `system`; a system text then opens the first user turn. `user` ends with the
+    header of the answer, so that `assistant` holds only what the model writes. `default_system` is for rows
+    without one.
     """
 
     family: str
@@ -106,8 +105,7 @@ _LLAMA3 = _llama3("Llama 3", "", None)
 # depend, so both use the template's fallback date.
 _LLAMA3_1 = _llama3("Llama 3.1/3.2", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n", "")
 
-# The template of Gemma 3, which puts a system text into the first user turn. Those of 1.1 and 2 reject a system text
-# and are otherwise equal.
+# Gemma 3, which puts a system text into the first user turn. Gemma 1.1 and 2 reject a system text and are equal else.
 _GEMMA = ChatTemplate(
     family="Gemma",
     bos="<bos>",
@@ -148,7 +146,7 @@ model2template: Mapping[str, ChatTemplate] = MappingProxyType(
 
 
 def template_for(model_id: str) -> ChatTemplate:
-    """Return the chat template of a Hub model; ConfigError lists the supported families."""
+    """Return a Hub model's chat template; ConfigError lists the supported families."""
     if (template := model2template.get(model_id)) is not None:
         return template
     families = ", ".join(dict.fromkeys(template.family for template in model2template.values()))

@@ -19,7 +19,7 @@ _MAX_NFC_EXPANSION = 3
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Token ids of a row, and for each whether it is a target; at least one target can be predicted."""
+    """Token ids of a row, each with whether it is a target; has a target to predict."""
 
     input_ids: tuple[int, ...]
     targets: tuple[bool, ...]
@@ -32,7 +32,7 @@ class EncodedRow:
 
 
 class Tokenize(Protocol):
-    """Tokenizes `before + content + after`; content never becomes a control token, and none are added."""
+    """Tokenizes three texts as one; content never becomes a control token."""
 
     def __call__(self, before: str, content: str = "", after: str = "", /) -> list[int]: ...
 
@@ -61,10 +61,9 @@ def encode_row(
 def encode_submission(
     content: bytes, template: ChatTemplate, tokenize: Tokenize, *, max_rows: int
 ) -> tuple[EncodedRow, ...]:
-    """Parse a submission and encode its first `max_rows` rows.
+    """Parse and encode the first `max_rows` rows of a submission.
 
-    Raises:
-        SubmissionError: the file is invalid (see `parse_rows`), or NO_TARGET for a row without a target.
+    Raises like `parse_rows`, and SubmissionError(NO_TARGET) for a row without a target.
     """
     encoded = []
     for row in parse_rows(content, name=constants.DATA_FILE, limits=SUBMISSION_LIMITS)[:max_rows]:
@@ -77,10 +76,7 @@ def encode_submission(
 
 
 def has_target_for_any_tokenizer(row: Row) -> bool:
-    """Whether the first answer is within `MAX_TOKENS` whatever the tokenizer; False if that is uncertain.
-
-    A token covers at least one byte, so bytes bound tokens.
-    """
+    """Check by bytes that the first answer is within `MAX_TOKENS`; False if uncertain."""
     if len(row.messages) < 2:
         return False
     before = (row.system or "") + row.messages[0].content

@@ -1,4 +1,4 @@
-"""The evaluation set as an index of rows, and the check that a submission's rows come from it."""
+"""The evaluation set as an index of rows, and the check that rows are in it."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,10 @@ _LINES_NAMED = 5
 
 @dataclass(frozen=True)
 class EvalSetIndex:
-    """The rows of an evaluation set, to check many submissions against; contains every `Row.key`.
+    """The rows of an evaluation set; contains every `Row.key`.
 
-    Args:
-        canonical: `Row.key` to the key of the first near duplicate of that row, usually the row itself.
-        line_keys: sha256 of a line to the `Row.key` of its row. Most lines of a submission are copied byte for byte
-            from the evaluation set and need no parsing.
+    `canonical` maps each key to the key of the row's first near duplicate, usually to itself. `line_keys` maps the
+    sha256 of a line to its row's key: most lines of a submission are copied from the set and need no parsing.
     """
 
     canonical: Mapping[bytes, bytes]
@@ -26,7 +24,7 @@ class EvalSetIndex:
 
     @classmethod
     def from_lines(cls, line_keys: Mapping[bytes, bytes], canonical: Mapping[bytes, bytes]) -> "EvalSetIndex":
-        """Build the index; `canonical` needs an entry only for a row that is a near duplicate of an earlier one."""
+        """Build the index; `canonical` needs entries for near duplicates only."""
         own = {key: key for key in line_keys.values()}
         return cls({key: own[canonical.get(key, key)] for key in own}, line_keys)
 
@@ -49,19 +47,14 @@ class EvalSetIndex:
         return tuple(self.canonical.get(key, key) for key in row_keys)
 
     def check(self, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
-        """Check a submission like `check_dataset` and return the dedup keys of its counted rows."""
+        """Check like `check_dataset`, and return the dedup keys of the counted rows."""
         rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, keys_by_line=self.line_keys)]
         check_membership(rows, self, max_rows=max_rows)
         return self.dedup_keys(row.key for row in rows[:max_rows])
 
 
 def read_eval_set_index(path: Path) -> EvalSetIndex:
-    """Read an evaluation file into an index.
-
-    Raises:
-        ConfigError: the file is missing or malformed.
-        HostError: the file cannot be read.
-    """
+    """Read an evaluation file; ConfigError if it is missing or malformed."""
     near_duplicates = NearDuplicates()
     try:
         rows = read_keys(
@@ -78,10 +71,9 @@ def read_eval_set_index(path: Path) -> EvalSetIndex:
 
 
 def check_dataset(content: bytes, eval_keys: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
-    """Return the counted rows of a submission after every check that needs no other submission.
+    """Return a submission's counted rows, or raise the SubmissionError that rejects it.
 
-    Raises:
-        SubmissionError: with the reason a validator would record; `name` is the file's name in its message.
+    `name` is the file's name in the message.
     """
     rows = parse_rows(content, name=name, limits=SUBMISSION_LIMITS)[:max_rows]
     check_membership(rows, eval_keys, max_rows=max_rows)
@@ -89,7 +81,7 @@ def check_dataset(content: bytes, eval_keys: Container[bytes], *, name: str, max
 
 
 def check_membership(rows: Sequence[Row | RowKey], eval_keys: Container[bytes], *, max_rows: int) -> None:
-    """Raise SubmissionError(NOT_IN_POOL) unless the first `max_rows` rows are all in the evaluation set."""
+    """Raise SubmissionError(NOT_IN_POOL) if a counted row is not in the set."""
     counted = rows[:max_rows]
     lines = lines_not_in_eval_set(counted, eval_keys)
     if not lines:

@@ -1,4 +1,4 @@
-"""Near duplicates: rows that the duplicate check counts as one, though the evaluation set holds both.
+"""Near duplicates: rows of the evaluation set that the duplicate check merges.
 
 Membership in the evaluation set needs the exact text (`Row.key`). The duplicate check must not: where the set holds a
 row in two spellings, a copier could replace each row of another miner by its other spelling and share none with it. So
@@ -35,7 +35,7 @@ _CONTROLS = bytes(code for code in (*range(32), 127) if chr(code) not in _SPACES
 
 
 class _Glyphs(dict[int, str | int | None]):
-    """Lazy table for `str.translate`: look-alikes to one character, invisible characters to None."""
+    """Lazy table for `str.translate` of look-alikes and invisible characters."""
 
     def __missing__(self, code: int) -> str | int | None:
         character = chr(code)
@@ -72,7 +72,7 @@ _DEFAULTS = frozenset(_normalize(template.default_system or "") for template in 
 
 
 class NearDuplicates:
-    """Near duplicates among the rows added; `canonical` maps the key of each to the key of the first such row."""
+    """Maps the key of each near duplicate among the added rows to the first one's key."""
 
     def __init__(self) -> None:
         self.canonical: dict[bytes, bytes] = {}

@@ -1,10 +1,10 @@
-"""The rows of a `data.jsonl`, parsed strictly; the same parser reads submissions and the evaluation set.
+"""The rows of a `data.jsonl`, parsed strictly.
 
 Input that two parsers may read differently is rejected: duplicate keys, NaN, a byte order mark, half a surrogate pair.
 The work is bounded before it starts, and linear in the number of bytes.
 
 Only a line feed ends a line. Spaces, tabs and carriage returns around a row are ignored; an empty line is skipped but
-counted, so that line numbers are those of an editor. NUL is a character like any other.
+counted, as in an editor. NUL is a character like any other.
 """
 
 import codecs
@@ -52,7 +52,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation; `messages` alternate and start with the user's. `line` counts from 1."""
+    """One conversation: alternating messages, the user's first. `line` counts from 1."""
 
     system: str | None
     messages: tuple[Message, ...]
@@ -62,10 +62,10 @@ class Row:
 
     @property
     def key(self) -> bytes:
-        """Identity of the row: sha256 over the canonical JSON of its texts.
+        """sha256 over the canonical JSON of the row's texts.
 
-        Unread keys, key order, escapes and white space outside the texts do not change it; any character of a text
-        does. Near duplicates differ in it: see `template.data.near_duplicates`.
+        Other keys, key order, escapes and white space outside the texts do not change it; any character of a text does.
+        Near duplicates differ in it: see `template.data.near_duplicates`.
         """
         if self._key is None:
             turns = [
@@ -110,11 +110,10 @@ class LineError:
 
 
 def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
-    """Parse a whole file, with at least one row.
+    """Parse a whole file with at least one row; `name` is the file's name in errors.
 
     Raises:
-        SubmissionError: TOO_LARGE above a limit, EMPTY without a row, else MALFORMED; the message starts with the
-            file's `name` and the line.
+        SubmissionError: TOO_LARGE above a limit, EMPTY without a row, else MALFORMED.
     """
     return tuple(_raise_error(row, name) for row in scan_rows(content, limits=limits))
 
@@ -127,11 +126,9 @@ def read_keys(
     keys_by_line: Mapping[bytes, bytes],
     on_row: Callable[[Row], None] | None = None,
 ) -> Iterator[tuple[bytes, RowKey]]:
-    """Yield the sha256 of each row's line, with the row's key; raise like `parse_rows` at the first invalid line.
+    """Yield the sha256 of each row's line with the row's key; raise like `parse_rows`.
 
-    Args:
-        keys_by_line: sha256 of a line to `Row.key`; such lines are not parsed.
-        on_row: called with every parsed row.
+    Lines in `keys_by_line` are not parsed; `on_row` is called with every other row.
     """
     for line in _scan_lines(content, limits):
         number, text = _raise_error(line, name)
@@ -153,7 +150,7 @@ def _raise_error(result: T | LineError, name: str) -> T:
 
 
 def scan_rows(content: bytes, *, limits: Limits) -> Iterator[Row | LineError]:
-    """Yield every row of a file, or the error of its line; stop at the first row above `limits.rows`."""
+    """Yield every row or its line's error, up to the first row above the limit."""
     for line in _scan_lines(content, limits):
         yield line if isinstance(line, LineError) else _read_line(line[1], line[0], limits)
 

@@ -1,1 +1,1 @@
-"""Fine-tune the model on a dataset and measure the loss, with torch, transformers and peft."""
+"""Fine-tune the model on a dataset and measure its loss, with torch."""

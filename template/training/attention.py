@@ -1,4 +1,4 @@
-"""Causal attention over packed rows, and the patterns of which tokens attend to which.
+"""Causal attention over packed rows, and which tokens attend to which.
 
 Everything but attention treats the tokens of a pack one by one. Attention gathers rows into padded blocks and scatters
 the results back. On a GPU in half precision, flash attention reads the rows in place. The other kernels are plain
@@ -21,11 +21,9 @@ QUERY_CHUNK = 128
 class PaddedBlock:
     """B rows of a pack whose attention is computed together, padded on the right.
 
-    Args:
-        query_indices, key_indices: (B, Q) and (B, K) int64, tokens in the pack; padding repeats a row's last token.
-            Query i of a row has position `offset` + i, key j position j.
-        valid_slots: (M,) int64, the query slots among B * Q that are not padding; their tokens in the pack are
-            start, start + 1, ..., start + M - 1.
+    query_indices (B, Q) and key_indices (B, K), int64, are tokens of the pack; padding repeats the last one. Query i of
+    a row has position `offset` + i, key j position j. valid_slots (M,) are the query slots of the B * Q without
+    padding, whose tokens are start, start + 1, ..., start + M - 1.
     """
 
     query_indices: torch.Tensor
@@ -42,12 +40,10 @@ class PaddedBlock:
 
 @dataclass(frozen=True)
 class VarlenSpans:
-    """S spans of a pack in the terms of flash attention's varlen kernel, causal from the bottom right.
+    """S spans of a pack for flash attention's varlen kernel, causal from their ends.
 
-    Args:
-        cu_seqlens_q, cu_seqlens_k: (S + 1,) int32, cumulative numbers of queries and keys.
-        key_indices: (K,) int64, the keys' tokens in the pack; None if they are the queries' own.
-        max_seqlens: most queries and most keys of a span.
+    cu_seqlens_q and cu_seqlens_k (S + 1,) int32 are cumulative numbers of queries and keys, max_seqlens the most of one
+    span. key_indices (K,) int64 are the keys' tokens in the pack; None if they are the queries' own.
     """
 
     cu_seqlens_q: torch.Tensor
@@ -58,7 +54,7 @@ class VarlenSpans:
 
 @dataclass(frozen=True)
 class _ScoreArgs:
-    """How scores are computed; the first query has position `offset`."""
+    """Arguments of the attention scores; the first query has position `offset`."""
 
     scaling: float
     softcap: float | None
@@ -108,10 +104,10 @@ def packed_attention(
     spans: VarlenSpans | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within the rows of a pack; the signature is that of `transformers.AttentionInterface`.
+    """Attend within the rows of a pack; called by transformers in every layer.
 
-    query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D). Without blocks and spans, each element of the batch
-    is one sequence.
+    Maps query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D). Without blocks and spans, each element of the
+    batch is one sequence. Source of the signature: transformers.AttentionInterface.
     """
     if spans is not None:
         return _attend_varlen(query, key, value, spans, scaling=scaling, window=sliding_window), None
@@ -150,7 +146,7 @@ def _gather_rows(packed: list[torch.Tensor], block: PaddedBlock) -> list[torch.T
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: _ScoreArgs) -> torch.Tensor:
-    """Attend with query (B, Q, H, D), key and value (B, K, G, D); returns (B, Q, H, D)."""
+    """Map query (B, Q, H, D), key and value (B, K, G, D) to (B, Q, H, D)."""
     # torch's fused kernels have no soft cap.
     if args.softcap is not None or (query.device.type == "cpu" and query.dtype == torch.bfloat16):
         return _attend_plainly(query, key, value, args)
@@ -195,7 +191,7 @@ def _attend_varlen(
 
 
 def _attend_plainly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: _ScoreArgs) -> torch.Tensor:
-    """Compute softmax(q k^T) v chunk by chunk, without keeping scores for the backward pass."""
+    """Compute softmax(q k^T) v by chunks, saving no scores for the backward pass."""
     batch, width, heads, size = query.shape
     groups, shared = key.shape[2], heads // key.shape[2]
     # Heads that share a key become one matrix, in which the heads of a position are adjacent rows.
@@ -226,7 +222,7 @@ class _Chunk:
         return slice(0, self.args.offset + self.last)
 
     def weights(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Compute the attention weights (B, Q, K), and the derivative of the soft cap if there is one."""
+        """Compute the attention weights (B, Q, K), and the derivative of a soft cap."""
         args = self.args
         bias = _bias(self, query.device, query.dtype).expand(len(query), -1, -1)
         if args.softcap is None:
@@ -238,7 +234,7 @@ class _Chunk:
 
 @functools.lru_cache(maxsize=16)
 def _bias(chunk: _Chunk, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Return the causal mask (Q, K) as 0 and -inf; adding it is several times cheaper than a masked fill."""
+    """Return the mask (Q, K) as 0 and -inf; adding is cheaper than a masked fill."""
     offset = chunk.args.offset
     positions = torch.arange(offset + chunk.first, offset + chunk.last, device=device).unsqueeze(1)
     mask = _causal_mask(positions, chunk.keys.stop, chunk.args.window)

@@ -54,7 +54,7 @@ class _TargetLosses(torch.autograd.Function):
 def _losses_in_place(
     logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, rows: int, wants_gradient: bool
 ) -> torch.Tensor:
-    """Compute the losses (N,) of logits (N, V), `rows` at a time; overwrite the logits by their gradient if wanted."""
+    """Compute the losses (N,) of logits (N, V), which become their own gradient."""
     losses = []
     for part, target in zip(logits.split(rows), targets.unsqueeze(1).split(rows), strict=True):
         z = part
@@ -74,6 +74,6 @@ def _losses_in_place(
 def target_losses(
     hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, softcap: float | None = None
 ) -> torch.Tensor:
-    """Compute the cross-entropy (N,) float32, in nats, of targets (N,) under hidden states (N, H) and a frozen head."""
+    """Compute the cross-entropy (N,) float32, in nats, under a frozen output head."""
     losses: torch.Tensor = _TargetLosses.apply(hidden, targets, head, softcap)  # type: ignore[no-untyped-call]
     return losses

@@ -1,9 +1,9 @@
-"""CUDA graphs of a training pack's forward and backward pass: one launch instead of thousands.
+"""CUDA graphs of a training pack: one launch instead of thousands.
 
 A GPU computes a training pack in a tenth of the time that it takes to launch its operations. So they are recorded once
 per length, in steps of `LENGTH_STEP` tokens, and replayed: a pack is copied into the recorded inputs, and padded with
-tokens that attend to themselves only and whose gradient is zero. The output head runs eagerly between the two graphs,
-because its size depends on the targets. All graphs share one memory pool, since no two of them run at a time.
+tokens that attend to themselves only and whose gradient is zero. The output head runs eagerly between forward and
+backward, because its size depends on the targets. All graphs share one memory pool, since no two run at a time.
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
@@ -30,7 +30,7 @@ Decode = Callable[[torch.Tensor, torch.Tensor, VarlenSpans], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Recording:
-    """Two graphs with their buffers: ids, positions (1, N), cu_seqlens (S + 1,), hidden, upstream (N, H)."""
+    """Two graphs with their input and output buffers."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -84,7 +84,7 @@ class TrainingGraphs:
         return recording.hidden
 
     def backward(self, pack: Pack, sources: torch.Tensor, upstream: torch.Tensor) -> None:
-        """Add the gradients of the last forward pack, given those of its hidden states (T, H) at `sources`."""
+        """Add the last pack's gradients, from those (T, H) of its states at `sources`."""
         recording = self._recording_for(pack)
         recording.upstream.zero_().index_copy_(0, sources, upstream)
         recording.backward.replay()
@@ -98,7 +98,7 @@ class TrainingGraphs:
         return self._recordings[length, is_dropping]
 
     def _record(self, length: int, device: torch.device) -> _Recording:
-        """Record the graphs of a length, leaving the gradients and the dropout's stream as they are."""
+        """Record a length; gradients and the dropout's stream stay as they are."""
         ids, positions = (torch.zeros(1, length, dtype=torch.int64, device=device) for _ in range(2))
         cu_seqlens = torch.full((self._slots,), length, dtype=torch.int32, device=device)
         cu_seqlens[0] = 0

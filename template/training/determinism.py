@@ -51,7 +51,7 @@ _ELEMENTS_PER_THREAD = 2**16
 
 @contextlib.contextmanager
 def thread_lanes(count: int) -> Iterator[Executor]:
-    """Yield an executor of `count` threads that share the intra-op threads of an evaluation equally."""
+    """Yield an executor of `count` threads that share an evaluation's threads equally."""
     before = torch.get_num_threads()
     try:
         share = environment.thread_count() // count
@@ -63,7 +63,7 @@ def thread_lanes(count: int) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def deterministic_mode(device: torch.device) -> Iterator[None]:
-    """Run with deterministic kernels, fixed precision and threads, independent of the caller's torch modes.
+    """Run with deterministic kernels and fixed precision, threads and torch modes.
 
     Raises:
         ConfigError: an environment variable makes OpenMP or cuBLAS nondeterministic, or replaces torch's allocator.
@@ -149,7 +149,7 @@ def _check_arithmetic(threads: int) -> None:
 
 
 def _pinned_settings(threads: int) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
-    """Yield (getter, setter, value) of every process-wide torch setting on which a loss depends."""
+    """Yield (getter, setter, value) of each global setting that can change a loss."""
     yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2  # raise if nondeterministic
     yield torch.get_num_threads, torch.set_num_threads, threads
     yield torch.is_anomaly_enabled, torch.set_anomaly_enabled, False  # it raises where training diverges
@@ -179,9 +179,4 @@ def derive_seed(lucky_num: int, purpose: str) -> int:
 
 def make_generator(lucky_num: int, purpose: str) -> torch.Generator:
     """Create a CPU stream that other draws of the process do not affect."""
-    return begin_stream(torch.Generator(), derive_seed(lucky_num, purpose))
-
-
-def begin_stream(generator: torch.Generator, seed: int) -> torch.Generator:
-    """Reset a generator to the start of a stream, 0 <= seed < 2**63."""
-    return generator.manual_seed(seed)
+    return torch.Generator().manual_seed(derive_seed(lucky_num, purpose))

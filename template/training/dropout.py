@@ -9,8 +9,6 @@ from typing import Protocol
 
 import torch
 
-from template.training import determinism
-
 # The CPU compares 16 random bits per element with a threshold.
 _DRAWS = 2**16
 
@@ -27,7 +25,7 @@ class Dropout(Protocol):
         """Start the calling thread's stream from a seed, 0 <= value < 2**63."""
 
     def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
-        """Apply `count` fresh masks to x (N, I); returns (count, N, I), and a function that applies them again."""
+        """Apply `count` masks to x (N, I); returns (count, N, I) and how to reapply them."""
 
 
 def make_dropout(p: float, device: torch.device) -> Dropout:
@@ -36,10 +34,7 @@ def make_dropout(p: float, device: torch.device) -> Dropout:
 
 
 class CudaDropout:
-    """Dropout by torch's fused kernel; keeps one byte per element of a mask.
-
-    A CUDA graph that uses it must have `generator` registered.
-    """
+    """Dropout by torch's fused kernel; a CUDA graph must register `generator`."""
 
     scale = 1.0
 
@@ -49,7 +44,7 @@ class CudaDropout:
 
     def seed(self, value: int) -> None:
         """Start the stream, which all threads share."""
-        determinism.begin_stream(self.generator, value)
+        self.generator.manual_seed(value)
 
     def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
         """See `Dropout.drop`."""
@@ -58,10 +53,7 @@ class CudaDropout:
 
 
 class CpuDropout:
-    """Dropout by 16 random bits per element; keeps one byte per element of a mask.
-
-    `keep_rate` is the multiple of 2**-16 nearest to 1 - p, but neither 0 nor 1.
-    """
+    """Dropout by 16 random bits per element; `keep_rate` is 1 - p, rounded to 2**-16."""
 
     def __init__(self, p: float) -> None:
         self.keep_rate = min(max(round((1.0 - p) * _DRAWS), 1), _DRAWS - 1) / _DRAWS
@@ -70,7 +62,7 @@ class CpuDropout:
 
     def seed(self, value: int) -> None:
         """See `Dropout.seed`."""
-        self._thread.generator = determinism.begin_stream(torch.Generator(), value)
+        self._thread.generator = torch.Generator().manual_seed(value)
 
     def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
         """See `Dropout.drop`."""

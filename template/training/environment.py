@@ -1,4 +1,4 @@
-"""The device and dtype of an evaluation, and the description of everything else on which its loss depends."""
+"""Device and dtype of an evaluation, and all else on which its loss depends."""
 
 import contextlib
 import hashlib
@@ -36,7 +36,7 @@ _MACHINE_FIELDS = ("capability", "device_name", "kernel_variables", "torch")
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Return the named device, by default the first CUDA device, else the CPU; ConfigError if it does not exist."""
+    """Return the named device, by default the first GPU, else the CPU; or ConfigError."""
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     # torch.device keeps the index in eight bits and takes cuda:256 for cuda:0, so parse it here.
@@ -52,7 +52,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
-    """Return the base's dtype: the named one, else bfloat16 if the device has fast bfloat16, else float32."""
+    """Return the named dtype, by default bfloat16 where it is fast, else float32."""
     if name is not None:
         if name not in _DTYPES:
             raise ConfigError(f"--dtype must be bfloat16 or float32, not {name!r}")
@@ -64,9 +64,9 @@ def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
 
 
 def thread_count() -> int:
-    """Return the number of CPU threads of an evaluation: the cores of this process, whatever OMP_NUM_THREADS is.
+    """Return the CPU threads of an evaluation: the cores of this process.
 
-    The loss depends on it, because reductions are split by thread.
+    Not OMP_NUM_THREADS, because reductions are split by thread, so the loss depends on it.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -94,7 +94,7 @@ def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, 
 
 
 def machine_fingerprint(device: torch.device, dtype: torch.dtype) -> str:
-    """Hash everything about this machine that can change a loss within one release, to eight hex digits."""
+    """Hash what can change a loss between machines of one release (8 hex digits)."""
     environment = describe_environment(device, dtype)
     names = (*_MACHINE_FIELDS, "threads") if device.type == "cpu" else _MACHINE_FIELDS
     text = "\n".join(f"{name}={environment[name]}" for name in names)

@@ -18,7 +18,7 @@ _GATED = {"LlamaMLP", "Qwen2MLP"}
 
 
 def replace_layers(network: nn.Module) -> None:
-    """Replace the norms, attentions and gated MLPs of a network, after its adapters are injected."""
+    """Replace the norms, attentions and gated MLPs of a network with adapters."""
     replace_norms(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -33,7 +33,7 @@ def _is_plain_silu(network: Any) -> bool:
 
 
 class _SplitRotate(torch.autograd.Function):
-    """Split q, k and v (N, (H + 2G) D) into (N, H, D), (N, G, D) and (N, G, D), and rotate q and k."""
+    """Split q, k, v (N, (H + 2G) D) into (N, H or G, D) each, and rotate q and k."""
 
     @staticmethod
     def forward(
@@ -58,7 +58,7 @@ class _SplitRotate(torch.autograd.Function):
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, sign: float) -> None:
-    """Rotate the pairs (i, i + D/2) of x (N, H, D) by cos and sin (N, D), whose two halves are equal."""
+    """Rotate the pairs (i, i + D/2) of x (N, H, D); cos and sin (N, D) repeat halves."""
     half = cos.shape[-1] // 2
     c, s = cos[:, None, :half], sin[:, None, :half]
     (x1, x2), (out1, out2) = x.split(half, dim=-1), out.split(half, dim=-1)
@@ -69,7 +69,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Te
 
 
 class FusedRotaryAttention(nn.Module):
-    """Attention of Llama and Qwen2 with one product for q, k and v, and a one-pass rotation."""
+    """Llama's and Qwen2's attention with one product for q, k, v and a fused rotation."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class FusedRotaryAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **layout: Any
     ) -> tuple[torch.Tensor, None]:
-        """Map hidden_states (B, N, H) to (B, N, H); `layout` is passed to `packed_attention`."""
+        """Map (B, N, H) to (B, N, H); `layout` is passed to `packed_attention`."""
         batch, width = hidden_states.shape[:2]
         y = self._inputs(hidden_states.flatten(0, 1))
         # The embeddings of a batch whose rows have equal positions are (1, N, D).
@@ -101,7 +101,7 @@ class FusedRotaryAttention(nn.Module):
 
 
 class FusedGatedMLP(nn.Module):
-    """Gated MLP of Llama and Qwen2 without biases, in fewer passes and with fewer saved tensors."""
+    """Llama's and Qwen2's gated MLP without biases, in fewer passes."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ Accumulate = Callable[[int, Sequence[Pack], int], torch.Tensor]
 
 
 class NonFiniteLoss(Exception):
-    """A loss or gradient is not finite: the stage or step, and the indices of its rows."""
+    """A loss or gradient that is not finite, with its stage or step and its rows."""
 
     def __init__(self, where: str, rows: Sequence[int]) -> None:
         super().__init__(where)
@@ -69,12 +69,8 @@ def train_adapter(
 ) -> list[float]:
     """Train the adapter in place and return the loss of each optimizer step.
 
-    AdamW without weight decay; `WARMUP_STEPS` of linear warm-up from zero, then linear decay to zero. Source:
-    transformers.get_linear_schedule_with_warmup, whose first step has learning rate 0.
-
-    Args:
-        order: row indices by epoch.
-        lucky_num: seeds the dropout.
+    `order` has the row indices by epoch; `lucky_num` seeds the dropout. AdamW without weight decay, linear warm-up from
+    zero over `WARMUP_STEPS`, then linear decay to zero. Source: transformers.get_linear_schedule_with_warmup.
     """
     hyper = model.hyperparameters
     group_size = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
@@ -121,7 +117,7 @@ def _schedule(step: int, total_steps: int) -> float:
 
 @torch.no_grad()
 def evaluate(model: ScoringModel, rows: Sequence[EncodedRow], *, on_progress: OnProgress = ignore_progress) -> float:
-    """Average over rows the mean cross-entropy of each row's target tokens, in nats, adapter on and dropout off.
+    """Average over rows each row's mean cross-entropy, in nats, with dropout off.
 
     Equals the Hugging Face Trainer's `eval_loss` with batch size 1; it is not the mean over all tokens.
     """
@@ -167,7 +163,7 @@ def lane_count() -> int:
 
 @contextlib.contextmanager
 def open_accumulator(model: ScoringModel, lucky_num: int) -> Iterator[Accumulate]:
-    """Yield the function that computes a step's gradients: by CUDA graphs, or eagerly, on a CPU in parallel lanes."""
+    """Yield the function that computes a step's gradients; CPUs use parallel lanes."""
     if model.graphs is not None:
         yield functools.partial(_accumulate_from_graphs, model, model.graphs, lucky_num)
     elif model.device.type != "cpu":

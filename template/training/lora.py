@@ -1,4 +1,4 @@
-"""Linear layers with the same input and their LoRA adapters, fused into one forward and one backward.
+"""Linear layers and their LoRA adapters, fused into one forward and one backward.
 
 With x (N, I) the input, W (O, I) and b (O,) frozen, A (R, I) and B (O, R) trained, m (N, I) the dropout's mask of zeros
 and ones, and c = scaling / (1 - p):
@@ -6,9 +6,9 @@ and ones, and c = scaling / (1 - p):
     y  = x W^T + b + c (x m) A^T B^T
     dx = dy W + c m (dy B A)      dA = c (dy B)^T (x m)      dB = c dy^T ((x m) A^T)
 
-Several layers share one matrix W, of which each has its own rows; A, B and m are separate. Products are in the base's
-dtype and accumulate in float32, as under torch's autocast; A, B, their gradients and the optimizer's state are float32.
-Source of the formula: https://arxiv.org/abs/2106.09685, section 4.1.
+Layers with the same input share one matrix W, of which each has its own rows; A, B and m are separate. Products are in
+the base's dtype and accumulate in float32, as under torch's autocast; A, B, their gradients and the optimizer's state
+are float32. Source of the formula: https://arxiv.org/abs/2106.09685, section 4.1.
 """
 
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ def _through_gate(gradient: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -
 
 
 class LoRALinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft carries no types
-    """PEFT's LoRA layer with the fused computation; `dropout` is None outside training."""
+    """PEFT's LoRA layer with the fused computation; drops only if `dropout` is set."""
 
     dropout: Dropout | None = None
 
@@ -121,10 +121,7 @@ class LoRALinear(peft.tuners.lora.Linear):  # type: ignore[misc]  # peft carries
         return y.view(*x.shape[:-1], -1)
 
     def forward_gated(self, both: torch.Tensor) -> torch.Tensor:
-        """Map silu(gate) * up, stacked as `both` (2, N, in_features), to (N, out_features).
-
-        Saves `both` for the backward pass, not the product.
-        """
+        """Map silu(gate) * up, stacked as (2, N, in), to (N, out), saving `both` only."""
         base: nn.Linear = self.get_base_layer()
         return _apply([self], base.weight, base.bias, both, is_gated=True)
 
@@ -148,7 +145,7 @@ def _apply(
 
 
 class FusedLoRALinear:
-    """Several adapted layers with the same input, computed as one; their base weights become views of one tensor.
+    """Adapted layers with one input, computed as one; their weights share a tensor.
 
     Raises:
         ValueError: only some layers have a bias; or `is_stacked` with a bias or with unequal shapes.
@@ -166,7 +163,7 @@ class FusedLoRALinear:
         self._bias = None if bases[0].bias is None else _join([base.bias for base in bases])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map x (N, in_features) to (N, sum of out_features), or stacked to (G, N, out_features)."""
+        """Map x (N, in) to (N, sum of outs), or stacked to (G, N, out)."""
         return _apply(self._layers, self._weight, self._bias, x)
 
 

@@ -1,12 +1,13 @@
-"""The resident base model with one LoRA adapter: loading, resetting and computing losses.
+"""The resident base model with one LoRA adapter: loading, resetting, losses.
 
 The base is loaded once per process and never written to. The adapter is injected once and reset before each
 evaluation, so that a loss does not depend on earlier evaluations.
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ _DIGESTED_SUFFIXES = {".safetensors", ".json", ".model", ".txt"}
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Origin of the weights: a Hub revision or the digest of a local folder; the other is None."""
+    """Origin of the weights: a Hub revision, or else the digest of a local folder."""
 
     model_id: str
     revision: str | None
@@ -50,7 +51,7 @@ class ModelSource:
 
 
 def _has_flash_attention(base: transformers.PreTrainedModel, device: torch.device) -> bool:
-    """Whether torch's flash attention trains this model on this device in half precision.
+    """Check that torch's flash attention trains this model in half precision.
 
     It needs Ampere or newer, and no soft cap on the scores. Above a head size of 128 the backward pass was missing on
     small chips, which is assumed here without reading the current source.
@@ -64,7 +65,7 @@ def _has_flash_attention(base: transformers.PreTrainedModel, device: torch.devic
 
 
 class _GatherRows(torch.autograd.Function):
-    """Select rows (T, H) of (N, H); indices are unique in training, so the backward pass needs no sum."""
+    """Select unique rows (T, H) of (N, H), so that the backward needs no sum."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -79,7 +80,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 class ScoringModel:
-    """A frozen causal language model with a float32 LoRA adapter on every linear layer but the output head."""
+    """A frozen causal language model with a float32 LoRA adapter on its linear layers."""
 
     def __init__(
         self,
@@ -124,16 +125,11 @@ class ScoringModel:
 
     @property
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable tensors by name: lora_A (rank, in) and lora_B (out, rank) of each adapted layer."""
+        """Trainable tensors by name: lora_A (rank, in), lora_B (out, rank) of each layer."""
         return {name: value for name, value in self.network.named_parameters() if value.requires_grad}
 
-    @property
-    def base_parameters(self) -> dict[str, torch.Tensor]:
-        """Frozen tensors by name."""
-        return {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
-
     def tokenize(self, before: str, content: str = "", after: str = "", /) -> list[int]:
-        """Tokenize (see `Tokenize`); raises SubmissionError(MALFORMED) for a token without an embedding."""
+        """Tokenize; SubmissionError(MALFORMED) for a token without an embedding."""
         ids = self._tokenize(before, content, after)
         if max(ids, default=0) >= self.vocabulary_size:
             # Some tokenizers have tokens that their text model lacks, such as image markers, which crash CUDA.
@@ -164,19 +160,15 @@ class ScoringModel:
             layer.dropout = self.dropout if is_on else None
 
     def seed_dropout(self, lucky_num: int, step: int, pack: int) -> None:
-        """Start the dropout's stream of one pack in the calling thread; step and pack count from 0.
+        """Start the dropout's stream of one pack, counted from 0, in the calling thread.
 
         Each pack has its own stream, so that packs can be processed in any order or in parallel.
         """
         if self.dropout is not None:
             self.dropout.seed(determinism.derive_seed(lucky_num, f"dropout {step} {pack}"))
 
-    def hidden_states(self, pack: Pack) -> torch.Tensor:
-        """Compute the final hidden states (M, H) of a pack without its padding."""
-        return self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks)[: pack.token_count]
-
     def target_losses(self, pack: Pack) -> torch.Tensor:
-        """Compute the cross-entropy (T,) float32, in nats, of a pack's targets; the head runs for those only."""
+        """Compute the cross-entropy (T,) float32, in nats, of a pack's targets."""
         hidden = self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks)
         return self.losses_at(_GatherRows.apply(hidden, pack.sources), pack)  # type: ignore[no-untyped-call]
 
@@ -210,7 +202,7 @@ class ScoringModel:
 
     @torch.no_grad()
     def _check_parts(self) -> None:
-        """Raise ConfigError unless decoder plus output head give the losses of the model's own forward.
+        """Raise ConfigError unless decoder and head give the losses of the whole model.
 
         Not to the bit: the model may cap its logits before they are float32, and its head sees another shape.
         """
@@ -233,7 +225,7 @@ def load_model(
     cache_dir: Path | None = None,
     model_path: Path | None = None,
 ) -> ScoringModel:
-    """Load a model from the Hub at a resolved revision, or from the local folder `model_path`.
+    """Load a model from the Hub at a resolved revision, or from a local folder.
 
     Reads safetensors only and runs no code from the repository.
 
@@ -243,32 +235,34 @@ def load_model(
         HostError: this machine cannot hold or read it.
     """
     template_for(args.model_id)  # fail before the download
-    try:
+    with _translate_load_errors(args, model_path):
         source, origin, where = _resolve_source(args, cache_dir, model_path)
         tokenizer = _read_tokenizer(origin, where)
         with determinism.deterministic_mode(device):
             base = _read_base(origin, dtype, where)
             _check_files(source, where, has_weights=True)
             return ScoringModel(base.to(device), tokenizer, source, args.hyperparameters, device)
-    except (SubnetError, KeyboardInterrupt):
-        raise
-    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
-        raise HostError(f"{device} cannot hold {args.model_id}: {error}") from error
-    except Exception as error:
-        raise _translate_load_error(error, args, model_path) from error
 
 
 def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tokenize:
     """Load a model's tokenizer only; raises like `load_model`."""
-    try:
+    with _translate_load_errors(args, model_path):
         source, origin, where = _resolve_source(args, None, model_path)
         tokenizer = _read_tokenizer(origin, where)
         _check_files(source, where, has_weights=False)
-    except (SubnetError, KeyboardInterrupt):
+        return PieceTokenizer(tokenizer)
+
+
+@contextlib.contextmanager
+def _translate_load_errors(args: TrainingArgs, model_path: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except SubnetError:
         raise
+    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        raise HostError(f"this machine cannot hold {args.model_id}: {error}") from error
     except Exception as error:
         raise _translate_load_error(error, args, model_path) from error
-    return PieceTokenizer(tokenizer)
 
 
 def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) -> Any:
@@ -299,7 +293,7 @@ def _read_tokenizer(origin: str, where: dict[str, str | None]) -> Any:
 def _resolve_source(
     args: TrainingArgs, cache_dir: Path | None, model_path: Path | None
 ) -> tuple[ModelSource, str, dict[str, str | None]]:
-    """Return the source, and the name and keyword arguments by which transformers loads exactly it."""
+    """Return the source, its name for transformers and the arguments that pin it."""
     if model_path is not None:
         if not (model_path / "config.json").is_file():
             raise ConfigError(f"--model_path {model_path}: no config.json found; expected a model's folder")
@@ -326,7 +320,7 @@ def _check_files(source: ModelSource, where: dict[str, str | None], *, has_weigh
 
 
 def digest_folder(folder: Path) -> str:
-    """Hash the names and contents of a folder's weights, configuration and tokenizer files: sha256 in hex."""
+    """Hash the names and contents of a model's files: sha256 in hex."""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in _DIGESTED_SUFFIXES and path.is_file():
@@ -337,7 +331,7 @@ def digest_folder(folder: Path) -> str:
 
 
 def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path | None) -> SubnetError:
-    """Map a failed load to the error class of whoever is at fault, by its causes."""
+    """Map a failed load to an error class by its causes."""
     causes = _chain(error, lambda cause: cause.__cause__)
     setting = f"--model_path {model_path}" if model_path else f"{args.model_id} at {args.revision or 'main'}"
     # transformers re-exports the errors of huggingface_hub, which only template.hub imports.

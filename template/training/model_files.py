@@ -21,13 +21,9 @@ _TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja"}
 
 
 def check_snapshot(folder: Path, *, has_weights: bool) -> None:
-    """Check that the files of a cached snapshot hash to their blob names; delete one that does not.
+    """Check that a snapshot's files hash to their blob names; delete a wrong file.
 
-    Reads configuration and tokenizer files, and `has_weights` the weights that the model loads. Skips files that the
-    cache does not name by a hash, as on a disk without symbolic links.
-
-    Raises:
-        RemoteError: a file differs from the one that the Hub lists.
+    Files that the cache does not name by a hash, as on a disk without symbolic links, pass. Raises RemoteError.
     """
     paths = [path for path in folder.iterdir() if path.suffix in _TEXT_SUFFIXES]
     for path in sorted(paths) + (_weights(folder) if has_weights else []):

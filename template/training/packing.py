@@ -1,4 +1,4 @@
-"""Rows packed end to end into one forward, without padding, with shared prefixes computed once.
+"""Rows packed end to end without padding, with shared prefixes computed once.
 
 Attention is causal, so later tokens do not change earlier hidden states, and rows with equal first tokens have equal
 states there. Of a row, only the tokens before its last target are computed. In an evaluation, where no dropout makes
@@ -25,7 +25,7 @@ _KEYS_PER_TOKEN = 8
 
 @dataclass(frozen=True)
 class Group:
-    """Rows, by index, whose first `prefix` tokens are equal; each has at least one more token."""
+    """Rows, by index, with equal first `prefix` tokens and at least one more each."""
 
     indices: tuple[int, ...]
     prefix: int
@@ -33,16 +33,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows in one sequence of N tokens, with padding at the end.
+    """Rows in one sequence of N tokens, padded at the end.
 
-    Args:
-        indices: the rows.
-        token_count: N without the padding.
-        input_ids, positions: (1, N) int64.
-        blocks, spans: attention pattern, as the one or the other.
-        sources: (T,) int64, indices of the hidden states that predict `targets` (T,), row by row; unique unless rows
-            share a prefix.
-        counts: number of targets of each row.
+    token_count is N without the padding. Attention uses `blocks`, or `spans`. sources (T,) int64 are the hidden states
+    that predict `targets` (T,), row by row, `counts` of each; they are unique unless rows share a prefix.
     """
 
     indices: tuple[int, ...]
@@ -59,9 +53,9 @@ class Pack:
 def pack_rows(
     rows: Sequence[EncodedRow], indices: Sequence[int], max_tokens: int, device: torch.device, varlen: bool = False
 ) -> Iterator[Pack]:
-    """Pack rows, longest first, without shared prefixes; a row above `max_tokens` is a pack of its own.
+    """Pack rows, longest first, without shared prefixes, into padded blocks or spans.
 
-    With `varlen`, packs have spans instead of padded blocks.
+    A row above `max_tokens` is a pack of its own.
     """
     if indices:
         for part in _split(Group(tuple(indices), 0), rows, max_tokens):
@@ -76,9 +70,9 @@ def balance_packs(
     workers: int,
     varlen: bool = False,
 ) -> list[Pack]:
-    """Pack rows into packs of similar size, a multiple of `workers` if there are enough rows; largest first.
+    """Pack rows into packs of similar size, largest first, a multiple of `workers`.
 
-    Only a pack of a single row exceeds `max_tokens`.
+    A row above `max_tokens` is a pack of its own. There may be fewer packs than workers if there are few rows.
     """
     by_length = sorted(indices, key=lambda index: -_used(rows[index]))
     count = min(workers, len(by_length))
@@ -153,7 +147,7 @@ def _size(group: Group, rows: Sequence[EncodedRow]) -> int:
 
 
 def _split(group: Group, rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[Group]:
-    """Split a group into parts of at most `max_tokens` that each repeat the prefix, rows of similar length together.
+    """Split a group into parts of at most `max_tokens` that each repeat the prefix.
 
     A bound on the keys applies, too: many short rows would share a long prefix.
     """
@@ -189,7 +183,7 @@ def _cut(groups: Sequence[Group], rows: Sequence[EncodedRow], max_tokens: int) -
 
 @dataclass(frozen=True)
 class _Segments:
-    """Parts of a pack as (start, length), each attending to itself and to the `prefix` tokens at `prefix_start`."""
+    """Parts (start, length) that attend to themselves and to a prefix before them."""
 
     parts: list[tuple[int, int]]
     prefix_start: int
@@ -197,7 +191,7 @@ class _Segments:
 
 
 def build_pack(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device, varlen: bool) -> Pack:
-    """Lay out groups one after the other: the shared prefix, then the other tokens of each row."""
+    """Lay out groups one after the other: the prefix, then each row's other tokens."""
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
@@ -266,7 +260,7 @@ def _make_block(segments: _Segments, device: torch.device) -> PaddedBlock:
 
 
 def _make_spans(segments: Sequence[_Segments], token_count: int, padding: int, device: torch.device) -> VarlenSpans:
-    """Make one span per row and per prefix, and one for the padding, which attends to itself."""
+    """Make a span per row, per prefix and for the padding, which attends to itself."""
     cu_seqlens_q, cu_seqlens_k = [0], [0]
     indices: list[int] = []
     for segment in [*segments, *([_Segments([(token_count, padding)], 0, 0)] if padding else [])]:

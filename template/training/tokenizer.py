@@ -21,7 +21,7 @@ class PieceTokenizer:
         self._count_own = functools.cache(lambda before, after: self._count_control(self._encode(before + after)))
 
     def __call__(self, before: str, content: str = "", after: str = "", /) -> list[int]:
-        """Tokenize the three as one text, with control tokens from `before` and `after` only."""
+        """Tokenize three texts as one, with control tokens from `before` and `after` only."""
         ids = self._encode(before + content + after)
         if not content or self._count_control(ids) == self._count_own(before, after):
             return ids

@@ -16,6 +16,7 @@ from tests.fixtures.training import (
     CPU,
     DTYPES,
     MODEL_ID,
+    hidden_states,
     lay_out,
     make_args,
     place_targets,
@@ -99,7 +100,7 @@ def test_every_family_gives_the_hidden_states_of_transformers(name: str, tiny_mo
         return torch.cat([plain.model(input_ids=torch.tensor([row])).last_hidden_state[0] for row in ROWS])
 
     with torch.no_grad():
-        hidden = load(model_id, tmp_path).hidden_states(lay_out(*ROWS))
+        hidden = hidden_states(load(model_id, tmp_path), lay_out(*ROWS))
         torch.testing.assert_close(hidden, run(), rtol=1e-5, atol=1e-5)
         if "sliding_attention" in getattr(config, "layer_types", ()):
             plain.config.sliding_window = 1000

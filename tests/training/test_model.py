@@ -36,8 +36,10 @@ from tests.fixtures.training import (
     MODEL_ID,
     ROOT,
     Bench,
+    base_parameters,
     digests,
     encode,
+    hidden_states,
     lay_out,
     make_args,
     make_rows,
@@ -95,9 +97,9 @@ def test_every_linear_layer_but_the_head_has_an_adapter(model: ScoringModel) -> 
 def test_adapters_are_float32_on_a_frozen_base_of_the_dtype_asked_for(bench: Bench, dtype: str) -> None:
     model = bench.load(dtype)
     assert {value.dtype for value in model.adapter_parameters.values()} == {torch.float32}
-    assert {value.dtype for value in model.base_parameters.values()} == {DTYPES[dtype]}
+    assert {value.dtype for value in base_parameters(model).values()} == {DTYPES[dtype]}
     assert model.dtype is DTYPES[dtype]
-    assert len(model.base_parameters) == 26
+    assert len(base_parameters(model)) == 26
 
 
 def test_reset_gives_pefts_initial_distribution(model: ScoringModel) -> None:
@@ -164,7 +166,7 @@ def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_m
         model.set_dropout(True)
         model.seed_dropout(lucky_num, 0, 0)
         with torch.no_grad():
-            return model.hidden_states(pack)
+            return hidden_states(model, pack)
 
     torch.manual_seed(1)
     first = run(7)
@@ -211,9 +213,9 @@ def test_rows_of_a_pack_do_not_see_each_other(bench: Bench) -> None:
     rows = [row.input_ids for row in sorted(encode(model, make_rows(5, seed=3)), key=lambda row: -len(row.input_ids))]
     assert len({len(row) for row in rows}) > 3
     with torch.no_grad():
-        together = model.hidden_states(lay_out(*rows)).split([len(row) for row in rows])
+        together = hidden_states(model, lay_out(*rows)).split([len(row) for row in rows])
         for row, hidden in zip(rows, together, strict=True):
-            torch.testing.assert_close(hidden, model.hidden_states(lay_out(row)), rtol=0, atol=1e-5)
+            torch.testing.assert_close(hidden, hidden_states(model, lay_out(row)), rtol=0, atol=1e-5)
 
 
 def test_losses_of_a_pack_are_those_of_the_models_own_forward(bench: Bench) -> None:
@@ -234,7 +236,7 @@ def test_the_base_is_what_the_file_holds(bench: Bench, tiny_model: Path) -> None
     model = bench.load()
     ours = {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): digest
-        for name, digest in digests(model.base_parameters).items()
+        for name, digest in digests(base_parameters(model)).items()
     }
     assert ours == digests(load_file(tiny_model / "model.safetensors"))
     assert sum("norm" in name for name in ours) == 5
@@ -362,10 +364,10 @@ def add_code(folder: Path, file: str, kind: str, name: object) -> None:
 def test_what_stands_beside_the_weights_is_neither_unpickled_nor_run(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = digests(load(folder).base_parameters)
+    before = digests(base_parameters(load(folder)))
     BESIDE[name](folder)
     monkeypatch.chdir(tmp_path)
-    assert digests(load(folder).base_parameters) == before
+    assert digests(base_parameters(load(folder))) == before
     assert not Path("ran").exists()
 
 
@@ -439,7 +441,7 @@ import json, sys, time
 time.sleep = lambda seconds: None  # the client waits half a minute in all before it gives up
 from pathlib import Path
 import torch
-from tests.fixtures.training import CPU, digests, make_args
+from tests.fixtures.training import CPU, base_parameters, digests, make_args
 from template.errors import SubnetError
 from template.training.model import load_model
 from template.config import TrainingArgs
@@ -450,7 +452,7 @@ for name in wanted:
     args = TrainingArgs(model_id=model_id, revision=revision or None, hyperparameters=make_args().hyperparameters)
     try:
         model = load_model(args, device=CPU, dtype=torch.float32, cache_dir=Path(cache))
-        embedding = next(value for name, value in digests(model.base_parameters).items() if "embed_tokens" in name)
+        embedding = next(value for name, value in digests(base_parameters(model)).items() if "embed_tokens" in name)
         print(json.dumps([model.source.revision, model.source.digest, embedding]))
     except SubnetError as error:
         print(json.dumps([type(error).__name__, str(error)]))
