@@ -8,7 +8,6 @@ kill in between leaves old code with new packages, or a broken environment: `con
 neuron, then repairs the environment with `scripts/setup.sh`.
 """
 
-import functools
 import math
 import os
 import re
