@@ -134,7 +134,7 @@ def journal_of(net: Net) -> Path:
 def test_two_miners_do_not_publish_for_one_hotkey_at_once(net: Net) -> None:
     publish(net)
     path = journal_of(net)
-    with Journal(path.parent, path.stem), pytest.raises(ConfigError, match="another miner is at work"):
+    with Journal(path.parent, path.stem), pytest.raises(ConfigError, match="another miner runs"):
         publish(net, POOL[:30])
     assert commits(net) == 1
     publish(net, POOL[:30])
@@ -145,7 +145,7 @@ def test_two_miners_do_not_publish_for_one_hotkey_at_once(net: Net) -> None:
 def test_a_damaged_journal_is_not_taken_for_an_empty_one(net: Net, content: str) -> None:
     publish(net)
     journal_of(net).write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(HostError, match="look at what is on chain"):
+    with pytest.raises(HostError, match="check your commitment on chain"):
         publish(net, POOL[:30])
     assert commits(net) == 1
 

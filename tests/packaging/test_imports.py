@@ -34,7 +34,7 @@ ROOMS = {
     "training": f"data config records {GROUND}",
     "train": f"training data config records {GROUND}",
     "localnet": f"chain telemetry competition {GROUND}",
-    "miner": f"data rules chain hub files {RECORDS}",
+    "miner": f"data rules chain hub files serialization {RECORDS}",
     "workers": f"train training hub telemetry data config serialization {RECORDS}",
     "receipts": f"rules workers hub data chain config serialization files terminal {RECORDS}",
     "validator": f"files workers receipts telemetry chain store hub data rules terminal {RECORDS}",
