@@ -174,7 +174,7 @@ def test_over_the_limit_is_a_copy_and_at_the_limit_is_not() -> None:
     found = against(at, over)
     assert found.copy_of is not None
     assert (found.copy_of.hotkey, found.copy_of.shared) == ("over", 101)
-    assert [(one.neighbour.hotkey, one.shared, one.is_over_limit) for one in found.overlaps] == [
+    assert [(one.competitor.hotkey, one.shared, one.is_over_limit) for one in found.overlaps] == [
         ("over", 101, True),
         ("at", 100, False),
     ]

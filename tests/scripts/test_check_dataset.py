@@ -91,10 +91,10 @@ def test_a_clean_dataset_is_told_to_be_clean(net: Net) -> None:
     net.submit("alice", LARGE)
     ended = run(net, SMALL, "--hf_repo_id", "me/data")
     assert ended.status == 0, ended.logs
-    assert "24 rows, 24 well formed of those that count, 0 faults" in ended.output
-    assert "datasets compared: 1" in ended.output
+    assert "24 rows, 24 of them well formed and counted, 0 problems" in ended.output
+    assert "1 datasets compared" in ended.output
     assert "commitment me/data:sample:COMMIT, 55 of 128 bytes" in ended.output
-    assert ended.output.endswith("NOTHING FOUND against it\n")
+    assert ended.output.endswith("OK: no problem found\n")
 
 
 def test_all_three_faults_are_told_by_line_although_the_first_would_do(net: Net) -> None:
@@ -106,9 +106,9 @@ def test_all_three_faults_are_told_by_line_although_the_first_would_do(net: Net)
         ["line 3", "malformed"],
         ["line 8", "not_in_pool"],
         ["line 9", "malformed"],
-        ["line 10 is line 1 again"],
+        ["line 10 repeats line 1"],
     ]
-    assert ended.output.endswith("REFUSED: a validator would not count it\n")
+    assert ended.output.endswith("REJECTED: a validator would not count this dataset\n")
 
 
 def test_of_many_faults_twenty_are_shown_and_the_rest_counted(net: Net) -> None:
@@ -236,7 +236,7 @@ def test_whatever_stands_on_chain_is_counted_and_named(net: Net) -> None:
     assert ended.status == 0
     for reason in (Reason.BAD_COMMITMENT, Reason.MALFORMED, Reason.WRONG_COMPETITION, Reason.MISSING_REPO):
         assert f"1 {reason}" in ended.output
-    assert "\x1b" not in ended.output and "a commit that is missing may yet appear" in ended.output
+    assert "\x1b" not in ended.output and "a missing commit may still be uploaded" in ended.output
 
 
 def test_a_dataset_that_the_hub_does_not_deliver_leaves_it_open_and_is_named(net: Net) -> None:
@@ -246,9 +246,9 @@ def test_a_dataset_that_the_hub_does_not_deliver_leaves_it_open_and_is_named(net
     set_faults(net.hub.store.root, fault)
     ended = run(net, SMALL)
     assert ended.status == 5
-    assert "not known, and may decide: 1" in ended.output
+    assert "unknown, and may decide: 1" in ended.output
     assert f"  {key.hotkey} (uid {net.uid('bob')}" in ended.output and "HTTP 503" in ended.output
-    assert ended.output.endswith("CANNOT SAY: too little could be read\n")
+    assert ended.output.endswith("INCONCLUSIVE: not enough could be read\n")
     assert look(net, make_copy(), status=6)["subnet"]["copy_of"], "alice's is known, and earlier than bob's"
     assert look(net, [make_line(10**6)], status=6), "a fault of the file is one whatever the others have"
     set_faults(net.hub.store.root)
@@ -290,7 +290,7 @@ def test_a_promised_file_leaves_it_open_until_its_time_is_over(net: Net) -> None
     net.admin.advance(1)
     ended = run(net, make_copy())
     assert ended.status == 0 and "1 missing_file" in ended.output
-    assert "may yet appear" not in ended.output, "its time is over"
+    assert "may still be uploaded" not in ended.output, "its time is over"
 
 
 def test_a_seal_that_is_later_than_the_committed_file_does_not_matter(net: Net) -> None:
@@ -299,7 +299,7 @@ def test_a_seal_that_is_later_than_the_committed_file_does_not_matter(net: Net) 
     commit_sealed(net, "bob", text)
     found = look(net, LARGE, "--hotkey", key.hotkey)
     assert by_hotkey(found)[net.hotkey("bob")]["doubt"] and found["subnet"]["doubtful_hotkeys"] == []
-    assert "not known, but committed later: 1" in run(net, LARGE, "--hotkey", key.hotkey).output
+    assert "unknown, but committed later: 1" in run(net, LARGE, "--hotkey", key.hotkey).output
     net.admin.reveal(net.hotkey("bob"), text)
     assert look(net, LARGE, "--hotkey", key.hotkey, status=5)["subnet"]["doubtful_hotkeys"] == [net.hotkey("bob")]
 
