@@ -2,9 +2,9 @@
 
     python neurons/validator.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey
 
-Everything it knows is in --state_dir; stop it with Ctrl-C or SIGTERM, start it again, and it goes on where it was. A
-second Ctrl-C ends it at once. Exit status: 0 stopped, 2 or 3 the command line or another setting is wrong, 4 this
-machine failed, 10 a newer release was installed: start it again.
+All its state is in --state_dir: stop it with Ctrl-C or SIGTERM, start it again, and it continues. A second Ctrl-C ends
+it at once. Exit status: 0 stopped, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 10 a
+newer release was installed: start it again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _STATE_FILE = "validator.sqlite3"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         prog="validator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,116 +39,111 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
     add_executor_arguments(parser)
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--state_dir",
-        type=Path,
-        help=f"everything below (default: {cli.DEFAULT_STATE_DIR}/NETWORK-NETUID-HOTKEY, by the names given here)",
-    )
-    files.add_argument("--cache_dir", type=Path, help="downloaded models and files (default: STATE_DIR/cache)")
-    files.add_argument("--data_dir", type=Path, help="the miners' datasets (default: STATE_DIR/data)")
-    files.add_argument("--eval_data_dir", type=Path, help="the evaluation set (default: STATE_DIR/eval_data)")
-    files.add_argument("--receipt_dir", type=Path, help="receipts as files (default: STATE_DIR/receipts)")
-    files.add_argument("--round_dir", type=Path, help="the rounds' signed files (default: STATE_DIR/rounds)")
-    files.add_argument(
-        "--keep_days",
-        type=float,
-        default=30.0,
-        help="how long receipts, rounds and runs are kept (default: %(default)g)",
-    )
-    rounds = parser.add_argument_group("rounds")
-    rounds.add_argument("--blocks_per_epoch", type=int, default=360, help="length in blocks (default: %(default)s)")
-    rounds.add_argument(
-        "--miner_sample_size", type=int, default=10, help="datasets trained on per round (default: %(default)s)"
-    )
-    rounds.add_argument(
-        "--miner_duplicate_sample_size",
-        type=int,
-        default=50,
-        help="datasets downloaded and checked per round (default: %(default)s)",
-    )
-    rounds.add_argument(
-        "--block_threshold",
-        type=int,
-        default=50,
-        help="blocks before the end at which weights are set, done or not (default: %(default)s)",
-    )
-    rounds.add_argument(
-        "--max_downloads", type=int, default=8, help="datasets downloaded at the same time (default: %(default)s)"
-    )
-    rounds.add_argument("--max_epochs", type=int, help="stop after so many rounds (default: never)")
-    rounds.add_argument(
-        "--lucky_num_from",
-        choices=["random", "chain"],
-        default="random",
-        help="seeds drawn from the system, once per round, or derived from the hash of the block at which a"
-        " submission came in, the same for every validator with the same --blocks_per_epoch (default: %(default)s)",
-    )
-    rounds.add_argument("--lucky_num", type=int, help="this seed for every score instead")
-    rounds.add_argument(
-        "--poll_seconds", type=float, default=6.0, help="between looks at the chain when idle (default: %(default)s)"
-    )
-    modes = parser.add_argument_group("modes")
-    modes.add_argument("--offline", action="store_true", help="score, but never touch the chain's state; no wallet")
-    modes.add_argument("--dont_set_weights", action="store_true", help="do everything but set weights")
-    modes.add_argument(
-        "--auto_update", action="store_true", help="follow signed releases of the git remote; ends with status 10"
-    )
+    add_file_arguments(parser)
+    add_round_arguments(parser)
+    add = parser.add_argument_group("modes").add_argument
+    add("--offline", action="store_true", help="evaluate without a wallet and without writing to the chain")
+    add("--dont_set_weights", action="store_true", help="do everything but set weights")
+    add("--auto_update", action="store_true", help="install signed releases of the git remote; ends with status 10")
     cli.add_tracking_arguments(parser)
     cli.add_logging_arguments(parser)
     return parser
 
 
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --state_dir and the folders that are in it by default."""
+    add = parser.add_argument_group("files").add_argument
+    default = f"{cli.DEFAULT_STATE_DIR}/NETWORK-NETUID-HOTKEY, by the names given here"
+    add("--state_dir", type=Path, help=f"everything below (default: {default})")
+    add("--cache_dir", type=Path, help="downloaded models and files (default: STATE_DIR/cache)")
+    add("--data_dir", type=Path, help="the miners' datasets (default: STATE_DIR/data)")
+    add("--eval_data_dir", type=Path, help="the evaluation set (default: STATE_DIR/eval_data)")
+    add("--receipt_dir", type=Path, help="receipts as files (default: STATE_DIR/receipts)")
+    add("--round_dir", type=Path, help="the rounds' signed files (default: STATE_DIR/rounds)")
+    add(
+        "--keep_days",
+        type=float,
+        default=30.0,
+        help="age of receipts, rounds and runs to delete (default: %(default)g)",
+    )
+
+
+def add_round_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the size and the pace of rounds, and the source of seeds."""
+    add = parser.add_argument_group("rounds").add_argument
+    add("--blocks_per_epoch", type=int, default=360, help="length in blocks (default: %(default)s)")
+    add("--miner_sample_size", type=int, default=10, help="datasets trained on per round (default: %(default)s)")
+    add(
+        "--miner_duplicate_sample_size",
+        type=int,
+        default=50,
+        help="datasets downloaded and checked per round (default: %(default)s)",
+    )
+    add(
+        "--block_threshold",
+        type=int,
+        default=50,
+        help="blocks before the end at which weights are set, complete or not (default: %(default)s)",
+    )
+    add("--max_downloads", type=int, default=8, help="parallel downloads (default: %(default)s)")
+    add("--max_epochs", type=int, help="stop after this many rounds (default: never)")
+    add(
+        "--lucky_num_from",
+        choices=["random", "chain"],
+        default="random",
+        help="seeds drawn once per round, or from the hash of each submission's block, the same for every validator"
+        " with the same --blocks_per_epoch (default: %(default)s)",
+    )
+    add("--lucky_num", type=int, help="one seed for every evaluation instead")
+    add("--poll_seconds", type=float, default=6.0, help="pause between reads of the chain (default: %(default)s)")
+
+
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
-    """--executor and --ray.*."""
-    group = parser.add_argument_group("workers")
-    group.add_argument(
+    """Add --executor and --ray.*."""
+    add = parser.add_argument_group("workers").add_argument
+    add(
         "--executor",
         choices=["local", "ray"],
         default="local",
-        help="where scores run: on this machine, a process for each of --device, or in a Ray cluster"
-        " (default: %(default)s)",
+        help="evaluate on this machine, in one process for each --device, or in a Ray cluster (default: %(default)s)",
     )
-    group.add_argument(
+    add(
         "--ray.address",
         dest="ray_address",
         default="auto",
         metavar="HOST:PORT",
-        help="the cluster's head; auto is the cluster that this machine is a node of, as it must be"
-        " (default: %(default)s)",
+        help="the cluster's head; auto: the cluster of this machine, which must be a node (default: %(default)s)",
     )
-    group.add_argument(
-        "--ray.workers", dest="ray_workers", type=int, default=1, help="that score at a time (default: %(default)s)"
-    )
-    group.add_argument(
+    add("--ray.workers", dest="ray_workers", type=int, default=1, help="parallel evaluations (default: %(default)s)")
+    add(
         "--ray.gpus_per_worker",
         dest="ray_gpus",
         type=float,
         default=1.0,
-        help="0 scores on CPUs, less than 1 puts several workers on one GPU (default: %(default)g)",
+        help="0 evaluates on CPUs, less than 1 puts several workers on one GPU (default: %(default)g)",
     )
-    group.add_argument(
+    add(
         "--ray.cpus_per_worker",
         dest="ray_cpus",
         type=int,
         default=1,
-        help="that Ray counts for each; a score's threads are the node's cores all the same (default: %(default)s)",
+        help="reserved in Ray; an evaluation uses the threads of all cores of its node (default: %(default)s)",
     )
-    group.add_argument(
+    add(
         "--ray.accelerator_type",
         dest="ray_accelerator",
         metavar="NAME",
-        help="the one kind of GPU to use, as Ray names it, such as H100 (default: any, but all alike)",
+        help="Ray's name of the only GPU type to use, such as H100 (default: any, but all the same)",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs until stopped; returns the exit status."""
+    """Run until stopped and return the exit status."""
     return cli.run_main(build_parser(), argv, run, is_private=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds the validator and runs it. Raises: SubnetError."""
+    """Build the validator and run it. Raises: SubnetError."""
     from template.store.store import Store
     from template.validator.downloads import Downloader
     from template.validator.loop import Validator
@@ -159,10 +154,10 @@ def run(args: argparse.Namespace) -> int:
     config = make_config(args, state_dir)
     evaluator = cli.make_evaluator(args, config.competition, config.eval_data_dir, config.cache_dir)
     if evaluator.model_path is None and not evaluator.training_args.is_pinned:
-        # A branch is whatever its owner makes of it, another model at the next start and for the next validator.
+        # A branch can become another model between two starts, or between two validators.
         raise ConfigError(
-            f"--training_args: a validator needs the revision of {evaluator.training_args.model_id} as a full commit,"
-            f" not {evaluator.training_args.revision!r}"
+            f"--training_args: the revision of {evaluator.training_args.model_id} must be a full commit, not "
+            f"{evaluator.training_args.revision!r}"
         )
     update = make_update() if args.auto_update else None
     with (
@@ -179,14 +174,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
-    """The operator's choices. Raises: ConfigError naming the flag that is wrong."""
+    """Return the operator's choices. Raises: ConfigError naming the flag."""
     from template.validator.config import LuckyNumFrom, ValidatorConfig
 
     policy = make_policy(args)
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
         raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
     if args.lucky_num is not None and args.lucky_num_from == "chain":
-        raise ConfigError("--lucky_num does not go with --lucky_num_from chain: one of them gives the seeds")
+        raise ConfigError("--lucky_num and --lucky_num_from chain exclude each other: both set the seeds")
     if not 1.0 <= args.keep_days < float("inf"):
         raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
     return ValidatorConfig(
@@ -198,7 +193,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         receipt_dir=files.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
         round_dir=files.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
         is_offline=args.offline,
-        # With Ray, by --ray.gpus_per_worker: without the GPU that it asks for, no worker starts.
+        # With Ray, --ray.gpus_per_worker chooses: a worker without its GPU does not start.
         is_device_chosen=args.device is not None or args.executor == "ray",
         lucky_num=args.lucky_num,
         lucky_num_from=LuckyNumFrom(args.lucky_num_from),
@@ -209,13 +204,13 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
 
 
 def make_executor(args: argparse.Namespace, evaluator: "Evaluator") -> "Executor":
-    """Where scores run. Raises: ConfigError naming the flag that is wrong."""
+    """Return the executor. Raises: ConfigError naming the flag."""
     if args.executor == "local":
         from template.workers.supervisor import LocalExecutor
 
         return LocalExecutor(evaluator, parse_devices(args.device), log_level=cli.log_level(args))
     if args.device is not None:
-        raise ConfigError("--device goes with --executor local; in a Ray cluster, --ray.gpus_per_worker decides")
+        raise ConfigError("--device needs --executor local; a Ray cluster uses --ray.gpus_per_worker")
     from template.workers.ray_executor import RayExecutor, RayOptions
 
     options = RayOptions(
@@ -229,7 +224,7 @@ def make_executor(args: argparse.Namespace, evaluator: "Evaluator") -> "Executor
 
 
 def parse_devices(text: str | None) -> list[str | None]:
-    """The devices of --device, one worker for each; None is the best one here. Raises: ConfigError."""
+    """Return a device for each worker, None for the best one. Raises: ConfigError."""
     devices: list[str | None] = [None] if text is None else [name.strip() for name in text.split(",")]
     if not all(name is None or name for name in devices):
         raise ConfigError(f"--device must be names like cuda:0,cuda:1, not {text!r}")
@@ -237,7 +232,7 @@ def parse_devices(text: str | None) -> list[str | None]:
 
 
 def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: str, state_dir: Path) -> "Tracker":
-    """Who watches: a wandb dashboard, unless it is off."""
+    """Return a wandb tracker, unless wandb is off."""
     from template.telemetry.redaction import Redactor, secret_values
     from template.telemetry.wandb_tracker import NullTracker, TrackerConfig, WandbTracker
 
@@ -256,14 +251,14 @@ def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: st
 
 
 def make_update() -> Callable[[], bool]:
-    """What follows the releases of this checkout. Raises: ConfigError where that cannot be done."""
+    """Return the update of this checkout. Raises: ConfigError when impossible."""
     from template.updates import Updater
 
     return Updater(Path(__file__).resolve().parent.parent).update
 
 
 def make_policy(args: argparse.Namespace) -> Policy:
-    """The rounds' policy. Raises: ConfigError naming the flag that is wrong."""
+    """Return the policy of rounds. Raises: ConfigError naming the flag."""
     for flag in ("blocks_per_epoch", "miner_sample_size", "miner_duplicate_sample_size", "max_downloads", "max_epochs"):
         value = getattr(args, flag)
         if value is not None and value < 1:
@@ -284,13 +279,13 @@ def make_policy(args: argparse.Namespace) -> Policy:
 
 
 def default_state_dir(args: argparse.Namespace) -> Path:
-    """A folder of its own for each network, subnet and hotkey, wherever the process is started."""
+    """Return a folder for this network, subnet and hotkey."""
     network = "".join(letter if letter.isalnum() else "_" for letter in args.network)
     return cli.DEFAULT_STATE_DIR / f"{network}-{args.netuid}-{args.wallet_name}-{args.wallet_hotkey}"
 
 
 def stop_on_signals(validator: "Validator") -> None:
-    """The first Ctrl-C or SIGTERM ends the validator after the step in hand, the second at once."""
+    """Stop after the current step at a Ctrl-C or SIGTERM, at once at the second."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if validator.stop.is_set():

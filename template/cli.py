@@ -1,6 +1,6 @@
-"""What the entry points share: argument groups as this ecosystem writes them, and what is built from them.
+"""Shared by the entry points: argument groups, and what is built from them.
 
-The one place where `--subtensor.network sim:PATH` becomes a local chain; everything past it is the same code.
+Only here does `--subtensor.network sim:PATH` become a local chain.
 """
 
 import argparse
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
 
-# What a miner's tools write into their --work_dir: what was committed, and a folder for each competition by its digest.
+# Names in a miner's --work_dir: commitments, and a folder for each competition by its digest.
 WORK_DIR_MARKS = ("commitment-*", "[0-9a-f]" * 12)
 
 
@@ -42,15 +42,16 @@ def run_main(
     *,
     is_private: bool = False,
 ) -> int:
-    """An entry point's whole life: parses, sets up logs and clients, runs; returns the exit status.
+    """Parse arguments, set up logs and clients, run; return the exit status.
 
-    The parser must have the arguments of `add_logging_arguments`. is_private: what the process and its children write
-    is their owner's alone, whatever umask they were started with, and no core dump of them is made.
+    Args:
+        parser: with the arguments of `add_logging_arguments`.
+        is_private: write files for their owner only, regardless of the umask, and no core dumps.
     """
     args = parser.parse_args(argv)
     if is_private:
         os.umask(os.umask(0o077) | 0o077)
-        # A core holds the hotkey and the tokens, beside gigabytes of weights.
+        # A core dump would contain the hotkey and the tokens.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     def work() -> int:
@@ -64,7 +65,7 @@ def run_main(
 
 
 def run_entry_point(work: Callable[[], int]) -> int:
-    """What `work` returns, or the exit status of the error it ends with, which is printed as one line on stderr."""
+    """Run `work` and return its status, or the exit status of its logged error."""
     try:
         return work()
     except SubnetError as error:
@@ -76,27 +77,22 @@ def run_entry_point(work: Callable[[], int]) -> int:
 
 
 def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
-    """--logging.debug, --logging.trace and --logging.file."""
-    group = parser.add_argument_group("logs (on stderr)")
-    group.add_argument("--logging.debug", dest="is_debug", action="store_true", help="log details")
-    group.add_argument("--logging.trace", dest="is_trace", action="store_true", help="log everything, the clients too")
-    group.add_argument(
-        "--logging.file",
-        dest="log_file",
-        type=Path,
-        metavar="FILE",
-        help="also as JSON lines into FILE, which is rotated at 50 MB; the last 10 are kept",
-    )
+    """Add --logging.debug, --logging.trace and --logging.file."""
+    add = parser.add_argument_group("logs (on stderr)").add_argument
+    add("--logging.debug", dest="is_debug", action="store_true", help="log details")
+    add("--logging.trace", dest="is_trace", action="store_true", help="log everything, from client libraries too")
+    file_help = "also log JSON lines to FILE, rotated at 50 MB; 10 files are kept"
+    add("--logging.file", dest="log_file", type=Path, metavar="FILE", help=file_help)
 
 
 def log_level(args: argparse.Namespace) -> str:
-    """The least that the arguments of `add_logging_arguments` let into the logs."""
+    """Return the lowest level that is logged."""
     return choose_level(is_debug=args.is_debug, is_trace=args.is_trace)
 
 
 @contextlib.contextmanager
 def quiet_logs(args: argparse.Namespace) -> Iterator[None]:
-    """Without this package's own log lines, unless the arguments ask for more than usual: for what prints a table."""
+    """Silence this package's logs, unless the arguments ask for more of them."""
     if log_level(args) == "INFO":
         logger.disable("template")
     try:
@@ -106,89 +102,68 @@ def quiet_logs(args: argparse.Namespace) -> Iterator[None]:
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:
-    """--wandb.off, --wandb.project and --wandb.entity."""
-    group = parser.add_argument_group("wandb")
-    group.add_argument("--wandb.off", dest="wandb_off", action="store_true", help="send nothing, and keep no runs")
-    group.add_argument(
-        "--wandb.project",
-        dest="wandb_project",
-        default="dataset-subnet",
-        help="where the runs go (default: %(default)s)",
-    )
-    group.add_argument("--wandb.entity", dest="wandb_entity", help="whose project (default: the login's own)")
+    """Add --wandb.off, --wandb.project and --wandb.entity."""
+    add = parser.add_argument_group("wandb").add_argument
+    add("--wandb.off", dest="wandb_off", action="store_true", help="send nothing and keep no runs")
+    add("--wandb.project", dest="wandb_project", default="dataset-subnet", help="default: %(default)s")
+    add("--wandb.entity", dest="wandb_entity", help="default: the login's own")
 
 
 def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
-    """--netuid, --subtensor.* and --wallet.*."""
-    group = parser.add_argument_group("chain")
-    group.add_argument("--netuid", type=int, required=True, help="the subnet's number")
-    group.add_argument(
+    """Add --netuid, --subtensor.* and --wallet.*."""
+    add = parser.add_argument_group("chain").add_argument
+    add("--netuid", type=int, required=True, help="the subnet's number")
+    add(
         "--subtensor.network",
         dest="network",
         default="finney",
         help="finney, test, local, a ws:// or wss:// url, or sim:PATH for a local network (default: %(default)s)",
     )
-    group.add_argument(
+    add(
         "--subtensor.fallback_endpoints",
         dest="fallback_endpoints",
         metavar="URL[,URL...]",
-        help="where to turn when the network does not answer (default: the client's public ones for a named network)",
+        help="used when the network does not answer (default: the client's public ones for a named network)",
     )
-    group.add_argument(
+    add(
         "--subtensor.archive_endpoints",
         dest="archive_endpoints",
         metavar="URL[,URL...]",
-        help="where to read blocks that the others have dropped (default: the client's public ones)",
+        help="used for blocks that the others have pruned (default: the client's public ones)",
     )
-    group.add_argument(
+    add(
         "--subtensor.deadline_seconds",
         dest="deadline_s",
         type=float,
         default=120.0,
-        help="longest wait for one answer, after which the next endpoint is dialled (default: %(default)g)",
+        help="timeout of one answer, then the next endpoint is tried (default: %(default)g)",
     )
-    group.add_argument(
-        "--wallet.name", dest="wallet_name", default="default", help="coldkey name (default: %(default)s)"
-    )
-    group.add_argument(
-        "--wallet.hotkey", dest="wallet_hotkey", default="default", help="hotkey name (default: %(default)s)"
-    )
-    group.add_argument(
-        "--wallet.path",
-        dest="wallet_path",
-        type=Path,
-        default=Path("~/.bittensor/wallets"),
-        help="folder of the wallets (default: %(default)s)",
-    )
+    add("--wallet.name", dest="wallet_name", default="default", help="coldkey name (default: %(default)s)")
+    add("--wallet.hotkey", dest="wallet_hotkey", default="default", help="hotkey name (default: %(default)s)")
+    wallets = Path("~/.bittensor/wallets")
+    add("--wallet.path", dest="wallet_path", type=Path, default=wallets, help="wallets folder (default: %(default)s)")
 
 
 def add_competition_arguments(parser: argparse.ArgumentParser) -> None:
-    """--competition."""
+    """Add --competition."""
     parser.add_argument(
         "--competition", type=Path, metavar="FILE", help="YAML of another competition (default: the subnet's own)"
     )
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
-    """What decides where and on what model a score runs."""
-    group = parser.add_argument_group("score")
-    group.add_argument(
-        "--training_args",
-        type=Path,
-        metavar="FILE",
-        help="YAML of the model and how it trains (default: the repository's)",
-    )
-    group.add_argument(
-        "--model_path", type=Path, metavar="DIR", help="folder with that model's weights (default: from the Hub)"
-    )
-    group.add_argument("--device", help="cpu, cuda or cuda:N (default: the first GPU, else the CPU)")
-    group.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the base model (default: by device)")
+    """Add the model and the device of an evaluation."""
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--training_args", type=Path, metavar="FILE", help="YAML of model and training (default: the repository's)")
+    add("--model_path", type=Path, metavar="DIR", help="folder with the model's weights (default: from the Hub)")
+    add("--device", help="cpu, cuda or cuda:N (default: the first GPU, else the CPU)")
+    add("--dtype", choices=["bfloat16", "float32"], help="of the base model (default: by device)")
 
 
 def make_evaluator(
     args: argparse.Namespace, competition: Competition, eval_data_dir: Path, cache_dir: Path | None
 ) -> Evaluator:
-    """The scorer that the arguments of `add_score_arguments` describe. Raises: ConfigError."""
+    """Return the evaluator of `add_score_arguments`. Raises: ConfigError."""
     return Evaluator(
         competition=competition,
         training_args=load_training_args(args.training_args),
@@ -201,7 +176,7 @@ def make_evaluator(
 
 
 def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
-    """Whether a row keeps an answer in the model's own tokens; the tokenizer is loaded when first asked."""
+    """Return a check that a row has target tokens; it loads the tokenizer once."""
 
     @functools.cache
     def load() -> tuple[ChatTemplate, Tokenize]:
@@ -218,15 +193,12 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 
 
 def read_competition(args: argparse.Namespace) -> Competition:
-    """The competition of --competition, else the subnet's own. Raises: ConfigError."""
+    """Return --competition, by default the subnet's own. Raises: ConfigError."""
     return load_competition(args.competition)
 
 
 def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":
-    """The chain that the arguments of `add_chain_arguments` describe, with the wallet's hotkey where it is needed.
-
-    Raises: ConfigError naming the flag that is wrong.
-    """
+    """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
     from template.chain.client import Chain, open_wallet
     from template.localnet.chain.substrate import open_substrate
 
@@ -249,33 +221,30 @@ def _split_urls(text: str | None) -> list[str]:
 
 
 def hub_token() -> str | None:
-    """The Hub token of this machine's user: HF_TOKEN, else the one saved by the Hub's own login, else None."""
+    """Return HF_TOKEN, else the token saved by the Hub's login, else None."""
     from template.hub.datasets import saved_token
 
     return saved_token()
 
 
 def check_poll_seconds(seconds: float) -> float:
-    """The value of --poll_seconds. Raises: ConfigError when it is no pause between looks at the chain."""
+    """Return the value of --poll_seconds. Raises: ConfigError when out of range."""
     if not 0 < seconds <= 3600:
         raise ConfigError(f"--poll_seconds must be above 0 and at most 3600, not {seconds}")
     return seconds
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
-    """--eval_data_dir, --work_dir and --cache_dir."""
-    parser.add_argument("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=DEFAULT_STATE_DIR / "offline",
-        help="where a downloaded evaluation set is kept (default: %(default)s)",
-    )
-    parser.add_argument("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
+    """Add --eval_data_dir, --work_dir and --cache_dir."""
+    add = parser.add_argument
+    add("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
+    work_dir = DEFAULT_STATE_DIR / "offline"
+    add("--work_dir", type=Path, default=work_dir, help="for downloaded evaluation sets (default: %(default)s)")
+    add("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
 
 
 def make_replay_context(args: argparse.Namespace) -> "ReplayContext":
-    """The desk of `add_replay_arguments` and `add_score_arguments`. Raises: HostError for the token."""
+    """Return the context of a replay. Raises: HostError for the token."""
     from template.receipts.replay import ReplayContext
 
     return ReplayContext(
