@@ -236,6 +236,13 @@ class Entry:
     lucky_num: int | None = None
     seed_block: int | None = None
 
+    @property
+    def accepted_record(self) -> CommitmentRecord:
+        """The record of an accepted entry. Raises: SubmissionError, the rejection of another."""
+        if self.record is None:
+            raise self.rejection or ValueError("an entry has a record or a rejection")
+        return self.record
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:

@@ -8,7 +8,8 @@ from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, SubmissionError
 from template.records import ChainView, Entry, Submission, SubmissionKey
 
-_MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
+# Reasons that the miner can still mend, by an upload or by making the repo public.
+MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 CommitBlocks = Mapping[tuple[str, int], int]
 """Commit blocks of revealed commitments, by hotkey and reveal block."""
@@ -40,7 +41,7 @@ def is_within_upload_grace(record: CommitmentRecord, reason: Reason, *, reveal_b
 
     block: the newest block when the download began.
     """
-    return record.is_content_addressed and reason in _MISSING and block <= reveal_block + SEAL_GRACE_BLOCKS
+    return record.is_content_addressed and reason in MISSING and block <= reveal_block + SEAL_GRACE_BLOCKS
 
 
 def current_submissions(view: ChainView, commit_blocks: CommitBlocks | None = None) -> list[Submission]:

@@ -1,126 +1,100 @@
-"""Keeping the disk and the memory bounded, by policy and between rounds."""
+"""Remove old files and rows between rounds, so that disk and memory stay bounded. Verdicts are kept forever."""
 
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from loguru import logger
 
 from template.competition import is_commit
-from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.records import Round, Submission, SubmissionKey
-from template.rules.duplicates import MAX_VERSIONS
-from template.store.store import Store
+from template.rules.duplicates import related_versions
 from template.validator.config import ValidatorConfig
+from template.validator.context import Context
+from template.validator.downloads import dataset_folder
 from template.validator.evaluation import SubmissionEvaluator
 
 _DAY_S = 86400.0
 
-# Row keys of datasets that are in nobody's way any more go after this time.
+# Age at which row keys that decide nothing any more are removed.
 _DATASETS_KEPT_S = _DAY_S
 
-# Commitments that stand no more are remembered for about a day: a re-commit of one keeps its rank so long.
+# Superseded commitments are remembered for about a day: one that is committed again in that time keeps its rank.
 _SEEN_KEPT_BLOCKS = 7200
 
-# What this package itself writes into the folders that the operator names: nothing else in them is ours to remove.
+# Names that this package writes into the operator's folders. Everything else in them stays.
 _HOTKEY = "[1-9A-HJ-NP-Za-km-z]{46,49}"
 _DATASET_OWNER = re.compile(_HOTKEY)
 _DATASET = re.compile(r".+--.+-(?:[0-9a-f]{40}|[0-9a-f]{64})")
-# With a dot in front and more behind while they are written, which a kill may leave.
+# A file that is being written has a leading dot and a suffix; a kill can leave it behind.
 _RECEIPT = re.compile(rf"\.?({_HOTKEY}-[0-9a-f]{{12}})-\d+\.json(?:\.\w+)?")
 _ROUND = re.compile(r"\.?(round-\d+-\d+-\w+)\.jsonl(?:\.\w+)?")
 
 
 def oldest_remembered_block(current: Round) -> int:
-    """Commitments that stand no more are forgotten when they are of before this block."""
+    """Return the block before which superseded commitments are dropped."""
     return current.start_block - _SEEN_KEPT_BLOCKS
 
 
-class Housekeeper:
-    """Removes what one validator no longer needs: datasets, old receipts and tables. Verdicts are kept for ever."""
+def clean_up(
+    context: Context,
+    evaluator: SubmissionEvaluator,
+    current: Round,
+    submissions: Mapping[SubmissionKey, Submission],
+) -> None:
+    """Free disk and memory after the round `current`. Raises: HostError."""
+    config, store, now = context.config, context.store, context.now()
+    old = now - config.keep_days * _DAY_S
+    keep = set(current.by_key)
+    # The versions that decide about duplicates, also of rejected entries: their hotkeys may commit again.
+    for versions in related_versions(current.entries, submissions, evaluator.datasets).values():
+        keep.update(versions)
+    store.prune_results(keep=keep, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
+    store.prune_submissions(keep=keep, before_block=oldest_remembered_block(current))
+    store.prune_rounds(before=old)
+    for key in evaluator.datasets.keys() - store.dataset_keys(evaluator.eval_config):
+        del evaluator.datasets[key]
+    queued = {dataset_folder(config.data_dir, current.by_key[key]) for key in current.queue}
+    _remove_datasets(config.data_dir, queued | evaluator.folders_in_use())
+    receipts = {f"{key.hotkey}-{key.commitment.rpartition(':')[2][:12]}" for key in current.by_key}
+    _remove_files(config.receipt_dir, _RECEIPT, keep=receipts, older_than=old)
+    _remove_files(config.round_dir, _ROUND, keep=frozenset(), older_than=old)
+    _remove_eval_sets(config, older_than=old)
 
-    def __init__(self, config: ValidatorConfig, store: Store, now: Callable[[], float]) -> None:
-        self._config = config
-        self._store = store
-        self._now = now
 
-    def tidy(self, judge: SubmissionEvaluator, current: Round, seen: Mapping[SubmissionKey, Submission]) -> None:
-        """Frees disk and memory after `current`; `seen` is every submission ever recorded. Raises: HostError."""
-        now = self._now()
-        old = now - self._config.keep_days * _DAY_S
-        kept = _still_needed(current, seen, judge.datasets)
-        self._store.prune_results(keep=kept, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
-        self._store.prune_submissions(keep=kept, before_block=oldest_remembered_block(current))
-        self._store.prune_rounds(before=old)
-        for key in judge.datasets.keys() - self._store.dataset_keys(judge.eval_config):
-            del judge.datasets[key]
-        self._remove_datasets({judge.folder(key) for key in (*current.queue, *judge.in_flight())})
-        standing = {f"{entry.key.hotkey}-{entry.key.commitment.rpartition(':')[2][:12]}" for entry in current.entries}
-        _remove_files(self._config.receipt_dir, _RECEIPT, keep=standing, older_than=old)
-        _remove_files(self._config.round_dir, _ROUND, keep=frozenset(), older_than=old)
-        self._remove_eval_sets(older_than=old)
-
-    def _remove_datasets(self, kept: Set[Path]) -> None:
-        """Frees the disk of datasets whose turn it is not; one that is asked for again is fetched again."""
-        for owner in _folders(self._config.data_dir, _DATASET_OWNER):
-            for folder in _folders(owner, _DATASET):
-                if folder not in kept:
-                    _remove(folder)
-            with contextlib.suppress(OSError):
-                owner.rmdir()
-
-    def _remove_eval_sets(self, *, older_than: float) -> None:
-        """Removes downloads of evaluation sets of earlier competitions from the cache, which others may share."""
-        competition, cache = self._config.competition, self._config.cache_dir
-        if cache is None:
-            return
-        now_used = cache / "hub-files" / competition.repo / competition.eval_commit
-        for folder in (cache / "hub-files").glob("*/*/*"):
-            if folder != now_used and is_commit(folder.name) and _is_older(folder, older_than):
+def _remove_datasets(data_dir: Path, keep: Set[Path]) -> None:
+    """Remove the folders of all other datasets; one that is needed again is downloaded again."""
+    for owner in _folders(data_dir, _DATASET_OWNER):
+        for folder in _folders(owner, _DATASET):
+            if folder not in keep:
                 _remove(folder)
+        with contextlib.suppress(OSError):
+            owner.rmdir()
 
 
-def _still_needed(
-    current: Round, seen: Mapping[SubmissionKey, Submission], datasets: Mapping[SubmissionKey, tuple[bytes, ...]]
-) -> set[SubmissionKey]:
-    """The round's entries, and those versions of each that `template.rules.duplicates.find_duplicates` holds copies
-    against.
-
-    Of a hotkey whose present rows are not known, the earliest and the latest versions stay until they are.
-    """
-    now = {entry.key.hotkey: entry for entry in current.entries}
-    versions: dict[str, list[SubmissionKey]] = {}
-    for key in sorted(seen.keys() & datasets.keys(), key=lambda key: (seen[key].first_block, key)):
-        if key.hotkey in now and seen[key].first_block > now[key.hotkey].registration_block:
-            versions.setdefault(key.hotkey, []).append(key)
-    needed = {entry.key for entry in current.entries}
-    for hotkey, keys in versions.items():
-        present = now[hotkey].key
-        if present in datasets:
-            rows = set(datasets[present])
-            related = (key for key in keys if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT)
-            needed.update([key for key in related if key != present][:MAX_VERSIONS])
-        else:
-            needed.update(keys[:MAX_VERSIONS], keys[-MAX_VERSIONS:])
-    return needed
+def _remove_eval_sets(config: ValidatorConfig, *, older_than: float) -> None:
+    """Remove evaluation sets of earlier competitions from the cache, which other programs may share."""
+    if config.cache_dir is None:
+        return
+    current = config.cache_dir / "hub-files" / config.competition.repo / config.competition.eval_commit
+    for folder in (config.cache_dir / "hub-files").glob("*/*/*"):
+        if folder != current and is_commit(folder.name) and _is_older(folder, older_than):
+            _remove(folder)
 
 
 def _remove_files(folder: Path | None, pattern: re.Pattern[str], *, keep: Set[str], older_than: float) -> None:
-    """Removes the files of these names, last written before the time `older_than`, unless group 1 is in `keep`.
-
-    What was never finished is kept for nobody.
-    """
+    """Remove files of these names older than `older_than`, except finished ones whose group 1 is in `keep`."""
     for path in _list(folder) if folder is not None else ():
-        found = pattern.fullmatch(path.name)
-        is_kept = found is not None and found.group(1) in keep and not path.name.startswith(".")
-        if found and not is_kept and not path.is_dir() and _is_older(path, older_than):
+        match = pattern.fullmatch(path.name)
+        is_kept = match is not None and match.group(1) in keep and not path.name.startswith(".")
+        if match and not is_kept and not path.is_dir() and _is_older(path, older_than):
             _remove(path)
 
 
 def _folders(parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
-    """The folders of these names in `parent`; links, which lead out of it, are none."""
+    """Yield the folders of these names in `parent`, without links, which can lead elsewhere."""
     return (path for path in _list(parent) if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
 
 
@@ -130,7 +104,7 @@ def _list(folder: Path) -> Iterable[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        logger.warning("{} cannot be tidied up: {}", folder, error.strerror or error)
+        logger.warning("cannot clean up {}: {}", folder, error.strerror or error)
         return []
 
 
@@ -142,7 +116,7 @@ def _is_older(path: Path, than: float) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or folder; one that cannot be removed is told of and left."""
+    """Remove a file or folder; log a warning when that fails."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -151,4 +125,4 @@ def _remove(path: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        logger.warning("{} cannot be removed: {}", path, error.strerror or error)
+        logger.warning("cannot remove {}: {}", path, error.strerror or error)

@@ -1,4 +1,4 @@
-"""What a validator is built from: the operator's choices."""
+"""The operator's choices for a validator."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,23 +9,24 @@ from template.rules.schedule import Policy
 
 
 class LuckyNumFrom(StrEnum):
-    """Where the seeds of scores come from."""
+    """Source of evaluation seeds."""
 
     RANDOM = "random"
-    """Drawn from the system, once per round."""
+    """Drawn from the system once per round."""
     CHAIN = "chain"
-    """The hash of the block at which the submission came into the set: the same for every validator and auditor."""
+    """From the hash of the submission's seed block: the same for every validator and auditor."""
     FIXED = "fixed"
-    """The operator's own number."""
+    """A number that the operator chose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidatorConfig:
-    """The operator's choices. poll_s: seconds between looks at the chain when there is nothing to do.
+    """Settings of one validator.
 
-    lucky_num: the seed of every score, None for seeds from `lucky_num_from`. is_offline: the chain is read, never
-    written, and the hotkey need not be registered. is_device_chosen: the operator said where to score. keep_days: how
-    long receipts and tables of past rounds are kept. round_dir: where the rounds' signed files go, None for nowhere.
+    lucky_num: seed of every evaluation, None for seeds from `lucky_num_from`. is_offline: never write to the chain,
+    and need no registration. is_device_chosen: --device is set. poll_s: seconds between two reads of the chain while
+    idle. keep_days: how long receipts and leaderboards of past rounds are kept. round_dir: folder of the signed round
+    files, None to write none.
     """
 
     competition: Competition
@@ -45,10 +46,10 @@ class ValidatorConfig:
 
     @property
     def seed_source(self) -> LuckyNumFrom:
-        """Where this validator's seeds come from."""
+        """The source of this validator's seeds."""
         return self.lucky_num_from if self.lucky_num is None else LuckyNumFrom.FIXED
 
     @property
     def seed_period(self) -> int | None:
-        """Seeds from the chain come from the blocks whose numbers are multiples of this; None for other seeds."""
+        """Distance of the blocks that give seeds from the chain; None for other seeds."""
         return self.policy.blocks_per_epoch if self.seed_source is LuckyNumFrom.CHAIN else None

@@ -1,8 +1,8 @@
-"""Downloads beside the validator's loop: a few at once, each in a thread, so that no tick waits for one.
+"""Download a few datasets at once in threads, so that no tick of the validator waits for one.
 
-The threads touch the Hub and the one folder they were given, nothing else; what came of them is looked at by the loop.
-They cannot be stopped, but end by their deadline, and the process's end does not wait for them: `dataset_folder` keeps
-whatever they leave half done from being believed.
+A thread only touches the Hub and its own folder; the validator's loop checks the result. Threads cannot be stopped,
+but they end by their deadline and do not delay the process's exit. `template.hub.storage` never returns a file that
+was left half written.
 """
 
 import threading
@@ -16,103 +16,104 @@ from template.constants import DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
 from template.errors import HostError
 from template.hub import datasets
 from template.hub.storage import HubFile
-from template.records import SubmissionKey
+from template.records import Entry, SubmissionKey
 
 Download = Callable[[CommitmentRecord, Path, float], HubFile]
-"""Fetches the file of a commitment into a folder within so many seconds. Raises: as
-`template.hub.datasets.download_dataset`."""
+"""Downloads the file of a commitment into a folder within some seconds, or raises like `download_dataset`."""
 
 
 def download(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
-    """The submission's file from the Hub; without network when `folder` holds it already.
+    """Return the submission's file from the folder, or download it from the Hub.
 
-    Without our token, since a dataset that only some may read cannot be checked by all.
+    No token is used: a dataset that only some can read cannot be checked by every validator.
     """
     return datasets.download_dataset(record.namespace, record.commit, folder, deadline_s=deadline_s)
 
 
+def dataset_folder(data_dir: Path, entry: Entry) -> Path:
+    """Return the folder of an entry's file, which no other submission shares."""
+    record = entry.accepted_record
+    return data_dir / entry.key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DownloadResult:
-    """The end of one download: exactly one of held and error. block: the newest when it began."""
+    """The end of one download: exactly one of file and error. block: the newest one when it started."""
 
     key: SubmissionKey
     block: int
-    held: HubFile | None = None
+    file: HubFile | None = None
     error: Exception | None = None
 
-    @property
-    def size(self) -> int:
-        """Of the file, in bytes; 0 without one."""
-        return self.held.size if self.held is not None else 0
-
     def result(self) -> HubFile:
-        """The file. Raises: what the download ended with."""
-        if self.error is not None:
-            raise self.error
-        assert self.held is not None, "it ended with one or the other"
-        return self.held
+        """Return the file, or raise the error of the download."""
+        if self.file is None:
+            raise self.error or RuntimeError("a download ended without a result")
+        return self.file
 
 
 class Downloader:
-    """At most `limit` downloads at once. For one thread; only the downloads run in others."""
+    """At most `limit` downloads at once. Its methods are for one thread."""
 
     def __init__(self, limit: int, fetch: Download = download) -> None:
         self._limit = limit
         self._fetch = fetch
-        self._in_flight: set[SubmissionKey] = set()
+        self._in_flight: dict[SubmissionKey, Path] = {}
         self._ended: deque[DownloadResult] = deque()
         self._wakeup = threading.Event()
 
     def available_slots(self) -> int:
-        """Downloads that could be begun now."""
+        """Return how many more downloads can start now."""
         return self._limit - len(self._in_flight)
 
-    def in_flight(self) -> frozenset[SubmissionKey]:
-        """What was begun and is not collected yet."""
-        return frozenset(self._in_flight)
+    def in_flight(self) -> dict[SubmissionKey, Path]:
+        """Return the folders of downloads that are not collected yet, by submission."""
+        return dict(self._in_flight)
 
-    def start(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
-        """Has the submission's file fetched into `folder`, which no one else may remove until it is collected.
+    def start(self, entry: Entry, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
+        """Start to download an entry's file into `folder`, which must not be removed before it is collected.
 
-        deadline_s: after which it counts as withheld. Raises: RuntimeError without room, or when it is under way
-        already; HostError when there can be no such folder.
+        Raises:
+            RuntimeError: No slot is available, or this download is in flight.
+            HostError: The folder cannot be made.
         """
-        if key in self._in_flight or self.available_slots() < 1:
-            raise RuntimeError(f"no download of {key} can begin")
+        if entry.key in self._in_flight or self.available_slots() < 1:
+            raise RuntimeError(f"download of {entry.key} cannot start: no slot, or already in flight")
         try:
-            # Here, because tidying up removes the folders of hotkeys that have none, whatever a thread is about to do.
+            # Not in the thread: cleanup removes empty folders at any time.
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise HostError(f"cannot keep a dataset in {folder}: {error.strerror or error}") from error
-        self._in_flight.add(key)
-        threading.Thread(target=self._run, args=(key, folder, block, deadline_s), name="fetch", daemon=True).start()
+            raise HostError(f"cannot make the dataset folder {folder}: {error.strerror or error}") from error
+        self._in_flight[entry.key] = folder
+        threading.Thread(target=self._run, args=(entry, folder, block, deadline_s), name="fetch", daemon=True).start()
 
     def collect(self) -> list[DownloadResult]:
-        """The downloads that ended since the last call, in their order.
+        """Return the downloads that ended since the last call, in order.
 
-        No more at a time than come to the size of the largest file, so that checking them holds nothing up for long.
+        A batch is at most one maximum file size together, so that checking it does not block the loop for long.
         """
         self._wakeup.clear()
-        found: list[DownloadResult] = []
+        results: list[DownloadResult] = []
         size = 0
         while self._ended:
-            size += self._ended[0].size
-            if found and size > MAX_SUBMISSION_BYTES:
+            file = self._ended[0].file
+            size += file.size if file is not None else 0
+            if results and size > MAX_SUBMISSION_BYTES:
                 self._wakeup.set()
                 break
-            found.append(self._ended.popleft())
-            self._in_flight.discard(found[-1].key)
-        return found
+            results.append(self._ended.popleft())
+            del self._in_flight[results[-1].key]
+        return results
 
     def wait(self, timeout_s: float) -> None:
-        """Returns when a download has ended that is not collected yet, or else after `timeout_s`."""
+        """Return when a download has ended that is not collected yet, or after `timeout_s`."""
         self._wakeup.wait(timeout_s)
 
-    def _run(self, key: SubmissionKey, folder: Path, block: int, deadline_s: float) -> None:
+    def _run(self, entry: Entry, folder: Path, block: int, deadline_s: float) -> None:
         try:
-            held = self._fetch(CommitmentRecord.parse(key.commitment), folder, deadline_s)
-            ended = DownloadResult(key=key, block=block, held=held)
+            file = self._fetch(entry.accepted_record, folder, deadline_s)
+            result = DownloadResult(key=entry.key, block=block, file=file)
         except Exception as error:
-            ended = DownloadResult(key=key, block=block, error=error)
-        self._ended.append(ended)
+            result = DownloadResult(key=entry.key, block=block, error=error)
+        self._ended.append(result)
         self._wakeup.set()

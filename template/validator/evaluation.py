@@ -1,279 +1,266 @@
-"""Finding the verdict on each submission: fetched by threads, checked here, scored in the executor's workers.
+"""Find the verdict on each submission: download its dataset, check it, and evaluate it in the executor's workers.
 
-Whose fault a failure is decides what becomes of it: the miner's is a verdict, the network's is tried again, this
-machine's is tried again twice and then parked for the operator to see. Nothing else ever becomes a verdict.
+The cause of a failure decides what follows. A fault of the miner is a verdict. A fault of the network is retried. A
+fault of this machine is retried twice, and then the submission is suspended for the operator to see.
 """
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from loguru import logger
 
 from template import constants
-from template.chain.protocols import ValidatorChain
-from template.competition import CommitmentRecord
 from template.data.eval_set import EvalSetIndex
-from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.errors import ConfigError, HostError, RemoteError, SubmissionError
 from template.hub import datasets
 from template.receipts.files import write_receipt
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.records import Entry, EvalConfig, RetryState, Round, SubmissionKey, TrainResult, Verdict
 from template.rules import schedule
-from template.rules.entries import is_within_upload_grace
-from template.store.store import Store
-from template.validator.config import ValidatorConfig
-from template.validator.downloads import Downloader, DownloadResult
-from template.workers.executor import CompletedJob, Executor
+from template.rules.entries import MISSING, is_within_upload_grace
+from template.validator.context import Context
+from template.validator.downloads import DownloadResult, dataset_folder
+from template.workers.executor import CompletedJob
 
-# Seconds before the first retry of a submission that the Hub or the chain withheld; doubled each time, up to the most.
+# Backoff after a fault of the network, doubled with each failure in a row.
 RETRY_FIRST_S = 30.0
 RETRY_MOST_S = 1800.0
 
-# Seconds that a first download may take; doubled with each failure, up to `constants.DOWNLOAD_DEADLINE_S`. What hangs
-# is out of the others' way soon, and what is slow has all its time in the end.
-PATIENCE_FIRST_S = 30.0
+# Timeout of a first download, doubled with each failure up to `constants.DOWNLOAD_DEADLINE_S`: a download that hangs
+# frees its slot soon, and a slow one gets its full time in the end.
+TIMEOUT_FIRST_S = 30.0
 
 # Longest pause of all downloads that the Hub can ask for: it counts requests in windows of five minutes.
 PAUSE_MOST_S = 300.0
 
-# Seconds that a submission rests which this machine failed at again and again.
-PARKED_S = 6 * 3600.0
-
-# Not there for everyone to read, which the miner may yet mend.
-MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
+# Time for which a submission is suspended after repeated faults of this machine.
+SUSPENDED_S = 6 * 3600.0
 
 _KEY_BYTES = 32
 
 
-class SubmissionEvaluator:
-    """The verdicts of one contest. `datasets`: the row keys of every dataset that passed its checks.
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """An evaluation that a worker holds. sha256: of the file that it was given."""
 
-    missing_files: those among them whose file was not on the disk any more when it was to be scored.
+    entry: Entry
+    folder: Path
+    sha256: str
+
+
+class SubmissionEvaluator:
+    """Downloads, checks and evaluates the submissions of one evaluation config.
+
+    datasets: row keys of every checked dataset. missing_files: those whose file was gone when its evaluation was due.
     """
 
-    def __init__(
-        self,
-        config: ValidatorConfig,
-        eval_config: EvalConfig,
-        pool: EvalSetIndex,
-        *,
-        chain: ValidatorChain,
-        store: Store,
-        executor: Executor,
-        fetcher: Downloader,
-        now: Callable[[], float],
-    ) -> None:
+    def __init__(self, context: Context, eval_config: EvalConfig, eval_set: EvalSetIndex) -> None:
         self.eval_config = eval_config
-        self.datasets = store.datasets(eval_config, _KEY_BYTES, pool.dedup_keys)
-        self._config = config
-        self._pool = pool
-        self._chain = chain
-        self._store = store
-        self._executor = executor
-        self._fetcher = fetcher
-        self._now = now
+        self.datasets = context.store.datasets(eval_config, _KEY_BYTES, eval_set.dedup_keys)
         self.missing_files: set[SubmissionKey] = set()
+        self._context = context
+        self._config = context.config
+        self._store = context.store
+        self._downloader = context.downloader
+        self._now = context.now
+        self._eval_set = eval_set
         self._paused_until = float("-inf")
-        # sha256 of the file that each running score was given.
-        self._given: dict[SubmissionKey, str] = {}
+        self._running: dict[SubmissionKey, _Running] = {}
 
     def available_slots(self) -> int:
-        """How many more downloads may begin now: none while the Hub asked for a pause."""
-        # No pause is longer: what seems to be was begun under a clock that was ahead.
+        """Return how many more downloads can start now: 0 while the Hub asked for a pause."""
+        # A longer pause was set by a clock that ran ahead.
         is_paused = 0.0 < self._paused_until - self._now() <= PAUSE_MOST_S
-        return 0 if is_paused else self._fetcher.available_slots()
+        return 0 if is_paused else self._downloader.available_slots()
 
     def retry_states(self) -> dict[SubmissionKey, RetryState]:
-        """Failed tries of submissions that have no verdict yet.
+        """Return the failures of submissions without a verdict.
 
-        One that is put off for longer than any ever is was put off while the clock was ahead, and is due now.
+        A retry later than any backoff was set by a clock that ran ahead, and is due now.
         """
         now = self._now()
         return {
-            key: dataclasses.replace(one, next_at=now) if one.next_at - now > _longest_rest_s(one) else one
-            for key, one in self._store.retry_states(self.eval_config).items()
+            key: dataclasses.replace(retry, next_at=now) if retry.next_at - now > _longest_backoff_s(retry) else retry
+            for key, retry in self._store.retry_states(self.eval_config).items()
         }
 
-    def start_download(self, key: SubmissionKey, block: int, attempt: RetryState | None) -> None:
-        """Begins the download of one dataset. block: the newest one. attempt: earlier tries. Raises: HostError."""
-        failures = attempt.remote_failures if attempt else 0
-        patience_s = min(PATIENCE_FIRST_S * 2.0 ** min(failures, 10), constants.DOWNLOAD_DEADLINE_S)
-        self._fetcher.start(key, self.folder(key), block, patience_s)
+    def folders_in_use(self) -> set[Path]:
+        """Return the folders of running evaluations and downloads."""
+        return {*self._downloader.in_flight().values(), *(running.folder for running in self._running.values())}
+
+    def start_download(self, entry: Entry, block: int, retry: RetryState | None) -> None:
+        """Start to download an entry's dataset; `block` is the newest one. Raises: HostError."""
+        failures = retry.remote_failures if retry else 0
+        timeout_s = min(TIMEOUT_FIRST_S * 2.0 ** min(failures, 10), constants.DOWNLOAD_DEADLINE_S)
+        self._downloader.start(entry, self._folder(entry), block, timeout_s)
 
     def collect_downloads(self, current: Round | None) -> None:
-        """Checks what was downloaded since the last call, for the round that is open.
+        """Check the datasets downloaded since the last call.
 
-        What no open round waits for is dropped: a file stays where it is, and whoever's turn comes is looked for again.
+        Results that the open round does not wait for are dropped. Their files stay on disk for a later round.
         Raises: ConfigError, HostError.
         """
-        ended = self._fetcher.collect()
-        if not ended:
+        results = self._downloader.collect()
+        if not results:
             return
-        for one in ended:
-            if isinstance(one.error, RemoteError):
-                self._pause(one.error)
+        for result in results:
+            if isinstance(result.error, RemoteError):
+                self._pause(result.error)
         queue = frozenset(current.queue) if current else frozenset()
-        entries = {entry.key: entry for entry in current.entries} if current else {}
-        attempts, verdicts = self._store.retry_states(self.eval_config), self._store.verdicts(self.eval_config)
-        for one in ended:
-            verdict = verdicts.get(one.key)
-            is_refused = verdict is not None and verdict.reason is not None
-            is_unread = one.key not in self.datasets or one.key in self.missing_files
-            if one.key in queue and is_unread and not is_refused:
-                attempt = attempts.get(one.key, RetryState())
-                self._check(entries[one.key], one, attempt, is_judged=verdict is not None)
+        retry_states, verdicts = self._store.retry_states(self.eval_config), self._store.verdicts(self.eval_config)
+        for result in results:
+            key, verdict = result.key, verdicts.get(result.key)
+            is_rejected = verdict is not None and verdict.reason is not None
+            is_unread = key not in self.datasets or key in self.missing_files
+            if current is not None and key in queue and is_unread and not is_rejected:
+                retry = retry_states.get(key, RetryState())
+                self._check(current.by_key[key], result, retry, has_loss=verdict is not None)
 
     def _pause(self, error: RemoteError) -> None:
-        """A wait that the Hub asks for is one for all: it counts requests by who makes them."""
+        """Pause all downloads when the Hub asks for it: it limits requests by client."""
         pause_s = min(error.retry_after_s or 0.0, PAUSE_MOST_S)
         is_ahead = self._paused_until - self._now() > PAUSE_MOST_S
         self._paused_until = max(float("-inf") if is_ahead else self._paused_until, self._now() + pause_s)
 
-    def _check(self, entry: Entry, fetched: DownloadResult, attempt: RetryState, *, is_judged: bool) -> None:
-        """Takes in the end of a download. is_judged: it has a loss already and only its rows are to be known again."""
+    def _check(self, entry: Entry, download: DownloadResult, retry: RetryState, *, has_loss: bool) -> None:
+        """Record the end of a download. has_loss: only the row keys are missing."""
         key = entry.key
         try:
-            held = fetched.result()
+            file = download.result()
             max_rows = self._config.competition.rows
-            row_keys = self._pool.check(held.path.read_bytes(), name=constants.DATA_FILE, max_rows=max_rows)
+            row_keys = self._eval_set.check(file.path.read_bytes(), name=constants.DATA_FILE, max_rows=max_rows)
         except SubmissionError as error:
-            self._reject(entry, fetched.block, attempt, error, is_judged=is_judged)
+            self._reject_download(entry, download.block, retry, error, has_loss=has_loss)
         except RemoteError as error:
-            self._postpone(key, attempt, error)
+            self._schedule_retry(key, retry, error)
         except (ConfigError, HostError):
-            raise  # a disk or a token that fails while fetching has nothing to do with this submission
+            raise  # A full disk or a bad token would fail every download.
         except OSError as error:
-            raise HostError(f"a dataset cannot be read: {error}") from error
+            raise HostError(f"cannot read the dataset of {key.hotkey}: {error}") from error
         except Exception as error:
-            self._blame_host(key, attempt, error)
+            self._record_host_failure(key, retry, error)
             raise
         else:
             if key not in self.datasets:
-                self._admit(entry, held, row_keys)
+                self._accept_dataset(entry, file, row_keys)
             self.missing_files.discard(key)
 
-    def _reject(
-        self, entry: Entry, block: int, attempt: RetryState, error: SubmissionError, *, is_judged: bool
+    def _reject_download(
+        self, entry: Entry, block: int, retry: RetryState, error: SubmissionError, *, has_loss: bool
     ) -> None:
-        """What the miner is to blame for, unless it may yet be mended. block: the newest when it was asked for."""
-        key = entry.key
-        record = CommitmentRecord.parse(key.commitment)
-        may_come = not is_judged and is_within_upload_grace(
-            record, error.reason, reveal_block=entry.reveal_block, block=block
+        """Reject a dataset, unless its file may still be uploaded. block: the newest one when the download began."""
+        may_come = not has_loss and is_within_upload_grace(
+            entry.accepted_record, error.reason, reveal_block=entry.reveal_block, block=block
         )
         if error.reason in MISSING and not may_come:
-            self._store.record_missing_file(key, block)
-        if is_judged or may_come:
-            self._postpone(key, attempt, RemoteError(str(error)))
+            self._store.record_missing_file(entry.key, block)
+        if has_loss or may_come:
+            self._schedule_retry(entry.key, retry, RemoteError(str(error)))
         else:
-            self._refuse(key, error)
+            self._reject(entry, error)
 
-    def _admit(self, entry: Entry, held: datasets.HubFile, row_keys: tuple[bytes, ...]) -> None:
+    def _accept_dataset(self, entry: Entry, file: datasets.HubFile, row_keys: tuple[bytes, ...]) -> None:
         key = entry.key
-        # One that was not there before keeps the rank that it has in this round, the last.
+        # A file that was missing before keeps its rank of this round, the last.
         self._store.record_missing_file(key, entry.rank_block - 1, is_found=True)
-        self._store.record_dataset(self.eval_config, key, sha256=held.sha256, row_keys=row_keys, now=self._now())
+        self._store.record_dataset(self.eval_config, key, sha256=file.sha256, row_keys=row_keys, now=self._now())
         self.datasets[key] = row_keys
-        logger.info("checked hotkey={} entry={} rows={}", key.hotkey, key.commitment, len(row_keys))
+        logger.info("checked hotkey={} commitment={} rows={}", *key, len(row_keys))
 
-    def start_evaluation(self, key: SubmissionKey, lucky_num: int) -> None:
-        """Submit one dataset to a worker, or add it to `missing_files` when its file is gone from the disk."""
-        record = CommitmentRecord.parse(key.commitment)
-        held = datasets.find_dataset(record.namespace, record.commit, self.folder(key))
-        if held is None:
-            self.missing_files.add(key)
+    def start_evaluation(self, entry: Entry) -> None:
+        """Submit one dataset to a worker, or add it to `missing_files` when its file is gone. Raises: HostError."""
+        assert entry.lucky_num is not None, "every entry in the queue without a loss has a seed"
+        record, folder = entry.accepted_record, self._folder(entry)
+        file = datasets.find_dataset(record.namespace, record.commit, folder)
+        if file is None:
+            self.missing_files.add(entry.key)
             return
-        logger.info("scoring hotkey={} entry={} lucky_num={}", key.hotkey, key.commitment, lucky_num)
-        self._given[key] = held.sha256
-        self._executor.submit(key, held.path.parent, lucky_num)
-
-    def in_flight(self) -> frozenset[SubmissionKey]:
-        """Whose files are in use: what a worker was given and has not answered for, and what is being downloaded."""
-        return self._fetcher.in_flight().union(self._given)
+        logger.info("evaluating hotkey={} commitment={} lucky_num={}", *entry.key, entry.lucky_num)
+        self._running[entry.key] = _Running(entry, folder, file.sha256)
+        self._context.executor.submit(entry.key, file.path.parent, entry.lucky_num)
 
     def collect_results(self) -> None:
-        """Records what the workers have finished. Raises: ConfigError when they cannot score anything as things are."""
-        finished = self._executor.collect()
-        attempts = self._store.retry_states(self.eval_config) if finished else {}
-        for one in finished:
-            self._record(one, attempts.get(one.key, RetryState()))
+        """Record the evaluations that finished. Raises: ConfigError when no evaluation can succeed."""
+        jobs = self._context.executor.collect()
+        retry_states = self._store.retry_states(self.eval_config) if jobs else {}
+        for job in jobs:
+            self._record(job, retry_states.get(job.key, RetryState()))
 
-    def _record(self, finished: CompletedJob, attempt: RetryState) -> None:
-        key, error, result = finished.key, finished.error, finished.result
-        given = self._given.pop(key, None)
-        if result is not None and given != result.train_sha256:
-            error = HostError(f"{constants.DATA_FILE} changed while it was scored; is another process writing there?")
+    def _record(self, job: CompletedJob, retry: RetryState) -> None:
+        error, result = job.error, job.result
+        running = self._running.pop(job.key, None)
         if isinstance(error, ConfigError):
             raise error
+        if running is None:
+            return  # It was started under another config, whose losses do not count here.
+        if result is not None and running.sha256 != result.train_sha256:
+            error = HostError(f"{constants.DATA_FILE} changed during its evaluation; does another process write there?")
         if isinstance(error, SubmissionError):
-            self._refuse(key, error)
+            self._reject(running.entry, error)
         elif isinstance(error, RemoteError):
-            self._postpone(key, attempt, error)
+            self._schedule_retry(job.key, retry, error)
         elif error is not None:
-            self._blame_host(key, attempt, error)
+            self._record_host_failure(job.key, retry, error)
         elif result is not None:
-            self._accept(key, result)
+            self._accept(running.entry, result)
 
-    def _accept(self, key: SubmissionKey, result: TrainResult) -> None:
-        receipt = self._make_receipt(key, result)
+    def _accept(self, entry: Entry, result: TrainResult) -> None:
+        receipt = self._make_receipt(entry, result)
         seconds = result.train_seconds + result.eval_seconds
         verdict = Verdict(loss=result.loss, seconds=seconds, receipt=receipt.to_json())
-        self._store.record_verdict(self.eval_config, key, verdict, self._now())
-        logger.info("scored hotkey={} loss={:.6f} seconds={:.1f}", key.hotkey, result.loss, seconds)
-        self._remove(key)
+        self._store.record_verdict(self.eval_config, entry.key, verdict, self._now())
+        logger.info("evaluated hotkey={} loss={:.6f} seconds={:.1f}", entry.key.hotkey, result.loss, seconds)
+        self._remove(entry)
 
-    def _refuse(self, key: SubmissionKey, error: SubmissionError) -> None:
-        logger.info("refused hotkey={} entry={} reason={}: {}", key.hotkey, key.commitment, error.reason, error)
+    def _reject(self, entry: Entry, error: SubmissionError) -> None:
+        logger.info("rejected hotkey={} commitment={} reason={}: {}", *entry.key, error.reason, error)
         verdict = Verdict(reason=error.reason, message=str(error))
-        self._store.record_verdict(self.eval_config, key, verdict, self._now())
-        self._remove(key)
+        self._store.record_verdict(self.eval_config, entry.key, verdict, self._now())
+        self._remove(entry)
 
-    def _postpone(self, key: SubmissionKey, before: RetryState, error: RemoteError) -> None:
-        """Not known yet: tried again later, for as long as it takes."""
-        pause = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
-        pause = min(max(pause, error.retry_after_s or 0.0), RETRY_MOST_S)
-        logger.warning("pending hotkey={} entry={} retry_in_s={:.0f}: {}", key.hotkey, key.commitment, pause, error)
-        after = RetryState(before.remote_failures + 1, before.host_failures, self._now() + pause, str(error))
+    def _schedule_retry(self, key: SubmissionKey, before: RetryState, error: RemoteError) -> None:
+        backoff_s = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
+        backoff_s = min(max(backoff_s, error.retry_after_s or 0.0), RETRY_MOST_S)
+        logger.warning("retry scheduled hotkey={} commitment={} in_s={:.0f}: {}", *key, backoff_s, error)
+        after = RetryState(before.remote_failures + 1, before.host_failures, self._now() + backoff_s, str(error))
         self._store.record_retry_state(self.eval_config, key, after)
 
-    def _blame_host(self, key: SubmissionKey, before: RetryState, error: Exception) -> None:
-        """Ours, whatever it is. Counted, so that one submission that breaks us does not stop all the others."""
+    def _record_host_failure(self, key: SubmissionKey, before: RetryState, error: Exception) -> None:
+        """Count a fault of this machine, so that one submission that triggers it does not stop all others."""
         failures = before.host_failures + 1
-        is_parked = failures >= schedule.MAX_HOST_FAILURES
-        after = RetryState(before.remote_failures, failures, self._now() + (PARKED_S if is_parked else 0.0), str(error))
+        suspended_s = SUSPENDED_S if failures >= schedule.MAX_HOST_FAILURES else 0.0
+        after = RetryState(before.remote_failures, failures, self._now() + suspended_s, str(error))
         self._store.record_retry_state(self.eval_config, key, after)
-        what = f"parked for {PARKED_S / 3600:g} h" if is_parked else "to be tried again"
-        logger.error("this machine failed hotkey={} entry={} failures={}, {}: {}", *key, failures, what, error)
+        logger.error(
+            "host failure hotkey={} commitment={} failures={} suspended_s={:.0f}: {}",
+            *key, failures, suspended_s, error,
+        )  # fmt: skip
 
-    def folder(self, key: SubmissionKey) -> Path:
-        """Where the submission's file is kept until there is a verdict: a folder of its own, never a uid's."""
-        record = CommitmentRecord.parse(key.commitment)
-        return self._config.data_dir / key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
+    def _folder(self, entry: Entry) -> Path:
+        return dataset_folder(self._config.data_dir, entry)
 
-    def _remove(self, key: SubmissionKey) -> None:
-        """Frees the disk of a file that is judged: what is still needed of it is in the state."""
-        shutil.rmtree(self.folder(key), ignore_errors=True)
+    def _remove(self, entry: Entry) -> None:
+        """Remove the file of a dataset with a verdict: the state keeps what is still needed."""
+        shutil.rmtree(self._folder(entry), ignore_errors=True)
 
-    def _make_receipt(self, key: SubmissionKey, result: TrainResult) -> Receipt:
-        """The receipt, signed where there is a hotkey to sign with, and written beside the others when wanted."""
-        record = CommitmentRecord.parse(key.commitment)
+    def _make_receipt(self, entry: Entry, result: TrainResult) -> Receipt:
+        """Make the receipt, sign it unless offline, and write it to the receipt folder if there is one."""
+        record, chain = entry.accepted_record, self._context.chain
         receipt = Receipt(
             competition=self._config.competition,
             submission=EvaluatedSubmission(
-                netuid=self._chain.netuid, hotkey=key.hotkey, repo=record.namespace, commit=record.commit
+                netuid=chain.netuid, hotkey=entry.key.hotkey, repo=record.namespace, commit=record.commit
             ),
             result=result,
         )
         if not self._config.is_offline:
-            receipt = receipt.signed(self._chain.hotkey, self._chain.sign)
+            receipt = receipt.signed(chain.hotkey, chain.sign)
         if self._config.receipt_dir is not None:
             write_receipt(receipt, self._config.receipt_dir)
         return receipt
 
 
-def _longest_rest_s(attempt: RetryState) -> float:
-    """Seconds after its last failure at which a submission is due at the latest."""
-    # And a moment, since the sum of a time and a rest is rounded.
-    return 1.0 + (PARKED_S if attempt.host_failures >= schedule.MAX_HOST_FAILURES else RETRY_MOST_S)
+def _longest_backoff_s(retry: RetryState) -> float:
+    # Plus a moment, because the sum of a time and a backoff is rounded.
+    return 1.0 + (SUSPENDED_S if retry.host_failures >= schedule.MAX_HOST_FAILURES else RETRY_MOST_S)

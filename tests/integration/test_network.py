@@ -311,8 +311,8 @@ def test_sigterm_ends_training_within_seconds(interrupted: Interrupted) -> None:
 
 def test_what_sigterm_interrupts_is_not_recorded(interrupted: Interrupted) -> None:
     after = interrupted.after_stop
-    assert len(_lines(after, "scoring hotkey=")) == 1
-    assert not _lines(after, "scored hotkey=") and not _lines(after, "Traceback")
+    assert len(_lines(after, "evaluating hotkey=")) == 1
+    assert not _lines(after, "evaluated hotkey=") and not _lines(after, "Traceback")
     assert not after.standings and not after.intents and not interrupted.files_after_stop
 
 
@@ -330,7 +330,7 @@ def test_a_killed_validator_goes_on_with_its_round_and_seed(interrupted: Interru
 
 def test_no_recorded_score_is_computed_again(arena: Arena, interrupted: Interrupted) -> None:
     runs = (interrupted.after_stop, interrupted.after_kill, interrupted.end)
-    started = [[_hotkey_of(line) for line in _lines(run, "scoring hotkey=")] for run in runs]
+    started = [[_hotkey_of(line) for line in _lines(run, "evaluating hotkey=")] for run in runs]
     alice, bob = arena.net.hotkey("alice"), arena.net.hotkey("bob")
     assert started == [[alice], [alice, bob], [bob]]
     assert len(interrupted.receipt_times) == 1, "the kill was to come before the second score"

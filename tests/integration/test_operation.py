@@ -52,7 +52,7 @@ def test_one_file_of_a_repo_is_downloaded(net: Net) -> None:
 def test_download_that_never_ends_is_given_up(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = net.submit("alice", POOL[:10])
     net.submit("bob", SMALL)
-    monkeypatch.setattr(evaluation, "PATIENCE_FIRST_S", 0.4)
+    monkeypatch.setattr(evaluation, "TIMEOUT_FIRST_S", 0.4)
     monkeypatch.setattr(constants, "DOWNLOAD_DEADLINE_S", 0.4)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="alice/data/resolve"))
     with open_bench(net, policy=SHORT) as bench:

@@ -159,7 +159,7 @@ def life(pm2: Path, net: Net, tiny_model: Path, tmp_path_factory: pytest.TempPat
 
 def _live(supervisor: Supervisor, net: Net) -> Life:
     def scores() -> int:
-        return supervisor.log("validator").count("scoring hotkey=")
+        return supervisor.log("validator").count("evaluating hotkey=")
 
     wait_until(lambda: scores() > 0, "a score runs", supervisor)
     first = supervisor.pid("validator")
@@ -202,7 +202,7 @@ def test_it_finishes_the_round_it_was_killed_in(life: Life, net: Net) -> None:
 
 
 def test_pm2_stop_ends_it_cleanly(life: Life) -> None:
-    assert "validator stops" in life.log[life.log.rindex("scoring hotkey=") :]
+    assert "validator stops" in life.log[life.log.rindex("evaluating hotkey=") :]
     assert "Traceback" not in life.log
     assert life.stop_s < 60, "it was killed after kill_timeout, rather than ended by itself"
 

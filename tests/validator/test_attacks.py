@@ -17,6 +17,7 @@ from template.receipts.verify import check_consistency
 from template.records import ChainView, SubmissionKey
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.config import LuckyNumFrom
+from template.validator.weights import resubmit_weights
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_content, make_copy, use_hub
 from tests.fixtures.validator import Bench, open_bench
 
@@ -193,7 +194,7 @@ def test_a_hotkey_that_lost_its_uid_and_came_back_is_not_paid_for_its_earlier_li
         net.admin.register(net.hotkey("alice"))
         last = bench.store.last_round_id()
         assert last is not None
-        bench.validator._scale.resubmit_weights(last, net.chain("validator").view())
+        resubmit_weights(bench.validator._context, last, net.chain("validator").view())
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
 
 
@@ -234,7 +235,7 @@ def test_a_state_of_another_chain_is_refused_at_the_start_and_one_ahead_of_the_n
             with pytest.raises(RemoteError, match=rf"before the start of round {last.id} of this state"):
                 bench.validator.tick()
             other.admin.advance(last.start_block)
-            with pytest.raises(ConfigError, match=r"is of another chain: .*; give another --state_dir"):
+            with pytest.raises(ConfigError, match=r"is of another chain: .*; use another --state_dir"):
                 bench.validator.tick()
             assert bench.store.last_round_id() == last.id, "no round was opened"
     with open_bench(net, policy=SHORT) as bench:
@@ -248,12 +249,12 @@ def test_a_gpu_that_is_gone_after_a_restart_is_no_silent_change_of_device(
 ) -> None:
     def restart(device: str, settings: Mapping[str, object]) -> None:
         with open_bench(net, policy=SHORT, **settings) as bench:  # type: ignore[arg-type]
-            bench.evaluator.__dict__["load"] = lambda: f"some/model@0 {device} bfloat16"
+            bench.evaluator.__dict__["load_model"] = lambda: f"some/model@0 {device} bfloat16"
             run_rounds(bench, 1)
 
     restart("cuda", {})
     if is_refused:
-        with pytest.raises(HostError, match="ran on a GPU before"):
+        with pytest.raises(HostError, match="evaluations ran on a GPU before"):
             restart("cpu", {"is_device_chosen": is_device_chosen})
     else:
         restart("cpu", {"is_device_chosen": is_device_chosen})

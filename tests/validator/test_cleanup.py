@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,11 @@ from template.rules import duplicates
 from template.rules.duplicates import MAX_VERSIONS
 from template.rules.schedule import Policy
 from template.store.store import Store
-from template.validator.cleanup import Housekeeper
+from template.telemetry.wandb_tracker import NullTracker
+from template.validator.cleanup import clean_up
 from template.validator.config import ValidatorConfig
-from template.validator.downloads import Downloader
+from template.validator.context import Context
+from template.validator.downloads import Downloader, dataset_folder
 from template.validator.evaluation import SubmissionEvaluator
 from tests.fixtures.network import POOL, Net, make_content
 from tests.fixtures.validator import log_lines, open_bench
@@ -61,34 +63,40 @@ def row_keys(first: int, count: int = 120) -> tuple[bytes, ...]:
 
 @dataclasses.dataclass
 class House:
-    """A housekeeper with its folders, and a judge that never judges."""
+    """What a cleanup works on: folders, a state, and an evaluator that evaluates nothing."""
 
-    config: ValidatorConfig
-    store: Store
+    context: Context
     eval_config: EvalConfig
-    judge: SubmissionEvaluator
-    keeper: Housekeeper
+    evaluator: SubmissionEvaluator
 
-    def tidy(self, current: Round | None = None, seen: Mapping[SubmissionKey, Submission] | None = None) -> None:
-        self.keeper.tidy(self.judge, current or make_round(), seen or {})
+    @property
+    def config(self) -> ValidatorConfig:
+        return self.context.config
+
+    @property
+    def store(self) -> Store:
+        return self.context.store
+
+    def clean_up(self, current: Round | None = None, seen: Mapping[SubmissionKey, Submission] | None = None) -> None:
+        clean_up(self.context, self.evaluator, current or make_round(), seen or {})
 
     def check(self, key: SubmissionKey, rows: tuple[bytes, ...], *, at: float) -> None:
         self.store.record_dataset(self.eval_config, key, sha256="0" * 64, row_keys=rows, now=at)
-        self.judge.datasets[key] = rows
+        self.evaluator.datasets[key] = rows
 
 
 @pytest.fixture
-def house(tmp_path: Path, store: Store, eval_config: EvalConfig) -> Iterator[House]:
+def house(tmp_path: Path, store: Store, eval_config: EvalConfig) -> House:
     config = ValidatorConfig(
         competition=Competition.from_defaults(), policy=Policy(), data_dir=tmp_path / "data",
         eval_data_dir=tmp_path / "eval_data", cache_dir=tmp_path / "cache", receipt_dir=tmp_path / "receipts",
         round_dir=tmp_path / "rounds", keep_days=30.0,
     )  # fmt: skip
-    judge = SubmissionEvaluator(
-        config, eval_config, EvalSetIndex(frozenset(), {}),
-        chain=None, store=store, executor=None, fetcher=Downloader(1), now=lambda: NOW,  # type: ignore[arg-type]
+    context = Context(
+        config=config, chain=None, store=store, executor=None, downloader=Downloader(1),  # type: ignore[arg-type]
+        tracker=NullTracker(), now=lambda: NOW,
     )  # fmt: skip
-    yield House(config, store, eval_config, judge, Housekeeper(config, store, lambda: NOW))
+    return House(context, eval_config, SubmissionEvaluator(context, eval_config, EvalSetIndex.from_lines({}, {})))
 
 
 def write(path: Path, *, age_days: float = 0.0) -> Path:
@@ -100,14 +108,14 @@ def write(path: Path, *, age_days: float = 0.0) -> Path:
 
 
 def fetched(house: House, key: SubmissionKey) -> Path:
-    return write(house.judge.folder(key) / "data.jsonl")
+    return write(dataset_folder(house.config.data_dir, make_entry(key)) / "data.jsonl")
 
 
 def test_the_datasets_of_the_queue_stay_and_all_others_go(house: House) -> None:
     queued, done, left = key_of(ALICE, 1), key_of(ALICE, 2), key_of(BOB, 3)
     files = {key: fetched(house, key) for key in (queued, done, left)}
     sealed = fetched(house, SubmissionKey(BOB, f"owner/data:1:{'a' * 64}"))
-    house.tidy(make_round(queued, left, queue=[queued]))
+    house.clean_up(make_round(queued, left, queue=[queued]))
     assert [files[key].exists() for key in (queued, done, left)] == [True, False, False]
     assert not sealed.exists()
     assert [path.name for path in house.config.data_dir.iterdir()] == [ALICE], "nobody's folder goes too"
@@ -126,7 +134,7 @@ def test_what_others_keep_in_the_operators_folders_stays(house: House) -> None:
         write(config.round_dir / "data.jsonl", age_days=ancient),
         write(config.cache_dir / "models--org--name" / "refs" / "main", age_days=ancient),
     ]
-    house.tidy()
+    house.clean_up()
     assert [path for path in theirs if not path.exists()] == []
 
 
@@ -136,7 +144,7 @@ def test_a_link_is_no_way_out_of_the_datasets_folder(house: House, tmp_path: Pat
     (house.config.data_dir / ALICE).symlink_to(tmp_path / "elsewhere")
     (house.config.data_dir / BOB).mkdir()
     (house.config.data_dir / BOB / f"owner--data-{'2' * 40}").symlink_to(kept.parent)
-    house.tidy()
+    house.clean_up()
     assert kept.exists()
 
 
@@ -157,7 +165,7 @@ def test_receipts_and_rounds_go_by_age_but_not_the_receipts_of_who_stands(house:
         write(rounds / "round-96-9-offline.jsonl", age_days=31),
         write(rounds / ".round-96-9-5GrwvaEF.jsonl.x_y1z", age_days=31),
     ]
-    house.tidy(make_round(stands))
+    house.clean_up(make_round(stands))
     assert [path.name for path in kept if not path.exists()] == []
     assert [path.name for path in removed if path.exists()] == []
 
@@ -174,13 +182,13 @@ def test_pruning_never_changes_who_is_a_copy(house: House) -> None:
     house.check(present, row_keys(0, 130), at=NOW - 3600)
     seen = seen_of(*refused, *unrelated, grown_from, present, theft)
     current = make_round(present, theft)
-    before = duplicates.find_duplicates(current.by_key, seen, house.judge.datasets)
+    before = duplicates.find_duplicates(current.by_key, seen, house.evaluator.datasets)
     assert set(before) == {theft}
-    house.tidy(current, seen)
-    after = duplicates.find_duplicates(current.by_key, seen, house.judge.datasets)
+    house.clean_up(current, seen)
+    after = duplicates.find_duplicates(current.by_key, seen, house.evaluator.datasets)
     assert after == before
-    assert set(house.judge.datasets) == {grown_from, present, theft}
-    assert house.store.dataset_keys(house.eval_config) == set(house.judge.datasets), (
+    assert set(house.evaluator.datasets) == {grown_from, present, theft}
+    assert house.store.dataset_keys(house.eval_config) == set(house.evaluator.datasets), (
         "what memory forgets, the disk does"
     )
 
@@ -190,16 +198,16 @@ def test_versions_stay_while_the_present_rows_are_unknown_but_not_without_bound(
     for at, key in enumerate(versions):
         house.check(key, row_keys(at), at=NOW - 9 * DAY_S)
     unchecked = key_of(ALICE, 50)
-    house.tidy(make_round(unchecked), seen_of(*versions, unchecked))
-    assert set(house.judge.datasets) == {*versions[:MAX_VERSIONS], *versions[-MAX_VERSIONS:]}
+    house.clean_up(make_round(unchecked), seen_of(*versions, unchecked))
+    assert set(house.evaluator.datasets) == {*versions[:MAX_VERSIONS], *versions[-MAX_VERSIONS:]}
 
 
 def test_rows_of_who_left_stay_a_day_and_go_from_disk_and_memory(house: House) -> None:
     fresh, old = key_of(ALICE, 1), key_of(BOB, 2)
     house.check(fresh, row_keys(0), at=NOW - 0.9 * DAY_S)
     house.check(old, row_keys(0), at=NOW - 1.1 * DAY_S)
-    house.tidy(make_round(), seen_of(fresh, old))
-    assert set(house.judge.datasets) == house.store.dataset_keys(house.eval_config) == {fresh}
+    house.clean_up(make_round(), seen_of(fresh, old))
+    assert set(house.evaluator.datasets) == house.store.dataset_keys(house.eval_config) == {fresh}
 
 
 def test_the_state_file_keeps_its_size_from_round_to_round(house: House) -> None:
@@ -208,7 +216,7 @@ def test_the_state_file_keeps_its_size_from_round_to_round(house: House) -> None
         keys = [key_of(ALICE, number * 100 + at) for at in range(20)]
         for key in keys:
             house.check(key, row_keys(number, 250), at=NOW - 2 * DAY_S)
-        house.tidy(make_round(), seen_of(*keys))
+        house.clean_up(make_round(), seen_of(*keys))
         with Store(house.store.path, is_read_only=True) as reader:
             sizes.append(int(reader.rows("PRAGMA page_count")[0][0]))
     assert max(sizes[10:]) == max(sizes[:10]), "the pages of what was removed are used again"
@@ -245,6 +253,6 @@ def test_what_cannot_be_removed_is_told_of_and_the_rest_goes(house: House, monke
 
     monkeypatch.setattr(os, "unlink", refuse)
     with log_lines() as lines:
-        house.tidy()
+        house.clean_up()
     assert stuck.exists() and not other.exists()
-    assert any(f"{stuck.parent} cannot be removed: Operation not permitted" in line for line in lines)
+    assert any(f"cannot remove {stuck.parent}: Operation not permitted" in line for line in lines)

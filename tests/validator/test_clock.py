@@ -9,9 +9,9 @@ from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.records import RetryState, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.downloads import Downloader
-from template.validator.evaluation import PARKED_S, RETRY_MOST_S
-from template.validator.loop import MISSING_AGAIN_S
-from template.validator.reporting import TELL_EVERY_S
+from template.validator.evaluation import RETRY_MOST_S, SUSPENDED_S
+from template.validator.loop import MISSING_RETRY_S
+from template.validator.reporting import REPORT_EVERY_S
 from tests.fixtures.network import SMALL, Net, run_bounded
 from tests.fixtures.validator import open_bench
 from tests.validator.test_downloads import still, tick_until
@@ -34,7 +34,7 @@ def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(
         tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
 
 
-@pytest.mark.parametrize(("failures", "rest_s"), [(1, RETRY_MOST_S), (MAX_HOST_FAILURES, PARKED_S)])
+@pytest.mark.parametrize(("failures", "rest_s"), [(1, RETRY_MOST_S), (MAX_HOST_FAILURES, SUSPENDED_S)])
 def test_the_longest_rest_is_rested(net: Net, failures: int, rest_s: float) -> None:
     now = [NOW]
     key = net.submit("alice", SMALL)
@@ -80,7 +80,7 @@ def test_a_repo_that_was_missing_while_the_clock_was_ahead_is_looked_for_again(n
     with open_bench(net, now=lambda: NOW) as bench:
         bench.tick_until(lambda: bench.validator.evaluator is not None)
         refusal = Verdict(reason=Reason.MISSING_REPO, message="not there")
-        bench.store.record_verdict(bench.eval_config, key, refusal, NOW + MISSING_AGAIN_S + 1.0)
+        bench.store.record_verdict(bench.eval_config, key, refusal, NOW + MISSING_RETRY_S + 1.0)
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].loss is not None
 
@@ -104,8 +104,8 @@ def test_a_clock_that_was_put_back_does_not_silence_the_activity(net: Net) -> No
     now = [NOW + YEAR_S]
     with open_bench(net, policy=Policy(max_rounds=2), chain=still(net), now=lambda: now[0]) as bench:
         tick_until(bench, lambda: "round ends" in (told.doing if (told := bench.store.heartbeat()) else ""))
-        for at in (NOW, NOW + 1.0, NOW + TELL_EVERY_S):
+        for at in (NOW, NOW + 1.0, NOW + REPORT_EVERY_S):
             now[0] = at
             assert not bench.validator.tick()
             told = bench.store.heartbeat()
-            assert told is not None and told.now == (NOW if at < NOW + TELL_EVERY_S else at)
+            assert told is not None and told.now == (NOW if at < NOW + REPORT_EVERY_S else at)

@@ -19,10 +19,11 @@ from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.store import HubStore
 from template.records import SubmissionKey
 from template.rules.schedule import Policy
-from template.validator.downloads import Downloader, download
-from template.validator.evaluation import PATIENCE_FIRST_S
+from template.validator.downloads import Downloader, dataset_folder, download
+from template.validator.evaluation import TIMEOUT_FIRST_S
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, run_bounded
 from tests.fixtures.validator import Bench, open_bench
+from tests.fixtures.views import make_entry
 
 # Below the client's own patience with a silent server.
 HOLD_S = 8.0
@@ -86,7 +87,7 @@ def drain(fetcher: Downloader, count: int) -> dict[SubmissionKey, object]:
     while len(found) < count:
         assert time.monotonic() < deadline, "a download does not end"
         fetcher.wait(1.0)
-        found |= {one.key: one.held or one.error for one in fetcher.collect()}
+        found |= {one.key: one.file or one.error for one in fetcher.collect()}
     return found
 
 
@@ -98,20 +99,20 @@ def test_never_more_than_the_limit_at_once_and_never_one_twice(net: Net, gate: G
     gate.held = "/data"
     fetcher = Downloader(3)
     for key in keys[:3]:
-        fetcher.start(key, tmp_path / key.hotkey, 1)
-    assert fetcher.available_slots() == 0 and fetcher.in_flight() == set(keys[:3])
+        fetcher.start(make_entry(key), tmp_path / key.hotkey, 1)
+    assert fetcher.available_slots() == 0 and fetcher.in_flight().keys() == set(keys[:3])
     with pytest.raises(RuntimeError):
-        fetcher.start(keys[3], tmp_path / "d", 1)
+        fetcher.start(make_entry(keys[3]), tmp_path / "d", 1)
     wait_until(lambda: gate.inside == 3)
     assert fetcher.collect() == []
     gate.opened.set()
     found = drain(fetcher, 3)
     with pytest.raises(RuntimeError):
-        fetcher.start(keys[3], tmp_path / "d", 1)
-        fetcher.start(keys[3], tmp_path / "d", 1)
+        fetcher.start(make_entry(keys[3]), tmp_path / "d", 1)
+        fetcher.start(make_entry(keys[3]), tmp_path / "d", 1)
     found |= drain(fetcher, 1)
     for key in keys[4:]:
-        fetcher.start(key, tmp_path / key.hotkey, 1)
+        fetcher.start(make_entry(key), tmp_path / key.hotkey, 1)
     found |= drain(fetcher, 3)
     assert all(isinstance(one, HubFile) for one in found.values()) and len(found) == 7
     assert gate.most == 3
@@ -122,7 +123,7 @@ def test_many_threads_share_one_client_and_each_gets_its_own_file(net: Net, tmp_
     keys = {name: SubmissionKey(name, f"{name}/data:1:{net.upload(name, rows)}") for name, rows in lines.items()}
     fetcher = Downloader(40)
     for name, key in keys.items():
-        fetcher.start(key, tmp_path / name, 1)
+        fetcher.start(make_entry(key), tmp_path / name, 1)
     drain(fetcher, 40)
     for name, rows in lines.items():
         assert (tmp_path / name / "data.jsonl").read_text().splitlines() == rows
@@ -139,12 +140,12 @@ def test_every_kind_of_end_is_told_and_none_is_raised_in_a_thread(tmp_path: Path
 
     fetcher = Downloader(4, fail)
     for key in keys:
-        fetcher.start(key, tmp_path / key.hotkey, 1)
+        fetcher.start(make_entry(key), tmp_path / key.hotkey, 1)
     found = drain(fetcher, 4)
     assert [found[key] for key in keys] == errors
     (tmp_path / "file").touch()
-    with pytest.raises(HostError, match="cannot keep a dataset"):
-        fetcher.start(keys[0], tmp_path / "file" / "below", 1)
+    with pytest.raises(HostError, match="cannot make the dataset folder"):
+        fetcher.start(make_entry(keys[0]), tmp_path / "file" / "below", 1)
     assert fetcher.available_slots() == 4
 
 
@@ -198,7 +199,10 @@ def test_a_download_that_outlives_its_round_counts_in_the_next(net: Net, gate: G
         tick_until(bench, lambda: gate.inside == 1)
         net.admin.advance(25)
         tick_until(bench, lambda: bench.validator.rounds_done == 1)
-        assert bench.validator.evaluator is not None and bench.validator.evaluator.folder(key).is_dir()
+        assert (
+            bench.validator.evaluator is not None
+            and dataset_folder(bench.validator.config.data_dir, make_entry(key)).is_dir()
+        )
         tick_until(bench, lambda: bench.store.open_round(bench.eval_config) is not None)
         gate.opened.set()
         tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
@@ -234,7 +238,7 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
         for _ in range(20):
             assert not bench.validator.tick()
         assert not [target for target in gate.seen if "bob/data" in target]
-        assert not bench.validator._fetcher.in_flight()
+        assert not bench.validator._downloader.in_flight()
         now[0] += 1.0
         tick_until(bench, lambda: set(bench.store.verdicts(bench.eval_config)) == {alice, bob})
 
@@ -248,14 +252,14 @@ def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) 
 
     fetcher = Downloader(len(sizes), fetch)
     for at, size in enumerate(sizes):
-        fetcher.start(SubmissionKey(str(at), f"a/b:1:{'0' * 40}"), tmp_path / str(size), 0)
+        fetcher.start(make_entry(SubmissionKey(str(at), f"a/b:1:{'0' * 40}")), tmp_path / str(size), 0)
         wait_until(lambda at=at: len(fetcher._ended) == at + 1)  # type: ignore[misc]
     found = []
     for _ in range(4):
         started = time.monotonic()
         fetcher.wait(30.0)
         assert time.monotonic() - started < 10.0, "what is left is told of"
-        found.append([one.size for one in fetcher.collect()])
+        found.append([one.file.size for one in fetcher.collect()])
     assert found == [sizes[:2], sizes[2:4], sizes[4:5], sizes[5:]] and not fetcher.in_flight()
 
 
@@ -270,9 +274,9 @@ def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
     with open_bench(net, fetcher=Downloader(1, hang), chain=still(net), now=lambda: now[0]) as bench:
         for tries in range(1, 6):
             tick_until(bench, lambda tries=tries: len(given) == tries)  # type: ignore[misc]
-            tick_until(bench, lambda: not bench.validator._fetcher.in_flight())
+            tick_until(bench, lambda: not bench.validator._downloader.in_flight())
             now[0] += 3600.0
-    assert given == [PATIENCE_FIRST_S, 60.0, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S]
+    assert given == [TIMEOUT_FIRST_S, 60.0, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S]
 
 
 def test_those_who_hang_first_in_line_hold_nobody_up_twice(net: Net) -> None:
@@ -312,7 +316,7 @@ def test_a_file_that_was_removed_before_its_score_is_fetched_again(net: Net, gat
         bench.executor.idle_workers = lambda: 0  # type: ignore[method-assign]
         tick_until(bench, lambda: bool(bench.validator.evaluator and bench.validator.evaluator.datasets))
         assert bench.validator.evaluator is not None
-        shutil.rmtree(bench.validator.evaluator.folder(key))
+        shutil.rmtree(dataset_folder(bench.validator.config.data_dir, make_entry(key)))
         del bench.executor.idle_workers  # type: ignore[method-assign]
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0

@@ -236,7 +236,7 @@ class Run:
 
     def is_at_work(self) -> bool:
         """True while a score is under way, as the validator tells it."""
-        return "scoring" in self.last_words()
+        return "evaluating" in self.last_words()
 
     def _bury(self, why: str) -> None:
         """Looks at what the dead process left behind."""

@@ -130,19 +130,20 @@ def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     from template.localnet.hub.store import upload_files
     from template.records import SubmissionKey
     from tests.campaigns.synthetic_subnet import make_lines
+    from tests.fixtures.views import make_entry
 
     root = folder.parent / "hub"
     content = "\n".join(make_lines(args.rows)).encode()
-    keys = []
+    entries = []
     for number in range(args.miners):
         commit = upload_files(root, f"miner-{number}/data", {constants.DATA_FILE: content})
-        keys.append(SubmissionKey(str(number), f"miner-{number}/data:crowd:{commit}"))
+        entries.append(make_entry(SubmissionKey(str(number), f"miner-{number}/data:1:{commit}")))
     # The first download of a process loads the Hub's client.
-    _download(keys[:1], folder / "first", limit=1)
+    _download(entries[:1], folder / "first", limit=1)
     set_faults(root, HubFault(kind=FaultKind.LATENCY, seconds=args.latency))
     try:
-        alone = _download(keys, folder / "alone", limit=1)
-        beside = _download(keys, folder / "beside", limit=args.max_downloads)
+        alone = _download(entries, folder / "alone", limit=1)
+        beside = _download(entries, folder / "beside", limit=args.max_downloads)
     finally:
         set_faults(root)
     what = f"{args.miners} downloads at {1000 * args.latency:g} ms an answer"
@@ -152,15 +153,15 @@ def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     yield Line("times as fast side by side", alone / beside, "x", least, is_least=True)
 
 
-def _download(keys: Sequence[Any], folder: Path, *, limit: int) -> float:
+def _download(entries: Sequence[Any], folder: Path, *, limit: int) -> float:
     from template.validator.downloads import Downloader
 
     started = time.monotonic()
-    fetcher, waiting, missing = Downloader(limit), list(keys), len(keys)
+    fetcher, waiting, missing = Downloader(limit), list(entries), len(entries)
     while missing:
-        for key in waiting[: fetcher.available_slots()]:
-            waiting.remove(key)
-            fetcher.start(key, folder / key.hotkey, 0)
+        for entry in waiting[: fetcher.available_slots()]:
+            waiting.remove(entry)
+            fetcher.start(entry, folder / entry.key.hotkey, 0)
         fetcher.wait(_PATIENCE_S)
         for ended in fetcher.collect():
             ended.result()

@@ -130,12 +130,12 @@ class PacedExecutor(IdleExecutor):
 def quicken(times: float) -> None:
     """Divides what the validator waits for the Hub and between tries, as the blocks are."""
     for module, name in (
-        (evaluation, "PATIENCE_FIRST_S"),
+        (evaluation, "TIMEOUT_FIRST_S"),
         (evaluation, "RETRY_FIRST_S"),
         (evaluation, "RETRY_MOST_S"),
         (constants, "DOWNLOAD_DEADLINE_S"),
-        (loop, "GLANCE_S"),
-        (loop, "MAX_REST_S"),
+        (loop, "DOWNLOAD_POLL_S"),
+        (loop, "MAX_BACKOFF_S"),
     ):
         setattr(module, name, getattr(module, name) / times)
 

@@ -1,0 +1,24 @@
+"""The outside systems that all parts of one validator share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from template.chain.protocols import ValidatorChain
+from template.store.store import Store
+from template.telemetry.wandb_tracker import Tracker
+from template.validator.config import ValidatorConfig
+from template.validator.downloads import Downloader
+from template.workers.executor import Executor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Configuration, outside systems and clock of one validator. now: returns POSIX seconds."""
+
+    config: ValidatorConfig
+    chain: ValidatorChain
+    store: Store
+    executor: Executor
+    downloader: Downloader
+    tracker: Tracker
+    now: Callable[[], float]
