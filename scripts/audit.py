@@ -1,16 +1,15 @@
-"""Audits what a validator published of its rounds: signatures, arithmetic, and the losses, scored again from the Hub.
+"""Audits a validator's round files: signatures, arithmetic, replayed losses.
 
     python scripts/audit.py round-96-4321000-5Ef1ucvE.jsonl
     python scripts/audit.py rounds/ --sample 3
     python scripts/audit.py rounds/ --sample 3 --subtensor.network finney
 
-Needs no wallet. Prints what is wrong with each file, then a line for each receipt that was scored again: identical,
-differs by how much, not comparable and why, or cannot be fetched and why. Only receipts of the competition, model and
-hyperparameters named here are scored again. The result goes to stdout, progress and logs to stderr. Exit status, the
-first that applies: 9 a signature is missing, false or somebody else's, 7 a loss differs, or a file is damaged or does
-not agree with itself, the rules or the chain, 5 the Hub or the chain did not answer for some, so audit those again, 8
-something is not comparable or no longer on the Hub, 0 all is identical; 2 or 3 the command line or another setting is
-wrong, 4 this machine failed.
+Needs no wallet. Prints the faults of each file, then a line for each replayed receipt: identical, differs by how much,
+not comparable and why, or cannot be fetched and why. Replays only receipts of the competition, model and
+hyperparameters named here. The result goes to stdout, progress and logs to stderr. Exit status, the first that applies:
+9 a signature is missing, false or of another signer; 7 a loss differs, or a file is damaged or contradicts itself, the
+rules or the chain; 5 the Hub or the chain did not answer, so audit again; 8 a receipt is not comparable or its dataset
+is gone; 0 everything is identical; 2 or 3 the command line or another setting is wrong; 4 this machine failed.
 """
 
 import argparse
@@ -22,9 +21,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from template import cli
-from template.cli import add_replay_arguments, make_replay_context
 from template.config import load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipts.files import read_round
@@ -40,22 +39,22 @@ from template.receipts.verify import (
 )
 from template.terminal import escape
 
-# What becomes of a receipt whose dataset, or whose model, could not be had: for good, or for now.
+# Verdicts on receipts whose dataset or model cannot be downloaded, for ever or at present.
 GONE = "cannot be fetched"
 NO_ANSWER = "cannot be fetched now"
 
-_WORDS = {
+_COUNTED = {
     ReplayVerdict.IDENTICAL: "identical",
     ReplayVerdict.DIFFERENT: "different",
     ReplayVerdict.NOT_COMPARABLE: "not comparable",
-    GONE: "no longer there",
-    NO_ANSWER: "to be asked for again",
+    GONE: "gone",
+    NO_ANSWER: "to be retried",
 }
 
 
 @dataclass(kw_only=True)
 class FileReport:
-    """What is to be said of one file; `unanswered`: what the chain could not be asked."""
+    """Findings about one file. unanswered: questions to the chain that failed."""
 
     path: Path
     title: str = ""
@@ -67,7 +66,7 @@ class FileReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One receipt scored again. verdict: a `ReplayVerdict`, GONE or NO_ANSWER."""
+    """One replayed receipt. verdict: a `ReplayVerdict`, GONE or NO_ANSWER."""
 
     path: Path
     line: int
@@ -80,9 +79,8 @@ class Outcome:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A receipt to score again, and where it stands."""
+class Job(NamedTuple):
+    """A receipt to replay, at this line of the file."""
 
     path: Path
     line: int
@@ -90,30 +88,27 @@ class Job:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         prog="audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE_OR_DIR", help="round files, or folders of them")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--sample", type=int, metavar="N", help="score N receipts again, drawn from all files")
-    which.add_argument("--all", action="store_true", help="score every receipt again (the default)")
+    which.add_argument("--sample", type=int, metavar="N", help="replay N receipts drawn from all files")
+    which.add_argument("--all", action="store_true", help="replay every receipt (the default)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the sample (default: drawn, and printed)")
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
-    add_replay_arguments(parser)
-    parser.add_argument(
-        "--subtensor.network",
-        dest="network",
-        help="ask this chain for the blocks that the files name: finney, test, a wss:// url, or sim:PATH",
-    )
+    cli.add_replay_arguments(parser)
+    network_help = "check block hashes with this chain: finney, test, a wss:// url, or sim:PATH"
+    parser.add_argument("--subtensor.network", dest="network", help=network_help)
     parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object at the end")
     cli.add_logging_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Audits and prints; returns the exit status."""
+    """Audit, print, and return the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.sample is not None and args.sample < 0:
@@ -122,46 +117,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def audit(args: argparse.Namespace) -> int:
-    """Checks every file, then scores the receipts again that can be believed."""
-    auditor = Auditor(make_replay_context(args), cli.read_competition(args), load_training_args(args.training_args))
+    """Check every file, then replay receipts with a valid signature."""
+    context = cli.make_replay_context(args)
+    auditor = Auditor(context, cli.read_competition(args), load_training_args(args.training_args))
     rounds, reports = read_files(find_files(args.files))
     jobs = check_files(rounds, reports, args.network)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
-    chosen = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
-    say: Callable[[str], None] = (lambda _: None) if args.is_json else (lambda line: print(line, flush=True))
+    sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
+    show: Callable[[str], None] = (lambda _: None) if args.is_json else (lambda line: print(line, flush=True))
     for report in reports.values():
-        say(describe_file(report))
-    if len(chosen) < len(jobs):
-        say(f"scoring {len(chosen)} of {len(jobs)} receipts again: --sample {args.sample} --seed {seed}")
+        show(describe_file(report))
+    if len(sample) < len(jobs):
+        show(f"replaying {len(sample)} of {len(jobs)} receipts: --sample {args.sample} --seed {seed}")
     outcomes = []
-    for job in chosen:
+    for job in sample:
         outcomes.append(replay(auditor, job))
-        say(describe_outcome(outcomes[-1]))
+        show(describe_outcome(outcomes[-1]))
     status = exit_status(reports.values(), outcomes)
+    show(summarize(reports.values(), outcomes))
     if args.is_json:
         files = [{**asdict(report), "path": str(report.path)} for report in reports.values()]
         lines = [{**asdict(outcome), "path": str(outcome.path)} for outcome in outcomes]
         print(json.dumps({"files": files, "receipts": len(jobs), "seed": seed, "replayed": lines, "status": status}))
-    else:
-        say(summarize(reports.values(), outcomes))
     return status
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the round files of the folders named, each once. Raises: ConfigError for one not there."""
-    found: list[Path] = []
+    """Return files, and the round files in folders, once. Raises: ConfigError."""
+    files: list[Path] = []
     for path in (path.expanduser() for path in paths):
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
-        inside = sorted(path.glob("round-*.jsonl")) if path.is_dir() else [path]
-        if not inside:
+        in_path = sorted(path.glob("round-*.jsonl")) if path.is_dir() else [path]
+        if not in_path:
             raise ConfigError(f"{path}: no round file, round-*.jsonl, in this folder")
-        found += inside
-    return list(dict.fromkeys(found))
+        files += in_path
+    return list(dict.fromkeys(files))
 
 
 def read_files(paths: Sequence[Path]) -> tuple[dict[Path, RoundFile], dict[Path, FileReport]]:
-    """The files that can be read, and a report begun for every one; a damaged file holds nothing else up."""
+    """Read the files that can be read, and start a report for every file."""
     rounds, reports = {}, {}
     for path in paths:
         report = reports[path] = FileReport(path=path)
@@ -179,52 +174,48 @@ def read_files(paths: Sequence[Path]) -> tuple[dict[Path, RoundFile], dict[Path,
 
 
 def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileReport], network: str | None) -> list[Job]:
-    """Writes into the reports what is wrong without scoring anything, and returns the receipts worth scoring again.
-
-    Those are the ones whose signature, and whose file's, is true. network: the chain to ask, None for none.
-    """
+    """Report faults that need no training; return receipts with valid signatures."""
     from template.chain.client import verify_signature
 
-    known = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
+    receipts = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
     contradictions = check_across_files({str(path): file.header for path, file in rounds.items()})
     jobs = []
     for path, file in rounds.items():
         report = reports[path]
-        header_wrong, receipts_wrong = check_signatures(file, verify_signature)
-        if header_wrong is not None:
-            report.bad_signatures.append(f"the header: {header_wrong}")
-        report.bad_signatures += [f"line {at + 2}: {wrong}" for at, wrong in receipts_wrong.items()]
-        report.inconsistencies += [*check_consistency(file, known), *contradictions[str(path)]]
-        report.notes += remarks(file, known)
+        header_fault, receipt_faults = check_signatures(file, verify_signature)
+        if header_fault is not None:
+            report.bad_signatures.append(f"the header: {header_fault}")
+        report.bad_signatures += [f"line {index + 2}: {fault}" for index, fault in receipt_faults.items()]
+        report.inconsistencies += [*check_consistency(file, receipts), *contradictions[str(path)]]
+        report.notes += remarks(file, receipts)
         if network is not None:
-            ask_chain(report, file, network)
-        if header_wrong is None:
+            check_chain(report, file, network)
+        if header_fault is None:
             numbered = enumerate(file.receipts)
-            jobs += [Job(path, at + 2, receipt) for at, receipt in numbered if at not in receipts_wrong]
+            jobs += [Job(path, index + 2, receipt) for index, receipt in numbered if index not in receipt_faults]
     return jobs
 
 
-def ask_chain(report: FileReport, file: RoundFile, network: str) -> None:
-    """Writes into the report what the chain says of the blocks that the file names, or that it did not answer."""
+def check_chain(report: FileReport, file: RoundFile, network: str) -> None:
+    """Report contradictions with the chain's block hashes, or that it did not answer."""
     from template.chain.client import Chain
     from template.localnet.chain.substrate import open_substrate
 
-    header = file.header
-    with Chain(network, header.netuid, substrate=open_substrate(network)) as asked:
+    with Chain(network, file.header.netuid, substrate=open_substrate(network)) as chain:
         try:
-            report.inconsistencies += check_against_chain(header, asked.block_hash)
+            report.inconsistencies += check_against_chain(file.header, chain.block_hash)
         except RemoteError as error:
             report.unanswered.append(str(error))
 
 
 def draw_sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
-    """That many of the jobs, in their order; the same for the same files and seed."""
-    at = random.Random(seed).sample(range(len(jobs)), min(count, len(jobs)))
-    return [jobs[index] for index in sorted(at)]
+    """Draw jobs and keep their order; the same for the same files and seed."""
+    indices = random.Random(seed).sample(range(len(jobs)), min(count, len(jobs)))
+    return [jobs[index] for index in sorted(indices)]
 
 
 def replay(auditor: Auditor, job: Job) -> Outcome:
-    """What became of one receipt."""
+    """Replay one receipt."""
     try:
         comparison = auditor.replay(job.receipt)
         verdict: str = comparison.verdict
@@ -248,7 +239,7 @@ def replay(auditor: Auditor, job: Job) -> Outcome:
 
 
 def describe_file(report: FileReport) -> str:
-    """A file for a person: its title, and a line for everything that is to be said of it."""
+    """Format a file's title and a line for each finding."""
     kinds = {
         "signature": report.bad_signatures,
         "inconsistent": report.inconsistencies,
@@ -261,7 +252,7 @@ def describe_file(report: FileReport) -> str:
 
 
 def describe_outcome(outcome: Outcome) -> str:
-    """A receipt for a person, in one line."""
+    """Format a replayed receipt in one line."""
     verdict = outcome.verdict
     if verdict == ReplayVerdict.DIFFERENT:
         verdict = "differs" if outcome.difference is None else f"differs by {outcome.difference:+.3g}"
@@ -271,19 +262,19 @@ def describe_outcome(outcome: Outcome) -> str:
 
 
 def summarize(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> str:
-    """Everything in one line."""
+    """Count everything in one line."""
     verdicts = Counter(outcome.verdict for outcome in outcomes)
-    counted = ", ".join(f"{verdicts[verdict]} {word}" for verdict, word in _WORDS.items() if verdicts[verdict])
+    counted = ", ".join(f"{verdicts[verdict]} {word}" for verdict, word in _COUNTED.items() if verdicts[verdict])
     signatures = sum(len(report.bad_signatures) for report in reports)
-    wrong = sum(len(report.inconsistencies) for report in reports)
+    faults = sum(len(report.inconsistencies) for report in reports)
     return (
-        f"{len(reports)} files: {signatures} bad signatures, {wrong} inconsistencies; "
-        f"{len(outcomes)} receipts scored again: {counted or 'none'}"
+        f"{len(reports)} files: {signatures} bad signatures, {faults} inconsistencies; "
+        f"{len(outcomes)} receipts replayed: {counted or 'none'}"
     )
 
 
 def exit_status(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> int:
-    """The status of the worst that was found."""
+    """Return the exit status of the worst finding."""
     verdicts = {outcome.verdict for outcome in outcomes}
     if any(report.bad_signatures for report in reports):
         return 9

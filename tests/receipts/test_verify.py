@@ -69,6 +69,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "weight": (table(1, weight=0.9), f"{BEN}: weight 0.9 in the table"),
     "score of a rejected entry": (table(2, score=0.5), f"{CAT}: score 0.5 in the table, 0.0 by the rules"),
     "loss without a receipt": (table(3, receipt=None), f"{DAN}: loss without a receipt"),
+    "receipt": (table(0, receipt="0" * 64), f"line 2, {ANN}: the table names another receipt"),
     "receipt of another entry": (
         lambda content: content["table"][1].update(receipt=content["table"][0]["receipt"]),
         f"{BEN}: the receipt of the loss is of another dataset",

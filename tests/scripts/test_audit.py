@@ -1,4 +1,4 @@
-"""The audit of a validator's round files: from a real hub, with the tiny model, against files that lie."""
+"""The audit script: a real hub, the tiny model, honest and false round files."""
 
 import dataclasses
 import json
@@ -33,45 +33,45 @@ def honest(office: Office, tmp_path: Path) -> Path:
 
 
 def verdicts(ended: Ended) -> dict[str, str]:
-    """What the audit says of each receipt, by hotkey."""
+    """Return the line of each replayed receipt, by hotkey."""
     words = ("identical", "differs", "not comparable", "cannot be fetched")
     lines = [line for line in ended.output.splitlines() if line.startswith(words)]
     return {line.rsplit(": ", 1)[1].split(", ")[1]: line for line in lines}
 
 
-def test_an_honest_round_is_identical_and_holds_against_the_chain(office: Office, honest: Path) -> None:
+def test_honest_round_is_identical_and_agrees_with_the_chain(office: Office, honest: Path) -> None:
     ended = office.audit(honest, "--subtensor.network", office.net.parts.network)
     assert ended.status == 0, (ended.output, ended.logs)
     lines = ended.output.splitlines()
     assert lines[0].startswith(f"{honest.name}: netuid 96, blocks 40 to 50, by {office.validator.hotkey}, 2 in the")
     assert lines[1] == "  consistent"
     assert [line.split(":")[0] for line in lines[2:4]] == ["identical", "identical"]
-    assert lines[4] == "1 files: 0 bad signatures, 0 inconsistencies; 2 receipts scored again: 2 identical"
+    assert lines[4] == "1 files: 0 bad signatures, 0 inconsistencies; 2 receipts replayed: 2 identical"
 
 
-def test_it_runs_as_a_process_with_nothing_but_the_file(office: Office, honest: Path) -> None:
+def test_audit_needs_no_wallet_and_no_token(office: Office, honest: Path) -> None:
     environment = {key: value for key, value in office.net.environment("alice").items() if key != "HF_TOKEN"}
     process = run_process(AUDIT, honest.parent, "--sample", 1, *office.settings, env=environment)
     assert process.status == 0, process.logs
-    assert "1 receipts scored again: 1 identical" in process.output
+    assert "1 receipts replayed: 1 identical" in process.output
 
 
-def test_a_loss_that_was_never_computed_differs_by_how_much(office: Office, tmp_path: Path) -> None:
-    """The validator signs the lie and builds table and weights on it: only training again finds it."""
+def test_false_loss_differs_by_its_error(office: Office, tmp_path: Path) -> None:
+    """Signature, table and weights follow from the loss: only a replay can tell."""
     loss = office.results["alice"].loss
     path = office.write(tmp_path, office.receipt("alice", loss=loss - 0.125), office.receipt("bob"))
     ended = office.audit(path)
     assert ended.status == 7
     assert "  consistent" in ended.output.splitlines()
-    found = verdicts(ended)
-    assert found[office.net.hotkey("alice")].startswith("differs by +0.125: ")
-    assert found[office.net.hotkey("bob")].startswith("identical: ")
+    lines = verdicts(ended)
+    assert lines[office.net.hotkey("alice")].startswith("differs by +0.125: ")
+    assert lines[office.net.hotkey("bob")].startswith("identical: ")
     smallest = office.write(tmp_path, office.receipt("alice", loss=math.nextafter(loss, 0.0)))
     assert office.audit(smallest).status == 7
 
 
 def rewrite(path: Path, edit: Callable[[dict[str, Any], list[str]], None], sign: Chain | None) -> None:
-    """Edits header and receipt lines; `sign` signs the header anew."""
+    """Edit header and receipt lines; `sign` signs the header again."""
     lines = path.read_text().splitlines()
     content, rest = json.loads(lines[0]), lines[1:]
     edit(content, rest)
@@ -82,18 +82,18 @@ def rewrite(path: Path, edit: Callable[[dict[str, Any], list[str]], None], sign:
     path.write_text("".join(f"{line}\n" for line in [json.dumps(content), *rest]))
 
 
-def test_a_table_that_does_not_follow_from_the_receipts_is_named(office: Office, honest: Path) -> None:
+def test_table_that_contradicts_a_receipt_is_inconsistent(office: Office, honest: Path) -> None:
     def favour(content: dict[str, Any], _: list[str]) -> None:
         content["table"][0]["loss"] -= 0.1
 
     rewrite(honest, favour, office.validator)
     ended = office.audit(honest, "--sample", 0)
     assert ended.status == 7
-    assert f"  inconsistent: {office.net.hotkey('alice')}: the table has the loss" in ended.output
+    assert f"  inconsistent: {office.net.hotkey('alice')}: loss " in ended.output
     assert "signature" not in ended.output.splitlines()[1]
 
 
-def test_a_file_that_somebody_else_changed_is_not_believed_and_not_run(office: Office, honest: Path) -> None:
+def test_header_edited_after_signing_is_not_replayed(office: Office, honest: Path) -> None:
     def favour(content: dict[str, Any], _: list[str]) -> None:
         content["table"][0]["loss"] -= 0.1
 
@@ -101,69 +101,50 @@ def test_a_file_that_somebody_else_changed_is_not_believed_and_not_run(office: O
     ended = office.audit(honest)
     assert ended.status == 9
     assert f"  signature: the header: NOT VALID for {office.validator.hotkey}" in ended.output.splitlines()
-    assert "0 receipts scored again" in ended.output
+    assert "0 receipts replayed" in ended.output
 
 
-def test_a_receipt_of_a_foreign_signer_is_named_and_not_run(office: Office, tmp_path: Path) -> None:
+def test_receipt_of_another_signer_is_not_replayed(office: Office, tmp_path: Path) -> None:
     stranger = office.net.chain("alice")
     path = office.write(tmp_path, office.receipt("alice", signer=stranger), office.receipt("bob"))
     ended = office.audit(path)
     assert ended.status == 9
-    line = f"  signature: line 2: signed by {stranger.hotkey}, and the round by {office.validator.hotkey}"
+    line = f"  signature: line 2: signer {stranger.hotkey} differs from the round's signer {office.validator.hotkey}"
     assert line in ended.output.splitlines()
     assert list(verdicts(ended)) == [office.net.hotkey("bob")]
 
 
-def test_a_forged_receipt_signature_is_told_apart(office: Office, tmp_path: Path) -> None:
-    forged = dataclasses.replace(office.receipt("alice"), signature="0" * 128)
-    ended = office.audit(office.write(tmp_path, forged), "--sample", 0)
-    assert ended.status == 9
-    assert f"  signature: line 2: NOT VALID for {office.validator.hotkey}" in ended.output.splitlines()
-
-
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
-        (lambda content, rest: rest.pop(), "damaged: 1 receipts follow the header, which says 2"),
-        (lambda content, rest: rest.reverse(), "damaged: the receipts are not those of the header"),
+        (lambda content, rest: rest.pop(), "damaged: 1 receipts after the header, which lists 2"),
+        (lambda content, rest: rest.reverse(), "damaged: the sha256 of the receipts is not receipts_sha256"),
         (lambda content, rest: content.update(more=1), "damaged: line 1: expected exactly the keys"),
     ],
     ids=["a removed line", "swapped lines", "an unknown key"],
 )
-def test_a_damaged_file_is_named_and_holds_no_other_up(
-    office: Office, honest: Path, edit: Callable[[dict[str, Any], list[str]], None], told: str
+def test_damaged_file_does_not_stop_the_audit_of_others(
+    office: Office, honest: Path, edit: Callable[[dict[str, Any], list[str]], None], message: str
 ) -> None:
     damaged = honest.with_name("round-96-1-x.jsonl")
     shutil.copy(honest, damaged)
     rewrite(damaged, edit, None)
     ended = office.audit(honest.parent, "--sample", 1)
     assert ended.status == 7
-    assert f"  inconsistent: {told}" in ended.output
+    assert f"  inconsistent: {message}" in ended.output
     assert len(verdicts(ended)) == 1
 
 
-def test_a_swapped_receipt_that_the_validator_signed_for_is_named(office: Office, honest: Path) -> None:
-    other = office.receipt("alice", loss=office.results["alice"].loss - 1.0)
-
-    def swap(_: dict[str, Any], rest: list[str]) -> None:
-        rest[0] = other.to_line()
-
-    rewrite(honest, swap, office.validator)
-    ended = office.audit(honest, "--sample", 0)
-    assert ended.status == 7
-    assert f"line 2, {office.net.hotkey('alice')}: the table does not rest on this receipt" in ended.output
-
-
-def test_a_dataset_that_is_gone_cannot_be_fetched(office: Office, tmp_path: Path) -> None:
+def test_receipt_of_a_missing_dataset_cannot_be_fetched(office: Office, tmp_path: Path) -> None:
     path = office.write(tmp_path, office.receipt("alice", commit="0" * 40), office.receipt("bob"))
     ended = office.audit(path)
     assert ended.status == 8
-    found = verdicts(ended)
-    assert found[office.net.hotkey("alice")].startswith("cannot be fetched (alice/data has no such commit")
-    assert found[office.net.hotkey("bob")].startswith("identical: ")
+    lines = verdicts(ended)
+    assert lines[office.net.hotkey("alice")].startswith("cannot be fetched (alice/data has no such commit")
+    assert lines[office.net.hotkey("bob")].startswith("identical: ")
 
 
-def test_a_hub_that_is_gone_is_worth_another_try(office: Office, honest: Path) -> None:
+def test_unreachable_hub_ends_with_the_status_for_a_retry(office: Office, honest: Path) -> None:
     assert office.audit(honest, "--sample", 0).status == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -172,25 +153,24 @@ def test_a_hub_that_is_gone_is_worth_another_try(office: Office, honest: Path) -
     assert all(line.startswith("cannot be fetched now (") for line in verdicts(ended).values())
 
 
-def test_another_file_than_the_commit_holds_differs(office: Office, tmp_path: Path) -> None:
-    """The validator says it scored what nobody can see."""
+def test_receipt_of_another_file_than_the_commits_differs(office: Office, tmp_path: Path) -> None:
     path = office.write(tmp_path, office.receipt("alice", train_sha256="0" * 64))
     ended = office.audit(path)
     assert ended.status == 7
-    assert verdicts(ended)[office.net.hotkey("alice")].startswith("differs (alice/data at ")
+    assert verdicts(ended)[office.net.hotkey("alice")].startswith("differs (sha256 ")
 
 
-def test_a_dataset_that_no_validator_may_score_differs(office: Office, tmp_path: Path) -> None:
+def test_receipt_of_an_invalid_dataset_differs(office: Office, tmp_path: Path) -> None:
     rows = [*SMALL[:4], make_line(10**6)]
     commit = office.net.upload("bob", rows)
     result = office.score(rows, office.seed("bob"))
     receipt = office.receipt("bob", commit=commit, **vars(result))
     ended = office.audit(office.write(tmp_path, receipt))
     assert ended.status == 7
-    assert "differs (it cannot be scored here (not_in_pool)" in ended.output
+    assert "differs (evaluation fails here (not_in_pool)" in ended.output
 
 
-def test_another_library_makes_a_difference_not_comparable(office: Office, tmp_path: Path) -> None:
+def test_loss_of_another_torch_is_not_comparable(office: Office, tmp_path: Path) -> None:
     result = office.results["alice"]
     elsewhere = {**result.environment, "torch": "1.0"}
     path = office.write(tmp_path, office.receipt("alice", loss=result.loss + 1e-3, environment=elsewhere))
@@ -199,8 +179,8 @@ def test_another_library_makes_a_difference_not_comparable(office: Office, tmp_p
     assert "not comparable (torch differs: 1.0 in the receipt" in ended.output
 
 
-def test_a_file_cannot_make_the_auditor_train_what_it_did_not_name(office: Office, tmp_path: Path) -> None:
-    """The files decide neither the model nor how long it trains, or one could keep an auditor busy for years."""
+def test_receipt_outside_of_the_audit_is_not_replayed(office: Office, tmp_path: Path) -> None:
+    """Else a file could keep an auditor busy for years."""
     result = office.results["alice"]
     forever = {**result.hyperparameters, "num_train_epochs": 10**9}
     for receipt in (
@@ -212,14 +192,14 @@ def test_a_file_cannot_make_the_auditor_train_what_it_did_not_name(office: Offic
         office.receipt("alice", environment={"dtype": "int8"}),
     ):
         ended = office.audit(office.write(tmp_path, receipt))
-        assert verdicts(ended)[office.net.hotkey("alice")].startswith("not comparable (it"), ended.output
+        assert verdicts(ended)[office.net.hotkey("alice")].startswith("not comparable ("), ended.output
     path = office.write(tmp_path, office.receipt("alice"))
     default = call_main(load_main(AUDIT), path, "--model_path", office.model, "--work_dir", tmp_path / "work")
     assert default.status == 8
-    assert "not comparable (it is of another competition" in default.output
+    assert "not comparable (receipt of another competition" in default.output
 
 
-def test_the_chain_contradicts_invented_hashes_and_seeds(office: Office, honest: Path) -> None:
+def test_invented_hashes_and_seeds_contradict_the_chain(office: Office, honest: Path) -> None:
     def invent(content: dict[str, Any], _: list[str]) -> None:
         content["start_block_hash"] = "0x" + "ab" * 32
         content["lucky_num"] = seed_from_hash(content["start_block_hash"])
@@ -233,7 +213,7 @@ def test_the_chain_contradicts_invented_hashes_and_seeds(office: Office, honest:
     assert f"{office.net.hotkey('alice')}: block" in ended.output
 
 
-def test_a_chain_that_has_no_such_block_gives_no_answer(office: Office, honest: Path) -> None:
+def test_chain_without_the_block_gives_no_answer(office: Office, honest: Path) -> None:
     def future(content: dict[str, Any], _: list[str]) -> None:
         content.update(start_block=10**6, opened_block=10**6, end_block=10**6)
 
@@ -244,43 +224,34 @@ def test_a_chain_that_has_no_such_block_gives_no_answer(office: Office, honest: 
     assert "  no answer: " in ended.output
 
 
-def test_a_revision_that_is_not_the_pinned_one_is_not_run(office: Office) -> None:
-    """Anyone may propose weights for a public model; a commit of theirs would make any loss come out as it was told."""
+def test_receipt_of_another_revision_is_not_replayed(office: Office) -> None:
+    """A stranger's proposal for a public model has a commit too, and any weights."""
     pinned = dataclasses.replace(load_training_args(office.args), revision="a" * 40)
     auditor = Auditor(ReplayContext(work_dir=office.folder / "none"), office.net.competition, pinned)
     for revision in ("b" * 40, "refs/pr/1", "main", "a" * 39):
         comparison = auditor.replay(office.receipt("alice", model_revision=revision, model_digest=None))
         assert comparison.verdict is ReplayVerdict.NOT_COMPARABLE
-        assert comparison.reasons == (f"its model is of the revision {revision}, which --training_args does not name",)
+        assert comparison.reasons == (f"model revision {revision} is not the one of --training_args",)
 
 
-def test_an_earlier_round_s_file_is_no_later_one_s_and_two_stories_of_a_round_are_told_apart(
-    office: Office, honest: Path
-) -> None:
-    replayed = honest.with_name(honest.name.replace("-40-", "-400-"))
-    shutil.copy(honest, replayed)
-    ended = office.audit(honest.parent, "--sample", 0)
-    assert ended.status == 7
-    assert ended.output.count("  inconsistent: ") == 1
-    assert "  inconsistent: the name is of another round than netuid 96, block 40" in ended.output.splitlines()
-    replayed.unlink()
+def test_second_version_of_a_round_is_inconsistent(office: Office, honest: Path) -> None:
     office.write(honest.parent / "other", office.receipt("alice"))
     ended = office.audit(honest, honest.parent / "other", "--sample", 0)
     assert ended.status == 7
-    assert f"{office.validator.hotkey} tells something else of this round in {honest}" in ended.output
+    assert f"{office.validator.hotkey} signed another version of this round in {honest}" in ended.output
 
 
-def test_a_sample_is_drawn_from_all_files_and_can_be_drawn_again(office: Office, honest: Path) -> None:
+def test_sample_with_a_seed_is_drawn_again(office: Office, honest: Path) -> None:
     shutil.copy(honest, honest.with_name("round-96-1-copy.jsonl"))
     runs = [json.loads(office.audit(honest.parent, "--sample", 1, "--seed", 3, "--json").output) for _ in range(2)]
-    lines = [[(one["path"], one["line"]) for one in run["replayed"]] for run in runs]
+    lines = [[(row["path"], row["line"]) for row in run["replayed"]] for run in runs]
     assert lines[0] == lines[1] and len(lines[0]) == 1
     assert (runs[0]["seed"], runs[0]["receipts"]) == (3, 4)
-    told = office.audit(honest.parent, "--sample", 1)
-    assert "scoring 1 of 4 receipts again: --sample 1 --seed " in told.output
+    drawn = office.audit(honest.parent, "--sample", 1)
+    assert "replaying 1 of 4 receipts: --sample 1 --seed " in drawn.output
 
 
-def test_json_is_one_object_with_everything(office: Office, tmp_path: Path) -> None:
+def test_json_is_one_object_with_files_and_replays(office: Office, tmp_path: Path) -> None:
     path = office.write(tmp_path, office.receipt("alice", loss=office.results["alice"].loss - 0.125))
     ended = office.audit(path, "--json")
     assert ended.output.count("\n") == 1
@@ -292,7 +263,7 @@ def test_json_is_one_object_with_everything(office: Office, tmp_path: Path) -> N
     assert (file["path"], file["bad_signatures"], file["inconsistencies"]) == (str(path), [], [])
 
 
-def test_what_a_stranger_wrote_does_not_reach_the_terminal_raw(office: Office, honest: Path) -> None:
+def test_strangers_text_is_escaped_in_the_audit(office: Office, honest: Path) -> None:
     def paint(content: dict[str, Any], _: list[str]) -> None:
         content["queue"] = ["\x1b[2J\nidentical: all of it"]
 
@@ -309,7 +280,7 @@ def test_what_a_stranger_wrote_does_not_reach_the_terminal_raw(office: Office, h
     assert "\x1b" not in ended.output and "not comparable (torch differs: \\x1b[2J\\nidentical" in ended.output
 
 
-def test_a_command_line_that_makes_no_sense_is_refused(office: Office, honest: Path, tmp_path: Path) -> None:
+def test_invalid_command_line_is_refused(office: Office, honest: Path, tmp_path: Path) -> None:
     assert office.audit().status == 2
     assert office.audit(honest, "--sample", -1).status == 2
     assert office.audit(honest, "--sample", 1, "--all").status == 2
