@@ -1,7 +1,7 @@
 """The report of `scripts/check_dataset.py`, as text and as JSON. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -12,6 +12,7 @@ from template.miner.check import Inspection
 from template.miner.competitors import Competitor, DatasetComparison, Overlap, SubnetSnapshot
 
 _SHOWN = 20
+_NO_COMMIT_BLOCK = "revealed; the chain no longer has the block of its commitment"
 _MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
@@ -72,54 +73,53 @@ def describe(report: Report) -> str:
 
 
 def _describe_file(file: Inspection) -> list[str]:
-    lines = [f"{file.row_count} rows, {len(file.counted)} of them well formed and counted, {len(file.faults)} problems"]
-    for fault in file.faults[:_SHOWN]:
-        place = "file" if fault.line is None else f"line {fault.line}"
-        lines.append(f"  {place}: {fault.reason}: {fault.message}")
-    lines += _more(len(file.faults))
+    lines = _section(
+        f"{file.row_count} rows, {len(file.counted)} of them well formed and counted, {len(file.faults)} problems",
+        [
+            f"{'file' if fault.line is None else f'line {fault.line}'}: {fault.reason}: {fault.message}"
+            for fault in file.faults
+        ],
+    )
     if file.undecided_lines:
         question = f"answer within {constants.MAX_TOKENS} tokens unknown"
         lines.append(f"line {_ranges(file.undecided_lines)}: {question}: {file.undecided_why}")
     if file.repeats:
-        lines.append(f"{len(file.repeats)} repeated rows")
-        lines += [f"  line {line} repeats line {first}" for line, first in file.repeats[:_SHOWN]]
-        lines += _more(len(file.repeats))
+        repeats = [f"line {line} repeats line {first}" for line, first in file.repeats]
+        lines += _section(f"{len(repeats)} repeated rows", repeats)
     if file.spare_lines:
         lines.append(f"line {_ranges(file.spare_lines)}: beyond the rows that count")
     return lines
 
 
 def _describe_subnet(subnet: SubnetSnapshot, comparison: DatasetComparison) -> list[str]:
-    rejected = [other for other in subnet.others if other.rejection is not None]
-    later = [other for other in subnet.others if other.unknown_reason and other not in comparison.unknowns]
-    lines = [
-        f"block {subnet.block}: {len(subnet.others)} other hotkeys with a commitment,"
-        f" {sum(other.is_read for other in subnet.others)} datasets compared; this one counts as"
-        f" {_describe_rank(subnet, comparison)}"
-    ]
+    compared = sum(other.is_read for other in subnet.others)
+    lines = _section(
+        f"block {subnet.block}: {len(subnet.others)} other hotkeys with a commitment, {compared} datasets compared;"
+        f" this one counts as {_describe_rank(subnet, comparison)}",
+        [_describe_overlap(overlap, comparison.row_count) for overlap in comparison.overlaps],
+    )
     if subnet.own is not None and subnet.own.rejection is not None:
         lines.append(f"your present commitment is rejected: {_name(subnet.own)}: {subnet.own.rejection}")
-    lines += [f"  {_describe_overlap(overlap, comparison.row_count)}" for overlap in comparison.overlaps[:_SHOWN]]
-    lines += _more(len(comparison.overlaps))
     if comparison.copy_of is not None:
         lines.append(f"{Reason.DUPLICATE}: {comparison.copy_of.to_error()}")
-    lines += _list_unknown("unknown, and may decide", comparison.unknowns)
-    lines += _list_unknown("unknown, but committed later", later)
+    later = [other for other in subnet.others if other.unknown_reason and other not in comparison.unknowns]
+    for title, unknown in (("unknown, and may decide", comparison.unknowns), ("unknown, but committed later", later)):
+        reasons = [f"{_name(other)}: {other.unknown_reason or _NO_COMMIT_BLOCK}" for other in unknown]
+        lines += _section(f"{title}: {len(reasons)}", reasons) if reasons else []
+    rejected = [(other, other.rejection) for other in subnet.others if other.rejection is not None]
     if rejected:
-        counts = Counter(str(other.rejection.reason) for other in rejected if other.rejection)
-        lines.append("rejected: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common()))
-        lines += [f"  {_name(other)}: {other.rejection}" for other in rejected[:_SHOWN]] + _more(len(rejected))
-        if any(map(_may_appear, rejected)):
+        counts = Counter(str(error.reason) for _, error in rejected)
+        title = "rejected: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        lines += _section(title, [f"{_name(other)}: {error}" for other, error in rejected])
+        if any(_may_appear(other) for other, _ in rejected):
             lines.append("a missing commit may still be uploaded; it then counts from the block of its commitment")
     return lines
 
 
-def _list_unknown(title: str, competitors: Iterable[Competitor]) -> list[str]:
-    lines = [
-        f"  {_name(other)}: {other.unknown_reason or 'revealed; the chain no longer has the block of its commitment'}"
-        for other in competitors
-    ]
-    return [f"{title}: {len(lines)}", *lines[:_SHOWN], *_more(len(lines))] if lines else []
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    """Indent the first lines under a title, and count the rest."""
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [title, *(f"  {line}" for line in lines[:_SHOWN]), *more]
 
 
 def _may_appear(competitor: Competitor) -> bool:
@@ -149,10 +149,6 @@ def _name(competitor: Competitor) -> str:
     return f"{competitor.hotkey} (uid {competitor.uid}, block {competitor.block}){commitment}"
 
 
-def _more(count: int) -> list[str]:
-    return [f"  and {count - _SHOWN} more"] if count > _SHOWN else []
-
-
 def _ranges(lines: Iterable[int]) -> str:
     """Format ascending line numbers like `1-4, 9`, at most `_SHOWN` ranges."""
     spans: list[list[int]] = []
@@ -169,11 +165,13 @@ def _ranges(lines: Iterable[int]) -> str:
 def to_json(report: Report) -> dict[str, object]:
     """Return the whole report for a program."""
     file = {name: value for name, value in asdict(report.file).items() if name != "counted"}
-    is_compared = report.subnet is not None and report.comparison is not None
+    subnet = None
+    if report.subnet is not None and report.comparison is not None:
+        subnet = _subnet_to_json(report.subnet, report.comparison)
     return {
         "outcome": report.outcome,
         "file": {**file, "counted_lines": [row.line for row in report.file.counted]},
-        "subnet": _subnet_to_json(report.subnet, report.comparison) if is_compared else None,  # type: ignore[arg-type]
+        "subnet": subnet,
         "unread": report.unread or None,
         "commitment_bytes": len(report.commitment) if report.commitment else None,
         "bad_commitment": report.bad_commitment or None,
@@ -181,6 +179,7 @@ def to_json(report: Report) -> dict[str, object]:
 
 
 def _subnet_to_json(subnet: SubnetSnapshot, comparison: DatasetComparison) -> dict[str, object]:
+    names = ("shared", "lines", "is_earlier", "is_over_limit")
     return {
         "block": subnet.block,
         "limit": constants.DEFAULT_DUPLICATE_COUNT,
@@ -188,13 +187,7 @@ def _subnet_to_json(subnet: SubnetSnapshot, comparison: DatasetComparison) -> di
         "row_count": comparison.row_count,
         "copy_of": asdict(comparison.copy_of) if comparison.copy_of else None,
         "overlaps": [
-            {
-                "hotkey": overlap.competitor.hotkey,
-                "shared": overlap.shared,
-                "lines": overlap.lines,
-                "is_earlier": overlap.is_earlier,
-                "is_over_limit": overlap.is_over_limit,
-            }
+            {"hotkey": overlap.competitor.hotkey, **{name: getattr(overlap, name) for name in names}}
             for overlap in comparison.overlaps
         ],
         "doubtful_hotkeys": [other.hotkey for other in comparison.unknowns],

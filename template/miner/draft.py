@@ -1,7 +1,4 @@
-"""What a miner is about to publish: the file, read and checked as a validator would, beside what stands on chain.
-
-Nothing here writes to the Hub or the chain.
-"""
+"""A dataset about to be published: checked as a validator would, beside the hotkey's present commitment."""
 
 import hashlib
 import tempfile
@@ -17,10 +14,9 @@ from template.competition import CommitmentRecord, Competition
 from template.data.encoding import has_target_for_any_tokenizer
 from template.data.eval_set import check_dataset, read_eval_set_index
 from template.data.rows import Row
-from template.errors import ConfigError, Reason, SubmissionError
+from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
-from template.hub.datasets import fetch_eval_set
-from template.miner.journal import Intent, Journal
+from template.miner.journal import Journal
 from template.records import ChainCommitment, Neuron
 
 
@@ -28,10 +24,9 @@ from template.records import ChainCommitment, Neuron
 class MinerConfig:
     """What to publish and where.
 
-    work_dir: where the evaluation set and the miner's own intents are kept. poll_s: seconds between looks at the chain
-    while waiting. has_target: tells with the model's own tokens whether a row keeps an answer; asked only about rows so
-    long that it is in doubt. is_forced: publish what a validator will refuse, after saying why it will, and replace a
-    sealed commitment that has not opened.
+    work_dir: keeps the evaluation set and the journals. has_target: tells whether a row keeps a target within the
+    tokens that count, for rows so long that only the model's tokenizer can tell. is_forced: publish what a validator
+    will reject, and replace a sealed commitment before its reveal. poll_s: seconds between reads of the chain.
     """
 
     hf_repo_id: str
@@ -43,10 +38,17 @@ class MinerConfig:
     poll_s: float = 6.0
     hub_token: str | None = field(default=None, repr=False)
 
+    def make_record(self, content: str) -> CommitmentRecord:
+        """Return the commitment to a Hub commit or a sha256. Raises: ConfigError for a malformed repo id."""
+        try:
+            return CommitmentRecord(self.hf_repo_id, self.competition.id, content)
+        except SubmissionError as error:
+            raise ConfigError(f"--hf_repo_id {self.hf_repo_id}: {error}") from error
+
 
 @dataclass(frozen=True)
 class PublishResult:
-    """A commitment that is visible on chain: what it says, and the block it counts from."""
+    """A commitment visible on chain, and the block that it ranks by."""
 
     record: CommitmentRecord
     block: int
@@ -54,152 +56,145 @@ class PublishResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """The file and the hotkey it is for. rows: in words. held: what stands on chain for the hotkey."""
+    """The file, the hotkey, and the commitment `on_chain` before this run. rows: their count, in words."""
 
+    config: MinerConfig
+    chain: MinerChain
+    journal: Journal
     path: Path
     content: bytes
     sha256: str
     rows: str
     neuron: Neuron
-    held: ChainCommitment | None
+    on_chain: ChainCommitment | None
+
+    def is_current(self, on_chain: ChainCommitment | None, record: CommitmentRecord) -> bool:
+        """True when `on_chain` is this commitment in readable form, made since the hotkey's registration."""
+        if on_chain is None or on_chain.text != str(record):
+            return False
+        return self.rank_block(on_chain) > self.neuron.registration_block
+
+    def rank_block(self, on_chain: ChainCommitment) -> int:
+        """Return the block that a commitment ranks by, which the chain drops when it reveals a sealed one."""
+        last = self.journal.last
+        if not on_chain.is_revealed or last is None or last.text != on_chain.text:
+            return on_chain.block
+        return on_chain.block if last.committed_block is None else last.committed_block
+
+    def is_public(self, record: CommitmentRecord) -> bool:
+        """True when an anonymous download of the record returns this file. Raises: RemoteError; HostError."""
+        with tempfile.TemporaryDirectory(prefix="miner-") as folder:
+            try:
+                # Without our token, as validators download.
+                file = datasets.download_dataset(record.namespace, record.commit, Path(folder))
+            except SubmissionError as error:
+                logger.debug("{} is not public: {}", record, error)
+                return False
+            return file.path.read_bytes() == self.content
+
+    def upload(self) -> str:
+        """Upload the file and return its Hub commit. Raises: RemoteError; HostError."""
+        return datasets.upload_dataset(self.content, self.config.hf_repo_id, token=self.config.hub_token)
+
+    def verify_public(self, record: CommitmentRecord) -> None:
+        """Download the file as a validator will. Raises: RemoteError unless it is the same."""
+        repo, size = record.namespace, len(self.content)
+        if not self.is_public(record):
+            raise RemoteError(f"{record.commit} of {repo} does not return the uploaded file; is the repo private?")
+        logger.info("the file is public repo={} content={} bytes={}", repo, record.commit, size)
+
+    def check_seal(self, text: str | None, *, block: int) -> None:
+        """Raises: ConfigError unless --force, when a commitment would replace a sealed one of another text."""
+        last, on_chain = self.journal.last, self.on_chain
+        if on_chain is not None and on_chain.reveal_round is not None:
+            is_ours = last is not None and last.is_sealed_as(on_chain)
+            problem = f"the sealed commitment of block {on_chain.block} is not revealed yet"
+        elif last is not None and last.reveal_round is not None and last.may_yet_appear(block, on_chain):
+            is_ours, problem = True, f"the sealed commitment sent at block {last.block} may still appear"
+        else:
+            return
+        if is_ours and last is not None:
+            if last.text == text:
+                return
+            copy = self.journal.sealed_copy(last.text.rpartition(":")[2])
+            problem += f": {last.text}; to finish it, run with --seal --dataset_path {copy}"
+        else:
+            problem += f", and is not in the journal {self.journal.path}"
+        if not self.config.is_forced:
+            raise ConfigError(f"{problem}; --force replaces it, which loses its rank")
+        logger.warning("replacing a commitment: {}", problem)
+
+    def describe(self, text: str, notes: tuple[str, ...] = ()) -> str:
+        """Return what the user is asked to confirm, one line per item."""
+        config, on_chain = self.config, "nothing"
+        if self.on_chain is not None:
+            unread = "a sealed commitment" if self.on_chain.reveal_round is not None else "an unreadable commitment"
+            what = self.on_chain.text or unread
+            on_chain = f"{what}, of block {self.on_chain.block}; a new commitment replaces it and loses its rank"
+        lines = [
+            f"file         {self.path}: {len(self.content)} bytes, rows: {self.rows}",
+            f"sha256       {self.sha256}",
+            f"repo         {config.hf_repo_id}, file {constants.DATA_FILE}, public",
+            f"competition  {config.competition.id} on {config.competition.repo}",
+            f"hotkey       {self.chain.hotkey}, uid {self.neuron.uid}",
+            f"commitment   {text}",
+            f"on chain now {on_chain}",
+            *(f"note         {note}" for note in notes),
+        ]
+        return "\n".join(lines)
 
 
-def draft_dataset(config: MinerConfig, chain: MinerChain) -> Draft:
-    """Reads and checks the file, and looks up the hotkey.
+def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> Draft:
+    """Read and check the file, and look up the hotkey.
 
-    Raises: SubmissionError when a validator would refuse the file, unless it is forced; ConfigError also when the
-    hotkey is not registered; RemoteError; HostError.
+    Raises: SubmissionError when a validator would reject the file, unless forced; ConfigError also for a hotkey that
+    is not registered; RemoteError; HostError.
     """
-    path, content = read_dataset(config)
+    config.make_record("0" * 40)
+    path = config.dataset_path
+    path = path / constants.DATA_FILE if path.is_dir() else path
     try:
-        count = check_file(config, content)
-        rows = f"{count} count, of at most {config.competition.rows}"
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
+    try:
+        rows = f"{_count_rows(config, content)} count, of at most {config.competition.rows}"
     except SubmissionError as error:
         if not config.is_forced:
             raise
-        logger.warning("a validator will refuse this ({}): {}", error.reason, error)
-        rows = f"none counts: a validator will refuse it as {error.reason}"
+        logger.warning("a validator will reject this dataset ({}): {}", error.reason, error)
+        rows = f"none counts, a validator will reject them as {error.reason}"
     neuron = chain.view().by_hotkey.get(chain.hotkey)
     if neuron is None:
         raise ConfigError(f"the hotkey {chain.hotkey} is not registered on this subnet; register it first")
     return Draft(
+        config=config,
+        chain=chain,
+        journal=journal,
         path=path,
         content=content,
         sha256=hashlib.sha256(content).hexdigest(),
         rows=rows,
         neuron=neuron,
-        held=chain.commitment(chain.hotkey),
+        on_chain=chain.commitment(chain.hotkey),
     )
 
 
-def read_dataset(config: MinerConfig) -> tuple[Path, bytes]:
-    """The file and its bytes. Raises: ConfigError when it cannot be read, or the repo id cannot be committed."""
-    make_record(config, "0" * 40)
-    path = config.dataset_path
-    path = path / constants.DATA_FILE if path.is_dir() else path
-    try:
-        return path, path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
-
-
-def make_record(config: MinerConfig, content: str) -> CommitmentRecord:
-    """The commitment of this content, a Hub commit or a sha256. Raises: ConfigError when the repo id is not fit."""
-    try:
-        return CommitmentRecord(config.hf_repo_id, config.competition.id, content)
-    except SubmissionError as error:
-        raise ConfigError(f"--hf_repo_id {config.hf_repo_id}: {error}") from error
-
-
-def check_file(config: MinerConfig, content: bytes) -> int:
-    """Makes every check that a validator makes of a file alone, and returns how many rows count.
-
-    Raises: SubmissionError, the verdict a validator would give; ConfigError, RemoteError, HostError when the
-    evaluation set cannot be had.
-    """
+def _count_rows(config: MinerConfig, content: bytes) -> int:
+    """Check the file as a validator would, and return how many rows count. Raises: SubmissionError."""
     path = config.dataset_path
     eval_dir = config.work_dir / config.competition.digest[:12] / "eval_data"
-    pool = read_eval_set_index(fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
-    rows = check_dataset(content, pool, name=str(path), max_rows=config.competition.rows)
+    eval_set = read_eval_set_index(datasets.fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
+    rows = check_dataset(content, eval_set, name=str(path), max_rows=config.competition.rows)
     for row in rows:
         if not has_target_for_any_tokenizer(row) and not config.has_target(row):
             raise SubmissionError(
                 Reason.NO_TARGET, f"{path}, line {row.line}: expected an answer within {constants.MAX_TOKENS} tokens"
             )
-    logger.info("checked {} rows={} all from the pool", path, len(rows))
+    logger.info("dataset checked path={} rows={}", path, len(rows))
     return len(rows)
 
 
 def open_journal(config: MinerConfig, chain: MinerChain) -> Journal:
-    """The journal of this hotkey on this chain and subnet, whatever name or address the chain goes by."""
+    """Open the journal of this hotkey on this chain and subnet, whatever the endpoint's address."""
     return Journal(config.work_dir, f"commitment-{chain.block_hash(0)[2:14]}-{chain.netuid}-{chain.hotkey}")
-
-
-def is_publicly_readable(record: CommitmentRecord, content: bytes) -> bool:
-    """True when anybody who follows the record gets exactly these bytes. Raises: RemoteError; HostError."""
-    with tempfile.TemporaryDirectory(prefix="miner-") as folder:
-        try:
-            # Without the token: a validator has none that opens a private repo.
-            return datasets.download_dataset(record.namespace, record.commit, Path(folder)).path.read_bytes() == content
-        except SubmissionError as error:
-            logger.debug("{} is not to be had: {}", record, error)
-            return False
-
-
-def committed_block(held: ChainCommitment, last: Intent | None) -> int:
-    """The block that a commitment counts from: its own, which the chain forgets when it opens a sealed one."""
-    if held.is_revealed and last is not None and last.text == held.text and last.committed_block is not None:
-        return last.committed_block
-    return held.block
-
-
-def check_seal(draft: Draft, journal: Journal, text: str | None, *, block: int, is_forced: bool) -> None:
-    """Raises: ConfigError when a sealed commitment of anything but `text` stands, or may yet appear; None is of any.
-
-    A new commitment would replace it and lose its place in line, so that takes --force.
-    """
-    held, last = draft.held, journal.last
-    if held is not None and held.reveal_round is not None:
-        if last is None or not last.is_sealed_as(held):
-            told = f"a sealed commitment of block {held.block} stands, and {journal.path} does not know what it hides"
-        elif last.text == text:
-            return
-        else:
-            told = f"a sealed commitment of block {held.block} is still to open: {last.text}; {_how_to_finish(journal)}"
-    elif last is not None and last.reveal_round is not None and last.may_yet_appear(block, held):
-        if last.text == text:
-            return
-        told = f"a sealed commitment sent at block {last.block} may yet appear: {last.text}; {_how_to_finish(journal)}"
-    else:
-        return
-    if not is_forced:
-        raise ConfigError(f"{told}; --force replaces it, and with it its place in line")
-    logger.warning("{}; it is replaced", told)
-
-
-def _how_to_finish(journal: Journal) -> str:
-    assert journal.last is not None
-    copy = journal.sealed_copy(journal.last.text.rpartition(":")[2])
-    return f"to finish it, run with --seal --dataset_path {copy}"
-
-
-def describe(config: MinerConfig, draft: Draft, *, hotkey: str, text: str, notes: tuple[str, ...] = ()) -> str:
-    """What the operator is shown before being asked; one line for each thing."""
-    lines = [
-        f"file         {draft.path}: {len(draft.content)} bytes, rows: {draft.rows}",
-        f"sha256       {draft.sha256}",
-        f"repo         {config.hf_repo_id}, file {constants.DATA_FILE}, for everyone to read",
-        f"competition  {config.competition.id} on {config.competition.repo}",
-        f"hotkey       {hotkey}, uid {draft.neuron.uid}",
-        f"commitment   {text}",
-        f"on chain now {_describe_held(draft.held)}",
-        *(f"note         {note}" for note in notes),
-    ]
-    return "\n".join(lines)
-
-
-def _describe_held(held: ChainCommitment | None) -> str:
-    if held is None:
-        return "nothing"
-    what = held.text or ("a sealed commitment" if held.reveal_round is not None else "something unreadable")
-    return f"{what}, of block {held.block}: committing again replaces it and takes its place in line"

@@ -98,7 +98,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 
 
 def test_pairs_are_needed_and_more_than_one() -> None:
-    with pytest.raises(ValueError, match="one pair"):
+    with pytest.raises(ValueError, match="two pairs"):
         compare_paired([2.0], [2.1])
     with pytest.raises(ValueError, match="shorter"):
         compare_paired([2.0, 2.1], [2.1])

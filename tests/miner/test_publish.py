@@ -232,7 +232,7 @@ def test_the_question_says_what_is_on_chain_and_what_replacing_it_costs(net: Net
     first = publish(net)
     shown: list[str] = []
     publish_dataset(configure(net, POOL[:30]), net.chain("alice"), confirm=lambda what: bool(shown.append(what)))
-    assert f"{first.record}, of block {first.block}: committing again replaces it and takes its place" in shown[0]
+    assert f"{first.record}, of block {first.block}; a new commitment replaces it and loses its rank" in shown[0]
 
 
 def test_a_standing_commitment_is_not_asked_about(net: Net) -> None:

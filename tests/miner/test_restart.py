@@ -118,7 +118,7 @@ def test_a_process_killed_while_its_call_hangs_commits_once(net: Net) -> None:
 def test_a_process_killed_after_its_call_landed_commits_once(net: Net) -> None:
     net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
     with start(net, "--poll_seconds", "600") as process:
-        process.wait_for("will look again")
+        process.wait_for("retrying")
         process.send(signal.SIGKILL)
         process.finish()
     with LaggingChain(net, "alice", blocks=0) as chain:
