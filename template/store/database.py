@@ -1,13 +1,12 @@
-"""The validator's state as one SQLite file: opening it, its lock, its transactions, its schema.
+"""The validator's state as one SQLite file: opening, locking, transactions, migrations.
 
-WAL, so that others may read while the validator runs, and a lock file, so that only one validator writes.
+WAL mode lets others read while the validator runs, and a lock file lets only one validator write.
 """
 
 import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from filelock import FileLock
@@ -21,11 +20,13 @@ _MAX_LOG_BYTES = 16 * 2**20
 
 
 class StateFile:
-    """The state file at `path`, opened for the one validator that writes it, or read-only for everyone else.
+    """The state file at `path`, opened by the one validator that writes it, or read-only.
 
-    It and its lock file are made for the owner's eyes only.
-    Raises: ConfigError when another validator holds the file, when another version of this package wrote it, or when
-    there is none to read; HostError when the disk refuses or the file is no such state (every method).
+    Only the owner can read it and its lock file.
+
+    Raises:
+        ConfigError: Another validator uses it, a newer version wrote it, or there is none to read.
+        HostError: A disk fault, or not a state file (every method).
     """
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
@@ -48,7 +49,7 @@ class StateFile:
         self._db = _connect(self.path, "ro")
         version = _schema_version(self._db, self.path)
         if version < len(MIGRATIONS):
-            raise ConfigError(f"{self.path} is of an older schema ({version}); the validator brings it up to date")
+            raise ConfigError(f"{self.path} has an older schema ({version}); start the validator once to migrate it")
 
     def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,20 +59,18 @@ class StateFile:
         self._db = _connect(self.path, "rw")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        # A reader that stays makes the log grow; once it has gone, the disk is given back down to this size.
+        # A long reader makes the log grow. This limit shrinks it again afterwards.
         self._db.execute(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
         _migrate(self._db, self.path)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Closes the file and lets another validator have it."""
+        """Close the file and release its lock."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -87,18 +86,23 @@ class StateFile:
 
     @contextlib.contextmanager
     def atomic(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of the block or nothing, whatever ends it. They do not nest."""
+        """Run the block as one transaction. Transactions do not nest."""
         with _disk_faults(self.path), _transaction(self._connection) as db:
             yield db
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
-        """What a query finds."""
+        """Return the rows of a query."""
         with _disk_faults(self.path):
             return self._connection.execute(query, values).fetchall()
 
 
+def placeholders(count: int) -> str:
+    """Return the parameters of an SQL statement."""
+    return ", ".join("?" * count)
+
+
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    """A connection in autocommit mode: transactions are begun and ended by `_transaction` alone."""
+    """Connect in autocommit mode: only `_transaction` begins and ends transactions."""
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     db.row_factory = sqlite3.Row
@@ -113,7 +117,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         yield db
         db.execute("COMMIT")
     except BaseException:
-        # A full disk rolls back by itself, and undoing must not hide why it was needed.
+        # A full disk rolls back by itself. The first error is the one to report.
         if db.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
@@ -128,7 +132,7 @@ def _schema_version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Brings the file to the newest schema, each step and its number in one transaction."""
+    """Migrate the file to the newest schema, each step in one transaction with its number."""
     version = _schema_version(db, path)
     for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
         with _transaction(db):
@@ -138,7 +142,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 
 @contextlib.contextmanager
 def _disk_faults(path: Path) -> Iterator[None]:
-    """A disk that refuses is ours to mend; a broken rule of the schema is a bug and passes."""
+    """Raise HostError for a fault of the disk or file; let a violated constraint, which is a bug, pass."""
     try:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):

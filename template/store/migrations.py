@@ -1,4 +1,9 @@
-"""The tables of the validator's state file, as migrations in order. A released one is never edited, only followed."""
+"""Migrations of the state file, in order. A released one is never edited.
+
+Tables and columns keep their first names: `contests` are evaluation configs, `entry` is a commitment's text, `openings`
+are commit blocks of revealed commitments, `open_block` is a reveal block, `attempts` are retry states, `standings` is
+the leaderboard, `activity` is the heartbeat.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +12,7 @@ Execute = Callable[[str], object]
 
 
 def m001_initial(execute: Execute) -> None:
-    """All tables of the first release."""
+    """Create the tables of the first release."""
     for statement in (
         """CREATE TABLE contests (
             id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, competition TEXT NOT NULL,
@@ -51,9 +56,9 @@ def m001_initial(execute: Execute) -> None:
 
 
 def m002_snapshots(execute: Execute) -> None:
-    """Rounds that hold everybody who stood at their block; openings of seals; weights by hotkey; the activity.
+    """Add round entries, commit blocks, shares by hotkey and the heartbeat.
 
-    A round that was open had only its queue, so it ends here and the next tick opens another.
+    An open round had only its queue, so it is closed and the next tick opens another.
     """
     for statement in (
         "UPDATE rounds SET closed_at = started_at WHERE closed_at IS NULL",
@@ -77,7 +82,7 @@ def m002_snapshots(execute: Execute) -> None:
         "ALTER TABLE weight_intents ADD COLUMN registrations TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE weight_intents ADD COLUMN is_repeat INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE receipts ADD COLUMN round_id INTEGER",
-        # Those of the first release are of no round that has a file.
+        # Rounds of the first release have no file.
         "UPDATE receipts SET round_id = 0",
         """CREATE TABLE activity (
             id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL, updated_at REAL NOT NULL)""",
@@ -86,4 +91,4 @@ def m002_snapshots(execute: Execute) -> None:
 
 
 MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial, m002_snapshots)
-"""The schema's version is the number of these that a file has had."""
+"""The schema version is the number of migrations that a file has had."""

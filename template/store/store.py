@@ -1,4 +1,4 @@
-"""The validator's state: if losing it changes behaviour, it is a row here. One transaction per action."""
+"""The validator's state: everything whose loss would change its behaviour, one transaction per action."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,40 +7,37 @@ from template.records import EvalConfig, WeightIntent
 from template.store.rounds import RoundTables
 from template.store.submissions import SubmissionTables
 
+# Newest rounds with weights that `status` looks at: a day and more.
+_RECENT_ROUNDS = 30
+
 
 class Store(SubmissionTables, RoundTables):
     """The state file with all its tables; see `template.store.database.StateFile` for how it is opened."""
 
 
-# Rounds, of those with weights, whose submissions are looked at: a day and more.
-_ROUNDS = 30
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvalConfigRow:
-    """A contest and the model that it is about."""
+    """An evaluation config and its model."""
 
     eval_config: EvalConfig
     model: str
 
 
 class StatusStore(Store):
-    """The state file read-only, also while its validator writes. Raises: as `StateFile`."""
+    """The state file read-only, also while its validator writes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, is_read_only=True)
 
     def current_config(self) -> EvalConfigRow | None:
-        """The newest round's contest; before the first round the newest contest, None before that one."""
-        found = self.rows(
+        """Return the config of the newest round, or the newest config before the first round."""
+        rows = self.rows(
             "SELECT id, digest, model FROM contests"
             " ORDER BY id = (SELECT contest_id FROM rounds ORDER BY id DESC LIMIT 1) DESC, id DESC LIMIT 1"
         )
-        return next(
-            (EvalConfigRow(eval_config=EvalConfig(row["id"], row["digest"]), model=row["model"]) for row in found), None
-        )
+        return EvalConfigRow(eval_config=EvalConfig(*rows[0][:2]), model=rows[0]["model"]) if rows else None
 
     def recent_intents(self) -> list[WeightIntent]:
-        """The weight submissions of the last rounds that have any, oldest first."""
-        found = self.rows("SELECT DISTINCT round_id AS id FROM weight_intents ORDER BY id DESC LIMIT ?", _ROUNDS)
-        return sorted((one for row in found for one in self.intents(row["id"])), key=lambda one: one.id)
+        """Return the weight submissions of the newest rounds that have any, oldest first."""
+        recent = "SELECT DISTINCT round_id FROM weight_intents ORDER BY round_id DESC LIMIT ?"
+        return self._intents(f"WHERE round_id IN ({recent}) ORDER BY id", _RECENT_ROUNDS)

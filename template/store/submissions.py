@@ -1,63 +1,61 @@
-"""What the state file knows of contests and submissions: commitments, datasets, verdicts, receipts, tries.
+"""State of submissions: commitments, datasets, verdicts, receipts, retries.
 
-Times are POSIX seconds in UTC; blocks are chain blocks. A submission is keyed by hotkey and by `entry`, the text
-committed on chain: the same commit under another repository or competition is another submission.
+Times are POSIX seconds. The column `entry` holds the text of a commitment: the same commit under another repository or
+competition is another submission.
 """
 
 import dataclasses
 import json
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from template.competition import Competition
 from template.errors import Reason
 from template.records import EvalConfig, RetryState, Submission, SubmissionKey, Verdict
-from template.store.database import StateFile
+from template.store.database import StateFile, placeholders
 
-# Datasets whose row keys are kept although nothing rests on them; whoever commits an older one again is read again.
+# Newest datasets whose row keys are kept although nothing needs them. Older ones are downloaded again when needed.
 MAX_DATASETS = 8192
+
+_OF_SUBMISSION = "contest_id = ? AND hotkey = ? AND entry = ?"
 
 
 class VerdictCache(Mapping[SubmissionKey, Verdict]):
-    """The verdicts of a contest, read when they are asked for, and kept in memory until `forget`.
+    """The verdicts of one config, read on demand and cached: a tick needs few of the many that there are.
 
-    They are asked for at every tick, but only those of submissions that still matter, of the many that there ever were.
+    read: returns one verdict, or all for None.
     """
 
-    def __init__(
-        self, read: Callable[[SubmissionKey], Verdict | None], read_all: Callable[[], dict[SubmissionKey, Verdict]]
-    ) -> None:
+    def __init__(self, read: Callable[[SubmissionKey | None], dict[SubmissionKey, Verdict]]) -> None:
         self._read = read
-        self._read_all = read_all
-        self._known: dict[SubmissionKey, Verdict | None] = {}
+        self._cached: dict[SubmissionKey, Verdict | None] = {}
 
-    def learn(self, key: SubmissionKey, verdict: Verdict) -> None:
-        """Takes in one that was just recorded."""
-        self._known[key] = verdict
+    def put(self, key: SubmissionKey, verdict: Verdict) -> None:
+        """Cache a verdict that was just recorded."""
+        self._cached[key] = verdict
 
-    def forget(self) -> None:
-        """Has everything read anew when it is asked for."""
-        self._known.clear()
+    def clear(self) -> None:
+        """Drop all cached verdicts."""
+        self._cached.clear()
 
     @property
-    def held(self) -> int:
-        """How many submissions the memory holds an answer for."""
-        return len(self._known)
+    def size(self) -> int:
+        """Number of cached answers."""
+        return len(self._cached)
 
     def __getitem__(self, key: SubmissionKey) -> Verdict:
-        if key not in self._known:
-            self._known[key] = self._read(key)
-        found = self._known[key]
-        if found is None:
+        if key not in self._cached:
+            self._cached[key] = self._read(key).get(key)
+        verdict = self._cached[key]
+        if verdict is None:
             raise KeyError(key)
-        return found
+        return verdict
 
     def __iter__(self) -> Iterator[SubmissionKey]:
-        return iter(self._read_all())
+        return iter(self._read(None))
 
     def __len__(self) -> int:
-        return len(self._read_all())
+        return len(self._read(None))
 
 
 class SubmissionTables(StateFile):
@@ -66,12 +64,12 @@ class SubmissionTables(StateFile):
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:
         super().__init__(path, is_read_only=is_read_only)
         self.is_read_only = is_read_only
-        self._known_verdicts: dict[int, VerdictCache] = {}
+        self._verdicts: dict[int, VerdictCache] = {}
 
     def get_or_create_config(
         self, competition: Competition, hyperparameters_digest: str, model: str, now: float
     ) -> EvalConfig:
-        """The contest with exactly these inputs, recorded at its first use; verdicts belong to one contest."""
+        """Return the evaluation config with exactly these inputs, recording it first if it is new."""
         digest = EvalConfig.make_digest(competition.digest, hyperparameters_digest, model)
         with self.atomic() as db:
             db.execute(
@@ -105,10 +103,7 @@ class SubmissionTables(StateFile):
             )
 
     def submissions(self, keys: Iterable[SubmissionKey] | None = None) -> dict[SubmissionKey, Submission]:
-        """What was seen of these submissions, of all by default; those that were never seen are left out.
-
-        A subnet that commits anew in every block leaves hundreds of thousands a day: ask for those that matter.
-        """
+        """Return the recorded ones of these submissions, or all of them: up to hundreds of thousands a day."""
         query = "SELECT hotkey, entry, first_block, block, open_block, missing_block FROM submissions"
         if keys is None:
             rows = self.rows(query)
@@ -118,67 +113,67 @@ class SubmissionTables(StateFile):
         return {submission.key: submission for submission in submissions}
 
     def record_missing_file(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
-        """Records that the submission's file was looked for in vain, which costs it its rank up to there.
+        """Record that the submission's file was missing up to `block`, which costs it its rank.
 
-        is_found: it is there now; the mark is moved only where there is one.
+        is_found: it exists now; only a mark that exists is moved.
         """
-        least = 1 if is_found else 0
         with self.atomic() as db:
             db.execute(
                 "UPDATE submissions SET missing_block = ? WHERE hotkey = ? AND entry = ?"
                 " AND missing_block < ? AND missing_block >= ?",
-                (block, *key, block, least),
+                (block, *key, block, int(is_found)),
             )
 
-    def record_commit_blocks(self, found: Mapping[tuple[str, int], int]) -> None:
-        """Records where sealed commitments were made that the chain has opened: {(hotkey, reveal block): block}."""
+    def record_commit_blocks(self, commit_blocks: Mapping[tuple[str, int], int]) -> None:
+        """Record the commit blocks of revealed commitments, by hotkey and reveal block."""
         with self.atomic() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO openings VALUES (?, ?, ?)",
-                [(*seal, block) for seal, block in found.items()],
+                [(*reveal, block) for reveal, block in commit_blocks.items()],
             )
 
     def commit_blocks(self) -> dict[tuple[str, int], int]:
-        """Where sealed commitments were made: {(hotkey, reveal block): block}."""
+        """Return the commit blocks of revealed commitments, by hotkey and reveal block."""
         rows = self.rows("SELECT hotkey, reveal_block, commit_block FROM openings")
         return {(row["hotkey"], row["reveal_block"]): row["commit_block"] for row in rows}
 
     def record_dataset(
         self, eval_config: EvalConfig, key: SubmissionKey, *, sha256: str, row_keys: Sequence[bytes], now: float
     ) -> None:
-        """A dataset passed every check that it can pass alone; `row_keys` are those of its rows that count."""
+        """Record a dataset that passed its checks, with the keys of its rows that count."""
         with self.atomic() as db:
             db.execute(
-                "INSERT OR REPLACE INTO datasets VALUES (?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO datasets VALUES ({placeholders(6)})",
                 (eval_config.id, *key, sha256, b"".join(row_keys), now),
             )
-            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key))
+            db.execute(f"DELETE FROM attempts WHERE {_OF_SUBMISSION}", (eval_config.id, *key))
 
     def datasets(
-        self, eval_config: EvalConfig, key_bytes: int, share: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
+        self, eval_config: EvalConfig, key_bytes: int, dedup: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
     ) -> dict[SubmissionKey, tuple[bytes, ...]]:
-        """Row keys, `key_bytes` long each, of every dataset that passed its checks, read one by one.
+        """Return the row keys of every recorded dataset.
 
-        share: gives equal keys, which may be others' objects.
+        Args:
+            key_bytes: Length of a row key.
+            dedup: Returns equal keys, as objects that other datasets share.
         """
-        query = "SELECT row_keys FROM datasets WHERE contest_id = ? AND hotkey = ? AND entry = ?"
-        found = {}
+        query = f"SELECT row_keys FROM datasets WHERE {_OF_SUBMISSION}"
+        datasets = {}
         for key in sorted(self.dataset_keys(eval_config)):
             for (blob,) in self.rows(query, eval_config.id, *key):
-                found[key] = share(blob[at : at + key_bytes] for at in range(0, len(blob), key_bytes))
-        return found
+                datasets[key] = dedup(blob[start : start + key_bytes] for start in range(0, len(blob), key_bytes))
+        return datasets
 
     def dataset_keys(self, eval_config: EvalConfig) -> set[SubmissionKey]:
-        """Every dataset whose row keys are kept."""
-        rows = self.rows("SELECT hotkey, entry FROM datasets WHERE contest_id = ?", eval_config.id)
-        return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
+        """Return the submissions whose row keys are recorded."""
+        return self._keys("datasets WHERE contest_id = ?", eval_config.id)
 
     def record_verdict(self, eval_config: EvalConfig, key: SubmissionKey, verdict: Verdict, now: float) -> None:
-        """A refusal, or a loss with its receipt, in one transaction. A verdict is given once and never changed."""
+        """Record a final verdict, with its receipt, in one transaction."""
         reason = None if verdict.reason is None else str(verdict.reason)
         with self.atomic() as db:
             db.execute(
-                "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO verdicts VALUES ({placeholders(8)})",
                 (eval_config.id, *key, reason, verdict.message, verdict.loss, verdict.seconds, now),
             )
             if verdict.receipt is not None:
@@ -186,81 +181,65 @@ class SubmissionTables(StateFile):
                     "INSERT INTO receipts (contest_id, hotkey, entry, receipt) VALUES (?, ?, ?, ?)",
                     (eval_config.id, *key, verdict.receipt),
                 )
-            db.execute("DELETE FROM attempts WHERE contest_id = ? AND hotkey = ? AND entry = ?", (eval_config.id, *key))
-        if eval_config.id in self._known_verdicts:
-            self._known_verdicts[eval_config.id].learn(key, dataclasses.replace(verdict, receipt=None))
+            db.execute(f"DELETE FROM attempts WHERE {_OF_SUBMISSION}", (eval_config.id, *key))
+        if eval_config.id in self._verdicts:
+            self._verdicts[eval_config.id].put(key, dataclasses.replace(verdict, receipt=None))
 
     def verdicts(self, eval_config: EvalConfig) -> Mapping[SubmissionKey, Verdict]:
-        """Every verdict of the contest, without the receipts.
-
-        The one who writes them is asked at every tick and keeps what it was asked for in memory, until
-        `prune_results`; whoever only reads reads anew.
-        """
+        """Return every verdict of the config, without receipts; cached unless this file is read-only."""
         if self.is_read_only:
             return self._read_verdicts(eval_config)
-        if eval_config.id not in self._known_verdicts:
-            self._known_verdicts[eval_config.id] = VerdictCache(
-                lambda key: self._read_verdicts(eval_config, key).get(key), lambda: self._read_verdicts(eval_config)
-            )
-        return self._known_verdicts[eval_config.id]
+        if eval_config.id not in self._verdicts:
+            self._verdicts[eval_config.id] = VerdictCache(lambda key: self._read_verdicts(eval_config, key))
+        return self._verdicts[eval_config.id]
 
     def _read_verdicts(self, eval_config: EvalConfig, key: SubmissionKey | None = None) -> dict[SubmissionKey, Verdict]:
-        where, values = ("", ()) if key is None else (" AND hotkey = ? AND entry = ?", tuple(key))
-        query = "SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE contest_id = ?"
-        rows = self.rows(query + where, eval_config.id, *values)
-        return {SubmissionKey(row["hotkey"], row["entry"]): _read_verdict(row) for row in rows}
+        where, values = ("contest_id = ?", ()) if key is None else (_OF_SUBMISSION, tuple(key))
+        query = f"SELECT hotkey, entry, reason, message, loss, seconds FROM verdicts WHERE {where}"
+        return {
+            SubmissionKey(hotkey, text): Verdict(
+                reason=None if reason is None else Reason(reason), message=message, loss=loss, seconds=seconds
+            )
+            for hotkey, text, reason, message, loss, seconds in self.rows(query, eval_config.id, *values)
+        }
 
     def expire_rejections(
         self, eval_config: EvalConfig, reasons: Sequence[Reason], *, before: float, after: float = float("inf")
     ) -> None:
-        """Takes back the refusals for these reasons that are older than the time `before`, or newer than `after`.
+        """Delete rejections for these reasons that are older than `before`.
 
-        The latter come from a clock that was ahead.
+        Also those newer than `after`, which were recorded by a clock that ran ahead.
         """
-        marks = ", ".join("?" * len(reasons))
-        where = f"contest_id = ? AND (decided_at < ? OR decided_at > ?) AND reason IN ({marks})"
+        where = f"contest_id = ? AND (decided_at < ? OR decided_at > ?) AND reason IN ({placeholders(len(reasons))})"
         values = (eval_config.id, before, after, *map(str, reasons))
         if self.rows(f"SELECT 1 FROM verdicts WHERE {where} LIMIT 1", *values):
             with self.atomic() as db:
                 db.execute(f"DELETE FROM verdicts WHERE {where}", values)
-            for known in self._known_verdicts.values():
-                known.forget()
+            self._clear_verdicts()
 
     def receipt(self, eval_config: EvalConfig, key: SubmissionKey) -> str | None:
-        """The receipt of a scored submission, None when it was not scored."""
-        rows = self.rows(
-            "SELECT receipt FROM receipts WHERE contest_id = ? AND hotkey = ? AND entry = ?", eval_config.id, *key
-        )
+        """Return the receipt of an evaluated submission, None without one."""
+        rows = self.rows(f"SELECT receipt FROM receipts WHERE {_OF_SUBMISSION}", eval_config.id, *key)
         return rows[0]["receipt"] if rows else None
 
-    def record_retry_state(self, eval_config: EvalConfig, key: SubmissionKey, attempt: RetryState) -> None:
-        """What became of the last try on a submission that has no verdict yet."""
+    def record_retry_state(self, eval_config: EvalConfig, key: SubmissionKey, retry: RetryState) -> None:
+        """Record the failures of a submission without a verdict."""
         with self.atomic() as db:
             db.execute(
-                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    eval_config.id,
-                    *key,
-                    attempt.remote_failures,
-                    attempt.host_failures,
-                    attempt.next_at,
-                    attempt.last_error,
-                ),
+                f"INSERT OR REPLACE INTO attempts VALUES ({placeholders(7)})",
+                (eval_config.id, *key, *dataclasses.astuple(retry)),
             )
 
     def retry_states(self, eval_config: EvalConfig) -> dict[SubmissionKey, RetryState]:
-        """Failed tries of submissions that have no verdict yet."""
-        rows = self.rows(
-            "SELECT hotkey, entry, remote_failures, host_failures, next_at, last_error FROM attempts"
-            " WHERE contest_id = ?",
-            eval_config.id,
-        )
-        return {SubmissionKey(row["hotkey"], row["entry"]): RetryState(*tuple(row)[2:]) for row in rows}
+        """Return the failures of submissions without a verdict."""
+        columns = "hotkey, entry, remote_failures, host_failures, next_at, last_error"
+        rows = self.rows(f"SELECT {columns} FROM attempts WHERE contest_id = ?", eval_config.id)
+        return {SubmissionKey(hotkey, text): RetryState(*values) for hotkey, text, *values in rows}
 
     def round_receipts(self, eval_config: EvalConfig, round_id: int) -> dict[SubmissionKey, str]:
-        """The receipts that belong to the round; those of its entries that belong to none yet are given to it first.
+        """Return the round's receipts, after assigning it those of its entries that have no round yet.
 
-        So a score that outlives its round is in the next one's, unless what it was of stands there no more.
+        So an evaluation that outlives its round counts in the next one, if its entry is still there.
         """
         with self.atomic() as db:
             db.execute(
@@ -270,32 +249,34 @@ class SubmissionTables(StateFile):
                 {"round": round_id, "contest": eval_config.id},
             )
         rows = self.rows("SELECT hotkey, entry, receipt FROM receipts WHERE round_id = ?", round_id)
-        return {SubmissionKey(row["hotkey"], row["entry"]): row["receipt"] for row in rows}
+        return {SubmissionKey(hotkey, text): receipt for hotkey, text, receipt in rows}
 
     def unpublished_receipts(self, eval_config: EvalConfig) -> set[SubmissionKey]:
-        """What has a receipt that belongs to no round yet."""
-        rows = self.rows("SELECT hotkey, entry FROM receipts WHERE contest_id = ? AND round_id IS NULL", eval_config.id)
-        return {SubmissionKey(row["hotkey"], row["entry"]) for row in rows}
+        """Return the submissions whose receipt belongs to no round yet."""
+        return self._keys("receipts WHERE contest_id = ? AND round_id IS NULL", eval_config.id)
 
     def prune_submissions(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:
-        """Forgets commitments of before that block, but those in `keep`, and openings, but their hotkeys' newest."""
-        seen = self.rows("SELECT hotkey, entry FROM submissions WHERE block < ?", before_block)
-        gone = [tuple(row) for row in seen if SubmissionKey(*row) not in keep]
+        """Delete commitments from before that block that are not in `keep`, and their commit blocks.
+
+        The newest commit block of each hotkey in `keep` stays.
+        """
+        old = self._keys("submissions WHERE block < ?", before_block)
         hotkeys = {key.hotkey for key in keep}
-        old = self.rows("SELECT hotkey, reveal_block FROM openings WHERE reveal_block < ?", before_block)
-        newest = {row["hotkey"]: row["reveal_block"] for row in sorted(old, key=lambda row: int(row["reveal_block"]))}
+        reveals = self.rows("SELECT hotkey, reveal_block FROM openings WHERE reveal_block < ?", before_block)
+        newest = {hotkey: block for hotkey, block in sorted(map(tuple, reveals)) if hotkey in hotkeys}
         with self.atomic() as db:
-            db.executemany("DELETE FROM submissions WHERE hotkey = ? AND entry = ?", gone)
+            db.executemany(
+                "DELETE FROM submissions WHERE hotkey = ? AND entry = ?", [key for key in old if key not in keep]
+            )
             db.executemany(
                 "DELETE FROM openings WHERE hotkey = ? AND reveal_block = ?",
-                [tuple(row) for row in old if row["hotkey"] not in hotkeys or row[1] != newest[row["hotkey"]]],
+                [(hotkey, block) for hotkey, block in reveals if newest.get(hotkey) != block],
             )
 
     def prune_results(self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float) -> None:
-        """Frees what is large of submissions that are not in `keep`: row keys and receipts older than these times.
+        """Delete row keys, retries and receipts older than these times, except for submissions in `keep`.
 
-        Row keys also when the newest MAX_DATASETS are newer. Verdicts stay, so that nothing is ever judged twice; tries
-        that led to none go with the row keys.
+        Row keys beyond the newest MAX_DATASETS go too. Verdicts stay, so that nothing is evaluated twice.
         """
         columns = "contest_id, hotkey, entry"
         datasets = self.rows(f"SELECT {columns} FROM datasets WHERE checked_at < ?", datasets_before)
@@ -303,21 +284,20 @@ class SubmissionTables(StateFile):
             f"SELECT {columns} FROM datasets ORDER BY checked_at DESC, {columns} LIMIT -1 OFFSET ?", MAX_DATASETS
         )
         receipts = self.rows(
-            "SELECT contest_id, hotkey, entry FROM receipts JOIN verdicts USING (contest_id, hotkey, entry)"
-            " WHERE decided_at < ?",
-            receipts_before,
+            f"SELECT {columns} FROM receipts JOIN verdicts USING ({columns}) WHERE decided_at < ?", receipts_before
         )
-        attempts = self.rows("SELECT contest_id, hotkey, entry FROM attempts WHERE next_at < ?", datasets_before)
+        retries = self.rows(f"SELECT {columns} FROM attempts WHERE next_at < ?", datasets_before)
         with self.atomic() as db:
-            for table, old in (("datasets", datasets), ("receipts", receipts), ("attempts", attempts)):
+            for table, rows in (("datasets", datasets), ("receipts", receipts), ("attempts", retries)):
                 db.executemany(
-                    f"DELETE FROM {table} WHERE contest_id = ? AND hotkey = ? AND entry = ?",
-                    [tuple(row) for row in old if SubmissionKey(row["hotkey"], row["entry"]) not in keep],
+                    f"DELETE FROM {table} WHERE {_OF_SUBMISSION}",
+                    [tuple(row) for row in rows if SubmissionKey(row["hotkey"], row["entry"]) not in keep],
                 )
-        for known in self._known_verdicts.values():
-            known.forget()
+        self._clear_verdicts()
 
+    def _clear_verdicts(self) -> None:
+        for cache in self._verdicts.values():
+            cache.clear()
 
-def _read_verdict(row: sqlite3.Row) -> Verdict:
-    reason = None if row["reason"] is None else Reason(row["reason"])
-    return Verdict(reason=reason, message=row["message"], loss=row["loss"], seconds=row["seconds"])
+    def _keys(self, table_where: str, *values: object) -> set[SubmissionKey]:
+        return {SubmissionKey(*row) for row in self.rows(f"SELECT hotkey, entry FROM {table_where}", *values)}

@@ -306,11 +306,11 @@ def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
     store.close()
     with Store(path) as again:
         found = again.verdicts(eval_config)
-        assert isinstance(found, VerdictCache) and found.held == 0
+        assert isinstance(found, VerdictCache) and found.size == 0
         assert keys[3] in found and found[keys[4]].loss == SCORED.loss and make_key("x") not in found
-        assert found.held == 3 and len(found) == 50 and set(found) == set(keys)
+        assert found.size == 3 and len(found) == 50 and set(found) == set(keys)
         again.prune_results(keep=set(), datasets_before=0.0, receipts_before=0.0)
-        assert found.held == 0 and again.verdicts(eval_config)[keys[9]].loss == SCORED.loss
+        assert found.size == 0 and again.verdicts(eval_config)[keys[9]].loss == SCORED.loss
         again.record_verdict(eval_config, make_key("x"), Verdict(reason=Reason.EMPTY), now=1.0)
         assert found[make_key("x")].reason is Reason.EMPTY
         again.expire_rejections(eval_config, [Reason.EMPTY], before=2.0)
