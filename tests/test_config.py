@@ -34,7 +34,7 @@ def load(folder: Path, **changes: Any) -> TrainingArgs:
     return load_training_args(write(folder, yaml.safe_dump({"o/m": values})))
 
 
-def test_the_repositorys_own_file_is_the_contracts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_training_args_are_the_repositorys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "broken").rename(tmp_path / "training_args.yaml")
     monkeypatch.chdir(tmp_path)
     args = load_training_args()
@@ -53,14 +53,14 @@ def test_the_repositorys_own_file_is_the_contracts(tmp_path: Path, monkeypatch: 
     assert template_for(args.model_id)
 
 
-def test_a_file_is_read_in_full_and_needs_no_revision(tmp_path: Path) -> None:
+def test_training_args_need_no_revision(tmp_path: Path) -> None:
     args = load(tmp_path)
     assert (args.model_id, args.revision) == ("o/m", None)
     assert args.hyperparameters.to_dict() == GOOD
     assert load(tmp_path, revision="v1.0").revision == "v1.0"
 
 
-def test_the_first_model_counts_and_all_are_checked(tmp_path: Path) -> None:
+def test_first_model_is_used_and_all_are_checked(tmp_path: Path) -> None:
     text = yaml.safe_dump({"z/first": GOOD, "a/second": {**GOOD, "lora_rank": 4}}, sort_keys=False)
     assert load_training_args(write(tmp_path, text)).model_id == "z/first"
     with pytest.raises(ConfigError, match=r"a/second.*lora_rank"):
@@ -69,19 +69,19 @@ def test_the_first_model_counts_and_all_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", [*GOOD, "revision"])
 @pytest.mark.parametrize("value", ["-1", True, [1], {}, -1, float("nan"), float("inf")])
-def test_a_mistyped_value_is_refused_with_file_and_key(tmp_path: Path, key: str, value: Any) -> None:
+def test_invalid_value_is_rejected_with_file_and_key(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"args\.yaml: o/m: {key} must be"):
         load(tmp_path, **{key: value})
 
 
 @pytest.mark.parametrize("key", [key for key in GOOD if key != "lora_dropout"])
 @pytest.mark.parametrize("value", [0, 1.0, 1.5, None])
-def test_a_count_must_be_a_positive_whole_number(tmp_path: Path, key: str, value: Any) -> None:
+def test_count_must_be_a_positive_integer(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{key} must be a positive integer"):
         load(tmp_path, **{key: value})
 
 
-def test_dropout_lies_in_zero_to_below_one(tmp_path: Path) -> None:
+def test_dropout_must_be_in_zero_to_below_one(tmp_path: Path) -> None:
     for value in (0, 0.0, 0.999):
         assert load(tmp_path, lora_dropout=value).hyperparameters.lora_dropout == value
     for value in (1, 1.0, -0.001, 10**400):
@@ -90,12 +90,12 @@ def test_dropout_lies_in_zero_to_below_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", ["", "a b", "../main", "-x", "a..b", "x" * 101, 7])
-def test_a_revision_that_names_nothing_is_refused(tmp_path: Path, revision: Any) -> None:
+def test_invalid_revision_is_rejected(tmp_path: Path, revision: Any) -> None:
     with pytest.raises(ConfigError, match=r"args\.yaml: o/m: revision must be"):
         load(tmp_path, revision=revision)
 
 
-def test_unknown_and_missing_keys_are_refused_by_name(tmp_path: Path) -> None:
+def test_unknown_and_missing_keys_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"args\.yaml: o/m: unknown key 'lora_rnak'"):
         load(tmp_path, lora_rnak=1)
     for key in GOOD:
@@ -125,12 +125,12 @@ def test_unknown_and_missing_keys_are_refused_by_name(tmp_path: Path) -> None:
         "--- {}\n--- {}",
     ],
 )
-def test_a_file_of_another_shape_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+def test_file_of_another_shape_is_rejected(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"args\.yaml: "):
         load_training_args(write(tmp_path, text))
 
 
-def test_a_key_given_twice_is_refused_at_any_depth(tmp_path: Path) -> None:
+def test_duplicate_key_is_rejected_at_any_depth(tmp_path: Path) -> None:
     text = yaml.safe_dump({"o/m": GOOD})
     with pytest.raises(ConfigError, match="duplicate key 'lora_rank'"):
         load_training_args(write(tmp_path, text + "  lora_rank: 8\n"))
@@ -138,7 +138,7 @@ def test_a_key_given_twice_is_refused_at_any_depth(tmp_path: Path) -> None:
         load_training_args(write(tmp_path, text + text))
 
 
-def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read"):
         load_training_args(tmp_path / "gone.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -149,13 +149,13 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("key", GOOD)
-def test_the_digest_changes_with_every_hyperparameter_and_with_nothing_else(key: str) -> None:
+def test_digest_changes_with_every_hyperparameter(key: str) -> None:
     first = Hyperparameters(**GOOD)
     assert Hyperparameters(**dict(reversed(GOOD.items()))).digest == first.digest
     assert dataclasses.replace(first, **{key: GOOD[key] / 2 if key == "lora_dropout" else 99}).digest != first.digest
 
 
-def test_a_dropout_written_as_zero_or_as_a_float_is_one_digest() -> None:
+def test_digest_ignores_the_spelling_of_zero() -> None:
     assert (
         Hyperparameters(**{**GOOD, "lora_dropout": 0}).digest == Hyperparameters(**{**GOOD, "lora_dropout": 0.0}).digest
     )
@@ -164,16 +164,16 @@ def test_a_dropout_written_as_zero_or_as_a_float_is_one_digest() -> None:
 # Competition files
 
 
-def test_without_a_file_the_competition_is_the_subnets_own() -> None:
+def test_default_competition_is_the_subnets_own() -> None:
     assert load_competition(None) == load_competition() == Competition.from_defaults()
 
 
-def test_a_competition_file_replaces_the_defaults(tmp_path: Path) -> None:
+def test_competition_file_replaces_the_defaults(tmp_path: Path) -> None:
     mine = dataclasses.replace(Competition.from_defaults(), id="x", bench=5.0, minb=4.0, maxb=6.0, rows=10)
     assert load_competition(write(tmp_path, yaml.safe_dump(mine.to_dict()))) == mine
 
 
-def test_a_competition_file_with_a_fault_is_refused_with_file_and_field(tmp_path: Path) -> None:
+def test_invalid_competition_file_is_named_with_its_field(tmp_path: Path) -> None:
     values = Competition.from_defaults().to_dict()
     with pytest.raises(ConfigError, match=r"args\.yaml: competition\.id must be text, not 1"):
         load_competition(write(tmp_path, yaml.safe_dump({**values, "id": 1})))
@@ -181,7 +181,7 @@ def test_a_competition_file_with_a_fault_is_refused_with_file_and_field(tmp_path
         load_competition(write(tmp_path, yaml.safe_dump({k: v for k, v in values.items() if k != "pow"})))
 
 
-def test_paths_are_taken_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_is_resolved_by_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, yaml.safe_dump({"o/m": GOOD}))
     monkeypatch.chdir(tmp_path)
     assert load_training_args(Path(os.curdir) / path.name).model_id == "o/m"

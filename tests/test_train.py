@@ -68,7 +68,7 @@ def other_data(tmp_path: Path) -> Path:
 
 
 @both_dtypes
-def test_same_inputs_give_the_same_bits_whatever_was_scored_before(
+def test_loss_is_equal_whatever_was_evaluated_before(
     bench: Bench, expected: dict[str, TrainResult], other_data: Path, dtype: str
 ) -> None:
     assert bits(bench.run(dtype)) == bits(expected[dtype])
@@ -80,7 +80,7 @@ def test_same_inputs_give_the_same_bits_whatever_was_scored_before(
 
 
 @both_dtypes
-def test_a_model_read_again_gives_the_same_bits(
+def test_loss_is_equal_after_reloading_the_model(
     bench: Bench, expected: dict[str, TrainResult], monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     monkeypatch.setattr(train, "_resident", None)
@@ -89,15 +89,13 @@ def test_a_model_read_again_gives_the_same_bits(
 
 
 @both_dtypes
-def test_train_lora_returns_the_loss_of_the_whole_result(
-    bench: Bench, expected: dict[str, TrainResult], dtype: str
-) -> None:
+def test_train_lora_returns_the_loss(bench: Bench, expected: dict[str, TrainResult], dtype: str) -> None:
     loss = train_lora(7, 2.5, 250, None, str(bench.data_dir), str(bench.eval_data_dir), bench.options(dtype))
     assert loss == expected[dtype].loss
 
 
 @both_dtypes
-def test_work_beside_the_score_does_not_move_it(bench: Bench, expected: dict[str, TrainResult], dtype: str) -> None:
+def test_loss_is_equal_beside_other_torch_work(bench: Bench, expected: dict[str, TrainResult], dtype: str) -> None:
     load_resident_model(bench.options(dtype))
     is_over = threading.Event()
     rounds = 0
@@ -126,9 +124,7 @@ def test_work_beside_the_score_does_not_move_it(bench: Bench, expected: dict[str
 
 
 @both_dtypes
-def test_scores_asked_for_at_once_wait_for_each_other(
-    bench: Bench, expected: dict[str, TrainResult], dtype: str
-) -> None:
+def test_concurrent_evaluations_are_serialized(bench: Bench, expected: dict[str, TrainResult], dtype: str) -> None:
     results: dict[int, TrainResult] = {}
 
     def score(lucky_num: int) -> None:
@@ -171,7 +167,7 @@ CALLER_MODES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManage
 
 
 @pytest.mark.parametrize("name", CALLER_MODES)
-def test_settings_of_the_caller_do_not_move_the_score(
+def test_settings_of_the_caller_do_not_change_the_loss(
     bench: Bench, expected: dict[str, TrainResult], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     dtype, mode = CALLER_MODES[name]
@@ -192,9 +188,7 @@ print(*(bench.run(dtype).loss.hex() for dtype in ("bfloat16", "float32")))
 """
 
 
-def test_another_process_gives_the_same_bits_whatever_its_environment_says_of_threads(
-    bench: Bench, expected: dict[str, TrainResult]
-) -> None:
+def test_loss_is_equal_in_another_process(bench: Bench, expected: dict[str, TrainResult]) -> None:
     environment = os.environ | {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
     if "OMP_NUM_THREADS" in os.environ:  # then this process is the one with a limit
         del environment["OMP_NUM_THREADS"]
@@ -234,7 +228,7 @@ def base_digests() -> dict[str, str]:
 
 
 @both_dtypes
-def test_the_base_is_bit_identical_after_any_score(bench: Bench, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+def test_base_is_unchanged_by_any_evaluation(bench: Bench, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     load_resident_model(bench.options(dtype))
     before = base_digests()
     bench.run(dtype)
@@ -266,7 +260,7 @@ def process_state() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("on_progress", [loop.ignore_progress, abort_late])
-def test_settings_and_random_state_are_put_back(
+def test_settings_and_random_state_are_restored(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, on_progress: Callable[[Progress], None]
 ) -> None:
     monkeypatch.setattr(train, "_resident", None)
@@ -285,7 +279,7 @@ def test_settings_and_random_state_are_put_back(
 # Property 5: what moved the number is told.
 
 
-def test_the_result_names_everything_that_can_move_the_number(bench: Bench, expected: dict[str, TrainResult]) -> None:
+def test_result_has_everything_that_can_change_the_loss(bench: Bench, expected: dict[str, TrainResult]) -> None:
     result = expected["bfloat16"]
     names = {"package", "torch", "transformers", "peft", "tokenizers", "device", "dtype", "threads"}
     assert names <= result.environment.keys()
@@ -304,7 +298,7 @@ def test_the_result_names_everything_that_can_move_the_number(bench: Bench, expe
 # What is read of the files.
 
 
-def test_rows_past_eval_size_are_not_trained_on(bench: Bench, tmp_path: Path) -> None:
+def test_rows_above_eval_size_are_not_trained_on(bench: Bench, tmp_path: Path) -> None:
     rows = make_rows(20, seed=1)
     more = bench.run(data_dir=write_rows(tmp_path / "more", rows), rows=13)
     fewer = bench.run(data_dir=write_rows(tmp_path / "fewer", rows[:13]), rows=13)
@@ -312,12 +306,12 @@ def test_rows_past_eval_size_are_not_trained_on(bench: Bench, tmp_path: Path) ->
     assert more.train_sha256 != fewer.train_sha256
 
 
-def test_rows_past_eval_size_need_no_target(bench: Bench, tmp_path: Path) -> None:
+def test_rows_above_eval_size_need_no_target(bench: Bench, tmp_path: Path) -> None:
     rows = [*make_rows(2, seed=1), {"conversations": [{"role": "user", "content": "no answer"}]}]
     assert bench.run(data_dir=write_rows(tmp_path, rows), rows=2).train_rows == 2
 
 
-def test_a_long_row_is_cut_at_2048_tokens(bench: Bench, tmp_path: Path) -> None:
+def test_long_row_is_truncated_at_2048_tokens(bench: Bench, tmp_path: Path) -> None:
     answer = "seven days " * 1500
     losses = []
     for tail in ("sea", "storm"):
@@ -327,7 +321,7 @@ def test_a_long_row_is_cut_at_2048_tokens(bench: Bench, tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_an_evaluation_row_without_a_target_is_skipped_and_counted(bench: Bench, tmp_path: Path) -> None:
+def test_evaluation_row_without_target_is_skipped(bench: Bench, tmp_path: Path) -> None:
     rows = make_rows(9, seed=2)
     no_target = {"conversations": [{"role": "user", "content": "no answer"}]}
     result = bench.run(eval_data_dir=write_rows(tmp_path, [no_target, *rows]))
@@ -335,7 +329,7 @@ def test_an_evaluation_row_without_a_target_is_skipped_and_counted(bench: Bench,
     assert result.loss == bench.run().loss
 
 
-def test_an_evaluation_file_that_changed_in_place_is_read_again(bench: Bench, tmp_path: Path) -> None:
+def test_changed_evaluation_file_is_read_again(bench: Bench, tmp_path: Path) -> None:
     write_rows(tmp_path, make_rows(3, seed=5))
     first = bench.run(eval_data_dir=tmp_path)
     write_rows(tmp_path, make_rows(3, seed=6))
@@ -359,7 +353,7 @@ def test_an_evaluation_file_that_changed_in_place_is_read_again(bench: Bench, tm
         (json.dumps(make_row("seven days " * 2000, "cut away")).encode(), Reason.NO_TARGET),
     ],
 )
-def test_a_bad_file_is_the_miners_fault_and_as_evaluation_set_the_operators(
+def test_bad_file_is_the_fault_of_its_owner(
     bench: Bench, tmp_path: Path, content: bytes | None, reason: Reason
 ) -> None:
     if content is not None:
@@ -372,7 +366,7 @@ def test_a_bad_file_is_the_miners_fault_and_as_evaluation_set_the_operators(
 
 
 @both_dtypes
-def test_training_that_diverges_is_the_miners_fault_and_never_a_number(
+def test_diverging_training_is_a_submission_error(
     bench: Bench, expected: dict[str, TrainResult], monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     with monkeypatch.context() as patch:
@@ -395,15 +389,13 @@ def poison(model: Path, folder: Path, token: int) -> Path:
 
 
 @pytest.mark.parametrize("token", [0, 300])
-def test_a_base_that_is_not_finite_is_this_machines_fault(bench: Bench, tmp_path: Path, token: int) -> None:
+def test_non_finite_base_is_a_host_error(bench: Bench, tmp_path: Path, token: int) -> None:
     with pytest.raises(HostError, match="not finite"):
         bench.run(model_path=poison(bench.model_path, tmp_path / "poisoned", token))
 
 
 @pytest.mark.parametrize("second", ["nowhere", "training step 2 of 4"])
-def test_a_run_that_fails_and_then_does_otherwise_is_this_machines_fault(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, second: str
-) -> None:
+def test_irreproducible_failure_is_a_host_error(bench: Bench, monkeypatch: pytest.MonkeyPatch, second: str) -> None:
     run_once = train._run_once
     places = iter(["training step 1 of 4", second])
 
@@ -421,7 +413,7 @@ def test_a_run_that_fails_and_then_does_otherwise_is_this_machines_fault(
 @pytest.mark.parametrize(
     "error", [MemoryError("full"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), OSError(28, "No space left")]
 )
-def test_a_fault_of_this_machine_is_named_as_such(
+def test_failure_of_this_machine_is_a_host_error(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: Any, **__: Any) -> float:
@@ -433,28 +425,28 @@ def test_a_fault_of_this_machine_is_named_as_such(
 
 
 @pytest.mark.parametrize("lucky_num", [-1, 2**32, 1.5, True])
-def test_a_lucky_num_out_of_range_is_refused(bench: Bench, lucky_num: int) -> None:
+def test_lucky_num_out_of_range_is_a_config_error(bench: Bench, lucky_num: int) -> None:
     with pytest.raises(ConfigError, match="lucky_num"):
         bench.run(lucky_num=lucky_num)
 
 
-def test_the_last_lucky_num_is_taken(bench: Bench) -> None:
+def test_largest_lucky_num_is_accepted(bench: Bench) -> None:
     assert bench.run(lucky_num=2**32 - 1).lucky_num == 2**32 - 1
 
 
 @pytest.mark.parametrize("rows", [0, -1])
-def test_no_rows_to_train_on_is_refused(bench: Bench, rows: int) -> None:
+def test_eval_size_below_one_is_a_config_error(bench: Bench, rows: int) -> None:
     with pytest.raises(ConfigError, match="eval_size"):
         bench.run(rows=rows)
 
 
 @pytest.mark.parametrize("options", [{"device": "tpu"}, {"device": "cuda:99"}, {"dtype": "float16"}])
-def test_an_unusable_device_or_dtype_is_refused(bench: Bench, options: dict[str, str]) -> None:
+def test_unusable_device_or_dtype_is_a_config_error(bench: Bench, options: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         train_and_evaluate(7, 2.6, 250, options=dataclasses.replace(bench.options(), **options))  # type: ignore[arg-type]
 
 
-def test_the_resident_model_is_read_once(bench: Bench) -> None:
+def test_resident_model_is_loaded_once(bench: Bench) -> None:
     bench.run()
     held = train._resident
     model = load_resident_model(bench.options())

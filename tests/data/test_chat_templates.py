@@ -150,9 +150,7 @@ def joined(model_id: str, system: str | None, turns: list[str]) -> str:
 @pytest.mark.parametrize("turns", CONVERSATIONS, ids=["braces", "three turns", "empty"])
 @pytest.mark.parametrize("system", ["Be {brief}.", "", None], ids=["system", "empty system", "no system"])
 @pytest.mark.parametrize("model_id", PUBLIC)
-def test_joined_pieces_are_what_the_public_template_renders(
-    model_id: str, system: str | None, turns: list[str]
-) -> None:
+def test_joined_pieces_equal_the_public_template(model_id: str, system: str | None, turns: list[str]) -> None:
     is_default_public = PUBLIC[model_id][3]
     given = template_for(model_id).default_system if system is None and not is_default_public else system
     # The public template of Gemma 1.1 and 2 refuses a system text; that of Gemma 3 is taken for it.
@@ -161,12 +159,12 @@ def test_joined_pieces_are_what_the_public_template_renders(
 
 
 @pytest.mark.parametrize("model_id", PUBLIC)
-def test_a_user_piece_ends_where_the_model_is_asked_to_write(model_id: str) -> None:
+def test_user_piece_ends_with_the_generation_prompt(model_id: str) -> None:
     default = template_for(model_id).default_system
     assert joined(model_id, None, ["q"]) == render(model_id, default or None, ["q"], ask=True)
 
 
-def test_the_contracts_qwen_text_is_the_one_in_use() -> None:
+def test_qwen_pieces_are_those_of_the_protocol() -> None:
     for model_id in ("Qwen/Qwen1.5-7B-Chat", "Qwen/Qwen2.5-1.5B-Instruct"):
         assert template_for(model_id).pieces(None, ["q", "a"]) == [
             ("<|im_start|>system\n", "You are a helpful assistant.", "<|im_end|>\n", False),
@@ -176,7 +174,7 @@ def test_the_contracts_qwen_text_is_the_one_in_use() -> None:
 
 
 @pytest.mark.parametrize("model_id", model2template)
-def test_every_template_marks_its_answers_and_nothing_else(model_id: str) -> None:
+def test_every_template_targets_answers_only(model_id: str) -> None:
     pieces = template_for(model_id).pieces("SYSTEM", ["ASK", "ANSWER", "ASK", "ANSWER"])
     assert ["ANSWER" in piece.content for piece in pieces] == [piece.is_target for piece in pieces]
     assert sum(piece.is_target for piece in pieces) == 2
@@ -184,19 +182,19 @@ def test_every_template_marks_its_answers_and_nothing_else(model_id: str) -> Non
 
 
 @pytest.mark.parametrize("model_id", model2template)
-def test_white_space_around_a_content_does_not_reach_the_pieces(model_id: str) -> None:
+def test_content_is_stripped(model_id: str) -> None:
     template = template_for(model_id)
     assert template.pieces(" s\n", ["\tq ", "\n\na "]) == template.pieces("s", ["q", "a"])
 
 
 @pytest.mark.parametrize("model_id", [model_id for model_id, t in model2template.items() if t.bos])
-def test_a_beginning_of_text_is_a_piece_of_its_own(model_id: str) -> None:
+def test_bos_is_a_piece_of_its_own(model_id: str) -> None:
     template = template_for(model_id)
     assert template.pieces(None, ["q", "a"])[0] == (template.bos, "", "", False)
     assert joined(model_id, "s", ["q", "a"]).count(template.bos) == 1
 
 
-def test_an_unknown_model_is_the_operators_mistake_and_the_families_are_named() -> None:
+def test_unknown_model_is_a_config_error_naming_families() -> None:
     with pytest.raises(ConfigError, match=re.escape("'Qwen/Qwen2.5-1.5B'")) as caught:
         template_for("Qwen/Qwen2.5-1.5B")
     for family in ("Qwen1.5", "Qwen2.5", "Gemma", "Llama 3", "Llama 3.1/3.2", "TinyLlama", "SmolLM2"):

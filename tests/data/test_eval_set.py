@@ -55,14 +55,14 @@ def check(content: bytes, folder: Path, max_rows: int = 250) -> int:
 # The pool
 
 
-def test_a_pool_is_the_set_of_its_rows_keys(tmp_path: Path) -> None:
+def test_index_contains_every_row_key_once(tmp_path: Path) -> None:
     pool = read_eval_set_index(write_pool(tmp_path, b"".join([*LINES, *LINES, b"\n"])))
     rows = parse_rows(b"".join(LINES), name="x", limits=SUBMISSION_LIMITS)
     assert pool.canonical.keys() == {row.key for row in rows}
     assert len(pool) == len(LINES)
 
 
-def test_the_owners_file_may_be_larger_than_a_submission(tmp_path: Path) -> None:
+def test_eval_set_may_be_larger_than_a_submission(tmp_path: Path) -> None:
     content = b"".join(make_line(f"row {number}") for number in range(constants.MAX_SUBMISSION_ROWS + 1))
     assert len(read_eval_set_index(write_pool(tmp_path, content))) == constants.MAX_SUBMISSION_ROWS + 1
     with pytest.raises(SubmissionError, match=f"at most {constants.MAX_SUBMISSION_ROWS} rows") as caught:
@@ -70,12 +70,12 @@ def test_the_owners_file_may_be_larger_than_a_submission(tmp_path: Path) -> None
     assert caught.value.reason is Reason.TOO_LARGE
 
 
-def test_a_pool_that_is_not_there_is_the_operators_to_mend(tmp_path: Path) -> None:
+def test_missing_eval_set_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"{constants.DATA_FILE}: evaluation set not found"):
         read_eval_set_index(tmp_path / constants.DATA_FILE)
 
 
-def test_a_pool_that_cannot_be_read_is_this_machines_fault(tmp_path: Path) -> None:
+def test_unreadable_eval_set_is_a_host_error(tmp_path: Path) -> None:
     (tmp_path / constants.DATA_FILE).mkdir()
     with pytest.raises(HostError, match=rf"{constants.DATA_FILE}: cannot be read: Is a directory"):
         read_eval_set_index(tmp_path / constants.DATA_FILE)
@@ -85,7 +85,7 @@ def test_a_pool_that_cannot_be_read_is_this_machines_fault(tmp_path: Path) -> No
     ("content", "told"),
     [(LINES[0] + b"{]\n", "line 2"), (b"", "at least one row"), (LINES[0] + b'{"x": 1}\n', "line 2")],
 )
-def test_a_broken_pool_is_the_owners_fault_and_never_a_verdict(tmp_path: Path, content: bytes, told: str) -> None:
+def test_malformed_eval_set_is_a_config_error(tmp_path: Path, content: bytes, told: str) -> None:
     path = write_pool(tmp_path, content)
     with pytest.raises(ConfigError, match="the evaluation set cannot be used") as caught:
         read_eval_set_index(path)
@@ -96,13 +96,13 @@ def test_a_broken_pool_is_the_owners_fault_and_never_a_verdict(tmp_path: Path, c
 # A miner's file
 
 
-def test_rows_from_the_pool_pass_in_their_order(tmp_path: Path) -> None:
+def test_rows_of_the_eval_set_pass_in_order(tmp_path: Path) -> None:
     pool = read_eval_set_index(write_pool(tmp_path))
     rows = check_dataset(LINES[3] + b"\n" + LINES[1] + LINES[3], pool, name="theirs.jsonl", max_rows=250)
     assert [(row.line, row.messages[0].content) for row in rows] == [(1, "row 3"), (3, "row 1"), (4, "row 3")]
 
 
-def test_a_row_that_is_not_from_the_pool_is_refused_where_it_counts(tmp_path: Path) -> None:
+def test_counted_row_outside_the_eval_set_is_rejected(tmp_path: Path) -> None:
     foreign = LINES[0] + LINES[1] + make_line("mine")
     with pytest.raises(SubmissionError, match=r"1 of the 3 counted rows .* line 3") as caught:
         check(foreign, tmp_path)
@@ -110,13 +110,13 @@ def test_a_row_that_is_not_from_the_pool_is_refused_where_it_counts(tmp_path: Pa
     assert check(foreign, tmp_path, max_rows=2) == 2
 
 
-def test_another_system_text_is_another_row(tmp_path: Path) -> None:
+def test_other_system_text_is_another_row(tmp_path: Path) -> None:
     with pytest.raises(SubmissionError) as caught:
         check(make_line("row 0", system="be brief"), tmp_path)
     assert caught.value.reason is Reason.NOT_IN_POOL
 
 
-def test_a_malformed_file_is_refused_by_name_and_line_though_the_line_does_not_count(tmp_path: Path) -> None:
+def test_malformed_line_is_rejected_though_not_counted(tmp_path: Path) -> None:
     with pytest.raises(SubmissionError, match=r"theirs\.jsonl, line 2") as caught:
         check(LINES[0] + b"nonsense\n", tmp_path, max_rows=1)
     assert caught.value.reason is Reason.MALFORMED
@@ -128,7 +128,7 @@ def test_a_malformed_file_is_refused_by_name_and_line_though_the_line_does_not_c
 # Fetching
 
 
-def test_the_evaluation_set_is_the_one_jsonl_of_the_competitions_commit(server: HubServer, tmp_path: Path) -> None:
+def test_fetch_returns_the_jsonl_of_the_pinned_commit(server: HubServer, tmp_path: Path) -> None:
     commit = upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"".join(LINES), "README.md": b"hello"})
     upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"newer"})
     path = fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)
@@ -138,14 +138,14 @@ def test_the_evaluation_set_is_the_one_jsonl_of_the_competitions_commit(server: 
     assert fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None) == path
 
 
-def test_a_competition_without_a_usable_set_is_a_wrong_setting(server: HubServer, tmp_path: Path) -> None:
+def test_fetch_without_a_usable_file_is_a_config_error(server: HubServer, tmp_path: Path) -> None:
     two = upload_files(server.store.root, REPO, {"a.jsonl": b"a", "b.jsonl": b"b"})
     for competition in (make_competition(two), make_competition("0" * 40), make_competition(two, "no/repo")):
         with pytest.raises(ConfigError, match="cannot download the competition's evaluation set"):
             fetch_eval_set(competition, tmp_path / "eval", None, None)
 
 
-def test_a_hub_that_is_away_is_neither(server: HubServer, tmp_path: Path) -> None:
+def test_fetch_from_an_unreachable_hub_is_a_remote_error(server: HubServer, tmp_path: Path) -> None:
     commit = upload_files(server.store.root, REPO, {"eval.jsonl": b"".join(LINES)})
     server.close()
     with pytest.raises(RemoteError):
@@ -155,7 +155,7 @@ def test_a_hub_that_is_away_is_neither(server: HubServer, tmp_path: Path) -> Non
 # Many files against one pool
 
 
-def test_an_index_finds_what_reading_every_line_finds(tmp_path: Path) -> None:
+def test_index_check_equals_parsing_every_line(tmp_path: Path) -> None:
     index = read_eval_set_index(write_pool(tmp_path, b"".join(LINES)))
     assert isinstance(index, EvalSetIndex) and len(index) == len(LINES)
     draw = random.Random(5)
@@ -182,7 +182,7 @@ def outcome_of(check: Callable[..., tuple[bytes, ...]], content: bytes, max_rows
         return [error.reason, str(error)]
 
 
-def test_who_holds_a_row_of_the_pool_holds_the_pools_own_object(tmp_path: Path) -> None:
+def test_dedup_keys_are_the_indexs_own_objects(tmp_path: Path) -> None:
     index = read_eval_set_index(write_pool(tmp_path, b"".join(LINES)))
     written_otherwise = json.dumps(json.loads(LINES[1]), sort_keys=True).encode()
     keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9)

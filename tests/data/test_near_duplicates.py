@@ -46,17 +46,17 @@ ALIKE: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("case", ALIKE)
-def test_rows_that_a_reader_would_take_for_one_are_alike(case: str) -> None:
+def test_respelled_row_is_a_near_duplicate(case: str) -> None:
     assert normalized_digest(ALIKE[case]) == normalized_digest(PLAIN)
     assert ALIKE[case].key != PLAIN.key
 
 
 @pytest.mark.parametrize("default", [None, "", " ", *{t.default_system for t in model2template.values()}])
-def test_no_system_text_an_empty_one_and_a_default_one_are_alike(default: str | None) -> None:
+def test_missing_empty_and_default_system_are_equal(default: str | None) -> None:
     assert normalized_digest(row("q", "a", system=default)) == normalized_digest(row("q", "a"))
 
 
-def test_rows_that_say_something_else_are_not_alike() -> None:
+def test_different_texts_are_no_near_duplicates() -> None:
     others = [
         row("q", "a"), row("q", "b"), row("q", "a b"), row("q", "ab"), row("q", "a", "b", "c"), row("q", "a, b"),
         row("q", "a", system="s"), row("q"), row("q a"), row("", "q a"), row("qa", ""), row("q", "1"), row("q", "10"),
@@ -66,14 +66,14 @@ def test_rows_that_say_something_else_are_not_alike() -> None:
     assert len({normalized_digest(one) for one in others}) == len(others)
 
 
-def test_what_is_plain_text_looks_the_same_by_either_way_of_folding() -> None:
+def test_ascii_normalization_equals_the_unicode_one() -> None:
     every = "".join(map(chr, range(128)))
     assert normalized_digest(row(every, "a")) == normalized_digest(row(every + "\u200b", "a"))
     for text in (" \t x \x1f", "`a'", 'A "B"', "\x1c", "a\x0bb"):
         assert normalized_digest(row(text, text)) == normalized_digest(row(text + "\u2060", "\u2060" + text))
 
 
-def test_rows_of_the_same_tokens_are_alike() -> None:
+def test_rows_of_equal_tokens_are_near_duplicates() -> None:
     """A pool that holds a row in two spellings that train alike to the bit offers no way around the check."""
     tokenize, qwen = PieceTokenizer(make_tiny_tokenizer()), template_for("Qwen/Qwen2.5-1.5B-Instruct")
     texts = [
@@ -97,7 +97,7 @@ def test_rows_of_the_same_tokens_are_alike() -> None:
     assert len(found) == 3 and all(len(kinds) == 1 for kinds in found.values())
 
 
-def test_every_letter_of_the_table_is_drawn_like_one_of_the_other_alphabet() -> None:
+def test_look_alike_letters_are_near_duplicates() -> None:
     for letters, latin in (
         ("\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425", "ABEKMHOPCTYX"),
         ("\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7", "ABEZHIKMNOPTYX"),
@@ -106,7 +106,7 @@ def test_every_letter_of_the_table_is_drawn_like_one_of_the_other_alphabet() -> 
             assert normalized_digest(row(one, "a")) == normalized_digest(row(drawn, "a")), unicodedata.name(one)
 
 
-def test_twins_are_named_by_the_first_of_them() -> None:
+def test_near_duplicates_map_to_the_first_row() -> None:
     alike = NearDuplicates()
     others = [row("another", "row"), *ALIKE.values()]
     for one in (PLAIN, *others, PLAIN):
@@ -120,7 +120,7 @@ def line(number: int, *, is_shouted: bool = False) -> str:
     return text.replace("word", "WORD") if is_shouted else text
 
 
-def test_a_copy_in_the_pools_other_spelling_is_a_copy(tmp_path: Path) -> None:
+def test_copy_in_the_other_spelling_is_a_duplicate(tmp_path: Path) -> None:
     eval_set = tmp_path / "data.jsonl"
     spellings = [[line(number, is_shouted=shouted) for number in range(150)] for shouted in (False, True)]
     eval_set.write_text("\n".join([*spellings[0], *spellings[1], line(900)]))

@@ -54,11 +54,11 @@ def tokenize(before: str, content: str = "", after: str = "", /) -> list[int]:
 # Lines
 
 
-def test_a_good_row_is_read_in_full() -> None:
+def test_valid_row_is_parsed() -> None:
     assert parse(GOOD) == (Row("s", (Message("user", "q"), Message("assistant", "a")), 1),)
 
 
-def test_blank_lines_are_skipped_and_still_counted() -> None:
+def test_blank_lines_are_skipped_but_counted() -> None:
     rows = parse(f"\n \t\r\n{GOOD}\r\n\r\n  {GOOD}\t \n\n{GOOD}")
     assert [row.line for row in rows] == [3, 5, 7]
 
@@ -70,22 +70,22 @@ def test_only_a_line_feed_ends_a_line(separator: str) -> None:
 
 
 @pytest.mark.parametrize("escape", ["\\u000b", "\\u000c", "\\r", "\\n", "\\u001e", "\\u0000"])
-def test_an_escaped_control_character_is_content(escape: str) -> None:
+def test_escaped_control_character_is_content(escape: str) -> None:
     (row,) = parse(with_content(f'"x{escape}y"'))
     assert row.messages[0].content == json.loads(f'"x{escape}y"')
 
 
-def test_a_bare_carriage_return_does_not_separate_rows() -> None:
+def test_carriage_return_does_not_end_a_line() -> None:
     assert refusal(f"{GOOD}\r{GOOD}").reason is Reason.MALFORMED
 
 
 @pytest.mark.parametrize("filler", ["\x0b", "\x0c", "\xa0", "\u2028"])
-def test_a_line_of_other_white_space_is_not_blank(filler: str) -> None:
+def test_line_of_other_white_space_is_malformed(filler: str) -> None:
     assert refusal(f"{GOOD}\n{filler}\n").reason is Reason.MALFORMED
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b" \t\r\n"])
-def test_a_file_without_rows_is_empty(content: bytes) -> None:
+def test_file_without_rows_is_empty(content: bytes) -> None:
     assert refusal(content).reason is Reason.EMPTY
 
 
@@ -131,7 +131,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_row_is_refused_with_its_place_and_cause(case: str) -> None:
+def test_malformed_row_is_rejected_with_line_and_cause(case: str) -> None:
     line, cause = MALFORMED[case]
     error = refusal(f"{GOOD}\n\n{line}\n{GOOD}")
     assert error.reason is Reason.MALFORMED
@@ -140,25 +140,25 @@ def test_a_malformed_row_is_refused_with_its_place_and_cause(case: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82"])
-def test_bytes_that_are_not_utf8_are_refused_with_their_place(raw: bytes) -> None:
+def test_invalid_utf8_is_rejected_with_its_position(raw: bytes) -> None:
     line = with_content('"ab#"').encode()
     error = refusal(GOOD.encode() + b"\n" + line.replace(b"#", raw))
     assert error.reason is Reason.MALFORMED
     assert f"line 2: expected UTF-8, found byte 0x{raw[0]:02x} at byte {line.index(b'#') + 1}" in str(error)
 
 
-def test_a_byte_order_mark_is_refused_by_name() -> None:
+def test_byte_order_mark_is_rejected() -> None:
     error = refusal(b"\xef\xbb\xbf" + GOOD.encode())
     assert error.reason is Reason.MALFORMED
     assert "byte order mark" in str(error)
 
 
-def test_a_refusal_quotes_little_of_a_long_offence_and_can_be_printed() -> None:
+def test_error_quotes_little_of_a_long_value() -> None:
     error = refusal('{"conversations": "' + "\\ud800" * 150 + '"}')
     assert len(str(error).encode()) < 200
 
 
-def test_a_whole_surrogate_pair_is_one_character() -> None:
+def test_surrogate_pair_is_one_character() -> None:
     (row,) = parse(with_content('"\\ud83d\\ude00"'))
     assert row.messages[0].content == "\N{GRINNING FACE}"
 
@@ -166,7 +166,7 @@ def test_a_whole_surrogate_pair_is_one_character() -> None:
 # Limits
 
 
-def test_each_limit_holds_at_its_value_and_breaks_one_past_it() -> None:
+def test_each_limit_rejects_one_above_it() -> None:
     def limit(**values: int) -> Limits:
         return replace(LIMITS, **values)
 
@@ -184,18 +184,18 @@ def test_each_limit_holds_at_its_value_and_breaks_one_past_it() -> None:
         assert str(error).startswith("data.jsonl")
 
 
-def test_trailing_white_space_and_blank_lines_are_free_of_the_row_limits() -> None:
+def test_white_space_does_not_count_to_the_limits() -> None:
     limits = replace(LIMITS, row_bytes=len(GOOD), rows=1)
     assert len(parse(GOOD + " " * 500 + "\r\n" + " " * 2_000 + "\n\n", limits)) == 1
 
 
-def test_brackets_inside_texts_are_not_depth() -> None:
+def test_brackets_in_strings_are_not_depth() -> None:
     text = '"' + "[{" * 100 + '\\"[[[[[\\\\"'
     (row,) = parse(with_content(text))
     assert row.messages[0].content == json.loads(text)
 
 
-def test_depth_right_after_a_text_ending_in_a_backslash_is_seen() -> None:
+def test_depth_after_an_escaped_backslash_is_counted() -> None:
     error = refusal('{"a": "\\\\", "b": ' + "[" * 9 + "]" * 9 + "}")
     assert error.reason is Reason.TOO_LARGE
 
@@ -216,14 +216,14 @@ def test_depth_right_after_a_text_ending_in_a_backslash_is_seen() -> None:
     ],
     ids=lambda line: line[:8].decode() + "...",
 )
-def test_a_hostile_line_is_refused_quickly_and_by_name(line: bytes) -> None:
+def test_hostile_line_is_rejected_quickly(line: bytes) -> None:
     started = time.process_time()
     assert refusal(line, SUBMISSION_LIMITS).reason in (Reason.MALFORMED, Reason.TOO_LARGE)
     assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
-def test_rows_of_many_values_do_not_set_the_collector_off(is_enabled: bool) -> None:
+def test_row_of_many_values_triggers_no_garbage_collection(is_enabled: bool) -> None:
     """It would walk over every object of the process again and again: fifteen seconds for a file of 16 MiB."""
     line = GOOD[:-1].encode() + b', "note": [' + b"[]," * 80_000 + b"0]}"
     seen: list[int] = []
@@ -244,7 +244,7 @@ def test_rows_of_many_values_do_not_set_the_collector_off(is_enabled: bool) -> N
     assert seen.count(2) == 0 and len(seen) < 20
 
 
-def test_a_huge_number_where_nothing_reads_it_does_not_depend_on_the_interpreters_digit_limit() -> None:
+def test_huge_unread_number_ignores_the_digit_limit() -> None:
     code = (
         "from template.data.rows import *\n"
         f"content = b'{{\"n\": ' + b'9' * 5000 + b', ' + {GOOD[1:].encode()!r}\n"
@@ -256,7 +256,7 @@ def test_a_huge_number_where_nothing_reads_it_does_not_depend_on_the_interpreter
         assert done.stdout == "1\n"
 
 
-def test_the_two_sets_of_limits_are_the_protocols() -> None:
+def test_limits_are_those_of_the_protocol() -> None:
     assert (SUBMISSION_LIMITS.file_bytes, SUBMISSION_LIMITS.rows) == (16 * 2**20, 10_000)
     assert (EVAL_SET_LIMITS.file_bytes, EVAL_SET_LIMITS.rows) == (
         constants.MAX_EVAL_SET_BYTES,
@@ -278,23 +278,23 @@ def test_the_two_sets_of_limits_are_the_protocols() -> None:
     ],
     ids=["order and spaces", "an escape", "a key in a message", "a key in the row"],
 )
-def test_a_disguised_copy_is_the_same_row(copy: str) -> None:
+def test_disguised_copy_has_the_same_key(copy: str) -> None:
     original, disguised = parse(GOOD)[0], parse("\n" + copy)[0]
     assert disguised.key == original.key
     assert disguised == original
 
 
-def test_a_missing_system_text_and_null_are_the_same_row() -> None:
+def test_missing_and_null_system_have_the_same_key() -> None:
     missing, null, empty = (parse(row_json("q", "a", **s))[0] for s in ({}, {"system": None}, {"system": ""}))
     assert missing.key == null.key != empty.key
 
 
-def test_rows_that_differ_in_anything_read_have_different_keys() -> None:
+def test_different_texts_have_different_keys() -> None:
     lines = [GOOD, row_json("q", "a"), row_json("q", "a "), row_json("q", "a", "q"), row_json("q"), row_json("a", "q")]
     assert len({parse(line)[0].key for line in lines}) == len(lines)
 
 
-def test_a_key_is_the_documented_digest() -> None:
+def test_key_is_the_documented_digest() -> None:
     canonical = '{"conversations":[{"content":"Zoë\\u0000\\n","role":"user"}],"system":null}'
     assert parse(row_json("Zoë\0\n"))[0].key == hashlib.sha256(canonical.encode()).digest()
 
@@ -308,7 +308,7 @@ def encode(row: Row, max_tokens: int = 2048) -> EncodedRow:
     return encoded
 
 
-def test_exactly_the_assistants_pieces_are_targets() -> None:
+def test_assistant_pieces_are_the_targets() -> None:
     (row,) = parse("\n" + row_json("q1", "a1", "q2", "a2", system="s"))
     encoded = encode(row)
     text = bytes(encoded.input_ids)
@@ -335,18 +335,18 @@ def test_each_piece_is_tokenized_on_its_own() -> None:
     assert seen == [piece[:3] for piece in QWEN.pieces(None, ["q", "a"])]
 
 
-def test_a_last_user_turn_without_an_answer_is_not_used() -> None:
+def test_last_user_turn_without_answer_is_dropped() -> None:
     with_question, without = parse(row_json("q", "a", "more?") + "\n" + row_json("q", "a"))
     assert encode(with_question).input_ids == encode(without).input_ids
 
 
-def test_a_row_that_is_only_a_question_parses_and_has_no_target() -> None:
+def test_question_alone_has_no_target() -> None:
     (row,) = parse(row_json("q"))
     assert encode_row(row, QWEN, tokenize) is None
     assert encode_row(row, template_for("google/gemma-3-1b-it"), tokenize) is None
 
 
-def test_a_row_is_cut_at_the_token_limit_and_is_none_when_the_cut_leaves_no_target() -> None:
+def test_row_truncated_before_its_first_target_is_none() -> None:
     (row,) = parse(row_json("q", "answer"))
     whole = encode(row)
     first_target = whole.targets.index(True)
@@ -357,14 +357,14 @@ def test_a_row_is_cut_at_the_token_limit_and_is_none_when_the_cut_leaves_no_targ
     assert encode_row(row, QWEN, tokenize, max_tokens=first_target) is None
 
 
-def test_the_default_token_limit_is_the_protocols() -> None:
+def test_default_truncation_is_at_2048_tokens() -> None:
     (row,) = parse(row_json("q", "a" * 5_000), SUBMISSION_LIMITS)
     encoded = encode_row(row, QWEN, tokenize)
     assert encoded is not None
     assert len(encoded.input_ids) == len(encoded.targets) == constants.MAX_TOKENS == 2048
 
 
-def test_an_answer_is_surely_kept_only_where_no_tokenizer_can_spell_what_stands_before_it_longer(
+def test_has_target_is_certain_for_short_prompts_only(
     tiny_model: Path,
 ) -> None:
     """Qwen's brings text into Unicode's composed form, in which U+0958 is two characters: 1,200 bytes, 2,400 tokens."""
@@ -377,12 +377,12 @@ def test_an_answer_is_surely_kept_only_where_no_tokenizer_can_spell_what_stands_
     assert has_target_for_any_tokenizer(parse(row_json("\u0958" * 200, "a"), SUBMISSION_LIMITS)[0])
 
 
-def test_a_target_in_first_place_cannot_be_predicted_and_does_not_count() -> None:
+def test_target_at_position_zero_does_not_count() -> None:
     assert EncodedRow((1, 2, 3), (True, False, True), 1).target_count == 1
     assert EncodedRow((1, 2), (True, False), 1).target_count == 0
 
 
-def test_a_key_is_that_of_the_canonical_json_whatever_the_characters() -> None:
+def test_key_equals_that_of_json_dumps() -> None:
     every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     texts = ["", "plain", 'a "quoted" \\ word', "two\r\nlines\t", "\x00\x1f\x7f\u2028", every, *map(chr, range(256))]
     for text in texts:

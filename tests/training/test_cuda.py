@@ -52,7 +52,7 @@ def score(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_same_inputs_give_the_same_bits_whatever_was_scored_before(bench: Bench, dtype: str, tmp_path: Path) -> None:
+def test_loss_is_equal_whatever_was_evaluated_before(bench: Bench, dtype: str, tmp_path: Path) -> None:
     # Of other lengths, so that other graphs are recorded in between.
     other = write_rows(tmp_path, make_rows(40, seed=5))
     first = score(bench, dtype=dtype)
@@ -63,13 +63,13 @@ def test_same_inputs_give_the_same_bits_whatever_was_scored_before(bench: Bench,
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
-def test_another_device_than_the_first_gives_the_same_bits(bench: Bench) -> None:
+def test_loss_is_equal_on_another_gpu(bench: Bench) -> None:
     first = score(bench)
     last = score(bench, device=f"cuda:{torch.cuda.device_count() - 1}")
     assert (last.loss, last.step_losses) == (first.loss, first.step_losses)
 
 
-def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) -> None:
+def test_dropout_has_graphs_of_its_own(bench: Bench) -> None:
     model = load(bench)
     rows = encode(model, make_rows(4, seed=3))
     packs = list(pack_rows(rows, range(4), 10**6, CUDA, True))
@@ -83,7 +83,7 @@ def test_a_recording_without_dropout_is_not_taken_for_one_with_it(bench: Bench) 
         assert accumulate(0, packs, 100).item() == without
 
 
-def test_the_base_is_bit_identical_after_a_score(bench: Bench) -> None:
+def test_base_is_unchanged_by_an_evaluation(bench: Bench) -> None:
     model = load(bench)
     before = digests({name: value.cpu() for name, value in base_parameters(model).items()})
     rows = encode(model, make_rows(13, seed=1))
@@ -99,7 +99,7 @@ def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("count", [1, 8])
-def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, count: int) -> None:
+def test_graph_gradients_equal_those_of_the_cpu(bench: Bench, count: int) -> None:
     ours, plain = load(bench, lora_dropout=0.0), load(bench, "float32", CPU, lora_dropout=0.0)
     rows = encode(ours, make_rows(count, seed=3))
     targets = sum(row.target_count for row in rows)
@@ -122,7 +122,7 @@ def test_gradients_from_graphs_are_those_of_autograd_on_the_cpu(bench: Bench, co
         assert relative_distance(gradient, plain.adapter_parameters[name].grad) < 0.05, name
 
 
-def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Bench) -> None:
+def test_shorter_pack_ignores_an_earlier_longer_one(bench: Bench) -> None:
     model = load(bench, lora_dropout=0.0)
     model.reset_adapter(7)
     shift_adapter(model)
@@ -139,7 +139,7 @@ def test_packs_of_one_length_share_a_recording_and_filling_is_not_felt(bench: Be
             assert torch.equal(parameter.grad, gradient)
 
 
-def test_dropout_in_a_graph_is_the_seeds_alone(bench: Bench) -> None:
+def test_graph_dropout_depends_on_seed_and_step(bench: Bench) -> None:
     model = load(bench)
     rows = encode(model, make_rows(8, seed=3))
     packs = list(pack_rows(rows, range(8), 10**6, CUDA, True))
@@ -159,7 +159,7 @@ def test_dropout_in_a_graph_is_the_seeds_alone(bench: Bench) -> None:
         model.set_dropout(False)
 
 
-def test_flash_attention_over_shared_starts_gives_the_losses_of_rows_alone(bench: Bench) -> None:
+def test_shared_prefixes_give_the_losses_of_single_rows(bench: Bench) -> None:
     ours, plain = load(bench), load(bench, "float32", CPU)
     for model in (ours, plain):
         model.reset_adapter(7)
@@ -178,7 +178,7 @@ def test_flash_attention_over_shared_starts_gives_the_losses_of_rows_alone(bench
     assert alone == pytest.approx(expected, rel=0.02)
 
 
-def test_in_float32_a_training_is_the_one_on_the_cpu(bench: Bench) -> None:
+def test_float32_training_equals_the_cpus(bench: Bench) -> None:
     results = []
     for device in (CUDA, CPU):
         model = load(bench, "float32", device, lora_dropout=0.0)
@@ -190,7 +190,7 @@ def test_in_float32_a_training_is_the_one_on_the_cpu(bench: Bench) -> None:
     assert results[0] == pytest.approx(results[1], abs=1e-4)
 
 
-def test_dropout_drops_its_share_and_scales_the_rest() -> None:
+def test_cuda_dropout_drops_its_share_and_scales() -> None:
     from template.training.dropout import CudaDropout
 
     dropout = CudaDropout(0.1, CUDA)

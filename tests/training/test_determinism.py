@@ -19,24 +19,19 @@ from tests.fixtures.training import CPU, ROOT
 CUDA = torch.device("cuda:0")
 
 
-def test_cpu_can_be_named_and_is_what_is_left_without_cuda() -> None:
+def test_device_is_the_cpu_without_cuda() -> None:
     assert environment.choose_device("cpu") == CPU
     if not torch.cuda.is_available():
         assert environment.choose_device() == CPU
 
 
 @pytest.mark.parametrize("name", ["", "tpu", "cuda:-1", "cuda:x", "cuda:1000", "cuda:256", "mps", "meta", "cpu cuda"])
-def test_a_device_this_machine_does_not_have_is_refused(name: str) -> None:
+def test_unavailable_device_is_a_config_error(name: str) -> None:
     with pytest.raises(ConfigError, match="--device"):
         environment.choose_device(name)
 
 
-def test_dtype_is_the_one_named() -> None:
-    assert environment.choose_dtype(CPU, "bfloat16") is torch.bfloat16
-    assert environment.choose_dtype(torch.device("cuda"), "float32") is torch.float32
-
-
-def test_dtype_is_bfloat16_on_cuda_and_where_the_cpu_has_it() -> None:
+def test_default_dtype_is_bfloat16_where_it_is_fast() -> None:
     assert environment.choose_dtype(torch.device("cuda")) is torch.bfloat16
     flags = set()
     if os.path.exists("/proc/cpuinfo"):  # noqa: PTH110
@@ -48,12 +43,12 @@ def test_dtype_is_bfloat16_on_cuda_and_where_the_cpu_has_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "float16", "bf16", "torch.float32"])
-def test_another_dtype_is_refused(name: str) -> None:
+def test_unsupported_dtype_is_a_config_error(name: str) -> None:
     with pytest.raises(ConfigError, match="--dtype"):
         environment.choose_dtype(CPU, name)
 
 
-def test_streams_differ_by_purpose_and_seed_and_repeat() -> None:
+def test_streams_differ_by_purpose_and_seed() -> None:
     def draw(lucky_num: int, purpose: str) -> list[float]:
         values: list[float] = torch.rand(4, generator=determinism.make_generator(lucky_num, purpose)).tolist()
         return values
@@ -64,7 +59,7 @@ def test_streams_differ_by_purpose_and_seed_and_repeat() -> None:
     assert [draw(*stream) for stream in streams] == [draw(*stream) for stream in streams]
 
 
-def test_streams_never_change_from_one_version_to_the_next() -> None:
+def test_streams_never_change_between_versions() -> None:
     # Known values: whoever changes how a seed is made changes every score of every receipt.
     adapter = determinism.make_generator(7, "adapter")
     assert adapter.initial_seed() == 8525067064003092717
@@ -83,7 +78,7 @@ UNSOUND = {
 
 
 @pytest.mark.parametrize("name", UNSOUND)
-def test_an_openmp_that_may_give_fewer_threads_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openmp_variable_is_a_config_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, UNSOUND[name])
     with pytest.raises(ConfigError, match=name), determinism.deterministic_mode(CPU):
         pass
@@ -93,15 +88,13 @@ def test_an_openmp_that_may_give_fewer_threads_is_refused(name: str, monkeypatch
     ("name", "value"),
     [("OMP_DYNAMIC", "FALSE"), ("OMP_DYNAMIC", " false "), ("OMP_PROC_BIND", "false"), ("OMP_MAX_ACTIVE_LEVELS", "1")],
 )
-def test_an_openmp_that_gives_all_it_is_asked_for_is_fine(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_harmless_openmp_variable_is_accepted(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with determinism.deterministic_mode(CPU):
         pass
 
 
-def test_where_a_gpu_scores_the_cores_that_openmp_is_kept_to_are_nobodys_concern(
+def test_core_binding_is_accepted_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OMP_PROC_BIND", "close")
@@ -113,7 +106,7 @@ def test_where_a_gpu_scores_the_cores_that_openmp_is_kept_to_are_nobodys_concern
         pass
 
 
-def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cublas_workspace_is_checked_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with (
         pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"),
@@ -132,7 +125,7 @@ def test_a_workspace_that_makes_cublas_indeterminate_is_refused_on_a_gpu_alone(m
         ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),
     ],
 )
-def test_another_allocator_is_refused_on_a_gpu_alone(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocator_is_checked_on_a_gpu_only(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name), determinism.deterministic_mode(CUDA):
         pass
@@ -160,7 +153,7 @@ def refusal_after(change: Callable[[], object]) -> str:
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="finds the library's functions as Linux does")
-def test_an_openmp_that_other_code_has_give_fewer_threads_is_refused() -> None:
+def test_openmp_changed_by_other_code_is_a_host_error() -> None:
     openmp = ctypes.CDLL(torch._C.__file__)
     levels = openmp.omp_get_max_active_levels()
     try:
@@ -176,7 +169,7 @@ def work_in_a_team() -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the directions are x86's")
-def test_threads_that_round_otherwise_are_refused_also_when_only_those_of_the_team_do() -> None:
+def test_changed_rounding_is_a_host_error() -> None:
     set_rounding, set_flushing = ctypes.CDLL("libm.so.6").fesetround, torch.set_flush_denormal
     nearest, down, up, to_zero = 0, 0x400, 0x800, 0xC00
     changes: list[Callable[[], object]] = [
@@ -192,7 +185,7 @@ def test_threads_that_round_otherwise_are_refused_also_when_only_those_of_the_te
     assert refusal_after(lambda: (set_rounding(up), set_rounding(nearest), work_in_a_team())) == ""
 
 
-def test_what_another_thread_changes_and_leaves_so_is_noticed() -> None:
+def test_setting_changed_during_a_run_is_a_host_error() -> None:
     with (
         pytest.raises(HostError, match="another thread of this process changed torch's settings"),
         determinism.deterministic_mode(CPU),
@@ -201,7 +194,7 @@ def test_what_another_thread_changes_and_leaves_so_is_noticed() -> None:
     assert torch.backends.mkldnn.enabled
 
 
-def test_cores_that_are_taken_away_meanwhile_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_lost_during_a_run_are_a_host_error(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = os.sched_getaffinity(0)
     try:
         with (
@@ -215,7 +208,7 @@ def test_cores_that_are_taken_away_meanwhile_are_noticed(monkeypatch: pytest.Mon
         os.sched_setaffinity(0, cores)
 
 
-def test_a_default_device_of_the_caller_does_not_reach_inside() -> None:
+def test_default_device_of_the_caller_is_ignored() -> None:
     torch.set_default_device("meta")
     try:
         with determinism.deterministic_mode(CPU):
@@ -225,7 +218,7 @@ def test_a_default_device_of_the_caller_does_not_reach_inside() -> None:
         torch.set_default_device(None)
 
 
-def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_release(
+def test_fingerprint_depends_on_the_machine_not_the_release(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def digest() -> str:
@@ -247,7 +240,7 @@ def test_losses_are_another_machines_by_what_the_machine_decides_and_by_no_relea
     assert digest() == before
 
 
-def test_inside_everything_is_pinned() -> None:
+def test_settings_are_pinned_and_restored() -> None:
     torch.manual_seed(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(environment.thread_count() + 1)
@@ -264,14 +257,14 @@ def test_inside_everything_is_pinned() -> None:
     assert torch.equal(torch.rand(4), inside)  # drawn inside, and yet not used up
 
 
-def test_it_may_be_entered_again_inside() -> None:
+def test_deterministic_mode_is_reentrant() -> None:
     with determinism.deterministic_mode(CPU):
         with determinism.deterministic_mode(CPU):
             pass
         assert torch.are_deterministic_algorithms_enabled()
 
 
-def test_environment_names_versions_device_and_dtype() -> None:
+def test_environment_has_versions_device_and_dtype() -> None:
     found = environment.describe_environment(CPU, torch.bfloat16)
     assert found["torch"] == torch.__version__
     assert found["package"] == template.__version__
@@ -280,7 +273,7 @@ def test_environment_names_versions_device_and_dtype() -> None:
     assert all(isinstance(value, str) for value in found.values())
 
 
-def test_variables_that_steer_kernels_are_named_and_thread_counts_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_has_kernel_variables_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def named() -> str:
         return environment.describe_environment(CPU, torch.float32)["kernel_variables"]
 
@@ -295,7 +288,7 @@ def test_variables_that_steer_kernels_are_named_and_thread_counts_are_not(monkey
     assert "CUBLAS_WORKSPACE_CONFIG=:16:8" in named()
 
 
-def test_importing_the_score_changes_no_setting() -> None:
+def test_import_changes_no_setting() -> None:
     code = (
         "import torch; before = torch.get_rng_state(), torch.get_num_threads(), torch.backends.cudnn.benchmark;"
         "import template.train; after = torch.get_rng_state(), torch.get_num_threads(), torch.backends.cudnn.benchmark;"

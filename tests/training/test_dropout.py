@@ -7,8 +7,7 @@ import threading
 import pytest
 import torch
 
-from template.training.dropout import CpuDropout, apply_mask, make_dropout
-from tests.fixtures.training import CPU
+from template.training.dropout import CpuDropout, apply_mask
 
 
 def make_masks(p: float, seed: int = 1) -> CpuDropout:
@@ -24,7 +23,7 @@ def draw(*shape: int) -> torch.Tensor:
 # The masks.
 
 
-def test_a_mask_keeps_its_share_in_every_row_and_column() -> None:
+def test_mask_has_no_pattern() -> None:
     mask = make_masks(0.1).draw(torch.Size([1000, 200]))
     assert mask.dtype is torch.int16
     assert set(mask.unique().tolist()) == {-1, 0}
@@ -40,7 +39,7 @@ def test_a_mask_keeps_its_share_in_every_row_and_column() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3, 0.9999])
-def test_the_share_by_which_results_are_scaled_is_the_nearest_that_16_bits_have(p: float) -> None:
+def test_keep_rate_is_the_nearest_multiple_of_16_bits(p: float) -> None:
     masks = make_masks(p)
     assert (masks.keep_rate * 2**16).is_integer()
     assert abs(masks.keep_rate - (1 - p)) <= 2**-17
@@ -48,7 +47,7 @@ def test_the_share_by_which_results_are_scaled_is_the_nearest_that_16_bits_have(
 
 
 @pytest.mark.parametrize("rare", [0, -1])
-def test_masks_keep_exactly_the_share_by_which_results_are_scaled(rare: int) -> None:
+def test_masks_keep_exactly_the_keep_rate(rare: int) -> None:
     # One wrong value at the threshold would be a third of what is rare here, or nine standard deviations.
     p = 3 / 2**16 if rare == 0 else 1 - 3 / 2**16
     masks = make_masks(p)
@@ -57,7 +56,7 @@ def test_masks_keep_exactly_the_share_by_which_results_are_scaled(rare: int) -> 
     assert abs(count - 3 * 2**8) < 5 * math.sqrt(3 * 2**8)
 
 
-def test_masks_neither_read_nor_move_the_global_generator() -> None:
+def test_masks_ignore_the_global_generator() -> None:
     shape = torch.Size([100])
     torch.manual_seed(1)
     first = make_masks(0.5).draw(shape)
@@ -69,7 +68,7 @@ def test_masks_neither_read_nor_move_the_global_generator() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3, 1), (5, 13), (4, 8)])
-def test_every_element_of_any_shape_is_drawn_afresh_at_every_call(shape: tuple[int, ...]) -> None:
+def test_every_element_is_drawn_at_every_call(shape: tuple[int, ...]) -> None:
     masks = make_masks(0.5)
     drawn = torch.stack([masks.draw(torch.Size(shape)) for _ in range(64)])
     assert drawn.shape == (64, *shape)
@@ -80,7 +79,7 @@ def test_every_element_of_any_shape_is_drawn_afresh_at_every_call(shape: tuple[i
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_keeps_its_bits(dtype: torch.dtype) -> None:
+def test_dropped_is_zero_and_the_rest_keeps_its_bits(dtype: torch.dtype) -> None:
     bits = torch.int16 if dtype is torch.bfloat16 else torch.int32
     x = torch.tensor([math.inf, -math.inf, math.nan, -0.0, 1.5, -3e38, 1e-40, 0.0], dtype=dtype)
     dropped = apply_mask(x, torch.zeros(8, dtype=torch.int16))
@@ -91,7 +90,7 @@ def test_what_is_dropped_is_zero_whatever_it_was_and_the_rest_keeps_its_bits(dty
 
 
 @pytest.mark.parametrize("p", [1e-9, 1.0 - 1e-9])
-def test_a_probability_beyond_what_16_bits_can_have_is_the_nearest_that_is_neither_0_nor_1(p: float) -> None:
+def test_extreme_keep_rate_is_neither_0_nor_1(p: float) -> None:
     masks = make_masks(p)
     assert masks.keep_rate == (1 - 2**-16 if p < 0.5 else 2**-16)
     kept = masks.draw(torch.Size([2**20])).ne(0).double().mean().item()
@@ -102,7 +101,7 @@ def test_a_probability_beyond_what_16_bits_can_have_is_the_nearest_that_is_neith
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_of_several_masks_is_its_own_and_drawn_in_one_go(dtype: torch.dtype) -> None:
+def test_several_masks_differ(dtype: torch.dtype) -> None:
     x = draw(40, 25).to(dtype)
     dropped, _ = make_masks(0.5).drop(x, 3)
     masks = make_masks(0.5).draw(torch.Size([3, 40, 25]))
@@ -110,7 +109,7 @@ def test_each_of_several_masks_is_its_own_and_drawn_in_one_go(dtype: torch.dtype
     assert torch.equal(dropped, torch.where(masks != 0, x, 0.0))
 
 
-def test_masks_are_put_on_again_whatever_was_drawn_since() -> None:
+def test_reapply_uses_the_same_masks() -> None:
     x, others = draw(40, 25), draw(3, 40, 25)
     masks = make_masks(0.5)
     dropped, again = masks.drop(x, 3)
@@ -120,7 +119,7 @@ def test_masks_are_put_on_again_whatever_was_drawn_since() -> None:
     assert torch.equal(again(others), torch.where(dropped != 0, others, 0.0))
 
 
-def test_a_byte_of_each_element_of_a_mask_is_kept_and_nothing_else() -> None:
+def test_reapply_keeps_a_byte_per_element() -> None:
     _, again = make_masks(0.5).drop(draw(40, 25), 3)
     (kept,) = inspect.getclosurevars(again).nonlocals.values()
     assert kept.untyped_storage().nbytes() == 3 * 40 * 25
@@ -129,7 +128,7 @@ def test_a_byte_of_each_element_of_a_mask_is_kept_and_nothing_else() -> None:
 # The streams.
 
 
-def test_a_stream_belongs_to_the_thread_that_began_it() -> None:
+def test_stream_belongs_to_its_thread() -> None:
     shape = torch.Size([100])
     expected = [make_masks(0.5, seed).draw(shape) for seed in (1, 2)]
     masks = make_masks(0.5, seed=1)
@@ -146,15 +145,9 @@ def test_a_stream_belongs_to_the_thread_that_began_it() -> None:
     assert torch.equal(masks.draw(shape), expected[0])
 
 
-def test_a_seed_begins_its_stream_anew() -> None:
+def test_seed_restarts_the_stream() -> None:
     masks = make_masks(0.5, seed=2**63 - 1)
     first = masks.draw(torch.Size([100]))
     assert not torch.equal(masks.draw(torch.Size([100])), first)
     masks.seed(2**63 - 1)
     assert torch.equal(masks.draw(torch.Size([100])), first)
-
-
-def test_a_cpu_drops_by_its_own_way() -> None:
-    dropout = make_dropout(0.25, CPU)
-    assert type(dropout) is CpuDropout
-    assert dropout.keep_rate == 0.75

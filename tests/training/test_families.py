@@ -92,7 +92,7 @@ def load(model_id: str, folder: Path, dtype: str = "float32") -> ScoringModel:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_the_hidden_states_of_transformers(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_family_has_transformers_hidden_states(name: str, tiny_model: Path, tmp_path: Path) -> None:
     model_id, config = FAMILIES[name]
     plain = make_plain(config, tiny_model, tmp_path)
 
@@ -108,7 +108,7 @@ def test_every_family_gives_the_hidden_states_of_transformers(name: str, tiny_mo
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_the_losses_and_gradients_of_peft(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_family_has_pefts_losses_and_gradients(name: str, tiny_model: Path, tmp_path: Path) -> None:
     model_id, config = FAMILIES[name]
     plain = make_plain(config, tiny_model, tmp_path)
     model = load(model_id, tmp_path)
@@ -132,7 +132,7 @@ def test_every_family_gives_the_losses_and_gradients_of_peft(name: str, tiny_mod
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gemma_2_keeps_its_caps_on_logits_and_attention(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
+def test_gemma_2_keeps_its_soft_caps(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
     config = transformers.Gemma2Config(
         vocab_size=512,
         hidden_size=64,

@@ -60,7 +60,7 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> set[str]:
 
 
 @both_families
-def test_norms_attentions_and_gated_networks_are_replaced(kind: str) -> None:
+def test_norms_attentions_and_mlps_are_replaced(kind: str) -> None:
     network = make_network(kind)
     replace_layers(network)
     assert modules_of(network, FusedRotaryAttention) == {"layers.0.self_attn", "layers.1.self_attn"}
@@ -69,7 +69,7 @@ def test_norms_attentions_and_gated_networks_are_replaced(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", GEMMAS)
-def test_gemma_is_left_alone(kind: str) -> None:
+def test_gemma_is_not_replaced(kind: str) -> None:
     network = make_network(kind)
     before = [(name, id(module)) for name, module in network.named_modules()]
     replace_layers(network)
@@ -77,7 +77,7 @@ def test_gemma_is_left_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"mlp_bias": True}, {"hidden_act": "gelu"}], ids=str)
-def test_a_gated_network_of_another_formula_is_left_alone(changes: dict[str, Any]) -> None:
+def test_mlp_of_another_formula_is_not_replaced(changes: dict[str, Any]) -> None:
     network = make_network("llama", **changes)
     replace_layers(network)
     assert not modules_of(network, FusedGatedMLP)
@@ -95,7 +95,7 @@ every_config = pytest.mark.parametrize("config", CONFIGS)
 
 
 @every_config
-def test_parameters_keep_their_names_their_order_and_their_values(config: str) -> None:
+def test_parameters_keep_names_order_and_values(config: str) -> None:
     kind, changes = CONFIGS[config]
     network = make_network(kind, **changes)
     # The adapter's initial values are drawn in this order.
@@ -106,19 +106,6 @@ def test_parameters_keep_their_names_their_order_and_their_values(config: str) -
     assert [(name, id(value), value.requires_grad) for name, value in network.named_parameters()] == before
     assert all(torch.equal(*pair) for pair in zip(network.parameters(), values, strict=True))
     assert list(network.state_dict()) == state
-
-
-@both_families
-def test_weights_that_are_fused_are_there_once(kind: str) -> None:
-    network = make_network(kind)
-    sizes = sum(value.nbytes for value in network.parameters())
-    replace_layers(network)
-    storages = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in network.parameters()}
-    assert sum(storage.nbytes() for storage in storages.values()) == sizes
-    for layer in (module for module in network.modules() if isinstance(module, FusedRotaryAttention)):
-        projections = (layer.q_proj, layer.k_proj, layer.v_proj)
-        places = {projection.get_base_layer().weight.untyped_storage().data_ptr() for projection in projections}
-        assert len(places) == 1
 
 
 # What they compute.
@@ -144,7 +131,7 @@ POSITIONS = {
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @every_config
-def test_a_batch_of_rows_gives_the_logits_and_gradients_of_transformers_modules(config: str, positions: str) -> None:
+def test_logits_and_gradients_equal_transformers(config: str, positions: str) -> None:
     kind, changes = CONFIGS[config]
     theirs = make_network(kind, **changes)
     ours = copy.deepcopy(theirs)
@@ -154,18 +141,6 @@ def test_a_batch_of_rows_gives_the_logits_and_gradients_of_transformers_modules(
     wanted = run(theirs, ids, POSITIONS[positions])
     for name, value in run(ours, ids, POSITIONS[positions]).items():
         assert (value - wanted[name]).norm() < 1e-5 * wanted[name].norm(), name
-
-
-@both_families
-def test_rows_of_a_batch_do_not_see_each_other(kind: str) -> None:
-    network = make_network(kind)
-    replace_layers(network)
-    ids = torch.randint(1, 64, (3, 20), generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        together = network(input_ids=ids, use_cache=False).logits
-        for row, logits in zip(ids, together, strict=True):
-            alone = network(input_ids=row.unsqueeze(0), use_cache=False).logits[0]
-            torch.testing.assert_close(logits, alone, rtol=0, atol=1e-4)
 
 
 # The rotation.
@@ -194,7 +169,7 @@ def draw_projected(dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_rotation_and_its_backward_are_autograds_of_transformers_own(dtype: torch.dtype) -> None:
+def test_rotation_and_its_backward_equal_transformers(dtype: torch.dtype) -> None:
     y, (cos, sin) = draw_projected(dtype), make_angles(dtype)
     stream = torch.Generator().manual_seed(6)
     ours, theirs = _SplitRotate.apply(y, cos, sin, HEADS, GROUPS), rotate_theirs(y, cos, sin)
@@ -206,17 +181,3 @@ def test_rotation_and_its_backward_are_autograds_of_transformers_own(dtype: torc
     gradients = [torch.autograd.grad(parts, y, upstream)[0] for parts in (ours, theirs)]
     assert gradients[0].dtype is dtype
     assert (gradients[0] - gradients[1]).norm() < precision * gradients[1].norm()
-
-
-def test_rotation_passes_torchs_numerical_check() -> None:
-    y, (cos, sin) = draw_projected(torch.float64), make_angles(torch.float64)
-    assert torch.autograd.gradcheck(lambda y: _SplitRotate.apply(y, cos, sin, HEADS, GROUPS), (y,))
-
-
-@pytest.mark.parametrize("part", [0, 1, 2], ids=["queries", "keys", "values"])
-def test_what_only_one_part_is_felt_by_comes_from_its_columns_alone(part: int) -> None:
-    y, (cos, sin) = draw_projected(torch.float32), make_angles(torch.float32)
-    (gradient,) = torch.autograd.grad(_SplitRotate.apply(y, cos, sin, HEADS, GROUPS)[part].sum(), y)
-    felt = gradient.unflatten(1, (-1, SIZE)).any(2).any(0)
-    owner = torch.tensor([0] * HEADS + [1] * GROUPS + [2] * GROUPS)
-    assert torch.equal(felt, owner == part)

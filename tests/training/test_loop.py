@@ -13,12 +13,12 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 from template.data.encoding import EncodedRow
 from template.records import Progress
-from template.training import cross_entropy, loop
+from template.training import loop
 from template.training.loop import NonFiniteLoss, evaluate, row_order, train_adapter
 from template.training.lora import LoRALinear
 from template.training.model import ScoringModel
-from template.training.packing import group_by_prefix, pack_rows
-from tests.fixtures.training import CPU, Bench, encode, make_rows, place_targets, shift_adapter
+from template.training.packing import group_by_prefix
+from tests.fixtures.training import Bench, encode, make_rows, place_targets, shift_adapter
 
 # Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
 TRAIN_ROWS = make_rows(27, seed=3)
@@ -150,7 +150,7 @@ def trainer(
     return trainer
 
 
-def test_step_losses_are_those_of_the_trainer(
+def test_step_losses_equal_the_trainers(
     trainer: FixedOrderTrainer, model: ScoringModel, train_rows: list[EncodedRow]
 ) -> None:
     ours = train(model, train_rows)
@@ -163,7 +163,7 @@ def test_step_losses_are_those_of_the_trainer(
     assert ours == pytest.approx(exact, rel=0, abs=1e-5)
 
 
-def test_the_trained_adapter_is_that_of_the_trainer(
+def test_trained_adapter_equals_the_trainers(
     trainer: FixedOrderTrainer, model: ScoringModel, train_rows: list[EncodedRow]
 ) -> None:
     train(model, train_rows)
@@ -177,7 +177,7 @@ def test_the_trained_adapter_is_that_of_the_trainer(
     assert distances.max().item() < 1e-4
 
 
-def test_the_final_evaluation_loss_is_that_of_the_trainer(
+def test_final_loss_equals_the_trainers(
     trainer: FixedOrderTrainer, model: ScoringModel, train_rows: list[EncodedRow], eval_rows: list[EncodedRow]
 ) -> None:
     model.reset_adapter(7)
@@ -188,7 +188,7 @@ def test_the_final_evaluation_loss_is_that_of_the_trainer(
     assert abs(ours - untouched) > 1e-3  # so that agreement means something
 
 
-def test_the_untouched_base_evaluates_as_in_the_trainer(
+def test_loss_of_the_base_equals_the_trainers(
     bench: Bench, model: ScoringModel, eval_rows: list[EncodedRow], tmp_path: Path
 ) -> None:
     trainer = make_trainer(load_plain(bench.model_path), [], [], eval_rows, tmp_path)
@@ -196,21 +196,8 @@ def test_the_untouched_base_evaluates_as_in_the_trainer(
     assert evaluate(model, eval_rows) == pytest.approx(trainer.evaluate()["eval_loss"], rel=0, abs=1e-5)
 
 
-def test_step_loss_is_the_mean_over_the_groups_tokens_not_over_its_rows(
-    model: ScoringModel, train_rows: list[EncodedRow]
-) -> None:
-    model.reset_adapter(7)
-    group = row_order(len(train_rows), 2, 7)[0][:8]
-    means = loop.mean_row_losses(model, [train_rows[index] for index in group], loop.ignore_progress)
-    counts = [train_rows[index].target_count for index in group]
-    by_token = math.fsum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
-    first = train(model, train_rows)[0]
-    assert first == pytest.approx(by_token, rel=0, abs=1e-5)
-    assert abs(first - math.fsum(means) / 8) > 1e-3
-
-
 @pytest.mark.parametrize("tokens", [1, 300, 10**6])
-def test_losses_do_not_depend_on_the_layout_of_batches(
+def test_losses_do_not_depend_on_the_packing(
     model: ScoringModel,
     train_rows: list[EncodedRow],
     eval_rows: list[EncodedRow],
@@ -224,45 +211,12 @@ def test_losses_do_not_depend_on_the_layout_of_batches(
     assert evaluate(model, eval_rows) == pytest.approx(loss, rel=0, abs=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 50])
-def test_chunked_logits_give_the_losses_and_gradients_of_whole_ones(
-    model: ScoringModel, train_rows: list[EncodedRow], chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packs = list(pack_rows(train_rows, range(8), loop.TRAIN_FORWARD_TOKENS["cpu"], CPU))
-    targets = sum(row.target_count for row in train_rows[:8])
-
-    def gradients() -> tuple[float, torch.Tensor]:
-        model.reset_adapter(7)
-        shift_adapter(model)  # or lora_A has no gradient
-        with loop.open_accumulator(model, 7) as accumulate:
-            loss = accumulate(0, packs, targets).item()
-        return loss, torch.cat(
-            [value.grad.flatten() for value in model.adapter_parameters.values() if value.grad is not None]
-        )
-
-    whole_loss, whole = gradients()
-    monkeypatch.setattr(cross_entropy, "_MIN_ROWS", 1)
-    monkeypatch.setattr(cross_entropy, "CPU_PRODUCT_ELEMENTS", chunk * model.vocabulary_size)
-    loss, chunked = gradients()
-    assert loss == pytest.approx(whole_loss, rel=0, abs=1e-6)
-    assert whole.abs().max() > 1e-2
-    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_leaves_the_global_generator_alone(bench: Bench, train_rows: list[EncodedRow], dtype: str) -> None:
+def test_training_ignores_the_global_generator(bench: Bench, train_rows: list[EncodedRow], dtype: str) -> None:
     model = bench.load(dtype, lora_dropout=0.5)
     before = torch.random.get_rng_state()
     train(model, train_rows)
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_evaluation_does_not_depend_on_the_order_of_rows(model: ScoringModel, eval_rows: list[EncodedRow]) -> None:
-    model.reset_adapter(7)
-    loss = evaluate(model, eval_rows)
-    shuffled = random.Random(1).sample(eval_rows, len(eval_rows))
-    assert shuffled != eval_rows
-    assert evaluate(model, shuffled) == pytest.approx(loss, rel=0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +245,7 @@ def _join(*pieces: tuple[list[int], bool]) -> EncodedRow:
 
 
 @pytest.mark.parametrize("tokens", [1, 150, 2048])
-def test_rows_that_share_their_start_evaluate_as_alone_in_the_plain_model(
+def test_shared_prefixes_give_the_plain_models_losses(
     bench: Bench,
     model: ScoringModel,
     alike_rows: list[EncodedRow],
@@ -319,18 +273,7 @@ def test_rows_that_share_their_start_evaluate_as_alone_in_the_plain_model(
     assert backwards[::-1] == pytest.approx(ours, rel=0, abs=1e-6)
 
 
-def test_each_row_gets_its_own_mean_whatever_lies_beside_it(
-    model: ScoringModel, train_rows: list[EncodedRow], eval_rows: list[EncodedRow], alike_rows: list[EncodedRow]
-) -> None:
-    train(model, train_rows)
-    rows = [*eval_rows, *alike_rows]
-    together = loop.mean_row_losses(model, rows, loop.ignore_progress)
-    alone = [evaluate(model, [row]) for row in rows]
-    assert together == pytest.approx(alone, rel=0, abs=1e-5)
-    assert len({round(mean, 3) for mean in alone}) > 20
-
-
-def test_row_order_is_a_fresh_permutation_in_every_epoch_from_the_seed_alone() -> None:
+def test_row_order_is_a_permutation_by_epoch_and_seed() -> None:
     order = row_order(50, 3, 7)
     assert [sorted(epoch) for epoch in order] == [list(range(50))] * 3
     assert len({tuple(epoch) for epoch in [*order, range(50)]}) == 4
@@ -340,7 +283,7 @@ def test_row_order_is_a_fresh_permutation_in_every_epoch_from_the_seed_alone() -
 
 
 @pytest.mark.parametrize("total_steps", [1, 4, 5, 6, 64])
-def test_learning_rate_follows_transformers_linear_schedule(total_steps: int) -> None:
+def test_learning_rate_equals_transformers_schedule(total_steps: int) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=loop.LEARNING_RATE)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 5, total_steps)
     for step in range(total_steps):
@@ -350,11 +293,7 @@ def test_learning_rate_follows_transformers_linear_schedule(total_steps: int) ->
         schedule.step()
 
 
-def test_a_short_last_group_steps_too(model: ScoringModel, train_rows: list[EncodedRow]) -> None:
-    assert [len(train(model, train_rows[:count])) for count in (1, 8, 9)] == [2, 2, 4]
-
-
-def test_dropout_is_on_in_training_and_off_in_evaluation(bench: Bench, eval_rows: list[EncodedRow]) -> None:
+def test_dropout_is_off_in_evaluation(bench: Bench, eval_rows: list[EncodedRow]) -> None:
     model = bench.load(lora_dropout=0.5)
     model.reset_adapter(7)
     shift_adapter(model)
@@ -366,7 +305,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(bench: Bench, eval_rows
     assert not any(module.training for module in model.network.modules())
 
 
-def test_progress_counts_tokens_up_to_the_total_of_each_stage(
+def test_progress_counts_tokens_to_the_total(
     model: ScoringModel, train_rows: list[EncodedRow], eval_rows: list[EncodedRow]
 ) -> None:
     seen: list[Progress] = []
@@ -383,9 +322,7 @@ def test_progress_counts_tokens_up_to_the_total_of_each_stage(
         assert {progress.total for progress in seen if progress.stage == stage} == {total}
 
 
-def test_broken_rows_are_named_in_their_step_and_training_ends_with_it(
-    bench: Bench, train_rows: list[EncodedRow]
-) -> None:
+def test_non_finite_step_ends_training_with_its_rows(bench: Bench, train_rows: list[EncodedRow]) -> None:
     model = bench.load()
     model.reset_adapter(7)
     next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
@@ -395,14 +332,3 @@ def test_broken_rows_are_named_in_their_step_and_training_ends_with_it(
     assert (caught.value.where, caught.value.rows) == ("training step 1 of 2", (3, 1, 2))
     assert seen == []
     assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, LoRALinear))
-
-
-def test_nothing_of_a_broken_training_is_felt_after_a_reset(bench: Bench, train_rows: list[EncodedRow]) -> None:
-    model = bench.load()
-    losses, trained = train(model, train_rows), adapter(model)
-    model.reset_adapter(7)
-    next(iter(model.adapter_parameters.values())).data[0, 0] = math.nan
-    with pytest.raises(NonFiniteLoss):
-        train_adapter(model, train_rows, [[3, 1, 2]], 7)
-    assert train(model, train_rows) == losses
-    assert all(torch.equal(value, trained[name]) for name, value in adapter(model).items())

@@ -24,7 +24,6 @@ from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
 from template.localnet.models.tiny import make_tiny_model
-from template.training import determinism
 from template.training.dropout import CpuDropout
 from template.training.layers import FusedRMSNorm
 from template.training.lora import LoRALinear
@@ -94,7 +93,7 @@ def test_every_linear_layer_but_the_head_has_an_adapter(model: ScoringModel) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_adapters_are_float32_on_a_frozen_base_of_the_dtype_asked_for(bench: Bench, dtype: str) -> None:
+def test_adapters_are_float32_on_any_base_dtype(bench: Bench, dtype: str) -> None:
     model = bench.load(dtype)
     assert {value.dtype for value in model.adapter_parameters.values()} == {torch.float32}
     assert {value.dtype for value in base_parameters(model).values()} == {DTYPES[dtype]}
@@ -102,7 +101,7 @@ def test_adapters_are_float32_on_a_frozen_base_of_the_dtype_asked_for(bench: Ben
     assert len(base_parameters(model)) == 26
 
 
-def test_reset_gives_pefts_initial_distribution(model: ScoringModel) -> None:
+def test_reset_has_pefts_initial_distribution(model: ScoringModel) -> None:
     model.reset_adapter(7)
     for name, value in model.adapter_parameters.items():
         if "lora_B" in name:
@@ -116,7 +115,7 @@ def test_reset_gives_pefts_initial_distribution(model: ScoringModel) -> None:
         assert abs(value.mean().item()) < 0.1 * bound
 
 
-def test_reset_depends_on_the_seed_alone(model: ScoringModel) -> None:
+def test_reset_depends_on_the_seed_only(model: ScoringModel) -> None:
     def after(lucky_num: int) -> dict[str, str]:
         model.reset_adapter(lucky_num)
         return digests(model.adapter_parameters)
@@ -134,13 +133,13 @@ def test_reset_depends_on_the_seed_alone(model: ScoringModel) -> None:
     assert all(eight[name] != seven[name] for name in seven if "lora_A" in name)
 
 
-def test_layers_of_one_shape_do_not_start_alike(model: ScoringModel) -> None:
+def test_layers_of_equal_shape_start_differently(model: ScoringModel) -> None:
     model.reset_adapter(7)
     starts = [value for name, value in digests(model.adapter_parameters).items() if "lora_A" in name]
     assert len(set(starts)) == 14
 
 
-def test_initial_values_never_change_from_one_version_to_the_next(bench: Bench) -> None:
+def test_initial_values_never_change_between_versions(bench: Bench) -> None:
     # Known values: whoever changes the order or the draw changes every score of every receipt.
     model = bench.load()
     model.reset_adapter(7)
@@ -156,7 +155,7 @@ KNOWN_START = [-0.102880314, -0.046790868, 0.045098633]
 # Dropout.
 
 
-def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_moves_it(bench: Bench) -> None:
+def test_dropout_reaches_all_layers_by_a_private_stream(bench: Bench) -> None:
     model = bench.load(lora_dropout=0.5)
     pack = lay_out(range(50))
 
@@ -185,7 +184,7 @@ def test_dropout_reaches_every_adapted_layer_and_the_process_neither_feels_nor_m
     assert not any(layer.dropout for layer in layers)
 
 
-def test_every_pack_of_every_step_of_every_seed_has_a_dropout_of_its_own(bench: Bench) -> None:
+def test_dropout_differs_by_seed_step_and_pack(bench: Bench) -> None:
     model = bench.load(lora_dropout=0.5)
     assert isinstance(model.dropout, CpuDropout)
     drawn = set()
@@ -197,7 +196,7 @@ def test_every_pack_of_every_step_of_every_seed_has_a_dropout_of_its_own(bench: 
     assert len(drawn) == 3 * 4 * 4
 
 
-def test_without_dropout_nothing_is_drawn(bench: Bench) -> None:
+def test_zero_dropout_draws_nothing(bench: Bench) -> None:
     model = bench.load(lora_dropout=0.0)
     model.reset_adapter(7)
     model.set_dropout(True)
@@ -208,7 +207,7 @@ def test_without_dropout_nothing_is_drawn(bench: Bench) -> None:
 # The forward.
 
 
-def test_rows_of_a_pack_do_not_see_each_other(bench: Bench) -> None:
+def test_rows_of_a_pack_are_independent(bench: Bench) -> None:
     model = bench.load()
     rows = [row.input_ids for row in sorted(encode(model, make_rows(5, seed=3)), key=lambda row: -len(row.input_ids))]
     assert len({len(row) for row in rows}) > 3
@@ -218,7 +217,7 @@ def test_rows_of_a_pack_do_not_see_each_other(bench: Bench) -> None:
             torch.testing.assert_close(hidden, hidden_states(model, lay_out(row)), rtol=0, atol=1e-5)
 
 
-def test_losses_of_a_pack_are_those_of_the_models_own_forward(bench: Bench) -> None:
+def test_losses_of_a_pack_equal_the_plain_models(bench: Bench) -> None:
     model = bench.load()
     plain = transformers.AutoModelForCausalLM.from_pretrained(bench.model_path, dtype=torch.float32)
     rows = [place_targets(range(100), range(1, 100)), place_targets(range(200, 240), {2, 3, 39})]
@@ -232,7 +231,7 @@ def test_losses_of_a_pack_are_those_of_the_models_own_forward(bench: Bench) -> N
     torch.testing.assert_close(ours, torch.cat(whole), rtol=0, atol=1e-5)
 
 
-def test_the_base_is_what_the_file_holds(bench: Bench, tiny_model: Path) -> None:
+def test_base_equals_the_weights_file(bench: Bench, tiny_model: Path) -> None:
     model = bench.load()
     ours = {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): digest
@@ -246,14 +245,14 @@ def test_the_base_is_what_the_file_holds(bench: Bench, tiny_model: Path) -> None
 # Tokens.
 
 
-def test_tokenize_adds_nothing(model: ScoringModel) -> None:
+def test_tokenize_adds_no_tokens(model: ScoringModel) -> None:
     plain = transformers.AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
     for text in ("", "hello", "<|im_start|>user\nhi<|im_end|>\n"):
         assert model.tokenize(text) == plain.convert_tokens_to_ids(plain.tokenize(text))
         assert load_tokenizer(make_args(), model_path=Path(plain.name_or_path))(text) == model.tokenize(text)
 
 
-def test_a_token_the_model_has_no_embedding_for_is_the_texts_fault(folder: Path) -> None:
+def test_token_without_embedding_is_malformed(folder: Path) -> None:
     edit_config(folder, vocab_size=500)
     edit_weights(folder, lambda weights: weights.update({EMBEDDING: weights[EMBEDDING][:500].clone()}))
     model = load(folder)
@@ -327,7 +326,7 @@ UNUSABLE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_folder_is_a_config_error(
+def test_unusable_folder_is_a_config_error(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     UNUSABLE[name](folder)
@@ -361,7 +360,7 @@ def add_code(folder: Path, file: str, kind: str, name: object) -> None:
 
 
 @pytest.mark.parametrize("name", BESIDE)
-def test_what_stands_beside_the_weights_is_neither_unpickled_nor_run(
+def test_other_files_are_neither_unpickled_nor_run(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = digests(base_parameters(load(folder)))
@@ -371,24 +370,24 @@ def test_what_stands_beside_the_weights_is_neither_unpickled_nor_run(
     assert not Path("ran").exists()
 
 
-def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bomb_of_these_tests_explodes_when_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(Bomb()))
     assert Path("ran").exists()
 
 
-def test_a_missing_folder_is_a_config_error(tmp_path: Path) -> None:
+def test_missing_folder_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json"):
         load(tmp_path / "nowhere")
 
 
-def test_a_base_that_is_not_finite_is_this_machines_fault(folder: Path) -> None:
+def test_non_finite_base_is_a_host_error(folder: Path) -> None:
     edit_weights(folder, lambda weights: weights["model.norm.weight"].fill_(math.nan))
     with pytest.raises(HostError, match="not finite"):
         load(folder)
 
 
-def test_a_failed_load_leaves_settings_as_they_were(folder: Path) -> None:
+def test_failed_load_restores_settings(folder: Path) -> None:
     drop_a_weight(folder)
     before = torch.random.get_rng_state(), torch.get_num_threads(), torch.get_deterministic_debug_mode()
     with pytest.raises(ConfigError):
@@ -398,7 +397,7 @@ def test_a_failed_load_leaves_settings_as_they_were(folder: Path) -> None:
     assert before[1:] == after[1:]
 
 
-def test_digest_tells_what_can_move_the_number_and_nothing_else(folder: Path) -> None:
+def test_digest_covers_the_files_that_are_loaded(folder: Path) -> None:
     before = digest_folder(folder)
     (folder / "README.md").write_text("words", encoding="utf-8")
     (folder / "evil.py").write_text("pass", encoding="utf-8")
@@ -412,12 +411,12 @@ def test_digest_tells_what_can_move_the_number_and_nothing_else(folder: Path) ->
     assert len(seen | {digest_folder(folder)}) == 5
 
 
-def test_a_local_folder_is_named_by_its_digest(bench: Bench, model: ScoringModel) -> None:
+def test_source_of_a_folder_is_its_digest(bench: Bench, model: ScoringModel) -> None:
     assert model.source.revision is None
     assert model.source.digest == digest_folder(bench.model_path)
 
 
-def test_an_adapter_folder_is_not_followed_to_another_base(folder: Path, tiny_model: Path) -> None:
+def test_adapter_folder_is_rejected(folder: Path, tiny_model: Path) -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(folder)
     with pytest.raises(ConfigError):
@@ -427,9 +426,7 @@ def test_an_adapter_folder_is_not_followed_to_another_base(folder: Path, tiny_mo
 # The Hub.
 
 
-def test_a_folder_with_the_models_name_in_the_working_directory_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_named_like_the_model_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tiny_model(tmp_path / MODEL_ID)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="--model_path"):
@@ -476,7 +473,7 @@ def embedding_digest(folder: Path) -> str:
     return digests(load_file(folder / "model.safetensors"))[EMBEDDING]
 
 
-def test_a_hub_model_is_loaded_at_the_commit_that_is_recorded(tiny_model: Path, tmp_path: Path) -> None:
+def test_hub_model_is_loaded_at_the_recorded_commit(tiny_model: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", seed=1)
     root = tmp_path / "hub"
     with HubServer(root) as server:
@@ -507,16 +504,8 @@ def test_a_hub_model_is_loaded_at_the_commit_that_is_recorded(tiny_model: Path, 
     assert busy[0] == RemoteError.__name__
 
 
-def test_an_unreachable_hub_is_a_remote_error(tmp_path: Path) -> None:
+def test_unreachable_hub_is_a_remote_error(tmp_path: Path) -> None:
     with socket.socket() as closed:  # bound and never listening: refused at once
         closed.bind(("127.0.0.1", 0))
         (error,) = load_from_hub(f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path, MODEL_ID)
     assert error[0] == RemoteError.__name__
-
-
-def test_loading_leaves_the_global_generator_alone(bench: Bench) -> None:
-    before = torch.random.get_rng_state()
-    bench.load()
-    assert torch.equal(torch.random.get_rng_state(), before)
-    with determinism.deterministic_mode(CPU):
-        assert torch.equal(torch.random.get_rng_state(), before)

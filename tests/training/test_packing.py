@@ -72,7 +72,7 @@ def sizes(packs: Iterable[Pack]) -> list[int]:
 
 @every_way
 @pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
-def test_every_row_stands_in_one_pack_whole_and_in_order(pack_rows: Packing, max_tokens: int) -> None:
+def test_every_row_is_whole_in_one_pack(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
         packs = pack_rows(rows, max_tokens)
@@ -87,7 +87,7 @@ def test_every_row_stands_in_one_pack_whole_and_in_order(pack_rows: Packing, max
 
 @every_way
 @pytest.mark.parametrize("max_tokens", [64, 10**6])
-def test_every_target_is_predicted_from_the_token_before_it(pack_rows: Packing, max_tokens: int) -> None:
+def test_targets_are_predicted_by_the_token_before(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
         for pack in pack_rows(rows, max_tokens):
@@ -104,7 +104,7 @@ def test_every_target_is_predicted_from_the_token_before_it(pack_rows: Packing, 
 
 @every_way
 @pytest.mark.parametrize("max_tokens", [64, 10**6])
-def test_blocks_are_what_attention_expects_of_them(pack_rows: Packing, max_tokens: int) -> None:
+def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
         for pack in pack_rows(make_random_rows(seed), max_tokens):
             start = 0
@@ -130,7 +130,7 @@ def test_blocks_are_what_attention_expects_of_them(pack_rows: Packing, max_token
 
 
 @every_way
-def test_blocks_without_a_shared_start_have_their_queries_for_keys(pack_rows: Packing) -> None:
+def test_blocks_without_prefix_share_query_and_key_indices(pack_rows: Packing) -> None:
     # Attention tells by it that no place is there twice.
     for seed in SEEDS:
         for pack in pack_rows(make_random_rows(seed), 64):
@@ -142,7 +142,7 @@ def test_blocks_without_a_shared_start_have_their_queries_for_keys(pack_rows: Pa
 
 @every_way
 @pytest.mark.parametrize("max_tokens", [1, 30, 64, 200])
-def test_a_pack_is_within_the_budget_or_a_longer_row_alone(pack_rows: Packing, max_tokens: int) -> None:
+def test_pack_is_within_the_budget_or_a_single_row(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
         for pack in pack_rows(rows, max_tokens):
@@ -150,7 +150,7 @@ def test_a_pack_is_within_the_budget_or_a_longer_row_alone(pack_rows: Packing, m
             assert size <= max_tokens or (len(pack.indices) == 1 and size == count_used(rows[pack.indices[0]]))
 
 
-def test_rows_lie_together_while_the_budget_lasts() -> None:
+def test_packs_are_filled_up_to_the_budget() -> None:
     rows = [read_whole([row] * 10) for row in range(7)]
     assert sizes(pack_all(rows, 30)) == [30, 30, 10]
     assert sizes(pack_all(rows, 29)) == [20, 20, 20, 10]
@@ -159,12 +159,12 @@ def test_rows_lie_together_while_the_budget_lasts() -> None:
     assert sizes(share_all(alike, 49)) == [40, 40, 40, 30]
 
 
-def test_rows_of_like_length_lie_together() -> None:
+def test_rows_of_similar_length_are_packed_together() -> None:
     rows = [read_whole([row] * length) for row, length in enumerate([3, 40, 5, 38])]
     assert [pack.indices for pack in pack_all(rows, 80)] == [(1, 3), (2, 0)]
 
 
-def test_only_the_rows_asked_for_are_packed() -> None:
+def test_only_chosen_rows_are_packed() -> None:
     rows = [read_whole([row, row]) for row in range(6)]
     (pack,) = pack_rows(rows, [4, 1], 10**6, CPU)
     assert sorted(pack.indices) == [1, 4]
@@ -176,7 +176,7 @@ def test_only_the_rows_asked_for_are_packed() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("max_tokens", [1, 64, 200, 10**6])
-def test_even_packs_are_a_multiple_of_the_workers_while_there_are_rows(workers: int, max_tokens: int) -> None:
+def test_balanced_packs_are_a_multiple_of_the_workers(workers: int, max_tokens: int) -> None:
     counts = set()
     for seed in SEEDS:
         rows = make_random_rows(seed)
@@ -188,7 +188,7 @@ def test_even_packs_are_a_multiple_of_the_workers_while_there_are_rows(workers: 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("max_tokens", [64, 10**6])
-def test_even_packs_differ_by_a_row_at_most_and_the_largest_come_first(workers: int, max_tokens: int) -> None:
+def test_balanced_packs_differ_by_a_row_largest_first(workers: int, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
         found = sizes(even_all(rows, max_tokens, workers))
@@ -196,7 +196,7 @@ def test_even_packs_differ_by_a_row_at_most_and_the_largest_come_first(workers: 
         assert found[0] - found[-1] <= max(count_used(row) for row in rows)
 
 
-def test_rows_are_spread_over_no_more_packs_than_they_need() -> None:
+def test_balanced_packs_are_as_few_as_possible() -> None:
     rows = [read_whole([row] * 10) for row in range(8)]
     assert sizes(even_all(rows, 80)) == sizes(even_all(rows, 40)) == [40, 40]
     assert sizes(even_all(rows, 39)) == [20, 20, 20, 20]
@@ -206,22 +206,11 @@ def test_rows_are_spread_over_no_more_packs_than_they_need() -> None:
     assert even_all([], 80) == []
 
 
-def test_short_rows_fill_up_what_a_long_one_leaves() -> None:
+def test_short_rows_balance_a_long_one() -> None:
     rows = [read_whole([row] * length) for row, length in enumerate([10, 60, 15, 40, 12, 20])]
     packs = even_all(rows, 100)
     assert [pack.indices for pack in packs] == [(3, 5, 4, 0), (1, 2)]
     assert sizes(packs) == [82, 75]
-
-
-def test_only_the_rows_asked_for_are_packed_evenly_and_alike_every_time() -> None:
-    for seed in SEEDS:
-        rows = make_random_rows(seed)
-        chosen = random.Random(seed).sample(range(len(rows)), -(-len(rows) // 2))
-        packs = balance_packs(rows, chosen, 64, CPU, 2)
-        assert sorted(index for pack in packs for index in pack.indices) == sorted(chosen)
-        again = balance_packs(rows, chosen, 64, CPU, 2)
-        assert [pack.indices for pack in packs] == [pack.indices for pack in again]
-        assert all(one.input_ids.equal(other.input_ids) for one, other in zip(packs, again, strict=True))
 
 
 # Who sees whom, told by spans.
@@ -264,7 +253,7 @@ def in_spans(pack: Packing, rows: Sequence[EncodedRow], max_tokens: int) -> list
 
 @every_way
 @pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
-def test_spans_say_what_blocks_say(pack_rows: Packing, max_tokens: int) -> None:
+def test_spans_equal_blocks(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
         for ours, theirs in zip(in_spans(pack_rows, rows, max_tokens), pack_rows(rows, max_tokens), strict=True):
@@ -279,7 +268,7 @@ def test_spans_say_what_blocks_say(pack_rows: Packing, max_tokens: int) -> None:
 
 
 @every_way
-def test_packs_are_alike_but_for_how_they_tell_who_sees_whom(pack_rows: Packing) -> None:
+def test_packs_with_spans_have_equal_tokens(pack_rows: Packing) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
         for ours, theirs in zip(in_spans(pack_rows, rows, 64), pack_rows(rows, 64), strict=True):
@@ -288,7 +277,7 @@ def test_packs_are_alike_but_for_how_they_tell_who_sees_whom(pack_rows: Packing)
                 assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
-def test_spans_know_their_longest_and_name_no_places_where_keys_are_the_queries() -> None:
+def test_spans_are_cumulative_lengths() -> None:
     apart = [read_whole([row] * length) for row, length in enumerate([10, 50, 7])]
     (pack,) = in_spans(pack_all, apart, 10**6)
     assert pack.spans is not None
@@ -307,7 +296,7 @@ def test_spans_know_their_longest_and_name_no_places_where_keys_are_the_queries(
 # Sharing.
 
 
-def test_groups_hold_every_row_once_and_share_what_all_of_them_begin_with() -> None:
+def test_groups_partition_rows_by_common_prefix() -> None:
     shares = set()
     for seed in SEEDS:
         rows = make_random_rows(seed)
@@ -321,7 +310,7 @@ def test_groups_hold_every_row_once_and_share_what_all_of_them_begin_with() -> N
     assert len(shares) > 10
 
 
-def test_sharing_never_computes_more_tokens_than_without() -> None:
+def test_shared_prefixes_never_add_tokens() -> None:
     saved = 0
     for seed in SEEDS:
         rows = make_random_rows(seed)
@@ -336,17 +325,7 @@ def test_sharing_never_computes_more_tokens_than_without() -> None:
     assert saved > 5000
 
 
-def test_rows_of_two_system_texts_make_two_groups() -> None:
-    first, second = [1] * 50, [2] * 30
-    rows = [read_whole([*(first if row % 2 else second), 100 + row, 7]) for row in range(8)]
-    assert sorted(group_by_prefix(rows), key=lambda group: group.prefix) == [
-        Group((0, 2, 4, 6), 30),
-        Group((1, 3, 5, 7), 50),
-    ]
-    assert sizes(share_all(rows, 10**6)) == [30 + 50 + 8 * 2]
-
-
-def test_a_group_is_not_spoiled_by_a_row_that_shares_little() -> None:
+def test_group_rejects_a_row_with_a_short_prefix() -> None:
     rows = [read_whole([1, *[3] * 40, 10 + row]) for row in range(4)] + [read_whole([1, 4, 5, 6])]
     assert group_by_prefix(rows) == [Group((0, 1, 2, 3), 41), Group((4,), 0)]
     # One that shares enough to pay for what the group then loses does join.
@@ -354,7 +333,7 @@ def test_a_group_is_not_spoiled_by_a_row_that_shares_little() -> None:
     assert group_by_prefix(rows) == [Group((0, 1, 2), 9)]
 
 
-def test_equal_rows_share_all_but_their_last_token() -> None:
+def test_equal_rows_share_all_but_the_last_token() -> None:
     rows = [read_whole([1, 2, 3, 4])] * 5
     assert group_by_prefix(rows) == [Group((0, 1, 2, 3, 4), 3)]
     (pack,) = share_all(rows, 10**6)
@@ -362,15 +341,7 @@ def test_equal_rows_share_all_but_their_last_token() -> None:
     assert pack.positions.tolist() == [[0, 1, 2] + [3] * 5 + [0] * 24]
 
 
-def test_rows_with_nothing_in_common_share_nothing() -> None:
-    rows = [read_whole([row, 1, 2, 3]) for row in range(5)]
-    assert group_by_prefix(rows) == [Group((row,), 0) for row in range(5)]
-    apart, shared = pack_all(rows, 10**6), share_all(rows, 10**6)
-    assert sizes(shared) == sizes(apart) == [20]
-    assert shared[0].input_ids.equal(apart[0].input_ids)
-
-
-def test_one_row_is_a_pack_and_none_is_no_pack() -> None:
+def test_single_row_is_a_pack_and_no_rows_are_none() -> None:
     (pack,) = share_all([place_targets([5, 6, 7, 8, 9], {1, 3})], 10**6)
     # The last token predicts no target, so it and what stands behind the last target are not computed.
     assert pack.input_ids.tolist() == [[5, 6, 7] + [0] * 29]
@@ -378,13 +349,13 @@ def test_one_row_is_a_pack_and_none_is_no_pack() -> None:
     assert share_all([], 64) == pack_all([], 64) == group_by_prefix([]) == []
 
 
-def test_a_row_of_one_computed_token_shares_nothing() -> None:
+def test_row_of_one_computed_token_shares_nothing() -> None:
     rows = [place_targets([1, 2, 3], {1}), read_whole([1, 2, 3]), read_whole([1, 2, 4])]
     assert group_by_prefix(rows) == [Group((0,), 0), Group((1, 2), 2)]
     assert sizes(share_all(rows, 10**6)) == [4, 1]
 
 
-def test_a_long_start_of_many_rows_is_cut_by_the_keys_that_are_read_for_it() -> None:
+def test_long_prefix_of_many_rows_is_split_by_keys() -> None:
     # Alone by their tokens, all of them would be one pack of 1,500 + 20 x 1,000, with 30 times as many keys.
     rows = [read_whole([1] * 1500 + [2 + row] * 20) for row in range(1000)]
     packs = list(pack_with_shared_prefix(rows, 16384, CPU, True))

@@ -111,14 +111,14 @@ def whole(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[in
     return ids
 
 
-def test_a_row_that_writes_no_control_token_is_tokenized_piece_by_piece_as_it_is(family: Family) -> None:
+def test_plain_content_is_tokenized_as_it_is(family: Family) -> None:
     template, tokenizer = family
     tokenize = PieceTokenizer(tokenizer)
     for piece in template.pieces("Be kind.", TURNS):
         assert tokenize(*piece[:3]) == whole(tokenizer, "".join(piece[:3]))
 
 
-def test_what_a_row_writes_becomes_no_control_token_and_stays_what_was_written(family: Family) -> None:
+def test_content_never_becomes_a_control_token(family: Family) -> None:
     template, tokenizer = family
     tokenize = PieceTokenizer(tokenizer)
     names = control(tokenizer)
@@ -136,7 +136,7 @@ def test_what_a_row_writes_becomes_no_control_token_and_stays_what_was_written(f
             assert "".join(tokenizer.decode(ids).split()) == "".join("".join(piece[:3]).split())
 
 
-def test_a_text_around_a_control_token_is_cut_where_the_tokenizer_itself_would_cut_it(family: Family) -> None:
+def test_both_ways_of_tokenizing_agree(family: Family) -> None:
     """The two ways of tokenizing a piece agree wherever both may be taken, so nothing hangs on which one was."""
     template, tokenizer = family
     tokenize = PieceTokenizer(tokenizer)
@@ -146,7 +146,7 @@ def test_a_text_around_a_control_token_is_cut_where_the_tokenizer_itself_would_c
         assert tokenize(*piece[:3]) == whole(tokenizer, "".join(piece[:3]))
 
 
-def test_a_forged_turn_stays_inside_the_one_that_it_is_written_in(tiny_model: Path) -> None:
+def test_forged_turn_stays_inside_its_own(tiny_model: Path) -> None:
     """An answer that closes itself and opens the next turn: in the row's ids there is one answer and no second turn."""
     (row,) = parse_rows(
         b'{"conversations":[{"role":"user","content":"q"},{"role":"assistant",'
