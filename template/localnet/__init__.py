@@ -1,1 +1,1 @@
-"""An embedded chain and dataset hub below the official clients, for the quickstart and the tests."""
+"""A local chain and Hub below the official clients, for the quickstart and the tests."""

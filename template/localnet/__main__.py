@@ -1,10 +1,10 @@
-"""Brings up a local network and keeps it running until it is interrupted.
+"""Run a local network until it is interrupted.
 
     python -m template.localnet --dir /tmp/localnet --miners alice,bob
 
-When it is ready, DIR/localnet.json says what to give as --subtensor.network, --netuid, --wallet.path, --competition
-and HF_ENDPOINT; the wallets are `validator`, `owner` and the miners, each with the hotkey `default`, and the Hub token
-of a miner NAME is `hf_local_NAME`.
+Once it is ready, DIR/localnet.json holds the values for --subtensor.network, --netuid, --wallet.path, --competition
+and HF_ENDPOINT. The wallets are `validator`, `owner` and the miners, each with the hotkey `default`; the Hub token of
+a miner NAME is `hf_local_NAME`.
 """
 
 import argparse
@@ -23,21 +23,21 @@ _SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line."""
     parser = argparse.ArgumentParser(
         prog="localnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, required=True, help="new folder for everything")
     parser.add_argument("--miners", default="alice,bob", help="names, separated by commas (default: %(default)s)")
     parser.add_argument("--sample", type=Path, default=_SAMPLE, help="folder with pool.jsonl and competition.yaml")
-    parser.add_argument("--block_seconds", type=float, default=1.0, help="time of a block (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="of the hub; 0 takes a free one (default: %(default)s)")
+    parser.add_argument("--block_seconds", type=float, default=1.0, help="block time (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="the hub's port; 0 takes a free one (default: %(default)s)")
     parser.add_argument("--logging.debug", dest="is_debug", action="store_true", help="log details")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves until interrupted; returns the exit status."""
+    """Serve until interrupted; return the exit code."""
     args = build_parser().parse_args(argv)
     configure_logging(is_debug=args.is_debug)
     quiet_libraries()
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Builds the network, says where it is, and waits for a signal."""
+    """Create the network, log where it is, and wait for a signal."""
     from template.localnet.hub.server import HubServer
     from template.localnet.network import create_localnet
 
@@ -64,9 +64,9 @@ def serve(args: argparse.Namespace) -> int:
             miners=[name.strip() for name in args.miners.split(",") if name.strip()],
             block_time_s=args.block_seconds,
         )
-        logger.info("local network ready: {}", net.folder / "localnet.json")
+        logger.info("local network ready file={}", net.folder / "localnet.json")
         for name, value in net.describe().items():
-            logger.info("  {} = {}", name, value)
+            logger.info("  {}={}", name, value)
         stop.wait()
     return 0
 

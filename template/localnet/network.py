@@ -1,7 +1,4 @@
-"""A whole local network in one folder: chain, hub, sample competition, wallets, registered miners and a validator.
-
-Everything is made by what stands here, throwaway keys included; nothing outside the folder is touched.
-"""
+"""A local network in one folder: chain, hub, sample competition, throwaway wallets and registered neurons."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +11,7 @@ import yaml
 from template.chain.client import bt
 from template.errors import ConfigError
 from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.substrate import NETWORK_PREFIX
 from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import LOCAL_TOKEN_PREFIX, upload_files
 
@@ -31,32 +29,32 @@ TRAINING_ARGS: Mapping[str, Any] = {
         "lora_dropout": 0.1,
     }
 }
-"""What a training_args.yaml says where the tiny model is scored again and again."""
+"""The training_args.yaml for repeated evaluations of the tiny model."""
 
-# Long enough that one epoch of the quickstart ends by its work and not by its blocks.
+# Long enough that the quickstart's work ends its round, not its blocks.
 _TEMPO = 100_000
 
 
 @dataclass(frozen=True)
 class LocalNet:
-    """Where the parts of a local network are. hub_endpoint is set while its hub is served."""
+    """Paths and addresses of a local network."""
 
     folder: Path
     hub_endpoint: str
 
     @property
     def network(self) -> str:
-        """What to give as --subtensor.network."""
-        return f"sim:{self.folder / 'chain.sqlite3'}"
+        """The value for --subtensor.network."""
+        return f"{NETWORK_PREFIX}{self.chain_file}"
 
     @property
     def wallets(self) -> Path:
-        """What to give as --wallet.path; one wallet for each participant, with the hotkey `default`."""
+        """The value for --wallet.path: one wallet per participant, with the hotkey `default`."""
         return self.folder / "wallets"
 
     @property
     def competition(self) -> Path:
-        """What to give as --competition."""
+        """The value for --competition."""
         return self.folder / "competition.yaml"
 
     @property
@@ -64,7 +62,7 @@ class LocalNet:
         return self.folder / "chain.sqlite3"
 
     def describe(self) -> dict[str, str]:
-        """The parts by name, for scripts."""
+        """Return the parts by name, for scripts."""
         return {
             "network": self.network,
             "netuid": str(NETUID),
@@ -78,15 +76,17 @@ class LocalNet:
 def create_localnet(
     folder: Path, hub: HubServer, *, sample: Path, miners: Sequence[str], block_time_s: float, tempo: int = _TEMPO
 ) -> LocalNet:
-    """Makes a network in the new folder `folder`, its hub being `hub`.
+    """Create a network in a new folder.
 
-    sample: a folder with pool.jsonl and competition.yaml (every field but eval_commit). miners: names of wallets to
-    make and register beside `owner` (uid 0, who owns the subnet) and `validator`.
-    Raises: ConfigError when the folder holds a network already or the sample is not one.
+    Args:
+        sample: a folder with pool.jsonl and competition.yaml (every field but eval_commit).
+        miners: names of the wallets to register beside `owner` (uid 0, the subnet owner) and `validator`.
+
+    Raises: ConfigError for a folder with a network, or an invalid sample.
     """
     net = LocalNet(folder.resolve(), hub.endpoint)
     if net.chain_file.exists():
-        raise ConfigError(f"{folder}: a local network is there already; remove the folder or name another")
+        raise ConfigError(f"{folder} holds a local network: remove the folder or name another")
     folder.mkdir(parents=True, exist_ok=True)
     write_competition(net, hub, sample)
     owner = make_hotkey(net, _OWNER)
@@ -100,7 +100,7 @@ def create_localnet(
         chain.advance(2)
         if block_time_s:
             chain.set_block_time(block_time_s)
-    # Renamed into place: whoever waits for the file must find it whole.
+    # Renamed into place, because scripts wait for the file.
     partial = net.folder / ".localnet.json"
     partial.write_text(json.dumps(net.describe(), indent=2) + "\n", encoding="utf-8")
     partial.replace(net.folder / "localnet.json")
@@ -108,19 +108,19 @@ def create_localnet(
 
 
 def write_competition(net: LocalNet, hub: HubServer, sample: Path) -> None:
-    """Publishes the sample's pool on the hub and writes the competition with the commit that this made."""
+    """Upload the sample's evaluation set and write the competition with its commit."""
     try:
         values = yaml.safe_load((sample / "competition.yaml").read_text(encoding="utf-8"))
         pool = (sample / "pool.jsonl").read_bytes()
         repo = values["repo"]
     except (OSError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise ConfigError(f"{sample}: not a sample competition: {error!r}") from error
+        raise ConfigError(f"{sample}: no valid competition.yaml and pool.jsonl: {error!r}") from error
     values["eval_commit"] = upload_files(hub.store.root, repo, {"pool.jsonl": pool})
     net.competition.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def make_hotkey(net: LocalNet, name: str) -> str:
-    """Makes a throwaway wallet without a password and returns its hotkey's address."""
+    """Create a throwaway wallet without a password; return its hotkey's address."""
     wallet = bt.Wallet(name, "default", path=str(net.wallets))
     wallet.create_new_coldkey(use_password=False, suppress=True)
     wallet.create_new_hotkey(suppress=True)
