@@ -1,12 +1,12 @@
-"""The chain seam: the only importer of bittensor, synchronous, and with a deadline on every call.
+"""A synchronous client of one subnet, with a deadline on every call. Only template.chain imports bittensor.
 
-A read gives frozen records or raises RemoteError. A write gives an outcome: the chain's refusal is an answer, and the
-outcome carries the chain's own error name. A write whose fate is unknown (the deadline passed, or the connection
-dropped, after it was sent) raises RemoteError: it may yet land, so callers read the chain before they try again.
+A read returns frozen records or raises RemoteError. A write returns an outcome, with the chain's own error name for a
+refused call. A write raises RemoteError when its result is unknown, because the deadline passed or the connection
+dropped after it was sent: it may still land, so callers read the chain before they retry.
 
-Reads are of the newest finalized block, which no reorganisation can undo. On mainnet it lies at least two blocks, 24 s,
-behind the newest one: voters vote for none less than two below the best that they know. Source: the default voting
-rules of sc-consensus-grandpa, BeforeBestBlockBy(2), which subtensor's node/src/service.rs takes.
+Reads are of the newest finalized block, which no reorganisation can undo. On mainnet it is at least two blocks, 24 s,
+behind the best one. Source: the default voting rules of sc-consensus-grandpa, BeforeBestBlockBy(2), which subtensor's
+node/src/service.rs uses.
 """
 
 import asyncio
@@ -45,19 +45,19 @@ __all__ = [
 
 T = TypeVar("T")
 
-# A label the client can resolve but never dials: with a substrate given, the network is only a name to it.
+# With a substrate given, the client resolves this label and never dials it.
 _SUBSTRATE_LABEL = "ws://127.0.0.1:1"
 
-# Blocks for which a signed call stays valid: a call whose fate is unknown can no longer land after so many.
+# Blocks for which a signed call stays valid. After them, a call without an answer cannot land any more.
 _ERA_BLOCKS = 32
 
-# Seconds without a new finalized block after which the node is doubted: it normally takes some twelve.
+# Seconds without a new finalized block after which the next endpoint is tried: a block takes about twelve.
 STALL_S = 600.0
 
 _MAX_DEADLINE_S = 3600.0
 _STALE_VERSION = "IncorrectWeightVersionKey"
 
-# What the client refuses before it signs, by the name the chain would give it.
+# The client's own refusals, by the chain's error names.
 _PREFLIGHT_NAMES = {
     bt.ErrorCode.NOT_REGISTERED: "HotKeyNotRegisteredInSubNet",
     bt.ErrorCode.NOT_AUTHORIZED: "NeuronNoValidatorPermit",
@@ -65,30 +65,38 @@ _PREFLIGHT_NAMES = {
     bt.ErrorCode.INVALID_ARGUMENT: "WeightVecLengthIsLow",
 }
 
-# Answers of the transaction pool after which this call, or an earlier one of the same nonce, may still be included.
-_UNSETTLED = {"AlreadyImported", "Dropped", "FinalityTimeout", "Future", "Invalid", "PriorityTooLow"}
-_UNSETTLED |= {"Retracted", "Stale", "Usurped"}
+# Errors of the transaction pool after which this call, or an earlier one with its nonce, may still be included.
+_MAY_STILL_LAND = {"AlreadyImported", "Dropped", "FinalityTimeout", "Future", "Invalid", "PriorityTooLow"}
+_MAY_STILL_LAND |= {"Retracted", "Stale", "Usurped"}
 
 
 @dataclass(frozen=True)
-class _Link:
-    """One connection: the client, and the substrate below it, which alone tells a block's hash."""
+class _Connection:
+    """A client and the substrate below it, which alone reads block hashes."""
 
-    session: EventLoopThread
+    loop: EventLoopThread
     client: bt.Client
     substrate: Any
 
 
-class Chain:
-    """One subnet on one network, as one hotkey. Not for use by two threads at once.
+_Operation = Callable[[_Connection], Awaitable[T]]
 
-    network: a name the client knows, or a ws:// or wss:// url; only a label when `substrate` is given, which stands
-    in for the network. wallet: needed to sign and to write. fallback_endpoints: where the next connection goes after a
-    failure of the one before. archive_endpoints: where to read blocks whose state the others have dropped. For both,
-    none means the client's public pool for a named network. deadline_s: seconds that one exchange with the chain may
-    take, a silent node included; a method makes at most three. clock: seconds that never go back.
-    Connects on first use, and again, to the next endpoint in turn, on the first use after any failure.
-    Raises: ConfigError when the network, an endpoint, the deadline or the netuid makes no sense.
+
+class Chain:
+    """One subnet on one network, for one hotkey. Not for use by two threads at once.
+
+    Connects on first use. After a failure it connects again on the next use, to the next endpoint in turn.
+
+    Args:
+        network: a name that bittensor knows, or a ws:// or wss:// url; only a label when `substrate` is given.
+        wallet: signs messages and calls.
+        substrate: replaces the network.
+        fallback_endpoints: endpoints after the first one; by default the public ones of a named network.
+        archive_endpoints: endpoints for blocks whose state the others dropped; the same default.
+        deadline_s: seconds for one exchange with the chain; a method makes at most three.
+        clock: monotonic seconds.
+
+    Raises: ConfigError for an invalid network, endpoint, deadline or netuid.
     """
 
     def __init__(
@@ -116,12 +124,12 @@ class Chain:
         label = network if substrate is None else _SUBSTRATE_LABEL
         self._endpoints = Endpoints(label, fallback_endpoints, archive_endpoints)
         self._deadline_s = deadline_s
-        self._link: _Link | None = None
+        self._connection: _Connection | None = None
         self._clock = clock
-        # The newest one viewed: most looks find no newer block.
+        # Most polls find no newer block.
         self._view: ChainView | None = None
-        self._newest = 0
-        self._moved_at = self._doubted_at = clock()
+        self._newest_block = 0
+        self._advanced_at = self._rotated_at = clock()
 
     def __enter__(self) -> "Chain":
         return self
@@ -130,75 +138,74 @@ class Chain:
         self.close()
 
     def close(self) -> None:
-        """Drops the connection; a later call opens a new one."""
-        if self._link is not None:
-            link, self._link = self._link, None
-            link.session.close()
+        """Close the connection; a later call opens a new one."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.loop.close()
 
     @property
     def hotkey(self) -> str:
-        """The address that signs. Raises: ConfigError when there is no wallet."""
+        """The address that signs. Raises: ConfigError without a wallet."""
         return str(self._signer.ss58_address)
 
     def sign(self, message: bytes) -> str:
-        """The hotkey's signature in 128 hex digits, see `verify_signature`. Raises: ConfigError without a wallet."""
+        """Sign with the hotkey; return 128 hex digits for `verify_signature`. Raises: ConfigError."""
         return bytes(self._signer.sign(message)).hex()
 
     def view(self, block: int | None = None) -> ChainView:
-        """The subnet and all its commitments at one block, in the same few calls whatever the subnet's size.
+        """Read the subnet and all its commitments at a block, by default the newest finalized one.
 
-        block: a past block, or None for the newest finalized one. Raises: RemoteError, also for a block that is not
-        finalized yet or whose state no node asked still has, and when the newest is older than one viewed before;
-        ConfigError when the network has no such netuid, or the subnet's tempo is 0.
+        Raises: RemoteError, also for a block that is not finalized, whose state every node dropped, or behind the
+        newest one read before; ConfigError for an unknown netuid or a tempo of 0.
         """
         what = "read the subnet" if block is None else f"read the subnet at block {block}"
-        known = self._view
-        view = self._call(what, lambda link: read_view(link.client, link.substrate, self.netuid, block, known=known))
+        last = self._view
+        view = self._call(what, lambda link: read_view(link.client, link.substrate, self.netuid, block, last=last))
         if block is None:
             self._check_progress(view.block)
             self._view = view
         return view
 
     def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
-        """The block in which each hotkey committed what the chain opened in the block given, as all validators read it.
+        """Return the commit block of each hotkey's timelocked commitment, given its reveal block.
 
-        A hotkey that had no sealed commitment one block before is left out. Raises: RemoteError, also for a block that
-        is not finalized yet or before which no node asked still has the state.
+        Leaves out a hotkey that had no timelocked commitment one block before. Raises: RemoteError, also for a block
+        that is not finalized or whose state every node dropped.
         """
-        what = "read where the opened commitments were sealed"
+        what = "read the commit blocks of revealed commitments"
         return self._call(what, lambda link: read_commit_blocks(link.client, self.netuid, reveals))
 
     def block(self) -> int:
-        """Number of the newest finalized block. Raises: RemoteError."""
+        """Return the number of the newest finalized block. Raises: RemoteError."""
         return int(self._call("read the block number", lambda link: link.client.finalized_block()))
 
     def block_hash(self, block: int) -> str:
-        """Hash of a block, in 0x-hex. Raises: RemoteError, also when there is no such block yet."""
+        """Return a block's hash in 0x-hex. Raises: RemoteError, also for a future block."""
         return str(self._call(f"read the hash of block {block}", lambda link: link.substrate.block_hash(block)))
 
     def commitment(self, hotkey: str) -> ChainCommitment | None:
-        """A hotkey's commitment as it stands, or None when it has none. Raises: RemoteError."""
+        """Return a hotkey's current commitment, if any. Raises: RemoteError."""
         return self._call("read the commitment", lambda link: read_commitment(link.client, self.netuid, hotkey))
 
     def is_registered(self) -> bool:
-        """True when the wallet's hotkey has a uid on the subnet. Raises: RemoteError; ConfigError without a wallet."""
+        """Return True when the hotkey has a uid on the subnet. Raises: RemoteError; ConfigError."""
         keys = [self.netuid, self.hotkey]
         return self._read("read the registration", lambda at: at.query(st.SubtensorModule.Uids, keys)) is not None
 
     def publish(self, text: str) -> PublishOutcome:
-        """Sets the hotkey's commitment to `text`, which replaces the one before and moves its block.
+        """Set the hotkey's commitment to `text`; it replaces the previous one and moves its block.
 
-        Raises: SubmissionError (BAD_COMMITMENT) before anything is sent unless `text` has 1 to 128 bytes;
-        RemoteError when the fate is unknown; ConfigError without a wallet.
+        Raises: SubmissionError (BAD_COMMITMENT) unless `text` has 1 to 128 bytes; RemoteError when the result is
+        unknown; ConfigError without a wallet.
         """
         raw = encode_text(text)
         # Bytes, because the codec reads text that begins with 0x as hex.
         return self._publish({f"Raw{len(raw)}": raw})
 
     def publish_sealed(self, text: str, reveal_round: int) -> PublishOutcome:
-        """Sets the hotkey's commitment to `text`, which nobody can read before that round of the drand beacon.
+        """Set the hotkey's commitment to `text`, encrypted until a round of the drand beacon.
 
-        The chain opens it then by itself. Raises: as `publish`, and ConfigError unless the round is in the future.
+        The chain reveals it by itself. Raises: as `publish`, and ConfigError unless the round is in the future.
         """
         return self._publish(timelock_encrypt(text, reveal_round))
 
@@ -216,22 +223,22 @@ class Chain:
         return PublishOutcome(is_accepted=False, error=name, message=result.message, retry_after_blocks=retry)
 
     def set_weights(self, weights: Mapping[int, float], *, version_key: int = WEIGHTS_VERSION) -> WeightOutcome:
-        """Sets weights by uid, relative to each other, in the open or sealed, whichever way the subnet runs.
+        """Set weights by uid, relative to each other, plain or timelocked as the subnet requires.
 
-        version_key: this validator's version; the chain takes it when the subnet asks for no newer one. Sealed weights
-        would show it only when they are opened, and be dropped then, so it is compared before anything is sent.
-        Raises: ValueError unless the weights are finite, not negative and not all zero; RemoteError when the fate is
-        unknown; ConfigError without a wallet.
+        The chain drops timelocked weights with an old `version_key` only at their reveal, so it is compared with the
+        subnet's first. Raises: ValueError for weights that are not finite, negative or all zero; RemoteError when the
+        result is unknown; ConfigError without a wallet.
         """
         values = list(weights.values())
         if not any(values) or not all(isfinite(value) and value >= 0 for value in values):
             raise ValueError(f"weights must be finite, not negative and not all zero: {dict(weights)}")
         signer = self._signer
-        asked = self._read(
+        required = self._read(
             "read the weights version", lambda at: at.query(st.SubtensorModule.WeightsVersionKey, [self.netuid])
         )
-        if int(asked or 0) > version_key:
-            return _stale_version(asked, version_key)
+        if int(required or 0) > version_key:
+            message = f"the subnet requires weights version {required}, this validator has {version_key}: update it"
+            return WeightOutcome(is_accepted=False, error=_STALE_VERSION, message=message)
         intent = bt.SetWeights(self.netuid, weights=dict(weights), version_key=version_key)
         result = self._submit("set weights", lambda link: link.client.execute(intent, signer, period=_ERA_BLOCKS))
         if not result.success:
@@ -252,73 +259,73 @@ class Chain:
         return self._key
 
     def _check_progress(self, block: int) -> None:
-        """Leaves a node whose newest block lies in the past, or does not move.
+        """Leave a node whose newest block is in the past or does not advance.
 
-        The first raises RemoteError, since nobody may act on the past. The second may be the chain's own standstill, in
-        which nothing is wrong with what was read.
+        Raises: RemoteError for a block in the past. A chain may stand still by itself, so that only rotates endpoints.
         """
         now = self._clock()
-        if block < self._newest:
-            self._leave_endpoint()
-            raise RemoteError(f"could not read the subnet: the node is at block {block}, behind block {self._newest}")
-        if block > self._newest:
-            self._newest, self._moved_at, self._doubted_at = block, now, now
-        elif now - self._doubted_at >= STALL_S:
-            self._doubted_at = now
-            self._leave_endpoint()
-            stalled_s = now - self._moved_at
-            logger.warning("no finalized block after {} for {:.0f} s: the next endpoint is asked", block, stalled_s)
+        newest = self._newest_block
+        if block > newest:
+            self._newest_block, self._advanced_at, self._rotated_at = block, now, now
+        elif block < newest:
+            self._next_endpoint()
+            raise RemoteError(f"could not read the subnet: the node is at block {block}, behind block {newest}")
+        elif now - self._rotated_at >= STALL_S:
+            self._rotated_at = now
+            self._next_endpoint()
+            stalled_s = now - self._advanced_at
+            logger.warning("no new finalized block={} seconds={:.0f} action=next_endpoint", block, stalled_s)
 
-    def _leave_endpoint(self) -> None:
-        """Has the next call connect, to the next endpoint in turn."""
+    def _next_endpoint(self) -> None:
+        """Let the next call connect to the next endpoint."""
         self.close()
         self._endpoints.rotate()
 
     def _blocks_until_epoch(self) -> int | None:
-        # Only a hint: the refusal it goes with is known.
+        # Only a hint beside the refusal.
         try:
             return self._read("read the epoch", lambda at: at.epochs.blocks_until_next_epoch(self.netuid))
         except RemoteError:
             return None
 
     def _read(self, what: str, operation: Callable[[bt.Snapshot], Awaitable[T]]) -> T:
-        async def read(link: _Link) -> T:
+        async def read(link: _Connection) -> T:
             return await operation(await snapshot_at(link.client))
 
         return self._call(what, read)
 
-    def _submit(self, what: str, operation: Callable[[_Link], Awaitable[bt.ExtrinsicResult]]) -> bt.ExtrinsicResult:
-        """The chain's answer to a write, its refusals and the client's own included; RemoteError when there is none."""
+    def _submit(self, what: str, operation: _Operation[bt.ExtrinsicResult]) -> bt.ExtrinsicResult:
+        """Send a write and return its result; refusals are results too. Raises: RemoteError."""
 
-        async def settle(link: _Link) -> bt.ExtrinsicResult:
+        async def run(link: _Connection) -> bt.ExtrinsicResult:
             try:
                 return await operation(link)
             except bt.ChainError as exc:
-                # The client's own refusals have a code but neither name nor cause, unlike a failed read.
+                # Unlike a failed read, the client's own refusals have a code but neither name nor cause.
                 name = _PREFLIGHT_NAMES.get(exc.code)
                 if exc.name is not None or exc.__cause__ is not None or name is None:
                     raise
                 return bt.ExtrinsicResult(success=False, message=exc.message, error=bt.ChainError(exc.message, name))
 
-        # Connected first, so that what fails later may have been sent.
+        # Connect first, so that every later failure counts as sent.
         self._call("connect to the chain", lambda link: asyncio.sleep(0))
-        doubt = f"could not {what}: its fate is unknown, so read the chain before trying again"
+        unknown = f"could not {what}: result unknown, read the chain before a retry"
         try:
-            result = self._call(what, settle)
+            result = self._call(what, run)
         except RemoteError as exc:
-            raise RemoteError(f"{doubt} ({exc})", exc.retry_after_s) from exc
+            raise RemoteError(f"{unknown} ({exc})", exc.retry_after_s) from exc
         name = _error_name(result)
         is_included = result.block_hash is not None
-        if not result.success and not is_included and (name is None or name in _UNSETTLED):
-            raise RemoteError(f"{doubt} ({name or result.message})")
+        if not result.success and not is_included and (name is None or name in _MAY_STILL_LAND):
+            raise RemoteError(f"{unknown} ({name or result.message})")
         return result
 
-    def _call(self, what: str, operation: Callable[[_Link], Awaitable[T]]) -> T:
-        """What `operation` returns, within the deadline. After any failure the connection is not used again."""
+    def _call(self, what: str, operation: _Operation[T]) -> T:
+        """Run `operation` within the deadline. Raises: RemoteError, and drops the connection."""
         is_done = is_answered = False
         try:
-            link = self._link = self._link or self._open()
-            result = link.session.run(lambda: operation(link), self._deadline_s)
+            link = self._connection = self._connection or self._open()
+            result = link.loop.run(lambda: operation(link), self._deadline_s)
             is_done = True
             return result
         except (TimeoutError, CancelledError) as exc:
@@ -327,23 +334,18 @@ class Chain:
             is_answered = isinstance(exc, bt.ChainError)
             raise RemoteError(f"could not {what}: {exc}", _retry_after_s(exc)) from exc
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
-            raise RemoteError(f"could not {what}: the answer makes no sense to this client: {exc!r}") from exc
+            raise RemoteError(f"could not {what}: invalid answer: {exc!r}") from exc
         finally:
             if not is_done:
                 self.close()
                 if not is_answered:
                     self._endpoints.rotate()
 
-    def _open(self) -> _Link:
+    def _open(self) -> _Connection:
         substrate = self._substrate or self._endpoints.open()
-        # Not Client.connect, which adds only token symbols for display, from a cache in the user's home.
-        session = EventLoopThread(substrate.connect, substrate.close)
-        return _Link(session, bt.Client(self._endpoints.label, substrate=substrate), substrate)
-
-
-def _stale_version(asked: object, version_key: int) -> WeightOutcome:
-    message = f"the subnet takes weights of version {asked} or newer and this is {version_key}: update this validator"
-    return WeightOutcome(is_accepted=False, error=_STALE_VERSION, message=message)
+        # Not Client.connect, which also loads token symbols from a cache in the user's home.
+        loop = EventLoopThread(substrate.connect, substrate.close)
+        return _Connection(loop, bt.Client(self._endpoints.label, substrate=substrate), substrate)
 
 
 def _error_name(result: bt.ExtrinsicResult) -> str | None:

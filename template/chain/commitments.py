@@ -1,8 +1,8 @@
-"""Commitments as the chain stores them: reading them strictly, and the plaintext that a sealed one must hold.
+"""Strict parsing of on-chain commitments, and the plaintext of a timelocked one.
 
-The client has a reader of its own, which the product does not use: it joins fields without a mark between them, takes
-any payload's first bytes for a length, and fails on all commitments when one revealed text begins like `0x`, which any
-miner may arrange. Source: subtensor, pallets/commitments/src/lib.rs.
+The client's own reader joins fields without a separator, takes any payload's first bytes for a length, and fails on
+all commitments when a revealed text begins with `0x`, which any miner can publish. Source: subtensor,
+pallets/commitments/src/lib.rs.
 """
 
 import re
@@ -15,34 +15,37 @@ from template.records import ChainCommitment
 
 _HEX = re.compile(r"0x(?:[0-9a-f]{2})*")
 _RAW_FIELD = re.compile(r"Raw([0-9]{1,3})")
-# Lengths below 2**6 take one byte in SCALE, those below 2**14 two; nothing that fits a commitment is longer.
+# SCALE lengths below 2**6 take one byte, those below 2**14 two; no commitment is longer.
 _ONE_BYTE_LENGTHS, _TWO_BYTE_LENGTHS = 2**6, 2**14
 
 
 def parse_commitment(hotkey: str, record: Any, revealed: Sequence[Sequence[Any]] | None) -> ChainCommitment | None:
-    """One hotkey's commitment; None when it has none.
+    """Parse a hotkey's commitment; None if it has none.
 
-    record: its value in CommitmentOf, or None. revealed: its value in RevealedCommitments, pairs of (SCALE bytes of the
-    decrypted text, block of the reveal), or None. The chain drops the record when it has opened all of its fields, so
-    a record is of a later commitment than the reveals are, unless it had fields besides the one that was opened.
+    The chain drops a record when it has revealed all its fields. So a record is newer than the reveals, unless other
+    fields are left beside the revealed one.
+
+    Args:
+        record: the hotkey's value in CommitmentOf.
+        revealed: its value in RevealedCommitments, pairs of (SCALE bytes of the decrypted text, reveal block).
     """
-    opened = [(int(block), data) for data, block in revealed or ()]
+    reveals = [(int(block), data) for data, block in revealed or ()]
     if record is not None:
-        return _read_record(hotkey, record, [block for block, _ in opened])
-    if not opened:
+        return _parse_record(hotkey, record, [block for block, _ in reveals])
+    if not reveals:
         return None
-    newest = max(block for block, _ in opened)
-    texts = [_revealed_text(data) for block, data in opened if block == newest]
-    # Two reveals of one block are two fields of one commitment.
+    newest = max(block for block, _ in reveals)
+    texts = [_revealed_text(data) for block, data in reveals if block == newest]
+    # Two reveals in one block are two fields of one commitment.
     text = texts[0] if len(texts) == 1 else None
     return ChainCommitment(hotkey=hotkey, block=newest, text=text, is_revealed=text is not None)
 
 
-def _read_record(hotkey: str, record: Any, reveal_blocks: Sequence[int]) -> ChainCommitment:
+def _parse_record(hotkey: str, record: Any, reveal_blocks: Sequence[int]) -> ChainCommitment:
     block = int(record["block"])
     fields = record["info"]["fields"]
-    # The chain opens what is due before it runs a block's calls, so a reveal in the record's own block is of an earlier
-    # commitment, and one after it is of another field of this one.
+    # The chain reveals before it runs a block's calls. So a reveal in the record's own block is of an earlier
+    # commitment, and a later one is of another field of this commitment.
     is_single = len(fields) == 1 and all(reveal_block <= block for reveal_block in reveal_blocks)
     field = fields[0] if is_single else None
     return ChainCommitment(hotkey=hotkey, block=block, text=_plain_text(field), reveal_round=_sealed_round(field))
@@ -68,7 +71,7 @@ def _sealed_round(field: object) -> int | None:
 
 
 def encode_timelock_plaintext(text: str) -> bytes:
-    """What to encrypt so that the chain reveals `text`: its UTF-8 after its length, as SCALE spells a string.
+    """Encode the plaintext that the chain reveals as `text`: a SCALE string.
 
     Raises: SubmissionError (BAD_COMMITMENT) unless it has 1 to 128 bytes, the limit of a plain commitment.
     """
@@ -78,7 +81,7 @@ def encode_timelock_plaintext(text: str) -> bytes:
 
 
 def encode_text(text: str) -> bytes:
-    """The bytes of a commitment's text. Raises: SubmissionError (BAD_COMMITMENT) unless it has 1 to 128 bytes."""
+    """Encode a commitment's text. Raises: SubmissionError (BAD_COMMITMENT) unless it has 1 to 128 bytes."""
     raw = text.encode(errors="surrogatepass")
     if not 0 < len(raw) <= MAX_COMMITMENT_BYTES or _utf8(raw) is None:
         raise SubmissionError(
@@ -88,11 +91,10 @@ def encode_text(text: str) -> bytes:
 
 
 def _revealed_text(data: Any) -> str | None:
-    """The text of one reveal, None unless the bytes are exactly one SCALE string.
+    """Return the text of a reveal, None unless its bytes are exactly one SCALE string.
 
-    The client's decoder shows bytes that are UTF-8 as text, others as 0x-hex. What looks like hex of other bytes is
-    that: as text it would be no SCALE string, since what begins with `0x` is 13 bytes long, and no 11 digits are whole
-    bytes.
+    The client's decoder returns UTF-8 bytes as text and others as 0x-hex. Text that looks like the hex of other bytes
+    is hex: a SCALE string that begins with `0x` has 13 bytes, and 11 hex digits are not whole bytes.
     """
     if not isinstance(data, str):
         return None

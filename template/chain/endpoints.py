@@ -1,4 +1,4 @@
-"""Which endpoints a network means, checked, and which of them the next connection goes to."""
+"""The endpoints of a network, in the order in which connections use them."""
 
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -10,14 +10,13 @@ from template.errors import ConfigError
 
 
 class Endpoints:
-    """A network's endpoints in a circle: the current one first, and the others as its fallbacks.
+    """A network's endpoints in rotation: the current one, then its fallbacks.
 
-    The client goes on to a fallback at once when an endpoint cannot be dialled, but after a silence only when five
-    minutes are over, which no deadline here waits for. So whoever meets a failure calls `rotate`, and the next
-    connection begins elsewhere.
+    The client itself tries a fallback at once when it cannot connect, but only after five minutes of silence. So a
+    caller rotates after a failure, and the next connection begins at the next endpoint.
+    Empty fallbacks or archives mean the client's public endpoints of a named network.
 
-    network: a name the client knows, or a ws:// or wss:// url. fallbacks, archives: none means the client's public
-    pools for a named network. Raises: ConfigError naming the flag of whatever is no url.
+    Raises: ConfigError with the flag of an invalid url.
     """
 
     def __init__(self, network: str, fallbacks: Sequence[str] = (), archives: Sequence[str] = ()) -> None:
@@ -29,33 +28,30 @@ class Endpoints:
                 f"--subtensor.network must be {names}, or a ws:// or wss:// url, not {network!r}"
             ) from exc
         _check_url(first, "--subtensor.network")
-        self._archives = check_urls(archives, "--subtensor.archive_endpoints")
-        self._archives = self._archives or settings.default_archive_endpoints(self.label)
-        others = check_urls(fallbacks, "--subtensor.fallback_endpoints")
-        # Each once: the circle is of different endpoints.
-        self._circle = list(dict.fromkeys([first, *(others or settings.default_fallback_endpoints(self.label))]))
+        for url in fallbacks:
+            _check_url(url, "--subtensor.fallback_endpoints")
+        for url in archives:
+            _check_url(url, "--subtensor.archive_endpoints")
+        others = fallbacks or settings.default_fallback_endpoints(self.label)
+        self._order = list(dict.fromkeys([first, *others]))
+        self._archives = list(archives) or settings.default_archive_endpoints(self.label)
 
     @property
     def current(self) -> str:
-        """Where the next connection begins."""
-        return self._circle[0]
+        """The endpoint of the next connection."""
+        return self._order[0]
 
     def rotate(self) -> None:
-        """Puts the current endpoint last."""
-        self._circle.append(self._circle.pop(0))
+        """Move the current endpoint to the end."""
+        self._order.append(self._order.pop(0))
 
     def open(self) -> bt.RpcSubstrate:
-        """A connection that is not dialled yet."""
-        first, *others = self._circle
+        """Return a connection that is not open yet."""
+        first, *others = self._order
         return bt.RpcSubstrate(first, fallback_endpoints=others, archive_endpoints=self._archives)
 
 
-def check_urls(urls: Sequence[str], flag: str) -> list[str]:
-    """The urls as they are. Raises: ConfigError naming the flag."""
-    return [_check_url(url, flag) for url in urls]
-
-
-def _check_url(url: str, flag: str) -> str:
+def _check_url(url: str, flag: str) -> None:
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0 and " " not in url
@@ -63,4 +59,3 @@ def _check_url(url: str, flag: str) -> str:
         is_url = False
     if not is_url:
         raise ConfigError(f"{flag} must be a url like wss://host:443, not {url!r}")
-    return url

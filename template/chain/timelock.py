@@ -1,6 +1,6 @@
-"""Timelocked commitments, and the drand beacon that opens them: round numbers, their times, and the encryption.
+"""Timelock encryption of commitments, and the rounds of the drand beacon that reveal them.
 
-All of it is arithmetic and local cryptography. Source: bittensor.timelock.
+Arithmetic and local cryptography only. Source: bittensor.timelock.
 """
 
 from typing import Any
@@ -12,26 +12,25 @@ from template.errors import ConfigError
 
 
 def beacon_round_at(posix_s: float) -> int:
-    """The first round of the beacon that is published at or after a moment, given in POSIX seconds."""
+    """Return the first beacon round published at or after a POSIX time."""
     return bt.timelock.round_at(posix_s)
 
 
 def round_time(beacon_round: int) -> float:
-    """The moment in POSIX seconds at which a round of the beacon is published, whatever number a miner names."""
-    # The client's own reveal_time fails on rounds past the year 9999.
+    """Return the POSIX time at which a beacon round is published."""
+    # The client's own reveal_time fails for rounds past the year 9999, which a miner may name.
     return float(bt.timelock.QUICKNET_GENESIS + (beacon_round - 1) * bt.timelock.QUICKNET_PERIOD)
 
 
 def timelock_encrypt(text: str, reveal_round: int) -> dict[str, Any]:
-    """The commitment field that the chain opens at `reveal_round` of the beacon, and then shows as `text`.
+    """Return the commitment field that the chain reveals as `text` at `reveal_round`.
 
-    It is 246 bytes longer than the text at most, well below the 1,024 that the chain takes (types.rs beside the
-    pallet's lib.rs). Raises: SubmissionError (BAD_COMMITMENT) when the text does not fit; ConfigError unless the round
-    is in the future.
+    It is at most 246 bytes longer than the text, well below the chain's limit of 1,024 (types.rs beside the pallet's
+    lib.rs). Raises: SubmissionError (BAD_COMMITMENT) for a text that does not fit; ConfigError for a past round.
     """
     plaintext = encode_timelock_plaintext(text)
     try:
         sealed = bt.timelock.encrypt(plaintext, reveal_round=reveal_round)
     except (bt.TimelockError, OverflowError, ValueError) as exc:
-        raise ConfigError(f"a commitment must be sealed to a future round of the beacon: {exc}") from exc
+        raise ConfigError(f"the reveal round {reveal_round} must be a future beacon round: {exc}") from exc
     return {"TimelockEncrypted": {"encrypted": sealed.encrypted, "reveal_round": sealed.reveal_round}}

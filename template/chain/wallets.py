@@ -1,4 +1,4 @@
-"""Wallets that sign without ever asking anything, and the check of their signatures."""
+"""Wallets that sign without a prompt, and the verification of their signatures."""
 
 import re
 from pathlib import Path
@@ -14,14 +14,14 @@ _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
 def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
-    """A wallet whose hotkey is loaded and can sign; its coldkey is not touched. Never asks anything.
+    """Open a wallet with its hotkey loaded; it never prompts and leaves the coldkey alone.
 
-    A hotkey under a password is opened with the one in the environment variable that the client names after the
-    file. Raises: ConfigError when the key file is missing, locked or no sr25519 key.
+    An encrypted hotkey takes its password from the environment variable that the client names after the file.
+    Raises: ConfigError for a missing, locked or non-sr25519 key file.
     """
     for setting, value in (("--wallet.name", name), ("--wallet.hotkey", hotkey)):
         if not value or "/" in value or value in (".", ".."):
-            raise ConfigError(f"{setting} must be the plain name of a folder or file, not {value!r}")
+            raise ConfigError(f"{setting} must be the name of a folder or file, not {value!r}")
     wallet = bt.Wallet(name, hotkey, path=str(Path(path).expanduser()))
     file = wallet.hotkey_file
     if not file.exists_on_device():
@@ -32,23 +32,23 @@ def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
             password = keyfiles.resolve_key_password(env_var_name=file.env_var_name(), allow_prompt=False)
             if password is None:
                 raise ConfigError(
-                    f"--wallet.hotkey {hotkey} is under a password: use one without, or set {file.env_var_name()}"
+                    f"--wallet.hotkey {hotkey} is encrypted: set {file.env_var_name()} or use an unencrypted hotkey"
                 )
         key = wallet.get_hotkey(password)
         key.sign(b"")
     except (OSError, ValueError, TypeError, sp_core.KeyfileError, sp_core.WrongPasswordError):
-        # What the client says may quote the file, so none of it is shown or kept.
-        raise ConfigError(f"--wallet.hotkey {hotkey} cannot be used: {file.path} holds no readable key") from None
+        # The client's message may quote the file, so it is dropped.
+        raise ConfigError(f"--wallet.hotkey {hotkey}: {file.path} holds no readable key") from None
     if key.crypto_type != sp_core.CRYPTO_SR25519:
-        raise ConfigError(f"--wallet.hotkey {hotkey} must be an sr25519 key, as the chain's hotkeys are")
+        raise ConfigError(f"--wallet.hotkey {hotkey} must be an sr25519 key")
     return wallet
 
 
 def verify_signature(hotkey_ss58: str, message: bytes, signature_hex: str) -> bool:
-    """True when `signature_hex`, 128 lower-case hex digits, is the hotkey's signature of `message`.
+    """Return True for the hotkey's signature of `message`, as 128 lower-case hex digits.
 
-    False for anything malformed. The client also takes a signature of the message between `<Bytes>` and `</Bytes>`,
-    which is how browser wallets sign: so a message must say what it is for, or one made elsewhere might serve here.
+    The client also accepts a signature of the message between `<Bytes>` and `</Bytes>`, the form of browser wallets.
+    So a message must name its purpose, or a signature made elsewhere could pass here.
     """
     try:
         if _SIGNATURE.fullmatch(signature_hex) is None:

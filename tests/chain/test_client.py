@@ -376,7 +376,7 @@ def test_real_networks_have_no_local_substrate(local: LocalChain, tmp_path: Path
 def test_a_block_is_read_once_and_the_next_one_anew(local: LocalChain, validator: Chain) -> None:
     first = validator.view()
     reads: list[str] = []
-    substrate = validator._link.substrate  # type: ignore[union-attr]
+    substrate = validator._connection.substrate  # type: ignore[union-attr]
     read = substrate.query_map
 
     async def counted(*args: Any, **options: Any) -> Any:

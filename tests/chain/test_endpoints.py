@@ -186,7 +186,7 @@ def test_a_node_that_stands_still_is_left_once_in_a_while_but_believed(local: Lo
         clock.now += 2
         assert chain.view() == then
         assert (chain._endpoints.current, node.closed) == (SECOND, 1)
-        assert logged == [f"WARNING no finalized block after {then.block} for 600 s: the next endpoint is asked\n"]
+        assert logged == [f"WARNING no new finalized block={then.block} seconds=600 action=next_endpoint\n"]
         clock.now += STALL_S - 1
         assert chain.view() == chain.view() == then
         assert (chain._endpoints.current, len(logged)) == (SECOND, 1), "once in a while, not at every view"

@@ -149,7 +149,7 @@ def test_a_state_that_nobody_has_any_more_is_a_remote_error(local: LocalChain, m
     _, reveal_block = seal_and_reveal(local, miner, "text")
     with (
         Chain(local.network, NETUID, substrate=Pruned(local.path)) as chain,
-        pytest.raises(RemoteError, match=r"were sealed: State discarded .* archive"),
+        pytest.raises(RemoteError, match=r"of revealed commitments: State discarded .* archive"),
     ):
         chain.commit_blocks_of_revealed({miner.hotkey: reveal_block})
 
@@ -235,7 +235,7 @@ def test_sealed_text_that_does_not_fit_is_refused_before_it_is_sent(local: Local
 @pytest.mark.parametrize("reveal_round", [-1, 0, 1000, 2**64])
 def test_a_round_that_is_not_to_come_is_a_config_error(local: LocalChain, miner: Chain, reveal_round: int) -> None:
     before = local.block()
-    with pytest.raises(ConfigError, match="future round"):
+    with pytest.raises(ConfigError, match="future beacon round"):
         miner.publish_sealed("text", reveal_round)
     assert local.block() == before
 

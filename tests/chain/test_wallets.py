@@ -72,7 +72,7 @@ def _lock(wallet: Wallet) -> None:
 def test_locked_key_is_a_config_error_and_nothing_is_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     wallet = make_wallet(tmp_path, "w")
     _lock(wallet)
-    with pytest.raises(ConfigError, match=f"under a password.*{wallet.hotkey_file.env_var_name()}"):
+    with pytest.raises(ConfigError, match=f"is encrypted.*{wallet.hotkey_file.env_var_name()}"):
         open_wallet("w", "default", tmp_path)
     assert capfd.readouterr() == ("", "")
 
