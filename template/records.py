@@ -1,17 +1,17 @@
-"""Frozen records that travel between the rooms. No behaviour beyond small derived facts.
+"""Frozen records that travel between the rooms, with no behavior beyond small derived facts.
 
-Block numbers, all of the subnet's chain:
-    block               where the newest view was read, or where a commitment was last set
+Block numbers are the chain's:
+    block               of a view: where it was read; of a commitment: where it was last set or revealed
     commit_block        where a hotkey set its commitment, readable or timelocked
-    reveal_block        from where on everybody can read it: its commit block, or where the chain decrypted it
-    first_block         the earliest commit block of this text; setting it again does not move it
-    missing_block       the last at which its file was missing
-    rank_block          decides who is earlier: first_block, or the block after missing_block when that is later
-    registration_block  where the hotkey got its uid; what it committed up to there does not count
-    seed_block          whose hash gives the seed of an evaluation
-    start_block         the snapshot of a round
-    opened_block        the newest one when the round was fixed, start_block or later
-    end_block           the first one after the round
+    reveal_block        from which everyone can read it: the commit block, or where the chain decrypted it
+    first_block         earliest commit block of this text; setting it again does not move it
+    missing_block       last block at which its file was missing
+    rank_block          decides who is earlier: first_block, or the block after missing_block if that is later
+    registration_block  where the hotkey got its uid; commitments up to it do not count
+    seed_block          block whose hash gives the seed of an evaluation
+    start_block         snapshot of a round
+    opened_block        newest block when the round was recorded: start_block or later
+    end_block           first block after the round
 """
 
 import hashlib
@@ -29,23 +29,22 @@ LOCATION = "where"
 
 @dataclass(frozen=True, kw_only=True)
 class Neuron:
-    """One registered hotkey of the subnet, as of the block of the view that holds it."""
+    """One registered hotkey of the subnet. last_update_block: of its last weights, or of its registration."""
 
     uid: int
     hotkey: str
     registration_block: int
     last_update_block: int
-    """Block of this neuron's last weight setting, or of its registration when it set none since."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainCommitment:
-    """What one hotkey's commitment holds on chain, in one of four states.
+    """One hotkey's commitment on chain, in one of four states.
 
-    Plain: `text` is the UTF-8 of its one Raw field, and `block` is where it was last set, which a re-commit moves.
-    Sealed: no text yet, and `reveal_round` is the round of the drand beacon that opens it; `block` is the commit's.
-    Revealed: `is_revealed`, and `text` is what the chain decrypted; `block` is the reveal's, since the chain drops
-    the commit's with the commitment. Unreadable (several fields, not UTF-8, a failed reveal): neither text nor round.
+    Plain: `text` is its one Raw field as UTF-8, and `block` is where it was last set.
+    Timelocked: no text; drand round `reveal_round` reveals it, and `block` is the commit block.
+    Revealed: `is_revealed`, and `text` is decrypted. `block` is the reveal block: the chain drops the commit block.
+    Unreadable (several fields, not UTF-8, a failed reveal): neither text nor round.
     """
 
     hotkey: str
@@ -57,13 +56,12 @@ class ChainCommitment:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainView:
-    """Everything a tick needs of the chain, read at one pinned block in a constant number of calls.
+    """The chain's state at one block, as far as a tick needs it.
 
-    `timestamp` is the block's own, in POSIX seconds. `neurons` is ordered by uid and holds every uid. `commitments`
-    includes hotkeys that are no longer registered. `owner_uid` is None when the subnet owner's hotkey holds no uid at
-    this block. `blocks_until_epoch` counts from `block` to the subnet's next epoch as the chain schedules it.
-    `activity_cutoff` is the blocks after its last weights for which a validator counts as active, 0 when the chain does
-    not say; `weights_version` the least version key with which the chain takes weights.
+    timestamp: of the block, in POSIX seconds. neurons: all, by uid. commitments: also of unregistered hotkeys.
+    owner_uid: None when the subnet owner's hotkey has no uid. blocks_until_epoch: until the subnet's next epoch.
+    activity_cutoff: blocks for which weights keep a validator active, 0 if unknown. weights_version: least version key
+    that the chain accepts.
     """
 
     netuid: int
@@ -87,24 +85,33 @@ class ChainView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightOutcome:
-    """What became of one weight submission: `is_accepted` and, when not, the chain's error and sentence.
-
-    block: the chain block it was included in, None when it was not. is_revealed_later is True when the subnet
-    runs commit-reveal, so the weights take effect at `reveal_round` of the drand beacon.
-    """
+class Outcome:
+    """Outcome of a signed call. error, message: the chain's, when it is not accepted. block: that includes it."""
 
     is_accepted: bool
     error: str | None = None
     message: str = ""
     block: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOutcome(Outcome):
+    """Outcome of a weight submission. With commit-reveal, the weights take effect at drand round `reveal_round`."""
+
     is_revealed_later: bool = False
     reveal_round: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishOutcome(Outcome):
+    """Outcome of a commitment. retry_after_blocks: wait this long when the hotkey's space for the epoch is used up."""
+
+    retry_after_blocks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a score is: `done` of `total` tokens of the stage `train` or `evaluate`."""
+    """Progress of an evaluation: `done` of `total` tokens of the stage `train` or `evaluate`."""
 
     stage: str
     done: int
@@ -113,14 +120,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """One score and everything that determined it.
+    """One evaluation and everything that determined its loss.
 
     loss: mean over evaluation rows of the row's mean cross-entropy, in nats per target token; always finite.
     step_losses: per optimizer step, the group's summed cross-entropy over its number of target tokens.
-    model_revision is the Hub commit, None for a local folder; model_digest is the folder's digest, None for the Hub.
-    train_rows are the rows trained on; eval_skipped_rows of the evaluation set had no target and count in nothing.
-    environment: library versions, device, dtype and threads, whatever else can move the number on equal inputs; beside
-    them `where`, the executor and the device that it ran on, once an executor knows, which moves nothing.
+    model_revision: Hub commit, None for a local folder. model_digest: of the folder, None for the Hub.
+    eval_skipped_rows: rows without a target, which count nowhere.
+    environment: library versions, device, dtype, threads and whatever else can change a loss, and LOCATION.
     """
 
     loss: float
@@ -145,21 +151,6 @@ class TrainResult:
     eval_seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishOutcome:
-    """What became of one commitment: `is_accepted` and, when not, the chain's error and sentence.
-
-    block: the block it was included in, None when it was not. retry_after_blocks: blocks until the chain takes
-    another commitment of this hotkey, known when its space for the epoch is used up, else None.
-    """
-
-    is_accepted: bool
-    error: str | None = None
-    message: str = ""
-    block: int | None = None
-    retry_after_blocks: int | None = None
-
-
 class SubmissionKey(NamedTuple):
     """Identity of a submission: the hotkey and the text that it committed, `namespace:competition_id:commit`."""
 
@@ -180,22 +171,22 @@ class Submission:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """One choice of competition, hyperparameters and model: losses under different contests are never compared."""
+    """One choice of competition, hyperparameters and model. Losses are only compared within one config."""
 
     id: int
     digest: str
 
     @staticmethod
     def make_digest(competition_digest: str, hyperparameters_digest: str, model: str) -> str:
-        """sha256 in hex over the three that make a contest; `model` names the weights exactly."""
+        """Return the sha256 in hex that identifies a config; `model` names the weights exactly."""
         return hashlib.sha256(f"{competition_digest}\n{hyperparameters_digest}\n{model}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found of one submission: a refusal with its reason, or a finite loss; exactly one of the two.
+    """The final result of one submission: either a reason for its rejection or a finite loss.
 
-    receipt is the signed receipt's JSON beside a loss; it is not read back with the verdict. seconds: time to score.
+    seconds: duration of the evaluation. receipt: JSON beside a loss; the state file does not return it here.
     """
 
     reason: Reason | None = None
@@ -207,10 +198,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RetryState:
-    """Tries on a submission that ended without a verdict, none of which is the miner's fault.
-
-    next_at: POSIX time before which it is not tried again.
-    """
+    """Failures of a submission that were not the miner's. next_at: POSIX time of the next retry."""
 
     remote_failures: int = 0
     host_failures: int = 0
@@ -248,11 +236,10 @@ class Entry:
 class Round:
     """One validator epoch: a snapshot of the subnet at start_block, worked on until end_block.
 
-    entries: everybody who stood in the competition at start_block, by uid, which is all that the round's weights are
-    made of. queue: whose turn it is, in order, a part of the entries. lucky_num: the seed drawn for the round; with
-    seeds from the chain, that of start_block. opened_block: the newest block when the round was fixed, start_block or
-    later. lucky_num_from and seed_period: see `template.validator.config.LuckyNumFrom`. All is fixed before the first
-    training, so that a restart goes on with the same. id 0: not stored.
+    Recorded before its first evaluation, so that a restart continues with the same.
+    entries: all of the snapshot, by uid; the weights are made of them alone. queue: entries to work on, in order.
+    lucky_num: the round's seed; with seeds from the chain, that of start_block. lucky_num_from, seed_period: see
+    `template.validator.config`. id: 0 before it is recorded.
     """
 
     start_block: int
@@ -274,9 +261,9 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
-    """One line of a round's table. weight is the share of this hotkey in the weights, 0 for none.
+    """One entry of a round's leaderboard. weight: its share of the round's weights.
 
-    A line has a reason when it is refused, a loss when it was scored, and neither while it waits for its turn.
+    A rejected entry has a reason, an evaluated one a loss, and a waiting one neither.
     """
 
     key: SubmissionKey
@@ -290,11 +277,10 @@ class LeaderboardRow:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightIntent:
-    """Weights {uid: share} decided at `block`; outcome is None while it is not known what became of them.
+    """Weights by uid, decided at `block`. outcome: None while pending.
 
-    shares: the same by hotkey, which is what can be given again when uids have changed hands; registrations: the block
-    at which each of those hotkeys had registered when it earned its share. is_repeat: they are an
-    earlier round's, given again so that this hotkey does not count as inactive.
+    shares: the same by hotkey, for submitting them again after uids changed hands. registrations: registration block
+    of each of those hotkeys when it earned its share. is_repeat: an earlier round's, submitted to stay active.
     """
 
     id: int
@@ -310,9 +296,9 @@ class WeightIntent:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningEvaluation:
-    """A score under way. device: where. started_at: POSIX seconds. memory_bytes: of the device, None when unknown.
+    """An evaluation in progress: `done` of `total` tokens of `stage` ("load", "train" or "evaluate").
 
-    done of total tokens of `stage` ("load", "train" or "evaluate").
+    started_at: POSIX seconds. memory_bytes: of the device, None if unknown.
     """
 
     key: SubmissionKey
@@ -326,11 +312,11 @@ class RunningEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """What a validator looks like from outside, at one moment. Counts are of submissions unless said.
+    """A validator's state at one moment, for `status` and the tracker.
 
-    now: POSIX seconds. block, block_time: the newest view's number and POSIX time; their distance from `now` is the
-    lag. doing: in words. weights_block: from here on the round's weights are due; weights_set_block: the last ones that
-    the chain took; both None when not known. tokens_per_s: training speed of the last score, None before the first.
+    now, block_time: POSIX seconds; block_time is that of the newest view. doing: the current work in words. queue,
+    unscored: numbers of submissions. weights_block: the round's weights are due from here on. weights_set_block: of
+    the last accepted weights. tokens_per_s: training speed of the last evaluation.
     """
 
     now: float
@@ -348,11 +334,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """A round that closed: its inputs, its table, and what became of its weights.
-
-    seconds: by hotkey, what the score took, for those scored in this round. round_file: path of the signed file of its
-    receipts, None when there is none.
-    """
+    """A closed round. seconds: durations of its evaluations, by hotkey. round_file: path of its signed file."""
 
     round: Round
     leaderboard: tuple[LeaderboardRow, ...]
