@@ -211,9 +211,10 @@ def make_executor(args: argparse.Namespace, evaluator: "Evaluator") -> "Executor
         return LocalExecutor(evaluator, parse_devices(args.device), log_level=cli.log_level(args))
     if args.device is not None:
         raise ConfigError("--device needs --executor local; a Ray cluster uses --ray.gpus_per_worker")
-    from template.workers.ray_executor import RayExecutor, RayOptions
+    from template.workers.messages import RayConfig
+    from template.workers.ray_executor import RayExecutor
 
-    options = RayOptions(
+    options = RayConfig(
         address=args.ray_address,
         workers=args.ray_workers,
         gpus_per_worker=args.ray_gpus,

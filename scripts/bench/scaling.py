@@ -38,7 +38,8 @@ from template.errors import ConfigError, HostError
 from template.records import SubmissionKey, TrainResult
 from template.training.model import load_tokenizer
 from template.workers.executor import Evaluator, Executor
-from template.workers.ray_executor import RayExecutor, RayOptions
+from template.workers.messages import RayConfig
+from template.workers.ray_executor import RayExecutor
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import trained_tokens
 
@@ -161,7 +162,7 @@ def open_executor(name: str, evaluator: Evaluator, workers: int, address: str) -
     if name == "local":
         devices = [f"cuda:{number}" if is_gpu else "cpu" for number in range(workers)]
         return LocalExecutor(evaluator, devices, log_level="WARNING")
-    options = RayOptions(address=address, workers=workers, gpus_per_worker=1.0 if is_gpu else 0.0)
+    options = RayConfig(address=address, workers=workers, gpus_per_worker=1.0 if is_gpu else 0.0)
     return RayExecutor(evaluator, options, log_level="WARNING")
 
 

@@ -1,4 +1,4 @@
-"""Logging setup: text on stderr, JSON lines in an optional file, client libraries routed into both.
+"""Logging: text on stderr, JSON lines in a file, client libraries in both.
 
 A patcher redacts secrets and escapes control characters before any sink sees a record, so text from a stranger can
 neither end a line nor move a terminal's cursor. Neither a full disk nor an unread pipe stops or delays the process.
@@ -31,12 +31,9 @@ from template.terminal import escape_line
 if TYPE_CHECKING:
     from loguru import Record
 
-FILE_BYTES = 50_000_000
-"""Size at which the log file is rotated."""
-KEPT_FILES = 10
-"""Log files kept, the current one included."""
-STDERR_TIMEOUT_S = 5.0
-"""Longest wait for the reader of stderr; once it is over, lines are dropped until the reader returns."""
+FILE_BYTES = 50_000_000  # until the log file is rotated
+KEPT_FILES = 10  # the current one included
+STDERR_TIMEOUT_S = 5.0  # for the reader of stderr, then lines are dropped until it returns
 
 _FORMAT = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> <level>{level: <7}</level> {message}\n"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -47,7 +44,7 @@ _PIPE_BYTES = 4096
 
 
 class _Router(logging.Handler):
-    """Forward records of the standard library's logging to loguru, prefixed with the logger's name."""
+    """Forward records of the standard library to loguru, with the logger's name."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -61,7 +58,7 @@ class _Router(logging.Handler):
 
 
 class _ClientLogger(logging.Logger):
-    """A client's top logger whose level, handlers and propagation the client cannot change when it is imported."""
+    """A client's top logger, which the client cannot reconfigure on import."""
 
     @property
     def propagate(self) -> bool:
@@ -79,7 +76,7 @@ class _ClientLogger(logging.Logger):
 
 
 class NonBlockingStream:
-    """Sink for a stream whose reader may hang: drop and count lines instead of blocking.
+    """Sink for a stream whose reader may hang: drops lines instead of blocking.
 
     A stream without a file descriptor, as in a test, is written to directly.
     """
@@ -174,14 +171,10 @@ def choose_level(*, is_debug: bool, is_trace: bool) -> str:
 def configure_logging(
     *, is_debug: bool = False, is_trace: bool = False, file: Path | None = None, secrets: Sequence[str] = ()
 ) -> None:
-    """Configure the logs of this process; client libraries log from WARNING, or from DEBUG with `is_trace`.
+    """Configure the logs; clients log from WARNING, with `is_trace` from DEBUG.
 
-    Args:
-        file: file for JSON lines. Two processes must not share it, since each would rotate it.
-        secrets: values to redact.
-
-    Raises:
-        ConfigError: the file cannot be opened. The logs on stderr are configured by then.
+    Two processes must not share a `file` of JSON lines, since each would rotate it. Raises: ConfigError when it cannot
+    be opened; stderr is configured by then.
     """
     level = choose_level(is_debug=is_debug, is_trace=is_trace)
     redact = Redactor(secrets)
@@ -219,7 +212,7 @@ def _open_file(path: Path) -> _PrivateFile:
 
 
 def quiet_libraries() -> None:
-    """Silence the clients' progress bars and advice; they read these settings when they are imported."""
+    """Silence the clients' progress bars and advice, before they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

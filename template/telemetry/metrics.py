@@ -32,7 +32,7 @@ def live_metrics(metrics: Metrics) -> dict[str, float]:
 
 
 def round_metrics(report: RoundReport) -> dict[str, float]:
-    """Return the charts of a round: losses by rank (1 is the lowest), verdict counts, outcomes of its weights."""
+    """Return a round's charts: losses by rank, verdict counts, weight outcomes."""
     losses = sorted(row.loss for row in report.leaderboard if row.loss is not None)
     metrics: dict[str, float] = {
         "round/start_block": report.round.start_block,
@@ -53,7 +53,7 @@ def round_metrics(report: RoundReport) -> dict[str, float]:
 
 
 def table_rows(report: RoundReport) -> list[list[str | float | None]]:
-    """Return the round's leaderboard by `TABLE_COLUMNS`; seconds only for evaluations of this round."""
+    """Return the leaderboard by `TABLE_COLUMNS`; seconds are of this round only."""
     return [
         [
             row.key.hotkey,

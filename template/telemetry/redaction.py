@@ -1,4 +1,4 @@
-"""Redact secrets from what leaves the process: log lines, reports to trackers, environments of child processes.
+"""Redact secrets in log lines, tracker reports and child environments.
 
 Secrets are found by value, for those that this process holds, and by form. Commits and sha256 digests look like many
 keys, so a key of 40 or 64 hex digits is found only by value or by the name in front of it.
@@ -10,8 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from urllib.parse import quote
 
 REDACTED = "[redacted]"
-MIN_SECRET_CHARS = 6
-"""Shorter values are not redacted: they occur inside ordinary words and numbers."""
+MIN_SECRET_CHARS = 6  # shorter values occur inside ordinary words and numbers
 
 _SECRET_VARIABLE = re.compile(
     # HF_HUB_DISABLE_IMPLICIT_TOKEN is a switch.
@@ -47,11 +46,7 @@ _FORMS = tuple(
 
 
 class Redactor:
-    """Callable that replaces every secret in a text by `[redacted]`.
-
-    Args:
-        secrets: values to find, also as JSON, Python or a URL spells them.
-    """
+    """Callable that replaces secrets in a text, found by form and by value."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         values = {text for secret in secrets for text in _spellings(secret.strip())}
@@ -76,12 +71,12 @@ def _spellings(secret: str) -> Iterator[str]:
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Return the values of variables whose names mark a secret: HF_TOKEN, WANDB_API_KEY, BT_PW_... ."""
+    """Return the values of variables named like secrets: HF_TOKEN, BT_PW_..."""
     return [value for name, value in environment.items() if _SECRET_VARIABLE.fullmatch(name.upper())]
 
 
 def without_secrets(environment: Mapping[str, str], *, keep: Container[str] = ()) -> dict[str, str]:
-    """Return the environment without its secrets, except the variables named in `keep`."""
+    """Return the environment without its secrets, except those in `keep`."""
     return {
         name: value
         for name, value in environment.items()

@@ -73,12 +73,12 @@ def child_processes(pid: int) -> list[int]:
 
 
 def open_run(request: Mapping[str, Any]) -> "wandb.Run":
-    """Open or resume the requested run, offline unless this machine's user has a key; never prompt."""
+    """Open or resume the run, offline without a login; never prompt."""
     import wandb
 
     is_offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False, verify=False)
     settings = wandb.Settings(
-        # Nothing that wandb collects by itself: command line, environment, code, git, host, console, other processes.
+        # No automatic collection: command line, environment, code, git, host, console, other processes.
         console="off",
         disable_code=True,
         disable_git=True,
@@ -100,7 +100,7 @@ def open_run(request: Mapping[str, Any]) -> "wandb.Run":
 
 
 def log(run: "wandb.Run", request: Mapping[str, Any]) -> None:
-    """Log metrics, and the table and file that the request names; raise when wandb's service does not answer."""
+    """Log metrics, table and file. Raises when wandb's service does not answer."""
     import wandb
 
     values = dict(request["metrics"])

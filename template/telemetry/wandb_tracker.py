@@ -1,4 +1,4 @@
-"""Report a validator to wandb without ever waiting for it: one run per hotkey, subnet, version and UTC day.
+"""Report a validator to wandb, one run per UTC day, without waiting for it.
 
 Reports wait in a bounded queue for a thread, which passes them to the process that holds the run
 (`template.telemetry.wandb_run`). When wandb fails, the operator sees one warning an hour, and the run is opened again.
@@ -29,13 +29,10 @@ from template.telemetry.metrics import STEP_METRICS, TABLE_COLUMNS, live_metrics
 from template.telemetry.redaction import without_secrets
 from template.telemetry.wandb_run import child_processes
 
-MAX_WAITING = 256
-"""Reports kept while wandb is unavailable; metrics take half of them at most, so that rounds find room."""
-ROUND_TRIES = 3
-"""Times that a round is sent to an open run before it is dropped; metrics are sent once."""
-REQUEST_TIMEOUT_S = 60
-"""Longest time that wandb's service may take for one report before it is replaced."""
+MAX_WAITING = 256  # reports while wandb is unavailable; metrics take half at most, so that rounds find room
+REQUEST_TIMEOUT_S = 60  # for wandb's service to take a report, or it is replaced
 
+_ROUND_TRIES = 3  # with an open run
 _FINISH_TIMEOUT_S = 60.0
 _MAX_BACKOFF_S = 3600.0
 _WARNING_INTERVAL_S = 3600.0
@@ -46,24 +43,18 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerConfig:
-    """Identity and destination of the runs.
-
-    Args:
-        entity: wandb user or team, None for the login's own.
-        folder: folder for all files of wandb, created when missing.
-        keep_days: age at which files of earlier runs are deleted.
-    """
+    """Identity and destination of the runs."""
 
     project: str
-    entity: str | None
+    entity: str | None  # None for the login's own
     hotkey: str
     netuid: int
     version: str
-    folder: Path
-    keep_days: float = 30.0
+    folder: Path  # of all files of wandb
+    keep_days: float = 30.0  # for files of earlier runs
 
     def run_settings(self, day: str) -> dict[str, Any]:
-        """Return the arguments of `wandb.init` for a UTC day; the same day resumes the same run."""
+        """Return the arguments of `wandb.init`; the same day resumes the same run."""
         identity = [self.hotkey, str(self.netuid), self.version, day]
         return {
             "dir": str(self.folder.resolve()),
@@ -76,8 +67,8 @@ class TrackerConfig:
         }
 
 
-class Tracker:
-    """Receiver of a validator's reports, which discards them. Its methods raise nothing."""
+class NullTracker:
+    """Tracker that discards its reports. No method of a tracker raises."""
 
     def report_metrics(self, metrics: Metrics) -> None:
         """Report a point of the running charts; return at once."""
@@ -89,8 +80,7 @@ class Tracker:
         """Send what is queued, for at most `timeout_s`."""
 
 
-class NullTracker(Tracker):
-    """Tracker for a validator without wandb."""
+Tracker = NullTracker
 
 
 class _RunProcess:
@@ -157,13 +147,7 @@ class _RunProcess:
 
 
 class WandbTracker(Tracker):
-    """Tracker on wandb. Its methods return at once and raise nothing.
-
-    Args:
-        redact: filter for every text that is sent.
-        clock: POSIX seconds, for the day.
-        backoff_s: wait after a failure, doubled with each further one.
-    """
+    """Tracker on wandb; `backoff_s` doubles with each failure in a row."""
 
     def __init__(
         self,
@@ -197,7 +181,7 @@ class WandbTracker(Tracker):
             # The run's process has another working directory.
             request["file"] = str(Path(report.round_file).resolve())
             request["artifact"] = f"receipts-{self._config.hotkey[:8]}"
-        self._put(request, tries=ROUND_TRIES, room=MAX_WAITING)
+        self._put(request, tries=_ROUND_TRIES, room=MAX_WAITING)
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         self._is_closing.set()
@@ -226,13 +210,13 @@ class WandbTracker(Tracker):
         self._log_dropped()
 
     def _deliver(self, day: str, request: Mapping[str, Any], tries: int) -> bool:
-        """Send a report, again after a failure. Return False when the tracker closes before it is sent."""
+        """Send a report, with retries. Return False if the tracker closes before."""
         while tries > 0:
             try:
                 if day != self._day:
                     self._finish_run()
                 process = self._process or self._open_run(day)
-                # A run that cannot be opened says nothing about the report, so only now does the try count.
+                # A failure to open the run is not the report's, so the try counts only now.
                 tries -= 1
                 process.ask(request)
             except Exception as error:
@@ -282,7 +266,7 @@ class WandbTracker(Tracker):
 
 
 def delete_old_runs(folder: Path, *, keep_days: float) -> None:
-    """Delete wandb's files below the folder that are older than `keep_days`; log those that cannot be deleted."""
+    """Delete wandb's files older than `keep_days`; log those that cannot be."""
     oldest = time.time() - keep_days * 86400
     for path in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
         try:

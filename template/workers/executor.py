@@ -1,14 +1,17 @@
-"""Where scores run. The one call of `train_and_evaluate` that validator and offline script share stands here.
+"""The inputs of an evaluation, and the interface of executors.
 
-A score loads torch; everything else of the validator does not, so the import is made when the first score is. What a
-validator hands its scores to is an `Executor`: processes of this machine, see `template.workers.supervisor`, or others.
+torch is imported lazily: the validator's own process never evaluates, so it never loads it.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
+from urllib.parse import unquote_to_bytes
+
+from pydantic import PlainValidator
 
 from template.competition import Competition
 from template.config import TrainingArgs
@@ -19,26 +22,26 @@ from template.records import Progress, RunningEvaluation, SubmissionKey, TrainRe
 if TYPE_CHECKING:
     from template.train import RunOptions
 
+QuotedPath = Annotated[Path, PlainValidator(lambda text: Path(os.fsdecode(unquote_to_bytes(text))))]
+"""Path that `template.workers.messages` sends percent-encoded, since its bytes need not be UTF-8."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """The competition and the machine's choices: all that a score needs beyond the dataset and the seed.
-
-    model_path: a local folder with the model's weights, None for the Hub. device, dtype: None for the best here.
-    """
+    """All inputs of an evaluation but dataset and seed."""
 
     competition: Competition
     training_args: TrainingArgs
-    eval_data_dir: Path
-    cache_dir: Path | None = None
-    model_path: Path | None = None
-    device: str | None = None
+    eval_data_dir: QuotedPath
+    cache_dir: QuotedPath | None = None
+    model_path: QuotedPath | None = None  # None for the Hub
+    device: str | None = None  # None for the best, as with dtype
     dtype: str | None = None
 
     def evaluate(
         self, data_dir: Path, lucky_num: int, on_progress: Callable[[Progress], None] | None = None
     ) -> TrainResult:
-        """The score of `data_dir/data.jsonl`. Raises: as `template.train.train_and_evaluate`."""
+        """Fine-tune on `data_dir/data.jsonl`, measure the loss; as `train_lora`."""
         from template.train import train_and_evaluate
 
         return train_and_evaluate(
@@ -52,24 +55,21 @@ class Evaluator:
         )
 
     def load_model(self) -> str:
-        """Loads the model and names it: Hub commit or folder digest, kind of device, dtype, version of the score, and
-        a digest of what else of this machine moves the number.
+        """Load the model and return its name: all that makes losses comparable.
 
-        Losses under different names are not compared.
-
-        Raises: as `template.train.train_and_evaluate` does for the model.
+        That is the Hub commit or folder digest, kind of device, dtype, loss version, and the machine's fingerprint.
         """
         from template.train import load_resident_model
         from template.training.environment import machine_fingerprint
 
-        held = load_resident_model(self._options(None), self.cache_dir)
-        dtype = str(held.dtype).removeprefix("torch.")
-        source = f"{held.source.model_id}@{held.source.revision or held.source.digest}"
-        machine = machine_fingerprint(held.device, held.dtype)
-        return f"{source} {held.device.type} {dtype} score {LOSS_VERSION} on {machine}"
+        model = load_resident_model(self._options(None), self.cache_dir)
+        dtype = str(model.dtype).removeprefix("torch.")
+        source = f"{model.source.model_id}@{model.source.revision or model.source.digest}"
+        machine = machine_fingerprint(model.device, model.dtype)
+        return f"{source} {model.device.type} {dtype} score {LOSS_VERSION} on {machine}"
 
     def with_pinned_revision(self, model: str) -> "Evaluator":
-        """This scorer for exactly the model that `load_model` named, whatever becomes of the branch it was found at."""
+        """Return an evaluator pinned to the commit in a name of `load_model`."""
         if self.model_path is not None:
             return self
         revision = model.removeprefix(f"{self.training_args.model_id}@").split()[0]
@@ -79,22 +79,17 @@ class Evaluator:
         from template.hub import datasets
         from template.train import RunOptions
 
-        # The model may come from the Hub, by another library, which knows no time-outs of its own.
+        # transformers may download the model, and sets no timeouts of its own.
         datasets.configure_client()
-        chosen = RunOptions(
+        options = RunOptions(
             training_args=self.training_args, model_path=self.model_path, device=self.device, dtype=self.dtype
         )
-        return chosen if on_progress is None else dataclasses.replace(chosen, on_progress=on_progress)
+        return options if on_progress is None else dataclasses.replace(options, on_progress=on_progress)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletedJob:
-    """The end of one job: exactly one of result and error.
-
-    error: SubmissionError is a verdict. HostError says what befell the worker and on which device: its death, a
-    time-out, a CUDA fault, no memory. RemoteError and ConfigError are as `Evaluator.evaluate` raises them; a
-    RemoteError is also that another machine went away, for which nobody is to blame.
-    """
+    """End of a job: a result, or an error that names the device if it failed."""
 
     key: SubmissionKey
     result: TrainResult | None
@@ -102,39 +97,36 @@ class CompletedJob:
 
 
 class Executor(Protocol):
-    """Workers that score, each one job at a time. No call waits for a score; none is safe beside another thread's."""
+    """Workers with one evaluation each, for one thread. No method waits for a result."""
 
     @property
     def training_args(self) -> TrainingArgs:
-        """What every score trains with."""
+        """Hyperparameters of every evaluation."""
 
     def start(self) -> str | None:
-        """Starts missing workers; the model's name as `Evaluator.load_model` has it, once a worker has it, else None.
+        """Start missing workers; return the model's name once one has loaded it.
 
-        Raises: ConfigError when the operator has to act; RemoteError or HostError when no worker could load the model
-        and none is still at it. Each failure is raised once; the next call tries again, after a rest that grows.
+        Raises each failure once, and tries again later: a ConfigError when the operator has to act, a RemoteError or
+        HostError when all workers failed to load the model.
         """
 
     def idle_workers(self) -> int:
-        """Workers that would take a job now."""
+        """Return how many workers would accept a job."""
 
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
-        """Gives a free worker the dataset `data_dir/data.jsonl`. Raises: RuntimeError when there is none."""
+        """Start to evaluate `data_dir/data.jsonl`. Raises: RuntimeError if all are busy."""
 
     def collect(self) -> list[CompletedJob]:
-        """The jobs that ended since the last call, those among them whose time was up; replaces lost workers.
-
-        Call it often: a worker that hangs is noticed here.
-        """
+        """Return newly completed jobs and enforce timeouts, so call it often."""
 
     def running(self) -> tuple[RunningEvaluation, ...]:
-        """The jobs under way, as the last `collect` or `start` saw them."""
+        """Return the running jobs, as the last `collect` or `start` saw them."""
 
     def tokens_per_s(self) -> float | None:
-        """Training speed of the last score, None before the first."""
+        """Return the training speed of the last evaluation, None before the first."""
 
     def wait(self, timeout_s: float) -> None:
-        """Returns when a job ended or a worker's state changed, or else after `timeout_s`."""
+        """Wait for a completed job or a worker's change, at most `timeout_s`."""
 
     def close(self) -> None:
-        """Ends every worker at once, whatever it is doing; nothing of its job is kept. May be called again."""
+        """Kill every worker; its job is lost. May be called again."""

@@ -1,77 +1,55 @@
-"""What a validator and its workers say to each other: one record a line, as JSON.
-
-Pure, and strict: what a broken worker wrote is refused, never guessed at. Floats read back to the same bits.
-"""
+"""Messages between validator and workers: one record per line, as strict JSON."""
 
 import dataclasses
 import json
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from template.competition import Competition
-from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.records import Progress, TrainResult
 from template.serialization import canonical_json, read_record
+from template.workers.executor import Evaluator, QuotedPath
 
-# Bytes of one line. A result is the longest, by some twenty for every training step.
+# The longest message is a result, with some twenty bytes for every training step.
 MAX_LINE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The first line to a worker: the fields of `template.workers.executor.Evaluator`, paths as text, and the log level
-    it uses.
+    """First line to a worker. `hub_token` never leaves the worker's machine."""
 
-    hub_token: what the worker fetches the model with, of the machine it runs on, so it never crosses a network.
-    """
-
-    competition: Competition
-    training_args: TrainingArgs
-    eval_data_dir: str
-    cache_dir: str | None
-    model_path: str | None
-    device: str | None
-    dtype: str | None
+    evaluator: Evaluator
     log_level: str
     hub_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Every other line to a worker: the dataset to score and the seed."""
+    """Dataset to evaluate, and the seed: every other line to a worker."""
 
-    data_dir: str
+    data_dir: QuotedPath
     lucky_num: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
-    """The first line to the process that speaks to Ray: where the cluster is, and what each worker needs of it.
+    """Ray cluster, and the number and resources of its workers."""
 
-    address: of the cluster's head, HOST:PORT, or "auto" for the one that this machine is a node of. gpus: of one
-    worker, a share where several are to have the same. accelerator_type: the only kind of GPU, as Ray names it.
-    """
-
-    address: str
-    gpus: float
-    cpus: int
-    accelerator_type: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopWorker:
-    """To that process: ends one worker, whatever it is doing."""
+    address: str = "auto"  # or HOST:PORT of the head
+    workers: int = 1
+    gpus_per_worker: float = 1.0  # a share puts several workers on one GPU
+    cpus_per_worker: int = 1  # Ray only counts them; an evaluation uses every core of its node
+    accelerator_type: str | None = None  # the only kind of GPU to use, by Ray's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The worker holds the model and takes jobs. model: as `Evaluator.load_model` names it. device: the one it is on.
-
-    environment: what can move the number there, as in a result.
-    """
+    """The worker has loaded the model of this name, and accepts jobs."""
 
     model: str
     device: str
@@ -80,7 +58,7 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressUpdate:
-    """The job in hand is this far. memory_bytes: the most the worker had in use, of the GPU, else of the machine."""
+    """Progress of the job, and the worker's peak memory, on its GPU if it has one."""
 
     progress: Progress
     memory_bytes: int | None
@@ -88,14 +66,14 @@ class ProgressUpdate:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """The job in hand is done."""
+    """The job succeeded."""
 
     result: TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The job in hand ended with an error; so did loading, when there is no job. kind: the error's class."""
+    """The job failed or, without a job, loading did; `kind` is the error's class."""
 
     kind: str
     message: str
@@ -104,30 +82,32 @@ class Failed:
 
     @classmethod
     def of(cls, error: Exception) -> "Failed":
-        """The error for the wire. What nobody meant to raise is this machine's."""
+        """Convert an error; an unexpected one becomes a HostError."""
         if not isinstance(error, SubnetError):
-            return cls(kind=HostError.__name__, message=f"{type(error).__name__}: {error}")
+            error = HostError(f"{type(error).__name__}: {error}")
         return cls(
             kind=type(error).__name__,
             message=str(error),
-            reason=error.reason if isinstance(error, SubmissionError) else None,
-            retry_after_s=error.retry_after_s if isinstance(error, RemoteError) else None,
+            reason=getattr(error, "reason", None),
+            retry_after_s=getattr(error, "retry_after_s", None),
         )
 
     def to_error(self) -> SubnetError:
-        """The error as it was raised in the worker."""
-        if self.kind == SubmissionError.__name__ and self.reason is not None:
-            return SubmissionError(self.reason, self.message)
-        if self.kind == RemoteError.__name__:
-            return RemoteError(self.message, self.retry_after_s)
-        if self.kind == ConfigError.__name__:
-            return ConfigError(self.message)
-        return HostError(self.message)
+        """Rebuild the error that the worker raised."""
+        match self.kind:
+            case "SubmissionError" if self.reason is not None:
+                return SubmissionError(self.reason, self.message)
+            case "RemoteError":
+                return RemoteError(self.message, self.retry_after_s)
+            case "ConfigError":
+                return ConfigError(self.message)
+            case _:
+                return HostError(self.message)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """A line of the worker's log."""
+    """A log line of the worker."""
 
     level: str
     message: str
@@ -135,43 +115,40 @@ class Logged:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerExited:
-    """The worker is gone, or as good as gone, and the last that is heard of it.
-
-    is_machine_lost: what held it went away, which nothing that it was doing can have caused.
-    """
+    """The worker exited or is unreachable: its last event."""
 
     why: str
-    is_machine_lost: bool = False
+    is_machine_lost: bool = False  # its machine went away, which no job can cause
 
 
-Command = Setup | Job | RayConfig | StopWorker
+Command = Setup | Job | RayConfig
 Event = Loaded | ProgressUpdate | Evaluated | Failed | Logged | WorkerExited
 
 _Record = TypeVar("_Record")
 
 
 def encode(record: Command | Event) -> bytes:
-    """The record as one line of ASCII, its end included. Raises: ValueError for a number that is not finite."""
-    content = dataclasses.asdict(record, dict_factory=_with_valid_text)
+    """Return one line of ASCII. Raises: ValueError for a non-finite float."""
+    content = dataclasses.asdict(record, dict_factory=lambda pairs: {name: _plain(value) for name, value in pairs})
     return canonical_json({"is": type(record).__name__, **content}).encode() + b"\n"
 
 
-def _with_valid_text(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # A file name in a log line or an error may not be UTF-8; Python holds its bytes as lone surrogates.
-    return {
-        name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
-        for name, value in pairs
-    }
+def _plain(value: Any) -> Any:
+    # Python holds bytes of a file name that are not UTF-8 as lone surrogates, which are not legal in JSON. A path must
+    # stay the same path; a message with a file name in it need not.
+    if isinstance(value, Path):
+        return quote(os.fsencode(value))
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def decode_command(line: bytes) -> Command:
-    """The record that a validator wrote to a worker. Raises: HostError when it is none."""
-    kinds: tuple[type[Command], ...] = (Setup, Job, RayConfig, StopWorker)
+    """Parse a line from the validator. Raises: HostError."""
+    kinds: tuple[type[Command], ...] = (Setup, Job, RayConfig)
     return _decode(line, kinds)
 
 
 def decode_event(line: bytes) -> Event:
-    """The record that a worker wrote. Raises: HostError when it is none."""
+    """Parse a line from a worker. Raises: HostError."""
     kinds: tuple[type[Event], ...] = (Loaded, ProgressUpdate, Evaluated, Failed, Logged, WorkerExited)
     return _decode(line, kinds)
 
@@ -183,4 +160,4 @@ def _decode(line: bytes, kinds: Sequence[type[_Record]]) -> _Record:
         kind = next(kind for kind in kinds if kind.__name__ == name)
         return read_record(kind, content, kind.__name__)
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError, StopIteration, ConfigError) as error:
-        raise HostError(f"what it wrote is no record: {reprlib.repr(line)}") from error
+        raise HostError(f"protocol error: cannot parse {reprlib.repr(line)}") from error

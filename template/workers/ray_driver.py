@@ -1,10 +1,10 @@
-"""The process that speaks to Ray for a validator: its workers are this process's actors, and end with it at the latest.
+"""The process that uses Ray; its actors, the workers, end when it ends.
 
     python -m template.workers.ray_driver
 
-Started by `template.workers.ray_executor`, never by hand. It reads a `messages.RayConfig` from stdin, then lines of a
-worker's number
-and a record for it, and writes lines alike to stdout. The end of stdin ends it, wherever it waits.
+Started by `template.workers.ray_executor`. Stdin is a socket that passes one more socket for each worker, on which
+`template.workers.messages` travel: a `RayConfig`, a `Setup`, then jobs one way and events the other. The end of a
+socket ends its worker, the end of stdin the process.
 """
 
 import contextlib
@@ -17,10 +17,9 @@ import socket
 import textwrap
 import threading
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, BinaryIO
+from typing import Any
 
-# Ray's own complaints go to stderr; what they come to is told through the pipe. Read when Ray is imported.
+# Ray's errors are reported as events, not on stderr. Read when Ray is imported.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
 
 import ray
@@ -31,232 +30,168 @@ from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Limits
 from template.errors import ConfigError, HostError
 from template.workers import messages
 from template.workers.ray_actor import FileContent, WorkerActor
-from template.workers.worker import redirect_stdio
+from template.workers.worker import EventWriter
 
-# Seconds to find the cluster. Ray itself would look for minutes.
-_CONNECT_S = 60.0
-
-# Seconds that one question to an actor may stay open with nothing to tell, and after which one without any answer is
-# taken for lost: with it its machine, or the way there.
-_HEAR_S = 10.0
-_SILENCE_S = 60.0
-
-# Seconds that a worker waits for a place before that is logged, and that its actor is given to end it.
-_ROOM_S = 20.0
-_CLOSE_S = 6.0
-
-# Methods of an actor that run beside each other: hear, submit, close, and one to spare.
-_CONCURRENCY = 4
+_CONNECT_S = 60.0  # to find the cluster; Ray itself would search for minutes
+_POLL_S = 10.0  # for one call of `poll` without an event
+_SILENCE_S = 60.0  # without an answer, until the actor's machine counts as lost
+_PLACE_S = 20.0  # without room in the cluster, until a warning
+_CLOSE_S = 6.0  # for an actor to end its worker
+_CONCURRENCY = 4  # methods of an actor: poll, submit, close, and one to spare
 
 
-class EventWriter:
-    """The way to the validator: records under a worker's number, from any thread."""
+class Cluster:
+    """The connection to Ray, shared by the threads of all workers."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         self._lock = threading.Lock()
+        # The latest evaluation set in Ray's store, by sha256: it is sent to each machine once.
+        self._eval_sets: dict[str, Any] = {}
 
-    def send(self, number: int, event: messages.Event) -> None:
-        """Writes the event."""
-        self.send_line(number, messages.encode(event))
-
-    def send_line(self, number: int, line: bytes) -> None:
-        """Writes an encoded event. Ends the process when nobody is there to read it."""
+    def connect(self, address: str) -> None:
+        """Join the cluster, once. Raises: ConfigError if that is not possible."""
         with self._lock:
-            try:
-                self._stream.write(b"%d %b" % (number, line))
-                self._stream.flush()
-            except OSError:
-                os._exit(0)
+            if not ray.is_initialized():
+                _connect(address)
+
+    def share(self, folder: Path) -> Any:
+        """Return a reference to the evaluation set in Ray's store, None if missing."""
+        content = read_content(folder, EVAL_SET_LIMITS)
+        if content is None:
+            return None
+        with self._lock:
+            if content.sha256 not in self._eval_sets:
+                self._eval_sets = {content.sha256: ray.put(content)}
+            return self._eval_sets[content.sha256]
 
 
 class ActorHandle:
-    """One worker's actor, and the thread that listens to it."""
+    """The actor of one worker, and the thread that passes on its events."""
 
-    def __init__(
-        self, number: int, link: EventWriter, cluster: messages.RayConfig, setup: messages.Setup, eval_set: Any
-    ) -> None:
-        """eval_set: a reference to the `FileContent` in Ray's store, or None."""
-        self._number = number
-        self._link = link
-        self._cluster = cluster
+    def __init__(self, config: messages.RayConfig, setup: messages.Setup, eval_set: Any, writer: EventWriter) -> None:
+        self._config = config
+        self._writer = writer
         self._has_place = False
         actor: Any = ray.remote(WorkerActor)
         self._actor = actor.options(
-            num_cpus=cluster.cpus,
-            num_gpus=cluster.gpus,
-            accelerator_type=cluster.accelerator_type,
+            num_cpus=config.cpus_per_worker,
+            num_gpus=config.gpus_per_worker,
+            accelerator_type=config.accelerator_type,
             max_concurrency=_CONCURRENCY,
             max_restarts=0,
         ).remote(messages.encode(setup), eval_set)
-        threading.Thread(target=self._listen, name=f"worker-{number}", daemon=True).start()
+        threading.Thread(target=self._pass_events, name="actor-events", daemon=True).start()
 
     def submit(self, job: messages.Job) -> None:
-        """Sends the dataset. Raises: HostError when it cannot be read here."""
-        dataset = read_content(Path(job.data_dir), SUBMISSION_LIMITS)
-        self._actor.submit.remote(job.lucky_num, dataset)
+        """Send the dataset. Raises: HostError when it cannot be read here."""
+        self._actor.submit.remote(job.lucky_num, read_content(job.data_dir, SUBMISSION_LIMITS))
 
     def stop(self) -> None:
-        """Ends the worker and its actor, whatever they do."""
+        """End the worker and its actor at once."""
         with contextlib.suppress(RayError):
             if self._has_place:
                 ray.wait([self._actor.close.remote()], timeout=_CLOSE_S)
         with contextlib.suppress(RayError):
             ray.kill(self._actor)
-        # Whether or not the listener hears of it: the way to the machine may be what is broken.
-        self._lose("it was ended")
 
-    def _listen(self) -> None:
+    def _pass_events(self) -> None:
         try:
             self._wait_for_place()
             while True:
-                for line in ray.get(self._actor.poll.remote(_HEAR_S), timeout=_SILENCE_S):
-                    self._link.send_line(self._number, line)
+                for line in ray.get(self._actor.poll.remote(_POLL_S), timeout=_SILENCE_S):
+                    self._writer.send_line(line)
         except GetTimeoutError:
-            self._lose(f"its actor did not answer for {_SILENCE_S:.0f} s")
+            why = f"its actor did not answer for {_SILENCE_S:.0f} s"
         except RayActorError as error:
+            why = f"its actor was lost: {shorten(error)}"
             if error.actor_init_failed:
-                self._link.send(
-                    self._number, messages.Failed.of(ConfigError(f"no worker starts there: {shorten(error)}"))
-                )
-            self._lose(f"its actor was lost: {shorten(error)}")
+                self._writer.send(messages.Failed.of(ConfigError(f"the worker cannot start: {shorten(error)}")))
         except RayError as error:
-            self._lose(f"Ray failed: {shorten(error)}")
+            why = f"Ray failed: {shorten(error)}"
+        self._writer.send(messages.WorkerExited(why=why, is_machine_lost=True))
 
     def _wait_for_place(self) -> None:
         place = self._actor.pids.remote()
-        if not ray.wait([place], timeout=_ROOM_S)[0]:
-            wanted = f"{self._cluster.gpus:g} GPUs and {self._cluster.cpus} CPUs"
-            kind = f" of type {self._cluster.accelerator_type}" if self._cluster.accelerator_type else ""
+        if not ray.wait([place], timeout=_PLACE_S)[0]:
+            wanted = f"{self._config.gpus_per_worker:g} GPUs and {self._config.cpus_per_worker} CPUs"
+            kind = f" of type {self._config.accelerator_type}" if self._config.accelerator_type else ""
             message = f"the cluster has no room yet for a worker with {wanted}{kind}; `ray status` shows what it has"
-            self._link.send(self._number, messages.Logged(level="WARNING", message=message))
+            self._writer.send(messages.Logged(level="WARNING", message=message))
         ray.get(place)
         self._has_place = True
 
-    def _lose(self, why: str) -> None:
-        self._link.send(self._number, messages.WorkerExited(why=why, is_machine_lost=True))
 
-
-class Driver:
-    """Carries out the validator's commands, one after the other."""
-
-    def __init__(self, link: EventWriter, cluster: messages.RayConfig) -> None:
-        self._link = link
-        self._cluster = cluster
-        self._held: dict[int, ActorHandle] = {}
-        # The evaluation set in Ray's store, by sha256: sent to each machine once.
-        self._eval_sets: dict[str, Any] = {}
-
-    def handle(self, line: bytes) -> None:
-        """One command. What befalls it is told as that worker's error."""
-        digits, _, record = line.partition(b" ")
-        number, command = int(digits), messages.decode_command(record)
-        try:
-            self._handle(number, command)
-        except (HostError, ConfigError) as error:
-            self._link.send(number, messages.Failed.of(error))
-        except RayError as error:
-            self._link.send(number, messages.WorkerExited(why=f"Ray failed: {shorten(error)}", is_machine_lost=True))
-
-    def _handle(self, number: int, command: messages.Command) -> None:
-        match command:
-            case messages.Setup():
-                eval_set = self._share(Path(command.eval_data_dir))
-                self._held[number] = ActorHandle(number, self._link, self._cluster, command, eval_set)
-            case messages.Job() if number in self._held:
-                self._held[number].submit(command)
-            case messages.StopWorker() if number in self._held:
-                threading.Thread(target=self._held.pop(number).stop, daemon=True).start()
-
-    def close(self) -> None:
-        """Ends all workers, and the connection."""
-        held, self._held = list(self._held.values()), {}
-        threads = [threading.Thread(target=each.stop, daemon=True) for each in held]
-        for thread in threads:
-            thread.start()
+def main() -> None:
+    """Serve workers until the validator closes stdin."""
+    # Ctrl-C and some supervisors signal the whole process tree; the validator decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    cluster, threads = Cluster(), []
+    with socket.socket(fileno=os.dup(0)) as control:
+        while fds := socket.recv_fds(control, 1, 1)[1]:
+            connection = socket.socket(fileno=fds[0])
+            threads.append(threading.Thread(target=serve_worker, args=(connection, cluster), daemon=True))
+            threads[-1].start()
+    if ray.is_initialized():
         for thread in threads:
             thread.join(_CLOSE_S + 1.0)
         ray.shutdown()
 
-    def _share(self, folder: Path) -> Any:
-        content = read_content(folder, EVAL_SET_LIMITS)
-        if content is None:
-            return None
-        if content.sha256 not in self._eval_sets:
-            self._eval_sets = {content.sha256: ray.put(content)}
-        return self._eval_sets[content.sha256]
+
+def serve_worker(connection: socket.socket, cluster: Cluster) -> None:
+    """Run one worker until the validator closes its connection."""
+    with connection, connection.makefile("rb") as commands, connection.makefile("wb") as events:
+        writer, actor = EventWriter(events), None
+        for line in commands:
+            try:
+                match messages.decode_command(line):
+                    case messages.RayConfig() as config:
+                        cluster.connect(config.address)
+                    case messages.Setup() as setup:
+                        eval_set = cluster.share(setup.evaluator.eval_data_dir)
+                        actor = ActorHandle(config, setup, eval_set, writer)
+                    case messages.Job() as job if actor is not None:
+                        actor.submit(job)
+            except ConfigError as error:
+                writer.send(messages.Failed.of(error))
+                # A thread that still searches for the cluster cannot be stopped, so the next try needs a new process.
+                os._exit(1)
+            except HostError as error:
+                writer.send(messages.Failed.of(error))
+            except RayError as error:
+                writer.send(messages.WorkerExited(why=f"Ray failed: {shorten(error)}", is_machine_lost=True))
+        if actor is not None:
+            actor.stop()
 
 
-def main() -> None:
-    """Serves until the validator closes the pipe."""
-    # Ctrl-C reaches the whole group, and some supervisors signal every process below theirs: the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable()
-    commands, events = redirect_stdio()
-    first = commands.readline()
-    if not first:
-        return
-    cluster = messages.decode_command(first)
-    if not isinstance(cluster, messages.RayConfig):
-        raise TypeError("the first command must be the cluster")
-    link, lines = EventWriter(events), SimpleQueue[bytes]()
-    driver = Driver(link, cluster)
-    threading.Thread(target=read_commands, args=(commands, lines, driver), name="commands", daemon=True).start()
-    line = lines.get()
-    try:
-        connect(cluster)
-    except ConfigError as error:
-        # To whoever is waiting; the rest hear it from this process's end, and the next attempt has a new process.
-        link.send(int(line.partition(b" ")[0]), messages.Failed.of(error))
-        return
-    # Ray has put its own handler in the place of the default, which would take its time.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    while True:
-        driver.handle(line)
-        line = lines.get()
-
-
-def read_commands(commands: BinaryIO, lines: "SimpleQueue[bytes]", driver: Driver) -> None:
-    """Queues the validator's lines, and ends everything when there are no more."""
-    for line in commands:
-        lines.put(line)
-    with contextlib.suppress(Exception):
-        driver.close()
-    os._exit(0)
-
-
-def connect(cluster: messages.RayConfig) -> None:
-    """Joins the cluster. Raises: ConfigError when there is none, or one that this Ray cannot join."""
-    where = f"--ray.address {cluster.address}"
-    failure: list[BaseException] = []
+def _connect(address: str) -> None:
+    failures: list[BaseException] = []
 
     def join() -> None:
         try:
-            if cluster.address != "auto":
-                host, _, port = cluster.address.rpartition(":")
+            if address != "auto":
+                host, _, port = address.rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S / 2).close()
-            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except BaseException as error:
-            failure.append(error)
+            failures.append(error)
 
-    # In a thread of its own, because nothing ends Ray's search for a cluster.
+    # In a thread of its own, because nothing else ends Ray's search for a cluster.
     thread = threading.Thread(target=join, name="connect", daemon=True)
     thread.start()
     thread.join(_CONNECT_S)
     if thread.is_alive():
-        raise ConfigError(f"{where}: no cluster answers within {_CONNECT_S:.0f} s")
-    for error in failure:
+        raise ConfigError(f"--ray.address {address}: no cluster answered within {_CONNECT_S:.0f} s")
+    for error in failures:
         raise ConfigError(
-            f"{where}: no cluster that this machine is a node of, and that runs this Ray {ray.__version__} and"
+            f"--ray.address {address}: no cluster of which this machine is a node, with Ray {ray.__version__} and this"
             f" Python: {shorten(error)}"
         ) from error
 
 
 def read_content(folder: Path, limits: Limits) -> FileContent | None:
-    """The folder's data file, up to one byte past its limit, which is enough to be refused; None where there is none.
-
-    Raises: HostError when it cannot be read.
-    """
+    """Read the data file, up to one byte past its limit; None if it is missing."""
     try:
         with (folder / DATA_FILE).open("rb") as stream:
             data = stream.read(limits.file_bytes + 1)
@@ -268,12 +203,12 @@ def read_content(folder: Path, limits: Limits) -> FileContent | None:
 
 
 def shorten(error: BaseException) -> str:
-    """An error of Ray's in one line, of which the end says most."""
+    """Return an error of Ray in one line, with its beginning and its end."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 400 else f"{textwrap.shorten(words, 200)} ... {words[-200:]}"
 
 
 if __name__ == "__main__":
     main()
-    # Without the interpreter's own end, in which Ray's threads can hang.
+    # Ray's threads can hang the interpreter's own exit.
     os._exit(0)

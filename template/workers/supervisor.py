@@ -1,20 +1,19 @@
-"""Scores in processes of their own, one for each device, which can be killed whatever they are doing.
+"""Executors: a pool of replaceable workers, and its form with local processes.
 
-A worker that hangs, dies, or says that its device failed is killed and replaced; what it was doing ends as a HostError,
-never as a score. Where the whole machine of a worker went away it is a RemoteError, as with anything that is far: the
-submission is tried again for as long as it takes. Every worker has the model, the libraries and the threads of the
-first of them, or is refused.
+A worker that hangs, dies or reports a failed device is replaced; its job ends as a HostError, without a loss. If its
+whole machine went away, the job ends as a RemoteError and is retried without limit. A worker whose model, libraries or
+threads differ from the first worker's is refused.
 """
 
 import dataclasses
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from loguru import logger
 
@@ -22,104 +21,73 @@ from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError, SubnetError
 from template.records import LOCATION, RunningEvaluation, SubmissionKey, TrainResult
 from template.workers import messages
-from template.workers.child import WorkerProcess
+from template.workers.child import WorkerConnection, WorkerProcess
 from template.workers.executor import CompletedJob, Evaluator
 from template.workers.timeouts import StageTimer, Throughput, WorkerTimeouts, tokens_per_s
 
-_DEFAULT_TIMEOUTS = WorkerTimeouts()
-
-
-class Worker(Protocol):
-    """This end of one worker. Whoever starts it tells what it says, to the end, from a thread of its own."""
-
-    def send(self, command: messages.Command) -> None:
-        """Writes the command. That nobody reads it is told as the worker's end, not here."""
-
-    def kill(self) -> None:
-        """Asks for the end, which `join` waits for."""
-
-    def join(self) -> None:
-        """Waits for the end of a killed worker, but not for ever."""
+DEFAULT_TIMEOUTS = WorkerTimeouts()
 
 
 @dataclass
 class _Job:
-    """A score under way. started_at: POSIX seconds."""
+    """A running evaluation."""
 
     key: SubmissionKey
     lucky_num: int
-    started_at: float
-    phase: StageTimer
+    started_at: float  # POSIX
+    timer: StageTimer
     memory_bytes: int | None = None
 
 
 @dataclass
 class _WorkerSlot:
-    """One device: the worker on it, if any, and its job, if any.
-
-    started_at, start_at: when the worker was started, and before when none is to be. failures: in a row. error: a
-    failure to load that was not raised yet.
-    """
+    """A device, its worker and the worker's job."""
 
     device: str | None
-    child: Worker | None = None
+    name: str
+    worker: WorkerConnection | None = None
     job: _Job | None = None
-    name: str = ""
     is_loaded: bool = False
     was_loaded: bool = False
     started_at: float = 0.0
-    start_at: float = 0.0
-    failures: int = 0
-    error: SubnetError | None = None
-
-    def __post_init__(self) -> None:
-        self.name = self.device or "default device"
+    restart_at: float = 0.0  # earliest start of the next worker
+    failures: int = 0  # in a row
+    load_error: SubnetError | None = None  # until `start` raises it
 
 
 class WorkerPool(ABC):
-    """An `Executor` of one worker for each of `devices`, wherever `_start` starts it.
+    """An `Executor` with one worker per device, by a monotonic clock and POSIX time."""
 
-    past_results: earlier results of the same model on this machine, for the first time limits.
-    clock: seconds that only go forward, also read from other threads. now: POSIX seconds. log_level: the least that
-    workers pass on to this process's logs; TRACE includes what their libraries say.
-    """
-
-    kind: ClassVar[str]
-    """What receipts call it."""
+    kind: ClassVar[str]  # in receipts
 
     def __init__(
         self,
         evaluator: Evaluator,
         devices: Sequence[str | None],
         *,
-        past_results: Sequence[TrainResult] = (),
-        timeouts: WorkerTimeouts = _DEFAULT_TIMEOUTS,
+        timeouts: WorkerTimeouts = DEFAULT_TIMEOUTS,
         log_level: str = "DEBUG",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        if not devices:
-            raise ConfigError("expected at least one device to score on")
         self._evaluator = evaluator
-        self._slots = [_WorkerSlot(device) for device in devices]
+        self._slots = [_WorkerSlot(device, device or "default device") for device in devices]
         self._timeouts = timeouts
         self._log_level = log_level
         self._clock = clock
         self._now = now
-        self._pace = Throughput()
-        for result in past_results:
-            self._pace = self._pace.updated(result)
+        self._throughput = Throughput()
         self._model: str | None = None
         self._environment: Mapping[str, str] = {}
         self._tokens_per_s: float | None = None
-        self._finished: list[CompletedJob] = []
-        self._events: SimpleQueue[tuple[Worker, float, messages.Event]] = SimpleQueue()
+        self._completed: list[CompletedJob] = []
+        self._events: SimpleQueue[tuple[WorkerConnection, float, messages.Event]] = SimpleQueue()
         self._wakeup = threading.Event()
         self._is_closed = False
 
     @abstractmethod
-    def _start(self, setup: messages.Setup) -> Worker:
-        """A new worker, which tells `_on_event` what it says. Raises: HostError when none can be started."""
+    def _start_worker(self, setup: messages.Setup) -> WorkerConnection:
+        """Start a worker that passes its events to `_on_event`. Raises: HostError."""
 
     @property
     def training_args(self) -> TrainingArgs:
@@ -127,7 +95,7 @@ class WorkerPool(ABC):
 
     def start(self) -> str | None:
         self._poll()
-        self._raise_failure()
+        self._raise_load_error()
         self._start_missing()
         return self._model if any(slot.is_loaded for slot in self._slots) else None
 
@@ -136,16 +104,16 @@ class WorkerPool(ABC):
 
     def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
         slot = next((slot for slot in self._slots if slot.is_loaded and slot.job is None), None)
-        if slot is None or slot.child is None:
-            raise RuntimeError("no worker is free")
+        if slot is None or slot.worker is None:
+            raise RuntimeError("no idle worker")
         slot.job = _Job(key, lucky_num, self._now(), StageTimer.begin(self._clock()))
-        slot.child.send(messages.Job(data_dir=str(data_dir), lucky_num=lucky_num))
+        slot.worker.send(messages.Job(data_dir=data_dir, lucky_num=lucky_num))
 
     def collect(self) -> list[CompletedJob]:
         self._poll()
         self._start_missing()
-        finished, self._finished = self._finished, []
-        return finished
+        completed, self._completed = self._completed, []
+        return completed
 
     def running(self) -> tuple[RunningEvaluation, ...]:
         return tuple(
@@ -153,9 +121,7 @@ class WorkerPool(ABC):
                 key=job.key,
                 device=slot.name,
                 started_at=job.started_at,
-                stage=job.phase.progress.stage,
-                done=job.phase.progress.done,
-                total=job.phase.progress.total,
+                **dataclasses.asdict(job.timer.progress),
                 memory_bytes=job.memory_bytes,
             )
             for slot in self._slots
@@ -166,99 +132,95 @@ class WorkerPool(ABC):
         return self._tokens_per_s
 
     def wait(self, timeout_s: float) -> None:
-        if not self._finished:
+        if not self._completed:
             self._wakeup.wait(timeout_s)
 
     def close(self) -> None:
         self._is_closed = True
-        children = [slot.child for slot in self._slots if slot.child is not None]
-        for child in children:
-            child.kill()
+        workers = [slot.worker for slot in self._slots if slot.worker is not None]
+        for worker in workers:
+            worker.kill()
         for slot in self._slots:
-            slot.child, slot.job, slot.is_loaded = None, None, False
-        for child in children:
-            child.join()
+            slot.worker, slot.job, slot.is_loaded = None, None, False
+        for worker in workers:
+            worker.join()
 
-    def _on_event(self, child: Worker, event: messages.Event) -> None:
-        """Called from the workers' threads. The time is taken here, so that a busy caller makes nobody late."""
-        self._events.put((child, self._clock(), event))
+    def _on_event(self, worker: WorkerConnection, event: messages.Event) -> None:
+        """Queue an event with its time, from the worker's thread; log a log line."""
+        if isinstance(event, messages.Logged):
+            name = next((slot.name for slot in self._slots if slot.worker is worker), "worker")
+            try:
+                logger.log(event.level, "[{}] {}", name, event.message)
+            except ValueError:
+                logger.warning("[{}] {}", name, event.message)  # a level that only the worker's libraries have
+            return
+        self._events.put((worker, self._clock(), event))
         if not isinstance(event, messages.ProgressUpdate):
             self._wakeup.set()
 
     def _poll(self) -> None:
-        """Takes in what the workers said and gives up those whose time is up."""
+        """Handle the workers' events, then enforce the timeouts."""
         self._wakeup.clear()
         while True:
             try:
-                child, at, event = self._events.get_nowait()
+                worker, event_at, event = self._events.get_nowait()
             except Empty:
                 break
-            slot = next((slot for slot in self._slots if slot.child is child), None)
-            if slot is not None:  # else the last words of one that was given up
-                self._handle(slot, event, at)
+            slot = next((slot for slot in self._slots if slot.worker is worker), None)
+            if slot is not None:  # else from a worker that was replaced
+                self._handle(slot, event, event_at)
         for slot in self._slots:
-            self._enforce_limits(slot)
+            self._enforce_timeouts(slot)
 
-    def _handle(self, slot: _WorkerSlot, event: messages.Event, at: float) -> None:
+    def _handle(self, slot: _WorkerSlot, event: messages.Event, event_at: float) -> None:
+        job = slot.job
         match event:
             case messages.Loaded() if not slot.is_loaded:
                 self._handle_loaded(slot, event)
-            case messages.ProgressUpdate() if slot.job is not None:
-                slot.job.phase = slot.job.phase.advanced(event.progress, at)
-                slot.job.memory_bytes = event.memory_bytes
-            case messages.Evaluated(result=result) if slot.job is not None and (
-                moved := self._environment_change(result)
-            ):
-                self._fail_slot(slot, HostError(f"{slot.name}: since the worker loaded the model it has {moved}"))
-            case messages.Evaluated(result=result) if slot.job is not None and result.lucky_num == slot.job.lucky_num:
-                self._pace = self._pace.updated(result)
-                self._tokens_per_s = tokens_per_s(result)
-                self._finish(slot, self._with_location(result, slot), None)
+            case messages.ProgressUpdate() if job is not None:
+                job.timer = job.timer.advanced(event.progress, event_at)
+                job.memory_bytes = event.memory_bytes
+            case messages.Evaluated(result=result) if job is not None and result.lucky_num == job.lucky_num:
+                self._handle_result(slot, result)
             case messages.Failed():
                 self._handle_failure(slot, event.to_error())
             case messages.WorkerExited(why=why, is_machine_lost=is_machine_lost):
                 self._fail_slot(slot, (RemoteError if is_machine_lost else HostError)(f"{slot.name}: {why}"))
             case _:
-                self._fail_slot(
-                    slot, HostError(f"{slot.name}: the worker said {type(event).__name__} when it could not")
-                )
+                error = f"{slot.name}: protocol error: unexpected {type(event).__name__}"
+                self._fail_slot(slot, HostError(error))
 
     def _handle_loaded(self, slot: _WorkerSlot, loaded: messages.Loaded) -> None:
         slot.name = loaded.device
         if self._model is None:
             self._evaluator = self._evaluator.with_pinned_revision(loaded.model)
-        elif unlike := self._environment_mismatch(loaded):
-            which = f"{slot.name} computes under {unlike}"
+        elif difference := self._environment_mismatch(loaded):
             is_alone = not any(other.is_loaded for other in self._slots)
             if not is_alone or loaded.model.split()[0] != self._model.split()[0]:
-                wanted = "scores need devices of one kind, and a model that stays the same"
-                self._fail_slot(slot, ConfigError(f"{which}: {wanted}"))
+                rule = "all workers need equal devices, libraries, thread counts and the same model"
+                self._fail_slot(slot, ConfigError(f"{slot.name} differs from the other workers: {difference}; {rule}"))
                 return
-            # The machine is another than before, by cores for instance, and no worker is left of what it was.
-            logger.warning("{} before", which)
+            # The machine changed, e.g. its number of cores, and no worker from before is left.
+            logger.warning("environment changed device={}: {}", slot.name, difference)
         self._model, self._environment = loaded.model, loaded.environment
         slot.is_loaded = slot.was_loaded = True
-        slot.error = None
+        slot.load_error = None
         seconds = self._clock() - slot.started_at
         logger.info("worker ready device={} model={} seconds={:.1f}", slot.name, loaded.model, seconds)
 
-    def _environment_mismatch(self, loaded: messages.Loaded) -> str | None:
-        """What would make this worker's losses others than those of the workers before it, None when nothing does."""
+    def _environment_mismatch(self, loaded: messages.Loaded) -> str:
         if loaded.model != self._model:
-            return f"{loaded.model}, but the others under {self._model}"
-        ours, theirs = _relevant(self._environment), _relevant(loaded.environment)
-        unlike = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-        return ", ".join(f"{name} {theirs.get(name)}, but the others under {ours.get(name)}" for name in unlike) or None
+            return f"model {loaded.model} instead of {self._model}"
+        return _differences(self._environment, loaded.environment, {*self._environment, *loaded.environment})
 
-    def _environment_change(self, result: TrainResult) -> str | None:
-        """What of that which all workers share a score was made under another of, such as cores taken away."""
-        held = _relevant(self._environment)
-        moved = [name for name, value in held.items() if result.environment.get(name) != value]
-        return ", ".join(f"another {name}: {result.environment.get(name)}" for name in sorted(moved)) or None
-
-    def _with_location(self, result: TrainResult, slot: _WorkerSlot) -> TrainResult:
-        """The result, saying where it comes from."""
-        return dataclasses.replace(result, environment={**result.environment, LOCATION: f"{self.kind} {slot.name}"})
+    def _handle_result(self, slot: _WorkerSlot, result: TrainResult) -> None:
+        if change := _differences(self._environment, result.environment, self._environment):
+            self._fail_slot(slot, HostError(f"{slot.name}: environment changed since the model was loaded: {change}"))
+            return
+        self._throughput = self._throughput.updated(result)
+        self._tokens_per_s = tokens_per_s(result)
+        environment = {**result.environment, LOCATION: f"{self.kind} {slot.name}"}
+        self._complete(slot, dataclasses.replace(result, environment=environment), None)
 
     def _handle_failure(self, slot: _WorkerSlot, error: SubnetError) -> None:
         if isinstance(error, HostError) or (slot.job is None and isinstance(error, SubmissionError)):
@@ -266,98 +228,90 @@ class WorkerPool(ABC):
         if slot.job is None or isinstance(error, HostError):
             self._fail_slot(slot, error)
         else:
-            self._finish(slot, None, error)
+            self._complete(slot, None, error)
 
-    def _finish(self, slot: _WorkerSlot, result: TrainResult | None, error: SubnetError | None) -> None:
-        """The job's end on a worker that goes on."""
+    def _complete(self, slot: _WorkerSlot, result: TrainResult | None, error: SubnetError | None) -> None:
+        """End the job of a worker that stays."""
         assert slot.job is not None
-        self._finished.append(CompletedJob(key=slot.job.key, result=result, error=error))
+        self._completed.append(CompletedJob(key=slot.job.key, result=result, error=error))
         slot.job = None
         if result is not None or isinstance(error, SubmissionError):
             slot.failures = 0
 
-    def _enforce_limits(self, slot: _WorkerSlot) -> None:
-        now = self._clock()
+    def _enforce_timeouts(self, slot: _WorkerSlot) -> None:
+        now, load_s = self._clock(), self._timeouts.load_s
         if slot.job is not None:
-            if why := slot.job.phase.timeout_reason(self._pace, self._timeouts, now):
-                self._pace = self._pace.relaxed()
-                self._fail_slot(slot, HostError(f"{slot.name}: {why}"))
-        elif slot.child is not None and not slot.is_loaded and now - slot.started_at > self._timeouts.load_s:
-            self._fail_slot(
-                slot, HostError(f"{slot.name}: the model was not loaded within {self._timeouts.load_s:.0f} s")
-            )
+            if reason := slot.job.timer.timeout_reason(self._throughput, self._timeouts, now):
+                self._throughput = self._throughput.relaxed()
+                self._fail_slot(slot, HostError(f"{slot.name}: {reason}"))
+        elif slot.worker is not None and not slot.is_loaded and now - slot.started_at > load_s:
+            self._fail_slot(slot, HostError(f"{slot.name}: timed out: model not loaded within {load_s:.0f} s"))
 
     def _fail_slot(self, slot: _WorkerSlot, error: SubnetError) -> None:
-        """Kills the worker, ends its job with the error, and lets the device rest: longer for each failure in a row."""
-        is_loading = not slot.is_loaded
+        """Kill the worker, fail its job, and schedule the next start with backoff."""
         if isinstance(error, ConfigError) and (slot.was_loaded or self._tokens_per_s is not None):
-            # The settings were good enough for this worker, or for a whole score, so it is not they that changed.
+            # These settings have worked before, so the operator need not change them.
             error = HostError(f"{slot.name}: {error}")
-        if slot.child is not None:
-            slot.child.kill()
-            slot.child.join()
+        if slot.worker is not None:
+            slot.worker.kill()
+            slot.worker.join()
         if slot.job is not None:
-            self._finished.append(CompletedJob(key=slot.job.key, result=None, error=error))
-        if is_loading:
-            slot.error = error
-        slot.child, slot.job, slot.is_loaded = None, None, False
+            self._completed.append(CompletedJob(key=slot.job.key, result=None, error=error))
+        if not slot.is_loaded:
+            slot.load_error = error
+        slot.worker, slot.job, slot.is_loaded = None, None, False
         slot.failures += 1
-        rest_s = self._timeouts.restart_pause_s(slot.failures)
+        pause_s = self._timeouts.restart_pause_s(slot.failures)
         if isinstance(error, RemoteError):
-            rest_s = max(rest_s, error.retry_after_s or 0.0)
-        slot.start_at = self._clock() + rest_s
-        if not isinstance(error, ConfigError):  # which ends the process, and says so itself
-            logger.warning("worker lost; the next starts in {:.0f} s: {}", rest_s, error)
+            pause_s = max(pause_s, error.retry_after_s or 0.0)
+        slot.restart_at = self._clock() + pause_s
+        if not isinstance(error, ConfigError):  # which ends the process with a log line of its own
+            logger.warning("worker lost, next start in {:.0f} s: {}", pause_s, error)
 
     def _start_missing(self) -> None:
-        """Starts a worker wherever none is and none rests; the first alone, so that it settles the model for all."""
+        """Start the workers that are due; the first alone, which pins the model."""
         for slot in self._slots:
-            if self._is_closed or (self._model is None and any(other.child for other in self._slots)):
+            if self._is_closed or (self._model is None and any(other.worker for other in self._slots)):
                 return
             now = self._clock()
-            if slot.child is None and now >= slot.start_at:
+            if slot.worker is None and now >= slot.restart_at:
                 slot.started_at = now
+                evaluator = dataclasses.replace(self._evaluator, device=slot.device)
                 try:
-                    slot.child = self._start(self._setup(slot))
+                    slot.worker = self._start_worker(messages.Setup(evaluator=evaluator, log_level=self._log_level))
                 except HostError as error:
                     self._fail_slot(slot, error)
 
-    def _setup(self, slot: _WorkerSlot) -> messages.Setup:
-        evaluator = self._evaluator
-        return messages.Setup(
-            competition=evaluator.competition,
-            training_args=evaluator.training_args,
-            eval_data_dir=str(evaluator.eval_data_dir),
-            cache_dir=str(evaluator.cache_dir) if evaluator.cache_dir else None,
-            model_path=str(evaluator.model_path) if evaluator.model_path else None,
-            device=slot.device,
-            dtype=evaluator.dtype,
-            log_level=self._log_level,
-        )
-
-    def _raise_failure(self) -> None:
-        """Raises what the operator has to know, and any other failure once nothing is left to hope for."""
-        errors = [slot.error for slot in self._slots if slot.error is not None]
-        wrong = [error for error in errors if isinstance(error, ConfigError)]
-        has_hope = any(slot.child is not None or not slot.failures for slot in self._slots)
-        if has_hope and not wrong:
+    def _raise_load_error(self) -> None:
+        """Raise a ConfigError at once, other errors when no worker may still load."""
+        errors = [slot.load_error for slot in self._slots if slot.load_error is not None]
+        wrong_settings = [error for error in errors if isinstance(error, ConfigError)]
+        if not wrong_settings and any(slot.worker is not None or not slot.failures for slot in self._slots):
             return
         for slot in self._slots:
-            slot.error = None
-        for error in wrong or errors:
+            slot.load_error = None
+        for error in wrong_settings or errors:
             raise error
 
 
-def _relevant(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what moves no number there: the CPU's threads beside a GPU."""
-    is_cuda = environment.get("capability", "").startswith("cuda")
-    return {name: value for name, value in environment.items() if not (is_cuda and name == "threads")}
+def _differences(expected: Mapping[str, str], actual: Mapping[str, str], names: Iterable[str]) -> str:
+    """Describe differences that can change a loss; beside a GPU, threads cannot."""
+    is_cuda = expected.get("capability", "").startswith("cuda")
+    return ", ".join(
+        f"{name} {actual.get(name)} instead of {expected.get(name)}"
+        for name in sorted(names)
+        if actual.get(name) != expected.get(name) and not (is_cuda and name == "threads")
+    )
 
 
 class LocalExecutor(WorkerPool):
-    """An `Executor` on this machine: a child process for each of `devices`, None being the best one here."""
+    """An `Executor` with a child process for each device; None is the best one."""
 
     kind = "local"
 
-    def _start(self, setup: messages.Setup) -> Worker:
+    def pids(self) -> list[int]:
+        """Return the process ids of the workers."""
+        return [slot.worker.pid for slot in self._slots if isinstance(slot.worker, WorkerProcess)]
+
+    def _start_worker(self, setup: messages.Setup) -> WorkerConnection:
         return WorkerProcess(setup, self._on_event)

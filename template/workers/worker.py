@@ -1,15 +1,13 @@
-"""The worker process: scores what its parent asks for, one dataset at a time, on one device, the model resident.
+"""The worker process: holds the model and evaluates one dataset at a time.
 
     python -m template.workers.worker
 
-Started by `template.workers.child`, never by hand: it reads `template.workers.messages` records from stdin and writes
-them to
-stdout. It never outlives its parent, whose death is the end of stdin, and on Linux a signal from the kernel.
+Started by `template.workers.child`, which writes `template.workers.messages` to its stdin and reads them from its
+stdout. It never outlives its parent: it exits at the end of stdin and, on Linux, on a signal from the kernel.
 """
 
 import contextlib
 import ctypes
-import dataclasses
 import faulthandler
 import os
 import resource
@@ -30,47 +28,49 @@ from template.workers import messages
 from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
-    from loguru import Message
+    from loguru import Message, Record
 
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 
 
 class EventWriter:
-    """The way to the parent: records out under a lock, since logs come from any thread."""
+    """Thread-safe writer of events, which ignores a reader that is gone."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 
     def send(self, event: messages.Event) -> None:
-        """Writes the event. Ends the process when nobody is there to read it."""
-        line = messages.encode(event)
-        with self._lock:
-            try:
-                self._stream.write(line)
-                self._stream.flush()
-            except OSError:
-                os._exit(0)
+        """Write an event."""
+        self.send_line(messages.encode(event))
+
+    def send_line(self, line: bytes) -> None:
+        """Write an encoded event."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._stream.write(line)
+            self._stream.flush()
 
     def send_progress(self, progress: Progress) -> None:
-        """What a score calls as it goes on."""
+        """Write the progress of an evaluation."""
         self.send(messages.ProgressUpdate(progress=progress, memory_bytes=peak_memory_bytes()))
 
     def log(self, message: "Message") -> None:
-        """A loguru sink."""
+        """Write a log line; a loguru sink."""
         self.send(messages.Logged(level=message.record["level"].name, message=str(message).rstrip("\n")))
 
 
-def main() -> None:
-    """Loads the model and scores until the parent is gone."""
+def main(evaluator: Evaluator | None = None) -> None:
+    """Evaluate until the parent is gone; `evaluator` replaces the parent's."""
     set_parent_death_signal()
-    # Ctrl-C reaches the whole group, and some supervisors signal every process below theirs: the parent decides.
+    # Ctrl-C and some supervisors signal the whole process tree; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
     commands, events = redirect_stdio()
-    raise_oom_score()
+    # Under memory pressure the kernel should kill this process, not the validator.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
     first = commands.readline()
     if not first:
         return
@@ -79,24 +79,22 @@ def main() -> None:
         raise TypeError("the first command must be the setup")
     jobs: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=read_commands, args=(commands, jobs), name="commands", daemon=True).start()
-    link = EventWriter(events)
-    send_logs_to_parent(link, setup.log_level)
-    serve(make_evaluator(setup), jobs, link, setup.hub_token)
+    writer = EventWriter(events)
+    send_logs(writer, setup.log_level)
+    serve(evaluator or setup.evaluator, jobs, writer, setup.hub_token)
 
 
 def set_parent_death_signal() -> None:
-    """Asks the kernel, where it is Linux, to kill this process when the parent dies.
+    """Have the Linux kernel kill this process when its parent's main thread ends.
 
-    The end of stdin reaches only a process that runs: not one that is stopped, or whose interpreter a library holds.
-    The kernel's parent is the thread that started this process, and the executor starts its workers from the main one.
+    The end of stdin reaches only a running process, not one that is stopped or blocked in a library.
     """
-    # No symbol of that name elsewhere. What it answers is not looked at: then there is still stdin.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
 def redirect_stdio() -> tuple[BinaryIO, BinaryIO]:
-    """Stdin and stdout as the parent's pipes, for this module alone: a stray print goes to stderr from here on."""
+    """Return the parent's pipes, and redirect stray prints to stderr."""
     commands, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -104,58 +102,48 @@ def redirect_stdio() -> tuple[BinaryIO, BinaryIO]:
     return commands, events
 
 
-def raise_oom_score() -> None:
-    """Asks the kernel to end this process, not the validator, when the machine runs out of memory."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
-
-
 def read_commands(commands: BinaryIO, jobs: SimpleQueue[bytes]) -> None:
-    """Queues the parent's lines, and ends the process at once, in mid-training or not, when there are no more."""
+    """Queue the parent's lines; exit at their end, even during an evaluation."""
     for line in commands:
         jobs.put(line)
     os._exit(0)
 
 
-def send_logs_to_parent(link: EventWriter, level: str) -> None:
-    """Everything that is logged here, the libraries' own lines included, goes to the parent, which has the sinks."""
+def send_logs(writer: EventWriter, level: str) -> None:
+    """Send all log lines of this process, the libraries' included, to the parent."""
+
+    def choose_format(record: "Record") -> str:
+        return "{message}\n{extra[exception]}" if "exception" in record["extra"] else "{message}"
+
     configure_logging(is_trace=level == "TRACE")
     quiet_libraries()
     logger.remove()
-    logger.add(link.log, level=level, format="{message}", backtrace=False, diagnose=False)
+    logger.add(writer.log, level=level, format=choose_format, backtrace=False, diagnose=False)
 
 
-def make_evaluator(setup: messages.Setup) -> Evaluator:
-    """The scorer that the parent was given."""
-    fields = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Evaluator)}
-    for name in ("eval_data_dir", "cache_dir", "model_path"):
-        fields[name] = None if fields[name] is None else Path(fields[name])
-    return Evaluator(**fields)
-
-
-def serve(evaluator: Evaluator, jobs: SimpleQueue[bytes], link: EventWriter, hub_token: str | None = None) -> None:
-    """Loads, then scores what comes. Every failure is told; which of them end this process is the parent's choice."""
+def serve(evaluator: Evaluator, jobs: SimpleQueue[bytes], writer: EventWriter, hub_token: str | None = None) -> None:
+    """Load the model, then evaluate job after job; errors become events."""
     try:
         with hub_token_env(hub_token):
             loaded = load(evaluator)
-        link.send(loaded)
+        writer.send(loaded)
     except Exception as error:
-        send_failure(link, error)
+        send_failure(writer, error)
         return
     while True:
         job = messages.decode_command(jobs.get())
         if not isinstance(job, messages.Job):
             raise TypeError("expected a job")
         try:
-            result = evaluator.evaluate(Path(job.data_dir), job.lucky_num, link.send_progress)
-            link.send(messages.Evaluated(result=result))
+            result = evaluator.evaluate(job.data_dir, job.lucky_num, writer.send_progress)
+            writer.send(messages.Evaluated(result=result))
         except Exception as error:
-            send_failure(link, error)
+            send_failure(writer, error)
 
 
 @contextlib.contextmanager
 def hub_token_env(hub_token: str | None) -> Iterator[None]:
-    """The token where the Hub's client looks for it while a model is fetched, and nowhere once strangers' rows come."""
+    """Set HF_TOKEN only while the model is loaded, before any dataset arrives."""
     if hub_token is not None:
         os.environ["HF_TOKEN"] = hub_token
     try:
@@ -164,18 +152,15 @@ def hub_token_env(hub_token: str | None) -> Iterator[None]:
         os.environ.pop("HF_TOKEN", None)
 
 
-def send_failure(link: EventWriter, error: Exception) -> None:
-    """The error as an event, with its traceback in the log when nobody meant to raise it."""
+def send_failure(writer: EventWriter, error: Exception) -> None:
+    """Send an error, and log the traceback of an unexpected one."""
     if not isinstance(error, SubnetError):
-        logger.opt(exception=error).error("a score failed; this is a bug, please report it")
-    link.send(messages.Failed.of(error))
+        logger.opt(exception=error).error("evaluation failed; this is a bug, please report it")
+    writer.send(messages.Failed.of(error))
 
 
 def load(evaluator: Evaluator) -> messages.Loaded:
-    """Loads the model; what is to be said of it and of where it is, the device as torch names it.
-
-    Raises: as `Evaluator.load_model`.
-    """
+    """Load the model and describe it, its device and this machine."""
     from template.training.environment import choose_device, choose_dtype, describe_environment
 
     model = evaluator.load_model()
@@ -185,7 +170,7 @@ def load(evaluator: Evaluator) -> messages.Loaded:
 
 
 def peak_memory_bytes() -> int:
-    """The most this process had in use so far: on its GPU where it has one, else resident in the machine's memory."""
+    """Return the peak memory: reserved on the GPUs in use, else resident."""
     import torch
 
     if torch.cuda.is_initialized():
@@ -196,5 +181,5 @@ def peak_memory_bytes() -> int:
 
 if __name__ == "__main__":
     main()
-    # Without the interpreter's own end, which a device that is lost can hang.
+    # The interpreter's own exit can hang on a lost device.
     os._exit(0)

@@ -257,10 +257,10 @@ def test_a_worker_forgets_the_token_before_it_is_given_a_dataset(monkeypatch: py
     with pytest.raises(ConfigError), worker.hub_token_env("hf_x"):
         raise ConfigError("no such model")
     assert "HF_TOKEN" not in os.environ
-    setup = messages.Setup(
-        competition=Competition.from_defaults(), training_args=load_training_args(), eval_data_dir="", cache_dir=None,
-        model_path=None, device=None, dtype=None, log_level="INFO", hub_token="hf_x",
-    )  # fmt: skip
+    evaluator = Evaluator(
+        competition=Competition.from_defaults(), training_args=load_training_args(), eval_data_dir=Path("/eval")
+    )
+    setup = messages.Setup(evaluator=evaluator, log_level="INFO", hub_token="hf_x")
     assert "hf_x" not in repr(setup) and messages.decode_command(messages.encode(setup)) == setup
 
 

@@ -1,4 +1,4 @@
-"""What a dashboard shows, as numbers and rows."""
+"""Metrics and table rows for wandb."""
 
 from template.errors import Reason
 from template.records import (
@@ -16,7 +16,7 @@ from template.telemetry.metrics import TABLE_COLUMNS, live_metrics, round_metric
 COMMIT = "0" * 40
 
 
-def make_standing(uid: int, *, loss: float | None = None, reason: Reason | None = None) -> LeaderboardRow:
+def make_row(uid: int, *, loss: float | None = None, reason: Reason | None = None) -> LeaderboardRow:
     return LeaderboardRow(
         key=SubmissionKey(f"hotkey{uid}", f"owner/repo{uid}:1:{COMMIT}"),
         uid=uid,
@@ -28,21 +28,21 @@ def make_standing(uid: int, *, loss: float | None = None, reason: Reason | None 
     )
 
 
-def make_report(standings: list[LeaderboardRow], **fields: object) -> RoundReport:
+def make_report(rows: list[LeaderboardRow], **fields: object) -> RoundReport:
     closed = Round(
         id=7, start_block=360, start_block_hash="0x", opened_block=361, end_block=720, lucky_num=1, entries=(), queue=()
     )
     values = {"intents": (), "seconds": {}, **fields}
-    return RoundReport(round=closed, leaderboard=tuple(standings), **values)  # type: ignore[arg-type]
+    return RoundReport(round=closed, leaderboard=tuple(rows), **values)  # type: ignore[arg-type]
 
 
 def make_intent(outcome: WeightOutcome | None) -> WeightIntent:
     return WeightIntent(id=1, block=1, weights={}, shares={}, created_at=0.0, outcome=outcome, finished_at=None)
 
 
-def test_losses_are_charted_by_rank_and_only_for_ranks_there_are() -> None:
-    standings = [make_standing(uid, loss=float(10 - uid)) for uid in range(6)]
-    metrics = round_metrics(make_report([*standings, make_standing(6), make_standing(7, reason=Reason.DUPLICATE)]))
+def test_round_metrics_losses_by_rank_and_verdict_counts() -> None:
+    rows = [make_row(uid, loss=float(10 - uid)) for uid in range(6)]
+    metrics = round_metrics(make_report([*rows, make_row(6), make_row(7, reason=Reason.DUPLICATE)]))
     losses = {name: value for name, value in metrics.items() if "/loss/" in name}
     assert losses == {
         "round/loss/rank_1": 5.0,
@@ -55,13 +55,13 @@ def test_losses_are_charted_by_rank_and_only_for_ranks_there_are() -> None:
     assert (metrics["round/id"], metrics["round/start_block"]) == (7, 360)
 
 
-def test_a_round_nobody_entered_has_no_losses() -> None:
+def test_round_metrics_empty_round_has_no_losses() -> None:
     metrics = round_metrics(make_report([]))
     assert metrics == {"round/start_block": 360, "round/id": 7, "round/scored_now": 0}
     assert table_rows(make_report([])) == []
 
 
-def test_weights_are_counted_by_what_became_of_them() -> None:
+def test_round_metrics_count_weights_by_outcome() -> None:
     outcomes = [
         None,
         WeightOutcome(is_accepted=True),
@@ -73,9 +73,9 @@ def test_weights_are_counted_by_what_became_of_them() -> None:
     assert weights == {"round/weights/unknown": 1, "round/weights/accepted": 2, "round/weights/refused": 1}
 
 
-def test_the_table_has_a_row_for_everybody_uid_zero_and_a_loss_of_zero_included() -> None:
-    standings = [make_standing(0, loss=0.0), make_standing(1, reason=Reason.MALFORMED), make_standing(2)]
-    rows = table_rows(make_report(standings, seconds={"hotkey0": 3.5}))
+def test_table_rows_include_uid_zero_and_loss_zero() -> None:
+    leaderboard = [make_row(0, loss=0.0), make_row(1, reason=Reason.MALFORMED), make_row(2)]
+    rows = table_rows(make_report(leaderboard, seconds={"hotkey0": 3.5}))
     assert dict(zip(TABLE_COLUMNS, rows[0], strict=True)) == {
         "hotkey": "hotkey0",
         "uid": 0,
@@ -89,7 +89,7 @@ def test_the_table_has_a_row_for_everybody_uid_zero_and_a_loss_of_zero_included(
     assert [row[3:5] + row[7:] for row in rows[1:]] == [["malformed", None, None], ["waiting", None, None]]
 
 
-def test_the_gauges_show_lag_queue_memory_and_speed() -> None:
+def test_live_metrics_show_lag_queue_memory_and_speed() -> None:
     running = RunningEvaluation(key=SubmissionKey("h", "e"), device="cuda:1", started_at=0.0, memory_bytes=3 * 2**30)
     metrics = Metrics(
         now=112.0,
@@ -115,7 +115,7 @@ def test_the_gauges_show_lag_queue_memory_and_speed() -> None:
     }
 
 
-def test_what_is_not_known_is_left_out_of_the_charts() -> None:
+def test_live_metrics_omit_unknown_values() -> None:
     metrics = Metrics(now=1.0, block=1, block_time=1.0, doing="", round_id=None, queue=0, unscored=0)
     assert set(live_metrics(metrics)) == {
         "live/block",

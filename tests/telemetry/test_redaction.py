@@ -1,4 +1,4 @@
-"""Secrets go from any text, by value and by form; commits, digests and prose stay."""
+"""Redaction of secrets by value and by form; commits, digests and prose stay."""
 
 import json
 import time
@@ -15,7 +15,7 @@ SEED = "0x" + SHA256
 
 
 @pytest.mark.parametrize("secret", ["s3cr3t", COMMIT, 'quo"te\\back', "pä55wörd", "two words", " padded-secret\n"])
-def test_a_known_value_goes_wherever_it_stands_and_however_it_is_spelled(secret: str) -> None:
+def test_redactor_value_is_redacted_in_every_spelling(secret: str) -> None:
     redact = Redactor([secret])
     bare = secret.strip()
     for text in (bare, f"x{bare}y", json.dumps({"k": bare}), repr({"k": bare}), f"a {bare} b {bare}"):
@@ -25,15 +25,15 @@ def test_a_known_value_goes_wherever_it_stands_and_however_it_is_spelled(secret:
     assert Redactor()(bare) == bare
 
 
-def test_a_secret_that_begins_with_another_goes_whole() -> None:
+def test_redactor_overlapping_secrets_are_redacted_whole() -> None:
     assert Redactor(["abcdef", "abcdefghij"])("abcdefghij") == REDACTED
 
 
-def test_a_value_too_short_to_be_told_from_words_stays() -> None:
+def test_redactor_short_values_stay() -> None:
     assert Redactor(["", "  ", "1", "false"])("loss=1.1 false") == "loss=1.1 false"
 
 
-SPOKEN = {
+FORMS = {
     f"token {HUB_TOKEN}.": HUB_TOKEN,
     f"https://user:{HUB_TOKEN}@host/x": HUB_TOKEN,
     "dial wss://me:p4ssw0rd@node.example:443/ws": "p4ssw0rd",
@@ -55,20 +55,20 @@ SPOKEN = {
 }
 
 
-@pytest.mark.parametrize("text", SPOKEN)
-def test_what_has_the_form_of_a_secret_goes_and_the_rest_stays(text: str) -> None:
+@pytest.mark.parametrize("text", FORMS)
+def test_redactor_form_of_a_secret_is_redacted(text: str) -> None:
     redacted = Redactor()(text)
     assert REDACTED in redacted
-    assert SPOKEN[text] not in redacted
+    assert FORMS[text] not in redacted
     assert redacted.split(REDACTED)[0] == text[: len(redacted.split(REDACTED)[0])]
 
 
 @pytest.mark.parametrize("words", [12, 15, 18, 21, 24])
-def test_no_mnemonic_survives(words: int) -> None:
+def test_redactor_mnemonic_is_redacted(words: int) -> None:
     redact = Redactor()
     for _ in range(20):
         mnemonic = Keypair.generate_mnemonic(words)
-        listed = mnemonic.split()
+        tokens = mnemonic.split()
         for text in (
             mnemonic,
             f"wallet made with {mnemonic}. Keep it.",
@@ -76,14 +76,14 @@ def test_no_mnemonic_survives(words: int) -> None:
             f"\x1b[31m\x1b[1m{mnemonic}\x1b[0m",
             mnemonic.replace(" ", "\n"),
             json.dumps({"secretPhrase": mnemonic}),
-            json.dumps(listed),
-            repr(listed),
-            ", ".join(listed),
+            json.dumps(tokens),
+            repr(tokens),
+            ", ".join(tokens),
         ):
             redacted = redact(text)
             assert REDACTED in redacted
-            assert listed[0] not in redacted.split()
-            assert " ".join(listed[1:3]) not in redacted
+            assert tokens[0] not in redacted.split()
+            assert " ".join(tokens[1:3]) not in redacted
 
 
 @pytest.mark.parametrize(
@@ -99,20 +99,20 @@ def test_no_mnemonic_survives(words: int) -> None:
         "5F3sa2 set weights at block 123456 for 17 uids, the next are due at block 123816",
     ],
 )
-def test_commits_digests_and_prose_stay(text: str) -> None:
+def test_redactor_commits_digests_and_prose_stay(text: str) -> None:
     assert Redactor(["s3cr3t"])(text) == text
 
 
-def test_a_hostile_line_costs_no_more_than_its_length() -> None:
+def test_redactor_hostile_line_takes_linear_time() -> None:
     redact = Redactor(["s3cr3t"])
     started = time.process_time()
     for text in ("abandon " * 11 + "the ", "://" * 4, "mnemonic", "authorization: ", "?token", "'\\\"" * 4, "a" * 8):
         redact(text * (200_000 // len(text)))
-    # Some milliseconds each; a pattern that backtracks takes minutes.
+    # Milliseconds each; a pattern that backtracks takes minutes.
     assert time.process_time() - started < 20
 
 
-def test_variables_that_name_a_secret_are_known_and_others_are_not() -> None:
+def test_secret_values_are_chosen_by_variable_name() -> None:
     environment = {
         "HF_TOKEN": "a",
         "HUGGING_FACE_HUB_TOKEN": "b",

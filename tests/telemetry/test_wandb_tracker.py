@@ -1,4 +1,4 @@
-"""Runs on wandb, by the real client and its real service; every fault is a real process killed or stopped."""
+"""Runs of the real wandb client and service, and processes killed or stopped."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ SECRET = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
 
 @pytest.fixture(autouse=True)
 def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Lines of the log, while this machine's user has no login of wandb, and a secret in the environment."""
+    """Log lines, without a wandb login and with a secret in the environment."""
     for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
@@ -47,7 +47,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Of wandb's files. Fails when a process works in it after the test."""
+    """Folder of wandb's files. No process may work in it after the test."""
     yield tmp_path / "tracking"
     wait_until(lambda: run_processes(tmp_path / "tracking") == [])
 
@@ -103,19 +103,19 @@ def wait_until(is_reached: Callable[[], object]) -> None:
 
 
 def run_processes(folder: Path) -> list[int]:
-    """Processes that work in the folder: the run's own and wandb's service."""
-    found = []
+    """Return the processes that work in the folder: of the run and of wandb's service."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cwd"):
         try:
             if path.readlink() == folder:
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def service(folder: Path) -> int:
-    """wandb's own service."""
+    """Return the process id of wandb's service."""
     children = [child for pid in run_processes(folder) for child in child_processes(pid)]
     assert len(children) == 1
     return children[0]
@@ -126,15 +126,15 @@ def runs(folder: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> list[Record]:
-    """The records of a run's file: LevelDB's log format after a header of 7 bytes; a record may end it unfinished."""
-    data, records, payload, at = path.read_bytes(), [], b"", 7
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
+    """Parse a run's file: LevelDB's log format after a header of 7 bytes."""
+    data, records, payload, offset = path.read_bytes(), [], b"", 7
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:
+            offset += 32768 - offset % 32768
             continue
-        _, size, kind = struct.unpack_from("<IHB", data, at)
-        payload += data[at + 7 : at + 7 + size]
-        at += 7 + size
+        _, size, kind = struct.unpack_from("<IHB", data, offset)
+        payload += data[offset + 7 : offset + 7 + size]
+        offset += 7 + size
         if kind in (1, 4):
             record = Record()
             record.ParseFromString(payload)
@@ -185,9 +185,9 @@ def test_wandb_run_holds_charts_table_receipts_and_no_secret(folder: Path, tmp_p
     ]
     records = read_run(path)
     artifacts = [record.request.log_artifact.artifact for record in records] + [record.artifact for record in records]
-    kept = [artifact for artifact in artifacts if artifact.type == "receipts"]
-    assert [artifact.name for artifact in kept] == [f"receipts-{HOTKEY[:8]}"]
-    assert [content.local_path for content in kept[0].manifest.contents] == [str(receipts)]
+    receipts_of_run = [artifact for artifact in artifacts if artifact.type == "receipts"]
+    assert [artifact.name for artifact in receipts_of_run] == [f"receipts-{HOTKEY[:8]}"]
+    assert [content.local_path for content in receipts_of_run[0].manifest.contents] == [str(receipts)]
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (run.project, run.run_group, run.display_name) == ("test", HOTKEY, f"{HOTKEY[:8]}-1.2-2027-01-15")
     assert (run.host, warnings(logged)) == ("validator", [])
@@ -209,10 +209,10 @@ def test_wandb_run_restart_same_day_and_version_resumes(folder: Path) -> None:
     tracker = make_tracker(folder, clock=lambda: now, version="1.3")
     tracker.report_metrics(make_metrics(4))
     tracker.close(timeout_s=60)
-    found = runs(folder)
-    assert [values(path, "live/block") for path in found] == [[1], [2], [3], [4]]
-    assert all(map(is_finished, found))
-    first, second, third, fourth = (path.name for path in found)
+    paths = runs(folder)
+    assert [values(path, "live/block") for path in paths] == [[1], [2], [3], [4]]
+    assert all(map(is_finished, paths))
+    first, second, third, fourth = (path.name for path in paths)
     assert first == second
     assert len({second, third, fourth}) == 3
 
@@ -248,7 +248,7 @@ def test_wandb_service_hung_reports_and_close_return(folder: Path, logged: list[
     for block in range(1000):
         tracker.report_metrics(make_metrics(block))
         tracker.report_round(make_report(block))
-    # The time limits inside are a minute, the service would hang for ever, and this comes back.
+    # The service hangs forever, its timeout is a minute.
     tracker.close(timeout_s=0.5)
     assert not tracker._thread.is_alive()
 

@@ -22,8 +22,9 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.records import SubmissionKey, TrainResult
 from template.store.store import Store
 from template.workers.executor import Evaluator
+from template.workers.messages import RayConfig
 from template.workers.ray_actor import FileContent
-from template.workers.ray_executor import RayExecutor, RayOptions
+from template.workers.ray_executor import RayExecutor, check_config
 from tests.fixtures.network import SMALL, VALIDATOR, Net, call_main, load_main, write_training_args
 from tests.fixtures.ray import CLUSTER_TOKEN, NODE_TOKEN, Cluster, actors, child_of, open_cluster
 from tests.fixtures.training import Bench, make_args, make_rows, write_rows
@@ -96,7 +97,7 @@ def pair(shared: RayExecutor) -> RayExecutor:
 
 
 def open_executor(evaluator: Evaluator, cluster: Cluster, *, workers: int = 1) -> RayExecutor:
-    options = RayOptions(address=cluster.address, workers=workers, gpus_per_worker=0)
+    options = RayConfig(address=cluster.address, workers=workers, gpus_per_worker=0)
     return RayExecutor(evaluator, options, timeouts=EAGER)
 
 
@@ -266,7 +267,7 @@ def test_no_cluster_at_the_address_is_the_operators_to_mend(evaluator: Evaluator
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-    executor = RayExecutor(evaluator, RayOptions(address=address, gpus_per_worker=0), timeouts=EAGER)
+    executor = RayExecutor(evaluator, RayConfig(address=address, gpus_per_worker=0), timeouts=EAGER)
     try:
         with pytest.raises(ConfigError, match=f"--ray.address {address}: no cluster"):
             ready(executor)
@@ -279,7 +280,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "a client's address": ({"address": "ray://head:10001"}, "--ray.address must be auto or HOST:PORT"),
     "no port": ({"address": "head"}, "--ray.address"),
     "no workers": ({"workers": 0}, "--ray.workers must be positive"),
-    "two GPUs": ({"gpus_per_worker": 2.0}, "--ray.gpus_per_worker must lie in [0, 1]"),
+    "two GPUs": ({"gpus_per_worker": 2.0}, "--ray.gpus_per_worker must be in [0, 1]"),
     "a GPU that is no number": ({"gpus_per_worker": float("nan")}, "--ray.gpus_per_worker"),
     "no CPU": ({"cpus_per_worker": 0}, "--ray.cpus_per_worker must be positive"),
 }
@@ -289,14 +290,14 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
 def test_a_wrong_setting_is_named(case: str) -> None:
     changed, sentence = WRONG[case]
     with pytest.raises(ConfigError) as refused:
-        RayOptions(**changed).check()  # type: ignore[arg-type]
+        check_config(RayConfig(**changed))  # type: ignore[arg-type]
     assert sentence in str(refused.value)
 
 
 def test_without_ray_what_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"scripts/setup\.sh"):
-        RayOptions().check()
+        check_config(RayConfig())
 
 
 def test_devices_do_not_go_with_ray(net: Net, tiny_model: Path) -> None:
@@ -307,6 +308,6 @@ def test_devices_do_not_go_with_ray(net: Net, tiny_model: Path) -> None:
 
 
 def test_a_file_that_was_damaged_on_its_way_is_not_scored(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="damaged"):
+    with pytest.raises(HostError, match="damaged on its way"):
         FileContent(data=b"other", sha256="0" * 64).write(tmp_path / "data")
     assert not (tmp_path / "data").exists()

@@ -181,25 +181,24 @@ _PARENT = """
 import sys, time
 from template.workers import messages
 from template.records import SubmissionKey
-from template.workers.worker import make_evaluator
 from template.workers.supervisor import LocalExecutor
 
-executor = LocalExecutor(make_evaluator(messages.decode_command(sys.stdin.buffer.readline())), ["cpu"])
+executor = LocalExecutor(messages.decode_command(sys.stdin.buffer.readline()).evaluator, ["cpu"])
 while executor.start() is None:
     executor.wait(1.0)
 executor.submit(SubmissionKey("a", "b"), sys.argv[1], 7)
 while not executor.running()[0].done:
     assert not executor.collect()
     time.sleep(0.02)
-print(executor._slots[0].child.pid, flush=True)
+print(*executor.pids(), flush=True)
 sys.stdin.buffer.read()
-executor._slots[0].child._process.stdin.close()
+executor._slots[0].worker._commands.close()
 time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("end", ["killed", "killed while the worker is stopped", "only closes stdin"])
-def test_no_worker_outlives_its_parent_in_mid_training(shared: LocalExecutor, long_dir: Path, end: str) -> None:
+def test_no_worker_outlives_its_parent_in_mid_training(evaluator: Evaluator, long_dir: Path, end: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, str(long_dir)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -207,8 +206,8 @@ def test_no_worker_outlives_its_parent_in_mid_training(shared: LocalExecutor, lo
         assert parent.stdin is not None and parent.stdout is not None
         # Long beyond patience, so that what ends is not the score.
         args = make_args(num_train_epochs=1000)
-        setup = shared._setup(shared._slots[0])
-        parent.stdin.write(messages.encode(dataclasses.replace(setup, training_args=args)))
+        long = dataclasses.replace(evaluator, training_args=args)
+        parent.stdin.write(messages.encode(messages.Setup(evaluator=long, log_level="INFO")))
         parent.stdin.flush()
         worker = int(parent.stdout.readline())
         try:

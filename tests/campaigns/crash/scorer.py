@@ -86,12 +86,12 @@ def main(mode: str, table: str) -> None:
     """Becomes a worker, which ends with its parent."""
     if mode == "record":
         _record(Path(table))
+        worker.main()
     else:
         evaluator = TableEvaluator(Path(table))
-        worker.make_evaluator = lambda setup: evaluator  # type: ignore[assignment, return-value]
         worker.load = lambda evaluator: evaluator.load_model()  # type: ignore[assignment, return-value]
         worker.peak_memory_bytes = lambda: 0
-    worker.main()
+        worker.main(evaluator)  # type: ignore[arg-type]
 
 
 def _record(table: Path) -> None:

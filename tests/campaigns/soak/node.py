@@ -22,7 +22,6 @@ from template.store.store import Store
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.downloads import Downloader
 from template.validator.loop import Validator
-from template.workers.child import WorkerProcess
 from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import WorkerTimeouts
@@ -141,10 +140,6 @@ class WatchedExecutor(LocalExecutor):
                 error=None if one.error is None else type(one.error).__name__,
             )  # fmt: skip
         return found
-
-    def pids(self) -> list[int]:
-        """The workers' processes."""
-        return [slot.child.pid for slot in self._slots if isinstance(slot.child, WorkerProcess)]
 
 
 class WatchedFetcher(Downloader):
