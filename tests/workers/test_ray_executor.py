@@ -304,7 +304,7 @@ def test_devices_do_not_go_with_ray(net: Net, tiny_model: Path) -> None:
     arguments = ["--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"]
     state = ["--state_dir", net.parts.folder / "process", "--executor", "ray", "--device", "cuda:0"]
     ended = call_main(load_main(VALIDATOR), *arguments, *state)
-    assert ended.status == 3 and "--device goes with --executor local" in ended.logs[-1]
+    assert ended.status == 3 and "--device needs --executor local" in ended.logs[-1]
 
 
 def test_a_file_that_was_damaged_on_its_way_is_not_scored(tmp_path: Path) -> None:
