@@ -1,33 +1,40 @@
-"""TODO"""
+"""The clock of a simulated subnet: twelve seconds per block."""
 
-from template.localnet.chain.chain import LocalChain
+import fcntl
+from pathlib import Path
 
-BLOCK_S = 12.0
-
+from template.localnet.chain.ledger import Ledger
 
 _START_S = 1_700_000_000.0
+_BLOCK_S = 12.0
+_STEP_S = 1e-5
 
 
-_INSTANT_S = 1e-5
+class BlockClock:
+    """POSIX seconds by the chain's newest block; each reading, in any process, is later than the last one."""
 
-
-class SoakClock:
-    """POSIX seconds at twelve per block, which go on a little whenever they are read: no two readings are equal."""
-
-    def __init__(self, chain: LocalChain) -> None:
-        self._chain = chain
-        self._last = 0.0
+    def __init__(self, chain_file: Path) -> None:
+        self._ledger = Ledger(chain_file)
+        self._last_reading = chain_file.with_name("clock")
 
     def __call__(self) -> float:
-        self._last = max(block_time(self._chain.block()), self._last + _INSTANT_S)
-        return self._last
+        with self._last_reading.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            now = max(block_time(self._ledger.block()), float(file.read() or 0.0) + _STEP_S)
+            file.truncate(0)
+            file.write(repr(now))
+        return now
+
+    def close(self) -> None:
+        self._ledger.close()
 
 
 def block_time(block: int) -> float:
-    """When a block begins."""
-    return _START_S + BLOCK_S * block
+    """Return the time at which a block begins."""
+    return _START_S + _BLOCK_S * block
 
 
 def block_at(time_s: float) -> int:
-    """The block that was the newest at a moment."""
-    return int((time_s - _START_S) // BLOCK_S)
+    """Return the newest block at a time."""
+    return int((time_s - _START_S) // _BLOCK_S)

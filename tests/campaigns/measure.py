@@ -1,29 +1,31 @@
-"""A figure beside what is asked of it, as the benchmarks and the load runs print it."""
+"""Memory, disk and time: what a campaign measures, beside its limits."""
 
+import dataclasses
+import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_GLANCE_S = 0.01
+MIB = 2**20
+_INTERVAL_S = 0.01
 
 
 @dataclass(frozen=True)
-class Line:
-    """One figure. wanted: the most that it may be, or the least when `is_least`; None when nothing is asked of it."""
+class Figure:
+    """A measured value beside its limit, the least allowed value when `is_least`; None means no limit."""
 
     what: str
     measured: float
-    unit: str
+    unit: str = ""
     wanted: float | None = None
     is_least: bool = False
 
     @property
     def is_met(self) -> bool:
-        """True when it is as wanted."""
         if self.wanted is None:
             return True
         return self.measured >= self.wanted if self.is_least else self.measured <= self.wanted
@@ -34,29 +36,38 @@ class Line:
         return f"{self.what:<64} {self.measured:>10.3f} {self.unit:<6} {wanted:<14} {verdict}".rstrip()
 
 
-def memory_kib(field: str) -> int:
-    """A figure of this process as /proc has it: VmRSS now, VmHWM at the peak since `reset_peak_memory`."""
-    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None, f"the kernel tells no {field}"
-    return int(found.group(1))
+def write_figures(path: Path | None, figures: Sequence[tuple[dict[str, str], Figure]]) -> None:
+    """Write the figures as JSON, each with its labels, unless `path` is None."""
+    if path is not None:
+        rows = [{**labels, **dataclasses.asdict(figure), "is_met": figure.is_met} for labels, figure in figures]
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def memory_kib(field: str, pid: int | str = "self") -> int:
+    """Return a field of /proc/PID/status, e.g. VmRSS or VmHWM; 0 when the process is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    match = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(match.group(1)) if match else 0
 
 
 def reset_peak_memory() -> None:
-    """VmHWM begins anew (proc(5), /proc/pid/clear_refs)."""
+    """Restart VmHWM of this process at its present size, see proc(5), /proc/pid/clear_refs."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 @contextmanager
 def peak_disk(folder: Path) -> Iterator[list[int]]:
-    """The most bytes that files below the folder held at a time, looked at every 10 ms and once at the end."""
+    """Yield a list whose one element is the most bytes the folder held at a look, one every 10 ms."""
     peak, is_over = [0], threading.Event()
 
     def watch() -> None:
-        while True:
-            is_last = is_over.wait(_GLANCE_S)
-            peak[0] = max(peak[0], _disk_bytes(folder))
-            if is_last:
-                return
+        is_last = False
+        while not is_last:
+            is_last = is_over.wait(_INTERVAL_S)
+            peak[0] = max(peak[0], disk_bytes(folder))
 
     watcher = threading.Thread(target=watch, name="disk", daemon=True)
     watcher.start()
@@ -67,11 +78,11 @@ def peak_disk(folder: Path) -> Iterator[list[int]]:
         watcher.join()
 
 
-def _disk_bytes(folder: Path) -> int:
+def disk_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder, which may be moved or removed meanwhile."""
     total = 0
-    # Whatever is being moved or removed meanwhile, folders too, counts as nothing.
     for root, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):
-                total += Path(root, name).lstat().st_size
+                total += os.lstat(f"{root}/{name}").st_size
     return total

@@ -1,160 +1,245 @@
-"""A subnet of hundreds of miners whose datasets are all scored: what a validator has around it while it waits.
+"""A subnet in one folder: a chain, a hub's content, a competition, validators' wallets and miners that are only names.
 
-Made in seconds, without wallets or models: keys come from names, and losses and receipts are put into the state file.
+Miners' keys come from their names, and their commitments go straight into a block, several at a time.
 """
 
 import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from template.chain.client import Chain, bt
+import yaml
+
+from template.chain.client import Chain, bt, open_wallet
 from template.competition import Competition
-from template.config import Hyperparameters, TrainingArgs
+from template.config import load_competition
+from template.constants import DATA_FILE
+from template.localnet.chain import pallets
 from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.scale_codec import decode_call, encode_call
 from template.localnet.chain.substrate import LocalSubstrate
-from template.localnet.network import NETUID
-from template.receipts.receipt import EvaluatedSubmission, Receipt
-from template.records import RunningEvaluation, SubmissionKey, TrainResult, Verdict
-from template.store.store import Store
-from template.workers.executor import CompletedJob
+from template.localnet.hub.faults import HubFault, set_faults
+from template.localnet.hub.store import upload_files
+from template.localnet.network import NETUID, LocalNet, make_hotkey
 
-COMPETITION = dataclasses.replace(Competition.from_defaults(), id="crowd", repo="crowd/pool")
-HYPERPARAMETERS = Hyperparameters(
-    per_device_train_batch_size=8,
-    gradient_accumulation_steps=1,
-    num_train_epochs=1,
-    lora_rank=4,
-    lora_alpha=8,
-    lora_dropout=0.1,
-)
-MODEL_ID = "Qwen/Qwen2.5-0.5B-Instruct"
-MODEL = f"{MODEL_ID}@{'0' * 40} cpu float32"
-_STEPS = 94
-_WORDS = tuple(hashlib.sha256(bytes([at, salt])).hexdigest()[: 2 + at % 9] for salt in range(16) for at in range(256))
+COMPETITION = dataclasses.replace(Competition.from_defaults(), id="synthetic", repo="synthetic/pool")
+# Losses of the tiny model after some short rows lie well inside of this curve.
+WIDE_CURVE = {"bench": 6.1, "minb": 5.8, "maxb": 6.8, "bheight": 0.3, "pow": 1}
+OWNER, VALIDATOR = "owner", "validator"
+# Commitments are revealed by `SyntheticSubnet.reveal`, never by a round of the drand beacon.
+FAR_REVEAL_ROUND = 2**40
+# Two datasets that share more than 100 rows are duplicates.
+LARGE_ROWS = 104
+_LONG_TEMPO = 100_000
+_WORDS = tuple(hashlib.sha256(bytes([index, salt])).hexdigest()[: 2 + index % 9]
+               for salt in range(16) for index in range(256))  # fmt: skip
 
 
-def make_lines(count: int, *, seed: int = 0, words: int = 170) -> list[str]:
-    """Different rows of a chat dataset, by default of some 1.2 KB or 300 tokens each."""
+def make_rows(count: int, *, seed: int = 0, words: int = 170) -> list[str]:
+    """Return different rows of random words, by default of some 1.2 KB or 300 tokens each."""
     draw = random.Random(seed)
     return [
-        json.dumps(
-            {
-                "conversations": [
-                    {"role": "user", "content": f"{number}: " + " ".join(draw.choices(_WORDS, k=words * 5 // 17))},
-                    {"role": "assistant", "content": '"' + "\n".join(draw.choices(_WORDS, k=words * 12 // 17)) + '"'},
-                ]
-            }
+        make_row(
+            f"{number}: " + " ".join(draw.choices(_WORDS, k=words * 5 // 17)),
+            '"' + "\n".join(draw.choices(_WORDS, k=words * 12 // 17)) + '"',
         )
         for number in range(count)
     ]
 
 
+def make_row(question: str, answer: str) -> str:
+    """Return a row of one turn."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"conversations": turns})
+
+
+def make_short_rows(numbers: Iterable[int], *, factor: int = 1) -> list[str]:
+    """Return a row of some twenty tokens for each number."""
+    return [make_row(f"say {number}", f"it is {number * factor}") for number in numbers]
+
+
+def make_file(rows: Iterable[str]) -> bytes:
+    """Return the data.jsonl of these rows."""
+    return "".join(f"{row}\n" for row in rows).encode()
+
+
+@cache
 def make_key(name: str) -> Any:
-    """A keypair that anyone can make from its name."""
+    """Return the keypair that belongs to a name."""
     return bt.sp_core.Keypair.create_from_uri(f"//{name}")
 
 
-class IdleExecutor:
-    """An `Executor` whose one worker holds the model and is given nothing."""
+@dataclass(frozen=True)
+class WeightsCall:
+    """A set_mechanism_weights extrinsic as the chain included it; error: why it failed, None when it did not."""
 
-    training_args = TrainingArgs(model_id=MODEL_ID, revision=None, hyperparameters=HYPERPARAMETERS)
+    block: int
+    signer: str
+    weights: Mapping[int, int]
+    error: str | None
 
-    def start(self) -> str | None:
-        return MODEL
 
-    def idle_workers(self) -> int:
-        return 1
+class SyntheticSubnet:
+    """The subnet that `create` made in a folder, or a copy of it. Its hub is served by the caller from `hub_root`."""
 
-    def submit(self, key: SubmissionKey, data_dir: Path, lucky_num: int) -> None:
-        raise RuntimeError("there is nothing to score")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.net = LocalNet(self.folder, "")
+        self.hub_root = self.folder / "hub"
+        self.competition = load_competition(self.net.competition)
+        self.chain = LocalChain(self.net.chain_file)
 
-    def collect(self) -> list[CompletedJob]:
-        return []
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        *,
+        pool: Sequence[str],
+        competition: Mapping[str, object],
+        validators: Sequence[str] = (VALIDATOR,),
+        tempo: int = _LONG_TEMPO,
+        weights_rate_limit: int = 1,
+        max_uids: int = 256,
+    ) -> "SyntheticSubnet":
+        """Make a subnet with an owner and validators, whose wallets are on disk, and no miners."""
+        net = LocalNet(folder.resolve(), "")
+        commit = upload_files(folder / "hub", str(competition["repo"]), {"pool.jsonl": make_file(pool)})
+        values = yaml.safe_dump({**competition, "eval_commit": commit})
+        net.competition.write_text(values, encoding="utf-8")
+        LocalChain.create(
+            net.chain_file,
+            netuid=NETUID,
+            owner_hotkey=make_key(OWNER).ss58_address,
+            tempo=tempo,
+            weights_rate_limit=weights_rate_limit,
+        ).close()
+        subnet = cls(folder)
+        subnet.chain.set_hyperparameter("MaxAllowedUids", max_uids)
+        subnet.register(OWNER)
+        for name in validators:
+            subnet.chain.register(make_hotkey(net, name), is_validator=True)
+        return subnet
 
-    def running(self) -> tuple[RunningEvaluation, ...]:
-        return ()
-
-    def tokens_per_s(self) -> float | None:
-        return None
-
-    def wait(self, timeout_s: float) -> None:
-        pass
+    @classmethod
+    def copy(cls, source: Path, folder: Path) -> "SyntheticSubnet":
+        """Copy a subnet that is closed into a new folder, and open the copy."""
+        shutil.copytree(source, folder)
+        return cls(folder)
 
     def close(self) -> None:
-        pass
+        self.chain.close()
+
+    def __enter__(self) -> "SyntheticSubnet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # The chain
+
+    @staticmethod
+    def hotkey(name: str) -> str:
+        """Return a miner's or the owner's address."""
+        return str(make_key(name).ss58_address)
+
+    def validator_key(self, name: str = VALIDATOR) -> Any:
+        return open_wallet(name, "default", self.net.wallets).hotkey
+
+    def validator_hotkey(self, name: str = VALIDATOR) -> str:
+        return str(self.validator_key(name).ss58_address)
+
+    def register(self, *names: str) -> None:
+        for name in names:
+            self.chain.register(self.hotkey(name))
+
+    def connect(self, key: Any = None, *, node: LocalSubstrate | None = None, deadline_s: float = 10.0) -> Chain:
+        """Return a connection that signs with `key`, by default the validator's."""
+        wallet: Any = SimpleNamespace(hotkey=key or self.validator_key())
+        node = node or LocalSubstrate(self.net.chain_file)
+        return Chain(self.net.network, NETUID, wallet=wallet, substrate=node, deadline_s=deadline_s)
+
+    def text(self, repo: str, revision: str, competition_id: str | None = None) -> str:
+        """Return the commitment of a dataset."""
+        return f"{repo}:{competition_id or self.competition.id}:{revision}"
+
+    def commit(self, name: str, text: str) -> int:
+        """Commit a text; return the block."""
+        return self.commit_together({name: text})
+
+    def commit_together(self, texts: Mapping[str, str]) -> int:
+        """Commit a text for each miner, all in one block."""
+        fields = {name: ({f"Raw{len(raw)}": raw},) for name, text in texts.items() for raw in [text.encode()]}
+        return self.commit_fields(fields)
+
+    def commit_fields(self, fields: Mapping[str, Sequence[object]]) -> int:
+        """Commit these fields of the chain's `Data` for each miner, all in one block."""
+        with self.chain.write() as state:
+            for name, data in fields.items():
+                info = {"netuid": NETUID, "info": {"fields": list(data)}}
+                call = decode_call(encode_call("Commitments", "set_commitment", info))
+                pallets.dispatch(state, NETUID, self.hotkey(name), call)
+            return int(state.block)
+
+    def seal(self, name: str) -> int:
+        """Commit a timelocked text, which `reveal` gives."""
+        sealed = {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": FAR_REVEAL_ROUND}}
+        return self.commit_fields({name: (sealed,)})
+
+    def reveal(self, name: str, text: str) -> int:
+        self.chain.reveal(self.hotkey(name), text)
+        return self.chain.block()
+
+    @contextmanager
+    def one_block(self) -> Iterator[None]:
+        """Put everything that is written within into one block."""
+        self.chain.set_block_time(3600.0)
+        yield
+        self.chain.set_block_time(0.0)
+
+    def advance_to(self, block: int) -> None:
+        """Raises: RuntimeError when the chain is past the block."""
+        head = self.chain.block()
+        if head > block:
+            raise RuntimeError(f"the chain is at block {head}, past block {block}")
+        if head < block:
+            self.chain.advance(block - head)
+
+    def weights_calls(self) -> list[WeightsCall]:
+        """Return every setting of weights on the chain, in order."""
+        return read_weights_calls(self.net.chain_file)
+
+    # The hub
+
+    def upload(self, repo: str, rows: Iterable[str] | bytes | None, *, is_private: bool = False) -> str:
+        """Publish a data.jsonl, or a README alone for None; return the commit."""
+        content = rows if isinstance(rows, bytes) or rows is None else make_file(rows)
+        files = {"README.md": repo.encode()} if content is None else {DATA_FILE: content}
+        return upload_files(self.hub_root, repo, files, private=is_private)
+
+    def set_hub_faults(self, *faults: HubFault) -> None:
+        """Let exactly these faults happen from now on."""
+        set_faults(self.hub_root, *faults)
 
 
-class Crowd:
-    """The chain in `folder`, stepped by hand, on which so many miners stand registered and committed."""
-
-    def __init__(self, folder: Path, miners: int) -> None:
-        self.path = folder / "chain.sqlite3"
-        owner, self._validator = make_key("owner"), make_key("validator")
-        self.chain = LocalChain.create(self.path, netuid=NETUID, owner_hotkey=owner.ss58_address, tempo=100_000)
-        self.chain.set_hyperparameter("WeightsSetRateLimit", 1)
-        self.chain.set_hyperparameter("MaxAllowedUids", miners + 2)
-        self.chain.register(owner.ss58_address)
-        self.chain.register(self._validator.ss58_address, is_validator=True)
-        self.keys = [self._enter(number) for number in range(miners)]
-
-    def _enter(self, number: int) -> SubmissionKey:
-        key = make_key(f"miner-{number}")
-        self.chain.register(key.ss58_address)
-        text = f"miner-{number}/data:{COMPETITION.id}:{number:040x}"
-        with self._connect(key) as link:
-            link.publish(text)
-        return SubmissionKey(str(key.ss58_address), text)
-
-    def _connect(self, key: Any) -> Chain:
-        wallet: Any = SimpleNamespace(hotkey=key)
-        return Chain(self.chain.network, NETUID, wallet=wallet, substrate=LocalSubstrate(self.path))
-
-    def connect(self) -> Chain:
-        """The validator's connection."""
-        return self._connect(self._validator)
-
-    def record_scores(self, store: Store, competition: Competition, row_keys: Sequence[bytes]) -> None:
-        """Has everybody checked and scored, each on other rows of `row_keys`."""
-        eval_config = store.get_or_create_config(competition, HYPERPARAMETERS.digest, MODEL, 0.0)
-        draw = random.Random(0)
-        for key in self.keys:
-            rows = draw.sample(row_keys, min(COMPETITION.rows, len(row_keys)))
-            result = make_result(key, loss=COMPETITION.minb + draw.random() * 0.1)
-            repo, _, commit = key.commitment.split(":")
-            submission = EvaluatedSubmission(netuid=NETUID, hotkey=key.hotkey, repo=repo, commit=commit)
-            receipt = Receipt(competition=competition, submission=submission, result=result)
-            store.record_dataset(eval_config, key, sha256=result.train_sha256, row_keys=rows, now=0.0)
-            store.record_verdict(
-                eval_config, key, Verdict(loss=result.loss, seconds=1.0, receipt=receipt.to_json()), 0.0
-            )
-
-
-def make_result(key: SubmissionKey, *, loss: float) -> TrainResult:
-    """What a worker would tell of a score with this loss, of the size that such results have."""
-    return TrainResult(
-        loss=loss,
-        benchmark_loss=COMPETITION.bench,
-        lucky_num=1,
-        model_id=MODEL_ID,
-        model_revision="0" * 40,
-        model_digest=None,
-        hyperparameters=HYPERPARAMETERS.to_dict(),
-        hyperparameters_digest=HYPERPARAMETERS.digest,
-        train_sha256=hashlib.sha256(key.commitment.encode()).hexdigest(),
-        train_rows=COMPETITION.rows,
-        train_tokens=75_000,
-        eval_sha256="1" * 64,
-        eval_rows=1_000,
-        eval_skipped_rows=0,
-        eval_tokens=300_000,
-        step_losses=tuple(3.0 - number / _STEPS for number in range(_STEPS)),
-        environment={"device": "cpu", "dtype": "float32", "threads": "1"},
-        load_seconds=0.0,
-        train_seconds=1.0,
-        eval_seconds=1.0,
-    )
+def read_weights_calls(chain_file: Path) -> list[WeightsCall]:
+    """Return every setting of weights on a chain, in order."""
+    calls = []
+    with closing(sqlite3.connect(f"{chain_file.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        for block, data, signer, error in db.execute(
+            "SELECT block, data, signer, error FROM extrinsics ORDER BY block, position"
+        ):
+            call = decode_call(data)
+            if call.function == "set_mechanism_weights":
+                pairs = zip(call.params["dests"], call.params["weights"], strict=True)
+                weights = {uid: weight for uid, weight in pairs if weight}
+                calls.append(WeightsCall(block, signer, weights, error))
+    return calls

@@ -1,8 +1,7 @@
-"""What chain data may do to whoever believes it: a table of attacks.
+"""What chain data may do to whoever believes it: commitments of every shape, by every hotkey and at every pace.
 
-Commitments of every shape, by every hotkey and at every pace, are here; what a node may say is in `attack_nodes`, and
-what receipts and round files may say in `attack_receipts`. After each, the honest must be paid what they are due, no
-odd name may stand on the disk, and what a person is shown must be plain.
+A node's lies are in `nodes`, receipts and round files in `receipts`. After each attack the honest miners must be paid
+what they are due, no odd name may be on the disk, and what a person is shown must be printable.
 """
 
 import atexit
@@ -11,68 +10,72 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from template.localnet.chain import pallets
-from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import encode_string
 from tests.campaigns.attack import nodes, receipts
-from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Arena, arena, make_file
+from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Environment, open_environment
 from tests.campaigns.attack.runner import Attack
+from tests.campaigns.synthetic_subnet import FAR_REVEAL_ROUND, make_file
 
-_BAD, _ABSENT, _SCORED = "miner: bad_commitment", "not there", "scored"
+_BAD, _ABSENT, _EVALUATED = "miner: bad_commitment", "absent", "evaluated"
 _WRONG, _DUPLICATE, _BEFORE = "miner: wrong_competition", "miner: duplicate", "miner: before_registration"
 _SHA = "0123456789abcdef" * 4
+_COMMIT = _SHA[:40].encode()
 _GOOD = f"mallory/data:arena:{_SHA[:40]}"
-_FUTURE_ROUND = 2**40
-_CROWD, _BLOCKS = 8, 40
+_MINERS, _BLOCKS = 8, 40
 
 _numbers = itertools.count()
 
 
 @cache
-def _stage() -> Arena:
-    """The arena in which commitments are judged one after the other, by another hotkey each."""
+def _shared() -> Environment:
+    """The environment in which commitments are decided one after the other, each by another hotkey."""
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(arena(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+    return stack.enter_context(open_environment(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+
+
+def _in_shared(name: str, expected: str, act: Callable[[Environment, str], object]) -> Attack:
+    """Return the attack in which a new hotkey does something and waits for its verdict."""
+
+    def run(_: Path) -> str:
+        env, miner = _shared(), f"mallory-{next(_numbers)}"
+        env.subnet.register(miner)
+        act(env, miner)
+        env.pass_rounds()
+        return env.verdict(miner)
+
+    return Attack(name=name, run=run, expected=expected, max_seconds=30.0, max_memory=64)
+
+
+def _committed(name: str, expected: str, *fields: object) -> Attack:
+    return _in_shared(name, expected, lambda env, miner: env.subnet.commit_fields({miner: fields}))
 
 
 def _raw(content: bytes) -> dict[str, bytes]:
     return {f"Raw{len(content)}": content}
 
 
-def _said(what: str, expected: str, *fields: object) -> Attack:
-    """Somebody commits these fields, and nobody knows them from another."""
-
-    def run(_: Path) -> str:
-        here, name = _stage(), f"mallory-{next(_numbers)}"
-        here.register(name)
-        here.commit(name, *fields)
-        here.pass_rounds()
-        return here.verdict(name)
-
-    return Attack(name=what, run=run, expected=expected, max_seconds=30.0, max_memory=64)
-
-
 def _texts() -> list[Attack]:
-    """One Raw field each, with these bytes in it."""
+    """Return attacks with one Raw field each."""
     texts: dict[str, tuple[bytes, str]] = {
         "an empty text": (b"", _ABSENT),
         "128 letters": (b"x" * 128, _BAD),
         "128 colons": (b":" * 128, _BAD),
         "128 line feeds": (b"\n" * 128, _BAD),
-        "a NUL in the repo": (b"mallory/da\0ta:arena:" + _SHA[:40].encode(), _BAD),
+        "a NUL in the repo": (b"mallory/da\0ta:arena:" + _COMMIT, _BAD),
         "a NUL behind a good text": (_GOOD.encode() + b"\0", _BAD),
         "a line feed and a forged log line": (_GOOD.encode() + b"\nINFO weights set by mallory", _BAD),
         "a carriage return in front": (b"\r" + _GOOD.encode(), _BAD),
-        "terminal escapes": (b"\x1b[2J\x1b]0;owned\x07\x1b[31m/x:arena:" + _SHA[:40].encode(), _BAD),
+        "terminal escapes": (b"\x1b[2J\x1b]0;owned\x07\x1b[31m/x:arena:" + _COMMIT, _BAD),
         "an 8-bit terminal escape": ("\x9b2J".encode() + _GOOD.encode(), _BAD),
-        "a bidi override": ("mallory/\u202eatad:arena:".encode() + _SHA[:40].encode(), _BAD),
-        "a zero-width joiner": ("mal\u200dlory/data:arena:".encode() + _SHA[:40].encode(), _BAD),
+        "a bidi override": ("mallory/\u202eatad:arena:".encode() + _COMMIT, _BAD),
+        "a zero-width joiner": ("mal\u200dlory/data:arena:".encode() + _COMMIT, _BAD),
         "a byte order mark in front": (b"\xef\xbb\xbf" + _GOOD.encode(), _BAD),
-        "letters that look alike": ("m\u0430llory/data:arena:".encode() + _SHA[:40].encode(), _BAD),
+        "letters that look alike": ("m\u0430llory/data:arena:".encode() + _COMMIT, _BAD),
         "digits of another script": (_GOOD[:-1].encode() + "\u0663".encode(), _BAD),
         "full-width hex": (b"m/d:arena:" + "\uff10".encode() * 39, _BAD),
         "upper-case hex": (b"mallory/data:arena:" + _SHA[:40].upper().encode(), _BAD),
@@ -82,38 +85,38 @@ def _texts() -> list[Attack]:
         "a ref": (b"mallory/data:arena:refs/pr/1", _BAD),
         "white space around": (b" " + _GOOD.encode() + b" ", _BAD),
         "white space between": (_GOOD.replace(":", " : ").encode(), _BAD),
-        "a path upwards": (b"../x:arena:" + _SHA[:40].encode(), _BAD),
-        "a path upwards in the middle": (b"a/../../b:arena:" + _SHA[:40].encode(), _BAD),
-        "an absolute path": (b"/etc/passwd:arena:" + _SHA[:40].encode(), _BAD),
-        "two dots as the repo": (b"mallory/..:arena:" + _SHA[:40].encode(), _BAD),
-        "a dash in front": (b"-rf/data:arena:" + _SHA[:40].encode(), _BAD),
-        "two dashes, which part folder names": (b"mal--lory/data:arena:" + _SHA[:40].encode(), _BAD),
-        "percent escapes": (b"mallory%2f..%2f/x:arena:" + _SHA[:40].encode(), _BAD),
-        "a backslash": (b"mallory\\data:arena:" + _SHA[:40].encode(), _BAD),
-        "a url": (b"https://evil.example/x:arena:" + _SHA[:40].encode(), _BAD),
-        "no owner": (b"data:arena:" + _SHA[:40].encode(), _BAD),
+        "a path upwards": (b"../x:arena:" + _COMMIT, _BAD),
+        "a path upwards in the middle": (b"a/../../b:arena:" + _COMMIT, _BAD),
+        "an absolute path": (b"/etc/passwd:arena:" + _COMMIT, _BAD),
+        "two dots as the repo": (b"mallory/..:arena:" + _COMMIT, _BAD),
+        "a dash in front": (b"-rf/data:arena:" + _COMMIT, _BAD),
+        "two dashes, which part folder names": (b"mal--lory/data:arena:" + _COMMIT, _BAD),
+        "percent escapes": (b"mallory%2f..%2f/x:arena:" + _COMMIT, _BAD),
+        "a backslash": (b"mallory\\data:arena:" + _COMMIT, _BAD),
+        "a url": (b"https://evil.example/x:arena:" + _COMMIT, _BAD),
+        "no owner": (b"data:arena:" + _COMMIT, _BAD),
         "empty parts": (b"::", _BAD),
-        "an empty competition": (b"mallory/data::" + _SHA[:40].encode(), _BAD),
+        "an empty competition": (b"mallory/data::" + _COMMIT, _BAD),
         "an empty commit": (b"mallory/data:arena:", _BAD),
         "a fourth part": (_GOOD.encode() + b":", _BAD),
         "JSON": (b'{"hotkey": "ann", "score": 1}', _BAD),
         "a text that begins with 0x": (b"0x6d616c6c6f7279", _BAD),
         "a format string": (b"{}{0}%s%n{__class__}:arena:x", _BAD),
         "SQL": (b"x'); DROP TABLE verdicts;--", _BAD),
-        "two dots as the competition": (b"mallory/data:..:" + _SHA[:40].encode(), _WRONG),
-        "another competition": (_GOOD.replace("arena", "Arena").encode(), _WRONG),
+        "two dots as the competition": (b"mallory/data:..:" + _COMMIT, _WRONG),
+        "another competition": (_GOOD.replace("arena", "Environment").encode(), _WRONG),
         "bytes that are no UTF-8": (b"\xff\xfe" + _GOOD.encode(), _ABSENT),
-        "an overlong slash": (b"mallory\xc0\xafdata:arena:" + _SHA[:40].encode(), _ABSENT),
-        "a surrogate": (b"mallory/\xed\xa0\x80:arena:" + _SHA[:40].encode(), _ABSENT),
+        "an overlong slash": (b"mallory\xc0\xafdata:arena:" + _COMMIT, _ABSENT),
+        "a surrogate": (b"mallory/\xed\xa0\x80:arena:" + _COMMIT, _ABSENT),
         "half a letter": (_GOOD.encode() + b"\xc3", _ABSENT),
     }
-    return [_said(f"a commitment of {what}", expected, _raw(text)) for what, (text, expected) in texts.items()]
+    return [_committed(f"a commitment of {what}", expected, _raw(text)) for what, (text, expected) in texts.items()]
 
 
 def _shapes() -> list[Attack]:
-    """Variants of the chain's `Data`, and other numbers of fields than one."""
+    """Return attacks with other variants of the chain's `Data`, and other numbers of fields."""
     good = _raw(_GOOD.encode())
-    sealed = {"encrypted": b"no ciphertext", "reveal_round": _FUTURE_ROUND}
+    sealed = {"encrypted": b"no ciphertext", "reveal_round": FAR_REVEAL_ROUND}
     shapes: dict[str, tuple[object, ...]] = {
         "no field": (),
         "three good fields": (good, good, good),
@@ -132,183 +135,165 @@ def _shapes() -> list[Attack]:
         "a seal beside a good field": ({"TimelockEncrypted": sealed}, good),
         "three seals": ({"TimelockEncrypted": sealed},) * 3,
     }
-    return [_said(what, _ABSENT, *fields) for what, fields in shapes.items()]
+    return [_committed(what, _ABSENT, *fields) for what, fields in shapes.items()]
 
 
-def _opened(what: str, expected: str, plaintext: bytes) -> Attack:
-    """Somebody seals this, and the chain opens it."""
+def _revealed(what: str, expected: str, plaintext: bytes) -> Attack:
+    """Return the attack in which a hotkey seals what the chain reveals as this."""
 
-    def run(_: Path) -> str:
-        here, name = _stage(), f"mallory-{next(_numbers)}"
-        here.register(name)
-        here.commit(name, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": _FUTURE_ROUND}})
-        with Ledger(here.net.chain_file) as ledger, ledger.write() as state:
-            pallets.reveal(state, here.hotkey(name), plaintext)
-        here.pass_rounds()
-        return here.verdict(name)
+    def act(env: Environment, miner: str) -> None:
+        env.subnet.seal(miner)
+        with env.subnet.chain.write() as state:
+            pallets.reveal(state, env.subnet.hotkey(miner), plaintext)
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=30.0, max_memory=64)
+    return _in_shared(what, expected, act)
 
 
-def _played(
-    what: str, expected: str, play: Callable[[Arena], str], *, max_seconds: float = 60.0, max_memory: int = 96
-) -> Attack:
-    """Somebody plays with the rules, in an arena of its own. The disk is the chain's, the hub's and the state's."""
+def _in_own(name: str, expected: str, play: Callable[[Environment], str], *, max_memory: int = 96) -> Attack:
+    """Return an attack in an environment of its own. The disk holds chain, hub and state."""
 
     def run(folder: Path) -> str:
-        with arena(folder) as here:
-            return play(here)
+        with open_environment(folder) as env:
+            return play(env)
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=max_seconds, max_memory=max_memory, max_disk=32)
+    return Attack(name=name, run=run, expected=expected, max_seconds=60.0, max_memory=max_memory, max_disk=32)
 
 
-def _same_repo(here: Arena, *, is_one_block: bool) -> str:
-    """Two hotkeys commit one repo at one commit; whoever was first is paid, and within a block one of them."""
-    here.register("author", "thief")
-    text = here.text("author/data", here.upload("author/data", LARGE))
+def _both(env: Environment) -> list[str]:
+    env.pass_rounds(2)
+    return [env.verdict("author"), env.verdict("thief")]
+
+
+def _same_repo(env: Environment, *, is_one_block: bool) -> str:
+    """Two hotkeys commit one repo at one commit: the first is paid, and within a block one of them."""
+    env.subnet.register("author", "thief")
+    text = env.subnet.text("author/data", env.subnet.upload("author/data", LARGE))
     if is_one_block:
-        with here.one_block():
-            here.say("thief", text)
-            here.say("author", text)
-    else:
-        here.say("author", text)
-        here.say("thief", text)
-    here.pass_rounds(2)
-    told = [here.verdict("author"), here.verdict("thief")]
-    return " and ".join(sorted(told) if is_one_block else told)
+        env.subnet.commit_together({"thief": text, "author": text})
+        return " and ".join(sorted(_both(env)))
+    env.subnet.commit("author", text)
+    env.subnet.commit("thief", text)
+    return " and ".join(_both(env))
 
 
-def _late_publication(here: Arena, *, by_digest: bool) -> str:
-    """Somebody commits early, and has a file in the repo only when the author's can be copied."""
-    here.register("author", "thief")
-    hidden = here.upload("thief/data", LARGE, is_private=True)
+def _late_file(env: Environment, *, by_digest: bool) -> str:
+    """A thief commits early, and has a file in its repo only when the author's can be copied."""
+    env.subnet.register("author", "thief")
+    hidden = env.subnet.upload("thief/data", LARGE, is_private=True)
     digest = hashlib.sha256(make_file(LARGE)).hexdigest()
-    here.say("thief", here.text("thief/data", digest if by_digest else hidden))
-    here.pass_rounds(2)
-    here.chain.advance(400)
-    here.enter("author", LARGE)
-    here.pass_rounds()
-    here.hub.store.set_private("datasets", "thief/data", False)
-    here.chain.advance(2000)
-    here.pass_rounds(2)
-    return f"{here.verdict('author')} and {here.verdict('thief')}"
+    env.subnet.commit("thief", env.subnet.text("thief/data", digest if by_digest else hidden))
+    env.pass_rounds(2)
+    env.chain.advance(400)
+    env.enter("author", LARGE)
+    env.pass_rounds()
+    env.hub.store.set_private("datasets", "thief/data", False)
+    env.chain.advance(2000)
+    return " and ".join(_both(env))
 
 
-def _recommit(here: Arena) -> str:
-    """A crowd commits another text in every block, with no limit but the chain's blocks."""
-    crowd = [f"crowd-{at}" for at in range(_CROWD)]
-    here.register(*crowd)
-    here.chain.set_hyperparameter("MaxSpace", 10**9)
+def _recommit(env: Environment) -> str:
+    """Some miners commit another text in every block, as fast as blocks come."""
+    miners = [f"crowd-{number}" for number in range(_MINERS)]
+    env.subnet.register(*miners)
+    env.chain.set_hyperparameter("MaxSpace", 10**9)
     for block in range(_BLOCKS):
-        with here.one_block():
-            for name in crowd:
-                here.say(name, here.text(f"{name}/x{block}", _SHA[:40]))
-        here.tick()
-    rows = len(here.store.submissions())
-    here.pass_rounds()
-    told = here.verdict("ann")
-    here.chain.advance(7300)
-    here.pass_rounds(2)
-    return f"{told}, {rows} rows, a day later {len(here.store.submissions())}"
+        env.subnet.commit_together({miner: env.subnet.text(f"{miner}/x{block}", _SHA[:40]) for miner in miners})
+        env.tick()
+    rows = len(env.store.submissions())
+    env.pass_rounds()
+    verdict = env.verdict("ann")
+    env.chain.advance(7300)
+    env.pass_rounds(2)
+    return f"{verdict}, {rows} rows, a day later {len(env.store.submissions())}"
 
 
-def _alternate(here: Arena) -> str:
-    """Somebody commits two datasets in turn, in every block."""
-    here.register("mallory")
-    here.chain.set_hyperparameter("MaxSpace", 10**9)
-    texts = [here.enter("mallory", rows, repo=repo) for repo, rows in (("m/a", POOL[:20]), ("m/b", POOL[20:40]))]
+def _alternate(env: Environment) -> str:
+    """A miner commits two datasets in turn, in every block."""
+    env.subnet.register("mallory")
+    env.chain.set_hyperparameter("MaxSpace", 10**9)
+    texts = [env.enter("mallory", rows, repo=repo) for repo, rows in (("m/a", POOL[:20]), ("m/b", POOL[20:40]))]
     for block in range(60):
-        here.say("mallory", texts[block % 2])
-        here.tick()
-    here.pass_rounds(2)
-    return f"{here.verdict('mallory')}, {here.executor.scored - len(HONEST)} scores"
+        env.subnet.commit("mallory", texts[block % 2])
+        env.tick()
+    env.pass_rounds(2)
+    return f"{env.verdict('mallory')}, {env.executor.completed - len(HONEST)} evaluations"
 
 
-def _left_behind(here: Arena) -> str:
-    """Ten thousand hotkeys without a uid have commitments on chain."""
-    with Ledger(here.net.chain_file) as ledger, ledger.write() as state:
+def _left_behind(env: Environment) -> str:
+    """Ten thousand hotkeys without a uid have commitments on the chain."""
+    with env.subnet.chain.write() as state:
         for number in range(10_000):
-            text = here.text(f"gone-{number}/data", _SHA[:40]).encode()
+            text = env.subnet.text(f"gone-{number}/data", _SHA[:40]).encode()
             info = {"fields": [{f"Raw{len(text)}": "0x" + text.hex()}]}
             state.put("CommitmentOf", f"5{number:047d}", {"deposit": 0, "block": state.block, "info": info})
-    here.pass_rounds()
-    return f"{here.verdict('ann')}, {len(here.store.submissions())} rows"
+    env.pass_rounds()
+    return f"{env.verdict('ann')}, {len(env.store.submissions())} rows"
 
 
-def _earlier_life(here: Arena, *, is_sealed: bool) -> str:
-    """A hotkey loses its uid and comes back: what it committed before stands for nothing."""
-    here.register("mallory")
-    text = here.enter("mallory", POOL[:20])
+def _earlier_life(env: Environment, *, is_sealed: bool) -> str:
+    """A hotkey loses its uid and gets another one: what it committed before does not count."""
+    env.subnet.register("mallory")
+    text = env.enter("mallory", POOL[:20])
     if is_sealed:
-        here.commit("mallory", {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": _FUTURE_ROUND}})
-        here.chain.reveal(here.hotkey("mallory"), text)
-    here.chain.deregister(here.hotkey("mallory"))
-    here.register("mallory")
-    here.pass_rounds()
-    return here.verdict("mallory")
+        env.subnet.seal("mallory")
+        env.subnet.reveal("mallory", text)
+    env.chain.deregister(env.subnet.hotkey("mallory"))
+    env.subnet.register("mallory")
+    env.pass_rounds()
+    return env.verdict("mallory")
 
 
-def _thief_of_a_seal(here: Arena) -> str:
-    """Somebody copies what a seal opened to, in the block of the opening; the seal's own block is the earlier."""
-    here.register("author", "thief")
-    here.upload("author/data", LARGE)
-    here.upload("thief/data", LARGE)
+def _copied_reveal(env: Environment) -> str:
+    """A thief copies a revealed commitment in the block of its reveal; the sealed one's block is earlier."""
+    env.subnet.register("author", "thief")
+    for repo in ("author/data", "thief/data"):
+        env.subnet.upload(repo, LARGE)
     digest = hashlib.sha256(make_file(LARGE)).hexdigest()
-    here.commit("author", {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": _FUTURE_ROUND}})
-    here.chain.advance(3)
-    with here.one_block():
-        here.say("thief", here.text("thief/data", digest))
-        here.chain.reveal(here.hotkey("author"), here.text("author/data", digest))
-    here.pass_rounds(2)
-    return f"{here.verdict('author')} and {here.verdict('thief')}"
+    env.subnet.seal("author")
+    env.chain.advance(3)
+    with env.subnet.one_block():
+        env.subnet.commit("thief", env.subnet.text("thief/data", digest))
+        env.subnet.reveal("author", env.subnet.text("author/data", digest))
+    return " and ".join(_both(env))
 
 
-def _cut_tempo(here: Arena) -> str:
+def _change_tempo(env: Environment) -> str:
     """The owner changes the tempo in the middle of a round, again and again."""
     for tempo in (1, 65535, 2, 360, 7):
         for _ in range(3):
-            here.tick()
-        here.chain.set_hyperparameter("Tempo", tempo)
-    here.pass_rounds(2)
-    return here.verdict("ann")
+            env.tick()
+        env.chain.set_hyperparameter("Tempo", tempo)
+    env.pass_rounds(2)
+    return env.verdict("ann")
 
 
-def _plays() -> list[Attack]:
-    pair = f"{_SCORED} and {_DUPLICATE}"
-    return [
-        _played("one repo by two hotkeys", pair, lambda here: _same_repo(here, is_one_block=False)),
-        _played(
-            "one repo by two hotkeys in one block",
-            f"{_DUPLICATE} and {_SCORED}",
-            lambda here: _same_repo(here, is_one_block=True),
-        ),
-        _played("a promised file that comes late", pair, lambda here: _late_publication(here, by_digest=True)),
-        _played("a private repo that opens late", pair, lambda here: _late_publication(here, by_digest=False)),
-        _played("what a seal opened to, copied in its block", pair, _thief_of_a_seal),
-        _played(
-            f"{_CROWD} hotkeys commit another text in every block",
-            f"{_SCORED}, {_BLOCKS * _CROWD + 2} rows, a day later {_CROWD + 2}",
-            _recommit,
-        ),
-        _played("two datasets in turn in every block", f"{_SCORED}, 2 scores", _alternate),
-        _played("10,000 commitments without a uid", f"{_SCORED}, 2 rows", _left_behind, max_memory=192),
-        _played("a text of an earlier life", _BEFORE, lambda here: _earlier_life(here, is_sealed=False)),
-        _played("a seal of an earlier life", _BEFORE, lambda here: _earlier_life(here, is_sealed=True)),
-        _played("a tempo that changes within the round", _SCORED, _cut_tempo),
-    ]
-
+_PAIR = f"{_EVALUATED} and {_DUPLICATE}"
+_ROWS = f"{_EVALUATED}, {_BLOCKS * _MINERS + 2} rows, a day later {_MINERS + 2}"
+_PLAYS = (
+    _in_own("one repo by two hotkeys", _PAIR, partial(_same_repo, is_one_block=False)),
+    _in_own("one repo by two hotkeys in one block", _PAIR, partial(_same_repo, is_one_block=True)),
+    _in_own("a promised file that comes late", _PAIR, partial(_late_file, by_digest=True)),
+    _in_own("a private repo that opens late", _PAIR, partial(_late_file, by_digest=False)),
+    _in_own("a revealed text copied in its block", _PAIR, _copied_reveal),
+    _in_own(f"{_MINERS} hotkeys commit another text in every block", _ROWS, _recommit),
+    _in_own("two datasets in turn in every block", f"{_EVALUATED}, 2 evaluations", _alternate),
+    _in_own("10,000 commitments without a uid", f"{_EVALUATED}, 2 rows", _left_behind, max_memory=192),
+    _in_own("a text of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=False)),
+    _in_own("a seal of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=True)),
+    _in_own("a tempo that changes within the round", _EVALUATED, _change_tempo),
+)
 
 ATTACKS: tuple[Attack, ...] = (
     *_texts(),
     *_shapes(),
-    _opened("a seal that opens to a forged log line", _BAD, encode_string(_GOOD + "\n2026 INFO")),
-    _opened("a seal that opens to terminal escapes", _BAD, encode_string("\x1b[2J\u202e")),
-    _opened("a seal that opens to bytes without a length", _ABSENT, _GOOD.encode()),
-    _opened("a seal that opens to no UTF-8", _ABSENT, b"\x08\xff\xfe"),
-    _opened("a seal that opens to nothing", _ABSENT, b""),
-    _opened("a seal that opens to a length and no text", _BAD, b"\x00"),
-    _opened("a seal that opens to what begins with 0x", _BAD, encode_string("0xfffe")),
-    *_plays(),
+    _revealed("a seal that opens to a forged log line", _BAD, encode_string(_GOOD + "\n2026 INFO")),
+    _revealed("a seal that opens to terminal escapes", _BAD, encode_string("\x1b[2J\u202e")),
+    _revealed("a seal that opens to bytes without a length", _ABSENT, _GOOD.encode()),
+    _revealed("a seal that opens to no UTF-8", _ABSENT, b"\x08\xff\xfe"),
+    _revealed("a seal that opens to nothing", _ABSENT, b""),
+    _revealed("a seal that opens to a length and no text", _BAD, b"\x00"),
+    _revealed("a seal that opens to what begins with 0x", _BAD, encode_string("0xfffe")),
+    *_PLAYS,
     *nodes.ATTACKS,
     *receipts.ATTACKS,
 )

@@ -1,10 +1,9 @@
 """What a node may say of the chain, and what becomes of blocks that are not final: attacks on the chain's reader.
 
-A lie is told for a while, and the validator must do nothing on it but try again; then the truth is told, and its rounds
-must come out as if nothing had been.
+A node lies for some ticks, in which the validator must do nothing but try again; then it tells the truth, and the
+validator's rounds must come out as if nothing had been.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID
-from tests.campaigns.attack.environment import POOL, Arena, arena
+from tests.campaigns.attack.environment import HONEST, POOL, Environment, open_environment
 from tests.campaigns.attack.runner import Attack, judge
+from tests.campaigns.synthetic_subnet import OWNER, SyntheticSubnet
 
-_LOST = "again later, then scored"
+_RETRIED = "again later, then evaluated"
 _TICKS = 3
 
 Graph = Callable[[dict[str, Any], int], object]
@@ -25,11 +25,11 @@ Rows = Callable[[str, list[Any], int], object]
 
 
 class LyingNode(LocalSubstrate):
-    """A node that says something else than the chain while it is told what.
+    """A node that lies while it is told to.
 
-    graph: changes the metagraph, given it and the newest block. rows: changes a storage map, given its name and rows as
-    well. head: in place of the newest final block. error: what every read ends with. is_head_final: nothing waits for
-    finality. path: another chain's file, from the next connection on.
+    graph changes the metagraph, given it and the newest block; rows changes a storage map, given its name too; head
+    replaces the newest final block; every read ends with `error`; is_head_final: nothing waits for finality; path:
+    another chain's file, from the next connection on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,67 +68,90 @@ class LyingNode(LocalSubstrate):
         self.is_head_final = False
 
 
-def _lied(what: str, lie: Callable[[LyingNode, Arena], object], expected: str = _LOST) -> Attack:
-    """A node lies in the middle of a round."""
+Lie = Callable[[LyingNode, Environment], object]
 
+
+def _in_environment(name: str, expected: str, play: Callable[[Environment, LyingNode], str]) -> Attack:
     def run(folder: Path) -> str:
-        with arena(folder, node=LyingNode) as here:
-            assert isinstance(here.node, LyingNode)
-            here.pass_rounds()
-            lie(here.node, here)
-            told = {judge(here.tick) for _ in range(_TICKS)}
-            here.node.be_honest()
-            here.pass_rounds(2)
-            return f"{' or '.join(sorted(told))}, then {here.verdict('ann')}"
+        with open_environment(folder, node=LyingNode) as env:
+            assert isinstance(env.node, LyingNode)
+            return play(env, env.node)
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=96, max_disk=32)
+    return Attack(name=name, run=run, expected=expected, max_seconds=60.0, max_memory=96, max_disk=32)
 
 
-def _graph(change: Graph) -> Callable[[LyingNode, Arena], object]:
-    return lambda node, _: setattr(node, "graph", change)
+def _lied(what: str, lie: Lie, expected: str = _RETRIED) -> Attack:
+    """Return the attack of a node that lies in the middle of a round."""
+
+    def play(env: Environment, node: LyingNode) -> str:
+        env.pass_rounds()
+        lie(node, env)
+        verdicts = {judge(env.tick) for _ in range(_TICKS)}
+        node.be_honest()
+        env.pass_rounds(2)
+        return f"{' or '.join(sorted(verdicts))}, then {env.verdict('ann')}"
+
+    return _in_environment(f"a node tells of {what}", expected, play)
 
 
-def _put(column: str, value: Any) -> Callable[[LyingNode, Arena], object]:
-    """Says this of the neuron with uid 2, who is ann."""
+def _set(name: str, value: object) -> Lie:
+    return lambda node, _: setattr(node, name, value)
+
+
+def _graph(change: Graph) -> Lie:
+    return _set("graph", change)
+
+
+def _put(column: str, value: Any) -> Lie:
+    """Lie about the neuron with uid 2, who is ann."""
     return _graph(lambda graph, block: graph[column].__setitem__(2, value(block) if callable(value) else value))
 
 
-def _row(item: str, value: Callable[[int], object]) -> Callable[[LyingNode, Arena], object]:
-    """Adds a row to a map, of a hotkey without a uid."""
+def _row(item: str, value: Callable[[int], object]) -> Lie:
+    """Add a row to a map, of a hotkey without a uid."""
 
-    def add(asked: str, answer: list[Any], block: int) -> None:
-        if asked == item:
-            answer.append(("5" * 48, value(block)))
+    def add(name: str, rows: list[Any], block: int) -> None:
+        if name == item:
+            rows.append(("5" * 48, value(block)))
 
-    return lambda node, _: setattr(node, "rows", add)
+    return _set("rows", add)
 
 
-def _spell(record: Callable[[Any], object]) -> Callable[[LyingNode, Arena], object]:
-    """Spells every commitment otherwise, as another runtime might."""
+def _spell(record: Callable[[Any], object]) -> Lie:
+    """Spell every commitment differently, as another runtime might."""
 
-    def change(asked: str, answer: list[Any], _: int) -> None:
-        if asked == "CommitmentOf":
-            answer[:] = [(hotkey, record(value)) for hotkey, value in answer]
+    def change(name: str, rows: list[Any], _: int) -> None:
+        if name == "CommitmentOf":
+            rows[:] = [(hotkey, record(value)) for hotkey, value in rows]
 
-    return lambda node, _: setattr(node, "rows", change)
+    return _set("rows", change)
 
 
 def _committed(block: int) -> dict[str, Any]:
     return {"deposit": 0, "block": block, "info": {"fields": [{"Raw1": "0x61"}]}}
 
 
-def _other_chain(node: LyingNode, here: Arena) -> None:
+def _create_chain(env: Environment, path: Path) -> LocalChain:
+    """Return another chain with the same subnet and hotkeys."""
+    owner = env.subnet.hotkey(OWNER)
+    chain = LocalChain.create(path, netuid=NETUID, owner_hotkey=owner, tempo=100_000)
+    chain.register(owner)
+    chain.register(env.subnet.validator_hotkey(), is_validator=True)
+    for name in HONEST:
+        chain.register(env.subnet.hotkey(name))
+    return chain
+
+
+def _other_chain(node: LyingNode, env: Environment) -> None:
     """Another chain with the same subnet, hotkeys and commitments, and longer."""
-    path = here.folder / "other.sqlite3"
-    with LocalChain.create(path, netuid=NETUID, owner_hotkey=here.hotkey("owner"), tempo=100_000) as other:
-        for name in ("owner", "validator", "ann", "ben"):
-            other.register(here.hotkey(name), is_validator=name == "validator")
-        other.advance(here.chain.block() + 100)
-    here.link.close()
+    path = env.folder / "other.sqlite3"
+    with _create_chain(env, path) as other:
+        other.advance(env.chain.block() + 100)
+    env.connection.close()
     node.path = path
 
 
-_LIES: dict[str, Callable[[LyingNode, Arena], object]] = {
+_LIES: dict[str, Lie] = {
     "a registration in the future": _put("block_at_registration", lambda block: block + 1),
     "a registration in block 2**64 - 1": _put("block_at_registration", 2**64 - 1),
     "a registration below 0": _put("block_at_registration", -1),
@@ -152,82 +175,71 @@ _LIES: dict[str, Callable[[LyingNode, Arena], object]] = {
     "a runtime that calls the block otherwise": _spell(lambda record: {"at": record["block"], "info": record["info"]}),
     "a runtime that wraps the fields": _spell(lambda record: {**record, "info": record["info"]["fields"]}),
     "a runtime that spells commitments as bytes": _spell(lambda _: "0x00"),
-    "a newest block of 2**64 - 1": lambda node, _: setattr(node, "head", 2**64 - 1),
-    "a newest block below 0": lambda node, _: setattr(node, "head", -1),
-    "a node that goes back": lambda node, here: setattr(node, "head", here.chain.block() - 3),
+    "a newest block of 2**64 - 1": _set("head", 2**64 - 1),
+    "a newest block below 0": _set("head", -1),
+    "a node that goes back": lambda node, env: setattr(node, "head", env.chain.block() - 3),
     "another chain of the same subnet": _other_chain,
-    "an error with terminal escapes": lambda node, _: setattr(node, "error", bt.ChainError("\x1b[2J\nINFO forged")),
-    "an error without a word": lambda node, _: setattr(node, "error", bt.ChainError("")),
-    "a dropped connection": lambda node, _: setattr(node, "error", bt.RpcConnectionError("gone")),
+    "an error with terminal escapes": _set("error", bt.ChainError("\x1b[2J\nINFO forged")),
+    "an error without a word": _set("error", bt.ChainError("")),
+    "a dropped connection": _set("error", bt.RpcConnectionError("gone")),
 }
 
 
-def _played(what: str, expected: str, play: Callable[[Arena], str]) -> Attack:
-    def run(folder: Path) -> str:
-        with arena(folder, node=LyingNode) as here:
-            return play(here)
-
-    return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=96, max_disk=32)
-
-
-def _undone(here: Arena) -> str:
+def _undone(env: Environment, _: LyingNode) -> str:
     """A commitment in a block that is not final yet, which a reorganisation undoes."""
-    here.register("mallory")
-    while here.chain.weights(here.hotkey("validator")) is None:
-        here.tick()
+    env.subnet.register("mallory")
+    while env.chain.weights(env.subnet.validator_hotkey()) is None:
+        env.tick()
     # Within the round, so that no weights wait for a block to become final.
-    here.chain.set_finality_lag(3)
-    here.chain.advance(3)
-    here.enter("mallory", POOL[:20])
-    here.tick(0)
-    here.chain.reorganise(3)
-    here.chain.advance(4)
-    here.tick(0)
-    here.chain.set_finality_lag(0)
-    here.pass_rounds(2)
-    seen = {key.hotkey for key in here.store.submissions()}
-    return f"{here.verdict('mallory')}, {'recorded' if here.hotkey('mallory') in seen else 'never recorded'}"
+    env.chain.set_finality_lag(3)
+    env.chain.advance(3)
+    env.enter("mallory", POOL[:20])
+    env.tick(0)
+    env.chain.reorganise(3)
+    env.chain.advance(4)
+    env.tick(0)
+    env.chain.set_finality_lag(0)
+    env.pass_rounds(2)
+    recorded = {key.hotkey for key in env.store.submissions()}
+    is_recorded = env.subnet.hotkey("mallory") in recorded
+    return f"{env.verdict('mallory')}, {'recorded' if is_recorded else 'never recorded'}"
 
 
-def _fork(here: Arena) -> str:
+def _fork(env: Environment, node: LyingNode) -> str:
     """A node takes back what it called final, and goes on with another fork."""
-    assert isinstance(here.node, LyingNode)
-    here.pass_rounds()
-    here.chain.set_finality_lag(10)
-    here.chain.advance(10)
-    here.node.is_head_final = True
-    told = judge(here.tick)
-    here.chain.reorganise(5)
-    here.chain.advance(20)
+    env.pass_rounds()
+    env.chain.set_finality_lag(10)
+    env.chain.advance(10)
+    node.is_head_final = True
+    verdict = judge(env.tick)
+    env.chain.reorganise(5)
+    env.chain.advance(20)
     try:
-        here.tick()
+        env.tick()
     except RemoteError as error:
         # Weights that no block makes final would be another reason to try again.
-        return f"{told}, then {'left as a fork' if 'another fork' in str(error) else error}"
-    return f"{told}, then taken"
+        return f"{verdict}, then {'left as a fork' if 'another fork' in str(error) else error}"
+    return f"{verdict}, then taken"
 
 
-def _foreign_state(here: Arena) -> str:
-    """The state of another chain is put where this one's should be."""
-    here.pass_rounds()
-    here.close_validator()
-    last = here.state / "validator.sqlite3"
-    copy = here.folder / "kept.sqlite3"
-    shutil.copy(last, copy)
-    path = here.net.chain_file
-    here.chain.close()
-    path.rename(here.folder / "first.sqlite3")
-    here.chain = LocalChain.create(path, netuid=NETUID, owner_hotkey=here.hotkey("owner"), tempo=100_000)
-    here.register("owner", "validator", "ann", "ben")
-    here.chain.advance(200)
-    here.open()
-    return judge(here.tick)
+def _foreign_state(env: Environment, _: LyingNode) -> str:
+    """The validator's state is of another chain."""
+    env.pass_rounds()
+    env.close_validator()
+    env.subnet.close()
+    path = env.subnet.net.chain_file
+    path.rename(env.folder / "first.sqlite3")
+    with _create_chain(env, path) as other:
+        other.advance(200)
+    env.subnet = SyntheticSubnet(env.folder)
+    env.open()
+    return judge(env.tick)
 
 
 ATTACKS: tuple[Attack, ...] = (
-    *(_lied(f"a node tells of {what}", lie) for what, lie in _LIES.items()),
-    _lied("a node tells of a registration in block 0", _put("block_at_registration", 0), "taken, then scored"),
-    _played("a commitment that a reorganisation undoes", "not there, never recorded", _undone),
-    _played("a fork behind what was final", "taken, then left as a fork", _fork),
-    _played("a state of another chain", "operator", _foreign_state),
+    *(_lied(what, lie) for what, lie in _LIES.items()),
+    _lied("a registration in block 0", _put("block_at_registration", 0), "taken, then evaluated"),
+    _in_environment("a commitment that a reorganisation undoes", "absent, never recorded", _undone),
+    _in_environment("a fork behind what was final", "taken, then left as a fork", _fork),
+    _in_environment("a state of another chain", "operator", _foreign_state),
 )

@@ -1,8 +1,8 @@
 """What a stranger, or the validator itself, may do to receipts and round files: attacks on whoever audits them.
 
-Every attack is on the files that a validator wrote of two rounds, with an honest file beside the false one, which must
-still be consistent. "signature" and "inconsistent" are what `scripts/audit.py` calls them; whatever is neither is
-scored again, and a loss that was never computed differs then.
+Each false file lies beside the honest ones of two rounds, which must stay consistent. "signature" and "inconsistent"
+are what `scripts/audit.py` reports; a file that is neither is evaluated again, and a loss that was never computed
+differs then.
 """
 
 import atexit
@@ -28,12 +28,12 @@ from template.receipts.verify import (
     check_signatures,
     remarks,
 )
-from tests.campaigns.attack.environment import POOL, Arena, arena
+from tests.campaigns.attack.environment import POOL, Environment, open_environment
 from tests.campaigns.attack.runner import Attack
-from tests.campaigns.synthetic_subnet import make_key
+from tests.campaigns.synthetic_subnet import VALIDATOR, make_key
 
 _SIGNATURE, _FINE = "signature", "consistent"
-# By which words of its sentences a finding is told in the table, the first that is there.
+# The table names a finding by the first of these that its message contains.
 _WORDS = (
     *("more than one receipt", "netuid of the receipt", "competition of the receipt", "model of the receipt"),
     *("evaluated with lucky_num", "not in entries", "of a local file", "names another receipt", "has the hash"),
@@ -44,18 +44,19 @@ _WORDS = (
 _ORDER = 2**252 + 27742317777372353535851937790883648493
 
 Lines = list[str]
+Edit = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True)
 class _Files:
-    """An arena after two rounds, and the lines of their files, the earlier first."""
+    """An environment after two rounds, and the files of its rounds."""
 
-    here: Arena
+    env: Environment
     earlier: Path
     later: Path
 
     def lines(self) -> Lines:
-        """Those of the later round, header and two receipts."""
+        """Return the header and the two receipts of the later round."""
         return self.later.read_text().splitlines()
 
 
@@ -63,31 +64,31 @@ class _Files:
 def _files() -> _Files:
     stack = ExitStack()
     atexit.register(stack.close)
-    here = stack.enter_context(arena(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
-    here.pass_rounds()
+    env = stack.enter_context(open_environment(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+    env.pass_rounds()
     for name, rows in (("ann", POOL[:16]), ("ben", POOL[20:40])):
-        here.enter(name, rows)
-    here.pass_rounds()
-    paths = (here.state / "rounds").glob("*.jsonl")
+        env.enter(name, rows)
+    env.pass_rounds()
+    paths = (env.state / "rounds").glob("*.jsonl")
     earlier, later = sorted(paths, key=lambda path: int(path.name.split("-")[2]))
-    return _Files(here, earlier, later)
+    return _Files(env, earlier, later)
 
 
-def audit(path: Path, here: Arena) -> str:
-    """What an auditor says of the file beside the honest ones, without scoring anything."""
+def audit(path: Path, env: Environment) -> str:
+    """Return the verdict on a file beside the honest ones, without evaluating anything."""
     try:
         file = read_round(path)
     except ConfigError as error:
         return f"damaged: {_word(str(error))}"
     known = {receipt.digest: receipt for receipt in file.receipts}
-    header_wrong, receipts_wrong = check_signatures(file, verify_signature)
+    header_fault, receipt_faults = check_signatures(file, verify_signature)
     remarks(file, known)
-    if header_wrong or receipts_wrong or file.header.signer != here.hotkey("validator"):
+    if header_fault or receipt_faults or file.header.signer != env.subnet.validator_hotkey():
         return _SIGNATURE
     paths = (_files().earlier, _files().later, path)
-    told = check_across_files({str(one): read_round(one).header for one in paths})[str(path)]
-    told += [*check_consistency(file, known), *check_against_chain(file.header, here.link.block_hash)]
-    return f"inconsistent: {_word(' '.join(told))}" if told else _FINE
+    faults = check_across_files({str(other): read_round(other).header for other in paths})[str(path)]
+    faults += [*check_consistency(file, known), *check_against_chain(file.header, env.connection.block_hash)]
+    return f"inconsistent: {_word(' '.join(faults))}" if faults else _FINE
 
 
 def _word(text: str) -> str:
@@ -97,55 +98,59 @@ def _word(text: str) -> str:
 def _attacked(
     what: str, expected: str, change: Callable[[Lines], Lines | bytes], *, name: str = "false.jsonl"
 ) -> Attack:
-    """Somebody changes the lines of the later round, or gives others."""
+    """Return the attack of a file with the later round's lines changed, or of other lines."""
 
     def run(folder: Path) -> str:
         files = _files()
         changed = change(files.lines())
         content = changed if isinstance(changed, bytes) else "".join(f"{line}\n" for line in changed).encode()
-        (path := folder / name).write_bytes(content)
-        told = audit(path, files.here)
-        beside = {audit(one, files.here) for one in (files.earlier, files.later)}
-        return told if beside == {_FINE} else f"{told}; the honest ones are {beside}"
+        (path := folder / name.format(hotkey=files.env.subnet.validator_hotkey()[:8])).write_bytes(content)
+        verdict = audit(path, files.env)
+        honest = {audit(other, files.env) for other in (files.earlier, files.later)}
+        return verdict if honest == {_FINE} else f"{verdict}; the honest ones are {honest}"
 
     return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=320, max_disk=72)
 
 
+def _key(who: str) -> Any:
+    return _files().env.subnet.validator_key() if who == VALIDATOR else make_key(who)
+
+
 def _sign(message: bytes, who: str) -> str:
-    return bytes(make_key(who).sign(message)).hex()
+    return bytes(_key(who).sign(message)).hex()
 
 
-def _resign(lines: Lines, edit: Callable[[dict[str, Any]], object] = lambda _: None, who: str = "validator") -> Lines:
-    """The file with another header, signed by whom the round is of, or by somebody else."""
+def _resign(lines: Lines, edit: Edit = lambda _: None, who: str = VALIDATOR) -> Lines:
+    """Return the file with another header, signed by the round's validator or by another hotkey."""
     content, rest = json.loads(lines[0]), lines[1:]
-    content |= {"receipts": len(rest), "receipts_sha256": digest_lines(rest), "signer": str(make_key(who).ss58_address)}
+    content |= {"receipts": len(rest), "receipts_sha256": digest_lines(rest), "signer": str(_key(who).ss58_address)}
     edit(content)
     header = RoundHeader.from_json(json.dumps(content), "edited")
     return [dataclasses.replace(header, signature=_sign(header.message(), who)).to_line(), *rest]
 
 
-def _edit(lines: Lines, at: int, edit: Callable[[dict[str, Any]], object]) -> Lines:
-    """Changes a line without signing anything."""
+def _edit(lines: Lines, at: int, edit: Edit) -> Lines:
+    """Change a line without signing anything."""
     content = json.loads(lines[at])
     edit(content)
     return [*lines[:at], json.dumps(content, sort_keys=True, separators=(",", ":")), *lines[at + 1 :]]
 
 
-def _lie(lines: Lines, edit: Callable[[dict[str, Any]], object], who: str = "validator") -> Lines:
-    """The validator signs another first receipt, and a header for it, but has its table as it was."""
+def _lie(lines: Lines, edit: Edit, who: str = VALIDATOR) -> Lines:
+    """Have the validator sign another first receipt and a header for it, with the leaderboard as it was."""
     content = json.loads(lines[1])
     edit(content)
     receipt = Receipt.from_json(json.dumps({**content, "signature": None}), "edited")
-    receipt = receipt.signed(str(make_key(who).ss58_address), lambda message: _sign(message, who))
+    receipt = receipt.signed(str(_key(who).ss58_address), lambda message: _sign(message, who))
     return _resign([lines[0], receipt.to_line(), *lines[2:]])
 
 
-def _in(part: str, **changes: Any) -> Callable[[dict[str, Any]], object]:
+def _in(part: str, **changes: Any) -> Edit:
     return lambda content: content[part].update(changes)
 
 
 def _respelt(how: str, signature: str) -> str:
-    """Other spellings of a signature, of which some are of the same two numbers."""
+    """Return another spelling of a signature, some of the same two numbers."""
     point, scalar = bytes.fromhex(signature)[:32], bytearray(bytes.fromhex(signature)[32:])
     mark, scalar[31] = scalar[31] & 0x80, scalar[31] & 0x7F
     number = int.from_bytes(scalar, "little")
@@ -184,7 +189,7 @@ def _swap_losses(lines: Lines) -> Lines:
 
 
 def _respell(line: str, how: Callable[[str], str] = lambda loss: f"{loss}0") -> str:
-    """The line with its first loss spelt otherwise, by default with another zero, so as the same number."""
+    """Return the line with its first loss spelt differently, by default as the same number."""
     before, name, rest = line.partition('"loss":')
     loss, comma, behind = rest.partition(",")
     return f"{before}{name}{how(loss)}{comma}{behind}"
@@ -199,7 +204,7 @@ def _earlier_lines() -> Lines:
 
 
 def _earlier_receipt(lines: Lines) -> Lines:
-    """A receipt of the earlier round, for another dataset of the same miner, in place of this one's."""
+    """Replace a receipt by the same miner's of the earlier round, for another dataset."""
     hotkey = json.loads(lines[1])["submission"]["hotkey"]
     old = next(line for line in _earlier_lines()[1:] if json.loads(line)["submission"]["hotkey"] == hotkey)
     return _resign([lines[0], old, *lines[2:]])
@@ -333,7 +338,7 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
 
 
 def _never_computed(_: Path) -> str:
-    """A validator signs a loss, a table and weights that follow from it: only training again tells."""
+    """A validator signs a loss, a leaderboard and weights that follow from it: only training again shows it."""
     receipt = Receipt.from_json(_files().lines()[1], "the receipt")
     lie = dataclasses.replace(receipt, result=dataclasses.replace(receipt.result, loss=receipt.result.loss - 0.125))
     return str(compare_receipt(lie, receipt.result).verdict)
@@ -345,7 +350,7 @@ ATTACKS: tuple[Attack, ...] = (
         "round file: an earlier one under a later one's name",
         "inconsistent: name of another round",
         lambda _: _earlier_lines(),
-        name="round-96-4321000-5Ef1ucvE.jsonl",
+        name="round-96-4321000-{hotkey}.jsonl",
     ),
     Attack(
         name="receipt: a loss that was never computed",

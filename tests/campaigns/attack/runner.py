@@ -1,29 +1,23 @@
-"""Attacks as a table: what a stranger sends, what the product must make of it, and what it may cost.
-
-`attack_rows`, `attack_hub` and `attack_chain` hold the tables. The tests launch each one, and -m
-tests.campaigns.attack prints
-what each one cost. Linux only: the peak of the memory is the kernel's own.
-"""
+"""An attack: what a stranger sends, what the product must make of it, and what it may cost. Linux only."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loguru import logger
 
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError
-from tests.campaigns.measure import memory_kib, peak_disk, reset_peak_memory
-
-MIB = 2**20
+from tests.campaigns.measure import MIB, memory_kib, peak_disk, reset_peak_memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """One thing that a stranger does. run: does it, with an empty folder for files, and returns the verdict.
+    """What one stranger does.
 
-    name: what is sent, in words. expected: the verdict that is right. max_memory and max_disk: MiB beyond what the
-    process and the folder held before.
+    Args:
+        run: does it, with an empty folder for files, and returns the verdict.
+        max_memory, max_disk: MiB beyond what the process and the folder held before.
     """
 
     name: str
@@ -36,7 +30,7 @@ class Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of an attack. memory, disk: MiB at the peak, beyond what there was before."""
+    """The verdict on an attack, and its cost at the peak, as the attack's limits have it."""
 
     attack: Attack
     verdict: str
@@ -45,22 +39,22 @@ class Outcome:
     disk: float
 
     def faults(self) -> list[str]:
-        """What is not as it must be, in words; none when the attack failed."""
-        attack, found = self.attack, []
+        """Return what is not as it must be; empty when the attack failed."""
+        attack, faults = self.attack, []
         if self.verdict != attack.expected:
-            found.append(f"{attack.name}: expected {attack.expected!r}, found {self.verdict!r}")
+            faults.append(f"{attack.name}: expected {attack.expected!r}, found {self.verdict!r}")
         for what, cost, most in (
             ("seconds", self.seconds, attack.max_seconds),
             ("MiB of memory", self.memory, attack.max_memory),
             ("MiB on disk", self.disk, attack.max_disk),
         ):
             if cost > most:
-                found.append(f"{attack.name}: {cost:.1f} {what}, at most {most:g} expected")
-        return found
+                faults.append(f"{attack.name}: {cost:.1f} {what}, at most {most:g} expected")
+        return faults
 
 
 def judge(call: Callable[[], object]) -> str:
-    """The verdict on whatever `call` does: whose fault it is, or "taken". Any error but the four kinds is raised."""
+    """Return whose fault an error of `call` is, or "taken". Raises: errors of no such kind."""
     try:
         call()
     except SubmissionError as error:
@@ -75,7 +69,7 @@ def judge(call: Callable[[], object]) -> str:
 
 
 def launch(attack: Attack, folder: Path) -> Outcome:
-    """Carries the attack out in `folder`, which must be empty, and measures it."""
+    """Run the attack in an empty folder and measure it."""
     reset_peak_memory()
     before = memory_kib("VmRSS")
     started = time.monotonic()
@@ -83,31 +77,26 @@ def launch(attack: Attack, folder: Path) -> Outcome:
         try:
             verdict = attack.run(folder)
         except Exception as error:
-            # What nobody meant to raise is what an attacker is after, and no reason to leave out the other attacks.
+            # An unexpected error is what an attacker is after, and no reason to leave out the other attacks.
             logger.exception("{}", attack.name)
             verdict = f"raised {type(error).__name__}: {error}"
         seconds = time.monotonic() - started
-    return Outcome(
-        attack=attack,
-        verdict=verdict,
-        seconds=seconds,
-        memory=max(0, memory_kib("VmHWM") - before) / 1024,
-        disk=peak[0] / MIB,
-    )
+    memory = max(0, memory_kib("VmHWM") - before) / 1024
+    return Outcome(attack=attack, verdict=verdict, seconds=seconds, memory=memory, disk=peak[0] / MIB)
 
 
-def report(outcomes: list[Outcome]) -> str:
-    """A table of what each attack came to and cost, and the most that any did."""
+def report(outcomes: Sequence[Outcome]) -> str:
+    """Return a table of verdicts and costs, and the largest costs."""
     width = max(len(outcome.attack.name) for outcome in outcomes)
     verdict_width = max(len(outcome.verdict) for outcome in outcomes)
     lines = [f"{'attack':<{width}}  {'verdict':<{verdict_width}}  seconds (most)    MiB (most)   disk (most)"]
-    for one in outcomes:
-        attack = one.attack
+    for outcome in outcomes:
+        attack = outcome.attack
         lines.append(
-            f"{attack.name:<{width}}  {one.verdict:<{verdict_width}}  "
-            f"{one.seconds:7.2f} {f'({attack.max_seconds:g})':>6}  {one.memory:6.1f} {f'({attack.max_memory})':>6}  "
-            f"{one.disk:5.1f} {f'({attack.max_disk})':>6}"
+            f"{attack.name:<{width}}  {outcome.verdict:<{verdict_width}}  "
+            f"{outcome.seconds:7.2f} {f'({attack.max_seconds:g})':>6}  "
+            f"{outcome.memory:6.1f} {f'({attack.max_memory})':>6}  {outcome.disk:5.1f} {f'({attack.max_disk})':>6}"
         )
-    most = [max(getattr(one, cost) for one in outcomes) for cost in ("seconds", "memory", "disk")]
+    most = [max(getattr(outcome, cost) for outcome in outcomes) for cost in ("seconds", "memory", "disk")]
     lines.append("{} attacks; at most {:.1f} s, {:.0f} MiB of memory, {:.0f} MiB on disk".format(len(outcomes), *most))
     return "\n".join(lines)

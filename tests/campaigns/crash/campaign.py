@@ -1,31 +1,35 @@
-"""A crash campaign: an undisturbed run with the real worker, then kill upon kill, and fault upon fault."""
+"""A crash campaign: an undisturbed run with the real worker, then runs with kills and runs with faults, and a table."""
 
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from template.localnet.models.tiny import make_tiny_model
-from tests.campaigns.crash.checks import EndState, adopt_orphans
-from tests.campaigns.crash.faults import FAULTS, REAL_FAULTS, Fault, keep_mounts_private
-from tests.campaigns.crash.report import Campaign
-from tests.campaigns.crash.run import Outcome, Run
-from tests.campaigns.crash.scenario import Base
+from tests.campaigns.command import Progress
+from tests.campaigns.crash.checks import EndState, read_state
+from tests.campaigns.crash.faults import FAULTS, keep_mounts_private
+from tests.campaigns.crash.points import kind_of
+from tests.campaigns.crash.run import RANDOM, Outcome, Run
+from tests.campaigns.crash.scenario import Base, make_base
+from tests.campaigns.process_under_test import adopt_orphans
 
 # Seconds after its start at which a process is killed by chance: from the interpreter's first steps to its work.
-_RANDOM_S = (0.05, 2.5)
-_REAL_RANDOM_S = (0.5, 14.0)
-_TRAINS = "chance, trains"
-# Runs for what the walks passed by, at most.
-_MOST_AGAIN = 16
+_RANDOM_S, _REAL_RANDOM_S = (0.05, 2.5), (0.5, 14.0)
+_MAX_REPEATS = 16
+_HEADINGS = ("kind", "worker", "points", "kills", "restarts", "same end", "doubled", "orphans", "partial")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is done. walks: runs that share out all points between them, None: one of each kind in one run.
+    """The size of a campaign.
 
-    random_kills: by chance, in each of random_jobs. real_kills: the same with the worker that trains. faults: by name.
+    Args:
+        walks: runs that share all points between them; None kills at one point of each kind in one run.
+        random_kills: at random moments, in each of `random_jobs`; real_kills: the same with the real worker.
     """
 
     phases: int
@@ -36,126 +40,219 @@ class Scale:
     faults: tuple[str, ...]
 
 
-FULL = Scale(
-    phases=4, walks=6, random_jobs=4, random_kills=40, real_kills=12,
-    faults=tuple(fault.name for fault in (*FAULTS, *REAL_FAULTS)),
-)  # fmt: skip
+FULL = Scale(phases=4, walks=6, random_jobs=4, random_kills=40, real_kills=12, faults=tuple(FAULTS))
 SHORT = Scale(
-    phases=2, walks=None, random_jobs=1, random_kills=5, real_kills=0,
+    phases=2,
+    walks=None,
+    random_jobs=1,
+    random_kills=5,
+    real_kills=0,
     faults=("disk full", "log cut short", "clock a year ahead, and back", "worker killed in each stage"),
-)  # fmt: skip
+)
 
 
-class Crew:
-    """Carries a campaign out in the new folder `folder`, `jobs` runs at a time."""
+@dataclass
+class Row:
+    """One line of the table."""
 
-    def __init__(self, folder: Path, scale: Scale, *, jobs: int, seed: int, tell: Callable[[str], None]) -> None:
+    kind: str
+    worker: str
+    points: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: Outcome, kills: int, restarts: int) -> None:
+        """Add a run. Orphans and partial files count for the kind of the kill after which they were found."""
+        self.counts.update(kills=kills, restarts=restarts, runs=1, same=int(not outcome.differences))
+        self.counts.update(doubled=len(outcome.doubled))
+        for name in ("orphans", "partial"):
+            self.counts[name] += sum(self._is_own(fault) for fault in getattr(outcome, name))
+
+    def _is_own(self, fault: str) -> bool:
+        point = fault.removeprefix("killed ").partition(": ")[0]
+        return self.kind.startswith("fault") or not fault.startswith("killed ") or kind_of(point) == self.kind
+
+    def cells(self) -> list[str]:
+        count = self.counts
+        numbers = [str(count[name]) for name in ("doubled", "orphans", "partial")]
+        same = f"{count['same']} of {count['runs']} runs"
+        points = str(len(self.points) or "-")
+        return [self.kind, self.worker, points, str(count["kills"]), str(count["restarts"]), same, *numbers]
+
+
+@dataclass
+class Report:
+    """The outcomes of all runs, the undisturbed one first, and of all faults."""
+
+    runs: list[Outcome] = field(default_factory=list)
+    faults: dict[str, Outcome] = field(default_factory=dict)
+
+    @property
+    def all(self) -> list[Outcome]:
+        return [*self.runs, *self.faults.values()]
+
+    @property
+    def disagreements(self) -> list[str]:
+        return [fault for outcome in self.all for fault in outcome.disagreements]
+
+    @property
+    def missed(self) -> set[str]:
+        """Points of the undisturbed run at which no process was killed."""
+        return self.runs[0].points.difference(*(outcome.kills for outcome in self.runs))
+
+    def rows(self) -> list[Row]:
+        rows: dict[tuple[str, str], Row] = {}
+        for outcome in self.runs:
+            worker = _worker(outcome)
+            by_kind: Counter[str] = Counter()
+            for point, count in outcome.kills.items():
+                by_kind[kind_of(point)] += count
+            for kind, count in by_kind.items():
+                rows.setdefault((kind, worker), Row(kind, worker)).add(outcome, count, restarts=count)
+            for point in outcome.points | (outcome.kills.keys() - {RANDOM}):
+                if row := rows.get((kind_of(point), worker)):
+                    row.points.add(point)
+        ordered = sorted(rows.values(), key=lambda row: (row.kind == RANDOM, row.kind.split()[1:], row.kind))
+        for name, outcome in self.faults.items():
+            ordered.append(Row(f"fault: {name}", _worker(outcome)))
+            ordered[-1].add(outcome, outcome.kills.total(), restarts=outcome.starts - 1)
+        return ordered
+
+    def __str__(self) -> str:
+        table = [_HEADINGS, *(row.cells() for row in self.rows())]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(row))
+            for row in (zip(cells, widths, strict=True) for cells in table)
+        ]
+        # Heartbeats say what the validator does at the moment, so their names may not come again.
+        missed = [point for point in self.missed if " | record_heartbeat " not in point]
+        lines += [
+            "",
+            f"points of the undisturbed run {len(self.runs[0].points)}, without a kill {len(self.missed)},"
+            f" heartbeats aside {len(missed)}",
+            f"runs {len(self.all)}, kills {sum(outcome.kills.total() for outcome in self.all)},"
+            f" restarts {sum(outcome.starts - 1 for outcome in self.all)}",
+            f"weights accepted {sum(outcome.accepted for outcome in self.all)},"
+            f" extrinsics with weights {sum(outcome.submitted for outcome in self.all)}",
+            f"temporary files at the end of a run, at most {max(outcome.temporary for outcome in self.all)}",
+        ]
+        for name, outcome in self.faults.items():
+            ends = dict(outcome.ends)
+            lines += [f"{name}: {note}" for note in outcome.notes]
+            for status, count in Counter(status for status, _ in outcome.ends).items():
+                lines.append(f"{name}: exit status {status}, {count} times: {error_of(ends[status])}")
+        return "\n".join(lines)
+
+
+def error_of(log_line: str) -> str:
+    """Return the text of a log line behind its level."""
+    return log_line.partition("ERROR")[2].strip()
+
+
+def _draw_seconds(between_s: tuple[float, float], rng: random.Random) -> float:
+    return rng.uniform(*between_s)
+
+
+def _worker(outcome: Outcome) -> str:
+    return "real" if outcome.is_real else "table"
+
+
+class Campaign:
+    """Carries a campaign out in a new folder, `jobs` runs at a time."""
+
+    def __init__(self, folder: Path, scale: Scale, *, jobs: int, seed: int, progress: Progress) -> None:
         self._folder, self._scale, self._jobs, self._seed = folder, scale, jobs, seed
-        self._lock = threading.Lock()
-        self._tell_anybody = tell
-        self.campaign = Campaign()
+        self._lock, self._print = threading.Lock(), progress
+        self.report = Report()
 
-    def _tell(self, line: str) -> None:
+    def _progress(self, line: str) -> None:
         with self._lock:
-            self._tell_anybody(line)
+            self._print(line)
 
-    def work(self) -> Campaign:
-        """The whole campaign."""
+    def run(self) -> Report:
         adopt_orphans()
         keep_mounts_private()
-        base = Base(self._folder / "base", make_tiny_model(self._folder / "model")).make()
-        expected, calm = self._record(base)
-        jobs = [*self._walks(base, expected), *self._chances(base, expected)]
-        faults = [fault for fault in (*FAULTS, *REAL_FAULTS) if fault.name in self._scale.faults]
+        base = make_base(self._folder / "base")
+        with Run(
+            base, self._folder / "undisturbed", phases=self._scale.phases, mode="record", progress=self._progress
+        ) as run:
+            run.go()
+            undisturbed = run.finish(None)
+            expected = read_state(run.validator.state_file)
         with ThreadPoolExecutor(self._jobs) as pool:
             # The long ones first.
-            runs = [pool.submit(job) for job in jobs]
-            mended = [pool.submit(self._bring, fault, base, expected) for fault in faults]
-            self.campaign.outcomes += [calm, *(one for run in runs for one in run.result())]
+            jobs = [pool.submit(job) for job in self._list_jobs(base, expected)]
+            faults = {name: pool.submit(self._run_fault, name, base, expected) for name in self._scale.faults}
+            self.report.runs += [undisturbed, *(outcome for job in jobs for outcome in job.result())]
             if self._scale.walks is not None:
-                self.campaign.outcomes += self._walk_again(base, expected, calm.points)
-            self.campaign.faults += [(fault.name, run.result()) for fault, run in zip(faults, mended, strict=True)]
-        return self.campaign
+                self._repeat_missed(base, expected)
+            self.report.faults.update({name: fault.result() for name, fault in faults.items()})
+        return self.report
 
-    def _record(self, base: Base) -> tuple[EndState, Outcome]:
-        """The undisturbed run, whose scores make the table."""
-        self.campaign.scorers["undisturbed"] = "trains"
-        with Run(base, self._folder / "undisturbed", phases=self._scale.phases, mode="record", tell=self._tell) as run:
-            run.go()
-            outcome = run.finish(None)
-            return run.end_state(), outcome
-
-    def _walks(self, base: Base, expected: EndState) -> list[Callable[[], list[Outcome]]]:
+    def _list_jobs(self, base: Base, expected: EndState) -> list[Callable[[], list[Outcome]]]:
         scale = self._scale
+
+        def walk(name: str, **due: object) -> Callable[[], list[Outcome]]:
+            return lambda: [self._run(name, base, expected, **due)]
+
+        def random_kills(name: str, seed: int, **options: object) -> Callable[[], list[Outcome]]:
+            return lambda: self._kill_randomly(name, base, expected, seed=seed, **options)  # type: ignore[arg-type]
+
         if scale.walks is None:
-            return [lambda: [self._run("one of each", base, expected, shares=1, is_once=True)]]
-        return [
-            lambda share=share: [self._run(f"walk {share + 1}", base, expected, share=share, shares=scale.walks)]  # type: ignore[misc]
-            for share in range(scale.walks)
-        ]
-
-    def _walk_again(self, base: Base, expected: EndState, points: set[str]) -> list[Outcome]:
-        """Runs for the points that were not come to again, since a kill shortly before had changed the way.
-
-        As when a folder is removed: after a kill in the midst of it, what is left is removed at another place.
-        """
-        found: list[Outcome] = []
-        for at in range(_MOST_AGAIN):
-            missed = points.difference(*(one.kills for one in (*self.campaign.outcomes, *found)))
-            if not missed:
-                break
-            found.append(self._run(f"again {at + 1}", base, expected, targets=missed))
-        return found
-
-    def _chances(self, base: Base, expected: EndState) -> list[Callable[[], list[Outcome]]]:
-        scale, seed = self._scale, self._seed
-        found: list[Callable[[], list[Outcome]]] = [
-            lambda at=at: self._kill_by_chance(  # type: ignore[misc]
-                f"chance {at + 1}", base, expected, scale.random_kills, _RANDOM_S, seed=seed + at
-            )
-            for at in range(scale.random_jobs)
-        ]
+            jobs = [walk("one of each", shares=1, is_once=True)]
+        else:
+            jobs = [walk(f"walk {share + 1}", share=share, shares=scale.walks) for share in range(scale.walks)]
+        for number in range(scale.random_jobs):
+            seed = self._seed + number
+            jobs.append(random_kills(f"random {number + 1}", seed, kills=scale.random_kills, between_s=_RANDOM_S))
         if scale.real_kills:
-            found.append(
-                lambda: self._kill_by_chance(
-                    _TRAINS, base, expected, scale.real_kills, _REAL_RANDOM_S, seed=seed, is_real=True
-                )
-            )
-        return found
+            options = {"kills": scale.real_kills, "between_s": _REAL_RANDOM_S, "mode": None}
+            jobs.append(random_kills("random, real worker", self._seed, **options))
+        return jobs
 
-    def _kill_by_chance(
+    def _repeat_missed(self, base: Base, expected: EndState) -> None:
+        """Run again for the points that no walk reached a second time, because a kill shortly before changed its way.
+
+        What is left of a folder after a kill within its removal, for example, is removed at another place.
+        """
+        for number in range(_MAX_REPEATS):
+            if not self.report.missed:
+                break
+            targets = sorted(self.report.missed)
+            self.report.runs.append(self._run(f"again {number + 1}", base, expected, targets=targets))
+
+    def _kill_randomly(
         self,
         name: str,
         base: Base,
         expected: EndState,
+        *,
         kills: int,
         between_s: tuple[float, float],
-        *,
         seed: int,
-        is_real: bool = False,
+        mode: str | None = "table",
     ) -> list[Outcome]:
-        """As many runs as it takes: how many kills one of them sees is a matter of the machine's speed."""
-        found: list[Outcome] = []
-        while (left := kills - sum(one.kills.total() for one in found)) > 0 and len(found) < kills:
-            found.append(
-                self._run(
-                    f"{name}, run {len(found) + 1}", base, expected, is_real=is_real, most_kills=left,
-                    killer=lambda rng: rng.uniform(*between_s), seed=seed * 1000 + len(found),
-                )
-            )  # fmt: skip
-            if is_real:
-                self.campaign.scorers[found[-1].name] = "trains"
-        return found
+        """Run until there were so many kills: how many one run sees depends on the machine's speed."""
+        outcomes: list[Outcome] = []
+        while (left := kills - sum(outcome.kills.total() for outcome in outcomes)) > 0 and len(outcomes) < kills:
+            number = len(outcomes)
+            options = {"mode": mode, "max_kills": left, "seed": seed * 1000 + number}
+            kill_after = partial(_draw_seconds, between_s)
+            outcomes.append(self._run(f"{name}, run {number + 1}", base, expected, kill_after=kill_after, **options))
+        return outcomes
 
     def _run(self, name: str, base: Base, expected: EndState, **options: object) -> Outcome:
-        with Run(base, self._folder / name, phases=self._scale.phases, tell=self._tell, **options) as run:  # type: ignore[arg-type]
+        with Run(
+            base,
+            self._folder / name,
+            phases=self._scale.phases,
+            progress=self._progress,
+            **options,  # type: ignore[arg-type]
+        ) as run:
             run.go()
             return run.finish(expected)
 
-    def _bring(self, fault: Fault, base: Base, expected: EndState) -> Outcome:
-        folder = self._folder / f"fault {fault.name}"
-        if fault in REAL_FAULTS:
-            self.campaign.scorers[folder.name] = "trains"
-        outcome = fault.work(base, folder, expected)
-        self._tell(f"{folder.name}: done in {outcome.seconds:.0f} s")
+    def _run_fault(self, name: str, base: Base, expected: EndState) -> Outcome:
+        outcome = FAULTS[name](base, self._folder / f"fault {name}", expected)
+        self._progress(f"fault {name}: seconds={outcome.seconds:.0f}")
         return outcome

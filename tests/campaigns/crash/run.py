@@ -1,8 +1,7 @@
-"""One crash run: the real validator as a process, killed and started again until its competition is over.
+"""One crash run: a real validator, killed and started again until its competition is over.
 
-This process is in charge of time: a round's blocks come once everybody in it is judged, whatever that takes, so that
-kills change neither the blocks that submissions are seen at nor the rounds in which their turns come. What may not be
-is looked for after every kill; what the run came to is read at its end.
+This process makes the blocks: a round's blocks come once everyone in it is evaluated, so that kills change neither the
+blocks at which submissions are seen nor the rounds in which they are evaluated.
 """
 
 import random
@@ -10,41 +9,37 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from template.localnet.hub.server import HubServer
+from tests.campaigns.command import Progress
 from tests.campaigns.crash import checks
-from tests.campaigns.crash.launcher import EVENTS_FILE, KILLS_FILE, ROUND_BLOCKS, Plan
-from tests.campaigns.crash.scenario import ROOT, Base, Stage, set_weather, start_of
+from tests.campaigns.crash.points import EVENTS_FILE, KILLS_FILE, ROUND_BLOCKS
+from tests.campaigns.crash.scenario import Base, begin_phase, start_of
 from tests.campaigns.crash.scorer import write_program
+from tests.campaigns.process_under_test import ValidatorProcess, find_orphans
+from tests.campaigns.synthetic_subnet import SyntheticSubnet
 
-SCRIPT = ROOT / "neurons" / "validator.py"
-
-# How often the state is looked at, and how long nothing may change in it before the run is given up.
-_GLANCE_S = 0.02
-PATIENCE_S = 60.0
-# The speed of the validator's clock: the pauses of a minute are some seconds.
-SPEED = 20.0
-# Blocks that are waited for another submission of weights after the chain took some, and how many come at once.
-_AFTERMATH_BLOCKS, _STEP_BLOCKS = 40, 4
-# The chain is not to pass a round's end while its weights are not on it; then something is wrong.
+_INTERVAL_S = 0.02
+# A run is given up when nothing changes in its state for so long.
+TIMEOUT_S = 60.0
+# Of the validator's clock, so that pauses of a minute are some seconds.
+_SPEED = 20.0
+# Blocks after accepted weights in which a second submission would show, and blocks at a time.
+_BLOCKS_AFTER, _STEP_BLOCKS = 40, 4
+# Weights must be on the chain so many blocks before a round ends.
 _LAST_BLOCKS = 30
 RANDOM = "at a random moment"
 
 
 @dataclass(frozen=True)
-class Glance:
-    """What a look into the state file shows. start: of the newest round; accepted: its weights that the chain took.
-
-    told_at, doing: what the validator last said of itself.
-    """
+class Snapshot:
+    """What the state file shows. start: of the newest round; accepted: its weights that the chain took."""
 
     verdicts: int = 0
     datasets: int = 0
@@ -52,20 +47,22 @@ class Glance:
     accepted: int = 0
     unsettled: int = 0
     attempts: int = 0
-    told_at: float | None = None
+    heartbeat_at: float | None = None
     doing: str | None = None
+    running: int = 0
 
 
-_GLANCE = """SELECT (SELECT count(*) FROM verdicts), (SELECT count(*) FROM datasets), coalesce(max(start_block), -1),
+_SNAPSHOT = """SELECT (SELECT count(*) FROM verdicts), (SELECT count(*) FROM datasets), coalesce(max(start_block), -1),
     (SELECT count(*) FROM weight_intents WHERE round_id = (SELECT max(id) FROM rounds)
         AND json_extract(outcome, '$.is_accepted')),
     (SELECT count(*) FROM weight_intents WHERE outcome IS NULL), (SELECT count(*) FROM attempts),
-    (SELECT updated_at FROM activity), (SELECT json_extract(content, '$.doing') FROM activity) FROM rounds"""
+    (SELECT updated_at FROM activity), (SELECT json_extract(content, '$.doing') FROM activity),
+    (SELECT json_array_length(content, '$.running') FROM activity) FROM rounds"""
 
 
 @dataclass
 class Outcome:
-    """What a run came to. points: passed, at least once. kills: by the point; findings: what may not be."""
+    """The result of a run. points: passed; kills: by point; all lists of strings but `notes` are disagreements."""
 
     name: str
     points: set[str] = field(default_factory=set)
@@ -79,24 +76,25 @@ class Outcome:
     partial: list[str] = field(default_factory=list)
     temporary: int = 0
     submitted: int = 0
-    taken: int = 0
+    accepted: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    is_real: bool = False
 
     @property
     def disagreements(self) -> list[str]:
-        """Everything that may not be, with the run's name."""
-        found = [*self.findings, *self.differences, *self.doubled, *self.orphans, *self.partial]
-        return [f"{self.name}: {one}" for one in found]
+        faults = [*self.findings, *self.differences, *self.doubled, *self.orphans, *self.partial]
+        return [f"{self.name}: {fault}" for fault in faults]
 
 
 class Run:
-    """A competition of `phases` rounds in the new folder `folder`, with a validator in `state_dir`; to be closed.
+    """A competition of `phases` rounds in a new folder, with a validator that restarts.
 
-    is_real: the real worker trains; else one answers from the table. killer: seconds that each next process is left
-    alive before it is killed from here, drawn from the random numbers it is given; None kills none from here.
-    share, shares, is_once, targets: as in `Plan`. may_end: a validator that ends by itself with such a status is
-    started again, as a supervisor would.
+    Args:
+        mode: of `tests.campaigns.crash.scorer`; None for the real worker.
+        kill_after: draws the seconds after which each process is killed; None kills none from here.
+        may_end: exit statuses after which the validator is restarted, as by a supervisor.
+        due: of `CrashPoints`: share, shares, is_once, targets.
     """
 
     def __init__(
@@ -105,285 +103,224 @@ class Run:
         folder: Path,
         *,
         phases: int,
-        is_real: bool = False,
-        mode: str = "table",
-        share: int = 0,
-        shares: int = 0,
-        is_once: bool = False,
-        targets: Collection[str] = (),
-        killer: Callable[[random.Random], float] | None = None,
-        most_kills: int = 10**6,
+        mode: str | None = "table",
+        kill_after: Callable[[random.Random], float] | None = None,
+        max_kills: int = 10**6,
         seed: int = 0,
-        speed: float = SPEED,
-        executor_speed: float = SPEED,
+        executor_speed: float = _SPEED,
         may_end: tuple[int, ...] = (),
         state_dir: Path | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        progress: Progress = lambda _: None,
+        **due: object,
     ) -> None:
-        self.base, self.folder, self.phases = base, folder, base.phases[:phases]
-        self.chain_file = base.copy_to(folder)
-        self.state_dir = (state_dir or folder / "state").resolve()
-        self.state_dir.mkdir(exist_ok=True)
-        self.hub = HubServer(folder / "hub")
-        set_weather(self.hub.store.root)
-        self.stage = Stage(base, self.chain_file)
-        self.outcome = Outcome(folder.name)
-        self.may_end = may_end
-        self.process: subprocess.Popen[bytes] | None = None
-        self.glance = Glance()
-        self._tell = tell
-        self._killer, self._most_kills, self._rng = killer, most_kills, random.Random(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.phases = folder, base.phases[:phases]
+        self.subnet = SyntheticSubnet.copy(base.subnet, folder / "subnet")
+        self.hub = HubServer(self.subnet.hub_root)
+        self.outcome = Outcome(folder.name, is_real=mode is None or mode == "record")
+        self.snapshot = Snapshot()
+        self._may_end, self._progress = may_end, progress
+        self._kill_after, self._max_kills, self._rng = kill_after, max_kills, random.Random(seed)
         self._kill_at = float("inf")
         self._moved_at = time.monotonic()
-        self._phase, self._aftermath = 0, 0
+        self._phase, self._blocks_after = 0, 0
         self._events_before, self._is_up = 0, False
-        self._told_before: tuple[float | None] | None = None
+        self._first_heartbeat: tuple[float | None] | None = None
         evaluator = None
-        if not is_real:
-            # Its own copy, beside which it is told what to do.
+        if mode is not None:
+            # In its own copy's folder a run says in which stage the worker stays.
             table = base.table if mode == "record" else Path(shutil.copy(base.table, folder))
             evaluator = str(write_program(folder / "scorer", mode, table))
-        self.plan = Plan(
-            folder=str(folder), script=str(SCRIPT), watched=str(self.state_dir), began_at=time.time(),
-            share=share, shares=shares, is_once=is_once, targets=tuple(targets), evaluator=evaluator,
-            speed=speed, executor_speed=executor_speed,
-        )  # fmt: skip
+        state_dir = (state_dir or folder / "state").resolve()
+        self.validator = ValidatorProcess(
+            self.subnet,
+            folder,
+            hub_endpoint=self.hub.endpoint,
+            hooks="tests.campaigns.crash.points",
+            options={
+                "folder": str(folder),
+                "watched": str(state_dir),
+                "began_at": time.time(),
+                "speed": _SPEED,
+                "executor_speed": executor_speed,
+                "evaluator": evaluator,
+                **{"share": 0, "shares": 0, "is_once": False, "targets": [], **due},
+            },
+            flags={
+                "--training_args": base.training_args,
+                "--model_path": base.model,
+                "--device": "cpu",
+                "--blocks_per_epoch": ROUND_BLOCKS,
+                "--lucky_num_from": "chain",
+                "--poll_seconds": 0.02,
+            },
+            state_dir=state_dir,
+        )
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.stage.chain.close()
+    def __exit__(self, *_: object) -> None:
+        if self.validator.is_alive:
+            self.validator.kill()
+        self.subnet.close()
         self.hub.close()
 
     # The process
 
-    def start(self, **options: object) -> subprocess.Popen[bytes]:
-        """A new validator on the same state, in a session of its own. options: more for `Popen`."""
-        plan_file, events = self.folder / "plan.json", self.folder / EVENTS_FILE
+    def start(self, **streams: object) -> None:
+        events = self.folder / EVENTS_FILE
         self._events_before = events.stat().st_size if events.exists() else 0
-        self.plan.save(plan_file)
-        streams = {"stdout": subprocess.DEVNULL, **options}
-        with (self.folder / "log").open("ab") as log:
-            streams.setdefault("stderr", log)
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "tests.campaigns.crash.launcher", str(plan_file)),
-                    *self.base.arguments(self.chain_file, self.state_dir),
-                ],
-                cwd="/",
-                env=self.base.environment(self.folder, self.hub),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                **streams,  # type: ignore[call-overload]
-            )
+        self.validator.start(**streams)
         self.outcome.starts += 1
-        self._told_before, self._is_up = None, False
-        if self._killer is not None and self.outcome.kills.total() < self._most_kills:
-            self._kill_at = time.monotonic() + self._killer(self._rng)
-        return self.process
+        self._first_heartbeat, self._is_up = None, False
+        if self._kill_after is not None and self.outcome.kills.total() < self._max_kills:
+            self._kill_at = time.monotonic() + self._kill_after(self._rng)
 
     def kill(self, why: str = RANDOM) -> None:
-        """SIGKILL from here, and everything that follows a kill but the next start."""
-        assert self.process is not None
-        with suppress(ProcessLookupError):
-            self.process.kill()
-        self.process.wait()
-        self._bury(why)
+        """Kill the validator from here and check what it leaves."""
+        self.validator.kill()
+        self._check_remains(why)
 
     def await_end(self) -> None:
-        """Waits for the validator to end by itself, which is a finding when it does not."""
-        assert self.process is not None
+        """Wait for the validator to end by itself, and check what it leaves."""
+        assert self.validator.process is not None
         try:
-            self.process.wait(PATIENCE_S)
+            self.validator.process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self.outcome.findings.append(f"it did not end: {self.last_words()}")
-            self.process.kill()
-            self.process.wait()
-        self._bury("the fault")
+            self.outcome.findings.append(f"the validator did not end: {self.validator.last_log_line()}")
+            self.validator.kill()
+        self._check_remains("the fault")
 
     def stop(self) -> None:
-        """Ends the validator as an operator would."""
-        assert self.process is not None
-        self.process.terminate()
-        try:
-            status = self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.outcome.findings.append("SIGTERM did not end the validator within 30 s")
-            self.process.kill()
-            status = self.process.wait()
+        """End the validator with SIGTERM, as an operator would."""
+        pid, status = self.validator.pid, self.validator.terminate(30)
         own = self._new_kills()
         self.outcome.kills.update(own)
-        # One that only starts has no handler yet, and one that ends passes points at which it may be killed.
+        # A process that is only starting has no handler yet, and one that ends passes points that may be due.
         if status not in (0, -signal.SIGTERM) and not (status == -signal.SIGKILL and own):
-            self.outcome.findings.append(f"SIGTERM ended the validator with status {status}: {self.last_words()}")
-        self.outcome.orphans += [f"at the end: {one}" for one in checks.find_orphans(self.process.pid)]
-        self.process, self._kill_at = None, float("inf")
+            self.outcome.findings.append(f"SIGTERM: exit status {status}, log: {self.validator.last_log_line()}")
+        self.outcome.orphans += [f"at the end: {orphan}" for orphan in find_orphans(pid)]
+        self.validator.process, self._kill_at = None, float("inf")
 
-    def worker(self) -> int | None:
-        """The process that scores for the validator, None while there is none."""
-        assert self.process is not None
-        for path in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            with suppress(OSError):
-                if found := path.read_text().split():
-                    return int(found[-1])
-        return None
-
-    def is_at_work(self) -> bool:
-        """True while a score is under way, as the validator tells it."""
-        return "evaluating" in self.last_words()
-
-    def _bury(self, why: str) -> None:
-        """Looks at what the dead process left behind."""
-        assert self.process is not None
-        process, self.process, self._kill_at = self.process, None, float("inf")
-        status, said, at = process.returncode, self.outcome, ""
-        if status == -signal.SIGKILL:
+    def _check_remains(self, why: str) -> None:
+        """Check what the process that ended left behind."""
+        process, outcome, validator = self.validator.process, self.outcome, self.validator
+        assert process is not None
+        validator.process, self._kill_at = None, float("inf")
+        if process.returncode == -signal.SIGKILL:
             self._moved_at = time.monotonic()
-            own = self._new_kills()
-            at = own[0] if own else why
-            said.kills[at] += 1
+            point = (self._new_kills() or [why])[0]
+            outcome.kills[point] += 1
         else:
-            at = f"status {status}"
-            said.ends.append((status, self.last_words()))
-            if status not in self.may_end:
-                said.findings.append(f"the validator ended by itself with status {status}: {self.last_words()}")
-        said.orphans += [f"killed {at}: {one}" for one in checks.find_orphans(process.pid)]
-        partial, temporary = checks.check_files(self.state_dir)
-        said.partial += [f"killed {at}: {one}" for one in partial]
-        said.temporary = max(said.temporary, temporary)
-        said.findings += [f"killed {at}: {one}" for one in self.check_database()]
+            point = f"status {process.returncode}"
+            outcome.ends.append((process.returncode, validator.last_log_line()))
+            if process.returncode not in self._may_end:
+                outcome.findings.append(f"the validator ended with {point}: {validator.last_log_line()}")
+        outcome.orphans += [f"killed {point}: {orphan}" for orphan in find_orphans(process.pid)]
+        partial, temporary = checks.check_files(validator.state_dir)
+        outcome.partial += [f"killed {point}: {file}" for file in partial]
+        outcome.temporary = max(outcome.temporary, temporary)
+        outcome.findings += [f"killed {point}: {fault}" for fault in checks.check_database(validator.state_file)]
 
     def _new_kills(self) -> list[str]:
-        """The points at which a process was killed that is not counted yet: one at most."""
-        return [one for one in self._read_lines(KILLS_FILE) if one not in self.outcome.kills]
-
-    def check_database(self) -> list[str]:
-        """What is wrong with the state file as it lies there."""
-        return checks.check_database(self.state_dir / checks.STATE_FILE)
-
-    def last_words(self) -> str:
-        """The last line of the validator's log."""
-        lines = self._read_lines("log")
-        return lines[-1][:300] if lines else ""
-
-    def _read_lines(self, name: str) -> list[str]:
-        path = self.folder / name
-        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        """Return the point at which a process killed itself and that is not counted yet, if any."""
+        return [point for point in self.validator.lines(KILLS_FILE) if point not in self.outcome.kills]
 
     # The competition
 
     def go(self, until: Callable[["Run"], bool] | None = None) -> Outcome:
-        """Runs on until the competition is over, or `until` says so at a glance, with the validator alive then."""
+        """Run until the competition is over, or `until` holds while the validator is alive."""
         began = time.monotonic()
-        if self.process is None:
+        if self.validator.process is None:
             self.start()
-        while self._phase < len(self.phases):
-            if not self._step():
+        while self._phase < len(self.phases) and self._step():
+            if until is not None and self.validator.process is not None and until(self):
                 break
-            if until is not None and self.process is not None and until(self):
-                break
-            time.sleep(_GLANCE_S)
+            time.sleep(_INTERVAL_S)
         self.outcome.seconds += time.monotonic() - began
         return self.outcome
 
     def _step(self) -> bool:
-        """One look at everything. False when nothing moves any more."""
-        assert self.process is not None
+        """Look at everything once; False when nothing moves any more."""
         if time.monotonic() >= self._kill_at:
-            self.process.kill()
-            self.process.wait()
-        if self.process.poll() is not None:
-            self._bury(RANDOM)
+            self.validator.kill()
+        if not self.validator.is_alive:
+            self._check_remains(RANDOM)
             self.start()
-        found = self._look()
-        if found is not None and found != self.glance:
-            self.glance, self._moved_at = found, time.monotonic()
-        if time.monotonic() - self._moved_at > PATIENCE_S:
-            self.outcome.findings.append(f"nothing moved for {PATIENCE_S:.0f} s: {self.last_words()}")
+        snapshot = self._read_snapshot()
+        if snapshot is not None and snapshot != self.snapshot:
+            self.snapshot, self._moved_at = snapshot, time.monotonic()
+        if time.monotonic() - self._moved_at > TIMEOUT_S:
+            self.outcome.findings.append(f"nothing moved for {TIMEOUT_S:.0f} s: {self.validator.last_log_line()}")
             return False
-        if found is not None and self._has_begun(found):
-            self._pass_time(found)
+        if snapshot is not None and self._has_begun(snapshot):
+            self._make_blocks(snapshot)
         return True
 
-    def _has_begun(self, found: Glance) -> bool:
-        """True once this very process ticks and can score: for one that only starts, no block comes."""
-        if self._told_before is None:
-            self._told_before = (found.told_at,)
-        if found.told_at != self._told_before[0] and found.doing not in (None, "a worker loads the model"):
+    def _has_begun(self, snapshot: Snapshot) -> bool:
+        """Return whether this very process ticks and holds the model: no block comes before."""
+        if self._first_heartbeat is None:
+            self._first_heartbeat = (snapshot.heartbeat_at,)
+        if snapshot.heartbeat_at != self._first_heartbeat[0] and "model" not in (snapshot.doing or "model"):
             self._is_up = True
         return self._is_up
 
-    def _look(self) -> Glance | None:
-        """What the state file shows now, None until the process has opened it."""
+    def _read_snapshot(self) -> Snapshot | None:
+        """Return what the state file shows, None until the process has opened it."""
         events = self.folder / EVENTS_FILE
         if not events.exists() or events.stat().st_size <= self._events_before:
             return None
         try:
-            path = self.state_dir / checks.STATE_FILE
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)) as db:
-                return Glance(*db.execute(_GLANCE).fetchone())
+            uri = f"{self.validator.state_file.as_uri()}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as db:
+                return Snapshot(*db.execute(_SNAPSHOT).fetchone())
         except sqlite3.Error:
             return None
 
-    def _pass_time(self, found: Glance) -> None:
-        """Makes the blocks that nobody has to be waited for."""
+    def _make_blocks(self, snapshot: Snapshot) -> None:
+        """Make the blocks for which nobody is waited any more."""
         phase, start = self.phases[self._phase], start_of(self._phase)
-        is_judged = found.verdicts >= phase.verdicts and found.datasets >= phase.datasets
-        if found.start != start or not is_judged:
+        is_evaluated = snapshot.verdicts >= phase.verdicts and snapshot.datasets >= phase.datasets
+        if snapshot.start != start or not is_evaluated:
             return
-        chain = self.stage.chain
+        chain = self.subnet.chain
         if chain.block() > start + ROUND_BLOCKS - _LAST_BLOCKS:
             self.outcome.findings.append(f"no weights by the end of the round of block {start}")
             self._phase = len(self.phases)
-        elif not found.accepted or found.unsettled:
+        elif not snapshot.accepted or snapshot.unsettled:
             chain.advance(1)
             self._moved_at = time.monotonic()
-        elif self._aftermath < _AFTERMATH_BLOCKS:
+        elif self._blocks_after < _BLOCKS_AFTER:
             chain.advance(_STEP_BLOCKS)
-            self._aftermath += _STEP_BLOCKS
+            self._blocks_after += _STEP_BLOCKS
         else:
-            self._phase, self._aftermath = self._phase + 1, 0
-            self._tell(f"{self.folder.name}: {self._phase} of {len(self.phases)} rounds, {self.kills} kills")
+            self._phase, self._blocks_after = self._phase + 1, 0
+            kills = self.outcome.kills.total()
+            self._progress(f"{self.folder.name}: rounds={self._phase}/{len(self.phases)} kills={kills}")
             if self._phase < len(self.phases):
-                self.stage.begin(self._phase, self.phases[self._phase])
+                begin_phase(self.subnet, self._phase, self.phases[self._phase])
 
-    @property
-    def kills(self) -> int:
-        """So far."""
-        return self.outcome.kills.total()
-
-    def finish(self, expected: checks.EndState | None, *, but: Collection[str] = ()) -> Outcome:
-        """Ends the validator as an operator would and compares what is there with an undisturbed run's end.
-
-        but: parts of the end state in which it may be another.
-        """
-        said = self.outcome
-        if self.process is not None:
+    def finish(self, expected: checks.EndState | None, *, ignore: Collection[str] = ()) -> Outcome:
+        """Stop the validator and compare its end state, but for ignored fields, with an undisturbed run's."""
+        outcome, validator = self.outcome, self.validator
+        if validator.process is not None:
             self.stop()
-        events = self._read_lines(EVENTS_FILE)
-        said.points = set(events)
-        if said.starts == 1:
-            said.findings += checks.check_order(events)
-        said.findings += self.check_database()
-        partial, said.temporary = checks.check_files(self.state_dir, is_complete=True)
-        said.partial += partial
-        hotkey = self.base.hotkey
-        said.doubled += checks.check_weights(self.chain_file, hotkey, ROUND_BLOCKS)
-        taken, said.submitted = checks.count_weights(self.chain_file, hotkey, ROUND_BLOCKS)
-        said.taken = taken.total()
+        events = validator.lines(EVENTS_FILE)
+        outcome.points = set(events)
+        if outcome.starts == 1:
+            outcome.findings += checks.check_order(events)
+        outcome.findings += checks.check_database(validator.state_file)
+        partial, outcome.temporary = checks.check_files(validator.state_dir, is_complete=True)
+        outcome.partial += partial
+        chain_file, hotkey = self.subnet.net.chain_file, self.subnet.validator_hotkey()
+        outcome.doubled += checks.check_weights(chain_file, hotkey)
+        accepted, outcome.submitted = checks.count_weights(chain_file, hotkey)
+        outcome.accepted = accepted.total()
         if expected is not None:
             last = start_of(len(self.phases) - 1)
-            said.differences += checks.compare(expected.until(last), self.end_state().until(last), but=but)
-        bugs = [line for line in self._read_lines("log") if "Traceback" in line or "this is a bug" in line]
-        said.findings += [f"the log says {one[:200]}" for one in bugs[:3]]
-        return said
-
-    def end_state(self) -> checks.EndState:
-        """What the state file says, while no validator runs."""
-        return checks.read_state(self.state_dir / checks.STATE_FILE)
+            outcome.differences += checks.compare(
+                expected.until(last), checks.read_state(validator.state_file).until(last), ignore=ignore
+            )
+        outcome.findings += [f"in the log: {line}" for line in validator.logged_bugs()[:3]]
+        return outcome

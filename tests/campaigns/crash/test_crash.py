@@ -1,6 +1,5 @@
-"""The crash campaign in small: a validator killed once at a point of each kind, and checks that notice all."""
+"""The crash campaign in small, and planted faults that its checks must find."""
 
-import json
 import os
 import shutil
 import signal
@@ -10,101 +9,44 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.campaigns.crash import __main__ as command
 from tests.campaigns.crash import checks
-from tests.campaigns.crash.campaign import Crew
-from tests.campaigns.crash.checks import STATE_FILE, compare, read_state
-from tests.campaigns.crash.launcher import EVENTS_FILE, ROUND_BLOCKS
-from tests.campaigns.crash.report import Campaign
+from tests.campaigns.crash.campaign import Campaign, Report
+from tests.campaigns.crash.points import EVENTS_FILE
 from tests.campaigns.crash.run import Outcome
-from tests.campaigns.crash.scenario import Base
-from tests.fixtures.network import ROOT, Process, call_main, load_main
+from tests.campaigns.process_under_test import STATE_FILE, find_orphans
+from tests.campaigns.synthetic_subnet import SyntheticSubnet
+from tests.fixtures.network import ROOT
 
-CRASH = ROOT / "scripts" / "crash.py"
-PATIENCE_S = 900.0
-
-KINDS = [
-    f"{when} {what}"
-    for what in (
-        *("BEGIN", "COMMIT", "journal_mode", "fsync dataset", "fsync receipt", "fsync round file"),
-        *("replace dataset", "replace receipt", "replace round file", "unlink dataset", "rmdir dataset"),
-    )
-    for when in ("before", "after")
-] + ["before extrinsic is sent", "after extrinsic has landed", "after extrinsic is answered", "at a random moment"]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A short campaign that is over. calm, killed: the folders of two of its runs, not to be written to."""
-
-    process: Process
-    folder: Path
-
-    @property
-    def calm(self) -> Path:
-        return self.folder / "undisturbed"
-
-    @property
-    def killed(self) -> Path:
-        return self.folder / "one of each"
-
-    @property
-    def hotkey(self) -> str:
-        return Base.open(self.folder / "base", self.folder / "model").hotkey
+KINDS = 2 * 11 + 3 + 1
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a short campaign, which nothing writes to any more, and its table."""
     folder = tmp_path_factory.mktemp("crash") / "campaign"
-    arguments = ["--short", "--dir", folder]
-    with Process(CRASH, *arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        process.finish(PATIENCE_S)
-    return Ran(process, folder)
+    arguments = ["-m", "tests.campaigns.crash", "--short", "--dir", str(folder)]
+    ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder, ended.stdout
 
 
-def test_a_validator_that_is_killed_at_a_point_of_each_kind_ends_as_one_that_is_not(ran: Ran) -> None:
-    assert ran.process.status == 0, ran.process.output + "\n".join(ran.process.logs[-30:])
-    assert ran.process.output.endswith("all agrees\n")
-    rows = {line[:40]: line.split() for line in ran.process.output.splitlines()}
-    for kind in KINDS:
-        (row,) = [cells for name, cells in rows.items() if name.startswith(f"{kind} ")]
-        kills, restarts, same, runs, doubled, orphans, partial = (row[at] for at in (-9, -8, -7, -5, -3, -2, -1))
-        assert int(kills) == int(restarts) >= 1 and same == runs, row
-        assert (doubled, orphans, partial) == ("0", "0", "0"), row
-    told = next(line for line in ran.process.output.splitlines() if line.startswith("runs "))
-    assert int(told.split(", ")[1].removeprefix("kills ")) >= 20
-
-
-def test_the_faults_end_with_a_status_that_says_whose_they_are(ran: Ran) -> None:
-    lines = ran.process.output.splitlines()
-    assert [line for line in lines if line.startswith("disk full: ended") and "status 4" in line]
-    for fault in ("disk full", "log cut short", "clock a year ahead, and back", "worker killed in each stage"):
-        (row,) = [line for line in lines if line.startswith(f"fault: {fault}")]
-        assert "1 of 1 runs" in row and row.split()[-3:] == ["0", "0", "0"]
-
-
-def test_a_folder_that_is_in_use_is_refused(ran: Ran) -> None:
-    with Process(CRASH, "--dir", ran.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        assert process.finish() == 3
-    assert process.lines("--dir must be a new folder")
-
-
-# What is planted is found
-
-
-def copy_run(run: Path, folder: Path) -> Path:
-    """What the checks look at of a run."""
-    shutil.copytree(run / "state", folder / "state", ignore=shutil.ignore_patterns("cache", "eval_data"))
-    shutil.copy(run / "chain.sqlite3", folder)
-    return folder
+@pytest.mark.slow
+def test_crash_campaign_kills_at_every_kind_and_agrees(campaign: tuple[Path, str]) -> None:
+    table = campaign[1]
+    rows = [line.split() for line in table.splitlines() if line.startswith(("before ", "after ", "at a ", "fault: "))]
+    assert len(rows) == KINDS + 4 and table.endswith("all agrees\n")
+    assert all(int(row[-9]) == int(row[-8]) >= 1 for row in rows[:KINDS])
+    assert all((row[-7], row[-3:]) == (row[-5], ["0", "0", "0"]) for row in rows)
+    assert "disk full: exit status 4" in table
 
 
 def change(*statements: str) -> Callable[[Path], None]:
-    """Changes the state file of a run; each statement must change something."""
+    """Return what changes a state file; each statement must change a row."""
 
     def work(folder: Path) -> None:
         with closing(sqlite3.connect(folder / "state" / STATE_FILE)) as db:
@@ -116,19 +58,15 @@ def change(*statements: str) -> Callable[[Path], None]:
 
 
 def set_weights_twice(folder: Path) -> None:
-    with closing(sqlite3.connect(folder / "chain.sqlite3")) as db:
+    with closing(sqlite3.connect(folder / "subnet" / "chain.sqlite3")) as db:
         db.execute(
-            "INSERT INTO extrinsics SELECT block + 3, position, data, signer, error FROM extrinsics WHERE block ="
-            " (SELECT max(block) FROM extrinsics)"
+            "INSERT INTO extrinsics SELECT block + 3, position, data, signer, error FROM extrinsics"
+            " WHERE block = (SELECT max(block) FROM extrinsics)"
         )
-        db.execute("INSERT INTO clock SELECT max(first_block) + 10, max(started_at), 0 FROM clock")
-        db.execute("UPDATE chain SET sealed = sealed + 10")
         db.commit()
 
 
-def cut(pattern: str) -> Callable[[Path], None]:
-    """Takes the end off the first file of that name."""
-
+def cut_off(pattern: str) -> Callable[[Path], None]:
     def work(folder: Path) -> None:
         path = next(folder.glob(pattern))
         os.truncate(path, path.stat().st_size - 10)
@@ -136,64 +74,51 @@ def cut(pattern: str) -> Callable[[Path], None]:
     return work
 
 
-def mix_dataset(folder: Path) -> None:
-    place = folder / "state" / "data" / "hotkey" / "alice--data-0"
-    place.mkdir(parents=True)
-    (place / "data.jsonl").write_text("another file")
-    (place / ".source.json").write_text(json.dumps({"sha256": "0" * 64, "size": 12}))
-
-
-def spoil_page(folder: Path) -> None:
+def overwrite_page(folder: Path) -> None:
     with (folder / "state" / STATE_FILE).open("r+b") as file:
         file.seek(2 * 4096)
         file.write(os.urandom(4096))
 
 
-PLANTED = {
-    "a verdict that is lost": (
-        change("DELETE FROM receipts", "DELETE FROM verdicts WHERE loss IS NOT NULL"),
-        "verdict on",
-    ),
-    "a refusal that is lost": (change("DELETE FROM verdicts WHERE reason = 'malformed'"), "verdict on"),
-    "another reason": (change("UPDATE verdicts SET reason = 'empty' WHERE reason = 'malformed'"), "verdict on"),
-    "the last bit of a loss": (
-        change("UPDATE verdicts SET loss = loss + 9e-16 WHERE loss IS NOT NULL"),
-        "verdict on",
-    ),
-    "a receipt that is lost": (change("DELETE FROM receipts"), "receipt: "),
+PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "nothing": (lambda _: None, ""),
+    "last bit of a loss": (change("UPDATE verdicts SET loss = loss + 9e-16 WHERE loss IS NOT NULL"), "verdict on"),
+    "lost receipt": (change("DELETE FROM receipts"), "receipt: "),
     "another seed": (change("UPDATE round_members SET lucky_num = 7 WHERE lucky_num IS NOT NULL"), "entries of the"),
     "another table": (change("UPDATE standings SET weight = 0.0 WHERE weight > 0"), "tables of the round"),
-    "weights that were never taken": (change("UPDATE weight_intents SET outcome = NULL"), "weights of the round"),
-    "weights that were set twice": (set_weights_twice, "weights set 2 times in the round of block 720"),
-    "a loss without its verdict": (change("DELETE FROM verdicts WHERE loss IS NOT NULL"), "state file: foreign key"),
-    "half a receipt": (cut("state/receipts/*.json"), "not JSON"),
-    "half a round": (cut("state/rounds/*.jsonl"), "incomplete"),
-    "a dataset of another commit": (mix_dataset, "it is of another file"),
-    "a page of noise": (spoil_page, "state file: "),
+    "weights never accepted": (change("UPDATE weight_intents SET outcome = NULL"), "weights of the round"),
+    "weights set twice": (set_weights_twice, "weights set 2 times in the round of block 720"),
+    "loss without verdict": (change("DELETE FROM verdicts WHERE loss IS NOT NULL"), "state file: foreign key"),
+    "half a receipt": (cut_off("state/receipts/*.json"), "not JSON"),
+    "half a round file": (cut_off("state/rounds/*.jsonl"), "incomplete"),
+    "overwritten page": (overwrite_page, "state file: "),
 }
 
 
-def look(ran: Ran, folder: Path) -> list[str]:
-    """All that the checks say of a run's folder, as at a run's end."""
-    path = folder / "state" / STATE_FILE
-    if damaged := checks.check_database(path):
-        return damaged
-    partial, _ = checks.check_files(folder / "state", is_complete=True)
-    doubled = checks.check_weights(folder / "chain.sqlite3", ran.hotkey, ROUND_BLOCKS)
-    expected = read_state(ran.calm / "state" / STATE_FILE)
-    return [*partial, *doubled, *compare(expected.until(720), read_state(path).until(720))]
-
-
-def test_nothing_is_found_where_nothing_was_planted(ran: Ran, tmp_path: Path) -> None:
-    assert look(ran, copy_run(ran.killed, tmp_path)) == []
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
-def test_what_is_planted_is_found(name: str, ran: Ran, tmp_path: Path) -> None:
+def test_crash_checks_planted_fault_is_found(name: str, campaign: tuple[Path, str], tmp_path: Path) -> None:
+    source = campaign[0]
+    shutil.copytree(source / "one of each", tmp_path / "run", ignore=shutil.ignore_patterns("cache", "eval_data"))
     plant, expected = PLANTED[name]
-    plant(copy_run(ran.killed, tmp_path))
-    found = look(ran, tmp_path)
-    assert found and any(expected in said for said in found), found
+    plant(tmp_path / "run")
+    state = tmp_path / "run" / "state" / STATE_FILE
+    found = checks.check_database(state)
+    if not found:
+        with SyntheticSubnet(tmp_path / "run" / "subnet") as subnet:
+            found = checks.check_weights(subnet.net.chain_file, subnet.validator_hotkey())
+        undisturbed = checks.read_state(source / "undisturbed" / "state" / STATE_FILE)
+        found += checks.check_files(state.parent, is_complete=True)[0]
+        found += checks.compare(undisturbed.until(720), checks.read_state(state).until(720))
+    assert any(expected in fault for fault in found) if expected else not found, found
+
+
+@pytest.mark.slow
+def test_crash_checks_rename_before_fsync_is_found(campaign: tuple[Path, str]) -> None:
+    events = (campaign[0] / "undisturbed" / EVENTS_FILE).read_text().splitlines()
+    assert checks.check_order(events) == []
+    for folder in ("receipts", "rounds"):
+        assert checks.check_order(event for event in events if not event.startswith(f"after fsync | {folder}/"))
 
 
 ORPHAN = """
@@ -204,53 +129,30 @@ input()
 """
 
 
-def test_a_process_that_outlives_its_parent_is_found() -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
-    assert parent.stdout is not None and parent.stdin is not None
-    try:
+def test_crash_checks_process_that_outlives_parent_is_found() -> None:
+    command = [sys.executable, "-c", ORPHAN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        assert parent.stdout is not None
         parent.stdout.readline()
         parent.kill()
-        parent.wait()
-        (found,) = checks.find_orphans(parent.pid, grace_s=0.1)
-        assert "time.sleep(99)" in found
+    try:
+        (orphan,) = find_orphans(parent.pid, grace_s=0.1)
+        assert "time.sleep(99)" in orphan
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
-        parent.stdin.close()
-        parent.stdout.close()
     deadline = time.monotonic() + 30.0
-    while checks.find_orphans(parent.pid, grace_s=0.0):
+    while find_orphans(parent.pid, grace_s=0.0):
         assert time.monotonic() < deadline
 
 
-def test_a_name_that_is_given_too_early_is_found(ran: Ran) -> None:
-    events = (ran.calm / EVENTS_FILE).read_text().splitlines()
-    assert checks.check_order(events) == []
-    for place in ("receipts", "rounds"):
-        early = [event for event in events if not event.startswith(f"after fsync | {place}/")]
-        assert checks.check_order(early), place
-
-
-def test_temporary_files_are_counted_and_are_no_partial_ones(tmp_path: Path) -> None:
-    for name in ("receipts/.a.json.12", "rounds/.round-1.jsonl.abc", "data/hotkey/x/.data.jsonl.1", "data/hotkey/x/y"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("half of")
-    assert checks.check_files(tmp_path) == ([], 3)
-
-
-def test_a_disagreement_is_in_the_table_and_in_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = Outcome(
-        "walk",
-        points={"before BEGIN | x"},
-        starts=2,
-        differences=["verdict on x"],
-        orphans=["killed before BEGIN | x: one"],
-    )
-    bad.kills["before BEGIN | x"] += 1
-    campaign = Campaign(outcomes=[bad])
-    monkeypatch.setattr(Crew, "work", lambda _: campaign)
-    ended = call_main(load_main(CRASH), "--dir", tmp_path / "new")
-    assert ended.status == 1
-    assert "0 of 1 runs" in ended.output and "DISAGREES: walk: verdict on x" in ended.output
-    assert "2 disagreements" in ended.output
+def test_crash_command_disagreement_exits_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = "before BEGIN | x"
+    outcome = Outcome("walk", points={point}, starts=2, differences=["verdict on x"], orphans=[f"killed {point}: 7"])
+    outcome.kills[point] += 1
+    monkeypatch.setattr(Campaign, "run", lambda _: Report(runs=[outcome]))
+    assert command.main(["--dir", str(tmp_path / "new")]) == 1
+    output = capsys.readouterr().out
+    assert "0 of 1 runs" in output and "DISAGREES: walk: verdict on x" in output and "2 disagreements" in output
+    assert command.main(["--dir", str(ROOT)]) == 3

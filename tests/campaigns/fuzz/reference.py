@@ -1,29 +1,34 @@
-"""Second readers of what strangers write, made to be plain rather than fast: what fuzzing compares the product with.
+"""Second readers of what strangers write, plain rather than fast, with which fuzzing compares the product.
 
-Each is written from what the format says and shares no code with the product: the JSON of a row character by character,
-a commitment's parts without patterns, a SCALE string byte by byte.
+They follow the formats' documentation and share no code with the product.
 """
 
 import hashlib
 import json
+import re
 import string
 from dataclasses import dataclass
 
 from template.data.rows import Limits
 from template.errors import Reason
 
-_ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_WHITE = " \t\n\r"
 _WORD = string.ascii_letters + string.digits
 _HEX = "0123456789abcdef"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"')
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+# Two escapes that spell a pair of surrogates are one character.
+_ESCAPE = re.compile(r"\\u([dD][89abAB]..)\\u([dD][c-fC-F]..)|\\u(....)|\\(.)")
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_LITERALS = {"null": None, "true": True, "false": False}
 
 
 class NotJson(Exception):
-    """The text is not one JSON value in which every key of an object stands once."""
+    """The text is not one JSON value without duplicate keys."""
 
 
 class TooDeep(Exception):
-    """Containers within containers, beyond the limit."""
+    """Containers are nested beyond the limit."""
 
 
 class Number(str):
@@ -34,134 +39,79 @@ class JsonReader:
     """Reads one JSON value. Objects are dicts, arrays are lists, numbers are `Number`."""
 
     def __init__(self, text: str, max_depth: int) -> None:
-        self._text = text
-        self._at = 0
-        self._max_depth = max_depth
+        self._text, self._index, self._max_depth = text, 0, max_depth
 
     def read(self) -> object:
         """Raises: NotJson, TooDeep."""
         value = self._value(0)
-        self._skip()
-        if self._at != len(self._text):
+        self._match(_SPACE)
+        if self._index != len(self._text):
             raise NotJson
         return value
 
-    def _skip(self) -> None:
-        while self._at < len(self._text) and self._text[self._at] in _WHITE:
-            self._at += 1
-
-    def _peek(self) -> str:
-        return self._text[self._at : self._at + 1]
-
-    def _take(self, expected: str) -> None:
-        if not self._text.startswith(expected, self._at):
+    def _match(self, pattern: re.Pattern[str]) -> str:
+        match = pattern.match(self._text, self._index)
+        if match is None:
             raise NotJson
-        self._at += len(expected)
+        self._index = match.end()
+        return match[0]
+
+    def _skip(self, token: str) -> bool:
+        """Skip a token behind white space; False when another follows."""
+        self._match(_SPACE)
+        is_next = self._text.startswith(token, self._index)
+        self._index += len(token) * is_next
+        return is_next
 
     def _value(self, depth: int) -> object:
-        self._skip()
-        first = self._peek()
+        self._match(_SPACE)
+        first = self._text[self._index : self._index + 1]
         if first in ("{", "["):
             if depth == self._max_depth:
                 raise TooDeep
+            self._index += 1
             return self._object(depth + 1) if first == "{" else self._array(depth + 1)
         if first == '"':
             return self._string()
-        for word, value in (("null", None), ("true", True), ("false", False)):
-            if first and word.startswith(first):
-                self._take(word)
+        for literal, value in _LITERALS.items():
+            if self._skip(literal):
                 return value
-        return self._number()
+        return Number(self._match(_NUMBER))
 
     def _object(self, depth: int) -> dict[str, object]:
-        self._take("{")
-        found: dict[str, object] = {}
-        self._skip()
-        while self._peek() != "}":
-            if found:
-                self._take(",")
-                self._skip()
-            key = self._string()
-            if key in found:
+        values: dict[str, object] = {}
+        while not self._skip("}"):
+            if values and not self._skip(","):
                 raise NotJson
-            self._skip()
-            self._take(":")
-            found[key] = self._value(depth)
-            self._skip()
-        self._take("}")
-        return found
+            self._match(_SPACE)
+            key = self._string()
+            if key in values or not self._skip(":"):
+                raise NotJson
+            values[key] = self._value(depth)
+        return values
 
     def _array(self, depth: int) -> list[object]:
-        self._take("[")
-        found: list[object] = []
-        self._skip()
-        while self._peek() != "]":
-            if found:
-                self._take(",")
-            found.append(self._value(depth))
-            self._skip()
-        self._take("]")
-        return found
+        values: list[object] = []
+        while not self._skip("]"):
+            if values and not self._skip(","):
+                raise NotJson
+            values.append(self._value(depth))
+        return values
 
     def _string(self) -> str:
-        self._take('"')
-        units: list[int] = []
-        while (one := self._peek()) != '"':
-            if one == "" or ord(one) < 0x20:
-                raise NotJson
-            self._at += 1
-            if one != "\\":
-                units.append(ord(one))
-                continue
-            kind = self._peek()
-            self._at += 1
-            if kind == "u":
-                digits = self._text[self._at : self._at + 4]
-                if len(digits) != 4 or any(digit not in string.hexdigits for digit in digits):
-                    raise NotJson
-                self._at += 4
-                low, high = int(digits, 16), units[-1] if units else 0
-                # Only what two escapes spell is a pair; a high half is never left by anything else.
-                if 0xDC00 <= low < 0xE000 and 0xD800 <= high < 0xDC00:
-                    units[-1] = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)
-                else:
-                    units.append(low)
-            elif kind in _ESCAPES and kind:
-                units.append(ord(_ESCAPES[kind]))
-            else:
-                raise NotJson
-        self._at += 1
-        return "".join(map(chr, units))
+        return _ESCAPE.sub(_unescape, self._match(_STRING)[1:-1])
 
-    def _number(self) -> Number:
-        start = self._at
-        if self._peek() == "-":
-            self._at += 1
-        if self._peek() == "0":
-            self._at += 1
-        else:
-            self._digits()
-        if self._peek() == ".":
-            self._at += 1
-            self._digits()
-        if self._peek() in ("e", "E"):
-            self._at += 1
-            if self._peek() in ("+", "-"):
-                self._at += 1
-            self._digits()
-        return Number(self._text[start : self._at])
 
-    def _digits(self) -> None:
-        start = self._at
-        while self._peek() and self._peek() in string.digits:
-            self._at += 1
-        if self._at == start:
-            raise NotJson
+def _unescape(match: re.Match[str]) -> str:
+    high, low, single, letter = match.groups()
+    if high:
+        return chr(0x10000 + ((int(high, 16) - 0xD800) << 10) + (int(low, 16) - 0xDC00))
+    return chr(int(single, 16)) if single else _ESCAPES.get(letter, letter)
 
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """A row as the reference has it: what training reads, and the digest by which it is known."""
+    """A row: what training reads, and its key."""
 
     line: int
     system: str | None
@@ -169,7 +119,7 @@ class ReferenceRow:
 
     @property
     def key(self) -> bytes:
-        """sha256 over the canonical JSON, made by the standard library."""
+        """sha256 over the canonical JSON of the standard library."""
         roles = ["user", "assistant"] * len(self.contents)
         turns = [{"role": role, "content": text} for role, text in zip(roles, self.contents, strict=False)]
         value = {"conversations": turns, "system": self.system}
@@ -179,7 +129,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True)
 class ReferenceFault:
-    """A line that is no row, and the reasons that may be given: two where a line is wrong in two ways."""
+    """A line that is not a row, with the allowed reasons: two where it is wrong in two ways."""
 
     line: int | None
     reasons: frozenset[Reason]
@@ -189,20 +139,20 @@ _EITHER = frozenset({Reason.MALFORMED, Reason.TOO_LARGE})
 
 
 def read_rows(content: bytes, limits: Limits) -> list[ReferenceRow | ReferenceFault]:
-    """What `template.data.rows.scan_rows` must find."""
+    """Return what `template.data.rows.scan_rows` must find."""
     if len(content) > limits.file_bytes:
         return [ReferenceFault(None, frozenset({Reason.TOO_LARGE}))]
-    found: list[ReferenceRow | ReferenceFault] = []
+    rows: list[ReferenceRow | ReferenceFault] = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         while line and line[-1] in b" \t\r\n":
             line = line[:-1]
         if not line:
             continue
-        if len(found) == limits.rows:
-            return [*found, ReferenceFault(number, frozenset({Reason.TOO_LARGE}))]
+        if len(rows) == limits.rows:
+            return [*rows, ReferenceFault(number, frozenset({Reason.TOO_LARGE}))]
         row = _read_row(line, number, limits)
-        found.append(row if isinstance(row, ReferenceRow) else ReferenceFault(number, row))
-    return found or [ReferenceFault(None, frozenset({Reason.EMPTY}))]
+        rows.append(row if isinstance(row, ReferenceRow) else ReferenceFault(number, row))
+    return rows or [ReferenceFault(None, frozenset({Reason.EMPTY}))]
 
 
 def _read_row(line: bytes, number: int, limits: Limits) -> ReferenceRow | frozenset[Reason]:
@@ -215,7 +165,7 @@ def _read_row(line: bytes, number: int, limits: Limits) -> ReferenceRow | frozen
     except TooDeep:
         return frozenset({Reason.TOO_LARGE})
     except (NotJson, UnicodeDecodeError):
-        # It may be too deep behind the place where it stops being JSON.
+        # It may be too deep behind the first error.
         openers = line.count(b"[") + line.count(b"{")
         return _EITHER if openers > limits.json_depth else frozenset({Reason.MALFORMED})
     turns = value.get("conversations") if isinstance(value, dict) else None
@@ -224,18 +174,18 @@ def _read_row(line: bytes, number: int, limits: Limits) -> ReferenceRow | frozen
     if len(turns) > limits.messages:
         return frozenset({Reason.TOO_LARGE})
     texts = [value.get("system")] if value.get("system") is not None else []
-    for at, turn in enumerate(turns):
-        if not isinstance(turn, dict) or turn.get("role") != ("assistant" if at % 2 else "user"):
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, dict) or turn.get("role") != ("assistant" if index % 2 else "user"):
             return frozenset({Reason.MALFORMED})
         texts.append(turn.get("content"))
-    if not all(type(text) is str and not any(0xD800 <= ord(one) < 0xE000 for one in text) for text in texts):
+    if not all(type(text) is str and not any(0xD800 <= ord(letter) < 0xE000 for letter in text) for text in texts):
         return frozenset({Reason.MALFORMED})
-    known = [str(text) for text in texts]
-    return ReferenceRow(number, known.pop(0) if len(known) > len(turns) else None, tuple(known))
+    contents = [str(text) for text in texts]
+    return ReferenceRow(number, contents.pop(0) if len(contents) > len(turns) else None, tuple(contents))
 
 
 def read_commitment(text: str) -> tuple[str, str, str] | None:
-    """Namespace, competition and commit; None where `CommitmentRecord.parse` must refuse the text."""
+    """Return namespace, competition and commit; None where `CommitmentRecord.parse` must refuse the text."""
     parts = text.split(":")
     if len(parts) != 3 or len(text.encode(errors="surrogatepass")) > 128:
         return None
@@ -244,18 +194,18 @@ def read_commitment(text: str) -> tuple[str, str, str] | None:
     if len(namespace) > 96 or len(names) != 2 or "--" in namespace or ".." in namespace or namespace[-4:] == ".git":
         return None
     for name in names:
-        inner = all(one in _WORD + "._-" for one in name)
+        inner = all(letter in _WORD + "._-" for letter in name)
         if not name or not inner or name[0] not in _WORD or name[-1] not in _WORD + "_":
             return None
-    if not 1 <= len(competition) <= 32 or any(one not in _WORD + "._-" for one in competition):
+    if not 1 <= len(competition) <= 32 or any(letter not in _WORD + "._-" for letter in competition):
         return None
-    if len(commit) not in (40, 64) or any(one not in _HEX for one in commit):
+    if len(commit) not in (40, 64) or any(letter not in _HEX for letter in commit):
         return None
     return namespace, competition, commit
 
 
 def read_scale_string(data: bytes) -> str | None:
-    """The text of a SCALE string of fewer than 2**14 bytes, its length spelt as shortly as can be; None otherwise."""
+    """Return the text of a SCALE string below 2**14 bytes with the shortest length prefix; None otherwise."""
     if not data:
         return None
     if data[0] % 4 == 0:

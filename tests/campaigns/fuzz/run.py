@@ -1,10 +1,7 @@
-"""Fuzzing campaigns: inputs made by shape or by what they reach, each held to its target within a budget, and counted.
+"""Fuzzing one target: inputs made by shape or by the code that they reach, each within a budget.
 
-Every input is run under a budget of processor time; of some, what the process grew by while they ran is measured, too.
-An input that breaks either, or that its target raises anything for, is a finding, kept as a file. The campaign goes on:
-one finding does not hide the next. Linux only.
-
-As a program it is the child of a campaign that atheris leads, which never returns from its loop:
+An input that breaks its budget, or for which the target raises anything, is a finding and kept as a file; the campaign
+goes on. Linux only. Campaigns by coverage run in a child, since atheris never returns from its loop:
 
     python -m tests.campaigns.fuzz.run TARGET CORPUS FINDINGS RUNS SEED
 """
@@ -25,21 +22,26 @@ from typing import Any
 
 import template
 from template.errors import HostError
-from tests.campaigns.measure import memory_kib, reset_peak_memory
+from tests.campaigns.measure import MIB, memory_kib, reset_peak_memory
 
-# What one input may take: seconds of processor time, and MiB that the process grows by while it runs.
-INPUT_SECONDS = 2.0
-INPUT_MIB = 64
-# What the whole process may take beyond its start: MiB of address space. Past it an input ends in a MemoryError.
+# Limits for one input: seconds of processor time, and MiB by which the process grows meanwhile.
+INPUT_SECONDS, INPUT_MIB = 2.0, 64
+# MiB of address space beyond the process's start. Past it an input ends in a MemoryError.
 PROCESS_MIB = 1024
-_MEASURED_EVERY = 50
+MEASURED_EVERY = 50
 _HANG_S = 60
-_FINDINGS_KEPT = 20
+_MAX_FINDINGS = 20
+
+Check = Callable[[bytes], None]
+HEADER = (
+    f"{'target':<11}{'inputs by':<10}{'inputs':>9}{'a second':>10}{'edges':>7}{'features':>10}{'corpus':>8}"
+    f"{'slowest ms':>12}{'MiB for one':>13}{'MiB in all':>12}{'findings':>10}"
+)
 
 
 @dataclass
 class Tally:
-    """What a campaign against one target came to. findings: where each differs from the others, and its file."""
+    """The result of a campaign against one target. findings: the file by what tells it from others."""
 
     target: str
     engine: str
@@ -53,11 +55,19 @@ class Tally:
     corpus: int = 0
     findings: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        reached = (self.edges, self.features, self.corpus) if self.engine == "coverage" else ("", "", "")
+        return (
+            f"{self.target:<11}{self.engine:<10}{self.inputs:>9}{self.inputs / max(self.seconds, 1e-9):>10.0f}"
+            f"{reached[0]:>7}{reached[1]:>10}{reached[2]:>8}{self.slowest_s * 1000:>12.1f}"
+            f"{self.input_mib:>13.1f}{self.process_mib:>12.1f}{len(self.findings):>10}"
+        )
+
 
 class Runner:
-    """Runs inputs against one target and keeps the tally. folder: where inputs that are findings go."""
+    """Runs inputs against one target. folder: for the files of findings."""
 
-    def __init__(self, target: str, engine: str, check: Callable[[bytes], None], folder: Path) -> None:
+    def __init__(self, target: str, engine: str, check: Check, folder: Path) -> None:
         self.tally = Tally(target, engine)
         self._check = check
         self._folder = folder
@@ -65,9 +75,8 @@ class Runner:
         self._start_kib = memory_kib("VmRSS")
 
     def run(self, data: bytes) -> None:
-        """Runs one input; what comes of it is in the tally."""
         tally = self.tally
-        is_measured = tally.inputs % _MEASURED_EVERY == 0
+        is_measured = tally.inputs % MEASURED_EVERY == 0
         if is_measured:
             reset_peak_memory()
             before = memory_kib("VmRSS")
@@ -77,7 +86,7 @@ class Runner:
         except Exception as error:
             self._keep(_where(error), data)
         seconds = time.process_time() - started
-        # The first one also makes what all the others use.
+        # The first input also makes what all others use.
         if is_measured and tally.inputs:
             grown = (memory_kib("VmHWM") - before) / 1024
             tally.input_mib = max(tally.input_mib, grown)
@@ -90,40 +99,38 @@ class Runner:
         tally.inputs += 1
 
     def finish(self) -> Tally:
-        """The tally, with the time and the memory that all took."""
         self.tally.seconds = time.monotonic() - self._started
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.tally.process_mib = max(0, peak_kib - self._start_kib) / 1024
         return self.tally
 
     def _keep(self, what: str, data: bytes) -> None:
-        if what in self.tally.findings or len(self.tally.findings) == _FINDINGS_KEPT:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{self.tally.target}-{name_of(data)}"
-        path.write_bytes(data)
-        self.tally.findings[what] = str(path)
+        if what not in self.tally.findings and len(self.tally.findings) < _MAX_FINDINGS:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{self.tally.target}-{name_of(data)}"
+            path.write_bytes(data)
+            self.tally.findings[what] = str(path)
 
 
 def name_of(data: bytes) -> str:
-    """What an input's file is called."""
+    """Return the name of an input's file."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _where(error: Exception) -> str:
-    """What tells one finding from another: the error, and the line that it came from."""
+    """Return what tells a finding from others: the error and the line that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:100]}"
 
 
 def read_corpus(folder: Path) -> list[bytes]:
-    """The inputs in a folder, smallest first; none where there is no folder."""
-    found = (path.read_bytes() for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
-    return sorted(found, key=lambda data: (len(data), data))
+    """Return the inputs in a folder, smallest first; none without the folder."""
+    inputs = (path.read_bytes() for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
+    return sorted(inputs, key=lambda data: (len(data), data))
 
 
 def write_corpus(folder: Path, inputs: Iterable[bytes]) -> None:
-    """Puts inputs into a folder, made if missing, and takes out all others."""
+    """Have a folder hold exactly these inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     named = {name_of(data): data for data in inputs}
     for path in folder.iterdir():
@@ -134,18 +141,16 @@ def write_corpus(folder: Path, inputs: Iterable[bytes]) -> None:
 
 
 def run_shapes(target: str, examples: int, seed: int, folder: Path) -> Tally:
-    """A campaign of inputs that hypothesis makes, always the same for a seed."""
+    """Run inputs that hypothesis makes, always the same for a seed."""
     import hypothesis
 
     from tests.campaigns.fuzz.strategies import SHAPES
     from tests.campaigns.fuzz.targets import TARGETS
 
-    # Where it keeps tables of characters: otherwise in the working directory.
+    # It keeps tables of characters there, otherwise in the working directory.
     hypothesis.configuration.set_hypothesis_home_dir(folder / "hypothesis")
     runner = Runner(target, "shapes", TARGETS[target].check, folder)
-
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
+    settings = hypothesis.settings(
         max_examples=examples,
         database=None,
         deadline=None,
@@ -153,50 +158,42 @@ def run_shapes(target: str, examples: int, seed: int, folder: Path) -> Tally:
         suppress_health_check=list(hypothesis.HealthCheck),
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(SHAPES[target])
-    def run(data: bytes) -> None:
-        runner.run(data)
-
-    run()
+    hypothesis.seed(seed)(settings(hypothesis.given(SHAPES[target])(lambda data: runner.run(data))))()
     return runner.finish()
 
 
 def run_coverage(target: str, corpus: Path, runs: int, seed: int, folder: Path) -> Tally:
-    """A campaign that atheris leads in a process of its own; `corpus` is where it begins, and what it adds to.
-
-    Raises: HostError when the process fails.
-    """
-    module = [sys.executable, "-m", "tests.campaigns.fuzz.run"]
-    command = [*module, target, str(corpus), str(folder), str(runs), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not told:
-        raise HostError(f"the fuzzer of {target} ended with {done.returncode}: {done.stderr[-2000:]}")
-    tally = Tally(**json.loads(told[-1]))
-    # `#2000 DONE cov: 300 ft: 700 corp: 90/10Kb ...`: libFuzzer's own account, of which this is the last line.
-    words = next(line for line in reversed(done.stderr.splitlines()) if "DONE" in line).split()
+    """Run inputs that atheris makes in a process of its own, from a corpus, which grows. Raises: HostError."""
+    command = [sys.executable, "-m", "tests.campaigns.fuzz.run", target, corpus, folder, runs, seed]
+    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace")
+    tallies = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+    if ended.returncode != 0 or not tallies:
+        raise HostError(f"the fuzzer of {target} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+    tally = Tally(**json.loads(tallies[-1]))
+    # libFuzzer's last line: `#2000 DONE cov: 300 ft: 700 corp: 90/10Kb ...`
+    words = next(line for line in reversed(ended.stderr.splitlines()) if "DONE" in line).split()
     tally.edges, tally.features = (int(words[words.index(name) + 1]) for name in ("cov:", "ft:"))
     tally.corpus = len(read_corpus(corpus))
     return tally
 
 
-def minimise(check: Callable[[bytes], None], inputs: Sequence[bytes]) -> list[bytes]:
-    """The smallest of the inputs that together take every step from line to line of the product that all take.
+def minimise(check: Check, inputs: Sequence[bytes]) -> list[bytes]:
+    """Return the smallest inputs that together take every step from line to line of the product that all take.
 
-    Once, twice, up to four times, up to eight and so on are each a step of their own.
+    Taking a step once, twice, up to four times, up to eight and so on are different steps.
     """
     kept: list[bytes] = []
     seen: set[object] = set()
-    for data in sorted(inputs, key=lambda one: (len(one), one)):
-        steps = _steps(check, data)
+    for data in sorted(inputs, key=lambda data: (len(data), data)):
+        steps = steps_of(check, data)
         if not steps <= seen:
             seen |= steps
             kept.append(data)
     return kept
 
 
-def _steps(check: Callable[[bytes], None], data: bytes) -> set[object]:
-    """The pairs of lines that were run one after the other, about how often, and what was raised."""
+def steps_of(check: Check, data: bytes) -> set[object]:
+    """Return the pairs of consecutive lines of the product, about how often, and what was raised."""
     steps: Counter[object] = Counter()
     product = str(Path(template.__file__).parent)
 
@@ -227,30 +224,29 @@ def _steps(check: Callable[[bytes], None], data: bytes) -> set[object]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The child: fuzzes one target, prints its tally as JSON, and ends inside of libFuzzer."""
+    """Fuzz one target by coverage and print its tally as JSON. Ends inside of libFuzzer."""
     import atheris
 
-    target, corpus, folder, runs, seed = argv
-    # What counts is what the product does, not what it is compared with.
+    name, corpus, folder, runs, seed = argv
+    # Only the product's code counts, not what it is compared with.
     with atheris.instrument_imports(include=["template", "json"], exclude=["template.localnet"]):
         from tests.campaigns.fuzz.targets import TARGETS
-    one = TARGETS[target]
-    runner = Runner(target, "coverage", one.check, Path(folder))
-    most = int(runs)
-    words = Path(folder) / f"{target}.dict"
+    target = TARGETS[name]
+    runner = Runner(name, "coverage", target.check, Path(folder))
+    words = Path(folder) / f"{name}.dict"
     words.parent.mkdir(parents=True, exist_ok=True)
-    words.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in one.words))
-    limit = memory_kib("VmSize") * 1024 + PROCESS_MIB * 2**20
+    words.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in target.words))
+    limit = memory_kib("VmSize") * 1024 + PROCESS_MIB * MIB
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def run(data: bytes) -> None:
         runner.run(data)
-        if runner.tally.inputs == most:
+        if runner.tally.inputs == int(runs):
             print(json.dumps(asdict(runner.finish())), flush=True)
 
-    flags = [f"-runs={most}", f"-seed={seed}", f"-max_len={one.max_bytes}", f"-timeout={_HANG_S}", "-rss_limit_mb=0"]
-    flags += [f"-dict={words}", f"-artifact_prefix={folder}/{target}-", "-print_final_stats=0", corpus]
-    atheris.Setup(["fuzz", *flags], run)
+    flags = [f"-runs={runs}", f"-seed={seed}", f"-max_len={target.max_bytes}", f"-timeout={_HANG_S}"]
+    flags += ["-rss_limit_mb=0", f"-dict={words}", f"-artifact_prefix={folder}/{name}-", "-print_final_stats=0"]
+    atheris.Setup(["fuzz", *flags, corpus], run)
     atheris.Fuzz()
 
 

@@ -14,8 +14,12 @@ from template.records import LeaderboardRow, Round, SubmissionKey, WeightIntent,
 from template.rules.entries import parse_entry
 from template.rules.scoring import score_of, shares_from_scores
 from template.rules.seeds import seed_from_hash
-from tests.campaigns.synthetic_subnet import COMPETITION, HYPERPARAMETERS, MODEL, make_key, make_result
+from tests.campaigns import synthetic_subnet
+from tests.campaigns.fake_executors import HYPERPARAMETERS, MODEL, make_result
+from tests.campaigns.synthetic_subnet import make_key
 
+# The corpus holds receipts that are signed for it.
+COMPETITION = dataclasses.replace(synthetic_subnet.COMPETITION, id="crowd", repo="crowd/pool")
 COMMIT, DIGEST = "0123456789abcdef" * 2 + "01234567", "0123456789abcdef" * 4
 
 

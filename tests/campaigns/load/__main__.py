@@ -1,19 +1,17 @@
-"""Puts a validator under the heaviest load that a full subnet can make, and prints what it took beside its limits.
+"""Put a validator under the heaviest load that a full subnet can make, and print what it took beside its limits.
 
     python -m tests.campaigns.load
     python -m tests.campaigns.load --only same_block,recommit --miners 32 --tempo 60 --json load.json
 
-Each situation is a new chain, a hub and 256 miners of this machine, and neurons/validator.py in a process of its own,
-which alone is measured. Blocks come by the clock, many times as fast as the main network's; a score takes the time of a
-real one divided by as much, and all the rest its own time: whatever holds here has that many times the time there.
-Where repos hang, the validator's waits for the Hub are divided alike. Linux only. Progress goes to stderr, the table to
-stdout. Exit status: 0 all is within its limits, 1 something is not, 3 a setting is wrong, 4 a validator ended badly.
+Each situation is a synthetic subnet with 256 miners, a hub in a process of its own, and neurons/validator.py in
+another, which alone is measured. Blocks come by the clock, many times as fast as the main network's; an evaluation
+takes the time of a real one divided by as much, and everything else its own time, so whatever holds here has that many
+times the time there. Where repos hang, the validator's waits for the Hub are divided alike. Progress goes to stderr,
+the table to stdout. Linux only. Exit status: 0 all is within its limits, 1 something is not, 3 a setting is wrong, 4 a
+validator failed.
 """
 
 import argparse
-import dataclasses
-import json
-import math
 import shutil
 import sys
 import tempfile
@@ -22,139 +20,68 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
-from template.constants import DEFAULT_DUPLICATE_COUNT, MAX_EVAL_SET_ROWS
+from template.constants import DEFAULT_DUPLICATE_COUNT
 from template.errors import ConfigError
-from tests.campaigns.load import run as run_situation
-from tests.campaigns.load.run import MEMORY_BOUND_MIB, Situation
-from tests.campaigns.load.world import RECOMMIT_BLOCKS
+from tests.campaigns import command
+from tests.campaigns.load.run import MEMORY_BOUND_MIB
+from tests.campaigns.load.run import run as run_situation
+from tests.campaigns.load.situations import SITUATIONS
+from tests.campaigns.measure import write_figures
 
-SITUATIONS = (
-    Situation(name="same_block", what="all commit in one block, all different", kind="different"),
-    Situation(name="same_dataset", what="all commit in one block, all the same rows", kind="same"),
-    Situation(name="near_copies", what="all commit in one block, each pair sharing just too little to be copies"),
-    Situation(
-        name="large_files", what="all commit in one block, all files at the byte limit", kind="large", block_s=1.0
-    ),
-    Situation(
-        name="recommit",
-        what="248 commit again as often as the chain lets them, 8 do not",
-        recommit_blocks=RECOMMIT_BLOCKS,
-        steady=8,
-        rounds=3,
-    ),
-    Situation(
-        name="recommit_sampled",
-        what="the same, with the validator's own sizes: 50 downloaded, 10 scored",
-        recommit_blocks=RECOMMIT_BLOCKS,
-        steady=8,
-        rounds=3,
-        sample_size=10,
-        queue_size=50,
-    ),
-    Situation(name="hung", what="248 repos send a byte at a time, the 8 last in line answer", hung=248, block_s=0.5),
-    Situation(name="large_pool", what="a pool of 100,000 rows of 2 KB", pool_rows=100_000, row_bytes=2_000),
-    Situation(
-        name="largest_pool", what="a pool at its limits of rows and bytes", pool_rows=MAX_EVAL_SET_ROWS, row_bytes=505
-    ),
-    Situation(
-        name="all_at_once",
-        what="files at the byte limit, 100,000 rows, 200 that commit again, 40 that hang, 16 steady",
-        kind="large",
-        pool_rows=100_000,
-        row_bytes=2_000,
-        recommit_blocks=RECOMMIT_BLOCKS,
-        steady=16,
-        hung=40,
-        block_s=1.5,
-    ),
-)
+_SIZES = ("miners", "rows", "pool", "tempo", "rounds", "block_seconds")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    names = ",".join(one.name for one in SITUATIONS)
-    parser = argparse.ArgumentParser(
-        prog="load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    names = ",".join(situation.name for situation in SITUATIONS)
+    parser = command.make_parser("load", __doc__)
     parser.add_argument("--only", metavar="NAMES", help=f"some of {names} (default: all)")
-    parser.add_argument("--json", dest="json_file", type=Path, metavar="FILE", help="the lines as JSON, too")
-    parser.add_argument("--dir", type=Path, help="new folder, left as it is in the end (default: one that is removed)")
-    small = parser.add_argument_group("smaller ones")
-    small.add_argument("--miners", type=int, help="all others in proportion (default: 256)")
-    small.add_argument("--rows", type=int, help="of a dataset, above 100 (default: 250)")
-    small.add_argument("--pool", type=int, help="rows, where more than the datasets hold (default: by situation)")
-    small.add_argument("--tempo", type=int, help="blocks a round (default: 360)")
-    small.add_argument("--rounds", type=int, help="in each situation (default: by situation)")
-    small.add_argument("--block_seconds", type=float, help="seconds a block (default: by situation)")
-    cli.add_logging_arguments(parser)
+    parser.add_argument("--json", dest="json_file", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--dir", type=Path, help="new folder, which is kept (default: a temporary one)")
+    sizes = parser.add_argument_group("sizes")
+    sizes.add_argument("--miners", type=int, help="the counts of others follow in proportion (default: 256)")
+    sizes.add_argument("--rows", type=int, help="of a dataset, above 100 (default: 250)")
+    sizes.add_argument("--pool", type=int, help="rows, where the datasets need no more (default: by situation)")
+    sizes.add_argument("--tempo", type=int, help="blocks a round (default: 360)")
+    sizes.add_argument("--rounds", type=int, help="in each situation (default: by situation)")
+    sizes.add_argument("--block_seconds", type=float, help="seconds a block (default: by situation)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs and prints; returns the exit status."""
     return cli.run_main(build_parser(), argv, run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Every situation that is asked for. Raises: ConfigError, HostError."""
-    known = {one.name: one for one in SITUATIONS}
-    names = list(known) if args.only is None else args.only.split(",")
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--only must be some of {','.join(known)}, not {unknown[0]!r}")
-    if args.dir is not None and args.dir.exists() and any(args.dir.iterdir()):
-        raise ConfigError(f"--dir must be a new folder, and {args.dir} is not empty")
-    chosen = [resize(known[name], args) for name in names]
+    """Run the chosen situations and print their figures. Raises: ConfigError, HostError."""
+    by_name = {situation.name: situation for situation in SITUATIONS}
+    names = command.choose("--only", args.only, list(by_name))
+    command.check_new_folder(args.dir)
+    command.check_positive(args, *_SIZES)
+    if (args.rows or DEFAULT_DUPLICATE_COUNT + 1) <= DEFAULT_DUPLICATE_COUNT:
+        raise ConfigError(f"--rows must be above {DEFAULT_DUPLICATE_COUNT}, not {args.rows}")
     print(f"a validator's process takes at most {MEMORY_BOUND_MIB:,} MiB, with the largest pool", flush=True)
-    found = []
+    figures = []
     folder = Path(tempfile.mkdtemp(prefix="load-")) if args.dir is None else args.dir.resolve()
     try:
-        for one in chosen:
-            started = time.monotonic()
-            print(f"\n{one.name}: {one.what}; {one.miners} miners, blocks {one.times:.0f} times as fast", flush=True)
-            for line in run_situation(one, folder / one.name):
-                print(f"  {line}", flush=True)
-                found.append((one.name, line))
-            print(f"{one.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        for name in names:
+            situation = by_name[name].resize(**{size: getattr(args, size) for size in _SIZES})
+            started, speed = time.monotonic(), situation.speed
+            print(
+                f"\n{name}: {situation.what}; {situation.miners} miners, blocks {speed:.0f} times as fast", flush=True
+            )
+            for figure in run_situation(situation, folder / name):
+                print(f"  {figure}", flush=True)
+                figures.append(({"situation": name}, figure))
+            command.print_progress(f"{name}: {time.monotonic() - started:.0f} s")
             if args.dir is None:
-                shutil.rmtree(folder / one.name)
+                shutil.rmtree(folder / name)
     finally:
         if args.dir is None:
             shutil.rmtree(folder, ignore_errors=True)
-    if args.json_file is not None:
-        rows = [{"situation": name, **dataclasses.asdict(line), "is_met": line.is_met} for name, line in found]
-        args.json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    faults = [line for _, line in found if not line.is_met]
-    print(f"\n{len(faults)} over their limits" if faults else "\nall within their limits")
-    return 1 if faults else 0
-
-
-def resize(one: Situation, args: argparse.Namespace) -> Situation:
-    """The situation at the sizes that are asked for. Raises: ConfigError naming the flag."""
-    for flag in ("miners", "rows", "pool", "tempo", "rounds", "block_seconds"):
-        value = getattr(args, flag)
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{flag} must be positive, not {value}")
-    miners, rows = args.miners or one.miners, args.rows or one.rows
-    if rows <= DEFAULT_DUPLICATE_COUNT:
-        raise ConfigError(f"--rows must be above {DEFAULT_DUPLICATE_COUNT}, not {rows}")
-
-    def part(number: int) -> int:
-        return math.ceil(number * miners / one.miners)
-
-    needed = DEFAULT_DUPLICATE_COUNT + miners * (rows - DEFAULT_DUPLICATE_COUNT)
-    return dataclasses.replace(
-        one,
-        miners=miners,
-        rows=rows,
-        pool_rows=max(args.pool or one.pool_rows, needed),
-        tempo=args.tempo or one.tempo,
-        rounds=args.rounds or one.rounds,
-        block_s=args.block_seconds or one.block_s,
-        steady=part(one.steady),
-        hung=one.hung * miners // one.miners,
-        sample_size=part(one.sample_size),
-        queue_size=part(one.queue_size),
-    )
+    write_figures(args.json_file, figures)
+    over = sum(not figure.is_met for _, figure in figures)
+    print(f"\n{over} over their limits" if over else "\nall within their limits")
+    return 1 if over else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a soak run came to: the books of all its validators done again, losses included, in one report."""
+"""The recomputation of a soak run, some losses included, in one report."""
 
 import json
 import random
@@ -10,98 +10,107 @@ from pathlib import Path
 
 import yaml
 
-from template.config import load_competition
+from template.config import load_competition, load_training_args
 from template.constants import DATA_FILE
-from tests.campaigns.soak.curve import Curve
-from tests.campaigns.soak.history import History
-from tests.campaigns.soak.node import make_evaluator, validator_name
-from tests.campaigns.soak.reference_model import Books
-from tests.campaigns.soak.run import RATE_LIMIT_BLOCKS
-from tests.campaigns.soak.weights import check_weights, compare, read_extrinsics
-from tests.campaigns.soak.world import validator_key
+from template.workers.executor import Evaluator
+from tests.campaigns.measure import MIB
+from tests.campaigns.soak.event_log import History
+from tests.campaigns.soak.reference_model import Curve, ReferenceModel
+from tests.campaigns.soak.run import RATE_LIMIT_BLOCKS, validator_name
+from tests.campaigns.soak.weights import check_weights, compare
+from tests.campaigns.synthetic_subnet import SyntheticSubnet
 
-_MIB = 2**20
+_RECOMPUTED = (
+    *("rounds", "entries", "leaderboards", "lines", "ranks lost", "seeds", "losses", "burned", "shares repeated"),
+)
 
 
 @dataclass
 class Report:
-    """What was counted, in lines of a table, and what does not agree."""
+    """The counts of a run, in lines of a table, and its disagreements."""
 
-    lines: list[tuple[str, str]] = field(default_factory=list)
+    lines: dict[str, str] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: object) -> None:
-        """Adds a line; counts are spelled out, the largest first."""
+        """Add a line; counts are listed, the largest first."""
         if isinstance(value, Counter):
             value = ", ".join(f"{count} {what}" for what, count in value.most_common()) or "none"
-        self.lines.append((name, str(value)))
+        self.lines[name] = str(value)
 
     def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.lines)
-        return "\n".join(f"{name.ljust(width)}  {value}" for name, value in self.lines)
+        width = max(map(len, self.lines))
+        return "\n".join(f"{name.ljust(width)}  {value}" for name, value in self.lines.items())
 
 
 def audit(folder: Path, *, validators: int, replays: int) -> Report:
-    """Does the books of the run in `folder` again, and scores so many of each validator's datasets again."""
+    """Recompute the run in `folder`, and evaluate so many of each validator's datasets again."""
     report, history = Report(), History.read(folder)
     values = yaml.safe_load((folder / "competition.yaml").read_text(encoding="utf-8"))
     curve = Curve(**{name: values[name] for name in Curve._fields})
-    extrinsics = read_extrinsics(folder)
-    books = [Books.open(folder, validator_name(at), history, curve) for at in range(validators)]
-    _describe_world(report, history)
-    for at, one in enumerate(books):
-        one.check(folder)
-        check_weights(one, extrinsics.get(validator_key(at).ss58_address, []), rate_limit=RATE_LIMIT_BLOCKS)
-        one.findings += _replay(one, folder, at, replays)
-        _describe_books(report, one)
+    names = [validator_name(number) for number in range(validators)]
+    models = [ReferenceModel.open(folder, name, history, curve) for name in names]
+    _add_events(report, history)
+    with SyntheticSubnet(folder) as subnet:
+        calls = subnet.weights_calls()
+        for model in models:
+            hotkey = subnet.validator_hotkey(model.validator)
+            model.check(subnet.net.chain_file)
+            own = [call for call in calls if call.signer == hotkey]
+            check_weights(model, own, rate_limit=RATE_LIMIT_BLOCKS)
+            model.findings += _replay(model, folder, replays)
+            _add_model(report, model)
     compared: Counter[str] = Counter()
-    for first, second in pairwise(books):
+    for first, second in pairwise(models):
         report.findings += compare(first, second, compared)
     report.add("weights of two validators", compared)
     report.findings += history.failures
     if not history.is_settled:
-        report.findings.append("at the end somebody still waits, or weights are of an unknown fate")
+        report.findings.append("at the end an entry is pending, or weights have an unknown outcome")
     return report
 
 
-def _describe_world(report: Report, history: History) -> None:
+def _add_events(report: Report, history: History) -> None:
     events = history.events
-    report.add("deeds of miners", history.deeds)
+    report.add("actions of miners", history.count("action "))
     report.add("uids recycled", events["uid recycled"])
-    report.add("seals opened", f"{events['revealed']} of {events['sealed']}")
-    spells = {what.removeprefix("spells of "): count for what, count in events.items() if what.startswith("spells of ")}
-    report.add("spells of failure", Counter(spells))
+    report.add("seals revealed", f"{events['revealed']} of {events['sealed']}")
+    report.add("spells of failures", history.count("spell of "))
     report.add("validators restarted", events["validator restarted"])
     report.add("workers killed", events["worker killed"])
-    rss = [one["rss"] / _MIB for one in history.measured]
-    disk = [sum(one["disk"].values()) / _MIB for one in history.measured]
-    report.add("memory, MiB", f"{rss[0]:.0f} at the start, {rss[-1]:.0f} at the end, {max(rss):.0f} at most")
+    memory = [max(measured["memory_kib"].values()) / 1024 for measured in history.measured]
+    disk = [sum(measured["disk"].values()) / MIB for measured in history.measured]
+    report.add("memory, MiB", f"{memory[0]:.0f} at the start, {memory[-1]:.0f} at the end, {max(memory):.0f} at most")
     report.add("state on disk, MiB", f"{disk[-1]:.1f} at the end, {max(disk):.1f} at most, of all validators")
 
 
-def _describe_books(report: Report, books: Books) -> None:
-    counts, name = books.counts, books.validator
+def _add_model(report: Report, model: ReferenceModel) -> None:
+    counts, name = model.counts, model.validator
     for kind in ("verdict", "weights"):
-        found = {what.removeprefix(f"{kind} "): count for what, count in counts.items() if what.startswith(f"{kind} ")}
-        report.add(f"{name} {kind}", Counter(found))
-    looked = ("rounds", "entries", "tables", "lines", "ranks lost", "seeds", "losses", "burned", "shares given again")
-    report.add(f"{name} recomputed", ", ".join(f"{counts[what]} {what}" for what in looked))
-    report.add(f"{name} disagreements", len(books.findings))
-    report.findings += books.findings
+        own = {what.removeprefix(f"{kind} "): n for what, n in counts.items() if what.startswith(f"{kind} ")}
+        report.add(f"{name} {kind}", Counter(own))
+    report.add(f"{name} recomputed", ", ".join(f"{counts[what]} {what}" for what in _RECOMPUTED))
+    report.add(f"{name} disagreements", len(model.findings))
+    report.findings += model.findings
 
 
-def _replay(books: Books, folder: Path, at: int, replays: int) -> Iterator[str]:
-    """Scores some datasets again, here, from what the miners published."""
-    receipts = sorted(books.state["receipts"], key=lambda row: (row["hotkey"], row["entry"]))
-    chosen = random.Random(0).sample(receipts, min(replays, len(receipts)))
-    evaluator = make_evaluator(folder, load_competition(folder / "competition.yaml"), at)
-    for row in chosen:
+def _replay(model: ReferenceModel, folder: Path, replays: int) -> Iterator[str]:
+    """Evaluate some datasets again, in this process, from what the miners published."""
+    receipts = sorted(model.state["receipts"], key=lambda row: (row["hotkey"], row["entry"]))
+    evaluator = Evaluator(
+        competition=load_competition(folder / "competition.yaml"),
+        training_args=load_training_args(folder / "training_args.yaml"),
+        eval_data_dir=folder / model.validator / "eval_data",
+        model_path=folder / "model",
+        device="cpu",
+    )
+    for row in random.Random(0).sample(receipts, min(replays, len(receipts))):
         result = json.loads(row["receipt"])["result"]
-        place = folder / "replays" / result["train_sha256"]
-        place.mkdir(parents=True, exist_ok=True)
-        content = books.history.contents[result["train_sha256"]].text
-        (place / DATA_FILE).write_bytes(content.encode())
-        loss = evaluator.evaluate(place, result["lucky_num"]).loss
-        books.counts["losses"] += 1
+        data_dir = folder / "replays" / result["train_sha256"]
+        data_dir.mkdir(parents=True, exist_ok=True)
+        content = model.history.contents[result["train_sha256"]].text
+        (data_dir / DATA_FILE).write_bytes(content.encode())
+        loss = evaluator.evaluate(data_dir, result["lucky_num"]).loss
+        model.counts["losses"] += 1
         if loss != result["loss"]:
-            yield f"{books.validator} {row['entry']} has loss {result['loss']}, and it is {loss}"
+            yield f"{model.validator} {row['entry']} has loss {result['loss']}, and it is {loss}"

@@ -1,7 +1,7 @@
-"""What other code does to a scoring process from within: settings that it changes, threads, signals, memory.
+"""What other code does to an evaluating process from within: settings, threads, signals, memory.
 
-Each disturbance is a context in which scores are made; what it yields is called as they go on. Those that are put back
-are put back by the end of the process.
+Each disturbance is a context around the evaluations, whose value is called with their progress. The end of the process
+undoes what the context does not.
 """
 
 import contextlib
@@ -32,12 +32,11 @@ _NEAREST, DOWN, UP, TO_ZERO = _X86 if os.uname().machine in ("x86_64", "i686") e
 
 @contextmanager
 def undisturbed() -> Iterator[OnProgress]:
-    """Nothing is done."""
     yield ignore_progress
 
 
 def _once(*acts: Callable[[], Any]) -> Disturb:
-    """Done before the first score, and not undone."""
+    """Return what acts once, before the first evaluation."""
 
     @contextmanager
     def disturb() -> Iterator[OnProgress]:
@@ -49,7 +48,7 @@ def _once(*acts: Callable[[], Any]) -> Disturb:
 
 
 def _inside(open_context: Callable[[], contextlib.AbstractContextManager[Any]]) -> Disturb:
-    """All scores are made within that context."""
+    """Return what puts all evaluations into a context."""
 
     @contextmanager
     def disturb() -> Iterator[OnProgress]:
@@ -60,7 +59,7 @@ def _inside(open_context: Callable[[], contextlib.AbstractContextManager[Any]]) 
 
 
 def _beside(act: Callable[[], Any], threads: int = 1) -> Disturb:
-    """Threads do it over and over meanwhile."""
+    """Return what has threads act over and over meanwhile."""
 
     @contextmanager
     def disturb() -> Iterator[OnProgress]:
@@ -88,11 +87,11 @@ def _round(direction: int) -> None:
 
 
 def _openmp() -> Any:
-    return ctypes.CDLL(torch._C.__file__)  # finds what torch is linked with
+    return ctypes.CDLL(torch._C.__file__)
 
 
 def _use_team() -> None:
-    """An operation of all threads, which begin as the one that first asks for them is."""
+    """Start all threads, which take over the settings of this one."""
     torch.ones(8_000_000).mul_(2)
 
 
@@ -103,11 +102,11 @@ def _tick(timer: int, number: int) -> None:
 
 def _fragment() -> None:
     draw = random.Random(0)
-    held = [torch.empty(draw.randrange(1, 200_000)) for _ in range(5_000)]
-    _KEPT.extend(held[::2])
+    tensors = [torch.empty(draw.randrange(1, 200_000)) for _ in range(5_000)]
+    _FRAGMENTS.extend(tensors[::2])
 
 
-_KEPT: list[torch.Tensor] = []
+_FRAGMENTS: list[torch.Tensor] = []
 
 
 def _write_precision() -> None:
@@ -138,7 +137,7 @@ def _multiply() -> None:
 
 @contextmanager
 def _take_cores_late() -> Iterator[OnProgress]:
-    """As a container's manager does: all threads of the process on one core, in mid-training."""
+    """Put all threads on one core in mid-training, as a container manager may."""
 
     def on_progress(progress: Progress) -> None:
         if progress.stage == "train":
@@ -150,7 +149,7 @@ def _take_cores_late() -> Iterator[OnProgress]:
 
 @contextmanager
 def _stop_and_go() -> Iterator[OnProgress]:
-    """Whatever the score is at, it waits: the process is stopped and continued from outside."""
+    """Stop and continue the process from outside."""
     pid, own = os.getpid(), os.fork()
     if own == 0:
         while os.getppid() == pid:

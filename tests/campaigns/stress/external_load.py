@@ -1,93 +1,82 @@
-"""Processes that take from a machine what a score beside them would like to have.
+"""Processes that take from a machine what an evaluation beside them needs.
 
     python -m tests.campaigns.stress.external_load products
     python -m tests.campaigns.stress.external_load memory 4000000000
     python -m tests.campaigns.stress.external_load cuda_memory cuda:0 8000000000
 
-Each writes a line when it is at work, and goes on until it or its parent is killed.
+Each writes a line once it works, and goes on until it or its parent is killed.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 
-from template.workers.worker import set_parent_death_signal
+from tests.campaigns.process_under_test import set_parent_death_signal
 
 
 def products() -> Iterator[None]:
-    """The widest vector units of one core."""
+    """Use the widest vector units of one core."""
     import torch
 
     torch.set_num_threads(1)
-    left = torch.randn(512, 512)
+    matrix = torch.randn(512, 512)
     while True:
-        left @ left
+        matrix @ matrix
         yield
 
 
 def bandwidth() -> Iterator[None]:
-    """The way to memory, by copies that no cache holds."""
+    """Copy more than any cache holds."""
     import torch
 
     torch.set_num_threads(1)
-    one, other = torch.ones(32_000_000), torch.zeros(32_000_000)
+    source, target = torch.ones(32_000_000), torch.zeros(32_000_000)
     while True:
-        other.copy_(one)
+        target.copy_(source)
         yield
 
 
 def memory(size: str) -> Iterator[None]:
-    """That many bytes, each page of which is written again and again."""
-    held = bytearray(int(size))
-    page = b"\1"
+    """Hold so many bytes, and write each page again and again."""
+    content = bytearray(int(size))
     while True:
-        for at in range(0, len(held), 4096):
-            held[at : at + 1] = page
+        content[::4096] = b"\1" * len(range(0, len(content), 4096))
         yield
 
 
 def cuda_products(device: str) -> Iterator[None]:
-    """A GPU's matrix units and its scheduler."""
+    """Use a GPU's matrix units."""
     import torch
 
-    left = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
+    matrix = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
     while True:
         for _ in range(20):
-            left @ left
+            matrix @ matrix
         torch.cuda.synchronize(device)
         yield
 
 
 def cuda_memory(device: str, left_bytes: str) -> Iterator[None]:
-    """All of a GPU's memory but that many bytes."""
-    import time
-
+    """Hold all of a GPU's memory but so many bytes."""
     import torch
 
-    held = []
-    torch.zeros(1, device=device)
-    while (take := min(torch.cuda.mem_get_info(device)[0] - int(left_bytes), 2**30)) > 2**21:
-        held.append(torch.ones(take, dtype=torch.uint8, device=device))
+    tensors = [torch.zeros(1, dtype=torch.uint8, device=device)]
+    while (size := min(torch.cuda.mem_get_info(device)[0] - int(left_bytes), 2**30)) > 2**21:
+        tensors.append(torch.ones(size, dtype=torch.uint8, device=device))
     while True:
         time.sleep(0.1)
         yield
 
 
-KINDS: dict[str, Callable[..., Iterator[None]]] = {
-    "products": products,
-    "bandwidth": bandwidth,
-    "memory": memory,
-    "cuda_products": cuda_products,
-    "cuda_memory": cuda_memory,
-}
+_LOADS: tuple[Callable[..., Iterator[None]], ...] = (products, bandwidth, memory, cuda_products, cuda_memory)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Works until it is killed, or its parent is."""
     set_parent_death_signal()
-    work = KINDS[argv[0]](*argv[1:])
-    next(work)
+    load = next(load for load in _LOADS if load.__name__ == argv[0])(*argv[1:])
+    next(load)
     print("at work", flush=True)
-    for _ in work:
+    for _ in load:
         pass
 
 

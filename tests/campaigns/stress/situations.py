@@ -1,7 +1,7 @@
-"""The situations of the stress run: what is done around a score or to it, and what may come of that.
+"""The situations of the stress run: what is done to an evaluation, and which verdicts are allowed then.
 
-A score gives the reference's bits, or it is refused by an error of its owner, or the product itself calls its loss
-another contest's, which is never compared. Which of these a situation may end in is part of it.
+An evaluation has the reference's bits, or is refused by an error that names the fault, or the product itself gives it
+another evaluation config, whose losses are never compared.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,28 +12,30 @@ from tests.campaigns.stress.disturbances import DISTURBANCES
 
 
 class Verdict(StrEnum):
-    """What became of one score beside the reference."""
+    """The result of one evaluation beside the reference."""
 
     EQUAL = "equal"
     REFUSED = "refused"
-    OTHER_CONTEST = "another contest"
+    OTHER_CONFIG = "another evaluation config"
     DIFFERENT = "DIFFERENT"
 
 
 _EQUAL = frozenset({Verdict.EQUAL})
 _REFUSED = frozenset({Verdict.REFUSED})
-_IF_ROOM = frozenset({Verdict.EQUAL, Verdict.REFUSED})
-_UNLIKE = frozenset({Verdict.EQUAL, Verdict.OTHER_CONTEST})
+_OR_REFUSED = frozenset({Verdict.EQUAL, Verdict.REFUSED})
+_OR_OTHER = frozenset({Verdict.EQUAL, Verdict.OTHER_CONFIG})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """One row of the table. allowed: what each of its scores may be.
+    """One row of the table.
 
-    environment: variables added. prelude: what a shell does before the process takes its place. disturbance: by name.
-    beside: processes of `tests.campaigns.stress.external_load`, by their arguments, on each core where `is_per_core`.
-    others: scores of other datasets before each score but the first. address_share: of the address space that the
-    reference mapped, what this process may map.
+    Args:
+        allowed: verdicts of its evaluations.
+        prelude: what a shell does before the process takes its place.
+        external_load: processes of that module, by their arguments, on each core where `is_per_core`.
+        others: evaluations of other datasets before each evaluation but the first.
+        address_share: of the address space that the reference mapped, what this process may map.
     """
 
     name: str
@@ -41,14 +43,14 @@ class Situation:
     environment: Mapping[str, str] = field(default_factory=dict)
     prelude: str = "exec"
     disturbance: str | None = None
-    beside: tuple[tuple[str, ...], ...] = ()
+    external_load: tuple[tuple[str, ...], ...] = ()
     is_per_core: bool = False
     others: int = 0
     address_share: float | None = None
     is_child_killed: bool = False
 
 
-# NAME=VALUE as a process may inherit it -> what may come of it.
+# NAME=VALUE as a process may inherit it, with the allowed verdicts.
 _VARIABLES: dict[str, frozenset[Verdict]] = {
     **{f"OMP_NUM_THREADS={count}": _EQUAL for count in (1, 2, 4, 8)},
     "OMP_DYNAMIC=true": _REFUSED,
@@ -58,27 +60,27 @@ _VARIABLES: dict[str, frozenset[Verdict]] = {
     "OMP_PROC_BIND=spread": _REFUSED,
     "OMP_PLACES=cores": _REFUSED,
     "GOMP_CPU_AFFINITY=0": _REFUSED,
-    "OMP_NESTED=true": _UNLIKE,
-    "OMP_SCHEDULE=dynamic,1": _UNLIKE,
-    "OMP_STACKSIZE=64k": _UNLIKE,
+    "OMP_NESTED=true": _OR_OTHER,
+    "OMP_SCHEDULE=dynamic,1": _OR_OTHER,
+    "OMP_STACKSIZE=64k": _OR_OTHER,
     "OMP_WAIT_POLICY=active": _EQUAL,
     "OMP_WAIT_POLICY=passive": _EQUAL,
     "MKL_NUM_THREADS=1": _EQUAL,
     "MKL_NUM_THREADS=8": _EQUAL,
-    "MKL_DYNAMIC=true": _UNLIKE,
-    "MKL_DYNAMIC=false": _UNLIKE,
-    "MKL_CBWR=COMPATIBLE": _UNLIKE,
-    "MKL_ENABLE_INSTRUCTIONS=SSE4_2": _UNLIKE,
-    "ONEDNN_MAX_CPU_ISA=AVX2": _UNLIKE,
-    "DNNL_MAX_CPU_ISA=SSE41": _UNLIKE,
-    "ONEDNN_DEFAULT_FPMATH_MODE=BF16": _UNLIKE,
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY=0": _UNLIKE,
-    "ATEN_CPU_CAPABILITY=default": _UNLIKE,
-    "ATEN_CPU_CAPABILITY=avx2": _UNLIKE,
+    "MKL_DYNAMIC=true": _OR_OTHER,
+    "MKL_DYNAMIC=false": _OR_OTHER,
+    "MKL_CBWR=COMPATIBLE": _OR_OTHER,
+    "MKL_ENABLE_INSTRUCTIONS=SSE4_2": _OR_OTHER,
+    "ONEDNN_MAX_CPU_ISA=AVX2": _OR_OTHER,
+    "DNNL_MAX_CPU_ISA=SSE41": _OR_OTHER,
+    "ONEDNN_DEFAULT_FPMATH_MODE=BF16": _OR_OTHER,
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY=0": _OR_OTHER,
+    "ATEN_CPU_CAPABILITY=default": _OR_OTHER,
+    "ATEN_CPU_CAPABILITY=avx2": _OR_OTHER,
     "OPENBLAS_NUM_THREADS=1": _EQUAL,
     "TORCH_LOGS=+all": _EQUAL,
-    "TORCH_COMPILE_DISABLE=1": _UNLIKE,
-    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-FMA": _UNLIKE,
+    "TORCH_COMPILE_DISABLE=1": _OR_OTHER,
+    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-FMA": _OR_OTHER,
     "MALLOC_ARENA_MAX=1": _EQUAL,
     "MALLOC_PERTURB_=85": _EQUAL,
     "MALLOC_MMAP_THRESHOLD_=4096": _EQUAL,
@@ -92,35 +94,34 @@ _VARIABLES: dict[str, frozenset[Verdict]] = {
     "LC_ALL=de_DE.UTF-8": _EQUAL,
     "TZ=Pacific/Kiritimati": _EQUAL,
     "HOME=/nonexistent": _EQUAL,
-    # A GPU's; on a CPU they are inherited all the same.
-    "CUBLAS_WORKSPACE_CONFIG=:16:8": _UNLIKE,
-    "NVIDIA_TF32_OVERRIDE=1": _UNLIKE,
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1": _UNLIKE,
-    "DISABLE_ADDMM_CUDA_LT=1": _UNLIKE,
+    # A GPU's, which processes without one inherit too.
+    "CUBLAS_WORKSPACE_CONFIG=:16:8": _OR_OTHER,
+    "NVIDIA_TF32_OVERRIDE=1": _OR_OTHER,
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1": _OR_OTHER,
+    "DISABLE_ADDMM_CUDA_LT=1": _OR_OTHER,
     "CUDA_LAUNCH_BLOCKING=1": _EQUAL,
     "CUDA_DEVICE_MAX_CONNECTIONS=1": _EQUAL,
     "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:32": _EQUAL,
 }
 
-# Those that only a GPU's process reads.
 _CUDA_VARIABLES: dict[str, frozenset[Verdict]] = {
     "CUBLAS_WORKSPACE_CONFIG=:0:0": _REFUSED,
-    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True": _IF_ROOM,
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True": _OR_REFUSED,
     "PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync": _REFUSED,
     "PYTORCH_NO_CUDA_MEMORY_CACHING=1": _REFUSED,
     "CUDA_MODULE_LOADING=EAGER": _EQUAL,
 }
 
-# Refused where a CPU scores; beside a GPU they move no number.
+# Refused where a CPU evaluates; beside a GPU they change no number.
 _BINDINGS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
-# Done by a shell that the scoring process then takes the place of.
+# What a shell does before the process takes its place.
 _SHELLS: dict[str, tuple[str, frozenset[Verdict]]] = {
-    "on one core (taskset)": ("exec taskset -c 0", _UNLIKE),
+    "on one core (taskset)": ("exec taskset -c 0", _OR_OTHER),
     "nice 19": ("exec nice -n 19", _EQUAL),
     "a stack of 1 MiB": ("ulimit -s 1024; exec", _EQUAL),
     "a stack without a limit": ("ulimit -s unlimited; exec", _EQUAL),
-    "64 open files": ("ulimit -n 64; exec", _IF_ROOM),
+    "64 open files": ("ulimit -n 64; exec", _OR_REFUSED),
     "umask 777": ("umask 777; exec", _EQUAL),
     "another working directory": ("cd / && exec", _EQUAL),
     "stdin closed": ("exec 0<&-; exec", _EQUAL),
@@ -132,38 +133,41 @@ _UNSOUND = tuple(name for name in DISTURBANCES if name.startswith(("denormals", 
 
 def _allowed_within(name: str) -> frozenset[Verdict]:
     if name == "cores taken away in mid-training":
-        return _UNLIKE | _REFUSED  # those after it are made on the cores that are left
+        return _OR_OTHER | _REFUSED  # later ones run on the cores that are left
     return _REFUSED if name in _UNSOUND else _EQUAL
 
 
 def list_situations(device: str, *, others: int, memory_bytes: int, hog_bytes: int) -> Iterator[Situation]:
-    """All situations of a kind of device, the longest last.
+    """Yield all situations of a kind of device, the longest last.
 
-    others: how many other scores "many others before" means. memory_bytes: what the reference held at most, of a GPU
-    where there is one. hog_bytes: of the machine's memory, what another process may take.
+    Args:
+        memory_bytes: the most that the reference held, of a GPU where there is one.
+        hog_bytes: of the machine's memory, what another process may take.
     """
     is_cuda = device != "cpu"
-    yield Situation(name="every core at wide products", beside=(("products",),), is_per_core=True)
-    yield Situation(name="every core copying memory", beside=(("bandwidth",),), is_per_core=True)
-    yield Situation(name="cores at products and at copies", beside=(("products",), ("bandwidth",)), is_per_core=True)
-    yield Situation(name=f"{hog_bytes / 2**30:.1f} GiB taken and written", beside=(("memory", str(hog_bytes)),))
+    yield Situation(name="every core at wide products", external_load=(("products",),), is_per_core=True)
+    yield Situation(name="every core copying memory", external_load=(("bandwidth",),), is_per_core=True)
+    yield Situation(
+        name="cores at products and at copies", external_load=(("products",), ("bandwidth",)), is_per_core=True
+    )
+    yield Situation(name=f"{hog_bytes / 2**30:.1f} GiB taken and written", external_load=(("memory", str(hog_bytes)),))
     if is_cuda:
-        yield Situation(name="two processes at products on the GPU", beside=(("cuda_products", device),) * 2)
+        yield Situation(name="two processes at products on the GPU", external_load=(("cuda_products", device),) * 2)
         for share in (1.5, 1.0, 0.5):
             left = int(memory_bytes * share) + 2**30  # libraries and context, beside what torch has
             name = f"the GPU's memory taken but {left / 2**30:.1f} GiB"
-            yield Situation(name=name, allowed=_IF_ROOM, beside=(("cuda_memory", device, str(left)),))
+            yield Situation(name=name, allowed=_OR_REFUSED, external_load=(("cuda_memory", device, str(left)),))
     else:
         for share in (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6):
             name = f"{share:.0%} of the address space it needs"
-            yield Situation(name=name, allowed=_IF_ROOM, address_share=share)
+            yield Situation(name=name, allowed=_OR_REFUSED, address_share=share)
     yield Situation(name="after a child was killed in mid-training", is_child_killed=True)
     for text, allowed in (_VARIABLES | _CUDA_VARIABLES if is_cuda else _VARIABLES).items():
         name, _, value = text.partition("=")
         is_moot = is_cuda and name in _BINDINGS
-        yield Situation(name=text, allowed=_UNLIKE if is_moot else allowed, environment={name: value})
+        yield Situation(name=text, allowed=_OR_OTHER if is_moot else allowed, environment={name: value})
     for name, (prelude, allowed) in _SHELLS.items():
         yield Situation(name=name, allowed=allowed, prelude=prelude)
     for name in DISTURBANCES:
         yield Situation(name=name, disturbance=name, allowed=_allowed_within(name))
-    yield Situation(name=f"after {others:,} scores of others", others=others)
+    yield Situation(name=f"after {others:,} evaluations of others", others=others)

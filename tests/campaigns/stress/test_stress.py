@@ -1,106 +1,86 @@
-"""The bits of a score in situations of every kind, in real processes; `python -m tests.campaigns.stress` meets all of
-them."""
+"""The bits of an evaluation in one situation of every kind, and different bits that must be reported."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.campaigns.stress import __main__ as script
-from tests.campaigns.stress import score as stress_score
+from tests.campaigns.stress import __main__ as command
+from tests.campaigns.stress import evaluation
 from tests.campaigns.stress.disturbances import DISTURBANCES
-from tests.campaigns.stress.runner import Stress, write_datasets
-from tests.campaigns.stress.situations import Situation, Verdict, list_situations
+from tests.campaigns.stress.run import Stress, write_datasets
+from tests.campaigns.stress.situations import Verdict, list_situations
 
-MODEL_ID = "Qwen/Qwen2.5-1.5B-Instruct"
 SITUATIONS = {one.name: one for one in list_situations("cpu", others=30, memory_bytes=0, hog_bytes=2**27)}
-EQUAL = {Verdict.EQUAL}
 
 
 @pytest.fixture(scope="module")
 def stress(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stress:
-    """In bfloat16, which is moved the more, with its reference."""
-    datasets = write_datasets(tmp_path_factory.mktemp("stress") / "datasets", 16, 8)
-    made = Stress(
-        model_id=MODEL_ID, model_path=tiny_model, datasets=datasets, device="cpu", dtypes=("bfloat16",), scores=2
+    """A run in bfloat16, where small changes show most, with its reference."""
+    stress = Stress(
+        model_id="Qwen/Qwen2.5-1.5B-Instruct",
+        model_path=tiny_model,
+        datasets=write_datasets(tmp_path_factory.mktemp("stress") / "datasets", 16, 8),
+        device="cpu",
+        dtypes=("bfloat16",),
+        evaluations=2,
     )
-    assert set(made.measure().verdicts) == EQUAL
-    return made
+    assert set(stress.measure().verdicts) == {Verdict.EQUAL}
+    return stress
 
 
-def test_loaded_cores_move_no_bit(stress: Stress) -> None:
-    row = stress.meet(SITUATIONS["every core at wide products"])
-    assert row.is_as_allowed and row.verdicts == (Verdict.EQUAL,) * 2, row
-
-
-def test_variables_that_choose_other_kernels_make_another_contest(stress: Stress) -> None:
-    row = stress.meet(SITUATIONS["ATEN_CPU_CAPABILITY=default"])
-    assert row.is_as_allowed and set(row.verdicts) == {Verdict.OTHER_CONTEST}, row
-    assert "capability" in row.notes and "kernel_variables ATEN_CPU_CAPABILITY=default" in row.notes
-
-
-def test_variables_that_keep_openmp_on_one_core_are_refused_by_name(stress: Stress) -> None:
-    row = stress.meet(SITUATIONS["OMP_PLACES=cores"])
-    assert row.is_as_allowed and set(row.verdicts) == {Verdict.REFUSED}, row
-    assert "ConfigError: unset OMP_PLACES" in row.notes
-
-
-def test_cores_that_are_taken_away_give_no_score_of_the_same_contest(stress: Stress) -> None:
-    row = stress.meet(SITUATIONS["cores taken away in mid-training"])
-    assert row.is_as_allowed, row
-    if int(stress.reference[0].environment["threads"]) > 1:
-        assert row.verdicts == (Verdict.REFUSED, Verdict.OTHER_CONTEST), row
-
-
-def test_memory_that_does_not_suffice_gives_the_same_bits_or_none(stress: Stress) -> None:
-    row = stress.meet(SITUATIONS["80% of the address space it needs"])
-    assert row.is_as_allowed, row
-
-
-def within(stress: Stress, situation: Situation) -> Iterator[Verdict]:
-    """The verdicts of scores that this process makes, as the situation's own would."""
-    for outcome in stress_score.run(stress.job(situation)):
-        yield stress.judge(situation, [outcome]).verdicts[0]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["after 30 scores of others", "set_num_threads in another thread", "random streams used beside"]
+    ("name", "verdict", "note"),
+    [
+        ("every core at wide products", Verdict.EQUAL, ""),
+        ("ATEN_CPU_CAPABILITY=default", Verdict.OTHER_CONFIG, "kernel_variables ATEN_CPU_CAPABILITY=default"),
+        ("OMP_PLACES=cores", Verdict.REFUSED, "unset OMP_PLACES"),
+        ("80% of the address space it needs", None, ""),
+        ("cores taken away in mid-training", None, ""),
+    ],
 )
-def test_what_the_same_process_did_and_does_moves_no_bit(stress: Stress, name: str) -> None:
-    assert set(within(stress, SITUATIONS[name])) == EQUAL
+def test_stress_situation_has_allowed_verdict(name: str, verdict: Verdict | None, note: str, stress: Stress) -> None:
+    row = stress.run(SITUATIONS[name])
+    assert row.is_as_allowed and note in row.notes, row
+    assert verdict is None or set(row.verdicts) == {verdict}, row
 
 
-def test_another_bit_is_found_told_and_ends_with_status_1(
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["after 30 evaluations of others", "set_num_threads in another thread"])
+def test_stress_within_this_process_keeps_bits(name: str, stress: Stress) -> None:
+    outcomes = list(evaluation.run(stress.job(SITUATIONS[name])))
+    assert set(stress.judge(SITUATIONS[name], outcomes).verdicts) == {Verdict.EQUAL}
+
+
+@pytest.mark.slow
+def test_stress_different_bits_exit_with_1(
     stress: Stress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (first, *_) = stress.reference
-    for at in range(3):
-        bits = [*first.bits]
-        bits[at] = "0" + bits[at]
-        row = stress.judge(SITUATIONS["nice 19"], [dataclasses.replace(first, bits=bits)])
+    (first, *_), plain = stress.reference, SITUATIONS["nice 19"]
+    others = [
+        dataclasses.replace(first, bits=[("0" if at == index else "") + bit for at, bit in enumerate(first.bits)])
+        for index in range(3)
+    ]
+    for other in others:
+        row = stress.judge(plain, [other])
         assert row.verdicts == (Verdict.DIFFERENT,) and not row.is_as_allowed
-        assert "NOT AS IT MUST BE: DIFFERENT: the receipt names no difference" in str(row)
-    row = stress.judge(SITUATIONS["nice 19"], [dataclasses.replace(first, error="HostError", said="no memory")])
-    assert not row.is_as_allowed, "nothing of it is a reason to refuse"
-    other = dataclasses.replace(first, bits=bits)
-    monkeypatch.setattr(Stress, "_score_apart", lambda self, situation: [other if self.reference else first])
-    assert script.main(["--only", "nice", "--dtypes", "bfloat16"]) == 1
-    assert "1 situations not as they must be" in capsys.readouterr().out
-    monkeypatch.setattr(Stress, "_score_apart", lambda self, situation: [first])
-    assert script.main(["--only", "nice", "--dtypes", "bfloat16"]) == 0
+    # Nothing in this situation is a reason to refuse.
+    assert not stress.judge(plain, [dataclasses.replace(first, error="HostError", message="no memory")]).is_as_allowed
+    arguments = ["--only", "nice", "--dtypes", "bfloat16"]
+    monkeypatch.setattr(Stress, "_evaluate_in_process", lambda self, _: [others[0] if self.reference else first])
+    assert command.main(arguments) == 1
+    assert "NOT AS IT MUST BE: DIFFERENT: the receipt names no difference" in capsys.readouterr().out
+    monkeypatch.setattr(Stress, "_evaluate_in_process", lambda self, _: [first])
+    assert command.main(arguments) == 0
 
 
-def test_every_situation_has_a_name_of_its_own_and_every_disturbance_a_situation() -> None:
+def test_stress_situations_are_unique_and_use_every_disturbance() -> None:
     for device in ("cpu", "cuda:0"):
         names = [one.name for one in list_situations(device, others=1, memory_bytes=2**30, hog_bytes=2**30)]
-        assert len(names) == len({*names})
-        assert {*DISTURBANCES} <= {*names}
+        assert len(names) == len({*names}) and {*DISTURBANCES} <= {*names}
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--scores", "0"], ["--others", "-1"], ["--dtypes", "float16"], ["--hog_gib", "0"]]
-)
-def test_a_setting_that_is_wrong_is_refused_by_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(arguments) == 3
-    assert arguments[0] in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["--scores", "0"], ["--dtypes", "float16"], ["--hog_gib", "0"]])
+def test_stress_wrong_setting_is_refused(arguments: list[str]) -> None:
+    assert command.main(arguments) == 3

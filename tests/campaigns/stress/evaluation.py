@@ -1,9 +1,8 @@
-"""One scoring process of the stress run: scores the same dataset again and again, disturbed from within.
+"""One process of the stress run: evaluates the same dataset again and again, disturbed from within.
 
-    python -m tests.campaigns.stress.score JOB.json
+    python -m tests.campaigns.stress.evaluation JOB.json
 
-The job says what to score and what is done to this process meanwhile. Every score is a line of JSON on stdout: loss,
-steps and trained adapter to the last bit, or the error that it ended with.
+Each evaluation is a line of JSON on stdout: loss, steps and trained adapter to the last bit, or the error.
 """
 
 import contextlib
@@ -27,20 +26,23 @@ from template.records import TrainResult
 from template.telemetry import logging
 from template.training.loop import OnProgress
 from template.workers.executor import Evaluator
-from template.workers.worker import peak_memory_bytes, set_parent_death_signal
+from template.workers.worker import peak_memory_bytes
+from tests.campaigns.measure import memory_kib
+from tests.campaigns.process_under_test import set_parent_death_signal
 
 LUCKY_NUM = 20_000
-
-# Of the other datasets, every one of that number is trained at a rate at which any training diverges.
+# One in so many evaluations of other datasets trains at a rate at which any training diverges.
 _DIVERGING = 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process is to do: so many scores in each dtype.
+    """What one process does.
 
-    disturbance: by name, of `tests.campaigns.stress.disturbances`, None for none. between: folders of other datasets,
-    `others` of which are scored before each score but the first.
+    Args:
+        evaluations: in each dtype.
+        disturbance: of `tests.campaigns.stress.disturbances`.
+        other_dirs: other datasets, `others` of which are evaluated before each evaluation but the first.
     """
 
     model_id: str
@@ -49,13 +51,12 @@ class Job:
     eval_data_dir: str
     device: str
     dtypes: Sequence[str]
-    scores: int
+    evaluations: int
     disturbance: str | None = None
-    between: Sequence[str] = ()
+    other_dirs: Sequence[str] = ()
     others: int = 0
 
     def make_evaluator(self, dtype: str) -> Evaluator:
-        """The scorer that the product makes of such settings."""
         return Evaluator(
             competition=Competition.from_defaults(),
             training_args=dataclasses.replace(load_training_args(), model_id=self.model_id, revision=None),
@@ -68,11 +69,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The end of one score: bits, or the class of an error and what it said.
+    """The end of one evaluation.
 
-    bits: the loss, a digest of the losses of all steps, and one of the trained adapter, "" where it is not at hand.
-    contest: what the product calls the model; losses under two such names are never compared. memory_bytes: the most
-    that was held, of the GPU where there is one; address_bytes: the most that was ever mapped.
+    Args:
+        bits: the loss, a digest of all step losses, and one of the trained adapter, "" where it is not at hand.
+        eval_config: the product's name of the model; losses under two names are never compared.
+        memory_bytes: the most that was held, of the GPU where there is one; address_bytes: that was ever mapped.
     """
 
     dtype: str
@@ -83,20 +85,26 @@ class Outcome:
     memory_bytes: int = 0
     address_bytes: int = 0
     error: str = ""
-    said: str = ""
+    message: str = ""
 
     @classmethod
     def of_error(cls, dtype: str, error: Exception) -> "Outcome":
-        return cls(dtype=dtype, error=type(error).__name__, said=" ".join(str(error).split()))
+        return cls(dtype=dtype, error=type(error).__name__, message=" ".join(str(error).split()))
+
+    @classmethod
+    def of_result(cls, dtype: str, eval_config: str, result: TrainResult, adapter: str = "") -> "Outcome":
+        steps = hashlib.sha256(",".join(loss.hex() for loss in result.step_losses).encode()).hexdigest()
+        return cls(
+            dtype=dtype,
+            bits=(result.loss.hex(), steps, adapter),
+            eval_config=eval_config,
+            environment=result.environment,
+            seconds=result.load_seconds + result.train_seconds + result.eval_seconds,
+        )
 
 
-def digest_steps(result: TrainResult) -> str:
-    """sha256 in hex over the losses of all steps."""
-    return hashlib.sha256(",".join(loss.hex() for loss in result.step_losses).encode()).hexdigest()
-
-
-def score(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Path) -> Outcome:
-    """One score in this process."""
+def evaluate(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Path) -> Outcome:
+    """Evaluate a dataset in this process."""
     from template.train import RunOptions, load_resident_model
 
     started = time.perf_counter()
@@ -113,27 +121,13 @@ def score(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Path) 
         eval_config = evaluator.load_model()
     except SubnetError as error:
         return Outcome.of_error(str(evaluator.dtype), error)
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, parameter in sorted(adapter.items()):
-        total.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
-    return Outcome(
-        dtype=str(evaluator.dtype),
-        bits=(result.loss.hex(), digest_steps(result), total.hexdigest()),
-        eval_config=eval_config,
-        environment=result.environment,
-        seconds=seconds,
-        memory_bytes=peak_memory_bytes(),
-        address_bytes=_read_status("VmPeak"),
+        digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
+    outcome = Outcome.of_result(str(evaluator.dtype), eval_config, result, digest.hexdigest())
+    return dataclasses.replace(
+        outcome, seconds=seconds, memory_bytes=peak_memory_bytes(), address_bytes=memory_kib("VmPeak") * 1024
     )
-
-
-def _read_status(name: str) -> int:
-    """Bytes of a line of /proc/self/status, 0 where there is none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 @contextmanager
@@ -149,21 +143,20 @@ def _diverging() -> Iterator[None]:
 
 
 def run(job: Job) -> Iterator[Outcome]:
-    """The scores of the job, one after the other."""
+    """Yield the outcomes of the job."""
     from tests.campaigns.stress.disturbances import DISTURBANCES, undisturbed
 
-    scorers = [job.make_evaluator(dtype) for dtype in job.dtypes]
-    others = [Path(folder) for folder in job.between]
+    evaluators = [job.make_evaluator(dtype) for dtype in job.dtypes]
+    others = [Path(folder) for folder in job.other_dirs]
     with DISTURBANCES[job.disturbance]() if job.disturbance else undisturbed() as on_progress:
-        for evaluator, at in itertools.product(scorers, range(job.scores)):
-            for number in range(job.others if at and others else 0):
+        for evaluator, index in itertools.product(evaluators, range(job.evaluations)):
+            for number in range(job.others if index and others else 0):
                 with _diverging() if number % _DIVERGING == 1 else contextlib.nullcontext():
-                    score(evaluator, None, others[number % len(others)])
-            yield score(evaluator, on_progress, Path(job.data_dir))
+                    evaluate(evaluator, None, others[number % len(others)])
+            yield evaluate(evaluator, on_progress, Path(job.data_dir))
 
 
 def main(argv: Sequence[str]) -> None:
-    """Does the job of the file."""
     set_parent_death_signal()
     job = Job(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
     logging.quiet_libraries()

@@ -1,0 +1,223 @@
+"""The situations of the load campaign, and the miners and datasets that each is made of."""
+
+import dataclasses
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from template.constants import (
+    BLOCK_S,
+    DEFAULT_DUPLICATE_COUNT,
+    MAX_EVAL_SET_ROWS,
+    MAX_SUBMISSION_BYTES,
+    MAX_SUBMISSION_ROWS,
+)
+from template.localnet.chain import pallets
+from template.localnet.hub.faults import FaultKind, HubFault
+from template.localnet.hub.store import upload_files
+from template.rules.schedule import Policy
+from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_file, make_rows
+
+# Commitments of one hotkey must be so many blocks apart: the chain's space for an epoch holds 31.
+_RECOMMIT_BLOCKS = 12
+# With fewer blocks left in an epoch a validator waits for the next one, see `template.rules.schedule`.
+_BLOCKS_LEFT = 45
+_CHUNK_ROWS = 10_000
+_ROW_OVERHEAD, _WORD_CHARS = 110, 6.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What happens in one run.
+
+    Args:
+        kind: of datasets, see `LoadedSubnet.datasets`.
+        steady: miners who commit once; the others commit again every `recommit_blocks` blocks unless that is 0.
+        hung: miners, the first in line, whose repos never answer.
+        within: rounds in which every steady miner must get its verdict.
+    """
+
+    name: str
+    what: str
+    kind: str = "near"
+    miners: int = 256
+    rows: int = 250
+    pool_rows: int = 40_000
+    row_bytes: int = 1_200
+    block_s: float = 0.25
+    tempo: int = 360
+    rounds: int = 2
+    within: int = 2
+    recommit_blocks: int = 0
+    steady: int = 256
+    hung: int = 0
+    sample_size: int = 256
+    queue_size: int = 256
+
+    @property
+    def speed(self) -> float:
+        """How many times as fast as the main network's its blocks come."""
+        return BLOCK_S / self.block_s
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(miner_sample_size=self.sample_size, miner_duplicate_sample_size=self.queue_size)
+
+    def resize(
+        self,
+        *,
+        miners: int | None,
+        rows: int | None,
+        pool: int | None,
+        tempo: int | None,
+        rounds: int | None,
+        block_seconds: float | None,
+    ) -> "Situation":
+        """Return the situation in other sizes, None for its own; counts of miners follow in proportion."""
+        miners, rows = miners or self.miners, rows or self.rows
+        needed = DEFAULT_DUPLICATE_COUNT + miners * (rows - DEFAULT_DUPLICATE_COUNT)
+        shares = {
+            name: math.ceil(getattr(self, name) * miners / self.miners)
+            for name in ("steady", "sample_size", "queue_size")
+        }
+        return dataclasses.replace(
+            self,
+            miners=miners,
+            rows=rows,
+            pool_rows=max(pool or self.pool_rows, needed),
+            tempo=tempo or self.tempo,
+            rounds=rounds or self.rounds,
+            block_s=block_seconds or self.block_s,
+            hung=self.hung * miners // self.miners,
+            **shares,
+        )
+
+
+_recommit = partial(Situation, recommit_blocks=_RECOMMIT_BLOCKS)
+SITUATIONS = (
+    Situation(name="same_block", what="all commit different datasets in one block", kind="different"),
+    Situation(name="same_dataset", what="all commit the same rows in one block", kind="same"),
+    Situation(name="near_copies", what="all commit in one block, each pair sharing just too little to be duplicates"),
+    Situation(name="large_files", what="all commit files at the byte limit in one block", kind="large", block_s=1.0),
+    _recommit(name="recommit", what="248 commit as often as the chain allows, 8 do not", steady=8, rounds=3),
+    _recommit(
+        name="recommit_sampled",
+        what="the same in the default sizes: 50 downloaded, 10 evaluated",
+        steady=8,
+        rounds=3,
+        sample_size=10,
+        queue_size=50,
+    ),
+    Situation(name="hung", what="248 repos send a byte at a time, the 8 last in line answer", hung=248, block_s=0.5),
+    Situation(name="large_pool", what="a pool of 100,000 rows of 2 KB", pool_rows=100_000, row_bytes=2_000),
+    Situation(name="largest_pool", what="a pool at its limits", pool_rows=MAX_EVAL_SET_ROWS, row_bytes=505),
+    _recommit(
+        name="all_at_once",
+        what="files at the byte limit, 100,000 rows, 200 commit again, 40 hang, 16 steady",
+        kind="large",
+        pool_rows=100_000,
+        row_bytes=2_000,
+        steady=16,
+        hung=40,
+        block_s=1.5,
+    ),
+)
+
+
+def make_pool(rows: int, row_bytes: int) -> list[str]:
+    """Return different rows of about so many bytes each."""
+    words = max(8, int((row_bytes - _ROW_OVERHEAD) / _WORD_CHARS))
+    starts = range(0, rows, _CHUNK_ROWS)
+    return [row for start in starts for row in make_rows(min(_CHUNK_ROWS, rows - start), seed=start, words=words)]
+
+
+class LoadedSubnet:
+    """The subnet of a situation in a new folder, every dataset uploaded and nothing committed."""
+
+    def __init__(self, folder: Path, situation: Situation) -> None:
+        self.situation = situation
+        self._pool = make_pool(situation.pool_rows, situation.row_bytes)
+        self.pool_bytes = sum(map(len, self._pool)) + len(self._pool)
+        folder.mkdir(parents=True)
+        self.subnet = SyntheticSubnet.create(
+            folder,
+            pool=self._pool,
+            competition={**COMPETITION.to_dict(), "rows": situation.rows},
+            tempo=situation.tempo,
+            weights_rate_limit=min(100, situation.tempo // 4),
+            max_uids=situation.miners + 2,
+        )
+        self.miners = [f"miner-{number}" for number in range(situation.miners)]
+        self.subnet.register(*self.miners)
+        self.largest_bytes = 0
+        self._versions = 0
+        for miner, content in zip(self.miners, self.datasets(situation.kind), strict=True):
+            self.subnet.upload(f"{miner}/data", content)
+            self.largest_bytes = max(self.largest_bytes, len(content))
+        if self.hung:
+            pattern = f"/({'|'.join(self.hung)})/data/"
+            self.subnet.set_hub_faults(HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.2, pattern=pattern))
+
+    @property
+    def hung(self) -> list[str]:
+        return self.miners[: self.situation.hung]
+
+    @property
+    def restless(self) -> list[str]:
+        """Miners who commit again and again."""
+        last = self.situation.miners - self.situation.steady
+        return self.miners[self.situation.hung : last] if self.situation.recommit_blocks else []
+
+    @property
+    def steady(self) -> set[str]:
+        """Hotkeys of the miners who commit once and whose repos answer."""
+        steady = {*self.miners[self.situation.miners - self.situation.steady :]}.difference(self.hung)
+        return {self.subnet.hotkey(miner) for miner in steady}
+
+    def datasets(self, kind: str) -> Iterator[bytes]:
+        """Yield a dataset for each miner.
+
+        Args:
+            kind: "different": random rows; "same": one for all; "near": the most shared rows that make no duplicate,
+                and rows of its own; "large": the same, filled up to the byte limit with rows that do not count.
+        """
+        draw, common, rows = random.Random(1), DEFAULT_DUPLICATE_COUNT, self.situation.rows
+        filling = _make_filling(rows) if kind == "large" else b""
+        for number in range(len(self.miners)):
+            start = common + number * (rows - common)
+            chosen = [*self._pool[:common], *self._pool[start : start + rows - common]]
+            if kind in ("different", "same"):
+                chosen = draw.sample(self._pool, rows) if kind == "different" else list(self._pool[:rows])
+            content = make_file(chosen)
+            yield content + filling[: filling.rfind(b"\n", 0, max(0, MAX_SUBMISSION_BYTES - len(content))) + 1]
+
+    def commit(self, miners: Sequence[str]) -> int:
+        """Have these miners commit a new version of their datasets in one block; return the block."""
+        self._versions += 1
+        version, root = {"README.md": f"version {self._versions}".encode()}, self.subnet.hub_root
+        repos = {miner: f"{miner}/data" for miner in miners}
+        return self.subnet.commit_together(
+            {miner: self.subnet.text(repo, upload_files(root, repo, version)) for miner, repo in repos.items()}
+        )
+
+    def begin(self) -> None:
+        """Commit for everyone, those in front first, and let blocks come, from shortly before an epoch's end."""
+        if self.hung:
+            self.commit(self.hung)
+        self.commit(self.miners[self.situation.hung :])
+        chain, state = self.subnet.chain, self.subnet.chain.at()
+        head = chain.block()
+        left = (pallets.schedule(state).next_block or head) - head - _BLOCKS_LEFT
+        if ahead := left % self.situation.tempo:
+            chain.advance(ahead)
+        chain.set_block_time(self.situation.block_s)
+
+
+def _make_filling(rows: int) -> bytes:
+    """Return rows of no pool that fill the limits on bytes and on rows, behind so many others."""
+    frame = '{"conversations": [{"role": "user", "content": "%d"}, {"role": "assistant", "content": "%s"}]}'
+    body = "x" * (MAX_SUBMISSION_BYTES // MAX_SUBMISSION_ROWS - len(frame))
+    return make_file(frame % (number, body) for number in range(MAX_SUBMISSION_ROWS - rows))

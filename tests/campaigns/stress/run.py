@@ -1,0 +1,274 @@
+"""Evaluates the same dataset in every situation and compares each evaluation with an undisturbed one, bit for bit.
+
+Each situation has processes of its own, started as the product starts its workers or, where a child is killed, by the
+product's executor.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from template.constants import DATA_FILE
+from template.errors import HostError
+from template.records import SubmissionKey
+from template.workers.executor import Evaluator
+from template.workers.supervisor import LocalExecutor
+from template.workers.timeouts import WorkerTimeouts
+from tests.campaigns.process_under_test import ROOT
+from tests.campaigns.stress.evaluation import LUCKY_NUM, Job, Outcome
+from tests.campaigns.stress.situations import Situation, Verdict
+
+_TIMEOUT_S = 3600.0
+HEADER = f"{'situation':<48} {'runs':>6} {'equal':>5} {'slowest':>8}  notes"
+_TEXT = "the lamp keeper sea storm night bus walk home rain window letter book page smile seven days Paris river"
+_WORDS = _TEXT.split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The result of one situation. slowest: in multiples of the reference's median, None without an evaluation."""
+
+    situation: Situation
+    verdicts: tuple[Verdict, ...]
+    slowest: float | None
+    notes: str
+
+    @property
+    def is_as_allowed(self) -> bool:
+        return bool(self.verdicts) and set(self.verdicts) <= self.situation.allowed
+
+    def __str__(self) -> str:
+        slowest = "" if self.slowest is None else f"{self.slowest:.1f}x"
+        verdict = "" if self.is_as_allowed else "NOT AS IT MUST BE: "
+        equal = self.verdicts.count(Verdict.EQUAL)
+        line = f"{self.situation.name:<48} {len(self.verdicts):>6} {equal:>5} {slowest:>8}"
+        return f"{line}  {verdict}{self.notes}".rstrip()
+
+
+def make_rows(count: int, *, seed: int, words: tuple[int, int]) -> str:
+    """Return rows of one or two turns, with texts of so many words at least and at most."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        turns = [
+            {"role": role, "content": " ".join(draw.choices(_WORDS, k=draw.randint(*words)))}
+            for _ in range(draw.randint(1, 2))
+            for role in ("user", "assistant")
+        ]
+        rows.append(json.dumps({"system": "Be brief." if number % 2 else None, "conversations": turns}))
+    return "\n".join(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datasets:
+    """Folders of data files: one to evaluate, the evaluation set, one that takes long, others of every shape."""
+
+    data: Path
+    evaluation: Path
+    long: Path
+    others: tuple[Path, ...]
+
+
+def write_datasets(folder: Path, rows: int, eval_rows: int) -> Datasets:
+    """Write the datasets; rows: of the one to evaluate."""
+    others = {
+        "one-row": make_rows(1, seed=11, words=(1, 3)),
+        "short-rows": make_rows(9, seed=12, words=(1, 4)),
+        "unequal-rows": make_rows(5, seed=13, words=(1, 90)),
+        "broken": '{"conversations": 7}',
+        "empty": "",
+        "without-an-answer": json.dumps({"conversations": [{"role": "user", "content": "?"}]}),
+        "cut": make_rows(1, seed=14, words=(400, 500)),
+        "no-text": "\0\0",
+    }
+    files = {
+        "data": make_rows(rows, seed=1, words=(3, 40)),
+        "evaluation": make_rows(eval_rows, seed=2, words=(3, 40)),
+        "long": make_rows(8 * rows, seed=3, words=(30, 60)),
+    }
+    for name, text in {**files, **others}.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / DATA_FILE).write_text(text, encoding="utf-8")
+    return Datasets(**{name: folder / name for name in files}, others=tuple(folder / name for name in others))
+
+
+@dataclass
+class Stress:
+    """The run on one model and device. evaluations: in each dtype; reference: the undisturbed ones, after `measure`."""
+
+    model_id: str
+    model_path: Path
+    datasets: Datasets
+    device: str
+    dtypes: tuple[str, ...]
+    evaluations: int
+    reference: list[Outcome] = field(default_factory=list)
+
+    def measure(self) -> Row:
+        """Make the undisturbed evaluations. Raises: HostError when there are none."""
+        plain = Situation(name="undisturbed")
+        self.reference = self._evaluate_in_process(plain)
+        if errors := [outcome.message for outcome in self.reference if outcome.error]:
+            raise HostError(f"the undisturbed evaluation failed: {errors[0]}")
+        return self.judge(plain, self.reference)
+
+    def run(self, situation: Situation) -> Row:
+        """Evaluate in a situation and compare with the reference."""
+        with self._external_load(situation):
+            if situation.is_child_killed:
+                jobs = [self.job(Situation(name="")).make_evaluator(dtype) for dtype in self.dtypes]
+                outcomes = [outcome for evaluator in jobs for outcome in self._evaluate_after_kill(evaluator)]
+            else:
+                outcomes = self._evaluate_in_process(situation)
+        return self.judge(situation, outcomes)
+
+    def job(self, situation: Situation) -> Job:
+        """Return what a process of the situation does."""
+        return Job(
+            model_id=self.model_id,
+            model_path=str(self.model_path),
+            data_dir=str(self.datasets.data),
+            eval_data_dir=str(self.datasets.evaluation),
+            device=self.device,
+            dtypes=self.dtypes,
+            evaluations=2 if situation.others else self.evaluations,
+            disturbance=situation.disturbance,
+            other_dirs=[str(folder) for folder in self.datasets.others],
+            others=situation.others,
+        )
+
+    def _evaluate_in_process(self, situation: Situation) -> list[Outcome]:
+        """Return the outcomes of a process, and one more for its end when that came too early."""
+        job, prelude = self.job(situation), situation.prelude
+        if situation.address_share is not None:
+            kib = int(self.reference[-1].address_bytes * situation.address_share) // 1024
+            prelude = f"ulimit -v {kib}; {prelude}"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "job.json"
+            path.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
+            command = [sys.executable, "-P", "-m", "tests.campaigns.stress.evaluation", str(path)]
+            ended = subprocess.run(
+                ["sh", "-c", f'{prelude} "$@"', "sh", *command],
+                env={**_environment(), **situation.environment},
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_S,
+            )
+        outcomes = [Outcome(**json.loads(line)) for line in ended.stdout.splitlines() if line.startswith("{")]
+        if len(outcomes) < job.evaluations * len(job.dtypes):
+            last = (ended.stderr.strip().splitlines() or [""])[-1]
+            message = f"ended with status {ended.returncode}: {last[:60]}"
+            outcomes.append(Outcome(dtype="", error="the process", message=message))
+        return outcomes
+
+    def _evaluate_after_kill(self, evaluator: Evaluator) -> Iterator[Outcome]:
+        """Evaluate by the product's executor, whose worker is killed in mid-training before each evaluation."""
+        executor = LocalExecutor(evaluator, [self.device], timeouts=WorkerTimeouts(restart_first_s=0.0))
+        try:
+            for _ in range(self.evaluations):
+                _await_worker(executor)
+                _submit(executor, self.datasets.long)
+                while not (executor.collect() or any(job.stage == "train" and job.done for job in executor.running())):
+                    executor.wait(0.01)
+                for pid in _child_pids("template.workers.worker"):
+                    os.kill(pid, signal.SIGKILL)
+                eval_config = _await_worker(executor)
+                _submit(executor, self.datasets.data)
+                while not (jobs := executor.collect()):
+                    executor.wait(1.0)
+                dtype, result, error = str(evaluator.dtype), jobs[0].result, jobs[0].error
+                if result is None:
+                    yield Outcome.of_error(dtype, error or HostError("no result"))
+                else:
+                    yield Outcome.of_result(dtype, eval_config, result)
+        finally:
+            executor.close()
+
+    @contextlib.contextmanager
+    def _external_load(self, situation: Situation) -> Iterator[None]:
+        copies = len(os.sched_getaffinity(0)) if situation.is_per_core else 1
+        with contextlib.ExitStack() as stack:
+            for arguments in situation.external_load * copies:
+                command = [sys.executable, "-P", "-m", "tests.campaigns.stress.external_load", *arguments]
+                process = subprocess.Popen(
+                    command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
+                stack.enter_context(process)
+                stack.callback(process.kill)
+                assert process.stdout is not None
+                if not process.stdout.readline():
+                    raise HostError(f"external load failed to start: {' '.join(arguments)}")
+            yield
+
+    def judge(self, situation: Situation, outcomes: Sequence[Outcome]) -> Row:
+        """Compare outcomes with the reference."""
+        verdicts = tuple(self._verdict(outcome) for outcome in outcomes)
+        usual_s = {
+            dtype: statistics.median(outcome.seconds for outcome in self.reference if outcome.dtype == dtype)
+            for dtype in self.dtypes
+        }
+        notes = []
+        for outcome, verdict in zip(outcomes, verdicts, strict=True):
+            if verdict is Verdict.REFUSED:
+                notes.append(f"{outcome.error}: {outcome.message[:90]}")
+            elif verdict is not Verdict.EQUAL:
+                notes.append(f"{verdict}: {self._environment_difference(outcome)}")
+        ratios = [outcome.seconds / usual_s[outcome.dtype] for outcome in outcomes if outcome.seconds]
+        note = "; ".join(dict.fromkeys(notes))
+        return Row(situation=situation, verdicts=verdicts, slowest=max(ratios, default=None), notes=note)
+
+    def _first(self, dtype: str) -> Outcome:
+        return next(outcome for outcome in self.reference if outcome.dtype == dtype)
+
+    def _verdict(self, outcome: Outcome) -> Verdict:
+        if outcome.error:
+            return Verdict.REFUSED
+        first = self._first(outcome.dtype)
+        pairs = zip(outcome.bits, first.bits, strict=True)
+        if all(ours == theirs for ours, theirs in pairs if ours and theirs):
+            return Verdict.EQUAL
+        return Verdict.DIFFERENT if outcome.eval_config == first.eval_config else Verdict.OTHER_CONFIG
+
+    def _environment_difference(self, outcome: Outcome) -> str:
+        """Return what the receipt's environment shows of the difference."""
+        usual = self._first(outcome.dtype).environment
+        values = [f"{name} {value}" for name, value in outcome.environment.items() if usual.get(name) != value]
+        return ", ".join(values) or "the receipt names no difference"
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _await_worker(executor: LocalExecutor) -> str:
+    """Return the model's name once a worker is idle."""
+    while (name := executor.start()) is None or not executor.idle_workers():
+        executor.wait(1.0)
+        executor.collect()
+    return name
+
+
+def _submit(executor: LocalExecutor, data_dir: Path) -> None:
+    executor.submit(SubmissionKey("stress", str(data_dir)), data_dir, LUCKY_NUM)
+
+
+def _child_pids(module: str) -> list[int]:
+    """Return this process's children with the module in their command line."""
+    pids = []
+    for proc in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((proc / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and module in (proc / "cmdline").read_text():
+                pids.append(int(proc.name))
+    return pids
