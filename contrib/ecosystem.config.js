@@ -1,4 +1,4 @@
-// pm2's description of the two neurons. Nothing here needs an edit: their arguments come from the environment.
+// The two neurons under pm2. Arguments come from the environment, so this file needs no edit.
 //
 //   export VALIDATOR_ARGS="--netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey"
 //   pm2 start contrib/ecosystem.config.js --only validator
@@ -6,8 +6,8 @@
 //   export MINER_ARGS="--netuid 96 --wallet.name my_coldkey --hf_repo_id me/my-dataset --dataset_path data.jsonl --yes"
 //   pm2 start contrib/ecosystem.config.js --only miner
 //
-// Blanks part arguments; quotes, double or single, keep them inside one. VENV names another environment than .venv.
-// What an exit code means and what `pm2 save` writes down: docs/operator.md.
+// Spaces separate arguments; double or single quotes keep spaces inside one. VENV names another environment than .venv.
+// docs/operator.md explains the exit codes and which secrets `pm2 save` writes to disk.
 const path = require("path");
 
 const root = path.resolve(__dirname, "..");
@@ -17,28 +17,28 @@ const readArguments = (name) =>
     word.replace(/"([^"]*)"|'([^']*)'/g, "$1$2"),
   );
 
-// What only the operator can put right: wrong arguments and wrong configuration (template/errors.py). pm2 then shows
-// "waiting restart" with a pid of 0, and never restarts.
+// Wrong arguments and wrong settings (template/errors.py): only the operator can correct them. pm2 shows
+// "waiting restart" with pid 0 and does not restart.
 const OPERATOR_MUST_ACT = [2, 3];
 
 const common = {
   cwd: root,
-  // Completes an installation that was killed halfway, then becomes the neuron itself.
+  // Completes an interrupted installation, then replaces itself by the neuron.
   script: path.join(root, "contrib", "start.sh"),
   interpreter: "bash",
   env: { VENV: path.resolve(root, process.env.VENV || ".venv"), PYTHONUNBUFFERED: "1" },
   exec_mode: "fork",
-  // One log for each of stdout and stderr under ~/.pm2/logs, whatever number pm2 gives the process.
+  // One log file for stdout and one for stderr in ~/.pm2/logs, without pm2's process number in the name.
   merge_logs: true,
-  // pm2 would read the git repository at each start, which --auto_update may be writing.
+  // Otherwise pm2 reads the git repository at each start, while --auto_update may write to it.
   vizion: false,
-  // Milliseconds between the signal and the kill: a score is abandoned at once, an extrinsic in hand is awaited.
+  // Milliseconds from SIGINT to SIGKILL: evaluations end at once, but an extrinsic in flight needs time.
   kill_timeout: 120000,
-  // The neuron alone is signalled: what it started ends by itself when it does, wandb after it has sent the rest.
+  // Signal the neuron only: its children end with it, wandb after sending the rest.
   treekill: false,
-  // Milliseconds before the first restart; pm2 lengthens it up to 15 s while the process lives for less than 30 s.
+  // Milliseconds before the first restart. pm2 increases them up to 15 s while runs last less than 30 s.
   exp_backoff_restart_delay: 1000,
-  // Never given up: what ends a neuron again and again, the chain or the Hub, passes.
+  // Restart without limit: an outage of the chain or the Hub ends eventually.
   min_uptime: 1000,
   max_restarts: Number.MAX_SAFE_INTEGER,
 };
@@ -49,15 +49,15 @@ module.exports = {
       ...common,
       name: "validator",
       args: ["neurons/validator.py", ...readArguments("VALIDATOR_ARGS")],
-      // Not 0: to pm2 a process that the kernel killed (out of memory) ended with 0, and it must come back. Not 10
-      // either: the validator has installed a release and asks to be started again.
+      // 0 restarts, because pm2 reports it for a process that the kernel killed (out of memory). 10 restarts, because
+      // a release was installed.
       stop_exit_codes: OPERATOR_MUST_ACT,
     },
     {
       ...common,
       name: "miner",
       args: ["neurons/miner.py", ...readArguments("MINER_ARGS")],
-      // 0: published, the work is done. 6: the dataset itself was refused, and would be again.
+      // 0: the dataset is published. 6: a validator would reject the dataset, so a restart cannot help.
       stop_exit_codes: [0, ...OPERATOR_MUST_ACT, 6],
     },
   ],

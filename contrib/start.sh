@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# How a supervisor starts a neuron: completes an installation that was killed halfway, then becomes the neuron, so that
-# process id, signals and exit code are the neuron's own.
+# Start a neuron under a supervisor: complete an interrupted installation, then exec the neuron, so that process id,
+# signals and exit code are the neuron's.
 #
 #   bash contrib/start.sh neurons/validator.py ARGUMENTS...
-#   bash contrib/start.sh                                       completes the installation, no more
+#   bash contrib/start.sh                                       only complete the installation
 #
-# VENV names another environment than .venv. Only one that scripts/setup.sh has made is ever touched. Fails with 4, this
-# machine's fault (template/errors.py), whatever it is that pip ends with.
+# VENV names another environment than .venv. An environment that scripts/setup.sh did not make is left unchanged. If the
+# installation fails, the exit status is 4 (this machine failed, template/errors.py), whatever pip's own status is.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export VENV="${VENV:-.venv}"
 
 if [[ -e "$VENV/.project-sha256" ]]; then
-    # The lock that an update holds (template/updates.py): packages that are being changed are not put back meanwhile.
-    # Who may not write it installs nothing either.
+    # Wait for the lock of a running update (template/updates.py): otherwise setup would revert packages that the update
+    # is installing. A user who may not write the lock file may not install packages either.
     if lock="$(git rev-parse --absolute-git-dir 2>/dev/null)/updates.lock" && command -v flock >/dev/null &&
         { exec 9>>"$lock"; } 2>/dev/null; then
         flock 9

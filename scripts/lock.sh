@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Writes requirements.lock: what a fresh environment holds after installing this project with its `dev` extra, each
-# package with the sha256 of every file of its release as the index lists them, so that other machines' wheels are
-# covered as well. The index is the one that pip is set up for; a folder of files (file://) does.
+# Write requirements.lock: install this project with its `dev` extra into a fresh environment, and list every package
+# with its version and the sha256 of every file of that release, wheels for other machines included.
 #
-#   bash scripts/lock.sh             keeps every pin that setup.py still allows, and adds what is missing
-#   bash scripts/lock.sh --upgrade   takes the newest versions that setup.py allows
+#   bash scripts/lock.sh             keep every pin that setup.py allows, add missing packages
+#   bash scripts/lock.sh --upgrade   take the newest versions that setup.py allows
 #
-# setup.py says what is wanted, in ranges; edit that, never the lock. Read the difference before you commit it:
-# another torch, transformers, peft or tokenizers may mean other scores than the other validators'.
+# Hashes come from the index that pip is configured for, which may be a folder of files (file://). Edit the ranges in
+# setup.py, never the lock file. Read the difference before you commit it: another torch, transformers, peft or
+# tokenizers can change losses.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -26,12 +26,12 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# `name==version` of each package in the lock file given, torch included, without the hashes.
+# Print `name==version` of every package in a lock file, torch included.
 pins() {
     sed -n -E 's/^(# apart: )?([A-Za-z0-9._-]+==[^ ]+).*/\2/p' "$1"
 }
 
-# What the fresh environment holds. A label such as +cpu names one build. pip stays the one it came with.
+# Print the packages of the fresh environment, without build labels such as +cpu, and without pip.
 held() {
     "$work/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip --exclude wheel | sed 's/+.*$//'
 }
@@ -49,13 +49,13 @@ done
 "$work/venv/bin/python" -m pip check
 
 echo "==> Asking the index for the hashes"
-# pip's own reading of its settings: the index has no other name here.
+# Read the index from pip's own settings.
 index="$("$work/venv/bin/python" -c 'from pip._internal.commands import create_command
 print(create_command("download").parse_args([])[0].index_url)')"
 hashed() {
     "$work/venv/bin/python" "$ROOT/scripts/dev/lock_hashes.py" --index "$index"
 }
-# Whether a line's name is one of those that the product alone brought.
+# Select the lines of packages that the product needs, or (wanted=0) those that only tools need.
 # shellcheck disable=SC2016  # awk's own variables
 product='NR == FNR { ours[$0]; next } ($1 in ours) == wanted'
 awk -F'==' -v wanted=1 "$product" "$work/product" "$work/all" | grep -v '^torch==' | hashed > "$work/ours"

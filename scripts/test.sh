@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the environment, checks style and types, runs the tests; the first failure ends it, with its exit status.
+# Make the environment, check style and types, run the tests. Stop at the first failing step with its exit status.
 #
-#   bash scripts/test.sh                          everything but the tests marked `gpu`
-#   bash scripts/test.sh -m "not gpu and not slow"
-#   bash scripts/test.sh tests/data/test_rows.py -x    further arguments go to pytest
+#   bash scripts/test.sh                                 every test but those marked `gpu`
+#   bash scripts/test.sh -m "not gpu and not slow"       the quick loop
+#   bash scripts/test.sh tests/data/test_rows.py -x      further arguments go to pytest
 set -euo pipefail
 
 # shellcheck source=scripts/setup.sh
@@ -20,5 +20,5 @@ step "Lint" ruff check .
 step "Format" ruff format --check .
 step "Types" mypy
 echo "==> Tests"
-# A second -m among the arguments replaces this one.
+# An -m among the arguments replaces this one.
 exec "$VENV/bin/python" -m pytest -m "not gpu" "$@"

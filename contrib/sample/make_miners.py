@@ -1,9 +1,9 @@
-"""Write the four datasets that compete in the quickstart, from the pool and the outsider's rows beside this file.
+"""Write the datasets of the quickstart's four miners, from the rows in this folder.
 
     python contrib/sample/make_miners.py --out DIR
 
-leaves DIR/<miner>/data.jsonl. Nothing is drawn at random: rows are put in the order of a hash, so every run and every
-Python version writes the same bytes.
+writes DIR/<miner>/data.jsonl. Rows are sorted by a hash instead of drawn at random, so every run and every Python
+version writes the same bytes.
 """
 
 import argparse
@@ -29,18 +29,18 @@ def _shuffled(lines: Iterable[str], salt: str) -> list[str]:
 
 
 def make_miners() -> dict[str, list[str]]:
-    """The lines of each miner's file, by miner.
+    """Return the lines of each miner's dataset, by miner.
 
-    varied: three fifths of the pool, every character in it. narrow: one character only, and few rows. copy: varied in
-    another order, with fewer rows swapped for others than would make it a work of its own. outsider: rows that are
-    well formed, and not from the pool.
+    varied: three fifths of the evaluation set, with every character. narrow: a few rows of one character. copy: the
+    rows of varied in another order, with too few replaced to be a dataset of its own. outsider: valid rows that are not
+    in the evaluation set.
     """
-    pool = _lines("pool.jsonl")
-    shuffled = _shuffled(pool, "varied")
+    eval_set = _lines("pool.jsonl")
+    shuffled = _shuffled(eval_set, "varied")
     varied, unused = shuffled[:_VARIED_ROWS], shuffled[_VARIED_ROWS:]
     copied = _shuffled(varied, "copy")[_SWAPPED_ROWS:] + unused[:_SWAPPED_ROWS]
-    character = json.loads(pool[0])["system"]
-    narrow = [line for line in pool if json.loads(line).get("system") == character]
+    character = json.loads(eval_set[0])["system"]
+    narrow = [line for line in eval_set if json.loads(line).get("system") == character]
     return {
         "varied": varied,
         "narrow": narrow[:_NARROW_ROWS],
@@ -50,9 +50,9 @@ def make_miners() -> dict[str, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the files and print one line for each: miner, rows, path."""
+    """Write the files and print a line for each: miner, number of rows, path."""
     parser = argparse.ArgumentParser(description="Write the datasets of the quickstart's miners.")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder per miner")
+    parser.add_argument("--out", type=Path, required=True, help="folder for one folder per miner")
     arguments = parser.parse_args(argv)
     for miner, lines in make_miners().items():
         path = arguments.out / miner / "data.jsonl"
