@@ -71,16 +71,11 @@ def download_dataset(
 ) -> HubFile:
     """Download one file of a dataset repo to local_dir/data.jsonl, unless it is there or in `cache_dir`.
 
-    A call that fails leaves the folder as it was.
-
-    Args:
-        revision: a full commit, or the sha256 of the file on the branch `main`.
-        filename: None for the repo's only .jsonl file, whatever its name.
-        token: None to download anonymously.
+    A call that fails leaves the folder as it was. `revision` is a full commit, or the sha256 of the file on the branch
+    `main`; filename None is the repo's only .jsonl file; token None is anonymous.
 
     Raises:
-        SubmissionError: MISSING_REPO, MISSING_FILE or TOO_LARGE. By sha256 it is MISSING_FILE also when the repo is
-            missing or main has another file, since the miner may still upload.
+        SubmissionError: MISSING_REPO, MISSING_FILE or TOO_LARGE. By sha256 a missing repo is a MISSING_FILE too.
         RemoteError: the Hub did not deliver the file within `deadline_s`.
         HostError: this machine's disk or token failed.
         ConfigError: namespace or revision is malformed.
@@ -93,8 +88,7 @@ def download_dataset(
     file = storage.find_cached(local_dir, request) or storage.find_cached(folder, request)
     if file is None:
         api = make_api(token, endpoint)
-        download = _download_by_digest if is_content_digest(revision) else _download_by_commit
-        file = run_with_deadline(api, deadline_s, lambda budget: download(api, request, folder, max_bytes, budget))
+        file = run_with_deadline(api, deadline_s, lambda budget: _download(api, request, folder, max_bytes, budget))
     _check_size(request, file.size, max_bytes)
     return file if file.path.parent == local_dir else storage.copy_cached(file, local_dir, request)
 
@@ -169,8 +163,12 @@ def resolve_revision(
     return run_with_deadline(api, deadline_s, lambda _: _find_commit(api, repo_id, revision, repo_type))
 
 
-def _download_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget) -> HubFile:
-    """Download the file on main if its sha256 is the request's revision. Raises: SubmissionError, RemoteError."""
+def _download(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget) -> HubFile:
+    """Download the file at the requested commit, or the one on main if it has the requested sha256."""
+    if not is_content_digest(request.revision):
+        info = _find_file(api, request.repo, request.revision, request.filename, budget)
+        _check_size(request, info.size, max_bytes)
+        return storage.save(folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
     try:
         # Main may move between the requests; its commit now does not.
         commit = _find_commit(api, request.repo, "main", "dataset")
@@ -185,12 +183,6 @@ def _download_by_digest(api: HfApi, request: Request, folder: Path, max_bytes: i
             raise
         missing = f"the file with sha256 {request.revision} is not (yet) on main of {request.repo}"
         raise SubmissionError(Reason.MISSING_FILE, f"{missing}: {error}") from error
-
-
-def _download_by_commit(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget) -> HubFile:
-    info = _find_file(api, request.repo, request.revision, request.filename, budget)
-    _check_size(request, info.size, max_bytes)
-    return storage.save(folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
 
 
 def _read_chunks(
@@ -271,12 +263,10 @@ def _file_url(api: HfApi, repo: str, commit: str, path: str) -> str:
 
 def _parse_file(path: str, row: object) -> HubFileInfo:
     size, git_oid, lfs = getattr(row, "size", None), getattr(row, "blob_id", None), getattr(row, "lfs", None)
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _MAX_LISTED_BYTES:
-        raise RemoteError("the Hub lists a file with an invalid size")
-    if not isinstance(git_oid, str):
-        raise RemoteError("the Hub lists a file without a blob id")
-    if not path.isprintable() or {"..", ".", ""} & set(path.split("/")):
-        raise RemoteError("the Hub lists a file with an invalid name")
+    is_name = path.isprintable() and not {"..", ".", ""} & set(path.split("/"))
+    # By `type`, since a bool is an int.
+    if not is_name or type(size) is not int or not 0 <= size <= _MAX_LISTED_BYTES or not isinstance(git_oid, str):
+        raise RemoteError("the Hub lists a file with an invalid name, size or blob id")
     return HubFileInfo(path=path, size=size, git_oid=git_oid, sha256=None if lfs is None else str(lfs.sha256))
 
 

@@ -5,8 +5,8 @@ hotkey.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,10 +52,6 @@ class Competitor:
     def may_precede(self, block: int) -> bool:
         """True when its rows are unknown and it may have been committed by `block`."""
         return self.unknown_reason is not None and (self.is_revealed or self.block <= block)
-
-    def as_candidate(self) -> Candidate:
-        """Return it as the rules of duplicates take it."""
-        return Candidate(hotkey=self.hotkey, commit=self.entry or "", block=self.block, row_keys=self.row_keys)
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,13 @@ def fetch_competitors(
         except RemoteError as error:
             return replace(competitor, unknown_reason=str(error))
 
-    competitors = _read_all([entry for entry in view.commitments if entry.hotkey in view.by_hotkey], read)
+    commitments = [commitment for commitment in view.commitments if commitment.hotkey in view.by_hotkey]
+    competitors: list[Competitor] = []
+    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="competitor") as workers:
+        for competitor in workers.map(read, commitments):
+            competitors.append(competitor)
+            if len(competitors) % _LOG_EVERY == 0 or len(competitors) == len(commitments):
+                logger.info("competitors' datasets read={} total={}", len(competitors), len(commitments))
     return SubnetSnapshot(
         block=view.block,
         others=tuple(competitor for competitor in competitors if competitor.hotkey != hotkey),
@@ -173,23 +175,6 @@ def _read_dataset(
     return replace(competitor, sha256=file.sha256, row_keys=row_keys)
 
 
-def _read_all(
-    commitments: Sequence[ChainCommitment], read: Callable[[ChainCommitment], Competitor]
-) -> list[Competitor]:
-    """Call `read` in a few threads, results in order; the first exception ends it."""
-    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="competitor") as workers:
-        jobs = [workers.submit(read, commitment) for commitment in commitments]
-        try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                job.result()
-                if done % _LOG_EVERY == 0 or done == len(jobs):
-                    logger.info("competitors' datasets read={} total={}", done, len(jobs))
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
-        return [job.result() for job in jobs]
-
-
 def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None, now: int) -> tuple[int, int]:
     """Return the earliest and latest block that the file of this digest may rank by.
 
@@ -215,13 +200,20 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
     keys = tuple(row.key for row in rows)
     hotkey, entry = (own.hotkey, own.entry or "") if own else ("", "")
     ours = [Candidate(hotkey=hotkey, commit=entry, block=block, row_keys=keys) for block in ranks]
-    theirs = {other.hotkey: other.as_candidate() for other in others if other.is_read}
-    duplicates = [match_duplicates([*theirs.values(), candidate]).get((hotkey, entry)) for candidate in ours]
-    overlaps = [
-        _overlap(rows, other, is_earlier=theirs[other.hotkey].sort_key < ours[-1].sort_key)
+    theirs = [
+        (other, Candidate(hotkey=other.hotkey, commit=other.entry or "", block=other.block, row_keys=other.row_keys))
         for other in others
-        if other.hotkey in theirs
+        if other.is_read
     ]
+    rivals = [candidate for _, candidate in theirs]
+    duplicates = [match_duplicates([*rivals, candidate]).get((hotkey, entry)) for candidate in ours]
+    overlaps = []
+    for other, candidate in theirs:
+        their_keys = set(other.row_keys)
+        common = [row for row in rows if row.key in their_keys]
+        lines, shared = tuple(row.line for row in common), len({row.key for row in common})
+        is_earlier = candidate.sort_key < ours[-1].sort_key
+        overlaps.append(Overlap(competitor=other, shared=shared, lines=lines, is_earlier=is_earlier))
     copy_of = duplicates[0] or duplicates[-1]
     if copy_of is not None and None not in duplicates:
         # An unknown dataset that is earlier still may make a duplicate of the seeming original.
@@ -237,15 +229,4 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
         overlaps=tuple(sorted((overlap for overlap in overlaps if overlap.shared), key=lambda found: -found.shared)),
         copy_of=copy_of,
         unknowns=tuple(unknowns),
-    )
-
-
-def _overlap(rows: Sequence[RowKey], other: Competitor, *, is_earlier: bool) -> Overlap:
-    keys = set(other.row_keys)
-    common = [(row.key, row.line) for row in rows if row.key in keys]
-    return Overlap(
-        competitor=other,
-        shared=len({key for key, _ in common}),
-        lines=tuple(line for _, line in common),
-        is_earlier=is_earlier,
     )
