@@ -34,12 +34,12 @@ def change(path: Path) -> None:
     path.resolve().write_bytes(b"changed")
 
 
-def test_the_whole_is_as_it_is_named(snapshot: Path) -> None:
+def test_intact_snapshot_passes(snapshot: Path) -> None:
     check_snapshot(snapshot, has_weights=True)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", INDEX, *SHARDS])
-def test_what_is_read_is_compared_and_removed(snapshot: Path, name: str) -> None:
+def test_changed_file_is_an_error_and_removed(snapshot: Path, name: str) -> None:
     change(snapshot / name)
     if name in SHARDS:
         check_snapshot(snapshot, has_weights=False)
@@ -49,13 +49,13 @@ def test_what_is_read_is_compared_and_removed(snapshot: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["other.safetensors", "original/params.json"])
-def test_what_is_not_read_is_not_compared(snapshot: Path, name: str) -> None:
+def test_unread_file_is_not_checked(snapshot: Path, name: str) -> None:
     change(snapshot / name)
     check_snapshot(snapshot, has_weights=True)
     assert (snapshot / name).exists()
 
 
-def test_a_cache_of_another_users_keeps_what_is_wrong_with_it(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_file_of_a_read_only_cache_is_an_error(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbid(*_: object, **named: object) -> None:
         raise PermissionError(13, "read-only")
 
@@ -66,7 +66,7 @@ def test_a_cache_of_another_users_keeps_what_is_wrong_with_it(snapshot: Path, mo
         check_snapshot(snapshot, has_weights=False)
 
 
-def test_what_this_user_may_not_read_was_not_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_not_checked(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbid(*_: object, **named: object) -> None:
         raise PermissionError(13, "not yours")
 

@@ -51,7 +51,7 @@ def faults_of(inspection: Inspection) -> list[tuple[int | None, Reason]]:
 # The file
 
 
-def test_every_fault_is_told_by_its_line() -> None:
+def test_every_problem_has_its_line() -> None:
     lines = [POOL_LINES[0], "{]", "", make_line(-1), '{"conversations": 5}', POOL_LINES[1], "nonsense"]
     inspection = inspect("\n".join(lines).encode())
     expected = [
@@ -65,14 +65,14 @@ def test_every_fault_is_told_by_its_line() -> None:
     assert [row.line for row in inspection.counted] == [1, 4, 6]
 
 
-def test_a_malformed_line_takes_the_place_of_a_row_and_one_beyond_is_a_fault_as_well() -> None:
+def test_malformed_line_takes_the_place_of_a_row() -> None:
     lines = ["{]", *POOL_LINES[:5], make_line(-1), "{]"]
     inspection = inspect("\n".join(lines).encode())
     assert faults_of(inspection) == [(1, Reason.MALFORMED), (8, Reason.MALFORMED)]
     assert inspection.spare_lines == (7,)
 
 
-def test_repeats_name_the_first_of_their_kind_and_are_no_fault() -> None:
+def test_repeated_row_is_no_problem_and_names_the_first() -> None:
     lines = [POOL_LINES[0], POOL_LINES[1], POOL_LINES[0], POOL_LINES[0]]
     inspection = inspect("\n".join(lines).encode())
     assert inspection.faults == ()
@@ -89,7 +89,7 @@ def test_repeats_name_the_first_of_their_kind_and_are_no_fault() -> None:
     ],
     ids=["empty", "blank", "too large", "byte order mark"],
 )
-def test_a_fault_of_the_whole_file_has_no_line(content: bytes, expected: list[tuple[int | None, Reason]]) -> None:
+def test_problem_of_the_whole_file_has_no_line(content: bytes, expected: list[tuple[int | None, Reason]]) -> None:
     assert faults_of(inspect(content)) == expected
 
 
@@ -100,7 +100,7 @@ def test_reading_ends_at_the_first_row_too_many() -> None:
     assert found[-1] == (MAX_SUBMISSION_ROWS + 1, Reason.TOO_LARGE)
 
 
-def test_the_model_is_asked_only_about_rows_whose_answer_may_be_cut() -> None:
+def test_tokenizer_decides_only_on_long_rows() -> None:
     asked = []
 
     def has_target(row: Row) -> bool:
@@ -115,7 +115,7 @@ def test_the_model_is_asked_only_about_rows_whose_answer_may_be_cut() -> None:
     assert inspection.undecided_lines == ()
 
 
-def test_what_the_model_cannot_be_asked_is_told_as_not_known() -> None:
+def test_rows_without_a_tokenizer_are_undecided() -> None:
     asked = []
 
     def has_target(row: Row) -> bool:
@@ -130,7 +130,7 @@ def test_what_the_model_cannot_be_asked_is_told_as_not_known() -> None:
     assert inspection.undecided_why == "no tokenizer today"
 
 
-def test_faults_are_there_exactly_when_a_validator_refuses_the_file() -> None:
+def test_file_has_problems_exactly_when_a_validator_rejects() -> None:
     choices = random.Random(3)
     kinds = [*POOL_LINES[:3], "", "{]", make_line(-1), '{"conversations": []}', "[" * 40]
     outcomes: set[Reason | None] = set()
@@ -169,7 +169,7 @@ def against(
     return compare_datasets(rows, SubnetSnapshot(block=NOW - 1, others=others, own=own), ranks)
 
 
-def test_over_the_limit_is_a_copy_and_at_the_limit_is_not() -> None:
+def test_over_the_limit_is_a_duplicate_and_at_it_is_not() -> None:
     at, over = neighbour("at", 5, KEYS[:100]), neighbour("over", 6, KEYS[49:])
     found = against(at, over)
     assert found.copy_of is not None
@@ -181,13 +181,13 @@ def test_over_the_limit_is_a_copy_and_at_the_limit_is_not() -> None:
     assert against(at).copy_of is None
 
 
-def test_shared_lines_are_all_of_them_and_a_repeated_row_counts_once() -> None:
+def test_overlap_has_all_lines_and_counts_a_row_once() -> None:
     rows = read(POOL_LINES[5], POOL_LINES[200], POOL_LINES[5], POOL_LINES[7])
     (overlap,) = against(neighbour("a", 5), rows=rows).overlaps
     assert (overlap.shared, overlap.lines) == (2, (1, 3, 4))
 
 
-def test_a_copy_of_another_refuses_nobody() -> None:
+def test_duplicate_of_another_makes_no_duplicate() -> None:
     original = neighbour("original", 5, KEYS[:101] + KEYS[:1])
     copy = neighbour("copy", 6, KEYS[:102])
     mine = read(*POOL_LINES[1:102], make_line(-1))
@@ -196,19 +196,19 @@ def test_a_copy_of_another_refuses_nobody() -> None:
     assert found.copy_of is None and found.unknowns == ()
 
 
-def test_one_that_stands_earlier_is_no_copy_of_later_ones() -> None:
+def test_earlier_dataset_is_no_duplicate_of_a_later_one() -> None:
     found = against(neighbour("late", 9), ranks=(8, 8))
     assert found.copy_of is None and found.unknowns == ()
     assert not found.overlaps[0].is_earlier
 
 
-def test_an_unknown_dataset_matters_only_where_it_is_earlier() -> None:
+def test_unknown_dataset_matters_only_if_earlier() -> None:
     unknown = neighbour("unknown", 9, (), unknown_reason="sealed")
     assert against(unknown).unknowns == (unknown,)
     assert against(unknown, ranks=(8, 8)).unknowns == ()
 
 
-def test_a_copy_is_sure_only_when_the_original_is() -> None:
+def test_earlier_unknown_dataset_leaves_a_duplicate_open() -> None:
     early, late = neighbour("early", 4, (), unknown_reason="sealed"), neighbour("late", 6, (), unknown_reason="sealed")
     original = neighbour("original", 5)
     assert against(original, late).unknowns == ()
@@ -216,7 +216,7 @@ def test_a_copy_is_sure_only_when_the_original_is() -> None:
     assert found.copy_of is not None and found.unknowns == (early,)
 
 
-def test_an_opened_commitment_may_be_earlier_than_the_chain_tells() -> None:
+def test_revealed_commitment_may_be_older_than_its_reveal() -> None:
     opened = neighbour("opened", 9, is_revealed=True)
     assert against(opened, ranks=(8, 8)).unknowns == (opened,)
     assert against(neighbour("small", 9, KEYS[:50], is_revealed=True), ranks=(8, 8)).unknowns == ()
@@ -225,14 +225,14 @@ def test_an_opened_commitment_may_be_earlier_than_the_chain_tells() -> None:
     assert against(promised, ranks=(8, 8)).unknowns == (promised,)
 
 
-def test_own_commitment_is_a_doubt_only_where_its_block_decides() -> None:
+def test_own_unread_commitment_matters_if_its_block_decides() -> None:
     own = neighbour("own", 5, (), unknown_reason="no answer")
     assert against(neighbour("a", 7), ranks=(5, NOW), own=own).unknowns == (own,)
     assert against(neighbour("a", 3), ranks=(5, NOW), own=own).unknowns == ()
     assert against(neighbour("a", 7, KEYS[:50]), ranks=(5, NOW), own=own).unknowns == ()
 
 
-def test_the_rank_is_that_of_a_commitment_of_this_very_file() -> None:
+def test_rank_is_that_of_a_commitment_to_the_same_file() -> None:
     own = neighbour("own", 5, sha256="s")
     assert possible_commit_blocks(own, "s", None, NOW) == (5, 5)
     assert possible_commit_blocks(own, "s", "own/data", NOW) == (5, 5)

@@ -28,7 +28,7 @@ from tests.fixtures.miner import (
     run_miner,
     stepping,
 )
-from tests.fixtures.network import LARGE, POOL, SMALL, Net, make_content, make_line, use_hub, write_dataset
+from tests.fixtures.network import POOL, SMALL, Net, make_content, make_line, use_hub, write_dataset
 
 TEMPO = 30
 
@@ -39,7 +39,7 @@ def net(tmp_path: Path) -> Iterator[Net]:
         yield net
 
 
-def test_what_is_published_is_what_stands_on_chain_and_on_the_hub(net: Net) -> None:
+def test_published_file_is_on_chain_and_on_the_hub(net: Net) -> None:
     published = publish(net)
     held = net.chain("alice").commitment(net.hotkey("alice"))
     assert held is not None
@@ -50,21 +50,21 @@ def test_what_is_published_is_what_stands_on_chain_and_on_the_hub(net: Net) -> N
     assert store.blob_path(files["data.jsonl"]).read_bytes() == make_content(SMALL)
 
 
-def test_running_again_changes_nothing(net: Net) -> None:
+def test_second_run_changes_nothing(net: Net) -> None:
     first, before = publish(net), head(net)
     net.admin.advance(5)
     assert publish(net) == first
     assert head(net) == before and commits(net) == 1
 
 
-def test_a_changed_file_is_committed_anew(net: Net) -> None:
+def test_changed_file_is_committed_again(net: Net) -> None:
     first = publish(net)
     second = publish(net, POOL[:30])
     assert second.record.commit != first.record.commit and second.block > first.block
     assert commits(net) == 2
 
 
-def test_a_new_registration_needs_a_new_commitment(net: Net) -> None:
+def test_new_registration_needs_a_new_commitment(net: Net) -> None:
     first = publish(net)
     net.admin.deregister(net.hotkey("alice"))
     net.admin.register(net.hotkey("alice"))
@@ -73,7 +73,7 @@ def test_a_new_registration_needs_a_new_commitment(net: Net) -> None:
     assert commits(net) == 2
 
 
-def test_a_file_may_be_given_instead_of_its_folder(net: Net) -> None:
+def test_dataset_path_may_be_a_file(net: Net) -> None:
     path = write_dataset(net.parts.folder / "elsewhere", SMALL) / "data.jsonl"
     assert publish(net, dataset_path=path.rename(path.with_name("mine.jsonl"))).record.namespace == "alice/data"
 
@@ -87,26 +87,19 @@ def test_a_file_may_be_given_instead_of_its_folder(net: Net) -> None:
         (["x" * MAX_SUBMISSION_BYTES], Reason.TOO_LARGE, str(MAX_SUBMISSION_BYTES)),
     ],
 )
-def test_what_a_validator_would_refuse_is_not_even_uploaded(
-    net: Net, lines: list[str], reason: Reason, where: str
-) -> None:
+def test_rejected_dataset_is_not_uploaded(net: Net, lines: list[str], reason: Reason, where: str) -> None:
     with pytest.raises(SubmissionError, match=where) as caught:
         publish(net, lines)
     assert caught.value.reason is reason
     assert head(net) is None and commits(net) == 0
 
 
-def test_rows_beyond_those_that_count_may_be_anything_well_formed(net: Net) -> None:
-    publish(net, [*LARGE, *POOL[110:116], make_line(10**6)])
-    assert commits(net) == 1
-
-
-def test_a_forced_dataset_is_published_although_it_will_be_refused(net: Net) -> None:
+def test_forced_dataset_is_published_although_rejected(net: Net) -> None:
     publish(net, [make_line(10**6)], is_forced=True)
     assert commits(net) == 1
 
 
-def test_a_row_so_long_that_its_answer_may_be_cut_is_asked_about(tmp_path: Path) -> None:
+def test_long_row_without_target_is_rejected(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "word " * 1500}, {"role": "assistant", "content": "yes"}]
     long = json.dumps({"conversations": talk})
     asked: list[int] = []
@@ -122,7 +115,7 @@ def test_a_row_so_long_that_its_answer_may_be_cut_is_asked_about(tmp_path: Path)
         assert asked == [3] and head(net) is None
 
 
-def test_a_used_up_commit_limit_is_waited_out(net: Net) -> None:
+def test_used_up_commit_limit_is_waited_for(net: Net) -> None:
     net.admin.set_hyperparameter("MaxSpace", 100)
     net.commit("alice", "something else")
     before = net.admin.block()
@@ -131,16 +124,8 @@ def test_a_used_up_commit_limit_is_waited_out(net: Net) -> None:
     assert commits(net) == 3, "one that was there, one refused, one accepted"
 
 
-def test_a_commitment_whose_answer_is_lost_is_not_made_twice(net: Net) -> None:
-    net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
-    published = publish(net)
-    held = net.chain("alice").commitment(net.hotkey("alice"))
-    assert held is not None and held.block == published.block
-    assert commits(net) == 1
-
-
 @pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, None])
-def test_a_commitment_that_is_not_final_yet_is_not_made_twice(net: Net, fault: ChainFault | None) -> None:
+def test_commitment_not_yet_final_is_not_repeated(net: Net, fault: ChainFault | None) -> None:
     if fault is not None:
         net.admin.set_fault("write", fault)
     with LaggingChain(net, "alice", blocks=0) as chain:
@@ -149,14 +134,14 @@ def test_a_commitment_that_is_not_final_yet_is_not_made_twice(net: Net, fault: C
 
 
 @pytest.mark.parametrize("fault", [ChainFault.ERROR, ChainFault.DISCONNECT])
-def test_a_lost_commitment_is_repeated_when_it_cannot_land(net: Net, fault: ChainFault) -> None:
+def test_lost_commitment_is_repeated_when_it_cannot_land(net: Net, fault: ChainFault) -> None:
     net.admin.set_fault("write", fault)
     before = net.admin.block()
     assert publish(net).block > before + ERA_BLOCKS
     assert commits(net) == 1
 
 
-def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
+def test_unanswered_chain_request_is_retried(net: Net) -> None:
     chain = net.chain("alice")
     chain.block()
     turns = itertools.count()
@@ -172,7 +157,7 @@ def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
     assert commits(net) == 1
 
 
-def test_a_lasting_refusal_ends_the_miner(net: Net) -> None:
+def test_permanent_rejection_is_a_config_error(net: Net) -> None:
     chain = net.chain("alice")
     sleep = stepping(net)
     net.admin.set_hyperparameter("MaxSpace", 100)
@@ -187,7 +172,7 @@ def test_a_lasting_refusal_ends_the_miner(net: Net) -> None:
         run_miner(configure(net), chain, deregister)
 
 
-def test_a_hub_that_returns_other_bytes_gets_no_commitment(net: Net) -> None:
+def test_other_bytes_on_the_hub_are_not_committed(net: Net) -> None:
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.WRONG, pattern="GET /datasets/alice/data/resolve/"))
     with pytest.raises(RemoteError):
         publish(net)
@@ -197,18 +182,10 @@ def test_a_hub_that_returns_other_bytes_gets_no_commitment(net: Net) -> None:
     assert commits(net) == 1
 
 
-def test_a_file_that_is_gone_when_it_is_read_back_gets_no_commitment(net: Net) -> None:
-    pattern = "GET /datasets/alice/data/resolve/"
-    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=404, pattern=pattern))
-    with pytest.raises(RemoteError):
-        publish(net)
-    assert commits(net) == 0
-
-
 # What is asked
 
 
-def test_nothing_is_written_anywhere_without_a_yes(net: Net) -> None:
+def test_declined_confirmation_writes_nothing(net: Net) -> None:
     shown: list[str] = []
 
     def decline(what: str) -> bool:
@@ -228,14 +205,14 @@ def test_nothing_is_written_anywhere_without_a_yes(net: Net) -> None:
         assert part in what
 
 
-def test_the_question_says_what_is_on_chain_and_what_replacing_it_costs(net: Net) -> None:
+def test_confirmation_shows_the_commitment_it_replaces(net: Net) -> None:
     first = publish(net)
     shown: list[str] = []
     publish_dataset(configure(net, POOL[:30]), net.chain("alice"), confirm=lambda what: bool(shown.append(what)))
     assert f"{first.record}, of block {first.block}; a new commitment replaces it and loses its rank" in shown[0]
 
 
-def test_a_standing_commitment_is_not_asked_about(net: Net) -> None:
+def test_current_commitment_needs_no_confirmation(net: Net) -> None:
     first = publish(net)
     assert publish_dataset(configure(net), net.chain("alice"), confirm=ask_nothing) == first
 
@@ -248,7 +225,7 @@ def ask_nothing(what: str) -> bool:
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("yes", 0), ("n", 1), ("", 1), ("yesterday", 1)])
-def test_the_command_asks_on_a_terminal(net: Net, answer: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_confirms_on_a_terminal(net: Net, answer: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     controller, terminal = os.openpty()
     with os.fdopen(terminal) as stdin, os.fdopen(controller, "wb", buffering=0) as keyboard:
         monkeypatch.setattr("sys.stdin", stdin)
@@ -259,7 +236,7 @@ def test_the_command_asks_on_a_terminal(net: Net, answer: str, status: int, monk
     assert commits(net) == int(status == 0) and (head(net) is None) is (status == 1)
 
 
-def test_the_command_does_not_publish_where_nobody_can_be_asked(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_terminal_needs_yes(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     with Path(os.devnull).open() as nobody:
         monkeypatch.setattr("sys.stdin", nobody)
         ended = run(net, more=())
@@ -267,14 +244,14 @@ def test_the_command_does_not_publish_where_nobody_can_be_asked(net: Net, monkey
     assert head(net) is None and commits(net) == 0
 
 
-def test_the_command_prints_the_commitment_and_its_block(net: Net) -> None:
+def test_command_prints_the_commitment_and_its_block(net: Net) -> None:
     ended = run(net)
     held = net.chain("alice").commitment(net.hotkey("alice"))
     assert ended.status == 0, ended.logs
     assert held is not None and ended.output == f"{held.text} committed in block {held.block}\n"
 
 
-def test_the_command_says_which_line_would_be_refused(net: Net) -> None:
+def test_command_names_the_rejected_line(net: Net) -> None:
     path = write_dataset(net.parts.folder / "foreign", [*POOL[:6], make_line(10**6)])
     ended = run(net, path=path)
     assert ended.status == 6
@@ -284,7 +261,7 @@ def test_the_command_says_which_line_would_be_refused(net: Net) -> None:
     assert any("line 7" in line and "WARNING" in line for line in forced.logs)
 
 
-def test_the_command_without_a_token_says_where_to_put_it(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_a_token_names_hf_token(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     ended = run(net)
     assert ended.status == 4
@@ -292,14 +269,14 @@ def test_the_command_without_a_token_says_where_to_put_it(net: Net, monkeypatch:
     assert "HF_TOKEN" in line
 
 
-def test_the_command_refuses_a_token_of_somebody_else(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_with_another_users_token_fails(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_local_mallory")
     ended = run(net)
     assert ended.status == 4 and commits(net) == 0
     assert "hf_local_mallory" not in "".join(ended.logs)
 
 
-def test_the_command_refuses_an_unregistered_hotkey_before_it_uploads(net: Net) -> None:
+def test_command_with_unregistered_hotkey_uploads_nothing(net: Net) -> None:
     make_hotkey(net.parts, "stranger")
     ended = run(net, wallet="stranger")
     assert ended.status == 3
@@ -319,14 +296,14 @@ def test_the_command_refuses_an_unregistered_hotkey_before_it_uploads(net: Net) 
         ({"more": ("--competition", "/nowhere.yaml", "--yes")}, "/nowhere.yaml"),
     ],
 )
-def test_the_command_names_the_setting_that_is_wrong(net: Net, changed: dict[str, object], sentence: str) -> None:
+def test_command_names_the_wrong_setting(net: Net, changed: dict[str, object], sentence: str) -> None:
     ended = run(net, **changed)  # type: ignore[arg-type]
     assert ended.status == 3, ended.logs
     assert sentence in ended.logs[-1]
     assert head(net) is None and commits(net) == 0
 
 
-def test_the_command_without_a_hub_says_so(net: Net) -> None:
+def test_command_without_a_hub_is_a_remote_error(net: Net) -> None:
     net.hub.close()
     ended = run(net)
     assert ended.status == 5

@@ -33,14 +33,14 @@ def net(tmp_path: Path) -> Iterator[Net]:
         yield net
 
 
-def test_another_file_in_the_repo_costs_no_place_in_line(net: Net) -> None:
+def test_another_file_in_the_repo_keeps_the_rank(net: Net) -> None:
     first = publish(net)
     hub_store.upload_files(net.hub.store.root, "alice/data", {"README.md": b"# mine"})
     assert publish(net) == first
     assert commits(net) == 1
 
 
-def test_a_standing_commitment_is_not_uploaded_again_when_main_has_moved_on(net: Net) -> None:
+def test_current_commitment_is_not_uploaded_again(net: Net) -> None:
     first = publish(net)
     moved = net.upload("alice", POOL[:30])
     assert publish(net) == first
@@ -59,7 +59,7 @@ class ChainKilledAtWrite(LaggingChain):
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
-def test_a_miner_killed_around_the_call_commits_once(net: Net, is_after: bool) -> None:
+def test_kill_around_the_call_commits_once(net: Net, is_after: bool) -> None:
     with ChainKilledAtWrite(net, "alice", blocks=0) as chain, pytest.raises(Killed):
         chain.is_after = is_after
         run_miner(configure(net), chain, stepping(net))
@@ -72,7 +72,7 @@ def test_a_miner_killed_around_the_call_commits_once(net: Net, is_after: bool) -
 
 
 @pytest.mark.parametrize("step", ["upload_dataset", "download_dataset"])
-def test_a_miner_killed_before_its_intent_starts_over(net: Net, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_before_the_intent_starts_over(net: Net, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = getattr(datasets, step)
 
     def stop(*args: object, **options: object) -> object:
@@ -91,7 +91,7 @@ def test_a_miner_killed_before_its_intent_starts_over(net: Net, step: str, monke
     assert commits(net) == 1 and head(net) == uploaded
 
 
-def test_a_call_in_flight_is_waited_for_even_when_the_file_has_changed(net: Net) -> None:
+def test_call_in_flight_delays_a_changed_file(net: Net) -> None:
     with ChainKilledAtWrite(net, "alice", blocks=0) as chain, pytest.raises(Killed):
         run_miner(configure(net), chain, stepping(net))
     before = net.admin.block()
@@ -102,7 +102,7 @@ def start(net: Net, *more: str) -> Process:
     return Process(MINER, *arguments(net, "--yes", *more), env=net.environment("alice"))
 
 
-def test_a_process_killed_while_its_call_hangs_commits_once(net: Net) -> None:
+def test_process_killed_during_its_call_commits_once(net: Net) -> None:
     net.admin.set_fault("write", ChainFault.HANG)
     with start(net) as process:
         process.wait_for("sending")
@@ -115,23 +115,12 @@ def test_a_process_killed_while_its_call_hangs_commits_once(net: Net) -> None:
     assert commits(net) == 1
 
 
-def test_a_process_killed_after_its_call_landed_commits_once(net: Net) -> None:
-    net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
-    with start(net, "--poll_seconds", "600") as process:
-        process.wait_for("retrying")
-        process.send(signal.SIGKILL)
-        process.finish()
-    with LaggingChain(net, "alice", blocks=0) as chain:
-        run_miner(configure(net), chain, stepping(net))
-    assert commits(net) == 1
-
-
 def journal_of(net: Net) -> Path:
     (path,) = (net.parts.folder / "work").glob("commitment-*.json")
     return path
 
 
-def test_two_miners_do_not_publish_for_one_hotkey_at_once(net: Net) -> None:
+def test_second_miner_of_a_hotkey_is_refused(net: Net) -> None:
     publish(net)
     path = journal_of(net)
     with Journal(path.parent, path.stem), pytest.raises(ConfigError, match="another miner runs"):
@@ -142,7 +131,7 @@ def test_two_miners_do_not_publish_for_one_hotkey_at_once(net: Net) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"text": 1}', "\udcff"])
-def test_a_damaged_journal_is_not_taken_for_an_empty_one(net: Net, content: str) -> None:
+def test_damaged_journal_is_a_host_error(net: Net, content: str) -> None:
     publish(net)
     journal_of(net).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(HostError, match="check your commitment on chain"):
@@ -150,6 +139,6 @@ def test_a_damaged_journal_is_not_taken_for_an_empty_one(net: Net, content: str)
     assert commits(net) == 1
 
 
-def test_the_journal_is_for_its_owner_only(net: Net) -> None:
+def test_journal_is_private_to_its_owner(net: Net) -> None:
     publish(net)
     assert journal_of(net).stat().st_mode & 0o777 == 0o600

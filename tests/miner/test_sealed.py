@@ -41,7 +41,7 @@ from tests.fixtures.miner import (
     run,
     stepping,
 )
-from tests.fixtures.network import MINER, POOL, SMALL, Net, Process, make_content, use_hub, write_dataset
+from tests.fixtures.network import MINER, POOL, SMALL, Net, Process, make_content, use_hub
 
 CONTENT = make_content(SMALL)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -116,7 +116,7 @@ def on_main(net: Net, folder: Path) -> bytes:
     return datasets.download_dataset("alice/data", DIGEST, folder).path.read_bytes()
 
 
-def test_nothing_is_readable_anywhere_until_the_chain_opens_it(net: Net, tmp_path: Path) -> None:
+def test_sealed_dataset_is_public_only_after_the_reveal(net: Net, tmp_path: Path) -> None:
     sealed: list[ChainCommitment] = []
 
     def look() -> None:
@@ -131,7 +131,7 @@ def test_nothing_is_readable_anywhere_until_the_chain_opens_it(net: Net, tmp_pat
     assert commits(net) == 1
 
 
-def test_the_seal_opens_so_early_that_the_next_round_holds_it(net: Net) -> None:
+def test_reveal_is_due_before_the_next_round(net: Net) -> None:
     advance_to(net, 260)
     view = net.chain("alice").view()
     with pytest.raises(Killed):
@@ -158,7 +158,7 @@ def open_at(net: Net, block: int) -> None:
     assert standing(net).block == block
 
 
-def test_a_round_that_is_too_near_is_not_waited_for() -> None:
+def test_reveal_skips_a_round_that_is_too_near() -> None:
     opens = at_round_start(360).reveal_block
     last = 360 - SEAL_LEAD_BLOCKS - MARGIN_BLOCKS
     assert [opens(block) for block in (0, last, last + 1, 360)] == [345, 345, 705, 705]
@@ -166,7 +166,7 @@ def test_a_round_that_is_too_near_is_not_waited_for() -> None:
     assert after_blocks(50).reveal_block(7) == 57
 
 
-def test_the_file_comes_when_the_round_is_fixed_and_not_before(net: Net, tmp_path: Path) -> None:
+def test_file_is_uploaded_exactly_at_the_round_start(net: Net, tmp_path: Path) -> None:
     open_at(net, 345)
     seen: dict[int, str | None] = {}
     step = stepping(net)
@@ -180,17 +180,7 @@ def test_the_file_comes_when_the_round_is_fixed_and_not_before(net: Net, tmp_pat
     assert seen == dict.fromkeys(range(345, 360)), "neither late nor early"
 
 
-def test_a_miner_killed_between_reveal_and_round_still_waits(net: Net) -> None:
-    open_at(net, 345)
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
-    assert head(net) is None
-    advance_to(net, 350)
-    seal(net, sleep=stepping(net))
-    assert net.admin.block() == 360 and head(net) is not None
-
-
-def test_a_reveal_asked_for_by_blocks_is_uploaded_at_once(net: Net) -> None:
+def test_reveal_after_blocks_uploads_at_once(net: Net) -> None:
     open_at(net, 345)
     seal(net, schedule=after_blocks(50), sleep=die)
     assert head(net) is not None
@@ -207,13 +197,11 @@ def test_a_reveal_asked_for_by_blocks_is_uploaded_at_once(net: Net) -> None:
         pytest.param(360, 109, 109, id="too early"),
     ],
 )
-def test_a_late_reveal_waits_for_the_next_round_that_is_within_the_grace(
-    period: int, revealed: int, uploaded: int
-) -> None:
+def test_upload_block_is_a_round_start_within_the_grace(period: int, revealed: int, uploaded: int) -> None:
     assert at_round_start(period).upload_block(revealed) == uploaded
 
 
-def test_a_chain_that_falls_silent_does_not_keep_the_file_back(net: Net, logs: list[str]) -> None:
+def test_silent_chain_does_not_delay_the_upload(net: Net, logs: list[str]) -> None:
     open_at(net, 345)
     now = 0.0
 
@@ -240,7 +228,7 @@ class ChainKilledAtSeal(LaggingChain):
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
-def test_a_miner_killed_around_the_call_seals_once(net: Net, is_after: bool, tmp_path: Path) -> None:
+def test_kill_around_the_call_seals_once(net: Net, is_after: bool, tmp_path: Path) -> None:
     with ChainKilledAtSeal(net, "alice", blocks=0) as chain, pytest.raises(Killed):
         chain.is_after = is_after
         seal(net, chain=chain)
@@ -252,22 +240,13 @@ def test_a_miner_killed_around_the_call_seals_once(net: Net, is_after: bool, tmp
 
 
 @pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, ChainFault.DISCONNECT])
-def test_a_seal_whose_answer_is_lost_is_made_once(net: Net, fault: ChainFault) -> None:
+def test_seal_without_an_answer_is_made_once(net: Net, fault: ChainFault) -> None:
     net.admin.set_fault("write", fault)
     seal(net)
     assert commits(net) == 1
 
 
-def test_a_miner_killed_while_it_waits_goes_on_where_it_was(net: Net) -> None:
-    for _ in range(2):
-        with pytest.raises(Killed):
-            seal(net, sleep=die)
-    block = standing(net).block
-    assert seal(net).block == block
-    assert commits(net) == 1
-
-
-def test_a_miner_that_was_not_there_at_the_reveal_uploads_when_it_is(net: Net, tmp_path: Path) -> None:
+def test_restart_after_the_reveal_uploads(net: Net, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     block = standing(net).block
@@ -277,7 +256,7 @@ def test_a_miner_that_was_not_there_at_the_reveal_uploads_when_it_is(net: Net, t
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the upload", "after the upload"])
-def test_a_miner_killed_around_the_upload_finishes_it(
+def test_kill_around_the_upload_is_completed(
     net: Net, is_after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = datasets.upload_dataset
@@ -297,7 +276,7 @@ def test_a_miner_killed_around_the_upload_finishes_it(
     assert uploaded in (None, head(net))
 
 
-def test_running_again_after_all_is_done_changes_nothing(net: Net) -> None:
+def test_run_after_the_upload_changes_nothing(net: Net) -> None:
     first = seal(net)
     done = head(net)
     assert seal(net) == first
@@ -305,14 +284,14 @@ def test_running_again_after_all_is_done_changes_nothing(net: Net) -> None:
     assert head(net) == done and commits(net) == 1
 
 
-def test_the_file_is_uploaded_although_the_hub_is_away_for_a_while(net: Net, tmp_path: Path, logs: list[str]) -> None:
+def test_upload_is_retried_during_a_hub_outage(net: Net, tmp_path: Path, logs: list[str]) -> None:
     fault = HubFault(kind=FaultKind.STATUS, status=503, count=3)
     seal(net, sleep=beacon(net, before=lambda: set_faults(net.hub.store.root, fault)))
     assert any("upload failed, retrying" in line for line in logs)
     assert on_main(net, tmp_path / "validator") == CONTENT
 
 
-def test_an_upload_that_is_too_late_is_given_up_when_it_fails(net: Net) -> None:
+def test_late_upload_that_fails_ends(net: Net) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     net.admin.reveal(net.hotkey("alice"), TEXT)
@@ -322,7 +301,7 @@ def test_an_upload_that_is_too_late_is_given_up_when_it_fails(net: Net) -> None:
     assert net.admin.block() - standing(net).block > constants.SEAL_GRACE_BLOCKS
 
 
-def test_the_time_left_is_told_and_being_too_late_is_a_warning(net: Net, tmp_path: Path, logs: list[str]) -> None:
+def test_late_upload_logs_a_warning(net: Net, tmp_path: Path, logs: list[str]) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     net.admin.reveal(net.hotkey("alice"), TEXT)
@@ -337,7 +316,7 @@ def test_the_time_left_is_told_and_being_too_late_is_a_warning(net: Net, tmp_pat
 # What would break a seal
 
 
-def test_a_changed_file_does_not_replace_a_seal_unless_it_is_forced(net: Net, tmp_path: Path) -> None:
+def test_changed_file_does_not_replace_a_seal(net: Net, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     with pytest.raises(ConfigError, match=f"{TEXT}.*--force") as caught:
@@ -356,7 +335,7 @@ def test_a_changed_file_does_not_replace_a_seal_unless_it_is_forced(net: Net, tm
     assert not kept.exists(), "it is public now"
 
 
-def test_a_forced_miner_replaces_a_seal(net: Net) -> None:
+def test_forced_run_replaces_a_seal(net: Net) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     with pytest.raises(Killed):
@@ -364,7 +343,7 @@ def test_a_forced_miner_replaces_a_seal(net: Net) -> None:
     assert commits(net) == 2
 
 
-def test_a_miner_without_seal_does_not_replace_one(net: Net) -> None:
+def test_run_without_seal_does_not_replace_one(net: Net) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     for lines in (SMALL, POOL[:30]):
@@ -373,7 +352,7 @@ def test_a_miner_without_seal_does_not_replace_one(net: Net) -> None:
     assert commits(net) == 1 and head(net) is None
 
 
-def test_a_seal_that_may_yet_land_is_not_overtaken(net: Net) -> None:
+def test_seal_in_flight_is_not_replaced(net: Net) -> None:
     with ChainKilledAtSeal(net, "alice", blocks=0) as chain, pytest.raises(Killed):
         seal(net, chain=chain)
     with pytest.raises(ConfigError, match="may still appear"):
@@ -383,7 +362,7 @@ def test_a_seal_that_may_yet_land_is_not_overtaken(net: Net) -> None:
     assert commits(net) == 1
 
 
-def test_a_seal_that_nobody_here_remembers_is_not_replaced(net: Net) -> None:
+def test_seal_missing_in_the_journal_is_not_replaced(net: Net) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     for path in (net.parts.folder / "work").glob("commitment-*.json"):
@@ -393,7 +372,7 @@ def test_a_seal_that_nobody_here_remembers_is_not_replaced(net: Net) -> None:
     assert commits(net) == 1
 
 
-def test_a_seal_that_is_replaced_from_elsewhere_uploads_nothing(net: Net) -> None:
+def test_replaced_seal_uploads_nothing(net: Net) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     with pytest.raises(ConfigError, match="another commitment replaced the sealed one"):
@@ -401,14 +380,14 @@ def test_a_seal_that_is_replaced_from_elsewhere_uploads_nothing(net: Net) -> Non
     assert head(net) is None
 
 
-def test_a_private_repo_is_refused_before_anything_is_committed(net: Net) -> None:
+def test_private_repo_is_refused_before_the_commit(net: Net) -> None:
     hub_store.upload_files(net.hub.store.root, "alice/data", {"README.md": b"#"}, private=True)
     with pytest.raises(ConfigError, match="--hf_repo_id alice/data must be public"):
         seal(net)
     assert commits(net) == 0
 
 
-def test_sealing_what_everybody_can_read_is_warned_of(net: Net, logs: list[str]) -> None:
+def test_sealing_a_public_file_logs_a_warning(net: Net, logs: list[str]) -> None:
     net.upload("alice", SMALL)
     shown: list[str] = []
     seal_dataset(
@@ -421,7 +400,7 @@ def test_sealing_what_everybody_can_read_is_warned_of(net: Net, logs: list[str])
     assert any("WARNING" in line and "hides nothing" in line for line in logs)
 
 
-def test_the_question_shows_the_text_that_is_hidden_and_when_it_opens(net: Net) -> None:
+def test_confirmation_shows_text_and_reveal_block(net: Net) -> None:
     shown: list[str] = []
     done = seal_dataset(
         configure(net),
@@ -434,7 +413,7 @@ def test_the_question_shows_the_text_that_is_hidden_and_when_it_opens(net: Net) 
     assert "uploaded at about block 4715" in shown[0]
 
 
-def test_a_plain_run_of_an_opened_seal_delivers_its_file(net: Net, tmp_path: Path) -> None:
+def test_run_without_seal_completes_a_revealed_one(net: Net, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     net.admin.reveal(net.hotkey("alice"), TEXT)
@@ -443,7 +422,7 @@ def test_a_plain_run_of_an_opened_seal_delivers_its_file(net: Net, tmp_path: Pat
     assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
 
 
-def test_a_seal_from_before_the_registration_is_made_again(net: Net) -> None:
+def test_seal_from_before_the_registration_is_repeated(net: Net) -> None:
     with pytest.raises(Killed):
         seal(net, sleep=die)
     before = standing(net).block
@@ -456,7 +435,7 @@ def test_a_seal_from_before_the_registration_is_made_again(net: Net) -> None:
 # The command
 
 
-def test_a_killed_process_goes_on_to_the_end(net: Net, tmp_path: Path) -> None:
+def test_killed_process_continues_to_the_end(net: Net, tmp_path: Path) -> None:
     words = arguments(net, "--yes", "--seal")
     with Process(MINER, *words, env=net.environment("alice")) as first:
         first.wait_for("sealed, opens at")
@@ -485,12 +464,7 @@ def test_a_killed_process_goes_on_to_the_end(net: Net, tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_the_command_names_what_is_wrong_with_a_seal(net: Net, words: tuple[str, ...], flag: str) -> None:
+def test_command_names_the_wrong_seal_setting(net: Net, words: tuple[str, ...], flag: str) -> None:
     ended = run(net, more=("--yes", *words))
     assert ended.status == 3 and flag in ended.logs[-1]
     assert commits(net) == 0
-
-
-def test_an_unreadable_path_names_no_seal(net: Net, tmp_path: Path) -> None:
-    ended = run(net, path=write_dataset(tmp_path / "gone", SMALL) / "other", more=("--yes", "--seal"))
-    assert ended.status == 3 and "--dataset_path" in ended.logs[-1]
