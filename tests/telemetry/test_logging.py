@@ -1,4 +1,4 @@
-"""Logging of whole processes: format, levels, secrets, the JSON file, and readers that hang."""
+"""Logging of whole processes: format, levels, secrets, files, hung readers."""
 
 import fcntl
 import io
@@ -56,7 +56,7 @@ for level in ("trace", "debug", "info", "warning", "error"):
 
 
 def run(code: str, *arguments: str) -> list[str]:
-    """Return the stderr lines of a fresh process; it must succeed and leave stdout empty."""
+    """Return the stderr lines of a fresh process that succeeds without stdout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=120

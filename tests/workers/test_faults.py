@@ -1,4 +1,4 @@
-"""Workers that misbehave in every way: the job ends as a HostError, and another worker replaces them."""
+"""Workers that misbehave in every way, and their replacement."""
 
 import dataclasses
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_result_for_another_seed_is_an_error(tmp_path: Path) -> None:
 
 
 def test_result_under_a_changed_environment_is_an_error(tmp_path: Path) -> None:
-    """Such as cores that a container lost: the loss is not comparable to those under the model's name."""
+    """Such as fewer cores: the loss is not comparable to others of this model."""
     result = dataclasses.replace(make_result(1.0, 1.0), environment={"threads": "1", "dtype": "float32"})
     body = f"load(threads='2', dtype='float32')\nread()\nevaluated({result!r})\nread()"
     with scripted(Script(tmp_path, body)) as executor:
@@ -157,7 +157,7 @@ def test_config_error_after_a_successful_load_is_a_host_error(tmp_path: Path) ->
 
 
 def test_config_error_after_a_result_stops_only_its_worker(tmp_path: Path) -> None:
-    """A second worker whose settings fail after the first has evaluated must not end the validator."""
+    """A validator that has evaluated must not end because of a second device."""
     result = make_result(1.0, 1.0)
     body = f"""
 if setup.device == "cuda:1":

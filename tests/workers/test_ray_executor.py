@@ -1,7 +1,6 @@
-"""Scores in a real Ray cluster of two nodes: the bits of this process, and nothing lost with what goes away.
+"""Evaluations in a real Ray cluster of two nodes, with losses of both.
 
-That a child process of this machine gives those bits too is shown in test_worker_process.py. Nodes and workers take
-seconds to start, so the tests share them, in the order in which they stand here.
+Nodes and workers take seconds to start, so the tests share them, in this order.
 """
 
 import contextlib
@@ -40,7 +39,7 @@ def evaluator(bench: Bench) -> Evaluator:
         competition=Competition.from_defaults(),
         training_args=make_args(),
         eval_data_dir=bench.eval_data_dir,
-        # A cache that is nowhere: a worker has its own.
+        # Workers have caches of their own.
         cache_dir=Path("/nowhere"),
         model_path=bench.model_path,
         dtype="float32",
@@ -49,13 +48,13 @@ def evaluator(bench: Bench) -> Evaluator:
 
 @pytest.fixture(scope="module")
 def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset that takes long enough to be interrupted."""
+    """A dataset that trains long enough to be interrupted."""
     return write_rows(tmp_path_factory.mktemp("long"), make_rows(250, seed=3))
 
 
 @pytest.fixture(scope="module")
 def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
-    """The score in this process."""
+    """The result in this process."""
     return dataclasses.replace(evaluator, device="cpu", cache_dir=None).evaluate(bench.data_dir, SEED)
 
 
@@ -67,7 +66,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def logged() -> Iterator[list[str]]:
-    """What was logged so far. An entry point that runs in this process ends it."""
+    """Log lines so far, until an entry point runs in this process."""
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(str(message)), level="DEBUG", format="{level} {message}")
     yield lines
@@ -77,13 +76,13 @@ def logged() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def shared(evaluator: Evaluator, cluster: Cluster, logged: list[str]) -> Iterator[RayExecutor]:
-    """Two workers, each on a node of its own; the process that speaks to Ray is on the first, which stays."""
+    """Two workers, each on its own node; the driver is on the first, which stays."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         executor = open_executor(evaluator, cluster, workers=2)
         try:
             until(lambda: executor.start() or actors(logged), executor)
-            cluster.say("add")
+            cluster.run("add")
             yield executor
         finally:
             executor.close()
@@ -91,7 +90,7 @@ def shared(evaluator: Evaluator, cluster: Cluster, logged: list[str]) -> Iterato
 
 @pytest.fixture
 def pair(shared: RayExecutor) -> RayExecutor:
-    """The two workers, free, also when a test before lost one."""
+    """The two workers, idle, even if an earlier test lost one."""
     ready(shared, 2)
     return shared
 
@@ -102,18 +101,18 @@ def open_executor(evaluator: Evaluator, cluster: Cluster, *, workers: int = 1) -
 
 
 def running_on(executor: RayExecutor) -> dict[str, SubmissionKey]:
-    """What runs, by node."""
-    return {one.device.split()[1]: one.key for one in executor.running()}
+    """Return the running job of each node."""
+    return {job.device.split()[1]: job.key for job in executor.running()}
 
 
-def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ran(
+def test_results_of_two_nodes_have_equal_bits_and_a_place(
     pair: RayExecutor, bench: Bench, evaluator: Evaluator, expected: TrainResult, logged: list[str]
 ) -> None:
     pair.submit(KEY, bench.data_dir, SEED)
     pair.submit(OTHER, bench.data_dir, SEED)
     assert pair.idle_workers() == 0 and len(running_on(pair)) == 2
-    nodes = {one.key: one.device for one in pair.running()}
-    results = {one.key: one.result for one in collect(pair, 2)}
+    nodes = {job.key: job.device for job in pair.running()}
+    results = {job.key: job.result for job in collect(pair, 2)}
     for key, result in results.items():
         assert timeless(result) == timeless(expected)
         assert result is not None and result.environment["where"] == f"ray {nodes[key]}"
@@ -123,14 +122,14 @@ def test_scores_on_two_nodes_have_the_bits_of_this_process_and_say_where_they_ra
     assert [line for line in logged if line.startswith(f"INFO [{nodes[KEY]}] evaluated loss=")]
 
 
-def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_workers_go_on(
+def test_wrong_dataset_is_a_submission_error(
     pair: RayExecutor, tmp_path: Path, bench: Bench, expected: TrainResult, logged: list[str]
 ) -> None:
     before = actors(logged)
     (tmp_path / DATA_FILE).write_text('{"conversations": 7}\n')
     pair.submit(KEY, tmp_path, SEED)
     pair.submit(OTHER, tmp_path / "missing", SEED)
-    errors = {one.key: one.error for one in collect(pair, 2)}
+    errors = {job.key: job.error for job in collect(pair, 2)}
     assert isinstance(errors[KEY], SubmissionError) and errors[KEY].reason == Reason.MALFORMED
     assert isinstance(errors[OTHER], SubmissionError) and errors[OTHER].reason == Reason.MISSING_FILE
     pair.submit(KEY, bench.data_dir, SEED)
@@ -138,7 +137,7 @@ def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_workers_go_on(
     assert actors(logged) == before and all(map(is_alive, before.values()))
 
 
-def test_the_validators_token_is_nowhere_in_the_cluster(pair: RayExecutor, cluster: Cluster) -> None:
+def test_hub_token_of_the_validator_is_not_in_the_cluster(pair: RayExecutor, cluster: Cluster) -> None:
     logs = [path for path in cluster.folder.rglob("*") if path.is_file()]
     assert len(logs) > 10
     assert [path for path in logs if TOKEN.encode() in path.read_bytes()] == []
@@ -146,16 +145,14 @@ def test_the_validators_token_is_nowhere_in_the_cluster(pair: RayExecutor, clust
     assert len(environments) > 5 and not any(TOKEN.encode() in environment for environment in environments)
 
 
-def test_where_strangers_rows_are_scored_no_token_is_in_the_environment(
-    pair: RayExecutor, cluster: Cluster, logged: list[str]
-) -> None:
+def test_evaluating_process_has_no_token(pair: RayExecutor, cluster: Cluster, logged: list[str]) -> None:
     for actor in actors(logged).values():
-        shell, child = (Path(f"/proc/{pid}/environ").read_bytes() for pid in (actor, child_of(actor)))
-        assert NODE_TOKEN.encode() in shell and b"RAY_TMPDIR" in child
+        outer, child = (Path(f"/proc/{pid}/environ").read_bytes() for pid in (actor, child_of(actor)))
+        assert NODE_TOKEN.encode() in outer and b"RAY_TMPDIR" in child
         assert not any(token.encode() in child for token in (TOKEN, NODE_TOKEN, CLUSTER_TOKEN))
 
 
-def test_a_cluster_with_a_token_is_used_by_nobody_without_it(
+def test_cluster_with_a_token_refuses_a_driver_without(
     evaluator: Evaluator, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -168,14 +165,14 @@ def test_a_cluster_with_a_token_is_used_by_nobody_without_it(
         executor.close()
 
 
-def test_an_actor_that_is_killed_and_a_node_that_is_removed_blame_nobody_and_the_scores_are_made_elsewhere(
+def test_lost_actor_and_node_are_remote_errors_and_replaced(
     pair: RayExecutor, cluster: Cluster, long_dir: Path, bench: Bench, expected: TrainResult, logged: list[str]
 ) -> None:
     before = actors(logged)
     scoring = [child_of(pid) for pid in before.values()]
     start_long(pair, {KEY: long_dir, OTHER: long_dir})
     jobs = running_on(pair)
-    cluster.say("remove")
+    cluster.run("remove")
     (first,) = collect(pair)
     gone = next(node for node, key in jobs.items() if key == first.key)
     assert type(first.error) is RemoteError and first.result is None
@@ -194,7 +191,7 @@ def test_an_actor_that_is_killed_and_a_node_that_is_removed_blame_nobody_and_the
         assert timeless(collect(pair)[0].result) == timeless(expected)
 
 
-def test_close_in_mid_score_ends_actors_and_their_children_and_leaves_no_file(
+def test_close_ends_actors_and_children_and_deletes_files(
     shared: RayExecutor, cluster: Cluster, long_dir: Path, logged: list[str]
 ) -> None:
     ready(shared, 1)
@@ -210,7 +207,7 @@ def test_close_in_mid_score_ends_actors_and_their_children_and_leaves_no_file(
     assert shared.start() is None and shared.collect() == [] and shared.running() == ()
 
 
-def test_what_ends_is_replaced_whether_score_driver_or_model_was_at_fault(
+def test_killed_child_or_driver_is_replaced(
     evaluator: Evaluator, cluster: Cluster, tmp_path: Path, logged: list[str]
 ) -> None:
     executor = open_executor(dataclasses.replace(evaluator, model_path=tmp_path / "absent"), cluster)
@@ -235,7 +232,7 @@ def test_what_ends_is_replaced_whether_score_driver_or_model_was_at_fault(
             ready(executor)
         until(lambda: not is_alive(actor))
 
-        # The next one starts a worker, which says what is wrong with it, and where.
+        # The next driver starts a worker, whose error names its node.
         with pytest.raises(ConfigError, match=rf"^node \w{{16}}: --model_path {tmp_path}/absent"):
             ready(executor)
         assert children("template.workers.ray_driver") not in ([], [driver])
@@ -244,9 +241,7 @@ def test_what_ends_is_replaced_whether_score_driver_or_model_was_at_fault(
 
 
 @pytest.mark.slow
-def test_a_validator_with_its_workers_in_a_ray_cluster_scores_a_round(
-    net: Net, cluster: Cluster, tiny_model: Path
-) -> None:
+def test_validator_with_ray_workers_completes_a_round(net: Net, cluster: Cluster, tiny_model: Path) -> None:
     key = net.submit("alice", SMALL)
     ended = call_main(
         load_main(VALIDATOR),
@@ -263,7 +258,7 @@ def test_a_validator_with_its_workers_in_a_ray_cluster_scores_a_round(
     assert '"where": "ray node ' in receipt.read_text()
 
 
-def test_no_cluster_at_the_address_is_the_operators_to_mend(evaluator: Evaluator) -> None:
+def test_missing_cluster_is_a_config_error(evaluator: Evaluator) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -281,33 +276,33 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "no port": ({"address": "head"}, "--ray.address"),
     "no workers": ({"workers": 0}, "--ray.workers must be positive"),
     "two GPUs": ({"gpus_per_worker": 2.0}, "--ray.gpus_per_worker must be in [0, 1]"),
-    "a GPU that is no number": ({"gpus_per_worker": float("nan")}, "--ray.gpus_per_worker"),
+    "GPUs not a number": ({"gpus_per_worker": float("nan")}, "--ray.gpus_per_worker"),
     "no CPU": ({"cpus_per_worker": 0}, "--ray.cpus_per_worker must be positive"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_setting_is_named(case: str) -> None:
-    changed, sentence = WRONG[case]
-    with pytest.raises(ConfigError) as refused:
+def test_check_config_names_the_wrong_flag(case: str) -> None:
+    changed, message = WRONG[case]
+    with pytest.raises(ConfigError) as raised:
         check_config(RayConfig(**changed))  # type: ignore[arg-type]
-    assert sentence in str(refused.value)
+    assert message in str(raised.value)
 
 
-def test_without_ray_what_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_config_without_ray_names_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"scripts/setup\.sh"):
         check_config(RayConfig())
 
 
-def test_devices_do_not_go_with_ray(net: Net, tiny_model: Path) -> None:
+def test_device_flag_with_ray_is_refused(net: Net, tiny_model: Path) -> None:
     arguments = ["--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"]
     state = ["--state_dir", net.parts.folder / "process", "--executor", "ray", "--device", "cuda:0"]
     ended = call_main(load_main(VALIDATOR), *arguments, *state)
     assert ended.status == 3 and "--device needs --executor local" in ended.logs[-1]
 
 
-def test_a_file_that_was_damaged_on_its_way_is_not_scored(tmp_path: Path) -> None:
+def test_file_content_damaged_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="damaged on its way"):
         FileContent(data=b"other", sha256="0" * 64).write(tmp_path / "data")
     assert not (tmp_path / "data").exists()

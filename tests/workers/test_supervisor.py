@@ -1,6 +1,6 @@
-"""Scores in real worker processes: the bits of this process, whatever befell the workers, and no worker left behind.
+"""Evaluations in real worker processes: equal bits, and no worker left behind.
 
-Workers take seconds to start, so the tests share them; those that lose one wait for the next.
+Workers take seconds to start, so the tests share them; a test that loses one leaves its replacement to the next.
 """
 
 import dataclasses
@@ -45,13 +45,13 @@ def evaluator(bench: Bench) -> Evaluator:
 
 @pytest.fixture(scope="module")
 def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset that takes long enough to be interrupted."""
+    """A dataset that trains long enough to be interrupted."""
     return write_rows(tmp_path_factory.mktemp("long"), make_rows(80, seed=3))
 
 
 @pytest.fixture(scope="module")
 def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
-    """The score in this process."""
+    """The result in this process."""
     return evaluator.evaluate(bench.data_dir, SEED)
 
 
@@ -78,25 +78,25 @@ def shared(evaluator: Evaluator, clock: Clock) -> Iterator[LocalExecutor]:
 
 @pytest.fixture
 def pair(shared: LocalExecutor) -> LocalExecutor:
-    """The two workers, free, also when a test before lost one."""
+    """The two workers, idle, even if an earlier test lost job."""
     ready(shared, 2)
     return shared
 
 
 def timeless(result: TrainResult | None) -> dict[str, object]:
-    """All of a result that two scores of the same must share, environment and losses of the steps included."""
+    """Return all of a result but its times and place."""
     assert result is not None
     fields = {name: value for name, value in dataclasses.asdict(result).items() if not name.endswith("_seconds")}
     return {**fields, "environment": {**result.environment, "where": ""}}
 
 
-def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_another_worker(
+def test_result_of_a_worker_has_the_bits_of_this_process(
     pair: LocalExecutor, evaluator: Evaluator, bench: Bench, expected: TrainResult
 ) -> None:
     pair.submit(KEY, bench.data_dir, SEED)
     pair.submit(OTHER, bench.data_dir, SEED + 1)
     assert pair.idle_workers() == 0 and len(pair.running()) == 2
-    results = {one.key: one.result for one in collect(pair, 2)}
+    results = {job.key: job.result for job in collect(pair, 2)}
     assert timeless(results[KEY]) == timeless(expected)
     assert results[KEY] is not None and results[KEY].environment["where"] == "local cpu"
     assert timeless(results[OTHER]) == timeless(evaluator.evaluate(bench.data_dir, SEED + 1)) != timeless(expected)
@@ -104,14 +104,14 @@ def test_a_score_in_a_worker_is_the_one_in_this_process_to_the_last_bit_beside_a
     assert pair.start() == evaluator.load_model()
 
 
-def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_worker_goes_on(
+def test_wrong_dataset_is_a_submission_error(
     pair: LocalExecutor, tmp_path: Path, bench: Bench, expected: TrainResult
 ) -> None:
     before = worker_pids()
     (tmp_path / DATA_FILE).write_text('{"conversations": 7}\n')
     pair.submit(KEY, tmp_path, SEED)
     pair.submit(OTHER, tmp_path / "missing", SEED)
-    errors = {one.key: one.error for one in collect(pair, 2)}
+    errors = {job.key: job.error for job in collect(pair, 2)}
     assert isinstance(errors[KEY], SubmissionError) and errors[KEY].reason == Reason.MALFORMED
     assert "line 1" in str(errors[KEY])
     assert isinstance(errors[OTHER], SubmissionError) and errors[OTHER].reason == Reason.MISSING_FILE
@@ -120,16 +120,14 @@ def test_a_dataset_that_is_wrong_is_the_miners_fault_and_the_worker_goes_on(
     assert timeless(collect(pair)[0].result) == timeless(expected)
 
 
-def test_a_workers_log_is_this_processes_log(pair: LocalExecutor, bench: Bench) -> None:
+def test_worker_log_lines_reach_this_log(pair: LocalExecutor, bench: Bench) -> None:
     with log_lines() as logged:
         pair.submit(KEY, bench.data_dir, SEED)
         collect(pair)
     assert [line for line in logged if line.startswith("INFO [cpu] evaluated loss=")]
 
 
-def test_progress_is_told_and_the_signals_of_a_whole_group_leave_the_score_to_the_parent(
-    pair: LocalExecutor, long_dir: Path
-) -> None:
+def test_worker_reports_progress_and_ignores_signals(pair: LocalExecutor, long_dir: Path) -> None:
     start_long(pair, {KEY: long_dir})
     for pid in worker_pids():
         os.kill(pid, signal.SIGINT)
@@ -142,39 +140,39 @@ def test_progress_is_told_and_the_signals_of_a_whole_group_leave_the_score_to_th
 
 
 def start_long(executor: LocalExecutor, jobs: dict[SubmissionKey, Path]) -> None:
-    """Submits the jobs and waits until all of them train."""
+    """Submit the jobs and wait until all of them train."""
     for key, data_dir in jobs.items():
         executor.submit(key, data_dir, SEED)
-    until(lambda: not executor.collect() and all(one.done for one in executor.running()), executor)
+    until(lambda: not executor.collect() and all(job.done for job in executor.running()), executor)
 
 
-def find_lost(executor: LocalExecutor) -> tuple[SubmissionKey, str]:
-    """The next job to end, and what is said of it: that it has no score."""
-    finished = collect(executor)[0]
-    assert finished == CompletedJob(key=finished.key, result=None, error=finished.error)
-    assert type(finished.error) is HostError
-    return finished.key, str(finished.error)
+def collect_failure(executor: LocalExecutor) -> tuple[SubmissionKey, str]:
+    """Wait for a job that fails by its worker; return its key and error."""
+    job = collect(executor)[0]
+    assert job == CompletedJob(key=job.key, result=None, error=job.error)
+    assert type(job.error) is HostError
+    return job.key, str(job.error)
 
 
-def test_a_worker_that_is_killed_or_hangs_costs_no_score_and_its_successor_gives_the_same_bits(
+def test_killed_or_hung_worker_is_replaced_with_equal_bits(
     pair: LocalExecutor, long_dir: Path, bench: Bench, expected: TrainResult, clock: Clock
 ) -> None:
     killed, hung = worker_pids()
     start_long(pair, {KEY: long_dir, OTHER: long_dir})
     os.kill(hung, signal.SIGSTOP)
     os.kill(killed, signal.SIGKILL)
-    first, said = find_lost(pair)
-    assert said.startswith("cpu: the worker was killed by SIGKILL, probably")
+    first, error = collect_failure(pair)
+    assert error.startswith("cpu: the worker was killed by SIGKILL, probably")
     clock.ahead_s += 901.0
-    second, said = find_lost(pair)
-    assert said.startswith("cpu: timed out: no progress for 9")
+    second, error = collect_failure(pair)
+    assert error.startswith("cpu: timed out: no progress for 9")
     assert {first, second} == {KEY, OTHER}
     assert not is_alive(killed) and not is_alive(hung)
     ready(pair, 2)
     assert len({killed, hung, *worker_pids()}) == 4
     pair.submit(KEY, bench.data_dir, SEED)
     pair.submit(OTHER, bench.data_dir, SEED)
-    assert [timeless(one.result) for one in collect(pair, 2)] == [timeless(expected)] * 2
+    assert [timeless(job.result) for job in collect(pair, 2)] == [timeless(expected)] * 2
 
 
 _PARENT = """
@@ -197,14 +195,14 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("end", ["killed", "killed while the worker is stopped", "only closes stdin"])
-def test_no_worker_outlives_its_parent_in_mid_training(evaluator: Evaluator, long_dir: Path, end: str) -> None:
+@pytest.mark.parametrize("end", ["killed", "killed while the worker is stopped", "closes stdin"])
+def test_worker_ends_with_its_parent_during_training(evaluator: Evaluator, long_dir: Path, end: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, str(long_dir)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with parent:
         assert parent.stdin is not None and parent.stdout is not None
-        # Long beyond patience, so that what ends is not the score.
+        # Far longer than the test waits.
         args = make_args(num_train_epochs=1000)
         long = dataclasses.replace(evaluator, training_args=args)
         parent.stdin.write(messages.encode(messages.Setup(evaluator=long, log_level="INFO")))
@@ -212,7 +210,7 @@ def test_no_worker_outlives_its_parent_in_mid_training(evaluator: Evaluator, lon
         worker = int(parent.stdout.readline())
         try:
             assert is_alive(worker)
-            if end == "only closes stdin":
+            if end == "closes stdin":
                 parent.stdin.close()
                 until(lambda: not is_alive(worker))
                 assert parent.poll() is None
@@ -226,31 +224,31 @@ def test_no_worker_outlives_its_parent_in_mid_training(evaluator: Evaluator, lon
                 os.kill(worker, signal.SIGKILL)
 
 
-def load_in_this_process(evaluator: Evaluator) -> list[messages.Event]:
-    """What a worker says that cannot load."""
-    said = io.BytesIO()
-    worker_main.serve(evaluator, SimpleQueue(), worker_main.EventWriter(said))
-    return [messages.decode_event(line) for line in said.getvalue().splitlines()]
+def failed_load(evaluator: Evaluator) -> list[messages.Event]:
+    """Return the events of a worker that cannot load, run in this process."""
+    events = io.BytesIO()
+    worker_main.serve(evaluator, SimpleQueue(), worker_main.EventWriter(events))
+    return [messages.decode_event(line) for line in events.getvalue().splitlines()]
 
 
-def test_a_model_that_is_not_there_is_the_operators_to_mend(evaluator: Evaluator, tmp_path: Path) -> None:
-    (event,) = load_in_this_process(dataclasses.replace(evaluator, model_path=tmp_path))
+def test_missing_model_is_a_config_error(evaluator: Evaluator, tmp_path: Path) -> None:
+    (event,) = failed_load(dataclasses.replace(evaluator, model_path=tmp_path))
     assert isinstance(event, messages.Failed) and isinstance(event.to_error(), ConfigError)
     assert event.message.startswith(f"--model_path {tmp_path}")
 
 
-def test_a_bug_is_this_machines_fault_with_its_traceback_in_the_log(evaluator: Evaluator) -> None:
+def test_unexpected_error_is_logged_with_its_traceback(evaluator: Evaluator) -> None:
     class Broken(Evaluator):
         def load_model(self) -> str:
             raise KeyError("a bug")
 
     with log_lines() as logged:
-        (event,) = load_in_this_process(Broken(**vars(evaluator)))
+        (event,) = failed_load(Broken(**vars(evaluator)))
     assert isinstance(event, messages.Failed) and type(event.to_error()) is HostError
     assert "this is a bug" in logged[0] and 'raise KeyError("a bug")' in logged[0]
 
 
-def test_a_stray_print_cannot_reach_the_parent() -> None:
+def test_stray_print_goes_to_stderr() -> None:
     code = (
         "import os, sys\nfrom template.workers.worker import redirect_stdio\n"
         "commands, events = redirect_stdio()\n"
@@ -262,11 +260,11 @@ def test_a_stray_print_cannot_reach_the_parent() -> None:
     assert ended.stderr == b"stray\nfrom C"
 
 
-# Last, since the workers that it leaves are of no use to another test.
-def test_a_worker_without_memory_gives_no_score(pair: LocalExecutor, long_dir: Path) -> None:
+# Last, since its workers are of no use to another test.
+def test_worker_out_of_memory_gives_no_result(pair: LocalExecutor, long_dir: Path) -> None:
     for pid in worker_pids():
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
     pair.submit(KEY, long_dir, SEED)
-    key, said = find_lost(pair)
-    assert key == KEY and said.startswith("cpu: ")
+    key, error = collect_failure(pair)
+    assert key == KEY and error.startswith("cpu: ")
