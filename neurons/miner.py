@@ -25,9 +25,7 @@ _BLOCKS_PER_EPOCH = 360
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="miner", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("miner", __doc__)
     parser.add_argument("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; made if missing")
     parser.add_argument("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
     parser.add_argument("--yes", action="store_true", help="publish without asking")

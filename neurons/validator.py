@@ -32,9 +32,7 @@ _STATE_FILE = "validator.sqlite3"
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="validator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("validator", __doc__)
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
@@ -60,81 +58,42 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     add("--eval_data_dir", type=Path, help="the evaluation set (default: STATE_DIR/eval_data)")
     add("--receipt_dir", type=Path, help="receipts as files (default: STATE_DIR/receipts)")
     add("--round_dir", type=Path, help="the rounds' signed files (default: STATE_DIR/rounds)")
-    add(
-        "--keep_days",
-        type=float,
-        default=30.0,
-        help="age of receipts, rounds and runs to delete (default: %(default)g)",
-    )
+    add("--keep_days", type=float, default=30.0, help="age at which receipts, rounds and runs are deleted")
 
 
 def add_round_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the size and the pace of rounds, and the source of seeds."""
     add = parser.add_argument_group("rounds").add_argument
-    add("--blocks_per_epoch", type=int, default=360, help="length in blocks (default: %(default)s)")
-    add("--miner_sample_size", type=int, default=10, help="datasets trained on per round (default: %(default)s)")
-    add(
-        "--miner_duplicate_sample_size",
-        type=int,
-        default=50,
-        help="datasets downloaded and checked per round (default: %(default)s)",
+    threshold_help = "blocks before the end at which weights are set, complete or not"
+    seed_help = (
+        "seeds drawn once per round, or from the hash of each submission's block, the same for every validator with "
+        "the same --blocks_per_epoch"
     )
-    add(
-        "--block_threshold",
-        type=int,
-        default=50,
-        help="blocks before the end at which weights are set, complete or not (default: %(default)s)",
-    )
-    add("--max_downloads", type=int, default=8, help="parallel downloads (default: %(default)s)")
+    add("--blocks_per_epoch", type=int, default=360, help="length in blocks")
+    add("--miner_sample_size", type=int, default=10, help="datasets trained on per round")
+    add("--miner_duplicate_sample_size", type=int, default=50, help="datasets downloaded and checked per round")
+    add("--block_threshold", type=int, default=50, help=threshold_help)
+    add("--max_downloads", type=int, default=8, help="parallel downloads")
     add("--max_epochs", type=int, help="stop after this many rounds (default: never)")
-    add(
-        "--lucky_num_from",
-        choices=["random", "chain"],
-        default="random",
-        help="seeds drawn once per round, or from the hash of each submission's block, the same for every validator"
-        " with the same --blocks_per_epoch (default: %(default)s)",
-    )
+    add("--lucky_num_from", choices=["random", "chain"], default="random", help=seed_help)
     add("--lucky_num", type=int, help="one seed for every evaluation instead")
-    add("--poll_seconds", type=float, default=6.0, help="pause between reads of the chain (default: %(default)s)")
+    add("--poll_seconds", type=float, default=6.0, help="pause between reads of the chain")
 
 
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --executor and --ray.*."""
     add = parser.add_argument_group("workers").add_argument
-    add(
-        "--executor",
-        choices=["local", "ray"],
-        default="local",
-        help="evaluate on this machine, in one process for each --device, or in a Ray cluster (default: %(default)s)",
-    )
-    add(
-        "--ray.address",
-        dest="ray_address",
-        default="auto",
-        metavar="HOST:PORT",
-        help="the cluster's head; auto: the cluster of this machine, which must be a node (default: %(default)s)",
-    )
-    add("--ray.workers", dest="ray_workers", type=int, default=1, help="parallel evaluations (default: %(default)s)")
-    add(
-        "--ray.gpus_per_worker",
-        dest="ray_gpus",
-        type=float,
-        default=1.0,
-        help="0 evaluates on CPUs, less than 1 puts several workers on one GPU (default: %(default)g)",
-    )
-    add(
-        "--ray.cpus_per_worker",
-        dest="ray_cpus",
-        type=int,
-        default=1,
-        help="reserved in Ray; an evaluation uses the threads of all cores of its node (default: %(default)s)",
-    )
-    add(
-        "--ray.accelerator_type",
-        dest="ray_accelerator",
-        metavar="NAME",
-        help="Ray's name of the only GPU type to use, such as H100 (default: any, but all the same)",
-    )
+    executor_help = "evaluate on this machine, in one process for each --device, or in a Ray cluster"
+    address_help = "the cluster's head; auto: the cluster of this machine, which must be a node"
+    gpus_help = "0 evaluates on CPUs, less than 1 puts several workers on one GPU"
+    cpus_help = "reserved in Ray; an evaluation uses the threads of all cores of its node"
+    type_help = "Ray's name of the only GPU type to use, such as H100 (default: any, but all the same)"
+    add("--executor", choices=["local", "ray"], default="local", help=executor_help)
+    add("--ray.address", dest="ray_address", default="auto", metavar="HOST:PORT", help=address_help)
+    add("--ray.workers", dest="ray_workers", type=int, default=1, help="parallel evaluations")
+    add("--ray.gpus_per_worker", dest="ray_gpus", type=float, default=1.0, help=gpus_help)
+    add("--ray.cpus_per_worker", dest="ray_cpus", type=int, default=1, help=cpus_help)
+    add("--ray.accelerator_type", dest="ray_accelerator", metavar="NAME", help=type_help)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -89,9 +89,7 @@ class Job(NamedTuple):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("audit", __doc__)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE_OR_DIR", help="round files, or folders of them")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sample", type=int, metavar="N", help="replay N receipts drawn from all files")

@@ -1,14 +1,14 @@
-"""Tells everything a validator would hold against a dataset, before it is published.
+"""Checks a dataset for everything that a validator would reject it for, before it is published.
 
     python scripts/check_dataset.py --dataset_path data.jsonl --offline
     python scripts/check_dataset.py --dataset_path data.jsonl --netuid 96 --hf_repo_id me/my-dataset
 
 Without --offline it is compared with all datasets that are committed on the subnet now, as if it were committed after
-them; with --hotkey or --wallet.*, from where that hotkey's present commitment stands if that is this very file. What
-others committed earlier and have replaced is not on chain any more, so nothing is said of it.
+them; with --hotkey or --wallet.*, as of that hotkey's current commitment if that is this very file. Earlier versions of
+other miners' datasets are no longer on chain and are not compared.
 
-The result goes to stdout, progress to stderr. Exit status: 0 nothing found against it, 2 or 3 the command line or
-another setting is wrong, 4 this machine failed, 5 too little could be read to say, 6 a validator would refuse it.
+The result goes to stdout, progress to stderr. Exit status: 0 no problem, 2 or 3 the command line or another setting is
+wrong, 4 this machine failed, 5 not enough could be read, 6 a validator would reject it.
 """
 
 import argparse
@@ -38,47 +38,38 @@ _STATUS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    # So that --netuid can be declared again: --offline needs none.
-    parser = argparse.ArgumentParser(
-        prog="check_dataset",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        conflict_handler="resolve",
-    )
-    parser.add_argument("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
-    parser.add_argument("--offline", dest="is_offline", action="store_true", help="check the file and the pool only")
-    parser.add_argument("--hotkey", metavar="ADDRESS", help="whose dataset it would be, if no --wallet.* is given")
-    parser.add_argument("--hf_repo_id", help="dataset repo on the Hub it would be published in, owner/name")
+    """Return the command line."""
+    # --netuid is declared twice: --offline needs none.
+    parser = cli.make_parser("check_dataset", __doc__, conflict_handler="resolve")
+    add, work_dir = parser.add_argument, cli.DEFAULT_STATE_DIR / "miner"
+    add("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
+    add("--offline", dest="is_offline", action="store_true", help="check only the file and its rows")
+    add("--hotkey", metavar="ADDRESS", help="the dataset's hotkey, if no --wallet.* is given")
+    add("--hf_repo_id", help="its dataset repo on the Hub, owner/name")
     cli.add_chain_arguments(parser)
-    parser.add_argument("--netuid", type=int, help="the subnet's number; needed unless --offline")
+    add("--netuid", type=int, help="the subnet's number; needed unless --offline")
     parser.set_defaults(wallet_name=None, wallet_hotkey=None)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=cli.DEFAULT_STATE_DIR / "miner",
-        help="where the evaluation set and the others' datasets are kept (default: %(default)s)",
-    )
-    parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
+    add("--work_dir", type=Path, default=work_dir, help="for the evaluation set and other miners' datasets")
+    add("--json", dest="is_json", action="store_true", help="print one JSON object")
     cli.add_logging_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks and prints; returns the exit status."""
+    """Check, print, and return the exit status."""
     parser = build_parser()
     check_arguments(parser, parser.parse_args(argv))
     return cli.run_main(parser, argv, run)
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process with status 2 and a line on stderr when arguments do not go together."""
+    """Exit with status 2 and a line on stderr when arguments exclude each other."""
     if not args.is_offline and args.netuid is None:
         parser.error("expected --netuid, or --offline")
     if args.hotkey and has_wallet(args):
-        parser.error("--hotkey and --wallet.* do not go together")
+        parser.error("--hotkey and --wallet.* exclude each other")
 
 
 def has_wallet(args: argparse.Namespace) -> bool:
@@ -86,7 +77,7 @@ def has_wallet(args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks the dataset and prints the report. Raises: SubnetError."""
+    """Check the dataset and print the report. Raises: SubnetError."""
     from template.data.eval_set import read_eval_set_index
     from template.hub.datasets import fetch_eval_set
 
@@ -105,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         comparison = compare_datasets(
             rows, subnet, possible_commit_blocks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1)
         )
-    commitment, bad_commitment = foresee_commitment(args.hf_repo_id, competition)
+    commitment, bad_commitment = preview_commitment(args.hf_repo_id, competition)
     report = Report(
         file=file,
         subnet=subnet,
@@ -119,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """The dataset's bytes. Raises: ConfigError when it cannot be read."""
+    """Read the dataset. Raises: ConfigError."""
     path = path / constants.DATA_FILE if path.is_dir() else path
     try:
         return path.read_bytes()
@@ -130,7 +121,7 @@ def read_file(path: Path) -> bytes:
 def read_subnet(
     args: argparse.Namespace, competition: Competition, pool: "EvalSetIndex", folder: Path
 ) -> tuple[SubnetSnapshot | None, str]:
-    """All that is committed now, or why the chain could not be read: the file has been looked at all the same."""
+    """Read all commitments, or return why the chain cannot be read."""
     from template.miner.competitors import fetch_competitors
 
     needs_wallet = has_wallet(args)
@@ -144,8 +135,8 @@ def read_subnet(
     return fetch_competitors(view, competition, pool, folder, hotkey), ""
 
 
-def foresee_commitment(repo: str | None, competition: Competition) -> tuple[str | None, str]:
-    """The commitment's text with zeros for the commit, or what is wrong with it."""
+def preview_commitment(repo: str | None, competition: Competition) -> tuple[str | None, str]:
+    """Return the commitment with zeros for the commit, or its error."""
     if repo is None:
         return None, ""
     try:

@@ -1,16 +1,16 @@
-"""Scores a dataset offline, exactly as a validator does.
+"""Computes a dataset's loss offline, exactly as a validator does.
 
     python scripts/compute_loss.py --dataset_path data.jsonl
     python scripts/compute_loss.py --hf_repo_id me/my-dataset --revision COMMIT --lucky_num 7
     python scripts/compute_loss.py --compare old.jsonl new.jsonl --repeats 5
     python scripts/compute_loss.py --verify receipt.json
 
---compare scores two datasets under the same seeds and says which is better, or about how many more seeds it takes.
+--compare evaluates two datasets under the same seeds and prints which is better, or how many more seeds would tell.
 
-Needs neither wallet nor chain. The result goes to stdout, progress and logs to stderr. Exit status: 0 scored, compared
-or identical, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 5 the Hub did not answer, 6 a
-validator would refuse the dataset, 7 the replay differs from the receipt, 8 they are not comparable, 9 the receipt's
-signature is not valid.
+Needs neither wallet nor chain. The result goes to stdout, progress and logs to stderr. Exit status: 0 evaluated,
+compared or identical, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 5 the Hub did not
+answer, 6 a validator would reject the dataset, 7 the replay differs from the receipt, 8 they are not comparable, 9 the
+receipt's signature is not valid.
 """
 
 import argparse
@@ -25,9 +25,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from template import cli, constants
-from template.cli import add_replay_arguments, make_replay_context
 from template.competition import Competition
 from template.config import load_training_args
 from template.errors import ConfigError, SubmissionError
@@ -46,48 +46,41 @@ _COMPARE_SEEDS = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="compute_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    dataset = parser.add_argument_group("dataset")
-    dataset.add_argument("--dataset_path", type=Path, metavar="FILE_OR_DIR", help="a file, or a folder with data.jsonl")
-    dataset.add_argument("--hf_repo_id", help="dataset repo on the Hub, with --revision")
-    dataset.add_argument("--revision", metavar="COMMIT", help="the full commit of --hf_repo_id")
-    dataset.add_argument(
-        "--verify", type=Path, metavar="RECEIPT", help="score what the receipt names again and compare"
-    )
-    dataset.add_argument(
-        "--compare", type=Path, nargs=2, metavar=("A", "B"), help="score two files or folders under the same seeds"
-    )
+    """Return the command line."""
+    parser = cli.make_parser("compute_loss", __doc__)
+    add = parser.add_argument_group("dataset").add_argument
+    add("--dataset_path", type=Path, metavar="FILE_OR_DIR", help="a file, or a folder with data.jsonl")
+    add("--hf_repo_id", help="dataset repo on the Hub, with --revision")
+    add("--revision", metavar="COMMIT", help="the full commit of --hf_repo_id")
+    add("--verify", type=Path, metavar="RECEIPT", help="replay a receipt and compare")
+    add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="evaluate two files or folders under the same seeds")
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
-    add_replay_arguments(parser)
-    parser.add_argument("--lucky_num", type=int, help="the seed (default: drawn from the system, as a validator does)")
-    parser.add_argument(
-        "--repeats", type=int, metavar="K", help=f"scores under K seeds (default: 1, with --compare {_COMPARE_SEEDS})"
-    )
-    parser.add_argument("--check", action="store_true", help="refuse what a validator would: rows not from the pool")
-    parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
-    parser.add_argument("--receipt_dir", type=Path, help="write a receipt of every score here")
+    cli.add_replay_arguments(parser)
+    add = parser.add_argument
+    add("--lucky_num", type=int, help="the seed (default: drawn from the system)")
+    add("--repeats", type=int, metavar="K", help=f"number of seeds (default: 1, with --compare {_COMPARE_SEEDS})")
+    add("--check", action="store_true", help="reject rows outside the evaluation set, as a validator does")
+    add("--json", dest="is_json", action="store_true", help="print one JSON object")
+    add("--receipt_dir", type=Path, help="write a receipt of every evaluation here")
     cli.add_logging_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Scores, compares or verifies and prints; returns the exit status."""
+    """Evaluate, compare or verify; print the result and return the exit status."""
     parser = build_parser()
     check_arguments(parser, parser.parse_args(argv))
     return cli.run_main(parser, argv, run)
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process with status 2 and a line on stderr when arguments do not go together."""
-    unused = ("competition", "training_args", "lucky_num", "check", "repeats", "receipt_dir")
-    if args.verify and (given := [name for name in unused if getattr(args, name) not in (None, False)]):
-        parser.error(f"--{given[0]} does not go with --verify: the receipt says what is scored")
+    """Exit with status 2 and a line on stderr when arguments exclude each other."""
+    fixed = ("competition", "training_args", "lucky_num", "check", "repeats", "receipt_dir")
+    if args.verify and (given := [name for name in fixed if getattr(args, name) not in (None, False)]):
+        parser.error(f"--{given[0]} does not go with --verify: the receipt defines the evaluation")
     if args.compare and (args.verify or args.dataset_path or args.hf_repo_id):
-        parser.error("--compare names both datasets; it takes no other, and no receipt")
+        parser.error("--compare names both datasets and excludes --dataset_path, --hf_repo_id and --verify")
     if not (args.verify or args.compare) and bool(args.dataset_path) == bool(args.hf_repo_id):
         parser.error("expected --dataset_path, or --hf_repo_id with --revision, or --compare, or --verify")
     if bool(args.hf_repo_id) != bool(args.revision):
@@ -100,49 +93,49 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what the arguments ask for."""
-    context = make_replay_context(args)
+    """Run the mode that the arguments name."""
+    context = cli.make_replay_context(args)
     if args.verify:
         return verify(args, context)
-    competition = cli.read_competition(args)
-    evaluator = context.evaluator(competition, load_training_args(args.training_args))
+    evaluator = context.evaluator(cli.read_competition(args), load_training_args(args.training_args))
     seeds = choose_seeds(args.lucky_num, args.repeats or (_COMPARE_SEEDS if args.compare else 1))
-    return run_compare(args, evaluator, seeds) if args.compare else score(args, context, evaluator, seeds)
+    return compare(args, evaluator, seeds) if args.compare else evaluate(args, context, evaluator, seeds)
 
 
-def score(args: argparse.Namespace, context: ReplayContext, evaluator: Evaluator, seeds: Sequence[int]) -> int:
-    """Scores the dataset under one or more seeds and prints the result."""
+def evaluate(args: argparse.Namespace, context: ReplayContext, evaluator: Evaluator, seeds: Sequence[int]) -> int:
+    """Evaluate the dataset under each seed and print the result."""
     with dataset_folder(context, args.dataset_path, args.hf_repo_id, args.revision) as data_dir:
         if args.check:
             check(data_dir, evaluator)
         results = [evaluate_once(evaluator, data_dir, lucky_num) for lucky_num in seeds]
-    write_receipts(args.receipt_dir, evaluator.competition, results)
-    print((describe_json if args.is_json else describe)(results, evaluator.competition))
+    competition = evaluator.competition
+    write_receipts(args.receipt_dir, competition, results)
+    print(json.dumps(summarize(results, competition)) if args.is_json else describe(results, competition))
     return 0
 
 
-def run_compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]) -> int:
-    """Scores two datasets under the same seeds, one after the other under each, and prints how they compare."""
+def compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]) -> int:
+    """Evaluate two datasets under the same seeds and print the comparison."""
     results: tuple[list[TrainResult], list[TrainResult]] = ([], [])
     with contextlib.ExitStack() as stack:
         folders = [stack.enter_context(local_folder(path, "--compare")) for path in args.compare]
         if args.check:
             for path, folder in zip(args.compare, folders, strict=True):
-                with named(path):
+                with path_in_errors(path):
                     check(folder, evaluator)
         for lucky_num in seeds:
-            for path, folder, of_it in zip(args.compare, folders, results, strict=True):
-                with named(path):
-                    of_it.append(evaluate_once(evaluator, folder, lucky_num))
+            for path, folder, side in zip(args.compare, folders, results, strict=True):
+                with path_in_errors(path):
+                    side.append(evaluate_once(evaluator, folder, lucky_num))
     write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])
-    paired = compare_paired(*([result.loss for result in of_it] for of_it in results))
+    paired = compare_paired(*([result.loss for result in side] for side in results))
     print((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
     return 0
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Says of which of two datasets a refusal is."""
+def path_in_errors(path: Path) -> Iterator[None]:
+    """Add the dataset's path to rejections."""
     try:
         yield
     except SubmissionError as error:
@@ -150,21 +143,21 @@ def named(path: Path) -> Iterator[None]:
 
 
 def verify(args: argparse.Namespace, context: ReplayContext) -> int:
-    """Scores a receipt's inputs again and prints how the two compare."""
+    """Replay a receipt and print the comparison."""
     receipt = read_receipt(args.verify)
     has_bad_signature, signature = check_signature(receipt)
     evaluator = context.replay_evaluator(receipt, str(args.verify))
     submission = receipt.submission
     if submission is None and not (args.dataset_path or args.hf_repo_id):
-        raise ConfigError(f"{args.verify}: the receipt is of a local file; give it with --dataset_path")
+        raise ConfigError(f"{args.verify}: receipt of a local file; pass the file with --dataset_path")
     repo = args.hf_repo_id or (submission.repo if submission else None)
     revision = args.revision or (submission.commit if submission else None)
     with dataset_folder(context, args.dataset_path, repo, revision) as data_dir:
         result = evaluate_once(evaluator, data_dir, receipt.result.lucky_num)
     comparison = compare_receipt(receipt, result)
+    losses = {"recorded": receipt.result.loss, "replayed": result.loss}
     if args.is_json:
-        replay = {"verdict": comparison.verdict, "difference": comparison.difference, "reasons": comparison.reasons}
-        print(json.dumps({"recorded": receipt.result.loss, "replayed": result.loss, "signature": signature, **replay}))
+        print(json.dumps({**losses, "signature": signature, **dataclasses.asdict(comparison)}))
     else:
         print(f"recorded   {receipt.result.loss!r}\nreplayed   {result.loss!r}\nsignature  {escape(signature)}")
         for reason in comparison.reasons:
@@ -176,7 +169,7 @@ def verify(args: argparse.Namespace, context: ReplayContext) -> int:
 
 @contextmanager
 def dataset_folder(context: ReplayContext, path: Path | None, repo: str | None, revision: str | None) -> Iterator[Path]:
-    """A folder whose data.jsonl is the dataset: the one given, or a copy or download that is removed afterwards."""
+    """Yield a folder with the dataset, local or downloaded for this evaluation."""
     if path is not None:
         with local_folder(path, "--dataset_path") as folder:
             yield folder
@@ -188,7 +181,7 @@ def dataset_folder(context: ReplayContext, path: Path | None, repo: str | None, 
 
 @contextmanager
 def local_folder(path: Path, flag: str) -> Iterator[Path]:
-    """The folder at `path`, or one for a copy of the file there. Raises: ConfigError naming the flag."""
+    """Yield the folder at `path`, or one with a copy of the file. Raises: ConfigError."""
     path = path.expanduser()
     if path.is_dir():
         yield path
@@ -202,15 +195,14 @@ def local_folder(path: Path, flag: str) -> Iterator[Path]:
 
 
 def write_receipts(folder: Path | None, competition: Competition, results: Sequence[TrainResult]) -> None:
-    """An unsigned receipt for every result, where a folder was named."""
-    if folder is None:
-        return
-    for result in results:
-        write_receipt(Receipt(competition=competition, submission=None, result=result), folder)
+    """Write an unsigned receipt of every result, if a folder is named."""
+    if folder is not None:
+        for result in results:
+            write_receipt(Receipt(competition=competition, submission=None, result=result), folder)
 
 
 def check(data_dir: Path, evaluator: Evaluator) -> None:
-    """Raises: SubmissionError when a validator would refuse the file for anything but being a copy."""
+    """Check all but duplicates. Raises: SubmissionError."""
     from template.data.eval_set import check_dataset, read_eval_set_index
 
     pool = read_eval_set_index(evaluator.eval_data_dir / constants.DATA_FILE)
@@ -223,62 +215,57 @@ def check(data_dir: Path, evaluator: Evaluator) -> None:
 
 
 def choose_seeds(first: int | None, count: int) -> list[int]:
-    """That many seeds: counted up from the first, or each drawn from the system."""
+    """Count seeds up from the first, or draw them from the system."""
     if first is not None:
-        return [(first + at) % 2**32 for at in range(count)]
+        return [(first + index) % 2**32 for index in range(count)]
     return [int.from_bytes(os.urandom(4), "little") for _ in range(count)]
 
 
-def describe(results: Sequence[TrainResult], competition: Competition) -> str:
-    """The result for a person."""
-    losses = [result.loss for result in results]
-    lines = [f"loss {result.loss!r} lucky_num {result.lucky_num}" for result in results] if len(results) > 1 else []
+def summarize(results: Sequence[TrainResult], competition: Competition) -> dict[str, Any]:
+    """Return the values of --json."""
+    losses, first = [result.loss for result in results], results[0]
     mean = statistics.fmean(losses)
-    first = results[0]
-    lines.append(f"{'mean loss' if lines else 'loss'}   {mean!r}")
-    if len(losses) > 1:
-        lines.append(f"spread   {statistics.stdev(losses):.6f} (standard deviation over {len(losses)} seeds)")
+    return {
+        "loss": mean,
+        "losses": losses,
+        "lucky_nums": [result.lucky_num for result in results],
+        "spread": statistics.stdev(losses) if len(losses) > 1 else None,
+        "score": score_of(mean, competition),
+        "bench": competition.bench,
+        "competition": competition.to_dict(),
+        "train_sha256": first.train_sha256,
+        "eval_sha256": first.eval_sha256,
+        "model": f"{first.model_id}@{first.model_revision or first.model_digest}",
+        "hyperparameters_digest": first.hyperparameters_digest,
+        "environment": dict(first.environment),
+        "seconds": [result.train_seconds + result.eval_seconds for result in results],
+    }
+
+
+def describe(results: Sequence[TrainResult], competition: Competition) -> str:
+    """Format the result for a person."""
+    summary, first = summarize(results, competition), results[0]
+    if len(results) == 1:
+        lines = [f"loss     {summary['loss']!r}", f"seed     {first.lucky_num}"]
     else:
-        lines.append(f"seed     {first.lucky_num}")
-    lines.append(f"score    {score_of(mean, competition):.6f} of 1")
-    gap = competition.bench - mean
+        lines = [f"loss {result.loss!r} lucky_num {result.lucky_num}" for result in results]
+        lines.append(f"mean loss   {summary['loss']!r}")
+        lines.append(f"spread   {summary['spread']:.6f} (standard deviation over {len(results)} seeds)")
+    gap = competition.bench - summary["loss"]
+    lines.append(f"score    {summary['score']:.6f} of 1")
     lines.append(f"bench    {competition.bench}: this is {abs(gap):.6f} {'better' if gap >= 0 else 'worse'}")
     lines.append(f"rows     {first.train_rows} trained on, {first.eval_rows} evaluated on")
     return "\n".join(lines)
 
 
-def describe_json(results: Sequence[TrainResult], competition: Competition) -> str:
-    """The result for a program, in one line."""
-    losses = [result.loss for result in results]
-    mean = statistics.fmean(losses)
-    first = results[0]
-    return json.dumps(
-        {
-            "loss": mean,
-            "losses": losses,
-            "lucky_nums": [result.lucky_num for result in results],
-            "spread": statistics.stdev(losses) if len(losses) > 1 else None,
-            "score": score_of(mean, competition),
-            "bench": competition.bench,
-            "competition": competition.to_dict(),
-            "train_sha256": first.train_sha256,
-            "eval_sha256": first.eval_sha256,
-            "model": f"{first.model_id}@{first.model_revision or first.model_digest}",
-            "hyperparameters_digest": first.hyperparameters_digest,
-            "environment": dict(first.environment),
-            "seconds": [result.train_seconds + result.eval_seconds for result in results],
-        }
-    )
-
-
 def describe_paired(
     paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
 ) -> str:
-    """The comparison for a person."""
+    """Format the comparison for a person."""
     lines = [f"A  {paths[0]}", f"B  {paths[1]}", "", f"{'lucky_num':>10}  {'A':>12}  {'B':>12}  {'B - A':>12}"]
     for a, b in zip(*results, strict=True):
         lines.append(f"{a.lucky_num:>10}  {a.loss:>12.6f}  {b.loss:>12.6f}  {b.loss - a.loss:>+12.6f}")
-    means = [statistics.fmean(result.loss for result in of_it) for of_it in results]
+    means = [statistics.fmean(result.loss for result in side) for side in results]
     lines += [f"{'mean':>10}  {means[0]:>12.6f}  {means[1]:>12.6f}  {paired.mean:>+12.6f}", ""]
     low, high = paired.interval
     lines.append(f"difference  {paired.mean:+.6f} (standard error {paired.standard_error:.6f})")
@@ -287,24 +274,24 @@ def describe_paired(
 
 
 def conclude(paired: PairedComparison) -> str:
-    """The finding in one line."""
+    """Format the finding in one line."""
     seeds = len(paired.differences)
     if paired.finding is Finding.IDENTICAL:
         return "IDENTICAL under every seed"
     if paired.finding is not Finding.UNDECIDED:
         return f"{paired.finding.upper()} by {abs(paired.mean):.6f}"
     if paired.seeds_needed is None:
-        return f"UNDECIDED: at this spread even {MAX_SEEDS} seeds would not decide it"
-    return f"UNDECIDED: at this spread about {paired.seeds_needed - seeds} more seeds would decide it"
+        return f"UNDECIDED: at this spread even {MAX_SEEDS} seeds would not be enough"
+    return f"UNDECIDED: at this spread about {paired.seeds_needed - seeds} more seeds would be enough"
 
 
 def describe_paired_json(
     paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
 ) -> str:
-    """The comparison for a program, in one line."""
+    """Format the comparison as JSON."""
     sides = [
-        {"path": str(path), "train_sha256": of_it[0].train_sha256, "losses": [result.loss for result in of_it]}
-        for path, of_it in zip(paths, results, strict=True)
+        {"path": str(path), "train_sha256": side[0].train_sha256, "losses": [result.loss for result in side]}
+        for path, side in zip(paths, results, strict=True)
     ]
     content = {"a": sides[0], "b": sides[1], "lucky_nums": [result.lucky_num for result in results[0]]}
     return json.dumps({**content, "confidence": CONFIDENCE, **dataclasses.asdict(paired)})

@@ -28,32 +28,19 @@ _WIDTH = 120
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("status", __doc__)
     parser.add_argument("--state_dir", type=Path, required=True, help="the validator's --state_dir")
-    parser.add_argument(
-        "--all", dest="is_whole", action="store_true", help=f"print the whole leaderboard, not its top {_MAX_ROWS}"
-    )
+    all_help = f"print the whole leaderboard, not its top {_MAX_ROWS}"
+    parser.add_argument("--all", dest="is_whole", action="store_true", help=all_help)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
     how.add_argument("--watch", type=float, metavar="SECONDS", help="print again after every pause, until Ctrl-C")
     how.add_argument("--check", dest="is_check", action="store_true", help="print one line, exit with 1 on a problem")
     check = parser.add_argument_group("problems for --check")
-    check.add_argument(
-        "--max_silence_minutes",
-        type=float,
-        default=30.0,
-        metavar="N",
-        help="no report from the validator for longer (default: %(default)g)",
-    )
-    check.add_argument(
-        "--max_overdue_blocks",
-        type=int,
-        default=360,
-        metavar="N",
-        help="weights overdue by more; not after --offline or --dont_set_weights (default: %(default)s)",
-    )
+    silence_help = "no report from the validator for longer"
+    overdue_help = "weights overdue by more; not after --offline or --dont_set_weights"
+    check.add_argument("--max_silence_minutes", type=float, default=30.0, metavar="N", help=silence_help)
+    check.add_argument("--max_overdue_blocks", type=int, default=360, metavar="N", help=overdue_help)
     cli.add_logging_arguments(parser)
     return parser
 

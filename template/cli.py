@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -33,6 +33,19 @@ DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
 
 # Names in a miner's --work_dir: commitments, and a folder for each competition by its digest.
 WORK_DIR_MARKS = ("commitment-*", "[0-9a-f]" * 12)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's line breaks and adds defaults to the help of options."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default not in (None, False, argparse.SUPPRESS) and "(default" not in (action.help or "")
+        return f"{action.help} (default: %(default)s)" if has_default else action.help
+
+
+def make_parser(prog: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Return the parser of an entry point."""
+    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=HelpFormatter, **options)
 
 
 def run_main(
@@ -105,50 +118,32 @@ def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --wandb.off, --wandb.project and --wandb.entity."""
     add = parser.add_argument_group("wandb").add_argument
     add("--wandb.off", dest="wandb_off", action="store_true", help="send nothing and keep no runs")
-    add("--wandb.project", dest="wandb_project", default="dataset-subnet", help="default: %(default)s")
-    add("--wandb.entity", dest="wandb_entity", help="default: the login's own")
+    add("--wandb.project", dest="wandb_project", default="dataset-subnet", help="project of the runs")
+    add("--wandb.entity", dest="wandb_entity", help="owner of the project (default: the login's own)")
 
 
 def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --netuid, --subtensor.* and --wallet.*."""
     add = parser.add_argument_group("chain").add_argument
+    urls, wallets = "URL[,URL...]", Path("~/.bittensor/wallets")
+    network_help = "finney, test, local, a ws:// or wss:// url, or sim:PATH for a local network"
+    fallback_help = "used when the network does not answer (default: the client's public ones for a named network)"
+    archive_help = "used for blocks that the others have pruned (default: the client's public ones)"
+    deadline_help = "timeout of one answer, then the next endpoint is tried"
     add("--netuid", type=int, required=True, help="the subnet's number")
-    add(
-        "--subtensor.network",
-        dest="network",
-        default="finney",
-        help="finney, test, local, a ws:// or wss:// url, or sim:PATH for a local network (default: %(default)s)",
-    )
-    add(
-        "--subtensor.fallback_endpoints",
-        dest="fallback_endpoints",
-        metavar="URL[,URL...]",
-        help="used when the network does not answer (default: the client's public ones for a named network)",
-    )
-    add(
-        "--subtensor.archive_endpoints",
-        dest="archive_endpoints",
-        metavar="URL[,URL...]",
-        help="used for blocks that the others have pruned (default: the client's public ones)",
-    )
-    add(
-        "--subtensor.deadline_seconds",
-        dest="deadline_s",
-        type=float,
-        default=120.0,
-        help="timeout of one answer, then the next endpoint is tried (default: %(default)g)",
-    )
-    add("--wallet.name", dest="wallet_name", default="default", help="coldkey name (default: %(default)s)")
-    add("--wallet.hotkey", dest="wallet_hotkey", default="default", help="hotkey name (default: %(default)s)")
-    wallets = Path("~/.bittensor/wallets")
-    add("--wallet.path", dest="wallet_path", type=Path, default=wallets, help="wallets folder (default: %(default)s)")
+    add("--subtensor.network", dest="network", default="finney", help=network_help)
+    add("--subtensor.fallback_endpoints", dest="fallback_endpoints", metavar=urls, help=fallback_help)
+    add("--subtensor.archive_endpoints", dest="archive_endpoints", metavar=urls, help=archive_help)
+    add("--subtensor.deadline_seconds", dest="deadline_s", type=float, default=120.0, help=deadline_help)
+    add("--wallet.name", dest="wallet_name", default="default", help="coldkey name")
+    add("--wallet.hotkey", dest="wallet_hotkey", default="default", help="hotkey name")
+    add("--wallet.path", dest="wallet_path", type=Path, default=wallets, help="folder of the wallets")
 
 
 def add_competition_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --competition."""
-    parser.add_argument(
-        "--competition", type=Path, metavar="FILE", help="YAML of another competition (default: the subnet's own)"
-    )
+    competition_help = "YAML of another competition (default: the subnet's own)"
+    parser.add_argument("--competition", type=Path, metavar="FILE", help=competition_help)
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -238,8 +233,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --eval_data_dir, --work_dir and --cache_dir."""
     add = parser.add_argument
     add("--eval_data_dir", type=Path, help="evaluation set (default: the competition's, downloaded)")
-    work_dir = DEFAULT_STATE_DIR / "offline"
-    add("--work_dir", type=Path, default=work_dir, help="for downloaded evaluation sets (default: %(default)s)")
+    add("--work_dir", type=Path, default=DEFAULT_STATE_DIR / "offline", help="for downloaded evaluation sets")
     add("--cache_dir", type=Path, help="downloaded models (default: the Hub client's own)")
 
 
