@@ -63,7 +63,7 @@ def only(entries: dict[SubmissionKey, Entry]) -> Entry:
 # Entrants
 
 
-def test_registered_hotkeys_enter_with_what_they_committed() -> None:
+def test_entries_are_the_commitments_of_registered_hotkeys() -> None:
     view = make_view(
         neurons=[make_neuron(0, "a"), make_neuron(1, "b"), make_neuron(2, "silent")],
         commitments=[make_commitment("b", 30), make_commitment("gone", 20), make_commitment("a", 10)],
@@ -82,7 +82,7 @@ def test_registered_hotkeys_enter_with_what_they_committed() -> None:
     assert (entries[B].uid, entries[B].rank_block) == (1, 30)
 
 
-def test_a_commitment_that_is_not_in_the_open_is_no_entry() -> None:
+def test_timelocked_commitment_is_no_entry() -> None:
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 10, None)])
     assert current_submissions(view) == []
     assert enter(view) == {}
@@ -99,7 +99,7 @@ def test_a_commitment_that_is_not_in_the_open_is_no_entry() -> None:
         (make_text(competition_id="01"), Reason.WRONG_COMPETITION),
     ],
 )
-def test_what_cannot_count_is_an_entrant_with_a_refusal(text: str, reason: Reason) -> None:
+def test_invalid_commitment_is_an_entry_with_a_rejection(text: str, reason: Reason) -> None:
     commitment = replace(make_commitment("a", 10), text=text)
     entry = only(enter(make_view(neurons=[make_neuron(0, "a")], commitments=[commitment])))
     assert entry.key == SubmissionKey("a", text)
@@ -109,7 +109,7 @@ def test_what_cannot_count_is_an_entrant_with_a_refusal(text: str, reason: Reaso
 
 
 @pytest.mark.parametrize(("block", "is_refused"), [(49, True), (50, True), (51, False)])
-def test_a_commitment_must_be_later_than_the_registration(block: int, is_refused: bool) -> None:
+def test_commitment_up_to_the_registration_is_rejected(block: int, is_refused: bool) -> None:
     view = make_view(neurons=[make_neuron(0, "a", registration_block=50)], commitments=[make_commitment("a", block)])
     entry = only(enter(view))
     assert (entry.rejection is not None) == is_refused
@@ -117,7 +117,7 @@ def test_a_commitment_must_be_later_than_the_registration(block: int, is_refused
         assert entry.rejection.reason is Reason.BEFORE_REGISTRATION
 
 
-def test_a_uid_that_changed_hands_hands_nothing_on() -> None:
+def test_uid_that_changed_hands_passes_nothing_on() -> None:
     old = make_view(neurons=[make_neuron(4, "a")], commitments=[make_commitment("a", 10)])
     new = make_view(
         200,
@@ -131,7 +131,7 @@ def test_a_uid_that_changed_hands_hands_nothing_on() -> None:
     assert weights == {}
 
 
-def test_another_commit_is_another_submission_and_the_old_one_counts_no_more() -> None:
+def test_new_commit_replaces_the_old_submission() -> None:
     newer = make_key("a", commit="b" * 40)
     view = make_view(
         neurons=[make_neuron(0, "a")], commitments=[replace(make_commitment("a", 40), text=newer.commitment)]
@@ -143,12 +143,12 @@ def test_another_commit_is_another_submission_and_the_old_one_counts_no_more() -
     assert [(line.key, line.loss, line.message) for line in lines] == [(newer, None, "waits for its turn")]
 
 
-def test_committing_the_same_again_keeps_the_rank() -> None:
+def test_same_commitment_again_keeps_the_rank() -> None:
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 40)])
     assert only(enter(view, submission(A, 10))).rank_block == 10
 
 
-def test_committing_the_same_in_a_later_life_does_not() -> None:
+def test_same_commitment_after_a_new_registration_loses_rank() -> None:
     neuron = make_neuron(0, "a", registration_block=30)
     view = make_view(neurons=[neuron], commitments=[make_commitment("a", 40)])
     assert only(enter(view, submission(A, 10))).rank_block == 40
@@ -156,7 +156,7 @@ def test_committing_the_same_in_a_later_life_does_not() -> None:
     assert only(enter(view, submission(A, 31))).rank_block == 31
 
 
-def test_the_order_of_turns_is_by_rank_and_what_was_withheld_takes_half_of_the_places_at_most() -> None:
+def test_failed_downloads_take_half_of_the_queue_at_most() -> None:
     view = make_view(
         neurons=[make_neuron(uid, name) for uid, name in enumerate("abcde")],
         commitments=[make_commitment(name, block) for name, block in zip("abcde", (10, 9, 30, 20, 20), strict=True)],
@@ -195,7 +195,7 @@ def test_a_leaderboard_never_reads_all_verdicts() -> None:
 # Sealed
 
 
-def test_what_was_sealed_ranks_by_its_commitment_and_is_open_from_its_opening() -> None:
+def test_revealed_commitment_ranks_by_its_commit_block() -> None:
     opened = ChainCommitment(hotkey="a", block=90, text=A.commitment, is_revealed=True)
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[opened])
     (now,) = current_submissions(view, {("a", 90): 60, ("a", 80): 20, ("b", 90): 70})
@@ -204,19 +204,19 @@ def test_what_was_sealed_ranks_by_its_commitment_and_is_open_from_its_opening() 
     assert (entry.rank_block, entry.reveal_block) == (60, 90)
 
 
-def test_what_was_sealed_before_a_registration_ranks_by_its_opening() -> None:
+def test_commit_before_registration_ranks_by_its_reveal() -> None:
     opened = ChainCommitment(hotkey="a", block=90, text=A.commitment, is_revealed=True)
     view = make_view(neurons=[make_neuron(0, "a", registration_block=70)], commitments=[opened])
     assert only(find_entries(view, {}, COMPETITION, {("a", 90): 60})).rank_block == 90
 
 
-def test_what_hotkeys_without_a_uid_left_behind_is_not_recorded() -> None:
+def test_commitments_of_unregistered_hotkeys_are_not_recorded() -> None:
     commitments = [make_commitment(f"gone{at}", 50) for at in range(100)] + [make_commitment("c", 50)]
     view = make_view(neurons=[make_neuron(0, "c")], commitments=commitments)
     assert [one.key.hotkey for one in current_submissions(view)] == ["c"]
 
 
-def test_an_opening_of_which_nobody_knows_the_commitment_waits_for_it() -> None:
+def test_reveal_without_a_commit_block_is_left_out() -> None:
     opened = ChainCommitment(hotkey="a", block=90, text=A.commitment, is_revealed=True)
     gone = replace(opened, hotkey="gone")
     neurons = [make_neuron(0, "a"), make_neuron(1, "c")]
@@ -226,19 +226,19 @@ def test_an_opening_of_which_nobody_knows_the_commitment_waits_for_it() -> None:
     assert missing_commit_blocks(view, {("a", 90): 20}) == {}
 
 
-def test_what_is_still_sealed_is_no_submission() -> None:
+def test_timelocked_commitment_is_no_submission() -> None:
     sealed = ChainCommitment(hotkey="a", block=30, text=None, reveal_round=1234)
     assert current_submissions(make_view(neurons=[make_neuron(0, "a")], commitments=[sealed]), {}) == []
 
 
-def test_a_file_that_was_looked_for_in_vain_costs_the_rank_up_to_there() -> None:
+def test_missing_file_costs_the_rank() -> None:
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 20)])
     missed = replace(submission(A, 10), missing_block=55)
     entry = only(find_entries(view, {A: missed}, COMPETITION))
     assert (entry.rank_block, entry.reveal_block) == (56, 10)
 
 
-def test_committing_the_same_again_does_not_move_the_block_that_seeds_and_deadlines_go_by() -> None:
+def test_same_commitment_again_keeps_the_reveal_block() -> None:
     view = make_view(neurons=[make_neuron(0, "a")], commitments=[make_commitment("a", 400)])
     assert only(enter(view, submission(A, 10))).reveal_block == 10
 
@@ -246,7 +246,7 @@ def test_committing_the_same_again_does_not_move_the_block_that_seeds_and_deadli
 # Copies
 
 
-def test_of_two_alike_the_later_is_the_copy() -> None:
+def test_later_of_two_equal_datasets_is_the_duplicate() -> None:
     view = make_view(
         neurons=[make_neuron(0, "a"), make_neuron(1, "b")],
         commitments=[make_commitment("a", 20), make_commitment("b", 10)],
@@ -256,7 +256,7 @@ def test_of_two_alike_the_later_is_the_copy() -> None:
     assert find_duplicates(enter(view), see(view), {A: HUNDRED, B: HUNDRED}) == {}
 
 
-def test_the_original_stays_the_original_when_it_commits_again_and_when_it_moves_on() -> None:
+def test_original_stays_original_after_a_new_commit() -> None:
     neurons = [make_neuron(0, "a"), make_neuron(1, "b")]
     again = make_view(neurons=neurons, commitments=[make_commitment("a", 40), make_commitment("b", 20)])
     assert set(find_duplicates(enter(again, submission(A, 10)), see(again, submission(A, 10)), {A: ROWS, B: ROWS})) == {
@@ -272,7 +272,7 @@ def test_the_original_stays_the_original_when_it_commits_again_and_when_it_moves
     assert copies[B].commit == A.commitment
 
 
-def test_only_what_shares_rows_with_a_version_of_what_is_not_read_yet_is_in_doubt() -> None:
+def test_possible_duplicates_overlap_a_missing_datasets_version() -> None:
     neurons = [make_neuron(0, "a"), make_neuron(1, "b"), make_neuron(2, "c")]
     newer = make_key("a", commit="b" * 40)
     commitments = [
@@ -293,18 +293,18 @@ def test_only_what_shares_rows_with_a_version_of_what_is_not_read_yet_is_in_doub
     assert find_possible_duplicates(enter(view), late, known) == {}, "B came before that version"
 
 
-def test_the_dataset_of_a_hotkey_that_left_makes_nobody_a_copy() -> None:
+def test_dataset_of_a_deregistered_hotkey_is_no_original() -> None:
     view = make_view(neurons=[make_neuron(1, "b")], commitments=[make_commitment("a", 10), make_commitment("b", 20)])
     assert find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
 
 
-def test_a_refused_commitment_from_before_a_new_registration_makes_nobody_a_copy() -> None:
+def test_commitment_before_registration_is_no_original() -> None:
     neurons = [make_neuron(0, "a", registration_block=30), make_neuron(1, "b")]
     view = make_view(neurons=neurons, commitments=[make_commitment("a", 10), make_commitment("b", 35)])
     assert find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
 
 
-def test_nobody_holds_the_pool_with_versions_unlike_the_present_one() -> None:
+def test_unrelated_earlier_version_is_no_original() -> None:
     neurons = [make_neuron(0, "a"), make_neuron(1, "b")]
     view = make_view(neurons=neurons, commitments=[make_commitment("a", 30), make_commitment("b", 20)])
     old = make_key("a", commit="e" * 40)
@@ -314,13 +314,13 @@ def test_nobody_holds_the_pool_with_versions_unlike_the_present_one() -> None:
     assert set(find_duplicates(enter(view), seen, {old: ROWS, A: ROWS + others, B: ROWS})) == {B}
 
 
-def test_a_rank_of_an_earlier_life_does_not_make_others_copies() -> None:
+def test_rank_of_an_earlier_registration_does_not_count() -> None:
     neurons = [make_neuron(0, "a", registration_block=30), make_neuron(1, "b")]
     view = make_view(neurons=neurons, commitments=[make_commitment("a", 40), make_commitment("b", 35)])
     assert set(find_duplicates(enter(view, submission(A, 10)), see(view, submission(A, 10)), {A: ROWS, B: ROWS})) == {A}
 
 
-def test_a_dataset_nobody_was_seen_to_commit_is_left_out() -> None:
+def test_dataset_without_a_submission_is_left_out() -> None:
     view = make_view(neurons=[make_neuron(1, "b")], commitments=[make_commitment("b", 20)])
     assert find_duplicates(enter(view), see(view), {A: ROWS, B: ROWS}) == {}
 
@@ -341,7 +341,7 @@ def by_hotkey(lines: list[LeaderboardRow]) -> dict[str, LeaderboardRow]:
     return {line.key.hotkey: line for line in lines}
 
 
-def test_scores_become_weights_by_uid_and_uid_zero_can_win() -> None:
+def test_scores_become_weights_by_uid() -> None:
     view, entries = compete("abc", owner_uid=9)
     verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.6), C: Verdict(loss=2.9)}
     lines, weights = stand(view, entries, verdicts, {})
@@ -353,7 +353,7 @@ def test_scores_become_weights_by_uid_and_uid_zero_can_win() -> None:
     assert {line.reason for line in lines} == {None}
 
 
-def test_each_line_says_why_it_has_no_score() -> None:
+def test_rows_without_a_score_have_a_reason() -> None:
     view, entries = compete("abc")
     refused = replace(make_commitment("d", 5), text="no")
     view = replace(view, neurons=(*view.neurons, make_neuron(7, "d")), commitments=(*view.commitments, refused))
@@ -367,7 +367,7 @@ def test_each_line_says_why_it_has_no_score() -> None:
     assert (table["d"].reason, table["d"].loss, table["d"].score) == (Reason.BAD_COMMITMENT, None, 0.0)
 
 
-def test_a_copy_that_was_scored_before_it_was_known_for_one_gets_nothing() -> None:
+def test_duplicate_with_a_loss_gets_nothing() -> None:
     view, entries = compete("ab")
     verdicts = {A: Verdict(loss=2.5), B: Verdict(loss=2.3)}
     lines, weights = stand(view, entries, verdicts, {B: COPY})
@@ -378,7 +378,7 @@ def test_a_copy_that_was_scored_before_it_was_known_for_one_gets_nothing() -> No
 
 
 @pytest.mark.parametrize("owner_uid", [0, 9])
-def test_when_nobody_scores_all_is_burned_at_the_owners_uid(owner_uid: int) -> None:
+def test_without_scores_all_weight_goes_to_the_owner(owner_uid: int) -> None:
     view = make_view(
         neurons=[make_neuron(owner_uid, OWNER), make_neuron(3, "a")], commitments=[make_commitment("a", 10)]
     )
@@ -387,7 +387,7 @@ def test_when_nobody_scores_all_is_burned_at_the_owners_uid(owner_uid: int) -> N
     assert [line.weight for line in lines] == [0.0]
 
 
-def test_a_burn_is_no_share_of_an_owner_who_competes_but_a_score_is() -> None:
+def test_burn_is_not_the_owners_own_share() -> None:
     key = make_key(OWNER)
     view = make_view(
         neurons=[make_neuron(2, OWNER), make_neuron(3, "a")],
@@ -402,7 +402,7 @@ def test_a_burn_is_no_share_of_an_owner_who_competes_but_a_score_is() -> None:
     assert by_hotkey(lines)[OWNER].weight == 1.0
 
 
-def test_without_a_score_and_without_an_owner_there_are_no_weights() -> None:
+def test_without_scores_and_owner_there_are_no_weights() -> None:
     view, entries = compete("a")
     lines, weights = stand(view, entries, {A: Verdict(loss=2.9)}, {})
     assert weights == {}
@@ -410,20 +410,20 @@ def test_without_a_score_and_without_an_owner_there_are_no_weights() -> None:
     assert stand(make_view(), {}, {}, {}) == ([], {})
 
 
-def test_a_loss_without_known_rows_pays_nothing() -> None:
+def test_loss_without_row_keys_pays_nothing() -> None:
     _, entries = compete("ab", owner_uid=9)
     verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.3)}
     lines = build_leaderboard(COMPETITION, entries, verdicts, {}, {B: ROWS})
     assert [(line.loss, line.weight) for line in lines] == [(None, 0.0), (2.3, 1.0)]
 
 
-def test_what_was_refused_after_its_check_is_nobodys_original() -> None:
+def test_dataset_rejected_after_its_check_is_no_original() -> None:
     datasets = {A: ROWS, B: ROWS, C: ROWS}
     verdicts = {A: Verdict(reason=Reason.DIVERGED), B: Verdict(loss=2.5)}
     assert set(eligible_datasets(datasets, verdicts)) == {B, C}
 
 
-def test_what_is_stuck_is_no_longer_waited_for() -> None:
+def test_stuck_entry_does_not_delay_the_burn() -> None:
     _, entries = compete("ab", owner_uid=9)
     lines = build_leaderboard(COMPETITION, entries, {A: Verdict(loss=2.9)}, {}, {A: ROWS})
     assert choose_weights(lines, {"b": 1.0}, OWNER) == {"b": 1.0}
@@ -432,7 +432,7 @@ def test_what_is_stuck_is_no_longer_waited_for() -> None:
     assert choose_weights(nothing, {"b": 1.0}, OWNER, stuck={A, B}) == {"b": 1.0}, "this machine can score none"
 
 
-def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:
+def test_waiting_entry_delays_the_burn() -> None:
     view, entries = compete("ab", owner_uid=9)
     judged = {A: Verdict(loss=2.9)}
     assert stand(view, entries, judged, {})[1] == {}
@@ -441,20 +441,20 @@ def test_while_somebody_waits_a_table_without_scores_burns_nothing() -> None:
     assert stand(view, entries, {**judged, B: Verdict(reason=Reason.EMPTY)}, {}, {"b": 1.0})[1] == {9: 1.0}
 
 
-def test_shares_go_to_who_holds_the_uids_when_they_are_submitted() -> None:
+def test_shares_follow_hotkeys_to_their_present_uids() -> None:
     shares = {"a": 0.5, "b": 0.3, "c": 0.2}
     later = make_view(neurons=[make_neuron(0, "c"), make_neuron(1, "thief"), make_neuron(2, "a")])
     assert weights_by_uid(shares, later, {}) == {0: pytest.approx(2 / 7), 2: pytest.approx(5 / 7)}
 
 
-def test_a_hotkey_that_lost_its_uid_and_came_back_inherits_nothing_from_itself() -> None:
+def test_share_ends_with_a_new_registration() -> None:
     view = make_view(neurons=[make_neuron(0, "a", registration_block=90), make_neuron(1, "b"), make_neuron(9, OWNER)])
     assert weights_by_uid({"a": 0.5, "b": 0.5}, view, {"a": 5, "b": 5}) == {1: 1.0}
     assert weights_by_uid({"a": 1.0}, view, {"a": 5}) == {9: 1.0}
     assert weights_by_uid({}, view, {}) == {}
 
 
-def test_the_order_of_what_is_known_changes_nothing() -> None:
+def test_leaderboard_does_not_depend_on_input_order() -> None:
     draw = random.Random(1)
     names = [f"h{number:02}" for number in range(40)]
     neurons = [make_neuron(uid, name) for uid, name in enumerate(names)]

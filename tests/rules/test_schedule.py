@@ -128,12 +128,12 @@ def plan(
 # Opening
 
 
-def test_a_queue_goes_by_rank_whoever_rests_after_a_failure() -> None:
+def test_queue_is_in_rank_order_despite_backoffs() -> None:
     retry_states = {A: RetryState(remote_failures=1, next_at=NOW + 1), B: RetryState(host_failures=1, next_at=NOW)}
     assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, retry_states=retry_states) == (A, B, D, E, C)
 
 
-def test_who_was_withheld_least_often_is_downloaded_first() -> None:
+def test_fewest_failures_download_first() -> None:
     retry_states = {
         A: RetryState(remote_failures=2),
         B: RetryState(remote_failures=1),
@@ -143,7 +143,7 @@ def test_who_was_withheld_least_often_is_downloaded_first() -> None:
     assert choose(state, at(100)) == FetchDatasets((C, B, D))
 
 
-def test_what_was_withheld_once_is_waited_for_no_more() -> None:
+def test_failed_download_no_longer_delays_evaluations() -> None:
     known: dict[str, Any] = {"datasets": {C: ()}, "available_slots": 0}
     for first in (frozenset[SubmissionKey](), frozenset([A, B])):
         assert isinstance(choose(make_state(A, B, C, downloading=first, **known), at(100)), Wait), "the first try"
@@ -151,14 +151,14 @@ def test_what_was_withheld_once_is_waited_for_no_more() -> None:
         assert choose(make_state(A, B, C, downloading=first, **known, **failed), at(100)) == EvaluateDataset(C)
 
 
-def test_a_loss_whose_rows_are_forgotten_is_checked_again_and_not_scored_again() -> None:
+def test_loss_with_pruned_rows_is_checked_not_evaluated_again() -> None:
     assert plan({A: 1, B: 2}, verdicts={A: SCORED, B: SCORED}, datasets={B: ()}) == (A,)
     state = make_state(A, B, verdicts={A: SCORED}, datasets={B: ()}, running=frozenset([B]), idle_workers=0)
     assert choose(state, at(100)) == FetchDatasets((A,))
     assert isinstance(choose(replace(state, datasets={A: (), B: ()}), at(100)), Wait)
 
 
-def test_what_is_only_checked_again_uses_up_no_sample() -> None:
+def test_entry_checked_again_does_not_count_as_a_sample() -> None:
     policy = replace(POLICY, miner_sample_size=1)
     state = make_state(A, B, verdicts={A: SCORED}, datasets={A: (), B: ()})
     assert choose(state, at(100), policy) == SetWeights()
@@ -167,7 +167,7 @@ def test_what_is_only_checked_again_uses_up_no_sample() -> None:
     assert choose(replace(state, round=again), at(100), policy) == EvaluateDataset(B)
 
 
-def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
+def test_queue_leaves_out_done_duplicate_and_suspended_entries() -> None:
     queue = plan(
         {A: 1, B: 2, C: 3, D: 4, E: 5, make_key("f"): 6},
         refused=[A],
@@ -179,7 +179,7 @@ def test_a_queue_is_without_what_is_done_copied_refused_or_parked() -> None:
     assert queue == (make_key("f"),)
 
 
-def test_a_queue_is_no_longer_than_the_sample() -> None:
+def test_queue_is_no_longer_than_the_sample() -> None:
     keys = {make_key(f"h{number:02}"): number for number in range(60)}
     assert plan(keys) == tuple(keys)[:50]
 
@@ -189,11 +189,11 @@ def test_a_queue_is_no_longer_than_the_sample() -> None:
     [(360, 360, 460), (1000, 1000, 460), (200, 360, 300), (51, 360, 151), (50, 360, 460), (0, 100, 200), (1, 2, 103)],
     ids=["whole", "long tempo", "near", "just enough", "too near", "now", "tiny tempo"],
 )
-def test_a_round_ends_with_the_chains_epoch_when_that_is_nearer(until_epoch: int, tempo: int, end: int) -> None:
+def test_round_ends_with_a_nearer_epoch_of_the_chain(until_epoch: int, tempo: int, end: int) -> None:
     assert choose(make_idle(), at(100, blocks_until_epoch=until_epoch, tempo=tempo)) == OpenRound(100, end)
 
 
-def test_a_round_is_never_empty_of_blocks() -> None:
+def test_round_has_at_least_one_block() -> None:
     view = at(100, blocks_until_epoch=0, tempo=0)
     assert choose(make_idle(), view, replace(POLICY, block_threshold=0)) == OpenRound(100, 101)
 
@@ -202,12 +202,12 @@ ALIGNED = replace(POLICY, is_aligned=True)
 
 
 @pytest.mark.parametrize("block", [720, 721, 900, 1029])
-def test_aligned_rounds_start_alike_wherever_a_validator_began(block: int) -> None:
+def test_aligned_rounds_start_at_multiples(block: int) -> None:
     view = at(block, blocks_until_epoch=7, tempo=99)
     assert choose(make_idle(), view, ALIGNED) == OpenRound(720, 1080)
 
 
-def test_an_aligned_round_is_opened_once_and_not_when_it_is_as_good_as_over() -> None:
+def test_aligned_round_opens_once_and_not_near_its_end() -> None:
     opened = make_idle(last_start_block=720)
     assert isinstance(choose(opened, at(1000), ALIGNED), Wait)
     assert choose(opened, at(1080), ALIGNED) == OpenRound(1080, 1440)
@@ -218,20 +218,20 @@ def test_an_aligned_round_is_opened_once_and_not_when_it_is_as_good_as_over() ->
 # Work
 
 
-def test_all_checks_come_before_any_score() -> None:
+def test_downloads_come_before_evaluations() -> None:
     state = make_state(A, B, C, datasets={A: ()})
     assert choose(state, at(100)) == FetchDatasets((B,))
     assert choose(replace(state, datasets={A: (), B: (), C: ()}), at(100)) == EvaluateDataset(A)
 
 
-def test_downloads_are_begun_as_there_is_room_and_none_twice() -> None:
+def test_downloads_fill_the_slots_and_none_starts_twice() -> None:
     state = make_state(A, B, C, D, available_slots=2, downloading=frozenset([B]))
     assert choose(state, at(100)) == FetchDatasets((A, C))
     assert isinstance(choose(replace(state, available_slots=0), at(100)), Wait)
     assert isinstance(choose(replace(state, downloading=frozenset([A, B, C, D])), at(100)), Wait)
 
 
-def test_only_what_could_be_its_original_holds_a_score_up() -> None:
+def test_evaluation_waits_for_possible_originals_only() -> None:
     state = make_state(A, B, C, datasets={B: ()}, downloading=frozenset([C]), verdicts={A: REFUSED})
     assert choose(state, at(100)) == EvaluateDataset(B)
     waiting = choose(replace(state, downloading=frozenset([A, C]), verdicts={}), at(100))
@@ -240,14 +240,14 @@ def test_only_what_could_be_its_original_holds_a_score_up() -> None:
     assert isinstance(choose(no_room, at(100)), Wait), "what is not begun yet counts as well"
 
 
-def test_who_committed_in_the_same_block_may_be_the_original() -> None:
+def test_entry_of_the_same_block_may_be_the_original() -> None:
     state = make_state(A, B, datasets={A: ()}, downloading=frozenset([B]))
     assert choose(state, at(100)) == EvaluateDataset(A)
     beside = replace(state, round=replace(state.round, entries=(make_entry(A), make_entry(B))))
     assert isinstance(choose(beside, at(100)), Wait)
 
 
-def test_an_earlier_version_of_what_is_not_checked_yet_may_be_the_original() -> None:
+def test_evaluation_waits_while_it_may_be_a_duplicate() -> None:
     earlier = SubmissionKey(B.hotkey, "o/earlier:sample:" + "0" * 40)
     state = make_state(A, B, datasets={A: (), earlier: ()}, downloading=frozenset([B]))
     assert choose(state, at(100)) == EvaluateDataset(A), "they have nothing in common"
@@ -257,12 +257,12 @@ def test_an_earlier_version_of_what_is_not_checked_yet_may_be_the_original() -> 
     assert choose(replace(state, retry_states=withheld), at(100)) == EvaluateDataset(A)
 
 
-def test_what_rests_after_a_failure_holds_no_score_up() -> None:
+def test_entry_in_backoff_delays_no_evaluation() -> None:
     later = {A: RetryState(remote_failures=1, next_at=NOW + 1)}
     assert choose(make_state(A, B, datasets={B: ()}, retry_states=later), at(100)) == EvaluateDataset(B)
 
 
-def test_a_file_that_is_lost_is_fetched_again_before_it_is_scored_and_holds_no_other_up() -> None:
+def test_missing_file_is_downloaded_again_without_delays() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, missing_files=frozenset([A]))
     assert choose(state, at(100)) == FetchDatasets((A,))
     assert choose(replace(state, downloading=frozenset([A])), at(100)) == EvaluateDataset(B)
@@ -270,50 +270,50 @@ def test_a_file_that_is_lost_is_fetched_again_before_it_is_scored_and_holds_no_o
     assert isinstance(choose(done, at(100)), Wait), "weights wait for it"
 
 
-def test_downloads_for_other_rounds_hold_no_weights_up() -> None:
+def test_downloads_of_other_rounds_delay_no_weights() -> None:
     assert choose(make_state(A, verdicts={A: SCORED}, downloading=frozenset([B])), at(100)) == SetWeights()
 
 
-def test_a_copy_is_not_scored_and_neither_is_a_verdict_given_twice() -> None:
+def test_duplicates_and_verdicts_are_not_evaluated() -> None:
     state = make_state(A, B, C, datasets={A: (), B: (), C: ()}, duplicates={A: COPY}, verdicts={B: REFUSED})
     assert choose(state, at(100)) == EvaluateDataset(C)
 
 
-def test_only_losses_use_up_the_sample() -> None:
+def test_only_losses_count_as_samples() -> None:
     known = dict.fromkeys([A, B, C], ())
     policy = replace(POLICY, miner_sample_size=1)
     assert choose(make_state(A, B, C, datasets=known, verdicts={A: REFUSED}), at(100), policy) == EvaluateDataset(B)
     assert choose(make_state(A, B, C, datasets=known, verdicts={A: SCORED}), at(100), policy) == SetWeights()
 
 
-def test_losses_of_earlier_rounds_do_not_use_up_the_sample() -> None:
+def test_losses_of_earlier_rounds_are_no_samples() -> None:
     policy = replace(POLICY, miner_sample_size=1)
     assert choose(make_state(B, datasets={B: ()}, verdicts={A: SCORED}), at(100), policy) == EvaluateDataset(B)
 
 
-def test_what_left_the_subnet_is_left_alone() -> None:
+def test_deregistered_hotkeys_are_skipped() -> None:
     assert choose(make_state(A, B), at(100, gone="a")) == FetchDatasets((B,))
 
 
-def test_what_is_being_scored_is_not_scored_twice_and_others_go_beside_it() -> None:
+def test_running_evaluation_is_not_started_twice() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
     assert choose(state, at(100)) == EvaluateDataset(B)
     assert isinstance(choose(replace(state, idle_workers=0), at(100)), Wait)
     assert isinstance(choose(replace(state, running=frozenset([A, B])), at(100)), Wait)
 
 
-def test_scores_under_way_count_toward_the_sample() -> None:
+def test_running_evaluations_count_as_samples() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
     assert isinstance(choose(state, at(100), replace(POLICY, miner_sample_size=1)), Wait)
 
 
-def test_checks_go_on_while_a_score_is_under_way() -> None:
+def test_downloads_continue_during_an_evaluation() -> None:
     assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), idle_workers=0), at(100)) == FetchDatasets(
         (B,)
     )
 
 
-def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
+def test_retry_waits_while_others_continue() -> None:
     state = make_state(A, B, retry_states={A: RetryState(remote_failures=1, next_at=NOW + 1)})
     assert choose(state, at(100)) == FetchDatasets((B,))
     state = replace(state, verdicts={B: REFUSED})
@@ -323,7 +323,7 @@ def test_what_failed_remotely_waits_for_its_time_while_others_go_on() -> None:
     assert choose(state, at(100), now=NOW + 1) == FetchDatasets((A,))
 
 
-def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
+def test_retry_beyond_the_sample_delays_nothing() -> None:
     retry_states = {B: RetryState(remote_failures=1, next_at=NOW + 1)}
     state = make_state(A, B, datasets={A: (), B: ()}, verdicts={A: SCORED}, retry_states=retry_states)
     assert isinstance(choose(state, at(100)), Wait)
@@ -331,7 +331,7 @@ def test_a_retry_that_could_not_be_scored_any_more_holds_nothing_up() -> None:
     assert choose(replace(state, duplicates={B: COPY}), at(100)) == SetWeights()
 
 
-def test_what_this_machine_failed_at_too_often_is_parked() -> None:
+def test_repeated_host_failures_suspend_an_entry() -> None:
     state = make_state(A, retry_states={A: RetryState(host_failures=MAX_HOST_FAILURES - 1)})
     assert choose(state, at(100)) == FetchDatasets((A,))
     assert (
@@ -343,7 +343,7 @@ def test_what_this_machine_failed_at_too_often_is_parked() -> None:
 # Weights
 
 
-def test_weights_are_set_when_the_work_is_done_or_nearly_too_late() -> None:
+def test_weights_are_set_when_work_is_done_or_time_is_up() -> None:
     busy = make_state(A)
     assert choose(busy, at(409)) == FetchDatasets((A,))
     assert choose(busy, at(410)) == SetWeights()
@@ -354,13 +354,13 @@ def test_weights_are_set_when_the_work_is_done_or_nearly_too_late() -> None:
 
 
 @pytest.mark.parametrize(("end", "closing"), [(120, 110), (101, 101), (199, 150), (200, 150), (201, 151)])
-def test_a_short_round_keeps_its_first_half_for_the_work(end: int, closing: int) -> None:
+def test_short_round_keeps_its_first_half_for_work(end: int, closing: int) -> None:
     state = make_state(A, end=end)
     assert choose(state, at(closing - 1)) == FetchDatasets((A,))
     assert choose(state, at(closing)) == SetWeights()
 
 
-def test_after_weights_the_work_goes_on_until_the_end() -> None:
+def test_work_continues_after_weights_until_the_end() -> None:
     done = make_state(A, intents=[intent(410, ACCEPTED)])
     assert choose(done, at(420)) == FetchDatasets((A,))
     assert isinstance(choose(replace(done, verdicts={A: SCORED}, datasets={A: ()}), at(420)), Wait)
@@ -368,7 +368,7 @@ def test_after_weights_the_work_goes_on_until_the_end() -> None:
 
 
 @pytest.mark.parametrize("registered", [0, 95], ids=["after weights", "after the registration alone"])
-def test_the_chains_rate_limit_is_waited_for_at_work_if_there_is_any(registered: int) -> None:
+def test_rate_limit_delays_weights_but_not_work(registered: int) -> None:
     view = at(110, last_update=95, registered=registered, weights_rate_limit=20)
     state = make_state(A, end=120)
     assert choose(state, view) == FetchDatasets((A,))
@@ -378,23 +378,23 @@ def test_the_chains_rate_limit_is_waited_for_at_work_if_there_is_any(registered:
     assert choose(state, replace(view, block=115)) == SetWeights()
 
 
-def test_a_hotkey_without_an_update_has_no_rate_limit() -> None:
+def test_hotkey_without_an_update_has_no_rate_limit() -> None:
     assert choose(make_state(), at(100, last_update=0, weights_rate_limit=1000)) == SetWeights()
 
 
-def test_weights_are_set_late_rather_than_never_when_the_rate_limit_outlasts_the_round() -> None:
+def test_rate_limit_longer_than_the_round_delays_weights() -> None:
     view = at(461, last_update=400, weights_rate_limit=100)
     assert isinstance(choose(make_state(), view), Wait)
     assert choose(make_state(), replace(view, block=500)) == SetWeights()
 
 
-def test_another_process_that_sets_weights_for_ever_does_not_keep_the_round_open() -> None:
+def test_weights_of_another_process_do_not_keep_a_round_open() -> None:
     view = at(560, last_update=555, weights_rate_limit=100)
     assert choose(make_state(), view) == SetWeights()
     assert choose(make_state(intents=[intent(560, TOO_FAST)]), replace(view, block=561)) == CloseRound(is_settled=False)
 
 
-def test_refused_weights_are_tried_again_after_growing_pauses() -> None:
+def test_rejected_weights_are_retried_with_backoff() -> None:
     block, pauses = 100, []
     intents: list[WeightIntent] = []
     while len(pauses) < 7:
@@ -407,28 +407,28 @@ def test_refused_weights_are_tried_again_after_growing_pauses() -> None:
     assert max(pauses) == MAX_WEIGHTS_PAUSE_BLOCKS
 
 
-def test_very_many_refusals_are_only_more_of_the_same() -> None:
+def test_backoff_of_weights_is_bounded() -> None:
     intents = [intent(100, TOO_FAST, number) for number in range(5000)]
     assert choose(make_state(intents=intents), at(116)) == SetWeights()
 
 
-def test_a_round_closes_at_its_end_though_its_weights_were_refused() -> None:
+def test_round_with_rejected_weights_closes_at_its_end() -> None:
     state = make_state(A, intents=[intent(450, TOO_FAST)])
     assert choose(state, at(459)) == SetWeights()
     assert choose(state, at(460)) == CloseRound(is_settled=False)
 
 
-def test_weights_are_tried_once_even_when_the_validator_slept_through_the_round() -> None:
+def test_weights_are_set_once_after_a_missed_round_end() -> None:
     assert choose(make_state(A), at(100_000)) == SetWeights()
     assert choose(make_state(A, intents=[intent(100_000, TOO_FAST)]), at(100_000)) == CloseRound(is_settled=False)
     assert choose(make_state(A, intents=[intent(100_000, ACCEPTED)]), at(100_000)) == CloseRound(is_settled=True)
 
 
-def test_a_validator_that_lost_its_uid_lets_the_chain_say_so() -> None:
+def test_deregistered_validator_still_submits_weights() -> None:
     assert choose(make_state(), make_view(100, weights_rate_limit=100)) == SetWeights()
 
 
-def test_weights_do_not_wait_for_a_score_that_is_under_way() -> None:
+def test_weights_do_not_wait_for_a_running_evaluation() -> None:
     state = make_state(A, datasets={A: ()}, running=frozenset([A]), idle_workers=0)
     assert isinstance(choose(state, at(409)), Wait)
     assert choose(state, at(410)) == SetWeights()
@@ -443,7 +443,7 @@ def lasting(**changes: Any) -> State:
     return make_state(A, retry_states={A: RetryState(next_at=NOW + 1)}, has_last_shares=True, **changes)
 
 
-def test_the_last_shares_are_given_again_before_the_chain_counts_this_hotkey_as_inactive() -> None:
+def test_last_shares_are_resubmitted_to_stay_active() -> None:
     view = at(374, last_update=300, activity_cutoff=100)
     assert isinstance(choose(lasting(), view), Wait)
     assert choose(lasting(), replace(view, block=375)) == ResubmitWeights()
@@ -451,7 +451,7 @@ def test_the_last_shares_are_given_again_before_the_chain_counts_this_hotkey_as_
     assert keep_alive(lasting(), replace(view, block=375), POLICY) == ResubmitWeights()
 
 
-def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
+def test_nothing_is_resubmitted_without_shares_or_weights() -> None:
     view = at(400, last_update=300, activity_cutoff=100)
     assert keep_alive(replace(lasting(), has_last_shares=False), view, POLICY) is None
     assert keep_alive(lasting(), view, replace(POLICY, sets_weights=False)) is None
@@ -462,7 +462,7 @@ def test_without_earlier_shares_or_weights_to_set_nothing_is_repeated() -> None:
     assert keep_alive(lasting(intents=[intent(380)]), lost, POLICY) == ResolveIntent(1, False)
 
 
-def test_a_repeat_keeps_to_the_rate_limit_and_to_growing_pauses() -> None:
+def test_resubmission_keeps_rate_limit_and_backoff() -> None:
     view = at(375, last_update=300, activity_cutoff=100, weights_rate_limit=90)
     assert keep_alive(lasting(), view, POLICY) is None
     assert keep_alive(lasting(), replace(view, block=390), POLICY) == ResubmitWeights()
@@ -471,7 +471,7 @@ def test_a_repeat_keeps_to_the_rate_limit_and_to_growing_pauses() -> None:
     assert keep_alive(once, replace(view, block=392), POLICY) == ResubmitWeights()
 
 
-def test_a_repeat_of_unknown_fate_is_settled_by_the_chain() -> None:
+def test_pending_resubmission_is_resolved_by_the_chain() -> None:
     state = lasting(repeats=[intent(380)])
     view = at(383, last_update=300, activity_cutoff=100)
     assert keep_alive(state, view, POLICY) is None
@@ -479,21 +479,21 @@ def test_a_repeat_of_unknown_fate_is_settled_by_the_chain() -> None:
     assert keep_alive(state, at(383, last_update=381, activity_cutoff=100), POLICY) == ResolveIntent(1, True)
 
 
-def test_weights_of_unknown_fate_of_an_earlier_round_are_settled_and_no_others_set_meanwhile() -> None:
+def test_pending_weights_of_an_earlier_round_block_new_ones() -> None:
     state = make_state(A, verdicts={A: SCORED}, pending_intents=[intent(380)])
     assert isinstance(choose(state, at(400)), Wait)
     assert choose(state, at(400, last_update=390)) == ResolveIntent(1, True)
     assert choose(make_idle(pending_intents=[intent(380)]), at(413)) == ResolveIntent(1, False)
 
 
-def test_an_unknown_fate_holds_up_nobody_for_ever_who_lost_the_uid_or_sets_no_weights_any_more() -> None:
+def test_pending_weights_expire_without_a_uid_or_weights() -> None:
     state = make_idle(pending_intents=[intent(380)])
     late = 380 + UNKNOWN_OUTCOME_BLOCKS
     assert choose(state, make_view(late)) == ResolveIntent(1, False)
     assert choose(state, at(late), replace(POLICY, sets_weights=False)) == ResolveIntent(1, False)
 
 
-def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
+def test_resubmission_does_not_count_as_the_rounds_weights() -> None:
     state = make_state(A, intents=[intent(410, TOO_FAST)], repeats=[intent(411, ACCEPTED, 2)], has_last_shares=True)
     assert choose(state, at(412, last_update=411)) == SetWeights()
 
@@ -501,7 +501,7 @@ def test_a_repeat_does_not_stand_for_the_rounds_own_weights() -> None:
 # An outcome that was never learnt
 
 
-def test_weights_of_unknown_fate_are_settled_by_the_chain() -> None:
+def test_pending_weights_are_resolved_by_the_chain() -> None:
     state = make_state(intents=[intent(120)])
     assert isinstance(choose(state, at(121, last_update=120)), Wait)
     assert choose(state, at(123, last_update=121)) == ResolveIntent(1, is_accepted=True)
@@ -509,25 +509,25 @@ def test_weights_of_unknown_fate_are_settled_by_the_chain() -> None:
     assert isinstance(choose(state, at(119 + UNKNOWN_OUTCOME_BLOCKS)), Wait)
 
 
-def test_a_new_registration_is_no_weight_setting() -> None:
+def test_new_registration_does_not_count_as_weights() -> None:
     state = make_state(intents=[intent(120)])
     assert isinstance(choose(state, at(123, last_update=121, registered=121)), Wait)
 
 
-def test_while_a_fate_is_unknown_work_goes_on_but_no_weights_are_set() -> None:
+def test_work_continues_while_weights_are_pending() -> None:
     state = make_state(A, intents=[intent(420)])
     assert choose(state, at(421)) == FetchDatasets((A,))
     assert isinstance(choose(replace(state, verdicts={A: SCORED}, datasets={A: ()}), at(421)), Wait)
 
 
-def test_a_round_stays_open_at_its_end_until_the_fate_is_known() -> None:
+def test_round_stays_open_until_weights_are_resolved() -> None:
     state = make_state(A, intents=[intent(455)])
     assert isinstance(choose(state, at(460)), Wait)
     assert choose(state, at(461, last_update=458)) == ResolveIntent(1, is_accepted=True)
     assert choose(state, at(455 + UNKNOWN_OUTCOME_BLOCKS)) == ResolveIntent(1, is_accepted=False)
 
 
-def test_every_unknown_fate_is_settled() -> None:
+def test_every_pending_intent_is_resolved() -> None:
     intents = [intent(120, None, 1), intent(130, None, 2)]
     state = make_state(intents=intents)
     assert choose(state, at(140, last_update=135)) == ResolveIntent(2, is_accepted=True)
@@ -535,7 +535,7 @@ def test_every_unknown_fate_is_settled() -> None:
     assert choose(state, at(140, last_update=135)) == ResolveIntent(1, is_accepted=True)
 
 
-def test_weights_that_arrive_after_they_were_given_up_count() -> None:
+def test_weights_that_land_late_count() -> None:
     lost = intent(120, WeightOutcome(is_accepted=False, error="Lost"), 1)
     second = intent(160, TOO_FAST, 2)
     state = make_state(intents=[lost, second])
@@ -550,7 +550,7 @@ def test_weights_that_arrive_after_they_were_given_up_count() -> None:
 WATCHING = replace(POLICY, sets_weights=False)
 
 
-def test_without_weights_the_table_is_made_and_the_round_closes_at_its_end() -> None:
+def test_unset_weights_still_make_a_leaderboard() -> None:
     state = make_state(A, verdicts={A: SCORED})
     assert choose(state, at(100), WATCHING) == SetWeights()
     state = replace(state, has_leaderboard=True)
@@ -558,18 +558,18 @@ def test_without_weights_the_table_is_made_and_the_round_closes_at_its_end() -> 
     assert choose(state, at(460), WATCHING) == CloseRound(is_settled=True)
 
 
-def test_without_weights_the_chains_rate_limit_means_nothing() -> None:
+def test_unset_weights_ignore_the_rate_limit() -> None:
     view = at(100, last_update=99, weights_rate_limit=1000)
     assert choose(make_state(A, verdicts={A: SCORED}), view, WATCHING) == SetWeights()
 
 
-def test_without_weights_and_without_entrants_there_is_no_table_to_make() -> None:
+def test_round_without_entries_needs_no_leaderboard() -> None:
     assert isinstance(choose(make_state(), at(100), WATCHING), Wait)
     assert choose(make_state(), at(460), WATCHING) == CloseRound(is_settled=True)
     assert choose(make_state(), at(460), replace(WATCHING, max_rounds=1)) == CloseRound(is_settled=True)
 
 
-def test_the_last_round_closes_as_soon_as_its_work_and_weights_are_done() -> None:
+def test_last_round_closes_when_its_work_is_done() -> None:
     policy = replace(POLICY, max_rounds=2)
     state = make_state(A, verdicts={A: SCORED}, intents=[intent(110, ACCEPTED)])
     assert isinstance(choose(state, at(111), policy), Wait)
@@ -578,11 +578,11 @@ def test_the_last_round_closes_as_soon_as_its_work_and_weights_are_done() -> Non
     assert choose(replace(state, rounds_done=1, intents=()), at(111), policy) == SetWeights()
 
 
-def test_after_the_last_round_comes_none() -> None:
+def test_validator_stops_after_the_last_round() -> None:
     assert choose(make_idle(rounds_done=2), at(500), replace(POLICY, max_rounds=2)) == Stop()
     assert isinstance(choose(make_idle(rounds_done=1), at(500), replace(POLICY, max_rounds=2)), OpenRound)
 
 
-def test_a_round_left_open_by_an_earlier_process_is_finished_before_the_count_stops() -> None:
+def test_round_of_an_earlier_process_is_finished_first() -> None:
     state = make_state(A, rounds_done=0)
     assert choose(state, at(100), replace(POLICY, max_rounds=1)) == FetchDatasets((A,))

@@ -261,7 +261,7 @@ def keys(count: int, prefix: str = "h") -> list[SubmissionKey]:
 # A quiet world
 
 
-def test_a_quiet_round_checks_all_scores_all_and_sets_weights_once() -> None:
+def test_quiet_round_evaluates_all_and_sets_weights_once() -> None:
     world = World()
     world.enter(*keys(5))
     world.run_rounds(1)
@@ -272,7 +272,7 @@ def test_a_quiet_round_checks_all_scores_all_and_sets_weights_once() -> None:
     assert len(world.verdicts) == 5
 
 
-def test_downloads_go_on_side_by_side_and_hold_up_only_later_commitments() -> None:
+def test_parallel_downloads_delay_later_commitments_only() -> None:
     world = World(downloads=4, fetch_blocks=10)
     for key in keys(6):
         world.block += 1
@@ -285,7 +285,7 @@ def test_downloads_go_on_side_by_side_and_hold_up_only_later_commitments() -> No
     assert len(world.verdicts) == 6 and set(world.accepted.values()) == {1}
 
 
-def test_weights_are_set_before_the_epoch_though_downloads_never_end() -> None:
+def test_endless_downloads_do_not_delay_weights() -> None:
     world = World(downloads=8, fetch_blocks=10**6)
     world.enter(*keys(256))
     world.run_rounds(3)
@@ -294,7 +294,7 @@ def test_weights_are_set_before_the_epoch_though_downloads_never_end() -> None:
         assert 0 < 360 - block % 360 <= 50
 
 
-def test_rounds_follow_the_chains_epochs_with_weights_before_each() -> None:
+def test_rounds_follow_epochs_with_weights_before_each() -> None:
     world = World(tempo=200, rate_limit=100)
     world.enter(*keys(3))
     world.run_rounds(6)
@@ -304,7 +304,7 @@ def test_rounds_follow_the_chains_epochs_with_weights_before_each() -> None:
         assert when < opened.end_block
 
 
-def test_one_sample_a_round_reaches_everyone_in_the_order_of_commitment() -> None:
+def test_one_sample_per_round_reaches_everyone_in_order() -> None:
     world = World(policy=Policy(miner_sample_size=1))
     entered = keys(7)
     world.duplicates = {entered[1]: COPY}
@@ -318,7 +318,7 @@ def test_one_sample_a_round_reaches_everyone_in_the_order_of_commitment() -> Non
     assert set(world.accepted.values()) == {1}
 
 
-def test_newcomers_do_not_push_the_earlier_ones_aside() -> None:
+def test_newcomers_do_not_overtake_earlier_entries() -> None:
     world = World(policy=Policy(miner_sample_size=1, miner_duplicate_sample_size=3))
     first = keys(4)
     world.enter(*first)
@@ -328,7 +328,7 @@ def test_newcomers_do_not_push_the_earlier_ones_aside() -> None:
     assert set(first) == set(world.verdicts)
 
 
-def test_a_submission_the_hub_withholds_gets_its_turn_when_it_is_there() -> None:
+def test_unreachable_dataset_gets_its_turn_once_reachable() -> None:
     world = World(policy=Policy(miner_sample_size=1))
     entered = keys(3)
     world.enter(*entered)
@@ -337,7 +337,7 @@ def test_a_submission_the_hub_withholds_gets_its_turn_when_it_is_there() -> None
     assert set(entered) == set(world.verdicts)
 
 
-def test_weights_arrive_before_the_epoch_though_the_work_never_ends() -> None:
+def test_endless_work_does_not_delay_weights() -> None:
     world = World(policy=Policy(miner_sample_size=100), work_blocks=7, remote_chance=0.5)
     world.enter(*keys(200))
     world.run_rounds(3)
@@ -346,7 +346,7 @@ def test_weights_arrive_before_the_epoch_though_the_work_never_ends() -> None:
         assert 0 < 360 - block % 360 <= 50
 
 
-def test_a_validator_that_was_down_for_a_day_goes_on() -> None:
+def test_validator_continues_after_a_day_offline() -> None:
     world = World()
     world.enter(*keys(3))
     world.tick()
@@ -358,7 +358,7 @@ def test_a_validator_that_was_down_for_a_day_goes_on() -> None:
     assert len(world.verdicts) == 3
 
 
-def test_a_rate_limit_longer_than_a_round_slows_the_rounds_and_stops_nothing() -> None:
+def test_rate_limit_longer_than_a_round_slows_rounds_only() -> None:
     world = World(policy=Policy(blocks_per_epoch=20, block_threshold=5), tempo=20, rate_limit=100)
     world.enter(*keys(3))
     world.run_rounds(6)
@@ -369,7 +369,7 @@ def test_a_rate_limit_longer_than_a_round_slows_the_rounds_and_stops_nothing() -
 
 @pytest.mark.parametrize("sets_weights", [True, False])
 @pytest.mark.parametrize("count", [0, 4])
-def test_a_limited_run_stops_as_soon_as_it_is_done(count: int, sets_weights: bool) -> None:
+def test_limited_run_stops_when_done(count: int, sets_weights: bool) -> None:
     world = World(policy=Policy(max_rounds=2, sets_weights=sets_weights))
     world.enter(*keys(count))
     world.run_rounds(3)
@@ -381,7 +381,7 @@ def test_a_limited_run_stops_as_soon_as_it_is_done(count: int, sets_weights: boo
 
 
 @pytest.mark.parametrize("count", [0, 4])
-def test_a_watching_validator_never_spins(count: int) -> None:
+def test_idle_validator_never_spins(count: int) -> None:
     world = World(policy=Policy(sets_weights=False), tempo=50)
     world.enter(*keys(count))
     world.run_rounds(3)
@@ -392,7 +392,7 @@ def test_a_watching_validator_never_spins(count: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_in_every_kind_of_trouble_rounds_end_and_everyone_gets_a_turn(seed: int) -> None:
+def test_random_faults_delay_but_skip_no_entry(seed: int) -> None:
     draw = random.Random(seed)
     policy = Policy(
         blocks_per_epoch=(length := draw.choice([2, 10, 60, 360])),

@@ -36,14 +36,14 @@ def test_the_score_follows_the_curve(loss: float, expected: float) -> None:
     assert score(loss) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_joints_are_met_exactly() -> None:
+def test_curve_passes_through_its_joints() -> None:
     for power in (0.5, 1, 2, 3, 2.5):
         assert (score(MINB, power), score(BENCH, power), score(MAXB, power)) == (1.0, HEIGHT, 0.0)
 
 
 @pytest.mark.parametrize("joint", [MINB, BENCH, MAXB])
 @pytest.mark.parametrize("power", [0.5, 1, 2, 3, 2.5])
-def test_the_curve_is_continuous_at_its_joints(joint: float, power: float) -> None:
+def test_curve_is_continuous_at_its_joints(joint: float, power: float) -> None:
     before, after = math.nextafter(joint, 0.0), math.nextafter(joint, 9.0)
     assert score(before, power) == pytest.approx(score(joint, power), abs=1e-6)
     assert score(after, power) == pytest.approx(score(joint, power), abs=1e-6)
@@ -51,19 +51,19 @@ def test_the_curve_is_continuous_at_its_joints(joint: float, power: float) -> No
 
 @pytest.mark.parametrize("height", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("power", [0.5, 1, 2, 3, 2.5])
-def test_a_higher_loss_never_scores_more(power: float, height: float) -> None:
+def test_higher_loss_never_scores_more(power: float, height: float) -> None:
     scores = [score(2.3 + i / 5000, power, height) for i in range(3001)]
     assert all(earlier >= later for earlier, later in itertools.pairwise(scores))
     assert all(0.0 <= value <= 1.0 and isinstance(value, float) for value in scores)
 
 
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_missing_or_not_finite_scores_nothing(loss: float | None) -> None:
+def test_missing_or_non_finite_loss_scores_0(loss: float | None) -> None:
     assert score(loss) == 0.0
 
 
 @pytest.mark.parametrize("ids", [("2", "1"), ("", "1"), ("01", "1")])
-def test_a_loss_in_another_competition_scores_nothing(ids: tuple[str, str]) -> None:
+def test_loss_of_another_competition_scores_0(ids: tuple[str, str]) -> None:
     assert score(1.0, ids=ids) == 0.0
 
 
@@ -87,9 +87,7 @@ def test_a_loss_in_another_competition_scores_nothing(ids: tuple[str, str]) -> N
     ],
 )
 @pytest.mark.parametrize("loss", [2.5, None])
-def test_a_curve_that_makes_no_sense_is_the_operators_mistake(
-    loss: float | None, named: str, change: dict[str, float]
-) -> None:
+def test_invalid_curve_raises_config_error(loss: float | None, named: str, change: dict[str, float]) -> None:
     curve = {"benchmark_loss": BENCH, "min_bench": MINB, "max_bench": MAXB, "power": 2.0, "bench_height": HEIGHT}
     with pytest.raises(ConfigError, match=named):
         compute_score(loss, **{**curve, **change}, miner_comp_id="1", real_comp_id="1")
@@ -100,7 +98,7 @@ def test_a_curve_that_makes_no_sense_is_the_operators_mistake(
 UIDS = {"a": 0, "b": 1, "c": 7}
 
 
-def test_weights_are_the_shares_of_the_scores() -> None:
+def test_weights_are_the_shares_of_scores() -> None:
     assert weights_from_scores({"a": 0.1, "b": 0.3, "c": 0.4}, UIDS, 5) == pytest.approx({0: 0.125, 1: 0.375, 7: 0.5})
 
 
@@ -112,43 +110,43 @@ def test_uid_zero_can_be_the_owner() -> None:
     assert weights_from_scores({}, UIDS, 0) == {0: 1.0}
 
 
-def test_a_score_of_zero_gets_no_entry() -> None:
+def test_score_of_0_gets_no_weight() -> None:
     assert weights_from_scores({"a": 0.0, "b": 1.0}, UIDS, 5) == {1: 1.0}
 
 
-def test_an_unregistered_hotkey_takes_no_share() -> None:
+def test_unregistered_hotkey_gets_no_share() -> None:
     assert weights_from_scores({"gone": 1.0, "b": 0.01}, UIDS, 5) == {1: 1.0}
 
 
-def test_a_share_below_the_least_weight_goes_to_the_others() -> None:
+def test_share_below_the_least_weight_goes_to_others() -> None:
     kept = weights_from_scores({"a": 1.0, "b": 1.1 * MIN_WEIGHT}, UIDS, 5)
     assert kept is not None
     assert set(kept) == {0, 1}
     assert weights_from_scores({"a": 1.0, "b": 0.9 * MIN_WEIGHT}, UIDS, 5) == {0: 1.0}
 
 
-def test_the_least_weight_is_a_share_not_a_score() -> None:
+def test_least_weight_is_a_share_not_a_score() -> None:
     tiny = weights_from_scores({"a": 1e-9, "b": 3e-9}, UIDS, 5)
     assert tiny == pytest.approx({0: 0.25, 1: 0.75})
 
 
 @pytest.mark.parametrize("scores", [{}, {"a": 0.0, "b": 0.0}, {"gone": 1.0}])
-def test_with_nothing_to_reward_all_goes_to_the_owner(scores: dict[str, float]) -> None:
+def test_without_scores_the_owner_gets_all(scores: dict[str, float]) -> None:
     assert weights_from_scores(scores, UIDS, 5) == {5: 1.0}
     assert weights_from_scores(scores, UIDS, None) is None
 
 
-def test_an_owner_without_uid_does_not_matter_while_someone_scores() -> None:
+def test_owner_without_uid_is_fine_while_a_score_exists() -> None:
     assert weights_from_scores({"a": 0.5}, UIDS, None) == {0: 1.0}
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.5, math.nan, math.inf])
-def test_a_score_no_loss_gives_is_refused(bad: float) -> None:
+def test_score_outside_0_to_1_raises(bad: float) -> None:
     with pytest.raises(ValueError, match="score of b"):
         weights_from_scores({"a": 0.5, "b": bad}, UIDS, 5)
 
 
-def test_weights_sum_to_one_and_do_not_depend_on_the_order_of_scores() -> None:
+def test_weights_sum_to_1_in_any_order() -> None:
     rng = random.Random(3)
     uids = {f"h{i}": i for i in range(256)}
     items = [(hotkey, rng.random() ** 8) for hotkey in uids]

@@ -64,7 +64,7 @@ def wait_for_line(process: "subprocess.Popen[str]") -> str:
 # One writer
 
 
-def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_is_killed(path: Path) -> None:
+def test_second_process_is_refused_until_the_first_is_killed(path: Path) -> None:
     with child(HOLD, path) as holder:
         assert wait_for_line(holder) == "open"
         with pytest.raises(ConfigError, match=rf"process {holder.pid}\) is using .*validator\.sqlite3.*--state_dir"):
@@ -74,7 +74,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first_until_that_is_ki
         Store(path).close()
 
 
-def test_a_second_store_of_the_same_process_is_refused_until_the_first_is_closed(path: Path, store: Store) -> None:
+def test_second_store_is_refused_until_the_first_is_closed(path: Path, store: Store) -> None:
     with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
         Store(path)
     store.record_submissions([])
@@ -82,14 +82,14 @@ def test_a_second_store_of_the_same_process_is_refused_until_the_first_is_closed
     Store(path).close()
 
 
-def test_a_refused_store_does_not_disturb_the_holder(path: Path, store: Store) -> None:
+def test_refused_store_does_not_disturb_the_first(path: Path, store: Store) -> None:
     with pytest.raises(ConfigError):
         Store(path)
     with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
         Store(path)
 
 
-def test_a_store_that_cannot_be_opened_lets_go_of_the_lock(path: Path) -> None:
+def test_store_that_fails_to_open_releases_the_lock(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database at all" * 100)
     for _ in range(2):
@@ -99,14 +99,14 @@ def test_a_store_that_cannot_be_opened_lets_go_of_the_lock(path: Path) -> None:
     Store(path).close()
 
 
-def test_close_may_be_called_twice_and_use_after_it_is_a_bug(store: Store) -> None:
+def test_closed_store_raises_on_use(store: Store) -> None:
     store.close()
     store.close()
     with pytest.raises(RuntimeError, match="closed"):
         store.submissions()
 
 
-def test_the_state_and_everything_beside_it_is_for_the_owner_alone(path: Path) -> None:
+def test_state_files_are_private_to_the_owner(path: Path) -> None:
     old = os.umask(0)
     try:
         with Store(path) as store:
@@ -119,7 +119,7 @@ def test_the_state_and_everything_beside_it_is_for_the_owner_alone(path: Path) -
     assert {f"{path.name}{end}" for end in ("", ".lock", "-wal", "-shm")} == set(modes)
 
 
-def test_relative_paths_and_paths_with_odd_characters_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_paths_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     odd = Path("a folder?mode=ro&x#y%20") / "s.sqlite3"
     with Store(odd) as store:
@@ -132,9 +132,7 @@ def test_relative_paths_and_paths_with_odd_characters_work(tmp_path: Path, monke
 # Readers
 
 
-def test_a_reader_sees_what_the_writer_has_committed_while_it_runs(
-    path: Path, store: Store, eval_config: EvalConfig
-) -> None:
+def test_reader_sees_committed_writes(path: Path, store: Store, eval_config: EvalConfig) -> None:
     with Store(path, is_read_only=True) as reader:
         assert reader.verdicts(eval_config) == {}
         with store.atomic() as db:
@@ -145,26 +143,26 @@ def test_a_reader_sees_what_the_writer_has_committed_while_it_runs(
         assert reader.verdicts(eval_config)[KEY].loss == SCORED.loss
 
 
-def test_a_reader_can_write_nothing(path: Path, store: Store, eval_config: EvalConfig) -> None:
+def test_reader_cannot_write(path: Path, store: Store, eval_config: EvalConfig) -> None:
     with Store(path, is_read_only=True) as reader, pytest.raises(HostError, match="readonly"):
         reader.record_verdict(eval_config, KEY, SCORED, now=2.0)
     assert store.verdicts(eval_config) == {}
 
 
-def test_a_reader_needs_a_state_that_is_there_and_makes_none(path: Path) -> None:
+def test_reader_of_a_missing_state_raises(path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"no validator state at .*{path.name}"):
         Store(path, is_read_only=True)
     assert not path.parent.exists()
 
 
-def test_a_reader_of_a_stopped_validators_state_reads_all(path: Path) -> None:
+def test_reader_reads_the_state_of_a_stopped_validator(path: Path) -> None:
     with Store(path) as store:
         store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
     with Store(path, is_read_only=True) as reader:
         assert len(reader.submissions()) == 1
 
 
-def test_a_reader_of_an_older_schema_says_so(path: Path) -> None:
+def test_reader_of_an_older_schema_raises(path: Path) -> None:
     path.parent.mkdir()
     sqlite3.connect(path).close()
     path.touch()
@@ -194,9 +192,7 @@ def schema_version(path: Path) -> int:
         return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def test_a_new_migration_runs_once_in_its_place_on_a_file_with_data(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_migration_runs_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(path) as store:
         store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
     monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
@@ -207,7 +203,7 @@ def test_a_new_migration_runs_once_in_its_place_on_a_file_with_data(
     assert schema_version(path) == len(MIGRATIONS) + 2
 
 
-def test_a_failing_migration_rolls_back_and_stays_pending(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_migration_rolls_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def m_broken(execute: Execute) -> None:
         m_later(execute)
         execute("CREATE TABLE half (x)")
@@ -227,9 +223,7 @@ def test_a_failing_migration_rolls_back_and_stays_pending(path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("is_read_only", [False, True])
-def test_a_newer_schema_is_refused_and_left_alone(
-    path: Path, monkeypatch: pytest.MonkeyPatch, is_read_only: bool
-) -> None:
+def test_newer_schema_is_refused_and_unchanged(path: Path, monkeypatch: pytest.MonkeyPatch, is_read_only: bool) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late))
         Store(path).close()
@@ -238,9 +232,7 @@ def test_a_newer_schema_is_refused_and_left_alone(
     assert schema_version(path) == len(MIGRATIONS) + 1
 
 
-def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_of_the_first_release_closes_its_open_round(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(database, "MIGRATIONS", MIGRATIONS[:1])
         with Store(path) as old, old.atomic() as db:
@@ -263,7 +255,7 @@ def test_a_state_of_the_first_release_goes_on_without_the_round_it_was_in(
 # All or nothing
 
 
-def test_an_error_inside_a_transaction_leaves_nothing_and_no_transaction(path: Path, store: Store) -> None:
+def test_error_in_a_transaction_rolls_it_back(path: Path, store: Store) -> None:
     for error in (KeyboardInterrupt, ZeroDivisionError):
         with pytest.raises(error), store.atomic() as db:
             db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
@@ -273,7 +265,7 @@ def test_an_error_inside_a_transaction_leaves_nothing_and_no_transaction(path: P
     assert count(path, "submissions") == 1
 
 
-def test_a_failing_commit_leaves_no_transaction(path: Path, store: Store) -> None:
+def test_failing_commit_leaves_no_transaction(path: Path, store: Store) -> None:
     with pytest.raises(sqlite3.IntegrityError), store.atomic() as db:
         db.execute("PRAGMA defer_foreign_keys=ON")
         db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict', NULL)")
@@ -281,14 +273,14 @@ def test_a_failing_commit_leaves_no_transaction(path: Path, store: Store) -> Non
     store.record_submissions([make_submission(SubmissionKey("a", "b"), 1)])
 
 
-def test_transactions_do_not_nest_and_the_outer_one_is_undone(path: Path, store: Store) -> None:
+def test_nested_transaction_raises_and_rolls_back(path: Path, store: Store) -> None:
     with pytest.raises(HostError, match="transaction within"), store.atomic() as db:
         db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
         store.record_submissions([])
     assert count(path, "submissions") == 0
 
 
-def test_a_verdict_whose_receipt_fails_is_not_there(path: Path, store: Store, eval_config: EvalConfig) -> None:
+def test_verdict_with_a_failing_receipt_is_not_recorded(path: Path, store: Store, eval_config: EvalConfig) -> None:
     store.record_retry_state(eval_config, KEY, RetryState(1))
     with store.atomic() as db:
         db.execute("CREATE TRIGGER full BEFORE INSERT ON receipts BEGIN SELECT RAISE(ABORT, 'no'); END")
@@ -325,7 +317,7 @@ store.record_verdict(contest, key, Verdict(loss=2.5, receipt="{}"), now=2.0)
 # Faults of the disk
 
 
-def test_a_file_that_is_no_database_is_named(path: Path) -> None:
+def test_file_that_is_no_database_raises_host_error(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(os.urandom(8192))
     for is_read_only in (False, True):
@@ -334,7 +326,7 @@ def test_a_file_that_is_no_database_is_named(path: Path) -> None:
     assert path.stat().st_size == 8192
 
 
-def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+def test_impossible_folder_raises_host_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match=r"file/validator\.sqlite3 failed"):
         Store(tmp_path / "file" / "validator.sqlite3")
@@ -344,15 +336,13 @@ def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+def test_folder_without_permission_raises_host_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(HostError, match="Permission denied"):
         Store(tmp_path / "validator.sqlite3")
 
 
-def test_a_disk_that_fills_up_is_the_hosts_fault_and_costs_nothing_recorded(
-    path: Path, store: Store, eval_config: EvalConfig
-) -> None:
+def test_full_disk_raises_host_error_and_loses_nothing(path: Path, store: Store, eval_config: EvalConfig) -> None:
     store.record_verdict(eval_config, KEY, SCORED, now=1.0)
     with store.atomic() as db:
         pages = db.execute("PRAGMA page_count").fetchone()[0]
@@ -367,7 +357,7 @@ def test_a_disk_that_fills_up_is_the_hosts_fault_and_costs_nothing_recorded(
     store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
 
 
-def test_a_file_damaged_while_in_use_is_the_hosts_fault(path: Path) -> None:
+def test_damaged_file_raises_host_error(path: Path) -> None:
     with Store(path) as store:
         store.record_submissions([make_submission(SubmissionKey(f"h{at}", make_text()), 1) for at in range(500)])
     content = bytearray(path.read_bytes())
@@ -377,7 +367,7 @@ def test_a_file_damaged_while_in_use_is_the_hosts_fault(path: Path) -> None:
         store.submissions()
 
 
-def test_a_writer_waits_for_another_that_holds_the_file_and_then_gives_up(
+def test_writer_waits_for_a_locked_file_then_gives_up(
     path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store.atomic() as db:

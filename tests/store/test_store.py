@@ -62,7 +62,7 @@ def bits(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
-def test_floats_come_back_to_the_last_bit(store: Store, eval_config: EvalConfig) -> None:
+def test_floats_round_trip_exactly(store: Store, eval_config: EvalConfig) -> None:
     draw = random.Random(1)
     losses = [5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.pi, 0.0]
     losses += [draw.uniform(0, 10) for _ in range(50)]
@@ -85,7 +85,7 @@ def test_floats_come_back_to_the_last_bit(store: Store, eval_config: EvalConfig)
     assert {bits(line.weight) for line in store.leaderboard(round_id)} == {bits(line.weight) for line in lines}
 
 
-def test_every_kind_of_verdict_comes_back(path: Path, store: Store, eval_config: EvalConfig) -> None:
+def test_every_kind_of_verdict_round_trips(path: Path, store: Store, eval_config: EvalConfig) -> None:
     refusals = {make_key(reason): Verdict(reason=reason, message=f"it is {reason}\n\x00é") for reason in Reason}
     for key, verdict in {**refusals, KEY: SCORED}.items():
         store.record_verdict(eval_config, key, verdict, now=1.0)
@@ -103,13 +103,13 @@ def test_every_kind_of_verdict_comes_back(path: Path, store: Store, eval_config:
     [Verdict(), Verdict(loss=1.0, reason=Reason.EMPTY), Verdict(loss=math.nan)],
     ids=["neither", "both", "not a number"],
 )
-def test_a_verdict_has_a_loss_or_a_reason(store: Store, eval_config: EvalConfig, verdict: Verdict) -> None:
+def test_verdict_has_a_loss_or_a_reason(store: Store, eval_config: EvalConfig, verdict: Verdict) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         store.record_verdict(eval_config, KEY, verdict, now=1.0)
     assert store.verdicts(eval_config) == {}
 
 
-def test_a_verdict_is_given_once(store: Store, eval_config: EvalConfig) -> None:
+def test_verdict_is_recorded_once(store: Store, eval_config: EvalConfig) -> None:
     refused = make_key("bob")
     store.record_verdict(eval_config, KEY, SCORED, now=1.0)
     store.record_verdict(eval_config, refused, Verdict(reason=Reason.EMPTY), now=1.0)
@@ -120,7 +120,7 @@ def test_a_verdict_is_given_once(store: Store, eval_config: EvalConfig) -> None:
     assert store.receipt(eval_config, KEY) == SCORED.receipt
 
 
-def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, eval_config: EvalConfig) -> None:
+def test_config_changes_with_each_of_its_inputs(store: Store, eval_config: EvalConfig) -> None:
     other = Competition(**{**Competition.from_defaults().to_dict(), "bench": 2.61})
     same = store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=9.0)
     assert same == eval_config
@@ -140,7 +140,7 @@ def test_contests_are_told_apart_by_everything_that_makes_one(store: Store, eval
         assert store.receipt(one, KEY) is None
 
 
-def test_the_earliest_block_is_kept_while_the_newest_moves(store: Store) -> None:
+def test_first_block_stays_while_block_moves(store: Store) -> None:
     for block in (20, 10, 30, 25):
         store.record_submissions([make_submission(SubmissionKey("a", "e"), block)])
     store.record_submissions([make_submission(SubmissionKey("a", "f"), 40)])
@@ -151,7 +151,7 @@ def test_the_earliest_block_is_kept_while_the_newest_moves(store: Store) -> None
     }
 
 
-def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: Store) -> None:
+def test_first_block_counts_from_the_present_registration(store: Store) -> None:
     def see(block: int, *, born: int) -> int:
         store.record_submissions([make_submission(SubmissionKey("a", "e"), block)], {"a": born})
         return store.submissions()[SubmissionKey("a", "e")].first_block
@@ -161,13 +161,13 @@ def test_an_earlier_life_of_a_hotkey_does_not_count_as_its_first_block(store: St
     assert see(40, born=20) == 30
 
 
-def test_hostile_text_is_kept_as_it_is(store: Store) -> None:
+def test_hostile_text_round_trips(store: Store) -> None:
     texts = ["", "a\x00b", "a\x00c", "'; DROP TABLE submissions; --", "\U0001f600" * 32, "0x00", "1", "1.0"]
     store.record_submissions([make_submission(SubmissionKey("a", text), 1) for text in texts])
     assert {key.commitment for key in store.submissions()} == set(texts)
 
 
-def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, eval_config: EvalConfig) -> None:
+def test_datasets_round_trip_and_end_retries(store: Store, eval_config: EvalConfig) -> None:
     other = make_key("bob")
     for key in (KEY, other):
         store.record_retry_state(eval_config, key, RetryState(1, 2, 3.5, "late"))
@@ -179,7 +179,7 @@ def test_datasets_come_back_row_by_row_and_end_the_attempts(store: Store, eval_c
     assert store.datasets(eval_config, 32) == {KEY: tuple(row_keys[:2])}
 
 
-def test_the_last_attempt_counts_until_the_verdict(store: Store, eval_config: EvalConfig) -> None:
+def test_last_retry_state_counts_until_the_verdict(store: Store, eval_config: EvalConfig) -> None:
     store.record_retry_state(eval_config, KEY, RetryState(1, 0, 1e10, "first"))
     store.record_retry_state(eval_config, KEY, RetryState(2, 1, 1764000000.123, "second"))
     assert store.retry_states(eval_config) == {KEY: RetryState(2, 1, 1764000000.123, "second")}
@@ -187,9 +187,7 @@ def test_the_last_attempt_counts_until_the_verdict(store: Store, eval_config: Ev
     assert store.retry_states(eval_config) == {}
 
 
-def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_open_until_closed(
-    store: Store, eval_config: EvalConfig
-) -> None:
+def test_round_round_trips_and_is_open_until_closed(store: Store, eval_config: EvalConfig) -> None:
     assert store.open_round(eval_config) is store.last_round() is None
     entries = tuple(make_key(name) for name in ["zoe", "adam", "mia", *(f"h{at}" for at in range(60, 0, -1))])
     members = tuple(entry(key, uid, lucky_num=uid or None, seed_block=None) for uid, key in enumerate(sorted(entries)))
@@ -205,7 +203,7 @@ def test_a_round_keeps_its_seed_its_blocks_and_the_order_of_its_entries_and_is_o
     assert store.last_round() == store.open_round(eval_config) == second
 
 
-def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) -> None:
+def test_intent_is_pending_until_its_outcome(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     first = store.record_intent(
         round_id,
@@ -235,7 +233,7 @@ def test_an_intent_waits_for_its_outcome(store: Store, eval_config: EvalConfig) 
     assert store.last_accepted(EvalConfig(eval_config.id + 1, "other")) is None and store.pending_intents() == []
 
 
-def test_a_repeat_leaves_the_rounds_table_alone(store: Store, eval_config: EvalConfig) -> None:
+def test_resubmission_keeps_the_rounds_leaderboard(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     store.record_leaderboard(round_id, [standing("a")])
     store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, leaderboard=None, now=2.0)
@@ -243,13 +241,13 @@ def test_a_repeat_leaves_the_rounds_table_alone(store: Store, eval_config: EvalC
     assert store.last_accepted() is None
 
 
-def test_openings_are_remembered(store: Store) -> None:
+def test_commit_blocks_round_trip(store: Store) -> None:
     for found in ({("a", 20): 5}, {("a", 30): 21, ("b", 7): 1}, {("a", 20): 5}, {}):
         store.record_commit_blocks(found)
     assert store.commit_blocks() == {("a", 20): 5, ("a", 30): 21, ("b", 7): 1}
 
 
-def test_a_file_that_is_missed_moves_its_submissions_mark_forward_only(store: Store) -> None:
+def test_missing_block_only_moves_forward(store: Store) -> None:
     store.record_submissions([make_submission(SubmissionKey("a", "e"), 5)])
     key = SubmissionKey("a", "e")
     store.record_missing_file(key, 10, is_found=True)
@@ -264,7 +262,7 @@ def test_a_file_that_is_missed_moves_its_submissions_mark_forward_only(store: St
     assert store.submissions()[key] == reborn
 
 
-def test_commitments_of_long_ago_that_stand_no_more_are_forgotten(store: Store) -> None:
+def test_old_superseded_commitments_are_pruned(store: Store) -> None:
     texts = ("old", "kept", "new")
     store.record_submissions([make_submission(SubmissionKey("a", text), at) for at, text in enumerate(texts)])
     commit_blocks = {("a", 0): 0, ("a", 1): 0, ("b", 1): 0, ("b", 2): 1}
@@ -275,7 +273,7 @@ def test_commitments_of_long_ago_that_stand_no_more_are_forgotten(store: Store) 
     assert set(prune_commit_blocks(commit_blocks, before_block=2)) == {("a", 1), ("b", 1), ("b", 2)}
 
 
-def test_what_was_seen_is_told_of_those_that_are_asked_for(store: Store) -> None:
+def test_submissions_returns_the_requested_keys(store: Store) -> None:
     seen = [make_submission(SubmissionKey("a", str(at)), at) for at in range(5)]
     store.record_submissions(seen)
     asked = [seen[1].key, seen[3].key, SubmissionKey("b", "1")]
@@ -283,7 +281,7 @@ def test_what_was_seen_is_told_of_those_that_are_asked_for(store: Store) -> None
     assert store.submissions([]) == {} and len(store.submissions()) == 5
 
 
-def test_no_more_datasets_are_kept_than_the_memory_is_made_for(
+def test_datasets_beyond_the_limit_are_pruned(
     store: Store, eval_config: EvalConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submissions, "MAX_DATASETS", 3)
@@ -297,9 +295,7 @@ def test_no_more_datasets_are_kept_than_the_memory_is_made_for(
     assert all(rows[0] is own and rows[1] == b"l" * 32 for rows in shared.values())
 
 
-def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
-    path: Path, store: Store, eval_config: EvalConfig
-) -> None:
+def test_verdict_cache_holds_only_requested_verdicts(path: Path, store: Store, eval_config: EvalConfig) -> None:
     keys = [make_key(f"h{at}") for at in range(50)]
     for key in keys:
         store.record_verdict(eval_config, key, SCORED, now=1.0)
@@ -317,7 +313,7 @@ def test_the_memory_holds_the_verdicts_that_are_asked_for_and_no_others(
         assert make_key("x") not in found and keys[3] in found
 
 
-def test_what_the_validator_is_doing_comes_back(store: Store) -> None:
+def test_heartbeat_round_trips(store: Store) -> None:
     assert store.heartbeat() is None
     running = RunningEvaluation(
         key=KEY, device="cuda:0", started_at=1.5, stage="train", done=3, total=10, memory_bytes=7
@@ -328,7 +324,7 @@ def test_what_the_validator_is_doing_comes_back(store: Store) -> None:
         assert store.heartbeat() == said
 
 
-def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, eval_config: EvalConfig) -> None:
+def test_receipt_belongs_to_the_first_round_that_reads_it(store: Store, eval_config: EvalConfig) -> None:
     bob = make_key("bob")
     store.record_verdict(eval_config, KEY, SCORED, now=1.0)
     first = store.begin_round(eval_config, OPENED, now=1.0).id
@@ -344,7 +340,7 @@ def test_a_receipt_belongs_to_the_first_round_that_asks_for_it(store: Store, eva
     assert store.round_receipts(eval_config, first) == {KEY: SCORED.receipt}
 
 
-def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> None:
+def test_pruning_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> None:
     bob, carol = make_key("bob"), make_key("carol")
     for at, key in enumerate((KEY, bob, carol)):
         store.record_dataset(eval_config, key, sha256="0" * 64, row_keys=[b"k" * 32], now=at)
@@ -382,7 +378,7 @@ def test_pruning_frees_what_is_large_and_keeps_every_verdict(store: Store, eval_
     assert (last.id, last.entries, last.queue) == (opened.id, (), ())
 
 
-def test_refusals_are_taken_back_by_age_and_reason(store: Store, eval_config: EvalConfig) -> None:
+def test_rejections_expire_by_age_and_reason(store: Store, eval_config: EvalConfig) -> None:
     bob, carol, dave = (make_key(name) for name in ("bob", "carol", "dave"))
     for key, reason in ((KEY, Reason.MISSING_FILE), (bob, Reason.MALFORMED), (carol, Reason.MISSING_REPO)):
         store.record_verdict(eval_config, key, Verdict(reason=reason), now=1.0)
@@ -394,7 +390,7 @@ def test_refusals_are_taken_back_by_age_and_reason(store: Store, eval_config: Ev
     assert set(store.verdicts(eval_config)) == {bob, carol, dave}
 
 
-def test_the_table_of_the_newest_intent_counts_best_first(store: Store, eval_config: EvalConfig) -> None:
+def test_leaderboard_is_the_newest_best_first(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     store.record_leaderboard(round_id, [standing("old", uid=9)])
     lines = [

@@ -51,7 +51,7 @@ def promise(net: Net, name: str, lines: list[str]) -> str:
     return f"{name}/data:{net.competition.id}:{hashlib.sha256(make_content(lines)).hexdigest()}"
 
 
-def test_a_dataset_that_was_forgotten_is_checked_again_before_it_is_paid_beside_its_copy(net: Net) -> None:
+def test_pruned_dataset_is_checked_again_before_it_is_paid(net: Net) -> None:
     first = net.submit("alice", LARGE)
     clock = Clock()
     with open_bench(net, policy=SHORT, now=clock) as bench:
@@ -70,7 +70,7 @@ def test_a_dataset_that_was_forgotten_is_checked_again_before_it_is_paid_beside_
         assert len(bench.evaluator.scored) == 3, "nothing is scored twice"
 
 
-def test_a_dataset_that_is_gone_when_it_is_checked_again_is_paid_nothing_and_keeps_its_verdict(net: Net) -> None:
+def test_dataset_gone_at_its_second_check_is_paid_nothing(net: Net) -> None:
     first = net.submit("alice", LARGE)
     clock = Clock()
     with open_bench(net, policy=SHORT, now=clock) as bench:
@@ -87,7 +87,7 @@ def test_a_dataset_that_is_gone_when_it_is_checked_again_is_paid_nothing_and_kee
         assert bench.store.verdicts(bench.eval_config)[first].loss is not None
 
 
-def test_a_seal_that_was_replaced_lends_its_rank_to_no_other(net: Net) -> None:
+def test_replaced_timelock_lends_its_rank_to_no_other(net: Net) -> None:
     net.chain("carol").publish_sealed("junk", beacon_round_at(time.time() + 30 * DAY_S))
     with open_bench(net, policy=SHORT) as bench:
         bench.validator.tick()
@@ -103,7 +103,7 @@ def test_a_seal_that_was_replaced_lends_its_rank_to_no_other(net: Net) -> None:
         assert bench.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
 
 
-def test_a_sealed_commitment_ranks_by_its_own_block_for_who_was_down_then_as_well(net: Net) -> None:
+def test_timelocked_commitment_ranks_alike_after_downtime(net: Net) -> None:
     text = promise(net, "alice", LARGE)
     net.chain("alice").publish_sealed(text, beacon_round_at(time.time() + 3600))
     sealed_block = net.admin.block()
@@ -119,7 +119,7 @@ def test_a_sealed_commitment_ranks_by_its_own_block_for_who_was_down_then_as_wel
         assert bench.store.submissions()[key].first_block == sealed_block
 
 
-def test_a_rank_is_not_kept_for_a_file_that_is_not_there(net: Net) -> None:
+def test_missing_file_loses_its_rank(net: Net) -> None:
     text = promise(net, "carol", LARGE)
     net.commit("carol", text)
     clock = Clock()
@@ -140,7 +140,7 @@ def test_a_rank_is_not_kept_for_a_file_that_is_not_there(net: Net) -> None:
         assert bench.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
 
 
-def test_committing_the_same_again_draws_no_other_seed(net: Net) -> None:
+def test_same_commitment_again_keeps_its_seed(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.admin.advance(30)
     policy = dataclasses.replace(SHORT, is_aligned=True)
@@ -159,7 +159,7 @@ def test_committing_the_same_again_draws_no_other_seed(net: Net) -> None:
     assert [check_consistency(file, known) for file in files] == [[]] * len(files)
 
 
-def test_what_is_parked_or_promised_does_not_keep_an_earlier_winner_paid(net: Net) -> None:
+def test_suspended_entry_does_not_keep_an_old_winner_paid(net: Net) -> None:
     net.submit("carol", LARGE)
     with open_bench(net, policy=SHORT, now=Clock()) as bench:
         run_rounds(bench, 1)
@@ -174,7 +174,7 @@ def test_what_is_parked_or_promised_does_not_keep_an_earlier_winner_paid(net: Ne
     assert net.admin.weights(net.hotkey("validator")) == {0: 65535}
 
 
-def test_shares_of_another_competition_are_not_given_again(net: Net) -> None:
+def test_shares_of_another_competition_are_not_resubmitted(net: Net) -> None:
     net.submit("carol", LARGE)
     with open_bench(net, policy=SHORT) as bench:
         run_rounds(bench, 1)
@@ -185,7 +185,7 @@ def test_shares_of_another_competition_are_not_given_again(net: Net) -> None:
         assert bench.outcomes() == [False] * len(bench.outcomes()), "nothing is scored in this one yet"
 
 
-def test_a_hotkey_that_lost_its_uid_and_came_back_is_not_paid_for_its_earlier_life(net: Net) -> None:
+def test_hotkey_registered_again_is_not_paid_for_old_shares(net: Net) -> None:
     net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     with open_bench(net, policy=SHORT) as bench:
@@ -209,7 +209,7 @@ class MisleadingChain(SteppingChain):
         return super().view(block)
 
 
-def test_a_node_that_forgets_the_subnet_ends_no_validator_that_has_begun(net: Net) -> None:
+def test_running_validator_survives_a_node_without_the_subnet(net: Net) -> None:
     net.submit("alice", SMALL)
     chain = MisleadingChain(net, "validator")
     with open_bench(net, policy=SHORT, chain=chain) as bench:
@@ -219,9 +219,7 @@ def test_a_node_that_forgets_the_subnet_ends_no_validator_that_has_begun(net: Ne
             bench.validator.tick()
 
 
-def test_a_state_of_another_chain_is_refused_at_the_start_and_one_ahead_of_the_node_waits(
-    net: Net, tmp_path: Path
-) -> None:
+def test_state_of_another_chain_is_refused_at_the_start(net: Net, tmp_path: Path) -> None:
     net.submit("alice", SMALL)
     with open_bench(net, policy=SHORT) as bench:
         run_rounds(bench, 1)
@@ -244,9 +242,7 @@ def test_a_state_of_another_chain_is_refused_at_the_start_and_one_ahead_of_the_n
 
 
 @pytest.mark.parametrize(("is_device_chosen", "is_refused"), [(False, True), (True, False)])
-def test_a_gpu_that_is_gone_after_a_restart_is_no_silent_change_of_device(
-    net: Net, is_device_chosen: bool, is_refused: bool
-) -> None:
+def test_missing_gpu_after_a_restart_raises_host_error(net: Net, is_device_chosen: bool, is_refused: bool) -> None:
     def restart(device: str, settings: Mapping[str, object]) -> None:
         with open_bench(net, policy=SHORT, **settings) as bench:  # type: ignore[arg-type]
             bench.evaluator.__dict__["load_model"] = lambda: f"some/model@0 {device} bfloat16"

@@ -111,7 +111,7 @@ def fetched(house: House, key: SubmissionKey) -> Path:
     return write(dataset_folder(house.config.data_dir, make_entry(key)) / "data.jsonl")
 
 
-def test_the_datasets_of_the_queue_stay_and_all_others_go(house: House) -> None:
+def test_cleanup_keeps_the_queues_datasets_only(house: House) -> None:
     queued, done, left = key_of(ALICE, 1), key_of(ALICE, 2), key_of(BOB, 3)
     files = {key: fetched(house, key) for key in (queued, done, left)}
     sealed = fetched(house, SubmissionKey(BOB, f"owner/data:1:{'a' * 64}"))
@@ -121,7 +121,7 @@ def test_the_datasets_of_the_queue_stay_and_all_others_go(house: House) -> None:
     assert [path.name for path in house.config.data_dir.iterdir()] == [ALICE], "nobody's folder goes too"
 
 
-def test_what_others_keep_in_the_operators_folders_stays(house: House) -> None:
+def test_cleanup_keeps_files_of_other_programs(house: House) -> None:
     ancient = 1000.0
     config = house.config
     assert config.receipt_dir and config.round_dir and config.cache_dir
@@ -138,7 +138,7 @@ def test_what_others_keep_in_the_operators_folders_stays(house: House) -> None:
     assert [path for path in theirs if not path.exists()] == []
 
 
-def test_a_link_is_no_way_out_of_the_datasets_folder(house: House, tmp_path: Path) -> None:
+def test_cleanup_does_not_follow_links(house: House, tmp_path: Path) -> None:
     kept = write(tmp_path / "elsewhere" / f"owner--data-{'1' * 40}" / "data.jsonl")
     house.config.data_dir.mkdir()
     (house.config.data_dir / ALICE).symlink_to(tmp_path / "elsewhere")
@@ -148,7 +148,7 @@ def test_a_link_is_no_way_out_of_the_datasets_folder(house: House, tmp_path: Pat
     assert kept.exists()
 
 
-def test_receipts_and_rounds_go_by_age_but_not_the_receipts_of_who_stands(house: House) -> None:
+def test_cleanup_removes_old_receipts_except_current_ones(house: House) -> None:
     stands, gone = key_of(ALICE, 1), key_of(BOB, 2)
     receipts, rounds = house.config.receipt_dir, house.config.round_dir
     assert receipts and rounds
@@ -170,7 +170,7 @@ def test_receipts_and_rounds_go_by_age_but_not_the_receipts_of_who_stands(house:
     assert [path.name for path in removed if path.exists()] == []
 
 
-def test_pruning_never_changes_who_is_a_copy(house: House) -> None:
+def test_cleanup_never_changes_duplicates(house: House) -> None:
     """A hotkey of long standing: refused and unrelated versions first, then one that a thief copied, then more rows."""
     refused = [key_of(ALICE, number) for number in range(1, 20)]
     unrelated = [key_of(ALICE, number) for number in range(20, 40)]
@@ -193,7 +193,7 @@ def test_pruning_never_changes_who_is_a_copy(house: House) -> None:
     )
 
 
-def test_versions_stay_while_the_present_rows_are_unknown_but_not_without_bound(house: House) -> None:
+def test_cleanup_bounds_versions_of_a_missing_dataset(house: House) -> None:
     versions = [key_of(ALICE, number) for number in range(1, 41)]
     for at, key in enumerate(versions):
         house.check(key, row_keys(at), at=NOW - 9 * DAY_S)
@@ -202,7 +202,7 @@ def test_versions_stay_while_the_present_rows_are_unknown_but_not_without_bound(
     assert set(house.evaluator.datasets) == {*versions[:MAX_VERSIONS], *versions[-MAX_VERSIONS:]}
 
 
-def test_rows_of_who_left_stay_a_day_and_go_from_disk_and_memory(house: House) -> None:
+def test_cleanup_removes_rows_of_left_hotkeys_after_a_day(house: House) -> None:
     fresh, old = key_of(ALICE, 1), key_of(BOB, 2)
     house.check(fresh, row_keys(0), at=NOW - 0.9 * DAY_S)
     house.check(old, row_keys(0), at=NOW - 1.1 * DAY_S)
@@ -210,7 +210,7 @@ def test_rows_of_who_left_stay_a_day_and_go_from_disk_and_memory(house: House) -
     assert set(house.evaluator.datasets) == house.store.dataset_keys(house.eval_config) == {fresh}
 
 
-def test_the_state_file_keeps_its_size_from_round_to_round(house: House) -> None:
+def test_state_file_keeps_its_size_between_rounds(house: House) -> None:
     sizes = []
     for number in range(1, 31):
         keys = [key_of(ALICE, number * 100 + at) for at in range(20)]
@@ -224,7 +224,7 @@ def test_the_state_file_keeps_its_size_from_round_to_round(house: House) -> None
     assert log.stat().st_size < 8_000_000, "the write-ahead log begins anew"
 
 
-def test_evaluation_sets_of_earlier_competitions_leave_the_cache(net: Net, tmp_path: Path) -> None:
+def test_cleanup_removes_earlier_evaluation_sets(net: Net, tmp_path: Path) -> None:
     cache = net.parts.folder / "cache"
     other = upload_files(net.hub.store.root, "sample/pool", {"pool.jsonl": make_content(POOL[:50])})
     earlier = dataclasses.replace(net.competition, eval_commit=other)
@@ -241,7 +241,7 @@ def test_evaluation_sets_of_earlier_competitions_leave_the_cache(net: Net, tmp_p
     assert list((net.parts.folder / "state" / "data").glob("*/*")) == []
 
 
-def test_what_cannot_be_removed_is_told_of_and_the_rest_goes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleanup_logs_what_it_cannot_remove(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     stuck, other = fetched(house, key_of(ALICE, 1)), fetched(house, key_of(BOB, 2))
     unlink = os.unlink
 

@@ -20,7 +20,7 @@ NOW = 1_000_000.0
 YEAR_S = 365 * 86_400.0
 
 
-def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(net: Net) -> None:
+def test_retry_set_by_a_fast_clock_is_due_after_correction(net: Net) -> None:
     now = [NOW + YEAR_S]
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
@@ -35,7 +35,7 @@ def test_a_try_put_off_while_the_clock_was_ahead_is_made_when_it_is_right_again(
 
 
 @pytest.mark.parametrize(("failures", "rest_s"), [(1, RETRY_MOST_S), (MAX_HOST_FAILURES, SUSPENDED_S)])
-def test_the_longest_rest_is_rested(net: Net, failures: int, rest_s: float) -> None:
+def test_longest_backoff_is_kept(net: Net, failures: int, rest_s: float) -> None:
     now = [NOW]
     key = net.submit("alice", SMALL)
     with open_bench(net, now=lambda: now[0]) as bench:
@@ -48,7 +48,7 @@ def test_the_longest_rest_is_rested(net: Net, failures: int, rest_s: float) -> N
         assert judge.retry_states()[key].next_at == now[0]
 
 
-def test_what_was_parked_while_the_clock_was_ahead_has_its_turn_in_the_next_round(net: Net) -> None:
+def test_suspension_by_a_fast_clock_ends_with_the_next_round(net: Net) -> None:
     now = [NOW + YEAR_S]
     net.submit("alice", SMALL)
     faults: list[Callable[[], object] | Exception] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
@@ -61,7 +61,7 @@ def test_what_was_parked_while_the_clock_was_ahead_has_its_turn_in_the_next_roun
         assert bench.lines()[net.hotkey("alice")].weight == 1.0
 
 
-def test_a_pause_that_the_hub_asked_for_while_the_clock_was_ahead_ends(net: Net) -> None:
+def test_pause_set_by_a_fast_clock_ends(net: Net) -> None:
     now = [NOW + YEAR_S]
     key = net.submit("alice", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
@@ -75,7 +75,7 @@ def test_a_pause_that_the_hub_asked_for_while_the_clock_was_ahead_ends(net: Net)
         tick_until(bench, lambda: key in bench.store.verdicts(bench.eval_config))
 
 
-def test_a_repo_that_was_missing_while_the_clock_was_ahead_is_looked_for_again(net: Net) -> None:
+def test_missing_repo_of_a_fast_clock_is_retried(net: Net) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net, now=lambda: NOW) as bench:
         bench.tick_until(lambda: bench.validator.evaluator is not None)
@@ -85,7 +85,7 @@ def test_a_repo_that_was_missing_while_the_clock_was_ahead_is_looked_for_again(n
         assert bench.lines()[key.hotkey].loss is not None
 
 
-def test_a_release_is_looked_for_although_the_clock_was_put_back(net: Net) -> None:
+def test_update_check_runs_after_the_clock_was_set_back(net: Net) -> None:
     now, asked = [NOW + YEAR_S], list[float]()
 
     def update() -> bool:
@@ -100,7 +100,7 @@ def test_a_release_is_looked_for_although_the_clock_was_put_back(net: Net) -> No
     assert asked == [NOW + YEAR_S, NOW]
 
 
-def test_a_clock_that_was_put_back_does_not_silence_the_activity(net: Net) -> None:
+def test_heartbeat_continues_after_the_clock_was_set_back(net: Net) -> None:
     now = [NOW + YEAR_S]
     with open_bench(net, policy=Policy(max_rounds=2), chain=still(net), now=lambda: now[0]) as bench:
         tick_until(bench, lambda: "round ends" in (told.doing if (told := bench.store.heartbeat()) else ""))

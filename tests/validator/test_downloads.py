@@ -94,7 +94,7 @@ def drain(fetcher: Downloader, count: int) -> dict[SubmissionKey, object]:
 # The fetcher alone
 
 
-def test_never_more_than_the_limit_at_once_and_never_one_twice(net: Net, gate: Gate, tmp_path: Path) -> None:
+def test_downloads_keep_the_limit_and_never_start_twice(net: Net, gate: Gate, tmp_path: Path) -> None:
     keys = [SubmissionKey(name, f"{name}/data:1:{net.upload(name, SMALL)}") for name in "abcdefg"]
     gate.held = "/data"
     fetcher = Downloader(3)
@@ -118,7 +118,7 @@ def test_never_more_than_the_limit_at_once_and_never_one_twice(net: Net, gate: G
     assert gate.most == 3
 
 
-def test_many_threads_share_one_client_and_each_gets_its_own_file(net: Net, tmp_path: Path) -> None:
+def test_many_downloads_each_get_their_own_file(net: Net, tmp_path: Path) -> None:
     lines = {f"miner{number}": POOL[number : number + 20] for number in range(40)}
     keys = {name: SubmissionKey(name, f"{name}/data:1:{net.upload(name, rows)}") for name, rows in lines.items()}
     fetcher = Downloader(40)
@@ -129,7 +129,7 @@ def test_many_threads_share_one_client_and_each_gets_its_own_file(net: Net, tmp_
         assert (tmp_path / name / "data.jsonl").read_text().splitlines() == rows
 
 
-def test_every_kind_of_end_is_told_and_none_is_raised_in_a_thread(tmp_path: Path) -> None:
+def test_download_errors_are_returned_not_raised_in_threads(tmp_path: Path) -> None:
     errors: list[Exception] = [
         SubmissionError(Reason.MISSING_REPO, "x"), RemoteError("x"), HostError("x"), ZeroDivisionError("a bug"),
     ]  # fmt: skip
@@ -152,7 +152,7 @@ def test_every_kind_of_end_is_told_and_none_is_raised_in_a_thread(tmp_path: Path
 # In the validator
 
 
-def test_weights_are_set_on_time_though_no_download_ends(net: Net, gate: Gate) -> None:
+def test_hanging_downloads_do_not_delay_weights(net: Net, gate: Gate) -> None:
     net.submit("alice", SMALL)
     policy = Policy(blocks_per_epoch=60, block_threshold=20, max_rounds=2)
     with open_bench(net, policy=policy, fetcher=Downloader(2), chain=still(net)) as bench:
@@ -175,7 +175,7 @@ def test_weights_are_set_on_time_though_no_download_ends(net: Net, gate: Gate) -
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
 
 
-def test_a_copy_waits_for_its_original_and_who_came_before_it_does_not(net: Net, gate: Gate) -> None:
+def test_duplicate_waits_for_its_original(net: Net, gate: Gate) -> None:
     carol, alice, bob = net.submit("carol", SMALL), net.submit("alice", LARGE), net.submit("bob", make_copy())
     gate.held = "alice/data"
     with open_bench(net, fetcher=Downloader(8), chain=still(net), workers=2) as bench:
@@ -191,7 +191,7 @@ def test_a_copy_waits_for_its_original_and_who_came_before_it_does_not(net: Net,
     assert lines[bob.hotkey].reason is Reason.DUPLICATE and lines[alice.hotkey].weight > 0
 
 
-def test_a_download_that_outlives_its_round_counts_in_the_next(net: Net, gate: Gate) -> None:
+def test_download_that_outlives_its_round_counts_next(net: Net, gate: Gate) -> None:
     key = net.submit("alice", LARGE)
     gate.held = "alice/data"
     policy = Policy(blocks_per_epoch=20, block_threshold=5)
@@ -209,7 +209,7 @@ def test_a_download_that_outlives_its_round_counts_in_the_next(net: Net, gate: G
         assert bench.store.last_round_id() == 2 and sum("paths-info" in target for target in gate.seen) == 1
 
 
-def test_a_stop_does_not_wait_for_a_download_and_the_next_start_fetches_it(net: Net, gate: Gate) -> None:
+def test_stop_does_not_wait_for_a_download(net: Net, gate: Gate) -> None:
     key = net.submit("alice", LARGE)
     with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
         tick_until(bench, lambda: bench.store.last_round() is not None)
@@ -227,7 +227,7 @@ def test_a_stop_does_not_wait_for_a_download_and_the_next_start_fetches_it(net: 
     wait_until(lambda: gate.inside == 0)
 
 
-def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> None:
+def test_pause_by_the_hub_applies_to_all_downloads(net: Net, gate: Gate) -> None:
     now = [1_000_000.0]
     alice, bob = net.submit("alice", LARGE), net.submit("bob", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="100", pattern="alice/data"))
@@ -243,7 +243,7 @@ def test_a_pause_that_the_hub_asks_for_is_one_for_all(net: Net, gate: Gate) -> N
         tick_until(bench, lambda: set(bench.store.verdicts(bench.eval_config)) == {alice, bob})
 
 
-def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) -> None:
+def test_collected_downloads_are_bounded_in_size(tmp_path: Path) -> None:
     sizes = [3, MAX_SUBMISSION_BYTES - 3, 1, 5, MAX_SUBMISSION_BYTES, MAX_SUBMISSION_BYTES // 2 + 1, 7]
 
     def fetch(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
@@ -263,7 +263,7 @@ def test_no_more_is_handed_over_at_a_time_than_the_largest_file(tmp_path: Path) 
     assert found == [sizes[:2], sizes[2:4], sizes[4:5], sizes[5:]] and not fetcher.in_flight()
 
 
-def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
+def test_download_timeout_doubles_with_each_failure(net: Net) -> None:
     now, given = [1_000_000.0], list[float]()
 
     def hang(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
@@ -279,7 +279,7 @@ def test_a_repo_that_hangs_is_given_more_time_with_every_try(net: Net) -> None:
     assert given == [TIMEOUT_FIRST_S, 60.0, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S, DOWNLOAD_DEADLINE_S]
 
 
-def test_those_who_hang_first_in_line_hold_nobody_up_twice(net: Net) -> None:
+def test_hanging_repos_delay_others_once_at_most(net: Net) -> None:
     now, asked = [1_000_000.0], list[str]()
     hung = [net.submit(name, SMALL) for name in ("alice", "bob")]
     carol = net.submit("carol", LARGE)
@@ -298,7 +298,7 @@ def test_those_who_hang_first_in_line_hold_nobody_up_twice(net: Net) -> None:
         assert all(bench.store.retry_states(bench.eval_config)[key].remote_failures for key in hung)
 
 
-def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(net: Net) -> None:
+def test_disk_fault_in_a_download_ends_the_validator(net: Net) -> None:
     net.submit("alice", SMALL)
 
     def fail(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
@@ -310,7 +310,7 @@ def test_a_disk_that_fails_in_a_download_ends_the_validator_and_blames_nobody(ne
         assert bench.store.verdicts(bench.eval_config) == {} and bench.store.retry_states(bench.eval_config) == {}
 
 
-def test_a_file_that_was_removed_before_its_score_is_fetched_again(net: Net, gate: Gate) -> None:
+def test_file_removed_before_evaluation_is_downloaded_again(net: Net, gate: Gate) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
         bench.executor.idle_workers = lambda: 0  # type: ignore[method-assign]

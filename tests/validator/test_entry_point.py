@@ -37,7 +37,7 @@ def _arguments(net: Net, model: Path, **changed: object) -> list[object]:
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "989aa79", "989AA7980e4cf806f80c7fef2b1adb7bc71aa306"])
-def test_a_model_whose_revision_somebody_can_move_is_refused(net: Net, tmp_path: Path, revision: str | None) -> None:
+def test_model_without_a_pinned_revision_is_refused(net: Net, tmp_path: Path, revision: str | None) -> None:
     args = write_training_args(tmp_path / "moving.yaml")
     if revision is not None:
         args.write_text(f"{args.read_text()}  revision: '{revision}'\n")
@@ -48,7 +48,7 @@ def test_a_model_whose_revision_somebody_can_move_is_refused(net: Net, tmp_path:
     assert "a validator needs the revision of Qwen/Qwen2.5-0.5B-Instruct as a full commit" in ended.logs[-1]
 
 
-def test_the_subnets_own_model_is_pinned() -> None:
+def test_default_model_is_pinned() -> None:
     assert load_training_args().is_pinned
 
 
@@ -77,7 +77,7 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("case", CONFIG_ERRORS)
-def test_a_wrong_setting_is_named_in_one_line_before_the_first_round(net: Net, tiny_model: Path, case: str) -> None:
+def test_wrong_setting_is_named_in_one_line(net: Net, tiny_model: Path, case: str) -> None:
     changed, sentence = CONFIG_ERRORS[case]
     make_hotkey(net.parts, "stranger")
     broken = net.parts.folder / "broken.yaml"
@@ -91,7 +91,7 @@ def test_a_wrong_setting_is_named_in_one_line_before_the_first_round(net: Net, t
     assert ended.output == "" and net.calls() == []
 
 
-def test_an_evaluation_set_that_is_not_there_is_the_operators_error(net: Net, tiny_model: Path) -> None:
+def test_missing_evaluation_set_is_a_config_error(net: Net, tiny_model: Path) -> None:
     wrong = net.parts.folder / "wrong.yaml"
     wrong.write_text(net.parts.competition.read_text().replace(net.competition.eval_commit, "f" * 40))
     ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, competition=wrong))
@@ -99,7 +99,7 @@ def test_an_evaluation_set_that_is_not_there_is_the_operators_error(net: Net, ti
     assert "evaluation set" in ended.logs[-1] and "sample/pool has no such commit" in ended.logs[-1]
 
 
-def test_a_hub_token_that_is_refused_ends_the_process_with_its_own_status(net: Net, tiny_model: Path) -> None:
+def test_rejected_hub_token_has_its_own_exit_status(net: Net, tiny_model: Path) -> None:
     net.submit("alice", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=401, pattern="sample/pool"))
     ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model))
@@ -108,7 +108,7 @@ def test_a_hub_token_that_is_refused_ends_the_process_with_its_own_status(net: N
     assert not any("alice" in line for line in ended.logs)
 
 
-def test_offline_needs_no_wallet_at_the_command_line(net: Net, tiny_model: Path) -> None:
+def test_offline_needs_no_wallet(net: Net, tiny_model: Path) -> None:
     key = net.submit("alice", SMALL)
     calls = net.calls()
     ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, wallet__name="nobody", offline=True))

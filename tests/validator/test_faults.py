@@ -32,7 +32,7 @@ from tests.fixtures.network import (
 from tests.fixtures.validator import log_lines, open_bench
 
 
-def test_a_hub_that_fails_leaves_the_submission_pending_and_unpunished(net: Net) -> None:
+def test_failing_hub_leaves_the_submission_pending(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
@@ -49,7 +49,7 @@ def test_a_hub_that_fails_leaves_the_submission_pending_and_unpunished(net: Net)
         assert key not in bench.store.retry_states(bench.eval_config)
 
 
-def test_a_round_ends_in_time_although_the_hub_never_answers(net: Net) -> None:
+def test_round_ends_in_time_without_hub_answers(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.DROP, pattern="alice/data"))
@@ -61,7 +61,7 @@ def test_a_round_ends_in_time_although_the_hub_never_answers(net: Net) -> None:
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
 
 
-def test_a_hub_that_is_gone_at_the_start_is_waited_for(net: Net) -> None:
+def test_missing_hub_at_the_start_is_retried(net: Net) -> None:
     key = net.submit("alice", SMALL)
     root, port = net.hub.store.root, int(net.hub.endpoint.rsplit(":", 1)[1])
     net.hub.close()
@@ -75,7 +75,7 @@ def test_a_hub_that_is_gone_at_the_start_is_waited_for(net: Net) -> None:
 
 
 @pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, ChainFault.ERROR, ChainFault.DISCONNECT])
-def test_weights_whose_fate_is_unknown_are_set_once(net: Net, fault: ChainFault) -> None:
+def test_pending_weights_are_set_once(net: Net, fault: ChainFault) -> None:
     net.submit("alice", SMALL)
     net.admin.set_fault("write", fault)
     with open_bench(net) as bench:
@@ -86,7 +86,7 @@ def test_weights_whose_fate_is_unknown_are_set_once(net: Net, fault: ChainFault)
     assert net.count_calls("validator", "set_mechanism_weights") == 1
 
 
-def test_an_intent_that_outlived_its_process_is_settled_by_the_next(net: Net) -> None:
+def test_pending_intent_is_resolved_by_the_next_process(net: Net) -> None:
     net.submit("alice", SMALL)
     net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
     with open_bench(net) as bench, pytest.raises(RemoteError):
@@ -98,7 +98,7 @@ def test_an_intent_that_outlived_its_process_is_settled_by_the_next(net: Net) ->
     assert net.count_calls("validator", "set_mechanism_weights") == 1
 
 
-def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
+def test_unanswered_chain_call_is_retried(net: Net) -> None:
     net.submit("alice", SMALL)
     with open_bench(net) as bench:
         bench.tick_until(lambda: bool(bench.evaluator.scored))
@@ -107,7 +107,7 @@ def test_a_chain_that_does_not_answer_is_asked_again(net: Net) -> None:
         assert bench.outcomes() == [True] and len(bench.evaluator.scored) == 1
 
 
-def test_weights_wait_for_the_chains_rate_limit(net: Net) -> None:
+def test_weights_wait_for_the_rate_limit(net: Net) -> None:
     net.submit("alice", SMALL)
     assert net.chain("validator").set_weights({0: 1.0}).is_accepted
     due = net.admin.block() + 40
@@ -119,7 +119,7 @@ def test_weights_wait_for_the_chains_rate_limit(net: Net) -> None:
     assert net.count_calls("validator", "set_mechanism_weights") == 2
 
 
-def test_refused_weights_are_tried_again(net: Net) -> None:
+def test_rejected_weights_are_retried(net: Net) -> None:
     net.submit("alice", SMALL)
     net.admin.set_hyperparameter("StakeThreshold", 10**18)
     policy = Policy(max_rounds=1, blocks_per_epoch=60, block_threshold=50)
@@ -132,7 +132,7 @@ def test_refused_weights_are_tried_again(net: Net) -> None:
         assert bench.outcomes() == [False, False, True]
 
 
-def test_a_fault_of_this_machine_is_tried_again_twice_then_parked_and_punishes_nobody(net: Net) -> None:
+def test_host_failure_is_retried_twice_then_suspended(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     faults: list[Callable[[], object] | Exception] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
@@ -145,7 +145,7 @@ def test_a_fault_of_this_machine_is_tried_again_twice_then_parked_and_punishes_n
     assert len(bench.evaluator.scored) == 1
 
 
-def test_a_worker_that_cannot_be_had_at_the_start_ends_the_process(net: Net) -> None:
+def test_missing_worker_at_the_start_ends_the_process(net: Net) -> None:
     with open_bench(net) as bench:
         bench.executor.load_errors.append(HostError("no such GPU"))
         with pytest.raises(HostError, match="no such GPU"):
@@ -153,7 +153,7 @@ def test_a_worker_that_cannot_be_had_at_the_start_ends_the_process(net: Net) -> 
         assert bench.executor.is_closed
 
 
-def test_a_worker_that_is_lost_later_does_not(net: Net) -> None:
+def test_worker_lost_later_does_not_end_the_process(net: Net) -> None:
     net.submit("alice", SMALL)
     with log_lines() as lines, open_bench(net) as bench:
         bench.tick_until(lambda: bench.store.last_round() is not None)
@@ -163,7 +163,7 @@ def test_a_worker_that_is_lost_later_does_not(net: Net) -> None:
     assert sum("no worker" in line for line in lines) == 2
 
 
-def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
+def test_bug_in_a_check_is_a_host_failure(net: Net) -> None:
     key = net.submit("alice", SMALL)
     with log_lines() as lines, open_bench(net) as bench:
         bench.tick_until(lambda: bool(bench.store.last_round()))
@@ -177,7 +177,7 @@ def test_a_bug_is_logged_and_the_validator_goes_on(net: Net) -> None:
     assert sum("host failure" in line for line in lines) == 1
 
 
-def test_a_tick_that_fails_in_an_unknown_way_is_logged_and_the_next_comes(net: Net) -> None:
+def test_unknown_error_of_a_tick_is_logged_and_retried(net: Net) -> None:
     class StumblingChain(SteppingChain):
         stumbles = 1
 
@@ -194,7 +194,7 @@ def test_a_tick_that_fails_in_an_unknown_way_is_logged_and_the_next_comes(net: N
     assert sum("ZeroDivisionError" in line for line in lines) == 1
 
 
-def test_a_file_that_cannot_be_read_after_its_download_is_no_fault_of_its_miner(net: Net) -> None:
+def test_unreadable_download_is_a_host_error(net: Net) -> None:
     """As when no file can be opened any more: it was taken for a bug that this one submission brings out."""
     key = net.submit("alice", SMALL)
 
@@ -207,7 +207,7 @@ def test_a_file_that_cannot_be_read_after_its_download_is_no_fault_of_its_miner(
         assert key not in bench.store.retry_states(bench.eval_config)
 
 
-def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(net: Net) -> None:
+def test_submission_that_crashes_us_does_not_stop_others(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     bugs: list[Callable[[], object] | Exception] = [ZeroDivisionError("a bug")] * MAX_HOST_FAILURES
@@ -218,7 +218,7 @@ def test_a_submission_that_breaks_us_again_and_again_does_not_stop_the_others(ne
 
 
 @pytest.mark.parametrize(("age_s", "is_scored"), [(MISSING_RETRY_S + 60, True), (60, False)])
-def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age_s: float, is_scored: bool) -> None:
+def test_missing_repo_is_retried_after_hours(net: Net, age_s: float, is_scored: bool) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net) as bench:
         bench.tick_until(lambda: bench.validator.evaluator is not None)
@@ -228,7 +228,7 @@ def test_a_repo_that_was_not_there_is_looked_for_again_after_hours(net: Net, age
         assert (bench.lines()[key.hotkey].loss is not None) == is_scored
 
 
-def test_a_dataset_that_not_everyone_may_read_is_missing(net: Net) -> None:
+def test_private_dataset_counts_as_missing(net: Net) -> None:
     commit = upload_files(net.hub.store.root, "alice/hidden", {"data.jsonl": make_content(SMALL)}, private=True)
     key = net.commit("alice", f"alice/hidden:{net.competition.id}:{commit}")
     with open_bench(net, hub_token="hf_local_alice") as bench:
@@ -236,7 +236,7 @@ def test_a_dataset_that_not_everyone_may_read_is_missing(net: Net) -> None:
         assert bench.lines()[key.hotkey].reason == Reason.MISSING_REPO
 
 
-def test_a_stop_during_a_score_records_nothing_of_it(net: Net) -> None:
+def test_stop_during_an_evaluation_records_nothing(net: Net) -> None:
     net.submit("alice", LARGE)
     with open_bench(net) as bench:
         bench.executor.hold = True
@@ -253,7 +253,7 @@ def test_a_stop_during_a_score_records_nothing_of_it(net: Net) -> None:
         assert len(bench.evaluator.scored) == 1
 
 
-def test_a_restart_keeps_the_drawn_seed_and_repeats_no_score(net: Net) -> None:
+def test_restart_keeps_the_seed_and_repeats_no_evaluation(net: Net) -> None:
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[50:70])):
         net.submit(name, rows)
     with open_bench(net, lucky_num=None) as bench:
@@ -271,7 +271,7 @@ def test_a_restart_keeps_the_drawn_seed_and_repeats_no_score(net: Net) -> None:
 # What goes on while a score is under way
 
 
-def test_weights_are_set_while_a_score_is_under_way(net: Net) -> None:
+def test_weights_are_set_during_an_evaluation(net: Net) -> None:
     net.submit("alice", SMALL)
     policy = Policy(blocks_per_epoch=60, block_threshold=20, max_rounds=2)
     with open_bench(net, policy=policy) as bench:
@@ -287,7 +287,7 @@ def test_weights_are_set_while_a_score_is_under_way(net: Net) -> None:
         assert opened is not None and net.admin.block() < opened.end_block
 
 
-def test_a_score_that_outlives_its_round_counts_in_the_next(net: Net) -> None:
+def test_evaluation_that_outlives_its_round_counts_next(net: Net) -> None:
     key = net.submit("bob", LARGE)
     policy = Policy(blocks_per_epoch=20, block_threshold=5)
     with open_bench(net, policy=policy, lucky_num=None) as bench:
@@ -306,7 +306,7 @@ def test_a_score_that_outlives_its_round_counts_in_the_next(net: Net) -> None:
     assert net.admin.weights(net.hotkey("validator")) == {net.uid("bob"): 65535}
 
 
-def test_the_last_weights_are_given_again_while_no_worker_can_be_had(net: Net) -> None:
+def test_last_weights_are_resubmitted_without_a_worker(net: Net) -> None:
     net.submit("alice", SMALL)
     with open_bench(net) as bench:
         run_bounded(bench.validator)
@@ -325,7 +325,7 @@ def test_the_last_weights_are_given_again_while_no_worker_can_be_had(net: Net) -
     assert net.count_calls("validator", "set_mechanism_weights") == 2
 
 
-def test_a_dataset_under_a_changed_commit_is_another_submission(net: Net) -> None:
+def test_changed_commit_is_another_submission(net: Net) -> None:
     first = net.submit("alice", SMALL)
     with open_bench(net, policy=Policy(max_rounds=2, blocks_per_epoch=30, block_threshold=5)) as bench:
         bench.tick_until(lambda: bool(bench.evaluator.scored))
@@ -337,7 +337,7 @@ def test_a_dataset_under_a_changed_commit_is_another_submission(net: Net) -> Non
         assert bench.lines()[net.hotkey("alice")].key == second
 
 
-def test_an_update_is_taken_between_rounds_with_no_score_under_way(net: Net) -> None:
+def test_update_waits_for_running_evaluations(net: Net) -> None:
     net.submit("alice", SMALL)
     asked: list[tuple[bool, int]] = []
 

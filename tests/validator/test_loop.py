@@ -29,7 +29,7 @@ from tests.fixtures.network import (
 from tests.fixtures.validator import log_lines, open_bench
 
 
-def test_every_refusal_reaches_the_table_with_its_reason(net: Net) -> None:
+def test_every_rejection_is_in_the_leaderboard(net: Net) -> None:
     names = ["early", "mute", "foreign", "bare", "torn", "hollow", "elsewhere", "gone", "deaf"]
     keys = {}
     for name in names:
@@ -69,7 +69,7 @@ def test_every_refusal_reaches_the_table_with_its_reason(net: Net) -> None:
     assert lines[net.hotkey("alice")].weight == 1.0
 
 
-def test_what_training_finds_out_is_a_verdict_too(net: Net) -> None:
+def test_rejection_by_training_is_a_verdict(net: Net) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net, before=[SubmissionError(Reason.DIVERGED, "not finite at step 3")]) as bench:
         run_bounded(bench.validator)
@@ -77,7 +77,7 @@ def test_what_training_finds_out_is_a_verdict_too(net: Net) -> None:
         assert bench.evaluator.scored == []
 
 
-def test_weights_are_the_scores_and_the_receipts_are_signed(net: Net) -> None:
+def test_weights_are_the_scores_and_receipts_are_signed(net: Net) -> None:
     keys = {name: net.submit(name, rows) for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[40:80]))}
     with open_bench(net) as bench:
         run_bounded(bench.validator)
@@ -106,7 +106,7 @@ def test_uid_zero_can_win(net: Net) -> None:
     assert weights[0] == 65535 and 0 < weights[net.uid("alice")] < 65535
 
 
-def test_all_is_burned_when_nobody_scores(net: Net) -> None:
+def test_without_scores_all_is_burned(net: Net) -> None:
     key = net.submit("alice", [make_line(10**6)])
     with open_bench(net) as bench:
         run_bounded(bench.validator)
@@ -114,7 +114,7 @@ def test_all_is_burned_when_nobody_scores(net: Net) -> None:
     assert net.admin.weights(net.hotkey("validator")) == {0: 65535}
 
 
-def test_no_weights_are_set_when_there_is_nobody_to_burn_to(net: Net) -> None:
+def test_without_an_owner_uid_no_weights_are_set(net: Net) -> None:
     with net.admin.write() as state:
         state.put("SubnetOwnerHotkey", "", "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY")
     with log_lines() as lines, open_bench(net, policy=Policy(max_rounds=1, blocks_per_epoch=30)) as bench:
@@ -124,7 +124,7 @@ def test_no_weights_are_set_when_there_is_nobody_to_burn_to(net: Net) -> None:
     assert any("no weights set: " in line for line in lines)
 
 
-def test_a_recycled_uid_inherits_nothing(net: Net) -> None:
+def test_recycled_uid_inherits_nothing(net: Net) -> None:
     net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     uid = net.uid("alice")
@@ -139,7 +139,7 @@ def test_a_recycled_uid_inherits_nothing(net: Net) -> None:
     assert weights == {net.uid("bob"): 65535} and uid not in weights
 
 
-def test_a_hotkey_that_registers_again_has_to_commit_again(net: Net) -> None:
+def test_hotkey_registered_again_has_to_commit_again(net: Net) -> None:
     key = net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     with open_bench(net) as bench:
@@ -162,7 +162,7 @@ class BackwardChain(SteppingChain):
 
 
 @pytest.mark.parametrize("way", ["one by one", "backwards"])
-def test_order_and_sampling_change_no_loss_and_no_verdict(net: Net, way: str) -> None:
+def test_order_and_sampling_change_no_verdict(net: Net, way: str) -> None:
     # The original's hotkey sorts after the copy's, so that no order of names can pass for the order of commitments.
     copycat, author = sorted(("alice", "bob"), key=net.hotkey)
     for name, rows in ((author, LARGE), (copycat, make_copy()), ("carol", SMALL), ("owner", POOL[50:70])):
@@ -194,7 +194,7 @@ def test_every_round_draws_its_own_seed(net: Net) -> None:
     assert (first.id, second.id) == (1, 2) and first.lucky_num != second.lucky_num
 
 
-def test_offline_scores_without_wallet_or_registration_and_writes_nothing(net: Net) -> None:
+def test_offline_evaluates_without_wallet_or_writes(net: Net) -> None:
     key = net.submit("alice", SMALL)
     calls = net.calls()
     policy = Policy(max_rounds=1, sets_weights=False)
@@ -219,7 +219,7 @@ def test_weights_can_be_left_unset(net: Net) -> None:
 ALIGNED = Policy(blocks_per_epoch=30, block_threshold=5, is_aligned=True)
 
 
-def test_seeds_from_the_chain_belong_to_the_submission_and_are_fixed_before_any_score(net: Net) -> None:
+def test_chain_seeds_belong_to_the_submission(net: Net) -> None:
     keys = {name: net.submit(name, rows) for name, rows in (("alice", LARGE), ("bob", SMALL))}
     net.admin.advance(30)
     policy = dataclasses.replace(ALIGNED, miner_sample_size=1, max_rounds=3)
@@ -240,9 +240,7 @@ def test_seeds_from_the_chain_belong_to_the_submission_and_are_fixed_before_any_
 
 
 @pytest.mark.parametrize("seeds", list(LuckyNumFrom))
-def test_every_round_leaves_a_signed_file_that_an_auditor_finds_nothing_wrong_with(
-    net: Net, seeds: LuckyNumFrom
-) -> None:
+def test_every_round_leaves_a_valid_signed_file(net: Net, seeds: LuckyNumFrom) -> None:
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", make_copy()), ("owner", b"no json")):
         net.submit(name, rows)
     net.admin.advance(30)
@@ -264,7 +262,7 @@ def test_every_round_leaves_a_signed_file_that_an_auditor_finds_nothing_wrong_wi
     assert all(len(file.header.weights) == 1 and file.header.weights[0].is_accepted for file in files)
 
 
-def test_commitments_that_nothing_rests_on_are_not_held_in_memory(net: Net) -> None:
+def test_superseded_commitments_are_not_kept_in_memory(net: Net) -> None:
     policy = Policy(blocks_per_epoch=10_000)
     alice = net.submit("alice", SMALL)
     with open_bench(net, policy=policy, chain=SteppingChain(net, "validator", blocks=0)) as bench:
@@ -277,9 +275,7 @@ def test_commitments_that_nothing_rests_on_are_not_held_in_memory(net: Net) -> N
         assert set(bench.validator.index.submissions) == {alice, last}
 
 
-def test_copies_are_looked_for_when_a_dataset_comes_and_not_when_a_loss_does(
-    net: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_loss_does_not_search_duplicates_again(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     find_duplicates = submission_index.find_duplicates
 
