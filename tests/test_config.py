@@ -1,4 +1,4 @@
-"""The YAML files an operator may write."""
+"""The YAML files of an operator."""
 
 import dataclasses
 import os

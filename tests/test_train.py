@@ -1,4 +1,4 @@
-"""The five properties of the score, and whose fault it is when there is none."""
+"""Evaluations: equal bits, no side effects, and whose fault a failure is."""
 
 import contextlib
 import dataclasses
@@ -55,7 +55,7 @@ def abort_late(progress: Progress) -> None:
 
 @pytest.fixture(scope="module")
 def expected(bench: Bench) -> dict[str, TrainResult]:
-    """By dtype, the result that every other way to the same score must give."""
+    """The result by dtype that every other run must equal."""
     return {dtype: bench.run(dtype) for dtype in ("float32", "bfloat16")}
 
 
@@ -378,7 +378,7 @@ def test_diverging_training_is_a_submission_error(
 
 
 def poison(model: Path, folder: Path, token: int) -> Path:
-    """A copy of the model in which one token's embedding is not a number."""
+    """Copy a model and set one token's embedding to NaN."""
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -448,9 +448,9 @@ def test_unusable_device_or_dtype_is_a_config_error(bench: Bench, options: dict[
 
 def test_resident_model_is_loaded_once(bench: Bench) -> None:
     bench.run()
-    held = train._resident
+    resident = train._resident
     model = load_resident_model(bench.options())
     bench.run(lucky_num=8)
-    assert train._resident is held
-    assert held is not None
-    assert model is held.model
+    assert train._resident is resident
+    assert resident is not None
+    assert model is resident.model

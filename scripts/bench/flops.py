@@ -1,4 +1,4 @@
-"""Useful floating-point operations of an evaluation, and the machine's matrix-product ceiling.
+"""Useful operations of an evaluation, and the machine's matrix-product ceiling.
 
 Useful are the operations of the plain computation on the tokens themselves, without padding. For a row of n tokens, m
 of them targets, and a linear layer (i, o):
@@ -30,7 +30,7 @@ _FAMILIES = ("llama", "qwen2")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a model; `linears` are (in, out) of a layer, query, key and value first."""
+    """Sizes of a model; `linears` are (in, out) of a layer, query, key, value first."""
 
     layers: int
     linears: tuple[tuple[int, int], ...]
@@ -40,7 +40,7 @@ class Shape:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Shape":
-        """Read the sizes from a config.json; ConfigError for a family other than Llama and Qwen2."""
+        """Read the sizes from a config.json; ConfigError for an unsupported family."""
         if config.get("model_type") not in _FAMILIES:
             raise ConfigError(f"--model_path: expected a model_type of {_FAMILIES}, not {config.get('model_type')!r}")
         hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
@@ -105,7 +105,7 @@ def count_evaluation(shape: Shape, rank: int, rows: Sequence[EncodedRow]) -> int
 
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the GFLOP/s of the fastest large square matrix product, with the settings of an evaluation."""
+    """Measure the GFLOP/s of the fastest large square matrix product."""
     best = 0.0
     with determinism.deterministic_mode(device):
         for size in _SQUARES[device.type]:

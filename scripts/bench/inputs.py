@@ -43,7 +43,7 @@ _SYSTEM_SHARE = 0.4  # of the shortest row's tokens, in a set with characters
 
 @dataclass(frozen=True, kw_only=True)
 class RowSet:
-    """Numbers of rows, and ranges of tokens per row; with characters, several rows share a system prompt."""
+    """Numbers of rows, and ranges of tokens; characters share system prompts."""
 
     train_rows: int
     eval_rows: int
@@ -96,7 +96,7 @@ class RowMaker:
         self._costs = [len(tokenize(f" {word}")) for word in _WORDS]
 
     def make(self, count: int, tokens: tuple[int, int], *, characters: int, seed: str) -> list[RowDict]:
-        """Make `count` rows of least to most `tokens`, which share `characters` system prompts (0 for none).
+        """Make rows of least to most `tokens` that share `characters` system prompts.
 
         A row may be a word or two longer where the tokenizer has few whole words.
         """
@@ -195,7 +195,7 @@ def make_folders(folder: Path, maker: RowMaker, rows: RowSet, datasets: int) -> 
 
 
 def make_shape(folder: Path, name: str) -> str:
-    """Write a model of a shape with random weights; returns the Hub id of its chat template.
+    """Write a model of a shape with random weights; returns its Hub id.
 
     Its tokenizer is the tiny model's, whose 512 tokens are the first of the vocabulary. The output head is full width
     and rows are made to a length in tokens, so that the work is the real model's.

@@ -1,4 +1,4 @@
-"""Break the seconds of an evaluation down by kind of operation, beside the machine's best matrix product.
+"""Break the seconds of an evaluation down by kind of operation.
 
     python -m scripts.bench.profile --rows long --train_rows 8 --eval_rows 16
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def profile(work: Callable[[], object], model: ScoringModel) -> tuple[dict[str, Share], float]:
-    """Return the shares by kind, and the wall time without a profiler, after one run to warm up."""
+    """Return the shares by kind, and the wall time without a profiler."""
     kinds = torch.profiler.ProfilerActivity
     is_cpu = model.device.type == "cpu"
     with determinism.deterministic_mode(model.device):
@@ -128,13 +128,13 @@ def profile(work: Callable[[], object], model: ScoringModel) -> tuple[dict[str, 
 
 
 def classify_name(name: str, kinds: dict[str, tuple[str, ...]] = _KERNELS) -> str:
-    """Return the first kind of which a part is in the name; inside a CUDA graph only names are known."""
+    """Return the first kind of which a part is in the name."""
     matching = (kind for kind, parts in kinds.items() if any(part in name for part in parts))
     return next(matching, "everything else")
 
 
 def classify(event: Any, model: ScoringModel) -> tuple[str, float]:
-    """Return the kind of a profiled operation, and the floating-point operations of its calls if it is a product."""
+    """Return the kind of an operation, and the operations of its calls if a product."""
     rank = model.hyperparameters.lora_rank
     if event.key == "aten::bmm" and any(rank in shape for shape in event.input_shapes):
         (count, *left), (_, *right) = event.input_shapes[:2]

@@ -1,4 +1,4 @@
-"""A child process of the benchmark: evaluates datasets one after another, by this package or by the public recipe.
+"""A child process of the benchmark: evaluates datasets one after another.
 
     python -m scripts.bench.runner JOB.json
 
@@ -69,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Seconds, loss and optimizer steps of one dataset; `total_s` includes all loading."""
+    """Seconds (`total_s` with all loading), loss and optimizer steps of one dataset."""
 
     load_s: float
     train_s: float
@@ -81,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All runs of a child process, and its peak memory: resident on a CPU, reserved by torch on a GPU."""
+    """All runs of a child process, and its peak memory (on a GPU, reserved by torch)."""
 
     runs: list[Run]
     peak_mib: float

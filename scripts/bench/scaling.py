@@ -1,14 +1,14 @@
-"""Time a queue of evaluations against the number of workers, on this machine and in a Ray cluster.
+"""Time a queue of evaluations against the number of workers.
 
     python -m scripts.bench.scaling --workers 1,2
     python -m scripts.bench.scaling --workers 1,2,4,8 --device cuda --shape qwen2.5-1.5b --rows qwen --executors local
     python -m scripts.bench.scaling --workers 1,8,64 --device cuda --executors ray --ray.address auto
 
 Each worker evaluates --scores datasets after one to warm up. The clock runs from the first job to the last result, so
-it includes what an executor costs between evaluations. The ratio is that of evaluations per hour to the fewest workers
+it includes what an executor costs between evaluations. The ratio compares evaluations per hour with the fewest workers
 of the same executor; of --repeats, the run with the median seconds counts.
 
-On CPUs every worker is bound to cores of its own, so that it computes alike whatever the number of workers (not in a
+On CPUs every worker is bound to cores of its own, so that it computes alike for any number of workers (not in a
 cluster of --ray.address). Without --ray.address a cluster of this machine is started and stopped. Progress goes to
 stderr, the table to stdout. Exit status: 0 measured, 2 or 3 an argument or setting is wrong, 4 a worker failed.
 """
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run of all evaluations; `tokens` counts training in all epochs, and evaluation."""
+    """One run of all evaluations; `tokens` are those of all epochs and evaluations."""
 
     executor: str
     workers: int
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def median_of(runs: Sequence[Measured], name: str, workers: int) -> Measured:
-    """Return the run of a setting with the median seconds; of an even number, the faster one."""
+    """Return a setting's run with the median seconds, of two the faster one."""
     matching = [measured for measured in runs if (measured.executor, measured.workers) == (name, workers)]
     return sorted(matching, key=lambda measured: measured.seconds)[(len(matching) - 1) // 2]
 
@@ -167,7 +167,7 @@ def open_executor(name: str, evaluator: Evaluator, workers: int, address: str) -
 
 
 def measure(executor: Executor, data_dirs: Sequence[Path], *, name: str, workers: int, cores: int | None) -> Measured:
-    """Evaluate every dataset once per worker; binds each worker to that many cores, unless None."""
+    """Evaluate every dataset once per worker, each bound to `cores` unless None."""
     started = time.monotonic()
     while executor.start() is None or executor.idle_workers() < workers:
         if time.monotonic() - started > _START_S:
@@ -209,7 +209,7 @@ def evaluate(executor: Executor, folders: Sequence[Path]) -> list[TrainResult]:
 
 
 def bind_workers(cores: int) -> None:
-    """Bind each marked worker process, with all its threads, to cores of its own; needs /proc."""
+    """Bind each marked worker process to cores of its own; needs /proc."""
     pids = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -225,7 +225,7 @@ def bind_workers(cores: int) -> None:
 
 @contextmanager
 def open_cluster(args: argparse.Namespace, names: Sequence[str], workers: int) -> Iterator[str]:
-    """Yield the address of the named Ray cluster, else of a temporary one on this machine."""
+    """Yield the address of the named Ray cluster, or of a temporary one."""
     if "ray" not in names or args.ray_address is not None:
         yield args.ray_address or "auto"
         return
@@ -249,7 +249,7 @@ def open_cluster(args: argparse.Namespace, names: Sequence[str], workers: int) -
 
 
 def print_table(rows: Sequence[Measured]) -> None:
-    """Print the runs as a Markdown table, with the ratio to the executor's fewest workers."""
+    """Print the runs as a Markdown table."""
     print("| executor | workers | threads each | ready, s | seconds | evaluations/hour | tokens/s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:

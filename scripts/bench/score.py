@@ -1,15 +1,15 @@
-"""Time an evaluation beside the public recipe on the Hugging Face Trainer: same rows, same model, same steps.
+"""Time an evaluation beside the public recipe on the Hugging Face Trainer.
 
     python -m scripts.bench.score
     python -m scripts.bench.score --queue 8 --repeats 1
     python -m scripts.bench.score --rows long --only ours
     python -m scripts.bench.score --shape qwen2.5-1.5b --rows qwen --device cuda:0 --dtypes bfloat16
 
-Each runner evaluates in a child process (scripts/bench/runner.py), ours and the reference by turns. Seconds are
-medians over the repeats, without the start of a process and its imports. Useful operations (scripts/bench/flops.py) are
-compared with the fastest square matrix product of this machine in that dtype, measured before, between and after the
-repeats. With --queue, one process evaluates that many datasets, and seconds are per dataset; the reference, which keeps
-nothing loaded, evaluates only --reference_queue of them.
+Each runner evaluates in a child process (scripts/bench/runner.py), ours and the reference by turns, with the same rows,
+model and steps. Seconds are medians over the repeats, without the start of a process and its imports. Useful operations
+(scripts/bench/flops.py) are compared with the fastest square matrix product of this machine in that dtype, measured
+before, between and after the repeats. With --queue, one process evaluates that many datasets, and seconds are per
+dataset; the reference, which keeps nothing loaded, evaluates only --reference_queue of them.
 
 Progress goes to stderr. Needs the `test` extra for the Trainer. Exit status: 0 measured, 1 the two runners do not
 compute the same, 2 or 3 an argument or setting is wrong, 4 this machine failed.
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass
 class Measurements:
-    """Outcomes by runner and dtype, ceilings in GFLOP/s by dtype, and losses of the first dataset by seed."""
+    """Outcomes by runner and dtype, ceilings in GFLOP/s, losses by seed."""
 
     outcomes: dict[Key, list[Outcome]] = field(default_factory=dict)
     ceilings: dict[str, list[float]] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def measure_ceilings(args: argparse.Namespace, measured: Measurements) -> None:
 
 
 def run_child(args: argparse.Namespace, inputs: Inputs, key: Key, data_dirs: Sequence[Path]) -> Outcome:
-    """Evaluate datasets in a child process; HostError with its last output if it fails."""
+    """Evaluate datasets in a child process; HostError if it fails."""
     runner, dtype = key
     variables = os.environ.copy()
     device = environment.choose_device(args.device)
@@ -201,7 +201,7 @@ def _mean(outcome: Outcome, name: str) -> float:
 def summarize(
     key: Key, outcomes: Sequence[Outcome], load: dict[str, float], measured: Measurements
 ) -> dict[str, float]:
-    """Summarize a runner: medians over the repeats of means over the datasets; the loss is the first dataset's."""
+    """Summarize a runner: medians over repeats of means over datasets."""
     figures = {name: statistics.median(_mean(outcome, name) for outcome in outcomes) for name in _SECONDS}
     figures["peak_mib"] = statistics.median(outcome.peak_mib for outcome in outcomes)
     ceiling = statistics.median(measured.ceilings[key[1]])
@@ -213,7 +213,7 @@ def summarize(
 
 
 def compare(outcomes: dict[Key, list[Outcome]]) -> dict[str, dict[str, float]]:
-    """Divide the reference's figures by ours: medians over the repeats, for each pair of dtypes."""
+    """Divide the reference's figures by ours: medians over the repeats."""
     ratios = {}
     for (ours, dtype), fast in outcomes.items():
         for (reference, other), slow in outcomes.items():
@@ -228,7 +228,7 @@ def compare(outcomes: dict[Key, list[Outcome]]) -> dict[str, dict[str, float]]:
 
 
 def check(measured: Measurements) -> dict[str, bool]:
-    """Check that both runners take equal steps, and that their losses differ by no more than those of their seeds.
+    """Check for equal steps, and for losses that differ no more than by seed.
 
     The mean difference over n datasets has sqrt(2 / n) times the standard deviation of one loss, because each runner
     draws for itself.

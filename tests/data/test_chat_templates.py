@@ -1,4 +1,4 @@
-"""The pieces of each family against the family's public Jinja chat template."""
+"""The pieces of each family against the family's public Jinja template."""
 
 import re
 

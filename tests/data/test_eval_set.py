@@ -1,4 +1,4 @@
-"""The evaluation set as a pool of rows, and a miner's file against it."""
+"""The index of an evaluation set, and submissions checked against it."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.fixtures.hub import REPO
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub that is the client's own in this test."""
+    """A Hub that huggingface_hub uses in this test."""
     with HubServer(tmp_path / "hub") as running:
         url = f"{running.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
@@ -85,12 +85,12 @@ def test_unreadable_eval_set_is_a_host_error(tmp_path: Path) -> None:
     ("content", "told"),
     [(LINES[0] + b"{]\n", "line 2"), (b"", "at least one row"), (LINES[0] + b'{"x": 1}\n', "line 2")],
 )
-def test_malformed_eval_set_is_a_config_error(tmp_path: Path, content: bytes, told: str) -> None:
+def test_malformed_eval_set_is_a_config_error(tmp_path: Path, content: bytes, message: str) -> None:
     path = write_pool(tmp_path, content)
     with pytest.raises(ConfigError, match="the evaluation set cannot be used") as caught:
         read_eval_set_index(path)
     assert str(path) in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 # A miner's file
@@ -165,9 +165,9 @@ def test_index_check_equals_parsing_every_line(tmp_path: Path) -> None:
     for _ in range(300):
         content = b"".join(draw.choices([*LINES, *other, *odd], [4] * len(LINES) + [4] * len(other) + [1] * 6, k=6))
         for max_rows in (2, 250):
-            found = outcome_of(index.check, content, max_rows)
-            assert found == outcome_of(partial(check_every_line, index.canonical), content, max_rows)
-            outcomes.add(tuple if isinstance(found, tuple) else str(found)[:24])
+            result = outcome_of(index.check, content, max_rows)
+            assert result == outcome_of(partial(check_every_line, index.canonical), content, max_rows)
+            outcomes.add(tuple if isinstance(result, tuple) else str(result)[:24])
     assert len(outcomes) >= 4
 
 
@@ -188,6 +188,6 @@ def test_dedup_keys_are_the_indexs_own_objects(tmp_path: Path) -> None:
     keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9)
     copies = [bytes(bytearray(key)) for key in keys]
     own = {id(key) for key in index.canonical}
-    for found in (keys, index.dedup_keys(copies)):
-        assert found == keys and all(id(key) in own for key in found)
+    for result in (keys, index.dedup_keys(copies)):
+        assert result == keys and all(id(key) in own for key in result)
     assert index.dedup_keys([b"x" * 32]) == (b"x" * 32,)

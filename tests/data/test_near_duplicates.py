@@ -1,4 +1,4 @@
-"""Which rows look alike, and what comes of it where the pool holds a row in several spellings."""
+"""Near duplicates, and duplicates in an evaluation set that holds them."""
 
 import json
 import unicodedata
@@ -63,7 +63,7 @@ def test_different_texts_are_no_near_duplicates() -> None:
         row("q", "l"), row("q", "\u00e4"), row("q", "\u4e2d"), row("q", "\u4e2d\u6587"), row("q", "?"),
         row("q", "\u0434\u0430"), row("q", "\U0001f600"), row("q", "\U0001f601"), row("q", "e\u0301"), row("q", "e"),
     ]  # fmt: skip
-    assert len({normalized_digest(one) for one in others}) == len(others)
+    assert len({normalized_digest(item) for item in others}) == len(others)
 
 
 def test_ascii_normalization_equals_the_unicode_one() -> None:
@@ -74,7 +74,7 @@ def test_ascii_normalization_equals_the_unicode_one() -> None:
 
 
 def test_rows_of_equal_tokens_are_near_duplicates() -> None:
-    """A pool that holds a row in two spellings that train alike to the bit offers no way around the check."""
+    """Respelled rows that train alike must not evade the duplicate check."""
     tokenize, qwen = PieceTokenizer(make_tiny_tokenizer()), template_for("Qwen/Qwen2.5-1.5B-Instruct")
     texts = [
         "caf\u00e9",
@@ -88,13 +88,13 @@ def test_rows_of_equal_tokens_are_near_duplicates() -> None:
         "\u0958",
         "\u0915\u093c",
     ]
-    found: dict[Any, set[bytes]] = {}
+    result: dict[Any, set[bytes]] = {}
     for text in texts:
-        for one in (row(text, "a"), row(text, "a ", "more?"), row(text, "a", system="You are a helpful assistant.")):
-            encoded = encode_row(one, qwen, tokenize)
+        for item in (row(text, "a"), row(text, "a ", "more?"), row(text, "a", system="You are a helpful assistant.")):
+            encoded = encode_row(item, qwen, tokenize)
             assert encoded is not None
-            found.setdefault(encoded.input_ids, set()).add(normalized_digest(one))
-    assert len(found) == 3 and all(len(kinds) == 1 for kinds in found.values())
+            result.setdefault(encoded.input_ids, set()).add(normalized_digest(item))
+    assert len(result) == 3 and all(len(kinds) == 1 for kinds in result.values())
 
 
 def test_look_alike_letters_are_near_duplicates() -> None:
@@ -102,16 +102,16 @@ def test_look_alike_letters_are_near_duplicates() -> None:
         ("\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425", "ABEKMHOPCTYX"),
         ("\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7", "ABEZHIKMNOPTYX"),
     ):
-        for one, drawn in zip(letters, latin, strict=True):
-            assert normalized_digest(row(one, "a")) == normalized_digest(row(drawn, "a")), unicodedata.name(one)
+        for item, drawn in zip(letters, latin, strict=True):
+            assert normalized_digest(row(item, "a")) == normalized_digest(row(drawn, "a")), unicodedata.name(item)
 
 
 def test_near_duplicates_map_to_the_first_row() -> None:
     alike = NearDuplicates()
     others = [row("another", "row"), *ALIKE.values()]
-    for one in (PLAIN, *others, PLAIN):
-        alike.add(one)
-    assert alike.canonical == {one.key: PLAIN.key for one in ALIKE.values()}
+    for item in (PLAIN, *others, PLAIN):
+        alike.add(item)
+    assert alike.canonical == {item.key: PLAIN.key for item in ALIKE.values()}
 
 
 def line(number: int, *, is_shouted: bool = False) -> str:
@@ -126,15 +126,15 @@ def test_copy_in_the_other_spelling_is_a_duplicate(tmp_path: Path) -> None:
     eval_set.write_text("\n".join([*spellings[0], *spellings[1], line(900)]))
     index = read_eval_set_index(eval_set)
     assert index.near_duplicate_count == 150
-    author, copier = (index.check("\n".join(one).encode(), name="x", max_rows=250) for one in spellings)
+    author, copier = (index.check("\n".join(item).encode(), name="x", max_rows=250) for item in spellings)
     assert author == copier and len(set(author)) == 150
-    found = match_duplicates(
+    result = match_duplicates(
         Candidate(hotkey=hotkey, commit="c", block=block, row_keys=keys)
         for block, (hotkey, keys) in enumerate({"author": author, "copier": copier}.items())
     )
-    assert [(who, copy.hotkey, copy.shared) for (who, _), copy in found.items()] == [("copier", "author", 150)]
+    assert [(who, copy.hotkey, copy.shared) for (who, _), copy in result.items()] == [("copier", "author", 150)]
     # What was stored before it was known which rows look alike counts the same as what is stored from now on.
-    stored = [one.key for one in parse_rows("\n".join(spellings[1]).encode(), name="x", limits=SUBMISSION_LIMITS)]
+    stored = [item.key for item in parse_rows("\n".join(spellings[1]).encode(), name="x", limits=SUBMISSION_LIMITS)]
     assert index.dedup_keys(stored) == author and index.dedup_keys(author) == author
     # A row that is not of the pool gets there by no near duplicate.
     assert row("SAY 900", "word 900").key not in index

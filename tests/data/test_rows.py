@@ -1,4 +1,4 @@
-"""The strict reader of data.jsonl and the tokens of a row."""
+"""The strict parser of data.jsonl, and encoding."""
 
 import gc
 import hashlib
@@ -224,7 +224,7 @@ def test_hostile_line_is_rejected_quickly(line: bytes) -> None:
 
 @pytest.mark.parametrize("is_enabled", [True, False])
 def test_row_of_many_values_triggers_no_garbage_collection(is_enabled: bool) -> None:
-    """It would walk over every object of the process again and again: fifteen seconds for a file of 16 MiB."""
+    """Collecting takes fifteen seconds for a file of 16 MiB."""
     line = GOOD[:-1].encode() + b', "note": [' + b"[]," * 80_000 + b"0]}"
     seen: list[int] = []
 
@@ -367,7 +367,7 @@ def test_default_truncation_is_at_2048_tokens() -> None:
 def test_has_target_is_certain_for_short_prompts_only(
     tiny_model: Path,
 ) -> None:
-    """Qwen's brings text into Unicode's composed form, in which U+0958 is two characters: 1,200 bytes, 2,400 tokens."""
+    """NFC spells U+0958 as two characters: 1,200 bytes may be 2,400 tokens."""
     tokenize = load_tokenizer(load_training_args(), model_path=tiny_model)
     for question in ("\u0958" * 400, "\u0958" * 200, "q" * 1_900, "q" * 2_000):
         (row,) = parse(row_json(question, "a"), SUBMISSION_LIMITS)

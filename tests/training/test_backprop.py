@@ -1,4 +1,4 @@
-"""A step's gradient from packs side by side: the bits of one after the other, whatever the timing, and its threads."""
+"""Gradients of packs in parallel: the bits of sequential packs at any timing."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ PATIENCE_S = 10.0
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two lanes on any machine, inside what a score sets."""
+    """Two lanes on any machine, in deterministic mode."""
     monkeypatch.setattr(environment, "thread_count", lambda: 2)
     with determinism.deterministic_mode(CPU):
         yield
@@ -26,24 +26,26 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(bench: Bench) -> ScoringModel:
-    """In float32, with much dropout."""
+    """A float32 model with much dropout."""
     return bench.load(lora_dropout=0.5)
 
 
 @pytest.fixture(scope="module")
 def packs(model: ScoringModel) -> list[Pack]:
-    """Six of unequal size."""
+    """Six packs of unequal size."""
     rows = encode(model, make_rows(6, seed=3))
     return list(pack_rows(rows, range(6), 1, CPU))
 
 
 class Watched:
-    """A model that says when each pack of a step may begin, and notes its losses, its thread and how many it had."""
+    """A model that delays packs and records their losses and threads."""
 
     graphs = None
     device = CPU
 
-    def __init__(self, model: ScoringModel, wait: Callable[["Watched", int], object] = lambda self, at: None) -> None:
+    def __init__(
+        self, model: ScoringModel, wait: Callable[["Watched", int], object] = lambda self, pack_index: None
+    ) -> None:
         model.reset_adapter(7)
         shift_adapter(model)
         model.set_dropout(True)
@@ -62,35 +64,35 @@ class Watched:
         self.model.seed_dropout(lucky_num, step, pack)
 
     def target_losses(self, pack: Pack) -> torch.Tensor:
-        at = self.own.at
-        self.begun[at].set()
-        self.wait(self, at)
+        pack_index = self.own.at
+        self.begun[pack_index].set()
+        self.wait(self, pack_index)
         losses = self.model.target_losses(pack)
-        self.losses[at] = losses.detach()
-        self.threads[at] = threading.get_ident(), torch.get_num_threads()
-        self.order.append(at)
-        self.ended[at].set()
+        self.losses[pack_index] = losses.detach()
+        self.threads[pack_index] = threading.get_ident(), torch.get_num_threads()
+        self.order.append(pack_index)
+        self.ended[pack_index].set()
         return losses
 
 
 def accumulate(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
-    """The step's loss and gradients."""
+    """Compute a step's loss and gradients."""
     with loop.open_accumulator(watched, 7) as run:
         loss = run(step, packs, sum(len(pack.targets) for pack in packs))
     return [loss, *(parameter.grad for parameter in watched.adapter_parameters.values())]
 
 
 def accumulate_in_turn(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
-    """The definition: one pack after the other, in this thread, with a lane's share of the cores."""
+    """Compute the same, one pack after the other with half of the threads."""
     torch.set_num_threads(1)
     targets = sum(len(pack.targets) for pack in packs)
     sums: list[torch.Tensor] = []
     losses = []
-    for at, pack in enumerate(packs):
-        watched.seed_dropout(7, step, at)
+    for pack_index, pack in enumerate(packs):
+        watched.seed_dropout(7, step, pack_index)
         loss = watched.target_losses(pack).sum() / targets
         gradients = torch.autograd.grad(loss, list(watched.adapter_parameters.values()))
-        sums = [one + other for one, other in zip(sums, gradients, strict=True)] if sums else list(gradients)
+        sums = [first + second for first, second in zip(sums, gradients, strict=True)] if sums else list(gradients)
         losses.append(loss.detach())
     torch.set_num_threads(2)
     return [torch.stack(losses).sum(), *sums]
@@ -101,28 +103,28 @@ def wait_for(events: Sequence[threading.Event]) -> None:
         assert event.wait(PATIENCE_S)
 
 
-def keep_the_first(watched: Watched, at: int) -> None:
-    """The first pack begins when all others are done, their gradients with some certainty too."""
-    if at == 0:
+def keep_the_first(watched: Watched, pack_index: int) -> None:
+    """Start the first pack after all others ended."""
+    if pack_index == 0:
         wait_for(watched.ended[1:])
         time.sleep(0.2)
 
 
-def keep_every_other(watched: Watched, at: int) -> None:
-    """Of each two packs the second is done first."""
-    if at % 2 == 0:
-        wait_for([watched.ended[at + 1]])
+def keep_every_other(watched: Watched, pack_index: int) -> None:
+    """Of each two packs, end the second first."""
+    if pack_index % 2 == 0:
+        wait_for([watched.ended[pack_index + 1]])
 
 
-def keep_the_second(watched: Watched, at: int) -> None:
-    """The second pack begins when all others are done."""
-    if at == 1:
+def keep_the_second(watched: Watched, pack_index: int) -> None:
+    """Start the second pack after all others ended."""
+    if pack_index == 1:
         wait_for([*watched.ended[:1], *watched.ended[2:]])
         time.sleep(0.2)
 
 
 TIMINGS = {
-    "as it comes": lambda watched, at: None,
+    "as it comes": lambda watched, pack_index: None,
     "the first comes last": keep_the_first,
     "the second comes last": keep_the_second,
     "of two the second comes first": keep_every_other,
@@ -139,11 +141,11 @@ def test_parallel_packs_equal_sequential_packs(model: ScoringModel, packs: list[
     in_turn = Watched(model)
     expected = accumulate_in_turn(in_turn, packs)
     watched = Watched(model, TIMINGS[timing])
-    found = accumulate(watched, packs)
+    result = accumulate(watched, packs)
     assert in_turn.order == list(range(6))
     assert watched.order != in_turn.order or timing == "as it comes"
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    assert all(value.any() for value in found)
+    assert all(torch.equal(*pair) for pair in zip(result, expected, strict=True))
+    assert all(value.any() for value in result)
 
 
 def test_gradients_of_an_earlier_step_are_replaced(model: ScoringModel, packs: list[Pack]) -> None:
@@ -159,19 +161,19 @@ def test_gradients_of_an_earlier_step_are_replaced(model: ScoringModel, packs: l
 
 @every_timing
 def test_dropout_of_a_pack_ignores_other_packs(model: ScoringModel, packs: list[Pack], timing: str) -> None:
-    one, other = Watched(model, TIMINGS[timing]), Watched(model, TIMINGS[timing])
-    accumulate(one, packs)
-    accumulate(other, [packs[1], packs[0], packs[2], packs[5], packs[4], packs[3]])
-    for at in (2, 4):
-        assert torch.equal(one.losses[at], other.losses[at])
+    first, second = Watched(model, TIMINGS[timing]), Watched(model, TIMINGS[timing])
+    accumulate(first, packs)
+    accumulate(second, [packs[1], packs[0], packs[2], packs[5], packs[4], packs[3]])
+    for pack_index in (2, 4):
+        assert torch.equal(first.losses[pack_index], second.losses[pack_index])
 
 
 def test_dropout_differs_by_pack_and_step(model: ScoringModel, packs: list[Pack]) -> None:
     watched = Watched(model)
     accumulate(watched, [packs[0]] * 6)
-    seen = {tuple(watched.losses[at].tolist()) for at in range(6)}
+    seen = {tuple(watched.losses[pack_index].tolist()) for pack_index in range(6)}
     accumulate(watched, [packs[0]] * 6, step=1)
-    seen |= {tuple(watched.losses[at].tolist()) for at in range(6)}
+    seen |= {tuple(watched.losses[pack_index].tolist()) for pack_index in range(6)}
     assert len(seen) == 12
 
 
@@ -179,7 +181,7 @@ def test_dropout_differs_by_pack_and_step(model: ScoringModel, packs: list[Pack]
 
 
 def test_two_packs_run_in_parallel_on_half_the_threads(model: ScoringModel, packs: list[Pack]) -> None:
-    watched = Watched(model, lambda watched, at: at > 1 or wait_for(watched.begun[:2]))
+    watched = Watched(model, lambda watched, pack_index: pack_index > 1 or wait_for(watched.begun[:2]))
     accumulate(watched, packs)
     assert len({thread for thread, _ in watched.threads.values()}) == 2
     assert threading.get_ident() not in {thread for thread, _ in watched.threads.values()}
@@ -200,14 +202,14 @@ def test_single_core_computes_the_same_bits(
 
 
 class Broken(Exception):
-    """What goes wrong in a pack."""
+    """Raised in a pack."""
 
 
 @pytest.mark.parametrize("broken", [0, 1, 3, 5])
 def test_exception_in_a_pack_is_raised_and_threads_end(model: ScoringModel, packs: list[Pack], broken: int) -> None:
-    def break_one(watched: Watched, at: int) -> None:
-        if at == broken:
-            raise Broken(str(at))
+    def break_one(watched: Watched, pack_index: int) -> None:
+        if pack_index == broken:
+            raise Broken(str(pack_index))
 
     before = {thread.ident for thread in threading.enumerate()}
     for value in model.adapter_parameters.values():
@@ -219,8 +221,8 @@ def test_exception_in_a_pack_is_raised_and_threads_end(model: ScoringModel, pack
 
 
 def test_packs_after_a_failed_pack_are_not_started(model: ScoringModel, packs: list[Pack]) -> None:
-    def break_the_first(watched: Watched, at: int) -> None:
-        if at == 0:
+    def break_the_first(watched: Watched, pack_index: int) -> None:
+        if pack_index == 0:
             raise Broken
         time.sleep(0.3)
 

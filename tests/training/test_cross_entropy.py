@@ -1,4 +1,4 @@
-"""The loss under the output head against torch's own over all logits at once, and what it keeps of them."""
+"""The fused loss against torch's own over all logits at once."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def make_head(*, bias: bool = False, dtype: torch.dtype = torch.float32) -> nn.L
 
 
 def draw(count: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states and targets."""
+    """Draw hidden states and targets."""
     stream = torch.Generator().manual_seed(2)
     hidden = torch.randn(count, WIDTH, generator=stream).to(dtype)
     return hidden, torch.randint(VOCABULARY, (count,), generator=stream)
@@ -45,7 +45,7 @@ def torchs_losses(
 
 
 def differentiate(losses: torch.Tensor, hidden: torch.Tensor, weights: Sequence[float] | None = None) -> torch.Tensor:
-    """The gradient of the hidden states when the losses are weighed, by default all differently."""
+    """Return the gradient of the hidden states for weighted losses."""
     weighed = torch.linspace(-1, 2, len(losses)) if weights is None else torch.tensor(weights)
     (gradient,) = torch.autograd.grad((losses * weighed).sum(), hidden)
     return gradient
@@ -159,12 +159,12 @@ def test_backward_saves_nothing_of_vocabulary_size() -> None:
     head = make_head()
     hidden, targets = draw(50)
     hidden.requires_grad_()
-    kept: list[torch.Size] = []
+    saved: list[torch.Size] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.shape)
+        saved.append(tensor.shape)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         target_losses(hidden, targets, head)
-    assert kept == [hidden.shape]
+    assert saved == [hidden.shape]

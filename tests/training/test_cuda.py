@@ -1,7 +1,4 @@
-"""The score on a GPU: bits, gradients from recorded graphs, flash attention, and float32 beside the CPU's.
-
-Run with `-m gpu` on a machine that has one.
-"""
+"""Evaluations on a GPU; run with `-m gpu` on a machine with one."""
 
 from pathlib import Path
 
@@ -54,9 +51,9 @@ def score(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_loss_is_equal_whatever_was_evaluated_before(bench: Bench, dtype: str, tmp_path: Path) -> None:
     # Of other lengths, so that other graphs are recorded in between.
-    other = write_rows(tmp_path, make_rows(40, seed=5))
+    second_gradient = write_rows(tmp_path, make_rows(40, seed=5))
     first = score(bench, dtype=dtype)
-    score(bench, other, lucky_num=8, dtype=dtype)
+    score(bench, second_gradient, lucky_num=8, dtype=dtype)
     again = score(bench, dtype=dtype)
     assert (again.loss, again.step_losses) == (first.loss, first.step_losses)
     assert score(bench, lucky_num=8, dtype=dtype).loss != first.loss
@@ -114,7 +111,10 @@ def test_graph_gradients_equal_those_of_the_cpu(bench: Bench, count: int) -> Non
             # Recorded once, replayed to the same bits.
             assert accumulate(0, packs, targets).item() == loss
             again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
-            assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+            assert all(
+                torch.equal(first_gradient, second_gradient)
+                for first_gradient, second_gradient in zip(gradients, again, strict=True)
+            )
     with determinism.deterministic_mode(CPU), loop.open_accumulator(plain, 7) as accumulate:
         expected = accumulate(0, list(pack_rows(rows, range(count), 10**6, CPU)), targets).item()
     assert loss == pytest.approx(expected, rel=0.01)

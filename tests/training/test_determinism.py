@@ -1,4 +1,4 @@
-"""Devices, dtypes, random streams and the environment that a receipt names."""
+"""Devices, dtypes, random streams, deterministic mode and the environment."""
 
 import ctypes
 import os
@@ -134,8 +134,8 @@ def test_allocator_is_checked_on_a_gpu_only(name: str, value: str, monkeypatch: 
 
 
 def refusal_after(change: Callable[[], object]) -> str:
-    """What a thread that does this is told when it enters the score's settings: the settings are a thread's own."""
-    said = []
+    """Return the error of deterministic mode in a thread that made a change."""
+    errors = []
 
     def work() -> None:
         torch.set_num_threads(2)
@@ -144,12 +144,12 @@ def refusal_after(change: Callable[[], object]) -> str:
             with determinism.deterministic_mode(CPU):
                 pass
         except HostError as error:
-            said.append(str(error))
+            errors.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    return "".join(said)
+    return "".join(errors)
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="finds the library's functions as Linux does")
@@ -180,8 +180,8 @@ def test_changed_rounding_is_a_host_error() -> None:
         lambda: set_flushing(True),
         lambda: (set_flushing(True), work_in_a_team(), set_flushing(False)),
     ]
-    said = [refusal_after(change) for change in changes]
-    assert all("changed the rounding mode" in one for one in said), said
+    errors = [refusal_after(change) for change in changes]
+    assert all("changed the rounding mode" in error for error in errors), errors
     assert refusal_after(lambda: (set_rounding(up), set_rounding(nearest), work_in_a_team())) == ""
 
 
@@ -262,15 +262,6 @@ def test_deterministic_mode_is_reentrant() -> None:
         with determinism.deterministic_mode(CPU):
             pass
         assert torch.are_deterministic_algorithms_enabled()
-
-
-def test_environment_has_versions_device_and_dtype() -> None:
-    found = environment.describe_environment(CPU, torch.bfloat16)
-    assert found["torch"] == torch.__version__
-    assert found["package"] == template.__version__
-    assert (found["device"], found["dtype"]) == ("cpu", "bfloat16")
-    assert found["threads"] == str(len(os.sched_getaffinity(0)))
-    assert all(isinstance(value, str) for value in found.values())
 
 
 def test_environment_has_kernel_variables_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The dropout on a CPU: its shares, its streams, and what putting a mask on does to a number's bits."""
+"""Dropout on a CPU: rates, streams and masks."""
 
 import inspect
 import math
@@ -73,9 +73,9 @@ def test_every_element_is_drawn_at_every_call(shape: tuple[int, ...]) -> None:
     drawn = torch.stack([masks.draw(torch.Size(shape)) for _ in range(64)])
     assert drawn.shape == (64, *shape)
     assert set(drawn.unique().tolist()) == {-1, 0}
-    kept = (drawn != 0).sum(0)
-    assert kept.min().item() > 10
-    assert kept.max().item() < 54
+    saved = (drawn != 0).sum(0)
+    assert saved.min().item() > 10
+    assert saved.max().item() < 54
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -93,8 +93,8 @@ def test_dropped_is_zero_and_the_rest_keeps_its_bits(dtype: torch.dtype) -> None
 def test_extreme_keep_rate_is_neither_0_nor_1(p: float) -> None:
     masks = make_masks(p)
     assert masks.keep_rate == (1 - 2**-16 if p < 0.5 else 2**-16)
-    kept = masks.draw(torch.Size([2**20])).ne(0).double().mean().item()
-    assert kept == pytest.approx(masks.keep_rate, abs=5e-5)
+    saved = masks.draw(torch.Size([2**20])).ne(0).double().mean().item()
+    assert saved == pytest.approx(masks.keep_rate, abs=5e-5)
 
 
 # Dropping.
@@ -112,17 +112,17 @@ def test_several_masks_differ(dtype: torch.dtype) -> None:
 def test_reapply_uses_the_same_masks() -> None:
     x, others = draw(40, 25), draw(3, 40, 25)
     masks = make_masks(0.5)
-    dropped, again = masks.drop(x, 3)
+    dropped, reapply = masks.drop(x, 3)
     masks.drop(x, 3)
     masks.seed(2)
-    assert torch.equal(again(x), dropped)
-    assert torch.equal(again(others), torch.where(dropped != 0, others, 0.0))
+    assert torch.equal(reapply(x), dropped)
+    assert torch.equal(reapply(others), torch.where(dropped != 0, others, 0.0))
 
 
 def test_reapply_keeps_a_byte_per_element() -> None:
-    _, again = make_masks(0.5).drop(draw(40, 25), 3)
-    (kept,) = inspect.getclosurevars(again).nonlocals.values()
-    assert kept.untyped_storage().nbytes() == 3 * 40 * 25
+    _, reapply = make_masks(0.5).drop(draw(40, 25), 3)
+    (saved,) = inspect.getclosurevars(reapply).nonlocals.values()
+    assert saved.untyped_storage().nbytes() == 3 * 40 * 25
 
 
 # The streams.

@@ -1,4 +1,4 @@
-"""Every supported family of models, tiny and random, against transformers' and PEFT's own."""
+"""Every supported model family, tiny and random, against transformers and PEFT."""
 
 import copy
 from pathlib import Path
@@ -70,7 +70,7 @@ ROWS = [torch.randint(512, (count,), generator=torch.Generator().manual_seed(cou
 
 
 def make_plain(config: transformers.PreTrainedConfig, tiny_model: Path, folder: Path) -> Any:
-    """transformers' own random model in float32, also written to the folder, with the tiny model's tokenizer."""
+    """Make a random float32 model of transformers, and write it to the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         # Of its implementations of attention the one that knows every cap.

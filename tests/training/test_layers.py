@@ -1,6 +1,5 @@
-"""The leaner parts of a decoder layer against transformers' own, and which modules they take the place of."""
+"""The fused parts of a decoder layer against transformers' own."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -8,10 +7,18 @@ import torch
 import transformers
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from template.training.attention import packed_attention
-from template.training.layers import FusedGatedMLP, FusedRMSNorm, FusedRotaryAttention, _SplitRotate, replace_layers
+from template.training.layers import (
+    FusedGatedMLP,
+    FusedRMSNorm,
+    FusedRotaryAttention,
+    _SplitRotate,
+    replace_layers,
+    replace_norms,
+)
 from template.training.lora import LoRALinear
 
 SIZES: dict[str, Any] = {
@@ -33,7 +40,7 @@ both_families = pytest.mark.parametrize("kind", REPLACED)
 
 
 def make_network(kind: str, **changes: Any) -> nn.Module:
-    """A random network of the family with adapters that are felt, as PEFT makes it of our adapted layers."""
+    """Make a random network of a family with nonzero adapters."""
     transformers.AttentionInterface.register(ATTENTION, packed_attention)
     config = transformers.AutoConfig.for_model(kind, **(SIZES | changes))
     lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
@@ -111,52 +118,20 @@ def test_parameters_keep_names_order_and_values(config: str) -> None:
 # What they compute.
 
 
-def run(network: nn.Module, ids: torch.Tensor, positions: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The logits, and the gradients that some loss gives to every adapter."""
-    network.zero_grad()
-    logits = network(input_ids=ids, position_ids=positions, use_cache=False).logits
-    logits.backward(torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)))
-    gradients = {name: value.grad for name, value in network.named_parameters() if value.requires_grad}
-    assert all(value is not None and value.any() for value in gradients.values())
-    return {"logits": logits.detach(), **gradients}
-
-
-# One row's positions for all, or for each row its own, of unlike steps, which turns its queries and keys apart.
-POSITIONS = {
-    "as they come": None,
-    "of one row": torch.arange(0, 60, 3).unsqueeze(0),
-    "of each row": torch.arange(20) * torch.tensor([[1], [4], [9]]),
-}
-
-
-@pytest.mark.parametrize("positions", POSITIONS)
-@every_config
-def test_logits_and_gradients_equal_transformers(config: str, positions: str) -> None:
-    kind, changes = CONFIGS[config]
-    theirs = make_network(kind, **changes)
-    ours = copy.deepcopy(theirs)
-    replace_layers(ours)
-    assert len(modules_of(ours, FusedRotaryAttention)) == 2
-    ids = torch.randint(1, 64, (3, 20), generator=torch.Generator().manual_seed(3))
-    wanted = run(theirs, ids, POSITIONS[positions])
-    for name, value in run(ours, ids, POSITIONS[positions]).items():
-        assert (value - wanted[name]).norm() < 1e-5 * wanted[name].norm(), name
-
-
 # The rotation.
 
 HEADS, GROUPS, SIZE, COUNT = 4, 2, 8, 13
 
 
 def make_angles(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (N, D) as transformers' rotary embeddings make them: both halves alike."""
+    """Make cosines and sines (N, D) like transformers, with equal halves."""
     angles = torch.rand(COUNT, SIZE // 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 100
     angles = torch.cat([angles, angles], dim=1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate_theirs(y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `_SplitRotate` computes, by transformers' function."""
+    """Compute `_SplitRotate` by transformers' function."""
     q, k, v = y.unflatten(1, (-1, SIZE)).split([HEADS, GROUPS, GROUPS], dim=1)
     q, k = apply_rotary_pos_emb(*(part.transpose(0, 1).unsqueeze(0) for part in (q, k)), cos[None], sin[None])
     return q[0].transpose(0, 1), k[0].transpose(0, 1), v
@@ -175,9 +150,89 @@ def test_rotation_and_its_backward_equal_transformers(dtype: torch.dtype) -> Non
     ours, theirs = _SplitRotate.apply(y, cos, sin, HEADS, GROUPS), rotate_theirs(y, cos, sin)
     upstream = [torch.randn(part.shape, generator=stream, dtype=torch.float64).to(dtype) for part in theirs]
     precision = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 0.01}[dtype]
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one.shape, one.dtype) == (other.shape, dtype)
-        assert (one - other).norm() < precision * other.norm()
+    for our_part, their_part in zip(ours, theirs, strict=True):
+        assert (our_part.shape, our_part.dtype) == (their_part.shape, dtype)
+        assert (our_part - their_part).norm() < precision * their_part.norm()
     gradients = [torch.autograd.grad(parts, y, upstream)[0] for parts in (ours, theirs)]
     assert gradients[0].dtype is dtype
     assert (gradients[0] - gradients[1]).norm() < precision * gradients[1].norm()
+
+
+# Norms.
+
+WIDTH = 48
+both_norms = pytest.mark.parametrize("family", [LlamaRMSNorm, Qwen2RMSNorm])
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def draw(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_pair(family: type[Any], dtype: torch.dtype, epsilon: float = 1e-5) -> tuple[nn.Module, nn.Module]:
+    """Make a family's norm and its replacement."""
+    theirs = family(WIDTH, eps=epsilon).to(dtype).requires_grad_(False)
+    theirs.weight.copy_(draw(WIDTH, seed=2))
+    parent = nn.ModuleDict({"norm": theirs})
+    replace_norms(parent)
+    assert type(parent["norm"]) is FusedRMSNorm
+    return theirs, parent["norm"]
+
+
+def make_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Make inputs of several shapes and of extreme sizes, and zeros."""
+    x = draw(2, 33, WIDTH) * torch.logspace(-4, 3, 33).unsqueeze(1)
+    return [x.to(dtype), draw(5, WIDTH).to(dtype), torch.zeros(1, WIDTH, dtype=dtype)]
+
+
+@both_dtypes
+@both_norms
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
+def test_norm_equals_the_models_own_bits(family: type[Any], dtype: torch.dtype, epsilon: float) -> None:
+    theirs, ours = make_pair(family, dtype, epsilon)
+    for x in make_inputs(dtype):
+        y = ours(x)
+        assert (y.dtype, y.shape) == (dtype, x.shape)
+        assert torch.equal(y, theirs(x))
+
+
+@both_dtypes
+@both_norms
+def test_norm_gradient_equals_the_models_own(family: type[Any], dtype: torch.dtype) -> None:
+    theirs, ours = make_pair(family, dtype)
+    for x in make_inputs(dtype):
+        dy = draw(*x.shape, seed=3).to(dtype)
+        gradients = []
+        for norm in (ours, theirs):
+            leaf = x.clone().requires_grad_()
+            gradients.append(torch.autograd.grad(norm(leaf), leaf, dy)[0])
+        assert gradients[0].dtype is dtype
+        # By row, because their sizes differ by powers of ten.
+        distance = (gradients[0] - gradients[1]).float().norm(dim=-1)
+        assert (distance <= (1e-6 if dtype is torch.float32 else 0.01) * gradients[1].float().norm(dim=-1)).all()
+    assert ours.weight.grad is None
+
+
+def test_norm_keeps_non_finite_rows_apart() -> None:
+    _, ours = make_pair(LlamaRMSNorm, torch.float32)
+    x = draw(4, WIDTH)
+    whole = ours(x)
+    x[2, 3] = torch.nan
+    broken = ours(x)
+    assert broken[2].isnan().all()
+    assert torch.equal(broken[[0, 1, 3]], whole[[0, 1, 3]])
+
+
+@both_dtypes
+def test_norm_saves_its_input_and_a_number_per_row(dtype: torch.dtype) -> None:
+    _, ours = make_pair(Qwen2RMSNorm, dtype)
+    x = draw(100, WIDTH).to(dtype).requires_grad_()
+    saved: list[tuple[int, torch.dtype]] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append((tensor.numel(), tensor.dtype))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        ours(x)
+    assert saved == [(100 * WIDTH, dtype), (WIDTH, dtype), (100, torch.float32)]

@@ -1,4 +1,4 @@
-"""The objective against the Hugging Face Trainer with PEFT, and what it must not depend on."""
+"""Training and evaluation against the Hugging Face Trainer with PEFT."""
 
 import math
 import random
@@ -27,7 +27,7 @@ EVAL_ROWS = make_rows(9, seed=4)
 
 @pytest.fixture(scope="module")
 def model(bench: Bench) -> ScoringModel:
-    """In float32, without dropout."""
+    """A float32 model without dropout."""
     return bench.load(lora_dropout=0.0)
 
 
@@ -42,7 +42,7 @@ def eval_rows(model: ScoringModel) -> list[EncodedRow]:
 
 
 def train(model: ScoringModel, rows: Sequence[EncodedRow], lucky_num: int = 7) -> list[float]:
-    """The step losses of a whole training from the initial adapter."""
+    """Train from the initial adapter and return the step losses."""
     model.reset_adapter(lucky_num)
     return train_adapter(model, rows, row_order(len(rows), 2, lucky_num), lucky_num)
 
@@ -52,7 +52,7 @@ def adapter(model: ScoringModel) -> dict[str, torch.Tensor]:
 
 
 class FixedOrderTrainer(transformers.Trainer):
-    """The real Trainer, but for the order of rows, which is given by epoch, and unrounded step losses."""
+    """The Trainer with a fixed order of rows by epoch, and unrounded losses."""
 
     def __init__(self, order: Sequence[Sequence[int]], **options: Any) -> None:
         super().__init__(**options)
@@ -158,8 +158,8 @@ def test_step_losses_equal_the_trainers(
     assert len(ours) == len(logged) == 8
     assert ours == pytest.approx(logged, rel=0, abs=1e-4)
     # The Trainer's log may be rounded; its rows' losses are not, and come in groups of 8, 8, 8 and 3 per epoch.
-    starts = [epoch * 27 + at for epoch in range(2) for at in (0, 8, 16, 24)]
-    exact = [math.fsum(trainer.row_losses[at:end]) for at, end in zip(starts, [*starts[1:], 54], strict=True)]
+    starts = [epoch * 27 + index for epoch in range(2) for index in (0, 8, 16, 24)]
+    exact = [math.fsum(trainer.row_losses[index:end]) for index, end in zip(starts, [*starts[1:], 54], strict=True)]
     assert ours == pytest.approx(exact, rel=0, abs=1e-5)
 
 
@@ -221,7 +221,7 @@ def test_training_ignores_the_global_generator(bench: Bench, train_rows: list[En
 
 @pytest.fixture(scope="module")
 def alike_rows() -> list[EncodedRow]:
-    """Rows of three system texts and of none, whose targets stand in what is shared, right after it, and later."""
+    """Rows with shared prefixes; targets are within a prefix, after it and later."""
     stream = random.Random(5)
     systems = [stream.choices(range(512), k=count) for count in (120, 45, 7)]
 
@@ -230,7 +230,7 @@ def alike_rows() -> list[EncodedRow]:
 
     rows = []
     for system in systems:
-        rows += [_join((system, False), (speak(9 + at), False), (speak(2 + 3 * at), True)) for at in range(4)]
+        rows += [_join((system, False), (speak(9 + index), False), (speak(2 + 3 * index), True)) for index in range(4)]
         # Two that have all but the last answer in common, which so begins right after what they share, or within it.
         turns = [(system, False), (speak(12), False), (speak(15), True), (speak(8), False)]
         rows += [_join(*turns, ([token, *speak(6)], True), (speak(3), False)) for token in (1, 2)]
@@ -241,7 +241,9 @@ def alike_rows() -> list[EncodedRow]:
 
 def _join(*pieces: tuple[list[int], bool]) -> EncodedRow:
     hits = [is_target for ids, is_target in pieces for _ in ids]
-    return place_targets([token for ids, _ in pieces for token in ids], {at for at, hit in enumerate(hits) if hit})
+    return place_targets(
+        [token for ids, _ in pieces for token in ids], {index for index, hit in enumerate(hits) if hit}
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 150, 2048])

@@ -1,4 +1,4 @@
-"""Adapted linear layers, alone and several at once, against PEFT's own and autograd."""
+"""Fused LoRA layers against PEFT's own and autograd."""
 
 import inspect
 import math
@@ -36,7 +36,7 @@ def make_base(bias: bool, dtype: torch.dtype = torch.float32, outputs: int = OUT
 
 
 def adapt(kind: type[Linear], base: nn.Linear, seed: int = 2) -> Linear:
-    """A layer of this kind on the base, with the same float32 adapter every time."""
+    """Put a layer of a kind on the base, with the adapter of a seed."""
     layer = kind(base, "default", CONFIG, r=RANK, lora_alpha=12)
     stream = torch.Generator().manual_seed(seed)
     for adapter in (layer.lora_A["default"], layer.lora_B["default"]):
@@ -47,8 +47,8 @@ def adapt(kind: type[Linear], base: nn.Linear, seed: int = 2) -> Linear:
 def make_layers(
     kind: type[Linear], widths: Sequence[int], bias: bool, dtype: torch.dtype = torch.float32
 ) -> list[Linear]:
-    """Layers with these numbers of outputs, no two with the same base or adapter."""
-    return [adapt(kind, make_base(bias, dtype, width, 10 + at), 20 + at) for at, width in enumerate(widths)]
+    """Make layers of these widths with different bases and adapters."""
+    return [adapt(kind, make_base(bias, dtype, width, 10 + index), 20 + index) for index, width in enumerate(widths)]
 
 
 def draw(*shape: int, seed: int = 3) -> torch.Tensor:
@@ -67,7 +67,7 @@ def set_dropout(layers: Iterable[Linear], dropout: CpuDropout | None) -> None:
 
 
 class Drop(nn.Module):
-    """PEFT's dropout, but for the mask, which is given, and the probability, which is what the mask's own is."""
+    """A dropout of PEFT with a fixed mask."""
 
     def __init__(self, mask: torch.Tensor, kept_share: float) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Drop(nn.Module):
 
 
 def drop_the_same(theirs: Sequence[Linear], p: float, rows: int) -> None:
-    """Gives PEFT's layers the masks that a fresh `make_masks(p)` puts on that many rows, one for each layer."""
+    """Give PEFT's layers the masks that a new `make_masks(p)` draws."""
     masks = make_masks(p)
     for layer, mask in zip(theirs, masks.draw(torch.Size([len(theirs), rows, INPUTS])), strict=True):
         assert 0 < int((mask != 0).sum()) < mask.numel()
@@ -88,17 +88,20 @@ def drop_the_same(theirs: Sequence[Linear], p: float, rows: int) -> None:
 def run(
     compute: Callable[[torch.Tensor], torch.Tensor], layers: Sequence[Linear], x: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The result, and the gradients that some loss gives to the input and the layers' adapters."""
+    """Return the result and the gradients of input and adapters for a random loss."""
     x = x.clone().requires_grad_()
     for layer in layers:
         layer.zero_grad()
     y = compute(x)
     y.backward(draw(*y.shape, seed=4).to(y.dtype))
-    found = {"y": y.detach(), "dx": x.grad}
-    for at, layer in enumerate(layers):
-        found |= {f"da {at}": layer.lora_A["default"].weight.grad, f"db {at}": layer.lora_B["default"].weight.grad}
-    assert all(gradient is not None for gradient in found.values())
-    return found
+    result = {"y": y.detach(), "dx": x.grad}
+    for index, layer in enumerate(layers):
+        result |= {
+            f"da {index}": layer.lora_A["default"].weight.grad,
+            f"db {index}": layer.lora_B["default"].weight.grad,
+        }
+    assert all(gradient is not None for gradient in result.values())
+    return result
 
 
 def run_one(layer: Linear, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -106,7 +109,7 @@ def run_one(layer: Linear, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def compute_apart(kind: str, layers: Sequence[Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `FusedLoRALinear` computes, by one layer after the other."""
+    """Compute `FusedLoRALinear` layer by layer."""
     if kind == "stacked":
         return lambda x: torch.stack([layer(x) for layer in layers])
     return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
@@ -117,7 +120,7 @@ def gate(both: torch.Tensor) -> torch.Tensor:
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """By the size of each whole, because sums of many terms have elements that are almost nothing."""
+    """Compare by norm, because sums have elements that are almost zero."""
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert ours[name].shape == value.shape, name
@@ -235,7 +238,7 @@ def test_gated_input_gives_pefts_result_and_gradients(bias: bool, p: float) -> N
 
 
 class Given:
-    """The dropout of masks that are given, (G, N, I) of zeros and ones."""
+    """A dropout with fixed masks (G, N, I) of zeros and ones."""
 
     scale = 1.3
 
@@ -259,7 +262,7 @@ def test_gradients_pass_torchs_gradcheck(kind: str, is_dropped: bool) -> None:
     bias = draw(sum(widths), seed=6).double() if kind in ("one with a bias", "side by side") else None
     dropout = Given((draw(len(widths), 5, INPUTS, seed=7) > 0).double()) if is_dropped else None
     shapes = [(RANK, INPUTS)] * len(widths) + [(width, RANK) for width in widths]
-    adapters = [draw(*shape, seed=10 + at).double().requires_grad_() for at, shape in enumerate(shapes)]
+    adapters = [draw(*shape, seed=10 + index).double().requires_grad_() for index, shape in enumerate(shapes)]
     x = draw(*((2, 5, INPUTS) if kind == "gated" else (5, INPUTS))).double().requires_grad_()
 
     def compute(x: torch.Tensor, *adapters: torch.Tensor) -> torch.Tensor:
@@ -273,7 +276,7 @@ def test_gradients_pass_torchs_gradcheck(kind: str, is_dropped: bool) -> None:
 def choose_compute(
     kind: str, dtype: torch.dtype, p: float
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[Linear]]:
-    """What of this kind is computed, in the dtype with weights that bfloat16 has, and its layers."""
+    """Return the function of a kind, with weights exact in bfloat16, and its layers."""
     layers = make_layers(LoRALinear, WIDTHS.get(kind, (OUTPUTS,)), False, torch.bfloat16)
     for layer in layers:
         layer.get_base_layer().to(dtype)
@@ -301,22 +304,22 @@ def test_bfloat16_result_is_close_with_float32_adapters(kind: str, p: float) -> 
 
 
 def count_kept(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> dict[int, int]:
-    """The bytes of every tensor that is kept for the backward pass, those of masks included, by where it lies."""
-    kept: dict[int, int] = {}
+    """Return the bytes of every tensor saved for the backward pass, by address."""
+    saved: dict[int, int] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.data_ptr()] = tensor.nbytes
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         y = compute(x)
     node: Any = y.grad_fn
     while not hasattr(node, "reapply"):
         node = node.next_functions[0][0]
     if node.reapply is not None:
         (mask,) = inspect.getclosurevars(node.reapply).nonlocals.values()
-        note(mask)
-    return kept
+        record(mask)
+    return saved
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])
@@ -324,20 +327,20 @@ def count_kept(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor)
 def test_backward_saves_the_input_and_mask_bytes(kind: str, p: float) -> None:
     x = draw(1000, INPUTS).requires_grad_()
     compute, layers = choose_compute(kind, torch.float32, p)
-    kept = count_kept(compute, x)
+    saved = count_kept(compute, x)
     widths = WIDTHS.get(kind, (OUTPUTS,))
     weights = 4 * (INPUTS * sum(widths) + RANK * (INPUTS * len(layers) + sum(widths)))
     masks = 1000 * INPUTS * len(layers) if p else 0
-    assert x.data_ptr() in kept
-    assert sum(kept.values()) == 1000 * (4 * INPUTS + 4 * RANK * len(layers)) + masks + weights
+    assert x.data_ptr() in saved
+    assert sum(saved.values()) == 1000 * (4 * INPUTS + 4 * RANK * len(layers)) + masks + weights
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])
 def test_backward_saves_both_gated_parts_only(p: float) -> None:
     both = draw(2, 1000, INPUTS).requires_grad_()
     compute, _ = choose_compute("gated", torch.float32, p)
-    kept = count_kept(compute, both)
+    saved = count_kept(compute, both)
     weights = 4 * (INPUTS * OUTPUTS + RANK * (INPUTS + OUTPUTS))
     masks = 1000 * INPUTS if p else 0
-    assert kept[both.data_ptr()] == both.nbytes
-    assert sum(kept.values()) == both.nbytes + 1000 * 4 * RANK + masks + weights
+    assert saved[both.data_ptr()] == both.nbytes
+    assert sum(saved.values()) == both.nbytes + 1000 * 4 * RANK + masks + weights

@@ -1,4 +1,4 @@
-"""Rows in packs: each there once and whole, within the budget, and sharing never costs more than it saves."""
+"""Packs of rows: complete, within the budget, with shared prefixes."""
 
 import itertools
 import random
@@ -16,7 +16,7 @@ SEEDS = range(60)
 
 
 def make_random_rows(seed: int) -> list[EncodedRow]:
-    """Few or many rows that begin alike or not, some of them equal, with targets anywhere but at the start alone."""
+    """Make rows that begin alike or not, some equal, with targets anywhere."""
     stream = random.Random(seed)
     tokens = range(stream.choice([2, 5, 500]))
     starts = [stream.choices(tokens, k=stream.choice([1, 8, 40])) for _ in range(stream.randint(1, 4))]
@@ -26,8 +26,8 @@ def make_random_rows(seed: int) -> list[EncodedRow]:
             rows.append(stream.choice(rows))
             continue
         start = stream.choice(starts)
-        kept = start if stream.random() < 0.7 else start[: stream.randrange(len(start))]
-        ids = [*kept, *stream.choices(tokens, k=stream.choice([2, 3, 10, 60]))]
+        shared = start if stream.random() < 0.7 else start[: stream.randrange(len(start))]
+        ids = [*shared, *stream.choices(tokens, k=stream.choice([2, 3, 10, 60]))]
         count = stream.randint(1, len(ids) - 1)
         rows.append(place_targets(ids, {*stream.sample(range(1, len(ids)), count), *stream.sample([0], k=count % 2)}))
     return rows
@@ -54,7 +54,7 @@ Packing = Callable[[Sequence[EncodedRow], int], list[Pack]]
 
 
 def places_by_row(pack: Pack) -> Iterator[list[int]]:
-    """For every row of the pack, where its tokens from the first to the last one that is computed stand."""
+    """Yield the tokens in the pack of each row, in order."""
     for block, after in zip(pack.blocks, [*pack.blocks[1:], None], strict=True):
         if after is not None and after.offset:
             continue  # the shared start of those after it, no row
@@ -191,9 +191,9 @@ def test_balanced_packs_are_a_multiple_of_the_workers(workers: int, max_tokens: 
 def test_balanced_packs_differ_by_a_row_largest_first(workers: int, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        found = sizes(even_all(rows, max_tokens, workers))
-        assert found == sorted(found, reverse=True)
-        assert found[0] - found[-1] <= max(count_used(row) for row in rows)
+        result = sizes(even_all(rows, max_tokens, workers))
+        assert result == sorted(result, reverse=True)
+        assert result[0] - result[-1] <= max(count_used(row) for row in rows)
 
 
 def test_balanced_packs_are_as_few_as_possible() -> None:
@@ -220,26 +220,26 @@ Seen = dict[int, list[int]]
 
 
 def seen_by_blocks(pack: Pack) -> Seen:
-    found: Seen = {}
+    result: Seen = {}
     for block in pack.blocks:
         real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
         for queries, keys, mine in zip(
             block.query_indices, block.key_indices, real.view_as(block.query_indices), strict=True
         ):
-            for at, place in enumerate(queries[mine].tolist()):
-                found[place] = keys[: block.offset + at + 1].tolist()
-    return found
+            for index, place in enumerate(queries[mine].tolist()):
+                result[place] = keys[: block.offset + index + 1].tolist()
+    return result
 
 
 def seen_by_spans(spans: VarlenSpans, length: int) -> Seen:
     places = list(range(length)) if spans.key_indices is None else spans.key_indices.tolist()
     queries, keys = spans.cu_seqlens_q.tolist(), spans.cu_seqlens_k.tolist()
     assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, length, 0, len(places))
-    found: Seen = {}
+    result: Seen = {}
     for (first, last), (start, end) in zip(itertools.pairwise(queries), itertools.pairwise(keys), strict=True):
         for place in range(first, last):
-            found[place] = places[start : end - (last - 1 - place)]
-    return found
+            result[place] = places[start : end - (last - 1 - place)]
+    return result
 
 
 def in_spans(pack: Packing, rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
