@@ -284,7 +284,8 @@ def test_help_loads_neither_torch_nor_a_client() -> None:
         "import sys\n"
         "from neurons import miner, validator\n"
         "from scripts import audit, check_dataset, compute_loss, status\n"
-        "for module in (miner, validator, compute_loss, status): module.build_parser().format_help()\n"
+        "modules = (miner, validator, audit, check_dataset, compute_loss, status)\n"
+        "[module.build_parser().format_help() for module in modules]\n"
         "print(sorted({'torch', 'transformers', 'peft', 'bittensor', 'huggingface_hub'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,10 +1,9 @@
-"""Adds to each pin the sha256 of every file of that release: all wheels and the source, whatever machine asks.
+"""Adds to each pin the sha256 of every file of its release: all wheels and the source.
 
     printf 'loguru==0.7.3\\n' | python -m scripts.dev.lock_hashes --index URL
 
-scripts/lock.sh calls it with the index that pip is set up for here, which serves the simple API as JSON or HTML, also
-as a folder of files (file://). Nothing is downloaded but the lists of files. Exit status: 0 done, 4 a release or its
-hashes cannot be had: then nothing is printed.
+scripts/lock.sh calls it with pip's index, which has the simple API as JSON or HTML, or is a folder of files (file://).
+Downloads only lists of files. Exit status: 0 done, 4 a release or its hashes are not available: prints no pins then.
 """
 
 import argparse
@@ -23,11 +22,11 @@ _ACCEPTED = "application/vnd.pypi.simple.v1+json, text/html;q=0.2"
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SOURCES = (".tar.gz", ".zip", ".tar.bz2")
 _TIMEOUT_S = 60.0
-_AT_ONCE = 8
+_THREADS = 8
 
 
 class _Anchors(HTMLParser):
-    """The targets of a page's links."""
+    """Collects the targets of a page's links."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class _Anchors(HTMLParser):
 
 
 def list_files(index: str, name: str) -> dict[str, str | None]:
-    """File name to its sha256 in hex, None where the index names none. Raises: HostError when it does not answer."""
+    """Return the sha256 of each file, None if the index lacks it. Raises: HostError."""
     page = f"{index.rstrip('/')}/{re.sub(r'[-_.]+', '-', name).lower()}/"
     if page.startswith("file:"):
         page += "index.html"
@@ -61,7 +60,7 @@ def list_files(index: str, name: str) -> dict[str, str | None]:
 
 
 def version_of(file: str) -> str | None:
-    """The version that a distribution's file name spells; None for a file that is no wheel and no source."""
+    """Return the version in the file name of a wheel or source, else None."""
     if file.endswith(".whl"):
         return file.split("-")[1]
     suffix = next((suffix for suffix in _SOURCES if file.endswith(suffix)), None)
@@ -69,35 +68,28 @@ def version_of(file: str) -> str | None:
 
 
 def hashes_of(index: str, pin: str) -> list[str]:
-    """sha256 in hex of every file of the release `name==version`, sorted. Raises: HostError."""
+    """Return the sorted sha256 of a release `name==version`. Raises: HostError."""
     name, _, version = pin.partition("==")
-    found = {file: digest for file, digest in list_files(index, name).items() if version_of(file) == version}
-    bare = sorted(file for file, digest in found.items() if not _SHA256.fullmatch(digest or ""))
-    if not found or bare:
+    files = {file: digest for file, digest in list_files(index, name).items() if version_of(file) == version}
+    bare = sorted(file for file, digest in files.items() if not _SHA256.fullmatch(digest or ""))
+    if not files or bare:
         raise HostError(f"{pin}: the index has {f'no sha256 of {bare[0]}' if bare else 'no file of this release'}")
-    return sorted({digest for digest in found.values() if digest})
+    return sorted({digest for digest in files.values() if digest})
 
 
 def hashed_lines(index: str, pins: Iterable[str]) -> Iterator[str]:
-    """The pins in pip's form for hash-checking, in their order. Raises: HostError."""
+    """Yield the pins in pip's hash-checking format. Raises: HostError."""
     listed = list(pins)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for pin, hashes in zip(listed, pool.map(lambda pin: hashes_of(index, pin), listed), strict=True):
             yield " \\\n    ".join([pin, *(f"--hash=sha256:{digest}" for digest in hashes)])
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="lock_hashes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--index", required=True, metavar="URL", help="a simple index; pins come on stdin, one a line")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the pins with their hashes; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    """Print the pins with their hashes and return the exit status."""
+    parser = argparse.ArgumentParser(prog="lock_hashes", description=__doc__)
+    parser.add_argument("--index", required=True, metavar="URL", help="a simple index; pins come on stdin, one a line")
+    args = parser.parse_args(argv)
     try:
         lines = list(hashed_lines(args.index, sys.stdin.read().split()))
     except HostError as error:
