@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -275,9 +275,6 @@ def test_unexpected_json_is_a_subnet_error(server: HubServer, tmp_path: Path) ->
         download(server, commit, tmp_path / "data")
 
 
-# Files named by their content
-
-
 def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -331,7 +328,7 @@ class _LargeFileHub(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     served = OLD
-    seen: ClassVar[list[tuple[str, str | None]]] = []
+    seen: ClassVar[list[tuple[str, str | None]]]
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -358,31 +355,31 @@ class _LargeFileHub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_large_file_of_another_digest_is_not_requested(tmp_path: Path) -> None:
-    listing = json.dumps({"id": REPO, "sha": "a" * 40}).encode()
-    handler = type("Handler", (_LargeFileHub,), {"served": listing, "seen": []})
+@contextmanager
+def large_file_hub(served: bytes) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """The endpoint of such a hub, and the path and token of each request."""
+    seen: list[tuple[str, str | None]] = []
+    handler = type("Handler", (_LargeFileHub,), {"served": served, "seen": seen})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{running.server_port}"
         try:
-            with pytest.raises(SubmissionError, match="main has another file"):
-                datasets.download_dataset(REPO, digest_of(NEW), tmp_path, endpoint=endpoint)
+            yield f"http://127.0.0.1:{running.server_port}", seen
         finally:
             running.shutdown()
-    assert not [path for path, _ in handler.seen if "/resolve/" in path]  # type: ignore[attr-defined]
+
+
+def test_large_file_of_another_digest_is_not_requested(tmp_path: Path) -> None:
+    listing = json.dumps({"id": REPO, "sha": "a" * 40}).encode()
+    with large_file_hub(listing) as (endpoint, seen), pytest.raises(SubmissionError, match="main has another file"):
+        datasets.download_dataset(REPO, digest_of(NEW), tmp_path, endpoint=endpoint)
+    assert not [path for path, _ in seen if "/resolve/" in path]
 
 
 @pytest.mark.parametrize("is_right", [True, False])
 def test_large_file_is_redirected_and_checked_without_token(tmp_path: Path, is_right: bool) -> None:
-    handler = type("Handler", (_LargeFileHub,), {"served": OLD if is_right else OLD[::-1], "seen": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{running.server_port}"
-        try:
-            with nullcontext() if is_right else pytest.raises(RemoteError):
-                file = datasets.download_dataset(REPO, "a" * 40, tmp_path, token=TOKEN, endpoint=endpoint)
-                assert file.path.read_bytes() == OLD
-        finally:
-            running.shutdown()
-    (_, first), (path, second) = handler.seen  # type: ignore[attr-defined]
+    outcome = nullcontext() if is_right else pytest.raises(RemoteError)
+    with large_file_hub(OLD if is_right else OLD[::-1]) as (endpoint, seen), outcome:
+        file = datasets.download_dataset(REPO, "a" * 40, tmp_path, token=TOKEN, endpoint=endpoint)
+        assert file.path.read_bytes() == OLD
+    (_, first), (path, second) = seen
     assert (first, path, second) == (f"Bearer {TOKEN}", "/storage?signature=x", None)

@@ -1,4 +1,4 @@
-"""Which files of a cached model are compared with their names, and what becomes of one that is another."""
+"""Files of a cached model are compared with the digests in their names."""
 
 import hashlib
 import json

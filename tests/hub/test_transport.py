@@ -4,7 +4,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,14 @@ def test_slow_name_server_delays_no_call(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(RemoteError, match="did not answer"):
         datasets.download_dataset(REPO, "a" * 40, tmp_path, endpoint="http://hub.test", deadline_s=0.2)
     assert time.monotonic() - started < 0.9
+    join_calls()
+
+
+def join_calls() -> None:
     for thread in threading.enumerate():
         if thread.name == "hub-call":
             thread.join(5.0)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -123,12 +128,5 @@ def test_slow_download_thread_ends_after_the_deadline(tmp_path: Path) -> None:
         set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
         with pytest.raises(RemoteError):
             download(server, commit, tmp_path / "data", deadline_s=0.2)
-        wait_for(lambda: not any(thread.name == "hub-call" for thread in threading.enumerate()))
+        join_calls()
         assert not list((tmp_path / "data").glob(f".{DATA}.*"))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

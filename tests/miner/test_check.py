@@ -1,11 +1,11 @@
-"""The rules by which a dataset is looked at before it is committed, held against those of the validator."""
+"""Checks of a dataset before it is committed, compared with the validator's rules."""
 
 import json
 import random
 
 import pytest
 
-from template.constants import MAX_SUBMISSION_BYTES, MAX_SUBMISSION_ROWS
+from template.constants import MAX_SUBMISSION_BYTES
 from template.data.eval_set import check_dataset
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.errors import Reason, RemoteError, SubmissionError
@@ -48,9 +48,6 @@ def faults_of(inspection: Inspection) -> list[tuple[int | None, Reason]]:
     return [(fault.line, fault.reason) for fault in inspection.faults]
 
 
-# The file
-
-
 def test_every_problem_has_its_line() -> None:
     lines = [POOL_LINES[0], "{]", "", make_line(-1), '{"conversations": 5}', POOL_LINES[1], "nonsense"]
     inspection = inspect("\n".join(lines).encode())
@@ -91,13 +88,6 @@ def test_repeated_row_is_no_problem_and_names_the_first() -> None:
 )
 def test_problem_of_the_whole_file_has_no_line(content: bytes, expected: list[tuple[int | None, Reason]]) -> None:
     assert faults_of(inspect(content)) == expected
-
-
-def test_reading_ends_at_the_first_row_too_many() -> None:
-    content = b"1\n" * (MAX_SUBMISSION_ROWS + 50)
-    found = faults_of(inspect(content))
-    assert len(found) == MAX_SUBMISSION_ROWS + 1
-    assert found[-1] == (MAX_SUBMISSION_ROWS + 1, Reason.TOO_LARGE)
 
 
 def test_tokenizer_decides_only_on_long_rows() -> None:
@@ -150,17 +140,15 @@ def test_file_has_problems_exactly_when_a_validator_rejects() -> None:
     assert outcomes == {None, Reason.EMPTY, Reason.MALFORMED, Reason.NOT_IN_POOL, Reason.TOO_LARGE}
 
 
-# Against others
-
 ROWS = read(*POOL_LINES[:150])
 KEYS = tuple(row.key for row in ROWS)
 
 
-def neighbour(hotkey: str, block: int, keys: tuple[bytes, ...] = KEYS, **changes: object) -> Competitor:
+def make_competitor(hotkey: str, block: int, keys: tuple[bytes, ...] = KEYS, **changes: object) -> Competitor:
     return Competitor(hotkey=hotkey, uid=1, block=block, entry=f"{hotkey}/data:1:x", row_keys=keys, **changes)  # type: ignore[arg-type]
 
 
-def against(
+def compare_with(
     *others: Competitor,
     ranks: tuple[int, int] = (NOW, NOW),
     own: Competitor | None = None,
@@ -170,76 +158,80 @@ def against(
 
 
 def test_over_the_limit_is_a_duplicate_and_at_it_is_not() -> None:
-    at, over = neighbour("at", 5, KEYS[:100]), neighbour("over", 6, KEYS[49:])
-    found = against(at, over)
-    assert found.copy_of is not None
-    assert (found.copy_of.hotkey, found.copy_of.shared) == ("over", 101)
-    assert [(one.competitor.hotkey, one.shared, one.is_over_limit) for one in found.overlaps] == [
+    at, over = make_competitor("at", 5, KEYS[:100]), make_competitor("over", 6, KEYS[49:])
+    comparison = compare_with(at, over)
+    assert comparison.copy_of is not None
+    assert (comparison.copy_of.hotkey, comparison.copy_of.shared) == ("over", 101)
+    overlaps = [(overlap.competitor.hotkey, overlap.shared, overlap.is_over_limit) for overlap in comparison.overlaps]
+    assert overlaps == [
         ("over", 101, True),
         ("at", 100, False),
     ]
-    assert against(at).copy_of is None
+    assert compare_with(at).copy_of is None
 
 
 def test_overlap_has_all_lines_and_counts_a_row_once() -> None:
     rows = read(POOL_LINES[5], POOL_LINES[200], POOL_LINES[5], POOL_LINES[7])
-    (overlap,) = against(neighbour("a", 5), rows=rows).overlaps
+    (overlap,) = compare_with(make_competitor("a", 5), rows=rows).overlaps
     assert (overlap.shared, overlap.lines) == (2, (1, 3, 4))
 
 
 def test_duplicate_of_another_makes_no_duplicate() -> None:
-    original = neighbour("original", 5, KEYS[:101] + KEYS[:1])
-    copy = neighbour("copy", 6, KEYS[:102])
+    original = make_competitor("original", 5, KEYS[:101] + KEYS[:1])
+    copy = make_competitor("copy", 6, KEYS[:102])
     mine = read(*POOL_LINES[1:102], make_line(-1))
-    found = against(original, copy, rows=mine)
-    assert [one.is_over_limit for one in found.overlaps] == [True, False]
-    assert found.copy_of is None and found.unknowns == ()
+    comparison = compare_with(original, copy, rows=mine)
+    assert [overlap.is_over_limit for overlap in comparison.overlaps] == [True, False]
+    assert comparison.copy_of is None and comparison.unknowns == ()
 
 
 def test_earlier_dataset_is_no_duplicate_of_a_later_one() -> None:
-    found = against(neighbour("late", 9), ranks=(8, 8))
-    assert found.copy_of is None and found.unknowns == ()
-    assert not found.overlaps[0].is_earlier
+    comparison = compare_with(make_competitor("late", 9), ranks=(8, 8))
+    assert comparison.copy_of is None and comparison.unknowns == ()
+    assert not comparison.overlaps[0].is_earlier
 
 
 def test_unknown_dataset_matters_only_if_earlier() -> None:
-    unknown = neighbour("unknown", 9, (), unknown_reason="sealed")
-    assert against(unknown).unknowns == (unknown,)
-    assert against(unknown, ranks=(8, 8)).unknowns == ()
+    unknown = make_competitor("unknown", 9, (), unknown_reason="sealed")
+    assert compare_with(unknown).unknowns == (unknown,)
+    assert compare_with(unknown, ranks=(8, 8)).unknowns == ()
 
 
 def test_earlier_unknown_dataset_leaves_a_duplicate_open() -> None:
-    early, late = neighbour("early", 4, (), unknown_reason="sealed"), neighbour("late", 6, (), unknown_reason="sealed")
-    original = neighbour("original", 5)
-    assert against(original, late).unknowns == ()
-    found = against(original, early, late)
-    assert found.copy_of is not None and found.unknowns == (early,)
+    early, late = (
+        make_competitor("early", 4, (), unknown_reason="sealed"),
+        make_competitor("late", 6, (), unknown_reason="sealed"),
+    )
+    original = make_competitor("original", 5)
+    assert compare_with(original, late).unknowns == ()
+    comparison = compare_with(original, early, late)
+    assert comparison.copy_of is not None and comparison.unknowns == (early,)
 
 
 def test_revealed_commitment_may_be_older_than_its_reveal() -> None:
-    opened = neighbour("opened", 9, is_revealed=True)
-    assert against(opened, ranks=(8, 8)).unknowns == (opened,)
-    assert against(neighbour("small", 9, KEYS[:50], is_revealed=True), ranks=(8, 8)).unknowns == ()
-    assert against(opened).copy_of is not None and against(opened).unknowns == ()
-    promised = neighbour("promised", 9, (), unknown_reason="not there yet", is_revealed=True)
-    assert against(promised, ranks=(8, 8)).unknowns == (promised,)
+    opened = make_competitor("opened", 9, is_revealed=True)
+    assert compare_with(opened, ranks=(8, 8)).unknowns == (opened,)
+    assert compare_with(make_competitor("small", 9, KEYS[:50], is_revealed=True), ranks=(8, 8)).unknowns == ()
+    assert compare_with(opened).copy_of is not None and compare_with(opened).unknowns == ()
+    promised = make_competitor("promised", 9, (), unknown_reason="not there yet", is_revealed=True)
+    assert compare_with(promised, ranks=(8, 8)).unknowns == (promised,)
 
 
 def test_own_unread_commitment_matters_if_its_block_decides() -> None:
-    own = neighbour("own", 5, (), unknown_reason="no answer")
-    assert against(neighbour("a", 7), ranks=(5, NOW), own=own).unknowns == (own,)
-    assert against(neighbour("a", 3), ranks=(5, NOW), own=own).unknowns == ()
-    assert against(neighbour("a", 7, KEYS[:50]), ranks=(5, NOW), own=own).unknowns == ()
+    own = make_competitor("own", 5, (), unknown_reason="no answer")
+    assert compare_with(make_competitor("a", 7), ranks=(5, NOW), own=own).unknowns == (own,)
+    assert compare_with(make_competitor("a", 3), ranks=(5, NOW), own=own).unknowns == ()
+    assert compare_with(make_competitor("a", 7, KEYS[:50]), ranks=(5, NOW), own=own).unknowns == ()
 
 
 def test_rank_is_that_of_a_commitment_to_the_same_file() -> None:
-    own = neighbour("own", 5, sha256="s")
+    own = make_competitor("own", 5, sha256="s")
     assert possible_commit_blocks(own, "s", None, NOW) == (5, 5)
     assert possible_commit_blocks(own, "s", "own/data", NOW) == (5, 5)
     assert possible_commit_blocks(own, "s", "own/other", NOW) == (NOW, NOW)
     assert possible_commit_blocks(own, "t", None, NOW) == (NOW, NOW)
     assert possible_commit_blocks(None, "s", None, NOW) == (NOW, NOW)
-    assert possible_commit_blocks(neighbour("own", 5, sha256="s", is_revealed=True), "s", None, NOW) == (0, 5)
-    assert possible_commit_blocks(neighbour("own", 5, (), unknown_reason="sealed"), "s", None, NOW) == (5, NOW)
-    refused = neighbour("own", 5, (), rejection=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
+    assert possible_commit_blocks(make_competitor("own", 5, sha256="s", is_revealed=True), "s", None, NOW) == (0, 5)
+    assert possible_commit_blocks(make_competitor("own", 5, (), unknown_reason="sealed"), "s", None, NOW) == (5, NOW)
+    refused = make_competitor("own", 5, (), rejection=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
     assert possible_commit_blocks(refused, "s", None, NOW) == (NOW, NOW)

@@ -1,10 +1,9 @@
-"""Sealed submissions against a real chain and hub on this machine, where an administrator stands for the beacon."""
+"""Sealed submissions on a local chain and hub; the test reveals in place of the beacon."""
 
 import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,18 +61,15 @@ def logs() -> Iterator[list[str]]:
     logger.remove(sink)
 
 
-def beacon(net: Net, *, looks: int = 5, before: Callable[[], object] = lambda: None) -> Callable[[float], None]:
-    """A sleep during which a block passes, and the beacon opens the seal once it was looked at `looks` times.
-
-    before: called just before that.
-    """
+def revealing(net: Net, *, looks: int = 5, before: Callable[[], object] = lambda: None) -> Callable[[float], None]:
+    """A sleep that adds a block, and reveals the seal after `looks` calls, right after a call of `before`."""
     step = stepping(net)
     seen = 0
 
     def sleep(seconds: float) -> None:
         nonlocal seen
-        held = net.chain("alice").commitment(net.hotkey("alice"))
-        seen += held is not None and held.reveal_round is not None
+        on_chain = net.chain("alice").commitment(net.hotkey("alice"))
+        seen += on_chain is not None and on_chain.reveal_round is not None
         if seen == looks:
             seen += 1
             before()
@@ -98,21 +94,31 @@ def seal(
         chain or net.chain("alice"),
         schedule=schedule or at_round_start(360),
         confirm=agree,
-        sleep=sleep or beacon(net),  # type: ignore[arg-type]
+        sleep=sleep or revealing(net),  # type: ignore[arg-type]
         clock=clock,
     )
     assert published is not None
     return published
 
 
-def standing(net: Net) -> ChainCommitment:
-    held = net.chain("alice").commitment(net.hotkey("alice"))
-    assert held is not None
-    return held
+def seal_and_die(net: Net, lines: list[str] = SMALL, **settings: object) -> None:
+    """Seal, and be killed at the first wait."""
+    with pytest.raises(Killed):
+        seal(net, lines, sleep=die, **settings)
+
+
+def die(_: float) -> None:
+    raise Killed
+
+
+def read_commitment(net: Net) -> ChainCommitment:
+    on_chain = net.chain("alice").commitment(net.hotkey("alice"))
+    assert on_chain is not None
+    return on_chain
 
 
 def on_main(net: Net, folder: Path) -> bytes:
-    """What a validator gets that follows the commitment."""
+    """Download as a validator does."""
     return datasets.download_dataset("alice/data", DIGEST, folder).path.read_bytes()
 
 
@@ -120,13 +126,13 @@ def test_sealed_dataset_is_public_only_after_the_reveal(net: Net, tmp_path: Path
     sealed: list[ChainCommitment] = []
 
     def look() -> None:
-        sealed.append(standing(net))
+        sealed.append(read_commitment(net))
         assert head(net) is None, "not even the repo is there"
 
-    published = seal(net, sleep=beacon(net, before=look))
+    published = seal(net, sleep=revealing(net, before=look))
     assert sealed[0].text is None and sealed[0].reveal_round is not None
     assert (str(published.record), published.block) == (TEXT, sealed[0].block), "it counts from the commit"
-    assert standing(net).text == TEXT and standing(net).is_revealed
+    assert read_commitment(net).text == TEXT and read_commitment(net).is_revealed
     assert on_main(net, tmp_path / "validator") == CONTENT
     assert commits(net) == 1
 
@@ -134,28 +140,22 @@ def test_sealed_dataset_is_public_only_after_the_reveal(net: Net, tmp_path: Path
 def test_reveal_is_due_before_the_next_round(net: Net) -> None:
     advance_to(net, 260)
     view = net.chain("alice").view()
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
-    reveal_round = standing(net).reveal_round
+    seal_and_die(net)
+    reveal_round = read_commitment(net).reveal_round
     assert reveal_round is not None
     assert 0 <= round_time(reveal_round) - (view.timestamp + (360 - SEAL_LEAD_BLOCKS - view.block) * 12) < 3
-
-
-def die(_: float) -> None:
-    raise Killed
 
 
 def advance_to(net: Net, block: int) -> None:
     net.admin.advance(block - net.admin.block())
 
 
-def open_at(net: Net, block: int) -> None:
-    """Seals, dies, and has the chain open it in this block."""
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+def reveal_at(net: Net, block: int) -> None:
+    """Seal, be killed, and have the chain reveal it in this block."""
+    seal_and_die(net)
     advance_to(net, block - 1)
     net.admin.reveal(net.hotkey("alice"), TEXT)
-    assert standing(net).block == block
+    assert read_commitment(net).block == block
 
 
 def test_reveal_skips_a_round_that_is_too_near() -> None:
@@ -167,7 +167,7 @@ def test_reveal_skips_a_round_that_is_too_near() -> None:
 
 
 def test_file_is_uploaded_exactly_at_the_round_start(net: Net, tmp_path: Path) -> None:
-    open_at(net, 345)
+    reveal_at(net, 345)
     seen: dict[int, str | None] = {}
     step = stepping(net)
 
@@ -181,7 +181,7 @@ def test_file_is_uploaded_exactly_at_the_round_start(net: Net, tmp_path: Path) -
 
 
 def test_reveal_after_blocks_uploads_at_once(net: Net) -> None:
-    open_at(net, 345)
+    reveal_at(net, 345)
     seal(net, schedule=after_blocks(50), sleep=die)
     assert head(net) is not None
 
@@ -202,7 +202,7 @@ def test_upload_block_is_a_round_start_within_the_grace(period: int, revealed: i
 
 
 def test_silent_chain_does_not_delay_the_upload(net: Net, logs: list[str]) -> None:
-    open_at(net, 345)
+    reveal_at(net, 345)
     now = 0.0
 
     def pass_time(_: float) -> None:
@@ -217,7 +217,7 @@ def test_silent_chain_does_not_delay_the_upload(net: Net, logs: list[str]) -> No
 
 
 class ChainKilledAtSeal(LaggingChain):
-    """Dies when it commits: before the call, or after it has landed."""
+    """Killed by its commit call, before it or after it has landed."""
 
     is_after = False
 
@@ -247,9 +247,8 @@ def test_seal_without_an_answer_is_made_once(net: Net, fault: ChainFault) -> Non
 
 
 def test_restart_after_the_reveal_uploads(net: Net, tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
-    block = standing(net).block
+    seal_and_die(net)
+    block = read_commitment(net).block
     net.admin.reveal(net.hotkey("alice"), TEXT)
     assert seal(net).block == block
     assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
@@ -286,26 +285,24 @@ def test_run_after_the_upload_changes_nothing(net: Net) -> None:
 
 def test_upload_is_retried_during_a_hub_outage(net: Net, tmp_path: Path, logs: list[str]) -> None:
     fault = HubFault(kind=FaultKind.STATUS, status=503, count=3)
-    seal(net, sleep=beacon(net, before=lambda: set_faults(net.hub.store.root, fault)))
+    seal(net, sleep=revealing(net, before=lambda: set_faults(net.hub.store.root, fault)))
     assert any("upload failed, retrying" in line for line in logs)
     assert on_main(net, tmp_path / "validator") == CONTENT
 
 
 def test_late_upload_that_fails_ends(net: Net) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+    seal_and_die(net)
     net.admin.reveal(net.hotkey("alice"), TEXT)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="/preupload/"))
     with pytest.raises(RemoteError):
         seal(net, sleep=lambda _: net.admin.advance(100))
-    assert net.admin.block() - standing(net).block > constants.SEAL_GRACE_BLOCKS
+    assert net.admin.block() - read_commitment(net).block > constants.SEAL_GRACE_BLOCKS
 
 
 def test_late_upload_logs_a_warning(net: Net, tmp_path: Path, logs: list[str]) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+    seal_and_die(net)
     net.admin.reveal(net.hotkey("alice"), TEXT)
-    due = standing(net).block + constants.SEAL_GRACE_BLOCKS
+    due = read_commitment(net).block + constants.SEAL_GRACE_BLOCKS
     net.admin.advance(constants.SEAL_GRACE_BLOCKS + 7)
     seal(net)
     assert any(f"by block {due}" in line for line in logs)
@@ -313,39 +310,26 @@ def test_late_upload_logs_a_warning(net: Net, tmp_path: Path, logs: list[str]) -
     assert on_main(net, tmp_path / "validator") == CONTENT
 
 
-# What would break a seal
-
-
 def test_changed_file_does_not_replace_a_seal(net: Net, tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+    seal_and_die(net)
     with pytest.raises(ConfigError, match=f"{TEXT}.*--force") as caught:
         seal(net, POOL[:30])
     assert commits(net) == 1
-    kept = Path(str(caught.value).split("--dataset_path ")[1].split(";")[0])
-    assert kept.read_bytes() == CONTENT and kept.stat().st_mode & 0o777 == 0o600
-    finished = seal_dataset(
-        replace(configure(net), dataset_path=kept),
-        net.chain("alice"),
-        schedule=at_round_start(360),
-        confirm=agree,
-        sleep=beacon(net),
-    )
-    assert finished is not None and on_main(net, tmp_path / "validator") == CONTENT
-    assert not kept.exists(), "it is public now"
+    copy = Path(str(caught.value).split("--dataset_path ")[1].split(";")[0])
+    assert copy.read_bytes() == CONTENT and copy.stat().st_mode & 0o777 == 0o600
+    seal(net, dataset_path=copy)
+    assert on_main(net, tmp_path / "validator") == CONTENT
+    assert not copy.exists(), "it is public now"
 
 
 def test_forced_run_replaces_a_seal(net: Net) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
-    with pytest.raises(Killed):
-        seal(net, POOL[:30], sleep=die, is_forced=True)
+    seal_and_die(net)
+    seal_and_die(net, POOL[:30], is_forced=True)
     assert commits(net) == 2
 
 
 def test_run_without_seal_does_not_replace_one(net: Net) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+    seal_and_die(net)
     for lines in (SMALL, POOL[:30]):
         with pytest.raises(ConfigError, match="is not revealed yet"):
             publish(net, lines)
@@ -363,8 +347,7 @@ def test_seal_in_flight_is_not_replaced(net: Net) -> None:
 
 
 def test_seal_missing_in_the_journal_is_not_replaced(net: Net) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+    seal_and_die(net)
     for path in (net.parts.folder / "work").glob("commitment-*.json"):
         path.unlink()
     with pytest.raises(ConfigError, match="is not in the journal"):
@@ -373,8 +356,7 @@ def test_seal_missing_in_the_journal_is_not_replaced(net: Net) -> None:
 
 
 def test_replaced_seal_uploads_nothing(net: Net) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+    seal_and_die(net)
     with pytest.raises(ConfigError, match="another commitment replaced the sealed one"):
         seal(net, sleep=lambda _: net.commit("alice", "something else"))
     assert head(net) is None
@@ -387,35 +369,29 @@ def test_private_repo_is_refused_before_the_commit(net: Net) -> None:
     assert commits(net) == 0
 
 
+def decline(net: Net, schedule: RevealSchedule) -> str:
+    """Decline to seal, and return the description."""
+    shown: list[str] = []
+    chain = net.chain("alice")
+    seal_dataset(configure(net), chain, schedule=schedule, confirm=lambda text: bool(shown.append(text)))
+    return shown[0]
+
+
 def test_sealing_a_public_file_logs_a_warning(net: Net, logs: list[str]) -> None:
     net.upload("alice", SMALL)
-    shown: list[str] = []
-    seal_dataset(
-        configure(net),
-        net.chain("alice"),
-        schedule=after_blocks(50),
-        confirm=lambda what: bool(shown.append(what)),
-    )
-    assert "sealing hides nothing" in shown[0]
+    assert "sealing hides nothing" in decline(net, after_blocks(50))
     assert any("WARNING" in line and "hides nothing" in line for line in logs)
 
 
 def test_confirmation_shows_text_and_reveal_block(net: Net) -> None:
-    shown: list[str] = []
-    done = seal_dataset(
-        configure(net),
-        net.chain("alice"),
-        schedule=RevealSchedule(lambda _: 4711, lambda revealed: revealed + 4),
-        confirm=lambda what: bool(shown.append(what)),
-    )
-    assert done is None and commits(net) == 0
-    assert f"{TEXT} (sealed)" in shown[0] and "block 4711" in shown[0]
-    assert "uploaded at about block 4715" in shown[0]
+    text = decline(net, RevealSchedule(lambda _: 4711, lambda revealed: revealed + 4))
+    assert commits(net) == 0
+    assert f"{TEXT} (sealed)" in text and "block 4711" in text
+    assert "uploaded at about block 4715" in text
 
 
 def test_run_without_seal_completes_a_revealed_one(net: Net, tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
+    seal_and_die(net)
     net.admin.reveal(net.hotkey("alice"), TEXT)
     done = publish_dataset(configure(net), net.chain("alice"), confirm=agree)
     assert done is not None and str(done.record) == TEXT
@@ -423,16 +399,12 @@ def test_run_without_seal_completes_a_revealed_one(net: Net, tmp_path: Path) -> 
 
 
 def test_seal_from_before_the_registration_is_repeated(net: Net) -> None:
-    with pytest.raises(Killed):
-        seal(net, sleep=die)
-    before = standing(net).block
+    seal_and_die(net)
+    before = read_commitment(net).block
     net.admin.deregister(net.hotkey("alice"))
     net.admin.register(net.hotkey("alice"))
     assert seal(net).block > before
     assert commits(net) == 2
-
-
-# The command
 
 
 def test_killed_process_continues_to_the_end(net: Net, tmp_path: Path) -> None:
@@ -441,7 +413,7 @@ def test_killed_process_continues_to_the_end(net: Net, tmp_path: Path) -> None:
         first.wait_for("sealed, opens at")
         first.send(signal.SIGKILL)
         first.finish()
-    block = standing(net).block
+    block = read_commitment(net).block
     with Process(MINER, *words, env=net.environment("alice")) as second:
         second.wait_for("sealed, opens at")
         second.send(signal.SIGTERM)
