@@ -17,6 +17,7 @@ import pytest
 from template.telemetry.logging import NonBlockingStream
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (TRACE|DEBUG|INFO|WARNING|ERROR|CRITICAL|Level \d+) +\S.*")
 
 # Requests the client loggers as the clients do, before or after logging is configured.
@@ -55,13 +56,16 @@ for level in ("trace", "debug", "info", "warning", "error"):
 """
 
 
-def run(code: str, *arguments: str) -> list[str]:
-    """Return the stderr lines of a fresh process that succeeds without stdout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(code: str, *arguments: str, status: int = 0) -> list[str]:
+    """Return the stderr lines of a fresh process, whose stdout must be empty."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
     return done.stderr.splitlines()
 
 
@@ -147,9 +151,14 @@ def read_json_lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_logs_redact_secrets_in_messages_and_tracebacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("keys")
+def test_logs_redact_secrets_in_messages_and_tracebacks(tmp_path: Path) -> None:
     file = tmp_path / "logs" / "neuron.jsonl"
     for text in ("\n".join(run(SECRETS, "--logging.file", str(file))), file.read_text(encoding="utf-8")):
         assert "password [redacted] and token [redacted]" in text
@@ -158,9 +167,8 @@ def test_logs_redact_secrets_in_messages_and_tracebacks(tmp_path: Path, monkeypa
             assert secret not in text
 
 
-def test_log_file_holds_one_json_object_per_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("keys")
+def test_log_file_holds_one_json_object_per_line(tmp_path: Path) -> None:
     file = tmp_path / "neuron.jsonl"
     run(SECRETS, "--logging.file", str(file))
     lines = read_json_lines(file)
@@ -207,16 +215,8 @@ def test_log_file_disk_full_warns_once() -> None:
 def test_log_file_unopenable_is_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "below"
-    done = subprocess.run(
-        [sys.executable, "-c", SECRETS, "--logging.file", str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 3
-    assert LINE.fullmatch(done.stderr.rstrip("\n"))
-    assert f"ConfigError: --logging.file {path}: cannot be opened" in done.stderr
+    (line,) = run(SECRETS, "--logging.file", str(path), status=3)
+    assert LINE.fullmatch(line) and f"ConfigError: --logging.file {path}: cannot be opened" in line
 
 
 # Foreign text in a message of ours, of a client, and in an exception.
@@ -273,9 +273,8 @@ def pipe() -> Iterator[tuple[FileIO, FileIO]]:
 def test_logs_nobody_reads_do_not_stop_the_process(pipe: tuple[FileIO, FileIO], is_open: bool) -> None:
     if not is_open:
         pipe[0].close()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", CHATTY], env=environment, stderr=pipe[1], stdout=subprocess.PIPE, timeout=120
+        [sys.executable, "-c", CHATTY], env=ENVIRONMENT, stderr=pipe[1], stdout=subprocess.PIPE, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, b"done\n")
 

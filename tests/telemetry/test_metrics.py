@@ -13,27 +13,30 @@ from template.records import (
 )
 from template.telemetry.metrics import TABLE_COLUMNS, live_metrics, round_metrics, table_rows
 
-COMMIT = "0" * 40
+
+def make_row(uid: int, *, loss: float | None = None, reason: Reason | None = None, repo: str = "") -> LeaderboardRow:
+    key = SubmissionKey(f"hotkey{uid}", f"owner/{repo or f'repo{uid}'}:1:{'0' * 40}")
+    return LeaderboardRow(key=key, uid=uid, reason=reason, message="", loss=loss, score=0.5, weight=0.25)
 
 
-def make_row(uid: int, *, loss: float | None = None, reason: Reason | None = None) -> LeaderboardRow:
-    return LeaderboardRow(
-        key=SubmissionKey(f"hotkey{uid}", f"owner/repo{uid}:1:{COMMIT}"),
-        uid=uid,
-        reason=reason,
-        message="",
-        loss=loss,
-        score=0.5,
-        weight=0.25,
-    )
-
-
-def make_report(rows: list[LeaderboardRow], **fields: object) -> RoundReport:
+def make_report(leaderboard: list[LeaderboardRow], number: int = 7, **fields: object) -> RoundReport:
     closed = Round(
-        id=7, start_block=360, start_block_hash="0x", opened_block=361, end_block=720, lucky_num=1, entries=(), queue=()
+        id=number,
+        start_block=360,
+        start_block_hash="0x",
+        opened_block=361,
+        end_block=720,
+        lucky_num=1,
+        entries=(),
+        queue=(),
     )
     values = {"intents": (), "seconds": {}, **fields}
-    return RoundReport(round=closed, leaderboard=tuple(rows), **values)  # type: ignore[arg-type]
+    return RoundReport(round=closed, leaderboard=tuple(leaderboard), **values)  # type: ignore[arg-type]
+
+
+def make_metrics(**fields: object) -> Metrics:
+    values = {"now": 112.0, "block": 500, "block_time": 100.0, "doing": "", "round_id": 1, "queue": 4, "unscored": 9}
+    return Metrics(**{**values, **fields})  # type: ignore[arg-type]
 
 
 def make_intent(outcome: WeightOutcome | None) -> WeightIntent:
@@ -43,31 +46,27 @@ def make_intent(outcome: WeightOutcome | None) -> WeightIntent:
 def test_round_metrics_losses_by_rank_and_verdict_counts() -> None:
     rows = [make_row(uid, loss=float(10 - uid)) for uid in range(6)]
     metrics = round_metrics(make_report([*rows, make_row(6), make_row(7, reason=Reason.DUPLICATE)]))
-    losses = {name: value for name, value in metrics.items() if "/loss/" in name}
-    assert losses == {
+    assert metrics == {
+        "round/id": 7,
+        "round/start_block": 360,
+        "round/scored_now": 0,
         "round/loss/rank_1": 5.0,
         "round/loss/rank_2": 6.0,
         "round/loss/rank_5": 9.0,
         "round/loss/median": 7.5,
+        "round/verdicts/scored": 6,
+        "round/verdicts/waiting": 1,
+        "round/verdicts/duplicate": 1,
     }
-    verdicts = {name: value for name, value in metrics.items() if "/verdicts/" in name}
-    assert verdicts == {"round/verdicts/scored": 6, "round/verdicts/waiting": 1, "round/verdicts/duplicate": 1}
-    assert (metrics["round/id"], metrics["round/start_block"]) == (7, 360)
 
 
 def test_round_metrics_empty_round_has_no_losses() -> None:
-    metrics = round_metrics(make_report([]))
-    assert metrics == {"round/start_block": 360, "round/id": 7, "round/scored_now": 0}
+    assert round_metrics(make_report([])) == {"round/start_block": 360, "round/id": 7, "round/scored_now": 0}
     assert table_rows(make_report([])) == []
 
 
 def test_round_metrics_count_weights_by_outcome() -> None:
-    outcomes = [
-        None,
-        WeightOutcome(is_accepted=True),
-        WeightOutcome(is_accepted=False),
-        WeightOutcome(is_accepted=True),
-    ]
+    outcomes = [None, *(WeightOutcome(is_accepted=is_accepted) for is_accepted in (True, False, True))]
     metrics = round_metrics(make_report([], intents=tuple(map(make_intent, outcomes))))
     weights = {name: value for name, value in metrics.items() if "/weights/" in name}
     assert weights == {"round/weights/unknown": 1, "round/weights/accepted": 2, "round/weights/refused": 1}
@@ -91,36 +90,13 @@ def test_table_rows_include_uid_zero_and_loss_zero() -> None:
 
 def test_live_metrics_show_lag_queue_memory_and_speed() -> None:
     running = RunningEvaluation(key=SubmissionKey("h", "e"), device="cuda:1", started_at=0.0, memory_bytes=3 * 2**30)
-    metrics = Metrics(
-        now=112.0,
-        block=500,
-        block_time=100.0,
-        doing="training",
-        round_id=1,
-        queue=4,
-        unscored=9,
-        running=(running, RunningEvaluation(key=SubmissionKey("h", "e"), device="cpu", started_at=0.0)),
-        weights_set_block=380,
-        tokens_per_s=1234.5,
-    )
-    assert live_metrics(metrics) == {
-        "live/block": 500,
-        "live/chain_lag_seconds": 12.0,
-        "live/queue": 4,
-        "live/unscored": 9,
+    other = RunningEvaluation(key=SubmissionKey("h", "e"), device="cpu", started_at=0.0)
+    basic = {"live/block": 500, "live/chain_lag_seconds": 12.0, "live/queue": 4, "live/unscored": 9}
+    assert live_metrics(make_metrics()) == {**basic, "live/running": 0}
+    assert live_metrics(make_metrics(running=(running, other), weights_set_block=380, tokens_per_s=1234.5)) == {
+        **basic,
         "live/running": 2,
         "live/blocks_since_weights": 120,
         "live/training_tokens_per_second": 1234.5,
         "live/memory_gib/cuda:1": 3.0,
-    }
-
-
-def test_live_metrics_omit_unknown_values() -> None:
-    metrics = Metrics(now=1.0, block=1, block_time=1.0, doing="", round_id=None, queue=0, unscored=0)
-    assert set(live_metrics(metrics)) == {
-        "live/block",
-        "live/chain_lag_seconds",
-        "live/queue",
-        "live/unscored",
-        "live/running",
     }

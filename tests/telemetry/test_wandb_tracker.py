@@ -19,11 +19,12 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from template import cli
 from template.errors import Reason
-from template.records import LeaderboardRow, Metrics, Round, RoundReport, SubmissionKey
+from template.records import Metrics, RoundReport
 from template.telemetry import wandb_tracker
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_run import child_processes
 from template.telemetry.wandb_tracker import TrackerConfig, WandbTracker, delete_old_runs
+from tests.telemetry.test_metrics import make_metrics, make_report, make_row
 
 ROOT = Path(__file__).resolve().parents[2]
 HOTKEY = "5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX"
@@ -57,42 +58,15 @@ def make_tracker(folder: Path, *, clock: Callable[[], float] = lambda: DAY, vers
     return WandbTracker(config, redact=Redactor(), clock=clock, backoff_s=0.05)
 
 
-def make_metrics(block: int) -> Metrics:
-    return Metrics(
-        now=12.0 * block + 3, block=block, block_time=12.0 * block, doing="", round_id=1, queue=5, unscored=8
-    )
+def point(block: int) -> Metrics:
+    return make_metrics(now=12.0 * block + 3, block=block, block_time=12.0 * block)
 
 
-def make_report(number: int, file: Path | None = None) -> RoundReport:
-    closed = Round(
-        id=number,
-        start_block=number * 360,
-        start_block_hash="0x",
-        opened_block=0,
-        end_block=0,
-        lucky_num=1,
-        entries=(),
-        queue=(),
-    )
-    standings = tuple(
-        LeaderboardRow(
-            key=SubmissionKey(f"hotkey{uid}", f"owner/{SECRET}:1:{'0' * 40}"),
-            uid=uid,
-            reason=Reason.DUPLICATE if loss is None else None,
-            message="",
-            loss=loss,
-            score=0.0,
-            weight=0.0,
-        )
-        for uid, loss in enumerate([None, 1.5, 2.5])
-    )
-    return RoundReport(
-        round=closed,
-        leaderboard=standings,
-        intents=(),
-        seconds={"hotkey1": 2.0},
-        round_file=None if file is None else str(file),
-    )
+def closed_round(number: int, file: Path | None = None) -> RoundReport:
+    losses = enumerate([None, 1.5, 2.5])
+    rows = [make_row(uid, loss=loss, reason=None if loss else Reason.DUPLICATE, repo=SECRET) for uid, loss in losses]
+    round_file = None if file is None else str(file)
+    return make_report(rows, number, seconds={"hotkey1": 2.0}, round_file=round_file)
 
 
 def wait_until(is_reached: Callable[[], object]) -> None:
@@ -167,10 +141,10 @@ def test_wandb_run_holds_charts_table_receipts_and_no_secret(folder: Path, tmp_p
     receipts = tmp_path / "round-1.jsonl"
     receipts.write_text('{"signed": true}\n')
     tracker = make_tracker(folder)
-    tracker.report_metrics(make_metrics(100))
-    tracker.report_round(make_report(1, receipts))
-    tracker.report_round(make_report(2, tmp_path / "lost.jsonl"))
-    tracker.report_metrics(make_metrics(101))
+    tracker.report_metrics(point(100))
+    tracker.report_round(closed_round(1, receipts))
+    tracker.report_round(closed_round(2, tmp_path / "lost.jsonl"))
+    tracker.report_metrics(point(101))
     tracker.close(timeout_s=60)
     (path,) = runs(folder)
     assert is_finished(path)
@@ -180,8 +154,8 @@ def test_wandb_run_holds_charts_table_receipts_and_no_secret(folder: Path, tmp_p
     table = json.loads(next((path.parent / "files/media/table/round").glob("standings_*.json")).read_text())
     assert table["columns"] == list(wandb_tracker.TABLE_COLUMNS)
     assert table["data"][:2] == [
-        ["hotkey0", 0, "owner/[redacted]", "duplicate", None, 0, 0, None],
-        ["hotkey1", 1, "owner/[redacted]", "scored", 1.5, 0, 0, 2],
+        ["hotkey0", 0, "owner/[redacted]", "duplicate", None, 0.5, 0.25, None],
+        ["hotkey1", 1, "owner/[redacted]", "scored", 1.5, 0.5, 0.25, 2],
     ]
     records = read_run(path)
     artifacts = [record.request.log_artifact.artifact for record in records] + [record.artifact for record in records]
@@ -199,15 +173,15 @@ def test_wandb_run_holds_charts_table_receipts_and_no_secret(folder: Path, tmp_p
 def test_wandb_run_restart_same_day_and_version_resumes(folder: Path) -> None:
     now = DAY
     tracker = make_tracker(folder, clock=lambda: now)
-    tracker.report_metrics(make_metrics(1))
+    tracker.report_metrics(point(1))
     tracker.close(timeout_s=60)
     tracker = make_tracker(folder, clock=lambda: now)
-    tracker.report_metrics(make_metrics(2))
+    tracker.report_metrics(point(2))
     now += 86400
-    tracker.report_metrics(make_metrics(3))
+    tracker.report_metrics(point(3))
     tracker.close(timeout_s=60)
     tracker = make_tracker(folder, clock=lambda: now, version="1.3")
-    tracker.report_metrics(make_metrics(4))
+    tracker.report_metrics(point(4))
     tracker.close(timeout_s=60)
     paths = runs(folder)
     assert [values(path, "live/block") for path in paths] == [[1], [2], [3], [4]]
@@ -223,11 +197,11 @@ def test_wandb_service_dies_or_hangs_round_is_sent_again(
 ) -> None:
     monkeypatch.setattr(wandb_tracker, "REQUEST_TIMEOUT_S", 5)
     tracker = make_tracker(folder)
-    tracker.report_metrics(make_metrics(1))
+    tracker.report_metrics(point(1))
     wait_until(lambda: logged)
     broken = service(folder)
     os.kill(broken, fault)
-    tracker.report_round(make_report(1))
+    tracker.report_round(closed_round(1))
     wait_until(lambda: len(runs(folder)) == 2)
     tracker.close(timeout_s=60)
     first, second = runs(folder)
@@ -240,14 +214,14 @@ def test_wandb_service_dies_or_hangs_round_is_sent_again(
 
 def test_wandb_service_hung_reports_and_close_return(folder: Path, logged: list[str]) -> None:
     tracker = make_tracker(folder)
-    tracker.report_metrics(make_metrics(1))
+    tracker.report_metrics(point(1))
     wait_until(lambda: logged)
     for pid in (service(folder), *run_processes(folder)):
         assert SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
         os.kill(pid, signal.SIGSTOP)
     for block in range(1000):
-        tracker.report_metrics(make_metrics(block))
-        tracker.report_round(make_report(block))
+        tracker.report_metrics(point(block))
+        tracker.report_round(closed_round(block))
     # The service hangs forever, its timeout is a minute.
     tracker.close(timeout_s=0.5)
     assert not tracker._thread.is_alive()
@@ -256,7 +230,7 @@ def test_wandb_service_hung_reports_and_close_return(folder: Path, logged: list[
 def test_wandb_run_validator_killed_is_finished(folder: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
-        "folder = Path(sys.argv[1]); tracker = make_tracker(folder); tracker.report_metrics(make_metrics(1))\n"
+        "folder = Path(sys.argv[1]); tracker = make_tracker(folder); tracker.report_metrics(point(1))\n"
         "wait_until(lambda: runs(folder)); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -268,7 +242,7 @@ def test_wandb_run_validator_killed_is_finished(folder: Path) -> None:
 def test_wandb_service_hung_without_close_process_exits(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
-        "folder = Path(sys.argv[1]); tracker = make_tracker(folder); tracker.report_metrics(make_metrics(1))\n"
+        "folder = Path(sys.argv[1]); tracker = make_tracker(folder); tracker.report_metrics(point(1))\n"
         "wait_until(lambda: runs(folder)); os.kill(service(folder), signal.SIGSTOP)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -282,7 +256,7 @@ def test_wandb_server_silent_close_returns(folder: Path, tmp_path: Path, monkeyp
         monkeypatch.setenv("WANDB_API_KEY", key)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         tracker = make_tracker(folder)
-        tracker.report_metrics(make_metrics(1))
+        tracker.report_metrics(point(1))
         server.settimeout(90)
         connection, _ = server.accept()
         tracker.close(timeout_s=0.5)
@@ -295,7 +269,7 @@ def test_wandb_server_silent_close_returns(folder: Path, tmp_path: Path, monkeyp
 def test_wandb_key_invalid_is_a_warning(folder: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
     tracker = make_tracker(folder)
-    tracker.report_metrics(make_metrics(1))
+    tracker.report_metrics(point(1))
     wait_until(lambda: warnings(logged))
     tracker.close(timeout_s=60)
     assert "WANDB_API_KEY invalid" in warnings(logged)[0]
@@ -304,10 +278,10 @@ def test_wandb_key_invalid_is_a_warning(folder: Path, logged: list[str], monkeyp
 def test_wandb_tracker_long_outage_keeps_rounds_over_metrics(folder: Path, logged: list[str]) -> None:
     folder.write_text("in the way")
     tracker = make_tracker(folder)
-    tracker.report_round(make_report(1))
+    tracker.report_round(closed_round(1))
     for block in range(wandb_tracker.MAX_WAITING):
-        tracker.report_metrics(make_metrics(block))
-    tracker.report_round(make_report(2))
+        tracker.report_metrics(point(block))
+    tracker.report_round(closed_round(2))
     # More failures than a round has tries.
     wait_until(lambda: tracker._backoff_s >= 0.8)
     folder.unlink()
