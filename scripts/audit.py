@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from template import cli
 from template.config import load_training_args
@@ -64,19 +64,8 @@ class FileReport:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One replayed receipt. verdict: a `ReplayVerdict`, GONE or NO_ANSWER."""
-
-    path: Path
-    line: int
-    hotkey: str
-    dataset: str
-    lucky_num: int
-    loss: float
-    verdict: str
-    difference: float | None
-    reasons: tuple[str, ...]
+Outcome = dict[str, Any]
+"""One replayed receipt as in --json. verdict: a `ReplayVerdict`, GONE or NO_ANSWER."""
 
 
 class Job(NamedTuple):
@@ -135,8 +124,8 @@ def audit(args: argparse.Namespace) -> int:
     show(summarize(reports.values(), outcomes))
     if args.is_json:
         files = [{**asdict(report), "path": str(report.path)} for report in reports.values()]
-        lines = [{**asdict(outcome), "path": str(outcome.path)} for outcome in outcomes]
-        print(json.dumps({"files": files, "receipts": len(jobs), "seed": seed, "replayed": lines, "status": status}))
+        counts = {"receipts": len(jobs), "seed": seed}
+        print(json.dumps({"files": files, **counts, "replayed": outcomes, "status": status}))
     return status
 
 
@@ -214,26 +203,20 @@ def draw_sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
 
 def replay(auditor: Auditor, job: Job) -> Outcome:
     """Replay one receipt."""
-    try:
-        comparison = auditor.replay(job.receipt)
-        verdict: str = comparison.verdict
-        difference, reasons = comparison.difference, comparison.reasons
-    except SubmissionError as error:
-        verdict, difference, reasons = GONE, None, (str(error),)
-    except RemoteError as error:
-        verdict, difference, reasons = NO_ANSWER, None, (str(error),)
     submission, recorded = job.receipt.submission, job.receipt.result
-    return Outcome(
-        path=job.path,
-        line=job.line,
-        hotkey=submission.hotkey if submission else "",
-        dataset=f"{submission.repo}@{submission.commit}" if submission else "a local file",
-        lucky_num=recorded.lucky_num,
-        loss=recorded.loss,
-        verdict=verdict,
-        difference=difference,
-        reasons=reasons,
-    )
+    outcome: Outcome = {
+        "path": str(job.path),
+        "line": job.line,
+        "hotkey": submission.hotkey if submission else "",
+        "dataset": f"{submission.repo}@{submission.commit}" if submission else "a local file",
+        "lucky_num": recorded.lucky_num,
+        "loss": recorded.loss,
+    }
+    try:
+        return {**outcome, **asdict(auditor.replay(job.receipt))}
+    except (SubmissionError, RemoteError) as error:
+        verdict = GONE if isinstance(error, SubmissionError) else NO_ANSWER
+        return {**outcome, "verdict": verdict, "difference": None, "reasons": (str(error),)}
 
 
 def describe_file(report: FileReport) -> str:
@@ -251,17 +234,17 @@ def describe_file(report: FileReport) -> str:
 
 def describe_outcome(outcome: Outcome) -> str:
     """Format a replayed receipt in one line."""
-    verdict = outcome.verdict
+    verdict, difference = outcome["verdict"], outcome["difference"]
     if verdict == ReplayVerdict.DIFFERENT:
-        verdict = "differs" if outcome.difference is None else f"differs by {outcome.difference:+.3g}"
-    why = f" ({'; '.join(outcome.reasons)})" if outcome.reasons else ""
-    where = f"{outcome.path.name} line {outcome.line}, {outcome.hotkey}, {outcome.dataset}, loss {outcome.loss!r}"
-    return escape(f"{verdict}{why}: {where}")
+        verdict = "differs" if difference is None else f"differs by {difference:+.3g}"
+    reasons = f" ({'; '.join(outcome['reasons'])})" if outcome["reasons"] else ""
+    place = f"{Path(outcome['path']).name} line {outcome['line']}, {outcome['hotkey']}, {outcome['dataset']}"
+    return escape(f"{verdict}{reasons}: {place}, loss {outcome['loss']!r}")
 
 
 def summarize(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> str:
     """Count everything in one line."""
-    verdicts = Counter(outcome.verdict for outcome in outcomes)
+    verdicts = Counter(outcome["verdict"] for outcome in outcomes)
     counted = ", ".join(f"{verdicts[verdict]} {word}" for verdict, word in _COUNTED.items() if verdicts[verdict])
     signatures = sum(len(report.bad_signatures) for report in reports)
     faults = sum(len(report.inconsistencies) for report in reports)
@@ -273,7 +256,7 @@ def summarize(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> s
 
 def exit_status(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> int:
     """Return the exit status of the worst finding."""
-    verdicts = {outcome.verdict for outcome in outcomes}
+    verdicts = {outcome["verdict"] for outcome in outcomes}
     if any(report.bad_signatures for report in reports):
         return 9
     if ReplayVerdict.DIFFERENT in verdicts or any(report.inconsistencies for report in reports):

@@ -158,9 +158,8 @@ class Updater:
         try:
             with FileLock(self._git_dir / "updates.lock", timeout=0, fallback_to_soft=False):
                 self._check_clean_checkout()
-                before = self._git("rev-parse", "--symbolic-full-name", "HEAD").strip().removeprefix("refs/heads/")
-                if before == "HEAD":
-                    before = self._git("rev-parse", "HEAD").strip()
+                branch = self._git("rev-parse", "--symbolic-full-name", "HEAD").strip().removeprefix("refs/heads/")
+                before = self._git("rev-parse", "HEAD").strip() if branch == "HEAD" else branch
                 try:
                     self._switch(release)
                 except SubnetError as error:
@@ -209,11 +208,9 @@ class Updater:
 
     def _check_clean_checkout(self) -> None:
         """Raises: ConfigError naming local work that is in no release."""
-        changed = self._git("status", "--porcelain", "--untracked-files=no").splitlines()
-        if changed:
+        if changed := self._git("status", "--porcelain", "--untracked-files=no").splitlines():
             raise ConfigError(f"{self.root} has local changes: {', '.join(line[3:] for line in changed[:5])}")
-        unfinished = [name for name in _UNFINISHED if (self._git_dir / name).exists()]
-        if unfinished:
+        if unfinished := [name for name in _UNFINISHED if (self._git_dir / name).exists()]:
             raise ConfigError(f"{self.root} has an unfinished operation: {', '.join(unfinished)}")
         if not self._git("for-each-ref", "--count=1", "--contains=HEAD", "refs/remotes", "refs/tags", _REFS):
             raise ConfigError(f"{self.root} has local commits, which are in no release")
