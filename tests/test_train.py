@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import subprocess
@@ -14,14 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from template import train
-from template.errors import ConfigError, HostError, Reason, SubmissionError
+from template.errors import SubmissionError
 from template.records import Progress, TrainResult
-from template.train import load_resident_model, train_and_evaluate, train_lora
+from template.train import load_resident_model, train_lora
 from template.training import loop
-from template.training.loop import NonFiniteLoss
 from tests.fixtures.training import (
     BENCH_LOSS,
     ROOT,
@@ -29,14 +26,13 @@ from tests.fixtures.training import (
     base_parameters,
     digests,
     make_args,
-    make_row,
     make_rows,
     write_rows,
 )
 
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
-# Everything in a result but how long it took.
+# Fields that differ between equal runs.
 SECONDS = ("load_seconds", "train_seconds", "eval_seconds")
 
 
@@ -64,7 +60,7 @@ def other_data(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "other", make_rows(5, seed=9))
 
 
-# Property 1: the same bits.
+# Equal bits.
 
 
 @both_dtypes
@@ -152,7 +148,7 @@ def set_mkldnn_precision(value: str) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = value  # type: ignore[attr-defined]
 
 
-# What a caller may have switched on, each with the dtype that it would move the more.
+# Modes of a caller, each with the dtype whose loss it would change more.
 CALLER_MODES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = {
     "one thread": ("bfloat16", lambda: setting(torch.set_num_threads, 1, torch.get_num_threads())),
     "medium precision": ("float32", lambda: setting(torch.set_float32_matmul_precision, "medium", "highest")),
@@ -216,7 +212,7 @@ def test_dtype_changes_the_loss_a_little(expected: dict[str, TrainResult]) -> No
     assert 0 < abs(expected["bfloat16"].loss - expected["float32"].loss) < 0.05
 
 
-# Property 2: the base as it was, and the process too.
+# No side effects.
 
 
 def base_digests() -> dict[str, str]:
@@ -276,7 +272,7 @@ def test_settings_and_random_state_are_restored(
         assert process_state() == before
 
 
-# Property 5: what moved the number is told.
+# The result.
 
 
 def test_result_has_everything_that_can_change_the_loss(bench: Bench, expected: dict[str, TrainResult]) -> None:
@@ -293,164 +289,3 @@ def test_result_has_everything_that_can_change_the_loss(bench: Bench, expected: 
     assert len(result.step_losses) == 4
     assert math.isfinite(result.loss)
     assert min(result.load_seconds, result.train_seconds, result.eval_seconds) > 0
-
-
-# What is read of the files.
-
-
-def test_rows_above_eval_size_are_not_trained_on(bench: Bench, tmp_path: Path) -> None:
-    rows = make_rows(20, seed=1)
-    more = bench.run(data_dir=write_rows(tmp_path / "more", rows), rows=13)
-    fewer = bench.run(data_dir=write_rows(tmp_path / "fewer", rows[:13]), rows=13)
-    assert (more.loss, more.step_losses, more.train_rows) == (fewer.loss, fewer.step_losses, 13)
-    assert more.train_sha256 != fewer.train_sha256
-
-
-def test_rows_above_eval_size_need_no_target(bench: Bench, tmp_path: Path) -> None:
-    rows = [*make_rows(2, seed=1), {"conversations": [{"role": "user", "content": "no answer"}]}]
-    assert bench.run(data_dir=write_rows(tmp_path, rows), rows=2).train_rows == 2
-
-
-def test_long_row_is_truncated_at_2048_tokens(bench: Bench, tmp_path: Path) -> None:
-    answer = "seven days " * 1500
-    losses = []
-    for tail in ("sea", "storm"):
-        result = bench.run(data_dir=write_rows(tmp_path / tail, [make_row("How many?", answer + tail)]))
-        assert result.train_tokens == 2048
-        losses.append(result.loss)
-    assert losses[0] == losses[1]
-
-
-def test_evaluation_row_without_target_is_skipped(bench: Bench, tmp_path: Path) -> None:
-    rows = make_rows(9, seed=2)
-    no_target = {"conversations": [{"role": "user", "content": "no answer"}]}
-    result = bench.run(eval_data_dir=write_rows(tmp_path, [no_target, *rows]))
-    assert (result.eval_rows, result.eval_skipped_rows) == (9, 1)
-    assert result.loss == bench.run().loss
-
-
-def test_changed_evaluation_file_is_read_again(bench: Bench, tmp_path: Path) -> None:
-    write_rows(tmp_path, make_rows(3, seed=5))
-    first = bench.run(eval_data_dir=tmp_path)
-    write_rows(tmp_path, make_rows(3, seed=6))
-    second = bench.run(eval_data_dir=tmp_path)
-    assert first.eval_sha256 != second.eval_sha256
-    assert first.loss != second.loss
-
-
-# Whose fault it is.
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (None, Reason.MISSING_FILE),
-        (b"", Reason.EMPTY),
-        (b"\n\n", Reason.EMPTY),
-        (b"{", Reason.MALFORMED),
-        (b'{"conversations": []}', Reason.MALFORMED),
-        (json.dumps({"conversations": [{"role": "user", "content": "?"}]}).encode(), Reason.NO_TARGET),
-        (json.dumps(make_row("seven days " * 2000, "cut away")).encode(), Reason.NO_TARGET),
-    ],
-)
-def test_bad_file_is_the_fault_of_its_owner(
-    bench: Bench, tmp_path: Path, content: bytes | None, reason: Reason
-) -> None:
-    if content is not None:
-        (tmp_path / "data.jsonl").write_bytes(content)
-    with pytest.raises(SubmissionError) as caught:
-        bench.run(data_dir=tmp_path)
-    assert caught.value.reason is reason
-    with pytest.raises(ConfigError, match="evaluation set"):
-        bench.run(eval_data_dir=tmp_path)
-
-
-@both_dtypes
-def test_diverging_training_is_a_submission_error(
-    bench: Bench, expected: dict[str, TrainResult], monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "LEARNING_RATE", 1e30)
-        with pytest.raises(SubmissionError, match="not finite at") as caught:
-            bench.run(dtype)
-    assert caught.value.reason is Reason.DIVERGED
-    assert bits(bench.run(dtype)) == bits(expected[dtype])
-
-
-def poison(model: Path, folder: Path, token: int) -> Path:
-    """Copy a model and set one token's embedding to NaN."""
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    weights = load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][token, 0] = math.nan
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.mark.parametrize("token", [0, 300])
-def test_non_finite_base_is_a_host_error(bench: Bench, tmp_path: Path, token: int) -> None:
-    with pytest.raises(HostError, match="not finite"):
-        bench.run(model_path=poison(bench.model_path, tmp_path / "poisoned", token))
-
-
-@pytest.mark.parametrize("second", ["nowhere", "training step 2 of 4"])
-def test_irreproducible_failure_is_a_host_error(bench: Bench, monkeypatch: pytest.MonkeyPatch, second: str) -> None:
-    run_once = train._run_once
-    places = iter(["training step 1 of 4", second])
-
-    def fail(*args: Any) -> Any:
-        where = next(places)
-        if where == "nowhere":
-            return run_once(*args)
-        raise NonFiniteLoss(where, [0])
-
-    monkeypatch.setattr(train, "_run_once", fail)
-    with pytest.raises(HostError, match="not reproducible"):
-        bench.run()
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError("full"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), OSError(28, "No space left")]
-)
-def test_failure_of_this_machine_is_a_host_error(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fail(*_: Any, **__: Any) -> float:
-        raise error
-
-    monkeypatch.setattr(loop, "evaluate", fail)
-    with pytest.raises(HostError):
-        bench.run()
-
-
-@pytest.mark.parametrize("lucky_num", [-1, 2**32, 1.5, True])
-def test_lucky_num_out_of_range_is_a_config_error(bench: Bench, lucky_num: int) -> None:
-    with pytest.raises(ConfigError, match="lucky_num"):
-        bench.run(lucky_num=lucky_num)
-
-
-def test_largest_lucky_num_is_accepted(bench: Bench) -> None:
-    assert bench.run(lucky_num=2**32 - 1).lucky_num == 2**32 - 1
-
-
-@pytest.mark.parametrize("rows", [0, -1])
-def test_eval_size_below_one_is_a_config_error(bench: Bench, rows: int) -> None:
-    with pytest.raises(ConfigError, match="eval_size"):
-        bench.run(rows=rows)
-
-
-@pytest.mark.parametrize("options", [{"device": "tpu"}, {"device": "cuda:99"}, {"dtype": "float16"}])
-def test_unusable_device_or_dtype_is_a_config_error(bench: Bench, options: dict[str, str]) -> None:
-    with pytest.raises(ConfigError):
-        train_and_evaluate(7, 2.6, 250, options=dataclasses.replace(bench.options(), **options))  # type: ignore[arg-type]
-
-
-def test_resident_model_is_loaded_once(bench: Bench) -> None:
-    bench.run()
-    resident = train._resident
-    model = load_resident_model(bench.options())
-    bench.run(lucky_num=8)
-    assert train._resident is resident
-    assert resident is not None
-    assert model is resident.model
