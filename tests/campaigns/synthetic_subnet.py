@@ -27,9 +27,9 @@ from template.localnet.chain import pallets
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.scale_codec import decode_call, encode_call
 from template.localnet.chain.substrate import LocalSubstrate
-from template.localnet.hub.faults import HubFault, set_faults
 from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, LocalNet, make_hotkey
+from tests.fixtures.faulty_hub import HubFault, set_faults
 
 COMPETITION = dataclasses.replace(Competition.from_defaults(), id="synthetic", repo="synthetic/pool")
 # Losses of the tiny model after some short rows lie well inside of this curve.

@@ -15,15 +15,15 @@ from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_in
 from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub.datasets import fetch_eval_set
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
+from tests.fixtures.faulty_hub import FaultyHub
 from tests.fixtures.hub import REPO
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     """A Hub that huggingface_hub uses in this test."""
-    with HubServer(tmp_path / "hub") as running:
+    with FaultyHub(tmp_path / "hub") as running:
         url = f"{running.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
@@ -128,7 +128,7 @@ def test_malformed_line_is_rejected_though_not_counted(tmp_path: Path) -> None:
 # Fetching
 
 
-def test_fetch_returns_the_jsonl_of_the_pinned_commit(server: HubServer, tmp_path: Path) -> None:
+def test_fetch_returns_the_jsonl_of_the_pinned_commit(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"".join(LINES), "README.md": b"hello"})
     upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"newer"})
     path = fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)
@@ -138,14 +138,14 @@ def test_fetch_returns_the_jsonl_of_the_pinned_commit(server: HubServer, tmp_pat
     assert fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None) == path
 
 
-def test_fetch_without_a_usable_file_is_a_config_error(server: HubServer, tmp_path: Path) -> None:
+def test_fetch_without_a_usable_file_is_a_config_error(server: FaultyHub, tmp_path: Path) -> None:
     two = upload_files(server.store.root, REPO, {"a.jsonl": b"a", "b.jsonl": b"b"})
     for competition in (make_competition(two), make_competition("0" * 40), make_competition(two, "no/repo")):
         with pytest.raises(ConfigError, match="cannot download the competition's evaluation set"):
             fetch_eval_set(competition, tmp_path / "eval", None, None)
 
 
-def test_fetch_from_an_unreachable_hub_is_a_remote_error(server: HubServer, tmp_path: Path) -> None:
+def test_fetch_from_an_unreachable_hub_is_a_remote_error(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_files(server.store.root, REPO, {"eval.jsonl": b"".join(LINES)})
     server.close()
     with pytest.raises(RemoteError):

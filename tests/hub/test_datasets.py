@@ -17,19 +17,18 @@ import pytest
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.hub import datasets
-from template.localnet.hub.faults import FaultKind, HubFault, read_faults, set_faults
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, download, download_error, is_cached, upload_data
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "hub") as running:
+def server(tmp_path: Path) -> Iterator[FaultyHub]:
+    with FaultyHub(tmp_path / "hub") as running:
         yield running
 
 
-def test_uploaded_file_downloads_unchanged(server: HubServer, tmp_path: Path) -> None:
+def test_uploaded_file_downloads_unchanged(server: FaultyHub, tmp_path: Path) -> None:
     commit = datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
     file = download(server, commit, tmp_path / "data")
     assert file.path == tmp_path / "data" / DATA
@@ -37,7 +36,7 @@ def test_uploaded_file_downloads_unchanged(server: HubServer, tmp_path: Path) ->
     assert (file.repo, file.revision, file.size) == (REPO, commit, len(OLD))
 
 
-def test_unchanged_upload_returns_the_existing_commit(server: HubServer) -> None:
+def test_unchanged_upload_returns_the_existing_commit(server: FaultyHub) -> None:
     first = datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
     assert datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint) == first
     second = datasets.upload_dataset(NEW, REPO, token=TOKEN, endpoint=server.endpoint)
@@ -45,7 +44,7 @@ def test_unchanged_upload_returns_the_existing_commit(server: HubServer) -> None
     assert datasets.resolve_revision(REPO, token=None, endpoint=server.endpoint) == second
 
 
-def test_unchanged_upload_overtaken_by_another_is_an_error(server: HubServer) -> None:
+def test_unchanged_upload_overtaken_by_another_is_an_error(server: FaultyHub) -> None:
     upload_data(server, OLD)
     root = server.store.root
     set_faults(root, HubFault(kind=FaultKind.LATENCY, seconds=0.5, pattern="^GET .*/revision/main", count=1))
@@ -62,13 +61,13 @@ def test_unchanged_upload_overtaken_by_another_is_an_error(server: HubServer) ->
     other.join()
 
 
-def test_older_commit_stays_downloadable(server: HubServer, tmp_path: Path) -> None:
+def test_older_commit_stays_downloadable(server: FaultyHub, tmp_path: Path) -> None:
     old = upload_data(server, OLD)
     upload_data(server, NEW)
     assert download(server, old, tmp_path / "data").path.read_bytes() == OLD
 
 
-def test_empty_file_downloads(server: HubServer, tmp_path: Path) -> None:
+def test_empty_file_downloads(server: FaultyHub, tmp_path: Path) -> None:
     assert download(server, upload_data(server, b""), tmp_path / "data").size == 0
 
 
@@ -93,7 +92,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faulty_hub_is_a_remote_error_in_time(server: HubServer, tmp_path: Path, name: str) -> None:
+def test_faulty_hub_is_a_remote_error_in_time(server: FaultyHub, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "data"
     old, new = upload_data(server, OLD), upload_data(server, NEW)
     download(server, old, folder)
@@ -120,7 +119,7 @@ def test_faulty_hub_is_a_remote_error_in_time(server: HubServer, tmp_path: Path,
     ],
 )
 def test_oversized_answer_stops_before_the_deadline(
-    server: HubServer, tmp_path: Path, kind: FaultKind, path: str, sentence: str
+    server: FaultyHub, tmp_path: Path, kind: FaultKind, path: str, sentence: str
 ) -> None:
     commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=kind, pattern=path, size=2**20))
@@ -129,7 +128,7 @@ def test_oversized_answer_stops_before_the_deadline(
 
 
 @pytest.mark.parametrize(("status", "wait_s"), [(429, 7), (503, 40)])
-def test_busy_hub_error_has_the_requested_wait(server: HubServer, tmp_path: Path, status: int, wait_s: int) -> None:
+def test_busy_hub_error_has_the_requested_wait(server: FaultyHub, tmp_path: Path, status: int, wait_s: int) -> None:
     commit = upload_data(server)
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=wait_s), usegmt=True)
     for text, slack in ((str(wait_s), 0.0), (date, 2.0)):
@@ -140,7 +139,7 @@ def test_busy_hub_error_has_the_requested_wait(server: HubServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["soon", "-5", "9" * 5000, "²"])
-def test_malformed_wait_is_ignored(server: HubServer, tmp_path: Path, text: str) -> None:
+def test_malformed_wait_is_ignored(server: FaultyHub, tmp_path: Path, text: str) -> None:
     commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after=text))
     with pytest.raises(RemoteError) as caught:
@@ -148,7 +147,7 @@ def test_malformed_wait_is_ignored(server: HubServer, tmp_path: Path, text: str)
     assert caught.value.retry_after_s is None
 
 
-def test_missing_repo_commit_and_file_have_their_reasons(server: HubServer, tmp_path: Path) -> None:
+def test_missing_repo_commit_and_file_have_their_reasons(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     upload_files(server.store.root, "bob/other", {"readme.txt": b"x"})
     other = upload_files(server.store.root, "bob/other", {f"{DATA}/inner": b"x"})
@@ -160,19 +159,19 @@ def test_missing_repo_commit_and_file_have_their_reasons(server: HubServer, tmp_
         download(server, commit, tmp_path / "d")
 
 
-def test_private_repo_is_missing_to_all_but_its_owner(server: HubServer, tmp_path: Path) -> None:
+def test_private_repo_is_missing_to_all_but_its_owner(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server, private=True)
     assert download_error(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
     assert download_error(server, commit, tmp_path / "b", token="hf_local_bob").reason is Reason.MISSING_REPO
     assert download(server, commit, tmp_path / "c", token=TOKEN).size == len(OLD)
 
 
-def test_private_upload_is_private(server: HubServer, tmp_path: Path) -> None:
+def test_private_upload_is_private(server: FaultyHub, tmp_path: Path) -> None:
     commit = datasets.upload_dataset(OLD, REPO, token=TOKEN, private=True, endpoint=server.endpoint)
     assert download_error(server, commit, tmp_path / "a").reason is Reason.MISSING_REPO
 
 
-def test_bad_token_is_a_host_error_without_the_token(server: HubServer, tmp_path: Path) -> None:
+def test_bad_token_is_a_host_error_without_the_token(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     for token in ("hf_SECRET", "hf_SECRET\n", "hf_SECRÉT", ""):
         with pytest.raises(HostError) as caught:
@@ -183,20 +182,20 @@ def test_bad_token_is_a_host_error_without_the_token(server: HubServer, tmp_path
         assert "SECR" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_expired_token_is_a_host_error(server: HubServer, tmp_path: Path) -> None:
+def test_expired_token_is_a_host_error(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=401))
     with pytest.raises(HostError):
         download(server, commit, tmp_path / "data", token=TOKEN)
 
 
-def test_upload_without_the_owners_token_is_a_host_error(server: HubServer) -> None:
+def test_upload_without_the_owners_token_is_a_host_error(server: FaultyHub) -> None:
     for token in (None, "hf_local_bob"):
         with pytest.raises(HostError):
             datasets.upload_dataset(OLD, REPO, token=token, endpoint=server.endpoint)
 
 
-def test_file_over_the_limit_is_not_downloaded(server: HubServer, tmp_path: Path) -> None:
+def test_file_over_the_limit_is_not_downloaded(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.DROP, pattern="/resolve/"))
     assert download_error(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
@@ -205,13 +204,13 @@ def test_file_over_the_limit_is_not_downloaded(server: HubServer, tmp_path: Path
     assert download_error(server, commit, tmp_path / "data", max_bytes=len(OLD) - 1).reason is Reason.TOO_LARGE
 
 
-def test_only_jsonl_of_a_repo_is_found_by_its_ending(server: HubServer, tmp_path: Path) -> None:
+def test_only_jsonl_of_a_repo_is_found_by_its_ending(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_files(server.store.root, REPO, {"deep/train set.jsonl": OLD, "readme.md": b"#"})
     file = download(server, commit, tmp_path / "data", filename=None)
     assert (file.path.name, file.path.read_bytes()) == (DATA, OLD)
 
 
-def test_none_or_two_jsonl_are_a_missing_file(server: HubServer, tmp_path: Path) -> None:
+def test_none_or_two_jsonl_are_a_missing_file(server: FaultyHub, tmp_path: Path) -> None:
     none = upload_files(server.store.root, REPO, {"readme.md": b"#"})
     assert download_error(server, none, tmp_path / "data", filename=None).reason is Reason.MISSING_FILE
     two = upload_files(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
@@ -224,12 +223,12 @@ OTHER_THAN_A_REVISION = ["main", "", "a" * 39, "A" * 40, "a" * 41, "a" * 40 + "\
 
 
 @pytest.mark.parametrize("revision", OTHER_THAN_A_REVISION)
-def test_revision_must_be_a_full_commit_or_digest(server: HubServer, tmp_path: Path, revision: str) -> None:
+def test_revision_must_be_a_full_commit_or_digest(server: FaultyHub, tmp_path: Path, revision: str) -> None:
     with pytest.raises(ConfigError):
         download(server, revision, tmp_path / "data")
 
 
-def test_upload_to_a_busy_hub_fails_at_once(server: HubServer) -> None:
+def test_upload_to_a_busy_hub_fails_at_once(server: FaultyHub) -> None:
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/preupload/"))
     started = time.monotonic()
     with pytest.raises(RemoteError) as caught:
@@ -240,7 +239,7 @@ def test_upload_to_a_busy_hub_fails_at_once(server: HubServer) -> None:
 
 @pytest.mark.parametrize("kind", [FaultKind.ENDLESS, FaultKind.LATENCY, FaultKind.HEADER_DRIP, FaultKind.DROP])
 @pytest.mark.parametrize("step", ["/repos/create", "/preupload/", "/commit/", "/paths-info/"])
-def test_upload_ends_at_its_deadline_and_can_be_repeated(server: HubServer, kind: FaultKind, step: str) -> None:
+def test_upload_ends_at_its_deadline_and_can_be_repeated(server: FaultyHub, kind: FaultKind, step: str) -> None:
     set_faults(server.store.root, HubFault(kind=kind, pattern=step, seconds=0.7))
     started = time.monotonic()
     with pytest.raises(RemoteError):
@@ -250,7 +249,7 @@ def test_upload_ends_at_its_deadline_and_can_be_repeated(server: HubServer, kind
     datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
 
 
-def test_branch_resolves_to_its_commit(server: HubServer) -> None:
+def test_branch_resolves_to_its_commit(server: FaultyHub) -> None:
     commit = upload_data(server)
     assert datasets.resolve_revision(REPO, "main", token=None, endpoint=server.endpoint) == commit
     with pytest.raises(SubmissionError):
@@ -261,14 +260,14 @@ def test_branch_resolves_to_its_commit(server: HubServer) -> None:
     assert datasets.resolve_revision(REPO, commit, token=None, endpoint=server.endpoint) == commit
 
 
-def test_offline_mode_is_a_config_error(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_a_config_error(server: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = upload_data(server)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE"):
         download(server, commit, tmp_path / "data")
 
 
-def test_unexpected_json_is_a_subnet_error(server: HubServer, tmp_path: Path) -> None:
+def test_unexpected_json_is_a_subnet_error(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=200, pattern="/paths-info/"))
     with pytest.raises(SubnetError):
@@ -279,7 +278,7 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_file_is_found_by_digest_on_main(server: HubServer, tmp_path: Path) -> None:
+def test_file_is_found_by_digest_on_main(server: FaultyHub, tmp_path: Path) -> None:
     upload_data(server, OLD)
     upload_files(server.store.root, REPO, {"readme.md": b"#"})
     file = download(server, digest_of(OLD), tmp_path / "data")
@@ -287,7 +286,7 @@ def test_file_is_found_by_digest_on_main(server: HubServer, tmp_path: Path) -> N
     assert (file.revision, file.sha256) == (digest_of(OLD), digest_of(OLD))
 
 
-def test_digest_not_on_main_is_a_missing_file(server: HubServer, tmp_path: Path) -> None:
+def test_digest_not_on_main_is_a_missing_file(server: FaultyHub, tmp_path: Path) -> None:
     def sentence() -> str:
         error = download_error(server, digest_of(OLD), tmp_path / "data")
         assert error.reason is Reason.MISSING_FILE
@@ -305,18 +304,18 @@ def test_digest_not_on_main_is_a_missing_file(server: HubServer, tmp_path: Path)
     assert download(server, digest_of(OLD), tmp_path / "data").path.read_bytes() == OLD
 
 
-def test_digest_in_a_private_repo_is_a_missing_file(server: HubServer, tmp_path: Path) -> None:
+def test_digest_in_a_private_repo_is_a_missing_file(server: FaultyHub, tmp_path: Path) -> None:
     upload_data(server, private=True)
     assert download_error(server, digest_of(OLD), tmp_path / "a").reason is Reason.MISSING_FILE
 
 
-def test_digest_of_a_file_over_the_limit_is_too_large(server: HubServer, tmp_path: Path) -> None:
+def test_digest_of_a_file_over_the_limit_is_too_large(server: FaultyHub, tmp_path: Path) -> None:
     upload_data(server)
     assert download_error(server, digest_of(OLD), tmp_path / "a", max_bytes=10).reason is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize("name", ["drop", "503", "bare 404", "truncated listing", "wrong listing", "wrong bytes"])
-def test_digest_on_a_faulty_hub_is_a_remote_error(server: HubServer, tmp_path: Path, name: str) -> None:
+def test_digest_on_a_faulty_hub_is_a_remote_error(server: FaultyHub, tmp_path: Path, name: str) -> None:
     upload_data(server)
     set_faults(server.store.root, FAULTS[name])
     with pytest.raises(RemoteError):

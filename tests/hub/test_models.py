@@ -15,10 +15,9 @@ from template.config import TrainingArgs, load_training_args
 from template.data.encoding import Tokenize
 from template.errors import RemoteError, SubnetError
 from template.hub import datasets, transport
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import ScoringModel, load_model, load_tokenizer
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.training import MODEL_ID
 
 WEIGHTS = "^GET .*safetensors"
@@ -28,11 +27,11 @@ Load = Callable[[], ScoringModel]
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     """A hub that this process uses as if HF_ENDPOINT had been set at its start."""
     datasets.configure_client()
     monkeypatch.setattr(transport, "_MAX_MODEL_FILE_BYTES", SMALL)
-    with HubServer(tmp_path / "hub") as running:
+    with FaultyHub(tmp_path / "hub") as running:
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -42,7 +41,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
 
 
 @pytest.fixture
-def load(server: HubServer, tiny_model: Path, tmp_path: Path) -> Load:
+def load(server: FaultyHub, tiny_model: Path, tmp_path: Path) -> Load:
     """A function that loads the tiny model by its commit into an empty cache."""
     files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
     args = replace(load_training_args(), revision=upload_files(server.store.root, MODEL_ID, files, repo_type="model"))
@@ -59,13 +58,13 @@ def load(server: HubServer, tiny_model: Path, tmp_path: Path) -> Load:
     ],
     ids=["endless weights", "endless tokenizer", "endless config", "compressed weights"],
 )
-def test_oversized_model_file_is_an_error(server: HubServer, load: Load, sentence: str, fault: HubFault) -> None:
+def test_oversized_model_file_is_an_error(server: FaultyHub, load: Load, sentence: str, fault: HubFault) -> None:
     set_faults(server.store.root, fault)
     with pytest.raises(RemoteError, match=sentence):
         load()
 
 
-def test_model_download_retries_a_busy_hub_soon(server: HubServer, load: Load) -> None:
+def test_model_download_retries_a_busy_hub_soon(server: FaultyHub, load: Load) -> None:
     busy = HubFault(kind=FaultKind.STATUS, status=429, retry_after="999999999", pattern=WEIGHTS, count=1)
     set_faults(server.store.root, busy)
     assert load().source.model_id == MODEL_ID
@@ -73,7 +72,7 @@ def test_model_download_retries_a_busy_hub_soon(server: HubServer, load: Load) -
 
 @pytest.mark.parametrize("what", ["safetensors", "tokenizer.json", "config.json"])
 def test_model_file_of_other_bytes_is_refused_and_removed(
-    server: HubServer, load: Load, tiny_model: Path, what: str
+    server: FaultyHub, load: Load, tiny_model: Path, what: str
 ) -> None:
     """The library compares only the length."""
     name = next(path.name for path in sorted(tiny_model.iterdir()) if path.name.endswith(what))
@@ -93,7 +92,7 @@ def test_model_file_of_other_bytes_is_refused_and_removed(
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
 @pytest.mark.parametrize("name", ["../../../evil", "{tmp}/evil", ".."])
 def test_header_with_a_path_writes_nothing_outside_cache(
-    server: HubServer, load: Load, tmp_path: Path, name: str, header: str
+    server: FaultyHub, load: Load, tmp_path: Path, name: str, header: str
 ) -> None:
     headers = {"ETag": '"abc"', "X-Repo-Commit": "a" * 40, header: name.replace("{tmp}", str(tmp_path))}
     reply = HubFault(kind=FaultKind.REPLY, status=200, headers=tuple(headers.items()), body="{}", pattern="/resolve/")
@@ -103,12 +102,12 @@ def test_header_with_a_path_writes_nothing_outside_cache(
     assert {path.name for path in tmp_path.iterdir()} <= {"hub", "cache"}
 
 
-def test_etags_with_slashes_are_accepted(server: HubServer, load: Load, tiny_model: Path, tmp_path: Path) -> None:
+def test_etags_with_slashes_are_accepted(server: FaultyHub, load: Load, tiny_model: Path, tmp_path: Path) -> None:
     """The real Hub sends Express's base64 ETags with listings, errors and redirects."""
     commit = HubStore(server.store.root).repo("models", MODEL_ID).head
     weights = tiny_model / "model.safetensors"
     express = ("ETag", 'W/"a27-vndQfbspAL31/eKATEOf36LyR8k"')
-    with HubServer(tmp_path / "store") as store:
+    with FaultyHub(tmp_path / "store") as store:
         there = upload_files(store.store.root, MODEL_ID, {weights.name: weights}, repo_type="model")
         moved = (
             express,
@@ -140,7 +139,7 @@ AWAY = {
 
 @pytest.mark.parametrize("how", AWAY)
 def test_cached_model_loads_while_the_hub_is_away(
-    server: HubServer, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    server: FaultyHub, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     args = replace(load_training_args(), revision=None)  # by the branch: the library asks the Hub each time
@@ -168,7 +167,7 @@ def _unknown(*question: object, **named: object) -> None:
     raise socket.gaierror(socket.EAI_AGAIN, "the name server is away")
 
 
-def test_missing_commit_error_names_the_model(server: HubServer, load: Load) -> None:
+def test_missing_commit_error_names_the_model(server: FaultyHub, load: Load) -> None:
     headers = (("X-Error-Code", "RevisionNotFound"),)
     set_faults(server.store.root, HubFault(kind=FaultKind.REPLY, status=404, headers=headers, pattern="/resolve/"))
     with pytest.raises(SubnetError, match=MODEL_ID):

@@ -13,28 +13,27 @@ from pathlib import Path
 import pytest
 
 from template.errors import HostError
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, download, download_error, is_cached, upload_data
 
 PARTS = f".{DATA}.*"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "hub") as running:
+def server(tmp_path: Path) -> Iterator[FaultyHub]:
+    with FaultyHub(tmp_path / "hub") as running:
         yield running
 
 
-def test_downloaded_file_needs_no_network(server: HubServer, tmp_path: Path) -> None:
+def test_downloaded_file_needs_no_network(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     first = download(server, commit, tmp_path / "data")
     server.close()
     assert download(server, commit, tmp_path / "data") == first
 
 
-def test_cached_file_is_copied_without_network(server: HubServer, tmp_path: Path) -> None:
+def test_cached_file_is_copied_without_network(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     download(server, commit, tmp_path / "one", cache_dir=tmp_path / "cache")
     server.close()
@@ -43,7 +42,7 @@ def test_cached_file_is_copied_without_network(server: HubServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["data", "cache"])
-def test_edited_file_is_downloaded_again(server: HubServer, tmp_path: Path, place: str) -> None:
+def test_edited_file_is_downloaded_again(server: FaultyHub, tmp_path: Path, place: str) -> None:
     commit = upload_data(server)
     download(server, commit, tmp_path / "data", cache_dir=tmp_path / "cache")
     for path in (tmp_path / place).rglob(DATA):
@@ -56,7 +55,7 @@ class Killed(BaseException):
 
 
 def test_kill_at_any_step_mixes_no_two_revisions(
-    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = upload_data(server, OLD), upload_data(server, NEW)
     for step in range(100):
@@ -83,7 +82,7 @@ def test_kill_at_any_step_mixes_no_two_revisions(
     assert step > 5 and is_cached(folder, new)
 
 
-def test_killed_download_keeps_the_old_revision(server: HubServer, tmp_path: Path) -> None:
+def test_killed_download_keeps_the_old_revision(server: FaultyHub, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     old, new = upload_data(server, OLD), upload_data(server, NEW)
     download(server, old, folder)
@@ -105,13 +104,13 @@ def test_killed_download_keeps_the_old_revision(server: HubServer, tmp_path: Pat
     assert not list(folder.glob(PARTS)), "removed a day later"
 
 
-def test_named_file_does_not_answer_for_the_only_jsonl(server: HubServer, tmp_path: Path) -> None:
+def test_named_file_does_not_answer_for_the_only_jsonl(server: FaultyHub, tmp_path: Path) -> None:
     two = upload_files(server.store.root, REPO, {DATA: OLD, "more.jsonl": NEW})
     download(server, two, tmp_path / "data", cache_dir=tmp_path / "cache")
     download_error(server, two, tmp_path / "data", cache_dir=tmp_path / "cache", filename=None)
 
 
-def test_cached_digest_answers_for_itself_only(server: HubServer, tmp_path: Path) -> None:
+def test_cached_digest_answers_for_itself_only(server: FaultyHub, tmp_path: Path) -> None:
     old, new = (hashlib.sha256(content).hexdigest() for content in (OLD, NEW))
     upload_data(server, OLD)
     download(server, old, tmp_path / "one", cache_dir=tmp_path / "cache")
@@ -121,7 +120,7 @@ def test_cached_digest_answers_for_itself_only(server: HubServer, tmp_path: Path
     assert download(server, old, tmp_path / "two", cache_dir=tmp_path / "cache").path.read_bytes() == OLD
 
 
-def test_unusable_folder_is_a_host_error(server: HubServer, tmp_path: Path) -> None:
+def test_unusable_folder_is_a_host_error(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(HostError):

@@ -19,10 +19,9 @@ from template.hub import datasets
 from template.hub.transport import BoundedTransport
 from template.localnet.hub import server as hub_server
 from template.localnet.hub.api import Request, Response
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import load_model
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import DATA, OLD, REPO, TOKEN
 from tests.fixtures.training import MODEL_ID
 
@@ -33,11 +32,11 @@ LISTING, FILE = "/paths-info/", "/resolve/"
 class Hosts:
     """The endpoint, another host, and the requests that both received."""
 
-    hub: HubServer
-    elsewhere: HubServer
+    hub: FaultyHub
+    elsewhere: FaultyHub
     seen: list[Request]
 
-    def received(self, server: HubServer) -> list[Request]:
+    def received(self, server: FaultyHub) -> list[Request]:
         return [call for call in self.seen if call.endpoint == server.endpoint]
 
     def misbehave(self, *faults: HubFault) -> None:
@@ -63,7 +62,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
         return respond(store, call)
 
     monkeypatch.setattr(hub_server, "respond", record)
-    with HubServer(tmp_path / "hub") as hub, HubServer(tmp_path / "elsewhere") as elsewhere:
+    with FaultyHub(tmp_path / "hub") as hub, FaultyHub(tmp_path / "elsewhere") as elsewhere:
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -15,8 +15,7 @@ from huggingface_hub import get_session
 from template.errors import RemoteError
 from template.hub import datasets
 from template.hub.transport import RequestBudget
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
-from template.localnet.hub.server import HubServer
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import DATA, OLD, REPO, download, upload_data
 
 PUBLIC = "https://8.8.8.8"
@@ -106,9 +105,9 @@ def join_calls() -> None:
 
 
 @pytest.fixture
-def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     """A hub that also answers as HTTP proxy, set as this process's proxy."""
-    with HubServer(tmp_path / "hub") as server:
+    with FaultyHub(tmp_path / "hub") as server:
         monkeypatch.setenv("HTTP_PROXY", server.endpoint)
         monkeypatch.delenv("NO_PROXY", raising=False)
         huggingface_hub.close_session()
@@ -116,14 +115,14 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer
     huggingface_hub.close_session()
 
 
-def test_proxy_resolves_the_endpoints_name(proxy: HubServer, tmp_path: Path) -> None:
+def test_proxy_resolves_the_endpoints_name(proxy: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(proxy)
     file = datasets.download_dataset(REPO, commit, tmp_path / "data", endpoint="http://hub.invalid")
     assert file.path.read_bytes() == OLD
 
 
 def test_slow_download_thread_ends_after_the_deadline(tmp_path: Path) -> None:
-    with HubServer(tmp_path / "hub") as server:
+    with FaultyHub(tmp_path / "hub") as server:
         commit = upload_data(server)
         set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
         with pytest.raises(RemoteError):

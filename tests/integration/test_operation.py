@@ -12,12 +12,12 @@ from neurons import validator
 from template import constants
 from template.errors import ConfigError, Reason, RemoteError
 from template.localnet.hub import store as hub_store
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.network import make_hotkey
 from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator import evaluation
 from tests.fixtures.chain import CountingSubstrate
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import (
     LARGE,
     POOL,

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID
 from template.rules.schedule import Policy
 from tests.fixtures.chain import submit
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import (
     LARGE,
     POOL,

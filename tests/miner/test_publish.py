@@ -13,10 +13,10 @@ from template.constants import MAX_SUBMISSION_BYTES
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.chain.ledger import ChainFault
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.miner import (
     ERA_BLOCKS,
     LaggingChain,

@@ -16,7 +16,6 @@ from template.errors import ConfigError, RemoteError
 from template.hub import datasets
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub import store as hub_store
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.miner.draft import PublishResult
 from template.miner.publish import publish_dataset
 from template.miner.sealed import (
@@ -28,6 +27,7 @@ from template.miner.sealed import (
     seal_dataset,
 )
 from template.records import ChainCommitment, PublishOutcome
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.miner import (
     Killed,
     LaggingChain,

@@ -17,8 +17,8 @@ from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, RemoteError
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.network import NETUID, make_hotkey
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import (
     LARGE,
     POOL,

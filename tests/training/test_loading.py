@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
 from template.localnet.models.tiny import make_tiny_model
 from template.training.model import ScoringModel, digest_folder, load_model
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.training import (
     CPU,
     DTYPES,
@@ -227,10 +226,10 @@ def test_folder_named_like_the_model_is_rejected(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     """A Hub that transformers uses in this test."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client's backoff
-    with HubServer(tmp_path / "hub") as running:
+    with FaultyHub(tmp_path / "hub") as running:
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -243,7 +242,7 @@ def load_from_hub(cache: Path, model_id: str = MODEL_ID, revision: str | None = 
     return load_model(args, device=CPU, dtype=torch.float32, cache_dir=cache)
 
 
-def test_hub_model_is_loaded_at_the_recorded_commit(server: HubServer, tiny_model: Path, tmp_path: Path) -> None:
+def test_hub_model_is_loaded_at_the_recorded_commit(server: FaultyHub, tiny_model: Path, tmp_path: Path) -> None:
     folders = [tiny_model, make_tiny_model(tmp_path / "other", seed=1)]
     commits = [
         upload_files(server.store.root, MODEL_ID, {path.name: path for path in folder.iterdir()}, repo_type="model")
@@ -267,7 +266,7 @@ def test_hub_model_is_loaded_at_the_recorded_commit(server: HubServer, tiny_mode
     ids=["no repo", "no commit", "no model", "pickled weights only"],
 )
 def test_missing_hub_model_is_a_config_error(
-    server: HubServer, tiny_model: Path, tmp_path: Path, model_id: str, revision: str | None
+    server: FaultyHub, tiny_model: Path, tmp_path: Path, model_id: str, revision: str | None
 ) -> None:
     files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
     upload_files(server.store.root, MODEL_ID, files, repo_type="model")
@@ -278,7 +277,7 @@ def test_missing_hub_model_is_a_config_error(
         load_from_hub(tmp_path / "cache", model_id, revision)
 
 
-def test_unreachable_hub_is_a_remote_error(server: HubServer, tmp_path: Path) -> None:
+def test_unreachable_hub_is_a_remote_error(server: FaultyHub, tmp_path: Path) -> None:
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=503))
     with pytest.raises(RemoteError):
         load_from_hub(tmp_path / "busy")

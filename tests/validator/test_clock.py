@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 
 from template.errors import HostError, Reason
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.records import RetryState, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.downloads import Downloader
 from template.validator.evaluation import RETRY_MOST_S, SUSPENDED_S
 from template.validator.loop import MISSING_RETRY_S
 from template.validator.reporting import REPORT_EVERY_S
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import SMALL, Net, run_bounded
 from tests.fixtures.validator import open_bench
 from tests.validator.test_downloads import still, tick_until

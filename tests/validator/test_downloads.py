@@ -15,12 +15,12 @@ from template.errors import HostError, Reason, RemoteError, SubmissionError
 from template.hub.storage import HubFile
 from template.localnet.hub import server as hub_server
 from template.localnet.hub.api import Request, Response
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.hub.store import HubStore
 from template.records import SubmissionKey
 from template.rules.schedule import Policy
 from template.validator.downloads import Downloader, dataset_folder, download
 from template.validator.evaluation import TIMEOUT_FIRST_S
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, run_bounded
 from tests.fixtures.validator import Bench, open_bench
 from tests.fixtures.views import make_entry

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from template.config import load_training_args
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
 from template.localnet.network import make_hotkey
 from template.store.store import Store
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import (
     SMALL,
     VALIDATOR,

@@ -11,8 +11,6 @@ from template.competition import CommitmentRecord
 from template.errors import HostError, Reason, RemoteError
 from template.hub.storage import HubFile
 from template.localnet.chain.ledger import ChainFault
-from template.localnet.hub.faults import FaultKind, HubFault, set_faults
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import upload_files
 from template.receipts.files import read_round
 from template.receipts.verify import check_consistency
@@ -20,6 +18,7 @@ from template.records import ChainView, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.downloads import Downloader
 from template.validator.loop import MISSING_RETRY_S
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.network import (
     LARGE,
     POOL,
@@ -69,7 +68,7 @@ def test_missing_hub_at_the_start_is_retried(net: Net) -> None:
         for _ in range(3):
             with pytest.raises(RemoteError):
                 bench.validator.tick()
-        with HubServer(root, port):
+        with FaultyHub(root, port):
             run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
 

@@ -16,7 +16,6 @@ from template.competition import CommitmentRecord
 from template.hub import datasets
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
-from template.localnet.hub.server import HubServer
 from template.records import LeaderboardRow
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
@@ -29,6 +28,7 @@ from template.validator.status_report import print_status
 from tests.campaigns.clock import BlockClock
 from tests.campaigns.fake_executors import FakeExecutor
 from tests.campaigns.synthetic_subnet import LARGE_ROWS, VALIDATOR, WIDE_CURVE, SyntheticSubnet, make_file, make_rows
+from tests.fixtures.faulty_hub import FaultyHub
 
 POOL = make_rows(140, words=17)
 LARGE = POOL[:LARGE_ROWS]
@@ -56,7 +56,7 @@ class Environment:
         self.state = folder / "state"
         competition = {"id": "arena", "repo": "arena/pool", "rows": 110, **WIDE_CURVE}
         self.subnet = SyntheticSubnet.create(folder, pool=POOL, competition=competition)
-        self.hub = HubServer(self.subnet.hub_root)
+        self.hub = FaultyHub(self.subnet.hub_root)
         self.subnet.register(*HONEST)
         for name, rows in HONEST.items():
             self.enter(name, rows)

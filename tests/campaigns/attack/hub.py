@@ -15,12 +15,12 @@ from pathlib import Path
 
 from template import constants
 from template.hub import datasets
-from template.localnet.hub.faults import FaultKind, HubFault
 from template.localnet.hub.store import HubStore, upload_files
 from tests.campaigns.attack.hub_content import WORDS
 from tests.campaigns.attack.hub_harness import AGAIN, CONTENT, DIGEST, FILE, LISTING, TAKEN, custom, fetch, stage
 from tests.campaigns.attack.hub_transport import WIRE
 from tests.campaigns.attack.runner import Attack, judge
+from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 _CROWD = "bob/crowd"
 _FILES = 100_000

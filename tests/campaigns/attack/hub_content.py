@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from template import constants
-from template.localnet.hub.faults import FaultKind, HubFault
 from tests.campaigns.attack.hub_harness import (
     AGAIN,
     COMMIT,
@@ -20,6 +19,7 @@ from tests.campaigns.attack.hub_harness import (
     WHOLE,
     attack,
 )
+from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 _NAME = constants.DATA_FILE
 _ROW = {"type": "file", "path": _NAME, "size": len(CONTENT), "oid": GIT_OID}

@@ -19,9 +19,9 @@ from pathlib import Path
 from template import constants
 from template.hub import datasets, storage
 from template.hub.storage import Request
-from template.localnet.hub.faults import HubFault, set_faults
 from template.localnet.hub.store import upload_files
 from tests.campaigns.attack.runner import Attack, judge
+from tests.fixtures.faulty_hub import HubFault, set_faults
 
 REPO = "alice/talk"
 CONTENT = b'{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n' * 40
@@ -88,7 +88,7 @@ def stage() -> Stage:
 
 
 def _serve(root: Path) -> str:
-    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(root)]
+    command = [sys.executable, "-m", "tests.fixtures.faulty_hub", "--root", str(root)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 

@@ -4,7 +4,6 @@ import socket
 import zlib
 from pathlib import Path
 
-from template.localnet.hub.faults import FaultKind, HubFault
 from tests.campaigns.attack.hub_harness import (
     CONTENT,
     FILE,
@@ -17,6 +16,7 @@ from tests.campaigns.attack.hub_harness import (
     fetch,
     stage,
 )
+from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 _TEXT = CONTENT.decode()
 _OK = "HTTP/1.1 200 OK\r\n"

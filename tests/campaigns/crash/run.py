@@ -16,7 +16,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from template.localnet.hub.server import HubServer
 from tests.campaigns.command import Progress
 from tests.campaigns.crash import checks
 from tests.campaigns.crash.points import EVENTS_FILE, KILLS_FILE, ROUND_BLOCKS
@@ -24,6 +23,7 @@ from tests.campaigns.crash.scenario import Base, begin_phase, start_of
 from tests.campaigns.crash.scorer import write_program
 from tests.campaigns.process_under_test import ValidatorProcess, find_orphans
 from tests.campaigns.synthetic_subnet import SyntheticSubnet
+from tests.fixtures.faulty_hub import FaultyHub
 
 _INTERVAL_S = 0.02
 # A run is given up when nothing changes in its state for so long.
@@ -116,7 +116,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.phases = folder, base.phases[:phases]
         self.subnet = SyntheticSubnet.copy(base.subnet, folder / "subnet")
-        self.hub = HubServer(self.subnet.hub_root)
+        self.hub = FaultyHub(self.subnet.hub_root)
         self.outcome = Outcome(folder.name, is_real=mode is None or mode == "record")
         self.snapshot = Snapshot()
         self._may_end, self._progress = may_end, progress

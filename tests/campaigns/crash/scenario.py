@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from template.localnet.hub.faults import FaultKind, HubFault
 from template.localnet.models.tiny import make_tiny_model
 from tests.campaigns.crash.points import ROUND_BLOCKS
 from tests.campaigns.process_under_test import write_training_args
 from tests.campaigns.synthetic_subnet import LARGE_ROWS, WIDE_CURVE, SyntheticSubnet, make_file, make_short_rows
+from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 MINERS = ("alice", "bob", "carol", "dave", "erin", "frank", "gina", "copycat", "outsider", "broken", "ghost", "bare")
 # Blocks between the commitments of a phase and its round's start.

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 from template import cli
 from template.constants import DATA_FILE
 from template.errors import ConfigError, HostError
-from template.localnet.hub.server import serve_hub
 from tests.campaigns import command
 from tests.campaigns.measure import Figure, memory_kib, write_figures
+from tests.fixtures.faulty_hub import serve_hub
 
 if TYPE_CHECKING:
     from template.records import Entry
@@ -107,10 +107,10 @@ def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Download all datasets from a slow hub, one by one and several at a time."""
-    from template.localnet.hub.faults import FaultKind, HubFault, set_faults
     from template.localnet.hub.store import upload_files
     from template.records import SubmissionKey
     from tests.campaigns.synthetic_subnet import make_file, make_rows
+    from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
     from tests.fixtures.views import make_entry
 
     root, files = folder.parent / "hub", {DATA_FILE: make_file(make_rows(args.rows))}

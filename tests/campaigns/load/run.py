@@ -13,13 +13,13 @@ from pathlib import Path
 
 from template.constants import MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS
 from template.errors import HostError
-from template.localnet.hub.server import serve_hub
 from template.rules import schedule
 from template.store.store import Store
 from template.validator.weights import NOTHING_SCORED
 from tests.campaigns.load.situations import LoadedSubnet, Situation
 from tests.campaigns.measure import MIB, Figure, disk_bytes, memory_kib
 from tests.campaigns.process_under_test import ValidatorProcess
+from tests.fixtures.faulty_hub import serve_hub
 
 # What a validator's process may hold beside the pool, in MiB: 90 for Python and its libraries; 128 for eight answers
 # of the Hub at their limit of 16; 70 for finding duplicates among 256 datasets and eight earlier versions of each, of

@@ -16,10 +16,10 @@ from template.constants import (
     MAX_SUBMISSION_ROWS,
 )
 from template.localnet.chain import pallets
-from template.localnet.hub.faults import FaultKind, HubFault
 from template.localnet.hub.store import upload_files
 from template.rules.schedule import Policy
 from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_file, make_rows
+from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 # Commitments of one hotkey must be so many blocks apart: the chain's space for an epoch holds 31.
 _RECOMMIT_BLOCKS = 12

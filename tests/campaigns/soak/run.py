@@ -13,8 +13,6 @@ from typing import Any
 
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.pallets import HYPERPARAMETERS
-from template.localnet.hub.faults import FaultKind, HubFault
-from template.localnet.hub.server import HubServer
 from template.localnet.models.tiny import make_tiny_model
 from template.store.store import Store
 from tests.campaigns.clock import BlockClock
@@ -23,6 +21,7 @@ from tests.campaigns.measure import disk_bytes, memory_kib
 from tests.campaigns.process_under_test import ValidatorProcess, adopt_orphans, find_orphans, write_training_args
 from tests.campaigns.soak.event_log import LOG_FILE, EventLog
 from tests.campaigns.soak.miners import Miners, create_subnet
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault
 
 BLOCKS_PER_EPOCH = 24
 RATE_LIMIT_BLOCKS = 10
@@ -153,7 +152,7 @@ class Soak:
         names = [validator_name(number) for number in range(validators)]
         self.subnet = create_subnet(folder, miners=miners, validators=names)
         self.subnet.chain.set_hyperparameter("WeightsSetRateLimit", RATE_LIMIT_BLOCKS)
-        self.hub = HubServer(self.subnet.hub_root)
+        self.hub = FaultyHub(self.subnet.hub_root)
         self.clock = BlockClock(self.subnet.net.chain_file)
         self.log = EventLog(folder / LOG_FILE, self.clock)
         self.miners = Miners(self.subnet, self.log, count=miners, quiet_blocks=2 * BLOCKS_PER_EPOCH, seed=seed)

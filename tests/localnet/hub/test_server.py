@@ -19,18 +19,17 @@ from huggingface_hub.file_download import get_hf_file_metadata
 
 from template.errors import ConfigError
 from template.hub import datasets
-from template.localnet.hub.faults import FaultKind, HubFault, read_faults, set_faults, take_fault
-from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import HubError, HubStore, upload_files
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults, take_fault
 
 REPO = "alice/talk"
 DATA = "data.jsonl"
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     datasets.configure_client()  # or the client first asks the public Hub which agents it knows
-    with HubServer(tmp_path / "hub") as running:
+    with FaultyHub(tmp_path / "hub") as running:
         # As HF_ENDPOINT would: no other host is given a token or written to.
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
@@ -38,7 +37,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         yield running
 
 
-def client(server: HubServer, name: str | None = "alice") -> HfApi:
+def client(server: FaultyHub, name: str | None = "alice") -> HfApi:
     return HfApi(endpoint=server.endpoint, token=f"hf_local_{name}" if name else False)
 
 
@@ -50,7 +49,7 @@ def upload(api: HfApi, content: bytes, path: str = DATA, parent_commit: str | No
 
 
 def raw(
-    server: HubServer, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
+    server: FaultyHub, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> tuple[http.client.HTTPResponse, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", int(server.endpoint.rsplit(":", 1)[1]), timeout=5)
     connection.request(method, path, body=body, headers=headers or {})
@@ -60,7 +59,7 @@ def raw(
     return response, content
 
 
-def test_the_official_client_makes_a_round_trip(server: HubServer, tmp_path: Path) -> None:
+def test_the_official_client_makes_a_round_trip(server: FaultyHub, tmp_path: Path) -> None:
     api = client(server)
     url = api.create_repo(REPO, repo_type="dataset", exist_ok=True)
     assert url.repo_id == REPO
@@ -77,7 +76,7 @@ def test_the_official_client_makes_a_round_trip(server: HubServer, tmp_path: Pat
     assert Path(path).read_bytes() == b"one\n"
 
 
-def test_a_model_repo_downloads_whole_with_its_folders(server: HubServer, tmp_path: Path) -> None:
+def test_a_model_repo_downloads_whole_with_its_folders(server: FaultyHub, tmp_path: Path) -> None:
     weights = os.urandom(3 * 2**20 + 7)
     (tmp_path / "weights").write_bytes(weights)
     files: dict[str, bytes | Path] = {"config.json": b"{}", "model.safetensors": tmp_path / "weights"}
@@ -92,7 +91,7 @@ def test_a_model_repo_downloads_whole_with_its_folders(server: HubServer, tmp_pa
         list(client(server).list_repo_tree("Qwen/Tiny", "nowhere"))
 
 
-def test_transformers_loads_a_config_by_its_hub_id(server: HubServer, tmp_path: Path) -> None:
+def test_transformers_loads_a_config_by_its_hub_id(server: FaultyHub, tmp_path: Path) -> None:
     config = {"model_type": "qwen2", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
     upload_files(server.store.root, "Qwen/Tiny", {"config.json": json.dumps(config).encode()}, repo_type="model")
     code = "from transformers import AutoConfig; print(AutoConfig.from_pretrained('Qwen/Tiny').hidden_size)"
@@ -101,7 +100,7 @@ def test_transformers_loads_a_config_by_its_hub_id(server: HubServer, tmp_path: 
     assert done.stdout == "8\n", done.stderr
 
 
-def test_history_is_kept_and_commits_are_unique(server: HubServer) -> None:
+def test_history_is_kept_and_commits_are_unique(server: FaultyHub) -> None:
     api = client(server)
     api.create_repo(REPO, repo_type="dataset")
     shas = [upload(api, content) for content in (b"a", b"b", b"a")]
@@ -111,7 +110,7 @@ def test_history_is_kept_and_commits_are_unique(server: HubServer) -> None:
         assert raw(server, "GET", f"/datasets/{REPO}/resolve/{sha}/{DATA}")[1] == content
 
 
-def test_unchanged_content_makes_no_commit(server: HubServer) -> None:
+def test_unchanged_content_makes_no_commit(server: FaultyHub) -> None:
     api = client(server)
     api.create_repo(REPO, repo_type="dataset")
     first = upload(api, b"a")
@@ -119,7 +118,7 @@ def test_unchanged_content_makes_no_commit(server: HubServer) -> None:
     assert upload_files(server.store.root, REPO, {DATA: b"a"}) == first
 
 
-def test_a_stale_parent_is_refused(server: HubServer) -> None:
+def test_a_stale_parent_is_refused(server: FaultyHub) -> None:
     api = client(server)
     api.create_repo(REPO, repo_type="dataset")
     first = upload(api, b"a")
@@ -129,7 +128,7 @@ def test_a_stale_parent_is_refused(server: HubServer) -> None:
     assert caught.value.response.status_code == 412
 
 
-def test_concurrent_commits_are_all_kept(server: HubServer) -> None:
+def test_concurrent_commits_are_all_kept(server: FaultyHub) -> None:
     api = client(server)
     api.create_repo(REPO, repo_type="dataset")
     threads = [threading.Thread(target=upload, args=(api, b"x", f"{index}.txt")) for index in range(8)]
@@ -140,7 +139,7 @@ def test_concurrent_commits_are_all_kept(server: HubServer) -> None:
     assert len(api.list_repo_files(REPO, repo_type="dataset")) == 9
 
 
-def test_creating_a_repo_twice_conflicts(server: HubServer) -> None:
+def test_creating_a_repo_twice_conflicts(server: FaultyHub) -> None:
     api = client(server)
     api.create_repo(REPO, repo_type="dataset")
     with pytest.raises(HfHubHTTPError) as caught:
@@ -150,7 +149,7 @@ def test_creating_a_repo_twice_conflicts(server: HubServer) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "bob"])
-def test_only_the_owner_writes_and_sees_what_is_private(server: HubServer, name: str | None) -> None:
+def test_only_the_owner_writes_and_sees_what_is_private(server: FaultyHub, name: str | None) -> None:
     client(server).create_repo(REPO, repo_type="dataset", private=True)
     sha = upload(client(server), b"a")
     other = client(server, name)
@@ -170,7 +169,7 @@ def test_only_the_owner_writes_and_sees_what_is_private(server: HubServer, name:
         other.create_repo("alice/new", repo_type="dataset")
 
 
-def test_an_unknown_token_is_called_invalid_and_a_kept_one_is_known(server: HubServer) -> None:
+def test_an_unknown_token_is_called_invalid_and_a_kept_one_is_known(server: FaultyHub) -> None:
     upload_files(server.store.root, REPO, {DATA: b"a"})
     api = HfApi(endpoint=server.endpoint, token="hf_custom")
     with pytest.raises(HfHubHTTPError) as caught:
@@ -180,7 +179,7 @@ def test_an_unknown_token_is_called_invalid_and_a_kept_one_is_known(server: HubS
     assert upload(api, b"b")
 
 
-def test_a_commit_of_another_repo_is_unknown_here(server: HubServer) -> None:
+def test_a_commit_of_another_repo_is_unknown_here(server: FaultyHub) -> None:
     sha = upload_files(server.store.root, "alice/one", {DATA: b"a"})
     upload_files(server.store.root, "alice/two", {DATA: b"a"})
     for revision in (sha, "dev", "refs%2Fheads%2Fmain", "..", "%2E%2E%2Frepo.json"):
@@ -189,7 +188,7 @@ def test_a_commit_of_another_repo_is_unknown_here(server: HubServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../x", "a//x", "a\0x", ".git/config", "a\\x", "a\nb", ""])
-def test_a_path_that_climbs_is_refused(server: HubServer, path: str) -> None:
+def test_a_path_that_climbs_is_refused(server: FaultyHub, path: str) -> None:
     with pytest.raises(HubError):
         upload_files(server.store.root, REPO, {path: b"x"})
     lines = [{"key": "header", "value": {"summary": "s"}}]
@@ -200,7 +199,7 @@ def test_a_path_that_climbs_is_refused(server: HubServer, path: str) -> None:
     assert client(server).list_repo_files(REPO, repo_type="dataset") == [".gitattributes"]
 
 
-def test_a_repo_id_that_climbs_is_refused(server: HubServer) -> None:
+def test_a_repo_id_that_climbs_is_refused(server: FaultyHub) -> None:
     for repo_id in ("../..", "alice/..", "..", "a/b/c"):
         with pytest.raises(HubError):
             upload_files(server.store.root, repo_id, {DATA: b"x"})
@@ -210,7 +209,7 @@ def test_a_repo_id_that_climbs_is_refused(server: HubServer) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b'{"key": 1}', b'{"key": "lfsFile", "value": {}}'])
-def test_a_malformed_commit_is_a_client_error(server: HubServer, body: bytes) -> None:
+def test_a_malformed_commit_is_a_client_error(server: FaultyHub, body: bytes) -> None:
     head = upload_files(server.store.root, REPO, {DATA: b"x"})
     sign = {"Authorization": "Bearer hf_local_alice"}
     response, content = raw(server, "POST", f"/api/datasets/{REPO}/commit/main", sign, body)
@@ -230,20 +229,20 @@ def test_a_malformed_commit_is_a_client_error(server: HubServer, body: bytes) ->
         ("lines=1-2", 200, b"0123456789"),
     ],
 )
-def test_ranges_are_served(server: HubServer, asked: str, status: int, expected: bytes) -> None:
+def test_ranges_are_served(server: FaultyHub, asked: str, status: int, expected: bytes) -> None:
     upload_files(server.store.root, REPO, {DATA: b"0123456789"})
     response, content = raw(server, "GET", f"/datasets/{REPO}/resolve/main/{DATA}", {"Range": asked})
     assert (response.status, content) == (status, expected)
 
 
-def test_a_head_tells_size_blob_and_commit(server: HubServer) -> None:
+def test_a_head_tells_size_blob_and_commit(server: FaultyHub) -> None:
     sha = upload_files(server.store.root, REPO, {DATA: b"hello\n"})
     metadata = get_hf_file_metadata(hf_hub_url(REPO, DATA, repo_type="dataset", endpoint=server.endpoint), token=False)
     assert (metadata.size, metadata.commit_hash) == (6, sha)
     assert metadata.etag == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
 
 
-def test_listings_and_refusals_are_named_as_the_real_hub_names_them(server: HubServer) -> None:
+def test_listings_and_refusals_are_named_as_the_real_hub_names_them(server: FaultyHub) -> None:
     """By Express, in base64, which has slashes."""
     upload_files(server.store.root, REPO, {DATA: b"hello"})
     told = [raw(server, "GET", f"/{place}")[0].headers["ETag"] for place in ("x", f"api/datasets/{REPO}", "api/x")]
@@ -253,15 +252,15 @@ def test_listings_and_refusals_are_named_as_the_real_hub_names_them(server: HubS
     assert any("/" in name[2:] for name in names)
 
 
-def test_two_servers_and_a_direct_writer_share_one_root(server: HubServer) -> None:
-    with HubServer(server.store.root) as second:
+def test_two_servers_and_a_direct_writer_share_one_root(server: FaultyHub) -> None:
+    with FaultyHub(server.store.root) as second:
         client(server).create_repo(REPO, repo_type="dataset")
         upload(client(server), b"a")
         sha = upload_files(server.store.root, REPO, {DATA: b"b"})
         assert client(second).repo_info(REPO, repo_type="dataset").sha == sha
 
 
-def test_a_closed_server_drops_connections_that_clients_keep(server: HubServer) -> None:
+def test_a_closed_server_drops_connections_that_clients_keep(server: FaultyHub) -> None:
     upload_files(server.store.root, REPO, {DATA: b"x"})
     with httpx2.Client() as keeping:
         assert keeping.get(f"{server.endpoint}/api/datasets/{REPO}").status_code == 200
@@ -270,7 +269,7 @@ def test_a_closed_server_drops_connections_that_clients_keep(server: HubServer) 
             keeping.get(f"{server.endpoint}/api/datasets/{REPO}")
 
 
-def test_a_fault_is_used_up_and_only_where_it_fits(server: HubServer) -> None:
+def test_a_fault_is_used_up_and_only_where_it_fits(server: FaultyHub) -> None:
     upload_files(server.store.root, REPO, {DATA: b"x"})
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, pattern="^GET .*/resolve/", count=2, retry_after="3"))
     page, listing = f"/datasets/{REPO}/resolve/main/{DATA}", f"/api/datasets/{REPO}"
@@ -292,7 +291,7 @@ def test_a_counted_fault_is_shared_between_threads(tmp_path: Path) -> None:
 
 def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path) -> None:
     upload_files(tmp_path, REPO, {DATA: b"x"})
-    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.fixtures.faulty_hub", "--root", str(tmp_path)]
     for number in (signal.SIGTERM, signal.SIGINT):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
@@ -308,9 +307,9 @@ def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path
             assert child.wait(timeout=10) == 0
 
 
-def test_a_taken_port_is_a_configuration_error(server: HubServer, tmp_path: Path) -> None:
+def test_a_taken_port_is_a_configuration_error(server: FaultyHub, tmp_path: Path) -> None:
     port = server.endpoint.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "template.localnet.hub.server", "--root", str(tmp_path), "--port", port]
+    command = [sys.executable, "-m", "tests.fixtures.faulty_hub", "--root", str(tmp_path), "--port", port]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (ConfigError.exit_code, "")
     assert port in done.stderr
