@@ -32,7 +32,7 @@ pins() {
 }
 
 # Print the packages of the fresh environment, without build labels such as +cpu, and without pip.
-held() {
+installed() {
     "$work/venv/bin/python" -m pip freeze --all --exclude-editable --exclude pip --exclude wheel | sed 's/+.*$//'
 }
 
@@ -43,7 +43,7 @@ if $keep && [[ -f "$LOCK" ]]; then pins "$LOCK" > "$work/kept"; fi
 echo "==> Installing the project, then with its dev extra"
 for what in "$ROOT" "${ROOT}[dev]"; do
     "$work/venv/bin/python" -m pip install --quiet --constraint "$work/kept" --editable "$what"
-    held > "$work/all"
+    installed > "$work/all"
     [[ -f "$work/product" ]] || sed 's/==.*//' "$work/all" > "$work/product"
 done
 "$work/venv/bin/python" -m pip check
