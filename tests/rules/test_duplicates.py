@@ -1,25 +1,34 @@
-"""Membership, registration, competition and duplicates."""
+"""Matching of duplicates, and the duplicates among entries and their earlier versions."""
 
 import dataclasses
 import hashlib
-import json
 import pickle
 import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 import pytest
 
-from template.competition import CommitmentRecord, Competition
-from template.constants import DEFAULT_DUPLICATE_COUNT
-from template.data.eval_set import check_membership
-from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
-from template.errors import Reason, SubmissionError
-from template.rules import duplicates as admission
-from template.rules.duplicates import Candidate, Duplicate, match_duplicates
-from template.rules.entries import check_competition, check_registration
+from template.errors import Reason
+from template.records import Verdict
+from template.rules import duplicates as module
+from template.rules.duplicates import (
+    Candidate,
+    Duplicate,
+    eligible_datasets,
+    find_duplicates,
+    find_possible_duplicates,
+    match_duplicates,
+)
+from tests.fixtures.views import enter, make_commitment, make_key, make_submission, record, view_of
+
+A, B, C = (make_key(name) for name in "abc")
+NEWER = make_key("a", commit="b" * 40)
+HUNDRED = tuple(number.to_bytes(32, "big") for number in range(100))
+ROWS = (*HUNDRED, b"x" * 32)
 
 
 def key(number: int) -> bytes:
@@ -30,21 +39,16 @@ def candidate(hotkey: str, block: int, rows: range | list[int], commit: str = "c
     return Candidate(hotkey=hotkey, commit=commit, block=block, row_keys=tuple(key(number) for number in rows))
 
 
-def make_rows(*texts: str) -> tuple[Row, ...]:
-    lines = [json.dumps({"conversations": [{"role": "user", "content": text}]}) for text in texts]
-    return parse_rows("\n".join(lines).encode(), name="x", limits=SUBMISSION_LIMITS)
-
-
 def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str, str], Duplicate]:
-    """Every pair compared, straight from the rule's words."""
+    """Compare every pair, as the rule says."""
 
-    def order(c: Candidate) -> tuple[int, bytes]:
+    def sort_key(c: Candidate) -> tuple[int, bytes]:
         return c.block, hashlib.sha256(f"{c.hotkey}:{c.commit}".encode()).digest()
 
-    admitted: list[Candidate] = []
+    originals: list[Candidate] = []
     duplicates: dict[tuple[str, str], Duplicate] = {}
-    for late in sorted(candidates, key=order):
-        for early in admitted:
+    for late in sorted(candidates, key=sort_key):
+        for early in originals:
             shared = len(set(early.row_keys) & set(late.row_keys))
             if early.hotkey != late.hotkey and shared > max_shared:
                 duplicates[late.hotkey, late.commit] = Duplicate(
@@ -52,68 +56,15 @@ def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str,
                 )
                 break
         else:
-            admitted.append(late)
+            originals.append(late)
     return duplicates
-
-
-# Competition and registration
-
-
-def test_record_of_another_competition_is_rejected() -> None:
-    competition = Competition.from_defaults()
-    check_competition(CommitmentRecord("o/d", "1", "a" * 40), competition.id)
-    with pytest.raises(SubmissionError, match=r"'01'.*'1'") as caught:
-        check_competition(CommitmentRecord("o/d", "01", "a" * 40), competition.id)
-    assert caught.value.reason is Reason.WRONG_COMPETITION
-
-
-def test_commitment_up_to_the_registration_is_rejected() -> None:
-    check_registration(101, 100)
-    for block in (100, 99, 0):
-        with pytest.raises(SubmissionError, match=f"block {block}.*block 100") as caught:
-            check_registration(block, 100)
-        assert caught.value.reason is Reason.BEFORE_REGISTRATION
-
-
-# Membership
-
-
-def test_membership_accepts_rows_in_any_order() -> None:
-    pool = frozenset(row.key for row in make_rows("a", "b", "c"))
-    check_membership(make_rows("c", "a", "c"), pool, max_rows=250)
-
-
-def test_foreign_row_is_rejected_with_line_and_count() -> None:
-    pool = frozenset(row.key for row in make_rows("a"))
-    with pytest.raises(SubmissionError, match=r"2 of the 4 counted rows .*: line 2, 4$") as caught:
-        check_membership(make_rows("a", "x", "a", "A"), pool, max_rows=250)
-    assert caught.value.reason is Reason.NOT_IN_POOL
-
-
-def test_many_foreign_rows_are_counted_first_ones_named() -> None:
-    with pytest.raises(SubmissionError, match=r"^9 of the 9 .*: line 1, 2, 3, 4, 5, \.\.\.$"):
-        check_membership(make_rows(*"abcdefghi"), frozenset(), max_rows=250)
-
-
-def test_rows_beyond_the_limit_need_no_membership() -> None:
-    pool = frozenset(row.key for row in make_rows("a", "b"))
-    check_membership(make_rows("a", "b", "x"), pool, max_rows=2)
-    with pytest.raises(SubmissionError):
-        check_membership(make_rows("a", "b", "x"), pool, max_rows=3)
-
-
-# Duplicates
 
 
 def test_over_100_shared_rows_make_the_later_a_duplicate() -> None:
     original = candidate("alice", 10, range(250))
     assert match_duplicates([original, candidate("bob", 11, range(150, 400))]) == {}
-    found = match_duplicates([original, candidate("bob", 11, range(149, 399))])
-    assert found == {("bob", "c"): Duplicate(hotkey="alice", commit="c", block=10, shared=101)}
-
-
-def test_default_threshold_is_the_protocols() -> None:
-    assert DEFAULT_DUPLICATE_COUNT == 100
+    duplicates = match_duplicates([original, candidate("bob", 11, range(149, 399))])
+    assert duplicates == {("bob", "c"): Duplicate(hotkey="alice", commit="c", block=10, shared=101)}
 
 
 def test_row_repeated_in_one_file_counts_once() -> None:
@@ -123,8 +74,8 @@ def test_row_repeated_in_one_file_counts_once() -> None:
 
 
 def test_duplicate_of_a_duplicate_names_the_first_author() -> None:
-    found = match_duplicates([candidate(name, block, range(250)) for block, name in enumerate(["a", "b", "c"])])
-    assert {hotkey: original.hotkey for (hotkey, _), original in found.items()} == {"b": "a", "c": "a"}
+    duplicates = match_duplicates([candidate(name, block, range(250)) for block, name in enumerate(["a", "b", "c"])])
+    assert {hotkey: original.hotkey for (hotkey, _), original in duplicates.items()} == {"b": "a", "c": "a"}
 
 
 def test_duplicate_makes_no_other_a_duplicate() -> None:
@@ -140,22 +91,22 @@ def test_new_version_of_the_same_hotkey_is_no_duplicate() -> None:
 
 
 def test_copy_between_two_versions_leaves_the_author_original() -> None:
-    found = match_duplicates(
+    duplicates = match_duplicates(
         [
             candidate("alice", 1, range(250), "v1"),
             candidate("mallory", 2, range(250)),
             candidate("alice", 3, range(20, 270), "v2"),
         ]
     )
-    assert set(found) == {("mallory", "c")}
+    assert set(duplicates) == {("mallory", "c")}
 
 
 def test_earliest_of_several_originals_is_named() -> None:
-    found = match_duplicates(
+    duplicates = match_duplicates(
         [candidate("a", 1, range(100)), candidate("b", 2, range(100, 300)), candidate("c", 3, range(300))],
         max_shared=50,
     )
-    assert found == {("c", "c"): Duplicate(hotkey="a", commit="c", block=1, shared=100)}
+    assert duplicates == {("c", "c"): Duplicate(hotkey="a", commit="c", block=1, shared=100)}
 
 
 def test_tie_break_within_a_block_favors_no_hotkey() -> None:
@@ -194,18 +145,14 @@ def random_instance(seed: int) -> list[Candidate]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(150))
-def test_duplicates_equal_those_of_pairwise_comparison(seed: int) -> None:
-    candidates = random_instance(seed)
-    max_shared = seed % 7
-    expected = brute_force(candidates, max_shared)
-    assert match_duplicates(candidates, max_shared=max_shared) == expected
-
-
-def test_random_instances_have_duplicates_and_originals() -> None:
-    found = [len(brute_force(random_instance(seed), seed % 7)) for seed in range(150)]
-    assert sum(count > 1 for count in found) > 50
-    assert sum(count == 0 for count in found) > 10
+def test_duplicates_equal_those_of_pairwise_comparison() -> None:
+    counts = []
+    for seed in range(150):
+        candidates, max_shared = random_instance(seed), seed % 7
+        expected = brute_force(candidates, max_shared)
+        assert match_duplicates(candidates, max_shared=max_shared) == expected
+        counts.append(len(expected))
+    assert sum(count > 1 for count in counts) > 50 and counts.count(0) > 10
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -228,11 +175,11 @@ def test_full_subnet_is_compared_in_under_a_second(pool_rows: int) -> None:
 
 
 def count_steps(work: Callable[[], object]) -> int:
-    """Lines that ran in template/rules/duplicates.py while `work` did: the same on every machine."""
+    """Count the lines of template/rules/duplicates.py that `work` runs: the same on every machine."""
     steps, before = [0], sys.gettrace()
 
     def trace(frame: FrameType, event: str, argument: object) -> object:
-        if frame.f_code.co_filename == admission.__file__:
+        if frame.f_code.co_filename == module.__file__:
             steps[0] += 1
         return trace
 
@@ -247,8 +194,8 @@ def count_steps(work: Callable[[], object]) -> int:
 def test_near_threshold_overlaps_cost_no_more_than_their_rows() -> None:
     def near(miners: int) -> list[Candidate]:
         """All share a hundred rows, each in three versions of its own."""
-        rows = [[*range(100), *range(1000 * one, 1000 * one + 50)] for one in range(1, miners + 1)]
-        return [candidate(f"h{one}", v, own, commit=str(v)) for one, own in enumerate(rows) for v in range(3)]
+        rows = [[*range(100), *range(1000 * miner, 1000 * miner + 50)] for miner in range(1, miners + 1)]
+        return [candidate(f"h{miner}", v, own, commit=str(v)) for miner, own in enumerate(rows) for v in range(3)]
 
     few, many = near(10), near(40)
     assert match_duplicates(many) == {}
@@ -260,3 +207,62 @@ def test_duplicate_error_names_the_original_and_pickles() -> None:
     error = pickle.loads(pickle.dumps(original.to_error()))
     assert error.reason is Reason.DUPLICATE
     assert all(part in str(error) for part in ("101 rows", "5Alice", "a" * 40, "block 12"))
+
+
+# Entries and their earlier versions
+
+
+def test_later_of_two_equal_datasets_is_the_duplicate() -> None:
+    view = view_of(a=20, b=10)
+    duplicates = find_duplicates(enter(view), record(view), {A: ROWS, B: ROWS})
+    assert duplicates == {A: Duplicate(hotkey="b", commit=B.commitment, block=10, shared=101)}
+    assert find_duplicates(enter(view), record(view), {A: HUNDRED, B: HUNDRED}) == {}
+
+
+def test_original_stays_original_after_a_new_commit() -> None:
+    view, earlier = view_of(a=40, b=20), make_submission(A, 10)
+    assert set(find_duplicates(enter(view, earlier), record(view, earlier), {A: ROWS, B: ROWS})) == {B}
+    moved = replace(view, commitments=(replace(make_commitment("a", 40), text=NEWER.commitment), view.commitments[1]))
+    duplicates = find_duplicates(enter(moved, earlier), record(moved, earlier), {A: ROWS, B: ROWS, NEWER: ROWS})
+    assert {key: original.commit for key, original in duplicates.items()} == {B: A.commitment}
+
+
+def test_possible_duplicates_overlap_a_missing_datasets_version() -> None:
+    view = view_of(a=40, b=20, c=20)
+    view = replace(view, commitments=(replace(view.commitments[0], text=NEWER.commitment), *view.commitments[1:]))
+    entries, recorded, datasets = enter(view), record(view, make_submission(A, 10)), {A: ROWS, B: ROWS, C: HUNDRED}
+    assert find_duplicates(entries, recorded, datasets) == {}
+    expected = {B: Duplicate(hotkey="a", commit=A.commitment, block=10, shared=101)}
+    assert find_possible_duplicates(entries, recorded, datasets) == expected
+    assert find_possible_duplicates(entries, recorded, {**datasets, NEWER: ROWS}) == {}, "it is no longer missing"
+    late = record(view, make_submission(A, 30))
+    assert find_possible_duplicates(entries, late, datasets) == {}, "B is earlier than that version"
+
+
+def test_dataset_of_a_deregistered_hotkey_is_no_original() -> None:
+    view = view_of(b=20)
+    for recorded in (record(view, make_submission(A, 10)), record(view)):
+        assert find_duplicates(enter(view), recorded, {A: ROWS, B: ROWS}) == {}
+
+
+def test_commitment_before_registration_is_no_original() -> None:
+    view = view_of({"a": 30}, a=10, b=35)
+    assert find_duplicates(enter(view), record(view), {A: ROWS, B: ROWS}) == {}
+
+
+def test_unrelated_earlier_version_is_no_original() -> None:
+    view, old = view_of(a=30, b=20), make_key("a", commit="e" * 40)
+    recorded = record(view, make_submission(old, 6))
+    others = tuple(bytes([255, number]) * 16 for number in range(150))
+    assert find_duplicates(enter(view), recorded, {old: ROWS, A: others, B: ROWS}) == {}
+    assert set(find_duplicates(enter(view), recorded, {old: ROWS, A: ROWS + others, B: ROWS})) == {B}
+
+
+def test_rank_of_an_earlier_registration_does_not_count() -> None:
+    view, earlier = view_of({"a": 30}, a=40, b=35), make_submission(A, 10)
+    assert set(find_duplicates(enter(view, earlier), record(view, earlier), {A: ROWS, B: ROWS})) == {A}
+
+
+def test_dataset_rejected_after_its_check_is_no_original() -> None:
+    verdicts = {A: Verdict(reason=Reason.DIVERGED), B: Verdict(loss=2.5)}
+    assert set(eligible_datasets({A: ROWS, B: ROWS, C: ROWS}, verdicts)) == {B, C}
