@@ -1,7 +1,7 @@
 """Sealed submissions: commit to a file's sha256 under a timelock, and upload the file after the reveal.
 
 Until the upload nothing that could be copied is public: the text, revealed some blocks earlier, has only the digest.
-docs/sealed.md explains why.
+docs/miner.md explains why.
 """
 
 import contextlib
