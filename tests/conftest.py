@@ -1,6 +1,6 @@
-"""What every test stands on: no test reads or writes the user's home, or reaches beyond this machine.
+"""Set-up of every test: none reads or writes the user's home, or connects beyond this machine.
 
-The environment is set here, before any client is imported: they all read theirs at import.
+The environment is set here, before any client is imported and reads it.
 """
 
 import os
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from tests.fixtures.network import Net
     from tests.fixtures.training import Bench
 
-# A shell starts what runs in its background deaf to Ctrl-C, and so would be every process that a test interrupts.
+# A shell makes its background processes ignore Ctrl-C, and tests interrupt processes with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Removed when the process ends.
+# Removed at exit.
 _HOME = tempfile.TemporaryDirectory(prefix="tests-home-")
 
 os.environ.update(
     {
         "HF_HOME": f"{_HOME.name}/huggingface",
-        # A closed port: what forgets to name a local hub is refused at once.
+        # A closed port: a call without a local hub fails at once.
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -42,7 +42,7 @@ os.environ.update(
         "BTCLI_TOKEN_SYMBOLS_CACHE": f"{_HOME.name}/token_symbols.json",
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_MODE": "disabled",
-        # Waiting threads sleep rather than spin: on a busy machine, small products are several times faster so.
+        # Waiting threads sleep instead of spinning: several times faster on a busy machine.
         "OMP_WAIT_POLICY": "passive",
     }
 )
@@ -53,7 +53,7 @@ plant(Path(_HOME.name))
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny random Qwen2; not to be written to."""
+    """Folder with the tiny random Qwen2; read-only."""
     from template.localnet.models.tiny import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
@@ -61,7 +61,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "Bench":
-    """The tiny model beside a small dataset and evaluation set, ready to be scored; not to be written to."""
+    """The tiny model with a small dataset and evaluation set; read-only."""
     from tests.fixtures.training import Bench, make_rows, write_rows
 
     folder = tmp_path_factory.mktemp("bench")
@@ -103,13 +103,13 @@ def validator(local: "LocalChain") -> "Iterator[Chain]":
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where `store` has its file."""
+    """Path of the file of `store`."""
     return tmp_path / "state" / "validator.sqlite3"
 
 
 @pytest.fixture
 def store(path: Path) -> "Iterator[Store]":
-    """An open, empty state."""
+    """An open, empty state file."""
     from template.store.store import Store
 
     with Store(path) as opened:
@@ -118,7 +118,7 @@ def store(path: Path) -> "Iterator[Store]":
 
 @pytest.fixture
 def eval_config(store: "Store") -> "EvalConfig":
-    """The default competition, opened in `store`."""
+    """The default competition, recorded in `store`."""
     from template.competition import Competition
 
     return store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
@@ -126,7 +126,7 @@ def eval_config(store: "Store") -> "EvalConfig":
 
 @pytest.fixture
 def net(tmp_path: Path) -> "Iterator[Net]":
-    """A local network of three miners whose hub is this process's, too."""
+    """A local network of three miners, with its hub set for this process."""
     from tests.fixtures.network import Net, use_hub
 
     with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):

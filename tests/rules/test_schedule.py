@@ -1,4 +1,4 @@
-"""What is decided in one state of affairs; `test_schedule_rounds` lets whole rounds pass."""
+"""Decisions in single states; `test_schedule_rounds` plays whole rounds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def make_entries(blocks: Mapping[SubmissionKey, int], refused: Sequence[Submissi
 
 
 def make_state(*entries: SubmissionKey, start: int = 100, end: int = 460, **changes: Any) -> State:
-    """A round of blocks [100, 460) with these entries, whose rank is their order; nothing is done yet."""
+    """A new round of blocks [100, 460) with these entries in rank order."""
     values: dict[str, Any] = {
         "hotkey": ME,
         "round": Round(
@@ -94,7 +94,7 @@ def make_idle(**changes: Any) -> State:
 
 
 def at(block: int, *, last_update: int = 0, registered: int = 0, gone: str = "", **changes: Any) -> ChainView:
-    """The chain at a block, this validator and all miners but the one `gone` registered."""
+    """The chain at a block, with this validator and all miners but `gone`."""
     me = make_neuron(99, ME, registration_block=registered, last_update_block=last_update)
     miners = [make_neuron(uid, name) for uid, name in enumerate("abcdef") if name != gone]
     return make_view(block, neurons=[*miners, me], **changes)
@@ -120,12 +120,12 @@ def choose(state: State, view: ChainView, policy: Policy = POLICY, now: float = 
 def plan(
     blocks: Mapping[SubmissionKey, int], refused: Sequence[SubmissionKey] = (), **changes: Any
 ) -> tuple[SubmissionKey, ...]:
-    """The queue of a round that opens with these entrants by rank block."""
+    """The queue of a round with these entries, given with their rank blocks."""
     known: dict[str, Any] = {"verdicts": {}, "duplicates": {}, "datasets": {}, "retry_states": {}, **changes}
     return plan_queue(make_entries(blocks, refused), **known, now=NOW, policy=POLICY)
 
 
-# Opening
+# Opening a round
 
 
 def test_queue_is_in_rank_order_despite_backoffs() -> None:
@@ -237,7 +237,7 @@ def test_evaluation_waits_for_possible_originals_only() -> None:
     waiting = choose(replace(state, downloading=frozenset([A, C]), verdicts={}), at(100))
     assert waiting == Wait("0 evaluations running, 0 waiting for a worker, 2 downloads running")
     no_room = replace(state, downloading=frozenset([C]), verdicts={}, available_slots=0)
-    assert isinstance(choose(no_room, at(100)), Wait), "what is not begun yet counts as well"
+    assert isinstance(choose(no_room, at(100)), Wait), "a download that has not started counts too"
 
 
 def test_entry_of_the_same_block_may_be_the_original() -> None:
@@ -250,7 +250,7 @@ def test_entry_of_the_same_block_may_be_the_original() -> None:
 def test_evaluation_waits_while_it_may_be_a_duplicate() -> None:
     earlier = SubmissionKey(B.hotkey, "o/earlier:sample:" + "0" * 40)
     state = make_state(A, B, datasets={A: (), earlier: ()}, downloading=frozenset([B]))
-    assert choose(state, at(100)) == EvaluateDataset(A), "they have nothing in common"
+    assert choose(state, at(100)) == EvaluateDataset(A), "they share nothing"
     state = replace(state, possible_duplicates={A: replace(COPY, hotkey=B.hotkey)})
     assert isinstance(choose(state, at(100)), Wait)
     withheld = {B: RetryState(remote_failures=1)}
@@ -436,7 +436,7 @@ def test_weights_do_not_wait_for_a_running_evaluation() -> None:
     assert choose(replace(state, intents=[intent(410, ACCEPTED)]), at(460)) == CloseRound(is_settled=True)
 
 
-# When new weights are long in coming
+# Resubmitted weights
 
 
 def lasting(**changes: Any) -> State:
@@ -498,7 +498,7 @@ def test_resubmission_does_not_count_as_the_rounds_weights() -> None:
     assert choose(state, at(412, last_update=411)) == SetWeights()
 
 
-# An outcome that was never learnt
+# Pending weights
 
 
 def test_pending_weights_are_resolved_by_the_chain() -> None:

@@ -1,4 +1,4 @@
-"""Whole rounds, played out: what `decide` says is done to a small world, blocks pass, and the rules must hold."""
+"""Whole rounds of a simulated world, in which every decision is carried out and checked."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ COPY = Duplicate(hotkey="x", commit="y", block=1, shared=101)
 
 @dataclass
 class World:
-    """A chain, a machine and a validator's memory. Chances are of each try; a lost call may land blocks later.
+    """A simulated chain, machine and validator state. Chances are per attempt; a lost call may land blocks later.
 
     played: every action, with its block. accepted: rounds by number of accepted weights. tempo: epochs are at its
     multiples. downloading: the block at which each download ends. held: files on the disk.
@@ -88,7 +88,7 @@ class World:
         self.random = random.Random(self.seed)
 
     def enter(self, *keys: SubmissionKey) -> None:
-        """Commits, in this block, in this order."""
+        """Commit these in the present block."""
         for key in keys:
             self.entries[key] = make_entry(key, self.block, uid=len(self.entries) + 1)
 
@@ -158,7 +158,7 @@ class World:
                 self.block += 1
 
     def collect(self) -> None:
-        """Takes in the downloads that ended; those that no open round waits for are dropped, but for the file."""
+        """Collect ended downloads; drop those that no round waits for, but keep their files."""
         for key in [key for key, block in self.downloading.items() if block <= self.block]:
             del self.downloading[key]
             self.held.add(key)
@@ -211,7 +211,7 @@ class World:
             self.has_leaderboard = bool(self.entries)
             return
         assert all(intent.outcome is not None for intent in self.intents)
-        assert not self.accepted[self.current.id], "weights are set again though they were accepted"
+        assert not self.accepted[self.current.id], "accepted weights are set again"
         intent = WeightIntent(
             id=len(self.intents),
             block=self.block,
@@ -243,7 +243,7 @@ class World:
         self.accepted[self.current.id] += outcome.is_accepted
 
     def run_rounds(self, count: int) -> None:
-        """Until so many more rounds are closed. Fails when that does not come to pass."""
+        """Tick until this many more rounds have closed, or fail."""
         target = self.rounds_done + count
         for _ in range(1000 * count):
             if self.rounds_done >= target or isinstance(self.tick(), Stop):
@@ -258,7 +258,7 @@ def keys(count: int, prefix: str = "h") -> list[SubmissionKey]:
     return [make_key(f"{prefix}{number:03}") for number in range(count)]
 
 
-# A quiet world
+# Without faults
 
 
 def test_quiet_round_evaluates_all_and_sets_weights_once() -> None:
@@ -281,7 +281,7 @@ def test_parallel_downloads_delay_later_commitments_only() -> None:
     assert [len(action.keys) for _, action in world.actions(FetchDatasets)] == [4, 2]
     first_fetch, last_fetch = (block for block, _ in world.actions(FetchDatasets))
     (first_score, _), *_ = world.actions(EvaluateDataset)
-    assert first_score == last_fetch == first_fetch + 10 + 4, "scored while the last two are on their way"
+    assert first_score == last_fetch == first_fetch + 10 + 4, "evaluated while the last two are downloading"
     assert len(world.verdicts) == 6 and set(world.accepted.values()) == {1}
 
 
@@ -388,7 +388,7 @@ def test_idle_validator_never_spins(count: int) -> None:
     assert len(world.actions(SetWeights)) == (3 if count else 0)
 
 
-# Every kind of trouble
+# Random faults
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -423,11 +423,11 @@ def test_random_faults_delay_but_skip_no_entry(seed: int) -> None:
     for _ in range(30):
         world.run_rounds(1)
         world.block += draw.choice([0, 0, 0, 1, 500])
-        # The process dies now and then: only what is stored is left.
+        # The process crashes: only stored state is left.
         world.rounds_done = 0
         world.downloading.clear()
     for key in draw.sample(entered, 2):
-        # A host that was mended: its operator lets the submission have another try.
+        # The operator repaired the machine and clears the suspension.
         world.retry_states.pop(key, None)
     world.remote_chance = world.host_chance = 0.0
     world.block += 200  # longer than anything rests

@@ -1,4 +1,4 @@
-"""The curve from loss to score, and the weights."""
+"""Scores of losses and weights of scores."""
 
 import itertools
 import math

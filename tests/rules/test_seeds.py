@@ -1,4 +1,4 @@
-"""Seeds from the chain: fixed values, so that no later version of this package can give others."""
+"""Seeds from the chain have fixed values that no later version may change."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The state file under stress: two writers, readers beside one, migrations, crashes and bad disks."""
+"""The state file with two writers, readers, migrations, crashes and bad disks."""
 
 import contextlib
 import os
@@ -27,14 +27,14 @@ SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
 
 
 def count(path: Path, table: str) -> int:
-    """Rows of a table, read past the store."""
+    """Number of rows of a table, read without the store."""
     with contextlib.closing(sqlite3.connect(path)) as db:
         return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
 @contextlib.contextmanager
 def child(code: str, *arguments: object) -> Iterator["subprocess.Popen[str]"]:
-    """Another process; killed at the end."""
+    """Another process, killed at the end."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""What the validator keeps: every record comes back as it was, once, and in its order."""
+"""Records of the state file round-trip, once and in order."""
 
 import math
 import os
@@ -229,7 +229,7 @@ def test_intent_is_pending_until_its_outcome(store: Store, eval_config: EvalConf
     assert [one.is_repeat for one in found] == [False, True]
     assert store.intents(round_id + 1) == []
     assert store.last_accepted() == store.last_accepted(eval_config) == found[1]
-    assert found[0].registrations == {"a": 5}, "of those with a share alone"
+    assert found[0].registrations == {"a": 5}, "only those with a share"
     assert store.last_accepted(EvalConfig(eval_config.id + 1, "other")) is None and store.pending_intents() == []
 
 
@@ -269,7 +269,7 @@ def test_old_superseded_commitments_are_pruned(store: Store) -> None:
     store.record_commit_blocks(commit_blocks)
     store.prune_submissions(keep={SubmissionKey("a", "kept")}, before_block=2)
     assert {key.commitment for key in store.submissions()} == {"kept", "new"}
-    assert set(store.commit_blocks()) == {("a", 1), ("b", 2)}, "of who stands, the newest: it may be what stands"
+    assert set(store.commit_blocks()) == {("a", 1), ("b", 2)}, "the newest of a kept hotkey stays"
     assert set(prune_commit_blocks(commit_blocks, before_block=2)) == {("a", 1), ("b", 1), ("b", 2)}
 
 
@@ -372,7 +372,7 @@ def test_pruning_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> N
     assert store.retry_states(eval_config) == {}
     store.prune_rounds(before=5.1)
     assert store.leaderboard(opened.id) == []
-    assert [one.weights for one in store.intents(opened.id)] == [{}, weights, {}], "the last that were taken are kept"
+    assert [one.weights for one in store.intents(opened.id)] == [{}, weights, {}], "the last accepted ones stay"
     last = store.last_round()
     assert last is not None
     assert (last.id, last.entries, last.queue) == (opened.id, (), ())

@@ -1,4 +1,4 @@
-"""What somebody tries who wants to be paid for another's work, or without any: on a real chain and hub."""
+"""Attempts to be paid for the work of others, or for none, on a real local chain and hub."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ DAY_S = 86400.0
 
 
 class Clock:
-    """Seconds that pass only when asked to."""
+    """A clock that only moves when told to."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -42,12 +42,12 @@ def run_rounds(bench: Bench, count: int) -> None:
 
 
 def weights(bench: Bench) -> dict[str, float]:
-    """The shares of the last table by hotkey, of those that have one."""
+    """Positive weights of the last leaderboard, by hotkey."""
     return {hotkey: line.weight for hotkey, line in bench.lines().items() if line.weight > 0.0}
 
 
 def promise(net: Net, name: str, lines: list[str]) -> str:
-    """The text of a commitment to these lines by their digest alone."""
+    """A commitment to these lines by their digest."""
     return f"{name}/data:{net.competition.id}:{hashlib.sha256(make_content(lines)).hexdigest()}"
 
 
@@ -60,14 +60,14 @@ def test_pruned_dataset_is_checked_again_before_it_is_paid(net: Net) -> None:
         run_rounds(bench, 1)
         clock.now += 2 * DAY_S
         run_rounds(bench, 1)
-        assert first not in bench.store.dataset_keys(bench.eval_config), "its rows are forgotten, its loss is not"
+        assert first not in bench.store.dataset_keys(bench.eval_config), "its rows are pruned, its loss is not"
         net.submit("bob", LARGE)
         run_rounds(bench, 1)
         net.commit("alice", first.commitment)
         run_rounds(bench, 2)
         assert len(weights(bench)) == 1
         assert sorted(str(line.reason) for line in bench.lines().values()) == ["None", "duplicate"]
-        assert len(bench.evaluator.scored) == 3, "nothing is scored twice"
+        assert len(bench.evaluator.scored) == 3, "nothing is evaluated twice"
 
 
 def test_dataset_gone_at_its_second_check_is_paid_nothing(net: Net) -> None:
@@ -126,7 +126,7 @@ def test_missing_file_loses_its_rank(net: Net) -> None:
     policy = Policy(blocks_per_epoch=60, block_threshold=10)
     with open_bench(net, policy=policy, now=clock, chain=SteppingChain(net, "validator", blocks=4)) as bench:
         for _ in range(4):
-            # Committing the same again gives the promise no more time, and does not move its seed.
+            # Setting the same commitment again extends no grace period and moves no seed.
             net.commit("carol", text)
             clock.now += 3600
             run_rounds(bench, 2)
@@ -182,7 +182,7 @@ def test_shares_of_another_competition_are_not_resubmitted(net: Net) -> None:
     net.commit("carol", promise(net, "carol", POOL[:50]))
     with open_bench(net, policy=SHORT) as bench:
         run_rounds(bench, 1)
-        assert bench.outcomes() == [False] * len(bench.outcomes()), "nothing is scored in this one yet"
+        assert bench.outcomes() == [False] * len(bench.outcomes()), "nothing is evaluated in this one yet"
 
 
 def test_hotkey_registered_again_is_not_paid_for_old_shares(net: Net) -> None:
@@ -199,7 +199,7 @@ def test_hotkey_registered_again_is_not_paid_for_old_shares(net: Net) -> None:
 
 
 class MisleadingChain(SteppingChain):
-    """A node that is right at first, and then knows no such subnet."""
+    """A node whose later answers lack the subnet."""
 
     is_wrong = False
 

@@ -1,4 +1,4 @@
-"""What a validator keeps and what it removes: its own, by policy, and nothing of anybody else's."""
+"""Cleanup removes the validator's own old files and rows, and nothing else."""
 
 import dataclasses
 import os
@@ -38,7 +38,7 @@ def key_of(hotkey: str, number: int) -> SubmissionKey:
 
 
 def make_round(*keys: SubmissionKey, queue: Sequence[SubmissionKey] = ()) -> Round:
-    """A round in which these stand, each registered at block 5 and committed where its number says."""
+    """A round with these entries, registered at block 5 and ranked by the number in their commit."""
     entries = tuple(
         make_entry(key, CURRENT, uid=uid, rank_block=block_of(key), registration_block=5)
         for uid, key in enumerate(keys)
@@ -63,7 +63,7 @@ def row_keys(first: int, count: int = 120) -> tuple[bytes, ...]:
 
 @dataclasses.dataclass
 class House:
-    """What a cleanup works on: folders, a state, and an evaluator that evaluates nothing."""
+    """Folders, a state and an idle evaluator to clean up."""
 
     context: Context
     eval_config: EvalConfig
@@ -118,7 +118,7 @@ def test_cleanup_keeps_the_queues_datasets_only(house: House) -> None:
     house.clean_up(make_round(queued, left, queue=[queued]))
     assert [files[key].exists() for key in (queued, done, left)] == [True, False, False]
     assert not sealed.exists()
-    assert [path.name for path in house.config.data_dir.iterdir()] == [ALICE], "nobody's folder goes too"
+    assert [path.name for path in house.config.data_dir.iterdir()] == [ALICE], "an empty folder goes too"
 
 
 def test_cleanup_keeps_files_of_other_programs(house: House) -> None:
@@ -171,7 +171,7 @@ def test_cleanup_removes_old_receipts_except_current_ones(house: House) -> None:
 
 
 def test_cleanup_never_changes_duplicates(house: House) -> None:
-    """A hotkey of long standing: refused and unrelated versions first, then one that a thief copied, then more rows."""
+    """Old hotkey: rejected and unrelated versions, then one that was copied, then more rows."""
     refused = [key_of(ALICE, number) for number in range(1, 20)]
     unrelated = [key_of(ALICE, number) for number in range(20, 40)]
     grown_from, present, theft = key_of(ALICE, 50), key_of(ALICE, 60), key_of(BOB, 55)
@@ -219,9 +219,9 @@ def test_state_file_keeps_its_size_between_rounds(house: House) -> None:
         house.clean_up(make_round(), seen_of(*keys))
         with Store(house.store.path, is_read_only=True) as reader:
             sizes.append(int(reader.rows("PRAGMA page_count")[0][0]))
-    assert max(sizes[10:]) == max(sizes[:10]), "the pages of what was removed are used again"
+    assert max(sizes[10:]) == max(sizes[:10]), "free pages are reused"
     log = house.store.path.with_name(house.store.path.name + "-wal")
-    assert log.stat().st_size < 8_000_000, "the write-ahead log begins anew"
+    assert log.stat().st_size < 8_000_000, "the write-ahead log is reset"
 
 
 def test_cleanup_removes_earlier_evaluation_sets(net: Net, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A clock that jumps, ahead or back, by whoever sets it: no rest, pause or refusal outlasts what it would have been."""
+"""Jumps of the clock, forward or back, prolong no backoff, pause or rejection."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Downloads beside the loop: a hub that holds its answers back holds nothing else up."""
+"""Downloads in threads: a hub that answers late delays nothing else."""
 
 import re
 import shutil
@@ -25,12 +25,12 @@ from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_
 from tests.fixtures.validator import Bench, open_bench
 from tests.fixtures.views import make_entry
 
-# Below the client's own patience with a silent server.
+# Below the client's own timeout.
 HOLD_S = 8.0
 
 
 class Gate:
-    """Stands before the hub's answers: counts the requests inside and holds back those that match `held`."""
+    """Counts requests to the hub and delays those that match `held`."""
 
     def __init__(self, respond: Callable[[HubStore, Request], Response]) -> None:
         self._answer = respond
@@ -69,7 +69,7 @@ def wait_until(is_reached: Callable[[], bool]) -> None:
 
 
 def tick_until(bench: Bench, is_reached: Callable[[], bool]) -> None:
-    """Ticks for as long as it takes: how many a download lasts is the machine's."""
+    """Tick until reached, however many ticks a download takes on this machine."""
     deadline = time.monotonic() + 30.0
     while not is_reached():
         assert time.monotonic() < deadline, "not reached"
@@ -77,7 +77,7 @@ def tick_until(bench: Bench, is_reached: Callable[[], bool]) -> None:
 
 
 def still(net: Net) -> SteppingChain:
-    """A chain on which blocks come by `net.admin` alone."""
+    """A chain whose blocks only `net.admin` makes."""
     return SteppingChain(net, "validator", blocks=0)
 
 
@@ -91,7 +91,7 @@ def drain(fetcher: Downloader, count: int) -> dict[SubmissionKey, object]:
     return found
 
 
-# The fetcher alone
+# Downloader
 
 
 def test_downloads_keep_the_limit_and_never_start_twice(net: Net, gate: Gate, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_download_errors_are_returned_not_raised_in_threads(tmp_path: Path) -> N
     assert fetcher.available_slots() == 4
 
 
-# In the validator
+# Validator
 
 
 def test_hanging_downloads_do_not_delay_weights(net: Net, gate: Gate) -> None:
@@ -166,7 +166,7 @@ def test_hanging_downloads_do_not_delay_weights(net: Net, gate: Gate) -> None:
         assert opened is not None
         for _ in range(5):
             assert not bench.validator.tick()
-        assert bench.outcomes() == [], "there is time yet"
+        assert bench.outcomes() == [], "the weights are not due"
         net.admin.advance(opened.end_block - net.admin.block() - 20)
         tick_until(bench, lambda: bool(bench.outcomes()))
         assert bench.outcomes() == [True] and gate.inside == gate.most == 2
@@ -217,7 +217,7 @@ def test_stop_does_not_wait_for_a_download(net: Net, gate: Gate) -> None:
         tick_until(bench, lambda: gate.inside == 1)
         bench.validator.stop.set()
         bench.validator.run()
-        assert gate.inside == 1, "it is still held"
+        assert gate.inside == 1, "its answer is still delayed"
         assert bench.store.verdicts(bench.eval_config) == {} and bench.store.retry_states(bench.eval_config) == {}
     gate.held = ""
     with open_bench(net, fetcher=Downloader(8), chain=still(net)) as bench:
@@ -258,7 +258,7 @@ def test_collected_downloads_are_bounded_in_size(tmp_path: Path) -> None:
     for _ in range(4):
         started = time.monotonic()
         fetcher.wait(30.0)
-        assert time.monotonic() - started < 10.0, "what is left is told of"
+        assert time.monotonic() - started < 10.0, "the rest wakes it up"
         found.append([one.file.size for one in fetcher.collect()])
     assert found == [sizes[:2], sizes[2:4], sizes[4:5], sizes[5:]] and not fetcher.in_flight()
 

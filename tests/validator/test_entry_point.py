@@ -1,4 +1,4 @@
-"""The validator's command line: what it refuses, and with which exit status."""
+"""Errors of the validator's command line and their exit status."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The validator when hub, chain, machine or operator interfere: nothing is lost, and nobody pays for it."""
+"""Faults of hub, chain and machine, and stops by the operator, lose nothing and cost no miner anything."""
 
 import shutil
 from collections.abc import Callable
@@ -137,7 +137,7 @@ def test_host_failure_is_retried_twice_then_suspended(net: Net) -> None:
     faults: list[Callable[[], object] | Exception] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
     with open_bench(net, before=faults) as bench:
         run_bounded(bench.validator)
-        assert bench.lines()[key.hotkey].reason is None, "left to the operator, not refused"
+        assert bench.lines()[key.hotkey].reason is None, "suspended, not rejected"
         assert bench.lines()[net.hotkey("bob")].weight == 1.0
         attempt = bench.store.retry_states(bench.eval_config)[key]
     assert attempt.host_failures == MAX_HOST_FAILURES and attempt.last_error == "the GPU fell off"
@@ -194,7 +194,7 @@ def test_unknown_error_of_a_tick_is_logged_and_retried(net: Net) -> None:
 
 
 def test_unreadable_download_is_a_host_error(net: Net) -> None:
-    """As when no file can be opened any more: it was taken for a bug that this one submission brings out."""
+    """Fail to open it, as with too many open files: a fault of the machine, not of the submission."""
     key = net.submit("alice", SMALL)
 
     def fetch(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFile:
@@ -267,7 +267,7 @@ def test_restart_keeps_the_seed_and_repeats_no_evaluation(net: Net) -> None:
     assert len({lucky_num for _, lucky_num in first + second}) == 1
 
 
-# What goes on while a score is under way
+# During an evaluation
 
 
 def test_weights_are_set_during_an_evaluation(net: Net) -> None:
@@ -293,7 +293,7 @@ def test_evaluation_that_outlives_its_round_counts_next(net: Net) -> None:
         bench.executor.hold = True
         bench.tick_until(lambda: bench.validator.rounds_done == 2)
         assert [one.key for one in bench.executor.running()] == [key]
-        assert net.admin.weights(net.hotkey("validator")) is None, "nothing is scored, so nothing is burned"
+        assert net.admin.weights(net.hotkey("validator")) is None, "nothing is evaluated, so nothing is burned"
         bench.executor.hold = False
         bench.tick_until(lambda: bench.validator.rounds_done == 3)
         ((_, lucky_num),) = bench.evaluator.scored
@@ -352,7 +352,7 @@ def test_update_waits_for_running_evaluations(net: Net) -> None:
         bench.validator._update_at = 0.0
         for _ in range(30):
             assert not bench.validator.tick()
-        assert len(asked) == 1 and bench.validator.rounds_done == 1, "it waits for the score, and opens no round"
+        assert len(asked) == 1 and bench.validator.rounds_done == 1, "it waits for the evaluation and opens no round"
         bench.executor.hold = False
         run_ended = bench.validator.tick() or bench.validator.tick()
         assert run_ended and bench.validator.is_updated

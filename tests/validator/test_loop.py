@@ -1,4 +1,4 @@
-"""What the validator finds and pays, on a real chain and hub of this machine, with a scorer that needs no model."""
+"""Verdicts and weights on a real local chain and hub, with an evaluator that needs no model."""
 
 import dataclasses
 from typing import Any
@@ -134,7 +134,7 @@ def test_recycled_uid_inherits_nothing(net: Net) -> None:
         net.admin.deregister(net.hotkey("alice"), replacement=stranger)
         run_bounded(bench.validator)
         assert bench.lines()[net.hotkey("alice")].weight > 0 and stranger not in bench.lines()
-        assert list(bench.validator.config.data_dir.iterdir()) == [], "the disk of what is judged is free again"
+        assert list(bench.validator.config.data_dir.iterdir()) == [], "datasets with a verdict are removed"
     weights = net.admin.weights(net.hotkey("validator"))
     assert weights == {net.uid("bob"): 65535} and uid not in weights
 
@@ -154,7 +154,7 @@ def test_hotkey_registered_again_has_to_commit_again(net: Net) -> None:
 
 
 class BackwardChain(SteppingChain):
-    """Gives the commitments and neurons of every view in the other order."""
+    """Returns the commitments and neurons of every view in reverse."""
 
     def view(self, block: int | None = None) -> ChainView:
         view = super().view(block)
@@ -163,7 +163,7 @@ class BackwardChain(SteppingChain):
 
 @pytest.mark.parametrize("way", ["one by one", "backwards"])
 def test_order_and_sampling_change_no_verdict(net: Net, way: str) -> None:
-    # The original's hotkey sorts after the copy's, so that no order of names can pass for the order of commitments.
+    # The original's hotkey sorts after the duplicate's, so that sorting by name would fail here.
     copycat, author = sorted(("alice", "bob"), key=net.hotkey)
     for name, rows in ((author, LARGE), (copycat, make_copy()), ("carol", SMALL), ("owner", POOL[50:70])):
         net.submit(name, rows)
@@ -288,4 +288,4 @@ def test_new_loss_does_not_search_duplicates_again(net: Net, monkeypatch: pytest
         net.submit(name, rows)
     with open_bench(net, policy=Policy(blocks_per_epoch=10_000)) as bench:
         bench.tick_until(lambda: len(bench.evaluator.scored) == 3 and bool(bench.outcomes()), ticks=300)
-    assert len(looks) <= 6 and max(looks) == 3, "the round's opening, three datasets, and nothing known before"
+    assert len(looks) <= 6 and max(looks) == 3, "one at the opening, and one for each dataset"
