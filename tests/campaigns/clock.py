@@ -11,7 +11,7 @@ _STEP_S = 1e-5
 
 
 class BlockClock:
-    """POSIX seconds by the chain's newest block; each reading, in any process, is later than the last one."""
+    """POSIX seconds by the chain's newest block; no two readings are equal."""
 
     def __init__(self, chain_file: Path) -> None:
         self._ledger = Ledger(chain_file)

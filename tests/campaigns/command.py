@@ -1,4 +1,4 @@
-"""What the campaigns' command lines share."""
+"""Parts that the campaigns' command lines share."""
 
 import argparse
 import sys
@@ -34,11 +34,11 @@ def check_new_folder(folder: Path | None) -> None:
         raise ConfigError(f"--dir must be a new folder, and {folder} is not empty")
 
 
-def choose(flag: str, names: str | None, known: Sequence[str]) -> list[str]:
-    """Return the names of a comma-separated flag, all by default. Raises: ConfigError for an unknown name."""
-    chosen = list(known) if names is None else names.split(",")
-    if unknown := [name for name in chosen if name not in known]:
-        raise ConfigError(f"{flag} must be some of {','.join(known)}, not {unknown[0]!r}")
+def choose(flag: str, names: str | None, all_names: Sequence[str]) -> list[str]:
+    """Return the names in a comma-separated flag, all by default."""
+    chosen = list(all_names) if names is None else names.split(",")
+    if unknown := [name for name in chosen if name not in all_names]:
+        raise ConfigError(f"{flag} must be some of {','.join(all_names)}, not {unknown[0]!r}")
     return chosen
 
 

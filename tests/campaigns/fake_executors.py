@@ -53,7 +53,7 @@ def make_result(key: SubmissionKey, *, loss: float) -> TrainResult:
 
 
 class FakeExecutor:
-    """An `Executor` of one worker that takes so many seconds for a data file, whose loss `loss_of` gives."""
+    """An `Executor` of one worker; `loss_of` gives the loss of a data file."""
 
     training_args = TrainingArgs(model_id=MODEL_ID, revision=None, hyperparameters=HYPERPARAMETERS)
 

@@ -16,7 +16,7 @@ _INTERVAL_S = 0.01
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value beside its limit, the least allowed value when `is_least`; None means no limit."""
+    """A measured value beside its limit, or its least value when `is_least`."""
 
     what: str
     measured: float
@@ -37,14 +37,14 @@ class Figure:
 
 
 def write_figures(path: Path | None, figures: Sequence[tuple[dict[str, str], Figure]]) -> None:
-    """Write the figures as JSON, each with its labels, unless `path` is None."""
+    """Write the figures with their labels as JSON, unless `path` is None."""
     if path is not None:
         rows = [{**labels, **dataclasses.asdict(figure), "is_met": figure.is_met} for labels, figure in figures]
         path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def memory_kib(field: str, pid: int | str = "self") -> int:
-    """Return a field of /proc/PID/status, e.g. VmRSS or VmHWM; 0 when the process is gone."""
+    """Return a field of /proc/PID/status; 0 when the process is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -54,13 +54,13 @@ def memory_kib(field: str, pid: int | str = "self") -> int:
 
 
 def reset_peak_memory() -> None:
-    """Restart VmHWM of this process at its present size, see proc(5), /proc/pid/clear_refs."""
+    """Restart VmHWM of this process at its present size, see proc(5)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 @contextmanager
 def peak_disk(folder: Path) -> Iterator[list[int]]:
-    """Yield a list whose one element is the most bytes the folder held at a look, one every 10 ms."""
+    """Yield [the most bytes that the folder held], measured every 10 ms."""
     peak, is_over = [0], threading.Event()
 
     def watch() -> None:
@@ -79,7 +79,7 @@ def peak_disk(folder: Path) -> Iterator[list[int]]:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder, which may be moved or removed meanwhile."""
+    """Return the bytes of all files below a folder."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

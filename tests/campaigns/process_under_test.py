@@ -1,4 +1,4 @@
-"""A real neurons/validator.py in a process of its own: started, watched, stopped, killed and started again.
+"""A real neurons/validator.py in a process of its own.
 
     python -m tests.campaigns.process_under_test SETUP.json VALIDATOR'S FLAGS...
 
@@ -85,7 +85,7 @@ class ValidatorProcess:
         }
 
     def start(self, **streams: object) -> "subprocess.Popen[bytes]":
-        """Start a process in a session of its own. Its stderr goes to the log unless `streams` say otherwise."""
+        """Start a process in a session of its own, with stderr in the log."""
         setup = self.folder / "setup.json"
         setup.write_text(json.dumps({"hooks": self._hooks, "options": self.options}), encoding="utf-8")
         command = [sys.executable, "-P", "-m", "tests.campaigns.process_under_test", str(setup), *self._flags]
@@ -151,7 +151,7 @@ class ValidatorProcess:
 
 
 def adopt_orphans() -> None:
-    """Have descendants that lose their parent become this process's children. Linux only."""
+    """Have orphaned descendants become this process's children. Linux only."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

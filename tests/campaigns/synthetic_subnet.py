@@ -1,4 +1,4 @@
-"""A subnet in one folder: a chain, a hub's content, a competition, validators' wallets and miners that are only names.
+"""A subnet in one folder, with miners that are only names.
 
 Miners' keys come from their names, and their commitments go straight into a block, several at a time.
 """
@@ -45,7 +45,7 @@ _WORDS = tuple(hashlib.sha256(bytes([index, salt])).hexdigest()[: 2 + index % 9]
 
 
 def make_rows(count: int, *, seed: int = 0, words: int = 170) -> list[str]:
-    """Return different rows of random words, by default of some 1.2 KB or 300 tokens each."""
+    """Return different rows of random words, of some 1.2 KB by default."""
     draw = random.Random(seed)
     return [
         make_row(
@@ -80,7 +80,7 @@ def make_key(name: str) -> Any:
 
 @dataclass(frozen=True)
 class WeightsCall:
-    """A set_mechanism_weights extrinsic as the chain included it; error: why it failed, None when it did not."""
+    """A setting of weights on the chain; error is None when it succeeded."""
 
     block: int
     signer: str
@@ -89,7 +89,7 @@ class WeightsCall:
 
 
 class SyntheticSubnet:
-    """The subnet that `create` made in a folder, or a copy of it. Its hub is served by the caller from `hub_root`."""
+    """A subnet that `create` made in a folder, or a copy of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -110,7 +110,7 @@ class SyntheticSubnet:
         weights_rate_limit: int = 1,
         max_uids: int = 256,
     ) -> "SyntheticSubnet":
-        """Make a subnet with an owner and validators, whose wallets are on disk, and no miners."""
+        """Make a subnet with an owner and validators, and no miners."""
         net = LocalNet(folder.resolve(), "")
         commit = upload_files(folder / "hub", str(competition["repo"]), {"pool.jsonl": make_file(pool)})
         values = yaml.safe_dump({**competition, "eval_commit": commit})

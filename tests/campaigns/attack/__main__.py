@@ -1,10 +1,10 @@
-"""Attack the product as strangers could, and print the verdict and the cost of each attack beside its limits.
+"""Attack the product as strangers could, and print each verdict and its cost.
 
     python -m tests.campaigns.attack
     python -m tests.campaigns.attack rows
 
 rows: what a miner's file may hold. hub: what the Hub, or another server in its place, may send. chain: what
-commitments, nodes, receipts and round files may say. Nothing leaves this machine. Exit status: 0 every attack failed,
+commitments, nodes, receipts and round files may hold. Nothing leaves this machine. Exit status: 0 every attack failed,
 1 one succeeded (listed), 3 a setting is wrong.
 """
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Launch every attack of the chosen tables, each in a folder of its own. Raises: ConfigError."""
+    """Launch every attack of the chosen tables. Raises: ConfigError."""
     if unknown := set(args.tables) - set(TABLES):
         raise ConfigError(f"TABLE must be one of {', '.join(TABLES)}, not {min(unknown)!r}")
     faults: list[str] = []

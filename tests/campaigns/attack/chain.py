@@ -1,4 +1,4 @@
-"""What chain data may do to whoever believes it: commitments of every shape, by every hotkey and at every pace.
+"""Attacks by chain data: commitments of every shape, by any hotkey, at any pace.
 
 A node's lies are in `nodes`, receipts and round files in `receipts`. After each attack the honest miners must be paid
 what they are due, no odd name may be on the disk, and what a person is shown must be printable.
@@ -32,14 +32,14 @@ _numbers = itertools.count()
 
 @cache
 def _shared() -> Environment:
-    """The environment in which commitments are decided one after the other, each by another hotkey."""
+    """Return the environment that attacks by one commitment share."""
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(open_environment(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
 
 
 def _in_shared(name: str, expected: str, act: Callable[[Environment, str], object]) -> Attack:
-    """Return the attack in which a new hotkey does something and waits for its verdict."""
+    """Return the attack of a new hotkey that acts and waits for its verdict."""
 
     def run(_: Path) -> str:
         env, miner = _shared(), f"mallory-{next(_numbers)}"
@@ -114,7 +114,7 @@ def _texts() -> list[Attack]:
 
 
 def _shapes() -> list[Attack]:
-    """Return attacks with other variants of the chain's `Data`, and other numbers of fields."""
+    """Return attacks with other variants and numbers of the chain's fields."""
     good = _raw(_GOOD.encode())
     sealed = {"encrypted": b"no ciphertext", "reveal_round": FAR_REVEAL_ROUND}
     shapes: dict[str, tuple[object, ...]] = {
@@ -150,7 +150,7 @@ def _revealed(what: str, expected: str, plaintext: bytes) -> Attack:
 
 
 def _in_own(name: str, expected: str, play: Callable[[Environment], str], *, max_memory: int = 96) -> Attack:
-    """Return an attack in an environment of its own. The disk holds chain, hub and state."""
+    """Return an attack in an environment of its own."""
 
     def run(folder: Path) -> str:
         with open_environment(folder) as env:
@@ -165,7 +165,7 @@ def _both(env: Environment) -> list[str]:
 
 
 def _same_repo(env: Environment, *, is_one_block: bool) -> str:
-    """Two hotkeys commit one repo at one commit: the first is paid, and within a block one of them."""
+    """Two hotkeys commit one repo at one commit: only the first is paid."""
     env.subnet.register("author", "thief")
     text = env.subnet.text("author/data", env.subnet.upload("author/data", LARGE))
     if is_one_block:
@@ -177,7 +177,7 @@ def _same_repo(env: Environment, *, is_one_block: bool) -> str:
 
 
 def _late_file(env: Environment, *, by_digest: bool) -> str:
-    """A thief commits early, and has a file in its repo only when the author's can be copied."""
+    """A thief commits early and uploads once the author's file can be copied."""
     env.subnet.register("author", "thief")
     hidden = env.subnet.upload("thief/data", LARGE, is_private=True)
     digest = hashlib.sha256(make_file(LARGE)).hexdigest()
@@ -231,7 +231,7 @@ def _left_behind(env: Environment) -> str:
 
 
 def _earlier_life(env: Environment, *, is_sealed: bool) -> str:
-    """A hotkey loses its uid and gets another one: what it committed before does not count."""
+    """A hotkey loses its uid and gets another: old commitments do not count."""
     env.subnet.register("mallory")
     text = env.enter("mallory", POOL[:20])
     if is_sealed:
@@ -244,7 +244,7 @@ def _earlier_life(env: Environment, *, is_sealed: bool) -> str:
 
 
 def _copied_reveal(env: Environment) -> str:
-    """A thief copies a revealed commitment in the block of its reveal; the sealed one's block is earlier."""
+    """A thief copies a revealed commitment in the block of its reveal."""
     env.subnet.register("author", "thief")
     for repo in ("author/data", "thief/data"):
         env.subnet.upload(repo, LARGE)

@@ -1,4 +1,4 @@
-"""Where chain data attacks: a subnet, a hub, a validator with its state file, and two honest miners, `ann` and `ben`.
+"""The environment of attacks by chain data, with two honest miners, ann and ben.
 
 All is the product's own but for the model: a rule gives each file its loss, so that an attack takes a moment. An attack
 has failed only when both honest miners are paid what they would be without it.
@@ -119,7 +119,7 @@ class Environment:
         self.validator.tick()
 
     def pass_rounds(self, count: int = 1) -> None:
-        """Tick until so many more rounds have closed. Raises: RuntimeError when they do not."""
+        """Tick until so many more rounds have closed. Raises: RuntimeError."""
         goal = self.validator.rounds_done + count
         for _ in range(_MAX_TICKS * count):
             if self.validator.rounds_done >= goal:
@@ -145,7 +145,7 @@ class Environment:
         weights = self.chain.weights(self.subnet.validator_hotkey(VALIDATOR)) or {}
         names = {self.subnet.hotkey(name): name for name in HONEST}
         neurons = self.connection.view().neurons
-        paid = {names[one.hotkey]: weights.get(one.uid, 0) for one in neurons if one.hotkey in names}
+        paid = {names[neuron.hotkey]: weights.get(neuron.uid, 0) for neuron in neurons if neuron.hotkey in names}
         due = {name: score_of(loss_of(make_file(rows)), self.subnet.competition) for name, rows in HONEST.items()}
         if not all(paid.values()) or not math.isclose(paid["ann"] * due["ben"], paid["ben"] * due["ann"], rel_tol=1e-3):
             yield f"the honest are paid {paid}"

@@ -1,6 +1,7 @@
-"""What a hostile Hub may say: refusals, redirects, listings, sizes and names, and who is to blame for each."""
+"""Attacks by the content of a hostile Hub: refusals, redirects, listings, names."""
 
 import json
+import math
 from typing import Any
 
 from template import constants
@@ -26,9 +27,9 @@ _ROW = {"type": "file", "path": _NAME, "size": len(CONTENT), "oid": GIT_OID}
 _LARGE = {"oid": DIGEST, "size": len(CONTENT), "pointerSize": 130}
 
 
-def _reply(body: str = "", *, at: str = LISTING, status: int = 200, **headers: str) -> HubFault:
+def _reply(body: str = "", *, pattern: str = LISTING, status: int = 200, **headers: str) -> HubFault:
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-    return HubFault(kind=FaultKind.REPLY, status=status, headers=named, body=body, pattern=at)
+    return HubFault(kind=FaultKind.REPLY, status=status, headers=named, body=body, pattern=pattern)
 
 
 def _listed(**changes: Any) -> HubFault:
@@ -37,8 +38,8 @@ def _listed(**changes: Any) -> HubFault:
 
 _ANONYMOUS = "Invalid username or password."
 _DISABLED = "Access to this resource is disabled."
-_SAID = (
-    # What the Hub says of a repo, which is the miner's affair.
+_REFUSALS = (
+    # The Hub's own answers about a repo, for which the miner is at fault.
     (401, {"X_Error_Code": "RepoNotFound"}, NO_REPO),
     (401, {"X_Error_Message": _ANONYMOUS}, NO_REPO),
     (403, {"X_Error_Message": _DISABLED}, NO_REPO),
@@ -46,7 +47,7 @@ _SAID = (
     (404, {"X_Error_Code": "RepoNotFound"}, NO_REPO),
     (404, {"X_Error_Code": "RevisionNotFound"}, NO_REPO),
     (404, {"X_Error_Code": "EntryNotFound"}, NO_FILE),
-    # What a gateway, a broken Hub or a liar says, which is nobody's.
+    # Answers of a gateway, a broken or a lying Hub, for which no miner is at fault.
     *((status, {}, AGAIN) for status in (204, 205, 206, 300, 302, 304, 400, 401, 403, 404, 410, 418, 451, 500, 599)),
     *((status, {"X_Error_Code": "RepoNotFound"}, AGAIN) for status in (200, 206, 304, 400, 410, 418, 429, 500, 503)),
     *((status, {"X_Error_Code": "EntryNotFound"}, AGAIN) for status in (204, 304, 416, 502)),
@@ -56,38 +57,38 @@ _SAID = (
 _STATUSES = tuple(
     attack(
         f"HTTP {status} {' '.join(headers.values()) or 'alone'} to {what}",
-        _reply(at=at, status=status, **headers),
+        _reply(pattern=pattern, status=status, **headers),
         expected=expected,
     )
-    for what, at in (("a listing", LISTING), ("a download", FILE))
-    for status, headers, expected in _SAID
+    for what, pattern in (("a listing", LISTING), ("a download", FILE))
+    for status, headers, expected in _REFUSALS
 )
 _TURNS = (
     attack(
         "the commit is gone between listing and download",
-        _reply(at=FILE, status=404, X_Error_Code="RevisionNotFound"),
+        _reply(pattern=FILE, status=404, X_Error_Code="RevisionNotFound"),
         expected=NO_REPO,
     ),
     attack(
         "the repo turns private between listing and download",
-        _reply(at=FILE, status=401, X_Error_Code="RepoNotFound"),
+        _reply(pattern=FILE, status=401, X_Error_Code="RepoNotFound"),
         expected=NO_REPO,
     ),
     attack(
         "the repo turns private between its commit and its listing",
-        _reply(at=LISTING, status=401, X_Error_Code="RepoNotFound"),
+        _reply(pattern=LISTING, status=401, X_Error_Code="RepoNotFound"),
         expected=NO_FILE,
         by="digest",
     ),
     attack(
         "the refusal's text is no JSON",
-        _reply("<html>", at=LISTING, status=404, X_Error_Code="RepoNotFound"),
+        _reply("<html>", pattern=LISTING, status=404, X_Error_Code="RepoNotFound"),
         expected=NO_REPO,
     ),
-    attack("the refusal's text is a list", _reply("[[]]", at=LISTING, status=404, X_Error_Code="RepoNotFound")),
+    attack("the refusal's text is a list", _reply("[[]]", pattern=LISTING, status=404, X_Error_Code="RepoNotFound")),
     attack(
         "the refusal's text is nested a thousand deep",
-        _reply('{"error":' + "[" * 9999, at=LISTING, status=404, X_Error_Code="RepoNotFound"),
+        _reply('{"error":' + "[" * 9999, pattern=LISTING, status=404, X_Error_Code="RepoNotFound"),
     ),
 )
 _WAITS = tuple(
@@ -116,108 +117,92 @@ _PATTERNS = attack(
 )
 
 _LOST = "{elsewhere}/{file}"
+# Hosts and schemes that a download must not be led to: this machine's, private and special ones, in odd spellings.
+_ADDRESSES = """
+    http://0.0.0.0:{port}/{file} http://[::]:{port}/{file} http://0:{port}/{file} http://169.254.169.254/{file}
+    http://2852039166/{file} http://0xa9fea9fe/{file} http://0251.0376.0251.0376/{file}
+    http://[::ffff:169.254.169.254]/{file} http://[64:ff9b::a9fe:a9fe]/{file} http://[fe80::1]/{file}
+    http://[fd00:ec2::254]/{file} http://10.0.0.1/{file} http://192.168.1.1:8080/{file}
+    http://[::ffff:10.0.0.1]/{file} http://100.100.100.200/{file} http://224.0.0.1/{file}
+    http://255.255.255.255/{file} file:///etc/passwd file://localhost/etc/passwd ftp://127.0.0.1:{port}/{file}
+    ws://127.0.0.1:{port}/{file} gopher://127.0.0.1:{port}/x
+"""
+
 _REDIRECTS = (
-    attack("the file is at a store", _reply(at=FILE, status=302, Location=_LOST), expected=TAKEN),
+    attack("the file is at a store", _reply(pattern=FILE, status=302, Location=_LOST), expected=TAKEN),
     attack(
         "the file is a rename and a store away",
-        _reply(at=r"data\.jsonl$", status=307, Location="/{file}?renamed"),
-        _reply(at="renamed", status=302, Location=_LOST),
+        _reply(pattern=r"data\.jsonl$", status=307, Location="/{file}?renamed"),
+        _reply(pattern="renamed", status=302, Location=_LOST),
         expected=TAKEN,
     ),
     *(
         attack(
-            f"the store says {status} {code}",
-            _reply(at=FILE, status=302, Location=_LOST),
-            elsewhere=[_reply(at=FILE, status=status, X_Error_Code=code)],
+            f"the store answers {status} {code}",
+            _reply(pattern=FILE, status=302, Location=_LOST),
+            elsewhere=[_reply(pattern=FILE, status=status, X_Error_Code=code)],
         )
         for status in (401, 403, 404)
         for code in ("RepoNotFound", "EntryNotFound", "RevisionNotFound", "None")
     ),
     attack(
         "the store sends other bytes",
-        _reply(at=FILE, status=302, Location=_LOST),
+        _reply(pattern=FILE, status=302, Location=_LOST),
         elsewhere=[HubFault(kind=FaultKind.WRONG)],
     ),
     attack(
         "the store never ends",
-        _reply(at=FILE, status=302, Location=_LOST),
+        _reply(pattern=FILE, status=302, Location=_LOST),
         elsewhere=[HubFault(kind=FaultKind.ENDLESS)],
     ),
     attack(
         "the store drips",
-        _reply(at=FILE, status=302, Location=_LOST),
+        _reply(pattern=FILE, status=302, Location=_LOST),
         elsewhere=[HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.02)],
         is_slow=True,
     ),
-    attack("the file points to itself", _reply(at=FILE, status=302, Location="/{file}")),
+    attack("the file points to itself", _reply(pattern=FILE, status=302, Location="/{file}")),
     attack(
         "six redirects",
-        *(_reply(at=rf"\?{n}$", status=302, Location=f"/{{file}}?{n + 1}") for n in range(1, 6)),
-        _reply(at=r"data\.jsonl$", status=302, Location="/{file}?1"),
+        *(_reply(pattern=rf"\?{n}$", status=302, Location=f"/{{file}}?{n + 1}") for n in range(1, 6)),
+        _reply(pattern=r"data\.jsonl$", status=302, Location="/{file}?1"),
     ),
     attack(
         "a listing with its question goes elsewhere",
         _reply(status=307, Location="{elsewhere}/api/datasets/alice/talk/paths-info/main"),
     ),
     attack("a listing is answered elsewhere", _reply(status=302, Location="{elsewhere}/api/datasets/alice/talk")),
-    attack("a redirect to nowhere", _reply(at=FILE, status=302)),
+    attack("a redirect to nowhere", _reply(pattern=FILE, status=302)),
     *(
-        attack(f"a redirect to {place[:50]}", _reply(at=FILE, status=302, Location=place))
+        attack(f"a redirect to {place[:50]}", _reply(pattern=FILE, status=302, Location=place))
         for place in (
-            "http://0.0.0.0:{port}/{file}",
-            "http://[::]:{port}/{file}",
-            "http://0:{port}/{file}",
-            "http://169.254.169.254/{file}",
-            "http://2852039166/{file}",
-            "http://0xa9fea9fe/{file}",
-            "http://0251.0376.0251.0376/{file}",
-            "http://[::ffff:169.254.169.254]/{file}",
-            "http://[64:ff9b::a9fe:a9fe]/{file}",
-            "http://[fe80::1]/{file}",
-            "http://[fd00:ec2::254]/{file}",
-            "http://10.0.0.1/{file}",
-            "http://192.168.1.1:8080/{file}",
-            "http://[::ffff:10.0.0.1]/{file}",
-            "http://100.100.100.200/{file}",
-            "http://224.0.0.1/{file}",
-            "http://255.255.255.255/{file}",
-            "file:///etc/passwd",
-            "file://localhost/etc/passwd",
-            "ftp://127.0.0.1:{port}/{file}",
-            "ws://127.0.0.1:{port}/{file}",
-            "gopher://127.0.0.1:{port}/x",
-            "data:text/plain,x",
-            "javascript:x",
-            "http://",
-            "http://[",
-            "http://a..b/",
-            f"http://{'a' * 300}/",
-            "http://127.0.0.1:99999/",
-            "\x01",
-            "/" + "a" * 20_000,
+            *_ADDRESSES.split(),
+            *("http://", "http://[", "http://a..b/", f"http://{'a' * 300}/", "http://127.0.0.1:99999/"),
+            *("javascript:x", "data:text/plain,x", "\x01", "/" + "a" * 20_000),
         )
     ),
 )
 
+_BAD_SIZES = [
+    0,
+    1,
+    -1,
+    len(CONTENT) - 1,
+    len(CONTENT) + 1,
+    2**63,
+    10**4000,
+    "9",
+    1.5,
+    True,
+    None,
+    [],
+    math.nan,
+    math.inf,
+]
 _SIZES = tuple(
     attack(f"a size of {str(size)[:24]!r}", _listed(size=size), expected=expected)
-    for size, expected in (
-        (0, AGAIN),
-        (1, AGAIN),
-        (-1, AGAIN),
-        (len(CONTENT) - 1, AGAIN),
-        (len(CONTENT) + 1, AGAIN),
-        (constants.MAX_SUBMISSION_BYTES + 1, TOO_LARGE),
-        (2**63, AGAIN),
-        (10**4000, AGAIN),
-        ("9", AGAIN),
-        (1.5, AGAIN),
-        (True, AGAIN),
-        (None, AGAIN),
-        ([], AGAIN),
-        (float("nan"), AGAIN),
-        (float("inf"), AGAIN),
-    )
+    for expected, sizes in ((AGAIN, _BAD_SIZES), (TOO_LARGE, [constants.MAX_SUBMISSION_BYTES + 1]))
+    for size in sizes
 )
 _DIGESTS = tuple(
     attack(f"a listing with {what}", _listed(**changes), expected=expected)
@@ -234,31 +219,20 @@ _DIGESTS = tuple(
         ("a folder of the name", {"type": "directory"}, AGAIN),
     )
 )
+_ODD_ANSWERS = (
+    *("", "null", "{}", "[]", "7", '"text"', "[null]", "[[]]", "[{}]", "[NaN]", "\xff\xfe\xff"),
+    *('{"id": 1, "sha": "main"}', '{"id": "a", "sha": null, "siblings": [null]}', '{"id": "a", "self": 1}'),
+    *('[{"type": "file", "path": 1}]', '{"id": "a", "createdAt": "9" , "cardData": {"x": []}}'),
+    *("[" * 100_000, '{"a":' * 40_000, "[" + "{}," * 80_000 + "{}]", "[" + "9" * 5000 + "]"),
+)
 _SHAPES = tuple(
-    attack(f"the answer to {what} is {text[:24]!r}", _reply(text, at=at), by=by, expected=expected)
-    for what, at, by in (("a listing", LISTING, "commit"), ("a commit", COMMIT, "digest"), ("a whole", WHOLE, "whole"))
-    for text, expected in (
-        ("", AGAIN),
-        ("null", AGAIN),
-        ("{}", AGAIN),
-        ("[]", AGAIN),
-        ("7", AGAIN),
-        ('"text"', AGAIN),
-        ("[null]", AGAIN),
-        ("[[]]", AGAIN),
-        ("[{}]", AGAIN),
-        ('{"id": 1, "sha": "main"}', AGAIN),
-        ('{"id": "a", "sha": null, "siblings": [null]}', AGAIN),
-        ('{"id": "a", "self": 1}', AGAIN),
-        ('[{"type": "file", "path": 1}]', AGAIN),
-        ("[" * 100_000, AGAIN),
-        ('{"a":' * 40_000, AGAIN),
-        ("[" + "{}," * 80_000 + "{}]", AGAIN),
-        ("[" + "9" * 5000 + "]", AGAIN),
-        ("\xff\xfe\xff", AGAIN),
-        ("[NaN]", AGAIN),
-        ('{"id": "a", "createdAt": "9" , "cardData": {"x": []}}', AGAIN),
+    attack(f"the answer to {what} is {text[:24]!r}", _reply(text, pattern=pattern), by=by)
+    for what, pattern, by in (
+        ("a listing", LISTING, "commit"),
+        ("a commit", COMMIT, "digest"),
+        ("a whole", WHOLE, "whole"),
     )
+    for text in _ODD_ANSWERS
 )
 
 
@@ -268,7 +242,9 @@ def _siblings(*names: str) -> str:
 
 
 _NAMES = tuple(
-    attack(f"the one .jsonl is called {name[:24]!r}", _reply(_siblings(name), at=WHOLE), by="whole", expected=expected)
+    attack(
+        f"the one .jsonl is called {name[:24]!r}", _reply(_siblings(name), pattern=WHOLE), by="whole", expected=expected
+    )
     for expected, names in (
         (
             AGAIN,
@@ -283,20 +259,23 @@ _NAMES = tuple(
 )
 _CROWDS = (
     attack(
-        "two names that differ in case", _reply(_siblings("a.jsonl", "A.jsonl"), at=WHOLE), by="whole", expected=NO_FILE
+        "two names that differ in case",
+        _reply(_siblings("a.jsonl", "A.jsonl"), pattern=WHOLE),
+        by="whole",
+        expected=NO_FILE,
     ),
     attack(
         "30,000 .jsonl files",
-        _reply(_siblings(*(f"{n}.jsonl" for n in range(30_000))), at=WHOLE),
+        _reply(_siblings(*(f"{n}.jsonl" for n in range(30_000))), pattern=WHOLE),
         by="whole",
         expected=NO_FILE,
         max_memory=64,
     ),
     attack(
         "60,000 files beside the one .jsonl",
-        _reply(_siblings(*(str(n) for n in range(60_000)), _NAME), at=WHOLE),
+        _reply(_siblings(*(str(n) for n in range(60_000)), _NAME), pattern=WHOLE),
         by="whole",
     ),
 )
 
-WORDS = (*_STATUSES, *_TURNS, *_WAITS, _PATTERNS, *_REDIRECTS, *_SIZES, *_DIGESTS, *_SHAPES, *_NAMES, *_CROWDS)
+ATTACKS = (*_STATUSES, *_TURNS, *_WAITS, _PATTERNS, *_REDIRECTS, *_SIZES, *_DIGESTS, *_SHAPES, *_NAMES, *_CROWDS)

@@ -1,4 +1,4 @@
-"""What a hostile Hub may do to HTTP itself: bodies, lengths, codings, headers, silence, broken connections."""
+"""Attacks on HTTP itself: bodies, lengths, codings, headers, broken connections."""
 
 import socket
 import zlib
@@ -14,7 +14,7 @@ from tests.campaigns.attack.hub_harness import (
     attack,
     custom,
     fetch,
-    stage,
+    start_hubs,
 )
 from tests.fixtures.faulty_hub import FaultKind, HubFault
 
@@ -24,13 +24,13 @@ _CHUNKED = f"{_OK}Transfer-Encoding: chunked\r\n\r\n"
 _GONE = "HTTP/1.1 404 Not Found\r\nX-Error-Code: RepoNotFound\r\n"
 
 
-def _raw(body: str, rest: str = "", repeat: int | None = 0, seconds: float = 0.0, *, at: str = FILE) -> HubFault:
-    return HubFault(kind=FaultKind.RAW, body=body, rest=rest, repeat=repeat, seconds=seconds, pattern=at)
+def _raw(body: str, rest: str = "", repeat: int | None = 0, seconds: float = 0.0, *, pattern: str = FILE) -> HubFault:
+    return HubFault(kind=FaultKind.RAW, body=body, rest=rest, repeat=repeat, seconds=seconds, pattern=pattern)
 
 
-def _coded(coding: str, body: bytes, *, at: str = FILE, status: int = 200, **more: str) -> HubFault:
+def _coded(coding: str, body: bytes, *, pattern: str = FILE, status: int = 200, **more: str) -> HubFault:
     headers = (("Content-Encoding", coding), *((name.replace("_", "-"), value) for name, value in more.items()))
-    return HubFault(kind=FaultKind.REPLY, status=status, headers=headers, body=body.decode("latin-1"), pattern=at)
+    return HubFault(kind=FaultKind.REPLY, status=status, headers=headers, body=body.decode("latin-1"), pattern=pattern)
 
 
 _DRIP_S = 0.02
@@ -39,7 +39,7 @@ _DRIPS = (
     attack("the file drips", HubFault(kind=FaultKind.DRIP, seconds=_DRIP_S, pattern=FILE), is_slow=True),
     attack("the header drips", HubFault(kind=FaultKind.HEADER_DRIP, seconds=_DRIP_S, pattern=FILE), is_slow=True),
     attack("whole header lines drip", _raw(_OK, "X-A: b\r\n", None, _DRIP_S), is_slow=True),
-    attack("the listing's header drips", _raw(_OK, "X-A: b\r\n", None, _DRIP_S, at=LISTING), is_slow=True),
+    attack("the listing's header drips", _raw(_OK, "X-A: b\r\n", None, _DRIP_S, pattern=LISTING), is_slow=True),
     attack("a chunk's size drips", _raw(f"{_CHUNKED}1;", "a", None, _DRIP_S), is_slow=True),
     attack("empty trailers drip", _raw(f"{_CHUNKED}0\r\n", "X-A: b\r\n", None, _DRIP_S), is_slow=True),
     attack("the refusal drips", _raw(f"{_GONE}\r\n", "x", None, _DRIP_S), is_slow=True),
@@ -96,7 +96,7 @@ _CODINGS = (
     attack("a file that says identity and gzip", _coded("identity, gzip", CONTENT)),
     attack("a file of a coding nobody knows", _coded("rot13", CONTENT)),
     attack("a file that says identity", _coded(" Identity ", CONTENT), expected=TAKEN),
-    attack("a refusal of deflate", _coded("deflate", _BOMB, at=LISTING, status=404, X_Error_Code="RepoNotFound")),
+    attack("a refusal of deflate", _coded("deflate", _BOMB, pattern=LISTING, status=404, X_Error_Code="RepoNotFound")),
     *(
         attack(
             f"a refusal whose text is said to be {codec}",
@@ -148,29 +148,28 @@ _HEADERS = (
     ),
 )
 _DROPS = tuple(
-    attack(f"the connection ends {what}", _raw(text, at=at))
-    for at in (LISTING, FILE)
+    attack(f"the connection ends {what}", _raw(text, pattern=pattern))
+    for pattern in (LISTING, FILE)
     for what, text in (
-        (f"at once ({at})", ""),
-        (f"in the status line ({at})", "HTTP/1.1 20"),
-        (f"in a header ({at})", f"{_OK}Content-Le"),
-        (f"before the body ({at})", f"{_OK}Content-Length: 500\r\n\r\n"),
-        (f"in the body ({at})", f"{_OK}Content-Length: 500\r\n\r\n[{{"),
-        (f"in a chunk ({at})", f"{_CHUNKED}ff\r\n["),
-        (f"before the last chunk ({at})", f"{_CHUNKED}1\r\n[\r\n"),
+        (f"at once ({pattern})", ""),
+        (f"in the status line ({pattern})", "HTTP/1.1 20"),
+        (f"in a header ({pattern})", f"{_OK}Content-Le"),
+        (f"before the body ({pattern})", f"{_OK}Content-Length: 500\r\n\r\n"),
+        (f"in the body ({pattern})", f"{_OK}Content-Length: 500\r\n\r\n[{{"),
+        (f"in a chunk ({pattern})", f"{_CHUNKED}ff\r\n["),
+        (f"before the last chunk ({pattern})", f"{_CHUNKED}1\r\n[\r\n"),
     )
 )
 
 
-def _meet_silence(folder: Path) -> str:
-    """TLS with a socket that takes connections and never says a word."""
+def _silent_tls(folder: Path) -> str:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         return fetch(folder, deadline_s=0.4, endpoint=f"https://127.0.0.1:{mute.getsockname()[1]}")
 
 
 _TLS = (
-    custom("a TLS handshake that is never answered", _meet_silence),
-    custom("plain text where TLS was to begin", lambda folder: fetch(folder, endpoint=f"https{stage().hub[4:]}")),
+    custom("a TLS handshake that is never answered", _silent_tls),
+    custom("plain text where TLS was to begin", lambda folder: fetch(folder, endpoint=f"https{start_hubs().hub[4:]}")),
 )
 
-WIRE = (*_DRIPS, *_BODIES, *_LENGTHS, *_CODINGS, *_HEADERS, *_DROPS, *_TLS)
+ATTACKS = (*_DRIPS, *_BODIES, *_LENGTHS, *_CODINGS, *_HEADERS, *_DROPS, *_TLS)

@@ -1,4 +1,4 @@
-"""What a node may say of the chain, and what becomes of blocks that are not final: attacks on the chain's reader.
+"""Attacks on the reader of the chain: nodes that lie, blocks that are not final.
 
 A node lies for some ticks, in which the validator must do nothing but try again; then it tells the truth, and the
 validator's rounds must come out as if nothing had been.
@@ -25,7 +25,7 @@ Rows = Callable[[str, list[Any], int], object]
 
 
 class LyingNode(LocalSubstrate):
-    """A node that lies while it is told to.
+    """A node that lies as its attributes demand.
 
     graph changes the metagraph, given it and the newest block; rows changes a storage map, given its name too; head
     replaces the newest final block; every read ends with `error`; is_head_final: nothing waits for finality; path:
@@ -206,7 +206,7 @@ def _undone(env: Environment, _: LyingNode) -> str:
 
 
 def _fork(env: Environment, node: LyingNode) -> str:
-    """A node takes back what it called final, and goes on with another fork."""
+    """A node goes on with a fork behind a block that it called final."""
     env.pass_rounds()
     env.chain.set_finality_lag(10)
     env.chain.advance(10)

@@ -1,4 +1,4 @@
-"""What a stranger, or the validator itself, may do to receipts and round files: attacks on whoever audits them.
+"""Attacks on auditors, by false receipts and round files.
 
 Each false file lies beside the honest ones of two rounds, which must stay consistent. "signature" and "inconsistent"
 are what `scripts/audit.py` reports; a file that is neither is evaluated again, and a loss that was never computed
@@ -75,19 +75,19 @@ def _files() -> _Files:
 
 
 def audit(path: Path, env: Environment) -> str:
-    """Return the verdict on a file beside the honest ones, without evaluating anything."""
+    """Return the verdict on a file beside the honest ones."""
     try:
         file = read_round(path)
     except ConfigError as error:
         return f"damaged: {_word(str(error))}"
-    known = {receipt.digest: receipt for receipt in file.receipts}
+    receipts = {receipt.digest: receipt for receipt in file.receipts}
     header_fault, receipt_faults = check_signatures(file, verify_signature)
-    remarks(file, known)
+    remarks(file, receipts)
     if header_fault or receipt_faults or file.header.signer != env.subnet.validator_hotkey():
         return _SIGNATURE
     paths = (_files().earlier, _files().later, path)
     faults = check_across_files({str(other): read_round(other).header for other in paths})[str(path)]
-    faults += [*check_consistency(file, known), *check_against_chain(file.header, env.connection.block_hash)]
+    faults += [*check_consistency(file, receipts), *check_against_chain(file.header, env.connection.block_hash)]
     return f"inconsistent: {_word(' '.join(faults))}" if faults else _FINE
 
 
@@ -98,7 +98,7 @@ def _word(text: str) -> str:
 def _attacked(
     what: str, expected: str, change: Callable[[Lines], Lines | bytes], *, name: str = "false.jsonl"
 ) -> Attack:
-    """Return the attack of a file with the later round's lines changed, or of other lines."""
+    """Return the attack of a file with the later round's lines changed."""
 
     def run(folder: Path) -> str:
         files = _files()
@@ -121,7 +121,7 @@ def _sign(message: bytes, who: str) -> str:
 
 
 def _resign(lines: Lines, edit: Edit = lambda _: None, who: str = VALIDATOR) -> Lines:
-    """Return the file with another header, signed by the round's validator or by another hotkey."""
+    """Return the file with another header, signed by the validator by default."""
     content, rest = json.loads(lines[0]), lines[1:]
     content |= {"receipts": len(rest), "receipts_sha256": digest_lines(rest), "signer": str(_key(who).ss58_address)}
     edit(content)
@@ -129,15 +129,15 @@ def _resign(lines: Lines, edit: Edit = lambda _: None, who: str = VALIDATOR) -> 
     return [dataclasses.replace(header, signature=_sign(header.message(), who)).to_line(), *rest]
 
 
-def _edit(lines: Lines, at: int, edit: Edit) -> Lines:
+def _edit(lines: Lines, index: int, edit: Edit) -> Lines:
     """Change a line without signing anything."""
-    content = json.loads(lines[at])
+    content = json.loads(lines[index])
     edit(content)
-    return [*lines[:at], json.dumps(content, sort_keys=True, separators=(",", ":")), *lines[at + 1 :]]
+    return [*lines[:index], json.dumps(content, sort_keys=True, separators=(",", ":")), *lines[index + 1 :]]
 
 
 def _lie(lines: Lines, edit: Edit, who: str = VALIDATOR) -> Lines:
-    """Have the validator sign another first receipt and a header for it, with the leaderboard as it was."""
+    """Sign another first receipt, and a header for it with the old leaderboard."""
     content = json.loads(lines[1])
     edit(content)
     receipt = Receipt.from_json(json.dumps({**content, "signature": None}), "edited")
@@ -189,7 +189,7 @@ def _swap_losses(lines: Lines) -> Lines:
 
 
 def _respell(line: str, how: Callable[[str], str] = lambda loss: f"{loss}0") -> str:
-    """Return the line with its first loss spelt differently, by default as the same number."""
+    """Return the line with its first loss spelt differently."""
     before, name, rest = line.partition('"loss":')
     loss, comma, behind = rest.partition(",")
     return f"{before}{name}{how(loss)}{comma}{behind}"
@@ -338,7 +338,7 @@ _CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
 
 
 def _never_computed(_: Path) -> str:
-    """A validator signs a loss, a leaderboard and weights that follow from it: only training again shows it."""
+    """A validator signs a loss that only training again disproves."""
     receipt = Receipt.from_json(_files().lines()[1], "the receipt")
     lie = dataclasses.replace(receipt, result=dataclasses.replace(receipt.result, loss=receipt.result.loss - 0.125))
     return str(compare_receipt(lie, receipt.result).verdict)

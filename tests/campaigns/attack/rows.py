@@ -1,4 +1,4 @@
-"""What a miner's file may hold to break, stall or deceive whoever reads it: a table of attacks.
+"""Attacks by a miner's file: rows to break, stall or deceive its readers.
 
 Each one goes the whole way of a file: read from the disk, checked against the pool as a validator does, looked through
 line by line as a miner's own check does, and encoded as a worker does, by the tiny model's tokenizer. Most are given
@@ -63,14 +63,14 @@ def _control_ids() -> frozenset[int]:
 
 
 def _enter(content: bytes, pool: bytes, folder: Path) -> None:
-    """All that is done with a file before it is trained on. Raises: SubmissionError, the verdict."""
-    held, eval_set = folder / constants.DATA_FILE, folder / "eval_data.jsonl"
-    held.write_bytes(content)
+    """Read a file as validator, miner and worker do. Raises: SubmissionError."""
+    data, eval_set = folder / constants.DATA_FILE, folder / "eval_data.jsonl"
+    data.write_bytes(content)
     eval_set.write_bytes(pool)
     index = read_eval_set_index(eval_set)
     inspection = inspect_file(content, frozenset(index.canonical), max_rows=_MAX_ROWS, has_target=lambda row: True)
     try:
-        index.check(held.read_bytes(), name=constants.DATA_FILE, max_rows=_MAX_ROWS)
+        index.check(data.read_bytes(), name=constants.DATA_FILE, max_rows=_MAX_ROWS)
     finally:
         del index
     if inspection.faults:
@@ -81,12 +81,12 @@ def _enter(content: bytes, pool: bytes, folder: Path) -> None:
 
 
 def _check_encoding(row: Row, encoded: EncodedRow) -> None:
-    """A row is what the template made of it: no longer than is read, and its turns opened and closed by nobody else."""
+    """Raises: AssertionError when a row writes control tokens or is too long."""
     start, end = _tokenize()("<|im_start|><|im_end|>")
     if len(encoded.input_ids) > constants.MAX_TOKENS or len(encoded.targets) != len(encoded.input_ids):
         raise AssertionError("more tokens than are read")
-    answers = [one for one, is_target in zip(encoded.input_ids, encoded.targets, strict=True) if is_target]
-    others = sum(one in _control_ids() for one in encoded.input_ids)
+    answers = [token for token, is_target in zip(encoded.input_ids, encoded.targets, strict=True) if is_target]
+    others = sum(token in _control_ids() for token in encoded.input_ids)
     others -= encoded.input_ids.count(start) + encoded.input_ids.count(end)
     turns = 1 + len(row.messages)
     if others or encoded.input_ids.count(start) > turns or encoded.input_ids.count(end) > turns:
@@ -122,7 +122,7 @@ def _refused(name: str, content: Callable[[], bytes], expected: str = _MALFORMED
 
 
 def _fill(unit: str) -> str:
-    """As much of `unit` as fits into one row."""
+    """Repeat `unit` as often as it fits into one row."""
     return unit * ((_MAX_ROW - 300) // max(len(unit.encode()), len(json.dumps(unit, ensure_ascii=False).encode()) - 2))
 
 
@@ -146,7 +146,7 @@ _JSON = (
     _refused("the key conversations once more, by an escape", lambda: _row()[:-1] + b', "conversation\\u0073": []}'),
     _attack(
         "20,000 keys that nothing reads",
-        lambda: _beside(b"{" + b",".join(b'"%05d":0' % at for at in range(20_000)) + b"}"),
+        lambda: _beside(b"{" + b",".join(b'"%05d":0' % key for key in range(20_000)) + b"}"),
         _TAKEN,
     ),
     _refused("64 rows of 87,000 empty arrays", lambda: _many(_beside(b"[" + b"[]," * 87_000 + b"0]")), _NOT_IN_POOL),
@@ -168,7 +168,7 @@ _JSON = (
 
 
 def _turns(count: int) -> bytes:
-    turns = [{"role": "user" if at % 2 == 0 else "assistant", "content": "x"} for at in range(count)]
+    turns = [{"role": "user" if index % 2 == 0 else "assistant", "content": "x"} for index in range(count)]
     return json.dumps({"conversations": turns}).encode()
 
 
@@ -281,7 +281,9 @@ _LOOK_ALIKES = tuple(
 
 def _swap(what: str, change: Callable[[str], str]) -> Attack:
     """A copy of a dataset, each row in another spelling, where the pool holds both."""
-    theirs = b"".join(_row(f"A 'Question' {at}?", f"An answer, {at}: cafe.") + b"\n" for at in range(_MAX_ROWS))
+    theirs = b"".join(
+        _row(f"A 'Question' {number}?", f"An answer, {number}: cafe.") + b"\n" for number in range(_MAX_ROWS)
+    )
     copy = change(theirs.decode()).encode()
 
     def run(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""An attack: what a stranger sends, what the product must make of it, and what it may cost. Linux only."""
+"""An attack, its expected verdict and its limits. Linux only."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from tests.campaigns.measure import MIB, memory_kib, peak_disk, reset_peak_memor
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """What one stranger does.
+    """An act of one stranger.
 
     Args:
         run: does it, with an empty folder for files, and returns the verdict.
@@ -30,7 +30,7 @@ class Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The verdict on an attack, and its cost at the peak, as the attack's limits have it."""
+    """The verdict on an attack, and its cost at the peak."""
 
     attack: Attack
     verdict: str
@@ -39,7 +39,7 @@ class Outcome:
     disk: float
 
     def faults(self) -> list[str]:
-        """Return what is not as it must be; empty when the attack failed."""
+        """Return what differs from the expected; empty when the attack failed."""
         attack, faults = self.attack, []
         if self.verdict != attack.expected:
             faults.append(f"{attack.name}: expected {attack.expected!r}, found {self.verdict!r}")
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def judge(call: Callable[[], object]) -> str:
-    """Return whose fault an error of `call` is, or "taken". Raises: errors of no such kind."""
+    """Return whose fault an error of `call` is, or "taken"."""
     try:
         call()
     except SubmissionError as error:

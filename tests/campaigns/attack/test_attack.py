@@ -1,4 +1,4 @@
-"""Every attack comes to its verdict within its limits; one that succeeds is reported and holds up no other."""
+"""Every attack fails within its limits; one that succeeds is reported."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.telemetry.logging import configure_logging
 from tests.campaigns.attack import __main__ as command
 from tests.campaigns.attack import chain, hub, rows
-from tests.campaigns.attack.hub_harness import stage
+from tests.campaigns.attack.hub_harness import start_hubs
 from tests.campaigns.attack.runner import Attack, judge, launch
 from tests.campaigns.measure import MIB
 
@@ -37,13 +37,13 @@ def test_attack_by_hostile_rows_fails(attack: Attack, tmp_path: Path) -> None:
 @pytest.mark.parametrize("attack", hub.ATTACKS, ids=lambda attack: attack.name[:60])
 def test_attack_by_hostile_hub_fails(attack: Attack, tmp_path: Path) -> None:
     # Before the first attack, which would be charged for what is imported and started.
-    stage()
+    start_hubs()
     assert not launch(attack, tmp_path).faults()
 
 
 @pytest.fixture(scope="module")
 def logs() -> Iterator[io.StringIO]:
-    """What the attacked validators log, set up as an entry point does it."""
+    """The logs of the attacked validators, set up as by an entry point."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     with redirect_stderr(io.StringIO()) as stream:

@@ -1,4 +1,4 @@
-"""Kill a validator at every point at which that could matter, and make its machine fail in every way at hand.
+"""Kill a validator wherever it could matter, and make its machine fail.
 
     python -m tests.campaigns.crash --short --dir /tmp/crash
     python -m tests.campaigns.crash --dir /tmp/crash
@@ -7,7 +7,7 @@ The validator is neurons/validator.py on a synthetic subnet with good datasets, 
 rows and a missing repo. It is killed with SIGKILL before and after each BEGIN and COMMIT, each rename, removal and
 fsync, each step of an extrinsic, and at random moments, and restarted on the same state. After each kill its files,
 its state and its child processes are checked; the end of each run is compared bit by bit with an undisturbed run's.
-The worker trains where the table says "real"; elsewhere it returns what the real one returned for the same file and
+The worker trains in rows marked "real"; elsewhere it returns what the real one returned for the same file and
 seed. Progress goes to stderr, the table to stdout. Linux only. Exit status: 0 all agrees, 1 disagreements, listed below
 the table, 3 a setting is wrong.
 """

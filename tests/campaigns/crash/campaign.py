@@ -1,4 +1,4 @@
-"""A crash campaign: an undisturbed run with the real worker, then runs with kills and runs with faults, and a table."""
+"""A crash campaign: an undisturbed run, runs with kills, runs with faults."""
 
 import random
 import threading
@@ -61,7 +61,7 @@ class Row:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome, kills: int, restarts: int) -> None:
-        """Add a run. Orphans and partial files count for the kind of the kill after which they were found."""
+        """Add a run; orphans and partial files count for the kill before them."""
         self.counts.update(kills=kills, restarts=restarts, runs=1, same=int(not outcome.differences))
         self.counts.update(doubled=len(outcome.doubled))
         for name in ("orphans", "partial"):
@@ -124,7 +124,7 @@ class Report:
             "  ".join(cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(row))
             for row in (zip(cells, widths, strict=True) for cells in table)
         ]
-        # Heartbeats say what the validator does at the moment, so their names may not come again.
+        # Heartbeats are named by the action of the moment, so their names may not come again.
         missed = [point for point in self.missed if " | record_heartbeat " not in point]
         lines += [
             "",
@@ -211,7 +211,7 @@ class Campaign:
         return jobs
 
     def _repeat_missed(self, base: Base, expected: EndState) -> None:
-        """Run again for the points that no walk reached a second time, because a kill shortly before changed its way.
+        """Run again for the points that no walk reached a second time.
 
         What is left of a folder after a kill within its removal, for example, is removed at another place.
         """
@@ -232,7 +232,7 @@ class Campaign:
         seed: int,
         mode: str | None = "table",
     ) -> list[Outcome]:
-        """Run until there were so many kills: how many one run sees depends on the machine's speed."""
+        """Run until there were so many kills."""
         outcomes: list[Outcome] = []
         while (left := kills - sum(outcome.kills.total() for outcome in outcomes)) > 0 and len(outcomes) < kills:
             number = len(outcomes)

@@ -1,4 +1,4 @@
-"""What must hold after every kill and at the end of a run, read from files and chain without the product's store.
+"""Checks after every kill and at the end of a run, without the product's store.
 
 The state file is read from a copy, log included, so that the next process meets exactly what the kill left.
 """
@@ -24,7 +24,7 @@ from tests.campaigns.synthetic_subnet import read_weights_calls
 
 @dataclass
 class EndState:
-    """What a run ended with; the parts of a round by the block at which it starts."""
+    """The end of a run; parts of a round by the block at which it starts."""
 
     verdicts: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     entries: dict[int, dict[str, tuple[Any, ...]]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def read_state(path: Path) -> EndState:
 
 
 def compare(expected: EndState, actual: EndState, *, ignore: Collection[str] = ()) -> list[str]:
-    """Return the differences between two end states, without those of the ignored fields."""
+    """Return the differences between two end states."""
     differences = [
         f"verdict on {key}: {actual.verdicts.get(key)}, undisturbed {expected.verdicts.get(key)}"
         for key in sorted(expected.verdicts.keys() | actual.verdicts.keys())
@@ -111,7 +111,7 @@ def compare(expected: EndState, actual: EndState, *, ignore: Collection[str] = (
 
 
 def count_weights(chain_file: Path, hotkey: str) -> tuple[Counter[int], int]:
-    """Return accepted weights by their round's start, and the number of extrinsics, refused ones included."""
+    """Return accepted weights by their round's start, and all their extrinsics."""
     calls = [call for call in read_weights_calls(chain_file) if call.signer == hotkey]
     accepted = Counter(call.block // ROUND_BLOCKS * ROUND_BLOCKS for call in calls if call.error is None)
     return accepted, len(calls)
@@ -126,7 +126,7 @@ def check_weights(chain_file: Path, hotkey: str) -> list[str]:
 
 
 def check_files(state_dir: Path, *, is_complete: bool = False) -> tuple[list[str], int]:
-    """Return files that are not whole under their final names, and the number of temporary files.
+    """Return files that are not whole, and the number of temporary files.
 
     Args:
         is_complete: the run is over, so each round's file must agree with itself and its receipts.

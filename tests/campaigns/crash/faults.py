@@ -1,4 +1,4 @@
-"""Faults of the machine, each in a run of its own and followed by the way out of it.
+"""Faults of the machine, each in a run of its own, and the way out of them.
 
 The process may end with an exit status that names the fault, and is then restarted as by a supervisor, or it goes on by
 itself. Its verdicts must be an undisturbed run's in the end. Faults are real ones wherever this machine permits.
@@ -42,7 +42,7 @@ def has_verdicts(count: int) -> Condition:
 
 
 def keep_mounts_private() -> None:
-    """Hide what this process mounts from now on, which ends with it. For the main thread."""
+    """Hide what this process mounts from now on. For the main thread."""
     if ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0:
         _call("mount", "--make-rprivate", "/")
 
@@ -67,7 +67,7 @@ def _call(*command: str) -> bool:
 
 
 def fill_disk(base: Base, folder: Path, expected: EndState) -> Outcome:
-    """Leave no space on the disk between evaluations, twice, with failing starts while it lasts."""
+    """Fill the disk between evaluations, twice, with failing starts meanwhile."""
     disk = folder / "disk"
     with _disk(disk) as is_mounted, Run(base, folder, phases=2, may_end=_HOST_FAILED, state_dir=disk) as run:
         run.outcome.notes.append("a full tmpfs" if is_mounted else "RLIMIT_FSIZE: this process may not mount")
@@ -187,7 +187,7 @@ def _cut_state(path: Path) -> None:
 
 
 def move_clock(base: Base, folder: Path, expected: EndState) -> Outcome:
-    """Put the clock a year ahead during a backoff, then back; in the next round hours back, and ahead again."""
+    """Put the clock a year ahead during a backoff, back, and by hours."""
     with Run(base, folder, phases=2) as run:
         for offset_s, until in (
             (_YEAR_S, lambda run: run.snapshot.attempts > 0),
@@ -246,7 +246,7 @@ def freeze_validator(base: Base, folder: Path, expected: EndState) -> Outcome:
 
 
 def kill_real_worker(base: Base, folder: Path, expected: EndState) -> Outcome:
-    """Kill the worker that trains: once while it loads and twice while it evaluates a dataset."""
+    """Kill the worker that trains: once while it loads and twice at work."""
     with Run(base, folder, phases=1, mode=None, may_end=_HOST_FAILED) as run:
         for stage in ("load", "score", "score"):
             is_loading = stage == "load"

@@ -1,4 +1,4 @@
-"""Crash points: where a validator's process is killed, named so that the next process knows each one again.
+"""Crash points: where a validator's process is killed.
 
 Its state file's transactions, each rename, removal and fsync below its folder, and each step of an extrinsic are
 points. At a point that is due and not yet in the file `kills`, the process writes the name there and kills itself.
@@ -40,14 +40,14 @@ def kind_of(point: str) -> str:
 
 
 class CrashPoints:
-    """Writes down each point that the process passes, and kills it at those that are due.
+    """Writes down each point that is passed, and kills the process at due ones.
 
     Args:
         folder: of the run, with the files of kills and events.
         watched: files below this folder count.
         share, shares: points whose name's checksum falls to this share are due; none while `shares` is 0.
         is_once: only one point of each kind is due.
-        targets: points that are due whatever their share.
+        targets: points that are due in any share.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def install(
 
 
 def _describe_caller() -> str:
-    """Return the product's method that makes the call, and the submission, round or intent that it is about."""
+    """Return the product's method that makes the call, and its subject."""
     name, subject = "", ""
     for frame in _product_frames():
         name = name or frame.f_code.co_name
@@ -166,7 +166,7 @@ def _watch_sqlite(points: CrashPoints) -> None:
 
 
 def _watch_files(points: CrashPoints) -> None:
-    """Make points of each new name, each removal and each fsync below the watched folder."""
+    """Make points of each rename, removal and fsync below the watched folder."""
     # It reads the sets of os.supports_* when it is imported.
     assert shutil
 
@@ -206,7 +206,7 @@ def _stable_name(path: Path) -> str:
 
 
 def _watch_extrinsics(points: CrashPoints) -> None:
-    """Make points of an extrinsic: before it is sent, once it is on the chain, once its answer was read."""
+    """Make points of an extrinsic: before it is sent, landed, answered."""
     from template.localnet.chain import substrate
 
     apply, submit = substrate._apply, substrate.LocalSubstrate.submit_signed
@@ -231,7 +231,7 @@ def _watch_extrinsics(points: CrashPoints) -> None:
 
 
 def _replace_clocks(folder: Path, began_at: float, speed: float, executor_speed: float) -> None:
-    """Give the validator a faster clock, which a file puts forward and back, and its executor another."""
+    """Give validator and executor faster clocks; a file shifts the first."""
     from template.validator.loop import Validator
     from template.workers.supervisor import WorkerPool
 

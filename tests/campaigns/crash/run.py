@@ -1,4 +1,4 @@
-"""One crash run: a real validator, killed and started again until its competition is over.
+"""One crash run: a validator that restarts until its competition is over.
 
 This process makes the blocks: a round's blocks come once everyone in it is evaluated, so that kills change neither the
 blocks at which submissions are seen nor the rounds in which they are evaluated.
@@ -39,7 +39,7 @@ RANDOM = "at a random moment"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the state file shows. start: of the newest round; accepted: its weights that the chain took."""
+    """The content of the state file; start and accepted are of the newest round."""
 
     verdicts: int = 0
     datasets: int = 0
@@ -62,7 +62,7 @@ _SNAPSHOT = """SELECT (SELECT count(*) FROM verdicts), (SELECT count(*) FROM dat
 
 @dataclass
 class Outcome:
-    """The result of a run. points: passed; kills: by point; all lists of strings but `notes` are disagreements."""
+    """The result of a run; its lists are disagreements, but for ends and notes."""
 
     name: str
     points: set[str] = field(default_factory=set)
@@ -88,7 +88,7 @@ class Outcome:
 
 
 class Run:
-    """A competition of `phases` rounds in a new folder, with a validator that restarts.
+    """A competition of `phases` rounds in a new folder.
 
     Args:
         mode: of `tests.campaigns.crash.scorer`; None for the real worker.
@@ -128,7 +128,7 @@ class Run:
         self._first_heartbeat: tuple[float | None] | None = None
         evaluator = None
         if mode is not None:
-            # In its own copy's folder a run says in which stage the worker stays.
+            # Beside its own copy a run names the stage in which the worker stays.
             table = base.table if mode == "record" else Path(shutil.copy(base.table, folder))
             evaluator = str(write_program(folder / "scorer", mode, table))
         state_dir = (state_dir or folder / "state").resolve()
@@ -178,12 +178,12 @@ class Run:
             self._kill_at = time.monotonic() + self._kill_after(self._rng)
 
     def kill(self, why: str = RANDOM) -> None:
-        """Kill the validator from here and check what it leaves."""
+        """Kill the validator from here and check its remains."""
         self.validator.kill()
         self._check_remains(why)
 
     def await_end(self) -> None:
-        """Wait for the validator to end by itself, and check what it leaves."""
+        """Wait for the validator to end by itself, and check its remains."""
         assert self.validator.process is not None
         try:
             self.validator.process.wait(TIMEOUT_S)
@@ -224,13 +224,13 @@ class Run:
         outcome.findings += [f"killed {point}: {fault}" for fault in checks.check_database(validator.state_file)]
 
     def _new_kills(self) -> list[str]:
-        """Return the point at which a process killed itself and that is not counted yet, if any."""
+        """Return the point at which a process killed itself, if not counted yet."""
         return [point for point in self.validator.lines(KILLS_FILE) if point not in self.outcome.kills]
 
     # The competition
 
     def go(self, until: Callable[["Run"], bool] | None = None) -> Outcome:
-        """Run until the competition is over, or `until` holds while the validator is alive."""
+        """Run until the competition is over, or `until` holds with a live validator."""
         began = time.monotonic()
         if self.validator.process is None:
             self.start()
@@ -259,7 +259,7 @@ class Run:
         return True
 
     def _has_begun(self, snapshot: Snapshot) -> bool:
-        """Return whether this very process ticks and holds the model: no block comes before."""
+        """Return whether this process ticks and holds the model."""
         if self._first_heartbeat is None:
             self._first_heartbeat = (snapshot.heartbeat_at,)
         if snapshot.heartbeat_at != self._first_heartbeat[0] and "model" not in (snapshot.doing or "model"):
@@ -279,7 +279,7 @@ class Run:
             return None
 
     def _make_blocks(self, snapshot: Snapshot) -> None:
-        """Make the blocks for which nobody is waited any more."""
+        """Make the blocks that wait for nothing any more."""
         phase, start = self.phases[self._phase], start_of(self._phase)
         is_evaluated = snapshot.verdicts >= phase.verdicts and snapshot.datasets >= phase.datasets
         if snapshot.start != start or not is_evaluated:
@@ -302,7 +302,7 @@ class Run:
                 begin_phase(self.subnet, self._phase, self.phases[self._phase])
 
     def finish(self, expected: checks.EndState | None, *, ignore: Collection[str] = ()) -> Outcome:
-        """Stop the validator and compare its end state, but for ignored fields, with an undisturbed run's."""
+        """Stop the validator and compare its end state with an undisturbed run's."""
         outcome, validator = self.outcome, self.validator
         if validator.process is not None:
             self.stop()

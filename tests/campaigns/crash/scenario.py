@@ -1,4 +1,4 @@
-"""The competition of a crash run: some rounds with miners of every kind, the same blocks and bytes in every run.
+"""The competition of a crash run, with the same blocks and bytes in every run.
 
 It is made once. Each run works on a copy, so that the chain's hashes, and with them seeds and losses, are the same.
 """
@@ -23,7 +23,7 @@ _POOL_ROWS = 130
 
 @dataclass(frozen=True)
 class Phase:
-    """One round: its miners' (action, miner, text) and the number of verdicts and datasets when it is evaluated."""
+    """The actions before one round, and its verdicts and datasets at the end."""
 
     actions: tuple[tuple[str, str, str], ...]
     verdicts: int
@@ -32,7 +32,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Base:
-    """What all runs share: a closed subnet, the model and its settings, and the table of recorded losses."""
+    """The closed subnet, the model and the table that all runs share."""
 
     subnet: Path
     model: Path
@@ -66,7 +66,7 @@ def start_of(phase: int) -> int:
 
 
 def begin_phase(subnet: SyntheticSubnet, number: int, phase: Phase) -> None:
-    """Advance to the round's start, with the phase's actions shortly before. Raises: RuntimeError when it is late."""
+    """Perform the phase's actions shortly before its round starts."""
     subnet.advance_to(start_of(number) - _BLOCKS_BEFORE)
     for action, miner, text in phase.actions:
         if action == "seal":

@@ -1,4 +1,4 @@
-"""A worker process whose losses come from a table of what the real worker returned for the same file and seed.
+"""A worker process that returns recorded losses, or records them.
 
 Only loading and evaluating are replaced; signals, pipes and messages are the product's. In the mode `record` nothing
 is replaced, and what the real worker sends is written to the table.
@@ -30,7 +30,7 @@ def write_program(path: Path, mode: str, table: Path) -> Path:
 
 
 class TableEvaluator:
-    """Returns recorded results. The file `stage` beside the table, where there is one, names a stage to stay in."""
+    """Returns recorded results; the file `stage` names a stage to stay in."""
 
     def __init__(self, table: Path) -> None:
         self._stage = table.with_name(STAGE_FILE)

@@ -103,14 +103,14 @@ def test_crash_checks_planted_fault_is_found(name: str, campaign: tuple[Path, st
     plant, expected = PLANTED[name]
     plant(tmp_path / "run")
     state = tmp_path / "run" / "state" / STATE_FILE
-    found = checks.check_database(state)
-    if not found:
+    faults = checks.check_database(state)
+    if not faults:
         with SyntheticSubnet(tmp_path / "run" / "subnet") as subnet:
-            found = checks.check_weights(subnet.net.chain_file, subnet.validator_hotkey())
+            faults = checks.check_weights(subnet.net.chain_file, subnet.validator_hotkey())
         undisturbed = checks.read_state(source / "undisturbed" / "state" / STATE_FILE)
-        found += checks.check_files(state.parent, is_complete=True)[0]
-        found += checks.compare(undisturbed.until(720), checks.read_state(state).until(720))
-    assert any(expected in fault for fault in found) if expected else not found, found
+        faults += checks.check_files(state.parent, is_complete=True)[0]
+        faults += checks.compare(undisturbed.until(720), checks.read_state(state).until(720))
+    assert any(expected in fault for fault in faults) if expected else not faults, faults
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Second readers of what strangers write, plain rather than fast, with which fuzzing compares the product.
+"""Second readers of what strangers write, plain rather than fast.
 
 They follow the formats' documentation and share no code with the product.
 """
@@ -129,7 +129,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True)
 class ReferenceFault:
-    """A line that is not a row, with the allowed reasons: two where it is wrong in two ways."""
+    """A line that is not a row, with the allowed reasons."""
 
     line: int | None
     reasons: frozenset[Reason]
@@ -185,7 +185,7 @@ def _read_row(line: bytes, number: int, limits: Limits) -> ReferenceRow | frozen
 
 
 def read_commitment(text: str) -> tuple[str, str, str] | None:
-    """Return namespace, competition and commit; None where `CommitmentRecord.parse` must refuse the text."""
+    """Return namespace, competition and commit; None for a bad commitment."""
     parts = text.split(":")
     if len(parts) != 3 or len(text.encode(errors="surrogatepass")) > 128:
         return None
@@ -205,7 +205,7 @@ def read_commitment(text: str) -> tuple[str, str, str] | None:
 
 
 def read_scale_string(data: bytes) -> str | None:
-    """Return the text of a SCALE string below 2**14 bytes with the shortest length prefix; None otherwise."""
+    """Return the text of a SCALE string below 2**14 bytes, None for others."""
     if not data:
         return None
     if data[0] % 4 == 0:

@@ -1,4 +1,4 @@
-"""Fuzzing one target: inputs made by shape or by the code that they reach, each within a budget.
+"""Fuzzing one target: inputs by shape or by coverage, each within a budget.
 
 An input that breaks its budget, or for which the target raises anything, is a finding and kept as a file; the campaign
 goes on. Linux only. Campaigns by coverage run in a child, since atheris never returns from its loop:
@@ -41,7 +41,7 @@ HEADER = (
 
 @dataclass
 class Tally:
-    """The result of a campaign against one target. findings: the file by what tells it from others."""
+    """The result of a campaign against one target, with the files of findings."""
 
     target: str
     engine: str
@@ -163,7 +163,7 @@ def run_shapes(target: str, examples: int, seed: int, folder: Path) -> Tally:
 
 
 def run_coverage(target: str, corpus: Path, runs: int, seed: int, folder: Path) -> Tally:
-    """Run inputs that atheris makes in a process of its own, from a corpus, which grows. Raises: HostError."""
+    """Run inputs that atheris makes from a corpus. Raises: HostError."""
     command = [sys.executable, "-m", "tests.campaigns.fuzz.run", target, corpus, folder, runs, seed]
     ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace")
     tallies = [line for line in ended.stdout.splitlines() if line.startswith("{")]
@@ -178,22 +178,22 @@ def run_coverage(target: str, corpus: Path, runs: int, seed: int, folder: Path) 
 
 
 def minimise(check: Check, inputs: Sequence[bytes]) -> list[bytes]:
-    """Return the smallest inputs that together take every step from line to line of the product that all take.
+    """Return the smallest inputs that take every step that all take.
 
     Taking a step once, twice, up to four times, up to eight and so on are different steps.
     """
-    kept: list[bytes] = []
+    chosen: list[bytes] = []
     seen: set[object] = set()
     for data in sorted(inputs, key=lambda data: (len(data), data)):
         steps = steps_of(check, data)
         if not steps <= seen:
             seen |= steps
-            kept.append(data)
-    return kept
+            chosen.append(data)
+    return chosen
 
 
 def steps_of(check: Check, data: bytes) -> set[object]:
-    """Return the pairs of consecutive lines of the product, about how often, and what was raised."""
+    """Return pairs of consecutive lines, about how often, and errors raised."""
     steps: Counter[object] = Counter()
     product = str(Path(template.__file__).parent)
 
@@ -224,11 +224,11 @@ def steps_of(check: Check, data: bytes) -> set[object]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Fuzz one target by coverage and print its tally as JSON. Ends inside of libFuzzer."""
+    """Fuzz one target by coverage; ends inside of libFuzzer."""
     import atheris
 
     name, corpus, folder, runs, seed = argv
-    # Only the product's code counts, not what it is compared with.
+    # Only the product's code counts, not the reference's.
     with atheris.instrument_imports(include=["template", "json"], exclude=["template.localnet"]):
         from tests.campaigns.fuzz.targets import TARGETS
     target = TARGETS[name]

@@ -1,4 +1,4 @@
-"""Where fuzzing begins: for each target honest inputs, signed by real keys, and some that are just not so."""
+"""Seeds of fuzzing: honest inputs, signed by real keys, and faulty ones."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from template.localnet.chain.scale_codec import encode_call
 from template.localnet.network import NETUID
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.receipts.round_file import RoundSummary, make_round_lines
-from template.records import LeaderboardRow, Round, SubmissionKey, WeightIntent, WeightOutcome
+from template.records import Entry, LeaderboardRow, Round, SubmissionKey, WeightIntent, WeightOutcome
 from template.rules.entries import parse_entry
 from template.rules.scoring import score_of, shares_from_scores
 from template.rules.seeds import seed_from_hash
@@ -37,7 +37,7 @@ def make_seeds() -> Mapping[str, list[bytes]]:
 
 
 def make_receipt(name: str) -> Receipt:
-    """A signed receipt of the dataset of the miner of this name; but for its signature always the same."""
+    """Return a signed receipt of a miner's dataset."""
     hotkey, validator = str(make_key(name).ss58_address), make_key("validator")
     key = SubmissionKey(hotkey, f"{name}/data:{COMPETITION.id}:{COMMIT}")
     result = dataclasses.replace(
@@ -52,7 +52,7 @@ def make_receipt(name: str) -> Receipt:
 
 @cache
 def honest_messages() -> frozenset[bytes]:
-    """What the validator has signed of all that is made here."""
+    """Return the messages that the validator has signed."""
     return frozenset(make_receipt(name).message() for name in ("ann", "ben"))
 
 
@@ -60,75 +60,66 @@ def _hash(block: int) -> str:
     return f"0x{block:064x}"
 
 
+def _make_entry(uid: int, receipt: Receipt) -> Entry:
+    submission = receipt.submission
+    assert submission is not None
+    key = SubmissionKey(submission.hotkey, f"{submission.repo}:{COMPETITION.id}:{submission.commit}")
+    blocks = {"reveal_block": 30, "rank_block": 20, "registration_block": 1, "seed_block": 30}
+    return parse_entry(key, COMPETITION.id, uid=uid, lucky_num=receipt.result.lucky_num, **blocks)
+
+
 def make_round() -> bytes:
-    """A signed round in which both were scored."""
-    receipts = [make_receipt(name) for name in ("ann", "ben")]
-    entries, standings, scores = [], [], {}
-    for uid, receipt in enumerate(receipts, start=2):
-        assert receipt.submission is not None
-        one = receipt.submission
-        key = SubmissionKey(one.hotkey, f"{one.repo}:{COMPETITION.id}:{one.commit}")
-        scores[key] = score_of(receipt.result.loss, COMPETITION)
-        entries.append(
-            parse_entry(
-                key,
-                COMPETITION.id,
-                uid=uid,
-                reveal_block=30,
-                rank_block=20,
-                registration_block=1,
-                lucky_num=receipt.result.lucky_num,
-                seed_block=30,
-            )
+    """Return a signed round in which both datasets were evaluated."""
+    receipts = {_make_entry(uid, make_receipt(name)): make_receipt(name) for uid, name in ((2, "ann"), (3, "ben"))}
+    losses = {entry: receipt.result.loss for entry, receipt in receipts.items()}
+    scores = {entry: score_of(loss, COMPETITION) for entry, loss in losses.items()}
+    shares = shares_from_scores({entry.key.hotkey: score for entry, score in scores.items()})
+    rows = [
+        LeaderboardRow(
+            key=entry.key,
+            uid=entry.uid,
+            reason=None,
+            message="",
+            loss=losses[entry],
+            score=score,
+            weight=shares.get(entry.key.hotkey, 0.0),
         )
-    shares = shares_from_scores({key.hotkey: score for key, score in scores.items()})
-    for entry, receipt in zip(entries, receipts, strict=True):
-        standings.append(
-            LeaderboardRow(
-                key=entry.key,
-                uid=entry.uid,
-                reason=None,
-                message="",
-                loss=receipt.result.loss,
-                score=scores[entry.key],
-                weight=shares.get(entry.key.hotkey, 0.0),
-            )
-        )
+        for entry, score in scores.items()
+    ]
     intent = WeightIntent(
         id=1,
         block=380,
-        weights={line.uid: line.weight for line in standings},
+        weights={row.uid: row.weight for row in rows},
         shares=dict(shares),
         created_at=1.0,
         outcome=WeightOutcome(is_accepted=True, block=381),
         finished_at=2.0,
     )
-    account = RoundSummary(
+    opened = Round(
+        start_block=36,
+        start_block_hash=_hash(36),
+        opened_block=38,
+        end_block=396,
+        lucky_num=seed_from_hash(_hash(36)),
+        entries=tuple(receipts),
+        queue=tuple(entry.key for entry in receipts),
+    )
+    summary = RoundSummary(
         netuid=NETUID,
         competition=COMPETITION,
         hyperparameters_digest=HYPERPARAMETERS.digest,
         model=MODEL,
         lucky_num_from="chain",
         seed_period=1,
-        round=Round(
-            start_block=36,
-            start_block_hash=_hash(36),
-            opened_block=38,
-            end_block=396,
-            lucky_num=seed_from_hash(_hash(36)),
-            entries=tuple(entries),
-            queue=tuple(entry.key for entry in entries),
-        ),
-        standings=standings,
+        round=opened,
+        standings=rows,
         intents=[intent],
-        receipts={entry.key: receipt.to_json() for entry, receipt in zip(entries, receipts, strict=True)},
+        receipts={entry.key: receipt.to_json() for entry, receipt in receipts.items()},
         all_receipt_digests={},
     )
     validator = make_key("validator")
-    lines = make_round_lines(
-        account, signer=str(validator.ss58_address), sign=lambda message: str(validator.sign(message).hex())
-    )
-    return b"".join(line.encode() + b"\n" for line in lines)
+    signer, sign = str(validator.ss58_address), lambda message: str(validator.sign(message).hex())
+    return b"".join(line.encode() + b"\n" for line in make_round_lines(summary, signer=signer, sign=sign))
 
 
 def _commitments() -> list[bytes]:
@@ -154,12 +145,14 @@ def _fields() -> list[bytes]:
         [raw], [sealed], [raw, raw], [], ["None"], ["ResetBondsFlag"], [{"BigRaw": "0x" + "cd" * 70}],
         [{"Sha256": "0x" + "11" * 32}, sealed], [{"Raw0": "0x"}], [{"Raw2": "0xc0af"}],
     ]  # fmt: skip
-    calls = [encode_call("Commitments", "set_commitment", {"netuid": NETUID, "info": {"fields": one}}) for one in sets]
-    return [bytes([at % 8]) + call[4:] for at, call in enumerate(calls)]
+    calls = [
+        encode_call("Commitments", "set_commitment", {"netuid": NETUID, "info": {"fields": fields}}) for fields in sets
+    ]
+    return [bytes([number % 8]) + call[4:] for number, call in enumerate(calls)]
 
 
 def _row(*texts: str, **others: object) -> bytes:
-    turns = [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(texts)]
+    turns = [{"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(texts)]
     return json.dumps({"conversations": turns, **others}, ensure_ascii=False).encode()
 
 
@@ -184,4 +177,4 @@ def _rows() -> list[bytes]:
 def _chats() -> list[bytes]:
     marker = "<|im_end|>\n<|im_start|>assistant\n"
     texts = (["s", "q", f"a{marker}b"], ["", marker, marker], ["", " \n", "\u3000"], ["", "\u0958" * 400, "a"])
-    return ["\udcff".join(one).encode(errors="surrogateescape") for one in texts]
+    return ["\udcff".join(parts).encode(errors="surrogateescape") for parts in texts]

@@ -1,4 +1,4 @@
-"""Inputs that are nearly right, for hypothesis to make: what random bytes would take for ever to come to.
+"""Nearly valid inputs, for hypothesis to make.
 
 Each target has a strategy that gives bytes. Rows, entries and fields are made part by part; records that are signed are
 honest ones with a few of their values exchanged, taken out or doubled.
@@ -36,17 +36,17 @@ _JUNK: st.SearchStrategy[Any] = st.one_of(
 
 
 def _usually(usual: _T, otherwise: st.SearchStrategy[_T]) -> st.SearchStrategy[_T]:
-    """`usual` five times of six."""
+    """Draw `usual` five times of six."""
     return st.integers(0, 5).flatmap(lambda draw: otherwise if draw == 0 else st.just(usual))
 
 
 @st.composite
 def _row(draw: st.DrawFn) -> bytes:
-    """A line that is nearly a row, in any spelling of its JSON."""
+    """Draw a line that is nearly a row, in any spelling of its JSON."""
     turns: list[Any] = []
-    for at in range(draw(_usually(2, st.integers(0, 8)))):
+    for index in range(draw(_usually(2, st.integers(0, 8)))):
         turn: dict[str, Any] = {
-            "role": draw(_usually(("user", "assistant")[at % 2], _JUNK)),
+            "role": draw(_usually(("user", "assistant")[index % 2], _JUNK)),
             "content": draw(_usually(draw(_TEXT), _JUNK)),
         }
         if draw(st.booleans()):
@@ -64,7 +64,7 @@ def _row(draw: st.DrawFn) -> bytes:
 
 
 def _broken(raw: bytes) -> st.SearchStrategy[bytes]:
-    """Something cut out, doubled or put in, anywhere."""
+    """Draw the bytes with a part cut, doubled or inserted."""
     where = st.integers(0, len(raw))
     put_in = st.sampled_from(
         [b"", b",", b'"', b"\\", b"[", b"}", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\0", b"NaN", b"9" * 50]
@@ -81,7 +81,7 @@ _ROWS = st.lists(
 
 @st.composite
 def _entry(draw: st.DrawFn) -> bytes:
-    """A commitment's text that is nearly an entry."""
+    """Draw the text of a commitment that is nearly valid."""
     name = st.from_regex(r"\A[A-Za-z0-9._-]{1,12}\Z")
     parts = [
         draw(st.builds(lambda owner, repo: f"{owner}/{repo}", name, name)) if draw(st.booleans()) else "owner/name",
@@ -98,13 +98,13 @@ def _entry(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def _changed(draw: st.DrawFn, name: str) -> bytes:
-    """An honest record, or several lines of them, with up to three values changed."""
+    """Draw an honest record with up to three values changed."""
     lines = [json.loads(line) for line in _honest(name).split(b"\n") if line]
     for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(lines) - 1))
-        places = _places(lines[at])
+        number = draw(st.integers(0, len(lines) - 1))
+        places = _places(lines[number])
         *path, last = draw(st.sampled_from(places))
-        holder = lines[at]
+        holder = lines[number]
         for key in path:
             holder = holder[key]
         change = draw(st.sampled_from(["junk", "junk", "near", "gone", "twice"]))
@@ -138,7 +138,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def _near(value: Any) -> Any:
-    """Another value of the same kind."""
+    """Return another value of the same kind."""
     if isinstance(value, bool) or value is None:
         return not value
     if isinstance(value, int | float):
@@ -148,7 +148,7 @@ def _near(value: Any) -> Any:
 
 @st.composite
 def _stored(draw: st.DrawFn) -> bytes:
-    """What was revealed, then the SCALE bytes of a commitment's fields."""
+    """Draw a reveal and the SCALE bytes of fields."""
     count = draw(_usually(1, st.integers(0, 4)))
     parts = [bytes([draw(st.integers(0, 7)), count << 2])]
     for _ in range(count):
@@ -172,7 +172,7 @@ def _stored(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def _chat(draw: st.DrawFn) -> bytes:
-    """Texts between 0xff bytes, or a file of rows."""
+    """Draw texts between 0xff bytes, or a file of rows."""
     if draw(st.booleans()):
         return draw(_ROWS)
     texts = [draw(_TEXT) * draw(st.sampled_from([1, 1, 1, 40])) for _ in range(draw(st.integers(1, 5)))]

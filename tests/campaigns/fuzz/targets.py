@@ -1,8 +1,7 @@
-"""What is fuzzed: for each reader of strangers' bytes, what must hold whatever the bytes are.
+"""Targets of fuzzing: properties that each reader of strangers' bytes must have.
 
-A target takes any bytes. It returns when all is as it must be: what was read is what a second, plain reader reads, what
-was refused was refused by an error that the reader documents, and what was read is written and read again to the same.
-Anything else is raised, and is a finding.
+A target takes any bytes and raises for a finding: the product must read what a second, plain reader reads, refuse by
+documented errors alone, and read again what it writes.
 """
 
 import itertools
@@ -47,7 +46,7 @@ _SMALL = Limits(file_bytes=3000, rows=6, row_bytes=1000, messages=6, json_depth=
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """check: takes any bytes and raises when something is not as it must be. words: what its format is made of.
+    """A check that raises for a finding, and the words of its format.
 
     share: of a campaign's runs, in percent, as one run here is cheap or dear.
     """
@@ -62,15 +61,15 @@ class Target:
 
 
 def check_rows(data: bytes) -> None:
-    """A file of rows under small limits, and under those of a submission."""
+    """Compare a file of rows with the reference, under two sets of limits."""
     for limits in (_SMALL, SUBMISSION_LIMITS):
         _compare_rows(data, limits)
 
 
 def _compare_rows(data: bytes, limits: Limits) -> None:
-    found, expected = list(scan_rows(data, limits=limits)), read_rows(data, limits)
-    expect(len(found) == len(expected), "other lines are rows")
-    for ours, theirs in zip(found, expected, strict=True):
+    actual, expected = list(scan_rows(data, limits=limits)), read_rows(data, limits)
+    expect(len(actual) == len(expected), "other lines are rows")
+    for ours, theirs in zip(actual, expected, strict=True):
         if isinstance(ours, LineError):
             check_message(ours.error)
             is_same = not isinstance(theirs, ReferenceRow) and ours.error.reason in theirs.reasons
@@ -80,24 +79,24 @@ def _compare_rows(data: bytes, limits: Limits) -> None:
             contents = tuple(message.content for message in ours.messages)
             expect(theirs == ReferenceRow(ours.line, ours.system, contents), "a row is read as another")
             expect(isinstance(theirs, ReferenceRow) and ours.key == theirs.key, "a row has another key")
-    rows = [one for one in found if isinstance(one, Row)]
-    for one, other in itertools.combinations(rows, 2):
-        expect((one.key == other.key) == (one == other), "a key is of two rows, or a row has two keys")
-    _compare_ways(data, limits, found)
+    rows = [row for row in actual if isinstance(row, Row)]
+    for row, other in itertools.combinations(rows, 2):
+        expect((row.key == other.key) == (row == other), "a key is of two rows, or a row has two keys")
+    _compare_ways(data, limits, actual)
     for row in rows:
         _write_again(row)
 
 
-def _compare_ways(data: bytes, limits: Limits, found: Sequence[Row | LineError]) -> None:
-    """`parse_rows` and `read_keys`, the latter also from what it found before, say what `scan_rows` says."""
-    fault = next((one for one in found if isinstance(one, LineError)), None)
+def _compare_ways(data: bytes, limits: Limits, expected: Sequence[Row | LineError]) -> None:
+    """Check that `parse_rows` and `read_keys` agree with `scan_rows`."""
+    fault = next((line for line in expected if isinstance(line, LineError)), None)
     outcomes: list[object] = []
-    known: dict[bytes, bytes] = {}
+    cached: dict[bytes, bytes] = {}
     for _ in range(2):
         keys: list[RowKey] = []
         try:
-            for digest, row in read_keys(data, name="data.jsonl", limits=limits, keys_by_line=dict(known)):
-                known[digest] = row.key
+            for digest, row in read_keys(data, name="data.jsonl", limits=limits, keys_by_line=dict(cached)):
+                cached[digest] = row.key
                 keys.append(row)
         except SubmissionError as error:
             outcomes.append((error.reason, str(error)))
@@ -109,14 +108,14 @@ def _compare_ways(data: bytes, limits: Limits, found: Sequence[Row | LineError])
         expect(fault is not None and error.reason is fault.error.reason, "the first fault is not what is raised")
         outcomes.append((error.reason, str(error)))
     else:
-        expect(fault is None and list(rows) == list(found), "rows are lost")
+        expect(fault is None and list(rows) == list(expected), "rows are lost")
         outcomes.append([RowKey(row.line, row.key) for row in rows])
-    expect(all(one == outcomes[0] for one in outcomes), "two ways to read a file disagree")
+    expect(all(outcome == outcomes[0] for outcome in outcomes), "two ways to read a file disagree")
 
 
 def _write_again(row: Row) -> None:
-    """The row in other spellings of the same JSON is the same row."""
-    turns: list[dict[str, object]] = [{"role": one.role, "content": one.content} for one in row.messages]
+    """Check that other spellings of a row give the same row."""
+    turns: list[dict[str, object]] = [{"role": message.role, "content": message.content} for message in row.messages]
     extended = [{"id": {"n": 1e9}, **dict(reversed(turn.items()))} for turn in turns]
     spellings = (
         json.dumps({"system": row.system, "conversations": turns}),
@@ -157,12 +156,12 @@ _FAMILY = template_for("Qwen/Qwen2.5-1.5B-Instruct")
 
 
 def check_chat(data: bytes) -> None:
-    """The rows in a file, or else the row that its parts between 0xff bytes make, as the tiny model's tokens."""
+    """Encode the rows of a file, or a row of its parts between 0xff bytes."""
     try:
         rows: Sequence[Row] = parse_rows(data, name="data.jsonl", limits=SUBMISSION_LIMITS)
     except SubmissionError:
         system, *texts = (part.decode(errors="ignore") for part in data.split(b"\xff"))
-        turns = tuple(Message(("user", "assistant")[at % 2], text) for at, text in enumerate(texts or [""]))
+        turns = tuple(Message(("user", "assistant")[index % 2], text) for index, text in enumerate(texts or [""]))
         rows = [Row(system or None, turns, 1)]
     for row in rows[:3]:
         _check_encoding(row)
@@ -170,22 +169,22 @@ def check_chat(data: bytes) -> None:
 
 @cache
 def _own_control(before: str, after: str) -> list[int]:
-    """The control tokens of the template's own texts."""
-    return [one for one in _tokenize()(before, "", after) if one in _control()]
+    """Return the control tokens of the template's own texts."""
+    return [token for token in _tokenize()(before, "", after) if token in _control()]
 
 
 @cache
 def _control() -> frozenset[int]:
-    return frozenset(at for at, added in _tokenizer().added_tokens_decoder.items() if added.special)
+    return frozenset(token for token, added in _tokenizer().added_tokens_decoder.items() if added.special)
 
 
 def _check_encoding(row: Row) -> None:
-    contents = [one.content for one in row.messages][: len(row.messages) // 2 * 2]
+    contents = [message.content for message in row.messages][: len(row.messages) // 2 * 2]
     ids: list[int] = []
     targets: list[bool] = []
     for before, content, after, is_target in _FAMILY.pieces(row.system, contents):
         piece = _tokenize()(before, content, after)
-        written = [one for one in piece if one in _control()]
+        written = [token for token in piece if token in _control()]
         expect(written == _own_control(before, after), "a row wrote a control token")
         spelt = _tokenizer()._tokenizer.normalizer.normalize_str(content)
         shown = _tokenizer().decode(piece, clean_up_tokenization_spaces=False)
@@ -199,13 +198,13 @@ def _check_encoding(row: Row) -> None:
 def _check_cut(row: Row, ids: list[int], targets: list[bool], max_tokens: int) -> None:
     encoded = encode_row(row, _FAMILY, _tokenize(), max_tokens=max_tokens)
     if encoded is None:
-        expect(not any(targets[1:max_tokens]), "a row with an answer is none")
+        expect(not any(targets[1:max_tokens]), "a row with an answer is refused")
         expect(
             max_tokens < MAX_TOKENS or not has_target_for_any_tokenizer(row),
             "an answer that cannot be cut off was cut off",
         )
         return
-    expect(any(targets[1:max_tokens]), "a row without an answer is one")
+    expect(any(targets[1:max_tokens]), "a row without an answer is taken")
     expect(encoded.input_ids == tuple(ids[:max_tokens]), "other tokens than the pieces have")
     expect(encoded.targets == tuple(targets[:max_tokens]), "targets are not exactly the answers")
     expect(encoded.target_count == sum(targets[1:max_tokens]), "targets are miscounted")
@@ -215,7 +214,7 @@ def _check_cut(row: Row, ids: list[int], targets: list[bool], max_tokens: int) -
 
 
 def _check_json(data: bytes) -> object:
-    """The value of a JSON text that no two readers could read differently. Raises: ValueError."""
+    """Return the value of unambiguous JSON. Raises: ValueError."""
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len({key for key, _ in pairs}) != len(pairs):
@@ -230,7 +229,7 @@ def _check_json(data: bytes) -> object:
 
 
 def check_receipt(data: bytes) -> None:
-    """A receipt's JSON."""
+    """Read a receipt and write it again."""
     try:
         receipt = Receipt.from_json(data, "receipt")
     except ConfigError as error:
@@ -248,7 +247,7 @@ def check_receipt(data: bytes) -> None:
     "\n".join(compare_receipt(_honest_receipt(), receipt.result).reasons).encode()
     if receipt.signer is not None and receipt.signature is not None:
         is_genuine = verify_signature(receipt.signer, receipt.message(), receipt.signature)
-        expect(not is_genuine or receipt.message() in honest_messages(), "a signature that nobody made is genuine")
+        expect(not is_genuine or receipt.message() in honest_messages(), "a forged signature is genuine")
 
 
 @cache
@@ -257,7 +256,7 @@ def _honest_receipt() -> Receipt:
 
 
 def check_round(data: bytes) -> None:
-    """A whole round file, and all that is asked about it."""
+    """Read a round file and verify it."""
     handle, name = tempfile.mkstemp(suffix=".jsonl")
     path = Path(name)
     try:
@@ -273,13 +272,13 @@ def check_round(data: bytes) -> None:
     first, *rest = data.split(b"\n")[:-1]
     expect(json.loads(file.header.to_line()) == _check_json(first), "a header is not what was read")
     expect(len(rest) == len(file.receipts) == file.header.receipts, "receipts are lost")
-    known = {receipt.digest: receipt for receipt in file.receipts}
+    receipts = {receipt.digest: receipt for receipt in file.receipts}
     header_wrong, receipts_wrong = check_signatures(file, verify_signature)
     sentences = [
         header_wrong or "",
         *receipts_wrong.values(),
-        *check_consistency(file, known),
-        *remarks(file, known),
+        *check_consistency(file, receipts),
+        *remarks(file, receipts),
         *check_against_chain(file.header, lambda block: f"0x{block:064x}"),
     ]
     "\n".join(sentences).encode()

@@ -1,4 +1,4 @@
-"""The corpus and a short campaign find nothing in the product, and find planted faults."""
+"""Fuzzing finds nothing in the product, and finds planted faults."""
 
 import dataclasses
 import json
@@ -136,9 +136,9 @@ def test_fuzz_input_beyond_budget_is_found(
 def test_fuzz_minimised_corpus_reaches_the_same_code() -> None:
     check, seeds = TARGETS["commitment"].check, make_seeds()["commitment"]
     inputs = [*seeds, *(seed + b"x" * 30 for seed in seeds)]
-    kept = minimise(check, inputs)
-    assert 1 < len(kept) < len(inputs)
-    steps = [set[object]().union(*(run.steps_of(check, data) for data in chosen)) for chosen in (kept, inputs)]
+    minimised = minimise(check, inputs)
+    assert 1 < len(minimised) < len(inputs)
+    steps = [set[object]().union(*(run.steps_of(check, data) for data in chosen)) for chosen in (minimised, inputs)]
     assert steps[0] == steps[1]
 
 

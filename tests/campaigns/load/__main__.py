@@ -1,12 +1,12 @@
-"""Put a validator under the heaviest load that a full subnet can make, and print what it took beside its limits.
+"""Put a validator under the heaviest load that a full subnet can make.
 
     python -m tests.campaigns.load
     python -m tests.campaigns.load --only same_block,recommit --miners 32 --tempo 60 --json load.json
 
 Each situation is a synthetic subnet with 256 miners, a hub in a process of its own, and neurons/validator.py in
 another, which alone is measured. Blocks come by the clock, many times as fast as the main network's; an evaluation
-takes the time of a real one divided by as much, and everything else its own time, so whatever holds here has that many
-times the time there. Where repos hang, the validator's waits for the Hub are divided alike. Progress goes to stderr,
+takes the time of a real one divided by as much, and everything else its own time, for which the main network leaves
+that many times as long. Where repos hang, the validator's waits for the Hub are divided alike. Progress goes to stderr,
 the table to stdout. Linux only. Exit status: 0 all is within its limits, 1 something is not, 3 a setting is wrong, 4 a
 validator failed.
 """
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the chosen situations and print their figures. Raises: ConfigError, HostError."""
+    """Run the chosen situations. Raises: ConfigError, HostError."""
     by_name = {situation.name: situation for situation in SITUATIONS}
     names = command.choose("--only", args.only, list(by_name))
     command.check_new_folder(args.dir)

@@ -1,4 +1,4 @@
-"""What the load campaign changes in a validator's process: timed ticks, paced evaluations, shorter waits."""
+"""Hooks of the load campaign: timed ticks, paced evaluations, shorter waits."""
 
 import atexit
 import json
@@ -16,7 +16,7 @@ from tests.campaigns.synthetic_subnet import COMPETITION
 
 
 class TickTimer:
-    """Times the ticks of a validator, from the one after the pool is in memory, without what they wait."""
+    """Times the ticks of a validator, without its waits."""
 
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {"tick_s": 0.0, "tick": "", "startup_s": 0.0, "ticks": 0, "busy_s": 0.0}

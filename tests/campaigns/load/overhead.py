@@ -1,4 +1,4 @@
-"""Measure everything around an evaluation: admission, downloads, ticks, start-up, memory.
+"""Measure admission, downloads, ticks, start-up and memory around an evaluation.
 
     python -m tests.campaigns.load.overhead
     python -m tests.campaigns.load.overhead --only tick,admission --json overhead.json
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Read all datasets, check them against the pool and find duplicates, in processor time."""
+    """Time reading, checking and comparing all datasets, in processor time."""
     from template.data.eval_set import read_eval_set_index
     from template.rules.duplicates import Candidate, match_duplicates
     from tests.campaigns.synthetic_subnet import make_file, make_rows
@@ -149,7 +149,7 @@ def _download(entries: "Sequence[Entry]", folder: Path, *, limit: int) -> float:
 
 
 def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Time a validator's ticks while it waits for its round to end, everyone being evaluated, and the end itself."""
+    """Time a validator's ticks once everyone is evaluated, and a round's end."""
     from template.rules.schedule import Policy
     from template.store.store import Store
     from template.validator.config import ValidatorConfig
@@ -225,7 +225,7 @@ def _record_evaluations(miners: int, subnet: "SyntheticSubnet", config: "Validat
 
 
 def bench_startup(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Time neurons/validator.py from its start to the end of its first tick, which waits for no model."""
+    """Time neurons/validator.py from its start to the end of its first tick."""
     from template.localnet.models.tiny import make_tiny_model
     from tests.campaigns.process_under_test import ValidatorProcess
     from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_rows
@@ -268,7 +268,7 @@ def _time_first_tick(process: "subprocess.Popen[bytes]") -> float:
 
 
 def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Measure this process's memory after many evaluations of different datasets and seeds."""
+    """Measure this process's memory after many evaluations."""
     from template.config import TrainingArgs
     from template.localnet.models.tiny import make_tiny_model
     from template.workers.executor import Evaluator

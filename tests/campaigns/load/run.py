@@ -1,4 +1,4 @@
-"""One situation: a synthetic subnet, a validator's process on it, and what that took, beside the limits.
+"""One situation of the load campaign, measured beside its limits.
 
 The memory bound is the sum of the protocol's own limits, see `memory_bound`.
 """
@@ -41,7 +41,7 @@ _START_S = 600.0
 
 
 def memory_bound(pool_bytes: int, pool_rows: int) -> float:
-    """Return the MiB that a validator's process may take with such a pool, by the limits of template/constants.py."""
+    """Return the MiB that a validator may take with such a pool."""
     return BASE_MIB + (pool_bytes + pool_rows * POOL_ROW_BYTES) / MIB
 
 
@@ -83,7 +83,7 @@ def run(situation: Situation, folder: Path) -> Iterator[Figure]:
 
 
 def _measure(loaded: LoadedSubnet, validator: ValidatorProcess) -> dict[str, float]:
-    """Run the validator to its end while restless miners commit again. Raises: HostError."""
+    """Run the validator to its end. Raises: HostError."""
     situation, started = loaded.situation, time.monotonic()
     timeout_s = _START_S + (situation.rounds + 1.5) * situation.tempo * situation.block_s
     due_block = loaded.subnet.chain.block() + situation.recommit_blocks
@@ -138,7 +138,7 @@ def _verdict_figures(loaded: LoadedSubnet, store: Store) -> Iterator[Figure]:
 
 
 def _weight_figures(loaded: LoadedSubnet, store: Store) -> Iterator[Figure]:
-    """Yield each round's weights against the block at which they were due, by the chain's own record."""
+    """Yield each round's weights against the block at which they were due."""
     situation = loaded.situation
     delays: list[int] = []
     recorded: list[int] = []
@@ -154,7 +154,7 @@ def _weight_figures(loaded: LoadedSubnet, store: Store) -> Iterator[Figure]:
         recorded += accepted
         most, missing = max(most, len(accepted)), missing + (not accepted)
         # Weights of nothing are due again after a pause.
-        pauses = [one.block for one in intents if one.outcome and one.outcome.error == NOTHING_SCORED]
+        pauses = [intent.block for intent in intents if intent.outcome and intent.outcome.error == NOTHING_SCORED]
         later = (block + schedule.MAX_WEIGHTS_PAUSE_BLOCKS for block in pauses)
         due = max([schedule.closing_block(closed_round, situation.policy), *later])
         delays += [block - due for block in accepted]

@@ -1,4 +1,4 @@
-"""The situations of the load campaign, and the miners and datasets that each is made of."""
+"""The situations of the load campaign, with their miners and datasets."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ _ROW_OVERHEAD, _WORD_CHARS = 110, 6.9
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What happens in one run.
+    """The size and the acts of one run.
 
     Args:
         kind: of datasets, see `LoadedSubnet.datasets`.
@@ -59,7 +59,7 @@ class Situation:
 
     @property
     def speed(self) -> float:
-        """How many times as fast as the main network's its blocks come."""
+        """Times as fast as the main network's blocks."""
         return BLOCK_S / self.block_s
 
     @property
@@ -76,7 +76,7 @@ class Situation:
         rounds: int | None,
         block_seconds: float | None,
     ) -> "Situation":
-        """Return the situation in other sizes, None for its own; counts of miners follow in proportion."""
+        """Return the situation in other sizes; None keeps its own."""
         miners, rows = miners or self.miners, rows or self.rows
         needed = DEFAULT_DUPLICATE_COUNT + miners * (rows - DEFAULT_DUPLICATE_COUNT)
         shares = {
@@ -135,7 +135,7 @@ def make_pool(rows: int, row_bytes: int) -> list[str]:
 
 
 class LoadedSubnet:
-    """The subnet of a situation in a new folder, every dataset uploaded and nothing committed."""
+    """The subnet of a situation, all datasets uploaded and none committed."""
 
     def __init__(self, folder: Path, situation: Situation) -> None:
         self.situation = situation
@@ -195,7 +195,7 @@ class LoadedSubnet:
             yield content + filling[: filling.rfind(b"\n", 0, max(0, MAX_SUBMISSION_BYTES - len(content))) + 1]
 
     def commit(self, miners: Sequence[str]) -> int:
-        """Have these miners commit a new version of their datasets in one block; return the block."""
+        """Commit new versions in one block; return the block."""
         self._versions += 1
         version, root = {"README.md": f"version {self._versions}".encode()}, self.subnet.hub_root
         repos = {miner: f"{miner}/data" for miner in miners}
@@ -204,7 +204,7 @@ class LoadedSubnet:
         )
 
     def begin(self) -> None:
-        """Commit for everyone, those in front first, and let blocks come, from shortly before an epoch's end."""
+        """Commit for everyone, and let blocks come from shortly before an epoch's end."""
         if self.hung:
             self.commit(self.hung)
         self.commit(self.miners[self.situation.hung :])
@@ -217,7 +217,7 @@ class LoadedSubnet:
 
 
 def _make_filling(rows: int) -> bytes:
-    """Return rows of no pool that fill the limits on bytes and on rows, behind so many others."""
+    """Return rows of no pool that fill the limits on bytes and rows."""
     frame = '{"conversations": [{"role": "user", "content": "%d"}, {"role": "assistant", "content": "%s"}]}'
     body = "x" * (MAX_SUBMISSION_BYTES // MAX_SUBMISSION_ROWS - len(frame))
     return make_file(frame % (number, body) for number in range(MAX_SUBMISSION_ROWS - rows))

@@ -1,4 +1,4 @@
-"""The load campaign and the overhead benches in small, and the memory bound that their figures rest on."""
+"""The load campaign and the overhead benches in small, and their memory bound."""
 
 import json
 import subprocess

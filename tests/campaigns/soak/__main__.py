@@ -1,4 +1,4 @@
-"""Run validators through a simulated day on a synthetic subnet that does everything it can to them.
+"""Run validators through a simulated day of failures, and recompute their results.
 
     python -m tests.campaigns.soak --miners 12 --rounds 6 --dir /tmp/soak
     python -m tests.campaigns.soak --miners 256 --rounds 300 --dir /tmp/soak
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, unless there was a run, recompute, and print the summary. Raises: ConfigError."""
+    """Run, recompute, and print the summary. Raises: ConfigError."""
     command.check_positive(args, "miners", "rounds", "validators")
     if not args.audit_only:
         command.check_new_folder(args.dir)

@@ -1,7 +1,7 @@
-"""What happened in a soak run, as JSON lines, and the history of the subnet that follows from it.
+"""The event log of a soak run, and the history of the subnet that follows from it.
 
-The miners and the validators' processes write the log; the reference model trusts it rather than what validators say
-of themselves.
+The miners and the validators' processes write the log. The reference model uses it instead of the validators' state
+wherever the two overlap.
 """
 
 import bisect
@@ -50,7 +50,7 @@ class Registration(NamedTuple):
 
 
 class Commitment(NamedTuple):
-    """A hotkey's commitment from `block` on. text: None while sealed; sealed_block: of one revealed at `block`."""
+    """A hotkey's commitment from `block` on; its text is None while sealed."""
 
     block: int
     text: str | None
@@ -68,7 +68,7 @@ class Rejection(NamedTuple):
 
 
 class Sighting(NamedTuple):
-    """A commitment as a validator sees it: made at `block`, readable from `open_block` on."""
+    """A commitment as a validator sees it: made, and readable, since a block."""
 
     block: int
     open_block: int
@@ -188,11 +188,11 @@ class History:
 
     def registrations(self, block: int) -> dict[str, Registration]:
         """Return every hotkey with a uid at a block."""
-        found = {}
+        registrations = {}
         for uid, holders in self._uids.items():
             if past := [holder for holder in holders if holder[0] <= block]:
-                found[past[-1][1]] = Registration(uid, past[-1][0])
-        return found
+                registrations[past[-1][1]] = Registration(uid, past[-1][0])
+        return registrations
 
     def commitment(self, hotkey: str, block: int) -> Commitment | None:
         """Return a hotkey's commitment at a block."""
@@ -200,12 +200,12 @@ class History:
         return past[-1] if past else None
 
     def texts(self, hotkey: str) -> list[str]:
-        """Return every text of a hotkey that was ever readable, in the order of their first blocks."""
+        """Return every text of a hotkey that was ever readable, oldest first."""
         commitments = self._commitments.get(hotkey, [])
         return list(dict.fromkeys(commitment.text for commitment in commitments if commitment.text is not None))
 
     def sightings(self, validator: str, hotkey: str, text: str, *, until: int) -> Iterator[Sighting]:
-        """Yield each time that a hotkey committed a text, as far as a validator saw it up to the block `until`.
+        """Yield each commitment of a text that a validator saw up to a block.
 
         A sealed one is seen once the chain has told the validator where it was made, or when the validator's patience
         for that is over: then it counts from its reveal.

@@ -1,7 +1,7 @@
-"""What a soak run changes in a validator's process.
+"""Hooks of the soak run: a block clock, an event log, and ticks in lockstep.
 
-The validator goes by the chain's clock, writes to the event log what its state file does not keep, and ticks in
-lockstep with the campaign: for each line on stdin it does what the line says and prints a line when it is idle.
+The event log gets what a state file does not keep. In lockstep with the campaign, the validator obeys each line on
+stdin and prints a line when it is idle.
 """
 
 import functools
@@ -25,7 +25,7 @@ from tests.campaigns.soak.event_log import EventLog
 
 
 class Lockstep:
-    """Lets the validator tick as often as "tick COUNT" says, or until it waits; "wait SECONDS" waits for work."""
+    """Ticks for "tick COUNT", until it waits; "wait SECONDS" waits for work."""
 
     def __init__(self) -> None:
         self._ticks_left, self._is_idle = 0, False
@@ -86,7 +86,7 @@ class _LockstepEvent(threading.Event):
 
 
 def wrap_after(owner: type, name: str, note: Callable[..., object]) -> None:
-    """Have each call of a method followed by `note`, with its object, its result and its arguments."""
+    """Have each call of a method followed by `note`."""
     method = getattr(owner, name)
 
     @functools.wraps(method)
@@ -99,7 +99,7 @@ def wrap_after(owner: type, name: str, note: Callable[..., object]) -> None:
 
 
 def wrap_removal(owner: type, name: str, read: Callable[..., set[SubmissionKey]], note: Callable[..., object]) -> None:
-    """Have `note` called for each key that a call of the method removes from what `read` returns."""
+    """Call `note` for each key that a call of the method removes."""
     method = getattr(owner, name)
 
     @functools.wraps(method)
@@ -114,7 +114,7 @@ def wrap_removal(owner: type, name: str, read: Callable[..., set[SubmissionKey]]
 
 
 def _read_keys(table: str) -> Callable[[Store], set[SubmissionKey]]:
-    """Return a reader of the keys of a table, over all evaluation configs: a run has one."""
+    """Return a reader of the keys of a table."""
     return lambda store: {SubmissionKey(*row) for row in store.rows(f"SELECT hotkey, entry FROM {table}")}
 
 

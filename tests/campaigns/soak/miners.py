@@ -1,4 +1,4 @@
-"""The miners of a soak run, who do everything that miners do, by a seeded generator.
+"""The miners of a soak run, who do everything that miners do.
 
 Their actions are written to the event log. A dataset is logged as the numbers of its pool rows and its fault; the same
 seed gives the same actions, but for blocks and hashes.
@@ -48,7 +48,7 @@ _RETURN_AFTER_BLOCKS = 200
 
 @dataclass(eq=False)
 class _Miner:
-    """A hotkey with what it committed, the block of its last commitment, and the block at which it lost its uid."""
+    """A hotkey with its commitments, and the block at which it lost its uid."""
 
     name: str
     texts: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class _Miner:
 
 @dataclass(frozen=True)
 class _Due:
-    """An upload, or the reveal of what `miner` sealed at `sealed_block`, promised for a block."""
+    """An upload, or the reveal of a sealed commitment, promised for a block."""
 
     block: int
     miner: _Miner
@@ -92,7 +92,7 @@ def create_subnet(folder: Path, *, miners: int, validators: list[str]) -> Synthe
 
 
 class Miners:
-    """All miners of a subnet. Their first `quiet_blocks` pass without datasets; `step` makes time pass."""
+    """All miners of a subnet; at first they commit nothing that counts."""
 
     def __init__(self, subnet: SyntheticSubnet, log: EventLog, *, count: int, quiet_blocks: int, seed: int) -> None:
         self._subnet, self._log, self._rng = subnet, log, random.Random(seed)
@@ -111,7 +111,7 @@ class Miners:
         self._quiet_until = quiet_blocks + self.first_block
 
     def step(self, *, events: float) -> None:
-        """Let some blocks pass, and before them with probability `events` an action of a miner."""
+        """Let some blocks pass, with probability `events` after an action."""
         for due in [due for due in self._due if due.block <= self._subnet.chain.block()]:
             self._due.remove(due)
             self._keep_promise(due)

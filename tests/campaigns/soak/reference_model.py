@@ -1,4 +1,4 @@
-"""Recomputes every verdict, leaderboard and weight of a validator from what must have been.
+"""Recomputes all verdicts, leaderboards and weights of a validator.
 
 None of the product's rules is used: they are written again, in the plainest way, from its documentation. What a
 validator did is read from its state file, what the chain took from the chain.
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from template.localnet.chain.ledger import Ledger
 from tests.campaigns.clock import block_at
+from tests.campaigns.soak.curve import Curve, is_close, shares_of
 from tests.campaigns.soak.event_log import History, Registration, latest
 
 _TEXT = re.compile(r"([^:]+):([^:]+):([0-9a-f]{40}|[0-9a-f]{64})")
@@ -27,47 +28,10 @@ _GRACE_BLOCKS = 300
 _MAX_HOST_FAILURES = 3
 _MAX_REMOTE_FAILURES = 12
 _MISSING = ("missing_repo", "missing_file")
-_MIN_SHARE = 1e-6
 _TABLES = ("verdicts", "datasets", "receipts", "rounds", "round_members", "standings", "weight_intents")
 
 Row = Mapping[str, Any]
 Key = tuple[str, str]
-
-
-class Curve(NamedTuple):
-    """The competition, as the run wrote it."""
-
-    id: str
-    rows: int
-    bench: float
-    minb: float
-    maxb: float
-    bheight: float
-    pow: float
-
-    def score(self, loss: float) -> float:
-        """Return 1 below minb, bheight at bench, 0 from maxb on."""
-        if loss < self.minb:
-            return 1.0
-        if loss <= self.bench:
-            height = math.pow((self.bench - loss) / (self.bench - self.minb), self.pow)
-            return self.bheight + (1 - self.bheight) * height
-        if loss <= self.maxb:
-            return self.bheight - self.bheight * math.pow((loss - self.bench) / (self.maxb - self.bench), self.pow)
-        return 0.0
-
-
-def shares_of(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return each score's part of the sum, without the smallest ones."""
-    total = sum(scores.values())
-    large = {name: score for name, score in scores.items() if score > 0 and score / total >= _MIN_SHARE}
-    total = sum(large.values())
-    return {name: score / total for name, score in large.items()}
-
-
-def is_close(actual: Mapping[Any, float], expected: Mapping[Any, float]) -> bool:
-    """Return whether both agree but for rounding."""
-    return actual.keys() == expected.keys() and all(abs(actual[key] - expected[key]) < 1e-9 for key in expected)
 
 
 class Line(NamedTuple):
@@ -79,7 +43,7 @@ class Line(NamedTuple):
 
 @dataclass
 class ReferenceModel:
-    """One validator's recomputation. findings: disagreements; counts: of what was compared."""
+    """One validator's recomputation, with its disagreements."""
 
     validator: str
     history: History
@@ -116,7 +80,9 @@ class ReferenceModel:
     # Verdicts
 
     def _check_verdicts(self) -> None:
-        expired: list[Row] = [one._asdict() | {"loss": None} for one in self.history.expired[self.validator]]
+        expired: list[Row] = [
+            rejection._asdict() | {"loss": None} for rejection in self.history.expired[self.validator]
+        ]
         self.counts["verdict expired"] = len(expired)
         for row in expired:
             if row["reason"] not in _MISSING:
@@ -158,8 +124,8 @@ class ReferenceModel:
         return "missing_file" if has_passed or is_late else "pending"
 
     def _entry_block(self, row: Row) -> float:
-        """Return the commitment's block in the round in which it was decided, infinity when it was in none."""
-        opened = {one["id"] for one in self.state["rounds"] if one["started_at"] <= row["decided_at"]}
+        """Return the commitment's block in the round that decided it."""
+        opened = {opened["id"] for opened in self.state["rounds"] if opened["started_at"] <= row["decided_at"]}
         entries = [entry for entry in self.state["round_members"] if _key(entry) == _key(row)]
         return next((entry["block"] for entry in reversed(entries) if entry["round_id"] in opened), math.inf)
 
@@ -168,22 +134,22 @@ class ReferenceModel:
         return {key for key, moments in self.history.rows[self.validator].items() if moments[0][0] < before}
 
     def _with_rows(self, before: float) -> set[Key]:
-        """Return the datasets whose rows were recorded at a moment, which those long gone are not any more."""
+        """Return the datasets whose rows were recorded at a moment."""
         return {key for key, moments in self.history.rows[self.validator].items() if latest(moments, before, False)}
 
     def _verdicts(self, before: float) -> dict[Key, Row]:
         """Return the verdicts that were in force at a moment."""
         expired = self.history.expired[self.validator]
         rows: list[Row] = [
-            one._asdict() | {"loss": None} for one in expired if one.decided_at < before < one.expired_at
+            row._asdict() | {"loss": None} for row in expired if row.decided_at < before < row.expired_at
         ]
         rows += [row for row in self.state["verdicts"] if row["decided_at"] < before]
         return {_key(row): row for row in rows}
 
     def _check_evaluations(self) -> None:
-        """Check that everything was evaluated once, and each loss became a verdict with its receipt."""
-        done = [one for one in self.history.evaluated if one["validator"] == self.validator]
-        losses = [((one["hotkey"], one["text"]), one["loss"]) for one in done if one["loss"] is not None]
+        """Check that all was evaluated once, and each loss has its receipt."""
+        done = [job for job in self.history.evaluated if job["validator"] == self.validator]
+        losses = [((job["hotkey"], job["text"]), job["loss"]) for job in done if job["loss"] is not None]
         for key, count in Counter(key for key, _ in losses).items():
             if count != 1:
                 self.report(key, "was evaluated", count, "times")
@@ -229,17 +195,17 @@ class ReferenceModel:
                 self.report(what, number, hotkey, "is", ours, "and should be", theirs)
 
     def _expected_blocks(self, opened: Row, key: Key, block: int, registration: Registration) -> tuple[int, int]:
-        """Return the first blocks since the registration at which an entry's text was readable and was committed."""
+        """Return the blocks at which a text was first readable, and committed."""
         sightings = list(self.history.sightings(self.validator, *key, until=opened["opened_block"]))
-        first = min([block, *(one.open_block for one in sightings if one.open_block > registration.block)])
-        rank = min([one.block for one in sightings if one.block > registration.block], default=block)
+        first = min([block, *(seen.open_block for seen in sightings if seen.open_block > registration.block)])
+        rank = min([seen.block for seen in sightings if seen.block > registration.block], default=block)
         rank = self._rank_after_misses(opened, key, rank, registration)
         self._ranks[key].append((opened["started_at"], rank))
         self._blocks[key].add(first)
         return first, rank
 
     def _rank_after_misses(self, opened: Row, key: Key, rank: int, registration: Registration) -> int:
-        """Return the rank of an entry after this validator's failed attempts to find its file.
+        """Return an entry's rank after failed attempts to find its file.
 
         Until the file is found, the entry is behind everyone in each round; then it keeps the rank of the round in
         which it was found. It is never before the last failed attempt.
@@ -258,7 +224,7 @@ class ReferenceModel:
         return max(rank, latest(self._ranks[key], found_at, 0))
 
     def _check_seeds(self, ledger: Ledger) -> None:
-        """Check that seeds come from the first round's block at or after the one at which the text was readable."""
+        """Check that seeds come from the first round after the text was readable."""
         period = max((row["end_block"] - row["start_block"] for row in self.state["rounds"]), default=1)
         for row in self.state["receipts"]:
             seed = json.loads(row["receipt"])["result"]["lucky_num"]
@@ -281,9 +247,9 @@ class ReferenceModel:
             self._check_shares(made[-1], expected, members[number])
 
     def _expected_lines(self, members: Sequence[Row], intent: Row) -> dict[str, Line]:
-        """Return the line of every entry, given what the validator had when it made the leaderboard."""
+        """Return every entry's line, by what the validator had recorded."""
         recorded, verdicts = self._with_rows(intent["created_at"]), self._verdicts(intent["created_at"])
-        # A dataset that was rejected after its check makes nobody a duplicate.
+        # A dataset that was rejected after its check makes no other one a duplicate.
         good = {key for key in recorded if key not in verdicts or verdicts[key]["reason"] is None}
         rejections = {row["hotkey"]: self._rejection(row) for row in members}
         present = [row for row in members if rejections[row["hotkey"]] is None and _key(row) in good]
@@ -317,7 +283,7 @@ class ReferenceModel:
         return "before_registration" if row["block"] <= row["registration_block"] else None
 
     def _find_duplicates(self, present: Sequence[Row], good: set[Key], *, until: int) -> set[str]:
-        """Return the hotkeys whose dataset shares too much with an earlier one that is no duplicate itself."""
+        """Return the hotkeys whose dataset is a duplicate of an earlier original."""
         candidates = []
         for row in present:
             hotkey, text, rows = row["hotkey"], row["entry"], self._rows(_key(row))
@@ -335,14 +301,14 @@ class ReferenceModel:
     def _versions(
         self, row: Row, rows: frozenset[int], good: set[Key], *, until: int
     ) -> list[tuple[int, bytes, str, frozenset[int], bool]]:
-        """Return the earliest few datasets since the registration that share the present one's rows."""
+        """Return the earliest other datasets that share the present one's rows."""
         hotkey, versions = row["hotkey"], []
         for text in self.history.texts(hotkey):
             if text == row["entry"] or (hotkey, text) not in good:
                 continue
             theirs = self._rows((hotkey, text))
             sightings = self.history.sightings(self.validator, hotkey, text, until=until)
-            first = min([one.block for one in sightings if one.block > row["registration_block"]], default=None)
+            first = min([seen.block for seen in sightings if seen.block > row["registration_block"]], default=None)
             if first is not None and len(rows & theirs) > _MAX_SHARED_ROWS:
                 versions.append((first, text, theirs))
         earliest = sorted(versions)[:_MAX_VERSIONS]
@@ -358,7 +324,7 @@ class ReferenceModel:
         return frozenset(self.history.contents[sha256].rows[: self.curve.rows])
 
     def _check_shares(self, intent: Row, lines: Mapping[str, Line], members: Sequence[Row]) -> None:
-        """Check that shares are the scores', the last ones while some are pending, or else the owner's."""
+        """Check shares: the scores', the last ones while some are pending, or burned."""
         losses = {hotkey: line.loss for hotkey, line in lines.items() if line.reason is None}
         scores = {hotkey: self.curve.score(loss) for hotkey, loss in losses.items() if loss is not None}
         pending = [_key(row) for row in members if losses.get(row["hotkey"], 0.0) is None]
@@ -374,12 +340,12 @@ class ReferenceModel:
             self.report("intent", intent["id"], "shares", intent["shares"], "and should share", expected)
 
     def _is_stuck(self, key: Key, before: float) -> bool:
-        """Return whether a dataset had failed so often that the round does not wait for it."""
+        """Return whether the round no longer waits for a dataset."""
         remote, host = latest(self.history.retries[self.validator].get(key, []), before, (0, 0))
         return remote >= _MAX_REMOTE_FAILURES or host >= _MAX_HOST_FAILURES
 
     def last_accepted(self, intent: Row) -> Row | None:
-        """Return the newest accepted weights when an intent was made; a new leaderboard asks for its own config's."""
+        """Return the newest accepted weights when an intent was made."""
         configs = {row["id"]: row["contest_id"] for row in self.state["rounds"]}
         rows = [row for row in self.state["weight_intents"] if (row["finished_at"] or math.inf) < intent["created_at"]]
         rows = [row for row in rows if row["outcome"] is not None and json.loads(row["outcome"])["is_accepted"]]

@@ -14,8 +14,9 @@ from template.config import load_competition, load_training_args
 from template.constants import DATA_FILE
 from template.workers.executor import Evaluator
 from tests.campaigns.measure import MIB
+from tests.campaigns.soak.curve import Curve
 from tests.campaigns.soak.event_log import History
-from tests.campaigns.soak.reference_model import Curve, ReferenceModel
+from tests.campaigns.soak.reference_model import ReferenceModel
 from tests.campaigns.soak.run import RATE_LIMIT_BLOCKS, validator_name
 from tests.campaigns.soak.weights import check_weights, compare
 from tests.campaigns.synthetic_subnet import SyntheticSubnet
@@ -44,7 +45,7 @@ class Report:
 
 
 def audit(folder: Path, *, validators: int, replays: int) -> Report:
-    """Recompute the run in `folder`, and evaluate so many of each validator's datasets again."""
+    """Recompute a run, and evaluate some datasets again."""
     report, history = Report(), History.read(folder)
     values = yaml.safe_load((folder / "competition.yaml").read_text(encoding="utf-8"))
     curve = Curve(**{name: values[name] for name in Curve._fields})

@@ -1,4 +1,4 @@
-"""A soak run: real validators on a synthetic subnet, disturbed in every way at hand.
+"""A soak run: real validators on a synthetic subnet that fails in every way.
 
 This process makes the blocks, and lets the validators' processes tick in between.
 """
@@ -124,7 +124,7 @@ class SoakValidator:
     def close(self) -> None:
         process = self.process.process
         if self.process.is_alive and process is not None and process.stdin is not None:
-            # It reads its next turn, and ends where there is none.
+            # The validator ends when no further turn can come.
             process.stdin.close()
             self.process.terminate(30.0)
         self._check_orphans()
@@ -132,7 +132,7 @@ class SoakValidator:
             self._log.write("failed", error=f"{self.name}: {line}")
 
     def is_settled(self) -> bool:
-        """Return whether everyone in the last leaderboard is evaluated and no weights have an unknown outcome."""
+        """Return whether everyone is evaluated and all weights have outcomes."""
         with Store(self.process.state_file, is_read_only=True) as store:
             last = store.last_round(with_leaderboard=True)
             if last is None or any(row.reason is None and row.loss is None for row in store.leaderboard(last.id)):
@@ -223,8 +223,8 @@ class Soak:
 
     def _measure(self) -> None:
         """Log the memory and the disk that the validators take."""
-        memory = {one.name: memory_kib("VmRSS", one.process.pid) for one in self.validators}
-        disk = {one.name: disk_bytes(one.process.state_dir) for one in self.validators}
+        memory = {node.name: memory_kib("VmRSS", node.process.pid) for node in self.validators}
+        disk = {node.name: disk_bytes(node.process.state_dir) for node in self.validators}
         self.log.write("measured", memory_kib=memory, disk=disk)
 
     def _step(self, *, events: float, is_stormy: bool) -> None:
@@ -237,13 +237,15 @@ class Soak:
             validator.tick(_TICKS_PER_STEP)
             self._set_chain_faults(is_on=False)
         # Blocks mostly wait for the workers; now and then an evaluation outlasts some of them.
-        while (busy := [one for one in self.validators if one.is_busy]) and self._rng.random() > _HURRY:
+        while (
+            busy := [validator for validator in self.validators if validator.is_busy]
+        ) and self._rng.random() > _HURRY:
             busy[0].wait(_WAIT_S)
             for validator in busy:
                 validator.tick(1)
 
     def _change_spells(self) -> None:
-        """Begin and end spells in which the hub or the chain fails, or the chain refuses weights."""
+        """Begin and end spells of failures of the hub and the chain."""
         head, rng = self.subnet.chain.block(), self._rng
         for kind, (until, _) in list(self._spells.items()):
             if head >= until:
@@ -274,7 +276,7 @@ class Soak:
             self.subnet.chain.set_hyperparameter("StakeThreshold", HYPERPARAMETERS["StakeThreshold"])
 
     def _set_chain_faults(self, *, is_on: bool) -> None:
-        """Set the chain's present fault for the ticks of one validator; the spell outlives the calls that use it up."""
+        """Set the chain's present fault for the ticks of one validator."""
         if "chain" in self._spells:
             kind, fault, calls = self._spells["chain"][1]
             self.subnet.chain.set_fault(kind, fault, calls=calls if is_on else 0)

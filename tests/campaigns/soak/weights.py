@@ -1,4 +1,4 @@
-"""Accounts for every weight submission of a soak run: each intent's outcome, and each call that the chain took."""
+"""Accounts for every weight submission of a soak run."""
 
 import json
 import math
@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from tests.campaigns.clock import block_at
-from tests.campaigns.soak.reference_model import ReferenceModel, Row, group_by_round, is_close, shares_of
+from tests.campaigns.soak.curve import is_close, shares_of
+from tests.campaigns.soak.reference_model import ReferenceModel, Row, group_by_round
 from tests.campaigns.synthetic_subnet import WeightsCall
 
 _U16_MAX = 65535
@@ -57,7 +58,7 @@ def _describe(row: Row, outcome: Mapping[str, Any] | None) -> str:
 
 
 def _expected_weights(model: ReferenceModel, row: Row) -> dict[int, float]:
-    """Return the intent's shares by the uids of its block, without hotkeys that lost their uid since they earned it."""
+    """Return the intent's shares by the uids of its block."""
     shares, present = json.loads(row["shares"]), model.history.registrations(row["block"])
     earned = _registrations_when_earned(model, row)
     left = {
@@ -71,7 +72,7 @@ def _expected_weights(model: ReferenceModel, row: Row) -> dict[int, float]:
 
 
 def _registrations_when_earned(model: ReferenceModel, row: Row) -> dict[str, int]:
-    """Return each share's registration block in the round in which it was earned, which may be an earlier one."""
+    """Return each share's registration block in the round that earned it."""
     shares, last = json.loads(row["shares"]), model.last_accepted(row)
     standings = group_by_round(model.state["standings"])[row["round_id"]]
     has_own = any(line["weight"] > 0 for line in standings)
@@ -101,7 +102,7 @@ def _match(
     weights: Mapping[int, float],
     unmatched: list[WeightsCall],
 ) -> None:
-    """Take the intent's call off the list. One whose answer was lost is the first after the intent."""
+    """Take the intent's call off the list."""
     first, last = outcome["block"], outcome["block"]
     if first is None:
         first, last = row["block"] + 1, row["block"] + _MAX_LANDING_BLOCKS
@@ -117,17 +118,17 @@ def _match(
             model.report("intent", row["id"], "gave uid", uid, call.weights.get(uid), "and should", expected.get(uid))
 
 
-def compare(one: ReferenceModel, other: ReferenceModel, counts: Counter[str]) -> Iterator[str]:
-    """Yield the rounds in which two validators' shares differ although they rest on the same entries and verdicts."""
+def compare(model: ReferenceModel, other: ReferenceModel, counts: Counter[str]) -> Iterator[str]:
+    """Yield the rounds in which two validators differ on the same basis."""
     theirs = _comparable_rounds(other)
-    for start, (basis, shares) in _comparable_rounds(one).items():
+    for start, (basis, shares) in _comparable_rounds(model).items():
         if start not in theirs or theirs[start][0] != basis:
             counts["not comparable"] += 1
         elif theirs[start][1] == shares:
             counts["alike"] += 1
         else:
             counts["different"] += 1
-            yield f"{one.validator} and {other.validator} differ in the round of block {start}"
+            yield f"{model.validator} and {other.validator} differ in the round of block {start}"
 
 
 def _comparable_rounds(model: ReferenceModel) -> dict[int, tuple[object, dict[str, float]]]:
@@ -137,7 +138,7 @@ def _comparable_rounds(model: ReferenceModel) -> dict[int, tuple[object, dict[st
     for row in model.state["round_members"]:
         entries[row["round_id"]][row["hotkey"]] = (row["entry"], row["rank_block"])
     for row in model.state["standings"]:
-        # Whether a file is missing depends on when each of them looked for it.
+        # Whether a file is missing depends on the time of each validator's download.
         if row["loss"] is None and row["reason"] in (None, "missing_file", "missing_repo"):
             pending[row["round_id"]].add(row["hotkey"])
     own = {row["round_id"] for row in model.state["standings"] if row["weight"] > 0}

@@ -1,4 +1,4 @@
-"""Evaluate the same dataset in every situation that a machine can put an evaluation into, and compare the bits.
+"""Evaluate a dataset in every situation of a machine, and compare the bits.
 
     python -m tests.campaigns.stress
     python -m tests.campaigns.stress --only rounding,OMP_ --dtypes float32

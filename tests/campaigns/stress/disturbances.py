@@ -1,4 +1,4 @@
-"""What other code does to an evaluating process from within: settings, threads, signals, memory.
+"""Disturbances of an evaluating process by other code within it.
 
 Each disturbance is a context around the evaluations, whose value is called with their progress. The end of the process
 undoes what the context does not.

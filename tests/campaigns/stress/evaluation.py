@@ -1,4 +1,4 @@
-"""One process of the stress run: evaluates the same dataset again and again, disturbed from within.
+"""One process of the stress run, which evaluates the same dataset repeatedly.
 
     python -m tests.campaigns.stress.evaluation JOB.json
 
@@ -37,7 +37,7 @@ _DIVERGING = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process does.
+    """The work of one process.
 
     Args:
         evaluations: in each dtype.

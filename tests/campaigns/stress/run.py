@@ -1,4 +1,4 @@
-"""Evaluates the same dataset in every situation and compares each evaluation with an undisturbed one, bit for bit.
+"""Evaluates a dataset in every situation and compares the bits.
 
 Each situation has processes of its own, started as the product starts its workers or, where a child is killed, by the
 product's executor.
@@ -36,7 +36,7 @@ _WORDS = _TEXT.split()
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The result of one situation. slowest: in multiples of the reference's median, None without an evaluation."""
+    """The result of one situation; slowest is in multiples of the usual time."""
 
     situation: Situation
     verdicts: tuple[Verdict, ...]
@@ -56,7 +56,7 @@ class Row:
 
 
 def make_rows(count: int, *, seed: int, words: tuple[int, int]) -> str:
-    """Return rows of one or two turns, with texts of so many words at least and at most."""
+    """Return rows of one or two turns of random words."""
     draw = random.Random(seed)
     rows = []
     for number in range(count):
@@ -71,7 +71,7 @@ def make_rows(count: int, *, seed: int, words: tuple[int, int]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets:
-    """Folders of data files: one to evaluate, the evaluation set, one that takes long, others of every shape."""
+    """Folders of data files."""
 
     data: Path
     evaluation: Path
@@ -104,7 +104,7 @@ def write_datasets(folder: Path, rows: int, eval_rows: int) -> Datasets:
 
 @dataclass
 class Stress:
-    """The run on one model and device. evaluations: in each dtype; reference: the undisturbed ones, after `measure`."""
+    """The run on one model and device."""
 
     model_id: str
     model_path: Path
@@ -115,7 +115,7 @@ class Stress:
     reference: list[Outcome] = field(default_factory=list)
 
     def measure(self) -> Row:
-        """Make the undisturbed evaluations. Raises: HostError when there are none."""
+        """Make the undisturbed evaluations. Raises: HostError."""
         plain = Situation(name="undisturbed")
         self.reference = self._evaluate_in_process(plain)
         if errors := [outcome.message for outcome in self.reference if outcome.error]:
@@ -148,7 +148,7 @@ class Stress:
         )
 
     def _evaluate_in_process(self, situation: Situation) -> list[Outcome]:
-        """Return the outcomes of a process, and one more for its end when that came too early."""
+        """Return the outcomes of a process, and of its end when that was too early."""
         job, prelude = self.job(situation), situation.prelude
         if situation.address_share is not None:
             kib = int(self.reference[-1].address_bytes * situation.address_share) // 1024
@@ -172,7 +172,7 @@ class Stress:
         return outcomes
 
     def _evaluate_after_kill(self, evaluator: Evaluator) -> Iterator[Outcome]:
-        """Evaluate by the product's executor, whose worker is killed in mid-training before each evaluation."""
+        """Evaluate by the product's executor after its worker was killed."""
         executor = LocalExecutor(evaluator, [self.device], timeouts=WorkerTimeouts(restart_first_s=0.0))
         try:
             for _ in range(self.evaluations):

@@ -1,4 +1,4 @@
-"""The situations of the stress run: what is done to an evaluation, and which verdicts are allowed then.
+"""The situations of the stress run, with the verdicts that they allow.
 
 An evaluation has the reference's bits, or is refused by an error that names the fault, or the product itself gives it
 another evaluation config, whose losses are never compared.
@@ -50,66 +50,35 @@ class Situation:
     is_child_killed: bool = False
 
 
-# NAME=VALUE as a process may inherit it, with the allowed verdicts.
-_VARIABLES: dict[str, frozenset[Verdict]] = {
-    **{f"OMP_NUM_THREADS={count}": _EQUAL for count in (1, 2, 4, 8)},
-    "OMP_DYNAMIC=true": _REFUSED,
-    "OMP_THREAD_LIMIT=1": _REFUSED,
-    "OMP_MAX_ACTIVE_LEVELS=0": _REFUSED,
-    "OMP_PROC_BIND=true": _REFUSED,
-    "OMP_PROC_BIND=spread": _REFUSED,
-    "OMP_PLACES=cores": _REFUSED,
-    "GOMP_CPU_AFFINITY=0": _REFUSED,
-    "OMP_NESTED=true": _OR_OTHER,
-    "OMP_SCHEDULE=dynamic,1": _OR_OTHER,
-    "OMP_STACKSIZE=64k": _OR_OTHER,
-    "OMP_WAIT_POLICY=active": _EQUAL,
-    "OMP_WAIT_POLICY=passive": _EQUAL,
-    "MKL_NUM_THREADS=1": _EQUAL,
-    "MKL_NUM_THREADS=8": _EQUAL,
-    "MKL_DYNAMIC=true": _OR_OTHER,
-    "MKL_DYNAMIC=false": _OR_OTHER,
-    "MKL_CBWR=COMPATIBLE": _OR_OTHER,
-    "MKL_ENABLE_INSTRUCTIONS=SSE4_2": _OR_OTHER,
-    "ONEDNN_MAX_CPU_ISA=AVX2": _OR_OTHER,
-    "DNNL_MAX_CPU_ISA=SSE41": _OR_OTHER,
-    "ONEDNN_DEFAULT_FPMATH_MODE=BF16": _OR_OTHER,
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY=0": _OR_OTHER,
-    "ATEN_CPU_CAPABILITY=default": _OR_OTHER,
-    "ATEN_CPU_CAPABILITY=avx2": _OR_OTHER,
-    "OPENBLAS_NUM_THREADS=1": _EQUAL,
-    "TORCH_LOGS=+all": _EQUAL,
-    "TORCH_COMPILE_DISABLE=1": _OR_OTHER,
-    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-FMA": _OR_OTHER,
-    "MALLOC_ARENA_MAX=1": _EQUAL,
-    "MALLOC_PERTURB_=85": _EQUAL,
-    "MALLOC_MMAP_THRESHOLD_=4096": _EQUAL,
-    "THP_MEM_ALLOC_ENABLE=1": _EQUAL,
-    "PYTHONMALLOC=malloc": _EQUAL,
-    "PYTHONHASHSEED=0": _EQUAL,
-    "PYTHONHASHSEED=4294967295": _EQUAL,
-    "PYTHONOPTIMIZE=1": _EQUAL,
-    "PYTHONDEVMODE=1": _EQUAL,
-    "LC_ALL=C": _EQUAL,
-    "LC_ALL=de_DE.UTF-8": _EQUAL,
-    "TZ=Pacific/Kiritimati": _EQUAL,
-    "HOME=/nonexistent": _EQUAL,
-    # A GPU's, which processes without one inherit too.
-    "CUBLAS_WORKSPACE_CONFIG=:16:8": _OR_OTHER,
-    "NVIDIA_TF32_OVERRIDE=1": _OR_OTHER,
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1": _OR_OTHER,
-    "DISABLE_ADDMM_CUDA_LT=1": _OR_OTHER,
-    "CUDA_LAUNCH_BLOCKING=1": _EQUAL,
-    "CUDA_DEVICE_MAX_CONNECTIONS=1": _EQUAL,
-    "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:32": _EQUAL,
+# NAME=VALUE as a process may inherit it, by the allowed verdicts.
+_VARIABLES: dict[frozenset[Verdict], str] = {
+    _EQUAL: """
+        OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 OMP_NUM_THREADS=4 OMP_NUM_THREADS=8 OMP_WAIT_POLICY=active
+        OMP_WAIT_POLICY=passive MKL_NUM_THREADS=1 MKL_NUM_THREADS=8 OPENBLAS_NUM_THREADS=1 TORCH_LOGS=+all
+        MALLOC_ARENA_MAX=1 MALLOC_PERTURB_=85 MALLOC_MMAP_THRESHOLD_=4096 THP_MEM_ALLOC_ENABLE=1 PYTHONMALLOC=malloc
+        PYTHONHASHSEED=0 PYTHONHASHSEED=4294967295 PYTHONOPTIMIZE=1 PYTHONDEVMODE=1 LC_ALL=C LC_ALL=de_DE.UTF-8
+        TZ=Pacific/Kiritimati HOME=/nonexistent CUDA_LAUNCH_BLOCKING=1 CUDA_DEVICE_MAX_CONNECTIONS=1
+        PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:32
+    """,
+    _REFUSED: """
+        OMP_DYNAMIC=true OMP_THREAD_LIMIT=1 OMP_MAX_ACTIVE_LEVELS=0 OMP_PROC_BIND=true OMP_PROC_BIND=spread
+        OMP_PLACES=cores GOMP_CPU_AFFINITY=0
+    """,
+    _OR_OTHER: """
+        OMP_NESTED=true OMP_SCHEDULE=dynamic,1 OMP_STACKSIZE=64k MKL_DYNAMIC=true MKL_DYNAMIC=false
+        MKL_CBWR=COMPATIBLE MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=SSE41
+        ONEDNN_DEFAULT_FPMATH_MODE=BF16 ONEDNN_PRIMITIVE_CACHE_CAPACITY=0 ATEN_CPU_CAPABILITY=default
+        ATEN_CPU_CAPABILITY=avx2 TORCH_COMPILE_DISABLE=1 GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-FMA
+        CUBLAS_WORKSPACE_CONFIG=:16:8 NVIDIA_TF32_OVERRIDE=1 TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1
+        DISABLE_ADDMM_CUDA_LT=1
+    """,
 }
-
-_CUDA_VARIABLES: dict[str, frozenset[Verdict]] = {
-    "CUBLAS_WORKSPACE_CONFIG=:0:0": _REFUSED,
-    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True": _OR_REFUSED,
-    "PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync": _REFUSED,
-    "PYTORCH_NO_CUDA_MEMORY_CACHING=1": _REFUSED,
-    "CUDA_MODULE_LOADING=EAGER": _EQUAL,
+_CUDA_VARIABLES: dict[frozenset[Verdict], str] = {
+    _EQUAL: "CUDA_MODULE_LOADING=EAGER",
+    _OR_REFUSED: "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+    _REFUSED: """
+        CUBLAS_WORKSPACE_CONFIG=:0:0 PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    """,
 }
 
 # Refused where a CPU evaluates; beside a GPU they change no number.
@@ -162,7 +131,8 @@ def list_situations(device: str, *, others: int, memory_bytes: int, hog_bytes: i
             name = f"{share:.0%} of the address space it needs"
             yield Situation(name=name, allowed=_OR_REFUSED, address_share=share)
     yield Situation(name="after a child was killed in mid-training", is_child_killed=True)
-    for text, allowed in (_VARIABLES | _CUDA_VARIABLES if is_cuda else _VARIABLES).items():
+    tables = (*_VARIABLES.items(), *(_CUDA_VARIABLES.items() if is_cuda else ()))
+    for text, allowed in ((text, allowed) for allowed, texts in tables for text in texts.split()):
         name, _, value = text.partition("=")
         is_moot = is_cuda and name in _BINDINGS
         yield Situation(name=text, allowed=_OR_OTHER if is_moot else allowed, environment={name: value})

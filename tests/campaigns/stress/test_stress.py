@@ -1,4 +1,4 @@
-"""The bits of an evaluation in one situation of every kind, and different bits that must be reported."""
+"""One situation of every kind, and different bits that must be reported."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,9 @@ from tests.campaigns.stress.disturbances import DISTURBANCES
 from tests.campaigns.stress.run import Stress, write_datasets
 from tests.campaigns.stress.situations import Verdict, list_situations
 
-SITUATIONS = {one.name: one for one in list_situations("cpu", others=30, memory_bytes=0, hog_bytes=2**27)}
+SITUATIONS = {
+    situation.name: situation for situation in list_situations("cpu", others=30, memory_bytes=0, hog_bytes=2**27)
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def test_stress_different_bits_exit_with_1(
 ) -> None:
     (first, *_), plain = stress.reference, SITUATIONS["nice 19"]
     others = [
-        dataclasses.replace(first, bits=[("0" if at == index else "") + bit for at, bit in enumerate(first.bits)])
+        dataclasses.replace(
+            first, bits=[("0" if number == index else "") + bit for number, bit in enumerate(first.bits)]
+        )
         for index in range(3)
     ]
     for other in others:
@@ -77,7 +81,7 @@ def test_stress_different_bits_exit_with_1(
 
 def test_stress_situations_are_unique_and_use_every_disturbance() -> None:
     for device in ("cpu", "cuda:0"):
-        names = [one.name for one in list_situations(device, others=1, memory_bytes=2**30, hog_bytes=2**30)]
+        names = [situation.name for situation in list_situations(device, others=1, memory_bytes=2**30, hog_bytes=2**30)]
         assert len(names) == len({*names}) and {*DISTURBANCES} <= {*names}
 
 
