@@ -12,7 +12,7 @@ from loguru import logger
 
 from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord
-from template.errors import ConfigError, HostError, RemoteError, SubmissionError
+from template.errors import ConfigError, RemoteError, SubmissionError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
 from template.records import ChainCommitment, PublishOutcome
@@ -132,10 +132,3 @@ def _wait_if_rejected(outcome: PublishOutcome, draft: Draft, sleep: Sleep) -> No
     end = draft.chain.block() + blocks
     while draft.chain.block() < end:
         sleep(draft.config.poll_s)
-
-
-def ensure_token(token: str | None) -> str:
-    """Return the Hub token. Raises: HostError when there is none."""
-    if token is None:
-        raise HostError("no Hub token: set HF_TOKEN, or run `hf auth login`")
-    return token

@@ -18,6 +18,7 @@ from template.hub import datasets, transport
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import ScoringModel, load_model, load_tokenizer
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
+from tests.fixtures.hub import use_endpoint
 from tests.fixtures.training import MODEL_ID
 
 WEIGHTS = "^GET .*safetensors"
@@ -32,11 +33,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHu
     datasets.configure_client()
     monkeypatch.setattr(transport, "_MAX_MODEL_FILE_BYTES", SMALL)
     with FaultyHub(tmp_path / "hub") as running:
-        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        # transformers caches a client for the endpoint.
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        use_endpoint(running, monkeypatch)
         yield running
 
 

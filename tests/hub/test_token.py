@@ -22,7 +22,7 @@ from template.localnet.hub.api import Request, Response
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import load_model
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
-from tests.fixtures.hub import DATA, OLD, REPO, TOKEN
+from tests.fixtures.hub import DATA, OLD, REPO, TOKEN, use_endpoint
 from tests.fixtures.training import MODEL_ID
 
 LISTING, FILE = "/paths-info/", "/resolve/"
@@ -63,11 +63,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
 
     monkeypatch.setattr(hub_server, "respond", record)
     with FaultyHub(tmp_path / "hub") as hub, FaultyHub(tmp_path / "elsewhere") as elsewhere:
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        # transformers caches a client for the endpoint.
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        use_endpoint(hub, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         datasets.configure_client()
         yield Hosts(hub, elsewhere, seen)
