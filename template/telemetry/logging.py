@@ -60,13 +60,7 @@ class _Router(logging.Handler):
 class _ClientLogger(logging.Logger):
     """A client's top logger, which the client cannot reconfigure on import."""
 
-    @property
-    def propagate(self) -> bool:
-        return True
-
-    @propagate.setter
-    def propagate(self, value: bool) -> None:
-        pass
+    propagate = property(lambda self: True, lambda self, value: None)
 
     def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802
         pass

@@ -5,13 +5,16 @@ keys, so a key of 40 or 64 hex digits is found only by value or by the name in f
 """
 
 import json
+import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
 from urllib.parse import quote
 
 REDACTED = "[redacted]"
 MIN_SECRET_CHARS = 6  # shorter values occur inside ordinary words and numbers
 
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _SECRET_VARIABLE = re.compile(
     # HF_HUB_DISABLE_IMPLICIT_TOKEN is a switch.
     r"(?!HF_HUB_DISABLE_)(?:BT_PW_.*|(?:.*_)?(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|MNEMONIC|SEED_PHRASE|"
@@ -82,3 +85,9 @@ def without_secrets(environment: Mapping[str, str], *, keep: Container[str] = ()
         for name, value in environment.items()
         if name in keep or not _SECRET_VARIABLE.fullmatch(name.upper())
     }
+
+
+def child_environment(*, keep: Container[str] = ()) -> dict[str, str]:
+    """Return the environment of a process that runs a module of this package."""
+    path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+    return {**without_secrets(os.environ, keep=keep), "PYTHONPATH": path}

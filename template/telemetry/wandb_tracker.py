@@ -26,7 +26,7 @@ from loguru import logger
 from template.errors import RemoteError
 from template.records import Metrics, RoundReport
 from template.telemetry.metrics import STEP_METRICS, TABLE_COLUMNS, live_metrics, round_metrics, table_rows
-from template.telemetry.redaction import without_secrets
+from template.telemetry.redaction import child_environment
 from template.telemetry.wandb_run import child_processes
 
 MAX_WAITING = 256  # reports while wandb is unavailable; metrics take half at most, so that rounds find room
@@ -38,7 +38,6 @@ _MAX_BACKOFF_S = 3600.0
 _WARNING_INTERVAL_S = 3600.0
 # Created by wandb below its folder for each run, artifact or start.
 _LEFTOVERS = ("wandb/run-*", "wandb/offline-run-*", "data/artifacts/staging/*", "cache/wandb/logs/*")
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +86,7 @@ class _RunProcess:
     """The process of one run. After an error it is of no more use."""
 
     def __init__(self, folder: Path) -> None:
-        environment = without_secrets(os.environ, keep=("WANDB_API_KEY",))
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), environment.get("PYTHONPATH"))))
+        environment = child_environment(keep=("WANDB_API_KEY",))
         environment.setdefault("WANDB_CONFIG_DIR", str(folder / "config"))
         environment.update({f"WANDB_{kind.upper()}_DIR": str(folder / kind) for kind in ("artifact", "cache", "data")})
         environment.update(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true")

@@ -8,32 +8,23 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container
 from dataclasses import replace
-from pathlib import Path
 from typing import IO, Any
 
 from loguru import logger
 
-import template
 from template.errors import HostError
-from template.telemetry.redaction import without_secrets
+from template.telemetry.redaction import child_environment
 from template.workers import messages
-
-_PACKAGE_ROOT = Path(template.__file__).resolve().parent.parent
 
 # The Hub client's variables for its token, in its order.
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def start_module(name: str, *, keep: Container[str] = (), **streams: Any) -> subprocess.Popen[bytes]:
-    """Start a module as a process, with only those secrets named in `keep`.
-
-    Raises: HostError.
-    """
-    path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**without_secrets(os.environ, keep=keep), "PYTHONPATH": path}
+    """Start a module as a process, with only those secrets named in `keep`."""
     try:
         # -P: a folder named `template` in the working directory must not be taken for this package.
-        return subprocess.Popen([sys.executable, "-P", "-m", name], env=environment, **streams)
+        return subprocess.Popen([sys.executable, "-P", "-m", name], env=child_environment(keep=keep), **streams)
     except OSError as error:
         raise HostError(f"cannot start a process: {error}") from error
 
@@ -41,8 +32,7 @@ def start_module(name: str, *, keep: Container[str] = (), **streams: Any) -> sub
 class WorkerConnection(ABC):
     """A worker behind two streams; a thread passes on its events to the last."""
 
-    JOIN_S = 5.0
-    """Longest wait for the end of a killed worker."""
+    JOIN_S = 5.0  # for the end of a killed worker
 
     def __init__(
         self,

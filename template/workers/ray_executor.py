@@ -89,7 +89,6 @@ class _Driver:
     """The process that uses Ray. When it ends, all workers end."""
 
     def __init__(self) -> None:
-        """Raises: HostError when no process can be started."""
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = start_module(

@@ -128,15 +128,6 @@ def test_worker_unlike_the_first_is_a_config_error(tmp_path: Path, load: str, di
         assert executor.idle_workers() == 1
 
 
-def test_idle_worker_that_exits_is_replaced(tmp_path: Path) -> None:
-    script = Script(tmp_path, "load()\nif start == 1:\n    time.sleep(0.1); sys.exit(1)\nread()")
-    with scripted(script) as executor:
-        executor.start()
-        until(lambda: not executor.collect() and len(script.starts()) == 2, executor)
-        ready(executor)
-        assert executor.collect() == []
-
-
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
@@ -194,15 +185,6 @@ def test_broken_device_does_not_stop_the_other(tmp_path: Path) -> None:
     with scripted(script, "cuda:0", "cuda:1", timeouts=WorkerTimeouts(restart_first_s=300.0)) as executor:
         assert ready(executor).endswith("cpu float32")
         assert [device for device, *_ in script.starts()] == ["cuda:0", "cuda:1"]
-
-
-def test_all_devices_broken_is_raised(tmp_path: Path) -> None:
-    script = Script(tmp_path, "fail(HostError('no context of ' + setup.device))\nread()")
-    timeouts = WorkerTimeouts(restart_first_s=300.0)
-    with scripted(script, "cuda:0", "cuda:1", timeouts=timeouts) as executor:
-        with pytest.raises(HostError, match="cuda:0: no context of cuda:0"):
-            ready(executor)
-        assert len(script.starts()) == 2
 
 
 def test_workers_use_the_commit_of_the_first(tmp_path: Path) -> None:

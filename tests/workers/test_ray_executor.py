@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from template.competition import Competition
 from template.constants import DATA_FILE
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.records import SubmissionKey, TrainResult
@@ -26,36 +25,34 @@ from template.workers.ray_actor import FileContent
 from template.workers.ray_executor import RayExecutor, check_config
 from tests.fixtures.network import SMALL, VALIDATOR, Net, call_main, load_main, write_training_args
 from tests.fixtures.ray import CLUSTER_TOKEN, NODE_TOKEN, Cluster, actors, child_of, open_cluster
-from tests.fixtures.training import Bench, make_args, make_rows, write_rows
-from tests.fixtures.workers import EAGER, KEY, OTHER, children, collect, is_alive, ready, until
-from tests.workers.test_supervisor import SEED, start_long, timeless
+from tests.fixtures.training import Bench, make_rows, write_rows
+from tests.fixtures.workers import (
+    EAGER,
+    KEY,
+    OTHER,
+    SEED,
+    children,
+    collect,
+    is_alive,
+    ready,
+    start_long,
+    timeless,
+    until,
+)
 
 TOKEN = "hf_of_the_validator"
 
 
 @pytest.fixture(scope="module")
-def evaluator(bench: Bench) -> Evaluator:
-    return Evaluator(
-        competition=Competition.from_defaults(),
-        training_args=make_args(),
-        eval_data_dir=bench.eval_data_dir,
-        # Workers have caches of their own.
-        cache_dir=Path("/nowhere"),
-        model_path=bench.model_path,
-        dtype="float32",
-    )
+def evaluator(evaluator: Evaluator) -> Evaluator:
+    # Workers choose their device, and have caches of their own.
+    return dataclasses.replace(evaluator, device=None, cache_dir=Path("/nowhere"))
 
 
 @pytest.fixture(scope="module")
 def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset that trains long enough to be interrupted."""
     return write_rows(tmp_path_factory.mktemp("long"), make_rows(250, seed=3))
-
-
-@pytest.fixture(scope="module")
-def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
-    """The result in this process."""
-    return dataclasses.replace(evaluator, device="cpu", cache_dir=None).evaluate(bench.data_dir, SEED)
 
 
 @pytest.fixture(scope="module")

@@ -16,43 +16,37 @@ from queue import SimpleQueue
 
 import pytest
 
-from template.competition import Competition
 from template.constants import DATA_FILE
-from template.errors import ConfigError, HostError, Reason, SubmissionError
+from template.errors import HostError, Reason, SubmissionError
 from template.records import SubmissionKey, TrainResult
 from template.workers import messages
 from template.workers import worker as worker_main
 from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
 from tests.fixtures.training import Bench, make_args, make_rows, write_rows
-from tests.fixtures.workers import EAGER, KEY, OTHER, Clock, children, collect, is_alive, log_lines, ready, until
+from tests.fixtures.workers import (
+    EAGER,
+    KEY,
+    OTHER,
+    SEED,
+    Clock,
+    children,
+    collect,
+    is_alive,
+    log_lines,
+    ready,
+    start_long,
+    timeless,
+    until,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-SEED = 7
-
-
-@pytest.fixture(scope="module")
-def evaluator(bench: Bench) -> Evaluator:
-    return Evaluator(
-        competition=Competition.from_defaults(),
-        training_args=make_args(),
-        eval_data_dir=bench.eval_data_dir,
-        model_path=bench.model_path,
-        device="cpu",
-        dtype="float32",
-    )
 
 
 @pytest.fixture(scope="module")
 def long_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset that trains long enough to be interrupted."""
     return write_rows(tmp_path_factory.mktemp("long"), make_rows(80, seed=3))
-
-
-@pytest.fixture(scope="module")
-def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
-    """The result in this process."""
-    return evaluator.evaluate(bench.data_dir, SEED)
 
 
 def worker_pids() -> list[int]:
@@ -81,13 +75,6 @@ def pair(shared: LocalExecutor) -> LocalExecutor:
     """The two workers, idle, even if an earlier test lost job."""
     ready(shared, 2)
     return shared
-
-
-def timeless(result: TrainResult | None) -> dict[str, object]:
-    """Return all of a result but its times and place."""
-    assert result is not None
-    fields = {name: value for name, value in dataclasses.asdict(result).items() if not name.endswith("_seconds")}
-    return {**fields, "environment": {**result.environment, "where": ""}}
 
 
 def test_result_of_a_worker_has_the_bits_of_this_process(
@@ -120,13 +107,6 @@ def test_wrong_dataset_is_a_submission_error(
     assert timeless(collect(pair)[0].result) == timeless(expected)
 
 
-def test_worker_log_lines_reach_this_log(pair: LocalExecutor, bench: Bench) -> None:
-    with log_lines() as logged:
-        pair.submit(KEY, bench.data_dir, SEED)
-        collect(pair)
-    assert [line for line in logged if line.startswith("INFO [cpu] evaluated loss=")]
-
-
 def test_worker_reports_progress_and_ignores_signals(pair: LocalExecutor, long_dir: Path) -> None:
     start_long(pair, {KEY: long_dir})
     for pid in worker_pids():
@@ -137,13 +117,6 @@ def test_worker_reports_progress_and_ignores_signals(pair: LocalExecutor, long_d
     assert running.memory_bytes is not None and running.memory_bytes > 50 * 2**20
     result = collect(pair)[0].result
     assert result is not None and running.total == 2 * result.train_tokens
-
-
-def start_long(executor: LocalExecutor, jobs: dict[SubmissionKey, Path]) -> None:
-    """Submit the jobs and wait until all of them train."""
-    for key, data_dir in jobs.items():
-        executor.submit(key, data_dir, SEED)
-    until(lambda: not executor.collect() and all(job.done for job in executor.running()), executor)
 
 
 def collect_failure(executor: LocalExecutor) -> tuple[SubmissionKey, str]:
@@ -224,26 +197,15 @@ def test_worker_ends_with_its_parent_during_training(evaluator: Evaluator, long_
                 os.kill(worker, signal.SIGKILL)
 
 
-def failed_load(evaluator: Evaluator) -> list[messages.Event]:
-    """Return the events of a worker that cannot load, run in this process."""
-    events = io.BytesIO()
-    worker_main.serve(evaluator, SimpleQueue(), worker_main.EventWriter(events))
-    return [messages.decode_event(line) for line in events.getvalue().splitlines()]
-
-
-def test_missing_model_is_a_config_error(evaluator: Evaluator, tmp_path: Path) -> None:
-    (event,) = failed_load(dataclasses.replace(evaluator, model_path=tmp_path))
-    assert isinstance(event, messages.Failed) and isinstance(event.to_error(), ConfigError)
-    assert event.message.startswith(f"--model_path {tmp_path}")
-
-
 def test_unexpected_error_is_logged_with_its_traceback(evaluator: Evaluator) -> None:
     class Broken(Evaluator):
         def load_model(self) -> str:
             raise KeyError("a bug")
 
+    events = io.BytesIO()
     with log_lines() as logged:
-        (event,) = failed_load(Broken(**vars(evaluator)))
+        worker_main.serve(Broken(**vars(evaluator)), SimpleQueue(), worker_main.EventWriter(events))
+    event = messages.decode_event(events.getvalue())
     assert isinstance(event, messages.Failed) and type(event.to_error()) is HostError
     assert "this is a bug" in logged[0] and 'raise KeyError("a bug")' in logged[0]
 
