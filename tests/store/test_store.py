@@ -7,6 +7,7 @@ import sqlite3
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ from template.store.submissions import VerdictCache
 from tests.fixtures.views import make_entry, make_key, make_submission
 
 KEY = make_key("alice")
+E, F = SubmissionKey("a", "e"), SubmissionKey("a", "f")
 SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
 
 
@@ -45,17 +47,17 @@ OPENED = Round(
 )  # fmt: skip
 
 
-def standing(hotkey: str, **changes: object) -> LeaderboardRow:
-    values: dict[str, object] = {
-        "key": make_key(hotkey),
-        "uid": 0,
-        "reason": None,
-        "message": "",
-        "loss": None,
-        "score": 0.0,
-        "weight": 0.0,
-    }
-    return LeaderboardRow(**{**values, **changes})  # type: ignore[arg-type]
+def make_row(
+    hotkey: str, uid: int = 0, *, reason: Reason | None = None, message: str = "", loss: float | None = None,
+    score: float = 0.0, weight: float = 0.0,
+) -> LeaderboardRow:  # fmt: skip
+    key = make_key(hotkey)
+    return LeaderboardRow(key=key, uid=uid, reason=reason, message=message, loss=loss, score=score, weight=weight)
+
+
+def record_intent(store: Store, round_id: int, leaderboard: list[LeaderboardRow] | None, **changes: Any) -> int:
+    values = {"block": 20, "weights": {}, "shares": {}, "registrations": {}, "now": 2.0}
+    return store.record_intent(round_id, leaderboard=leaderboard, **{**values, **changes})
 
 
 def bits(value: float) -> bytes:
@@ -75,25 +77,23 @@ def test_floats_round_trip_exactly(store: Store, eval_config: EvalConfig) -> Non
         assert bits(kept) == bits(loss)
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     weights = {uid: draw.random() for uid in range(20)}
-    lines = [standing(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
-    store.record_intent(
-        round_id, block=11, weights=weights, shares={}, registrations={}, leaderboard=lines, now=0.1 + 0.2
-    )
+    rows = [make_row(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
+    record_intent(store, round_id, rows, weights=weights, now=0.1 + 0.2)
     (intent,) = store.intents(round_id)
     assert {uid: bits(share) for uid, share in intent.weights.items()} == {u: bits(w) for u, w in weights.items()}
     assert bits(intent.created_at) == bits(0.1 + 0.2)
-    assert {bits(line.weight) for line in store.leaderboard(round_id)} == {bits(line.weight) for line in lines}
+    assert {bits(line.weight) for line in store.leaderboard(round_id)} == {bits(row.weight) for row in rows}
 
 
 def test_every_kind_of_verdict_round_trips(path: Path, store: Store, eval_config: EvalConfig) -> None:
-    refusals = {make_key(reason): Verdict(reason=reason, message=f"it is {reason}\n\x00é") for reason in Reason}
-    for key, verdict in {**refusals, KEY: SCORED}.items():
+    rejections = {make_key(reason): Verdict(reason=reason, message=f"it is {reason}\n\x00é") for reason in Reason}
+    for key, verdict in {**rejections, KEY: SCORED}.items():
         store.record_verdict(eval_config, key, verdict, now=1.0)
     store.close()
     with Store(path) as again:
         found = again.verdicts(eval_config)
-        assert found == {**refusals, KEY: Verdict(loss=2.5, seconds=1.5)}
-        assert all(type(found[key].reason) is Reason for key in refusals)
+        assert found == {**rejections, KEY: Verdict(loss=2.5, seconds=1.5)}
+        assert all(type(found[key].reason) is Reason for key in rejections)
         assert again.receipt(eval_config, KEY) == SCORED.receipt
         assert again.receipt(eval_config, make_key("empty")) is None
 
@@ -110,13 +110,13 @@ def test_verdict_has_a_loss_or_a_reason(store: Store, eval_config: EvalConfig, v
 
 
 def test_verdict_is_recorded_once(store: Store, eval_config: EvalConfig) -> None:
-    refused = make_key("bob")
+    rejected = make_key("bob")
     store.record_verdict(eval_config, KEY, SCORED, now=1.0)
-    store.record_verdict(eval_config, refused, Verdict(reason=Reason.EMPTY), now=1.0)
-    for key in (KEY, refused):
+    store.record_verdict(eval_config, rejected, Verdict(reason=Reason.EMPTY), now=1.0)
+    for key in (KEY, rejected):
         with pytest.raises(sqlite3.IntegrityError):
             store.record_verdict(eval_config, key, Verdict(loss=1.0, receipt="other"), now=2.0)
-    assert store.verdicts(eval_config) == {KEY: Verdict(loss=2.5, seconds=1.5), refused: Verdict(reason=Reason.EMPTY)}
+    assert store.verdicts(eval_config) == {KEY: Verdict(loss=2.5, seconds=1.5), rejected: Verdict(reason=Reason.EMPTY)}
     assert store.receipt(eval_config, KEY) == SCORED.receipt
 
 
@@ -125,40 +125,43 @@ def test_config_changes_with_each_of_its_inputs(store: Store, eval_config: EvalC
     same = store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=9.0)
     assert same == eval_config
     others = [
-        store.get_or_create_config(other, "h" * 64, "org/model@abc", now=1.0),
-        store.get_or_create_config(Competition.from_defaults(), "i" * 64, "org/model@abc", now=1.0),
-        store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abd", now=1.0),
+        store.get_or_create_config(*inputs, now=1.0)
+        for inputs in (
+            (other, "h" * 64, "org/model@abc"),
+            (Competition.from_defaults(), "i" * 64, "org/model@abc"),
+            (Competition.from_defaults(), "h" * 64, "org/model@abd"),
+        )
     ]
-    assert len({one.id for one in [eval_config, *others]}) == len({one.digest for one in [eval_config, *others]}) == 4
+    configs = [eval_config, *others]
+    assert len({config.id for config in configs}) == len({config.digest for config in configs}) == 4
     store.record_verdict(eval_config, KEY, SCORED, now=1.0)
     store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
     store.record_retry_state(eval_config, KEY, RetryState(1, 0, 5.0, "x"))
     store.begin_round(eval_config, OPENED, now=1.0)
-    for one in others:
-        assert store.verdicts(one) == store.datasets(one, 32) == store.retry_states(one) == {}
-        assert store.open_round(one) is None
-        assert store.receipt(one, KEY) is None
+    for config in others:
+        assert store.verdicts(config) == store.datasets(config, 32) == store.retry_states(config) == {}
+        assert store.open_round(config) is store.receipt(config, KEY) is None
 
 
 def test_first_block_stays_while_block_moves(store: Store) -> None:
     for block in (20, 10, 30, 25):
-        store.record_submissions([make_submission(SubmissionKey("a", "e"), block)])
-    store.record_submissions([make_submission(SubmissionKey("a", "f"), 40)])
+        store.record_submissions([make_submission(E, block)])
+    store.record_submissions([make_submission(F, 40)])
     store.record_submissions([])
     assert store.submissions() == {
-        SubmissionKey("a", "e"): make_submission(SubmissionKey("a", "e"), 10, 25),
-        SubmissionKey("a", "f"): make_submission(SubmissionKey("a", "f"), 40),
+        E: make_submission(E, 10, 25),
+        F: make_submission(F, 40),
     }
 
 
 def test_first_block_counts_from_the_present_registration(store: Store) -> None:
-    def see(block: int, *, born: int) -> int:
-        store.record_submissions([make_submission(SubmissionKey("a", "e"), block)], {"a": born})
-        return store.submissions()[SubmissionKey("a", "e")].first_block
+    def record(block: int, *, registered: int) -> int:
+        store.record_submissions([make_submission(E, block)], {"a": registered})
+        return store.submissions()[E].first_block
 
-    assert see(10, born=5) == 10
-    assert see(30, born=20) == 30
-    assert see(40, born=20) == 30
+    assert record(10, registered=5) == 10
+    assert record(30, registered=20) == 30
+    assert record(40, registered=20) == 30
 
 
 def test_hostile_text_round_trips(store: Store) -> None:
@@ -195,6 +198,8 @@ def test_round_round_trips_and_is_open_until_closed(store: Store, eval_config: E
     first = store.begin_round(eval_config, opened, now=1.0)
     assert first == Round(**{**vars(opened), "id": first.id})
     assert store.open_round(eval_config) == store.last_round() == first
+    with Store(store.path, is_read_only=True) as reader:
+        assert reader.last_round() == first, "as it is in the file"
     store.close_round(first.id, now=2.0)
     assert store.open_round(eval_config) is None
     assert store.last_round() == first
@@ -205,23 +210,16 @@ def test_round_round_trips_and_is_open_until_closed(store: Store, eval_config: E
 
 def test_intent_is_pending_until_its_outcome(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
-    first = store.record_intent(
-        round_id,
-        block=20,
-        weights={0: 0.25, 65535: 0.75},
-        shares={"a": 1.0},
-        registrations={"a": 5, "b": 6},
-        leaderboard=[],
-        now=2.0,
-    )
+    weights, registrations = {0: 0.25, 65535: 0.75}, {"a": 5, "b": 6}
+    first = record_intent(store, round_id, [], weights=weights, shares={"a": 1.0}, registrations=registrations)
     (intent,) = store.intents(round_id)
     assert store.pending_intents() == [intent]
-    assert (intent.id, intent.block, dict(intent.weights)) == (first, 20, {0: 0.25, 65535: 0.75})
+    assert (intent.id, intent.block, dict(intent.weights)) == (first, 20, weights)
     assert intent.outcome is intent.finished_at is None
     refused = WeightOutcome(is_accepted=False, error="SettingWeightsTooFast", message="wait")
     sealed = WeightOutcome(is_accepted=True, block=31, is_revealed_later=True, reveal_round=123)
     store.record_outcome(first, refused, now=3.5)
-    second = store.record_intent(round_id, block=30, weights={}, shares={}, registrations={}, leaderboard=None, now=4.0)
+    second = record_intent(store, round_id, None)
     store.record_outcome(second, sealed, now=5.0)
     found = store.intents(round_id)
     assert [one.outcome for one in found] == [refused, sealed]
@@ -235,8 +233,8 @@ def test_intent_is_pending_until_its_outcome(store: Store, eval_config: EvalConf
 
 def test_resubmission_keeps_the_rounds_leaderboard(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
-    store.record_leaderboard(round_id, [standing("a")])
-    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, leaderboard=None, now=2.0)
+    store.record_leaderboard(round_id, [make_row("a")])
+    record_intent(store, round_id, None)
     assert [line.key.hotkey for line in store.leaderboard(round_id)] == ["a"]
     assert store.last_accepted() is None
 
@@ -248,18 +246,17 @@ def test_commit_blocks_round_trip(store: Store) -> None:
 
 
 def test_missing_block_only_moves_forward(store: Store) -> None:
-    store.record_submissions([make_submission(SubmissionKey("a", "e"), 5)])
-    key = SubmissionKey("a", "e")
-    store.record_missing_file(key, 10, is_found=True)
-    assert store.submissions()[key].missing_block == 0
+    store.record_submissions([make_submission(E, 5)])
+    store.record_missing_file(E, 10, is_found=True)
+    assert store.submissions()[E].missing_block == 0
     for block in (30, 20):
-        store.record_missing_file(key, block)
-    assert store.submissions()[key].missing_block == 30
-    store.record_missing_file(key, 40, is_found=True)
-    assert store.submissions()[key].missing_block == 40
-    reborn = make_submission(SubmissionKey("a", "e"), 60)
-    store.record_submissions([reborn], {"a": 50})
-    assert store.submissions()[key] == reborn
+        store.record_missing_file(E, block)
+    assert store.submissions()[E].missing_block == 30
+    store.record_missing_file(E, 40, is_found=True)
+    assert store.submissions()[E].missing_block == 40
+    again = make_submission(E, 60)
+    store.record_submissions([again], {"a": 50})
+    assert store.submissions()[E] == again
 
 
 def test_old_superseded_commitments_are_pruned(store: Store) -> None:
@@ -318,10 +315,10 @@ def test_heartbeat_round_trips(store: Store) -> None:
     running = RunningEvaluation(
         key=KEY, device="cuda:0", started_at=1.5, stage="train", done=3, total=10, memory_bytes=7
     )
-    metrics = Metrics(now=2.5, block=9, block_time=1.25, doing="scoring", round_id=None, queue=3, unscored=4)
-    for said in (metrics, replace(metrics, running=(running,), weights_block=4, tokens_per_s=0.1)):
-        store.record_heartbeat(said, now=3.0)
-        assert store.heartbeat() == said
+    metrics = Metrics(now=2.5, block=9, block_time=1.25, doing="evaluating", round_id=None, queue=3, unscored=4)
+    for heartbeat in (metrics, replace(metrics, running=(running,), weights_block=4, tokens_per_s=0.1)):
+        store.record_heartbeat(heartbeat, now=3.0)
+        assert store.heartbeat() == heartbeat
 
 
 def test_receipt_belongs_to_the_first_round_that_reads_it(store: Store, eval_config: EvalConfig) -> None:
@@ -349,18 +346,10 @@ def test_pruning_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> N
     opened = store.begin_round(eval_config, replace(OPENED, entries=members), now=1.0)
     weights, taken = {0: 1.0}, WeightOutcome(is_accepted=True, block=9)
     for at in range(3):
-        number = store.record_intent(
-            opened.id,
-            block=at,
-            weights=weights,
-            shares={"a": 1.0},
-            registrations={"a": 5, "b": 6},
-            leaderboard=[],
-            now=1.0,
-        )
+        number = record_intent(store, opened.id, [], weights=weights, shares={"a": 1.0}, registrations={"a": 5})
         store.record_outcome(number, replace(taken, is_accepted=at < 2), now=1.0)
     store.record_retry_state(eval_config, make_key("gone"), RetryState(next_at=1.0))
-    store.record_leaderboard(opened.id, [standing("a")])
+    store.record_leaderboard(opened.id, [make_row("a")])
     store.round_receipts(eval_config, opened.id)
     store.close_round(opened.id, now=5.0)
     store.prune_results(keep={bob}, datasets_before=2.0, receipts_before=2.0)
@@ -392,17 +381,17 @@ def test_rejections_expire_by_age_and_reason(store: Store, eval_config: EvalConf
 
 def test_leaderboard_is_the_newest_best_first(store: Store, eval_config: EvalConfig) -> None:
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
-    store.record_leaderboard(round_id, [standing("old", uid=9)])
+    store.record_leaderboard(round_id, [make_row("old", uid=9)])
     lines = [
-        standing("refused", uid=0, reason=Reason.NOT_IN_POOL, message="line 3"),
-        standing("second", uid=2, loss=2.5, score=0.3, weight=0.3),
-        standing("waits", uid=1, message="waits for its turn"),
-        standing("first", uid=3, loss=2.4, score=0.7, weight=0.7),
-        standing("copy", uid=4, loss=2.4, reason=Reason.DUPLICATE, message="shares"),
-        standing("tiny", uid=6, loss=2.3, score=0.9),
-        standing("hopeless", uid=5, loss=3.5),
+        make_row("refused", uid=0, reason=Reason.NOT_IN_POOL, message="line 3"),
+        make_row("second", uid=2, loss=2.5, score=0.3, weight=0.3),
+        make_row("waits", uid=1, message="waits for its turn"),
+        make_row("first", uid=3, loss=2.4, score=0.7, weight=0.7),
+        make_row("copy", uid=4, loss=2.4, reason=Reason.DUPLICATE, message="shares"),
+        make_row("tiny", uid=6, loss=2.3, score=0.9),
+        make_row("hopeless", uid=5, loss=3.5),
     ]
-    store.record_intent(round_id, block=20, weights={}, shares={}, registrations={}, leaderboard=lines, now=2.0)
+    record_intent(store, round_id, lines)
     found = store.leaderboard(round_id)
     assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
     assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)
