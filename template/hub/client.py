@@ -5,6 +5,7 @@ runs in a thread with a `RequestBudget`, which `template.hub.transport` enforces
 contains a token or the text of a foreign exception.
 """
 
+import functools
 import re
 import threading
 import time
@@ -56,26 +57,19 @@ _CONNECTION_ERRORS = (
 
 T = TypeVar("T")
 
-_CONFIGURE_LOCK = threading.Lock()
-_is_configured = False
 
-
+@functools.cache
 def configure_client() -> None:
     """Make huggingface_hub use `BoundedTransport`, without progress bars, Xet or telemetry.
 
     Each function here calls it first. A process in which other libraries use the Hub must call it before they do.
     """
-    global _is_configured
-    with _CONFIGURE_LOCK:
-        if _is_configured:
-            return
-        # Constants, because the library may have read its environment long ago. Xet is native code without limits.
-        hf_constants.HF_HUB_DISABLE_XET = True
-        hf_constants.HF_HUB_DISABLE_TELEMETRY = True
-        if not are_progress_bars_disabled():
-            disable_progress_bars()
-        huggingface_hub.set_client_factory(_make_client)
-        _is_configured = True
+    # Constants, because the library may have read its environment long ago. Xet is native code without limits.
+    hf_constants.HF_HUB_DISABLE_XET = True
+    hf_constants.HF_HUB_DISABLE_TELEMETRY = True
+    if not are_progress_bars_disabled():
+        disable_progress_bars()
+    huggingface_hub.set_client_factory(_make_client)
 
 
 def saved_token() -> str | None:

@@ -65,11 +65,13 @@ def inspect_file(
         for row, is_answered in zip(long_rows, answers, strict=False)
         if not is_answered
     ]
+    first_lines: dict[bytes, int] = {}
+    pairs = [(row.line, first_lines.setdefault(row.key, row.line)) for row in counted]
     return Inspection(
         row_count=sum(isinstance(row, Row) or row.line is not None for row in results),
         counted=counted,
         faults=tuple(sorted(faults, key=lambda fault: fault.line or 0)),
-        repeats=_find_repeats(counted),
+        repeats=tuple((line, first) for line, first in pairs if line != first),
         spare_lines=tuple(row.line for row in results[max_rows:] if isinstance(row, Row)),
         undecided_lines=tuple(row.line for row in long_rows[len(answers) :]),
         undecided_why=undecided_why,
@@ -85,9 +87,3 @@ def _answer_each(rows: Sequence[Row], has_target: Callable[[Row], bool]) -> tupl
     except RemoteError as error:
         return answers, str(error)
     return answers, ""
-
-
-def _find_repeats(rows: Sequence[Row]) -> tuple[tuple[int, int], ...]:
-    first_lines: dict[bytes, int] = {}
-    pairs = [(row.line, first_lines.setdefault(row.key, row.line)) for row in rows]
-    return tuple((line, first) for line, first in pairs if line != first)

@@ -7,7 +7,6 @@ private to its owner, since it contains what a sealed commitment hides.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -100,17 +99,15 @@ class Journal:
         """Return the path that keeps a sealed commitment's file until it is published."""
         return self.path.with_name(f"sealed-{sha256}.jsonl")
 
-    def save_dataset(self, content: bytes) -> None:
+    def save_dataset(self, content: bytes, sha256: str) -> None:
         """Keep a copy of a file about to be sealed: without its exact bytes the commitment is worthless."""
-        path = self.sealed_copy(hashlib.sha256(content).hexdigest())
-        with _translate_disk_errors(path):
-            _write_durably(path, content)
+        with _translate_disk_errors(self.sealed_copy(sha256)):
+            _write_durably(self.sealed_copy(sha256), content)
 
-    def delete_dataset(self, content: bytes) -> None:
+    def delete_dataset(self, sha256: str) -> None:
         """Delete the copy made by `save_dataset`."""
-        path = self.sealed_copy(hashlib.sha256(content).hexdigest())
-        with _translate_disk_errors(path):
-            path.unlink(missing_ok=True)
+        with _translate_disk_errors(self.sealed_copy(sha256)):
+            self.sealed_copy(sha256).unlink(missing_ok=True)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -155,7 +155,7 @@ class _Sealed:
         """Commit under seal and return once it is visible."""
         chain = self.draft.chain
         # A revealed commitment is worthless without these bytes, whatever happens to the user's file.
-        self.draft.journal.save_dataset(self.draft.content)
+        self.draft.journal.save_dataset(self.draft.content, self.draft.sha256)
 
         def make_intent(block: int) -> Intent:
             view = chain.view()
@@ -231,7 +231,7 @@ class _Sealed:
         logger.info("uploading, to be public by block {}", last_block)
         while not self._is_delivered(last_block):
             self.sleep(self.draft.config.poll_s)
-        self.draft.journal.delete_dataset(self.draft.content)
+        self.draft.journal.delete_dataset(self.draft.sha256)
 
     def _is_delivered(self, last_block: int) -> bool:
         blocks_left = None

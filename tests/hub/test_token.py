@@ -157,8 +157,8 @@ def test_redirected_model_download_sends_no_token(hosts: Hosts, tiny_model: Path
     assert any(call.target.endswith("model.safetensors") for call in hosts.received(hosts.elsewhere))
 
 
-def test_configured_library_uses_the_bounded_transport(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_client, "_is_configured", False)
+def test_configured_library_uses_the_bounded_transport(hosts: Hosts) -> None:
+    hub_client.configure_client.cache_clear()
     set_client_factory(default_client_factory)
     assert datasets.saved_token() == TOKEN
     client = get_session()
