@@ -32,14 +32,10 @@ def git(folder: Path, *arguments: str) -> str:
 @pytest.fixture(autouse=True)
 def own_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Git without this user's settings, pip without an index."""
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for role in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{role}_NAME", "owner")
-        monkeypatch.setenv(f"GIT_{role}_EMAIL", "owner@example.org")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    people = {f"GIT_{role}_{name}": "owner" for role in ("AUTHOR", "COMMITTER") for name in ("NAME", "EMAIL")}
+    settings = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(tmp_path)}
+    for name, value in {**settings, **people, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
@@ -120,9 +116,8 @@ class World:
     def imported(self) -> str:
         """Return the version that a new process imports."""
         code = "import template; print(template.__version__)"
-        return subprocess.run(
-            [self.python, "-I", "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        done = subprocess.run([self.python, "-I", "-c", code], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     def set_up(self) -> None:
         """Set the clone up as an operator does before the first start."""
@@ -166,10 +161,6 @@ def _annotated(world: World) -> None:
     git(world.owner, "tag", "--annotate", "--message", "v0.2.0", "v0.2.0")
 
 
-def _renamed(world: World) -> None:
-    git(world.owner, "update-ref", "refs/tags/v9.0.0", "refs/tags/v0.1.0")
-
-
 def _brings_its_own_key(world: World) -> None:
     world.trust("owner", "stranger")
     world.release("0.2.0", key="stranger")
@@ -201,7 +192,10 @@ UNTRUSTED: dict[str, tuple[Callable[[World], object], str]] = {
     "a lightweight tag": (lambda world: git(world.owner, "tag", "v0.2.0", world.commit("0.2.0")), "lightweight"),
     "an unsigned tag": (_annotated, "verify-tag"),
     "an unknown signer": (lambda world: world.release("0.2.0", key="stranger"), "No principal matched"),
-    "an old tag under a new name": (_renamed, "another tag under this name"),
+    "an old tag under a new name": (
+        lambda world: git(world.owner, "update-ref", "refs/tags/v9.0.0", "refs/tags/v0.1.0"),
+        "another tag under this name",
+    ),
     "a key that the release itself brings": (_brings_its_own_key, "No principal matched"),
     "a signature for another verifier": (_signed_by_pgp, "verify-tag"),
 }
@@ -273,9 +267,6 @@ def test_remote_asking_for_a_password_fails_the_check(world: World, logs: list[s
             self.send_header("WWW-Authenticate", 'Basic realm="x"')
             self.send_header("Content-Length", "0")
             self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Locked) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

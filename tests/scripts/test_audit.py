@@ -82,17 +82,6 @@ def rewrite(path: Path, edit: Callable[[dict[str, Any], list[str]], None], sign:
     path.write_text("".join(f"{line}\n" for line in [json.dumps(content), *rest]))
 
 
-def test_table_that_contradicts_a_receipt_is_inconsistent(office: Office, honest: Path) -> None:
-    def favour(content: dict[str, Any], _: list[str]) -> None:
-        content["table"][0]["loss"] -= 0.1
-
-    rewrite(honest, favour, office.validator)
-    ended = office.audit(honest, "--sample", 0)
-    assert ended.status == 7
-    assert f"  inconsistent: {office.net.hotkey('alice')}: loss " in ended.output
-    assert "signature" not in ended.output.splitlines()[1]
-
-
 def test_header_edited_after_signing_is_not_replayed(office: Office, honest: Path) -> None:
     def favour(content: dict[str, Any], _: list[str]) -> None:
         content["table"][0]["loss"] -= 0.1
@@ -168,15 +157,6 @@ def test_receipt_of_an_invalid_dataset_differs(office: Office, tmp_path: Path) -
     ended = office.audit(office.write(tmp_path, receipt))
     assert ended.status == 7
     assert "differs (evaluation fails here (not_in_pool)" in ended.output
-
-
-def test_loss_of_another_torch_is_not_comparable(office: Office, tmp_path: Path) -> None:
-    result = office.results["alice"]
-    elsewhere = {**result.environment, "torch": "1.0"}
-    path = office.write(tmp_path, office.receipt("alice", loss=result.loss + 1e-3, environment=elsewhere))
-    ended = office.audit(path)
-    assert ended.status == 8
-    assert "not comparable (torch differs: 1.0 in the receipt" in ended.output
 
 
 def test_receipt_outside_of_the_audit_is_not_replayed(office: Office, tmp_path: Path) -> None:

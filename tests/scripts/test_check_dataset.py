@@ -14,7 +14,7 @@ from scripts import check_dataset
 from template.chain.timelock import beacon_round_at
 from template.competition import CommitmentRecord
 from template.constants import SEAL_GRACE_BLOCKS
-from template.errors import Reason, RemoteError
+from template.errors import Reason
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID, make_hotkey
@@ -137,18 +137,6 @@ def test_models_tokens_decide_whether_an_answer_is_cut(long_net: Net, tiny_model
     model = ("--training_args", training_args, "--model_path", tiny_model)
     content = check(long_net, [*POOL[:2], LONG], "--offline", *model, status=6)
     assert [(fault["line"], fault["reason"]) for fault in content["file"]["faults"]] == [(3, Reason.NO_TARGET)]
-
-
-def test_missing_tokenizer_is_inconclusive(long_net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise RemoteError("the Hub did not deliver the model")
-
-    # The client retries for half a minute.
-    monkeypatch.setattr("template.training.model.load_tokenizer", refuse)
-    training_args = write_training_args(long_net.parts.folder / "args.yaml")
-    content = check(long_net, [*POOL[:2], LONG], "--offline", "--training_args", training_args, status=5)
-    assert content["outcome"] == "cannot_say"
-    assert content["file"]["undecided_lines"] == [3] and content["file"]["faults"] == []
 
 
 def test_duplicate_is_rejected_with_its_lines(net: Net) -> None:
@@ -282,25 +270,6 @@ def test_missing_file_is_inconclusive_in_its_grace_period(net: Net) -> None:
     ended = run(net, make_copy())
     assert ended.status == 0 and "1 missing_file" in ended.output
     assert "may still be uploaded" not in ended.output
-
-
-def test_sealed_commitment_after_ones_own_does_not_matter(net: Net) -> None:
-    key = net.submit("alice", LARGE)
-    text = submit_by_digest(net, "bob", make_copy())
-    commit_sealed(net, "bob", text)
-    content = check(net, LARGE, "--hotkey", key.hotkey)
-    assert by_hotkey(content)[net.hotkey("bob")]["doubt"] and content["subnet"]["doubtful_hotkeys"] == []
-    assert "unknown, but committed later: 1" in run(net, LARGE, "--hotkey", key.hotkey).output
-    net.admin.reveal(net.hotkey("bob"), text)
-    assert check(net, LARGE, "--hotkey", key.hotkey, status=5)["subnet"]["doubtful_hotkeys"] == [net.hotkey("bob")]
-
-
-def test_own_unreadable_dataset_is_inconclusive_if_decisive(net: Net) -> None:
-    key = net.submit("alice", LARGE)
-    net.submit("bob", make_copy())
-    set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
-    assert check(net, LARGE, "--hotkey", key.hotkey, status=5)["subnet"]["doubtful_hotkeys"] == [key.hotkey]
-    assert check(net, SMALL, "--hotkey", key.hotkey)["subnet"]["doubtful_hotkeys"] == []
 
 
 def test_unreachable_chain_still_lists_problems_of_the_file(net: Net) -> None:
