@@ -15,9 +15,6 @@ SHA256 = "0f" * 32
 DEFAULT = Competition.from_defaults()
 
 
-# Repo ids
-
-
 @pytest.mark.parametrize("repo", ["o/d", "Owner-1/data_set.v2", "a/" + "b" * 94, "0/x_"])
 def test_hub_id_is_recognized(repo: str) -> None:
     assert is_repo_id(repo)
@@ -33,9 +30,6 @@ def test_hub_id_is_recognized(repo: str) -> None:
 )
 def test_other_text_is_no_hub_id(repo: str) -> None:
     assert not is_repo_id(repo)
-
-
-# Competition
 
 
 def test_default_competition_is_that_of_the_protocol() -> None:
@@ -133,9 +127,6 @@ def test_mapping_of_other_keys_is_rejected() -> None:
     for value in others:
         with pytest.raises(ConfigError, match=r"comp\.yaml: expected a mapping"):
             Competition.from_mapping(value, "comp.yaml")
-
-
-# The record
 
 
 @pytest.mark.parametrize(("content", "is_content_addressed"), [(SHA, False), (SHA256, True)])

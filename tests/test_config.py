@@ -161,9 +161,6 @@ def test_digest_ignores_the_spelling_of_zero() -> None:
     )
 
 
-# Competition files
-
-
 def test_default_competition_is_the_subnets_own() -> None:
     assert load_competition(None) == load_competition() == Competition.from_defaults()
 

@@ -60,9 +60,6 @@ def other_data(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "other", make_rows(5, seed=9))
 
 
-# Equal bits.
-
-
 @both_dtypes
 def test_loss_is_equal_whatever_was_evaluated_before(
     bench: Bench, expected: dict[str, TrainResult], other_data: Path, dtype: str
@@ -167,7 +164,7 @@ def test_settings_of_the_caller_do_not_change_the_loss(
     bench: Bench, expected: dict[str, TrainResult], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     dtype, mode = CALLER_MODES[name]
-    monkeypatch.setattr(train, "_resident", None)  # the model too is read under them
+    monkeypatch.setattr(train, "_resident", None)  # load the model under them, too
     with mode():
         inside = bench.run(dtype)
     assert bits(inside) == bits(expected[dtype])
@@ -186,7 +183,7 @@ print(*(bench.run(dtype).loss.hex() for dtype in ("bfloat16", "float32")))
 
 def test_loss_is_equal_in_another_process(bench: Bench, expected: dict[str, TrainResult]) -> None:
     environment = os.environ | {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
-    if "OMP_NUM_THREADS" in os.environ:  # then this process is the one with a limit
+    if "OMP_NUM_THREADS" in os.environ:  # then this process has the limit
         del environment["OMP_NUM_THREADS"]
     paths = [str(path) for path in (bench.model_path, bench.data_dir, bench.eval_data_dir)]
     output = subprocess.check_output(
@@ -203,16 +200,13 @@ def test_lucky_num_changes_the_loss(bench: Bench, expected: dict[str, TrainResul
 def test_dropout_changes_the_step_losses(bench: Bench, expected: dict[str, TrainResult]) -> None:
     without = bench.run(lora_dropout=0.0).step_losses
     dropped = expected["float32"].step_losses
-    # The first two steps: at the first lora_B is zero, so nothing is added, and its learning rate is zero.
+    # In the first two steps lora_B is zero, because the first learning rate is zero.
     assert without[:2] == pytest.approx(dropped[:2], rel=0, abs=1e-6)
     assert all(abs(a - b) > 1e-6 for a, b in zip(without[2:], dropped[2:], strict=True))
 
 
 def test_dtype_changes_the_loss_a_little(expected: dict[str, TrainResult]) -> None:
     assert 0 < abs(expected["bfloat16"].loss - expected["float32"].loss) < 0.05
-
-
-# No side effects.
 
 
 def base_digests() -> dict[str, str]:
@@ -270,9 +264,6 @@ def test_settings_and_random_state_are_restored(
         with contextlib.suppress(Abort):
             bench.run(on_progress=on_progress)
         assert process_state() == before
-
-
-# The result.
 
 
 def test_result_has_everything_that_can_change_the_loss(bench: Bench, expected: dict[str, TrainResult]) -> None:

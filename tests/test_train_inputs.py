@@ -1,4 +1,4 @@
-"""What an evaluation reads of its files, and whose fault a failure is."""
+"""The files of an evaluation, and the error class of each failure."""
 
 import json
 import math
@@ -21,9 +21,6 @@ from tests.fixtures.training import (
 )
 
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-
-
-# Files.
 
 
 def test_rows_above_eval_size_are_not_trained_on(bench: Bench, tmp_path: Path) -> None:
@@ -54,9 +51,6 @@ def test_changed_evaluation_file_is_read_again(bench: Bench, tmp_path: Path) -> 
     second = bench.run(eval_data_dir=tmp_path)
     assert first.eval_sha256 != second.eval_sha256
     assert first.loss != second.loss
-
-
-# Errors.
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run of all evaluations; `tokens` are those of all epochs and evaluations."""
+    """One run of all evaluations; `tokens` counts all epochs and evaluations."""
 
     executor: str
     workers: int

@@ -71,7 +71,7 @@ def read_eval_set_index(path: Path) -> EvalSetIndex:
 
 
 def check_dataset(content: bytes, eval_keys: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
-    """Return a submission's counted rows, or raise the SubmissionError that rejects it.
+    """Return a submission's counted rows, or raise a SubmissionError.
 
     `name` is the file's name in the message.
     """

@@ -1,6 +1,6 @@
 """Fine-tune the adapter on a dataset, and measure the loss on the evaluation set.
 
-The objective is that of the Hugging Face Trainer under gradient accumulation: an optimizer step takes `batch x
+The objective equals the Hugging Face Trainer's under gradient accumulation: an optimizer step takes `batch x
 accumulation` rows, and its loss is the sum of the cross-entropy over their target tokens, divided by the number of
 those tokens. Rows are packed end to end instead of padded, and evaluation rows that begin alike share that prefix,
 which changes rounding only.

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from template.data.chat_templates import model2template, template_for
 from template.errors import ConfigError
 
-# The public templates, as the model repositories' tokenizer_config.json hold them, without their branches for tools
-# and images.
+# The public templates of the models' tokenizer_config.json, without the branches for tools and images.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
@@ -153,7 +152,7 @@ def joined(model_id: str, system: str | None, turns: list[str]) -> str:
 def test_joined_pieces_equal_the_public_template(model_id: str, system: str | None, turns: list[str]) -> None:
     is_default_public = PUBLIC[model_id][3]
     given = template_for(model_id).default_system if system is None and not is_default_public else system
-    # The public template of Gemma 1.1 and 2 refuses a system text; that of Gemma 3 is taken for it.
+    # The public template of Gemma 1.1 and 2 rejects a system text, so use Gemma 3's.
     public_id = "google/gemma-3-1b-it" if system is not None and PUBLIC[model_id][0] == GEMMA2 else model_id
     assert joined(model_id, system, turns) == render(public_id, given, turns)
 

@@ -38,7 +38,7 @@ def make_line(text: str, system: str | None = None) -> bytes:
 LINES = [make_line(f"row {number}") for number in range(6)]
 
 
-def write_pool(folder: Path, content: bytes = b"".join(LINES)) -> Path:
+def write_eval_set(folder: Path, content: bytes = b"".join(LINES)) -> Path:
     path = folder / constants.DATA_FILE
     path.write_bytes(content)
     return path
@@ -49,14 +49,13 @@ def make_competition(commit: str, repo: str = REPO) -> Competition:
 
 
 def check(content: bytes, folder: Path, max_rows: int = 250) -> int:
-    return len(check_dataset(content, read_eval_set_index(write_pool(folder)), name="theirs.jsonl", max_rows=max_rows))
-
-
-# The pool
+    return len(
+        check_dataset(content, read_eval_set_index(write_eval_set(folder)), name="theirs.jsonl", max_rows=max_rows)
+    )
 
 
 def test_index_contains_every_row_key_once(tmp_path: Path) -> None:
-    pool = read_eval_set_index(write_pool(tmp_path, b"".join([*LINES, *LINES, b"\n"])))
+    pool = read_eval_set_index(write_eval_set(tmp_path, b"".join([*LINES, *LINES, b"\n"])))
     rows = parse_rows(b"".join(LINES), name="x", limits=SUBMISSION_LIMITS)
     assert pool.canonical.keys() == {row.key for row in rows}
     assert len(pool) == len(LINES)
@@ -64,7 +63,7 @@ def test_index_contains_every_row_key_once(tmp_path: Path) -> None:
 
 def test_eval_set_may_be_larger_than_a_submission(tmp_path: Path) -> None:
     content = b"".join(make_line(f"row {number}") for number in range(constants.MAX_SUBMISSION_ROWS + 1))
-    assert len(read_eval_set_index(write_pool(tmp_path, content))) == constants.MAX_SUBMISSION_ROWS + 1
+    assert len(read_eval_set_index(write_eval_set(tmp_path, content))) == constants.MAX_SUBMISSION_ROWS + 1
     with pytest.raises(SubmissionError, match=f"at most {constants.MAX_SUBMISSION_ROWS} rows") as caught:
         check_dataset(content, frozenset(), name="theirs.jsonl", max_rows=250)
     assert caught.value.reason is Reason.TOO_LARGE
@@ -82,22 +81,19 @@ def test_unreadable_eval_set_is_a_host_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(LINES[0] + b"{]\n", "line 2"), (b"", "at least one row"), (LINES[0] + b'{"x": 1}\n', "line 2")],
 )
 def test_malformed_eval_set_is_a_config_error(tmp_path: Path, content: bytes, message: str) -> None:
-    path = write_pool(tmp_path, content)
+    path = write_eval_set(tmp_path, content)
     with pytest.raises(ConfigError, match="the evaluation set cannot be used") as caught:
         read_eval_set_index(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
 
 
-# A miner's file
-
-
 def test_rows_of_the_eval_set_pass_in_order(tmp_path: Path) -> None:
-    pool = read_eval_set_index(write_pool(tmp_path))
+    pool = read_eval_set_index(write_eval_set(tmp_path))
     rows = check_dataset(LINES[3] + b"\n" + LINES[1] + LINES[3], pool, name="theirs.jsonl", max_rows=250)
     assert [(row.line, row.messages[0].content) for row in rows] == [(1, "row 3"), (3, "row 1"), (4, "row 3")]
 
@@ -125,9 +121,6 @@ def test_malformed_line_is_rejected_though_not_counted(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.EMPTY
 
 
-# Fetching
-
-
 def test_fetch_returns_the_jsonl_of_the_pinned_commit(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"".join(LINES), "README.md": b"hello"})
     upload_files(server.store.root, REPO, {"deep/eval.jsonl": b"newer"})
@@ -152,11 +145,8 @@ def test_fetch_from_an_unreachable_hub_is_a_remote_error(server: FaultyHub, tmp_
         fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)
 
 
-# Many files against one pool
-
-
 def test_index_check_equals_parsing_every_line(tmp_path: Path) -> None:
-    index = read_eval_set_index(write_pool(tmp_path, b"".join(LINES)))
+    index = read_eval_set_index(write_eval_set(tmp_path, b"".join(LINES)))
     assert isinstance(index, EvalSetIndex) and len(index) == len(LINES)
     draw = random.Random(5)
     other = [json.dumps(json.loads(line), indent=None, sort_keys=True).encode() + b"  \r\n" for line in LINES]
@@ -183,7 +173,7 @@ def outcome_of(check: Callable[..., tuple[bytes, ...]], content: bytes, max_rows
 
 
 def test_dedup_keys_are_the_indexs_own_objects(tmp_path: Path) -> None:
-    index = read_eval_set_index(write_pool(tmp_path, b"".join(LINES)))
+    index = read_eval_set_index(write_eval_set(tmp_path, b"".join(LINES)))
     written_otherwise = json.dumps(json.loads(LINES[1]), sort_keys=True).encode()
     keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9)
     copies = [bytes(bytearray(key)) for key in keys]

@@ -133,8 +133,8 @@ def test_copy_in_the_other_spelling_is_a_duplicate(tmp_path: Path) -> None:
         for block, (hotkey, keys) in enumerate({"author": author, "copier": copier}.items())
     )
     assert [(who, copy.hotkey, copy.shared) for (who, _), copy in result.items()] == [("copier", "author", 150)]
-    # What was stored before it was known which rows look alike counts the same as what is stored from now on.
+    # Keys stored by a version without near duplicates count the same.
     stored = [item.key for item in parse_rows("\n".join(spellings[1]).encode(), name="x", limits=SUBMISSION_LIMITS)]
     assert index.dedup_keys(stored) == author and index.dedup_keys(author) == author
-    # A row that is not of the pool gets there by no near duplicate.
+    # A near duplicate of a row is not itself in the set.
     assert row("SAY 900", "word 900").key not in index

@@ -17,7 +17,7 @@ from template import constants
 from template.config import load_training_args
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow, encode_row, has_target_for_any_tokenizer
-from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Limits, Message, Row, parse_rows
+from template.data.rows import SUBMISSION_LIMITS, Limits, Message, Row, parse_rows
 from template.errors import Reason, SubmissionError
 from template.training.model import load_tokenizer
 
@@ -31,7 +31,7 @@ def parse(content: str | bytes, limits: Limits = LIMITS) -> tuple[Row, ...]:
     return parse_rows(content.encode() if isinstance(content, str) else content, name="data.jsonl", limits=limits)
 
 
-def refusal(content: str | bytes, limits: Limits = LIMITS) -> SubmissionError:
+def rejection(content: str | bytes, limits: Limits = LIMITS) -> SubmissionError:
     with pytest.raises(SubmissionError) as caught:
         parse(content, limits)
     return caught.value
@@ -49,9 +49,6 @@ def with_content(raw_json: str) -> str:
 
 def tokenize(before: str, content: str = "", after: str = "", /) -> list[int]:
     return list((before + content + after).encode())
-
-
-# Lines
 
 
 def test_valid_row_is_parsed() -> None:
@@ -76,17 +73,17 @@ def test_escaped_control_character_is_content(escape: str) -> None:
 
 
 def test_carriage_return_does_not_end_a_line() -> None:
-    assert refusal(f"{GOOD}\r{GOOD}").reason is Reason.MALFORMED
+    assert rejection(f"{GOOD}\r{GOOD}").reason is Reason.MALFORMED
 
 
 @pytest.mark.parametrize("filler", ["\x0b", "\x0c", "\xa0", "\u2028"])
 def test_line_of_other_white_space_is_malformed(filler: str) -> None:
-    assert refusal(f"{GOOD}\n{filler}\n").reason is Reason.MALFORMED
+    assert rejection(f"{GOOD}\n{filler}\n").reason is Reason.MALFORMED
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b" \t\r\n"])
 def test_file_without_rows_is_empty(content: bytes) -> None:
-    assert refusal(content).reason is Reason.EMPTY
+    assert rejection(content).reason is Reason.EMPTY
 
 
 # What is refused as malformed, with what the sentence must tell
@@ -102,7 +99,7 @@ MALFORMED = {
     "Infinity": ('{"x": Infinity}', "found Infinity"),
     "-Infinity": ('{"x": [-Infinity]}', "found -Infinity"),
     "duplicate key": ('{"system": "a", "system": "b"}', "found 'system' again"),
-    "duplicate key spelt by an escape": ('{"system": "a", "s\\u0079stem": "b"}', "found 'system' again"),
+    "duplicate key row_with by an escape": ('{"system": "a", "s\\u0079stem": "b"}', "found 'system' again"),
     "duplicate key deep down": ('{"x": [{"y": {"z": 1, "z": 1}}]}', "found 'z' again"),
     "raw control character": (with_content('"a\x0bb"'), "control character"),
     "no conversations": ('{"system": "s"}', "expected 'conversations'"),
@@ -133,7 +130,7 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_row_is_rejected_with_line_and_cause(case: str) -> None:
     line, cause = MALFORMED[case]
-    error = refusal(f"{GOOD}\n\n{line}\n{GOOD}")
+    error = rejection(f"{GOOD}\n\n{line}\n{GOOD}")
     assert error.reason is Reason.MALFORMED
     assert str(error).startswith("data.jsonl, line 3: expected")
     assert cause in str(error)
@@ -142,28 +139,25 @@ def test_malformed_row_is_rejected_with_line_and_cause(case: str) -> None:
 @pytest.mark.parametrize("raw", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82"])
 def test_invalid_utf8_is_rejected_with_its_position(raw: bytes) -> None:
     line = with_content('"ab#"').encode()
-    error = refusal(GOOD.encode() + b"\n" + line.replace(b"#", raw))
+    error = rejection(GOOD.encode() + b"\n" + line.replace(b"#", raw))
     assert error.reason is Reason.MALFORMED
     assert f"line 2: expected UTF-8, found byte 0x{raw[0]:02x} at byte {line.index(b'#') + 1}" in str(error)
 
 
 def test_byte_order_mark_is_rejected() -> None:
-    error = refusal(b"\xef\xbb\xbf" + GOOD.encode())
+    error = rejection(b"\xef\xbb\xbf" + GOOD.encode())
     assert error.reason is Reason.MALFORMED
     assert "byte order mark" in str(error)
 
 
 def test_error_quotes_little_of_a_long_value() -> None:
-    error = refusal('{"conversations": "' + "\\ud800" * 150 + '"}')
+    error = rejection('{"conversations": "' + "\\ud800" * 150 + '"}')
     assert len(str(error).encode()) < 200
 
 
 def test_surrogate_pair_is_one_character() -> None:
     (row,) = parse(with_content('"\\ud83d\\ude00"'))
     assert row.messages[0].content == "\N{GRINNING FACE}"
-
-
-# Limits
 
 
 def test_each_limit_rejects_one_above_it() -> None:
@@ -179,7 +173,7 @@ def test_each_limit_rejects_one_above_it() -> None:
         (limit(json_depth=3), '{"x": [[[]]]}'),
     ]:
         assert parse(GOOD, tight)
-        error = refusal(content, tight)
+        error = rejection(content, tight)
         assert error.reason is Reason.TOO_LARGE
         assert str(error).startswith("data.jsonl")
 
@@ -196,7 +190,7 @@ def test_brackets_in_strings_are_not_depth() -> None:
 
 
 def test_depth_after_an_escaped_backslash_is_counted() -> None:
-    error = refusal('{"a": "\\\\", "b": ' + "[" * 9 + "]" * 9 + "}")
+    error = rejection('{"a": "\\\\", "b": ' + "[" * 9 + "]" * 9 + "}")
     assert error.reason is Reason.TOO_LARGE
 
 
@@ -218,7 +212,7 @@ def test_depth_after_an_escaped_backslash_is_counted() -> None:
 )
 def test_hostile_line_is_rejected_quickly(line: bytes) -> None:
     started = time.process_time()
-    assert refusal(line, SUBMISSION_LIMITS).reason in (Reason.MALFORMED, Reason.TOO_LARGE)
+    assert rejection(line, SUBMISSION_LIMITS).reason in (Reason.MALFORMED, Reason.TOO_LARGE)
     assert time.process_time() - started < 1.0
 
 
@@ -236,7 +230,7 @@ def test_row_of_many_values_triggers_no_garbage_collection(is_enabled: bool) -> 
     gc.callbacks.append(note)
     try:
         assert len(parse(line + b"\n" + line, SUBMISSION_LIMITS)) == 2
-        assert refusal(line.replace(b"0]", b"NaN]"), SUBMISSION_LIMITS).reason is Reason.MALFORMED
+        assert rejection(line.replace(b"0]", b"NaN]"), SUBMISSION_LIMITS).reason is Reason.MALFORMED
         assert gc.isenabled() is is_enabled
     finally:
         gc.callbacks.remove(note)
@@ -254,18 +248,6 @@ def test_huge_unread_number_ignores_the_digit_limit() -> None:
         env = {**os.environ, "PYTHONINTMAXSTRDIGITS": digits, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert done.stdout == "1\n"
-
-
-def test_limits_are_those_of_the_protocol() -> None:
-    assert (SUBMISSION_LIMITS.file_bytes, SUBMISSION_LIMITS.rows) == (16 * 2**20, 10_000)
-    assert (EVAL_SET_LIMITS.file_bytes, EVAL_SET_LIMITS.rows) == (
-        constants.MAX_EVAL_SET_BYTES,
-        constants.MAX_EVAL_SET_ROWS,
-    )
-    assert replace(EVAL_SET_LIMITS, file_bytes=16 * 2**20, rows=10_000) == SUBMISSION_LIMITS
-
-
-# Identity
 
 
 @pytest.mark.parametrize(
@@ -292,14 +274,6 @@ def test_missing_and_null_system_have_the_same_key() -> None:
 def test_different_texts_have_different_keys() -> None:
     lines = [GOOD, row_json("q", "a"), row_json("q", "a "), row_json("q", "a", "q"), row_json("q"), row_json("a", "q")]
     assert len({parse(line)[0].key for line in lines}) == len(lines)
-
-
-def test_key_is_the_documented_digest() -> None:
-    canonical = '{"conversations":[{"content":"Zoë\\u0000\\n","role":"user"}],"system":null}'
-    assert parse(row_json("Zoë\0\n"))[0].key == hashlib.sha256(canonical.encode()).digest()
-
-
-# Tokens
 
 
 def encode(row: Row, max_tokens: int = 2048) -> EncodedRow:
@@ -364,9 +338,7 @@ def test_default_truncation_is_at_2048_tokens() -> None:
     assert len(encoded.input_ids) == len(encoded.targets) == constants.MAX_TOKENS == 2048
 
 
-def test_has_target_is_certain_for_short_prompts_only(
-    tiny_model: Path,
-) -> None:
+def test_has_target_is_certain_for_short_prompts_only(tiny_model: Path) -> None:
     """NFC spells U+0958 as two characters: 1,200 bytes may be 2,400 tokens."""
     tokenize = load_tokenizer(load_training_args(), model_path=tiny_model)
     for question in ("\u0958" * 400, "\u0958" * 200, "q" * 1_900, "q" * 2_000):

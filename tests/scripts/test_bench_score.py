@@ -1,4 +1,4 @@
-"""The benchmark of an evaluation: its operations against the count of torch, and a run beside the HF Trainer."""
+"""The benchmark of an evaluation against torch's count and the HF Trainer."""
 
 import dataclasses
 import json
@@ -86,7 +86,7 @@ class Result:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """Two datasets by ours, the first of them by the reference, in float32 on the tiny model."""
+    """Two datasets by ours, the first also by the reference, in float32."""
     file = tmp_path_factory.mktemp("bench-score") / "out.json"
     command = ["--shape", "tiny", "--device", "cpu", "--dtypes", "float32", "--rows", "long", "--repeats", "1"]
     sizes = ["--train_rows", "9", "--eval_rows", "6", "--queue", "2", "--reference_queue", "1", "--noise_seeds", "3"]

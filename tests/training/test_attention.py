@@ -15,24 +15,24 @@ from template.training.attention import (
     packed_attention,
 )
 from template.training.packing import Pack, pack_rows, pack_with_shared_prefix
-from tests.fixtures.training import CPU, read_whole
+from tests.fixtures.training import CPU, row_of
 
 SIZE = 16
 SCALING = SIZE**-0.5
 GRADIENTS = ("dq", "dk", "dv")
 
 
-def lay_apart(*lengths: int) -> Pack:
+def pack_lengths(*lengths: int) -> Pack:
     """Pack rows of these lengths into one pack, longest first."""
-    rows = [read_whole(range(length)) for length in lengths]
+    rows = [row_of(range(length)) for length in lengths]
     (pack,) = pack_rows(rows, range(len(rows)), sum(lengths), CPU)
     return pack
 
 
-def lay_shared(*groups: tuple[int, Sequence[int]]) -> Pack:
+def pack_groups(*groups: tuple[int, Sequence[int]]) -> Pack:
     """Pack groups of (prefix length, the rows' further lengths) into one pack."""
     rows = [
-        read_whole([1000 * group + place for place in range(shared)] + [1000 * group + 500 + row] * own)
+        row_of([1000 * group + place for place in range(shared)] + [1000 * group + 500 + row] * own)
         for group, (shared, owns) in enumerate(groups)
         for row, own in enumerate(owns)
     ]
@@ -42,15 +42,15 @@ def lay_shared(*groups: tuple[int, Sequence[int]]) -> Pack:
 
 
 LAYOUTS = {
-    "one row": lay_apart(37),
-    "one token": lay_apart(1),
-    "equal rows": lay_apart(20, 20, 20),
-    "unequal rows": lay_apart(5, 41, 17, 1),
-    "rows longer than a chunk": lay_apart(2 * QUERY_CHUNK + 3, QUERY_CHUNK + 1, QUERY_CHUNK),
-    "a shared start": lay_shared((23, [4, 19, 1])),
-    "a shared start of equal rows": lay_shared((23, [6, 6])),
-    "two groups": lay_shared((5, [30, 2]), (40, [3, 1, 3])),
-    "a shared start longer than a chunk": lay_shared((QUERY_CHUNK + 9, [QUERY_CHUNK + 5, 7])),
+    "one row": pack_lengths(37),
+    "one token": pack_lengths(1),
+    "equal rows": pack_lengths(20, 20, 20),
+    "unequal rows": pack_lengths(5, 41, 17, 1),
+    "rows longer than a chunk": pack_lengths(2 * QUERY_CHUNK + 3, QUERY_CHUNK + 1, QUERY_CHUNK),
+    "a shared start": pack_groups((23, [4, 19, 1])),
+    "a shared start of equal rows": pack_groups((23, [6, 6])),
+    "two groups": pack_groups((5, [30, 2]), (40, [3, 1, 3])),
+    "a shared start longer than a chunk": pack_groups((QUERY_CHUNK + 9, [QUERY_CHUNK + 5, 7])),
 }
 LIMITS: dict[str, tuple[float | None, int | None]] = {
     "all before": (None, None),
@@ -63,7 +63,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 every_limit = pytest.mark.parametrize("limit", LIMITS)
 
 
-def draw(pack: Pack, heads: tuple[int, int] = (4, 2), dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def draw(pack: Pack, heads: tuple[int, int] = (6, 2), dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """Draw query (1, H, N, D), key and value (1, G, N, D)."""
     stream = torch.Generator().manual_seed(1)
     shapes = [(1, count, pack.input_ids.shape[1], SIZE) for count in (heads[0], heads[1], heads[1])]
@@ -122,9 +122,6 @@ def differentiate(result: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[
     return list(torch.autograd.grad(result, inputs, seed.to(result.dtype)))
 
 
-# Against the definition.
-
-
 @every_limit
 @every_layout
 def test_each_row_attends_as_if_alone(layout: str, limit: str) -> None:
@@ -152,7 +149,7 @@ def test_each_bfloat16_row_attends_as_if_alone(layout: str, limit: str) -> None:
 
 
 def test_without_blocks_each_batch_row_is_a_sequence() -> None:
-    q, k, v = (torch.cat([tensor, -tensor, 2 * tensor]) for tensor in draw(lay_apart(20)))
+    q, k, v = (torch.cat([tensor, -tensor, 2 * tensor]) for tensor in draw(pack_lengths(20)))
     result, _ = packed_attention(nn.Module(), q, k, v, None, scaling=SCALING)
     expected = torch.stack(
         [attend_row(*row, "all before").transpose(0, 1) for row in zip(q, k, v, strict=True)],
@@ -160,10 +157,7 @@ def test_without_blocks_each_batch_row_is_a_sequence() -> None:
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
-# What must not be felt.
-
-
-def places_of(pack: Pack, row: int) -> torch.Tensor:
+def tokens_of_row(pack: Pack, row: int) -> torch.Tensor:
     """Return the tokens of a row in a pack of one block without prefix."""
     (block,) = pack.blocks
     return block.query_indices[row].unique()
@@ -173,9 +167,9 @@ def places_of(pack: Pack, row: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("row", [0, 1, 3])
 def test_non_finite_row_changes_no_other_row(row: int, dtype: torch.dtype, poison: float) -> None:
-    # The longest, one that is filled up, and one of a single token.
+    # The longest row, a padded one, and one of a single token.
     pack = LAYOUTS["unequal rows"]
-    broken = places_of(pack, row)
+    broken = tokens_of_row(pack, row)
     others = torch.ones(pack.input_ids.shape[1], dtype=torch.bool).index_fill(0, broken, False)
 
     def run(*, is_broken: bool) -> list[torch.Tensor]:
@@ -203,7 +197,7 @@ def test_no_token_attends_to_later_tokens(layout: str, dtype: torch.dtype) -> No
     before = attend(pack.blocks, inputs)
     ends = torch.cat([block.query_indices[:, -1] for block in pack.blocks if block.offset or len(pack.blocks) == 1])
     for tensor in inputs:
-        tensor[:, :, ends] = -1e6  # so that any share of it would be seen
+        tensor[:, :, ends] = -1e6  # any attention to it changes the result
     after = attend(pack.blocks, inputs)
     changed = (after != before).flatten(2).any(2)[0].nonzero().flatten()
     assert changed.tolist() == sorted(ends.tolist())

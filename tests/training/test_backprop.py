@@ -12,8 +12,8 @@ from template.training.model import ScoringModel
 from template.training.packing import Pack, pack_rows
 from tests.fixtures.training import CPU, Bench, encode, make_rows, shift_adapter
 
-# How long one pack waits for another before the test fails instead of hanging.
-PATIENCE_S = 10.0
+# Seconds that one pack waits for another before the test fails.
+TIMEOUT_S = 10.0
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +37,14 @@ def packs(model: ScoringModel) -> list[Pack]:
     return list(pack_rows(rows, range(6), 1, CPU))
 
 
-class Watched:
+class DelayedModel:
     """A model that delays packs and records their losses and threads."""
 
     graphs = None
     device = CPU
 
     def __init__(
-        self, model: ScoringModel, wait: Callable[["Watched", int], object] = lambda self, pack_index: None
+        self, model: ScoringModel, wait: Callable[["DelayedModel", int], object] = lambda self, pack_index: None
     ) -> None:
         model.reset_adapter(7)
         shift_adapter(model)
@@ -75,14 +75,14 @@ class Watched:
         return losses
 
 
-def accumulate(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
+def accumulate(watched: DelayedModel, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
     """Compute a step's loss and gradients."""
     with loop.open_accumulator(watched, 7) as run:
         loss = run(step, packs, sum(len(pack.targets) for pack in packs))
     return [loss, *(parameter.grad for parameter in watched.adapter_parameters.values())]
 
 
-def accumulate_in_turn(watched: Watched, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
+def accumulate_sequentially(watched: DelayedModel, packs: Sequence[Pack], step: int = 0) -> list[torch.Tensor]:
     """Compute the same, one pack after the other with half of the threads."""
     torch.set_num_threads(1)
     targets = sum(len(pack.targets) for pack in packs)
@@ -100,23 +100,23 @@ def accumulate_in_turn(watched: Watched, packs: Sequence[Pack], step: int = 0) -
 
 def wait_for(events: Sequence[threading.Event]) -> None:
     for event in events:
-        assert event.wait(PATIENCE_S)
+        assert event.wait(TIMEOUT_S)
 
 
-def keep_the_first(watched: Watched, pack_index: int) -> None:
+def start_first_at_last(watched: DelayedModel, pack_index: int) -> None:
     """Start the first pack after all others ended."""
     if pack_index == 0:
         wait_for(watched.ended[1:])
         time.sleep(0.2)
 
 
-def keep_every_other(watched: Watched, pack_index: int) -> None:
+def end_pairs_in_reverse(watched: DelayedModel, pack_index: int) -> None:
     """Of each two packs, end the second first."""
     if pack_index % 2 == 0:
         wait_for([watched.ended[pack_index + 1]])
 
 
-def keep_the_second(watched: Watched, pack_index: int) -> None:
+def start_second_at_last(watched: DelayedModel, pack_index: int) -> None:
     """Start the second pack after all others ended."""
     if pack_index == 1:
         wait_for([*watched.ended[:1], *watched.ended[2:]])
@@ -125,22 +125,19 @@ def keep_the_second(watched: Watched, pack_index: int) -> None:
 
 TIMINGS = {
     "as it comes": lambda watched, pack_index: None,
-    "the first comes last": keep_the_first,
-    "the second comes last": keep_the_second,
-    "of two the second comes first": keep_every_other,
+    "the first comes last": start_first_at_last,
+    "the second comes last": start_second_at_last,
+    "of two the second comes first": end_pairs_in_reverse,
 }
 
 every_timing = pytest.mark.parametrize("timing", TIMINGS)
 
 
-# The gradients.
-
-
 @every_timing
 def test_parallel_packs_equal_sequential_packs(model: ScoringModel, packs: list[Pack], timing: str) -> None:
-    in_turn = Watched(model)
-    expected = accumulate_in_turn(in_turn, packs)
-    watched = Watched(model, TIMINGS[timing])
+    in_turn = DelayedModel(model)
+    expected = accumulate_sequentially(in_turn, packs)
+    watched = DelayedModel(model, TIMINGS[timing])
     result = accumulate(watched, packs)
     assert in_turn.order == list(range(6))
     assert watched.order != in_turn.order or timing == "as it comes"
@@ -149,19 +146,16 @@ def test_parallel_packs_equal_sequential_packs(model: ScoringModel, packs: list[
 
 
 def test_gradients_of_an_earlier_step_are_replaced(model: ScoringModel, packs: list[Pack]) -> None:
-    expected = [value.clone() for value in accumulate(Watched(model), packs[:3])]
-    watched = Watched(model)
+    expected = [value.clone() for value in accumulate(DelayedModel(model), packs[:3])]
+    watched = DelayedModel(model)
     for parameter in watched.adapter_parameters.values():
         parameter.grad = torch.ones_like(parameter)
     assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs[:3]), expected, strict=True))
 
 
-# Dropout.
-
-
 @every_timing
 def test_dropout_of_a_pack_ignores_other_packs(model: ScoringModel, packs: list[Pack], timing: str) -> None:
-    first, second = Watched(model, TIMINGS[timing]), Watched(model, TIMINGS[timing])
+    first, second = DelayedModel(model, TIMINGS[timing]), DelayedModel(model, TIMINGS[timing])
     accumulate(first, packs)
     accumulate(second, [packs[1], packs[0], packs[2], packs[5], packs[4], packs[3]])
     for pack_index in (2, 4):
@@ -169,7 +163,7 @@ def test_dropout_of_a_pack_ignores_other_packs(model: ScoringModel, packs: list[
 
 
 def test_dropout_differs_by_pack_and_step(model: ScoringModel, packs: list[Pack]) -> None:
-    watched = Watched(model)
+    watched = DelayedModel(model)
     accumulate(watched, [packs[0]] * 6)
     seen = {tuple(watched.losses[pack_index].tolist()) for pack_index in range(6)}
     accumulate(watched, [packs[0]] * 6, step=1)
@@ -177,11 +171,8 @@ def test_dropout_differs_by_pack_and_step(model: ScoringModel, packs: list[Pack]
     assert len(seen) == 12
 
 
-# Lanes and threads.
-
-
 def test_two_packs_run_in_parallel_on_half_the_threads(model: ScoringModel, packs: list[Pack]) -> None:
-    watched = Watched(model, lambda watched, pack_index: pack_index > 1 or wait_for(watched.begun[:2]))
+    watched = DelayedModel(model, lambda watched, pack_index: pack_index > 1 or wait_for(watched.begun[:2]))
     accumulate(watched, packs)
     assert len({thread for thread, _ in watched.threads.values()}) == 2
     assert threading.get_ident() not in {thread for thread, _ in watched.threads.values()}
@@ -191,8 +182,8 @@ def test_two_packs_run_in_parallel_on_half_the_threads(model: ScoringModel, pack
 def test_single_core_computes_the_same_bits(
     model: ScoringModel, packs: list[Pack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [value.clone() for value in accumulate(Watched(model), packs)]
-    watched = Watched(model)
+    expected = [value.clone() for value in accumulate(DelayedModel(model), packs)]
+    watched = DelayedModel(model)
     with monkeypatch.context() as patch:
         patch.setattr(environment, "thread_count", lambda: 1)
         assert all(torch.equal(*pair) for pair in zip(accumulate(watched, packs), expected, strict=True))
@@ -207,7 +198,7 @@ class Broken(Exception):
 
 @pytest.mark.parametrize("broken", [0, 1, 3, 5])
 def test_exception_in_a_pack_is_raised_and_threads_end(model: ScoringModel, packs: list[Pack], broken: int) -> None:
-    def break_one(watched: Watched, pack_index: int) -> None:
+    def break_one(watched: DelayedModel, pack_index: int) -> None:
         if pack_index == broken:
             raise Broken(str(pack_index))
 
@@ -215,18 +206,18 @@ def test_exception_in_a_pack_is_raised_and_threads_end(model: ScoringModel, pack
     for value in model.adapter_parameters.values():
         value.grad = None
     with pytest.raises(Broken, match=str(broken)):
-        accumulate(Watched(model, break_one), packs)
+        accumulate(DelayedModel(model, break_one), packs)
     assert torch.get_num_threads() == 2
     assert {thread.ident for thread in threading.enumerate()} == before
 
 
 def test_packs_after_a_failed_pack_are_not_started(model: ScoringModel, packs: list[Pack]) -> None:
-    def break_the_first(watched: Watched, pack_index: int) -> None:
+    def break_the_first(watched: DelayedModel, pack_index: int) -> None:
         if pack_index == 0:
             raise Broken
         time.sleep(0.3)
 
-    watched = Watched(model, break_the_first)
+    watched = DelayedModel(model, break_the_first)
     with pytest.raises(Broken):
         accumulate(watched, packs)
     assert not watched.begun[5].is_set()

@@ -13,7 +13,7 @@ from template.training.cross_entropy import target_losses
 
 WIDTH, VOCABULARY = 24, 70
 
-# Rows of one matrix product, and of one part of it.
+# Rows of a matrix product, and of one part of it.
 CHUNKS = [(1, 1), (3, 2), (4, 4), (4, 9), (100, 3)]
 
 every_head = pytest.mark.parametrize("bias", [False, True])
@@ -35,7 +35,7 @@ def draw(count: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, 
     return hidden, torch.randint(VOCABULARY, (count,), generator=stream)
 
 
-def torchs_losses(
+def torch_losses(
     hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, softcap: float | None = None
 ) -> torch.Tensor:
     logits = head(hidden).float()
@@ -65,7 +65,7 @@ def test_losses_and_gradients_equal_torchs(count: int, bias: bool, softcap: floa
     head = make_head(bias=bias)
     hidden, targets = draw(count)
     hidden.requires_grad_()
-    ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torchs_losses))
+    ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torch_losses))
     assert ours.shape == (count,)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     gradients = [differentiate(losses, hidden) for losses in (ours, theirs)]
@@ -85,7 +85,7 @@ def test_chunked_losses_and_gradients_equal_torchs(
         with monkeypatch.context() as patch:
             set_chunks(patch, chunks)
             ours = target_losses(hidden, targets, head, softcap)
-        whole = torchs_losses(hidden, targets, head, softcap)
+        whole = torch_losses(hidden, targets, head, softcap)
         torch.testing.assert_close(ours, whole, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(differentiate(ours, hidden), differentiate(whole, hidden), rtol=1e-5, atol=1e-6)
 
@@ -103,11 +103,11 @@ def test_bfloat16_losses_are_float32_and_close(
     hidden, targets = draw(200, torch.bfloat16)
     hidden.requires_grad_()
     wide = hidden.detach().float().requires_grad_()
-    ours, reference = target_losses(hidden, targets, head, softcap), torchs_losses(wide, targets, exact, softcap)
+    ours, reference = target_losses(hidden, targets, head, softcap), torch_losses(wide, targets, exact, softcap)
     assert ours.dtype is torch.float32
     torch.testing.assert_close(ours, reference, rtol=0, atol=0.05)
-    # Of the very same logits the loss is exact; a product of another shape may round some of them otherwise.
-    same_logits = torchs_losses(hidden.detach(), targets, head, softcap)
+    # Equal logits have the exact loss; a product of another shape may round some logits differently.
+    same_logits = torch_losses(hidden.detach(), targets, head, softcap)
     assert (ours - same_logits).abs().median() < 1e-5
     gradient, wanted = differentiate(ours, hidden), differentiate(reference, wide)
     assert gradient.dtype is torch.bfloat16
@@ -121,7 +121,7 @@ def test_huge_logits_have_finite_loss_and_gradient(scale: float, softcap: float 
     hidden, targets = draw(8)
     hidden[3] *= scale
     hidden.requires_grad_()
-    ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torchs_losses))
+    ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torch_losses))
     assert ours.isfinite().all()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     gradient = differentiate(ours, hidden)

@@ -50,7 +50,7 @@ def score(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_loss_is_equal_whatever_was_evaluated_before(bench: Bench, dtype: str, tmp_path: Path) -> None:
-    # Of other lengths, so that other graphs are recorded in between.
+    # Other lengths, which record other graphs in between.
     second_gradient = write_rows(tmp_path, make_rows(40, seed=5))
     first = score(bench, dtype=dtype)
     score(bench, second_gradient, lucky_num=8, dtype=dtype)
@@ -108,7 +108,7 @@ def test_graph_gradients_equal_those_of_the_cpu(bench: Bench, count: int) -> Non
         with loop.open_accumulator(ours, 7) as accumulate:
             loss = accumulate(0, packs, targets).item()
             gradients = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
-            # Recorded once, replayed to the same bits.
+            # A replay has the same bits.
             assert accumulate(0, packs, targets).item() == loss
             again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
             assert all(
@@ -132,7 +132,7 @@ def test_shorter_pack_ignores_an_earlier_longer_one(bench: Bench) -> None:
         first = accumulate(0, packs, 10)
         gradients = [parameter.grad.clone() for parameter in model.adapter_parameters.values()]
         assert packs[0].token_count < LENGTH_STEP
-        # What a longer pack of the same recording left behind must not be read.
+        # The rest of a longer pack in the buffers must not be read.
         accumulate(0, list(pack_rows(long, range(6), LENGTH_STEP, CUDA, True)), 10)
         assert torch.equal(accumulate(0, packs, 10), first)
         for parameter, gradient in zip(model.adapter_parameters.values(), gradients, strict=True):

@@ -60,7 +60,7 @@ def test_streams_differ_by_purpose_and_seed() -> None:
 
 
 def test_streams_never_change_between_versions() -> None:
-    # Known values: whoever changes how a seed is made changes every score of every receipt.
+    # Another derivation of seeds changes the loss of every receipt.
     adapter = determinism.make_generator(7, "adapter")
     assert adapter.initial_seed() == 8525067064003092717
     assert torch.randint(1000, (4,), generator=adapter).tolist() == [587, 566, 390, 696]
@@ -98,7 +98,7 @@ def test_core_binding_is_accepted_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OMP_PROC_BIND", "close")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # the next to be looked at, and where this machine stops
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # checked next, and rejected
     with (
         pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG"),
         determinism.deterministic_mode(CUDA),
@@ -133,7 +133,7 @@ def test_allocator_is_checked_on_a_gpu_only(name: str, value: str, monkeypatch: 
         pass
 
 
-def refusal_after(change: Callable[[], object]) -> str:
+def error_after(change: Callable[[], object]) -> str:
     """Return the error of deterministic mode in a thread that made a change."""
     errors = []
 
@@ -158,10 +158,10 @@ def test_openmp_changed_by_other_code_is_a_host_error() -> None:
     levels = openmp.omp_get_max_active_levels()
     try:
         for change in (lambda: openmp.omp_set_dynamic(1), lambda: openmp.omp_set_max_active_levels(0)):
-            assert "OpenMP start fewer threads" in refusal_after(change)
+            assert "OpenMP start fewer threads" in error_after(change)
     finally:
-        openmp.omp_set_max_active_levels(levels)  # in some versions not the thread's own
-    assert refusal_after(lambda: (openmp.omp_set_dynamic(1), openmp.omp_set_dynamic(0))) == ""
+        openmp.omp_set_max_active_levels(levels)  # per process in some versions
+    assert error_after(lambda: (openmp.omp_set_dynamic(1), openmp.omp_set_dynamic(0))) == ""
 
 
 def work_in_a_team() -> None:
@@ -180,9 +180,9 @@ def test_changed_rounding_is_a_host_error() -> None:
         lambda: set_flushing(True),
         lambda: (set_flushing(True), work_in_a_team(), set_flushing(False)),
     ]
-    errors = [refusal_after(change) for change in changes]
+    errors = [error_after(change) for change in changes]
     assert all("changed the rounding mode" in error for error in errors), errors
-    assert refusal_after(lambda: (set_rounding(up), set_rounding(nearest), work_in_a_team())) == ""
+    assert error_after(lambda: (set_rounding(up), set_rounding(nearest), work_in_a_team())) == ""
 
 
 def test_setting_changed_during_a_run_is_a_host_error() -> None:
@@ -254,7 +254,7 @@ def test_settings_are_pinned_and_restored() -> None:
         inside = torch.rand(4)
     assert torch.get_num_threads() == environment.thread_count() + 1
     torch.set_num_threads(threads)
-    assert torch.equal(torch.rand(4), inside)  # drawn inside, and yet not used up
+    assert torch.equal(torch.rand(4), inside)  # the stream is restored
 
 
 def test_deterministic_mode_is_reentrant() -> None:

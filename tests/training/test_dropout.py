@@ -20,16 +20,13 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
-# The masks.
-
-
 def test_mask_has_no_pattern() -> None:
     mask = make_masks(0.1).draw(torch.Size([1000, 200]))
     assert mask.dtype is torch.int16
     assert set(mask.unique().tolist()) == {-1, 0}
     dropped = (mask == 0).float()
     assert dropped.mean().item() == pytest.approx(0.1, abs=0.005)
-    # No pattern: rows and columns alike, and neighbours independent, within a word of 64 bits as across.
+    # Neighbours are independent, within a word of 64 bits and across words.
     assert dropped.mean(0).max().item() < 0.2
     assert dropped.mean(1).max().item() < 0.2
     flat = dropped.flatten()
@@ -48,7 +45,7 @@ def test_keep_rate_is_the_nearest_multiple_of_16_bits(p: float) -> None:
 
 @pytest.mark.parametrize("rare", [0, -1])
 def test_masks_keep_exactly_the_keep_rate(rare: int) -> None:
-    # One wrong value at the threshold would be a third of what is rare here, or nine standard deviations.
+    # One wrong value at the threshold is nine standard deviations here.
     p = 3 / 2**16 if rare == 0 else 1 - 3 / 2**16
     masks = make_masks(p)
     assert masks.keep_rate == 1 - p
@@ -97,9 +94,6 @@ def test_extreme_keep_rate_is_neither_0_nor_1(p: float) -> None:
     assert saved == pytest.approx(masks.keep_rate, abs=5e-5)
 
 
-# Dropping.
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_masks_differ(dtype: torch.dtype) -> None:
     x = draw(40, 25).to(dtype)
@@ -123,9 +117,6 @@ def test_reapply_keeps_a_byte_per_element() -> None:
     _, reapply = make_masks(0.5).drop(draw(40, 25), 3)
     (saved,) = inspect.getclosurevars(reapply).nonlocals.values()
     assert saved.untyped_storage().nbytes() == 3 * 40 * 25
-
-
-# The streams.
 
 
 def test_stream_belongs_to_its_thread() -> None:

@@ -17,9 +17,9 @@ from tests.fixtures.training import (
     DTYPES,
     MODEL_ID,
     hidden_states,
-    lay_out,
     make_args,
-    place_targets,
+    pack_tokens,
+    row_with_targets,
     shift_adapter,
     whole_losses,
 )
@@ -65,15 +65,15 @@ FAMILIES: dict[str, tuple[str, transformers.PreTrainedConfig]] = {
 }
 
 
-# One longer than two windows, one longer than one, one shorter.
+# Longer than two windows, longer than one, and shorter.
 ROWS = [torch.randint(512, (count,), generator=torch.Generator().manual_seed(count)).tolist() for count in (90, 29, 9)]
 
 
-def make_plain(config: transformers.PreTrainedConfig, tiny_model: Path, folder: Path) -> Any:
+def make_transformers_model(config: transformers.PreTrainedConfig, tiny_model: Path, folder: Path) -> Any:
     """Make a random float32 model of transformers, and write it to the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        # Of its implementations of attention the one that knows every cap.
+        # The only attention implementation with all soft caps.
         plain = transformers.AutoModelForCausalLM.from_config(
             copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32
         )
@@ -94,30 +94,30 @@ def load(model_id: str, folder: Path, dtype: str = "float32") -> ScoringModel:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_has_transformers_hidden_states(name: str, tiny_model: Path, tmp_path: Path) -> None:
     model_id, config = FAMILIES[name]
-    plain = make_plain(config, tiny_model, tmp_path)
+    plain = make_transformers_model(config, tiny_model, tmp_path)
 
     def run() -> torch.Tensor:
         return torch.cat([plain.model(input_ids=torch.tensor([row])).last_hidden_state[0] for row in ROWS])
 
     with torch.no_grad():
-        hidden = hidden_states(load(model_id, tmp_path), lay_out(*ROWS))
+        hidden = hidden_states(load(model_id, tmp_path), pack_tokens(*ROWS))
         torch.testing.assert_close(hidden, run(), rtol=1e-5, atol=1e-5)
         if "sliding_attention" in getattr(config, "layer_types", ()):
             plain.config.sliding_window = 1000
-            assert (run() - hidden).abs().max() > 1e-2  # so that agreement means something
+            assert (run() - hidden).abs().max() > 1e-2  # else equality would prove nothing
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_has_pefts_losses_and_gradients(name: str, tiny_model: Path, tmp_path: Path) -> None:
     model_id, config = FAMILIES[name]
-    plain = make_plain(config, tiny_model, tmp_path)
+    plain = make_transformers_model(config, tiny_model, tmp_path)
     model = load(model_id, tmp_path)
     model.reset_adapter(7)
     shift_adapter(model)
     theirs = get_peft_model(plain, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
     _, unexpected = theirs.load_state_dict(model.adapter_parameters, strict=False)
     assert not unexpected
-    rows = [place_targets(row, range(1, len(row))) for row in ROWS]
+    rows = [row_with_targets(row, range(1, len(row))) for row in ROWS]
     (pack,) = pack_rows(rows, range(3), 10**6, CPU)
     losses = model.target_losses(pack)
     expected = torch.cat([whole_losses(theirs, row) for row in ROWS])
@@ -145,11 +145,11 @@ def test_gemma_2_keeps_its_soft_caps(tiny_model: Path, tmp_path: Path, dtype: st
         attn_logit_softcapping=5.0,
         final_logit_softcapping=3.0,
     )
-    plain = make_plain(config, tiny_model, tmp_path)
+    plain = make_transformers_model(config, tiny_model, tmp_path)
     model = load("google/gemma-2-2b-it", tmp_path, dtype)
-    (pack,) = pack_rows([place_targets(range(40), range(1, 40))], [0], 40, CPU)
+    (pack,) = pack_rows([row_with_targets(range(40), range(1, 40))], [0], 40, CPU)
     with torch.no_grad():
         losses, whole = model.target_losses(pack), whole_losses(plain, range(40))
         assert 2.0 < plain(input_ids=torch.arange(40).unsqueeze(0)).logits.abs().max().item() <= 3.0
-    # Without the cap on attention they would be further apart than 1.
+    # Without the cap on attention they differ by more than 1.
     torch.testing.assert_close(losses, whole, rtol=0, atol=1e-4 if dtype == "float32" else 0.15)

@@ -63,9 +63,6 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> set[str]:
     }
 
 
-# What is replaced.
-
-
 @both_families
 def test_norms_attentions_and_mlps_are_replaced(kind: str) -> None:
     network = make_network(kind)
@@ -118,8 +115,6 @@ def test_parameters_keep_names_order_and_values(config: str) -> None:
 # What they compute.
 
 
-# The rotation.
-
 HEADS, GROUPS, SIZE, COUNT = 4, 2, 8, 13
 
 
@@ -157,8 +152,6 @@ def test_rotation_and_its_backward_equal_transformers(dtype: torch.dtype) -> Non
     assert gradients[0].dtype is dtype
     assert (gradients[0] - gradients[1]).norm() < precision * gradients[1].norm()
 
-
-# Norms.
 
 WIDTH = 48
 both_norms = pytest.mark.parametrize("family", [LlamaRMSNorm, Qwen2RMSNorm])
@@ -207,7 +200,7 @@ def test_norm_gradient_equals_the_models_own(family: type[Any], dtype: torch.dty
             leaf = x.clone().requires_grad_()
             gradients.append(torch.autograd.grad(norm(leaf), leaf, dy)[0])
         assert gradients[0].dtype is dtype
-        # By row, because their sizes differ by powers of ten.
+        # By row, because sizes differ by powers of ten.
         distance = (gradients[0] - gradients[1]).float().norm(dim=-1)
         assert (distance <= (1e-6 if dtype is torch.float32 else 0.01) * gradients[1].float().norm(dim=-1)).all()
     assert ours.weight.grad is None

@@ -55,8 +55,6 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-# What a folder must hold.
-
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -128,7 +126,7 @@ def test_unusable_folder_is_a_config_error(
     assert not Path("ran").exists()
 
 
-# What a repository may hold beside the model: pickles that other loaders read, and code that others run.
+# Files beside the model: pickles that other loaders read, and code that other loaders run.
 BESIDE: dict[str, Callable[[Path], object]] = {
     "weights": pickle_as("pytorch_model.bin"),
     "a training run": lambda folder: [
@@ -215,9 +213,6 @@ def test_adapter_folder_is_rejected(folder: Path, tiny_model: Path) -> None:
         load(folder)
 
 
-# The Hub.
-
-
 def test_folder_named_like_the_model_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tiny_model(tmp_path / MODEL_ID)
     monkeypatch.chdir(tmp_path)
@@ -284,9 +279,6 @@ def test_unreachable_hub_is_a_remote_error(server: FaultyHub, tmp_path: Path) ->
     server.close()
     with pytest.raises(RemoteError):
         load_from_hub(tmp_path / "closed")
-
-
-# Tokens.
 
 
 def test_token_without_embedding_is_malformed(folder: Path) -> None:

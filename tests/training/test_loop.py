@@ -18,7 +18,7 @@ from template.training.loop import NonFiniteLoss, evaluate, row_order, train_ada
 from template.training.lora import LoRALinear
 from template.training.model import ScoringModel
 from template.training.packing import group_by_prefix
-from tests.fixtures.training import Bench, encode, make_rows, place_targets, shift_adapter
+from tests.fixtures.training import Bench, encode, make_rows, row_with_targets, shift_adapter
 
 # Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
 TRAIN_ROWS = make_rows(27, seed=3)
@@ -145,7 +145,7 @@ def trainer(
     assert not unexpected
     order = row_order(len(train_rows), 2, 7)
     trainer = make_trainer(network, order, train_rows, eval_rows, tmp_path_factory.mktemp("trainer"))
-    assert trainer.model_accepts_loss_kwargs  # or it would divide by the steps, not by the tokens
+    assert trainer.model_accepts_loss_kwargs  # else it divides by the steps, not by the tokens
     trainer.train()
     return trainer
 
@@ -169,9 +169,9 @@ def test_trained_adapter_equals_the_trainers(
     train(model, train_rows)
     theirs = dict(trainer.model.named_parameters())
     ours = adapter(model)
-    assert max(value.abs().max().item() for name, value in ours.items() if "lora_B" in name) > 1e-4  # it did move
-    # AdamW's first step moves an element by the whole learning rate whatever its gradient, so rounding decides those
-    # few whose gradient is about zero.
+    assert max(value.abs().max().item() for name, value in ours.items() if "lora_B" in name) > 1e-4
+    # AdamW's first step moves an element by the learning rate in the direction of its gradient, so rounding decides
+    # the few elements whose gradient is about zero.
     distances = torch.cat([(value - theirs[name]).abs().flatten() for name, value in ours.items()])
     assert distances.quantile(0.999).item() < 1e-6
     assert distances.max().item() < 1e-4
@@ -185,7 +185,7 @@ def test_final_loss_equals_the_trainers(
     train(model, train_rows)
     ours = evaluate(model, eval_rows)
     assert ours == pytest.approx(trainer.evaluate()["eval_loss"], rel=0, abs=1e-5)
-    assert abs(ours - untouched) > 1e-3  # so that agreement means something
+    assert abs(ours - untouched) > 1e-3  # else equality would prove nothing
 
 
 def test_loss_of_the_base_equals_the_trainers(
@@ -220,7 +220,7 @@ def test_training_ignores_the_global_generator(bench: Bench, train_rows: list[En
 
 
 @pytest.fixture(scope="module")
-def alike_rows() -> list[EncodedRow]:
+def prefix_rows() -> list[EncodedRow]:
     """Rows with shared prefixes; targets are within a prefix, after it and later."""
     stream = random.Random(5)
     systems = [stream.choices(range(512), k=count) for count in (120, 45, 7)]
@@ -231,7 +231,7 @@ def alike_rows() -> list[EncodedRow]:
     rows = []
     for system in systems:
         rows += [_join((system, False), (speak(9 + index), False), (speak(2 + 3 * index), True)) for index in range(4)]
-        # Two that have all but the last answer in common, which so begins right after what they share, or within it.
+        # Two rows that differ in the last answer only, which begins right after the prefix, or within it.
         turns = [(system, False), (speak(12), False), (speak(15), True), (speak(8), False)]
         rows += [_join(*turns, ([token, *speak(6)], True), (speak(3), False)) for token in (1, 2)]
         rows += [_join(*turns, (systems[0][:4], True))] * 2
@@ -241,7 +241,7 @@ def alike_rows() -> list[EncodedRow]:
 
 def _join(*pieces: tuple[list[int], bool]) -> EncodedRow:
     hits = [is_target for ids, is_target in pieces for _ in ids]
-    return place_targets(
+    return row_with_targets(
         [token for ids, _ in pieces for token in ids], {index for index, hit in enumerate(hits) if hit}
     )
 
@@ -250,28 +250,28 @@ def _join(*pieces: tuple[list[int], bool]) -> EncodedRow:
 def test_shared_prefixes_give_the_plain_models_losses(
     bench: Bench,
     model: ScoringModel,
-    alike_rows: list[EncodedRow],
+    prefix_rows: list[EncodedRow],
     tokens: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    groups = [group for group in group_by_prefix(alike_rows) if group.prefix]
+    groups = [group for group in group_by_prefix(prefix_rows) if group.prefix]
     shared = {index: group.prefix for group in groups for index in group.indices}
     assert len(groups) > 2
-    assert len(shared) < len(alike_rows)
-    assert any(alike_rows[index].targets[share] for index, share in shared.items())
-    assert any(any(alike_rows[index].targets[:share]) for index, share in shared.items())
+    assert len(shared) < len(prefix_rows)
+    assert any(prefix_rows[index].targets[share] for index, share in shared.items())
+    assert any(any(prefix_rows[index].targets[:share]) for index, share in shared.items())
     plain = load_plain(bench.model_path)
     expected = []
-    for row in alike_rows:
+    for row in prefix_rows:
         labels = torch.tensor([as_example(row)["labels"]])
         with torch.no_grad():
             expected.append(plain(input_ids=torch.tensor([row.input_ids]), labels=labels).loss.item())
     model.reset_adapter(7)
     monkeypatch.setattr(loop, "EVAL_FORWARD_TOKENS", {"cpu": tokens})
-    ours = loop.mean_row_losses(model, alike_rows, loop.ignore_progress)
+    ours = loop.mean_row_losses(model, prefix_rows, loop.ignore_progress)
     assert ours == pytest.approx(expected, rel=0, abs=1e-5)
-    assert evaluate(model, alike_rows) == pytest.approx(math.fsum(expected) / len(expected), rel=0, abs=1e-5)
-    backwards = loop.mean_row_losses(model, alike_rows[::-1], loop.ignore_progress)
+    assert evaluate(model, prefix_rows) == pytest.approx(math.fsum(expected) / len(expected), rel=0, abs=1e-5)
+    backwards = loop.mean_row_losses(model, prefix_rows[::-1], loop.ignore_progress)
     assert backwards[::-1] == pytest.approx(ours, rel=0, abs=1e-6)
 
 

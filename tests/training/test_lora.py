@@ -17,11 +17,11 @@ from template.training.lora import FusedLoRALinear, LoRALinear, _AdaptedProduct
 
 INPUTS, OUTPUTS, RANK = 24, 40, 4
 CONFIG = LoraConfig(r=RANK, lora_alpha=12, lora_dropout=0.0)
-# Of layers that read the same input: as of queries, keys and values, and as of a gated network's two.
+# Output widths of fused layers: like q, k and v, and like a gated MLP's two.
 WIDTHS = {"side by side": (OUTPUTS, 16, 16), "stacked": (OUTPUTS, OUTPUTS)}
 
 both_biases = pytest.mark.parametrize("bias", [False, True])
-# Results side by side may have biases, stacked ones may not.
+# Stacked layers have no biases.
 every_kind = pytest.mark.parametrize(
     ("kind", "bias"), [("side by side", False), ("side by side", True), ("stacked", False)]
 )
@@ -77,7 +77,7 @@ class Drop(nn.Module):
         return x * self.factor.view(x.shape)
 
 
-def drop_the_same(theirs: Sequence[Linear], p: float, rows: int) -> None:
+def drop_equally(theirs: Sequence[Linear], p: float, rows: int) -> None:
     """Give PEFT's layers the masks that a new `make_masks(p)` draws."""
     masks = make_masks(p)
     for layer, mask in zip(theirs, masks.draw(torch.Size([len(theirs), rows, INPUTS])), strict=True):
@@ -108,7 +108,7 @@ def run_one(layer: Linear, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return run(layer, [layer], x)
 
 
-def compute_apart(kind: str, layers: Sequence[Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
+def compute_separately(kind: str, layers: Sequence[Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Compute `FusedLoRALinear` layer by layer."""
     if kind == "stacked":
         return lambda x: torch.stack([layer(x) for layer in layers])
@@ -127,9 +127,6 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         assert (ours[name] - value).norm() < 1e-6 * value.norm(), name
 
 
-# One layer.
-
-
 @both_biases
 @pytest.mark.parametrize("shape", [(30,), (1, 30), (2, 15)])
 def test_any_shape_gives_pefts_result_and_gradients(bias: bool, shape: tuple[int, ...]) -> None:
@@ -145,17 +142,8 @@ def test_masked_layer_gives_pefts_result_and_gradients(bias: bool, p: float) -> 
     base, x = make_base(bias), draw(30, INPUTS)
     ours, theirs = adapt(LoRALinear, base), adapt(Linear, base)
     ours.dropout = make_masks(p)
-    drop_the_same([theirs], p, 30)
+    drop_equally([theirs], p, 30)
     assert_close(run_one(ours, x), run_one(theirs, x))
-
-
-def test_layer_without_dropout_is_deterministic() -> None:
-    layer, x = adapt(LoRALinear, make_base(True)), draw(30, INPUTS)
-    before = torch.random.get_rng_state()
-    assert torch.equal(layer(x), layer(x))
-    assert torch.equal(torch.random.get_rng_state(), before)
-    layer.dropout = make_masks(0.5)
-    assert not torch.equal(layer(x), layer(x))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
@@ -174,19 +162,16 @@ def test_input_without_gradient_keeps_the_adapters(p: float) -> None:
     assert all(value.grad is None for value in layer.get_base_layer().parameters())
 
 
-# Several layers.
-
-
 @every_kind
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
 def test_fused_layers_give_pefts_results_and_gradients(kind: str, bias: bool, p: float) -> None:
     x = draw(30, INPUTS)
     theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, LoRALinear))
-    drop_the_same(theirs, p, 30)
+    drop_equally(theirs, p, 30)
     assert not torch.equal(*(layer.lora_dropout["default"].factor for layer in theirs[:2]))
     set_dropout(ours, make_masks(p))
     projections = FusedLoRALinear(ours, is_stacked=kind == "stacked")
-    assert_close(run(projections, ours, x), run(compute_apart(kind, theirs), theirs, x))
+    assert_close(run(projections, ours, x), run(compute_separately(kind, theirs), theirs, x))
 
 
 @every_kind
@@ -199,12 +184,12 @@ def test_fused_weights_are_views_of_one_tensor(kind: str, bias: bool) -> None:
         parts = [getattr(layer.get_base_layer(), name) for layer in layers]
         assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
         assert parts[0].untyped_storage().nbytes() == sum(part.nbytes for part in parts)
-        # What is computed with is that tensor: what is written to a layer's own is felt.
+        # Writing to a layer's weight changes the result, so the shared tensor is used.
         parts[1].data.zero_()
         after = projections(x)
         assert not torch.equal(after, before)
         before = after
-    torch.testing.assert_close(after, compute_apart(kind, layers)(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after, compute_separately(kind, layers)(x), rtol=1e-5, atol=1e-5)
 
 
 def test_mixed_biases_are_not_fused() -> None:
@@ -220,9 +205,6 @@ def test_layers_with_a_bias_are_not_stacked() -> None:
         FusedLoRALinear(make_layers(LoRALinear, WIDTHS["stacked"], True), is_stacked=True)
 
 
-# A gated input.
-
-
 @both_biases
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
 def test_gated_input_gives_pefts_result_and_gradients(bias: bool, p: float) -> None:
@@ -230,14 +212,11 @@ def test_gated_input_gives_pefts_result_and_gradients(bias: bool, p: float) -> N
     ours, theirs = adapt(LoRALinear, base), adapt(Linear, base)
     if p:
         ours.dropout = make_masks(p)
-        drop_the_same([theirs], p, 30)
+        drop_equally([theirs], p, 30)
     assert_close(run(ours.forward_gated, [ours], both), run(lambda both: theirs(gate(both)), [theirs], both))
 
 
-# All of them.
-
-
-class Given:
+class FixedDropout:
     """A dropout with fixed masks (G, N, I) of zeros and ones."""
 
     scale = 1.3
@@ -260,7 +239,7 @@ def test_gradients_pass_torchs_gradcheck(kind: str, is_dropped: bool) -> None:
     weight = draw(sum(widths), INPUTS, seed=5).double()
     weight = weight.view(len(widths), -1, INPUTS) if kind == "stacked" else weight
     bias = draw(sum(widths), seed=6).double() if kind in ("one with a bias", "side by side") else None
-    dropout = Given((draw(len(widths), 5, INPUTS, seed=7) > 0).double()) if is_dropped else None
+    dropout = FixedDropout((draw(len(widths), 5, INPUTS, seed=7) > 0).double()) if is_dropped else None
     shapes = [(RANK, INPUTS)] * len(widths) + [(width, RANK) for width in widths]
     adapters = [draw(*shape, seed=10 + index).double().requires_grad_() for index, shape in enumerate(shapes)]
     x = draw(*((2, 5, INPUTS) if kind == "gated" else (5, INPUTS))).double().requires_grad_()
@@ -269,7 +248,7 @@ def test_gradients_pass_torchs_gradcheck(kind: str, is_dropped: bool) -> None:
         y: torch.Tensor = _AdaptedProduct.apply(x, kind == "gated", weight, bias, 1.7, dropout, *adapters)
         return y
 
-    # Those of the adapter are made float32, which is what it is held in.
+    # The adapter's gradients are float32.
     assert torch.autograd.gradcheck(compute, (x, *adapters), rtol=1e-4)
 
 
@@ -299,11 +278,11 @@ def test_bfloat16_result_is_close_with_float32_adapters(kind: str, p: float) -> 
         torch.float32
     }
     for name, value in reference.items():
-        # bfloat16 has 8 bits; a wrong scale or a wrong mask would be far outside.
+        # bfloat16 has 8 bits; a wrong scale or mask differs by far more.
         assert (ours[name].float() - value).norm() < 0.01 * value.norm(), name
 
 
-def count_kept(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> dict[int, int]:
+def count_saved(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> dict[int, int]:
     """Return the bytes of every tensor saved for the backward pass, by address."""
     saved: dict[int, int] = {}
 
@@ -327,7 +306,7 @@ def count_kept(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor)
 def test_backward_saves_the_input_and_mask_bytes(kind: str, p: float) -> None:
     x = draw(1000, INPUTS).requires_grad_()
     compute, layers = choose_compute(kind, torch.float32, p)
-    saved = count_kept(compute, x)
+    saved = count_saved(compute, x)
     widths = WIDTHS.get(kind, (OUTPUTS,))
     weights = 4 * (INPUTS * sum(widths) + RANK * (INPUTS * len(layers) + sum(widths)))
     masks = 1000 * INPUTS * len(layers) if p else 0
@@ -339,7 +318,7 @@ def test_backward_saves_the_input_and_mask_bytes(kind: str, p: float) -> None:
 def test_backward_saves_both_gated_parts_only(p: float) -> None:
     both = draw(2, 1000, INPUTS).requires_grad_()
     compute, _ = choose_compute("gated", torch.float32, p)
-    saved = count_kept(compute, both)
+    saved = count_saved(compute, both)
     weights = 4 * (INPUTS * OUTPUTS + RANK * (INPUTS + OUTPUTS))
     masks = 1000 * INPUTS if p else 0
     assert saved[both.data_ptr()] == both.nbytes

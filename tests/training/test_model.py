@@ -22,10 +22,10 @@ from tests.fixtures.training import (
     digests,
     encode,
     hidden_states,
-    lay_out,
     make_args,
     make_rows,
-    place_targets,
+    pack_tokens,
+    row_with_targets,
     shift_adapter,
     whole_losses,
 )
@@ -37,9 +37,6 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def model(bench: Bench) -> ScoringModel:
     """A bfloat16 model with the subnet's dropout."""
     return bench.load("bfloat16")
-
-
-# The adapter.
 
 
 def test_every_linear_layer_but_the_head_has_an_adapter(model: ScoringModel) -> None:
@@ -98,7 +95,7 @@ def test_layers_of_equal_shape_start_differently(model: ScoringModel) -> None:
 
 
 def test_initial_values_never_change_between_versions(bench: Bench) -> None:
-    # Known values: whoever changes the order or the draw changes every score of every receipt.
+    # Another order or draw changes the loss of every receipt.
     model = bench.load()
     model.reset_adapter(7)
     first = next(
@@ -110,12 +107,9 @@ def test_initial_values_never_change_between_versions(bench: Bench) -> None:
 KNOWN_START = [-0.102880314, -0.046790868, 0.045098633]
 
 
-# Dropout.
-
-
 def test_dropout_reaches_all_layers_by_a_private_stream(bench: Bench) -> None:
     model = bench.load(lora_dropout=0.5)
-    pack = lay_out(range(50))
+    pack = pack_tokens(range(50))
 
     def run(lucky_num: int) -> torch.Tensor:
         model.reset_adapter(lucky_num)
@@ -134,7 +128,7 @@ def test_dropout_reaches_all_layers_by_a_private_stream(bench: Bench) -> None:
     assert not torch.equal(run(8), first)
     layers = [module for module in model.network.modules() if isinstance(module, LoRALinear)]
     assert len(layers) == 14
-    # One stream for all, so that no two layers of one shape drop the same.
+    # One stream for all, so that no two layers drop the same.
     (dropout,) = {layer.dropout for layer in layers}
     assert isinstance(dropout, CpuDropout)
     assert dropout.keep_rate == 0.5
@@ -162,23 +156,20 @@ def test_zero_dropout_draws_nothing(bench: Bench) -> None:
     assert not any(layer.dropout for layer in model.network.modules() if isinstance(layer, LoRALinear))
 
 
-# The forward.
-
-
 def test_rows_of_a_pack_are_independent(bench: Bench) -> None:
     model = bench.load()
     rows = [row.input_ids for row in sorted(encode(model, make_rows(5, seed=3)), key=lambda row: -len(row.input_ids))]
     assert len({len(row) for row in rows}) > 3
     with torch.no_grad():
-        together = hidden_states(model, lay_out(*rows)).split([len(row) for row in rows])
+        together = hidden_states(model, pack_tokens(*rows)).split([len(row) for row in rows])
         for row, hidden in zip(rows, together, strict=True):
-            torch.testing.assert_close(hidden, hidden_states(model, lay_out(row)), rtol=0, atol=1e-5)
+            torch.testing.assert_close(hidden, hidden_states(model, pack_tokens(row)), rtol=0, atol=1e-5)
 
 
 def test_losses_of_a_pack_equal_the_plain_models(bench: Bench) -> None:
     model = bench.load()
     plain = transformers.AutoModelForCausalLM.from_pretrained(bench.model_path, dtype=torch.float32)
-    rows = [place_targets(range(100), range(1, 100)), place_targets(range(200, 240), {2, 3, 39})]
+    rows = [row_with_targets(range(100), range(1, 100)), row_with_targets(range(200, 240), {2, 3, 39})]
     (pack,) = pack_rows(rows, [0, 1], 10**6, CPU)
     with torch.no_grad():
         ours = model.target_losses(pack)
@@ -199,9 +190,6 @@ def test_base_equals_the_weights_file(bench: Bench, tiny_model: Path) -> None:
     assert ours == digests(load_file(tiny_model / "model.safetensors"))
     assert sum("norm" in name for name in ours) == 5
     assert sum(isinstance(module, FusedRMSNorm) for module in model.network.modules()) == 5
-
-
-# Tokens.
 
 
 def test_tokenize_adds_no_tokens(model: ScoringModel) -> None:

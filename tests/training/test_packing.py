@@ -10,7 +10,7 @@ import torch
 from template.data.encoding import EncodedRow
 from template.training.attention import VarlenSpans
 from template.training.packing import Group, Pack, balance_packs, group_by_prefix, pack_rows, pack_with_shared_prefix
-from tests.fixtures.training import CPU, place_targets, read_whole
+from tests.fixtures.training import CPU, row_of, row_with_targets
 
 SEEDS = range(60)
 
@@ -29,7 +29,9 @@ def make_random_rows(seed: int) -> list[EncodedRow]:
         shared = start if stream.random() < 0.7 else start[: stream.randrange(len(start))]
         ids = [*shared, *stream.choices(tokens, k=stream.choice([2, 3, 10, 60]))]
         count = stream.randint(1, len(ids) - 1)
-        rows.append(place_targets(ids, {*stream.sample(range(1, len(ids)), count), *stream.sample([0], k=count % 2)}))
+        rows.append(
+            row_with_targets(ids, {*stream.sample(range(1, len(ids)), count), *stream.sample([0], k=count % 2)})
+        )
     return rows
 
 
@@ -45,19 +47,19 @@ def share_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
     return list(pack_with_shared_prefix(rows, max_tokens, CPU))
 
 
-def even_all(rows: Sequence[EncodedRow], max_tokens: int, workers: int = 2) -> list[Pack]:
+def balance_all(rows: Sequence[EncodedRow], max_tokens: int, workers: int = 2) -> list[Pack]:
     return balance_packs(rows, range(len(rows)), max_tokens, CPU, workers)
 
 
-every_way = pytest.mark.parametrize("pack_rows", [pack_all, share_all, even_all])
+every_way = pytest.mark.parametrize("pack_rows", [pack_all, share_all, balance_all])
 Packing = Callable[[Sequence[EncodedRow], int], list[Pack]]
 
 
-def places_by_row(pack: Pack) -> Iterator[list[int]]:
+def tokens_by_row(pack: Pack) -> Iterator[list[int]]:
     """Yield the tokens in the pack of each row, in order."""
     for block, after in zip(pack.blocks, [*pack.blocks[1:], None], strict=True):
         if after is not None and after.offset:
-            continue  # the shared start of those after it, no row
+            continue  # a prefix, not a row
         real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
         for keys, count in zip(block.key_indices, real.view_as(block.query_indices).sum(1).tolist(), strict=True):
             yield keys[: block.offset + count].tolist()
@@ -65,9 +67,6 @@ def places_by_row(pack: Pack) -> Iterator[list[int]]:
 
 def sizes(packs: Iterable[Pack]) -> list[int]:
     return [pack.token_count for pack in packs]
-
-
-# Every pack is what it says.
 
 
 @every_way
@@ -79,7 +78,7 @@ def test_every_row_is_whole_in_one_pack(pack_rows: Packing, max_tokens: int) -> 
         assert sorted(index for pack in packs for index in pack.indices) == list(range(len(rows)))
         for pack in packs:
             ids, positions = pack.input_ids[0].tolist(), pack.positions[0].tolist()
-            for index, places in zip(pack.indices, places_by_row(pack), strict=True):
+            for index, places in zip(pack.indices, tokens_by_row(pack), strict=True):
                 used = count_used(rows[index])
                 assert [ids[place] for place in places] == list(rows[index].input_ids[:used])
                 assert [positions[place] for place in places] == list(range(used))
@@ -93,7 +92,7 @@ def test_targets_are_predicted_by_the_token_before(pack_rows: Packing, max_token
         for pack in pack_rows(rows, max_tokens):
             sources = iter(pack.sources.split(list(pack.counts)))
             targets = iter(pack.targets.split(list(pack.counts)))
-            for index, places in zip(pack.indices, places_by_row(pack), strict=True):
+            for index, places in zip(pack.indices, tokens_by_row(pack), strict=True):
                 row = rows[index]
                 wanted = [place for place in range(1, len(row.targets)) if row.targets[place]]
                 assert next(sources).tolist() == [places[place - 1] for place in wanted]
@@ -111,33 +110,30 @@ def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens
             for block in pack.blocks:
                 flat = block.query_indices.flatten()
                 real = flat[block.valid_slots]
-                # In the order of their places, which follow those of the block before.
+                # In order, after the tokens of the block before.
                 assert block.start == start
                 assert torch.equal(real, torch.arange(start, start + len(real)))
                 start += len(real)
                 assert torch.equal(block.key_indices[:, block.offset :], block.query_indices)
                 assert block.is_full == (len(real) == flat.numel())
-                # Filling is on the right, and another place of the same row.
+                # Padding is on the right, and repeats a token of the row.
                 is_real = torch.zeros(len(flat), dtype=torch.bool).index_fill(0, block.valid_slots, True)
                 for queries, mine in zip(block.query_indices, is_real.view_as(block.query_indices), strict=True):
                     assert mine.sort(descending=True, stable=True).values.equal(mine)
                     assert mine[0]
                     assert set(queries.tolist()) == set(queries[mine].tolist())
             assert start == pack.token_count
-            # Kernels are compiled for each length and kept, so there are few of them; no row is longer for it.
+            # Few lengths, because kernels are compiled and cached for each.
             assert pack.input_ids.shape[1] == pack.positions.shape[1] == start + -start % 32
             assert all(block.query_indices.shape[1] % 16 == 0 for block in pack.blocks)
 
 
 @every_way
 def test_blocks_without_prefix_share_query_and_key_indices(pack_rows: Packing) -> None:
-    # Attention tells by it that no place is there twice.
+    # Attention takes identity as proof that no token is repeated.
     for seed in SEEDS:
         for pack in pack_rows(make_random_rows(seed), 64):
             assert all((block.key_indices is block.query_indices) == (block.offset == 0) for block in pack.blocks)
-
-
-# The budget.
 
 
 @every_way
@@ -151,27 +147,24 @@ def test_pack_is_within_the_budget_or_a_single_row(pack_rows: Packing, max_token
 
 
 def test_packs_are_filled_up_to_the_budget() -> None:
-    rows = [read_whole([row] * 10) for row in range(7)]
+    rows = [row_of([row] * 10) for row in range(7)]
     assert sizes(pack_all(rows, 30)) == [30, 30, 10]
     assert sizes(pack_all(rows, 29)) == [20, 20, 20, 10]
-    alike = [read_whole([500] * 20 + [row] * 10) for row in range(7)]
+    alike = [row_of([500] * 20 + [row] * 10) for row in range(7)]
     assert sizes(share_all(alike, 50)) == [50, 50, 30]
     assert sizes(share_all(alike, 49)) == [40, 40, 40, 30]
 
 
 def test_rows_of_similar_length_are_packed_together() -> None:
-    rows = [read_whole([row] * length) for row, length in enumerate([3, 40, 5, 38])]
+    rows = [row_of([row] * length) for row, length in enumerate([3, 40, 5, 38])]
     assert [pack.indices for pack in pack_all(rows, 80)] == [(1, 3), (2, 0)]
 
 
 def test_only_chosen_rows_are_packed() -> None:
-    rows = [read_whole([row, row]) for row in range(6)]
+    rows = [row_of([row, row]) for row in range(6)]
     (pack,) = pack_rows(rows, [4, 1], 10**6, CPU)
     assert sorted(pack.indices) == [1, 4]
     assert list(pack_rows(rows, [], 10**6, CPU)) == []
-
-
-# Evenly.
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -180,7 +173,7 @@ def test_balanced_packs_are_a_multiple_of_the_workers(workers: int, max_tokens: 
     counts = set()
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        packs = even_all(rows, max_tokens, workers)
+        packs = balance_all(rows, max_tokens, workers)
         assert len(packs) % workers == 0 or [len(pack.indices) for pack in packs] == [1] * len(rows)
         counts.add(len(packs))
     assert len(counts) > 2 or max_tokens == 10**6
@@ -191,35 +184,26 @@ def test_balanced_packs_are_a_multiple_of_the_workers(workers: int, max_tokens: 
 def test_balanced_packs_differ_by_a_row_largest_first(workers: int, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        result = sizes(even_all(rows, max_tokens, workers))
+        result = sizes(balance_all(rows, max_tokens, workers))
         assert result == sorted(result, reverse=True)
         assert result[0] - result[-1] <= max(count_used(row) for row in rows)
 
 
 def test_balanced_packs_are_as_few_as_possible() -> None:
-    rows = [read_whole([row] * 10) for row in range(8)]
-    assert sizes(even_all(rows, 80)) == sizes(even_all(rows, 40)) == [40, 40]
-    assert sizes(even_all(rows, 39)) == [20, 20, 20, 20]
-    assert sizes(even_all(rows, 80, 3)) == [30, 30, 20]
-    assert sizes(even_all(rows, 10)) == sizes(even_all(rows, 9)) == [10] * 8
-    assert sizes(even_all(rows[:1], 80)) == [10]
-    assert even_all([], 80) == []
+    rows = [row_of([row] * 10) for row in range(8)]
+    assert sizes(balance_all(rows, 80)) == sizes(balance_all(rows, 40)) == [40, 40]
+    assert sizes(balance_all(rows, 39)) == [20, 20, 20, 20]
+    assert sizes(balance_all(rows, 80, 3)) == [30, 30, 20]
+    assert sizes(balance_all(rows, 10)) == sizes(balance_all(rows, 9)) == [10] * 8
+    assert sizes(balance_all(rows[:1], 80)) == [10]
+    assert balance_all([], 80) == []
 
-
-def test_short_rows_balance_a_long_one() -> None:
-    rows = [read_whole([row] * length) for row, length in enumerate([10, 60, 15, 40, 12, 20])]
-    packs = even_all(rows, 100)
-    assert [pack.indices for pack in packs] == [(3, 5, 4, 0), (1, 2)]
-    assert sizes(packs) == [82, 75]
-
-
-# Who sees whom, told by spans.
 
 Seen = dict[int, list[int]]
 """For each place of a pack the places of the keys that it sees, in the order of their positions."""
 
 
-def seen_by_blocks(pack: Pack) -> Seen:
+def keys_by_blocks(pack: Pack) -> Seen:
     result: Seen = {}
     for block in pack.blocks:
         real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
@@ -231,7 +215,7 @@ def seen_by_blocks(pack: Pack) -> Seen:
     return result
 
 
-def seen_by_spans(spans: VarlenSpans, length: int) -> Seen:
+def keys_by_spans(spans: VarlenSpans, length: int) -> Seen:
     places = list(range(length)) if spans.key_indices is None else spans.key_indices.tolist()
     queries, keys = spans.cu_seqlens_q.tolist(), spans.cu_seqlens_k.tolist()
     assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, length, 0, len(places))
@@ -261,9 +245,9 @@ def test_spans_equal_blocks(pack_rows: Packing, max_tokens: int) -> None:
             assert ours.spans is not None
             assert theirs.spans is None
             assert ours.blocks == ()
-            seen = seen_by_spans(ours.spans, length)
-            assert {place: keys for place, keys in seen.items() if place < count} == seen_by_blocks(theirs)
-            # Filling sees filling alone.
+            seen = keys_by_spans(ours.spans, length)
+            assert {place: keys for place, keys in seen.items() if place < count} == keys_by_blocks(theirs)
+            # Padding attends to padding only.
             assert all(min(seen[place]) >= count for place in range(count, length))
 
 
@@ -278,22 +262,19 @@ def test_packs_with_spans_have_equal_tokens(pack_rows: Packing) -> None:
 
 
 def test_spans_are_cumulative_lengths() -> None:
-    apart = [read_whole([row] * length) for row, length in enumerate([10, 50, 7])]
+    apart = [row_of([row] * length) for row, length in enumerate([10, 50, 7])]
     (pack,) = in_spans(pack_all, apart, 10**6)
     assert pack.spans is not None
     assert pack.spans.max_seqlens == (50, 50)
     assert pack.spans.key_indices is None
     assert pack.spans.cu_seqlens_q.dtype is pack.spans.cu_seqlens_k.dtype is torch.int32
     assert pack.spans.cu_seqlens_q.tolist() == pack.spans.cu_seqlens_k.tolist() == [0, 50, 60, 67, 96]
-    alike = [read_whole([1] * 40 + [2 + row] * length) for row, length in enumerate([10, 30])]
+    alike = [row_of([1] * 40 + [2 + row] * length) for row, length in enumerate([10, 30])]
     (pack,) = in_spans(share_all, alike, 10**6)
     assert pack.spans is not None
     assert pack.spans.max_seqlens == (40, 70)
     assert pack.spans.cu_seqlens_q.tolist() == [0, 40, 70, 80, 96]
     assert pack.spans.cu_seqlens_k.tolist() == [0, 40, 110, 160, 176]
-
-
-# Sharing.
 
 
 def test_groups_partition_rows_by_common_prefix() -> None:
@@ -320,21 +301,21 @@ def test_shared_prefixes_never_add_tokens() -> None:
             shared = sum(sizes(share_all(rows, max_tokens)))
             assert shared <= apart
             saved += apart - shared
-        # With no limit to a pack: what each group but its first row would compute again.
+        # In a single pack, each row of a group but the first saves the prefix.
         assert apart - shared == sum(group.prefix * (len(group.indices) - 1) for group in group_by_prefix(rows))
     assert saved > 5000
 
 
 def test_group_rejects_a_row_with_a_short_prefix() -> None:
-    rows = [read_whole([1, *[3] * 40, 10 + row]) for row in range(4)] + [read_whole([1, 4, 5, 6])]
+    rows = [row_of([1, *[3] * 40, 10 + row]) for row in range(4)] + [row_of([1, 4, 5, 6])]
     assert group_by_prefix(rows) == [Group((0, 1, 2, 3), 41), Group((4,), 0)]
-    # One that shares enough to pay for what the group then loses does join.
-    rows = [read_whole([1] * 10 + [2, row]) for row in range(2)] + [read_whole([1] * 9 + [3, 4])]
+    # A row with a long enough prefix joins.
+    rows = [row_of([1] * 10 + [2, row]) for row in range(2)] + [row_of([1] * 9 + [3, 4])]
     assert group_by_prefix(rows) == [Group((0, 1, 2), 9)]
 
 
 def test_equal_rows_share_all_but_the_last_token() -> None:
-    rows = [read_whole([1, 2, 3, 4])] * 5
+    rows = [row_of([1, 2, 3, 4])] * 5
     assert group_by_prefix(rows) == [Group((0, 1, 2, 3, 4), 3)]
     (pack,) = share_all(rows, 10**6)
     assert pack.input_ids.tolist() == [[1, 2, 3] + [4] * 5 + [0] * 24]
@@ -342,26 +323,26 @@ def test_equal_rows_share_all_but_the_last_token() -> None:
 
 
 def test_single_row_is_a_pack_and_no_rows_are_none() -> None:
-    (pack,) = share_all([place_targets([5, 6, 7, 8, 9], {1, 3})], 10**6)
-    # The last token predicts no target, so it and what stands behind the last target are not computed.
+    (pack,) = share_all([row_with_targets([5, 6, 7, 8, 9], {1, 3})], 10**6)
+    # Tokens after the last target are not computed, nor is the last target itself.
     assert pack.input_ids.tolist() == [[5, 6, 7] + [0] * 29]
     assert (pack.sources.tolist(), pack.targets.tolist(), pack.counts) == ([0, 2], [6, 8], (2,))
     assert share_all([], 64) == pack_all([], 64) == group_by_prefix([]) == []
 
 
 def test_row_of_one_computed_token_shares_nothing() -> None:
-    rows = [place_targets([1, 2, 3], {1}), read_whole([1, 2, 3]), read_whole([1, 2, 4])]
+    rows = [row_with_targets([1, 2, 3], {1}), row_of([1, 2, 3]), row_of([1, 2, 4])]
     assert group_by_prefix(rows) == [Group((0,), 0), Group((1, 2), 2)]
     assert sizes(share_all(rows, 10**6)) == [4, 1]
 
 
 def test_long_prefix_of_many_rows_is_split_by_keys() -> None:
-    # Alone by their tokens, all of them would be one pack of 1,500 + 20 x 1,000, with 30 times as many keys.
-    rows = [read_whole([1] * 1500 + [2 + row] * 20) for row in range(1000)]
+    # By tokens, all rows would fit into two packs, with 30 times as many keys.
+    rows = [row_of([1] * 1500 + [2 + row] * 20) for row in range(1000)]
     packs = list(pack_with_shared_prefix(rows, 16384, CPU, True))
     assert sorted(index for pack in packs for index in pack.indices) == list(range(1000))
     for pack in packs:
         assert pack.spans is not None and pack.spans.key_indices is not None
-        # The shared start itself is read once more, and the filling.
+        # Plus the keys of the prefix itself and of the padding.
         assert len(pack.spans.key_indices) <= 8 * 16384 + 1500 + 32
     assert len(packs) == 12

@@ -18,7 +18,7 @@ TEXT = [
 ] * 5
 BYTE_LEVEL = sorted(pre_tokenizers.ByteLevel.alphabet())
 
-# How the families of `template.data.chat_templates` tokenize: with which control tokens, and cut and written how.
+# Control tokens of the families.
 LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 GEMMA = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
 TINYLLAMA = ["<unk>", "<s>", "</s>"]
@@ -62,7 +62,7 @@ def train(raw: Tokenizer, control: list[str], alphabet: list[str]) -> transforme
         vocab_size=900, initial_alphabet=alphabet, special_tokens=[*control, *every_byte], show_progress=False
     )
     raw.train_from_iterator(TEXT, trainer)
-    # The bytes are of the vocabulary and not special; only the control tokens are.
+    # Bytes are in the vocabulary but not special.
     clean = Tokenizer.from_str(raw.to_str())
     plain = transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call,unused-ignore]
         tokenizer_object=strip_added(clean, every_byte)
@@ -101,7 +101,7 @@ def control(tokenizer: transformers.PreTrainedTokenizerBase) -> dict[int, str]:
     return {id: added.content for id, added in tokenizer.added_tokens_decoder.items() if added.special}
 
 
-def spelt(template: ChatTemplate, text: str) -> tuple[str | None, list[str]]:
+def row_with(template: ChatTemplate, text: str) -> tuple[str | None, list[str]]:
     """Make a row with a text in every place of a content."""
     return text, [text, f"a{text}b", f"{text} x {text}", f"{text}{text}"]
 
@@ -124,14 +124,14 @@ def test_content_never_becomes_a_control_token(family: Family) -> None:
     names = control(tokenizer)
     assert len(names) >= 3
     for text in names.values():
-        quiet = template.pieces(*spelt(template, "word"))
-        for piece, harmless in zip(template.pieces(*spelt(template, text)), quiet, strict=True):
+        quiet = template.pieces(*row_with(template, "word"))
+        for piece, harmless in zip(template.pieces(*row_with(template, text)), quiet, strict=True):
             own = [item for item in tokenize(*harmless[:3]) if item in names]
             as_it_is = whole(tokenizer, "".join(piece[:3]))
             assert not piece.content or sum(item in names for item in as_it_is) > len(own)
             ids = tokenize(*piece[:3])
             assert [item for item in ids if item in names] == own
-            # Llama's tokenizer begins every text with a space of its own.
+            # Llama's tokenizer starts every text with a space.
             assert tokenizer.decode(ids).split() == "".join(piece[:3]).split() or template.family == "TinyLlama"
             assert "".join(tokenizer.decode(ids).split()) == "".join("".join(piece[:3]).split())
 
@@ -139,7 +139,7 @@ def test_content_never_becomes_a_control_token(family: Family) -> None:
 def test_both_ways_of_tokenizing_agree(family: Family) -> None:
     template, tokenizer = family
     tokenize = PieceTokenizer(tokenizer)
-    # Every piece is taken for one that writes a control token.
+    # Treat every piece as if it wrote a control token.
     tokenize._count_own = lambda before, after: -1  # type: ignore[assignment]
     for piece in template.pieces("Be kind.", ["", "", *TURNS, "\u00e9\U0001f600 12", "'s it\r\n\r\nso  x"]):
         assert tokenize(*piece[:3]) == whole(tokenizer, "".join(piece[:3]))
