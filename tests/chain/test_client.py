@@ -260,7 +260,7 @@ def test_a_subnet_that_asks_for_newer_validators_is_told_as_a_refusal(
     before = local.block()
     outcome = validator.set_weights({1: 1.0})
     assert (outcome.is_accepted, outcome.error) == (False, "IncorrectWeightVersionKey")
-    assert str(WEIGHTS_VERSION + 1) in outcome.message and "update this validator" in outcome.message
+    assert str(WEIGHTS_VERSION + 1) in outcome.message and "update it" in outcome.message
     assert local.block() == before, "sealed weights would be dropped at their reveal, when nobody looks"
     local.set_hyperparameter("WeightsVersionKey", WEIGHTS_VERSION)
     assert validator.set_weights({1: 1.0}).is_accepted

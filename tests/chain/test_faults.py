@@ -118,15 +118,16 @@ def test_write_that_landed_without_an_answer_is_found_by_reading(local: LocalCha
     assert local.weights(VALIDATOR.ss58_address) == {1: 65535}
 
 
-def test_rejection_by_the_pool_leaves_the_fate_unknown(local: LocalChain, miner: Chain) -> None:
-    class StaleSubstrate(LocalSubstrate):
-        async def account_next_index(self, address: str) -> int:
-            return 0
+def test_write_that_the_pool_rejects_has_an_unknown_result(local: LocalChain) -> None:
+    class StalePool(LocalSubstrate):
+        async def submit(self, *_: object, **__: object) -> object:
+            return bt.ExtrinsicResult(success=False, message="old nonce", error=bt.ChainError("old nonce", "Stale"))
 
-    with Chain(local.network, NETUID, wallet=wallet_of(MINER), substrate=StaleSubstrate(local.path)) as chain:
-        assert chain.publish("first").is_accepted
-        with pytest.raises(RemoteError, match="Stale"):
-            chain.publish("second")
+    with (
+        Chain(local.network, NETUID, wallet=wallet_of(MINER), substrate=StalePool(local.path)) as chain,
+        pytest.raises(RemoteError, match=r"result unknown.*Stale"),
+    ):
+        chain.publish("text")
 
 
 def test_failed_hint_does_not_hide_the_refusal(local: LocalChain, miner: Chain) -> None:

@@ -209,10 +209,6 @@ class Ledger:
             raise UnknownBlockError(f"no block at height {block}")
         return State(self._connection, head if block is None else block)
 
-    def pending(self) -> State:
-        """Return the state with every write, those into the next block included."""
-        return State(self._connection, _NO_BLOCK_YET)
-
     @contextmanager
     def write(self) -> Iterator[State]:
         """Write into the next block in one transaction; with block time 0, make that block too."""

@@ -1,12 +1,10 @@
 """A `bittensor.Substrate` over a local chain's file, which the client uses in place of a network connection.
 
-Network names of the form `sim:PATH` reach it; `open_substrate` alone resolves them. Submitting encodes the call to
-bytes and signs them with a nonce and the genesis. Applying decodes the bytes, verifies the sr25519 signature against
-the signer's address, and returns the chain's own error names.
+Network names of the form `sim:PATH` reach it; `open_substrate` alone resolves them. A call is encoded to bytes, signed,
+verified, decoded and applied, and fails with the chain's own error names.
 """
 
 import asyncio
-import hashlib
 import inspect
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +16,7 @@ from typing import Any
 from template.chain.client import bt, verify_signature
 from template.localnet.chain import pallets, storage
 from template.localnet.chain.ledger import ChainFault, Ledger, State, UnknownBlockError
-from template.localnet.chain.scale_codec import Call, decode_call, encode_call
+from template.localnet.chain.scale_codec import decode_call, encode_call
 
 NETWORK_PREFIX = "sim:"
 
@@ -48,21 +46,6 @@ class ComposedCall:
     module: str
     function: str
     params: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SignedCall:
-    """An extrinsic as a node receives it."""
-
-    data: bytes
-    signer: str
-    nonce: int
-    signature: bytes
-
-
-def signing_payload(data: bytes, nonce: int, genesis: str) -> bytes:
-    """Digest what a signature covers: the call, its signer's nonce and the chain."""
-    return hashlib.blake2b(data + nonce.to_bytes(8, "little") + bytes.fromhex(genesis[2:]), digest_size=32).digest()
 
 
 class LocalSubstrate:
@@ -146,53 +129,28 @@ class LocalSubstrate:
         """Return zero: a local chain has no balances."""
         return self.balance(0)
 
-    async def account_next_index(self, address: str) -> int:
-        async with self._reading() as ledger:
-            return int(ledger.pending().get("Nonce", address, 0))
-
-    async def sign(self, call: ComposedCall, keypair: Any, *, nonce: int) -> SignedCall:
-        """Sign a composed call for this chain, for `submit_signed` to send."""
-        payload = signing_payload(call.data, nonce, self._open().genesis)
-        signature = keypair.sign(payload)
-        if inspect.isawaitable(signature):
-            signature = await signature
-        return SignedCall(call.data, keypair.ss58_address, nonce, bytes(signature))
-
     async def submit(
         self,
         call: ComposedCall,
         keypair: Any,
         *,
-        nonce: int | None = None,
-        period: int | None = None,
         wait_for_inclusion: bool = True,
         wait_for_finalization: bool = True,
+        **_: object,
     ) -> Any:
-        nonce = await self.account_next_index(keypair.ss58_address) if nonce is None else nonce
-        extrinsic = await self.sign(call, keypair, nonce=nonce)
-        waits = wait_for_inclusion or wait_for_finalization
-        return await self.submit_signed(
-            extrinsic, keypair, wait_for_inclusion=waits, wait_for_finalization=wait_for_finalization
-        )
-
-    async def submit_signed(
-        self,
-        extrinsic: SignedCall,
-        keypair: Any = None,
-        *,
-        wait_for_inclusion: bool = True,
-        wait_for_finalization: bool = False,
-    ) -> Any:
-        """Apply a signed call, and wait for its block if asked; refusals and failed calls are results too."""
+        """Sign and apply a call, and wait for its block if asked; refusals and failed calls are results too."""
         fault = await self._fault("write")
         ledger = self._open()
-        try:
-            with _as_client_errors():
-                block, position, failure = _apply(ledger, extrinsic)
-        except pallets.DispatchError as error:
-            return _failed(error.name)
-        while wait_for_inclusion and (ledger.finalized() if wait_for_finalization else ledger.block()) < block:
-            await asyncio.sleep(self._poll_s())
+        signature = keypair.sign(call.data)
+        if inspect.isawaitable(signature):
+            signature = await signature
+        if not verify_signature(keypair.ss58_address, call.data, bytes(signature).hex()):
+            return _failed("BadProof")
+        with _as_client_errors():
+            block, position, failure = _apply(ledger, keypair.ss58_address, call.data)
+        newest = ledger.finalized if wait_for_finalization else ledger.block
+        while (wait_for_inclusion or wait_for_finalization) and newest() < block:
+            await asyncio.sleep(max(_SHORTEST_WAIT_S, min(1.0, ledger.block_time_s() / 10)))
         if fault is ChainFault.LOSE_ANSWER:
             # The client's own transport reports a failure without a name or a block.
             return bt.ExtrinsicResult(success=False, message=_LOST, error=bt.ChainError(_LOST))
@@ -224,10 +182,6 @@ class LocalSubstrate:
             raise bt.ChainError("the node failed (injected fault)")
         return fault
 
-    def _poll_s(self) -> float:
-        """Return the seconds between two looks for a new block: a fraction of the block time."""
-        return max(_SHORTEST_WAIT_S, min(1.0, self._open().block_time_s() / 10))
-
 
 @contextmanager
 def _as_client_errors() -> Iterator[None]:
@@ -254,33 +208,16 @@ def _past_hash(ledger: Ledger, block: int, past: int) -> str:
     return ledger.hash_of(past) if is_stored else "0x" + "00" * 32
 
 
-def _apply(ledger: Ledger, extrinsic: SignedCall) -> tuple[int, int, str | None]:
-    """Put an extrinsic into the next block; return block, position and the failed call's error.
-
-    Raises: pallets.DispatchError when the transaction pool refuses it; nothing is written then.
-    """
+def _apply(ledger: Ledger, signer: str, data: bytes) -> tuple[int, int, str | None]:
+    """Put a call into the next block; return block, position and the failed call's error."""
+    call = decode_call(data)
     with ledger.write() as state:
-        call = _validate(state, extrinsic, ledger.genesis)
-        state.put("Nonce", extrinsic.signer, extrinsic.nonce + 1)
         failure = None
         try:
-            pallets.dispatch(state, ledger.netuid, extrinsic.signer, call)
+            pallets.dispatch(state, ledger.netuid, signer, call)
         except pallets.DispatchError as error:
             failure = error.name
-        return state.block, state.record_extrinsic(extrinsic.data, extrinsic.signer, failure), failure
-
-
-def _validate(state: State, extrinsic: SignedCall, genesis: str) -> Call:
-    payload = signing_payload(extrinsic.data, extrinsic.nonce, genesis)
-    if not verify_signature(extrinsic.signer, payload, extrinsic.signature.hex()):
-        raise pallets.DispatchError("BadProof")
-    expected = state.get("Nonce", extrinsic.signer, 0)
-    if extrinsic.nonce != expected:
-        raise pallets.DispatchError("Stale" if extrinsic.nonce < expected else "Future")
-    try:
-        return decode_call(extrinsic.data)
-    except ValueError as exc:
-        raise pallets.DispatchError("Call") from exc
+        return state.block, state.record_extrinsic(data, signer, failure), failure
 
 
 def _failed(name: str, **included: Any) -> Any:

@@ -209,15 +209,15 @@ def _watch_extrinsics(points: CrashPoints) -> None:
     """Make points of an extrinsic: before it is sent, landed, answered."""
     from template.localnet.chain import substrate
 
-    apply, submit = substrate._apply, substrate.LocalSubstrate.submit_signed
+    apply, submit = substrate._apply, substrate.LocalSubstrate.submit
 
     def describe(ledger: Any) -> str:
         return f"round of block {ledger.block() // ROUND_BLOCKS * ROUND_BLOCKS}"
 
-    def watched_apply(ledger: Any, extrinsic: Any) -> Any:
+    def watched_apply(ledger: Any, *extrinsic: Any) -> Any:
         detail = describe(ledger)
         points.reach("before extrinsic is sent", detail)
-        result = apply(ledger, extrinsic)
+        result = apply(ledger, *extrinsic)
         points.reach("after extrinsic has landed", detail)
         return result
 
@@ -227,7 +227,7 @@ def _watch_extrinsics(points: CrashPoints) -> None:
         return answer
 
     substrate._apply = watched_apply
-    substrate.LocalSubstrate.submit_signed = watched_submit  # type: ignore[method-assign]
+    substrate.LocalSubstrate.submit = watched_submit  # type: ignore[method-assign]
 
 
 def _replace_clocks(folder: Path, began_at: float, speed: float, executor_speed: float) -> None:

@@ -11,7 +11,7 @@ from template.chain.client import bt
 from template.errors import ConfigError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault, Ledger
-from template.localnet.chain.substrate import ComposedCall, LocalSubstrate, SignedCall
+from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, commit, connect, finish, make_key, make_local_chain, run_async, start_python
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
@@ -124,42 +124,6 @@ def test_wrong_key_cannot_write(local: LocalChain) -> None:
     result = commit(local, Impostor(), {"Raw1": b"a"})
     assert (result.success, result.error.name) == (False, "BadProof")
     assert local.block() == before
-
-
-def test_changed_bytes_another_nonce_and_another_chain_void_a_signature(local: LocalChain, tmp_path: Path) -> None:
-    with make_local_chain(tmp_path / "twin") as twin:
-        twin.register(MINER.ss58_address)
-
-        async def use(substrate: LocalSubstrate) -> SignedCall:
-            params = {"netuid": NETUID, "info": {"fields": [{"Raw1": b"a"}]}}
-            call = await substrate.compose(("Commitments", "set_commitment", params))
-            signed = await substrate.sign(call, MINER, nonce=0)
-            altered = SignedCall(signed.data[:-1] + b"b", signed.signer, 0, signed.signature)
-            moved = SignedCall(signed.data, signed.signer, 1, signed.signature)
-            for forged in (altered, moved):
-                assert (await substrate.submit_signed(forged)).error.name == "BadProof"
-            return signed
-
-        signed = run_async(local, use)
-
-        async def use_elsewhere(substrate: LocalSubstrate) -> None:
-            assert (await substrate.submit_signed(signed)).error.name == "BadProof"
-
-        run_async(twin, use_elsewhere)
-
-
-def test_signed_call_counts_once_and_in_order(local: LocalChain) -> None:
-    async def use(substrate: LocalSubstrate) -> None:
-        params = {"netuid": NETUID, "info": {"fields": [{"Raw1": b"a"}]}}
-        call = await substrate.compose(("Commitments", "set_commitment", params))
-        first, third = [await substrate.sign(call, MINER, nonce=nonce) for nonce in (0, 2)]
-        assert (await substrate.submit_signed(third)).error.name == "Future"
-        assert (await substrate.submit_signed(first)).success
-        assert (await substrate.submit_signed(first)).error.name == "Stale"
-        garbage = await substrate.sign(ComposedCall(b"\x99\x99", "", "", {}), MINER, nonce=1)
-        assert (await substrate.submit_signed(garbage)).error.name == "Call"
-
-    run_async(local, use)
 
 
 def test_faults_count_down_across_processes(local: LocalChain) -> None:

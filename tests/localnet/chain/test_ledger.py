@@ -133,7 +133,7 @@ def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
         with pytest.raises(KeyError), ledger.write() as state:
             state.put("Item", "key", 1)
             raise KeyError
-        assert ledger.block() == 0 and ledger.pending().get("Item", "key") is None
+        assert ledger.block() == 0 and ledger.at().entries("Item") == []
 
 
 def test_a_reorganisation_takes_back_what_is_not_final_with_all_that_was_written(tmp_path: Path) -> None:
