@@ -4,11 +4,10 @@ Only here does `--subtensor.network sim:PATH` become a local chain.
 """
 
 import argparse
-import contextlib
 import functools
 import os
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,17 +100,6 @@ def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
 def log_level(args: argparse.Namespace) -> str:
     """Return the lowest level that is logged."""
     return choose_level(is_debug=args.is_debug, is_trace=args.is_trace)
-
-
-@contextlib.contextmanager
-def quiet_logs(args: argparse.Namespace) -> Iterator[None]:
-    """Silence this package's logs, unless the arguments ask for more of them."""
-    if log_level(args) == "INFO":
-        logger.disable("template")
-    try:
-        yield
-    finally:
-        logger.enable("template")
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:

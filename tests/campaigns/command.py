@@ -1,9 +1,12 @@
 """Parts that the campaigns' command lines share."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from loguru import logger
 
 from template import cli
 from template.errors import ConfigError
@@ -56,3 +59,14 @@ def print_progress(line: str) -> None:
 
 
 Progress = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def quiet_logs(args: argparse.Namespace) -> Iterator[None]:
+    """Silence this package's logs, unless the arguments ask for more of them."""
+    if cli.log_level(args) == "INFO":
+        logger.disable("template")
+    try:
+        yield
+    finally:
+        logger.enable("template")

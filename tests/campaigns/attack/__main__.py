@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if unknown := set(args.tables) - set(TABLES):
         raise ConfigError(f"TABLE must be one of {', '.join(TABLES)}, not {min(unknown)!r}")
     faults: list[str] = []
-    with cli.quiet_logs(args):
+    with command.quiet_logs(args):
         for table in args.tables or TABLES:
             attacks: Sequence[Attack] = import_module(f"tests.campaigns.attack.{table}").ATTACKS
             outcomes = []

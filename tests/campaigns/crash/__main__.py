@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     started, scale = time.monotonic(), SHORT if args.short else FULL
     campaign = Campaign(args.dir.resolve(), scale, jobs=args.jobs, seed=args.seed, progress=command.print_progress)
-    with cli.quiet_logs(args):
+    with command.quiet_logs(args):
         report = campaign.run()
     print(report)
     print(f"seconds {time.monotonic() - started:.0f}")

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--rows must be at most --pool")
     figures = []
     with (
-        cli.quiet_logs(args),
+        command.quiet_logs(args),
         tempfile.TemporaryDirectory(prefix="bench-overhead-") as home,
         serve_hub(Path(home) / "hub") as endpoint,
     ):

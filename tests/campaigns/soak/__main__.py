@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from tests.campaigns.soak.run import Soak
 
     folder, started = args.dir.resolve(), time.monotonic()
-    with cli.quiet_logs(args):
+    with command.quiet_logs(args):
         if not args.audit_only:
             soak = Soak(
                 folder,
