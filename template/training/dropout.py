@@ -5,7 +5,6 @@ Each pack of rows has its own stream, because the global one belongs to the proc
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -14,23 +13,6 @@ _DRAWS = 2**16
 
 Reapply = Callable[[torch.Tensor], torch.Tensor]
 """Applies the same masks again: x (N, I) or (G, N, I) to (G, N, I)."""
-
-
-class Dropout(Protocol):
-    """Dropout of an adapted product; results must still be multiplied by `scale`."""
-
-    scale: float
-
-    def seed(self, value: int) -> None:
-        """Start the calling thread's stream from a seed, 0 <= value < 2**63."""
-
-    def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
-        """Apply `count` masks to x (N, I); returns (count, N, I) and how to reapply them."""
-
-
-def make_dropout(p: float, device: torch.device) -> Dropout:
-    """Create the dropout of a device, with 0 < p < 1."""
-    return CudaDropout(p, device) if device.type == "cuda" else CpuDropout(p)
 
 
 class CudaDropout:
@@ -47,7 +29,7 @@ class CudaDropout:
         self.generator.manual_seed(value)
 
     def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
-        """See `Dropout.drop`."""
+        """Drop like `CpuDropout.drop`, and scale the result."""
         dropped, mask = torch._fused_dropout(x.expand(count, *x.shape), self._keep_rate, self.generator)
         return dropped, lambda other: torch._masked_scale(other.expand(mask.shape), mask, 1.0 / self._keep_rate)
 
@@ -61,11 +43,14 @@ class CpuDropout:
         self._thread = threading.local()
 
     def seed(self, value: int) -> None:
-        """See `Dropout.seed`."""
+        """Start the calling thread's stream from a seed, 0 <= value < 2**63."""
         self._thread.generator = torch.Generator().manual_seed(value)
 
     def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
-        """See `Dropout.drop`."""
+        """Apply `count` masks to x (N, I); returns (count, N, I) and how to reapply them.
+
+        The result must still be multiplied by `scale`.
+        """
         mask = self.draw(torch.Size([count, *x.shape]))
         compact = mask.to(torch.int8)  # all bits of an element are equal
         return apply_mask(x, mask), lambda other: apply_mask(other, compact)
@@ -84,3 +69,11 @@ def apply_mask(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Zero the masked elements by a bitwise and, the cheapest way to multiply by 0."""
     bits = torch.int16 if x.element_size() == 2 else torch.int32
     return (x.view(bits) & mask.to(bits)).view(x.dtype)
+
+
+Dropout = CpuDropout | CudaDropout
+
+
+def make_dropout(p: float, device: torch.device) -> Dropout:
+    """Create the dropout of a device, with 0 < p < 1."""
+    return CudaDropout(p, device) if device.type == "cuda" else CpuDropout(p)
