@@ -1,4 +1,4 @@
-"""Frozen records that travel between the rooms, with no behavior beyond small derived facts.
+"""Frozen records that travel between the rooms.
 
 Block numbers are the chain's:
     block               of a view: where it was read; of a commitment: where it was last set or revealed
@@ -29,7 +29,7 @@ LOCATION = "where"
 
 @dataclass(frozen=True, kw_only=True)
 class Neuron:
-    """One registered hotkey of the subnet. last_update_block: of its last weights, or of its registration."""
+    """A registered hotkey. last_update_block: of its last weights or registration."""
 
     uid: int
     hotkey: str
@@ -86,7 +86,7 @@ class ChainView:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Outcome of a signed call. error, message: the chain's, when it is not accepted. block: that includes it."""
+    """Outcome of a signed call. block: includes it, None if not accepted."""
 
     is_accepted: bool
     error: str | None = None
@@ -96,7 +96,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOutcome(Outcome):
-    """Outcome of a weight submission. With commit-reveal, the weights take effect at drand round `reveal_round`."""
+    """Outcome of a weight submission, revealed at drand round `reveal_round`."""
 
     is_revealed_later: bool = False
     reveal_round: int | None = None
@@ -104,14 +104,14 @@ class WeightOutcome(Outcome):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishOutcome(Outcome):
-    """Outcome of a commitment. retry_after_blocks: wait this long when the hotkey's space for the epoch is used up."""
+    """Outcome of a commitment. retry_after_blocks: until space is free again."""
 
     retry_after_blocks: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of an evaluation: `done` of `total` tokens of the stage `train` or `evaluate`."""
+    """Tokens of the stage `train` or `evaluate` that an evaluation has done."""
 
     stage: str
     done: int
@@ -152,7 +152,7 @@ class TrainResult:
 
 
 class SubmissionKey(NamedTuple):
-    """Identity of a submission: the hotkey and the text that it committed, `namespace:competition_id:commit`."""
+    """A hotkey and the text it committed, `namespace:competition_id:commit`."""
 
     hotkey: str
     commitment: str
@@ -160,7 +160,7 @@ class SubmissionKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Submission:
-    """A commitment as recorded from the chain. missing_block: 0 unless its file was missing."""
+    """A commitment recorded from the chain. missing_block: 0 if its file was there."""
 
     key: SubmissionKey
     first_block: int
@@ -171,20 +171,20 @@ class Submission:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """One choice of competition, hyperparameters and model. Losses are only compared within one config."""
+    """A competition, hyperparameters and model: losses compare only within one."""
 
     id: int
     digest: str
 
     @staticmethod
     def make_digest(competition_digest: str, hyperparameters_digest: str, model: str) -> str:
-        """Return the sha256 in hex that identifies a config; `model` names the weights exactly."""
+        """Return the sha256 in hex of the three inputs of a config."""
         return hashlib.sha256(f"{competition_digest}\n{hyperparameters_digest}\n{model}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The final result of one submission: either a reason for its rejection or a finite loss.
+    """The final result of one submission: a reason for rejection or a finite loss.
 
     seconds: duration of the evaluation. receipt: JSON beside a loss; the state file does not return it here.
     """
@@ -198,7 +198,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RetryState:
-    """Failures of a submission that were not the miner's. next_at: POSIX time of the next retry."""
+    """Failures that were not the miner's. next_at: POSIX time of the next retry."""
 
     remote_failures: int = 0
     host_failures: int = 0
@@ -208,7 +208,7 @@ class RetryState:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One registered hotkey's commitment as of one block: exactly one of record and rejection.
+    """A registered hotkey's commitment at one block, with a record or a rejection.
 
     reveal_block and rank_block count from the hotkey's present registration. lucky_num: the seed of its evaluation,
     None for an entry that is not to be evaluated. seed_block: the source of a seed from the chain.
@@ -226,7 +226,7 @@ class Entry:
 
     @property
     def accepted_record(self) -> CommitmentRecord:
-        """The record of an accepted entry. Raises: SubmissionError, the rejection of another."""
+        """The record of an accepted entry. Raises: the rejection of another."""
         if self.record is None:
             raise self.rejection or ValueError("an entry has a record or a rejection")
         return self.record
@@ -234,7 +234,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One validator epoch: a snapshot of the subnet at start_block, worked on until end_block.
+    """One validator epoch: a snapshot at start_block, worked on until end_block.
 
     Recorded before its first evaluation, so that a restart continues with the same.
     entries: all of the snapshot, by uid; the weights are made of them alone. queue: entries to work on, in order.
@@ -296,7 +296,7 @@ class WeightIntent:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningEvaluation:
-    """An evaluation in progress: `done` of `total` tokens of `stage` ("load", "train" or "evaluate").
+    """An evaluation in progress. stage: "load", "train" or "evaluate".
 
     started_at: POSIX seconds. memory_bytes: of the device, None if unknown.
     """
@@ -334,7 +334,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """A closed round. seconds: durations of its evaluations, by hotkey. round_file: path of its signed file."""
+    """A closed round. seconds: of its evaluations, by hotkey."""
 
     round: Round
     leaderboard: tuple[LeaderboardRow, ...]

@@ -1,1 +1,1 @@
-"""Rules of the competition: pure functions over records, without files, network or clock."""
+"""Rules of the competition: pure functions over records."""

@@ -17,7 +17,7 @@ MAX_VERSIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A submission that passed every other rule. block: its rank. row_keys: of the rows that count."""
+    """A submission that passed every other rule. block: its rank block."""
 
     hotkey: str
     commit: str
@@ -26,7 +26,7 @@ class Candidate:
 
     @property
     def sort_key(self) -> tuple[int, bytes]:
-        """Sorts earlier commitments first; within a block, by sha256 over `hotkey:commit`.
+        """Sorts earlier blocks first; within one, by sha256 of `hotkey:commit`.
 
         The tie-break changes with every commit, so it favours no hotkey in the long run.
         """
@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """The earlier submission that another one duplicates, and the number of different rows they share."""
+    """The original of a duplicate, and the number of different rows they share."""
 
     hotkey: str
     commit: str
@@ -54,7 +54,7 @@ class Duplicate:
 def match_duplicates(
     candidates: Iterable[Candidate], *, max_shared: int = DEFAULT_DUPLICATE_COUNT
 ) -> dict[tuple[str, str], Duplicate]:
-    """Find, by hotkey and commit, each candidate that shares over `max_shared` rows with an earlier original.
+    """Find the candidates that share over `max_shared` rows with an original.
 
     The earliest such original is named. A duplicate makes no other candidate a duplicate, and neither does a dataset
     of the same hotkey. Include superseded commits of each hotkey: a dataset is public once committed, and a duplicate
@@ -119,7 +119,7 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
 def find_duplicates(
     entries: Mapping[SubmissionKey, Entry], submissions: Mapping[SubmissionKey, Submission], datasets: Datasets
 ) -> dict[SubmissionKey, Duplicate]:
-    """Find the duplicates among the downloaded datasets of entries and the versions they grew from.
+    """Find the duplicates among entries and the versions they grew from.
 
     Without an entry's earlier versions, a duplicate of the first version would reject the second.
     """
@@ -130,7 +130,7 @@ def find_duplicates(
 def find_possible_duplicates(
     entries: Mapping[SubmissionKey, Entry], submissions: Mapping[SubmissionKey, Submission], datasets: Datasets
 ) -> dict[SubmissionKey, Duplicate]:
-    """Find entries that may turn out to be duplicates of a dataset that is not downloaded yet.
+    """Find entries that may be duplicates of a dataset not downloaded yet.
 
     They overlap an earlier version of that dataset. Versions count once the current one is downloaded and related.
     """
@@ -147,7 +147,7 @@ def find_possible_duplicates(
 def related_versions(
     entries: Iterable[Entry], submissions: Mapping[SubmissionKey, Submission], datasets: Datasets
 ) -> dict[SubmissionKey, list[SubmissionKey]]:
-    """Return the earlier versions of each entry's dataset that can make others duplicates, earliest first.
+    """Return each entry's earlier versions that can make others duplicates.
 
     Only versions since the hotkey's registration count, and of those the first few that share enough rows with the
     entry's dataset to be its duplicates: nobody can block others with datasets that are not in the competition. While
@@ -188,5 +188,5 @@ def _match(
 def eligible_datasets(
     datasets: Datasets, verdicts: Mapping[SubmissionKey, Verdict]
 ) -> dict[SubmissionKey, tuple[bytes, ...]]:
-    """Return the datasets that can be originals or duplicates: all but those rejected after their check."""
+    """Return the datasets without a rejection: only they can be duplicates."""
     return {key: rows for key, rows in datasets.items() if key not in verdicts or verdicts[key].reason is None}

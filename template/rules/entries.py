@@ -1,4 +1,4 @@
-"""Find the entries of a subnet: one view of the chain in, one parsed and checked entry per hotkey out."""
+"""Find the entries of a subnet: one parsed, checked entry per hotkey."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ CommitBlocks = Mapping[tuple[str, int], int]
 
 
 def check_competition(record: CommitmentRecord, competition_id: str) -> None:
-    """Raises: SubmissionError (WRONG_COMPETITION) when the record enters another competition."""
+    """Raises: SubmissionError when the record enters another competition."""
     if record.competition_id != competition_id:
         raise SubmissionError(
             Reason.WRONG_COMPETITION,
@@ -25,7 +25,7 @@ def check_competition(record: CommitmentRecord, competition_id: str) -> None:
 
 
 def check_registration(block: int, registration_block: int) -> None:
-    """Raises: SubmissionError (BEFORE_REGISTRATION) when the commitment is not later than the registration.
+    """Raises: SubmissionError when a commitment is not after the registration.
 
     A hotkey that registers again competes anew: its older commitments stay on chain and do not count.
     """
@@ -37,7 +37,7 @@ def check_registration(block: int, registration_block: int) -> None:
 
 
 def is_within_upload_grace(record: CommitmentRecord, reason: Reason, *, reveal_block: int, block: int) -> bool:
-    """True while a file committed by its digest is missing but its upload grace period still runs.
+    """True while a file committed by its digest may still be uploaded.
 
     block: the newest block when the download began.
     """
@@ -64,7 +64,7 @@ def current_submissions(view: ChainView, commit_blocks: CommitBlocks | None = No
 
 
 def missing_commit_blocks(view: ChainView, commit_blocks: CommitBlocks) -> dict[str, int]:
-    """Return the reveal blocks, by registered hotkey, of revealed commitments whose commit block is unknown."""
+    """Return the reveal blocks, by hotkey, whose commit block is unknown."""
     registered = view.by_hotkey
     return {
         commitment.hotkey: commitment.block
@@ -76,7 +76,7 @@ def missing_commit_blocks(view: ChainView, commit_blocks: CommitBlocks) -> dict[
 
 
 def prune_commit_blocks(commit_blocks: CommitBlocks, *, before_block: int) -> CommitBlocks:
-    """Drop reveals from before that block, except each hotkey's newest, which may still be its commitment."""
+    """Drop reveals before that block, except each hotkey's newest."""
     newest: dict[str, int] = {}
     for hotkey, block in commit_blocks:
         if block < before_block:
@@ -94,7 +94,7 @@ def find_entries(
     competition: Competition,
     commit_blocks: CommitBlocks | None = None,
 ) -> dict[SubmissionKey, Entry]:
-    """Return the entry of every readable commitment in `view`; `recorded` is what the state file knows of them."""
+    """Return the entry of every readable commitment in `view`."""
     neurons = view.by_hotkey
     entries = {}
     for now in current_submissions(view, commit_blocks):
@@ -127,7 +127,7 @@ def parse_entry(
     lucky_num: int | None = None,
     seed_block: int | None = None,
 ) -> Entry:
-    """Make an entry: parse its commitment and check its competition and its registration."""
+    """Parse a commitment and check its competition and registration."""
     record: CommitmentRecord | None = None
     rejection: SubmissionError | None = None
     try:
@@ -150,7 +150,7 @@ def parse_entry(
 
 
 def demote(entry: Entry, block: int) -> Entry:
-    """Rank an entry behind all that were committed up to `block`: its file was missing when it was downloaded."""
+    """Rank an entry whose file was missing behind all up to `block`."""
     return dataclasses.replace(entry, rank_block=max(entry.rank_block, block + 1))
 
 

@@ -41,7 +41,7 @@ def choose_weights(
     *,
     stuck: Container[SubmissionKey] = (),
 ) -> Mapping[str, float]:
-    """Return the share of each hotkey, summing to 1; empty while nothing is evaluated and no earlier shares exist.
+    """Return the share of each hotkey, summing to 1; empty without any shares.
 
     The leaderboard's own weights come first. While no entry has a score and some still wait, the last shares are used
     again. Once all entries have a verdict and none a score, everything goes to the subnet owner, which burns it.
@@ -60,7 +60,7 @@ def choose_weights(
 
 
 def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
-    """Return the shares by uid as of `view`, summing to 1; empty when no hotkey and no owner has a uid.
+    """Return the shares by uid, summing to 1; empty when no uid is left.
 
     Args:
         registrations: Registration block of each hotkey when it earned its share. A hotkey that registered again

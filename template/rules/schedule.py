@@ -1,4 +1,4 @@
-"""Decide what a validator does next: a pure decision from the state, one view of the chain and the time.
+"""Decide what a validator does next, from the state, one view and the time.
 
 A round is one validator epoch. It opens on a snapshot of the subnet, which fixes its entries and seeds. Datasets are
 downloaded and checked, and those that are no duplicates are evaluated in other processes. Weights are set once, when
@@ -31,7 +31,7 @@ REPEAT_AT = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The operator's choices: sizes in submissions per round, lengths in blocks. max_rounds None: no limit.
+    """The operator's choices: sizes in submissions per round, lengths in blocks.
 
     is_aligned: rounds start at multiples of blocks_per_epoch, so that all validators with the same length take the
     same snapshots. Seeds from the chain need it.
@@ -48,7 +48,7 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Input of `decide`: stored state, and what only this process knows (evaluations and downloads in flight).
+    """Input of `decide`: stored state and this process's running work.
 
     possible_duplicates: see `template.rules.duplicates.find_possible_duplicates`. intents, repeats: the newest round's
     own weights, and earlier shares submitted again in it. pending_intents: of any round, without an outcome.
@@ -83,7 +83,7 @@ class State:
 
 @dataclass(frozen=True)
 class OpenRound:
-    """Open a round on the snapshot of `start_block`, the view's own block or an earlier one."""
+    """Open a round on the snapshot of `start_block`, which may be past."""
 
     start_block: int
     end_block: int
@@ -181,7 +181,7 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
 
 
 def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
-    """Resolve pending weights, or submit the last shares again before the chain counts this hotkey as inactive.
+    """Resolve pending weights, or submit the last shares again to stay active.
 
     Needs no evaluation set, model or round, so it works while this validator cannot evaluate.
     """
@@ -198,7 +198,7 @@ def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
 
 
 def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
-    """Open the next round. An aligned one is not opened twice, nor in its closing blocks."""
+    """Open the next round. An aligned one opens once, and not near its end."""
     if policy.max_rounds is not None and state.rounds_done >= policy.max_rounds:
         return Stop()
     if not policy.is_aligned:
@@ -212,7 +212,7 @@ def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
 
 
 def _round_length(view: ChainView, policy: Policy) -> int:
-    """Return the blocks until the round's end, before the chain's next epoch so that weights arrive in time."""
+    """Return the blocks until the round's end, before the next epoch."""
     until_epoch = view.blocks_until_epoch
     if until_epoch <= policy.block_threshold:
         until_epoch += view.tempo
@@ -228,7 +228,7 @@ def plan_queue(
     now: float,
     policy: Policy,
 ) -> tuple[SubmissionKey, ...]:
-    """Return the queue of a new round: entries with work left that are neither duplicates nor suspended."""
+    """Return the queue of a new round: entries with work left, by rank."""
     waiting = [
         entry
         for key, entry in entries.items()
@@ -239,13 +239,14 @@ def plan_queue(
 
 
 def _is_open(key: SubmissionKey, verdicts: Mapping[SubmissionKey, Verdict], datasets: Container[SubmissionKey]) -> bool:
-    """True without a verdict, or with a loss whose rows were pruned: they are needed to find duplicates."""
+    """True without a verdict, or with a loss whose rows were pruned."""
+    # Without its rows, an original could not make others duplicates.
     verdict = verdicts.get(key)
     return verdict is None or (verdict.loss is not None and key not in datasets)
 
 
 def closing_block(current: Round, policy: Policy) -> int:
-    """Return the block from which weights are due. A short round keeps at least its first half for the work."""
+    """Return the block from which weights are due, in the round's second half."""
     return current.end_block - min(policy.block_threshold, (current.end_block - current.start_block) // 2)
 
 
@@ -259,7 +260,7 @@ def _is_suspended(retry: RetryState | None, now: float) -> bool:
 
 
 def _next_work(state: State, current: Round, view: ChainView, now: float, policy: Policy) -> Action | None:
-    """Return the next download, evaluation or wait; None when the round's work is done.
+    """Return the next download, evaluation or wait; None when work is done.
 
     Entries of hotkeys that left get no weight, so they are skipped. Downloads with fewer failures come first, so that
     a repo that hangs delays others once at most.
@@ -299,7 +300,7 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
 
 
 def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callable[[SubmissionKey], bool]:
-    """Return a test: can none of the unchecked entries turn out to be the original of this dataset?
+    """Return a test that no unchecked entry can be the original of a dataset.
 
     That takes an entry that was committed no later, or one with an earlier version that shares too many rows with the
     dataset. An entry is waited for once only: after a failed download it may never come.
@@ -330,13 +331,13 @@ def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
 
 
 def _has_landed(intent: WeightIntent, state: State, view: ChainView) -> bool:
-    """True when the chain has weights of this hotkey after `intent`; there a new registration counts as an update."""
+    """True when the chain has weights of this hotkey after `intent`."""
     me = view.by_hotkey.get(state.hotkey)
     return me is not None and me.last_update_block > max(intent.block, me.registration_block)
 
 
 def _resolve(intent: WeightIntent, state: State, view: ChainView) -> Action | None:
-    """Resolve an intent without an outcome, after a crash or an unanswered call; None while it may still land."""
+    """Resolve an intent without an outcome; None while it may still land."""
     if _has_landed(intent, state, view):
         return ResolveIntent(intent.id, is_accepted=True)
     if view.block >= intent.block + UNKNOWN_OUTCOME_BLOCKS:
@@ -345,7 +346,7 @@ def _resolve(intent: WeightIntent, state: State, view: ChainView) -> Action | No
 
 
 def _set_weights(state: State, current: Round, view: ChainView, policy: Policy, work: Action | None) -> Action:
-    """Set weights unless the rate limit or the backoff after a rejection says later; continue the work meanwhile."""
+    """Set weights, or continue the work while rate limit or backoff last."""
     me = view.by_hotkey.get(state.hotkey)
     allowed_block = 0
     if policy.sets_weights and me is not None and me.last_update_block > 0:

@@ -74,7 +74,7 @@ def weights_from_scores(
     owner_uid: int | None,
     min_weight: float = MIN_WEIGHT,
 ) -> dict[int, float] | None:
-    """Return positive weights by uid, summing to 1; None when no hotkey and no owner has a uid.
+    """Return weights by uid, summing to 1; None when no uid is left.
 
     Scores of hotkeys without a uid are dropped. When no share is left, all goes to the subnet owner, which burns it.
     """

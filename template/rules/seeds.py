@@ -7,7 +7,7 @@ _DOMAIN = b"lucky_num\n"
 
 
 def seed_from_hash(block_hash: str) -> int:
-    """Return the lucky_num, in [0, 2**32), of a block's hash in hex; unknown until the block is made.
+    """Return the lucky_num, in [0, 2**32), of a block's hash in hex.
 
     The first four bytes, little-endian, of sha256 over `lucky_num`, a line feed and the bytes of the hash.
 
@@ -19,5 +19,5 @@ def seed_from_hash(block_hash: str) -> int:
 
 
 def seed_block(reveal_block: int, period: int) -> int:
-    """Return the first block from `reveal_block` on whose number is a multiple of the positive `period`."""
+    """Return the first multiple of `period` at or after `reveal_block`."""
     return -(-reveal_block // period) * period

@@ -1,4 +1,4 @@
-"""The validator's state as one SQLite file: opening, locking, transactions, migrations.
+"""The validator's state as one SQLite file: lock, transactions, migrations.
 
 WAL mode lets others read while the validator runs, and a lock file lets only one validator write.
 """
@@ -20,7 +20,7 @@ _MAX_LOG_BYTES = 16 * 2**20
 
 
 class StateFile:
-    """The state file at `path`, opened by the one validator that writes it, or read-only.
+    """The state file, opened by the one validator that writes it or read-only.
 
     Only the owner can read it and its lock file.
 
@@ -132,7 +132,7 @@ def _schema_version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Migrate the file to the newest schema, each step in one transaction with its number."""
+    """Migrate to the newest schema, each step in one transaction."""
     version = _schema_version(db, path)
     for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
         with _transaction(db):
@@ -142,7 +142,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 
 @contextlib.contextmanager
 def _disk_faults(path: Path) -> Iterator[None]:
-    """Raise HostError for a fault of the disk or file; let a violated constraint, which is a bug, pass."""
+    """Raise HostError for a disk fault; a violated constraint is a bug."""
     try:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):

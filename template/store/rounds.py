@@ -1,4 +1,4 @@
-"""State of rounds: entries, leaderboards and weights, and the validator's heartbeat."""
+"""State of rounds: entries, leaderboards, weights and the heartbeat."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ class RoundTables(StateFile):
         return self._read_round(rows[-1]) if rows else None
 
     def last_round(self, *, with_leaderboard: bool = False) -> Round | None:
-        """Return the newest round of any config, or the newest one that has a leaderboard."""
+        """Return the newest round, or the newest with a leaderboard, of any config."""
         where = "WHERE id IN (SELECT round_id FROM standings)" if with_leaderboard else ""
         rows = self.rows(f"{_SELECT_ROUNDS} {where} ORDER BY id DESC LIMIT 1")
         return self._read_round(rows[0]) if rows else None
@@ -91,7 +91,7 @@ class RoundTables(StateFile):
             db.execute("UPDATE rounds SET closed_at = ? WHERE id = ? AND closed_at IS NULL", (now, round_id))
 
     def _read_round(self, row: sqlite3.Row) -> Round:
-        """Return the round of a row. A recorded round never changes, so the last one is cached for the next tick."""
+        """Return the round of a row. Rounds never change, so the last is cached."""
         if self._last_read is None or self._last_read.id != row["id"]:
             members = self.rows("SELECT * FROM round_members WHERE round_id = ? ORDER BY uid", row["id"])
             queued = sorted((member for member in members if member["turn"] is not None), key=lambda row: row["turn"])
@@ -114,7 +114,7 @@ class RoundTables(StateFile):
         leaderboard: Sequence[LeaderboardRow] | None,
         now: float,
     ) -> int:
-        """Record weights before they are submitted, with their leaderboard, and return the intent's id.
+        """Record weights before their submission and return the intent's id.
 
         A crash in between leaves a pending intent. leaderboard None: the shares of an earlier round are submitted
         again. The rest is as in `WeightIntent`; registrations of hotkeys without a share are dropped.
@@ -150,7 +150,7 @@ class RoundTables(StateFile):
         return self._intents("WHERE outcome IS NULL ORDER BY id")
 
     def last_accepted(self, eval_config: EvalConfig | None = None) -> WeightIntent | None:
-        """Return the newest weights that the chain accepted, of any round or of one config's rounds."""
+        """Return the newest accepted weights, of any config or of one."""
         where = "WHERE json_extract(outcome, '$.is_accepted')"
         values: tuple[int, ...] = ()
         if eval_config is not None:
@@ -161,7 +161,7 @@ class RoundTables(StateFile):
     def latest_seeds(
         self, eval_config: EvalConfig, keys: Iterable[SubmissionKey]
     ) -> dict[SubmissionKey, tuple[int, int | None]]:
-        """Return lucky_num and seed_block of the newest entry with a seed, per submission."""
+        """Return the newest lucky_num and seed_block of each submission."""
         query = (
             "SELECT member.lucky_num, member.seed_block FROM round_members AS member JOIN rounds ON id = round_id"
             " WHERE contest_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
@@ -199,7 +199,7 @@ class RoundTables(StateFile):
         return bool(self.rows("SELECT 1 FROM standings WHERE round_id = ? LIMIT 1", round_id))
 
     def prune_rounds(self, *, before: float) -> None:
-        """Delete entries, leaderboards and weights of rounds that closed before that time, but no outcomes.
+        """Delete entries, leaderboards and weights of rounds closed before then.
 
         The last weights that the chain accepted stay, because they may be submitted again.
         """
@@ -250,7 +250,7 @@ def _parse_intent(
     intent_id: int, block: int, weights: str, shares: str, registrations: str, created_at: float,
     outcome: str | None, finished_at: float | None, is_repeat: int,
 ) -> WeightIntent:  # fmt: skip
-    """Parse a row of weight_intents. The newest ones are read at every tick, so they are cached."""
+    """Parse a row of weight_intents; cached, since every tick reads the newest."""
     return WeightIntent(
         id=intent_id,
         block=block,

@@ -1,4 +1,4 @@
-"""The validator's state: everything whose loss would change its behaviour, one transaction per action."""
+"""The validator's state: everything whose loss would change its behavior."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ _RECENT_ROUNDS = 30
 
 
 class Store(SubmissionTables, RoundTables):
-    """The state file with all its tables; see `template.store.database.StateFile` for how it is opened."""
+    """The state file with all its tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class StatusStore(Store):
         super().__init__(path, is_read_only=True)
 
     def current_config(self) -> EvalConfigRow | None:
-        """Return the config of the newest round, or the newest config before the first round."""
+        """Return the config of the newest round, or the newest config."""
         rows = self.rows(
             "SELECT id, digest, model FROM contests"
             " ORDER BY id = (SELECT contest_id FROM rounds ORDER BY id DESC LIMIT 1) DESC, id DESC LIMIT 1"

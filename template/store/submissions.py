@@ -21,7 +21,7 @@ _OF_SUBMISSION = "contest_id = ? AND hotkey = ? AND entry = ?"
 
 
 class VerdictCache(Mapping[SubmissionKey, Verdict]):
-    """The verdicts of one config, read on demand and cached: a tick needs few of the many that there are.
+    """The verdicts of one config, read on demand and cached.
 
     read: returns one verdict, or all for None.
     """
@@ -69,7 +69,7 @@ class SubmissionTables(StateFile):
     def get_or_create_config(
         self, competition: Competition, hyperparameters_digest: str, model: str, now: float
     ) -> EvalConfig:
-        """Return the evaluation config with exactly these inputs, recording it first if it is new."""
+        """Return the config with exactly these inputs, recording it first if new."""
         digest = EvalConfig.make_digest(competition.digest, hyperparameters_digest, model)
         with self.atomic() as db:
             db.execute(
@@ -83,7 +83,7 @@ class SubmissionTables(StateFile):
     def record_submissions(
         self, submissions: Iterable[Submission], registration_blocks: Mapping[str, int] | None = None
     ) -> None:
-        """Record commitments from the chain, keeping the earliest first block and reveal block of each.
+        """Record commitments, keeping the first block and reveal block of each.
 
         Blocks up to a hotkey's present registration no longer count as the earliest.
         """
@@ -103,7 +103,7 @@ class SubmissionTables(StateFile):
             )
 
     def submissions(self, keys: Iterable[SubmissionKey] | None = None) -> dict[SubmissionKey, Submission]:
-        """Return the recorded ones of these submissions, or all of them: up to hundreds of thousands a day."""
+        """Return these submissions, or all: up to hundreds of thousands a day."""
         query = "SELECT hotkey, entry, first_block, block, open_block, missing_block FROM submissions"
         if keys is None:
             rows = self.rows(query)
@@ -113,7 +113,7 @@ class SubmissionTables(StateFile):
         return {submission.key: submission for submission in submissions}
 
     def record_missing_file(self, key: SubmissionKey, block: int, *, is_found: bool = False) -> None:
-        """Record that the submission's file was missing up to `block`, which costs it its rank.
+        """Record that a file was missing up to `block`, which costs its rank.
 
         is_found: it exists now; only a mark that exists is moved.
         """
@@ -186,7 +186,7 @@ class SubmissionTables(StateFile):
             self._verdicts[eval_config.id].put(key, dataclasses.replace(verdict, receipt=None))
 
     def verdicts(self, eval_config: EvalConfig) -> Mapping[SubmissionKey, Verdict]:
-        """Return every verdict of the config, without receipts; cached unless this file is read-only."""
+        """Return every verdict of the config, without receipts."""
         if self.is_read_only:
             return self._read_verdicts(eval_config)
         if eval_config.id not in self._verdicts:
@@ -237,7 +237,7 @@ class SubmissionTables(StateFile):
         return {SubmissionKey(hotkey, text): RetryState(*values) for hotkey, text, *values in rows}
 
     def round_receipts(self, eval_config: EvalConfig, round_id: int) -> dict[SubmissionKey, str]:
-        """Return the round's receipts, after assigning it those of its entries that have no round yet.
+        """Return the round's receipts, after assigning it those without a round.
 
         So an evaluation that outlives its round counts in the next one, if its entry is still there.
         """
@@ -256,7 +256,7 @@ class SubmissionTables(StateFile):
         return self._keys("receipts WHERE contest_id = ? AND round_id IS NULL", eval_config.id)
 
     def prune_submissions(self, *, keep: Collection[SubmissionKey], before_block: int) -> None:
-        """Delete commitments from before that block that are not in `keep`, and their commit blocks.
+        """Delete commitments before that block that are not in `keep`.
 
         The newest commit block of each hotkey in `keep` stays.
         """
@@ -274,7 +274,7 @@ class SubmissionTables(StateFile):
             )
 
     def prune_results(self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float) -> None:
-        """Delete row keys, retries and receipts older than these times, except for submissions in `keep`.
+        """Delete old row keys, retries and receipts, except those in `keep`.
 
         Row keys beyond the newest MAX_DATASETS go too. Verdicts stay, so that nothing is evaluated twice.
         """

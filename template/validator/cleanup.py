@@ -1,4 +1,4 @@
-"""Remove old files and rows between rounds, so that disk and memory stay bounded. Verdicts are kept forever."""
+"""Remove old files and rows between rounds. Verdicts are kept forever."""
 
 import contextlib
 import re
@@ -65,7 +65,7 @@ def clean_up(
 
 
 def _remove_datasets(data_dir: Path, keep: Set[Path]) -> None:
-    """Remove the folders of all other datasets; one that is needed again is downloaded again."""
+    """Remove the folders of datasets that are not in `keep`."""
     for owner in _folders(data_dir, _DATASET_OWNER):
         for folder in _folders(owner, _DATASET):
             if folder not in keep:
@@ -75,7 +75,7 @@ def _remove_datasets(data_dir: Path, keep: Set[Path]) -> None:
 
 
 def _remove_eval_sets(config: ValidatorConfig, *, older_than: float) -> None:
-    """Remove evaluation sets of earlier competitions from the cache, which other programs may share."""
+    """Remove old evaluation sets of earlier competitions from the cache."""
     if config.cache_dir is None:
         return
     current = config.cache_dir / "hub-files" / config.competition.repo / config.competition.eval_commit
@@ -85,7 +85,7 @@ def _remove_eval_sets(config: ValidatorConfig, *, older_than: float) -> None:
 
 
 def _remove_files(folder: Path | None, pattern: re.Pattern[str], *, keep: Set[str], older_than: float) -> None:
-    """Remove files of these names older than `older_than`, except finished ones whose group 1 is in `keep`."""
+    """Remove old files of these names, unless group 1 is in `keep`."""
     for path in _list(folder) if folder is not None else ():
         match = pattern.fullmatch(path.name)
         is_kept = match is not None and match.group(1) in keep and not path.name.startswith(".")
@@ -94,7 +94,7 @@ def _remove_files(folder: Path | None, pattern: re.Pattern[str], *, keep: Set[st
 
 
 def _folders(parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
-    """Yield the folders of these names in `parent`, without links, which can lead elsewhere."""
+    """Yield the folders of these names; links can lead elsewhere."""
     return (path for path in _list(parent) if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
 
 

@@ -13,7 +13,7 @@ from template.workers.executor import Executor
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Configuration, outside systems and clock of one validator. now: returns POSIX seconds."""
+    """Configuration, outside systems and clock of one validator."""
 
     config: ValidatorConfig
     chain: ValidatorChain

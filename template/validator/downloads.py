@@ -1,4 +1,4 @@
-"""Download a few datasets at once in threads, so that no tick of the validator waits for one.
+"""Download a few datasets at once in threads, so that no tick waits.
 
 A thread only touches the Hub and its own folder; the validator's loop checks the result. Threads cannot be stopped,
 but they end by their deadline and do not delay the process's exit. `template.hub.storage` never returns a file that
@@ -38,7 +38,7 @@ def dataset_folder(data_dir: Path, entry: Entry) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadResult:
-    """The end of one download: exactly one of file and error. block: the newest one when it started."""
+    """The end of a download. block: the newest one when it started."""
 
     key: SubmissionKey
     block: int
@@ -71,7 +71,9 @@ class Downloader:
         return dict(self._in_flight)
 
     def start(self, entry: Entry, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
-        """Start to download an entry's file into `folder`, which must not be removed before it is collected.
+        """Start to download an entry's file into `folder`.
+
+        The folder must stay until the download is collected.
 
         Raises:
             RuntimeError: No slot is available, or this download is in flight.
@@ -106,7 +108,7 @@ class Downloader:
         return results
 
     def wait(self, timeout_s: float) -> None:
-        """Return when a download has ended that is not collected yet, or after `timeout_s`."""
+        """Return when a download can be collected, or after `timeout_s`."""
         self._wakeup.wait(timeout_s)
 
     def _run(self, entry: Entry, folder: Path, block: int, deadline_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Find the verdict on each submission: download its dataset, check it, and evaluate it in the executor's workers.
+"""Find the verdict on each submission: download, check, evaluate.
 
 The cause of a failure decides what follows. A fault of the miner is a verdict. A fault of the network is retried. A
 fault of this machine is retried twice, and then the submission is suspended for the operator to see.
@@ -69,7 +69,7 @@ class SubmissionEvaluator:
         self._running: dict[SubmissionKey, _Running] = {}
 
     def available_slots(self) -> int:
-        """Return how many more downloads can start now: 0 while the Hub asked for a pause."""
+        """Return how many downloads can start now: 0 during a pause by the Hub."""
         # A longer pause was set by a clock that ran ahead.
         is_paused = 0.0 < self._paused_until - self._now() <= PAUSE_MOST_S
         return 0 if is_paused else self._downloader.available_slots()
@@ -90,7 +90,7 @@ class SubmissionEvaluator:
         return {*self._downloader.in_flight().values(), *(running.folder for running in self._running.values())}
 
     def start_download(self, entry: Entry, block: int, retry: RetryState | None) -> None:
-        """Start to download an entry's dataset; `block` is the newest one. Raises: HostError."""
+        """Start to download an entry's dataset. Raises: HostError."""
         failures = retry.remote_failures if retry else 0
         timeout_s = min(TIMEOUT_FIRST_S * 2.0 ** min(failures, 10), constants.DOWNLOAD_DEADLINE_S)
         self._downloader.start(entry, self._folder(entry), block, timeout_s)
@@ -149,7 +149,7 @@ class SubmissionEvaluator:
     def _reject_download(
         self, entry: Entry, block: int, retry: RetryState, error: SubmissionError, *, has_loss: bool
     ) -> None:
-        """Reject a dataset, unless its file may still be uploaded. block: the newest one when the download began."""
+        """Reject a dataset, unless its file may still be uploaded."""
         may_come = not has_loss and is_within_upload_grace(
             entry.accepted_record, error.reason, reveal_block=entry.reveal_block, block=block
         )
@@ -169,7 +169,7 @@ class SubmissionEvaluator:
         logger.info("checked hotkey={} commitment={} rows={}", *key, len(row_keys))
 
     def start_evaluation(self, entry: Entry) -> None:
-        """Submit one dataset to a worker, or add it to `missing_files` when its file is gone. Raises: HostError."""
+        """Submit a dataset to a worker; a file that is gone is a missing file."""
         assert entry.lucky_num is not None, "every entry in the queue without a loss has a seed"
         record, folder = entry.accepted_record, self._folder(entry)
         file = datasets.find_dataset(record.namespace, record.commit, folder)
@@ -181,7 +181,7 @@ class SubmissionEvaluator:
         self._context.executor.submit(entry.key, file.path.parent, entry.lucky_num)
 
     def collect_results(self) -> None:
-        """Record the evaluations that finished. Raises: ConfigError when no evaluation can succeed."""
+        """Record finished evaluations. Raises: ConfigError when none can succeed."""
         jobs = self._context.executor.collect()
         retry_states = self._store.retry_states(self.eval_config) if jobs else {}
         for job in jobs:
@@ -227,7 +227,7 @@ class SubmissionEvaluator:
         self._store.record_retry_state(self.eval_config, key, after)
 
     def _record_host_failure(self, key: SubmissionKey, before: RetryState, error: Exception) -> None:
-        """Count a fault of this machine, so that one submission that triggers it does not stop all others."""
+        """Count a fault of this machine, until the submission is suspended."""
         failures = before.host_failures + 1
         suspended_s = SUSPENDED_S if failures >= schedule.MAX_HOST_FAILURES else 0.0
         after = RetryState(before.remote_failures, failures, self._now() + suspended_s, str(error))
@@ -241,11 +241,11 @@ class SubmissionEvaluator:
         return dataset_folder(self._config.data_dir, entry)
 
     def _remove(self, entry: Entry) -> None:
-        """Remove the file of a dataset with a verdict: the state keeps what is still needed."""
+        """Remove the file of a dataset with a verdict."""
         shutil.rmtree(self._folder(entry), ignore_errors=True)
 
     def _make_receipt(self, entry: Entry, result: TrainResult) -> Receipt:
-        """Make the receipt, sign it unless offline, and write it to the receipt folder if there is one."""
+        """Make the receipt, signed unless offline, and write it if configured."""
         record, chain = entry.accepted_record, self._context.chain
         receipt = Receipt(
             competition=self._config.competition,

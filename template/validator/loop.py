@@ -95,7 +95,7 @@ class Validator:
         self._failures = 0
 
     def run(self) -> None:
-        """Tick until stopped or done, retrying after other errors. Raises: ConfigError, HostError."""
+        """Tick until stopped or done. Raises: ConfigError, HostError."""
         try:
             while not self.stop.is_set() and not self._run_with_retry(self.tick):
                 pass
@@ -121,7 +121,7 @@ class Validator:
 
     @property
     def eval_config(self) -> EvalConfig:
-        """The config whose losses count. Raises: RuntimeError before a worker has loaded the model."""
+        """The config whose losses count, after a worker has loaded the model."""
         if self.evaluator is None:
             raise RuntimeError("no worker has loaded the model yet")
         return self.evaluator.eval_config
@@ -149,7 +149,7 @@ class Validator:
             raise RemoteError(f"unusable answer from the chain: {error}") from error
 
     def _admit(self, view: ChainView) -> None:
-        """Check once that the state belongs to this chain and that the hotkey has a uid. Raises: ConfigError."""
+        """Raises: ConfigError at the start for a foreign state or missing uid."""
         if self._is_admitted:
             return
         check_chain(self._context, view)
@@ -160,7 +160,7 @@ class Validator:
         self._is_admitted = True
 
     def _decide(self, state: State, view: ChainView) -> Action:
-        """Return the next action. Until a worker has loaded the model, only staying active on chain is one."""
+        """Return the next action; before the model is loaded, only to stay active."""
         if self.evaluator is None:
             if (repeat := schedule.keep_alive(state, view, self.config.policy)) is not None:
                 return repeat
@@ -200,14 +200,14 @@ class Validator:
         self.index.reload(self.evaluator.datasets)
 
     def _check_device_unchanged(self, model: str) -> None:
-        """Raises: HostError when evaluations used a GPU before, none is there now, and --device is not set."""
+        """Raises: HostError when a GPU was used before and none is found now."""
         before = self._store.last_model()
         is_lost = before is not None and _device_of(before) == "cuda" and _device_of(model) != "cuda"
         if is_lost and not self.config.is_device_chosen:
             raise HostError("evaluations ran on a GPU before, and none is found; use --device cpu to go on without one")
 
     def _load_state(self) -> State:
-        """Record what workers and downloads finished, then return the input of the decision."""
+        """Record finished work and return the input of the decision."""
         store = self._store
         if self.evaluator is not None:
             self._poll_workers(self.evaluator)
@@ -254,7 +254,7 @@ class Validator:
         )
 
     def _poll_workers(self, evaluator: SubmissionEvaluator) -> None:
-        """Record finished evaluations and restart dead workers. A worker that cannot start does not end the loop."""
+        """Record finished evaluations and restart dead workers."""
         evaluator.collect_results()
         try:
             model = self._executor.start()
@@ -326,7 +326,7 @@ class Validator:
         return False
 
     def _close_round(self, evaluator: SubmissionEvaluator, current: Round, state: State, *, is_settled: bool) -> None:
-        """Publish the round, close it and clean up; in this order, so that a crash in between repeats it."""
+        """Publish, close and clean up, so that a crash in between repeats it."""
         self._reporter.publish_round(evaluator.eval_config, current, self._model or "")
         self._store.close_round(current.id, self._now())
         self.rounds_done += 1
@@ -342,5 +342,5 @@ class Validator:
 
 
 def _device_of(model: str) -> str:
-    """Return the kind of device in a model's name, see `template.workers.executor.Evaluator.load_model`."""
+    """Return the kind of device in the name of a model."""
     return model.split(" ")[1] if " " in model else ""

@@ -1,4 +1,4 @@
-"""Report what a validator does: progress while it runs, and the signed file of every round."""
+"""Report a validator's progress and write the signed file of each round."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ REPORT_EVERY_S = 20.0
 
 
 class Reporter:
-    """Writes progress to the state file, the log and the tracker, and publishes rounds."""
+    """Writes progress to state, log and tracker, and publishes rounds."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -78,7 +78,7 @@ class Reporter:
         )
 
     def publish_round(self, eval_config: EvalConfig, current: Round, model: str) -> None:
-        """Write the round's signed file and send the round to the tracker. Safe to repeat. Raises: HostError."""
+        """Write the round's file and send it to the tracker. Safe to repeat."""
         config, chain, store = self._context.config, self._context.chain, self._context.store
         texts = store.round_receipts(eval_config, current.id)
         receipts = _read_receipts(texts)
@@ -120,7 +120,7 @@ class Reporter:
     def _digest_receipts(
         self, eval_config: EvalConfig, leaderboard: Sequence[LeaderboardRow], read: Mapping[SubmissionKey, Receipt]
     ) -> dict[SubmissionKey, str]:
-        """Return the receipt digest of every loss in the leaderboard. read: receipts that are parsed already."""
+        """Return the receipt digest of every loss in the leaderboard."""
         digests = {key: digest for (config, key), digest in self._digests.items() if config == eval_config}
         digests |= {key: receipt.digest for key, receipt in read.items()}
         evaluated = [row.key for row in leaderboard if row.loss is not None]
@@ -154,7 +154,7 @@ def _describe(action: Action) -> str:
 
 
 def _read_receipts(texts: Mapping[SubmissionKey, str | None]) -> dict[SubmissionKey, Receipt]:
-    """Parse receipts, without those that another release wrote in a form that this one cannot read."""
+    """Parse receipts; skip those of other releases that cannot be read."""
     receipts = {}
     for key, text in texts.items():
         try:

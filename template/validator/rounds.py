@@ -108,7 +108,7 @@ def _seed_entries(
     lucky_num: int,
     started: Mapping[SubmissionKey, tuple[int, int | None]],
 ) -> tuple[Entry, ...]:
-    """Return the snapshot's entries by uid, with seeds for those that may be evaluated.
+    """Return the entries by uid, with seeds for those to be evaluated.
 
     An evaluation that started in an earlier round keeps its seed. A seed from the chain belongs to the submission,
     so that every validator gets the same bits whatever round the evaluation falls into.

@@ -1,4 +1,4 @@
-"""Commitments recorded from the chain, and the duplicates among them, cached between ticks."""
+"""Commitments recorded from the chain and their duplicates, cached."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,7 +23,7 @@ Duplicates = Mapping[SubmissionKey, Duplicate]
 
 
 class SubmissionIndex:
-    """The recorded submissions that matter: those of the newest view, and those with a downloaded dataset.
+    """Submissions of the newest view and of downloaded datasets.
 
     commit_blocks: of revealed commitments, by hotkey and reveal block.
     """
@@ -51,7 +51,7 @@ class SubmissionIndex:
             self._recorded = recorded
 
     def reload(self, datasets: Iterable[SubmissionKey]) -> None:
-        """Read the submissions again, with those of `datasets` and with the ranks that missing files cost."""
+        """Read the submissions again, with those of `datasets`."""
         self.submissions = self._store.submissions({*self.submissions, *datasets})
 
     def has_all_commit_blocks(self, view: ChainView) -> bool:
@@ -63,7 +63,7 @@ class SubmissionIndex:
         self.commit_blocks = prune_commit_blocks(self.commit_blocks, before_block=before_block)
 
     def _find_commit_blocks(self, missing: Mapping[str, int], view: ChainView) -> dict[tuple[str, int], int]:
-        """Ask the chain for commit blocks, given reveal blocks by hotkey, and record them.
+        """Read the commit blocks of revealed commitments and record them.
 
         They are in the chain's state of the block before the reveal. While no node returns that state, the commitments
         are left out, and after a while they rank by their reveal until this process ends.
@@ -85,7 +85,7 @@ class SubmissionIndex:
         datasets: Datasets,
         verdicts: Mapping[SubmissionKey, Verdict],
     ) -> tuple[Duplicates, Duplicates]:
-        """Return the duplicates and possible duplicates among entries; only a change of their inputs costs time.
+        """Return duplicates and possible duplicates, cached by their inputs.
 
         A new loss is no such change.
         """

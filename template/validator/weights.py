@@ -1,4 +1,4 @@
-"""Set a round's weights on chain: the intent is recorded before the call, the outcome after it."""
+"""Set weights on chain: record the intent, call, record the outcome."""
 
 from collections.abc import Mapping, Sequence
 
