@@ -32,7 +32,7 @@ from tests.campaigns.attack.environment import POOL, Environment, open_environme
 from tests.campaigns.attack.runner import Attack
 from tests.campaigns.synthetic_subnet import VALIDATOR, make_key
 
-_SIGNATURE, _FINE = "signature", "consistent"
+_SIGNATURE, _FINE, _SHA256 = "signature", "consistent", "sha256 of the receipts"
 # The table names a finding by the first of these that its message contains.
 _WORDS = (
     *("more than one receipt", "netuid of the receipt", "competition of the receipt", "model of the receipt"),
@@ -45,6 +45,7 @@ _ORDER = 2**252 + 27742317777372353535851937790883648493
 
 Lines = list[str]
 Edit = Callable[[dict[str, Any]], object]
+Change = Callable[[Lines], Lines | bytes]
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ def _word(text: str) -> str:
     return next((word for word in _WORDS if word in text), text)
 
 
-def _attacked(
-    what: str, expected: str, change: Callable[[Lines], Lines | bytes], *, name: str = "false.jsonl"
-) -> Attack:
+def _attacked(what: str, expected: str, change: Change, *, name: str = "false.jsonl") -> Attack:
     """Return the attack of a file with the later round's lines changed."""
 
     def run(folder: Path) -> str:
@@ -109,7 +108,7 @@ def _attacked(
         honest = {audit(other, files.env) for other in (files.earlier, files.later)}
         return verdict if honest == {_FINE} else f"{verdict}; the honest ones are {honest}"
 
-    return Attack(name=what, run=run, expected=expected, max_seconds=60.0, max_memory=320, max_disk=72)
+    return Attack(name=f"round file: {what}", run=run, expected=expected, max_seconds=60.0, max_memory=320, max_disk=72)
 
 
 def _key(who: str) -> Any:
@@ -145,8 +144,9 @@ def _lie(lines: Lines, edit: Edit, who: str = VALIDATOR) -> Lines:
     return _resign([lines[0], receipt.to_line(), *lines[2:]])
 
 
-def _in(part: str, **changes: Any) -> Edit:
-    return lambda content: content[part].update(changes)
+def _in(part: str | None = None, /, **changes: Any) -> Edit:
+    """Return the edit of a part of the content, or of all of it."""
+    return lambda content: (content if part is None else content[part]).update(changes)
 
 
 def _respelt(how: str, signature: str) -> str:
@@ -177,7 +177,7 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-def _signature(spell: Callable[[str], str]) -> Callable[[Lines], Lines]:
+def _signature(spell: Callable[[str], str]) -> Change:
     return lambda lines: _edit(lines, 0, lambda content: content.update(signature=spell(content["signature"])))
 
 
@@ -210,130 +210,71 @@ def _earlier_receipt(lines: Lines) -> Lines:
     return _resign([lines[0], old, *lines[2:]])
 
 
-def _deep(lines: Lines) -> Lines:
-    return ["[" * 200_000 + "]" * 200_000, *lines[1:]]
-
-
-def _long(lines: Lines) -> bytes:
-    return b"{" + b" " * MAX_LINE_BYTES + b"}\n" + lines[1].encode() + b"\n"
-
-
-def _huge(_: Lines) -> bytes:
-    return (b"x" * (1 << 20) + b"\n") * (MAX_FILE_BYTES // 2**20 + 2)
-
-
-_CHANGES: dict[str, tuple[str, Callable[[Lines], Lines | bytes]]] = {
-    "an empty file": ("damaged: incomplete", lambda _: b""),
-    "a file of line feeds": ("damaged: more than", lambda _: b"\n" * 5000),
-    "a file cut in its last line": ("damaged: incomplete", lambda lines: "\n".join(lines).encode()[:-9]),
-    "a file without its last line": ("damaged: after the header", lambda lines: lines[:-1]),
-    "a file without its header": ("damaged: expected a JSON object", lambda lines: lines[1:]),
-    "two headers": ("damaged: after the header", lambda lines: [lines[0], *lines]),
-    "receipts in another order": ("damaged: sha256 of the receipts", lambda lines: [lines[0], lines[2], lines[1]]),
-    "a receipt twice": ("damaged: after the header", lambda lines: [*lines, lines[1]]),
-    "a receipt twice, signed for": ("inconsistent: more than one receipt", lambda lines: _resign([*lines, lines[1]])),
-    "carriage returns": (
-        "damaged: sha256 of the receipts",
-        lambda lines: "".join(f"{line}\r\n" for line in lines).encode(),
-    ),
-    "a receipt with a loss spelt otherwise": (
-        "damaged: sha256 of the receipts",
-        lambda lines: [lines[0], _respell(lines[1]), lines[2]],
-    ),
-    "a header with a loss spelt otherwise, so the same": (_FINE, lambda lines: [_respell(lines[0]), *lines[1:]]),
-    **{
-        f"a loss of {value}": ("damaged: loss: Input should be", partial(_respelt_header, value))
-        for value in ("1e400", "-1e400", "NaN", "Infinity", "true", '"6"')
-    },
-    "a number of 5,000 digits": (
-        "damaged: 4300 digits",
-        lambda lines: [lines[0].replace('"uid":', '"uid":' + "9" * 5000, 1)],
-    ),
-    "a number of 4,000 digits": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda c: c.update(end_block=10**3999))),
+_LOSSES = ("1e400", "-1e400", "NaN", "Infinity", "true", '"6"')
+_DAMAGED: dict[str, tuple[str, Change]] = {
+    "an empty file": ("incomplete", lambda _: b""),
+    "a file of line feeds": ("more than", lambda _: b"\n" * 5000),
+    "a file cut in its last line": ("incomplete", lambda lines: "\n".join(lines).encode()[:-9]),
+    "a file without its last line": ("after the header", lambda lines: lines[:-1]),
+    "a file without its header": ("expected a JSON object", lambda lines: lines[1:]),
+    "two headers": ("after the header", lambda lines: [lines[0], *lines]),
+    "receipts in another order": (_SHA256, lambda lines: [lines[0], lines[2], lines[1]]),
+    "a receipt twice": ("after the header", lambda lines: [*lines, lines[1]]),
+    "carriage returns": (_SHA256, lambda lines: "".join(f"{line}\r\n" for line in lines).encode()),
+    "a receipt with a loss spelt otherwise": (_SHA256, lambda lines: [lines[0], _respell(lines[1]), lines[2]]),
+    **{f"a loss of {value}": ("loss: Input should be", partial(_respelt_header, value)) for value in _LOSSES},
+    "a number of 5,000 digits": ("4300 digits", lambda lines: [lines[0].replace('"uid":', '"uid":' + "9" * 5000, 1)]),
     "a key twice": (
-        "damaged: duplicate key",
+        "duplicate key",
         lambda lines: [lines[0].replace('"queue":', '"queue":[],"queue":', 1), *lines[1:]],
     ),
     "a competition whose span no number holds": (
-        "damaged: minb < bench",
+        "minb < bench",
         lambda lines: _edit(lines, 0, _in("competition", minb=-1e308, bench=0.0, maxb=1e308)),
     ),
-    "a key too many": (
-        "damaged: exactly the keys",
-        lambda lines: _edit(lines, 0, lambda content: content.update(more=1)),
+    "a key too many": ("exactly the keys", lambda lines: _edit(lines, 0, _in(more=1))),
+    "200,000 brackets": ("recursion", lambda lines: ["[" * 200_000 + "]" * 200_000, *lines[1:]]),
+    "a line of 8 MiB and more": ("more than", lambda lines: b"{" + b" " * MAX_LINE_BYTES + b"}\n" + lines[1].encode()),
+    "a file of 64 MiB and more": ("more than", lambda _: (b"x" * 2**20 + b"\n") * (MAX_FILE_BYTES // 2**20 + 2)),
+    "more receipts than a subnet has": ("more than", lambda lines: [lines[0], *[lines[1]] * (MAX_RECEIPTS + 1)]),
+    "bytes that are no UTF-8": ("not JSON", lambda lines: lines[0].encode().replace(b"arena", b"\xff") + b"\n"),
+    "a loss that was changed afterwards": (_SHA256, lambda lines: _edit(lines, 1, _in("result", loss=5.9))),
+}
+_FORGED: dict[str, Change] = {
+    "a number of 4,000 digits": lambda lines: _edit(lines, 0, _in(end_block=10**3999)),
+    "a table that was changed afterwards": lambda lines: _edit(lines, 0, lambda c: c["table"][0].update(score=1.0)),
+    "two losses that were swapped": _swap_losses,
+    "a header that another hotkey signed": lambda lines: _resign(lines, who="mallory"),
+    "a signer that is no address": lambda lines: _edit(lines, 0, _in(signer="\x1b[2J")),
+    "no signature": lambda lines: _edit(lines, 0, _in(signature=None)),
+    "a receipt that another validator signed": lambda lines: _lie(lines, lambda _: None, "mallory"),
+    **{f"a signature {how}": _signature(spell) for how, spell in _SPELLINGS.items()},
+}
+_LIES: dict[str, tuple[str, Edit]] = {
+    "under another seed": ("evaluated with lucky_num", _in("result", lucky_num=7)),
+    "of another netuid": ("netuid of the receipt", _in("submission", netuid=1)),
+    "of another dataset": ("not in entries", _in("submission", repo="evil/data")),
+    "of another hotkey": ("not in entries", _in("submission", hotkey="5" * 48)),
+    "of another competition": ("competition of the receipt", _in("competition", bench=6.2)),
+    "of another model": ("model of the receipt", _in("result", model_id="evil/model")),
+    "of another revision": ("model of the receipt", _in("result", model_revision="f" * 40)),
+    "of a local file": ("of a local file", _in(submission=None)),
+    "with a loss that the table has not": ("names another receipt", _in("result", loss=5.9)),
+}
+_INCONSISTENT: dict[str, tuple[str, Change]] = {
+    "a receipt twice, signed for": ("more than one receipt", lambda lines: _resign([*lines, lines[1]])),
+    "a receipt of an earlier round": ("not in entries", _earlier_receipt),
+    **{f"a receipt {what}": (word, partial(_lie, edit=edit)) for what, (word, edit) in _LIES.items()},
+    "a round under another seed's block": ("has the hash", lambda lines: _resign(lines, _in(start_block_hash="0x00"))),
+    "another version of the same round": (
+        "another version",
+        lambda lines: _resign(lines[:1], _in(table=[], weights=[], queue=[], entries=[])),
     ),
-    "200,000 brackets": ("damaged: recursion", _deep),
-    "a line of 8 MiB and more": ("damaged: more than", _long),
-    "a file of 64 MiB and more": ("damaged: more than", _huge),
-    "more receipts than a subnet has": (
-        "damaged: more than",
-        lambda lines: [lines[0], *[lines[1]] * (MAX_RECEIPTS + 1)],
-    ),
-    "bytes that are no UTF-8": (
-        "damaged: not JSON",
-        lambda lines: lines[0].encode().replace(b"arena", b"\xff") + b"\n",
-    ),
-    "a loss that was changed afterwards": (
-        "damaged: sha256 of the receipts",
-        lambda lines: _edit(lines, 1, _in("result", loss=5.9)),
-    ),
-    "a table that was changed afterwards": (
-        _SIGNATURE,
-        lambda lines: _edit(lines, 0, lambda content: content["table"][0].update(score=1.0)),
-    ),
-    "two losses that were swapped": (_SIGNATURE, _swap_losses),
-    "a header that somebody else signed": (_SIGNATURE, lambda lines: _resign(lines, who="mallory")),
-    "a signer that is no address": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda c: c.update(signer="\x1b[2J"))),
-    "no signature": (_SIGNATURE, lambda lines: _edit(lines, 0, lambda content: content.update(signature=None))),
-    "a receipt that another validator signed": (_SIGNATURE, lambda lines: _lie(lines, lambda _: None, "mallory")),
-    "a receipt of an earlier round": ("inconsistent: not in entries", _earlier_receipt),
-    "a receipt under another seed": (
-        "inconsistent: evaluated with lucky_num",
-        lambda lines: _lie(lines, _in("result", lucky_num=7)),
-    ),
-    "a receipt of another netuid": (
-        "inconsistent: netuid of the receipt",
-        lambda lines: _lie(lines, _in("submission", netuid=1)),
-    ),
-    "a receipt of another dataset": (
-        "inconsistent: not in entries",
-        lambda lines: _lie(lines, _in("submission", repo="evil/data")),
-    ),
-    "a receipt of another hotkey": (
-        "inconsistent: not in entries",
-        lambda lines: _lie(lines, _in("submission", hotkey="5" * 48)),
-    ),
-    "a receipt of another competition": (
-        "inconsistent: competition of the receipt",
-        lambda lines: _lie(lines, _in("competition", bench=6.2)),
-    ),
-    "a receipt of another model": (
-        "inconsistent: model of the receipt",
-        lambda lines: _lie(lines, _in("result", model_id="evil/model")),
-    ),
-    "a receipt of another revision": (
-        "inconsistent: model of the receipt",
-        lambda lines: _lie(lines, _in("result", model_revision="f" * 40)),
-    ),
-    "a receipt of a local file": (
-        "inconsistent: of a local file",
-        lambda lines: _lie(lines, lambda content: content.update(submission=None)),
-    ),
-    "a receipt with a loss that the table has not": (
-        "inconsistent: names another receipt",
-        lambda lines: _lie(lines, _in("result", loss=5.9)),
-    ),
-    "a round under another seed's block": (
-        "inconsistent: has the hash",
-        lambda lines: _resign(lines, lambda c: c.update(start_block_hash="0x00")),
-    ),
-    "an earlier round's file under a name of its own": (_FINE, lambda _: _earlier_lines()),
-    "another story of the same round": (
-        "inconsistent: another version",
-        lambda lines: _resign(lines[:1], lambda content: content.update(table=[], weights=[], queue=[], entries=[])),
-    ),
-    "a signature taken apart and put together": (_FINE, _signature(partial(_respelt, "as it was"))),
-    **{f"a signature {how}": (_SIGNATURE, _signature(spell)) for how, spell in _SPELLINGS.items()},
+}
+_HARMLESS: dict[str, Change] = {
+    "a header with a loss spelt otherwise, so the same": lambda lines: [_respell(lines[0]), *lines[1:]],
+    "an earlier round's file under a name of its own": lambda _: _earlier_lines(),
+    "a signature taken apart and put together": _signature(partial(_respelt, "as it was")),
 }
 
 
@@ -345,9 +286,12 @@ def _never_computed(_: Path) -> str:
 
 
 ATTACKS: tuple[Attack, ...] = (
-    *(_attacked(f"round file: {what}", expected, change) for what, (expected, change) in _CHANGES.items()),
+    *(_attacked(what, f"damaged: {word}", change) for what, (word, change) in _DAMAGED.items()),
+    *(_attacked(what, _SIGNATURE, change) for what, change in _FORGED.items()),
+    *(_attacked(what, f"inconsistent: {word}", change) for what, (word, change) in _INCONSISTENT.items()),
+    *(_attacked(what, _FINE, change) for what, change in _HARMLESS.items()),
     _attacked(
-        "round file: an earlier one under a later one's name",
+        "an earlier one under a later one's name",
         "inconsistent: name of another round",
         lambda _: _earlier_lines(),
         name="round-96-4321000-{hotkey}.jsonl",

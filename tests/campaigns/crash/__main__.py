@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
         report = campaign.run()
     print(report)
     print(f"seconds {time.monotonic() - started:.0f}")
-    return command.report([fault[:_MAX_CHARS] for fault in report.disagreements], success="all agrees")
+    return command.report(
+        [fault[:_MAX_CHARS] for outcome in report.all for fault in outcome.disagreements], success="all agrees"
+    )
 
 
 if __name__ == "__main__":

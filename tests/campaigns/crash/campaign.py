@@ -1,8 +1,7 @@
 """A crash campaign: an undisturbed run, runs with kills, runs with faults."""
 
-import random
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,32 +50,9 @@ SHORT = Scale(
 )
 
 
-@dataclass
-class Row:
-    """One line of the table."""
-
-    kind: str
-    worker: str
-    points: set[str] = field(default_factory=set)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, outcome: Outcome, kills: int, restarts: int) -> None:
-        """Add a run; orphans and partial files count for the kill before them."""
-        self.counts.update(kills=kills, restarts=restarts, runs=1, same=int(not outcome.differences))
-        self.counts.update(doubled=len(outcome.doubled))
-        for name in ("orphans", "partial"):
-            self.counts[name] += sum(self._is_own(fault) for fault in getattr(outcome, name))
-
-    def _is_own(self, fault: str) -> bool:
-        point = fault.removeprefix("killed ").partition(": ")[0]
-        return self.kind.startswith("fault") or not fault.startswith("killed ") or kind_of(point) == self.kind
-
-    def cells(self) -> list[str]:
-        count = self.counts
-        numbers = [str(count[name]) for name in ("doubled", "orphans", "partial")]
-        same = f"{count['same']} of {count['runs']} runs"
-        points = str(len(self.points) or "-")
-        return [self.kind, self.worker, points, str(count["kills"]), str(count["restarts"]), same, *numbers]
+def _is_of_kind(fault: str, kind: str) -> bool:
+    """Return whether a fault was found after a kill of this kind, or at a run's end."""
+    return not fault.startswith("killed ") or kind_of(fault.removeprefix("killed ").partition(": ")[0]) == kind
 
 
 @dataclass
@@ -91,34 +67,39 @@ class Report:
         return [*self.runs, *self.faults.values()]
 
     @property
-    def disagreements(self) -> list[str]:
-        return [fault for outcome in self.all for fault in outcome.disagreements]
-
-    @property
     def missed(self) -> set[str]:
         """Points of the undisturbed run at which no process was killed."""
         return self.runs[0].points.difference(*(outcome.kills for outcome in self.runs))
 
-    def rows(self) -> list[Row]:
-        rows: dict[tuple[str, str], Row] = {}
+    def rows(self) -> list[list[str]]:
+        """Return a line for each kind of kill and worker, and for each fault."""
+        counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        points: dict[tuple[str, str], set[str]] = defaultdict(set)
         for outcome in self.runs:
-            worker = _worker(outcome)
-            by_kind: Counter[str] = Counter()
-            for point, count in outcome.kills.items():
-                by_kind[kind_of(point)] += count
-            for kind, count in by_kind.items():
-                rows.setdefault((kind, worker), Row(kind, worker)).add(outcome, count, restarts=count)
+            for point, kills in outcome.kills.items():
+                counts[kind_of(point), outcome.worker].update(kills=kills, restarts=kills)
             for point in outcome.points | (outcome.kills.keys() - {RANDOM}):
-                if row := rows.get((kind_of(point), worker)):
-                    row.points.add(point)
-        ordered = sorted(rows.values(), key=lambda row: (row.kind == RANDOM, row.kind.split()[1:], row.kind))
+                points[kind_of(point), outcome.worker].add(point)
+            for kind in {kind_of(point) for point in outcome.kills}:
+                row = counts[kind, outcome.worker]
+                row.update(runs=1, same=int(not outcome.differences), doubled=len(outcome.doubled))
+                for name in ("orphans", "partial"):
+                    row[name] += sum(_is_of_kind(fault, kind) for fault in getattr(outcome, name))
+        ordered = sorted(counts.items(), key=lambda item: (item[0][0] == RANDOM, item[0][0].split()[1:], item[0]))
         for name, outcome in self.faults.items():
-            ordered.append(Row(f"fault: {name}", _worker(outcome)))
-            ordered[-1].add(outcome, outcome.kills.total(), restarts=outcome.starts - 1)
-        return ordered
+            row = Counter(kills=outcome.kills.total(), restarts=outcome.starts - 1, runs=1)
+            row.update(same=int(not outcome.differences), doubled=len(outcome.doubled))
+            row.update(orphans=len(outcome.orphans), partial=len(outcome.partial))
+            ordered.append(((f"fault: {name}", outcome.worker), row))
+        rows = []
+        for key, row in ordered:
+            same = f"{row['same']} of {row['runs']} runs"
+            numbers = [str(row[name]) for name in ("doubled", "orphans", "partial")]
+            rows.append([*key, str(len(points[key]) or "-"), str(row["kills"]), str(row["restarts"]), same, *numbers])
+        return rows
 
     def __str__(self) -> str:
-        table = [_HEADINGS, *(row.cells() for row in self.rows())]
+        table = [list(_HEADINGS), *self.rows()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(row))
@@ -137,24 +118,11 @@ class Report:
             f"temporary files at the end of a run, at most {max(outcome.temporary for outcome in self.all)}",
         ]
         for name, outcome in self.faults.items():
-            ends = dict(outcome.ends)
             lines += [f"{name}: {note}" for note in outcome.notes]
             for status, count in Counter(status for status, _ in outcome.ends).items():
-                lines.append(f"{name}: exit status {status}, {count} times: {error_of(ends[status])}")
+                error = dict(outcome.ends)[status].partition("ERROR")[2].strip()
+                lines.append(f"{name}: exit status {status}, {count} times: {error}")
         return "\n".join(lines)
-
-
-def error_of(log_line: str) -> str:
-    """Return the text of a log line behind its level."""
-    return log_line.partition("ERROR")[2].strip()
-
-
-def _draw_seconds(between_s: tuple[float, float], rng: random.Random) -> float:
-    return rng.uniform(*between_s)
-
-
-def _worker(outcome: Outcome) -> str:
-    return "real" if outcome.is_real else "table"
 
 
 class Campaign:
@@ -190,25 +158,25 @@ class Campaign:
         return self.report
 
     def _list_jobs(self, base: Base, expected: EndState) -> list[Callable[[], list[Outcome]]]:
-        scale = self._scale
-
-        def walk(name: str, **due: object) -> Callable[[], list[Outcome]]:
-            return lambda: [self._run(name, base, expected, **due)]
-
-        def random_kills(name: str, seed: int, **options: object) -> Callable[[], list[Outcome]]:
-            return lambda: self._kill_randomly(name, base, expected, seed=seed, **options)  # type: ignore[arg-type]
-
-        if scale.walks is None:
-            jobs = [walk("one of each", shares=1, is_once=True)]
-        else:
-            jobs = [walk(f"walk {share + 1}", share=share, shares=scale.walks) for share in range(scale.walks)]
-        for number in range(scale.random_jobs):
-            seed = self._seed + number
-            jobs.append(random_kills(f"random {number + 1}", seed, kills=scale.random_kills, between_s=_RANDOM_S))
+        scale, walk, jobs = (
+            self._scale,
+            partial(self._walk, base, expected),
+            partial(self._kill_randomly, base, expected),
+        )
+        walks = [partial(walk, "one of each", shares=1, is_once=True)]
+        if scale.walks is not None:
+            walks = [partial(walk, f"walk {n + 1}", share=n, shares=scale.walks) for n in range(scale.walks)]
+        kills = [
+            partial(jobs, f"random {n + 1}", scale.random_kills, _RANDOM_S, seed=self._seed + n)
+            for n in range(scale.random_jobs)
+        ]
         if scale.real_kills:
-            options = {"kills": scale.real_kills, "between_s": _REAL_RANDOM_S, "mode": None}
-            jobs.append(random_kills("random, real worker", self._seed, **options))
-        return jobs
+            real = partial(jobs, "random, real worker", scale.real_kills, _REAL_RANDOM_S, seed=self._seed, mode=None)
+            kills.append(real)
+        return [*walks, *kills]
+
+    def _walk(self, base: Base, expected: EndState, name: str, **due: object) -> list[Outcome]:
+        return [self._run(name, base, expected, **due)]
 
     def _repeat_missed(self, base: Base, expected: EndState) -> None:
         """Run again for the points that no walk reached a second time.
@@ -223,12 +191,12 @@ class Campaign:
 
     def _kill_randomly(
         self,
-        name: str,
         base: Base,
         expected: EndState,
-        *,
+        name: str,
         kills: int,
         between_s: tuple[float, float],
+        *,
         seed: int,
         mode: str | None = "table",
     ) -> list[Outcome]:
@@ -236,9 +204,8 @@ class Campaign:
         outcomes: list[Outcome] = []
         while (left := kills - sum(outcome.kills.total() for outcome in outcomes)) > 0 and len(outcomes) < kills:
             number = len(outcomes)
-            options = {"mode": mode, "max_kills": left, "seed": seed * 1000 + number}
-            kill_after = partial(_draw_seconds, between_s)
-            outcomes.append(self._run(f"{name}, run {number + 1}", base, expected, kill_after=kill_after, **options))
+            options = {"mode": mode, "max_kills": left, "seed": seed * 1000 + number, "kill_between_s": between_s}
+            outcomes.append(self._run(f"{name}, run {number + 1}", base, expected, **options))
         return outcomes
 
     def _run(self, name: str, base: Base, expected: EndState, **options: object) -> Outcome:

@@ -79,7 +79,7 @@ class Outcome:
     accepted: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    is_real: bool = False
+    worker: str = "table"
 
     @property
     def disagreements(self) -> list[str]:
@@ -92,7 +92,7 @@ class Run:
 
     Args:
         mode: of `tests.campaigns.crash.scorer`; None for the real worker.
-        kill_after: draws the seconds after which each process is killed; None kills none from here.
+        kill_between_s: each process is killed after so many seconds at random; None kills none from here.
         may_end: exit statuses after which the validator is restarted, as by a supervisor.
         due: of `CrashPoints`: share, shares, is_once, targets.
     """
@@ -104,7 +104,7 @@ class Run:
         *,
         phases: int,
         mode: str | None = "table",
-        kill_after: Callable[[random.Random], float] | None = None,
+        kill_between_s: tuple[float, float] | None = None,
         max_kills: int = 10**6,
         seed: int = 0,
         executor_speed: float = _SPEED,
@@ -117,10 +117,10 @@ class Run:
         self.folder, self.phases = folder, base.phases[:phases]
         self.subnet = SyntheticSubnet.copy(base.subnet, folder / "subnet")
         self.hub = FaultyHub(self.subnet.hub_root)
-        self.outcome = Outcome(folder.name, is_real=mode is None or mode == "record")
+        self.outcome = Outcome(folder.name, worker="table" if mode == "table" else "real")
         self.snapshot = Snapshot()
         self._may_end, self._progress = may_end, progress
-        self._kill_after, self._max_kills, self._rng = kill_after, max_kills, random.Random(seed)
+        self._kill_between_s, self._max_kills, self._rng = kill_between_s, max_kills, random.Random(seed)
         self._kill_at = float("inf")
         self._moved_at = time.monotonic()
         self._phase, self._blocks_after = 0, 0
@@ -174,8 +174,8 @@ class Run:
         self.validator.start(**streams)
         self.outcome.starts += 1
         self._first_heartbeat, self._is_up = None, False
-        if self._kill_after is not None and self.outcome.kills.total() < self._max_kills:
-            self._kill_at = time.monotonic() + self._kill_after(self._rng)
+        if self._kill_between_s is not None and self.outcome.kills.total() < self._max_kills:
+            self._kill_at = time.monotonic() + self._rng.uniform(*self._kill_between_s)
 
     def kill(self, why: str = RANDOM) -> None:
         """Kill the validator from here and check its remains."""
