@@ -47,7 +47,7 @@ class WorkerConnection(ABC):
         self._reader.start()
 
     def send(self, command: messages.Command) -> None:
-        """Write a command. If the worker is gone, its `WorkerExited` event tells."""
+        """Write a command. The `WorkerExited` event reports a worker that is gone."""
         try:
             self._commands.write(messages.encode(command))
             self._commands.flush()

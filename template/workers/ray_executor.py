@@ -64,43 +64,19 @@ class RayExecutor(WorkerPool):
         devices = ["cuda" if config.gpus_per_worker else "cpu"] * config.workers
         super().__init__(evaluator, devices, timeouts=timeouts, log_level=log_level)
         self._config = config
-        self._driver: _Driver | None = None
+        self._driver: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
         super().close()
-        if self._driver is not None:
-            self._driver.close()
-            self._driver = None
+        self._stop_driver()
 
     def _start_worker(self, setup: messages.Setup) -> WorkerConnection:
-        if self._driver is not None and not self._driver.is_running:
-            self._driver.close()
-            self._driver = None
-        if self._driver is None:
-            self._driver = _Driver()
-        worker = _RayWorker(self._driver, self._on_event)
-        worker.send(self._config)
-        # The other machines have caches of their own.
-        worker.send(replace(setup, evaluator=replace(setup.evaluator, cache_dir=None)))
-        return worker
-
-
-class _Driver:
-    """The process that uses Ray. When it ends, all workers end."""
-
-    def __init__(self) -> None:
-        self._control, theirs = socket.socketpair()
-        with theirs:
-            self._process = start_module(
-                "template.workers.ray_driver", keep=_RAY_SECRETS, stdin=theirs, stdout=subprocess.DEVNULL
-            )
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def connect(self) -> socket.socket:
-        """Return a connection for a new worker. Raises: HostError."""
+        if self._driver is None or self._driver.poll() is not None:
+            self._stop_driver()
+            self._control, theirs = socket.socketpair()
+            with theirs:
+                module = "template.workers.ray_driver"
+                self._driver = start_module(module, keep=_RAY_SECRETS, stdin=theirs, stdout=subprocess.DEVNULL)
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -108,21 +84,23 @@ class _Driver:
             except OSError as error:
                 ours.close()
                 raise HostError(f"the Ray driver exited: {error}") from error
-        return ours
+        worker = _RayWorker(ours, self._driver, self._on_event)
+        worker.send(self._config)
+        # The other machines have caches of their own.
+        worker.send(replace(setup, evaluator=replace(setup.evaluator, cache_dir=None)))
+        return worker
 
-    def kill(self) -> None:
-        """Kill the process; Ray then ends what is left of its workers."""
-        self._process.kill()
-        self._process.wait()
-
-    def close(self) -> None:
-        """Let the process end its workers and itself, or kill it."""
-        self._control.close()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            logger.warning("Ray driver pid={} did not exit in {:.0f} s, killed", self._process.pid, _STOP_S)
-            self.kill()
+    def _stop_driver(self) -> None:
+        """Let the driver end its workers and itself, or kill it."""
+        if self._driver is not None:
+            self._control.close()
+            try:
+                self._driver.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                logger.warning("Ray driver pid={} did not exit in {:.0f} s, killed", self._driver.pid, _STOP_S)
+                self._driver.kill()
+                self._driver.wait()
+            self._driver = None
 
 
 class _RayWorker(WorkerConnection):
@@ -130,10 +108,15 @@ class _RayWorker(WorkerConnection):
 
     JOIN_S = _STOP_S
 
-    def __init__(self, driver: _Driver, on_event: Callable[[WorkerConnection, messages.Event], None]) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        driver: subprocess.Popen[bytes],
+        on_event: Callable[[WorkerConnection, messages.Event], None],
+    ) -> None:
         self._driver = driver
-        self._socket = driver.connect()
-        super().__init__(self._socket.makefile("wb"), self._socket.makefile("rb"), on_event)
+        self._socket = connection
+        super().__init__(connection.makefile("wb"), connection.makefile("rb"), on_event)
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
