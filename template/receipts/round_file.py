@@ -151,16 +151,8 @@ class RoundFile:
 def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
     """Return the file's lines, without line feeds.
 
-    sign: returns the signature of a message in hex.
-
-    Raises:
-        ConfigError: a receipt cannot be read.
-        ValueError: unknown lucky_num_from.
+    sign: returns the signature of a message in hex. Raises: ConfigError when a receipt cannot be read.
     """
-    if account.lucky_num_from not in LUCKY_NUM_SOURCES:
-        raise ValueError(
-            f"lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}, not {account.lucky_num_from!r}"
-        )
     order = {entry.key: index for index, entry in enumerate(account.round.entries)}
     keys = sorted(account.receipts, key=lambda key: (order.get(key, len(order)), key))
     receipts = {key: Receipt.from_json(account.receipts[key], f"the receipt of {key.hotkey}") for key in keys}

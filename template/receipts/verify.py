@@ -84,20 +84,19 @@ def _check_signature(
 
 def check_against_chain(header: RoundHeader, block_hash: Callable[[int], str]) -> list[str]:
     """Check start_block_hash and seeds. block_hash: called once for each number."""
-    faults: list[str] = []
-    is_from_chain = header.lucky_num_from == "chain"
-    seeded = [entry for entry in header.entries if is_from_chain and entry.seed_block is not None]
-    blocks = {header.start_block, *(entry.seed_block for entry in seeded if entry.seed_block is not None)}
-    hashes = {block: block_hash(block) for block in sorted(blocks)}
-    start_hash = hashes[header.start_block]
-    if start_hash.lower() != header.start_block_hash.lower():
-        faults.append(f"block {header.start_block} has the hash {start_hash}, not start_block_hash")
-    for entry in seeded:
-        if entry.seed_block is None or entry.lucky_num is None:
-            continue
-        seed = seed_from_hash(hashes[entry.seed_block])
-        if seed != entry.lucky_num:
-            faults.append(f"{entry.hotkey}: block {entry.seed_block} gives lucky_num {seed}, not {entry.lucky_num}")
+    entries = [
+        (entry, entry.seed_block)
+        for entry in header.entries
+        if header.lucky_num_from == "chain" and entry.seed_block is not None
+    ]
+    hashes = {number: block_hash(number) for number in sorted({header.start_block, *(block for _, block in entries)})}
+    faults = []
+    if hashes[header.start_block].lower() != header.start_block_hash.lower():
+        faults.append(f"block {header.start_block} has the hash {hashes[header.start_block]}, not start_block_hash")
+    for entry, block in entries:
+        seed = seed_from_hash(hashes[block])
+        if entry.lucky_num not in (None, seed):
+            faults.append(f"{entry.hotkey}: block {block} gives lucky_num {seed}, not {entry.lucky_num}")
     return faults
 
 

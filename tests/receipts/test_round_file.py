@@ -137,11 +137,6 @@ def test_junk_in_a_header_is_refused_or_leaves_a_usable_header(path: Path) -> No
             remarks(file, {})
 
 
-def test_writing_an_unknown_seed_source_raises(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lucky_num_from"):
-        write_round(tmp_path, dataclasses.replace(ACCOUNT, lucky_num_from="dice"), signer=None, sign=None)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

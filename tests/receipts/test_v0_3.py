@@ -1,4 +1,4 @@
-"""Receipts and round files of release 0.3: read, verified and written back to the same bytes."""
+"""Receipts and round files of release 0.3 verify and keep their bytes."""
 
 import json
 from pathlib import Path
