@@ -214,10 +214,10 @@ def _watch_extrinsics(points: CrashPoints) -> None:
     def describe(ledger: Any) -> str:
         return f"round of block {ledger.block() // ROUND_BLOCKS * ROUND_BLOCKS}"
 
-    def watched_apply(ledger: Any, *extrinsic: Any) -> Any:
+    def watched_apply(ledger: Any, signer: str, data: bytes) -> Any:
         detail = describe(ledger)
         points.reach("before extrinsic is sent", detail)
-        result = apply(ledger, *extrinsic)
+        result = apply(ledger, signer, data)
         points.reach("after extrinsic has landed", detail)
         return result
 

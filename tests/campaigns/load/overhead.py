@@ -8,37 +8,24 @@ is within its limits, 1 something is not, 2 or 3 the command line or another set
 """
 
 import argparse
-import json
 import os
-import random
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from template import cli
-from template.constants import DATA_FILE
-from template.errors import ConfigError, HostError
+from template.errors import ConfigError
 from tests.campaigns import command
-from tests.campaigns.measure import Figure, memory_kib, write_figures
+from tests.campaigns.measure import write_figures
 from tests.fixtures.faulty_hub import serve_hub
 
-if TYPE_CHECKING:
-    from template.records import Entry
-    from template.store.store import Store
-    from template.validator.config import ValidatorConfig
-    from tests.campaigns.synthetic_subnet import SyntheticSubnet
-
-_TIMEOUT_S = 300.0
+_NAMES = ["admission", "downloads", "tick", "startup", "memory"]
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = command.make_parser("load.overhead", __doc__)
-    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(BENCHES)} (default: all)")
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(_NAMES)} (default: all)")
     parser.add_argument("--json", dest="json_file", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--miners", type=int, default=256, help="datasets and uids (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=250, help="in each dataset (default: %(default)s)")
@@ -56,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen benches and print their figures. Raises: ConfigError, HostError."""
-    chosen = command.choose("--only", args.only, list(BENCHES))
+    chosen = command.choose("--only", args.only, _NAMES)
     command.check_positive(args, "miners", "rows", "pool", "max_downloads", "scores", "repeats")
     if args.rows > args.pool:
         raise ConfigError("--rows must be at most --pool")
@@ -68,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     ):
         # The Hub's client reads it when it is imported.
         os.environ["HF_ENDPOINT"] = endpoint
+        from tests.campaigns.load.benches import BENCHES
+
         for name in chosen:
             (folder := Path(home) / name).mkdir()
             for figure in BENCHES[name](args, folder):
@@ -77,238 +66,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(figure.is_met for figure in figures) else 1
 
 
-def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Time reading, checking and comparing all datasets, in processor time."""
-    from template.data.eval_set import read_eval_set_index
-    from template.rules.duplicates import Candidate, match_duplicates
-    from tests.campaigns.synthetic_subnet import make_file, make_rows
-
-    lines, draw = make_rows(args.pool), random.Random(1)
-    path = folder / DATA_FILE
-    path.write_bytes(make_file(lines))
-    started = time.process_time()
-    index = read_eval_set_index(path)
-    yield Figure(f"reading a pool of {args.pool:,} rows", time.process_time() - started, "s")
-    samples = [draw.sample(lines, args.rows) for _ in range(args.miners)]
-
-    def admit(files: list[bytes]) -> float:
-        started = time.process_time()
-        keys = [index.check(content, name=DATA_FILE, max_rows=args.rows) for content in files]
-        rows = {str(number): row_keys for number, row_keys in enumerate(keys)}
-        match_duplicates([Candidate(hotkey=name, commit="", block=int(name), row_keys=rows[name]) for name in rows])
-        return time.process_time() - started
-
-    what = f"admission of {args.miners} x {args.rows} rows"
-    copied = [make_file(sample) for sample in samples]
-    yield Figure(f"{what}, lines as the pool has them", _median(lambda: admit(copied), args.repeats), "s", 1.0)
-    other = [make_file(json.dumps(json.loads(line), sort_keys=True) for line in sample) for sample in samples]
-    yield Figure(f"{what}, every line written otherwise", _median(lambda: admit(other), args.repeats), "s")
-
-
-def bench_downloads(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Download all datasets from a slow hub, one by one and several at a time."""
-    from template.localnet.hub.store import upload_files
-    from template.records import SubmissionKey
-    from tests.campaigns.synthetic_subnet import make_file, make_rows
-    from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
-    from tests.fixtures.views import make_entry
-
-    root, files = folder.parent / "hub", {DATA_FILE: make_file(make_rows(args.rows))}
-    commits = [upload_files(root, f"miner-{number}/data", files) for number in range(args.miners)]
-    texts = [f"miner-{number}/data:1:{commit}" for number, commit in enumerate(commits)]
-    entries = [make_entry(SubmissionKey(str(number), text)) for number, text in enumerate(texts)]
-    # The first download of a process imports the Hub's client.
-    _download(entries[:1], folder / "first", limit=1)
-    set_faults(root, HubFault(kind=FaultKind.LATENCY, seconds=args.latency))
-    try:
-        alone = _download(entries, folder / "alone", limit=1)
-        parallel = _download(entries, folder / "parallel", limit=args.max_downloads)
-    finally:
-        set_faults(root)
-    what = f"{args.miners} downloads at {1000 * args.latency:g} ms an answer"
-    yield Figure(f"{what}, one by one", alone, "s")
-    yield Figure(f"{what}, {args.max_downloads} at once", parallel, "s")
-    least = 0.75 * min(args.max_downloads, args.miners)
-    yield Figure("times as fast side by side", alone / parallel, "x", least, is_least=True)
-
-
-def _download(entries: "Sequence[Entry]", folder: Path, *, limit: int) -> float:
-    from template.validator.downloads import Downloader
-
-    started = time.monotonic()
-    downloader, waiting, missing = Downloader(limit), list(entries), len(entries)
-    while missing:
-        for entry in waiting[: downloader.available_slots()]:
-            waiting.remove(entry)
-            downloader.start(entry, folder / entry.key.hotkey, 0)
-        downloader.wait(_TIMEOUT_S)
-        for download in downloader.collect():
-            download.result()
-            missing -= 1
-    return time.monotonic() - started
-
-
-def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Time a validator's ticks once everyone is evaluated, and a round's end."""
-    from template.rules.schedule import Policy
-    from template.store.store import Store
-    from template.validator.config import ValidatorConfig
-    from template.validator.downloads import Downloader
-    from template.validator.loop import Validator
-    from tests.campaigns.fake_executors import FakeExecutor
-    from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_rows
-
-    # The hub that is served is the one of all benches.
-    (folder / "hub").symlink_to(folder.parent / "hub")
-    pool = make_rows(max(args.rows, 1000))
-    subnet = SyntheticSubnet.create(folder, pool=pool, competition=COMPETITION.to_dict(), max_uids=args.miners + 2)
-    config = ValidatorConfig(
-        competition=subnet.competition,
-        policy=Policy(blocks_per_epoch=10_000, miner_duplicate_sample_size=args.miners),
-        data_dir=folder / "data",
-        eval_data_dir=folder / "eval_data",
-        receipt_dir=folder / "receipts",
-        round_dir=folder / "rounds",
-        poll_s=0.0,
-    )
-    with subnet, subnet.connect() as chain, Store(folder / "validator.sqlite3") as store:
-        _record_evaluations(args.miners, subnet, config, store)
-        executor = FakeExecutor(lambda _: COMPETITION.bench)
-        validator = Validator(config, chain, store, executor, Downloader(args.max_downloads))
-
-        def tick(blocks: int = 0) -> float:
-            if blocks:
-                subnet.chain.advance(blocks)
-            started = time.perf_counter()
-            validator.tick()
-            return time.perf_counter() - started
-
-        for _ in range(8):
-            tick(1)
-        last = store.last_round()
-        if last is None or not store.leaderboard(last.id) or not store.intents(last.id):
-            raise HostError("the validator did not come to rest")
-        count = 10 * args.repeats
-        yield Figure(f"a tick with nothing to do, {args.miners} uids", 1e3 * _median(tick, count), "ms", 10.0)
-        yield Figure("a tick on a new block, nothing new on it", 1e3 * _median(lambda: tick(1), count), "ms", 100.0)
-        subnet.chain.advance(last.end_block - subnet.chain.block())
-        yield Figure(f"closing a round, {args.miners} receipts in its table", tick(), "s", 1.0)
-        if validator.rounds_done != 1:
-            raise HostError("the round did not close")
-
-
-def _record_evaluations(miners: int, subnet: "SyntheticSubnet", config: "ValidatorConfig", store: "Store") -> None:
-    """Commit for each miner and record its dataset, of its own rows, and its receipt."""
-    from template.data.eval_set import read_eval_set_index
-    from template.hub.datasets import fetch_eval_set
-    from template.localnet.network import NETUID
-    from template.receipts.receipt import EvaluatedSubmission, Receipt
-    from template.records import SubmissionKey, Verdict
-    from tests.campaigns.fake_executors import HYPERPARAMETERS, MODEL, make_result
-
-    pool = sorted(read_eval_set_index(fetch_eval_set(subnet.competition, config.eval_data_dir, None, None)).canonical)
-    eval_config = store.get_or_create_config(subnet.competition, HYPERPARAMETERS.digest, MODEL, 0.0)
-    draw, names = random.Random(0), [f"miner-{number}" for number in range(miners)]
-    texts = {name: subnet.text(f"{name}/data", f"{number:040x}") for number, name in enumerate(names)}
-    subnet.register(*names)
-    subnet.commit_together(texts)
-    for name, text in texts.items():
-        key = SubmissionKey(subnet.hotkey(name), text)
-        result = make_result(key, loss=subnet.competition.minb + draw.random() * 0.1)
-        repo, _, commit = text.split(":")
-        submission = EvaluatedSubmission(netuid=NETUID, hotkey=key.hotkey, repo=repo, commit=commit)
-        receipt = Receipt(competition=subnet.competition, submission=submission, result=result)
-        rows = draw.sample(pool, min(subnet.competition.rows, len(pool)))
-        store.record_dataset(eval_config, key, sha256=result.train_sha256, row_keys=rows, now=0.0)
-        verdict = Verdict(loss=result.loss, seconds=1.0, receipt=receipt.to_json())
-        store.record_verdict(eval_config, key, verdict, 0.0)
-
-
-def bench_startup(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Time neurons/validator.py from its start to the end of its first tick."""
-    from template.localnet.models.tiny import make_tiny_model
-    from tests.campaigns.process_under_test import ValidatorProcess
-    from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_rows
-
-    (folder / "hub").symlink_to(folder.parent / "hub")
-    model = make_tiny_model(folder / "model")
-    with SyntheticSubnet.create(folder, pool=make_rows(args.pool), competition=COMPETITION.to_dict()) as subnet:
-        seconds = []
-        for number in range(min(args.repeats, 3)):
-            (home := folder / f"start-{number}").mkdir()
-            validator = ValidatorProcess(
-                subnet,
-                home,
-                hub_endpoint=os.environ["HF_ENDPOINT"],
-                hooks="tests.campaigns.load.overhead",
-                options={},
-                flags={"--model_path": model, "--device": "cpu", "--logging.debug": None},
-            )
-            seconds.append(_time_first_tick(validator.start(stderr=subprocess.PIPE)))
-    yield Figure("from the start to the first tick's end", statistics.median(seconds), "s", 5.0)
-
-
 def install() -> None:
     """Change nothing in a validator's process."""
 
-
-def _time_first_tick(process: "subprocess.Popen[bytes]") -> float:
-    started = time.monotonic()
-    with process:
-        try:
-            assert process.stderr is not None
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if b"action=" in line:
-                    return time.monotonic() - started
-            raise HostError(f"the validator ended without a tick: {lines[-3:]}")
-        finally:
-            process.kill()
-
-
-def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Measure this process's memory after many evaluations."""
-    from template.config import TrainingArgs
-    from template.localnet.models.tiny import make_tiny_model
-    from template.workers.executor import Evaluator
-    from tests.campaigns.fake_executors import HYPERPARAMETERS, MODEL_ID
-    from tests.campaigns.synthetic_subnet import COMPETITION, make_file, make_rows
-
-    model = make_tiny_model(folder / "model")
-    for seed, name in enumerate(["eval_data", *(f"data-{number}" for number in range(4))]):
-        (folder / name).mkdir()
-        # Short ones: memory that stays behind is an evaluation's, not a row's.
-        (folder / name / DATA_FILE).write_bytes(make_file(make_rows(8, seed=seed, words=17)))
-    evaluator = Evaluator(
-        competition=COMPETITION,
-        training_args=TrainingArgs(model_id=MODEL_ID, revision=None, hyperparameters=HYPERPARAMETERS),
-        eval_data_dir=folder / "eval_data",
-        model_path=model,
-        device="cpu",
-    )
-    early = max(1, args.scores // 10)
-    memory: dict[int, float] = {}
-    for done in range(1, args.scores + 1):
-        evaluator.evaluate(folder / f"data-{done % 4}", done)
-        if done in (early, args.scores):
-            memory[done] = memory_kib("VmRSS") / 1024
-    yield Figure(f"memory after {early} evaluations of the tiny model", memory[early], "MiB")
-    yield Figure(f"memory after {args.scores} evaluations", memory[args.scores], "MiB")
-    yield Figure("memory gained in between", memory[args.scores] - memory[early], "MiB", 16.0)
-
-
-def _median(measure: Callable[[], float], count: int) -> float:
-    return statistics.median(measure() for _ in range(count))
-
-
-BENCHES: dict[str, Callable[[argparse.Namespace, Path], Iterator[Figure]]] = {
-    "admission": bench_admission,
-    "downloads": bench_downloads,
-    "tick": bench_tick,
-    "startup": bench_startup,
-    "memory": bench_memory,
-}
 
 if __name__ == "__main__":
     sys.exit(main())
