@@ -54,7 +54,7 @@ plant(Path(_HOME.name))
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the tiny random Qwen2; read-only."""
-    from template.localnet.models.tiny import make_tiny_model
+    from scripts.bench.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 

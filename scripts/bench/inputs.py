@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+from scripts.bench.tiny_model import make_tiny_model
 from template.config import TrainingArgs, load_training_args
 from template.constants import DATA_FILE
 from template.data.chat_templates import ChatTemplate, template_for
@@ -23,7 +24,6 @@ from template.data.rows import EVAL_SET_LIMITS, parse_rows
 from template.errors import ConfigError
 from template.localnet.models.download import default_model_dir
 from template.localnet.models.sources import MODEL_ID
-from template.localnet.models.tiny import make_tiny_model
 from template.training import environment
 from template.training.model import load_tokenizer
 

@@ -187,11 +187,6 @@ class Chain:
         """Return a hotkey's current commitment, if any. Raises: RemoteError."""
         return self._call("read the commitment", lambda link: read_commitment(link.client, self.netuid, hotkey))
 
-    def is_registered(self) -> bool:
-        """Return True when the hotkey has a uid on the subnet. Raises: RemoteError; ConfigError."""
-        keys = [self.netuid, self.hotkey]
-        return self._read("read the registration", lambda at: at.query(st.SubtensorModule.Uids, keys)) is not None
-
     def publish(self, text: str) -> PublishOutcome:
         """Set the hotkey's commitment to `text`; it replaces the previous one and moves its block.
 

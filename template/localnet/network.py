@@ -1,10 +1,9 @@
 """A local network in one folder: chain, hub, sample competition, throwaway wallets and registered neurons."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,18 +17,6 @@ from template.localnet.hub.store import LOCAL_TOKEN_PREFIX, upload_files
 NETUID = 96
 VALIDATOR = "validator"
 _OWNER = "owner"
-
-TRAINING_ARGS: Mapping[str, Any] = {
-    "Qwen/Qwen2.5-0.5B-Instruct": {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
-        "lora_rank": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.1,
-    }
-}
-"""The training_args.yaml for repeated evaluations of the tiny model."""
 
 # Long enough that the quickstart's work ends its round, not its blocks.
 _TEMPO = 100_000

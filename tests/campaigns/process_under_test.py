@@ -21,8 +21,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from template.localnet.network import NETUID, TRAINING_ARGS
+from template.localnet.network import NETUID
 from tests.campaigns.synthetic_subnet import VALIDATOR, SyntheticSubnet
+
+TRAINING_ARGS = {
+    "Qwen/Qwen2.5-0.5B-Instruct": {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.1,
+    }
+}
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "neurons" / "validator.py"
@@ -183,7 +194,7 @@ def _living(session: int) -> list[str]:
 
 def write_training_args(path: Path) -> Path:
     """Write the training arguments for the tiny model."""
-    path.write_text(json.dumps(dict(TRAINING_ARGS)), encoding="utf-8")
+    path.write_text(json.dumps(TRAINING_ARGS), encoding="utf-8")
     return path
 
 

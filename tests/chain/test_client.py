@@ -154,7 +154,6 @@ def test_view_is_consistent_while_another_process_writes(local: LocalChain) -> N
 
 def test_uid_zero_is_a_uid(local: LocalChain, validator: Chain) -> None:
     assert validator.view().by_hotkey[VALIDATOR.ss58_address].uid == 0
-    assert validator.is_registered()
     assert validator.set_weights({0: 1.0}).is_accepted
     assert local.weights(VALIDATOR.ss58_address) == {0: 65535}
 
@@ -174,7 +173,6 @@ def test_recycled_uid_is_another_neuron(local: LocalChain, miner: Chain) -> None
     after = view.by_hotkey[OWNER.ss58_address]
     assert (after.uid, after.registration_block) == (before.uid, view.block)
     assert MINER.ss58_address not in view.by_hotkey
-    assert not miner.is_registered()
     assert [entry.hotkey for entry in view.commitments] == [MINER.ss58_address]
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from scripts.bench.tiny_model import make_tiny_tokenizer
 from template.data.chat_templates import model2template, template_for
 from template.data.encoding import encode_row
 from template.data.eval_set import read_eval_set_index
 from template.data.near_duplicates import NearDuplicates, normalized_digest
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
-from template.localnet.models.tiny import make_tiny_tokenizer
 from template.rules.duplicates import Candidate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 

@@ -14,10 +14,10 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from scripts.bench.tiny_model import make_tiny_model
 from template.config import TrainingArgs
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.localnet.hub.store import upload_files
-from template.localnet.models.tiny import make_tiny_model
 from template.training.model import ScoringModel, digest_folder, load_model
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.training import (

@@ -174,10 +174,7 @@ def _commit(store: HubStore, request: Request, user: str | None, names: Mapping[
             raise HubError(400, f"Commit lines of kind {str(key)[:40]!r} are not served here")
     parent = header.get("parentCommit")
     sha = store.commit(
-        repo,
-        changes,
-        parent=None if parent is None else str(parent),
-        message=str(header.get("summary", "")),
+        repo, changes, parent=None if parent is None else str(parent), message=str(header.get("summary", ""))
     )
     url = f"{request.endpoint}/{'datasets/' if repo.kind == 'datasets' else ''}{repo.id}/commit/{sha}"
     return _json({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})

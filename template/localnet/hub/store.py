@@ -216,12 +216,7 @@ class HubStore:
 
 
 def upload_files(
-    root: Path,
-    repo_id: str,
-    files: Mapping[str, bytes | Path],
-    repo_type: str = "dataset",
-    *,
-    private: bool = False,
+    root: Path, repo_id: str, files: Mapping[str, bytes | Path], repo_type: str = "dataset", *, private: bool = False
 ) -> str:
     """Commit `files` to a repo without a server, creating the repo if needed; return main's commit.
 

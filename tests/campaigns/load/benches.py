@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from scripts.bench.tiny_model import make_tiny_model
 from template.config import TrainingArgs
 from template.constants import DATA_FILE
 from template.data.eval_set import read_eval_set_index
 from template.errors import HostError
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
-from template.localnet.models.tiny import make_tiny_model
 from template.localnet.network import NETUID
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.records import Entry, SubmissionKey, Verdict

@@ -11,9 +11,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.tiny_model import make_tiny_model
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.pallets import HYPERPARAMETERS
-from template.localnet.models.tiny import make_tiny_model
 from template.store.store import Store
 from tests.campaigns.clock import BlockClock
 from tests.campaigns.command import Progress

@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     command.check_positive(args, "scores", "others", "rows", "hog_gib")
     if unknown := {*args.dtypes.split(",")} - {"float32", "bfloat16"}:
         raise ConfigError(f"--dtypes must be some of float32,bfloat16, not {min(unknown)!r}")
+    from scripts.bench.tiny_model import make_tiny_model
     from template.localnet.models.sources import MODEL_ID
-    from template.localnet.models.tiny import make_tiny_model
     from tests.campaigns.stress.run import HEADER, Stress, write_datasets
     from tests.campaigns.stress.situations import list_situations
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from template.localnet.models.tiny import make_tiny_model
+from scripts.bench.tiny_model import make_tiny_model
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -19,7 +19,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def test_tiny_model_is_the_same_in_another_process(tmp_path: Path) -> None:
-    code = "import sys; from template.localnet.models import tiny; tiny.make_tiny_model(tiny.Path(sys.argv[1]))"
+    code = "import sys; from scripts.bench import tiny_model as tiny; tiny.make_tiny_model(tiny.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], cwd=ROOT, env=environment, check=True)
     assert _digests(make_tiny_model(tmp_path / "a")) == _digests(tmp_path / "b")
