@@ -22,8 +22,9 @@ from template.rules.duplicates import (
     find_duplicates,
     find_possible_duplicates,
     match_duplicates,
+    related_versions,
 )
-from tests.fixtures.views import enter, make_commitment, make_key, make_submission, record, view_of
+from tests.fixtures.views import enter, make_commitment, make_entry, make_key, make_submission, record, view_of
 
 A, B, C = (make_key(name) for name in "abc")
 NEWER = make_key("a", commit="b" * 40)
@@ -256,6 +257,16 @@ def test_unrelated_earlier_version_is_no_original() -> None:
     others = tuple(bytes([255, number]) * 16 for number in range(150))
     assert find_duplicates(enter(view), recorded, {old: ROWS, A: others, B: ROWS}) == {}
     assert set(find_duplicates(enter(view), recorded, {old: ROWS, A: ROWS + others, B: ROWS})) == {B}
+
+
+def test_related_versions_count_since_registration_up_to_8() -> None:
+    versions = [make_key("a", commit=f"{number:040x}") for number in range(24)]
+    recorded = {key: make_submission(key, 4 + number) for number, key in enumerate([*versions, A])}
+    datasets = {**dict.fromkeys(versions, ROWS), versions[3]: HUNDRED}
+    entries = [make_entry(A, 50, registration_block=5)]
+    assert related_versions(entries, recorded, datasets) == {A: [*versions[2:10], *versions[-8:]]}, "not downloaded"
+    datasets[A] = ROWS
+    assert related_versions(entries, recorded, datasets) == {A: [versions[2], *versions[4:11]]}
 
 
 def test_rank_of_an_earlier_registration_does_not_count() -> None:

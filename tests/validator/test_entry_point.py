@@ -45,7 +45,7 @@ def test_model_without_a_pinned_revision_is_refused(net: Net, tmp_path: Path, re
     at = flags.index("--model_path")
     ended = call_main(load_main(VALIDATOR), *flags[:at], *flags[at + 2 :])
     assert ended.status == 3, ended.logs
-    assert "a validator needs the revision of Qwen/Qwen2.5-0.5B-Instruct as a full commit" in ended.logs[-1]
+    assert "the revision of Qwen/Qwen2.5-0.5B-Instruct must be a full commit" in ended.logs[-1]
 
 
 def test_default_model_is_pinned() -> None:
@@ -68,7 +68,10 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
     "no downloads": ({"max_downloads": 0}, "--max_downloads"),
     "no epochs": ({"max_epochs": 0}, "--max_epochs"),
     "seed too large": ({"lucky_num": 2**32}, "--lucky_num"),
-    "two seeds": ({"lucky_num": 5, "lucky_num_from": "chain"}, "--lucky_num does not go with --lucky_num_from chain"),
+    "two seeds": (
+        {"lucky_num": 5, "lucky_num_from": "chain"},
+        "--lucky_num and --lucky_num_from chain exclude each other",
+    ),
     "nothing kept": ({"keep_days": 0}, "--keep_days"),
     "an empty device": ({"device": "cpu,"}, "--device"),
     "no pause": ({"poll_seconds": "nan"}, "--poll_seconds"),
