@@ -103,12 +103,7 @@ def _count_sockets() -> int:
 
 ATTACKS: tuple[Attack, ...] = (
     custom("none: a good file from a good Hub", fetch, expected=TAKEN, max_seconds=20.0, max_memory=64),
-    *hub_transport.ATTACKS,
-    *hub_content.ATTACKS,
-    custom("100,000 files beside it", _fetch_large, expected=TAKEN, max_seconds=30.0, max_memory=192),
-    custom("100,000 files beside it, found by sha256", partial(_fetch_large, by_digest=True), expected=TAKEN),
-    custom("100,000 .jsonl files where only one is expected", partial(_fetch_large, filename=None)),
-    custom("the Hub changes its mind after the download", _change_of_mind, expected=TAKEN),
+    # Before the attacks whose connections stay open, and busy, until the hub ends.
     custom(
         f"{_DOWNLOADS:,} downloads that drip, {_AT_ONCE} at once",
         _abandoned,
@@ -116,4 +111,10 @@ ATTACKS: tuple[Attack, ...] = (
         max_seconds=60.0,
         max_memory=48,
     ),
+    *hub_transport.ATTACKS,
+    *hub_content.ATTACKS,
+    custom("100,000 files beside it", _fetch_large, expected=TAKEN, max_seconds=30.0, max_memory=192),
+    custom("100,000 files beside it, found by sha256", partial(_fetch_large, by_digest=True), expected=TAKEN),
+    custom("100,000 .jsonl files where only one is expected", partial(_fetch_large, filename=None)),
+    custom("the Hub changes its mind after the download", _change_of_mind, expected=TAKEN),
 )
