@@ -261,7 +261,8 @@ def test_unrelated_earlier_version_is_no_original() -> None:
 
 def test_related_versions_count_since_registration_up_to_8() -> None:
     versions = [make_key("a", commit=f"{number:040x}") for number in range(24)]
-    recorded = {key: make_submission(key, 4 + number) for number, key in enumerate([*versions, A])}
+    recorded = {key: make_submission(key, 4 + number) for number, key in enumerate(versions)}
+    recorded[A] = make_submission(A, 6)
     datasets = {**dict.fromkeys(versions, ROWS), versions[3]: HUNDRED}
     entries = [make_entry(A, 50, registration_block=5)]
     assert related_versions(entries, recorded, datasets) == {A: [*versions[2:10], *versions[-8:]]}, "not downloaded"
