@@ -227,27 +227,21 @@ def test_wandb_service_hung_reports_and_close_return(folder: Path, logged: list[
     assert not tracker._thread.is_alive()
 
 
-def test_wandb_run_validator_killed_is_finished(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "status"), [("os.kill(os.getpid(), signal.SIGKILL)", -9), ("os.kill(service(folder), signal.SIGSTOP)", 0)]
+)
+def test_wandb_run_without_close_is_finished(folder: Path, end: str, status: int) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
+        "import sys; from tests.telemetry.test_wandb_tracker import *\n"
         "folder = Path(sys.argv[1]); tracker = make_tracker(folder); tracker.report_metrics(point(1))\n"
-        "wait_until(lambda: runs(folder)); os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"wait_until(lambda: runs(folder)); {end}\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == status
+    if status == 0:
+        os.kill(service(folder), signal.SIGCONT)
     wait_until(lambda: is_finished(runs(folder)[0]))
-
-
-def test_wandb_service_hung_without_close_process_exits(folder: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from tests.telemetry.test_wandb_tracker import *\n"
-        "folder = Path(sys.argv[1]); tracker = make_tracker(folder); tracker.report_metrics(point(1))\n"
-        "wait_until(lambda: runs(folder)); os.kill(service(folder), signal.SIGSTOP)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, timeout=120).returncode == 0
-    os.kill(service(folder), signal.SIGCONT)
 
 
 def test_wandb_server_silent_close_returns(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
