@@ -142,11 +142,8 @@ class ValidatorProcess:
 
     def worker_pid(self) -> int | None:
         """Return the newest child process, None without one."""
-        for path in Path(f"/proc/{self.pid}/task").glob("*/children"):
-            with suppress(OSError):
-                if pids := path.read_text().split():
-                    return int(pids[-1])
-        return None
+        pids = child_pids(self.pid)
+        return pids[-1] if pids else None
 
     def lines(self, name: str = "log") -> list[str]:
         """Return the lines of the log, or of another file of the folder."""
@@ -190,6 +187,15 @@ def _living(session: int) -> list[str]:
             with suppress(ChildProcessError):
                 os.waitpid(int(stat.parent.name), os.WNOHANG)
     return living
+
+
+def child_pids(pid: int) -> list[int]:
+    """Return the children of a process, oldest first for each of its threads."""
+    pids: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            pids += map(int, path.read_text().split())
+    return pids
 
 
 def write_training_args(path: Path) -> Path:

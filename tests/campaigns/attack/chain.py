@@ -59,83 +59,78 @@ def _raw(content: bytes) -> dict[str, bytes]:
     return {f"Raw{len(content)}": content}
 
 
-def _texts() -> list[Attack]:
-    """Return attacks with one Raw field each."""
-    texts: dict[str, tuple[bytes, str]] = {
-        "an empty text": (b"", _ABSENT),
-        "128 letters": (b"x" * 128, _BAD),
-        "128 colons": (b":" * 128, _BAD),
-        "128 line feeds": (b"\n" * 128, _BAD),
-        "a NUL in the repo": (b"mallory/da\0ta:arena:" + _COMMIT, _BAD),
-        "a NUL behind a good text": (_GOOD.encode() + b"\0", _BAD),
-        "a line feed and a forged log line": (_GOOD.encode() + b"\nINFO weights set by mallory", _BAD),
-        "a carriage return in front": (b"\r" + _GOOD.encode(), _BAD),
-        "terminal escapes": (b"\x1b[2J\x1b]0;owned\x07\x1b[31m/x:arena:" + _COMMIT, _BAD),
-        "an 8-bit terminal escape": ("\x9b2J".encode() + _GOOD.encode(), _BAD),
-        "a bidi override": ("mallory/\u202eatad:arena:".encode() + _COMMIT, _BAD),
-        "a zero-width joiner": ("mal\u200dlory/data:arena:".encode() + _COMMIT, _BAD),
-        "a byte order mark in front": (b"\xef\xbb\xbf" + _GOOD.encode(), _BAD),
-        "letters that look alike": ("m\u0430llory/data:arena:".encode() + _COMMIT, _BAD),
-        "digits of another script": (_GOOD[:-1].encode() + "\u0663".encode(), _BAD),
-        "full-width hex": (b"m/d:arena:" + "\uff10".encode() * 39, _BAD),
-        "upper-case hex": (b"mallory/data:arena:" + _SHA[:40].upper().encode(), _BAD),
-        "a commit of 39 digits": (_GOOD[:-1].encode(), _BAD),
-        "a commit of 41 digits": (_GOOD.encode() + b"0", _BAD),
-        "a branch": (b"mallory/data:arena:main", _BAD),
-        "a ref": (b"mallory/data:arena:refs/pr/1", _BAD),
-        "white space around": (b" " + _GOOD.encode() + b" ", _BAD),
-        "white space between": (_GOOD.replace(":", " : ").encode(), _BAD),
-        "a path upwards": (b"../x:arena:" + _COMMIT, _BAD),
-        "a path upwards in the middle": (b"a/../../b:arena:" + _COMMIT, _BAD),
-        "an absolute path": (b"/etc/passwd:arena:" + _COMMIT, _BAD),
-        "two dots as the repo": (b"mallory/..:arena:" + _COMMIT, _BAD),
-        "a dash in front": (b"-rf/data:arena:" + _COMMIT, _BAD),
-        "two dashes, which part folder names": (b"mal--lory/data:arena:" + _COMMIT, _BAD),
-        "percent escapes": (b"mallory%2f..%2f/x:arena:" + _COMMIT, _BAD),
-        "a backslash": (b"mallory\\data:arena:" + _COMMIT, _BAD),
-        "a url": (b"https://evil.example/x:arena:" + _COMMIT, _BAD),
-        "no owner": (b"data:arena:" + _COMMIT, _BAD),
-        "empty parts": (b"::", _BAD),
-        "an empty competition": (b"mallory/data::" + _COMMIT, _BAD),
-        "an empty commit": (b"mallory/data:arena:", _BAD),
-        "a fourth part": (_GOOD.encode() + b":", _BAD),
-        "JSON": (b'{"hotkey": "ann", "score": 1}', _BAD),
-        "a text that begins with 0x": (b"0x6d616c6c6f7279", _BAD),
-        "a format string": (b"{}{0}%s%n{__class__}:arena:x", _BAD),
-        "SQL": (b"x'); DROP TABLE verdicts;--", _BAD),
-        "two dots as the competition": (b"mallory/data:..:" + _COMMIT, _WRONG),
-        "another competition": (_GOOD.replace("arena", "Environment").encode(), _WRONG),
-        "bytes that are no UTF-8": (b"\xff\xfe" + _GOOD.encode(), _ABSENT),
-        "an overlong slash": (b"mallory\xc0\xafdata:arena:" + _COMMIT, _ABSENT),
-        "a surrogate": (b"mallory/\xed\xa0\x80:arena:" + _COMMIT, _ABSENT),
-        "half a letter": (_GOOD.encode() + b"\xc3", _ABSENT),
-    }
-    return [_committed(f"a commitment of {what}", expected, _raw(text)) for what, (text, expected) in texts.items()]
+# One Raw field with these bytes.
+_TEXTS: dict[str, tuple[bytes, str]] = {
+    "an empty text": (b"", _ABSENT),
+    "128 letters": (b"x" * 128, _BAD),
+    "128 colons": (b":" * 128, _BAD),
+    "128 line feeds": (b"\n" * 128, _BAD),
+    "a NUL in the repo": (b"mallory/da\0ta:arena:" + _COMMIT, _BAD),
+    "a NUL behind a good text": (_GOOD.encode() + b"\0", _BAD),
+    "a line feed and a forged log line": (_GOOD.encode() + b"\nINFO weights set by mallory", _BAD),
+    "a carriage return in front": (b"\r" + _GOOD.encode(), _BAD),
+    "terminal escapes": (b"\x1b[2J\x1b]0;owned\x07\x1b[31m/x:arena:" + _COMMIT, _BAD),
+    "an 8-bit terminal escape": ("\x9b2J".encode() + _GOOD.encode(), _BAD),
+    "a bidi override": ("mallory/\u202eatad:arena:".encode() + _COMMIT, _BAD),
+    "a zero-width joiner": ("mal\u200dlory/data:arena:".encode() + _COMMIT, _BAD),
+    "a byte order mark in front": (b"\xef\xbb\xbf" + _GOOD.encode(), _BAD),
+    "letters that look alike": ("m\u0430llory/data:arena:".encode() + _COMMIT, _BAD),
+    "digits of another script": (_GOOD[:-1].encode() + "\u0663".encode(), _BAD),
+    "full-width hex": (b"m/d:arena:" + "\uff10".encode() * 39, _BAD),
+    "upper-case hex": (b"mallory/data:arena:" + _SHA[:40].upper().encode(), _BAD),
+    "a commit of 39 digits": (_GOOD[:-1].encode(), _BAD),
+    "a commit of 41 digits": (_GOOD.encode() + b"0", _BAD),
+    "a branch": (b"mallory/data:arena:main", _BAD),
+    "a ref": (b"mallory/data:arena:refs/pr/1", _BAD),
+    "white space around": (b" " + _GOOD.encode() + b" ", _BAD),
+    "white space between": (_GOOD.replace(":", " : ").encode(), _BAD),
+    "a path upwards": (b"../x:arena:" + _COMMIT, _BAD),
+    "a path upwards in the middle": (b"a/../../b:arena:" + _COMMIT, _BAD),
+    "an absolute path": (b"/etc/passwd:arena:" + _COMMIT, _BAD),
+    "two dots as the repo": (b"mallory/..:arena:" + _COMMIT, _BAD),
+    "a dash in front": (b"-rf/data:arena:" + _COMMIT, _BAD),
+    "two dashes, which part folder names": (b"mal--lory/data:arena:" + _COMMIT, _BAD),
+    "percent escapes": (b"mallory%2f..%2f/x:arena:" + _COMMIT, _BAD),
+    "a backslash": (b"mallory\\data:arena:" + _COMMIT, _BAD),
+    "a url": (b"https://evil.example/x:arena:" + _COMMIT, _BAD),
+    "no owner": (b"data:arena:" + _COMMIT, _BAD),
+    "empty parts": (b"::", _BAD),
+    "an empty competition": (b"mallory/data::" + _COMMIT, _BAD),
+    "an empty commit": (b"mallory/data:arena:", _BAD),
+    "a fourth part": (_GOOD.encode() + b":", _BAD),
+    "JSON": (b'{"hotkey": "ann", "score": 1}', _BAD),
+    "a text that begins with 0x": (b"0x6d616c6c6f7279", _BAD),
+    "a format string": (b"{}{0}%s%n{__class__}:arena:x", _BAD),
+    "SQL": (b"x'); DROP TABLE verdicts;--", _BAD),
+    "two dots as the competition": (b"mallory/data:..:" + _COMMIT, _WRONG),
+    "another competition": (_GOOD.replace("arena", "Environment").encode(), _WRONG),
+    "bytes that are no UTF-8": (b"\xff\xfe" + _GOOD.encode(), _ABSENT),
+    "an overlong slash": (b"mallory\xc0\xafdata:arena:" + _COMMIT, _ABSENT),
+    "a surrogate": (b"mallory/\xed\xa0\x80:arena:" + _COMMIT, _ABSENT),
+    "half a letter": (_GOOD.encode() + b"\xc3", _ABSENT),
+}
 
-
-def _shapes() -> list[Attack]:
-    """Return attacks with other variants and numbers of the chain's fields."""
-    good = _raw(_GOOD.encode())
-    sealed = {"encrypted": b"no ciphertext", "reveal_round": FAR_REVEAL_ROUND}
-    shapes: dict[str, tuple[object, ...]] = {
-        "no field": (),
-        "three good fields": (good, good, good),
-        "a good field beside None": (good, "None"),
-        "a good field beside ResetBondsFlag": ("ResetBondsFlag", good),
-        "the field None": ("None",),
-        "the field ResetBondsFlag": ("ResetBondsFlag",),
-        "a good text as BigRaw": ({"BigRaw": _GOOD.encode()},),
-        "512 bytes of BigRaw": ({"BigRaw": b"\x1b[2J" * 128},),
-        **{f"a hash as {name}": ({name: bytes(32)},) for name in ("BlakeTwo256", "Sha256", "Keccak256", "ShaThree256")},
-        "a seal of garbage": ({"TimelockEncrypted": sealed},),
-        "an empty seal": ({"TimelockEncrypted": {**sealed, "encrypted": b""}},),
-        "a seal of 1,024 bytes": ({"TimelockEncrypted": {**sealed, "encrypted": b"\xff" * 1024}},),
-        "a seal for round 0": ({"TimelockEncrypted": {**sealed, "reveal_round": 0}},),
-        "a seal for the last round of all": ({"TimelockEncrypted": {**sealed, "reveal_round": 2**64 - 1}},),
-        "a seal beside a good field": ({"TimelockEncrypted": sealed}, good),
-        "three seals": ({"TimelockEncrypted": sealed},) * 3,
-    }
-    return [_committed(what, _ABSENT, *fields) for what, fields in shapes.items()]
+# Other variants of the chain's `Data`, and other numbers of fields.
+_FIELD = _raw(_GOOD.encode())
+_SEALED = {"encrypted": b"no ciphertext", "reveal_round": FAR_REVEAL_ROUND}
+_FIELDS: dict[str, tuple[object, ...]] = {
+    "no field": (),
+    "three good fields": (_FIELD, _FIELD, _FIELD),
+    "a good field beside None": (_FIELD, "None"),
+    "a good field beside ResetBondsFlag": ("ResetBondsFlag", _FIELD),
+    "the field None": ("None",),
+    "the field ResetBondsFlag": ("ResetBondsFlag",),
+    "a good text as BigRaw": ({"BigRaw": _GOOD.encode()},),
+    "512 bytes of BigRaw": ({"BigRaw": b"\x1b[2J" * 128},),
+    **{f"a hash as {name}": ({name: bytes(32)},) for name in ("BlakeTwo256", "Sha256", "Keccak256", "ShaThree256")},
+    "a seal of garbage": ({"TimelockEncrypted": _SEALED},),
+    "an empty seal": ({"TimelockEncrypted": {**_SEALED, "encrypted": b""}},),
+    "a seal of 1,024 bytes": ({"TimelockEncrypted": {**_SEALED, "encrypted": b"\xff" * 1024}},),
+    "a seal for round 0": ({"TimelockEncrypted": {**_SEALED, "reveal_round": 0}},),
+    "a seal for the last round of all": ({"TimelockEncrypted": {**_SEALED, "reveal_round": 2**64 - 1}},),
+    "a seal beside a good field": ({"TimelockEncrypted": _SEALED}, _FIELD),
+    "three seals": ({"TimelockEncrypted": _SEALED},) * 3,
+}
 
 
 def _revealed(what: str, expected: str, plaintext: bytes) -> Attack:
@@ -284,8 +279,8 @@ _PLAYS = (
 )
 
 ATTACKS: tuple[Attack, ...] = (
-    *_texts(),
-    *_shapes(),
+    *(_committed(f"a commitment of {what}", expected, _raw(text)) for what, (text, expected) in _TEXTS.items()),
+    *(_committed(what, _ABSENT, *fields) for what, fields in _FIELDS.items()),
     _revealed("a seal that opens to a forged log line", _BAD, encode_string(_GOOD + "\n2026 INFO")),
     _revealed("a seal that opens to terminal escapes", _BAD, encode_string("\x1b[2J\u202e")),
     _revealed("a seal that opens to bytes without a length", _ABSENT, _GOOD.encode()),

@@ -24,7 +24,7 @@ from template.records import SubmissionKey
 from template.workers.executor import Evaluator
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import WorkerTimeouts
-from tests.campaigns.process_under_test import ROOT
+from tests.campaigns.process_under_test import ROOT, child_pids
 from tests.campaigns.stress.evaluation import LUCKY_NUM, Job, Outcome
 from tests.campaigns.stress.situations import Situation, Verdict
 
@@ -180,7 +180,7 @@ class Stress:
                 _submit(executor, self.datasets.long)
                 while not (executor.collect() or any(job.stage == "train" and job.done for job in executor.running())):
                     executor.wait(0.01)
-                for pid in _child_pids("template.workers.worker"):
+                for pid in child_pids(os.getpid()):
                     os.kill(pid, signal.SIGKILL)
                 eval_config = _await_worker(executor)
                 _submit(executor, self.datasets.data)
@@ -261,14 +261,3 @@ def _await_worker(executor: LocalExecutor) -> str:
 
 def _submit(executor: LocalExecutor, data_dir: Path) -> None:
     executor.submit(SubmissionKey("stress", str(data_dir)), data_dir, LUCKY_NUM)
-
-
-def _child_pids(module: str) -> list[int]:
-    """Return this process's children with the module in their command line."""
-    pids = []
-    for proc in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((proc / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and module in (proc / "cmdline").read_text():
-                pids.append(int(proc.name))
-    return pids
