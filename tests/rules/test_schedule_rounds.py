@@ -1,262 +1,25 @@
-"""Whole rounds of a simulated world, in which every decision is carried out and checked."""
+"""Whole rounds of a simulated world."""
 
 import itertools
 import math
 import random
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 
-from template.errors import Reason
 from template.records import (
-    ChainView,
-    Entry,
     RetryState,
-    Round,
-    SubmissionKey,
-    Verdict,
-    WeightIntent,
-    WeightOutcome,
 )
-from template.rules.duplicates import Duplicate
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
-    UNKNOWN_OUTCOME_BLOCKS,
-    Action,
     CloseRound,
     EvaluateDataset,
     FetchDatasets,
-    OpenRound,
     Policy,
-    ResolveIntent,
     SetWeights,
-    State,
     Stop,
     Wait,
-    decide,
-    plan_queue,
 )
-from tests.fixtures.views import make_entry, make_key, make_neuron, make_view
-
-BLOCK_S = 12.0
-
-
-COPY = Duplicate(hotkey="x", commit="y", block=1, shared=101)
-
-
-@dataclass
-class World:
-    """A simulated chain, machine and validator state. Chances are per attempt; a lost call may land blocks later.
-
-    played: every action, with its block. accepted: rounds by number of accepted weights. tempo: epochs are at its
-    multiples. downloading: the block at which each download ends. held: files on the disk.
-    """
-
-    policy: Policy = field(default_factory=Policy)
-    seed: int = 0
-    remote_chance: float = 0.0
-    host_chance: float = 0.0
-    refusal_chance: float = 0.0
-    weights_refused_chance: float = 0.0
-    weights_unknown_chance: float = 0.0
-    work_blocks: int = 1
-    fetch_blocks: int = 0
-    downloads: int = 1
-    downloading: dict[SubmissionKey, int] = field(default_factory=dict)
-    held: set[SubmissionKey] = field(default_factory=set)
-    tempo: int = 360
-    rate_limit: int = 0
-    block: int = 100
-    last_update: int = 5
-    duplicates: dict[SubmissionKey, Duplicate] = field(default_factory=dict)
-    entries: dict[SubmissionKey, Entry] = field(default_factory=dict)
-    verdicts: dict[SubmissionKey, Verdict] = field(default_factory=dict)
-    datasets: dict[SubmissionKey, object] = field(default_factory=dict)
-    retry_states: dict[SubmissionKey, RetryState] = field(default_factory=dict)
-    intents: list[WeightIntent] = field(default_factory=list)
-    current: Round | None = None
-    has_leaderboard: bool = False
-    rounds_done: int = 0
-    landing_block: int | None = None
-    played: list[tuple[int, Action]] = field(default_factory=list)
-    rounds: list[Round] = field(default_factory=list)
-    accepted: Counter[int] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
-
-    def enter(self, *keys: SubmissionKey) -> None:
-        """Commit these in the present block."""
-        for key in keys:
-            self.entries[key] = make_entry(key, self.block, uid=len(self.entries) + 1)
-
-    def view(self) -> ChainView:
-        me = make_neuron(0, "me", registration_block=5, last_update_block=self.last_update)
-        until = self.tempo - self.block % self.tempo
-        miners = [make_neuron(entry.uid, key.hotkey) for key, entry in self.entries.items()]
-        return make_view(
-            self.block,
-            neurons=[me, *miners],
-            tempo=self.tempo,
-            blocks_until_epoch=until,
-            weights_rate_limit=self.rate_limit,
-        )
-
-    def state(self) -> State:
-        return State(
-            hotkey="me",
-            round=self.current,
-            rounds_done=self.rounds_done,
-            datasets=self.datasets,
-            verdicts=self.verdicts,
-            duplicates={key: copy for key, copy in self.duplicates.items() if key in self.datasets},
-            retry_states=self.retry_states,
-            intents=self.intents,
-            pending_intents=[intent for intent in self.intents if intent.outcome is None],
-            has_leaderboard=self.has_leaderboard,
-            downloading=frozenset(self.downloading),
-            available_slots=self.downloads - len(self.downloading),
-        )
-
-    def tick(self) -> Action:
-        self.collect()
-        action = decide(self.state(), self.view(), self.block * BLOCK_S, self.policy)
-        self.played.append((self.block, action))
-        self.perform(action)
-        if self.landing_block is not None and self.block >= self.landing_block:
-            self.last_update, self.landing_block = self.landing_block, None
-        return action
-
-    def perform(self, action: Action) -> None:
-        match action:
-            case OpenRound(start_block, end_block):
-                assert self.current is None
-                assert start_block == self.block < end_block
-                self.open(end_block)
-            case FetchDatasets(keys):
-                assert keys and not self.downloading.keys() & set(keys)
-                self.downloading |= {key: self.block + (key not in self.held) * self.fetch_blocks for key in keys}
-                assert len(self.downloading) <= self.downloads
-                self.collect()
-            case EvaluateDataset(key):
-                assert key in self.datasets
-                assert key not in self.duplicates
-                rank_block = self.entries[key].rank_block
-                assert all(self.entries[other].rank_block > rank_block for other in self.downloading)
-                self.work(key)
-            case SetWeights():
-                self.set_weights()
-            case ResolveIntent(intent_id, is_accepted):
-                self.settle(intent_id, WeightOutcome(is_accepted=is_accepted))
-            case CloseRound():
-                assert all(intent.outcome is not None for intent in self.intents)
-                self.current = None
-                self.rounds_done += 1
-            case Wait():
-                self.block += 1
-
-    def collect(self) -> None:
-        """Collect ended downloads; drop those that no round waits for, but keep their files."""
-        for key in [key for key, block in self.downloading.items() if block <= self.block]:
-            del self.downloading[key]
-            self.held.add(key)
-            if self.current is not None and key in self.current.queue and key not in self.datasets:
-                self.work(key)
-
-    def open(self, end_block: int) -> None:
-        duplicates = {key: copy for key, copy in self.duplicates.items() if key in self.datasets}
-        now = self.block * BLOCK_S
-        queue = plan_queue(self.entries, self.verdicts, duplicates, self.datasets, self.retry_states, now, self.policy)
-        self.current = Round(
-            id=len(self.rounds), start_block=self.block, start_block_hash="", opened_block=self.block,
-            end_block=end_block, lucky_num=0, queue=queue,
-            entries=tuple(replace(e, lucky_num=7 if e.key in queue else None) for e in self.entries.values()),
-        )  # fmt: skip
-        self.rounds.append(self.current)
-        self.intents, self.has_leaderboard = [], False
-
-    def work(self, key: SubmissionKey) -> None:
-        assert self.current is not None
-        assert key in self.current.queue
-        assert key not in self.verdicts
-        before = self.retry_states.get(key, RetryState())
-        assert before.next_at <= self.block * BLOCK_S
-        assert before.host_failures < MAX_HOST_FAILURES
-        self.block += self.work_blocks
-        draw = self.random.random()
-        if draw < self.remote_chance:
-            later = self.block * BLOCK_S + 30 * 2 ** min(before.remote_failures, 6)
-            self.retry_states[key] = replace(before, remote_failures=before.remote_failures + 1, next_at=later)
-        elif draw < self.remote_chance + self.host_chance:
-            failures = before.host_failures + 1
-            parked_until = math.inf if failures >= MAX_HOST_FAILURES else before.next_at
-            self.retry_states[key] = replace(before, host_failures=failures, next_at=parked_until)
-        elif draw < self.remote_chance + self.host_chance + self.refusal_chance:
-            self.give_verdict(key, Verdict(reason=Reason.MALFORMED))
-        elif key in self.datasets:
-            self.give_verdict(key, Verdict(loss=2.5))
-        else:
-            self.datasets[key] = ()
-            self.retry_states.pop(key, None)
-
-    def give_verdict(self, key: SubmissionKey, verdict: Verdict) -> None:
-        self.verdicts[key] = verdict
-        self.retry_states.pop(key, None)
-
-    def set_weights(self) -> None:
-        assert self.current is not None
-        if not self.policy.sets_weights:
-            self.has_leaderboard = bool(self.entries)
-            return
-        assert all(intent.outcome is not None for intent in self.intents)
-        assert not self.accepted[self.current.id], "accepted weights are set again"
-        intent = WeightIntent(
-            id=len(self.intents),
-            block=self.block,
-            weights={},
-            shares={},
-            registrations={},
-            created_at=0.0,
-            outcome=None,
-            finished_at=None,
-        )
-        self.intents.append(intent)
-        self.has_leaderboard = True
-        self.block += 1
-        draw = self.random.random()
-        if self.last_update and self.block - self.last_update < self.rate_limit:
-            self.settle(intent.id, WeightOutcome(is_accepted=False, error="SettingWeightsTooFast"))
-        elif draw < self.weights_unknown_chance:
-            if self.random.random() < 0.5:
-                self.landing_block = self.block + self.random.randrange(UNKNOWN_OUTCOME_BLOCKS + 5)
-        elif draw < self.weights_unknown_chance + self.weights_refused_chance:
-            self.settle(intent.id, WeightOutcome(is_accepted=False, error="NotEnoughStakeToSetWeights"))
-        else:
-            self.last_update = self.block
-            self.settle(intent.id, WeightOutcome(is_accepted=True, block=self.block))
-
-    def settle(self, intent_id: int, outcome: WeightOutcome) -> None:
-        assert self.current is not None
-        self.intents[intent_id] = replace(self.intents[intent_id], outcome=outcome)
-        self.accepted[self.current.id] += outcome.is_accepted
-
-    def run_rounds(self, count: int) -> None:
-        """Tick until this many more rounds have closed, or fail."""
-        target = self.rounds_done + count
-        for _ in range(1000 * count):
-            if self.rounds_done >= target or isinstance(self.tick(), Stop):
-                return
-        raise AssertionError(f"no end in sight: {self.played[-5:]}")
-
-    def actions(self, kind: type[Action]) -> list[tuple[int, Any]]:
-        return [(block, action) for block, action in self.played if isinstance(action, kind)]
-
-
-def keys(count: int, prefix: str = "h") -> list[SubmissionKey]:
-    return [make_key(f"{prefix}{number:03}") for number in range(count)]
-
+from tests.fixtures.simulation import BLOCK_S, DUPLICATE, World, keys
 
 # Without faults
 
@@ -307,7 +70,7 @@ def test_rounds_follow_epochs_with_weights_before_each() -> None:
 def test_one_sample_per_round_reaches_everyone_in_order() -> None:
     world = World(policy=Policy(miner_sample_size=1))
     entered = keys(7)
-    world.duplicates = {entered[1]: COPY}
+    world.duplicates = {entered[1]: DUPLICATE}
     for key in reversed(entered):
         world.block += 1
         world.enter(key)
@@ -406,8 +169,8 @@ def test_random_faults_delay_but_skip_no_entry(seed: int) -> None:
         seed=seed,
         remote_chance=draw.choice([0.0, 0.3, 0.6]),
         host_chance=draw.choice([0.0, 0.05]),
-        refusal_chance=draw.choice([0.0, 0.2]),
-        weights_refused_chance=draw.choice([0.0, 0.5, 1.0]),
+        rejection_chance=draw.choice([0.0, 0.2]),
+        weights_rejected_chance=draw.choice([0.0, 0.5, 1.0]),
         weights_unknown_chance=draw.choice([0.0, 0.3]),
         work_blocks=draw.choice([0, 1, 30]),
         fetch_blocks=draw.choice([0, 1, 7]),
@@ -419,7 +182,7 @@ def test_random_faults_delay_but_skip_no_entry(seed: int) -> None:
     for key in entered:
         world.block += draw.choice([0, 1])
         world.enter(key)
-    world.duplicates = {key: COPY for key in entered if draw.random() < 0.2}
+    world.duplicates = {key: DUPLICATE for key in entered if draw.random() < 0.2}
     for _ in range(30):
         world.run_rounds(1)
         world.block += draw.choice([0, 0, 0, 1, 500])
@@ -434,7 +197,7 @@ def test_random_faults_delay_but_skip_no_entry(seed: int) -> None:
     world.run_rounds(60)
     parked = {key for key, attempt in world.retry_states.items() if attempt.host_failures >= MAX_HOST_FAILURES}
     assert set(entered) == set(world.verdicts) | set(world.duplicates) | parked
-    if policy.sets_weights and world.weights_refused_chance == world.weights_unknown_chance == 0.0:
+    if policy.sets_weights and world.weights_rejected_chance == world.weights_unknown_chance == 0.0:
         assert set(world.accepted.values()) == {1}
         assert len(world.accepted) == len(world.rounds)
     assert max(world.accepted.values(), default=0) <= (1 if world.weights_unknown_chance == 0.0 else 3)
