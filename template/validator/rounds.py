@@ -80,7 +80,7 @@ def open_round(
                 store.latest_seeds(evaluator.eval_config, started),
             ),
             queue=queue,
-            lucky_num_from=config.seed_source,
+            lucky_num_from=config.seed_source.value,
             seed_period=config.seed_period,
         ),
         context.now(),
