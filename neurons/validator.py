@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --state_dir and the folders that are in it by default."""
     add = parser.add_argument_group("files").add_argument
-    default = f"{cli.DEFAULT_STATE_DIR}/NETWORK-NETUID-HOTKEY, by the names given here"
+    default = f"{cli.DEFAULT_STATE_DIR}/NETWORK-NETUID-COLDKEY-HOTKEY, by the names given here"
     add("--state_dir", type=Path, help=f"everything below (default: {default})")
     add("--cache_dir", type=Path, help="downloaded models and files (default: STATE_DIR/cache)")
     add("--data_dir", type=Path, help="the miners' datasets (default: STATE_DIR/data)")
