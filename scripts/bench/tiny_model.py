@@ -1,4 +1,4 @@
-"""A random Qwen2 of a few hundred kilobytes with its own tokenizer, for tests and campaigns.
+"""A random Qwen2 of a few hundred kilobytes with its own tokenizer.
 
 It is made in about a second without a download, and one seed gives the same files on every run.
 """
@@ -54,7 +54,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_tiny_tokenizer() -> Qwen2Tokenizer:
-    """Train a byte-level BPE with Qwen's splitter and the chat markers as single tokens."""
+    """Train a byte-level BPE with Qwen's splitter and whole chat markers."""
     # Qwen's own class, because AutoTokenizer loads that one for a qwen2 model.
     untrained = Qwen2Tokenizer(eos_token=_END, pad_token=_END_OF_TEXT)
     trained: Qwen2Tokenizer = untrained.train_new_from_iterator(
@@ -64,7 +64,7 @@ def make_tiny_tokenizer() -> Qwen2Tokenizer:
 
 
 def _randomize(model: torch.nn.Module, seed: int) -> None:
-    """Draw weights of standard deviation 0.1, so that logits differ; gains stay at one."""
+    """Draw weights of standard deviation 0.1, so that logits differ."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

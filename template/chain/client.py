@@ -1,4 +1,4 @@
-"""A synchronous client of one subnet, with a deadline on every call. Only template.chain imports bittensor.
+"""A synchronous client of one subnet, with a deadline on every call.
 
 A read returns frozen records or raises RemoteError. A write returns an outcome, with the chain's own error name for a
 refused call. A write raises RemoteError when its result is unknown, because the deadline passed or the connection
@@ -88,7 +88,7 @@ class Chain:
     Connects on first use. After a failure it connects again on the next use, to the next endpoint in turn.
 
     Args:
-        network: a name that bittensor knows, or a ws:// or wss:// url; only a label when `substrate` is given.
+        network: a name in bittensor's settings, or a ws:// or wss:// url; only a label when `substrate` is given.
         wallet: signs messages and calls.
         substrate: replaces the network.
         fallback_endpoints: endpoints after the first one; by default the public ones of a named network.
@@ -149,11 +149,11 @@ class Chain:
         return str(self._signer.ss58_address)
 
     def sign(self, message: bytes) -> str:
-        """Sign with the hotkey; return 128 hex digits for `verify_signature`. Raises: ConfigError."""
+        """Sign with the hotkey; return 128 hex digits. Raises: ConfigError."""
         return bytes(self._signer.sign(message)).hex()
 
     def view(self, block: int | None = None) -> ChainView:
-        """Read the subnet and all its commitments at a block, by default the newest finalized one.
+        """Read the subnet and all its commitments at a block, by default the newest.
 
         Raises: RemoteError, also for a block that is not finalized, whose state every node dropped, or behind the
         newest one read before; ConfigError for an unknown netuid or a tempo of 0.
@@ -167,7 +167,7 @@ class Chain:
         return view
 
     def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
-        """Return the commit block of each hotkey's timelocked commitment, given its reveal block.
+        """Return the commit block of each hotkey's commitment, given its reveal block.
 
         Leaves out a hotkey that had no timelocked commitment one block before. Raises: RemoteError, also for a block
         that is not finalized or whose state every node dropped.
@@ -188,7 +188,7 @@ class Chain:
         return self._call("read the commitment", lambda link: read_commitment(link.client, self.netuid, hotkey))
 
     def publish(self, text: str) -> PublishOutcome:
-        """Set the hotkey's commitment to `text`; it replaces the previous one and moves its block.
+        """Replace the hotkey's commitment by `text`.
 
         Raises: SubmissionError (BAD_COMMITMENT) unless `text` has 1 to 128 bytes; RemoteError when the result is
         unknown; ConfigError without a wallet.
@@ -198,7 +198,7 @@ class Chain:
         return self._publish({f"Raw{len(raw)}": raw})
 
     def publish_sealed(self, text: str, reveal_round: int) -> PublishOutcome:
-        """Set the hotkey's commitment to `text`, encrypted until a round of the drand beacon.
+        """Replace the hotkey's commitment by `text`, encrypted until a drand round.
 
         The chain reveals it by itself. Raises: as `publish`, and ConfigError unless the round is in the future.
         """
@@ -218,7 +218,7 @@ class Chain:
         return PublishOutcome(is_accepted=False, error=name, message=result.message, retry_after_blocks=retry)
 
     def set_weights(self, weights: Mapping[int, float], *, version_key: int = WEIGHTS_VERSION) -> WeightOutcome:
-        """Set weights by uid, relative to each other, plain or timelocked as the subnet requires.
+        """Set relative weights by uid, plain or timelocked as the subnet requires.
 
         The chain drops timelocked weights with an old `version_key` only at their reveal, so it is compared with the
         subnet's first. Raises: ValueError for weights that are not finite, negative or all zero; RemoteError when the
@@ -229,7 +229,8 @@ class Chain:
             raise ValueError(f"weights must be finite, not negative and not all zero: {dict(weights)}")
         signer = self._signer
         required = self._read(
-            "read the weights version", lambda at: at.query(st.SubtensorModule.WeightsVersionKey, [self.netuid])
+            "read the weights version",
+            lambda snapshot: snapshot.query(st.SubtensorModule.WeightsVersionKey, [self.netuid]),
         )
         if int(required or 0) > version_key:
             message = f"the subnet requires weights version {required}, this validator has {version_key}: update it"
@@ -279,7 +280,7 @@ class Chain:
     def _blocks_until_epoch(self) -> int | None:
         # Only a hint beside the refusal.
         try:
-            return self._read("read the epoch", lambda at: at.epochs.blocks_until_next_epoch(self.netuid))
+            return self._read("read the epoch", lambda snapshot: snapshot.epochs.blocks_until_next_epoch(self.netuid))
         except RemoteError:
             return None
 
@@ -290,7 +291,7 @@ class Chain:
         return self._call(what, read)
 
     def _submit(self, what: str, operation: _Operation[bt.ExtrinsicResult]) -> bt.ExtrinsicResult:
-        """Send a write and return its result; refusals are results too. Raises: RemoteError."""
+        """Send a write; return its result, also a refusal. Raises: RemoteError."""
 
         async def run(link: _Connection) -> bt.ExtrinsicResult:
             try:
@@ -316,7 +317,7 @@ class Chain:
         return result
 
     def _call(self, what: str, operation: _Operation[T]) -> T:
-        """Run `operation` within the deadline. Raises: RemoteError, and drops the connection."""
+        """Run `operation` within the deadline; drop the connection if it fails."""
         is_done = is_answered = False
         try:
             link = self._connection = self._connection or self._open()

@@ -81,7 +81,7 @@ def encode_timelock_plaintext(text: str) -> bytes:
 
 
 def encode_text(text: str) -> bytes:
-    """Encode a commitment's text. Raises: SubmissionError (BAD_COMMITMENT) unless it has 1 to 128 bytes."""
+    """Encode a text of 1 to 128 bytes. Raises: SubmissionError (BAD_COMMITMENT)."""
     raw = text.encode(errors="surrogatepass")
     if not 0 < len(raw) <= MAX_COMMITMENT_BYTES or _utf8(raw) is None:
         raise SubmissionError(

@@ -1,4 +1,4 @@
-"""An event loop on a thread, so that synchronous code runs coroutines under a deadline.
+"""An event loop on a thread, to run coroutines under a deadline.
 
 The bittensor client has no deadline of its own per call. The thread is a daemon, so that a coroutine that blocks the
 loop holds up neither the caller nor the exit of the process.

@@ -1,4 +1,4 @@
-"""Reads of the chain at one pinned block, in a number of calls that does not grow with the subnet.
+"""Reads of the chain at one pinned block, in a constant number of calls.
 
 An answer that no chain can give is a ValueError: a future block, a hotkey with two uids, a short column, another hash
 for a final block. Such a node is of another chain or fork, or of a runtime that this client does not support, and the
@@ -45,23 +45,23 @@ async def read_view(
     be on the chain. Raises: bt.ChainError for a block that is not finalized or whose state the node dropped; ValueError
     for an answer that no chain can give; ConfigError for an unknown netuid or a tempo of 0.
     """
-    at = await snapshot_at(client, block)
-    block_hash = await substrate.block_hash(at.block)
+    snapshot = await snapshot_at(client, block)
+    block_hash = await substrate.block_hash(snapshot.block)
     if last is not None and last.block_hash == block_hash:
         return last
     # The caller refuses a newest block behind an earlier one.
-    if last is not None and (block is not None or last.block <= at.block):
-        await _check_history(substrate, (last.block, last.block_hash), (at.block, block_hash))
+    if last is not None and (block is not None or last.block <= snapshot.block):
+        await _check_history(substrate, (last.block, last.block_hash), (snapshot.block, block_hash))
     # Not the metagraph's own commitments: see template/chain/commitments.py.
     graph, remaining, rate_limit, cutoff_milli, version, now_ms, records, reveals = await asyncio.gather(
-        at.subnets.metagraph(netuid, commitments=False),
-        at.epochs.blocks_until_next_epoch(netuid),
-        at.query(st.SubtensorModule.WeightsSetRateLimit, [netuid]),
-        at.query(st.SubtensorModule.ActivityCutoffFactorMilli, [netuid]),
-        at.query(st.SubtensorModule.WeightsVersionKey, [netuid]),
-        at.query(st.Timestamp.Now),
-        at.query_map(st.Commitments.CommitmentOf, [netuid]),
-        at.query_map(st.Commitments.RevealedCommitments, [netuid]),
+        snapshot.subnets.metagraph(netuid, commitments=False),
+        snapshot.epochs.blocks_until_next_epoch(netuid),
+        snapshot.query(st.SubtensorModule.WeightsSetRateLimit, [netuid]),
+        snapshot.query(st.SubtensorModule.ActivityCutoffFactorMilli, [netuid]),
+        snapshot.query(st.SubtensorModule.WeightsVersionKey, [netuid]),
+        snapshot.query(st.Timestamp.Now),
+        snapshot.query_map(st.Commitments.CommitmentOf, [netuid]),
+        snapshot.query_map(st.Commitments.RevealedCommitments, [netuid]),
     )
     if graph is None and block is not None:
         raise bt.ChainError(f"there was no subnet {netuid} yet")
@@ -69,7 +69,7 @@ async def read_view(
         raise ConfigError(f"--netuid must be a subnet of this network, and it has no {netuid}")
     if remaining is None:
         raise ConfigError(f"--netuid {netuid} never runs an epoch: its tempo is 0")
-    _check_graph(graph, netuid, at.block)
+    _check_graph(graph, netuid, snapshot.block)
     neurons = tuple(
         Neuron(
             uid=neuron.uid,
@@ -80,11 +80,11 @@ async def read_view(
         for neuron in graph.neurons
     )
     commitments = _commitments(records, reveals)
-    if commitments and not 0 <= commitments[0].block <= commitments[-1].block <= at.block:
-        raise ValueError(f"a commitment is of block {commitments[-1].block}, and the newest block is {at.block}")
+    if commitments and not 0 <= commitments[0].block <= commitments[-1].block <= snapshot.block:
+        raise ValueError(f"a commitment is of block {commitments[-1].block}, and the newest block is {snapshot.block}")
     return ChainView(
         netuid=netuid,
-        block=at.block,
+        block=snapshot.block,
         block_hash=block_hash,
         timestamp=int(now_ms) / 1000,
         tempo=graph.tempo,
@@ -146,9 +146,9 @@ def _commitments(records: Sequence[tuple[Any, Any]], reveals: Sequence[tuple[Any
 
 async def read_commitment(client: bt.Client, netuid: int, hotkey: str) -> ChainCommitment | None:
     """Read a hotkey's commitment at the newest finalized block."""
-    at, keys = await snapshot_at(client), [netuid, hotkey]
+    snapshot, keys = await snapshot_at(client), [netuid, hotkey]
     record, revealed = await asyncio.gather(
-        at.query(st.Commitments.CommitmentOf, keys), at.query(st.Commitments.RevealedCommitments, keys)
+        snapshot.query(st.Commitments.CommitmentOf, keys), snapshot.query(st.Commitments.RevealedCommitments, keys)
     )
     return parse_commitment(hotkey, record, revealed)
 
@@ -162,8 +162,8 @@ async def read_commit_blocks(client: bt.Client, netuid: int, reveals: Mapping[st
     """
 
     async def read(hotkey: str, reveal_block: int) -> ChainCommitment | None:
-        at = await snapshot_at(client, reveal_block - 1)
-        return parse_commitment(hotkey, await at.query(st.Commitments.CommitmentOf, [netuid, hotkey]), None)
+        snapshot = await snapshot_at(client, reveal_block - 1)
+        return parse_commitment(hotkey, await snapshot.query(st.Commitments.CommitmentOf, [netuid, hotkey]), None)
 
     pairs, records = list(reveals.items()), list[ChainCommitment | None]()
     for start in range(0, len(pairs), _CONCURRENT_READS):

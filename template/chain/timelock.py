@@ -1,4 +1,4 @@
-"""Timelock encryption of commitments, and the rounds of the drand beacon that reveal them.
+"""Timelock encryption of commitments, and the drand rounds that reveal them.
 
 Arithmetic and local cryptography only. Source: bittensor.timelock.
 """

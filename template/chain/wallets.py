@@ -14,7 +14,7 @@ _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
 def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
-    """Open a wallet with its hotkey loaded; it never prompts and leaves the coldkey alone.
+    """Open a wallet and load its hotkey, without a prompt or the coldkey.
 
     An encrypted hotkey takes its password from the environment variable that the client names after the file.
     Raises: ConfigError for a missing, locked or non-sr25519 key file.
@@ -45,7 +45,7 @@ def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
 
 
 def verify_signature(hotkey_ss58: str, message: bytes, signature_hex: str) -> bool:
-    """Return True for the hotkey's signature of `message`, as 128 lower-case hex digits.
+    """Verify a hotkey's signature of `message`, 128 lower-case hex digits.
 
     The client also accepts a signature of the message between `<Bytes>` and `</Bytes>`, the form of browser wallets.
     So a message must name its purpose, or a signature made elsewhere could pass here.

@@ -1,1 +1,1 @@
-"""A local chain and Hub below the official clients, for the quickstart and the tests."""
+"""A local chain and Hub below the official clients, for quickstart and tests."""

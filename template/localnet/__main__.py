@@ -24,9 +24,8 @@ _SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="localnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="localnet", description=__doc__, formatter_class=style)
     parser.add_argument("--dir", type=Path, required=True, help="new folder for everything")
     parser.add_argument("--miners", default="alice,bob", help="names, separated by commas (default: %(default)s)")
     parser.add_argument("--sample", type=Path, default=_SAMPLE, help="folder with pool.jsonl and competition.yaml")

@@ -1,4 +1,4 @@
-"""A local network in one folder: chain, hub, sample competition, throwaway wallets and registered neurons."""
+"""A local network in one folder: chain, hub, competition, wallets and neurons."""
 
 import json
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class LocalNet:
 
     @property
     def wallets(self) -> Path:
-        """The value for --wallet.path: one wallet per participant, with the hotkey `default`."""
+        """The value for --wallet.path, with one wallet per participant."""
         return self.folder / "wallets"
 
     @property
@@ -65,11 +65,8 @@ def create_localnet(
 ) -> LocalNet:
     """Create a network in a new folder.
 
-    Args:
-        sample: a folder with pool.jsonl and competition.yaml (every field but eval_commit).
-        miners: names of the wallets to register beside `owner` (uid 0, the subnet owner) and `validator`.
-
-    Raises: ConfigError for a folder with a network, or an invalid sample.
+    `sample` holds pool.jsonl and competition.yaml without eval_commit. The miners' wallets are registered beside
+    `owner` (uid 0) and `validator`. Raises: ConfigError for a folder with a network or an invalid sample.
     """
     net = LocalNet(folder.resolve(), hub.endpoint)
     if net.chain_file.exists():

@@ -1,1 +1,1 @@
-"""A local chain in an SQLite file, and its substrate connection below the bittensor client."""
+"""A local chain in an SQLite file, below the bittensor client."""

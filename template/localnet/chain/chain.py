@@ -1,4 +1,4 @@
-"""Administration of a local chain: root, the subnet owner, the drand beacon, and their reads."""
+"""Administration of a local chain: root, subnet owner and drand beacon."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,7 @@ _VALIDATOR_STAKE = 10_000 * pallets.RAO_PER_TAO
 
 
 class LocalChain(Ledger):
-    """A local chain for its administrator. Changes go into the next block, like any other.
-
-    With block time 0 every change makes its own block and `advance` makes more, so a test decides about time.
-    """
+    """A local chain for its administrator, whose changes go into the next block."""
 
     @classmethod
     def create(
@@ -31,10 +28,7 @@ class LocalChain(Ledger):
         weights_rate_limit: int = 100,
         commit_reveal: bool = False,
     ) -> "LocalChain":
-        """Write a chain with one subnet and no neurons; `register` gives the owner's hotkey a uid.
-
-        Args:
-            tempo: blocks per epoch.
+        """Write a chain with one subnet and no neurons, not even the owner's.
 
         Raises: ConfigError when `path` exists or a value is out of range.
         """
@@ -59,7 +53,7 @@ class LocalChain(Ledger):
         return f"{NETWORK_PREFIX}{self.path}"
 
     def register(self, hotkey: str, coldkey: str | None = None, *, is_validator: bool = False) -> int:
-        """Register a hotkey; return its uid: the next one or, in a full subnet, the oldest neuron's.
+        """Register a hotkey; return the next uid or, in a full subnet, the oldest.
 
         A validator gets a permit and stake enough to set weights. Raises: ValueError for a registered hotkey.
         """
@@ -87,15 +81,12 @@ class LocalChain(Ledger):
             return row.uid
 
     def set_hyperparameter(self, name: str, value: int | bool) -> None:
-        """Set a hyperparameter by the name of its storage item, such as "Tempo". Raises: ConfigError."""
+        """Set a hyperparameter by its storage item, such as "Tempo". Raises: ConfigError."""
         with self.write() as state:
             _set_checked(state, name, value)
 
     def reveal(self, hotkey: str, text: str) -> None:
-        """Reveal a hotkey's timelocked commitment as `text` in the next block; no beacon is needed.
-
-        Raises: ValueError when the hotkey has no timelocked commitment.
-        """
+        """Reveal a hotkey's timelocked commitment as `text`. Raises: ValueError."""
         with self.write() as state:
             pallets.reveal(state, hotkey, encode_string(text))
 
@@ -107,7 +98,7 @@ class LocalChain(Ledger):
         return None if pairs is None else {uid: weight for uid, weight in pairs if weight}
 
     def weight_commits(self, hotkey: str) -> list[tuple[int, bytes, int]]:
-        """List a hotkey's timelocked weights, oldest first: (block, ciphertext, reveal round)."""
+        """List a hotkey's timelocked weights: (block, ciphertext, reveal round)."""
         commits = [entry for _, epoch in self.at().entries("TimelockedWeightCommits") for entry in epoch]
         own = [(block, bytes.fromhex(data[2:]), reveal) for who, block, data, reveal in commits if who == hotkey]
         return sorted(own)

@@ -1,9 +1,8 @@
-"""The local chain's state in one SQLite file: blocks by the clock, and every past value.
+"""The local chain's state in one SQLite file, with every past value.
 
 Several processes share the file. A write goes into the block after the newest sealed one, under SQLite's write lock.
-Whoever first reads past a block seals it under that same lock. So a block that anyone has read never changes, unless
-`reorganise` takes it back, and no finalized block can be taken back. Values are JSON, stored by the block that set
-them.
+The first read past a block seals it under that same lock. So a block that was read changes only if `reorganise` takes
+it back, which a finalized block does not allow. Values are JSON, stored by the block that set them.
 """
 
 import hashlib
@@ -57,7 +56,7 @@ SELECT key, (
 
 
 class ChainFault(StrEnum):
-    """How a call fails. LOSE_ANSWER is for writes: the call lands, then the connection drops."""
+    """A failure of a call. LOSE_ANSWER: a write lands, then the connection drops."""
 
     HANG = "hang"
     DISCONNECT = "disconnect"
@@ -70,7 +69,7 @@ class UnknownBlockError(Exception):
 
 
 class State:
-    """The chain's values as of one block; writable only inside `Ledger.write`, which hands one out."""
+    """The chain's values as of one block; writable only inside `Ledger.write`."""
 
     def __init__(self, connection: sqlite3.Connection, block: int) -> None:
         self._connection = connection
@@ -94,7 +93,7 @@ class State:
         )
 
     def record_extrinsic(self, data: bytes, signer: str, error: str | None) -> int:
-        """Add an extrinsic to this block; return its position, counted from 1 after the timestamp."""
+        """Add an extrinsic to this block; return its position, counted from 1."""
         (position,) = self._connection.execute(
             "INSERT INTO extrinsics SELECT ?1, coalesce(max(position), 0) + 1, ?2, ?3, ?4 FROM extrinsics"
             " WHERE block = ?1 RETURNING position",
@@ -104,10 +103,7 @@ class State:
 
 
 class Ledger:
-    """An open chain file. Not for use by two threads at once; other processes open their own.
-
-    Args:
-        now: the wall clock in seconds.
+    """An open chain file, for one thread at a time.
 
     Raises: ConfigError when `path` is not a local chain's file.
     """
@@ -132,7 +128,7 @@ class Ledger:
 
     @classmethod
     def create_file(cls, path: Path, *, netuid: int, block_time_s: float, now: Callable[[], float] = time.time) -> Self:
-        """Write a new chain at block 0 and open it. Raises: ConfigError when `path` exists."""
+        """Write a new chain at block 0. Raises: ConfigError when `path` exists."""
         if path.exists():
             raise ConfigError(f"{path} exists: name a new file for the local chain")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,11 +169,7 @@ class Ledger:
         return max(int(finalized), head - int(lag))
 
     def set_finality_lag(self, blocks: int) -> None:
-        """Finalize each block once the head is `blocks` ahead of it; finalized blocks stay final.
-
-        Source: mainnet's voters vote for no block less than two below the best one, VotingRulesBuilder::default() of
-        sc-consensus-grandpa, which subtensor's node/src/service.rs uses.
-        """
+        """Finalize each block once the head is `blocks` ahead; mainnet's lag is 2 or more."""
         with self._transaction():
             self._finalize()
             self._connection.execute("UPDATE chain SET finality_lag = ?", (blocks,))
@@ -185,8 +177,7 @@ class Ledger:
     def reorganise(self, blocks: int) -> int:
         """Take the newest blocks back with all their writes; return the new head.
 
-        The blocks that follow belong to another fork and have other hashes. Raises: ValueError when so many are not
-        open to change, or when the clock makes the blocks.
+        The next blocks are of another fork, with other hashes. Raises: ValueError for final blocks or a running clock.
         """
         with self._transaction():
             self._require_stopped_clock()
@@ -203,7 +194,7 @@ class Ledger:
             return last
 
     def at(self, block: int | None = None) -> State:
-        """Return the state as of a block, the head by default. Raises: UnknownBlockError above the head."""
+        """Return the state as of a block, by default the head. Raises: UnknownBlockError."""
         head = self.block()
         if block is not None and not 0 <= block <= head:
             raise UnknownBlockError(f"no block at height {block}")
@@ -211,7 +202,7 @@ class Ledger:
 
     @contextmanager
     def write(self) -> Iterator[State]:
-        """Write into the next block in one transaction; with block time 0, make that block too."""
+        """Write into the next block; with block time 0, make that block too."""
         with self._transaction():
             state = State(self._connection, self._seal() + 1)
             yield state
@@ -219,13 +210,13 @@ class Ledger:
                 self._step(1)
 
     def advance(self, blocks: int = 1) -> int:
-        """Make blocks at once; return the new head. Raises: ValueError when the clock makes them."""
+        """Make blocks; return the new head. Raises: ValueError for a running clock."""
         with self._transaction():
             self._require_stopped_clock()
             return self._step(blocks)
 
     def set_block_time(self, block_time_s: float) -> None:
-        """Set the seconds per block from the next block on; 0 leaves blocks to writes and `advance`."""
+        """Set the seconds per block; 0 leaves blocks to writes and `advance`."""
         check_block_time(block_time_s)
         with self._transaction():
             # The new pace starts a block, so that no sealed block's time changes.
@@ -242,7 +233,7 @@ class Ledger:
         return float(started_at + (block - first) * pace)
 
     def hash_of(self, block: int) -> str:
-        """Hash genesis, fork and number; the hash ends in the number, which finds the block again."""
+        """Hash genesis, fork and number; the hash ends in the number."""
         number = block.to_bytes(32 - _DIGEST_BYTES, "big")
         # A block belongs to the newest fork that begins at or below it.
         (fork,) = self._connection.execute(
@@ -291,7 +282,7 @@ class Ledger:
         self._connection.execute("COMMIT")
 
     def _pace(self, block: int = _NO_BLOCK_YET) -> tuple[int, float, float]:
-        """Return first block, start and block time of the pace at a block, the newest by default."""
+        """Return first block, start and block time of the pace at a block."""
         return self._connection.execute(  # type: ignore[no-any-return]
             "SELECT first_block, started_at, block_time_s FROM clock WHERE first_block <= ?"
             " ORDER BY first_block DESC LIMIT 1",
@@ -310,7 +301,7 @@ class Ledger:
         return sealed, max(sealed, due)
 
     def _seal(self) -> int:
-        """Seal every block that is due. Only inside a transaction, which keeps writes out of sealed blocks."""
+        """Seal every block that is due. Only inside a transaction."""
         _, due = self._sealed_and_due()
         self._connection.execute("UPDATE chain SET sealed = ?", (due,))
         return due

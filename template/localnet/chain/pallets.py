@@ -47,7 +47,7 @@ class DispatchError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronRow:
-    """A uid's row. `last_update` starts at the registration block, as on chain; stake is in rao."""
+    """A uid's row, with the stake in rao; `last_update` starts at the registration."""
 
     uid: int
     hotkey: str
@@ -60,7 +60,7 @@ class NeuronRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The subnet's epochs as of one block; `next_block` is None for a tempo of 0."""
+    """The subnet's epochs as of one block; a tempo of 0 has no `next_block`."""
 
     last_block: int
     index: int
@@ -95,7 +95,7 @@ def _put_neuron(state: State, row: NeuronRow) -> None:
 
 
 def schedule(state: State) -> Schedule:
-    """Return the epochs at `state.block`: every `Tempo` blocks from the last change of tempo.
+    """Return the epochs: every `Tempo` blocks from the last change of tempo.
 
     Source: should_run_epoch and get_next_epoch_start_block, pallets/subtensor/src/coinbase/run_coinbase.rs.
     """

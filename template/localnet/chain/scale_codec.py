@@ -1,7 +1,6 @@
-"""SCALE codec of the calls that the product makes, so that the local chain decodes bytes like a node.
+"""SCALE codec of the three calls that the product makes.
 
-Covers set_commitment, set_mechanism_weights and commit_timelocked_mechanism_weights. Their pallet and call indices
-are those of the recorded runtime; a test compares every byte with the client's own codec.
+Pallet and call indices are from the recorded runtime; a test compares every byte with the client's own codec.
 Source: https://docs.substrate.io/reference/scale-codec and the subtensor runtime metadata.
 """
 
@@ -87,7 +86,7 @@ def _prefixed(value: object) -> bytes:
 
 
 def _encode_field(field: object) -> bytes:
-    """Encode a `Data` variant of the Commitments pallet. Source: pallets/commitments/src/types.rs."""
+    """Encode a `Data` variant of pallets/commitments/src/types.rs."""
     if field == "None":
         return b"\x00"
     if field == "ResetBondsFlag":
@@ -167,7 +166,7 @@ def encode_string(text: str) -> bytes:
 
 
 def encode_call(module: str, function: str, params: dict[str, Any]) -> bytes:
-    """Encode a call. Raises: ValueError for an unknown call or an argument that does not fit its type."""
+    """Encode a call. Raises: ValueError for an unknown call or a misfit argument."""
     if (module, function) not in _CALLS:
         raise ValueError(f"the local chain has no call {module}.{function}")
     index, codecs = _CALLS[module, function]

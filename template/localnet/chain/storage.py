@@ -17,7 +17,7 @@ def _uid_of(state: State, hotkey: str) -> int | None:
 
 
 def _decode_record(record: Any) -> Any:
-    """Return a commitment as decoded by the client: byte strings without a fixed length become text."""
+    """Decode a commitment like the client: unbounded byte strings become text."""
     if record is None:
         return None
     return {**record, "info": {"fields": [_decode_field(field) for field in record["info"]["fields"]]}}
@@ -52,7 +52,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
 
 
 def value(state: State, item: str, keys: list[Any]) -> Any:
-    """Return a storage value; keys follow the netuid. Raises: NotImplementedError for an unknown item."""
+    """Return a storage value; keys follow the netuid. Raises: NotImplementedError."""
     pallet, name = item.split(".")
     if pallet == "SubtensorModule" and name in HYPERPARAMETERS:
         return parameter(state, name)
@@ -62,7 +62,7 @@ def value(state: State, item: str, keys: list[Any]) -> Any:
 
 
 def entries(state: State, item: str) -> list[tuple[Any, Any]]:
-    """List a storage map of the subnet. Raises: NotImplementedError for an unknown map."""
+    """List a storage map of the subnet. Raises: NotImplementedError."""
     if item == "SubtensorModule.Uids":
         return [(row.hotkey, row.uid) for row in neurons(state)]
     if item == "Commitments.CommitmentOf":
@@ -73,7 +73,7 @@ def entries(state: State, item: str) -> list[tuple[Any, Any]]:
 
 
 def metagraph(state: State, netuid: int) -> dict[str, Any]:
-    """Return SubnetInfoRuntimeApi.get_metagraph. Scores are zero, because nothing is paid here."""
+    """Return SubnetInfoRuntimeApi.get_metagraph, with all emissions zero."""
     rows = neurons(state)
     epochs = pallets.schedule(state)
     zeros = [0] * len(rows)

@@ -1,4 +1,4 @@
-"""A `bittensor.Substrate` over a local chain's file, which the client uses in place of a network connection.
+"""A `bittensor.Substrate` over a local chain's file, in place of a connection.
 
 Network names of the form `sim:PATH` reach it; `open_substrate` alone resolves them. A call is encoded to bytes, signed,
 verified, decoded and applied, and fails with the chain's own error names.
@@ -30,7 +30,7 @@ _LOST = "Connection lost while waiting for the inclusion of an extrinsic. The tr
 
 
 def open_substrate(network: str) -> "LocalSubstrate | None":
-    """Open the local chain of a `sim:PATH` network; None for a real network. Raises: ConfigError for a bad PATH."""
+    """Open the chain of a `sim:PATH` network, else return None. Raises: ConfigError."""
     if not network.startswith(NETWORK_PREFIX):
         return None
     path = Path(network.removeprefix(NETWORK_PREFIX)).expanduser()
@@ -203,13 +203,13 @@ def _milliseconds(ledger: Ledger, block: int) -> int:
 
 
 def _past_hash(ledger: Ledger, block: int, past: int) -> str:
-    """Return a past block's hash as the state of `block` holds it: zeros for one too far back."""
+    """Return a past block's hash in the state of `block`: zeros if too far back."""
     is_stored = max(0, block - _BLOCK_HASH_COUNT) <= past < block
     return ledger.hash_of(past) if is_stored else "0x" + "00" * 32
 
 
 def _apply(ledger: Ledger, signer: str, data: bytes) -> tuple[int, int, str | None]:
-    """Put a call into the next block; return block, position and the failed call's error."""
+    """Put a call into the next block; return block, position and error."""
     call = decode_call(data)
     with ledger.write() as state:
         failure = None

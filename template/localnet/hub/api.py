@@ -22,7 +22,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request: path and query as sent, headers by lower-case name, the server's own base address."""
+    """A request; the target is path and query, header names are lower-case."""
 
     method: str
     target: str
@@ -81,13 +81,13 @@ def _json(value: object, *, status: int = 200, headers: Mapping[str, str] | None
 
 
 def _express_etag(body: bytes) -> str:
-    """Compute the ETag of Express, the real Hub's web framework: base64, so often with a slash."""
+    """Compute an ETag like Express, the real Hub's framework: base64 with slashes."""
     digest = base64.b64encode(hashlib.sha1(body, usedforsecurity=False).digest()).decode()
     return f'W/"{len(body):x}-{digest[:27]}"'
 
 
 def _authenticate(store: HubStore, request: Request) -> str | None:
-    """Return the user of the request's token, None without a token. Raises: HubError (401)."""
+    """Return the token's user, None without a token. Raises: HubError (401)."""
     header = request.headers.get("authorization")
     user = None if header is None else store.owner_of(header.removeprefix("Bearer "))
     if header is not None and user is None:

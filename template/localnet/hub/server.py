@@ -1,6 +1,6 @@
-"""A local Hub at HF_ENDPOINT for the unmodified huggingface_hub client, on the loopback interface.
+"""A local Hub on the loopback interface, for the unmodified huggingface_hub.
 
-A token `hf_local_NAME` acts as NAME.
+Its address is the value for HF_ENDPOINT. A token `hf_local_NAME` acts as NAME.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""Content of the local hub on disk: repos, their commits, and files by git blob id.
+"""Content of the local hub on disk: repos, commits, and files by git blob id.
 
 ::
 
@@ -18,11 +18,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from template.competition import is_repo_id
 
@@ -31,7 +30,6 @@ BRANCH = "main"
 LOCAL_TOKEN_PREFIX = "hf_local_"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CHUNK_BYTES = 2**20
 _FIRST_FILE = {".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs -text\n"}
 _MAX_PATH_CHARS = 500
 
@@ -154,10 +152,7 @@ class HubStore:
     def commit(self, repo: Repo, changes: Mapping[str, Blob], *, parent: str | None = None, message: str = "") -> str:
         """Add `changes` to main; return main's commit, the old one if nothing changed.
 
-        Args:
-            parent: the commit at which main must be.
-
-        Raises: HubError (412) when main has moved, (400) for a file below another file.
+        Raises: HubError (412) when main is not at `parent`, (400) for a file below another file.
         """
         folder = self._folder(repo.kind, repo.id)
         with locked(folder):
@@ -177,19 +172,11 @@ class HubStore:
 
     def add_blob(self, content: bytes | Path) -> Blob:
         """Store a file's content, bytes or a file to copy, under its git blob id."""
-        if isinstance(content, bytes):
-            blob = Blob(oid=_git_oid(len(content), [content]), size=len(content))
-            path = self.blob_path(blob)
-            if not path.exists():
-                _write_atomically(path, [content])
-            return blob
-        size = content.stat().st_size
-        with content.open("rb") as file:
-            blob = Blob(oid=_git_oid(size, _chunks(file)), size=size)
-            path = self.blob_path(blob)
-            if not path.exists():
-                file.seek(0)
-                _write_atomically(path, _chunks(file))
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        oid = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        blob = Blob(oid=oid, size=len(data))
+        if not self.blob_path(blob).exists():
+            _write_atomically(self.blob_path(blob), data)
         return blob
 
     def blob_path(self, blob: Blob) -> Path:
@@ -218,10 +205,9 @@ class HubStore:
 def upload_files(
     root: Path, repo_id: str, files: Mapping[str, bytes | Path], repo_type: str = "dataset", *, private: bool = False
 ) -> str:
-    """Commit `files` to a repo without a server, creating the repo if needed; return main's commit.
+    """Commit `files` to a new or old repo without a server; return main's commit.
 
-    A Path is copied from disk. Other files of the repo stay; unchanged content makes no new commit.
-    Raises: HubError for an invalid repo id or path.
+    Other files stay; unchanged content makes no commit. Raises: HubError for an invalid repo id or path.
     """
     store = HubStore(root)
     kind = f"{repo_type}s"
@@ -237,29 +223,16 @@ def _check_tree(files: Mapping[str, Blob]) -> None:
             raise HubError(400, f"{path!r} lies below another file")
 
 
-def _git_oid(size: int, chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk
-
-
 def write_json(path: Path, value: object) -> None:
     """Replace a JSON file in one step."""
-    _write_atomically(path, [json.dumps(value).encode()])
+    _write_atomically(path, json.dumps(value).encode())
 
 
-def _write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
+def _write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
     with os.fdopen(handle, "wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
+        file.write(data)
     os.replace(name, path)
 
 

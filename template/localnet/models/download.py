@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, the quickstart's model, downloaded once into the user's cache.
+"""SmolLM2-135M-Instruct, the quickstart's model, in the user's cache.
 
     python -m template.localnet.models.download [--dir DIR]
 
@@ -22,7 +22,7 @@ from loguru import logger
 from template.errors import ConfigError, HostError, RemoteError, SubnetError
 from template.localnet.models.sources import MODEL_ID, REVISION, SOURCES, Pin, Source, sha256_of
 
-# Without a suffix, because the digest of a model folder leaves such files out.
+# Without a suffix, so that the digest of a model folder leaves it out.
 MANIFEST_FILE = "MANIFEST"
 
 
@@ -39,13 +39,13 @@ class Manifest:
 def default_model_dir() -> Path:
     """Return the model's folder in $XDG_CACHE_HOME, by default ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore a relative path.
+    # The XDG specification ignores a relative path.
     root = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
     return root / "dataset-subnet" / f"{MODEL_ID.rpartition('/')[2]}-{REVISION[:7]}"
 
 
 def download_small_model(target_dir: Path | None = None, *, sources: Sequence[Source] = SOURCES) -> Path:
-    """Return the model's folder, downloaded if needed from the first source that responds.
+    """Return the model's folder, downloaded from the first source that responds.
 
     It appears complete or not at all, concurrent calls wait for the first one, and a folder that differs from its
     manifest is downloaded again. Raises: RemoteError when every source is unreachable; HostError for a failed disk or

@@ -69,7 +69,7 @@ HUB_FILES: Mapping[str, Pin] = {
 
 
 def fill_from_hub(folder: Path, _scratch: Path, *, files: Mapping[str, Pin] = HUB_FILES) -> None:
-    """Download the pinned files from HF_ENDPOINT; fail within seconds for a silent Hub."""
+    """Download the pinned files from HF_ENDPOINT; a silent Hub fails in seconds."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise RemoteError("HF_HUB_OFFLINE is set")
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
