@@ -1,4 +1,4 @@
-"""The benches of `tests.campaigns.load.overhead`. HF_ENDPOINT must be set before this module is imported."""
+"""The benches of `overhead`, imported once HF_ENDPOINT is set."""
 
 import argparse
 import json

@@ -15,48 +15,40 @@ from tests.campaigns.measure import memory_kib
 from tests.campaigns.synthetic_subnet import COMPETITION
 
 
-class TickTimer:
-    """Times the ticks of a validator, without its waits."""
+def time_ticks() -> dict[str, Any]:
+    """Return the figures of a validator's ticks, without their waits, which this process keeps up to date."""
+    figures: dict[str, Any] = {"tick_s": 0.0, "tick": "", "startup_s": 0.0, "ticks": 0, "busy_s": 0.0}
+    validator: Any = loop.Validator
+    tick, perform, idle = validator.tick, validator._perform, validator._idle
+    name, waited_s = "", 0.0
 
-    def __init__(self) -> None:
-        self.figures: dict[str, Any] = {"tick_s": 0.0, "tick": "", "startup_s": 0.0, "ticks": 0, "busy_s": 0.0}
-        self._action, self._waited_s = "", 0.0
+    def timed_tick(self: loop.Validator) -> Any:
+        nonlocal waited_s
+        started, waited_s, is_startup = time.monotonic(), 0.0, self.evaluator is None
+        try:
+            return tick(self)
+        finally:
+            busy_s = time.monotonic() - started - waited_s
+            if is_startup:
+                figures["startup_s"] = max(figures["startup_s"], busy_s)
+            else:
+                figures.update(ticks=figures["ticks"] + 1, busy_s=figures["busy_s"] + busy_s)
+                if busy_s > figures["tick_s"]:
+                    figures.update(tick_s=busy_s, tick=name)
 
-    def install(self) -> None:
-        timer, validator = self, loop.Validator
-        tick, perform, idle = validator.tick, validator._perform, validator._idle
+    def named_perform(self: loop.Validator, action: Any, *args: Any) -> Any:
+        nonlocal name
+        name = type(action).__name__
+        return perform(self, action, *args)
 
-        def timed_tick(self: loop.Validator) -> bool:
-            started, timer._waited_s, is_startup = time.monotonic(), 0.0, self.evaluator is None
-            try:
-                return tick(self)
-            finally:
-                timer._note(time.monotonic() - started - timer._waited_s, is_startup=is_startup)
+    def timed_idle(self: loop.Validator) -> None:
+        nonlocal waited_s
+        started = time.monotonic()
+        idle(self)
+        waited_s += time.monotonic() - started
 
-        def named_perform(self: loop.Validator, action: Any, *args: Any) -> bool:
-            timer._action = type(action).__name__
-            return perform(self, action, *args)
-
-        def timed_idle(self: loop.Validator) -> None:
-            started = time.monotonic()
-            idle(self)
-            timer._waited_s += time.monotonic() - started
-
-        patched: Any = validator
-        patched.tick, patched._perform, patched._idle = timed_tick, named_perform, timed_idle
-
-    def _note(self, busy_s: float, *, is_startup: bool) -> None:
-        figures = self.figures
-        if is_startup:
-            figures["startup_s"] = max(figures["startup_s"], busy_s)
-            return
-        figures["ticks"] += 1
-        figures["busy_s"] += busy_s
-        if busy_s > figures["tick_s"]:
-            figures["tick_s"], figures["tick"] = busy_s, self._action
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps({**self.figures, "peak_kib": memory_kib("VmHWM")}), encoding="utf-8")
+    validator.tick, validator._perform, validator._idle = timed_tick, named_perform, timed_idle
+    return figures
 
 
 def loss_of(path: Path) -> float:
@@ -83,6 +75,9 @@ def install(figures_file: str, evaluation_s: float, speed: float) -> None:
         setattr(module, name, getattr(module, name) / speed)
     patched: Any = supervisor
     patched.LocalExecutor = lambda *_, **__: FakeExecutor(loss_of, seconds=evaluation_s)
-    timer = TickTimer()
-    timer.install()
-    atexit.register(timer.write, Path(figures_file))
+    figures = time_ticks()
+
+    def write() -> None:
+        Path(figures_file).write_text(json.dumps({**figures, "peak_kib": memory_kib("VmHWM")}), encoding="utf-8")
+
+    atexit.register(write)

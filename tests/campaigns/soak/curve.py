@@ -1,4 +1,4 @@
-"""The score of a loss and the shares of scores, written again for the reference model."""
+"""Scores and shares, written again for the reference model."""
 
 import math
 from collections.abc import Mapping
