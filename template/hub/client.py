@@ -127,16 +127,13 @@ def _make_client() -> httpx2.Client:
     client = default_client_factory()
     client.timeout = httpx2.Timeout(SOCKET_TIMEOUT_S)
     client.max_redirects = MAX_REDIRECTS
-    client._transport = _bounded(client._transport, is_proxied=False)
-    client._mounts = {
-        pattern: None if proxy is None else _bounded(proxy, is_proxied=True)
-        for pattern, proxy in client._mounts.items()
-    }
+
+    def bound(transport: httpx2.BaseTransport) -> BoundedTransport:
+        return BoundedTransport(transport, lambda: hf_constants.ENDPOINT)
+
+    client._transport = bound(client._transport)
+    client._mounts = {pattern: proxy and bound(proxy) for pattern, proxy in client._mounts.items()}
     return client
-
-
-def _bounded(transport: httpx2.BaseTransport, *, is_proxied: bool) -> BoundedTransport:
-    return BoundedTransport(transport, endpoint=lambda: hf_constants.ENDPOINT, is_proxied=is_proxied)
 
 
 @contextmanager

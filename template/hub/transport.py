@@ -4,10 +4,8 @@ Requests of `template.hub.datasets` run under a `RequestBudget`. Requests of oth
 model) have none and get limits of their own. Each step of a redirect passes here as a request of its own.
 """
 
-import ipaddress
 import math
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,15 +75,11 @@ _CURRENT: ContextVar[RequestBudget | None] = ContextVar("_CURRENT", default=None
 
 
 class BoundedTransport(httpx2.BaseTransport):
-    """`inner` within limits; `endpoint` returns the Hub's URL for requests without a budget.
+    """`inner` within limits; `endpoint` returns the Hub's URL for requests without a budget."""
 
-    is_proxied: `inner` connects to the operator's proxy, which resolves host names by its own rules.
-    """
-
-    def __init__(self, inner: httpx2.BaseTransport, *, endpoint: Callable[[], str], is_proxied: bool) -> None:
+    def __init__(self, inner: httpx2.BaseTransport, endpoint: Callable[[], str]) -> None:
         self._inner = inner
         self._endpoint = endpoint
-        self._is_proxied = is_proxied
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request. Raises: RemoteError when a limit is exceeded, else httpx2's own errors."""
@@ -140,15 +134,12 @@ class BoundedTransport(httpx2.BaseTransport):
         return response
 
     def _check_target(self, request: httpx2.Request, endpoint: httpx2.URL) -> None:
-        """Strip secrets from a request to another host. Raises: RemoteError when the host or method is not allowed."""
+        """Strip secrets from a request to another host. Raises: RemoteError for plain http or another method."""
         url = request.url
         if url.origin == endpoint.origin:
             return
         schemes = ("https",) if endpoint.scheme == "https" else ("http", "https")
-        is_allowed = url.scheme in schemes and request.method in _METHODS_ELSEWHERE
-        if is_allowed and not self._is_proxied:
-            is_allowed = _networks(url.host) <= {"public", *_networks(endpoint.host)}
-        if not is_allowed:
+        if url.scheme not in schemes or request.method not in _METHODS_ELSEWHERE:
             raise RemoteError(f"redirect to {request.method} {url.scheme}://{url.host[:100]} is not followed")
         for name in _SECRET_HEADERS:
             request.headers.pop(name, None)
@@ -181,26 +172,6 @@ def _is_file(request: httpx2.Request, endpoint: httpx2.URL) -> bool:
     path = request.url.path.removeprefix(endpoint.path.rstrip("/"))
     is_api = request.url.origin == endpoint.origin and path.startswith("/api/")
     return request.method == "GET" and (not is_api or path.startswith("/api/resolve-cache/"))
-
-
-def _networks(host: str) -> set[str]:
-    """Return the kinds of network that the host's addresses are in. Raises: httpx2.ConnectError when it has none."""
-    try:
-        rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise httpx2.ConnectError(f"cannot resolve the host {host[:100]!r}") from error
-    return {_network(str(row[4][0])) for row in rows}
-
-
-def _network(address: str) -> str:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    if ip.is_loopback:
-        return "loopback"
-    if ip.is_link_local:
-        return "link-local"
-    return "public" if ip.is_global and not ip.is_multicast else "private"
 
 
 def _clean_headers(headers: httpx2.Headers) -> None:

@@ -18,9 +18,6 @@ from template.hub.transport import RequestBudget
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import DATA, OLD, REPO, download, upload_data
 
-PUBLIC = "https://8.8.8.8"
-LOCAL = "http://127.0.0.1:8080"
-
 
 @pytest.fixture(autouse=True)
 def _client() -> None:
@@ -33,33 +30,10 @@ def request(url: str, endpoint: str, *, seconds: float = math.inf, content: byte
         get_session().request("PUT" if content else "GET", url, content=content)
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "url"),
-    [
-        *((PUBLIC, f"https://{host}:9/x") for host in ("127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1")),
-        *((PUBLIC, f"https://{host}:9/x") for host in ("[::1]", "[fd00::1]", "[::ffff:10.0.0.1]", "224.0.0.1")),
-        *((LOCAL, f"http://{host}:9/x") for host in ("10.0.0.1", "169.254.169.254", "0.0.0.0", "0", "[fe80::1]")),
-        *(("https://10.1.1.1", f"https://{host}:9/x") for host in ("127.0.0.1", "2130706433", "localhost", "0x7f.1")),
-        (PUBLIC, "http://1.1.1.1/x"),
-    ],
-)
-def test_redirect_inside_or_to_plain_http_is_not_followed(endpoint: str, url: str) -> None:
+@pytest.mark.parametrize("url", ["http://8.8.8.8/x", "http://169.254.169.254/x", "ftp://8.8.8.8/x"])
+def test_redirect_from_https_to_another_scheme_is_refused(url: str) -> None:
     with pytest.raises(RemoteError, match="not followed"):
-        request(url, endpoint)
-
-
-@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"]])
-def test_redirect_to_a_name_of_an_inside_address_is_refused(
-    monkeypatch: pytest.MonkeyPatch, addresses: list[str]
-) -> None:
-    look_up = socket.getaddrinfo
-
-    def resolve(host: str, *rest: Any, **named: Any) -> Any:
-        return [row for name in (addresses if host == "cdn" else [host]) for row in look_up(name, *rest, **named)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with pytest.raises(RemoteError, match="not followed"):
-        request("https://cdn/x", PUBLIC)
+        request(url, "https://8.8.8.8")
 
 
 def test_slow_upload_ends_at_its_deadline() -> None:
