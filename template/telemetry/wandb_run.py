@@ -90,7 +90,7 @@ def open_run(request: Mapping[str, Any]) -> "wandb.Run":
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        # wandb's service ends at once when a supervisor signals all processes, and loses what it has not written.
+        # A supervisor's signal to all processes ends wandb's service, which then loses unwritten records.
         x_transaction_log_flush_interval=1.0,
     )
     run = wandb.init(**request["run"], mode="offline" if is_offline else "online", resume="allow", settings=settings)
