@@ -125,8 +125,8 @@ def run(args: argparse.Namespace) -> int:
         closing(make_executor(args, evaluator)) as executor,
         closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
     ):
-        fetcher = Downloader(args.max_downloads)
-        validator = Validator(config, chain, store, executor, fetcher, tracker=tracker, update=update)
+        downloader = Downloader(args.max_downloads)
+        validator = Validator(config, chain, store, executor, downloader, tracker=tracker, update=update)
         stop_on_signals(validator)
         validator.run()
     return EXIT_UPDATED if validator.is_updated else 0
