@@ -1,4 +1,4 @@
-"""The chain seam against a local chain: views, commitments, weights and their refusals."""
+"""Chain on a local chain: views, commitments, weights and refusals."""
 
 import sqlite3
 from contextlib import closing
@@ -250,7 +250,7 @@ def test_refused_weights_are_an_outcome_with_the_chains_error(
 
 
 @pytest.mark.parametrize("commit_reveal", [False, True])
-def test_a_subnet_that_asks_for_newer_validators_is_told_as_a_refusal(
+def test_weights_of_an_old_version_are_refused_before_sending(
     local: LocalChain, validator: Chain, commit_reveal: bool
 ) -> None:
     local.set_hyperparameter("CommitRevealWeightsEnabled", commit_reveal)

@@ -1,4 +1,4 @@
-"""Reading commitments strictly: two that differ on chain never read the same, and no miner can spoil the reading."""
+"""Parsing of commitments, strictly, for anything a miner publishes."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ REVEALED_HI = "\x08hi"
 
 
 def read(*fields: object, revealed: tuple[tuple[str, int], ...] = ()) -> ChainCommitment:
-    found = parse_commitment("hotkey", {"block": 10, "info": {"fields": list(fields)}}, revealed)
-    assert found is not None and (found.hotkey, found.block) == ("hotkey", 10)
-    return found
+    commitment = parse_commitment("hotkey", {"block": 10, "info": {"fields": list(fields)}}, revealed)
+    assert commitment is not None and (commitment.hotkey, commitment.block) == ("hotkey", 10)
+    return commitment
 
 
 def read_opened(*revealed: tuple[Any, int]) -> ChainCommitment:
-    found = parse_commitment("hotkey", None, revealed)
-    assert found is not None
-    return found
+    commitment = parse_commitment("hotkey", None, revealed)
+    assert commitment is not None
+    return commitment
 
 
 def unreadable(block: int) -> ChainCommitment:

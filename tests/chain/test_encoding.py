@@ -102,7 +102,7 @@ def test_every_product_call_encodes_and_decodes(codec: RuntimeCodec, local: Loca
         assert codec.compose_call(module, function, values).data == composed.data
 
 
-def test_product_calls_say_what_was_meant(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
+def test_product_calls_decode_to_their_arguments(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
     first, _, timelocked, weights, sealed = record_product_calls(local, tmp_path)
     decoded = codec.decode_call(codec.compose_call(*first).data)
     (field,) = decoded["call_args"][1]["value"]["fields"]
@@ -122,9 +122,7 @@ def test_product_calls_say_what_was_meant(codec: RuntimeCodec, local: LocalChain
     assert sealed[2]["commit_reveal_version"] == 4 and isinstance(sealed[2]["commit"], bytes)
 
 
-def test_local_chain_spells_product_calls_in_the_same_bytes(
-    codec: RuntimeCodec, local: LocalChain, tmp_path: Path
-) -> None:
+def test_product_calls_encode_like_the_client(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
     for call in record_product_calls(local, tmp_path):
         data = codec.compose_call(*call).data
         assert encode_call(*call) == data
@@ -132,7 +130,7 @@ def test_local_chain_spells_product_calls_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=str)
-def test_local_chain_spells_every_commitment_field_in_the_same_bytes(codec: RuntimeCodec, field: object) -> None:
+def test_commitment_fields_encode_like_the_client(codec: RuntimeCodec, field: object) -> None:
     call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
     data = codec.compose_call(*call).data
     assert encode_call(*call) == data
@@ -140,7 +138,7 @@ def test_local_chain_spells_every_commitment_field_in_the_same_bytes(codec: Runt
 
 
 @pytest.mark.parametrize("field", [{"Raw3": b"ab"}, {"Raw129": bytes(129)}, {"Nope": b""}, {"Sha256": bytes(31)}])
-def test_local_chain_refuses_what_the_runtime_cannot_spell(codec: RuntimeCodec, field: object) -> None:
+def test_fields_that_the_runtime_lacks_do_not_encode(codec: RuntimeCodec, field: object) -> None:
     call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
     for compose in (codec.compose_call, encode_call):
         with pytest.raises(ValueError, match=r"expected|no variant"):
@@ -156,16 +154,14 @@ def test_metadata_allows_what_the_product_sends(codec: RuntimeCodec) -> None:
 @pytest.mark.parametrize(
     "field", [{"TimelockEncrypted": {"encrypted": bytes(1025), "reveal_round": 1}}, {"BigRaw": bytes(513)}]
 )
-def test_local_chain_refuses_longer_fields_than_the_chain_decodes(field: object) -> None:
+def test_fields_above_the_chains_limits_do_not_decode(field: object) -> None:
     data = encode_call(*bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]}))
     with pytest.raises(ValueError, match="a length of"):
         decode_call(data)
 
 
 @pytest.mark.parametrize("text", ["a", "hello", "xello world!", "x" * 63, "x" * 64, "é" * 64])
-def test_local_chain_shows_reveals_as_the_clients_decoder_does(
-    codec: RuntimeCodec, local: LocalChain, text: str
-) -> None:
+def test_stored_reveals_decode_like_the_client(codec: RuntimeCodec, local: LocalChain, text: str) -> None:
     key = make_key("miner")
     local.register(key.ss58_address)
     commit(local, key, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}})
@@ -178,7 +174,7 @@ def test_local_chain_shows_reveals_as_the_clients_decoder_does(
     assert codec.decode(entry.value_type, stored) == [(data, block)]
 
 
-def test_bytes_that_are_no_call_are_refused() -> None:
+def test_bytes_of_no_known_call_do_not_decode() -> None:
     call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [{"Raw2": b"ab"}]})
     data = encode_call(*call)
     for bad in (b"", b"\x99\x99", data[:-1], data + b"\x00", data[:4] + b"\x03" + data[5:]):
@@ -186,9 +182,7 @@ def test_bytes_that_are_no_call_are_refused() -> None:
             decode_call(bad)
 
 
-def test_a_block_hash_in_a_later_blocks_state_is_spelt_as_the_one_asked_for_by_number(
-    codec: RuntimeCodec, local: LocalChain
-) -> None:
+def test_block_hashes_of_state_and_number_have_one_form(codec: RuntimeCodec, local: LocalChain) -> None:
     local.advance(3)
     with Chain(local.network, NETUID, substrate=LocalSubstrate(local.path)) as chain:
         asked = chain.block_hash(2)
@@ -198,9 +192,7 @@ def test_a_block_hash_in_a_later_blocks_state_is_spelt_as_the_one_asked_for_by_n
 
 
 @pytest.mark.parametrize("field", [*FIELDS, {"Raw0": b""}, {"Raw4": b"\xff\xfe\x1b["}, {"BigRaw": b""}], ids=str)
-def test_local_chain_shows_commitments_as_the_clients_decoder_does(
-    codec: RuntimeCodec, local: LocalChain, field: object
-) -> None:
+def test_stored_commitments_decode_like_the_client(codec: RuntimeCodec, local: LocalChain, field: object) -> None:
     key = make_key("miner")
     local.register(key.ss58_address)
     commit(local, key, field, field)

@@ -1,4 +1,4 @@
-"""Which endpoint the chain is asked at: the flags, and what becomes of one that falls silent."""
+"""Endpoints: flags, rotation, and silent or stalled nodes."""
 
 import argparse
 import threading
@@ -35,7 +35,7 @@ def serving(handle: Callable[[ServerConnection], None]) -> Iterator[str]:
 
 
 class Silent:
-    """Accepts every connection, reads what it is sent, and never answers."""
+    """Accepts every connection, reads, and never answers."""
 
     def __init__(self) -> None:
         self.dialled = 0
@@ -47,7 +47,7 @@ class Silent:
             self.asked.set()
 
 
-def test_silent_node_is_noticed_in_time_and_the_next_connection_is_the_fallbacks() -> None:
+def test_silent_node_is_replaced_after_the_deadline() -> None:
     first, second = Silent(), Silent()
     with (
         serving(first) as url,
@@ -90,7 +90,7 @@ def test_node_that_falls_silent_while_connected_is_replaced() -> None:
         assert answered.is_set() and second.asked.wait(10)
 
 
-def test_node_that_cannot_be_dialled_is_passed_over_within_one_call() -> None:
+def test_unreachable_node_is_skipped_within_one_call() -> None:
     fallback = Silent()
     with serving(fallback) as url, Chain("ws://127.0.0.1:1", NETUID, fallback_endpoints=[url], deadline_s=1) as chain:
         with pytest.raises(RemoteError, match="no answer"):
@@ -98,7 +98,7 @@ def test_node_that_cannot_be_dialled_is_passed_over_within_one_call() -> None:
         assert fallback.asked.wait(10) and fallback.dialled == 1
 
 
-def test_an_answer_that_is_a_refusal_keeps_the_endpoint(local: LocalChain) -> None:
+def test_refused_read_keeps_the_endpoint(local: LocalChain) -> None:
     with connect(local, fallback_endpoints=["ws://127.0.0.1:2"]) as chain:
         first = chain._endpoints.current
         with pytest.raises(RemoteError, match="no finalized block"):
@@ -131,8 +131,8 @@ class Lagging(LocalSubstrate):
         await super().close()
 
 
-class Hands:
-    """A clock that goes when it is told to."""
+class ManualClock:
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -142,9 +142,9 @@ class Hands:
 
 
 @contextmanager
-def watching(local: LocalChain) -> Iterator[tuple[Chain, Lagging, Hands, list[str]]]:
-    """A connection with three endpoints, its node, its clock, and what it logs."""
-    node, clock, logged = Lagging(local.path), Hands(), list[str]()
+def watching(local: LocalChain) -> Iterator[tuple[Chain, Lagging, ManualClock, list[str]]]:
+    """Yield a connection with three endpoints, its node, its clock and its log lines."""
+    node, clock, logged = Lagging(local.path), ManualClock(), list[str]()
     sink = logger.add(logged.append, level="INFO", format="{level} {message}")
     try:
         with Chain(
@@ -155,7 +155,7 @@ def watching(local: LocalChain) -> Iterator[tuple[Chain, Lagging, Hands, list[st
         logger.remove(sink)
 
 
-def test_a_node_behind_what_was_seen_is_left_and_nobody_acts_on_its_past(local: LocalChain) -> None:
+def test_node_behind_the_newest_block_is_replaced(local: LocalChain) -> None:
     with watching(local) as (chain, node, _, logged):
         local.advance(10)
         head = chain.view().block
@@ -175,7 +175,7 @@ def test_a_node_behind_what_was_seen_is_left_and_nobody_acts_on_its_past(local: 
         assert logged == []
 
 
-def test_a_node_that_stands_still_is_left_once_in_a_while_but_believed(local: LocalChain) -> None:
+def test_stalled_node_rotates_endpoints_every_stall_period(local: LocalChain) -> None:
     with watching(local) as (chain, node, clock, logged):
         clock.now += 50
         then = chain.view()
@@ -193,10 +193,10 @@ def test_a_node_that_stands_still_is_left_once_in_a_while_but_believed(local: Lo
         clock.now += 1
         assert chain.view() == then
         assert (chain._endpoints.current, len(logged)) == (THIRD, 2)
-        assert "for 1200 s" in logged[1]
+        assert "seconds=1200" in logged[1]
 
 
-def test_a_chain_that_moves_slowly_stands_not_still(local: LocalChain) -> None:
+def test_slow_chain_keeps_the_endpoint(local: LocalChain) -> None:
     with watching(local) as (chain, node, clock, logged):
         for _ in range(4):
             local.advance()
@@ -206,7 +206,7 @@ def test_a_chain_that_moves_slowly_stands_not_still(local: LocalChain) -> None:
         assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
 
 
-def test_views_of_the_past_say_nothing_of_the_present(local: LocalChain) -> None:
+def test_views_of_past_blocks_keep_the_endpoint(local: LocalChain) -> None:
     with watching(local) as (chain, node, clock, logged):
         head = chain.view().block
         for _ in range(3):
@@ -227,7 +227,7 @@ def test_endpoints_take_turns_each_once() -> None:
     assert seen[1:3] == [("ws://b:1", ["ws://c:1", "ws://a:1"]), ("ws://c:1", ["ws://a:1", "ws://b:1"])]
 
 
-def test_a_named_network_has_public_fallbacks_unless_they_are_named() -> None:
+def test_named_network_has_public_fallbacks_by_default() -> None:
     public = Endpoints("finney").open()
     assert public.endpoint.startswith("wss://") and public.fallback_endpoints and public.archive_endpoints
     own = Endpoints("finney", ["ws://mine:1"], ["ws://old:1"]).open()
@@ -261,13 +261,13 @@ def test_flags_reach_the_connection() -> None:
 
 @pytest.mark.parametrize("flag", ["--subtensor.fallback_endpoints", "--subtensor.archive_endpoints"])
 @pytest.mark.parametrize("value", ["", "127.0.0.1:1", "ws://a:1,", "http://a", "ws://a:1 ws://b:1", "wss://h:99999"])
-def test_endpoint_that_is_no_url_is_a_config_error_naming_its_flag(flag: str, value: str) -> None:
+def test_invalid_endpoint_is_a_config_error_with_its_flag(flag: str, value: str) -> None:
     with pytest.raises(ConfigError, match=flag):
         open_with("--subtensor.network", "ws://a:1", flag, value)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "3601"])
-def test_deadline_that_is_none_is_a_config_error(value: str) -> None:
+def test_deadline_out_of_range_is_a_config_error(value: str) -> None:
     with pytest.raises(ConfigError, match=r"--subtensor\.deadline_seconds"):
         open_with("--subtensor.network", "ws://a:1", "--subtensor.deadline_seconds", value)
 

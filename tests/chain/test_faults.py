@@ -1,4 +1,4 @@
-"""What the chain seam does when the chain does not answer, or not properly."""
+"""Failed calls: deadlines, lost connections and unknown results."""
 
 import socket
 import threading
@@ -28,7 +28,7 @@ def test_dead_endpoint_is_a_remote_error() -> None:
         chain.block()
 
 
-def test_socket_that_never_answers_the_handshake_meets_the_deadline() -> None:
+def test_handshake_without_an_answer_meets_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"ws://127.0.0.1:{server.getsockname()[1]}"
         with Chain(url, NETUID, deadline_s=0.3) as chain:
@@ -38,7 +38,7 @@ def test_socket_that_never_answers_the_handshake_meets_the_deadline() -> None:
             assert time.monotonic() - started < 5
 
 
-def test_node_that_never_answers_meets_the_deadline_and_is_dialled_again() -> None:
+def test_silent_node_meets_the_deadline_and_is_retried() -> None:
     dialled: list[object] = []
     gone = threading.Event()
 
@@ -58,7 +58,7 @@ def test_node_that_never_answers_meets_the_deadline_and_is_dialled_again() -> No
 
 
 @pytest.mark.parametrize("kind", ["connect", "read"])
-def test_hanging_chain_meets_the_deadline_and_the_next_call_recovers(
+def test_hanging_call_meets_the_deadline_and_the_next_recovers(
     local: LocalChain, kind: Literal["connect", "read"]
 ) -> None:
     local.set_fault(kind, ChainFault.HANG)
@@ -69,7 +69,7 @@ def test_hanging_chain_meets_the_deadline_and_the_next_call_recovers(
 
 
 @pytest.mark.parametrize("fault", [ChainFault.DISCONNECT, ChainFault.ERROR])
-def test_failing_read_is_a_remote_error_and_the_next_call_recovers(
+def test_failed_read_is_a_remote_error_and_the_next_recovers(
     local: LocalChain, miner: Chain, fault: ChainFault
 ) -> None:
     miner.view()
@@ -98,7 +98,7 @@ def test_call_after_a_failure_has_a_connection_of_its_own(local: LocalChain, fau
 
 
 @pytest.mark.parametrize("fault", [ChainFault.DISCONNECT, ChainFault.HANG, ChainFault.ERROR])
-def test_write_that_got_no_answer_has_an_unknown_fate(local: LocalChain, fault: ChainFault) -> None:
+def test_write_without_an_answer_has_an_unknown_result(local: LocalChain, fault: ChainFault) -> None:
     local.set_fault("write", fault)
     with connect(local, MINER, deadline_s=0.3) as chain:
         with pytest.raises(RemoteError, match="result unknown"):
@@ -141,7 +141,7 @@ def test_failed_hint_does_not_hide_the_refusal(local: LocalChain, miner: Chain) 
     assert (outcome.error, outcome.retry_after_blocks) == ("SpaceLimitExceeded", None)
 
 
-def test_answer_of_a_strange_shape_is_a_remote_error(local: LocalChain) -> None:
+def test_answer_of_an_unknown_shape_is_a_remote_error(local: LocalChain) -> None:
     class Strange(LocalSubstrate):
         async def runtime_call(self, *args: object, **kwargs: object) -> object:
             return {"hotkeys": ["a"]}

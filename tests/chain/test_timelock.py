@@ -1,4 +1,4 @@
-"""Sealed commitments from the commit to the reveal, on a local chain and under the beacon's real signature."""
+"""Timelocked commitments on a local chain, from commit to reveal."""
 
 import time
 
@@ -40,7 +40,7 @@ def test_sealed_text_is_unreadable_until_the_chain_opens_it(local: LocalChain, m
     assert miner.view(outcome.block).commitments == (sealed,), "the past stays sealed"
 
 
-def test_what_follows_a_reveal_overrides_it(local: LocalChain, miner: Chain) -> None:
+def test_commitment_after_a_reveal_replaces_it(local: LocalChain, miner: Chain) -> None:
     miner.publish_sealed("one", soon())
     local.reveal(miner.hotkey, "one")
     outcome = miner.publish_sealed("two", soon() + 7)
@@ -114,7 +114,7 @@ def test_a_seal_of_the_very_block_before_its_reveal_counts(local: LocalChain, mi
     assert miner.commit_blocks_of_revealed({miner.hotkey: local.block()}) == {miner.hotkey: outcome.block}
 
 
-def test_what_was_not_sealed_one_block_before_is_left_out(local: LocalChain, miner: Chain, validator: Chain) -> None:
+def test_hotkeys_without_a_sealed_commitment_are_left_out(local: LocalChain, miner: Chain, validator: Chain) -> None:
     sealed, reveal_block = seal_and_reveal(local, validator, "sealed")
     miner.publish("plain")
     sealed_field = {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}}
@@ -129,7 +129,7 @@ def test_what_was_not_sealed_one_block_before_is_left_out(local: LocalChain, min
     )
 
 
-def test_more_reveals_than_are_read_at_once_are_all_told(local: LocalChain, miner: Chain) -> None:
+def test_more_reveals_than_one_batch_are_all_returned(local: LocalChain, miner: Chain) -> None:
     expected, reveals = {}, {}
     for number in range(20):
         key = make_key(f"miner{number}")
@@ -140,7 +140,7 @@ def test_more_reveals_than_are_read_at_once_are_all_told(local: LocalChain, mine
     assert len(set(expected.values())) == 20
 
 
-def test_a_state_that_nobody_has_any_more_is_a_remote_error(local: LocalChain, miner: Chain) -> None:
+def test_dropped_state_of_a_reveal_is_a_remote_error(local: LocalChain, miner: Chain) -> None:
     class Pruned(LocalSubstrate):
         async def query(self, *args: object, **kwargs: object) -> object:
             # In the words of the client's own transport.
@@ -212,19 +212,19 @@ def test_sealed_bytes_are_the_clients_own_and_differ_each_time(local: LocalChain
         return str(field["TimelockEncrypted"]["encrypted"])
 
     reveal_round = soon()
-    found = set()
+    ciphertexts = set()
     for _ in range(2):
         miner.publish_sealed("text", reveal_round)
-        found.add(run_async(local, stored))
-    assert len(found) == 2
-    assert b"text".hex() not in "".join(found)
-    assert {len(data) for data in found} == {
+        ciphertexts.add(run_async(local, stored))
+    assert len(ciphertexts) == 2
+    assert b"text".hex() not in "".join(ciphertexts)
+    assert {len(data) for data in ciphertexts} == {
         2 + 2 * len(bt.timelock.encrypt(b"\x10text", reveal_round=reveal_round).encrypted)
     }
 
 
 @pytest.mark.parametrize("text", ["", "x" * 129, "é" * 65])
-def test_sealed_text_that_does_not_fit_is_refused_before_it_is_sent(local: LocalChain, miner: Chain, text: str) -> None:
+def test_timelocked_text_of_a_bad_size_is_refused_unsent(local: LocalChain, miner: Chain, text: str) -> None:
     before = local.block()
     with pytest.raises(SubmissionError) as caught:
         miner.publish_sealed(text, soon())
@@ -233,14 +233,14 @@ def test_sealed_text_that_does_not_fit_is_refused_before_it_is_sent(local: Local
 
 
 @pytest.mark.parametrize("reveal_round", [-1, 0, 1000, 2**64])
-def test_a_round_that_is_not_to_come_is_a_config_error(local: LocalChain, miner: Chain, reveal_round: int) -> None:
+def test_past_reveal_round_is_a_config_error(local: LocalChain, miner: Chain, reveal_round: int) -> None:
     before = local.block()
     with pytest.raises(ConfigError, match="future beacon round"):
         miner.publish_sealed("text", reveal_round)
     assert local.block() == before
 
 
-def test_sealing_without_a_wallet_or_registration_is_told(local: LocalChain) -> None:
+def test_sealing_without_wallet_or_registration_is_refused(local: LocalChain) -> None:
     with connect(local) as chain, pytest.raises(ConfigError, match=r"--wallet\.name"):
         chain.publish_sealed("text", soon())
     with connect(local, make_key("owner")) as chain:
@@ -249,8 +249,8 @@ def test_sealing_without_a_wallet_or_registration_is_told(local: LocalChain) -> 
 
 def test_rounds_and_their_times_agree() -> None:
     for moment in (1_800_000_000.0, 1_800_000_000.5, 1_800_000_001.0, 1_800_000_002.999):
-        found = beacon_round_at(moment)
-        assert moment <= round_time(found) < moment + 3
-        assert beacon_round_at(round_time(found)) == found
-        assert round_time(found) == bt.timelock.reveal_time(found).timestamp()
+        beacon_round = beacon_round_at(moment)
+        assert moment <= round_time(beacon_round) < moment + 3
+        assert beacon_round_at(round_time(beacon_round)) == beacon_round
+        assert round_time(beacon_round) == bt.timelock.reveal_time(beacon_round).timestamp()
     assert round_time(2**64 - 1) > 10**19, "a miner may name any round"

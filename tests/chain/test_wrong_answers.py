@@ -1,4 +1,4 @@
-"""What no chain could say: an answer is taken whole or not at all, and the next endpoint is asked."""
+"""Answers that no chain can give: refused whole, and the endpoint replaced."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ MINER, OTHER = make_key("miner"), make_key("other")
 
 
 class LyingSubstrate(LocalSubstrate):
-    """A node that says something else than the chain while it has something to say in its place."""
+    """A node that changes the chain's answers as the test sets."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -65,12 +65,12 @@ def chain(local: LocalChain, node: LyingSubstrate) -> Iterator[Chain]:
 
 
 def put(column: str, value: object) -> Callable[[dict[str, Any]], object]:
-    """Says `value` of the first neuron."""
+    """Return a change that sets a column of the first neuron."""
     return lambda graph: graph[column].__setitem__(0, value)
 
 
 @pytest.mark.parametrize(
-    ("graph", "told"),
+    ("graph", "message"),
     [
         (put("block_at_registration", 10**6), "must hold blocks up to"),
         (put("block_at_registration", 2**64 - 1), "must hold blocks up to"),
@@ -86,24 +86,24 @@ def put(column: str, value: object) -> Callable[[dict[str, Any]], object]:
         (lambda graph: graph.update(hotkeys=5), "invalid answer"),
     ],
 )
-def test_a_metagraph_that_cannot_be_is_refused_whole(
-    local: LocalChain, node: LyingSubstrate, chain: Chain, graph: Callable[[dict[str, Any]], object], told: str
+def test_impossible_metagraph_is_refused(
+    local: LocalChain, node: LyingSubstrate, chain: Chain, graph: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     node.graph = graph
-    with pytest.raises(RemoteError, match=told):
+    with pytest.raises(RemoteError, match=message):
         chain.view()
     node.graph = None
     assert [neuron.hotkey for neuron in chain.view().neurons] == [MINER.ss58_address, OTHER.ss58_address]
 
 
-def test_a_registration_in_block_0_is_one(node: LyingSubstrate, chain: Chain) -> None:
+def test_registration_in_block_0_is_valid(node: LyingSubstrate, chain: Chain) -> None:
     node.graph = put("block_at_registration", 0)
     assert chain.view().neurons[0].registration_block == 0
 
 
 @pytest.mark.parametrize("item", ["CommitmentOf", "RevealedCommitments"])
 @pytest.mark.parametrize("ahead", [1, 2**64])
-def test_a_commitment_of_a_block_to_come_spoils_the_answer(
+def test_commitment_of_a_future_block_is_refused(
     local: LocalChain, node: LyingSubstrate, chain: Chain, item: str, ahead: int
 ) -> None:
     block = local.block() + ahead
@@ -117,15 +117,13 @@ def test_a_commitment_of_a_block_to_come_spoils_the_answer(
     with pytest.raises(RemoteError, match=f"a commitment is of block {block}, and the newest block is"):
         chain.view()
     node.records = None
-    assert [one.text for one in chain.view().commitments] == ["text"]
+    assert [entry.text for entry in chain.view().commitments] == ["text"]
 
 
 @pytest.mark.parametrize(
     "record", [None, 5, "0x", [], {"info": {"fields": []}}, {"block": 1}, {"block": 1, "info": {"fields": None}}]
 )
-def test_a_runtime_that_spells_commitments_otherwise_is_not_guessed_at(
-    node: LyingSubstrate, chain: Chain, record: object
-) -> None:
+def test_commitment_record_of_another_runtime_is_refused(node: LyingSubstrate, chain: Chain, record: object) -> None:
     def rename(asked: str, answer: list[Any]) -> None:
         if asked == "CommitmentOf":
             answer[:] = [(hotkey, record) for hotkey, _ in answer]
@@ -139,15 +137,14 @@ def test_a_runtime_that_spells_commitments_otherwise_is_not_guessed_at(
 
 
 @pytest.mark.parametrize("head", [2**32, 2**64 - 1, -1])
-def test_a_block_number_that_no_chain_has_is_refused(node: LyingSubstrate, chain: Chain, head: int) -> None:
+def test_impossible_block_number_is_refused(node: LyingSubstrate, chain: Chain, head: int) -> None:
     node.head = head
     for ask in (chain.view, lambda: chain.view(1), lambda: chain.commitment(MINER.ss58_address)):
         with pytest.raises(RemoteError, match="newest finalized block cannot be"):
             ask()
 
 
-def test_a_node_of_another_chain_is_left_for_the_next(local: LocalChain, tmp_path: Path) -> None:
-    """The other chain has the same subnet, and is longer."""
+def test_node_of_another_chain_is_replaced(local: LocalChain, tmp_path: Path) -> None:
     with make_local_chain(tmp_path / "other") as other:
         other.register(OTHER.ss58_address)
         other.advance(100)
@@ -165,7 +162,7 @@ def test_a_node_of_another_chain_is_left_for_the_next(local: LocalChain, tmp_pat
             assert chain.view().block == first.block + 1
 
 
-def test_a_past_block_of_another_chain_is_no_snapshot(local: LocalChain, tmp_path: Path) -> None:
+def test_past_block_of_another_chain_is_refused(local: LocalChain, tmp_path: Path) -> None:
     with make_local_chain(tmp_path / "other") as other:
         other.advance(100)
         local.advance(5)
@@ -181,8 +178,8 @@ def test_a_past_block_of_another_chain_is_no_snapshot(local: LocalChain, tmp_pat
 
 
 @pytest.mark.parametrize("blocks", [1, 2399, 2401])
-def test_a_fork_is_told_by_the_state_of_the_new_block_or_else_by_the_node(local: LocalChain, blocks: int) -> None:
-    """As when the client goes on to another endpoint by itself: what it remembers of numbers and hashes is stale."""
+def test_fork_is_detected_by_the_new_state_or_the_node(local: LocalChain, blocks: int) -> None:
+    """The client keeps stale hashes when it switches endpoints by itself."""
     local.set_finality_lag(10)
     remembered: dict[int, str] = {}
 
@@ -196,18 +193,18 @@ def test_a_fork_is_told_by_the_state_of_the_new_block_or_else_by_the_node(local:
 
     with Chain(local.network, NETUID, substrate=Forgetful(local.path), deadline_s=20) as chain:
         local.advance(10)
-        known = chain.view()
+        first = chain.view()
         local.reorganise(1)
         local.advance(1 + blocks)
         if blocks < 2400:
             with pytest.raises(RemoteError, match="another chain or fork"):
                 chain.view()
         remembered.clear()
-        with pytest.raises(RemoteError, match=f"block {known.block} has the hashes {known.block_hash}"):
+        with pytest.raises(RemoteError, match=f"block {first.block} has the hashes {first.block_hash}"):
             chain.view()
 
 
-def test_what_is_not_final_is_not_read_and_what_a_reorganisation_undoes_was_never_seen(local: LocalChain) -> None:
+def test_reads_ignore_blocks_that_are_not_final(local: LocalChain) -> None:
     local.set_finality_lag(2)
     local.advance(3)
     with connect(local, OTHER) as chain:
@@ -218,11 +215,11 @@ def test_what_is_not_final_is_not_read_and_what_a_reorganisation_undoes_was_neve
     local.advance(1)
     with connect(local) as chain:
         seen = chain.view()
-        assert [one.text for one in seen.commitments] == ["text"], "the new text is in a block that is not final"
+        assert [entry.text for entry in seen.commitments] == ["text"], "the new text is in a block that is not final"
         final = seen.block
         local.reorganise(2)
         again = chain.view()
         assert (again.block, again.block_hash) == (final, seen.block_hash), "what was final is still there"
         local.advance(6)
         after = chain.view()
-        assert after.block == local.block() - 2 and [one.text for one in after.commitments] == ["text"]
+        assert after.block == local.block() - 2 and [entry.text for entry in after.commitments] == ["text"]

@@ -1,4 +1,4 @@
-"""The local chain below the official client: blocks, history, signatures, processes and the chain's own errors."""
+"""The local chain below the official client."""
 
 import asyncio
 import sqlite3
@@ -12,7 +12,7 @@ from template.errors import ConfigError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault, Ledger
 from template.localnet.chain.substrate import LocalSubstrate
-from tests.fixtures.chain import NETUID, commit, connect, finish, make_key, make_local_chain, run_async, start_python
+from tests.fixtures.chain import NETUID, commit, finish, make_key, make_local_chain, run_async, start_python
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
 
@@ -98,10 +98,10 @@ with connect(local, make_key(sys.argv[2])) as chain:
 def test_two_processes_commit_concurrently_and_lose_nothing(local: LocalChain, block_time_s: float) -> None:
     local.set_block_time(block_time_s)
     processes = [start_python(_COMMITTER, local.path, name) for name in ("validator", "miner")]
-    told = [line.split("|") for process in processes for line in finish(process).splitlines()]
-    assert len(told) == 30
+    lines = [line.split("|") for process in processes for line in finish(process).splitlines()]
+    assert len(lines) == 30
     with Ledger(local.path) as ledger:
-        for block, text in told:
+        for block, text in lines:
             signer = make_key(text.split()[0]).ss58_address
             (field,) = ledger.at(int(block)).get("CommitmentOf", signer)["info"]["fields"]
             assert bytes.fromhex(next(iter(field.values()))[2:]).decode() == text
@@ -154,7 +154,7 @@ def test_broken_file_is_a_lost_connection(local: LocalChain) -> None:
     run_async(local, use)
 
 
-def test_use_before_connect_and_unknown_items_are_told(local: LocalChain) -> None:
+def test_use_before_connect_and_unknown_items_are_lines(local: LocalChain) -> None:
     with pytest.raises(bt.ConnectionNotReady):
         asyncio.run(LocalSubstrate(local.path).block_number())
 
@@ -189,8 +189,3 @@ def test_chain_is_created_once_and_with_sense(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             make_local_chain(tmp_path / str(number), **settings)
         assert not (tmp_path / str(number) / "chain.db").exists()
-
-
-def test_product_and_client_agree_on_the_network_name(local: LocalChain) -> None:
-    with connect(local) as chain:
-        assert chain.network == local.network == f"sim:{local.path}"

@@ -1,4 +1,4 @@
-"""The local chain's file: blocks by the clock, writes in the next block, and a past that does not change."""
+"""The local chain's file: blocks by the clock, and a past that never changes."""
 
 import threading
 from pathlib import Path
@@ -121,9 +121,9 @@ def test_entries_are_the_newest_values_of_their_block(tmp_path: Path) -> None:
             with ledger.write() as state:
                 state.put("Item", key, value)
                 state.put("Items", key, "another map's")
-        told = [ledger.at(block).entries("Item") for block in range(6)]
-        assert told[:3] == [[], [("b", 1)], [("a", 2), ("b", 1)]]
-        assert told[3:] == [[("a", 2), ("b", 3)], [("b", 3)], [("b", 3), ("c", 4)]]
+        entries = [ledger.at(block).entries("Item") for block in range(6)]
+        assert entries[:3] == [[], [("b", 1)], [("a", 2), ("b", 1)]]
+        assert entries[3:] == [[("a", 2), ("b", 3)], [("b", 3)], [("b", 3), ("c", 4)]]
         assert ledger.at().entries("Ite") == []
 
 
@@ -136,7 +136,7 @@ def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
         assert ledger.block() == 0 and ledger.at().entries("Item") == []
 
 
-def test_a_reorganisation_takes_back_what_is_not_final_with_all_that_was_written(tmp_path: Path) -> None:
+def test_reorganisation_takes_back_blocks_with_their_writes(tmp_path: Path) -> None:
     with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
         local.set_finality_lag(3)
         local.advance(5)
@@ -159,7 +159,7 @@ def test_a_reorganisation_takes_back_what_is_not_final_with_all_that_was_written
         assert times == sorted(times)
 
 
-def test_what_is_final_stays_so(tmp_path: Path) -> None:
+def test_final_blocks_stay_final(tmp_path: Path) -> None:
     with make_local_chain(tmp_path) as local, Ledger(local.path) as ledger:
         local.advance(5)
         final = ledger.finalized()

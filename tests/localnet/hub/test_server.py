@@ -4,9 +4,6 @@ import http.client
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +14,6 @@ from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_downloa
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.file_download import get_hf_file_metadata
 
-from template.errors import ConfigError
 from template.hub import datasets
 from template.localnet.hub.store import HubError, HubStore, upload_files
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults, take_fault
@@ -28,7 +24,7 @@ DATA = "data.jsonl"
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
-    datasets.configure_client()  # or the client first asks the public Hub which agents it knows
+    datasets.configure_client()  # or the client asks the public Hub for its agents first
     with FaultyHub(tmp_path / "hub") as running:
         # As HF_ENDPOINT would: no other host is given a token or written to.
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -91,15 +87,6 @@ def test_a_model_repo_downloads_whole_with_its_folders(server: FaultyHub, tmp_pa
         list(client(server).list_repo_tree("Qwen/Tiny", "nowhere"))
 
 
-def test_transformers_loads_a_config_by_its_hub_id(server: FaultyHub, tmp_path: Path) -> None:
-    config = {"model_type": "qwen2", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
-    upload_files(server.store.root, "Qwen/Tiny", {"config.json": json.dumps(config).encode()}, repo_type="model")
-    code = "from transformers import AutoConfig; print(AutoConfig.from_pretrained('Qwen/Tiny').hidden_size)"
-    env = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "8\n", done.stderr
-
-
 def test_history_is_kept_and_commits_are_unique(server: FaultyHub) -> None:
     api = client(server)
     api.create_repo(REPO, repo_type="dataset")
@@ -108,24 +95,6 @@ def test_history_is_kept_and_commits_are_unique(server: FaultyHub) -> None:
     for sha, content in zip(shas, (b"a", b"b", b"a"), strict=True):
         assert len(sha) == 40
         assert raw(server, "GET", f"/datasets/{REPO}/resolve/{sha}/{DATA}")[1] == content
-
-
-def test_unchanged_content_makes_no_commit(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
-    first = upload(api, b"a")
-    assert upload(api, b"a") == first
-    assert upload_files(server.store.root, REPO, {DATA: b"a"}) == first
-
-
-def test_a_stale_parent_is_refused(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
-    first = upload(api, b"a")
-    upload(api, b"b", parent_commit=first)
-    with pytest.raises(HfHubHTTPError) as caught:
-        upload(api, b"c", parent_commit=first)
-    assert caught.value.response.status_code == 412
 
 
 def test_concurrent_commits_are_all_kept(server: FaultyHub) -> None:
@@ -137,15 +106,6 @@ def test_concurrent_commits_are_all_kept(server: FaultyHub) -> None:
     for thread in threads:
         thread.join()
     assert len(api.list_repo_files(REPO, repo_type="dataset")) == 9
-
-
-def test_creating_a_repo_twice_conflicts(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
-    with pytest.raises(HfHubHTTPError) as caught:
-        api.create_repo(REPO, repo_type="dataset")
-    assert caught.value.response.status_code == 409
-    api.create_repo(REPO, repo_type="model")
 
 
 @pytest.mark.parametrize("name", [None, "bob"])
@@ -169,7 +129,7 @@ def test_only_the_owner_writes_and_sees_what_is_private(server: FaultyHub, name:
         other.create_repo("alice/new", repo_type="dataset")
 
 
-def test_an_unknown_token_is_called_invalid_and_a_kept_one_is_known(server: FaultyHub) -> None:
+def test_unknown_token_is_invalid_until_it_is_added(server: FaultyHub) -> None:
     upload_files(server.store.root, REPO, {DATA: b"a"})
     api = HfApi(endpoint=server.endpoint, token="hf_custom")
     with pytest.raises(HfHubHTTPError) as caught:
@@ -242,22 +202,14 @@ def test_a_head_tells_size_blob_and_commit(server: FaultyHub) -> None:
     assert metadata.etag == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
 
 
-def test_listings_and_refusals_are_named_as_the_real_hub_names_them(server: FaultyHub) -> None:
+def test_listings_have_etags_like_the_real_hub(server: FaultyHub) -> None:
     """By Express, in base64, which has slashes."""
     upload_files(server.store.root, REPO, {DATA: b"hello"})
-    told = [raw(server, "GET", f"/{place}")[0].headers["ETag"] for place in ("x", f"api/datasets/{REPO}", "api/x")]
-    assert all(re.fullmatch(r'W/"[0-9a-f]+-[A-Za-z0-9+/]{27}"', name) for name in told)
+    etags = [raw(server, "GET", f"/{place}")[0].headers["ETag"] for place in ("x", f"api/datasets/{REPO}", "api/x")]
+    assert all(re.fullmatch(r'W/"[0-9a-f]+-[A-Za-z0-9+/]{27}"', name) for name in etags)
     names = [raw(server, "GET", f"/datasets/{REPO}/resolve/main/{n}")[0].headers["ETag"] for n in range(9)]
     names += [raw(server, "GET", f"/api/datasets/{REPO}/tree/{n}")[0].headers["ETag"] for n in range(40)]
     assert any("/" in name[2:] for name in names)
-
-
-def test_two_servers_and_a_direct_writer_share_one_root(server: FaultyHub) -> None:
-    with FaultyHub(server.store.root) as second:
-        client(server).create_repo(REPO, repo_type="dataset")
-        upload(client(server), b"a")
-        sha = upload_files(server.store.root, REPO, {DATA: b"b"})
-        assert client(second).repo_info(REPO, repo_type="dataset").sha == sha
 
 
 def test_a_closed_server_drops_connections_that_clients_keep(server: FaultyHub) -> None:
@@ -287,32 +239,6 @@ def test_a_counted_fault_is_shared_between_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len([fault for fault in taken if fault is not None]) == 5
-
-
-def test_the_command_serves_what_is_on_disk_and_stops_on_a_signal(tmp_path: Path) -> None:
-    upload_files(tmp_path, REPO, {DATA: b"x"})
-    command = [sys.executable, "-m", "tests.fixtures.faulty_hub", "--root", str(tmp_path)]
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            endpoint = child.stdout.readline().strip()
-            try:
-                assert endpoint.startswith("http://127.0.0.1:")
-                answer = httpx2.get(f"{endpoint}/datasets/{REPO}/resolve/main/{DATA}")
-                assert answer.content == b"x"
-                set_faults(tmp_path, HubFault(kind=FaultKind.STATUS, status=500, count=1))
-                assert httpx2.get(f"{endpoint}/api/datasets/{REPO}").status_code == 500
-            finally:
-                child.send_signal(number)
-            assert child.wait(timeout=10) == 0
-
-
-def test_a_taken_port_is_a_configuration_error(server: FaultyHub, tmp_path: Path) -> None:
-    port = server.endpoint.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "tests.fixtures.faulty_hub", "--root", str(tmp_path), "--port", port]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (ConfigError.exit_code, "")
-    assert port in done.stderr
 
 
 def test_a_token_file_is_no_builtin_namespace(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The cache of the fetched model: what a folder must hold, and what happens when it does not or nobody answers."""
+"""The cached model folder: its manifest, damage, sources and concurrency."""
 
 import fcntl
 import hashlib

@@ -1,4 +1,4 @@
-"""The sources of the fetched model, against a server and a package folder on this machine."""
+"""The model's sources, against a server and a package folder."""
 
 import hashlib
 import http.server
@@ -20,7 +20,7 @@ FILES = {"config.json": Pin(len(CONFIG), hashlib.sha256(CONFIG).hexdigest())}
 
 
 class HubHandler(http.server.BaseHTTPRequestHandler):
-    """Answers each request with the server's `body`, of which only `sent` bytes follow."""
+    """Serves the first `sent` bytes of the server's `body`."""
 
     def do_HEAD(self) -> None:
         self._respond(b"")
@@ -30,8 +30,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def _respond(self, body: bytes) -> None:
         server = self.server
-        found = self.path == f"{BASE}/config.json"
-        self.send_response(server.status if found else 404)  # type: ignore[attr-defined]
+        exists = self.path == f"{BASE}/config.json"
+        self.send_response(server.status if exists else 404)  # type: ignore[attr-defined]
         self.send_header("Content-Length", str(len(server.body)))  # type: ignore[attr-defined]
         self.end_headers()
         self.wfile.write(body)
@@ -41,7 +41,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
 
 class Hub(http.server.HTTPServer):
-    """A hub with one file, healthy until a test says otherwise."""
+    """A hub with one file."""
 
     status = 200
     body = CONFIG
