@@ -102,10 +102,6 @@ def test_weights_are_the_shares_of_scores() -> None:
     assert weights_from_scores({"a": 0.1, "b": 0.3, "c": 0.4}, UIDS, 5) == pytest.approx({0: 0.125, 1: 0.375, 7: 0.5})
 
 
-def test_uid_zero_can_win() -> None:
-    assert weights_from_scores({"a": 0.2, "b": 0.0}, UIDS, 5) == {0: 1.0}
-
-
 def test_uid_zero_can_be_the_owner() -> None:
     assert weights_from_scores({}, UIDS, 0) == {0: 1.0}
 

@@ -94,18 +94,6 @@ def test_weights_are_the_scores_and_receipts_are_signed(net: Net) -> None:
         assert verify_signature(receipt.signer, receipt.message(), receipt.signature)
 
 
-def test_uid_zero_can_win(net: Net) -> None:
-    net.submit("owner", LARGE)
-    net.submit("alice", SMALL)
-    with open_bench(net) as bench:
-        run_bounded(bench.validator)
-        line = bench.lines()[net.hotkey("owner")]
-    weights = net.admin.weights(net.hotkey("validator"))
-    assert weights is not None
-    assert line.uid == 0 and line.loss is not None and line.weight > 0.5
-    assert weights[0] == 65535 and 0 < weights[net.uid("alice")] < 65535
-
-
 def test_without_scores_all_is_burned(net: Net) -> None:
     key = net.submit("alice", [make_line(10**6)])
     with open_bench(net) as bench:
