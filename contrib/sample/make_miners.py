@@ -1,4 +1,4 @@
-"""Write the datasets of the quickstart's four miners, from the rows in this folder.
+"""Write the datasets of the quickstart's four miners from this folder's rows.
 
     python contrib/sample/make_miners.py --out DIR
 
