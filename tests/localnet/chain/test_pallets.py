@@ -30,6 +30,10 @@ def test_failed_call_is_in_a_block(local: LocalChain) -> None:
     assert local.block() == before + 2
 
 
+def test_commitment_of_four_fields_is_refused(local: LocalChain) -> None:
+    assert commit(local, MINER, *[{"Raw1": b"a"}] * 4).error.name == "TooManyFieldsInCommitmentInfo"
+
+
 def test_commitment_space_is_charged_and_reset_each_epoch(local: LocalChain) -> None:
     big = [{"Raw128": bytes(128)}] * 3
     used = 0

@@ -97,6 +97,30 @@ def test_history_is_kept_and_commits_are_unique(server: FaultyHub) -> None:
         assert raw(server, "GET", f"/datasets/{REPO}/resolve/{sha}/{DATA}")[1] == content
 
 
+def test_unchanged_content_makes_no_commit(server: FaultyHub) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    first = upload(api, b"a")
+    assert upload(api, b"a") == upload_files(server.store.root, REPO, {DATA: b"a"}) == first
+
+
+def test_commit_on_a_stale_parent_is_refused(server: FaultyHub) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    first = upload(api, b"a")
+    upload(api, b"b", parent_commit=first)
+    with pytest.raises(HfHubHTTPError, match="412"):
+        upload(api, b"c", parent_commit=first)
+
+
+def test_existing_repo_conflicts_with_its_creation(server: FaultyHub) -> None:
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_repo(REPO, repo_type="dataset")
+    api.create_repo(REPO, repo_type="model")
+
+
 def test_concurrent_commits_are_all_kept(server: FaultyHub) -> None:
     api = client(server)
     api.create_repo(REPO, repo_type="dataset")
