@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from template.errors import HostError
 from tests.campaigns.crash.checks import EndState
@@ -186,19 +187,34 @@ def _cut_state(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def move_clock(base: Base, folder: Path, expected: EndState) -> Outcome:
+def _fault(*, phases: int, ignore: tuple[str, ...] = (), **options: Any) -> Callable[[Callable[[Run], None]], Fault]:
+    """Turn what happens to a run into a fault, after which the run goes on to its end."""
+
+    def decorate(disturb: Callable[[Run], None]) -> Fault:
+        def run_fault(base: Base, folder: Path, expected: EndState) -> Outcome:
+            with Run(base, folder, phases=phases, **options) as run:
+                disturb(run)
+                run.go()
+                return run.finish(expected, ignore=ignore)
+
+        return run_fault
+
+    return decorate
+
+
+# A missing file is downloaded again after six hours, and so has a turn in the next round.
+@_fault(phases=2, ignore=("entries",))
+def move_clock(run: Run) -> None:
     """Put the clock a year ahead during a backoff, back, and by hours."""
-    with Run(base, folder, phases=2) as run:
-        for offset_s, until in (
-            (_YEAR_S, lambda run: run.snapshot.attempts > 0),
-            (0.0, has_verdicts(6)),
-            (-7 * _HOUR_S, has_verdicts(8)),
-            (7 * _HOUR_S, None),
-        ):
-            (folder / CLOCK_FILE).write_text(str(offset_s))
-            run.go(until)
-        # A missing file is downloaded again after six hours, and so has a turn in the next round.
-        return run.finish(expected, ignore=("entries",))
+    steps: list[tuple[float, Condition]] = [
+        (_YEAR_S, lambda run: run.snapshot.attempts > 0),
+        (0.0, has_verdicts(6)),
+        (-7 * _HOUR_S, has_verdicts(8)),
+    ]
+    for offset_s, until in steps:
+        (run.folder / CLOCK_FILE).write_text(str(offset_s))
+        run.go(until)
+    (run.folder / CLOCK_FILE).write_text(str(7 * _HOUR_S))
 
 
 def _hold_worker(run: Run, stage: str) -> int:
@@ -210,54 +226,64 @@ def _hold_worker(run: Run, stage: str) -> int:
     return worker
 
 
-def kill_worker(base: Base, folder: Path, expected: EndState) -> Outcome:
+# A worker that cannot load ends the validator, whose supervisor restarts it.
+@_fault(phases=1, may_end=_HOST_FAILED)
+def kill_worker(run: Run) -> None:
     """Kill the worker while it loads, trains and evaluates."""
-    # A worker that cannot load ends the validator, whose supervisor restarts it.
-    with Run(base, folder, phases=1, may_end=_HOST_FAILED) as run:
-        for stage in ("load", "train", "evaluate"):
-            os.kill(_hold_worker(run, stage), signal.SIGKILL)
-            run.outcome.kills[f"worker in stage {stage} |"] += 1
-            (run.folder / STAGE_FILE).unlink()
-        run.go()
-        return run.finish(expected)
-
-
-def freeze_worker(base: Base, folder: Path, expected: EndState) -> Outcome:
-    """Stop the worker for ever with SIGSTOP: only its time limits end it."""
-    with Run(base, folder, phases=1, executor_speed=200.0) as run:
-        worker = _hold_worker(run, "train")
-        os.kill(worker, signal.SIGSTOP)
+    for stage in ("load", "train", "evaluate"):
+        os.kill(_hold_worker(run, stage), signal.SIGKILL)
+        run.outcome.kills[f"worker in stage {stage} |"] += 1
         (run.folder / STAGE_FILE).unlink()
-        run.go()
-        if Path(f"/proc/{worker}").exists():
-            run.outcome.findings.append(f"the stopped worker {worker} is still alive")
-        return run.finish(expected)
 
 
-def freeze_validator(base: Base, folder: Path, expected: EndState) -> Outcome:
+@_fault(phases=1, executor_speed=200.0)
+def freeze_worker(run: Run) -> None:
+    """Stop the worker for ever with SIGSTOP: only its time limits end it."""
+    worker = _hold_worker(run, "train")
+    os.kill(worker, signal.SIGSTOP)
+    (run.folder / STAGE_FILE).unlink()
+    run.go()
+    if Path(f"/proc/{worker}").exists():
+        run.outcome.findings.append(f"the stopped worker {worker} is still alive")
+
+
+@_fault(phases=1)
+def freeze_validator(run: Run) -> None:
     """Stop the validator for two seconds, in which its worker's messages are not read."""
-    with Run(base, folder, phases=1) as run:
-        run.go(has_verdicts(4))
-        os.kill(run.validator.pid, signal.SIGSTOP)
-        time.sleep(2.0)
-        os.kill(run.validator.pid, signal.SIGCONT)
-        run.go()
-        return run.finish(expected)
+    run.go(has_verdicts(4))
+    os.kill(run.validator.pid, signal.SIGSTOP)
+    time.sleep(2.0)
+    os.kill(run.validator.pid, signal.SIGCONT)
 
 
-def kill_real_worker(base: Base, folder: Path, expected: EndState) -> Outcome:
+@_fault(phases=1, mode=None, may_end=_HOST_FAILED)
+def kill_real_worker(run: Run) -> None:
     """Kill the worker that trains: once while it loads and twice at work."""
-    with Run(base, folder, phases=1, mode=None, may_end=_HOST_FAILED) as run:
-        for stage in ("load", "score", "score"):
-            is_loading = stage == "load"
-            run.go(lambda run: run.validator.worker_pid() is not None if is_loading else run.snapshot.running > 0)  # noqa: B023
-            time.sleep(1.0 if is_loading else 0.05)
-            if (worker := run.validator.worker_pid()) is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
-                run.outcome.kills[f"real worker in stage {stage} |"] += 1
-        run.go()
-        return run.finish(expected)
+    for stage in ("load", "score", "score"):
+        if stage == "load":
+            run.go(lambda run: run.validator.worker_pid() is not None)
+        else:
+            run.go(lambda run: "evaluating" in run.validator.last_log_line())
+        time.sleep(1.0 if stage == "load" else 0.05)
+        if (worker := run.validator.worker_pid()) is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+            run.outcome.kills[f"real worker in stage {stage} |"] += 1
+
+
+@_fault(phases=2, may_end=_HOST_FAILED)
+def take_descriptors(run: Run) -> None:
+    """Forbid new open files for three seconds between evaluations."""
+    run.go(has_verdicts(2))
+    process = run.validator.process
+    assert process is not None
+    soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    used = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used, hard))
+    until = time.monotonic() + 3.0
+    run.go(lambda run: time.monotonic() > until or run.validator.process is not process)
+    if run.validator.process is process:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def block_pipes(base: Base, folder: Path, expected: EndState) -> Outcome:
@@ -272,23 +298,6 @@ def block_pipes(base: Base, folder: Path, expected: EndState) -> Outcome:
     finally:
         os.close(reading)
         os.close(writing)
-
-
-def take_descriptors(base: Base, folder: Path, expected: EndState) -> Outcome:
-    """Forbid new open files for three seconds between evaluations."""
-    with Run(base, folder, phases=2, may_end=_HOST_FAILED) as run:
-        run.go(has_verdicts(2))
-        process = run.validator.process
-        assert process is not None
-        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
-        used = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used, hard))
-        until = time.monotonic() + 3.0
-        run.go(lambda run: time.monotonic() > until or run.validator.process is not process)
-        if run.validator.process is process:
-            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
-        run.go()
-        return run.finish(expected)
 
 
 _damage_early = partial(damage, after=has_verdicts(4))

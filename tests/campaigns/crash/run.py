@@ -49,15 +49,13 @@ class Snapshot:
     attempts: int = 0
     heartbeat_at: float | None = None
     doing: str | None = None
-    running: int = 0
 
 
 _SNAPSHOT = """SELECT (SELECT count(*) FROM verdicts), (SELECT count(*) FROM datasets), coalesce(max(start_block), -1),
     (SELECT count(*) FROM weight_intents WHERE round_id = (SELECT max(id) FROM rounds)
         AND json_extract(outcome, '$.is_accepted')),
     (SELECT count(*) FROM weight_intents WHERE outcome IS NULL), (SELECT count(*) FROM attempts),
-    (SELECT updated_at FROM activity), (SELECT json_extract(content, '$.doing') FROM activity),
-    (SELECT json_array_length(content, '$.running') FROM activity) FROM rounds"""
+    (SELECT updated_at FROM activity), (SELECT json_extract(content, '$.doing') FROM activity) FROM rounds"""
 
 
 @dataclass
