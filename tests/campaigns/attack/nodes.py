@@ -218,7 +218,7 @@ def _fork(env: Environment, node: LyingNode) -> str:
         env.tick()
     except RemoteError as error:
         # Weights that no block makes final would be another reason to try again.
-        return f"{verdict}, then {'left as a fork' if 'another fork' in str(error) else error}"
+        return f"{verdict}, then {'left as a fork' if 'has the hashes' in str(error) else error}"
     return f"{verdict}, then taken"
 
 
