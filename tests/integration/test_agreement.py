@@ -24,6 +24,8 @@ from template.workers.supervisor import LocalExecutor
 from tests.fixtures.fakes import PromptFetcher
 from tests.fixtures.network import LARGE, PATIENCE_S, POOL, SMALL, Net, make_copy, write_training_args
 
+pytestmark = pytest.mark.slow
+
 ROUND_BLOCKS = 40
 POLICY = Policy(blocks_per_epoch=ROUND_BLOCKS, block_threshold=10, is_aligned=True)
 

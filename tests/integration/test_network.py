@@ -44,6 +44,8 @@ from tests.fixtures.network import (
     write_training_args,
 )
 
+pytestmark = pytest.mark.slow
+
 MINERS = ["alice", "bob", "copycat", "outsider", "broken", "ghost"]
 SEED = 7
 EPOCHS = 5

@@ -34,6 +34,8 @@ from tests.fixtures.network import (
 from tests.fixtures.observers import SHORT, about, hub_requests, weights_of
 from tests.fixtures.validator import log_lines, open_bench
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_file_of_a_repo_is_downloaded(net: Net) -> None:
     files = {"data.jsonl": make_content(SMALL), "weights.bin": b"x" * 10_000, "more/data.jsonl": b"{}"}

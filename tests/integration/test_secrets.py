@@ -41,6 +41,8 @@ from tests.fixtures.workers import EAGER, children, ready
 if TYPE_CHECKING:
     from tests.fixtures.training import Bench
 
+pytestmark = pytest.mark.slow
+
 
 # What Python starts first in each process: tells of every class that is looked up for a pickle, and for whom.
 HOOK = """

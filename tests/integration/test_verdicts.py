@@ -24,6 +24,8 @@ from tests.fixtures.network import (
 from tests.fixtures.observers import SHORT, BackwardChain, weights_of
 from tests.fixtures.validator import log_lines, open_bench
 
+pytestmark = pytest.mark.slow
+
 FAILURES: dict[str, tuple[Exception, type[SubnetError]]] = {
     "no memory": (MemoryError("full"), HostError),
     "a device that fails": (RuntimeError("CUDA error: device-side assert triggered"), HostError),
