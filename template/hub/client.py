@@ -73,10 +73,7 @@ def configure_client() -> None:
 
 
 def saved_token() -> str | None:
-    """Return the user's Hub token, from HF_TOKEN or the login file; None without one.
-
-    Raises: HostError when there is a token that cannot be read or renewed.
-    """
+    """Return the user's Hub token, from HF_TOKEN or the login file; None without one."""
     configure_client()
     try:
         return huggingface_hub.get_token()

@@ -51,7 +51,6 @@ class HubFileInfo:
     sha256: str | None
 
     def matches(self, content: bytes) -> bool:
-        """True when the file is `content`."""
         if self.sha256 is not None:
             return self.sha256 == hashlib.sha256(content).hexdigest()
         return self.git_oid == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
@@ -74,11 +73,7 @@ def download_dataset(
     A call that fails leaves the folder as it was. `revision` is a full commit, or the sha256 of the file on the branch
     `main`; filename None is the repo's only .jsonl file; token None is anonymous.
 
-    Raises:
-        SubmissionError: MISSING_REPO, MISSING_FILE or TOO_LARGE. By sha256 a missing repo is a MISSING_FILE too.
-        RemoteError: the Hub did not deliver the file within `deadline_s`.
-        HostError: this machine's disk or token failed.
-        ConfigError: namespace or revision is malformed.
+    Raises: SubmissionError for MISSING_REPO, MISSING_FILE or TOO_LARGE; by sha256 a missing repo is a MISSING_FILE too.
     """
     _check_repo_id(namespace)
     if not is_commit(revision) and not is_content_digest(revision):
@@ -94,18 +89,12 @@ def download_dataset(
 
 
 def find_dataset(namespace: str, revision: str, local_dir: Path) -> HubFile | None:
-    """Return the file that `download_dataset` would find in `local_dir`, None if it would ask the Hub.
-
-    Raises: HostError.
-    """
+    """Return the file that `download_dataset` would find in `local_dir`, None if it would ask the Hub."""
     return storage.find_cached(local_dir, Request(repo=namespace, revision=revision, filename=constants.DATA_FILE))
 
 
 def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
-    """Download the competition's evaluation set to folder/data.jsonl, unless it is there; return its path.
-
-    Raises: ConfigError when the competition's repo, commit or file does not exist; RemoteError; HostError.
-    """
+    """Download the competition's evaluation set to folder/data.jsonl, unless it is there; return its path."""
     try:
         return download_dataset(
             competition.repo,
@@ -132,9 +121,8 @@ def upload_dataset(
 ) -> str:
     """Upload `content` as data.jsonl and return the full commit that has it.
 
-    A missing repo is created, `private` or not. Content that main already has makes no new commit.
-    Raises: HostError for a token that is missing or may not write; RemoteError, after which the upload may or may not
-    have happened (repeat it); ConfigError for a malformed id.
+    A missing repo is created, `private` or not. Content that main already has makes no new commit. After a RemoteError
+    the upload may or may not have happened: repeat it.
     """
     _check_repo_id(repo_id)
     if token is None:
@@ -154,7 +142,7 @@ def resolve_revision(
 ) -> str:
     """Return the full commit of a branch; a full commit is returned without a request.
 
-    Raises: SubmissionError (MISSING_REPO) for a missing repo or branch; RemoteError; HostError; ConfigError.
+    Raises: SubmissionError for a missing repo or branch.
     """
     _check_repo_id(repo_id)
     if is_commit(revision):

@@ -62,10 +62,7 @@ def find_cached(folder: Path, request: Request) -> HubFile | None:
 
 
 def save(folder: Path, request: Request, chunks: Iterable[bytes]) -> HubFile:
-    """Replace the folder's file by `chunks` once all of them have arrived.
-
-    Raises: HostError for a disk error; whatever iterating `chunks` raises, with the folder as it was.
-    """
+    """Replace the folder's file by `chunks` once all of them have arrived, else leave it as it was."""
     digest, size = hashlib.sha256(), 0
 
     def count() -> Iterator[bytes]:

@@ -97,7 +97,6 @@ class BoundedTransport(httpx2.BaseTransport):
         return response
 
     def close(self) -> None:
-        """Close every connection."""
         self._inner.close()
 
     def _send_for_other_library(self, request: httpx2.Request, endpoint: str) -> httpx2.Response:

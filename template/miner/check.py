@@ -42,11 +42,8 @@ def inspect_file(
 ) -> Inspection:
     """Find every problem of a file; none exactly when a validator would train on it.
 
-    A malformed line takes the place of a row among the first `max_rows`.
-
-    Args:
-        eval_keys: the `Row.key` of every row of the evaluation set.
-        has_target: called for rows so long that only the model's tokenizer can tell, until it raises RemoteError.
+    A malformed line takes the place of a row among the first `max_rows`. `has_target` is called for rows so long that
+    only the model's tokenizer can tell, until it raises RemoteError.
     """
     results = list(scan_rows(content, limits=SUBMISSION_LIMITS))
     counted = tuple(row for row in results[:max_rows] if isinstance(row, Row))

@@ -97,15 +97,7 @@ class DatasetComparison:
 def fetch_competitors(
     view: ChainView, competition: Competition, eval_set: EvalSetIndex, folder: Path, hotkey: str | None
 ) -> SubnetSnapshot:
-    """Download and check the dataset of every commitment in `view`, into a folder per hotkey.
-
-    Args:
-        hotkey: whose commitment is `own` in the result.
-
-    Raises:
-        ConfigError: the hotkey is not registered.
-        HostError: a dataset cannot be written or read.
-    """
+    """Download and check the dataset of every commitment in `view`, into a folder per hotkey."""
     if hotkey is not None and hotkey not in view.by_hotkey:
         raise ConfigError(f"the hotkey {hotkey} is not registered on netuid {view.netuid}")
     for path in folder.glob("*"):

@@ -145,11 +145,7 @@ class Draft:
 
 
 def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> Draft:
-    """Read and check the file, and look up the hotkey.
-
-    Raises: SubmissionError when a validator would reject the file, unless forced; ConfigError also for a hotkey that
-    is not registered; RemoteError; HostError.
-    """
+    """Read and check the file, and look up the hotkey."""
     config.make_record("0" * 40)
     path = config.dataset_path
     path = path / constants.DATA_FILE if path.is_dir() else path

@@ -52,10 +52,7 @@ class Intent:
 
 
 class Journal:
-    """The last intent of one hotkey, in folder/name.json, locked against other miners while open.
-
-    Raises: ConfigError when another miner has it open; HostError for a disk error or a damaged file.
-    """
+    """The last intent of one hotkey, in folder/name.json, locked against other miners while open."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.json"
@@ -81,7 +78,6 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Release the lock."""
         self._lock.release()
 
     def start(self, intent: Intent) -> None:
@@ -105,7 +101,6 @@ class Journal:
             _write_durably(self.sealed_copy(sha256), content)
 
     def delete_dataset(self, sha256: str) -> None:
-        """Delete the copy made by `save_dataset`."""
         with _translate_disk_errors(self.sealed_copy(sha256)):
             self.sealed_copy(sha256).unlink(missing_ok=True)
 

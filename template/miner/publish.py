@@ -37,14 +37,7 @@ def publish_dataset(
 ) -> PublishResult | None:
     """Check, confirm, upload, read back and commit; return once the commitment is visible, or None if declined.
 
-    Args:
-        confirm: called with a description unless the file is committed already; nothing is written before.
-
-    Raises:
-        SubmissionError: a validator would reject the file.
-        ConfigError: the hotkey is not registered, a sealed commitment is pending, or the chain rejects the call.
-        RemoteError: the Hub does not answer.
-        HostError: this machine failed.
+    `confirm` is called with a description unless the file is committed already; nothing is written before.
     """
     with open_journal(config, chain) as journal:
         draft = draft_dataset(config, chain, journal)

@@ -60,7 +60,6 @@ def at_round_start(blocks_per_epoch: int) -> RevealSchedule:
 
     It is the next multiple unless that is too near to hide anything. After a late reveal the upload waits for the
     following multiple, so that the file is not public a round early, unless validators would then reject it as late.
-    Raises: ConfigError.
     """
     if not 1 <= blocks_per_epoch <= MAX_REVEAL_BLOCKS:
         raise ConfigError(f"--blocks_per_epoch must be 1 to {MAX_REVEAL_BLOCKS}, not {blocks_per_epoch}")
@@ -108,8 +107,6 @@ def seal_dataset(
 
 @dataclass(frozen=True)
 class _Sealed:
-    """A sealed commitment from its call to the upload of its file."""
-
     draft: Draft
     record: CommitmentRecord
     schedule: RevealSchedule
@@ -223,10 +220,7 @@ class _Sealed:
             self.sleep(self.draft.config.poll_s)
 
     def deliver(self, revealed: ChainCommitment) -> None:
-        """Upload the file and read it back, retrying until validators reject it as late.
-
-        Raises: RemoteError after that; HostError for a token that may not write.
-        """
+        """Upload the file and read it back, retrying until validators reject it as late."""
         last_block = revealed.block + constants.SEAL_GRACE_BLOCKS
         logger.info("uploading, to be public by block {}", last_block)
         while not self._is_delivered(last_block):

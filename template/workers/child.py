@@ -93,7 +93,6 @@ class WorkerProcess(WorkerConnection):
     """A worker in a child process of this one."""
 
     def __init__(self, setup: messages.Setup, on_event: Callable[[WorkerConnection, messages.Event], None]) -> None:
-        """Raises: HostError when no process can be started."""
         self._process = start_module("template.workers.worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.pid = self._process.pid
         assert self._process.stdin is not None and self._process.stdout is not None

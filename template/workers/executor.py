@@ -55,10 +55,7 @@ class Evaluator:
         )
 
     def load_model(self) -> str:
-        """Load the model and return its name: all that makes losses comparable.
-
-        That is the Hub commit or folder digest, kind of device, dtype, loss version, and the machine's fingerprint.
-        """
+        """Load the model and return its name: all that makes losses comparable."""
         from template.train import load_resident_model
         from template.training.environment import machine_fingerprint
 

@@ -92,7 +92,6 @@ class WorkerActor:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def pids(self) -> tuple[int, int | None]:
-        """Return the process ids of this actor and of its child."""
         return os.getpid(), None if self._worker is None else self._worker.pid
 
     def _on_event(self, worker: WorkerConnection, event: messages.Event) -> None:

@@ -30,8 +30,6 @@ DEFAULT_TIMEOUTS = WorkerTimeouts()
 
 @dataclass
 class _Job:
-    """A running evaluation."""
-
     key: SubmissionKey
     lucky_num: int
     started_at: float  # POSIX
@@ -41,8 +39,6 @@ class _Job:
 
 @dataclass
 class _WorkerSlot:
-    """A device, its worker and the worker's job."""
-
     device: str | None
     name: str
     worker: WorkerConnection | None = None
@@ -159,7 +155,6 @@ class WorkerPool(ABC):
             self._wakeup.set()
 
     def _poll(self) -> None:
-        """Handle the workers' events, then enforce the timeouts."""
         self._wakeup.clear()
         while True:
             try:
@@ -248,7 +243,6 @@ class WorkerPool(ABC):
             self._fail_slot(slot, HostError(f"{slot.name}: timed out: model not loaded within {load_s:.0f} s"))
 
     def _fail_slot(self, slot: _WorkerSlot, error: SubnetError) -> None:
-        """Kill the worker, fail its job, and schedule the next start with backoff."""
         if isinstance(error, ConfigError) and (slot.was_loaded or self._tokens_per_s is not None):
             # These settings have worked before, so the operator need not change them.
             error = HostError(f"{slot.name}: {error}")
@@ -310,7 +304,6 @@ class LocalExecutor(WorkerPool):
     kind = "local"
 
     def pids(self) -> list[int]:
-        """Return the process ids of the workers."""
         return [slot.worker.pid for slot in self._slots if isinstance(slot.worker, WorkerProcess)]
 
     def _start_worker(self, setup: messages.Setup) -> WorkerConnection:

@@ -42,17 +42,14 @@ class EventWriter:
         self._lock = threading.Lock()
 
     def send(self, event: messages.Event) -> None:
-        """Write an event."""
         self.send_line(messages.encode(event))
 
     def send_line(self, line: bytes) -> None:
-        """Write an encoded event."""
         with self._lock, contextlib.suppress(OSError, ValueError):
             self._stream.write(line)
             self._stream.flush()
 
     def send_progress(self, progress: Progress) -> None:
-        """Write the progress of an evaluation."""
         self.send(messages.ProgressUpdate(progress=progress, memory_bytes=peak_memory_bytes()))
 
     def log(self, message: "Message") -> None:
