@@ -90,11 +90,7 @@ def train_and_evaluate(
     lucky_num seeds adapter, row order and dropout; benchmark_loss is only reported beside the loss; eval_size is the
     number of the dataset's rows that are trained on.
 
-    Raises:
-        SubmissionError: the dataset is missing, invalid or without targets, or training diverges.
-        ConfigError: the evaluation set, the model or an option is invalid.
-        RemoteError: the Hub did not deliver the model.
-        HostError: this machine failed.
+    Raises: SubmissionError if the dataset is at fault, also when training diverges.
     """
     if type(lucky_num) is not int or not 0 <= lucky_num < 2**32:
         raise ConfigError(f"lucky_num must be an integer in [0, 2**32), not {lucky_num!r}")

@@ -61,10 +61,7 @@ def encode_row(
 def encode_submission(
     content: bytes, template: ChatTemplate, tokenize: Tokenize, *, max_rows: int
 ) -> tuple[EncodedRow, ...]:
-    """Parse and encode the first `max_rows` rows of a submission.
-
-    Raises like `parse_rows`, and SubmissionError(NO_TARGET) for a row without a target.
-    """
+    """Parse and encode the first `max_rows` rows of a submission."""
     encoded = []
     for row in parse_rows(content, name=constants.DATA_FILE, limits=SUBMISSION_LIMITS)[:max_rows]:
         tokens = encode_row(row, template, tokenize)

@@ -71,10 +71,7 @@ def read_eval_set_index(path: Path) -> EvalSetIndex:
 
 
 def check_dataset(content: bytes, eval_keys: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
-    """Return a submission's counted rows, or raise a SubmissionError.
-
-    `name` is the file's name in the message.
-    """
+    """Return a submission's counted rows; `name` is the file's name in errors."""
     rows = parse_rows(content, name=name, limits=SUBMISSION_LIMITS)[:max_rows]
     check_membership(rows, eval_keys, max_rows=max_rows)
     return rows

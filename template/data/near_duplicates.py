@@ -79,7 +79,6 @@ class NearDuplicates:
         self._first: dict[bytes, bytes] = {}
 
     def add(self, row: Row) -> None:
-        """Record the next row of the evaluation set."""
         first = self._first.setdefault(normalized_digest(row), row.key)
         if first != row.key:
             self.canonical[row.key] = first

@@ -112,8 +112,7 @@ class LineError:
 def parse_rows(content: bytes, *, name: str, limits: Limits) -> tuple[Row, ...]:
     """Parse a whole file with at least one row; `name` is the file's name in errors.
 
-    Raises:
-        SubmissionError: TOO_LARGE above a limit, EMPTY without a row, else MALFORMED.
+    Raises: SubmissionError: TOO_LARGE, EMPTY or MALFORMED.
     """
     return tuple(_raise_error(row, name) for row in scan_rows(content, limits=limits))
 

@@ -30,8 +30,6 @@ Decode = Callable[[torch.Tensor, torch.Tensor, VarlenSpans], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Recording:
-    """Two graphs with their input and output buffers."""
-
     ids: torch.Tensor
     positions: torch.Tensor
     cu_seqlens: torch.Tensor

@@ -65,10 +65,6 @@ def thread_lanes(count: int) -> Iterator[Executor]:
 def deterministic_mode(device: torch.device) -> Iterator[None]:
     """Run with deterministic kernels and fixed precision, threads and torch modes.
 
-    Raises:
-        ConfigError: an environment variable makes OpenMP or cuBLAS nondeterministic, or replaces torch's allocator.
-        HostError: other code of this process does so, or changes settings, rounding or cores during the run.
-
     Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
     _reject_variables(device)

@@ -145,11 +145,7 @@ def _apply(
 
 
 class FusedLoRALinear:
-    """Adapted layers with one input, computed as one; their weights share a tensor.
-
-    Raises:
-        ValueError: only some layers have a bias; or `is_stacked` with a bias or with unequal shapes.
-    """
+    """Adapted layers with one input, computed as one; their weights share a tensor."""
 
     def __init__(self, layers: Sequence[LoRALinear], *, is_stacked: bool = False) -> None:
         self._layers = list(layers)

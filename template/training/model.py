@@ -120,7 +120,6 @@ class ScoringModel:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of rows of the output head."""
         return int(self._causal.get_output_embeddings().weight.shape[0])
 
     @property
@@ -228,11 +227,6 @@ def load_model(
     """Load a model from the Hub at a resolved revision, or from a local folder.
 
     Reads safetensors only and runs no code from the repository.
-
-    Raises:
-        ConfigError: the model does not exist or is not supported.
-        RemoteError: the Hub did not deliver it.
-        HostError: this machine cannot hold or read it.
     """
     template_for(args.model_id)  # fail before the download
     with _translate_load_errors(args, model_path):
@@ -245,7 +239,7 @@ def load_model(
 
 
 def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tokenize:
-    """Load a model's tokenizer only; raises like `load_model`."""
+    """Load a model's tokenizer only."""
     with _translate_load_errors(args, model_path):
         source, origin, where = _resolve_source(args, None, model_path)
         tokenizer = _read_tokenizer(origin, where)
@@ -331,7 +325,6 @@ def digest_folder(folder: Path) -> str:
 
 
 def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path | None) -> SubnetError:
-    """Map a failed load to an error class by its causes."""
     causes = _chain(error, lambda cause: cause.__cause__)
     setting = f"--model_path {model_path}" if model_path else f"{args.model_id} at {args.revision or 'main'}"
     # transformers re-exports the errors of huggingface_hub, which only template.hub imports.
