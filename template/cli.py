@@ -163,11 +163,11 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 
     @functools.cache
     def load() -> tuple[ChatTemplate, Tokenize]:
-        from template.hub import datasets
+        from template.hub.client import configure_client
         from template.training.model import load_tokenizer
 
         # The tokenizer may come from the Hub, by another library.
-        datasets.configure_client()
+        configure_client()
         training_args = load_training_args(args.training_args)
         model_path = args.model_path.expanduser() if args.model_path else None
         return template_for(training_args.model_id), load_tokenizer(training_args, model_path=model_path)
@@ -205,7 +205,7 @@ def _split_urls(text: str | None) -> list[str]:
 
 def hub_token() -> str | None:
     """Return HF_TOKEN, else the token saved by the Hub's login, else None."""
-    from template.hub.datasets import saved_token
+    from template.hub.client import saved_token
 
     return saved_token()
 

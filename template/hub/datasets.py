@@ -20,20 +20,9 @@ from template import constants
 from template.competition import Competition, is_commit, is_content_digest, is_repo_id
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import storage
-from template.hub.client import configure_client, make_api, run_with_deadline, saved_token, translate_hub_errors
+from template.hub.client import make_api, run_with_deadline, translate_hub_errors
 from template.hub.storage import HubFile, Request
 from template.hub.transport import MAX_LISTING_BYTES, RequestBudget
-
-__all__ = [
-    "HubFile",
-    "configure_client",
-    "download_dataset",
-    "fetch_eval_set",
-    "find_dataset",
-    "resolve_revision",
-    "saved_token",
-    "upload_dataset",
-]
 
 # More than any file has: a larger size is the Hub's mistake, not the miner's.
 _MAX_LISTED_BYTES = 2**50

@@ -14,6 +14,7 @@ from template import constants
 from template.data.eval_set import EvalSetIndex
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError
 from template.hub import datasets
+from template.hub.storage import HubFile
 from template.receipts.files import write_receipt
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.records import Entry, EvalConfig, RetryState, Round, SubmissionKey, TrainResult, Verdict
@@ -160,7 +161,7 @@ class SubmissionEvaluator:
         else:
             self._reject(entry, error)
 
-    def _accept_dataset(self, entry: Entry, file: datasets.HubFile, row_keys: tuple[bytes, ...]) -> None:
+    def _accept_dataset(self, entry: Entry, file: HubFile, row_keys: tuple[bytes, ...]) -> None:
         key = entry.key
         # A file that was missing before keeps its rank of this round, the last.
         self._store.record_missing_file(key, entry.rank_block - 1, is_found=True)

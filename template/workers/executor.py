@@ -73,11 +73,11 @@ class Evaluator:
         return dataclasses.replace(self, training_args=dataclasses.replace(self.training_args, revision=revision))
 
     def _options(self, on_progress: Callable[[Progress], None] | None) -> "RunOptions":
-        from template.hub import datasets
+        from template.hub.client import configure_client
         from template.train import RunOptions
 
         # transformers may download the model, and sets no timeouts of its own.
-        datasets.configure_client()
+        configure_client()
         options = RunOptions(
             training_args=self.training_args, model_path=self.model_path, device=self.device, dtype=self.dtype
         )

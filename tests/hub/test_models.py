@@ -14,7 +14,8 @@ from huggingface_hub import close_session
 from template.config import TrainingArgs, load_training_args
 from template.data.encoding import Tokenize
 from template.errors import RemoteError, SubnetError
-from template.hub import datasets, transport
+from template.hub import transport
+from template.hub.client import configure_client
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import ScoringModel, load_model, load_tokenizer
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
@@ -30,7 +31,7 @@ Load = Callable[[], ScoringModel]
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     """A hub that this process uses as if HF_ENDPOINT had been set at its start."""
-    datasets.configure_client()
+    configure_client()
     monkeypatch.setattr(transport, "_MAX_MODEL_FILE_BYTES", SMALL)
     with FaultyHub(tmp_path / "hub") as running:
         use_endpoint(running, monkeypatch)

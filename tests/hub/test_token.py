@@ -65,7 +65,7 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     with FaultyHub(tmp_path / "hub") as hub, FaultyHub(tmp_path / "elsewhere") as elsewhere:
         use_endpoint(hub, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        datasets.configure_client()
+        hub_client.configure_client()
         yield Hosts(hub, elsewhere, seen)
 
 
@@ -160,7 +160,7 @@ def test_redirected_model_download_sends_no_token(hosts: Hosts, tiny_model: Path
 def test_configured_library_uses_the_bounded_transport(hosts: Hosts) -> None:
     hub_client.configure_client.cache_clear()
     set_client_factory(default_client_factory)
-    assert datasets.saved_token() == TOKEN
+    assert hub_client.saved_token() == TOKEN
     client = get_session()
     assert isinstance(client, httpx2.Client) and isinstance(client._transport, BoundedTransport)
     assert hf_hub_url(REPO, DATA, repo_type="dataset").startswith(hosts.hub.endpoint)

@@ -14,6 +14,7 @@ from huggingface_hub import get_session
 
 from template.errors import RemoteError
 from template.hub import datasets
+from template.hub.client import configure_client
 from template.hub.transport import RequestBudget
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import DATA, OLD, REPO, download, upload_data
@@ -21,7 +22,7 @@ from tests.fixtures.hub import DATA, OLD, REPO, download, upload_data
 
 @pytest.fixture(autouse=True)
 def _client() -> None:
-    datasets.configure_client()
+    configure_client()
 
 
 def request(url: str, endpoint: str, *, seconds: float = math.inf, content: bytes | None = None) -> None:

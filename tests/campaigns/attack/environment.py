@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from template.competition import CommitmentRecord
-from template.hub import datasets
+from template.hub import datasets, storage
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from template.records import LeaderboardRow
@@ -97,10 +97,10 @@ class Environment:
         self.subnet.close()
         self.hub.close()
 
-    def _download(self, repo: str, commit: str, folder: Path, **options: object) -> datasets.HubFile:
+    def _download(self, repo: str, commit: str, folder: Path, **options: object) -> storage.HubFile:
         return datasets.download_dataset(repo, commit, folder, endpoint=self.hub.endpoint, **options)  # type: ignore[arg-type]
 
-    def _download_submission(self, record: CommitmentRecord, folder: Path, deadline_s: float) -> datasets.HubFile:
+    def _download_submission(self, record: CommitmentRecord, folder: Path, deadline_s: float) -> storage.HubFile:
         return self._download(record.namespace, record.commit, folder, deadline_s=deadline_s)
 
     def enter(self, name: str, rows: Sequence[str], *, repo: str | None = None) -> str:

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_downloa
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.file_download import get_hf_file_metadata
 
-from template.hub import datasets
+from template.hub.client import configure_client
 from template.localnet.hub.store import HubError, HubStore, upload_files
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults, take_fault
 
@@ -24,7 +24,7 @@ DATA = "data.jsonl"
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
-    datasets.configure_client()  # or the client asks the public Hub for its agents first
+    configure_client()  # or the client asks the public Hub for its agents first
     with FaultyHub(tmp_path / "hub") as running:
         # As HF_ENDPOINT would: no other host is given a token or written to.
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
