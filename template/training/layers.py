@@ -13,16 +13,19 @@ from torch import nn
 from template.training.attention import packed_attention
 from template.training.lora import FusedLoRALinear
 
+# Norms with exactly the formula of `FusedRMSNorm`. Gemma's norm differs: it adds one to its weight, in float32.
+_NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm"}
 _ATTENTIONS = {"LlamaAttention", "Qwen2Attention"}
 _GATED = {"LlamaMLP", "Qwen2MLP"}
 
 
 def replace_layers(network: nn.Module) -> None:
     """Replace the norms, attentions and gated MLPs of a network with adapters."""
-    replace_norms(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if type(child).__name__ in _ATTENTIONS:
+            if type(child).__name__ in _NORMS:
+                setattr(parent, name, FusedRMSNorm(child.weight, child.variance_epsilon))  # type: ignore[arg-type]
+            elif type(child).__name__ in _ATTENTIONS:
                 setattr(parent, name, FusedRotaryAttention(child))
             elif type(child).__name__ in _GATED and _is_plain_silu(child):
                 setattr(parent, name, FusedGatedMLP(child))
@@ -115,10 +118,6 @@ class FusedGatedMLP(nn.Module):
         return result.view(x.shape)
 
 
-# Modules with exactly this formula. Gemma's norm differs: it adds one to its weight, in float32.
-_NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm"}
-
-
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -150,11 +149,3 @@ class FusedRMSNorm(nn.Module):
             return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
         normed: torch.Tensor = _RMSNorm.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
         return normed
-
-
-def replace_norms(network: nn.Module) -> None:
-    """Replace every supported norm by a `FusedRMSNorm` with the same weight."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if type(child).__name__ in _NORMS:
-                setattr(parent, name, FusedRMSNorm(child.weight, child.variance_epsilon))  # type: ignore[arg-type]

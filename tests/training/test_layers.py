@@ -17,7 +17,6 @@ from template.training.layers import (
     FusedRotaryAttention,
     _SplitRotate,
     replace_layers,
-    replace_norms,
 )
 from template.training.lora import LoRALinear
 
@@ -167,7 +166,7 @@ def make_pair(family: type[Any], dtype: torch.dtype, epsilon: float = 1e-5) -> t
     theirs = family(WIDTH, eps=epsilon).to(dtype).requires_grad_(False)
     theirs.weight.copy_(draw(WIDTH, seed=2))
     parent = nn.ModuleDict({"norm": theirs})
-    replace_norms(parent)
+    replace_layers(parent)
     assert type(parent["norm"]) is FusedRMSNorm
     return theirs, parent["norm"]
 
