@@ -61,7 +61,7 @@ def match_duplicates(
     of the first version would otherwise be earlier than the author's second version.
 
     Rows repeated within a candidate count once. The order of `candidates` does not matter. An index by row counts
-    shared rows with all originals at once, so many datasets that share just too little cost no more than others.
+    shared rows with all originals at once, so the cost does not grow with near misses.
     """
     originals: list[Candidate] = []
     # Bit i stands for originals[i].
