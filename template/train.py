@@ -72,7 +72,10 @@ def train_lora(
     eval_data_dir: Path | str = "eval_data",
     options: RunOptions = RunOptions(),
 ) -> float:
-    """Return the loss of a dataset in nats per target token (see train_and_evaluate)."""
+    """Return the loss of `data_dir/data.jsonl` in nats per target token.
+
+    Args and Raises: see train_and_evaluate, which also returns what a receipt needs.
+    """
     return train_and_evaluate(lucky_num, benchmark_loss, eval_size, cache_dir, data_dir, eval_data_dir, options).loss
 
 
@@ -85,12 +88,15 @@ def train_and_evaluate(
     eval_data_dir: Path | str = "eval_data",
     options: RunOptions = RunOptions(),
 ) -> TrainResult:
-    """Fine-tune on a data_dir's data.jsonl, measure the loss on an eval_data_dir's.
+    """Fine-tune on `data_dir/data.jsonl` and measure the loss on `eval_data_dir/data.jsonl`.
 
-    lucky_num seeds adapter, row order and dropout; benchmark_loss is only reported beside the loss; eval_size is the
-    number of the dataset's rows that are trained on.
+    Args:
+        lucky_num: Seed of the adapter, the row order and the dropout.
+        benchmark_loss: Reported beside the loss; it does not change it.
+        eval_size: Number of the dataset's rows that are trained on.
 
-    Raises: SubmissionError if the dataset is at fault, also when training diverges.
+    Raises:
+        SubmissionError: The dataset is at fault, or training diverges.
     """
     if type(lucky_num) is not int or not 0 <= lucky_num < 2**32:
         raise ConfigError(f"lucky_num must be an integer in [0, 2**32), not {lucky_num!r}")

@@ -119,7 +119,7 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
 def find_duplicates(
     entries: Mapping[SubmissionKey, Entry], submissions: Mapping[SubmissionKey, Submission], datasets: Datasets
 ) -> dict[SubmissionKey, Duplicate]:
-    """Find the duplicates among entries and the versions they grew from.
+    """Find the duplicates among entries and their hotkeys' related earlier versions.
 
     Without an entry's earlier versions, a duplicate of the first version would reject the second.
     """
@@ -132,7 +132,8 @@ def find_possible_duplicates(
 ) -> dict[SubmissionKey, Duplicate]:
     """Find entries that may be duplicates of a dataset not downloaded yet.
 
-    They overlap an earlier version of that dataset. Versions count once the current one is downloaded and related.
+    They share too many rows with an earlier version of that dataset. Whether the earlier version counts is known once
+    the current one is downloaded.
     """
     accepted = [entry for entry in entries.values() if entry.rejection is None]
     missing = [entry for entry in accepted if entry.key not in datasets]
@@ -188,5 +189,5 @@ def _match(
 def eligible_datasets(
     datasets: Datasets, verdicts: Mapping[SubmissionKey, Verdict]
 ) -> dict[SubmissionKey, tuple[bytes, ...]]:
-    """Return the datasets without a rejection: only they can be duplicates."""
+    """Return the datasets that were not rejected: they can duplicate or be duplicated."""
     return {key: rows for key, rows in datasets.items() if key not in verdicts or verdicts[key].reason is None}

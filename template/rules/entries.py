@@ -25,9 +25,9 @@ def check_competition(record: CommitmentRecord, competition_id: str) -> None:
 
 
 def check_registration(block: int, registration_block: int) -> None:
-    """Raises: SubmissionError when a commitment is not after the registration.
+    """Reject a commitment that is not after the registration (SubmissionError).
 
-    A hotkey that registers again competes anew: its older commitments stay on chain and do not count.
+    Commitments from before a new registration of the hotkey stay on chain and do not count.
     """
     if block <= registration_block:
         raise SubmissionError(

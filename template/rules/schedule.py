@@ -302,8 +302,8 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
 def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callable[[SubmissionKey], bool]:
     """Return a test that no unchecked entry can be the original of a dataset.
 
-    That takes an entry that was committed no later, or one with an earlier version that shares too many rows with the
-    dataset. An entry is waited for once only: after a failed download it may never come.
+    An unchecked entry can be the original if its rank is not later, or if an earlier version of it shares too many rows
+    with the dataset. An entry is awaited until its first failed download: after that its file may never come.
     """
     awaited = [key for key in unchecked if key not in state.retry_states or not state.retry_states[key].remote_failures]
     if not awaited:
@@ -319,7 +319,7 @@ def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callab
 
 
 def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
-    """True once the round's weights need nothing more."""
+    """True once the round's weights are on chain, or are not to be set."""
     if not policy.sets_weights:
         # The leaderboard of a round without entries has no rows.
         return state.has_leaderboard or not state.entries

@@ -1,4 +1,4 @@
-"""Find the verdict on each submission: download, check, evaluate.
+"""Reach a verdict on each submission: download, check, evaluate.
 
 The cause of a failure decides what follows. A fault of the miner is a verdict. A fault of the network is retried. A
 fault of this machine is retried twice, and then the submission is suspended for the operator to see.
@@ -163,14 +163,14 @@ class SubmissionEvaluator:
 
     def _accept_dataset(self, entry: Entry, file: HubFile, row_keys: tuple[bytes, ...]) -> None:
         key = entry.key
-        # A file that was missing before keeps its rank of this round, the last.
+        # A file that was missing before keeps the rank that it has in this round: behind all others.
         self._store.record_missing_file(key, entry.rank_block - 1, is_found=True)
         self._store.record_dataset(self.eval_config, key, sha256=file.sha256, row_keys=row_keys, now=self._now())
         self.datasets[key] = row_keys
         logger.info("checked hotkey={} commitment={} rows={}", *key, len(row_keys))
 
     def start_evaluation(self, entry: Entry) -> None:
-        """Submit a dataset to a worker; a file that is gone is a missing file."""
+        """Submit a dataset to a worker, or schedule another download if its file is gone."""
         assert entry.lucky_num is not None, "every entry in the queue without a loss has a seed"
         record, folder = entry.accepted_record, self._folder(entry)
         file = datasets.find_dataset(record.namespace, record.commit, folder)
