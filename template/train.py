@@ -107,7 +107,9 @@ def train_and_evaluate(
         started = time.perf_counter()
         resident = _load_resident(args, options, cache_dir)
         model = resident.model
-        train_set = _encode_dataset(Path(data_dir), eval_size, model)
+        content = _read_file(Path(data_dir), SUBMISSION_LIMITS)
+        encoded = encode_submission(content, model.template, model.tokenize, max_rows=eval_size)
+        train_set = _EncodedFile(hashlib.sha256(content).hexdigest(), encoded)
         eval_set = _encode_eval_set(Path(eval_data_dir), resident)
         loaded = time.perf_counter()
         with determinism.deterministic_mode(model.device):
@@ -184,12 +186,6 @@ def _read_file(folder: Path, limits: Limits) -> bytes:
             return stream.read(limits.file_bytes + 1)  # one byte above the limit makes the parser reject it
     except FileNotFoundError as error:
         raise SubmissionError(Reason.MISSING_FILE, f"{path} does not exist") from error
-
-
-def _encode_dataset(folder: Path, max_rows: int, model: ScoringModel) -> _EncodedFile:
-    content = _read_file(folder, SUBMISSION_LIMITS)
-    encoded = encode_submission(content, model.template, model.tokenize, max_rows=max_rows)
-    return _EncodedFile(hashlib.sha256(content).hexdigest(), encoded)
 
 
 def _encode_eval_set(folder: Path, resident: _LoadedModel) -> _EncodedFile:

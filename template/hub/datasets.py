@@ -125,7 +125,6 @@ def resolve_revision(
     revision: str = "main",
     *,
     token: str | None,
-    repo_type: str = "dataset",
     deadline_s: float = _CALL_DEADLINE_S,
     endpoint: str | None = None,
 ) -> str:
@@ -137,7 +136,7 @@ def resolve_revision(
     if is_commit(revision):
         return revision
     api = make_api(token, endpoint)
-    return run_with_deadline(api, deadline_s, lambda _: _find_commit(api, repo_id, revision, repo_type))
+    return run_with_deadline(api, deadline_s, lambda _: _find_commit(api, repo_id, revision))
 
 
 def _download(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget) -> HubFile:
@@ -148,7 +147,7 @@ def _download(api: HfApi, request: Request, folder: Path, max_bytes: int, budget
         return storage.save(folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
     try:
         # Main may move between the requests; its commit now does not.
-        commit = _find_commit(api, request.repo, "main", "dataset")
+        commit = _find_commit(api, request.repo, "main")
         info = _find_file(api, request.repo, commit, request.filename, budget)
         if info.sha256 not in (None, request.revision):
             raise SubmissionError(Reason.MISSING_FILE, "main has another file")
@@ -189,10 +188,10 @@ def _read_chunks(
     budget.remaining_s()
 
 
-def _find_commit(api: HfApi, repo_id: str, revision: str, repo_type: str) -> str:
+def _find_commit(api: HfApi, repo_id: str, revision: str) -> str:
     with translate_hub_errors(api, repo_id):
         # Without `expand` the answer lists every file of the repo.
-        info = api.repo_info(repo_id, revision=revision, repo_type=repo_type, expand=["sha"])  # type: ignore[arg-type]
+        info = api.dataset_info(repo_id, revision=revision, expand=["sha"])
         return _parse_commit(info.sha)
 
 

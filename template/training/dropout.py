@@ -72,8 +72,3 @@ def apply_mask(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 Dropout = CpuDropout | CudaDropout
-
-
-def make_dropout(p: float, device: torch.device) -> Dropout:
-    """Create the dropout of a device, with 0 < p < 1."""
-    return CudaDropout(p, device) if device.type == "cuda" else CpuDropout(p)

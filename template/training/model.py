@@ -27,7 +27,7 @@ from template.training import determinism
 from template.training.attention import PaddedBlock, VarlenSpans, packed_attention
 from template.training.cross_entropy import target_losses
 from template.training.cuda_graphs import TrainingGraphs
-from template.training.dropout import CudaDropout, Dropout, make_dropout
+from template.training.dropout import CpuDropout, CudaDropout, Dropout
 from template.training.layers import replace_layers
 from template.training.lora import LoRALinear
 from template.training.model_files import check_snapshot
@@ -112,8 +112,9 @@ class ScoringModel:
         self._adapted = [module for module in self.network.modules() if isinstance(module, LoRALinear)]
         replace_layers(self.network)
         self.network.eval()
-        p = hyperparameters.lora_dropout
-        self.dropout: Dropout | None = make_dropout(p, device) if p else None
+        self.dropout: Dropout | None = None
+        if p := hyperparameters.lora_dropout:
+            self.dropout = CudaDropout(p, device) if device.type == "cuda" else CpuDropout(p)
         self.uses_varlen = self.dtype == torch.bfloat16 and _has_flash_attention(base, device)
         self.graphs = self._make_graphs() if self.uses_varlen else None
         self._check_parts()

@@ -142,10 +142,6 @@ def _common_prefix(row: EncodedRow, other: EncodedRow) -> int:
     return next((index for index, (a, b) in enumerate(pairs) if a != b), max(most, 0))
 
 
-def _size(group: Group, rows: Sequence[EncodedRow]) -> int:
-    return group.prefix + sum(_used(rows[index]) - group.prefix for index in group.indices)
-
-
 def _split(group: Group, rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[Group]:
     """Split a group into parts of at most `max_tokens` that each repeat the prefix.
 
@@ -170,7 +166,8 @@ def _cut(groups: Sequence[Group], rows: Sequence[EncodedRow], max_tokens: int) -
     chosen: list[Group] = []
     total = total_keys = 0
     for group in groups:
-        size, keys = _size(group, rows), sum(_used(rows[index]) for index in group.indices)
+        keys = sum(_used(rows[index]) for index in group.indices)
+        size = keys - group.prefix * (len(group.indices) - 1)
         if chosen and (total + size > max_tokens or total_keys + keys > _KEYS_PER_TOKEN * max_tokens):
             yield chosen
             chosen, total, total_keys = [], 0, 0

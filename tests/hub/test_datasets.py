@@ -254,8 +254,6 @@ def test_branch_resolves_to_its_commit(server: FaultyHub) -> None:
     assert datasets.resolve_revision(REPO, "main", token=None, endpoint=server.endpoint) == commit
     with pytest.raises(SubmissionError):
         datasets.resolve_revision(REPO, "dev", token=None, endpoint=server.endpoint)
-    with pytest.raises(SubmissionError):
-        datasets.resolve_revision(REPO, token=None, repo_type="model", endpoint=server.endpoint)
     server.close()
     assert datasets.resolve_revision(REPO, commit, token=None, endpoint=server.endpoint) == commit
 
