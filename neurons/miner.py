@@ -24,7 +24,6 @@ _BLOCKS_PER_EPOCH = 360
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
     parser = cli.make_parser("miner", __doc__)
     parser.add_argument("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; created if missing")
     parser.add_argument("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")

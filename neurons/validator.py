@@ -31,7 +31,6 @@ _STATE_FILE = "validator.sqlite3"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
     parser = cli.make_parser("validator", __doc__)
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)

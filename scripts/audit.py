@@ -77,7 +77,6 @@ class Job(NamedTuple):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
     parser = cli.make_parser("audit", __doc__)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE_OR_DIR", help="round files, or folders of them")
     which = parser.add_mutually_exclusive_group()
@@ -202,7 +201,6 @@ def draw_sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
 
 
 def replay(auditor: Auditor, job: Job) -> Outcome:
-    """Replay one receipt."""
     submission, recorded = job.receipt.submission, job.receipt.result
     outcome: Outcome = {
         "path": str(job.path),

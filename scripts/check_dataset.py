@@ -38,7 +38,6 @@ _STATUS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
     # --netuid is declared twice: --offline needs none.
     parser = cli.make_parser("check_dataset", __doc__, conflict_handler="resolve")
     add, work_dir = parser.add_argument, cli.DEFAULT_STATE_DIR / "miner"
@@ -110,7 +109,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """Read the dataset. Raises: ConfigError."""
     path = path / constants.DATA_FILE if path.is_dir() else path
     try:
         return path.read_bytes()

@@ -46,7 +46,6 @@ _COMPARE_SEEDS = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
     parser = cli.make_parser("compute_loss", __doc__)
     add = parser.add_argument_group("dataset").add_argument
     add("--dataset_path", type=Path, metavar="FILE_OR_DIR", help="a file, or a folder with data.jsonl")

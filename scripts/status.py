@@ -27,7 +27,6 @@ _WIDTH = 120
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
     parser = cli.make_parser("status", __doc__)
     parser.add_argument("--state_dir", type=Path, required=True, help="the validator's --state_dir")
     all_help = f"print the whole leaderboard, not its top {_MAX_ROWS}"

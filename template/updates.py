@@ -241,7 +241,6 @@ class Updater:
         raise cause
 
     def _set_up(self, variables: Mapping[str, str] | None = None) -> None:
-        """Run the checkout's own set-up script for the environment."""
         command = ["bash", str(self.root / "scripts" / "setup.sh")]
         variables = {"VENV": str(self._environment), **(variables or {})}
         _run(command, cwd=self.root, deadline_s=INSTALL_DEADLINE_S, variables=variables)

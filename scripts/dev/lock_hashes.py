@@ -26,8 +26,6 @@ _THREADS = 8
 
 
 class _Anchors(HTMLParser):
-    """Collects the targets of a page's links."""
-
     def __init__(self) -> None:
         super().__init__()
         self.targets: list[str] = []

@@ -148,7 +148,6 @@ def _environment_changes(recorded: Mapping[str, str], replayed: Mapping[str, str
 
 
 def _step_changes(recorded: Sequence[float], replayed: Sequence[float]) -> list[str]:
-    """Describe the first training step whose loss differs, if any."""
     if len(recorded) != len(replayed):
         return [f"number of training steps differs: {len(recorded)} in the receipt, {len(replayed)} here"]
     for step, (theirs, ours) in enumerate(zip(recorded, replayed, strict=True), start=1):

@@ -199,7 +199,6 @@ def _check_config(header: RoundHeader, receipt: Receipt) -> Iterator[str]:
 
 
 def _is_for(receipt: Receipt, commitment: str) -> bool:
-    """Return whether the commitment names the receipt's dataset."""
     assert receipt.submission is not None
     *dataset, commit = commitment.split(":")
     commits = (receipt.submission.commit, receipt.result.train_sha256)
@@ -239,7 +238,6 @@ def _check_table(header: RoundHeader) -> Iterator[str]:
 
 
 def _check_weights(header: RoundHeader) -> Iterator[str]:
-    """Check that the final weights are the table's."""
     submitted = _final_weights(header)
     if submitted is None or not header.table:
         return

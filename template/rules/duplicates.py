@@ -43,7 +43,6 @@ class Duplicate:
     shared: int
 
     def to_error(self) -> SubmissionError:
-        """Return the rejection of the duplicate."""
         return SubmissionError(
             Reason.DUPLICATE,
             f"shares {self.shared} rows with the earlier submission of {self.hotkey}"

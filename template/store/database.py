@@ -70,7 +70,6 @@ class StateFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file and release its lock."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -132,7 +131,6 @@ def _schema_version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Migrate to the newest schema, each step in one transaction."""
     version = _schema_version(db, path)
     for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
         with _transaction(db):

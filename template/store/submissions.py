@@ -31,16 +31,13 @@ class VerdictCache(Mapping[SubmissionKey, Verdict]):
         self._cached: dict[SubmissionKey, Verdict | None] = {}
 
     def put(self, key: SubmissionKey, verdict: Verdict) -> None:
-        """Cache a verdict that was just recorded."""
         self._cached[key] = verdict
 
     def clear(self) -> None:
-        """Drop all cached verdicts."""
         self._cached.clear()
 
     @property
     def size(self) -> int:
-        """Number of cached answers."""
         return len(self._cached)
 
     def __getitem__(self, key: SubmissionKey) -> Verdict:

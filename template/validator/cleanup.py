@@ -65,7 +65,6 @@ def clean_up(
 
 
 def _remove_datasets(data_dir: Path, keep: Set[Path]) -> None:
-    """Remove the folders of datasets that are not in `keep`."""
     for owner in _folders(data_dir, _DATASET_OWNER):
         for folder in _folders(owner, _DATASET):
             if folder not in keep:
@@ -75,7 +74,6 @@ def _remove_datasets(data_dir: Path, keep: Set[Path]) -> None:
 
 
 def _remove_eval_sets(config: ValidatorConfig, *, older_than: float) -> None:
-    """Remove old evaluation sets of earlier competitions from the cache."""
     if config.cache_dir is None:
         return
     current = config.cache_dir / "hub-files" / config.competition.repo / config.competition.eval_commit
@@ -116,7 +114,6 @@ def _is_older(path: Path, than: float) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder; log a warning when that fails."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

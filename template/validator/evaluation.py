@@ -150,7 +150,6 @@ class SubmissionEvaluator:
     def _reject_download(
         self, entry: Entry, block: int, retry: RetryState, error: SubmissionError, *, has_loss: bool
     ) -> None:
-        """Reject a dataset, unless its file may still be uploaded."""
         may_come = not has_loss and is_within_upload_grace(
             entry.accepted_record, error.reason, reveal_block=entry.reveal_block, block=block
         )
@@ -228,7 +227,6 @@ class SubmissionEvaluator:
         self._store.record_retry_state(self.eval_config, key, after)
 
     def _record_host_failure(self, key: SubmissionKey, before: RetryState, error: Exception) -> None:
-        """Count a fault of this machine, until the submission is suspended."""
         failures = before.host_failures + 1
         suspended_s = SUSPENDED_S if failures >= schedule.MAX_HOST_FAILURES else 0.0
         after = RetryState(before.remote_failures, failures, self._now() + suspended_s, str(error))
@@ -242,11 +240,9 @@ class SubmissionEvaluator:
         return dataset_folder(self._config.data_dir, entry)
 
     def _remove(self, entry: Entry) -> None:
-        """Remove the file of a dataset with a verdict."""
         shutil.rmtree(self._folder(entry), ignore_errors=True)
 
     def _make_receipt(self, entry: Entry, result: TrainResult) -> Receipt:
-        """Make the receipt, signed unless offline, and write it if configured."""
         record, chain = entry.accepted_record, self._context.chain
         receipt = Receipt(
             competition=self._config.competition,

@@ -149,7 +149,6 @@ class Validator:
             raise RemoteError(f"unusable answer from the chain: {error}") from error
 
     def _admit(self, view: ChainView) -> None:
-        """Raises: ConfigError at the start for a foreign state or missing uid."""
         if self._is_admitted:
             return
         check_chain(self._context, view)
@@ -200,7 +199,6 @@ class Validator:
         self.index.reload(self.evaluator.datasets)
 
     def _check_device_unchanged(self, model: str) -> None:
-        """Raises: HostError when a GPU was used before and none is found now."""
         before = self._store.last_model()
         is_lost = before is not None and _device_of(before) == "cuda" and _device_of(model) != "cuda"
         if is_lost and not self.config.is_device_chosen:
@@ -254,7 +252,6 @@ class Validator:
         )
 
     def _poll_workers(self, evaluator: SubmissionEvaluator) -> None:
-        """Record finished evaluations and restart dead workers."""
         evaluator.collect_results()
         try:
             model = self._executor.start()
@@ -296,7 +293,6 @@ class Validator:
         return self.stop.is_set()
 
     def _idle(self) -> None:
-        """Wait for a result, or until the chain is read again."""
         if self._downloader.in_flight():
             # Not longer, because this does not wake up for workers and signals.
             self._downloader.wait(min(self.config.poll_s, DOWNLOAD_POLL_S))
@@ -342,5 +338,4 @@ class Validator:
 
 
 def _device_of(model: str) -> str:
-    """Return the kind of device in the name of a model."""
     return model.split(" ")[1] if " " in model else ""

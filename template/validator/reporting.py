@@ -132,7 +132,6 @@ class Reporter:
 
 
 def _describe(action: Action) -> str:
-    """Return the action in words, for people."""
     match action:
         case schedule.Wait(why):
             return why

@@ -93,7 +93,6 @@ def open_round(
 
 
 def _choose_seed(config: ValidatorConfig, block_hash: str) -> int:
-    """Return the seed of a round that starts with the block of this hash."""
     if config.lucky_num is not None:
         return config.lucky_num
     if config.seed_source is LuckyNumFrom.CHAIN:

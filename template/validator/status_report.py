@@ -46,7 +46,6 @@ def print_status(status: Status, console: Console, *, max_rows: int | None = 20)
 
 
 def _print_round(status: Status, current: Round, console: Console, max_rows: int | None) -> None:
-    """Print the leaderboard, reasons of rejections, outcome of the weights."""
     rows = status.standings[:max_rows]
     columns = ("hotkey", "uid", "dataset", "verdict", "loss", "score", "weight")
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -193,7 +192,6 @@ def _minutes(blocks: int) -> str:
 
 
 def _short(hotkey: str) -> str:
-    """Return both ends of an address, enough to tell hotkeys apart."""
     return f"{hotkey[:6]}..{hotkey[-4:]}"
 
 

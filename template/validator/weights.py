@@ -78,7 +78,6 @@ def _submit(
 
 
 def _missing_weights(shares: Mapping[str, float], view: ChainView) -> WeightOutcome:
-    """Return the reason for having no weights to submit."""
     if not shares:
         message = "no evaluation has finished and there are no earlier weights"
         return WeightOutcome(is_accepted=False, error=NOTHING_SCORED, message=message)
