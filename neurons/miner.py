@@ -104,10 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_confirm(assume_yes: bool) -> Callable[[str], bool]:
-    """Return a function that shows a description on stderr and asks on the terminal, unless `assume_yes`.
-
-    Raises: ConfigError without a terminal.
-    """
+    """Return a function that asks on the terminal. Raises: ConfigError without one."""
     if not assume_yes and not sys.stdin.isatty():
         raise ConfigError("standard input is not a terminal, so --yes is needed")
 

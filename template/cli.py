@@ -56,9 +56,7 @@ def run_main(
 ) -> int:
     """Parse arguments, set up logs and clients, run; return the exit status.
 
-    Args:
-        parser: with the arguments of `add_logging_arguments`.
-        is_private: write files for their owner only, regardless of the umask, and no core dumps.
+    The parser needs `add_logging_arguments`. is_private: write files for their owner only, and no core dumps.
     """
     args = parser.parse_args(argv)
     if is_private:

@@ -61,14 +61,9 @@ def check_keys(values: object, source: str, required: Sequence[str], optional: S
 class Competition:
     """The evaluation set, and the score curve of `template.rules.scoring`.
 
-    Args:
-        repo, eval_commit: the evaluation set on the Hub.
-        bench, minb, maxb: losses in nats per target token where the score is `bheight`, 1 and 0.
-        pow: exponent of the score curve.
-        rows: number of a submission's rows that are trained on, from the first.
-
-    Raises:
-        ConfigError: a value is invalid; the message names the field.
+    repo, eval_commit: the evaluation set on the Hub. bench, minb, maxb: losses in nats per target token where the score
+    is `bheight`, 1 and 0. pow: exponent of the curve. rows: number of a submission's first rows that are trained on.
+    Raises: ConfigError naming an invalid field.
     """
 
     id: str

@@ -70,11 +70,7 @@ class TrainingArgs:
 
 
 def load_training_args(path: Path | None = None) -> TrainingArgs:
-    """Load the first model of a file, by default of training_args.yaml; check all.
-
-    Raises:
-        ConfigError: the file is unreadable or a value is invalid; the message names file and key.
-    """
+    """Load a file's first model and check all. Raises: ConfigError naming the key."""
     path = _DEFAULT_TRAINING_ARGS if path is None else path
     models = _load_mapping(path)
     if not models:

@@ -16,11 +16,7 @@ from template.errors import ConfigError
 def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> None:
     """Replace the file by `parts` in one step: readers see the old content or the new.
 
-    Args:
-        mode: the file's permissions, regardless of the umask.
-
-    Raises:
-        OSError: the disk refuses; no partial file stays behind. A kill leaves one named `.NAME.RANDOM`.
+    mode: the file's permissions, regardless of the umask. An OSError leaves no partial file, a kill `.NAME.RANDOM`.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -37,10 +33,7 @@ def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> No
 
 
 def acquire_lock(path: Path) -> FileLock:
-    """Take the lock file beside `path`, until it is released or the process ends.
-
-    Raises: ConfigError when another process has it; OSError.
-    """
+    """Lock the file beside `path`. Raises: ConfigError when another process has it."""
     # Without flock, two validators could write one state: better no start than a lock that is only a file's existence.
     lock = FileLock(lock_path(path), timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False)
     try:
@@ -90,13 +83,8 @@ def check_folder(path: Path, flag: str) -> Path:
 def check_private_folder(path: Path, flag: str, *, marks: Sequence[str]) -> Path:
     """Create the folder, or close it to other users if it is empty or ours.
 
-    A folder that root made for a group to write in is fine.
-
-    Args:
-        marks: name patterns of files that only our own folders hold.
-
-    Raises:
-        ConfigError: the folder belongs to another user, or others may write to it and it is not ours to close.
+    A folder that root made for a group to write in is fine. marks: name patterns of files that only our folders hold.
+    Raises: ConfigError when it belongs to another user, or others may write to it and it is not ours to close.
     """
     folder = check_folder(path, flag)
     try:

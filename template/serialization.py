@@ -20,11 +20,7 @@ def canonical_json(content: Mapping[str, Any]) -> str:
 
 
 def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, Any]:
-    """Parse a JSON object of this `format` and drop that key.
-
-    Raises:
-        ConfigError: naming `source`. Not an object of this format, a duplicate key, or half of a surrogate pair.
-    """
+    """Parse a JSON object of this `format` and drop that key. Raises: ConfigError."""
     try:
         # json.loads would also take bytes in UTF-16 and UTF-32.
         content = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_without_duplicates)
@@ -45,10 +41,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_record(kind: type[_Record], values: object, source: str) -> _Record:
-    """Build the dataclass `kind` from exactly its fields, nested records too.
-
-    Raises: ConfigError naming the first field that is missing, unknown or of another type.
-    """
+    """Build `kind` from exactly its fields, nested too. Raises: ConfigError."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != set(names):
         raise ConfigError(f"{source}: expected exactly the keys {', '.join(names)}")

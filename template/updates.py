@@ -70,12 +70,8 @@ class Release:
 class Updater:
     """Moves a checkout and the environment of `python` to newer releases.
 
-    Args:
-        allowed_signers: default the checkout's own.
-        running: version of this process, X.Y.Z.
-
-    Raises:
-        ConfigError: the checkout or its environment cannot be updated.
+    allowed_signers: by default the checkout's own. running: version of this process, X.Y.Z.
+    Raises: ConfigError when the checkout or its environment cannot be updated.
     """
 
     def __init__(
@@ -151,9 +147,7 @@ class Updater:
     def install(self, release: Release) -> None:
         """Install a release's packages, check its commit out, and start it once as a test.
 
-        Raises:
-            ConfigError: the checkout has changes that would be lost.
-            HostError: a step failed and was undone, or another process is updating the checkout.
+        Raises: ConfigError for changes that would be lost; HostError when a step failed, which is undone then.
         """
         try:
             with FileLock(self._git_dir / "updates.lock", timeout=0, fallback_to_soft=False):
@@ -264,7 +258,6 @@ def _run(
     """Run a command and return its stdout.
 
     A new session leaves it no terminal to ask for a password on, and lets a timeout kill its children too.
-    Raises: `fault` when it cannot be run, fails or times out.
     """
     # pip builds and releases need no token, but a credential helper of git may use one.
     source = os.environ if command[0] == "git" else without_secrets(os.environ)

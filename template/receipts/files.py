@@ -16,10 +16,7 @@ MAX_RECEIPTS = 4096
 
 
 def write_receipt(receipt: Receipt, folder: Path) -> Path:
-    """Write a file named by dataset and seed, for the owner only.
-
-    Raises: HostError when the disk refuses.
-    """
+    """Write a file named by dataset and seed, for the owner only."""
     result, submission = receipt.result, receipt.submission
     owner = f"{submission.hotkey}-{submission.commit[:12]}" if submission else f"local-{result.train_sha256[:12]}"
     return _write(folder / f"{owner}-{result.lucky_num}.json", [receipt.to_json().encode(), b"\n"], 0o600)
@@ -31,7 +28,6 @@ def write_round(
     """Write a file named by the round, for everybody to read.
 
     signer and sign are the validator's hotkey and its signature in hex, both None for an unsigned file.
-    Raises: HostError when the disk refuses.
     """
     lines = make_round_lines(account, signer=signer, sign=sign)
     name = f"round-{account.netuid}-{account.round.start_block}-{signer[:8] if signer else 'offline'}.jsonl"
@@ -44,10 +40,7 @@ def read_receipt(path: Path) -> Receipt:
 
 
 def read_round(path: Path) -> RoundFile:
-    """Read a round file and check that it is complete, but no signatures.
-
-    Raises: ConfigError naming the file, and the line if one is wrong.
-    """
+    """Read a complete round file; check no signatures. Raises: ConfigError."""
     content = _read(path, MAX_FILE_BYTES)
     if content.count(b"\n") > MAX_RECEIPTS + 1:
         raise ConfigError(f"{path}: more than {MAX_RECEIPTS} receipts; a round has fewer")

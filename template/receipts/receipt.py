@@ -55,10 +55,7 @@ class SignedRecord:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Self:
-        """Parse a record of this format; `source` names the origin in errors.
-
-        Raises: ConfigError naming the first thing that is wrong.
-        """
+        """Parse a record; `source` names its origin in errors. Raises: ConfigError."""
         return read_record(cls, parse_object(text, cls.FORMAT, source), source)
 
 

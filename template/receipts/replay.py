@@ -65,10 +65,7 @@ class ReplayContext:
         )
 
     def replay_evaluator(self, receipt: Receipt, source: str) -> Evaluator:
-        """Return an evaluator with the receipt's own model, hyperparameters and dtype.
-
-        Raises: ConfigError naming `source` when the receipt has none that work; see `evaluator`.
-        """
+        """Return an evaluator with all settings of the receipt, which is at `source`."""
         recorded = receipt.result
         try:
             hyperparameters = Hyperparameters(**recorded.hyperparameters)  # type: ignore[arg-type]
@@ -86,7 +83,6 @@ class ReplayContext:
         """Download a dataset into a temporary folder.
 
         The token is used only for what a validator, which has none, cannot read.
-        Raises: SubmissionError when it is missing; RemoteError; ConfigError for an invalid id.
         """
         from template.hub.datasets import download_dataset
 

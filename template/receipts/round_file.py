@@ -149,10 +149,7 @@ class RoundFile:
 
 
 def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
-    """Return the file's lines, without line feeds.
-
-    sign: returns the signature of a message in hex. Raises: ConfigError when a receipt cannot be read.
-    """
+    """Return the file's lines, without line feeds; sign as in `SignedRecord.signed`."""
     order = {entry.key: index for index, entry in enumerate(account.round.entries)}
     keys = sorted(account.receipts, key=lambda key: (order.get(key, len(order)), key))
     receipts = {key: Receipt.from_json(account.receipts[key], f"the receipt of {key.hotkey}") for key in keys}

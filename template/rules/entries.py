@@ -161,9 +161,7 @@ def order_entries(
 
     Entries that failed to download fill at most half of the queue while others wait, fewest failures first. So
     unreachable repos starve nobody, and an outage of the Hub costs no entry its turn.
-
-    Args:
-        failures: Number of failed downloads by submission.
+    failures: number of failed downloads by submission.
     """
     ready = sorted(
         (entry for entry in entries if entry.rejection is None), key=lambda entry: (entry.rank_block, entry.key)

@@ -45,10 +45,8 @@ def choose_weights(
 
     The leaderboard's own weights come first. While no entry has a score and some still wait, the last shares are used
     again. Once all entries have a verdict and none a score, everything goes to the subnet owner, which burns it.
-
-    Args:
-        stuck: Entries that are no longer waited for, as long as another entry has a loss: a validator that cannot
-            evaluate anything burns nothing.
+    stuck: entries that are no longer waited for, as long as another entry has a loss: a validator that cannot evaluate
+    anything burns nothing.
     """
     if any(row.weight > 0.0 for row in rows):
         return {row.key.hotkey: row.weight for row in rows if row.weight > 0.0}
@@ -62,9 +60,8 @@ def choose_weights(
 def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
     """Return the shares by uid, summing to 1; empty when no uid is left.
 
-    Args:
-        registrations: Registration block of each hotkey when it earned its share. A hotkey that registered again
-            since is another neuron, and its share goes to the others.
+    registrations: registration block of each hotkey when it earned its share. A hotkey that registered again since is
+    another neuron, and its share goes to the others.
     """
     if not shares:
         return {}

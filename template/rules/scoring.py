@@ -24,8 +24,7 @@ def compute_score(
     `power`, which meet at `benchmark_loss`. A missing or non-finite loss scores 0, and so does one of another
     competition. Each arc's base is a quotient of two differences of one sign, so in [0, 1] for every power.
 
-    Raises:
-        ConfigError: Unless min_bench < benchmark_loss < max_bench, 0 <= bench_height <= 1 and power > 0.
+    Raises: ConfigError unless min_bench < benchmark_loss < max_bench, 0 <= bench_height <= 1 and power > 0.
     """
     _check_curve(benchmark_loss, min_bench, max_bench, power, bench_height)
     if miner_comp_id != real_comp_id or loss is None or not math.isfinite(loss):
@@ -55,9 +54,7 @@ def shares_from_scores(scores: Mapping[str, float], min_weight: float = MIN_WEIG
     """Return positive shares by hotkey, summing to 1; empty when all scores are 0.
 
     A share below `min_weight` is spread over the others in proportion. The order of `scores` does not matter.
-
-    Raises:
-        ValueError: A score is outside [0, 1].
+    Raises: ValueError for a score outside [0, 1].
     """
     for hotkey, score in scores.items():
         if not 0.0 <= score <= 1.0:

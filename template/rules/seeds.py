@@ -10,9 +10,7 @@ def seed_from_hash(block_hash: str) -> int:
     """Return the lucky_num, in [0, 2**32), of a block's hash in hex.
 
     The first four bytes, little-endian, of sha256 over `lucky_num`, a line feed and the bytes of the hash.
-
-    Raises:
-        ValueError: The hash is not hex.
+    Raises: ValueError for a hash that is not hex.
     """
     digest = hashlib.sha256(_DOMAIN + bytes.fromhex(block_hash.removeprefix("0x"))).digest()
     return int.from_bytes(digest[:4], "little")

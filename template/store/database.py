@@ -22,11 +22,8 @@ _MAX_LOG_BYTES = 16 * 2**20
 class StateFile:
     """The state file, opened by the one validator that writes it or read-only.
 
-    Only the owner can read it and its lock file.
-
-    Raises:
-        ConfigError: Another validator uses it, a newer version wrote it, or there is none to read.
-        HostError: A disk fault, or not a state file (every method).
+    Only the owner can read it and its lock file. Every method raises HostError for a disk fault.
+    Raises: ConfigError when another validator uses it, a newer version wrote it, or there is none to read.
     """
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:

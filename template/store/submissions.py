@@ -150,9 +150,7 @@ class SubmissionTables(StateFile):
     ) -> dict[SubmissionKey, tuple[bytes, ...]]:
         """Return the row keys of every recorded dataset.
 
-        Args:
-            key_bytes: Length of a row key.
-            dedup: Returns equal keys, as objects that other datasets share.
+        dedup: returns equal keys, as objects that other datasets share.
         """
         query = f"SELECT row_keys FROM datasets WHERE {_OF_SUBMISSION}"
         datasets = {}

@@ -71,13 +71,9 @@ class Downloader:
         return dict(self._in_flight)
 
     def start(self, entry: Entry, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
-        """Start to download an entry's file into `folder`.
+        """Start to download an entry's file into `folder`, which must stay until then.
 
-        The folder must stay until the download is collected.
-
-        Raises:
-            RuntimeError: No slot is available, or this download is in flight.
-            HostError: The folder cannot be made.
+        Raises: RuntimeError when no slot is free or it is in flight; HostError when the folder cannot be made.
         """
         if entry.key in self._in_flight or self.available_slots() < 1:
             raise RuntimeError(f"download of {entry.key} cannot start: no slot, or already in flight")

@@ -100,7 +100,6 @@ class SubmissionEvaluator:
         """Check the datasets downloaded since the last call.
 
         Results that the open round does not wait for are dropped. Their files stay on disk for a later round.
-        Raises: ConfigError, HostError.
         """
         results = self._downloader.collect()
         if not results:

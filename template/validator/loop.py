@@ -67,9 +67,7 @@ class Validator:
     ) -> None:
         """Build a validator; nothing starts before `run` or `tick`.
 
-        Args:
-            update: Installs a new release and returns whether it did. Called between rounds without evaluations.
-            now: Returns POSIX seconds.
+        update: installs a new release and returns whether it did; called between rounds without evaluations.
         """
         self.config = config
         self.stop = threading.Event()
@@ -167,10 +165,7 @@ class Validator:
         return schedule.decide(state, view, self._now(), self.config.policy)
 
     def _prepare(self, view: ChainView) -> bool:
-        """Get the evaluation set and start the workers; True when both are ready.
-
-        Raises: ConfigError when the operator has to act; RemoteError; HostError when no worker can start.
-        """
+        """Get the evaluation set and start the workers; True when both are ready."""
         config = self.config
         if self._eval_set is None:
             self._eval_set = read_eval_set_index(

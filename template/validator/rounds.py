@@ -21,9 +21,7 @@ from template.validator.submission_index import SubmissionIndex
 def check_chain(context: Context, view: ChainView) -> None:
     """Check that the newest recorded round was opened on the chain of `view`.
 
-    Raises:
-        ConfigError: It was another chain, whose blocks, ranks and seeds mean nothing here.
-        RemoteError: The node is behind that round, so this cannot be checked yet.
+    Raises: ConfigError on another chain, whose blocks mean nothing here; RemoteError while the node is behind.
     """
     last = context.store.last_round()
     if last is None:

@@ -146,10 +146,7 @@ def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
 
 
 def read_status(state_dir: Path, now: float) -> Status:
-    """Read the status of the validator with this --state_dir.
-
-    Raises: ConfigError when there is no state; HostError.
-    """
+    """Read a validator's status. Raises: ConfigError when there is no state."""
     path = state_dir / STATE_FILE
     with StatusStore(path) as store:
         newest, current = store.last_round(), store.last_round(with_leaderboard=True)

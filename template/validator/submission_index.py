@@ -85,10 +85,7 @@ class SubmissionIndex:
         datasets: Datasets,
         verdicts: Mapping[SubmissionKey, Verdict],
     ) -> tuple[Duplicates, Duplicates]:
-        """Return duplicates and possible duplicates, cached by their inputs.
-
-        A new loss is no such change.
-        """
+        """Return duplicates and possible duplicates; a new loss keeps them cached."""
         eligible = eligible_datasets(datasets, verdicts)
         blocks = {key: self.submissions[key].first_block if key in self.submissions else None for key in eligible}
         inputs = (eval_config, entries, blocks)
