@@ -71,7 +71,7 @@ class Downloader:
         return dict(self._in_flight)
 
     def start(self, entry: Entry, folder: Path, block: int, deadline_s: float = DOWNLOAD_DEADLINE_S) -> None:
-        """Start to download an entry's file into `folder`, which must stay until then.
+        """Start to download an entry's file into `folder`, kept until it is collected.
 
         Raises: RuntimeError when no slot is free or it is in flight; HostError when the folder cannot be made.
         """
