@@ -28,21 +28,19 @@ _Line = TypeVar("_Line")
 class RoundSummary:
     """A closing round, as the validator writes it.
 
-    lucky_num_from: one of LUCKY_NUM_SOURCES. receipts: JSON of the receipts of this round. all_receipt_digests:
-    `Receipt.digest` for the other losses on the leaderboard. seed_period: see `template.rules.seeds.seed_block`.
+    receipts: JSON of the receipts of this round. all_receipt_digests: `Receipt.digest` for the other losses on the
+    leaderboard.
     """
 
     netuid: int
     competition: Competition
     hyperparameters_digest: str
     model: str
-    lucky_num_from: str
     round: Round
     standings: Sequence[LeaderboardRow]
     intents: Sequence[WeightIntent]
     receipts: Mapping[SubmissionKey, str]
     all_receipt_digests: Mapping[SubmissionKey, str]
-    seed_period: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,21 +91,14 @@ class Reporter:
                 competition=config.competition,
                 hyperparameters_digest=self._context.executor.training_args.hyperparameters.digest,
                 model=model,
-                lucky_num_from=current.lucky_num_from,
-                seed_period=current.seed_period,
                 round=current,
                 standings=leaderboard,
                 intents=intents,
                 receipts={key: texts[key] for key in receipts},
                 all_receipt_digests=self._digest_receipts(eval_config, leaderboard, receipts),
             )
-            is_signed = not config.is_offline
-            path = write_round(
-                config.round_dir,
-                summary,
-                signer=chain.hotkey if is_signed else None,
-                sign=chain.sign if is_signed else None,
-            )
+            signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
+            path = write_round(config.round_dir, summary, signer=signer, sign=sign)
         results = {key.hotkey: receipt.result for key, receipt in receipts.items()}
         self._context.tracker.report_round(
             RoundReport(

@@ -103,14 +103,14 @@ def make_round() -> bytes:
         lucky_num=seed_from_hash(_hash(36)),
         entries=tuple(receipts),
         queue=tuple(entry.key for entry in receipts),
+        lucky_num_from="chain",
+        seed_period=1,
     )
     summary = RoundSummary(
         netuid=NETUID,
         competition=COMPETITION,
         hyperparameters_digest=HYPERPARAMETERS.digest,
         model=MODEL,
-        lucky_num_from="chain",
-        seed_period=1,
         round=opened,
         standings=rows,
         intents=[intent],
