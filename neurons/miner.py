@@ -20,46 +20,31 @@ from pathlib import Path
 from template import cli, files
 from template.errors import ConfigError, HostError
 
-_BLOCKS_PER_EPOCH = 360
-
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser("miner", __doc__)
-    parser.add_argument("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; created if missing")
-    parser.add_argument("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
-    parser.add_argument("--yes", action="store_true", help="publish without confirmation")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="publish what a validator will reject, and replace a sealed commitment that is not revealed yet",
-    )
+    add, work_dir = parser.add_argument, cli.DEFAULT_STATE_DIR / "miner"
+    force_help = "publish what a validator will reject, and replace a sealed commitment that is not revealed yet"
+    add("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; created if missing")
+    add("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
+    add("--yes", action="store_true", help="publish without confirmation")
+    add("--force", action="store_true", help=force_help)
     _add_seal_arguments(parser)
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=cli.DEFAULT_STATE_DIR / "miner",
-        help="folder of the evaluation set and of the miner's journals (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--poll_seconds", type=float, default=6.0, help="between reads of the chain (default: %(default)s)"
-    )
+    add("--work_dir", type=Path, default=work_dir, help="folder of the evaluation set and of the miner's journals")
+    add("--poll_seconds", type=float, default=6.0, help="between reads of the chain")
     cli.add_logging_arguments(parser)
     return parser
 
 
 def _add_seal_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sealed submissions")
-    group.add_argument("--seal", action="store_true", help="hide commitment and file until the next round starts")
-    group.add_argument("--reveal_blocks", type=int, metavar="N", help="reveal N blocks from now and upload at once")
-    group.add_argument(
-        "--blocks_per_epoch",
-        type=int,
-        default=_BLOCKS_PER_EPOCH,
-        help="blocks per round of the validators; a round starts at each multiple (default: %(default)s)",
-    )
+    add = parser.add_argument_group("sealed submissions").add_argument
+    epoch_help = "blocks per round of the validators; a round starts at each multiple"
+    add("--seal", action="store_true", help="hide commitment and file until the next round starts")
+    add("--reveal_blocks", type=int, metavar="N", help="reveal N blocks from now and upload at once")
+    add("--blocks_per_epoch", type=int, default=360, help=epoch_help)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
