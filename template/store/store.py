@@ -1,6 +1,5 @@
 """The validator's state: everything whose loss would change its behavior."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from template.records import EvalConfig, WeightIntent
@@ -15,27 +14,19 @@ class Store(SubmissionTables, RoundTables):
     """The state file with all its tables."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalConfigRow:
-    """An evaluation config and its model."""
-
-    eval_config: EvalConfig
-    model: str
-
-
 class StatusStore(Store):
     """The state file read-only, also while its validator writes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, is_read_only=True)
 
-    def current_config(self) -> EvalConfigRow | None:
-        """Return the config of the newest round, or the newest config."""
+    def current_config(self) -> tuple[EvalConfig, str] | None:
+        """Return the newest round's config, or the newest config, and its model."""
         rows = self.rows(
             "SELECT id, digest, model FROM contests"
             " ORDER BY id = (SELECT contest_id FROM rounds ORDER BY id DESC LIMIT 1) DESC, id DESC LIMIT 1"
         )
-        return EvalConfigRow(eval_config=EvalConfig(*rows[0][:2]), model=rows[0]["model"]) if rows else None
+        return (EvalConfig(*rows[0][:2]), rows[0]["model"]) if rows else None
 
     def recent_intents(self) -> list[WeightIntent]:
         """Return the weight submissions of the newest rounds that have any, oldest first."""

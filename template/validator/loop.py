@@ -18,7 +18,7 @@ from template.errors import ConfigError, HostError, RemoteError
 from template.hub.datasets import fetch_eval_set
 from template.records import ChainView, EvalConfig, Round
 from template.rules import schedule
-from template.rules.entries import MISSING
+from template.rules.entries import MISSING, missing_commit_blocks
 from template.rules.schedule import Action, State
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker, Tracker
@@ -310,7 +310,7 @@ class Validator:
         assert self.evaluator is not None
         snapshot = view if start_block == view.block else self._chain.view(start_block)
         self.index.record(snapshot, self.evaluator.datasets)
-        if not self.index.has_all_commit_blocks(snapshot):
+        if missing_commit_blocks(snapshot, self.index.commit_blocks):
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")
         self.index.reload(self.evaluator.datasets)
         open_round(self._context, self.evaluator, self.index, snapshot, opened_block=view.block, end_block=end_block)

@@ -150,16 +150,16 @@ def read_status(state_dir: Path, now: float) -> Status:
     path = state_dir / STATE_FILE
     with StatusStore(path) as store:
         newest, current = store.last_round(), store.last_round(with_leaderboard=True)
-        config = store.current_config()
+        config, model = store.current_config() or (None, None)
         entries = {entry.key for entry in newest.entries} if newest else set()
-        attempts = store.retry_states(config.eval_config) if config else {}
+        attempts = store.retry_states(config) if config else {}
         return Status(
             now=now,
             state_dir=str(state_dir),
             holder=lock_holder_pid(path),
             activity=store.heartbeat(),
-            model=config.model if config else None,
-            contest_digest=config.eval_config.digest if config else None,
+            model=model,
+            contest_digest=config.digest if config else None,
             newest=newest,
             newest_intents=store.intents(newest.id) if newest else [],
             current=current,

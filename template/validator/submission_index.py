@@ -54,10 +54,6 @@ class SubmissionIndex:
         """Read the submissions again, with those of `datasets`."""
         self.submissions = self._store.submissions({*self.submissions, *datasets})
 
-    def has_all_commit_blocks(self, view: ChainView) -> bool:
-        """True unless a revealed commitment of `view` still waits for its commit block."""
-        return not missing_commit_blocks(view, self.commit_blocks)
-
     def prune(self, *, before_block: int) -> None:
         """Drop old commit blocks; see `template.rules.entries.prune_commit_blocks`."""
         self.commit_blocks = prune_commit_blocks(self.commit_blocks, before_block=before_block)

@@ -69,12 +69,13 @@ def read_round(store: Store, number: int) -> dict[str, Any]:
 
 def read_state(path: Path) -> dict[str, Any]:
     with StatusStore(path) as store:
-        current, last, table = store.current_config(), store.last_round(), store.last_round(with_leaderboard=True)
+        config, model = store.current_config() or (None, None)
+        last, table = store.last_round(), store.last_round(with_leaderboard=True)
         accepted, heartbeat = store.last_accepted(), store.heartbeat()
-        assert current is not None and last is not None and table is not None
+        assert config is not None and last is not None and table is not None
         configs = [EvalConfig(*row) for row in store.rows("SELECT id, digest FROM contests ORDER BY id")]
         return {
-            "in_force": [current.eval_config.digest, current.model],
+            "in_force": [config.digest, model],
             "last_model": store.last_model(),
             "last_round": {
                 **{field.name: getattr(last, field.name) for field in dataclasses.fields(last)},
