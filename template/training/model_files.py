@@ -14,7 +14,6 @@ from template.errors import RemoteError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
-_CHUNK_BYTES = 2**20
 
 # Configuration and tokenizer files.
 _TEXT_SUFFIXES = {".json", ".model", ".txt", ".jinja"}
@@ -51,8 +50,7 @@ def _matches_name(blob: Path) -> bool:
         return True
     try:
         with blob.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+            hashlib.file_digest(file, lambda: digest)
     except PermissionError:  # the model loader cannot read it either
         return True
     return digest.hexdigest() == blob.name
