@@ -88,7 +88,7 @@ def seal_dataset(
 ) -> PublishResult | None:
     """Check, confirm, commit under seal, wait for reveal and upload block, upload and read back.
 
-    After a kill a repeated run continues. Returns and raises like `template.miner.publish.publish_dataset`.
+    After a kill a repeated run continues. Returns like `template.miner.publish.publish_dataset`.
     """
     with open_journal(config, chain) as journal:
         draft = draft_dataset(config, chain, journal)

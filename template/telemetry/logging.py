@@ -70,10 +70,7 @@ class _ClientLogger(logging.Logger):
 
 
 class NonBlockingStream:
-    """Sink for a stream whose reader may hang: drops lines instead of blocking.
-
-    A stream without a file descriptor, as in a test, is written to directly.
-    """
+    """Sink for a stream whose reader may hang: drops lines instead of blocking."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -160,10 +160,7 @@ class ScoringModel:
             layer.dropout = self.dropout if is_on else None
 
     def seed_dropout(self, lucky_num: int, step: int, pack: int) -> None:
-        """Start the dropout's stream of one pack, counted from 0, in the calling thread.
-
-        Each pack has its own stream, so that packs can be processed in any order or in parallel.
-        """
+        """Start the dropout's stream of one pack, counted from 0, in the calling thread."""
         if self.dropout is not None:
             self.dropout.seed(determinism.derive_seed(lucky_num, f"dropout {step} {pack}"))
 
