@@ -92,8 +92,6 @@ class Receipt(SignedRecord):
 
 
 class ReplayVerdict(StrEnum):
-    """Outcome of replaying a receipt."""
-
     IDENTICAL = "identical"
     DIFFERENT = "different"
     NOT_COMPARABLE = "not comparable"

@@ -140,8 +140,6 @@ class RoundHeader(SignedRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundFile:
-    """A round file's header and receipts."""
-
     header: RoundHeader
     receipts: tuple[Receipt, ...]
 

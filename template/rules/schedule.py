@@ -91,8 +91,6 @@ class OpenRound:
 
 @dataclass(frozen=True)
 class FetchDatasets:
-    """Start to download these datasets."""
-
     keys: tuple[SubmissionKey, ...]
 
 
@@ -123,15 +121,11 @@ class ResolveIntent:
 
 @dataclass(frozen=True)
 class CloseRound:
-    """Close the round."""
-
     is_settled: bool
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Do nothing now."""
-
     why: str
 
 
