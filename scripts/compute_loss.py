@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,16 +166,14 @@ def verify(args: argparse.Namespace, context: ReplayContext) -> int:
     return _BAD_SIGNATURE_STATUS if has_bad_signature else _REPLAY_STATUS[comparison.verdict]
 
 
-@contextmanager
-def dataset_folder(context: ReplayContext, path: Path | None, repo: str | None, revision: str | None) -> Iterator[Path]:
-    """Yield a folder with the dataset, local or downloaded for this evaluation."""
+def dataset_folder(
+    context: ReplayContext, path: Path | None, repo: str | None, revision: str | None
+) -> AbstractContextManager[Path]:
+    """Open a folder with the dataset, local or downloaded for this evaluation."""
     if path is not None:
-        with local_folder(path, "--dataset_path") as folder:
-            yield folder
-    else:
-        assert repo is not None and revision is not None
-        with context.downloaded(repo, revision) as folder:
-            yield folder
+        return local_folder(path, "--dataset_path")
+    assert repo is not None and revision is not None
+    return context.downloaded(repo, revision)
 
 
 @contextmanager
