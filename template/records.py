@@ -14,7 +14,6 @@ Block numbers are the chain's:
     end_block           first block after the round
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -175,11 +174,6 @@ class EvalConfig:
 
     id: int
     digest: str
-
-    @staticmethod
-    def make_digest(competition_digest: str, hyperparameters_digest: str, model: str) -> str:
-        """Return the sha256 in hex of the three inputs of a config."""
-        return hashlib.sha256(f"{competition_digest}\n{hyperparameters_digest}\n{model}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

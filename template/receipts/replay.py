@@ -15,6 +15,7 @@ from template.constants import DATA_FILE
 from template.errors import ConfigError, Reason, SubmissionError
 from template.receipts.receipt import Receipt, ReplayComparison, ReplayVerdict, compare_receipt
 from template.records import TrainResult
+from template.rules.entries import MISSING
 from template.terminal import progress_bar
 from template.workers.executor import Evaluator
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 # The Hub's client is imported inside functions: at import it reads an environment that entry points set up first.
 
 _DTYPES = ("bfloat16", "float32")
-_MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class ReplayContext:
             try:
                 download_dataset(repo, revision, folder)
             except SubmissionError as error:
-                if self.token is None or error.reason not in _MISSING:
+                if self.token is None or error.reason not in MISSING:
                     raise
                 download_dataset(repo, revision, folder, token=self.token)
             yield folder

@@ -24,6 +24,7 @@ from template.store.database import StateFile, placeholders
 _ROUND_COLUMNS = (
     "start_block", "start_block_hash", "opened_block", "end_block", "lucky_num", "lucky_num_from", "seed_period",
 )  # fmt: skip
+_MEMBER_COLUMNS = ("uid", "rank_block", "registration_block", "lucky_num", "seed_block")
 _SELECT_ROUNDS = (
     "SELECT *, (SELECT json_extract(competition, '$.id') FROM contests WHERE id = contest_id) AS competition_id"
     " FROM rounds"
@@ -97,7 +98,7 @@ class RoundTables(StateFile):
             queued = sorted((member for member in members if member["turn"] is not None), key=lambda row: row["turn"])
             self._last_read = Round(
                 id=row["id"],
-                entries=tuple(entry_from_row(member, row["competition_id"]) for member in members),
+                entries=tuple(_parse_member(member, row["competition_id"]) for member in members),
                 queue=tuple(SubmissionKey(member["hotkey"], member["entry"]) for member in queued),
                 **{column: row[column] for column in _ROUND_COLUMNS},
             )
@@ -231,17 +232,12 @@ class RoundTables(StateFile):
         return None
 
 
-def entry_from_row(row: sqlite3.Row, competition_id: str) -> Entry:
-    """Parse a row of round_members under the competition of its round."""
+def _parse_member(row: sqlite3.Row, competition_id: str) -> Entry:
     return parse_entry(
         SubmissionKey(row["hotkey"], row["entry"]),
         competition_id,
-        uid=row["uid"],
         reveal_block=row["block"],
-        rank_block=row["rank_block"],
-        registration_block=row["registration_block"],
-        lucky_num=row["lucky_num"],
-        seed_block=row["seed_block"],
+        **{column: row[column] for column in _MEMBER_COLUMNS},
     )
 
 

@@ -5,6 +5,7 @@ competition is another submission.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,8 @@ class SubmissionTables(StateFile):
         self, competition: Competition, hyperparameters_digest: str, model: str, now: float
     ) -> EvalConfig:
         """Return the config with exactly these inputs, recording it first if new."""
-        digest = EvalConfig.make_digest(competition.digest, hyperparameters_digest, model)
+        inputs = f"{competition.digest}\n{hyperparameters_digest}\n{model}"
+        digest = hashlib.sha256(inputs.encode()).hexdigest()
         with self.atomic() as db:
             db.execute(
                 "INSERT OR IGNORE INTO contests (digest, competition, hyperparameters_digest, model, created_at)"
