@@ -28,8 +28,7 @@ _Line = TypeVar("_Line")
 class RoundSummary:
     """A closing round, as the validator writes it.
 
-    receipts: JSON of the receipts of this round. all_receipt_digests: `Receipt.digest` for the other losses on the
-    leaderboard.
+    receipts: of this round. all_receipt_digests: `Receipt.digest` for the other losses on the leaderboard.
     """
 
     netuid: int
@@ -39,7 +38,7 @@ class RoundSummary:
     round: Round
     standings: Sequence[LeaderboardRow]
     intents: Sequence[WeightIntent]
-    receipts: Mapping[SubmissionKey, str]
+    receipts: Mapping[SubmissionKey, Receipt]
     all_receipt_digests: Mapping[SubmissionKey, str]
 
 
@@ -148,9 +147,8 @@ def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callabl
     """Return the file's lines, without line feeds; sign as in `SignedRecord.signed`."""
     order = {entry.key: index for index, entry in enumerate(account.round.entries)}
     keys = sorted(account.receipts, key=lambda key: (order.get(key, len(order)), key))
-    receipts = {key: Receipt.from_json(account.receipts[key], f"the receipt of {key.hotkey}") for key in keys}
-    digests = {**account.all_receipt_digests, **{key: receipt.digest for key, receipt in receipts.items()}}
-    lines = [receipt.to_line() for receipt in receipts.values()]
+    digests = {**account.all_receipt_digests, **{key: account.receipts[key].digest for key in keys}}
+    lines = [account.receipts[key].to_line() for key in keys]
     header = _copy(
         RoundHeader,
         account.round,

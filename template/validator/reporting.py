@@ -80,8 +80,7 @@ class Reporter:
     def publish_round(self, eval_config: EvalConfig, current: Round, model: str) -> None:
         """Write the round's file and send it to the tracker. Safe to repeat."""
         config, chain, store = self._context.config, self._context.chain, self._context.store
-        texts = store.round_receipts(eval_config, current.id)
-        receipts = _read_receipts(texts)
+        receipts = _read_receipts(store.round_receipts(eval_config, current.id))
         leaderboard = store.leaderboard(current.id)
         intents = store.intents(current.id)
         path = None
@@ -94,7 +93,7 @@ class Reporter:
                 round=current,
                 standings=leaderboard,
                 intents=intents,
-                receipts={key: texts[key] for key in receipts},
+                receipts=receipts,
                 all_receipt_digests=self._digest_receipts(eval_config, leaderboard, receipts),
             )
             signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)

@@ -114,7 +114,7 @@ def make_round() -> bytes:
         round=opened,
         standings=rows,
         intents=[intent],
-        receipts={entry.key: receipt.to_json() for entry, receipt in receipts.items()},
+        receipts={entry.key: receipt for entry, receipt in receipts.items()},
         all_receipt_digests={},
     )
     validator = make_key("validator")
