@@ -98,7 +98,8 @@ def test_json_of_a_state_of_0_3_is_what_0_3_printed(tmp_path: Path, name: str) -
 def test_finding_the_lock_holder_takes_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A validator that starts at that moment would be refused its state."""
     assert lock_holder_pid(path) is None
-    code = f"from pathlib import Path\nfrom template.store.store import Store\nstore = Store(Path({str(path)!r}))\ninput()"
+    imports = "from pathlib import Path\nfrom template.store.store import Store\n"
+    code = f"{imports}store = Store(Path({str(path)!r}))\ninput()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     ) as holder:
