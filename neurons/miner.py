@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from template import cli, files
+from template.config import load_competition
 from template.errors import ConfigError, HostError
 
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path.expanduser(),
-        competition=cli.read_competition(args),
+        competition=load_competition(args.competition),
         work_dir=files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS),
         has_target=cli.make_target_check(args),
         is_forced=args.force,

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from template import __version__, cli, files
+from template.config import load_competition
 from template.errors import EXIT_UPDATED, ConfigError
 from template.rules.schedule import Policy
 
@@ -143,7 +144,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
     if not 1.0 <= args.keep_days < float("inf"):
         raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
     return ValidatorConfig(
-        competition=cli.read_competition(args),
+        competition=load_competition(args.competition),
         policy=policy,
         data_dir=files.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
         eval_data_dir=files.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from template import cli
-from template.config import load_training_args
+from template.config import load_competition, load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipts.files import read_round
 from template.receipts.receipt import Receipt, ReplayVerdict
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def audit(args: argparse.Namespace) -> int:
     """Check every file, then replay receipts with a valid signature."""
     context = cli.make_replay_context(args)
-    auditor = Auditor(context, cli.read_competition(args), load_training_args(args.training_args))
+    auditor = Auditor(context, load_competition(args.competition), load_training_args(args.training_args))
     rounds, reports = read_files(find_files(args.files))
     jobs = check_files(rounds, reports, args.network)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed

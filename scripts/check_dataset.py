@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from template import cli, constants, files
 from template.competition import CommitmentRecord, Competition
+from template.config import load_competition
 from template.data.rows import RowKey
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.miner.check import inspect_file
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from template.data.eval_set import read_eval_set_index
     from template.hub.datasets import fetch_eval_set
 
-    competition = cli.read_competition(args)
+    competition = load_competition(args.competition)
     content = read_file(args.dataset_path.expanduser())
     home = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
     work_dir = files.check_folder(home / competition.digest[:12], "--work_dir")

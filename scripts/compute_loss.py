@@ -29,7 +29,7 @@ from typing import Any
 
 from template import cli, constants
 from template.competition import Competition
-from template.config import load_training_args
+from template.config import load_competition, load_training_args
 from template.errors import ConfigError, SubmissionError
 from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
 from template.receipts.files import read_receipt, write_receipt
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     context = cli.make_replay_context(args)
     if args.verify:
         return verify(args, context)
-    evaluator = context.evaluator(cli.read_competition(args), load_training_args(args.training_args))
+    evaluator = context.evaluator(load_competition(args.competition), load_training_args(args.training_args))
     seeds = choose_seeds(args.lucky_num, args.repeats or (_COMPARE_SEEDS if args.compare else 1))
     return compare(args, evaluator, seeds) if args.compare else evaluate(args, context, evaluator, seeds)
 

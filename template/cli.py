@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from template.competition import Competition
-from template.config import load_competition, load_training_args
+from template.config import load_training_args
 from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import Tokenize, encode_row
 from template.data.rows import Row
@@ -171,11 +171,6 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
         return template_for(training_args.model_id), load_tokenizer(training_args, model_path=model_path)
 
     return lambda row: encode_row(row, *load()) is not None
-
-
-def read_competition(args: argparse.Namespace) -> Competition:
-    """Return --competition, by default the subnet's own. Raises: ConfigError."""
-    return load_competition(args.competition)
 
 
 def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":

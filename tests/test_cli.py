@@ -14,6 +14,7 @@ from neurons import miner, validator
 from scripts import audit, check_dataset, compute_loss, status
 from template import cli, files
 from template.competition import Competition
+from template.config import load_competition
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.rules.schedule import Policy
 from template.telemetry import logging
@@ -62,7 +63,7 @@ def test_error_ends_the_run_with_its_status_and_one_line(error: Exception, expec
 
 def test_error_of_many_lines_is_logged_as_one(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("id: 1\n  repo: [\n")
-    code, _, logs = end(lambda _: int(bool(cli.read_competition(argparse.Namespace(competition=tmp_path / "c.yaml")))))
+    code, _, logs = end(lambda _: int(bool(load_competition(tmp_path / "c.yaml"))))
     assert code == 3
     (line,) = logs
     assert "c.yaml" in line
@@ -244,10 +245,6 @@ def test_missing_flag_is_named(main: Callable[[list[str]], int]) -> None:
     ended = call_main(main)
     assert ended.status == 2
     assert "required: --" in ended.logs[-1]
-
-
-def test_competition_is_the_subnets_own_by_default() -> None:
-    assert cli.read_competition(argparse.Namespace(competition=None)) == Competition.from_defaults()
 
 
 def test_evaluator_follows_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
