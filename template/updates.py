@@ -147,7 +147,8 @@ class Updater:
     def install(self, release: Release) -> None:
         """Install a release's packages, check its commit out, and start it once as a test.
 
-        Raises: ConfigError for changes that would be lost; HostError when a step failed, which is undone then.
+        Raises: ConfigError for changes that would be lost; HostError when a step failed and was undone, or
+        another process is updating the checkout.
         """
         try:
             with FileLock(self._git_dir / "updates.lock", timeout=0, fallback_to_soft=False):

@@ -65,7 +65,7 @@ class ReplayContext:
         )
 
     def replay_evaluator(self, receipt: Receipt, source: str) -> Evaluator:
-        """Return an evaluator with all settings of the receipt, which is at `source`."""
+        """Return an evaluator by a receipt from `source`. Raises: ConfigError naming it."""
         recorded = receipt.result
         try:
             hyperparameters = Hyperparameters(**recorded.hyperparameters)  # type: ignore[arg-type]

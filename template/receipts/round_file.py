@@ -144,7 +144,7 @@ class RoundFile:
 
 
 def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
-    """Return the file's lines, without line feeds; sign as in `SignedRecord.signed`."""
+    """Return the file's lines without line feeds. sign: see `SignedRecord.signed`."""
     order = {entry.key: index for index, entry in enumerate(account.round.entries)}
     keys = sorted(account.receipts, key=lambda key: (order.get(key, len(order)), key))
     digests = {**account.all_receipt_digests, **{key: account.receipts[key].digest for key in keys}}
