@@ -1,1 +1,1 @@
-"""Entry points of the two neurons: each only parses its arguments, builds and calls."""
+"""Entry points of the two neurons: parse arguments, build, call."""

@@ -1,4 +1,4 @@
-"""Publish one dataset: check it, confirm, upload it to the Hub, and commit it on chain.
+"""Publish one dataset: check, confirm, upload to the Hub, commit on chain.
 
     python neurons/miner.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey \\
         --hf_repo_id me/my-dataset --dataset_path data.jsonl

@@ -1,1 +1,1 @@
-"""Command-line tools beside the neurons: each only parses its arguments, builds and calls."""
+"""Command-line tools beside the neurons: parse arguments, build, call."""

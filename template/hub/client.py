@@ -1,4 +1,4 @@
-"""The huggingface_hub client with limits, and its exceptions translated to this package's errors.
+"""The huggingface_hub client with limits and this package's errors.
 
 By default the library waits without end, accepts answers of any size and sleeps when the Hub is busy. Here each call
 runs in a thread with a `RequestBudget`, which `template.hub.transport` enforces below the library. No error message
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 @functools.cache
 def configure_client() -> None:
-    """Make huggingface_hub use `BoundedTransport`, without progress bars, Xet or telemetry.
+    """Make huggingface_hub use `BoundedTransport` without Xet or telemetry.
 
     Each function here calls it first. A process in which other libraries use the Hub must call it before they do.
     """
@@ -82,7 +82,7 @@ def saved_token() -> str | None:
 
 
 def make_api(token: str | None, endpoint: str | None) -> HfApi:
-    """Return a client for `endpoint` (None: the library's default), anonymous if token is None.
+    """Return a client for `endpoint`, anonymous if token is None.
 
     Raises: HostError for a malformed token, which the library would quote in its error.
     """
@@ -94,7 +94,7 @@ def make_api(token: str | None, endpoint: str | None) -> HfApi:
 
 
 def run_with_deadline(api: HfApi, deadline_s: float, job: Callable[[RequestBudget], T]) -> T:
-    """Run `job` in a thread and return its result. Raises: RemoteError after `deadline_s`; what `job` raises.
+    """Run `job` in a thread; raise RemoteError after `deadline_s`.
 
     A job that is too late ends at its next request or chunk, so it must leave nothing half done.
     """
@@ -120,7 +120,7 @@ def run_with_deadline(api: HfApi, deadline_s: float, job: Callable[[RequestBudge
 
 
 def _make_client() -> httpx2.Client:
-    """Return the library's own client, environment proxies included, with limits on every transport."""
+    """Return the library's own client with limits on every transport."""
     client = default_client_factory()
     client.timeout = httpx2.Timeout(SOCKET_TIMEOUT_S)
     client.max_redirects = MAX_REDIRECTS
@@ -163,7 +163,7 @@ def translate_hub_errors(api: HfApi, repo_id: str, *, is_write: bool = False) ->
 
 
 def _read_error(exc: HfHubHTTPError, api: HfApi, repo_id: str) -> SubnetError:
-    """Return a SubmissionError only when the Hub itself, not its file store, reports the repo or file missing."""
+    """Return a SubmissionError only if the Hub itself, not a store, reports it missing."""
     status, headers = exc.response.status_code, exc.response.headers
     unclear = RemoteError(f"the Hub answered HTTP {status} about {repo_id}")
     if exc.response.url.origin != httpx2.URL(api.endpoint).origin or status not in (401, 403, 404):

@@ -1,4 +1,4 @@
-"""Dataset files on the Hugging Face Hub: download one by commit, upload one, resolve a revision.
+"""Dataset files on the Hub: download by commit, upload, resolve a revision.
 
 The library's own downloader has no size limit, so the file is streamed here, and compared with the Hub's listing.
 Only a statement of the Hub about the miner's repo becomes a SubmissionError. A truncated body, an excessive one or one
@@ -32,7 +32,7 @@ _UPLOAD_DEADLINE_S = 300.0
 
 @dataclass(frozen=True)
 class HubFileInfo:
-    """A file in the Hub's listing. Its digest is `sha256` if in large-file storage, else `git_oid`."""
+    """A listed file; its digest is `sha256` in large-file storage, else `git_oid`."""
 
     path: str
     size: int
@@ -57,7 +57,7 @@ def download_dataset(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> HubFile:
-    """Download one file of a dataset repo to local_dir/data.jsonl, unless it is there or in `cache_dir`.
+    """Download one file of a dataset repo to local_dir/data.jsonl, or use a cached one.
 
     A call that fails leaves the folder as it was. `revision` is a full commit, or the sha256 of the file on the branch
     `main`; filename None is the repo's only .jsonl file; token None is anonymous.
@@ -78,12 +78,12 @@ def download_dataset(
 
 
 def find_dataset(namespace: str, revision: str, local_dir: Path) -> HubFile | None:
-    """Return the file that `download_dataset` would find in `local_dir`, None if it would ask the Hub."""
+    """Return the file in `local_dir`, None if `download_dataset` would ask the Hub."""
     return storage.find_cached(local_dir, Request(repo=namespace, revision=revision, filename=constants.DATA_FILE))
 
 
 def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
-    """Download the competition's evaluation set to folder/data.jsonl, unless it is there; return its path."""
+    """Download the competition's evaluation set to folder/data.jsonl unless it is there."""
     try:
         return download_dataset(
             competition.repo,
@@ -140,7 +140,7 @@ def resolve_revision(
 
 
 def _download(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget) -> HubFile:
-    """Download the file at the requested commit, or the one on main if it has the requested sha256."""
+    """Download the file at the commit, or the one on main with the requested sha256."""
     if not is_content_digest(request.revision):
         info = _find_file(api, request.repo, request.revision, request.filename, budget)
         _check_size(request, info.size, max_bytes)
@@ -164,7 +164,7 @@ def _download(api: HfApi, request: Request, folder: Path, max_bytes: int, budget
 def _read_chunks(
     api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: RequestBudget, *, expected_sha256: str | None = None
 ) -> Iterator[bytes]:
-    """Stream a file and check it at its end. Raises: RemoteError unless it is the listed one; SubmissionError."""
+    """Stream a file; raise RemoteError at its end unless it is the listed one."""
     budget.max_bytes = max(info.size, budget.max_bytes)
     sha256, git_oid = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % info.size, usedforsecurity=False)
     received = 0
@@ -218,7 +218,7 @@ def _find_file(api: HfApi, repo: str, commit: str, filename: str | None, budget:
 
 
 def _confirm_missing(api: HfApi, repo: str, commit: str, filename: str) -> NoReturn:
-    """Raise SubmissionError if the Hub answers a request for the file with "not found", else RemoteError.
+    """Raise SubmissionError if the Hub answers "not found", else RemoteError.
 
     A listing without the file may come from a proxy or a mirror.
     """

@@ -24,7 +24,7 @@ _STALE_S = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """A downloaded file: `path` is its folder's `data.jsonl`, `revision` as requested, `size` in bytes."""
+    """A downloaded file; `revision` as requested, `size` in bytes."""
 
     path: Path
     repo: str
@@ -35,7 +35,7 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A file of a dataset repo; filename None is the repo's only .jsonl file, whatever its name.
+    """A file of a dataset repo; filename None is the repo's only .jsonl file.
 
     revision: a full commit, or the sha256 of the file on the branch `main`.
     """
@@ -46,7 +46,7 @@ class Request:
 
 
 def find_cached(folder: Path, request: Request) -> HubFile | None:
-    """Return the folder's file if it is the requested one and intact. Raises: HostError when it cannot be read."""
+    """Return the folder's file if it is the requested one and intact."""
     path = folder / DATA_FILE
     with _translate_disk_errors(folder):
         try:
@@ -62,7 +62,7 @@ def find_cached(folder: Path, request: Request) -> HubFile | None:
 
 
 def save(folder: Path, request: Request, chunks: Iterable[bytes]) -> HubFile:
-    """Replace the folder's file by `chunks` once all of them have arrived, else leave it as it was."""
+    """Replace the folder's file by `chunks` once all of them have arrived."""
     digest, size = hashlib.sha256(), 0
 
     def count() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""An httpx transport that limits size, time and redirects of every request to the Hub.
+"""An httpx transport that limits size, time and redirects of Hub requests.
 
 Requests of `template.hub.datasets` run under a `RequestBudget`. Requests of other libraries (transformers loading a
 model) have none and get limits of their own. Each step of a redirect passes here as a request of its own.
@@ -45,7 +45,7 @@ _RATE_LIMIT = re.compile(r'"\w{1,40}" *; *r *= *0 *; *t *= *(\d{1,9})')
 
 @dataclass
 class RequestBudget:
-    """Limits of one call: `deadline` on the monotonic clock, `max_bytes` of each answer as sent.
+    """Limits of one call: monotonic `deadline`, `max_bytes` of each answer as sent.
 
     endpoint: the Hub's base URL, the only origin that gets the token.
     """
@@ -75,14 +75,14 @@ _CURRENT: ContextVar[RequestBudget | None] = ContextVar("_CURRENT", default=None
 
 
 class BoundedTransport(httpx2.BaseTransport):
-    """`inner` within limits; `endpoint` returns the Hub's URL for requests without a budget."""
+    """`inner` within limits; `endpoint` is the Hub's URL for calls without a budget."""
 
     def __init__(self, inner: httpx2.BaseTransport, endpoint: Callable[[], str]) -> None:
         self._inner = inner
         self._endpoint = endpoint
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request. Raises: RemoteError when a limit is exceeded, else httpx2's own errors."""
+        """Send one request; raise RemoteError when a limit is exceeded."""
         budget = _CURRENT.get()
         if budget is not None:
             response = self._send(request, budget)
@@ -133,7 +133,7 @@ class BoundedTransport(httpx2.BaseTransport):
         return response
 
     def _check_target(self, request: httpx2.Request, endpoint: httpx2.URL) -> None:
-        """Strip secrets from a request to another host. Raises: RemoteError for plain http or another method."""
+        """Strip secrets from a request to another host; reject plain http."""
         url = request.url
         if url.origin == endpoint.origin:
             return
@@ -167,7 +167,7 @@ class _BoundedStream(httpx2.SyncByteStream):
 
 
 def _is_file(request: httpx2.Request, endpoint: httpx2.URL) -> bool:
-    """True for a request for a file, directly or at a store; false for one about a repo, answered in JSON."""
+    """Return whether a request is for a file rather than about a repo."""
     path = request.url.path.removeprefix(endpoint.path.rstrip("/"))
     is_api = request.url.origin == endpoint.origin and path.startswith("/api/")
     return request.method == "GET" and (not is_api or path.startswith("/api/resolve-cache/"))
@@ -183,7 +183,7 @@ def _clean_headers(headers: httpx2.Headers) -> None:
 
 
 def _retry_after_s(headers: httpx2.Headers) -> float | None:
-    """Return the seconds that Retry-After (a number or a date) or RateLimit asks to wait, None for neither."""
+    """Return the seconds to wait by Retry-After or RateLimit, None for neither."""
     text = headers.get("Retry-After", "").strip()[:100]
     seconds: float | None = None
     if re.fullmatch(r"[0-9]{1,9}", text):

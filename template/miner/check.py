@@ -1,4 +1,4 @@
-"""Check a dataset file before it is committed, by the validator's own rules, and report every problem. Pure."""
+"""Check a dataset file by the validator's own rules; report every problem."""
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass

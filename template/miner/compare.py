@@ -1,4 +1,4 @@
-"""Decide which of two datasets has the lower loss, from runs with the same seeds. Pure.
+"""Decide which of two datasets has the lower loss, from runs with equal seeds.
 
 A loss varies with its seed. Under one seed both runs share the initial adapter and the dropout, so the differences per
 seed are tested, by Student's t for paired samples.
@@ -44,7 +44,7 @@ class PairedComparison:
 
 
 def compare_paired(losses_a: Sequence[float], losses_b: Sequence[float]) -> PairedComparison:
-    """Compare two series of losses with the same seeds. Raises: ValueError for fewer than two pairs."""
+    """Compare two series of at least two losses with the same seeds."""
     differences = tuple(b - a for a, b in zip(losses_a, losses_b, strict=True))
     if len(differences) < 2:
         raise ValueError("a comparison needs at least two pairs of losses")
@@ -69,7 +69,7 @@ def compare_paired(losses_a: Sequence[float], losses_b: Sequence[float]) -> Pair
 
 
 def _seeds_needed(mean: float, spread: float, seeds: int) -> int | None:
-    """Return the least count above `seeds` whose interval, which shrinks with the count, excludes 0."""
+    """Return the least count above `seeds` whose interval excludes 0."""
     counts = range(seeds + 1, MAX_SEEDS + 1)
     index = bisect.bisect_left(
         counts, True, key=lambda count: t_quantile(count - 1) * spread / math.sqrt(count) < abs(mean)
@@ -79,7 +79,7 @@ def _seeds_needed(mean: float, spread: float, seeds: int) -> int | None:
 
 @functools.cache
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """Return the t with P(|T| <= t) = confidence, for Student's T with `freedom` degrees of freedom."""
+    """Return t with P(|T| <= t) = confidence for Student's T of so many degrees."""
     high = 1.0
     while _t_probability(high, freedom) < confidence:
         high *= 2

@@ -1,4 +1,4 @@
-"""The datasets that are committed on the subnet now, downloaded and compared with one of our own.
+"""Download the subnet's committed datasets and compare one's own with them.
 
 A competitor's earlier commitments are not on chain any more, so they are unknown here. Downloads are kept, one per
 hotkey.
@@ -46,17 +46,17 @@ class Competitor:
 
     @property
     def is_read(self) -> bool:
-        """True when its rows are known."""
+        """Whether its rows are known."""
         return self.rejection is None and self.unknown_reason is None
 
     def may_precede(self, block: int) -> bool:
-        """True when its rows are unknown and it may have been committed by `block`."""
+        """Whether it may have been committed by `block` with unknown rows."""
         return self.unknown_reason is not None and (self.is_revealed or self.block <= block)
 
 
 @dataclass(frozen=True)
 class SubnetSnapshot:
-    """All registered hotkeys' commitments at one block; `own` is that of the hotkey that asks."""
+    """All registered hotkeys' commitments at one block; `own` is this hotkey's."""
 
     block: int
     others: tuple[Competitor, ...]
@@ -65,7 +65,7 @@ class SubnetSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Rows shared with a competitor: the number of different ones, and all their lines in our file."""
+    """Rows shared with a competitor: their number, and their lines in our file."""
 
     competitor: Competitor
     shared: int
@@ -75,13 +75,13 @@ class Overlap:
 
     @property
     def is_over_limit(self) -> bool:
-        """True when the later of the two is a duplicate."""
+        """Whether the later of the two is a duplicate."""
         return self.shared > constants.DEFAULT_DUPLICATE_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetComparison:
-    """A dataset compared with all competitors', as if committed at any block between the two `ranks`.
+    """A dataset compared with all others, if committed between the two `ranks`.
 
     row_count: its different rows. overlaps: most shared rows first. copy_of: the dataset that it duplicates by what is
     known. unknowns: commitments that could change this; the hotkey's own is one if its block decides.
@@ -97,7 +97,7 @@ class DatasetComparison:
 def fetch_competitors(
     view: ChainView, competition: Competition, eval_set: EvalSetIndex, folder: Path, hotkey: str | None
 ) -> SubnetSnapshot:
-    """Download and check the dataset of every commitment in `view`, into a folder per hotkey."""
+    """Download and check every committed dataset, into a folder per hotkey."""
     if hotkey is not None and hotkey not in view.by_hotkey:
         raise ConfigError(f"the hotkey {hotkey} is not registered on netuid {view.netuid}")
     for path in folder.glob("*"):
@@ -153,7 +153,7 @@ def _read_commitment(commitment: ChainCommitment, uid: int, entry: Entry | None)
 def _read_dataset(
     competitor: Competitor, record: CommitmentRecord, competition: Competition, eval_set: EvalSetIndex, folder: Path
 ) -> Competitor:
-    """Download and check its dataset. Raises: SubmissionError as a validator would; RemoteError; HostError."""
+    """Download and check its dataset; raise as a validator would."""
     # Here, so that `check_dataset --help` does not wait for huggingface_hub.
     from template.hub import datasets
 
@@ -184,7 +184,7 @@ def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None
 
 
 def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tuple[int, int]) -> DatasetComparison:
-    """Compare the rows that count with the others' datasets, as if committed at any block between the `ranks`.
+    """Compare the counted rows with all others, if committed between the `ranks`.
 
     The keys of `rows` are deduplication keys: see `template.data.eval_set.EvalSetIndex`.
     """

@@ -1,4 +1,4 @@
-"""A dataset about to be published: checked as a validator would, beside the hotkey's present commitment."""
+"""A dataset about to be published, and the hotkey's present commitment."""
 
 import hashlib
 import tempfile
@@ -22,7 +22,7 @@ from template.records import ChainCommitment, Neuron
 
 @dataclass(frozen=True, kw_only=True)
 class MinerConfig:
-    """What to publish and where.
+    """Settings of one publication.
 
     work_dir: keeps the evaluation set and the journals. has_target: tells whether a row keeps a target within the
     tokens that count, for rows so long that only the model's tokenizer can tell. is_forced: publish what a validator
@@ -39,7 +39,7 @@ class MinerConfig:
     hub_token: str | None = field(default=None, repr=False)
 
     def make_record(self, content: str) -> CommitmentRecord:
-        """Return the commitment to a Hub commit or a sha256. Raises: ConfigError for a malformed repo id."""
+        """Return the commitment to a Hub commit or a sha256."""
         try:
             return CommitmentRecord(self.hf_repo_id, self.competition.id, content)
         except SubmissionError as error:
@@ -56,7 +56,7 @@ class PublishResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """The file, the hotkey, and the commitment `on_chain` before this run. rows: their count, in words."""
+    """A checked file, and the commitment `on_chain` before this run."""
 
     config: MinerConfig
     chain: MinerChain
@@ -69,20 +69,20 @@ class Draft:
     on_chain: ChainCommitment | None
 
     def is_current(self, on_chain: ChainCommitment | None, record: CommitmentRecord) -> bool:
-        """True when `on_chain` is this commitment in readable form, made since the hotkey's registration."""
+        """Return whether `on_chain` is this readable commitment, made since registration."""
         if on_chain is None or on_chain.text != str(record):
             return False
         return self.rank_block(on_chain) > self.neuron.registration_block
 
     def rank_block(self, on_chain: ChainCommitment) -> int:
-        """Return the block that a commitment ranks by, which the chain drops when it reveals a sealed one."""
+        """Return the block a commitment ranks by; the chain drops it at a reveal."""
         last = self.journal.last
         if not on_chain.is_revealed or last is None or last.text != on_chain.text:
             return on_chain.block
         return on_chain.block if last.committed_block is None else last.committed_block
 
     def is_public(self, record: CommitmentRecord) -> bool:
-        """True when an anonymous download of the record returns this file. Raises: RemoteError; HostError."""
+        """Return whether an anonymous download of the record returns this file."""
         with tempfile.TemporaryDirectory(prefix="miner-") as folder:
             try:
                 # Without our token, as validators download.
@@ -97,14 +97,14 @@ class Draft:
         return datasets.upload_dataset(self.content, self.config.hf_repo_id, token=self.config.hub_token)
 
     def verify_public(self, record: CommitmentRecord) -> None:
-        """Download the file as a validator will. Raises: RemoteError unless it is the same."""
+        """Download the file as a validator will; raise RemoteError if it differs."""
         repo, size = record.namespace, len(self.content)
         if not self.is_public(record):
             raise RemoteError(f"{record.commit} of {repo} does not return the uploaded file; is the repo private?")
         logger.info("the file is public repo={} content={} bytes={}", repo, record.commit, size)
 
     def check_seal(self, text: str | None, *, block: int) -> None:
-        """Raises: ConfigError unless --force, when a commitment would replace a sealed one of another text."""
+        """Refuse, unless --force, to replace a sealed commitment of another text."""
         last, on_chain = self.journal.last, self.on_chain
         if on_chain is not None and on_chain.reveal_round is not None:
             is_ours = last is not None and last.is_sealed_as(on_chain)
@@ -177,7 +177,7 @@ def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> D
 
 
 def _count_rows(config: MinerConfig, content: bytes) -> int:
-    """Check the file as a validator would, and return how many rows count. Raises: SubmissionError."""
+    """Check the file as a validator would; return how many rows count."""
     path = config.dataset_path
     eval_dir = config.work_dir / config.competition.digest[:12] / "eval_data"
     eval_set = read_eval_set_index(datasets.fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
@@ -192,5 +192,5 @@ def _count_rows(config: MinerConfig, content: bytes) -> int:
 
 
 def open_journal(config: MinerConfig, chain: MinerChain) -> Journal:
-    """Open the journal of this hotkey on this chain and subnet, whatever the endpoint's address."""
+    """Open the journal of this hotkey on this chain and subnet."""
     return Journal(config.work_dir, f"commitment-{chain.block_hash(0)[2:14]}-{chain.netuid}-{chain.hotkey}")

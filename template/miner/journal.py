@@ -1,4 +1,4 @@
-"""The miner's own record of its last commitment, so that a restart after a kill does not commit twice.
+"""The miner's record of its last commitment: a restart must not commit twice.
 
 The chain alone cannot prevent that: a call may land minutes after its sender died, and a sealed commitment shows only
 ciphertext. So the intent is on disk before the call and the outcome after it. One file per chain, subnet and hotkey,
@@ -40,19 +40,19 @@ class Intent:
     committed_block: int | None = None
 
     def may_yet_appear(self, block: int, on_chain: ChainCommitment | None) -> bool:
-        """True when the call may have landed, or still may, without being visible in `on_chain` at `block`."""
+        """Return whether the call may land, or has, without showing in `on_chain` yet."""
         if self.is_accepted is False or block >= self.block + IN_FLIGHT_BLOCKS:
             return False
         return self.committed_block is None or on_chain is None or on_chain.block < self.committed_block
 
     def is_sealed_as(self, on_chain: ChainCommitment) -> bool:
-        """True when `on_chain` is most likely the ciphertext of this commitment."""
+        """Return whether `on_chain` is most likely the ciphertext of this commitment."""
         is_same_round = on_chain.reveal_round is not None and on_chain.reveal_round == self.reveal_round
         return is_same_round and on_chain.block > self.block
 
 
 class Journal:
-    """The last intent of one hotkey, in folder/name.json, locked against other miners while open."""
+    """The last intent of one hotkey in folder/name.json, locked while open."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.json"
@@ -96,7 +96,7 @@ class Journal:
         return self.path.with_name(f"sealed-{sha256}.jsonl")
 
     def save_dataset(self, content: bytes, sha256: str) -> None:
-        """Keep a copy of a file about to be sealed: without its exact bytes the commitment is worthless."""
+        """Keep a copy of a file about to be sealed, whose exact bytes are needed later."""
         with _translate_disk_errors(self.sealed_copy(sha256)):
             _write_durably(self.sealed_copy(sha256), content)
 

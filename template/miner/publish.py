@@ -1,4 +1,4 @@
-"""The miner: check a dataset as a validator would, upload it, read it back, and commit it on chain.
+"""Publish a dataset: check, upload, read back, commit on chain.
 
 Safe to repeat at any time, also after a kill. A commitment to the same bytes is not made twice, since that would move
 its block and lose its rank.
@@ -25,7 +25,7 @@ Sleep = Callable[[float], object]
 
 @dataclass(frozen=True, kw_only=True)
 class CommitStrategy:
-    """How to commit, sealed or not. make_intent: what to send, given the newest block."""
+    """A way to commit, sealed or not. make_intent: the call, given the newest block."""
 
     is_current: Callable[[ChainCommitment | None], bool]
     make_intent: Callable[[int], Intent]
@@ -35,7 +35,7 @@ class CommitStrategy:
 def publish_dataset(
     config: MinerConfig, chain: MinerChain, *, confirm: Callable[[str], bool], sleep: Sleep = time.sleep
 ) -> PublishResult | None:
-    """Check, confirm, upload, read back and commit; return once the commitment is visible, or None if declined.
+    """Check, confirm, upload, read back and commit; return None if declined.
 
     `confirm` is called with a description unless the file is committed already; nothing is written before.
     """
@@ -77,7 +77,7 @@ def _find_record(draft: Draft) -> CommitmentRecord | None:
 
 
 def _complete(draft: Draft, record: CommitmentRecord) -> PublishResult:
-    """Return a commitment that is on chain already, after uploading its file if it is missing."""
+    """Return a commitment already on chain; upload its file if that is missing."""
     assert draft.on_chain is not None
     if not draft.is_public(record):
         draft.upload()
@@ -114,7 +114,7 @@ def ensure_committed(strategy: CommitStrategy, draft: Draft, sleep: Sleep) -> Ch
 
 
 def _wait_if_rejected(outcome: PublishOutcome, draft: Draft, sleep: Sleep) -> None:
-    """Wait until a rejected call may be repeated. Raises: ConfigError for a permanent rejection."""
+    """Wait until a rejected call may be repeated; raise if it never may."""
     if outcome.is_accepted:
         logger.info("commitment included block={}", outcome.block)
         return

@@ -1,4 +1,4 @@
-"""Sealed submissions: commit to a file's sha256 under a timelock, and upload the file after the reveal.
+"""Commit to a file's sha256 under a timelock; upload it after the reveal.
 
 Until the upload nothing that could be copied is public: the text, revealed some blocks earlier, has only the digest.
 docs/miner.md explains why.
@@ -42,21 +42,21 @@ _LATE_S = 600.0
 
 @dataclass(frozen=True)
 class RevealSchedule:
-    """The reveal block, given the newest block, and the file's upload block, given the actual reveal block."""
+    """Reveal block by the newest block, and upload block by the actual reveal block."""
 
     reveal_block: Callable[[int], int]
     upload_block: Callable[[int], int]
 
 
 def after_blocks(blocks: int) -> RevealSchedule:
-    """Reveal so many blocks from now and upload at once. Raises: ConfigError for too few or too many."""
+    """Reveal so many blocks from now and upload at once."""
     if not MARGIN_BLOCKS <= blocks <= MAX_REVEAL_BLOCKS:
         raise ConfigError(f"--reveal_blocks must be {MARGIN_BLOCKS} to {MAX_REVEAL_BLOCKS}, not {blocks}")
     return RevealSchedule(lambda block: block + blocks, lambda revealed: revealed)
 
 
 def at_round_start(blocks_per_epoch: int) -> RevealSchedule:
-    """Reveal just before a multiple of `blocks_per_epoch`, where validators start a round, and upload there.
+    """Reveal just before a multiple of `blocks_per_epoch`, and upload at it.
 
     It is the next multiple unless that is too near to hide anything. After a late reveal the upload waits for the
     following multiple, so that the file is not public a round early, unless validators would then reject it as late.
@@ -86,7 +86,7 @@ def seal_dataset(
     sleep: Sleep = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> PublishResult | None:
-    """Check, confirm, commit under seal, wait for reveal and upload block, upload and read back.
+    """Check, confirm, commit sealed, wait for the reveal, upload and read back.
 
     After a kill a repeated run continues. Returns like `template.miner.publish.publish_dataset`.
     """
@@ -114,7 +114,7 @@ class _Sealed:
     clock: Callable[[], float]
 
     def is_committed(self, on_chain: ChainCommitment | None) -> bool:
-        """True when `on_chain` is this commitment, sealed or revealed."""
+        """Return whether `on_chain` is this commitment, sealed or revealed."""
         if self.draft.is_current(on_chain, self.record):
             return True
         last = self.draft.journal.last
@@ -123,7 +123,7 @@ class _Sealed:
         return last.is_sealed_as(on_chain) and on_chain.block > self.draft.neuron.registration_block
 
     def describe(self, reveal_block: int) -> str:
-        """Return what the user is asked to confirm. Raises: ConfigError for a private repo."""
+        """Return the text to confirm; reject a private repo."""
         repo = self.draft.config.hf_repo_id
         notes = [
             f"the commitment is hidden until about block {reveal_block}, and shows no row even then",
@@ -137,7 +137,7 @@ class _Sealed:
         return self.draft.describe(f"{self.record} (sealed)", tuple(notes))
 
     def _check_repo(self) -> None:
-        """Raises: ConfigError for a private repo, which nobody could download from after the reveal."""
+        """Reject a private repo: no validator could download from it."""
         config = self.draft.config
         try:
             datasets.resolve_revision(config.hf_repo_id, token=config.hub_token)
@@ -167,7 +167,7 @@ class _Sealed:
         ensure_committed(strategy, self.draft, self.sleep)
 
     def wait_for_reveal(self) -> ChainCommitment:
-        """Return the revealed commitment. Raises: ConfigError when it was replaced or could not be revealed."""
+        """Return the revealed commitment; raise if it was replaced or not revealed."""
         chain = self.draft.chain
         report_block = 0
         while True:

@@ -25,7 +25,7 @@ def test_tiny_model_is_the_same_in_another_process(tmp_path: Path) -> None:
     assert _digests(make_tiny_model(tmp_path / "a")) == _digests(tmp_path / "b")
 
 
-def test_seed_changes_the_tiny_models_weights_and_not_its_tokenizer(tmp_path: Path) -> None:
+def test_seed_changes_weights_and_not_the_tokenizer(tmp_path: Path) -> None:
     zero, one = (_digests(make_tiny_model(tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert {name for name in zero if zero[name] != one[name]} == {"model.safetensors"}
 
@@ -47,7 +47,7 @@ def test_tiny_model_loads_and_computes_a_finite_loss(tmp_path: Path) -> None:
         assert torch.isfinite(network(ids, labels=ids).loss)
 
 
-def test_tiny_tokenizer_takes_any_text_and_keeps_the_markers_whole(tmp_path: Path) -> None:
+def test_tiny_tokenizer_takes_any_text_and_keeps_markers(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(make_tiny_model(tmp_path))
     for text in ("héllo, wörld", "日本語 🙂", "tabs\tand\n\nlines  12", "\x00\x7f"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
