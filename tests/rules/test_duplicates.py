@@ -1,4 +1,4 @@
-"""Matching of duplicates, and the duplicates among entries and their earlier versions."""
+"""Duplicates among entries and their earlier versions."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Entries: which commitments compete, how they rank, and in which order they are worked on."""
+"""Entries: their validity, rank and order in the queue."""
 
 import random
 from dataclasses import replace

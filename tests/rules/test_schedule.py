@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from template.records import (
-    RetryState,
-    SubmissionKey,
-)
+from template.records import RetryState, SubmissionKey
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
     EvaluateDataset,
@@ -54,11 +51,11 @@ def test_fewest_failures_download_first() -> None:
 
 
 def test_failed_download_no_longer_delays_evaluations() -> None:
-    known: dict[str, Any] = {"datasets": {C: ()}, "available_slots": 0}
+    fields: dict[str, Any] = {"datasets": {C: ()}, "available_slots": 0}
     for first in (frozenset[SubmissionKey](), frozenset([A, B])):
-        assert isinstance(choose(make_state(A, B, C, downloading=first, **known), at(100)), Wait), "the first try"
+        assert isinstance(choose(make_state(A, B, C, downloading=first, **fields), at(100)), Wait), "the first try"
         failed = {"retry_states": {A: RetryState(remote_failures=1), B: RetryState(remote_failures=3)}}
-        assert choose(make_state(A, B, C, downloading=first, **known, **failed), at(100)) == EvaluateDataset(C)
+        assert choose(make_state(A, B, C, downloading=first, **fields, **failed), at(100)) == EvaluateDataset(C)
 
 
 def test_loss_with_pruned_rows_is_checked_not_evaluated_again() -> None:
@@ -190,10 +187,10 @@ def test_duplicates_and_verdicts_are_not_evaluated() -> None:
 
 
 def test_only_losses_count_as_samples() -> None:
-    known = dict.fromkeys([A, B, C], ())
+    datasets: dict[SubmissionKey, tuple[bytes, ...]] = dict.fromkeys([A, B, C], ())
     policy = replace(POLICY, miner_sample_size=1)
-    assert choose(make_state(A, B, C, datasets=known, verdicts={A: REJECTED}), at(100), policy) == EvaluateDataset(B)
-    assert choose(make_state(A, B, C, datasets=known, verdicts={A: SCORED}), at(100), policy) == SetWeights()
+    assert choose(make_state(A, B, C, datasets=datasets, verdicts={A: REJECTED}), at(100), policy) == EvaluateDataset(B)
+    assert choose(make_state(A, B, C, datasets=datasets, verdicts={A: SCORED}), at(100), policy) == SetWeights()
 
 
 def test_losses_of_earlier_rounds_are_no_samples() -> None:
@@ -215,12 +212,6 @@ def test_running_evaluation_is_not_started_twice() -> None:
 def test_running_evaluations_count_as_samples() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
     assert isinstance(choose(state, at(100), replace(POLICY, miner_sample_size=1)), Wait)
-
-
-def test_downloads_continue_during_an_evaluation() -> None:
-    assert choose(make_state(A, B, datasets={A: ()}, running=frozenset([A]), idle_workers=0), at(100)) == FetchDatasets(
-        (B,)
-    )
 
 
 def test_retry_waits_while_others_continue() -> None:

@@ -36,11 +36,6 @@ def test_the_score_follows_the_curve(loss: float, expected: float) -> None:
     assert score(loss) == pytest.approx(expected, abs=1e-12)
 
 
-def test_curve_passes_through_its_joints() -> None:
-    for power in (0.5, 1, 2, 3, 2.5):
-        assert (score(MINB, power), score(BENCH, power), score(MAXB, power)) == (1.0, HEIGHT, 0.0)
-
-
 @pytest.mark.parametrize("joint", [MINB, BENCH, MAXB])
 @pytest.mark.parametrize("power", [0.5, 1, 2, 3, 2.5])
 def test_curve_is_continuous_at_its_joints(joint: float, power: float) -> None:
@@ -106,18 +101,14 @@ def test_uid_zero_can_be_the_owner() -> None:
     assert weights_from_scores({}, UIDS, 0) == {0: 1.0}
 
 
-def test_score_of_0_gets_no_weight() -> None:
-    assert weights_from_scores({"a": 0.0, "b": 1.0}, UIDS, 5) == {1: 1.0}
-
-
 def test_unregistered_hotkey_gets_no_share() -> None:
     assert weights_from_scores({"gone": 1.0, "b": 0.01}, UIDS, 5) == {1: 1.0}
 
 
 def test_share_below_the_least_weight_goes_to_others() -> None:
-    kept = weights_from_scores({"a": 1.0, "b": 1.1 * MIN_WEIGHT}, UIDS, 5)
-    assert kept is not None
-    assert set(kept) == {0, 1}
+    weights = weights_from_scores({"a": 1.0, "b": 1.1 * MIN_WEIGHT}, UIDS, 5)
+    assert weights is not None
+    assert set(weights) == {0, 1}
     assert weights_from_scores({"a": 1.0, "b": 0.9 * MIN_WEIGHT}, UIDS, 5) == {0: 1.0}
 
 
