@@ -62,16 +62,18 @@ def run(args: argparse.Namespace) -> int:
     poll_s = cli.check_poll_seconds(args.poll_seconds)
     if args.reveal_blocks is not None and not args.seal:
         raise ConfigError("--reveal_blocks needs --seal")
+    by_round = at_round_start(args.blocks_per_epoch)
+    schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
+    competition = load_competition(args.competition)
+    work_dir = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
     token = cli.hub_token()
     if token is None:
         raise HostError("no Hub token: set HF_TOKEN, or run `hf auth login`")
-    by_round = at_round_start(args.blocks_per_epoch)
-    schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path.expanduser(),
-        competition=load_competition(args.competition),
-        work_dir=files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS),
+        competition=competition,
+        work_dir=work_dir,
         has_target=cli.make_target_check(args),
         is_forced=args.force,
         poll_s=poll_s,

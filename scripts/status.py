@@ -7,6 +7,7 @@ line is wrong or there is no state, 4 this machine failed.
 """
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -86,7 +87,8 @@ def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
 
 def open_console() -> Console:
     """Return a console on stdout, without colours where that is no terminal."""
-    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
+    file = sys.stdout or io.StringIO()  # closed by the caller
+    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else _WIDTH)
 
 
 if __name__ == "__main__":

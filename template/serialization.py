@@ -50,7 +50,7 @@ def read_record(kind: type[_Record], values: object, source: str) -> _Record:
         (record,) = _adapter(kind).validate_json(json.dumps([values]))  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = "".join(f".{part!s:.40}" for part in first["loc"][1:])
+        place = "".join(f".{repr(str(part))[1:-1]:.40}" for part in first["loc"][1:])
         raise ConfigError(f"{source}{place}: {first['msg']}") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error

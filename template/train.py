@@ -121,7 +121,7 @@ def train_and_evaluate(
     )  # fmt: skip
     return TrainResult(
         **vars(run),
-        benchmark_loss=benchmark_loss,
+        benchmark_loss=float(benchmark_loss),
         lucky_num=lucky_num,
         model_id=args.model_id,
         model_revision=model.source.revision,

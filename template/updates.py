@@ -267,8 +267,8 @@ def _run(
     name = " ".join([command[0], *(part for part in command[1:] if not part.startswith("-") and "=" not in part)])
     # Files, not pipes: a background process that keeps a pipe open would block forever.
     with (
-        tempfile.TemporaryFile("w+", errors="replace") as output,
-        tempfile.TemporaryFile("w+", errors="replace") as log,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", newline="") as output,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", newline="") as log,
     ):
         try:
             # The validator's own umask protects secrets; other users of the clone must read its code.

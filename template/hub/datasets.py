@@ -59,7 +59,8 @@ def download_dataset(
 ) -> HubFile:
     """Download one file of a dataset repo to local_dir/data.jsonl, or use a cached one.
 
-    A call that fails leaves the folder as it was. `revision` is a full commit, or the sha256 of the file on the branch
+    A call that fails leaves a whole file in the folder: the old one, or the new one if the disk outlasts the deadline.
+    `revision` is a full commit, or the sha256 of the file on the branch
     `main`; filename None is the repo's only .jsonl file; token None is anonymous.
 
     Raises: SubmissionError for MISSING_REPO, MISSING_FILE or TOO_LARGE; by sha256 a missing repo is a MISSING_FILE too.

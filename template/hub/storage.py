@@ -19,7 +19,9 @@ from template.files import write_atomic
 _RECORD_FILE = ".source.json"
 _CHUNK_BYTES = 2**20
 # Older than this, a temporary file belongs to a process that was killed: no download takes so long.
-_STALE_S = 86_400.0
+_STALE_S = 7_200.0
+# `.incoming-*` is what version 0.3 called them.
+_TEMPORARY = (f".{DATA_FILE}.*", f".{_RECORD_FILE}.*", ".incoming-*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def _make_record(request: Request, sha256: str, size: int) -> dict[str, object]:
 
 
 def _remove_stale_files(folder: Path) -> None:
-    for path in folder.glob(f".{DATA_FILE}.*"):
+    for path in (path for pattern in _TEMPORARY for path in folder.glob(pattern)):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - _STALE_S:
                 path.unlink()

@@ -36,6 +36,7 @@ _PIECE_BYTES = 16 * 2**10
 
 # huggingface_hub makes file names of these; without them it refuses the answer.
 _NAMING_HEADERS = ("ETag", "X-Linked-ETag", "X-Repo-Commit")
+_PLAIN_NAME = re.compile(r'(W/)?"?[A-Za-z0-9][A-Za-z0-9._:+=-]{0,127}"?')
 _SECRET_HEADERS = ("Authorization", "Cookie", "Proxy-Authorization")
 # Seconds to wait, which huggingface_hub would sleep in full; without them it waits some seconds.
 _WAIT_HEADERS = ("Retry-After", "RateLimit", "RateLimit-Policy")
@@ -176,10 +177,10 @@ def _is_file(request: httpx2.Request, endpoint: httpx2.URL) -> bool:
 def _clean_headers(headers: httpx2.Headers) -> None:
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise RemoteError("the Hub compressed an answer that was requested uncompressed")
-    values = [headers.get(name, "").removeprefix("W/").strip('"') for name in _NAMING_HEADERS]
-    if any(".." in value or value.startswith("/") for value in values):
-        for name in _NAMING_HEADERS:
-            headers.pop(name, None)
+    unfit = [name for name in _NAMING_HEADERS if name in headers and not _PLAIN_NAME.fullmatch(headers[name])]
+    # Without X-Linked-ETag the library would name the file by the ETag, which is the redirect's.
+    for name in [*unfit, *(["ETag"] if "X-Linked-ETag" in unfit else [])]:
+        headers.pop(name, None)
 
 
 def _retry_after_s(headers: httpx2.Headers) -> float | None:

@@ -32,8 +32,17 @@ from template.telemetry.wandb_run import child_processes
 MAX_WAITING = 256  # reports while wandb is unavailable; metrics take half at most, so that rounds find room
 REQUEST_TIMEOUT_S = 60  # for wandb's service to take a report, or it is replaced
 
+# The process needs its paths, the network and its account; other variables of the operator stay out of the run.
+_PASSED_VARIABLES = {
+    *("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NETRC"),
+    *("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CREDENTIALS_FILE"),
+    "WANDB_CONFIG_DIR",
+}
 _ROUND_TRIES = 3  # with an open run
 _FINISH_TIMEOUT_S = 60.0
+_HANG_S = 2.0 * REQUEST_TIMEOUT_S  # for the process to answer: it replaces a hung service itself within half of it
 _MAX_BACKOFF_S = 3600.0
 _WARNING_INTERVAL_S = 3600.0
 # Created by wandb below its folder for each run, artifact or start.
@@ -86,7 +95,8 @@ class _RunProcess:
     """The process of one run. After an error it is of no more use."""
 
     def __init__(self, folder: Path) -> None:
-        environment = child_environment(keep=("WANDB_API_KEY",))
+        inherited = child_environment(keep=("WANDB_API_KEY",))
+        environment = {name: value for name, value in inherited.items() if name in _PASSED_VARIABLES}
         environment.setdefault("WANDB_CONFIG_DIR", str(folder / "config"))
         environment.update({f"WANDB_{kind.upper()}_DIR": str(folder / kind) for kind in ("artifact", "cache", "data")})
         environment.update(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true")
@@ -106,11 +116,15 @@ class _RunProcess:
     def ask(self, request: Mapping[str, Any]) -> dict[str, str]:
         """Send a request and return the answer. Raises: RemoteError."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        timer = threading.Timer(_HANG_S, self.kill)
+        timer.start()
         try:
             print(json.dumps(request, allow_nan=False), file=self._process.stdin, flush=True)
             answer: dict[str, str] = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
-            raise RemoteError(f"wandb's process ended; see {self._log}") from error
+            raise RemoteError(f"wandb's process ended or hung; see {self._log}") from error
+        finally:
+            timer.cancel()
         if "error" in answer:
             raise RemoteError(f"wandb: {answer['error']}")
         return answer

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from template.constants import BLOCK_S
 from template.records import (
@@ -31,7 +31,7 @@ Lines = Iterator[tuple[str, str]]
 def print_status(status: Status, console: Console, *, max_rows: int | None = 20) -> None:
     """Print everything; at most `max_rows` rows of the leaderboard, None for all."""
     for lines in (_activity_lines(status), _weights_lines(status), _failure_lines(status), _disk_lines(status)):
-        grid, last_label = Table.grid(padding=(0, 2)), ""
+        grid, last_label = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2)), ""
         for label, text in lines:
             grid.add_row(f"{'' if label == last_label else label:<10}", escape(text)[:_MAX_CHARS])
             last_label = label
@@ -48,7 +48,9 @@ def print_status(status: Status, console: Console, *, max_rows: int | None = 20)
 def _print_round(status: Status, current: Round, console: Console, max_rows: int | None) -> None:
     rows = status.standings[:max_rows]
     columns = ("hotkey", "uid", "dataset", "verdict", "loss", "score", "weight")
-    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(
+        *(Column(name, overflow="fold") for name in columns), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     for row in rows:
         table.add_row(
             _short(row.key.hotkey),

@@ -115,9 +115,9 @@ def _name_place() -> str:
 def _make_folder() -> tuple[Path, FileLock]:
     """Create a locked folder, and delete those whose lock the kernel has released."""
     for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/lock"):
-        with contextlib.suppress(OSError, Timeout), FileLock(old, timeout=0, mode=0o600):
+        with contextlib.suppress(OSError, Timeout), FileLock(old, timeout=0, mode=0o600, fallback_to_soft=False):
             shutil.rmtree(old.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    lock = FileLock(folder / "lock", timeout=0, mode=0o600)
+    lock = FileLock(folder / "lock", timeout=0, mode=0o600, fallback_to_soft=False)
     lock.acquire()
     return folder, lock

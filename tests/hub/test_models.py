@@ -88,7 +88,7 @@ def test_model_file_of_other_bytes_is_refused_and_removed(
 
 
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
-@pytest.mark.parametrize("name", ["../../../evil", "{tmp}/evil", ".."])
+@pytest.mark.parametrize("name", ["../../../evil", "{tmp}/evil", "..", 'W"{tmp}/evil"', 'WW/"{tmp}/evil"'])
 def test_header_with_a_path_writes_nothing_outside_cache(
     server: FaultyHub, load: Load, tmp_path: Path, name: str, header: str
 ) -> None:

@@ -179,6 +179,29 @@ def test_strangers_text_is_escaped(net: Net) -> None:
     assert raw.strip().isprintable() and raw.isascii()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_long_text_is_printed_whole_in_any_encoding(
+    path: Path, store: Store, eval_config: EvalConfig, encoding: str
+) -> None:
+    cause = "https://hub.example/" + "x" * 180 + "/the-end"
+    store.begin_round(eval_config, make_round(entry(ALICE)), NOW)
+    store.record_retry_state(eval_config, ALICE, RetryState(1, 0, time.time() + 600, cause))
+    store.close()
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "status.py", "--state_dir", path.parent],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "/the-end" in "".join(done.stdout.split())
+
+
+def test_status_with_a_closed_stdout_succeeds(path: Path, store: Store) -> None:
+    store.close()
+    command = [sys.executable, ROOT / "scripts" / "status.py", "--state_dir", path.parent]
+    assert subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True).returncode == 0
+
+
 def test_leaderboard_is_cut_at_20_rows_without_all(path: Path, store: Store, eval_config: EvalConfig) -> None:
     opened = store.begin_round(eval_config, make_round(), now=1.0)
     lines = [

@@ -212,6 +212,31 @@ def test_wandb_service_dies_or_hangs_round_is_sent_again(
     assert len(warnings(logged)) == 1
 
 
+def test_wandb_process_stopped_is_replaced(folder: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_tracker, "_HANG_S", 5.0)
+    tracker = make_tracker(folder)
+    tracker.report_metrics(point(1))
+    wait_until(lambda: logged)
+    os.kill(run_processes(folder)[0], signal.SIGSTOP)
+    tracker.report_round(closed_round(1))
+    wait_until(lambda: len(runs(folder)) == 2)
+    tracker.close(timeout_s=60)
+    assert values(runs(folder)[1], "round/id") == [1]
+
+
+def test_wandb_process_gets_only_listed_variables(
+    folder: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_ENTITY", "somebody-else")
+    monkeypatch.setenv("DATABASE_URL", "postgres://operator")
+    tracker = make_tracker(folder)
+    tracker.report_metrics(point(1))
+    wait_until(lambda: logged)
+    variables = Path(f"/proc/{run_processes(folder)[0]}/environ").read_bytes()
+    tracker.close(timeout_s=60)
+    assert b"somebody-else" not in variables and b"postgres" not in variables
+
+
 def test_wandb_service_hung_reports_and_close_return(folder: Path, logged: list[str]) -> None:
     tracker = make_tracker(folder)
     tracker.report_metrics(point(1))
