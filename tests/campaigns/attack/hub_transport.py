@@ -46,8 +46,6 @@ _DRIPS = (
     attack("silence, the connection open", _raw("", "", None, _DRIP_S), is_slow=True),
     attack("silence after the header", _raw(f"{_OK}Content-Length: 9\r\n\r\n", "", None, _DRIP_S), is_slow=True),
     attack("'continue' for ever, slowly", _raw("", "HTTP/1.1 100 Continue\r\n\r\n", None, _DRIP_S), is_slow=True),
-    attack("'continue' for ever, fast", _raw("", "HTTP/1.1 100 Continue\r\n\r\n", None), is_slow=True),
-    attack("'early hints' for ever", _raw("", "HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n", None), is_slow=True),
 )
 _BODIES = (
     attack("the listing never ends", HubFault(kind=FaultKind.ENDLESS, pattern=LISTING)),
