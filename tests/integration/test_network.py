@@ -273,7 +273,7 @@ def _receipt_times(arena: Arena, state: str) -> dict[str, int]:
 def interrupted(arena: Arena, spine: Outcome) -> Interrupted:
     arena.net.admin.advance(2)
     with arena.start("hurt", arena.long_args) as first:
-        first.wait_for("scoring")
+        first.wait_for("evaluating hotkey=")
         refused = call_main(load_main(VALIDATOR), *arena.arguments("hurt", arena.long_args))
         started = time.monotonic()
         first.send(signal.SIGTERM)
@@ -282,7 +282,7 @@ def interrupted(arena: Arena, spine: Outcome) -> Interrupted:
     after_stop = arena.read("hurt", first)
     files_after_stop = set(_receipt_times(arena, "hurt"))
     with arena.start("hurt", arena.long_args) as second:
-        second.wait_for("scoring", count=2)
+        second.wait_for("evaluating hotkey=", count=2)
         second.send(signal.SIGKILL)
         second.finish()
     after_kill, receipt_times = arena.read("hurt", second), _receipt_times(arena, "hurt")
@@ -368,4 +368,4 @@ def test_the_local_network_runs_until_it_is_told_to_stop(tmp_path: Path) -> None
         assert process.finish(20) == 0, process.logs
     again = run_process("template.localnet", *arguments, env=environment)
     assert again.status == 3
-    assert "there already" in again.logs[-1]
+    assert "holds a local network" in again.logs[-1]
