@@ -117,6 +117,7 @@ class _RunProcess:
         """Send a request and return the answer. Raises: RemoteError."""
         assert self._process.stdin is not None and self._process.stdout is not None
         timer = threading.Timer(_HANG_S, self.kill)
+        timer.daemon = True  # a validator that exits without `close` does not wait for it
         timer.start()
         try:
             print(json.dumps(request, allow_nan=False), file=self._process.stdin, flush=True)
