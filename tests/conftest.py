@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from template.localnet.chain.chain import LocalChain
     from template.records import EvalConfig
     from template.store.store import Store
+    from tests.fixtures.faulty_hub import FaultyHub
     from tests.fixtures.network import Net
     from tests.fixtures.training import Bench
 
@@ -99,6 +100,15 @@ def validator(local: "LocalChain") -> "Iterator[Chain]":
 
     with connect(local, make_key("validator")) as chain:
         yield chain
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> "Iterator[FaultyHub]":
+    """An empty hub, without faults."""
+    from tests.fixtures.faulty_hub import FaultyHub
+
+    with FaultyHub(tmp_path / "hub") as running:
+        yield running
 
 
 @pytest.fixture

@@ -13,12 +13,7 @@ from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
-from tests.fixtures.chain import (
-    NETUID,
-    connect,
-    make_key,
-    wallet_of,
-)
+from tests.fixtures.chain import NETUID, connect, make_key, wallet_of
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +17,13 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
 from tests.fixtures.faulty_hub import FaultyHub
-from tests.fixtures.hub import REPO
+from tests.fixtures.hub import REPO, use_endpoint
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
-    """A Hub that huggingface_hub uses in this test."""
-    with FaultyHub(tmp_path / "hub") as running:
-        url = f"{running.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
-        yield running
+def server(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
+    use_endpoint(server, monkeypatch)
+    return server
 
 
 def make_line(text: str, system: str | None = None) -> bytes:

@@ -22,12 +22,6 @@ from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_fault
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, download, download_error, is_cached, upload_data
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FaultyHub]:
-    with FaultyHub(tmp_path / "hub") as running:
-        yield running
-
-
 def test_uploaded_file_downloads_unchanged(server: FaultyHub, tmp_path: Path) -> None:
     commit = datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
     file = download(server, commit, tmp_path / "data")

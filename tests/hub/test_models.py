@@ -3,7 +3,7 @@
 import hashlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +29,12 @@ Load = Callable[[], ScoringModel]
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
-    """A hub that this process uses as if HF_ENDPOINT had been set at its start."""
+def server(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
+    """A hub that this process uses, with a low limit for model files."""
     configure_client()
     monkeypatch.setattr(transport, "_MAX_MODEL_FILE_BYTES", SMALL)
-    with FaultyHub(tmp_path / "hub") as running:
-        use_endpoint(running, monkeypatch)
-        yield running
+    use_endpoint(server, monkeypatch)
+    return server
 
 
 @pytest.fixture

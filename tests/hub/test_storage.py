@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,12 +18,6 @@ from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, download, download_error, is_cached, upload_data
 
 PARTS = f".{DATA}.*"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[FaultyHub]:
-    with FaultyHub(tmp_path / "hub") as running:
-        yield running
 
 
 def test_downloaded_file_needs_no_network(server: FaultyHub, tmp_path: Path) -> None:

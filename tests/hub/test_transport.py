@@ -80,13 +80,12 @@ def join_calls() -> None:
 
 
 @pytest.fixture
-def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
+def proxy(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     """A hub that also answers as HTTP proxy, set as this process's proxy."""
-    with FaultyHub(tmp_path / "hub") as server:
-        monkeypatch.setenv("HTTP_PROXY", server.endpoint)
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        huggingface_hub.close_session()
-        yield server
+    monkeypatch.setenv("HTTP_PROXY", server.endpoint)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    huggingface_hub.close_session()
+    yield server
     huggingface_hub.close_session()
 
 
@@ -96,11 +95,10 @@ def test_proxy_resolves_the_endpoints_name(proxy: FaultyHub, tmp_path: Path) -> 
     assert file.path.read_bytes() == OLD
 
 
-def test_slow_download_thread_ends_after_the_deadline(tmp_path: Path) -> None:
-    with FaultyHub(tmp_path / "hub") as server:
-        commit = upload_data(server)
-        set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
-        with pytest.raises(RemoteError):
-            download(server, commit, tmp_path / "data", deadline_s=0.2)
-        join_calls()
-        assert not list((tmp_path / "data").glob(f".{DATA}.*"))
+def test_slow_download_thread_ends_after_the_deadline(server: FaultyHub, tmp_path: Path) -> None:
+    commit = upload_data(server)
+    set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
+    with pytest.raises(RemoteError):
+        download(server, commit, tmp_path / "data", deadline_s=0.2)
+    join_calls()
+    assert not list((tmp_path / "data").glob(f".{DATA}.*"))

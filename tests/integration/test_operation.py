@@ -18,6 +18,7 @@ from template.store.store import Store
 from template.validator import evaluation
 from tests.fixtures.chain import CountingSubstrate
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import (
     LARGE,
     POOL,
@@ -32,7 +33,7 @@ from tests.fixtures.network import (
     write_training_args,
 )
 from tests.fixtures.observers import SHORT, about, hub_requests, weights_of
-from tests.fixtures.validator import log_lines, open_bench
+from tests.fixtures.validator import open_bench
 
 pytestmark = pytest.mark.slow
 

@@ -32,10 +32,10 @@ from template.workers import messages, worker
 from template.workers.executor import Evaluator
 from template.workers.supervisor import LocalExecutor
 from tests.fixtures.canaries import ENVIRONMENT, hub_token, search
+from tests.fixtures.logs import log_lines
 from tests.fixtures.miner import configure
 from tests.fixtures.network import MINER, ROOT, SMALL, VALIDATOR, Net, Process, write_dataset, write_training_args
 from tests.fixtures.processes import Watch, Witness
-from tests.fixtures.validator import log_lines
 from tests.fixtures.workers import EAGER, children, ready
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from template.localnet.network import NETUID
 from template.rules.schedule import Policy
 from tests.fixtures.chain import submit
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import (
     LARGE,
     POOL,
@@ -22,7 +23,7 @@ from tests.fixtures.network import (
     run_bounded,
 )
 from tests.fixtures.observers import SHORT, BackwardChain, weights_of
-from tests.fixtures.validator import log_lines, open_bench
+from tests.fixtures.validator import open_bench
 
 pytestmark = pytest.mark.slow
 

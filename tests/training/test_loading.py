@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.localnet.hub.store import upload_files
 from template.training.model import ScoringModel, digest_folder, load_model
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
+from tests.fixtures.hub import use_endpoint
 from tests.fixtures.training import (
     CPU,
     DTYPES,
@@ -221,15 +222,10 @@ def test_folder_named_like_the_model_is_rejected(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
-    """A Hub that transformers uses in this test."""
+def server(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client's backoff
-    with FaultyHub(tmp_path / "hub") as running:
-        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-        yield running
+    use_endpoint(server, monkeypatch)
+    return server
 
 
 def load_from_hub(cache: Path, model_id: str = MODEL_ID, revision: str | None = None) -> ScoringModel:

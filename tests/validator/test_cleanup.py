@@ -22,8 +22,9 @@ from template.validator.config import ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import Downloader, dataset_folder
 from template.validator.evaluation import SubmissionEvaluator
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import POOL, Net, make_content
-from tests.fixtures.validator import log_lines, open_bench
+from tests.fixtures.validator import open_bench
 from tests.fixtures.views import make_entry, make_submission
 
 DAY_S = 86400.0

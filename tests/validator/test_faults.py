@@ -19,6 +19,7 @@ from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.downloads import Downloader
 from template.validator.loop import MISSING_RETRY_S
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import (
     LARGE,
     POOL,
@@ -28,7 +29,7 @@ from tests.fixtures.network import (
     make_content,
     run_bounded,
 )
-from tests.fixtures.validator import log_lines, open_bench
+from tests.fixtures.validator import open_bench
 
 
 def test_failing_hub_leaves_the_submission_pending(net: Net) -> None:

@@ -16,6 +16,7 @@ from template.rules.scoring import score_of
 from template.rules.seeds import seed_block, seed_from_hash
 from template.validator import submission_index
 from template.validator.config import LuckyNumFrom
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import (
     LARGE,
     POOL,
@@ -26,7 +27,7 @@ from tests.fixtures.network import (
     make_line,
     run_bounded,
 )
-from tests.fixtures.validator import log_lines, open_bench
+from tests.fixtures.validator import open_bench
 
 
 def test_every_rejection_is_in_the_leaderboard(net: Net) -> None:

@@ -8,6 +8,7 @@ import pytest
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import WorkerTimeouts
+from tests.fixtures.logs import log_lines
 from tests.fixtures.workers import (
     EAGER,
     KEY,
@@ -17,7 +18,6 @@ from tests.fixtures.workers import (
     children,
     collect,
     is_alive,
-    log_lines,
     ready,
     scripted,
     until,

@@ -23,6 +23,7 @@ from template.workers import messages
 from template.workers import worker as worker_main
 from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
+from tests.fixtures.logs import log_lines
 from tests.fixtures.training import Bench, make_args, make_rows, write_rows
 from tests.fixtures.workers import (
     EAGER,
@@ -33,7 +34,6 @@ from tests.fixtures.workers import (
     children,
     collect,
     is_alive,
-    log_lines,
     ready,
     start_long,
     timeless,

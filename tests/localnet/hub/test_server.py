@@ -5,7 +5,6 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -17,20 +16,14 @@ from huggingface_hub.file_download import get_hf_file_metadata
 from template.hub.client import configure_client
 from template.localnet.hub.store import HubError, HubStore, upload_files
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults, take_fault
-
-REPO = "alice/talk"
-DATA = "data.jsonl"
+from tests.fixtures.hub import DATA, REPO, use_endpoint
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
+def server(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
     configure_client()  # or the client asks the public Hub for its agents first
-    with FaultyHub(tmp_path / "hub") as running:
-        # As HF_ENDPOINT would: no other host is given a token or written to.
-        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield running
+    use_endpoint(server, monkeypatch)  # no other host is given a token or written to
+    return server
 
 
 def client(server: FaultyHub, name: str | None = "alice") -> HfApi:
