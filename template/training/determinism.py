@@ -55,10 +55,17 @@ def thread_lanes(count: int) -> Iterator[Executor]:
     before = torch.get_num_threads()
     try:
         share = environment.thread_count() // count
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as executor:
+        with ThreadPoolExecutor(count, initializer=_set_lane_threads, initargs=(share,)) as executor:
             yield executor
     finally:
         torch.set_num_threads(before)  # per process, not per thread, in some OpenMP libraries
+
+
+def _set_lane_threads(count: int) -> None:
+    # The first use of torch in a new thread takes over the number that any thread of the process set last. Have that
+    # happen before the number is set.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 @contextlib.contextmanager

@@ -257,6 +257,16 @@ def test_settings_are_pinned_and_restored() -> None:
     assert torch.equal(torch.rand(4), inside)  # the stream is restored
 
 
+def test_lane_keeps_its_threads_when_another_thread_sets_some() -> None:
+    threads = environment.thread_count()
+    with determinism.thread_lanes(1) as lane:
+        lane.submit(int).result()
+        other = threading.Thread(target=torch.set_num_threads, args=(threads + 1,))
+        other.start()
+        other.join()
+        assert lane.submit(torch.get_num_threads).result() == threads
+
+
 def test_deterministic_mode_is_reentrant() -> None:
     with determinism.deterministic_mode(CPU):
         with determinism.deterministic_mode(CPU):

@@ -119,7 +119,7 @@ def _set(owner: Any, name: str, value: object) -> Callable[[], None]:
 
 
 def _switch_threads() -> None:
-    for count in (1, 3):
+    for count in (3, 7):
         torch.set_num_threads(count)
         time.sleep(1e-4)
 
