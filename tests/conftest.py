@@ -3,7 +3,9 @@
 The environment is set here, before any client is imported and reads it.
 """
 
+import atexit
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from tests.fixtures.canaries import plant
 from tests.fixtures.canaries import pytest_runtest_logreport as pytest_runtest_logreport
 from tests.fixtures.canaries import pytest_sessionfinish as pytest_sessionfinish
 from tests.fixtures.canaries import pytest_terminal_summary as pytest_terminal_summary
+from tests.fixtures.canaries import pytest_testnodedown as pytest_testnodedown
 
 if TYPE_CHECKING:
     from template.chain.client import Chain
@@ -30,29 +33,37 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _use_memory(folder: Path = Path("/dev/shm")) -> None:
-    """Keep the tests' files in memory if it has room: on a disk most of the time goes into thousands of syncs."""
-    if "TMPDIR" in os.environ or not folder.is_dir():
+def _make_folder(name: str, parent: Path | None = None) -> Path:
+    """Make a folder that is removed when this process ends."""
+    folder = tempfile.mkdtemp(prefix=name, dir=parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _use_memory(memory: Path = Path("/dev/shm")) -> None:
+    """Keep temporary files in memory if it has room: a disk spends most of the time on thousands of syncs.
+
+    They are gone after the run; set TMPDIR to keep those of pytest.
+    """
+    if "TMPDIR" in os.environ or not memory.is_dir():
         return
-    room = os.statvfs(folder)
+    room = os.statvfs(memory)
     if not room.f_flag & os.ST_NOEXEC and room.f_bavail * room.f_frsize > 8 << 30:
-        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_make_folder("tests-", memory))
 
 
 _use_memory()
-
-# Removed at exit.
-_HOME = tempfile.TemporaryDirectory(prefix="tests-home-")
+_HOME = _make_folder("tests-home-")
 
 os.environ.update(
     {
-        "HF_HOME": f"{_HOME.name}/huggingface",
+        "HF_HOME": f"{_HOME}/huggingface",
         # A closed port: a call without a local hub fails at once.
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_XET": "1",
-        "BTCLI_TOKEN_SYMBOLS_CACHE": f"{_HOME.name}/token_symbols.json",
+        "BTCLI_TOKEN_SYMBOLS_CACHE": f"{_HOME}/token_symbols.json",
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_MODE": "disabled",
         # Waiting threads sleep instead of spinning: several times faster on a busy machine.
@@ -61,7 +72,7 @@ os.environ.update(
 )
 for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE"):
     os.environ.pop(_name, None)
-plant(Path(_HOME.name))
+plant(Path(_HOME))
 
 
 @pytest.fixture(scope="session")

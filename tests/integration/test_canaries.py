@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from tests.fixtures import canaries
 from tests.fixtures.canaries import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary
+from tests.fixtures.canaries import pytest_testnodedown
 home = Path(__file__).with_name("home")
 home.mkdir(exist_ok=True)
 canaries.plant(home)
@@ -56,14 +57,28 @@ FAILURE = {"assert key == ''": "report (as it is)"}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize(("actions", "status"), [(INNOCENT, 0), (LEAKS, 1), (FAILURE, 1)])
 def test_every_planted_secret_fails_the_session_and_is_named(
-    tmp_path: Path, actions: dict[str, str], status: int
+    tmp_path: Path, actions: dict[str, str], status: int, workers: str
 ) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     tests = [f"def test_{number}(tmp_path):\n    {action}\n" for number, action in enumerate(actions)]
     (tmp_path / "test_leak.py").write_text(PREAMBLE + "".join(tests))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        ".",
+        "-n",
+        workers,
+    ]
     done = subprocess.run(
         [*command, "--basetemp", "base", "test_leak.py"], cwd=tmp_path, capture_output=True, text=True
     )
