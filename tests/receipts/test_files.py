@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from template.config import load_training_args
 from template.errors import ConfigError, HostError
 from template.receipts.files import read_receipt, write_receipt
 from template.receipts.receipt import EvaluatedSubmission, Receipt
-from tests.fixtures.fakes import FakeEvaluator, make_result
+from tests.fixtures.fakes import FakeEvaluator, fake_result
 
 SUBMISSION = EvaluatedSubmission(netuid=7, hotkey="5Hot", repo="me/data", commit="ab" * 20)
 NAME = "5Hot-abababababab-7.json"
@@ -20,7 +21,7 @@ NAME = "5Hot-abababababab-7.json"
 def make_receipt(*, submission: EvaluatedSubmission | None = SUBMISSION, lucky_num: int = 7) -> Receipt:
     competition = Competition.from_defaults()
     evaluator = FakeEvaluator(competition=competition, training_args=load_training_args(), eval_data_dir=Path("unused"))
-    result = make_result(evaluator, "c" * 64, rows=12, lucky_num=lucky_num)
+    result = fake_result(evaluator, "c" * 64, rows=12, lucky_num=lucky_num)
     return Receipt(competition=competition, submission=submission, result=result, signer="5Val", signature="0" * 128)
 
 
@@ -81,23 +82,17 @@ def test_disk_refusing_a_receipt_leaves_nothing_partial(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, "file"]
 
 
-def test_malformed_receipt_is_refused_with_its_file_name(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    path.write_bytes(b"{")
-    with pytest.raises(ConfigError, match=r"r\.json: not JSON"):
-        read_receipt(path)
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "malformed": (lambda path: path.write_bytes(b"{"), "not JSON"),
+    "missing": (lambda path: None, "cannot be read: No such file"),
+    "a folder": (Path.mkdir, "cannot be read: Is a directory"),
+    "huge": (lambda path: os.truncate(path, 1 << 40) if path.touch() is None else None, "more than 1048576 bytes"),
+}
 
 
-def test_missing_receipt_or_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"missing\.json: cannot be read: No such file"):
-        read_receipt(tmp_path / "missing.json")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        read_receipt(tmp_path)
-
-
-def test_huge_receipt_is_refused_unread(tmp_path: Path) -> None:
-    path = tmp_path / "huge.json"
-    path.touch()
-    os.truncate(path, 1 << 40)
-    with pytest.raises(ConfigError, match=r"huge\.json: more than 1048576 bytes"):
-        read_receipt(path)
+@pytest.mark.parametrize("case", REFUSED)
+def test_unreadable_receipt_is_refused_with_its_path(tmp_path: Path, case: str) -> None:
+    make, message = REFUSED[case]
+    make(tmp_path / "r.json")
+    with pytest.raises(ConfigError, match=rf"r\.json: {message}"):
+        read_receipt(tmp_path / "r.json")

@@ -14,47 +14,27 @@ from template.chain.client import verify_signature
 from template.competition import Competition
 from template.errors import ConfigError
 from template.receipts.receipt import EvaluatedSubmission, Receipt, ReplayVerdict, compare_receipt
-from template.records import TrainResult
 from tests.fixtures.chain import make_key
-from tests.fixtures.rounds import container_of, json_places
+from tests.fixtures.results import make_result
+from tests.fixtures.rounds import JUNK, SIGNER, container_of, json_places, sign
 
-RESULT = TrainResult(
+RESULT = make_result(
     loss=math.nextafter(2.6, 3.0),
     benchmark_loss=2.6,
     lucky_num=2**32 - 1,
-    model_id="Qwen/Qwen2.5-1.5B-Instruct",
     model_revision="a" * 40,
     model_digest=None,
     hyperparameters={"num_train_epochs": 2, "lora_dropout": 0.1},
-    hyperparameters_digest="b" * 64,
-    train_sha256="c" * 64,
-    train_rows=250,
-    train_tokens=60_000,
-    eval_sha256="d" * 64,
-    eval_rows=900,
-    eval_skipped_rows=1,
-    eval_tokens=200_000,
     step_losses=(0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308),
     environment={"torch": "2.13.0", "device": "cpu", "threads": "2"},
     load_seconds=0.1,
     train_seconds=1e-07,
     eval_seconds=12.0,
 )
-VALIDATOR = make_key("validator")
-UNSIGNED = Receipt(
-    competition=Competition.from_defaults(),
-    submission=EvaluatedSubmission(
-        netuid=96, hotkey=make_key("miner").ss58_address, repo="owner/näme", commit="e" * 40
-    ),
-    result=RESULT,
-)
-
-
-def sign(message: bytes) -> str:
-    return str(VALIDATOR.sign(message).hex())
-
-
-SIGNED = UNSIGNED.signed(VALIDATOR.ss58_address, sign)
+MINER = make_key("miner").ss58_address
+SUBMISSION = EvaluatedSubmission(netuid=96, hotkey=MINER, repo="owner/näme", commit="e" * 40)
+UNSIGNED = Receipt(competition=Competition.from_defaults(), submission=SUBMISSION, result=RESULT)
+SIGNED = UNSIGNED.signed(SIGNER, sign)
 
 
 def is_genuine(receipt: Receipt) -> bool:
@@ -81,7 +61,7 @@ def test_receipt_digest_is_sha256_of_its_line() -> None:
 def test_signature_verifies_for_its_signer_only() -> None:
     assert is_genuine(SIGNED)
     assert not is_genuine(UNSIGNED)
-    assert not is_genuine(dataclasses.replace(SIGNED, signer=make_key("miner").ss58_address))
+    assert not is_genuine(dataclasses.replace(SIGNED, signer=MINER))
 
 
 def test_signature_verifies_in_any_json_layout() -> None:
@@ -123,9 +103,6 @@ def test_changing_any_field_breaks_the_signature(path: tuple[Any, ...]) -> None:
     except ConfigError:
         return
     assert not is_genuine(receipt)
-
-
-JUNK = [None, True, 3, -1, 1e400, math.nan, "text", "\ud800", [], [1], {}, {"a": [{}]}, 10**400]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
@@ -184,71 +161,61 @@ def test_unknown_field_is_refused(section: tuple[str, ...]) -> None:
         Receipt.from_json(edited((*section, "unknown"), add), "receipt")
 
 
-def test_equal_losses_are_identical_whatever_the_seconds() -> None:
-    replay = dataclasses.replace(RESULT, train_seconds=5.0, benchmark_loss=1.0)
-    comparison = compare_receipt(SIGNED, replay)
-    assert (comparison.verdict, comparison.difference, comparison.reasons) == (ReplayVerdict.IDENTICAL, 0.0, ())
+STEPS = (RESULT.step_losses[0], 0.5, 0.5, 0.5)
+STEP_DIFFERS = "loss of training step 2 differs"
+ELSEWHERE = {**RESULT.environment, "where": "ray node 1326d1f4 gpu 3 cuda:0"}
+IDENTICAL, DIFFERENT, NOT_COMPARABLE = ReplayVerdict.IDENTICAL, ReplayVerdict.DIFFERENT, ReplayVerdict.NOT_COMPARABLE
+COMPARED: dict[str, tuple[dict[str, Any], ReplayVerdict, str | None]] = {
+    "equal losses whatever the seconds": ({"train_seconds": 5.0, "benchmark_loss": 1.0}, IDENTICAL, None),
+    "one bit": ({"loss": math.nextafter(RESULT.loss, 3.0)}, DIFFERENT, None),
+    "equal loss after another step": ({"step_losses": STEPS}, IDENTICAL, STEP_DIFFERS),
+    "another loss after another step": ({"step_losses": STEPS, "loss": 2.0}, DIFFERENT, STEP_DIFFERS),
+    "a step less": (
+        {"step_losses": RESULT.step_losses[:3]},
+        IDENTICAL,
+        "number of training steps differs: 4 in the receipt, 3 here",
+    ),
+    "another place": ({"environment": ELSEWHERE, "loss": 2.0}, DIFFERENT, None),
+    **{
+        f"another loss with another {name}": (
+            {"environment": {**RESULT.environment, name: "else"}, "loss": 2.0},
+            NOT_COMPARABLE,
+            f"{name} differs",
+        )
+        for name in ("torch", "device", "new")
+    },
+    "equal loss with another torch": ({"environment": {**RESULT.environment, "torch": "else"}}, IDENTICAL, "torch "),
+}
 
 
-def test_one_bit_of_the_loss_is_a_difference() -> None:
-    comparison = compare_receipt(SIGNED, dataclasses.replace(RESULT, loss=math.nextafter(RESULT.loss, 3.0)))
-    assert comparison.verdict is ReplayVerdict.DIFFERENT
-    assert comparison.difference == math.ulp(RESULT.loss)
-    assert comparison.reasons == ()
+@pytest.mark.parametrize("case", COMPARED)
+def test_replay_is_compared_by_loss_and_environment(case: str) -> None:
+    changes, verdict, reason = COMPARED[case]
+    comparison = compare_receipt(SIGNED, dataclasses.replace(RESULT, **changes))
+    assert (comparison.verdict, comparison.difference) == (verdict, changes.get("loss", RESULT.loss) - RESULT.loss)
+    assert len(comparison.reasons) == (reason is not None)
+    assert not reason or comparison.reasons[0].startswith(reason)
 
 
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ((RESULT.step_losses[0], 0.5, 0.5, 0.5), "loss of training step 2 differs"),
-        (RESULT.step_losses[:3], "number of training steps differs: 4 in the receipt, 3 here"),
-    ],
-)
-def test_other_step_losses_are_a_reason_and_no_verdict(steps: tuple[float, ...], message: str) -> None:
-    same = compare_receipt(SIGNED, dataclasses.replace(RESULT, step_losses=steps))
-    assert (same.verdict, same.difference) == (ReplayVerdict.IDENTICAL, 0.0)
-    (reason,) = same.reasons
-    assert reason.startswith(message)
-    other = compare_receipt(SIGNED, dataclasses.replace(RESULT, step_losses=steps, loss=2.0))
-    assert (other.verdict, other.reasons) == (ReplayVerdict.DIFFERENT, (reason,))
-
-
-def test_device_of_the_evaluation_explains_no_difference() -> None:
-    one_device, other = (
-        {**RESULT.environment, "where": where} for where in ("ray node 1326d1f4 gpu 3 cuda:0", "local cpu")
-    )
-    receipt = dataclasses.replace(SIGNED, result=dataclasses.replace(RESULT, environment=one_device))
-    for environment in (other, RESULT.environment):
+def test_place_in_the_receipt_explains_no_difference() -> None:
+    receipt = dataclasses.replace(SIGNED, result=dataclasses.replace(RESULT, environment=ELSEWHERE))
+    for environment in (RESULT.environment, {**RESULT.environment, "where": "local cpu"}):
         comparison = compare_receipt(receipt, dataclasses.replace(RESULT, environment=environment, loss=2.0))
-        assert (comparison.verdict, comparison.reasons) == (ReplayVerdict.DIFFERENT, ())
-
-
-@pytest.mark.parametrize("name", ["torch", "device", "new"])
-def test_difference_in_another_environment_is_not_comparable(name: str) -> None:
-    environment = {**RESULT.environment, name: "else"}
-    comparison = compare_receipt(SIGNED, dataclasses.replace(RESULT, loss=2.0, environment=environment))
-    assert comparison.verdict is ReplayVerdict.NOT_COMPARABLE
-    assert comparison.difference == 2.0 - RESULT.loss
-    assert len(comparison.reasons) == 1
-    assert comparison.reasons[0].startswith(f"{name} differs")
-    same = compare_receipt(SIGNED, dataclasses.replace(RESULT, environment=environment))
-    assert (same.verdict, len(same.reasons)) == (ReplayVerdict.IDENTICAL, 1)
+        assert (comparison.verdict, comparison.reasons) == (DIFFERENT, ())
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"lucky_num": 1},
-        {"model_id": "Qwen/Qwen2.5-0.5B-Instruct"},
+        {"model_id": "another/model"},
         {"model_revision": "b" * 40},
         {"model_revision": None, "model_digest": "b" * 64},
-        {"hyperparameters_digest": "c" * 64},
-        {"train_sha256": "d" * 64},
+        *({name: "f" * 64} for name in ("hyperparameters_digest", "train_sha256", "eval_sha256")),
         {"train_rows": 249},
-        {"eval_sha256": "e" * 64},
     ],
 )
 def test_other_inputs_are_never_comparable(changes: dict[str, Any]) -> None:
     comparison = compare_receipt(SIGNED, dataclasses.replace(RESULT, **changes))
-    assert (comparison.verdict, comparison.difference) == (ReplayVerdict.NOT_COMPARABLE, None)
+    assert (comparison.verdict, comparison.difference) == (NOT_COMPARABLE, None)
     assert len(comparison.reasons) == len(changes)

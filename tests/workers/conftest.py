@@ -11,7 +11,7 @@ from tests.fixtures.training import Bench, make_args
 from tests.fixtures.workers import SEED
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def evaluator(bench: Bench) -> Evaluator:
     return Evaluator(
         competition=Competition.from_defaults(),
@@ -23,6 +23,6 @@ def evaluator(bench: Bench) -> Evaluator:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
     return dataclasses.replace(evaluator, device="cpu", cache_dir=None).evaluate(bench.data_dir, SEED)

@@ -1,14 +1,16 @@
 """Workers that misbehave in every way, and their replacement."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.records import SubmissionKey
+from template.workers.executor import CompletedJob
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import WorkerTimeouts
 from tests.fixtures.logs import log_lines
+from tests.fixtures.results import make_result
 from tests.fixtures.workers import (
     EAGER,
     KEY,
@@ -22,7 +24,8 @@ from tests.fixtures.workers import (
     scripted,
     until,
 )
-from tests.workers.test_timeouts import make_result
+
+RESULT = make_result(train_seconds=1.0, eval_seconds=1.0)
 
 # Reaction to the first job -> the error that results.
 FAULTS = {
@@ -40,8 +43,15 @@ FAULTS = {
 }
 
 
-def submit(executor: LocalExecutor, key: object = KEY, lucky_num: int = 7) -> None:
-    executor.submit(key, Path("/nowhere"), lucky_num)  # type: ignore[arg-type]
+def submit(executor: LocalExecutor, key: SubmissionKey = KEY, lucky_num: int = 7) -> None:
+    executor.submit(key, Path("/nowhere"), lucky_num)
+
+
+def run_job(executor: LocalExecutor, key: SubmissionKey = KEY, lucky_num: int = 7) -> CompletedJob:
+    """Wait for a worker, and for its job to complete."""
+    ready(executor)
+    submit(executor, key, lucky_num)
+    return collect(executor)[0]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -49,40 +59,30 @@ def test_broken_worker_fails_its_job_and_is_replaced(fault: str, tmp_path: Path)
     body = f"load(); read()\nif start == 1:\n    {fault}\nfail(SubmissionError(Reason.EMPTY, 'empty'))\nread()"
     script = Script(tmp_path, body)
     with scripted(script, "cuda:3") as executor:
-        ready(executor)
-        submit(executor)
-        broken = collect(executor)[0]
+        broken = run_job(executor)
         assert (broken.key, broken.result, type(broken.error)) == (KEY, None, HostError)
         assert FAULTS[fault] in str(broken.error) and "cuda:3" in str(broken.error)
-        ready(executor)
-        submit(executor, OTHER)
-        rejected = collect(executor)[0]
+        rejected = run_job(executor, OTHER)
         assert isinstance(rejected.error, SubmissionError) and rejected.error.reason == Reason.EMPTY
         assert rejected.key == OTHER and executor.idle_workers() == 1
         assert len({pid for *_, pid in script.starts()}) == 2
 
 
 def test_result_for_another_seed_is_an_error(tmp_path: Path) -> None:
-    result = make_result(1.0, 1.0)
-    with scripted(Script(tmp_path, f"load(); read()\nevaluated({result!r}); read()")) as executor:
-        ready(executor)
-        submit(executor, lucky_num=2)
-        assert isinstance(collect(executor)[0].error, HostError)
+    with scripted(Script(tmp_path, f"load(); read()\nevaluated({RESULT!r}); read()")) as executor:
+        assert isinstance(run_job(executor, lucky_num=2).error, HostError)
         assert executor.tokens_per_s() is None
-        ready(executor)
-        submit(executor, lucky_num=1)
-        assert collect(executor)[0].result == dataclasses.replace(result, environment={"where": "local cpu"})
+        expected = make_result(train_seconds=1.0, eval_seconds=1.0, environment={"where": "local cpu"})
+        assert run_job(executor, lucky_num=1).result == expected
         assert executor.tokens_per_s() == 2000.0
 
 
 def test_result_under_a_changed_environment_is_an_error(tmp_path: Path) -> None:
     """Such as fewer cores: the loss is not comparable to others of this model."""
-    result = dataclasses.replace(make_result(1.0, 1.0), environment={"threads": "1", "dtype": "float32"})
+    result = make_result(environment={"threads": "1", "dtype": "float32"})
     body = f"load(threads='2', dtype='float32')\nread()\nevaluated({result!r})\nread()"
     with scripted(Script(tmp_path, body)) as executor:
-        ready(executor)
-        submit(executor, lucky_num=1)
-        completed = collect(executor)[0]
+        completed = run_job(executor, lucky_num=1)
         assert completed.result is None and isinstance(completed.error, HostError)
         assert "threads 1 instead of 2" in str(completed.error)
 
@@ -105,8 +105,7 @@ def test_lone_worker_with_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_cpu_threads_beside_a_gpu_may_differ(tmp_path: Path) -> None:
-    environment = {"threads": "1", "capability": "cuda 13.0"}
-    result = dataclasses.replace(make_result(1.0, 1.0), environment=environment)
+    result = make_result(environment={"threads": "1", "capability": "cuda 13.0"})
     body = f"load(threads=str(start), capability='cuda 13.0')\nread()\nevaluated({result!r})\nread()"
     with scripted(Script(tmp_path, body), "cuda:0", "cuda:1") as executor:
         ready(executor, workers=2)
@@ -149,18 +148,15 @@ def test_config_error_after_a_successful_load_is_a_host_error(tmp_path: Path) ->
 
 def test_config_error_after_a_result_stops_only_its_worker(tmp_path: Path) -> None:
     """A validator that has evaluated must not end because of a second device."""
-    result = make_result(1.0, 1.0)
     body = f"""
 if setup.device == "cuda:1":
     while not (folder / "evaluated").exists():
         time.sleep(0.01)
     fail(ConfigError("--model_path is missing")); read()
-load(); read(); evaluated({result!r}); read()"""
+load(); read(); evaluated({RESULT!r}); read()"""
     script = Script(tmp_path, body)
     with scripted(script, "cuda:0", "cuda:1") as executor, log_lines() as logged:
-        ready(executor)
-        submit(executor, lucky_num=1)
-        assert collect(executor)[0].result is not None
+        assert run_job(executor, lucky_num=1).result is not None
         (script.folder / "evaluated").touch()
         until(lambda: executor.start() and any("cuda:1: --model_path is" in line for line in logged), executor)
         assert executor.idle_workers() == 1
@@ -209,13 +205,11 @@ def test_slow_load_times_out(tmp_path: Path) -> None:
 def test_slow_job_times_out_and_the_next_has_twice_the_time(tmp_path: Path) -> None:
     clock = Clock()
     # 50 ms per token, so a million tokens may take 250,000 s.
-    first = f"if start == 1:\n    read(); evaluated({make_result(100.0, 5.0)!r})\n"
+    first = f"if start == 1:\n    read(); evaluated({make_result(train_seconds=100.0)!r})\n"
     creep = "read()\nfor done in range(10**6):\n    advance(done, 10**6); time.sleep(0.01)"
     no_stall = WorkerTimeouts(restart_first_s=0.0, stall_s=1e9)
     with scripted(Script(tmp_path, f"load()\n{first}{creep}"), clock=clock, timeouts=no_stall) as executor:
-        ready(executor)
-        submit(executor, lucky_num=1)
-        assert collect(executor)[0].error is None
+        assert run_job(executor, lucky_num=1).error is None
         for limit_s in (250_000.0, 500_000.0):
             ready(executor)
             submit(executor)
@@ -245,7 +239,7 @@ def test_running_shows_stage_progress_and_memory(tmp_path: Path) -> None:
 def test_worker_log_lines_keep_text_and_known_levels(tmp_path: Path) -> None:
     lines = "Logged(level='INFO', message='loss {x} <red>')", "Logged(level='Level 7', message='odd')"
     script = Script(tmp_path, "load()\n" + "".join(f"send(messages.{line})\n" for line in lines) + "read()")
-    with log_lines() as logged, scripted(script, "cuda:1") as executor:
+    with log_lines("DEBUG") as logged, scripted(script, "cuda:1") as executor:
         ready(executor)
         until(lambda: {"INFO [cuda:1] loss {x} <red>\n", "WARNING [cuda:1] odd\n"} <= set(logged))
 
@@ -273,8 +267,6 @@ def test_process_that_cannot_start_is_a_host_error(tmp_path: Path) -> None:
 def test_lost_machine_is_a_remote_error(tmp_path: Path) -> None:
     body = "load(); read()\nsend(messages.WorkerExited(why='the node is gone', is_machine_lost=True)); read()"
     with scripted(Script(tmp_path, body), "cpu") as executor:
-        ready(executor)
-        submit(executor)
-        error = collect(executor)[0].error
+        error = run_job(executor).error
         assert type(error) is RemoteError and str(error) == "cpu: the node is gone"
         ready(executor)

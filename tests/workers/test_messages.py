@@ -13,9 +13,9 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.records import Progress
 from template.workers import messages
 from template.workers.executor import Evaluator
-from tests.workers.test_timeouts import make_result
+from tests.fixtures.results import make_result
 
-RESULT = dataclasses.replace(make_result(0.1 + 0.2, 1e-17), loss=math.nextafter(2.5, 3), step_losses=(1 / 3, 2.0))
+RESULT = make_result(loss=math.nextafter(2.5, 3), step_losses=(1 / 3, 2.0), train_seconds=0.1 + 0.2, eval_seconds=1e-17)
 SETUP = messages.Setup(
     evaluator=Evaluator(
         competition=Competition.from_defaults(),
@@ -55,9 +55,7 @@ def test_message_round_trip_keeps_every_bit(record: messages.Command | messages.
 
 def test_message_text_outside_utf8_is_escaped() -> None:
     sent = messages.Failed(kind="HostError", message="cannot read /data/\udcff")
-    assert messages.decode_event(messages.encode(sent)) == dataclasses.replace(
-        sent, message="cannot read /data/\\udcff"
-    )
+    assert messages.decode_event(messages.encode(sent)).message == "cannot read /data/\\udcff"
 
 
 def test_encode_non_finite_loss_raises() -> None:
