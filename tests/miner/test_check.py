@@ -17,6 +17,7 @@ from template.miner.competitors import (
     compare_datasets,
     possible_commit_blocks,
 )
+from tests.fixtures.miner import never_asked
 
 MAX_ROWS = 6
 NOW = 1000
@@ -36,10 +37,6 @@ POOL = frozenset(row.key for row in read(*POOL_LINES))
 LONG = make_line(1, question="word " * 3000)
 
 
-def never_asked(row: Row) -> bool:
-    raise AssertionError(f"asked about line {row.line}")
-
-
 def inspect(content: bytes, *, pool: frozenset[bytes] = POOL, max_rows: int = MAX_ROWS) -> Inspection:
     return inspect_file(content, pool, max_rows=max_rows, has_target=never_asked)
 
@@ -51,13 +48,8 @@ def faults_of(inspection: Inspection) -> list[tuple[int | None, Reason]]:
 def test_every_problem_has_its_line() -> None:
     lines = [POOL_LINES[0], "{]", "", make_line(-1), '{"conversations": 5}', POOL_LINES[1], "nonsense"]
     inspection = inspect("\n".join(lines).encode())
-    expected = [
-        (2, Reason.MALFORMED),
-        (4, Reason.NOT_IN_POOL),
-        (5, Reason.MALFORMED),
-        (7, Reason.MALFORMED),
-    ]
-    assert faults_of(inspection) == expected
+    reasons = [Reason.MALFORMED, Reason.NOT_IN_POOL, Reason.MALFORMED, Reason.MALFORMED]
+    assert faults_of(inspection) == list(zip([2, 4, 5, 7], reasons, strict=True))
     assert inspection.row_count == 6
     assert [row.line for row in inspection.counted] == [1, 4, 6]
 
@@ -157,22 +149,52 @@ def compare_with(
     return compare_datasets(rows, SubnetSnapshot(block=NOW - 1, others=others, own=own), ranks)
 
 
-def test_over_the_limit_is_a_duplicate_and_at_it_is_not() -> None:
-    at, over = make_competitor("at", 5, KEYS[:100]), make_competitor("over", 6, KEYS[49:])
-    comparison = compare_with(at, over)
-    assert comparison.copy_of is not None
-    assert (comparison.copy_of.hotkey, comparison.copy_of.shared) == ("over", 101)
-    overlaps = [(overlap.competitor.hotkey, overlap.shared, overlap.is_over_limit) for overlap in comparison.overlaps]
-    assert overlaps == [
-        ("over", 101, True),
-        ("at", 100, False),
-    ]
-    assert compare_with(at).copy_of is None
+def unread(hotkey: str, block: int, **changes: object) -> Competitor:
+    return make_competitor(hotkey, block, (), unknown_reason="no answer", **changes)
+
+
+ORIGINAL = make_competitor("original", 5)
+REVEALED = make_competitor("revealed", 9, is_revealed=True)
+FEW = make_competitor("few", 9, KEYS[:50], is_revealed=True)
+EARLY, UNREAD = unread("early", 4), unread("unread", 9)
+BEFORE, AFTER, EITHER = (8, 8), (NOW, NOW), (5, NOW)
+
+# Competitors, the blocks that ours may rank by -> the dataset that it duplicates, and the unknowns.
+COMPARED: dict[str, tuple[list[Competitor], tuple[int, int], str | None, list[str]]] = {
+    "at the limit": ([make_competitor("a", 5, KEYS[:100])], AFTER, None, []),
+    "over the limit": ([make_competitor("a", 5, KEYS[49:])], AFTER, "a", []),
+    "the later is the duplicate": ([make_competitor("a", 9)], BEFORE, None, []),
+    "unread and earlier": ([UNREAD], AFTER, None, ["unread"]),
+    "unread and later": ([UNREAD], BEFORE, None, []),
+    "unread and later than the original": ([ORIGINAL, UNREAD], AFTER, "original", []),
+    "unread and earlier than the original": ([ORIGINAL, EARLY, UNREAD], AFTER, "original", ["early"]),
+    "revealed before": ([REVEALED], AFTER, "revealed", []),
+    "revealed after, perhaps committed before": ([REVEALED], BEFORE, None, ["revealed"]),
+    "revealed after with few shared rows": ([FEW], BEFORE, None, []),
+    "unread and revealed after": ([unread("a", 9, is_revealed=True)], BEFORE, None, ["a"]),
+    "own unread commitment decides": ([make_competitor("a", 7)], EITHER, "a", ["own"]),
+    "own unread commitment is later anyway": ([make_competitor("a", 3)], EITHER, "a", []),
+    "own unread commitment with few shared rows": ([make_competitor("a", 7, KEYS[:50])], EITHER, None, []),
+}
+
+
+@pytest.mark.parametrize("case", COMPARED)
+def test_duplicate_is_of_an_earlier_dataset_over_the_limit(case: str) -> None:
+    others, ranks, copied, unknowns = COMPARED[case]
+    comparison = compare_with(*others, ranks=ranks, own=unread("own", 5) if ranks == EITHER else None)
+    assert (comparison.copy_of.hotkey if comparison.copy_of else None) == copied
+    assert [unknown.hotkey for unknown in comparison.unknowns] == unknowns
+
+
+def test_overlaps_have_the_most_shared_rows_first() -> None:
+    comparison = compare_with(make_competitor("few", 5, KEYS[:100]), make_competitor("many", 1005, KEYS[49:]))
+    overlaps = [(overlap.shared, overlap.is_over_limit, overlap.is_earlier) for overlap in comparison.overlaps]
+    assert overlaps == [(101, True, False), (100, False, True)]
 
 
 def test_overlap_has_all_lines_and_counts_a_row_once() -> None:
     rows = read(POOL_LINES[5], POOL_LINES[200], POOL_LINES[5], POOL_LINES[7])
-    (overlap,) = compare_with(make_competitor("a", 5), rows=rows).overlaps
+    (overlap,) = compare_with(ORIGINAL, rows=rows).overlaps
     assert (overlap.shared, overlap.lines) == (2, (1, 3, 4))
 
 
@@ -185,53 +207,14 @@ def test_duplicate_of_another_makes_no_duplicate() -> None:
     assert comparison.copy_of is None and comparison.unknowns == ()
 
 
-def test_earlier_dataset_is_no_duplicate_of_a_later_one() -> None:
-    comparison = compare_with(make_competitor("late", 9), ranks=(8, 8))
-    assert comparison.copy_of is None and comparison.unknowns == ()
-    assert not comparison.overlaps[0].is_earlier
-
-
-def test_unknown_dataset_matters_only_if_earlier() -> None:
-    unknown = make_competitor("unknown", 9, (), unknown_reason="sealed")
-    assert compare_with(unknown).unknowns == (unknown,)
-    assert compare_with(unknown, ranks=(8, 8)).unknowns == ()
-
-
-def test_earlier_unknown_dataset_leaves_a_duplicate_open() -> None:
-    early, late = (
-        make_competitor("early", 4, (), unknown_reason="sealed"),
-        make_competitor("late", 6, (), unknown_reason="sealed"),
-    )
-    original = make_competitor("original", 5)
-    assert compare_with(original, late).unknowns == ()
-    comparison = compare_with(original, early, late)
-    assert comparison.copy_of is not None and comparison.unknowns == (early,)
-
-
-def test_revealed_commitment_may_be_older_than_its_reveal() -> None:
-    opened = make_competitor("opened", 9, is_revealed=True)
-    assert compare_with(opened, ranks=(8, 8)).unknowns == (opened,)
-    assert compare_with(make_competitor("small", 9, KEYS[:50], is_revealed=True), ranks=(8, 8)).unknowns == ()
-    assert compare_with(opened).copy_of is not None and compare_with(opened).unknowns == ()
-    promised = make_competitor("promised", 9, (), unknown_reason="not there yet", is_revealed=True)
-    assert compare_with(promised, ranks=(8, 8)).unknowns == (promised,)
-
-
-def test_own_unread_commitment_matters_if_its_block_decides() -> None:
-    own = make_competitor("own", 5, (), unknown_reason="no answer")
-    assert compare_with(make_competitor("a", 7), ranks=(5, NOW), own=own).unknowns == (own,)
-    assert compare_with(make_competitor("a", 3), ranks=(5, NOW), own=own).unknowns == ()
-    assert compare_with(make_competitor("a", 7, KEYS[:50]), ranks=(5, NOW), own=own).unknowns == ()
-
-
 def test_rank_is_that_of_a_commitment_to_the_same_file() -> None:
     own = make_competitor("own", 5, sha256="s")
+    refused = make_competitor("own", 5, (), rejection=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
     assert possible_commit_blocks(own, "s", None, NOW) == (5, 5)
     assert possible_commit_blocks(own, "s", "own/data", NOW) == (5, 5)
     assert possible_commit_blocks(own, "s", "own/other", NOW) == (NOW, NOW)
     assert possible_commit_blocks(own, "t", None, NOW) == (NOW, NOW)
     assert possible_commit_blocks(None, "s", None, NOW) == (NOW, NOW)
     assert possible_commit_blocks(make_competitor("own", 5, sha256="s", is_revealed=True), "s", None, NOW) == (0, 5)
-    assert possible_commit_blocks(make_competitor("own", 5, (), unknown_reason="sealed"), "s", None, NOW) == (5, NOW)
-    refused = make_competitor("own", 5, (), rejection=SubmissionError(Reason.BEFORE_REGISTRATION, "old"))
+    assert possible_commit_blocks(unread("own", 5), "s", None, NOW) == (5, NOW)
     assert possible_commit_blocks(refused, "s", None, NOW) == (NOW, NOW)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,13 +30,13 @@ from tests.fixtures.miner import (
 )
 from tests.fixtures.network import POOL, SMALL, Net, make_content, make_line, use_hub, write_dataset
 
-TEMPO = 30
 
-
-@pytest.fixture
-def net(tmp_path: Path) -> Iterator[Net]:
-    with Net(tmp_path / "network", ["alice"], tempo=TEMPO) as net, use_hub(net, "alice"):
-        yield net
+def decline(net: Net, lines: list[str] = SMALL) -> str:
+    """Decline to publish, and return what was to be confirmed."""
+    shown: list[str] = []
+    chain = net.chain("alice")
+    assert publish_dataset(configure(net, lines), chain, confirm=lambda text: bool(shown.append(text))) is None
+    return shown[0]
 
 
 def test_published_file_is_on_chain_and_on_the_hub(net: Net) -> None:
@@ -50,11 +50,21 @@ def test_published_file_is_on_chain_and_on_the_hub(net: Net) -> None:
     assert store.blob_path(files["data.jsonl"]).read_bytes() == make_content(SMALL)
 
 
-def test_second_run_changes_nothing(net: Net) -> None:
-    first, before = publish(net), head(net)
-    net.admin.advance(5)
-    assert publish(net) == first
-    assert head(net) == before and commits(net) == 1
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda net: net.admin.advance(5),
+        lambda net: net.upload("alice", ["# mine"], file="README.md"),
+        lambda net: net.upload("alice", POOL[:30]),
+    ],
+    ids=["blocks pass", "another file in the repo", "another dataset on main"],
+)
+def test_current_commitment_is_left_without_confirmation(net: Net, meanwhile: Callable[[Net], object]) -> None:
+    first = publish(net)
+    meanwhile(net)
+    uploaded = head(net)
+    assert publish_dataset(configure(net), net.chain("alice"), confirm=pytest.fail) == first
+    assert head(net) == uploaded and commits(net) == 1
 
 
 def test_changed_file_is_committed_again(net: Net) -> None:
@@ -94,11 +104,6 @@ def test_rejected_dataset_is_not_uploaded(net: Net, lines: list[str], reason: Re
     assert head(net) is None and commits(net) == 0
 
 
-def test_forced_dataset_is_published_although_rejected(net: Net) -> None:
-    publish(net, [make_line(10**6)], is_forced=True)
-    assert commits(net) == 1
-
-
 def test_long_row_without_target_is_rejected(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "word " * 1500}, {"role": "assistant", "content": "yes"}]
     long = json.dumps({"conversations": talk})
@@ -120,7 +125,7 @@ def test_used_up_commit_limit_is_waited_for(net: Net) -> None:
     net.commit("alice", "something else")
     before = net.admin.block()
     published = publish(net)
-    assert before + 10 < published.block < before + TEMPO + 3
+    assert before + 10 < published.block < before + 30 + 3
     assert commits(net) == 3, "one that was there, one refused, one accepted"
 
 
@@ -183,15 +188,8 @@ def test_other_bytes_on_the_hub_are_not_committed(net: Net) -> None:
 
 
 def test_declined_confirmation_writes_nothing(net: Net) -> None:
-    shown: list[str] = []
-
-    def decline(what: str) -> bool:
-        shown.append(what)
-        return False
-
-    assert publish_dataset(configure(net), net.chain("alice"), confirm=decline) is None
+    what = decline(net)
     assert head(net) is None and commits(net) == 0
-    (what,) = shown
     for part in (
         f"{len(make_content(SMALL))} bytes, rows: {len(SMALL)} count",
         hashlib.sha256(make_content(SMALL)).hexdigest(),
@@ -204,14 +202,8 @@ def test_declined_confirmation_writes_nothing(net: Net) -> None:
 
 def test_confirmation_shows_the_commitment_it_replaces(net: Net) -> None:
     first = publish(net)
-    shown: list[str] = []
-    publish_dataset(configure(net, POOL[:30]), net.chain("alice"), confirm=lambda what: bool(shown.append(what)))
-    assert f"{first.record}, of block {first.block}; a new commitment replaces it and loses its rank" in shown[0]
-
-
-def test_current_commitment_needs_no_confirmation(net: Net) -> None:
-    first = publish(net)
-    assert publish_dataset(configure(net), net.chain("alice"), confirm=pytest.fail) == first
+    expected = f"{first.record}, of block {first.block}; a new commitment replaces it and loses its rank"
+    assert expected in decline(net, POOL[:30])
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("yes", 0), ("n", 1), ("", 1), ("yesterday", 1)])
@@ -251,19 +243,16 @@ def test_command_names_the_rejected_line(net: Net) -> None:
     assert any("line 7" in line and "WARNING" in line for line in forced.logs)
 
 
-def test_command_without_a_token_names_hf_token(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("token", "named"), [(None, "HF_TOKEN"), ("hf_local_mallory", "alice/data")])
+def test_command_without_its_users_token_fails(
+    net: Net, token: str | None, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    ended = run(net)
-    assert ended.status == 4
-    (line,) = ended.logs
-    assert "HF_TOKEN" in line
-
-
-def test_command_with_another_users_token_fails(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_local_mallory")
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
     ended = run(net)
     assert ended.status == 4 and commits(net) == 0
-    assert "hf_local_mallory" not in "".join(ended.logs)
+    assert named in ended.logs[-1] and "hf_local_mallory" not in "".join(ended.logs)
 
 
 def test_command_with_unregistered_hotkey_uploads_nothing(net: Net) -> None:

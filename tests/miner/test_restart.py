@@ -1,7 +1,6 @@
 """A miner that is killed or run again commits nothing twice."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,11 @@ import pytest
 from template.errors import ConfigError, HostError
 from template.hub import datasets
 from template.localnet.chain.ledger import ChainFault
-from template.localnet.hub import store as hub_store
 from template.miner.journal import Journal
-from template.records import PublishOutcome
 from tests.fixtures.miner import (
     ERA_BLOCKS,
     Killed,
+    KilledChain,
     LaggingChain,
     arguments,
     commits,
@@ -24,44 +22,12 @@ from tests.fixtures.miner import (
     run_miner,
     stepping,
 )
-from tests.fixtures.network import MINER, POOL, Net, Process, use_hub
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Iterator[Net]:
-    with Net(tmp_path / "network", ["alice"]) as net, use_hub(net, "alice"):
-        yield net
-
-
-def test_another_file_in_the_repo_keeps_the_rank(net: Net) -> None:
-    first = publish(net)
-    hub_store.upload_files(net.hub.store.root, "alice/data", {"README.md": b"# mine"})
-    assert publish(net) == first
-    assert commits(net) == 1
-
-
-def test_current_commitment_is_not_uploaded_again(net: Net) -> None:
-    first = publish(net)
-    moved = net.upload("alice", POOL[:30])
-    assert publish(net) == first
-    assert head(net) == moved and commits(net) == 1
-
-
-class ChainKilledAtWrite(LaggingChain):
-    """Killed by its commit call, before it or after it has landed."""
-
-    is_after = False
-
-    def publish(self, text: str) -> PublishOutcome:
-        if self.is_after:
-            super().publish(text)
-        raise Killed
+from tests.fixtures.network import MINER, POOL, Net, Process
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
 def test_kill_around_the_call_commits_once(net: Net, is_after: bool) -> None:
-    with ChainKilledAtWrite(net, "alice", blocks=0) as chain, pytest.raises(Killed):
-        chain.is_after = is_after
+    with KilledChain(net, is_after=is_after) as chain, pytest.raises(Killed):
         run_miner(configure(net), chain, stepping(net))
     before, uploaded = net.admin.block(), head(net)
     with LaggingChain(net, "alice", blocks=0) as chain:
@@ -92,19 +58,15 @@ def test_kill_before_the_intent_starts_over(net: Net, step: str, monkeypatch: py
 
 
 def test_call_in_flight_delays_a_changed_file(net: Net) -> None:
-    with ChainKilledAtWrite(net, "alice", blocks=0) as chain, pytest.raises(Killed):
+    with KilledChain(net) as chain, pytest.raises(Killed):
         run_miner(configure(net), chain, stepping(net))
     before = net.admin.block()
     assert publish(net, POOL[:30]).block > before + ERA_BLOCKS
 
 
-def start(net: Net, *more: str) -> Process:
-    return Process(MINER, *arguments(net, "--yes", *more), env=net.environment("alice"))
-
-
 def test_process_killed_during_its_call_commits_once(net: Net) -> None:
     net.admin.set_fault("write", ChainFault.HANG)
-    with start(net) as process:
+    with Process(MINER, *arguments(net, "--yes"), env=net.environment("alice")) as process:
         process.wait_for("sending")
         process.send(signal.SIGKILL)
         assert process.finish() == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Sealed submissions on a local chain and hub; the test reveals in place of the beacon."""
+"""Sealed submissions on a local chain and hub; the tests reveal, not the beacon."""
 
 import hashlib
 import signal
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from loguru import logger
 
 from template import constants
 from template.chain.client import Chain, round_time
@@ -17,7 +16,6 @@ from template.hub import datasets
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub import store as hub_store
 from template.miner.draft import PublishResult
-from template.miner.publish import publish_dataset
 from template.miner.sealed import (
     MARGIN_BLOCKS,
     SEAL_LEAD_BLOCKS,
@@ -26,10 +24,12 @@ from template.miner.sealed import (
     at_round_start,
     seal_dataset,
 )
-from template.records import ChainCommitment, PublishOutcome
+from template.records import ChainCommitment
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
+from tests.fixtures.logs import log_lines
 from tests.fixtures.miner import (
     Killed,
+    KilledChain,
     LaggingChain,
     agree,
     arguments,
@@ -40,7 +40,7 @@ from tests.fixtures.miner import (
     run,
     stepping,
 )
-from tests.fixtures.network import MINER, POOL, SMALL, Net, Process, make_content, use_hub
+from tests.fixtures.network import MINER, POOL, SMALL, Net, Process, make_content
 
 CONTENT = make_content(SMALL)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -48,35 +48,27 @@ TEXT = f"alice/data:sample:{DIGEST}"
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Iterator[Net]:
-    with Net(tmp_path / "network", ["alice"]) as net, use_hub(net, "alice"):
-        yield net
-
-
-@pytest.fixture
 def logs() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}")  # type: ignore[arg-type]
-    yield lines
-    logger.remove(sink)
+    with log_lines() as lines:
+        yield lines
 
 
-def revealing(net: Net, *, looks: int = 5, before: Callable[[], object] = lambda: None) -> Callable[[float], None]:
-    """A sleep that adds a block, and reveals the seal after `looks` calls, right after a call of `before`."""
-    step = stepping(net)
-    seen = 0
+def revealing(net: Net, *, before: Callable[[], object] = lambda: None) -> Callable[[float], None]:
+    """A sleep that adds a block; its fifth call after the seal reveals."""
+    step, left = stepping(net), iter([4, 3, 2, 1, 0])
 
     def sleep(seconds: float) -> None:
-        nonlocal seen
         on_chain = net.chain("alice").commitment(net.hotkey("alice"))
-        seen += on_chain is not None and on_chain.reveal_round is not None
-        if seen == looks:
-            seen += 1
+        if on_chain is not None and on_chain.reveal_round is not None and next(left, None) == 0:
             before()
-            net.admin.reveal(net.hotkey("alice"), TEXT)
+            reveal(net)
         step(seconds)
 
     return sleep
+
+
+def reveal(net: Net) -> None:
+    net.admin.reveal(net.hotkey("alice"), TEXT)
 
 
 def seal(
@@ -117,12 +109,22 @@ def read_commitment(net: Net) -> ChainCommitment:
     return on_chain
 
 
-def on_main(net: Net, folder: Path) -> bytes:
-    """Download as a validator does."""
-    return datasets.download_dataset("alice/data", DIGEST, folder).path.read_bytes()
+def seal_and_reveal(net: Net) -> int:
+    """Seal, be killed, and reveal; return the block of the commit."""
+    seal_and_die(net)
+    block = read_commitment(net).block
+    reveal(net)
+    return block
 
 
-def test_sealed_dataset_is_public_only_after_the_reveal(net: Net, tmp_path: Path) -> None:
+def assert_completed(net: Net) -> None:
+    """Exactly one commitment, and a validator can download its file."""
+    assert commits(net) == 1
+    downloaded = datasets.download_dataset("alice/data", DIGEST, net.parts.folder / "validator")
+    assert downloaded.path.read_bytes() == CONTENT
+
+
+def test_sealed_dataset_is_public_only_after_the_reveal(net: Net) -> None:
     sealed: list[ChainCommitment] = []
 
     def look() -> None:
@@ -133,8 +135,7 @@ def test_sealed_dataset_is_public_only_after_the_reveal(net: Net, tmp_path: Path
     assert sealed[0].text is None and sealed[0].reveal_round is not None
     assert (str(published.record), published.block) == (TEXT, sealed[0].block), "it counts from the commit"
     assert read_commitment(net).text == TEXT and read_commitment(net).is_revealed
-    assert on_main(net, tmp_path / "validator") == CONTENT
-    assert commits(net) == 1
+    assert_completed(net)
 
 
 def test_reveal_is_due_before_the_next_round(net: Net) -> None:
@@ -154,19 +155,11 @@ def reveal_at(net: Net, block: int) -> None:
     """Seal, be killed, and have the chain reveal it in this block."""
     seal_and_die(net)
     advance_to(net, block - 1)
-    net.admin.reveal(net.hotkey("alice"), TEXT)
+    reveal(net)
     assert read_commitment(net).block == block
 
 
-def test_reveal_skips_a_round_that_is_too_near() -> None:
-    opens = at_round_start(360).reveal_block
-    last = 360 - SEAL_LEAD_BLOCKS - MARGIN_BLOCKS
-    assert [opens(block) for block in (0, last, last + 1, 360)] == [345, 345, 705, 705]
-    assert at_round_start(10).reveal_block(100) == 125
-    assert after_blocks(50).reveal_block(7) == 57
-
-
-def test_file_is_uploaded_exactly_at_the_round_start(net: Net, tmp_path: Path) -> None:
+def test_file_is_uploaded_exactly_at_the_round_start(net: Net) -> None:
     reveal_at(net, 345)
     seen: dict[int, str | None] = {}
     step = stepping(net)
@@ -176,7 +169,8 @@ def test_file_is_uploaded_exactly_at_the_round_start(net: Net, tmp_path: Path) -
         step(seconds)
 
     seal(net, sleep=look)
-    assert net.admin.block() == 360 and on_main(net, tmp_path / "validator") == CONTENT
+    assert net.admin.block() == 360
+    assert_completed(net)
     assert seen == dict.fromkeys(range(345, 360)), "neither late nor early"
 
 
@@ -184,21 +178,6 @@ def test_reveal_after_blocks_uploads_at_once(net: Net) -> None:
     reveal_at(net, 345)
     seal(net, schedule=after_blocks(50), sleep=die)
     assert head(net) is not None
-
-
-@pytest.mark.parametrize(
-    ("period", "revealed", "uploaded"),
-    [
-        pytest.param(360, 345, 360, id="in time"),
-        pytest.param(360, 360, 360, id="in the round's own block, which holds it"),
-        pytest.param(360, 361, 361, id="late, and the next round is out of reach"),
-        pytest.param(100, 361, 400, id="late, and the next round is near"),
-        pytest.param(360, 110, 360, id="early, as far as the time for the upload allows"),
-        pytest.param(360, 109, 109, id="too early"),
-    ],
-)
-def test_upload_block_is_a_round_start_within_the_grace(period: int, revealed: int, uploaded: int) -> None:
-    assert at_round_start(period).upload_block(revealed) == uploaded
 
 
 def test_silent_chain_does_not_delay_the_upload(net: Net, logs: list[str]) -> None:
@@ -216,27 +195,14 @@ def test_silent_chain_does_not_delay_the_upload(net: Net, logs: list[str]) -> No
     assert now == 15 * BLOCK_S and head(net) is not None
 
 
-class ChainKilledAtSeal(LaggingChain):
-    """Killed by its commit call, before it or after it has landed."""
-
-    is_after = False
-
-    def publish_sealed(self, text: str, reveal_round: int) -> PublishOutcome:
-        if self.is_after:
-            super().publish_sealed(text, reveal_round)
-        raise Killed
-
-
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
-def test_kill_around_the_call_seals_once(net: Net, is_after: bool, tmp_path: Path) -> None:
-    with ChainKilledAtSeal(net, "alice", blocks=0) as chain, pytest.raises(Killed):
-        chain.is_after = is_after
+def test_kill_around_the_call_seals_once(net: Net, is_after: bool) -> None:
+    with KilledChain(net, is_after=is_after) as chain, pytest.raises(Killed):
         seal(net, chain=chain)
     assert commits(net) == int(is_after)
     with LaggingChain(net, "alice", blocks=0) as chain:
         seal(net, chain=chain)
-    assert commits(net) == 1
-    assert on_main(net, tmp_path / "validator") == CONTENT
+    assert_completed(net)
 
 
 @pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, ChainFault.DISCONNECT])
@@ -246,18 +212,16 @@ def test_seal_without_an_answer_is_made_once(net: Net, fault: ChainFault) -> Non
     assert commits(net) == 1
 
 
-def test_restart_after_the_reveal_uploads(net: Net, tmp_path: Path) -> None:
-    seal_and_die(net)
-    block = read_commitment(net).block
-    net.admin.reveal(net.hotkey("alice"), TEXT)
-    assert seal(net).block == block
-    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
+@pytest.mark.parametrize("complete", [seal, publish], ids=["with --seal", "without"])
+def test_restart_after_the_reveal_uploads(net: Net, complete: Callable[[Net], PublishResult]) -> None:
+    block = seal_and_reveal(net)
+    done = complete(net)
+    assert (str(done.record), done.block) == (TEXT, block)
+    assert_completed(net)
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the upload", "after the upload"])
-def test_kill_around_the_upload_is_completed(
-    net: Net, is_after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_around_the_upload_is_completed(net: Net, is_after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = datasets.upload_dataset
 
     def stop(content: bytes, repo_id: str, *, token: str | None) -> str:
@@ -271,7 +235,7 @@ def test_kill_around_the_upload_is_completed(
     uploaded = head(net)
     assert (uploaded is not None) is is_after
     seal(net)
-    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
+    assert_completed(net)
     assert uploaded in (None, head(net))
 
 
@@ -283,34 +247,32 @@ def test_run_after_the_upload_changes_nothing(net: Net) -> None:
     assert head(net) == done and commits(net) == 1
 
 
-def test_upload_is_retried_during_a_hub_outage(net: Net, tmp_path: Path, logs: list[str]) -> None:
+def test_upload_is_retried_during_a_hub_outage(net: Net, logs: list[str]) -> None:
     fault = HubFault(kind=FaultKind.STATUS, status=503, count=3)
     seal(net, sleep=revealing(net, before=lambda: set_faults(net.hub.store.root, fault)))
     assert any("upload failed, retrying" in line for line in logs)
-    assert on_main(net, tmp_path / "validator") == CONTENT
+    assert_completed(net)
 
 
 def test_late_upload_that_fails_ends(net: Net) -> None:
-    seal_and_die(net)
-    net.admin.reveal(net.hotkey("alice"), TEXT)
+    seal_and_reveal(net)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="/preupload/"))
     with pytest.raises(RemoteError):
         seal(net, sleep=lambda _: net.admin.advance(100))
     assert net.admin.block() - read_commitment(net).block > constants.SEAL_GRACE_BLOCKS
 
 
-def test_late_upload_logs_a_warning(net: Net, tmp_path: Path, logs: list[str]) -> None:
-    seal_and_die(net)
-    net.admin.reveal(net.hotkey("alice"), TEXT)
+def test_late_upload_logs_a_warning(net: Net, logs: list[str]) -> None:
+    seal_and_reveal(net)
     due = read_commitment(net).block + constants.SEAL_GRACE_BLOCKS
     net.admin.advance(constants.SEAL_GRACE_BLOCKS + 7)
     seal(net)
     assert any(f"by block {due}" in line for line in logs)
     assert any(line.startswith("WARNING uploading 7 blocks too late") for line in logs)
-    assert on_main(net, tmp_path / "validator") == CONTENT
+    assert_completed(net)
 
 
-def test_changed_file_does_not_replace_a_seal(net: Net, tmp_path: Path) -> None:
+def test_changed_file_does_not_replace_a_seal(net: Net) -> None:
     seal_and_die(net)
     with pytest.raises(ConfigError, match=f"{TEXT}.*--force") as caught:
         seal(net, POOL[:30])
@@ -318,7 +280,7 @@ def test_changed_file_does_not_replace_a_seal(net: Net, tmp_path: Path) -> None:
     copy = Path(str(caught.value).split("--dataset_path ")[1].split(";")[0])
     assert copy.read_bytes() == CONTENT and copy.stat().st_mode & 0o777 == 0o600
     seal(net, dataset_path=copy)
-    assert on_main(net, tmp_path / "validator") == CONTENT
+    assert_completed(net)
     assert not copy.exists(), "it is public now"
 
 
@@ -337,7 +299,7 @@ def test_run_without_seal_does_not_replace_one(net: Net) -> None:
 
 
 def test_seal_in_flight_is_not_replaced(net: Net) -> None:
-    with ChainKilledAtSeal(net, "alice", blocks=0) as chain, pytest.raises(Killed):
+    with KilledChain(net) as chain, pytest.raises(Killed):
         seal(net, chain=chain)
     with pytest.raises(ConfigError, match="may still appear"):
         publish(net)
@@ -390,14 +352,6 @@ def test_confirmation_shows_text_and_reveal_block(net: Net) -> None:
     assert "uploaded at about block 4715" in text
 
 
-def test_run_without_seal_completes_a_revealed_one(net: Net, tmp_path: Path) -> None:
-    seal_and_die(net)
-    net.admin.reveal(net.hotkey("alice"), TEXT)
-    done = publish_dataset(configure(net), net.chain("alice"), confirm=agree)
-    assert done is not None and str(done.record) == TEXT
-    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
-
-
 def test_seal_from_before_the_registration_is_repeated(net: Net) -> None:
     seal_and_die(net)
     before = read_commitment(net).block
@@ -407,22 +361,18 @@ def test_seal_from_before_the_registration_is_repeated(net: Net) -> None:
     assert commits(net) == 2
 
 
-def test_killed_process_continues_to_the_end(net: Net, tmp_path: Path) -> None:
-    words = arguments(net, "--yes", "--seal")
-    with Process(MINER, *words, env=net.environment("alice")) as first:
-        first.wait_for("sealed, opens at")
-        first.send(signal.SIGKILL)
-        first.finish()
+def test_killed_process_is_continued_to_the_end(net: Net) -> None:
+    words = ("--yes", "--seal")
+    with Process(MINER, *arguments(net, *words), env=net.environment("alice")) as process:
+        process.wait_for("sealed, opens at")
+        process.send(signal.SIGKILL)
+        process.finish()
     block = read_commitment(net).block
-    with Process(MINER, *words, env=net.environment("alice")) as second:
-        second.wait_for("sealed, opens at")
-        second.send(signal.SIGTERM)
-        second.finish()
-    net.admin.reveal(net.hotkey("alice"), TEXT)
-    ended = run(net, more=("--yes", "--seal"))
+    reveal(net)
+    ended = run(net, more=words)
     assert ended.status == 0, ended.logs
     assert ended.output == f"{TEXT} committed in block {block}\n"
-    assert commits(net) == 1 and on_main(net, tmp_path / "validator") == CONTENT
+    assert_completed(net)
 
 
 @pytest.mark.parametrize(
