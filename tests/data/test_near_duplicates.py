@@ -51,7 +51,7 @@ def test_respelled_row_is_a_near_duplicate(case: str) -> None:
     assert ALIKE[case].key != PLAIN.key
 
 
-@pytest.mark.parametrize("default", [None, "", " ", *{t.default_system for t in model2template.values()}])
+@pytest.mark.parametrize("default", [None, "", " ", *dict.fromkeys(t.default_system for t in model2template.values())])
 def test_missing_empty_and_default_system_are_equal(default: str | None) -> None:
     assert normalized_digest(row("q", "a", system=default)) == normalized_digest(row("q", "a"))
 
