@@ -21,16 +21,7 @@ from pathlib import Path
 from template import cli
 from template.errors import ConfigError
 from tests.campaigns import command
-from tests.campaigns.fuzz.run import (
-    HEADER,
-    Runner,
-    Tally,
-    minimise,
-    read_corpus,
-    run_coverage,
-    run_shapes,
-    write_corpus,
-)
+from tests.campaigns.fuzz.run import Runner, Tally, minimise, read_corpus, run_coverage, run_shapes, write_corpus
 
 TARGETS = ("commitment", "fields", "rows", "chat", "receipt", "round")
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -63,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{module} is not installed; pip install -e '.[{extra}]', or --runs 0 without atheris")
     folder = args.dir or Path(tempfile.mkdtemp(prefix="fuzz-"))
-    print(HEADER, flush=True)
     tallies: list[Tally] = []
     for target in args.targets:
         for tally in fuzz(target, args, folder):

@@ -31,12 +31,9 @@ PROCESS_MIB = 1024
 MEASURED_EVERY = 50
 _HANG_S = 60
 _MAX_FINDINGS = 20
+_PRODUCT = str(Path(template.__file__).parent)
 
 Check = Callable[[bytes], None]
-HEADER = (
-    f"{'target':<11}{'inputs by':<10}{'inputs':>9}{'a second':>10}{'edges':>7}{'features':>10}{'corpus':>8}"
-    f"{'slowest ms':>12}{'MiB for one':>13}{'MiB in all':>12}{'findings':>10}"
-)
 
 
 @dataclass
@@ -56,11 +53,11 @@ class Tally:
     findings: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        reached = (self.edges, self.features, self.corpus) if self.engine == "coverage" else ("", "", "")
+        reached = f", {self.edges} edges, {self.features} features, {self.corpus} in the corpus" if self.edges else ""
         return (
-            f"{self.target:<11}{self.engine:<10}{self.inputs:>9}{self.inputs / max(self.seconds, 1e-9):>10.0f}"
-            f"{reached[0]:>7}{reached[1]:>10}{reached[2]:>8}{self.slowest_s * 1000:>12.1f}"
-            f"{self.input_mib:>13.1f}{self.process_mib:>12.1f}{len(self.findings):>10}"
+            f"{self.target} by {self.engine}: {self.inputs:,} inputs in {self.seconds:.0f} s, slowest "
+            f"{self.slowest_s * 1000:.1f} ms, {self.input_mib:.1f} MiB for one, {self.process_mib:.1f} MiB in all"
+            f"{reached}, {len(self.findings)} findings"
         )
 
 
@@ -177,11 +174,8 @@ def run_coverage(target: str, corpus: Path, runs: int, seed: int, folder: Path) 
     return tally
 
 
-def minimise(check: Check, inputs: Sequence[bytes]) -> list[bytes]:
-    """Return the smallest inputs that take every step that all take.
-
-    Taking a step once, twice, up to four times, up to eight and so on are different steps.
-    """
+def minimise(check: Check, inputs: Iterable[bytes]) -> list[bytes]:
+    """Return the smallest inputs that take every step that all take."""
     chosen: list[bytes] = []
     seen: set[object] = set()
     for data in sorted(inputs, key=lambda data: (len(data), data)):
@@ -193,25 +187,18 @@ def minimise(check: Check, inputs: Sequence[bytes]) -> list[bytes]:
 
 
 def steps_of(check: Check, data: bytes) -> set[object]:
-    """Return pairs of consecutive lines, about how often, and errors raised."""
+    """Return the pairs of consecutive lines of the product, each with a power of two as often as it was taken."""
     steps: Counter[object] = Counter()
-    product = str(Path(template.__file__).parent)
+    here: object = None
 
-    def follow(frame: FrameType, event: str, _: Any) -> Any:
+    def follow(frame: FrameType, event: str, value: Any) -> Any:
+        nonlocal here
         path = frame.f_code.co_filename
-        if not path.startswith(product) or "/localnet/" in path:
+        if not path.startswith(_PRODUCT) or "/localnet/" in path:
             return None
-        last = [frame.f_lineno]
-
-        def step(frame: FrameType, event: str, value: Any) -> Any:
-            if event == "line":
-                steps[path, last[0], frame.f_lineno] += 1
-                last[0] = frame.f_lineno
-            elif event == "exception":
-                steps[path, frame.f_lineno, value[0]] += 1
-            return step
-
-        return step
+        before, here = here, (path, frame.f_lineno, value[0] if event == "exception" else event)
+        steps[before, here] += 1
+        return follow
 
     sys.settrace(follow)
     try:

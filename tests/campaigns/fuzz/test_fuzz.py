@@ -148,7 +148,7 @@ def test_fuzz_command_finding_exits_with_1(
     arguments = ["--targets", "commitment", "--examples", "20", "--runs", "0", "--corpus", str(tmp_path / "corpus")]
     assert command.main([*arguments, "--keep"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[1:-1]] == ["corpus", "shapes"] and lines[-1].endswith("0 findings")
+    assert [line.split()[2] for line in lines[:-1]] == ["corpus:", "shapes:"] and lines[-1].endswith("0 findings")
     monkeypatch.setattr(commitments, "CommitmentRecord", LaxRecord)
     assert command.main([*arguments, "--dir", str(tmp_path)]) == 1
     assert "FOUND: commitment: AssertionError at commitments.py:" in capsys.readouterr().out
