@@ -7,16 +7,16 @@ what they are due, no odd name may be on the disk, and what a person is shown mu
 import atexit
 import hashlib
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
 from template.localnet.chain import pallets
 from template.localnet.chain.scale_codec import encode_string
 from tests.campaigns.attack import nodes, receipts
-from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Environment, open_environment
+from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Environment, in_environment
 from tests.campaigns.attack.runner import Attack
 from tests.campaigns.synthetic_subnet import FAR_REVEAL_ROUND, make_file
 
@@ -33,9 +33,11 @@ _numbers = itertools.count()
 @cache
 def _shared() -> Environment:
     """Return the environment that attacks by one commitment share."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(open_environment(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+    folder = tempfile.mkdtemp(prefix="attack-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    env = Environment(Path(folder))
+    atexit.register(env.close)
+    return env
 
 
 def _in_shared(name: str, expected: str, act: Callable[[Environment, str], object]) -> Attack:
@@ -48,7 +50,7 @@ def _in_shared(name: str, expected: str, act: Callable[[Environment, str], objec
         env.pass_rounds()
         return env.verdict(miner)
 
-    return Attack(name=name, run=run, expected=expected, max_seconds=30.0, max_memory=64)
+    return Attack(name, run, expected, max_seconds=30.0, max_memory=64)
 
 
 def _committed(name: str, expected: str, *fields: object) -> Attack:
@@ -142,16 +144,6 @@ def _revealed(what: str, expected: str, plaintext: bytes) -> Attack:
             pallets.reveal(state, env.subnet.hotkey(miner), plaintext)
 
     return _in_shared(what, expected, act)
-
-
-def _in_own(name: str, expected: str, play: Callable[[Environment], str], *, max_memory: int = 96) -> Attack:
-    """Return an attack in an environment of its own."""
-
-    def run(folder: Path) -> str:
-        with open_environment(folder) as env:
-            return play(env)
-
-    return Attack(name=name, run=run, expected=expected, max_seconds=60.0, max_memory=max_memory, max_disk=32)
 
 
 def _both(env: Environment) -> list[str]:
@@ -265,17 +257,17 @@ def _change_tempo(env: Environment) -> str:
 _PAIR = f"{_EVALUATED} and {_DUPLICATE}"
 _ROWS = f"{_EVALUATED}, {_BLOCKS * _MINERS + 2} rows, a day later {_MINERS + 2}"
 _PLAYS = (
-    _in_own("one repo by two hotkeys", _PAIR, partial(_same_repo, is_one_block=False)),
-    _in_own("one repo by two hotkeys in one block", _PAIR, partial(_same_repo, is_one_block=True)),
-    _in_own("a promised file that comes late", _PAIR, partial(_late_file, by_digest=True)),
-    _in_own("a private repo that opens late", _PAIR, partial(_late_file, by_digest=False)),
-    _in_own("a revealed text copied in its block", _PAIR, _copied_reveal),
-    _in_own(f"{_MINERS} hotkeys commit another text in every block", _ROWS, _recommit),
-    _in_own("two datasets in turn in every block", f"{_EVALUATED}, 2 evaluations", _alternate),
-    _in_own("10,000 commitments without a uid", f"{_EVALUATED}, 2 rows", _left_behind, max_memory=192),
-    _in_own("a text of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=False)),
-    _in_own("a seal of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=True)),
-    _in_own("a tempo that changes within the round", _EVALUATED, _change_tempo),
+    in_environment("one repo by two hotkeys", _PAIR, partial(_same_repo, is_one_block=False)),
+    in_environment("one repo by two hotkeys in one block", _PAIR, partial(_same_repo, is_one_block=True)),
+    in_environment("a promised file that comes late", _PAIR, partial(_late_file, by_digest=True)),
+    in_environment("a private repo that opens late", _PAIR, partial(_late_file, by_digest=False)),
+    in_environment("a revealed text copied in its block", _PAIR, _copied_reveal),
+    in_environment(f"{_MINERS} hotkeys commit another text in every block", _ROWS, _recommit),
+    in_environment("two datasets in turn in every block", f"{_EVALUATED}, 2 evaluations", _alternate),
+    in_environment("10,000 commitments without a uid", f"{_EVALUATED}, 2 rows", _left_behind, max_memory=192),
+    in_environment("a text of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=False)),
+    in_environment("a seal of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=True)),
+    in_environment("a tempo that changes within the round", _EVALUATED, _change_tempo),
 )
 
 ATTACKS: tuple[Attack, ...] = (

@@ -7,7 +7,7 @@ has failed only when both honest miners are paid what they would be without it.
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +25,7 @@ from template.validator.downloads import Downloader
 from template.validator.loop import Validator
 from template.validator.status import read_status
 from template.validator.status_report import print_status
+from tests.campaigns.attack.runner import Attack
 from tests.campaigns.clock import BlockClock
 from tests.campaigns.fake_executors import FakeExecutor
 from tests.campaigns.synthetic_subnet import LARGE_ROWS, VALIDATOR, WIDE_CURVE, SyntheticSubnet, make_file, make_rows
@@ -131,14 +132,11 @@ class Environment:
         """Return a miner's line in the last leaderboard, and any damage that is seen."""
         last = self.store.last_round()
         rows: Sequence[LeaderboardRow] = self.store.leaderboard(last.id) if last else ()
-        row = next((row for row in rows if row.key.hotkey == self.subnet.hotkey(name)), None)
-        if row is None:
-            verdict = "absent"
-        elif row.reason is not None:
-            verdict = f"miner: {row.reason}"
-        else:
-            verdict = "pending" if row.loss is None else "evaluated"
-        return verdict + "".join(f"; {damage}" for damage in self._damage())
+        verdict = "absent"
+        for row in rows:
+            if row.key.hotkey == self.subnet.hotkey(name):
+                verdict = f"miner: {row.reason}" if row.reason else "pending" if row.loss is None else "evaluated"
+        return "; ".join([verdict, *self._damage()])
 
     def _damage(self) -> Iterator[str]:
         """Yield harm to the honest miners, to the disk and to what a person sees."""
@@ -160,10 +158,18 @@ class Environment:
             yield "the status is not printable"
 
 
-@contextmanager
-def open_environment(folder: Path, *, node: Callable[[Path], LocalSubstrate] = LocalSubstrate) -> Iterator[Environment]:
-    environment = Environment(folder, node=node)
-    try:
-        yield environment
-    finally:
-        environment.close()
+def in_environment(
+    name: str,
+    expected: str,
+    play: Callable[[Environment], str],
+    *,
+    node: Callable[[Path], LocalSubstrate] = LocalSubstrate,
+    max_memory: int = 96,
+) -> Attack:
+    """Return an attack in an environment of its own."""
+
+    def run(folder: Path) -> str:
+        with closing(Environment(folder, node=node)) as env:
+            return play(env)
+
+    return Attack(name, run, expected, max_seconds=60.0, max_memory=max_memory, max_disk=32)

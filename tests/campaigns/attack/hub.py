@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -55,32 +56,22 @@ def _fetch_large(folder: Path, *, by_digest: bool = False, filename: str | None 
 def _change_of_mind(folder: Path) -> str:
     """The Hub changes its answers after a download, which is not repeated."""
     first = fetch(folder)
-    start_hubs().set_faults([HubFault(kind=FaultKind.WRONG)])
-    try:
+    with start_hubs().faults(HubFault(kind=FaultKind.WRONG)):
         return first if first != TAKEN else fetch(folder)
-    finally:
-        start_hubs().set_faults()
 
 
 def _abandoned(folder: Path) -> str:
     """A thousand downloads in a row end by their deadlines while a body never ends."""
     hubs, threads, sockets = start_hubs(), _count_threads(), _count_sockets()
-    hubs.set_faults(
-        [
-            HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern=LISTING, count=_DOWNLOADS // 2),
-            HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern=FILE),
-        ]
-    )
+    drips = [HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern=FILE)]
+    drips += [replace(drips[0], pattern=LISTING, count=_DOWNLOADS // 2)]
 
     def download(number: int) -> str:
         place, options = folder / str(number % _AT_ONCE), {"deadline_s": _DEADLINE_S, "endpoint": hubs.hub}
         return judge(lambda: datasets.download_dataset(REPO, hubs.commit, place, **options))  # type: ignore[arg-type]
 
-    try:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            verdicts = Counter(pool.map(download, range(_DOWNLOADS)))
-    finally:
-        hubs.set_faults()
+    with hubs.faults(*drips), ThreadPoolExecutor(_AT_ONCE) as pool:
+        verdicts = Counter(pool.map(download, range(_DOWNLOADS)))
     until = time.monotonic() + _GRACE_S
     while time.monotonic() < until and (_count_threads() > threads or _count_sockets() > sockets):
         time.sleep(0.05)
@@ -102,19 +93,19 @@ def _count_sockets() -> int:
 
 
 ATTACKS: tuple[Attack, ...] = (
-    custom("none: a good file from a good Hub", fetch, expected=TAKEN, max_seconds=20.0, max_memory=64),
+    custom("none: a good file from a good Hub", fetch, TAKEN, max_seconds=20.0, max_memory=64),
     # Before the attacks whose connections stay open, and busy, until the hub ends.
     custom(
         f"{_DOWNLOADS:,} downloads that drip, {_AT_ONCE} at once",
         _abandoned,
-        expected=f"{_DOWNLOADS:,} {AGAIN}; left: 0 threads, 0 sockets",
+        f"{_DOWNLOADS:,} {AGAIN}; left: 0 threads, 0 sockets",
         max_seconds=60.0,
         max_memory=48,
     ),
     *hub_transport.ATTACKS,
     *hub_content.ATTACKS,
-    custom("100,000 files beside it", _fetch_large, expected=TAKEN, max_seconds=30.0, max_memory=192),
-    custom("100,000 files beside it, found by sha256", partial(_fetch_large, by_digest=True), expected=TAKEN),
-    custom("100,000 .jsonl files where only one is expected", partial(_fetch_large, filename=None)),
-    custom("the Hub changes its mind after the download", _change_of_mind, expected=TAKEN),
+    custom("100,000 files beside it", _fetch_large, TAKEN, max_seconds=30.0, max_memory=192),
+    custom("100,000 files beside it, found by sha256", partial(_fetch_large, by_digest=True), TAKEN),
+    custom("100,000 .jsonl files where only one is expected", partial(_fetch_large, filename=None), AGAIN),
+    custom("the Hub changes its mind after the download", _change_of_mind, TAKEN),
 )

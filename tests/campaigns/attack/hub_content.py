@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 from template import constants
@@ -19,7 +20,9 @@ from tests.campaigns.attack.hub_harness import (
     TOO_LARGE,
     WHOLE,
     attack,
+    reply,
 )
+from tests.campaigns.attack.runner import Attack
 from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 _NAME = constants.DATA_FILE
@@ -27,13 +30,8 @@ _ROW = {"type": "file", "path": _NAME, "size": len(CONTENT), "oid": GIT_OID}
 _LARGE = {"oid": DIGEST, "size": len(CONTENT), "pointerSize": 130}
 
 
-def _reply(body: str = "", *, pattern: str = LISTING, status: int = 200, **headers: str) -> HubFault:
-    named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-    return HubFault(kind=FaultKind.REPLY, status=status, headers=named, body=body, pattern=pattern)
-
-
 def _listed(**changes: Any) -> HubFault:
-    return _reply(json.dumps([_ROW | changes]))
+    return reply(json.dumps([_ROW | changes]))
 
 
 _ANONYMOUS = "Invalid username or password."
@@ -57,162 +55,120 @@ _REFUSALS = (
 _STATUSES = tuple(
     attack(
         f"HTTP {status} {' '.join(headers.values()) or 'alone'} to {what}",
-        _reply(pattern=pattern, status=status, **headers),
+        reply(pattern=pattern, status=status, **headers),
         expected=expected,
     )
     for what, pattern in (("a listing", LISTING), ("a download", FILE))
     for status, headers, expected in _REFUSALS
 )
+
+
+def _refusal(code: str, *, status: int = 404, body: str = "", pattern: str = LISTING) -> HubFault:
+    return reply(body, pattern=pattern, status=status, X_Error_Code=code)
+
+
+_GONE = _refusal("RevisionNotFound", pattern=FILE)
+_PRIVATE = _refusal("RepoNotFound", status=401)
 _TURNS = (
     attack(
-        "the commit is gone between listing and download",
-        _reply(pattern=FILE, status=404, X_Error_Code="RevisionNotFound"),
-        expected=NO_REPO,
+        "the commit is gone between listing and download", _refusal("RevisionNotFound", pattern=FILE), expected=NO_REPO
     ),
-    attack(
-        "the repo turns private between listing and download",
-        _reply(pattern=FILE, status=401, X_Error_Code="RepoNotFound"),
-        expected=NO_REPO,
-    ),
-    attack(
-        "the repo turns private between its commit and its listing",
-        _reply(pattern=LISTING, status=401, X_Error_Code="RepoNotFound"),
-        expected=NO_FILE,
-        by="digest",
-    ),
-    attack(
-        "the refusal's text is no JSON",
-        _reply("<html>", pattern=LISTING, status=404, X_Error_Code="RepoNotFound"),
-        expected=NO_REPO,
-    ),
-    attack("the refusal's text is a list", _reply("[[]]", pattern=LISTING, status=404, X_Error_Code="RepoNotFound")),
-    attack(
-        "the refusal's text is nested a thousand deep",
-        _reply('{"error":' + "[" * 9999, pattern=LISTING, status=404, X_Error_Code="RepoNotFound"),
-    ),
+    attack("the repo turns private between listing and download", replace(_PRIVATE, pattern=FILE), expected=NO_REPO),
+    attack("the repo turns private between its commit and its listing", _PRIVATE, expected=NO_FILE, by="digest"),
+    attack("the refusal's text is no JSON", _refusal("RepoNotFound", body="<html>"), expected=NO_REPO),
+    attack("the refusal's text is a list", _refusal("RepoNotFound", body="[[]]")),
+    attack("the refusal's text is nested a thousand deep", _refusal("RepoNotFound", body='{"error":' + "[" * 9999)),
 )
 _WAITS = tuple(
-    attack(f"429 with {name.replace('_', '-')} {value[:16]}", _reply(status=429, **{name: value}))
-    for name, value in (
-        ("Retry_After", "7"),
-        ("Retry_After", "-7"),
-        ("Retry_After", "9" * 400),
-        ("Retry_After", "soon"),
-        ("Retry_After", "Wed, 21 Oct 9999 07:28:00 GMT"),
-        ("Retry_After", "Wed, 21 Oct 2015 07:28:00 +9999"),
-        ("Retry_After", "0 , 1 Jan"),
-        ("Retry_After", "1e9"),
-        ("RateLimit", f'"api";r=0;t={"9" * 400}'),
-        ("RateLimit", '"api";r=0;t=30'),
-        ("RateLimit", '"api";' * 9000),
-    )
+    attack(f"429 with {name.replace('_', '-')} {value[:16]}", reply(status=429, **{name: value}))
+    for name, values in {
+        "Retry_After": (
+            *("7", "-7", "9" * 400, "soon", "0 , 1 Jan", "1e9"),
+            *("Wed, 21 Oct 9999 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 +9999"),
+        ),
+        "RateLimit": (f'"api";r=0;t={"9" * 400}', '"api";r=0;t=30', '"api";' * 9000),
+    }.items()
+    for value in values
 )
+_SLOW_HEADERS = 'HTTP/1.1 429 Wait\r\nRateLimit: "api";r=0;t=1\r\nRateLimit-Policy: ' + "q=1" * 25_000 + "\r\n\r\n"
 _PATTERNS = attack(
     "429 with headers that the library's patterns are slow on",
-    HubFault(
-        kind=FaultKind.RAW,
-        body='HTTP/1.1 429 Wait\r\nRateLimit: "api";r=0;t=1\r\nRateLimit-Policy: ' + "q=1" * 25_000 + "\r\n\r\n",
-        pattern=LISTING,
-    ),
+    HubFault(kind=FaultKind.RAW, body=_SLOW_HEADERS, pattern=LISTING),
 )
 
-_LOST = "{elsewhere}/{file}"
-# Schemes by which a download must not be redirected.
-_ADDRESSES = """
-    file:///etc/passwd file://localhost/etc/passwd ftp://127.0.0.1:{port}/{file} ws://127.0.0.1:{port}/{file}
-    gopher://127.0.0.1:{port}/x
-"""
 
+def _moved(place: str, *, status: int = 302, pattern: str = FILE) -> HubFault:
+    return reply(pattern=pattern, status=status, Location=place)
+
+
+_TO_STORE = _moved("{elsewhere}/{file}")
+_STORE_CODES = ("RepoNotFound", "EntryNotFound", "RevisionNotFound", "None")
+# Schemes and addresses to which a download must not be redirected.
+_ADDRESSES = (
+    *("file:///etc/passwd", "file://localhost/etc/passwd", "ftp://127.0.0.1:{port}/{file}"),
+    *("ws://127.0.0.1:{port}/{file}", "gopher://127.0.0.1:{port}/x"),
+    *("http://", "http://[", "http://a..b/", f"http://{'a' * 300}/", "http://127.0.0.1:99999/"),
+    *("javascript:x", "data:text/plain,x", "\x01", "/" + "a" * 20_000),
+)
 _REDIRECTS = (
-    attack("the file is at a store", _reply(pattern=FILE, status=302, Location=_LOST), expected=TAKEN),
+    attack("the file is at a store", _TO_STORE, expected=TAKEN),
     attack(
         "the file is a rename and a store away",
-        _reply(pattern=r"data\.jsonl$", status=307, Location="/{file}?renamed"),
-        _reply(pattern="renamed", status=302, Location=_LOST),
+        _moved("/{file}?renamed", status=307, pattern=r"data\.jsonl$"),
+        replace(_TO_STORE, pattern="renamed"),
         expected=TAKEN,
     ),
     *(
-        attack(
-            f"the store answers {status} {code}",
-            _reply(pattern=FILE, status=302, Location=_LOST),
-            elsewhere=[_reply(pattern=FILE, status=status, X_Error_Code=code)],
-        )
+        attack(f"the store answers {status} {code}", _TO_STORE, elsewhere=[_refusal(code, status=status, pattern=FILE)])
         for status in (401, 403, 404)
-        for code in ("RepoNotFound", "EntryNotFound", "RevisionNotFound", "None")
+        for code in _STORE_CODES
     ),
-    attack(
-        "the store sends other bytes",
-        _reply(pattern=FILE, status=302, Location=_LOST),
-        elsewhere=[HubFault(kind=FaultKind.WRONG)],
-    ),
-    attack(
-        "the store never ends",
-        _reply(pattern=FILE, status=302, Location=_LOST),
-        elsewhere=[HubFault(kind=FaultKind.ENDLESS)],
-    ),
+    attack("the store sends other bytes", _TO_STORE, elsewhere=[HubFault(kind=FaultKind.WRONG)]),
+    attack("the store never ends", _TO_STORE, elsewhere=[HubFault(kind=FaultKind.ENDLESS)]),
     attack(
         "the store drips",
-        _reply(pattern=FILE, status=302, Location=_LOST),
+        _TO_STORE,
         elsewhere=[HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.02)],
         is_slow=True,
     ),
-    attack("the file points to itself", _reply(pattern=FILE, status=302, Location="/{file}")),
+    attack("the file points to itself", _moved("/{file}")),
     attack(
         "six redirects",
-        *(_reply(pattern=rf"\?{n}$", status=302, Location=f"/{{file}}?{n + 1}") for n in range(1, 6)),
-        _reply(pattern=r"data\.jsonl$", status=302, Location="/{file}?1"),
+        *(_moved(f"/{{file}}?{n + 1}", pattern=rf"\?{n}$") for n in range(1, 6)),
+        _moved("/{file}?1", pattern=r"data\.jsonl$"),
     ),
     attack(
         "a listing with its question goes elsewhere",
-        _reply(status=307, Location="{elsewhere}/api/datasets/alice/talk/paths-info/main"),
+        _moved("{elsewhere}/api/datasets/alice/talk/paths-info/main", status=307, pattern=LISTING),
     ),
-    attack("a listing is answered elsewhere", _reply(status=302, Location="{elsewhere}/api/datasets/alice/talk")),
-    attack("a redirect to nowhere", _reply(pattern=FILE, status=302)),
-    *(
-        attack(f"a redirect to {place[:50]}", _reply(pattern=FILE, status=302, Location=place))
-        for place in (
-            *_ADDRESSES.split(),
-            *("http://", "http://[", "http://a..b/", f"http://{'a' * 300}/", "http://127.0.0.1:99999/"),
-            *("javascript:x", "data:text/plain,x", "\x01", "/" + "a" * 20_000),
-        )
-    ),
+    attack("a listing is answered elsewhere", _moved("{elsewhere}/api/datasets/alice/talk", pattern=LISTING)),
+    attack("a redirect to nowhere", reply(pattern=FILE, status=302)),
+    *(attack(f"a redirect to {place[:50]}", _moved(place)) for place in _ADDRESSES),
 )
 
-_BAD_SIZES = [
-    0,
-    1,
-    -1,
-    len(CONTENT) - 1,
-    len(CONTENT) + 1,
-    2**63,
-    10**4000,
-    "9",
-    1.5,
-    True,
-    None,
-    [],
-    math.nan,
-    math.inf,
-]
+_BAD_SIZES: tuple[object, ...] = (
+    *(0, 1, -1, len(CONTENT) - 1, len(CONTENT) + 1, 2**63, 10**4000),
+    *("9", 1.5, True, None, [], math.nan, math.inf),
+)
 _SIZES = tuple(
     attack(f"a size of {str(size)[:24]!r}", _listed(size=size), expected=expected)
-    for expected, sizes in ((AGAIN, _BAD_SIZES), (TOO_LARGE, [constants.MAX_SUBMISSION_BYTES + 1]))
+    for expected, sizes in ((AGAIN, _BAD_SIZES), (TOO_LARGE, (constants.MAX_SUBMISSION_BYTES + 1,)))
     for size in sizes
 )
-_DIGESTS = tuple(
-    attack(f"a listing with {what}", _listed(**changes), expected=expected)
-    for what, changes, expected in (
-        ("another blob id", {"oid": "0" * 40}, AGAIN),
-        ("no blob id", {"oid": None}, AGAIN),
-        ("a store's sha256", {"oid": "0" * 40, "lfs": _LARGE}, TAKEN),
-        ("another sha256", {"lfs": _LARGE | {"oid": "0" * 64}}, AGAIN),
-        ("a sha256 that is none", {"lfs": _LARGE | {"oid": None}}, AGAIN),
-        ("half an entry of a store", {"lfs": {}}, AGAIN),
-        ("a capital name", {"path": "Data.jsonl"}, AGAIN),
-        ("another name", {"path": f"../{_NAME}"}, AGAIN),
-        ("a name that is a list", {"path": [_NAME]}, AGAIN),
-        ("a folder of the name", {"type": "directory"}, AGAIN),
-    )
+_BAD_ROWS: dict[str, dict[str, object]] = {
+    "another blob id": {"oid": "0" * 40},
+    "no blob id": {"oid": None},
+    "another sha256": {"lfs": _LARGE | {"oid": "0" * 64}},
+    "a sha256 that is none": {"lfs": _LARGE | {"oid": None}},
+    "half an entry of a store": {"lfs": {}},
+    "a capital name": {"path": "Data.jsonl"},
+    "another name": {"path": f"../{_NAME}"},
+    "a name that is a list": {"path": [_NAME]},
+    "a folder of the name": {"type": "directory"},
+}
+_DIGESTS = (
+    attack("a listing with a store's sha256", _listed(oid="0" * 40, lfs=_LARGE), expected=TAKEN),
+    *(attack(f"a listing with {what}", _listed(**changes)) for what, changes in _BAD_ROWS.items()),
 )
 _ODD_ANSWERS = (
     *("", "null", "{}", "[]", "7", '"text"', "[null]", "[[]]", "[{}]", "[NaN]", "\xff\xfe\xff"),
@@ -221,7 +177,7 @@ _ODD_ANSWERS = (
     *("[" * 100_000, '{"a":' * 40_000, "[" + "{}," * 80_000 + "{}]", "[" + "9" * 5000 + "]"),
 )
 _SHAPES = tuple(
-    attack(f"the answer to {what} is {text[:24]!r}", _reply(text, pattern=pattern), by=by)
+    attack(f"the answer to {what} is {text[:24]!r}", reply(text, pattern=pattern), by=by)
     for what, pattern, by in (
         ("a listing", LISTING, "commit"),
         ("a commit", COMMIT, "digest"),
@@ -236,41 +192,27 @@ def _siblings(*names: str) -> str:
     return json.dumps({"id": "alice/talk", "sha": "a" * 40, "siblings": rows})
 
 
+_BAD_NAMES = (
+    *("../../../../etc/passwd.jsonl", "a/../../b.jsonl", "/etc/passwd.jsonl", "a//b.jsonl", "./b.jsonl"),
+    *("\0.jsonl", "a\nb.jsonl", "\ud800.jsonl", "\u202elnosj.jsonl"),
+)
+_UNKNOWN_NAMES = ("?x=.jsonl", "#.jsonl", "%2e%2e%2fb.jsonl", "a" * 9999 + ".jsonl", "b.jsonl")
+
+
+def _whole(name: str, *names: str, **options: Any) -> Attack:
+    """Return the attack of a repo that the Hub says to hold these files."""
+    return attack(name, reply(_siblings(*names), pattern=WHOLE), by="whole", **options)
+
+
 _NAMES = tuple(
-    attack(
-        f"the one .jsonl is called {name[:24]!r}", _reply(_siblings(name), pattern=WHOLE), by="whole", expected=expected
-    )
-    for expected, names in (
-        (
-            AGAIN,
-            (
-                *("../../../../etc/passwd.jsonl", "a/../../b.jsonl", "/etc/passwd.jsonl", "a//b.jsonl", "./b.jsonl"),
-                *("\0.jsonl", "a\nb.jsonl", "\ud800.jsonl", "\u202elnosj.jsonl"),
-            ),
-        ),
-        (NO_FILE, ("?x=.jsonl", "#.jsonl", "%2e%2e%2fb.jsonl", "a" * 9999 + ".jsonl", "b.jsonl")),
-    )
+    _whole(f"the one .jsonl is called {name[:24]!r}", name, expected=expected)
+    for expected, names in ((AGAIN, _BAD_NAMES), (NO_FILE, _UNKNOWN_NAMES))
     for name in names
 )
 _CROWDS = (
-    attack(
-        "two names that differ in case",
-        _reply(_siblings("a.jsonl", "A.jsonl"), pattern=WHOLE),
-        by="whole",
-        expected=NO_FILE,
-    ),
-    attack(
-        "30,000 .jsonl files",
-        _reply(_siblings(*(f"{n}.jsonl" for n in range(30_000))), pattern=WHOLE),
-        by="whole",
-        expected=NO_FILE,
-        max_memory=64,
-    ),
-    attack(
-        "60,000 files beside the one .jsonl",
-        _reply(_siblings(*(str(n) for n in range(60_000)), _NAME), pattern=WHOLE),
-        by="whole",
-    ),
+    _whole("two names that differ in case", "a.jsonl", "A.jsonl", expected=NO_FILE),
+    _whole("30,000 .jsonl files", *(f"{n}.jsonl" for n in range(30_000)), expected=NO_FILE, max_memory=64),
+    _whole("60,000 files beside the one .jsonl", *(str(n) for n in range(60_000)), _NAME),
 )
 
 ATTACKS = (*_STATUSES, *_TURNS, *_WAITS, _PATTERNS, *_REDIRECTS, *_SIZES, *_DIGESTS, *_SHAPES, *_NAMES, *_CROWDS)

@@ -8,10 +8,10 @@ import atexit
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from template.constants import DATA_FILE
@@ -19,7 +19,7 @@ from template.hub import datasets, storage
 from template.hub.storage import Request
 from template.localnet.hub.store import upload_files
 from tests.campaigns.attack.runner import Attack, judge
-from tests.fixtures.faulty_hub import HubFault, serve_hub, set_faults
+from tests.fixtures.faulty_hub import FaultKind, HubFault, serve_hub, set_faults
 
 REPO = "alice/talk"
 CONTENT = b'{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n' * 40
@@ -31,8 +31,7 @@ AGAIN, TAKEN = "again later", "taken"
 NO_REPO, NO_FILE, TOO_LARGE = "miner: missing_repo", "miner: missing_file", "miner: too_large"
 # Deadlines of a download: of most attacks, and where only time tells the attack from a slow Hub.
 _DEADLINE_S, _SHORT_DEADLINE_S = 30.0, 0.25
-# An attack's limits.
-_MAX_S, _MAX_MEMORY, _MAX_DISK = 10.0, 12, 1
+_MAX_MEMORY = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Hubs:
     elsewhere: str
     commit: str
 
-    def fill(self, text: str) -> str:
+    def _fill(self, text: str) -> str:
         """Fill {hub}, {elsewhere}, {port} (of elsewhere) and {file} in a text."""
         values = {
             "{hub}": self.hub,
@@ -57,23 +56,29 @@ class Hubs:
             text = text.replace(name, value)
         return text
 
-    def set_faults(self, faults: Sequence[HubFault] = (), elsewhere: Sequence[HubFault] = ()) -> None:
-        """Let exactly these faults happen."""
-        for root, chosen in ((self.hub_root, faults), (self.elsewhere_root, elsewhere)):
-            set_faults(root, *(self._filled(fault) for fault in chosen))
+    @contextmanager
+    def faults(self, *faults: HubFault, elsewhere: Sequence[HubFault] = ()) -> Iterator[None]:
+        """Let exactly these faults happen, with the names in their texts filled."""
+        roots = {self.hub_root: faults, self.elsewhere_root: elsewhere}
+        try:
+            for root, chosen in roots.items():
+                set_faults(root, *(self._filled(fault) for fault in chosen))
+            yield
+        finally:
+            for root in roots:
+                set_faults(root)
 
     def _filled(self, fault: HubFault) -> HubFault:
-        headers = tuple((name, self.fill(value)) for name, value in fault.headers)
-        return replace(fault, headers=headers, body=self.fill(fault.body))
+        headers = tuple((name, self._fill(value)) for name, value in fault.headers)
+        return replace(fault, headers=headers, body=self._fill(fault.body))
 
 
 @cache
 def start_hubs() -> Hubs:
     """Start both hubs once; they end with this process."""
-    home = Path(tempfile.mkdtemp(prefix="attack-hub-"))
     stack = ExitStack()
     atexit.register(stack.close)
-    stack.callback(shutil.rmtree, home, ignore_errors=True)
+    home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attack-hub-", ignore_cleanup_errors=True)))
     commit = upload_files(home / "hub", REPO, {DATA_FILE: CONTENT})
     shutil.copytree(home / "hub", home / "elsewhere")
     hub, elsewhere = (stack.enter_context(serve_hub(home / name)) for name in ("hub", "elsewhere"))
@@ -93,16 +98,15 @@ def fetch(
     Raises: AssertionError when the folder holds a file that was not taken, or other bytes.
     """
     home, revision = folder / "data", revision or start_hubs().commit
-    endpoint = endpoint or start_hubs().hub
-    verdict = judge(
-        lambda: datasets.download_dataset(
-            REPO, revision, home, filename=filename, deadline_s=deadline_s, endpoint=endpoint
-        )
-    )
+    download = partial(datasets.download_dataset, REPO, revision, home, filename=filename)
+    verdict = judge(partial(download, deadline_s=deadline_s, endpoint=endpoint or start_hubs().hub))
     file = storage.find_cached(home, Request(repo=REPO, revision=revision, filename=filename))
     if (file is not None) != (verdict == TAKEN) or (file is not None and file.path.read_bytes() != CONTENT):
         raise AssertionError(f"the verdict is {verdict!r}, and the folder holds {file}")
     return verdict
+
+
+custom = partial(Attack, max_seconds=10.0, max_memory=_MAX_MEMORY, max_disk=1)
 
 
 def attack(
@@ -122,30 +126,18 @@ def attack(
     """
 
     def run(folder: Path) -> str:
-        hubs = start_hubs()
-        hubs.set_faults(faults, elsewhere)
-        try:
+        with start_hubs().faults(*faults, elsewhere=elsewhere):
             return fetch(
                 folder,
                 revision=DIGEST if by == "digest" else None,
                 filename=None if by == "whole" else DATA_FILE,
                 deadline_s=_SHORT_DEADLINE_S if is_slow else _DEADLINE_S,
             )
-        finally:
-            hubs.set_faults()
 
-    return custom(name, run, expected=expected, max_memory=max_memory)
+    return custom(name, run, expected, max_memory=max_memory)
 
 
-def custom(
-    name: str,
-    run: Callable[[Path], str],
-    *,
-    expected: str = AGAIN,
-    max_seconds: float = _MAX_S,
-    max_memory: int = _MAX_MEMORY,
-) -> Attack:
-    """Return an attack of another shape with the same limits."""
-    return Attack(
-        name=name, run=run, expected=expected, max_seconds=max_seconds, max_memory=max_memory, max_disk=_MAX_DISK
-    )
+def reply(body: str = "", *, pattern: str = LISTING, status: int = 200, **headers: str) -> HubFault:
+    """Return a fault that is a whole answer; underscores in names of headers are dashes."""
+    named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+    return HubFault(kind=FaultKind.REPLY, status=status, headers=named, body=body, pattern=pattern)

@@ -13,7 +13,7 @@ from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID
-from tests.campaigns.attack.environment import HONEST, POOL, Environment, open_environment
+from tests.campaigns.attack.environment import HONEST, POOL, Environment, in_environment
 from tests.campaigns.attack.runner import Attack, judge
 from tests.campaigns.synthetic_subnet import OWNER, SyntheticSubnet
 
@@ -68,22 +68,15 @@ class LyingNode(LocalSubstrate):
         self.is_head_final = False
 
 
-Lie = Callable[[LyingNode, Environment], object]
-
-
-def _in_environment(name: str, expected: str, play: Callable[[Environment, LyingNode], str]) -> Attack:
-    def run(folder: Path) -> str:
-        with open_environment(folder, node=LyingNode) as env:
-            assert isinstance(env.node, LyingNode)
-            return play(env, env.node)
-
-    return Attack(name=name, run=run, expected=expected, max_seconds=60.0, max_memory=96, max_disk=32)
+Lie = Callable[[Any, Environment], object]
 
 
 def _lied(what: str, lie: Lie, expected: str = _RETRIED) -> Attack:
     """Return the attack of a node that lies in the middle of a round."""
 
-    def play(env: Environment, node: LyingNode) -> str:
+    def play(env: Environment) -> str:
+        node = env.node
+        assert isinstance(node, LyingNode)
         env.pass_rounds()
         lie(node, env)
         verdicts = {judge(env.tick) for _ in range(_TICKS)}
@@ -91,7 +84,7 @@ def _lied(what: str, lie: Lie, expected: str = _RETRIED) -> Attack:
         env.pass_rounds(2)
         return f"{' or '.join(sorted(verdicts))}, then {env.verdict('ann')}"
 
-    return _in_environment(f"a node tells of {what}", expected, play)
+    return in_environment(f"a node tells of {what}", expected, play, node=LyingNode)
 
 
 def _set(name: str, value: object) -> Lie:
@@ -185,7 +178,7 @@ _LIES: dict[str, Lie] = {
 }
 
 
-def _undone(env: Environment, _: LyingNode) -> str:
+def _undone(env: Environment) -> str:
     """A commitment in a block that is not final yet, which a reorganisation undoes."""
     env.subnet.register("mallory")
     while env.chain.weights(env.subnet.validator_hotkey()) is None:
@@ -200,17 +193,16 @@ def _undone(env: Environment, _: LyingNode) -> str:
     env.tick(0)
     env.chain.set_finality_lag(0)
     env.pass_rounds(2)
-    recorded = {key.hotkey for key in env.store.submissions()}
-    is_recorded = env.subnet.hotkey("mallory") in recorded
+    is_recorded = env.subnet.hotkey("mallory") in {key.hotkey for key in env.store.submissions()}
     return f"{env.verdict('mallory')}, {'recorded' if is_recorded else 'never recorded'}"
 
 
-def _fork(env: Environment, node: LyingNode) -> str:
+def _fork(env: Environment) -> str:
     """A node goes on with a fork behind a block that it called final."""
     env.pass_rounds()
     env.chain.set_finality_lag(10)
     env.chain.advance(10)
-    node.is_head_final = True
+    _set("is_head_final", True)(env.node, env)
     verdict = judge(env.tick)
     env.chain.reorganise(5)
     env.chain.advance(20)
@@ -222,7 +214,7 @@ def _fork(env: Environment, node: LyingNode) -> str:
     return f"{verdict}, then taken"
 
 
-def _foreign_state(env: Environment, _: LyingNode) -> str:
+def _foreign_state(env: Environment) -> str:
     """The validator's state is of another chain."""
     env.pass_rounds()
     env.close_validator()
@@ -239,7 +231,7 @@ def _foreign_state(env: Environment, _: LyingNode) -> str:
 ATTACKS: tuple[Attack, ...] = (
     *(_lied(what, lie) for what, lie in _LIES.items()),
     _lied("a registration in block 0", _put("block_at_registration", 0), "taken, then evaluated"),
-    _in_environment("a commitment that a reorganisation undoes", "absent, never recorded", _undone),
-    _in_environment("a fork behind what was final", "taken, then left as a fork", _fork),
-    _in_environment("a state of another chain", "operator", _foreign_state),
+    in_environment("a commitment that a reorganisation undoes", "absent, never recorded", _undone),
+    in_environment("a fork behind what was final", "taken, then left as a fork", _fork, node=LyingNode),
+    in_environment("a state of another chain", "operator", _foreign_state),
 )

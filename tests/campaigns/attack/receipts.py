@@ -5,13 +5,9 @@ are what `scripts/audit.py` reports; a file that is neither is evaluated again, 
 differs then.
 """
 
-import atexit
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from template.chain.client import verify_signature
 from template.errors import ConfigError
 from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round
 from template.receipts.receipt import Receipt, compare_receipt
-from template.receipts.round_file import RoundHeader, digest_lines
+from template.receipts.round_file import RoundHeader, digest_lines, make_round_lines
 from template.receipts.verify import (
     check_across_files,
     check_against_chain,
@@ -28,19 +24,11 @@ from template.receipts.verify import (
     check_signatures,
     remarks,
 )
-from tests.campaigns.attack.environment import POOL, Environment, open_environment
 from tests.campaigns.attack.runner import Attack
-from tests.campaigns.synthetic_subnet import VALIDATOR, make_key
+from tests.fixtures.chain import make_key
+from tests.fixtures.rounds import SIGNER, by_digest, hash_of, make_account, sign
 
 _SIGNATURE, _FINE, _SHA256 = "signature", "consistent", "sha256 of the receipts"
-# The table names a finding by the first of these that its message contains.
-_WORDS = (
-    *("more than one receipt", "netuid of the receipt", "competition of the receipt", "model of the receipt"),
-    *("evaluated with lucky_num", "not in entries", "of a local file", "names another receipt", "has the hash"),
-    *("name of another round", "another version", "incomplete", "after the header", "sha256 of the receipts"),
-    *("more than", "expected a JSON object", "duplicate key", "recursion", "4300 digits", "not JSON"),
-    *("exactly the keys", "loss: Input should be", "minb < bench"),
-)
 _ORDER = 2**252 + 27742317777372353535851937790883648493
 
 Lines = list[str]
@@ -48,81 +36,62 @@ Edit = Callable[[dict[str, Any]], object]
 Change = Callable[[Lines], Lines | bytes]
 
 
-@dataclass(frozen=True)
-class _Files:
-    """An environment after two rounds, and the files of its rounds."""
-
-    env: Environment
-    earlier: Path
-    later: Path
-
-    def lines(self) -> Lines:
-        """Return the header and the two receipts of the later round."""
-        return self.later.read_text().splitlines()
-
-
 @cache
-def _files() -> _Files:
-    stack = ExitStack()
-    atexit.register(stack.close)
-    env = stack.enter_context(open_environment(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
-    env.pass_rounds()
-    for name, rows in (("ann", POOL[:16]), ("ben", POOL[20:40])):
-        env.enter(name, rows)
-    env.pass_rounds()
-    paths = (env.state / "rounds").glob("*.jsonl")
-    earlier, later = sorted(paths, key=lambda path: int(path.name.split("-")[2]))
-    return _Files(env, earlier, later)
+def _honest_lines(start_block: int) -> tuple[str, ...]:
+    """Return the header and the two receipts of a round; each round has other datasets."""
+    account = make_account(start_block=start_block, commit=f"{start_block:040x}")
+    return tuple(make_round_lines(account, signer=SIGNER, sign=sign))
 
 
-def audit(path: Path, env: Environment) -> str:
-    """Return the verdict on a file beside the honest ones."""
+_earlier_lines, _later_lines = partial(_honest_lines, 36), partial(_honest_lines, 436)
+
+
+def audit(path: Path, others: list[Path]) -> str:
+    """Return the verdict on a file beside others."""
     try:
         file = read_round(path)
     except ConfigError as error:
-        return f"damaged: {_word(str(error))}"
-    receipts = {receipt.digest: receipt for receipt in file.receipts}
+        return f"damaged: {error}"
     header_fault, receipt_faults = check_signatures(file, verify_signature)
-    remarks(file, receipts)
-    if header_fault or receipt_faults or file.header.signer != env.subnet.validator_hotkey():
+    remarks(file, by_digest(file))
+    if header_fault or receipt_faults or file.header.signer != SIGNER:
         return _SIGNATURE
-    paths = (_files().earlier, _files().later, path)
-    faults = check_across_files({str(other): read_round(other).header for other in paths})[str(path)]
-    faults += [*check_consistency(file, receipts), *check_against_chain(file.header, env.connection.block_hash)]
-    return f"inconsistent: {_word(' '.join(faults))}" if faults else _FINE
-
-
-def _word(text: str) -> str:
-    return next((word for word in _WORDS if word in text), text)
+    faults = check_across_files({str(other): read_round(other).header for other in [*others, path]})[str(path)]
+    faults += [*check_consistency(file, by_digest(file)), *check_against_chain(file.header, hash_of)]
+    return f"inconsistent: {' '.join(faults)}" if faults else _FINE
 
 
 def _attacked(what: str, expected: str, change: Change, *, name: str = "false.jsonl") -> Attack:
-    """Return the attack of a file with the later round's lines changed."""
+    """Return the attack of a file with the later round's lines changed.
+
+    Args:
+        expected: the kind of the finding, and words that its message holds.
+    """
 
     def run(folder: Path) -> str:
-        files = _files()
-        changed = change(files.lines())
+        honest = [folder / "earlier.jsonl", folder / "later.jsonl"]
+        for path, lines in zip(honest, (_earlier_lines(), _later_lines()), strict=True):
+            path.write_text("".join(f"{line}\n" for line in lines))
+        changed = change([*_later_lines()])
         content = changed if isinstance(changed, bytes) else "".join(f"{line}\n" for line in changed).encode()
-        (path := folder / name.format(hotkey=files.env.subnet.validator_hotkey()[:8])).write_bytes(content)
-        verdict = audit(path, files.env)
-        honest = {audit(other, files.env) for other in (files.earlier, files.later)}
-        return verdict if honest == {_FINE} else f"{verdict}; the honest ones are {honest}"
+        (path := folder / name).write_bytes(content)
+        kind, _, words = expected.partition(": ")
+        verdict = audit(path, honest)
+        if {audit(other, honest) for other in honest} != {_FINE}:
+            return f"{verdict}; the honest ones are not consistent"
+        return expected if verdict.startswith(kind) and words in verdict else verdict
 
     return Attack(name=f"round file: {what}", run=run, expected=expected, max_seconds=60.0, max_memory=320, max_disk=72)
 
 
-def _key(who: str) -> Any:
-    return _files().env.subnet.validator_key() if who == VALIDATOR else make_key(who)
-
-
 def _sign(message: bytes, who: str) -> str:
-    return bytes(_key(who).sign(message)).hex()
+    return str(make_key(who).sign(message).hex())
 
 
-def _resign(lines: Lines, edit: Edit = lambda _: None, who: str = VALIDATOR) -> Lines:
+def _resign(lines: Lines, edit: Edit = lambda _: None, who: str = "validator") -> Lines:
     """Return the file with another header, signed by the validator by default."""
     content, rest = json.loads(lines[0]), lines[1:]
-    content |= {"receipts": len(rest), "receipts_sha256": digest_lines(rest), "signer": str(_key(who).ss58_address)}
+    content |= {"receipts": len(rest), "receipts_sha256": digest_lines(rest), "signer": make_key(who).ss58_address}
     edit(content)
     header = RoundHeader.from_json(json.dumps(content), "edited")
     return [dataclasses.replace(header, signature=_sign(header.message(), who)).to_line(), *rest]
@@ -135,12 +104,12 @@ def _edit(lines: Lines, index: int, edit: Edit) -> Lines:
     return [*lines[:index], json.dumps(content, sort_keys=True, separators=(",", ":")), *lines[index + 1 :]]
 
 
-def _lie(lines: Lines, edit: Edit, who: str = VALIDATOR) -> Lines:
+def _lie(lines: Lines, edit: Edit, who: str = "validator") -> Lines:
     """Sign another first receipt, and a header for it with the old leaderboard."""
     content = json.loads(lines[1])
     edit(content)
     receipt = Receipt.from_json(json.dumps({**content, "signature": None}), "edited")
-    receipt = receipt.signed(str(_key(who).ss58_address), lambda message: _sign(message, who))
+    receipt = receipt.signed(make_key(who).ss58_address, lambda message: _sign(message, who))
     return _resign([lines[0], receipt.to_line(), *lines[2:]])
 
 
@@ -151,18 +120,15 @@ def _in(part: str | None = None, /, **changes: Any) -> Edit:
 
 def _respelt(how: str, signature: str) -> str:
     """Return another spelling of a signature, some of the same two numbers."""
-    point, scalar = bytes.fromhex(signature)[:32], bytearray(bytes.fromhex(signature)[32:])
-    mark, scalar[31] = scalar[31] & 0x80, scalar[31] & 0x7F
-    number = int.from_bytes(scalar, "little")
+    # The scalar's highest bit is a mark.
+    mark, scalar = divmod(int.from_bytes(bytes.fromhex(signature)[32:], "little"), 2**255)
     if how == "plus the order":
-        number += _ORDER
+        scalar += _ORDER
     elif how == "negated":
-        number = _ORDER - number
+        scalar = _ORDER - scalar
     elif how == "unmarked":
         mark = 0
-    scalar = bytearray(number.to_bytes(32, "little"))
-    scalar[31] |= mark
-    return (point + bytes(scalar)).hex()
+    return signature[:64] + (mark * 2**255 + scalar).to_bytes(32, "little").hex()
 
 
 _SPELLINGS: dict[str, Callable[[str], str]] = {
@@ -182,10 +148,8 @@ def _signature(spell: Callable[[str], str]) -> Change:
 
 
 def _swap_losses(lines: Lines) -> Lines:
-    first, second = json.loads(lines[1]), json.loads(lines[2])
-    losses = first["result"]["loss"], second["result"]["loss"]
-    swapped = _edit(_edit(lines, 1, _in("result", loss=losses[1])), 2, _in("result", loss=losses[0]))
-    return _resign(swapped)
+    first, second = (json.loads(line)["result"]["loss"] for line in lines[1:])
+    return _resign(_edit(_edit(lines, 1, _in("result", loss=second)), 2, _in("result", loss=first)))
 
 
 def _respell(line: str, how: Callable[[str], str] = lambda loss: f"{loss}0") -> str:
@@ -195,19 +159,13 @@ def _respell(line: str, how: Callable[[str], str] = lambda loss: f"{loss}0") -> 
     return f"{before}{name}{how(loss)}{comma}{behind}"
 
 
-def _respelt_header(value: str, lines: Lines) -> Lines:
+def _loss_in_header(value: str, lines: Lines) -> Lines:
     return [_respell(lines[0], lambda _: value), *lines[1:]]
-
-
-def _earlier_lines() -> Lines:
-    return _files().earlier.read_text().splitlines()
 
 
 def _earlier_receipt(lines: Lines) -> Lines:
     """Replace a receipt by the same miner's of the earlier round, for another dataset."""
-    hotkey = json.loads(lines[1])["submission"]["hotkey"]
-    old = next(line for line in _earlier_lines()[1:] if json.loads(line)["submission"]["hotkey"] == hotkey)
-    return _resign([lines[0], old, *lines[2:]])
+    return _resign([lines[0], _earlier_lines()[1], *lines[2:]])
 
 
 _LOSSES = ("1e400", "-1e400", "NaN", "Infinity", "true", '"6"')
@@ -222,7 +180,7 @@ _DAMAGED: dict[str, tuple[str, Change]] = {
     "a receipt twice": ("after the header", lambda lines: [*lines, lines[1]]),
     "carriage returns": (_SHA256, lambda lines: "".join(f"{line}\r\n" for line in lines).encode()),
     "a receipt with a loss spelt otherwise": (_SHA256, lambda lines: [lines[0], _respell(lines[1]), lines[2]]),
-    **{f"a loss of {value}": ("loss: Input should be", partial(_respelt_header, value)) for value in _LOSSES},
+    **{f"a loss of {value}": ("loss: Input should be", partial(_loss_in_header, value)) for value in _LOSSES},
     "a number of 5,000 digits": ("4300 digits", lambda lines: [lines[0].replace('"uid":', '"uid":' + "9" * 5000, 1)]),
     "a key twice": (
         "duplicate key",
@@ -237,7 +195,7 @@ _DAMAGED: dict[str, tuple[str, Change]] = {
     "a line of 8 MiB and more": ("more than", lambda lines: b"{" + b" " * MAX_LINE_BYTES + b"}\n" + lines[1].encode()),
     "a file of 64 MiB and more": ("more than", lambda _: (b"x" * 2**20 + b"\n") * (MAX_FILE_BYTES // 2**20 + 2)),
     "more receipts than a subnet has": ("more than", lambda lines: [lines[0], *[lines[1]] * (MAX_RECEIPTS + 1)]),
-    "bytes that are no UTF-8": ("not JSON", lambda lines: lines[0].encode().replace(b"arena", b"\xff") + b"\n"),
+    "bytes that are no UTF-8": ("not JSON", lambda lines: lines[0].encode().replace(b"ann/", b"\xff") + b"\n"),
     "a loss that was changed afterwards": (_SHA256, lambda lines: _edit(lines, 1, _in("result", loss=5.9))),
 }
 _FORGED: dict[str, Change] = {
@@ -273,14 +231,14 @@ _INCONSISTENT: dict[str, tuple[str, Change]] = {
 }
 _HARMLESS: dict[str, Change] = {
     "a header with a loss spelt otherwise, so the same": lambda lines: [_respell(lines[0]), *lines[1:]],
-    "an earlier round's file under a name of its own": lambda _: _earlier_lines(),
+    "an earlier round's file under a name of its own": lambda _: [*_earlier_lines()],
     "a signature taken apart and put together": _signature(partial(_respelt, "as it was")),
 }
 
 
 def _never_computed(_: Path) -> str:
     """A validator signs a loss that only training again disproves."""
-    receipt = Receipt.from_json(_files().lines()[1], "the receipt")
+    receipt = Receipt.from_json(_later_lines()[1], "the receipt")
     lie = dataclasses.replace(receipt, result=dataclasses.replace(receipt.result, loss=receipt.result.loss - 0.125))
     return str(compare_receipt(lie, receipt.result).verdict)
 
@@ -293,14 +251,8 @@ ATTACKS: tuple[Attack, ...] = (
     _attacked(
         "an earlier one under a later one's name",
         "inconsistent: name of another round",
-        lambda _: _earlier_lines(),
-        name="round-96-4321000-{hotkey}.jsonl",
+        lambda _: [*_earlier_lines()],
+        name=f"round-96-4321000-{SIGNER[:8]}.jsonl",
     ),
-    Attack(
-        name="receipt: a loss that was never computed",
-        run=_never_computed,
-        expected="different",
-        max_seconds=60.0,
-        max_memory=64,
-    ),
+    Attack("receipt: a loss that was never computed", _never_computed, "different", max_seconds=60.0, max_memory=64),
 )

@@ -8,7 +8,7 @@ the best chance that there is: the owner's pool holds the very rows, for otherwi
 import gzip
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from scripts.bench.tiny_model import make_tiny_tokenizer
 from template import constants
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow, Tokenize, encode_submission
-from template.data.eval_set import read_eval_set_index
+from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.miner.check import inspect_file
-from template.rules.duplicates import Candidate, Duplicate, match_duplicates
+from template.rules.duplicates import Candidate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 from tests.campaigns.attack.runner import Attack, judge
 
@@ -31,9 +31,13 @@ _TAKEN, _MALFORMED, _TOO_LARGE, _EMPTY = "taken", "miner: malformed", "miner: to
 _NO_TARGET, _NOT_IN_POOL, _DUPLICATE = "miner: no_target", "miner: not_in_pool", "miner: duplicate"
 
 
+def _dump(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
 def _row(question: str = "q", answer: str = "a", **others: Any) -> bytes:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return json.dumps({"conversations": turns, **others}, ensure_ascii=False).encode()
+    return _dump({"conversations": turns, **others})
 
 
 def _raw(content: bytes) -> bytes:
@@ -62,12 +66,17 @@ def _control_ids() -> frozenset[int]:
     return frozenset(_tokenize()("<|im_start|><|im_end|><|endoftext|>"))
 
 
+def _write_index(folder: Path, pool: bytes) -> EvalSetIndex:
+    path = folder / "eval_data.jsonl"
+    path.write_bytes(pool)
+    return read_eval_set_index(path)
+
+
 def _enter(content: bytes, pool: bytes, folder: Path) -> None:
     """Read a file as validator, miner and worker do. Raises: SubmissionError."""
-    data, eval_set = folder / constants.DATA_FILE, folder / "eval_data.jsonl"
+    data = folder / constants.DATA_FILE
     data.write_bytes(content)
-    eval_set.write_bytes(pool)
-    index = read_eval_set_index(eval_set)
+    index = _write_index(folder, pool)
     inspection = inspect_file(content, frozenset(index.canonical), max_rows=_MAX_ROWS, has_target=lambda row: True)
     try:
         index.check(data.read_bytes(), name=constants.DATA_FILE, max_rows=_MAX_ROWS)
@@ -100,7 +109,7 @@ def _attack(
     content: Callable[[], bytes],
     expected: str,
     *,
-    pool: Callable[[], bytes] | bytes | None = None,
+    pool: bytes | None = None,
     max_seconds: float = 20.0,
     max_memory: int = 96,
 ) -> Attack:
@@ -108,12 +117,11 @@ def _attack(
 
     def run(folder: Path) -> str:
         file = content()
-        owned = file if pool is None else pool if isinstance(pool, bytes) else pool()
-        return judge(lambda: _enter(file, owned, folder))
+        return judge(lambda: _enter(file, file if pool is None else pool, folder))
 
     # The file and the owner's.
     disk = 2 * _WHOLE_FILE // 2**20 + 1
-    return Attack(name=name, run=run, expected=expected, max_seconds=max_seconds, max_memory=max_memory, max_disk=disk)
+    return Attack(name, run, expected, max_seconds=max_seconds, max_memory=max_memory, max_disk=disk)
 
 
 def _refused(name: str, content: Callable[[], bytes], expected: str = _MALFORMED, **limits: Any) -> Attack:
@@ -144,11 +152,7 @@ _JSON = (
     _refused("a key twice, once by an escape", lambda: _row()[:-1] + b', "system": "x", "s\\u0079stem": "y"}'),
     _refused("a key twice where nothing reads", lambda: _beside(b'[{"z": [{"a": 1, "a": 1}]}]')),
     _refused("the key conversations once more, by an escape", lambda: _row()[:-1] + b', "conversation\\u0073": []}'),
-    _attack(
-        "20,000 keys that nothing reads",
-        lambda: _beside(b"{" + b",".join(b'"%05d":0' % key for key in range(20_000)) + b"}"),
-        _TAKEN,
-    ),
+    _attack("20,000 keys that nothing reads", lambda: _beside(_dump(dict.fromkeys(range(20_000), 0))), _TAKEN),
     _refused("64 rows of 87,000 empty arrays", lambda: _many(_beside(b"[" + b"[]," * 87_000 + b"0]")), _NOT_IN_POOL),
     _refused("64 rows of 130,000 numbers", lambda: _many(_beside(b"[" + b"0," * 130_000 + b"0]")), _NOT_IN_POOL),
     _attack("one key of 250,000 bytes", lambda: _beside(b'{"' + b"k" * 250_000 + b'": 0}'), _TAKEN),
@@ -169,7 +173,7 @@ _JSON = (
 
 def _turns(count: int) -> bytes:
     turns = [{"role": "user" if index % 2 == 0 else "assistant", "content": "x"} for index in range(count)]
-    return json.dumps({"conversations": turns}).encode()
+    return _dump({"conversations": turns})
 
 
 _BYTES = (
@@ -192,12 +196,7 @@ _BYTES = (
 )
 _LINES = (
     _attack("lines that end with CRLF", lambda: _GOOD.replace(b"\n", b"\r\n"), _TAKEN, pool=_GOOD),
-    _attack(
-        "LF, CRLF, blank lines, no end",
-        lambda: b"\r\n \t\n" + _GOOD.replace(b"\n", b"\r\n", 2)[:-1],
-        _TAKEN,
-        pool=_GOOD,
-    ),
+    _refused("LF, CRLF, blank lines, no end", lambda: b"\r\n \t\n" + _GOOD.replace(b"\n", b"\r\n", 2)[:-1], _TAKEN),
     _refused("lines that end with CR", lambda: _GOOD.replace(b"\n", b"\r")),
     _refused("lines that end with U+2028", lambda: _GOOD.replace(b"\n", "\u2028".encode())),
     _refused("one line of 16 MiB", lambda: _row("x" * (_WHOLE_FILE - 100)), _TOO_LARGE),
@@ -212,6 +211,9 @@ _LINES = (
     _attack("10,000 good rows of the pool", lambda: (_row() + b"\n") * 10_000, _TAKEN),
     _refused("no byte at all", lambda: b"", _EMPTY),
 )
+_MARKS = _fill("\u0301\u0316\u0327")
+# A tokenizer has a lot to do with them.
+_dear = partial(_attack, expected=_TAKEN, max_memory=192)
 _TOKENS = (
     _attack("control tokens in an answer", lambda: _row("q", f"a{_SPECIAL}"), _TAKEN),
     _attack("control tokens in a question", lambda: _row(_SPECIAL), _TAKEN),
@@ -223,28 +225,17 @@ _TOKENS = (
     _attack("a question alone", lambda: _turns(1), _NO_TARGET),
     _attack("a question that leaves no room for an answer", lambda: _row("word " * 3_000), _NO_TARGET),
     _attack("a system text that leaves no room", lambda: _row(system="word " * 3_000), _NO_TARGET),
-    _attack(
-        "a million tokens in four rows",
-        lambda: _many(_row("q", _fill("x")), 4 * _MAX_ROW),
-        _TAKEN,
-        max_memory=192,
-    ),
-    _attack("one word of 260,000 letters that merge", lambda: _row("q", _fill("the")), _TAKEN, max_memory=192),
-    _attack("one word of 260,000 digits", lambda: _row("q", _fill("1")), _TAKEN, max_memory=192),
-    _attack("260,000 spaces between two letters", lambda: _row("q", f"a{_fill(' ')}b"), _TAKEN, max_memory=192),
-    _attack("120,000 line feeds, then a letter", lambda: _row("q", f"a{_fill(chr(10))}b"), _TAKEN, max_memory=192),
-    _attack("apostrophes", lambda: _row("q", _fill("'s")), _TAKEN, max_memory=192),
+    _dear("a million tokens in four rows", lambda: _many(_row("q", _fill("x")), 4 * _MAX_ROW)),
+    _dear("one word of 260,000 letters that merge", lambda: _row("q", _fill("the"))),
+    _dear("one word of 260,000 digits", lambda: _row("q", _fill("1"))),
+    _dear("260,000 spaces between two letters", lambda: _row("q", f"a{_fill(' ')}b")),
+    _dear("120,000 line feeds, then a letter", lambda: _row("q", f"a{_fill(chr(10))}b")),
+    _dear("apostrophes", lambda: _row("q", _fill("'s"))),
     # Tokenizers order them in a time that grows with the square. None gets there but by the pool, which its owner made.
-    _attack(
-        "65,000 marks to be put in order",
-        lambda: _row("q", "e" + _fill("\u0301\u0316\u0327")[: 2**16]),
-        _TAKEN,
-        max_seconds=60.0,
-        max_memory=192,
-    ),
-    _attack("syllables to be joined", lambda: _row("q", _fill("\u1112\u1161\u11ab")), _TAKEN, max_memory=192),
-    _attack("zero-width characters", lambda: _row("q", _fill("\u200b\u200d\ufeff")), _TAKEN, max_memory=192),
-    _attack("characters that need four bytes", lambda: _row("q", _fill("\U0001f600")), _TAKEN, max_memory=192),
+    _dear("65,000 marks to be put in order", lambda: _row("q", "e" + _MARKS[: 2**16]), max_seconds=60.0),
+    _dear("syllables to be joined", lambda: _row("q", _fill("\u1112\u1161\u11ab"))),
+    _dear("zero-width characters", lambda: _row("q", _fill("\u200b\u200d\ufeff"))),
+    _dear("characters that need four bytes", lambda: _row("q", _fill("\U0001f600"))),
     _attack(
         "16 million tokens, 64 rows of one word each",
         lambda: _many(_row("q", _fill("x"))),
@@ -256,58 +247,41 @@ _TOKENS = (
 _OWNED = _row("Is it caf\u00e9 or Cafe?", "It is a 'Cafe'.", system="Be brief.") + b"\n"
 
 
-def _like(old: str, new: str) -> Callable[[], bytes]:
-    """The owner's row with something changed that a reader would hardly see."""
-    assert old.encode() in _OWNED
-    return lambda: _OWNED.replace(old.encode(), new.encode())
-
-
+_unlike_pool = partial(_attack, expected=_NOT_IN_POOL, pool=_OWNED)
+# What a reader would hardly see: it is put where the other text was.
 _LOOK_ALIKES = tuple(
-    _attack(f"a row of the pool with {what}", content, _NOT_IN_POOL, pool=_OWNED)
-    for what, content in (
-        ("a space more", _like("brief.", "brief. ")),
-        ("another kind of space", _like("It is", "It\u00a0is")),
-        ("a zero-width space", _like("It is", "It\u200b is")),
-        ("a letter from another alphabet", _like("Cafe?", "C\u0430fe?")),
-        ("an accent of its own", _like("\u00e9", "e\u0301")),
-        ("a full-width letter", _like("Cafe?", "\uff23afe?")),
-        ("another quotation mark", _like("'Cafe'", "\u2018Cafe\u2019")),
-        ("a capital letter less", _like("'Cafe'", "'cafe'")),
-        ("a text direction", _like("It is", "\u202eIt is")),
-        ("no system text", lambda: _OWNED.replace(b"Be brief.", b"")),
+    _unlike_pool(f"a row of the pool with {what}", partial(_OWNED.replace, old.encode(), new.encode()))
+    for what, old, new in (
+        ("a space more", "brief.", "brief. "),
+        ("another kind of space", "It is", "It\u00a0is"),
+        ("a zero-width space", "It is", "It\u200b is"),
+        ("a letter from another alphabet", "Cafe?", "C\u0430fe?"),
+        ("an accent of its own", "\u00e9", "e\u0301"),
+        ("a full-width letter", "Cafe?", "\uff23afe?"),
+        ("another quotation mark", "'Cafe'", "\u2018Cafe\u2019"),
+        ("a capital letter less", "'Cafe'", "'cafe'"),
+        ("a text direction", "It is", "\u202eIt is"),
+        ("no system text", "Be brief.", ""),
     )
 )
 
 
 def _swap(what: str, change: Callable[[str], str]) -> Attack:
     """A copy of a dataset, each row in another spelling, where the pool holds both."""
-    theirs = b"".join(
-        _row(f"A 'Question' {number}?", f"An answer, {number}: cafe.") + b"\n" for number in range(_MAX_ROWS)
-    )
+    rows = [_row(f"A 'Question' {number}?", f"An answer, {number}: cafe.") for number in range(_MAX_ROWS)]
+    theirs = b"".join(row + b"\n" for row in rows)
     copy = change(theirs.decode()).encode()
 
     def run(folder: Path) -> str:
-        eval_set = folder / "eval_data.jsonl"
-        eval_set.write_bytes(theirs + copy)
-        index = read_eval_set_index(eval_set)
-        entries = [
-            Candidate(
-                hotkey=hotkey,
-                commit=hotkey,
-                block=block,
-                row_keys=index.check(content, name=constants.DATA_FILE, max_rows=_MAX_ROWS),
-            )
-            for block, (hotkey, content) in enumerate({"author": theirs, "copier": copy}.items())
-        ]
-        return judge(lambda: _raise(match_duplicates(entries).get(("copier", "copier"))))
+        index = _write_index(folder, theirs + copy)
+        check = partial(index.check, name=constants.DATA_FILE, max_rows=_MAX_ROWS)
+        author = Candidate(hotkey="author", commit="a", block=0, row_keys=check(theirs))
+        copier = Candidate(hotkey="copier", commit="c", block=1, row_keys=check(copy))
+        found = match_duplicates([author, copier]).get(("copier", "c"))
+        return f"miner: {found.to_error().reason}" if found else _TAKEN
 
     name = f"a copy whose rows the pool holds with {what}, too"
-    return Attack(name=name, run=run, expected=_DUPLICATE, max_seconds=20.0, max_memory=32, max_disk=1)
-
-
-def _raise(copy: Duplicate | None) -> None:
-    if copy is not None:
-        raise copy.to_error()
+    return Attack(name, run, _DUPLICATE, max_seconds=20.0, max_memory=32, max_disk=1)
 
 
 _SWAPS = (

@@ -1,7 +1,7 @@
 """An attack, its expected verdict and its limits. Linux only."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from template.errors import ConfigError, HostError, RemoteError, SubmissionError
 from tests.campaigns.measure import MIB, memory_kib, peak_disk, reset_peak_memory
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Attack:
     """An act of one stranger.
 
@@ -28,7 +28,7 @@ class Attack:
     max_disk: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Outcome:
     """The verdict on an attack, and its cost at the peak."""
 
@@ -37,6 +37,13 @@ class Outcome:
     seconds: float
     memory: float
     disk: float
+
+    def __str__(self) -> str:
+        limits = self.attack
+        return (
+            f"{limits.name:<64} {self.verdict:<30} {self.seconds:6.2f} s ({limits.max_seconds:g})  "
+            f"{self.memory:5.1f} MiB ({limits.max_memory})  {self.disk:4.1f} MiB on disk ({limits.max_disk})"
+        )
 
     def faults(self) -> list[str]:
         """Return what differs from the expected; empty when the attack failed."""
@@ -82,21 +89,4 @@ def launch(attack: Attack, folder: Path) -> Outcome:
             verdict = f"raised {type(error).__name__}: {error}"
         seconds = time.monotonic() - started
     memory = max(0, memory_kib("VmHWM") - before) / 1024
-    return Outcome(attack=attack, verdict=verdict, seconds=seconds, memory=memory, disk=peak[0] / MIB)
-
-
-def report(outcomes: Sequence[Outcome]) -> str:
-    """Return a table of verdicts and costs, and the largest costs."""
-    width = max(len(outcome.attack.name) for outcome in outcomes)
-    verdict_width = max(len(outcome.verdict) for outcome in outcomes)
-    lines = [f"{'attack':<{width}}  {'verdict':<{verdict_width}}  seconds (most)    MiB (most)   disk (most)"]
-    for outcome in outcomes:
-        attack = outcome.attack
-        lines.append(
-            f"{attack.name:<{width}}  {outcome.verdict:<{verdict_width}}  "
-            f"{outcome.seconds:7.2f} {f'({attack.max_seconds:g})':>6}  "
-            f"{outcome.memory:6.1f} {f'({attack.max_memory})':>6}  {outcome.disk:5.1f} {f'({attack.max_disk})':>6}"
-        )
-    most = [max(getattr(outcome, cost) for outcome in outcomes) for cost in ("seconds", "memory", "disk")]
-    lines.append("{} attacks; at most {:.1f} s, {:.0f} MiB of memory, {:.0f} MiB on disk".format(len(outcomes), *most))
-    return "\n".join(lines)
+    return Outcome(attack, verdict, seconds, memory, peak[0] / MIB)
