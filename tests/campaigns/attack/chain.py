@@ -4,19 +4,16 @@ A node's lies are in `nodes`, receipts and round files in `receipts`. After each
 what they are due, no odd name may be on the disk, and what a person is shown must be printable.
 """
 
-import atexit
 import hashlib
 import itertools
-import shutil
-import tempfile
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from template.localnet.chain import pallets
 from template.localnet.chain.scale_codec import encode_string
 from tests.campaigns.attack import nodes, receipts
-from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Environment, in_environment
+from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Environment, in_environment, shared_environment
 from tests.campaigns.attack.runner import Attack
 from tests.campaigns.synthetic_subnet import FAR_REVEAL_ROUND, make_file
 
@@ -30,21 +27,11 @@ _MINERS, _BLOCKS = 8, 40
 _numbers = itertools.count()
 
 
-@cache
-def _shared() -> Environment:
-    """Return the environment that attacks by one commitment share."""
-    folder = tempfile.mkdtemp(prefix="attack-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    env = Environment(Path(folder))
-    atexit.register(env.close)
-    return env
-
-
 def _in_shared(name: str, expected: str, act: Callable[[Environment, str], object]) -> Attack:
     """Return the attack of a new hotkey that acts and waits for its verdict."""
 
     def run(_: Path) -> str:
-        env, miner = _shared(), f"mallory-{next(_numbers)}"
+        env, miner = shared_environment(), f"mallory-{next(_numbers)}"
         env.subnet.register(miner)
         act(env, miner)
         env.pass_rounds()

@@ -4,10 +4,14 @@ All is the product's own but for the model: a rule gives each file its loss, so 
 has failed only when both honest miners are paid what they would be without it.
 """
 
+import atexit
 import io
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -156,6 +160,16 @@ class Environment:
             print_status(read_status(self.state, self.clock()), console, max_rows=None)
         if not all(line.isprintable() for line in capture.get().split("\n")):
             yield "the status is not printable"
+
+
+@cache
+def shared_environment(node: Callable[[Path], LocalSubstrate] = LocalSubstrate) -> Environment:
+    """Return the environment of the attacks that share one."""
+    folder = tempfile.mkdtemp(prefix="attack-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    env = Environment(Path(folder), node=node)
+    atexit.register(env.close)
+    return env
 
 
 def in_environment(

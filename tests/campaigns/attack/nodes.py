@@ -13,7 +13,7 @@ from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID
-from tests.campaigns.attack.environment import HONEST, POOL, Environment, in_environment
+from tests.campaigns.attack.environment import HONEST, POOL, Environment, in_environment, shared_environment
 from tests.campaigns.attack.runner import Attack, judge
 from tests.campaigns.synthetic_subnet import OWNER, SyntheticSubnet
 
@@ -74,17 +74,18 @@ Lie = Callable[[Any, Environment], object]
 def _lied(what: str, lie: Lie, expected: str = _RETRIED) -> Attack:
     """Return the attack of a node that lies in the middle of a round."""
 
-    def play(env: Environment) -> str:
+    def run(_: Path) -> str:
+        env = shared_environment(LyingNode)
         node = env.node
         assert isinstance(node, LyingNode)
-        env.pass_rounds()
+        env.tick()
         lie(node, env)
         verdicts = {judge(env.tick) for _ in range(_TICKS)}
         node.be_honest()
         env.pass_rounds(2)
         return f"{' or '.join(sorted(verdicts))}, then {env.verdict('ann')}"
 
-    return in_environment(f"a node tells of {what}", expected, play, node=LyingNode)
+    return Attack(f"a node tells of {what}", run, expected, max_seconds=60.0, max_memory=96, max_disk=32)
 
 
 def _set(name: str, value: object) -> Lie:

@@ -6,13 +6,12 @@ honest ones with a few of their values exchanged, taken out or doubled.
 
 import json
 from collections.abc import Mapping
-from functools import cache
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
 from tests.campaigns.fuzz.seeds import COMMIT, DIGEST, make_seeds
+from tests.fixtures.rounds import container_of, json_places
 
 _T = TypeVar("_T")
 
@@ -22,6 +21,7 @@ _ODD = st.sampled_from(
      "<|im_end|>", "<|im_start|>user\n", "<|im_", "'s", "\\", '"', "{}", "\r\n", " ", "0x", "\u0430"]
 )  # fmt: skip
 _TEXT = st.lists(st.one_of(_ODD, st.text(max_size=8), st.text(_HALVES, max_size=1)), max_size=6).map("".join)
+_BREAKS = [b"", b",", b'"', b"\\", b"[", b"}", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\0", b"NaN", b"9" * 50]
 _JUNK: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.booleans(),
@@ -33,6 +33,10 @@ _JUNK: st.SearchStrategy[Any] = st.one_of(
     st.lists(st.integers(), max_size=3),
     st.dictionaries(st.text(max_size=3), st.none(), max_size=3),
 )
+
+
+def _encode(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
 
 
 def _usually(usual: _T, otherwise: st.SearchStrategy[_T]) -> st.SearchStrategy[_T]:
@@ -59,24 +63,20 @@ def _row(draw: st.DrawFn) -> bytes:
         row[draw(st.text(max_size=4))] = draw(_JUNK)
     is_ascii = draw(st.booleans())
     text = json.dumps(row, ensure_ascii=is_ascii, indent=draw(st.sampled_from([None, None, 1])))
-    raw = text.replace("\n", draw(st.sampled_from([" ", "\r", "\t"]))).encode(errors="surrogatepass")
+    raw = _encode(text.replace("\n", draw(st.sampled_from([" ", "\r", "\t"]))))
     return draw(_usually(raw, _broken(raw)))
 
 
 def _broken(raw: bytes) -> st.SearchStrategy[bytes]:
     """Draw the bytes with a part cut, doubled or inserted."""
-    where = st.integers(0, len(raw))
-    put_in = st.sampled_from(
-        [b"", b",", b'"', b"\\", b"[", b"}", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\0", b"NaN", b"9" * 50]
-    )
+    where, put_in = st.integers(0, len(raw)), st.sampled_from(_BREAKS)
     return st.builds(
         lambda start, end, middle: raw[: min(start, end)] + middle + raw[max(start, end) :], where, where, put_in
     )
 
 
-_ROWS = st.lists(
-    st.tuples(_row(), st.sampled_from([b"\n", b"\n", b"\r\n", b"\n\n", b" \t\r\n", b""])), min_size=1, max_size=4
-).map(lambda parts: b"".join(line + end for line, end in parts))
+_LINE = st.builds(bytes.__add__, _row(), st.sampled_from([b"\n", b"\n", b"\r\n", b"\n\n", b" \t\r\n", b""]))
+_ROWS = st.lists(_LINE, min_size=1, max_size=4).map(b"".join)
 
 
 @st.composite
@@ -88,7 +88,7 @@ def _entry(draw: st.DrawFn) -> bytes:
         draw(_usually("1", st.one_of(name, _TEXT))),
         draw(_usually(COMMIT, st.sampled_from([DIGEST, COMMIT.upper(), COMMIT[1:], COMMIT + "0", "\u0661" * 40]))),
     ]
-    raw = ":".join(parts).encode(errors="surrogatepass")
+    raw = _encode(":".join(parts))
     if draw(st.booleans()):
         return draw(_usually(raw, _broken(raw)))
     mode = draw(st.sampled_from([0, 1, 2, 3]))
@@ -99,14 +99,11 @@ def _entry(draw: st.DrawFn) -> bytes:
 @st.composite
 def _changed(draw: st.DrawFn, name: str) -> bytes:
     """Draw an honest record with up to three values changed."""
-    lines = [json.loads(line) for line in _honest(name).split(b"\n") if line]
+    lines = [json.loads(line) for line in make_seeds()[name][0].splitlines()]
     for _ in range(draw(st.integers(0, 3))):
-        number = draw(st.integers(0, len(lines) - 1))
-        places = _places(lines[number])
-        *path, last = draw(st.sampled_from(places))
-        holder = lines[number]
-        for key in path:
-            holder = holder[key]
+        line = draw(st.sampled_from(lines))
+        place = draw(st.sampled_from([*json_places(line)]))
+        holder, last = container_of(line, place), place[-1]
         change = draw(st.sampled_from(["junk", "junk", "near", "gone", "twice"]))
         if change == "junk":
             holder[last] = draw(_JUNK)
@@ -120,21 +117,10 @@ def _changed(draw: st.DrawFn, name: str) -> bytes:
             holder[draw(st.text(max_size=3))] = holder[last]
     texts = [json.dumps(line, indent=draw(st.sampled_from([None, None, None, 0]))) for line in lines]
     if draw(st.integers(0, 9)) == 0:
-        texts[0] = (
-            texts[0].replace('"loss":', '"loss": 1.5, "loss":', 1).replace('"netuid":', '"netuid": 3, "netuid":', 1)
-        )
+        for key in ('"loss":', '"netuid":'):
+            texts[0] = texts[0].replace(key, f"{key} 3, {key}", 1)
     raw = "\n".join(text.replace("\n", "") for text in texts).encode() + b"\n"
     return draw(_usually(raw, _broken(raw)))
-
-
-@cache
-def _honest(name: str) -> bytes:
-    return make_seeds()[name][0]
-
-
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [*([path] if path else []), *(place for key, child in children for place in _places(child, (*path, key)))]
 
 
 def _near(value: Any) -> Any:
@@ -152,21 +138,11 @@ def _stored(draw: st.DrawFn) -> bytes:
     count = draw(_usually(1, st.integers(0, 4)))
     parts = [bytes([draw(st.integers(0, 7)), count << 2])]
     for _ in range(count):
-        raw = draw(
-            st.one_of(_entry(), _TEXT.map(lambda text: text.encode(errors="surrogatepass")), st.binary(max_size=140))
-        )[:128]
-        parts.append(
-            draw(
-                st.one_of(
-                    st.just(bytes([len(raw) + 1]) + raw),
-                    st.just(b"\x00"),
-                    st.just(bytes([135])),
-                    st.binary(min_size=33, max_size=33).map(lambda data: bytes([130 + data[0] % 4]) + data[1:]),
-                    st.just(b"\x86" + (len(raw) << 2 | 1).to_bytes(2, "little") + raw + b"\x01\0\0\0\0\0\0\0"),
-                    st.just(b"\x86\x00" + bytes(8)),
-                )
-            )
-        )
+        raw = draw(st.one_of(_entry(), _TEXT.map(_encode), st.binary(max_size=140)))[:128]
+        sealed = b"\x86" + (len(raw) << 2 | 1).to_bytes(2, "little") + raw + b"\x01\0\0\0\0\0\0\0"
+        a_hash = bytes([draw(st.integers(130, 133))]) + draw(st.binary(min_size=32, max_size=32))
+        variants = [bytes([len(raw) + 1]) + raw, b"\x00", b"\x87", a_hash, sealed, b"\x86\x00" + bytes(8)]
+        parts.append(draw(st.sampled_from(variants)))
     return draw(_usually(b"".join(parts), _broken(b"".join(parts))))
 
 
@@ -179,13 +155,11 @@ def _chat(draw: st.DrawFn) -> bytes:
     return b"\xff".join(text.encode(errors="ignore") for text in texts)
 
 
-SHAPES: Mapping[str, st.SearchStrategy[bytes]] = MappingProxyType(
-    {
-        "commitment": _entry(),
-        "fields": _stored(),
-        "rows": _ROWS,
-        "chat": _chat(),
-        "receipt": _changed("receipt"),
-        "round": _changed("round"),
-    }
-)
+SHAPES: Mapping[str, st.SearchStrategy[bytes]] = {
+    "commitment": _entry(),
+    "fields": _stored(),
+    "rows": _ROWS,
+    "chat": _chat(),
+    "receipt": _changed("receipt"),
+    "round": _changed("round"),
+}

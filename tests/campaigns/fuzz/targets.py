@@ -6,14 +6,11 @@ documented errors alone, and read again what it writes.
 
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.bench.tiny_model import make_tiny_tokenizer
 from template.chain.client import verify_signature
@@ -39,22 +36,22 @@ from template.training.tokenizer import PieceTokenizer
 from tests.campaigns.fuzz.commitments import check_commitment, check_fields, check_message, expect
 from tests.campaigns.fuzz.reference import ReferenceRow, read_rows
 from tests.campaigns.fuzz.seeds import HONEST_MESSAGES, RECEIPTS
+from tests.fixtures.rounds import by_digest, hash_of
 
 # So small that inputs of a fuzzer's size reach every one of them.
 _SMALL = Limits(file_bytes=3000, rows=6, row_bytes=1000, messages=6, json_depth=6)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(NamedTuple):
     """A check that raises for a finding, and the words of its format.
 
     share: of a campaign's runs, in percent, as one run here is cheap or dear.
     """
 
     check: Callable[[bytes], None]
-    words: tuple[bytes, ...]
-    max_bytes: int
     share: int
+    max_bytes: int
+    words: tuple[bytes, ...]
 
 
 # Rows
@@ -199,10 +196,8 @@ def _check_cut(row: Row, ids: list[int], targets: list[bool], max_tokens: int) -
     encoded = encode_row(row, _FAMILY, _tokenize(), max_tokens=max_tokens)
     if encoded is None:
         expect(not any(targets[1:max_tokens]), "a row with an answer is refused")
-        expect(
-            max_tokens < MAX_TOKENS or not has_target_for_any_tokenizer(row),
-            "an answer that cannot be cut off was cut off",
-        )
+        is_certain = max_tokens == MAX_TOKENS and has_target_for_any_tokenizer(row)
+        expect(not is_certain, "an answer that cannot be cut off was cut off")
         return
     expect(any(targets[1:max_tokens]), "a row without an answer is taken")
     expect(encoded.input_ids == tuple(ids[:max_tokens]), "other tokens than the pieces have")
@@ -252,52 +247,30 @@ def check_receipt(data: bytes) -> None:
 
 def check_round(data: bytes) -> None:
     """Read a round file and verify it."""
-    handle, name = tempfile.mkstemp(suffix=".jsonl")
-    path = Path(name)
-    try:
-        os.write(handle, data)
-        os.close(handle)
-        file = read_round(path)
-    except ConfigError as error:
-        expect(str(error).startswith(name), "a refusal does not name its file")
-        check_message(error)
-        return
-    finally:
-        path.unlink()
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as written:
+        written.write(data)
+        written.flush()
+        try:
+            file = read_round(Path(written.name))
+        except ConfigError as error:
+            expect(str(error).startswith(written.name), "a refusal does not name its file")
+            check_message(error)
+            return
     first, *rest = data.split(b"\n")[:-1]
     expect(json.loads(file.header.to_line()) == _check_json(first), "a header is not what was read")
     expect(len(rest) == len(file.receipts) == file.header.receipts, "receipts are lost")
-    receipts = {receipt.digest: receipt for receipt in file.receipts}
+    receipts = by_digest(file)
     header_wrong, receipts_wrong = check_signatures(file, verify_signature)
-    sentences = [
-        header_wrong or "",
-        *receipts_wrong.values(),
-        *check_consistency(file, receipts),
-        *remarks(file, receipts),
-        *check_against_chain(file.header, lambda block: f"0x{block:064x}"),
-    ]
-    "\n".join(sentences).encode()
+    faults = [header_wrong or "", *receipts_wrong.values(), *check_consistency(file, receipts)]
+    faults += [*remarks(file, receipts), *check_against_chain(file.header, hash_of)]
+    "\n".join(faults).encode()
 
 
-TARGETS: Mapping[str, Target] = MappingProxyType(
-    {
-        "commitment": Target(
-            check=check_commitment,
-            share=32,
-            max_bytes=200,
-            words=(b":1:", b"/", b".git", b"--", b"..", b"0x", b"0123456789abcdef" * 2),
-        ),
-        "fields": Target(
-            check=check_fields, share=32, max_bytes=700, words=(b"\x04", b"\x86", b"\x88", b"\x87", b"\x36", b"\x83")
-        ),
-        "rows": Target(check=check_rows, share=8, max_bytes=4096, words=_ROW_WORDS),
-        "chat": Target(
-            check=check_chat,
-            share=3,
-            max_bytes=2048,
-            words=(*_ROW_WORDS, b"<|im_start|>", b"<|im_end|>", b"\xff", b"\n"),
-        ),
-        "receipt": Target(check=check_receipt, share=15, max_bytes=8192, words=_RECORD_WORDS),
-        "round": Target(check=check_round, share=10, max_bytes=16384, words=_RECORD_WORDS),
-    }
-)
+TARGETS: Mapping[str, Target] = {
+    "commitment": Target(check_commitment, 32, 200, (b":1:", b"/", b".git", b"--", b"..", b"0x", b"0123456789abcdef")),
+    "fields": Target(check_fields, 32, 700, (b"\x04", b"\x86", b"\x88", b"\x87", b"\x36", b"\x83")),
+    "rows": Target(check_rows, 8, 4096, _ROW_WORDS),
+    "chat": Target(check_chat, 3, 2048, (*_ROW_WORDS, b"<|im_start|>", b"<|im_end|>", b"\xff", b"\n")),
+    "receipt": Target(check_receipt, 15, 8192, _RECORD_WORDS),
+    "round": Target(check_round, 10, 16384, _RECORD_WORDS),
+}

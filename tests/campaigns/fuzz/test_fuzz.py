@@ -72,40 +72,35 @@ def tokenize_control_tokens() -> Any:
     return lambda *texts: targets._tokenizer()("".join(texts), add_special_tokens=False)["input_ids"]
 
 
-class LaxRecord(CommitmentRecord):
-    @classmethod
-    def parse(cls, text: str) -> CommitmentRecord:
-        return CommitmentRecord.parse(text.replace("--", "-"))
+def parse_laxly(text: str) -> CommitmentRecord:
+    return PARSE(text.replace("--", "-"))
 
 
-class RoundedReceipt(Receipt):
-    def to_line(self) -> str:
-        return json.dumps(json.loads(super().to_line(), parse_float=lambda text: round(float(text), 6)))
-
-    @classmethod
-    def from_json(cls, text: str | bytes, source: str) -> "RoundedReceipt":
-        read = Receipt.from_json(text, source)
-        return cls(**{field.name: getattr(read, field.name) for field in dataclasses.fields(read)})
+def write_rounded(receipt: Receipt) -> str:
+    return json.dumps(json.loads(TO_LINE(receipt), parse_float=lambda text: round(float(text), 6)))
 
 
+PARSE, TO_LINE = CommitmentRecord.parse, Receipt.to_line
 ANY = ChainCommitment(hotkey="h", block=1, text="x")
-PLANTED: list[tuple[str, str, Any]] = [
-    ("rows", "scan_rows", scan_last_key),
-    ("chat", "encode_row", encode_without_mask),
-    ("chat", "_tokenize", tokenize_control_tokens),
-    ("commitment", "CommitmentRecord", LaxRecord),
-    ("fields", "parse_commitment", lambda *_: ANY),
-    ("receipt", "Receipt", RoundedReceipt),
-    ("receipt", "verify_signature", lambda *_: True),
-    ("round", "remarks", lambda *_: 1 / 0),
+PLANTED: list[tuple[str, Any, str, Any]] = [
+    ("rows", targets, "scan_rows", scan_last_key),
+    ("chat", targets, "encode_row", encode_without_mask),
+    ("chat", targets, "_tokenize", tokenize_control_tokens),
+    ("commitment", CommitmentRecord, "parse", parse_laxly),
+    ("fields", commitments, "parse_commitment", lambda *_: ANY),
+    ("receipt", Receipt, "to_line", write_rounded),
+    ("receipt", targets, "verify_signature", lambda *_: True),
+    ("round", targets, "remarks", lambda *_: 1 / 0),
 ]
 
 
-@pytest.mark.parametrize(("target", "name", "planted"), PLANTED)
+@pytest.mark.parametrize(
+    ("target", "where", "name", "planted"), PLANTED, ids=[f"{target}-{name}" for target, _, name, _ in PLANTED]
+)
 def test_fuzz_planted_fault_is_found(
-    target: str, name: str, planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, where: Any, name: str, planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commitments if hasattr(commitments, name) else targets, name, planted)
+    monkeypatch.setattr(where, name, planted)
     findings = replay(target, tmp_path).findings
     assert findings
     for path in findings.values():
@@ -149,7 +144,7 @@ def test_fuzz_command_finding_exits_with_1(
     assert command.main([*arguments, "--keep"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines[:-1]] == ["corpus:", "shapes:"] and lines[-1].endswith("0 findings")
-    monkeypatch.setattr(commitments, "CommitmentRecord", LaxRecord)
+    monkeypatch.setattr(CommitmentRecord, "parse", parse_laxly)
     assert command.main([*arguments, "--dir", str(tmp_path)]) == 1
     assert "FOUND: commitment: AssertionError at commitments.py:" in capsys.readouterr().out
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "atheris" else name)
