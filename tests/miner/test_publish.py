@@ -226,13 +226,6 @@ def test_command_without_terminal_needs_yes(net: Net, monkeypatch: pytest.Monkey
     assert head(net) is None and commits(net) == 0
 
 
-def test_command_prints_the_commitment_and_its_block(net: Net) -> None:
-    ended = run(net)
-    on_chain = net.chain("alice").commitment(net.hotkey("alice"))
-    assert ended.status == 0, ended.logs
-    assert on_chain is not None and ended.output == f"{on_chain.text} committed in block {on_chain.block}\n"
-
-
 def test_command_names_the_rejected_line(net: Net) -> None:
     path = write_dataset(net.parts.folder / "foreign", [*POOL[:6], make_line(10**6)])
     ended = run(net, path=path)

@@ -10,7 +10,7 @@ def test_reveal_skips_a_round_that_is_too_near() -> None:
     last = 360 - SEAL_LEAD_BLOCKS - MARGIN_BLOCKS
     assert [opens(block) for block in (0, last, last + 1, 360)] == [345, 345, 705, 705]
     assert at_round_start(10).reveal_block(100) == 125
-    assert after_blocks(50).reveal_block(7) == 57
+    assert after_blocks(50).reveal_block(7) == after_blocks(50).upload_block(57) == 57
 
 
 @pytest.mark.parametrize(

@@ -174,12 +174,6 @@ def test_file_is_uploaded_exactly_at_the_round_start(net: Net) -> None:
     assert seen == dict.fromkeys(range(345, 360)), "neither late nor early"
 
 
-def test_reveal_after_blocks_uploads_at_once(net: Net) -> None:
-    reveal_at(net, 345)
-    seal(net, schedule=after_blocks(50), sleep=die)
-    assert head(net) is not None
-
-
 def test_silent_chain_does_not_delay_the_upload(net: Net, logs: list[str]) -> None:
     reveal_at(net, 345)
     now = 0.0
@@ -203,13 +197,6 @@ def test_kill_around_the_call_seals_once(net: Net, is_after: bool) -> None:
     with LaggingChain(net, "alice", blocks=0) as chain:
         seal(net, chain=chain)
     assert_completed(net)
-
-
-@pytest.mark.parametrize("fault", [ChainFault.LOSE_ANSWER, ChainFault.DISCONNECT])
-def test_seal_without_an_answer_is_made_once(net: Net, fault: ChainFault) -> None:
-    net.admin.set_fault("write", fault)
-    seal(net)
-    assert commits(net) == 1
 
 
 @pytest.mark.parametrize("complete", [seal, publish], ids=["with --seal", "without"])

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -19,18 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (TRACE|DEBUG|INFO|WARNING|ERROR|CRITICAL|Level \d+) +\S.*")
 
-# Requests the client loggers as the clients do, before or after logging is configured.
+# Requests the client loggers as the clients do: one is imported before logging is configured, the others after.
 CLIENTS = """
-import logging, sys, warnings
-from template.telemetry.logging import quiet_libraries
-from template.telemetry.logging import configure_logging
-def load():
-    import huggingface_hub, bittensor, transformers.utils.logging
+import logging, sys
+from template.telemetry.logging import configure_logging, quiet_libraries
 quiet_libraries()
-if sys.argv[1] == "before": load()
-configure_logging(is_debug="debug" in sys.argv, is_trace="trace" in sys.argv)
-load()
-import huggingface_hub.utils.logging, transformers.utils.logging
+import huggingface_hub.utils.logging
+configure_logging(is_debug=True)
+import bittensor, transformers.utils.logging
 assert "torch" not in sys.modules
 loggers = [
     logging.getLogger("bittensor.transport"),
@@ -39,31 +35,28 @@ loggers = [
     logging.getLogger("httpx2"),
     logging.getLogger("somebody.else"),
 ]
-for logger in loggers:
-    for level in ("debug", "info", "warning", "error"):
-        getattr(logger, level)("%s says {braces} <red>tags</red> %d%%", level, 1)
+for is_trace in (False, True):
+    configure_logging(is_trace=is_trace)
+    for logger in loggers:
+        for level in ("debug", "info", "warning", "error"):
+            getattr(logger, level)("%s says {braces} <red>tags</red> %d%%", level, 1)
 """
 
+# Logs with every setting in turn.
 OWN = """
-import sys
 from loguru import logger
 from template.telemetry.logging import configure_logging
-for _ in range(2):
-    configure_logging(is_debug="debug" in sys.argv, is_trace="trace" in sys.argv)
-for level in ("trace", "debug", "info", "warning", "error"):
-    getattr(logger, level)("{} of {}", level, "{braces} <red>tags</red>")
+for flags in ({}, {"is_debug": True}, {"is_trace": True}):
+    configure_logging(**flags)
+    for level in ("trace", "debug", "info", "warning", "error"):
+        getattr(logger, level)("{} of {}", level, "{braces} <red>tags</red>")
 """
 
 
-def run(code: str, *arguments: str, status: int = 0) -> list[str]:
+def run(code: str, *arguments: object, env: Mapping[str, str] = ENVIRONMENT, status: int = 0) -> list[str]:
     """Return the stderr lines of a fresh process, whose stdout must be empty."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     return done.stderr.splitlines()
 
@@ -72,36 +65,20 @@ def levels(lines: list[str], name: str = "") -> list[str]:
     return [line.split()[2] for line in lines if name in line]
 
 
-@pytest.mark.parametrize(
-    ("flag", "expected"),
-    [
-        ("none", ["INFO", "WARNING", "ERROR"]),
-        ("debug", ["DEBUG", "INFO", "WARNING", "ERROR"]),
-        ("trace", ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"]),
-    ],
-)
-def test_own_logs_reach_stderr_once_from_the_chosen_level(flag: str, expected: list[str]) -> None:
-    lines = run(OWN, flag)
-    assert levels(lines) == expected
+def test_own_logs_reach_stderr_once_from_the_chosen_level() -> None:
+    lines, most = run(OWN), ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"]
+    assert levels(lines) == most[2:] + most[1:] + most
     assert all(LINE.fullmatch(line) for line in lines)
     assert all(line.endswith("{braces} <red>tags</red>") for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("when", "flag", "expected"),
-    [
-        ("before", "", ["WARNING", "ERROR"]),
-        ("after", "debug", ["WARNING", "ERROR"]),
-        ("after", "trace", ["DEBUG", "INFO", "WARNING", "ERROR"]),
-    ],
-)
-def test_client_logs_use_our_format_and_level(when: str, flag: str, expected: list[str]) -> None:
-    lines = run(CLIENTS, when, flag)
+def test_client_logs_use_our_format_and_level() -> None:
+    lines = run(CLIENTS)
     for name in ("bittensor.transport", "huggingface_hub.file_download", "transformers.modeling_utils", "httpx2"):
         of_client = [line for line in lines if f" {name}: " in line]
-        assert levels(of_client) == expected
+        assert levels(of_client) == ["WARNING", "ERROR", "DEBUG", "INFO", "WARNING", "ERROR"]
         assert all(LINE.fullmatch(line) and line.endswith("says {braces} <red>tags</red> 1%") for line in of_client)
-    assert levels(lines, " somebody.else: ") == ["WARNING", "ERROR"]
+    assert levels(lines, " somebody.else: ") == ["WARNING", "ERROR"] * 2
 
 
 def test_client_log_with_odd_level_or_arguments_is_logged() -> None:
@@ -143,36 +120,32 @@ def read_json_lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(scope="module")
+def secret_logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Stderr and log file of the entry point, the second time with debug logs."""
+    file = tmp_path_factory.mktemp("secrets") / "logs" / "neuron.jsonl"
+    flags = ["--logging.file", file, "--logging.debug"]
+    lines = run(SECRETS, *flags[:2], env=ENVIRONMENT | KEYS) + run(SECRETS, *flags, env=ENVIRONMENT | KEYS)
+    return "\n".join(lines), file
 
 
-@pytest.mark.usefixtures("keys")
-def test_logs_redact_secrets_in_messages_and_tracebacks(tmp_path: Path) -> None:
-    file = tmp_path / "logs" / "neuron.jsonl"
-    for text in ("\n".join(run(SECRETS, "--logging.file", str(file))), file.read_text(encoding="utf-8")):
+def test_logs_redact_secrets_in_messages_and_tracebacks(secret_logs: tuple[str, Path]) -> None:
+    for text in (secret_logs[0], secret_logs[1].read_text(encoding="utf-8")):
         assert "password [redacted] and token [redacted]" in text
         assert "OSError: refused: [redacted]" in text
         for secret in (HUB_TOKEN, *KEYS.values(), "winner", "yellow"):
             assert secret not in text
 
 
-@pytest.mark.usefixtures("keys")
-def test_log_file_holds_one_json_object_per_line(tmp_path: Path) -> None:
-    file = tmp_path / "neuron.jsonl"
-    run(SECRETS, "--logging.file", str(file))
-    lines = read_json_lines(file)
-    assert [line["level"] for line in lines] == ["INFO", "WARNING", "ERROR", "ERROR"]
-    assert [line["module"] for line in lines] == ["__main__", "__main__", "bittensor.transport", "__main__"]
+def test_log_file_holds_one_json_object_per_line(secret_logs: tuple[str, Path]) -> None:
+    lines = read_json_lines(secret_logs[1])
+    assert [line["level"] for line in lines] == ["INFO", "WARNING", "ERROR", "ERROR"] * 2 + ["DEBUG"]
+    assert [line["module"] for line in lines[:4]] == ["__main__", "__main__", "bittensor.transport", "__main__"]
     assert lines[0]["message"] == "one line"
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"]) for line in lines)
-    assert [set(line) - {"time", "level", "message", "module"} for line in lines] == [set()] * 3 + [{"exception"}]
+    assert [set(line) - {"time", "level", "message", "module"} for line in lines[:4]] == [set()] * 3 + [{"exception"}]
     assert lines[3]["exception"].startswith("Traceback (most recent call last):")
-    assert file.stat().st_mode & 0o777 == 0o600
-    run(SECRETS, "--logging.file", str(file), "--logging.debug")
-    assert [line["level"] for line in read_json_lines(file)[4:]] == ["INFO", "WARNING", "ERROR", "ERROR", "DEBUG"]
+    assert secret_logs[1].stat().st_mode & 0o777 == 0o600
 
 
 def test_log_file_full_is_rotated_and_the_oldest_deleted(tmp_path: Path) -> None:
@@ -182,7 +155,7 @@ def test_log_file_full_is_rotated_and_the_oldest_deleted(tmp_path: Path) -> None
         "logging.FILE_BYTES, logging.KEPT_FILES = 1000, 3\n"
         "logging.configure_logging(file=Path(sys.argv[1]))\n"
         "for number in range(100): logger.info('line {}', number)\n",
-        str(tmp_path / "log"),
+        tmp_path / "log",
     )
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["log", "log.1", "log.2"]
@@ -205,9 +178,9 @@ def test_log_file_disk_full_warns_once() -> None:
 
 
 def test_log_file_unopenable_is_config_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").touch()
     path = tmp_path / "file" / "below"
-    (line,) = run(SECRETS, "--logging.file", str(path), status=3)
+    (line,) = run(SECRETS, "--logging.file", path, status=3)
     assert LINE.fullmatch(line) and f"ConfigError: --logging.file {path}: cannot be opened" in line
 
 
@@ -242,9 +215,10 @@ def test_log_of_foreign_text_is_escaped_and_stays_one_line() -> None:
 # Logs more than any pipe holds.
 CHATTY = """
 from loguru import logger
-from template.telemetry.logging import configure_logging
-configure_logging()
-for index in range(20_000):
+from template.telemetry import logging
+logging.STDERR_TIMEOUT_S = 0.5
+logging.configure_logging()
+for index in range(2000):
     logger.info("line {} {}", index, "x" * 100)
 print("done", flush=True)
 """
@@ -265,9 +239,8 @@ def pipe() -> Iterator[tuple[FileIO, FileIO]]:
 def test_logs_nobody_reads_do_not_stop_the_process(pipe: tuple[FileIO, FileIO], is_open: bool) -> None:
     if not is_open:
         pipe[0].close()
-    done = subprocess.run(
-        [sys.executable, "-c", CHATTY], env=ENVIRONMENT, stderr=pipe[1], stdout=subprocess.PIPE, timeout=120
-    )
+    command = [sys.executable, "-c", CHATTY]
+    done = subprocess.run(command, env=ENVIRONMENT, stderr=pipe[1], stdout=subprocess.PIPE, timeout=120)
     assert (done.returncode, done.stdout) == (0, b"done\n")
 
 

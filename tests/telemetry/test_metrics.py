@@ -1,17 +1,10 @@
 """Metrics and table rows for wandb."""
 
 from template.errors import Reason
-from template.records import (
-    LeaderboardRow,
-    Metrics,
-    Round,
-    RoundReport,
-    RunningEvaluation,
-    SubmissionKey,
-    WeightIntent,
-    WeightOutcome,
-)
+from template.records import LeaderboardRow, Metrics, RoundReport, RunningEvaluation, SubmissionKey
 from template.telemetry.metrics import TABLE_COLUMNS, live_metrics, round_metrics, table_rows
+from tests.fixtures.schedule import intent
+from tests.fixtures.status import REFUSED, TAKEN, make_round
 
 
 def make_row(uid: int, *, loss: float | None = None, reason: Reason | None = None, repo: str = "") -> LeaderboardRow:
@@ -20,18 +13,8 @@ def make_row(uid: int, *, loss: float | None = None, reason: Reason | None = Non
 
 
 def make_report(leaderboard: list[LeaderboardRow], number: int = 7, **fields: object) -> RoundReport:
-    closed = Round(
-        id=number,
-        start_block=360,
-        start_block_hash="0x",
-        opened_block=361,
-        end_block=720,
-        lucky_num=1,
-        entries=(),
-        queue=(),
-    )
     values = {"intents": (), "seconds": {}, **fields}
-    return RoundReport(round=closed, leaderboard=tuple(leaderboard), **values)  # type: ignore[arg-type]
+    return RoundReport(round=make_round(number), leaderboard=tuple(leaderboard), **values)  # type: ignore[arg-type]
 
 
 def make_metrics(**fields: object) -> Metrics:
@@ -39,16 +22,12 @@ def make_metrics(**fields: object) -> Metrics:
     return Metrics(**{**values, **fields})  # type: ignore[arg-type]
 
 
-def make_intent(outcome: WeightOutcome | None) -> WeightIntent:
-    return WeightIntent(id=1, block=1, weights={}, shares={}, created_at=0.0, outcome=outcome, finished_at=None)
-
-
 def test_round_metrics_losses_by_rank_and_verdict_counts() -> None:
     rows = [make_row(uid, loss=float(10 - uid)) for uid in range(6)]
     metrics = round_metrics(make_report([*rows, make_row(6), make_row(7, reason=Reason.DUPLICATE)]))
     assert metrics == {
         "round/id": 7,
-        "round/start_block": 360,
+        "round/start_block": 100,
         "round/scored_now": 0,
         "round/loss/rank_1": 5.0,
         "round/loss/rank_2": 6.0,
@@ -61,13 +40,13 @@ def test_round_metrics_losses_by_rank_and_verdict_counts() -> None:
 
 
 def test_round_metrics_empty_round_has_no_losses() -> None:
-    assert round_metrics(make_report([])) == {"round/start_block": 360, "round/id": 7, "round/scored_now": 0}
+    assert round_metrics(make_report([])) == {"round/start_block": 100, "round/id": 7, "round/scored_now": 0}
     assert table_rows(make_report([])) == []
 
 
 def test_round_metrics_count_weights_by_outcome() -> None:
-    outcomes = [None, *(WeightOutcome(is_accepted=is_accepted) for is_accepted in (True, False, True))]
-    metrics = round_metrics(make_report([], intents=tuple(map(make_intent, outcomes))))
+    intents = tuple(intent(1, outcome) for outcome in (None, TAKEN, REFUSED, TAKEN))
+    metrics = round_metrics(make_report([], intents=intents))
     weights = {name: value for name, value in metrics.items() if "/weights/" in name}
     assert weights == {"round/weights/unknown": 1, "round/weights/accepted": 2, "round/weights/refused": 1}
 

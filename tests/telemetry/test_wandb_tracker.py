@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loguru import logger
 from wandb.proto.wandb_internal_pb2 import Record
 
 from template import cli
@@ -24,6 +25,8 @@ from template.telemetry import wandb_tracker
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_run import child_processes
 from template.telemetry.wandb_tracker import TrackerConfig, WandbTracker, delete_old_runs
+from tests.fixtures.logs import log_lines
+from tests.fixtures.workers import is_alive, until
 from tests.telemetry.test_metrics import make_metrics, make_report, make_row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,30 +35,38 @@ DAY = 1_800_000_000.0
 SECRET = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
 
 
+@contextmanager
+def without_login(home: Path) -> Iterator[None]:
+    """An environment without a wandb login and with a secret."""
+    home.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        patch.setenv("HF_TOKEN", SECRET)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Log lines, without a wandb login and with a secret in the environment."""
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-        monkeypatch.delenv(name)
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_TOKEN", SECRET)
-    lines: list[str] = []
-    sink = logger.add(lines.append, level="INFO", format="{level} {message}")  # type: ignore[arg-type]
-    yield lines
-    logger.remove(sink)
+def logged(tmp_path: Path) -> Iterator[list[str]]:
+    """Log lines, in an environment without a login."""
+    with without_login(tmp_path / "home"), log_lines() as lines:
+        yield lines
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Folder of wandb's files. No process may work in it after the test."""
     yield tmp_path / "tracking"
-    wait_until(lambda: run_processes(tmp_path / "tracking") == [])
+    until(lambda: run_processes(tmp_path / "tracking") == [])
 
 
-def make_tracker(folder: Path, *, clock: Callable[[], float] = lambda: DAY, version: str = "1.2") -> WandbTracker:
-    config = TrackerConfig(project="test", entity=None, hotkey=HOTKEY, netuid=96, version=version, folder=folder)
-    return WandbTracker(config, redact=Redactor(), clock=clock, backoff_s=0.05)
+def make_config(folder: Path, version: str = "1.2") -> TrackerConfig:
+    return TrackerConfig(project="test", entity=None, hotkey=HOTKEY, netuid=96, version=version, folder=folder)
+
+
+def make_tracker(folder: Path, *, clock: Callable[[], float] = lambda: DAY) -> WandbTracker:
+    return WandbTracker(make_config(folder), redact=Redactor(), clock=clock, backoff_s=0.05)
 
 
 def point(block: int) -> Metrics:
@@ -67,13 +78,6 @@ def closed_round(number: int, file: Path | None = None) -> RoundReport:
     rows = [make_row(uid, loss=loss, reason=None if loss else Reason.DUPLICATE, repo=SECRET) for uid, loss in losses]
     round_file = None if file is None else str(file)
     return make_report(rows, number, seconds={"hotkey1": 2.0}, round_file=round_file)
-
-
-def wait_until(is_reached: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 90
-    while not is_reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def run_processes(folder: Path) -> list[int]:
@@ -90,9 +94,8 @@ def run_processes(folder: Path) -> list[int]:
 
 def service(folder: Path) -> int:
     """Return the process id of wandb's service."""
-    children = [child for pid in run_processes(folder) for child in child_processes(pid)]
-    assert len(children) == 1
-    return children[0]
+    (child,) = [child for pid in run_processes(folder) for child in child_processes(pid)]
+    return child
 
 
 def runs(folder: Path) -> list[Path]:
@@ -129,6 +132,11 @@ def values(path: Path, name: str) -> list[Any]:
     return [row[name] for row in history(path) if name in row]
 
 
+def run_python(code: str, *arguments: Path) -> int:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, timeout=120).returncode
+
+
 def warnings(logged: list[str]) -> list[str]:
     return [line.rstrip() for line in logged if line.startswith("WARNING")]
 
@@ -137,17 +145,49 @@ def is_finished(path: Path) -> bool:
     return any(record.WhichOneof("record_type") == "exit" for record in read_run(path))
 
 
-def test_wandb_run_holds_charts_table_receipts_and_no_secret(folder: Path, tmp_path: Path, logged: list[str]) -> None:
-    receipts = tmp_path / "round-1.jsonl"
-    receipts.write_text('{"signed": true}\n')
+def open_run(folder: Path, logged: list[str]) -> WandbTracker:
+    """A tracker that has reported a point."""
     tracker = make_tracker(folder)
     tracker.report_metrics(point(100))
-    tracker.report_round(closed_round(1, receipts))
-    tracker.report_round(closed_round(2, tmp_path / "lost.jsonl"))
-    tracker.report_metrics(point(101))
-    tracker.close(timeout_s=60)
+    until(lambda: logged)
+    return tracker
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, the environments of its processes, and the log lines."""
+
+    folder: Path
+    path: Path
+    environments: list[bytes]
+    logged: list[str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    top = tmp_path_factory.mktemp("finished")
+    folder = top / "tracking"
+    (top / "round-1.jsonl").write_text('{"signed": true}\n')
+    with without_login(top / "home"), pytest.MonkeyPatch.context() as patch, log_lines() as lines:
+        patch.setenv("WANDB_ENTITY", "somebody-else")
+        patch.setenv("DATABASE_URL", "postgres://operator")
+        tracker = open_run(folder, lines)
+        environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in run_processes(folder)]
+        tracker.report_round(closed_round(1, top / "round-1.jsonl"))
+        tracker.report_round(closed_round(2, top / "lost.jsonl"))
+        tracker.report_metrics(point(101))
+        tracker.close(timeout_s=60)
     (path,) = runs(folder)
-    assert is_finished(path)
+    return Finished(top, path, environments, lines)
+
+
+def test_wandb_run_holds_charts_and_leaderboard(finished: Finished) -> None:
+    path = finished.path
+    assert is_finished(path) and warnings(finished.logged) == []
     assert values(path, "live/block") == [100, 101]
     assert values(path, "live/chain_lag_seconds") == [3, 3]
     assert values(path, "round/loss/rank_1") == [1.5, 1.5]
@@ -157,92 +197,80 @@ def test_wandb_run_holds_charts_table_receipts_and_no_secret(folder: Path, tmp_p
         ["hotkey0", 0, "owner/[redacted]", "duplicate", None, 0.5, 0.25, None],
         ["hotkey1", 1, "owner/[redacted]", "scored", 1.5, 0.5, 0.25, 2],
     ]
-    records = read_run(path)
+
+
+def test_wandb_run_holds_identity_and_existing_receipts(finished: Finished) -> None:
+    records = read_run(finished.path)
     artifacts = [record.request.log_artifact.artifact for record in records] + [record.artifact for record in records]
-    receipts_of_run = [artifact for artifact in artifacts if artifact.type == "receipts"]
-    assert [artifact.name for artifact in receipts_of_run] == [f"receipts-{HOTKEY[:8]}"]
-    assert [content.local_path for content in receipts_of_run[0].manifest.contents] == [str(receipts)]
+    (receipts,) = [artifact for artifact in artifacts if artifact.type == "receipts"]
+    assert receipts.name == f"receipts-{HOTKEY[:8]}"
+    assert [content.local_path for content in receipts.manifest.contents] == [str(finished.folder / "round-1.jsonl")]
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (run.project, run.run_group, run.display_name) == ("test", HOTKEY, f"{HOTKEY[:8]}-1.2-2027-01-15")
-    assert (run.host, warnings(logged)) == ("validator", [])
-    written = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert not [file for file in written if SECRET.encode() in file.read_bytes()]
-    assert not [file for file in written if file.is_relative_to(tmp_path / "home")]
+    assert run.host == "validator"
 
 
-def test_wandb_run_restart_same_day_and_version_resumes(folder: Path) -> None:
-    now = DAY
-    tracker = make_tracker(folder, clock=lambda: now)
-    tracker.report_metrics(point(1))
-    tracker.close(timeout_s=60)
-    tracker = make_tracker(folder, clock=lambda: now)
-    tracker.report_metrics(point(2))
-    now += 86400
-    tracker.report_metrics(point(3))
-    tracker.close(timeout_s=60)
-    tracker = make_tracker(folder, clock=lambda: now, version="1.3")
-    tracker.report_metrics(point(4))
-    tracker.close(timeout_s=60)
-    paths = runs(folder)
-    assert [values(path, "live/block") for path in paths] == [[1], [2], [3], [4]]
-    assert all(map(is_finished, paths))
-    first, second, third, fourth = (path.name for path in paths)
-    assert first == second
-    assert len({second, third, fourth}) == 3
+def test_wandb_files_hold_no_secret_and_none_is_at_home(finished: Finished) -> None:
+    assert files_with(SECRET, finished.folder) == files_with("", finished.folder / "home") == []
 
 
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-def test_wandb_service_dies_or_hangs_round_is_sent_again(
-    fault: signal.Signals, folder: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
+def test_wandb_processes_get_only_listed_variables(finished: Finished) -> None:
+    assert len(finished.environments) == 2
+    assert not any(SECRET.encode() in environment for environment in finished.environments)
+    assert b"somebody-else" not in finished.environments[0] and b"postgres" not in finished.environments[0]
+
+
+def test_wandb_run_resumes_on_the_same_day_only(folder: Path) -> None:
+    for days in ((DAY,), (DAY, DAY + 86400)):
+        clock = iter(days)
+        tracker = make_tracker(folder, clock=lambda clock=clock: next(clock))  # type: ignore[misc]
+        for block in range(len(days)):
+            tracker.report_metrics(point(block))
+        tracker.close(timeout_s=60)
+    assert [values(path, "live/block") for path in runs(folder)] == [[0], [0], [1]]
+    assert all(map(is_finished, runs(folder)))
+    first, second, third = (path.name for path in runs(folder))
+    assert first == second != third
+
+
+def test_wandb_run_of_another_version_is_another() -> None:
+    ids = [make_config(Path("runs"), version).run_settings("2027-01-15")["id"] for version in ("1.2", "1.2", "1.3")]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def main_process(folder: Path) -> int:
+    return run_processes(folder)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("find", "fault"), [(service, signal.SIGKILL), (service, signal.SIGSTOP), (main_process, signal.SIGSTOP)]
+)
+def test_wandb_process_dies_or_hangs_round_is_sent_again(
+    find: Callable[[Path], int],
+    fault: signal.Signals,
+    folder: Path,
+    logged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wandb_tracker, "REQUEST_TIMEOUT_S", 5)
-    tracker = make_tracker(folder)
-    tracker.report_metrics(point(1))
-    wait_until(lambda: logged)
-    broken = service(folder)
+    monkeypatch.setattr(wandb_tracker, "REQUEST_TIMEOUT_S", 3)
+    monkeypatch.setattr(wandb_tracker, "_HANG_S", 6.0)
+    tracker = open_run(folder, logged)
+    broken = find(folder)
     os.kill(broken, fault)
     tracker.report_round(closed_round(1))
-    wait_until(lambda: len(runs(folder)) == 2)
+    until(lambda: len(runs(folder)) == 2)
     tracker.close(timeout_s=60)
     first, second = runs(folder)
     assert first.name == second.name
-    assert values(second, "round/id") == [1]
-    assert is_finished(second)
-    assert not Path(f"/proc/{broken}").exists() or "Z" in Path(f"/proc/{broken}/stat").read_text().split()[2]
+    assert values(second, "round/id") == [1] and is_finished(second)
+    assert not is_alive(broken)
     assert len(warnings(logged)) == 1
 
 
-def test_wandb_process_stopped_is_replaced(folder: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_tracker, "_HANG_S", 5.0)
-    tracker = make_tracker(folder)
-    tracker.report_metrics(point(1))
-    wait_until(lambda: logged)
-    os.kill(run_processes(folder)[0], signal.SIGSTOP)
-    tracker.report_round(closed_round(1))
-    wait_until(lambda: len(runs(folder)) == 2)
-    tracker.close(timeout_s=60)
-    assert values(runs(folder)[1], "round/id") == [1]
-
-
-def test_wandb_process_gets_only_listed_variables(
-    folder: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_ENTITY", "somebody-else")
-    monkeypatch.setenv("DATABASE_URL", "postgres://operator")
-    tracker = make_tracker(folder)
-    tracker.report_metrics(point(1))
-    wait_until(lambda: logged)
-    variables = Path(f"/proc/{run_processes(folder)[0]}/environ").read_bytes()
-    tracker.close(timeout_s=60)
-    assert b"somebody-else" not in variables and b"postgres" not in variables
-
-
 def test_wandb_service_hung_reports_and_close_return(folder: Path, logged: list[str]) -> None:
-    tracker = make_tracker(folder)
-    tracker.report_metrics(point(1))
-    wait_until(lambda: logged)
+    tracker = open_run(folder, logged)
     for pid in (service(folder), *run_processes(folder)):
-        assert SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
         os.kill(pid, signal.SIGSTOP)
     for block in range(1000):
         tracker.report_metrics(point(block))
@@ -252,6 +280,7 @@ def test_wandb_service_hung_reports_and_close_return(folder: Path, logged: list[
     assert not tracker._thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "status"), [("os.kill(os.getpid(), signal.SIGKILL)", -9), ("os.kill(service(folder), signal.SIGSTOP)", 0)]
 )
@@ -259,14 +288,12 @@ def test_wandb_run_without_close_is_finished(folder: Path, end: str, status: int
     code = (
         "import sys; from tests.telemetry.test_wandb_tracker import *\n"
         "folder = Path(sys.argv[1]); tracker = make_tracker(folder); tracker.report_metrics(point(1))\n"
-        f"wait_until(lambda: runs(folder)); {end}\n"
+        f"until(lambda: runs(folder)); {end}\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, timeout=120)
-    assert done.returncode == status
+    assert run_python(code, folder) == status
     if status == 0:
         os.kill(service(folder), signal.SIGCONT)
-    wait_until(lambda: is_finished(runs(folder)[0]))
+    until(lambda: is_finished(runs(folder)[0]))
 
 
 def test_wandb_server_silent_close_returns(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,15 +308,14 @@ def test_wandb_server_silent_close_returns(folder: Path, tmp_path: Path, monkeyp
         tracker.close(timeout_s=0.5)
         connection.close()
     assert not tracker._thread.is_alive()
-    written = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert not [file for file in written if key.encode() in file.read_bytes()]
+    assert files_with(key, tmp_path) == []
 
 
 def test_wandb_key_invalid_is_a_warning(folder: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
     tracker = make_tracker(folder)
     tracker.report_metrics(point(1))
-    wait_until(lambda: warnings(logged))
+    until(lambda: warnings(logged))
     tracker.close(timeout_s=60)
     assert "WANDB_API_KEY invalid" in warnings(logged)[0]
 
@@ -302,9 +328,9 @@ def test_wandb_tracker_long_outage_keeps_rounds_over_metrics(folder: Path, logge
         tracker.report_metrics(point(block))
     tracker.report_round(closed_round(2))
     # More failures than a round has tries.
-    wait_until(lambda: tracker._backoff_s >= 0.8)
+    until(lambda: tracker._backoff_s >= 0.8)
     folder.unlink()
-    wait_until(lambda: len(warnings(logged)) == 2)
+    until(lambda: len(warnings(logged)) == 2)
     tracker.close(timeout_s=60)
     (path,) = runs(folder)
     blocks = values(path, "live/block")
@@ -317,17 +343,13 @@ def test_wandb_tracker_long_outage_keeps_rounds_over_metrics(folder: Path, logge
 
 def test_delete_old_runs_deletes_only_old_leftovers(tmp_path: Path) -> None:
     names = ("wandb/offline-run-1-a", "wandb/run-2-b", "data/artifacts/staging/tmp1", "cache/wandb/logs/core.log")
-    for kind in ("old", "new"):
-        for name in names:
-            path = tmp_path / f"{name}-{kind}"
+    for name in names:
+        for path in (tmp_path / f"{name}-old", tmp_path / f"{name}-new"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if "run-" in name:
-                path.mkdir()
-                (path / "run.wandb").write_text("")
-            else:
-                path.write_text("")
-            if kind == "old":
-                os.utime(path, times=(time.time() - 3 * 86400,) * 2)
+            path.mkdir() if "run-" in name else path.touch()
+        if "run-" in name:
+            (tmp_path / f"{name}-old" / "run.wandb").touch()
+        os.utime(tmp_path / f"{name}-old", times=(time.time() - 3 * 86400,) * 2)
     (tmp_path / "wandb" / "run-latest").symlink_to("gone")
     delete_old_runs(tmp_path, keep_days=2)
     left = {str(path.relative_to(tmp_path)) for pattern in wandb_tracker._LEFTOVERS for path in tmp_path.glob(pattern)}
@@ -345,5 +367,4 @@ def test_tracking_arguments_are_parsed() -> None:
 
 def test_wandb_tracker_import_does_not_load_wandb() -> None:
     code = "import sys, template.telemetry.wandb_tracker; assert not {'wandb', 'torch', 'bittensor'} & set(sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert run_python(code) == 0
