@@ -83,11 +83,6 @@ def test_new_registration_needs_a_new_commitment(net: Net) -> None:
     assert commits(net) == 2
 
 
-def test_dataset_path_may_be_a_file(net: Net) -> None:
-    path = write_dataset(net.parts.folder / "elsewhere", SMALL) / "data.jsonl"
-    assert publish(net, dataset_path=path.rename(path.with_name("mine.jsonl"))).record.namespace == "alice/data"
-
-
 @pytest.mark.parametrize(
     ("lines", "reason", "where"),
     [

@@ -1,20 +1,17 @@
 """A miner that is killed or run again commits nothing twice."""
 
-import signal
 from pathlib import Path
 
 import pytest
 
 from template.errors import ConfigError, HostError
 from template.hub import datasets
-from template.localnet.chain.ledger import ChainFault
 from template.miner.journal import Journal
 from tests.fixtures.miner import (
     ERA_BLOCKS,
     Killed,
     KilledChain,
     LaggingChain,
-    arguments,
     commits,
     configure,
     head,
@@ -22,7 +19,7 @@ from tests.fixtures.miner import (
     run_miner,
     stepping,
 )
-from tests.fixtures.network import MINER, POOL, Net, Process
+from tests.fixtures.network import POOL, Net
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
@@ -62,19 +59,6 @@ def test_call_in_flight_delays_a_changed_file(net: Net) -> None:
         run_miner(configure(net), chain, stepping(net))
     before = net.admin.block()
     assert publish(net, POOL[:30]).block > before + ERA_BLOCKS
-
-
-def test_process_killed_during_its_call_commits_once(net: Net) -> None:
-    net.admin.set_fault("write", ChainFault.HANG)
-    with Process(MINER, *arguments(net, "--yes"), env=net.environment("alice")) as process:
-        process.wait_for("sending")
-        process.send(signal.SIGKILL)
-        assert process.finish() == -signal.SIGKILL
-    net.admin.set_fault("write", ChainFault.HANG, calls=0)
-    before = net.admin.block()
-    assert commits(net) == 0
-    assert publish(net).block > before + ERA_BLOCKS
-    assert commits(net) == 1
 
 
 def journal_of(net: Net) -> Path:

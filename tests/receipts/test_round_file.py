@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from template.chain.client import verify_signature
-from template.errors import ConfigError, HostError
+from template.errors import ConfigError
 from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
 from template.receipts.round_file import MAX_ENTRIES, RoundFile, RoundHeader, make_round_lines
 from template.receipts.verify import check_signatures, remarks
@@ -81,13 +81,6 @@ def test_unsigned_round_file_is_a_remark(tmp_path: Path) -> None:
     file = read_round(write_round(tmp_path, account, signer=None, sign=None))
     assert check_signatures(file, verify_signature) == (None, {})
     assert any(remark.startswith("unsigned") for remark in remarks(file, {}))
-
-
-def test_disk_refusing_a_round_leaves_nothing_partial(tmp_path: Path) -> None:
-    (tmp_path / f"round-96-36-{SIGNER[:8]}.jsonl").mkdir()
-    with pytest.raises(HostError, match=r"cannot write .*round-96-36"):
-        write_round(tmp_path, ACCOUNT, signer=SIGNER, sign=sign)
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 BROKEN: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
