@@ -200,7 +200,7 @@ _UNKNOWN_NAMES = ("?x=.jsonl", "#.jsonl", "%2e%2e%2fb.jsonl", "a" * 9999 + ".jso
 
 
 def _whole(name: str, *names: str, **options: Any) -> Attack:
-    """Return the attack of a repo that the Hub says to hold these files."""
+    """Return the attack of a repo of which the Hub lists these files."""
     return attack(name, reply(_siblings(*names), pattern=WHOLE), by="whole", **options)
 
 

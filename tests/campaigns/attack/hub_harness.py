@@ -138,6 +138,6 @@ def attack(
 
 
 def reply(body: str = "", *, pattern: str = LISTING, status: int = 200, **headers: str) -> HubFault:
-    """Return a fault that is a whole answer; underscores in names of headers are dashes."""
+    """Return a fault that is a whole answer; `X_Name` is the header X-Name."""
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
     return HubFault(kind=FaultKind.REPLY, status=status, headers=named, body=body, pattern=pattern)

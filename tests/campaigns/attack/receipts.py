@@ -7,6 +7,7 @@ differs then.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -38,7 +39,7 @@ Change = Callable[[Lines], Lines | bytes]
 
 @cache
 def _honest_lines(start_block: int) -> tuple[str, ...]:
-    """Return the header and the two receipts of a round; each round has other datasets."""
+    """Return the header and the two receipts of a round with datasets of its own."""
     account = make_account(start_block=start_block, commit=f"{start_block:040x}")
     return tuple(make_round_lines(account, signer=SIGNER, sign=sign))
 
@@ -97,14 +98,24 @@ def _resign(lines: Lines, edit: Edit = lambda _: None, who: str = "validator") -
     return [dataclasses.replace(header, signature=_sign(header.message(), who)).to_line(), *rest]
 
 
-def _edit(lines: Lines, index: int, edit: Edit) -> Lines:
-    """Change a line without signing anything."""
-    content = json.loads(lines[index])
-    edit(content)
-    return [*lines[:index], json.dumps(content, sort_keys=True, separators=(",", ":")), *lines[index + 1 :]]
+def _edited(edit: Edit, index: int = 0) -> Callable[[Lines], Lines]:
+    """Return the edit of a line, which signs nothing."""
+
+    def change(lines: Lines) -> Lines:
+        content = json.loads(lines[index])
+        edit(content)
+        lines[index] = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return lines
+
+    return change
 
 
-def _lie(lines: Lines, edit: Edit, who: str = "validator") -> Lines:
+def _spelt(pattern: str, new: str, index: int = 0) -> Change:
+    """Return the replacement of the first match in a line."""
+    return lambda lines: [*lines[:index], re.sub(pattern, new, lines[index], count=1), *lines[index + 1 :]]
+
+
+def _lie(lines: Lines, edit: Edit = lambda _: None, who: str = "validator") -> Lines:
     """Sign another first receipt, and a header for it with the old leaderboard."""
     content = json.loads(lines[1])
     edit(content)
@@ -144,23 +155,16 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 def _signature(spell: Callable[[str], str]) -> Change:
-    return lambda lines: _edit(lines, 0, lambda content: content.update(signature=spell(content["signature"])))
+    return _edited(lambda content: content.update(signature=spell(content["signature"])))
 
 
 def _swap_losses(lines: Lines) -> Lines:
     first, second = (json.loads(line)["result"]["loss"] for line in lines[1:])
-    return _resign(_edit(_edit(lines, 1, _in("result", loss=second)), 2, _in("result", loss=first)))
+    return _resign(_edited(_in("result", loss=second), 1)(_edited(_in("result", loss=first), 2)(lines)))
 
 
-def _respell(line: str, how: Callable[[str], str] = lambda loss: f"{loss}0") -> str:
-    """Return the line with its first loss spelt differently."""
-    before, name, rest = line.partition('"loss":')
-    loss, comma, behind = rest.partition(",")
-    return f"{before}{name}{how(loss)}{comma}{behind}"
-
-
-def _loss_in_header(value: str, lines: Lines) -> Lines:
-    return [_respell(lines[0], lambda _: value), *lines[1:]]
+def _earlier_file(_: Lines) -> Lines:
+    return [*_earlier_lines()]
 
 
 def _earlier_receipt(lines: Lines) -> Lines:
@@ -168,6 +172,8 @@ def _earlier_receipt(lines: Lines) -> Lines:
     return _resign([lines[0], _earlier_lines()[1], *lines[2:]])
 
 
+_OTHERWISE = ('("loss":[^,]+)', r"\g<1>0")
+_ENDLESS = {"minb": -1e308, "bench": 0.0, "maxb": 1e308}
 _LOSSES = ("1e400", "-1e400", "NaN", "Infinity", "true", '"6"')
 _DAMAGED: dict[str, tuple[str, Change]] = {
     "an empty file": ("incomplete", lambda _: b""),
@@ -179,33 +185,27 @@ _DAMAGED: dict[str, tuple[str, Change]] = {
     "receipts in another order": (_SHA256, lambda lines: [lines[0], lines[2], lines[1]]),
     "a receipt twice": ("after the header", lambda lines: [*lines, lines[1]]),
     "carriage returns": (_SHA256, lambda lines: "".join(f"{line}\r\n" for line in lines).encode()),
-    "a receipt with a loss spelt otherwise": (_SHA256, lambda lines: [lines[0], _respell(lines[1]), lines[2]]),
-    **{f"a loss of {value}": ("loss: Input should be", partial(_loss_in_header, value)) for value in _LOSSES},
-    "a number of 5,000 digits": ("4300 digits", lambda lines: [lines[0].replace('"uid":', '"uid":' + "9" * 5000, 1)]),
-    "a key twice": (
-        "duplicate key",
-        lambda lines: [lines[0].replace('"queue":', '"queue":[],"queue":', 1), *lines[1:]],
-    ),
-    "a competition whose span no number holds": (
-        "minb < bench",
-        lambda lines: _edit(lines, 0, _in("competition", minb=-1e308, bench=0.0, maxb=1e308)),
-    ),
-    "a key too many": ("exactly the keys", lambda lines: _edit(lines, 0, _in(more=1))),
+    "a receipt with a loss spelt otherwise": (_SHA256, _spelt(*_OTHERWISE, index=1)),
+    **{f"a loss of {value}": ("loss: Input should be", _spelt('"loss":[^,]+', f'"loss":{value}')) for value in _LOSSES},
+    "a number of 5,000 digits": ("4300 digits", _spelt('"uid":', '"uid":' + "9" * 5000)),
+    "a key twice": ("duplicate key", _spelt('"queue":', '"queue":[],"queue":')),
+    "a competition whose span no number holds": ("minb < bench", _edited(_in("competition", **_ENDLESS))),
+    "a key too many": ("exactly the keys", _edited(_in(more=1))),
     "200,000 brackets": ("recursion", lambda lines: ["[" * 200_000 + "]" * 200_000, *lines[1:]]),
     "a line of 8 MiB and more": ("more than", lambda lines: b"{" + b" " * MAX_LINE_BYTES + b"}\n" + lines[1].encode()),
     "a file of 64 MiB and more": ("more than", lambda _: (b"x" * 2**20 + b"\n") * (MAX_FILE_BYTES // 2**20 + 2)),
     "more receipts than a subnet has": ("more than", lambda lines: [lines[0], *[lines[1]] * (MAX_RECEIPTS + 1)]),
     "bytes that are no UTF-8": ("not JSON", lambda lines: lines[0].encode().replace(b"ann/", b"\xff") + b"\n"),
-    "a loss that was changed afterwards": (_SHA256, lambda lines: _edit(lines, 1, _in("result", loss=5.9))),
+    "a loss that was changed afterwards": (_SHA256, _edited(_in("result", loss=5.9), 1)),
 }
 _FORGED: dict[str, Change] = {
-    "a number of 4,000 digits": lambda lines: _edit(lines, 0, _in(end_block=10**3999)),
-    "a table that was changed afterwards": lambda lines: _edit(lines, 0, lambda c: c["table"][0].update(score=1.0)),
+    "a number of 4,000 digits": _edited(_in(end_block=10**3999)),
+    "a table that was changed afterwards": _edited(lambda c: c["table"][0].update(score=1.0)),
     "two losses that were swapped": _swap_losses,
-    "a header that another hotkey signed": lambda lines: _resign(lines, who="mallory"),
-    "a signer that is no address": lambda lines: _edit(lines, 0, _in(signer="\x1b[2J")),
-    "no signature": lambda lines: _edit(lines, 0, _in(signature=None)),
-    "a receipt that another validator signed": lambda lines: _lie(lines, lambda _: None, "mallory"),
+    "a header that another hotkey signed": partial(_resign, who="mallory"),
+    "a signer that is no address": _edited(_in(signer="\x1b[2J")),
+    "no signature": _edited(_in(signature=None)),
+    "a receipt that another validator signed": partial(_lie, who="mallory"),
     **{f"a signature {how}": _signature(spell) for how, spell in _SPELLINGS.items()},
 }
 _LIES: dict[str, tuple[str, Edit]] = {
@@ -223,15 +223,15 @@ _INCONSISTENT: dict[str, tuple[str, Change]] = {
     "a receipt twice, signed for": ("more than one receipt", lambda lines: _resign([*lines, lines[1]])),
     "a receipt of an earlier round": ("not in entries", _earlier_receipt),
     **{f"a receipt {what}": (word, partial(_lie, edit=edit)) for what, (word, edit) in _LIES.items()},
-    "a round under another seed's block": ("has the hash", lambda lines: _resign(lines, _in(start_block_hash="0x00"))),
+    "a round under another seed's block": ("has the hash", partial(_resign, edit=_in(start_block_hash="0x00"))),
     "another version of the same round": (
         "another version",
         lambda lines: _resign(lines[:1], _in(table=[], weights=[], queue=[], entries=[])),
     ),
 }
 _HARMLESS: dict[str, Change] = {
-    "a header with a loss spelt otherwise, so the same": lambda lines: [_respell(lines[0]), *lines[1:]],
-    "an earlier round's file under a name of its own": lambda _: [*_earlier_lines()],
+    "a header with a loss spelt otherwise, so the same": _spelt(*_OTHERWISE),
+    "an earlier round's file under a name of its own": _earlier_file,
     "a signature taken apart and put together": _signature(partial(_respelt, "as it was")),
 }
 
@@ -251,7 +251,7 @@ ATTACKS: tuple[Attack, ...] = (
     _attacked(
         "an earlier one under a later one's name",
         "inconsistent: name of another round",
-        lambda _: [*_earlier_lines()],
+        _earlier_file,
         name=f"round-96-4321000-{SIGNER[:8]}.jsonl",
     ),
     Attack("receipt: a loss that was never computed", _never_computed, "different", max_seconds=60.0, max_memory=64),

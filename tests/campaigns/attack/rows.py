@@ -277,8 +277,8 @@ def _swap(what: str, change: Callable[[str], str]) -> Attack:
         check = partial(index.check, name=constants.DATA_FILE, max_rows=_MAX_ROWS)
         author = Candidate(hotkey="author", commit="a", block=0, row_keys=check(theirs))
         copier = Candidate(hotkey="copier", commit="c", block=1, row_keys=check(copy))
-        found = match_duplicates([author, copier]).get(("copier", "c"))
-        return f"miner: {found.to_error().reason}" if found else _TAKEN
+        duplicate = match_duplicates([author, copier]).get(("copier", "c"))
+        return f"miner: {duplicate.to_error().reason}" if duplicate else _TAKEN
 
     name = f"a copy whose rows the pool holds with {what}, too"
     return Attack(name, run, _DUPLICATE, max_seconds=20.0, max_memory=32, max_disk=1)

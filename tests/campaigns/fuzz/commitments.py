@@ -30,15 +30,11 @@ def check_message(error: Exception) -> None:
 
 def check_commitment(data: bytes) -> None:
     """Read these bytes as a plain field, as a commitment, and sealed."""
-    text = None if len(data) > 128 else _text_of([{f"Raw{len(data)}": "0x" + data.hex()}])
-    try:
-        expected = data.decode() if len(data) <= 128 else None
-    except UnicodeDecodeError:
-        expected = None
+    expected = _decode(data) if len(data) <= 128 else None
+    text = None if len(data) > 128 else _parse([{f"Raw{len(data)}": "0x" + data.hex()}]).text
     expect(text == expected, "a field is read differently")
-    _check_entry(data.decode(errors="surrogatepass" if expected is not None else "replace"))
-    opened = parse_commitment("hotkey", None, [(_shown(data), _BLOCK)])
-    expect(opened is not None and opened.text == read_scale_string(_meant(data)), "a reveal is not read as a string")
+    _check_entry(data.decode(errors="replace") if expected is None else expected)
+    expect(_open(data) == read_scale_string(_meant(data)), "a reveal is not read as a string")
 
 
 def _check_entry(text: str) -> None:
@@ -50,29 +46,28 @@ def _check_entry(text: str) -> None:
         check_message(error)
     else:
         expect((record.namespace, record.competition_id, record.commit) == parts, "a commitment is read differently")
-        expect(
-            str(record) == text and CommitmentRecord.parse(str(record)) == record, "a commitment written again differs"
-        )
+        is_same = str(record) == text and CommitmentRecord.parse(str(record)) == record
+        expect(is_same, "a commitment written again differs")
     try:
         raw, sealed = encode_text(text), encode_timelock_plaintext(text)
     except SubmissionError as error:
         expect(error.reason is Reason.BAD_COMMITMENT, "a text is refused for another reason")
-        expect(not 0 < len(text.encode(errors="surrogatepass")) <= 128 or not _is_utf8(text), "a text is refused")
+        expect(not 0 < len(text.encode()) <= 128, "a text is refused")
     else:
-        opened = parse_commitment("hotkey", None, [(_shown(sealed), _BLOCK)])
-        expect(opened is not None and opened.text == text == raw.decode(), "a sealed text is opened as another")
+        expect(_open(sealed) == text == raw.decode(), "a sealed text is opened as another")
 
 
-def _is_utf8(text: str) -> bool:
-    return not any(0xD800 <= ord(letter) < 0xE000 for letter in text)
+def _decode(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _shown(data: bytes) -> str:
     """Bytes as the client's decoder gives them."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "0x" + data.hex()
+    text = _decode(data)
+    return "0x" + data.hex() if text is None else text
 
 
 def _meant(data: bytes) -> bytes:
@@ -80,13 +75,21 @@ def _meant(data: bytes) -> bytes:
     hidden = data[2:].decode(errors="replace")
     if data[:2] != b"0x" or len(hidden) % 2 or any(letter not in "0123456789abcdef" for letter in hidden):
         return data
-    return data if _is_text(bytes.fromhex(hidden)) else bytes.fromhex(hidden)
+    return data if _decode(bytes.fromhex(hidden)) is not None else bytes.fromhex(hidden)
 
 
-def _text_of(fields: list[Any]) -> str | None:
-    commitment = parse_commitment("hotkey", {"block": _BLOCK, "deposit": 0, "info": {"fields": fields}}, None)
+def _open(data: bytes) -> str | None:
+    """Return the text of a reveal of these bytes."""
+    opened = parse_commitment("hotkey", None, [(_shown(data), _BLOCK)])
+    assert opened is not None
+    return opened.text
+
+
+def _parse(fields: list[Any], reveals: list[tuple[str, int]] | None = None) -> ChainCommitment:
+    record = {"block": _BLOCK, "deposit": 0, "info": {"fields": fields}}
+    commitment = parse_commitment("hotkey", record, reveals)
     assert commitment is not None
-    return commitment.text
+    return commitment
 
 
 def check_fields(data: bytes) -> None:
@@ -99,28 +102,17 @@ def check_fields(data: bytes) -> None:
     again = decode_call(encode_call(call.module, call.function, call.params))
     expect(again == call, "a commitment's fields change on their way")
     fields = call.params["info"]["fields"]
-    reveals = [
-        (_shown(data[1:9]), block) for bit, block in ((1, _BLOCK), (2, _BLOCK - 1), (4, _BLOCK + 1)) if data[0] & bit
-    ]
-    record = {"block": _BLOCK, "deposit": 0, "info": {"fields": fields}}
-    commitment = parse_commitment("hotkey", record, reveals)
-    assert commitment is not None
-    is_single = len(fields) == 1 and not data[0] & 4
-    (name, value), *_ = (*fields[0].items(),) if is_single and isinstance(fields[0], dict) else (("", None),)
-    raw = bytes.fromhex(value[2:]) if isinstance(value, str) and name[:3] == "Raw" else None
-    text = _shown(raw) if raw is not None and _is_text(raw) else None
-    sealed = value["reveal_round"] or None if isinstance(value, dict) else None
-    expect(
-        commitment == ChainCommitment(hotkey="hotkey", block=_BLOCK, text=text, reveal_round=sealed),
-        "fields are misread",
-    )
+    blocks = {1: _BLOCK, 2: _BLOCK - 1, 4: _BLOCK + 1}
+    reveals = [(_shown(data[1:9]), block) for bit, block in blocks.items() if data[0] & bit]
+    text, sealed = None, None
+    # A later reveal takes the place of the fields.
+    if len(fields) == 1 and isinstance(fields[0], dict) and not data[0] & 4:
+        ((name, value),) = fields[0].items()
+        if isinstance(value, dict):
+            sealed = value["reveal_round"] or None
+        elif name[:3] == "Raw":
+            text = _decode(bytes.fromhex(value[2:]))
+    expected = ChainCommitment(hotkey="hotkey", block=_BLOCK, text=text, reveal_round=sealed)
+    expect(_parse(fields, reveals) == expected, "fields are misread")
     opened = parse_commitment("hotkey", None, reveals)
     expect((opened is None) == (not reveals), "an opening is lost")
-
-
-def _is_text(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

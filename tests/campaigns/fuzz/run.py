@@ -187,17 +187,17 @@ def minimise(check: Check, inputs: Iterable[bytes]) -> list[bytes]:
 
 
 def steps_of(check: Check, data: bytes) -> set[object]:
-    """Return the pairs of consecutive lines of the product, each with a power of two as often as it was taken."""
+    """Return pairs of consecutive lines, and about how often each was taken."""
     steps: Counter[object] = Counter()
-    here: object = None
+    newest: object = None
 
     def follow(frame: FrameType, event: str, value: Any) -> Any:
-        nonlocal here
+        nonlocal newest
         path = frame.f_code.co_filename
         if not path.startswith(_PRODUCT) or "/localnet/" in path:
             return None
-        before, here = here, (path, frame.f_lineno, value[0] if event == "exception" else event)
-        steps[before, here] += 1
+        before, newest = newest, (path, frame.f_lineno, value[0] if event == "exception" else event)
+        steps[before, newest] += 1
         return follow
 
     sys.settrace(follow)

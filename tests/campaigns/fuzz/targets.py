@@ -1,7 +1,7 @@
 """Targets of fuzzing: properties that each reader of strangers' bytes must have.
 
 A target takes any bytes and raises for a finding: the product must read what a second, plain reader reads, refuse by
-documented errors alone, and read again what it writes.
+documented errors alone, and read its own output the same.
 """
 
 import itertools
