@@ -2,7 +2,7 @@
 
 from template.errors import Reason
 from template.records import LeaderboardRow, Metrics, RoundReport, RunningEvaluation, SubmissionKey
-from template.telemetry.metrics import TABLE_COLUMNS, live_metrics, round_metrics, table_rows
+from template.telemetry.metrics import live_metrics, round_metrics, table_rows
 from tests.fixtures.schedule import intent
 from tests.fixtures.status import REFUSED, TAKEN, make_round
 
@@ -54,16 +54,7 @@ def test_round_metrics_count_weights_by_outcome() -> None:
 def test_table_rows_include_uid_zero_and_loss_zero() -> None:
     leaderboard = [make_row(0, loss=0.0), make_row(1, reason=Reason.MALFORMED), make_row(2)]
     rows = table_rows(make_report(leaderboard, seconds={"hotkey0": 3.5}))
-    assert dict(zip(TABLE_COLUMNS, rows[0], strict=True)) == {
-        "hotkey": "hotkey0",
-        "uid": 0,
-        "repo": "owner/repo0",
-        "verdict": "scored",
-        "loss": 0.0,
-        "score": 0.5,
-        "weight": 0.25,
-        "seconds": 3.5,
-    }
+    assert rows[0] == ["hotkey0", 0, "owner/repo0", "scored", 0.0, 0.5, 0.25, 3.5]
     assert [row[3:5] + row[7:] for row in rows[1:]] == [["malformed", None, None], ["waiting", None, None]]
 
 
