@@ -1,11 +1,9 @@
 """Memory, disk and time: what a campaign measures, beside its limits."""
 
-import dataclasses
-import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +32,6 @@ class Figure:
         wanted = "" if self.wanted is None else f"{'at least' if self.is_least else 'at most'} {self.wanted:g}"
         verdict = "" if self.wanted is None else "met" if self.is_met else "NOT MET"
         return f"{self.what:<64} {self.measured:>10.3f} {self.unit:<6} {wanted:<14} {verdict}".rstrip()
-
-
-def write_figures(path: Path | None, figures: Sequence[tuple[dict[str, str], Figure]]) -> None:
-    """Write the figures with their labels as JSON, unless `path` is None."""
-    if path is not None:
-        rows = [{**labels, **dataclasses.asdict(figure), "is_met": figure.is_met} for labels, figure in figures]
-        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def memory_kib(field: str, pid: int | str = "self") -> int:

@@ -4,20 +4,20 @@ The memory bound is the sum of the protocol's own limits, see `memory_bound`.
 """
 
 import dataclasses
+import itertools
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from template.constants import MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS
 from template.errors import HostError
-from template.rules import schedule
+from template.rules.schedule import MAX_WEIGHTS_PAUSE_BLOCKS, Policy, closing_block
 from template.store.store import Store
 from template.validator.weights import NOTHING_SCORED
 from tests.campaigns.load.situations import LoadedSubnet, Situation
-from tests.campaigns.measure import MIB, Figure, disk_bytes, memory_kib
+from tests.campaigns.measure import MIB, Figure, disk_bytes
 from tests.campaigns.process_under_test import ValidatorProcess
 from tests.fixtures.faulty_hub import serve_hub
 
@@ -34,10 +34,12 @@ _STATE_MIB = 128
 _EVALUATION_S = 8.25
 # A round's weights must be on the chain so many blocks after they are due.
 _LATE_BLOCKS = 24
+# Rounds in which every steady miner must get its verdict.
+_VERDICT_ROUNDS = 2
 # Less than a block of the main network.
 _TICK_S = 12.0
 _INTERVAL_S = 0.1
-_START_S = 600.0
+_START_S, _STOP_S = 600.0, 60.0
 
 
 def memory_bound(pool_bytes: int, pool_rows: int) -> float:
@@ -87,11 +89,10 @@ def _measure(loaded: LoadedSubnet, validator: ValidatorProcess) -> dict[str, flo
     situation, started = loaded.situation, time.monotonic()
     timeout_s = _START_S + (situation.rounds + 1.5) * situation.tempo * situation.block_s
     due_block = loaded.subnet.chain.block() + situation.recommit_blocks
-    peak_kib, disk = 0, 0
+    disk = 0
     process = validator.start()
     try:
-        while process.poll() is None:
-            peak_kib = max(peak_kib, memory_kib("VmHWM", process.pid))
+        while validator.is_alive:
             disk = max(disk, disk_bytes(validator.state_dir))
             if loaded.restless and loaded.subnet.chain.block() >= due_block:
                 due_block = loaded.commit(loaded.restless) + situation.recommit_blocks
@@ -99,21 +100,18 @@ def _measure(loaded: LoadedSubnet, validator: ValidatorProcess) -> dict[str, flo
                 raise HostError(f"{situation.name}: the validator did not end within {timeout_s:.0f} s")
             time.sleep(_INTERVAL_S)
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        validator.terminate(_STOP_S)
     if process.returncode != 0:
         raise HostError(f"{situation.name}: exit status {process.returncode}: {validator.last_log_line()}")
-    return {"outer_peak_kib": peak_kib, "disk": disk, "seconds": time.monotonic() - started}
+    return {"disk": disk, "seconds": time.monotonic() - started}
 
 
 def _list_figures(loaded: LoadedSubnet, store: Store, measured: Mapping[str, float]) -> Iterator[Figure]:
     situation, pool_bytes = loaded.situation, loaded.pool_bytes
-    peak = max(measured["outer_peak_kib"], measured["peak_kib"]) / 1024
     bound = round(memory_bound(pool_bytes, situation.pool_rows))
     # The pool twice, as the cache has it too, and the datasets of one queue.
     disk_bound = (2 * pool_bytes + situation.queue_size * loaded.largest_bytes) / MIB + _STATE_MIB
-    yield Figure(f"memory of the validator, pool {pool_bytes / MIB:.0f} MiB", peak, "MiB", bound)
+    yield Figure(f"memory of the validator, pool {pool_bytes / MIB:.0f} MiB", measured["peak_kib"] / 1024, "MiB", bound)
     yield Figure("disk below its state folder", measured["disk"] / MIB, "MiB", disk_bound)
     yield Figure(f"longest of {measured['ticks']} ticks, in {measured['tick']}", measured["tick_s"], "s", _TICK_S)
     yield Figure("before the first round: reading the pool, in one tick", measured["startup_s"], "s")
@@ -123,45 +121,38 @@ def _list_figures(loaded: LoadedSubnet, store: Store, measured: Mapping[str, flo
 
 
 def _verdict_figures(loaded: LoadedSubnet, store: Store) -> Iterator[Figure]:
-    within = loaded.situation.within
     (first,) = store.rows("SELECT min(started_at) AS at FROM rounds")
     (verdict,) = store.rows("SELECT min(decided_at) AS at, count(*) AS number, count(loss) AS losses FROM verdicts")
     yield Figure("verdicts", verdict["number"])
     yield Figure("evaluations", verdict["losses"])
     if verdict["at"] is not None:
         yield Figure("from the first round's opening to the first verdict", verdict["at"] - first["at"], "s")
-    rounds = [row["id"] for row in store.rows("SELECT id FROM rounds ORDER BY id LIMIT ?", within)]
+    rounds = [row["id"] for row in store.rows("SELECT id FROM rounds ORDER BY id LIMIT ?", _VERDICT_ROUNDS)]
     rows = [row for number in rounds for row in store.leaderboard(number)]
     waiting = loaded.steady - {row.key.hotkey for row in rows if row.loss is not None or row.reason is not None}
-    what = f"of {len(loaded.steady)} steady miners, without a verdict after {within} rounds"
+    what = f"of {len(loaded.steady)} steady miners, without a verdict after {_VERDICT_ROUNDS} rounds"
     yield Figure(what, len(waiting), wanted=0)
 
 
 def _weight_figures(loaded: LoadedSubnet, store: Store) -> Iterator[Figure]:
     """Yield each round's weights against the block at which they were due."""
-    situation = loaded.situation
+    situation, last = loaded.situation, store.last_round()
+    policy = Policy(miner_sample_size=situation.sample_size, miner_duplicate_sample_size=situation.queue_size)
     delays: list[int] = []
-    recorded: list[int] = []
-    missing, most = 0, 0
-    last = store.last_round()
-    closed = store.rows("SELECT id, start_block, end_block FROM rounds WHERE closed_at IS NOT NULL ORDER BY id")
-    for row in closed:
+    blocks_by_round: list[list[int]] = []
+    for row in store.rows("SELECT id, start_block, end_block FROM rounds WHERE closed_at IS NOT NULL"):
         assert last is not None, "a round closed"
-        closed_round = dataclasses.replace(last, start_block=row["start_block"], end_block=row["end_block"])
-        intents = store.intents(row["id"])
-        outcomes = [intent.outcome for intent in intents if intent.outcome]
-        accepted = [outcome.block for outcome in outcomes if outcome.is_accepted and outcome.block is not None]
-        recorded += accepted
-        most, missing = max(most, len(accepted)), missing + (not accepted)
+        closed = dataclasses.replace(last, start_block=row["start_block"], end_block=row["end_block"])
+        intents = [(intent.block, intent.outcome) for intent in store.intents(row["id"]) if intent.outcome]
+        accepted = [end.block for _, end in intents if end.is_accepted and end.block is not None]
+        blocks_by_round.append(accepted)
         # Weights of nothing are due again after a pause.
-        pauses = [intent.block for intent in intents if intent.outcome and intent.outcome.error == NOTHING_SCORED]
-        later = (block + schedule.MAX_WEIGHTS_PAUSE_BLOCKS for block in pauses)
-        due = max([schedule.closing_block(closed_round, situation.policy), *later])
-        delays += [block - due for block in accepted]
-    on_chain = {call.block for call in loaded.subnet.weights_calls()}
-    yield Figure("rounds that closed", len(closed), wanted=situation.rounds, is_least=True)
-    yield Figure("rounds without weights", missing, wanted=0)
-    yield Figure("weights on chain for one round, at most", most, wanted=1)
-    yield Figure("calls on chain that no round recorded", len(on_chain ^ set(recorded)), wanted=0)
-    latest = max(delays, default=math.nan)
-    yield Figure("latest weights, blocks after they were due", latest, wanted=_LATE_BLOCKS)
+        later = [block + MAX_WEIGHTS_PAUSE_BLOCKS for block, end in intents if end.error == NOTHING_SCORED]
+        delays += [block - max([closing_block(closed, policy), *later]) for block in accepted]
+    unrecorded = {call.block for call in loaded.subnet.weights_calls()} ^ {*itertools.chain(*blocks_by_round)}
+    counts = list(map(len, blocks_by_round))
+    yield Figure("rounds that closed", len(counts), wanted=situation.rounds, is_least=True)
+    yield Figure("rounds without weights", counts.count(0), wanted=0)
+    yield Figure("weights on chain for one round, at most", max(counts, default=0), wanted=1)
+    yield Figure("calls on chain that no round recorded", len(unrecorded), wanted=0)
+    yield Figure("latest weights, blocks after they were due", max(delays, default=math.nan), wanted=_LATE_BLOCKS)

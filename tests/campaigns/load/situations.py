@@ -1,7 +1,5 @@
 """The situations of the load campaign, with their miners and datasets."""
 
-import dataclasses
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from template.constants import (
 )
 from template.localnet.chain import pallets
 from template.localnet.hub.store import upload_files
-from template.rules.schedule import Policy
 from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_file, make_rows
 from tests.fixtures.faulty_hub import FaultKind, HubFault
 
@@ -25,7 +22,6 @@ from tests.fixtures.faulty_hub import FaultKind, HubFault
 _RECOMMIT_BLOCKS = 12
 # With fewer blocks left in an epoch a validator waits for the next one, see `template.rules.schedule`.
 _BLOCKS_LEFT = 45
-_CHUNK_ROWS = 10_000
 _ROW_OVERHEAD, _WORD_CHARS = 110, 6.9
 
 
@@ -37,7 +33,6 @@ class Situation:
         kind: of datasets, see `LoadedSubnet.datasets`.
         steady: miners who commit once; the others commit again every `recommit_blocks` blocks unless that is 0.
         hung: miners, the first in line, whose repos never answer.
-        within: rounds in which every steady miner must get its verdict.
     """
 
     name: str
@@ -50,7 +45,6 @@ class Situation:
     block_s: float = 0.25
     tempo: int = 360
     rounds: int = 2
-    within: int = 2
     recommit_blocks: int = 0
     steady: int = 256
     hung: int = 0
@@ -61,39 +55,6 @@ class Situation:
     def speed(self) -> float:
         """Times as fast as the main network's blocks."""
         return BLOCK_S / self.block_s
-
-    @property
-    def policy(self) -> Policy:
-        return Policy(miner_sample_size=self.sample_size, miner_duplicate_sample_size=self.queue_size)
-
-    def resize(
-        self,
-        *,
-        miners: int | None,
-        rows: int | None,
-        pool: int | None,
-        tempo: int | None,
-        rounds: int | None,
-        block_seconds: float | None,
-    ) -> "Situation":
-        """Return the situation in other sizes; None keeps its own."""
-        miners, rows = miners or self.miners, rows or self.rows
-        needed = DEFAULT_DUPLICATE_COUNT + miners * (rows - DEFAULT_DUPLICATE_COUNT)
-        shares = {
-            name: math.ceil(getattr(self, name) * miners / self.miners)
-            for name in ("steady", "sample_size", "queue_size")
-        }
-        return dataclasses.replace(
-            self,
-            miners=miners,
-            rows=rows,
-            pool_rows=max(pool or self.pool_rows, needed),
-            tempo=tempo or self.tempo,
-            rounds=rounds or self.rounds,
-            block_s=block_seconds or self.block_s,
-            hung=self.hung * miners // self.miners,
-            **shares,
-        )
 
 
 _recommit = partial(Situation, recommit_blocks=_RECOMMIT_BLOCKS)
@@ -127,19 +88,13 @@ SITUATIONS = (
 )
 
 
-def make_pool(rows: int, row_bytes: int) -> list[str]:
-    """Return different rows of about so many bytes each."""
-    words = max(8, int((row_bytes - _ROW_OVERHEAD) / _WORD_CHARS))
-    starts = range(0, rows, _CHUNK_ROWS)
-    return [row for start in starts for row in make_rows(min(_CHUNK_ROWS, rows - start), seed=start, words=words)]
-
-
 class LoadedSubnet:
     """The subnet of a situation, all datasets uploaded and none committed."""
 
     def __init__(self, folder: Path, situation: Situation) -> None:
         self.situation = situation
-        self._pool = make_pool(situation.pool_rows, situation.row_bytes)
+        words = int((situation.row_bytes - _ROW_OVERHEAD) / _WORD_CHARS)
+        self._pool = make_rows(situation.pool_rows, words=words)
         self.pool_bytes = sum(map(len, self._pool)) + len(self._pool)
         folder.mkdir(parents=True)
         self.subnet = SyntheticSubnet.create(
