@@ -113,7 +113,7 @@ def _list_figures(loaded: LoadedSubnet, store: Store, measured: Mapping[str, flo
     disk_bound = (2 * pool_bytes + situation.queue_size * loaded.largest_bytes) / MIB + _STATE_MIB
     yield Figure(f"memory of the validator, pool {pool_bytes / MIB:.0f} MiB", measured["peak_kib"] / 1024, "MiB", bound)
     yield Figure("disk below its state folder", measured["disk"] / MIB, "MiB", disk_bound)
-    yield Figure(f"longest of {measured['ticks']} ticks, in {measured['tick']}", measured["tick_s"], "s", _TICK_S)
+    yield Figure(f"longest of {measured['ticks']} ticks", measured["tick_s"], "s", _TICK_S)
     yield Figure("before the first round: reading the pool, in one tick", measured["startup_s"], "s")
     yield Figure("share of the time that ticks take", 100 * measured["busy_s"] / measured["seconds"], "%")
     yield from _verdict_figures(loaded, store)
