@@ -10,9 +10,7 @@ import ctypes
 import importlib
 import json
 import os
-import resource
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -22,24 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from template.localnet.network import NETUID
+from template.telemetry.wandb_run import child_processes
+from template.workers.worker import set_parent_death_signal
 from tests.campaigns.synthetic_subnet import VALIDATOR, SyntheticSubnet
-
-TRAINING_ARGS = {
-    "Qwen/Qwen2.5-0.5B-Instruct": {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
-        "lora_rank": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.1,
-    }
-}
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "neurons" / "validator.py"
 STATE_FILE = "validator.sqlite3"
 # From linux/prctl.h.
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 # A worker takes some time to notice that its parent is gone.
 _GRACE_S = 10.0
 
@@ -70,7 +59,6 @@ class ValidatorProcess:
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.state_file = self.state_dir / STATE_FILE
         self.options = dict(options)
-        self.file_size_limit: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self._hooks = hooks
         pairs = {
@@ -109,9 +97,6 @@ class ValidatorProcess:
                 start_new_session=True,
                 **streams,  # type: ignore[call-overload]
             )
-        if self.file_size_limit is not None:
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (self.file_size_limit, hard))
         return self.process
 
     @property
@@ -142,8 +127,7 @@ class ValidatorProcess:
 
     def worker_pid(self) -> int | None:
         """Return the newest child process, None without one."""
-        pids = child_pids(self.pid)
-        return pids[-1] if pids else None
+        return next(reversed(child_processes(self.pid)), None)
 
     def lines(self, name: str = "log") -> list[str]:
         """Return the lines of the log, or of another file of the folder."""
@@ -189,18 +173,11 @@ def _living(session: int) -> list[str]:
     return living
 
 
-def child_pids(pid: int) -> list[int]:
-    """Return the children of a process, oldest first for each of its threads."""
-    pids: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            pids += map(int, path.read_text().split())
-    return pids
-
-
 def write_training_args(path: Path) -> Path:
     """Write the training arguments for the tiny model."""
-    path.write_text(json.dumps(TRAINING_ARGS), encoding="utf-8")
+    from tests.campaigns.fake_executors import HYPERPARAMETERS, MODEL_ID
+
+    path.write_text(json.dumps({MODEL_ID: HYPERPARAMETERS.to_dict()}), encoding="utf-8")
     return path
 
 
@@ -209,11 +186,6 @@ def set_default(owner: type, name: str, value: object) -> None:
     defaults: Any = owner.__init__.__kwdefaults__  # type: ignore[misc]
     assert name in defaults, f"{owner.__name__} has no keyword argument {name}"
     defaults[name] = value
-
-
-def set_parent_death_signal() -> None:
-    """Have this process killed when the thread that started it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main() -> None:

@@ -135,14 +135,14 @@ class SyntheticSubnet:
         shutil.copytree(source, folder)
         return cls(folder)
 
-    def close(self) -> None:
-        self.chain.close()
-
     def __enter__(self) -> "SyntheticSubnet":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def close(self) -> None:
+        self.chain.close()
 
     # The chain
 
@@ -215,7 +215,16 @@ class SyntheticSubnet:
 
     def weights_calls(self) -> list[WeightsCall]:
         """Return every setting of weights on the chain, in order."""
-        return read_weights_calls(self.net.chain_file)
+        calls = []
+        with closing(sqlite3.connect(f"{self.net.chain_file.as_uri()}?mode=ro", uri=True)) as db:
+            for block, data, signer, error in db.execute(
+                "SELECT block, data, signer, error FROM extrinsics ORDER BY block, position"
+            ):
+                call = decode_call(data)
+                if call.function == "set_mechanism_weights":
+                    pairs = zip(call.params["dests"], call.params["weights"], strict=True)
+                    calls.append(WeightsCall(block, signer, {uid: weight for uid, weight in pairs if weight}, error))
+        return calls
 
     # The hub
 
@@ -228,18 +237,3 @@ class SyntheticSubnet:
     def set_hub_faults(self, *faults: HubFault) -> None:
         """Let exactly these faults happen from now on."""
         set_faults(self.hub_root, *faults)
-
-
-def read_weights_calls(chain_file: Path) -> list[WeightsCall]:
-    """Return every setting of weights on a chain, in order."""
-    calls = []
-    with closing(sqlite3.connect(f"{chain_file.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        for block, data, signer, error in db.execute(
-            "SELECT block, data, signer, error FROM extrinsics ORDER BY block, position"
-        ):
-            call = decode_call(data)
-            if call.function == "set_mechanism_weights":
-                pairs = zip(call.params["dests"], call.params["weights"], strict=True)
-                weights = {uid: weight for uid, weight in pairs if weight}
-                calls.append(WeightsCall(block, signer, weights, error))
-    return calls

@@ -12,7 +12,8 @@ from template.config import load_training_args
 from template.errors import ConfigError, HostError
 from template.receipts.files import read_receipt, write_receipt
 from template.receipts.receipt import EvaluatedSubmission, Receipt
-from tests.fixtures.fakes import FakeEvaluator, fake_result
+from tests.fixtures.fakes import FakeEvaluator
+from tests.fixtures.results import fake_result
 
 SUBMISSION = EvaluatedSubmission(netuid=7, hotkey="5Hot", repo="me/data", commit="ab" * 20)
 NAME = "5Hot-abababababab-7.json"

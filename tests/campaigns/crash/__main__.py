@@ -7,9 +7,9 @@ The validator is neurons/validator.py on a synthetic subnet with good datasets, 
 rows and a missing repo. It is killed with SIGKILL before and after each BEGIN and COMMIT, each rename, removal and
 fsync, each step of an extrinsic, and at random moments, and restarted on the same state. After each kill its files,
 its state and its child processes are checked; the end of each run is compared bit by bit with an undisturbed run's.
-The worker trains in rows marked "real"; elsewhere it returns what the real one returned for the same file and
-seed. Progress goes to stderr, the table to stdout. Linux only. Exit status: 0 all agrees, 1 disagreements, listed below
-the table, 3 a setting is wrong.
+The worker trains in rows marked "real"; elsewhere its losses depend on the file and the seed alone. Progress goes to
+stderr, the table to stdout. Linux only. Exit status: 0 all agrees, 1 disagreements, listed below the table, 3 a setting
+is wrong.
 """
 
 import argparse
@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
         report = campaign.run()
     print(report)
     print(f"seconds {time.monotonic() - started:.0f}")
-    return command.report(
-        [fault[:_MAX_CHARS] for outcome in report.all for fault in outcome.disagreements], success="all agrees"
-    )
+    disagreements = [fault[:_MAX_CHARS] for outcome in report.outcomes for fault in outcome.disagreements]
+    return command.report(disagreements, success="all agrees")
 
 
 if __name__ == "__main__":

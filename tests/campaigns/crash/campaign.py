@@ -1,25 +1,24 @@
 """A crash campaign: an undisturbed run, runs with kills, runs with faults."""
 
-import threading
+import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from tests.campaigns.command import Progress
-from tests.campaigns.crash.checks import EndState, read_state
-from tests.campaigns.crash.faults import FAULTS, keep_mounts_private
+from tests.campaigns.crash.faults import FAULTS
 from tests.campaigns.crash.points import kind_of
-from tests.campaigns.crash.run import RANDOM, Outcome, Run
-from tests.campaigns.crash.scenario import Base, make_base
-from tests.campaigns.process_under_test import adopt_orphans
+from tests.campaigns.crash.run import Outcome, Run
+from tests.campaigns.crash.scenario import make_base
+from tests.campaigns.process_under_test import STATE_FILE, adopt_orphans
 
-# Seconds after its start at which a process is killed by chance: from the interpreter's first steps to its work.
-_RANDOM_S, _REAL_RANDOM_S = (0.05, 2.5), (0.5, 14.0)
+# Random kills in a run, and the seconds after a start: from the interpreter's first steps to work.
+_RANDOM, _REAL_RANDOM = (5, (0.05, 2.5)), (2, (0.5, 14.0))
 _MAX_REPEATS = 16
-_HEADINGS = ("kind", "worker", "points", "kills", "restarts", "same end", "doubled", "orphans", "partial")
+_LINE = "{:<35} {:<6} {:>6} {:>5} {:>14}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,101 +26,77 @@ class Scale:
     """The size of a campaign.
 
     Args:
-        walks: runs that share all points between them; None kills at one point of each kind in one run.
-        random_kills: at random moments, in each of `random_jobs`; real_kills: the same with the real worker.
+        walks: runs that share all points between them, or one point of each kind when `is_once`.
+        random_runs: with kills at random moments; real_runs: the same with the real worker.
     """
 
     phases: int
-    walks: int | None
-    random_jobs: int
-    random_kills: int
-    real_kills: int
+    walks: int
+    is_once: bool = False
+    random_runs: int
+    real_runs: int
     faults: tuple[str, ...]
 
 
-FULL = Scale(phases=4, walks=6, random_jobs=4, random_kills=40, real_kills=12, faults=tuple(FAULTS))
+FULL = Scale(phases=4, walks=6, random_runs=40, real_runs=6, faults=tuple(FAULTS))
 SHORT = Scale(
     phases=2,
-    walks=None,
-    random_jobs=1,
-    random_kills=5,
-    real_kills=0,
+    walks=2,
+    is_once=True,
+    random_runs=1,
+    real_runs=0,
     faults=("disk full", "log cut short", "clock a year ahead, and back", "worker killed in each stage"),
 )
 
 
-def _is_of_kind(fault: str, kind: str) -> bool:
-    """Return whether a fault was found after a kill of this kind, or at a run's end."""
-    return not fault.startswith("killed ") or kind_of(fault.removeprefix("killed ").partition(": ")[0]) == kind
-
-
 @dataclass
 class Report:
-    """The outcomes of all runs, the undisturbed one first, and of all faults."""
+    """The outcomes of all runs, the undisturbed one first."""
 
-    runs: list[Outcome] = field(default_factory=list)
-    faults: dict[str, Outcome] = field(default_factory=dict)
-
-    @property
-    def all(self) -> list[Outcome]:
-        return [*self.runs, *self.faults.values()]
+    outcomes: list[Outcome]
 
     @property
     def missed(self) -> set[str]:
         """Points of the undisturbed run at which no process was killed."""
-        return self.runs[0].points.difference(*(outcome.kills for outcome in self.runs))
+        return self.outcomes[0].points.difference(*(outcome.kills for outcome in self.outcomes))
 
-    def rows(self) -> list[list[str]]:
-        """Return a line for each kind of kill and worker, and for each fault."""
-        counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        points: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for outcome in self.runs:
-            for point, kills in outcome.kills.items():
-                counts[kind_of(point), outcome.worker].update(kills=kills, restarts=kills)
-            for point in outcome.points | (outcome.kills.keys() - {RANDOM}):
-                points[kind_of(point), outcome.worker].add(point)
-            for kind in {kind_of(point) for point in outcome.kills}:
-                row = counts[kind, outcome.worker]
-                row.update(runs=1, same=int(not outcome.differences), doubled=len(outcome.doubled))
-                for name in ("orphans", "partial"):
-                    row[name] += sum(_is_of_kind(fault, kind) for fault in getattr(outcome, name))
-        ordered = sorted(counts.items(), key=lambda item: (item[0][0] == RANDOM, item[0][0].split()[1:], item[0]))
-        for name, outcome in self.faults.items():
-            row = Counter(kills=outcome.kills.total(), restarts=outcome.starts - 1, runs=1)
-            row.update(same=int(not outcome.differences), doubled=len(outcome.doubled))
-            row.update(orphans=len(outcome.orphans), partial=len(outcome.partial))
-            ordered.append(((f"fault: {name}", outcome.worker), row))
-        rows = []
-        for key, row in ordered:
+    def rows(self) -> Iterator[str]:
+        """Yield a line for each kind of kill and worker, and for each fault."""
+        points = Counter(map(kind_of, self.outcomes[0].points))
+        rows: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for outcome in self.outcomes:
+            kills = Counter(map(kind_of, outcome.kills.elements()))
+            if outcome.name.startswith("fault"):
+                kills = Counter({outcome.name: outcome.kills.total()})
+            for kind, number in kills.items():
+                is_same = not outcome.faults["differences"]
+                rows[kind, outcome.worker].update(kills=number, runs=1, same=int(is_same))
+        # First the points, each before and after.
+        for kind, worker in sorted(rows, key=lambda key: (key[0].startswith(("at", "fault")), key[0].split()[1:], key)):
+            row = rows[kind, worker]
             same = f"{row['same']} of {row['runs']} runs"
-            numbers = [str(row[name]) for name in ("doubled", "orphans", "partial")]
-            rows.append([*key, str(len(points[key]) or "-"), str(row["kills"]), str(row["restarts"]), same, *numbers])
-        return rows
+            yield _LINE.format(kind, worker, points[kind] or "-", row["kills"], same)
 
     def __str__(self) -> str:
-        table = [list(_HEADINGS), *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(row))
-            for row in (zip(cells, widths, strict=True) for cells in table)
-        ]
         # Heartbeats are named by the action of the moment, so their names may not come again.
         missed = [point for point in self.missed if " | record_heartbeat " not in point]
-        lines += [
+        outcomes = self.outcomes
+        lines = [
+            _LINE.format("kind", "worker", "points", "kills", "same end"),
+            *self.rows(),
             "",
-            f"points of the undisturbed run {len(self.runs[0].points)}, without a kill {len(self.missed)},"
+            f"points of the undisturbed run {len(outcomes[0].points)}, without a kill {len(self.missed)},"
             f" heartbeats aside {len(missed)}",
-            f"runs {len(self.all)}, kills {sum(outcome.kills.total() for outcome in self.all)},"
-            f" restarts {sum(outcome.starts - 1 for outcome in self.all)}",
-            f"weights accepted {sum(outcome.accepted for outcome in self.all)},"
-            f" extrinsics with weights {sum(outcome.submitted for outcome in self.all)}",
-            f"temporary files at the end of a run, at most {max(outcome.temporary for outcome in self.all)}",
+            f"runs {len(outcomes)}, kills {sum(outcome.kills.total() for outcome in outcomes)},"
+            f" restarts {sum(outcome.starts - 1 for outcome in outcomes)}",
+            f"weights accepted {sum(outcome.accepted for outcome in outcomes)},"
+            f" extrinsics with weights {sum(outcome.submitted for outcome in outcomes)}",
+            f"temporary files at the end of a run, at most {max(outcome.temporary for outcome in outcomes)}",
         ]
-        for name, outcome in self.faults.items():
-            lines += [f"{name}: {note}" for note in outcome.notes]
-            for status, count in Counter(status for status, _ in outcome.ends).items():
-                error = dict(outcome.ends)[status].partition("ERROR")[2].strip()
-                lines.append(f"{name}: exit status {status}, {count} times: {error}")
+        for kind in ("doubled", "orphans", "partial"):
+            lines.append(f"{kind} {sum(len(outcome.faults[kind]) for outcome in outcomes)}")
+        for outcome in outcomes:
+            lines += [f"in {outcome.name}: {number} times {note}" for note, number in outcome.notes.items()]
         return "\n".join(lines)
 
 
@@ -129,97 +104,57 @@ class Campaign:
     """Carries a campaign out in a new folder, `jobs` runs at a time."""
 
     def __init__(self, folder: Path, scale: Scale, *, jobs: int, seed: int, progress: Progress) -> None:
-        self._folder, self._scale, self._jobs, self._seed = folder, scale, jobs, seed
-        self._lock, self._print = threading.Lock(), progress
-        self.report = Report()
-
-    def _progress(self, line: str) -> None:
-        with self._lock:
-            self._print(line)
+        self._folder, self._scale, self._jobs, self._progress = folder, scale, jobs, progress
+        self._rng = random.Random(seed)
 
     def run(self) -> Report:
         adopt_orphans()
-        keep_mounts_private()
-        base = make_base(self._folder / "base")
-        with Run(
-            base, self._folder / "undisturbed", phases=self._scale.phases, mode="record", progress=self._progress
-        ) as run:
-            run.go()
-            undisturbed = run.finish(None)
-            expected = read_state(run.validator.state_file)
+        self._base = make_base(self._folder / "base")
+        report = Report([self._run(self._undisturbed(is_real=False))])
+        if self._scale.real_runs:
+            from scripts.bench.tiny_model import make_tiny_model
+
+            make_tiny_model(self._base.folder / "model")
+            report.outcomes.append(self._run(self._undisturbed(is_real=True), is_real=True))
         with ThreadPoolExecutor(self._jobs) as pool:
-            # The long ones first.
-            jobs = [pool.submit(job) for job in self._list_jobs(base, expected)]
-            faults = {name: pool.submit(self._run_fault, name, base, expected) for name in self._scale.faults}
-            self.report.runs += [undisturbed, *(outcome for job in jobs for outcome in job.result())]
-            if self._scale.walks is not None:
-                self._repeat_missed(base, expected)
-            self.report.faults.update({name: fault.result() for name, fault in faults.items()})
-        return self.report
+            report.outcomes += pool.map(lambda job: job(), self._list_jobs())
+        # A point may have moved: what is left of a folder after a kill within its removal is removed elsewhere.
+        for number in range(0 if self._scale.is_once else _MAX_REPEATS):
+            if report.missed:
+                report.outcomes.append(self._run(f"again {number + 1}", targets=sorted(report.missed)))
+        return report
 
-    def _list_jobs(self, base: Base, expected: EndState) -> list[Callable[[], list[Outcome]]]:
-        scale, walk, jobs = (
-            self._scale,
-            partial(self._walk, base, expected),
-            partial(self._kill_randomly, base, expected),
-        )
-        walks = [partial(walk, "one of each", shares=1, is_once=True)]
-        if scale.walks is not None:
-            walks = [partial(walk, f"walk {n + 1}", share=n, shares=scale.walks) for n in range(scale.walks)]
-        kills = [
-            partial(jobs, f"random {n + 1}", scale.random_kills, _RANDOM_S, seed=self._seed + n)
-            for n in range(scale.random_jobs)
-        ]
-        if scale.real_kills:
-            real = partial(jobs, "random, real worker", scale.real_kills, _REAL_RANDOM_S, seed=self._seed, mode=None)
-            kills.append(real)
-        return [*walks, *kills]
+    def _list_jobs(self) -> Iterator[Callable[[], Outcome]]:
+        """Yield the runs, the long ones first."""
+        walks, is_once = self._scale.walks, self._scale.is_once
+        for number in range(walks):
+            yield partial(self._run, f"walk {number + 1}", share=number, shares=walks, is_once=is_once)
+        kinds = [(False, _RANDOM)] * self._scale.random_runs + [(True, _REAL_RANDOM)] * self._scale.real_runs
+        for number, (is_real, (kills, between_s)) in enumerate(kinds, start=1):
+            kill_after_s = [self._rng.uniform(*between_s) for _ in range(kills)]
+            yield partial(self._run, f"random {number}", is_real=is_real, kill_after_s=kill_after_s)
+        for name in self._scale.faults:
+            yield partial(self._run_fault, name)
 
-    def _walk(self, base: Base, expected: EndState, name: str, **due: object) -> list[Outcome]:
-        return [self._run(name, base, expected, **due)]
+    @staticmethod
+    def _undisturbed(*, is_real: bool) -> str:
+        return "undisturbed, real worker" if is_real else "undisturbed"
 
-    def _repeat_missed(self, base: Base, expected: EndState) -> None:
-        """Run again for the points that no walk reached a second time.
-
-        What is left of a folder after a kill within its removal, for example, is removed at another place.
-        """
-        for number in range(_MAX_REPEATS):
-            if not self.report.missed:
-                break
-            targets = sorted(self.report.missed)
-            self.report.runs.append(self._run(f"again {number + 1}", base, expected, targets=targets))
-
-    def _kill_randomly(
-        self,
-        base: Base,
-        expected: EndState,
-        name: str,
-        kills: int,
-        between_s: tuple[float, float],
-        *,
-        seed: int,
-        mode: str | None = "table",
-    ) -> list[Outcome]:
-        """Run until there were so many kills."""
-        outcomes: list[Outcome] = []
-        while (left := kills - sum(outcome.kills.total() for outcome in outcomes)) > 0 and len(outcomes) < kills:
-            number = len(outcomes)
-            options = {"mode": mode, "max_kills": left, "seed": seed * 1000 + number, "kill_between_s": between_s}
-            outcomes.append(self._run(f"{name}, run {number + 1}", base, expected, **options))
-        return outcomes
-
-    def _run(self, name: str, base: Base, expected: EndState, **options: object) -> Outcome:
+    def _run(self, name: str, *, is_real: bool = False, **options: object) -> Outcome:
         with Run(
-            base,
+            self._base,
             self._folder / name,
             phases=self._scale.phases,
+            is_real=is_real,
             progress=self._progress,
             **options,  # type: ignore[arg-type]
         ) as run:
             run.go()
-            return run.finish(expected)
+            return run.finish(self._folder / self._undisturbed(is_real=is_real) / "state" / STATE_FILE)
 
-    def _run_fault(self, name: str, base: Base, expected: EndState) -> Outcome:
-        outcome = FAULTS[name](base, self._folder / f"fault {name}", expected)
-        self._progress(f"fault {name}: seconds={outcome.seconds:.0f}")
+    def _run_fault(self, name: str) -> Outcome:
+        fault = FAULTS[name]
+        undisturbed = self._folder / self._undisturbed(is_real=fault.is_real) / "state" / STATE_FILE
+        outcome = fault.run(self._base, self._folder / f"fault: {name}", undisturbed)
+        self._progress(f"{outcome.name}: over")
         return outcome

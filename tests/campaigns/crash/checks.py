@@ -9,9 +9,8 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +18,32 @@ from template.errors import ConfigError
 from template.receipts.files import read_receipt, read_round
 from template.receipts.verify import check_consistency
 from tests.campaigns.crash.points import ROUND_BLOCKS
-from tests.campaigns.synthetic_subnet import read_weights_calls
+from tests.campaigns.synthetic_subnet import WeightsCall
 
-
-@dataclass
-class EndState:
-    """The end of a run; parts of a round by the block at which it starts."""
-
-    verdicts: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
-    entries: dict[int, dict[str, tuple[Any, ...]]] = field(default_factory=dict)
-    tables: dict[int, dict[str, tuple[Any, ...]]] = field(default_factory=dict)
-    weights: dict[int, list[str]] = field(default_factory=dict)
-    receipts: set[str] = field(default_factory=set)
-
-    def until(self, block: int) -> "EndState":
-        """Return the part that belongs to the rounds which start up to a block."""
-        rounds = [start for start in self.entries if start <= block]
-        members = {f"{hotkey} {entry[0]}" for start in rounds for hotkey, entry in self.entries[start].items()}
-        return EndState(
-            verdicts={key: verdict for key, verdict in self.verdicts.items() if key in members},
-            entries={start: self.entries[start] for start in rounds},
-            tables={start: self.tables[start] for start in rounds},
-            weights={start: self.weights[start] for start in rounds},
-            receipts={receipt for receipt in self.receipts if " ".join(receipt.split()[:2]) in members},
-        )
+_MEMBERS = "SELECT hotkey, entry FROM round_members JOIN rounds ON id = round_id WHERE start_block <= :until"
+# What must be as in an undisturbed run, by key, of the rounds that start up to a block.
+_PARTS = {
+    "verdict on": f"SELECT hotkey || ' ' || entry, reason, loss FROM verdicts WHERE (hotkey, entry) IN ({_MEMBERS})",
+    "receipt of": f"SELECT hotkey || ' ' || entry, result(receipt, 'lucky_num'), result(receipt, 'loss') FROM receipts"
+    f" WHERE (hotkey, entry) IN ({_MEMBERS})",
+    "entry in the round of block": "SELECT start_block || ', ' || hotkey, entry, uid, block, rank_block,"
+    " registration_block, round_members.lucky_num, seed_block, turn"
+    " FROM round_members JOIN rounds ON id = round_id WHERE start_block <= :until",
+    "leaderboard of the round of block": "SELECT start_block || ', ' || hotkey, entry, uid, reason, message, loss,"
+    " score, weight FROM standings JOIN rounds ON id = round_id WHERE start_block <= :until",
+    "weights in the round of block": "SELECT start_block, group_concat(weights) FROM weight_intents"
+    " JOIN rounds ON rounds.id = round_id WHERE json_extract(outcome, '$.is_accepted') AND start_block <= :until"
+    " GROUP BY start_block",
+}
 
 
 @contextmanager
 def _copied_state(path: Path) -> Iterator[sqlite3.Connection]:
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
-        for end in ("", "-wal"):
-            source = path.with_name(path.name + end)
+        for source in (path, path.with_name(f"{path.name}-wal")):
             if source.exists():
                 shutil.copy(source, folder)
         with closing(sqlite3.connect(Path(folder) / path.name)) as db:
-            db.row_factory = sqlite3.Row
             yield db
 
 
@@ -70,59 +60,31 @@ def check_database(path: Path) -> list[str]:
     return [f"state file: {fault}" for fault in faults if fault != "ok"]
 
 
-def read_state(path: Path) -> EndState:
-    """Read a state file that no process has open."""
-    state = EndState()
+def read_state(path: Path, until: int) -> dict[str, list[Any]]:
+    """Read a state file that no process has open; losses keep their bits."""
     with _copied_state(path) as db:
-        for row in db.execute("SELECT hotkey, entry, reason, loss FROM verdicts"):
-            loss = None if row["loss"] is None else float(row["loss"]).hex()
-            state.verdicts[f"{row['hotkey']} {row['entry']}"] = (row["reason"], loss)
-        for row in db.execute("SELECT hotkey, entry, receipt FROM receipts"):
-            result = json.loads(row["receipt"])["result"]
-            state.receipts.add(f"{row['hotkey']} {row['entry']} {result['lucky_num']} {float(result['loss']).hex()}")
-        for number, start in db.execute("SELECT id, start_block FROM rounds").fetchall():
-            for table, part in (("round_members", state.entries), ("standings", state.tables)):
-                rows = db.execute(f"SELECT * FROM {table} WHERE round_id = ?", (number,))
-                part[start] = {row["hotkey"]: tuple(row)[2:] for row in rows}
-            accepted = db.execute(
-                "SELECT weights FROM weight_intents WHERE round_id = ? AND json_extract(outcome, '$.is_accepted')",
-                (number,),
-            )
-            state.weights[start] = [row["weights"] for row in accepted]
-    return state
+        # SQLite's own JSON functions may round the last bit.
+        db.create_function("result", 2, lambda receipt, name: json.loads(receipt)["result"][name])
+        return {
+            f"{part} {key}": values
+            for part, query in _PARTS.items()
+            for key, *values in db.execute(query, {"until": until})
+        }
 
 
-def compare(expected: EndState, actual: EndState, *, ignore: Collection[str] = ()) -> list[str]:
-    """Return the differences between two end states."""
-    differences = [
-        f"verdict on {key}: {actual.verdicts.get(key)}, undisturbed {expected.verdicts.get(key)}"
-        for key in sorted(expected.verdicts.keys() | actual.verdicts.keys())
-        if expected.verdicts.get(key) != actual.verdicts.get(key)
-    ]
-    differences += [f"receipt: {receipt}" for receipt in sorted(expected.receipts ^ actual.receipts)]
-    for name in {"entries", "tables", "weights"}.difference(ignore):
-        theirs, ours = getattr(expected, name), getattr(actual, name)
-        differences += [
-            f"{name} of the round of block {start}: {ours.get(start)}, undisturbed {theirs.get(start)}"
-            for start in sorted(theirs.keys() | ours.keys())
-            if theirs.get(start) != ours.get(start)
-        ]
-    return differences
-
-
-def count_weights(chain_file: Path, hotkey: str) -> tuple[Counter[int], int]:
-    """Return accepted weights by their round's start, and all their extrinsics."""
-    calls = [call for call in read_weights_calls(chain_file) if call.signer == hotkey]
-    accepted = Counter(call.block // ROUND_BLOCKS * ROUND_BLOCKS for call in calls if call.error is None)
-    return accepted, len(calls)
-
-
-def check_weights(chain_file: Path, hotkey: str) -> list[str]:
-    """Return the rounds in which the chain took weights more than once."""
-    accepted, _ = count_weights(chain_file, hotkey)
+def compare(expected: Mapping[str, object], actual: Mapping[str, object], *, ignore: Collection[str] = ()) -> list[str]:
+    """Return the differences between two states. ignore: beginnings of keys."""
     return [
-        f"weights set {count} times in the round of block {start}" for start, count in accepted.items() if count > 1
+        f"{key}: {actual.get(key)}, undisturbed {expected.get(key)}"
+        for key in sorted({*expected, *actual})
+        if expected.get(key) != actual.get(key) and not key.startswith(tuple(ignore))
     ]
+
+
+def check_weights(calls: Iterable[WeightsCall]) -> list[str]:
+    """Return the rounds in which the chain took weights more than once."""
+    accepted = Counter(call.block // ROUND_BLOCKS * ROUND_BLOCKS for call in calls if call.error is None)
+    return [f"weights set {n} times in the round of block {start}" for start, n in accepted.items() if n > 1]
 
 
 def check_files(state_dir: Path, *, is_complete: bool = False) -> tuple[list[str], int]:
@@ -132,40 +94,37 @@ def check_files(state_dir: Path, *, is_complete: bool = False) -> tuple[list[str
         is_complete: the run is over, so each round's file must agree with itself and its receipts.
     """
     partial: list[str] = []
-    temporary = 0
-    for path in sorted(file for file in state_dir.rglob("*") if file.is_file()):
-        is_published = path.parent.name in ("receipts", "rounds")
-        if path.name.startswith((".data.jsonl.", "..source.json.")) or (is_published and path.name.startswith(".")):
-            temporary += 1
-        elif path.name == ".source.json":
+    paths = sorted(path for path in state_dir.rglob("*") if path.is_file())
+    published = [path for path in paths if path.parent.name in ("receipts", "rounds")]
+    temporary = [path for path in paths if path.name.startswith((".data.jsonl.", "..source.json."))]
+    temporary += [path for path in published if path.name.startswith(".")]
+    for path in paths:
+        if path.name == ".source.json":
             partial += _check_source(path)
-        elif is_published:
-            partial += _check_readable(path)
-            if is_complete and not partial and path.parent.name == "rounds":
-                files = [read_round(other) for other in path.parent.glob("round-*.jsonl")]
-                receipts = {receipt.digest: receipt for file in files for receipt in file.receipts}
-                partial += [f"{path.name}: {fault}" for fault in check_consistency(read_round(path), receipts)]
-    return partial, temporary
-
-
-def _check_readable(path: Path) -> list[str]:
-    try:
-        (read_receipt if path.parent.name == "receipts" else read_round)(path)
-    except ConfigError as error:
-        return [str(error)]
-    return []
+    rounds = []
+    for path in (path for path in published if path not in temporary):
+        try:
+            if path.parent.name == "receipts":
+                read_receipt(path)
+            else:
+                rounds.append((path, read_round(path)))
+        except ConfigError as error:
+            partial.append(str(error))
+    if is_complete and not partial:
+        receipts = {receipt.digest: receipt for _, file in rounds for receipt in file.receipts}
+        for path, file in rounds:
+            partial += [f"{path.name}: {fault}" for fault in check_consistency(file, receipts)]
+    return partial, len(temporary)
 
 
 def _check_source(path: Path) -> list[str]:
     """Compare the record of a dataset's origin with the file beside it."""
     try:
-        record = json.loads(path.read_bytes())
-        content = (path.parent / "data.jsonl").read_bytes()
+        record, content = json.loads(path.read_bytes()), path.with_name("data.jsonl").read_bytes()
     except (OSError, ValueError) as error:
         return [f"{path}: {error}"]
-    if (record.get("sha256"), record.get("size")) != (hashlib.sha256(content).hexdigest(), len(content)):
-        return [f"{path}: it is of another file than the one beside it"]
-    return []
+    is_same = (record["sha256"], record["size"]) == (hashlib.sha256(content).hexdigest(), len(content))
+    return [] if is_same else [f"{path}: it is of another file than the one beside it"]
 
 
 def check_order(events: Iterable[str]) -> list[str]:

@@ -12,10 +12,11 @@ import signal
 import sqlite3
 import sys
 import time
+import traceback
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import unquote
 
@@ -30,6 +31,16 @@ _FILE_CALLS = ("replace", "rename", "unlink", "remove", "rmdir", "fsync")
 # Between a statement and the method of the store that it is for.
 _PLUMBING = ("store/database.py", "hub/storage.py", "files.py")
 _RANDOM_NAME = re.compile(r"^\.(.*\.jsonl?)\.\w+$")
+# Variables by which the points of a method differ, and the attribute that tells them apart: of an int, itself.
+_SUBJECTS = {
+    "key": "commitment",
+    "metrics": "doing",
+    "current": "start_block",
+    "opened": "start_block",
+    "round_id": "real",
+    "intent_id": "real",
+    "competition": "id",
+}
 
 
 def kind_of(point: str) -> str:
@@ -46,18 +57,17 @@ class CrashPoints:
         folder: of the run, with the files of kills and events.
         watched: files below this folder count.
         share, shares: points whose name's checksum falls to this share are due; none while `shares` is 0.
-        is_once: only one point of each kind is due.
+        is_once: only one point of each kind is due, and the kind's checksum counts.
         targets: points that are due in any share.
     """
 
     def __init__(
-        self, folder: Path, watched: Path, *, share: int, shares: int, is_once: bool, targets: Collection[str]
+        self, folder: Path, watched: str, *, share: int, shares: int, is_once: bool, targets: Collection[str]
     ) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._events = os.open(folder / EVENTS_FILE, flags, 0o666)
-        self._kills = os.open(folder / KILLS_FILE, flags, 0o666)
-        self._done = set((folder / KILLS_FILE).read_text(encoding="utf-8").splitlines())
-        self._watched = str(watched)
+        self._events, self._kills = (os.open(folder / name, flags) for name in (EVENTS_FILE, KILLS_FILE))
+        self._done = (folder / KILLS_FILE).read_text().splitlines()
+        self._watched = watched
         self._share, self._shares, self._is_once, self._targets = share, shares, is_once, targets
 
     def is_watched(self, path: str) -> bool:
@@ -77,10 +87,9 @@ class CrashPoints:
                 pass
 
     def _is_due(self, name: str) -> bool:
-        if name in self._targets:
-            return True
-        if not self._shares or zlib.crc32(name.encode()) % self._shares != self._share:
-            return False
+        drawn = kind_of(name) if self._is_once else name
+        if not self._shares or zlib.crc32(drawn.encode()) % self._shares != self._share:
+            return name in self._targets
         return not self._is_once or kind_of(name) not in map(kind_of, self._done)
 
     def around(self, what: str, detail: str, call: Callable[[], Any]) -> Any:
@@ -91,57 +100,35 @@ class CrashPoints:
 
 
 def install(
-    folder: str, watched: str, began_at: float, speed: float, executor_speed: float, evaluator: str | None, **due: Any
+    folder: str, watched: str, began_at: float, speed: float, executor_speed: float, worker: str | None, **due: Any
 ) -> None:
     """Prepare a validator's process.
 
     Args:
         began_at, speed: its clock runs so many times as fast since then.
         executor_speed: the same for its workers' time limits.
-        evaluator: program to run in place of a worker, None for the real one.
+        worker: program to run in place of a worker, None for the real one.
     """
-    points = CrashPoints(Path(folder), Path(watched), **due)
+    points = CrashPoints(Path(folder), watched, **due)
     _watch_sqlite(points)
     _watch_files(points)
     _watch_extrinsics(points)
     _replace_clocks(Path(folder), began_at, speed, executor_speed)
-    if evaluator is not None:
-        sys.executable = evaluator
+    if worker is not None:
+        sys.executable = worker
 
 
 def _describe_caller() -> str:
     """Return the product's method that makes the call, and its subject."""
-    name, subject = "", ""
-    for frame in _product_frames():
-        name = name or frame.f_code.co_name
-        subject = subject or _subject(frame.f_locals)
-        if name and subject:
-            break
-    return f"{name} {subject}".strip()
-
-
-def _product_frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith(_PACKAGE) and "localnet" not in path and not path.endswith(_PLUMBING):
-            yield frame
-        frame = frame.f_back
-
-
-def _subject(values: dict[str, Any]) -> str:
-    key: Any = values.get("key")
-    if hasattr(key, "commitment"):
-        return f"{key.hotkey[:10]} {key.commitment[-40:]}"
-    if "metrics" in values:
-        return f"{values['metrics'].doing}, round {values['metrics'].round_id}"
-    current: Any = values.get("current") or values.get("opened")
-    if hasattr(current, "start_block"):
-        return f"round of block {current.start_block}"
-    for name in ("round_id", "intent_id", "competition"):
-        if name in values:
-            return f"{name} {getattr(values[name], 'id', values[name])}"
-    return f"{len(values['seen'])} seen" if "seen" in values else ""
+    paths = [(frame, frame.f_code.co_filename) for frame, _ in traceback.walk_stack(None)]
+    frames = [
+        frame
+        for frame, path in paths
+        if path.startswith(_PACKAGE) and "localnet" not in path and not path.endswith(_PLUMBING)
+    ]
+    found = (getattr(frame.f_locals.get(name), field, None) for frame in frames for name, field in _SUBJECTS.items())
+    subject = next((value for value in found if value is not None), "")
+    return f"{frames[0].f_code.co_name if frames else ''} {subject}".strip()
 
 
 def _watch_sqlite(points: CrashPoints) -> None:
@@ -150,12 +137,11 @@ def _watch_sqlite(points: CrashPoints) -> None:
 
     class WatchedConnection(sqlite3.Connection):
         def execute(self, sql: str, *values: Any) -> Any:
-            word = sql.split(maxsplit=1)[0]
-            if word in ("BEGIN", "COMMIT"):
-                return points.around(word, _describe_caller(), lambda: super(WatchedConnection, self).execute(sql))
+            call = partial(super().execute, sql, *values)
             if sql.startswith("PRAGMA journal_mode"):
-                return points.around("journal_mode", "", lambda: super(WatchedConnection, self).execute(sql))
-            return super().execute(sql, *values)
+                return points.around("journal_mode", "", call)
+            word = sql.split()[0]
+            return points.around(word, _describe_caller(), call) if word in ("BEGIN", "COMMIT") else call()
 
     def watched_connect(database: Any, *args: Any, **options: Any) -> sqlite3.Connection:
         if points.is_watched(unquote(str(database).removeprefix("file://").partition("?")[0])):
@@ -170,39 +156,31 @@ def _watch_files(points: CrashPoints) -> None:
     # It reads the sets of os.supports_* when it is imported.
     assert shutil
 
-    def wrap(name: str, describe: Callable[..., str | None]) -> None:
+    def wrap(name: str, locate: Callable[..., Path]) -> None:
         original = getattr(os, name)
 
         def wrapped(*args: Any, **options: Any) -> Any:
-            detail = describe(*args, **options)
-            if detail is None:
+            path = locate(*args, **options)
+            if not points.is_watched(str(path)):
                 return original(*args, **options)
-            return points.around(name, f"{detail} {_describe_caller()}", lambda: original(*args, **options))
+            # Without the part of a temporary file's name that differs in each process.
+            stable_name = _RANDOM_NAME.sub(r".\1.TMP", path.name)
+            detail = f"{path.parent.name}/{stable_name} {_describe_caller()}"
+            return points.around(name, detail, lambda: original(*args, **options))
 
-        for capable in (os.supports_dir_fd, os.supports_follow_symlinks, os.supports_fd):
-            if original in capable:
-                capable.add(wrapped)
         setattr(os, name, wrapped)
 
-    def describe_path(path: Any, *_: Any, dir_fd: int | None = None, **__: Any) -> str | None:
-        whole = (Path() if dir_fd is None else _path_of(dir_fd)) / os.fsdecode(path)
-        return _stable_name(whole) if points.is_watched(str(whole)) else None
+    def whole(path: Any, *, dir_fd: int | None = None) -> Path:
+        return (Path() if dir_fd is None else opened(dir_fd)) / os.fsdecode(path)
+
+    def opened(file: Any) -> Path:
+        return Path(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}").readlink()
 
     for name in ("replace", "rename"):
-        wrap(name, lambda _, target, **__: describe_path(target))
+        wrap(name, lambda _, target, **__: whole(target))
     for name in ("unlink", "remove", "rmdir"):
-        wrap(name, describe_path)
-    wrap("fsync", lambda file: describe_path(_path_of(file if isinstance(file, int) else file.fileno())))
-
-
-def _path_of(descriptor: int) -> Path:
-    return Path(f"/proc/self/fd/{descriptor}").readlink()
-
-
-def _stable_name(path: Path) -> str:
-    """Return a file's name without the part that differs in each process."""
-    name = _RANDOM_NAME.sub(r".\1.TMP", path.name)
-    return f"{path.parent.name}/{name}"
+        wrap(name, whole)
+    wrap("fsync", opened)
 
 
 def _watch_extrinsics(points: CrashPoints) -> None:
@@ -211,19 +189,18 @@ def _watch_extrinsics(points: CrashPoints) -> None:
 
     apply, submit = substrate._apply, substrate.LocalSubstrate.submit
 
-    def describe(ledger: Any) -> str:
-        return f"round of block {ledger.block() // ROUND_BLOCKS * ROUND_BLOCKS}"
+    def reach(kind: str, ledger: Any) -> None:
+        points.reach(kind, f"round of block {ledger.block() // ROUND_BLOCKS * ROUND_BLOCKS}")
 
     def watched_apply(ledger: Any, signer: str, data: bytes) -> Any:
-        detail = describe(ledger)
-        points.reach("before extrinsic is sent", detail)
+        reach("before extrinsic is sent", ledger)
         result = apply(ledger, signer, data)
-        points.reach("after extrinsic has landed", detail)
+        reach("after extrinsic has landed", ledger)
         return result
 
     async def watched_submit(self: Any, *args: Any, **options: Any) -> Any:
         answer = await submit(self, *args, **options)
-        points.reach("after extrinsic is answered", describe(self._open()))
+        reach("after extrinsic is answered", self._open())
         return answer
 
     substrate._apply = watched_apply

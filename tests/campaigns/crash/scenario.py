@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from scripts.bench.tiny_model import make_tiny_model
 from tests.campaigns.crash.points import ROUND_BLOCKS
 from tests.campaigns.process_under_test import write_training_args
 from tests.campaigns.synthetic_subnet import LARGE_ROWS, WIDE_CURVE, SyntheticSubnet, make_file, make_short_rows
 from tests.fixtures.faulty_hub import FaultKind, HubFault
 
-MINERS = ("alice", "bob", "carol", "dave", "erin", "frank", "gina", "copycat", "outsider", "broken", "ghost", "bare")
+_MINERS = ("alice", "bob", "carol", "dave", "erin", "frank", "gina", "copycat", "outsider", "broken", "ghost", "bare")
 # Blocks between the commitments of a phase and its round's start.
 _BLOCKS_BEFORE = 20
 _POOL_ROWS = 130
@@ -32,32 +31,28 @@ class Phase:
 
 @dataclass(frozen=True)
 class Base:
-    """The closed subnet, the model and the table that all runs share."""
+    """The folder with the closed subnet, the model of real workers, and the actions of all runs."""
 
-    subnet: Path
-    model: Path
-    training_args: Path
-    table: Path
+    folder: Path
     phases: tuple[Phase, ...]
 
 
 def make_base(folder: Path) -> Base:
     """Make the subnet in a new folder and perform the first phase."""
-    folder.mkdir(parents=True)
-    (folder / "subnet").mkdir()
+    (folder / "subnet").mkdir(parents=True)
+    write_training_args(folder / "training_args.yaml")
     with SyntheticSubnet.create(
         folder / "subnet",
         pool=make_short_rows(range(_POOL_ROWS)),
         competition={"id": "crash", "repo": "crash/pool", "rows": 110, **WIDE_CURVE},
     ) as subnet:
-        subnet.register(*MINERS)
+        subnet.register(*_MINERS)
         subnet.chain.advance(2)
         phases = _write_phases(subnet)
         # One download fails once, so that a retry is recorded.
         subnet.set_hub_faults(HubFault(kind=FaultKind.STATUS, status=503, pattern="bob/data", count=1))
         begin_phase(subnet, 0, phases[0])
-    training_args = write_training_args(folder / "training_args.yaml")
-    return Base(folder / "subnet", make_tiny_model(folder / "model"), training_args, folder / "losses.jsonl", phases)
+    return Base(folder, phases)
 
 
 def start_of(phase: int) -> int:

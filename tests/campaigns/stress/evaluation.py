@@ -26,9 +26,8 @@ from template.records import TrainResult
 from template.telemetry import logging
 from template.training.loop import OnProgress
 from template.workers.executor import Evaluator
-from template.workers.worker import peak_memory_bytes
+from template.workers.worker import peak_memory_bytes, set_parent_death_signal
 from tests.campaigns.measure import memory_kib
-from tests.campaigns.process_under_test import set_parent_death_signal
 
 LUCKY_NUM = 20_000
 # One in so many evaluations of other datasets trains at a rate at which any training diverges.

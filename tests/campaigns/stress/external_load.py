@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.campaigns.process_under_test import set_parent_death_signal
+from template.workers.worker import set_parent_death_signal
 
 
 def products() -> Iterator[None]:

@@ -21,10 +21,11 @@ from pathlib import Path
 from template.constants import DATA_FILE
 from template.errors import HostError
 from template.records import SubmissionKey
+from template.telemetry.wandb_run import child_processes
 from template.workers.executor import Evaluator
 from template.workers.supervisor import LocalExecutor
 from template.workers.timeouts import WorkerTimeouts
-from tests.campaigns.process_under_test import ROOT, child_pids
+from tests.campaigns.process_under_test import ROOT
 from tests.campaigns.stress.evaluation import LUCKY_NUM, Job, Outcome
 from tests.campaigns.stress.situations import Situation, Verdict
 
@@ -180,7 +181,7 @@ class Stress:
                 _submit(executor, self.datasets.long)
                 while not (executor.collect() or any(job.stage == "train" and job.done for job in executor.running())):
                     executor.wait(0.01)
-                for pid in child_pids(os.getpid()):
+                for pid in child_processes(os.getpid()):
                     os.kill(pid, signal.SIGKILL)
                 eval_config = _await_worker(executor)
                 _submit(executor, self.datasets.data)
