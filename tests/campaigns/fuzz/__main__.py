@@ -21,9 +21,10 @@ from pathlib import Path
 from template import cli
 from template.errors import ConfigError
 from tests.campaigns import command
-from tests.campaigns.fuzz.run import Runner, Tally, minimise, read_corpus, run_coverage, run_shapes, write_corpus
+from tests.campaigns.fuzz.run import Tally, minimise, read_corpus, run_coverage, run_inputs, run_shapes, write_corpus
+from tests.campaigns.fuzz.seeds import make_seeds
+from tests.campaigns.fuzz.targets import TARGETS
 
-TARGETS = ("commitment", "fields", "rows", "chat", "receipt", "round")
 CORPUS = Path(__file__).resolve().parent / "corpus"
 
 
@@ -68,23 +69,17 @@ def run(args: argparse.Namespace) -> int:
 
 def fuzz(target: str, args: argparse.Namespace, folder: Path) -> Iterator[Tally]:
     """Run the corpus and both campaigns against one target."""
-    from tests.campaigns.fuzz.seeds import make_seeds
-    from tests.campaigns.fuzz.targets import TARGETS as CHECKS
-
-    check, corpus = CHECKS[target].check, read_corpus(args.corpus / target)
-    replay = Runner(target, "corpus", check, folder)
-    for data in (*make_seeds()[target], *corpus):
-        replay.run(data)
-    yield replay.finish()
+    inputs = [*make_seeds()[target], *read_corpus(args.corpus / target)]
+    yield run_inputs(target, inputs, folder)
     if args.examples:
         yield run_shapes(target, args.examples, args.seed, folder)
-    if runs := round(args.runs * CHECKS[target].share / sum(CHECKS[name].share for name in args.targets)):
+    if runs := round(args.runs * TARGETS[target].share / sum(TARGETS[name].share for name in args.targets)):
         grown = folder / "corpus" / target
-        write_corpus(grown, [*make_seeds()[target], *corpus])
+        write_corpus(grown, inputs)
         yield run_coverage(target, grown, runs, args.seed, folder)
-        corpus = read_corpus(grown)
+        inputs = read_corpus(grown)
     if args.keep:
-        write_corpus(args.corpus / target, minimise(check, corpus))
+        write_corpus(args.corpus / target, minimise(TARGETS[target].check, inputs))
 
 
 if __name__ == "__main__":

@@ -137,6 +137,16 @@ def write_corpus(folder: Path, inputs: Iterable[bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
+def run_inputs(target: str, inputs: Iterable[bytes], folder: Path) -> Tally:
+    """Run these inputs, the corpus."""
+    from tests.campaigns.fuzz.targets import TARGETS
+
+    runner = Runner(target, "corpus", TARGETS[target].check, folder)
+    for data in inputs:
+        runner.run(data)
+    return runner.finish()
+
+
 def run_shapes(target: str, examples: int, seed: int, folder: Path) -> Tally:
     """Run inputs that hypothesis makes, always the same for a seed."""
     import hypothesis

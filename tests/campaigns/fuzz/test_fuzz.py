@@ -16,7 +16,7 @@ from template.receipts.receipt import Receipt
 from template.records import ChainCommitment
 from tests.campaigns.fuzz import __main__ as command
 from tests.campaigns.fuzz import commitments, run, targets
-from tests.campaigns.fuzz.run import Runner, Tally, minimise, read_corpus, run_coverage, run_shapes, write_corpus
+from tests.campaigns.fuzz.run import Runner, Tally
 from tests.campaigns.fuzz.seeds import make_seeds
 from tests.campaigns.fuzz.targets import TARGETS
 
@@ -24,14 +24,11 @@ CORPUS = command.CORPUS
 
 
 def replay(target: str, folder: Path) -> Tally:
-    runner = Runner(target, "corpus", TARGETS[target].check, folder)
-    for data in (*make_seeds()[target], *read_corpus(CORPUS / target)):
-        runner.run(data)
-    return runner.finish()
+    return run.run_inputs(target, [*make_seeds()[target], *run.read_corpus(CORPUS / target)], folder)
 
 
 def test_fuzz_corpus_covers_all_targets() -> None:
-    assert tuple(TARGETS) == command.TARGETS and {path.name for path in CORPUS.iterdir()} == set(TARGETS)
+    assert {path.name for path in CORPUS.iterdir()} == set(TARGETS)
     files = [path for path in CORPUS.rglob("*") if path.is_file()]
     assert len(files) < 500 and sum(path.stat().st_size for path in files) < 300_000
     # Named by their content, so that a changed line end shows.
@@ -42,14 +39,14 @@ def test_fuzz_corpus_covers_all_targets() -> None:
 def test_fuzz_corpus_and_shapes_find_nothing(target: str, tmp_path: Path) -> None:
     tally = replay(target, tmp_path)
     assert tally.inputs > len(make_seeds()[target]) and tally.findings == {}
-    tally = run_shapes(target, 60, 7, tmp_path)
+    tally = run.run_shapes(target, 60, 7, tmp_path)
     assert (tally.inputs, tally.findings) == (60, {})
 
 
 def test_fuzz_by_coverage_finds_nothing(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris is not installed: pip install -e '.[fuzz]'")
-    write_corpus(tmp_path / "corpus", read_corpus(CORPUS / "rows"))
-    tally = run_coverage("rows", tmp_path / "corpus", 300, 7, tmp_path / "findings")
+    run.write_corpus(tmp_path / "corpus", run.read_corpus(CORPUS / "rows"))
+    tally = run.run_coverage("rows", tmp_path / "corpus", 300, 7, tmp_path / "findings")
     assert (tally.inputs, tally.findings) == (300, {})
     assert tally.edges > 100 and tally.features > tally.edges and tally.corpus > 0
 
@@ -131,7 +128,7 @@ def test_fuzz_input_beyond_budget_is_found(
 def test_fuzz_minimised_corpus_reaches_the_same_code() -> None:
     check, seeds = TARGETS["commitment"].check, make_seeds()["commitment"]
     inputs = [*seeds, *(seed + b"x" * 30 for seed in seeds)]
-    minimised = minimise(check, inputs)
+    minimised = run.minimise(check, inputs)
     assert 1 < len(minimised) < len(inputs)
     steps = [set[object]().union(*(run.steps_of(check, data) for data in chosen)) for chosen in (minimised, inputs)]
     assert steps[0] == steps[1]
