@@ -1,4 +1,4 @@
-"""Set-up of every test: none reads or writes the user's home, or connects beyond this machine.
+"""Set-up of every test: none leaves this machine or touches the user's home.
 
 The environment is set here, before any client is imported and reads it.
 """
@@ -41,9 +41,9 @@ def _make_folder(name: str, parent: Path | None = None) -> Path:
 
 
 def _use_memory(memory: Path = Path("/dev/shm")) -> None:
-    """Keep temporary files in memory if it has room: a disk spends most of the time on thousands of syncs.
+    """Keep temporary files in memory if it has room: thousands of syncs are slow.
 
-    They are gone after the run; set TMPDIR to keep those of pytest.
+    They are gone after the run; set TMPDIR to keep pytest's.
     """
     if "TMPDIR" in os.environ or not memory.is_dir():
         return

@@ -5,7 +5,6 @@ shared data. It is no part of this repository, so without it these tests are ski
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import pytest
 from bittensor._transport.codec import RuntimeCodec
 
 from template import constants
-from template.chain.client import Chain, beacon_round_at, bt
+from template.chain.client import beacon_round_at, bt
 from template.chain.commitments import encode_timelock_plaintext
 from template.localnet.chain import storage
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import decode_call, encode_call
 from template.localnet.chain.substrate import LocalSubstrate
-from tests.fixtures.chain import NETUID, commit, make_key, make_local_chain, make_wallet
+from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "subtensor-metadata-v15.bin"
 METADATA = Path(os.environ.get("SUBTENSOR_METADATA") or _BESIDE)
@@ -63,36 +62,24 @@ def codec() -> RuntimeCodec:
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalChain]:
-    with make_local_chain(tmp_path) as chain:
-        yield chain
-
-
-def record_product_calls(local: LocalChain, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
+def calls(local: LocalChain) -> list[tuple[str, str, dict[str, Any]]]:
     """The calls of a miner and a validator, as the product and the client build them."""
-    wallet = make_wallet(folder, "w")
-    local.register(wallet.hotkey.ss58_address, is_validator=True)
-    local.register(make_key("other").ss58_address)
-    substrate = RecordingSubstrate(local.path)
-    with Chain(local.network, NETUID, wallet=wallet, substrate=substrate) as chain:
+    node = RecordingSubstrate(local.path)
+    with connect(local, make_key("validator"), node=node) as chain:
         assert chain.publish("owner/name:1:" + "a" * 40).is_accepted
         assert chain.publish("x" * 128).is_accepted
         assert chain.publish_sealed("x" * 128, beacon_round_at(2**32)).is_accepted
         assert chain.set_weights({0: 0.25, 1: 0.75}).is_accepted
         local.set_hyperparameter("CommitRevealWeightsEnabled", True)
         assert chain.set_weights({0: 0.25, 1: 0.75}).is_revealed_later
-    return substrate.composed
+    return node.composed
 
 
-def test_every_product_call_encodes_and_decodes(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
-    calls = record_product_calls(local, tmp_path)
-    assert [function for _, function, _ in calls] == [
-        "set_commitment",
-        "set_commitment",
-        "set_commitment",
-        "set_mechanism_weights",
-        "commit_timelocked_mechanism_weights",
-    ]
+def test_every_product_call_encodes_and_decodes(
+    codec: RuntimeCodec, calls: list[tuple[str, str, dict[str, Any]]]
+) -> None:
+    commits, weights = ["set_commitment"] * 3, ["set_mechanism_weights", "commit_timelocked_mechanism_weights"]
+    assert [function for _, function, _ in calls] == commits + weights
     for module, function, params in calls:
         composed = codec.compose_call(module, function, params)
         decoded = codec.decode_call(composed.data)
@@ -100,10 +87,14 @@ def test_every_product_call_encodes_and_decodes(codec: RuntimeCodec, local: Loca
         values = {argument["name"]: argument["value"] for argument in decoded["call_args"]}
         assert values.keys() == params.keys()
         assert codec.compose_call(module, function, values).data == composed.data
+        assert encode_call(module, function, params) == composed.data
+        assert encode_call(*decode_call(composed.data)) == composed.data
 
 
-def test_product_calls_decode_to_their_arguments(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
-    first, _, timelocked, weights, sealed = record_product_calls(local, tmp_path)
+def test_product_calls_decode_to_their_arguments(
+    codec: RuntimeCodec, calls: list[tuple[str, str, dict[str, Any]]]
+) -> None:
+    first, _, timelocked, weights, sealed = calls
     decoded = codec.decode_call(codec.compose_call(*first).data)
     (field,) = decoded["call_args"][1]["value"]["fields"]
     assert bytes.fromhex(field["Raw53"][2:]).decode() == "owner/name:1:" + "a" * 40
@@ -112,21 +103,9 @@ def test_product_calls_decode_to_their_arguments(codec: RuntimeCodec, local: Loc
     decoded = codec.decode_call(codec.compose_call(*timelocked).data)
     shown = {"encrypted": "0x" + field["encrypted"].hex(), "reveal_round": beacon_round_at(2**32)}
     assert decoded["call_args"][1]["value"]["fields"] == [{"TimelockEncrypted": shown}]
-    assert weights[2] == {
-        "netuid": NETUID,
-        "mecid": 0,
-        "dests": [0, 1],
-        "weights": [21845, 65535],
-        "version_key": constants.WEIGHTS_VERSION,
-    }
+    sent = {"dests": [0, 1], "weights": [21845, 65535], "version_key": constants.WEIGHTS_VERSION}
+    assert weights[2] == {"netuid": NETUID, "mecid": 0, **sent}
     assert sealed[2]["commit_reveal_version"] == 4 and isinstance(sealed[2]["commit"], bytes)
-
-
-def test_product_calls_encode_like_the_client(codec: RuntimeCodec, local: LocalChain, tmp_path: Path) -> None:
-    for call in record_product_calls(local, tmp_path):
-        data = codec.compose_call(*call).data
-        assert encode_call(*call) == data
-        assert encode_call(*decode_call(data)) == data
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=str)
@@ -163,8 +142,7 @@ def test_fields_above_the_chains_limits_do_not_decode(field: object) -> None:
 @pytest.mark.parametrize("text", ["a", "hello", "xello world!", "x" * 63, "x" * 64, "é" * 64])
 def test_stored_reveals_decode_like_the_client(codec: RuntimeCodec, local: LocalChain, text: str) -> None:
     key = make_key("miner")
-    local.register(key.ss58_address)
-    commit(local, key, {"TimelockEncrypted": {"encrypted": b"sealed", "reveal_round": 5}})
+    commit(local, key, SEALED)
     local.reveal(key.ss58_address, text)
     entry = codec.storage_entry("Commitments", "RevealedCommitments")
     plaintext = encode_timelock_plaintext(text)
@@ -184,7 +162,7 @@ def test_bytes_of_no_known_call_do_not_decode() -> None:
 
 def test_block_hashes_of_state_and_number_have_one_form(codec: RuntimeCodec, local: LocalChain) -> None:
     local.advance(3)
-    with Chain(local.network, NETUID, substrate=LocalSubstrate(local.path)) as chain:
+    with connect(local) as chain:
         asked = chain.block_hash(2)
     entry = codec.storage_entry("System", "BlockHash")
     assert codec.decode(entry.decode_type(True), bytes.fromhex(asked[2:])) == asked
@@ -194,7 +172,6 @@ def test_block_hashes_of_state_and_number_have_one_form(codec: RuntimeCodec, loc
 @pytest.mark.parametrize("field", [*FIELDS, {"Raw0": b""}, {"Raw4": b"\xff\xfe\x1b["}, {"BigRaw": b""}], ids=str)
 def test_stored_commitments_decode_like_the_client(codec: RuntimeCodec, local: LocalChain, field: object) -> None:
     key = make_key("miner")
-    local.register(key.ss58_address)
     commit(local, key, field, field)
     with Ledger(local.path) as ledger:
         stored = ledger.at().get("CommitmentOf", key.ss58_address)

@@ -6,14 +6,13 @@ import time
 from typing import Literal
 
 import pytest
-from websockets.sync.server import serve
 
 from template.chain.client import Chain, bt
 from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
-from tests.fixtures.chain import NETUID, connect, make_key, wallet_of
+from tests.fixtures.chain import NETUID, connect, make_key, make_node
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
 
@@ -31,25 +30,6 @@ def test_handshake_without_an_answer_meets_the_deadline() -> None:
             with pytest.raises(RemoteError, match=r"no answer within 0\.3 s"):
                 chain.block()
             assert time.monotonic() - started < 5
-
-
-def test_silent_node_meets_the_deadline_and_is_retried() -> None:
-    dialled: list[object] = []
-    gone = threading.Event()
-
-    def stay_silent(connection: object) -> None:
-        dialled.append(connection)
-        gone.wait()
-
-    with serve(stay_silent, "127.0.0.1", 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with Chain(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", NETUID, deadline_s=0.5) as chain:
-            for _ in range(2):
-                with pytest.raises(RemoteError, match="no answer"):
-                    chain.view()
-        gone.set()
-        server.shutdown()
-    assert len(dialled) == 2
 
 
 @pytest.mark.parametrize("kind", ["connect", "read"])
@@ -82,7 +62,7 @@ def test_call_after_a_failure_has_a_connection_of_its_own(local: LocalChain, fau
             await super().close()
 
     closed: list[threading.Thread] = []
-    with Chain(local.network, NETUID, substrate=Recording(local.path), deadline_s=0.3) as chain:
+    with connect(local, node=Recording(local.path), deadline_s=0.3) as chain:
         chain.block()
         local.set_fault("read", fault)
         with pytest.raises(RemoteError):
@@ -114,37 +94,22 @@ def test_write_that_landed_without_an_answer_is_found_by_reading(local: LocalCha
 
 
 def test_write_that_the_pool_rejects_has_an_unknown_result(local: LocalChain) -> None:
-    class StalePool(LocalSubstrate):
-        async def submit(self, *_: object, **__: object) -> object:
-            return bt.ExtrinsicResult(success=False, message="old nonce", error=bt.ChainError("old nonce", "Stale"))
-
-    with (
-        Chain(local.network, NETUID, wallet=wallet_of(MINER), substrate=StalePool(local.path)) as chain,
-        pytest.raises(RemoteError, match=r"result unknown.*Stale"),
-    ):
+    stale = bt.ExtrinsicResult(success=False, message="old nonce", error=bt.ChainError("old nonce", "Stale"))
+    node = make_node(local, submit=stale)
+    with connect(local, MINER, node=node) as chain, pytest.raises(RemoteError, match=r"result unknown.*Stale"):
         chain.publish("text")
 
 
 def test_failed_hint_does_not_hide_the_refusal(local: LocalChain, miner: Chain) -> None:
-    class NoEpochs(LocalSubstrate):
-        async def runtime_call(self, *args: object, **kwargs: object) -> object:
-            raise bt.RpcConnectionError("gone")
-
     local.set_hyperparameter("MaxSpace", 0)
-    with Chain(local.network, NETUID, wallet=wallet_of(MINER), substrate=NoEpochs(local.path)) as chain:
+    with connect(local, MINER, node=make_node(local, runtime_call=bt.RpcConnectionError("gone"))) as chain:
         outcome = chain.publish("text")
     assert (outcome.error, outcome.retry_after_blocks) == ("SpaceLimitExceeded", None)
 
 
 def test_answer_of_an_unknown_shape_is_a_remote_error(local: LocalChain) -> None:
-    class Strange(LocalSubstrate):
-        async def runtime_call(self, *args: object, **kwargs: object) -> object:
-            return {"hotkeys": ["a"]}
-
-    with (
-        Chain(local.network, NETUID, substrate=Strange(local.path)) as chain,
-        pytest.raises(RemoteError, match="invalid answer"),
-    ):
+    node = make_node(local, runtime_call={"hotkeys": ["a"]})
+    with connect(local, node=node) as chain, pytest.raises(RemoteError, match="invalid answer"):
         chain.view()
 
 

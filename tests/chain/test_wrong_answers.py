@@ -60,7 +60,7 @@ def node(local: LocalChain) -> LyingSubstrate:
 
 @pytest.fixture
 def chain(local: LocalChain, node: LyingSubstrate) -> Iterator[Chain]:
-    with Chain(local.network, NETUID, substrate=node, deadline_s=20) as chain:
+    with connect(local, node=node) as chain:
         yield chain
 
 
@@ -167,7 +167,7 @@ def test_past_block_of_another_chain_is_refused(local: LocalChain, tmp_path: Pat
         other.advance(100)
         local.advance(5)
         node = LocalSubstrate(local.path)
-        with Chain(local.network, NETUID, substrate=node, deadline_s=20) as chain:
+        with connect(local, node=node) as chain:
             head = chain.view().block
             chain.close()
             node.path = other.path
@@ -191,7 +191,7 @@ def test_fork_is_detected_by_the_new_state_or_the_node(local: LocalChain, blocks
             assert block is not None
             return remembered.setdefault(block, await super().block_hash(block))
 
-    with Chain(local.network, NETUID, substrate=Forgetful(local.path), deadline_s=20) as chain:
+    with connect(local, node=Forgetful(local.path)) as chain:
         local.advance(10)
         first = chain.view()
         local.reorganise(1)

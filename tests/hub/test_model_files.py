@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
-    """A commit's folder as the cache makes it: links to files that are called by their sha256."""
+    """A commit's folder in the cache: links to files called by their sha256."""
     weight_map = json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))}).encode()
     files = {"config.json": b"{}", "tokenizer.model": b"t", INDEX: weight_map, "other.safetensors": b"other"}
     files |= {name: name.encode() for name in SHARDS} | {"original/params.json": b"[]"}

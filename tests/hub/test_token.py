@@ -1,4 +1,4 @@
-"""The Hub token goes to the endpoint only, wherever the Hub redirects; every request to both hosts is recorded."""
+"""The Hub token goes to the endpoint only, wherever the Hub redirects."""
 
 import hashlib
 import json
@@ -85,8 +85,8 @@ def download(hosts: Hosts, commit: str, folder: Path) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirected_download_sends_no_token(hosts: Hosts, tmp_path: Path, status: int) -> None:
     commit = upload_files(hosts.hub.store.root, REPO, {DATA: OLD})
-    there = upload_files(hosts.elsewhere.store.root, REPO, {DATA: OLD})
-    hosts.misbehave(redirect(hosts, status, pattern=FILE, path=f"/datasets/{REPO}/resolve/{there}/{DATA}"))
+    other_commit = upload_files(hosts.elsewhere.store.root, REPO, {DATA: OLD})
+    hosts.misbehave(redirect(hosts, status, pattern=FILE, path=f"/datasets/{REPO}/resolve/{other_commit}/{DATA}"))
     download(hosts, commit, tmp_path / "data")
     hosts.check()
 
@@ -114,7 +114,7 @@ def test_redirected_upload_sends_neither_token_nor_file(hosts: Hosts, pattern: s
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_large_file_upload_sends_the_store_no_token(hosts: Hosts) -> None:
-    """The library sends the token with the report of an upload, to any address that the Hub names."""
+    """The library reports an upload, with the token, to any address named by the Hub."""
     upload_files(hosts.hub.store.root, REPO, {"readme.md": b"#"})
     place = hosts.elsewhere.endpoint
     actions = {"upload": {"href": f"{place}/store"}, "verify": {"href": f"{place}/report"}}
@@ -143,10 +143,10 @@ def test_library_request_elsewhere_carries_no_secret(hosts: Hosts) -> None:
 def test_redirected_model_download_sends_no_token(hosts: Hosts, tiny_model: Path, tmp_path: Path) -> None:
     files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
     commit = upload_files(hosts.hub.store.root, MODEL_ID, files, repo_type="model")
-    there = upload_files(hosts.elsewhere.store.root, MODEL_ID, files, repo_type="model")
+    other_commit = upload_files(hosts.elsewhere.store.root, MODEL_ID, files, repo_type="model")
     hosts.misbehave(
         *(
-            redirect(hosts, 302, pattern=f"^GET .*{name}$", path=f"/{MODEL_ID}/resolve/{there}/{name}")
+            redirect(hosts, 302, pattern=f"^GET .*{name}$", path=f"/{MODEL_ID}/resolve/{other_commit}/{name}")
             for name in ("model.safetensors", "tokenizer.json")
         )
     )

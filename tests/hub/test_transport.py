@@ -1,4 +1,4 @@
-"""Limits of every request to the Hub: where it may go, how long it may take, who gets the token."""
+"""Limits of every request to the Hub: redirects, time and proxies."""
 
 import math
 import socket

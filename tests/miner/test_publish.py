@@ -164,7 +164,7 @@ def test_permanent_rejection_is_a_config_error(net: Net) -> None:
     net.commit("alice", "something else")
 
     def deregister(seconds: float) -> None:
-        if net.uid_or_none("alice") is not None:
+        if net.hotkey("alice") in net.chain("alice").view().by_hotkey:
             net.admin.deregister(net.hotkey("alice"))
         sleep(seconds)
 

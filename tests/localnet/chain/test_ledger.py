@@ -1,13 +1,14 @@
 """The local chain's file: blocks by the clock, and a past that never changes."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from template.localnet.chain.ledger import Ledger, UnknownBlockError
-from tests.fixtures.chain import NETUID, make_local_chain
+from tests.fixtures.chain import NETUID, ManualClock, make_local_chain
 
 
 def test_block_hashes_differ_by_block_and_by_chain(tmp_path: Path) -> None:
@@ -26,65 +27,63 @@ def test_block_hashes_differ_by_block_and_by_chain(tmp_path: Path) -> None:
         ours.close()
 
 
-class FakeTime:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
 
 
-def make_clocked(path: Path, block_time_s: float = 12.0) -> tuple[FakeTime, Ledger]:
-    clock = FakeTime()
-    return clock, Ledger.create_file(path, netuid=NETUID, block_time_s=block_time_s, now=clock)
+@pytest.fixture
+def ledger(tmp_path: Path, clock: ManualClock) -> Iterator[Ledger]:
+    with Ledger.create_file(tmp_path / "chain.db", netuid=NETUID, block_time_s=12.0, now=clock) as created:
+        yield created
 
 
-def test_blocks_come_by_the_clock_and_never_go_back(tmp_path: Path) -> None:
-    clock, ledger = make_clocked(tmp_path / "chain.db")
-    with ledger:
-        heads = []
-        for now in (1000, 1011.9, 1012, 1030, 1020, 900, 1036):
-            clock.now = now
-            heads.append(ledger.block())
-        assert heads == [0, 0, 1, 2, 2, 2, 3]
-        assert ledger.timestamp(2) == 1024
+@pytest.fixture
+def stepped(tmp_path: Path) -> Iterator[Ledger]:
+    """A chain without a clock."""
+    with Ledger.create_file(tmp_path / "chain.db", netuid=NETUID, block_time_s=0.0) as created:
+        yield created
 
 
-def test_pace_changes_without_a_jump(tmp_path: Path) -> None:
-    clock, ledger = make_clocked(tmp_path / "chain.db")
-    with ledger:
-        clock.now = 1030
-        assert ledger.block() == 2
-        ledger.set_block_time(0.5)
-        assert ledger.block() == 3
-        clock.now = 1032
-        assert ledger.block() == 7
-        assert (ledger.timestamp(2), ledger.timestamp(3), ledger.timestamp(7)) == (1024, 1030, 1032)
-        ledger.set_block_time(0)
-        clock.now = 2000
-        assert ledger.block() == 8 and ledger.advance(2) == 10
-        assert ledger.timestamp(10) == 2000
-        ledger.set_block_time(12)
-        clock.now = 2024
-        assert ledger.block() == 13
-        with pytest.raises(ValueError, match="by the clock"):
-            ledger.advance(1)
+def test_blocks_come_by_the_clock_and_never_go_back(clock: ManualClock, ledger: Ledger) -> None:
+    heads = []
+    for now in (1000, 1011.9, 1012, 1030, 1020, 900, 1036):
+        clock.now = now
+        heads.append(ledger.block())
+    assert heads == [0, 0, 1, 2, 2, 2, 3]
+    assert ledger.timestamp(2) == 1024
 
 
-def test_write_is_in_the_next_block_and_not_before(tmp_path: Path) -> None:
-    clock, ledger = make_clocked(tmp_path / "chain.db")
-    with ledger:
-        with ledger.write() as state:
-            state.put("Item", "key", 1)
-            assert state.block == 1
-        assert ledger.at().get("Item", "key") is None
-        clock.now += 12
-        assert ledger.at().get("Item", "key") == 1
-        assert ledger.at(0).get("Item", "key") is None
+def test_pace_changes_without_a_jump(clock: ManualClock, ledger: Ledger) -> None:
+    clock.now = 1030
+    assert ledger.block() == 2
+    ledger.set_block_time(0.5)
+    assert ledger.block() == 3
+    clock.now = 1032
+    assert ledger.block() == 7
+    assert (ledger.timestamp(2), ledger.timestamp(3), ledger.timestamp(7)) == (1024, 1030, 1032)
+    ledger.set_block_time(0)
+    clock.now = 2000
+    assert ledger.block() == 8 and ledger.advance(2) == 10
+    assert ledger.timestamp(10) == 2000
+    ledger.set_block_time(12)
+    clock.now = 2024
+    assert ledger.block() == 13
+    with pytest.raises(ValueError, match="by the clock"):
+        ledger.advance(1)
 
 
-def test_reader_waits_for_a_write_that_its_block_may_hold(tmp_path: Path) -> None:
-    clock, ledger = make_clocked(tmp_path / "chain.db")
+def test_write_is_in_the_next_block_and_not_before(clock: ManualClock, ledger: Ledger) -> None:
+    with ledger.write() as state:
+        state.put("Item", "key", 1)
+        assert state.block == 1
+    assert ledger.at().get("Item", "key") is None
+    clock.now += 12
+    assert ledger.at().get("Item", "key") == 1
+    assert ledger.at(0).get("Item", "key") is None
+
+
+def test_reader_waits_for_a_write_that_its_block_may_hold(clock: ManualClock, ledger: Ledger) -> None:
     seen: list[Any] = []
 
     def read() -> None:
@@ -92,48 +91,41 @@ def test_reader_waits_for_a_write_that_its_block_may_hold(tmp_path: Path) -> Non
             seen.append(other.at(1).get("Item", "key"))
 
     reader = threading.Thread(target=read)
-    with ledger:
-        with ledger.write() as state:
-            clock.now += 12
-            reader.start()
-            reader.join(0.3)
-            assert reader.is_alive() and not seen
-            state.put("Item", "key", "late")
-        reader.join(10)
+    with ledger.write() as state:
+        clock.now += 12
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive() and not seen
+        state.put("Item", "key", "late")
+    reader.join(10)
     assert seen == ["late"]
 
 
-def test_write_after_the_clock_went_back_leaves_the_past_alone(tmp_path: Path) -> None:
-    clock, ledger = make_clocked(tmp_path / "chain.db")
-    with ledger:
-        clock.now = 1100
-        head = ledger.block()
-        clock.now = 1000
-        with ledger.write() as state:
-            assert state.block == head + 1
-        assert ledger.block() == head
+def test_write_after_the_clock_went_back_leaves_the_past_alone(clock: ManualClock, ledger: Ledger) -> None:
+    clock.now = 1100
+    head = ledger.block()
+    clock.now = 1000
+    with ledger.write() as state:
+        assert state.block == head + 1
+    assert ledger.block() == head
 
 
-def test_entries_are_the_newest_values_of_their_block(tmp_path: Path) -> None:
-    _, ledger = make_clocked(tmp_path / "chain.db", block_time_s=0.0)
-    with ledger:
-        for key, value in (("b", 1), ("a", 2), ("b", 3), ("a", None), ("c", 4)):
-            with ledger.write() as state:
-                state.put("Item", key, value)
-                state.put("Items", key, "another map's")
-        entries = [ledger.at(block).entries("Item") for block in range(6)]
-        assert entries[:3] == [[], [("b", 1)], [("a", 2), ("b", 1)]]
-        assert entries[3:] == [[("a", 2), ("b", 3)], [("b", 3)], [("b", 3), ("c", 4)]]
-        assert ledger.at().entries("Ite") == []
+def test_entries_are_the_newest_values_of_their_block(stepped: Ledger) -> None:
+    for key, value in (("b", 1), ("a", 2), ("b", 3), ("a", None), ("c", 4)):
+        with stepped.write() as state:
+            state.put("Item", key, value)
+            state.put("Items", key, "another map's")
+    entries = [stepped.at(block).entries("Item") for block in range(6)]
+    assert entries[:3] == [[], [("b", 1)], [("a", 2), ("b", 1)]]
+    assert entries[3:] == [[("a", 2), ("b", 3)], [("b", 3)], [("b", 3), ("c", 4)]]
+    assert stepped.at().entries("Ite") == []
 
 
-def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
-    _, ledger = make_clocked(tmp_path / "chain.db", block_time_s=0.0)
-    with ledger:
-        with pytest.raises(KeyError), ledger.write() as state:
-            state.put("Item", "key", 1)
-            raise KeyError
-        assert ledger.block() == 0 and ledger.at().entries("Item") == []
+def test_failed_write_leaves_no_trace(stepped: Ledger) -> None:
+    with pytest.raises(KeyError), stepped.write() as state:
+        state.put("Item", "key", 1)
+        raise KeyError
+    assert stepped.block() == 0 and stepped.at().entries("Item") == []
 
 
 def test_reorganisation_takes_back_blocks_with_their_writes(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import http.client
 import json
 import os
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -37,6 +37,17 @@ def upload(api: HfApi, content: bytes, path: str = DATA, parent_commit: str | No
     return str(info.oid)
 
 
+SIGNED = {"Authorization": "Bearer hf_local_alice"}
+
+
+@pytest.fixture
+def api(server: FaultyHub) -> HfApi:
+    """Alice's client, whose repo is empty."""
+    api = client(server)
+    api.create_repo(REPO, repo_type="dataset")
+    return api
+
+
 def raw(
     server: FaultyHub, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> tuple[http.client.HTTPResponse, bytes]:
@@ -48,10 +59,8 @@ def raw(
     return response, content
 
 
-def test_the_official_client_makes_a_round_trip(server: FaultyHub, tmp_path: Path) -> None:
-    api = client(server)
-    url = api.create_repo(REPO, repo_type="dataset", exist_ok=True)
-    assert url.repo_id == REPO
+def test_the_official_client_makes_a_round_trip(server: FaultyHub, api: HfApi, tmp_path: Path) -> None:
+    assert api.create_repo(REPO, repo_type="dataset", exist_ok=True).repo_id == REPO
     sha = upload(api, b"one\n")
     info = api.dataset_info(REPO, files_metadata=True)
     assert info.sha == sha
@@ -80,48 +89,28 @@ def test_a_model_repo_downloads_whole_with_its_folders(server: FaultyHub, tmp_pa
         list(client(server).list_repo_tree("Qwen/Tiny", "nowhere"))
 
 
-def test_history_is_kept_and_commits_are_unique(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
+def test_history_is_kept_and_commits_are_unique(server: FaultyHub, api: HfApi) -> None:
     shas = [upload(api, content) for content in (b"a", b"b", b"a")]
+    assert upload(api, b"a") == upload_files(server.store.root, REPO, {DATA: b"a"}) == shas[-1], "nothing changed"
     assert len(set(shas)) == 3
     for sha, content in zip(shas, (b"a", b"b", b"a"), strict=True):
         assert len(sha) == 40
         assert raw(server, "GET", f"/datasets/{REPO}/resolve/{sha}/{DATA}")[1] == content
 
 
-def test_unchanged_content_makes_no_commit(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
-    first = upload(api, b"a")
-    assert upload(api, b"a") == upload_files(server.store.root, REPO, {DATA: b"a"}) == first
-
-
-def test_commit_on_a_stale_parent_is_refused(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
+def test_stale_parents_and_existing_repos_are_conflicts(api: HfApi) -> None:
     first = upload(api, b"a")
     upload(api, b"b", parent_commit=first)
     with pytest.raises(HfHubHTTPError, match="412"):
         upload(api, b"c", parent_commit=first)
-
-
-def test_existing_repo_conflicts_with_its_creation(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_repo(REPO, repo_type="dataset")
     api.create_repo(REPO, repo_type="model")
 
 
-def test_concurrent_commits_are_all_kept(server: FaultyHub) -> None:
-    api = client(server)
-    api.create_repo(REPO, repo_type="dataset")
-    threads = [threading.Thread(target=upload, args=(api, b"x", f"{index}.txt")) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_concurrent_commits_are_all_kept(api: HfApi) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda index: upload(api, b"x", f"{index}.txt"), range(8)))
     assert len(api.list_repo_files(REPO, repo_type="dataset")) == 9
 
 
@@ -171,8 +160,7 @@ def test_a_path_that_climbs_is_refused(server: FaultyHub, path: str) -> None:
     lines = [{"key": "header", "value": {"summary": "s"}}]
     lines.append({"key": "file", "value": {"path": path, "content": "eA==", "encoding": "base64"}})
     body = "\n".join(json.dumps(line) for line in lines).encode()
-    sign = {"Authorization": "Bearer hf_local_alice"}
-    assert raw(server, "POST", f"/api/datasets/{REPO}/commit/main", sign, body)[0].status == 400
+    assert raw(server, "POST", f"/api/datasets/{REPO}/commit/main", SIGNED, body)[0].status == 400
     assert client(server).list_repo_files(REPO, repo_type="dataset") == [".gitattributes"]
 
 
@@ -180,16 +168,14 @@ def test_a_repo_id_that_climbs_is_refused(server: FaultyHub) -> None:
     for repo_id in ("../..", "alice/..", "..", "a/b/c"):
         with pytest.raises(HubError):
             upload_files(server.store.root, repo_id, {DATA: b"x"})
-    sign = {"Authorization": "Bearer hf_local_alice"}
     body = json.dumps({"name": "../../up", "organization": "alice", "type": "dataset"}).encode()
-    assert raw(server, "POST", "/api/repos/create", sign, body)[0].status == 400
+    assert raw(server, "POST", "/api/repos/create", SIGNED, body)[0].status == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b'{"key": 1}', b'{"key": "lfsFile", "value": {}}'])
 def test_a_malformed_commit_is_a_client_error(server: FaultyHub, body: bytes) -> None:
     head = upload_files(server.store.root, REPO, {DATA: b"x"})
-    sign = {"Authorization": "Bearer hf_local_alice"}
-    response, content = raw(server, "POST", f"/api/datasets/{REPO}/commit/main", sign, body)
+    response, content = raw(server, "POST", f"/api/datasets/{REPO}/commit/main", SIGNED, body)
     assert response.status == 400 or json.loads(content)["commitOid"] == head
 
 
@@ -210,13 +196,6 @@ def test_ranges_are_served(server: FaultyHub, asked: str, status: int, expected:
     upload_files(server.store.root, REPO, {DATA: b"0123456789"})
     response, content = raw(server, "GET", f"/datasets/{REPO}/resolve/main/{DATA}", {"Range": asked})
     assert (response.status, content) == (status, expected)
-
-
-def test_a_head_tells_size_blob_and_commit(server: FaultyHub) -> None:
-    sha = upload_files(server.store.root, REPO, {DATA: b"hello\n"})
-    metadata = get_hf_file_metadata(hf_hub_url(REPO, DATA, repo_type="dataset", endpoint=server.endpoint), token=False)
-    assert (metadata.size, metadata.commit_hash) == (6, sha)
-    assert metadata.etag == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
 
 
 def test_listings_have_etags_like_the_real_hub(server: FaultyHub) -> None:
@@ -249,12 +228,8 @@ def test_a_fault_is_used_up_and_only_where_it_fits(server: FaultyHub) -> None:
 
 def test_a_counted_fault_is_shared_between_threads(tmp_path: Path) -> None:
     set_faults(tmp_path, HubFault(kind=FaultKind.DROP, count=5))
-    taken: list[HubFault | None] = []
-    threads = [threading.Thread(target=lambda: taken.append(take_fault(tmp_path, "GET /"))) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(12) as pool:
+        taken = list(pool.map(lambda _: take_fault(tmp_path, "GET /"), range(12)))
     assert len([fault for fault in taken if fault is not None]) == 5
 
 

@@ -45,10 +45,12 @@ def _contents(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_second_call_finds_the_folder_and_asks_no_source(tmp_path: Path) -> None:
+def test_second_call_finds_the_folder_and_asks_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded = Recorded()
     folder = download_small_model(tmp_path / "cache" / "m", sources=[recorded.source])
     assert download_small_model(folder, sources=[recorded.source]) == folder
+    assert main(["--dir", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
     assert recorded.calls == 1
     assert _contents(folder) == {"config.json", "model.safetensors", MANIFEST_FILE}
     assert _contents(folder.parent) == {"m", ".m.lock"}
@@ -68,56 +70,29 @@ def test_folders_of_one_source_are_equal_wherever_they_are(tmp_path: Path) -> No
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
 
 
-def _flip_a_byte(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"W" + WEIGHTS[1:])
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
+    "flipped byte": ("model.safetensors", lambda content: b"W" + content[1:]),
+    "truncated": ("model.safetensors", lambda content: content[:-1]),
+    "removed file": ("config.json", lambda content: None),
+    "added file": ("adapter_config.json", lambda content: b"{}"),
+    "added file below": ("sub/file", lambda content: b""),
+    "broken manifest": (MANIFEST_FILE, lambda content: b'{"model": ['),
+    "empty manifest": (MANIFEST_FILE, lambda content: b"[]"),
+    "older manifest": (MANIFEST_FILE, lambda content: content.replace(REVISION.encode(), b"0" * 40)),
+}
 
 
-def _truncate(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(WEIGHTS[:-1])
-
-
-def _remove_a_file(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def _add_a_file(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text("{}")
-
-
-def _add_a_folder(folder: Path) -> None:
-    (folder / "sub").mkdir()
-
-
-def _break_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST_FILE).write_text('{"model": [')
-
-
-def _empty_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST_FILE).write_text("[]")
-
-
-def _age_the_manifest(folder: Path) -> None:
-    path = folder / MANIFEST_FILE
-    path.write_text(path.read_text().replace(REVISION, "0" * 40))
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        _flip_a_byte,
-        _truncate,
-        _remove_a_file,
-        _add_a_file,
-        _add_a_folder,
-        _break_the_manifest,
-        _empty_the_manifest,
-        _age_the_manifest,
-    ],
-)
-def test_damaged_folder_is_fetched_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damaged_folder_is_fetched_again(tmp_path: Path, what: str) -> None:
     recorded = Recorded()
     folder = download_small_model(tmp_path / "m", sources=[recorded.source])
-    damage(folder)
+    name, damage = DAMAGES[what]
+    path = folder / name
+    content = damage(path.read_bytes() if path.exists() else b"")
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
     assert read_manifest(folder) is None
     download_small_model(folder, sources=[recorded.source])
     assert recorded.calls == 2
@@ -125,33 +100,24 @@ def test_damaged_folder_is_fetched_again(tmp_path: Path, damage: Callable[[Path]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_folder_of_someone_else_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_folder_of_someone_else_is_refused_and_untouched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="new or empty folder"):
-        download_small_model(tmp_path, sources=[Recorded().source])
+    for path, message in ((tmp_path, "new or empty folder"), (tmp_path / "thesis.tex", "not the file")):
+        with pytest.raises(ConfigError, match=message):
+            download_small_model(path, sources=[Recorded().source])
+    assert main(["--dir", str(tmp_path)]) == ConfigError.exit_code
+    assert capsys.readouterr().out == ""
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m").write_text("a file")
-    with pytest.raises(ConfigError, match="not the file"):
-        download_small_model(tmp_path / "m", sources=[Recorded().source])
-
-
-def test_next_source_serves_when_the_first_is_out_of_reach(tmp_path: Path) -> None:
-    away = Recorded("away", RemoteError("no route"))
-    folder = download_small_model(tmp_path / "m", sources=[away.source, Recorded("near").source])
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    assert manifest.source == "near"
-
-
-def test_leftovers_of_a_failed_source_do_not_reach_the_folder(tmp_path: Path) -> None:
+def test_next_source_serves_without_leftovers_of_the_first(tmp_path: Path) -> None:
     def fill(folder: Path, _scratch: Path) -> None:
         (folder / "config.json").write_text("{}")
 
     away = Recorded("away", RemoteError("broke off"))
     folder = download_small_model(tmp_path / "m", sources=[away.source, Source("near", 0, fill)])
+    manifest = read_manifest(folder)
+    assert manifest is not None and manifest.source == "near"
     assert _contents(folder) == {"config.json", MANIFEST_FILE}
 
 
@@ -170,17 +136,13 @@ def test_wrong_checksum_does_not_fall_through_to_the_next_source(tmp_path: Path)
     assert _contents(tmp_path) == {".m.lock"}
 
 
-def test_disk_trouble_is_the_hosts(tmp_path: Path) -> None:
+def test_full_disk_is_a_host_error(tmp_path: Path) -> None:
     full = Recorded(error=OSError(28, "No space left on device"))
     with pytest.raises(HostError, match="No space left"):
         download_small_model(tmp_path / "m", sources=[full.source])
-
-
-def test_too_little_free_disk_is_said_before_downloading(tmp_path: Path) -> None:
-    recorded = Recorded()
     with pytest.raises(HostError, match="free disk"):
-        download_small_model(tmp_path / "m", sources=[Source("here", 2**62, recorded.fill)])
-    assert recorded.calls == 0
+        download_small_model(tmp_path / "m", sources=[Source("here", 2**62, full.fill)])
+    assert full.calls == 1, "too little is said before downloading"
 
 
 def test_leftovers_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
@@ -230,18 +192,6 @@ def test_default_folder_is_in_the_users_cache(tmp_path: Path, monkeypatch: pytes
     for unusable in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", unusable)
         assert tmp_path / "home" / ".cache" in default_model_dir().parents
-
-
-def test_command_prints_the_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = download_small_model(tmp_path / "m", sources=[Recorded().source])
-    assert main(["--dir", str(folder)]) == 0
-    assert capsys.readouterr().out == f"{folder}\n"
-
-
-def test_command_exits_with_the_status_of_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    assert main(["--dir", str(tmp_path)]) == ConfigError.exit_code
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
