@@ -303,26 +303,6 @@ def test_writing_without_a_wallet_is_a_config_error(local: LocalChain) -> None:
                 write(argument)
 
 
-def test_commitments_that_are_not_plain_text_have_none(local: LocalChain, miner: Chain) -> None:
-    odd: list[list[object]] = [
-        [{"Raw1": b"a"}, {"Raw1": b"b"}],
-        [{"Raw2": b"\xff\xfe"}],
-        [SEALED, {"Raw1": b"a"}],
-        [{"BigRaw": b"big"}],
-        [{"Sha256": bytes(32)}],
-        [],
-    ]
-    for number, fields in enumerate(odd):
-        key = make_key(f"odd{number}")
-        local.register(key.ss58_address)
-        assert commit(local, key, *fields).success
-    miner.publish("plain")
-    texts = {entry.hotkey: entry.text for entry in miner.view().commitments}
-    assert texts.pop(MINER.ss58_address) == "plain"
-    assert len(texts) == 6 and set(texts.values()) == {None}
-    assert {miner.commitment(hotkey).text for hotkey in texts} == {None}  # type: ignore[union-attr]
-
-
 def test_real_networks_have_no_local_substrate(local: LocalChain, tmp_path: Path) -> None:
     assert open_substrate("finney") is None
     assert isinstance(open_substrate(local.network), LocalSubstrate)
