@@ -73,39 +73,20 @@ def test_digest_ignores_int_or_float() -> None:
     assert dataclasses.replace(DEFAULT, pow=2).digest == dataclasses.replace(DEFAULT, pow=2.0).digest
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("id", 1),
-        ("id", ""),
-        ("id", "a:b"),
-        ("id", "x" * 33),
-        ("id", "1\n"),
-        ("repo", "nameonly"),
-        ("repo", None),
-        ("eval_commit", "main"),
-        ("eval_commit", SHA[:-1]),
-        ("eval_commit", SHA.upper()),
-        ("eval_commit", SHA + "\n"),
-        ("bench", "2.6"),
-        ("bench", True),
-        ("bench", math.nan),
-        ("bench", 2.8),
-        ("minb", 2.6),
-        ("minb", -math.inf),
-        ("maxb", 2.6),
-        ("maxb", math.inf),
-        ("bheight", -0.1),
-        ("bheight", 1.1),
-        ("pow", 0),
-        ("pow", -1),
-        ("pow", None),
-        ("rows", 0),
-        ("rows", 2.0),
-        ("rows", True),
-        ("rows", "250"),
-    ],
-)
+INVALID: dict[str, list[Any]] = {
+    "id": [1, "", "a:b", "x" * 33, "1\n"],
+    "repo": ["nameonly", None],
+    "eval_commit": ["main", SHA[:-1], SHA.upper(), SHA + "\n"],
+    "bench": ["2.6", True, math.nan, 2.8],
+    "minb": [2.6, -math.inf],
+    "maxb": [2.6, math.inf],
+    "bheight": [-0.1, 1.1],
+    "pow": [0, -1, None],
+    "rows": [0, 2.0, True, "250"],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in INVALID for value in INVALID[field]])
 def test_invalid_value_is_rejected_with_its_field(field: str, value: Any) -> None:
     named = "minb < bench < maxb" if field in ("bench", "minb", "maxb") and type(value) is float else field
     with pytest.raises(ConfigError) as caught:
@@ -137,43 +118,23 @@ def test_record_survives_a_round_trip(content: str, is_content_addressed: bool) 
     assert record.is_content_addressed is is_content_addressed
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "::",
-        "owner/name",
-        f"owner/name:{SHA}",
-        f"owner/name:1:{SHA}:",
-        f"owner/name:1:{SHA}:more",
-        f" owner/name:1:{SHA}",
-        f"owner/name:1:{SHA}\n",
-        f"owner/name:1:{SHA[:7]}",
-        f"owner/name:1:{SHA.upper()}",
-        f"owner/name:1:{'g' * 40}",
-        f"owner/name:1:{chr(0x0660) * 40}",
-        "owner/name:1:main",
-        f"owner/name:1:{SHA256.upper()}",
-        f"owner/name:1:{SHA256}\n",
-        f"owner/name:1:{SHA256[1:]}",
-        f"owner/name:1:{SHA256}0",
-        f"owner/name:1:{'g' * 64}",
-        f"owner/name:1:{chr(0x0660) * 64}",
-        f"owner/name:1:{SHA[:20] * 3}",
-        f"owner/name::{SHA}",
-        f"owner/name: 1:{SHA}",
-        f"name:1:{SHA}",
-        f"https://hub/owner/name:1:{SHA}",
-        f"../../etc:1:{SHA}",
-        f"owner/name:1:0x{SHA[2:]}",
-        "\0" * 50,
-        ":" * 10_000,
-    ],
-)
-def test_any_other_text_is_a_bad_commitment(text: str) -> None:
-    with pytest.raises(SubmissionError, match="invalid commitment: ") as caught:
-        CommitmentRecord.parse(text)
-    assert caught.value.reason is Reason.BAD_COMMITMENT
+OTHER_TEXTS = {
+    "not three parts": ["", "::", "owner/name", f"owner/name:{SHA}", f"owner/name:1:{SHA}:", f"owner/name:1:{SHA}:x"],
+    "not only the record": [f" owner/name:1:{SHA}", f"owner/name:1:{SHA}\n", f"owner/name:1:{SHA256}\n"],
+    "no commit": ["main", SHA[:7], SHA.upper(), "g" * 40, chr(0x0660) * 40, f"0x{SHA[2:]}"],
+    "no sha256": [SHA256.upper(), SHA256[1:], f"{SHA256}0", "g" * 64, chr(0x0660) * 64, SHA[:20] * 3],
+    "no competition": [f"owner/name::{SHA}", f"owner/name: 1:{SHA}"],
+    "no dataset": [f"name:1:{SHA}", f"https://hub/owner/name:1:{SHA}", f"../../etc:1:{SHA}"],
+    "noise": ["\0" * 50, ":" * 10_000],
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TEXTS)
+def test_any_other_text_is_a_bad_commitment(kind: str) -> None:
+    for text in OTHER_TEXTS[kind]:
+        with pytest.raises(SubmissionError, match="invalid commitment: ") as caught:
+            CommitmentRecord.parse(f"owner/name:1:{text}" if kind in ("no commit", "no sha256") else text)
+        assert caught.value.reason is Reason.BAD_COMMITMENT
 
 
 @pytest.mark.parametrize("content", [SHA, SHA256])

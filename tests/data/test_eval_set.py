@@ -18,6 +18,7 @@ from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
 from tests.fixtures.faulty_hub import FaultyHub
 from tests.fixtures.hub import REPO, use_endpoint
+from tests.fixtures.training import make_row
 
 
 @pytest.fixture
@@ -27,8 +28,7 @@ def server(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
 
 
 def make_line(text: str, system: str | None = None) -> bytes:
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text.upper()}]
-    return json.dumps({"system": system, "conversations": turns}).encode() + b"\n"
+    return json.dumps({"system": system, **make_row(text, text.upper())}).encode() + b"\n"
 
 
 LINES = [make_line(f"row {number}") for number in range(6)]
@@ -65,15 +65,13 @@ def test_eval_set_may_be_larger_than_a_submission(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.TOO_LARGE
 
 
-def test_missing_eval_set_is_a_config_error(tmp_path: Path) -> None:
+def test_eval_set_that_cannot_be_read_is_no_submission_error(tmp_path: Path) -> None:
+    path = tmp_path / constants.DATA_FILE
     with pytest.raises(ConfigError, match=rf"{constants.DATA_FILE}: evaluation set not found"):
-        read_eval_set_index(tmp_path / constants.DATA_FILE)
-
-
-def test_unreadable_eval_set_is_a_host_error(tmp_path: Path) -> None:
-    (tmp_path / constants.DATA_FILE).mkdir()
+        read_eval_set_index(path)
+    path.mkdir()
     with pytest.raises(HostError, match=rf"{constants.DATA_FILE}: cannot be read: Is a directory"):
-        read_eval_set_index(tmp_path / constants.DATA_FILE)
+        read_eval_set_index(path)
 
 
 @pytest.mark.parametrize(
@@ -94,18 +92,23 @@ def test_rows_of_the_eval_set_pass_in_order(tmp_path: Path) -> None:
     assert [(row.line, row.messages[0].content) for row in rows] == [(1, "row 3"), (3, "row 1"), (4, "row 3")]
 
 
-def test_counted_row_outside_the_eval_set_is_rejected(tmp_path: Path) -> None:
-    foreign = LINES[0] + LINES[1] + make_line("mine")
-    with pytest.raises(SubmissionError, match=r"1 of the 3 counted rows .* line 3") as caught:
-        check(foreign, tmp_path)
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([LINES[0], LINES[1], make_line("mine")], r"1 of the 3 counted rows .*: line 3$"),
+        ([make_line("row 0", system="be brief"), LINES[0]], r"1 of the 2 counted rows .*: line 1$"),
+        ([make_line(text) for text in "abcdefghi"], r"^9 of the 9 .*: line 1, 2, 3, 4, 5, \.\.\.$"),
+    ],
+    ids=["a row", "another system text", "more than five rows"],
+)
+def test_rows_outside_the_eval_set_are_named_by_line(tmp_path: Path, lines: list[bytes], message: str) -> None:
+    with pytest.raises(SubmissionError, match=message) as caught:
+        check(b"".join(lines), tmp_path)
     assert caught.value.reason is Reason.NOT_IN_POOL
-    assert check(foreign, tmp_path, max_rows=2) == 2
 
 
-def test_other_system_text_is_another_row(tmp_path: Path) -> None:
-    with pytest.raises(SubmissionError) as caught:
-        check(make_line("row 0", system="be brief"), tmp_path)
-    assert caught.value.reason is Reason.NOT_IN_POOL
+def test_row_that_is_not_counted_may_be_outside_the_set(tmp_path: Path) -> None:
+    assert check(LINES[0] + LINES[1] + make_line("mine"), tmp_path, max_rows=2) == 2
 
 
 def test_malformed_line_is_rejected_though_not_counted(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Near duplicates, and duplicates in an evaluation set that holds them."""
 
+import itertools
 import json
 import unicodedata
 from pathlib import Path
@@ -12,18 +13,13 @@ from template.data.chat_templates import model2template, template_for
 from template.data.encoding import encode_row
 from template.data.eval_set import read_eval_set_index
 from template.data.near_duplicates import NearDuplicates, normalized_digest
-from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
+from template.data.rows import SUBMISSION_LIMITS, Message, Row, parse_rows
 from template.rules.duplicates import Candidate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 
 
 def row(*texts: str, system: str | None = None) -> Row:
-    roles = ["user", "assistant"] * len(texts)
-    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-    (read,) = parse_rows(
-        json.dumps({"system": system, "conversations": turns}).encode(), name="x", limits=SUBMISSION_LIMITS
-    )
-    return read
+    return Row(system, tuple(map(Message, itertools.cycle(("user", "assistant")), texts)), line=1)
 
 
 PLAIN = row("Is it caf\u00e9, 'ok' - or not?", "It is: yes.", system="Be brief.")
@@ -76,18 +72,8 @@ def test_ascii_normalization_equals_the_unicode_one() -> None:
 def test_rows_of_equal_tokens_are_near_duplicates() -> None:
     """Respelled rows that train alike must not evade the duplicate check."""
     tokenize, qwen = PieceTokenizer(make_tiny_tokenizer()), template_for("Qwen/Qwen2.5-1.5B-Instruct")
-    texts = [
-        "caf\u00e9",
-        "cafe\u0301",
-        " caf\u00e9\u3000",
-        "\x1ccaf\u00e9",
-        "caf\u00e9\x85",
-        "\u212b",
-        "\u00c5",
-        "A\u030a",
-        "\u0958",
-        "\u0915\u093c",
-    ]
+    accents = ["caf\u00e9", "cafe\u0301", " caf\u00e9\u3000", "\x1ccaf\u00e9", "caf\u00e9\x85"]
+    texts = [*accents, "\u212b", "\u00c5", "A\u030a", "\u0958", "\u0915\u093c"]
     result: dict[Any, set[bytes]] = {}
     for text in texts:
         for item in (row(text, "a"), row(text, "a ", "more?"), row(text, "a", system="You are a helpful assistant.")):

@@ -3,8 +3,6 @@
 import gc
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -21,7 +19,6 @@ from template.data.rows import SUBMISSION_LIMITS, Limits, Message, Row, parse_ro
 from template.errors import Reason, SubmissionError
 from template.training.model import load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 QWEN = template_for("Qwen/Qwen2.5-1.5B-Instruct")
 LIMITS = Limits(file_bytes=10_000, rows=5, row_bytes=1_000, messages=4, json_depth=4)
 GOOD = '{"system": "s", "conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
@@ -60,25 +57,18 @@ def test_blank_lines_are_skipped_but_counted() -> None:
     assert [row.line for row in rows] == [3, 5, 7]
 
 
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x7f"])
-def test_only_a_line_feed_ends_a_line(separator: str) -> None:
-    (row,) = parse(with_content(f'"x{separator}y"'))
-    assert row.messages[0].content == f"x{separator}y"
+CONTENTS = {
+    **{f"separator {text!a}": f'"x{text}y"' for text in ("\u2028", "\u2029", "\x85", "\x7f")},
+    **{f"escape {text}": f'"x{text}y"' for text in ("\\u000b", "\\u000c", "\\r", "\\n", "\\u001e", "\\u0000")},
+    "a surrogate pair": '"\\ud83d\\ude00"',
+    "brackets, which are no depth": '"' + "[{" * 100 + '\\"[[[[[\\\\"',
+}
 
 
-@pytest.mark.parametrize("escape", ["\\u000b", "\\u000c", "\\r", "\\n", "\\u001e", "\\u0000"])
-def test_escaped_control_character_is_content(escape: str) -> None:
-    (row,) = parse(with_content(f'"x{escape}y"'))
-    assert row.messages[0].content == json.loads(f'"x{escape}y"')
-
-
-def test_carriage_return_does_not_end_a_line() -> None:
-    assert rejection(f"{GOOD}\r{GOOD}").reason is Reason.MALFORMED
-
-
-@pytest.mark.parametrize("filler", ["\x0b", "\x0c", "\xa0", "\u2028"])
-def test_line_of_other_white_space_is_malformed(filler: str) -> None:
-    assert rejection(f"{GOOD}\n{filler}\n").reason is Reason.MALFORMED
+@pytest.mark.parametrize("case", CONTENTS)
+def test_text_of_json_is_content(case: str) -> None:
+    (row,) = parse(with_content(CONTENTS[case]))
+    assert row.messages[0].content == json.loads(CONTENTS[case])
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b" \t\r\n"])
@@ -92,6 +82,8 @@ MALFORMED = {
     "not json": ("hello", "at character 1"),
     "two values": (f"{GOOD} {GOOD}", "Extra data"),
     "cut short": (GOOD[:-1], "expected one JSON object"),
+    "a carriage return between rows": (f"{GOOD}\r{GOOD}", "Extra data"),
+    **{f"white space {text!a}": (text, "expected one JSON object") for text in ("\x0b", "\x0c", "\xa0", "\u2028")},
     "single quotes": ("{'system': null}", "at character 2"),
     "a list": ("[1]", "expected a JSON object, found [1]"),
     "a number": ("17", "found 17"),
@@ -99,7 +91,7 @@ MALFORMED = {
     "Infinity": ('{"x": Infinity}', "found Infinity"),
     "-Infinity": ('{"x": [-Infinity]}', "found -Infinity"),
     "duplicate key": ('{"system": "a", "system": "b"}', "found 'system' again"),
-    "duplicate key row_with by an escape": ('{"system": "a", "s\\u0079stem": "b"}', "found 'system' again"),
+    "duplicate key by an escape": ('{"system": "a", "s\\u0079stem": "b"}', "found 'system' again"),
     "duplicate key deep down": ('{"x": [{"y": {"z": 1, "z": 1}}]}', "found 'z' again"),
     "raw control character": (with_content('"a\x0bb"'), "control character"),
     "no conversations": ('{"system": "s"}', "expected 'conversations'"),
@@ -155,11 +147,6 @@ def test_error_quotes_little_of_a_long_value() -> None:
     assert len(str(error).encode()) < 200
 
 
-def test_surrogate_pair_is_one_character() -> None:
-    (row,) = parse(with_content('"\\ud83d\\ude00"'))
-    assert row.messages[0].content == "\N{GRINNING FACE}"
-
-
 def test_each_limit_rejects_one_above_it() -> None:
     def limit(**values: int) -> Limits:
         return replace(LIMITS, **values)
@@ -181,12 +168,6 @@ def test_each_limit_rejects_one_above_it() -> None:
 def test_white_space_does_not_count_to_the_limits() -> None:
     limits = replace(LIMITS, row_bytes=len(GOOD), rows=1)
     assert len(parse(GOOD + " " * 500 + "\r\n" + " " * 2_000 + "\n\n", limits)) == 1
-
-
-def test_brackets_in_strings_are_not_depth() -> None:
-    text = '"' + "[{" * 100 + '\\"[[[[[\\\\"'
-    (row,) = parse(with_content(text))
-    assert row.messages[0].content == json.loads(text)
 
 
 def test_depth_after_an_escaped_backslash_is_counted() -> None:
@@ -238,16 +219,14 @@ def test_row_of_many_values_triggers_no_garbage_collection(is_enabled: bool) -> 
     assert seen.count(2) == 0 and len(seen) < 20
 
 
-def test_huge_unread_number_ignores_the_digit_limit() -> None:
-    code = (
-        "from template.data.rows import *\n"
-        f"content = b'{{\"n\": ' + b'9' * 5000 + b', ' + {GOOD[1:].encode()!r}\n"
-        "print(len(parse_rows(content, name='x', limits=SUBMISSION_LIMITS)))"
-    )
-    for digits in ("640", "0"):
-        env = {**os.environ, "PYTHONINTMAXSTRDIGITS": digits, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        assert done.stdout == "1\n"
+@pytest.mark.parametrize("digits", [640, 0])
+def test_huge_unread_number_ignores_the_digit_limit(digits: int) -> None:
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(digits)
+    try:
+        assert parse('{"n": ' + "9" * 5_000 + ", " + GOOD[1:], SUBMISSION_LIMITS)
+    finally:
+        sys.set_int_max_str_digits(before)
 
 
 @pytest.mark.parametrize(
@@ -266,14 +245,11 @@ def test_disguised_copy_has_the_same_key(copy: str) -> None:
     assert disguised == original
 
 
-def test_missing_and_null_system_have_the_same_key() -> None:
-    missing, null, empty = (parse(row_json("q", "a", **s))[0] for s in ({}, {"system": None}, {"system": ""}))
-    assert missing.key == null.key != empty.key
-
-
 def test_different_texts_have_different_keys() -> None:
     lines = [GOOD, row_json("q", "a"), row_json("q", "a "), row_json("q", "a", "q"), row_json("q"), row_json("a", "q")]
-    assert len({parse(line)[0].key for line in lines}) == len(lines)
+    empty = row_json("q", "a", system="")
+    assert len({parse(line)[0].key for line in [*lines, empty]}) == 7
+    assert parse(row_json("q", "a", system=None))[0].key == parse(row_json("q", "a"))[0].key
 
 
 def encode(row: Row, max_tokens: int = 2048) -> EncodedRow:
