@@ -1,7 +1,6 @@
 """The fused loss against torch's own over all logits at once."""
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from template.training import cross_entropy
 from template.training.cross_entropy import target_losses
+from tests.fixtures.training import saved_tensors
 
 WIDTH, VOCABULARY = 24, 70
 
@@ -44,14 +44,15 @@ def torch_losses(
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def differentiate(losses: torch.Tensor, hidden: torch.Tensor, weights: Sequence[float] | None = None) -> torch.Tensor:
+def differentiate(losses: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """Return the gradient of the hidden states for weighted losses."""
-    weighed = torch.linspace(-1, 2, len(losses)) if weights is None else torch.tensor(weights)
-    (gradient,) = torch.autograd.grad((losses * weighed).sum(), hidden)
+    (gradient,) = torch.autograd.grad((losses * torch.linspace(-1, 2, len(losses))).sum(), hidden)
     return gradient
 
 
-def set_chunks(monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int]) -> None:
+def set_chunks(monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int] | None) -> None:
+    if chunks is None:
+        return
     product_rows, part_rows = chunks
     monkeypatch.setattr(cross_entropy, "_MIN_ROWS", 1)
     monkeypatch.setattr(cross_entropy, "CPU_PRODUCT_ELEMENTS", product_rows * VOCABULARY + 1)
@@ -60,34 +61,21 @@ def set_chunks(monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int]) -> None
 
 @every_cap
 @every_head
-@pytest.mark.parametrize("count", [1, 2, 8, 13])
-def test_losses_and_gradients_equal_torchs(count: int, bias: bool, softcap: float | None) -> None:
-    head = make_head(bias=bias)
-    hidden, targets = draw(count)
-    hidden.requires_grad_()
-    ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torch_losses))
-    assert ours.shape == (count,)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    gradients = [differentiate(losses, hidden) for losses in (ours, theirs)]
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
-    assert all(parameter.grad is None for parameter in head.parameters())
-
-
-@every_cap
-@pytest.mark.parametrize("chunks", CHUNKS)
-def test_chunked_losses_and_gradients_equal_torchs(
-    monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int], softcap: float | None
+@pytest.mark.parametrize("chunks", [None, *CHUNKS])
+def test_losses_and_gradients_equal_torchs(
+    monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int] | None, bias: bool, softcap: float | None
 ) -> None:
-    head = make_head(bias=True)
+    head = make_head(bias=bias)
+    set_chunks(monkeypatch, chunks)
     for count in (1, 3, 4, 5, 13):
         hidden, targets = draw(count)
         hidden.requires_grad_()
-        with monkeypatch.context() as patch:
-            set_chunks(patch, chunks)
-            ours = target_losses(hidden, targets, head, softcap)
-        whole = torch_losses(hidden, targets, head, softcap)
-        torch.testing.assert_close(ours, whole, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(differentiate(ours, hidden), differentiate(whole, hidden), rtol=1e-5, atol=1e-6)
+        ours, theirs = (losses(hidden, targets, head, softcap) for losses in (target_losses, torch_losses))
+        assert ours.shape == (count,)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+        gradients = [differentiate(losses, hidden) for losses in (ours, theirs)]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    assert all(parameter.grad is None for parameter in head.parameters())
 
 
 @every_cap
@@ -95,8 +83,7 @@ def test_chunked_losses_and_gradients_equal_torchs(
 def test_bfloat16_losses_are_float32_and_close(
     monkeypatch: pytest.MonkeyPatch, chunks: tuple[int, int] | None, softcap: float | None
 ) -> None:
-    if chunks is not None:
-        set_chunks(monkeypatch, chunks)
+    set_chunks(monkeypatch, chunks)
     head = make_head(bias=True, dtype=torch.bfloat16)
     exact = make_head(bias=True)
     exact.load_state_dict(head.state_dict())
@@ -159,12 +146,5 @@ def test_backward_saves_nothing_of_vocabulary_size() -> None:
     head = make_head()
     hidden, targets = draw(50)
     hidden.requires_grad_()
-    saved: list[torch.Size] = []
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        saved.append(tensor.shape)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        target_losses(hidden, targets, head)
-    assert saved == [hidden.shape]
+    saved = saved_tensors(lambda: target_losses(hidden, targets, head))
+    assert [tensor.shape for tensor in saved] == [hidden.shape]

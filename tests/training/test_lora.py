@@ -12,14 +12,16 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch import nn
 
-from template.training.dropout import CpuDropout, Reapply
-from template.training.lora import FusedLoRALinear, LoRALinear, _AdaptedProduct
+from template.training.dropout import CpuDropout
+from template.training.lora import FusedLoRALinear, LoRALinear
+from tests.fixtures.training import draw, make_masks, saved_tensors
 
 INPUTS, OUTPUTS, RANK = 24, 40, 4
 CONFIG = LoraConfig(r=RANK, lora_alpha=12, lora_dropout=0.0)
 # Output widths of fused layers: like q, k and v, and like a gated MLP's two.
 WIDTHS = {"side by side": (OUTPUTS, 16, 16), "stacked": (OUTPUTS, OUTPUTS)}
 
+every_rate = pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.97])
 both_biases = pytest.mark.parametrize("bias", [False, True])
 # Stacked layers have no biases.
 every_kind = pytest.mark.parametrize(
@@ -51,16 +53,6 @@ def make_layers(
     return [adapt(kind, make_base(bias, dtype, width, 10 + index), 20 + index) for index, width in enumerate(widths)]
 
 
-def draw(*shape: int, seed: int = 3) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def make_masks(p: float, seed: int = 1) -> CpuDropout:
-    dropout = CpuDropout(p)
-    dropout.seed(seed)
-    return dropout
-
-
 def set_dropout(layers: Iterable[Linear], dropout: CpuDropout | None) -> None:
     for layer in layers:
         layer.dropout = dropout
@@ -77,10 +69,13 @@ class Drop(nn.Module):
         return x * self.factor.view(x.shape)
 
 
-def drop_equally(theirs: Sequence[Linear], p: float, rows: int) -> None:
-    """Give PEFT's layers the masks that a new `make_masks(p)` draws."""
+def drop_equally(ours: Sequence[Linear], theirs: Sequence[Linear], p: float) -> None:
+    """Give our layers and PEFT's the same masks for 30 rows."""
+    if not p:
+        return
+    set_dropout(ours, make_masks(p))
     masks = make_masks(p)
-    for layer, mask in zip(theirs, masks.draw(torch.Size([len(theirs), rows, INPUTS])), strict=True):
+    for layer, mask in zip(theirs, masks.draw(torch.Size([len(theirs), 30, INPUTS])), strict=True):
         assert 0 < int((mask != 0).sum()) < mask.numel()
         layer.lora_dropout["default"] = Drop(mask, masks.keep_rate)
 
@@ -127,23 +122,22 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         assert (ours[name] - value).norm() < 1e-6 * value.norm(), name
 
 
-@both_biases
-@pytest.mark.parametrize("shape", [(30,), (1, 30), (2, 15)])
-def test_any_shape_gives_pefts_result_and_gradients(bias: bool, shape: tuple[int, ...]) -> None:
-    base, x = make_base(bias), draw(*shape, INPUTS)
-    ours = run_one(adapt(LoRALinear, base), x)
-    assert ours["y"].shape == (*shape, OUTPUTS)
-    assert_close(ours, run_one(adapt(Linear, base), x))
-
-
-@both_biases
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
-def test_masked_layer_gives_pefts_result_and_gradients(bias: bool, p: float) -> None:
-    base, x = make_base(bias), draw(30, INPUTS)
+def make_pair(bias: bool, p: float) -> tuple[Linear, Linear]:
+    """Make our layer and PEFT's with equal weights, adapters and masks for 30 rows."""
+    base = make_base(bias)
     ours, theirs = adapt(LoRALinear, base), adapt(Linear, base)
-    ours.dropout = make_masks(p)
-    drop_equally([theirs], p, 30)
-    assert_close(run_one(ours, x), run_one(theirs, x))
+    drop_equally([ours], [theirs], p)
+    return ours, theirs
+
+
+@both_biases
+@every_rate
+@pytest.mark.parametrize("shape", [(30,), (1, 30), (2, 15)])
+def test_layer_gives_pefts_result_and_gradients(bias: bool, p: float, shape: tuple[int, ...]) -> None:
+    (ours, theirs), x = make_pair(bias, p), draw(*shape, INPUTS)
+    result = run_one(ours, x)
+    assert result["y"].shape == (*shape, OUTPUTS)
+    assert_close(result, run_one(theirs, x))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
@@ -163,13 +157,12 @@ def test_input_without_gradient_keeps_the_adapters(p: float) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.97])
+@every_rate
 def test_fused_layers_give_pefts_results_and_gradients(kind: str, bias: bool, p: float) -> None:
     x = draw(30, INPUTS)
     theirs, ours = (make_layers(each, WIDTHS[kind], bias) for each in (Linear, LoRALinear))
-    drop_equally(theirs, p, 30)
-    assert not torch.equal(*(layer.lora_dropout["default"].factor for layer in theirs[:2]))
-    set_dropout(ours, make_masks(p))
+    drop_equally(ours, theirs, p)
+    assert not p or not torch.equal(*(layer.lora_dropout["default"].factor for layer in theirs[:2]))
     projections = FusedLoRALinear(ours, is_stacked=kind == "stacked")
     assert_close(run(projections, ours, x), run(compute_separately(kind, theirs), theirs, x))
 
@@ -192,64 +185,21 @@ def test_fused_weights_are_views_of_one_tensor(kind: str, bias: bool) -> None:
     torch.testing.assert_close(after, compute_separately(kind, layers)(x), rtol=1e-5, atol=1e-5)
 
 
-def test_mixed_biases_are_not_fused() -> None:
+def test_layers_with_unfit_biases_are_not_fused() -> None:
     layers = [adapt(LoRALinear, make_base(bias)) for bias in (True, False)]
     for order in (layers, layers[::-1]):
         with pytest.raises(ValueError, match="bias"):
             FusedLoRALinear(order)
     assert len({layer.get_base_layer().weight.untyped_storage().data_ptr() for layer in layers}) == 2
-
-
-def test_layers_with_a_bias_are_not_stacked() -> None:
     with pytest.raises(ValueError, match="bias"):
         FusedLoRALinear(make_layers(LoRALinear, WIDTHS["stacked"], True), is_stacked=True)
 
 
 @both_biases
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+@every_rate
 def test_gated_input_gives_pefts_result_and_gradients(bias: bool, p: float) -> None:
-    base, both = make_base(bias), 2 * draw(2, 30, INPUTS)
-    ours, theirs = adapt(LoRALinear, base), adapt(Linear, base)
-    if p:
-        ours.dropout = make_masks(p)
-        drop_equally([theirs], p, 30)
+    (ours, theirs), both = make_pair(bias, p), 2 * draw(2, 30, INPUTS)
     assert_close(run(ours.forward_gated, [ours], both), run(lambda both: theirs(gate(both)), [theirs], both))
-
-
-class FixedDropout:
-    """A dropout with fixed masks (G, N, I) of zeros and ones."""
-
-    scale = 1.3
-
-    def __init__(self, masks: torch.Tensor) -> None:
-        self.masks = masks
-
-    def seed(self, value: int) -> None:
-        raise NotImplementedError
-
-    def drop(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, Reapply]:
-        assert count == len(self.masks)
-        return x * self.masks, lambda other: other * self.masks
-
-
-@pytest.mark.parametrize("is_dropped", [False, True])
-@pytest.mark.parametrize("kind", ["one", "one with a bias", "gated", "side by side", "stacked"])
-def test_gradients_pass_torchs_gradcheck(kind: str, is_dropped: bool) -> None:
-    widths = WIDTHS.get(kind, (OUTPUTS,))
-    weight = draw(sum(widths), INPUTS, seed=5).double()
-    weight = weight.view(len(widths), -1, INPUTS) if kind == "stacked" else weight
-    bias = draw(sum(widths), seed=6).double() if kind in ("one with a bias", "side by side") else None
-    dropout = FixedDropout((draw(len(widths), 5, INPUTS, seed=7) > 0).double()) if is_dropped else None
-    shapes = [(RANK, INPUTS)] * len(widths) + [(width, RANK) for width in widths]
-    adapters = [draw(*shape, seed=10 + index).double().requires_grad_() for index, shape in enumerate(shapes)]
-    x = draw(*((2, 5, INPUTS) if kind == "gated" else (5, INPUTS))).double().requires_grad_()
-
-    def compute(x: torch.Tensor, *adapters: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = _AdaptedProduct.apply(x, kind == "gated", weight, bias, 1.7, dropout, *adapters)
-        return y
-
-    # The adapter's gradients are float32.
-    assert torch.autograd.gradcheck(compute, (x, *adapters), rtol=1e-4)
 
 
 def choose_compute(
@@ -284,42 +234,24 @@ def test_bfloat16_result_is_close_with_float32_adapters(kind: str, p: float) -> 
 
 def count_saved(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> dict[int, int]:
     """Return the bytes of every tensor saved for the backward pass, by address."""
-    saved: dict[int, int] = {}
-
-    def record(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.data_ptr()] = tensor.nbytes
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        y = compute(x)
-    node: Any = y.grad_fn
+    results: list[torch.Tensor] = []
+    saved = saved_tensors(lambda: results.append(compute(x)))
+    node: Any = results[0].grad_fn
     while not hasattr(node, "reapply"):
         node = node.next_functions[0][0]
     if node.reapply is not None:
-        (mask,) = inspect.getclosurevars(node.reapply).nonlocals.values()
-        record(mask)
-    return saved
+        saved += inspect.getclosurevars(node.reapply).nonlocals.values()
+    return {tensor.data_ptr(): tensor.nbytes for tensor in saved}
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])
-@pytest.mark.parametrize("kind", ["one", *WIDTHS])
+@pytest.mark.parametrize("kind", ["one", "gated", *WIDTHS])
 def test_backward_saves_the_input_and_mask_bytes(kind: str, p: float) -> None:
-    x = draw(1000, INPUTS).requires_grad_()
+    x = draw(*((2, 1000, INPUTS) if kind == "gated" else (1000, INPUTS))).requires_grad_()
     compute, layers = choose_compute(kind, torch.float32, p)
     saved = count_saved(compute, x)
     widths = WIDTHS.get(kind, (OUTPUTS,))
     weights = 4 * (INPUTS * sum(widths) + RANK * (INPUTS * len(layers) + sum(widths)))
     masks = 1000 * INPUTS * len(layers) if p else 0
-    assert x.data_ptr() in saved
-    assert sum(saved.values()) == 1000 * (4 * INPUTS + 4 * RANK * len(layers)) + masks + weights
-
-
-@pytest.mark.parametrize("p", [0.0, 0.1])
-def test_backward_saves_both_gated_parts_only(p: float) -> None:
-    both = draw(2, 1000, INPUTS).requires_grad_()
-    compute, _ = choose_compute("gated", torch.float32, p)
-    saved = count_saved(compute, both)
-    weights = 4 * (INPUTS * OUTPUTS + RANK * (INPUTS + OUTPUTS))
-    masks = 1000 * INPUTS if p else 0
-    assert saved[both.data_ptr()] == both.nbytes
-    assert sum(saved.values()) == both.nbytes + 1000 * 4 * RANK + masks + weights
+    assert saved[x.data_ptr()] == x.nbytes
+    assert sum(saved.values()) == x.nbytes + 1000 * 4 * RANK * len(layers) + masks + weights

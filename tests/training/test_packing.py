@@ -10,9 +10,9 @@ import torch
 from template.data.encoding import EncodedRow
 from template.training.attention import VarlenSpans
 from template.training.packing import Group, Pack, balance_packs, group_by_prefix, pack_rows, pack_with_shared_prefix
-from tests.fixtures.training import CPU, row_of, row_with_targets
+from tests.fixtures.training import CPU, real_slots, row_of, row_with_targets
 
-SEEDS = range(60)
+SEEDS = range(20)
 
 
 def make_random_rows(seed: int) -> list[EncodedRow]:
@@ -39,20 +39,20 @@ def count_used(row: EncodedRow) -> int:
     return max(place for place, is_target in enumerate(row.targets) if is_target)
 
 
-def pack_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
-    return list(pack_rows(rows, range(len(rows)), max_tokens, CPU))
+def pack_all(rows: Sequence[EncodedRow], max_tokens: int, varlen: bool = False) -> list[Pack]:
+    return list(pack_rows(rows, range(len(rows)), max_tokens, CPU, varlen))
 
 
-def share_all(rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
-    return list(pack_with_shared_prefix(rows, max_tokens, CPU))
+def share_all(rows: Sequence[EncodedRow], max_tokens: int, varlen: bool = False) -> list[Pack]:
+    return list(pack_with_shared_prefix(rows, max_tokens, CPU, varlen))
 
 
-def balance_all(rows: Sequence[EncodedRow], max_tokens: int, workers: int = 2) -> list[Pack]:
-    return balance_packs(rows, range(len(rows)), max_tokens, CPU, workers)
+def balance_all(rows: Sequence[EncodedRow], max_tokens: int, varlen: bool = False, workers: int = 2) -> list[Pack]:
+    return balance_packs(rows, range(len(rows)), max_tokens, CPU, workers, varlen)
 
 
 every_way = pytest.mark.parametrize("pack_rows", [pack_all, share_all, balance_all])
-Packing = Callable[[Sequence[EncodedRow], int], list[Pack]]
+Packing = Callable[..., list[Pack]]
 
 
 def tokens_by_row(pack: Pack) -> Iterator[list[int]]:
@@ -60,8 +60,7 @@ def tokens_by_row(pack: Pack) -> Iterator[list[int]]:
     for block, after in zip(pack.blocks, [*pack.blocks[1:], None], strict=True):
         if after is not None and after.offset:
             continue  # a prefix, not a row
-        real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
-        for keys, count in zip(block.key_indices, real.view_as(block.query_indices).sum(1).tolist(), strict=True):
+        for keys, count in zip(block.key_indices, real_slots(block).sum(1).tolist(), strict=True):
             yield keys[: block.offset + count].tolist()
 
 
@@ -78,27 +77,19 @@ def test_every_row_is_whole_in_one_pack(pack_rows: Packing, max_tokens: int) -> 
         assert sorted(index for pack in packs for index in pack.indices) == list(range(len(rows)))
         for pack in packs:
             ids, positions = pack.input_ids[0].tolist(), pack.positions[0].tolist()
-            for index, places in zip(pack.indices, tokens_by_row(pack), strict=True):
-                used = count_used(rows[index])
-                assert [ids[place] for place in places] == list(rows[index].input_ids[:used])
-                assert [positions[place] for place in places] == list(range(used))
-
-
-@every_way
-@pytest.mark.parametrize("max_tokens", [64, 10**6])
-def test_targets_are_predicted_by_the_token_before(pack_rows: Packing, max_tokens: int) -> None:
-    for seed in SEEDS:
-        rows = make_random_rows(seed)
-        for pack in pack_rows(rows, max_tokens):
-            sources = iter(pack.sources.split(list(pack.counts)))
-            targets = iter(pack.targets.split(list(pack.counts)))
-            for index, places in zip(pack.indices, tokens_by_row(pack), strict=True):
+            sources, targets = (values.split(list(pack.counts)) for values in (pack.sources, pack.targets))
+            for index, places, own_sources, own_targets in zip(
+                pack.indices, tokens_by_row(pack), sources, targets, strict=True
+            ):
                 row = rows[index]
+                used = count_used(row)
+                assert [ids[place] for place in places] == list(row.input_ids[:used])
+                assert [positions[place] for place in places] == list(range(used))
+                # A target is predicted by the token before it.
                 wanted = [place for place in range(1, len(row.targets)) if row.targets[place]]
-                assert next(sources).tolist() == [places[place - 1] for place in wanted]
-                assert next(targets).tolist() == [row.input_ids[place] for place in wanted]
+                assert own_sources.tolist() == [places[place - 1] for place in wanted]
+                assert own_targets.tolist() == [row.input_ids[place] for place in wanted]
                 assert len(wanted) == row.target_count
-            assert list(sources) == list(targets) == []
 
 
 @every_way
@@ -116,9 +107,10 @@ def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens
                 start += len(real)
                 assert torch.equal(block.key_indices[:, block.offset :], block.query_indices)
                 assert block.is_full == (len(real) == flat.numel())
+                # Attention takes identity as proof that no token is repeated.
+                assert (block.key_indices is block.query_indices) == (block.offset == 0)
                 # Padding is on the right, and repeats a token of the row.
-                is_real = torch.zeros(len(flat), dtype=torch.bool).index_fill(0, block.valid_slots, True)
-                for queries, mine in zip(block.query_indices, is_real.view_as(block.query_indices), strict=True):
+                for queries, mine in zip(block.query_indices, real_slots(block), strict=True):
                     assert mine.sort(descending=True, stable=True).values.equal(mine)
                     assert mine[0]
                     assert set(queries.tolist()) == set(queries[mine].tolist())
@@ -126,14 +118,6 @@ def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens
             # Few lengths, because kernels are compiled and cached for each.
             assert pack.input_ids.shape[1] == pack.positions.shape[1] == start + -start % 32
             assert all(block.query_indices.shape[1] % 16 == 0 for block in pack.blocks)
-
-
-@every_way
-def test_blocks_without_prefix_share_query_and_key_indices(pack_rows: Packing) -> None:
-    # Attention takes identity as proof that no token is repeated.
-    for seed in SEEDS:
-        for pack in pack_rows(make_random_rows(seed), 64):
-            assert all((block.key_indices is block.query_indices) == (block.offset == 0) for block in pack.blocks)
 
 
 @every_way
@@ -173,7 +157,7 @@ def test_balanced_packs_are_a_multiple_of_the_workers(workers: int, max_tokens: 
     counts = set()
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        packs = balance_all(rows, max_tokens, workers)
+        packs = balance_all(rows, max_tokens, workers=workers)
         assert len(packs) % workers == 0 or [len(pack.indices) for pack in packs] == [1] * len(rows)
         counts.add(len(packs))
     assert len(counts) > 2 or max_tokens == 10**6
@@ -184,7 +168,7 @@ def test_balanced_packs_are_a_multiple_of_the_workers(workers: int, max_tokens: 
 def test_balanced_packs_differ_by_a_row_largest_first(workers: int, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        result = sizes(balance_all(rows, max_tokens, workers))
+        result = sizes(balance_all(rows, max_tokens, workers=workers))
         assert result == sorted(result, reverse=True)
         assert result[0] - result[-1] <= max(count_used(row) for row in rows)
 
@@ -193,7 +177,7 @@ def test_balanced_packs_are_as_few_as_possible() -> None:
     rows = [row_of([row] * 10) for row in range(8)]
     assert sizes(balance_all(rows, 80)) == sizes(balance_all(rows, 40)) == [40, 40]
     assert sizes(balance_all(rows, 39)) == [20, 20, 20, 20]
-    assert sizes(balance_all(rows, 80, 3)) == [30, 30, 20]
+    assert sizes(balance_all(rows, 80, workers=3)) == [30, 30, 20]
     assert sizes(balance_all(rows, 10)) == sizes(balance_all(rows, 9)) == [10] * 8
     assert sizes(balance_all(rows[:1], 80)) == [10]
     assert balance_all([], 80) == []
@@ -206,10 +190,7 @@ Seen = dict[int, list[int]]
 def keys_by_blocks(pack: Pack) -> Seen:
     result: Seen = {}
     for block in pack.blocks:
-        real = torch.zeros(block.query_indices.numel(), dtype=torch.bool).index_fill(0, block.valid_slots, True)
-        for queries, keys, mine in zip(
-            block.query_indices, block.key_indices, real.view_as(block.query_indices), strict=True
-        ):
+        for queries, keys, mine in zip(block.query_indices, block.key_indices, real_slots(block), strict=True):
             for index, place in enumerate(queries[mine].tolist()):
                 result[place] = keys[: block.offset + index + 1].tolist()
     return result
@@ -219,6 +200,9 @@ def keys_by_spans(spans: VarlenSpans, length: int) -> Seen:
     places = list(range(length)) if spans.key_indices is None else spans.key_indices.tolist()
     queries, keys = spans.cu_seqlens_q.tolist(), spans.cu_seqlens_k.tolist()
     assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, length, 0, len(places))
+    assert spans.cu_seqlens_q.dtype is spans.cu_seqlens_k.dtype is torch.int32
+    assert spans.max_seqlens == tuple(max(b - a for a, b in itertools.pairwise(ends)) for ends in (queries, keys))
+    assert (spans.key_indices is None) == (queries == keys)
     result: Seen = {}
     for (first, last), (start, end) in zip(itertools.pairwise(queries), itertools.pairwise(keys), strict=True):
         for place in range(first, last):
@@ -226,55 +210,23 @@ def keys_by_spans(spans: VarlenSpans, length: int) -> Seen:
     return result
 
 
-def in_spans(pack: Packing, rows: Sequence[EncodedRow], max_tokens: int) -> list[Pack]:
-    """Pack with spans instead of padded blocks."""
-    if pack is pack_all:
-        return list(pack_rows(rows, range(len(rows)), max_tokens, CPU, True))
-    if pack is share_all:
-        return list(pack_with_shared_prefix(rows, max_tokens, CPU, True))
-    return balance_packs(rows, range(len(rows)), max_tokens, CPU, 2, True)
-
-
 @every_way
 @pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
-def test_spans_equal_blocks(pack_rows: Packing, max_tokens: int) -> None:
+def test_pack_with_spans_equals_that_with_blocks(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        for ours, theirs in zip(in_spans(pack_rows, rows, max_tokens), pack_rows(rows, max_tokens), strict=True):
+        spans, blocks = pack_rows(rows, max_tokens, varlen=True), pack_rows(rows, max_tokens)
+        for ours, theirs in zip(spans, blocks, strict=True):
+            assert (ours.indices, ours.token_count, ours.counts) == (theirs.indices, theirs.token_count, theirs.counts)
+            for name in ("input_ids", "positions", "sources", "targets"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
             length, count = ours.input_ids.shape[1], ours.token_count
             assert ours.spans is not None
-            assert theirs.spans is None
-            assert ours.blocks == ()
+            assert (theirs.spans, ours.blocks) == (None, ())
             seen = keys_by_spans(ours.spans, length)
             assert {place: keys for place, keys in seen.items() if place < count} == keys_by_blocks(theirs)
             # Padding attends to padding only.
             assert all(min(seen[place]) >= count for place in range(count, length))
-
-
-@every_way
-def test_packs_with_spans_have_equal_tokens(pack_rows: Packing) -> None:
-    for seed in SEEDS:
-        rows = make_random_rows(seed)
-        for ours, theirs in zip(in_spans(pack_rows, rows, 64), pack_rows(rows, 64), strict=True):
-            assert (ours.indices, ours.token_count, ours.counts) == (theirs.indices, theirs.token_count, theirs.counts)
-            for name in ("input_ids", "positions", "sources", "targets"):
-                assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
-
-
-def test_spans_are_cumulative_lengths() -> None:
-    apart = [row_of([row] * length) for row, length in enumerate([10, 50, 7])]
-    (pack,) = in_spans(pack_all, apart, 10**6)
-    assert pack.spans is not None
-    assert pack.spans.max_seqlens == (50, 50)
-    assert pack.spans.key_indices is None
-    assert pack.spans.cu_seqlens_q.dtype is pack.spans.cu_seqlens_k.dtype is torch.int32
-    assert pack.spans.cu_seqlens_q.tolist() == pack.spans.cu_seqlens_k.tolist() == [0, 50, 60, 67, 96]
-    alike = [row_of([1] * 40 + [2 + row] * length) for row, length in enumerate([10, 30])]
-    (pack,) = in_spans(share_all, alike, 10**6)
-    assert pack.spans is not None
-    assert pack.spans.max_seqlens == (40, 70)
-    assert pack.spans.cu_seqlens_q.tolist() == [0, 40, 70, 80, 96]
-    assert pack.spans.cu_seqlens_k.tolist() == [0, 40, 110, 160, 176]
 
 
 def test_groups_partition_rows_by_common_prefix() -> None:
@@ -288,7 +240,7 @@ def test_groups_partition_rows_by_common_prefix() -> None:
             assert all(group.prefix <= count_used(rows[index]) - 1 for index in group.indices)
             assert len(group.indices) > 1 or not group.prefix
             shares.add(group.prefix)
-    assert len(shares) > 10
+    assert len(shares) > 5
 
 
 def test_shared_prefixes_never_add_tokens() -> None:
@@ -303,7 +255,7 @@ def test_shared_prefixes_never_add_tokens() -> None:
             saved += apart - shared
         # In a single pack, each row of a group but the first saves the prefix.
         assert apart - shared == sum(group.prefix * (len(group.indices) - 1) for group in group_by_prefix(rows))
-    assert saved > 5000
+    assert saved > 1000
 
 
 def test_group_rejects_a_row_with_a_short_prefix() -> None:

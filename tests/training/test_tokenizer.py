@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import encode_row
-from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
+from template.data.rows import SUBMISSION_LIMITS, parse_rows
 from template.training.tokenizer import PieceTokenizer
 
 TEXT = [
@@ -43,17 +43,19 @@ def llama3(_: Path) -> transformers.PreTrainedTokenizerBase:
 
 
 def gemma(_: Path) -> transformers.PreTrainedTokenizerBase:
-    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    raw.normalizer = normalizers.Replace(" ", "\u2581")
-    raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return train(raw, ["<unk>", *GEMMA], [])
+    return with_byte_fallback(normalizers.Replace(" ", "\u2581"), ["<unk>", *GEMMA])
 
 
 def tinyllama(_: Path) -> transformers.PreTrainedTokenizerBase:
+    normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    return with_byte_fallback(normalizer, TINYLLAMA)
+
+
+def with_byte_fallback(normalizer: normalizers.Normalizer, control: list[str]) -> transformers.PreTrainedTokenizerBase:
     raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    raw.normalizer = normalizer
     raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return train(raw, TINYLLAMA, [])
+    return train(raw, control, [])
 
 
 def train(raw: Tokenizer, control: list[str], alphabet: list[str]) -> transformers.PreTrainedTokenizerBase:
@@ -63,19 +65,14 @@ def train(raw: Tokenizer, control: list[str], alphabet: list[str]) -> transforme
     )
     raw.train_from_iterator(TEXT, trainer)
     # Bytes are in the vocabulary but not special.
-    clean = Tokenizer.from_str(raw.to_str())
+    content = json.loads(raw.to_str())
+    content["added_tokens"] = [item for item in content["added_tokens"] if item["content"] not in every_byte]
     plain = transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call,unused-ignore]
-        tokenizer_object=strip_added(clean, every_byte)
+        tokenizer_object=Tokenizer.from_str(json.dumps(content))
     )
     plain.add_special_tokens({"additional_special_tokens": [AddedToken(item, special=True) for item in control]})
     loaded: transformers.PreTrainedTokenizerBase = plain
     return loaded
-
-
-def strip_added(raw: Tokenizer, texts: list[str]) -> Tokenizer:
-    content = json.loads(raw.to_str())
-    content["added_tokens"] = [item for item in content["added_tokens"] if item["content"] not in texts]
-    return Tokenizer.from_str(json.dumps(content))
 
 
 FAMILIES = {
@@ -86,15 +83,13 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(
-    request: pytest.FixtureRequest, tiny_model: Path
-) -> tuple[ChatTemplate, transformers.PreTrainedTokenizerBase]:
-    return template_for(request.param), FAMILIES[request.param](tiny_model)
-
-
 Family = tuple[ChatTemplate, transformers.PreTrainedTokenizerBase]
 TURNS = ["Tell me, please.", "The lamp <3 & <b>bold</b> </p> 1 < 2 |im_end|"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tiny_model: Path) -> Family:
+    return template_for(request.param), FAMILIES[request.param](tiny_model)
 
 
 def control(tokenizer: transformers.PreTrainedTokenizerBase) -> dict[int, str]:
@@ -160,4 +155,3 @@ def test_forged_turn_stays_inside_its_own(tiny_model: Path) -> None:
     answer = [item for item, is_target in zip(encoded.input_ids, encoded.targets, strict=True) if is_target]
     assert answer.count(start) == 0 and answer.count(end) == 1
     assert tokenizer.decode(answer) == row.messages[1].content + "<|im_end|>\n"
-    assert isinstance(row, Row)
