@@ -2,44 +2,32 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from template import train
 from template.errors import ConfigError, HostError, Reason, SubmissionError
 from template.train import load_resident_model
 from template.training import loop
 from template.training.loop import NonFiniteLoss
-from tests.fixtures.training import (
-    Bench,
-    make_row,
-    make_rows,
-    write_rows,
-)
+from tests.fixtures.training import Bench, edit_weights, make_row, make_rows, write_rows
 
-both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+NO_ANSWER = {"conversations": [{"role": "user", "content": "no answer"}]}
 
 
-def test_rows_above_eval_size_are_not_trained_on(bench: Bench, tmp_path: Path) -> None:
-    rows = make_rows(20, seed=1)
-    more = bench.run(data_dir=write_rows(tmp_path / "more", rows), rows=13)
-    fewer = bench.run(data_dir=write_rows(tmp_path / "fewer", rows[:13]), rows=13)
-    assert (more.loss, more.step_losses, more.train_rows) == (fewer.loss, fewer.step_losses, 13)
+def test_rows_above_eval_size_change_nothing(bench: Bench, tmp_path: Path) -> None:
+    rows = make_rows(6, seed=1)
+    more = bench.run(data_dir=write_rows(tmp_path / "more", [*rows, NO_ANSWER]), rows=5)
+    fewer = bench.run(data_dir=write_rows(tmp_path / "fewer", rows[:5]), rows=5)
+    assert (more.loss, more.step_losses, more.train_rows) == (fewer.loss, fewer.step_losses, 5)
     assert more.train_sha256 != fewer.train_sha256
 
 
-def test_rows_above_eval_size_need_no_target(bench: Bench, tmp_path: Path) -> None:
-    rows = [*make_rows(2, seed=1), {"conversations": [{"role": "user", "content": "no answer"}]}]
-    assert bench.run(data_dir=write_rows(tmp_path, rows), rows=2).train_rows == 2
-
-
 def test_evaluation_row_without_target_is_skipped(bench: Bench, tmp_path: Path) -> None:
-    rows = make_rows(9, seed=2)
-    no_target = {"conversations": [{"role": "user", "content": "no answer"}]}
-    result = bench.run(eval_data_dir=write_rows(tmp_path, [no_target, *rows]))
+    result = bench.run(eval_data_dir=write_rows(tmp_path, [NO_ANSWER, *make_rows(9, seed=2)]))
     assert (result.eval_rows, result.eval_skipped_rows) == (9, 1)
     assert result.loss == bench.run().loss
 
@@ -61,7 +49,7 @@ def test_changed_evaluation_file_is_read_again(bench: Bench, tmp_path: Path) -> 
         (b"\n\n", Reason.EMPTY),
         (b"{", Reason.MALFORMED),
         (b'{"conversations": []}', Reason.MALFORMED),
-        (json.dumps({"conversations": [{"role": "user", "content": "?"}]}).encode(), Reason.NO_TARGET),
+        (json.dumps(NO_ANSWER).encode(), Reason.NO_TARGET),
         (json.dumps(make_row("seven days " * 2000, "cut away")).encode(), Reason.NO_TARGET),
     ],
 )
@@ -77,32 +65,19 @@ def test_bad_file_is_the_fault_of_its_owner(
         bench.run(eval_data_dir=tmp_path)
 
 
-@both_dtypes
-def test_diverging_training_is_a_submission_error(bench: Bench, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    before = bench.run(dtype).loss
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "LEARNING_RATE", 1e30)
-        with pytest.raises(SubmissionError, match="not finite at") as caught:
-            bench.run(dtype)
+def test_diverging_training_is_a_submission_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LEARNING_RATE", 1e30)
+    with pytest.raises(SubmissionError, match="not finite at") as caught:
+        bench.run()
     assert caught.value.reason is Reason.DIVERGED
-    assert bench.run(dtype).loss == before
-
-
-def poison(model: Path, folder: Path, token: int) -> Path:
-    """Copy a model and set one token's embedding to NaN."""
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    weights = load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][token, 0] = math.nan
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize("token", [0, 300])
 def test_non_finite_base_is_a_host_error(bench: Bench, tmp_path: Path, token: int) -> None:
+    poisoned = Path(shutil.copytree(bench.model_path, tmp_path / "poisoned"))
+    edit_weights(poisoned, lambda weights: weights["model.embed_tokens.weight"][token].fill_(math.nan))
     with pytest.raises(HostError, match="not finite"):
-        bench.run(model_path=poison(bench.model_path, tmp_path / "poisoned", token))
+        bench.run(model_path=poisoned)
 
 
 @pytest.mark.parametrize("second", ["nowhere", "training step 2 of 4"])
@@ -149,7 +124,3 @@ def test_resident_model_is_loaded_once(bench: Bench) -> None:
 def test_input_out_of_range_is_a_config_error(bench: Bench, inputs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"lucky_num|eval_size"):
         bench.run(**inputs)
-
-
-def test_largest_lucky_num_is_accepted(bench: Bench) -> None:
-    assert bench.run(lucky_num=2**32 - 1).lucky_num == 2**32 - 1

@@ -1,59 +1,38 @@
 """Evaluations on a GPU; run with `-m gpu` on a machine with one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from template.records import TrainResult
-from template.train import RunOptions, train_and_evaluate
 from template.training import determinism, loop
 from template.training.cuda_graphs import LENGTH_STEP
-from template.training.model import ScoringModel, load_model
+from template.training.dropout import CudaDropout
+from template.training.model import ScoringModel
 from template.training.packing import pack_rows, pack_with_shared_prefix
-from tests.fixtures.training import (
-    BENCH_LOSS,
-    CPU,
-    DTYPES,
-    Bench,
-    base_parameters,
-    digests,
-    encode,
-    make_args,
-    make_rows,
-    shift_adapter,
-    write_rows,
-)
+from tests.fixtures.training import CPU, Bench, base_parameters, digests, encode, make_rows, shift_adapter, write_rows
 
 CUDA = torch.device("cuda", 0)
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def load(bench: Bench, dtype: str = "bfloat16", device: torch.device = CUDA, **hyperparameters: float) -> ScoringModel:
-    args = make_args(**hyperparameters)
-    return load_model(args, device=device, dtype=DTYPES[dtype], model_path=bench.model_path)
+def load(bench: Bench, **hyperparameters: float) -> ScoringModel:
+    return bench.load("bfloat16", CUDA, **hyperparameters)
 
 
-def score(
-    bench: Bench, data_dir: Path | None = None, *, lucky_num: int = 7, dtype: str = "bfloat16", device: str = "cuda:0"
-) -> TrainResult:
-    options = RunOptions(training_args=make_args(), model_path=bench.model_path, device=device, dtype=dtype)
-    folder = data_dir or bench.data_dir
-    return train_and_evaluate(
-        lucky_num, BENCH_LOSS, 250, data_dir=folder, eval_data_dir=bench.eval_data_dir, options=options
-    )
+def score(bench: Bench, dtype: str = "bfloat16", device: str = "cuda:0", **options: Any) -> TrainResult:
+    return bench.run(dtype, device=device, **options)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_loss_is_equal_whatever_was_evaluated_before(bench: Bench, dtype: str, tmp_path: Path) -> None:
     # Other lengths, which record other graphs in between.
-    second_gradient = write_rows(tmp_path, make_rows(40, seed=5))
+    others = write_rows(tmp_path, make_rows(40, seed=5))
     first = score(bench, dtype=dtype)
-    score(bench, second_gradient, lucky_num=8, dtype=dtype)
+    score(bench, data_dir=others, lucky_num=8, dtype=dtype)
     again = score(bench, dtype=dtype)
     assert (again.loss, again.step_losses) == (first.loss, first.step_losses)
     assert score(bench, lucky_num=8, dtype=dtype).loss != first.loss
@@ -70,7 +49,6 @@ def test_dropout_has_graphs_of_its_own(bench: Bench) -> None:
     model = load(bench)
     rows = encode(model, make_rows(4, seed=3))
     packs = list(pack_rows(rows, range(4), 10**6, CUDA, True))
-    model.reset_adapter(7)
     shift_adapter(model)
     with determinism.deterministic_mode(CUDA), loop.open_accumulator(model, 7) as accumulate:
         without = accumulate(0, packs, 100).item()
@@ -97,11 +75,10 @@ def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_graph_gradients_equal_those_of_the_cpu(bench: Bench, count: int) -> None:
-    ours, plain = load(bench, lora_dropout=0.0), load(bench, "float32", CPU, lora_dropout=0.0)
+    ours, plain = load(bench, lora_dropout=0.0), bench.load(lora_dropout=0.0)
     rows = encode(ours, make_rows(count, seed=3))
     targets = sum(row.target_count for row in rows)
     for model in (ours, plain):
-        model.reset_adapter(7)
         shift_adapter(model)
     with determinism.deterministic_mode(CUDA):
         packs = list(pack_rows(rows, range(count), 10**6, CUDA, True))
@@ -111,10 +88,7 @@ def test_graph_gradients_equal_those_of_the_cpu(bench: Bench, count: int) -> Non
             # A replay has the same bits.
             assert accumulate(0, packs, targets).item() == loss
             again = [parameter.grad.cpu() for parameter in ours.adapter_parameters.values()]
-            assert all(
-                torch.equal(first_gradient, second_gradient)
-                for first_gradient, second_gradient in zip(gradients, again, strict=True)
-            )
+            assert all(torch.equal(*pair) for pair in zip(gradients, again, strict=True))
     with determinism.deterministic_mode(CPU), loop.open_accumulator(plain, 7) as accumulate:
         expected = accumulate(0, list(pack_rows(rows, range(count), 10**6, CPU)), targets).item()
     assert loss == pytest.approx(expected, rel=0.01)
@@ -124,7 +98,6 @@ def test_graph_gradients_equal_those_of_the_cpu(bench: Bench, count: int) -> Non
 
 def test_shorter_pack_ignores_an_earlier_longer_one(bench: Bench) -> None:
     model = load(bench, lora_dropout=0.0)
-    model.reset_adapter(7)
     shift_adapter(model)
     short, long = encode(model, make_rows(1, seed=3)), encode(model, make_rows(6, seed=4))
     with determinism.deterministic_mode(CUDA), loop.open_accumulator(model, 7) as accumulate:
@@ -146,8 +119,7 @@ def test_graph_dropout_depends_on_seed_and_step(bench: Bench) -> None:
     model.set_dropout(True)
 
     def run(lucky_num: int, step: int) -> float:
-        model.reset_adapter(lucky_num)
-        shift_adapter(model)
+        shift_adapter(model, lucky_num)
         with loop.open_accumulator(model, lucky_num) as accumulate:
             return accumulate(step, packs, 100).item()
 
@@ -160,9 +132,8 @@ def test_graph_dropout_depends_on_seed_and_step(bench: Bench) -> None:
 
 
 def test_shared_prefixes_give_the_losses_of_single_rows(bench: Bench) -> None:
-    ours, plain = load(bench), load(bench, "float32", CPU)
+    ours, plain = load(bench), bench.load()
     for model in (ours, plain):
-        model.reset_adapter(7)
         shift_adapter(model)
     rows = encode(ours, make_rows(30, seed=6))
     with determinism.deterministic_mode(CUDA):
@@ -181,7 +152,7 @@ def test_shared_prefixes_give_the_losses_of_single_rows(bench: Bench) -> None:
 def test_float32_training_equals_the_cpus(bench: Bench) -> None:
     results = []
     for device in (CUDA, CPU):
-        model = load(bench, "float32", device, lora_dropout=0.0)
+        model = bench.load("float32", device, lora_dropout=0.0)
         rows = encode(model, make_rows(13, seed=1))
         with determinism.deterministic_mode(device):
             model.reset_adapter(7)
@@ -191,8 +162,6 @@ def test_float32_training_equals_the_cpus(bench: Bench) -> None:
 
 
 def test_cuda_dropout_drops_its_share_and_scales() -> None:
-    from template.training.dropout import CudaDropout
-
     dropout = CudaDropout(0.1, CUDA)
     dropout.seed(1)
     x = torch.ones(1000, 200, dtype=torch.bfloat16, device=CUDA)
