@@ -11,7 +11,8 @@ from template.constants import DATA_FILE
 from template.records import Progress, SubmissionKey, TrainResult
 from template.workers.executor import CompletedJob
 from tests.campaigns.synthetic_subnet import COMPETITION
-from tests.fixtures import fakes, results
+from tests.fixtures import fakes
+from tests.fixtures.results import fake_result
 
 HYPERPARAMETERS = Hyperparameters(
     per_device_train_batch_size=8,
@@ -22,6 +23,7 @@ HYPERPARAMETERS = Hyperparameters(
     lora_dropout=0.1,
 )
 MODEL_ID = "Qwen/Qwen2.5-0.5B-Instruct"
+MODEL = f"{MODEL_ID}@{'0' * 64} none float32"
 _STEPS = 94
 
 
@@ -34,7 +36,12 @@ class _Evaluator(fakes.FakeEvaluator):
     ) -> TrainResult:
         with (data_dir / DATA_FILE).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return _make_result(self, sha256, lucky_num, self.loss_of(data_dir / DATA_FILE))
+        return self.make_result(sha256, lucky_num, self.loss_of(data_dir / DATA_FILE))
+
+    def make_result(self, sha256: str, lucky_num: int, loss: float) -> TrainResult:
+        """Return a result as large as a worker's."""
+        result = fake_result(self, sha256, rows=COMPETITION.rows, lucky_num=lucky_num)
+        return replace(result, loss=loss, step_losses=tuple(3.0 - number / _STEPS for number in range(_STEPS)))
 
 
 def _make_evaluator(loss_of: Callable[[Path], float]) -> _Evaluator:
@@ -42,19 +49,10 @@ def _make_evaluator(loss_of: Callable[[Path], float]) -> _Evaluator:
     return _Evaluator(competition=COMPETITION, training_args=training_args, eval_data_dir=Path(), loss_of=loss_of)
 
 
-_DEFAULT = _make_evaluator(lambda _: COMPETITION.bench)
-MODEL = _DEFAULT.load_model()
-
-
-def _make_result(evaluator: _Evaluator, sha256: str, lucky_num: int, loss: float) -> TrainResult:
-    """Return a result as large as a worker's."""
-    result = results.fake_result(evaluator, sha256, rows=COMPETITION.rows, lucky_num=lucky_num)
-    return replace(result, loss=loss, step_losses=tuple(3.0 - number / _STEPS for number in range(_STEPS)))
-
-
 def make_result(key: SubmissionKey, *, loss: float) -> TrainResult:
     """Return the result of a dataset whose bytes are the commitment."""
-    return _make_result(_DEFAULT, hashlib.sha256(key.commitment.encode()).hexdigest(), 1, loss)
+    sha256 = hashlib.sha256(key.commitment.encode()).hexdigest()
+    return _make_evaluator(lambda _: loss).make_result(sha256, 1, loss)
 
 
 class FakeExecutor(fakes.FakeExecutor):

@@ -6,7 +6,6 @@ is what such a process runs. SETUP.json names a module whose `install` prepares 
 the product, before the program runs as it is.
 """
 
-import ctypes
 import importlib
 import json
 import os
@@ -27,8 +26,6 @@ from tests.campaigns.synthetic_subnet import VALIDATOR, SyntheticSubnet
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "neurons" / "validator.py"
 STATE_FILE = "validator.sqlite3"
-# From linux/prctl.h.
-_PR_SET_CHILD_SUBREAPER = 36
 # A worker takes some time to notice that its parent is gone.
 _GRACE_S = 10.0
 
@@ -142,11 +139,6 @@ class ValidatorProcess:
         return [line[:200] for line in self.lines() if "Traceback" in line or "this is a bug" in line]
 
 
-def adopt_orphans() -> None:
-    """Have orphaned descendants become this process's children. Linux only."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def find_orphans(session: int, *, grace_s: float = _GRACE_S) -> list[str]:
     """Return the processes of a session that are still alive after a grace time."""
     until = time.monotonic() + grace_s
@@ -159,17 +151,12 @@ def _living(session: int) -> list[str]:
     living = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
             command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if int(its_session) != session:
-            continue
-        if state != "Z":
+        if int(its_session) == session and state != "Z":
             living.append(f"process {stat.parent.name} in state {state}: {command[:120]}")
-        elif int(parent) == os.getpid():
-            with suppress(ChildProcessError):
-                os.waitpid(int(stat.parent.name), os.WNOHANG)
     return living
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from template.chain.client import Chain, bt, open_wallet
+from template.chain.client import Chain, open_wallet
 from template.competition import Competition
 from template.config import load_competition
 from template.constants import DATA_FILE
@@ -29,6 +29,7 @@ from template.localnet.chain.scale_codec import decode_call, encode_call
 from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, LocalNet, make_hotkey
+from tests.fixtures import chain
 from tests.fixtures.faulty_hub import HubFault, set_faults
 
 COMPETITION = dataclasses.replace(Competition.from_defaults(), id="synthetic", repo="synthetic/pool")
@@ -40,6 +41,7 @@ FAR_REVEAL_ROUND = 2**40
 # Two datasets that share more than 100 rows are duplicates.
 LARGE_ROWS = 104
 _LONG_TEMPO = 100_000
+make_key = cache(chain.make_key)
 _WORDS = tuple(hashlib.sha256(bytes([index, salt])).hexdigest()[: 2 + index % 9]
                for salt in range(16) for index in range(256))  # fmt: skip
 
@@ -70,12 +72,6 @@ def make_short_rows(numbers: Iterable[int], *, factor: int = 1) -> list[str]:
 def make_file(rows: Iterable[str]) -> bytes:
     """Return the data.jsonl of these rows."""
     return "".join(f"{row}\n" for row in rows).encode()
-
-
-@cache
-def make_key(name: str) -> Any:
-    """Return the keypair that belongs to a name."""
-    return bt.sp_core.Keypair.create_from_uri(f"//{name}")
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tests.campaigns.command import Progress
 from tests.campaigns.crash.faults import FAULTS
 from tests.campaigns.crash.points import kind_of
 from tests.campaigns.crash.run import Outcome, Run
 from tests.campaigns.crash.scenario import make_base
-from tests.campaigns.process_under_test import STATE_FILE, adopt_orphans
+from tests.campaigns.process_under_test import STATE_FILE
 
 # Random kills in a run, and the seconds after a start: from the interpreter's first steps to work.
 _RANDOM, _REAL_RANDOM = (5, (0.05, 2.5)), (2, (0.5, 14.0))
-_MAX_REPEATS = 16
+_JOBS, _MAX_REPEATS = 2, 16
 _LINE = "{:<35} {:<6} {:>6} {:>5} {:>14}"
 
 
@@ -101,22 +101,20 @@ class Report:
 
 
 class Campaign:
-    """Carries a campaign out in a new folder, `jobs` runs at a time."""
+    """Carries a campaign out in a new folder, two runs at a time."""
 
-    def __init__(self, folder: Path, scale: Scale, *, jobs: int, seed: int, progress: Progress) -> None:
-        self._folder, self._scale, self._jobs, self._progress = folder, scale, jobs, progress
-        self._rng = random.Random(seed)
+    def __init__(self, folder: Path, scale: Scale) -> None:
+        self._folder, self._scale = folder, scale
 
     def run(self) -> Report:
-        adopt_orphans()
         self._base = make_base(self._folder / "base")
-        report = Report([self._run(self._undisturbed(is_real=False))])
+        report = Report([self._run("undisturbed")])
         if self._scale.real_runs:
             from scripts.bench.tiny_model import make_tiny_model
 
             make_tiny_model(self._base.folder / "model")
-            report.outcomes.append(self._run(self._undisturbed(is_real=True), is_real=True))
-        with ThreadPoolExecutor(self._jobs) as pool:
+            report.outcomes.append(self._run("undisturbed, real", is_real=True))
+        with ThreadPoolExecutor(_JOBS) as pool:
             report.outcomes += pool.map(lambda job: job(), self._list_jobs())
         # A point may have moved: what is left of a folder after a kill within its removal is removed elsewhere.
         for number in range(0 if self._scale.is_once else _MAX_REPEATS):
@@ -126,35 +124,22 @@ class Campaign:
 
     def _list_jobs(self) -> Iterator[Callable[[], Outcome]]:
         """Yield the runs, the long ones first."""
-        walks, is_once = self._scale.walks, self._scale.is_once
-        for number in range(walks):
-            yield partial(self._run, f"walk {number + 1}", share=number, shares=walks, is_once=is_once)
-        kinds = [(False, _RANDOM)] * self._scale.random_runs + [(True, _REAL_RANDOM)] * self._scale.real_runs
+        scale, draw = self._scale, random.Random(1)
+        for number in range(scale.walks):
+            due: dict[str, Any] = {"share": number, "shares": scale.walks, "is_once": scale.is_once}
+            yield partial(self._run, f"walk {number + 1}", **due)
+        kinds = [(False, _RANDOM)] * scale.random_runs + [(True, _REAL_RANDOM)] * scale.real_runs
         for number, (is_real, (kills, between_s)) in enumerate(kinds, start=1):
-            kill_after_s = [self._rng.uniform(*between_s) for _ in range(kills)]
+            kill_after_s = [draw.uniform(*between_s) for _ in range(kills)]
             yield partial(self._run, f"random {number}", is_real=is_real, kill_after_s=kill_after_s)
-        for name in self._scale.faults:
-            yield partial(self._run_fault, name)
+        for name in scale.faults:
+            fault = FAULTS[name]
+            yield partial(fault.run, self._base, self._folder / f"fault: {name}", self._undisturbed(fault.is_real))
 
-    @staticmethod
-    def _undisturbed(*, is_real: bool) -> str:
-        return "undisturbed, real worker" if is_real else "undisturbed"
+    def _undisturbed(self, is_real: bool) -> Path:
+        return self._folder / ("undisturbed, real" if is_real else "undisturbed") / "state" / STATE_FILE
 
-    def _run(self, name: str, *, is_real: bool = False, **options: object) -> Outcome:
-        with Run(
-            self._base,
-            self._folder / name,
-            phases=self._scale.phases,
-            is_real=is_real,
-            progress=self._progress,
-            **options,  # type: ignore[arg-type]
-        ) as run:
+    def _run(self, name: str, *, is_real: bool = False, **options: Any) -> Outcome:
+        with Run(self._base, self._folder / name, phases=self._scale.phases, is_real=is_real, **options) as run:
             run.go()
-            return run.finish(self._folder / self._undisturbed(is_real=is_real) / "state" / STATE_FILE)
-
-    def _run_fault(self, name: str) -> Outcome:
-        fault = FAULTS[name]
-        undisturbed = self._folder / self._undisturbed(is_real=fault.is_real) / "state" / STATE_FILE
-        outcome = fault.run(self._base, self._folder / f"fault: {name}", undisturbed)
-        self._progress(f"{outcome.name}: over")
-        return outcome
+            return run.finish(self._undisturbed(is_real))

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.campaigns.command import Progress
+from tests.campaigns.command import print_progress
 from tests.campaigns.crash import checks
 from tests.campaigns.crash.points import EVENTS_FILE, KILLS_FILE, ROUND_BLOCKS
 from tests.campaigns.crash.scenario import Base, begin_phase, start_of
@@ -88,7 +88,6 @@ class Run:
         kill_after_s: Iterable[float] = (),
         executor_speed: float = _SPEED,
         may_end: tuple[int, ...] = (),
-        progress: Progress = lambda _: None,
         **due: object,
     ) -> None:
         self.folder, self.phases = folder, base.phases[:phases]
@@ -98,7 +97,7 @@ class Run:
         self.hub = FaultyHub(self.subnet.hub_root)
         self.outcome = Outcome(folder.name, worker="real" if is_real else "fake")
         self.counts = dict.fromkeys(_COUNTS, 0)
-        self._may_end, self._progress = may_end, progress
+        self._may_end = may_end
         self._kill_after_s, self._kill_at = iter(kill_after_s), math.inf
         self._events_before, self._events_bytes, self._moved_at = 0, 0, time.monotonic()
         self._phase, self._blocks_after = 0, 0
@@ -254,8 +253,6 @@ class Run:
             self._blocks_after += _STEP_BLOCKS
         else:
             self._phase, self._blocks_after = self._phase + 1, 0
-            kills = self.outcome.kills.total()
-            self._progress(f"{self.folder.name}: rounds={self._phase}/{len(self.phases)} kills={kills}")
             if self._phase < len(self.phases):
                 begin_phase(self.subnet, self._phase, self.phases[self._phase])
 
@@ -278,4 +275,5 @@ class Run:
             last = start_of(len(self.phases) - 1)
             states = [checks.read_state(path, last) for path in (undisturbed, validator.state_file)]
             outcome.faults["differences"] += checks.compare(*states, ignore=ignore)
+        print_progress(f"{outcome.name}: kills={outcome.kills.total()} starts={outcome.starts}")
         return outcome

@@ -24,7 +24,7 @@ _POOL_ROWS = 130
 class Phase:
     """The actions before one round, and its verdicts and datasets at the end."""
 
-    actions: tuple[tuple[str, str, str], ...]
+    actions: tuple[tuple[str, ...], ...]
     verdicts: int
     datasets: int
 
@@ -63,11 +63,8 @@ def start_of(phase: int) -> int:
 def begin_phase(subnet: SyntheticSubnet, number: int, phase: Phase) -> None:
     """Perform the phase's actions shortly before its round starts."""
     subnet.advance_to(start_of(number) - _BLOCKS_BEFORE)
-    for action, miner, text in phase.actions:
-        if action == "seal":
-            subnet.seal(miner)
-        else:
-            getattr(subnet, action)(miner, text)
+    for action, *arguments in phase.actions:
+        getattr(subnet, action)(*arguments)
     subnet.advance_to(start_of(number))
 
 
@@ -93,7 +90,7 @@ def _write_phases(subnet: SyntheticSubnet) -> tuple[Phase, ...]:
         *commits(bare=None),
     ]
     second = [
-        ("seal", "dave", sealed),
+        ("seal", "dave"),
         *commits(bob=range(90, 120), carol=range(20, 50), outsider=range(60, 90)),
         ("reveal", "dave", sealed),
     ]

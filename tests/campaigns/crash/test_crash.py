@@ -48,43 +48,31 @@ def test_crash_campaign_kills_at_every_kind_and_agrees(campaign: tuple[Path, str
     assert re.search(r"^in fault: disk full: \d times exit status 4", table, re.MULTILINE)
 
 
-def change(file: str, statement: str) -> Callable[[Path], None]:
-    """Return what executes a statement, which must change a row."""
-
-    def work(folder: Path) -> None:
-        with closing(sqlite3.connect(folder / file)) as db:
-            assert db.execute(statement).rowcount > 0
-            db.commit()
-
-    return work
-
-
-def overwrite(pattern: str, *, at: int, count: int = 0) -> Callable[[Path], None]:
-    """Return what overwrites bytes of a file at an offset and, without a count, cuts the file off there."""
-
-    def work(folder: Path) -> None:
-        path = next(folder.glob(pattern))
-        content = path.read_bytes()
-        path.write_bytes(content[:at] + os.urandom(count) + (content[at + count :] if count else b""))
-
-    return work
+def plant(path: Path, edit: str | Callable[[bytes], bytes]) -> None:
+    """Execute a statement, which must change a row, or replace the bytes of a file."""
+    if callable(edit):
+        path.write_bytes(edit(path.read_bytes()))
+        return
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute(edit).rowcount > 0
+        db.commit()
 
 
 STATE = f"state/{STATE_FILE}"
 REPEAT = """INSERT INTO extrinsics SELECT block + 3, position, data, signer, error FROM extrinsics
     WHERE block = (SELECT max(block) FROM extrinsics)"""
-PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "nothing": (lambda _: None, ""),
-    "last bit of a loss": (change(STATE, "UPDATE verdicts SET loss = loss + 9e-16 WHERE loss > 0"), "verdict on"),
-    "lost receipt": (change(STATE, "DELETE FROM receipts"), "receipt of"),
-    "another seed": (change(STATE, "UPDATE round_members SET lucky_num = 7 WHERE lucky_num > 0"), "entry in the round"),
-    "another table": (change(STATE, "UPDATE standings SET weight = 0.0 WHERE weight > 0"), "leaderboard of the round"),
-    "weights never accepted": (change(STATE, "UPDATE weight_intents SET outcome = NULL"), "weights in the round"),
-    "weights set twice": (change("subnet/chain.sqlite3", REPEAT), "weights set 2 times in the round of block 720"),
-    "loss without verdict": (change(STATE, "DELETE FROM verdicts WHERE loss > 0"), "state file: foreign key"),
-    "half a receipt": (overwrite("state/receipts/*.json", at=-10), "not JSON"),
-    "half a round file": (overwrite("state/rounds/*.jsonl", at=-10), "incomplete"),
-    "overwritten page": (overwrite(STATE, at=2 * 4096, count=4096), "state file: "),
+PLANTED: dict[str, tuple[str, str | Callable[[bytes], bytes], str]] = {
+    "nothing": (STATE, bytes, ""),
+    "last bit of a loss": (STATE, "UPDATE verdicts SET loss = loss + 9e-16 WHERE loss > 0", "verdict on"),
+    "lost receipt": (STATE, "DELETE FROM receipts", "receipt of"),
+    "another seed": (STATE, "UPDATE round_members SET lucky_num = 7 WHERE lucky_num > 0", "entry in the round"),
+    "another table": (STATE, "UPDATE standings SET weight = 0.0 WHERE weight > 0", "leaderboard of the round"),
+    "weights never accepted": (STATE, "UPDATE weight_intents SET outcome = NULL", "weights in the round"),
+    "weights set twice": ("subnet/chain.sqlite3", REPEAT, "weights set 2 times in the round of block 720"),
+    "loss without verdict": (STATE, "DELETE FROM verdicts WHERE loss > 0", "state file: foreign key"),
+    "half a receipt": ("state/receipts/*.json", lambda content: content[:-10], "not JSON"),
+    "half a round file": ("state/rounds/*.jsonl", lambda content: content[:-10], "incomplete"),
+    "overwritten page": (STATE, lambda content: content[:8192] + os.urandom(4096) + content[12288:], "state file: "),
 }
 
 
@@ -93,8 +81,8 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_crash_checks_planted_fault_is_found(name: str, campaign: tuple[Path, str], tmp_path: Path) -> None:
     source = campaign[0]
     shutil.copytree(source / "walk 1", tmp_path / "run", ignore=shutil.ignore_patterns("cache", "eval_data"))
-    plant, expected = PLANTED[name]
-    plant(tmp_path / "run")
+    pattern, edit, expected = PLANTED[name]
+    plant(next((tmp_path / "run").glob(pattern)), edit)
     state = tmp_path / "run" / STATE
     faults = checks.check_database(state)
     if not faults:

@@ -18,7 +18,7 @@ from template.store.store import Store
 from tests.campaigns.clock import BlockClock
 from tests.campaigns.command import Progress
 from tests.campaigns.measure import disk_bytes, memory_kib
-from tests.campaigns.process_under_test import ValidatorProcess, adopt_orphans, find_orphans, write_training_args
+from tests.campaigns.process_under_test import ValidatorProcess, find_orphans, write_training_args
 from tests.campaigns.soak.event_log import LOG_FILE, EventLog
 from tests.campaigns.soak.miners import Miners, create_subnet
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault
@@ -146,7 +146,6 @@ class Soak:
     """A run in a new folder; to be closed."""
 
     def __init__(self, folder: Path, *, miners: int, validators: int, seed: int, progress: Progress) -> None:
-        adopt_orphans()
         self._progress = progress
         self._rng = random.Random(f"weather {seed}")
         names = [validator_name(number) for number in range(validators)]
