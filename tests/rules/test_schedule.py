@@ -9,30 +9,18 @@ import pytest
 from template.records import RetryState, SubmissionKey
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
+    Action,
     EvaluateDataset,
     FetchDatasets,
     OpenRound,
     SetWeights,
+    State,
     Wait,
 )
-from tests.fixtures.schedule import (
-    DUPLICATE,
-    NOW,
-    POLICY,
-    REJECTED,
-    SCORED,
-    A,
-    B,
-    C,
-    D,
-    E,
-    at,
-    choose,
-    make_idle,
-    make_state,
-    plan,
-)
+from tests.fixtures.schedule import DUPLICATE, NOW, POLICY, REJECTED, SCORED, at, choose, make_idle, make_state, plan
 from tests.fixtures.views import make_entry, make_key
+
+A, B, C, D, E = (make_key(name) for name in "abcde")
 
 
 def test_queue_is_in_rank_order_despite_backoffs() -> None:
@@ -40,22 +28,12 @@ def test_queue_is_in_rank_order_despite_backoffs() -> None:
     assert plan({A: 1, B: 2, C: 50, D: 40, E: 40}, retry_states=retry_states) == (A, B, D, E, C)
 
 
-def test_fewest_failures_download_first() -> None:
-    retry_states = {
-        A: RetryState(remote_failures=2),
-        B: RetryState(remote_failures=1),
-        D: RetryState(remote_failures=1),
-    }
-    state = make_state(A, B, C, D, retry_states=retry_states, available_slots=3)
-    assert choose(state, at(100)) == FetchDatasets((C, B, D))
-
-
 def test_failed_download_no_longer_delays_evaluations() -> None:
-    fields: dict[str, Any] = {"datasets": {C: ()}, "available_slots": 0}
-    for first in (frozenset[SubmissionKey](), frozenset([A, B])):
-        assert isinstance(choose(make_state(A, B, C, downloading=first, **fields), at(100)), Wait), "the first try"
-        failed = {"retry_states": {A: RetryState(remote_failures=1), B: RetryState(remote_failures=3)}}
-        assert choose(make_state(A, B, C, downloading=first, **fields, **failed), at(100)) == EvaluateDataset(C)
+    for downloading in (frozenset[SubmissionKey](), frozenset([A, B])):
+        first = make_state(A, B, C, datasets={C: ()}, available_slots=0, downloading=downloading)
+        assert isinstance(choose(first, at(100)), Wait)
+        failed = {A: RetryState(remote_failures=1), B: RetryState(remote_failures=3)}
+        assert choose(replace(first, retry_states=failed), at(100)) == EvaluateDataset(C)
 
 
 def test_loss_with_pruned_rows_is_checked_not_evaluated_again() -> None:
@@ -125,19 +103,6 @@ def test_aligned_round_opens_once_and_not_near_its_end() -> None:
 # Work
 
 
-def test_downloads_come_before_evaluations() -> None:
-    state = make_state(A, B, C, datasets={A: ()})
-    assert choose(state, at(100)) == FetchDatasets((B,))
-    assert choose(replace(state, datasets={A: (), B: (), C: ()}), at(100)) == EvaluateDataset(A)
-
-
-def test_downloads_fill_the_slots_and_none_starts_twice() -> None:
-    state = make_state(A, B, C, D, available_slots=2, downloading=frozenset([B]))
-    assert choose(state, at(100)) == FetchDatasets((A, C))
-    assert isinstance(choose(replace(state, available_slots=0), at(100)), Wait)
-    assert isinstance(choose(replace(state, downloading=frozenset([A, B, C, D])), at(100)), Wait)
-
-
 def test_evaluation_waits_for_possible_originals_only() -> None:
     state = make_state(A, B, C, datasets={B: ()}, downloading=frozenset([C]), verdicts={A: REJECTED})
     assert choose(state, at(100)) == EvaluateDataset(B)
@@ -164,11 +129,6 @@ def test_evaluation_waits_while_it_may_be_a_duplicate() -> None:
     assert choose(replace(state, retry_states=withheld), at(100)) == EvaluateDataset(A)
 
 
-def test_entry_in_backoff_delays_no_evaluation() -> None:
-    later = {A: RetryState(remote_failures=1, next_at=NOW + 1)}
-    assert choose(make_state(A, B, datasets={B: ()}, retry_states=later), at(100)) == EvaluateDataset(B)
-
-
 def test_missing_file_is_downloaded_again_without_delays() -> None:
     state = make_state(A, B, datasets={A: (), B: ()}, missing_files=frozenset([A]))
     assert choose(state, at(100)) == FetchDatasets((A,))
@@ -177,65 +137,79 @@ def test_missing_file_is_downloaded_again_without_delays() -> None:
     assert isinstance(choose(done, at(100)), Wait), "weights wait for it"
 
 
-def test_downloads_of_other_rounds_delay_no_weights() -> None:
-    assert choose(make_state(A, verdicts={A: SCORED}, downloading=frozenset([B])), at(100)) == SetWeights()
+FAILED, FAILED_TWICE = RetryState(remote_failures=1), RetryState(remote_failures=2)
+RESTING = RetryState(remote_failures=1, next_at=NOW + 1)
+SUSPENDED = RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)
+ONE_SAMPLE = replace(POLICY, miner_sample_size=1)
+READ: dict[SubmissionKey, tuple[bytes, ...]] = dict.fromkeys([A, B, C], ())
+SCORED_A: dict[str, Any] = {"datasets": READ, "verdicts": {A: SCORED}}
+RUNNING_A: dict[str, Any] = {"datasets": READ, "running": frozenset([A])}
+
+SITUATIONS: dict[str, tuple[State, Action | type[Wait]]] = {
+    "downloads come before evaluations": (make_state(A, B, C, datasets={A: ()}), FetchDatasets((B,))),
+    "evaluations are in rank order": (make_state(A, B, C, datasets=READ), EvaluateDataset(A)),
+    "the fewest failures download first": (
+        make_state(A, B, C, D, retry_states={A: FAILED_TWICE, B: FAILED, D: FAILED}, available_slots=3),
+        FetchDatasets((C, B, D)),
+    ),
+    "downloads fill the slots": (
+        make_state(A, B, C, D, available_slots=2, downloading=frozenset([B])), FetchDatasets((A, C)),
+    ),
+    "no slot is free": (make_state(A, B, available_slots=0, downloading=frozenset([B])), Wait),
+    "no download starts twice": (make_state(A, B, available_slots=2, downloading=frozenset([A, B])), Wait),
+    "an entry in backoff delays no evaluation": (
+        make_state(A, B, datasets={B: ()}, retry_states={A: RESTING}), EvaluateDataset(B),
+    ),
+    "downloads of other rounds delay no weights": (
+        make_state(A, verdicts={A: SCORED}, downloading=frozenset([B])), SetWeights(),
+    ),
+    "neither duplicates nor verdicts are evaluated": (
+        make_state(A, B, C, datasets=READ, duplicates={A: DUPLICATE}, verdicts={B: REJECTED}), EvaluateDataset(C),
+    ),
+    "no evaluation starts twice": (make_state(A, B, **RUNNING_A), EvaluateDataset(B)),
+    "no worker is idle": (make_state(A, B, idle_workers=0, **RUNNING_A), Wait),
+    "all evaluations run": (make_state(A, B, datasets=READ, running=frozenset([A, B])), Wait),
+    "a retry in backoff delays weights": (make_state(A, B, retry_states={B: RESTING}, **SCORED_A), Wait),
+    "a duplicate in backoff does not": (
+        make_state(A, B, retry_states={B: RESTING}, duplicates={B: DUPLICATE}, **SCORED_A), SetWeights(),
+    ),
+    "failures of this machine below the limit": (
+        make_state(A, retry_states={A: RetryState(host_failures=MAX_HOST_FAILURES - 1)}), FetchDatasets((A,)),
+    ),
+    "a suspended entry is not waited for": (make_state(A, retry_states={A: SUSPENDED}), SetWeights()),
+}  # fmt: skip
 
 
-def test_duplicates_and_verdicts_are_not_evaluated() -> None:
-    state = make_state(A, B, C, datasets={A: (), B: (), C: ()}, duplicates={A: DUPLICATE}, verdicts={B: REJECTED})
-    assert choose(state, at(100)) == EvaluateDataset(C)
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_work_of_a_round(situation: str) -> None:
+    state, expected = SITUATIONS[situation]
+    action = choose(state, at(100))
+    assert isinstance(action, Wait) if expected is Wait else action == expected
 
 
-def test_only_losses_count_as_samples() -> None:
-    datasets: dict[SubmissionKey, tuple[bytes, ...]] = dict.fromkeys([A, B, C], ())
-    policy = replace(POLICY, miner_sample_size=1)
-    assert choose(make_state(A, B, C, datasets=datasets, verdicts={A: REJECTED}), at(100), policy) == EvaluateDataset(B)
-    assert choose(make_state(A, B, C, datasets=datasets, verdicts={A: SCORED}), at(100), policy) == SetWeights()
-
-
-def test_losses_of_earlier_rounds_are_no_samples() -> None:
-    policy = replace(POLICY, miner_sample_size=1)
-    assert choose(make_state(B, datasets={B: ()}, verdicts={A: SCORED}), at(100), policy) == EvaluateDataset(B)
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        pytest.param(make_state(A, B, C, datasets=READ, verdicts={A: REJECTED}), EvaluateDataset(B), id="rejection"),
+        pytest.param(make_state(A, B, C, **SCORED_A), SetWeights(), id="loss"),
+        pytest.param(make_state(B, **SCORED_A), EvaluateDataset(B), id="loss of an earlier round"),
+        pytest.param(
+            make_state(A, B, **RUNNING_A), Wait("1 evaluations running, 0 waiting for a worker"), id="running"
+        ),
+        pytest.param(make_state(A, B, retry_states={B: RESTING}, **SCORED_A), SetWeights(), id="loss, and a retry"),
+    ],
+)
+def test_losses_of_the_round_count_as_samples(state: State, expected: Action) -> None:
+    assert choose(state, at(100), ONE_SAMPLE) == expected
 
 
 def test_deregistered_hotkeys_are_skipped() -> None:
     assert choose(make_state(A, B), at(100, gone="a")) == FetchDatasets((B,))
 
 
-def test_running_evaluation_is_not_started_twice() -> None:
-    state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
-    assert choose(state, at(100)) == EvaluateDataset(B)
-    assert isinstance(choose(replace(state, idle_workers=0), at(100)), Wait)
-    assert isinstance(choose(replace(state, running=frozenset([A, B])), at(100)), Wait)
-
-
-def test_running_evaluations_count_as_samples() -> None:
-    state = make_state(A, B, datasets={A: (), B: ()}, running=frozenset([A]))
-    assert isinstance(choose(state, at(100), replace(POLICY, miner_sample_size=1)), Wait)
-
-
 def test_retry_waits_while_others_continue() -> None:
-    state = make_state(A, B, retry_states={A: RetryState(remote_failures=1, next_at=NOW + 1)})
+    state = make_state(A, B, retry_states={A: RESTING})
     assert choose(state, at(100)) == FetchDatasets((B,))
     state = replace(state, verdicts={B: REJECTED})
-    waiting = choose(state, at(100))
-    assert isinstance(waiting, Wait)
-    assert "1 submissions" in waiting.why
+    assert choose(state, at(100)) == Wait("1 submissions waiting for a retry")
     assert choose(state, at(100), now=NOW + 1) == FetchDatasets((A,))
-
-
-def test_retry_beyond_the_sample_delays_nothing() -> None:
-    retry_states = {B: RetryState(remote_failures=1, next_at=NOW + 1)}
-    state = make_state(A, B, datasets={A: (), B: ()}, verdicts={A: SCORED}, retry_states=retry_states)
-    assert isinstance(choose(state, at(100)), Wait)
-    assert choose(state, at(100), replace(POLICY, miner_sample_size=1)) == SetWeights()
-    assert choose(replace(state, duplicates={B: DUPLICATE}), at(100)) == SetWeights()
-
-
-def test_repeated_host_failures_suspend_an_entry() -> None:
-    state = make_state(A, retry_states={A: RetryState(host_failures=MAX_HOST_FAILURES - 1)})
-    assert choose(state, at(100)) == FetchDatasets((A,))
-    assert (
-        choose(replace(state, retry_states={A: RetryState(host_failures=MAX_HOST_FAILURES, next_at=math.inf)}), at(100))
-        == SetWeights()
-    )

@@ -6,9 +6,7 @@ import random
 
 import pytest
 
-from template.records import (
-    RetryState,
-)
+from template.records import RetryState
 from template.rules.schedule import (
     MAX_HOST_FAILURES,
     CloseRound,
@@ -48,13 +46,19 @@ def test_parallel_downloads_delay_later_commitments_only() -> None:
     assert len(world.verdicts) == 6 and set(world.accepted.values()) == {1}
 
 
-def test_endless_downloads_do_not_delay_weights() -> None:
-    world = World(downloads=8, fetch_blocks=10**6)
-    world.enter(*keys(256))
+@pytest.mark.parametrize(
+    "world",
+    [
+        World(downloads=8, fetch_blocks=10**6),
+        World(policy=Policy(miner_sample_size=100), work_blocks=7, remote_chance=0.5),
+    ],
+    ids=["downloads", "evaluations"],
+)
+def test_endless_work_does_not_delay_weights(world: World) -> None:
+    world.enter(*keys(100))
     world.run_rounds(3)
     assert set(world.accepted.values()) == {1}
-    for block, _ in world.actions(SetWeights):
-        assert 0 < 360 - block % 360 <= 50
+    assert all(0 < 360 - block % 360 <= 50 for block, _ in world.actions(SetWeights))
 
 
 def test_rounds_follow_epochs_with_weights_before_each() -> None:
@@ -81,16 +85,6 @@ def test_one_sample_per_round_reaches_everyone_in_order() -> None:
     assert set(world.accepted.values()) == {1}
 
 
-def test_newcomers_do_not_overtake_earlier_entries() -> None:
-    world = World(policy=Policy(miner_sample_size=1, miner_duplicate_sample_size=3))
-    first = keys(4)
-    world.enter(*first)
-    for number in range(4):
-        world.run_rounds(1)
-        world.enter(*keys(2, prefix=f"new{number}-"))
-    assert set(first) == set(world.verdicts)
-
-
 def test_unreachable_dataset_gets_its_turn_once_reachable() -> None:
     world = World(policy=Policy(miner_sample_size=1))
     entered = keys(3)
@@ -98,27 +92,6 @@ def test_unreachable_dataset_gets_its_turn_once_reachable() -> None:
     world.retry_states[entered[0]] = RetryState(remote_failures=20, next_at=(world.block + 1500) * BLOCK_S)
     world.run_rounds(8)
     assert set(entered) == set(world.verdicts)
-
-
-def test_endless_work_does_not_delay_weights() -> None:
-    world = World(policy=Policy(miner_sample_size=100), work_blocks=7, remote_chance=0.5)
-    world.enter(*keys(200))
-    world.run_rounds(3)
-    assert set(world.accepted.values()) == {1}
-    for block, _ in world.actions(SetWeights):
-        assert 0 < 360 - block % 360 <= 50
-
-
-def test_validator_continues_after_a_day_offline() -> None:
-    world = World()
-    world.enter(*keys(3))
-    world.tick()
-    world.tick()
-    world.block += 7200
-    world.run_rounds(1)
-    assert [type(action) for _, action in world.played[-2:]] == [SetWeights, CloseRound]
-    world.run_rounds(1)
-    assert len(world.verdicts) == 3
 
 
 def test_rate_limit_longer_than_a_round_slows_rounds_only() -> None:
@@ -154,7 +127,7 @@ def test_idle_validator_never_spins(count: int) -> None:
 # Random faults
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_faults_delay_but_skip_no_entry(seed: int) -> None:
     draw = random.Random(seed)
     policy = Policy(
@@ -183,7 +156,7 @@ def test_random_faults_delay_but_skip_no_entry(seed: int) -> None:
         world.block += draw.choice([0, 1])
         world.enter(key)
     world.duplicates = {key: DUPLICATE for key in entered if draw.random() < 0.2}
-    for _ in range(30):
+    for _ in range(12):
         world.run_rounds(1)
         world.block += draw.choice([0, 0, 0, 1, 500])
         # The process crashes: only stored state is left.

@@ -134,7 +134,7 @@ def test_check_fails_when_the_chain_keeps_rejecting_weights(net: Net) -> None:
     net.submit("alice", LARGE)
     # A miner's wallet: without a validator permit the chain rejects its weights in every round.
     with open_bench(net, chain=SteppingChain(net, "alice", blocks=20), policy=Policy(max_rounds=3)) as bench:
-        bench.tick_until(lambda: bench.validator.rounds_done > 0, ticks=400)
+        bench.tick_until(lambda: bench.validator.rounds_done > 0)
         report_now(bench)
         ended = call_main(status.main, "--state_dir", state_dir(net), "--check", "--max_overdue_blocks", "50")
         patient = call_main(status.main, "--state_dir", state_dir(net), "--check", "--max_overdue_blocks", "100000")

@@ -4,7 +4,7 @@ import math
 import os
 import random
 import sqlite3
-import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,15 @@ OPENED = Round(
 )  # fmt: skip
 
 
-def make_row(
-    hotkey: str, uid: int = 0, *, reason: Reason | None = None, message: str = "", loss: float | None = None,
-    score: float = 0.0, weight: float = 0.0,
-) -> LeaderboardRow:  # fmt: skip
-    key = make_key(hotkey)
-    return LeaderboardRow(key=key, uid=uid, reason=reason, message=message, loss=loss, score=score, weight=weight)
+def make_row(hotkey: str, uid: int = 0, **changes: Any) -> LeaderboardRow:
+    values = {"reason": None, "message": "", "loss": None, "score": 0.0, "weight": 0.0, **changes}
+    return LeaderboardRow(key=make_key(hotkey), uid=uid, **values)
+
+
+def record_dataset(
+    store: Store, config: EvalConfig, key: SubmissionKey, rows: Sequence[bytes], now: float = 1.0
+) -> None:
+    store.record_dataset(config, key, sha256="0" * 64, row_keys=rows, now=now)
 
 
 def record_intent(store: Store, round_id: int, leaderboard: list[LeaderboardRow] | None, **changes: Any) -> int:
@@ -60,29 +63,20 @@ def record_intent(store: Store, round_id: int, leaderboard: list[LeaderboardRow]
     return store.record_intent(round_id, leaderboard=leaderboard, **{**values, **changes})
 
 
-def bits(value: float) -> bytes:
-    return struct.pack("<d", value)
-
-
 def test_floats_round_trip_exactly(store: Store, eval_config: EvalConfig) -> None:
     draw = random.Random(1)
-    losses = [5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.pi, 0.0]
-    losses += [draw.uniform(0, 10) for _ in range(50)]
-    for at, loss in enumerate(losses):
-        store.record_verdict(eval_config, make_key(f"h{at}"), Verdict(loss=loss, seconds=loss), now=1.0)
-    found = store.verdicts(eval_config)
-    for at, loss in enumerate(losses):
-        kept = found[make_key(f"h{at}")].loss
-        assert kept is not None
-        assert bits(kept) == bits(loss)
+    losses = [5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.pi, 0.0, *(draw.uniform(0, 10) for _ in range(50))]
+    verdicts = {make_key(f"h{at}"): Verdict(loss=loss, seconds=loss) for at, loss in enumerate(losses)}
+    for key, verdict in verdicts.items():
+        store.record_verdict(eval_config, key, verdict, now=1.0)
+    assert store.verdicts(eval_config) == verdicts
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     weights = {uid: draw.random() for uid in range(20)}
     rows = [make_row(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
     record_intent(store, round_id, rows, weights=weights, now=0.1 + 0.2)
     (intent,) = store.intents(round_id)
-    assert {uid: bits(share) for uid, share in intent.weights.items()} == {u: bits(w) for u, w in weights.items()}
-    assert bits(intent.created_at) == bits(0.1 + 0.2)
-    assert {bits(line.weight) for line in store.leaderboard(round_id)} == {bits(row.weight) for row in rows}
+    assert (intent.weights, intent.created_at) == (weights, 0.1 + 0.2)
+    assert {row.weight for row in store.leaderboard(round_id)} == {row.weight for row in rows}
 
 
 def test_every_kind_of_verdict_round_trips(path: Path, store: Store, eval_config: EvalConfig) -> None:
@@ -121,21 +115,14 @@ def test_verdict_is_recorded_once(store: Store, eval_config: EvalConfig) -> None
 
 
 def test_config_changes_with_each_of_its_inputs(store: Store, eval_config: EvalConfig) -> None:
-    other = Competition(**{**Competition.from_defaults().to_dict(), "bench": 2.61})
-    same = store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=9.0)
-    assert same == eval_config
-    others = [
-        store.get_or_create_config(*inputs, now=1.0)
-        for inputs in (
-            (other, "h" * 64, "org/model@abc"),
-            (Competition.from_defaults(), "i" * 64, "org/model@abc"),
-            (Competition.from_defaults(), "h" * 64, "org/model@abd"),
-        )
-    ]
+    same, other = Competition.from_defaults(), replace(Competition.from_defaults(), bench=2.61)
+    assert store.get_or_create_config(same, "h" * 64, "org/model@abc", now=9.0) == eval_config
+    inputs = ((other, "h" * 64, "org/model@abc"), (same, "i" * 64, "org/model@abc"), (same, "h" * 64, "org/model@abd"))
+    others = [store.get_or_create_config(*values, now=1.0) for values in inputs]
     configs = [eval_config, *others]
     assert len({config.id for config in configs}) == len({config.digest for config in configs}) == 4
     store.record_verdict(eval_config, KEY, SCORED, now=1.0)
-    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
+    record_dataset(store, eval_config, KEY, [b"k" * 32])
     store.record_retry_state(eval_config, KEY, RetryState(1, 0, 5.0, "x"))
     store.begin_round(eval_config, OPENED, now=1.0)
     for config in others:
@@ -148,10 +135,7 @@ def test_first_block_stays_while_block_moves(store: Store) -> None:
         store.record_submissions([make_submission(E, block)])
     store.record_submissions([make_submission(F, 40)])
     store.record_submissions([])
-    assert store.submissions() == {
-        E: make_submission(E, 10, 25),
-        F: make_submission(F, 40),
-    }
+    assert store.submissions() == {E: make_submission(E, 10, 25), F: make_submission(F, 40)}
 
 
 def test_first_block_counts_from_the_present_registration(store: Store) -> None:
@@ -175,10 +159,10 @@ def test_datasets_round_trip_and_end_retries(store: Store, eval_config: EvalConf
     for key in (KEY, other):
         store.record_retry_state(eval_config, key, RetryState(1, 2, 3.5, "late"))
     row_keys = [os.urandom(32) for _ in range(5)]
-    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=row_keys, now=1.0)
+    record_dataset(store, eval_config, KEY, row_keys, 1.0)
     assert store.datasets(eval_config, 32) == {KEY: tuple(row_keys)}
     assert store.retry_states(eval_config) == {other: RetryState(1, 2, 3.5, "late")}
-    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=row_keys[:2], now=2.0)
+    record_dataset(store, eval_config, KEY, row_keys[:2], 2.0)
     assert store.datasets(eval_config, 32) == {KEY: tuple(row_keys[:2])}
 
 
@@ -284,7 +268,7 @@ def test_datasets_beyond_the_limit_are_pruned(
     monkeypatch.setattr(submissions, "MAX_DATASETS", 3)
     keys = [make_key(f"h{at}") for at in range(6)]
     for at, key in enumerate(keys):
-        store.record_dataset(eval_config, key, sha256="0" * 64, row_keys=[b"k" * 32, b"l" * 32], now=100.0 + at)
+        record_dataset(store, eval_config, key, [b"k" * 32, b"l" * 32], 100.0 + at)
     store.prune_results(keep={keys[1]}, datasets_before=0.0, receipts_before=0.0)
     assert store.dataset_keys(eval_config) == {keys[1], *keys[3:]}
     own = b"k" * 32
@@ -340,7 +324,7 @@ def test_receipt_belongs_to_the_first_round_that_reads_it(store: Store, eval_con
 def test_pruning_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> None:
     bob, carol = make_key("bob"), make_key("carol")
     for at, key in enumerate((KEY, bob, carol)):
-        store.record_dataset(eval_config, key, sha256="0" * 64, row_keys=[b"k" * 32], now=at)
+        record_dataset(store, eval_config, key, [b"k" * 32], at)
         store.record_verdict(eval_config, key, SCORED, now=at)
     members = tuple(entry(key) for key in (KEY, bob, carol))
     opened = store.begin_round(eval_config, replace(OPENED, entries=members), now=1.0)

@@ -13,7 +13,6 @@ from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
 from template.records import EvalConfig, Round, Submission, SubmissionKey
 from template.rules import duplicates
-from template.rules.duplicates import MAX_VERSIONS
 from template.rules.schedule import Policy
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker
@@ -39,7 +38,7 @@ def key_of(hotkey: str, number: int) -> SubmissionKey:
 
 
 def make_round(*keys: SubmissionKey, queue: Sequence[SubmissionKey] = ()) -> Round:
-    """A round with these entries, registered at block 5 and ranked by the number in their commit."""
+    """A round with entries of these keys, ranked by the number in their commit."""
     entries = tuple(
         make_entry(key, CURRENT, uid=uid, rank_block=block_of(key), registration_block=5)
         for uid, key in enumerate(keys)
@@ -81,8 +80,8 @@ class House:
     def clean_up(self, current: Round | None = None, seen: Mapping[SubmissionKey, Submission] | None = None) -> None:
         clean_up(self.context, self.evaluator, current or make_round(), seen or {})
 
-    def check(self, key: SubmissionKey, rows: tuple[bytes, ...], *, at: float) -> None:
-        self.store.record_dataset(self.eval_config, key, sha256="0" * 64, row_keys=rows, now=at)
+    def check(self, key: SubmissionKey, rows: tuple[bytes, ...], *, now: float) -> None:
+        self.store.record_dataset(self.eval_config, key, sha256="0" * 64, row_keys=rows, now=now)
         self.evaluator.datasets[key] = rows
 
 
@@ -103,8 +102,8 @@ def house(tmp_path: Path, store: Store, eval_config: EvalConfig) -> House:
 def write(path: Path, *, age_days: float = 0.0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}")
-    for one in (path, path.parent):
-        os.utime(one, (NOW - age_days * DAY_S,) * 2)
+    for place in (path, path.parent):
+        os.utime(place, (NOW - age_days * DAY_S,) * 2)
     return path
 
 
@@ -140,20 +139,20 @@ def test_cleanup_keeps_files_of_other_programs(house: House) -> None:
 
 
 def test_cleanup_does_not_follow_links(house: House, tmp_path: Path) -> None:
-    kept = write(tmp_path / "elsewhere" / f"owner--data-{'1' * 40}" / "data.jsonl")
+    spared = write(tmp_path / "elsewhere" / f"owner--data-{'1' * 40}" / "data.jsonl")
     house.config.data_dir.mkdir()
     (house.config.data_dir / ALICE).symlink_to(tmp_path / "elsewhere")
     (house.config.data_dir / BOB).mkdir()
-    (house.config.data_dir / BOB / f"owner--data-{'2' * 40}").symlink_to(kept.parent)
+    (house.config.data_dir / BOB / f"owner--data-{'2' * 40}").symlink_to(spared.parent)
     house.clean_up()
-    assert kept.exists()
+    assert spared.exists()
 
 
 def test_cleanup_removes_old_receipts_except_current_ones(house: House) -> None:
     stands, gone = key_of(ALICE, 1), key_of(BOB, 2)
     receipts, rounds = house.config.receipt_dir, house.config.round_dir
     assert receipts and rounds
-    kept = [
+    spared = [
         write(receipts / f"{ALICE}-{stands.commitment[-40:][:12]}-7.json", age_days=31),
         write(receipts / f"{BOB}-{'1' * 12}-7.json", age_days=29),
         write(rounds / "round-96-10-5GrwvaEF.jsonl", age_days=29),
@@ -167,20 +166,20 @@ def test_cleanup_removes_old_receipts_except_current_ones(house: House) -> None:
         write(rounds / ".round-96-9-5GrwvaEF.jsonl.x_y1z", age_days=31),
     ]
     house.clean_up(make_round(stands))
-    assert [path.name for path in kept if not path.exists()] == []
+    assert [path.name for path in spared if not path.exists()] == []
     assert [path.name for path in removed if path.exists()] == []
 
 
 def test_cleanup_never_changes_duplicates(house: House) -> None:
-    """Old hotkey: rejected and unrelated versions, then one that was copied, then more rows."""
+    """Of rejected and unrelated versions, one that was copied, and one with more rows."""
     refused = [key_of(ALICE, number) for number in range(1, 20)]
     unrelated = [key_of(ALICE, number) for number in range(20, 40)]
     grown_from, present, theft = key_of(ALICE, 50), key_of(ALICE, 60), key_of(BOB, 55)
-    for at, key in enumerate(unrelated):
-        house.check(key, row_keys(10_000 * (at + 1)), at=NOW - 90 * DAY_S)
-    house.check(grown_from, row_keys(0, 120), at=NOW - 60 * DAY_S)
-    house.check(theft, row_keys(0, 120), at=NOW - 3600)
-    house.check(present, row_keys(0, 130), at=NOW - 3600)
+    for number, key in enumerate(unrelated):
+        house.check(key, row_keys(10_000 * (number + 1)), now=NOW - 90 * DAY_S)
+    house.check(grown_from, row_keys(0, 120), now=NOW - 60 * DAY_S)
+    house.check(theft, row_keys(0, 120), now=NOW - 3600)
+    house.check(present, row_keys(0, 130), now=NOW - 3600)
     seen = seen_of(*refused, *unrelated, grown_from, present, theft)
     current = make_round(present, theft)
     before = duplicates.find_duplicates(current.by_key, seen, house.evaluator.datasets)
@@ -194,19 +193,10 @@ def test_cleanup_never_changes_duplicates(house: House) -> None:
     )
 
 
-def test_cleanup_bounds_versions_of_a_missing_dataset(house: House) -> None:
-    versions = [key_of(ALICE, number) for number in range(1, 41)]
-    for at, key in enumerate(versions):
-        house.check(key, row_keys(at), at=NOW - 9 * DAY_S)
-    unchecked = key_of(ALICE, 50)
-    house.clean_up(make_round(unchecked), seen_of(*versions, unchecked))
-    assert set(house.evaluator.datasets) == {*versions[:MAX_VERSIONS], *versions[-MAX_VERSIONS:]}
-
-
 def test_cleanup_removes_rows_of_left_hotkeys_after_a_day(house: House) -> None:
     fresh, old = key_of(ALICE, 1), key_of(BOB, 2)
-    house.check(fresh, row_keys(0), at=NOW - 0.9 * DAY_S)
-    house.check(old, row_keys(0), at=NOW - 1.1 * DAY_S)
+    house.check(fresh, row_keys(0), now=NOW - 0.9 * DAY_S)
+    house.check(old, row_keys(0), now=NOW - 1.1 * DAY_S)
     house.clean_up(make_round(), seen_of(fresh, old))
     assert set(house.evaluator.datasets) == house.store.dataset_keys(house.eval_config) == {fresh}
 
@@ -214,9 +204,9 @@ def test_cleanup_removes_rows_of_left_hotkeys_after_a_day(house: House) -> None:
 def test_state_file_keeps_its_size_between_rounds(house: House) -> None:
     sizes = []
     for number in range(1, 31):
-        keys = [key_of(ALICE, number * 100 + at) for at in range(20)]
+        keys = [key_of(ALICE, number * 100 + index) for index in range(20)]
         for key in keys:
-            house.check(key, row_keys(number, 250), at=NOW - 2 * DAY_S)
+            house.check(key, row_keys(number, 250), now=NOW - 2 * DAY_S)
         house.clean_up(make_round(), seen_of(*keys))
         with Store(house.store.path, is_read_only=True) as reader:
             sizes.append(int(reader.rows("PRAGMA page_count")[0][0]))
@@ -229,8 +219,8 @@ def test_cleanup_removes_earlier_evaluation_sets(net: Net, tmp_path: Path) -> No
     cache = net.parts.folder / "cache"
     other = upload_files(net.hub.store.root, "sample/pool", {"pool.jsonl": make_content(POOL[:50])})
     earlier = dataclasses.replace(net.competition, eval_commit=other)
-    for at, competition in enumerate((earlier, net.competition)):
-        fetch_eval_set(competition, tmp_path / f"eval-{at}", cache, None)
+    for number, competition in enumerate((earlier, net.competition)):
+        fetch_eval_set(competition, tmp_path / f"eval-{number}", cache, None)
     folders = {folder.name: folder for folder in (cache / "hub-files").glob("*/*/*")}
     assert set(folders) == {other, net.competition.eval_commit}
     for folder in folders.values():

@@ -1,5 +1,6 @@
 """Errors of the validator's command line and their exit status."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,42 +9,42 @@ from template.config import load_training_args
 from template.localnet.network import make_hotkey
 from template.store.store import Store
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
-from tests.fixtures.network import (
-    SMALL,
-    VALIDATOR,
-    Net,
-    call_main,
-    load_main,
-    write_training_args,
-)
+from tests.fixtures.network import SMALL, VALIDATOR, Ended, Net, call_main, load_main, use_hub, write_training_args
 
 
-def _arguments(net: Net, model: Path, **changed: object) -> list[object]:
+def run(net: Net, **changed: object) -> Ended:
+    """Run the entry point here for one round."""
     flags: dict[str, object] = {
-        "--netuid": 96,
-        "--subtensor.network": net.parts.network,
-        "--wallet.path": net.parts.wallets,
-        "--wallet.name": "validator",
-        "--competition": net.parts.competition,
-        "--state_dir": net.parts.folder / "process",
-        "--training_args": write_training_args(net.parts.folder / "args.yaml"),
-        "--model_path": model,
-        "--max_epochs": 1,
-        "--poll_seconds": 0.01,
-        "--wandb.off": True,
+        "netuid": 96,
+        "subtensor.network": net.parts.network,
+        "wallet.path": net.parts.wallets,
+        "wallet.name": "validator",
+        "competition": net.parts.competition,
+        "state_dir": net.parts.folder / "process",
+        "training_args": write_training_args(net.parts.folder / "args.yaml"),
+        "max_epochs": 1,
+        "poll_seconds": 0.01,
+        "wandb.off": True,
     }
-    flags.update({f"--{name.replace('__', '.')}": value for name, value in changed.items()})
-    return [part for flag, value in flags.items() for part in ((flag,) if value is True else (flag, value))]
+    flags |= {name.replace("__", "."): value for name, value in changed.items()}
+    parts = ((f"--{name}",) if value is True else (f"--{name}", value) for name, value in flags.items())
+    return call_main(load_main(VALIDATOR), *(part for pair in parts for part in pair))
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
+    """A network that no wrong setting changes."""
+    with Net(tmp_path_factory.mktemp("idle") / "network") as net, use_hub(net):
+        make_hotkey(net.parts, "stranger")
+        yield net
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", "989aa79", "989AA7980e4cf806f80c7fef2b1adb7bc71aa306"])
-def test_model_without_a_pinned_revision_is_refused(net: Net, tmp_path: Path, revision: str | None) -> None:
+def test_model_without_a_pinned_revision_is_refused(idle: Net, tmp_path: Path, revision: str | None) -> None:
     args = write_training_args(tmp_path / "moving.yaml")
     if revision is not None:
         args.write_text(f"{args.read_text()}  revision: '{revision}'\n")
-    flags = [str(flag) for flag in _arguments(net, tmp_path, training_args=args)]
-    at = flags.index("--model_path")
-    ended = call_main(load_main(VALIDATOR), *flags[:at], *flags[at + 2 :])
+    ended = run(idle, training_args=args)
     assert ended.status == 3, ended.logs
     assert "the revision of Qwen/Qwen2.5-0.5B-Instruct must be a full commit" in ended.logs[-1]
 
@@ -58,7 +59,8 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
     "wrong netuid": ({"netuid": 95}, "--netuid"),
     "impossible netuid": ({"netuid": 70000}, "--netuid"),
     "no such chain": ({"subtensor__network": "sim:/nowhere.sqlite3"}, "--subtensor.network"),
-    "broken competition": ({"competition": "BROKEN"}, "broken.yaml: unknown key 'benk'"),
+    "broken competition": ({"competition": "BROKEN"}, "BROKEN.yaml: unknown key 'benk'"),
+    "no such evaluation set": ({"competition": "MOVED"}, "sample/pool has no such commit"),
     "no such competition": ({"competition": "/nowhere.yaml"}, "/nowhere.yaml: cannot be read"),
     "no such model": ({"model_path": "/nowhere"}, "--model_path /nowhere"),
     "no such training arguments": ({"training_args": "/nowhere.yaml"}, "/nowhere.yaml: cannot be read"),
@@ -68,10 +70,7 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
     "no downloads": ({"max_downloads": 0}, "--max_downloads"),
     "no epochs": ({"max_epochs": 0}, "--max_epochs"),
     "seed too large": ({"lucky_num": 2**32}, "--lucky_num"),
-    "two seeds": (
-        {"lucky_num": 5, "lucky_num_from": "chain"},
-        "--lucky_num and --lucky_num_from chain exclude each other",
-    ),
+    "two seeds": ({"lucky_num": 5, "lucky_num_from": "chain"}, "--lucky_num_from chain exclude each other"),
     "nothing kept": ({"keep_days": 0}, "--keep_days"),
     "an empty device": ({"device": "cpu,"}, "--device"),
     "no pause": ({"poll_seconds": "nan"}, "--poll_seconds"),
@@ -79,42 +78,40 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", CONFIG_ERRORS)
-def test_wrong_setting_is_named_in_one_line(net: Net, tiny_model: Path, case: str) -> None:
+# Found by a worker, which takes seconds to start.
+SLOW = {"no such model", "no such device"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CONFIG_ERRORS]
+)
+def test_wrong_setting_is_named_in_one_line(idle: Net, case: str) -> None:
     changed, sentence = CONFIG_ERRORS[case]
-    make_hotkey(net.parts, "stranger")
-    broken = net.parts.folder / "broken.yaml"
-    broken.write_text(net.parts.competition.read_text().replace("bench", "benk"))
-    changed = {name: broken if value == "BROKEN" else value for name, value in changed.items()}
-    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, **changed))
+    for name, old, new in (("BROKEN", "bench", "benk"), ("MOVED", idle.competition.eval_commit, "f" * 40)):
+        path = idle.parts.folder / f"{name}.yaml"
+        path.write_text(idle.parts.competition.read_text().replace(old, new))
+        changed = {flag: path if value == name else value for flag, value in changed.items()}
+    ended = run(idle, **{"model_path": idle.parts.folder, **changed})
     assert ended.status == 3, ended.logs
     (line,) = [line for line in ended.logs if "INFO" not in line]
-
     assert sentence in line and "ERROR" in line
-    assert ended.output == "" and net.calls() == []
+    assert ended.output == "" and idle.calls() == []
 
 
-def test_missing_evaluation_set_is_a_config_error(net: Net, tiny_model: Path) -> None:
-    wrong = net.parts.folder / "wrong.yaml"
-    wrong.write_text(net.parts.competition.read_text().replace(net.competition.eval_commit, "f" * 40))
-    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, competition=wrong))
-    assert ended.status == 3
-    assert "evaluation set" in ended.logs[-1] and "sample/pool has no such commit" in ended.logs[-1]
-
-
-def test_rejected_hub_token_has_its_own_exit_status(net: Net, tiny_model: Path) -> None:
+def test_rejected_hub_token_has_its_own_exit_status(net: Net) -> None:
     net.submit("alice", SMALL)
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=401, pattern="sample/pool"))
-    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model))
+    ended = run(net, model_path=net.parts.folder)
     assert ended.status == 4, ended.logs
     assert "HostError" in ended.logs[-1] and "token" in ended.logs[-1]
     assert not any("alice" in line for line in ended.logs)
 
 
+@pytest.mark.slow
 def test_offline_needs_no_wallet(net: Net, tiny_model: Path) -> None:
     key = net.submit("alice", SMALL)
     calls = net.calls()
-    ended = call_main(load_main(VALIDATOR), *_arguments(net, tiny_model, wallet__name="nobody", offline=True))
+    ended = run(net, model_path=tiny_model, wallet__name="nobody", offline=True)
     assert ended.status == 0, ended.logs
     with Store(net.parts.folder / "process" / "validator.sqlite3", is_read_only=True) as store:
         assert [(line.key, line.weight) for line in store.leaderboard(1)] == [(key, 1.0)]

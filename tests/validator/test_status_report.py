@@ -1,7 +1,8 @@
 """The status report: what is due, what fails, in lines that fit."""
 
-import dataclasses
 import io
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -13,13 +14,15 @@ from template.validator.status_report import print_status
 from tests.fixtures.status import ALICE, BOB, NOW, REFUSED, TAKEN, make_round
 from tests.fixtures.views import make_key
 
-
-def make_metrics(block: int = 200, **changes: object) -> Metrics:
-    values: dict[str, object] = {
-        "now": NOW - 4.0, "block": block, "block_time": NOW - 16.0, "doing": "2 evaluations running", "round_id": 3,
-        "queue": 2, "unscored": 5, "weights_block": 410, "tokens_per_s": 12_345.6,
-    }  # fmt: skip
-    return Metrics(**{**values, **changes})  # type: ignore[arg-type]
+METRICS = Metrics(
+    now=NOW - 4.0, block=200, block_time=NOW - 16.0, doing="2 evaluations running", round_id=3, queue=2, unscored=5,
+    weights_block=410, tokens_per_s=12_345.6,
+)  # fmt: skip
+STATUS = Status(
+    now=NOW, state_dir="/state", holder=4711, activity=METRICS, model="org/model@abc cuda", contest_digest="d" * 64,
+    newest=make_round(), newest_intents=[], current=None, standings=[], intents=[], recent=[], accepted=None,
+    attempts={}, disk={}, free_bytes=5_000_000_000,
+)  # fmt: skip
 
 
 def make_intent(number: int, block: int, outcome: WeightOutcome | None, *, is_repeat: bool = False) -> WeightIntent:
@@ -29,15 +32,6 @@ def make_intent(number: int, block: int, outcome: WeightOutcome | None, *, is_re
     )  # fmt: skip
 
 
-def make_status(**changes: object) -> Status:
-    values: dict[str, object] = {
-        "now": NOW, "state_dir": "/state", "holder": 4711, "activity": make_metrics(), "model": "org/model@abc cuda",
-        "contest_digest": "d" * 64, "newest": make_round(), "newest_intents": [], "current": None, "standings": [],
-        "intents": [], "recent": [], "accepted": None, "attempts": {}, "disk": {}, "free_bytes": 5_000_000_000,
-    }  # fmt: skip
-    return Status(**{**values, **changes})  # type: ignore[arg-type]
-
-
 def report(status: Status) -> list[str]:
     console = Console(file=io.StringIO(), width=120, markup=False, highlight=False, emoji=False)
     with console.capture() as capture:
@@ -45,9 +39,9 @@ def report(status: Status) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def section(label: str, **changes: object) -> str:
+def section(label: str, **changes: Any) -> str:
     """The text beside a label, its lines joined."""
-    lines = report(make_status(**changes))
+    lines = report(replace(STATUS, **changes))
     first = next(index for index, line in enumerate(lines) if line.startswith(label.ljust(12)))
     last = next(index for index in range(first + 1, len(lines)) if not lines[index].startswith(" " * 12))
     return " ".join(line[12:].strip() for line in lines[first:last])
@@ -57,7 +51,7 @@ def test_report_of_a_running_evaluation() -> None:
     running = RunningEvaluation(
         key=ALICE, device="cuda:1", started_at=NOW - 304.0, stage="train", done=45, total=100, memory_bytes=3 << 30
     )
-    activity = make_metrics(running=(running,))
+    activity = replace(METRICS, running=(running,))
     expected = {
         "validator": "running, process 4711",
         "model": "org/model@abc cuda, eval config dddddddddddd",
@@ -72,19 +66,19 @@ def test_report_of_a_running_evaluation() -> None:
 
 
 def test_report_without_an_open_round() -> None:
-    assert section("round", activity=make_metrics(round_id=None)) == "none open"
+    assert section("round", activity=replace(METRICS, round_id=None)) == "none open"
 
 
 def test_report_lines_fit_a_terminal() -> None:
     long = f"checking {'o' * 40}/{'n' * 50}:sample:{'0' * 40} of {'5' * 48}"
     attempts = {ALICE: RetryState(1, 0, NOW + 60, "the Hub could not be reached: " + "word " * 100)}
-    status = make_status(activity=make_metrics(doing=long), attempts=attempts)
+    status = replace(STATUS, activity=replace(METRICS, doing=long), attempts=attempts)
     assert max(map(len, report(status))) <= 120
 
 
 ACCEPTED, REPEATED = make_intent(1, 149, TAKEN), make_intent(1, 149, TAKEN, is_repeat=True)
 REJECTED, UNKNOWN = make_intent(2, 190, REFUSED), make_intent(2, 195, None)
-SEALED = make_intent(1, 149, dataclasses.replace(TAKEN, is_revealed_later=True, reveal_round=7_654_321))
+SEALED = make_intent(1, 149, replace(TAKEN, is_revealed_later=True, reveal_round=7_654_321))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +100,7 @@ def test_report_of_weights(recent: list[WeightIntent], is_in_round: bool, text: 
 
 
 def test_report_of_a_round_with_resubmitted_weights() -> None:
-    status = make_status(current=make_round(), intents=[REPEATED])
+    status = replace(STATUS, current=make_round(), intents=[REPEATED])
     assert report(status)[-1] == "weights: on chain since block 150 (resubmission)"
 
 
@@ -121,13 +115,13 @@ TRIES = [make_intent(number, 100 + 10 * number, REFUSED) for number in (2, 3)]
         ({"accepted": LATER_REPEAT, "recent": [EARLIER, *TRIES, LATER_REPEAT]}, 120),
         ({"accepted": EARLIER, "recent": [*TRIES, EARLIER]}, 410),
         ({"accepted": EARLIER, "recent": [EARLIER], "newest_intents": [EARLIER]}, None),
-        ({"accepted": EARLIER, "recent": [EARLIER], "activity": make_metrics(round_id=None)}, 460 + 360),
+        ({"accepted": EARLIER, "recent": [EARLIER], "activity": replace(METRICS, round_id=None)}, 460 + 360),
         # The report is of the round before.
         ({"accepted": EARLIER, "recent": [EARLIER], "newest": make_round(4, start=460, end=820)}, None),
     ],
 )
-def test_weights_are_due_since_the_first_rejection(changes: dict[str, object], block: int | None) -> None:
-    assert make_status(**changes).due_block == block
+def test_weights_are_due_since_the_first_rejection(changes: dict[str, Any], block: int | None) -> None:
+    assert replace(STATUS, **changes).due_block == block
 
 
 @pytest.mark.parametrize(
@@ -135,15 +129,15 @@ def test_weights_are_due_since_the_first_rejection(changes: dict[str, object], b
     [
         ({}, None),
         ({"activity": None}, "no report from the validator yet"),
-        ({"activity": make_metrics(now=NOW - 1801)}, "no report from the validator for 30 min; process 4711 is"),
-        ({"activity": make_metrics(now=NOW - 7300), "holder": None}, "for 2.0 h; it is not running"),
-        ({"activity": make_metrics(block=510)}, None),
-        ({"activity": make_metrics(block=511)}, "weights are overdue by 101 blocks; last rejected at block 90"),
+        ({"activity": replace(METRICS, now=NOW - 1801)}, "no report from the validator for 30 min; process 4711 is"),
+        ({"activity": replace(METRICS, now=NOW - 7300), "holder": None}, "for 2.0 h; it is not running"),
+        ({"activity": replace(METRICS, block=510)}, None),
+        ({"activity": replace(METRICS, block=511)}, "weights are overdue by 101 blocks; last rejected at block 90"),
     ],
 )
-def test_silence_and_late_weights_are_a_problem(changes: dict[str, object], problem: str | None) -> None:
+def test_silence_and_late_weights_are_a_problem(changes: dict[str, Any], problem: str | None) -> None:
     recent = [make_intent(1, 90, REFUSED), make_intent(2, 95, TAKEN)]
-    status = make_status(**{"accepted": recent[1], "recent": recent, **changes})
+    status = replace(STATUS, **{"accepted": recent[1], "recent": recent, **changes})
     result = health_problem(status, max_age_s=1800, max_overdue_blocks=100)
     assert (result is None) if problem is None else (problem in (result or ""))
 
