@@ -40,7 +40,7 @@ def candidate(hotkey: str, block: int, rows: range | list[int], commit: str = "c
 
 
 def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str, str], Duplicate]:
-    """Compare every pair, as the rule says."""
+    """Compare every pair."""
 
     def sort_key(c: Candidate) -> tuple[int, bytes]:
         return c.block, hashlib.sha256(f"{c.hotkey}:{c.commit}".encode()).digest()
@@ -112,7 +112,7 @@ def random_instance(seed: int) -> list[Candidate]:
     ]
 
 
-def test_duplicates_equal_those_of_pairwise_comparison_in_any_order() -> None:
+def test_pairwise_comparison_in_any_order_finds_the_same() -> None:
     counts = []
     for seed in range(150):
         candidates, max_shared = random_instance(seed), seed % 7
@@ -135,7 +135,7 @@ def test_full_subnet_is_compared_in_seconds(pool_rows: int) -> None:
 
 
 def count_steps(work: Callable[[], object]) -> int:
-    """Count the lines of the duplicates module that `work` runs: the same on every machine."""
+    """Count the lines of the module that `work` runs: the same on every machine."""
     steps, before = [0], sys.gettrace()
 
     def trace(frame: FrameType, event: str, argument: object) -> object:

@@ -11,16 +11,7 @@ from template.errors import Reason
 from template.records import ChainView, Entry, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.duplicates import Duplicate, find_duplicates
 from template.rules.leaderboard import build_leaderboard, choose_weights, weights_by_uid
-from tests.fixtures.views import (
-    OWNER,
-    enter,
-    make_commitment,
-    make_key,
-    make_neuron,
-    make_view,
-    record,
-    view_of,
-)
+from tests.fixtures.views import OWNER, enter, make_commitment, make_key, make_neuron, make_view, record, view_of
 
 COMPETITION = Competition.from_defaults()
 A, B, C = (make_key(name) for name in "abc")

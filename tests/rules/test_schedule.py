@@ -71,16 +71,11 @@ def test_queue_is_no_longer_than_the_sample() -> None:
 
 @pytest.mark.parametrize(
     ("until_epoch", "tempo", "end"),
-    [(360, 360, 460), (1000, 1000, 460), (200, 360, 300), (51, 360, 151), (50, 360, 460), (0, 100, 200), (1, 2, 103)],
-    ids=["whole", "long tempo", "near", "just enough", "too near", "now", "tiny tempo"],
+    [(360, 360, 460), (1000, 1000, 460), (51, 360, 151), (50, 360, 460), (0, 100, 200), (1, 2, 103), (0, 0, 101)],
+    ids=["whole", "long tempo", "just enough", "too near", "now", "tiny tempo", "no tempo"],
 )
 def test_round_ends_with_a_nearer_epoch_of_the_chain(until_epoch: int, tempo: int, end: int) -> None:
     assert choose(make_idle(), at(100, blocks_until_epoch=until_epoch, tempo=tempo)) == OpenRound(100, end)
-
-
-def test_round_has_at_least_one_block() -> None:
-    view = at(100, blocks_until_epoch=0, tempo=0)
-    assert choose(make_idle(), view, replace(POLICY, block_threshold=0)) == OpenRound(100, 101)
 
 
 ALIGNED = replace(POLICY, is_aligned=True)

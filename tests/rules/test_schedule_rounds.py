@@ -1,22 +1,12 @@
 """Whole rounds of a simulated world."""
 
-import itertools
 import math
 import random
 
 import pytest
 
 from template.records import RetryState
-from template.rules.schedule import (
-    MAX_HOST_FAILURES,
-    CloseRound,
-    EvaluateDataset,
-    FetchDatasets,
-    Policy,
-    SetWeights,
-    Stop,
-    Wait,
-)
+from template.rules.schedule import MAX_HOST_FAILURES, CloseRound, EvaluateDataset, Policy, SetWeights, Stop, Wait
 from tests.fixtures.simulation import BLOCK_S, DUPLICATE, World, keys
 
 # Without faults
@@ -33,19 +23,6 @@ def test_quiet_round_evaluates_all_and_sets_weights_once() -> None:
     assert len(world.verdicts) == 5
 
 
-def test_parallel_downloads_delay_later_commitments_only() -> None:
-    world = World(downloads=4, fetch_blocks=10)
-    for key in keys(6):
-        world.block += 1
-        world.enter(key)
-    world.run_rounds(1)
-    assert [len(action.keys) for _, action in world.actions(FetchDatasets)] == [4, 2]
-    first_fetch, last_fetch = (block for block, _ in world.actions(FetchDatasets))
-    (first_score, _), *_ = world.actions(EvaluateDataset)
-    assert first_score == last_fetch == first_fetch + 10 + 4, "evaluated while the last two are downloading"
-    assert len(world.verdicts) == 6 and set(world.accepted.values()) == {1}
-
-
 @pytest.mark.parametrize(
     "world",
     [
@@ -59,16 +36,6 @@ def test_endless_work_does_not_delay_weights(world: World) -> None:
     world.run_rounds(3)
     assert set(world.accepted.values()) == {1}
     assert all(0 < 360 - block % 360 <= 50 for block, _ in world.actions(SetWeights))
-
-
-def test_rounds_follow_epochs_with_weights_before_each() -> None:
-    world = World(tempo=200, rate_limit=100)
-    world.enter(*keys(3))
-    world.run_rounds(6)
-    assert [opened.end_block for opened in world.rounds] == [200, 400, 600, 800, 1000, 1200]
-    for opened in world.rounds:
-        (when,) = [block for block, _ in world.actions(SetWeights) if opened.start_block <= block < opened.end_block]
-        assert when < opened.end_block
 
 
 def test_one_sample_per_round_reaches_everyone_in_order() -> None:
@@ -92,15 +59,6 @@ def test_unreachable_dataset_gets_its_turn_once_reachable() -> None:
     world.retry_states[entered[0]] = RetryState(remote_failures=20, next_at=(world.block + 1500) * BLOCK_S)
     world.run_rounds(8)
     assert set(entered) == set(world.verdicts)
-
-
-def test_rate_limit_longer_than_a_round_slows_rounds_only() -> None:
-    world = World(policy=Policy(blocks_per_epoch=20, block_threshold=5), tempo=20, rate_limit=100)
-    world.enter(*keys(3))
-    world.run_rounds(6)
-    assert list(world.accepted.values()) == [1] * 6
-    blocks = [block for block, _ in world.actions(SetWeights)]
-    assert all(later - earlier >= 100 for earlier, later in itertools.pairwise(blocks))
 
 
 @pytest.mark.parametrize("sets_weights", [True, False])

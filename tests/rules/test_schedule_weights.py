@@ -102,13 +102,9 @@ def test_rejected_weights_are_retried_with_backoff() -> None:
     assert choose(make_state(intents=intents * 1000), at(block)) == SetWeights()
 
 
-def test_round_with_rejected_weights_closes_at_its_end() -> None:
-    state = make_state(A, intents=[intent(450, TOO_FAST)])
-    assert choose(state, at(459)) == SetWeights()
-    assert choose(state, at(460)) == CloseRound(is_settled=False)
-
-
-def test_weights_are_set_once_after_a_missed_round_end() -> None:
+def test_weights_are_tried_until_the_rounds_end_and_once_after() -> None:
+    assert choose(make_state(A, intents=[intent(450, TOO_FAST)]), at(459)) == SetWeights()
+    assert choose(make_state(A, intents=[intent(450, TOO_FAST)]), at(460)) == CloseRound(is_settled=False)
     assert choose(make_state(A), at(100_000)) == SetWeights()
     assert choose(make_state(A, intents=[intent(100_000, TOO_FAST)]), at(100_000)) == CloseRound(is_settled=False)
     assert choose(make_state(A, intents=[intent(100_000, ACCEPTED)]), at(100_000)) == CloseRound(is_settled=True)

@@ -97,10 +97,6 @@ def test_weights_are_the_shares_of_scores() -> None:
     assert weights_from_scores({"a": 0.1, "b": 0.3, "c": 0.4}, UIDS, 5) == pytest.approx({0: 0.125, 1: 0.375, 7: 0.5})
 
 
-def test_uid_zero_can_be_the_owner() -> None:
-    assert weights_from_scores({}, UIDS, 0) == {0: 1.0}
-
-
 def test_unregistered_hotkey_gets_no_share() -> None:
     assert weights_from_scores({"gone": 1.0, "b": 0.01}, UIDS, 5) == {1: 1.0}
 
@@ -110,21 +106,15 @@ def test_share_below_the_least_weight_goes_to_others() -> None:
     assert weights is not None
     assert set(weights) == {0, 1}
     assert weights_from_scores({"a": 1.0, "b": 0.9 * MIN_WEIGHT}, UIDS, 5) == {0: 1.0}
-
-
-def test_least_weight_is_a_share_not_a_score() -> None:
-    tiny = weights_from_scores({"a": 1e-9, "b": 3e-9}, UIDS, 5)
-    assert tiny == pytest.approx({0: 0.25, 1: 0.75})
+    assert weights_from_scores({"a": 1e-9, "b": 3e-9}, UIDS, 5) == pytest.approx({0: 0.25, 1: 0.75}), "not a score"
 
 
 @pytest.mark.parametrize("scores", [{}, {"a": 0.0, "b": 0.0}, {"gone": 1.0}])
 def test_without_scores_the_owner_gets_all(scores: dict[str, float]) -> None:
     assert weights_from_scores(scores, UIDS, 5) == {5: 1.0}
+    assert weights_from_scores(scores, UIDS, 0) == {0: 1.0}
     assert weights_from_scores(scores, UIDS, None) is None
-
-
-def test_owner_without_uid_is_fine_while_a_score_exists() -> None:
-    assert weights_from_scores({"a": 0.5}, UIDS, None) == {0: 1.0}
+    assert weights_from_scores({**scores, "a": 0.5}, UIDS, None) == {0: 1.0}
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.5, math.nan, math.inf])
