@@ -90,8 +90,8 @@ def read_state(path: Path) -> dict[str, Any]:
                 f"{NAMES[hotkey]} {block}": commit for (hotkey, block), commit in store.commit_blocks().items()
             },
             "submissions": {
-                name(key): [one.first_block, one.block, one.reveal_block, one.missing_block]
-                for key, one in store.submissions().items()
+                name(key): [seen.first_block, seen.block, seen.reveal_block, seen.missing_block]
+                for key, seen in store.submissions().items()
             },
             "contests": {config.digest: read_config(store, config) for config in configs},
             "rounds": {str(row["id"]): read_round(store, row["id"]) for row in store.rows("SELECT id FROM rounds")},

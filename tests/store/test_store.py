@@ -66,13 +66,13 @@ def record_intent(store: Store, round_id: int, leaderboard: list[LeaderboardRow]
 def test_floats_round_trip_exactly(store: Store, eval_config: EvalConfig) -> None:
     draw = random.Random(1)
     losses = [5e-324, 1.7976931348623157e308, 0.1 + 0.2, math.pi, 0.0, *(draw.uniform(0, 10) for _ in range(50))]
-    verdicts = {make_key(f"h{at}"): Verdict(loss=loss, seconds=loss) for at, loss in enumerate(losses)}
+    verdicts = {make_key(f"h{number}"): Verdict(loss=loss, seconds=loss) for number, loss in enumerate(losses)}
     for key, verdict in verdicts.items():
         store.record_verdict(eval_config, key, verdict, now=1.0)
     assert store.verdicts(eval_config) == verdicts
     round_id = store.begin_round(eval_config, OPENED, now=1.0).id
     weights = {uid: draw.random() for uid in range(20)}
-    rows = [make_row(f"h{at}", uid=at, loss=losses[at], weight=draw.random()) for at in range(5)]
+    rows = [make_row(f"h{number}", uid=number, loss=losses[number], weight=draw.random()) for number in range(5)]
     record_intent(store, round_id, rows, weights=weights, now=0.1 + 0.2)
     (intent,) = store.intents(round_id)
     assert (intent.weights, intent.created_at) == (weights, 0.1 + 0.2)
@@ -85,9 +85,9 @@ def test_every_kind_of_verdict_round_trips(path: Path, store: Store, eval_config
         store.record_verdict(eval_config, key, verdict, now=1.0)
     store.close()
     with Store(path) as again:
-        found = again.verdicts(eval_config)
-        assert found == {**rejections, KEY: Verdict(loss=2.5, seconds=1.5)}
-        assert all(type(found[key].reason) is Reason for key in rejections)
+        verdicts = again.verdicts(eval_config)
+        assert verdicts == {**rejections, KEY: Verdict(loss=2.5, seconds=1.5)}
+        assert all(type(verdicts[key].reason) is Reason for key in rejections)
         assert again.receipt(eval_config, KEY) == SCORED.receipt
         assert again.receipt(eval_config, make_key("empty")) is None
 
@@ -176,7 +176,7 @@ def test_last_retry_state_counts_until_the_verdict(store: Store, eval_config: Ev
 
 def test_round_round_trips_and_is_open_until_closed(store: Store, eval_config: EvalConfig) -> None:
     assert store.open_round(eval_config) is store.last_round() is None
-    entries = tuple(make_key(name) for name in ["zoe", "adam", "mia", *(f"h{at}" for at in range(60, 0, -1))])
+    entries = tuple(make_key(name) for name in ["zoe", "adam", "mia", *(f"h{number}" for number in range(60, 0, -1))])
     members = tuple(entry(key, uid, lucky_num=uid or None, seed_block=None) for uid, key in enumerate(sorted(entries)))
     opened = replace(OPENED, entries=members, queue=entries[:-3])
     first = store.begin_round(eval_config, opened, now=1.0)
@@ -205,13 +205,13 @@ def test_intent_is_pending_until_its_outcome(store: Store, eval_config: EvalConf
     store.record_outcome(first, refused, now=3.5)
     second = record_intent(store, round_id, None)
     store.record_outcome(second, sealed, now=5.0)
-    found = store.intents(round_id)
-    assert [one.outcome for one in found] == [refused, sealed]
-    assert [(one.id, one.finished_at) for one in found] == [(first, 3.5), (second, 5.0)]
-    assert [one.is_repeat for one in found] == [False, True]
+    intents = store.intents(round_id)
+    assert [intent.outcome for intent in intents] == [refused, sealed]
+    assert [(intent.id, intent.finished_at) for intent in intents] == [(first, 3.5), (second, 5.0)]
+    assert [intent.is_repeat for intent in intents] == [False, True]
     assert store.intents(round_id + 1) == []
-    assert store.last_accepted() == store.last_accepted(eval_config) == found[1]
-    assert found[0].registrations == {"a": 5}, "only those with a share"
+    assert store.last_accepted() == store.last_accepted(eval_config) == intents[1]
+    assert intents[0].registrations == {"a": 5}, "only those with a share"
     assert store.last_accepted(EvalConfig(eval_config.id + 1, "other")) is None and store.pending_intents() == []
 
 
@@ -224,8 +224,8 @@ def test_resubmission_keeps_the_rounds_leaderboard(store: Store, eval_config: Ev
 
 
 def test_commit_blocks_round_trip(store: Store) -> None:
-    for found in ({("a", 20): 5}, {("a", 30): 21, ("b", 7): 1}, {("a", 20): 5}, {}):
-        store.record_commit_blocks(found)
+    for commit_blocks in ({("a", 20): 5}, {("a", 30): 21, ("b", 7): 1}, {("a", 20): 5}, {}):
+        store.record_commit_blocks(commit_blocks)
     assert store.commit_blocks() == {("a", 20): 5, ("a", 30): 21, ("b", 7): 1}
 
 
@@ -245,7 +245,7 @@ def test_missing_block_only_moves_forward(store: Store) -> None:
 
 def test_old_superseded_commitments_are_pruned(store: Store) -> None:
     texts = ("old", "kept", "new")
-    store.record_submissions([make_submission(SubmissionKey("a", text), at) for at, text in enumerate(texts)])
+    store.record_submissions([make_submission(SubmissionKey("a", text), number) for number, text in enumerate(texts)])
     commit_blocks = {("a", 0): 0, ("a", 1): 0, ("b", 1): 0, ("b", 2): 1}
     store.record_commit_blocks(commit_blocks)
     store.prune_submissions(keep={SubmissionKey("a", "kept")}, before_block=2)
@@ -255,7 +255,7 @@ def test_old_superseded_commitments_are_pruned(store: Store) -> None:
 
 
 def test_submissions_returns_the_requested_keys(store: Store) -> None:
-    seen = [make_submission(SubmissionKey("a", str(at)), at) for at in range(5)]
+    seen = [make_submission(SubmissionKey("a", str(number)), number) for number in range(5)]
     store.record_submissions(seen)
     asked = [seen[1].key, seen[3].key, SubmissionKey("b", "1")]
     assert store.submissions(asked) == {seen[1].key: seen[1], seen[3].key: seen[3]}
@@ -266,9 +266,9 @@ def test_datasets_beyond_the_limit_are_pruned(
     store: Store, eval_config: EvalConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submissions, "MAX_DATASETS", 3)
-    keys = [make_key(f"h{at}") for at in range(6)]
-    for at, key in enumerate(keys):
-        record_dataset(store, eval_config, key, [b"k" * 32, b"l" * 32], 100.0 + at)
+    keys = [make_key(f"h{number}") for number in range(6)]
+    for number, key in enumerate(keys):
+        record_dataset(store, eval_config, key, [b"k" * 32, b"l" * 32], 100.0 + number)
     store.prune_results(keep={keys[1]}, datasets_before=0.0, receipts_before=0.0)
     assert store.dataset_keys(eval_config) == {keys[1], *keys[3:]}
     own = b"k" * 32
@@ -277,21 +277,21 @@ def test_datasets_beyond_the_limit_are_pruned(
 
 
 def test_verdict_cache_holds_only_requested_verdicts(path: Path, store: Store, eval_config: EvalConfig) -> None:
-    keys = [make_key(f"h{at}") for at in range(50)]
+    keys = [make_key(f"h{number}") for number in range(50)]
     for key in keys:
         store.record_verdict(eval_config, key, SCORED, now=1.0)
     store.close()
     with Store(path) as again:
-        found = again.verdicts(eval_config)
-        assert isinstance(found, VerdictCache) and found.size == 0
-        assert keys[3] in found and found[keys[4]].loss == SCORED.loss and make_key("x") not in found
-        assert found.size == 3 and len(found) == 50 and set(found) == set(keys)
+        cache = again.verdicts(eval_config)
+        assert isinstance(cache, VerdictCache) and cache.size == 0
+        assert keys[3] in cache and cache[keys[4]].loss == SCORED.loss and make_key("x") not in cache
+        assert cache.size == 3 and len(cache) == 50 and set(cache) == set(keys)
         again.prune_results(keep=set(), datasets_before=0.0, receipts_before=0.0)
-        assert found.size == 0 and again.verdicts(eval_config)[keys[9]].loss == SCORED.loss
+        assert cache.size == 0 and again.verdicts(eval_config)[keys[9]].loss == SCORED.loss
         again.record_verdict(eval_config, make_key("x"), Verdict(reason=Reason.EMPTY), now=1.0)
-        assert found[make_key("x")].reason is Reason.EMPTY
+        assert cache[make_key("x")].reason is Reason.EMPTY
         again.expire_rejections(eval_config, [Reason.EMPTY], before=2.0)
-        assert make_key("x") not in found and keys[3] in found
+        assert make_key("x") not in cache and keys[3] in cache
 
 
 def test_heartbeat_round_trips(store: Store) -> None:
@@ -323,15 +323,15 @@ def test_receipt_belongs_to_the_first_round_that_reads_it(store: Store, eval_con
 
 def test_pruning_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> None:
     bob, carol = make_key("bob"), make_key("carol")
-    for at, key in enumerate((KEY, bob, carol)):
-        record_dataset(store, eval_config, key, [b"k" * 32], at)
-        store.record_verdict(eval_config, key, SCORED, now=at)
+    for number, key in enumerate((KEY, bob, carol)):
+        record_dataset(store, eval_config, key, [b"k" * 32], number)
+        store.record_verdict(eval_config, key, SCORED, now=number)
     members = tuple(entry(key) for key in (KEY, bob, carol))
     opened = store.begin_round(eval_config, replace(OPENED, entries=members), now=1.0)
     weights, taken = {0: 1.0}, WeightOutcome(is_accepted=True, block=9)
-    for at in range(3):
+    for attempt in range(3):
         number = record_intent(store, opened.id, [], weights=weights, shares={"a": 1.0}, registrations={"a": 5})
-        store.record_outcome(number, replace(taken, is_accepted=at < 2), now=1.0)
+        store.record_outcome(number, replace(taken, is_accepted=attempt < 2), now=1.0)
     store.record_retry_state(eval_config, make_key("gone"), RetryState(next_at=1.0))
     store.record_leaderboard(opened.id, [make_row("a")])
     store.round_receipts(eval_config, opened.id)
@@ -345,7 +345,7 @@ def test_pruning_keeps_every_verdict(store: Store, eval_config: EvalConfig) -> N
     assert store.retry_states(eval_config) == {}
     store.prune_rounds(before=5.1)
     assert store.leaderboard(opened.id) == []
-    assert [one.weights for one in store.intents(opened.id)] == [{}, weights, {}], "the last accepted ones stay"
+    assert [intent.weights for intent in store.intents(opened.id)] == [{}, weights, {}], "the last accepted ones stay"
     last = store.last_round()
     assert last is not None
     assert (last.id, last.entries, last.queue) == (opened.id, (), ())
@@ -376,8 +376,8 @@ def test_leaderboard_is_the_newest_best_first(store: Store, eval_config: EvalCon
         make_row("hopeless", uid=5, loss=3.5),
     ]
     record_intent(store, round_id, lines)
-    found = store.leaderboard(round_id)
-    assert [line.key.hotkey for line in found] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
-    assert sorted(found, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)
+    rows = store.leaderboard(round_id)
+    assert [line.key.hotkey for line in rows] == ["first", "second", "tiny", "copy", "hopeless", "refused", "waits"]
+    assert sorted(rows, key=lambda line: line.uid) == sorted(lines, key=lambda line: line.uid)
     store.record_leaderboard(round_id, [])
     assert store.leaderboard(round_id) == []
