@@ -19,7 +19,7 @@ from template.hub.client import configure_client
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import ScoringModel, load_model, load_tokenizer
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
-from tests.fixtures.hub import use_endpoint
+from tests.fixtures.hub import upload_model, use_endpoint
 from tests.fixtures.training import MODEL_ID
 
 WEIGHTS = "^GET .*safetensors"
@@ -40,8 +40,7 @@ def server(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> FaultyHub:
 @pytest.fixture
 def load(server: FaultyHub, tiny_model: Path, tmp_path: Path) -> Load:
     """A function that loads the tiny model by its commit into an empty cache."""
-    files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
-    args = replace(load_training_args(), revision=upload_files(server.store.root, MODEL_ID, files, repo_type="model"))
+    args = replace(load_training_args(), revision=upload_model(server, MODEL_ID, tiny_model))
     return lambda: load_model(args, device=torch.device("cpu"), dtype=torch.float32, cache_dir=tmp_path / "cache")
 
 

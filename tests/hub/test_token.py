@@ -22,7 +22,7 @@ from template.localnet.hub.api import Request, Response
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import load_model
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
-from tests.fixtures.hub import DATA, OLD, REPO, TOKEN, use_endpoint
+from tests.fixtures.hub import DATA, OLD, REPO, TOKEN, upload_model, use_endpoint
 from tests.fixtures.training import MODEL_ID
 
 LISTING, FILE = "/paths-info/", "/resolve/"
@@ -141,9 +141,7 @@ def test_library_request_elsewhere_carries_no_secret(hosts: Hosts) -> None:
 
 
 def test_redirected_model_download_sends_no_token(hosts: Hosts, tiny_model: Path, tmp_path: Path) -> None:
-    files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
-    commit = upload_files(hosts.hub.store.root, MODEL_ID, files, repo_type="model")
-    other_commit = upload_files(hosts.elsewhere.store.root, MODEL_ID, files, repo_type="model")
+    commit, other_commit = (upload_model(hub, MODEL_ID, tiny_model) for hub in (hosts.hub, hosts.elsewhere))
     hosts.misbehave(
         *(
             redirect(hosts, 302, pattern=f"^GET .*{name}$", path=f"/{MODEL_ID}/resolve/{other_commit}/{name}")

