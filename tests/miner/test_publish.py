@@ -1,7 +1,6 @@
 """The miner on a local chain and hub."""
 
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
+from template.miner.sealed import MARGIN_BLOCKS
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.miner import (
     ERA_BLOCKS,
@@ -142,14 +142,12 @@ def test_lost_commitment_is_repeated_when_it_cannot_land(net: Net, fault: ChainF
 
 
 def test_unanswered_chain_request_is_retried(net: Net) -> None:
-    chain = net.chain("alice")
+    chain, sleep = net.chain("alice"), stepping(net)
     chain.block()
-    turns = itertools.count()
-    sleep = stepping(net)
+    faults = iter([2])
 
     def disturbed(seconds: float) -> None:
-        if next(turns) == 0:
-            net.admin.set_fault("read", ChainFault.DISCONNECT, calls=2)
+        net.admin.set_fault("read", ChainFault.DISCONNECT, calls=next(faults, 0))
         sleep(seconds)
 
     net.admin.set_fault("write", ChainFault.LOSE_ANSWER)
@@ -261,6 +259,12 @@ def test_command_with_unregistered_hotkey_uploads_nothing(net: Net) -> None:
         ({"more": ("--netuid", "95", "--yes")}, "--netuid"),
         ({"more": ("--poll_seconds", "0", "--yes")}, "--poll_seconds"),
         ({"more": ("--competition", "/nowhere.yaml", "--yes")}, "/nowhere.yaml"),
+        *(
+            ({"more": ("--yes", "--seal", "--reveal_blocks", str(blocks))}, "--reveal_blocks")
+            for blocks in (0, MARGIN_BLOCKS - 1, 9999999)
+        ),
+        ({"more": ("--yes", "--reveal_blocks", "50")}, "--seal"),
+        ({"more": ("--yes", "--seal", "--blocks_per_epoch", "0")}, "--blocks_per_epoch"),
     ],
 )
 def test_command_names_the_wrong_setting(net: Net, changed: dict[str, object], sentence: str) -> None:

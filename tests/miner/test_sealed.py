@@ -17,7 +17,6 @@ from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub import store as hub_store
 from template.miner.draft import PublishResult
 from template.miner.sealed import (
-    MARGIN_BLOCKS,
     SEAL_LEAD_BLOCKS,
     RevealSchedule,
     after_blocks,
@@ -360,20 +359,3 @@ def test_killed_process_is_continued_to_the_end(net: Net) -> None:
     assert ended.status == 0, ended.logs
     assert ended.output == f"{TEXT} committed in block {block}\n"
     assert_completed(net)
-
-
-@pytest.mark.parametrize(
-    ("words", "flag"),
-    [
-        (("--seal", "--reveal_blocks", "0"), "--reveal_blocks"),
-        (("--seal", "--reveal_blocks", str(MARGIN_BLOCKS - 1)), "--reveal_blocks"),
-        (("--seal", "--reveal_blocks", "9999999"), "--reveal_blocks"),
-        (("--reveal_blocks", "50"), "--seal"),
-        (("--seal", "--blocks_per_epoch", "0"), "--blocks_per_epoch"),
-    ],
-    ids=" ".join,
-)
-def test_command_names_the_wrong_seal_setting(net: Net, words: tuple[str, ...], flag: str) -> None:
-    ended = run(net, more=("--yes", *words))
-    assert ended.status == 3 and flag in ended.logs[-1]
-    assert commits(net) == 0
