@@ -1,7 +1,5 @@
 """The evaluator of all workers' tests, and its result in this process."""
 
-import dataclasses
-
 import pytest
 
 from template.competition import Competition
@@ -25,4 +23,4 @@ def evaluator(bench: Bench) -> Evaluator:
 
 @pytest.fixture(scope="package")
 def expected(evaluator: Evaluator, bench: Bench) -> TrainResult:
-    return dataclasses.replace(evaluator, device="cpu", cache_dir=None).evaluate(bench.data_dir, SEED)
+    return evaluator.evaluate(bench.data_dir, SEED)

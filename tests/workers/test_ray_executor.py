@@ -3,17 +3,15 @@
 Nodes and workers take seconds to start, so the tests share them, in this order.
 """
 
-import contextlib
 import dataclasses
-import importlib.util
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from loguru import logger
 
 from template.constants import DATA_FILE
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
@@ -21,8 +19,8 @@ from template.records import SubmissionKey, TrainResult
 from template.store.store import Store
 from template.workers.executor import Evaluator
 from template.workers.messages import RayConfig
-from template.workers.ray_actor import FileContent
-from template.workers.ray_executor import RayExecutor, check_config
+from template.workers.ray_executor import RayExecutor
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import SMALL, VALIDATOR, Net, call_main, load_main, write_training_args
 from tests.fixtures.ray import CLUSTER_TOKEN, NODE_TOKEN, Cluster, actors, child_of, open_cluster
 from tests.fixtures.training import Bench, make_rows, write_rows
@@ -40,11 +38,13 @@ from tests.fixtures.workers import (
     until,
 )
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_of_the_validator"
 
 
 @pytest.fixture(scope="module")
-def evaluator(evaluator: Evaluator) -> Evaluator:
+def remote(evaluator: Evaluator) -> Evaluator:
     # Workers choose their device, and have caches of their own.
     return dataclasses.replace(evaluator, device=None, cache_dir=Path("/nowhere"))
 
@@ -64,25 +64,19 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def logged() -> Iterator[list[str]]:
     """Log lines so far, until an entry point runs in this process."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message)), level="DEBUG", format="{level} {message}")
-    yield lines
-    with contextlib.suppress(ValueError):
-        logger.remove(sink)
+    with log_lines("DEBUG") as lines:
+        yield lines
 
 
 @pytest.fixture(scope="module")
-def shared(evaluator: Evaluator, cluster: Cluster, logged: list[str]) -> Iterator[RayExecutor]:
+def shared(remote: Evaluator, cluster: Cluster, logged: list[str]) -> Iterator[RayExecutor]:
     """Two workers, each on its own node; the driver is on the first, which stays."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
-        executor = open_executor(evaluator, cluster, workers=2)
-        try:
+        with open_executor(remote, cluster, workers=2) as executor:
             until(lambda: executor.start() or actors(logged), executor)
             cluster.run("add")
             yield executor
-        finally:
-            executor.close()
 
 
 @pytest.fixture
@@ -92,9 +86,11 @@ def pair(shared: RayExecutor) -> RayExecutor:
     return shared
 
 
-def open_executor(evaluator: Evaluator, cluster: Cluster, *, workers: int = 1) -> RayExecutor:
-    options = RayConfig(address=cluster.address, workers=workers, gpus_per_worker=0)
-    return RayExecutor(evaluator, options, timeouts=EAGER)
+def open_executor(
+    evaluator: Evaluator, cluster: Cluster, *, workers: int = 1, address: str | None = None
+) -> closing[RayExecutor]:
+    options = RayConfig(address=address or cluster.address, workers=workers, gpus_per_worker=0)
+    return closing(RayExecutor(evaluator, options, timeouts=EAGER))
 
 
 def running_on(executor: RayExecutor) -> dict[str, SubmissionKey]:
@@ -115,7 +111,7 @@ def test_results_of_two_nodes_have_equal_bits_and_a_place(
         assert result is not None and result.environment["where"] == f"ray {nodes[key]}"
         assert not any(socket.gethostname() in value for value in result.environment.values())
     assert {node.split()[1] for node in nodes.values()} == set(actors(logged))
-    assert pair.start() == dataclasses.replace(evaluator, device="cpu", cache_dir=None).load_model()
+    assert pair.start() == evaluator.load_model()
     assert [line for line in logged if line.startswith(f"INFO [{nodes[KEY]}] evaluated loss=")]
 
 
@@ -150,16 +146,12 @@ def test_evaluating_process_has_no_token(pair: RayExecutor, cluster: Cluster, lo
 
 
 def test_cluster_with_a_token_refuses_a_driver_without(
-    evaluator: Evaluator, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: Evaluator, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    executor = open_executor(evaluator, cluster)
-    try:
-        with pytest.raises(ConfigError, match="no cluster"):
-            ready(executor)
-    finally:
-        executor.close()
+    with open_executor(remote, cluster) as executor, pytest.raises(ConfigError, match="no cluster"):
+        ready(executor)
 
 
 def test_lost_actor_and_node_are_remote_errors_and_replaced(
@@ -205,24 +197,22 @@ def test_close_ends_actors_and_children_and_deletes_files(
 
 
 def test_killed_child_or_driver_is_replaced(
-    evaluator: Evaluator, cluster: Cluster, tmp_path: Path, logged: list[str]
+    remote: Evaluator, cluster: Cluster, tmp_path: Path, logged: list[str]
 ) -> None:
-    executor = open_executor(dataclasses.replace(evaluator, model_path=tmp_path / "absent"), cluster)
-
-    def start() -> int:
+    def start(executor: RayExecutor) -> int:
         before = dict(actors(logged))
         until(lambda: executor.start() or actors(logged) != before, executor)
         (actor,) = set(actors(logged).values()) - set(before.values())
         return actor
 
-    try:
-        actor = start()
+    with open_executor(dataclasses.replace(remote, model_path=tmp_path / "absent"), cluster) as executor:
+        actor = start(executor)
         os.kill(child_of(actor), signal.SIGKILL)
         with pytest.raises(HostError, match="the worker was killed by SIGKILL, probably"):
             ready(executor)
         until(lambda: not is_alive(actor))
 
-        actor = start()
+        actor = start(executor)
         (driver,) = children("template.workers.ray_driver")
         os.kill(driver, signal.SIGKILL)
         with pytest.raises(RemoteError, match="is the cluster gone"):
@@ -233,11 +223,8 @@ def test_killed_child_or_driver_is_replaced(
         with pytest.raises(ConfigError, match=rf"^node \w{{16}}: --model_path {tmp_path}/absent"):
             ready(executor)
         assert children("template.workers.ray_driver") not in ([], [driver])
-    finally:
-        executor.close()
 
 
-@pytest.mark.slow
 def test_validator_with_ray_workers_completes_a_round(net: Net, cluster: Cluster, tiny_model: Path) -> None:
     key = net.submit("alice", SMALL)
     ended = call_main(
@@ -255,51 +242,11 @@ def test_validator_with_ray_workers_completes_a_round(net: Net, cluster: Cluster
     assert '"where": "ray node ' in receipt.read_text()
 
 
-def test_missing_cluster_is_a_config_error(evaluator: Evaluator) -> None:
+def test_missing_cluster_is_a_config_error(remote: Evaluator, cluster: Cluster) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-    executor = RayExecutor(evaluator, RayConfig(address=address, gpus_per_worker=0), timeouts=EAGER)
-    try:
+    with open_executor(remote, cluster, address=address) as executor:
         with pytest.raises(ConfigError, match=f"--ray.address {address}: no cluster"):
             ready(executor)
         until(lambda: children("template.workers.ray_driver") == [])
-    finally:
-        executor.close()
-
-
-WRONG: dict[str, tuple[dict[str, object], str]] = {
-    "a client's address": ({"address": "ray://head:10001"}, "--ray.address must be auto or HOST:PORT"),
-    "no port": ({"address": "head"}, "--ray.address"),
-    "no workers": ({"workers": 0}, "--ray.workers must be positive"),
-    "two GPUs": ({"gpus_per_worker": 2.0}, "--ray.gpus_per_worker must be in [0, 1]"),
-    "GPUs not a number": ({"gpus_per_worker": float("nan")}, "--ray.gpus_per_worker"),
-    "no CPU": ({"cpus_per_worker": 0}, "--ray.cpus_per_worker must be positive"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_check_config_names_the_wrong_flag(case: str) -> None:
-    changed, message = WRONG[case]
-    with pytest.raises(ConfigError) as raised:
-        check_config(RayConfig(**changed))  # type: ignore[arg-type]
-    assert message in str(raised.value)
-
-
-def test_check_config_without_ray_names_setup(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"scripts/setup\.sh"):
-        check_config(RayConfig())
-
-
-def test_device_flag_with_ray_is_refused(net: Net, tiny_model: Path) -> None:
-    arguments = ["--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"]
-    state = ["--state_dir", net.parts.folder / "process", "--executor", "ray", "--device", "cuda:0"]
-    ended = call_main(load_main(VALIDATOR), *arguments, *state)
-    assert ended.status == 3 and "--device needs --executor local" in ended.logs[-1]
-
-
-def test_file_content_damaged_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="damaged on its way"):
-        FileContent(data=b"other", sha256="0" * 64).write(tmp_path / "data")
-    assert not (tmp_path / "data").exists()

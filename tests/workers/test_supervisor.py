@@ -4,7 +4,6 @@ Workers take seconds to start, so the tests share them; a test that loses one le
 """
 
 import dataclasses
-import io
 import os
 import resource
 import signal
@@ -12,18 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 
-from template.constants import DATA_FILE
-from template.errors import HostError, Reason, SubmissionError
+from template.errors import HostError
 from template.records import SubmissionKey, TrainResult
 from template.workers import messages
-from template.workers import worker as worker_main
 from template.workers.executor import CompletedJob, Evaluator
 from template.workers.supervisor import LocalExecutor
-from tests.fixtures.logs import log_lines
+from tests.fixtures.network import ROOT
 from tests.fixtures.training import Bench, make_args, make_rows, write_rows
 from tests.fixtures.workers import (
     EAGER,
@@ -40,7 +36,7 @@ from tests.fixtures.workers import (
     until,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +85,6 @@ def test_result_of_a_worker_has_the_bits_of_this_process(
     assert timeless(results[OTHER]) == timeless(evaluator.evaluate(bench.data_dir, SEED + 1)) != timeless(expected)
     assert (pair.tokens_per_s() or 0) > 0
     assert pair.start() == evaluator.load_model()
-
-
-def test_wrong_dataset_is_a_submission_error(
-    pair: LocalExecutor, tmp_path: Path, bench: Bench, expected: TrainResult
-) -> None:
-    before = worker_pids()
-    (tmp_path / DATA_FILE).write_text('{"conversations": 7}\n')
-    pair.submit(KEY, tmp_path, SEED)
-    pair.submit(OTHER, tmp_path / "missing", SEED)
-    errors = {job.key: job.error for job in collect(pair, 2)}
-    assert isinstance(errors[KEY], SubmissionError) and errors[KEY].reason == Reason.MALFORMED
-    assert "line 1" in str(errors[KEY])
-    assert isinstance(errors[OTHER], SubmissionError) and errors[OTHER].reason == Reason.MISSING_FILE
-    assert worker_pids() == before
-    pair.submit(KEY, bench.data_dir, SEED)
-    assert timeless(collect(pair)[0].result) == timeless(expected)
 
 
 def test_worker_reports_progress_and_ignores_signals(pair: LocalExecutor, long_dir: Path) -> None:
@@ -168,58 +148,29 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("end", ["killed", "killed while the worker is stopped", "closes stdin"])
+@pytest.mark.parametrize("end", ["parent is killed while the worker is stopped", "parent closes its stdin"])
 def test_worker_ends_with_its_parent_during_training(evaluator: Evaluator, long_dir: Path, end: str) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, str(long_dir)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with parent:
+    command = [sys.executable, "-c", _PARENT, str(long_dir)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdin is not None and parent.stdout is not None
         # Far longer than the test waits.
-        args = make_args(num_train_epochs=1000)
-        long = dataclasses.replace(evaluator, training_args=args)
+        long = dataclasses.replace(evaluator, training_args=make_args(num_train_epochs=1000))
         parent.stdin.write(messages.encode(messages.Setup(evaluator=long, log_level="INFO")))
         parent.stdin.flush()
         worker = int(parent.stdout.readline())
         try:
             assert is_alive(worker)
-            if end == "closes stdin":
+            if end == "parent closes its stdin":
                 parent.stdin.close()
-                until(lambda: not is_alive(worker))
-                assert parent.poll() is None
-            elif end == "killed while the worker is stopped":
+            else:
                 os.kill(worker, signal.SIGSTOP)
-            parent.kill()
+                parent.kill()
             until(lambda: not is_alive(worker))
+            assert (parent.poll() is None) is (end == "parent closes its stdin")
         finally:
             parent.kill()
             if is_alive(worker):
                 os.kill(worker, signal.SIGKILL)
-
-
-def test_unexpected_error_is_logged_with_its_traceback(evaluator: Evaluator) -> None:
-    class Broken(Evaluator):
-        def load_model(self) -> str:
-            raise KeyError("a bug")
-
-    events = io.BytesIO()
-    with log_lines() as logged:
-        worker_main.serve(Broken(**vars(evaluator)), SimpleQueue(), worker_main.EventWriter(events))
-    event = messages.decode_event(events.getvalue())
-    assert isinstance(event, messages.Failed) and type(event.to_error()) is HostError
-    assert "this is a bug" in logged[0] and 'raise KeyError("a bug")' in logged[0]
-
-
-def test_stray_print_goes_to_stderr() -> None:
-    code = (
-        "import os, sys\nfrom template.workers.worker import redirect_stdio\n"
-        "commands, events = redirect_stdio()\n"
-        "print('stray', flush=True); os.write(1, b'from C')\n"
-        "events.write(commands.readline() + sys.stdin.read().encode()); events.flush()"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=b"command\nmore", capture_output=True)
-    assert ended.stdout == b"command\n"
-    assert ended.stderr == b"stray\nfrom C"
 
 
 # Last, since its workers are of no use to another test.
