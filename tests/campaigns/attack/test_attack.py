@@ -15,10 +15,12 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.telemetry.logging import configure_logging
 from tests.campaigns.attack import __main__ as command
 from tests.campaigns.attack import chain, hub, rows
+from tests.campaigns.attack.environment import shared_environment
 from tests.campaigns.attack.hub_harness import start_hubs
 from tests.campaigns.attack.runner import Attack, judge, launch
 from tests.campaigns.measure import MIB
 
+ESCAPED = {"terminal escapes": r"\x1b[2J", "a line feed and a forged log line": r"\nINFO", "a bidi override": r"\u202e"}
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) .*")
 
 
@@ -41,9 +43,9 @@ def test_attack_by_hostile_hub_fails(attack: Attack, tmp_path: Path) -> None:
     assert not launch(attack, tmp_path).faults()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def logs() -> Iterator[io.StringIO]:
-    """The logs of the attacked validators, set up as by an entry point."""
+    """The logs of the attacked validator, set up as by an entry point."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     with redirect_stderr(io.StringIO()) as stream:
@@ -54,19 +56,27 @@ def logs() -> Iterator[io.StringIO]:
     root.setLevel(level)
 
 
+def odd_lines(logs: io.StringIO) -> list[str]:
+    lines = logs.getvalue().split("\n")[:-1]
+    return [line for line in lines if not (line.isprintable() and LINE.fullmatch(line))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", chain.ATTACKS, ids=lambda attack: attack.name)
 def test_attack_by_hostile_chain_data_fails(attack: Attack, tmp_path: Path, logs: io.StringIO) -> None:
+    # Before the first attack, as above.
+    shared_environment()
     assert not launch(attack, tmp_path).faults()
+    assert odd_lines(logs) == []
 
 
 @pytest.mark.slow
-def test_attack_by_chain_data_leaves_printable_logs(logs: io.StringIO) -> None:
-    lines = logs.getvalue().split("\n")[:-1]
-    assert len(lines) > 1000
-    assert [line for line in lines if not (line.isprintable() and LINE.fullmatch(line))] == []
-    for escaped in ("\\x1b[2J", "\\nINFO weights set", "\\u202e"):
-        assert escaped in logs.getvalue()
+def test_attack_by_chain_data_leaves_printable_logs(tmp_path: Path, logs: io.StringIO) -> None:
+    for attack in chain.ATTACKS:
+        if attack.name.removeprefix("a commitment of ") in ESCAPED:
+            assert not launch(attack, tmp_path).faults()
+    assert odd_lines(logs) == []
+    assert [text for text in ESCAPED.values() if text not in logs.getvalue()] == []
 
 
 def make(run: Callable[[Path], str] = lambda _: "fine", *, name: str = "plain", max_memory: int = 50) -> Attack:
