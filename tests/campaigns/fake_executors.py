@@ -1,4 +1,4 @@
-"""An executor that returns losses without training, in the time that a real one takes."""
+"""An executor that returns losses without training, as slowly as a real one."""
 
 import hashlib
 import time

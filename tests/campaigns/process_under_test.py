@@ -162,6 +162,7 @@ def _living(session: int) -> list[str]:
 
 def write_training_args(path: Path) -> Path:
     """Write the training arguments for the tiny model."""
+    # Not for the process under test, which starts often.
     from tests.campaigns.fake_executors import HYPERPARAMETERS, MODEL_ID
 
     path.write_text(json.dumps({MODEL_ID: HYPERPARAMETERS.to_dict()}), encoding="utf-8")

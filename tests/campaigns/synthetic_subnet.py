@@ -76,7 +76,7 @@ def make_file(rows: Iterable[str]) -> bytes:
 
 @dataclass(frozen=True)
 class WeightsCall:
-    """A setting of weights on the chain; error is None when it succeeded."""
+    """A setting of weights on the chain, with its error if it failed."""
 
     block: int
     signer: str

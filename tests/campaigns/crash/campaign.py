@@ -16,7 +16,7 @@ from tests.campaigns.crash.scenario import make_base
 from tests.campaigns.process_under_test import STATE_FILE
 
 # Random kills in a run, and the seconds after a start: from the interpreter's first steps to work.
-_RANDOM, _REAL_RANDOM = (5, (0.05, 2.5)), (2, (0.5, 14.0))
+_RANDOM, _REAL_RANDOM = (4, (0.05, 2.5)), (2, (0.5, 14.0))
 _JOBS, _MAX_REPEATS = 2, 16
 _LINE = "{:<35} {:<6} {:>6} {:>5} {:>14}"
 

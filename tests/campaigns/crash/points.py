@@ -126,8 +126,8 @@ def _describe_caller() -> str:
         for frame, path in paths
         if path.startswith(_PACKAGE) and "localnet" not in path and not path.endswith(_PLUMBING)
     ]
-    found = (getattr(frame.f_locals.get(name), field, None) for frame in frames for name, field in _SUBJECTS.items())
-    subject = next((value for value in found if value is not None), "")
+    subjects = (getattr(frame.f_locals.get(name), field, None) for frame in frames for name, field in _SUBJECTS.items())
+    subject = next((value for value in subjects if value is not None), "")
     return f"{frames[0].f_code.co_name if frames else ''} {subject}".strip()
 
 

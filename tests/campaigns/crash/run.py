@@ -50,7 +50,7 @@ _COUNTS = {
 
 @dataclass
 class Outcome:
-    """The result of a run. faults: by kind, such as "differences" from an undisturbed run."""
+    """The result of a run, with its faults by kind, such as "differences"."""
 
     name: str
     worker: str = "fake"

@@ -31,7 +31,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Base:
-    """The folder with the closed subnet, the model of real workers, and the actions of all runs."""
+    """The folder of the closed subnet and the model, and the phases of all runs."""
 
     folder: Path
     phases: tuple[Phase, ...]
