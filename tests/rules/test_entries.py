@@ -80,14 +80,11 @@ def test_new_commit_is_another_entry() -> None:
     assert (entry.key, entry.rank_block) == (newer, 40)
 
 
-def test_same_commitment_again_keeps_rank_and_reveal_block() -> None:
-    entry = only(enter(view_of(a=40), make_submission(A, 10)))
-    assert (entry.rank_block, entry.reveal_block) == (10, 10)
-
-
-@pytest.mark.parametrize(("first_block", "rank_block"), [(10, 40), (30, 40), (31, 31)])
-def test_rank_counts_from_the_present_registration(first_block: int, rank_block: int) -> None:
-    entry = only(enter(view_of({"a": 30}, a=40), make_submission(A, first_block)))
+@pytest.mark.parametrize(
+    ("registration_block", "first_block", "rank_block"), [(5, 10, 10), (30, 10, 40), (30, 30, 40), (30, 31, 31)]
+)
+def test_rank_is_the_first_block_since_registration(registration_block: int, first_block: int, rank_block: int) -> None:
+    entry = only(enter(view_of({"a": registration_block}, a=40), make_submission(A, first_block)))
     assert (entry.rank_block, entry.reveal_block) == (rank_block, rank_block)
 
 

@@ -17,8 +17,8 @@ COMPETITION = Competition.from_defaults()
 A, B, C = (make_key(name) for name in "abc")
 ROWS = tuple(number.to_bytes(32, "big") for number in range(101))
 DUPLICATE = Duplicate(hotkey="x", commit="y", block=1, shared=101)
+# Beyond the curve: its score is 0.
 HIGH_LOSS = Verdict(loss=2.9)
-"""Beyond the curve: its score is 0."""
 
 
 def compete(names: str, *, owner_uid: int | None = None) -> tuple[ChainView, dict[SubmissionKey, Entry]]:

@@ -95,9 +95,6 @@ def test_aligned_round_opens_once_and_not_near_its_end() -> None:
     assert choose(make_idle(last_start_block=360), at(1030 - 1), ALIGNED) == OpenRound(720, 1080)
 
 
-# Work
-
-
 def test_evaluation_waits_for_possible_originals_only() -> None:
     state = make_state(A, B, C, datasets={B: ()}, downloading=frozenset([C]), verdicts={A: REJECTED})
     assert choose(state, at(100)) == EvaluateDataset(B)

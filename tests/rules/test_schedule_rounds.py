@@ -9,8 +9,6 @@ from template.records import RetryState
 from template.rules.schedule import MAX_HOST_FAILURES, CloseRound, EvaluateDataset, Policy, SetWeights, Stop, Wait
 from tests.fixtures.simulation import BLOCK_S, DUPLICATE, World, keys
 
-# Without faults
-
 
 def test_quiet_round_evaluates_all_and_sets_weights_once() -> None:
     world = World()
@@ -80,9 +78,6 @@ def test_idle_validator_never_spins(count: int) -> None:
     world.enter(*keys(count))
     world.run_rounds(3)
     assert len(world.actions(SetWeights)) == (3 if count else 0)
-
-
-# Random faults
 
 
 @pytest.mark.parametrize("seed", range(40))

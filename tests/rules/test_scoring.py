@@ -88,16 +88,11 @@ def test_invalid_curve_raises_config_error(loss: float | None, named: str, chang
         compute_score(loss, **{**curve, **change}, miner_comp_id="1", real_comp_id="1")
 
 
-# Weights
-
 UIDS = {"a": 0, "b": 1, "c": 7}
 
 
 def test_weights_are_the_shares_of_scores() -> None:
     assert weights_from_scores({"a": 0.1, "b": 0.3, "c": 0.4}, UIDS, 5) == pytest.approx({0: 0.125, 1: 0.375, 7: 0.5})
-
-
-def test_unregistered_hotkey_gets_no_share() -> None:
     assert weights_from_scores({"gone": 1.0, "b": 0.01}, UIDS, 5) == {1: 1.0}
 
 

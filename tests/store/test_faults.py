@@ -144,12 +144,7 @@ def m_later(execute: Execute) -> None:
     execute("UPDATE late SET x = x + 1")
 
 
-def late_value(path: Path) -> int:
-    return read_number(path, "SELECT x FROM late")
-
-
-def schema_version(path: Path) -> int:
-    return read_number(path, "PRAGMA user_version")
+LATE, VERSION = "SELECT x FROM late", "PRAGMA user_version"
 
 
 def test_new_migration_runs_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +154,8 @@ def test_new_migration_runs_once(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         with Store(path) as store:
             assert len(store.submissions()) == 1
-    assert late_value(path) == 2
-    assert schema_version(path) == len(MIGRATIONS) + 2
+    assert read_number(path, LATE) == 2
+    assert read_number(path, VERSION) == len(MIGRATIONS) + 2
 
 
 def test_failing_migration_rolls_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,13 +168,13 @@ def test_failing_migration_rolls_back(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_broken))
     with pytest.raises(ZeroDivisionError):
         Store(path)
-    assert late_value(path) == 1
-    assert schema_version(path) == len(MIGRATIONS) + 1
+    assert read_number(path, LATE) == 1
+    assert read_number(path, VERSION) == len(MIGRATIONS) + 1
     with contextlib.closing(sqlite3.connect(path)) as db, pytest.raises(sqlite3.OperationalError, match="half"):
         db.execute("SELECT * FROM half")
     monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
     Store(path).close()
-    assert late_value(path) == 2
+    assert read_number(path, LATE) == 2
 
 
 @pytest.mark.parametrize("is_read_only", [False, True])
@@ -189,7 +184,7 @@ def test_newer_schema_is_refused_and_unchanged(path: Path, monkeypatch: pytest.M
         Store(path).close()
     with pytest.raises(ConfigError, match=rf"{path.name} was written by a newer version"):
         Store(path, is_read_only=is_read_only)
-    assert schema_version(path) == len(MIGRATIONS) + 1
+    assert read_number(path, VERSION) == len(MIGRATIONS) + 1
 
 
 def test_state_of_the_first_release_closes_its_open_round(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

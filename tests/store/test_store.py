@@ -4,7 +4,6 @@ import math
 import os
 import random
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,7 @@ def make_row(hotkey: str, uid: int = 0, **changes: Any) -> LeaderboardRow:
     return LeaderboardRow(key=make_key(hotkey), uid=uid, **values)
 
 
-def record_dataset(
-    store: Store, config: EvalConfig, key: SubmissionKey, rows: Sequence[bytes], now: float = 1.0
-) -> None:
+def record_dataset(store: Store, config: EvalConfig, key: SubmissionKey, rows: list[bytes], now: float = 1.0) -> None:
     store.record_dataset(config, key, sha256="0" * 64, row_keys=rows, now=now)
 
 

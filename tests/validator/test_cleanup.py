@@ -65,17 +65,11 @@ def row_keys(first: int, count: int = 120) -> tuple[bytes, ...]:
 class House:
     """Folders, a state and an idle evaluator to clean up."""
 
+    config: ValidatorConfig
+    store: Store
     context: Context
     eval_config: EvalConfig
     evaluator: SubmissionEvaluator
-
-    @property
-    def config(self) -> ValidatorConfig:
-        return self.context.config
-
-    @property
-    def store(self) -> Store:
-        return self.context.store
 
     def clean_up(self, current: Round | None = None, seen: Mapping[SubmissionKey, Submission] | None = None) -> None:
         clean_up(self.context, self.evaluator, current or make_round(), seen or {})
@@ -96,7 +90,8 @@ def house(tmp_path: Path, store: Store, eval_config: EvalConfig) -> House:
         config=config, chain=None, store=store, executor=None, downloader=Downloader(1),  # type: ignore[arg-type]
         tracker=NullTracker(), now=lambda: NOW,
     )  # fmt: skip
-    return House(context, eval_config, SubmissionEvaluator(context, eval_config, EvalSetIndex.from_lines({}, {})))
+    evaluator = SubmissionEvaluator(context, eval_config, EvalSetIndex.from_lines({}, {}))
+    return House(config, store, context, eval_config, evaluator)
 
 
 def write(path: Path, *, age_days: float = 0.0) -> Path:

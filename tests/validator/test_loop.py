@@ -1,6 +1,5 @@
 """Verdicts and weights on a local chain and hub; the evaluator needs no model."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -123,16 +122,19 @@ def test_without_weights_nothing_is_written_to_the_chain(net: Net, is_offline: b
     assert net.calls() == calls
 
 
-ALIGNED = Policy(blocks_per_epoch=30, block_threshold=5, is_aligned=True)
-
-
 @pytest.mark.parametrize("seeds", list(LuckyNumFrom))
 def test_every_round_leaves_a_valid_signed_file(net: Net, seeds: LuckyNumFrom) -> None:
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", make_copy()), ("owner", b"no json")):
         net.submit(name, rows)
     net.admin.advance(30)
     fixed = 7 if seeds is LuckyNumFrom.FIXED else None
-    policy = dataclasses.replace(ALIGNED, is_aligned=seeds is LuckyNumFrom.CHAIN, miner_sample_size=1, max_rounds=3)
+    policy = Policy(
+        blocks_per_epoch=30,
+        block_threshold=5,
+        is_aligned=seeds is LuckyNumFrom.CHAIN,
+        miner_sample_size=1,
+        max_rounds=3,
+    )
     random = LuckyNumFrom.RANDOM if seeds is LuckyNumFrom.FIXED else seeds
     with open_bench(net, policy=policy, lucky_num=fixed, lucky_num_from=random) as bench:
         bench.run_rounds(2)
