@@ -27,18 +27,16 @@ class LyingSubstrate(LocalSubstrate):
     async def finalized_block_number(self) -> int:
         return await super().finalized_block_number() if self.head is None else self.head
 
-    async def runtime_call(self, api: str, method: str, params: list[Any], block_hash: str | None = None) -> Any:
-        answer = await super().runtime_call(api, method, params, block_hash)
+    async def runtime_call(self, api: str, method: str, *arguments: Any, **named: Any) -> Any:
+        answer = await super().runtime_call(api, method, *arguments, **named)
         if self.graph is not None and method == "get_metagraph":
             self.graph(answer)
         return answer
 
-    async def query_map(
-        self, module: str, storage_function: str, params: list[Any] | None = None, block_hash: str | None = None
-    ) -> list[tuple[Any, Any]]:
-        answer = await super().query_map(module, storage_function, params, block_hash)
+    async def query_map(self, module: str, item: str, *arguments: Any, **named: Any) -> Any:
+        answer = await super().query_map(module, item, *arguments, **named)
         if self.records is not None:
-            self.records(storage_function, answer)
+            self.records(item, answer)
         return answer
 
 

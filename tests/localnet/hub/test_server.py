@@ -68,9 +68,7 @@ def test_the_official_client_makes_a_round_trip(server: FaultyHub, api: HfApi, t
     (row,) = api.get_paths_info(REPO, [DATA, "absent"], revision=sha, repo_type="dataset")
     assert row.path == DATA
     assert sorted(api.list_repo_files(REPO, repo_type="dataset")) == [".gitattributes", DATA]
-    path = hf_hub_download(
-        REPO, DATA, repo_type="dataset", revision=sha, cache_dir=tmp_path, endpoint=server.endpoint, token=False
-    )
+    path = hf_hub_download(REPO, DATA, repo_type="dataset", revision=sha, cache_dir=tmp_path, token=False)
     assert Path(path).read_bytes() == b"one\n"
 
 
@@ -119,12 +117,11 @@ def test_only_the_owner_writes_and_sees_what_is_private(server: FaultyHub, name:
     client(server).create_repo(REPO, repo_type="dataset", private=True)
     sha = upload(client(server), b"a")
     other = client(server, name)
+    url = hf_hub_url(REPO, DATA, repo_type="dataset")
     for call in (
         lambda: other.repo_info(REPO, repo_type="dataset"),
         lambda: other.get_paths_info(REPO, [DATA], revision=sha, repo_type="dataset"),
-        lambda: get_hf_file_metadata(
-            hf_hub_url(REPO, DATA, repo_type="dataset", endpoint=server.endpoint), token=other.token
-        ),
+        lambda: get_hf_file_metadata(url, token=other.token),
     ):
         with pytest.raises(RepositoryNotFoundError):
             call()
