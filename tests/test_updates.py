@@ -1,11 +1,9 @@
 """Updates with real git repositories, SSH keys and an environment with pip."""
 
 import fcntl
-import http.server
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +14,10 @@ from loguru import logger
 from template import updates
 from template.errors import EXIT_UPDATED, ConfigError, HostError, SubnetError
 from template.updates import Release, Updater
+from tests.fixtures.http import serve
+from tests.fixtures.network import ROOT
 from tests.fixtures.pip import make_environment, make_wheel
 
-ROOT = Path(__file__).resolve().parent.parent
 VALIDATOR = "import argparse, template\nargparse.ArgumentParser().parse_args()\n"
 SETUP = "import setuptools\nsetuptools.setup(name='under-test', version='1', packages=['template', 'neurons'])\n"
 
@@ -261,18 +260,9 @@ def test_silent_remote_times_out(world: World, logs: list[str], monkeypatch: pyt
 
 
 def test_remote_asking_for_a_password_fails_the_check(world: World, logs: list[str]) -> None:
-    class Locked(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", 'Basic realm="x"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Locked) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        git(world.clone, "remote", "set-url", "origin", f"http://127.0.0.1:{server.server_port}/x.git")
+    with serve(lambda _: (401, {"WWW-Authenticate": 'Basic realm="x"'}, b"")) as url:
+        git(world.clone, "remote", "set-url", "origin", f"{url}/x.git")
         assert world.updater().check() is None
-        server.shutdown()
     (line,) = logs
     assert line.startswith("WARNING") and "ls-remote" in line
 
@@ -308,11 +298,6 @@ BROKEN: dict[str, tuple[Callable[[World], object], str, bool]] = {
         "setup.sh",
         False,
     ),
-    "a package without a hash": (
-        lambda world: world.release("0.2.0", lock=make_wheel(world.folder, "bare").split()[0] + "\n"),
-        "setup.sh",
-        False,
-    ),
     "a version that is not its tag's": (lambda world: (world.commit("0.1.9"), world.sign("v0.2.0")), "not 0.2.0", True),
     "a validator that does not start": (lambda world: world.release("0.2.0", validator="import gone\n"), "gone", True),
 }
@@ -337,36 +322,22 @@ def test_failing_release_is_rolled_back_and_retried_later(world: World, logs: li
     assert updater.check() is not None
 
 
-def _local_commit(world: World) -> None:
-    (world.clone / "patch.py").write_text("")
-    git(world.clone, "add", "patch.py")
-    git(world.clone, "commit", "--quiet", "--message", "my own")
-
-
-def _detached_commit(world: World) -> None:
-    git(world.clone, "checkout", "--quiet", "--detach")
-    _local_commit(world)
-
-
-def _staged(world: World) -> None:
-    (world.clone / "setup.py").write_text("x = 1\n")
-    git(world.clone, "add", "setup.py")
-
-
-LOSSES: dict[str, tuple[Callable[[World], object], str]] = {
-    "a changed file": (lambda world: (world.clone / "setup.py").write_text("x = 1\n"), "local changes: setup.py"),
-    "a staged file": (_staged, "local changes: setup.py"),
-    "a commit on a branch": (_local_commit, "local commits"),
-    "a commit on no branch": (_detached_commit, "local commits"),
-    "a bisection": (lambda world: git(world.clone, "bisect", "start"), "an unfinished operation: BISECT_LOG"),
+COMMIT = "touch patch.py && git add patch.py && git commit --quiet --message own"
+# Commands of the operator, and what they block an installation with.
+LOSSES = {
+    "a changed file": ("echo 1 > setup.py", "local changes: setup.py"),
+    "a staged file": ("echo 1 > setup.py && git add setup.py", "local changes: setup.py"),
+    "a commit on a branch": (COMMIT, "local commits"),
+    "a commit on no branch": (f"git checkout --quiet --detach && {COMMIT}", "local commits"),
+    "a bisection": ("git bisect start", "an unfinished operation: BISECT_LOG"),
 }
 
 
 @pytest.mark.parametrize("case", LOSSES)
 def test_local_work_blocks_the_installation(world: World, case: str) -> None:
-    spoil, message = LOSSES[case]
+    command, message = LOSSES[case]
     world.release("0.2.0")
-    spoil(world)
+    subprocess.run(["sh", "-c", command], cwd=world.clone, check=True, capture_output=True)
     release, before = world.updater().check(), world.head()
     assert release is not None
     with pytest.raises(ConfigError, match=message):

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,35 +12,26 @@ from packaging.utils import canonicalize_name
 
 from scripts.dev.audit_dependencies import main, read_pins
 from template.errors import ConfigError, RemoteError
-from tests.fixtures.network import call_main
+from tests.fixtures.http import Answer, serve
+from tests.fixtures.network import ROOT, call_main
 
-ROOT = Path(__file__).resolve().parents[2]
 FOUND = 1
 
 
 @contextmanager
-def database(answer: bytes | None = None, status: int = 200, **against: list[str]) -> Iterator[tuple[str, list[Any]]]:
+def database(content: bytes | None = None, status: int = 200, **against: list[str]) -> Iterator[tuple[str, list[Any]]]:
     """Serve a database of advisories; yield its address and the requests it got."""
     asked: list[Any] = []
 
-    class Api(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"])
-            advisories = [against.get(query["package"]["name"], []) for query in asked]
-            results = [{"vulns": [{"id": name} for name in names]} if names else {} for names in advisories]
-            self.send_response(status if self.path == "/v1/querybatch" else 404)
-            self.end_headers()
-            self.wfile.write(json.dumps({"results": results}).encode() if answer is None else answer)
+    def answer(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        asked.extend(json.loads(request.rfile.read(int(request.headers["Content-Length"])))["queries"])
+        advisories = [against.get(query["package"]["name"], []) for query in asked]
+        results = [{"vulns": [{"id": name} for name in names]} if names else {} for names in advisories]
+        found = json.dumps({"results": results}).encode() if content is None else content
+        return (status if request.path == "/v1/querybatch" else 404), {}, found
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
-        thread.join()
+    with serve(answer) as url:
+        yield url, asked
 
 
 def test_every_version_of_the_lock_is_asked_about_torch_included() -> None:

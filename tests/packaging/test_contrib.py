@@ -17,9 +17,8 @@ import pytest
 
 from template import updates
 from template.errors import EXIT_UPDATED, ConfigError, HostError, RemoteError, SubmissionError
-from tests.fixtures.network import call_main, load_main
+from tests.fixtures.network import ROOT, call_main, load_main
 
-ROOT = Path(__file__).resolve().parents[2]
 CONTRIB = ROOT / "contrib"
 START = CONTRIB / "start.sh"
 UNIT = CONTRIB / "dataset-validator@.service"
@@ -38,23 +37,21 @@ def read_ecosystem(**environment: str) -> dict[str, dict[str, Any]]:
     return {app["name"]: app for app in json.loads(done.stdout)["apps"]}
 
 
-def read_unit() -> dict[str, dict[str, list[str]]]:
-    """Return the values of the unit file by section and key, in order."""
-    sections: dict[str, dict[str, list[str]]] = {}
-    section = ""
+def read_unit() -> dict[str, list[str]]:
+    """Return the values of the unit file's settings, in order."""
+    settings: dict[str, list[str]] = {}
     for line in UNIT.read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            section = line.strip("[]")
-        elif line and not line.startswith("#"):
+        if line and not line.startswith(("#", "[")):
             key, value = line.split("=", 1)
-            sections.setdefault(section, {}).setdefault(key, []).append(value)
-    return sections
+            settings.setdefault(key, []).append(value)
+    return settings
 
 
 def read_instructions() -> list[tuple[str, str]]:
     """Return the container file's instructions in order, without comments."""
     text = re.sub(r"(?m)^#.*\n", "", CONTAINERFILE.read_text(encoding="utf-8")).replace("\\\n", " ")
-    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
+    lines = (line.partition(" ") for line in text.splitlines() if line.strip())
+    return [(name, value.strip()) for name, _, value in lines]
 
 
 def instruction(name: str) -> str:
@@ -93,31 +90,26 @@ def test_the_pm2_that_is_tested_is_locked_and_names_no_registry() -> None:
 
 
 def test_systemd_treats_exit_codes_as_pm2_does() -> None:
-    service = read_unit()["Service"]
+    service = read_unit()
     assert {int(code) for code in service["RestartPreventExitStatus"][0].split()} == OPERATOR_MUST_ACT
     assert service["RestartForceExitStatus"] == service["SuccessExitStatus"] == [str(EXIT_UPDATED)]
     assert service["Restart"] == ["on-failure"]
 
 
 def test_all_supervisors_leave_the_same_time_to_stop() -> None:
-    seconds = int(read_unit()["Service"]["TimeoutStopSec"][0])
+    seconds = int(read_unit()["TimeoutStopSec"][0])
     assert {app["kill_timeout"] for app in read_ecosystem().values()} == {seconds * 1000}
     assert f"--stop-timeout {seconds} " in CONTAINERFILE.read_text(encoding="utf-8")
 
 
-def test_the_unit_runs_the_validator_from_the_clone() -> None:
-    service = read_unit()["Service"]
+def test_the_unit_completes_an_installation_and_runs_it() -> None:
+    service = read_unit()
     interpreter, script, arguments = service["ExecStart"][0].split()
     assert interpreter == f"{INSTALLED}/.venv/bin/python"
     assert (ROOT / script).is_file() and service["WorkingDirectory"] == [INSTALLED]
     assert arguments == "$VALIDATOR_ARGS", "unbraced, so that systemd parts it into words"
     assert service["EnvironmentFile"][0].endswith("/%i.env")
-
-
-def test_the_unit_completes_an_installation_before_it_starts() -> None:
-    service = read_unit()["Service"]
-    (before,) = service["ExecStartPre"]
-    assert before.split() == ["/bin/bash", f"{INSTALLED}/{START.relative_to(ROOT)}"]
+    assert service["ExecStartPre"] == [f"/bin/bash {INSTALLED}/{START.relative_to(ROOT)}"]
     assert int(service["TimeoutStartSec"][0]) >= updates.INSTALL_DEADLINE_S
     assert service["ReadWritePaths"] == [INSTALLED], "where it installs"
 
@@ -159,30 +151,23 @@ def test_starting_sets_up_first_and_then_is_the_neuron(clone: Path) -> None:
     assert "updates.lock" not in (clone / "open").read_text(), "a neuron that kept the lock could never update"
 
 
-def test_without_a_neuron_only_the_installation_is_completed(clone: Path) -> None:
-    assert start(clone)[0].returncode == 0
-    assert (clone / "calls").read_text() == "setup\n"
-
-
-def test_a_failed_installation_is_retried_by_the_supervisor(clone: Path) -> None:
-    (clone / "status").write_text("2")
-    process, _ = start(clone, "neurons/validator.py")
-    assert process.returncode == HostError.exit_code not in OPERATOR_MUST_ACT
-    assert (clone / "calls").read_text() == "setup\n", "nothing runs on half an installation"
-
-
-def test_an_environment_of_the_operators_own_is_left_alone(clone: Path) -> None:
-    (clone / ".venv" / ".project-sha256").unlink()
-    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
-    assert (clone / "calls").read_text() == "python neurons/validator.py\n"
-
-
-def test_a_clone_without_git_starts_unlocked(clone: Path) -> None:
-    shutil.rmtree(clone / ".git")
-    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
-    (clone / ".git").mkdir()
-    (clone / ".git" / "updates.lock").mkdir()
-    assert start(clone, "neurons/validator.py")[0].returncode == EXIT_UPDATED
+@pytest.mark.parametrize(
+    ("change", "arguments", "status", "calls"),
+    [
+        ("true", [], 0, ["setup"]),
+        ("echo 2 > status", ["neurons/validator.py"], HostError.exit_code, ["setup"]),
+        ("rm .venv/.project-sha256", ["neurons/validator.py"], EXIT_UPDATED, ["python neurons/validator.py"]),
+        ("rm -r .git", ["neurons/validator.py"], EXIT_UPDATED, ["setup", "python neurons/validator.py"]),
+        ("mkdir .git/updates.lock", ["neurons/miner.py"], EXIT_UPDATED, ["setup", "python neurons/miner.py"]),
+    ],
+    ids=["no neuron", "failed installation", "environment of the operator's own", "no git", "no lock"],
+)
+def test_start_in_another_situation(
+    clone: Path, change: str, arguments: list[str], status: int, calls: list[str]
+) -> None:
+    subprocess.run(["sh", "-c", change], cwd=clone, check=True)
+    assert start(clone, *arguments)[0].returncode == status
+    assert (clone / "calls").read_text().splitlines() == calls
 
 
 def test_a_start_waits_for_the_update_of_another_neuron(clone: Path) -> None:
@@ -201,13 +186,11 @@ def test_a_start_waits_for_the_update_of_another_neuron(clone: Path) -> None:
 
 
 def test_the_unit_is_hardened_and_leaves_cuda_alone() -> None:
-    service = read_unit()["Service"]
+    service = read_unit()
     assert service["ProtectSystem"] == ["strict"]
-    for key in ("NoNewPrivileges", "ProtectHome", "PrivateTmp"):
-        assert service[key] == ["yes"], key
-    assert not {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute"} & set(
-        service
-    )
+    assert all(service[key] == ["yes"] for key in ("NoNewPrivileges", "ProtectHome", "PrivateTmp"))
+    closing = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute"}
+    assert not closing & set(service)
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
@@ -232,11 +215,10 @@ def test_the_container_file_passes_its_linter() -> None:
 
 
 def test_the_container_stops_by_sigterm_and_is_not_root() -> None:
-    assert instruction("STOPSIGNAL") == "SIGTERM"
-    assert int(instruction("USER")) >= 1000
+    assert instruction("STOPSIGNAL") == "SIGTERM" and int(instruction("USER")) >= 1000
     assert instruction("FROM") == "${PYTHON}" and instruction("ARG") == "PYTHON=python:3.11-slim"
     names = [name for name, _ in read_instructions()]
-    assert names.index("USER") > max(index for index, name in enumerate(names) if name == "RUN")
+    assert "RUN" not in names[names.index("USER") :]
 
 
 def test_no_secret_is_in_the_image() -> None:
@@ -249,9 +231,8 @@ def test_no_secret_is_in_the_image() -> None:
 
 
 def copied_into_the_image() -> set[str]:
-    return {
-        Path(word).as_posix() for name, value in read_instructions() if name == "COPY" for word in value.split()[:-1]
-    }
+    copied = [value.split()[:-1] for name, value in read_instructions() if name == "COPY"]
+    return {Path(word).as_posix() for words in copied for word in words}
 
 
 def test_what_is_copied_into_the_image_is_enough_to_run(tmp_path: Path) -> None:

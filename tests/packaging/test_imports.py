@@ -1,4 +1,4 @@
-"""Check imports by folder: a room is a folder of template/ or a module beside them."""
+"""Check imports by room: a folder of template/, or a module beside them."""
 
 import ast
 import graphlib
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.fixtures.network import ROOT
+
 GROUND = "constants errors"
 RECORDS = f"competition records {GROUND}"
 # Room: the rooms that it may import besides itself.

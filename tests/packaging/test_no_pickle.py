@@ -6,11 +6,11 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.fixtures.network import ROOT
+from tests.fixtures.source import PRODUCT, parse
 
 # Modules whose formats can carry code, or that start processes by pickle.
 FORBIDDEN_MODULES = {
@@ -18,14 +18,14 @@ FORBIDDEN_MODULES = {
     *("multiprocessing", "concurrent.futures.process", "torch.multiprocessing", "copyreg", "code", "codeop"),
     "torch.package",
 }
-# Calls by the last two names of what is called, whatever stands before them.
+# Calls by their last two names.
 FORBIDDEN_CALLS = {
     *("eval", "exec", "compile", "__import__", "input"),
     *("os.system", "os.popen", "tempfile.mktemp", "subprocess.getoutput", "subprocess.getstatusoutput"),
     *("torch.save", "torch.jit.load", "jit.load", "jit.script", "hub.load", "hub.load_state_dict_from_url"),
     *("yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all"),
 }
-# Calls that are fine with one argument as it must be: name, argument, its source.
+# Calls that are fine with one argument: name, argument, its source.
 DEMANDED = {
     "torch.load": ("weights_only", "True"),
     "numpy.load": ("allow_pickle", "False"),
@@ -50,21 +50,21 @@ ALLOWED = {
 
 
 def find(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Return line and description of each violation."""
+    """Yield line and description of each violation."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from ((node.lineno, f"imports {name.name}") for name in node.names if is_forbidden(name.name))
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            names = []
-        for name in names:
-            if any(name == module or name.startswith(f"{module}.") for module in FORBIDDEN_MODULES):
-                yield getattr(node, "lineno", 0), f"imports {name}"
-        if isinstance(node, ast.Call):
+            names = [str(node.module), *(f"{node.module}.{name.name}" for name in node.names)]
+            yield from ((node.lineno, f"imports {name}") for name in names if is_forbidden(name))
+        elif isinstance(node, ast.Call):
             yield from ((node.lineno, violation) for violation in broken_by(node))
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False":
+        elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False":
             yield node.value.lineno, "trust_remote_code"
+
+
+def is_forbidden(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{module}.") for module in FORBIDDEN_MODULES)
 
 
 def broken_by(call: ast.Call) -> Iterator[str]:
@@ -92,16 +92,10 @@ def broken_by(call: ast.Call) -> Iterator[str]:
 def test_no_file_reads_what_can_carry_code_nor_runs_words() -> None:
     violations = {
         (str(path.relative_to(ROOT)), violation): line
-        for folder in ("template", "neurons", "scripts")
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        for line, violation in find(ast.parse(path.read_text(encoding="utf-8")))
+        for path, tree in parse(*PRODUCT).items()
+        for line, violation in find(tree)
     }
-    unexpected = [
-        f"{path}:{line}: {violation}"
-        for (path, violation), line in violations.items()
-        if (path, violation) not in ALLOWED
-    ]
-    assert unexpected == []
+    assert [(*place, line) for place, line in violations.items() if place not in ALLOWED] == []
     assert set(ALLOWED) <= set(violations), "an exception that nothing needs any more"
 
 
@@ -145,11 +139,6 @@ importlib.import_module("ray")
 """
 
 
-@pytest.mark.parametrize("line", WRONG.strip().splitlines())
-def test_the_search_finds(line: str) -> None:
-    assert list(find(ast.parse(line)))
-
-
-@pytest.mark.parametrize("line", RIGHT.strip().splitlines())
-def test_the_search_lets_pass(line: str) -> None:
-    assert not list(find(ast.parse(line)))
+@pytest.mark.parametrize(("lines", "is_found"), [(WRONG, True), (RIGHT, False)])
+def test_the_search_finds_what_is_wrong_alone(lines: str, is_found: bool) -> None:
+    assert [line for line in lines.strip().splitlines() if any(find(ast.parse(line))) != is_found] == []

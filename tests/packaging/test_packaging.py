@@ -19,9 +19,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from template import __version__
+from tests.fixtures.network import ROOT
+from tests.fixtures.source import PRODUCT, parse
 
-ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = ("template", "neurons", "scripts")
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
 OURS = {*PRODUCT, "tests", "contrib"}
 # What a CUDA build of torch asks for and another build does not: its own metadata pins it.
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton")
@@ -66,73 +67,54 @@ def every_requirement(described: dict[str, Any]) -> list[Requirement]:
     return requirements([*described["install_requires"], *described["extras_require"]["dev"]])
 
 
+def declared(described: dict[str, Any], *extras: str) -> set[str]:
+    """Return the names of the requirements of an installation with these extras."""
+    lines = (line for extra in extras for line in described["extras_require"][extra])
+    return names(requirements([*described["install_requires"], *lines]))
+
+
 def names(result: Iterable[Requirement]) -> set[str]:
     return {canonicalize_name(requirement.name) for requirement in result}
 
 
 def imported_libraries(*folders: str) -> dict[str, str]:
-    """Map third-party top-level modules to the line that imports them."""
+    """Map third-party top-level modules to the file that imports them."""
     result: dict[str, str] = {}
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                for module in imported_by(node):
-                    result.setdefault(module.split(".")[0], f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}")
-    local = OURS | {path.stem for path in (ROOT / "tests").glob("*.py")}
-    return {module: where for module, where in result.items() if module not in sys.stdlib_module_names | local}
-
-
-def imported_by(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module is not None:
-        yield node.module
+    for path, tree in parse(*folders).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                result |= {alias.name.split(".")[0]: str(path) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                result[node.module.split(".")[0]] = str(path)
+    return {module: where for module, where in result.items() if module not in sys.stdlib_module_names | OURS}
 
 
 def providers(module: str) -> set[str]:
     """Return the distributions that provide a module, or its own name."""
-    return {canonicalize_name(name) for name in importlib.metadata.packages_distributions().get(module, [module])}
+    return {canonicalize_name(name) for name in DISTRIBUTIONS.get(module, [module])}
 
 
 def committed_files() -> list[Path]:
     """Return the files of the repository, tracked or not yet tracked."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout")
     asked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    git = shutil.which("git")
-    if git and (ROOT / ".git").exists():
-        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
-        listed = [ROOT / name for name in done.stdout.split("\0") if name]
-    else:
-        listed = [path for path in ROOT.rglob("*") if not any(p.startswith(".") for p in path.relative_to(ROOT).parts)]
-    return [path for path in listed if path.is_file()]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def test_every_import_of_the_product_is_required(described: dict[str, Any]) -> None:
-    extras = described["extras_require"]
-    # Ray is wanted by --executor ray alone, which says so; atheris by -m tests.campaigns.fuzz.
-    declared = names(requirements([*described["install_requires"], *extras["ray"], *extras["fuzz"]]))
-    undeclared = {m: where for m, where in imported_libraries(*PRODUCT).items() if not providers(m) & declared}
-    assert not undeclared
+# Extras: ray for --executor ray, which asks for it, and fuzz for -m tests.campaigns.fuzz.
+@pytest.mark.parametrize(
+    ("folders", "extras"), [(PRODUCT, ("ray", "fuzz")), (("tests", "contrib"), ("test", "quickstart", "fuzz"))]
+)
+def test_every_import_is_required(described: dict[str, Any], folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    imported = imported_libraries(*folders)
+    required = declared(described, *extras)
+    assert {module: where for module, where in imported.items() if not providers(module) & required} == {}
 
 
 def test_every_installation_requirement_is_imported(described: dict[str, Any]) -> None:
-    used = set().union(*(providers(module) for module in imported_libraries(*PRODUCT)))
-    assert names(requirements(described["install_requires"])) <= used
-
-
-def test_every_import_of_the_tests_is_declared(described: dict[str, Any]) -> None:
-    extras = described["extras_require"]
-    declared = names(
-        requirements(
-            [
-                *described["install_requires"],
-                *(line for extra in ("test", "quickstart", "fuzz") for line in extras[extra]),
-            ]
-        )
-    )
-    undeclared = {
-        m: where for m, where in imported_libraries("tests", "contrib").items() if not providers(m) & declared
-    }
-    assert not undeclared
+    assert declared(described) <= set().union(*(providers(module) for module in imported_libraries(*PRODUCT)))
 
 
 def test_the_dev_extra_holds_all_others(described: dict[str, Any]) -> None:
@@ -191,9 +173,8 @@ def test_this_environment_is_the_one_that_is_locked(lock: dict[str, Version]) ->
 
 
 def test_the_python_version_is_the_one_that_runs_this(described: dict[str, Any]) -> None:
-    running = ".".join(map(str, sys.version_info[:3]))
-    assert SpecifierSet(described["python_requires"]).contains(running)
-    assert not SpecifierSet(described["python_requires"]).contains("3.12.0")
+    supported = SpecifierSet(described["python_requires"])
+    assert supported.contains(".".join(map(str, sys.version_info[:3]))) and not supported.contains("3.12.0")
 
 
 def test_the_version_is_the_package_s_own(described: dict[str, Any]) -> None:
@@ -233,14 +214,13 @@ def test_every_shell_script_passes_shellcheck_and_stops() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-def test_set_up_without_the_right_python_says_which_is_needed(tmp_path: Path) -> None:
+def test_set_up_without_the_right_python_names_it(tmp_path: Path) -> None:
     for tool in ("bash", "dirname", "cat"):
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
     environment = {"PATH": str(tmp_path), "VENV": str(tmp_path / "venv")}
     command = [tmp_path / "bash", ROOT / "scripts" / "setup.sh"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "needs Python 3.11" in done.stderr
+    assert done.returncode == 1 and "needs Python 3.11" in done.stderr
     assert not (tmp_path / "venv").exists()
 
 
@@ -248,9 +228,4 @@ def test_no_file_names_a_registry_or_one_machine() -> None:
     # Written in pieces: this file is read too.
     forbidden = ["pypi" + ".org", "python" + "hosted", "/work" + "/", "/opt" + "/", "index" + "-url", "find" + "-links"]
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}" for word in forbidden).encode())
-    result = [f"{path.relative_to(ROOT)}: {hit[0]!r}" for path in committed_files() for hit in scan(pattern, path)]
-    assert not result
-
-
-def scan(pattern: re.Pattern[bytes], path: Path) -> Iterator[re.Match[bytes]]:
-    return pattern.finditer(path.read_bytes())
+    assert [path for path in committed_files() if pattern.search(path.read_bytes())] == []

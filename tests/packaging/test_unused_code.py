@@ -3,6 +3,7 @@
 import argparse
 import ast
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 
@@ -13,25 +14,18 @@ from template.competition import Competition
 from template.config import Hyperparameters
 from template.rules.schedule import Policy
 from template.validator.config import ValidatorConfig
-from tests.fixtures.network import (
-    ROOT,
-)
+from tests.fixtures.source import PRODUCT, parse
 
-PRODUCT = {
-    path: ast.parse(path.read_text(encoding="utf-8"))
-    for folder in ("template", "neurons", "scripts")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-}
-
-
+TREES = parse(*PRODUCT)
 PROGRAMS = [
     path
-    for path, tree in PRODUCT.items()
+    for path, tree in TREES.items()
     if path.parent.name in ("neurons", "scripts")
     if any(isinstance(node, ast.FunctionDef) and node.name == "build_parser" for node in tree.body)
 ]
 
 
+@functools.cache
 def reads(tree: ast.AST, *, of: str | None = None) -> set[str]:
     """Return the attributes read of the variable `of`, or of anything but self."""
     attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load))
@@ -39,6 +33,7 @@ def reads(tree: ast.AST, *, of: str | None = None) -> set[str]:
     return {name for owner, name in owners if (owner == of if of else owner != "self")}
 
 
+@functools.cache
 def names(tree: ast.AST) -> set[str]:
     """Return the names that a module imports or uses."""
     aliases = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
@@ -50,8 +45,8 @@ def test_every_flag_is_used(path: Path) -> None:
     module = importlib.import_module(f"{path.parent.name}.{path.stem}")
     parser: argparse.ArgumentParser = module.build_parser()
     # Arguments are handed on as `args` to what several programs share.
-    shared = (tree for other, tree in PRODUCT.items() if other.parent.name == "template" or other not in PROGRAMS)
-    used = set().union(reads(PRODUCT[path], of="args"), *(reads(tree, of="args") for tree in shared))
+    shared = (tree for other, tree in TREES.items() if other.parent.name == "template" or other not in PROGRAMS)
+    used = set().union(reads(TREES[path], of="args"), *(reads(tree, of="args") for tree in shared))
     spelled_out = {"help", "all"}  # --all is what happens without it
     assert {action.dest for action in parser._actions} - used <= spelled_out
 
@@ -59,19 +54,19 @@ def test_every_flag_is_used(path: Path) -> None:
 def test_every_setting_and_constant_is_used() -> None:
     homes = {Competition: "competition", Hyperparameters: "settings", Policy: None, ValidatorConfig: "validator_config"}
     for kind, home in homes.items():
-        used = set().union(*(reads(tree) for path, tree in PRODUCT.items() if path.stem != home))
+        used = set().union(*(reads(tree) for path, tree in TREES.items() if path.stem != home))
         assert {field.name for field in dataclasses.fields(kind)} - used == set(), kind  # type: ignore[arg-type]
-    used = set().union(*(names(tree) for path, tree in PRODUCT.items() if path.stem != "constants"))
+    used = set().union(*(names(tree) for path, tree in TREES.items() if path.stem != "constants"))
     assert {name for name in vars(constants) if not name.startswith("_")} - used == set()
 
 
 def test_every_function_and_class_is_used() -> None:
     called_from_outside = {"main", "build_parser", "train_lora"}
-    used = set().union(*(names(tree) for tree in PRODUCT.values()))
-    # Not those of the local network, which is there for the tests.
+    used = set().union(*(names(tree) for tree in TREES.values()))
+    # The local network is there for the tests.
     unused = [
         f"{path.stem}.{node.name}"
-        for path, tree in PRODUCT.items()
+        for path, tree in TREES.items()
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and "localnet" not in path.parts
         if node.name not in used | called_from_outside
