@@ -62,17 +62,13 @@ def assert_counted(counter: FlopCounterMode, work: Work) -> None:
     assert min(work.linear, work.lora, work.head, work.attention) > 0
 
 
-def test_forward_operations_equal_torchs_count(network: Any, shape: Shape) -> None:
-    with FlopCounterMode(display=False) as counter:
-        run_forward(network)
-    assert_counted(counter, count_forward(shape, RANK, ROW))
-
-
-def test_backward_operations_equal_torchs_count(network: Any, shape: Shape) -> None:
-    loss = run_forward(network)
-    with FlopCounterMode(display=False) as counter:
+def test_counted_operations_equal_torchs_count(network: Any, shape: Shape) -> None:
+    with FlopCounterMode(display=False) as forward:
+        loss = run_forward(network)
+    with FlopCounterMode(display=False) as backward:
         torch.autograd.backward(loss)
-    assert_counted(counter, count_backward(shape, RANK, ROW))
+    assert_counted(forward, count_forward(shape, RANK, ROW))
+    assert_counted(backward, count_backward(shape, RANK, ROW))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +91,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return Result(ended.status, ended.output, json.loads(file.read_text()))
 
 
+@pytest.mark.slow
 def test_both_runners_compute_the_same_loss(result: Result) -> None:
     ours, reference = (result.content["outcomes"][f"{runner} float32"][0]["runs"] for runner in (OURS, REFERENCE))
     assert (len(ours), len(reference)) == (2, 1)
@@ -112,12 +109,14 @@ def numbers(value: object) -> Iterator[float]:
         yield value
 
 
+@pytest.mark.slow
 def test_every_measurement_is_finite_and_positive(result: Result) -> None:
     for part in ("runners", "outcomes", "ratios", "ceilings", "load", "noise"):
         values = list(numbers(result.content[part]))
         assert values and all(math.isfinite(number) and number > 0 for number in values), part
 
 
+@pytest.mark.slow
 def test_report_prints_the_measurements(result: Result) -> None:
     for runner in (OURS, REFERENCE):
         (line,) = [line for line in result.report.splitlines() if line.startswith(f"{runner:10}float32")]
@@ -127,6 +126,7 @@ def test_report_prints_the_measurements(result: Result) -> None:
     assert max(map(len, result.report.splitlines())) <= 120, result.report
 
 
+@pytest.mark.slow
 def test_status_is_zero_when_all_checks_agree(result: Result) -> None:
     assert result.status == (0 if all(result.content["checks"].values()) else 1)
 
@@ -149,6 +149,7 @@ def test_bad_argument_is_named(case: str, capfd: pytest.CaptureFixture[str]) -> 
     assert message in "\n".join([*ended.logs, capfd.readouterr().err])
 
 
+@pytest.mark.slow
 def test_failing_runner_is_reported_with_its_error(tmp_path: Path, tiny_model: Path) -> None:
     for file in tiny_model.glob("*.json"):
         shutil.copy(file, tmp_path)  # no weights
@@ -158,26 +159,25 @@ def test_failing_runner_is_reported_with_its_error(tmp_path: Path, tiny_model: P
     assert "ours in float32 ended with status" in ended.logs[-1] and str(tmp_path) in ended.logs[-1]
 
 
-def measure(losses: dict[str, float], noise: list[float], *, count: int = 1, reference_steps: int = 4) -> Measurements:
-    outcomes = {}
-    for runner, loss in losses.items():
-        steps = 4 if runner == OURS else reference_steps
-        run = Run(load_s=1.0, train_s=1.0, eval_s=1.0, total_s=3.0, loss=loss, steps=steps)
-        outcomes[runner, "bfloat16"] = [Outcome(runs=[run] * count, peak_mib=1.0)]
-    return Measurements(outcomes=outcomes, noise=noise)
-
-
 # One standard deviation is 0.001 of a loss, so 0.00141 of a difference, and half of that for the mean of four.
 @pytest.mark.parametrize(
-    ("difference", "count", "holds"), [(0.0042, 1, True), (0.0043, 1, False), (0.0021, 4, True), (0.0022, 4, False)]
+    ("difference", "count", "steps", "expected"),
+    [
+        (0.0042, 1, 4, [True, True]),
+        (0.0043, 1, 4, [True, False]),
+        (0.0021, 4, 4, [True, True]),
+        (0.0022, 4, 4, [True, False]),
+        (0.0, 1, 3, [False, True]),
+    ],
 )
-def test_losses_agree_within_three_standard_deviations(difference: float, count: int, holds: bool) -> None:
-    measured = measure({OURS: 3.0 + difference, REFERENCE: 3.0}, [3.0, 3.001, 3.002], count=count)
-    assert list(check(measured).values()) == [True, holds]
-
-
-def test_unequal_optimizer_steps_disagree() -> None:
-    assert list(check(measure({OURS: 3.0, REFERENCE: 3.0}, [], reference_steps=3)).values()) == [False]
+def test_steps_and_losses_agree_within_three_deviations(
+    difference: float, count: int, steps: int, expected: list[bool]
+) -> None:
+    outcomes = {}
+    for runner, loss, runner_steps in ((OURS, 3.0 + difference, 4), (REFERENCE, 3.0, steps)):
+        run = Run(load_s=1.0, train_s=1.0, eval_s=1.0, total_s=3.0, loss=loss, steps=runner_steps)
+        outcomes[runner, "bfloat16"] = [Outcome(runs=[run] * count, peak_mib=1.0)]
+    assert list(check(Measurements(outcomes=outcomes, noise=[3.0, 3.001, 3.002])).values()) == expected
 
 
 @pytest.fixture(scope="module")

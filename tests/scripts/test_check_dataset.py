@@ -16,7 +16,6 @@ from template.competition import CommitmentRecord
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason
 from template.localnet.chain.ledger import ChainFault
-from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID, make_hotkey
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import (
@@ -36,6 +35,8 @@ from tests.fixtures.network import (
 
 TALK = [{"role": "user", "content": "word " * 1500}, {"role": "assistant", "content": "yes"}]
 LONG = json.dumps({"conversations": TALK})
+# The rows of LARGE with a trailing space in each text, which no model reads.
+SPACED = [line.replace('"}', ' "}') for line in LARGE]
 
 
 def run(net: Net, lines: Sequence[str], *more: object, is_online: bool = True) -> Ended:
@@ -57,33 +58,25 @@ def check(net: Net, lines: Sequence[str], *more: object, status: int = 0) -> dic
     return content
 
 
-def spell_otherwise(line: str) -> str:
-    """Return the row with a trailing space in each text, which no model reads."""
-    row = json.loads(line)
-    for turn in row["conversations"]:
-        turn["content"] += " "
-    return json.dumps(row)
-
-
 def by_hotkey(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["hotkey"]: row for row in content["subnet"]["others"]}
 
 
-def submit_by_digest(net: Net, name: str, lines: Sequence[str]) -> str:
-    """Upload a file and return its commitment by sha256."""
-    net.upload(name, lines)
-    digest = hashlib.sha256(make_content(lines)).hexdigest()
-    return str(CommitmentRecord(f"{name}/data", net.competition.id, digest))
+def promise(net: Net, name: str, lines: Sequence[str]) -> str:
+    """Return the commitment by sha256 of a file."""
+    return str(CommitmentRecord(f"{name}/data", net.competition.id, hashlib.sha256(make_content(lines)).hexdigest()))
 
 
-def commit_sealed(net: Net, name: str, text: str) -> None:
-    outcome = net.chain(name).publish_sealed(text, beacon_round_at(time.time() + 3600))
-    assert outcome.is_accepted, outcome
+@pytest.fixture(scope="module")
+def subnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
+    """A network in which alice has committed LARGE; tests commit nothing."""
+    with Net(tmp_path_factory.mktemp("subnet"), ["alice"], pool=[*POOL, LONG, *SPACED]) as net, use_hub(net):
+        net.submit("alice", LARGE)
+        yield net
 
 
-def test_valid_dataset_is_ok(net: Net) -> None:
-    net.submit("alice", LARGE)
-    ended = run(net, SMALL, "--hf_repo_id", "me/data")
+def test_valid_dataset_is_ok(subnet: Net) -> None:
+    ended = run(subnet, SMALL, "--hf_repo_id", "me/data")
     assert ended.status == 0, ended.logs
     assert "24 rows, 24 of them well formed and counted, 0 problems" in ended.output
     assert "1 datasets compared" in ended.output
@@ -91,90 +84,74 @@ def test_valid_dataset_is_ok(net: Net) -> None:
     assert ended.output.endswith("OK: no problem found\n")
 
 
-def test_all_problems_of_a_file_are_listed_by_line(net: Net) -> None:
+def test_all_problems_of_a_file_are_listed_by_line(subnet: Net) -> None:
     lines = [*POOL[:2], "{]", *POOL[2:6], make_line(10**6), '{"conversations": 5}', POOL[0]]
-    ended = run(net, lines, is_online=False)
+    ended = run(subnet, lines, is_online=False)
     assert ended.status == 6
     problems = [line.strip().split(": ")[:2] for line in ended.output.splitlines() if line.startswith("  line")]
-    assert problems == [
-        ["line 3", "malformed"],
-        ["line 8", "not_in_pool"],
-        ["line 9", "malformed"],
-        ["line 10 repeats line 1"],
-    ]
+    rejected = [["line 3", "malformed"], ["line 8", "not_in_pool"], ["line 9", "malformed"]]
+    assert problems == [*rejected, ["line 10 repeats line 1"]]
     assert ended.output.endswith("REJECTED: a validator would not count this dataset\n")
 
 
-def test_problems_past_the_twentieth_are_counted(net: Net) -> None:
+def test_problems_past_the_twentieth_are_counted(subnet: Net) -> None:
     lines = [make_line(10**6 + number) for number in range(33)]
-    ended = run(net, lines, is_online=False)
+    ended = run(subnet, lines, is_online=False)
     assert ended.output.count("not_in_pool") == 20
     assert "  line 20: not_in_pool" in ended.output and "  and 13 more\n" in ended.output
-    assert len(check(net, lines, "--offline", status=6)["file"]["faults"]) == 33
+    assert len(check(subnet, lines, "--offline", status=6)["file"]["faults"]) == 33
 
 
-def test_rows_past_the_limit_are_listed(net: Net) -> None:
-    content = check(net, [*POOL[:112], make_line(10**6)], "--offline")
+def test_rows_past_the_limit_are_listed(subnet: Net) -> None:
+    content = check(subnet, [*POOL[:112], make_line(10**6)], "--offline")
     assert content["file"]["spare_lines"] == [111, 112, 113]
     assert content["subnet"] is None
 
 
-def test_repo_id_too_long_for_a_commitment_is_rejected(net: Net) -> None:
-    content = check(net, SMALL, "--offline", "--hf_repo_id", f"{'m' * 40}/{'d' * 55}", status=6)
+def test_repo_id_too_long_for_a_commitment_is_rejected(subnet: Net) -> None:
+    content = check(subnet, SMALL, "--offline", "--hf_repo_id", f"{'m' * 40}/{'d' * 55}", status=6)
     assert "the chain's limit is 128" in content["bad_commitment"]
     assert content["file"]["faults"] == []
 
 
-@pytest.fixture
-def long_net(tmp_path: Path) -> Iterator[Net]:
-    """A network whose evaluation set has a row that may lose its answer."""
-    with Net(tmp_path / "network", ["alice"], pool=[*POOL, LONG]) as net, use_hub(net):
-        yield net
-
-
-def test_models_tokens_decide_whether_an_answer_is_cut(long_net: Net, tiny_model: Path) -> None:
-    training_args = write_training_args(long_net.parts.folder / "args.yaml")
-    model = ("--training_args", training_args, "--model_path", tiny_model)
-    content = check(long_net, [*POOL[:2], LONG], "--offline", *model, status=6)
+def test_models_tokens_decide_whether_an_answer_is_cut(subnet: Net, tiny_model: Path, tmp_path: Path) -> None:
+    model = ("--training_args", write_training_args(tmp_path / "args.yaml"), "--model_path", tiny_model)
+    content = check(subnet, [*POOL[:2], LONG], "--offline", *model, status=6)
     assert [(fault["line"], fault["reason"]) for fault in content["file"]["faults"]] == [(3, Reason.NO_TARGET)]
 
 
-def test_duplicate_is_rejected_with_its_lines(net: Net) -> None:
-    key = net.submit("alice", LARGE)
-    ended = run(net, make_copy())
+def test_duplicate_is_rejected_with_its_lines(subnet: Net) -> None:
+    hotkey = subnet.hotkey("alice")
+    ended = run(subnet, make_copy())
     assert ended.status == 6
-    assert f"{key.hotkey} (uid {net.uid('alice')}" in ended.output
+    assert f"{hotkey} (uid {subnet.uid('alice')}" in ended.output
     assert "earlier: shares 102 of 104 rows (over limit 100)" in ended.output
-    content = check(net, make_copy(), status=6)
+    content = check(subnet, make_copy(), status=6)
     (overlap,) = content["subnet"]["overlaps"]
     foreign = {number for number, line in enumerate(make_copy(), start=1) if line not in LARGE}
     assert set(overlap["lines"]) == set(range(1, 105)) - foreign and len(foreign) == 2
-    assert content["subnet"]["copy_of"]["hotkey"] == key.hotkey
+    assert content["subnet"]["copy_of"]["hotkey"] == hotkey
 
 
-def test_duplicate_with_other_whitespace_is_rejected(tmp_path: Path) -> None:
-    other = [spell_otherwise(line) for line in LARGE]
-    with Net(tmp_path / "network", ["alice"], pool=[*POOL, *other]) as net, use_hub(net):
-        net.submit("alice", LARGE)
-        content = check(net, other, status=6)
-        (overlap,) = content["subnet"]["overlaps"]
-        assert overlap["shared"] == len(LARGE) and overlap["lines"] == list(range(1, len(LARGE) + 1))
-        assert content["subnet"]["copy_of"]["hotkey"] == net.hotkey("alice")
-        assert content["file"]["faults"] == []
+def test_duplicate_with_other_whitespace_is_rejected(subnet: Net) -> None:
+    content = check(subnet, SPACED, status=6)
+    (overlap,) = content["subnet"]["overlaps"]
+    assert overlap["shared"] == len(LARGE) and overlap["lines"] == list(range(1, len(LARGE) + 1))
+    assert content["subnet"]["copy_of"]["hotkey"] == subnet.hotkey("alice")
+    assert content["file"]["faults"] == []
 
 
-def test_shared_rows_below_the_limit_are_listed(net: Net) -> None:
-    net.submit("alice", LARGE)
-    ended = run(net, POOL[24:124])
+def test_shared_rows_below_the_limit_are_listed(subnet: Net) -> None:
+    ended = run(subnet, POOL[24:124])
     assert ended.status == 0
     assert "earlier: shares 80 of 100 rows (limit 100), line 1-80\n" in ended.output
 
 
-def test_own_earlier_commitment_is_not_compared(net: Net) -> None:
-    key = net.submit("alice", LARGE)
-    assert check(net, make_copy(), status=6)
-    content = check(net, make_copy(), "--hotkey", key.hotkey)
-    assert content["subnet"]["own"]["hotkey"] == key.hotkey
+def test_own_earlier_commitment_is_not_compared(subnet: Net) -> None:
+    hotkey = subnet.hotkey("alice")
+    assert check(subnet, make_copy(), status=6)
+    content = check(subnet, make_copy(), "--hotkey", hotkey)
+    assert content["subnet"]["own"]["hotkey"] == hotkey
     assert content["subnet"]["others"] == []
     block = content["subnet"]["block"]
     assert content["subnet"]["committed_between"] == [block + 1, block + 1]
@@ -204,17 +181,12 @@ def test_unusable_commitments_are_counted_by_reason(net: Net) -> None:
     net.commit("gone", f"gone/data:sample:{'0' * 40}")
     net.submit("left", LARGE)
     net.admin.deregister(net.hotkey("left"))
-    content = check(net, LARGE)
-    assert {hotkey: row["reason"] for hotkey, row in by_hotkey(content).items()} == {
-        net.hotkey("alice"): Reason.BAD_COMMITMENT,
-        net.hotkey("torn"): Reason.MALFORMED,
-        net.hotkey("elsewhere"): Reason.WRONG_COMPETITION,
-        net.hotkey("gone"): Reason.MISSING_REPO,
-    }
+    reasons = {"alice": Reason.BAD_COMMITMENT, "torn": Reason.MALFORMED}
+    reasons |= {"elsewhere": Reason.WRONG_COMPETITION, "gone": Reason.MISSING_REPO}
+    shown = {hotkey: row["reason"] for hotkey, row in by_hotkey(check(net, LARGE)).items()}
+    assert shown == {net.hotkey(name): reason for name, reason in reasons.items()}
     ended = run(net, LARGE)
-    assert ended.status == 0
-    for reason in (Reason.BAD_COMMITMENT, Reason.MALFORMED, Reason.WRONG_COMPETITION, Reason.MISSING_REPO):
-        assert f"1 {reason}" in ended.output
+    assert ended.status == 0 and all(f"1 {reason}" in ended.output for reason in reasons.values())
     assert "\x1b" not in ended.output and "a missing commit may still be uploaded" in ended.output
 
 
@@ -248,8 +220,9 @@ def test_second_run_downloads_nothing(net: Net) -> None:
 
 
 def test_sealed_commitment_is_inconclusive_until_its_reveal(net: Net) -> None:
-    text = submit_by_digest(net, "alice", LARGE)
-    commit_sealed(net, "alice", text)
+    net.upload("alice", LARGE)
+    text = promise(net, "alice", LARGE)
+    assert net.chain("alice").publish_sealed(text, beacon_round_at(time.time() + 3600)).is_accepted
     content = check(net, make_copy(), status=5)
     assert content["subnet"]["doubtful_hotkeys"] == [net.hotkey("alice")]
     assert "sealed until round" in by_hotkey(content)[net.hotkey("alice")]["doubt"]
@@ -260,8 +233,7 @@ def test_sealed_commitment_is_inconclusive_until_its_reveal(net: Net) -> None:
 
 
 def test_missing_file_is_inconclusive_in_its_grace_period(net: Net) -> None:
-    digest = hashlib.sha256(make_content(LARGE)).hexdigest()
-    key = net.commit("alice", str(CommitmentRecord("alice/data", net.competition.id, digest)))
+    key = net.commit("alice", promise(net, "alice", LARGE))
     content = check(net, make_copy(), status=5)
     assert content["subnet"]["doubtful_hotkeys"] == [key.hotkey]
     net.admin.advance(SEAL_GRACE_BLOCKS)
@@ -279,24 +251,6 @@ def test_unreachable_chain_still_lists_problems_of_the_file(net: Net) -> None:
     assert content["subnet"] is None and content["unread"]
     content = check(net, [POOL[0], "{]"], status=6)
     assert [fault["line"] for fault in content["file"]["faults"]] == [2]
-
-
-def test_number_of_chain_reads_does_not_grow(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = []
-    original = LocalSubstrate._fault
-
-    async def counted(self: LocalSubstrate, kind: str) -> str | None:
-        reads.append(kind)
-        return await original(self, kind)
-
-    monkeypatch.setattr(LocalSubstrate, "_fault", counted)
-    counts = []
-    for name in ("alice", "bob", "carol"):
-        net.submit(name, SMALL)
-        reads.clear()
-        check(net, SMALL)
-        counts.append(len(reads))
-    assert counts[0] == counts[2] > 1
 
 
 def test_disk_error_ends_with_its_own_status(net: Net) -> None:
@@ -319,13 +273,13 @@ def test_disk_error_ends_with_its_own_status(net: Net) -> None:
         (["--dataset_path", "/nowhere.jsonl"], 3, "--dataset_path /nowhere.jsonl: cannot be read"),
     ],
 )
-def test_wrong_setting_is_named(net: Net, words: list[str], status: int, sentence: str) -> None:
-    ended = run(net, SMALL, *words)
+def test_wrong_setting_is_named(subnet: Net, words: list[str], status: int, sentence: str) -> None:
+    ended = run(subnet, SMALL, *words)
     assert (ended.status, ended.output) == (status, "")
     assert sentence in ended.logs[-1]
 
 
-def test_netuid_is_required_unless_offline(net: Net) -> None:
-    ended = run(net, SMALL, is_online=False)
+def test_netuid_is_required_unless_offline(subnet: Net) -> None:
+    ended = run(subnet, SMALL, is_online=False)
     assert ended.status == 0
     assert call_main(check_dataset.main, "--dataset_path", "x").status == 2

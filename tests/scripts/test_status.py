@@ -21,17 +21,21 @@ from template.records import EvalConfig, LeaderboardRow, RetryState
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.store.store import Store
 from template.validator.status import count_bytes, measure_disk, read_status
-from tests.fixtures.network import LARGE, ROOT, SMALL, Net, SteppingChain, call_main, make_copy, run_process
+from tests.fixtures.chain import start_python
+from tests.fixtures.network import LARGE, ROOT, SMALL, Ended, Net, SteppingChain, call_main, make_copy
 from tests.fixtures.status import ALICE, BOB, NOW, entry, make_round
 from tests.fixtures.validator import Bench, open_bench
 from tests.fixtures.views import make_key
+from tests.fixtures.workers import until
 
-SCRIPT = ROOT / "scripts" / "status.py"
+SCRIPT = [sys.executable, ROOT / "scripts" / "status.py", "--state_dir"]
 V0_3 = ROOT / "tests" / "fixtures" / "v0_3"
 
 
-def state_dir(net: Net) -> Path:
-    return net.parts.folder / "state"
+def show(folder: Net | Path, *words: object) -> Ended:
+    """Run the script on a state folder, or on the network's one."""
+    state = folder.parts.folder / "state" if isinstance(folder, Net) else folder
+    return call_main(status.main, "--state_dir", state, *words)
 
 
 def report_now(bench: Bench) -> None:
@@ -49,15 +53,12 @@ def test_status_of_a_running_validator_does_not_disturb_it(net: Net) -> None:
         bench.tick_until(lambda: bool(bench.executor.running()))
         bench.validator.tick()
         report_now(bench)
-        ended = run_process(SCRIPT, "--state_dir", state_dir(net), "--json", env=net.environment("validator"))
-        shown = call_main(status.main, "--state_dir", state_dir(net))
-        assert call_main(status.main, "--state_dir", state_dir(net), "--check").status == 0
+        content, shown = json.loads(show(net, "--json").output), show(net)
+        assert show(net, "--check").status == 0
         bench.executor.hold = False
         bench.validator.run()
         bench.validator.stop.clear()
         lines = bench.lines()
-    assert ended.status == 0, ended.logs
-    content = json.loads(ended.output)
     assert content["alive"]["process"] == os.getpid()
     assert [run["key"]["hotkey"] for run in content["activity"]["running"]] == [net.hotkey("alice")]
     assert content["round"] is None and content["standings"] == []
@@ -73,7 +74,7 @@ def test_status_after_the_end_shows_the_leaderboard(net: Net) -> None:
     with open_bench(net) as bench:
         bench.validator.run()
         row = bench.store.leaderboard(1)[0]
-    output = call_main(status.main, "--state_dir", state_dir(net)).output
+    output = show(net).output
     assert "validator   not running" in output
     assert "1 duplicate in round 1" in output
     table = output[output.index("\nround 1, blocks ") + 1 :].splitlines()
@@ -81,7 +82,7 @@ def test_status_after_the_end_shows_the_leaderboard(net: Net) -> None:
     short = f"{row.key.hotkey[:6]}..{row.key.hotkey[-4:]}"
     assert table[4].split() == [short, "2", "alice/data", "scored", f"{row.loss:.6f}", f"{row.score:.4f}", "1.0000"]
     assert table[-1].startswith("weights: on chain since block ")
-    content = json.loads(call_main(status.main, "--state_dir", state_dir(net), "--json").output)
+    content = json.loads(show(net, "--json").output)
     assert content["standings"][0]["key"]["hotkey"] == net.hotkey("alice")
 
 
@@ -89,7 +90,7 @@ def test_status_after_the_end_shows_the_leaderboard(net: Net) -> None:
 def test_json_of_a_state_of_0_3_is_what_0_3_printed(tmp_path: Path, name: str) -> None:
     content = (V0_3 / name).read_bytes()
     (tmp_path / "validator.sqlite3").write_bytes(gzip.decompress(content) if name.endswith(".gz") else content)
-    shown = json.loads(call_main(status.main, "--state_dir", tmp_path, "--json").output)
+    shown = json.loads(show(tmp_path, "--json").output)
     assert shown.pop("disk") and shown["alive"].pop("age_seconds") > 0
     case = "status open" if "open" in name else "status state"
     assert shown == json.loads((V0_3 / "expected.json").read_text())["cli"][case]["json"]
@@ -98,35 +99,28 @@ def test_json_of_a_state_of_0_3_is_what_0_3_printed(tmp_path: Path, name: str) -
 def test_finding_the_lock_holder_takes_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A validator that starts at that moment would be refused its state."""
     assert lock_holder_pid(path) is None
-    imports = "from pathlib import Path\nfrom template.store.store import Store\n"
-    code = f"{imports}store = Store(Path({str(path)!r}))\ninput()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    ) as holder:
-        deadline = time.monotonic() + 60
-        while lock_holder_pid(path) is None:
-            assert holder.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+    imports = "import pathlib, sys, time; from template.store.store import Store"
+    with start_python(f"{imports}; store = Store(pathlib.Path(sys.argv[1])); time.sleep(600)", path) as holder:
+        until(lambda: holder.poll() is not None or lock_holder_pid(path) is not None)
         assert lock_holder_pid(path) == holder.pid
         holder.kill()
     assert lock_holder_pid(path) is None, "a killed holder"
-    with monkeypatch.context() as patch:
-        patch.setattr("fcntl.flock", None)
-        patch.setattr("fcntl.lockf", None)
-        assert lock_holder_pid(path) is None
+    monkeypatch.setattr("fcntl.flock", None)
+    monkeypatch.setattr("fcntl.lockf", None)
+    assert lock_holder_pid(path) is None
 
 
 def test_folder_without_a_state_is_refused(tmp_path: Path) -> None:
     for words in ([], ["--json"], ["--check"], ["--watch", "1"]):
-        ended = call_main(status.main, "--state_dir", tmp_path, *words)
+        ended = show(tmp_path, *words)
         assert (ended.status, ended.output) == (ConfigError.exit_code, "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_status_of_a_new_state_has_no_report_and_no_round(path: Path, store: Store) -> None:
-    output = call_main(status.main, "--state_dir", path.parent).output
+    output = show(path.parent).output
     assert "no report yet" in output and "no round yet" in output
-    check = call_main(status.main, "--state_dir", path.parent, "--check")
+    check = show(path.parent, "--check")
     assert (check.status, check.output) == (1, "no report from the validator yet\n")
 
 
@@ -136,12 +130,11 @@ def test_check_fails_when_the_chain_keeps_rejecting_weights(net: Net) -> None:
     with open_bench(net, chain=SteppingChain(net, "alice", blocks=20), policy=Policy(max_rounds=3)) as bench:
         bench.tick_until(lambda: bench.validator.rounds_done > 0)
         report_now(bench)
-        ended = call_main(status.main, "--state_dir", state_dir(net), "--check", "--max_overdue_blocks", "50")
-        patient = call_main(status.main, "--state_dir", state_dir(net), "--check", "--max_overdue_blocks", "100000")
-        silent = call_main(status.main, "--state_dir", state_dir(net), "--check", "--max_silence_minutes", "0")
-    assert ended.status == 1, ended
-    assert ended.output.startswith("weights are overdue by ") and ended.output.count("\n") == 1
-    assert "last rejected at block" in ended.output
+        ended = show(net, "--check", "--max_overdue_blocks", 50)
+        patient = show(net, "--check", "--max_overdue_blocks", 100_000)
+        silent = show(net, "--check", "--max_silence_minutes", 0)
+    assert ended.status == 1 and ended.output.count("\n") == 1
+    assert ended.output.startswith("weights are overdue by ") and "last rejected at block" in ended.output
     assert (patient.status, patient.output) == (0, "all is well\n")
     assert silent.status == 1 and "no report from the validator" in silent.output
 
@@ -171,49 +164,40 @@ def test_strangers_text_is_escaped(net: Net) -> None:
         attempt = RetryState(0, MAX_HOST_FAILURES, time.time() + 9_000, "\x1b]0;owned\x07\nsuspended   none")
         (bob,) = [key for key in bench.store.submissions() if key.hotkey == net.hotkey("bob")]
         bench.store.record_retry_state(bench.eval_config, bob, attempt)
-    ended = call_main(status.main, "--state_dir", state_dir(net), "--all")
+    ended = show(net, "--all")
     assert "\\x1b[2J\\x1b[31m\\u202eall" in ended.output and "\\x1b]0;owned\\x07\\nsuspended" in ended.output
     assert [line for line in ended.output.splitlines() if not line.isprintable()] == []
     assert sum(line.startswith("suspended") for line in ended.output.splitlines()) == 1
-    raw = call_main(status.main, "--state_dir", state_dir(net), "--json").output
+    raw = show(net, "--json").output
     assert raw.strip().isprintable() and raw.isascii()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_long_text_is_printed_whole_in_any_encoding(
-    path: Path, store: Store, eval_config: EvalConfig, encoding: str
-) -> None:
+@pytest.mark.slow
+def test_long_text_is_printed_whole_in_any_encoding(path: Path, store: Store, eval_config: EvalConfig) -> None:
     cause = "https://hub.example/" + "x" * 180 + "/the-end"
     store.begin_round(eval_config, make_round(entry(ALICE)), NOW)
     store.record_retry_state(eval_config, ALICE, RetryState(1, 0, time.time() + 600, cause))
-    store.close()
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "status.py", "--state_dir", path.parent],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*SCRIPT, path.parent], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "/the-end" in "".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_status_with_a_closed_stdout_succeeds(path: Path, store: Store) -> None:
-    store.close()
-    command = [sys.executable, ROOT / "scripts" / "status.py", "--state_dir", path.parent]
-    assert subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True).returncode == 0
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *SCRIPT, path.parent]
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_leaderboard_is_cut_at_20_rows_without_all(path: Path, store: Store, eval_config: EvalConfig) -> None:
     opened = store.begin_round(eval_config, make_round(), now=1.0)
-    lines = [
-        LeaderboardRow(
-            key=make_key(f"hotkey{uid:03}"), uid=uid, reason=Reason.EMPTY, message=f"no row {uid}", loss=None,
-            score=0.0, weight=0.0,
-        )
+    rejected = {"reason": Reason.EMPTY, "loss": None, "score": 0.0, "weight": 0.0}
+    rows = [
+        LeaderboardRow(key=make_key(f"hotkey{uid:03}"), uid=uid, message=f"no row {uid}", **rejected)  # type: ignore[arg-type]
         for uid in range(50)
-    ]  # fmt: skip
-    store.record_leaderboard(opened.id, lines)
-    cut = call_main(status.main, "--state_dir", path.parent).output
-    whole = call_main(status.main, "--state_dir", path.parent, "--all").output
+    ]
+    store.record_leaderboard(opened.id, rows)
+    cut, whole = show(path.parent).output, show(path.parent, "--all").output
     assert cut.count("  empty ") == 20
     assert "\n... and 30 more, --all shows them\n" in cut and "no row 20" not in cut
     assert whole.count("  empty ") == 50 and "--all" not in whole and "no row 49" in whole
@@ -221,10 +205,11 @@ def test_leaderboard_is_cut_at_20_rows_without_all(path: Path, store: Store, eva
 
 def test_disk_use_counts_each_file_once_by_kind(path: Path, store: Store, tmp_path: Path) -> None:
     folder = path.parent
-    (folder / "data" / "a").mkdir(parents=True)
-    (folder / "data" / "a" / "data.jsonl").write_bytes(b"x" * 3_000_000)
-    (folder / "data" / "again").hardlink_to(folder / "data" / "a" / "data.jsonl")
-    (folder / "data" / "link").symlink_to(folder / "data" / "a" / "data.jsonl")
+    dataset = folder / "data" / "a" / "data.jsonl"
+    dataset.parent.mkdir(parents=True)
+    dataset.write_bytes(b"x" * 3_000_000)
+    (folder / "data" / "again").hardlink_to(dataset)
+    (folder / "data" / "link").symlink_to(dataset)
     large = tmp_path / "large-disk"
     large.mkdir()
     (large / "weights").write_bytes(b"x" * 7_000_000)
@@ -234,42 +219,28 @@ def test_disk_use_counts_each_file_once_by_kind(path: Path, store: Store, tmp_pa
     assert (sizes["datasets"], sizes["cache"], sizes["other"]) == (3_000_000, 7_000_000, 1000)
     assert sizes["state"] >= sum(file.stat().st_size for file in folder.glob("validator.sqlite3*"))
     assert count_bytes(folder / "nothing here") == 0
-    output = call_main(status.main, "--state_dir", folder).output
+    output = show(folder).output
     assert "3.0 MB  datasets" in output and " MB  total" in output and " MB  free" in output
 
 
-def test_watch_prints_until_interrupted(net: Net, path: Path, store: Store) -> None:
-    command = [sys.executable, str(SCRIPT), "--state_dir", str(path.parent), "--watch", "0.05"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=net.environment("validator")) as watch:
-        assert watch.stdout is not None
-        lines: list[str] = []
-        while sum("validator   " in line for line in lines) < 3:
-            line = watch.stdout.readline()
-            assert line, lines
-            lines.append(line)
-        watch.send_signal(signal.SIGINT)
-        watch.stdout.read()
-        assert watch.wait(60) == 0
-    assert "\033" not in "".join(lines)
-
-
-def test_watch_clears_a_terminal(net: Net, path: Path, store: Store) -> None:
-    ours, theirs = pty.openpty()
-    command = [sys.executable, str(SCRIPT), "--state_dir", str(path.parent), "--watch", "0.05"]
+@pytest.mark.slow
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_watch_prints_until_interrupted(path: Path, store: Store, is_terminal: bool) -> None:
+    ours, theirs = pty.openpty() if is_terminal else os.pipe()
     with (
-        os.fdopen(ours, "rb", buffering=0) as terminal,
-        subprocess.Popen(command, stdout=theirs, env=net.environment("validator")) as watch,
+        os.fdopen(ours, "rb", buffering=0) as reader,
+        subprocess.Popen([*SCRIPT, path.parent, "--watch", "0.05"], stdout=theirs) as watch,
     ):
         os.close(theirs)
         output = b""
         while output.count(b"validator   ") < 3:
-            output += terminal.read(4096)
+            output += reader.read(4096)
         watch.send_signal(signal.SIGINT)
         assert watch.wait(60) == 0
-    assert output.count(b"\033[2J\033[Hvalidator   ") == output.count(b"validator   ")
+    assert output.count(b"\033[2J\033[Hvalidator   ") == (output.count(b"validator   ") if is_terminal else 0)
 
 
 def test_watch_pause_out_of_range_is_refused(path: Path, store: Store) -> None:
     for pause in ("0", "-1", "nan", "inf"):
-        ended = call_main(status.main, "--state_dir", path.parent, "--watch", pause)
+        ended = show(path.parent, "--watch", pause)
         assert ended.status == ConfigError.exit_code and "--watch must be" in ended.logs[-1]
