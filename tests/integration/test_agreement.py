@@ -98,46 +98,22 @@ def run_round(net: Net, *posts: Post) -> None:
             net.admin.advance(1)
 
 
-def register_second(net: Net) -> None:
-    """Register the second validator in a block in which the subnet exists."""
+def test_a_late_validator_agrees_in_every_round_since(net: Net, open_post: Callable[[str], Post]) -> None:
+    # Registered in a block in which the subnet exists.
     net.admin.advance(ROUND_BLOCKS)
     net.admin.register(make_hotkey(net.parts, "second"), is_validator=True)
-
-
-def weights(net: Net, post: Post) -> dict[int, int] | None:
-    return net.admin.weights(net.hotkey(post.name))
-
-
-def test_two_validators_set_identical_weights_in_every_round(net: Net, open_post: Callable[[str], Post]) -> None:
-    register_second(net)
-    posts = [open_post("validator"), open_post("second")]
-    run_round(net, *posts)  # nothing is committed yet
-    submitters = set()
-    for name, rows in (("alice", SMALL), ("bob", LARGE), ("carol", make_copy()), ("alice", POOL[30:60])):
-        submitters.add(net.submit(name, rows))
-        run_round(net, *posts)
-        first_weights, second_weights = (weights(net, post) for post in posts)
-        assert first_weights is None or first_weights == second_weights
-        run_round(net, *posts)
-        first_weights, second_weights = (weights(net, post) for post in posts)
-        assert first_weights == second_weights and first_weights is not None
-        assert net.uid(name) in first_weights or name == "carol"
-    assert posts[0].receipts() == posts[1].receipts()
-    assert posts[0].receipts().keys() == {key for key in submitters if key.hotkey != net.hotkey("carol")}
-    assert net.uid("carol") not in (weights(net, posts[0]) or {}), "a copy has no weight with either"
-
-
-def test_a_late_validator_agrees_after_evaluating_everything(net: Net, open_post: Callable[[str], Post]) -> None:
-    register_second(net)
     first = open_post("validator")
-    for name, rows in (("alice", SMALL), ("bob", LARGE), ("carol", POOL[30:60])):
+    for name, rows in (("alice", SMALL), ("bob", LARGE)):
         net.submit(name, rows)
         run_round(net, first)
-    run_round(net, first)
     late = open_post("second")
-    run_round(net, first, late)
-    run_round(net, first, late)
-    assert weights(net, late) == weights(net, first) is not None
+    for name, rows in (("carol", make_copy()), ("alice", POOL[30:60])):
+        net.submit(name, rows)
+        run_round(net, first, late)
+        run_round(net, first, late)
+        weights = net.admin.weights(net.hotkey("validator"))
+        assert weights == net.admin.weights(net.hotkey("second"))
+        assert weights is not None and weights.keys() == {net.uid("alice"), net.uid("bob")}, "a copy has no weight"
     assert late.receipts() == first.receipts()
     seeds = [seed for seed, _ in late.receipts().values()]
     assert len(seeds) == 3 and len(set(seeds)) > 1, "the seeds are the submissions' own, not a round's"

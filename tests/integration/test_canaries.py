@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.canaries import ENVIRONMENT
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.fixtures.network import ROOT
 
 CONFTEST = f"""
 import sys
@@ -24,18 +23,15 @@ canaries.plant(home)
 """
 
 PREAMBLE = """
-import base64, json, os, pathlib, subprocess, sys, urllib.parse
+import base64, json, os, pathlib, subprocess, sys, urllib.parse, pytest
 from tests.fixtures import canaries
 home = pathlib.Path(__file__).with_name("home")
 key = os.environ["WANDB_API_KEY"]
 password = os.environ["BT_PW_CANARY"]
 """
 
-INNOCENT = {
-    "(tmp_path / 'log').write_text('all is well')": "",
-    "(home / 'tokens.json').write_text(canaries.hub_token('alice'))": "",
-}
-# What a test does, and what the end of the session says of it.
+INNOCENT = ["(tmp_path / 'innocent').touch()", "(home / 'tokens.json').write_text(canaries.hub_token('alice'))"]
+# Actions of tests, and how each is listed at the end of the session.
 LEAKS = {
     "(tmp_path / 'log').write_text(key)": "/log (as it is)",
     "(home / 'a' / 'b').mkdir(parents=True); (home / 'a/b/c').write_text(key)": "/home/a/b/c (as it is)",
@@ -49,43 +45,28 @@ LEAKS = {
         "an output of "
     ),
     **{
-        f"(tmp_path / '{at}').write_bytes(base64.urlsafe_b64encode(b'{'y' * at}' + key.encode()))": f"/{at} (in base64"
-        for at in range(3)
+        f"(tmp_path / '{n}').write_bytes(base64.urlsafe_b64encode(b'{'y' * n}' + key.encode()))": f"/{n} (in base64"
+        for n in range(3)
     },
 }
-FAILURE = {"assert key == ''": "report (as it is)"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize(("actions", "status"), [(INNOCENT, 0), (LEAKS, 1), (FAILURE, 1)])
-def test_every_planted_secret_fails_the_session_and_is_named(
-    tmp_path: Path, actions: dict[str, str], status: int, workers: str
-) -> None:
+def test_every_planted_secret_fails_the_session_and_is_named(tmp_path: Path, workers: str) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
-    tests = [f"def test_{number}(tmp_path):\n    {action}\n" for number, action in enumerate(actions)]
-    (tmp_path / "test_leak.py").write_text(PREAMBLE + "".join(tests))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        os.devnull,
-        "--rootdir",
-        ".",
-        "-n",
-        workers,
-    ]
+    tests = [f"def test_{number}(tmp_path):\n    {action}\n" for number, action in enumerate([*LEAKS, *INNOCENT])]
+    failing = "@pytest.mark.xfail\ndef test_failure():\n    assert key == ''\n"
+    (tmp_path / "test_leak.py").write_text("".join([PREAMBLE, *tests, failing]))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
     done = subprocess.run(
-        [*command, "--basetemp", "base", "test_leak.py"], cwd=tmp_path, capture_output=True, text=True
+        [*command, "-n", workers, "--basetemp", "base", "test_leak.py"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == status, done.stdout
+    assert done.returncode == 1 and f"{len(tests)} passed, 1 xfailed" in done.stdout, done.stdout
     summary = done.stdout.partition("secrets of the environment were found")[2]
-    assert [expected for expected in actions.values() if expected not in summary] == [], done.stdout
-    assert (f"{len(actions)} passed" in done.stdout) == (actions is not FAILURE), "only the search fails the session"
+    expected = [*LEAKS.values(), "test_failure: report (as it is)"]
+    assert [text for text in expected if text not in summary] == [], done.stdout
+    assert "innocent" not in summary and "tokens.json" not in summary, done.stdout
 
 
 def test_the_session_s_own_secrets_are_in_the_environment() -> None:

@@ -27,8 +27,8 @@ def database(content: bytes | None = None, status: int = 200, **against: list[st
         asked.extend(json.loads(request.rfile.read(int(request.headers["Content-Length"])))["queries"])
         advisories = [against.get(query["package"]["name"], []) for query in asked]
         results = [{"vulns": [{"id": name} for name in names]} if names else {} for names in advisories]
-        found = json.dumps({"results": results}).encode() if content is None else content
-        return (status if request.path == "/v1/querybatch" else 404), {}, found
+        body = json.dumps({"results": results}).encode() if content is None else content
+        return (status if request.path == "/v1/querybatch" else 404), {}, body
 
     with serve(answer) as url:
         yield url, asked

@@ -1,14 +1,16 @@
 """Scores of losses and weights of scores."""
 
+import dataclasses
 import itertools
 import math
 import random
 
 import pytest
 
+from template.competition import Competition
 from template.constants import MIN_WEIGHT
 from template.errors import ConfigError
-from template.rules.scoring import compute_score, weights_from_scores
+from template.rules.scoring import compute_score, score_of, weights_from_scores
 
 BENCH, MINB, MAXB, HEIGHT = 2.60, 2.40, 2.80, 0.05
 
@@ -34,6 +36,13 @@ def score(loss: float | None, power: float = 2, height: float = HEIGHT, ids: tup
 )
 def test_the_score_follows_the_curve(loss: float, expected: float) -> None:
     assert score(loss) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("changed", [{"bench": 2.62}, {"minb": 2.3}, {"maxb": 2.9}, {"pow": 3.0}, {"bheight": 0.1}])
+def test_every_parameter_of_a_competition_moves_its_scores(changed: dict[str, float]) -> None:
+    plain = dataclasses.replace(Competition.from_defaults(), bench=BENCH, minb=MINB, maxb=MAXB, pow=2.0, bheight=HEIGHT)
+    other = dataclasses.replace(plain, **changed)  # type: ignore[arg-type]
+    assert [score_of(loss, plain) for loss in (2.5, 2.7)] != [score_of(loss, other) for loss in (2.5, 2.7)]
 
 
 @pytest.mark.parametrize("joint", [MINB, BENCH, MAXB])

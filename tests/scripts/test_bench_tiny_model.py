@@ -28,8 +28,8 @@ def test_tiny_model_is_the_same_in_another_process(tiny_model: Path, tmp_path: P
 
 def test_seed_changes_the_weights_alone(tiny_model: Path, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    zero, one = digests(tiny_model), digests(make_tiny_model(tmp_path, seed=1))
-    assert {name for name in zero if zero[name] != one[name]} == {"model.safetensors"}
+    plain, seeded = digests(tiny_model), digests(make_tiny_model(tmp_path, seed=1))
+    assert {name for name in plain if plain[name] != seeded[name]} == {"model.safetensors"}
     assert torch.equal(torch.random.get_rng_state(), before), "the caller's generator is untouched"
 
 
