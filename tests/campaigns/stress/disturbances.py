@@ -30,23 +30,6 @@ _X86, _ARM = (0x0, 0x400, 0x800, 0xC00), (0x0, 0x800000, 0x400000, 0xC00000)
 _NEAREST, DOWN, UP, TO_ZERO = _X86 if os.uname().machine in ("x86_64", "i686") else _ARM
 
 
-@contextmanager
-def undisturbed() -> Iterator[OnProgress]:
-    yield ignore_progress
-
-
-def _once(*acts: Callable[[], Any]) -> Disturb:
-    """Return what acts once, before the first evaluation."""
-
-    @contextmanager
-    def disturb() -> Iterator[OnProgress]:
-        for act in acts:
-            act()
-        yield ignore_progress
-
-    return disturb
-
-
 def _inside(open_context: Callable[[], contextlib.AbstractContextManager[Any]]) -> Disturb:
     """Return what puts all evaluations into a context."""
 
@@ -56,6 +39,14 @@ def _inside(open_context: Callable[[], contextlib.AbstractContextManager[Any]]) 
             yield ignore_progress
 
     return disturb
+
+
+def _once(*acts: Callable[[], Any]) -> Disturb:
+    """Return what acts once, before the first evaluation."""
+    return _inside(lambda: contextlib.nullcontext([act() for act in acts]))
+
+
+undisturbed = _once()
 
 
 def _beside(act: Callable[[], Any], threads: int = 1) -> Disturb:

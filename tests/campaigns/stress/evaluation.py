@@ -1,11 +1,11 @@
 """One process of the stress run, which evaluates the same dataset repeatedly.
 
-    python -m tests.campaigns.stress.evaluation JOB.json
+    python -m tests.campaigns.stress.evaluation JOB
 
-Each evaluation is a line of JSON on stdout: loss, steps and trained adapter to the last bit, or the error.
+JOB is a `Job` in JSON. Each evaluation is a line of JSON on stdout: loss, steps and trained adapter to the last bit, or
+the error.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -13,9 +13,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from loguru import logger
 
@@ -24,14 +24,16 @@ from template.config import load_training_args
 from template.errors import SubnetError
 from template.records import TrainResult
 from template.telemetry import logging
-from template.training.loop import OnProgress
+from template.train import RunOptions, load_resident_model
+from template.training import loop
 from template.workers.executor import Evaluator
 from template.workers.worker import peak_memory_bytes, set_parent_death_signal
 from tests.campaigns.measure import memory_kib
+from tests.campaigns.stress.disturbances import DISTURBANCES, undisturbed
 
 LUCKY_NUM = 20_000
 # One in so many evaluations of other datasets trains at a rate at which any training diverges.
-_DIVERGING = 25
+_DIVERGING, _DIVERGING_RATE = 25, 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +104,7 @@ class Outcome:
         )
 
 
-def evaluate(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Path) -> Outcome:
-    """Evaluate a dataset in this process."""
-    from template.train import RunOptions, load_resident_model
-
+def evaluate(evaluator: Evaluator, on_progress: loop.OnProgress | None, data_dir: Path) -> Outcome:
     started = time.perf_counter()
     try:
         result = evaluator.evaluate(data_dir, LUCKY_NUM, on_progress)
@@ -129,35 +128,21 @@ def evaluate(evaluator: Evaluator, on_progress: OnProgress | None, data_dir: Pat
     )
 
 
-@contextmanager
-def _diverging() -> Iterator[None]:
-    from template.training import loop
-
-    usual = loop.LEARNING_RATE
-    loop.LEARNING_RATE = 1e30
-    try:
-        yield
-    finally:
-        loop.LEARNING_RATE = usual
-
-
 def run(job: Job) -> Iterator[Outcome]:
-    """Yield the outcomes of the job."""
-    from tests.campaigns.stress.disturbances import DISTURBANCES, undisturbed
-
     evaluators = [job.make_evaluator(dtype) for dtype in job.dtypes]
     others = [Path(folder) for folder in job.other_dirs]
     with DISTURBANCES[job.disturbance]() if job.disturbance else undisturbed() as on_progress:
         for evaluator, index in itertools.product(evaluators, range(job.evaluations)):
             for number in range(job.others if index and others else 0):
-                with _diverging() if number % _DIVERGING == 1 else contextlib.nullcontext():
+                rate = _DIVERGING_RATE if number % _DIVERGING == 1 else loop.LEARNING_RATE
+                with mock.patch.object(loop, "LEARNING_RATE", rate):
                     evaluate(evaluator, None, others[number % len(others)])
             yield evaluate(evaluator, on_progress, Path(job.data_dir))
 
 
 def main(argv: Sequence[str]) -> None:
     set_parent_death_signal()
-    job = Job(**json.loads(Path(argv[0]).read_text(encoding="utf-8")))
+    job = Job(**json.loads(argv[0]))
     logging.quiet_libraries()
     logger.remove()
     for outcome in run(job):

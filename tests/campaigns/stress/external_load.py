@@ -9,7 +9,7 @@ Each writes a line once it works, and goes on until it or its parent is killed.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from template.workers.worker import set_parent_death_signal
 
@@ -68,12 +68,9 @@ def cuda_memory(device: str, left_bytes: str) -> Iterator[None]:
         yield
 
 
-_LOADS: tuple[Callable[..., Iterator[None]], ...] = (products, bandwidth, memory, cuda_products, cuda_memory)
-
-
 def main(argv: Sequence[str]) -> None:
     set_parent_death_signal()
-    load = next(load for load in _LOADS if load.__name__ == argv[0])(*argv[1:])
+    load: Iterator[None] = globals()[argv[0]](*argv[1:])
     next(load)
     print("at work", flush=True)
     for _ in load:

@@ -13,7 +13,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +27,10 @@ from template.workers.timeouts import WorkerTimeouts
 from tests.campaigns.process_under_test import ROOT
 from tests.campaigns.stress.evaluation import LUCKY_NUM, Job, Outcome
 from tests.campaigns.stress.situations import Situation, Verdict
+from tests.campaigns.synthetic_subnet import make_file, make_rows
 
 _TIMEOUT_S = 3600.0
 HEADER = f"{'situation':<48} {'runs':>6} {'equal':>5} {'slowest':>8}  notes"
-_TEXT = "the lamp keeper sea storm night bus walk home rain window letter book page smile seven days Paris river"
-_WORDS = _TEXT.split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,57 +48,37 @@ class Row:
 
     def __str__(self) -> str:
         slowest = "" if self.slowest is None else f"{self.slowest:.1f}x"
-        verdict = "" if self.is_as_allowed else "NOT AS IT MUST BE: "
+        verdict = "" if self.is_as_allowed else "NOT ALLOWED: "
         equal = self.verdicts.count(Verdict.EQUAL)
         line = f"{self.situation.name:<48} {len(self.verdicts):>6} {equal:>5} {slowest:>8}"
         return f"{line}  {verdict}{self.notes}".rstrip()
 
 
-def make_rows(count: int, *, seed: int, words: tuple[int, int]) -> str:
-    """Return rows of one or two turns of random words."""
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        turns = [
-            {"role": role, "content": " ".join(draw.choices(_WORDS, k=draw.randint(*words)))}
-            for _ in range(draw.randint(1, 2))
-            for role in ("user", "assistant")
-        ]
-        rows.append(json.dumps({"system": "Be brief." if number % 2 else None, "conversations": turns}))
-    return "\n".join(rows)
+def make_unequal_rows(count: int, *, seed: int, words: int) -> bytes:
+    """Return a file of rows of up to so many words."""
+    lengths = random.Random(seed).choices(range(4, words), k=count)
+    return make_file(row for length in lengths for row in make_rows(1, seed=seed + length, words=length))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Datasets:
-    """Folders of data files."""
-
-    data: Path
-    evaluation: Path
-    long: Path
-    others: tuple[Path, ...]
-
-
-def write_datasets(folder: Path, rows: int, eval_rows: int) -> Datasets:
-    """Write the datasets; rows: of the one to evaluate."""
-    others = {
-        "one-row": make_rows(1, seed=11, words=(1, 3)),
-        "short-rows": make_rows(9, seed=12, words=(1, 4)),
-        "unequal-rows": make_rows(5, seed=13, words=(1, 90)),
-        "broken": '{"conversations": 7}',
-        "empty": "",
-        "without-an-answer": json.dumps({"conversations": [{"role": "user", "content": "?"}]}),
-        "cut": make_rows(1, seed=14, words=(400, 500)),
-        "no-text": "\0\0",
-    }
+def write_datasets(folder: Path, *, rows: int) -> Path:
+    """Write all datasets, the main one of so many rows, and return their folder."""
     files = {
-        "data": make_rows(rows, seed=1, words=(3, 40)),
-        "evaluation": make_rows(eval_rows, seed=2, words=(3, 40)),
-        "long": make_rows(8 * rows, seed=3, words=(30, 60)),
+        "data": make_unequal_rows(rows, seed=1, words=50),
+        "evaluation": make_unequal_rows(rows * 2 // 3, seed=2, words=50),
+        "long": make_unequal_rows(8 * rows, seed=3, words=90),
+        "others/one-row": make_unequal_rows(1, seed=11, words=6),
+        "others/short-rows": make_unequal_rows(9, seed=12, words=8),
+        "others/unequal-rows": make_unequal_rows(5, seed=13, words=120),
+        "others/broken": b'{"conversations": 7}',
+        "others/empty": b"",
+        "others/without-an-answer": b'{"conversations": [{"role": "user", "content": "?"}]}',
+        "others/cut": make_file(make_rows(1, seed=14, words=600)),
+        "others/no-text": b"\0\0",
     }
-    for name, text in {**files, **others}.items():
+    for name, content in files.items():
         (folder / name).mkdir(parents=True)
-        (folder / name / DATA_FILE).write_text(text, encoding="utf-8")
-    return Datasets(**{name: folder / name for name in files}, others=tuple(folder / name for name in others))
+        (folder / name / DATA_FILE).write_bytes(content)
+    return folder
 
 
 @dataclass
@@ -109,7 +87,7 @@ class Stress:
 
     model_id: str
     model_path: Path
-    datasets: Datasets
+    datasets: Path
     device: str
     dtypes: tuple[str, ...]
     evaluations: int
@@ -125,7 +103,7 @@ class Stress:
 
     def run(self, situation: Situation) -> Row:
         """Evaluate in a situation and compare with the reference."""
-        with self._external_load(situation):
+        with external_load(situation):
             if situation.is_child_killed:
                 jobs = [self.job(Situation(name="")).make_evaluator(dtype) for dtype in self.dtypes]
                 outcomes = [outcome for evaluator in jobs for outcome in self._evaluate_after_kill(evaluator)]
@@ -138,13 +116,13 @@ class Stress:
         return Job(
             model_id=self.model_id,
             model_path=str(self.model_path),
-            data_dir=str(self.datasets.data),
-            eval_data_dir=str(self.datasets.evaluation),
+            data_dir=str(self.datasets / "data"),
+            eval_data_dir=str(self.datasets / "evaluation"),
             device=self.device,
             dtypes=self.dtypes,
             evaluations=2 if situation.others else self.evaluations,
             disturbance=situation.disturbance,
-            other_dirs=[str(folder) for folder in self.datasets.others],
+            other_dirs=[str(folder) for folder in sorted((self.datasets / "others").iterdir())],
             others=situation.others,
         )
 
@@ -154,17 +132,14 @@ class Stress:
         if situation.address_share is not None:
             kib = int(self.reference[-1].address_bytes * situation.address_share) // 1024
             prelude = f"ulimit -v {kib}; {prelude}"
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "job.json"
-            path.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-            command = [sys.executable, "-P", "-m", "tests.campaigns.stress.evaluation", str(path)]
-            ended = subprocess.run(
-                ["sh", "-c", f'{prelude} "$@"', "sh", *command],
-                env={**_environment(), **situation.environment},
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT_S,
-            )
+        command = [sys.executable, "-P", "-m", "tests.campaigns.stress.evaluation", json.dumps(dataclasses.asdict(job))]
+        ended = subprocess.run(
+            ["sh", "-c", f'{prelude} "$@"', "sh", *command],
+            env={**_environment(), **situation.environment},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+        )
         outcomes = [Outcome(**json.loads(line)) for line in ended.stdout.splitlines() if line.startswith("{")]
         if len(outcomes) < job.evaluations * len(job.dtypes):
             last = (ended.stderr.strip().splitlines() or [""])[-1]
@@ -178,13 +153,13 @@ class Stress:
         try:
             for _ in range(self.evaluations):
                 _await_worker(executor)
-                _submit(executor, self.datasets.long)
+                _submit(executor, self.datasets / "long")
                 while not (executor.collect() or any(job.stage == "train" and job.done for job in executor.running())):
                     executor.wait(0.01)
                 for pid in child_processes(os.getpid()):
                     os.kill(pid, signal.SIGKILL)
                 eval_config = _await_worker(executor)
-                _submit(executor, self.datasets.data)
+                _submit(executor, self.datasets / "data")
                 while not (jobs := executor.collect()):
                     executor.wait(1.0)
                 dtype, result, error = str(evaluator.dtype), jobs[0].result, jobs[0].error
@@ -195,56 +170,50 @@ class Stress:
         finally:
             executor.close()
 
-    @contextlib.contextmanager
-    def _external_load(self, situation: Situation) -> Iterator[None]:
-        copies = len(os.sched_getaffinity(0)) if situation.is_per_core else 1
-        with contextlib.ExitStack() as stack:
-            for arguments in situation.external_load * copies:
-                command = [sys.executable, "-P", "-m", "tests.campaigns.stress.external_load", *arguments]
-                process = subprocess.Popen(
-                    command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-                )
-                stack.enter_context(process)
-                stack.callback(process.kill)
-                assert process.stdout is not None
-                if not process.stdout.readline():
-                    raise HostError(f"external load failed to start: {' '.join(arguments)}")
-            yield
-
     def judge(self, situation: Situation, outcomes: Sequence[Outcome]) -> Row:
-        """Compare outcomes with the reference."""
-        verdicts = tuple(self._verdict(outcome) for outcome in outcomes)
-        usual_s = {
-            dtype: statistics.median(outcome.seconds for outcome in self.reference if outcome.dtype == dtype)
-            for dtype in self.dtypes
-        }
-        notes = []
-        for outcome, verdict in zip(outcomes, verdicts, strict=True):
+        verdicts, notes, ratios = [], [], []
+        for outcome in outcomes:
+            same = [first for first in self.reference if first.dtype == outcome.dtype]
+            verdict = Verdict.REFUSED if outcome.error else _compare(outcome, same[0])
+            verdicts.append(verdict)
             if verdict is Verdict.REFUSED:
                 notes.append(f"{outcome.error}: {outcome.message[:90]}")
             elif verdict is not Verdict.EQUAL:
-                notes.append(f"{verdict}: {self._environment_difference(outcome)}")
-        ratios = [outcome.seconds / usual_s[outcome.dtype] for outcome in outcomes if outcome.seconds]
+                notes.append(f"{verdict}: {_environment_difference(outcome, same[0])}")
+            if outcome.seconds:
+                ratios.append(outcome.seconds / statistics.median(first.seconds for first in same))
         note = "; ".join(dict.fromkeys(notes))
-        return Row(situation=situation, verdicts=verdicts, slowest=max(ratios, default=None), notes=note)
+        return Row(situation=situation, verdicts=tuple(verdicts), slowest=max(ratios, default=None), notes=note)
 
-    def _first(self, dtype: str) -> Outcome:
-        return next(outcome for outcome in self.reference if outcome.dtype == dtype)
 
-    def _verdict(self, outcome: Outcome) -> Verdict:
-        if outcome.error:
-            return Verdict.REFUSED
-        first = self._first(outcome.dtype)
-        pairs = zip(outcome.bits, first.bits, strict=True)
-        if all(ours == theirs for ours, theirs in pairs if ours and theirs):
-            return Verdict.EQUAL
-        return Verdict.DIFFERENT if outcome.eval_config == first.eval_config else Verdict.OTHER_CONFIG
+@contextlib.contextmanager
+def external_load(situation: Situation) -> Iterator[None]:
+    """Run a situation's other processes. Raises: HostError when one does not start."""
+    copies = len(os.sched_getaffinity(0)) if situation.is_per_core else 1
+    with contextlib.ExitStack() as stack:
+        for arguments in situation.external_load * copies:
+            command = [sys.executable, "-P", "-m", "tests.campaigns.stress.external_load", *arguments]
+            process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise HostError(f"external load failed to start: {' '.join(arguments)}")
+        yield
 
-    def _environment_difference(self, outcome: Outcome) -> str:
-        """Return what the receipt's environment shows of the difference."""
-        usual = self._first(outcome.dtype).environment
-        values = [f"{name} {value}" for name, value in outcome.environment.items() if usual.get(name) != value]
-        return ", ".join(values) or "the receipt names no difference"
+
+def _compare(outcome: Outcome, first: Outcome) -> Verdict:
+    pairs = zip(outcome.bits, first.bits, strict=True)
+    if all(ours == theirs for ours, theirs in pairs if ours and theirs):
+        return Verdict.EQUAL
+    return Verdict.DIFFERENT if outcome.eval_config == first.eval_config else Verdict.OTHER_CONFIG
+
+
+def _environment_difference(outcome: Outcome, first: Outcome) -> str:
+    """Return what the receipt's environment shows of the difference."""
+    usual = first.environment
+    values = [f"{name} {value}" for name, value in outcome.environment.items() if usual.get(name) != value]
+    return ", ".join(values) or "the receipt names no difference"
 
 
 def _environment() -> dict[str, str]:
@@ -253,7 +222,6 @@ def _environment() -> dict[str, str]:
 
 
 def _await_worker(executor: LocalExecutor) -> str:
-    """Return the model's name once a worker is idle."""
     while (name := executor.start()) is None or not executor.idle_workers():
         executor.wait(1.0)
         executor.collect()

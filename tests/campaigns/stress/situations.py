@@ -114,11 +114,10 @@ def list_situations(device: str, *, others: int, memory_bytes: int, hog_bytes: i
         hog_bytes: of the machine's memory, what another process may take.
     """
     is_cuda = device != "cpu"
-    yield Situation(name="every core at wide products", external_load=(("products",),), is_per_core=True)
-    yield Situation(name="every core copying memory", external_load=(("bandwidth",),), is_per_core=True)
-    yield Situation(
-        name="cores at products and at copies", external_load=(("products",), ("bandwidth",)), is_per_core=True
-    )
+    products, copies = ("products",), ("bandwidth",)
+    yield Situation(name="every core at wide products", external_load=(products,), is_per_core=True)
+    yield Situation(name="every core copying memory", external_load=(copies,), is_per_core=True)
+    yield Situation(name="cores at products and at copies", external_load=(products, copies), is_per_core=True)
     yield Situation(name=f"{hog_bytes / 2**30:.1f} GiB taken and written", external_load=(("memory", str(hog_bytes)),))
     if is_cuda:
         yield Situation(name="two processes at products on the GPU", external_load=(("cuda_products", device),) * 2)

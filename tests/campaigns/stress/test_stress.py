@@ -1,18 +1,19 @@
-"""One situation of every kind, and different bits that must be reported."""
+"""Situations of the stress run, and different bits that must be reported."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
 
+from template.errors import HostError
 from tests.campaigns.stress import __main__ as command
 from tests.campaigns.stress import evaluation
 from tests.campaigns.stress.disturbances import DISTURBANCES
-from tests.campaigns.stress.run import Stress, write_datasets
-from tests.campaigns.stress.situations import Verdict, list_situations
+from tests.campaigns.stress.run import Stress, external_load, write_datasets
+from tests.campaigns.stress.situations import Situation, Verdict, list_situations
 
 SITUATIONS = {
-    situation.name: situation for situation in list_situations("cpu", others=30, memory_bytes=0, hog_bytes=2**27)
+    situation.name: situation for situation in list_situations("cpu", others=8, memory_bytes=0, hog_bytes=2**27)
 }
 
 
@@ -22,12 +23,12 @@ def stress(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stress
     stress = Stress(
         model_id="Qwen/Qwen2.5-1.5B-Instruct",
         model_path=tiny_model,
-        datasets=write_datasets(tmp_path_factory.mktemp("stress") / "datasets", 16, 8),
+        datasets=write_datasets(tmp_path_factory.mktemp("stress") / "datasets", rows=8),
         device="cpu",
         dtypes=("bfloat16",),
-        evaluations=2,
+        evaluations=1,
     )
-    assert set(stress.measure().verdicts) == {Verdict.EQUAL}
+    stress.measure()
     return stress
 
 
@@ -35,10 +36,9 @@ def stress(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stress
 @pytest.mark.parametrize(
     ("name", "verdict", "note"),
     [
-        ("every core at wide products", Verdict.EQUAL, ""),
+        ("umask 777", Verdict.EQUAL, ""),
         ("ATEN_CPU_CAPABILITY=default", Verdict.OTHER_CONFIG, "kernel_variables ATEN_CPU_CAPABILITY=default"),
-        ("OMP_PLACES=cores", Verdict.REFUSED, "unset OMP_PLACES"),
-        ("80% of the address space it needs", None, ""),
+        ("60% of the address space it needs", Verdict.REFUSED, ""),
         ("cores taken away in mid-training", None, ""),
     ],
 )
@@ -49,7 +49,7 @@ def test_stress_situation_has_allowed_verdict(name: str, verdict: Verdict | None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["after 30 evaluations of others", "set_num_threads in another thread"])
+@pytest.mark.parametrize("name", ["after 8 evaluations of others", "set_num_threads in another thread"])
 def test_stress_within_this_process_keeps_bits(name: str, stress: Stress) -> None:
     outcomes = list(evaluation.run(stress.job(SITUATIONS[name])))
     assert set(stress.judge(SITUATIONS[name], outcomes).verdicts) == {Verdict.EQUAL}
@@ -74,7 +74,7 @@ def test_stress_different_bits_exit_with_1(
     arguments = ["--only", "nice", "--dtypes", "bfloat16"]
     monkeypatch.setattr(Stress, "_evaluate_in_process", lambda self, _: [others[0] if self.reference else first])
     assert command.main(arguments) == 1
-    assert "NOT AS IT MUST BE: DIFFERENT: the receipt names no difference" in capsys.readouterr().out
+    assert "NOT ALLOWED: DIFFERENT: the receipt names no difference" in capsys.readouterr().out
     monkeypatch.setattr(Stress, "_evaluate_in_process", lambda self, _: [first])
     assert command.main(arguments) == 0
 
@@ -85,6 +85,15 @@ def test_stress_situations_are_unique_and_use_every_disturbance() -> None:
         assert len(names) == len({*names}) and {*DISTURBANCES} <= {*names}
 
 
-@pytest.mark.parametrize("arguments", [["--scores", "0"], ["--dtypes", "float16"], ["--hog_gib", "0"]])
+@pytest.mark.slow
+def test_stress_external_load_that_does_not_start_is_an_error() -> None:
+    with external_load(SITUATIONS["0.1 GiB taken and written"]):
+        pass
+    broken = Situation(name="broken", external_load=(("memory", "some"),))
+    with pytest.raises(HostError, match="failed to start: memory some"), external_load(broken):
+        pass
+
+
+@pytest.mark.parametrize("arguments", [["--scores", "0"], ["--dtypes", "float16"]])
 def test_stress_wrong_setting_is_refused(arguments: list[str]) -> None:
     assert command.main(arguments) == 3
