@@ -138,7 +138,6 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def _record_evaluations(miners: int, subnet: SyntheticSubnet, config: ValidatorConfig, store: Store) -> None:
-    """Commit for each miner and record its dataset, of its own rows, and its receipt."""
     pool = sorted(read_eval_set_index(fetch_eval_set(subnet.competition, config.eval_data_dir, None, None)).canonical)
     eval_config = store.get_or_create_config(subnet.competition, HYPERPARAMETERS.digest, MODEL, 0.0)
     draw, names = random.Random(0), [f"miner-{number}" for number in range(miners)]

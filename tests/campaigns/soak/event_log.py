@@ -9,7 +9,6 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -50,7 +49,7 @@ class Registration(NamedTuple):
 
 
 class Commitment(NamedTuple):
-    """A hotkey's commitment from `block` on; its text is None while sealed."""
+    """A hotkey's commitment from `block` on, without a text while sealed."""
 
     block: int
     text: str | None
@@ -74,57 +73,41 @@ class Sighting(NamedTuple):
     open_block: int
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """A file: its pool rows by number, and the reason to reject it, if any."""
 
-    rows: tuple[int, ...]
+    rows: list[int]
     fault: str | None
     text: str
 
 
-def _by_validator() -> dict[str, Any]:
-    return defaultdict(lambda: defaultdict(list))
-
-
-@dataclass
 class History:
-    """The log, sorted.
+    """The log of the run in a folder, sorted."""
 
-    Args:
-        views: the blocks that each validator read, ascending.
-        rows: whether a validator knew a dataset's rows; the first True is when it passed the checks.
-        missed: failed attempts to find a file, with their blocks.
-        retries: the failures of (the network, the machine) so far.
-    """
-
-    events: Counter[str] = field(default_factory=Counter)
-    contents: dict[str, Content] = field(default_factory=dict)
-    views: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    rows: dict[str, Moments[bool]] = field(default_factory=_by_validator)
-    missed: dict[str, Moments[int]] = field(default_factory=_by_validator)
-    retries: dict[str, Moments[tuple[int, int]]] = field(default_factory=_by_validator)
-    expired: dict[str, list[Rejection]] = field(default_factory=lambda: defaultdict(list))
-    evaluated: list[dict[str, Any]] = field(default_factory=list)
-    measured: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    owner: str = ""
-    is_settled: bool = False
-    _uids: dict[int, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
-    _commitments: dict[str, list[Commitment]] = field(default_factory=lambda: defaultdict(list))
-    _rejected: dict[tuple[str, str, str], tuple[str, float]] = field(default_factory=dict)
-    _located: dict[tuple[str, str, int], int] = field(default_factory=dict)
-    _commits: dict[tuple[str, str], str | None] = field(default_factory=dict)
-    _mains: dict[str, list[tuple[float, str | None]]] = field(default_factory=lambda: defaultdict(list))
-
-    @classmethod
-    def read(cls, folder: Path) -> "History":
-        """Read the log of the run in `folder`."""
-        history = cls()
+    def __init__(self, folder: Path) -> None:
+        self.events: Counter[str] = Counter()
+        self.contents: dict[str, Content] = {}
+        self.evaluated: list[dict[str, Any]] = []
+        self.failures: list[str] = []
+        self.owner, self.is_settled = "", False
+        # By validator: the blocks that it read, ascending.
+        self.views: dict[str, list[int]] = defaultdict(list)
+        # By validator: whether it knew a dataset's rows; the first True is when it passed the checks.
+        self.rows: dict[str, Moments[bool]] = defaultdict(lambda: defaultdict(list))
+        # By validator: failed attempts to find a file, with their blocks.
+        self.missed: dict[str, Moments[int]] = defaultdict(lambda: defaultdict(list))
+        # By validator: the failures of (the network, the machine) so far.
+        self.retries: dict[str, Moments[tuple[int, int]]] = defaultdict(lambda: defaultdict(list))
+        self.expired: dict[str, list[Rejection]] = defaultdict(list)
+        self._uids: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        self._commitments: dict[str, list[Commitment]] = defaultdict(list)
+        self._rejected: dict[tuple[str, str, str], tuple[str, float]] = {}
+        self._located: dict[tuple[str, str, int], int] = {}
+        self._commits: dict[tuple[str, str], str | None] = {}
+        self._mains: dict[str, list[tuple[float, str | None]]] = defaultdict(list)
         with (folder / LOG_FILE).open(encoding="utf-8") as lines:
             for line in lines:
-                history._add(json.loads(line))
-        return history
+                self._add(json.loads(line))
 
     def _add(self, entry: dict[str, Any]) -> None:
         self.events[entry["event"]] += 1
@@ -143,7 +126,7 @@ class History:
                 self._commits[repo, commit] = sha256
                 self._mains[repo].append((time, sha256))
             case {"event": "composed", "sha256": sha256, "fault": fault, "rows": rows, "text": text}:
-                self.contents[sha256] = Content(tuple(rows), fault, text)
+                self.contents[sha256] = Content(rows, fault, text)
             case {"event": "viewed", "validator": validator, "block": block}:
                 bisect.insort(self.views[validator], block)
             case {"event": "located", "validator": validator, "hotkey": hotkey, "reveal_block": reveal, "view": view}:
@@ -154,8 +137,6 @@ class History:
                 self._add_record(entry, validator, (hotkey, text))
             case {"event": "failed", "error": error}:
                 self.failures.append(error)
-            case {"event": "measured"}:
-                self.measured.append(entry)
             case {"event": "spell", "kind": kind}:
                 self.events[f"spell of {kind}"] += 1
             case {"event": "action", "action": action}:
@@ -164,7 +145,6 @@ class History:
                 self.is_settled = is_settled
 
     def _add_record(self, entry: dict[str, Any], validator: str, key: tuple[str, str]) -> None:
-        """Add what a validator recorded of a submission."""
         time = entry["time"]
         if entry["event"] in ("checked", "rejected"):
             self.retries[validator][key].append((time, (0, 0)))
@@ -182,10 +162,6 @@ class History:
             case {"event": "rejection expired"}:
                 self.expired[validator].append(Rejection(*key, *self._rejected.pop((validator, *key)), time))
 
-    def count(self, prefix: str) -> Counter[str]:
-        """Return the counts of events whose names begin so, without the prefix."""
-        return Counter({name.removeprefix(prefix): n for name, n in self.events.items() if name.startswith(prefix)})
-
     def registrations(self, block: int) -> dict[str, Registration]:
         """Return every hotkey with a uid at a block."""
         registrations = {}
@@ -195,7 +171,6 @@ class History:
         return registrations
 
     def commitment(self, hotkey: str, block: int) -> Commitment | None:
-        """Return a hotkey's commitment at a block."""
         past = [commitment for commitment in self._commitments.get(hotkey, []) if commitment.block <= block]
         return past[-1] if past else None
 
@@ -238,5 +213,4 @@ class History:
         return revision if past and past[-1] == revision else None
 
     def has_commit(self, repo: str, revision: str) -> bool:
-        """Return whether the repo has the commit, with or without a file."""
         return (repo, revision) in self._commits

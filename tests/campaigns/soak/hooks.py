@@ -98,24 +98,22 @@ def wrap_after(owner: type, name: str, note: Callable[..., object]) -> None:
     setattr(owner, name, wrapped)
 
 
-def wrap_removal(owner: type, name: str, read: Callable[..., set[SubmissionKey]], note: Callable[..., object]) -> None:
-    """Call `note` for each key that a call of the method removes."""
-    method = getattr(owner, name)
+def wrap_removal(name: str, table: str, note: Callable[[SubmissionKey], object]) -> None:
+    """Call `note` for each key that a call of the store's method removes from a table."""
+    method = getattr(Store, name)
+
+    def read(store: Store) -> set[SubmissionKey]:
+        return {SubmissionKey(*row) for row in store.rows(f"SELECT hotkey, entry FROM {table}")}
 
     @functools.wraps(method)
-    def wrapped(self: Any, *args: Any, **options: Any) -> Any:
+    def wrapped(self: Store, *args: Any, **options: Any) -> Any:
         before = read(self)
         result = method(self, *args, **options)
         for key in before - read(self):
             note(key)
         return result
 
-    setattr(owner, name, wrapped)
-
-
-def _read_keys(table: str) -> Callable[[Store], set[SubmissionKey]]:
-    """Return a reader of the keys of a table."""
-    return lambda store: {SubmissionKey(*row) for row in store.rows(f"SELECT hotkey, entry FROM {table}")}
+    setattr(Store, name, wrapped)
 
 
 def install(log_file: str, chain_file: str, validator: str) -> None:
@@ -161,6 +159,6 @@ def install(log_file: str, chain_file: str, validator: str) -> None:
     wrap_after(Store, "record_dataset", lambda _, __, config, key, **___: note("checked", key))
     wrap_after(Store, "record_verdict", note_verdict)
     wrap_after(Store, "record_retry_state", note_retry)
-    wrap_removal(Store, "expire_rejections", _read_keys("verdicts"), functools.partial(note, "rejection expired"))
-    wrap_removal(Store, "prune_results", _read_keys("datasets"), functools.partial(note, "rows pruned"))
+    wrap_removal("expire_rejections", "verdicts", functools.partial(note, "rejection expired"))
+    wrap_removal("prune_results", "datasets", functools.partial(note, "rows pruned"))
     wrap_after(LocalExecutor, "collect", note_evaluated)

@@ -6,7 +6,7 @@ seed gives the same actions, but for blocks and hashes.
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def make_rows(numbers: Iterable[int]) -> bytes:
     return make_file(make_short_rows(numbers, factor=7))
 
 
-def create_subnet(folder: Path, *, miners: int, validators: list[str]) -> SyntheticSubnet:
+def create_subnet(folder: Path, *, miners: int, validators: Sequence[str]) -> SyntheticSubnet:
     """Make the subnet of a run without its miners."""
     folder.mkdir(parents=True, exist_ok=True)
     subnet = SyntheticSubnet.create(
@@ -115,7 +115,7 @@ class Miners:
         for due in [due for due in self._due if due.block <= self._subnet.chain.block()]:
             self._due.remove(due)
             self._keep_promise(due)
-        for _ in range(min(len(self._silent), 3)):
+        if self._silent:
             self._publish(self._silent.pop())
         if self._rng.random() < events:
             if not self._silent and self._rng.random() < 0.12:

@@ -70,7 +70,6 @@ class ReferenceModel:
             self._check_rounds(ledger)
             self._check_seeds(ledger)
         self._check_verdicts()
-        self._check_missed()
         self._check_evaluations()
         self._check_leaderboards()
 
@@ -95,14 +94,11 @@ class ReferenceModel:
                 self.report("verdict", key, "is", actual, "and should be", expected)
             if row["entry"] not in self.history.texts(row["hotkey"]):
                 self.report("verdict", key, "is on a text that was never committed")
-
-    def _check_missed(self) -> None:
         for (hotkey, text), attempts in self.history.missed[self.validator].items():
-            match = _TEXT.fullmatch(text)
-            assert match is not None
+            repo, _, revision = text.split(":")
             self.counts["missed"] += len(attempts)
             for time, block in attempts:
-                if self.history.file_at(match[1], match[3], time) is not None:
+                if self.history.file_at(repo, revision, time) is not None:
                     self.report(hotkey, text, "was not found at block", block, "and was there")
 
     def _expected_verdict(self, row: Row) -> str:
@@ -163,30 +159,24 @@ class ReferenceModel:
     # Rounds and seeds
 
     def _check_rounds(self, ledger: Ledger) -> None:
-        members = group_by_round(self.state["round_members"])
-        last = -1
+        """Check that each snapshot is what the chain showed at the round's block."""
+        members, last = group_by_round(self.state["round_members"]), -1
         for opened in self.state["rounds"]:
-            start = opened["start_block"]
+            start, expected = opened["start_block"], {}
             if start <= last or opened["start_block_hash"] != ledger.hash_of(start):
                 self.report("round", opened["id"], "starts at", start, "after", last)
             last = start
-            self._check_members(opened, members[opened["id"]])
+            for hotkey, registration in self.history.registrations(start).items():
+                commitment = self.history.commitment(hotkey, start)
+                if commitment is not None and commitment.text is not None:
+                    key = (hotkey, commitment.text)
+                    block, rank = self._expected_blocks(opened, key, commitment.block, registration)
+                    expected[hotkey] = (commitment.text, registration.uid, block, rank, registration.block)
+            names = ("entry", "uid", "block", "rank_block", "registration_block")
+            actual = {row["hotkey"]: tuple(row[name] for name in names) for row in members[opened["id"]]}
+            self._compare("round", opened["id"], actual, expected)
             self.counts["rounds"] += 1
-
-    def _check_members(self, opened: Row, members: Sequence[Row]) -> None:
-        """Check that the snapshot is what the chain showed at the round's block."""
-        start = opened["start_block"]
-        expected = {}
-        for hotkey, registration in self.history.registrations(start).items():
-            commitment = self.history.commitment(hotkey, start)
-            if commitment is not None and commitment.text is not None:
-                key = (hotkey, commitment.text)
-                block, rank = self._expected_blocks(opened, key, commitment.block, registration)
-                expected[hotkey] = (commitment.text, registration.uid, block, rank, registration.block)
-        names = ("entry", "uid", "block", "rank_block", "registration_block")
-        actual = {row["hotkey"]: tuple(row[name] for name in names) for row in members}
-        self._compare("round", opened["id"], actual, expected)
-        self.counts["entries"] += len(actual)
+            self.counts["entries"] += len(actual)
 
     def _compare(self, what: str, number: int, actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         for hotkey in expected.keys() | actual.keys():
@@ -367,7 +357,6 @@ def _tie_break(hotkey: str, text: str) -> bytes:
 
 
 def group_by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    """Return the rows by their round."""
     groups: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["round_id"]].append(row)

@@ -17,12 +17,13 @@ from template.localnet.chain.pallets import HYPERPARAMETERS
 from template.store.store import Store
 from tests.campaigns.clock import BlockClock
 from tests.campaigns.command import Progress
-from tests.campaigns.measure import disk_bytes, memory_kib
 from tests.campaigns.process_under_test import ValidatorProcess, find_orphans, write_training_args
 from tests.campaigns.soak.event_log import LOG_FILE, EventLog
 from tests.campaigns.soak.miners import Miners, create_subnet
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault
 
+# Names of the validators, of their wallets and of their folders.
+VALIDATORS = ("validator-0", "validator-1")
 BLOCKS_PER_EPOCH = 24
 RATE_LIMIT_BLOCKS = 10
 # Ticks without blocks in between, at most: how much work a block leaves time for.
@@ -56,11 +57,6 @@ _CHAIN_FAULTS: tuple[tuple[Any, ChainFault, int], ...] = (
 )
 
 
-def validator_name(number: int) -> str:
-    """Return the name of a validator, of its wallet and of its folder."""
-    return f"validator-{number}"
-
-
 class SoakValidator:
     """A validator's process in lockstep with the run."""
 
@@ -70,42 +66,28 @@ class SoakValidator:
         self._start()
 
     def _start(self) -> None:
-        self.process.start(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._popen = self.process.start(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._read_status()
 
     def _read_status(self) -> None:
-        process = self.process.process
-        assert process is not None and process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            status = process.wait()
-            self._log.write("failed to go on", validator=self.name, status=status)
-            self._restart()
-            return
-        status = json.loads(line)
-        self.is_busy, self.is_loaded = status["is_busy"], status["is_loaded"]
+        assert self._popen.stdout is not None
+        if line := self._popen.stdout.readline():
+            status = json.loads(line)
+            self.is_busy, self.is_loaded = status["is_busy"], status["is_loaded"]
+        else:
+            self._log.write("failed to go on", validator=self.name, status=self._popen.wait())
+            self.restart()
 
-    def tick(self, count: int) -> None:
-        """Tick until the validator waits, at most so often."""
-        self._send(f"tick {count}")
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when a worker or a download may have ended, or else after the timeout."""
-        self._send(f"wait {timeout_s}")
-
-    def _send(self, line: str) -> None:
-        process = self.process.process
-        assert process is not None and process.stdin is not None
-        process.stdin.write(f"{line}\n".encode())
-        process.stdin.flush()
+    def send(self, line: str) -> None:
+        """Have the validator obey a line of `hooks.Lockstep`."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(f"{line}\n".encode())
+        self._popen.stdin.flush()
         self._read_status()
 
     def restart(self) -> None:
         """Kill the validator between two ticks and start it again."""
         self.process.kill()
-        self._restart()
-
-    def _restart(self) -> None:
         self._log.write("validator restarted", validator=self.name)
         self._check_orphans()
         self._start()
@@ -122,10 +104,9 @@ class SoakValidator:
             self._log.write("worker killed", validator=self.name, is_busy=self.is_busy)
 
     def close(self) -> None:
-        process = self.process.process
-        if self.process.is_alive and process is not None and process.stdin is not None:
+        if self.process.is_alive and self._popen.stdin is not None:
             # The validator ends when no further turn can come.
-            process.stdin.close()
+            self._popen.stdin.close()
             self.process.terminate(30.0)
         self._check_orphans()
         for line in self.process.logged_bugs():
@@ -145,19 +126,18 @@ class SoakValidator:
 class Soak:
     """A run in a new folder; to be closed."""
 
-    def __init__(self, folder: Path, *, miners: int, validators: int, seed: int, progress: Progress) -> None:
+    def __init__(self, folder: Path, *, miners: int, seed: int, progress: Progress) -> None:
         self._progress = progress
         self._rng = random.Random(f"weather {seed}")
-        names = [validator_name(number) for number in range(validators)]
-        self.subnet = create_subnet(folder, miners=miners, validators=names)
+        self.subnet = create_subnet(folder, miners=miners, validators=VALIDATORS)
         self.subnet.chain.set_hyperparameter("WeightsSetRateLimit", RATE_LIMIT_BLOCKS)
         self.hub = FaultyHub(self.subnet.hub_root)
         self.clock = BlockClock(self.subnet.net.chain_file)
         self.log = EventLog(folder / LOG_FILE, self.clock)
-        self.miners = Miners(self.subnet, self.log, count=miners, quiet_blocks=2 * BLOCKS_PER_EPOCH, seed=seed)
+        self.miners = Miners(self.subnet, self.log, count=miners, quiet_blocks=BLOCKS_PER_EPOCH, seed=seed)
         make_tiny_model(folder / "model")
         write_training_args(folder / "training_args.yaml")
-        self.validators = [SoakValidator(name, self._make_process(folder, name), self.log) for name in names]
+        self.validators = [SoakValidator(name, self._make_process(folder, name), self.log) for name in VALIDATORS]
         self._spells: dict[str, tuple[int, Any]] = {}
         self._end_chance = _END
 
@@ -201,7 +181,6 @@ class Soak:
     def run(self, rounds: int, *, events_per_round: float = 3.0) -> None:
         """Run stormy rounds, then quiet ones in which everything must come to its end."""
         self._end_chance = max(_END, 1 / (rounds * _STEPS_PER_ROUND))
-        self._measure()
         while self.round < rounds:
             self._pass_round(events=events_per_round / _STEPS_PER_ROUND, is_stormy=True)
         for kind in list(self._spells):
@@ -217,14 +196,7 @@ class Soak:
         now = self.round
         while self.round == now:
             self._step(events=events, is_stormy=is_stormy)
-        self._measure()
         self._progress(f"round={self.round} block={self.subnet.chain.block()} spells={sorted(self._spells)}")
-
-    def _measure(self) -> None:
-        """Log the memory and the disk that the validators take."""
-        memory = {node.name: memory_kib("VmRSS", node.process.pid) for node in self.validators}
-        disk = {node.name: disk_bytes(node.process.state_dir) for node in self.validators}
-        self.log.write("measured", memory_kib=memory, disk=disk)
 
     def _step(self, *, events: float, is_stormy: bool) -> None:
         self.miners.step(events=events)
@@ -233,15 +205,15 @@ class Soak:
             self._end_something()
         for validator in self.validators:
             self._set_chain_faults(is_on=self._rng.random() < 0.9)
-            validator.tick(_TICKS_PER_STEP)
+            validator.send(f"tick {_TICKS_PER_STEP}")
             self._set_chain_faults(is_on=False)
         # Blocks mostly wait for the workers; now and then an evaluation outlasts some of them.
         while (
             busy := [validator for validator in self.validators if validator.is_busy]
         ) and self._rng.random() > _HURRY:
-            busy[0].wait(_WAIT_S)
+            busy[0].send(f"wait {_WAIT_S}")
             for validator in busy:
-                validator.tick(1)
+                validator.send("tick 1")
 
     def _change_spells(self) -> None:
         """Begin and end spells of failures of the hub and the chain."""
