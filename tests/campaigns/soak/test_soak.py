@@ -21,7 +21,7 @@ from tests.fixtures.network import ROOT
 
 @pytest.fixture(scope="module")
 def soak(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a short run and its summary, which all processes of the tests share."""
+    """Folder and summary of a short run, the same in all processes of the tests."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, summary = shared / "soak", shared / "soak-summary"
