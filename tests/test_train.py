@@ -22,7 +22,7 @@ from template.train import load_resident_model, train_lora
 from template.training import loop
 from tests.fixtures.training import BENCH_LOSS, ROOT, Bench, base_parameters, digests, make_args, make_rows, write_rows
 
-both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+both_dtypes = pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 
 # Fields that differ between equal runs.
 SECONDS = ("load_seconds", "train_seconds", "eval_seconds")
@@ -138,7 +138,11 @@ CALLER_MODES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManage
 }
 
 
-@pytest.mark.parametrize("name", CALLER_MODES)
+# The first is in the quick loop.
+MODE_NAMES = [next(iter(CALLER_MODES)), *(pytest.param(name, marks=pytest.mark.slow) for name in [*CALLER_MODES][1:])]
+
+
+@pytest.mark.parametrize("name", MODE_NAMES)
 def test_settings_of_the_caller_do_not_change_the_loss(
     bench: Bench, expected: dict[str, TrainResult], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
