@@ -21,7 +21,6 @@ from template.records import EvalConfig, LeaderboardRow, RetryState
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.store.store import Store
 from template.validator.status import count_bytes, measure_disk, read_status
-from tests.fixtures.chain import start_python
 from tests.fixtures.network import LARGE, ROOT, SMALL, Ended, Net, SteppingChain, call_main, make_copy
 from tests.fixtures.status import ALICE, BOB, NOW, entry, make_round
 from tests.fixtures.validator import Bench, open_bench
@@ -100,7 +99,8 @@ def test_finding_the_lock_holder_takes_no_lock(path: Path, monkeypatch: pytest.M
     """A validator that starts at that moment would be refused its state."""
     assert lock_holder_pid(path) is None
     imports = "import pathlib, sys, time; from template.store.store import Store"
-    with start_python(f"{imports}; store = Store(pathlib.Path(sys.argv[1])); time.sleep(600)", path) as holder:
+    command = [sys.executable, "-c", f"{imports}; store = Store(pathlib.Path(sys.argv[1])); time.sleep(600)", path]
+    with subprocess.Popen(command, cwd=ROOT) as holder:
         until(lambda: holder.poll() is not None or lock_holder_pid(path) is not None)
         assert lock_holder_pid(path) == holder.pid
         holder.kill()
