@@ -61,9 +61,13 @@ def encode_row(
 def encode_submission(
     content: bytes, template: ChatTemplate, tokenize: Tokenize, *, max_rows: int
 ) -> tuple[EncodedRow, ...]:
-    """Parse and encode the first `max_rows` rows of a submission."""
+    """Parse and encode the first `max_rows` rows of a submission, sorted by `Row.key`.
+
+    The order of a file's rows is then no choice of the miner: it cannot be searched for a lower loss.
+    """
     encoded = []
-    for row in parse_rows(content, name=constants.DATA_FILE, limits=SUBMISSION_LIMITS)[:max_rows]:
+    counted = parse_rows(content, name=constants.DATA_FILE, limits=SUBMISSION_LIMITS)[:max_rows]
+    for row in sorted(counted, key=lambda row: row.key):
         tokens = encode_row(row, template, tokenize)
         if tokens is None:
             where = f"{constants.DATA_FILE}, line {row.line}"

@@ -139,7 +139,7 @@ def _describe_rank(subnet: SubnetSnapshot, comparison: DatasetComparison) -> str
 
 def _describe_overlap(overlap: Overlap, row_count: int) -> str:
     order = "earlier" if overlap.is_earlier else "later"
-    limit = f"{'over ' if overlap.is_over_limit else ''}limit {constants.DEFAULT_DUPLICATE_COUNT}"
+    limit = f"{'over ' if overlap.is_over_limit else ''}limit {overlap.limit}"
     shared = f"shares {overlap.shared} of {row_count} rows ({limit}), line {_ranges(overlap.lines)}"
     return f"{_name(overlap.competitor)}, {order}: {shared}"
 
@@ -179,10 +179,9 @@ def to_json(report: Report) -> dict[str, object]:
 
 
 def _subnet_to_json(subnet: SubnetSnapshot, comparison: DatasetComparison) -> dict[str, object]:
-    names = ("shared", "lines", "is_earlier", "is_over_limit")
+    names = ("shared", "lines", "is_earlier", "limit", "is_over_limit")
     return {
         "block": subnet.block,
-        "limit": constants.DEFAULT_DUPLICATE_COUNT,
         "committed_between": comparison.ranks,
         "row_count": comparison.row_count,
         "copy_of": asdict(comparison.copy_of) if comparison.copy_of else None,

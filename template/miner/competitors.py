@@ -18,7 +18,7 @@ from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.records import ChainCommitment, ChainView, Entry
-from template.rules.duplicates import Candidate, Duplicate, match_duplicates
+from template.rules.duplicates import Candidate, Duplicate, match_duplicates, max_shared
 from template.rules.entries import find_entries, is_within_upload_grace
 
 _DOWNLOADS_AT_ONCE = 4
@@ -65,18 +65,21 @@ class SubnetSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Rows shared with a competitor: their number, and their lines in our file."""
+    """Rows shared with a competitor: their number, and their lines in our file.
+
+    is_earlier: the competitor's dataset ranks before ours. limit: rows that the later of the two may share.
+    """
 
     competitor: Competitor
     shared: int
     lines: tuple[int, ...]
     is_earlier: bool
-    """The competitor's dataset ranks before ours."""
+    limit: int
 
     @property
     def is_over_limit(self) -> bool:
         """Whether the later of the two is a duplicate."""
-        return self.shared > constants.DEFAULT_DUPLICATE_COUNT
+        return self.shared > self.limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +208,8 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
         common = [row for row in rows if row.key in their_keys]
         lines, shared = tuple(row.line for row in common), len({row.key for row in common})
         is_earlier = candidate.sort_key < ours[-1].sort_key
-        overlaps.append(Overlap(competitor=other, shared=shared, lines=lines, is_earlier=is_earlier))
+        limit = max_shared(len(set(keys)) if is_earlier else len(their_keys))
+        overlaps.append(Overlap(competitor=other, shared=shared, lines=lines, is_earlier=is_earlier, limit=limit))
     copy_of = duplicates[0] or duplicates[-1]
     if copy_of is not None and None not in duplicates:
         # An unknown dataset that is earlier still may make a duplicate of the seeming original.

@@ -1,17 +1,17 @@
 """Decide which datasets are duplicates of which earlier ones."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from template.constants import DEFAULT_DUPLICATE_COUNT
+from template.constants import MAX_SHARED_PERCENT
 from template.errors import Reason, SubmissionError
 from template.records import Entry, Submission, SubmissionKey, Verdict
 
 Datasets = Mapping[SubmissionKey, tuple[bytes, ...]]
 """Row keys by submission."""
 
-# Earlier versions of one hotkey's dataset that can make others duplicates.
+# Earlier versions of one hotkey's dataset that can make others duplicates: this many of its first, and of its last.
 MAX_VERSIONS = 8
 
 
@@ -50,10 +50,13 @@ class Duplicate:
         )
 
 
-def match_duplicates(
-    candidates: Iterable[Candidate], *, max_shared: int = DEFAULT_DUPLICATE_COUNT
-) -> dict[tuple[str, str], Duplicate]:
-    """Find the candidates that share over `max_shared` rows with an original.
+def max_shared(row_count: int) -> int:
+    """Return how many of its different rows a dataset may share with an earlier one."""
+    return row_count * MAX_SHARED_PERCENT // 100
+
+
+def match_duplicates(candidates: Iterable[Candidate]) -> dict[tuple[str, str], Duplicate]:
+    """Find the candidates that share too many of their rows with one original.
 
     The earliest such original is named. A duplicate makes no other candidate a duplicate, and neither does a dataset
     of the same hotkey. Include superseded commits of each hotkey: a dataset is public once committed, and a duplicate
@@ -70,7 +73,7 @@ def match_duplicates(
     for candidate in sorted(candidates, key=lambda candidate: candidate.sort_key):
         keys = set(candidate.row_keys)
         masks = [holders[key] for key in keys if key in holders]
-        matches = _in_more_than(max_shared, masks) & ~own.get(candidate.hotkey, 0)
+        matches = _in_more_than(max_shared(len(keys)), masks) & ~own.get(candidate.hotkey, 0)
         if matches:
             original = originals[(matches & -matches).bit_length() - 1]
             duplicates[candidate.hotkey, candidate.commit] = Duplicate(
@@ -149,9 +152,9 @@ def related_versions(
 ) -> dict[SubmissionKey, list[SubmissionKey]]:
     """Return each entry's earlier versions that can make others duplicates.
 
-    Only versions since the hotkey's registration count, and of those the first few that share enough rows with the
-    entry's dataset to be its duplicates: nobody can block others with datasets that are not in the competition. While
-    the entry's dataset is not downloaded, the first few and the last few may all be related.
+    Only versions since the hotkey's registration count, and of those the ones that share so many rows with the entry's
+    dataset that the smaller of the two would be a duplicate: nobody can block others with datasets that are not in the
+    competition. While the entry's dataset is not downloaded, all may be related. Of many, the first and the last count.
     """
     current = {entry.key.hotkey: entry for entry in entries}
     versions: dict[SubmissionKey, list[SubmissionKey]] = {}
@@ -162,11 +165,13 @@ def related_versions(
     for current_key, earlier in versions.items():
         if current_key in datasets:
             rows = set(datasets[current_key])
-            related = [key for key in earlier if len(rows.intersection(datasets[key])) > DEFAULT_DUPLICATE_COUNT]
-            versions[current_key] = related[:MAX_VERSIONS]
-        else:
-            versions[current_key] = list(dict.fromkeys(earlier[:MAX_VERSIONS] + earlier[-MAX_VERSIONS:]))
+            earlier = [key for key in earlier if _are_related(rows, set(datasets[key]))]
+        versions[current_key] = list(dict.fromkeys(earlier[:MAX_VERSIONS] + earlier[-MAX_VERSIONS:]))
     return versions
+
+
+def _are_related(rows: Set[bytes], others: Set[bytes]) -> bool:
+    return len(rows & others) > max_shared(min(len(rows), len(others)))
 
 
 def _match(
