@@ -13,12 +13,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from template import __version__, cli, files
-from template.config import load_competition
+from template.competition import Incentives
+from template.config import load_competition, load_incentives
 from template.errors import EXIT_UPDATED, ConfigError
 from template.rules.schedule import Policy
 
@@ -65,17 +67,16 @@ def add_round_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the size and the pace of rounds, and the source of seeds."""
     add = parser.add_argument_group("rounds").add_argument
     threshold_help = "blocks before the end at which weights are set, complete or not"
-    seed_help = (
-        "seeds drawn once per round, or from the hash of each submission's block, the same for every validator with "
-        "the same --blocks_per_epoch"
-    )
-    add("--blocks_per_epoch", type=int, default=360, help="length in blocks")
-    add("--miner_sample_size", type=int, default=10, help="datasets trained on per round")
-    add("--miner_duplicate_sample_size", type=int, default=50, help="datasets downloaded and checked per round")
+    seed_help = "seeds drawn by this validator, or from the chain, the same for all (default: as the competition says)"
+    length_help = "length in blocks (default: the competition's; with another one, no other validator has these rounds)"
+    size_help = "evaluations per round (default: the competition's slots)"
+    add("--blocks_per_epoch", type=int, help=length_help)
+    add("--miner_sample_size", type=int, help=size_help)
+    add("--miner_duplicate_sample_size", type=int, default=256, help="datasets downloaded and checked per round")
     add("--block_threshold", type=int, default=50, help=threshold_help)
     add("--max_downloads", type=int, default=8, help="parallel downloads")
     add("--max_epochs", type=int, help="stop after this many rounds (default: never)")
-    add("--lucky_num_from", choices=["random", "chain"], default="random", help=seed_help)
+    add("--lucky_num_from", choices=["random", "chain"], help=seed_help)
     add("--lucky_num", type=int, help="one seed for every evaluation instead")
     add("--poll_seconds", type=float, default=6.0, help="pause between reads of the chain")
 
@@ -136,7 +137,8 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
     """Return the operator's choices. Raises: ConfigError naming the flag."""
     from template.validator.config import LuckyNumFrom, ValidatorConfig
 
-    policy = make_policy(args)
+    incentives = make_incentives(args)
+    policy = make_policy(args, incentives)
     if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
         raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
     if args.lucky_num is not None and args.lucky_num_from == "chain":
@@ -145,6 +147,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
     return ValidatorConfig(
         competition=load_competition(args.competition),
+        incentives=incentives,
         policy=policy,
         data_dir=files.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
         eval_data_dir=files.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
@@ -155,7 +158,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         # With Ray, --ray.gpus_per_worker chooses: a worker without its GPU does not start.
         is_device_chosen=args.device is not None or args.executor == "ray",
         lucky_num=args.lucky_num,
-        lucky_num_from=LuckyNumFrom(args.lucky_num_from),
+        lucky_num_from=LuckyNumFrom(args.lucky_num_from) if args.lucky_num_from else None,
         poll_s=cli.check_poll_seconds(args.poll_seconds),
         keep_days=args.keep_days,
         hub_token=cli.hub_token(),
@@ -217,24 +220,32 @@ def make_update() -> Callable[[], bool]:
     return Updater(Path(__file__).resolve().parent.parent).update
 
 
-def make_policy(args: argparse.Namespace) -> Policy:
+def make_incentives(args: argparse.Namespace) -> Incentives:
+    """Return the competition's rules of reward, with the flags that replace some. Raises: ConfigError."""
+    chosen = {"blocks_per_epoch": args.blocks_per_epoch, "slots": args.miner_sample_size}
+    return replace(
+        load_incentives(args.competition), **{name: value for name, value in chosen.items() if value is not None}
+    )
+
+
+def make_policy(args: argparse.Namespace, incentives: Incentives) -> Policy:
     """Return the policy of rounds. Raises: ConfigError naming the flag."""
-    for flag in ("blocks_per_epoch", "miner_sample_size", "miner_duplicate_sample_size", "max_downloads", "max_epochs"):
+    for flag in ("miner_duplicate_sample_size", "max_downloads", "max_epochs"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ConfigError(f"--{flag} must be positive, not {value}")
-    if not 0 <= args.block_threshold < args.blocks_per_epoch:
+    if not 0 <= args.block_threshold < incentives.blocks_per_epoch:
         raise ConfigError(
-            f"--block_threshold must be at least 0 and below --blocks_per_epoch, not {args.block_threshold}"
+            f"--block_threshold must be at least 0 and below the {incentives.blocks_per_epoch} blocks of a round, not "
+            f"{args.block_threshold}"
         )
     return Policy(
-        blocks_per_epoch=args.blocks_per_epoch,
+        blocks_per_epoch=incentives.blocks_per_epoch,
+        start_block=incentives.start_block,
         block_threshold=args.block_threshold,
-        miner_sample_size=args.miner_sample_size,
         miner_duplicate_sample_size=args.miner_duplicate_sample_size,
         sets_weights=not (args.offline or args.dont_set_weights),
         max_rounds=args.max_epochs,
-        is_aligned=args.lucky_num_from == "chain",
     )
 
 

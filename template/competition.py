@@ -8,6 +8,7 @@ import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from template import constants
@@ -82,7 +83,7 @@ class Competition:
             if not isinstance(value, str):
                 raise ConfigError(f"competition.{field} must be text, not {value!r}")
         for field in ("bench", "minb", "maxb", "bheight", "pow"):
-            object.__setattr__(self, field, _as_finite_float(field, getattr(self, field)))
+            object.__setattr__(self, field, _as_finite_float(f"competition.{field}", getattr(self, field)))
         if _ID.fullmatch(self.id) is None:
             raise ConfigError(f"competition.id must be 1 to 32 of A-Z a-z 0-9 . _ -, not {self.id!r}")
         if not is_repo_id(self.repo):
@@ -132,10 +133,76 @@ class Competition:
         return canonical_digest(self.to_dict())
 
 
+class Reward(StrEnum):
+    """How weights follow from losses."""
+
+    IMPROVEMENT = "improvement"
+    """Each record is paid for what it improves, and the pay halves with time."""
+    PROPORTIONAL = "proportional"
+    """Each confirmed dataset is paid by its score."""
+    WINNER = "winner"
+    """The newest record takes all."""
+
+
+class Seeds(StrEnum):
+    """Source of the evaluations' seeds."""
+
+    CHAIN = "chain"
+    """From a block's hash and the dataset: the same for every validator."""
+    RANDOM = "random"
+    """Drawn by each validator, once for each evaluation of a dataset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incentives:
+    """Rules by which evaluations become weights; see docs/incentives.md.
+
+    epsilon: least improvement that is paid, in nats. sd: standard deviation of a dataset's loss between seeds, in nats.
+    evaluations: of a dataset until it is confirmed. hold: of a record in all. slots: of a round. half_life_blocks: time
+    in which a credit halves. update_blocks: time from one dataset of a hotkey to its next. blocks_per_epoch: length of
+    a round; rounds start at multiples of it, from start_block on. Raises: ConfigError naming an invalid field.
+    """
+
+    reward: Reward = Reward.IMPROVEMENT
+    seeds: Seeds = Seeds.CHAIN
+    epsilon: float = 0.005
+    sd: float = 0.01
+    evaluations: int = 48
+    hold: int = 128
+    slots: int = 30
+    half_life_blocks: int = 100_800
+    update_blocks: int = 7200
+    blocks_per_epoch: int = 360
+    start_block: int = 0
+
+    def __post_init__(self) -> None:
+        for field, kind in (("reward", Reward), ("seeds", Seeds)):
+            names = [member.value for member in kind]
+            if getattr(self, field) not in names:
+                raise ConfigError(f"incentives.{field} must be one of {', '.join(names)}, not {getattr(self, field)!r}")
+            object.__setattr__(self, field, kind(getattr(self, field)))
+        for field in ("epsilon", "sd"):
+            object.__setattr__(self, field, _as_finite_float(f"incentives.{field}", getattr(self, field)))
+            if getattr(self, field) < 0.0:
+                raise ConfigError(f"incentives.{field} must not be negative, not {getattr(self, field)}")
+        for field, least in _LEAST.items():
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+                raise ConfigError(f"incentives.{field} must be an integer of at least {least}, not {value!r}")
+        if self.hold < self.evaluations:
+            raise ConfigError(f"incentives.hold must be at least evaluations ({self.evaluations}), not {self.hold}")
+
+
+_LEAST = {
+    **dict.fromkeys(("evaluations", "hold", "slots", "half_life_blocks", "blocks_per_epoch"), 1),
+    **dict.fromkeys(("update_blocks", "start_block"), 0),
+}
+
+
 def _as_finite_float(field: str, value: object) -> float:
     # math.isfinite raises OverflowError for an int too large for a float, so compare.
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX_FLOAT <= value <= _MAX_FLOAT:
-        raise ConfigError(f"competition.{field} must be a finite number, not {reprlib.repr(value)}")
+        raise ConfigError(f"{field} must be a finite number, not {reprlib.repr(value)}")
     return float(value)
 
 

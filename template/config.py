@@ -8,10 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from template.competition import Competition, canonical_digest, check_keys, is_commit, is_repo_id
+from template.competition import Competition, Incentives, canonical_digest, check_keys, is_commit, is_repo_id
 from template.errors import ConfigError
 
 _DEFAULT_TRAINING_ARGS = Path(__file__).resolve().parent.parent / "training_args.yaml"
+_INCENTIVES = "incentives"
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,99}")
 
 
@@ -83,7 +84,21 @@ def load_competition(path: Path | None = None) -> Competition:
     """Load a competition file, by default this subnet's; raises ConfigError."""
     if path is None:
         return Competition.from_defaults()
-    return Competition.from_mapping(_load_mapping(path), str(path))
+    values = {key: value for key, value in _load_mapping(path).items() if key != _INCENTIVES}
+    return Competition.from_mapping(values, str(path))
+
+
+def load_incentives(path: Path | None = None) -> Incentives:
+    """Load the `incentives` of a competition file, each by default this subnet's; raises ConfigError."""
+    if path is None:
+        return Incentives()
+    source = f"{path}: {_INCENTIVES}"
+    optional = [field.name for field in dataclasses.fields(Incentives)]
+    values = check_keys(_load_mapping(path).get(_INCENTIVES, {}), source, (), optional)
+    try:
+        return Incentives(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read_model(source: str, model_id: object, values: object) -> TrainingArgs:

@@ -4,17 +4,19 @@ Block numbers are the chain's:
     block               of a view: where it was read; of a commitment: where it was last set or revealed
     commit_block        where a hotkey set its commitment, readable or timelocked
     reveal_block        from which everyone can read it: the commit block, or where the chain decrypted it
-    first_block         earliest commit block of this text; setting it again does not move it
-    missing_block       last block at which its file was missing
-    rank_block          decides who is earlier: first_block, or the block after missing_block if that is later
     registration_block  where the hotkey got its uid; commitments up to it do not count
-    seed_block          block whose hash gives the seed of an evaluation
-    start_block         snapshot of a round
+    aligned block       multiple of a round's length; the chain's state at these blocks alone counts
+    first_block         first aligned block at which a commitment stood, without a gap since
+    last_block          last aligned block at which it stood
+    missing_block       last aligned block in whose round its file was missing
+    rank_block          decides who is earlier: aligned block from which a dataset counts
+    seed_block          aligned block whose hash gives the seed of an evaluation
+    start_block         snapshot of a round: an aligned block
     opened_block        newest block when the round was recorded: start_block or later
     end_block           first block after the round
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -157,15 +159,48 @@ class SubmissionKey(NamedTuple):
     commitment: str
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A commitment recorded from the chain. missing_block: 0 if its file was there."""
+class ContentKey(NamedTuple):
+    """A hotkey and the digest of its dataset's counted rows: see `template.data.rows.content_digest`."""
+
+    hotkey: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stand:
+    """Aligned blocks in a row at which a hotkey had one commitment. missing_block: 0 if its file was there."""
 
     key: SubmissionKey
     first_block: int
-    block: int
-    reveal_block: int
+    last_block: int
+    commit_block: int
+    registration_block: int
     missing_block: int = 0
+
+
+class Rank(NamedTuple):
+    """Decides who is earlier: aligned block, then the chain's commit block, then a hash that nobody can choose."""
+
+    block: int
+    commit_block: int
+    tie_break: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """A dataset that entered the ledger. It keeps its rank, whatever its hotkey does."""
+
+    rank: Rank
+    registration_block: int
+    row_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A downloaded dataset that passed its checks. row_keys: deduplication keys of the counted rows."""
+
+    digest: str
+    row_keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -178,16 +213,20 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The final result of one submission: a reason for rejection or a finite loss.
+    """The final rejection of a submission."""
 
-    seconds: duration of the evaluation. receipt: JSON beside a loss; the state file does not return it here.
-    """
-
-    reason: Reason | None = None
+    reason: Reason
     message: str = ""
-    loss: float | None = None
-    seconds: float | None = None
-    receipt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """A recorded loss. seconds: of training and evaluation. receipt: JSON; receipt_digest: `Receipt.digest`."""
+
+    loss: float
+    seconds: float
+    receipt: str
+    receipt_digest: str
 
 
 @dataclass(frozen=True)
@@ -202,21 +241,15 @@ class RetryState:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A registered hotkey's commitment at one block, with a record or a rejection.
-
-    reveal_block and rank_block count from the hotkey's present registration. lucky_num: the seed of its evaluation,
-    None for an entry that is not to be evaluated. seed_block: the source of a seed from the chain.
-    """
+    """A registered hotkey's commitment at one block, with a record or a rejection."""
 
     key: SubmissionKey
     uid: int
     reveal_block: int
-    rank_block: int
+    commit_block: int
     registration_block: int
     record: CommitmentRecord | None
     rejection: SubmissionError | None = field(compare=False)
-    lucky_num: int | None = None
-    seed_block: int | None = None
 
     @property
     def accepted_record(self) -> CommitmentRecord:
@@ -227,25 +260,44 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundEvaluation:
+    """An evaluation of a round. number: from 1, of its dataset. seed_block: None unless the seed is from the chain."""
+
+    key: SubmissionKey
+    digest: str
+    number: int
+    lucky_num: int
+    seed_block: int | None
+
+    @property
+    def content(self) -> ContentKey:
+        """The dataset that is evaluated."""
+        return ContentKey(self.key.hotkey, self.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """One validator epoch: a snapshot at start_block, worked on until end_block.
 
     Recorded before its first evaluation, so that a restart continues with the same.
-    entries: all of the snapshot, by uid; the weights are made of them alone. queue: entries to work on, in order.
-    lucky_num: the round's seed; with seeds from the chain, that of start_block. lucky_num_from, seed_period: see
-    `template.validator.config`. id: 0 before it is recorded.
+    entries: all of the snapshot, by uid. queue: entries to download and check, in order. evaluations: None until the
+    downloads are done. lucky_num_from: source of the seeds. id: 0 before it is recorded.
     """
 
     start_block: int
     start_block_hash: str
     opened_block: int
     end_block: int
-    lucky_num: int
     entries: tuple[Entry, ...]
     queue: tuple[SubmissionKey, ...]
-    lucky_num_from: str = "random"
-    seed_period: int | None = None
+    lucky_num_from: str = "chain"
+    evaluations: tuple[RoundEvaluation, ...] | None = None
     id: int = 0
+
+    @property
+    def is_past(self) -> bool:
+        """Whether it was over when it opened: this validator is new or was away."""
+        return self.opened_block >= self.end_block
 
     @cached_property
     def by_key(self) -> Mapping[SubmissionKey, Entry]:
@@ -255,9 +307,11 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
-    """One entry of a round's leaderboard. weight: its share of the round's weights.
+    """One entry of a round's leaderboard. weight: its hotkey's share of the round's weights.
 
-    A rejected entry has a reason, an evaluated one a loss, and a waiting one neither.
+    A rejected entry has a reason, an evaluated one a loss, and a waiting one neither. loss: as it is paid, from the
+    mean and the spread of its runs; see `template.rules.ledger`. score: of the loss. credit: of all records of the
+    hotkey, now.
     """
 
     key: SubmissionKey
@@ -267,6 +321,43 @@ class LeaderboardRow:
     loss: float | None
     score: float
     weight: float
+    digest: str | None = None
+    mean: float | None = None
+    spread: float | None = None
+    runs: int = 0
+    credit: float = 0.0
+
+    @property
+    def hotkey(self) -> str:
+        """The miner."""
+        return self.key.hotkey
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerLine:
+    """A confirmed dataset in the ledger, as it was when the round's weights were made.
+
+    frontier: best loss of the records before it. credit: 0 unless it is a record itself; not halved by its age.
+    """
+
+    hotkey: str
+    digest: str
+    rank_block: int
+    commit_block: int
+    registration_block: int
+    runs: int
+    mean: float
+    spread: float | None
+    loss: float
+    frontier: float
+    credit: float
+
+
+class Leaderboard(NamedTuple):
+    """A round's leaderboard, and the ledger that its weights follow from."""
+
+    rows: Sequence[LeaderboardRow]
+    ledger: Sequence[LedgerLine]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from template.data.near_duplicates import NearDuplicates
-from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Row, RowKey, parse_rows, read_keys
+from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Row, RowKey, content_digest, parse_rows, read_keys
 from template.errors import ConfigError, HostError, Reason, SubmissionError
+from template.records import Dataset
 
 _LINES_NAMED = 5
 
@@ -46,11 +47,14 @@ class EvalSetIndex:
         """
         return tuple(self.canonical.get(key, key) for key in row_keys)
 
-    def check(self, content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
-        """Check like `check_dataset`, and return the dedup keys of the counted rows."""
+    def check(self, content: bytes, *, name: str, max_rows: int) -> Dataset:
+        """Check like `check_dataset`, and return the digest and the dedup keys of the counted rows."""
         rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, keys_by_line=self.line_keys)]
         check_membership(rows, self, max_rows=max_rows)
-        return self.dedup_keys(row.key for row in rows[:max_rows])
+        counted = rows[:max_rows]
+        return Dataset(
+            digest=content_digest(row.key for row in counted), row_keys=self.dedup_keys(row.key for row in counted)
+        )
 
 
 def read_eval_set_index(path: Path) -> EvalSetIndex:

@@ -15,7 +15,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -84,6 +84,11 @@ class RowKey(NamedTuple):
 
     line: int
     key: bytes
+
+
+def content_digest(keys: Iterable[bytes]) -> str:
+    """Hash the keys of a dataset's counted rows in any order: sha256 in hex over the sorted keys."""
+    return hashlib.sha256(b"".join(sorted(keys))).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

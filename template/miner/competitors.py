@@ -17,7 +17,7 @@ from template.competition import CommitmentRecord, Competition
 from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.records import ChainCommitment, ChainView, Entry
+from template.records import ChainCommitment, ChainView, ContentKey, Entry, Rank
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates, max_shared
 from template.rules.entries import find_entries, is_within_upload_grace
 
@@ -42,6 +42,7 @@ class Competitor:
     rejection: SubmissionError | None = None
     unknown_reason: str | None = None
     sha256: str | None = None
+    digest: str = ""
     row_keys: tuple[bytes, ...] = ()
 
     @property
@@ -106,7 +107,7 @@ def fetch_competitors(
     for path in folder.glob("*"):
         if path.name not in view.by_hotkey:
             shutil.rmtree(path, ignore_errors=True)
-    entries = {key.hotkey: entry for key, entry in find_entries(view, {}, competition).items()}
+    entries = {key.hotkey: entry for key, entry in find_entries(view, competition).items()}
 
     def read(commitment: ChainCommitment) -> Competitor:
         entry = entries.get(commitment.hotkey)
@@ -146,7 +147,7 @@ def _read_commitment(commitment: ChainCommitment, uid: int, entry: Entry | None)
         is_revealed=commitment.is_revealed,
     )
     if entry is not None:
-        return replace(competitor, block=entry.rank_block, rejection=entry.rejection)
+        return replace(competitor, block=entry.commit_block, rejection=entry.rejection)
     if commitment.reveal_round is not None:
         return replace(competitor, unknown_reason=f"sealed until round {commitment.reveal_round} of the drand beacon")
     error = SubmissionError(Reason.BAD_COMMITMENT, "the commitment on chain is not one field of text")
@@ -166,8 +167,8 @@ def _read_dataset(
         content = file.path.read_bytes()
     except OSError as error:
         raise HostError(f"cannot read {file.path}: {error.strerror or error}") from error
-    row_keys = eval_set.check(content, name=constants.DATA_FILE, max_rows=competition.rows)
-    return replace(competitor, sha256=file.sha256, row_keys=row_keys)
+    dataset = eval_set.check(content, name=constants.DATA_FILE, max_rows=competition.rows)
+    return replace(competitor, sha256=file.sha256, digest=dataset.digest, row_keys=dataset.row_keys)
 
 
 def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None, now: int) -> tuple[int, int]:
@@ -193,21 +194,19 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
     """
     others, own = subnet.others, subnet.own
     keys = tuple(row.key for row in rows)
-    hotkey, entry = (own.hotkey, own.entry or "") if own else ("", "")
-    ours = [Candidate(hotkey=hotkey, commit=entry, block=block, row_keys=keys) for block in ranks]
+    hotkey = own.hotkey if own else ""
+    ours = [_candidate(hotkey, "", block, keys) for block in ranks]
     theirs = [
-        (other, Candidate(hotkey=other.hotkey, commit=other.entry or "", block=other.block, row_keys=other.row_keys))
-        for other in others
-        if other.is_read
+        (other, _candidate(other.hotkey, other.digest, other.block, other.row_keys)) for other in others if other.is_read
     ]
     rivals = [candidate for _, candidate in theirs]
-    duplicates = [match_duplicates([*rivals, candidate]).get((hotkey, entry)) for candidate in ours]
+    duplicates = [match_duplicates([*rivals, candidate]).get(ContentKey(hotkey, "")) for candidate in ours]
     overlaps = []
     for other, candidate in theirs:
         their_keys = set(other.row_keys)
         common = [row for row in rows if row.key in their_keys]
         lines, shared = tuple(row.line for row in common), len({row.key for row in common})
-        is_earlier = candidate.sort_key < ours[-1].sort_key
+        is_earlier = candidate.rank < ours[-1].rank
         limit = max_shared(len(set(keys)) if is_earlier else len(their_keys))
         overlaps.append(Overlap(competitor=other, shared=shared, lines=lines, is_earlier=is_earlier, limit=limit))
     copy_of = duplicates[0] or duplicates[-1]
@@ -226,3 +225,8 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
         copy_of=copy_of,
         unknowns=tuple(unknowns),
     )
+
+
+def _candidate(hotkey: str, digest: str, block: int, row_keys: tuple[bytes, ...]) -> Candidate:
+    # Rounds follow the blocks, so the commit block orders datasets as their rank does.
+    return Candidate(hotkey=hotkey, digest=digest, rank=Rank(block, block, hotkey.encode()), row_keys=row_keys)

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import template
-from template.competition import Competition
+from template.competition import Competition, Incentives
 from template.errors import ConfigError, Reason
 from template.receipts.receipt import Receipt, SignedRecord
-from template.records import LeaderboardRow, Round, SubmissionKey, WeightIntent
+from template.records import (
+    EvaluationResult,
+    LeaderboardRow,
+    LedgerLine,
+    Round,
+    RoundEvaluation,
+    SubmissionKey,
+    WeightIntent,
+)
 
 LUCKY_NUM_SOURCES = ("random", "chain", "fixed")
 
@@ -28,18 +36,20 @@ _Line = TypeVar("_Line")
 class RoundSummary:
     """A closing round, as the validator writes it.
 
-    receipts: of this round. all_receipt_digests: `Receipt.digest` for the other losses on the leaderboard.
+    results: recorded evaluations of the round. receipts: those of them that could be read.
     """
 
     netuid: int
     competition: Competition
+    incentives: Incentives
     hyperparameters_digest: str
     model: str
     round: Round
     standings: Sequence[LeaderboardRow]
+    ledger: Sequence[LedgerLine]
     intents: Sequence[WeightIntent]
-    receipts: Mapping[SubmissionKey, Receipt]
-    all_receipt_digests: Mapping[SubmissionKey, str]
+    results: Mapping[RoundEvaluation, EvaluationResult]
+    receipts: Mapping[RoundEvaluation, Receipt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +60,41 @@ class EntryLine:
     entry: str
     uid: int
     block: int
-    rank_block: int
+    commit_block: int
     registration_block: int
-    lucky_num: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationLine:
+    """A line for a `RoundEvaluation`. loss, receipt: None if it was not done. receipt: its digest."""
+
+    hotkey: str
+    entry: str
+    digest: str
+    number: int
+    lucky_num: int
     seed_block: int | None
+    loss: float | None
+    receipt: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableLine:
-    """A line for a `LeaderboardRow`. receipt: digest of the receipt of the loss."""
+    """A line for a `LeaderboardRow`."""
 
     hotkey: str
     entry: str
     uid: int
     reason: Reason | None
     message: str
+    digest: str | None
+    runs: int
+    mean: float | None
+    spread: float | None
     loss: float | None
     score: float
+    credit: float
     weight: float
-    receipt: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +117,27 @@ class WeightsLine:
 class RoundHeader(SignedRecord):
     """First line of a round file, made from a `RoundSummary`.
 
-    queue: hotkeys in order of evaluation. version: of the package that wrote the file. receipts: number of lines that
+    queue: hotkeys in order of download. version: of the package that wrote the file. receipts: number of lines that
     follow. receipts_sha256: over their bytes.
     """
 
-    FORMAT = "dataset-round/1"
+    FORMAT = "dataset-round/2"
 
     netuid: int
     competition: Competition
+    incentives: Incentives
     hyperparameters_digest: str
     model: str
     version: str
     lucky_num_from: str
-    seed_period: int | None
     start_block: int
     start_block_hash: str
     opened_block: int
     end_block: int
-    lucky_num: int
     entries: tuple[EntryLine, ...]
     queue: tuple[str, ...]
+    evaluations: tuple[EvaluationLine, ...]
+    ledger: tuple[LedgerLine, ...]
     table: tuple[TableLine, ...]
     weights: tuple[WeightsLine, ...]
     receipts: int
@@ -122,13 +149,13 @@ class RoundHeader(SignedRecord):
     def from_json(cls, text: str | bytes, source: str) -> Self:
         """Parse and check a header. Raises: ConfigError naming the first fault."""
         header = super().from_json(text, source)
-        if header.seed_period is not None and header.seed_period < 1:
-            raise ConfigError(f"{source}: seed_period must be positive, not {header.seed_period}")
-        if max(len(header.entries), len(header.queue), len(header.table), len(header.weights)) > MAX_ENTRIES:
+        lines = (header.entries, header.queue, header.table, header.weights, header.evaluations)
+        if max(map(len, lines)) > MAX_ENTRIES:
             raise ConfigError(f"{source}: more than {MAX_ENTRIES} entries; a subnet has fewer")
-        blocks = [header.start_block, *(entry.seed_block or 0 for entry in header.entries)]
+        seeds = [line.seed_block for line in header.evaluations if line.seed_block is not None]
+        blocks = [header.start_block, *seeds, *(line.rank_block for line in header.ledger)]
         if not 0 < header.netuid < 2**16 or not all(0 <= block < 2**32 for block in blocks):
-            raise ConfigError(f"{source}: netuid, start_block or seed_block out of range")
+            raise ConfigError(f"{source}: netuid, start_block, seed_block or rank_block out of range")
         if header.lucky_num_from not in LUCKY_NUM_SOURCES:
             raise ConfigError(f"{source}: lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}")
         uids = [uid for line in header.weights for uid in line.weights]
@@ -145,10 +172,8 @@ class RoundFile:
 
 def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
     """Return the file's lines without line feeds. sign: see `SignedRecord.signed`."""
-    order = {entry.key: index for index, entry in enumerate(account.round.entries)}
-    keys = sorted(account.receipts, key=lambda key: (order.get(key, len(order)), key))
-    digests = {**account.all_receipt_digests, **{key: account.receipts[key].digest for key in keys}}
-    lines = [account.receipts[key].to_line() for key in keys]
+    done = [one for one in account.round.evaluations or () if one in account.receipts]
+    lines = [account.receipts[one].to_line() for one in done]
     header = _copy(
         RoundHeader,
         account.round,
@@ -158,10 +183,9 @@ def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callabl
             _copy(EntryLine, entry, **_identity(entry.key), block=entry.reveal_block) for entry in account.round.entries
         ),
         queue=tuple(key.hotkey for key in account.round.queue),
-        table=tuple(
-            _copy(TableLine, row, **_identity(row.key), receipt=None if row.loss is None else digests.get(row.key))
-            for row in account.standings
-        ),
+        evaluations=tuple(_evaluation_line(one, account) for one in account.round.evaluations or ()),
+        ledger=tuple(account.ledger),
+        table=tuple(_copy(TableLine, row, **_identity(row.key)) for row in account.standings),
         weights=tuple(_weights_line(intent) for intent in account.intents),
         receipts=len(lines),
         receipts_sha256=digest_lines(lines),
@@ -189,6 +213,17 @@ def _copy(kind: type[_Line], *sources: object, **changes: Any) -> _Line:
 
 def _identity(key: SubmissionKey) -> dict[str, str]:
     return {"hotkey": key.hotkey, "entry": key.commitment}
+
+
+def _evaluation_line(evaluation: RoundEvaluation, account: RoundSummary) -> EvaluationLine:
+    result = account.results.get(evaluation)
+    return _copy(
+        EvaluationLine,
+        evaluation,
+        **_identity(evaluation.key),
+        loss=None if result is None else result.loss,
+        receipt=None if result is None else result.receipt_digest,
+    )
 
 
 def _weights_line(intent: WeightIntent) -> WeightsLine:

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import EntryLine, RoundFile, RoundHeader, TableLine, WeightsLine
-from template.rules.scoring import score_of, shares_from_scores
-from template.rules.seeds import seed_block, seed_from_hash
+from template.rules.evaluations import derive_seed
+from template.rules.ledger import live_credits, make_shares, paid_loss
+from template.rules.scoring import score_of
 
 # File names that a validator writes.
 _NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+\.jsonl")
@@ -32,6 +33,7 @@ def check_consistency(file: RoundFile, receipts: Mapping[str, Receipt]) -> list[
         *_check_lines(header),
         *_check_receipts(file),
         *_check_losses(header, receipts),
+        *_check_ledger(header),
         *_check_table(header),
         *_check_weights(header),
     ]
@@ -84,50 +86,36 @@ def _check_signature(
 
 def check_against_chain(header: RoundHeader, block_hash: Callable[[int], str]) -> list[str]:
     """Check start_block_hash and seeds. block_hash: called once for each number."""
-    entries = [
-        (entry, entry.seed_block)
-        for entry in header.entries
-        if header.lucky_num_from == "chain" and entry.seed_block is not None
+    seeded = [
+        (line, line.seed_block)
+        for line in header.evaluations
+        if header.lucky_num_from == "chain" and line.seed_block is not None
     ]
-    hashes = {number: block_hash(number) for number in sorted({header.start_block, *(block for _, block in entries)})}
+    hashes = {number: block_hash(number) for number in sorted({header.start_block, *(block for _, block in seeded)})}
     faults = []
     if hashes[header.start_block].lower() != header.start_block_hash.lower():
         faults.append(f"block {header.start_block} has the hash {hashes[header.start_block]}, not start_block_hash")
-    for entry, block in entries:
-        seed = seed_from_hash(hashes[block])
-        if entry.lucky_num not in (None, seed):
-            faults.append(f"{entry.hotkey}: block {block} gives lucky_num {seed}, not {entry.lucky_num}")
+    for line, block in seeded:
+        seed = derive_seed(hashes[block], line.digest, line.number)
+        if line.lucky_num != seed:
+            faults.append(f"{line.hotkey}: block {block} gives lucky_num {seed}, not {line.lucky_num}")
     return faults
 
 
 def _check_blocks(header: RoundHeader) -> Iterator[str]:
-    if not header.start_block <= header.opened_block <= header.end_block:
+    period = header.incentives.blocks_per_epoch
+    if not header.start_block <= header.opened_block or header.end_block != header.start_block + period:
         yield f"blocks out of order: {header.start_block}, {header.opened_block}, {header.end_block}"
-    if header.lucky_num_from != "chain":
-        return
-    try:
-        seed = seed_from_hash(header.start_block_hash)
-    except ValueError:
-        yield "start_block_hash is not a hash"
-        return
-    if seed != header.lucky_num:
-        yield f"start_block_hash gives lucky_num {seed}, not {header.lucky_num}"
-    for entry in header.entries:
-        yield from (f"{entry.hotkey}: {fault}" for fault in _check_seed_block(header, entry))
-
-
-def _check_seed_block(header: RoundHeader, entry: EntryLine) -> Iterator[str]:
-    """Check that the validator could not choose the block that gave the seed."""
-    if (entry.lucky_num is None) != (entry.seed_block is None):
-        yield "lucky_num and seed_block must come together when seeds are from the chain"
-    if entry.seed_block is None:
-        return
-    if not entry.block <= entry.seed_block <= header.start_block:
-        yield f"seed_block {entry.seed_block} is not between the commitment and the start of the round"
-    elif header.seed_period is not None:
-        expected = seed_block(entry.block, header.seed_period)
-        if entry.seed_block != expected:
-            yield f"seed_block is {entry.seed_block}, expected {expected} with seed_period {header.seed_period}"
+    if header.start_block % period:
+        yield f"start_block {header.start_block} is no multiple of blocks_per_epoch {period}"
+    if header.lucky_num_from not in ("fixed", header.incentives.seeds):
+        yield f"seeds are {header.lucky_num_from}, and the competition's are {header.incentives.seeds}"
+    for line in header.evaluations:
+        is_from_chain = header.lucky_num_from == "chain"
+        if is_from_chain != (line.seed_block is not None):
+            yield f"{line.hotkey}: seed_block must be there when seeds are from the chain, and only then"
+        elif line.seed_block is not None and (line.seed_block % period or line.seed_block > header.start_block):
+            yield f"{line.hotkey}: seed_block {line.seed_block} is no start of a round up to this one"
 
 
 def _check_lines(header: RoundHeader) -> Iterator[str]:
@@ -160,13 +148,9 @@ def _by_hotkey(header: RoundHeader) -> dict[str, EntryLine]:
 
 
 def _check_receipts(file: RoundFile) -> Iterator[str]:
-    """Check that every receipt is of this round and named by the table."""
+    """Check that every receipt is of an evaluation of this round."""
     header = file.header
-    entries = _by_hotkey(header)
-    # An evaluation that ended after the table was made has a receipt and no loss in the table.
-    digests = {line.hotkey: line.receipt for line in header.table if line.loss is not None}
-    owners = [receipt.submission.hotkey for receipt in file.receipts if receipt.submission is not None]
-    yield from (f"{hotkey}: more than one receipt" for hotkey in _repeated(owners))
+    lines = {line.receipt: line for line in header.evaluations if line.receipt is not None}
     for number, receipt in enumerate(file.receipts, start=2):
         submission = receipt.submission
         if submission is None:
@@ -174,14 +158,9 @@ def _check_receipts(file: RoundFile) -> Iterator[str]:
             continue
         where = f"line {number}, {submission.hotkey}"
         yield from (f"{where}: {fault}" for fault in _check_config(header, receipt))
-        entry = entries.get(submission.hotkey)
-        if entry is None or not _is_for(receipt, entry.entry):
-            yield f"{where}: receipt of {submission.repo} at {submission.commit}, which is not in entries"
-            continue
-        if receipt.result.lucky_num != entry.lucky_num:
-            yield f"{where}: evaluated with lucky_num {receipt.result.lucky_num}, the entry has {entry.lucky_num}"
-        if digests.get(submission.hotkey, receipt.digest) != receipt.digest:
-            yield f"{where}: the table names another receipt"
+        if receipt.digest not in lines:
+            yield f"{where}: receipt of no evaluation of this round"
+    yield from (f"receipt {digest[:12]}: more than once" for digest in _repeated(r.digest for r in file.receipts))
 
 
 def _check_config(header: RoundHeader, receipt: Receipt) -> Iterator[str]:
@@ -206,35 +185,72 @@ def _is_for(receipt: Receipt, commitment: str) -> bool:
 
 
 def _check_losses(header: RoundHeader, receipts: Mapping[str, Receipt]) -> Iterator[str]:
-    """Check that every loss in the table is its receipt's, if that is at hand."""
-    for line in header.table:
-        if line.loss is None:
-            continue
-        if line.receipt is None:
-            yield f"{line.hotkey}: loss without a receipt"
-            continue
-        receipt = receipts.get(line.receipt)
+    """Check that every loss is its receipt's, if that is at hand."""
+    entries = {(entry.hotkey, entry.entry) for entry in header.entries}
+    for line in header.evaluations:
+        where = f"{line.hotkey}: evaluation {line.number}"
+        if (line.hotkey, line.entry) not in entries:
+            yield f"{where} of a commitment that is not in entries"
+        if (line.loss is None) != (line.receipt is None):
+            yield f"{where}: loss without a receipt"
+        receipt = receipts.get(line.receipt or "")
         if receipt is None:
             continue
+        result = receipt.result
         if receipt.submission is None or receipt.submission.hotkey != line.hotkey or not _is_for(receipt, line.entry):
-            yield f"{line.hotkey}: the receipt of the loss is of another dataset"
-        elif receipt.result.loss != line.loss:
-            yield f"{line.hotkey}: loss {line.loss!r} in the table, {receipt.result.loss!r} in the receipt"
+            yield f"{where}: the receipt is of another dataset"
+        elif (result.loss, result.lucky_num) != (line.loss, line.lucky_num):
+            yield (
+                f"{where}: loss {line.loss!r} with lucky_num {line.lucky_num}, in the receipt {result.loss!r} with"
+                f" {result.lucky_num}"
+            )
+    numbered = [(line.hotkey, line.digest, line.number) for line in header.evaluations]
+    yield from (f"{key[0]}: evaluation {key[2]} more than once" for key in _repeated(numbered))
+    if len(header.evaluations) > header.incentives.slots:
+        yield f"{len(header.evaluations)} evaluations, and the competition has {header.incentives.slots} a round"
+
+
+def _check_ledger(header: RoundHeader) -> Iterator[str]:
+    """Recompute losses from means and spreads, and credits from losses, to the last bit."""
+    incentives, competition = header.incentives, header.competition
+    frontier = competition.bench
+    keys = [(line.rank_block, line.commit_block) for line in header.ledger]
+    if keys != sorted(keys):
+        yield "the ledger is not in the order of ranks"
+    for line in header.ledger:
+        where = f"{line.hotkey}, ledger"
+        loss = paid_loss(line.mean, line.spread, line.runs, incentives.sd)
+        if line.runs < incentives.evaluations:
+            yield f"{where}: {line.runs} evaluations, and the competition asks for {incentives.evaluations}"
+        if line.loss != loss or line.frontier != frontier:
+            yield f"{where}: loss {line.loss!r} after {line.frontier!r}, by the rules {loss!r} after {frontier!r}"
+        is_record = line.loss <= line.frontier - incentives.epsilon
+        credit = score_of(line.loss, competition) - score_of(line.frontier, competition) if is_record else 0.0
+        if line.credit != credit:
+            yield f"{where}: credit {line.credit!r}, by the rules {credit!r}"
+        frontier = line.loss if is_record else frontier
+    yield from (
+        f"{key[0]}: dataset {key[1][:12]} more than once in the ledger"
+        for key in _repeated((line.hotkey, line.digest) for line in header.ledger)
+    )
 
 
 def _check_table(header: RoundHeader) -> Iterator[str]:
-    """Recompute scores from losses and weights from scores, to the last bit."""
-    scores = {
-        line.hotkey: 0.0 if line.loss is None or line.reason is not None else score_of(line.loss, header.competition)
-        for line in header.table
-    }
-    shares = shares_from_scores(scores)
+    """Recompute losses, scores, credits and weights, to the last bit."""
+    registrations = {entry.hotkey: entry.registration_block for entry in header.entries}
+    credit = live_credits(header.start_block, header.ledger, registrations, header.incentives)
+    shares = make_shares(header.table, header.ledger, registrations, header.incentives)
     for line in header.table:
-        score, share = scores[line.hotkey], shares.get(line.hotkey, 0.0)
-        if line.score != score:
-            yield f"{line.hotkey}: score {line.score!r} in the table, {score!r} by the rules"
-        if line.weight != share:
-            yield f"{line.hotkey}: weight {line.weight!r} in the table, {share!r} by the rules"
+        loss = None if line.mean is None else paid_loss(line.mean, line.spread, line.runs, header.incentives.sd)
+        score = 0.0 if loss is None or line.reason is not None else score_of(loss, header.competition)
+        for name, actual, expected in (
+            ("loss", line.loss, loss),
+            ("score", line.score, score),
+            ("credit", line.credit, credit.get(line.hotkey, 0.0)),
+            ("weight", line.weight, shares.get(line.hotkey, 0.0)),
+        ):
+            if actual != expected:
+                yield f"{line.hotkey}: {name} {actual!r} in the table, {expected!r} by the rules"
 
 
 def _check_weights(header: RoundHeader) -> Iterator[str]:
@@ -284,13 +300,12 @@ def remarks(file: RoundFile, receipts: Mapping[str, Receipt]) -> list[str]:
     """Return what this file alone can neither confirm nor refute."""
     header = file.header
     notes = [] if header.signer else ["unsigned: the file proves nothing about a validator"]
-    missing = sum(line.receipt is not None and line.receipt not in receipts for line in header.table)
+    missing = sum(line.receipt is not None and line.receipt not in receipts for line in header.evaluations)
     if missing:
-        notes.append(f"receipts of {missing} losses are in files of other rounds; add those files to check them")
-    late = {line.hotkey for line in header.table if line.loss is None} & {
-        receipt.submission.hotkey for receipt in file.receipts if receipt.submission
-    }
-    notes += [f"{hotkey}: evaluated too late for the table" for hotkey in sorted(late)]
+        notes.append(f"receipts of {missing} evaluations are in no file here")
+    undone = sum(line.loss is None for line in header.evaluations)
+    if undone:
+        notes.append(f"{undone} evaluations were planned and not done")
     submitted = _final_weights(header)
     if submitted is None:
         return notes

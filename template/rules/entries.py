@@ -1,12 +1,11 @@
 """Find the entries of a subnet: one parsed, checked entry per hotkey."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from template.competition import CommitmentRecord, Competition
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, SubmissionError
-from template.records import ChainView, Entry, Submission, SubmissionKey
+from template.records import ChainView, Entry, SubmissionKey
 
 # Reasons that the miner can still mend, by an upload or by making the repo public.
 MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
@@ -44,25 +43,6 @@ def is_within_upload_grace(record: CommitmentRecord, reason: Reason, *, reveal_b
     return record.is_content_addressed and reason in MISSING and block <= reveal_block + SEAL_GRACE_BLOCKS
 
 
-def current_submissions(view: ChainView, commit_blocks: CommitBlocks | None = None) -> list[Submission]:
-    """Return the readable commitments of registered hotkeys in `view`.
-
-    A revealed commitment without an entry in `commit_blocks` is left out; with None it counts from its reveal.
-    """
-    submissions, registered = [], view.by_hotkey
-    for commitment in view.commitments:
-        block = commitment.block
-        if commitment.text is None or commitment.hotkey not in registered:
-            continue
-        first_block: int | None = block
-        if commitment.is_revealed and commit_blocks is not None:
-            first_block = commit_blocks.get((commitment.hotkey, block))
-        if first_block is not None:
-            key = SubmissionKey(commitment.hotkey, commitment.text)
-            submissions.append(Submission(key=key, first_block=first_block, block=block, reveal_block=block))
-    return submissions
-
-
 def missing_commit_blocks(view: ChainView, commit_blocks: CommitBlocks) -> dict[str, int]:
     """Return the reveal blocks, by hotkey, whose commit block is unknown."""
     registered = view.by_hotkey
@@ -89,30 +69,30 @@ def prune_commit_blocks(commit_blocks: CommitBlocks, *, before_block: int) -> Co
 
 
 def find_entries(
-    view: ChainView,
-    recorded: Mapping[SubmissionKey, Submission],
-    competition: Competition,
-    commit_blocks: CommitBlocks | None = None,
+    view: ChainView, competition: Competition, commit_blocks: CommitBlocks | None = None
 ) -> dict[SubmissionKey, Entry]:
-    """Return the entry of every readable commitment in `view`."""
-    neurons = view.by_hotkey
-    entries = {}
-    for now in current_submissions(view, commit_blocks):
-        neuron = neurons[now.key.hotkey]
-        registration_block = neuron.registration_block
-        past = recorded.get(now.key, now)
-        # A snapshot of an earlier block may precede the block at which the commitment was first recorded.
-        first_block = min(past.first_block, now.first_block)
-        reveal_block = min(past.reveal_block, now.reveal_block)
-        rank_block = now.reveal_block if first_block <= registration_block else first_block
-        entries[now.key] = parse_entry(
-            now.key,
-            competition.id,
-            uid=neuron.uid,
-            reveal_block=now.reveal_block if reveal_block <= registration_block else reveal_block,
-            rank_block=max(rank_block, past.missing_block + 1) if past.missing_block else rank_block,
-            registration_block=registration_block,
-        )
+    """Return the entry of every readable commitment in `view`.
+
+    A revealed commitment without an entry in `commit_blocks` is left out; with None it counts from its reveal.
+    """
+    entries, neurons = {}, view.by_hotkey
+    for commitment in view.commitments:
+        neuron, block = neurons.get(commitment.hotkey), commitment.block
+        if commitment.text is None or neuron is None:
+            continue
+        commit_block: int | None = block
+        if commitment.is_revealed and commit_blocks is not None:
+            commit_block = commit_blocks.get((commitment.hotkey, block))
+        if commit_block is not None:
+            key = SubmissionKey(commitment.hotkey, commitment.text)
+            entries[key] = parse_entry(
+                key,
+                competition.id,
+                uid=neuron.uid,
+                reveal_block=block,
+                commit_block=block if commit_block <= neuron.registration_block else commit_block,
+                registration_block=neuron.registration_block,
+            )
     return entries
 
 
@@ -122,10 +102,8 @@ def parse_entry(
     *,
     uid: int,
     reveal_block: int,
-    rank_block: int,
+    commit_block: int,
     registration_block: int,
-    lucky_num: int | None = None,
-    seed_block: int | None = None,
 ) -> Entry:
     """Parse a commitment and check its competition and registration."""
     record: CommitmentRecord | None = None
@@ -140,31 +118,24 @@ def parse_entry(
         key=key,
         uid=uid,
         reveal_block=reveal_block,
-        rank_block=rank_block,
+        commit_block=commit_block,
         registration_block=registration_block,
         record=record,
         rejection=rejection,
-        lucky_num=lucky_num,
-        seed_block=seed_block,
     )
-
-
-def demote(entry: Entry, block: int) -> Entry:
-    """Rank an entry whose file was missing behind all up to `block`."""
-    return dataclasses.replace(entry, rank_block=max(entry.rank_block, block + 1))
 
 
 def order_entries(
     entries: Iterable[Entry], failures: Mapping[SubmissionKey, int], limit: int
 ) -> Sequence[SubmissionKey]:
-    """Return at most `limit` accepted entries in the order of their rank blocks.
+    """Return at most `limit` accepted entries in the order of their commit blocks.
 
     Entries that failed to download fill at most half of the queue while others wait, fewest failures first. So
     unreachable repos starve nobody, and an outage of the Hub costs no entry its turn.
     failures: number of failed downloads by submission.
     """
     ready = sorted(
-        (entry for entry in entries if entry.rejection is None), key=lambda entry: (entry.rank_block, entry.key)
+        (entry for entry in entries if entry.rejection is None), key=lambda entry: (entry.commit_block, entry.key)
     )
     failed = [entry.key for entry in ready if failures.get(entry.key)]
     others = len(ready) - len(failed)

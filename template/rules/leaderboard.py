@@ -1,59 +1,49 @@
-"""Make a round's leaderboard and weights from its entries and their evaluations.
-
-A verdict on a dataset is final. Whether it counts now is derived each time, because it depends on the chain: which
-commitment of a hotkey is current, when the hotkey registered, who committed first.
-"""
+"""Make a round's leaderboard and weights from the table of the game."""
 
 import dataclasses
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from template.competition import Competition
-from template.records import ChainView, Entry, LeaderboardRow, SubmissionKey, Verdict
-from template.rules.duplicates import Duplicate
-from template.rules.scoring import score_of, shares_from_scores, weights_from_scores
+from template.competition import Competition, Incentives
+from template.records import ChainView, Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
+from template.rules.ledger import estimate_loss, ledger_lines, live_credits, make_shares
+from template.rules.scoring import score_of, weights_from_scores
+from template.rules.table import Table
 
 
 def build_leaderboard(
     competition: Competition,
+    incentives: Incentives,
     entries: Mapping[SubmissionKey, Entry],
     verdicts: Mapping[SubmissionKey, Verdict],
-    duplicates: Mapping[SubmissionKey, Duplicate],
-    datasets: Container[SubmissionKey],
-) -> list[LeaderboardRow]:
-    """Return one row per entry; its weight is its part of all scores.
-
-    A loss counts only while the dataset's rows are in `datasets`: otherwise it could be a duplicate's.
-    """
-    rows = []
-    for key, entry in entries.items():
-        verdict = verdicts.get(key)
-        if verdict is not None and verdict.loss is not None and key not in datasets:
-            verdict = None
-        rows.append(_make_row(entry, competition, verdict, duplicates.get(key)))
-    shares = shares_from_scores({row.key.hotkey: row.score for row in rows})
-    return [dataclasses.replace(row, weight=shares.get(row.key.hotkey, 0.0)) for row in rows]
+    table: Table,
+    block: int,
+) -> Leaderboard:
+    """Return one row per entry, with its share of the weights at `block`, and the ledger."""
+    rows = [_make_row(entry, competition, incentives, verdicts.get(key), table) for key, entry in entries.items()]
+    registrations = {key.hotkey: entry.registration_block for key, entry in entries.items()}
+    ledger = ledger_lines(table.ledger)
+    live = live_credits(block, ledger, registrations, incentives)
+    rows = [dataclasses.replace(row, credit=live.get(row.hotkey, 0.0)) for row in rows]
+    shares = make_shares(rows, ledger, registrations, incentives)
+    return Leaderboard([dataclasses.replace(row, weight=shares.get(row.hotkey, 0.0)) for row in rows], ledger)
 
 
 def choose_weights(
-    rows: Sequence[LeaderboardRow],
-    last_shares: Mapping[str, float],
-    owner_hotkey: str,
-    *,
-    stuck: Container[SubmissionKey] = (),
+    rows: Sequence[LeaderboardRow], last_shares: Mapping[str, float], owner_hotkey: str, *, has_ledger: bool
 ) -> Mapping[str, float]:
     """Return the share of each hotkey, summing to 1; empty without any shares.
 
-    The leaderboard's own weights come first. While no entry has a score and some still wait, the last shares are used
-    again. Once all entries have a verdict and none a score, everything goes to the subnet owner, which burns it.
-    stuck: entries that are no longer waited for, as long as another entry has a loss: a validator that cannot evaluate
-    anything burns nothing.
+    The leaderboard's own weights come first. While nothing is confirmed in this season, the last shares are used again.
+    Otherwise everything goes to the subnet owner, which burns it; but a validator that has evaluated nothing burns
+    nothing.
     """
     if any(row.weight > 0.0 for row in rows):
         return {row.key.hotkey: row.weight for row in rows if row.weight > 0.0}
-    waiting = [row.key for row in rows if row.reason is None and row.loss is None]
-    has_loss = any(row.loss is not None for row in rows)
-    if any(not has_loss or key not in stuck for key in waiting):
+    if not has_ledger and last_shares:
         return last_shares
+    has_work = any(row.reason is None and row.loss is None for row in rows)
+    if has_work and not has_ledger and all(row.loss is None for row in rows):
+        return {}
     return {owner_hotkey: 1.0}
 
 
@@ -74,20 +64,39 @@ def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: 
 
 
 def _make_row(
-    entry: Entry, competition: Competition, verdict: Verdict | None, duplicate: Duplicate | None
+    entry: Entry, competition: Competition, incentives: Incentives, verdict: Verdict | None, table: Table
 ) -> LeaderboardRow:
-    """Return the entry's row without its weight. Only the first failed rule counts."""
-    loss = verdict.loss if verdict else None
-    reason, message, score = None, "waits for its turn", 0.0
-    if entry.rejection is not None:
-        reason, message, loss = entry.rejection.reason, str(entry.rejection), None
-    elif duplicate is not None:
-        error = duplicate.to_error()
-        reason, message = error.reason, str(error)
-    elif verdict is not None and verdict.reason is not None:
-        reason, message = verdict.reason, verdict.message
-    elif loss is not None:
-        message, score = "", score_of(loss, competition)
-    return LeaderboardRow(
-        key=entry.key, uid=entry.uid, reason=reason, message=message, loss=loss, score=score, weight=0.0
+    """Return the entry's row without its credit and weight. Only the first failed rule counts."""
+    row = LeaderboardRow(
+        key=entry.key, uid=entry.uid, reason=None, message="waits for its download", loss=None, score=0.0, weight=0.0
     )
+    if entry.rejection is not None:
+        return dataclasses.replace(row, reason=entry.rejection.reason, message=str(entry.rejection))
+    if verdict is not None:
+        return dataclasses.replace(row, reason=verdict.reason, message=verdict.message)
+    content = table.present.get(entry.key)
+    if content is None:
+        if entry.key in table.waiting:
+            row = dataclasses.replace(row, message=f"counts from block {table.waiting[entry.key]}")
+        return row
+    row = dataclasses.replace(row, digest=content.key.digest, message="waits for its first evaluation")
+    if content.losses:
+        estimate = estimate_loss(content.losses, incentives.sd)
+        row = dataclasses.replace(
+            row,
+            message=_progress(estimate.runs, incentives),
+            loss=estimate.loss,
+            mean=estimate.mean,
+            spread=estimate.spread,
+            runs=estimate.runs,
+            score=score_of(estimate.loss, competition),
+        )
+    duplicate = table.duplicates.get(content.key)
+    if duplicate is not None:
+        error = duplicate.to_error()
+        return dataclasses.replace(row, reason=error.reason, message=str(error), score=0.0)
+    return row
+
+
+def _progress(runs: int, incentives: Incentives) -> str:
+    return "" if runs >= incentives.evaluations else f"{runs} of {incentives.evaluations} evaluations"

@@ -1,17 +1,27 @@
 """Decide what a validator does next, from the state, one view and the time.
 
-A round is one validator epoch. It opens on a snapshot of the subnet, which fixes its entries and seeds. Datasets are
-downloaded and checked, and those that are no duplicates are evaluated in other processes. Weights are set once, when
-the work is done or when the last `block_threshold` blocks begin. The round closes at its end block; the last wanted
-round closes as soon as nothing is left to do.
+A round opens for every aligned block in order, on the subnet's state at that block. Its datasets are downloaded and
+checked; then its evaluations are planned and run in other processes. Weights are set once, when the work is done or
+when the last `block_threshold` blocks begin. The round closes when its evaluations are done, at its end block or later.
+A validator that is new or was away works through the rounds that it missed, and sets no weights in them.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from template.records import ChainView, Entry, RetryState, Round, SubmissionKey, Verdict, WeightIntent
-from template.rules.duplicates import Duplicate
+from template.records import (
+    ChainView,
+    ContentKey,
+    Entry,
+    RetryState,
+    Round,
+    RoundEvaluation,
+    SubmissionKey,
+    Verdict,
+    WeightIntent,
+)
 from template.rules.entries import order_entries
+from template.rules.stands import align
 
 # Failures of this machine after which a submission is suspended until its `next_at`.
 MAX_HOST_FAILURES = 3
@@ -31,28 +41,26 @@ REPEAT_AT = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The operator's choices: sizes in submissions per round, lengths in blocks.
+    """Sizes of rounds in blocks, and the operator's choices.
 
-    is_aligned: rounds start at multiples of blocks_per_epoch, so that all validators with the same length take the
-    same snapshots. Seeds from the chain need it.
+    start_block: the first round is the first one from here on; 0 for the newest at the first start.
     """
 
     blocks_per_epoch: int = 360
+    start_block: int = 0
     block_threshold: int = 50
-    miner_sample_size: int = 10
-    miner_duplicate_sample_size: int = 50
+    miner_duplicate_sample_size: int = 256
     sets_weights: bool = True
     max_rounds: int | None = None
-    is_aligned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
     """Input of `decide`: stored state and this process's running work.
 
-    possible_duplicates: see `template.rules.duplicates.find_possible_duplicates`. intents, repeats: the newest round's
-    own weights, and earlier shares submitted again in it. pending_intents: of any round, without an outcome.
-    missing_files: checked datasets whose file is gone from the disk. last_start_block: of the newest round.
+    intents, repeats: the newest round's own weights, and earlier shares submitted again in it. pending_intents: of any
+    round, without an outcome. losses: of each dataset, by number of the evaluation. missing_files: checked datasets
+    whose file is gone from the disk. last_start_block: of the newest round.
     """
 
     hotkey: str
@@ -66,8 +74,7 @@ class State:
     last_start_block: int | None = None
     datasets: Mapping[SubmissionKey, object] = field(default_factory=dict)
     verdicts: Mapping[SubmissionKey, Verdict] = field(default_factory=dict)
-    duplicates: Mapping[SubmissionKey, Duplicate] = field(default_factory=dict)
-    possible_duplicates: Mapping[SubmissionKey, Duplicate] = field(default_factory=dict)
+    losses: Mapping[ContentKey, Sequence[float]] = field(default_factory=dict)
     retry_states: Mapping[SubmissionKey, RetryState] = field(default_factory=dict)
     running: frozenset[SubmissionKey] = frozenset()
     idle_workers: int = 1
@@ -83,7 +90,7 @@ class State:
 
 @dataclass(frozen=True)
 class OpenRound:
-    """Open a round on the snapshot of `start_block`, which may be past."""
+    """Open a round on the subnet's state at `start_block`."""
 
     start_block: int
     end_block: int
@@ -95,10 +102,15 @@ class FetchDatasets:
 
 
 @dataclass(frozen=True)
+class PlanRound:
+    """Choose the round's evaluations: its downloads are done."""
+
+
+@dataclass(frozen=True)
 class EvaluateDataset:
     """Fine-tune on one checked dataset."""
 
-    key: SubmissionKey
+    evaluation: RoundEvaluation
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,7 @@ class Stop:
 Action = (
     OpenRound
     | FetchDatasets
+    | PlanRound
     | EvaluateDataset
     | SetWeights
     | ResubmitWeights
@@ -161,16 +174,16 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
             return work
         return Wait(f"the weights decided at block {state.pending_intents[-1].block} may still arrive")
     is_settled = _is_settled(state, view, policy)
-    if is_over and (is_settled or state.intents):
-        return CloseRound(is_settled)
     is_closing = view.block >= closing_block(state.round, policy)
-    if not is_settled and (work is None or is_closing):
+    # A round that is over sets no weights of its own any more, unless it was open in time.
+    is_late = is_over and (bool(state.intents) or state.round.is_past)
+    if not is_settled and not is_late and (work is None or is_closing):
         return _set_weights(state, state.round, view, policy, work)
     is_last = policy.max_rounds is not None and state.rounds_done + 1 >= policy.max_rounds
-    if is_over or (is_last and work is None):
-        return CloseRound(is_settled)
     if work is not None:
         return work
+    if is_over or is_last:
+        return CloseRound(is_settled)
     return Wait(f"round ends at block {state.round.end_block}")
 
 
@@ -192,51 +205,36 @@ def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
 
 
 def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
-    """Open the next round. An aligned one opens once, and not near its end."""
+    """Open the next round. Each aligned block has one."""
     if policy.max_rounds is not None and state.rounds_done >= policy.max_rounds:
         return Stop()
-    if not policy.is_aligned:
-        return OpenRound(view.block, view.block + _round_length(view, policy))
-    start = view.block - view.block % policy.blocks_per_epoch
-    end = start + policy.blocks_per_epoch
-    is_done = state.last_start_block is not None and state.last_start_block >= start
-    if is_done or view.block >= end - min(policy.block_threshold, policy.blocks_per_epoch // 2):
-        return Wait(f"the next round starts at block {end}")
-    return OpenRound(start, end)
-
-
-def _round_length(view: ChainView, policy: Policy) -> int:
-    """Return the blocks until the round's end, before the next epoch."""
-    until_epoch = view.blocks_until_epoch
-    if until_epoch <= policy.block_threshold:
-        until_epoch += view.tempo
-    return max(1, min(policy.blocks_per_epoch, until_epoch))
+    period = policy.blocks_per_epoch
+    newest = view.block - view.block % period
+    if state.last_start_block is not None:
+        start = state.last_start_block - state.last_start_block % period + period
+    else:
+        start = min(newest, align(policy.start_block, period)) if policy.start_block else newest
+    if start > newest:
+        return Wait(f"the next round starts at block {start}")
+    return OpenRound(start, start + period)
 
 
 def plan_queue(
     entries: Mapping[SubmissionKey, Entry],
-    verdicts: Mapping[SubmissionKey, Verdict],
-    duplicates: Mapping[SubmissionKey, Duplicate],
+    verdicts: Container[SubmissionKey],
     datasets: Container[SubmissionKey],
     retry_states: Mapping[SubmissionKey, RetryState],
     now: float,
     policy: Policy,
 ) -> tuple[SubmissionKey, ...]:
-    """Return the queue of a new round: entries with work left, by rank."""
+    """Return the downloads of a new round, by commit block."""
     waiting = [
         entry
         for key, entry in entries.items()
-        if _is_open(key, verdicts, datasets) and key not in duplicates and not _is_suspended(retry_states.get(key), now)
+        if key not in verdicts and key not in datasets and not _is_suspended(retry_states.get(key), now)
     ]
     failures = {key: retry.remote_failures for key, retry in retry_states.items()}
     return tuple(order_entries(waiting, failures, policy.miner_duplicate_sample_size))
-
-
-def _is_open(key: SubmissionKey, verdicts: Mapping[SubmissionKey, Verdict], datasets: Container[SubmissionKey]) -> bool:
-    """True without a verdict, or with a loss whose rows were pruned."""
-    # Without its rows, an original could not make others duplicates.
-    verdict = verdicts.get(key)
-    return verdict is None or (verdict.loss is not None and key not in datasets)
 
 
 def closing_block(current: Round, policy: Policy) -> int:
@@ -244,72 +242,100 @@ def closing_block(current: Round, policy: Policy) -> int:
     return current.end_block - min(policy.block_threshold, (current.end_block - current.start_block) // 2)
 
 
-def is_stuck(retry: RetryState) -> bool:
-    """True after so many failures that weights no longer wait for the submission."""
-    return retry.host_failures >= MAX_HOST_FAILURES or retry.remote_failures >= MAX_REMOTE_FAILURES
-
-
 def _is_suspended(retry: RetryState | None, now: float) -> bool:
     return retry is not None and retry.host_failures >= MAX_HOST_FAILURES and now < retry.next_at
 
 
 def _next_work(state: State, current: Round, view: ChainView, now: float, policy: Policy) -> Action | None:
-    """Return the next download, evaluation or wait; None when work is done.
+    """Return the next download, plan, evaluation or wait; None when work is done."""
+    fetch = _fetch(state, current, now)
+    if fetch is not None:
+        return fetch
+    if current.evaluations is None:
+        awaited = [
+            key
+            for key in _unread(state, current, now)
+            if key in state.downloading or key not in state.retry_states or not state.retry_states[key].remote_failures
+        ]
+        # A file that did not come at the first try may never come: nobody waits for it.
+        if awaited and view.block < closing_block(current, policy):
+            return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")
+        return PlanRound()
+    return _next_evaluation(state, current.evaluations, now)
 
-    Entries of hotkeys that left get no weight, so they are skipped. Downloads with fewer failures come first, so that
-    a repo that hangs delays others once at most.
-    """
-    present = view.by_hotkey
-    retry_states = state.retry_states
-    open_keys = [
+
+def _unread(state: State, current: Round, now: float) -> list[SubmissionKey]:
+    """Return the round's datasets to download: new ones, and those whose file is gone."""
+    planned = {evaluation.key for evaluation in _open_evaluations(state, current.evaluations or ())}
+    keys = dict.fromkeys([*current.queue, *(key for key in planned if key in state.missing_files)])
+    return [
         key
-        for key in current.queue
-        if key.hotkey in present
-        and _is_open(key, state.verdicts, state.datasets)
-        and key not in state.running
+        for key in keys
+        if key not in state.verdicts
+        and (key not in state.datasets or key in state.missing_files)
         and state.entries[key].rejection is None
-        and not _is_suspended(retry_states.get(key), now)
+        and not _is_suspended(state.retry_states.get(key), now)
     ]
-    ready = {key for key in open_keys if key not in retry_states or retry_states[key].next_at <= now}
-    unread = {key for key in ready if key not in state.datasets or key in state.missing_files}
-    wanted = [key for key in open_keys if key in unread and key not in state.downloading]
-    if wanted and state.available_slots > 0:
-        wanted.sort(key=lambda key: retry_states[key].remote_failures if key in retry_states else 0)
-        return FetchDatasets(tuple(wanted[: state.available_slots]))
-    unchecked = [key for key in open_keys if key not in state.datasets and (key in ready or key in state.downloading)]
-    # Queued entries without a seed have a loss already: only their rows are read again.
-    seeded = (entry.key for entry in current.entries if entry.lucky_num is not None)
-    evaluated = sum(key in state.verdicts and state.verdicts[key].loss is not None for key in seeded)
-    has_room = evaluated + len(state.running) < policy.miner_sample_size
-    eligible = [key for key in open_keys if has_room and key in state.datasets and key not in state.duplicates]
-    is_original = _surely_original(unchecked, state)
-    due = [key for key in eligible if key in ready and key not in unread and is_original(key)]
+
+
+def _fetch(state: State, current: Round, now: float) -> Action | None:
+    """Return the next downloads, if a slot is free.
+
+    Those with fewer failures come first, so that a repo that hangs delays others once at most.
+    """
+    retry_states = state.retry_states
+    wanted = [
+        key
+        for key in _unread(state, current, now)
+        if key not in state.downloading and (key not in retry_states or retry_states[key].next_at <= now)
+    ]
+    if not wanted or state.available_slots <= 0:
+        return None
+    wanted.sort(key=lambda key: retry_states[key].remote_failures if key in retry_states else 0)
+    return FetchDatasets(tuple(wanted[: state.available_slots]))
+
+
+def _open_evaluations(state: State, evaluations: Sequence[RoundEvaluation]) -> list[RoundEvaluation]:
+    return [
+        evaluation
+        for evaluation in evaluations
+        if evaluation.key not in state.verdicts and _runs(state, evaluation) < evaluation.number
+    ]
+
+
+def _runs(state: State, evaluation: RoundEvaluation) -> int:
+    return len(state.losses.get(evaluation.content, ()))
+
+
+def evaluations_left(state: State) -> int:
+    """Return the number of planned evaluations of the open round that are not done."""
+    plan = state.round.evaluations if state.round is not None else None
+    return len(_open_evaluations(state, plan or ()))
+
+
+def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: float) -> Action | None:
+    """Return the next evaluation, a wait for one, or None when all are done.
+
+    Those that cannot be done now, because a file or this machine fails, are planned again in a later round.
+    """
+    retry_states = state.retry_states
+    ready = [
+        evaluation
+        for evaluation in _open_evaluations(state, evaluations)
+        if evaluation.key not in state.missing_files
+        and (evaluation.key not in retry_states or retry_states[evaluation.key].next_at <= now)
+    ]
+    due = [
+        evaluation
+        for evaluation in ready
+        if evaluation.key not in state.running
+        and len(state.losses.get(evaluation.content, ())) + 1 == evaluation.number
+    ]
     if due and state.idle_workers > 0:
         return EvaluateDataset(due[0])
-    if state.running or due or unread or unchecked:
-        doing = f"{len(state.running)} evaluations running, {len(due)} waiting for a worker"
-        return Wait(f"{doing}, {len(state.downloading)} downloads running" if state.downloading else doing)
-    later = [key for key in open_keys if key not in ready and (key not in state.datasets or key in eligible)]
-    return Wait(f"{len(later)} submissions waiting for a retry") if later else None
-
-
-def _surely_original(unchecked: Sequence[SubmissionKey], state: State) -> Callable[[SubmissionKey], bool]:
-    """Return a test that no unchecked entry can be the original of a dataset.
-
-    An unchecked entry can be the original if its rank is not later, or if an earlier version of it shares too many rows
-    with the dataset. An entry is awaited until its first failed download: after that its file may never come.
-    """
-    awaited = [key for key in unchecked if key not in state.retry_states or not state.retry_states[key].remote_failures]
-    if not awaited:
-        return lambda key: True
-    hotkeys = {key.hotkey for key in awaited}
-    earliest = min(state.entries[key].rank_block for key in awaited)
-
-    def is_original(key: SubmissionKey) -> bool:
-        is_uncertain = key in state.possible_duplicates and state.possible_duplicates[key].hotkey in hotkeys
-        return state.entries[key].rank_block < earliest and not is_uncertain
-
-    return is_original
+    if not ready and not state.running:
+        return None
+    return Wait(f"{len(state.running)} evaluations running, {len(ready)} to do")
 
 
 def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:

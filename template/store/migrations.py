@@ -90,5 +90,47 @@ def m002_snapshots(execute: Execute) -> None:
         execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial, m002_snapshots)
+def m003_game(execute: Execute) -> None:
+    """Add stands, evaluations by dataset, the ledger, and datasets by competition.
+
+    An open round had other work, so it is closed. Rows of old datasets go: they are downloaded again when needed.
+    """
+    for statement in (
+        "UPDATE rounds SET closed_at = started_at WHERE closed_at IS NULL",
+        "DROP TABLE datasets",
+        "DROP TABLE submissions",
+        """CREATE TABLE contents (
+            competition TEXT NOT NULL, hotkey TEXT NOT NULL, entry TEXT NOT NULL, sha256 TEXT NOT NULL,
+            digest TEXT NOT NULL, row_keys BLOB NOT NULL, checked_at REAL NOT NULL,
+            PRIMARY KEY (competition, hotkey, entry)) WITHOUT ROWID""",
+        """CREATE TABLE stands (
+            hotkey TEXT NOT NULL, entry TEXT NOT NULL, first_block INTEGER NOT NULL, last_block INTEGER NOT NULL,
+            commit_block INTEGER NOT NULL, registration_block INTEGER NOT NULL, missing_block INTEGER NOT NULL,
+            PRIMARY KEY (hotkey, first_block)) WITHOUT ROWID""",
+        """CREATE TABLE evaluations (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, digest TEXT NOT NULL,
+            number INTEGER NOT NULL, entry TEXT NOT NULL, lucky_num INTEGER NOT NULL, seed_block INTEGER,
+            loss REAL NOT NULL, seconds REAL NOT NULL, receipt TEXT NOT NULL, receipt_digest TEXT NOT NULL,
+            finished_at REAL NOT NULL, PRIMARY KEY (contest_id, hotkey, digest, number)) WITHOUT ROWID""",
+        """CREATE TABLE round_evaluations (
+            round_id INTEGER NOT NULL REFERENCES rounds, position INTEGER NOT NULL, hotkey TEXT NOT NULL,
+            entry TEXT NOT NULL, digest TEXT NOT NULL, number INTEGER NOT NULL, lucky_num INTEGER NOT NULL,
+            seed_block INTEGER, PRIMARY KEY (round_id, position)) WITHOUT ROWID""",
+        """CREATE TABLE ledger (
+            contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, digest TEXT NOT NULL,
+            rank_block INTEGER NOT NULL, commit_block INTEGER NOT NULL, tie_break BLOB NOT NULL,
+            registration_block INTEGER NOT NULL, row_keys BLOB NOT NULL, confirmed_at REAL NOT NULL,
+            PRIMARY KEY (contest_id, hotkey, digest)) WITHOUT ROWID""",
+        "ALTER TABLE rounds ADD COLUMN ledger TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE rounds ADD COLUMN is_planned INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE standings ADD COLUMN digest TEXT",
+        "ALTER TABLE standings ADD COLUMN mean REAL",
+        "ALTER TABLE standings ADD COLUMN spread REAL",
+        "ALTER TABLE standings ADD COLUMN runs INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE standings ADD COLUMN credit REAL NOT NULL DEFAULT 0",
+    ):
+        execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial, m002_snapshots, m003_game)
 """The schema version is the number of migrations that a file has had."""

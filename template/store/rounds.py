@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 from template.errors import Reason
 from template.records import (
+    ContentKey,
     Entry,
     EvalConfig,
+    Leaderboard,
     LeaderboardRow,
+    LedgerLine,
     Metrics,
     Round,
+    RoundEvaluation,
     RunningEvaluation,
     SubmissionKey,
     WeightIntent,
@@ -21,10 +25,9 @@ from template.records import (
 from template.rules.entries import parse_entry
 from template.store.database import StateFile, placeholders
 
-_ROUND_COLUMNS = (
-    "start_block", "start_block_hash", "opened_block", "end_block", "lucky_num", "lucky_num_from", "seed_period",
-)  # fmt: skip
-_MEMBER_COLUMNS = ("uid", "rank_block", "registration_block", "lucky_num", "seed_block")
+_ROUND_COLUMNS = ("start_block", "start_block_hash", "opened_block", "end_block", "lucky_num_from")
+_MEMBER_COLUMNS = ("uid", "registration_block")
+_ROW_COLUMNS = ("uid", "message", "loss", "score", "weight", "digest", "mean", "spread", "runs", "credit")
 _SELECT_ROUNDS = (
     "SELECT *, (SELECT json_extract(competition, '$.id') FROM contests WHERE id = contest_id) AS competition_id"
     " FROM rounds"
@@ -42,21 +45,60 @@ class RoundTables(StateFile):
         values = [getattr(opened, column) for column in _ROUND_COLUMNS]
         with self.atomic() as db:
             cursor = db.execute(
-                f"INSERT INTO rounds (contest_id, started_at, {', '.join(_ROUND_COLUMNS)}) VALUES ({placeholders(9)})",
-                (eval_config.id, now, *values),
+                f"INSERT INTO rounds (contest_id, lucky_num, started_at, {', '.join(_ROUND_COLUMNS)})"
+                f" VALUES ({placeholders(8)})",
+                (eval_config.id, 0, now, *values),
             )
             db.executemany(
                 f"INSERT INTO round_members VALUES ({placeholders(10)})",
                 [
                     (
-                        cursor.lastrowid, *entry.key, entry.uid, entry.reveal_block, entry.rank_block,
-                        entry.registration_block, entry.lucky_num, entry.seed_block, turns.get(entry.key),
+                        cursor.lastrowid, *entry.key, entry.uid, entry.reveal_block, entry.commit_block,
+                        entry.registration_block, None, None, turns.get(entry.key),
                     )
                     for entry in opened.entries
                 ],
             )  # fmt: skip
         self._last_read = dataclasses.replace(opened, id=int(cursor.lastrowid or 0))
         return self._last_read
+
+    def record_plan(self, planned: Round) -> None:
+        """Record the evaluations of a round before the first of them."""
+        with self.atomic() as db:
+            db.executemany(
+                f"INSERT INTO round_evaluations VALUES ({placeholders(8)})",
+                [
+                    (planned.id, position, *one.key, one.digest, one.number, one.lucky_num, one.seed_block)
+                    for position, one in enumerate(planned.evaluations or ())
+                ],
+            )
+            db.execute("UPDATE rounds SET is_planned = 1 WHERE id = ?", (planned.id,))
+        self._last_read = planned
+
+    def drawn_seeds(self, eval_config: EvalConfig) -> dict[tuple[ContentKey, int], int]:
+        """Return the seed that each evaluation of a dataset was planned with first."""
+        seeds: dict[tuple[ContentKey, int], int] = {}
+        for hotkey, digest, number, lucky_num in self.rows(
+            "SELECT hotkey, digest, number, lucky_num FROM round_evaluations JOIN rounds ON id = round_id"
+            " WHERE contest_id = ? ORDER BY round_id",
+            eval_config.id,
+        ):
+            seeds.setdefault((ContentKey(hotkey, digest), number), lucky_num)
+        return seeds
+
+    def recent_runs(self, eval_config: EvalConfig, *, after_block: int) -> dict[str, int]:
+        """Return how many evaluations of each hotkey were planned in rounds after that block."""
+        return dict(
+            map(
+                tuple,
+                self.rows(
+                    "SELECT hotkey, count(*) FROM round_evaluations JOIN rounds ON id = round_id"
+                    " WHERE contest_id = ? AND start_block > ? GROUP BY hotkey",
+                    eval_config.id,
+                    after_block,
+                ),
+            )
+        )
 
     def open_round(self, eval_config: EvalConfig) -> Round | None:
         """Return the round that is not closed, None between rounds."""
@@ -92,7 +134,7 @@ class RoundTables(StateFile):
             db.execute("UPDATE rounds SET closed_at = ? WHERE id = ? AND closed_at IS NULL", (now, round_id))
 
     def _read_round(self, row: sqlite3.Row) -> Round:
-        """Return the round of a row. Rounds never change, so the last is cached."""
+        """Return the round of a row. Only its plan changes it, so the last is cached."""
         if self._last_read is None or self._last_read.id != row["id"]:
             members = self.rows("SELECT * FROM round_members WHERE round_id = ? ORDER BY uid", row["id"])
             queued = sorted((member for member in members if member["turn"] is not None), key=lambda row: row["turn"])
@@ -100,9 +142,23 @@ class RoundTables(StateFile):
                 id=row["id"],
                 entries=tuple(_parse_member(member, row["competition_id"]) for member in members),
                 queue=tuple(SubmissionKey(member["hotkey"], member["entry"]) for member in queued),
+                evaluations=self._read_plan(row["id"]) if row["is_planned"] else None,
                 **{column: row[column] for column in _ROUND_COLUMNS},
             )
         return self._last_read
+
+    def _read_plan(self, round_id: int) -> tuple[RoundEvaluation, ...]:
+        rows = self.rows(
+            "SELECT hotkey, entry, digest, number, lucky_num, seed_block FROM round_evaluations WHERE round_id = ?"
+            " ORDER BY position",
+            round_id,
+        )
+        return tuple(
+            RoundEvaluation(
+                key=SubmissionKey(hotkey, text), digest=digest, number=number, lucky_num=lucky_num, seed_block=block
+            )
+            for hotkey, text, digest, number, lucky_num, block in rows
+        )
 
     def record_intent(
         self,
@@ -112,7 +168,7 @@ class RoundTables(StateFile):
         weights: Mapping[int, float],
         shares: Mapping[str, float],
         registrations: Mapping[str, int],
-        leaderboard: Sequence[LeaderboardRow] | None,
+        leaderboard: Leaderboard | None,
         now: float,
     ) -> int:
         """Record weights before their submission and return the intent's id.
@@ -159,22 +215,11 @@ class RoundTables(StateFile):
             values = (eval_config.id,)
         return next(iter(self._intents(f"{where} ORDER BY id DESC LIMIT 1", *values)), None)
 
-    def latest_seeds(
-        self, eval_config: EvalConfig, keys: Iterable[SubmissionKey]
-    ) -> dict[SubmissionKey, tuple[int, int | None]]:
-        """Return the newest lucky_num and seed_block of each submission."""
-        query = (
-            "SELECT member.lucky_num, member.seed_block FROM round_members AS member JOIN rounds ON id = round_id"
-            " WHERE contest_id = ? AND hotkey = ? AND entry = ? AND member.lucky_num IS NOT NULL"
-            " ORDER BY round_id DESC LIMIT 1"
-        )
-        return {key: tuple(row) for key in keys for row in self.rows(query, eval_config.id, *key)}
-
     def _intents(self, where: str, *values: object) -> list[WeightIntent]:
         columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat"
         return [_parse_intent(*row) for row in self.rows(f"SELECT {columns} FROM weight_intents {where}", *values)]
 
-    def record_leaderboard(self, round_id: int, leaderboard: Sequence[LeaderboardRow]) -> None:
+    def record_leaderboard(self, round_id: int, leaderboard: Leaderboard) -> None:
         """Record the round's leaderboard in place of an earlier one."""
         with self.atomic() as db:
             _write_leaderboard(db, round_id, leaderboard)
@@ -182,7 +227,7 @@ class RoundTables(StateFile):
     def leaderboard(self, round_id: int) -> list[LeaderboardRow]:
         """Return the round's leaderboard, best first."""
         rows = self.rows(
-            "SELECT hotkey, entry, reason, uid, message, loss, score, weight FROM standings WHERE round_id = ?"
+            f"SELECT hotkey, entry, reason, {', '.join(_ROW_COLUMNS)} FROM standings WHERE round_id = ?"
             " ORDER BY weight DESC, score DESC, loss IS NULL, loss, uid",
             round_id,
         )
@@ -190,10 +235,15 @@ class RoundTables(StateFile):
             LeaderboardRow(
                 key=SubmissionKey(hotkey, text),
                 reason=None if reason is None else Reason(reason),
-                **dict(zip(("uid", "message", "loss", "score", "weight"), values, strict=True)),
+                **dict(zip(_ROW_COLUMNS, values, strict=True)),
             )
             for hotkey, text, reason, *values in rows
         ]
+
+    def ledger(self, round_id: int) -> list[LedgerLine]:
+        """Return the ledger of the round's leaderboard, by rank."""
+        (row,) = self.rows("SELECT ledger FROM rounds WHERE id = ?", round_id)
+        return [LedgerLine(**line) for line in json.loads(row["ledger"])]
 
     def has_leaderboard(self, round_id: int) -> bool:
         """True once the round's leaderboard is recorded."""
@@ -237,6 +287,7 @@ def _parse_member(row: sqlite3.Row, competition_id: str) -> Entry:
         SubmissionKey(row["hotkey"], row["entry"]),
         competition_id,
         reveal_block=row["block"],
+        commit_block=row["rank_block"],
         **{column: row[column] for column in _MEMBER_COLUMNS},
     )
 
@@ -260,15 +311,20 @@ def _parse_intent(
     )
 
 
-def _write_leaderboard(db: sqlite3.Connection, round_id: int, leaderboard: Sequence[LeaderboardRow]) -> None:
+def _write_leaderboard(db: sqlite3.Connection, round_id: int, leaderboard: Leaderboard) -> None:
+    ledger = json.dumps([vars(line) for line in leaderboard.ledger])
+    db.execute("UPDATE rounds SET ledger = ? WHERE id = ?", (ledger, round_id))
     db.execute("DELETE FROM standings WHERE round_id = ?", (round_id,))
+    columns = ("round_id", "hotkey", "entry", "reason", *_ROW_COLUMNS)
     db.executemany(
-        f"INSERT INTO standings VALUES ({placeholders(9)})",
+        f"INSERT INTO standings ({', '.join(columns)}) VALUES ({placeholders(len(columns))})",
         [
             (
-                round_id, *row.key, row.uid, None if row.reason is None else str(row.reason), row.message, row.loss,
-                row.score, row.weight,
+                round_id,
+                *row.key,
+                None if row.reason is None else str(row.reason),
+                *(getattr(row, column) for column in _ROW_COLUMNS),
             )
-            for row in leaderboard
+            for row in leaderboard.rows
         ],
-    )  # fmt: skip
+    )

@@ -3,14 +3,14 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from loguru import logger
 
 from template.competition import is_commit
-from template.records import Round, Submission, SubmissionKey
-from template.rules.duplicates import related_versions
+from template.records import Round
+from template.rules.stands import find_versions, shorten_stands
 from template.validator.config import ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import dataset_folder
@@ -21,7 +21,7 @@ _DAY_S = 86400.0
 # Age at which row keys that decide nothing any more are removed.
 _DATASETS_KEPT_S = _DAY_S
 
-# Superseded commitments are remembered for about a day: one that is committed again in that time keeps its rank.
+# Commit blocks, and commitments of hotkeys that left, are remembered for about a day.
 _SEEN_KEPT_BLOCKS = 7200
 
 # Names that this package writes into the operator's folders. Everything else in them stays.
@@ -38,30 +38,42 @@ def oldest_remembered_block(current: Round) -> int:
     return current.start_block - _SEEN_KEPT_BLOCKS
 
 
-def clean_up(
-    context: Context,
-    evaluator: SubmissionEvaluator,
-    current: Round,
-    submissions: Mapping[SubmissionKey, Submission],
-) -> None:
+def clean_up(context: Context, evaluator: SubmissionEvaluator, current: Round) -> None:
     """Free disk and memory after the round `current`. Raises: HostError."""
     config, store, now = context.config, context.store, context.now()
     old = now - config.keep_days * _DAY_S
-    keep = set(current.by_key)
-    # The versions that decide about duplicates, also of rejected entries: their hotkeys may commit again.
-    for versions in related_versions(current.entries, submissions, evaluator.datasets).values():
-        keep.update(versions)
+    _shorten_stands(context, evaluator)
+    # Every version of a registered hotkey's dataset shields its owner, also if its present one is rejected.
+    hotkeys = {entry.key.hotkey for entry in current.entries}
+    keep = {stand.key for hotkey, stands in store.stands().items() if hotkey in hotkeys for stand in stands}
     store.prune_results(keep=keep, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
-    store.prune_submissions(keep=keep, before_block=oldest_remembered_block(current))
+    store.prune_submissions(keep=hotkeys, before_block=oldest_remembered_block(current))
     store.prune_rounds(before=old)
-    for key in evaluator.datasets.keys() - store.dataset_keys(evaluator.eval_config):
+    for key in evaluator.datasets.keys() - store.dataset_keys(config.competition):
         del evaluator.datasets[key]
-    queued = {dataset_folder(config.data_dir, current.by_key[key]) for key in current.queue}
-    _remove_datasets(config.data_dir, queued | evaluator.folders_in_use())
-    receipts = {f"{key.hotkey}-{key.commitment.rpartition(':')[2][:12]}" for key in current.by_key}
+    accepted = [entry for entry in current.entries if entry.rejection is None]
+    _remove_datasets(
+        config.data_dir, {dataset_folder(config.data_dir, entry) for entry in accepted} | evaluator.folders_in_use()
+    )
+    receipts = {f"{entry.key.hotkey}-{entry.key.commitment.rpartition(':')[2][:12]}" for entry in current.entries}
     _remove_files(config.receipt_dir, _RECEIPT, keep=receipts, older_than=old)
     _remove_files(config.round_dir, _ROUND, keep=frozenset(), older_than=old)
     _remove_eval_sets(config, older_than=old)
+
+
+def _shorten_stands(context: Context, evaluator: SubmissionEvaluator) -> None:
+    """Replace the stands of a hotkey's versions by one each, and drop those that never counted."""
+    incentives = context.config.incentives
+    for stands in context.store.stands().values():
+        versions = find_versions(
+            stands,
+            evaluator.datasets,
+            period=incentives.blocks_per_epoch,
+            update_blocks=incentives.update_blocks,
+        )
+        shortened = shorten_stands(stands, versions)
+        if shortened != stands:
+            context.store.replace_stands(stands[-1].key.hotkey, shortened)
 
 
 def _remove_datasets(data_dir: Path, keep: Set[Path]) -> None:

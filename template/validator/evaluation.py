@@ -17,7 +17,18 @@ from template.hub import datasets
 from template.hub.storage import HubFile
 from template.receipts.files import write_receipt
 from template.receipts.receipt import EvaluatedSubmission, Receipt
-from template.records import Entry, EvalConfig, RetryState, Round, SubmissionKey, TrainResult, Verdict
+from template.records import (
+    Dataset,
+    Entry,
+    EvalConfig,
+    EvaluationResult,
+    RetryState,
+    Round,
+    RoundEvaluation,
+    SubmissionKey,
+    TrainResult,
+    Verdict,
+)
 from template.rules import schedule
 from template.rules.entries import MISSING, is_within_upload_grace
 from template.validator.context import Context
@@ -46,6 +57,7 @@ class _Running:
     """An evaluation that a worker holds. sha256: of the file that it was given."""
 
     entry: Entry
+    evaluation: RoundEvaluation
     folder: Path
     sha256: str
 
@@ -53,12 +65,15 @@ class _Running:
 class SubmissionEvaluator:
     """Downloads, checks and evaluates the submissions of one evaluation config.
 
-    datasets: row keys of every checked dataset. missing_files: those whose file was gone when its evaluation was due.
+    datasets: every checked dataset of the competition. losses: of each dataset, by number. confirmed: datasets in the
+    ledger. missing_files: datasets whose file was gone when its evaluation was due.
     """
 
     def __init__(self, context: Context, eval_config: EvalConfig, eval_set: EvalSetIndex) -> None:
         self.eval_config = eval_config
-        self.datasets = context.store.datasets(eval_config, _KEY_BYTES, eval_set.dedup_keys)
+        self.datasets = context.store.datasets(context.config.competition, _KEY_BYTES, eval_set.dedup_keys)
+        self.losses = context.store.losses(eval_config)
+        self.confirmed = context.store.confirmed(eval_config, _KEY_BYTES)
         self.missing_files: set[SubmissionKey] = set()
         self._context = context
         self._config = context.config
@@ -110,12 +125,10 @@ class SubmissionEvaluator:
         queue = frozenset(current.queue) if current else frozenset()
         retry_states, verdicts = self._store.retry_states(self.eval_config), self._store.verdicts(self.eval_config)
         for result in results:
-            key, verdict = result.key, verdicts.get(result.key)
-            is_rejected = verdict is not None and verdict.reason is not None
-            is_unread = key not in self.datasets or key in self.missing_files
-            if current is not None and key in queue and is_unread and not is_rejected:
-                retry = retry_states.get(key, RetryState())
-                self._check(current.by_key[key], result, retry, has_loss=verdict is not None)
+            key = result.key
+            is_wanted = key in self.missing_files or (key in queue and key not in self.datasets)
+            if current is not None and key in current.by_key and is_wanted and key not in verdicts:
+                self._check(current, current.by_key[key], result, retry_states.get(key, RetryState()))
 
     def _pause(self, error: RemoteError) -> None:
         """Pause all downloads when the Hub asks for it: it limits requests by client."""
@@ -123,15 +136,15 @@ class SubmissionEvaluator:
         is_ahead = self._paused_until - self._now() > PAUSE_MOST_S
         self._paused_until = max(float("-inf") if is_ahead else self._paused_until, self._now() + pause_s)
 
-    def _check(self, entry: Entry, download: DownloadResult, retry: RetryState, *, has_loss: bool) -> None:
-        """Record the end of a download. has_loss: only the row keys are missing."""
+    def _check(self, current: Round, entry: Entry, download: DownloadResult, retry: RetryState) -> None:
+        """Record the end of a download."""
         key = entry.key
         try:
             file = download.result()
             max_rows = self._config.competition.rows
-            row_keys = self._eval_set.check(file.path.read_bytes(), name=constants.DATA_FILE, max_rows=max_rows)
+            dataset = self._eval_set.check(file.path.read_bytes(), name=constants.DATA_FILE, max_rows=max_rows)
         except SubmissionError as error:
-            self._reject_download(entry, download.block, retry, error, has_loss=has_loss)
+            self._reject_download(current, entry, download.block, retry, error)
         except RemoteError as error:
             self._schedule_retry(key, retry, error)
         except (ConfigError, HostError):
@@ -143,41 +156,42 @@ class SubmissionEvaluator:
             raise
         else:
             if key not in self.datasets:
-                self._accept_dataset(entry, file, row_keys)
+                self._accept_dataset(entry, file, dataset)
             self.missing_files.discard(key)
 
     def _reject_download(
-        self, entry: Entry, block: int, retry: RetryState, error: SubmissionError, *, has_loss: bool
+        self, current: Round, entry: Entry, block: int, retry: RetryState, error: SubmissionError
     ) -> None:
-        may_come = not has_loss and is_within_upload_grace(
+        """Reject a dataset, or try again while its file may come: a miner can still upload it or make it public."""
+        may_come = entry.key in self.datasets or is_within_upload_grace(
             entry.accepted_record, error.reason, reveal_block=entry.reveal_block, block=block
         )
-        if error.reason in MISSING and not may_come:
-            self._store.record_missing_file(entry.key, block)
-        if has_loss or may_come:
+        if error.reason in MISSING and may_come:
             self._schedule_retry(entry.key, retry, RemoteError(str(error)))
-        else:
-            self._reject(entry, error)
+            return
+        if error.reason in MISSING:
+            self._store.record_missing_file(entry.key, current.start_block)
+        self._reject(entry, error)
 
-    def _accept_dataset(self, entry: Entry, file: HubFile, row_keys: tuple[bytes, ...]) -> None:
+    def _accept_dataset(self, entry: Entry, file: HubFile, dataset: Dataset) -> None:
         key = entry.key
-        # A file that was missing before keeps the rank that it has in this round: behind all others.
-        self._store.record_missing_file(key, entry.rank_block - 1, is_found=True)
-        self._store.record_dataset(self.eval_config, key, sha256=file.sha256, row_keys=row_keys, now=self._now())
-        self.datasets[key] = row_keys
-        logger.info("checked hotkey={} commitment={} rows={}", *key, len(row_keys))
+        self._store.record_dataset(self._config.competition, key, sha256=file.sha256, dataset=dataset, now=self._now())
+        self.datasets[key] = dataset
+        logger.info("checked hotkey={} commitment={} rows={}", *key, len(dataset.row_keys))
 
-    def start_evaluation(self, entry: Entry) -> None:
+    def start_evaluation(self, entry: Entry, evaluation: RoundEvaluation) -> None:
         """Submit a dataset to a worker, or schedule another download if its file is gone."""
-        assert entry.lucky_num is not None, "every entry in the queue without a loss has a seed"
         record, folder = entry.accepted_record, self._folder(entry)
         file = datasets.find_dataset(record.namespace, record.commit, folder)
         if file is None:
             self.missing_files.add(entry.key)
             return
-        logger.info("evaluating hotkey={} commitment={} lucky_num={}", *entry.key, entry.lucky_num)
-        self._running[entry.key] = _Running(entry, folder, file.sha256)
-        self._context.executor.submit(entry.key, file.path.parent, entry.lucky_num)
+        logger.info(
+            "evaluating hotkey={} commitment={} number={} lucky_num={}",
+            *entry.key, evaluation.number, evaluation.lucky_num,
+        )  # fmt: skip
+        self._running[entry.key] = _Running(entry, evaluation, folder, file.sha256)
+        self._context.executor.submit(entry.key, file.path.parent, evaluation.lucky_num)
 
     def collect_results(self) -> None:
         """Record finished evaluations. Raises: ConfigError when none can succeed."""
@@ -202,21 +216,28 @@ class SubmissionEvaluator:
         elif error is not None:
             self._record_host_failure(job.key, retry, error)
         elif result is not None:
-            self._accept(running.entry, result)
+            self._accept(running.entry, running.evaluation, result)
 
-    def _accept(self, entry: Entry, result: TrainResult) -> None:
+    def _accept(self, entry: Entry, evaluation: RoundEvaluation, result: TrainResult) -> None:
         receipt = self._make_receipt(entry, result)
-        seconds = result.train_seconds + result.eval_seconds
-        verdict = Verdict(loss=result.loss, seconds=seconds, receipt=receipt.to_json())
-        self._store.record_verdict(self.eval_config, entry.key, verdict, self._now())
-        logger.info("evaluated hotkey={} loss={:.6f} seconds={:.1f}", entry.key.hotkey, result.loss, seconds)
-        self._remove(entry)
+        recorded = EvaluationResult(
+            loss=result.loss,
+            seconds=result.train_seconds + result.eval_seconds,
+            receipt=receipt.to_json(),
+            receipt_digest=receipt.digest,
+        )
+        self._store.record_evaluation(self.eval_config, evaluation, recorded, self._now())
+        self.losses.setdefault(evaluation.content, []).append(result.loss)
+        logger.info(
+            "evaluated hotkey={} number={} loss={:.6f} seconds={:.1f}",
+            entry.key.hotkey, evaluation.number, result.loss, recorded.seconds,
+        )  # fmt: skip
 
     def _reject(self, entry: Entry, error: SubmissionError) -> None:
         logger.info("rejected hotkey={} commitment={} reason={}: {}", *entry.key, error.reason, error)
         verdict = Verdict(reason=error.reason, message=str(error))
-        self._store.record_verdict(self.eval_config, entry.key, verdict, self._now())
-        self._remove(entry)
+        self._store.record_rejection(self.eval_config, entry.key, verdict, self._now())
+        shutil.rmtree(self._folder(entry), ignore_errors=True)
 
     def _schedule_retry(self, key: SubmissionKey, before: RetryState, error: RemoteError) -> None:
         backoff_s = RETRY_FIRST_S * 2.0 ** min(before.remote_failures, 10)
@@ -237,9 +258,6 @@ class SubmissionEvaluator:
 
     def _folder(self, entry: Entry) -> Path:
         return dataset_folder(self._config.data_dir, entry)
-
-    def _remove(self, entry: Entry) -> None:
-        shutil.rmtree(self._folder(entry), ignore_errors=True)
 
     def _make_receipt(self, entry: Entry, result: TrainResult) -> Receipt:
         record, chain = entry.accepted_record, self._context.chain

@@ -23,14 +23,20 @@ from template.rules.schedule import Action, State
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker, Tracker
 from template.validator.cleanup import clean_up, oldest_remembered_block
-from template.validator.config import ValidatorConfig
+from template.validator.commit_blocks import CommitBlockIndex
+from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.reporting import Reporter
-from template.validator.rounds import check_chain, open_round
-from template.validator.submission_index import SubmissionIndex
-from template.validator.weights import NOTHING_SCORED, resolve_intent, resubmit_weights, set_weights
+from template.validator.rounds import check_chain, open_round, plan_round
+from template.validator.weights import (
+    NOTHING_SCORED,
+    make_leaderboard,
+    resolve_intent,
+    resubmit_weights,
+    set_weights,
+)
 from template.workers.executor import Executor
 
 # Time after which a missing repo or file is downloaded again: the miner may have made it public.
@@ -42,6 +48,9 @@ MAX_BACKOFF_S = 300.0
 # Longest wait of an idle tick while downloads are running.
 DOWNLOAD_POLL_S = 0.5
 
+# Attempts to read the subnet at the start of a missed round, before it is left out.
+MAX_UNREAD_STARTS = 3
+
 # Time between two checks for a new release. A check waits for running evaluations.
 UPDATE_EVERY_S = 3600.0
 
@@ -50,7 +59,6 @@ class Validator:
     """One validator on one subnet. Set `stop` to end it after the current tick.
 
     evaluator: None until a worker has loaded the model. is_updated: True when it ended because of a new release.
-    index: the recorded submissions.
     """
 
     def __init__(
@@ -85,7 +93,8 @@ class Validator:
         self._now = now
         self._update = update
         self._update_at = float("-inf")
-        self.index = SubmissionIndex(self._context)
+        self._commit_blocks = CommitBlockIndex(self._context)
+        self._unread_starts = 0
         self._reporter = Reporter(self._context)
         self._is_admitted = False
         self._eval_set: EvalSetIndex | None = None
@@ -128,7 +137,7 @@ class Validator:
         """Do one bounded step. Return True when all work is done."""
         view = self._read_view()
         self._admit(view)
-        self.index.record(view, self.evaluator.datasets if self.evaluator else ())
+        self._commit_blocks.update(view)
         state = self._load_state()
         action = self._decide(state, view)
         logger.debug("block={} action={}", view.block, action)
@@ -184,14 +193,16 @@ class Validator:
 
     def _open_eval_config(self, model: str, eval_set: EvalSetIndex) -> None:
         digest = self._executor.training_args.hyperparameters.digest
-        period = self.config.seed_period
         self._check_device_unchanged(model)
         # Losses are compared only under the same source and period of seeds.
-        name = model if period is None else f"{model} seeds from every {period} blocks"
+        source, period = self.config.seed_source, self.config.incentives.blocks_per_epoch
+        name = f"{model} seeds {source}" + (f" every {period} blocks" if source is LuckyNumFrom.CHAIN else "")
+        before = self._store.last_model()
+        if before is not None and before != name:
+            logger.warning("every dataset is evaluated again: losses are now of {!r}, before of {!r}", name, before)
         eval_config = self._store.get_or_create_config(self.config.competition, digest, name, self._now())
         self._model = model
         self.evaluator = SubmissionEvaluator(self._context, eval_config, eval_set)
-        self.index.reload(self.evaluator.datasets)
 
     def _check_device_unchanged(self, model: str) -> None:
         before = self._store.last_model()
@@ -227,17 +238,13 @@ class Validator:
                 evaluator.eval_config, MISSING, before=now - MISSING_RETRY_S, after=now + MISSING_RETRY_S
             )
         verdicts = store.verdicts(evaluator.eval_config)
-        duplicates, possible_duplicates = self.index.find_duplicates(
-            evaluator.eval_config, state.entries, evaluator.datasets, verdicts
-        )
         return dataclasses.replace(
             state,
             has_leaderboard=current is not None and store.has_leaderboard(current.id),
             last_start_block=store.last_start_block(evaluator.eval_config),
             datasets=evaluator.datasets,
             verdicts=verdicts,
-            duplicates=duplicates,
-            possible_duplicates=possible_duplicates,
+            losses=evaluator.losses,
             retry_states=evaluator.retry_states(),
             running=frozenset(evaluation.key for evaluation in self._executor.running()),
             idle_workers=self._executor.idle_workers(),
@@ -267,12 +274,15 @@ class Validator:
                 assert current is not None and evaluator is not None
                 for key in keys:
                     evaluator.start_download(current.by_key[key], view.block, state.retry_states.get(key))
-            case schedule.EvaluateDataset(key):
+            case schedule.PlanRound():
                 assert current is not None and evaluator is not None
-                evaluator.start_evaluation(current.by_key[key])
+                plan_round(self._context, evaluator, current)
+            case schedule.EvaluateDataset(evaluation):
+                assert current is not None and evaluator is not None
+                evaluator.start_evaluation(current.by_key[evaluation.key], evaluation)
             case schedule.SetWeights():
-                assert current is not None
-                set_weights(self._context, self.eval_config, current, state, view)
+                assert current is not None and evaluator is not None
+                set_weights(self._context, evaluator, current, view)
             case schedule.ResubmitWeights():
                 resubmit_weights(self._context, self._store.last_round_id() or 0, view)
             case schedule.ResolveIntent(intent_id, is_accepted):
@@ -308,28 +318,52 @@ class Validator:
             if self.is_updated:
                 return True
         assert self.evaluator is not None
-        snapshot = view if start_block == view.block else self._chain.view(start_block)
-        self.index.record(snapshot, self.evaluator.datasets)
-        if missing_commit_blocks(snapshot, self.index.commit_blocks):
+        snapshot = view if start_block == view.block else self._read_start(view, start_block)
+        self._commit_blocks.update(snapshot)
+        if missing_commit_blocks(snapshot, self._commit_blocks.blocks):
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")
-        self.index.reload(self.evaluator.datasets)
-        open_round(self._context, self.evaluator, self.index, snapshot, opened_block=view.block, end_block=end_block)
+        end_block = snapshot.block + end_block - start_block
+        open_round(
+            self._context, self.evaluator, self._commit_blocks.blocks, snapshot,
+            opened_block=view.block, end_block=end_block,
+        )  # fmt: skip
         return False
+
+    def _read_start(self, view: ChainView, start_block: int) -> ChainView:
+        """Read the subnet at a round's start, or at the newest one if no node has that state any more."""
+        try:
+            snapshot = self._chain.view(start_block)
+        except RemoteError as error:
+            self._unread_starts += 1
+            newest = view.block - view.block % self.config.policy.blocks_per_epoch
+            if self._unread_starts < MAX_UNREAD_STARTS or start_block >= newest:
+                raise
+            logger.error(
+                "no node returns the subnet at block {}: {}; the rounds up to block {} are left out. An archive node"
+                " (--subtensor.archive_endpoints) has them: without it, ranks and losses may differ from those of other"
+                " validators",
+                start_block, error, newest,
+            )  # fmt: skip
+            snapshot = self._chain.view(newest)
+        self._unread_starts = 0
+        return snapshot
 
     def _close_round(self, evaluator: SubmissionEvaluator, current: Round, state: State, *, is_settled: bool) -> None:
         """Publish, close and clean up, so that a crash in between repeats it."""
-        self._reporter.publish_round(evaluator.eval_config, current, self._model or "")
+        if not self._store.has_leaderboard(current.id):
+            self._store.record_leaderboard(current.id, make_leaderboard(self._context, evaluator, current))
+        self._reporter.publish_round(evaluator, current, self._model or "")
         self._store.close_round(current.id, self._now())
         self.rounds_done += 1
         errors = [intent.outcome.error for intent in state.intents if intent.outcome]
-        if is_settled:
+        if is_settled or current.is_past:
             logger.info("round {} closes", current.id)
         elif errors and errors[-1] == NOTHING_SCORED:
             logger.warning("round {} closes without weights: no evaluation has finished yet", current.id)
         else:
             logger.error("round {} closes without weights on chain: {}", current.id, errors[-1:])
-        clean_up(self._context, evaluator, current, self.index.submissions)
-        self.index.prune(before_block=oldest_remembered_block(current))
+        clean_up(self._context, evaluator, current)
+        self._commit_blocks.prune(before_block=oldest_remembered_block(current))
 
 
 def _device_of(model: str) -> str:

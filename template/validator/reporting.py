@@ -1,6 +1,6 @@
 """Report a validator's progress and write the signed file of each round."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from loguru import logger
 
@@ -10,17 +10,17 @@ from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundSummary
 from template.records import (
     ChainView,
-    EvalConfig,
-    LeaderboardRow,
+    EvaluationResult,
     Metrics,
     Round,
+    RoundEvaluation,
     RoundReport,
     RunningEvaluation,
-    SubmissionKey,
 )
 from template.rules import schedule
 from template.rules.schedule import Action, State
 from template.validator.context import Context
+from template.validator.evaluation import SubmissionEvaluator
 
 # Seconds between two progress reports while nothing changes.
 REPORT_EVERY_S = 20.0
@@ -33,8 +33,6 @@ class Reporter:
         self._context = context
         self._reported: object = None
         self._reported_at = float("-inf")
-        # Digests of the receipts in the last leaderboard: most of them are in the next one.
-        self._digests: dict[tuple[EvalConfig, SubmissionKey], str] = {}
 
     def report_progress(self, action: Action, state: State, view: ChainView) -> None:
         """Report the current work, when it changed or was not reported for a while."""
@@ -66,9 +64,9 @@ class Reporter:
             block_time=view.timestamp,
             doing=doing,
             round_id=current.id if current else None,
-            queue=sum(key not in state.verdicts for key in current.queue) if current else 0,
+            queue=schedule.evaluations_left(state),
             unscored=sum(
-                entry.rejection is None and key not in state.verdicts and key not in state.duplicates
+                entry.rejection is None and key not in state.verdicts and key not in state.datasets
                 for key, entry in state.entries.items()
             ),
             running=running,
@@ -77,50 +75,44 @@ class Reporter:
             tokens_per_s=self._context.executor.tokens_per_s(),
         )
 
-    def publish_round(self, eval_config: EvalConfig, current: Round, model: str) -> None:
+    def publish_round(self, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
         """Write the round's file and send it to the tracker. Safe to repeat."""
         config, chain, store = self._context.config, self._context.chain, self._context.store
-        receipts = _read_receipts(store.round_receipts(eval_config, current.id))
-        leaderboard = store.leaderboard(current.id)
-        intents = store.intents(current.id)
+        results = {
+            one: result
+            for one in current.evaluations or ()
+            if (result := store.results(evaluator.eval_config, one.content).get(one.number)) is not None
+        }
+        leaderboard, intents = store.leaderboard(current.id), store.intents(current.id)
         path = None
         if config.round_dir is not None:
             summary = RoundSummary(
                 netuid=chain.netuid,
                 competition=config.competition,
+                incentives=config.incentives,
                 hyperparameters_digest=self._context.executor.training_args.hyperparameters.digest,
                 model=model,
                 round=current,
                 standings=leaderboard,
+                ledger=store.ledger(current.id),
                 intents=intents,
-                receipts=receipts,
-                all_receipt_digests=self._digest_receipts(eval_config, leaderboard, receipts),
+                results=results,
+                receipts=_read_receipts(results),
             )
             signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
             path = write_round(config.round_dir, summary, signer=signer, sign=sign)
-        results = {key.hotkey: receipt.result for key, receipt in receipts.items()}
+        seconds: dict[str, float] = {}
+        for one, result in results.items():
+            seconds[one.key.hotkey] = seconds.get(one.key.hotkey, 0.0) + result.seconds
         self._context.tracker.report_round(
             RoundReport(
                 round=current,
                 leaderboard=tuple(leaderboard),
                 intents=tuple(intents),
-                seconds={hotkey: result.train_seconds + result.eval_seconds for hotkey, result in results.items()},
+                seconds=seconds,
                 round_file=None if path is None else str(path),
             )
         )
-
-    def _digest_receipts(
-        self, eval_config: EvalConfig, leaderboard: Sequence[LeaderboardRow], read: Mapping[SubmissionKey, Receipt]
-    ) -> dict[SubmissionKey, str]:
-        """Return the receipt digest of every loss in the leaderboard."""
-        digests = {key: digest for (config, key), digest in self._digests.items() if config == eval_config}
-        digests |= {key: receipt.digest for key, receipt in read.items()}
-        evaluated = [row.key for row in leaderboard if row.loss is not None]
-        missing = {key: self._context.store.receipt(eval_config, key) for key in evaluated if key not in digests}
-        digests |= {key: receipt.digest for key, receipt in _read_receipts(missing).items()}
-        digests = {key: digests[key] for key in evaluated if key in digests}
-        self._digests = {(eval_config, key): digest for key, digest in digests.items()}
-        return digests
 
 
 def _describe(action: Action) -> str:
@@ -129,8 +121,10 @@ def _describe(action: Action) -> str:
             return why
         case schedule.FetchDatasets(keys):
             return f"downloading {len(keys)} datasets"
-        case schedule.EvaluateDataset(key):
-            return f"evaluating {key.commitment} of {key.hotkey}"
+        case schedule.PlanRound():
+            return "planning the evaluations"
+        case schedule.EvaluateDataset(evaluation):
+            return f"evaluating {evaluation.key.commitment} of {evaluation.key.hotkey}"
         case schedule.OpenRound(start_block, _):
             return f"opening a round on block {start_block}"
         case schedule.SetWeights():
@@ -144,13 +138,12 @@ def _describe(action: Action) -> str:
     return "stopping"
 
 
-def _read_receipts(texts: Mapping[SubmissionKey, str | None]) -> dict[SubmissionKey, Receipt]:
+def _read_receipts(results: Mapping[RoundEvaluation, EvaluationResult]) -> dict[RoundEvaluation, Receipt]:
     """Parse receipts; skip those of other releases that cannot be read."""
     receipts = {}
-    for key, text in texts.items():
+    for one, result in results.items():
         try:
-            if text is not None:
-                receipts[key] = Receipt.from_json(text, f"the receipt of {key.hotkey}")
+            receipts[one] = Receipt.from_json(result.receipt, f"the receipt of {one.key.hotkey}")
         except ConfigError as error:
             logger.warning("receipt not published: {}", error)
     return receipts

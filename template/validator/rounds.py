@@ -1,21 +1,28 @@
-"""Open a round: its snapshot, queue and seeds are recorded before any work on it."""
+"""Open a round on the subnet's state at an aligned block, and plan its evaluations.
+
+Both are recorded before any work on them, so that a restart continues with the same.
+"""
 
 import dataclasses
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 from loguru import logger
 
 from template.errors import ConfigError, RemoteError
-from template.records import ChainView, Entry, Round, SubmissionKey
+from template.records import ChainView, Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
-from template.rules.duplicates import eligible_datasets, find_duplicates
-from template.rules.entries import demote, find_entries
-from template.rules.seeds import seed_block, seed_from_hash
-from template.validator.config import LuckyNumFrom, ValidatorConfig
+from template.rules.entries import CommitBlocks, find_entries
+from template.rules.evaluations import derive_seed, plan_evaluations
+from template.rules.ledger import Content
+from template.rules.stands import extend_stands
+from template.rules.table import Inputs, Table, make_table
+from template.validator.config import LuckyNumFrom
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
-from template.validator.submission_index import SubmissionIndex
+
+# Blocks of a day: hotkeys with fewer evaluations in it are evaluated first.
+_DAY_BLOCKS = 7200
 
 
 def check_chain(context: Context, view: ChainView) -> None:
@@ -39,29 +46,26 @@ def check_chain(context: Context, view: ChainView) -> None:
 def open_round(
     context: Context,
     evaluator: SubmissionEvaluator,
-    index: SubmissionIndex,
+    commit_blocks: CommitBlocks,
     snapshot: ChainView,
     *,
     opened_block: int,
     end_block: int,
 ) -> Round:
-    """Record a new round on `snapshot`, whose submissions `index` has recorded."""
-    store, config, submissions = context.store, context.config, index.submissions
-    verdicts, datasets = store.verdicts(evaluator.eval_config), evaluator.datasets
-    entries = {
-        key: demote(entry, snapshot.block)
-        if key not in datasets and key in submissions and submissions[key].missing_block
-        else entry
-        for key, entry in find_entries(snapshot, submissions, config.competition, index.commit_blocks).items()
-    }
-    duplicates = find_duplicates(entries, submissions, eligible_datasets(datasets, verdicts))
+    """Record a new round on `snapshot`, whose commit blocks are known."""
+    store, config = context.store, context.config
+    entries = find_entries(snapshot, config.competition, commit_blocks)
+    newest = {hotkey: stands[-1] for hotkey, stands in store.stands().items()}
+    period = config.incentives.blocks_per_epoch
+    store.record_stands(extend_stands(newest, entries.values(), snapshot.block, period))
     queue = schedule.plan_queue(
-        entries, verdicts, duplicates, datasets, evaluator.retry_states(), context.now(), config.policy
+        entries,
+        store.verdicts(evaluator.eval_config),
+        evaluator.datasets,
+        evaluator.retry_states(),
+        context.now(),
+        config.policy,
     )
-    # Evaluations that started in an earlier round and belong to no round file yet.
-    started = {evaluation.key for evaluation in context.executor.running()}
-    started |= store.unpublished_receipts(evaluator.eval_config)
-    lucky_num = _choose_seed(config, snapshot.block_hash)
     opened = store.begin_round(
         evaluator.eval_config,
         Round(
@@ -69,58 +73,101 @@ def open_round(
             start_block_hash=snapshot.block_hash,
             opened_block=opened_block,
             end_block=end_block,
-            lucky_num=lucky_num,
-            entries=_seed_entries(
-                context,
-                entries,
-                {key for key in queue if key not in verdicts},
-                lucky_num,
-                store.latest_seeds(evaluator.eval_config, started),
-            ),
+            entries=tuple(sorted(entries.values(), key=lambda entry: entry.uid)),
             queue=queue,
             lucky_num_from=config.seed_source.value,
-            seed_period=config.seed_period,
         ),
         context.now(),
     )
     logger.info(
-        "round {} opens blocks={}..{} entries={} queue={} lucky_num={}",
-        opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue), opened.lucky_num,
+        "round {} opens blocks={}..{} entries={} downloads={}",
+        opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue),
     )  # fmt: skip
     return opened
 
 
-def _choose_seed(config: ValidatorConfig, block_hash: str) -> int:
-    if config.lucky_num is not None:
-        return config.lucky_num
-    if config.seed_source is LuckyNumFrom.CHAIN:
-        return seed_from_hash(block_hash)
-    return int.from_bytes(os.urandom(4), "little")
+def read_table(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Table:
+    """Make the table of a round from what is known now. Raises: RemoteError for a block's hash."""
+    store, config = context.store, context.config
+    hashes: dict[int, str] = {current.start_block: current.start_block_hash}
+
+    def block_hash(block: int) -> str:
+        if block not in hashes:
+            hashes[block] = context.chain.block_hash(block)
+        return hashes[block]
+
+    inputs = Inputs(
+        block=current.start_block,
+        competition=config.competition,
+        incentives=config.incentives,
+        entries=current.by_key,
+        stands=store.stands(),
+        datasets=evaluator.datasets,
+        losses=evaluator.losses,
+        confirmed=evaluator.confirmed,
+        rejected=store.verdicts(evaluator.eval_config),
+        block_hash=block_hash,
+    )
+    return make_table(inputs)
 
 
-def _seed_entries(
-    context: Context,
-    entries: Mapping[SubmissionKey, Entry],
-    unevaluated: Container[SubmissionKey],
-    lucky_num: int,
-    started: Mapping[SubmissionKey, tuple[int, int | None]],
-) -> tuple[Entry, ...]:
-    """Return the entries by uid, with seeds for those to be evaluated.
+def record_confirmed(context: Context, evaluator: SubmissionEvaluator, table: Table) -> None:
+    """Record the datasets that have enough evaluations now: their rank is final."""
+    rows = {content.key: evaluator.datasets[key].row_keys for key, content in table.present.items()}
+    new = {
+        row.content.key: Confirmed(
+            rank=row.content.rank,
+            registration_block=row.content.registration_block,
+            row_keys=rows[row.content.key],
+        )
+        for row in table.ledger
+        if row.content.key not in evaluator.confirmed
+    }
+    if new:
+        context.store.record_confirmed(evaluator.eval_config, new, context.now())
+        evaluator.confirmed.update(new)
 
-    An evaluation that started in an earlier round keeps its seed. A seed from the chain belongs to the submission,
-    so that every validator gets the same bits whatever round the evaluation falls into.
+
+def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Round:
+    """Record the round's evaluations with their seeds."""
+    store, config = context.store, context.config
+    table = read_table(context, evaluator, current)
+    record_confirmed(context, evaluator, table)
+    recent = store.recent_runs(evaluator.eval_config, after_block=current.start_block - _DAY_BLOCKS)
+    planned = plan_evaluations(
+        table.originals, table.ledger, recent, current.start_block, config.competition, config.incentives
+    )
+    keys = {content.key: key for key, content in table.present.items()}
+    drawn = store.drawn_seeds(evaluator.eval_config)
+    evaluations = []
+    for one in planned:
+        lucky_num, block = _choose_seed(context, drawn, one.content, one.number, one.seed_block)
+        evaluations.append(
+            RoundEvaluation(
+                key=keys[one.content.key],
+                digest=one.content.key.digest,
+                number=one.number,
+                lucky_num=lucky_num,
+                seed_block=block,
+            )
+        )
+    current = dataclasses.replace(current, evaluations=tuple(evaluations))
+    store.record_plan(current)
+    logger.info("round {} has {} evaluations of {} datasets", current.id, len(planned), len(table.originals))
+    return current
+
+
+def _choose_seed(
+    context: Context, drawn: Mapping[tuple[ContentKey, int], int], content: Content, number: int, seed_block: int
+) -> tuple[int, int | None]:
+    """Return the seed of an evaluation, and the block that it comes from.
+
+    A drawn seed stays that of its evaluation: planning it again draws no other.
     """
-    period = context.config.seed_period
-    seeds: dict[int, int] = {}
-    seeded = []
-    for entry in sorted(entries.values(), key=lambda entry: entry.uid):
-        seed, block = started.get(entry.key, (None, None))
-        if seed is None and entry.key in unevaluated:
-            seed = lucky_num
-            if period is not None:
-                block = seed_block(entry.reveal_block, period)
-                if block not in seeds:
-                    seeds[block] = seed_from_hash(context.chain.block_hash(block))
-                seed = seeds[block]
-        seeded.append(dataclasses.replace(entry, lucky_num=seed, seed_block=block))
-    return tuple(seeded)
+    config = context.config
+    if config.lucky_num is not None:
+        return config.lucky_num, None
+    if config.seed_source is LuckyNumFrom.CHAIN:
+        return derive_seed(context.chain.block_hash(seed_block), content.key.digest, number), seed_block
+    seed = drawn.get((content.key, number))
+    return int.from_bytes(os.urandom(4), "little") if seed is None else seed, None

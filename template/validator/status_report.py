@@ -62,7 +62,7 @@ def _print_round(status: Status, current: Round, console: Console, max_rows: int
             f"{row.weight:.4f}",
         )
     blocks = f"blocks {current.start_block} to {current.end_block}"
-    console.print(f"round {current.id}, {blocks}, lucky_num {current.lucky_num}\n")
+    console.print(f"round {current.id}, {blocks}\n")
     console.print(table)
     if len(status.standings) > len(rows):
         console.print(f"... and {len(status.standings) - len(rows)} more, --all shows them")
@@ -231,10 +231,8 @@ def _entry_json(entry: Entry) -> dict[str, object]:
         "key": entry.key,
         "uid": entry.uid,
         "block": entry.reveal_block,
-        "rank_block": entry.rank_block,
+        "commit_block": entry.commit_block,
         "registration_block": entry.registration_block,
-        "lucky_num": entry.lucky_num,
-        "seed_block": entry.seed_block,
     }
 
 

@@ -1,39 +1,50 @@
 """Set weights on chain: record the intent, call, record the outcome."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from loguru import logger
 
-from template.records import ChainView, EvalConfig, LeaderboardRow, Round, WeightOutcome
-from template.rules import schedule
+from template.records import ChainView, Leaderboard, Round, WeightOutcome
 from template.rules.leaderboard import build_leaderboard, choose_weights, weights_by_uid
-from template.rules.schedule import State
 from template.validator.context import Context
+from template.validator.evaluation import SubmissionEvaluator
+from template.validator.rounds import read_table, record_confirmed
 
 # Error of a round without weights to set: normal while a validator is new.
 NOTHING_SCORED = "NothingScored"
 
 
-def set_weights(context: Context, eval_config: EvalConfig, current: Round, state: State, view: ChainView) -> None:
+def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Leaderboard:
+    """Build and log the round's leaderboard, and record what is confirmed."""
+    config = context.config
+    table = read_table(context, evaluator, current)
+    record_confirmed(context, evaluator, table)
+    verdicts = context.store.verdicts(evaluator.eval_config)
+    leaderboard = build_leaderboard(
+        config.competition, config.incentives, current.by_key, verdicts, table, current.start_block
+    )
+    for row in leaderboard.rows:
+        logger.info(
+            "leaderboard hotkey={} uid={} reason={} loss={} runs={} credit={:.6f} weight={:.6f} {}",
+            row.key.hotkey, row.uid, row.reason, row.loss, row.runs, row.credit, row.weight, row.message,
+        )  # fmt: skip
+    return leaderboard
+
+
+def set_weights(context: Context, evaluator: SubmissionEvaluator, current: Round, view: ChainView) -> None:
     """Record the round's leaderboard and, if the policy says so, submit its weights."""
     config, store = context.config, context.store
-    rows = build_leaderboard(config.competition, state.entries, state.verdicts, state.duplicates, state.datasets)
-    for row in rows:
-        logger.info(
-            "leaderboard hotkey={} uid={} reason={} loss={} score={:.6f} weight={:.6f} {}",
-            row.key.hotkey, row.uid, row.reason, row.loss, row.score, row.weight, row.message,
-        )  # fmt: skip
+    leaderboard = make_leaderboard(context, evaluator, current)
     if not config.policy.sets_weights:
-        store.record_leaderboard(current.id, rows)
+        store.record_leaderboard(current.id, leaderboard)
         return
-    last = store.last_accepted(eval_config)
-    stuck = {key for key, retry in state.retry_states.items() if schedule.is_stuck(retry)}
+    last = store.last_accepted()
     last_shares = last.shares if last else {}
-    shares = choose_weights(rows, last_shares, view.owner_hotkey, stuck=stuck)
+    shares = choose_weights(leaderboard.rows, last_shares, view.owner_hotkey, has_ledger=bool(evaluator.confirmed))
     registrations: Mapping[str, int] = {entry.key.hotkey: entry.registration_block for entry in current.entries}
     if last is not None and shares is last_shares:
         registrations = last.registrations
-    _submit(context, current.id, shares, registrations, view, rows)
+    _submit(context, current.id, shares, registrations, view, leaderboard)
 
 
 def resubmit_weights(context: Context, round_id: int, view: ChainView) -> None:
@@ -57,7 +68,7 @@ def _submit(
     shares: Mapping[str, float],
     registrations: Mapping[str, int],
     view: ChainView,
-    leaderboard: Sequence[LeaderboardRow] | None,
+    leaderboard: Leaderboard | None,
 ) -> None:
     weights = weights_by_uid(shares, view, registrations)
     intent_id = context.store.record_intent(

@@ -1,0 +1,99 @@
+"""Choose the evaluations of a round: a pure function of the datasets and their losses."""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+from template.competition import Competition, Incentives
+from template.rules.ledger import Content, LedgerRow, frontier_before, is_hopeless
+
+# Evaluations of one dataset in one round. Their seeds come from one aligned block.
+PER_ROUND = 2
+
+# Evaluations of a round for records, whose loss decides the pay of all that follow.
+_RECORD_SLOTS = 4
+
+# Hashed before the block's hash, so that no other use of it gives the same number.
+_DOMAIN = b"lucky_num\n"
+
+
+@dataclass(frozen=True)
+class PlannedEvaluation:
+    """One evaluation of a dataset. number: from 1. seed_block: an aligned block."""
+
+    content: Content
+    number: int
+    seed_block: int
+
+
+def seed_block(rank_block: int, number: int, period: int) -> int:
+    """Return the aligned block that gives the seed of an evaluation, counted from 1."""
+    return rank_block + (number - 1) // PER_ROUND * period
+
+
+def derive_seed(block_hash: str, digest: str, number: int) -> int:
+    """Return the lucky_num, in [0, 2**32), of a dataset's evaluation.
+
+    The first four bytes, little-endian, of sha256 over `lucky_num`, a line feed, the bytes of the block's hash and of
+    the dataset's digest, and the number in four bytes. Raises: ValueError for a hash or digest that is not hex.
+    """
+    parts = bytes.fromhex(block_hash.removeprefix("0x")) + bytes.fromhex(digest) + number.to_bytes(4, "little")
+    return int.from_bytes(hashlib.sha256(_DOMAIN + parts).digest()[:4], "little")
+
+
+def plan_evaluations(
+    contents: Collection[Content],
+    ledger: Sequence[LedgerRow],
+    recent_runs: Mapping[str, int],
+    block: int,
+    competition: Competition,
+    incentives: Incentives,
+) -> list[PlannedEvaluation]:
+    """Return the evaluations of the round that starts at `block`, in order.
+
+    Four are for records, half for datasets in progress (lowest mean and oldest rank in turn), the rest for first
+    evaluations (hotkeys with the fewest in the last day first). Unused ones pass on.
+
+    Args:
+        contents: Datasets that can be evaluated: present, readable, no duplicates.
+        recent_runs: Evaluations of each hotkey in the last day.
+    """
+    records = [row.content for row in ledger if row.credit > 0.0 and len(row.content.losses) < incentives.hold]
+    confirmed = {row.content.key for row in ledger}
+    present = {content.key for content in contents}
+    holders = sorted(
+        (content for content in records if content.key in present),
+        key=lambda content: (len(content.losses), content.rank),
+    )
+    open_contents = [content for content in contents if content.key not in confirmed]
+    first = sorted(
+        (content for content in open_contents if not content.losses),
+        key=lambda content: (recent_runs.get(content.key.hotkey, 0), content.rank),
+    )
+    started = [
+        content
+        for content in open_contents
+        if content.losses
+        and not is_hopeless(content, frontier_before(content.rank, ledger, competition.bench), incentives)
+    ]
+    by_mean = sorted(started, key=lambda content: (sum(content.losses) / len(content.losses), content.rank))
+    by_rank = sorted(started, key=lambda content: content.rank)
+    in_turn = dict.fromkeys(filter(None, chain.from_iterable(zip_longest(by_mean, by_rank))))
+
+    def ready(content: Content, most: int = PER_ROUND) -> list[PlannedEvaluation]:
+        numbers = range(len(content.losses) + 1, len(content.losses) + 1 + most)
+        blocks = [(number, seed_block(content.rank.block, number, incentives.blocks_per_epoch)) for number in numbers]
+        return [PlannedEvaluation(content, number, at) for number, at in blocks if at <= block]
+
+    queues = [
+        [planned for content in holders for planned in ready(content)],
+        [planned for content in in_turn for planned in ready(content)],
+        [planned for content in first for planned in ready(content, 1)],
+    ]
+    slots = incentives.slots
+    plan = queues[0][: min(_RECORD_SLOTS, slots)]
+    plan += queues[1][: min(slots // 2, slots - len(plan))]
+    for queue in (queues[2], queues[1], queues[0]):
+        plan += [planned for planned in queue if planned not in plan][: slots - len(plan)]
+    return plan

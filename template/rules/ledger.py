@@ -1,0 +1,166 @@
+"""Pay for what is new: a ledger of confirmed datasets, and the credit of each improvement.
+
+A dataset's loss is estimated from several evaluations. With enough of them the dataset is confirmed and enters the
+ledger. The ledger is read by rank: a dataset that is better than all before it by `epsilon` is a record, and its credit
+is the score that it adds. So the credits of many hotkeys add up to the improvement that they made together, however it
+was split.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from template.competition import Competition, Incentives, Reward
+from template.errors import Reason
+from template.records import ContentKey, LedgerLine, Rank
+from template.rules.scoring import score_of, shares_from_scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A dataset in the competition. losses: by number of the evaluation."""
+
+    key: ContentKey
+    rank: Rank
+    registration_block: int
+    losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The loss of a dataset as it is paid. spread: sample standard deviation, None for one run."""
+
+    mean: float
+    spread: float | None
+    runs: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """A confirmed dataset. frontier: best loss of all records of earlier rank. credit: 0 unless it is a record."""
+
+    content: Content
+    estimate: Estimate
+    frontier: float
+    credit: float
+
+
+def estimate_loss(losses: Sequence[float], sd: float) -> Estimate:
+    """Estimate a loss from at least one evaluation.
+
+    A spread above `sd`, the competition's, adds a penalty: the mean of a wide distribution is easier to be lucky with.
+    """
+    mean = math.fsum(losses) / len(losses)
+    spread = statistics.stdev(losses) if len(losses) > 1 else None
+    loss = paid_loss(mean, spread, len(losses), sd)
+    return Estimate(mean=mean, spread=spread, runs=len(losses), loss=loss)
+
+
+def paid_loss(mean: float, spread: float | None, runs: int, sd: float) -> float:
+    """Return the loss that is paid: the mean, and a penalty for a spread above `sd`."""
+    return mean + 2.0 * max(0.0, (spread or 0.0) - sd) / math.sqrt(runs)
+
+
+def read_ledger(contents: Iterable[Content], competition: Competition, incentives: Incentives) -> list[LedgerRow]:
+    """Return the confirmed datasets by rank, each with the credit of its improvement."""
+    rows, frontier = [], competition.bench
+    confirmed = [content for content in contents if len(content.losses) >= incentives.evaluations]
+    for content in sorted(confirmed, key=lambda content: content.rank):
+        estimate = estimate_loss(content.losses, incentives.sd)
+        is_record = estimate.loss <= frontier - incentives.epsilon
+        credit = score_of(estimate.loss, competition) - score_of(frontier, competition) if is_record else 0.0
+        rows.append(LedgerRow(content=content, estimate=estimate, frontier=frontier, credit=credit))
+        frontier = estimate.loss if is_record else frontier
+    return rows
+
+
+def frontier_before(rank: Rank, ledger: Sequence[LedgerRow], bench: float) -> float:
+    """Return the best loss of the records of earlier rank, `bench` without any."""
+    losses = [row.estimate.loss for row in ledger if row.credit > 0.0 and row.content.rank < rank]
+    return min(losses, default=bench)
+
+
+def is_hopeless(content: Content, frontier: float, incentives: Incentives) -> bool:
+    """Check that more evaluations are unlikely to make a record of an unconfirmed dataset."""
+    if not content.losses:
+        return False
+    margin = 2.0 * incentives.sd / math.sqrt(len(content.losses))
+    return estimate_loss(content.losses, incentives.sd).loss >= frontier - incentives.epsilon + margin
+
+
+def ledger_lines(ledger: Iterable[LedgerRow]) -> list[LedgerLine]:
+    """Return the ledger as the round's file shows it."""
+    return [
+        LedgerLine(
+            hotkey=row.content.key.hotkey,
+            digest=row.content.key.digest,
+            rank_block=row.content.rank.block,
+            commit_block=row.content.rank.commit_block,
+            registration_block=row.content.registration_block,
+            runs=row.estimate.runs,
+            mean=row.estimate.mean,
+            spread=row.estimate.spread,
+            loss=row.estimate.loss,
+            frontier=row.frontier,
+            credit=row.credit,
+        )
+        for row in ledger
+    ]
+
+
+def live_credits(
+    block: int, ledger: Iterable[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
+) -> dict[str, float]:
+    """Return the credit of each registered hotkey at a block.
+
+    A credit halves every `half_life_blocks`. It belongs to one registration: nobody inherits the credit of a hotkey
+    that was deregistered.
+    """
+    live: dict[str, float] = {}
+    for line in ledger:
+        if line.credit > 0.0 and registrations.get(line.hotkey) == line.registration_block:
+            age = max(0, block - line.rank_block)
+            live[line.hotkey] = live.get(line.hotkey, 0.0) + line.credit * 0.5 ** (age / incentives.half_life_blocks)
+    return live
+
+
+class PaidRow(Protocol):
+    """What a row of a leaderboard needs to be paid."""
+
+    @property
+    def hotkey(self) -> str: ...
+    @property
+    def reason(self) -> Reason | None: ...
+    @property
+    def digest(self) -> str | None: ...
+    @property
+    def runs(self) -> int: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def credit(self) -> float: ...
+
+
+def make_shares(
+    rows: Iterable[PaidRow], ledger: Sequence[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
+) -> dict[str, float]:
+    """Return the share of each hotkey, summing to 1; empty when nobody is paid.
+
+    A hotkey is paid only while it has a readable dataset in the competition that is no duplicate.
+    """
+    paid = {row.hotkey: row for row in rows if row.reason is None and row.digest is not None}
+    match incentives.reward:
+        case Reward.PROPORTIONAL:
+            values = {hotkey: row.score for hotkey, row in paid.items() if row.runs >= incentives.evaluations}
+        case Reward.WINNER:
+            records = [line for line in ledger if line.credit > 0.0 and line.hotkey in paid]
+            held = [line for line in records if registrations.get(line.hotkey) == line.registration_block]
+            values = {line.hotkey: 1.0 for line in held[-1:]}
+        case Reward.IMPROVEMENT:
+            # Scores lie in [0, 1], and the sum of a hotkey's credits need not.
+            largest = max((row.credit for row in paid.values()), default=0.0)
+            values = {hotkey: row.credit / largest for hotkey, row in paid.items() if row.credit > 0.0}
+    return shares_from_scores(values)

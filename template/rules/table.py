@@ -1,0 +1,118 @@
+"""The state of the game at an aligned block: a pure function of chain, datasets and losses."""
+
+import hashlib
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+
+from template.competition import Competition, Incentives
+from template.records import Confirmed, ContentKey, Dataset, Entry, Rank, Stand, SubmissionKey
+from template.rules.duplicates import Candidate, Duplicate, match_duplicates, related_versions
+from template.rules.ledger import Content, LedgerRow, read_ledger
+from template.rules.stands import Version, find_versions
+
+Losses = Mapping[ContentKey, Sequence[float]]
+"""Losses of each dataset, by number of the evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the table is made from.
+
+    entries: of the round's snapshot. stands: of each registered hotkey, with the snapshot's. datasets: by commitment.
+    rejected: commitments with a final rejection. block_hash: returns the hash of an aligned block up to `block`.
+    """
+
+    block: int
+    competition: Competition
+    incentives: Incentives
+    entries: Mapping[SubmissionKey, Entry]
+    stands: Mapping[str, Sequence[Stand]]
+    datasets: Mapping[SubmissionKey, Dataset]
+    losses: Losses
+    confirmed: Mapping[ContentKey, Confirmed]
+    rejected: Container[SubmissionKey]
+    block_hash: Callable[[int], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The datasets in the competition at one block.
+
+    present: of accepted entries, by commitment; with the rank of the ledger if they are in it. waiting: entries whose
+    dataset counts from a later block, and that block. duplicates: among `present` and in the ledger.
+    """
+
+    present: Mapping[SubmissionKey, Content]
+    waiting: Mapping[SubmissionKey, int]
+    duplicates: Mapping[ContentKey, Duplicate]
+    ledger: Sequence[LedgerRow]
+
+    @property
+    def originals(self) -> list[Content]:
+        """The present datasets that are no duplicates."""
+        return [content for content in self.present.values() if content.key not in self.duplicates]
+
+
+def make_table(inputs: Inputs) -> Table:
+    """Rank the datasets, find the duplicates and read the ledger."""
+    period, update_blocks = inputs.incentives.blocks_per_epoch, inputs.incentives.update_blocks
+    accepted = {
+        key.hotkey: key
+        for key, entry in inputs.entries.items()
+        if entry.rejection is None and key not in inputs.rejected
+    }
+    present: dict[SubmissionKey, Content] = {}
+    waiting: dict[SubmissionKey, int] = {}
+    candidates: dict[ContentKey, Candidate] = {}
+    for hotkey, stands in inputs.stands.items():
+        usable = {
+            stand.key: inputs.datasets[stand.key]
+            for stand in stands
+            if stand.key in inputs.datasets and stand.key not in inputs.rejected
+        }
+        versions = find_versions(stands, usable, period=period, update_blocks=update_blocks)
+        current = accepted.get(hotkey)
+        for version in versions:
+            if version.key == current and version.last_block >= inputs.block:
+                if version.is_counted:
+                    present[version.key] = _make_content(version, inputs)
+                else:
+                    waiting[version.key] = version.rank_block
+        for version in related_versions(versions, current, usable):
+            content = _make_content(version, inputs)
+            candidates.setdefault(content.key, _make_candidate(content, usable[version.key].row_keys))
+    for commitment, content in present.items():
+        candidates[content.key] = _make_candidate(content, inputs.datasets[commitment].row_keys)
+    confirmed = {key: _confirmed_content(key, past, inputs.losses) for key, past in inputs.confirmed.items()}
+    for key, content in confirmed.items():
+        candidates[key] = _make_candidate(content, inputs.confirmed[key].row_keys)
+    duplicates = match_duplicates(candidates.values())
+    in_ledger = {content.key: content for content in [*confirmed.values(), *present.values()]}
+    ledger = read_ledger(
+        [content for key, content in in_ledger.items() if key not in duplicates], inputs.competition, inputs.incentives
+    )
+    return Table(present=present, waiting=waiting, duplicates=duplicates, ledger=ledger)
+
+
+def _make_content(version: Version, inputs: Inputs) -> Content:
+    key = ContentKey(version.key.hotkey, version.digest)
+    if key in inputs.confirmed:
+        return _confirmed_content(key, inputs.confirmed[key], inputs.losses)
+    # Nobody knows the hash of the aligned block when the commitment is made.
+    tie_break = hashlib.sha256(f"{inputs.block_hash(version.rank_block)}\n{key.hotkey}\n{key.digest}".encode()).digest()
+    return Content(
+        key=key,
+        rank=Rank(version.rank_block, version.commit_block, tie_break),
+        registration_block=version.registration_block,
+        losses=tuple(inputs.losses.get(key, ())),
+    )
+
+
+def _confirmed_content(key: ContentKey, past: Confirmed, losses: Losses) -> Content:
+    return Content(
+        key=key, rank=past.rank, registration_block=past.registration_block, losses=tuple(losses.get(key, ()))
+    )
+
+
+def _make_candidate(content: Content, row_keys: tuple[bytes, ...]) -> Candidate:
+    return Candidate(hotkey=content.key.hotkey, digest=content.key.digest, rank=content.rank, row_keys=row_keys)
