@@ -79,7 +79,7 @@ class RoundTables(StateFile):
         """Return the seed that each evaluation of a dataset was planned with first."""
         seeds: dict[tuple[ContentKey, int], int] = {}
         for hotkey, digest, number, lucky_num in self.rows(
-            "SELECT hotkey, digest, number, lucky_num FROM round_evaluations JOIN rounds ON id = round_id"
+            "SELECT hotkey, digest, number, plan.lucky_num FROM round_evaluations AS plan JOIN rounds ON id = round_id"
             " WHERE contest_id = ? ORDER BY round_id",
             eval_config.id,
         ):

@@ -153,7 +153,7 @@ class SubmissionTables(StateFile):
         """Record a loss with its receipt, in one transaction."""
         with self.atomic() as db:
             db.execute(
-                f"INSERT INTO evaluations VALUES ({placeholders(11)})",
+                f"INSERT INTO evaluations VALUES ({placeholders(12)})",
                 (
                     eval_config.id, *evaluation.content, evaluation.number, evaluation.key.commitment,
                     evaluation.lucky_num, evaluation.seed_block, result.loss, result.seconds, result.receipt,
