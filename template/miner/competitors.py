@@ -196,9 +196,8 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
     keys = tuple(row.key for row in rows)
     hotkey = own.hotkey if own else ""
     ours = [_candidate(hotkey, "", block, keys) for block in ranks]
-    theirs = [
-        (other, _candidate(other.hotkey, other.digest, other.block, other.row_keys)) for other in others if other.is_read
-    ]
+    read = [other for other in others if other.is_read]
+    theirs = [(other, _candidate(other.hotkey, other.digest, other.block, other.row_keys)) for other in read]
     rivals = [candidate for _, candidate in theirs]
     duplicates = [match_duplicates([*rivals, candidate]).get(ContentKey(hotkey, "")) for candidate in ours]
     overlaps = []

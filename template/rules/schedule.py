@@ -257,8 +257,10 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
             for key in _unread(state, current, now)
             if key in state.downloading or key not in state.retry_states or not state.retry_states[key].remote_failures
         ]
-        # A file that did not come at the first try may never come: nobody waits for it.
-        if awaited and view.block < closing_block(current, policy):
+        # A file that did not come at the first try may never come: nobody waits for it. A missed round has no weights
+        # to be in time for.
+        closing = closing_block(current, policy)
+        if awaited and (view.block < closing or current.opened_block >= closing):
             return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")
         return PlanRound()
     return _next_evaluation(state, current.evaluations, now)
