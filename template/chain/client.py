@@ -25,7 +25,14 @@ from loguru import logger
 from template.chain.commitments import encode_text
 from template.chain.endpoints import Endpoints
 from template.chain.event_loop import EventLoopThread
-from template.chain.reads import read_commit_blocks, read_commitment, read_view, snapshot_at
+from template.chain.reads import (
+    read_commit_blocks,
+    read_commitment,
+    read_view,
+    read_weight_commits,
+    read_weights,
+    snapshot_at,
+)
 from template.chain.timelock import beacon_round_at, round_time, timelock_encrypt
 from template.chain.wallets import Wallet, open_wallet, verify_signature
 from template.constants import WEIGHTS_VERSION
@@ -186,6 +193,16 @@ class Chain:
     def commitment(self, hotkey: str) -> ChainCommitment | None:
         """Return a hotkey's current commitment, if any. Raises: RemoteError."""
         return self._call("read the commitment", lambda link: read_commitment(link.client, self.netuid, hotkey))
+
+    def weights(self, uid: int, block: int) -> dict[int, int]:
+        """Return the weights of a uid at a block, in parts of their largest. Raises: RemoteError."""
+        what = f"read the weights at block {block}"
+        return self._call(what, lambda link: read_weights(link.client, self.netuid, uid, block))
+
+    def weight_commits(self, hotkey: str, block: int) -> list[int]:
+        """Return the blocks of a hotkey's timelocked weights that are not revealed at `block`. Raises: RemoteError."""
+        what = f"read the timelocked weights at block {block}"
+        return self._call(what, lambda link: read_weight_commits(link.client, self.netuid, hotkey, block))
 
     def publish(self, text: str) -> PublishOutcome:
         """Replace the hotkey's commitment by `text`.

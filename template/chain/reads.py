@@ -169,3 +169,18 @@ async def read_commit_blocks(client: bt.Client, netuid: int, reveals: Mapping[st
     for start in range(0, len(pairs), _CONCURRENT_READS):
         records += await asyncio.gather(*(read(*pair) for pair in pairs[start : start + _CONCURRENT_READS]))
     return {record.hotkey: record.block for record in records if record and record.reveal_round is not None}
+
+
+async def read_weights(client: bt.Client, netuid: int, uid: int, block: int) -> dict[int, int]:
+    """Read the weights of a uid at a block, as the chain stores them."""
+    snapshot = await snapshot_at(client, block)
+    pairs = await snapshot.query(st.SubtensorModule.Weights, [netuid, uid])
+    return {int(target): int(weight) for target, weight in pairs or ()}
+
+
+async def read_weight_commits(client: bt.Client, netuid: int, hotkey: str, block: int) -> list[int]:
+    """Read in which blocks a hotkey set the timelocked weights that are not revealed yet at a block."""
+    snapshot = await snapshot_at(client, block)
+    epochs = await snapshot.query_map(st.SubtensorModule.TimelockedWeightCommits, [netuid])
+    commits = [commit for _, epoch in epochs for commit in epoch or ()]
+    return sorted(int(commit_block) for signer, commit_block, *_ in commits if str(signer) == hotkey)

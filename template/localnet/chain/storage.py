@@ -46,6 +46,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "SubtensorModule.BlocksSinceLastStep": lambda state: state.block - schedule(state).last_block,
     # No owner can trigger an epoch here.
     "SubtensorModule.PendingEpochAt": lambda state: 0,
+    "SubtensorModule.Weights": lambda state, uid: state.get("Weights", str(uid)) or [],
     "Commitments.CommitmentOf": lambda state, hotkey: _decode_record(state.get("CommitmentOf", hotkey)),
     "Commitments.RevealedCommitments": lambda state, hotkey: state.get("RevealedCommitments", hotkey),
 }
@@ -69,6 +70,8 @@ def entries(state: State, item: str) -> list[tuple[Any, Any]]:
         return [(hotkey, _decode_record(record)) for hotkey, record in state.entries("CommitmentOf")]
     if item == "Commitments.RevealedCommitments":
         return list(state.entries("RevealedCommitments"))
+    if item == "SubtensorModule.TimelockedWeightCommits":
+        return [(int(epoch), commits) for epoch, commits in state.entries("TimelockedWeightCommits")]
     raise NotImplementedError(f"the local chain has no storage map {item}")
 
 
