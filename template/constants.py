@@ -49,3 +49,6 @@ SEAL_GRACE_BLOCKS = 300
 
 # Block time of the chain in seconds.
 BLOCK_S = 12
+
+# Blocks of a day.
+DAY_BLOCKS = 7200

@@ -9,7 +9,8 @@ Block numbers are the chain's:
     first_block         first aligned block at which a commitment stood, without a gap since
     last_block          last aligned block at which it stood
     missing_block       last aligned block in whose round its file was missing
-    rank_block          decides who is earlier: aligned block from which a dataset counts
+    public_block        first aligned block at which its rows were public; decides who copied whom
+    rank_block          decides who is paid first: aligned block from which a dataset counts
     seed_block          aligned block whose hash gives the seed of an evaluation
     start_block         snapshot of a round: an aligned block
     opened_block        newest block when the round was recorded: start_block or later
@@ -168,7 +169,7 @@ class ContentKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """Aligned blocks in a row at which a hotkey had one commitment. missing_block: 0 if its file was there."""
+    """Aligned blocks in a row at which a hotkey had one commitment. missing_block: 0 unless its file came late."""
 
     key: SubmissionKey
     first_block: int
@@ -188,11 +189,12 @@ class Rank(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmed:
-    """A dataset that entered the ledger. It keeps its rank, whatever its hotkey does."""
+    """A dataset that entered the ledger. It keeps its rank, whatever its hotkey does. public: None for its rank."""
 
     rank: Rank
     registration_block: int
     row_keys: tuple[bytes, ...]
+    public: Rank | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +313,7 @@ class LeaderboardRow:
 
     A rejected entry has a reason, an evaluated one a loss, and a waiting one neither. loss: as it is paid, from the
     mean and the spread of its runs; see `template.rules.ledger`. score: of the loss. credit: of all records of the
-    hotkey, now.
+    hotkey, now; 0 while it is not paid.
     """
 
     key: SubmissionKey

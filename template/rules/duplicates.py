@@ -14,7 +14,7 @@ MAX_VERSIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A dataset that passed every other rule."""
+    """A dataset that passed every other rule. rank: from the block at which its rows were first public."""
 
     hotkey: str
     digest: str
@@ -24,7 +24,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """The original of a duplicate, and the number of different rows they share. block: its rank block."""
+    """The original of a duplicate, and the number of different rows they share. block: first with its rows."""
 
     hotkey: str
     digest: str
@@ -110,21 +110,18 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
 def related_versions(
     versions: Sequence[Version], current: SubmissionKey | None, datasets: Mapping[SubmissionKey, Dataset]
 ) -> list[Version]:
-    """Return the earlier versions of one hotkey's dataset that can make others duplicates.
+    """Return the versions of one hotkey's dataset that can make others duplicates: the current one and its relatives.
 
-    They share so many rows with the current dataset that the smaller of the two would be a duplicate: nobody can block
-    others with datasets that are not in the competition. While the current one is sealed or not downloaded, the newest
-    version takes its place and counts too. Of many, the first and the last count.
+    Relatives share so many rows with the current dataset that the smaller of the two would be a duplicate: nobody can
+    block others with datasets that are not in the competition. While the current one is not downloaded, the newest
+    version takes its place. Of many, the first and the last are returned.
     """
-    counted = [version for version in versions if version.is_counted]
-    if not counted:
+    if not versions:
         return []
-    newest = next((version for version in counted if version.key == current), counted[-1])
+    newest = next((version for version in reversed(versions) if version.key == current), versions[-1])
     rows = set(datasets[newest.key].row_keys)
     related = [
-        version
-        for version in counted
-        if version.key != current and _are_related(rows, set(datasets[version.key].row_keys))
+        version for version in versions if version is newest or _are_related(rows, set(datasets[version.key].row_keys))
     ]
     return list(dict.fromkeys(related[:MAX_VERSIONS] + related[-MAX_VERSIONS:]))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from template.competition import CommitmentRecord, Competition
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, SubmissionError
-from template.records import ChainView, Entry, SubmissionKey
+from template.records import ChainView, Entry, Stand, SubmissionKey
 
 # Reasons that the miner can still mend, by an upload or by making the repo public.
 MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
@@ -91,6 +91,31 @@ def find_entries(
                 uid=neuron.uid,
                 reveal_block=block,
                 commit_block=block if commit_block <= neuron.registration_block else commit_block,
+                registration_block=neuron.registration_block,
+            )
+    return entries
+
+
+def keep_sealed(
+    view: ChainView, newest: Mapping[str, Stand], competition: Competition, period: int
+) -> dict[SubmissionKey, Entry]:
+    """Return the last entry of every hotkey whose commitment is sealed: it stays until the reveal.
+
+    newest: the newest stand of each hotkey. It counts if it stood at the last aligned block before the seal.
+    """
+    entries, neurons = {}, view.by_hotkey
+    for commitment in view.commitments:
+        neuron, stand = neurons.get(commitment.hotkey), newest.get(commitment.hotkey)
+        if commitment.reveal_round is None or neuron is None or stand is None:
+            continue
+        sealed_after = (commitment.block - 1) // period * period
+        if stand.registration_block == neuron.registration_block and stand.last_block >= sealed_after:
+            entries[stand.key] = parse_entry(
+                stand.key,
+                competition.id,
+                uid=neuron.uid,
+                reveal_block=stand.commit_block,
+                commit_block=stand.commit_block,
                 registration_block=neuron.registration_block,
             )
     return entries

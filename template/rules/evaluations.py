@@ -1,12 +1,12 @@
 """Choose the evaluations of a round: a pure function of the datasets and their losses."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from template.competition import Competition, Incentives
-from template.rules.ledger import Content, LedgerRow, frontier_before, is_hopeless
+from template.rules.ledger import Content, LedgerRow, estimate_loss, is_hopeless
 
 # Evaluations of one dataset in one round. Their seeds come from one aligned block.
 PER_ROUND = 2
@@ -27,9 +27,9 @@ class PlannedEvaluation:
     seed_block: int
 
 
-def seed_block(rank_block: int, number: int, period: int) -> int:
+def seed_block(first_block: int, number: int, period: int) -> int:
     """Return the aligned block that gives the seed of an evaluation, counted from 1."""
-    return rank_block + (number - 1) // PER_ROUND * period
+    return first_block + (number - 1) // PER_ROUND * period
 
 
 def derive_seed(block_hash: str, digest: str, number: int) -> int:
@@ -52,8 +52,9 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Return the evaluations of the round that starts at `block`, in order.
 
-    Four are for records, half for datasets in progress (lowest mean and oldest rank in turn), the rest for first
-    evaluations (hotkeys with the fewest in the last day first). Unused ones pass on.
+    First evaluations of hotkeys without any in the last day come first: these wait for nobody else. Then four are for
+    records, half for datasets in progress (lowest mean and oldest rank in turn), the rest for other first evaluations
+    (hotkeys with the fewest in the last day first). Unused ones pass on.
 
     Args:
         contents: Datasets that can be evaluated: present, readable, no duplicates.
@@ -74,26 +75,38 @@ def plan_evaluations(
     started = [
         content
         for content in open_contents
-        if content.losses
-        and not is_hopeless(content, frontier_before(content.rank, ledger, competition.bench), incentives)
+        if content.losses and not is_hopeless(content, ledger, competition, incentives)
     ]
-    by_mean = sorted(started, key=lambda content: (sum(content.losses) / len(content.losses), content.rank))
+    by_mean = sorted(started, key=lambda content: (estimate_loss(content.losses, incentives.sd).mean, content.rank))
     by_rank = sorted(started, key=lambda content: content.rank)
     in_turn = dict.fromkeys(filter(None, chain.from_iterable(zip_longest(by_mean, by_rank))))
 
-    def ready(content: Content, most: int = PER_ROUND) -> list[PlannedEvaluation]:
-        numbers = range(len(content.losses) + 1, len(content.losses) + 1 + most)
-        blocks = [(number, seed_block(content.rank.block, number, incentives.blocks_per_epoch)) for number in numbers]
-        return [PlannedEvaluation(content, number, at) for number, at in blocks if at <= block]
+    newcomers = [content for content in first if not recent_runs.get(content.key.hotkey)]
 
-    queues = [
-        [planned for content in holders for planned in ready(content)],
-        [planned for content in in_turn for planned in ready(content)],
-        [planned for content in first for planned in ready(content, 1)],
-    ]
-    slots = incentives.slots
-    plan = queues[0][: min(_RECORD_SLOTS, slots)]
-    plan += queues[1][: min(slots // 2, slots - len(plan))]
-    for queue in (queues[2], queues[1], queues[0]):
-        plan += [planned for planned in queue if planned not in plan][: slots - len(plan)]
-    return plan
+    def ready(queue: Iterable[Content], runs: int, most: int = PER_ROUND) -> list[PlannedEvaluation]:
+        """Return up to `most` evaluations of each dataset whose seeds are known, until it has that many runs."""
+        return [
+            PlannedEvaluation(content, number, at)
+            for content in queue
+            for number in range(len(content.losses) + 1, min(len(content.losses) + most, runs) + 1)
+            if (at := seed_block(_first_seed_block(content), number, incentives.blocks_per_epoch)) <= block
+        ]
+
+    slots, evaluations = incentives.slots, incentives.evaluations
+    of_records, of_started = ready(holders, incentives.hold), ready(in_turn, evaluations)
+    plan: dict[PlannedEvaluation, None] = {}
+    for queue, most in (
+        (ready(newcomers, evaluations, 1), slots),
+        (of_records, _RECORD_SLOTS),
+        (of_started, slots // 2),
+        (ready(first, evaluations, 1), slots),
+        (of_started, slots),
+        (of_records, slots),
+    ):
+        left = min(most, slots - len(plan))
+        plan.update(dict.fromkeys([planned for planned in queue if planned not in plan][:left]))
+    return list(plan)
+
+
+def _first_seed_block(content: Content) -> int:
+    return content.rank.block if content.seed_block is None else content.seed_block

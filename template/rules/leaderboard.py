@@ -1,11 +1,18 @@
 """Make a round's leaderboard and weights from the table of the game."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from template.competition import Competition, Incentives
 from template.records import ChainView, Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
-from template.rules.ledger import estimate_loss, ledger_lines, live_credits, make_shares
+from template.rules.ledger import (
+    estimate_loss,
+    is_credit_paid,
+    is_hopeless,
+    ledger_lines,
+    live_credits,
+    make_shares,
+)
 from template.rules.scoring import score_of, weights_from_scores
 from template.rules.table import Table
 
@@ -23,20 +30,48 @@ def build_leaderboard(
     registrations = {key.hotkey: entry.registration_block for key, entry in entries.items()}
     ledger = ledger_lines(table.ledger)
     live = live_credits(block, ledger, registrations, incentives)
-    rows = [dataclasses.replace(row, credit=live.get(row.hotkey, 0.0)) for row in rows]
+    rows = [
+        dataclasses.replace(row, credit=live[row.hotkey])
+        if row.hotkey in live and is_credit_paid(row.reason, table.readable.get(row.hotkey, -1), block)
+        else row
+        for row in rows
+    ]
     shares = make_shares(rows, ledger, registrations, incentives)
     return Leaderboard([dataclasses.replace(row, weight=shares.get(row.hotkey, 0.0)) for row in rows], ledger)
 
 
+def find_undecided(table: Table, season_block: int, competition: Competition, incentives: Incentives) -> frozenset[str]:
+    """Return the hotkeys whose dataset is older than this season and waits for evaluations.
+
+    season_block: start of the first round of these losses.
+    """
+    confirmed = {row.content.key for row in table.ledger}
+    return frozenset(
+        content.key.hotkey
+        for content in table.originals
+        if content.rank.block < season_block
+        and content.key not in confirmed
+        and not is_hopeless(content, table.ledger, competition, incentives)
+    )
+
+
 def choose_weights(
-    rows: Sequence[LeaderboardRow], last_shares: Mapping[str, float], owner_hotkey: str, *, has_ledger: bool
+    rows: Sequence[LeaderboardRow],
+    last_shares: Mapping[str, float],
+    owner_hotkey: str,
+    *,
+    has_ledger: bool,
+    undecided: Collection[str] = (),
 ) -> Mapping[str, float]:
     """Return the share of each hotkey, summing to 1; empty without any shares.
 
-    The leaderboard's own weights come first. While nothing is confirmed in this season, the last shares are used again.
-    Otherwise everything goes to the subnet owner, which burns it; but a validator that has evaluated nothing burns
-    nothing.
+    The last shares are used again until everyone who has one is evaluated in this season: nobody is paid for being
+    early in the queue. Then the leaderboard's own weights count. While nothing is confirmed, the last shares are used
+    again. Otherwise everything goes to the subnet owner, which burns it; but a validator that has evaluated nothing
+    burns nothing.
     """
+    if not last_shares.keys().isdisjoint(undecided):
+        return last_shares
     if any(row.weight > 0.0 for row in rows):
         return {row.key.hotkey: row.weight for row in rows if row.weight > 0.0}
     if not has_ledger and last_shares:

@@ -13,19 +13,26 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from template.competition import Competition, Incentives, Reward
+from template.constants import DAY_BLOCKS
 from template.errors import Reason
 from template.records import ContentKey, LedgerLine, Rank
+from template.rules.entries import MISSING
 from template.rules.scoring import score_of, shares_from_scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """A dataset in the competition. losses: by number of the evaluation."""
+    """A dataset in the competition. losses: by number of the evaluation.
+
+    public: who copied whom, None for its rank. seed_block: of its first evaluation, None for its rank block.
+    """
 
     key: ContentKey
     rank: Rank
     registration_block: int
     losses: tuple[float, ...] = ()
+    public: Rank | None = None
+    seed_block: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +90,17 @@ def frontier_before(rank: Rank, ledger: Sequence[LedgerRow], bench: float) -> fl
     return min(losses, default=bench)
 
 
-def is_hopeless(content: Content, frontier: float, incentives: Incentives) -> bool:
-    """Check that more evaluations are unlikely to make a record of an unconfirmed dataset."""
+def is_hopeless(
+    content: Content, ledger: Sequence[LedgerRow], competition: Competition, incentives: Incentives
+) -> bool:
+    """Check that more evaluations are unlikely to make a record of an unconfirmed dataset.
+
+    Where each dataset is paid by its score, only one that would score 0 is hopeless.
+    """
     if not content.losses:
         return False
+    is_proportional = incentives.reward is Reward.PROPORTIONAL
+    frontier = competition.maxb if is_proportional else frontier_before(content.rank, ledger, competition.bench)
     margin = 2.0 * incentives.sd / math.sqrt(len(content.losses))
     return estimate_loss(content.losses, incentives.sd).loss >= frontier - incentives.epsilon + margin
 
@@ -135,8 +149,6 @@ class PaidRow(Protocol):
     @property
     def reason(self) -> Reason | None: ...
     @property
-    def digest(self) -> str | None: ...
-    @property
     def runs(self) -> int: ...
     @property
     def score(self) -> float: ...
@@ -145,22 +157,31 @@ class PaidRow(Protocol):
 
 
 def make_shares(
-    rows: Iterable[PaidRow], ledger: Sequence[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
+    rows: Sequence[PaidRow], ledger: Sequence[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
 ) -> dict[str, float]:
     """Return the share of each hotkey, summing to 1; empty when nobody is paid.
 
-    A hotkey is paid only while it has a readable dataset in the competition that is no duplicate.
+    The credit in a row is 0 where it is not paid: see `is_credit_paid`.
     """
-    paid = {row.hotkey: row for row in rows if row.reason is None and row.digest is not None}
+    credits = {row.hotkey: row.credit for row in rows if row.credit > 0.0}
     match incentives.reward:
         case Reward.PROPORTIONAL:
-            values = {hotkey: row.score for hotkey, row in paid.items() if row.runs >= incentives.evaluations}
+            complete = [row for row in rows if row.reason is None and row.runs >= incentives.evaluations]
+            values = {row.hotkey: row.score for row in complete}
         case Reward.WINNER:
-            records = [line for line in ledger if line.credit > 0.0 and line.hotkey in paid]
+            records = [line for line in ledger if line.credit > 0.0 and line.hotkey in credits]
             held = [line for line in records if registrations.get(line.hotkey) == line.registration_block]
             values = {line.hotkey: 1.0 for line in held[-1:]}
         case Reward.IMPROVEMENT:
             # Scores lie in [0, 1], and the sum of a hotkey's credits need not.
-            largest = max((row.credit for row in paid.values()), default=0.0)
-            values = {hotkey: row.credit / largest for hotkey, row in paid.items() if row.credit > 0.0}
+            largest = max(credits.values(), default=0.0)
+            values = {hotkey: credit / largest for hotkey, credit in credits.items()}
     return shares_from_scores(values)
+
+
+def is_credit_paid(reason: Reason | None, readable_block: int, block: int) -> bool:
+    """Check that a hotkey's credit is paid at `block`: its dataset is accepted, and was readable within a day.
+
+    reason: of the rejection of its present dataset. readable_block: last aligned block at which it had a dataset.
+    """
+    return (reason is None or reason in MISSING) and readable_block >= block - DAY_BLOCKS

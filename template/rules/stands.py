@@ -5,26 +5,35 @@ two of them never existed. A dataset is its counted rows: another commitment to 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from template.records import Dataset, Entry, Stand, SubmissionKey
+
+# Versions of one hotkey's dataset that are remembered: the first that counted, the last that counted, and the last that
+# were replaced before they counted.
+_FIRST_COUNTED, _LAST_COUNTED, _LAST = 8, 64, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
     """A dataset of a hotkey in one registration. key: its newest commitment. first_block: of its first stand.
 
-    rank_block: from which it counts. is_counted: False if it was replaced before it counted, or is to count later.
+    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom. rank_block: from
+    which it counts. seed_block: from which its evaluations have their seeds. is_counted: False if it was replaced
+    before it counted, or is to count later.
     """
 
     key: SubmissionKey
     digest: str
     first_block: int
-    rank_block: int
     last_block: int
     commit_block: int
     registration_block: int
+    public_block: int
+    public_commit_block: int
+    rank_block: int
+    seed_block: int
     is_counted: bool = True
 
 
@@ -33,86 +42,128 @@ def align(block: int, period: int) -> int:
     return -(-block // period) * period
 
 
-def extend_stands(newest: Mapping[str, Stand], entries: Iterable[Entry], block: int, period: int) -> list[Stand]:
-    """Return the stand of each entry at an aligned block, given the newest stand of each hotkey.
+def extend_stands(
+    newest: Mapping[str, Stand],
+    entries: Iterable[Entry],
+    block: int,
+    period: int,
+    *,
+    missing: Container[SubmissionKey] = (),
+    datasets: Container[SubmissionKey] = (),
+) -> list[Stand]:
+    """Return the stand of each accepted entry at an aligned block, given the newest stand of each hotkey.
 
-    A stand goes on if the commitment is the same and stood one period before, or was not set again since it was last
-    seen.
+    A stand goes on if the same commitment stood at the last aligned block that was read. The stand of a dataset whose
+    file is gone ends, and another begins when the file is back.
+
+    Args:
+        missing: Commitments whose file is missing.
+        datasets: Commitments whose file was read once.
     """
+    previous_block = max((stand.last_block for stand in newest.values()), default=-1)
     stands = []
     for entry in entries:
-        last = newest.get(entry.key.hotkey)
-        if last is not None and _goes_on(last, entry, block - period):
-            stands.append(dataclasses.replace(last, last_block=max(block, last.last_block)))
+        is_missing = entry.key in missing
+        if entry.rejection is not None or (is_missing and entry.key in datasets):
             continue
-        stand = Stand(
-            key=entry.key,
-            first_block=align(entry.commit_block, period),
-            last_block=block,
-            commit_block=entry.commit_block,
-            registration_block=entry.registration_block,
-        )
-        stands.append(stand)
+        stand = newest.get(entry.key.hotkey)
+        if stand is None or not _goes_on(stand, entry, previous_block, period=period, block=block):
+            # One that was readable before, and did not stand, had lost its file.
+            was_lost = entry.reveal_block <= previous_block and entry.key in datasets
+            stand = Stand(
+                key=entry.key,
+                first_block=block if was_lost else align(entry.commit_block, period),
+                last_block=block,
+                commit_block=entry.commit_block,
+                registration_block=entry.registration_block,
+            )
+        missing_block = block if is_missing else stand.missing_block
+        stands.append(dataclasses.replace(stand, last_block=max(block, stand.last_block), missing_block=missing_block))
     return stands
 
 
-def _goes_on(last: Stand, entry: Entry, previous_block: int) -> bool:
+def _goes_on(last: Stand, entry: Entry, previous_block: int, *, period: int, block: int) -> bool:
     is_same = (last.key, last.registration_block) == (entry.key, entry.registration_block)
-    return is_same and (last.last_block >= previous_block or entry.commit_block <= last.last_block)
+    # After missed rounds a commitment that was not set again has stood all the time.
+    is_unbroken = last.last_block >= block - period or entry.commit_block <= last.last_block
+    return is_same and last.last_block >= previous_block and is_unbroken
 
 
 def find_versions(
-    stands: Iterable[Stand], datasets: Mapping[SubmissionKey, Dataset], *, period: int, update_blocks: int
+    stands: Sequence[Stand], datasets: Mapping[SubmissionKey, Dataset], *, period: int, update_blocks: int
 ) -> list[Version]:
-    """Return one hotkey's downloaded datasets, oldest first.
+    """Return one hotkey's downloaded datasets in its newest registration, oldest first.
 
-    One that returns after another ranks by its return. The next dataset counts `update_blocks` after the last one that
-    counted.
+    One that returns after another ranks by its return, and keeps its seeds. The next dataset counts `update_blocks`
+    after the last one that counted. A file that came late counts from the aligned block after the round that read it.
     """
+    registration_block = max((stand.registration_block for stand in stands), default=0)
     versions: list[Version] = []
     counted: Version | None = None
     for stand in sorted(stands, key=lambda stand: stand.first_block):
-        if stand.key not in datasets:
+        if stand.registration_block != registration_block or stand.key not in datasets:
             continue
         version = _next_version(versions, stand, datasets[stand.key].digest, period)
-        is_update = counted is not None and counted.digest != version.digest
-        if counted is not None and is_update and counted.registration_block == version.registration_block:
+        if counted is not None and counted.digest != version.digest:
             earliest = align(counted.rank_block + update_blocks, period)
             version = dataclasses.replace(version, rank_block=max(version.rank_block, earliest))
-        version = dataclasses.replace(version, is_counted=version.rank_block <= version.last_block)
+        version = _with_history(version, versions)
         counted = version if version.is_counted else counted
-        versions.append(version)
+        versions = _remembered([*versions, version])
     return versions
 
 
 def _next_version(versions: list[Version], stand: Stand, digest: str, period: int) -> Version:
     """Return the stand's version; removes the last one from `versions` if it goes on."""
     last = versions[-1] if versions else None
-    if (
-        last is not None
-        and (last.digest, last.registration_block) == (digest, stand.registration_block)
-        and stand.first_block - last.last_block <= period
-        and not stand.missing_block
-    ):
+    is_next = last is not None and stand.first_block - last.last_block <= period
+    if last is not None and is_next and last.digest == digest and not stand.missing_block:
         return dataclasses.replace(versions.pop(), key=stand.key, last_block=stand.last_block)
+    block = max(stand.first_block, stand.missing_block + 2 * period if stand.missing_block else 0)
     return Version(
         key=stand.key,
         digest=digest,
         first_block=stand.first_block,
-        rank_block=max(stand.first_block, align(stand.missing_block + 1, period) if stand.missing_block else 0),
         last_block=stand.last_block,
         commit_block=stand.commit_block,
         registration_block=stand.registration_block,
+        public_block=block,
+        public_commit_block=stand.commit_block,
+        rank_block=block,
+        seed_block=block,
     )
 
 
+def _with_history(version: Version, versions: Sequence[Version]) -> Version:
+    """Add what earlier stands of the same rows decide."""
+    same = [other for other in versions if other.digest == version.digest]
+    first = same[0] if same else version
+    return dataclasses.replace(
+        version,
+        public_block=first.public_block,
+        public_commit_block=first.public_commit_block,
+        # Seeds that are known before a dataset counts could be chosen among datasets that never count.
+        seed_block=next((other.seed_block for other in same if other.is_counted), version.rank_block),
+        is_counted=version.rank_block <= version.last_block,
+    )
+
+
+def _remembered(versions: list[Version]) -> list[Version]:
+    """Drop the middle of many versions, never the first or the last."""
+    counted = [version for version in versions if version.is_counted]
+    kept = {
+        version.first_block for version in [*counted[:_FIRST_COUNTED], *counted[-_LAST_COUNTED:], *versions[-_LAST:]]
+    }
+    return [version for version in versions if version.first_block in kept]
+
+
 def shorten_stands(stands: Sequence[Stand], versions: Iterable[Version]) -> list[Stand]:
-    """Return one stand for each version that counted, and the newest stand. They give the same versions again."""
-    counted = {version.first_block: version for version in versions if version.is_counted}
+    """Return one stand for each version, and the newest stand. They give the same versions again."""
+    by_first_block = {version.first_block: version for version in versions}
     shortened = [
         dataclasses.replace(stand, key=version.key, last_block=version.last_block)
         for stand in stands
-        if (version := counted.get(stand.first_block)) is not None
+        if (version := by_first_block.get(stand.first_block)) is not None
     ]
     newest = stands[-1]
     is_last = bool(shortened) and (shortened[-1].key, shortened[-1].last_block) == (newest.key, newest.last_block)

@@ -18,7 +18,7 @@ Losses = Mapping[ContentKey, Sequence[float]]
 class Inputs:
     """What the table is made from.
 
-    entries: of the round's snapshot. stands: of each registered hotkey, with the snapshot's. datasets: by commitment.
+    entries: of the round's snapshot. stands: of each hotkey, with the snapshot's. datasets: by commitment.
     rejected: commitments with a final rejection. block_hash: returns the hash of an aligned block up to `block`.
     """
 
@@ -39,11 +39,13 @@ class Table:
     """The datasets in the competition at one block.
 
     present: of accepted entries, by commitment; with the rank of the ledger if they are in it. waiting: entries whose
-    dataset counts from a later block, and that block. duplicates: among `present` and in the ledger.
+    dataset counts from a later block, and that block. readable: last aligned block at which each hotkey had a dataset.
+    duplicates: among all of them, versions and ledger included.
     """
 
     present: Mapping[SubmissionKey, Content]
     waiting: Mapping[SubmissionKey, int]
+    readable: Mapping[str, int]
     duplicates: Mapping[ContentKey, Duplicate]
     ledger: Sequence[LedgerRow]
 
@@ -61,17 +63,18 @@ def make_table(inputs: Inputs) -> Table:
         for key, entry in inputs.entries.items()
         if entry.rejection is None and key not in inputs.rejected
     }
+    registrations = {key.hotkey: entry.registration_block for key, entry in inputs.entries.items()}
     present: dict[SubmissionKey, Content] = {}
     waiting: dict[SubmissionKey, int] = {}
+    readable: dict[str, int] = {}
     candidates: dict[ContentKey, Candidate] = {}
     for hotkey, stands in inputs.stands.items():
-        usable = {
-            stand.key: inputs.datasets[stand.key]
-            for stand in stands
-            if stand.key in inputs.datasets and stand.key not in inputs.rejected
-        }
+        usable = {stand.key: inputs.datasets[stand.key] for stand in stands if stand.key in inputs.datasets}
         versions = find_versions(stands, usable, period=period, update_blocks=update_blocks)
+        if not versions or registrations.get(hotkey, registration := versions[0].registration_block) != registration:
+            continue
         current = accepted.get(hotkey)
+        readable[hotkey] = max((v.last_block for v in versions if v.key not in inputs.rejected), default=-1)
         for version in versions:
             if version.key == current and version.last_block >= inputs.block:
                 if version.is_counted:
@@ -79,40 +82,53 @@ def make_table(inputs: Inputs) -> Table:
                 else:
                     waiting[version.key] = version.rank_block
         for version in related_versions(versions, current, usable):
-            content = _make_content(version, inputs)
-            candidates.setdefault(content.key, _make_candidate(content, usable[version.key].row_keys))
-    for commitment, content in present.items():
-        candidates[content.key] = _make_candidate(content, inputs.datasets[commitment].row_keys)
+            key = ContentKey(hotkey, version.digest)
+            if version.public_block <= inputs.block:
+                candidates.setdefault(key, _make_candidate(key, _public(version, inputs), usable[version.key].row_keys))
     confirmed = {key: _confirmed_content(key, past, inputs.losses) for key, past in inputs.confirmed.items()}
-    for key, content in confirmed.items():
-        candidates[key] = _make_candidate(content, inputs.confirmed[key].row_keys)
+    for key, past in inputs.confirmed.items():
+        public = past.public or past.rank
+        if key not in candidates or public < candidates[key].rank:
+            candidates[key] = _make_candidate(key, public, past.row_keys)
     duplicates = match_duplicates(candidates.values())
     in_ledger = {content.key: content for content in [*confirmed.values(), *present.values()]}
     ledger = read_ledger(
         [content for key, content in in_ledger.items() if key not in duplicates], inputs.competition, inputs.incentives
     )
-    return Table(present=present, waiting=waiting, duplicates=duplicates, ledger=ledger)
+    return Table(present=present, waiting=waiting, readable=readable, duplicates=duplicates, ledger=ledger)
+
+
+def _public(version: Version, inputs: Inputs) -> Rank:
+    # Nobody knows the hash of the aligned block when the commitment is made.
+    block_hash = inputs.block_hash(version.public_block)
+    tie_break = hashlib.sha256(f"{block_hash}\n{version.key.hotkey}\n{version.digest}".encode()).digest()
+    return Rank(version.public_block, version.public_commit_block, tie_break)
 
 
 def _make_content(version: Version, inputs: Inputs) -> Content:
     key = ContentKey(version.key.hotkey, version.digest)
     if key in inputs.confirmed:
         return _confirmed_content(key, inputs.confirmed[key], inputs.losses)
-    # Nobody knows the hash of the aligned block when the commitment is made.
-    tie_break = hashlib.sha256(f"{inputs.block_hash(version.rank_block)}\n{key.hotkey}\n{key.digest}".encode()).digest()
+    public = _public(version, inputs)
     return Content(
         key=key,
-        rank=Rank(version.rank_block, version.commit_block, tie_break),
+        rank=Rank(version.rank_block, version.commit_block, public.tie_break),
         registration_block=version.registration_block,
         losses=tuple(inputs.losses.get(key, ())),
+        public=public,
+        seed_block=version.seed_block,
     )
 
 
 def _confirmed_content(key: ContentKey, past: Confirmed, losses: Losses) -> Content:
     return Content(
-        key=key, rank=past.rank, registration_block=past.registration_block, losses=tuple(losses.get(key, ()))
+        key=key,
+        rank=past.rank,
+        registration_block=past.registration_block,
+        losses=tuple(losses.get(key, ())),
+        public=past.public,
     )
 
 
-def _make_candidate(content: Content, row_keys: tuple[bytes, ...]) -> Candidate:
-    return Candidate(hotkey=content.key.hotkey, digest=content.key.digest, rank=content.rank, row_keys=row_keys)
+def _make_candidate(key: ContentKey, public: Rank, row_keys: tuple[bytes, ...]) -> Candidate:
+    return Candidate(hotkey=key.hotkey, digest=key.digest, rank=public, row_keys=row_keys)

@@ -120,6 +120,7 @@ def m003_game(execute: Execute) -> None:
             contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, digest TEXT NOT NULL,
             rank_block INTEGER NOT NULL, commit_block INTEGER NOT NULL, tie_break BLOB NOT NULL,
             registration_block INTEGER NOT NULL, row_keys BLOB NOT NULL, confirmed_at REAL NOT NULL,
+            public_block INTEGER NOT NULL, public_commit_block INTEGER NOT NULL,
             PRIMARY KEY (contest_id, hotkey, digest)) WITHOUT ROWID""",
         "ALTER TABLE rounds ADD COLUMN ledger TEXT NOT NULL DEFAULT '[]'",
         "ALTER TABLE rounds ADD COLUMN is_planned INTEGER NOT NULL DEFAULT 0",

@@ -128,6 +128,11 @@ class RoundTables(StateFile):
         (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE contest_id = ?", eval_config.id)
         return None if row["block"] is None else int(row["block"])
 
+    def first_start_block(self, eval_config: EvalConfig) -> int:
+        """Return the start block of the config's first round, 0 before it."""
+        (row,) = self.rows("SELECT min(start_block) AS block FROM rounds WHERE contest_id = ?", eval_config.id)
+        return int(row["block"] or 0)
+
     def close_round(self, round_id: int, now: float) -> None:
         """Mark the round as closed."""
         with self.atomic() as db:

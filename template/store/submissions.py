@@ -129,8 +129,7 @@ class SubmissionTables(StateFile):
         datasets = {}
         for key in sorted(self.dataset_keys(competition)):
             for digest, blob in self.rows(query, competition.digest, *key):
-                keys = dedup(blob[start : start + key_bytes] for start in range(0, len(blob), key_bytes))
-                datasets[key] = Dataset(digest=digest, row_keys=keys)
+                datasets[key] = Dataset(digest=digest, row_keys=dedup(_split_keys(blob, key_bytes)))
         return datasets
 
     def dataset_keys(self, competition: Competition) -> set[SubmissionKey]:
@@ -189,26 +188,26 @@ class SubmissionTables(StateFile):
         """Record datasets that entered the ledger; the first record of each stays."""
         with self.atomic() as db:
             db.executemany(
-                f"INSERT OR IGNORE INTO ledger VALUES ({placeholders(9)})",
+                f"INSERT OR IGNORE INTO ledger VALUES ({placeholders(11)})",
                 [
-                    (eval_config.id, *key, *past.rank, past.registration_block, b"".join(past.row_keys), now)
+                    (
+                        eval_config.id, *key, *past.rank, past.registration_block, b"".join(past.row_keys), now,
+                        *(past.public or past.rank)[:2],
+                    )
                     for key, past in confirmed.items()
                 ],
-            )
+            )  # fmt: skip
 
     def confirmed(self, eval_config: EvalConfig, key_bytes: int) -> dict[ContentKey, Confirmed]:
         """Return the datasets of the ledger."""
         return {
-            ContentKey(hotkey, digest): Confirmed(
-                rank=Rank(block, commit_block, tie_break),
-                registration_block=registration,
-                row_keys=tuple(blob[start : start + key_bytes] for start in range(0, len(blob), key_bytes)),
+            ContentKey(row["hotkey"], row["digest"]): Confirmed(
+                rank=Rank(row["rank_block"], row["commit_block"], row["tie_break"]),
+                registration_block=row["registration_block"],
+                row_keys=_split_keys(row["row_keys"], key_bytes),
+                public=Rank(row["public_block"], row["public_commit_block"], row["tie_break"]),
             )
-            for hotkey, digest, block, commit_block, tie_break, registration, blob in self.rows(
-                "SELECT hotkey, digest, rank_block, commit_block, tie_break, registration_block, row_keys FROM ledger"
-                " WHERE contest_id = ?",
-                eval_config.id,
-            )
+            for row in self.rows("SELECT * FROM ledger WHERE contest_id = ?", eval_config.id)
         }
 
     def verdicts(self, eval_config: EvalConfig) -> Mapping[SubmissionKey, Verdict]:
@@ -293,6 +292,10 @@ class SubmissionTables(StateFile):
 
     def _keys(self, table_where: str, *values: object) -> set[SubmissionKey]:
         return {SubmissionKey(*row) for row in self.rows(f"SELECT hotkey, entry FROM {table_where}", *values)}
+
+
+def _split_keys(blob: bytes, key_bytes: int) -> tuple[bytes, ...]:
+    return tuple(blob[start : start + key_bytes] for start in range(0, len(blob), key_bytes))
 
 
 def _insert_stands(db: sqlite3.Connection, stands: Iterable[Stand]) -> None:

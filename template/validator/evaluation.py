@@ -66,7 +66,7 @@ class SubmissionEvaluator:
     """Downloads, checks and evaluates the submissions of one evaluation config.
 
     datasets: every checked dataset of the competition. losses: of each dataset, by number. confirmed: datasets in the
-    ledger. missing_files: datasets whose file was gone when its evaluation was due.
+    ledger. missing_files: datasets whose file was gone when its evaluation was due. block_hashes: those read so far.
     """
 
     def __init__(self, context: Context, eval_config: EvalConfig, eval_set: EvalSetIndex) -> None:
@@ -75,6 +75,7 @@ class SubmissionEvaluator:
         self.losses = context.store.losses(eval_config)
         self.confirmed = context.store.confirmed(eval_config, _KEY_BYTES)
         self.missing_files: set[SubmissionKey] = set()
+        self.block_hashes: dict[int, str] = {}
         self._context = context
         self._config = context.config
         self._store = context.store

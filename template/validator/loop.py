@@ -29,7 +29,7 @@ from template.validator.context import Context
 from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.reporting import Reporter
-from template.validator.rounds import check_chain, open_round, plan_round
+from template.validator.rounds import check_chain, open_round, plan_round, update_table
 from template.validator.weights import (
     NOTHING_SCORED,
     make_leaderboard,
@@ -350,8 +350,10 @@ class Validator:
 
     def _close_round(self, evaluator: SubmissionEvaluator, current: Round, state: State, *, is_settled: bool) -> None:
         """Publish, close and clean up, so that a crash in between repeats it."""
+        # Evaluations that were done after the weights can confirm a dataset that is replaced in the next round.
+        table = update_table(self._context, evaluator, current)
         if not self._store.has_leaderboard(current.id):
-            self._store.record_leaderboard(current.id, make_leaderboard(self._context, evaluator, current))
+            self._store.record_leaderboard(current.id, make_leaderboard(self._context, evaluator, current, table))
         self._reporter.publish_round(evaluator, current, self._model or "")
         self._store.close_round(current.id, self._now())
         self.rounds_done += 1

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 from loguru import logger
 
+from template.constants import DAY_BLOCKS
 from template.errors import ConfigError, RemoteError
 from template.records import ChainView, Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
-from template.rules.entries import CommitBlocks, find_entries
+from template.rules.entries import MISSING, CommitBlocks, find_entries, keep_sealed
 from template.rules.evaluations import derive_seed, plan_evaluations
 from template.rules.ledger import Content
 from template.rules.stands import extend_stands
@@ -20,9 +21,6 @@ from template.rules.table import Inputs, Table, make_table
 from template.validator.config import LuckyNumFrom
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
-
-# Blocks of a day: hotkeys with fewer evaluations in it are evaluated first.
-_DAY_BLOCKS = 7200
 
 
 def check_chain(context: Context, view: ChainView) -> None:
@@ -54,13 +52,20 @@ def open_round(
 ) -> Round:
     """Record a new round on `snapshot`, whose commit blocks are known."""
     store, config = context.store, context.config
-    entries = find_entries(snapshot, config.competition, commit_blocks)
     newest = {hotkey: stands[-1] for hotkey, stands in store.stands().items()}
     period = config.incentives.blocks_per_epoch
-    store.record_stands(extend_stands(newest, entries.values(), snapshot.block, period))
+    entries = {
+        **find_entries(snapshot, config.competition, commit_blocks),
+        **keep_sealed(snapshot, newest, config.competition, period),
+    }
+    verdicts = store.verdicts(evaluator.eval_config)
+    missing = {key for key in entries if key in verdicts and verdicts[key].reason in MISSING}
+    store.record_stands(
+        extend_stands(newest, entries.values(), snapshot.block, period, missing=missing, datasets=evaluator.datasets)
+    )
     queue = schedule.plan_queue(
         entries,
-        store.verdicts(evaluator.eval_config),
+        verdicts,
         evaluator.datasets,
         evaluator.retry_states(),
         context.now(),
@@ -89,7 +94,8 @@ def open_round(
 def read_table(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Table:
     """Make the table of a round from what is known now. Raises: RemoteError for a block's hash."""
     store, config = context.store, context.config
-    hashes: dict[int, str] = {current.start_block: current.start_block_hash}
+    hashes = evaluator.block_hashes
+    hashes[current.start_block] = current.start_block_hash
 
     def block_hash(block: int) -> str:
         if block not in hashes:
@@ -111,14 +117,16 @@ def read_table(context: Context, evaluator: SubmissionEvaluator, current: Round)
     return make_table(inputs)
 
 
-def record_confirmed(context: Context, evaluator: SubmissionEvaluator, table: Table) -> None:
-    """Record the datasets that have enough evaluations now: their rank is final."""
+def update_table(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Table:
+    """Make the table, and record the datasets that have enough evaluations now: their rank is final."""
+    table = read_table(context, evaluator, current)
     rows = {content.key: evaluator.datasets[key].row_keys for key, content in table.present.items()}
     new = {
         row.content.key: Confirmed(
             rank=row.content.rank,
             registration_block=row.content.registration_block,
             row_keys=rows[row.content.key],
+            public=row.content.public,
         )
         for row in table.ledger
         if row.content.key not in evaluator.confirmed
@@ -126,14 +134,14 @@ def record_confirmed(context: Context, evaluator: SubmissionEvaluator, table: Ta
     if new:
         context.store.record_confirmed(evaluator.eval_config, new, context.now())
         evaluator.confirmed.update(new)
+    return table
 
 
 def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Round:
     """Record the round's evaluations with their seeds."""
     store, config = context.store, context.config
-    table = read_table(context, evaluator, current)
-    record_confirmed(context, evaluator, table)
-    recent = store.recent_runs(evaluator.eval_config, after_block=current.start_block - _DAY_BLOCKS)
+    table = update_table(context, evaluator, current)
+    recent = store.recent_runs(evaluator.eval_config, after_block=current.start_block - DAY_BLOCKS)
     planned = plan_evaluations(
         table.originals, table.ledger, recent, current.start_block, config.competition, config.incentives
     )

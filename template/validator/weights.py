@@ -5,20 +5,19 @@ from collections.abc import Mapping
 from loguru import logger
 
 from template.records import ChainView, Leaderboard, Round, WeightOutcome
-from template.rules.leaderboard import build_leaderboard, choose_weights, weights_by_uid
+from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
+from template.rules.table import Table
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
-from template.validator.rounds import read_table, record_confirmed
+from template.validator.rounds import update_table
 
 # Error of a round without weights to set: normal while a validator is new.
 NOTHING_SCORED = "NothingScored"
 
 
-def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Leaderboard:
-    """Build and log the round's leaderboard, and record what is confirmed."""
+def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: Round, table: Table) -> Leaderboard:
+    """Build and log the round's leaderboard."""
     config = context.config
-    table = read_table(context, evaluator, current)
-    record_confirmed(context, evaluator, table)
     verdicts = context.store.verdicts(evaluator.eval_config)
     leaderboard = build_leaderboard(
         config.competition, config.incentives, current.by_key, verdicts, table, current.start_block
@@ -34,13 +33,21 @@ def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: 
 def set_weights(context: Context, evaluator: SubmissionEvaluator, current: Round, view: ChainView) -> None:
     """Record the round's leaderboard and, if the policy says so, submit its weights."""
     config, store = context.config, context.store
-    leaderboard = make_leaderboard(context, evaluator, current)
+    table = update_table(context, evaluator, current)
+    leaderboard = make_leaderboard(context, evaluator, current, table)
     if not config.policy.sets_weights:
         store.record_leaderboard(current.id, leaderboard)
         return
     last = store.last_accepted()
     last_shares = last.shares if last else {}
-    shares = choose_weights(leaderboard.rows, last_shares, view.owner_hotkey, has_ledger=bool(evaluator.confirmed))
+    season_block = store.first_start_block(evaluator.eval_config)
+    shares = choose_weights(
+        leaderboard.rows,
+        last_shares,
+        view.owner_hotkey,
+        has_ledger=bool(evaluator.confirmed),
+        undecided=find_undecided(table, season_block, config.competition, config.incentives),
+    )
     registrations: Mapping[str, int] = {entry.key.hotkey: entry.registration_block for entry in current.entries}
     if last is not None and shares is last_shares:
         registrations = last.registrations
