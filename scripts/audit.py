@@ -1,15 +1,18 @@
-"""Audits a validator's round files: signatures, arithmetic, replayed losses.
+"""Audits a validator's round files: signatures, arithmetic, ranks, weights on chain, replayed losses.
 
     python scripts/audit.py round-96-4321000-5Ef1ucvE.jsonl
     python scripts/audit.py rounds/ --sample 3
     python scripts/audit.py rounds/ --sample 3 --subtensor.network finney
 
-Needs no wallet. Prints the faults of each file, then a line for each replayed receipt: identical, differs by how much,
-not comparable and why, or cannot be fetched and why. Replays only receipts of the competition, model and
+Needs no wallet. Prints the findings of each file, then a line for each replayed receipt: identical, differs by how
+much, not comparable and why, or cannot be fetched and why. Replays only receipts of the competition, model and
 hyperparameters named here. The result goes to stdout, progress and logs to stderr. Exit status, the first that applies:
-9 a signature is missing, false or of another signer; 7 a loss differs, or a file is damaged or contradicts itself, the
-rules or the chain; 5 the Hub or the chain did not answer, so audit again; 8 a receipt is not comparable or its dataset
-is gone; 0 everything is identical; 2 or 3 the command line or another setting is wrong; 4 this machine failed.
+9 a signature is missing, false or of another signer; 7 a loss differs, or a file is damaged or contradicts itself;
+11 weights on chain are not the file's; 12 weights submitted again are no earlier ones; 13 a refusal is false; 14 a
+receipt is in no file; 15 a seed is of another block or source; 16 the entries are not the chain's; 17 a rank does not
+follow from the chain; 18 an evaluation is not in the plan; 19 a mean is not that of its evaluations; 20 the rules are
+not the competition's; 5 the Hub or the chain did not answer, so audit again; 8 a receipt is not comparable or its
+dataset is gone; 0 everything is identical; 2 or 3 the command line or another setting is wrong; 4 this machine failed.
 """
 
 import argparse
@@ -19,24 +22,23 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from template import cli
-from template.config import load_competition, load_training_args
+from template.competition import Incentives
+from template.config import load_competition, load_incentives, load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
+from template.receipts.checks import CachedChain, FileReport, check_signers
 from template.receipts.files import read_round
+from template.receipts.findings import Kind, worst_status
 from template.receipts.receipt import Receipt, ReplayVerdict
+from template.receipts.refusals import RefusalCheck
 from template.receipts.replay import Auditor
 from template.receipts.round_file import RoundFile
-from template.receipts.verify import (
-    check_across_files,
-    check_against_chain,
-    check_consistency,
-    check_signatures,
-    remarks,
-)
+from template.receipts.verify import check_across_files, check_consistency, check_signatures, remarks
 from template.terminal import escape
 
 # Verdicts on receipts whose dataset or model cannot be downloaded, for ever or at present.
@@ -52,28 +54,17 @@ _COUNTED = {
 }
 
 
-@dataclass(kw_only=True)
-class FileReport:
-    """Findings about one file. unanswered: questions to the chain that failed."""
-
-    path: Path
-    title: str = ""
-    bad_signatures: list[str] = field(default_factory=list)
-    inconsistencies: list[str] = field(default_factory=list)
-    unanswered: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 Outcome = dict[str, Any]
 """One replayed receipt as in --json. verdict: a `ReplayVerdict`, GONE or NO_ANSWER."""
 
 
 class Job(NamedTuple):
-    """A receipt to replay, at this line of the file."""
+    """A receipt to replay, at this line of the file. digest: of the dataset's counted rows."""
 
     path: Path
     line: int
     receipt: Receipt
+    digest: str | None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,8 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
     cli.add_replay_arguments(parser)
-    network_help = "check block hashes with this chain: finney, test, a wss:// url, or sim:PATH"
+    network_help = "compare with this chain: finney, test, a wss:// url, or sim:PATH"
+    archive_help = "for blocks that the network's nodes have pruned (default: the client's public ones)"
     parser.add_argument("--subtensor.network", dest="network", help=network_help)
+    parser.add_argument("--subtensor.archive_endpoints", dest="archives", metavar="URL[,URL...]", help=archive_help)
     parser.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object at the end")
     cli.add_logging_arguments(parser)
     return parser
@@ -106,8 +99,13 @@ def audit(args: argparse.Namespace) -> int:
     """Check every file, then replay receipts with a valid signature."""
     context = cli.make_replay_context(args)
     auditor = Auditor(context, load_competition(args.competition), load_training_args(args.training_args))
+    incentives = load_incentives(args.competition)
     rounds, reports = read_files(find_files(args.files))
-    jobs = check_files(rounds, reports, args.network)
+    jobs = check_files(rounds, reports)
+    with ExitStack() as stack:
+        netuids = {file.header.netuid for file in rounds.values()} if args.network else set()
+        chains = {netuid: open_chain(args, netuid, stack) for netuid in netuids}
+        check_histories(rounds, reports, auditor, incentives, chains)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
     show: Callable[[str], None] = (lambda _: None) if args.is_json else (lambda line: print(line, flush=True))
@@ -122,7 +120,14 @@ def audit(args: argparse.Namespace) -> int:
     status = exit_status(reports.values(), outcomes)
     show(summarize(reports.values(), outcomes))
     if args.is_json:
-        files = [{**asdict(report), "path": str(report.path)} for report in reports.values()]
+        files = [
+            {
+                **vars(report),
+                "path": str(report.path),
+                "findings": [{"kind": kind.name.lower(), "text": text} for kind, text in report.findings],
+            }
+            for report in reports.values()
+        ]
         counts = {"receipts": len(jobs), "seed": seed}
         print(json.dumps({"files": files, **counts, "replayed": outcomes, "status": status}))
     return status
@@ -149,7 +154,7 @@ def read_files(paths: Sequence[Path]) -> tuple[dict[Path, RoundFile], dict[Path,
         try:
             file = rounds[path] = read_round(path)
         except ConfigError as error:
-            report.inconsistencies.append(f"damaged: {str(error).removeprefix(f'{path}: ')}")
+            report.add(Kind.INCONSISTENT, [f"damaged: {str(error).removeprefix(f'{path}: ')}"])
             continue
         header = file.header
         report.title = (
@@ -159,8 +164,8 @@ def read_files(paths: Sequence[Path]) -> tuple[dict[Path, RoundFile], dict[Path,
     return rounds, reports
 
 
-def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileReport], network: str | None) -> list[Job]:
-    """Report faults that need no training; return receipts with valid signatures."""
+def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileReport]) -> list[Job]:
+    """Report bad signatures and contradictions; return receipts with valid signatures."""
     from template.chain.client import verify_signature
 
     receipts = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
@@ -170,28 +175,57 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
         report = reports[path]
         header_fault, receipt_faults = check_signatures(file, verify_signature)
         if header_fault is not None:
-            report.bad_signatures.append(f"the header: {header_fault}")
-        report.bad_signatures += [f"line {index + 2}: {fault}" for index, fault in receipt_faults.items()]
-        report.inconsistencies += [*check_consistency(file, receipts), *contradictions[str(path)]]
-        report.notes += remarks(file, receipts)
-        if network is not None:
-            check_chain(report, file, network)
+            report.add(Kind.SIGNATURE, [f"the header: {header_fault}"])
+        report.add(Kind.SIGNATURE, [f"line {index + 2}: {fault}" for index, fault in receipt_faults.items()])
+        report.add(Kind.INCONSISTENT, [*check_consistency(file, receipts), *contradictions[str(path)]])
+        report.notes += remarks(file)
         if header_fault is None:
-            numbered = enumerate(file.receipts)
-            jobs += [Job(path, index + 2, receipt) for index, receipt in numbered if index not in receipt_faults]
+            digests = {line.receipt: line.digest for line in file.header.evaluations}
+            jobs += [
+                Job(path, index + 2, receipt, digests.get(receipt.digest))
+                for index, receipt in enumerate(file.receipts)
+                if index not in receipt_faults
+            ]
     return jobs
 
 
-def check_chain(report: FileReport, file: RoundFile, network: str) -> None:
-    """Report contradictions with the chain's block hashes, or that it did not answer."""
+def check_histories(
+    rounds: Mapping[Path, RoundFile],
+    reports: Mapping[Path, FileReport],
+    auditor: Auditor,
+    incentives: Incentives,
+    chains: Mapping[int, CachedChain],
+) -> None:
+    """Report what the files of each signer, the chain and the Hub contradict in files with a valid header."""
+    sound = {
+        path: file
+        for path, file in rounds.items()
+        if not any(
+            finding.kind is Kind.SIGNATURE and "the header" in finding.text for finding in reports[path].findings
+        )
+    }
+    receipts = {receipt.digest: receipt for file in sound.values() for receipt in file.receipts}
+    commitments = {
+        (line.hotkey, line.digest[:12]): line.entry
+        for file in sound.values()
+        for line in file.header.datasets
+        if line.digest is not None
+    }
+    refusals = {
+        netuid: RefusalCheck(auditor.read_dataset, commitments, chains.get(netuid))
+        for netuid in {file.header.netuid for file in sound.values()}
+    }
+    check_signers(sound, reports, receipts, incentives, chains, refusals)
+
+
+def open_chain(args: argparse.Namespace, netuid: int, stack: ExitStack) -> CachedChain:
+    """Connect to a subnet until the stack ends. Raises: ConfigError."""
     from template.chain.client import Chain
     from template.localnet.chain.substrate import open_substrate
 
-    with Chain(network, file.header.netuid, substrate=open_substrate(network)) as chain:
-        try:
-            report.inconsistencies += check_against_chain(file.header, chain.block_hash)
-        except RemoteError as error:
-            report.unanswered.append(str(error))
+    archives = [url.strip() for url in args.archives.split(",")] if args.archives else []
+    chain = Chain(args.network, netuid, substrate=open_substrate(args.network), archive_endpoints=archives)
+    return CachedChain(stack.enter_context(chain))
 
 
 def draw_sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:
@@ -211,7 +245,7 @@ def replay(auditor: Auditor, job: Job) -> Outcome:
         "loss": recorded.loss,
     }
     try:
-        return {**outcome, **asdict(auditor.replay(job.receipt))}
+        return {**outcome, **asdict(auditor.replay(job.receipt, job.digest))}
     except (SubmissionError, RemoteError) as error:
         verdict = GONE if isinstance(error, SubmissionError) else NO_ANSWER
         return {**outcome, "verdict": verdict, "difference": None, "reasons": (str(error),)}
@@ -219,13 +253,9 @@ def replay(auditor: Auditor, job: Job) -> Outcome:
 
 def describe_file(report: FileReport) -> str:
     """Format a file's title and a line for each finding."""
-    kinds = {
-        "signature": report.bad_signatures,
-        "inconsistent": report.inconsistencies,
-        "no answer": report.unanswered,
-        "note": report.notes,
-    }
-    lines = [f"  {kind}: {escape(text)}" for kind, texts in kinds.items() for text in texts]
+    lines = [f"  {finding.kind.name.lower()}: {escape(finding.text)}" for finding in report.findings]
+    lines += [f"  no answer: {escape(text)}" for text in report.unanswered]
+    lines += [f"  note: {escape(text)}" for text in report.notes]
     title = escape(f"{report.path.name}: {report.title or 'not read'}")
     return "\n".join([title, *(lines or ["  consistent"])])
 
@@ -244,21 +274,19 @@ def summarize(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> s
     """Count everything in one line."""
     verdicts = Counter(outcome["verdict"] for outcome in outcomes)
     counted = ", ".join(f"{verdicts[verdict]} {word}" for verdict, word in _COUNTED.items() if verdicts[verdict])
-    signatures = sum(len(report.bad_signatures) for report in reports)
-    faults = sum(len(report.inconsistencies) for report in reports)
-    return (
-        f"{len(reports)} files: {signatures} bad signatures, {faults} inconsistencies; "
-        f"{len(outcomes)} receipts replayed: {counted or 'none'}"
-    )
+    kinds = Counter(finding.kind for report in reports for finding in report.findings)
+    named = ", ".join(f"{kinds[kind]} {kind.name.lower()}" for kind in Kind if kinds[kind])
+    return f"{len(reports)} files: {named or 'no findings'}; {len(outcomes)} receipts replayed: {counted or 'none'}"
 
 
 def exit_status(reports: Collection[FileReport], outcomes: Sequence[Outcome]) -> int:
     """Return the exit status of the worst finding."""
     verdicts = {outcome["verdict"] for outcome in outcomes}
-    if any(report.bad_signatures for report in reports):
-        return 9
-    if ReplayVerdict.DIFFERENT in verdicts or any(report.inconsistencies for report in reports):
-        return 7
+    kinds = {finding.kind for report in reports for finding in report.findings}
+    if ReplayVerdict.DIFFERENT in verdicts:
+        kinds.add(Kind.INCONSISTENT)
+    if kinds:
+        return worst_status(kinds)
     if NO_ANSWER in verdicts or any(report.unanswered for report in reports):
         return 5
     return 8 if verdicts - {ReplayVerdict.IDENTICAL} else 0

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from template import files
-from template.competition import Competition, is_commit
+from template.competition import CommitmentRecord, Competition, is_commit
 from template.config import Hyperparameters, TrainingArgs
 from template.constants import DATA_FILE
 from template.errors import ConfigError, Reason, SubmissionError
 from template.receipts.receipt import Receipt, ReplayComparison, ReplayVerdict, compare_receipt
-from template.records import TrainResult
+from template.records import Dataset, TrainResult
 from template.rules.entries import MISSING
 from template.terminal import progress_bar
 from template.workers.executor import Evaluator
@@ -126,14 +126,20 @@ class Auditor:
         self._training_args = training_args
         self._eval_set: EvalSetIndex | None = None
 
-    def replay(self, receipt: Receipt) -> ReplayComparison:
+    def read_dataset(self, record: CommitmentRecord) -> Dataset:
+        """Download and check a dataset of the competition. Raises: SubmissionError, RemoteError, HostError."""
+        index = self._read_eval_set(self._context.evaluator(self._competition, self._training_args))
+        with self._context.downloaded(record.namespace, record.commit) as folder:
+            content = (folder / DATA_FILE).read_bytes()
+        return index.check(content, name=DATA_FILE, max_rows=self._competition.rows)
+
+    def replay(self, receipt: Receipt, digest: str | None = None) -> ReplayComparison:
         """Evaluate the receipt's dataset again and compare.
 
-        DIFFERENT also when the dataset is not the recorded file, or one that validators must reject.
+        DIFFERENT also when the dataset is not the recorded file, one that validators must reject, or one of other
+        counted rows than `digest`.
         Raises: SubmissionError when it is no longer on the Hub; RemoteError; HostError; ConfigError for the context.
         """
-        from template.data.eval_set import check_dataset
-
         recorded, submission = receipt.result, receipt.submission
         if submission is None:
             return _without_loss(ReplayVerdict.NOT_COMPARABLE, "receipt of a local file")
@@ -146,7 +152,11 @@ class Auditor:
                 reason = f"sha256 {sha256} of {submission.repo} at {submission.commit}"
                 return _without_loss(ReplayVerdict.DIFFERENT, f"{reason}, {recorded.train_sha256} in the receipt")
             try:
-                check_dataset(content, self._read_eval_set(evaluator), name=DATA_FILE, max_rows=self._competition.rows)
+                index, max_rows = self._read_eval_set(evaluator), self._competition.rows
+                dataset = index.check(content, name=DATA_FILE, max_rows=max_rows)
+                if digest not in (None, dataset.digest):
+                    reason = f"the counted rows have the digest {dataset.digest}, {digest} in the file"
+                    return _without_loss(ReplayVerdict.DIFFERENT, reason)
                 return compare_receipt(receipt, evaluate_once(evaluator, folder, recorded.lucky_num))
             except SubmissionError as error:
                 # Divergence may depend on the machine; the content of a file does not.

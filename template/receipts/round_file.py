@@ -145,17 +145,30 @@ class RoundHeader(SignedRecord):
     signer: str | None = None
     signature: str | None = None
 
+    @property
+    def estimates(self) -> list[TableLine | LedgerLine]:
+        """The lines that have the estimate of a loss."""
+        return [*self.table, *self.ledger]
+
+    @property
+    def datasets(self) -> list[TableLine | EvaluationLine]:
+        """The lines that name a commitment and the dataset behind it."""
+        return [*self.table, *self.evaluations]
+
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Self:
         """Parse and check a header. Raises: ConfigError naming the first fault."""
         header = super().from_json(text, source)
-        lines = (header.entries, header.queue, header.table, header.weights, header.evaluations)
+        lines = (header.entries, header.queue, header.table, header.weights, header.evaluations, header.ledger)
         if max(map(len, lines)) > MAX_ENTRIES:
             raise ConfigError(f"{source}: more than {MAX_ENTRIES} entries; a subnet has fewer")
         seeds = [line.seed_block for line in header.evaluations if line.seed_block is not None]
         blocks = [header.start_block, *seeds, *(line.rank_block for line in header.ledger)]
         if not 0 < header.netuid < 2**16 or not all(0 <= block < 2**32 for block in blocks):
             raise ConfigError(f"{source}: netuid, start_block, seed_block or rank_block out of range")
+        runs = [line.runs for line in header.estimates if line.mean is not None]
+        if not all(0 < count < 2**32 for count in (*runs, *(line.number for line in header.evaluations))):
+            raise ConfigError(f"{source}: runs or number of an evaluation out of range")
         if header.lucky_num_from not in LUCKY_NUM_SOURCES:
             raise ConfigError(f"{source}: lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}")
         uids = [uid for line in header.weights for uid in line.weights]

@@ -54,7 +54,7 @@ def audit(path: Path, others: list[Path]) -> str:
     except ConfigError as error:
         return f"damaged: {error}"
     header_fault, receipt_faults = check_signatures(file, verify_signature)
-    remarks(file, by_digest(file))
+    remarks(file)
     if header_fault or receipt_faults or file.header.signer != SIGNER:
         return _SIGNATURE
     faults = check_across_files({str(other): read_round(other).header for other in [*others, path]})[str(path)]

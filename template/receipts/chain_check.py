@@ -1,0 +1,226 @@
+"""Check a round file against the chain: its entries, ranks and weights."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from template.chain.protocols import AuditChain
+from template.competition import Incentives
+from template.errors import RemoteError
+from template.receipts.findings import Finding, Kind
+from template.receipts.history import ClaimedRank
+from template.receipts.round_file import RoundHeader, WeightsLine
+from template.records import ChainView, Entry
+from template.rules.entries import find_entries, missing_commit_blocks
+from template.rules.schedule import UNKNOWN_OUTCOME_BLOCKS
+from template.rules.stands import align
+
+# Weights on chain are whole parts of their largest, which has this many.
+_WEIGHT_PARTS = 65535
+
+
+def read_entries(header: RoundHeader, chain: AuditChain, block: int) -> dict[str, Entry]:
+    """Return the entries of the subnet at a block, by hotkey. Raises: RemoteError."""
+    view = chain.view(block)
+    reveals = missing_commit_blocks(view, {})
+    found = chain.commit_blocks_of_revealed(reveals) if reveals else {}
+    commit_blocks = {(hotkey, block): found.get(hotkey, block) for hotkey, block in reveals.items()}
+    return {key.hotkey: entry for key, entry in find_entries(view, header.competition, commit_blocks).items()}
+
+
+def check_entries(header: RoundHeader, chain: AuditChain) -> Iterator[Finding]:
+    """Compare the entries with the commitments at start_block. Raises: RemoteError."""
+    expected = read_entries(header, chain, header.start_block)
+    listed = {line.hotkey for line in header.entries}
+    for hotkey in sorted(expected.keys() - listed):
+        text = f"committed {expected[hotkey].key.commitment} at block {header.start_block}, and is left out of entries"
+        yield Finding(Kind.ENTRY, f"{hotkey}: {text}")
+    for line in header.entries:
+        entry = expected.get(line.hotkey)
+        if entry is None:
+            yield Finding(Kind.ENTRY, f"{line.hotkey}: in entries, and has no commitment at block {header.start_block}")
+            continue
+        for kind, name, actual, on_chain in (
+            (Kind.ENTRY, "commitment", line.entry, entry.key.commitment),
+            (Kind.ENTRY, "uid", line.uid, entry.uid),
+            (Kind.ENTRY, "registration block", line.registration_block, entry.registration_block),
+            (Kind.ENTRY, "block", line.block, entry.reveal_block),
+            (Kind.RANK, "commit block", line.commit_block, entry.commit_block),
+        ):
+            if actual != on_chain:
+                yield Finding(kind, f"{line.hotkey}: {name} {actual} in entries, on chain {on_chain}")
+
+
+def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chain: AuditChain) -> Iterator[Finding]:
+    """Check ranks from before the first file. Raises: RemoteError.
+
+    A dataset ranks from the first aligned block of its commitment, or later: after an update by the time between two
+    datasets of a hotkey, which needs another commitment of it that long before.
+    """
+    rules = header.incentives
+    for claim in claims:
+        where = f"{claim.key.hotkey}: rank block {claim.rank_block} of dataset {claim.key.digest[:12]}"
+        if not 0 <= claim.rank_block <= header.start_block:
+            yield Finding(Kind.RANK, f"{where} is not between 0 and start_block")
+            continue
+        entry = read_entries(header, chain, claim.rank_block).get(claim.key.hotkey)
+        if entry is None or entry.rejection is not None:
+            yield Finding(Kind.RANK, f"{where}: the hotkey has no valid commitment there")
+            continue
+        if claim.commit_block is not None and claim.commit_block > entry.commit_block:
+            text = f"committed in {claim.commit_block}, on chain in {entry.commit_block}"
+            yield Finding(Kind.RANK, f"{where}: {text}")
+        first_block = align(entry.commit_block, rules.blocks_per_epoch)
+        if claim.rank_block > first_block and not _is_update(header, claim, entry, chain):
+            text = f"its commitment stands since {first_block}, and the hotkey had no other dataset before"
+            yield Finding(Kind.RANK, f"{where}: {text}")
+
+
+def _is_update(header: RoundHeader, claim: ClaimedRank, entry: Entry, chain: AuditChain) -> bool:
+    """Whether an earlier dataset of the hotkey can be why a later one counts from its rank block only."""
+    rules = header.incentives
+    block = claim.rank_block - rules.update_blocks
+    block -= block % rules.blocks_per_epoch
+    before = read_entries(header, chain, block).get(claim.key.hotkey) if block > 0 else None
+    return before is not None and before.key != entry.key
+
+
+def check_rules(header: RoundHeader, incentives: Incentives) -> Iterator[Finding]:
+    """Compare the rules of the file with those of the competition."""
+    for name, expected in vars(incentives).items():
+        actual = getattr(header.incentives, name)
+        # Each validator chooses how many evaluations of a round it can do.
+        if actual != expected and name != "slots":
+            yield Finding(Kind.RULES, f"{name} is {actual} in the file, in the competition {expected}")
+    if header.lucky_num_from != incentives.seeds:
+        yield Finding(
+            Kind.SEED, f"seeds are {header.lucky_num_from} in the file, by the competition {incentives.seeds}"
+        )
+
+
+class WeightsCheck:
+    """Compares the weights in the files of one signer, in the order of their rounds, with the chain."""
+
+    def __init__(self, chain: AuditChain, signer: str) -> None:
+        self._chain = chain
+        self._signer = signer
+        self._first_block: int | None = None
+        self._blocks: set[int] = set()
+        self.notes: list[str] = []
+
+    def check(self, header: RoundHeader) -> Iterator[Finding]:
+        """Check the next round. Raises: RemoteError."""
+        self.notes = []
+        if self._first_block is None:
+            self._first_block = header.opened_block
+        for line in header.weights:
+            if line.is_accepted is False:
+                continue
+            block = line.included_block or self._find_inclusion(line)
+            where = f"weights of block {line.block}"
+            if block is None:
+                if line.is_accepted:
+                    yield Finding(Kind.WEIGHTS, f"{where}: accepted in the file, and not on chain")
+                continue
+            yield from self._check_unrecorded(block - 1)
+            self._blocks.add(block)
+            yield from (Finding(Kind.WEIGHTS, f"{where}: {fault}") for fault in self._check_line(line, block))
+        newest = self._chain.block()
+        if header.end_block <= newest:
+            yield from self._check_unrecorded(header.end_block - 1)
+
+    def _find_inclusion(self, line: WeightsLine) -> int | None:
+        """Return the block of weights whose outcome was unknown, None if they are not on chain."""
+        newest = min(line.block + UNKNOWN_OUTCOME_BLOCKS, self._chain.block())
+        neuron = self._chain.view(newest).by_hotkey.get(self._signer)
+        block = 0 if neuron is None else neuron.last_update_block
+        return block if block > line.block else None
+
+    def _check_unrecorded(self, block: int) -> Iterator[Finding]:
+        """Check that the newest weights at a block are in a file."""
+        assert self._first_block is not None
+        neuron = self._chain.view(block).by_hotkey.get(self._signer)
+        if neuron is None or neuron.last_update_block <= max(self._first_block, neuron.registration_block):
+            return
+        newest = neuron.last_update_block
+        if newest in self._blocks:
+            return
+        before = self._chain.weights(neuron.uid, max(self._blocks)) if self._blocks else {}
+        self._blocks.add(newest)
+        where = f"weights of block {newest}"
+        if before and self._chain.weights(neuron.uid, newest) == before:
+            self.notes.append(f"{where}, equal to the ones before, are in no file here")
+        else:
+            yield Finding(Kind.WEIGHTS, f"{where}: on chain, and in no file here")
+
+    def _check_line(self, line: WeightsLine, block: int) -> Iterator[str]:
+        """Compare weights with the state of the block that has them."""
+        view = self._chain.view(block)
+        neuron = view.by_hotkey.get(self._signer)
+        if neuron is None or neuron.last_update_block != block:
+            yield f"the chain has none of this signer in block {block}"
+            return
+        yield from _check_owners(line, self._chain.view(line.block))
+        if block in self._chain.weight_commits(self._signer, block):
+            revealed = self._find_reveal(block)
+            if revealed is None:
+                return
+            block = revealed
+        on_chain = {uid: weight for uid, weight in self._chain.weights(neuron.uid, block).items() if weight}
+        expected = {int(uid): weight for uid, weight in line.weights.items()}
+        if not _are_equal(expected, on_chain):
+            yield f"on chain they are {_in_parts(on_chain)}, in the file {_in_parts(expected)}"
+
+    def _find_reveal(self, block: int) -> int | None:
+        """Return the block where timelocked weights were revealed, None if they cannot be compared."""
+        low, high = block, self._chain.block()
+        if block in self._chain.weight_commits(self._signer, high):
+            self.notes.append(f"weights of block {block} are timelocked and not revealed yet: audit again later")
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if block in self._chain.weight_commits(self._signer, middle) else (low, middle)
+        if max(self._chain.weight_commits(self._signer, low)) > block:
+            self.notes.append(f"weights of block {block} were replaced by later ones before their reveal")
+            return None
+        return high
+
+
+def _check_owners(line: WeightsLine, view: ChainView) -> Iterator[str]:
+    """Check that each uid with weight was a hotkey's with a share, or the subnet owner's."""
+    hotkeys = {neuron.uid: neuron.hotkey for neuron in view.neurons}
+    if not any(share > 0.0 and hotkey in view.by_hotkey for hotkey, share in line.shares.items()):
+        hotkeys.pop(-1 if view.owner_uid is None else view.owner_uid, None)
+    for uid, weight in line.weights.items():
+        hotkey = hotkeys.get(int(uid))
+        if weight > 0.0 and hotkey is not None and line.shares.get(hotkey, 0.0) <= 0.0:
+            yield f"uid {uid} of {hotkey} has weight {weight!r}, and its hotkey no share"
+
+
+def _are_equal(expected: Mapping[int, float], on_chain: Mapping[int, int]) -> bool:
+    """Whether weights are equal but for the chain's rounding."""
+    ours, theirs = _in_parts(expected), _in_parts(on_chain)
+    return all(math.isclose(ours.get(uid, 0), theirs.get(uid, 0), abs_tol=1.5) for uid in ours | theirs)
+
+
+def _in_parts(weights: Mapping[int, float]) -> dict[int, int]:
+    largest = max(weights.values(), default=0.0)
+    return {uid: round(weight / largest * _WEIGHT_PARTS) for uid, weight in weights.items() if weight > 0.0}
+
+
+def check_burns(burns: Sequence[tuple[int, str]], chain: AuditChain) -> Iterator[Finding]:
+    """Check that all weight of a round without shares went to the subnet's owner. Raises: RemoteError."""
+    for block, hotkey in burns:
+        owner = chain.view(block).owner_hotkey
+        if hotkey != owner:
+            text = f"all weight to {hotkey}, without a share in the table; the subnet's owner is {owner}"
+            yield Finding(Kind.REPEAT, f"weights of block {block}: {text}")
+
+
+def read_or_report(found: Iterator[Finding], unanswered: list[str]) -> list[Finding]:
+    """Return findings up to the first question that the chain did not answer, which is noted."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(found)
+    except RemoteError as error:
+        unanswered.append(str(error))
+    return findings

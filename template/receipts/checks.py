@@ -1,0 +1,139 @@
+"""Run all checks of an audit that need no training, on the files of each signer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from template.chain.protocols import AuditChain
+from template.competition import Incentives
+from template.receipts.chain_check import (
+    WeightsCheck,
+    check_burns,
+    check_claimed_ranks,
+    check_entries,
+    check_rules,
+    read_or_report,
+)
+from template.receipts.findings import Finding, Kind
+from template.receipts.history import History
+from template.receipts.plan_check import check_plan
+from template.receipts.receipt import Receipt
+from template.receipts.refusals import RefusalCheck, check_commitments
+from template.receipts.round_file import RoundFile, RoundHeader
+from template.receipts.verify import check_against_chain
+from template.records import ChainView
+
+
+@dataclass(kw_only=True)
+class FileReport:
+    """Findings about one file. unanswered: questions to the chain or the Hub that failed."""
+
+    path: Path
+    title: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, kind: Kind, texts: Sequence[str]) -> None:
+        self.findings += [Finding(kind, text) for text in texts]
+
+
+class CachedChain:
+    """A chain that is asked each question once: what it says about past blocks does not change."""
+
+    def __init__(self, chain: AuditChain) -> None:
+        self._chain = chain
+        self._view = cache(chain.view)
+        self._block_hash = cache(chain.block_hash)
+        self._commit_blocks: dict[tuple[str, int], int | None] = {}
+        self._newest: int | None = None
+
+    def view(self, block: int | None = None) -> ChainView:
+        return self._view(block)
+
+    def block(self) -> int:
+        self._newest = self._chain.block() if self._newest is None else self._newest
+        return self._newest
+
+    def block_hash(self, block: int) -> str:
+        return self._block_hash(block)
+
+    def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
+        missing = {hotkey: block for hotkey, block in reveals.items() if (hotkey, block) not in self._commit_blocks}
+        found = self._chain.commit_blocks_of_revealed(missing) if missing else {}
+        self._commit_blocks.update({(hotkey, block): found.get(hotkey) for hotkey, block in missing.items()})
+        known = {hotkey: self._commit_blocks[(hotkey, block)] for hotkey, block in reveals.items()}
+        return {hotkey: block for hotkey, block in known.items() if block is not None}
+
+    def weights(self, uid: int, block: int) -> dict[int, int]:
+        return self._chain.weights(uid, block)
+
+    def weight_commits(self, hotkey: str, block: int) -> list[int]:
+        return self._chain.weight_commits(hotkey, block)
+
+
+def check_signers(
+    files: Mapping[Path, RoundFile],
+    reports: Mapping[Path, FileReport],
+    receipts: Mapping[str, Receipt],
+    incentives: Incentives,
+    chains: Mapping[int, AuditChain],
+    refusals: Mapping[int, RefusalCheck],
+) -> None:
+    """Check the files of each signer in the order of their rounds, and add to their reports.
+
+    Args:
+        receipts: Of all files, by digest.
+        incentives: The competition's.
+        chains, refusals: By netuid; no chain without --subtensor.network.
+    """
+    for netuid, signer in {(file.header.netuid, file.header.signer): None for file in files.values()}:
+        rounds = {
+            file.header.start_block: (path, file.header)
+            for path, file in reversed(list(files.items()))
+            if (file.header.netuid, file.header.signer) == (netuid, signer)
+        }
+        chain = chains.get(netuid)
+        history = History(receipts)
+        weights = WeightsCheck(chain, signer) if chain is not None and signer is not None else None
+        for _, (path, header) in sorted(rounds.items()):
+            report = reports[path]
+            _check_round(report, header, history, incentives, chain, refusals[netuid])
+            if weights is not None:
+                report.findings += read_or_report(weights.check(header), report.unanswered)
+                report.notes += weights.notes
+
+
+def _check_round(
+    report: FileReport,
+    header: RoundHeader,
+    history: History,
+    incentives: Incentives,
+    chain: AuditChain | None,
+    refusals: RefusalCheck,
+) -> None:
+    checked = history.add(header)
+    report.findings += [*check_rules(header, incentives), *check_commitments(header), *checked.findings]
+    report.findings += refusals.check(header, checked.versions)
+    report.notes += refusals.notes
+    report.unanswered += refusals.unanswered
+    plan = check_plan(header, checked, None if chain is None else chain.block_hash)
+    report.findings += read_or_report(plan, report.unanswered)
+    if chain is None:
+        report.notes += [
+            f"{claim.key.hotkey}: rank block {claim.rank_block} is from before these files: audit with a chain"
+            for claim in checked.claimed_ranks
+        ]
+        return
+    for found in (
+        _check_hashes(header, chain),
+        check_entries(header, chain),
+        check_claimed_ranks(header, checked.claimed_ranks, chain),
+        check_burns(checked.burns, chain),
+    ):
+        report.findings += read_or_report(found, report.unanswered)
+
+
+def _check_hashes(header: RoundHeader, chain: AuditChain) -> Iterator[Finding]:
+    yield from (Finding(Kind.SEED, fault) for fault in check_against_chain(header, chain.block_hash))

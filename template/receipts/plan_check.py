@@ -1,0 +1,103 @@
+"""Plan a round again from the files of the rounds before it. Pure."""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from template.receipts.findings import Finding, Kind
+from template.receipts.history import RoundHistory
+from template.receipts.round_file import RoundHeader
+from template.records import ContentKey, Rank
+from template.rules.evaluations import plan_evaluations
+from template.rules.ledger import Content, read_ledger
+from template.rules.stands import align
+
+# Blocks of a day: hotkeys with fewer evaluations in it are evaluated first.
+_DAY_BLOCKS = 7200
+
+# Slots of a plan with all evaluations that may be done.
+_ALL_SLOTS = 1 << 20
+
+
+def check_plan(
+    header: RoundHeader, checked: RoundHistory, block_hash: Callable[[int], str] | None
+) -> Iterator[Finding]:
+    """Compare the evaluations of a round with the plan of the rules.
+
+    A dataset that was still to be downloaded may have come after the plan. Then, without the files of the last day, or
+    without a chain for equal ranks, only evaluations that no plan has are found.
+
+    Args:
+        block_hash: Returns the hash of a rank block, None without a chain.
+    """
+    actual = [(ContentKey(line.hotkey, line.digest), line.number) for line in header.evaluations]
+    done = {key for key, _ in actual}
+    shown = {
+        ContentKey(line.hotkey, line.digest) for line in header.table if line.digest is not None and line.reason is None
+    }
+    in_ledger = {ContentKey(line.hotkey, line.digest) for line in header.ledger}
+    if not _has_all_losses(header, checked):
+        return
+    contents = {
+        key: content
+        for key in shown | done | in_ledger
+        if (content := _make_content(key, header, checked, block_hash)) is not None
+    }
+    late = {key for key in (shown & contents.keys()) - done if not contents[key].losses and key.hotkey in header.queue}
+    recent = _recent_runs(header, checked)
+    is_exact = not late and recent is not None and block_hash is not None
+    rules = header.incentives if is_exact else dataclasses.replace(header.incentives, slots=_ALL_SLOTS)
+    ledger = read_ledger([contents[key] for key in in_ledger & contents.keys()], header.competition, rules)
+    present = [contents[key] for key in ((shown | done) & contents.keys()) - late]
+    plan = plan_evaluations(present, ledger, recent or {}, header.start_block, header.competition, rules)
+    expected = [(one.content.key, one.number) for one in plan]
+    for key, number in actual:
+        if (key, number) not in expected:
+            yield Finding(Kind.PLAN, f"{key.hotkey}: evaluation {number} of {key.digest[:12]} is not in the plan")
+    for key, number in expected if is_exact else ():
+        if (key, number) not in actual:
+            yield Finding(Kind.PLAN, f"{key.hotkey}: evaluation {number} of {key.digest[:12]} is left out")
+
+
+def _has_all_losses(header: RoundHeader, checked: RoundHistory) -> bool:
+    """Whether these files have every evaluation that the round rests on."""
+    return all(
+        line.runs <= len(checked.season.first_losses(ContentKey(line.hotkey, line.digest), line.runs))
+        for line in header.estimates
+        if line.digest is not None
+    )
+
+
+def _make_content(
+    key: ContentKey, header: RoundHeader, checked: RoundHistory, block_hash: Callable[[int], str] | None
+) -> Content | None:
+    """Return a dataset as it was before the round; None for one that no entry has."""
+    line = checked.season.ledger.get(key)
+    line = line or next((one for one in header.ledger if (one.hotkey, one.digest) == key), None)
+    source = line or checked.versions.get(key)
+    if source is None:
+        return None
+    seed = "" if block_hash is None else block_hash(source.rank_block)
+    tie_break = hashlib.sha256(f"{seed}\n{key.hotkey}\n{key.digest}".encode()).digest()
+    losses = checked.earlier.get(key, {})
+    return Content(
+        key=key,
+        rank=Rank(source.rank_block, source.commit_block, tie_break),
+        registration_block=source.registration_block,
+        losses=tuple(loss for _, loss in sorted(losses.items())),
+    )
+
+
+def _recent_runs(header: RoundHeader, checked: RoundHistory) -> Counter[str] | None:
+    """Return the evaluations of each hotkey in the last day; None if a file of it is missing."""
+    period, since = header.incentives.blocks_per_epoch, header.start_block - _DAY_BLOCKS
+    planned = [(block, runs) for block, runs in checked.season.planned if block < header.start_block]
+    day = [(block, runs) for block, runs in planned if block > since]
+    blocks = [*(block for block, _ in day), header.start_block]
+    first, opening = planned[0][0] if planned else header.start_block, header.incentives.start_block
+    is_covered = first <= since or 0 < opening <= first <= align(opening, period)
+    if not is_covered or any(later - earlier != period for earlier, later in pairwise(blocks)):
+        return None
+    return sum((runs for _, runs in day), Counter())

@@ -1,0 +1,148 @@
+"""Check the refusals of a round: download the datasets, and apply the rules again."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from template.chain.protocols import AuditChain
+from template.competition import CommitmentRecord
+from template.errors import Reason, RemoteError, SubmissionError
+from template.receipts.findings import Finding, Kind
+from template.receipts.round_file import RoundHeader, TableLine
+from template.records import ContentKey, Dataset, SubmissionKey
+from template.rules.duplicates import max_shared
+from template.rules.entries import MISSING, parse_entry
+from template.rules.stands import Version
+
+# Reasons that follow from the text of a commitment, and those from the content of a file.
+_OF_TEXT = (Reason.BAD_COMMITMENT, Reason.WRONG_COMPETITION, Reason.BEFORE_REGISTRATION)
+_OF_CONTENT = (Reason.TOO_LARGE, Reason.MALFORMED, Reason.EMPTY, Reason.NOT_IN_POOL)
+
+# Written by `template.rules.duplicates.Duplicate`.
+_DUPLICATE = re.compile(
+    r"shares ([0-9]{1,5}) rows with the earlier dataset of (\w{1,64}) \(rows ([0-9a-f]{12}), block ([0-9]{1,10})\)"
+)
+
+Read = Callable[[CommitmentRecord], Dataset]
+"""Downloads and checks a dataset. Raises: SubmissionError, RemoteError."""
+
+
+def check_commitments(header: RoundHeader) -> Iterator[Finding]:
+    """Check the refusals that follow from a commitment's text and blocks."""
+    entries = {line.hotkey: line for line in header.entries}
+    for line in header.table:
+        entry = entries.get(line.hotkey)
+        if entry is None or entry.entry != line.entry:
+            continue
+        rejection = parse_entry(
+            SubmissionKey(entry.hotkey, entry.entry),
+            header.competition.id,
+            uid=entry.uid,
+            reveal_block=entry.block,
+            commit_block=entry.commit_block,
+            registration_block=entry.registration_block,
+        ).rejection
+        expected = None if rejection is None else rejection.reason
+        if line.reason != expected and (expected is not None or line.reason in _OF_TEXT):
+            text = f"{line.reason or 'not refused'} in the table, by its commitment {expected or 'valid'}"
+            yield Finding(Kind.REFUSAL, f"{line.hotkey}: {text}")
+
+
+class RefusalCheck:
+    """Checks refused datasets of one competition on the Hub.
+
+    Args:
+        read: Downloads and checks a dataset.
+        commitments: Texts of datasets in any file at hand, by hotkey and the first 12 digits of the digest.
+        chain: Finds the text of an original that is in no file; None without a chain.
+    """
+
+    def __init__(self, read: Read, commitments: Mapping[tuple[str, str], str], chain: AuditChain | None) -> None:
+        self.notes: list[str] = []
+        self.unanswered: list[str] = []
+        self._read_dataset = read
+        self._commitments = commitments
+        self._chain = chain
+        self._read: dict[str, Dataset | SubmissionError] = {}
+
+    def check(self, header: RoundHeader, versions: Mapping[ContentKey, Version]) -> list[Finding]:
+        """Check the next file; `notes` and `unanswered` are then those of this file."""
+        self.notes, self.unanswered = [], []
+        findings: list[Finding] = []
+        for line in header.table:
+            try:
+                if line.reason is Reason.DUPLICATE:
+                    findings += self._check_duplicate(line, versions)
+                elif line.reason in (*_OF_CONTENT, *MISSING):
+                    findings += self._check_content(line)
+                elif line.reason in (Reason.DIVERGED, Reason.NO_TARGET):
+                    self.notes.append(f"{line.hotkey}: {line.reason}; only an evaluation can show it")
+            except RemoteError as error:
+                self.unanswered.append(f"{line.hotkey}: {error}")
+        return findings
+
+    def _check_content(self, line: TableLine) -> Iterator[Finding]:
+        dataset = self._read_once(line.entry)
+        if isinstance(dataset, SubmissionError):
+            if dataset.reason in MISSING and line.reason not in MISSING:
+                self.notes.append(f"{line.hotkey}: {line.reason} in the table, and its dataset is gone")
+        elif line.reason in MISSING:
+            # Anyone can hide a file for a while, and nobody can show later that it was there.
+            self.notes.append(f"{line.hotkey}: {line.reason} in the table, and the Hub has its file now")
+        else:
+            yield Finding(Kind.REFUSAL, f"{line.hotkey}: {line.reason} in the table, and its dataset passes the check")
+
+    def _check_duplicate(self, line: TableLine, versions: Mapping[ContentKey, Version]) -> Iterator[Finding]:
+        where = f"{line.hotkey}: duplicate"
+        match = _DUPLICATE.fullmatch(line.message)
+        if match is None:
+            yield Finding(Kind.REFUSAL, f"{where} of no dataset that the message names")
+            return
+        shared, hotkey, prefix, block = int(match[1]), match[2], match[3], int(match[4])
+        if hotkey == line.hotkey:
+            yield Finding(Kind.REFUSAL, f"{where} of its own dataset")
+        yield from _check_order(line, hotkey, prefix, block, versions)
+        text = self._commitments.get((hotkey, prefix)) or self._text_at(hotkey, block)
+        if text is None:
+            self.notes.append(f"{where} of a dataset that is in no file here: audit with a chain")
+            return
+        own, original = self._read_once(line.entry), self._read_once(text)
+        if isinstance(own, SubmissionError) or isinstance(original, SubmissionError):
+            gone = next(error for error in (own, original) if isinstance(error, SubmissionError))
+            self.notes.append(f"{where} that cannot be compared any more: {gone}")
+            return
+        if own.digest != line.digest or not original.digest.startswith(prefix):
+            yield Finding(Kind.REFUSAL, f"{where}, but the Hub has other rows: {own.digest}, {original.digest}")
+            return
+        rows = set(own.row_keys)
+        actual, allowed = len(rows & set(original.row_keys)), max_shared(len(rows))
+        if actual <= allowed or actual != shared:
+            text = f"shares {actual} rows with the dataset of {hotkey}, not {shared}; {allowed} are allowed"
+            yield Finding(Kind.REFUSAL, f"{where} that {text}")
+
+    def _text_at(self, hotkey: str, block: int) -> str | None:
+        if self._chain is None:
+            return None
+        commitments = self._chain.view(block).commitments
+        return next((commitment.text for commitment in commitments if commitment.hotkey == hotkey), None)
+
+    def _read_once(self, text: str) -> Dataset | SubmissionError:
+        if text not in self._read:
+            try:
+                self._read[text] = self._read_dataset(CommitmentRecord.parse(text))
+            except SubmissionError as error:
+                self._read[text] = error
+        return self._read[text]
+
+
+def _check_order(
+    line: TableLine, hotkey: str, prefix: str, block: int, versions: Mapping[ContentKey, Version]
+) -> Iterator[Finding]:
+    """Check that the original ranks before its duplicate."""
+    own = versions.get(ContentKey(line.hotkey, line.digest or ""))
+    original = next((versions[key] for key in versions if key.hotkey == hotkey and key.digest.startswith(prefix)), None)
+    if original is not None and original.rank_block != block:
+        text = f"the original ranks by block {block} in the message, by the entries {original.rank_block}"
+        yield Finding(Kind.RANK, f"{line.hotkey}: {text}")
+    if own is not None and (block, original.commit_block if original else 0) > (own.rank_block, own.commit_block):
+        text = f"duplicate of a dataset that is later: {block}, its own {own.rank_block}"
+        yield Finding(Kind.REFUSAL, f"{line.hotkey}: {text}")
