@@ -57,24 +57,16 @@ class ChainCommitment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainView:
-    """The chain's state at one block, as far as a tick needs it.
+class ChainSnapshot:
+    """The subnet at one block, as far as a round needs it.
 
-    timestamp: of the block, in POSIX seconds. neurons: all, by uid. commitments: also of unregistered hotkeys.
-    owner_uid: None when the subnet owner's hotkey has no uid. blocks_until_epoch: until the subnet's next epoch.
-    activity_cutoff: blocks for which weights keep a validator active, 0 if unknown. weights_version: least version key
-    that the chain accepts.
+    neurons: all, by uid. commitments: also of unregistered hotkeys. owner_uid: None when the subnet owner's hotkey has
+    no uid.
     """
 
     netuid: int
     block: int
     block_hash: str
-    timestamp: float
-    tempo: int
-    blocks_until_epoch: int
-    weights_rate_limit: int
-    activity_cutoff: int
-    weights_version: int
     neurons: tuple[Neuron, ...]
     commitments: tuple[ChainCommitment, ...]
     owner_hotkey: str
@@ -84,6 +76,23 @@ class ChainView:
     def by_hotkey(self) -> Mapping[str, Neuron]:
         """Registered neurons by hotkey."""
         return {neuron.hotkey: neuron for neuron in self.neurons}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainView(ChainSnapshot):
+    """The chain's state at its newest block, as far as a tick needs it.
+
+    timestamp: of the block, in POSIX seconds. blocks_until_epoch: until the subnet's next epoch. activity_cutoff:
+    blocks for which weights keep a validator active, 0 if unknown. weights_version: least version key that the chain
+    accepts.
+    """
+
+    timestamp: float
+    tempo: int
+    blocks_until_epoch: int
+    weights_rate_limit: int
+    activity_cutoff: int
+    weights_version: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,17 @@ class WeightOutcome(Outcome):
 
     is_revealed_later: bool = False
     reveal_round: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedWeights:
+    """Weights by uid as the chain gets them: u16, the largest 65535.
+
+    rejection: set if the chain would reject or drop them; nothing is sent then.
+    """
+
+    sent: Mapping[int, int]
+    rejection: WeightOutcome | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,7 +387,8 @@ class WeightIntent:
     """Weights by uid, decided at `block`. outcome: None while pending.
 
     shares: the same by hotkey, for submitting them again after uids changed hands. registrations: registration block
-    of each of those hotkeys when it earned its share. is_repeat: an earlier round's, submitted to stay active.
+    of each of those hotkeys when it earned its share. is_repeat: an earlier round's, submitted to stay active. sent:
+    the same in u16, as the chain gets them; zeros only fill up to min_allowed_weights. Empty if nothing was sent.
     """
 
     id: int
@@ -379,6 +400,7 @@ class WeightIntent:
     finished_at: float | None
     registrations: Mapping[str, int] = field(default_factory=dict)
     is_repeat: bool = False
+    sent: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

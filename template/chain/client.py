@@ -14,12 +14,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, TypeVar
 
 import bittensor as bt
 from bittensor import settings
-from bittensor import storage as st
 from loguru import logger
 
 from template.chain.commitments import encode_text
@@ -28,6 +26,7 @@ from template.chain.event_loop import EventLoopThread
 from template.chain.reads import (
     read_commit_blocks,
     read_commitment,
+    read_snapshot,
     read_view,
     read_weight_commits,
     read_weights,
@@ -35,9 +34,17 @@ from template.chain.reads import (
 )
 from template.chain.timelock import beacon_round_at, round_time, timelock_encrypt
 from template.chain.wallets import Wallet, open_wallet, verify_signature
+from template.chain.weights import ExactWeights, fit_weights, read_limits
 from template.constants import WEIGHTS_VERSION
 from template.errors import ConfigError, RemoteError
-from template.records import ChainCommitment, ChainView, PublishOutcome, WeightOutcome
+from template.records import (
+    ChainCommitment,
+    ChainSnapshot,
+    ChainView,
+    PreparedWeights,
+    PublishOutcome,
+    WeightOutcome,
+)
 
 __all__ = [
     "Chain",
@@ -62,7 +69,6 @@ _ERA_BLOCKS = 32
 STALL_S = 600.0
 
 _MAX_DEADLINE_S = 3600.0
-_STALE_VERSION = "IncorrectWeightVersionKey"
 
 # The client's own refusals, by the chain's error names.
 _PREFLIGHT_NAMES = {
@@ -135,6 +141,8 @@ class Chain:
         self._clock = clock
         # Most polls find no newer block.
         self._view: ChainView | None = None
+        # Of final blocks, by this connection. Each round needs the hashes of many earlier ones.
+        self._hashes: dict[int, str] = {}
         self._newest_block = 0
         self._advanced_at = self._rotated_at = clock()
 
@@ -146,6 +154,7 @@ class Chain:
 
     def close(self) -> None:
         """Close the connection; a later call opens a new one."""
+        self._hashes.clear()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             connection.loop.close()
@@ -159,19 +168,30 @@ class Chain:
         """Sign with the hotkey; return 128 hex digits. Raises: ConfigError."""
         return bytes(self._signer.sign(message)).hex()
 
-    def view(self, block: int | None = None) -> ChainView:
-        """Read the subnet and all its commitments at a block, by default the newest.
+    def view(self) -> ChainView:
+        """Read the subnet and all its commitments at the newest block.
 
-        Raises: RemoteError, also for a block that is not finalized, whose state every node dropped, or behind the
-        newest one read before; ConfigError for an unknown netuid or a tempo of 0.
+        Raises: RemoteError, also for a block behind the newest one read before; ConfigError for an unknown netuid or a
+        tempo of 0.
         """
-        what = "read the subnet" if block is None else f"read the subnet at block {block}"
         last = self._view
-        view = self._call(what, lambda link: read_view(link.client, link.substrate, self.netuid, block, last=last))
-        if block is None:
-            self._check_progress(view.block)
-            self._view = view
+        view = self._call(
+            "read the subnet", lambda link: read_view(link.client, link.substrate, self.netuid, last=last)
+        )
+        self._check_progress(view.block)
+        self._view = view
         return view
+
+    def snapshot(self, block: int) -> ChainSnapshot:
+        """Read neurons and commitments at a past block.
+
+        Raises: RemoteError, also for a block that is not finalized or whose state every node dropped.
+        """
+        last = self._view
+        return self._call(
+            f"read the subnet at block {block}",
+            lambda link: read_snapshot(link.client, link.substrate, self.netuid, block, last=last),
+        )
 
     def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
         """Return the commit block of each hotkey's commitment, given its reveal block.
@@ -188,7 +208,12 @@ class Chain:
 
     def block_hash(self, block: int) -> str:
         """Return a block's hash in 0x-hex. Raises: RemoteError, also for a future block."""
-        return str(self._call(f"read the hash of block {block}", lambda link: link.substrate.block_hash(block)))
+        if block not in self._hashes:
+            value = str(self._call(f"read the hash of block {block}", lambda link: link.substrate.block_hash(block)))
+            if block > self._newest_block:
+                return value
+            self._hashes[block] = value
+        return self._hashes[block]
 
     def commitment(self, hotkey: str) -> ChainCommitment | None:
         """Return a hotkey's current commitment, if any. Raises: RemoteError."""
@@ -234,25 +259,25 @@ class Chain:
         retry = self._blocks_until_epoch() if name == "SpaceLimitExceeded" else None
         return PublishOutcome(is_accepted=False, error=name, message=result.message, retry_after_blocks=retry)
 
-    def set_weights(self, weights: Mapping[int, float], *, version_key: int = WEIGHTS_VERSION) -> WeightOutcome:
-        """Set relative weights by uid, plain or timelocked as the subnet requires.
+    def prepare_weights(self, weights: Mapping[int, float]) -> PreparedWeights:
+        """Fit relative weights by uid to the subnet's limits; send nothing.
 
-        The chain drops timelocked weights with an old `version_key` only at their reveal, so it is compared with the
-        subnet's first. Raises: ValueError for weights that are not finite, negative or all zero; RemoteError when the
-        result is unknown; ConfigError without a wallet.
+        Raises: ValueError for weights that are not finite, negative or all zero; RemoteError when a limit cannot be
+        read; ConfigError without a wallet.
         """
-        values = list(weights.values())
-        if not any(values) or not all(isfinite(value) and value >= 0 for value in values):
-            raise ValueError(f"weights must be finite, not negative and not all zero: {dict(weights)}")
+        hotkey = self.hotkey
+        limits = self._read("read the limits of weights", lambda snapshot: read_limits(snapshot, self.netuid, hotkey))
+        return fit_weights(weights, limits)
+
+    def set_weights(self, prepared: PreparedWeights) -> WeightOutcome:
+        """Send prepared weights, plain or timelocked as the subnet requires, unless they have a rejection.
+
+        Raises: RemoteError when the result is unknown; ConfigError without a wallet.
+        """
+        if prepared.rejection is not None:
+            return prepared.rejection
         signer = self._signer
-        required = self._read(
-            "read the weights version",
-            lambda snapshot: snapshot.query(st.SubtensorModule.WeightsVersionKey, [self.netuid]),
-        )
-        if int(required or 0) > version_key:
-            message = f"the subnet requires weights version {required}, this validator has {version_key}: update it"
-            return WeightOutcome(is_accepted=False, error=_STALE_VERSION, message=message)
-        intent = bt.SetWeights(self.netuid, weights=dict(weights), version_key=version_key)
+        intent = ExactWeights(self.netuid, weights=dict(prepared.sent), version_key=WEIGHTS_VERSION)
         result = self._submit("set weights", lambda link: link.client.execute(intent, signer, period=_ERA_BLOCKS))
         if not result.success:
             return WeightOutcome(is_accepted=False, error=_error_name(result), message=result.message)

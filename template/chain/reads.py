@@ -16,7 +16,7 @@ from bittensor import storage as st
 
 from template.chain.commitments import parse_commitment
 from template.errors import ConfigError
-from template.records import ChainCommitment, ChainView, Neuron
+from template.records import ChainCommitment, ChainSnapshot, ChainView, Neuron
 
 # The runtime's BlockNumber is a u32.
 _MAX_BLOCK = 2**32 - 1
@@ -36,56 +36,34 @@ async def snapshot_at(client: bt.Client, block: int | None = None) -> bt.Snapsho
     return await client.at(newest if block is None else block)
 
 
-async def read_view(
-    client: bt.Client, substrate: Any, netuid: int, block: int | None, *, last: ChainView | None = None
-) -> ChainView:
-    """Read the subnet at a block, by default the newest finalized one.
+async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: ChainView | None = None) -> ChainView:
+    """Read the subnet at the newest finalized block.
 
     `last` is an earlier view of this netuid: it is returned when it has the same block hash, and its block must still
-    be on the chain. Raises: bt.ChainError for a block that is not finalized or whose state the node dropped; ValueError
-    for an answer that no chain can give; ConfigError for an unknown netuid or a tempo of 0.
+    be on the chain. Raises: ValueError for an answer that no chain can give; ConfigError for an unknown netuid or a
+    tempo of 0.
     """
-    snapshot = await snapshot_at(client, block)
+    snapshot = await snapshot_at(client)
     block_hash = await substrate.block_hash(snapshot.block)
     if last is not None and last.block_hash == block_hash:
         return last
     # The caller refuses a newest block behind an earlier one.
-    if last is not None and (block is not None or last.block <= snapshot.block):
+    if last is not None and last.block <= snapshot.block:
         await _check_history(substrate, (last.block, last.block_hash), (snapshot.block, block_hash))
-    # Not the metagraph's own commitments: see template/chain/commitments.py.
-    graph, remaining, rate_limit, cutoff_milli, version, now_ms, records, reveals = await asyncio.gather(
-        snapshot.subnets.metagraph(netuid, commitments=False),
+    (graph, commitments), remaining, rate_limit, cutoff_milli, version, now_ms = await asyncio.gather(
+        _read_subnet(snapshot, netuid),
         snapshot.epochs.blocks_until_next_epoch(netuid),
         snapshot.query(st.SubtensorModule.WeightsSetRateLimit, [netuid]),
         snapshot.query(st.SubtensorModule.ActivityCutoffFactorMilli, [netuid]),
         snapshot.query(st.SubtensorModule.WeightsVersionKey, [netuid]),
         snapshot.query(st.Timestamp.Now),
-        snapshot.query_map(st.Commitments.CommitmentOf, [netuid]),
-        snapshot.query_map(st.Commitments.RevealedCommitments, [netuid]),
     )
-    if graph is None and block is not None:
-        raise bt.ChainError(f"there was no subnet {netuid} yet")
     if graph is None:
         raise ConfigError(f"--netuid must be a subnet of this network, and it has no {netuid}")
     if remaining is None:
         raise ConfigError(f"--netuid {netuid} never runs an epoch: its tempo is 0")
-    _check_graph(graph, netuid, snapshot.block)
-    neurons = tuple(
-        Neuron(
-            uid=neuron.uid,
-            hotkey=neuron.hotkey,
-            registration_block=neuron.block_at_registration,
-            last_update_block=neuron.last_update,
-        )
-        for neuron in graph.neurons
-    )
-    commitments = _commitments(records, reveals)
-    if commitments and not 0 <= commitments[0].block <= commitments[-1].block <= snapshot.block:
-        raise ValueError(f"a commitment is of block {commitments[-1].block}, and the newest block is {snapshot.block}")
     return ChainView(
-        netuid=netuid,
-        block=snapshot.block,
-        block_hash=block_hash,
+        **vars(_make_snapshot(graph, commitments, netuid, snapshot.block, block_hash)),
         timestamp=int(now_ms) / 1000,
         tempo=graph.tempo,
         blocks_until_epoch=remaining,
@@ -93,11 +71,56 @@ async def read_view(
         # The chain's own formula; the older item ActivityCutoff is still readable but obsolete.
         activity_cutoff=int(cutoff_milli or 0) * graph.tempo // 1000,
         weights_version=int(version or 0),
+    )
+
+
+async def read_snapshot(
+    client: bt.Client, substrate: Any, netuid: int, block: int, *, last: ChainView | None = None
+) -> ChainSnapshot:
+    """Read the subnet at a block, with no more calls than a round needs.
+
+    `last` is a view of the same chain; a block up to it is final. Raises: bt.ChainError for a block that is not
+    finalized, whose state the node dropped, or before the subnet; ValueError for an answer that no chain can give.
+    """
+    is_final = last is not None and 0 <= block <= last.block
+    snapshot = await (client.at(block) if is_final else snapshot_at(client, block))
+    block_hash = await substrate.block_hash(block)
+    if last is not None:
+        await _check_history(substrate, (last.block, last.block_hash), (block, block_hash))
+    graph, commitments = await _read_subnet(snapshot, netuid)
+    if graph is None:
+        raise bt.ChainError(f"there was no subnet {netuid} yet")
+    return _make_snapshot(graph, commitments, netuid, block, block_hash)
+
+
+def _make_snapshot(
+    graph: Any, commitments: tuple[ChainCommitment, ...], netuid: int, block: int, block_hash: str
+) -> ChainSnapshot:
+    """Return the neurons and commitments of a block. Raises: ValueError for an impossible metagraph."""
+    neurons = _neurons(graph, netuid, block)
+    return ChainSnapshot(
+        netuid=netuid,
+        block=block,
+        block_hash=block_hash,
         neurons=neurons,
         commitments=commitments,
         owner_hotkey=graph.owner_hotkey,
         owner_uid=next((neuron.uid for neuron in neurons if neuron.hotkey == graph.owner_hotkey), None),
     )
+
+
+async def _read_subnet(snapshot: bt.Snapshot, netuid: int) -> tuple[Any, tuple[ChainCommitment, ...]]:
+    """Read the metagraph, None without the subnet, and the commitments."""
+    # Not the metagraph's own commitments: see template/chain/commitments.py.
+    graph, records, reveals = await asyncio.gather(
+        snapshot.subnets.metagraph(netuid, commitments=False),
+        snapshot.query_map(st.Commitments.CommitmentOf, [netuid]),
+        snapshot.query_map(st.Commitments.RevealedCommitments, [netuid]),
+    )
+    commitments = _commitments(records, reveals)
+    if commitments and not 0 <= commitments[0].block <= commitments[-1].block <= snapshot.block:
+        raise ValueError(f"a commitment is of block {commitments[-1].block}, and the newest block is {snapshot.block}")
+    return graph, commitments
 
 
 async def _check_history(substrate: Any, *views: tuple[int, str]) -> None:
@@ -116,8 +139,8 @@ async def _check_history(substrate: Any, *views: tuple[int, str]) -> None:
         raise ValueError(f"block {older} has the hashes {expected} and {actual}: another chain or fork")
 
 
-def _check_graph(graph: Any, netuid: int, block: int) -> None:
-    """Raise ValueError unless the metagraph is complete and of this subnet and block.
+def _neurons(graph: Any, netuid: int, block: int) -> tuple[Neuron, ...]:
+    """Return the neurons. Raises: ValueError for a metagraph that is incomplete or of another subnet or block.
 
     The client fills missing values with zeros, and a registration in block 0 would make every commitment valid. It
     numbers the neurons by position, so no uid can be missing or doubled.
@@ -134,6 +157,15 @@ def _check_graph(graph: Any, netuid: int, block: int) -> None:
             raise ValueError(f"{column} must hold blocks up to {maximum}")
     if len({neuron.hotkey for neuron in graph.neurons}) != len(graph.neurons):
         raise ValueError("a hotkey has two uids")
+    return tuple(
+        Neuron(
+            uid=neuron.uid,
+            hotkey=neuron.hotkey,
+            registration_block=neuron.block_at_registration,
+            last_update_block=neuron.last_update,
+        )
+        for neuron in graph.neurons
+    )
 
 
 def _commitments(records: Sequence[tuple[Any, Any]], reveals: Sequence[tuple[Any, Any]]) -> tuple[ChainCommitment, ...]:

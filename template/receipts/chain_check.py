@@ -9,7 +9,7 @@ from template.errors import RemoteError
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import ClaimedRank
 from template.receipts.round_file import RoundHeader, WeightsLine
-from template.records import ChainView, Entry
+from template.records import ChainSnapshot, Entry
 from template.rules.entries import find_entries, missing_commit_blocks
 from template.rules.schedule import UNKNOWN_OUTCOME_BLOCKS
 from template.rules.stands import align
@@ -20,7 +20,7 @@ _WEIGHT_PARTS = 65535
 
 def read_entries(header: RoundHeader, chain: AuditChain, block: int) -> dict[str, Entry]:
     """Return the entries of the subnet at a block, by hotkey. Raises: RemoteError."""
-    view = chain.view(block)
+    view = chain.snapshot(block)
     reveals = missing_commit_blocks(view, {})
     found = chain.commit_blocks_of_revealed(reveals) if reveals else {}
     commit_blocks = {(hotkey, block): found.get(hotkey, block) for hotkey, block in reveals.items()}
@@ -131,14 +131,14 @@ class WeightsCheck:
     def _find_inclusion(self, line: WeightsLine) -> int | None:
         """Return the block of weights whose outcome was unknown, None if they are not on chain."""
         newest = min(line.block + UNKNOWN_OUTCOME_BLOCKS, self._chain.block())
-        neuron = self._chain.view(newest).by_hotkey.get(self._signer)
+        neuron = self._chain.snapshot(newest).by_hotkey.get(self._signer)
         block = 0 if neuron is None else neuron.last_update_block
         return block if block > line.block else None
 
     def _check_unrecorded(self, block: int) -> Iterator[Finding]:
         """Check that the newest weights at a block are in a file."""
         assert self._first_block is not None
-        neuron = self._chain.view(block).by_hotkey.get(self._signer)
+        neuron = self._chain.snapshot(block).by_hotkey.get(self._signer)
         if neuron is None or neuron.last_update_block <= max(self._first_block, neuron.registration_block):
             return
         newest = neuron.last_update_block
@@ -154,12 +154,12 @@ class WeightsCheck:
 
     def _check_line(self, line: WeightsLine, block: int) -> Iterator[str]:
         """Compare weights with the state of the block that has them."""
-        view = self._chain.view(block)
+        view = self._chain.snapshot(block)
         neuron = view.by_hotkey.get(self._signer)
         if neuron is None or neuron.last_update_block != block:
             yield f"the chain has none of this signer in block {block}"
             return
-        yield from _check_owners(line, self._chain.view(line.block))
+        yield from _check_owners(line, self._chain.snapshot(line.block))
         if block in self._chain.weight_commits(self._signer, block):
             revealed = self._find_reveal(block)
             if revealed is None:
@@ -185,7 +185,7 @@ class WeightsCheck:
         return high
 
 
-def _check_owners(line: WeightsLine, view: ChainView) -> Iterator[str]:
+def _check_owners(line: WeightsLine, view: ChainSnapshot) -> Iterator[str]:
     """Check that each uid with weight was a hotkey's with a share, or the subnet owner's."""
     hotkeys = {neuron.uid: neuron.hotkey for neuron in view.neurons}
     if not any(share > 0.0 and hotkey in view.by_hotkey for hotkey, share in line.shares.items()):
@@ -210,7 +210,7 @@ def _in_parts(weights: Mapping[int, float]) -> dict[int, int]:
 def check_burns(burns: Sequence[tuple[int, str]], chain: AuditChain) -> Iterator[Finding]:
     """Check that all weight of a round without shares went to the subnet's owner. Raises: RemoteError."""
     for block, hotkey in burns:
-        owner = chain.view(block).owner_hotkey
+        owner = chain.snapshot(block).owner_hotkey
         if hotkey != owner:
             text = f"all weight to {hotkey}, without a share in the table; the subnet's owner is {owner}"
             yield Finding(Kind.REPEAT, f"weights of block {block}: {text}")

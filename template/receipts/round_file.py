@@ -99,13 +99,14 @@ class TableLine:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsLine:
-    """A line for a `WeightIntent`. weights: by uid in digits. shares: by hotkey.
+    """A line for a `WeightIntent`. weights, sent: by uid in digits. shares: by hotkey.
 
     is_accepted: None while the outcome is unknown. included_block: None when the chain rejected them.
     """
 
     block: int
     weights: Mapping[str, float]
+    sent: Mapping[str, int]
     shares: Mapping[str, float]
     is_repeat: bool
     is_accepted: bool | None
@@ -171,7 +172,7 @@ class RoundHeader(SignedRecord):
             raise ConfigError(f"{source}: runs or number of an evaluation out of range")
         if header.lucky_num_from not in LUCKY_NUM_SOURCES:
             raise ConfigError(f"{source}: lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}")
-        uids = [uid for line in header.weights for uid in line.weights]
+        uids = [uid for line in header.weights for uid in (*line.weights, *line.sent)]
         if not all(uid.isascii() and uid.isdigit() and len(uid) < 6 for uid in uids):
             raise ConfigError(f"{source}: weights must have uids in digits as keys")
         return header
@@ -245,6 +246,7 @@ def _weights_line(intent: WeightIntent) -> WeightsLine:
         WeightsLine,
         intent,
         weights={str(uid): share for uid, share in intent.weights.items()},
+        sent={str(uid): value for uid, value in intent.sent.items()},
         is_accepted=None if outcome is None else outcome.is_accepted,
         error=None if outcome is None else outcome.error,
         included_block=None if outcome is None else outcome.block,

@@ -16,6 +16,9 @@ from template.rules.evaluations import derive_seed
 from template.rules.ledger import live_credits, make_shares, paid_loss
 from template.rules.scoring import score_of
 
+# The largest weight on chain.
+U16_MAX = 65535
+
 # File names that a validator writes.
 _NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+\.jsonl")
 
@@ -36,6 +39,7 @@ def check_consistency(file: RoundFile, receipts: Mapping[str, Receipt]) -> list[
         *_check_ledger(header),
         *_check_table(header),
         *_check_weights(header),
+        *_check_sent(header),
     ]
 
 
@@ -254,6 +258,19 @@ def _check_table(header: RoundHeader) -> Iterator[str]:
 def _is_readable(line: TableLine) -> bool:
     """Check for a dataset that must be paid: the credit of another is paid for a day, which other files can show."""
     return line.reason is None and line.digest is not None
+
+
+def _check_sent(header: RoundHeader) -> Iterator[str]:
+    """Check that weights were sent as they are, in u16; zeros fill up to min_allowed_weights."""
+    for line in header.weights:
+        largest = max(line.weights.values(), default=0.0)
+        expected = {uid: round(weight / largest * U16_MAX) for uid, weight in line.weights.items() if largest > 0.0}
+        if line.sent and _without_zeros(line.sent) != _without_zeros(expected):
+            yield f"weights of block {line.block}: sent {dict(line.sent)}, and the weights are {expected}"
+
+
+def _without_zeros(values: Mapping[str, int]) -> dict[str, int]:
+    return {uid: value for uid, value in values.items() if value}
 
 
 def _check_weights(header: RoundHeader) -> Iterator[str]:

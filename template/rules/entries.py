@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from template.competition import CommitmentRecord, Competition
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, SubmissionError
-from template.records import ChainView, Entry, Stand, SubmissionKey
+from template.records import ChainSnapshot, Entry, Stand, SubmissionKey
 
 # Reasons that the miner can still mend, by an upload or by making the repo public.
 MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)
@@ -43,7 +43,7 @@ def is_within_upload_grace(record: CommitmentRecord, reason: Reason, *, reveal_b
     return record.is_content_addressed and reason in MISSING and block <= reveal_block + SEAL_GRACE_BLOCKS
 
 
-def missing_commit_blocks(view: ChainView, commit_blocks: CommitBlocks) -> dict[str, int]:
+def missing_commit_blocks(view: ChainSnapshot, commit_blocks: CommitBlocks) -> dict[str, int]:
     """Return the reveal blocks, by hotkey, whose commit block is unknown."""
     registered = view.by_hotkey
     return {
@@ -69,7 +69,7 @@ def prune_commit_blocks(commit_blocks: CommitBlocks, *, before_block: int) -> Co
 
 
 def find_entries(
-    view: ChainView, competition: Competition, commit_blocks: CommitBlocks | None = None
+    view: ChainSnapshot, competition: Competition, commit_blocks: CommitBlocks | None = None
 ) -> dict[SubmissionKey, Entry]:
     """Return the entry of every readable commitment in `view`.
 

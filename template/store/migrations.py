@@ -123,6 +123,7 @@ def m003_game(execute: Execute) -> None:
             public_block INTEGER NOT NULL, public_commit_block INTEGER NOT NULL,
             PRIMARY KEY (contest_id, hotkey, digest)) WITHOUT ROWID""",
         "ALTER TABLE rounds ADD COLUMN ledger TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE weight_intents ADD COLUMN sent TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE rounds ADD COLUMN is_planned INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE standings ADD COLUMN digest TEXT",
         "ALTER TABLE standings ADD COLUMN mean REAL",

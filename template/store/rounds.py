@@ -175,6 +175,7 @@ class RoundTables(StateFile):
         registrations: Mapping[str, int],
         leaderboard: Leaderboard | None,
         now: float,
+        sent: Mapping[int, int] | None = None,
     ) -> int:
         """Record weights before their submission and return the intent's id.
 
@@ -184,11 +185,12 @@ class RoundTables(StateFile):
         registrations = {hotkey: block for hotkey, block in registrations.items() if hotkey in shares}
         with self.atomic() as db:
             cursor = db.execute(
-                "INSERT INTO weight_intents (round_id, block, weights, shares, registrations, is_repeat, created_at)"
-                f" VALUES ({placeholders(7)})",
+                "INSERT INTO weight_intents"
+                " (round_id, block, weights, shares, registrations, is_repeat, created_at, sent)"
+                f" VALUES ({placeholders(8)})",
                 (
                     round_id, block, json.dumps(dict(weights)), json.dumps(dict(shares)), json.dumps(registrations),
-                    leaderboard is None, now,
+                    leaderboard is None, now, json.dumps(dict(sent or {})),
                 ),
             )  # fmt: skip
             if leaderboard is not None:
@@ -221,7 +223,7 @@ class RoundTables(StateFile):
         return next(iter(self._intents(f"{where} ORDER BY id DESC LIMIT 1", *values)), None)
 
     def _intents(self, where: str, *values: object) -> list[WeightIntent]:
-        columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat"
+        columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat, sent"
         return [_parse_intent(*row) for row in self.rows(f"SELECT {columns} FROM weight_intents {where}", *values)]
 
     def record_leaderboard(self, round_id: int, leaderboard: Leaderboard) -> None:
@@ -267,7 +269,7 @@ class RoundTables(StateFile):
             for table in ("round_members", "standings"):
                 db.execute(f"DELETE FROM {table} WHERE {old}", {"before": before})
             db.execute(
-                "UPDATE weight_intents SET weights = '{}', shares = '{}', registrations = '{}'"
+                "UPDATE weight_intents SET weights = '{}', shares = '{}', registrations = '{}', sent = '{}'"
                 f" WHERE {old} AND id <> :last",
                 values,
             )
@@ -300,7 +302,7 @@ def _parse_member(row: sqlite3.Row, competition_id: str) -> Entry:
 @lru_cache(maxsize=4)
 def _parse_intent(
     intent_id: int, block: int, weights: str, shares: str, registrations: str, created_at: float,
-    outcome: str | None, finished_at: float | None, is_repeat: int,
+    outcome: str | None, finished_at: float | None, is_repeat: int, sent: str,
 ) -> WeightIntent:  # fmt: skip
     """Parse a row of weight_intents; cached, since every tick reads the newest."""
     return WeightIntent(
@@ -313,6 +315,7 @@ def _parse_intent(
         outcome=None if outcome is None else WeightOutcome(**json.loads(outcome)),
         finished_at=finished_at,
         is_repeat=bool(is_repeat),
+        sent={int(uid): weight for uid, weight in json.loads(sent).items()},
     )
 
 

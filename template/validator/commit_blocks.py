@@ -3,7 +3,7 @@
 from loguru import logger
 
 from template.errors import RemoteError
-from template.records import ChainView
+from template.records import ChainSnapshot
 from template.rules.entries import CommitBlocks, missing_commit_blocks, prune_commit_blocks
 from template.validator.context import Context
 
@@ -22,7 +22,7 @@ class CommitBlockIndex:
         self._chain = context.chain
         self._store = context.store
 
-    def update(self, view: ChainView) -> None:
+    def update(self, view: ChainSnapshot) -> None:
         """Read and record the missing commit blocks of `view`.
 
         While no node returns them, the commitments are left out, and after a while they rank by their reveal until this

@@ -16,7 +16,7 @@ from template.chain.protocols import ValidatorChain
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.errors import ConfigError, HostError, RemoteError
 from template.hub.datasets import fetch_eval_set
-from template.records import ChainView, EvalConfig, Round
+from template.records import ChainSnapshot, ChainView, EvalConfig, Round
 from template.rules import schedule
 from template.rules.entries import MISSING, missing_commit_blocks
 from template.rules.schedule import Action, State
@@ -329,10 +329,10 @@ class Validator:
         )  # fmt: skip
         return False
 
-    def _read_start(self, view: ChainView, start_block: int) -> ChainView:
+    def _read_start(self, view: ChainView, start_block: int) -> ChainSnapshot:
         """Read the subnet at a round's start, or at the newest one if no node has that state any more."""
         try:
-            snapshot = self._chain.view(start_block)
+            snapshot = self._chain.snapshot(start_block)
         except RemoteError as error:
             self._unread_starts += 1
             newest = view.block - view.block % self.config.policy.blocks_per_epoch
@@ -344,7 +344,7 @@ class Validator:
                 " validators",
                 start_block, error, newest,
             )  # fmt: skip
-            snapshot = self._chain.view(newest)
+            snapshot = self._chain.snapshot(newest)
         self._unread_starts = 0
         return snapshot
 

@@ -11,7 +11,7 @@ from loguru import logger
 
 from template.constants import DAY_BLOCKS
 from template.errors import ConfigError, RemoteError
-from template.records import ChainView, Confirmed, ContentKey, Round, RoundEvaluation
+from template.records import ChainSnapshot, ChainView, Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
 from template.rules.entries import MISSING, CommitBlocks, find_entries, keep_sealed
 from template.rules.evaluations import derive_seed, plan_evaluations
@@ -45,7 +45,7 @@ def open_round(
     context: Context,
     evaluator: SubmissionEvaluator,
     commit_blocks: CommitBlocks,
-    snapshot: ChainView,
+    snapshot: ChainSnapshot,
     *,
     opened_block: int,
     end_block: int,

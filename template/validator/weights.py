@@ -78,19 +78,21 @@ def _submit(
     leaderboard: Leaderboard | None,
 ) -> None:
     weights = weights_by_uid(shares, view, registrations)
+    prepared = context.chain.prepare_weights(weights) if weights else None
     intent_id = context.store.record_intent(
         round_id,
         block=view.block,
         weights=weights,
         shares=shares,
         registrations=registrations,
+        sent=prepared.sent if prepared else {},
         leaderboard=leaderboard,
         now=context.now(),
     )
-    outcome = context.chain.set_weights(weights) if weights else _missing_weights(shares, view)
+    outcome = context.chain.set_weights(prepared) if prepared else _missing_weights(shares, view)
     context.store.record_outcome(intent_id, outcome, context.now())
     if outcome.is_accepted:
-        logger.info("weights set block={} weights={}", outcome.block, weights)
+        logger.info("weights set block={} weights={}", outcome.block, dict(prepared.sent) if prepared else {})
     else:
         logger.warning("weights rejected error={}: {}", outcome.error, outcome.message)
 

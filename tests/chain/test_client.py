@@ -1,19 +1,20 @@
 """Chain on a local chain: views, commitments, weights and refusals."""
 
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from template import __version__
 from template.chain.client import Chain, beacon_round_at
-from template.constants import WEIGHTS_VERSION
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.substrate import LocalSubstrate, open_substrate
+from template.records import PreparedWeights
 from tests.fixtures.chain import (
     DISCARDED,
     NETUID,
@@ -76,32 +77,32 @@ def test_view_tells_the_blocks_time_and_the_subnets_limits(local: LocalChain, mi
         assert before.timestamp == pytest.approx(ledger.timestamp(before.block), abs=0.001)
 
 
-def test_view_of_a_past_block_is_what_it_was(local: LocalChain, miner: Chain) -> None:
+def test_snapshot_of_a_past_block_is_what_it_was(local: LocalChain, miner: Chain) -> None:
     miner.publish("first")
     then = miner.view()
     miner.publish("second")
     local.deregister(MINER.ss58_address)
     local.set_hyperparameter("Tempo", 50)
-    assert miner.view() != then
-    assert miner.view(then.block) == then
-    assert miner.view(1).neurons == ()
+    past = miner.snapshot(then.block)
+    assert (past.block_hash, past.neurons, past.commitments) == (then.block_hash, then.neurons, then.commitments)
+    assert miner.snapshot(1).neurons == ()
     with pytest.raises(RemoteError, match="no subnet 7 yet"):
-        miner.view(0)
+        miner.snapshot(0)
 
 
 @pytest.mark.parametrize("ahead", [1, 1000])
-def test_view_of_a_block_to_come_says_so(local: LocalChain, miner: Chain, ahead: int) -> None:
+def test_snapshot_of_a_block_to_come_says_so(local: LocalChain, miner: Chain, ahead: int) -> None:
     head = miner.block()
     with pytest.raises(RemoteError, match=f"no finalized block {head + ahead}: the newest is {head}"):
-        miner.view(head + ahead)
+        miner.snapshot(head + ahead)
     with pytest.raises(RemoteError, match="no finalized block -1"):
-        miner.view(-1)
+        miner.snapshot(-1)
 
 
-def test_view_of_a_block_that_the_node_dropped_says_so(local: LocalChain, miner: Chain) -> None:
+def test_snapshot_of_a_dropped_state_says_so(local: LocalChain, miner: Chain) -> None:
     node = make_node(local, runtime_call=DISCARDED)
     with connect(local, node=node) as chain, pytest.raises(RemoteError, match=r"at block 2: State discarded .* arch"):
-        chain.view(2)
+        chain.snapshot(2)
 
 
 def publish_pairs(local: LocalChain) -> None:
@@ -184,85 +185,6 @@ def test_used_up_space_tells_the_blocks_to_wait(local: LocalChain, miner: Chain)
     assert miner.publish("x").is_accepted
 
 
-def test_weights_arrive_as_given(local: LocalChain, validator: Chain) -> None:
-    outcome = validator.set_weights({0: 0.25, 1: 0.75})
-    assert outcome.is_accepted and outcome.block == local.block() and not outcome.is_revealed_later
-    assert local.weights(VALIDATOR.ss58_address) == {0: 21845, 1: 65535}
-    assert validator.view().by_hotkey[VALIDATOR.ss58_address].last_update_block == outcome.block
-
-
-def test_sealed_weights_are_told_as_revealed_later(local: LocalChain, validator: Chain) -> None:
-    local.set_hyperparameter("CommitRevealWeightsEnabled", True)
-    outcome = validator.set_weights({1: 1.0})
-    assert outcome.is_accepted and outcome.is_revealed_later
-    ((block, ciphertext, reveal_round),) = local.weight_commits(VALIDATOR.ss58_address)
-    assert (block, reveal_round) == (outcome.block, outcome.reveal_round)
-    assert len(ciphertext) > 100
-    assert local.weights(VALIDATOR.ss58_address) is None
-
-
-@pytest.mark.parametrize(
-    ("hyperparameters", "weights", "error"),
-    [
-        ({"WeightsSetRateLimit": 50}, {0: 1.0}, "SettingWeightsTooFast"),
-        ({}, {1: 1.0, 9: 1.0}, "UidVecContainInvalidOne"),
-        ({"CommitRevealWeightsVersion": 5}, {1: 1.0}, None),
-        (
-            {"CommitRevealWeightsEnabled": True, "CommitRevealWeightsVersion": 5},
-            {1: 1.0},
-            "IncorrectCommitRevealVersion",
-        ),
-    ],
-)
-def test_refused_weights_are_an_outcome_with_the_chains_error(
-    local: LocalChain,
-    validator: Chain,
-    hyperparameters: dict[str, int],
-    weights: dict[int, float],
-    error: str | None,
-) -> None:
-    for name, value in hyperparameters.items():
-        local.set_hyperparameter(name, value)
-    outcome = validator.set_weights(weights)
-    assert (outcome.is_accepted, outcome.error) == (error is None, error)
-    assert bool(local.weights(VALIDATOR.ss58_address)) == (error is None)
-
-
-@pytest.mark.parametrize("commit_reveal", [False, True])
-def test_weights_of_an_old_version_are_refused_before_sending(
-    local: LocalChain, validator: Chain, commit_reveal: bool
-) -> None:
-    local.set_hyperparameter("CommitRevealWeightsEnabled", commit_reveal)
-    local.set_hyperparameter("WeightsVersionKey", WEIGHTS_VERSION + 1)
-    before = local.block()
-    outcome = validator.set_weights({1: 1.0})
-    assert (outcome.is_accepted, outcome.error) == (False, "IncorrectWeightVersionKey")
-    assert str(WEIGHTS_VERSION + 1) in outcome.message and "update it" in outcome.message
-    assert local.block() == before, "sealed weights would be dropped at their reveal, when nobody looks"
-    local.set_hyperparameter("WeightsVersionKey", WEIGHTS_VERSION)
-    assert validator.set_weights({1: 1.0}).is_accepted
-
-
-def test_the_weights_version_is_the_packages() -> None:
-    major, minor, patch = (int(part) for part in __version__.split("."))
-    expected = 1_000_000 * major + 1_000 * minor + patch
-    assert expected == WEIGHTS_VERSION
-
-
-def test_weights_without_permit_or_registration_are_refused(local: LocalChain, miner: Chain) -> None:
-    local.set_hyperparameter("StakeThreshold", 0)
-    assert miner.set_weights({0: 1.0}).error == "NeuronNoValidatorPermit"
-    assert miner.set_weights({1: 1.0}).is_accepted, "a weight for oneself needs no permit"
-    with connect(local, OWNER) as stranger:
-        assert stranger.set_weights({0: 1.0}).error == "HotKeyNotRegisteredInSubNet"
-
-
-@pytest.mark.parametrize("weights", [{}, {0: 0.0}, {0: -1.0, 1: 2.0}, {0: float("nan"), 1: 1.0}, {0: float("inf")}])
-def test_meaningless_weights_are_the_callers_error(validator: Chain, weights: dict[int, float]) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        validator.set_weights(weights)
-
-
 def test_unknown_netuid_is_a_config_error(local: LocalChain) -> None:
     for netuid in (8, 0, -1, 65536):
         with pytest.raises(ConfigError, match="--netuid"):
@@ -293,12 +215,14 @@ def test_network_that_makes_no_sense_is_a_config_error(network: str) -> None:
 
 def test_writing_without_a_wallet_is_a_config_error(local: LocalChain) -> None:
     with connect(local) as chain:
-        for write, argument in (
+        writes: list[tuple[Callable[[Any], object], object]] = [
             (chain.publish, "a"),
             (lambda text: chain.publish_sealed(text, beacon_round_at(2**32)), "a"),
-            (chain.set_weights, {0: 1.0}),
+            (chain.prepare_weights, {0: 1.0}),
+            (chain.set_weights, PreparedWeights(sent={0: 1})),
             (chain.sign, b""),
-        ):
+        ]
+        for write, argument in writes:
             with pytest.raises(ConfigError, match=r"--wallet\.name"):
                 write(argument)
 
@@ -324,7 +248,7 @@ def test_a_block_is_read_once_and_the_next_one_anew(local: LocalChain) -> None:
         first = chain.view()
         node.calls.clear()
         assert chain.view() is first and not node.calls["query_map"]
-        assert chain.view(first.block - 1).block == first.block - 1 and node.calls["query_map"]
+        assert chain.snapshot(first.block - 1).block == first.block - 1 and node.calls["query_map"]
         assert chain.view() is first, "a look at the past is not the newest"
         local.advance(1)
         later = chain.view()

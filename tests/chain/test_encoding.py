@@ -19,7 +19,7 @@ from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import decode_call, encode_call
 from template.localnet.chain.substrate import LocalSubstrate
-from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key
+from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key, set_weights
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "subtensor-metadata-v15.bin"
 METADATA = Path(os.environ.get("SUBTENSOR_METADATA") or _BESIDE)
@@ -69,9 +69,9 @@ def calls(local: LocalChain) -> list[tuple[str, str, dict[str, Any]]]:
         assert chain.publish("owner/name:1:" + "a" * 40).is_accepted
         assert chain.publish("x" * 128).is_accepted
         assert chain.publish_sealed("x" * 128, beacon_round_at(2**32)).is_accepted
-        assert chain.set_weights({0: 0.25, 1: 0.75}).is_accepted
+        assert set_weights(chain, {0: 0.25, 1: 0.75}).is_accepted
         local.set_hyperparameter("CommitRevealWeightsEnabled", True)
-        assert chain.set_weights({0: 0.25, 1: 0.75}).is_revealed_later
+        assert set_weights(chain, {0: 0.25, 1: 0.75}).is_revealed_later
     return node.composed
 
 

@@ -83,7 +83,7 @@ def test_refused_read_keeps_the_endpoint(local: LocalChain) -> None:
     with connect(local, fallback_endpoints=["ws://127.0.0.1:2"]) as chain:
         first = chain._endpoints.current
         with pytest.raises(RemoteError, match="no finalized block"):
-            chain.view(10**6)
+            chain.snapshot(10**6)
         assert chain._endpoints.current == first
         local.set_fault("read", ChainFault.ERROR)
         with pytest.raises(RemoteError):
@@ -131,7 +131,7 @@ def test_node_behind_the_newest_block_is_replaced(local: LocalChain) -> None:
         with pytest.raises(RemoteError, match=rf"behind block {head}$"):
             chain.view()
         assert (chain._endpoints.current, node.closed) == (THIRD, 2)
-        assert chain.view(head - 5).block == head - 5, "a past that is asked for is no lag"
+        assert chain.snapshot(head - 5).block == head - 5, "a past that is asked for is no lag"
         node.lag = 0
         assert chain.view().block == head
         local.advance()
@@ -177,7 +177,7 @@ def test_views_of_past_blocks_keep_the_endpoint(local: LocalChain) -> None:
         for _ in range(3):
             clock.now += STALL_S
             local.advance()
-            chain.view(head)
+            chain.snapshot(head)
         assert chain.view().block == head + 3
         assert (chain._endpoints.current, node.closed, logged) == (FIRST, 0, [])
 

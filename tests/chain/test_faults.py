@@ -12,7 +12,7 @@ from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.chain.substrate import LocalSubstrate
-from tests.fixtures.chain import NETUID, connect, make_key, make_node
+from tests.fixtures.chain import NETUID, connect, make_key, make_node, set_weights
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
 
@@ -89,7 +89,7 @@ def test_write_that_landed_without_an_answer_is_found_by_reading(local: LocalCha
     stored = validator.commitment(validator.hotkey)
     assert stored is not None and stored.text == "text"
     with pytest.raises(RemoteError, match="result unknown"):
-        validator.set_weights({1: 1.0})
+        set_weights(validator, {1: 1.0})
     assert local.weights(VALIDATOR.ss58_address) == {1: 65535}
 
 

@@ -37,7 +37,7 @@ def test_sealed_text_is_unreadable_until_the_chain_opens_it(local: LocalChain, m
     opened = ChainCommitment(hotkey=miner.hotkey, block=local.block(), text=TEXT, is_revealed=True)
     assert miner.view().commitments == (opened,)
     assert miner.commitment(miner.hotkey) == opened
-    assert miner.view(outcome.block).commitments == (sealed,), "the past stays sealed"
+    assert outcome.block is not None and miner.snapshot(outcome.block).commitments == (sealed,), "the past stays sealed"
 
 
 def test_commitment_after_a_reveal_replaces_it(local: LocalChain, miner: Chain) -> None:

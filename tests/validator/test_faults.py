@@ -76,7 +76,8 @@ def test_pending_intent_is_resolved_by_the_next_process(net: Net) -> None:
 
 def test_weights_wait_for_the_rate_limit(net: Net) -> None:
     net.submit("alice", SMALL)
-    assert net.chain("validator").set_weights({0: 1.0}).is_accepted
+    chain = net.chain("validator")
+    assert chain.set_weights(chain.prepare_weights({0: 1.0})).is_accepted
     due = net.admin.block() + 10
     net.admin.set_hyperparameter("WeightsSetRateLimit", 10)
     with open_bench(net) as bench:
@@ -137,11 +138,11 @@ class FailingChain(SteppingChain):
 
     error: Exception | None = None
 
-    def view(self, block: int | None = None) -> ChainView:
+    def view(self) -> ChainView:
         error, self.error = self.error, None
         if error is not None:
             raise error
-        return super().view(block)
+        return super().view()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,11 @@ class LocalChain(Ledger):
             _replace_neuron(state, row.uid, replacement or _make_hotkey(), None, is_validator)
             return row.uid
 
+    def set_permit(self, hotkey: str, *, has_permit: bool) -> None:
+        """Grant or withdraw a hotkey's validator_permit, as an epoch does. Raises: ValueError without a uid."""
+        with self.write() as state:
+            pallets.set_permit(state, hotkey, has_permit=has_permit)
+
     def set_hyperparameter(self, name: str, value: int | bool) -> None:
         """Set a hyperparameter by its storage item, such as "Tempo". Raises: ConfigError."""
         with self.write() as state:

@@ -90,6 +90,14 @@ def replace_neuron(state: State, row: NeuronRow) -> None:
     _put_neuron(state, row)
 
 
+def set_permit(state: State, hotkey: str, *, has_permit: bool) -> None:
+    """Grant or withdraw a permit. Raises: ValueError for a hotkey without a uid."""
+    row = find(state, hotkey)
+    if row is None:
+        raise ValueError(f"{hotkey} has no uid")
+    _put_neuron(state, replace(row, has_permit=has_permit))
+
+
 def _put_neuron(state: State, row: NeuronRow) -> None:
     state.put("Neuron", str(row.uid), asdict(row))
 
@@ -197,20 +205,13 @@ def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any])
         raise DispatchError("DuplicateUids")
     if any(uid >= len(rows) for uid in uids):
         raise DispatchError("UidVecContainInvalidOne")
-    if not is_self_weight:
-        _check_shape(state, values, len(rows))
+    # MaxWeightsLimit is stored and not enforced: the chain's own limit is a constant of 65535.
+    if not is_self_weight and len(values) < min(len(rows), parameter(state, "MinAllowedWeights")):
+        raise DispatchError("WeightVecLengthIsLow")
     largest = max(values, default=0)
     scaled = [value * U16_MAX // largest for value in values] if largest else values
     state.put("Weights", str(row.uid), list(zip(uids, scaled, strict=True)))
     _put_neuron(state, replace(row, last_update=state.block))
-
-
-def _check_shape(state: State, values: list[int], count: int) -> None:
-    if len(values) < min(count, parameter(state, "MinAllowedWeights")):
-        raise DispatchError("WeightVecLengthIsLow")
-    limit = parameter(state, "MaxWeightsLimit")
-    if limit != U16_MAX and max(values, default=0) * U16_MAX > limit * sum(values):
-        raise DispatchError("MaxWeightExceeded")
 
 
 def _commit_weights(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:

@@ -74,7 +74,6 @@ def test_weights_refused_by_who_sets_them(local: LocalChain) -> None:
         ("WeightsVersionKey", 1, "IncorrectWeightVersionKey"),
         ("WeightsSetRateLimit", 100, "SettingWeightsTooFast"),
         ("MinAllowedWeights", 2, "WeightVecLengthIsLow"),
-        ("MaxWeightsLimit", 60000, "MaxWeightExceeded"),
         ("CommitRevealWeightsEnabled", True, "CommitRevealEnabled"),
     ],
 )
@@ -82,7 +81,27 @@ def test_weights_refused_by_hyperparameter(local: LocalChain, parameter: str, va
     local.set_hyperparameter(parameter, value)
     assert set_weights(local, VALIDATOR).error.name == error
     self_weight = set_weights(local, VALIDATOR, dests=[0])
-    assert self_weight.success == (error in ("WeightVecLengthIsLow", "MaxWeightExceeded"))
+    assert self_weight.success == (error == "WeightVecLengthIsLow")
+
+
+def test_weights_of_zero_count_for_the_least_number(local: LocalChain) -> None:
+    local.set_hyperparameter("MinAllowedWeights", 2)
+    assert set_weights(local, VALIDATOR, dests=[1, 0], weights=[65535, 0]).success
+    assert local.weights(VALIDATOR.ss58_address) == {1: 65535}
+
+
+def test_stored_max_weights_limit_is_not_enforced(local: LocalChain) -> None:
+    local.set_hyperparameter("MaxWeightsLimit", 1)
+    assert set_weights(local, VALIDATOR).success
+
+
+def test_withdrawn_permit_refuses_plain_weights_only(local: LocalChain) -> None:
+    local.set_permit(VALIDATOR.ss58_address, has_permit=False)
+    assert set_weights(local, VALIDATOR).error.name == "NeuronNoValidatorPermit"
+    local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+    assert commit_weights(local, VALIDATOR).success, "the chain looks at the permit when it reveals"
+    with pytest.raises(ValueError, match="no uid"):
+        local.set_permit(OWNER.ss58_address, has_permit=True)
 
 
 def test_weights_are_rate_limited_from_registration_on(local: LocalChain) -> None:
