@@ -22,7 +22,7 @@ from template.receipts.receipt import Receipt
 from template.receipts.refusals import RefusalCheck, check_commitments
 from template.receipts.round_file import RoundFile, RoundHeader
 from template.receipts.verify import check_against_chain
-from template.records import ChainView
+from template.records import ChainSnapshot
 
 
 @dataclass(kw_only=True)
@@ -44,13 +44,13 @@ class CachedChain:
 
     def __init__(self, chain: AuditChain) -> None:
         self._chain = chain
-        self._view = cache(chain.view)
+        self._snapshot = cache(chain.snapshot)
         self._block_hash = cache(chain.block_hash)
         self._commit_blocks: dict[tuple[str, int], int | None] = {}
         self._newest: int | None = None
 
-    def view(self, block: int | None = None) -> ChainView:
-        return self._view(block)
+    def snapshot(self, block: int) -> ChainSnapshot:
+        return self._snapshot(block)
 
     def block(self) -> int:
         self._newest = self._chain.block() if self._newest is None else self._newest

@@ -122,7 +122,7 @@ class RefusalCheck:
     def _text_at(self, hotkey: str, block: int) -> str | None:
         if self._chain is None:
             return None
-        commitments = self._chain.view(block).commitments
+        commitments = self._chain.snapshot(block).commitments
         return next((commitment.text for commitment in commitments if commitment.hotkey == hotkey), None)
 
     def _read_once(self, text: str) -> Dataset | SubmissionError:

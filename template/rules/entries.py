@@ -97,7 +97,7 @@ def find_entries(
 
 
 def keep_sealed(
-    view: ChainView, newest: Mapping[str, Stand], competition: Competition, period: int
+    view: ChainSnapshot, newest: Mapping[str, Stand], competition: Competition, period: int
 ) -> dict[SubmissionKey, Entry]:
     """Return the last entry of every hotkey whose commitment is sealed: it stays until the reveal.
 
