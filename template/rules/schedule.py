@@ -213,7 +213,7 @@ def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
     if state.last_start_block is not None:
         start = state.last_start_block - state.last_start_block % period + period
     else:
-        start = min(newest, align(policy.start_block, period)) if policy.start_block else newest
+        start = align(policy.start_block, period) if policy.start_block else newest
     if start > newest:
         return Wait(f"the next round starts at block {start}")
     return OpenRound(start, start + period)

@@ -38,7 +38,7 @@ WIDE_CURVE = {"bench": 6.1, "minb": 5.8, "maxb": 6.8, "bheight": 0.3, "pow": 1}
 OWNER, VALIDATOR = "owner", "validator"
 # Commitments are revealed by `SyntheticSubnet.reveal`, never by a round of the drand beacon.
 FAR_REVEAL_ROUND = 2**40
-# Two datasets that share more than 100 rows are duplicates.
+# Rows of a large dataset.
 LARGE_ROWS = 104
 _LONG_TEMPO = 100_000
 make_key = cache(chain.make_key)
@@ -66,7 +66,12 @@ def make_row(question: str, answer: str) -> str:
 
 def make_short_rows(numbers: Iterable[int], *, factor: int = 1) -> list[str]:
     """Return a row of some twenty tokens for each number."""
-    return [make_row(f"say {number}", f"it is {number * factor}") for number in numbers]
+    return [make_row(*short_texts(number, factor)) for number in numbers]
+
+
+def short_texts(number: int, factor: int) -> tuple[str, str]:
+    """Return question and answer of a short row."""
+    return f"say {number}", f"it is {number * factor}"
 
 
 def make_file(rows: Iterable[str]) -> bytes:

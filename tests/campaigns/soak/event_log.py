@@ -4,21 +4,17 @@ The miners and the validators' processes write the log. The reference model uses
 wherever the two overlap.
 """
 
-import bisect
 import json
+import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 LOG_FILE = "events.jsonl"
-# A validator that does not learn where a revealed commitment was made counts it from its reveal after so many blocks.
-_COMMIT_BLOCK_PATIENCE = 50
-
-_Fact = TypeVar("_Fact")
-Moments = dict[tuple[str, str], list[tuple[float, _Fact]]]
-"""By (hotkey, text): [(time, what holds from then on)], in order."""
+# What a validator's process writes about its own decisions.
+RECORDS = ("checked", "rows pruned", "missed", "rejected", "rejection expired", "planned", "tabled", "confirmed")
 
 
 class EventLog:
@@ -36,11 +32,6 @@ class EventLog:
         os.write(self._file, line.encode())
 
 
-def latest(moments: Sequence[tuple[float, _Fact]], before: float, default: _Fact) -> _Fact:
-    """Return what holds at a moment."""
-    return next((fact for time, fact in reversed(moments) if time < before), default)
-
-
 class Registration(NamedTuple):
     """A hotkey's uid, and the block from which it holds it."""
 
@@ -54,23 +45,6 @@ class Commitment(NamedTuple):
     block: int
     text: str | None
     sealed_block: int | None = None
-
-
-class Rejection(NamedTuple):
-    """A rejection that a validator expired later."""
-
-    hotkey: str
-    entry: str
-    reason: str
-    decided_at: float
-    expired_at: float
-
-
-class Sighting(NamedTuple):
-    """A commitment as a validator sees it: made, and readable, since a block."""
-
-    block: int
-    open_block: int
 
 
 class Content(NamedTuple):
@@ -90,19 +64,11 @@ class History:
         self.evaluated: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self.owner, self.is_settled = "", False
-        # By validator: the blocks that it read, ascending.
-        self.views: dict[str, list[int]] = defaultdict(list)
-        # By validator: whether it knew a dataset's rows; the first True is when it passed the checks.
-        self.rows: dict[str, Moments[bool]] = defaultdict(lambda: defaultdict(list))
-        # By validator: failed attempts to find a file, with their blocks.
-        self.missed: dict[str, Moments[int]] = defaultdict(lambda: defaultdict(list))
-        # By validator: the failures of (the network, the machine) so far.
-        self.retries: dict[str, Moments[tuple[int, int]]] = defaultdict(lambda: defaultdict(list))
-        self.expired: dict[str, list[Rejection]] = defaultdict(list)
+        # By validator: what its process did, in order.
+        self.records: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._uids: dict[int, list[tuple[int, str]]] = defaultdict(list)
         self._commitments: dict[str, list[Commitment]] = defaultdict(list)
-        self._rejected: dict[tuple[str, str, str], tuple[str, float]] = {}
-        self._located: dict[tuple[str, str, int], int] = {}
+        self._located: dict[tuple[str, str, int], float] = {}
         self._commits: dict[tuple[str, str], str | None] = {}
         self._mains: dict[str, list[tuple[float, str | None]]] = defaultdict(list)
         with (folder / LOG_FILE).open(encoding="utf-8") as lines:
@@ -127,14 +93,12 @@ class History:
                 self._mains[repo].append((time, sha256))
             case {"event": "composed", "sha256": sha256, "fault": fault, "rows": rows, "text": text}:
                 self.contents[sha256] = Content(rows, fault, text)
-            case {"event": "viewed", "validator": validator, "block": block}:
-                bisect.insort(self.views[validator], block)
-            case {"event": "located", "validator": validator, "hotkey": hotkey, "reveal_block": reveal, "view": view}:
-                self._located.setdefault((validator, hotkey, reveal), view)
-            case {"event": "evaluated"}:
+            case {"event": "located", "validator": validator, "hotkey": hotkey, "reveal_block": reveal, "time": time}:
+                self._located.setdefault((validator, hotkey, reveal), time)
+            case {"event": "evaluated", "validator": validator}:
                 self.evaluated.append(entry)
-            case {"validator": validator, "hotkey": hotkey, "text": text}:
-                self._add_record(entry, validator, (hotkey, text))
+            case {"validator": validator, **facts} if facts["event"] in RECORDS:
+                self.records[validator].append(entry)
             case {"event": "failed", "error": error}:
                 self.failures.append(error)
             case {"event": "spell", "kind": kind}:
@@ -143,24 +107,6 @@ class History:
                 self.events[f"action {action}"] += 1
             case {"event": "finished", "is_settled": is_settled}:
                 self.is_settled = is_settled
-
-    def _add_record(self, entry: dict[str, Any], validator: str, key: tuple[str, str]) -> None:
-        time = entry["time"]
-        if entry["event"] in ("checked", "rejected"):
-            self.retries[validator][key].append((time, (0, 0)))
-        match entry:
-            case {"event": "checked"}:
-                self.rows[validator][key].append((time, True))
-            case {"event": "rows pruned"}:
-                self.rows[validator][key].append((time, False))
-            case {"event": "missed", "block": block}:
-                self.missed[validator][key].append((time, block))
-            case {"event": "retry", "remote_failures": remote, "host_failures": host}:
-                self.retries[validator][key].append((time, (remote, host)))
-            case {"event": "rejected", "reason": reason}:
-                self._rejected[validator, *key] = (reason, time)
-            case {"event": "rejection expired"}:
-                self.expired[validator].append(Rejection(*key, *self._rejected.pop((validator, *key)), time))
 
     def registrations(self, block: int) -> dict[str, Registration]:
         """Return every hotkey with a uid at a block."""
@@ -179,31 +125,9 @@ class History:
         commitments = self._commitments.get(hotkey, [])
         return list(dict.fromkeys(commitment.text for commitment in commitments if commitment.text is not None))
 
-    def sightings(self, validator: str, hotkey: str, text: str, *, until: int) -> Iterator[Sighting]:
-        """Yield each commitment of a text that a validator saw up to a block.
-
-        A sealed one is seen once the chain has told the validator where it was made, or when the validator's patience
-        for that is over: then it counts from its reveal.
-        """
-        commitments = self._commitments.get(hotkey, [])
-        ends = [commitment.block for commitment in commitments[1:]] + [until + 1]
-        for commitment, next_block in zip(commitments, ends, strict=True):
-            if commitment.text != text:
-                continue
-            block, end = commitment.block, min(next_block, until + 1)
-            if commitment.sealed_block is None:
-                if self._has_view(validator, block, end):
-                    yield Sighting(block, block)
-            elif self._located.get((validator, hotkey, block), until + 1) < end:
-                yield Sighting(commitment.sealed_block, block)
-            elif self._has_view(validator, block + _COMMIT_BLOCK_PATIENCE + 1, end):
-                yield Sighting(block, block)
-
-    def _has_view(self, validator: str, start: int, end: int) -> bool:
-        """Return whether the validator read a block in [start, end)."""
-        views = self.views[validator]
-        index = bisect.bisect_left(views, start)
-        return index < len(views) and views[index] < end
+    def is_located(self, validator: str, hotkey: str, reveal_block: int, time: float) -> bool:
+        """Return whether the chain had told a validator where a revealed commitment was made."""
+        return self._located.get((validator, hotkey, reveal_block), math.inf) < time
 
     def file_at(self, repo: str, revision: str, time: float) -> str | None:
         """Return the sha256 of the data.jsonl of a revision at a time, None without one."""

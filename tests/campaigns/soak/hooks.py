@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from template.chain.client import Chain
-from template.records import SubmissionKey
+from template.records import SubmissionKey, Verdict
 from template.store.store import Store
 from template.validator.downloads import Downloader
 from template.validator.loop import Validator
@@ -122,43 +122,30 @@ def install(log_file: str, chain_file: str, validator: str) -> None:
     log = EventLog(Path(log_file), clock)
     set_default(Validator, "now", clock)
     Lockstep().install()
-    last_view = 0
 
     def note(event: str, key: SubmissionKey | None = None, **facts: object) -> None:
         names = {} if key is None else {"hotkey": key.hotkey, "text": key.commitment}
         log.write(event, validator=validator, **names, **facts)
 
-    def note_view(_: Chain, view: Any, block: int | None = None) -> None:
-        nonlocal last_view
-        last_view = view.block
-        note("viewed", block=view.block)
-
     def note_located(_: Chain, blocks: dict[str, int], reveals: dict[str, int]) -> None:
         for hotkey, block in reveals.items():
-            note("located", hotkey=hotkey, reveal_block=block, view=last_view)
-
-    def note_missed(_: Store, __: None, key: SubmissionKey, block: int, is_found: bool = False) -> None:
-        if not is_found:
-            note("missed", key, block=block)
-
-    def note_verdict(_: Store, __: None, config: object, key: SubmissionKey, verdict: Any, now: float) -> None:
-        if verdict.reason is not None:
-            note("rejected", key, reason=verdict.reason)
-
-    def note_retry(_: Store, __: None, config: object, key: SubmissionKey, retry: Any) -> None:
-        note("retry", key, remote_failures=retry.remote_failures, host_failures=retry.host_failures)
+            note("located", hotkey=hotkey, reveal_block=block)
 
     def note_evaluated(_: LocalExecutor, jobs: list[Any]) -> None:
         for job in jobs:
             error = None if job.error is None else type(job.error).__name__
             note("evaluated", job.key, loss=job.result.loss if job.result else None, error=error)
 
-    wrap_after(Chain, "view", note_view)
+    def note_rejected(_: Store, __: None, config: object, key: SubmissionKey, verdict: Verdict, now: float) -> None:
+        note("rejected", key, reason=verdict.reason)
+
     wrap_after(Chain, "commit_blocks_of_revealed", note_located)
-    wrap_after(Store, "record_missing_file", note_missed)
-    wrap_after(Store, "record_dataset", lambda _, __, config, key, **___: note("checked", key))
-    wrap_after(Store, "record_verdict", note_verdict)
-    wrap_after(Store, "record_retry_state", note_retry)
+    wrap_after(Store, "record_missing_file", lambda _, __, key, block: note("missed", key, block=block))
+    wrap_after(Store, "record_dataset", lambda _, __, competition, key, **___: note("checked", key))
+    wrap_after(Store, "record_rejection", note_rejected)
+    wrap_after(Store, "record_plan", lambda _, __, planned: note("planned", round=planned.id))
+    wrap_after(Store, "record_leaderboard", lambda _, __, round_id, ___: note("tabled", round=round_id))
+    wrap_after(Store, "record_confirmed", lambda *_: note("confirmed"))
     wrap_removal("expire_rejections", "verdicts", functools.partial(note, "rejection expired"))
-    wrap_removal("prune_results", "datasets", functools.partial(note, "rows pruned"))
+    wrap_removal("prune_results", "contents", functools.partial(note, "rows pruned"))
     wrap_after(LocalExecutor, "collect", note_evaluated)

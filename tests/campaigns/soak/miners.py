@@ -12,12 +12,27 @@ from pathlib import Path
 
 from template.localnet.chain import pallets
 from tests.campaigns.soak.event_log import EventLog
-from tests.campaigns.synthetic_subnet import LARGE_ROWS, SyntheticSubnet, make_file, make_short_rows
+from tests.campaigns.soak.game_state import FACTOR
+from tests.campaigns.synthetic_subnet import SyntheticSubnet, make_file, make_short_rows
 
-POOL_ROWS = 150
-MAX_ROWS = 110
+# So many that datasets drawn from them rarely share two fifths of their rows.
+POOL_ROWS = 400
+MAX_ROWS = 44
+_LARGE_ROWS = 40
 # Losses of the tiny model after some short rows lie on both sides of every limit.
-CURVE = {"bench": 5.95, "minb": 5.70, "maxb": 6.07, "bheight": 0.3, "pow": 1}
+CURVE = {"bench": 6.032, "minb": 5.98, "maxb": 6.04, "bheight": 0.3, "pow": 1}
+BLOCKS_PER_EPOCH = 24
+# Few evaluations and short times, so that a run of some rounds has everything.
+INCENTIVES = {
+    "epsilon": 0.001,
+    "sd": 0.002,
+    "evaluations": 2,
+    "hold": 5,
+    "slots": 10,
+    "half_life_blocks": 240,
+    "update_blocks": 2 * BLOCKS_PER_EPOCH,
+    "blocks_per_epoch": BLOCKS_PER_EPOCH,
+}
 # What a miner does when it publishes, by weight.
 _ACTIONS = {
     "small": 30,
@@ -28,6 +43,8 @@ _ACTIONS = {
     "broken promise": 2,
     "seal": 10,
     "sealed copy": 3,
+    "borrow": 5,
+    "borrow too much": 3,
     "broken seal": 2,
     "malformed": 3,
     "foreign rows": 3,
@@ -72,16 +89,17 @@ class _Due:
 
 
 def make_rows(numbers: Iterable[int]) -> bytes:
-    return make_file(make_short_rows(numbers, factor=7))
+    return make_file(make_short_rows(numbers, factor=FACTOR))
 
 
 def create_subnet(folder: Path, *, miners: int, validators: Sequence[str]) -> SyntheticSubnet:
     """Make the subnet of a run without its miners."""
     folder.mkdir(parents=True, exist_ok=True)
+    incentives = {**INCENTIVES, "start_block": miners + 2 * BLOCKS_PER_EPOCH}
     subnet = SyntheticSubnet.create(
         folder,
-        pool=make_short_rows(range(POOL_ROWS), factor=7),
-        competition={"id": "soak", "repo": "soak/pool", "rows": MAX_ROWS, **CURVE},
+        pool=make_short_rows(range(POOL_ROWS), factor=FACTOR),
+        competition={"id": "soak", "repo": "soak/pool", "rows": MAX_ROWS, **CURVE, "incentives": incentives},
         validators=validators,
         tempo=360,
         max_uids=miners + len(validators) + 1,
@@ -152,7 +170,7 @@ class Miners:
         action = self._rng.choices(actions, [_ACTIONS[action] for action in actions])[0]
         if action in ("again", "an earlier one") and not miner.texts:
             action = "small"
-        if action in ("copy", "sealed copy") and not self._large:
+        if action in ("copy", "sealed copy", "borrow", "borrow too much") and not self._large:
             action = "large"
         self._log.write("action", action=action)
         if action in ("again", "an earlier one"):
@@ -213,11 +231,17 @@ class Miners:
         """Return a data.jsonl, whose rows are logged."""
         numbers = self._rng.sample(range(POOL_ROWS), self._rng.randint(8, 20))
         if action == "large" or (action == "seal" and self._rng.random() < 0.3):
-            numbers = self._rng.sample(range(POOL_ROWS), LARGE_ROWS)
+            numbers = self._rng.sample(range(POOL_ROWS), _LARGE_ROWS)
             self._large.append(numbers)
         elif "copy" in action:
             numbers = self._rng.choice(self._large)[self._rng.randint(0, 6) :]
             self._rng.shuffle(numbers)
+        elif "borrow" in action:
+            # The most rows that make no duplicate of the other, or one more.
+            taken = _LARGE_ROWS * 2 // 5 + (action == "borrow too much")
+            numbers = self._rng.choice(self._large)[:taken]
+            others = [number for number in range(POOL_ROWS) if number not in numbers]
+            numbers += self._rng.sample(others, _LARGE_ROWS - taken)
         elif action == "foreign rows":
             numbers[self._rng.randrange(len(numbers))] += POOL_ROWS
         elif action == "foreign rows past the limit":

@@ -1,12 +1,10 @@
-"""Recomputes all verdicts, leaderboards and weights of a validator.
+"""Recomputes all verdicts, plans, leaderboards and weights of a validator.
 
-None of the product's rules is used: they are written again, in the plainest way, from its documentation. What a
-validator did is read from its state file, what the chain took from the chain.
+None of the product's rules is used: they are written again in `reference_rules`. What a validator knew, and when, is
+read from its state file and the event log; what the chain showed, from the history of the subnet.
 """
 
-import hashlib
 import json
-import math
 import re
 import sqlite3
 from collections import Counter, defaultdict
@@ -18,17 +16,19 @@ from typing import Any, NamedTuple
 
 from template.localnet.chain.ledger import Ledger
 from tests.campaigns.clock import block_at
-from tests.campaigns.soak.curve import Curve, is_close, shares_of
-from tests.campaigns.soak.event_log import History, Registration, latest
+from tests.campaigns.soak.curve import is_close, shares_of
+from tests.campaigns.soak.event_log import History, Registration
+from tests.campaigns.soak.game_state import GameState, Table
+from tests.campaigns.soak.reference_rules import Planned, Rules, estimate, live_credits, next_aligned, plan, seed_of
 
 _TEXT = re.compile(r"([^:]+):([^:]+):([0-9a-f]{40}|[0-9a-f]{64})")
-_MAX_SHARED_ROWS = 100
-_MAX_VERSIONS = 8
 _GRACE_BLOCKS = 300
-_MAX_HOST_FAILURES = 3
-_MAX_REMOTE_FAILURES = 12
+_DAY_BLOCKS = 7200
 _MISSING = ("missing_repo", "missing_file")
-_TABLES = ("verdicts", "datasets", "receipts", "rounds", "round_members", "standings", "weight_intents")
+_TABLES = (
+    "verdicts", "evaluations", "rounds", "round_members", "round_evaluations", "standings", "weight_intents", "stands",
+    "ledger",
+)  # fmt: skip
 
 Row = Mapping[str, Any]
 Key = tuple[str, str]
@@ -38,7 +38,17 @@ class Line(NamedTuple):
     """One line of a leaderboard."""
 
     reason: str | None
-    loss: float | None
+    runs: int = 0
+    loss: float | None = None
+    credit: float = 0.0
+
+
+class Moment(NamedTuple):
+    """Something that a validator did, at a time."""
+
+    time: float
+    what: str
+    facts: Row
 
 
 @dataclass
@@ -47,313 +57,332 @@ class ReferenceModel:
 
     validator: str
     history: History
-    curve: Curve
+    rules: Rules
     state: Mapping[str, Sequence[Row]]
     findings: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    # By (hotkey, text): the rounds' times with the ranks that are right, and the blocks.
-    _ranks: dict[Key, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
-    _blocks: dict[Key, set[int]] = field(default_factory=lambda: defaultdict(set))
+    # Rejections in force, by (hotkey, text), with their reasons.
+    _rejected: dict[Key, str] = field(default_factory=dict)
+    _current: Row | None = None
 
     @classmethod
-    def open(cls, folder: Path, validator: str, history: History, curve: Curve) -> "ReferenceModel":
+    def open(cls, folder: Path, validator: str, history: History, rules: Rules) -> "ReferenceModel":
         """Read the state of a validator of the run in `folder`."""
         uri = f"{(folder / validator / 'validator.sqlite3').resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as db:
             db.row_factory = sqlite3.Row
             state = {name: [dict(row) for row in db.execute(f"SELECT * FROM {name}")] for name in _TABLES}
-        return cls(validator, history, curve, state)
-
-    def check(self, chain_file: Path) -> None:
-        """Check all but the weights on the chain."""
-        with Ledger(chain_file) as ledger:
-            self._check_rounds(ledger)
-            self._check_seeds(ledger)
-        self._check_verdicts()
-        self._check_evaluations()
-        self._check_leaderboards()
+        return cls(validator, history, rules, state)
 
     def report(self, *words: object) -> None:
         self.findings.append(" ".join(map(str, (self.validator, *words))))
 
+    def check(self, chain_file: Path) -> None:
+        """Replay all that the validator did, except its calls of the chain."""
+        self._members = group_by_round(self.state["round_members"])
+        self._plans = group_by_round(self.state["round_evaluations"])
+        with Ledger(chain_file) as ledger:
+            self._hash_of = ledger.hash_of
+            self._game = GameState(self.rules, ledger.hash_of)
+            for moment in self._moments():
+                getattr(self, f"_on_{moment.what.replace(' ', '_')}")(moment.time, moment.facts)
+        self._check_end()
+        self._check_evaluated()
+
+    def _moments(self) -> list[Moment]:
+        """Return everything that changes or shows the game, in order."""
+        state, last = self.state, {}
+        moments = [Moment(row["time"], row["event"], row) for row in self.history.records[self.validator]]
+        for row in state["rounds"]:
+            moments.append(Moment(row["started_at"], "opened", row))
+            if row["closed_at"] is not None:
+                moments.append(Moment(row["closed_at"], "closed", row))
+        for row in state["evaluations"]:
+            moments.append(Moment(row["finished_at"], "evaluated", row))
+        for row in state["weight_intents"]:
+            if not row["is_repeat"]:
+                moments.append(Moment(row["created_at"], "weighed", row))
+                last[row["round_id"]] = row["id"]
+        self._last_intents = set(last.values())
+        return sorted(moments, key=lambda moment: moment.time)
+
+    # Rounds
+
+    def _on_opened(self, _: float, opened: Row) -> None:
+        """Check that the snapshot is what the chain showed at the round's block."""
+        start, before, period = opened["start_block"], self._current, self.rules.blocks_per_epoch
+        due = before["start_block"] + period if before else next_aligned(self.rules.start_block, period)
+        if start != due:
+            self.counts["rounds left out"] += (start - due) // period
+        if start != due and (start < due or start != opened["opened_block"] // period * period):
+            self.report("round", opened["id"], "starts at", start, "and should at", due)
+        if opened["start_block_hash"] != self._hash_of(start) or opened["end_block"] != start + period:
+            self.report("round", opened["id"], "is of other blocks")
+        self._current, expected = opened, {}
+        for hotkey, registration in self.history.registrations(start).items():
+            commitment = self.history.commitment(hotkey, start)
+            if commitment is not None and commitment.text is not None:
+                block = self._commit_block(opened, hotkey, commitment.block, commitment.sealed_block, registration)
+                expected[hotkey] = (commitment.text, registration.uid, commitment.block, block, registration.block)
+        names = ("entry", "uid", "block", "rank_block", "registration_block")
+        actual = {row["hotkey"]: tuple(row[name] for name in names) for row in self._members[opened["id"]]}
+        self._compare("round", opened["id"], actual, expected)
+        self._game.see(start, {hotkey: (entry[0], entry[3], entry[4]) for hotkey, entry in actual.items()})
+        self.counts["rounds"] += 1
+        self.counts["entries"] += len(actual)
+
+    def _commit_block(
+        self, opened: Row, hotkey: str, block: int, sealed_block: int | None, registration: Registration
+    ) -> int:
+        """Return where a text was committed; a sealed one by its reveal while no node says."""
+        if sealed_block is None or sealed_block <= registration.block:
+            return block
+        is_located = self.history.is_located(self.validator, hotkey, block, opened["started_at"])
+        return sealed_block if is_located else block
+
+    def _on_closed(self, _: float, closed: Row) -> None:
+        """Forget what never counted, as the validator does after each round."""
+        if closed["opened_block"] >= closed["end_block"]:
+            self.counts["rounds caught up"] += 1
+            if any(row["round_id"] == closed["id"] and not row["is_repeat"] for row in self.state["weight_intents"]):
+                self.report("round", closed["id"], "was over when it opened, and has weights")
+        hotkeys = {row["hotkey"] for row in self._members[closed["id"]]}
+        self._game.forget(hotkeys, before_block=closed["start_block"] - _DAY_BLOCKS)
+
+    def _compare(self, what: str, number: int, actual: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
+        for name in expected.keys() | actual.keys():
+            ours, theirs = actual.get(name), expected.get(name)
+            if ours != theirs:
+                self.report(what, number, name, "is", ours, "and should be", theirs)
+
     # Verdicts
 
-    def _check_verdicts(self) -> None:
-        expired: list[Row] = [
-            rejection._asdict() | {"loss": None} for rejection in self.history.expired[self.validator]
-        ]
-        self.counts["verdict expired"] = len(expired)
-        for row in expired:
-            if row["reason"] not in _MISSING:
-                self.report("verdict", row["hotkey"], row["entry"], row["reason"], "expired")
-        for row in [*self.state["verdicts"], *expired]:
-            key, expected = _key(row), self._expected_verdict(row)
-            actual = row["reason"] or "evaluated"
-            self.counts[f"verdict {actual}"] += 1
-            if actual != expected:
-                self.report("verdict", key, "is", actual, "and should be", expected)
-            if row["entry"] not in self.history.texts(row["hotkey"]):
-                self.report("verdict", key, "is on a text that was never committed")
-        for (hotkey, text), attempts in self.history.missed[self.validator].items():
-            repo, _, revision = text.split(":")
-            self.counts["missed"] += len(attempts)
-            for time, block in attempts:
-                if self.history.file_at(repo, revision, time) is not None:
-                    self.report(hotkey, text, "was not found at block", block, "and was there")
+    def _on_checked(self, time: float, row: Row) -> None:
+        sha256 = self._file_of(row["text"], time)
+        content = None if sha256 is None else self.history.contents[sha256]
+        if content is None or content.fault is not None:
+            self.report("verdict", _key(row), "passed its checks, and is", content and content.fault)
+            return
+        self._game.known[row["hotkey"]][row["text"]] = frozenset(content.rows[: self.rules.curve.rows])
+        self.counts["datasets"] += 1
 
-    def _expected_verdict(self, row: Row) -> str:
-        match = _TEXT.fullmatch(row["entry"])
-        if match is None or match[2] != self.curve.id:
+    def _on_rows_pruned(self, _: float, row: Row) -> None:
+        self._game.known[row["hotkey"]].pop(row["text"], None)
+
+    def _on_missed(self, _: float, row: Row) -> None:
+        self.counts["missed"] += 1
+        self._game.miss(row["hotkey"], row["text"], row["block"])
+
+    def _on_rejected(self, time: float, row: Row) -> None:
+        expected = self._expected_rejection(time, row)
+        self.counts[f"rejected as {row['reason']}"] += 1
+        if row["reason"] != expected:
+            self.report("verdict", _key(row), "is", row["reason"], "and should be", expected)
+        self._rejected[_key(row)] = row["reason"]
+
+    def _on_rejection_expired(self, _: float, row: Row) -> None:
+        self.counts["rejections expired"] += 1
+        if self._rejected.pop(_key(row)) not in _MISSING:
+            self.report("verdict", _key(row), "expired")
+
+    def _file_of(self, text: str, time: float) -> str | None:
+        match = _TEXT.fullmatch(text)
+        return None if match is None else self.history.file_at(match[1], match[3], time)
+
+    def _expected_rejection(self, time: float, row: Row) -> str | None:
+        match = _TEXT.fullmatch(row["text"])
+        if match is None or match[2] != self.rules.curve.id:
             return "absent"
         repo, _, revision = match.groups()
-        sha256 = self.history.file_at(repo, revision, row["decided_at"])
+        sha256 = self.history.file_at(repo, revision, time)
         if sha256 is not None:
-            return self.history.contents[sha256].fault or "evaluated"
-        if (missing := self._missing_reason(row["entry"])) is not None:
-            return missing
-        # A promised file that is missing now: evaluated when downloaded before, rejected once its grace is over.
-        # What passed its checks was there, so it has no grace any more.
-        has_passed = _key(row) in self._passed(row["decided_at"])
-        if row["loss"] is not None and has_passed:
-            return "evaluated"
-        is_late = block_at(row["decided_at"]) > self._entry_block(row) + _GRACE_BLOCKS
-        return "missing_file" if has_passed or is_late else "pending"
+            return self.history.contents[sha256].fault
+        if row["text"] in self._game.known[row["hotkey"]]:
+            return "known"
+        if len(revision) == 40:
+            return "missing_file" if self.history.has_commit(repo, revision) else "missing_repo"
+        # A promised file that is missing is rejected once its grace is over.
+        entries = [] if self._current is None else self._members[self._current["id"]]
+        block = next(entry["block"] for entry in entries if entry["hotkey"] == row["hotkey"])
+        return "missing_file" if block_at(time) > block + _GRACE_BLOCKS else "pending"
 
-    def _entry_block(self, row: Row) -> float:
-        """Return the commitment's block in the round that decided it."""
-        opened = {opened["id"] for opened in self.state["rounds"] if opened["started_at"] <= row["decided_at"]}
-        entries = [entry for entry in self.state["round_members"] if _key(entry) == _key(row)]
-        return next((entry["block"] for entry in reversed(entries) if entry["round_id"] in opened), math.inf)
+    # Evaluations
 
-    def _passed(self, before: float) -> set[Key]:
-        """Return the datasets that had ever passed their checks by a moment."""
-        return {key for key, moments in self.history.rows[self.validator].items() if moments[0][0] < before}
+    def _table(self) -> Table:
+        assert self._current is not None
+        accepted = {row["hotkey"]: row["entry"] for row in self._members[self._current["id"]] if not _fault(self, row)}
+        return self._game.table(self._current["start_block"], accepted, self._rejected.keys())
 
-    def _with_rows(self, before: float) -> set[Key]:
-        """Return the datasets whose rows were recorded at a moment."""
-        return {key for key, moments in self.history.rows[self.validator].items() if latest(moments, before, False)}
+    def _on_confirmed(self, *_: object) -> None:
+        self._game.confirm(self._table())
 
-    def _verdicts(self, before: float) -> dict[Key, Row]:
-        """Return the verdicts that were in force at a moment."""
-        expired = self.history.expired[self.validator]
-        rows: list[Row] = [
-            row._asdict() | {"loss": None} for row in expired if row.decided_at < before < row.expired_at
-        ]
-        rows += [row for row in self.state["verdicts"] if row["decided_at"] < before]
-        return {_key(row): row for row in rows}
-
-    def _check_evaluations(self) -> None:
-        """Check that all was evaluated once, and each loss has its receipt."""
-        done = [job for job in self.history.evaluated if job["validator"] == self.validator]
-        losses = [((job["hotkey"], job["text"]), job["loss"]) for job in done if job["loss"] is not None]
-        for key, count in Counter(key for key, _ in losses).items():
-            if count != 1:
-                self.report(key, "was evaluated", count, "times")
-        verdicts = {_key(row): row["loss"] for row in self.state["verdicts"] if row["loss"] is not None}
-        if dict(losses) != verdicts:
-            self.report("losses and verdicts differ:", set(losses) ^ set(verdicts.items()))
-        receipts = {_key(row) for row in self.state["receipts"]}
-        if receipts != verdicts.keys():
-            self.report("receipts and verdicts differ:", receipts ^ verdicts.keys())
-
-    # Rounds and seeds
-
-    def _check_rounds(self, ledger: Ledger) -> None:
-        """Check that each snapshot is what the chain showed at the round's block."""
-        members, last = group_by_round(self.state["round_members"]), -1
+    def _on_planned(self, _: float, row: Row) -> None:
+        """Check a round's evaluations, their order and their seeds."""
+        table, game, start = self._table(), self._game, self._current["start_block"] if self._current else 0
+        game.confirm(table)
+        recent: Counter[str] = Counter()
         for opened in self.state["rounds"]:
-            start, expected = opened["start_block"], {}
-            if start <= last or opened["start_block_hash"] != ledger.hash_of(start):
-                self.report("round", opened["id"], "starts at", start, "after", last)
-            last = start
-            for hotkey, registration in self.history.registrations(start).items():
-                commitment = self.history.commitment(hotkey, start)
-                if commitment is not None and commitment.text is not None:
-                    key = (hotkey, commitment.text)
-                    block, rank = self._expected_blocks(opened, key, commitment.block, registration)
-                    expected[hotkey] = (commitment.text, registration.uid, block, rank, registration.block)
-            names = ("entry", "uid", "block", "rank_block", "registration_block")
-            actual = {row["hotkey"]: tuple(row[name] for name in names) for row in members[opened["id"]]}
-            self._compare("round", opened["id"], actual, expected)
-            self.counts["rounds"] += 1
-            self.counts["entries"] += len(actual)
+            if start - _DAY_BLOCKS < opened["start_block"] < start:
+                recent.update(planned["hotkey"] for planned in self._plans[opened["id"]])
+        expected = plan(table.originals, table.ledger, game.losses, recent, start, self.rules)
+        names = ("hotkey", "entry", "digest", "number", "lucky_num", "seed_block")
+        actual = {item["position"]: tuple(item[name] for name in names) for item in self._plans[row["round"]]}
+        lines = {position: self._planned_line(one, table) for position, one in enumerate(expected)}
+        self._compare("plan of round", row["round"], actual, lines)
+        self.counts["planned"] += len(expected)
 
-    def _compare(self, what: str, number: int, actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-        for hotkey in expected.keys() | actual.keys():
-            ours, theirs = actual.get(hotkey), expected.get(hotkey)
-            if ours != theirs:
-                self.report(what, number, hotkey, "is", ours, "and should be", theirs)
+    def _planned_line(self, one: Planned, table: Table) -> tuple[object, ...]:
+        entered, digest = one.entered, self._game.digest_of(one.entered.rows)
+        seed = seed_of(self._hash_of(one.seed_block), digest, one.number)
+        return entered.hotkey, table.texts[entered.key], digest, one.number, seed, one.seed_block
 
-    def _expected_blocks(self, opened: Row, key: Key, block: int, registration: Registration) -> tuple[int, int]:
-        """Return the blocks at which a text was first readable, and committed."""
-        sightings = list(self.history.sightings(self.validator, *key, until=opened["opened_block"]))
-        first = min([block, *(seen.open_block for seen in sightings if seen.open_block > registration.block)])
-        rank = min([seen.block for seen in sightings if seen.block > registration.block], default=block)
-        rank = self._rank_after_misses(opened, key, rank, registration)
-        self._ranks[key].append((opened["started_at"], rank))
-        self._blocks[key].add(first)
-        return first, rank
+    def _on_evaluated(self, _: float, row: Row) -> None:
+        rows = self._game.known[row["hotkey"]].get(row["entry"])
+        plans = [item for item in self._plans[self._current["id"]] if _key(item) == _key(row)] if self._current else []
+        is_planned = any(all(item[n] == row[n] for n in ("digest", "number", "lucky_num")) for item in plans)
+        result = json.loads(row["receipt"])["result"] if row["receipt"] else None
+        if rows is None or not is_planned:
+            self.report("evaluation", _key(row), row["number"], "was not planned in its round")
+        elif len(self._game.losses[row["hotkey"], rows]) + 1 != row["number"]:
+            self.report("evaluation", _key(row), row["number"], "is not the next of its dataset")
+        elif result is not None and (result["loss"], result["lucky_num"]) != (row["loss"], row["lucky_num"]):
+            self.report("evaluation", _key(row), row["number"], "has another receipt")
+        if rows is not None:
+            self._game.losses[row["hotkey"], rows].append(row["loss"])
+        self.counts["evaluated"] += 1
 
-    def _rank_after_misses(self, opened: Row, key: Key, rank: int, registration: Registration) -> int:
-        """Return an entry's rank after failed attempts to find its file.
-
-        Until the file is found, the entry is behind everyone in each round; then it keeps the rank of the round in
-        which it was found. It is never before the last failed attempt.
-        """
-        now = opened["started_at"]
-        missed = self.history.missed[self.validator].get(key, [])
-        blocks = [block for time, block in missed if time < now and block > registration.block]
-        if not blocks:
-            return rank
-        self.counts["ranks lost"] += 1
-        rank = max(rank, blocks[-1] + 1)
-        rows = self.history.rows[self.validator].get(key, [])
-        if not latest(rows, now, False):
-            return max(rank, int(opened["start_block"]) + 1)
-        found_at = max(time for time, is_known in rows if is_known and time < now)
-        return max(rank, latest(self._ranks[key], found_at, 0))
-
-    def _check_seeds(self, ledger: Ledger) -> None:
-        """Check that seeds come from the first round after the text was readable."""
-        period = max((row["end_block"] - row["start_block"] for row in self.state["rounds"]), default=1)
-        for row in self.state["receipts"]:
-            seed = json.loads(row["receipt"])["result"]["lucky_num"]
-            seeds = {_seed(ledger.hash_of(math.ceil(block / period) * period)) for block in self._blocks[_key(row)]}
-            if seed not in seeds:
-                self.report("the loss of", row["hotkey"], row["entry"], "has seed", seed, "not of", seeds)
-            self.counts["seeds"] += 1
+    def _check_evaluated(self) -> None:
+        """Check that every loss of a worker is recorded once."""
+        done = [job for job in self.history.evaluated if job["validator"] == self.validator]
+        losses = Counter((job["hotkey"], job["text"], job["loss"]) for job in done if job["loss"] is not None)
+        recorded = Counter((row["hotkey"], row["entry"], row["loss"]) for row in self.state["evaluations"])
+        if losses != recorded:
+            self.report("losses and evaluations differ:", losses - recorded, recorded - losses)
 
     # Leaderboards
 
-    def _check_leaderboards(self) -> None:
-        members, standings = group_by_round(self.state["round_members"]), group_by_round(self.state["standings"])
-        intents = group_by_round([row for row in self.state["weight_intents"] if not row["is_repeat"]])
-        for number, made in intents.items():
-            actual = {row["hotkey"]: Line(row["reason"], row["loss"]) for row in standings[number]}
-            expected = self._expected_lines(members[number], made[-1])
-            self._compare("leaderboard", number, actual, expected)
-            self.counts["lines"] += len(actual)
-            self.counts["leaderboards"] += 1
-            self._check_shares(made[-1], expected, members[number])
+    def _on_tabled(self, _: float, row: Row) -> None:
+        self._check_leaderboard(row["round"])
 
-    def _expected_lines(self, members: Sequence[Row], intent: Row) -> dict[str, Line]:
+    def _on_weighed(self, time: float, intent: Row) -> None:
+        lines = self._check_leaderboard(intent["round_id"], is_last=intent["id"] in self._last_intents)
+        self._check_shares(intent, lines)
+
+    def _check_leaderboard(self, number: int, *, is_last: bool = True) -> dict[str, Line]:
+        table, game = self._table(), self._game
+        game.confirm(table)
+        expected = self._expected_lines(table)
+        if is_last:
+            self.counts["leaderboards"] += 1
+            self.counts["duplicates"] += sum(line.reason == "duplicate" for line in expected.values())
+            standings = [row for row in self.state["standings"] if row["round_id"] == number]
+            actual = {row["hotkey"]: Line(row["reason"], row["runs"], row["loss"], row["credit"]) for row in standings}
+            self._compare("leaderboard", number, _rounded(actual), _rounded(expected))
+            self._check_ledger(number, table)
+            weights = {row["hotkey"]: row["weight"] for row in standings if row["weight"] > 0.0}
+            if not is_close(weights, shares_of(_paid(expected))):
+                self.report("leaderboard", number, "weighs", weights, "and should", shares_of(_paid(expected)))
+        return expected
+
+    def _expected_lines(self, table: Table) -> dict[str, Line]:
         """Return every entry's line, by what the validator had recorded."""
-        recorded, verdicts = self._with_rows(intent["created_at"]), self._verdicts(intent["created_at"])
-        # A dataset that was rejected after its check makes no other one a duplicate.
-        good = {key for key in recorded if key not in verdicts or verdicts[key]["reason"] is None}
-        rejections = {row["hotkey"]: self._rejection(row) for row in members}
-        present = [row for row in members if rejections[row["hotkey"]] is None and _key(row) in good]
-        duplicates = self._find_duplicates(present, good, until=intent["block"])
-        lines = {}
+        assert self._current is not None
+        members, lines = self._members[self._current["id"]], {}
+        registrations = {row["hotkey"]: row["registration_block"] for row in members}
+        credits = live_credits(table.ledger, registrations, self._current["start_block"], self.rules)
+        entered = {dataset.hotkey: dataset for dataset in table.present}
         for row in members:
-            hotkey, verdict = row["hotkey"], verdicts.get(_key(row))
-            # A loss counts while the rows are recorded: without them it might be a duplicate's.
-            loss = verdict["loss"] if verdict and _key(row) in recorded else None
-            if rejections[hotkey] is not None:
-                lines[hotkey] = Line(rejections[hotkey], None)
-            elif hotkey in duplicates:
-                lines[hotkey] = Line("duplicate", loss)
-            else:
-                lines[hotkey] = Line(verdict["reason"] if verdict else None, loss)
+            hotkey, reason = row["hotkey"], _fault(self, row) or self._rejected.get(_key(row))
+            runs, loss = 0, None
+            if reason is None and hotkey in entered:
+                losses = self._game.losses[entered[hotkey].key]
+                runs, loss = len(losses), estimate(losses, self.rules.sd).loss if losses else None
+                reason = "duplicate" if entered[hotkey].key in table.duplicates else None
+            lines[hotkey] = Line(reason, runs, loss, credits.get(hotkey, 0.0))
+            self._present = {hotkey for hotkey, line in lines.items() if line.reason is None and hotkey in entered}
         return lines
 
-    def _missing_reason(self, text: str) -> str | None:
-        """Return why a commitment by commit can never have a file; None for any other."""
-        match = _TEXT.fullmatch(text)
-        if match is None or len(match[3]) != 40 or self.history.file_at(match[1], match[3], math.inf) is not None:
-            return None
-        return "missing_file" if self.history.has_commit(match[1], match[3]) else "missing_repo"
+    def _check_ledger(self, number: int, table: Table) -> None:
+        (row,) = [row for row in self.state["rounds"] if row["id"] == number]
+        names = ("hotkey", "digest", "rank_block", "commit_block", "runs", "loss", "frontier", "credit")
+        actual = [tuple(line[name] for name in names) for line in json.loads(row["ledger"])]
+        expected = [
+            (line.entered.hotkey, self._game.digest_of(line.entered.rows), *line.entered.rank[:2], line.estimate.runs,
+             line.estimate.loss, line.frontier, line.credit)
+            for line in table.ledger
+        ]  # fmt: skip
+        self._compare("ledger of round", number, _rounded(dict(enumerate(actual))), _rounded(dict(enumerate(expected))))
+        self.counts["ledger lines"] += len(expected)
 
-    def _rejection(self, row: Row) -> str | None:
-        match = _TEXT.fullmatch(row["entry"])
-        if match is None:
-            return "bad_commitment"
-        if match[2] != self.curve.id:
-            return "wrong_competition"
-        return "before_registration" if row["block"] <= row["registration_block"] else None
-
-    def _find_duplicates(self, present: Sequence[Row], good: set[Key], *, until: int) -> set[str]:
-        """Return the hotkeys whose dataset is a duplicate of an earlier original."""
-        candidates = []
-        for row in present:
-            hotkey, text, rows = row["hotkey"], row["entry"], self._rows(_key(row))
-            candidates.append((row["rank_block"], _tie_break(hotkey, text), hotkey, rows, True))
-            candidates += self._versions(row, rows, good, until=until)
-        originals: list[tuple[str, frozenset[int]]] = []
-        duplicates = set()
-        for _, _, hotkey, rows, is_present in sorted(candidates, key=lambda candidate: candidate[:2]):
-            if any(other != hotkey and len(rows & theirs) > _MAX_SHARED_ROWS for other, theirs in originals):
-                duplicates |= {hotkey} if is_present else set()
-            elif len(rows) > _MAX_SHARED_ROWS:
-                originals.append((hotkey, rows))
-        return duplicates
-
-    def _versions(
-        self, row: Row, rows: frozenset[int], good: set[Key], *, until: int
-    ) -> list[tuple[int, bytes, str, frozenset[int], bool]]:
-        """Return the earliest other datasets that share the present one's rows."""
-        hotkey, versions = row["hotkey"], []
-        for text in self.history.texts(hotkey):
-            if text == row["entry"] or (hotkey, text) not in good:
-                continue
-            theirs = self._rows((hotkey, text))
-            sightings = self.history.sightings(self.validator, hotkey, text, until=until)
-            first = min([seen.block for seen in sightings if seen.block > row["registration_block"]], default=None)
-            if first is not None and len(rows & theirs) > _MAX_SHARED_ROWS:
-                versions.append((first, text, theirs))
-        earliest = sorted(versions)[:_MAX_VERSIONS]
-        return [(first, _tie_break(hotkey, text), hotkey, theirs, False) for first, text, theirs in earliest]
-
-    def _rows(self, key: Key) -> frozenset[int]:
-        match = _TEXT.fullmatch(key[1])
-        assert match is not None
-        sha256 = match[3] if len(match[3]) == 64 else self.history.file_at(match[1], match[3], math.inf)
-        if sha256 is None:
-            self.report(*key, "passed its checks without a file")
-            return frozenset()
-        return frozenset(self.history.contents[sha256].rows[: self.curve.rows])
-
-    def _check_shares(self, intent: Row, lines: Mapping[str, Line], members: Sequence[Row]) -> None:
-        """Check shares: the scores', the last ones while some are pending, or burned."""
-        losses = {hotkey: line.loss for hotkey, line in lines.items() if line.reason is None}
-        scores = {hotkey: self.curve.score(loss) for hotkey, loss in losses.items() if loss is not None}
-        pending = [_key(row) for row in members if losses.get(row["hotkey"], 0.0) is None]
-        expected = shares_of(scores)
-        if not expected and any(not self._is_stuck(key, intent["created_at"]) for key in pending):
-            last = self.last_accepted(intent)
-            expected = {} if last is None else json.loads(last["shares"])
-            self.counts["shares repeated"] += bool(expected)
-        elif not expected:
-            expected = {self.history.owner: 1.0}
-            self.counts["burned"] += 1
+    def _check_shares(self, intent: Row, lines: Mapping[str, Line]) -> None:
+        """Check shares: of the credits, or the last ones before anything is confirmed, or burned."""
+        expected, last = shares_of(_paid({h: line for h, line in lines.items() if h in self._present})), None
+        has_ledger = bool(self._game.confirmed)
+        if not expected:
+            last = None if has_ledger else self.last_accepted(intent)
+            is_new = not has_ledger and all(line.loss is None for line in lines.values())
+            waits = any(line.reason is None and line.loss is None for line in lines.values())
+            expected = {} if is_new and waits else {self.history.owner: 1.0}
+            if last is not None and json.loads(last["shares"]):
+                expected = json.loads(last["shares"])
+            self.counts["burned" if last is None and expected else "shares repeated"] += 1
         if not is_close(json.loads(intent["shares"]), expected):
             self.report("intent", intent["id"], "shares", intent["shares"], "and should share", expected)
 
-    def _is_stuck(self, key: Key, before: float) -> bool:
-        """Return whether the round no longer waits for a dataset."""
-        remote, host = latest(self.history.retries[self.validator].get(key, []), before, (0, 0))
-        return remote >= _MAX_REMOTE_FAILURES or host >= _MAX_HOST_FAILURES
-
     def last_accepted(self, intent: Row) -> Row | None:
         """Return the newest accepted weights when an intent was made."""
-        configs = {row["id"]: row["contest_id"] for row in self.state["rounds"]}
-        rows = [row for row in self.state["weight_intents"] if (row["finished_at"] or math.inf) < intent["created_at"]]
+        rows = [row for row in self.state["weight_intents"] if (row["finished_at"] or 1e99) < intent["created_at"]]
         rows = [row for row in rows if row["outcome"] is not None and json.loads(row["outcome"])["is_accepted"]]
-        if not intent["is_repeat"]:
-            rows = [row for row in rows if configs[row["round_id"]] == configs[intent["round_id"]]]
         return rows[-1] if rows else None
+
+    def _check_end(self) -> None:
+        """Check the stands, the ledger and the rejections at the end."""
+        verdicts = {_key(row): row["reason"] for row in self.state["verdicts"]}
+        if verdicts != self._rejected:
+            self.report("verdicts differ:", verdicts.items() ^ self._rejected.items())
+        stands, confirmed = defaultdict(list), {}
+        for row in self.state["stands"]:
+            stands[row["hotkey"]].append((row["first_block"], row["last_block"], row["entry"], row["commit_block"]))
+        runs = {
+            hotkey: sorted((run.first, run.last, run.text, run.commit) for run in runs)
+            for hotkey, runs in self._game.runs.items()
+            if runs
+        }
+        self._compare("stands", 0, {hotkey: sorted(rows) for hotkey, rows in stands.items()}, runs)
+        for row in self.state["ledger"]:
+            rank = (row["rank_block"], row["commit_block"], row["tie_break"])
+            confirmed[row["hotkey"], row["digest"]] = (rank, row["registration_block"])
+        ours = {
+            (hotkey, self._game.digest_of(rows)): (entered.rank, entered.registration)
+            for (hotkey, rows), entered in self._game.confirmed.items()
+        }
+        self._compare("confirmed", 0, confirmed, ours)
+
+
+def _fault(model: ReferenceModel, row: Row) -> str | None:
+    """Return why the text itself is rejected."""
+    match = _TEXT.fullmatch(row["entry"])
+    if match is None:
+        return "bad_commitment"
+    if match[2] != model.rules.curve.id:
+        return "wrong_competition"
+    return "before_registration" if row["block"] <= row["registration_block"] else None
+
+
+def _paid(lines: Mapping[str, Line]) -> dict[str, float]:
+    return {hotkey: line.credit for hotkey, line in lines.items() if line.credit > 0 and line.reason is None}
+
+
+def _rounded(lines: Mapping[Any, Sequence[object]]) -> dict[Any, tuple[object, ...]]:
+    """Return the lines without the last digits of their numbers."""
+    return {
+        name: tuple(round(value, 9) if isinstance(value, float) else value for value in line)
+        for name, line in lines.items()
+    }
 
 
 def _key(row: Row) -> Key:
-    return (row["hotkey"], row["entry"])
-
-
-def _seed(block_hash: str) -> int:
-    return int.from_bytes(hashlib.sha256(b"lucky_num\n" + bytes.fromhex(block_hash[2:])).digest()[:4], "little")
-
-
-def _tie_break(hotkey: str, text: str) -> bytes:
-    return hashlib.sha256(f"{hotkey}:{text}".encode()).digest()
+    return (row["hotkey"], row["text" if "text" in row else "entry"])
 
 
 def group_by_round(rows: Sequence[Row]) -> dict[int, list[Row]]:

@@ -19,12 +19,11 @@ from tests.campaigns.clock import BlockClock
 from tests.campaigns.command import Progress
 from tests.campaigns.process_under_test import ValidatorProcess, find_orphans, write_training_args
 from tests.campaigns.soak.event_log import LOG_FILE, EventLog
-from tests.campaigns.soak.miners import Miners, create_subnet
+from tests.campaigns.soak.miners import BLOCKS_PER_EPOCH, Miners, create_subnet
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault
 
 # Names of the validators, of their wallets and of their folders.
 VALIDATORS = ("validator-0", "validator-1")
-BLOCKS_PER_EPOCH = 24
 RATE_LIMIT_BLOCKS = 10
 # Ticks without blocks in between, at most: how much work a block leaves time for.
 _TICKS_PER_STEP = 12
@@ -134,7 +133,7 @@ class Soak:
         self.hub = FaultyHub(self.subnet.hub_root)
         self.clock = BlockClock(self.subnet.net.chain_file)
         self.log = EventLog(folder / LOG_FILE, self.clock)
-        self.miners = Miners(self.subnet, self.log, count=miners, quiet_blocks=BLOCKS_PER_EPOCH, seed=seed)
+        self.miners = Miners(self.subnet, self.log, count=miners, quiet_blocks=BLOCKS_PER_EPOCH // 2, seed=seed)
         make_tiny_model(folder / "model")
         write_training_args(folder / "training_args.yaml")
         self.validators = [SoakValidator(name, self._make_process(folder, name), self.log) for name in VALIDATORS]
@@ -153,9 +152,7 @@ class Soak:
                 "validator": name,
             },
             flags={
-                "--blocks_per_epoch": BLOCKS_PER_EPOCH,
                 "--block_threshold": 8,
-                "--lucky_num_from": "chain",
                 "--poll_seconds": 0.0005,
                 "--training_args": folder / "training_args.yaml",
                 "--model_path": folder / "model",

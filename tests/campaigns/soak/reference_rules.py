@@ -1,0 +1,263 @@
+"""The rules of the game, written again in the plainest way from docs/incentives.md."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tests.campaigns.soak.curve import Curve
+
+_MAX_SHARED = 0.4
+_MAX_VERSIONS = 8
+_RECORD_RUNS = 4
+_RUNS_A_ROUND = 2
+
+Rank = tuple[int, int, bytes]
+
+
+class Rules(NamedTuple):
+    """The competition's incentives, and its curve."""
+
+    curve: Curve
+    epsilon: float
+    sd: float
+    evaluations: int
+    hold: int
+    slots: int
+    half_life_blocks: int
+    update_blocks: int
+    blocks_per_epoch: int
+    start_block: int
+
+
+@dataclass
+class Run:
+    """Aligned blocks in a row at which a hotkey had one text."""
+
+    text: str
+    first: int
+    last: int
+    commit: int
+    registration: int
+    missing: int = 0
+
+
+@dataclass
+class Version:
+    """A downloaded dataset of a hotkey. since: the block from which it counts, if it ever did."""
+
+    text: str
+    rows: frozenset[int]
+    first: int
+    since: int
+    last: int
+    commit: int
+    registration: int
+
+    @property
+    def counts(self) -> bool:
+        return self.since <= self.last
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A dataset in the game."""
+
+    hotkey: str
+    rows: frozenset[int]
+    rank: Rank
+    registration: int
+
+    @property
+    def key(self) -> tuple[str, frozenset[int]]:
+        return self.hotkey, self.rows
+
+
+class Estimate(NamedTuple):
+    """The runs of a dataset, their mean, and the loss that is paid."""
+
+    runs: int
+    mean: float
+    loss: float
+
+
+class Confirmed(NamedTuple):
+    """A line of the ledger."""
+
+    entered: Entered
+    estimate: Estimate
+    frontier: float
+    credit: float
+
+
+class Planned(NamedTuple):
+    """An evaluation of a round."""
+
+    entered: Entered
+    number: int
+    seed_block: int
+
+
+def next_aligned(block: int, period: int) -> int:
+    return math.ceil(block / period) * period
+
+
+def find_versions(runs: Iterable[Run], known: Mapping[str, frozenset[int]], rules: Rules) -> list[Version]:
+    """Return a hotkey's datasets, oldest first; runs of the same rows without a gap are one."""
+    period, versions = rules.blocks_per_epoch, list[Version]()
+    counted: Version | None = None
+    for run in sorted(runs, key=lambda run: run.first):
+        if run.text not in known:
+            continue
+        rows, newest = known[run.text], versions[-1] if versions else None
+        is_same = newest is not None and (newest.rows, newest.registration) == (rows, run.registration)
+        if newest is not None and is_same and run.first <= newest.last + period and not run.missing:
+            newest.text, newest.last = run.text, run.last
+        else:
+            since = max(run.first, next_aligned(run.missing + 1, period) if run.missing else 0)
+            newest = Version(run.text, rows, run.first, since, run.last, run.commit, run.registration)
+            versions.append(newest)
+        if counted is not None and counted.rows != rows and counted.registration == newest.registration:
+            newest.since = max(newest.since, next_aligned(counted.since + rules.update_blocks, period))
+        if newest.counts:
+            counted = newest
+    return versions
+
+
+def shields(versions: Iterable[Version], text: str | None) -> list[Version]:
+    """Return the versions that share too much with the hotkey's present one, or its newest known."""
+    counted = [version for version in versions if version.counts]
+    if not counted:
+        return []
+    present = next((version for version in counted if version.text == text), counted[-1])
+
+    def is_close(other: Version) -> bool:
+        least = min(len(present.rows), len(other.rows))
+        return len(present.rows & other.rows) > most_shared(least)
+
+    close = [version for version in counted if version.text != text and is_close(version)]
+    return close if len(close) <= 2 * _MAX_VERSIONS else close[:_MAX_VERSIONS] + close[-_MAX_VERSIONS:]
+
+
+def most_shared(rows: int) -> int:
+    return math.floor(rows * _MAX_SHARED + 1e-9)
+
+
+def find_duplicates(candidates: Iterable[Entered]) -> set[tuple[str, frozenset[int]]]:
+    """Return the datasets that share too many of their own rows with an earlier original of another."""
+    originals: list[Entered] = []
+    duplicates = set()
+    for candidate in sorted(candidates, key=lambda candidate: candidate.rank):
+        limit = most_shared(len(candidate.rows))
+        if any(o.hotkey != candidate.hotkey and len(o.rows & candidate.rows) > limit for o in originals):
+            duplicates.add(candidate.key)
+        else:
+            originals.append(candidate)
+    return duplicates
+
+
+def estimate(losses: Sequence[float], sd: float) -> Estimate:
+    count, mean = len(losses), math.fsum(losses) / len(losses)
+    spread = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / (count - 1)) if count > 1 else 0.0
+    return Estimate(count, mean, mean + 2 * max(0.0, spread - sd) / math.sqrt(count))
+
+
+def walk_ledger(
+    entered: Iterable[Entered], losses: Mapping[tuple[str, frozenset[int]], Sequence[float]], rules: Rules
+) -> list[Confirmed]:
+    """Credit each record with the score that it adds to the best loss before it."""
+    lines, best = [], rules.curve.bench
+    for dataset in sorted(entered, key=lambda dataset: dataset.rank):
+        runs = losses.get(dataset.key, ())
+        if len(runs) < rules.evaluations:
+            continue
+        paid = estimate(runs, rules.sd)
+        is_record = paid.loss <= best - rules.epsilon
+        credit = rules.curve.score(paid.loss) - rules.curve.score(best) if is_record else 0.0
+        lines.append(Confirmed(dataset, paid, best, credit))
+        best = paid.loss if is_record else best
+    return lines
+
+
+def live_credits(
+    ledger: Iterable[Confirmed], registrations: Mapping[str, int], block: int, rules: Rules
+) -> dict[str, float]:
+    """Return what each registered hotkey's credits are worth at a block."""
+    live: dict[str, float] = {}
+    for line in ledger:
+        hotkey = line.entered.hotkey
+        if line.credit > 0 and registrations.get(hotkey) == line.entered.registration:
+            halvings = max(0, block - line.entered.rank[0]) / rules.half_life_blocks
+            live[hotkey] = live.get(hotkey, 0.0) + line.credit * 2**-halvings
+    return live
+
+
+def plan(
+    originals: Sequence[Entered],
+    ledger: Sequence[Confirmed],
+    losses: Mapping[tuple[str, frozenset[int]], Sequence[float]],
+    recent: Mapping[str, int],
+    block: int,
+    rules: Rules,
+) -> list[Planned]:
+    """Return a round's evaluations: some of records, half of datasets in progress, and first ones."""
+
+    def runs(dataset: Entered) -> Sequence[float]:
+        return losses.get(dataset.key, ())
+
+    def due(dataset: Entered, most: int) -> list[Planned]:
+        numbers = range(len(runs(dataset)) + 1, len(runs(dataset)) + most + 1)
+        later = {number: (number - 1) // _RUNS_A_ROUND * rules.blocks_per_epoch for number in numbers}
+        planned = [Planned(dataset, number, dataset.rank[0] + later[number]) for number in numbers]
+        return [one for one in planned if one.seed_block <= block]
+
+    def is_hopeful(dataset: Entered) -> bool:
+        paid = estimate(runs(dataset), rules.sd)
+        earlier = [line.estimate.loss for line in ledger if line.credit > 0 and line.entered.rank < dataset.rank]
+        best = min(earlier, default=rules.curve.bench)
+        return paid.loss < best - rules.epsilon + 2 * rules.sd / math.sqrt(paid.runs)
+
+    confirmed = {line.entered.key for line in ledger}
+    credited = {line.entered.key for line in ledger if line.credit > 0}
+    records = sorted(
+        (o for o in originals if o.key in credited and len(runs(o)) < rules.hold), key=lambda o: (len(runs(o)), o.rank)
+    )
+    unpaid = [o for o in originals if o.key not in confirmed]
+    first = sorted((o for o in unpaid if not runs(o)), key=lambda o: (recent.get(o.hotkey, 0), o.rank))
+    started = [o for o in unpaid if runs(o) and is_hopeful(o)]
+    best = sorted(started, key=lambda o: (sum(runs(o)) / len(runs(o)), o.rank))
+    oldest = sorted(started, key=lambda o: o.rank)
+    turns: list[Entered] = []
+    for pair in zip(best, oldest, strict=True):
+        turns += [dataset for dataset in dict.fromkeys(pair) if dataset not in turns]
+    of_records = [one for dataset in records for one in due(dataset, _RUNS_A_ROUND)]
+    of_started = [one for dataset in turns for one in due(dataset, _RUNS_A_ROUND)]
+    of_new = [one for dataset in first for one in due(dataset, 1)]
+    chosen = of_records[: min(_RECORD_RUNS, rules.slots)]
+    chosen += of_started[: min(rules.slots // 2, rules.slots - len(chosen))]
+    for one in [*of_new, *of_started, *of_records]:
+        if one not in chosen and len(chosen) < rules.slots:
+            chosen.append(one)
+    return chosen
+
+
+def seed_of(block_hash: str, digest: str, number: int) -> int:
+    parts = bytes.fromhex(block_hash[2:]), bytes.fromhex(digest), number.to_bytes(4, "little")
+    return int.from_bytes(hashlib.sha256(b"lucky_num\n" + b"".join(parts)).digest()[:4], "little")
+
+
+def digest_of(texts: Iterable[tuple[str, str]]) -> str:
+    """Return the digest of rows of one question and one answer."""
+    rows = []
+    for question, answer in texts:
+        turns = [{"content": question, "role": "user"}, {"content": answer, "role": "assistant"}]
+        row = json.dumps({"conversations": turns, "system": None}, separators=(",", ":"), ensure_ascii=False)
+        rows.append(hashlib.sha256(row.encode()).digest())
+    return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
+def rank_of(version: Version, hotkey: str, digest: str, hash_of: Callable[[int], str]) -> Rank:
+    tie = hashlib.sha256(f"{hash_of(version.since)}\n{hotkey}\n{digest}".encode()).digest()
+    return version.since, version.commit, tie
