@@ -1,0 +1,46 @@
+"""Weights that meet the chain's limits: recorded as they were sent, or told why not."""
+
+from template.receipts.files import read_round
+from tests.fixtures.logs import log_lines
+from tests.fixtures.network import SMALL, Net, run_bounded
+from tests.fixtures.validator import open_bench
+
+
+def test_weights_are_recorded_as_they_were_sent(net: Net) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_hyperparameter("MinAllowedWeights", 3)
+    with open_bench(net) as bench:
+        run_bounded(bench.validator)
+        last = bench.store.last_accepted()
+        (path,) = (net.parts.folder / "state" / "rounds").iterdir()
+    uid = net.uid("alice")
+    assert last is not None and last.weights == {uid: 1.0}
+    assert last.sent == {0: 0, 1: 0, uid: 65535}
+    assert net.chain("validator").weights(net.uid("validator"), net.admin.block()) == last.sent
+    (line,) = read_round(path).header.weights
+    assert line.sent == {"0": 0, "1": 0, str(uid): 65535}
+
+
+def test_validator_without_a_permit_sends_nothing(net: Net) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_permit(net.hotkey("validator"), has_permit=False)
+    with open_bench(net) as bench, log_lines("WARNING") as lines:
+        run_bounded(bench.validator)
+        last = bench.store.last_round()
+        assert last is not None
+        intents = bench.store.intents(last.id)
+    assert {(intent.outcome and intent.outcome.error, len(intent.sent)) for intent in intents} == {
+        ("NeuronNoValidatorPermit", 0)
+    }
+    assert net.count_calls("validator", "set_mechanism_weights") == 0
+    assert any("no validator_permit" in line and "add stake" in line for line in lines)
+
+
+def test_permit_that_comes_late_still_pays_the_round(net: Net) -> None:
+    net.submit("alice", SMALL)
+    net.admin.set_permit(net.hotkey("validator"), has_permit=False)
+    with open_bench(net) as bench:
+        bench.tick_until(lambda: False in bench.outcomes() if bench.store.last_round() else False)
+        net.admin.set_permit(net.hotkey("validator"), has_permit=True)
+        run_bounded(bench.validator)
+        assert bench.outcomes()[-1] is True
