@@ -199,6 +199,18 @@ class Stand:
     missing_block: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Absence:
+    """Rounds in a row in which a dataset's file was looked for and was missing.
+
+    first_block, last_block: of the first and the last of them. rounds: their number.
+    """
+
+    first_block: int
+    last_block: int
+    rounds: int = 1
+
+
 class Rank(NamedTuple):
     """Decides who is earlier: aligned block, then the chain's commit block, then a hash that nobody can choose."""
 

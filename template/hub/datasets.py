@@ -26,6 +26,8 @@ from template.hub.transport import MAX_LISTING_BYTES, RequestBudget
 
 # More than any file has: a larger size is the Hub's mistake, not the miner's.
 _MAX_LISTED_BYTES = 2**50
+# Answers about one file, unlike those of a server that is down.
+_REFUSALS = (401, 403, 404, 410)
 _CALL_DEADLINE_S = 60.0
 _UPLOAD_DEADLINE_S = 300.0
 
@@ -81,6 +83,36 @@ def download_dataset(
 def find_dataset(namespace: str, revision: str, local_dir: Path) -> HubFile | None:
     """Return the file in `local_dir`, None if `download_dataset` would ask the Hub."""
     return storage.find_cached(local_dir, Request(repo=namespace, revision=revision, filename=constants.DATA_FILE))
+
+
+def check_available(
+    namespace: str,
+    revision: str,
+    local_dir: Path,
+    *,
+    deadline_s: float = _CALL_DEADLINE_S,
+    endpoint: str | None = None,
+) -> None:
+    """Check that a dataset's file can be read without a token: one listing, and its first byte.
+
+    A revision by sha256 must still be the file on `main`, if the file is in `local_dir` to compare with.
+    Raises: SubmissionError when the Hub does not list the file, or lists it and refuses it; RemoteError when unknown.
+    """
+    _check_repo_id(namespace)
+    request = Request(repo=namespace, revision=revision, filename=constants.DATA_FILE)
+    api = make_api(None, endpoint)
+    run_with_deadline(api, deadline_s, lambda budget: _check_available(api, request, local_dir, budget))
+
+
+def check_eval_set_available(competition: Competition, *, endpoint: str | None = None) -> None:
+    """Check that the competition's evaluation set can be read without a token. Raises: as `check_available`."""
+    api = make_api(None, endpoint)
+
+    def check(budget: RequestBudget) -> None:
+        info = _find_file(api, competition.repo, competition.eval_commit, None, budget)
+        _read_first_byte(api, competition.repo, competition.eval_commit, info.path)
+
+    run_with_deadline(api, _CALL_DEADLINE_S, check)
 
 
 def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
@@ -160,6 +192,28 @@ def _download(api: HfApi, request: Request, folder: Path, max_bytes: int, budget
             raise
         missing = f"the file with sha256 {request.revision} is not (yet) on main of {request.repo}"
         raise SubmissionError(Reason.MISSING_FILE, f"{missing}: {error}") from error
+
+
+def _check_available(api: HfApi, request: Request, local_dir: Path, budget: RequestBudget) -> None:
+    is_pinned = is_commit(request.revision)
+    commit = request.revision if is_pinned else _find_commit(api, request.repo, "main")
+    info = _find_file(api, request.repo, commit, request.filename, budget)
+    file = None if is_pinned else storage.find_cached(local_dir, request)
+    if file is not None and not info.matches(file.path.read_bytes()):
+        raise SubmissionError(Reason.MISSING_FILE, f"main of {request.repo} has another file")
+    _read_first_byte(api, request.repo, commit, info.path)
+
+
+def _read_first_byte(api: HfApi, repo: str, commit: str, path: str) -> None:
+    """Raise SubmissionError if a listed file is refused, by the Hub or by its store."""
+    url = _file_url(api, repo, commit, path)
+    headers = {**build_hf_headers(token=api.token), "Range": "bytes=0-0"}
+    with translate_hub_errors(api, repo), get_session().stream("GET", url, headers=headers) as response:
+        status = response.status_code
+        if status not in _REFUSALS:
+            hf_raise_for_status(response)
+    if status in _REFUSALS:
+        raise SubmissionError(Reason.MISSING_FILE, f"the Hub lists {path} of {repo} and refuses it (HTTP {status})")
 
 
 def _read_chunks(

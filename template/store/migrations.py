@@ -91,12 +91,15 @@ def m002_snapshots(execute: Execute) -> None:
 
 
 def m003_game(execute: Execute) -> None:
-    """Add stands, evaluations by dataset, the ledger, and datasets by competition.
+    """Add stands, absences, evaluations by dataset, the ledger, and datasets by competition.
 
-    An open round had other work, so it is closed. Rows of old datasets go: they are downloaded again when needed.
+    An open round had other work, so it is closed. Rows of old datasets go: they are downloaded again when needed. Old
+    losses go with their receipts: training sorts the rows now, so they compare with none.
     """
     for statement in (
         "UPDATE rounds SET closed_at = started_at WHERE closed_at IS NULL",
+        "DROP TABLE receipts",
+        "DELETE FROM verdicts WHERE reason IS NULL",
         "DROP TABLE datasets",
         "DROP TABLE submissions",
         """CREATE TABLE contents (
@@ -107,6 +110,9 @@ def m003_game(execute: Execute) -> None:
             hotkey TEXT NOT NULL, entry TEXT NOT NULL, first_block INTEGER NOT NULL, last_block INTEGER NOT NULL,
             commit_block INTEGER NOT NULL, registration_block INTEGER NOT NULL, missing_block INTEGER NOT NULL,
             PRIMARY KEY (hotkey, first_block)) WITHOUT ROWID""",
+        """CREATE TABLE absences (
+            hotkey TEXT NOT NULL, entry TEXT NOT NULL, first_block INTEGER NOT NULL, last_block INTEGER NOT NULL,
+            rounds INTEGER NOT NULL, PRIMARY KEY (hotkey, entry)) WITHOUT ROWID""",
         """CREATE TABLE evaluations (
             contest_id INTEGER NOT NULL REFERENCES contests, hotkey TEXT NOT NULL, digest TEXT NOT NULL,
             number INTEGER NOT NULL, entry TEXT NOT NULL, lucky_num INTEGER NOT NULL, seed_block INTEGER,

@@ -118,10 +118,20 @@ class RoundTables(StateFile):
 
     def last_model(self) -> str | None:
         """Return the model of the newest round, None before the first."""
+        inputs = self.last_inputs()
+        return None if inputs is None else inputs[2]
+
+    def last_inputs(self) -> tuple[dict[str, object], str, str] | None:
+        """Return competition, hyperparameters' digest and model of the newest round, None before the first."""
         rows = self.rows(
-            "SELECT model FROM rounds JOIN contests ON contests.id = contest_id ORDER BY rounds.id DESC LIMIT 1"
+            "SELECT competition, hyperparameters_digest, model FROM rounds JOIN contests ON contests.id = contest_id"
+            " ORDER BY rounds.id DESC LIMIT 1"
         )
-        return rows[0]["model"] if rows else None
+        return (json.loads(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
+
+    def block_hashes(self) -> dict[int, str]:
+        """Return the hashes of the aligned blocks on which rounds were opened."""
+        return dict(map(tuple, self.rows("SELECT start_block, start_block_hash FROM rounds")))
 
     def last_start_block(self, eval_config: EvalConfig) -> int | None:
         """Return the start block of the config's newest round, None before the first."""
@@ -257,9 +267,10 @@ class RoundTables(StateFile):
         return bool(self.rows("SELECT 1 FROM standings WHERE round_id = ? LIMIT 1", round_id))
 
     def prune_rounds(self, *, before: float) -> None:
-        """Delete entries, leaderboards and weights of rounds closed before then.
+        """Delete entries, leaderboards, weights and finished plans of rounds closed before then.
 
-        The last weights that the chain accepted stay, because they may be submitted again.
+        The last weights that the chain accepted stay, because they may be submitted again. A plan whose evaluation is
+        not done stays, because its seed is used for it later.
         """
         self._last_read = None
         last = self.last_accepted()
@@ -268,6 +279,14 @@ class RoundTables(StateFile):
         with self.atomic() as db:
             for table in ("round_members", "standings"):
                 db.execute(f"DELETE FROM {table} WHERE {old}", {"before": before})
+            db.execute("UPDATE rounds SET ledger = '[]' WHERE closed_at < ? AND ledger <> '[]'", (before,))
+            db.execute(
+                f"DELETE FROM round_evaluations WHERE {old} AND EXISTS (SELECT 1 FROM evaluations AS done JOIN rounds"
+                " ON rounds.contest_id = done.contest_id WHERE rounds.id = round_id AND done.digest ="
+                " round_evaluations.digest AND done.hotkey = round_evaluations.hotkey"
+                " AND done.number = round_evaluations.number)",
+                {"before": before},
+            )
             db.execute(
                 "UPDATE weight_intents SET weights = '{}', shares = '{}', registrations = '{}', sent = '{}'"
                 f" WHERE {old} AND id <> :last",

@@ -14,6 +14,7 @@ from pathlib import Path
 from template.competition import Competition
 from template.errors import Reason
 from template.records import (
+    Absence,
     Confirmed,
     ContentKey,
     Dataset,
@@ -87,12 +88,34 @@ class SubmissionTables(StateFile):
         return stands
 
     def record_missing_file(self, key: SubmissionKey, block: int) -> None:
-        """Record that a commitment's file was missing in the round of this aligned block."""
+        """Record that a commitment's file was missing in the round of this aligned block, and not read before."""
         with self.atomic() as db:
             db.execute(
-                "UPDATE stands SET missing_block = ? WHERE hotkey = ? AND entry = ? AND last_block >= ?",
-                (block, *key, block),
+                "UPDATE stands SET missing_block = max(missing_block, ?)"
+                " WHERE hotkey = ? AND entry = ? AND first_block <= ? AND last_block >= ?",
+                (block, *key, block, block),
             )
+
+    def absences(self) -> dict[SubmissionKey, Absence]:
+        """Return the datasets whose file was missing when it was last looked for."""
+        return {
+            SubmissionKey(hotkey, text): Absence(first_block=first, last_block=last, rounds=rounds)
+            for hotkey, text, first, last, rounds in self.rows(
+                "SELECT hotkey, entry, first_block, last_block, rounds FROM absences"
+            )
+        }
+
+    def record_availability(
+        self, *, found: Iterable[SubmissionKey], missing: Mapping[SubmissionKey, Absence], stands: Iterable[Stand]
+    ) -> None:
+        """Record a round's search for files, and the stands that ended or began by it."""
+        with self.atomic() as db:
+            db.executemany("DELETE FROM absences WHERE hotkey = ? AND entry = ?", found)
+            db.executemany(
+                f"INSERT OR REPLACE INTO absences VALUES ({placeholders(5)})",
+                [(*key, absence.first_block, absence.last_block, absence.rounds) for key, absence in missing.items()],
+            )
+            _insert_stands(db, stands)
 
     def record_commit_blocks(self, commit_blocks: Mapping[tuple[str, int], int]) -> None:
         """Record the commit blocks of revealed commitments, by hotkey and reveal block."""
@@ -269,9 +292,9 @@ class SubmissionTables(StateFile):
             )
 
     def prune_results(self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float) -> None:
-        """Delete old rows, retries and receipts, except rows and retries of commitments in `keep`.
+        """Delete old rows, retries, absences, rejections and receipts, except those of commitments in `keep`.
 
-        Rows beyond the newest MAX_DATASETS go too. Losses and rejections stay, so that nothing is evaluated twice.
+        Rows beyond the newest MAX_DATASETS go too. Losses stay, so that nothing is evaluated twice.
         """
         columns = "competition, hotkey, entry"
         datasets = self.rows(f"SELECT {columns} FROM contents WHERE checked_at < ?", datasets_before)
@@ -279,16 +302,24 @@ class SubmissionTables(StateFile):
             f"SELECT {columns} FROM contents ORDER BY checked_at DESC, {columns} LIMIT -1 OFFSET ?", MAX_DATASETS
         )
         retries = self.rows("SELECT contest_id, hotkey, entry FROM attempts WHERE next_at < ?", datasets_before)
+        rejections = self.rows("SELECT contest_id, hotkey, entry FROM verdicts WHERE decided_at < ?", receipts_before)
+        absences = self.rows("SELECT hotkey, entry FROM absences")
         with self.atomic() as db:
             for table, where, rows in (
                 ("contents", "competition = ? AND hotkey = ? AND entry = ?", datasets),
                 ("attempts", _OF_SUBMISSION, retries),
+                ("verdicts", _OF_SUBMISSION, rejections),
+                ("absences", "hotkey = ? AND entry = ?", absences),
             ):
                 db.executemany(
                     f"DELETE FROM {table} WHERE {where}",
                     [tuple(row) for row in rows if SubmissionKey(row["hotkey"], row["entry"]) not in keep],
                 )
-            db.execute("UPDATE evaluations SET receipt = '' WHERE finished_at < ?", (receipts_before,))
+            db.execute(
+                "UPDATE evaluations SET receipt = '' WHERE finished_at < ? AND receipt <> ''", (receipts_before,)
+            )
+        if rejections:
+            self._verdicts.clear()
 
     def _keys(self, table_where: str, *values: object) -> set[SubmissionKey]:
         return {SubmissionKey(*row) for row in self.rows(f"SELECT hotkey, entry FROM {table_where}", *values)}

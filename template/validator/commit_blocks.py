@@ -22,11 +22,11 @@ class CommitBlockIndex:
         self._chain = context.chain
         self._store = context.store
 
-    def update(self, view: ChainSnapshot) -> None:
+    def update(self, view: ChainSnapshot, newest_block: int | None = None) -> None:
         """Read and record the missing commit blocks of `view`.
 
-        While no node returns them, the commitments are left out, and after a while they rank by their reveal until this
-        process ends.
+        While no node returns them, the commitments are left out. After a while they rank by their reveal, until this
+        process ends. newest_block: of the chain, by default the view's.
         """
         missing = missing_commit_blocks(view, self.blocks)
         if not missing:
@@ -35,7 +35,7 @@ class CommitBlockIndex:
             found = self._chain.commit_blocks_of_revealed(missing)
         except RemoteError as error:
             logger.warning("commit block unknown for {} revealed commitments: {}", len(missing), error)
-            late = view.block - COMMIT_BLOCK_TIMEOUT_BLOCKS
+            late = (newest_block or view.block) - COMMIT_BLOCK_TIMEOUT_BLOCKS
             self.blocks = {**self.blocks, **{item: item[1] for item in missing.items() if item[1] < late}}
             return
         read = {(hotkey, block): found.get(hotkey, block) for hotkey, block in missing.items()}

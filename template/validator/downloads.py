@@ -60,11 +60,13 @@ class Downloader:
         self._fetch = fetch
         self._in_flight: dict[SubmissionKey, Path] = {}
         self._ended: deque[DownloadResult] = deque()
+        self._looking: set[SubmissionKey] = set()
+        self._looked: deque[tuple[SubmissionKey, Exception | None]] = deque()
         self._wakeup = threading.Event()
 
     def available_slots(self) -> int:
-        """Return how many more downloads can start now."""
-        return self._limit - len(self._in_flight)
+        """Return how many more downloads or lookups can start now."""
+        return self._limit - len(self._in_flight) - len(self._looking)
 
     def in_flight(self) -> dict[SubmissionKey, Path]:
         """Return the folders of downloads that are not collected yet, by submission."""
@@ -106,6 +108,31 @@ class Downloader:
     def wait(self, timeout_s: float) -> None:
         """Return when a download can be collected, or after `timeout_s`."""
         self._wakeup.wait(timeout_s)
+
+    def start_lookup(self, key: SubmissionKey, look: Callable[[], None]) -> None:
+        """Start to look for a file that is here already: `look` returns if the Hub has it.
+
+        Raises: RuntimeError when no slot is free or it is looked for already.
+        """
+        if key in self._looking or self.available_slots() < 1:
+            raise RuntimeError(f"lookup of {key} cannot start: no slot, or already started")
+        self._looking.add(key)
+        threading.Thread(target=self._look, args=(key, look), name="look", daemon=True).start()
+
+    def collect_lookups(self) -> list[tuple[SubmissionKey, Exception | None]]:
+        """Return the lookups that ended since the last call, each with its error."""
+        results = [self._looked.popleft() for _ in range(len(self._looked))]
+        self._looking.difference_update(key for key, _ in results)
+        return results
+
+    def _look(self, key: SubmissionKey, look: Callable[[], None]) -> None:
+        error: Exception | None = None
+        try:
+            look()
+        except Exception as failure:
+            error = failure
+        self._looked.append((key, error))
+        self._wakeup.set()
 
     def _run(self, entry: Entry, folder: Path, block: int, deadline_s: float) -> None:
         try:

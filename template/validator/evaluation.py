@@ -75,7 +75,7 @@ class SubmissionEvaluator:
         self.losses = context.store.losses(eval_config)
         self.confirmed = context.store.confirmed(eval_config, _KEY_BYTES)
         self.missing_files: set[SubmissionKey] = set()
-        self.block_hashes: dict[int, str] = {}
+        self.block_hashes = context.store.block_hashes()
         self._context = context
         self._config = context.config
         self._store = context.store
@@ -122,7 +122,7 @@ class SubmissionEvaluator:
             return
         for result in results:
             if isinstance(result.error, RemoteError):
-                self._pause(result.error)
+                self.pause_downloads(result.error)
         queue = frozenset(current.queue) if current else frozenset()
         retry_states, verdicts = self._store.retry_states(self.eval_config), self._store.verdicts(self.eval_config)
         for result in results:
@@ -131,8 +131,8 @@ class SubmissionEvaluator:
             if current is not None and key in current.by_key and is_wanted and key not in verdicts:
                 self._check(current, current.by_key[key], result, retry_states.get(key, RetryState()))
 
-    def _pause(self, error: RemoteError) -> None:
-        """Pause all downloads when the Hub asks for it: it limits requests by client."""
+    def pause_downloads(self, error: RemoteError) -> None:
+        """Pause all downloads and lookups when the Hub asks for it: it limits requests by client."""
         pause_s = min(error.retry_after_s or 0.0, PAUSE_MOST_S)
         is_ahead = self._paused_until - self._now() > PAUSE_MOST_S
         self._paused_until = max(float("-inf") if is_ahead else self._paused_until, self._now() + pause_s)

@@ -22,6 +22,7 @@ from template.rules.entries import MISSING, missing_commit_blocks
 from template.rules.schedule import Action, State
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker, Tracker
+from template.validator.availability import FileWatch
 from template.validator.cleanup import clean_up, oldest_remembered_block
 from template.validator.commit_blocks import CommitBlockIndex
 from template.validator.config import LuckyNumFrom, ValidatorConfig
@@ -48,8 +49,8 @@ MAX_BACKOFF_S = 300.0
 # Longest wait of an idle tick while downloads are running.
 DOWNLOAD_POLL_S = 0.5
 
-# Attempts to read the subnet at the start of a missed round, before it is left out.
-MAX_UNREAD_STARTS = 3
+# Attempts to read the subnet at the start of a missed round, before it is left out: a quarter of an hour.
+MAX_UNREAD_STARTS = 8
 
 # Time between two checks for a new release. A check waits for running evaluations.
 UPDATE_EVERY_S = 3600.0
@@ -94,6 +95,7 @@ class Validator:
         self._update = update
         self._update_at = float("-inf")
         self._commit_blocks = CommitBlockIndex(self._context)
+        self._files = FileWatch(self._context)
         self._unread_starts = 0
         self._reporter = Reporter(self._context)
         self._is_admitted = False
@@ -197,12 +199,29 @@ class Validator:
         # Losses are compared only under the same source and period of seeds.
         source, period = self.config.seed_source, self.config.incentives.blocks_per_epoch
         name = f"{model} seeds {source}" + (f" every {period} blocks" if source is LuckyNumFrom.CHAIN else "")
-        before = self._store.last_model()
-        if before is not None and before != name:
-            logger.warning("every dataset is evaluated again: losses are now of {!r}, before of {!r}", name, before)
+        if changes := self._changed_inputs(name, digest):
+            logger.warning("every dataset is evaluated again: {}", "; ".join(changes))
         eval_config = self._store.get_or_create_config(self.config.competition, digest, name, self._now())
         self._model = model
         self.evaluator = SubmissionEvaluator(self._context, eval_config, eval_set)
+
+    def _changed_inputs(self, model: str, hyperparameters: str) -> list[str]:
+        """Return which inputs of a loss are others than in the newest round."""
+        last = self._store.last_inputs()
+        if last is None:
+            return []
+        competition, old_hyperparameters, old_model = last
+        new_competition = self.config.competition.to_dict()
+        changes = [
+            f"{key} of the competition is {value!r}, was {competition.get(key)!r}"
+            for key, value in new_competition.items()
+            if competition.get(key) != value
+        ]
+        if hyperparameters != old_hyperparameters:
+            changes.append("the training arguments changed")
+        if model != old_model:
+            changes.append(f"losses are now of {model!r}, before of {old_model!r}")
+        return changes
 
     def _check_device_unchanged(self, model: str) -> None:
         before = self._store.last_model()
@@ -219,6 +238,7 @@ class Validator:
         current = store.open_round(evaluator.eval_config) if evaluator else None
         if evaluator is not None:
             evaluator.collect_downloads(current)
+            self._files.update(evaluator, current)
         round_id = current.id if current else store.last_round_id()
         intents = store.intents(round_id) if round_id is not None else []
         state = State(
@@ -319,7 +339,7 @@ class Validator:
                 return True
         assert self.evaluator is not None
         snapshot = view if start_block == view.block else self._read_start(view, start_block)
-        self._commit_blocks.update(snapshot)
+        self._commit_blocks.update(snapshot, view.block)
         if missing_commit_blocks(snapshot, self._commit_blocks.blocks):
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")
         end_block = snapshot.block + end_block - start_block

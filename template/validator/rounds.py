@@ -6,6 +6,7 @@ Both are recorded before any work on them, so that a restart continues with the 
 import dataclasses
 import os
 from collections.abc import Mapping
+from functools import partial
 
 from loguru import logger
 
@@ -14,10 +15,10 @@ from template.errors import ConfigError, RemoteError
 from template.records import ChainSnapshot, ChainView, Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
 from template.rules.entries import MISSING, CommitBlocks, find_entries, keep_sealed
-from template.rules.evaluations import derive_seed, plan_evaluations
-from template.rules.ledger import Content
+from template.rules.evaluations import PlannedEvaluation, derive_seed, plan_evaluations
 from template.rules.stands import extend_stands
 from template.rules.table import Inputs, Table, make_table
+from template.validator.availability import long_absent
 from template.validator.config import LuckyNumFrom
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
@@ -52,17 +53,23 @@ def open_round(
 ) -> Round:
     """Record a new round on `snapshot`, whose commit blocks are known."""
     store, config = context.store, context.config
-    newest = {hotkey: stands[-1] for hotkey, stands in store.stands().items()}
-    period = config.incentives.blocks_per_epoch
+    stands, period = store.stands(), config.incentives.blocks_per_epoch
+    # A new season can read past rounds again, when newer stands are known.
+    past = {hotkey: [stand for stand in own if stand.first_block <= snapshot.block] for hotkey, own in stands.items()}
+    newest = {hotkey: own[-1] for hotkey, own in past.items() if own}
     entries = {
         **find_entries(snapshot, config.competition, commit_blocks),
         **keep_sealed(snapshot, newest, config.competition, period),
     }
     verdicts = store.verdicts(evaluator.eval_config)
-    missing = {key for key in entries if key in verdicts and verdicts[key].reason in MISSING}
-    store.record_stands(
-        extend_stands(newest, entries.values(), snapshot.block, period, missing=missing, datasets=evaluator.datasets)
-    )
+    if all(stand.last_block < snapshot.block for own in stands.values() for stand in own):
+        missing = {key for key in entries if key in verdicts and verdicts[key].reason in MISSING}
+        missing |= long_absent(context)
+        store.record_stands(
+            extend_stands(
+                newest, entries.values(), snapshot.block, period, missing=missing, datasets=evaluator.datasets
+            )
+        )
     queue = schedule.plan_queue(
         entries,
         verdicts,
@@ -84,6 +91,10 @@ def open_round(
         ),
         context.now(),
     )
+    evaluator.block_hashes[opened.start_block] = opened.start_block_hash
+    if opened.is_past:
+        behind = (opened_block - snapshot.block) // period
+        logger.warning("catching up: {} rounds behind; no weights of its own until then", behind)
     logger.info(
         "round {} opens blocks={}..{} entries={} downloads={}",
         opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue),
@@ -91,17 +102,16 @@ def open_round(
     return opened
 
 
+def read_block_hash(context: Context, evaluator: SubmissionEvaluator, block: int) -> str:
+    """Return the hash of a final block, from the chain once. Raises: RemoteError."""
+    if block not in evaluator.block_hashes:
+        evaluator.block_hashes[block] = context.chain.block_hash(block)
+    return evaluator.block_hashes[block]
+
+
 def read_table(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Table:
     """Make the table of a round from what is known now. Raises: RemoteError for a block's hash."""
     store, config = context.store, context.config
-    hashes = evaluator.block_hashes
-    hashes[current.start_block] = current.start_block_hash
-
-    def block_hash(block: int) -> str:
-        if block not in hashes:
-            hashes[block] = context.chain.block_hash(block)
-        return hashes[block]
-
     inputs = Inputs(
         block=current.start_block,
         competition=config.competition,
@@ -112,7 +122,7 @@ def read_table(context: Context, evaluator: SubmissionEvaluator, current: Round)
         losses=evaluator.losses,
         confirmed=evaluator.confirmed,
         rejected=store.verdicts(evaluator.eval_config),
-        block_hash=block_hash,
+        block_hash=partial(read_block_hash, context, evaluator),
     )
     return make_table(inputs)
 
@@ -149,7 +159,7 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
     drawn = store.drawn_seeds(evaluator.eval_config)
     evaluations = []
     for one in planned:
-        lucky_num, block = _choose_seed(context, drawn, one.content, one.number, one.seed_block)
+        lucky_num, block = _choose_seed(context, evaluator, drawn, one)
         evaluations.append(
             RoundEvaluation(
                 key=keys[one.content.key],
@@ -166,7 +176,10 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
 
 
 def _choose_seed(
-    context: Context, drawn: Mapping[tuple[ContentKey, int], int], content: Content, number: int, seed_block: int
+    context: Context,
+    evaluator: SubmissionEvaluator,
+    drawn: Mapping[tuple[ContentKey, int], int],
+    planned: PlannedEvaluation,
 ) -> tuple[int, int | None]:
     """Return the seed of an evaluation, and the block that it comes from.
 
@@ -176,6 +189,7 @@ def _choose_seed(
     if config.lucky_num is not None:
         return config.lucky_num, None
     if config.seed_source is LuckyNumFrom.CHAIN:
-        return derive_seed(context.chain.block_hash(seed_block), content.key.digest, number), seed_block
-    seed = drawn.get((content.key, number))
+        block_hash = read_block_hash(context, evaluator, planned.seed_block)
+        return derive_seed(block_hash, planned.content.key.digest, planned.number), planned.seed_block
+    seed = drawn.get((planned.content.key, planned.number))
     return int.from_bytes(os.urandom(4), "little") if seed is None else seed, None

@@ -7,6 +7,7 @@ from loguru import logger
 from template.records import ChainView, Leaderboard, Round, WeightOutcome
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
 from template.rules.table import Table
+from template.validator.availability import missing_verdicts
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.rounds import update_table
@@ -18,7 +19,7 @@ NOTHING_SCORED = "NothingScored"
 def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: Round, table: Table) -> Leaderboard:
     """Build and log the round's leaderboard."""
     config = context.config
-    verdicts = context.store.verdicts(evaluator.eval_config)
+    verdicts = {**context.store.verdicts(evaluator.eval_config), **missing_verdicts(context, current)}
     leaderboard = build_leaderboard(
         config.competition, config.incentives, current.by_key, verdicts, table, current.start_block
     )
