@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from template.rules.seeds import seed_from_hash
 
 from template.chain.client import verify_signature
 from template.errors import ConfigError
@@ -21,7 +22,6 @@ from template.receipts.verify import (
     check_signatures,
     remarks,
 )
-from template.rules.seeds import seed_from_hash
 from tests.fixtures.chain import make_key
 from tests.fixtures.rounds import (
     ACCOUNT,

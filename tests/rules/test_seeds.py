@@ -3,7 +3,6 @@
 import hashlib
 
 import pytest
-
 from template.rules.seeds import seed_block, seed_from_hash
 
 HASH = "0x" + "00" * 31 + "07"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from template.rules.seeds import seed_from_hash
 
 from template.chain.client import Chain
 from template.config import load_training_args
 from template.receipts.receipt import ReplayVerdict
 from template.receipts.replay import Auditor, ReplayContext
 from template.receipts.round_file import RoundHeader, digest_lines
-from template.rules.seeds import seed_from_hash
 from tests.fixtures.audit import AUDIT, NAMES, Office
 from tests.fixtures.network import SMALL, Ended, Net, call_main, load_main, make_line, use_hub
 from tests.fixtures.training import remember_results
