@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from template.errors import ConfigError, HostError
-from template.records import EvalConfig, RetryState, SubmissionKey, Verdict
+from template.records import ContentKey, EvalConfig, RetryState, SubmissionKey
 from template.store import database
 from template.store.migrations import MIGRATIONS, Execute
 from template.store.store import Store
-from tests.fixtures.views import make_key, make_submission, make_text
+from tests.fixtures.store import COMPETITION, DIGEST, KEY, RESULT, make_evaluation, record_dataset
+from tests.fixtures.views import make_stand, make_text
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = make_key("alice")
-SUBMISSION = make_submission(SubmissionKey("a", "b"), 1)
-SCORED = Verdict(loss=2.5, seconds=1.5, receipt='{"loss": 2.5}')
+CONTENT = ContentKey("alice", DIGEST)
+STAND = make_stand(SubmissionKey("a", "b"), 1)
 
 
 def read_number(path: Path, query: str) -> int:
@@ -34,8 +34,8 @@ def count(path: Path, table: str) -> int:
     return read_number(path, f"SELECT count(*) FROM {table}")
 
 
-def insert_submission(db: sqlite3.Connection) -> None:
-    db.execute("INSERT INTO submissions VALUES ('h', 'e', 1, 1, 1, 0)")
+def insert_stand(db: sqlite3.Connection) -> None:
+    db.execute("INSERT INTO stands VALUES ('h', 'e', 1, 1, 1, 0, 0)")
 
 
 # One writer
@@ -71,7 +71,7 @@ def test_second_store_is_refused_until_the_first_is_closed(path: Path, store: St
     store.close()
     store.close()
     with pytest.raises(RuntimeError, match="closed"):
-        store.submissions()
+        store.stands()
     Store(path).close()
 
 
@@ -79,7 +79,7 @@ def test_state_files_are_private_to_the_owner(path: Path) -> None:
     old = os.umask(0)
     try:
         with Store(path) as store:
-            store.record_submissions([SUBMISSION])
+            store.record_stands([STAND])
             files = sorted(path.parent.iterdir())
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
     finally:
@@ -92,10 +92,10 @@ def test_odd_paths_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     odd = Path("a folder?mode=ro&x#y%20") / "s.sqlite3"
     with Store(odd) as store:
-        store.record_submissions([SUBMISSION])
+        store.record_stands([STAND])
     assert (tmp_path / odd).is_file()
     with Store(odd, is_read_only=True) as reader:
-        assert len(reader.submissions()) == 1
+        assert len(reader.stands()) == 1
 
 
 # Readers
@@ -103,19 +103,19 @@ def test_odd_paths_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_reader_sees_committed_writes(path: Path, store: Store, eval_config: EvalConfig) -> None:
     with Store(path, is_read_only=True) as reader:
-        assert reader.verdicts(eval_config) == {}
+        assert reader.losses(eval_config) == {}
         with store.atomic() as db:
-            insert_submission(db)
-            assert reader.submissions() == {}
-        assert list(reader.submissions()) == [SubmissionKey("h", "e")]
-        store.record_verdict(eval_config, KEY, SCORED, now=2.0)
-        assert reader.verdicts(eval_config)[KEY].loss == SCORED.loss
+            insert_stand(db)
+            assert reader.stands() == {}
+        assert list(reader.stands()) == ["h"]
+        store.record_evaluation(eval_config, make_evaluation(), RESULT, now=2.0)
+        assert reader.losses(eval_config) == {CONTENT: [2.5]}
 
 
 def test_reader_cannot_write(path: Path, store: Store, eval_config: EvalConfig) -> None:
     with Store(path, is_read_only=True) as reader, pytest.raises(HostError, match="readonly"):
-        reader.record_verdict(eval_config, KEY, SCORED, now=2.0)
-    assert store.verdicts(eval_config) == {}
+        reader.record_evaluation(eval_config, make_evaluation(), RESULT, now=2.0)
+    assert store.losses(eval_config) == {}
 
 
 def test_reader_of_a_missing_state_raises(path: Path) -> None:
@@ -149,11 +149,11 @@ LATE, VERSION = "SELECT x FROM late", "PRAGMA user_version"
 
 def test_new_migration_runs_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(path) as store:
-        store.record_submissions([SUBMISSION])
+        store.record_stands([STAND])
     monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, m_late, m_later))
     for _ in range(2):
         with Store(path) as store:
-            assert len(store.submissions()) == 1
+            assert len(store.stands()) == 1
     assert read_number(path, LATE) == 2
     assert read_number(path, VERSION) == len(MIGRATIONS) + 2
 
@@ -200,9 +200,7 @@ def test_state_of_the_first_release_closes_its_open_round(path: Path, monkeypatc
     eval_config = EvalConfig(1, "d")
     with Store(path) as store:
         assert store.open_round(eval_config) is None
-        assert store.verdicts(eval_config)[SubmissionKey("a", "e")].loss == 2.5
-        assert store.receipt(eval_config, SubmissionKey("a", "e")) == "signed"
-        assert store.unpublished_receipts(eval_config) == set() and store.round_receipts(eval_config, 3) == {}
+        assert store.losses(eval_config) == store.verdicts(eval_config) == {}, "it compares with no new loss"
         assert [(intent.weights, intent.shares) for intent in store.intents(3)] == [({0: 1.0}, {})]
         assert store.last_start_block(eval_config) == 10
 
@@ -213,31 +211,34 @@ def test_state_of_the_first_release_closes_its_open_round(path: Path, monkeypatc
 def test_error_in_a_transaction_rolls_it_back(path: Path, store: Store) -> None:
     for error in (KeyboardInterrupt, ZeroDivisionError):
         with pytest.raises(error), store.atomic() as db:
-            insert_submission(db)
+            insert_stand(db)
             raise error
     with pytest.raises(HostError, match="transaction within"), store.atomic() as db:
-        insert_submission(db)
-        store.record_submissions([])
-    assert count(path, "submissions") == 0
-    store.record_submissions([SUBMISSION])
-    assert count(path, "submissions") == 1
+        insert_stand(db)
+        store.record_stands([])
+    assert count(path, "stands") == 0
+    store.record_stands([STAND])
+    assert count(path, "stands") == 1
 
 
 def test_failing_commit_leaves_no_transaction(path: Path, store: Store) -> None:
     with pytest.raises(sqlite3.IntegrityError), store.atomic() as db:
         db.execute("PRAGMA defer_foreign_keys=ON")
-        db.execute("INSERT INTO receipts VALUES (1, 'h', 'e', 'receipt without a verdict', NULL)")
-    assert count(path, "receipts") == 0
-    store.record_submissions([SUBMISSION])
+        db.execute(
+            "INSERT INTO rounds (id, contest_id, start_block, start_block_hash, end_block, lucky_num, started_at)"
+            " VALUES (1, 99, 1, '', 2, 0, 1.0)"
+        )
+    assert count(path, "rounds") == 0
+    store.record_stands([STAND])
 
 
-def test_verdict_with_a_failing_receipt_is_not_recorded(path: Path, store: Store, eval_config: EvalConfig) -> None:
+def test_loss_that_fails_to_be_recorded_ends_no_retry(path: Path, store: Store, eval_config: EvalConfig) -> None:
     store.record_retry_state(eval_config, KEY, RetryState(1))
     with store.atomic() as db:
-        db.execute("CREATE TRIGGER full BEFORE INSERT ON receipts BEGIN SELECT RAISE(ABORT, 'no'); END")
+        db.execute("CREATE TRIGGER full BEFORE DELETE ON attempts BEGIN SELECT RAISE(ABORT, 'no'); END")
     with pytest.raises(sqlite3.IntegrityError):
-        store.record_verdict(eval_config, KEY, SCORED, now=1.0)
-    assert store.verdicts(eval_config) == {}
+        store.record_evaluation(eval_config, make_evaluation(), RESULT, now=1.0)
+    assert store.losses(eval_config) == {}
     assert store.retry_states(eval_config) == {KEY: RetryState(1)}
 
 
@@ -273,30 +274,28 @@ def test_folder_without_permission_raises_host_error(tmp_path: Path) -> None:
 
 
 def test_full_disk_raises_host_error_and_loses_nothing(path: Path, store: Store, eval_config: EvalConfig) -> None:
-    store.record_verdict(eval_config, KEY, SCORED, now=1.0)
+    store.record_evaluation(eval_config, make_evaluation(), RESULT, now=1.0)
     with store.atomic() as db:
         pages = db.execute("PRAGMA page_count").fetchone()[0]
     with store.atomic() as db:
         db.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(HostError, match="full"):
-        store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[os.urandom(32)] * 10_000, now=1.0)
-    assert store.verdicts(eval_config)[KEY].loss == SCORED.loss
-    assert store.datasets(eval_config, 32) == {}
+        record_dataset(store, KEY, [os.urandom(32)] * 10_000)
+    assert store.losses(eval_config) == {CONTENT: [2.5]}
+    assert store.datasets(COMPETITION, 32) == {}
     with store.atomic() as db:
         db.execute("PRAGMA max_page_count=1000000")
-    store.record_dataset(eval_config, KEY, sha256="0" * 64, row_keys=[b"k" * 32], now=1.0)
+    record_dataset(store, KEY, [b"k" * 32])
 
 
 def test_damaged_file_raises_host_error(path: Path) -> None:
     with Store(path) as store:
-        store.record_submissions(
-            [make_submission(SubmissionKey(f"h{number}", make_text()), 1) for number in range(500)]
-        )
+        store.record_stands([make_stand(SubmissionKey(f"h{number}", make_text()), 1) for number in range(500)])
     content = bytearray(path.read_bytes())
     content[4096:] = os.urandom(len(content) - 4096)
     path.write_bytes(content)
-    with Store(path) as store, pytest.raises(HostError, match=f"{path.name} failed: database disk image is malformed"):
-        store.submissions()
+    with pytest.raises(HostError, match=f"{path.name} failed: database disk image is malformed"), Store(path) as store:
+        store.stands()
 
 
 def test_writer_waits_for_a_locked_file_then_gives_up(path: Path, store: Store) -> None:
@@ -305,7 +304,7 @@ def test_writer_waits_for_a_locked_file_then_gives_up(path: Path, store: Store) 
         intruder.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         with pytest.raises(HostError, match="locked"):
-            store.record_submissions([])
+            store.record_stands([])
         assert time.monotonic() - began >= 0.05
         intruder.execute("ROLLBACK")
-    store.record_submissions([])
+    store.record_stands([])
