@@ -1,7 +1,8 @@
 """The state of the game as one validator knows it, for the reference model."""
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.campaigns.soak.reference_rules import (
@@ -14,7 +15,6 @@ from tests.campaigns.soak.reference_rules import (
     find_duplicates,
     find_versions,
     next_aligned,
-    rank_of,
     shields,
     walk_ledger,
 )
@@ -22,16 +22,22 @@ from tests.campaigns.synthetic_subnet import short_texts
 
 Rows = frozenset[int]
 DatasetKey = tuple[str, Rows]
+Seen = tuple[str, str, int, int, int]
+"""Hotkey, text, reveal block, commit block and registration block of an entry."""
 # Rows of the soak's pool, see `tests.campaigns.soak.miners`.
 FACTOR = 7
 
 
 @dataclass(frozen=True)
 class Table:
-    """The datasets in the game at one block, and the texts of the present ones."""
+    """The datasets in the game at one block, and the texts of the present ones.
+
+    readable: last aligned block at which each hotkey had a dataset.
+    """
 
     present: Sequence[Entered]
     texts: Mapping[DatasetKey, str]
+    readable: Mapping[str, int]
     duplicates: Collection[DatasetKey]
     ledger: Sequence[Confirmed]
 
@@ -61,29 +67,41 @@ class GameState:
             self._digests[rows] = digest_of(short_texts(number, FACTOR) for number in rows)
         return self._digests[rows]
 
-    def see(self, block: int, entries: Mapping[str, tuple[str, int, int]]) -> None:
-        """Note each hotkey's text, commit block and registration block at an aligned block."""
-        period = self.rules.blocks_per_epoch
-        for hotkey, (text, commit, registration) in entries.items():
-            runs = self.runs[hotkey]
-            newest = max(runs, key=lambda run: run.first, default=None)
-            if (
-                newest is not None
-                and (newest.text, newest.registration) == (text, registration)
-                and (block <= newest.last + period or commit <= newest.last)
-            ):
-                newest.last = block
+    def newest(self, hotkey: str) -> Run | None:
+        return max(self.runs.get(hotkey, []), key=lambda run: run.first, default=None)
+
+    def see(self, block: int, entries: Iterable[Seen], missing: Collection[tuple[str, str]]) -> None:
+        """Note each accepted text at an aligned block. missing: those whose file was missing before."""
+        period, before = self.rules.blocks_per_epoch, max((run.last for run in self._all_runs()), default=-1)
+        runs = []
+        for hotkey, text, reveal, commit, registration in entries:
+            is_missing, is_known = (hotkey, text) in missing, text in self.known[hotkey]
+            if is_missing and is_known:
                 continue
-            runs.append(Run(text, next_aligned(commit, period), block, commit, registration))
+            run = self.newest(hotkey)
+            is_same = run is not None and (run.text, run.registration, run.last) == (text, registration, before)
+            # After rounds left out, a text that was not committed again has stood all the time.
+            if run is None or not is_same or not (before >= block - period or commit <= before):
+                was_gone = is_known and reveal <= before
+                run = Run(text, block if was_gone else next_aligned(commit, period), block, commit, registration)
+                # A run from before the round that was left out takes the place of one with the same beginning.
+                self.runs[hotkey] = [other for other in self.runs[hotkey] if other.first != run.first]
+                runs.append((hotkey, run))
+            run.last, run.missing = block, block if is_missing else run.missing
+        for hotkey, run in runs:
+            self.runs[hotkey].append(run)
+
+    def _all_runs(self) -> Iterator[Run]:
+        return (run for runs in self.runs.values() for run in runs)
 
     def miss(self, hotkey: str, text: str, block: int) -> None:
         """Note that a text's file was missing in the round of this block."""
         for run in self.runs[hotkey]:
-            if run.text == text and run.last >= block:
-                run.missing = block
+            if run.text == text and run.first <= block <= run.last:
+                run.missing = max(run.missing, block)
 
     def forget(self, hotkeys: Collection[str], *, before_block: int) -> None:
-        """Keep each hotkey's newest run and those of datasets that counted."""
+        """Keep each hotkey's newest run, and one for each dataset."""
         for hotkey, runs in self.runs.items():
             if not runs:
                 continue
@@ -92,46 +110,63 @@ class GameState:
             versions = find_versions([Run(**vars(run)) for run in runs], self.known[hotkey], self.rules)
             kept = []
             for version in versions:
-                if version.counts:
-                    first = by_first[version.first]
-                    kept.append(Run(version.text, first.first, version.last, first.commit, first.registration))
-                    kept[-1].missing = first.missing
+                first = by_first[version.first]
+                kept.append(Run(**{**vars(first), "text": version.text, "last": version.last}))
             if not kept or (kept[-1].text, kept[-1].last) != (newest.text, newest.last):
                 kept.append(newest)
             if hotkey not in hotkeys:
                 kept = [run for run in kept if run.last >= before_block]
             self.runs[hotkey] = kept
 
-    def table(self, block: int, accepted: Mapping[str, str], rejected: Collection[tuple[str, str]]) -> Table:
+    def table(
+        self,
+        block: int,
+        accepted: Mapping[str, str],
+        registrations: Mapping[str, int],
+        rejected: Collection[tuple[str, str]],
+    ) -> Table:
         """Return the game at a block, given the accepted texts."""
         present: dict[DatasetKey, Entered] = {}
         texts: dict[DatasetKey, str] = {}
+        readable: dict[str, int] = {}
         candidates: dict[DatasetKey, Entered] = {}
         for hotkey, runs in self.runs.items():
-            known = {text: rows for text, rows in self.known[hotkey].items() if (hotkey, text) not in rejected}
-            versions = find_versions([Run(**vars(run)) for run in runs], known, self.rules)
+            versions = find_versions([Run(**vars(run)) for run in runs], self.known[hotkey], self.rules)
+            if not versions or registrations.get(hotkey, versions[0].registration) != versions[0].registration:
+                continue
             text = accepted.get(hotkey)
-            text = text if (hotkey, text) not in rejected else None
+            good = [version for version in versions if (hotkey, version.text) not in rejected]
+            readable[hotkey] = max((version.last for version in good), default=-1)
             for version in versions:
                 if version.text == text and version.last >= block and version.counts:
                     entered = self._enter(hotkey, version)
                     present[entered.key], texts[entered.key] = entered, version.text
             for version in shields(versions, text):
-                entered = self._enter(hotkey, version)
-                candidates.setdefault(entered.key, entered)
-        candidates |= present
-        candidates |= self.confirmed
+                if version.public[0] <= block:
+                    shield = self._make(hotkey, version)
+                    candidates.setdefault(shield.key, shield)
+        for key, past in self.confirmed.items():
+            if key not in candidates or past.public < candidates[key].public:
+                candidates[key] = past
         duplicates = find_duplicates(candidates.values())
         paid = {**self.confirmed, **present}
         ledger = walk_ledger([paid[key] for key in paid if key not in duplicates], self.losses, self.rules)
-        return Table(list(present.values()), texts, duplicates, ledger)
+        return Table(list(present.values()), texts, readable, duplicates, ledger)
 
     def _enter(self, hotkey: str, version: Version) -> Entered:
-        past = self.confirmed.get((hotkey, version.rows))
-        if past is not None:
-            return past
-        rank = rank_of(version, hotkey, self.digest_of(version.rows), self._hash)
-        return Entered(hotkey, version.rows, rank, version.registration)
+        return self.confirmed.get((hotkey, version.rows)) or self._make(hotkey, version)
+
+    def _make(self, hotkey: str, version: Version) -> Entered:
+        public = version.public[0]
+        tie = hashlib.sha256(f"{self._hash(public)}\n{hotkey}\n{self.digest_of(version.rows)}".encode()).digest()
+        return Entered(
+            hotkey=hotkey,
+            rows=version.rows,
+            rank=(version.since, version.commit, tie),
+            registration=version.registration,
+            public=(*version.public, tie),
+            seeded=version.seeded,
+        )
 
     def _hash(self, block: int) -> str:
         if block not in self._hashes:

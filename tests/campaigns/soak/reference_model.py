@@ -19,7 +19,16 @@ from tests.campaigns.clock import block_at
 from tests.campaigns.soak.curve import is_close, shares_of
 from tests.campaigns.soak.event_log import History, Registration
 from tests.campaigns.soak.game_state import GameState, Table
-from tests.campaigns.soak.reference_rules import Planned, Rules, estimate, live_credits, next_aligned, plan, seed_of
+from tests.campaigns.soak.reference_rules import (
+    Planned,
+    Rules,
+    estimate,
+    is_hopeful,
+    live_credits,
+    next_aligned,
+    plan,
+    seed_of,
+)
 
 _TEXT = re.compile(r"([^:]+):([^:]+):([0-9a-f]{40}|[0-9a-f]{64})")
 _GRACE_BLOCKS = 300
@@ -120,14 +129,21 @@ class ReferenceModel:
             self.report("round", opened["id"], "is of other blocks")
         self._current, expected = opened, {}
         for hotkey, registration in self.history.registrations(start).items():
-            commitment = self.history.commitment(hotkey, start)
-            if commitment is not None and commitment.text is not None:
+            commitment, run = self.history.commitment(hotkey, start), self._game.newest(hotkey)
+            if commitment is not None and commitment.text is None and run is not None:
+                # A sealed update leaves the hotkey's dataset in place until the reveal.
+                is_unbroken = run.last >= (commitment.block - 1) // period * period
+                if run.registration == registration.block and is_unbroken:
+                    expected[hotkey] = (run.text, registration.uid, run.commit, run.commit, registration.block)
+            elif commitment is not None and commitment.text is not None:
                 block = self._commit_block(opened, hotkey, commitment.block, commitment.sealed_block, registration)
                 expected[hotkey] = (commitment.text, registration.uid, commitment.block, block, registration.block)
         names = ("entry", "uid", "block", "rank_block", "registration_block")
         actual = {row["hotkey"]: tuple(row[name] for name in names) for row in self._members[opened["id"]]}
         self._compare("round", opened["id"], actual, expected)
-        self._game.see(start, {hotkey: (entry[0], entry[3], entry[4]) for hotkey, entry in actual.items()})
+        seen = [(row["hotkey"], *(row[name] for name in ("entry", *names[2:]))) for row in self._accepted()]
+        missing = [key for key, reason in self._rejected.items() if reason in _MISSING]
+        self._game.see(start, seen, missing)
         self.counts["rounds"] += 1
         self.counts["entries"] += len(actual)
 
@@ -208,10 +224,16 @@ class ReferenceModel:
 
     # Evaluations
 
+    def _accepted(self) -> list[Row]:
+        """Return the open round's entries whose text is right."""
+        assert self._current is not None
+        return [row for row in self._members[self._current["id"]] if not _fault(self, row)]
+
     def _table(self) -> Table:
         assert self._current is not None
-        accepted = {row["hotkey"]: row["entry"] for row in self._members[self._current["id"]] if not _fault(self, row)}
-        return self._game.table(self._current["start_block"], accepted, self._rejected.keys())
+        accepted = {row["hotkey"]: row["entry"] for row in self._accepted() if _key(row) not in self._rejected}
+        registrations = {row["hotkey"]: row["registration_block"] for row in self._members[self._current["id"]]}
+        return self._game.table(self._current["start_block"], accepted, registrations, self._rejected.keys())
 
     def _on_confirmed(self, *_: object) -> None:
         self._game.confirm(self._table())
@@ -262,15 +284,15 @@ class ReferenceModel:
     # Leaderboards
 
     def _on_tabled(self, _: float, row: Row) -> None:
-        self._check_leaderboard(row["round"])
+        self._check_leaderboard(row["round"], self._table())
 
     def _on_weighed(self, time: float, intent: Row) -> None:
-        lines = self._check_leaderboard(intent["round_id"], is_last=intent["id"] in self._last_intents)
-        self._check_shares(intent, lines)
+        table = self._table()
+        lines = self._check_leaderboard(intent["round_id"], table, is_last=intent["id"] in self._last_intents)
+        self._check_shares(intent, lines, table)
 
-    def _check_leaderboard(self, number: int, *, is_last: bool = True) -> dict[str, Line]:
-        table, game = self._table(), self._game
-        game.confirm(table)
+    def _check_leaderboard(self, number: int, table: Table, *, is_last: bool = True) -> dict[str, Line]:
+        self._game.confirm(table)
         expected = self._expected_lines(table)
         if is_last:
             self.counts["leaderboards"] += 1
@@ -289,7 +311,8 @@ class ReferenceModel:
         assert self._current is not None
         members, lines = self._members[self._current["id"]], {}
         registrations = {row["hotkey"]: row["registration_block"] for row in members}
-        credits = live_credits(table.ledger, registrations, self._current["start_block"], self.rules)
+        start = self._current["start_block"]
+        credits = live_credits(table.ledger, registrations, start, self.rules)
         entered = {dataset.hotkey: dataset for dataset in table.present}
         for row in members:
             hotkey, reason = row["hotkey"], _fault(self, row) or self._rejected.get(_key(row))
@@ -298,8 +321,8 @@ class ReferenceModel:
                 losses = self._game.losses[entered[hotkey].key]
                 runs, loss = len(losses), estimate(losses, self.rules.sd).loss if losses else None
                 reason = "duplicate" if entered[hotkey].key in table.duplicates else None
-            lines[hotkey] = Line(reason, runs, loss, credits.get(hotkey, 0.0))
-            self._present = {hotkey for hotkey, line in lines.items() if line.reason is None and hotkey in entered}
+            is_paid = reason in (None, *_MISSING) and table.readable.get(hotkey, -1) >= start - _DAY_BLOCKS
+            lines[hotkey] = Line(reason, runs, loss, credits.get(hotkey, 0.0) if is_paid else 0.0)
         return lines
 
     def _check_ledger(self, number: int, table: Table) -> None:
@@ -314,18 +337,32 @@ class ReferenceModel:
         self._compare("ledger of round", number, _rounded(dict(enumerate(actual))), _rounded(dict(enumerate(expected))))
         self.counts["ledger lines"] += len(expected)
 
-    def _check_shares(self, intent: Row, lines: Mapping[str, Line]) -> None:
+    def _undecided(self, table: Table) -> set[str]:
+        """Return the hotkeys whose dataset is older than the first round, and not evaluated to the end."""
+        season, losses = self.state["rounds"][0]["start_block"], self._game.losses
+        confirmed = {line.entered.key for line in table.ledger}
+        return {
+            dataset.hotkey
+            for dataset in table.originals
+            if dataset.rank[0] < season
+            and dataset.key not in confirmed
+            and is_hopeful(dataset, losses[dataset.key], table.ledger, self.rules)
+        }
+
+    def _check_shares(self, intent: Row, lines: Mapping[str, Line], table: Table) -> None:
         """Check shares: of the credits, or the last ones before anything is confirmed, or burned."""
-        expected, last = shares_of(_paid({h: line for h, line in lines.items() if h in self._present})), None
-        has_ledger = bool(self._game.confirmed)
-        if not expected:
-            last = None if has_ledger else self.last_accepted(intent)
+        expected, has_ledger, last = shares_of(_paid(lines)), bool(self._game.confirmed), self.last_accepted(intent)
+        last_shares = {} if last is None else json.loads(last["shares"])
+        if not self._undecided(table).isdisjoint(last_shares):
+            expected = last_shares
+            self.counts["shares repeated for the undecided"] += 1
+        elif not expected:
             is_new = not has_ledger and all(line.loss is None for line in lines.values())
             waits = any(line.reason is None and line.loss is None for line in lines.values())
             expected = {} if is_new and waits else {self.history.owner: 1.0}
-            if last is not None and json.loads(last["shares"]):
-                expected = json.loads(last["shares"])
-            self.counts["burned" if last is None and expected else "shares repeated"] += 1
+            if not has_ledger and last_shares:
+                expected = last_shares
+            self.counts["shares repeated" if expected == last_shares else "burned"] += 1
         if not is_close(json.loads(intent["shares"]), expected):
             self.report("intent", intent["id"], "shares", intent["shares"], "and should share", expected)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,15 +46,21 @@ class Run:
 
 @dataclass
 class Version:
-    """A downloaded dataset of a hotkey. since: the block from which it counts, if it ever did."""
+    """A downloaded dataset of a hotkey.
+
+    public: the block and the commit block from which its rows were known. since: the block from which it counts, if it
+    ever did. seeded: the block of its first seed.
+    """
 
     text: str
     rows: frozenset[int]
     first: int
-    since: int
     last: int
     commit: int
     registration: int
+    since: int
+    public: tuple[int, int] = (0, 0)
+    seeded: int = 0
 
     @property
     def counts(self) -> bool:
@@ -63,12 +69,14 @@ class Version:
 
 @dataclass(frozen=True)
 class Entered:
-    """A dataset in the game."""
+    """A dataset in the game. rank: of its pay; public: of who copied whom."""
 
     hotkey: str
     rows: frozenset[int]
     rank: Rank
     registration: int
+    public: Rank
+    seeded: int
 
     @property
     def key(self) -> tuple[str, frozenset[int]]:
@@ -105,39 +113,44 @@ def next_aligned(block: int, period: int) -> int:
 
 
 def find_versions(runs: Iterable[Run], known: Mapping[str, frozenset[int]], rules: Rules) -> list[Version]:
-    """Return a hotkey's datasets, oldest first; runs of the same rows without a gap are one."""
+    """Return a hotkey's datasets since it registered, oldest first; runs of the same rows without a gap are one."""
     period, versions = rules.blocks_per_epoch, list[Version]()
+    registration = max((run.registration for run in runs), default=0)
     counted: Version | None = None
     for run in sorted(runs, key=lambda run: run.first):
-        if run.text not in known:
+        if run.text not in known or run.registration != registration:
             continue
         rows, newest = known[run.text], versions[-1] if versions else None
-        is_same = newest is not None and (newest.rows, newest.registration) == (rows, run.registration)
-        if newest is not None and is_same and run.first <= newest.last + period and not run.missing:
+        is_same = newest is not None and newest.rows == rows and run.first <= newest.last + period
+        if newest is not None and is_same and not run.missing:
             newest.text, newest.last = run.text, run.last
         else:
-            since = max(run.first, next_aligned(run.missing + 1, period) if run.missing else 0)
-            newest = Version(run.text, rows, run.first, since, run.last, run.commit, run.registration)
+            # A late file counts from the second round after the last in which it was missing.
+            since = max(run.first, run.missing + 2 * period if run.missing else 0)
+            newest = Version(run.text, rows, run.first, run.last, run.commit, run.registration, since)
+            newest.public = (since, run.commit)
             versions.append(newest)
-        if counted is not None and counted.rows != rows and counted.registration == newest.registration:
+        if counted is not None and counted.rows != rows:
             newest.since = max(newest.since, next_aligned(counted.since + rules.update_blocks, period))
+        same = [version for version in versions if version.rows == rows and version is not newest]
+        newest.public = same[0].public if same else newest.public
+        newest.seeded = next((version.seeded for version in same if version.counts), newest.since)
         if newest.counts:
             counted = newest
     return versions
 
 
-def shields(versions: Iterable[Version], text: str | None) -> list[Version]:
-    """Return the versions that share too much with the hotkey's present one, or its newest known."""
-    counted = [version for version in versions if version.counts]
-    if not counted:
+def shields(versions: Sequence[Version], text: str | None) -> list[Version]:
+    """Return the versions that share too much with the hotkey's present one, or its newest known, and that one."""
+    if not versions:
         return []
-    present = next((version for version in counted if version.text == text), counted[-1])
+    present = next((version for version in reversed(versions) if version.text == text), versions[-1])
 
     def is_close(other: Version) -> bool:
         least = min(len(present.rows), len(other.rows))
         return len(present.rows & other.rows) > most_shared(least)
 
-    close = [version for version in counted if version.text != text and is_close(version)]
+    close = [version for version in versions if is_close(version)]
     return close if len(close) <= 2 * _MAX_VERSIONS else close[:_MAX_VERSIONS] + close[-_MAX_VERSIONS:]
 
 
@@ -149,7 +162,7 @@ def find_duplicates(candidates: Iterable[Entered]) -> set[tuple[str, frozenset[i
     """Return the datasets that share too many of their own rows with an earlier original of another."""
     originals: list[Entered] = []
     duplicates = set()
-    for candidate in sorted(candidates, key=lambda candidate: candidate.rank):
+    for candidate in sorted(candidates, key=lambda candidate: candidate.public):
         limit = most_shared(len(candidate.rows))
         if any(o.hotkey != candidate.hotkey and len(o.rows & candidate.rows) > limit for o in originals):
             duplicates.add(candidate.key)
@@ -194,6 +207,15 @@ def live_credits(
     return live
 
 
+def is_hopeful(dataset: Entered, losses: Sequence[float], ledger: Iterable[Confirmed], rules: Rules) -> bool:
+    """Return whether more evaluations may still make a record."""
+    if not losses:
+        return True
+    paid = estimate(losses, rules.sd)
+    earlier = [line.estimate.loss for line in ledger if line.credit > 0 and line.entered.rank < dataset.rank]
+    return paid.loss < min(earlier, default=rules.curve.bench) - rules.epsilon + 2 * rules.sd / math.sqrt(paid.runs)
+
+
 def plan(
     originals: Sequence[Entered],
     ledger: Sequence[Confirmed],
@@ -202,22 +224,19 @@ def plan(
     block: int,
     rules: Rules,
 ) -> list[Planned]:
-    """Return a round's evaluations: some of records, half of datasets in progress, and first ones."""
+    """Return a round's evaluations: of newcomers, some of records, half of datasets in progress, other first ones."""
 
     def runs(dataset: Entered) -> Sequence[float]:
         return losses.get(dataset.key, ())
 
-    def due(dataset: Entered, most: int) -> list[Planned]:
-        numbers = range(len(runs(dataset)) + 1, len(runs(dataset)) + most + 1)
-        later = {number: (number - 1) // _RUNS_A_ROUND * rules.blocks_per_epoch for number in numbers}
-        planned = [Planned(dataset, number, dataset.rank[0] + later[number]) for number in numbers]
-        return [one for one in planned if one.seed_block <= block]
-
-    def is_hopeful(dataset: Entered) -> bool:
-        paid = estimate(runs(dataset), rules.sd)
-        earlier = [line.estimate.loss for line in ledger if line.credit > 0 and line.entered.rank < dataset.rank]
-        best = min(earlier, default=rules.curve.bench)
-        return paid.loss < best - rules.epsilon + 2 * rules.sd / math.sqrt(paid.runs)
+    def due(datasets: Iterable[Entered], most: int, until: int) -> list[Planned]:
+        planned = []
+        for dataset in datasets:
+            done = len(runs(dataset))
+            for number in range(done + 1, min(done + most, until) + 1):
+                seed_block = dataset.seeded + (number - 1) // _RUNS_A_ROUND * rules.blocks_per_epoch
+                planned += [Planned(dataset, number, seed_block)] if seed_block <= block else []
+        return planned
 
     confirmed = {line.entered.key for line in ledger}
     credited = {line.entered.key for line in ledger if line.credit > 0}
@@ -226,20 +245,24 @@ def plan(
     )
     unpaid = [o for o in originals if o.key not in confirmed]
     first = sorted((o for o in unpaid if not runs(o)), key=lambda o: (recent.get(o.hotkey, 0), o.rank))
-    started = [o for o in unpaid if runs(o) and is_hopeful(o)]
-    best = sorted(started, key=lambda o: (sum(runs(o)) / len(runs(o)), o.rank))
+    started = [o for o in unpaid if runs(o) and is_hopeful(o, runs(o), ledger, rules)]
+    best = sorted(started, key=lambda o: (estimate(runs(o), rules.sd).mean, o.rank))
     oldest = sorted(started, key=lambda o: o.rank)
     turns: list[Entered] = []
     for pair in zip(best, oldest, strict=True):
         turns += [dataset for dataset in dict.fromkeys(pair) if dataset not in turns]
-    of_records = [one for dataset in records for one in due(dataset, _RUNS_A_ROUND)]
-    of_started = [one for dataset in turns for one in due(dataset, _RUNS_A_ROUND)]
-    of_new = [one for dataset in first for one in due(dataset, 1)]
-    chosen = of_records[: min(_RECORD_RUNS, rules.slots)]
-    chosen += of_started[: min(rules.slots // 2, rules.slots - len(chosen))]
-    for one in [*of_new, *of_started, *of_records]:
-        if one not in chosen and len(chosen) < rules.slots:
-            chosen.append(one)
+    of_records = due(records, _RUNS_A_ROUND, rules.hold)
+    of_started = due(turns, _RUNS_A_ROUND, rules.evaluations)
+    chosen = due((o for o in first if not recent.get(o.hotkey)), 1, 1)[: rules.slots]
+    for queue, most in (
+        (of_records, _RECORD_RUNS),
+        (of_started, rules.slots // 2),
+        (due(first, 1, 1), rules.slots),
+        (of_started, rules.slots),
+        (of_records, rules.slots),
+    ):
+        left = [one for one in queue if one not in chosen]
+        chosen += left[: min(most, rules.slots - len(chosen))]
     return chosen
 
 
@@ -256,8 +279,3 @@ def digest_of(texts: Iterable[tuple[str, str]]) -> str:
         row = json.dumps({"conversations": turns, "system": None}, separators=(",", ":"), ensure_ascii=False)
         rows.append(hashlib.sha256(row.encode()).digest())
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
-
-
-def rank_of(version: Version, hotkey: str, digest: str, hash_of: Callable[[int], str]) -> Rank:
-    tie = hashlib.sha256(f"{hash_of(version.since)}\n{hotkey}\n{digest}".encode()).digest()
-    return version.since, version.commit, tie

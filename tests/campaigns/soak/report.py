@@ -63,7 +63,7 @@ def _audit_files(subnet: SyntheticSubnet, name: str) -> Iterator[str]:
     if ended.returncode != 0:
         lines = ended.stdout.splitlines() or ended.stderr.splitlines()
         yield from (
-            f"{name}: audit status {ended.returncode}: {line}" for line in lines if "consistent" != line.strip()
+            f"{name}: audit status {ended.returncode}: {line}" for line in lines if line.strip() != "consistent"
         )
 
 
