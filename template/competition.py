@@ -206,17 +206,28 @@ def _as_finite_float(field: str, value: object) -> float:
     return float(value)
 
 
+def bind_digest(sha256: str, hotkey: str) -> str:
+    """Bind a file's sha256 to a hotkey: sha256 over hotkey, line feed and that digest, in hex.
+
+    A plain commitment is readable before it is in a block. Without the hotkey in it anyone could copy its text and come
+    first.
+    """
+    return hashlib.sha256(f"{hotkey}\n{sha256}".encode()).hexdigest()
+
+
 @dataclass(frozen=True, order=True)
 class CommitmentRecord:
     """A miner's commitment, on chain `namespace:competition_id:commit`.
 
-    `namespace` is the dataset's Hub id. `commit` is a Hub commit (40 hex digits), or a sha256 (64) of the data.jsonl on
-    `main`. Raises SubmissionError(BAD_COMMITMENT) for invalid parts or more than 128 bytes.
+    `namespace` is the dataset's Hub id. `commit` is a Hub commit (40 hex digits), or a digest (64) of the data.jsonl on
+    `main`: its sha256, or that bound to the hotkey. Raises SubmissionError(BAD_COMMITMENT) for invalid parts or more
+    than 128 bytes.
     """
 
     namespace: str
     competition_id: str
     commit: str
+    hotkey: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not is_repo_id(self.namespace):
@@ -236,16 +247,17 @@ class CommitmentRecord:
 
     @property
     def is_content_addressed(self) -> bool:
-        """Whether `commit` is the sha256 of the file instead of a Hub commit."""
+        """Whether `commit` is a digest of the file instead of a Hub commit."""
         return is_content_digest(self.commit)
 
     @classmethod
-    def parse(cls, text: str) -> "CommitmentRecord":
-        """Parse the exact text that `str` returns."""
+    def parse(cls, text: str, hotkey: str | None = None) -> "CommitmentRecord":
+        """Parse the exact text that `str` returns, of this hotkey."""
         parts = text.split(":", 3)
         if len(parts) != 3:
             raise _bad_commitment("expected namespace:competition_id:commit")
-        return cls(*parts)
+        namespace, competition_id, commit = parts
+        return cls(namespace, competition_id, commit, hotkey)
 
 
 def _bad_commitment(why: str) -> SubmissionError:

@@ -6,7 +6,8 @@ of other bytes than listed is a RemoteError, which says nothing about the miner.
 """
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -17,7 +18,7 @@ from huggingface_hub import HfApi, get_session, hf_raise_for_status
 from huggingface_hub.utils._headers import build_hf_headers
 
 from template import constants
-from template.competition import Competition, is_commit, is_content_digest, is_repo_id
+from template.competition import Competition, bind_digest, is_commit, is_content_digest, is_repo_id
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import storage
 from template.hub.client import make_api, run_with_deadline, translate_hub_errors
@@ -29,6 +30,7 @@ _MAX_LISTED_BYTES = 2**50
 # Answers about one file, unlike those of a server that is down.
 _REFUSALS = (401, 403, 404, 410)
 _CALL_DEADLINE_S = 60.0
+_SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 _UPLOAD_DEADLINE_S = 300.0
 
 
@@ -53,6 +55,7 @@ def download_dataset(
     local_dir: Path,
     cache_dir: Path | None = None,
     *,
+    hotkey: str | None = None,
     filename: str | None = constants.DATA_FILE,
     max_bytes: int = constants.MAX_SUBMISSION_BYTES,
     deadline_s: float = constants.DOWNLOAD_DEADLINE_S,
@@ -62,20 +65,21 @@ def download_dataset(
     """Download one file of a dataset repo to local_dir/data.jsonl, or use a cached one.
 
     A call that fails leaves a whole file in the folder: the old one, or the new one if the disk outlasts the deadline.
-    `revision` is a full commit, or the sha256 of the file on the branch
-    `main`; filename None is the repo's only .jsonl file; token None is anonymous.
+    `revision` is a full commit, or a digest of the file on the branch `main` or in a commit of `upload_dataset`: its
+    sha256, or that bound to `hotkey`. filename None is the repo's only .jsonl file; token None is anonymous.
 
-    Raises: SubmissionError for MISSING_REPO, MISSING_FILE or TOO_LARGE; by sha256 a missing repo is a MISSING_FILE too.
+    Raises: SubmissionError for MISSING_REPO, MISSING_FILE or TOO_LARGE; by digest a missing repo is a MISSING_FILE too.
     """
     _check_repo_id(namespace)
     if not is_commit(revision) and not is_content_digest(revision):
-        raise ConfigError(f"revision must be a commit of 40 lower-case hex digits or a sha256 of 64, not {revision!r}")
+        raise ConfigError(f"revision must be a commit of 40 lower-case hex digits or a digest of 64, not {revision!r}")
     request = Request(repo=namespace, revision=revision, filename=filename)
     folder = local_dir if cache_dir is None else _cache_folder(cache_dir, request)
     file = storage.find_cached(local_dir, request) or storage.find_cached(folder, request)
     if file is None:
         api = make_api(token, endpoint)
-        file = run_with_deadline(api, deadline_s, lambda budget: _download(api, request, folder, max_bytes, budget))
+        job = _Job(api, request, hotkey, folder, max_bytes)
+        file = run_with_deadline(api, deadline_s, lambda budget: _download(job, budget))
     _check_size(request, file.size, max_bytes)
     return file if file.path.parent == local_dir else storage.copy_cached(file, local_dir, request)
 
@@ -95,7 +99,8 @@ def check_available(
 ) -> None:
     """Check that a dataset's file can be read without a token: one listing, and its first byte.
 
-    A revision by sha256 must still be the file on `main`, if the file is in `local_dir` to compare with.
+    A revision by digest must still be the file on `main` or in an earlier commit of `upload_dataset`, if the file is in
+    `local_dir` to compare with.
     Raises: SubmissionError when the Hub does not list the file, or lists it and refuses it; RemoteError when unknown.
     """
     _check_repo_id(namespace)
@@ -143,14 +148,31 @@ def upload_dataset(
 ) -> str:
     """Upload `content` as data.jsonl and return the full commit that has it.
 
-    A missing repo is created, `private` or not. Content that main already has makes no new commit. After a RemoteError
-    the upload may or may not have happened: repeat it.
+    A missing repo is created, `private` or not. Content that main already has makes no new commit. The commit's message
+    names the sha256, so that the file is found after main has another. After a RemoteError the upload may or may not
+    have happened: repeat it.
     """
     _check_repo_id(repo_id)
     if token is None:
         raise HostError(f"no Hub token: writing to {repo_id} needs one")
     api = make_api(token, endpoint)
     return run_with_deadline(api, deadline_s, lambda budget: _upload(api, repo_id, content, private, budget))
+
+
+def create_repo(repo_id: str, *, token: str | None, endpoint: str | None = None) -> None:
+    """Create a public dataset repo unless it exists, and check that the token may write to it.
+
+    Raises: HostError without the right to write.
+    """
+    _check_repo_id(repo_id)
+    api = make_api(token, endpoint)
+
+    def create(_: RequestBudget) -> None:
+        with translate_hub_errors(api, repo_id, is_write=True):
+            api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+            api.auth_check(repo_id, repo_type="dataset", write=True)
+
+    run_with_deadline(api, _CALL_DEADLINE_S, create)
 
 
 def resolve_revision(
@@ -172,35 +194,60 @@ def resolve_revision(
     return run_with_deadline(api, deadline_s, lambda _: _find_commit(api, repo_id, revision))
 
 
-def _download(api: HfApi, request: Request, folder: Path, max_bytes: int, budget: RequestBudget) -> HubFile:
-    """Download the file at the commit, or the one on main with the requested sha256."""
+@dataclass(frozen=True)
+class _Job:
+    """A download. hotkey: None for a digest that is not bound."""
+
+    api: HfApi
+    request: Request
+    hotkey: str | None
+    folder: Path
+    max_bytes: int
+
+    def is_requested(self, sha256: str) -> bool:
+        """Check a file's sha256 against the requested digest."""
+        bound = None if self.hotkey is None else bind_digest(sha256, self.hotkey)
+        return self.request.revision in (sha256, bound)
+
+
+def _download(job: _Job, budget: RequestBudget) -> HubFile:
+    """Download the file at the commit, or the one with the requested digest."""
+    api, request = job.api, job.request
     if not is_content_digest(request.revision):
         info = _find_file(api, request.repo, request.revision, request.filename, budget)
-        _check_size(request, info.size, max_bytes)
-        return storage.save(folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
+        _check_size(request, info.size, job.max_bytes)
+        return storage.save(job.folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
     try:
         # Main may move between the requests; its commit now does not.
         commit = _find_commit(api, request.repo, "main")
-        info = _find_file(api, request.repo, commit, request.filename, budget)
-        if info.sha256 not in (None, request.revision):
-            raise SubmissionError(Reason.MISSING_FILE, "main has another file")
-        _check_size(request, info.size, max_bytes)
-        chunks = _read_chunks(api, request.repo, commit, info, budget, expected_sha256=request.revision)
-        return storage.save(folder, request, chunks)
+        try:
+            return _download_digest(job, commit, budget)
+        except SubmissionError:
+            # A miner that updates its dataset replaces the file on main, and the earlier one still counts.
+            earlier = _find_upload(api, request.repo, job.is_requested)
+            if earlier is None:
+                raise
+            return _download_digest(job, earlier, budget)
     except SubmissionError as error:
         if error.reason is Reason.TOO_LARGE:
             raise
-        missing = f"the file with sha256 {request.revision} is not (yet) on main of {request.repo}"
+        missing = f"the file with digest {request.revision} is not (yet) on main of {request.repo}"
         raise SubmissionError(Reason.MISSING_FILE, f"{missing}: {error}") from error
 
 
 def _check_available(api: HfApi, request: Request, local_dir: Path, budget: RequestBudget) -> None:
     is_pinned = is_commit(request.revision)
     commit = request.revision if is_pinned else _find_commit(api, request.repo, "main")
-    info = _find_file(api, request.repo, commit, request.filename, budget)
     file = None if is_pinned else storage.find_cached(local_dir, request)
-    if file is not None and not info.matches(file.path.read_bytes()):
-        raise SubmissionError(Reason.MISSING_FILE, f"main of {request.repo} has another file")
+    try:
+        info = _find_file(api, request.repo, commit, request.filename, budget)
+        if file is not None and not info.matches(file.path.read_bytes()):
+            raise SubmissionError(Reason.MISSING_FILE, f"main of {request.repo} has another file")
+    except SubmissionError:
+        earlier = None if file is None else _find_upload(api, request.repo, file.sha256.__eq__)
+        if earlier is None:
+            raise
+        commit, info = earlier, _find_file(api, request.repo, earlier, request.filename, budget)
     _read_first_byte(api, request.repo, commit, info.path)
 
 
@@ -216,9 +263,40 @@ def _read_first_byte(api: HfApi, repo: str, commit: str, path: str) -> None:
         raise SubmissionError(Reason.MISSING_FILE, f"the Hub lists {path} of {repo} and refuses it (HTTP {status})")
 
 
-def _read_chunks(
-    api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: RequestBudget, *, expected_sha256: str | None = None
-) -> Iterator[bytes]:
+def _download_digest(job: _Job, commit: str, budget: RequestBudget) -> HubFile:
+    api, request = job.api, job.request
+    info = _find_file(api, request.repo, commit, request.filename, budget)
+    other = SubmissionError(Reason.MISSING_FILE, "main has another file")
+    if info.sha256 is not None and not job.is_requested(info.sha256):
+        raise other
+    _check_size(request, info.size, job.max_bytes)
+
+    def chunks() -> Iterator[bytes]:
+        sha256 = hashlib.sha256()
+        for chunk in _read_chunks(api, request.repo, commit, info, budget):
+            sha256.update(chunk)
+            yield chunk
+        if not job.is_requested(sha256.hexdigest()):
+            raise other
+        budget.remaining_s()
+
+    return storage.save(job.folder, request, chunks())
+
+
+def _find_upload(api: HfApi, repo: str, is_requested: Callable[[str], bool]) -> str | None:
+    """Return the newest commit of main whose title names a requested sha256, from one page of its history."""
+    with translate_hub_errors(api, repo):
+        url = f"{api.endpoint}/api/datasets/{repo}/commits/main"
+        response = get_session().get(url, headers=build_hf_headers(token=api.token))
+        hf_raise_for_status(response)
+        titles = {_parse_commit(row["id"]): str(row["title"]) for row in response.json()}
+    for commit, title in titles.items():
+        if any(is_requested(sha256) for sha256 in _SHA256.findall(title)):
+            return commit
+    return None
+
+
+def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: RequestBudget) -> Iterator[bytes]:
     """Stream a file; raise RemoteError at its end unless it is the listed one."""
     budget.max_bytes = max(info.size, budget.max_bytes)
     sha256, git_oid = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % info.size, usedforsecurity=False)
@@ -238,8 +316,6 @@ def _read_chunks(
     is_listed = git_oid.hexdigest() == info.git_oid if info.sha256 is None else sha256.hexdigest() == info.sha256
     if received != info.size or not is_listed:
         raise RemoteError(f"the Hub sent {received} bytes of {info.path} that are not the {info.size} it lists")
-    if expected_sha256 not in (None, sha256.hexdigest()):
-        raise SubmissionError(Reason.MISSING_FILE, "main has another file")
     budget.remaining_s()
 
 
@@ -309,7 +385,7 @@ def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: Req
             path_in_repo=constants.DATA_FILE,
             repo_id=repo_id,
             repo_type="dataset",
-            commit_message=f"Publish {constants.DATA_FILE}",
+            commit_message=f"Publish {constants.DATA_FILE} {hashlib.sha256(content).hexdigest()}",
         )
         commit = _parse_commit(info.oid)
     # For unchanged content the library returns main's commit, which another upload may have moved meanwhile.

@@ -162,7 +162,9 @@ def _read_dataset(
     from template.hub import datasets
 
     # Without a token, as validators download.
-    file = datasets.download_dataset(record.namespace, record.commit, folder / competitor.hotkey)
+    file = datasets.download_dataset(
+        record.namespace, record.commit, folder / competitor.hotkey, hotkey=competitor.hotkey
+    )
     try:
         content = file.path.read_bytes()
     except OSError as error:

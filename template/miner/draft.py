@@ -39,7 +39,7 @@ class MinerConfig:
     hub_token: str | None = field(default=None, repr=False)
 
     def make_record(self, content: str) -> CommitmentRecord:
-        """Return the commitment to a Hub commit or a sha256."""
+        """Return the commitment to a Hub commit or a digest."""
         try:
             return CommitmentRecord(self.hf_repo_id, self.competition.id, content)
         except SubmissionError as error:
@@ -86,11 +86,25 @@ class Draft:
         with tempfile.TemporaryDirectory(prefix="miner-") as folder:
             try:
                 # Without our token, as validators download.
-                file = datasets.download_dataset(record.namespace, record.commit, Path(folder))
+                file = datasets.download_dataset(
+                    record.namespace, record.commit, Path(folder), hotkey=self.chain.hotkey
+                )
             except SubmissionError as error:
                 logger.debug("{} is not public: {}", record, error)
                 return False
             return file.path.read_bytes() == self.content
+
+    def check_repo(self) -> None:
+        """Reject a private repo, from which no validator could download."""
+        config = self.config
+        try:
+            datasets.resolve_revision(config.hf_repo_id, token=config.hub_token)
+        except SubmissionError:
+            return  # missing: it will be created, and public
+        try:
+            datasets.resolve_revision(config.hf_repo_id, token=None)
+        except SubmissionError as error:
+            raise ConfigError(f"--hf_repo_id {config.hf_repo_id} must be public: make it so on the Hub") from error
 
     def upload(self) -> str:
         """Upload the file and return its Hub commit. Raises: RemoteError; HostError."""
@@ -116,7 +130,7 @@ class Draft:
         if is_ours and last is not None:
             if last.text == text:
                 return
-            copy = self.journal.sealed_copy(last.text.rpartition(":")[2])
+            copy = self.journal.dataset_copy(last.text.rpartition(":")[2])
             problem += f": {last.text}; to finish it, run with --seal --dataset_path {copy}"
         else:
             problem += f", and is not in the journal {self.journal.path}"
@@ -131,6 +145,9 @@ class Draft:
             unread = "a sealed commitment" if self.on_chain.reveal_round is not None else "an unreadable commitment"
             what = self.on_chain.text or unread
             on_chain = f"{what}, of block {self.on_chain.block}; a new commitment replaces it and loses its rank"
+            copy = self.journal.dataset_copy((self.on_chain.text or "").rpartition(":")[2])
+            if copy.exists() and self.on_chain.text != text:
+                notes = (*notes, f"the file of the commitment on chain was not uploaded yet; a copy is {copy}")
         lines = [
             f"file         {self.path}: {len(self.content)} bytes, rows: {self.rows}",
             f"sha256       {self.sha256}",

@@ -91,18 +91,18 @@ class Journal:
         assert self.last is not None, "an outcome without an intent"
         self.start(dataclasses.replace(self.last, is_accepted=outcome.is_accepted, committed_block=outcome.block))
 
-    def sealed_copy(self, sha256: str) -> Path:
-        """Return the path that keeps a sealed commitment's file until it is published."""
-        return self.path.with_name(f"sealed-{sha256}.jsonl")
+    def dataset_copy(self, digest: str) -> Path:
+        """Return the path that keeps a committed file until it is published."""
+        return self.path.with_name(f"sealed-{digest}.jsonl")
 
-    def save_dataset(self, content: bytes, sha256: str) -> None:
-        """Keep a copy of a file about to be sealed, whose exact bytes are needed later."""
-        with _translate_disk_errors(self.sealed_copy(sha256)):
-            _write_durably(self.sealed_copy(sha256), content)
+    def save_dataset(self, content: bytes, digest: str) -> None:
+        """Keep a copy of a file about to be committed, whose exact bytes are needed later."""
+        with _translate_disk_errors(self.dataset_copy(digest)):
+            _write_durably(self.dataset_copy(digest), content)
 
-    def delete_dataset(self, sha256: str) -> None:
-        with _translate_disk_errors(self.sealed_copy(sha256)):
-            self.sealed_copy(sha256).unlink(missing_ok=True)
+    def delete_dataset(self, digest: str) -> None:
+        with _translate_disk_errors(self.dataset_copy(digest)):
+            self.dataset_copy(digest).unlink(missing_ok=True)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

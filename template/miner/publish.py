@@ -1,18 +1,23 @@
-"""Publish a dataset: check, upload, read back, commit on chain.
+"""Publish a dataset: check, commit to its digest on chain, upload, read back.
 
-Safe to repeat at any time, also after a kill. A commitment to the same bytes is not made twice, since that would move
-its block and lose its rank.
+The file is uploaded once its commitment is final, and the digest is bound to the hotkey: nobody can copy file or
+commitment and come first. Safe to repeat at any
+time, also after a kill. A commitment to the same bytes is not made twice, since that would move its block and lose its
+rank.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from loguru import logger
 
+from template import constants
 from template.chain.protocols import MinerChain
-from template.competition import CommitmentRecord
+from template.competition import CommitmentRecord, bind_digest
 from template.errors import ConfigError, RemoteError, SubmissionError
+from template.hub import datasets
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
 from template.records import ChainCommitment, PublishOutcome
@@ -35,56 +40,64 @@ class CommitStrategy:
 def publish_dataset(
     config: MinerConfig, chain: MinerChain, *, confirm: Callable[[str], bool], sleep: Sleep = time.sleep
 ) -> PublishResult | None:
-    """Check, confirm, upload, read back and commit; return None if declined.
+    """Check, confirm, commit, upload and read back; return None if declined.
 
     `confirm` is called with a description unless the file is committed already; nothing is written before.
     """
     with open_journal(config, chain) as journal:
         draft = draft_dataset(config, chain, journal)
-        record = _find_record(draft)
-        if record is not None and draft.is_current(draft.on_chain, record):
-            return _complete(draft, record)
-        record = None if record is None or record.is_content_addressed else record
-        draft.check_seal(None, block=chain.block())
-        text = str(record or f"{config.hf_repo_id}:{config.competition.id}:(the Hub commit of the upload)")
-        if not confirm(draft.describe(text)):
-            return None
-        final = record or config.make_record(draft.upload())
-        draft.verify_public(final)
-        strategy = CommitStrategy(
-            is_current=lambda on_chain: draft.is_current(on_chain, final),
-            make_intent=lambda block: Intent(text=str(final), block=block),
-            send=lambda intent: chain.publish(intent.text),
-        )
-        return PublishResult(final, ensure_committed(strategy, draft, sleep).block)
+        record, on_chain = _find_record(draft), draft.on_chain
+        if on_chain is not None and draft.is_current(on_chain, record):
+            logger.info("already committed block={} text={}", draft.rank_block(on_chain), record)
+        else:
+            draft.check_seal(None, block=chain.block())
+            draft.check_repo()
+            if not confirm(draft.describe(str(record), _notes(draft, record))):
+                return None
+            on_chain = _commit(draft, record, sleep)
+        deliver(draft, record, on_chain.block, sleep)
+        return PublishResult(record, draft.rank_block(on_chain))
 
 
-def _find_record(draft: Draft) -> CommitmentRecord | None:
-    """Return a commitment made or begun for these bytes, which needs no new upload."""
-    config, last = draft.config, draft.journal.last
-    texts = [draft.on_chain.text if draft.on_chain is not None else None]
-    texts += [last.text] if last is not None and last.reveal_round is None else []
-    for text in texts:
-        try:
-            record = CommitmentRecord.parse(text or "")
-        except SubmissionError:
-            continue
-        if (record.namespace, record.competition_id) != (config.hf_repo_id, config.competition.id):
-            continue
-        if record.commit == draft.sha256 or (not record.is_content_addressed and draft.is_public(record)):
-            return record
-    return None
+def _find_record(draft: Draft) -> CommitmentRecord:
+    """Return the commitment on chain if it is to this file, else a new one to its digest."""
+    record = draft.config.make_record(bind_digest(draft.sha256, draft.chain.hotkey))
+    try:
+        earlier = CommitmentRecord.parse((draft.on_chain and draft.on_chain.text) or "")
+    except SubmissionError:
+        return record
+    is_same_repo = (earlier.namespace, earlier.competition_id) == (record.namespace, record.competition_id)
+    if not is_same_repo or not draft.is_current(draft.on_chain, earlier):
+        return record
+    # A sealed commitment has the sha256, and one of version 0.3 a Hub commit.
+    is_ours = earlier.commit == draft.sha256 or (not earlier.is_content_addressed and draft.is_public(earlier))
+    return earlier if is_ours else record
 
 
-def _complete(draft: Draft, record: CommitmentRecord) -> PublishResult:
-    """Return a commitment already on chain; upload its file if that is missing."""
-    assert draft.on_chain is not None
-    if not draft.is_public(record):
-        draft.upload()
-        draft.verify_public(record)
-    block = draft.rank_block(draft.on_chain)
-    logger.info("already committed block={} text={}", block, record)
-    return PublishResult(record, block)
+def _notes(draft: Draft, record: CommitmentRecord) -> tuple[str, ...]:
+    repo = draft.config.hf_repo_id
+    if draft.is_public(record):
+        logger.warning("{} has this file already: others can copy it before the commitment", repo)
+        return (f"{repo} has this file already: others can copy it before the commitment",)
+    return (
+        "the commitment shows no row, and the file is uploaded once it is final, so that no copy can be earlier;"
+        f" keep this process running: validators reject the file {constants.SEAL_GRACE_BLOCKS} blocks after the"
+        " commitment",
+    )
+
+
+def _commit(draft: Draft, record: CommitmentRecord, sleep: Sleep) -> ChainCommitment:
+    """Commit and return once it is visible, which is in a final block."""
+    config, chain = draft.config, draft.chain
+    # Before the commitment: without the right to upload it would be worthless.
+    datasets.create_repo(config.hf_repo_id, token=config.hub_token)
+    draft.journal.save_dataset(draft.content, record.commit)
+    strategy = CommitStrategy(
+        is_current=lambda on_chain: draft.is_current(on_chain, record),
+        make_intent=lambda block: Intent(text=str(record), block=block),
+        send=lambda intent: chain.publish(intent.text),
+    )
+    return ensure_committed(strategy, draft, sleep)
 
 
 def ensure_committed(strategy: CommitStrategy, draft: Draft, sleep: Sleep) -> ChainCommitment:
@@ -125,3 +138,35 @@ def _wait_if_rejected(outcome: PublishOutcome, draft: Draft, sleep: Sleep) -> No
     end = draft.chain.block() + blocks
     while draft.chain.block() < end:
         sleep(draft.config.poll_s)
+
+
+def deliver(draft: Draft, record: CommitmentRecord, block: int, sleep: Sleep) -> None:
+    """Upload the file and read it back, retrying until validators reject it as late.
+
+    block: from which everyone can read the commitment.
+    """
+    last_block = block + constants.SEAL_GRACE_BLOCKS
+    while not _is_delivered(draft, record, last_block):
+        sleep(draft.config.poll_s)
+    draft.journal.delete_dataset(record.commit)
+
+
+def _is_delivered(draft: Draft, record: CommitmentRecord, last_block: int) -> bool:
+    blocks_left = None
+    try:
+        # The upload does not depend on the chain.
+        with contextlib.suppress(RemoteError):
+            blocks_left = last_block - draft.chain.block()
+        if not draft.is_public(record):
+            logger.info("uploading, to be public by block {}", last_block)
+            if blocks_left is not None and blocks_left < 0:
+                logger.warning("uploading {} blocks too late: validators may have rejected it", -blocks_left)
+            draft.upload()
+            draft.verify_public(record)
+    except RemoteError as error:
+        if blocks_left is not None and blocks_left < 0:
+            raise
+        logger.warning("upload failed, retrying blocks_left={}: {}", blocks_left, error)
+        return False
+    logger.info("the file is public; leave it on main repo={}", draft.config.hf_repo_id)
+    return True

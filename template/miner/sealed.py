@@ -4,7 +4,6 @@ Until the upload nothing that could be copied is public: the text, revealed some
 docs/miner.md explains why.
 """
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from template import constants
 from template.chain.client import beacon_round_at, round_time
 from template.chain.protocols import MinerChain
 from template.competition import CommitmentRecord
-from template.errors import ConfigError, RemoteError, SubmissionError
-from template.hub import datasets
+from template.errors import ConfigError, RemoteError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
-from template.miner.publish import CommitStrategy, Sleep, ensure_committed
+from template.miner.publish import CommitStrategy, Sleep, deliver, ensure_committed
 from template.records import ChainCommitment, PublishOutcome
 
 # Most calls are in a final block after so many blocks; a seal that opens sooner would hide nothing.
@@ -101,7 +99,7 @@ def seal_dataset(
             sealed.commit()
         revealed = sealed.wait_for_reveal()
         sealed.wait_for_upload_block(revealed)
-        sealed.deliver(revealed)
+        deliver(draft, record, revealed.block, sleep)
         return PublishResult(record, draft.rank_block(revealed))
 
 
@@ -130,23 +128,11 @@ class _Sealed:
             f"the file is uploaded at about block {self.schedule.upload_block(reveal_block)}; keep this process"
             f" running: validators reject the file {constants.SEAL_GRACE_BLOCKS} blocks after the reveal",
         ]
-        self._check_repo()
+        self.draft.check_repo()
         if self.draft.is_public(self.record):
             notes.append(f"{repo} has this file already, so sealing hides nothing")
             logger.warning(notes[-1])
         return self.draft.describe(f"{self.record} (sealed)", tuple(notes))
-
-    def _check_repo(self) -> None:
-        """Reject a private repo: no validator could download from it."""
-        config = self.draft.config
-        try:
-            datasets.resolve_revision(config.hf_repo_id, token=config.hub_token)
-        except SubmissionError:
-            return  # missing: the upload creates a public one
-        try:
-            datasets.resolve_revision(config.hf_repo_id, token=None)
-        except SubmissionError as error:
-            raise ConfigError(f"--hf_repo_id {config.hf_repo_id} must be public: make it so on the Hub") from error
 
     def commit(self) -> None:
         """Commit under seal and return once it is visible."""
@@ -218,30 +204,3 @@ class _Sealed:
             if block + (self.clock() - read_at) / constants.BLOCK_S >= due:
                 return
             self.sleep(self.draft.config.poll_s)
-
-    def deliver(self, revealed: ChainCommitment) -> None:
-        """Upload the file and read it back, retrying until validators reject it as late."""
-        last_block = revealed.block + constants.SEAL_GRACE_BLOCKS
-        logger.info("uploading, to be public by block {}", last_block)
-        while not self._is_delivered(last_block):
-            self.sleep(self.draft.config.poll_s)
-        self.draft.journal.delete_dataset(self.draft.sha256)
-
-    def _is_delivered(self, last_block: int) -> bool:
-        blocks_left = None
-        try:
-            # The upload does not depend on the chain.
-            with contextlib.suppress(RemoteError):
-                blocks_left = last_block - self.draft.chain.block()
-            if not self.draft.is_public(self.record):
-                if blocks_left is not None and blocks_left < 0:
-                    logger.warning("uploading {} blocks too late: validators may have rejected it", -blocks_left)
-                self.draft.upload()
-                self.draft.verify_public(self.record)
-        except RemoteError as error:
-            if blocks_left is not None and blocks_left < 0:
-                raise
-            logger.warning("upload failed, retrying blocks_left={}: {}", blocks_left, error)
-            return False
-        logger.info("the file is public; leave it on main repo={}", self.draft.config.hf_repo_id)
-        return True

@@ -79,21 +79,22 @@ class ReplayContext:
         return self.evaluator(receipt.competition, training_args, recorded.environment.get("dtype"))
 
     @contextmanager
-    def downloaded(self, repo: str, revision: str) -> Iterator[Path]:
+    def downloaded(self, repo: str, revision: str, hotkey: str | None = None) -> Iterator[Path]:
         """Download a dataset into a temporary folder.
 
-        The token is used only for what a validator, which has none, cannot read.
+        hotkey: for a digest that is bound to it. The token is used only for what a validator, which has none, cannot
+        read.
         """
         from template.hub.datasets import download_dataset
 
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             try:
-                download_dataset(repo, revision, folder)
+                download_dataset(repo, revision, folder, hotkey=hotkey)
             except SubmissionError as error:
                 if self.token is None or error.reason not in MISSING:
                     raise
-                download_dataset(repo, revision, folder, token=self.token)
+                download_dataset(repo, revision, folder, hotkey=hotkey, token=self.token)
             yield folder
 
 
@@ -146,7 +147,7 @@ class Auditor:
         if (mismatch := self._mismatch_reason(receipt)) is not None:
             return _without_loss(ReplayVerdict.NOT_COMPARABLE, mismatch)
         evaluator = self._context.replay_evaluator(receipt, "the receipt")
-        with self._context.downloaded(submission.repo, submission.commit) as folder:
+        with self._context.downloaded(submission.repo, submission.commit, submission.hotkey) as folder:
             content = (folder / DATA_FILE).read_bytes()
             if (sha256 := hashlib.sha256(content).hexdigest()) != recorded.train_sha256:
                 reason = f"sha256 {sha256} of {submission.repo} at {submission.commit}"

@@ -134,7 +134,7 @@ def parse_entry(
     record: CommitmentRecord | None = None
     rejection: SubmissionError | None = None
     try:
-        record = CommitmentRecord.parse(key.commitment)
+        record = CommitmentRecord.parse(key.commitment, key.hotkey)
         check_competition(record, competition_id)
         check_registration(reveal_block, registration_block)
     except SubmissionError as error:

@@ -27,7 +27,9 @@ def download(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFi
 
     No token is used: a dataset that only some can read cannot be checked by every validator.
     """
-    return datasets.download_dataset(record.namespace, record.commit, folder, deadline_s=deadline_s)
+    return datasets.download_dataset(
+        record.namespace, record.commit, folder, hotkey=record.hotkey, deadline_s=deadline_s
+    )
 
 
 def dataset_folder(data_dir: Path, entry: Entry) -> Path:

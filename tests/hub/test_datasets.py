@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from template.competition import bind_digest
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.hub import datasets
 from template.localnet.hub.store import upload_files
@@ -259,6 +260,46 @@ def test_file_is_found_by_digest_on_main(server: FaultyHub, tmp_path: Path) -> N
     file = download(server, digest_of(OLD), tmp_path / "data")
     assert file.path.read_bytes() == OLD
     assert (file.revision, file.sha256) == (digest_of(OLD), digest_of(OLD))
+
+
+def test_earlier_upload_is_found_by_its_digest(server: FaultyHub, tmp_path: Path) -> None:
+    for content in (OLD, NEW, b""):
+        datasets.upload_dataset(content, REPO, token=TOKEN, endpoint=server.endpoint)
+    assert download(server, digest_of(OLD), tmp_path / "old").path.read_bytes() == OLD
+    bound = bind_digest(digest_of(NEW), "5Alice")
+    assert download(server, bound, tmp_path / "new", hotkey="5Alice").path.read_bytes() == NEW
+
+
+def test_title_of_a_commit_proves_nothing(server: FaultyHub, tmp_path: Path) -> None:
+    store = server.store
+    upload_data(server, NEW)
+    repo = store.repo("datasets", REPO)
+    store.commit(repo, {DATA: store.add_blob(b"x")}, message=f"Publish {DATA} {digest_of(OLD)}")
+    assert download_error(server, digest_of(OLD), tmp_path / "data").reason is Reason.MISSING_FILE
+
+
+def test_history_that_cannot_be_read_is_a_remote_error(server: FaultyHub, tmp_path: Path) -> None:
+    upload_data(server, NEW)
+    set_faults(server.store.root, HubFault(kind=FaultKind.WRONG, pattern="/commits/main"))
+    with pytest.raises(RemoteError):
+        download(server, digest_of(OLD), tmp_path / "data")
+
+
+def test_bound_digest_needs_its_hotkey(server: FaultyHub, tmp_path: Path) -> None:
+    upload_data(server, OLD)
+    bound = bind_digest(digest_of(OLD), "5Alice")
+    assert download(server, bound, tmp_path / "a", hotkey="5Alice").sha256 == digest_of(OLD)
+    for hotkey in ("5Bob", None):
+        assert download_error(server, bound, tmp_path / "b", hotkey=hotkey).reason is Reason.MISSING_FILE
+
+
+def test_repo_is_created_once_and_only_by_its_owner(server: FaultyHub) -> None:
+    for _ in range(2):
+        datasets.create_repo(REPO, token=TOKEN, endpoint=server.endpoint)
+    assert datasets.resolve_revision(REPO, token=None, endpoint=server.endpoint)
+    for token in (None, "hf_local_bob"):
+        with pytest.raises(HostError):
+            datasets.create_repo(REPO, token=token, endpoint=server.endpoint)
 
 
 def test_digest_not_on_main_is_a_missing_file(server: FaultyHub, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_the_file_of_a_sealed_commitment_is_its_owners_alone(net: Net) -> None:
     try:
         with open_journal(configure(net), net.chain("alice")) as journal:
             journal.save_dataset(b"nobody knows yet", "digest")
-            copy = journal.sealed_copy("digest")
+            copy = journal.dataset_copy("digest")
             assert stat.S_IMODE(copy.stat().st_mode) == 0o600
             journal.delete_dataset("digest")
             assert not copy.exists()

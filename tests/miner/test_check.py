@@ -134,6 +134,8 @@ def test_file_has_problems_exactly_when_a_validator_rejects() -> None:
 
 ROWS = read(*POOL_LINES[:150])
 KEYS = tuple(row.key for row in ROWS)
+# 40% of the later one's different rows may be shared: 60 of the 150.
+FOREIGN = tuple(row.key for row in read(*POOL_LINES[150:250]))
 
 
 def make_competitor(hotkey: str, block: int, keys: tuple[bytes, ...] = KEYS, **changes: object) -> Competitor:
@@ -155,14 +157,14 @@ def unread(hotkey: str, block: int, **changes: object) -> Competitor:
 
 ORIGINAL = make_competitor("original", 5)
 REVEALED = make_competitor("revealed", 9, is_revealed=True)
-FEW = make_competitor("few", 9, KEYS[:50], is_revealed=True)
+FEW = make_competitor("few", 9, FOREIGN + KEYS[:50], is_revealed=True)
 EARLY, UNREAD = unread("early", 4), unread("unread", 9)
 BEFORE, AFTER, EITHER = (8, 8), (NOW, NOW), (5, NOW)
 
 # Competitors, the blocks that ours may rank by -> the dataset that it duplicates, and the unknowns.
 COMPARED: dict[str, tuple[list[Competitor], tuple[int, int], str | None, list[str]]] = {
-    "at the limit": ([make_competitor("a", 5, KEYS[:100])], AFTER, None, []),
-    "over the limit": ([make_competitor("a", 5, KEYS[49:])], AFTER, "a", []),
+    "at the limit": ([make_competitor("a", 5, KEYS[:60])], AFTER, None, []),
+    "over the limit": ([make_competitor("a", 5, KEYS[:61])], AFTER, "a", []),
     "the later is the duplicate": ([make_competitor("a", 9)], BEFORE, None, []),
     "unread and earlier": ([UNREAD], AFTER, None, ["unread"]),
     "unread and later": ([UNREAD], BEFORE, None, []),
@@ -187,9 +189,9 @@ def test_duplicate_is_of_an_earlier_dataset_over_the_limit(case: str) -> None:
 
 
 def test_overlaps_have_the_most_shared_rows_first() -> None:
-    comparison = compare_with(make_competitor("few", 5, KEYS[:100]), make_competitor("many", 1005, KEYS[49:]))
-    overlaps = [(overlap.shared, overlap.is_over_limit, overlap.is_earlier) for overlap in comparison.overlaps]
-    assert overlaps == [(101, True, False), (100, False, True)]
+    comparison = compare_with(make_competitor("few", 5, KEYS[:60]), make_competitor("many", 1005, KEYS[49:]))
+    overlaps = [(overlap.shared, overlap.limit, overlap.is_earlier) for overlap in comparison.overlaps]
+    assert overlaps == [(101, 40, False), (60, 60, True)], "40% of the later one's rows"
 
 
 def test_overlap_has_all_lines_and_counts_a_row_once() -> None:
@@ -199,11 +201,11 @@ def test_overlap_has_all_lines_and_counts_a_row_once() -> None:
 
 
 def test_duplicate_of_another_makes_no_duplicate() -> None:
-    original = make_competitor("original", 5, KEYS[:101] + KEYS[:1])
-    copy = make_competitor("copy", 6, KEYS[:102])
-    mine = read(*POOL_LINES[1:102], make_line(-1))
-    comparison = compare_with(original, copy, rows=mine)
-    assert [overlap.is_over_limit for overlap in comparison.overlaps] == [True, False]
+    original = make_competitor("original", 5, KEYS[:50] + KEYS[:1])
+    copy = make_competitor("copy", 6, KEYS[20:80])
+    mine = read(*POOL_LINES[50:150])
+    comparison = compare_with(original, copy, rows=mine[:50])
+    assert [overlap.is_over_limit for overlap in comparison.overlaps] == [True]
     assert comparison.copy_of is None and comparison.unknowns == ()
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from template.constants import MAX_SUBMISSION_BYTES
+from template.competition import bind_digest
+from template.constants import MAX_SUBMISSION_BYTES, SEAL_GRACE_BLOCKS
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
+from template.hub import datasets
 from template.localnet.chain.ledger import ChainFault
 from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
 from template.miner.sealed import MARGIN_BLOCKS
+from template.records import ChainCommitment
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.miner import (
     ERA_BLOCKS,
@@ -43,11 +46,58 @@ def test_published_file_is_on_chain_and_on_the_hub(net: Net) -> None:
     published = publish(net)
     on_chain = net.chain("alice").commitment(net.hotkey("alice"))
     assert on_chain is not None
-    assert (on_chain.text, on_chain.block) == (f"alice/data:sample:{head(net)}", published.block)
+    assert (on_chain.text, on_chain.block) == (text_of(net, SMALL), published.block)
     assert str(published.record) == on_chain.text
     store = HubStore(net.hub.store.root)
-    files = store.commit_at(store.repo("datasets", "alice/data"), published.record.commit).files
+    files = store.commit_at(store.repo("datasets", "alice/data"), "main").files
     assert store.blob_path(files["data.jsonl"]).read_bytes() == make_content(SMALL)
+
+
+def text_of(net: Net, lines: list[str], name: str = "alice") -> str:
+    """The commitment of `name` to a file in alice's repo."""
+    sha256 = hashlib.sha256(make_content(lines)).hexdigest()
+    return f"alice/data:sample:{bind_digest(sha256, net.hotkey(name))}"
+
+
+def is_uploaded(net: Net) -> bool:
+    store = HubStore(net.hub.store.root)
+    return head(net) is not None and "data.jsonl" in store.commit_at(store.repo("datasets", "alice/data"), "main").files
+
+
+def test_file_is_uploaded_after_its_commitment_is_final(net: Net) -> None:
+    seen: list[bool] = []
+
+    class Watched(LaggingChain):
+        def commitment(self, hotkey: str) -> ChainCommitment | None:
+            seen.append(is_uploaded(net))
+            return super().commitment(hotkey)
+
+    with Watched(net, "alice", blocks=0) as chain:
+        published = run_miner(configure(net), chain, stepping(net))
+    assert not any(seen) and is_uploaded(net)
+    assert net.admin.block() >= published.block + 3
+
+
+def test_copied_commitment_does_not_name_the_file(net: Net) -> None:
+    published, folder = publish(net), net.parts.folder / "validator"
+    repo, _, commit = str(published.record).split(":")
+    assert datasets.download_dataset(repo, commit, folder / "a", hotkey=net.hotkey("alice")).size
+    with pytest.raises(SubmissionError) as caught:
+        datasets.download_dataset(repo, commit, folder / "b", hotkey=net.hotkey("validator"))
+    assert caught.value.reason is Reason.MISSING_FILE
+
+
+def test_commitment_to_a_hub_commit_of_the_file_is_kept(net: Net) -> None:
+    key = net.submit("alice", SMALL)
+    assert str(publish(net).record) == key.commitment
+    assert commits(net) == 1
+
+
+def test_private_repo_is_refused_before_the_commitment(net: Net) -> None:
+    net.upload("alice", ["# mine"], file="README.md", private=True)
+    with pytest.raises(ConfigError, match="--hf_repo_id alice/data must be public"):
+        publish(net)
+    assert commits(net) == 0
 
 
 @pytest.mark.parametrize(
@@ -63,6 +113,7 @@ def test_current_commitment_is_left_without_confirmation(net: Net, meanwhile: Ca
     first = publish(net)
     meanwhile(net)
     uploaded = head(net)
+    assert is_uploaded(net)
     assert publish_dataset(configure(net), net.chain("alice"), confirm=pytest.fail) == first
     assert head(net) == uploaded and commits(net) == 1
 
@@ -170,14 +221,14 @@ def test_permanent_rejection_is_a_config_error(net: Net) -> None:
         run_miner(configure(net), chain, deregister)
 
 
-def test_other_bytes_on_the_hub_are_not_committed(net: Net) -> None:
+def test_upload_is_retried_until_it_reads_back(net: Net) -> None:
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.WRONG, pattern="GET /datasets/alice/data/resolve/"))
     with pytest.raises(RemoteError):
-        publish(net)
-    assert head(net) is not None and commits(net) == 0
+        run_miner(configure(net), net.chain("alice"), lambda _: net.admin.advance(100))
+    assert net.admin.block() > SEAL_GRACE_BLOCKS, "validators reject the file by then"
     set_faults(net.hub.store.root)
     publish(net)
-    assert commits(net) == 1
+    assert commits(net) == 1 and is_uploaded(net)
 
 
 def test_declined_confirmation_writes_nothing(net: Net) -> None:
@@ -186,7 +237,8 @@ def test_declined_confirmation_writes_nothing(net: Net) -> None:
     for part in (
         f"{len(make_content(SMALL))} bytes, rows: {len(SMALL)} count",
         hashlib.sha256(make_content(SMALL)).hexdigest(),
-        "alice/data:sample:",
+        text_of(net, SMALL),
+        f"validators reject the file {SEAL_GRACE_BLOCKS} blocks after the commitment",
         f"{net.hotkey('alice')}, uid {net.uid('alice')}",
         "on chain now nothing",
     ):

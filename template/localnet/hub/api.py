@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from template.localnet.hub.store import BRANCH, KINDS, Blob, Commit, HubError, HubStore, Repo, check_path
 
+_COMMITS_PER_PAGE = 50
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -139,6 +140,25 @@ def _create_repo(store: HubStore, request: Request, user: str | None, names: Map
         return _json({"url": url, "name": repo_id})
     error = "You already created this repo"
     return _json({"url": url, "error": error}, status=409, headers={"X-Error-Message": error})
+
+
+def _auth_check(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    _find_repo(store, user, names)
+    _require_owner(user, names["owner"])
+    return _json({})
+
+
+def _commits(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
+    repo = _find_repo(store, user, names)
+    rows: list[dict[str, object]] = []
+    sha: str | None = names["revision"]
+    while sha is not None and len(rows) < _COMMITS_PER_PAGE:
+        commit = store.commit_at(repo, sha)
+        rows.append(
+            {"id": commit.sha, "title": commit.message, "message": "", "date": _iso(commit.time_s), "authors": []}
+        )
+        sha = commit.parent
+    return _json(rows)
 
 
 def _preupload(store: HubStore, request: Request, user: str | None, names: Mapping[str, str]) -> Response:
@@ -277,6 +297,8 @@ _ROUTES: list[tuple[tuple[str, ...], re.Pattern[str], _Handler]] = [
     (("GET",), re.compile(rf"{_API}/revision{_REVISION}"), _repo_info),
     (("GET",), re.compile(rf"{_API}/tree{_REVISION}(?P<path>/.*)?"), _tree),
     (("POST",), re.compile(rf"{_API}/paths-info{_REVISION}"), _paths_info),
+    (("GET",), re.compile(rf"{_API}/commits{_REVISION}"), _commits),
+    (("GET",), re.compile(rf"{_API}/auth-check/write"), _auth_check),
     (("POST",), re.compile(rf"{_API}/preupload{_REVISION}"), _preupload),
     (("POST",), re.compile(rf"{_API}/commit{_REVISION}"), _commit),
     (("POST",), re.compile(r"/api/repos/create"), _create_repo),
