@@ -39,16 +39,14 @@ _STATUS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    # --netuid is declared twice: --offline needs none.
+    # --netuid is declared again: --offline needs none.
     parser = cli.make_parser("check_dataset", __doc__, conflict_handler="resolve")
     add, work_dir = parser.add_argument, cli.DEFAULT_STATE_DIR / "miner"
     add("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
     add("--offline", dest="is_offline", action="store_true", help="check only the file and its rows")
-    add("--hotkey", metavar="ADDRESS", help="the dataset's hotkey, if no --wallet.* is given")
     add("--hf_repo_id", help="its dataset repo on the Hub, owner/name")
-    cli.add_chain_arguments(parser)
+    cli.add_reader_arguments(parser)
     add("--netuid", type=int, help="the subnet's number; needed unless --offline")
-    parser.set_defaults(wallet_name=None, wallet_hotkey=None)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
     add("--work_dir", type=Path, default=work_dir, help="for the evaluation set and other miners' datasets")
@@ -68,12 +66,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """Exit with status 2 and a line on stderr when arguments exclude each other."""
     if not args.is_offline and args.netuid is None:
         parser.error("expected --netuid, or --offline")
-    if args.hotkey and has_wallet(args):
+    if args.hotkey and cli.has_wallet(args):
         parser.error("--hotkey and --wallet.* exclude each other")
-
-
-def has_wallet(args: argparse.Namespace) -> bool:
-    return args.wallet_name is not None or args.wallet_hotkey is not None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,10 +117,9 @@ def read_subnet(
     """Read all commitments, or return why the chain cannot be read."""
     from template.miner.competitors import fetch_competitors
 
-    needs_wallet = has_wallet(args)
-    args.wallet_name, args.wallet_hotkey = args.wallet_name or "default", args.wallet_hotkey or "default"
+    needs_wallet = cli.has_wallet(args)
     try:
-        with cli.open_chain(args, needs_wallet=needs_wallet) as chain:
+        with cli.open_reader(args) as chain:
             view = chain.view()
             hotkey = chain.hotkey if needs_wallet else args.hotkey
     except RemoteError as error:

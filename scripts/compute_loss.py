@@ -3,11 +3,16 @@
     python scripts/compute_loss.py --dataset_path data.jsonl
     python scripts/compute_loss.py --hf_repo_id me/my-dataset --revision COMMIT --lucky_num 7
     python scripts/compute_loss.py --compare old.jsonl new.jsonl --repeats 5
+    python scripts/compute_loss.py --as_validator --netuid 96 --hotkey ADDRESS
     python scripts/compute_loss.py --verify receipt.json
 
---compare evaluates two datasets under the same seeds and prints which is better, or how many more seeds would tell.
+The loss is the one that validators pay by: the mean over the seeds, with a penalty for a large spread between them.
 
-Needs neither wallet nor chain. The result goes to stdout, progress and logs to stderr. Exit status: 0 evaluated,
+--compare evaluates two datasets under the same seeds and prints which is better, or how many more seeds would tell.
+--as_validator evaluates the dataset that a hotkey has committed, under the seeds of the validators. It alone reads the
+chain: also past blocks, for which --subtensor.archive_endpoints are used.
+
+The result goes to stdout, progress and logs to stderr. Exit status: 0 evaluated,
 compared or identical, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 5 the Hub did not
 answer, 6 a validator would reject the dataset, 7 the replay differs from the receipt, 8 they are not comparable, 9 the
 receipt's signature is not valid.
@@ -19,24 +24,25 @@ import dataclasses
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+
+from loguru import logger
 
 from template import cli, constants
 from template.competition import Competition
-from template.config import load_competition, load_training_args
+from template.config import load_competition, load_incentives, load_training_args
 from template.errors import ConfigError, SubmissionError
-from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison, compare_paired
+from template.miner.committed import CommittedDataset, Reader, find_committed
+from template.miner.compare import compare_paired
+from template.miner.loss_report import describe, describe_paired, describe_paired_json, summarize
 from template.receipts.files import read_receipt, write_receipt
 from template.receipts.receipt import Receipt, ReplayVerdict, compare_receipt
 from template.receipts.replay import ReplayContext, check_signature, evaluate_once
 from template.records import TrainResult
-from template.rules.scoring import score_of
 from template.terminal import escape
 from template.workers.executor import Evaluator
 
@@ -46,19 +52,26 @@ _COMPARE_SEEDS = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser("compute_loss", __doc__)
+    # --netuid is declared again: only --as_validator needs it.
+    parser = cli.make_parser("compute_loss", __doc__, conflict_handler="resolve")
     add = parser.add_argument_group("dataset").add_argument
     add("--dataset_path", type=Path, metavar="FILE_OR_DIR", help="a file, or a folder with data.jsonl")
     add("--hf_repo_id", help="dataset repo on the Hub, with --revision")
     add("--revision", metavar="COMMIT", help="the full commit of --hf_repo_id")
     add("--verify", type=Path, metavar="RECEIPT", help="replay a receipt and compare")
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="evaluate two files or folders under the same seeds")
+    add("--as_validator", action="store_true", help="evaluate a hotkey's committed dataset under the validators' seeds")
+    cli.add_reader_arguments(parser)
+    parser.add_argument("--netuid", type=int, help="the subnet's number, for --as_validator")
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
     cli.add_replay_arguments(parser)
     add = parser.add_argument
     add("--lucky_num", type=int, help="the seed (default: drawn from the system)")
-    add("--repeats", type=int, metavar="K", help=f"number of seeds (default: 1, with --compare {_COMPARE_SEEDS})")
+    repeats_help = (
+        f"number of seeds (default: 1, with --compare {_COMPARE_SEEDS}, with --as_validator all that it takes)"
+    )
+    add("--repeats", type=int, metavar="K", help=repeats_help)
     add("--check", action="store_true", help="reject rows outside the evaluation set, as a validator does")
     add("--json", dest="is_json", action="store_true", help="print one JSON object")
     add("--receipt_dir", type=Path, help="write a receipt of every evaluation here")
@@ -80,8 +93,10 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--{given[0]} does not go with --verify: the receipt defines the evaluation")
     if args.compare and (args.verify or args.dataset_path or args.hf_repo_id):
         parser.error("--compare names both datasets and excludes --dataset_path, --hf_repo_id and --verify")
-    if not (args.verify or args.compare) and bool(args.dataset_path) == bool(args.hf_repo_id):
-        parser.error("expected --dataset_path, or --hf_repo_id with --revision, or --compare, or --verify")
+    if args.as_validator:
+        check_committed_arguments(parser, args)
+    elif not (args.verify or args.compare) and bool(args.dataset_path) == bool(args.hf_repo_id):
+        parser.error("expected --dataset_path, --hf_repo_id with --revision, --as_validator, --compare or --verify")
     if bool(args.hf_repo_id) != bool(args.revision):
         parser.error("--hf_repo_id and --revision go together")
     least = 2 if args.compare else 1
@@ -91,12 +106,23 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
 
 
+def check_committed_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with status 2 unless the arguments name a hotkey on a chain, and no dataset or seed."""
+    others = ("dataset_path", "hf_repo_id", "compare", "verify", "lucky_num")
+    if given := [name for name in others if getattr(args, name) is not None]:
+        parser.error(f"--{given[0]} does not go with --as_validator: dataset and seeds are those on chain")
+    if args.netuid is None or bool(args.hotkey) == cli.has_wallet(args):
+        parser.error("--as_validator needs --netuid, and either --hotkey or --wallet.*")
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the mode that the arguments name."""
     context = cli.make_replay_context(args)
     if args.verify:
         return verify(args, context)
     evaluator = context.evaluator(load_competition(args.competition), load_training_args(args.training_args))
+    if args.as_validator:
+        return evaluate_committed(args, evaluator)
     seeds = choose_seeds(args.lucky_num, args.repeats or (_COMPARE_SEEDS if args.compare else 1))
     return compare(args, evaluator, seeds) if args.compare else evaluate(args, context, evaluator, seeds)
 
@@ -107,10 +133,41 @@ def evaluate(args: argparse.Namespace, context: ReplayContext, evaluator: Evalua
         if args.check:
             check(data_dir, evaluator)
         results = [evaluate_once(evaluator, data_dir, lucky_num) for lucky_num in seeds]
-    competition = evaluator.competition
-    write_receipts(args.receipt_dir, competition, results)
-    print(json.dumps(summarize(results, competition)) if args.is_json else describe(results, competition))
+    report(args, evaluator.competition, results)
     return 0
+
+
+def evaluate_committed(args: argparse.Namespace, evaluator: Evaluator) -> int:
+    """Evaluate the dataset that a hotkey has committed under the validators' seeds."""
+    from template.data.eval_set import read_eval_set_index
+
+    incentives = load_incentives(args.competition)
+    pool = read_eval_set_index(evaluator.eval_data_dir / constants.DATA_FILE)
+    with tempfile.TemporaryDirectory() as folder:
+        with cli.open_reader(args) as chain:
+            hotkey = args.hotkey or chain.hotkey
+            reader = Reader(chain, evaluator.competition, incentives, pool, Path(folder))
+            committed = find_committed(reader, hotkey, args.repeats or incentives.evaluations)
+        logger.info("evaluating {} runs={}", committed.key.commitment, len(committed.seeds))
+        results = [evaluate_once(evaluator, committed.folder, lucky_num) for lucky_num in committed.seeds]
+    report(args, evaluator.competition, results, committed)
+    return 0
+
+
+def report(
+    args: argparse.Namespace,
+    competition: Competition,
+    results: Sequence[TrainResult],
+    committed: CommittedDataset | None = None,
+) -> None:
+    """Write the receipts and print the result."""
+    incentives = load_incentives(args.competition)
+    write_receipts(args.receipt_dir, competition, results)
+    print(
+        json.dumps(summarize(results, competition, incentives, committed))
+        if args.is_json
+        else describe(results, competition, incentives, committed)
+    )
 
 
 def compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]) -> int:
@@ -216,82 +273,6 @@ def choose_seeds(first: int | None, count: int) -> list[int]:
     if first is not None:
         return [(first + index) % 2**32 for index in range(count)]
     return [int.from_bytes(os.urandom(4), "little") for _ in range(count)]
-
-
-def summarize(results: Sequence[TrainResult], competition: Competition) -> dict[str, Any]:
-    """Return the values of --json."""
-    losses, first = [result.loss for result in results], results[0]
-    mean = statistics.fmean(losses)
-    return {
-        "loss": mean,
-        "losses": losses,
-        "lucky_nums": [result.lucky_num for result in results],
-        "spread": statistics.stdev(losses) if len(losses) > 1 else None,
-        "score": score_of(mean, competition),
-        "bench": competition.bench,
-        "competition": competition.to_dict(),
-        "train_sha256": first.train_sha256,
-        "eval_sha256": first.eval_sha256,
-        "model": f"{first.model_id}@{first.model_revision or first.model_digest}",
-        "hyperparameters_digest": first.hyperparameters_digest,
-        "environment": dict(first.environment),
-        "seconds": [result.train_seconds + result.eval_seconds for result in results],
-    }
-
-
-def describe(results: Sequence[TrainResult], competition: Competition) -> str:
-    """Format the result for a person."""
-    summary, first = summarize(results, competition), results[0]
-    if len(results) == 1:
-        lines = [f"loss     {summary['loss']!r}", f"seed     {first.lucky_num}"]
-    else:
-        lines = [f"loss {result.loss!r} lucky_num {result.lucky_num}" for result in results]
-        lines.append(f"mean loss   {summary['loss']!r}")
-        lines.append(f"spread   {summary['spread']:.6f} (standard deviation over {len(results)} seeds)")
-    gap = competition.bench - summary["loss"]
-    lines.append(f"score    {summary['score']:.6f} of 1")
-    lines.append(f"bench    {competition.bench}: this is {abs(gap):.6f} {'better' if gap >= 0 else 'worse'}")
-    lines.append(f"rows     {first.train_rows} trained on, {first.eval_rows} evaluated on")
-    return "\n".join(lines)
-
-
-def describe_paired(
-    paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
-) -> str:
-    """Format the comparison for a person."""
-    lines = [f"A  {paths[0]}", f"B  {paths[1]}", "", f"{'lucky_num':>10}  {'A':>12}  {'B':>12}  {'B - A':>12}"]
-    for a, b in zip(*results, strict=True):
-        lines.append(f"{a.lucky_num:>10}  {a.loss:>12.6f}  {b.loss:>12.6f}  {b.loss - a.loss:>+12.6f}")
-    means = [statistics.fmean(result.loss for result in side) for side in results]
-    lines += [f"{'mean':>10}  {means[0]:>12.6f}  {means[1]:>12.6f}  {paired.mean:>+12.6f}", ""]
-    low, high = paired.interval
-    lines.append(f"difference  {paired.mean:+.6f} (standard error {paired.standard_error:.6f})")
-    lines.append(f"interval    {low:+.6f} to {high:+.6f} ({CONFIDENCE:.0%}, Student's t over {len(results[0])} seeds)")
-    return "\n".join([*lines, conclude(paired)])
-
-
-def conclude(paired: PairedComparison) -> str:
-    """Format the finding in one line."""
-    seeds = len(paired.differences)
-    if paired.finding is Finding.IDENTICAL:
-        return "IDENTICAL under every seed"
-    if paired.finding is not Finding.UNDECIDED:
-        return f"{paired.finding.upper()} by {abs(paired.mean):.6f}"
-    if paired.seeds_needed is None:
-        return f"UNDECIDED: at this spread even {MAX_SEEDS} seeds would not be enough"
-    return f"UNDECIDED: at this spread about {paired.seeds_needed - seeds} more seeds would be enough"
-
-
-def describe_paired_json(
-    paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
-) -> str:
-    """Format the comparison as JSON."""
-    sides = [
-        {"path": str(path), "train_sha256": side[0].train_sha256, "losses": [result.loss for result in side]}
-        for path, side in zip(paths, results, strict=True)
-    ]
-    content = {"a": sides[0], "b": sides[1], "lucky_nums": [result.lucky_num for result in results[0]]}
-    return json.dumps({**content, "confidence": CONFIDENCE, **dataclasses.asdict(paired)})
 
 
 if __name__ == "__main__":

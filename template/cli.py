@@ -126,6 +126,26 @@ def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
     add("--wallet.path", dest="wallet_path", type=Path, default=wallets, help="folder of the wallets")
 
 
+def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --hotkey and the chain's arguments, of which none is required. The parser resolves conflicts."""
+    parser.add_argument("--hotkey", metavar="ADDRESS", help="the dataset's hotkey, if no --wallet.* is given")
+    add_chain_arguments(parser)
+    parser.add_argument("--netuid", type=int, help="the subnet's number")
+    parser.set_defaults(wallet_name=None, wallet_hotkey=None)
+
+
+def has_wallet(args: argparse.Namespace) -> bool:
+    """Check whether the arguments of `add_reader_arguments` name a wallet."""
+    return args.wallet_name is not None or args.wallet_hotkey is not None
+
+
+def open_reader(args: argparse.Namespace) -> "Chain":
+    """Open the chain by `add_reader_arguments`, with the wallet if one is named."""
+    needs_wallet = has_wallet(args)
+    args.wallet_name, args.wallet_hotkey = args.wallet_name or "default", args.wallet_hotkey or "default"
+    return open_chain(args, needs_wallet=needs_wallet)
+
+
 def add_competition_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --competition."""
     competition_help = "YAML of another competition (default: the subnet's own)"

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from loguru import logger
 
-from template.chain.protocols import ValidatorChain
+from template.chain.protocols import AuditChain
 from template.competition import Competition, Incentives, Seeds
 from template.constants import DATA_FILE
 from template.data.eval_set import EvalSetIndex
 from template.errors import ConfigError, RemoteError, SubmissionError
-from template.records import ChainView, Dataset, Entry, Stand, SubmissionKey
+from template.records import ChainSnapshot, Dataset, Entry, Stand, SubmissionKey
 from template.rules.entries import find_entries
 from template.rules.evaluations import PER_ROUND, derive_seed, seed_block
 from template.rules.stands import align, extend_stands, find_versions
+
+_MAX_EARLIER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class CommittedDataset:
 class Reader:
     """Reads one competition. folder: of the downloads."""
 
-    chain: ValidatorChain
+    chain: AuditChain
     competition: Competition
     incentives: Incentives
     eval_set: EvalSetIndex
@@ -63,7 +65,7 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
             "the competition draws its seeds at random (incentives.seeds), so nobody knows them before a validator"
             " publishes its receipts; evaluate with seeds of your own, without --as_validator"
         )
-    view = chain.view()
+    view = chain.snapshot(chain.block())
     newest = view.block - view.block % period
     entry = _find_entry(reader, view, hotkey)
     if entry is None:
@@ -86,8 +88,8 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
     version = find_versions(stands, datasets, period=period, update_blocks=incentives.update_blocks)[-1]
     if version.rank_block > newest:
         raise ConfigError(f"the dataset counts from block {version.rank_block}: its seeds are known from then on")
-    known = min(PER_ROUND * ((newest - version.rank_block) // period + 1), incentives.hold)
-    blocks = [seed_block(version.rank_block, number, period) for number in range(1, min(known, count) + 1)]
+    known = min(PER_ROUND * ((newest - version.seed_block) // period + 1), incentives.hold)
+    blocks = [seed_block(version.seed_block, number, period) for number in range(1, min(known, count) + 1)]
     hashes = {block: chain.block_hash(block) for block in set(blocks)}
     return CommittedDataset(
         key=entry.key,
@@ -101,7 +103,7 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
     )
 
 
-def _find_entry(reader: Reader, view: ChainView, hotkey: str) -> Entry | None:
+def _find_entry(reader: Reader, view: ChainSnapshot, hotkey: str) -> Entry | None:
     """Return the hotkey's readable commitment in a view."""
     reveals = {item.hotkey: item.block for item in view.commitments if item.hotkey == hotkey and item.is_revealed}
     found = reader.chain.commit_blocks_of_revealed(reveals) if reveals else {}
@@ -111,22 +113,24 @@ def _find_entry(reader: Reader, view: ChainView, hotkey: str) -> Entry | None:
 
 
 def _earlier_entries(reader: Reader, current: Entry) -> Iterator[tuple[int, Entry]]:
-    """Yield the hotkey's earlier readable commitments, each with the last aligned block at which it stood.
-
-    A dataset waits at most `update_blocks` for an earlier one, so what stood two times as long ago changes nothing.
-    """
+    """Yield the hotkey's earlier readable commitments, each with the last aligned block at which it stood."""
     hotkey, period = current.key.hotkey, reader.incentives.blocks_per_epoch
-    first = align(current.commit_block, period)
-    oldest = first - 2 * reader.incentives.update_blocks
-    while (block := first - period) > current.registration_block and first > oldest:
-        view = reader.chain.view(block)
+    commit_block, reveal_block = current.commit_block, current.reveal_block
+    for _ in range(_MAX_EARLIER):
+        block = align(commit_block, period) - period
+        if block <= current.registration_block:
+            return
+        view = reader.chain.snapshot(block)
         commitment = next((item for item in view.commitments if item.hotkey == hotkey), None)
         if commitment is None:
             return
         entry = _find_entry(reader, view, hotkey)
+        commit_block = commitment.block
         if entry is not None:
-            yield block, entry
-        first = align(commitment.block if entry is None else entry.commit_block, period)
+            # It stands on while the next one is sealed.
+            yield max(block, align(reveal_block, period) - period), entry
+            commit_block, reveal_block = entry.commit_block, entry.reveal_block
+    logger.warning("only the last {} commitments are read", _MAX_EARLIER)
 
 
 def _make_stands(history: list[tuple[int, Entry]], period: int) -> list[Stand]:

@@ -1,0 +1,155 @@
+"""The report of `scripts/compute_loss.py`, as text and as JSON. Pure."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from template.competition import Competition, Incentives
+from template.miner.committed import CommittedDataset
+from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison
+from template.records import ContentKey, Rank, TrainResult
+from template.rules.ledger import Content, Estimate, estimate_loss, is_hopeless
+from template.rules.scoring import score_of
+from template.terminal import format_duration
+
+
+def summarize(
+    results: Sequence[TrainResult],
+    competition: Competition,
+    incentives: Incentives,
+    committed: CommittedDataset | None = None,
+) -> dict[str, Any]:
+    """Return the values of --json. loss: as it is paid."""
+    losses, first = [result.loss for result in results], results[0]
+    estimate = estimate_loss(losses, incentives.sd)
+    missing = max(0, incentives.evaluations - estimate.runs)
+    on_chain = None
+    if committed is not None:
+        names = ("digest", "rank_block", "seed_blocks", "known", "has_history")
+        on_chain = {**committed.key._asdict(), **{name: getattr(committed, name) for name in names}}
+    return {
+        **dataclasses.asdict(estimate),
+        "losses": losses,
+        "lucky_nums": [result.lucky_num for result in results],
+        "score": score_of(estimate.loss, competition),
+        "bench": competition.bench,
+        "missing_runs": missing,
+        "missing_seconds": missing * _mean_seconds(results),
+        "is_dropped": _is_dropped(losses, competition, incentives),
+        "on_chain": on_chain,
+        "competition": competition.to_dict(),
+        "incentives": dataclasses.asdict(incentives),
+        "train_sha256": first.train_sha256,
+        "eval_sha256": first.eval_sha256,
+        "model": f"{first.model_id}@{first.model_revision or first.model_digest}",
+        "hyperparameters_digest": first.hyperparameters_digest,
+        "environment": dict(first.environment),
+        "seconds": [result.train_seconds + result.eval_seconds for result in results],
+    }
+
+
+def describe(
+    results: Sequence[TrainResult],
+    competition: Competition,
+    incentives: Incentives,
+    committed: CommittedDataset | None = None,
+) -> str:
+    """Format the result for a person."""
+    estimate, first = estimate_loss([result.loss for result in results], incentives.sd), results[0]
+    if estimate.spread is None:
+        lines = [f"loss     {estimate.loss!r}", f"seed     {first.lucky_num}"]
+    else:
+        lines = [f"loss {result.loss!r} lucky_num {result.lucky_num}" for result in results]
+        lines.append(f"mean     {estimate.mean!r}")
+        seeds = f"standard deviation over {estimate.runs} seeds; {incentives.sd:g} is free of penalty"
+        lines.append(f"spread   {estimate.spread:.6f} ({seeds})")
+        lines.append(f"loss     {estimate.loss!r} as it is paid: mean + 2 (spread - {incentives.sd:g}) / sqrt(runs)")
+    gap = competition.bench - estimate.loss
+    lines.append(f"score    {score_of(estimate.loss, competition):.6f} of 1")
+    lines.append(f"bench    {competition.bench}: this is {abs(gap):.6f} {'better' if gap >= 0 else 'worse'}")
+    lines.append(f"runs     {_describe_runs(estimate, results, competition, incentives)}")
+    lines.append(f"rows     {first.train_rows} trained on, {first.eval_rows} evaluated on")
+    if committed is not None:
+        lines += _describe_committed(committed, incentives)
+    return "\n".join(lines)
+
+
+def _describe_runs(
+    estimate: Estimate, results: Sequence[TrainResult], competition: Competition, incentives: Incentives
+) -> str:
+    done, wanted = f"{estimate.runs} of {incentives.evaluations}", incentives.evaluations
+    if _is_dropped([result.loss for result in results], competition, incentives):
+        return f"{done}: validators stop here, since more runs are unlikely to make it worth a credit"
+    if estimate.runs >= wanted:
+        return f"{done}: enough to be confirmed"
+    seconds = _mean_seconds(results)
+    missing = wanted - estimate.runs
+    return (
+        f"{done}: {missing} more to be confirmed, about {format_duration(missing * seconds)} on this machine"
+        f" ({seconds:.1f} s a run)"
+    )
+
+
+def _describe_committed(committed: CommittedDataset, incentives: Incentives) -> list[str]:
+    lines = [f"on chain {committed.key.commitment} of {committed.key.hotkey}"]
+    since = "" if committed.has_history else " or later: earlier commitments could not be read"
+    lines.append(f"rank     block {committed.rank_block}{since}")
+    first, last, runs = committed.seed_blocks[0], committed.seed_blocks[-1], len(committed.seeds)
+    lines.append(f"seeds    of evaluations 1 to {runs}, from blocks {first} to {last}")
+    if committed.known < incentives.evaluations:
+        lines.append(f"         those after {committed.known} are not known yet: two more with each round")
+    return lines
+
+
+def _mean_seconds(results: Sequence[TrainResult]) -> float:
+    return statistics.fmean(result.train_seconds + result.eval_seconds for result in results)
+
+
+def _is_dropped(losses: Sequence[float], competition: Competition, incentives: Incentives) -> bool:
+    """Check whether validators stop to evaluate it, even if no earlier record is better than the benchmark."""
+    if len(losses) >= incentives.evaluations:
+        return False
+    content = Content(key=ContentKey("", ""), rank=Rank(0, 0, b""), registration_block=0, losses=tuple(losses))
+    return is_hopeless(content, [], competition, incentives)
+
+
+def describe_paired(
+    paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
+) -> str:
+    """Format the comparison for a person."""
+    lines = [f"A  {paths[0]}", f"B  {paths[1]}", "", f"{'lucky_num':>10}  {'A':>12}  {'B':>12}  {'B - A':>12}"]
+    for a, b in zip(*results, strict=True):
+        lines.append(f"{a.lucky_num:>10}  {a.loss:>12.6f}  {b.loss:>12.6f}  {b.loss - a.loss:>+12.6f}")
+    means = [statistics.fmean(result.loss for result in side) for side in results]
+    lines += [f"{'mean':>10}  {means[0]:>12.6f}  {means[1]:>12.6f}  {paired.mean:>+12.6f}", ""]
+    low, high = paired.interval
+    lines.append(f"difference  {paired.mean:+.6f} (standard error {paired.standard_error:.6f})")
+    lines.append(f"interval    {low:+.6f} to {high:+.6f} ({CONFIDENCE:.0%}, Student's t over {len(results[0])} seeds)")
+    return "\n".join([*lines, conclude(paired)])
+
+
+def conclude(paired: PairedComparison) -> str:
+    """Format the finding in one line."""
+    seeds = len(paired.differences)
+    if paired.finding is Finding.IDENTICAL:
+        return "IDENTICAL under every seed"
+    if paired.finding is not Finding.UNDECIDED:
+        return f"{paired.finding.upper()} by {abs(paired.mean):.6f}"
+    if paired.seeds_needed is None:
+        return f"UNDECIDED: at this spread even {MAX_SEEDS} seeds would not be enough"
+    return f"UNDECIDED: at this spread about {paired.seeds_needed - seeds} more seeds would be enough"
+
+
+def describe_paired_json(
+    paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
+) -> str:
+    """Format the comparison as JSON."""
+    sides = [
+        {"path": str(path), "train_sha256": side[0].train_sha256, "losses": [result.loss for result in side]}
+        for path, side in zip(paths, results, strict=True)
+    ]
+    content = {"a": sides[0], "b": sides[1], "lucky_nums": [result.lucky_num for result in results[0]]}
+    return json.dumps({**content, "confidence": CONFIDENCE, **dataclasses.asdict(paired)})
