@@ -127,7 +127,7 @@ class History:
             ContentKey(hotkey, version.digest): version
             for hotkey in {line.hotkey for line in header.entries}
             for version in find_versions(
-                self._stands[hotkey], datasets, period=rules.blocks_per_epoch, update_blocks=rules.update_blocks
+                self._stands.get(hotkey, ()), datasets, period=rules.blocks_per_epoch, update_blocks=rules.update_blocks
             )
         }
 
