@@ -7,10 +7,10 @@ from template.chain.protocols import AuditChain
 from template.competition import Incentives
 from template.errors import RemoteError
 from template.receipts.findings import Finding, Kind
-from template.receipts.history import ClaimedRank
+from template.receipts.history import ClaimedRank, RoundHistory
 from template.receipts.round_file import RoundHeader, WeightsLine
 from template.records import ChainSnapshot, Entry
-from template.rules.entries import find_entries, missing_commit_blocks
+from template.rules.entries import find_entries, keep_sealed, missing_commit_blocks
 from template.rules.schedule import UNKNOWN_OUTCOME_BLOCKS
 from template.rules.stands import align
 
@@ -27,27 +27,53 @@ def read_entries(header: RoundHeader, chain: AuditChain, block: int) -> dict[str
     return {key.hotkey: entry for key, entry in find_entries(view, header.competition, commit_blocks).items()}
 
 
-def check_entries(header: RoundHeader, chain: AuditChain) -> Iterator[Finding]:
-    """Compare the entries with the commitments at start_block. Raises: RemoteError."""
-    expected = read_entries(header, chain, header.start_block)
+def check_entries(header: RoundHeader, checked: RoundHistory, chain: AuditChain) -> Iterator[Finding]:
+    """Compare the entries with the commitments at start_block. Raises: RemoteError.
+
+    The last entry of a hotkey stays while its next commitment is sealed.
+    """
+    view, period = chain.snapshot(header.start_block), header.incentives.blocks_per_epoch
+    sealed = {key.hotkey: one for key, one in keep_sealed(view, checked.newest, header.competition, period).items()}
+    expected = read_entries(header, chain, header.start_block) | sealed
     listed = {line.hotkey for line in header.entries}
     for hotkey in sorted(expected.keys() - listed):
         text = f"committed {expected[hotkey].key.commitment} at block {header.start_block}, and is left out of entries"
         yield Finding(Kind.ENTRY, f"{hotkey}: {text}")
     for line in header.entries:
-        entry = expected.get(line.hotkey)
+        entry = expected.get(line.hotkey) or _entry_before_seal(header, chain, line.hotkey)
         if entry is None:
             yield Finding(Kind.ENTRY, f"{line.hotkey}: in entries, and has no commitment at block {header.start_block}")
             continue
+        is_sealed = _is_sealed(view, line.hotkey)
         for kind, name, actual, on_chain in (
             (Kind.ENTRY, "commitment", line.entry, entry.key.commitment),
             (Kind.ENTRY, "uid", line.uid, entry.uid),
             (Kind.ENTRY, "registration block", line.registration_block, entry.registration_block),
-            (Kind.ENTRY, "block", line.block, entry.reveal_block),
-            (Kind.RANK, "commit block", line.commit_block, entry.commit_block),
-        ):
+            # An entry that stays has the commit block of its first commitment, in both places.
+            (Kind.ENTRY, "block", line.block, line.block if is_sealed else entry.reveal_block),
+            (Kind.RANK, "commit block", line.commit_block, min(line.commit_block, entry.commit_block)
+             if is_sealed else entry.commit_block),
+        ):  # fmt: skip
             if actual != on_chain:
                 yield Finding(kind, f"{line.hotkey}: {name} {actual} in entries, on chain {on_chain}")
+
+
+def _is_sealed(view: ChainSnapshot, hotkey: str) -> bool:
+    return any(one.hotkey == hotkey and one.reveal_round is not None for one in view.commitments)
+
+
+def _entry_before_seal(header: RoundHeader, chain: AuditChain, hotkey: str) -> Entry | None:
+    """Return the entry of a hotkey at the last aligned block before its sealed commitments."""
+    period, block = header.incentives.blocks_per_epoch, header.start_block
+    while block > 0:
+        sealed = next(
+            (one for one in chain.snapshot(block).commitments if one.hotkey == hotkey and one.reveal_round is not None),
+            None,
+        )
+        if sealed is None:
+            return read_entries(header, chain, block).get(hotkey) if block < header.start_block else None
+        block = (sealed.block - 1) // period * period
+    return None
 
 
 def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chain: AuditChain) -> Iterator[Finding]:
@@ -56,32 +82,40 @@ def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chai
     A dataset ranks from the first aligned block of its commitment, or later: after an update by the time between two
     datasets of a hotkey, which needs another commitment of it that long before.
     """
-    rules = header.incentives
     for claim in claims:
         where = f"{claim.key.hotkey}: rank block {claim.rank_block} of dataset {claim.key.digest[:12]}"
         if not 0 <= claim.rank_block <= header.start_block:
             yield Finding(Kind.RANK, f"{where} is not between 0 and start_block")
             continue
-        entry = read_entries(header, chain, claim.rank_block).get(claim.key.hotkey)
-        if entry is None or entry.rejection is not None:
+        commit_block = _commit_block_at(header, chain, claim.key.hotkey, claim.rank_block)
+        if commit_block is None:
             yield Finding(Kind.RANK, f"{where}: the hotkey has no valid commitment there")
             continue
-        if claim.commit_block is not None and claim.commit_block > entry.commit_block:
-            text = f"committed in {claim.commit_block}, on chain in {entry.commit_block}"
-            yield Finding(Kind.RANK, f"{where}: {text}")
-        first_block = align(entry.commit_block, rules.blocks_per_epoch)
-        if claim.rank_block > first_block and not _is_update(header, claim, entry, chain):
+        if claim.commit_block is not None and claim.commit_block > commit_block:
+            yield Finding(Kind.RANK, f"{where}: committed in {claim.commit_block}, on chain in {commit_block}")
+        first_block = align(commit_block, header.incentives.blocks_per_epoch)
+        if claim.rank_block > first_block and not _is_update(header, claim, chain):
             text = f"its commitment stands since {first_block}, and the hotkey had no other dataset before"
             yield Finding(Kind.RANK, f"{where}: {text}")
 
 
-def _is_update(header: RoundHeader, claim: ClaimedRank, entry: Entry, chain: AuditChain) -> bool:
+def _commit_block_at(header: RoundHeader, chain: AuditChain, hotkey: str, block: int) -> int | None:
+    """Return the commit block of the commitment that stood at a block, sealed or not."""
+    view = chain.snapshot(block)
+    sealed = (one.block for one in view.commitments if one.hotkey == hotkey and one.reveal_round is not None)
+    if hotkey in view.by_hotkey and (commit_block := next(sealed, None)) is not None:
+        return commit_block
+    entry = read_entries(header, chain, block).get(hotkey)
+    return None if entry is None or entry.rejection is not None else entry.commit_block
+
+
+def _is_update(header: RoundHeader, claim: ClaimedRank, chain: AuditChain) -> bool:
     """Whether an earlier dataset of the hotkey can be why a later one counts from its rank block only."""
     rules = header.incentives
     block = claim.rank_block - rules.update_blocks
     block -= block % rules.blocks_per_epoch
-    before = read_entries(header, chain, block).get(claim.key.hotkey) if block > 0 else None
-    return before is not None and before.key != entry.key
+    before = _commit_block_at(header, chain, claim.key.hotkey, block) if block > 0 else None
+    return before is not None and before != _commit_block_at(header, chain, claim.key.hotkey, claim.rank_block)
 
 
 def check_rules(header: RoundHeader, incentives: Incentives) -> Iterator[Finding]:
@@ -166,7 +200,7 @@ class WeightsCheck:
                 return
             block = revealed
         on_chain = {uid: weight for uid, weight in self._chain.weights(neuron.uid, block).items() if weight}
-        expected = {int(uid): weight for uid, weight in line.weights.items()}
+        expected = {int(uid): weight for uid, weight in (line.sent or line.weights).items()}
         if not _are_equal(expected, on_chain):
             yield f"on chain they are {_in_parts(on_chain)}, in the file {_in_parts(expected)}"
 

@@ -115,7 +115,7 @@ def _check_round(
 ) -> None:
     checked = history.add(header)
     report.findings += [*check_rules(header, incentives), *check_commitments(header), *checked.findings]
-    report.findings += refusals.check(header, checked.versions)
+    report.findings += refusals.check(header, checked)
     report.notes += refusals.notes
     report.unanswered += refusals.unanswered
     plan = check_plan(header, checked, None if chain is None else chain.block_hash)
@@ -128,7 +128,7 @@ def _check_round(
         return
     for found in (
         _check_hashes(header, chain),
-        check_entries(header, chain),
+        check_entries(header, checked, chain),
         check_claimed_ranks(header, checked.claimed_ranks, chain),
         check_burns(checked.burns, chain),
     ):

@@ -4,6 +4,7 @@ Losses, ranks and weights of a round follow from the rounds before it. A loss th
 a missing file is a finding too.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ from template.rules.evaluations import seed_block
 from template.rules.ledger import estimate_loss
 from template.rules.stands import Version, extend_stands, find_versions
 
+# Shares are summed and divided on their way to the chain; no payment depends on less than this.
+_SHARE_TOLERANCE = 1e-9
+
 
 @dataclass(frozen=True)
 class ClaimedRank:
     """A rank from before the first file, which only the chain can confirm.
 
-    commit_block: None if the file does not say.
+    commit_block: None for a block that only seeds rest on.
     """
 
     key: ContentKey
@@ -51,16 +55,23 @@ class Season:
 class RoundHistory:
     """One round beside the earlier ones.
 
-    earlier: losses of each dataset in earlier rounds, by number. versions: the newest version of each dataset that
-    stands. claimed_ranks: see `ClaimedRank`. burns: block and hotkey of weights that only the subnet's owner may get.
+    first_block: start of the first file. newest: each hotkey's newest stand before this round. earlier: losses of each
+    dataset in earlier rounds, by number. versions: the newest version of each dataset that stands. burns: block and
+    hotkey of weights that only the subnet's owner may get.
     """
 
     findings: list[Finding]
     season: Season
+    first_block: int
+    newest: Mapping[str, Stand]
     earlier: Mapping[ContentKey, Mapping[int, float]]
     versions: Mapping[ContentKey, Version]
     claimed_ranks: list[ClaimedRank] = field(default_factory=list)
     burns: list[tuple[int, str]] = field(default_factory=list)
+
+    def is_confirmed(self, key: ContentKey, evaluations: int) -> bool:
+        """Whether a dataset was confirmed before this round."""
+        return key in self.season.ledger or len(self.earlier.get(key, ())) >= evaluations
 
 
 class History:
@@ -81,12 +92,13 @@ class History:
             self._first_block = header.start_block
         season = self._season(header)
         earlier = {key: dict(losses) for key, losses in season.losses.items()}
-        self._add_stands(header)
-        checked = RoundHistory([], season, earlier, self._versions(header))
+        newest = {hotkey: stands[-1] for hotkey, stands in self._stands.items()}
+        self._add_stands(header, newest)
+        checked = RoundHistory([], season, self._first_block, newest, earlier, self._versions(header))
         checked.findings += self._check_evaluations(header, season)
         checked.findings += _check_means(header, checked)
         checked.findings += self._check_ranks(header, checked)
-        checked.findings += self._check_repeats(header, checked)
+        checked.findings += self._check_shares(header, checked)
         season.ledger.update({ContentKey(line.hotkey, line.digest): line for line in header.ledger})
         season.planned.append((header.start_block, Counter(line.hotkey for line in header.evaluations)))
         return checked
@@ -96,9 +108,8 @@ class History:
         model = (header.competition.digest, header.hyperparameters_digest, header.model)
         return self._seasons.setdefault((*model, header.lucky_num_from, period), Season())
 
-    def _add_stands(self, header: RoundHeader) -> None:
+    def _add_stands(self, header: RoundHeader, newest: Mapping[str, Stand]) -> None:
         """Add the stands of this round, and the datasets that its file names."""
-        newest = {hotkey: stands[-1] for hotkey, stands in self._stands.items()}
         entries = [
             parse_entry(
                 SubmissionKey(line.hotkey, line.entry),
@@ -110,22 +121,28 @@ class History:
             )
             for line in header.entries
         ]
-        for stand in extend_stands(newest, entries, header.start_block, header.incentives.blocks_per_epoch):
+        gone = {line.hotkey: SubmissionKey(line.hotkey, line.entry) for line in header.table if line.reason in MISSING}
+        self._missing |= gone.keys()
+        # A file that is missed in this round is downloaded or evaluated in it; the others were missing before.
+        tried = {*header.queue, *(line.hotkey for line in header.evaluations)}
+        missing = {key for hotkey, key in gone.items() if hotkey not in tried}
+        datasets = self._datasets.setdefault(header.competition.digest, {})
+        for stand in extend_stands(
+            newest, entries, header.start_block, header.incentives.blocks_per_epoch, missing=missing, datasets=datasets
+        ):
             stands = self._stands.setdefault(stand.key.hotkey, [])
             if stands and stands[-1].first_block == stand.first_block:
                 stands.pop()
             stands.append(stand)
-        datasets = self._datasets.setdefault(header.competition.digest, {})
         for line in header.datasets:
             if line.digest is not None:
                 datasets[SubmissionKey(line.hotkey, line.entry)] = Dataset(digest=line.digest, row_keys=())
-        self._missing.update(line.hotkey for line in header.table if line.reason in MISSING)
 
     def _versions(self, header: RoundHeader) -> dict[ContentKey, Version]:
         rules, datasets = header.incentives, self._datasets[header.competition.digest]
         return {
             ContentKey(hotkey, version.digest): version
-            for hotkey in {line.hotkey for line in header.entries}
+            for hotkey in {line.hotkey for line in header.entries} & self._stands.keys()
             for version in find_versions(
                 self._stands.get(hotkey, ()), datasets, period=rules.blocks_per_epoch, update_blocks=rules.update_blocks
             )
@@ -163,63 +180,94 @@ class History:
         refused = {(line.hotkey, line.digest) for line in header.table if line.reason is not None}
         for key in sorted(season.ledger.keys() - listed - refused):
             yield Finding(Kind.RANK, f"{key.hotkey}: dataset {key.digest[:12]} is left out of the ledger")
-        for key, rank_block in _seeded_ranks(header).items():
-            known = season.ledger.get(key) or versions.get(key)
-            if known is None or rank_block != known.rank_block:
-                yield from self._judge(checked, key, rank_block, None)
+        for key, block in _first_seed_blocks(header).items():
+            past, version = season.ledger.get(key), versions.get(key)
+            expected = past.rank_block if past else version.seed_block if version else None
+            if past is None and version is not None and checked.is_confirmed(key, header.incentives.evaluations):
+                expected = version.rank_block
+            if block != expected:
+                yield from self._judge(checked, key, block, None)
 
     def _judge(
         self, checked: RoundHistory, key: ContentKey, rank_block: int, commit_block: int | None
     ) -> Iterator[Finding]:
         """Report a rank that is not by the entries, or leave it to the chain."""
-        assert self._first_block is not None
         version = checked.versions.get(key)
-        if min(rank_block, version.first_block if version else rank_block) < self._first_block:
+        if min(rank_block, version.public_block if version else rank_block) < checked.first_block:
             checked.claimed_ranks.append(ClaimedRank(key, rank_block, commit_block))
         # After a missing file a dataset ranks by its return, which no chain shows.
-        elif version is None or rank_block < version.rank_block or key.hotkey not in self._missing:
-            actual = f"block {version.rank_block} (committed in {version.commit_block})" if version else "no block"
-            yield Finding(
-                Kind.RANK,
-                f"{key.hotkey}: dataset {key.digest[:12]} ranks by block {rank_block} (committed in"
-                f" {'any' if commit_block is None else commit_block}), by the entries of these files {actual}",
+        elif version is None or rank_block < version.public_block or key.hotkey not in self._missing:
+            known = (
+                "no block" if version is None else f"block {version.rank_block} (committed in {version.commit_block})"
             )
+            claimed = f"block {rank_block}" + ("" if commit_block is None else f" (committed in {commit_block})")
+            what = "ranks by" if commit_block is not None else "has seeds from"
+            text = f"dataset {key.digest[:12]} {what} {claimed}, by the entries of these files from {known}"
+            yield Finding(Kind.RANK, f"{key.hotkey}: {text}")
 
-    def _check_repeats(self, header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
-        """Check that shares which are not the table's are the last ones that the chain accepted."""
-        is_paid = any(line.weight > 0.0 for line in header.table)
+    def _check_shares(self, header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
+        """Check that submitted shares are the table's, the subnet owner's, or the last accepted ones."""
+        table = {line.hotkey: line.weight for line in header.table if line.weight > 0.0}
         for line in header.weights:
-            if (line.is_repeat or not is_paid) and line.is_accepted is not False and line.shares:
-                allowed = [] if header.ledger and not line.is_repeat else self._last_shares(line.block)
-                if len(line.shares) == 1 and not line.is_repeat and dict(line.shares) not in allowed:
-                    checked.burns.append((line.block, next(iter(line.shares))))
-                elif not allowed:
-                    text = "submitted again, and no file here has earlier weights of this signer"
-                    yield Finding(Kind.REPEAT, f"weights of block {line.block}: {text}")
-                elif dict(line.shares) not in allowed:
-                    names = ", ".join(sorted({*line.shares} - {*allowed[0]})) or "other shares"
-                    text = f"submitted again, and they are not the last ones of this signer: {names}"
-                    yield Finding(Kind.REPEAT, f"weights of block {line.block}: {text}")
+            shares = {hotkey: share for hotkey, share in line.shares.items() if share > 0.0}
+            last = self._last_shares(line.block)
             self._weights.append(line)
+            if line.is_accepted is False or not shares or (not line.is_repeat and _are_close(shares, table)):
+                continue
+            where = f"weights of block {line.block}"
+            if not line.is_repeat and table and not _awaits_season(header, checked, shares):
+                yield Finding(Kind.INCONSISTENT, f"{where}: the shares are not those of the table")
+            elif shares in last and (line.is_repeat or table or not header.ledger):
+                continue
+            elif len(shares) == 1 and not table and not line.is_repeat:
+                checked.burns.append((line.block, next(iter(shares))))
+            elif not last:
+                text = "submitted again, and no file here has earlier weights of this signer"
+                yield Finding(Kind.REPEAT, f"{where}: {text}")
+            else:
+                names = ", ".join(sorted(shares.keys() - last[0].keys())) or "other shares"
+                yield Finding(Kind.REPEAT, f"{where}: submitted again, and not the last ones of this signer: {names}")
 
     def _last_shares(self, block: int) -> list[dict[str, float]]:
         """Return the last accepted shares before a block, and later ones of unknown outcome."""
         shares: list[dict[str, float]] = []
         for line in reversed([line for line in self._weights if line.block <= block and line.is_accepted is not False]):
-            shares.append(dict(line.shares))
+            shares.append({hotkey: share for hotkey, share in line.shares.items() if share > 0.0})
             if line.is_accepted:
                 break
         return shares
 
 
-def _seeded_ranks(header: RoundHeader) -> dict[ContentKey, int]:
-    """Return the rank block that the seeds of each dataset rest on, if they are the chain's."""
+def _first_seed_blocks(header: RoundHeader) -> dict[ContentKey, int]:
+    """Return the block that the seeds of each dataset begin at, if they are the chain's."""
     period = header.incentives.blocks_per_epoch
     return {
         ContentKey(line.hotkey, line.digest): line.seed_block - seed_block(0, line.number, period)
         for line in header.evaluations
         if line.seed_block is not None
     }
+
+
+def _are_close(shares: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    return all(
+        math.isclose(shares.get(hotkey, 0.0), others.get(hotkey, 0.0), rel_tol=_SHARE_TOLERANCE)
+        for hotkey in shares.keys() | others.keys()
+    )
+
+
+def _awaits_season(header: RoundHeader, checked: RoundHistory, shares: Mapping[str, float]) -> bool:
+    """Whether a new season still evaluates a dataset that had a share and is older than the season.
+
+    Then the last shares are submitted again: see `template.rules.leaderboard.find_undecided`.
+    """
+    season_block = checked.season.planned[0][0] if checked.season.planned else header.start_block
+    in_ledger = {ContentKey(line.hotkey, line.digest) for line in header.ledger}
+    for line in header.table:
+        version = checked.versions.get(ContentKey(line.hotkey, line.digest or ""))
+        is_open = line.reason is None and ContentKey(line.hotkey, line.digest or "") not in in_ledger
+        if line.hotkey in shares and is_open and version is not None and version.rank_block < season_block:
+            return True
+    return False
 
 
 def _check_means(header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+from template.constants import DAY_BLOCKS
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import RoundHistory
 from template.receipts.round_file import RoundHeader
@@ -13,9 +14,6 @@ from template.records import ContentKey, Rank
 from template.rules.evaluations import plan_evaluations
 from template.rules.ledger import Content, read_ledger
 from template.rules.stands import align
-
-# Blocks of a day: hotkeys with fewer evaluations in it are evaluated first.
-_DAY_BLOCKS = 7200
 
 # Slots of a plan with all evaluations that may be done.
 _ALL_SLOTS = 1 << 20
@@ -76,23 +74,29 @@ def _make_content(
     """Return a dataset as it was before the round; None for one that no entry has."""
     line = checked.season.ledger.get(key)
     line = line or next((one for one in header.ledger if (one.hotkey, one.digest) == key), None)
-    source = line or checked.versions.get(key)
+    version = checked.versions.get(key)
+    source = line or version
     if source is None:
         return None
-    seed = "" if block_hash is None else block_hash(source.rank_block)
-    tie_break = hashlib.sha256(f"{seed}\n{key.hotkey}\n{key.digest}".encode()).digest()
-    losses = checked.earlier.get(key, {})
+    public_block = version.public_block if version else source.rank_block
+    seed = "" if block_hash is None else block_hash(public_block)
+    is_confirmed = checked.is_confirmed(key, header.incentives.evaluations)
     return Content(
         key=key,
-        rank=Rank(source.rank_block, source.commit_block, tie_break),
+        rank=Rank(
+            source.rank_block,
+            source.commit_block,
+            hashlib.sha256(f"{seed}\n{key.hotkey}\n{key.digest}".encode()).digest(),
+        ),
         registration_block=source.registration_block,
-        losses=tuple(loss for _, loss in sorted(losses.items())),
+        losses=tuple(loss for _, loss in sorted(checked.earlier.get(key, {}).items())),
+        seed_block=None if version is None or is_confirmed else version.seed_block,
     )
 
 
 def _recent_runs(header: RoundHeader, checked: RoundHistory) -> Counter[str] | None:
     """Return the evaluations of each hotkey in the last day; None if a file of it is missing."""
-    period, since = header.incentives.blocks_per_epoch, header.start_block - _DAY_BLOCKS
+    period, since = header.incentives.blocks_per_epoch, header.start_block - DAY_BLOCKS
     planned = [(block, runs) for block, runs in checked.season.planned if block < header.start_block]
     day = [(block, runs) for block, runs in planned if block > since]
     blocks = [*(block for block, _ in day), header.start_block]

@@ -7,11 +7,11 @@ from template.chain.protocols import AuditChain
 from template.competition import CommitmentRecord
 from template.errors import Reason, RemoteError, SubmissionError
 from template.receipts.findings import Finding, Kind
+from template.receipts.history import RoundHistory
 from template.receipts.round_file import RoundHeader, TableLine
-from template.records import ContentKey, Dataset, SubmissionKey
+from template.records import Dataset, SubmissionKey
 from template.rules.duplicates import max_shared
 from template.rules.entries import MISSING, parse_entry
-from template.rules.stands import Version
 
 # Reasons that follow from the text of a commitment, and those from the content of a file.
 _OF_TEXT = (Reason.BAD_COMMITMENT, Reason.WRONG_COMPETITION, Reason.BEFORE_REGISTRATION)
@@ -64,14 +64,14 @@ class RefusalCheck:
         self._chain = chain
         self._read: dict[str, Dataset | SubmissionError] = {}
 
-    def check(self, header: RoundHeader, versions: Mapping[ContentKey, Version]) -> list[Finding]:
+    def check(self, header: RoundHeader, checked: RoundHistory) -> list[Finding]:
         """Check the next file; `notes` and `unanswered` are then those of this file."""
         self.notes, self.unanswered = [], []
         findings: list[Finding] = []
         for line in header.table:
             try:
                 if line.reason is Reason.DUPLICATE:
-                    findings += self._check_duplicate(line, versions)
+                    findings += self._check_duplicate(line, checked)
                 elif line.reason in (*_OF_CONTENT, *MISSING):
                     findings += self._check_content(line)
                 elif line.reason in (Reason.DIVERGED, Reason.NO_TARGET):
@@ -91,7 +91,7 @@ class RefusalCheck:
         else:
             yield Finding(Kind.REFUSAL, f"{line.hotkey}: {line.reason} in the table, and its dataset passes the check")
 
-    def _check_duplicate(self, line: TableLine, versions: Mapping[ContentKey, Version]) -> Iterator[Finding]:
+    def _check_duplicate(self, line: TableLine, checked: RoundHistory) -> Iterator[Finding]:
         where = f"{line.hotkey}: duplicate"
         match = _DUPLICATE.fullmatch(line.message)
         if match is None:
@@ -100,8 +100,14 @@ class RefusalCheck:
         shared, hotkey, prefix, block = int(match[1]), match[2], match[3], int(match[4])
         if hotkey == line.hotkey:
             yield Finding(Kind.REFUSAL, f"{where} of its own dataset")
-        yield from _check_order(line, hotkey, prefix, block, versions)
-        text = self._commitments.get((hotkey, prefix)) or self._text_at(hotkey, block)
+        yield from _check_order(line, hotkey, prefix, block, checked)
+        text = self._commitments.get((hotkey, prefix))
+        if self._chain is not None:
+            public = next((one for one in self._chain.snapshot(block).commitments if one.hotkey == hotkey), None)
+            if public is None:
+                text_at = f"{hotkey} has no commitment at block {block}"
+                yield Finding(Kind.REFUSAL, f"{where} of a dataset that was not public then: {text_at}")
+            text = text or (public.text if public else None)
         if text is None:
             self.notes.append(f"{where} of a dataset that is in no file here: audit with a chain")
             return
@@ -119,12 +125,6 @@ class RefusalCheck:
             text = f"shares {actual} rows with the dataset of {hotkey}, not {shared}; {allowed} are allowed"
             yield Finding(Kind.REFUSAL, f"{where} that {text}")
 
-    def _text_at(self, hotkey: str, block: int) -> str | None:
-        if self._chain is None:
-            return None
-        commitments = self._chain.snapshot(block).commitments
-        return next((commitment.text for commitment in commitments if commitment.hotkey == hotkey), None)
-
     def _read_once(self, text: str) -> Dataset | SubmissionError:
         if text not in self._read:
             try:
@@ -134,15 +134,17 @@ class RefusalCheck:
         return self._read[text]
 
 
-def _check_order(
-    line: TableLine, hotkey: str, prefix: str, block: int, versions: Mapping[ContentKey, Version]
-) -> Iterator[Finding]:
-    """Check that the original ranks before its duplicate."""
-    own = versions.get(ContentKey(line.hotkey, line.digest or ""))
-    original = next((versions[key] for key in versions if key.hotkey == hotkey and key.digest.startswith(prefix)), None)
-    if original is not None and original.rank_block != block:
-        text = f"the original ranks by block {block} in the message, by the entries {original.rank_block}"
+def _check_order(line: TableLine, hotkey: str, prefix: str, block: int, checked: RoundHistory) -> Iterator[Finding]:
+    """Check that the original's rows were public before those of its duplicate, as far as the files go back."""
+    versions = [version for version in checked.versions.values() if version.public_block >= checked.first_block]
+    own = next((v for v in versions if (v.key.hotkey, v.digest) == (line.hotkey, line.digest)), None)
+    original = next((v for v in versions if v.key.hotkey == hotkey and v.digest.startswith(prefix)), None)
+    rank = (block, 0 if original is None else original.public_commit_block)
+    if original is not None and block < original.public_block:
+        text = (
+            f"the original's rows are public from block {block} in the message, by the entries {original.public_block}"
+        )
         yield Finding(Kind.RANK, f"{line.hotkey}: {text}")
-    if own is not None and (block, original.commit_block if original else 0) > (own.rank_block, own.commit_block):
-        text = f"duplicate of a dataset that is later: {block}, its own {own.rank_block}"
+    if own is not None and rank > (own.public_block, own.public_commit_block):
+        text = f"duplicate of rows that were public later: {block}, its own {own.public_block}"
         yield Finding(Kind.REFUSAL, f"{line.hotkey}: {text}")

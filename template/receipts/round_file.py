@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import template
-from template.competition import Competition, Incentives
+from template.competition import Competition, Incentives, is_content_digest
 from template.errors import ConfigError, Reason
 from template.receipts.receipt import Receipt, SignedRecord
 from template.records import (
@@ -28,6 +28,8 @@ LUCKY_NUM_SOURCES = ("random", "chain", "fixed")
 
 # Far above a subnet's size. It bounds the blocks that a check against the chain asks for.
 MAX_ENTRIES = 4096
+
+_VERSION_0_3 = b'"format":"dataset-round/1"'
 
 _Line = TypeVar("_Line")
 
@@ -159,6 +161,8 @@ class RoundHeader(SignedRecord):
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Self:
         """Parse and check a header. Raises: ConfigError naming the first fault."""
+        if _VERSION_0_3 in (text if isinstance(text, bytes) else text.encode(errors="replace")):
+            raise ConfigError(f"{source}: of version 0.3, whose rules were others: audit it with that version")
         header = super().from_json(text, source)
         lines = (header.entries, header.queue, header.table, header.weights, header.evaluations, header.ledger)
         if max(map(len, lines)) > MAX_ENTRIES:
@@ -172,6 +176,11 @@ class RoundHeader(SignedRecord):
             raise ConfigError(f"{source}: runs or number of an evaluation out of range")
         if header.lucky_num_from not in LUCKY_NUM_SOURCES:
             raise ConfigError(f"{source}: lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}")
+        if not all(0.0 <= line.score <= 1.0 for line in header.table):
+            raise ConfigError(f"{source}: a score is not between 0 and 1")
+        digests = {line.digest for line in (*header.datasets, *header.ledger)}
+        if not all(digest is None or is_content_digest(digest) for digest in digests):
+            raise ConfigError(f"{source}: a digest is not 64 hex digits")
         uids = [uid for line in header.weights for uid in (*line.weights, *line.sent)]
         if not all(uid.isascii() and uid.isdigit() and len(uid) < 6 for uid in uids):
             raise ConfigError(f"{source}: weights must have uids in digits as keys")

@@ -18,45 +18,46 @@ from template.receipts.verify import check_signatures, remarks
 from tests.fixtures.rounds import (
     ACCOUNT,
     COMPETITION,
+    INCENTIVES,
     JUNK,
     SIGNER,
-    by_digest,
     container_of,
     find_faults,
+    find_lies,
     json_places,
     sign,
 )
 
 HEADER = json.loads(make_round_lines(ACCOUNT, signer=SIGNER, sign=sign)[0])
-LISTS = ("entries", "queue", "table", "weights")
+LISTS = ("entries", "queue", "evaluations", "ledger", "table", "weights")
 
 
 def test_round_file_reads_back_whole(path: Path) -> None:
     header, current = read_round(path).header, ACCOUNT.round
-    assert (header.netuid, header.competition, header.signer) == (96, COMPETITION, SIGNER)
-    assert (header.start_block, header.end_block, header.lucky_num) == (36, 396, current.lucky_num)
+    assert (header.netuid, header.competition, header.incentives) == (96, COMPETITION, INCENTIVES)
+    assert (header.start_block, header.end_block, header.signer) == (36, 40, SIGNER)
     assert header.queue == tuple(key.hotkey for key in current.queue)
-    assert [(line.hotkey, line.entry) for line in header.entries] == [tuple(entry.key) for entry in current.entries]
-    assert [(line.block, line.rank_block) for line in header.entries] == [
-        (entry.reveal_block, entry.rank_block) for entry in current.entries
+    assert [(line.hotkey, line.entry, line.block, line.commit_block) for line in header.entries] == [
+        (*entry.key, entry.reveal_block, entry.commit_block) for entry in current.entries
     ]
+    assert [
+        (line.hotkey, line.digest, line.number, line.lucky_num, line.seed_block) for line in header.evaluations
+    ] == [(one.key.hotkey, one.digest, one.number, one.lucky_num, one.seed_block) for one in current.evaluations or ()]
     assert [(line.reason, line.loss, line.weight) for line in header.table] == [
         (row.reason, row.loss, row.weight) for row in ACCOUNT.standings
     ]
-    assert [line.receipt is None for line in header.table] == [False, False, True, False]
+    assert list(header.ledger) == list(ACCOUNT.ledger) and len(header.ledger) == 3
     assert header.weights[0].shares == dict(ACCOUNT.intents[0].shares)
 
 
-def test_round_file_keeps_receipts_in_the_order_of_entries(path: Path) -> None:
+def test_round_file_keeps_receipts_in_the_order_of_the_plan(path: Path) -> None:
     hotkeys = [receipt.submission.hotkey for receipt in read_round(path).receipts if receipt.submission]
-    assert hotkeys == [entry.key.hotkey for entry in ACCOUNT.round.entries[:2]]
+    assert hotkeys == [one.key.hotkey for one in ACCOUNT.round.evaluations or ()]
 
 
-def test_honest_round_file_has_no_faults_and_one_remark(path: Path) -> None:
+def test_honest_round_file_has_neither_faults_nor_remarks(path: Path) -> None:
     file = read_round(path)
-    assert find_faults(file) == []
-    (remark,) = remarks(file, by_digest(file))
-    assert remark.startswith("receipts of 1 losses are in files of other rounds")
+    assert find_faults(file) == [] and remarks(file) == []
 
 
 def test_round_file_is_public_and_named_by_its_round(path: Path) -> None:
@@ -70,17 +71,17 @@ def test_round_file_digests_are_sha256_of_its_lines(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 3
     header = read_round(path).header
-    table = {line.hotkey: line.receipt for line in header.table}
+    table = {line.hotkey: line.receipt for line in header.evaluations}
     for line in lines[1:]:
         assert table[json.loads(line)["submission"]["hotkey"]] == hashlib.sha256(line.rstrip(b"\n")).hexdigest()
     assert header.receipts_sha256 == hashlib.sha256(b"".join(lines[1:])).hexdigest()
 
 
 def test_unsigned_round_file_is_a_remark(tmp_path: Path) -> None:
-    account = dataclasses.replace(ACCOUNT, receipts={}, all_receipt_digests={})
+    account = dataclasses.replace(ACCOUNT, receipts={}, results={})
     file = read_round(write_round(tmp_path, account, signer=None, sign=None))
     assert check_signatures(file, verify_signature) == (None, {})
-    assert any(remark.startswith("unsigned") for remark in remarks(file, {}))
+    assert any(remark.startswith("unsigned") for remark in remarks(file))
 
 
 BROKEN: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
@@ -137,16 +138,17 @@ def test_junk_in_a_header_is_refused_or_leaves_a_usable_header(path: Path) -> No
                 continue
             file = RoundFile(header=header, receipts=())
             find_faults(file)
-            remarks(file, {})
+            find_lies(header, receipts={})
+            remarks(file)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"lucky_num_from": "dice"}, "lucky_num_from must be one of random, chain, fixed"),
-        ({"seed_period": 0}, "seed_period must be positive"),
-        ({"netuid": 2**16}, "netuid, start_block or seed_block out of range"),
-        ({"start_block": -1}, "netuid, start_block or seed_block out of range"),
+        ({"netuid": 2**16}, "netuid, start_block, seed_block or rank_block out of range"),
+        ({"start_block": -1}, "netuid, start_block, seed_block or rank_block out of range"),
+        ({"ledger": [{**HEADER["ledger"][0], "runs": 0}]}, "runs or number of an evaluation out of range"),
         *(({name: [HEADER[name][0]] * (MAX_ENTRIES + 1)}, f"more than {MAX_ENTRIES} entries") for name in LISTS),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
