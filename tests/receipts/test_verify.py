@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from template.rules.seeds import seed_from_hash
 
 from template.chain.client import verify_signature
 from template.errors import ConfigError
