@@ -222,10 +222,14 @@ def make_update() -> Callable[[], bool]:
 
 def make_incentives(args: argparse.Namespace) -> Incentives:
     """Return the competition's rules of reward, with the flags that replace some. Raises: ConfigError."""
-    chosen = {"blocks_per_epoch": args.blocks_per_epoch, "slots": args.miner_sample_size}
-    return replace(
-        load_incentives(args.competition), **{name: value for name, value in chosen.items() if value is not None}
-    )
+    chosen = {}
+    for flag, name in (("blocks_per_epoch", "blocks_per_epoch"), ("miner_sample_size", "slots")):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag} must be positive, not {value}")
+        if value is not None:
+            chosen[name] = value
+    return replace(load_incentives(args.competition), **chosen)
 
 
 def make_policy(args: argparse.Namespace, incentives: Incentives) -> Policy:

@@ -4,8 +4,10 @@
 #   bash scripts/quickstart.sh
 #
 # Make .venv, download SmolLM2-135M-Instruct (100 to 270 MB, once), and start a local chain and Hub. Four miners publish
-# datasets, one validator evaluates them for an epoch, and the winner's receipt is replayed to the same bits. Files are
-# written to .quickstart, which the next run replaces, and to the caches.
+# datasets: an honest one, one that improves on it, a copy and one with foreign rows. A validator evaluates them for two
+# rounds. Then the first miner commits its rows again in another order, which gains nothing in the third round. At the
+# end the best dataset's receipt is replayed to the same bits. Files are written to .quickstart, which the next run
+# replaces, and to the caches. On a slow machine, BLOCK_SECONDS=4 gives every round more time.
 set -euo pipefail
 
 # shellcheck source=scripts/setup.sh
@@ -15,8 +17,9 @@ cd "$ROOT"
 PYTHON="$VENV/bin/python"
 RUN="$ROOT/.quickstart"
 NET="$RUN/net"
+BLOCK_SECONDS="${BLOCK_SECONDS:-1}"
 # In the order of their commitments: copy comes after varied, whose rows it copies.
-MINERS=(varied narrow copy outsider)
+MINERS=(narrow varied copy outsider)
 # Several processes share the cores: threads that spin while waiting would slow the others down.
 export OMP_WAIT_POLICY=PASSIVE
 export HF_HUB_DISABLE_TELEMETRY=1
@@ -32,11 +35,12 @@ say "Downloading the model (skipped if it is in the cache)"
 MODEL="$("$PYTHON" -m template.localnet.models.download)"
 echo "model: $MODEL"
 
-say "Starting a local network: a chain with one block per second, a Hub, wallets, a subnet with ${#MINERS[@]} miners"
+say "Starting a local network: a chain with a block every $BLOCK_SECONDS s, a Hub, wallets, ${#MINERS[@]} miners"
 rm -rf "$RUN"
 mkdir -p "$RUN"
 "$PYTHON" contrib/sample/make_miners.py --out "$RUN/datasets"
-"$PYTHON" -m template.localnet --dir "$NET" --miners "$(IFS=,; echo "${MINERS[*]}")" >"$RUN/localnet.log" 2>&1 &
+"$PYTHON" -m template.localnet --dir "$NET" --miners "$(IFS=,; echo "${MINERS[*]}")" \
+    --block_seconds "$BLOCK_SECONDS" >"$RUN/localnet.log" 2>&1 &
 NET_PID=$!
 trap 'kill "$NET_PID" 2>/dev/null || true' EXIT
 until [[ -f "$NET/localnet.json" ]]; do
@@ -54,25 +58,73 @@ HF_HOME="$RUN/hf_home"
 export HF_ENDPOINT HF_HOME
 CHAIN=(--netuid "$(net_value netuid)" --subtensor.network "$(net_value network)" --wallet.path "$(net_value wallets)")
 COMPETITION=(--competition "$(net_value competition)")
+STATE="$RUN/validator"
 SCORE=(--training_args contrib/sample/training_args.yaml --model_path "$MODEL")
 
-for miner in "${MINERS[@]}"; do
-    say "Miner $miner publishes its dataset and commits to it on chain"
+publish() { # MINER DATASET
     # The miner does not publish a dataset that a validator would reject. --force shows the validator rejecting it.
-    HF_TOKEN="$(net_value token_prefix)$miner" "$PYTHON" neurons/miner.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" \
-        --wallet.name "$miner" --hf_repo_id "$miner/conversations" --dataset_path "$RUN/datasets/$miner" \
+    HF_TOKEN="$(net_value token_prefix)$1" "$PYTHON" neurons/miner.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" \
+        --wallet.name "$1" --hf_repo_id "$1/conversations" --dataset_path "$RUN/datasets/$2" \
         --work_dir "$RUN/miner" --poll_seconds 0.5 --force --yes
+}
+
+# Wait for the start of the next round, and print how many rounds have started since block $1.
+next_round() {
+    "$PYTHON" - "$NET" "$1" <<'END'
+import sys, time
+from pathlib import Path
+from template.config import load_incentives
+from template.localnet.chain.ledger import Ledger
+net, period = Path(sys.argv[1]), load_incentives(Path(sys.argv[1], "competition.yaml")).blocks_per_epoch
+with Ledger(net / "chain.sqlite3") as chain:
+    start = -(-(chain.block() + 1) // period) * period
+    while chain.block() < start:
+        time.sleep(0.2)
+print((start - int(sys.argv[2])) // period)
+END
+}
+
+validate() { # ROUNDS WHEN
+    "$PYTHON" neurons/validator.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" --wallet.name validator \
+        --state_dir "$STATE" --poll_seconds 0.5 --max_epochs "$1" --block_threshold 5 --wandb.off
+    "$PYTHON" scripts/status.py --state_dir "$STATE" --json >"$RUN/status-$2.json"
+    say "The leaderboard"
+    "$PYTHON" scripts/status.py --state_dir "$STATE"
+}
+
+for miner in "${MINERS[@]}"; do
+    say "Miner $miner commits to its dataset on chain and publishes it"
+    publish "$miner" "$miner"
 done
 
-say "The validator runs one epoch: download, check, evaluate, set weights (some minutes)"
-"$PYTHON" neurons/validator.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" --wallet.name validator \
-    --state_dir "$RUN/validator" --poll_seconds 0.5 --max_epochs 1 --blocks_per_epoch 36000 --wandb.off
+say "The validator runs two rounds: download, check, evaluate, set weights (a minute or two)"
+next_round 0 >/dev/null
+validate 2 before
 
-say "The leaderboard"
-"$PYTHON" scripts/status.py --state_dir "$RUN/validator"
+say "Miner narrow commits the same rows again, in another order, hoping for better seeds and another rank"
+publish narrow again
+LAST="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["round"]["start_block"])' "$RUN/status-before.json")"
+validate "$(next_round "$LAST")" after
 
-WINNER="$("$PYTHON" scripts/status.py --state_dir "$RUN/validator" --json |
-    "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["standings"][0]["key"]["hotkey"])')"
+say "What the second commitment gained"
+"$PYTHON" - "$RUN" <<'END'
+import json, sys
+rows = []
+for when in ("before", "after"):
+    with open(f"{sys.argv[1]}/status-{when}.json") as file:
+        (row,) = (row for row in json.load(file)["standings"] if row["key"]["entry"].startswith("narrow/"))
+    rows.append(row)
+    print(f"{when:8}loss {row['loss']!r}  runs {row['runs']}  weight {row['weight']:.6f}  {row['key']['entry']}")
+first, second = rows
+is_new = first["key"] != second["key"]
+gained = (first["digest"], first["runs"], first["loss"]) != (second["digest"], second["runs"], second["loss"])
+gained = gained or second["weight"] > first["weight"] + 1e-9
+print("NOTHING" if is_new and not gained else "SOMETHING: please report this")
+sys.exit(gained or not is_new)
+END
+
+WINNER="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["standings"][0]["key"]["hotkey"])' \
+    "$RUN/status-after.json")"
+RECEIPTS=("$STATE/receipts/$WINNER"-*.json)
 say "Anyone can replay a published loss: downloading the winner's inputs and evaluating them again"
-"$PYTHON" scripts/compute_loss.py --verify "$RUN/validator/receipts/$WINNER"-*.json --model_path "$MODEL" \
-    --work_dir "$RUN/verify"
+"$PYTHON" scripts/compute_loss.py --verify "${RECEIPTS[0]}" --model_path "$MODEL" --work_dir "$RUN/verify"

@@ -48,7 +48,7 @@ def canonical_digest(values: Mapping[str, Any]) -> str:
 
 def check_keys(values: object, source: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
     """Return a mapping of known keys with all required ones, else raise ConfigError."""
-    keys = ", ".join(required)
+    keys = ", ".join(required or optional)
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a mapping with the keys {keys}")
     if unknown := [str(key) for key in values if key not in (*required, *optional)]:

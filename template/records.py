@@ -435,9 +435,9 @@ class RunningEvaluation:
 class Metrics:
     """A validator's state at one moment, for `status` and the tracker.
 
-    now, block_time: POSIX seconds; block_time is that of the newest view. doing: the current work in words. queue,
-    unscored: numbers of submissions. weights_block: the round's weights are due from here on. weights_set_block: of
-    the last accepted weights. tokens_per_s: training speed of the last evaluation.
+    now, block_time: POSIX seconds; block_time is that of the newest view. doing: the current work in words. queue:
+    evaluations left. unscored: datasets to download. weights_block: the round's weights are due from here on.
+    weights_set_block: of the last accepted weights. tokens_per_s: training speed of the last evaluation.
     """
 
     now: float
@@ -459,6 +459,7 @@ class RoundReport:
 
     round: Round
     leaderboard: tuple[LeaderboardRow, ...]
+    ledger: tuple[LedgerLine, ...]
     intents: tuple[WeightIntent, ...]
     seconds: Mapping[str, float]
     round_file: str | None = None

@@ -1,12 +1,12 @@
 """Text for a terminal: escape strangers' text, format durations, show progress."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from tqdm import tqdm
 
-from template.records import Progress
+from template.records import LeaderboardRow, LedgerLine, Progress
 
 
 def escape(text: str) -> str:
@@ -25,6 +25,16 @@ def escape_cell(text: str, width: int) -> str:
     """Escape everything but ASCII and cut to `width` columns."""
     is_simple = text.isascii() and text.isprintable()
     return (text if is_simple else text.encode("unicode_escape").decode("ascii"))[:width]
+
+
+def describe_verdict(row: LeaderboardRow, ledger: Iterable[LedgerLine]) -> str:
+    """Return a rejection's reason, or how far the dataset of a row has come."""
+    if row.reason is not None:
+        return row.reason.value
+    confirmed = [line for line in ledger if (line.hotkey, line.digest) == (row.hotkey, row.digest)]
+    if confirmed:
+        return "record" if confirmed[0].credit > 0.0 else "confirmed"
+    return "waiting" if row.loss is None else "in_progress"
 
 
 def format_duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ import pytest
 from neurons import miner, validator
 from scripts import audit, check_dataset, compute_loss, status
 from template import cli, files
-from template.competition import Competition
+from template.competition import Competition, Incentives
 from template.config import load_competition
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.rules.schedule import Policy
@@ -92,8 +92,9 @@ def test_validator_defaults() -> None:
     unset = dict.fromkeys(["cache_dir", "data_dir", "eval_data_dir", "competition", "model_path", "lucky_num"])
     modes = dict.fromkeys(["is_debug", "is_trace", "offline", "dont_set_weights"], False)
     assert values.items() >= {"netuid": 96, "network": "finney", **wallet, **unset, **modes}.items()
-    policy = Policy(blocks_per_epoch=360, block_threshold=50, miner_sample_size=10, miner_duplicate_sample_size=50)
-    assert validator.make_policy(args) == dataclasses.replace(policy, sets_weights=True, max_rounds=None)
+    policy = Policy(blocks_per_epoch=360, block_threshold=50, miner_duplicate_sample_size=256)
+    assert validator.make_incentives(args) == Incentives()
+    assert validator.make_policy(args, Incentives()) == dataclasses.replace(policy, sets_weights=True, max_rounds=None)
 
 
 def test_validator_flags() -> None:
@@ -101,22 +102,24 @@ def test_validator_flags() -> None:
         validator.build_parser(),
         "--netuid 7 --wallet.name n --wallet.hotkey h --wallet.path /w --subtensor.network test --cache_dir c"
         " --data_dir d --eval_data_dir e --blocks_per_epoch 100 --miner_sample_size 1 --miner_duplicate_sample_size 2"
-        " --block_threshold 0 --logging.debug --logging.trace --max_epochs 3 --competition f --model_path m"
+        " --block_threshold 0 --logging.debug --logging.trace --max_epochs 3 --model_path m"
         " --training_args t --state_dir s --receipt_dir r --lucky_num 0",
     )
-    paths = {"wallet_path": "/w", "cache_dir": "c", "data_dir": "d", "eval_data_dir": "e", "competition": "f"}
+    paths = {"wallet_path": "/w", "cache_dir": "c", "data_dir": "d", "eval_data_dir": "e"}
     paths |= {"model_path": "m", "training_args": "t", "state_dir": "s", "receipt_dir": "r"}
     others = {"netuid": 7, "network": "test", "wallet_name": "n", "wallet_hotkey": "h", "lucky_num": 0}
     assert values.items() >= {name: Path(path) for name, path in paths.items()}.items()
     assert values.items() >= {**others, "is_debug": True, "is_trace": True}.items()
-    policy = Policy(blocks_per_epoch=100, block_threshold=0, miner_sample_size=1, miner_duplicate_sample_size=2)
-    assert validator.make_policy(args) == dataclasses.replace(policy, max_rounds=3)
+    incentives = validator.make_incentives(args)
+    assert incentives == Incentives(blocks_per_epoch=100, slots=1)
+    policy = Policy(blocks_per_epoch=100, block_threshold=0, miner_duplicate_sample_size=2)
+    assert validator.make_policy(args, incentives) == dataclasses.replace(policy, max_rounds=3)
 
 
 @pytest.mark.parametrize("mode", ["--offline", "--dont_set_weights"])
 def test_offline_modes_set_no_weights(mode: str) -> None:
     args = validator.build_parser().parse_args([*VALIDATOR, mode])
-    assert not validator.make_policy(args).sets_weights
+    assert not validator.make_policy(args, Incentives()).sets_weights
 
 
 def test_state_dir_is_unique_to_network_subnet_and_hotkey() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from template import constants
-from template.competition import CommitmentRecord, Competition, is_repo_id
+from template.competition import CommitmentRecord, Competition, Incentives, Reward, Seeds, is_repo_id
 from template.errors import ConfigError, Reason, SubmissionError
 
 SHA = "784fbf1e78d16c512750e3bb5391fa6b338818ae"
@@ -93,6 +93,45 @@ def test_invalid_value_is_rejected_with_its_field(field: str, value: Any) -> Non
         Competition.from_mapping({**DEFAULT.to_dict(), field: value}, "comp.yaml")
     assert str(caught.value).startswith("comp.yaml: ")
     assert named in str(caught.value) or f"competition.{field}" in str(caught.value)
+
+
+INVALID_INCENTIVES: dict[str, list[Any]] = {
+    "reward": ["", "linear", 1, None],
+    "seeds": ["fixed", True],
+    "epsilon": [-0.001, math.nan, math.inf, True, "0.005", 10**400],
+    "sd": [-1, math.nan, None],
+    "evaluations": [0, -1, 1.0, True, "48", 2**32],
+    "hold": [0, 47, None],
+    "slots": [0, 2.5],
+    "half_life_blocks": [0, -100],
+    "update_blocks": [-1, 0.5],
+    "blocks_per_epoch": [0, True],
+    "start_block": [-1, 2**32],
+}
+
+
+def test_every_incentive_has_a_case_of_bad_values() -> None:
+    assert INVALID_INCENTIVES.keys() == {field.name for field in dataclasses.fields(Incentives)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in INVALID_INCENTIVES.items() for value in values]
+)
+def test_invalid_incentive_is_rejected_with_its_field(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^incentives\.{field} must "):
+        Incentives(**{field: value})
+
+
+def test_incentives_accept_their_least_values() -> None:
+    least = Incentives(
+        reward="winner",  # type: ignore[arg-type]
+        seeds="random",  # type: ignore[arg-type]
+        epsilon=0,
+        sd=0,
+        **dict.fromkeys(("evaluations", "hold", "slots", "half_life_blocks", "blocks_per_epoch"), 1),
+        **dict.fromkeys(("update_blocks", "start_block"), 0),
+    )
+    assert (least.reward, least.seeds) == (Reward.WINNER, Seeds.RANDOM)
 
 
 def test_mapping_of_other_keys_is_rejected() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from template.competition import Competition
-from template.config import Hyperparameters, TrainingArgs, load_competition, load_training_args
+from template.competition import Competition, Incentives, Reward
+from template.config import Hyperparameters, TrainingArgs, load_competition, load_incentives, load_training_args
 from template.data.chat_templates import template_for
 from template.errors import ConfigError
 from tests.fixtures.training import make_args
@@ -150,6 +150,38 @@ def test_invalid_competition_file_is_named_with_its_field(tmp_path: Path) -> Non
         load_competition(write(tmp_path, yaml.safe_dump({**values, "id": 1})))
     with pytest.raises(ConfigError, match=r"args\.yaml: key 'pow' is missing"):
         load_competition(write(tmp_path, yaml.safe_dump({k: v for k, v in values.items() if k != "pow"})))
+
+
+def write_incentives(folder: Path, incentives: object) -> Path:
+    values = {**Competition.from_defaults().to_dict(), "incentives": incentives}
+    return write(folder, yaml.safe_dump(values))
+
+
+def test_incentives_of_a_file_replace_the_defaults(tmp_path: Path) -> None:
+    path = write_incentives(tmp_path, {"reward": "winner", "slots": 7})
+    assert load_incentives(path) == Incentives(reward=Reward.WINNER, slots=7)
+    assert load_competition(path) == Competition.from_defaults(), "the competition's own keys are the same"
+
+
+def test_file_without_incentives_has_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, yaml.safe_dump(Competition.from_defaults().to_dict()))
+    assert load_incentives(path) == load_incentives() == Incentives()
+
+
+@pytest.mark.parametrize(
+    ("incentives", "message"),
+    [
+        ({"slots": 0}, r"args\.yaml: incentives\.slots must be an integer of at least 1, not 0"),
+        ({"reward": "linear"}, r"args\.yaml: incentives\.reward must be one of improvement, proportional, winner"),
+        ({"evaluations": 200}, r"args\.yaml: incentives\.hold must be at least evaluations \(200\), not 128"),
+        ({"epsilom": 1}, r"args\.yaml: incentives: unknown key 'epsilom'; the keys are reward, seeds, epsilon"),
+        ([1], r"args\.yaml: incentives: expected a mapping"),
+        (None, r"args\.yaml: incentives: expected a mapping"),
+    ],
+)
+def test_invalid_incentives_are_named_with_file_and_key(tmp_path: Path, incentives: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_incentives(write_incentives(tmp_path, incentives))
 
 
 def test_relative_path_is_resolved_by_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Write the datasets of the quickstart's four miners from this folder's rows.
+"""Write the datasets of the quickstart's miners from this folder's rows.
 
     python contrib/sample/make_miners.py --out DIR
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 SAMPLE = Path(__file__).resolve().parent
 
-_VARIED_ROWS = 108
+_VARIED_ROWS = 48
 _SWAPPED_ROWS = 5
 _NARROW_ROWS = 16
 
@@ -31,9 +31,9 @@ def _shuffled(lines: Iterable[str], salt: str) -> list[str]:
 def make_miners() -> dict[str, list[str]]:
     """Return the lines of each miner's dataset, by miner.
 
-    varied: three fifths of the evaluation set, with every character. narrow: a few rows of one character. copy: the
-    rows of varied in another order, with too few replaced to be a dataset of its own. outsider: valid rows that are not
-    in the evaluation set.
+    narrow: a few rows of one character. varied: a quarter of the evaluation set, with every character. copy: the rows
+    of varied in another order, with too few replaced to be a dataset of its own. outsider: valid rows that are not in
+    the evaluation set. again: the rows of narrow in another order, which are the same dataset.
     """
     eval_set = _lines("pool.jsonl")
     shuffled = _shuffled(eval_set, "varied")
@@ -42,10 +42,11 @@ def make_miners() -> dict[str, list[str]]:
     character = json.loads(eval_set[0])["system"]
     narrow = [line for line in eval_set if json.loads(line).get("system") == character]
     return {
-        "varied": varied,
         "narrow": narrow[:_NARROW_ROWS],
+        "varied": varied,
         "copy": _shuffled(copied, "order"),
         "outsider": _lines("outsider.jsonl"),
+        "again": narrow[:_NARROW_ROWS][::-1],
     }
 
 

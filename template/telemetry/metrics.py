@@ -3,11 +3,14 @@
 from collections import Counter
 from statistics import median
 
-from template.records import LeaderboardRow, Metrics, RoundReport
+from template.records import Metrics, RoundReport
+from template.terminal import describe_verdict
 
 STEP_METRICS = {"live/*": "live/block", "round/*": "round/start_block"}
 """The x-axis of the metrics that match a pattern."""
-TABLE_COLUMNS = ("hotkey", "uid", "repo", "verdict", "loss", "score", "weight", "seconds")
+TABLE_COLUMNS = (
+    *("hotkey", "uid", "repo", "verdict", "runs", "mean", "spread", "loss", "score", "credit", "weight", "seconds"),
+)
 
 _RANKS = (1, 2, 5, 10)
 
@@ -32,20 +35,25 @@ def live_metrics(metrics: Metrics) -> dict[str, float]:
 
 
 def round_metrics(report: RoundReport) -> dict[str, float]:
-    """Return a round's charts: losses by rank, verdict counts, weight outcomes."""
+    """Return a round's charts: losses by rank, verdicts, the ledger, weight outcomes."""
     losses = sorted(row.loss for row in report.leaderboard if row.loss is not None)
     metrics: dict[str, float] = {
         "round/start_block": report.round.start_block,
         "round/id": report.round.id,
         "round/scored_now": len(report.seconds),
     }
-    for verdict, count in Counter(map(_verdict, report.leaderboard)).items():
+    for verdict, count in Counter(describe_verdict(row, report.ledger) for row in report.leaderboard).items():
         metrics[f"round/verdicts/{verdict}"] = count
     for rank in _RANKS:
         if rank <= len(losses):
             metrics[f"round/loss/rank_{rank}"] = losses[rank - 1]
     if losses:
         metrics["round/loss/median"] = median(losses)
+    if records := [line.loss for line in report.ledger if line.credit > 0.0]:
+        metrics["round/ledger/record_loss"] = min(records)
+    if report.ledger:
+        metrics["round/ledger/confirmed"] = len(report.ledger)
+        metrics["round/ledger/records"] = len(records)
     for outcome in (intent.outcome for intent in report.intents):
         name = "unknown" if outcome is None else "accepted" if outcome.is_accepted else "refused"
         metrics[f"round/weights/{name}"] = metrics.get(f"round/weights/{name}", 0) + 1
@@ -59,17 +67,15 @@ def table_rows(report: RoundReport) -> list[list[str | float | None]]:
             row.key.hotkey,
             row.uid,
             row.key.commitment.split(":")[0],
-            _verdict(row),
+            describe_verdict(row, report.ledger),
+            row.runs,
+            row.mean,
+            row.spread,
             row.loss,
             row.score,
+            row.credit,
             row.weight,
             report.seconds.get(row.key.hotkey),
         ]
         for row in report.leaderboard
     ]
-
-
-def _verdict(row: LeaderboardRow) -> str:
-    if row.reason is not None:
-        return row.reason.value
-    return "waiting" if row.loss is None else "scored"

@@ -84,6 +84,7 @@ class Reporter:
             if (result := store.results(evaluator.eval_config, one.content).get(one.number)) is not None
         }
         leaderboard, intents = store.leaderboard(current.id), store.intents(current.id)
+        ledger = store.ledger(current.id)
         path = None
         if config.round_dir is not None:
             summary = RoundSummary(
@@ -94,7 +95,7 @@ class Reporter:
                 model=model,
                 round=current,
                 standings=leaderboard,
-                ledger=store.ledger(current.id),
+                ledger=ledger,
                 intents=intents,
                 results=results,
                 receipts=_read_receipts(results),
@@ -108,6 +109,7 @@ class Reporter:
             RoundReport(
                 round=current,
                 leaderboard=tuple(leaderboard),
+                ledger=tuple(ledger),
                 intents=tuple(intents),
                 seconds=seconds,
                 round_file=None if path is None else str(path),

@@ -12,7 +12,7 @@ from pathlib import Path
 from template.competition import CommitmentRecord
 from template.errors import HostError, SubmissionError
 from template.files import lock_holder_pid
-from template.records import LeaderboardRow, Metrics, RetryState, Round, SubmissionKey, WeightIntent
+from template.records import LeaderboardRow, LedgerLine, Metrics, RetryState, Round, SubmissionKey, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
 from template.store.store import StatusStore
 from template.terminal import escape, format_duration
@@ -36,8 +36,8 @@ class Status:
 
     holder: pid of the process that locks the state, None if not visible from here. newest: the open round or the last
     one, with its own newest_intents and retry states. current: the last round with a leaderboard, with its own
-    standings and intents. recent: weights of the last rounds, oldest first. accepted: the last accepted weights,
-    however old. disk: bytes by kind of file. free_bytes: on the volume of the state.
+    standings, ledger and intents. recent: weights of the last rounds, oldest first. accepted: the last accepted
+    weights, however old. disk: bytes by kind of file. free_bytes: on the volume of the state.
     """
 
     now: float
@@ -50,6 +50,7 @@ class Status:
     newest_intents: Sequence[WeightIntent]
     current: Round | None
     standings: Sequence[LeaderboardRow]
+    ledger: Sequence[LedgerLine]
     intents: Sequence[WeightIntent]
     recent: Sequence[WeightIntent]
     accepted: WeightIntent | None
@@ -164,6 +165,7 @@ def read_status(state_dir: Path, now: float) -> Status:
             newest_intents=store.intents(newest.id) if newest else [],
             current=current,
             standings=store.leaderboard(current.id) if current else [],
+            ledger=store.ledger(current.id) if current else [],
             intents=store.intents(current.id) if current else [],
             recent=store.recent_intents(),
             accepted=store.last_accepted(),

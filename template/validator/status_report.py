@@ -11,6 +11,7 @@ from template.constants import BLOCK_S
 from template.records import (
     Entry,
     LeaderboardRow,
+    LedgerLine,
     Metrics,
     RetryState,
     Round,
@@ -18,10 +19,11 @@ from template.records import (
     SubmissionKey,
     WeightIntent,
 )
-from template.terminal import escape, escape_cell, format_duration
+from template.terminal import describe_verdict, escape, escape_cell, format_duration
 from template.validator.status import FOLDERS, STATE_FILE, Status, normalize_error
 
 _MAX_CAUSES = 10
+_NUMBERS = ("runs", "mean", "spread", "loss", "score", "credit", "weight")
 _MAX_CHARS = 600
 
 Lines = Iterator[tuple[str, str]]
@@ -47,19 +49,18 @@ def print_status(status: Status, console: Console, *, max_rows: int | None = 20)
 
 def _print_round(status: Status, current: Round, console: Console, max_rows: int | None) -> None:
     rows = status.standings[:max_rows]
-    columns = ("hotkey", "uid", "dataset", "verdict", "loss", "score", "weight")
-    table = Table(
-        *(Column(name, overflow="fold") for name in columns), box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
-    )
+    texts = [Column(name, overflow="fold") for name in ("hotkey", "uid", "dataset", "verdict")]
+    numbers = [Column(name, no_wrap=True, justify="right") for name in _NUMBERS]
+    table = Table(*texts, *numbers, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
         table.add_row(
             _short(row.key.hotkey),
             str(row.uid),
             escape_cell(row.key.commitment.split(":", 1)[0], 40),
-            str(row.reason or ("waiting" if row.loss is None else "scored")),
-            "-" if row.loss is None else f"{row.loss:.6f}",
-            f"{row.score:.4f}",
-            f"{row.weight:.4f}",
+            describe_verdict(row, status.ledger),
+            str(row.runs),
+            *("-" if loss is None else f"{loss:.6f}" for loss in (row.mean, row.spread, row.loss)),
+            *(f"{value:.4f}" for value in (row.score, row.credit, row.weight)),
         )
     blocks = f"blocks {current.start_block} to {current.end_block}"
     console.print(f"round {current.id}, {blocks}\n")
@@ -68,9 +69,21 @@ def _print_round(status: Status, current: Round, console: Console, max_rows: int
         console.print(f"... and {len(status.standings) - len(rows)} more, --all shows them")
     console.print()
     for row in rows:
-        if row.reason is not None:
+        if row.message:
             console.print(f"{_short(row.key.hotkey)}: {escape(row.message)}", soft_wrap=True)
+    console.print(_ledger_line(status.ledger), soft_wrap=True)
     console.print(f"weights: {escape(_round_weights(status.intents))}", soft_wrap=True)
+
+
+def _ledger_line(ledger: Sequence[LedgerLine]) -> str:
+    records = [line for line in ledger if line.credit > 0.0]
+    if not records:
+        return f"ledger: {len(ledger)} confirmed datasets, no record yet"
+    best = min(records, key=lambda line: line.loss)
+    return (
+        f"ledger: {len(ledger)} confirmed datasets, {len(records)} records; the best loss is {best.loss:.6f}, of"
+        f" {_short(best.hotkey)}"
+    )
 
 
 def _activity_lines(status: Status) -> Lines:
@@ -100,9 +113,10 @@ def _open_round(status: Status, activity: Metrics) -> str:
         return "none open"
     left = newest.end_block - activity.block
     end = f"{left} blocks left ({_minutes(left)})" if left > 0 else "about to close"
+    planned = "not planned yet" if newest.evaluations is None else f"{activity.queue} of {len(newest.evaluations)} left"
     return (
-        f"{newest.id}, blocks {newest.start_block} to {newest.end_block}, {end}; without a verdict: "
-        f"{activity.queue} of {len(newest.queue)} in the queue, {activity.unscored} in all"
+        f"{newest.id}, blocks {newest.start_block} to {newest.end_block}, {end}; evaluations: {planned}; "
+        f"datasets to download: {activity.unscored}"
     )
 
 
@@ -211,6 +225,7 @@ def to_json(status: Status) -> dict[str, object]:
         if current is None
         else {**asdict(replace(current, entries=())), "entries": [_entry_json(entry) for entry in current.entries]},
         "standings": [_keyed(row.key, row) for row in status.standings],
+        "ledger": [asdict(line) for line in status.ledger],
         "intents": [asdict(intent) for intent in status.intents],
         "weights": {
             "accepted": None if status.accepted is None else asdict(status.accepted),

@@ -1,4 +1,4 @@
-"""Two validators with seeds from the chain set identical weights.
+"""Two validators with seeds from the chain set identical weights, whenever they started.
 
 Both train the tiny model in worker processes; this process makes the blocks.
 """
@@ -6,28 +6,33 @@ Both train the tiny model in worker processes; this process makes the blocks.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from template.competition import Incentives
 from template.config import load_training_args
+from template.errors import Reason
 from template.localnet.network import make_hotkey
-from template.receipts.receipt import Receipt
-from template.records import SubmissionKey
+from template.records import LeaderboardRow, LedgerLine
 from template.rules.schedule import Policy
 from template.store.store import Store
-from template.validator.config import LuckyNumFrom, ValidatorConfig
+from template.validator.config import ValidatorConfig
 from template.validator.loop import Validator
 from template.workers.executor import Evaluator
 from template.workers.supervisor import LocalExecutor
 from tests.fixtures.fakes import PromptFetcher
-from tests.fixtures.network import LARGE, PATIENCE_S, POOL, SMALL, Net, make_copy, write_training_args
+from tests.fixtures.network import PATIENCE_S, POOL, SMALL, Net, write_training_args
 
 pytestmark = pytest.mark.slow
 
 ROUND_BLOCKS = 40
-POLICY = Policy(blocks_per_epoch=ROUND_BLOCKS, block_threshold=10, is_aligned=True)
+INCENTIVES = Incentives(
+    epsilon=0.001, evaluations=2, hold=3, slots=4, half_life_blocks=400, update_blocks=ROUND_BLOCKS,
+    blocks_per_epoch=ROUND_BLOCKS, start_block=ROUND_BLOCKS,
+)  # fmt: skip
+POLICY = Policy(blocks_per_epoch=ROUND_BLOCKS, start_block=ROUND_BLOCKS, block_threshold=10)
 
 
 @dataclass
@@ -39,12 +44,15 @@ class Post:
     store: Store
     executor: LocalExecutor
 
-    def receipts(self) -> dict[SubmissionKey, tuple[int, float]]:
-        """Return seed and loss of every evaluated submission."""
-        eval_config = self.validator.eval_config
-        texts = {key: self.store.receipt(eval_config, key) for key in self.store.verdicts(eval_config)}
-        results = {key: Receipt.from_json(text, key.hotkey).result for key, text in texts.items() if text is not None}
-        return {key: (result.lucky_num, result.loss) for key, result in results.items()}
+    def table(self) -> tuple[list[LeaderboardRow], list[LedgerLine]]:
+        """Return the leaderboard and the ledger of the newest round that has them."""
+        last = self.store.last_round(with_leaderboard=True)
+        assert last is not None
+        return self.store.leaderboard(last.id), self.store.ledger(last.id)
+
+    def newest_start(self) -> int:
+        last = self.store.last_round()
+        return 0 if last is None else last.start_block
 
 
 @pytest.fixture
@@ -57,10 +65,10 @@ def open_post(net: Net, tiny_model: Path) -> Iterator[Callable[[str], Post]]:
         folder.mkdir()
         config = ValidatorConfig(
             competition=net.competition,
+            incentives=INCENTIVES,
             policy=POLICY,
             data_dir=folder / "data",
             eval_data_dir=folder / "eval_data",
-            lucky_num_from=LuckyNumFrom.CHAIN,
             poll_s=0.001,
         )
         evaluator = Evaluator(
@@ -83,6 +91,15 @@ def open_post(net: Net, tiny_model: Path) -> Iterator[Callable[[str], Post]]:
                 post.executor.close()
 
 
+def catch_up(net: Net, post: Post) -> None:
+    """Let a validator work through the missed rounds before the next block."""
+    deadline = time.monotonic() + PATIENCE_S
+    newest = net.admin.block() - net.admin.block() % ROUND_BLOCKS
+    while post.newest_start() < newest:
+        assert time.monotonic() < deadline, "the missed rounds do not come to an end"
+        post.validator.tick()
+
+
 def run_round(net: Net, *posts: Post) -> None:
     """Advance one block past the round, waiting while a worker is busy."""
     deadline = time.monotonic() + PATIENCE_S
@@ -98,22 +115,40 @@ def run_round(net: Net, *posts: Post) -> None:
             net.admin.advance(1)
 
 
-def test_a_late_validator_agrees_in_every_round_since(net: Net, open_post: Callable[[str], Post]) -> None:
+def play_ten_rounds(net: Net, first: Post) -> None:
+    """An author updates, a copy of the first version stays, a file is committed again, a miner joins."""
+    net.submit("alice", SMALL)
+    run_round(net, first)
+    net.submit("bob", POOL[:60])
+    for _ in range(2):
+        run_round(net, first)
+    net.submit("carol", [*POOL[59:4:-1], *POOL[90:93]])
+    run_round(net, first)
+    net.submit("bob", POOL[30:90])
+    run_round(net, first)
+    net.submit("alice", SMALL[::-1])
+    for _ in range(5):
+        run_round(net, first)
+
+
+def test_a_validator_ten_rounds_late_sets_the_same_weights(net: Net, open_post: Callable[[str], Post]) -> None:
     # Registered in a block in which the subnet exists.
     net.admin.advance(ROUND_BLOCKS)
     net.admin.register(make_hotkey(net.parts, "second"), is_validator=True)
+    net.admin.register(make_hotkey(net.parts, "dave"))
     first = open_post("validator")
-    for name, rows in (("alice", SMALL), ("bob", LARGE)):
-        net.submit(name, rows)
-        run_round(net, first)
+    play_ten_rounds(net, first)
     late = open_post("second")
-    for name, rows in (("carol", make_copy()), ("alice", POOL[30:60])):
-        net.submit(name, rows)
-        run_round(net, first, late)
+    catch_up(net, late)
+    for name, rows in ((None, []), ("dave", POOL[90:110]), (None, [])):
+        if name is not None:
+            net.submit(name, rows)
         run_round(net, first, late)
         weights = net.admin.weights(net.hotkey("validator"))
-        assert weights == net.admin.weights(net.hotkey("second"))
-        assert weights is not None and weights.keys() == {net.uid("alice"), net.uid("bob")}, "a copy has no weight"
-    assert late.receipts() == first.receipts()
-    seeds = [seed for seed, _ in late.receipts().values()]
-    assert len(seeds) == 3 and len(set(seeds)) > 1, "the seeds are the submissions' own, not a round's"
+        assert weights is not None and weights == net.admin.weights(net.hotkey("second"))
+        assert first.table() == late.table(), "losses, ranks, credits and weights, to the last bit"
+    rows, ledger = late.table()
+    by_hotkey = {row.hotkey: row for row in rows}
+    assert by_hotkey[net.hotkey("carol")].reason is Reason.DUPLICATE, "the copy of a version that was replaced"
+    assert {net.hotkey("alice"), net.hotkey("bob")} <= {line.hotkey for line in ledger}
+    assert all(replace(row, weight=0.0) == row for row in rows if row.reason is not None)

@@ -42,6 +42,9 @@ from tests.fixtures.network import (
 
 pytestmark = pytest.mark.slow
 
+# The chain stands still while a process runs, at the start of a round.
+ROUND_BLOCKS = 20
+ROUNDS = ("--blocks_per_epoch", str(ROUND_BLOCKS), "--block_threshold", "5", "--lucky_num_from", "chain")
 MINERS = ["alice", "bob", "copycat", "outsider", "broken", "ghost"]
 
 
@@ -83,13 +86,13 @@ class Arena:
         self.net.submit("outsider", [*POOL[:3], POOL[3].replace("it is", "it is not"), *POOL[4:9]])
         self.net.submit("broken", b'{"conversations": [\n')
         self.net.commit("ghost", f"ghost/nothing:{self.net.competition.id}:{'0' * 40}")
-        self.net.admin.advance(2)
+        self.net.align(ROUND_BLOCKS)
 
     def arguments(self, state: str, *more: object) -> list[object]:
         return [
             *self.net.chain_arguments("validator"),
             *("--state_dir", self.folder / state, "--training_args", self.args, "--model_path", self.model),
-            *("--max_epochs", "1", "--poll_seconds", "0.05", "--wandb.off", *more),
+            *("--max_epochs", "1", "--poll_seconds", "0.05", "--wandb.off", *ROUNDS, *more),
         ]
 
     def start(self, state: str, *more: object) -> Process:
@@ -159,9 +162,9 @@ def interrupted(arena: Arena) -> Interrupted:
 
 @pytest.fixture(scope="module")
 def spine(arena: Arena, interrupted: Interrupted) -> Outcome:
-    """A round without interruption, with the seed of the interrupted one."""
+    """The same round without interruption. Its seeds come from the same block."""
     arena.net.admin.advance(2)
-    with arena.start("spine", "--lucky_num", interrupted.end.round.lucky_num) as process:
+    with arena.start("spine") as process:
         process.finish()
     return arena.read("spine", process)
 
@@ -218,7 +221,8 @@ def test_anyone_replays_a_receipt_to_the_last_bit(arena: Arena, spine: Outcome) 
 
 def test_validator_and_script_give_the_same_bits(arena: Arena, spine: Outcome) -> None:
     ended = arena.compute_loss(
-        *("--dataset_path", arena.folder / "alice" / DATA_FILE, "--lucky_num", spine.round.lucky_num, "--json"),
+        *("--dataset_path", arena.folder / "alice" / DATA_FILE, "--json"),
+        *("--lucky_num", spine.receipts["alice"].result.lucky_num),
         *("--competition", arena.net.parts.competition, "--training_args", arena.args),
         *("--eval_data_dir", write_dataset(arena.folder / "eval", POOL)),
     )

@@ -23,7 +23,7 @@ from tests.fixtures.network import (
     run_bounded,
 )
 from tests.fixtures.observers import SHORT, about, hub_requests, weights_of
-from tests.fixtures.validator import open_bench
+from tests.fixtures.validator import QUICK, open_bench
 
 pytestmark = pytest.mark.slow
 
@@ -131,8 +131,8 @@ def test_commitment_made_during_downtime_is_evaluated(net: Net) -> None:
     with open_bench(net) as bench:
         run_bounded(bench.validator)
     key = net.submit("alice", SMALL)
-    net.admin.advance(20_000)
-    with open_bench(net) as bench:
+    net.admin.advance(100)
+    with open_bench(net, policy=dataclasses.replace(SHORT, max_rounds=10)) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0
     assert weights_of(net) == {net.uid("alice"): 65535}
@@ -142,8 +142,8 @@ def test_copy_evaluated_before_its_original_loses_its_weight(net: Net) -> None:
     net.submit("alice", LARGE)
     copied = net.submit("bob", make_copy())
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=503, pattern="alice/data"))
-    policy = dataclasses.replace(SHORT, miner_sample_size=1, miner_duplicate_sample_size=2, max_rounds=3)
-    with open_bench(net, policy=policy) as bench:
+    policy = dataclasses.replace(SHORT, miner_duplicate_sample_size=2, max_rounds=3)
+    with open_bench(net, policy=policy, incentives=dataclasses.replace(QUICK, slots=1)) as bench:
         bench.tick_until(lambda: bench.validator.rounds_done == 1)
         assert weights_of(net) == {net.uid("bob"): 65535}
         set_faults(net.hub.store.root)

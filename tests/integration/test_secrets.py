@@ -105,7 +105,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
                 os.umask(before)
             with process, witness.watching(process.pid):
                 assert process.finish() == 0, process.logs[-20:]
-            net.admin.advance(2)
+            net.align(20)
         opened = wallets.events()
         wallets.close()
         yield Seen(net, state, work, log, pickles, validator, miner, opened)

@@ -1,5 +1,6 @@
 """Compare README, CONTRIBUTING and docs/ with the code."""
 
+import dataclasses
 import importlib
 import re
 import shlex
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from template.competition import Competition
+from template.competition import Competition, Incentives
 from template.errors import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,11 @@ def test_every_named_script_exists() -> None:
 
 def test_the_documented_competition_is_the_default() -> None:
     (text,) = blocks("yaml", "docs/owner.md")
-    assert Competition.from_mapping(yaml.safe_load(text), "owner.md") == Competition.from_defaults()
+    values = yaml.safe_load(text)
+    incentives = values.pop("incentives")
+    assert incentives.keys() == {field.name for field in dataclasses.fields(Incentives)}
+    assert Incentives(**incentives) == Incentives()
+    assert Competition.from_mapping(values, "owner.md") == Competition.from_defaults()
 
 
 def test_every_rejection_reason_is_documented() -> None:

@@ -119,7 +119,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
     with Net(tmp_path_factory.mktemp("net"), ["alice", "bob"]) as net:
         net.submit("alice", LARGE)
         net.submit("bob", SMALL)
-        net.admin.advance(2)
+        net.align(20)
         yield net
 
 
@@ -152,6 +152,7 @@ def life(supervisor: Supervisor, net: Net, tiny_model: Path, tmp_path_factory: p
         *net.chain_arguments("validator"),
         *("--state_dir", f"'{folder / 'the state'}'", "--model_path", str(tiny_model)),
         *("--training_args", str(write_training_args(folder / "args.yaml", epochs=5)), "--poll_seconds", "0.05"),
+        *("--blocks_per_epoch", "20", "--block_threshold", "5"),
     ]
 
     def scores() -> int:
@@ -165,8 +166,8 @@ def life(supervisor: Supervisor, net: Net, tiny_model: Path, tmp_path_factory: p
     second = supervisor.pid("validator")
     wait_until(lambda: bool(net.admin.weights(net.hotkey("validator"))), "the round ends with weights", supervisor)
     app, done = supervisor.apps()["validator"]["pm2_env"], scores()
-    net.submit("bob", LARGE[10:70])
-    net.admin.advance(400)
+    net.submit("bob", [*LARGE[:8], *SMALL])
+    net.admin.advance(20)
     wait_until(lambda: scores() > done, "the next round scores the changed submission", supervisor)
     started = time.monotonic()
     supervisor.run("stop", "validator")

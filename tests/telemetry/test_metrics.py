@@ -1,7 +1,7 @@
 """Metrics and table rows for wandb."""
 
 from template.errors import Reason
-from template.records import LeaderboardRow, Metrics, RoundReport, RunningEvaluation, SubmissionKey
+from template.records import LeaderboardRow, LedgerLine, Metrics, RoundReport, RunningEvaluation, SubmissionKey
 from template.telemetry.metrics import live_metrics, round_metrics, table_rows
 from tests.fixtures.schedule import intent
 from tests.fixtures.status import REFUSED, TAKEN, make_round
@@ -9,11 +9,21 @@ from tests.fixtures.status import REFUSED, TAKEN, make_round
 
 def make_row(uid: int, *, loss: float | None = None, reason: Reason | None = None, repo: str = "") -> LeaderboardRow:
     key = SubmissionKey(f"hotkey{uid}", f"owner/{repo or f'repo{uid}'}:1:{'0' * 40}")
-    return LeaderboardRow(key=key, uid=uid, reason=reason, message="", loss=loss, score=0.5, weight=0.25)
+    return LeaderboardRow(
+        key=key, uid=uid, reason=reason, message="", loss=loss, score=0.5, weight=0.25, digest=f"digest{uid}",
+        mean=loss, spread=None if loss is None else 0.125, runs=0 if loss is None else 3, credit=0.75,
+    )  # fmt: skip
+
+
+def make_line(uid: int, *, loss: float, credit: float) -> LedgerLine:
+    return LedgerLine(
+        hotkey=f"hotkey{uid}", digest=f"digest{uid}", rank_block=1, commit_block=1, registration_block=0, runs=3,
+        mean=loss, spread=0.125, loss=loss, frontier=20.0, credit=credit,
+    )  # fmt: skip
 
 
 def make_report(leaderboard: list[LeaderboardRow], number: int = 7, **fields: object) -> RoundReport:
-    values = {"intents": (), "seconds": {}, **fields}
+    values = {"ledger": (), "intents": (), "seconds": {}, **fields}
     return RoundReport(round=make_round(number), leaderboard=tuple(leaderboard), **values)  # type: ignore[arg-type]
 
 
@@ -33,7 +43,7 @@ def test_round_metrics_losses_by_rank_and_verdict_counts() -> None:
         "round/loss/rank_2": 6.0,
         "round/loss/rank_5": 9.0,
         "round/loss/median": 7.5,
-        "round/verdicts/scored": 6,
+        "round/verdicts/in_progress": 6,
         "round/verdicts/waiting": 1,
         "round/verdicts/duplicate": 1,
     }
@@ -42,6 +52,19 @@ def test_round_metrics_losses_by_rank_and_verdict_counts() -> None:
 def test_round_metrics_empty_round_has_no_losses() -> None:
     assert round_metrics(make_report([])) == {"round/start_block": 100, "round/id": 7, "round/scored_now": 0}
     assert table_rows(make_report([])) == []
+
+
+def test_round_metrics_count_the_ledger_and_its_best_loss() -> None:
+    ledger = (make_line(0, loss=10.0, credit=0.3), make_line(1, loss=9.0, credit=0.1), make_line(2, loss=8.9, credit=0))
+    metrics = round_metrics(make_report([make_row(uid, loss=10.0 - uid) for uid in range(4)], ledger=ledger))
+    assert {name: value for name, value in metrics.items() if "ledger" in name or "verdicts" in name} == {
+        "round/ledger/confirmed": 3,
+        "round/ledger/records": 2,
+        "round/ledger/record_loss": 9.0,
+        "round/verdicts/record": 2,
+        "round/verdicts/confirmed": 1,
+        "round/verdicts/in_progress": 1,
+    }
 
 
 def test_round_metrics_count_weights_by_outcome() -> None:
@@ -54,8 +77,8 @@ def test_round_metrics_count_weights_by_outcome() -> None:
 def test_table_rows_include_uid_zero_and_loss_zero() -> None:
     leaderboard = [make_row(0, loss=0.0), make_row(1, reason=Reason.MALFORMED), make_row(2)]
     rows = table_rows(make_report(leaderboard, seconds={"hotkey0": 3.5}))
-    assert rows[0] == ["hotkey0", 0, "owner/repo0", "scored", 0.0, 0.5, 0.25, 3.5]
-    assert [row[3:5] + row[7:] for row in rows[1:]] == [["malformed", None, None], ["waiting", None, None]]
+    assert rows[0] == ["hotkey0", 0, "owner/repo0", "in_progress", 3, 0.0, 0.125, 0.0, 0.5, 0.75, 0.25, 3.5]
+    assert [row[3:6] + row[-1:] for row in rows[1:]] == [["malformed", 0, None, None], ["waiting", 0, None, None]]
 
 
 def test_live_metrics_show_lag_queue_memory_and_speed() -> None:

@@ -22,6 +22,7 @@ from template import cli
 from template.errors import Reason
 from template.records import Metrics, RoundReport
 from template.telemetry import wandb_tracker
+from template.telemetry.metrics import TABLE_COLUMNS
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_run import child_processes
 from template.telemetry.wandb_tracker import TrackerConfig, WandbTracker, delete_old_runs
@@ -192,10 +193,10 @@ def test_wandb_run_holds_charts_and_leaderboard(finished: Finished) -> None:
     assert values(path, "live/chain_lag_seconds") == [3, 3]
     assert values(path, "round/loss/rank_1") == [1.5, 1.5]
     table = json.loads(next((path.parent / "files/media/table/round").glob("standings_*.json")).read_text())
-    assert table["columns"] == ["hotkey", "uid", "repo", "verdict", "loss", "score", "weight", "seconds"]
+    assert table["columns"] == list(TABLE_COLUMNS)
     assert table["data"][:2] == [
-        ["hotkey0", 0, "owner/[redacted]", "duplicate", None, 0.5, 0.25, None],
-        ["hotkey1", 1, "owner/[redacted]", "scored", 1.5, 0.5, 0.25, 2],
+        ["hotkey0", 0, "owner/[redacted]", "duplicate", 0, None, None, None, 0.5, 0.75, 0.25, None],
+        ["hotkey1", 1, "owner/[redacted]", "in_progress", 3, 1.5, 0.125, 1.5, 0.5, 0.75, 0.25, 2],
     ]
 
 

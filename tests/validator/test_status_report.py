@@ -20,7 +20,7 @@ METRICS = Metrics(
 )  # fmt: skip
 STATUS = Status(
     now=NOW, state_dir="/state", holder=4711, activity=METRICS, model="org/model@abc cuda", contest_digest="d" * 64,
-    newest=make_round(), newest_intents=[], current=None, standings=[], intents=[], recent=[], accepted=None,
+    newest=make_round(), newest_intents=[], current=None, standings=[], ledger=[], intents=[], recent=[], accepted=None,
     attempts={}, disk={}, free_bytes=5_000_000_000,
 )  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_report_of_a_running_evaluation() -> None:
         "activity": "2 evaluations running, 4 s ago",
         "chain": "block 200, read 12 s after it was made",
         "round": "3, blocks 100 to 460, 260 blocks left (about 52 min); "
-        "without a verdict: 2 of 2 in the queue, 5 in all",
+        "evaluations: 2 of 3 left; datasets to download: 5",
         "evaluating": "alice on cuda:1: train 45% after 5 min, 3.0 GiB of memory",
         "speed": "12,346 tokens/s in the last training",
     }
