@@ -109,8 +109,8 @@ def find_versions(
             version = dataclasses.replace(version, rank_block=max(version.rank_block, earliest))
         version = _with_history(version, versions)
         counted = version if version.is_counted else counted
-        versions = _remembered([*versions, version])
-    return versions
+        versions.append(version)
+    return _remembered(versions)
 
 
 def _next_version(versions: list[Version], stand: Stand, digest: str, period: int) -> Version:
@@ -150,11 +150,16 @@ def _with_history(version: Version, versions: Sequence[Version]) -> Version:
 
 def _remembered(versions: list[Version]) -> list[Version]:
     """Drop the middle of many versions, never the first or the last."""
+    if len(versions) <= _LAST:
+        return versions
     counted = [version for version in versions if version.is_counted]
-    kept = {
-        version.first_block for version in [*counted[:_FIRST_COUNTED], *counted[-_LAST_COUNTED:], *versions[-_LAST:]]
-    }
-    return [version for version in versions if version.first_block in kept]
+    kept = [*counted[:_FIRST_COUNTED], *counted[-_LAST_COUNTED:], *versions[-_LAST:]]
+    # The first stands of the same rows decide what later ones inherit.
+    first = {version.digest: version.first_block for version in reversed(versions)}
+    first_counted = {version.digest: version.first_block for version in reversed(counted)}
+    blocks = {block for version in kept for block in (version.first_block, first[version.digest])}
+    blocks.update(first_counted[version.digest] for version in kept if version.digest in first_counted)
+    return [version for version in versions if version.first_block in blocks]
 
 
 def shorten_stands(stands: Sequence[Stand], versions: Iterable[Version]) -> list[Stand]:
