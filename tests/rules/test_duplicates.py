@@ -1,6 +1,5 @@
-"""Duplicates among entries and their earlier versions."""
+"""Duplicates among datasets, and the versions that make others duplicates."""
 
-import hashlib
 import pickle
 import random
 import sys
@@ -12,47 +11,30 @@ from types import FrameType
 import pytest
 
 from template.errors import Reason
-from template.records import ChainView, Submission, SubmissionKey, Verdict
+from template.records import ContentKey
 from template.rules import duplicates as module
-from template.rules.duplicates import (
-    Candidate,
-    Duplicate,
-    eligible_datasets,
-    find_duplicates,
-    find_possible_duplicates,
-    match_duplicates,
-    related_versions,
-)
-from tests.fixtures.views import enter, make_commitment, make_entry, make_key, make_submission, record, view_of
-
-A, B, C = (make_key(name) for name in "abc")
-NEWER = make_key("a", commit="b" * 40)
-HUNDRED = tuple(number.to_bytes(32, "big") for number in range(100))
-ROWS = (*HUNDRED, b"x" * 32)
+from template.rules.duplicates import Candidate, Duplicate, match_duplicates, max_shared, related_versions
+from template.rules.stands import find_versions
+from tests.fixtures.table import make_dataset, make_rank, row_key
+from tests.fixtures.views import make_key, make_stand
 
 
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
+def candidate(hotkey: str, block: int, rows: range | list[int], digest: str = "d") -> Candidate:
+    keys = tuple(map(row_key, rows))
+    return Candidate(hotkey=hotkey, digest=digest, rank=make_rank(block, hotkey + digest), row_keys=keys)
 
 
-def candidate(hotkey: str, block: int, rows: range | list[int], commit: str = "c") -> Candidate:
-    return Candidate(hotkey=hotkey, commit=commit, block=block, row_keys=tuple(key(number) for number in rows))
-
-
-def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str, str], Duplicate]:
+def brute_force(candidates: list[Candidate]) -> dict[ContentKey, Duplicate]:
     """Compare every pair."""
-
-    def sort_key(c: Candidate) -> tuple[int, bytes]:
-        return c.block, hashlib.sha256(f"{c.hotkey}:{c.commit}".encode()).digest()
-
     originals: list[Candidate] = []
-    duplicates: dict[tuple[str, str], Duplicate] = {}
-    for late in sorted(candidates, key=sort_key):
+    duplicates: dict[ContentKey, Duplicate] = {}
+    for late in sorted(candidates, key=lambda candidate: candidate.rank):
+        rows = set(late.row_keys)
         for early in originals:
-            shared = len(set(early.row_keys) & set(late.row_keys))
-            if early.hotkey != late.hotkey and shared > max_shared:
-                duplicates[late.hotkey, late.commit] = Duplicate(
-                    hotkey=early.hotkey, commit=early.commit, block=early.block, shared=shared
+            shared = len(set(early.row_keys) & rows)
+            if early.hotkey != late.hotkey and shared > max_shared(len(rows)):
+                duplicates[ContentKey(late.hotkey, late.digest)] = Duplicate(
+                    hotkey=early.hotkey, digest=early.digest, block=early.rank.block, shared=shared
                 )
                 break
         else:
@@ -60,33 +42,43 @@ def brute_force(candidates: list[Candidate], max_shared: int) -> dict[tuple[str,
     return duplicates
 
 
-def test_over_100_shared_rows_make_the_later_a_duplicate() -> None:
-    original = candidate("alice", 10, range(250))
-    assert match_duplicates([original, candidate("bob", 11, range(150, 400))]) == {}
-    duplicates = match_duplicates([original, candidate("bob", 11, range(149, 399))])
-    assert duplicates == {("bob", "c"): Duplicate(hotkey="alice", commit="c", block=10, shared=101)}
+def originals_of(*candidates: Candidate) -> dict[str, str]:
+    return {late.hotkey: duplicate.hotkey for late, duplicate in match_duplicates(candidates).items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_duplicate"),
+    [
+        ([*range(100), *range(900, 1050)], False),
+        ([*range(101), *range(900, 1049)], True),
+        ([*range(50, 150)], True),
+        ([*range(41), *range(900, 959)], True),
+        ([*range(40), *range(900, 960)], False),
+        ([0], True),
+        ([*range(40)] * 3 + [*range(900, 960)], False),
+    ],
+    ids=["100 of 250", "101 of 250", "100 of 100", "41 of 100", "40 of 100", "1 of 1", "repeated rows count once"],
+)
+def test_more_than_40_percent_of_its_own_rows_make_a_duplicate(rows: list[int], is_duplicate: bool) -> None:
+    assert originals_of(candidate("a", 1, range(250)), candidate("b", 2, rows)) == ({"b": "a"} if is_duplicate else {})
 
 
 ALICE, ALICE_LATER = candidate("alice", 1, range(250), "v1"), candidate("alice", 3, range(20, 270), "v2")
 EXAMPLES: dict[str, tuple[list[Candidate], dict[str, str]]] = {
-    "a repeated row counts once": ([ALICE, candidate("bob", 0, [*range(100)] * 3)], {}),
+    "a small original of a large dataset": ([candidate("bob", 0, range(90)), ALICE], {}),
     "a copy of a copy": (
         [candidate(name, block, range(250)) for block, name in enumerate("abc")],
         {"b": "a", "c": "a"},
     ),
     "a copy makes no copies": (
-        [candidate("a", 1, range(200)), candidate("b", 2, range(99, 299)), candidate("c", 3, range(200, 400))],
+        [candidate("a", 1, range(200)), candidate("b", 2, range(100, 300)), candidate("c", 3, range(200, 400))],
         {"b": "a"},
     ),
     "a new version of one's own": ([ALICE, ALICE_LATER], {}),
     "a copy between two versions": ([ALICE, candidate("bob", 2, range(250)), ALICE_LATER], {"bob": "alice"}),
     "the earliest of two originals": (
-        [candidate("a", 1, range(101)), candidate("b", 2, range(101, 302)), candidate("c", 3, range(302))],
+        [candidate("a", 1, range(100)), candidate("b", 2, range(100, 220)), candidate("c", 3, range(220))],
         {"c": "a"},
-    ),
-    "the original submitted again": (
-        [replace(ALICE, block=9), candidate("bob", 5, range(250)), ALICE],
-        {"bob": "alice"},
     ),
 }
 
@@ -94,8 +86,7 @@ EXAMPLES: dict[str, tuple[list[Candidate], dict[str, str]]] = {
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_duplicates_name_their_original(example: str) -> None:
     candidates, originals = EXAMPLES[example]
-    duplicates = match_duplicates(candidates)
-    assert {hotkey: original.hotkey for (hotkey, _), original in duplicates.items()} == originals
+    assert originals_of(*candidates) == originals
 
 
 def random_instance(seed: int) -> list[Candidate]:
@@ -106,7 +97,7 @@ def random_instance(seed: int) -> list[Candidate]:
             f"h{rng.randrange(6)}",
             rng.randrange(5),
             [rng.randrange(rows) for _ in range(rng.randrange(0, 25))],
-            commit=f"c{number}",
+            digest=f"c{number}",
         )
         for number in range(rng.randrange(1, 14))
     ]
@@ -115,10 +106,10 @@ def random_instance(seed: int) -> list[Candidate]:
 def test_pairwise_comparison_in_any_order_finds_the_same() -> None:
     counts = []
     for seed in range(150):
-        candidates, max_shared = random_instance(seed), seed % 7
-        expected = brute_force(candidates, max_shared)
+        candidates = random_instance(seed)
+        expected = brute_force(candidates)
         for _ in range(3):
-            assert match_duplicates(iter(candidates), max_shared=max_shared) == expected
+            assert match_duplicates(iter(candidates)) == expected
             random.Random(seed).shuffle(candidates)
         counts.append(len(expected))
     assert sum(count > 1 for count in counts) > 50 and counts.count(0) > 10
@@ -153,9 +144,9 @@ def count_steps(work: Callable[[], object]) -> int:
 
 def test_near_threshold_overlaps_cost_no_more_than_their_rows() -> None:
     def near(miners: int) -> list[Candidate]:
-        """All share a hundred rows, each in three versions of its own."""
-        rows = [[*range(100), *range(1000 * miner, 1000 * miner + 50)] for miner in range(1, miners + 1)]
-        return [candidate(f"h{miner}", v, own, commit=str(v)) for miner, own in enumerate(rows) for v in range(3)]
+        """All share 60 of 150 rows, each in three versions of its own."""
+        rows = [[*range(60), *range(1000 * miner, 1000 * miner + 90)] for miner in range(1, miners + 1)]
+        return [candidate(f"h{miner}", v, own, digest=str(v)) for miner, own in enumerate(rows) for v in range(3)]
 
     few, many = near(10), near(40)
     assert match_duplicates(many) == {}
@@ -163,75 +154,39 @@ def test_near_threshold_overlaps_cost_no_more_than_their_rows() -> None:
 
 
 def test_duplicate_error_names_the_original_and_pickles() -> None:
-    original = Duplicate(hotkey="5Alice", commit="a" * 40, block=12, shared=101)
+    original = Duplicate(hotkey="5Alice", digest="a" * 64, block=12, shared=101)
     error = pickle.loads(pickle.dumps(original.to_error()))
     assert error.reason is Reason.DUPLICATE
-    assert all(part in str(error) for part in ("101 rows", "5Alice", "a" * 40, "block 12"))
+    assert all(part in str(error) for part in ("101 rows", "5Alice", "a" * 12, "block 12"))
 
 
-# Entries and their earlier versions
+# Versions that make others duplicates
 
 
-def test_later_of_two_equal_datasets_is_the_duplicate() -> None:
-    view = view_of(a=20, b=10)
-    duplicates = find_duplicates(enter(view), record(view), {A: ROWS, B: ROWS})
-    assert duplicates == {A: Duplicate(hotkey="b", commit=B.commitment, block=10, shared=101)}
-    assert find_duplicates(enter(view), record(view), {A: HUNDRED, B: HUNDRED}) == {}
+def related(*rows: range, current: int | None = None, last_block: int = 0) -> list[int]:
+    """The numbers of the versions that count, of one hotkey that had these rows in turn."""
+    texts = [make_key("a", commit=f"{number:040x}") for number in range(len(rows))]
+    contents = {text: make_dataset(own) for text, own in zip(texts, rows, strict=True)}
+    stands = [make_stand(text, 10 * number) for number, text in enumerate(texts)]
+    stands[-1] = replace(stands[-1], last_block=max(stands[-1].last_block, last_block))
+    versions = find_versions(stands, contents, period=10, update_blocks=0)
+    key = None if current is None else texts[current]
+    return [texts.index(version.key) for version in related_versions(versions, key, contents)]
 
 
-def test_original_stays_original_after_a_new_commit() -> None:
-    view, earlier = view_of(a=40, b=20), make_submission(A, 10)
-    assert set(find_duplicates(enter(view, earlier), record(view, earlier), {A: ROWS, B: ROWS})) == {B}
-    moved = replace(view, commitments=(replace(make_commitment("a", 40), text=NEWER.commitment), view.commitments[1]))
-    duplicates = find_duplicates(enter(moved, earlier), record(moved, earlier), {A: ROWS, B: ROWS, NEWER: ROWS})
-    assert {key: original.commit for key, original in duplicates.items()} == {B: A.commitment}
+def test_version_that_shares_too_much_with_the_current_one_counts() -> None:
+    assert related(range(250), range(500, 750), range(100, 350), current=2) == [0, 2]
+    assert related(range(250), range(500, 750), range(150, 400), current=2) == [2], "100 of 250 rows"
+    assert related(range(250), range(600, 610), range(200, 600), current=2) == [2]
+    assert related(range(250), range(200, 310), range(309, 400), current=2) == [2]
 
 
-def test_possible_duplicates_overlap_a_missing_datasets_version() -> None:
-    view = view_of(a=40, b=20, c=20)
-    view = replace(view, commitments=(replace(view.commitments[0], text=NEWER.commitment), *view.commitments[1:]))
-    entries, recorded, datasets = enter(view), record(view, make_submission(A, 10)), {A: ROWS, B: ROWS, C: HUNDRED}
-    assert find_duplicates(entries, recorded, datasets) == {}
-    expected = {B: Duplicate(hotkey="a", commit=A.commitment, block=10, shared=101)}
-    assert find_possible_duplicates(entries, recorded, datasets) == expected
-    assert find_possible_duplicates(entries, recorded, {**datasets, NEWER: ROWS}) == {}, "it is no longer missing"
-    late = record(view, make_submission(A, 30))
-    assert find_possible_duplicates(entries, late, datasets) == {}, "B is earlier than that version"
+def test_newest_version_counts_while_the_current_one_is_unknown() -> None:
+    assert related(range(250), range(500, 750), range(510, 760)) == [1, 2]
+    assert related_versions([], None, {}) == []
 
 
-@pytest.mark.parametrize(
-    ("view", "earlier", "duplicates"),
-    [
-        pytest.param(view_of(b=20), [make_submission(A, 10)], set(), id="its hotkey left"),
-        pytest.param(view_of({"a": 30}, a=10, b=35), [], set(), id="committed before registration"),
-        pytest.param(view_of({"a": 30}, a=40, b=35), [make_submission(A, 10)], {A}, id="ranked before registration"),
-    ],
-)
-def test_original_counts_from_its_present_registration(
-    view: ChainView, earlier: list[Submission], duplicates: set[SubmissionKey]
-) -> None:
-    assert set(find_duplicates(enter(view, *earlier), record(view, *earlier), {A: ROWS, B: ROWS})) == duplicates
-
-
-def test_unrelated_earlier_version_is_no_original() -> None:
-    view, old = view_of(a=30, b=20), make_key("a", commit="e" * 40)
-    recorded = record(view, make_submission(old, 6))
-    others = tuple(bytes([255, number]) * 16 for number in range(150))
-    assert find_duplicates(enter(view), recorded, {old: ROWS, A: others, B: ROWS}) == {}
-    assert set(find_duplicates(enter(view), recorded, {old: ROWS, A: ROWS + others, B: ROWS})) == {B}
-
-
-def test_related_versions_count_since_registration_up_to_8() -> None:
-    versions = [make_key("a", commit=f"{number:040x}") for number in range(24)]
-    recorded = {key: make_submission(key, 4 + number) for number, key in enumerate(versions)}
-    recorded[A] = make_submission(A, 6)
-    datasets = {**dict.fromkeys(versions, ROWS), versions[3]: HUNDRED}
-    entries = [make_entry(A, 50, registration_block=5)]
-    assert related_versions(entries, recorded, datasets) == {A: [*versions[2:10], *versions[-8:]]}, "not downloaded"
-    datasets[A] = ROWS
-    assert related_versions(entries, recorded, datasets) == {A: [versions[2], *versions[4:11]]}
-
-
-def test_dataset_rejected_after_its_check_is_no_original() -> None:
-    verdicts = {A: Verdict(reason=Reason.DIVERGED), B: Verdict(loss=2.5)}
-    assert set(eligible_datasets({A: ROWS, B: ROWS, C: ROWS}, verdicts)) == {B, C}
+def test_first_and_last_8_of_many_versions_count() -> None:
+    assert related(*[range(250)] * 1, *[range(n, n + 250) for n in range(1, 20)], current=19) == [
+        *range(8), *range(12, 20),
+    ]  # fmt: skip

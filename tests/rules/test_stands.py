@@ -106,7 +106,7 @@ def test_gap_alone_costs_the_rank() -> None:
 
 
 def test_next_dataset_counts_after_the_update_blocks() -> None:
-    first, waiting = versions_of(make_stand(T1, 10), make_stand(T2, 20, 60), update_blocks=55)
+    _, waiting = versions_of(make_stand(T1, 10), make_stand(T2, 20, 60), update_blocks=55)
     assert (waiting.rank_block, waiting.public_block, waiting.is_counted) == (70, 20, False)
     _, counted = versions_of(make_stand(T1, 10), make_stand(T2, 20, 70), update_blocks=55)
     assert (counted.rank_block, counted.seed_block, counted.is_counted) == (70, 70, True)
