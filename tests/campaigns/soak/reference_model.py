@@ -71,7 +71,7 @@ class ReferenceModel:
     findings: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     # Rejections in force, by (hotkey, text), with their reasons.
-    _rejected: dict[Key, str] = field(default_factory=dict)
+    rejected: dict[Key, str] = field(default_factory=dict)
     _current: Row | None = None
 
     @classmethod
@@ -92,11 +92,9 @@ class ReferenceModel:
         self._plans = group_by_round(self.state["round_evaluations"])
         with Ledger(chain_file) as ledger:
             self._hash_of = ledger.hash_of
-            self._game = GameState(self.rules, ledger.hash_of)
+            self.game = GameState(self.rules, ledger.hash_of)
             for moment in self._moments():
                 getattr(self, f"_on_{moment.what.replace(' ', '_')}")(moment.time, moment.facts)
-        self._check_end()
-        self._check_evaluated()
 
     def _moments(self) -> list[Moment]:
         """Return everything that changes or shows the game, in order."""
@@ -129,7 +127,7 @@ class ReferenceModel:
             self.report("round", opened["id"], "is of other blocks")
         self._current, expected = opened, {}
         for hotkey, registration in self.history.registrations(start).items():
-            commitment, run = self.history.commitment(hotkey, start), self._game.newest(hotkey)
+            commitment, run = self.history.commitment(hotkey, start), self.game.newest(hotkey)
             if commitment is not None and commitment.text is None and run is not None:
                 # A sealed update leaves the hotkey's dataset in place until the reveal.
                 is_unbroken = run.last >= (commitment.block - 1) // period * period
@@ -140,10 +138,10 @@ class ReferenceModel:
                 expected[hotkey] = (commitment.text, registration.uid, commitment.block, block, registration.block)
         names = ("entry", "uid", "block", "rank_block", "registration_block")
         actual = {row["hotkey"]: tuple(row[name] for name in names) for row in self._members[opened["id"]]}
-        self._compare("round", opened["id"], actual, expected)
+        self.compare("round", opened["id"], actual, expected)
         seen = [(row["hotkey"], *(row[name] for name in ("entry", *names[2:]))) for row in self._accepted()]
-        missing = [key for key, reason in self._rejected.items() if reason in _MISSING]
-        self._game.see(start, seen, missing)
+        missing = [key for key, reason in self.rejected.items() if reason in _MISSING]
+        self.game.see(start, seen, missing)
         self.counts["rounds"] += 1
         self.counts["entries"] += len(actual)
 
@@ -163,9 +161,9 @@ class ReferenceModel:
             if any(row["round_id"] == closed["id"] and not row["is_repeat"] for row in self.state["weight_intents"]):
                 self.report("round", closed["id"], "was over when it opened, and has weights")
         hotkeys = {row["hotkey"] for row in self._members[closed["id"]]}
-        self._game.forget(hotkeys, before_block=closed["start_block"] - _DAY_BLOCKS)
+        self.game.forget(hotkeys, before_block=closed["start_block"] - _DAY_BLOCKS)
 
-    def _compare(self, what: str, number: int, actual: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
+    def compare(self, what: str, number: int, actual: Mapping[Any, Any], expected: Mapping[Any, Any]) -> None:
         for name in expected.keys() | actual.keys():
             ours, theirs = actual.get(name), expected.get(name)
             if ours != theirs:
@@ -177,29 +175,29 @@ class ReferenceModel:
         sha256 = self._file_of(row["text"], time)
         content = None if sha256 is None else self.history.contents[sha256]
         if content is None or content.fault is not None:
-            self.report("verdict", _key(row), "passed its checks, and is", content and content.fault)
+            self.report("verdict", key_of(row), "passed its checks, and is", content and content.fault)
             return
-        self._game.known[row["hotkey"]][row["text"]] = frozenset(content.rows[: self.rules.curve.rows])
+        self.game.known[row["hotkey"]][row["text"]] = frozenset(content.rows[: self.rules.curve.rows])
         self.counts["datasets"] += 1
 
     def _on_rows_pruned(self, _: float, row: Row) -> None:
-        self._game.known[row["hotkey"]].pop(row["text"], None)
+        self.game.known[row["hotkey"]].pop(row["text"], None)
 
     def _on_missed(self, _: float, row: Row) -> None:
         self.counts["missed"] += 1
-        self._game.miss(row["hotkey"], row["text"], row["block"])
+        self.game.miss(row["hotkey"], row["text"], row["block"])
 
     def _on_rejected(self, time: float, row: Row) -> None:
         expected = self._expected_rejection(time, row)
         self.counts[f"rejected as {row['reason']}"] += 1
         if row["reason"] != expected:
-            self.report("verdict", _key(row), "is", row["reason"], "and should be", expected)
-        self._rejected[_key(row)] = row["reason"]
+            self.report("verdict", key_of(row), "is", row["reason"], "and should be", expected)
+        self.rejected[key_of(row)] = row["reason"]
 
     def _on_rejection_expired(self, _: float, row: Row) -> None:
         self.counts["rejections expired"] += 1
-        if self._rejected.pop(_key(row)) not in _MISSING:
-            self.report("verdict", _key(row), "expired")
+        if self.rejected.pop(key_of(row)) not in _MISSING:
+            self.report("verdict", key_of(row), "expired")
 
     def _file_of(self, text: str, time: float) -> str | None:
         match = _TEXT.fullmatch(text)
@@ -213,7 +211,7 @@ class ReferenceModel:
         sha256 = self.history.file_at(repo, revision, time)
         if sha256 is not None:
             return self.history.contents[sha256].fault
-        if row["text"] in self._game.known[row["hotkey"]]:
+        if row["text"] in self.game.known[row["hotkey"]]:
             return "known"
         if len(revision) == 40:
             return "missing_file" if self.history.has_commit(repo, revision) else "missing_repo"
@@ -231,16 +229,16 @@ class ReferenceModel:
 
     def _table(self) -> Table:
         assert self._current is not None
-        accepted = {row["hotkey"]: row["entry"] for row in self._accepted() if _key(row) not in self._rejected}
+        accepted = {row["hotkey"]: row["entry"] for row in self._accepted() if key_of(row) not in self.rejected}
         registrations = {row["hotkey"]: row["registration_block"] for row in self._members[self._current["id"]]}
-        return self._game.table(self._current["start_block"], accepted, registrations, self._rejected.keys())
+        return self.game.table(self._current["start_block"], accepted, registrations, self.rejected.keys())
 
     def _on_confirmed(self, *_: object) -> None:
-        self._game.confirm(self._table())
+        self.game.confirm(self._table())
 
     def _on_planned(self, _: float, row: Row) -> None:
         """Check a round's evaluations, their order and their seeds."""
-        table, game, start = self._table(), self._game, self._current["start_block"] if self._current else 0
+        table, game, start = self._table(), self.game, self._current["start_block"] if self._current else 0
         game.confirm(table)
         recent: Counter[str] = Counter()
         for opened in self.state["rounds"]:
@@ -250,36 +248,30 @@ class ReferenceModel:
         names = ("hotkey", "entry", "digest", "number", "lucky_num", "seed_block")
         actual = {item["position"]: tuple(item[name] for name in names) for item in self._plans[row["round"]]}
         lines = {position: self._planned_line(one, table) for position, one in enumerate(expected)}
-        self._compare("plan of round", row["round"], actual, lines)
+        self.compare("plan of round", row["round"], actual, lines)
         self.counts["planned"] += len(expected)
 
     def _planned_line(self, one: Planned, table: Table) -> tuple[object, ...]:
-        entered, digest = one.entered, self._game.digest_of(one.entered.rows)
+        entered, digest = one.entered, self.game.digest_of(one.entered.rows)
         seed = seed_of(self._hash_of(one.seed_block), digest, one.number)
         return entered.hotkey, table.texts[entered.key], digest, one.number, seed, one.seed_block
 
     def _on_evaluated(self, _: float, row: Row) -> None:
-        rows = self._game.known[row["hotkey"]].get(row["entry"])
-        plans = [item for item in self._plans[self._current["id"]] if _key(item) == _key(row)] if self._current else []
+        rows = self.game.known[row["hotkey"]].get(row["entry"])
+        plans = (
+            [item for item in self._plans[self._current["id"]] if key_of(item) == key_of(row)] if self._current else []
+        )
         is_planned = any(all(item[n] == row[n] for n in ("digest", "number", "lucky_num")) for item in plans)
         result = json.loads(row["receipt"])["result"] if row["receipt"] else None
         if rows is None or not is_planned:
-            self.report("evaluation", _key(row), row["number"], "was not planned in its round")
-        elif len(self._game.losses[row["hotkey"], rows]) + 1 != row["number"]:
-            self.report("evaluation", _key(row), row["number"], "is not the next of its dataset")
+            self.report("evaluation", key_of(row), row["number"], "was not planned in its round")
+        elif len(self.game.losses[row["hotkey"], rows]) + 1 != row["number"]:
+            self.report("evaluation", key_of(row), row["number"], "is not the next of its dataset")
         elif result is not None and (result["loss"], result["lucky_num"]) != (row["loss"], row["lucky_num"]):
-            self.report("evaluation", _key(row), row["number"], "has another receipt")
+            self.report("evaluation", key_of(row), row["number"], "has another receipt")
         if rows is not None:
-            self._game.losses[row["hotkey"], rows].append(row["loss"])
+            self.game.losses[row["hotkey"], rows].append(row["loss"])
         self.counts["evaluated"] += 1
-
-    def _check_evaluated(self) -> None:
-        """Check that every loss of a worker is recorded once."""
-        done = [job for job in self.history.evaluated if job["validator"] == self.validator]
-        losses = Counter((job["hotkey"], job["text"], job["loss"]) for job in done if job["loss"] is not None)
-        recorded = Counter((row["hotkey"], row["entry"], row["loss"]) for row in self.state["evaluations"])
-        if losses != recorded:
-            self.report("losses and evaluations differ:", losses - recorded, recorded - losses)
 
     # Leaderboards
 
@@ -292,14 +284,14 @@ class ReferenceModel:
         self._check_shares(intent, lines, table)
 
     def _check_leaderboard(self, number: int, table: Table, *, is_last: bool = True) -> dict[str, Line]:
-        self._game.confirm(table)
+        self.game.confirm(table)
         expected = self._expected_lines(table)
         if is_last:
             self.counts["leaderboards"] += 1
             self.counts["duplicates"] += sum(line.reason == "duplicate" for line in expected.values())
             standings = [row for row in self.state["standings"] if row["round_id"] == number]
             actual = {row["hotkey"]: Line(row["reason"], row["runs"], row["loss"], row["credit"]) for row in standings}
-            self._compare("leaderboard", number, _rounded(actual), _rounded(expected))
+            self.compare("leaderboard", number, _rounded(actual), _rounded(expected))
             self._check_ledger(number, table)
             weights = {row["hotkey"]: row["weight"] for row in standings if row["weight"] > 0.0}
             if not is_close(weights, shares_of(_paid(expected))):
@@ -315,10 +307,10 @@ class ReferenceModel:
         credits = live_credits(table.ledger, registrations, start, self.rules)
         entered = {dataset.hotkey: dataset for dataset in table.present}
         for row in members:
-            hotkey, reason = row["hotkey"], _fault(self, row) or self._rejected.get(_key(row))
+            hotkey, reason = row["hotkey"], _fault(self, row) or self.rejected.get(key_of(row))
             runs, loss = 0, None
             if reason is None and hotkey in entered:
-                losses = self._game.losses[entered[hotkey].key]
+                losses = self.game.losses[entered[hotkey].key]
                 runs, loss = len(losses), estimate(losses, self.rules.sd).loss if losses else None
                 reason = "duplicate" if entered[hotkey].key in table.duplicates else None
             is_paid = reason in (None, *_MISSING) and table.readable.get(hotkey, -1) >= start - _DAY_BLOCKS
@@ -330,16 +322,16 @@ class ReferenceModel:
         names = ("hotkey", "digest", "rank_block", "commit_block", "runs", "loss", "frontier", "credit")
         actual = [tuple(line[name] for name in names) for line in json.loads(row["ledger"])]
         expected = [
-            (line.entered.hotkey, self._game.digest_of(line.entered.rows), *line.entered.rank[:2], line.estimate.runs,
+            (line.entered.hotkey, self.game.digest_of(line.entered.rows), *line.entered.rank[:2], line.estimate.runs,
              line.estimate.loss, line.frontier, line.credit)
             for line in table.ledger
         ]  # fmt: skip
-        self._compare("ledger of round", number, _rounded(dict(enumerate(actual))), _rounded(dict(enumerate(expected))))
+        self.compare("ledger of round", number, _rounded(dict(enumerate(actual))), _rounded(dict(enumerate(expected))))
         self.counts["ledger lines"] += len(expected)
 
     def _undecided(self, table: Table) -> set[str]:
         """Return the hotkeys whose dataset is older than the first round, and not evaluated to the end."""
-        season, losses = self.state["rounds"][0]["start_block"], self._game.losses
+        season, losses = self.state["rounds"][0]["start_block"], self.game.losses
         confirmed = {line.entered.key for line in table.ledger}
         return {
             dataset.hotkey
@@ -351,7 +343,7 @@ class ReferenceModel:
 
     def _check_shares(self, intent: Row, lines: Mapping[str, Line], table: Table) -> None:
         """Check shares: of the credits, or the last ones before anything is confirmed, or burned."""
-        expected, has_ledger, last = shares_of(_paid(lines)), bool(self._game.confirmed), self.last_accepted(intent)
+        expected, has_ledger, last = shares_of(_paid(lines)), bool(self.game.confirmed), self.last_accepted(intent)
         last_shares = {} if last is None else json.loads(last["shares"])
         if not self._undecided(table).isdisjoint(last_shares):
             expected = last_shares
@@ -371,29 +363,6 @@ class ReferenceModel:
         rows = [row for row in self.state["weight_intents"] if (row["finished_at"] or 1e99) < intent["created_at"]]
         rows = [row for row in rows if row["outcome"] is not None and json.loads(row["outcome"])["is_accepted"]]
         return rows[-1] if rows else None
-
-    def _check_end(self) -> None:
-        """Check the stands, the ledger and the rejections at the end."""
-        verdicts = {_key(row): row["reason"] for row in self.state["verdicts"]}
-        if verdicts != self._rejected:
-            self.report("verdicts differ:", verdicts.items() ^ self._rejected.items())
-        stands, confirmed = defaultdict(list), {}
-        for row in self.state["stands"]:
-            stands[row["hotkey"]].append((row["first_block"], row["last_block"], row["entry"], row["commit_block"]))
-        runs = {
-            hotkey: sorted((run.first, run.last, run.text, run.commit) for run in runs)
-            for hotkey, runs in self._game.runs.items()
-            if runs
-        }
-        self._compare("stands", 0, {hotkey: sorted(rows) for hotkey, rows in stands.items()}, runs)
-        for row in self.state["ledger"]:
-            rank = (row["rank_block"], row["commit_block"], row["tie_break"])
-            confirmed[row["hotkey"], row["digest"]] = (rank, row["registration_block"])
-        ours = {
-            (hotkey, self._game.digest_of(rows)): (entered.rank, entered.registration)
-            for (hotkey, rows), entered in self._game.confirmed.items()
-        }
-        self._compare("confirmed", 0, confirmed, ours)
 
 
 def _fault(model: ReferenceModel, row: Row) -> str | None:
@@ -418,7 +387,7 @@ def _rounded(lines: Mapping[Any, Sequence[object]]) -> dict[Any, tuple[object, .
     }
 
 
-def _key(row: Row) -> Key:
+def key_of(row: Row) -> Key:
     return (row["hotkey"], row["text" if "text" in row else "entry"])
 
 

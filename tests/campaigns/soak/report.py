@@ -17,6 +17,7 @@ from template.constants import DATA_FILE
 from template.workers.executor import Evaluator
 from tests.campaigns.process_under_test import ROOT
 from tests.campaigns.soak.curve import Curve
+from tests.campaigns.soak.end_state import check_end, check_evaluated
 from tests.campaigns.soak.event_log import History
 from tests.campaigns.soak.reference_model import ReferenceModel
 from tests.campaigns.soak.reference_rules import Rules
@@ -26,8 +27,8 @@ from tests.campaigns.synthetic_subnet import SyntheticSubnet
 from tests.fixtures.faulty_hub import FaultyHub
 
 
-def audit(folder: Path, *, replays: int) -> tuple[dict[str, Counter[str]], list[str]]:
-    """Recompute a run, with some losses; return counts and disagreements."""
+def audit(folder: Path, *, replays: int, has_files: bool = True) -> tuple[dict[str, Counter[str]], list[str]]:
+    """Recompute a run, with some losses, and audit its round files; return counts and disagreements."""
     history = History(folder)
     rules = _read_rules(folder / "competition.yaml")
     summary, findings = {"events": history.events}, list(history.failures)
@@ -36,9 +37,12 @@ def audit(folder: Path, *, replays: int) -> tuple[dict[str, Counter[str]], list[
         for name in VALIDATORS:
             model = ReferenceModel.open(folder, name, history, rules)
             model.check(subnet.net.chain_file)
+            check_end(model)
+            check_evaluated(model)
             own = [call for call in calls if call.signer == subnet.validator_hotkey(name)]
             check_weights(model, own, rate_limit=RATE_LIMIT_BLOCKS)
-            findings += [*model.findings, *_replay(model, folder, replays), *_audit_files(subnet, name)]
+            findings += [*model.findings, *_replay(model, folder, replays)]
+            findings += _audit_files(subnet, name) if has_files else ()
             summary[name] = model.counts
     if not history.is_settled:
         findings.append("at the end an entry is pending, or weights have an unknown outcome")

@@ -41,9 +41,9 @@ def test_soak_short_run_agrees_with_reference_model(soak: tuple[Path, str]) -> N
     assert soak[1].endswith("all agrees\n")
     for name in ("validator-0", "validator-1"):
         counted = dict(part.split(" ", 1)[::-1] for part in summary[name].split(", "))
-        assert "verdict evaluated" in counted
         assert int(counted["weights accepted"]) > int(counted.get("burned", 0))
-        assert int(counted["losses"]) == int(counted["seeds"]) > 0
+        assert int(counted["evaluated"]) >= int(counted["losses"]) > 0
+        assert min(int(counted[name]) for name in ("duplicates", "ledger lines", "datasets")) > 0
     assert any(event in summary["events"] for event in ("uid recycled", "validator restarted", "worker killed"))
     assert command.main(["--dir", str(soak[0])]) == 3, "the folder is in use"
 
@@ -67,25 +67,30 @@ def evaluate_twice(folder: Path) -> None:
 
 
 STATE = "validator-0/validator.sqlite3"
-EVALUATED = "(SELECT hotkey FROM verdicts WHERE loss IS NOT NULL LIMIT 1)"
 LAST_INTENT = "(SELECT max(id) FROM weight_intents WHERE json_extract(outcome, '$.is_accepted'))"
+LAST_ROUND = "(SELECT max(round_id) FROM standings)"
 
 PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (lambda _: None, ""),
-    "another loss": (
-        change(STATE, "UPDATE verdicts SET loss = loss + 1e-9 WHERE loss IS NOT NULL"),
-        "losses and verdicts differ",
-    ),
-    "wrong rejection": (
-        change(STATE, f"UPDATE verdicts SET loss = NULL, reason = 'malformed' WHERE hotkey = {EVALUATED}"),
-        "is malformed and should be evaluated",
-    ),
-    "lost verdict": (change(STATE, f"DELETE FROM verdicts WHERE hotkey = {EVALUATED}"), "verdicts differ"),
+    "another loss": (change(STATE, "UPDATE evaluations SET loss = loss + 1e-9"), "losses and evaluations differ"),
+    "wrong rejection": (change(STATE, "UPDATE verdicts SET reason = 'too_large'"), "verdicts differ"),
+    "lost verdict": (change(STATE, "DELETE FROM verdicts"), "verdicts differ"),
+    "lost evaluation": (change(STATE, "DELETE FROM evaluations WHERE number = 2"), "losses and evaluations differ"),
     "wrong duplicate": (
         change(STATE, "UPDATE standings SET reason = 'duplicate' WHERE loss IS NOT NULL AND reason IS NULL"),
         "duplicate",
     ),
-    "later rank": (change(STATE, "UPDATE round_members SET rank_block = rank_block + 1"), "should be"),
+    "later commit": (change(STATE, "UPDATE round_members SET rank_block = rank_block + 1"), "should be"),
+    "longer stand": (change(STATE, "UPDATE stands SET first_block = first_block - 24"), "stands"),
+    "earlier record": (change(STATE, "UPDATE ledger SET rank_block = rank_block - 24"), "confirmed"),
+    "another credit": (
+        change(STATE, f"UPDATE standings SET credit = credit * 2 WHERE round_id = {LAST_ROUND} AND credit > 0"),
+        "leaderboard",
+    ),
+    "another ledger": (change(STATE, f"UPDATE rounds SET ledger = '[]' WHERE id = {LAST_ROUND}"), "ledger of round"),
+    "another plan": (change(STATE, "DELETE FROM round_evaluations WHERE position = 0"), "plan of round"),
+    "another seed": (change(STATE, "UPDATE round_evaluations SET lucky_num = 1"), "plan of round"),
+    "another weight": (change(STATE, "UPDATE standings SET weight = weight / 2"), "weighs"),
     "wrong weights": (
         change(STATE, f"UPDATE weight_intents SET weights = '{{\"0\": 0.5}}' WHERE id = {LAST_INTENT}"),
         "should weigh",
@@ -106,11 +111,7 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
         change(STATE, f"DELETE FROM weight_intents WHERE id = {LAST_INTENT}"),
         "that no intent was for",
     ),
-    "another seed": (
-        change(STATE, "UPDATE receipts SET receipt = json_set(receipt, '$.result.lucky_num', 1)"),
-        "has seed 1",
-    ),
-    "two evaluations": (evaluate_twice, "was evaluated 2 times"),
+    "two evaluations": (evaluate_twice, "losses and evaluations differ"),
 }
 
 
@@ -121,5 +122,5 @@ def test_reference_model_planted_fault_is_found(name: str, soak: tuple[Path, str
     shutil.copytree(soak[0], folder)
     plant, expected = PLANTED[name]
     plant(folder)
-    _, findings = audit(folder, replays=0)
+    _, findings = audit(folder, replays=0, has_files=False)
     assert any(expected in finding for finding in findings) if expected else not findings, findings
