@@ -19,13 +19,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from template import __version__, cli, files
-from template.competition import Incentives
+from template.competition import Incentives, is_repo_id
 from template.config import load_competition, load_incentives
 from template.errors import EXIT_UPDATED, ConfigError
 from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
     from template.telemetry.wandb_tracker import Tracker
+    from template.validator.bootstrap import RoundHistory
     from template.validator.config import ValidatorConfig
     from template.validator.loop import Validator
     from template.workers.executor import Evaluator, Executor
@@ -60,6 +61,9 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     add("--eval_data_dir", type=Path, help="the evaluation set (default: STATE_DIR/eval_data)")
     add("--receipt_dir", type=Path, help="receipts as files (default: STATE_DIR/receipts)")
     add("--round_dir", type=Path, help="the rounds' signed files (default: STATE_DIR/rounds)")
+    bootstrap_help = "for rounds before the first of this state: another validator's signed round files, in a folder or"
+    bootstrap_help += " in a dataset repo of the Hub (owner/name)"
+    add("--bootstrap_rounds", metavar="DIR_OR_REPO", help=bootstrap_help)
     add("--keep_days", type=float, default=30.0, help="age at which receipts, rounds and runs are deleted")
 
 
@@ -119,6 +123,9 @@ def run(args: argparse.Namespace) -> int:
             f"--training_args: the revision of {evaluator.training_args.model_id} must be a full commit, not "
             f"{evaluator.training_args.revision!r}"
         )
+    history = read_bootstrap(args, config, evaluator.training_args.hyperparameters.digest, state_dir)
+    if history.first_block is not None and not config.policy.start_block:
+        config = replace(config, policy=replace(config.policy, start_block=history.first_block))
     update = make_update() if args.auto_update else None
     with (
         cli.open_chain(args, needs_wallet=not args.offline) as chain,
@@ -127,7 +134,9 @@ def run(args: argparse.Namespace) -> int:
         closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
     ):
         downloader = Downloader(args.max_downloads)
-        validator = Validator(config, chain, store, executor, downloader, tracker=tracker, update=update)
+        validator = Validator(
+            config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
+        )
         stop_on_signals(validator)
         validator.run()
     return EXIT_UPDATED if validator.is_updated else 0
@@ -162,6 +171,34 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         poll_s=cli.check_poll_seconds(args.poll_seconds),
         keep_days=args.keep_days,
         hub_token=cli.hub_token(),
+    )
+
+
+def read_bootstrap(
+    args: argparse.Namespace, config: "ValidatorConfig", hyperparameters_digest: str, state_dir: Path
+) -> "RoundHistory":
+    """Return the checked round files of --bootstrap_rounds. Raises: ConfigError, RemoteError."""
+    from template.chain.client import verify_signature
+    from template.hub.repo_files import download_files
+    from template.receipts.files import MAX_FILE_BYTES
+    from template.validator.bootstrap import RoundHistory, read_history
+
+    source = args.bootstrap_rounds
+    if source is None:
+        return RoundHistory()
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if not is_repo_id(source):
+            raise ConfigError(f"--bootstrap_rounds must be a folder or a Hub id like owner/name, not {source!r}")
+        folder = files.check_folder(state_dir / "bootstrap", "--state_dir")
+        download_files(source, "round-*.jsonl", folder, max_bytes=MAX_FILE_BYTES, token=config.hub_token)
+    return read_history(
+        folder.glob("round-*.jsonl"),
+        netuid=args.netuid,
+        competition=config.competition,
+        incentives=config.incentives,
+        hyperparameters_digest=hyperparameters_digest,
+        verify=verify_signature,
     )
 
 

@@ -42,6 +42,11 @@ class CommitBlockIndex:
         self._store.record_commit_blocks(read)
         self.blocks = {**self.blocks, **read}
 
+    def add(self, commit_blocks: CommitBlocks) -> None:
+        """Record commit blocks that a round file has."""
+        self._store.record_commit_blocks(commit_blocks)
+        self.blocks = {**self.blocks, **commit_blocks}
+
     def prune(self, *, before_block: int) -> None:
         """Drop old commit blocks; see `template.rules.entries.prune_commit_blocks`."""
         self.blocks = prune_commit_blocks(self.blocks, before_block=before_block)

@@ -1,11 +1,12 @@
 """The outside systems that all parts of one validator share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from template.chain.protocols import ValidatorChain
 from template.store.store import Store
 from template.telemetry.wandb_tracker import Tracker
+from template.validator.bootstrap import RoundHistory
 from template.validator.config import ValidatorConfig
 from template.validator.downloads import Downloader
 from template.workers.executor import Executor
@@ -13,7 +14,7 @@ from template.workers.executor import Executor
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Configuration, outside systems and clock of one validator."""
+    """Configuration, outside systems and clock of one validator. history: of --bootstrap_rounds."""
 
     config: ValidatorConfig
     chain: ValidatorChain
@@ -22,3 +23,4 @@ class Context:
     downloader: Downloader
     tracker: Tracker
     now: Callable[[], float]
+    history: RoundHistory = field(default_factory=RoundHistory)

@@ -227,12 +227,16 @@ class SubmissionEvaluator:
             receipt=receipt.to_json(),
             receipt_digest=receipt.digest,
         )
-        self._store.record_evaluation(self.eval_config, evaluation, recorded, self._now())
-        self.losses.setdefault(evaluation.content, []).append(result.loss)
+        self.record(evaluation, recorded)
         logger.info(
             "evaluated hotkey={} number={} loss={:.6f} seconds={:.1f}",
             entry.key.hotkey, evaluation.number, result.loss, recorded.seconds,
         )  # fmt: skip
+
+    def record(self, evaluation: RoundEvaluation, result: EvaluationResult) -> None:
+        """Record the loss of an evaluation: the next of its dataset."""
+        self._store.record_evaluation(self.eval_config, evaluation, result, self._now())
+        self.losses.setdefault(evaluation.content, []).append(result.loss)
 
     def _reject(self, entry: Entry, error: SubmissionError) -> None:
         logger.info("rejected hotkey={} commitment={} reason={}: {}", *entry.key, error.reason, error)

@@ -16,13 +16,14 @@ from template.chain.protocols import ValidatorChain
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.errors import ConfigError, HostError, RemoteError
 from template.hub.datasets import fetch_eval_set
-from template.records import ChainSnapshot, ChainView, EvalConfig, Round
+from template.records import ChainView, EvalConfig, Round
 from template.rules import schedule
 from template.rules.entries import MISSING, missing_commit_blocks
 from template.rules.schedule import Action, State
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker, Tracker
 from template.validator.availability import FileWatch
+from template.validator.bootstrap import RoundHistory
 from template.validator.cleanup import clean_up, oldest_remembered_block
 from template.validator.commit_blocks import CommitBlockIndex
 from template.validator.config import LuckyNumFrom, ValidatorConfig
@@ -30,7 +31,8 @@ from template.validator.context import Context
 from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.reporting import Reporter
-from template.validator.rounds import check_chain, open_round, plan_round, update_table
+from template.validator.rounds import adopt_results, check_chain, open_round, plan_round, update_table
+from template.validator.snapshots import SnapshotReader
 from template.validator.weights import (
     NOTHING_SCORED,
     make_leaderboard,
@@ -48,9 +50,6 @@ MAX_BACKOFF_S = 300.0
 
 # Longest wait of an idle tick while downloads are running.
 DOWNLOAD_POLL_S = 0.5
-
-# Attempts to read the subnet at the start of a missed round, before it is left out: a quarter of an hour.
-MAX_UNREAD_STARTS = 8
 
 # Time between two checks for a new release. A check waits for running evaluations.
 UPDATE_EVERY_S = 3600.0
@@ -72,11 +71,13 @@ class Validator:
         *,
         tracker: Tracker | None = None,
         update: Callable[[], bool] | None = None,
+        history: RoundHistory | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Build a validator; nothing starts before `run` or `tick`.
 
-        update: installs a new release and returns whether it did; called between rounds without evaluations.
+        update: installs a new release and returns whether it did; called between rounds without evaluations. history:
+        of --bootstrap_rounds.
         """
         self.config = config
         self.stop = threading.Event()
@@ -86,6 +87,7 @@ class Validator:
         self._context = Context(
             config=config, chain=chain, store=store, executor=executor, downloader=downloader,
             tracker=tracker or NullTracker(), now=now,
+            history=history or RoundHistory(),
         )  # fmt: skip
         self._chain = chain
         self._store = store
@@ -96,7 +98,7 @@ class Validator:
         self._update_at = float("-inf")
         self._commit_blocks = CommitBlockIndex(self._context)
         self._files = FileWatch(self._context)
-        self._unread_starts = 0
+        self._snapshots = SnapshotReader(self._context, self._commit_blocks)
         self._reporter = Reporter(self._context)
         self._is_admitted = False
         self._eval_set: EvalSetIndex | None = None
@@ -296,7 +298,9 @@ class Validator:
                     evaluator.start_download(current.by_key[key], view.block, state.retry_states.get(key))
             case schedule.PlanRound():
                 assert current is not None and evaluator is not None
-                plan_round(self._context, evaluator, current)
+                planned = plan_round(self._context, evaluator, current)
+                if planned.is_past:
+                    adopt_results(self._context, evaluator, planned, self._model or "")
             case schedule.EvaluateDataset(evaluation):
                 assert current is not None and evaluator is not None
                 evaluator.start_evaluation(current.by_key[evaluation.key], evaluation)
@@ -338,7 +342,7 @@ class Validator:
             if self.is_updated:
                 return True
         assert self.evaluator is not None
-        snapshot = view if start_block == view.block else self._read_start(view, start_block)
+        snapshot = view if start_block == view.block else self._snapshots.read(view, start_block)
         self._commit_blocks.update(snapshot, view.block)
         if missing_commit_blocks(snapshot, self._commit_blocks.blocks):
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")
@@ -349,31 +353,14 @@ class Validator:
         )  # fmt: skip
         return False
 
-    def _read_start(self, view: ChainView, start_block: int) -> ChainSnapshot:
-        """Read the subnet at a round's start, or at the newest one if no node has that state any more."""
-        try:
-            snapshot = self._chain.snapshot(start_block)
-        except RemoteError as error:
-            self._unread_starts += 1
-            newest = view.block - view.block % self.config.policy.blocks_per_epoch
-            if self._unread_starts < MAX_UNREAD_STARTS or start_block >= newest:
-                raise
-            logger.error(
-                "no node returns the subnet at block {}: {}; the rounds up to block {} are left out. An archive node"
-                " (--subtensor.archive_endpoints) has them: without it, ranks and losses may differ from those of other"
-                " validators",
-                start_block, error, newest,
-            )  # fmt: skip
-            snapshot = self._chain.snapshot(newest)
-        self._unread_starts = 0
-        return snapshot
-
     def _close_round(self, evaluator: SubmissionEvaluator, current: Round, state: State, *, is_settled: bool) -> None:
         """Publish, close and clean up, so that a crash in between repeats it."""
         # Evaluations that were done after the weights can confirm a dataset that is replaced in the next round.
         table = update_table(self._context, evaluator, current)
         if not self._store.has_leaderboard(current.id):
-            self._store.record_leaderboard(current.id, make_leaderboard(self._context, evaluator, current, table))
+            leaderboard = make_leaderboard(self._context, evaluator, current, table)
+            self._store.record_leaderboard(current.id, leaderboard)
+            self._context.history.log_differences(current.start_block, leaderboard)
         self._reporter.publish_round(evaluator, current, self._model or "")
         self._store.close_round(current.id, self._now())
         self.rounds_done += 1

@@ -87,6 +87,7 @@ class Reporter:
         ledger = store.ledger(current.id)
         path = None
         if config.round_dir is not None:
+            signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
             summary = RoundSummary(
                 netuid=chain.netuid,
                 competition=config.competition,
@@ -98,9 +99,8 @@ class Reporter:
                 ledger=ledger,
                 intents=intents,
                 results=results,
-                receipts=_read_receipts(results),
+                receipts=_read_receipts(results, signer),
             )
-            signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
             path = write_round(config.round_dir, summary, signer=signer, sign=sign)
         seconds: dict[str, float] = {}
         for one, result in results.items():
@@ -140,12 +140,17 @@ def _describe(action: Action) -> str:
     return "stopping"
 
 
-def _read_receipts(results: Mapping[RoundEvaluation, EvaluationResult]) -> dict[RoundEvaluation, Receipt]:
-    """Parse receipts; skip those of other releases that cannot be read."""
+def _read_receipts(
+    results: Mapping[RoundEvaluation, EvaluationResult], signer: str | None
+) -> dict[RoundEvaluation, Receipt]:
+    """Parse receipts; skip those of other releases that cannot be read, and of --bootstrap_rounds."""
     receipts = {}
     for one, result in results.items():
         try:
-            receipts[one] = Receipt.from_json(result.receipt, f"the receipt of {one.key.hotkey}")
+            receipt = Receipt.from_json(result.receipt, f"the receipt of {one.key.hotkey}")
         except ConfigError as error:
             logger.warning("receipt not published: {}", error)
+            continue
+        if receipt.signer == signer:
+            receipts[one] = receipt
     return receipts

@@ -156,7 +156,7 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
         table.originals, table.ledger, recent, current.start_block, config.competition, config.incentives
     )
     keys = {content.key: key for key, content in table.present.items()}
-    drawn = store.drawn_seeds(evaluator.eval_config)
+    drawn = {**context.history.seeds, **store.drawn_seeds(evaluator.eval_config)}
     evaluations = []
     for one in planned:
         lucky_num, block = _choose_seed(context, evaluator, drawn, one)
@@ -173,6 +173,21 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
     store.record_plan(current)
     logger.info("round {} has {} evaluations of {} datasets", current.id, len(planned), len(table.originals))
     return current
+
+
+def adopt_results(context: Context, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
+    """Record the losses of a missed round that the files of --bootstrap_rounds have; the others are evaluated here."""
+    results = {one: context.history.result(one, model) for one in current.evaluations or ()}
+    adopted = 0
+    for one, result in results.items():
+        if result is not None and len(evaluator.losses.get(one.content, ())) + 1 == one.number:
+            evaluator.record(one, result)
+            adopted += 1
+    models = context.history.models
+    if models and results:
+        logger.info("round {}: {} of {} losses are from --bootstrap_rounds", current.id, adopted, len(results))
+    if models and model not in models:
+        logger.warning("losses of --bootstrap_rounds are of {}, here of {}: datasets are evaluated here", models, model)
 
 
 def _choose_seed(

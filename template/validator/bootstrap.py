@@ -1,0 +1,199 @@
+"""Work through missed rounds with the signed round files of another validator.
+
+A missed round is worked through as always: its datasets are downloaded, its evaluations planned, its table made. Only
+what this validator cannot have comes from the files: the subnet at a block whose state every node dropped, and losses
+with their receipts. So each file is checked by doing its round again, and every difference is logged.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from loguru import logger
+
+from template.competition import Competition, Incentives
+from template.errors import ConfigError, RemoteError
+from template.receipts.files import read_round
+from template.receipts.receipt import Receipt
+from template.receipts.round_file import EvaluationLine, RoundFile, RoundHeader
+from template.receipts.verify import check_across_files, check_consistency, check_signatures
+from template.records import (
+    ChainCommitment,
+    ChainSnapshot,
+    ContentKey,
+    EvaluationResult,
+    Leaderboard,
+    Neuron,
+    RoundEvaluation,
+)
+from template.rules.entries import CommitBlocks
+
+Verify = Callable[[str, bytes, str], bool]
+
+# Differences of one round that are logged.
+_SHOWN = 5
+
+
+class RoundHistory:
+    """The checked round files of one validator; empty without --bootstrap_rounds."""
+
+    def __init__(self, files: Iterable[RoundFile] = ()) -> None:
+        self._files = {file.header.start_block: file for file in files}
+        self._evaluations: dict[tuple[ContentKey, int], tuple[EvaluationLine, str]] = {}
+        self._receipts: dict[str, Receipt] = {}
+        for _, file in sorted(self._files.items()):
+            self._receipts.update({receipt.digest: receipt for receipt in file.receipts})
+            for line in file.header.evaluations:
+                key = (ContentKey(line.hotkey, line.digest), line.number)
+                self._evaluations.setdefault(key, (line, file.header.model))
+
+    @property
+    def first_block(self) -> int | None:
+        """The start block of the oldest round."""
+        return min(self._files, default=None)
+
+    def next_block(self, block: int) -> int | None:
+        """Return the first start block from `block` on."""
+        return min((start for start in self._files if start >= block), default=None)
+
+    @property
+    def models(self) -> list[str]:
+        """The models of the losses."""
+        return sorted({model for _, model in self._evaluations.values()})
+
+    @property
+    def seeds(self) -> dict[tuple[ContentKey, int], int]:
+        """The seed of each evaluation, by dataset and number."""
+        return {key: line.lucky_num for key, (line, _) in self._evaluations.items()}
+
+    def snapshot(self, netuid: int, block: int, block_hash: str) -> tuple[ChainSnapshot, CommitBlocks] | None:
+        """Return the subnet at a round's start with the commit blocks of its entries; None without a file.
+
+        It has only the hotkeys with a commitment. Raises: RemoteError for a file of another chain.
+        """
+        file = self._files.get(block)
+        if file is None:
+            return None
+        header = file.header
+        if header.start_block_hash.lower() != block_hash.lower():
+            raise RemoteError(f"the round file of block {block} is of another chain: remove it from --bootstrap_rounds")
+        neurons = [
+            Neuron(uid=line.uid, hotkey=line.hotkey, registration_block=line.registration_block, last_update_block=0)
+            for line in header.entries
+        ]
+        commitments = [
+            ChainCommitment(
+                hotkey=line.hotkey, block=line.block, text=line.entry, is_revealed=line.commit_block != line.block
+            )
+            for line in header.entries
+        ]
+        snapshot = ChainSnapshot(
+            netuid=netuid,
+            block=block,
+            block_hash=block_hash,
+            neurons=tuple(neurons),
+            commitments=tuple(sorted(commitments, key=lambda commitment: (commitment.block, commitment.hotkey))),
+            owner_hotkey="",
+            owner_uid=None,
+        )
+        return snapshot, {(line.hotkey, line.block): line.commit_block for line in header.entries}
+
+    def result(self, evaluation: RoundEvaluation, model: str) -> EvaluationResult | None:
+        """Return the loss of an evaluation with the same seed and model, if its receipt is there."""
+        line, by_model = self._evaluations.get((evaluation.content, evaluation.number), (None, ""))
+        receipt = None if line is None or line.receipt is None else self._receipts.get(line.receipt)
+        if line is None or receipt is None or (line.lucky_num, by_model) != (evaluation.lucky_num, model):
+            return None
+        result = receipt.result
+        return EvaluationResult(
+            loss=result.loss,
+            seconds=result.train_seconds + result.eval_seconds,
+            receipt=receipt.to_json(),
+            receipt_digest=receipt.digest,
+        )
+
+    def log_differences(self, block: int, leaderboard: Leaderboard) -> None:
+        """Log where a round's table differs from the file's."""
+        if block not in self._files:
+            return
+        header = self._files[block].header
+        theirs = {line.hotkey: (line.reason, line.digest, line.runs, line.loss) for line in header.table}
+        ours = {row.hotkey: (row.reason, row.digest, row.runs, row.loss) for row in leaderboard.rows}
+        different = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key))
+        for hotkey in different[:_SHOWN]:
+            logger.warning(
+                "round file of block {} differs for hotkey={}: (reason, dataset, runs, loss) is {} there, {} here",
+                block, hotkey, theirs.get(hotkey), ours.get(hotkey),
+            )  # fmt: skip
+        if different:
+            logger.warning("round file of block {} differs for {} of {} hotkeys", block, len(different), len(ours))
+
+
+def read_history(
+    paths: Iterable[Path],
+    *,
+    netuid: int,
+    competition: Competition,
+    incentives: Incentives,
+    hyperparameters_digest: str,
+    verify: Verify,
+) -> RoundHistory:
+    """Read round files; leave out those with a fault, and say which.
+
+    verify(signer, message, signature) returns whether a signature is valid. Raises: ConfigError when no file can be
+    used, or the files are of several validators.
+    """
+    files: dict[str, RoundFile] = {}
+    for path in sorted(paths):
+        try:
+            files[str(path)] = read_round(path)
+        except ConfigError as error:
+            logger.warning("round file left out: {}", error)
+    contradictions = check_across_files({name: file.header for name, file in files.items()})
+    receipts = {receipt.digest: receipt for file in files.values() for receipt in file.receipts}
+    usable: list[RoundFile] = []
+    for name, file in files.items():
+        faults = [
+            *_find_other_rules(file.header, netuid, competition, incentives, hyperparameters_digest),
+            *_find_bad_signatures(file, verify),
+            *contradictions[name],
+            *check_consistency(file, receipts),
+        ]
+        if faults:
+            logger.warning("round file left out: {}: {} ({} faults)", name, faults[0], len(faults))
+        else:
+            usable.append(file)
+    signers = sorted({str(file.header.signer) for file in usable})
+    if len(signers) != 1:
+        names = ", ".join(signers) or "none that can be used"
+        raise ConfigError(f"--bootstrap_rounds must hold the round files of one validator, and has {names}")
+    history = RoundHistory(usable)
+    blocks = [file.header.start_block for file in usable]
+    logger.warning(
+        "--bootstrap_rounds: {} round files of {}, blocks {} to {}. Checked: signatures, rules, arithmetic, hashes."
+        " Not checked: losses (replay them with scripts/audit.py), and entries where no node has the block's state",
+        len(usable), signers[0], min(blocks), max(blocks),
+    )  # fmt: skip
+    return history
+
+
+def _find_other_rules(
+    header: RoundHeader, netuid: int, competition: Competition, incentives: Incentives, hyperparameters_digest: str
+) -> list[str]:
+    ours: Mapping[str, object] = {
+        "netuid": netuid,
+        "competition": competition,
+        "hyperparameters_digest": hyperparameters_digest,
+    }
+    faults = [f"its {name} is another" for name, value in ours.items() if getattr(header, name) != value]
+    # Each validator chooses how many evaluations of a round it can do.
+    names = [name for name in vars(incentives) if name not in ("slots", "start_block")]
+    return faults + [
+        f"its {name} is another" for name in names if getattr(header.incentives, name) != getattr(incentives, name)
+    ]
+
+
+def _find_bad_signatures(file: RoundFile, verify: Verify) -> list[str]:
+    if file.header.signer is None:
+        return ["it is unsigned"]
+    fault, receipt_faults = check_signatures(file, verify)
+    return [*([fault] if fault else []), *receipt_faults.values()]
