@@ -17,7 +17,7 @@ from scripts import status
 from template.competition import Competition
 from template.errors import ConfigError, Reason
 from template.files import lock_holder_pid
-from template.records import EvalConfig, LeaderboardRow, RetryState
+from template.records import EvalConfig, Leaderboard, LeaderboardRow, RetryState
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.store.store import Store
 from template.validator.status import count_bytes, measure_disk, read_status
@@ -28,6 +28,7 @@ from tests.fixtures.views import make_key
 from tests.fixtures.workers import until
 
 SCRIPT = [sys.executable, ROOT / "scripts" / "status.py", "--state_dir"]
+NUMBERS = ("runs", "mean", "spread", "loss", "score", "credit", "weight")
 V0_3 = ROOT / "tests" / "fixtures" / "v0_3"
 
 
@@ -77,22 +78,41 @@ def test_status_after_the_end_shows_the_leaderboard(net: Net) -> None:
     assert "validator   not running" in output
     assert "1 duplicate in round 1" in output
     table = output[output.index("\nround 1, blocks ") + 1 :].splitlines()
-    assert table[2].split() == ["hotkey", "uid", "dataset", "verdict", "loss", "score", "weight"]
+    assert table[2].split() == ["hotkey", "uid", "dataset", "verdict", *NUMBERS]
     short = f"{row.key.hotkey[:6]}..{row.key.hotkey[-4:]}"
-    assert table[4].split() == [short, "2", "alice/data", "scored", f"{row.loss:.6f}", f"{row.score:.4f}", "1.0000"]
+    loss = f"{row.loss:.6f}"
+    numbers = ["1", loss, "-", loss, f"{row.score:.4f}", f"{row.credit:.4f}", "1.0000"]
+    assert table[4].split() == [short, "2", "alice/data", "record", *numbers]
+    assert table[-2] == f"ledger: 1 confirmed datasets, 1 records; the best loss is {loss}, of {short}"
     assert table[-1].startswith("weights: on chain since block ")
+
+
+def test_json_has_estimate_credit_and_ledger(net: Net) -> None:
+    net.submit("alice", LARGE)
+    with open_bench(net) as bench:
+        bench.validator.run()
+        (row,), (line,) = bench.store.leaderboard(1), bench.store.ledger(1)
     content = json.loads(show(net, "--json").output)
-    assert content["standings"][0]["key"]["hotkey"] == net.hotkey("alice")
+    (shown,), (ledger,) = content["standings"], content["ledger"]
+    assert shown["key"]["hotkey"] == net.hotkey("alice")
+    assert {name: shown[name] for name in NUMBERS} == {name: getattr(row, name) for name in NUMBERS}
+    assert ledger == dataclasses.asdict(line) and line.credit > 0.0
 
 
 @pytest.mark.parametrize("name", ["state.db", "state_open.db.gz"])
-def test_json_of_a_state_of_0_3_is_what_0_3_printed(tmp_path: Path, name: str) -> None:
+def test_migrated_state_of_0_3_shows_what_0_3_showed(tmp_path: Path, name: str) -> None:
     content = (V0_3 / name).read_bytes()
     (tmp_path / "validator.sqlite3").write_bytes(gzip.decompress(content) if name.endswith(".gz") else content)
+    refused = show(tmp_path, "--json")
+    assert refused.status == 3 and "start the validator once to migrate it" in refused.logs[-1]
+    Store(tmp_path / "validator.sqlite3").close()
     shown = json.loads(show(tmp_path, "--json").output)
-    assert shown.pop("disk") and shown["alive"].pop("age_seconds") > 0
     case = "status open" if "open" in name else "status state"
-    assert shown == json.loads((V0_3 / "expected.json").read_text())["cli"][case]["json"]
+    past = json.loads((V0_3 / "expected.json").read_text())["cli"][case]["json"]
+    for key in ("activity", "model", "contest", "failures"):
+        assert shown[key] == past[key], key
+    for name, field in (("standings", "loss"), ("intents", "weights"), ("intents", "shares")):
+        assert [row[field] for row in shown[name]] == [row[field] for row in past[name]]
 
 
 def test_finding_the_lock_holder_takes_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,10 +182,10 @@ def test_strangers_text_is_escaped(net: Net) -> None:
     with open_bench(net) as bench:
         bench.validator.run()
         attempt = RetryState(0, MAX_HOST_FAILURES, time.time() + 9_000, "\x1b]0;owned\x07\nsuspended   none")
-        (bob,) = [key for key in bench.store.submissions() if key.hotkey == net.hotkey("bob")]
+        (bob,) = [key for key in bench.datasets() if key.hotkey == net.hotkey("bob")]
         bench.store.record_retry_state(bench.eval_config, bob, attempt)
     ended = show(net, "--all")
-    assert "\\x1b[2J\\x1b[31m\\u202eall" in ended.output and "\\x1b]0;owned\\x07\\nsuspended" in ended.output
+    assert "\\x1b[2J\\x1b[31m\\u202e" in ended.output and "\\x1b]0;owned\\x07\\nsuspended" in ended.output
     assert [line for line in ended.output.splitlines() if not line.isprintable()] == []
     assert sum(line.startswith("suspended") for line in ended.output.splitlines()) == 1
     raw = show(net, "--json").output
@@ -196,7 +216,7 @@ def test_leaderboard_is_cut_at_20_rows_without_all(path: Path, store: Store, eva
         LeaderboardRow(key=make_key(f"hotkey{uid:03}"), uid=uid, message=f"no row {uid}", **rejected)  # type: ignore[arg-type]
         for uid in range(50)
     ]
-    store.record_leaderboard(opened.id, rows)
+    store.record_leaderboard(opened.id, Leaderboard(rows, []))
     cut, whole = show(path.parent).output, show(path.parent, "--all").output
     assert cut.count("  empty ") == 20
     assert "\n... and 30 more, --all shows them\n" in cut and "no row 20" not in cut

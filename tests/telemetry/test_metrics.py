@@ -3,8 +3,8 @@
 from template.errors import Reason
 from template.records import LeaderboardRow, LedgerLine, Metrics, RoundReport, RunningEvaluation, SubmissionKey
 from template.telemetry.metrics import live_metrics, round_metrics, table_rows
-from tests.fixtures.schedule import intent
 from tests.fixtures.status import REFUSED, TAKEN, make_round
+from tests.fixtures.views import make_intent
 
 
 def make_row(uid: int, *, loss: float | None = None, reason: Reason | None = None, repo: str = "") -> LeaderboardRow:
@@ -68,7 +68,7 @@ def test_round_metrics_count_the_ledger_and_its_best_loss() -> None:
 
 
 def test_round_metrics_count_weights_by_outcome() -> None:
-    intents = tuple(intent(1, outcome) for outcome in (None, TAKEN, REFUSED, TAKEN))
+    intents = tuple(make_intent(1, 1, outcome) for outcome in (None, TAKEN, REFUSED, TAKEN))
     metrics = round_metrics(make_report([], intents=intents))
     weights = {name: value for name, value in metrics.items() if "/weights/" in name}
     assert weights == {"round/weights/unknown": 1, "round/weights/accepted": 2, "round/weights/refused": 1}
