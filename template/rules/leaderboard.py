@@ -66,19 +66,20 @@ def choose_weights(
     """Return the share of each hotkey, summing to 1; empty without any shares.
 
     The last shares are used again until everyone who has one is evaluated in this season: nobody is paid for being
-    early in the queue. Then the leaderboard's own weights count. While nothing is confirmed, the last shares are used
-    again. Otherwise everything goes to the subnet owner, which burns it; but a validator that has evaluated nothing
-    burns nothing.
+    early in the queue. Then the leaderboard's own weights count. Without any, everything goes to the subnet owner,
+    which burns it; but a validator that has evaluated nothing burns nothing.
+
+    Args:
+        undecided: Hotkeys whose dataset still waits for evaluations in this season; see `find_undecided`.
     """
     if not last_shares.keys().isdisjoint(undecided):
         return last_shares
     if any(row.weight > 0.0 for row in rows):
         return {row.key.hotkey: row.weight for row in rows if row.weight > 0.0}
-    if not has_ledger and last_shares:
-        return last_shares
     has_work = any(row.reason is None and row.loss is None for row in rows)
-    if has_work and not has_ledger and all(row.loss is None for row in rows):
-        return {}
+    is_unevaluated = has_work and not has_ledger and all(row.loss is None for row in rows)
+    if is_unevaluated or (undecided and not has_ledger and last_shares):
+        return last_shares
     return {owner_hotkey: 1.0}
 
 

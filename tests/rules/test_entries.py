@@ -1,4 +1,4 @@
-"""Entries: their validity, rank and order in the queue."""
+"""Entries: their validity, commit blocks and order in the queue."""
 
 import random
 from dataclasses import replace
@@ -8,13 +8,20 @@ import pytest
 from template.competition import CommitmentRecord, Competition
 from template.errors import Reason
 from template.records import ChainCommitment, ChainView, Entry, SubmissionKey
-from template.rules.entries import current_submissions, find_entries, missing_commit_blocks, order_entries
+from template.rules.entries import (
+    find_entries,
+    is_within_upload_grace,
+    keep_sealed,
+    missing_commit_blocks,
+    order_entries,
+    prune_commit_blocks,
+)
 from tests.fixtures.views import (
     enter,
     make_commitment,
     make_key,
     make_neuron,
-    make_submission,
+    make_stand,
     make_text,
     make_view,
     view_of,
@@ -39,15 +46,15 @@ def test_entries_are_the_commitments_of_registered_hotkeys() -> None:
     entries = enter(replace(view, commitments=(*view.commitments, make_commitment("gone", 20))))
     record = CommitmentRecord("a/data", "1", "a" * 40)
     assert entries[A] == Entry(
-        key=A, uid=0, reveal_block=10, rank_block=10, registration_block=5, record=record, rejection=None
+        key=A, uid=0, reveal_block=10, commit_block=10, registration_block=5, record=record, rejection=None
     )
-    assert set(entries) == {A, B} and (entries[B].uid, entries[B].rank_block) == (1, 30)
+    assert set(entries) == {A, B} and (entries[B].uid, entries[B].commit_block) == (1, 30)
 
 
 @pytest.mark.parametrize("reveal_round", [None, 1234])
 def test_unreadable_commitment_is_no_entry(reveal_round: int | None) -> None:
     commitment = ChainCommitment(hotkey="a", block=30, text=None, reveal_round=reveal_round)
-    assert current_submissions(view_of_a(commitment), {}) == [] and enter(view_of_a(commitment)) == {}
+    assert enter(view_of_a(commitment)) == {}
 
 
 @pytest.mark.parametrize(
@@ -74,44 +81,60 @@ def test_commitment_up_to_the_registration_is_rejected(block: int, is_rejected: 
     assert rejection is None or rejection.reason is Reason.BEFORE_REGISTRATION
 
 
-def test_new_commit_is_another_entry() -> None:
-    newer = make_key("a", commit="b" * 40)
-    entry = only(enter(view_of_a(replace(make_commitment("a", 40), text=newer.commitment)), make_submission(A, 10)))
-    assert (entry.key, entry.rank_block) == (newer, 40)
+def test_revealed_commitment_keeps_its_commit_block() -> None:
+    entry = only(find_entries(view_of_a(REVEALED), COMPETITION, {("a", 90): 60, ("a", 80): 20, ("b", 90): 70}))
+    assert (entry.commit_block, entry.reveal_block) == (60, 90)
 
 
-@pytest.mark.parametrize(
-    ("registration_block", "first_block", "rank_block"), [(5, 10, 10), (30, 10, 40), (30, 30, 40), (30, 31, 31)]
-)
-def test_rank_is_the_first_block_since_registration(registration_block: int, first_block: int, rank_block: int) -> None:
-    entry = only(enter(view_of({"a": registration_block}, a=40), make_submission(A, first_block)))
-    assert (entry.rank_block, entry.reveal_block) == (rank_block, rank_block)
-
-
-def test_missing_file_costs_the_rank() -> None:
-    missing = replace(make_submission(A, 10), missing_block=55)
-    entry = only(find_entries(view_of(a=20), {A: missing}, COMPETITION))
-    assert (entry.rank_block, entry.reveal_block) == (56, 10)
-
-
-def test_revealed_commitment_ranks_by_its_commit_block() -> None:
-    view = view_of_a(REVEALED)
-    (now,) = current_submissions(view, {("a", 90): 60, ("a", 80): 20, ("b", 90): 70})
-    assert (now.first_block, now.reveal_block, now.block) == (60, 90, 90)
-    entry = only(find_entries(view, {A: now}, COMPETITION, {("a", 90): 60}))
-    assert (entry.rank_block, entry.reveal_block) == (60, 90)
-
-
-def test_commit_before_registration_ranks_by_its_reveal() -> None:
-    assert only(find_entries(view_of_a(REVEALED, 70), {}, COMPETITION, {("a", 90): 60})).rank_block == 90
+def test_commit_before_registration_counts_from_its_reveal() -> None:
+    assert only(find_entries(view_of_a(REVEALED, 70), COMPETITION, {("a", 90): 60})).commit_block == 90
 
 
 def test_reveal_without_a_commit_block_is_left_out() -> None:
     view = view_of(a=1, c=50)
     view = replace(view, commitments=(REVEALED, replace(REVEALED, hotkey="gone"), make_commitment("c", 50)))
-    assert [submission.key.hotkey for submission in current_submissions(view, {("a", 80): 20})] == ["c"]
+    assert [key.hotkey for key in find_entries(view, COMPETITION, {("a", 80): 20})] == ["c"]
     assert missing_commit_blocks(view, {("a", 80): 20}) == {"a": 90}
     assert missing_commit_blocks(view, {("a", 90): 20}) == {}
+    assert len(find_entries(view, COMPETITION)) == 2, "without commit blocks it counts from its reveal"
+
+
+def test_newest_commit_block_of_a_hotkey_is_kept() -> None:
+    blocks = {("a", 10): 1, ("a", 20): 2, ("b", 20): 3, ("b", 90): 4}
+    assert prune_commit_blocks(blocks, before_block=50) == {("a", 20): 2, ("b", 20): 3, ("b", 90): 4}
+
+
+@pytest.mark.parametrize(
+    ("last_block", "registration_block", "is_kept"),
+    [(80, 5, True), (90, 5, True), (70, 5, False), (80, 6, False)],
+    ids=["stood before the seal", "kept before", "did not stand", "of another registration"],
+)
+def test_last_entry_stays_until_the_reveal(last_block: int, registration_block: int, is_kept: bool) -> None:
+    view = view_of_a(ChainCommitment(hotkey="a", block=85, text=None, reveal_round=1234), registration_block)
+    stand = make_stand(A, 60, last_block, commit_block=55, registration_block=5)
+    kept = keep_sealed(view, {"a": stand}, COMPETITION, 10)
+    assert set(kept) == ({A} if is_kept else set())
+    assert all(entry.commit_block == 55 and entry.rejection is None for entry in kept.values())
+    assert keep_sealed(view, {}, COMPETITION, 10) == {}
+
+
+def test_unreadable_commitment_keeps_no_entry() -> None:
+    view = view_of_a(ChainCommitment(hotkey="a", block=85, text=None))
+    assert keep_sealed(view, {"a": make_stand(A, 60, 80, registration_block=5)}, COMPETITION, 10) == {}
+
+
+@pytest.mark.parametrize(
+    ("commit", "reason", "block", "is_awaited"),
+    [
+        ("a" * 64, Reason.MISSING_FILE, 310, True),
+        ("a" * 64, Reason.MISSING_FILE, 311, False),
+        ("a" * 64, Reason.NOT_IN_POOL, 10, False),
+        ("a" * 40, Reason.MISSING_FILE, 10, False),
+    ],
+)
+def test_promised_file_may_come_for_an_hour(commit: str, reason: Reason, block: int, is_awaited: bool) -> None:
+    record = CommitmentRecord("a/data", "1", commit)
+    assert is_within_upload_grace(record, reason, reveal_block=10, block=block) == is_awaited
 
 
 def test_failed_downloads_take_half_of_the_queue_at_most() -> None:

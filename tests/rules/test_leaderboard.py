@@ -1,133 +1,143 @@
 """The leaderboard of a round and the weights made of it."""
 
-import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from template.competition import Competition
+from template.competition import Competition, Incentives, Reward
 from template.errors import Reason
-from template.records import ChainView, Entry, LeaderboardRow, SubmissionKey, Verdict
-from template.rules.duplicates import Duplicate, find_duplicates
-from template.rules.leaderboard import build_leaderboard, choose_weights, weights_by_uid
-from tests.fixtures.views import OWNER, enter, make_commitment, make_key, make_neuron, make_view, record, view_of
+from template.records import ContentKey, LeaderboardRow, SubmissionKey, Verdict
+from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
+from template.rules.ledger import Content, read_ledger
+from template.rules.table import Table
+from tests.fixtures.table import DAY, PERIOD, Game, make_content
+from tests.fixtures.views import OWNER, make_entry, make_key, make_neuron, make_view
 
 COMPETITION = Competition.from_defaults()
+RULES = Incentives(evaluations=4, hold=8)
 A, B, C = (make_key(name) for name in "abc")
-ROWS = tuple(number.to_bytes(32, "big") for number in range(101))
-DUPLICATE = Duplicate(hotkey="x", commit="y", block=1, shared=101)
-# Beyond the curve: its score is 0.
-HIGH_LOSS = Verdict(loss=2.9)
 
 
-def compete(names: str, *, owner_uid: int | None = None) -> tuple[ChainView, dict[SubmissionKey, Entry]]:
-    """One entry per letter, in the order of uids, and the owner if it has a uid."""
-    view = view_of(**{name: 10 + uid for uid, name in enumerate(names)})
-    if owner_uid is not None:
-        view = replace(view, neurons=(*view.neurons, make_neuron(owner_uid, OWNER)), owner_uid=owner_uid)
-    return view, enter(view)
+def make_table(*contents: Content, readable: int = 90 * PERIOD, **changes: Any) -> Table:
+    """The table of these datasets, all present."""
+    values: dict[str, Any] = {
+        "present": {make_key(content.key.hotkey): content for content in contents},
+        "waiting": {},
+        "readable": {content.key.hotkey: readable for content in contents},
+        "duplicates": {},
+        "ledger": read_ledger(contents, COMPETITION, RULES),
+    }
+    return Table(**{**values, **changes})
 
 
 def rank(
-    view: ChainView,
-    entries: dict[SubmissionKey, Entry],
-    verdicts: dict[SubmissionKey, Verdict],
-    duplicates: dict[SubmissionKey, Duplicate],
-    last_shares: dict[str, float] | None = None,
-) -> tuple[dict[str, LeaderboardRow], dict[int, float]]:
-    """The leaderboard by hotkey, and the weights that are submitted at `view`."""
-    rows = build_leaderboard(COMPETITION, entries, verdicts, duplicates, verdicts)
-    shares = choose_weights(rows, last_shares or {}, view.owner_hotkey)
-    registrations = {entry.key.hotkey: entry.registration_block for entry in entries.values()}
-    return {row.key.hotkey: row for row in rows}, weights_by_uid(shares, view, registrations)
+    table: Table, *names: str, verdicts: dict[SubmissionKey, Verdict] | None = None, incentives: Incentives = RULES
+) -> dict[str, LeaderboardRow]:
+    """The rows of these hotkeys, all registered in block 1."""
+    entries = {
+        make_key(name): make_entry(make_key(name), 10, uid=uid, registration_block=1) for uid, name in enumerate(names)
+    }
+    rows, _ = build_leaderboard(COMPETITION, incentives, entries, verdicts or {}, table, 90 * PERIOD)
+    return {row.hotkey: row for row in rows}
 
 
-def test_scores_become_weights_by_uid() -> None:
-    verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.6), C: HIGH_LOSS}
-    rows, weights = rank(*compete("abc", owner_uid=9), verdicts, {})
-    assert [rows[name].score for name in "abc"] == [1.0, pytest.approx(0.05), 0.0]
-    assert weights == {0: pytest.approx(1 / 1.05), 1: pytest.approx(0.05 / 1.05)}
-    assert [(row.weight, row.loss, row.reason) for row in rows.values()] == [
-        (weights[0], 2.3, None), (weights[1], 2.6, None), (0.0, 2.9, None),
-    ]  # fmt: skip
+def test_row_shows_the_estimate_and_the_credit() -> None:
+    rows = rank(make_table(make_content("a", 0, [2.5] * 4), make_content("b", 1, [2.45, 2.47])), "a", "b", "c")
+    assert (rows["a"].loss, rows["a"].runs, rows["a"].spread, rows["a"].message) == (2.5, 4, 0.0, "")
+    assert rows["a"].credit > 0.0 and rows["a"].weight == 1.0
+    assert (rows["b"].mean, rows["b"].runs, rows["b"].weight) == (pytest.approx(2.46), 2, 0.0)
+    assert rows["b"].message == "2 of 4 evaluations"
+    assert rows["b"].loss is not None and rows["b"].loss > 2.46, "one spread above sd costs"
+    assert (rows["c"].reason, rows["c"].digest, rows["c"].message) == (None, None, "waits for its download")
 
 
-def test_rows_without_a_score_have_a_reason() -> None:
-    view, _ = compete("abc")
-    invalid = replace(make_commitment("d", 5), text="no")
-    view = replace(view, neurons=(*view.neurons, make_neuron(7, "d")), commitments=(*view.commitments, invalid))
-    verdicts = {A: Verdict(reason=Reason.NOT_IN_POOL, message="line 3"), SubmissionKey("d", "no"): Verdict(loss=2.3)}
-    rows, _ = rank(view, enter(view), verdicts, {B: DUPLICATE})
-    assert (rows["a"].reason, rows["a"].message) == (Reason.NOT_IN_POOL, "line 3")
-    assert rows["b"].reason is Reason.DUPLICATE
-    assert "shares 101 rows with the earlier submission of x" in rows["b"].message
-    assert (rows["c"].reason, rows["c"].message) == (None, "waits for its turn")
-    assert (rows["d"].reason, rows["d"].loss, rows["d"].score) == (Reason.BAD_COMMITMENT, None, 0.0)
+def test_row_names_the_first_rule_that_failed() -> None:
+    table = make_table(make_content("a", 0, [2.5] * 4))
+    rows = rank(table, "a", verdicts={A: Verdict(reason=Reason.DIVERGED, message="step 3")})
+    assert (rows["a"].reason, rows["a"].message, rows["a"].weight) == (Reason.DIVERGED, "step 3", 0.0)
+    waiting = rank(make_table(waiting={B: 7200}), "b")["b"]
+    assert (waiting.reason, waiting.message) == (None, "counts from block 7200")
 
 
 def test_duplicate_with_a_loss_gets_nothing() -> None:
-    verdicts = {A: Verdict(loss=2.5), B: Verdict(loss=2.3)}
-    rows, weights = rank(*compete("ab"), verdicts, {B: DUPLICATE})
-    assert weights == {0: 1.0} and rows["a"].weight == 1.0
-    assert (rows["b"].score, rows["b"].weight, rows["b"].loss) == (0.0, 0.0, 2.3)
+    game = Game()
+    game.commit("a", range(250))
+    game.play(2)
+    game.commit("b", range(250))
+    game.losses[ContentKey("b", next(iter(game.datasets.values())).digest)] = [2.4] * 4
+    game.play()
+    rows = {row.hotkey: row for row in game.leaderboard().rows}
+    assert (rows["b"].reason, rows["b"].score, rows["b"].weight, rows["b"].runs) == (Reason.DUPLICATE, 0.0, 0.0, 4)
+    assert "shares 250 rows with the earlier dataset of a" in rows["b"].message
 
 
-@pytest.mark.parametrize("owner_uid", [0, 9])
-def test_without_scores_all_weight_goes_to_the_owner(owner_uid: int) -> None:
-    view = make_view(
-        neurons=[make_neuron(owner_uid, OWNER), make_neuron(3, "a")], commitments=[make_commitment("a", 10)]
-    )
-    rows, weights = rank(view, enter(view), {A: HIGH_LOSS}, {})
-    assert weights == {owner_uid: 1.0} and rows["a"].weight == 0.0
+@pytest.mark.parametrize(
+    ("verdict", "readable", "is_paid"),
+    [
+        (None, 90 * PERIOD, True),
+        (Verdict(reason=Reason.MISSING_FILE), 90 * PERIOD - DAY, True),
+        (Verdict(reason=Reason.MISSING_FILE), 90 * PERIOD - DAY - PERIOD, False),
+        (Verdict(reason=Reason.NOT_IN_POOL), 90 * PERIOD, False),
+    ],
+    ids=["readable", "missing for a day", "missing for longer", "rejected"],
+)
+def test_credit_is_paid_while_a_dataset_is_readable(verdict: Verdict | None, readable: int, is_paid: bool) -> None:
+    table = make_table(make_content("a", 0, [2.5] * 4), readable=readable)
+    row = rank(table, "a", verdicts={A: verdict} if verdict else {})["a"]
+    assert (row.credit > 0.0) == (row.weight == 1.0) == is_paid
 
 
-@pytest.mark.parametrize(("loss", "weight"), [(2.9, 0.0), (2.3, 1.0)])
-def test_burn_is_not_the_owners_own_share(loss: float, weight: float) -> None:
-    view = view_of(a=11, **{OWNER: 10})
-    view = replace(view, owner_uid=view.by_hotkey[OWNER].uid)
-    rows, weights = rank(view, enter(view), {A: HIGH_LOSS, make_key(OWNER): Verdict(loss=loss)}, {})
-    assert weights == {1: 1.0} and rows[OWNER].weight == weight
+def test_proportional_pays_confirmed_scores() -> None:
+    contents = make_content("a", 0, [2.5] * 4), make_content("b", 1, [2.5] * 4), make_content("c", 2, [2.4] * 3)
+    rows = rank(make_table(*contents), "a", "b", "c", incentives=replace(RULES, reward=Reward.PROPORTIONAL))
+    assert [rows[name].weight for name in "abc"] == [0.5, 0.5, 0.0]
 
 
-def test_without_scores_and_owner_there_are_no_weights() -> None:
-    rows, weights = rank(*compete("a"), {A: HIGH_LOSS}, {})
-    assert weights == {} and rows["a"].weight == 0.0
-    assert rank(make_view(), {}, {}, {}) == ({}, {})
+# Weights
 
 
-def test_loss_without_row_keys_pays_nothing() -> None:
-    verdicts = {A: Verdict(loss=2.3), B: Verdict(loss=2.3)}
-    rows = build_leaderboard(COMPETITION, compete("ab", owner_uid=9)[1], verdicts, {}, {B: ROWS})
-    assert [(row.loss, row.weight) for row in rows] == [(None, 0.0), (2.3, 1.0)]
+def make_row(
+    name: str, *, loss: float | None = None, weight: float = 0.0, reason: Reason | None = None
+) -> LeaderboardRow:
+    return LeaderboardRow(key=make_key(name), uid=0, reason=reason, message="", loss=loss, score=0.0, weight=weight)
 
 
-def test_leaderboard_never_reads_all_verdicts() -> None:
-    class Many(dict[SubmissionKey, Verdict]):
-        def __iter__(self) -> Any:
-            raise AssertionError("there are hundreds of thousands")
-
-        items = keys = values = __iter__
-
-    verdicts = Many({A: Verdict(loss=2.5), SubmissionKey("z", "gone"): Verdict(loss=2.5)})
-    assert [row.loss for row in build_leaderboard(COMPETITION, compete("a")[1], verdicts, {}, {A})] == [2.5]
+LAST = {"z": 1.0}
+UNEVALUATED, EVALUATED = [make_row("a")], [make_row("a", loss=2.7), make_row("b")]
 
 
-def test_stuck_entry_does_not_delay_the_burn() -> None:
-    _, entries = compete("ab", owner_uid=9)
-    rows = build_leaderboard(COMPETITION, entries, {A: HIGH_LOSS}, {}, {A: ROWS})
-    assert choose_weights(rows, {"b": 1.0}, OWNER) == {"b": 1.0}
-    assert choose_weights(rows, {"b": 1.0}, OWNER, stuck={B}) == {OWNER: 1.0}
-    nothing = build_leaderboard(COMPETITION, entries, {}, {}, {})
-    assert choose_weights(nothing, {"b": 1.0}, OWNER, stuck={A, B}) == {"b": 1.0}, "this machine can evaluate nothing"
+@pytest.mark.parametrize(
+    ("rows", "last", "rules", "expected"),
+    [
+        ([make_row("a", loss=2.5, weight=1.0)], LAST, {"has_ledger": True}, {"a": 1.0}),
+        ([make_row("a", loss=2.5, weight=1.0)], LAST, {"has_ledger": True, "undecided": {"b"}}, {"a": 1.0}),
+        ([make_row("a", loss=2.5, weight=1.0)], LAST, {"has_ledger": True, "undecided": {"z"}}, LAST),
+        (EVALUATED, LAST, {"has_ledger": True}, {OWNER: 1.0}),
+        (EVALUATED, LAST, {"has_ledger": False}, {OWNER: 1.0}),
+        (EVALUATED, LAST, {"has_ledger": False, "undecided": {"b"}}, LAST),
+        (UNEVALUATED, LAST, {"has_ledger": False}, LAST),
+        (UNEVALUATED, {}, {"has_ledger": False}, {}),
+        ([make_row("a", reason=Reason.EMPTY)], {}, {"has_ledger": False}, {OWNER: 1.0}),
+        ([], {}, {"has_ledger": False}, {OWNER: 1.0}),
+    ],
+    ids=[
+        "own weights", "another waits", "one with a share waits", "no credit left", "all decided", "some still wait",
+        "nothing evaluated", "nothing evaluated, no shares", "all rejected", "no entries",
+    ],
+)  # fmt: skip
+def test_weights_of_a_round(
+    rows: list[LeaderboardRow], last: dict[str, float], rules: dict[str, Any], expected: dict[str, float]
+) -> None:
+    assert choose_weights(rows, last, OWNER, **rules) == expected
 
 
-def test_waiting_entry_delays_the_burn() -> None:
-    competing, verdicts = compete("ab", owner_uid=9), {A: HIGH_LOSS}
-    assert rank(*competing, verdicts, {})[1] == {}
-    assert rank(*competing, verdicts, {}, {"b": 1.0})[1] == {1: 1.0}
-    assert rank(*competing, verdicts, {B: DUPLICATE})[1] == {9: 1.0}
-    assert rank(*competing, {**verdicts, B: Verdict(reason=Reason.EMPTY)}, {}, {"b": 1.0})[1] == {9: 1.0}
+def test_season_waits_for_datasets_that_are_older_than_it() -> None:
+    contents = [
+        make_content("confirmed", 1, [2.5] * 4), make_content("waiting", 2), make_content("started", 3, [2.45]),
+        make_content("hopeless", 4, [2.6]), make_content("newer", 20),
+    ]  # fmt: skip
+    assert find_undecided(make_table(*contents), 10, COMPETITION, RULES) == {"waiting", "started"}
 
 
 def test_shares_follow_hotkeys_to_their_present_uids() -> None:
@@ -141,20 +151,3 @@ def test_share_ends_with_a_new_registration() -> None:
     assert weights_by_uid({"a": 0.5, "b": 0.5}, view, {"a": 5, "b": 5}) == {1: 1.0}
     assert weights_by_uid({"a": 1.0}, view, {"a": 5}) == {9: 1.0}
     assert weights_by_uid({}, view, {}) == {}
-
-
-def test_leaderboard_does_not_depend_on_input_order() -> None:
-    draw = random.Random(1)
-    names = [f"h{number:02}" for number in range(40)]
-    view = view_of(**{name: 10 + uid // 4 for uid, name in enumerate(names)})
-    verdicts = {make_key(name): Verdict(loss=draw.uniform(2.3, 2.9)) for name in names}
-    datasets = {make_key(name): ROWS if draw.random() < 0.3 else (name.encode() * 12,) for name in names}
-    results = []
-    for _ in range(5):
-        commitments = draw.sample(view.commitments, len(names))
-        mixed = replace(view, commitments=tuple(commitments))
-        shuffled = dict(draw.sample(sorted(datasets.items()), len(datasets)))
-        duplicates = find_duplicates(enter(mixed), record(mixed), shuffled)
-        results.append((duplicates, *rank(mixed, enter(mixed), verdicts, duplicates)))
-    assert len(results[0][0]) > 3
-    assert all(result == results[0] for result in results)
