@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from template import cli
-from template.competition import Incentives
+from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipts.checks import CachedChain, FileReport, check_signers
@@ -98,14 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def audit(args: argparse.Namespace) -> int:
     """Check every file, then replay receipts with a valid signature."""
     context = cli.make_replay_context(args)
-    auditor = Auditor(context, load_competition(args.competition), load_training_args(args.training_args))
-    incentives = load_incentives(args.competition)
+    competition, incentives = load_competition(args.competition), load_incentives(args.competition)
+    auditor = Auditor(context, competition, load_training_args(args.training_args))
     rounds, reports = read_files(find_files(args.files))
     jobs = check_files(rounds, reports)
     with ExitStack() as stack:
         netuids = {file.header.netuid for file in rounds.values()} if args.network else set()
         chains = {netuid: open_chain(args, netuid, stack) for netuid in netuids}
-        check_histories(rounds, reports, auditor, incentives, chains)
+        check_histories(rounds, reports, auditor, competition, incentives, chains)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
     show: Callable[[str], None] = (lambda _: None) if args.is_json else (lambda line: print(line, flush=True))
@@ -193,6 +193,7 @@ def check_histories(
     rounds: Mapping[Path, RoundFile],
     reports: Mapping[Path, FileReport],
     auditor: Auditor,
+    competition: Competition,
     incentives: Incentives,
     chains: Mapping[int, CachedChain],
 ) -> None:
@@ -215,7 +216,7 @@ def check_histories(
         netuid: RefusalCheck(auditor.read_dataset, commitments, chains.get(netuid))
         for netuid in {file.header.netuid for file in sound.values()}
     }
-    check_signers(sound, reports, receipts, incentives, chains, refusals)
+    check_signers(sound, reports, receipts, competition, incentives, chains, refusals)
 
 
 def open_chain(args: argparse.Namespace, netuid: int, stack: ExitStack) -> CachedChain:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from template.chain.protocols import AuditChain
-from template.competition import Incentives
+from template.competition import Competition, Incentives
 from template.errors import RemoteError
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import ClaimedRank, RoundHistory
@@ -79,13 +79,15 @@ def _entry_before_seal(header: RoundHeader, chain: AuditChain, hotkey: str) -> E
 def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chain: AuditChain) -> Iterator[Finding]:
     """Check ranks from before the first file. Raises: RemoteError.
 
-    A dataset ranks from the first aligned block of its commitment, or later: after an update by the time between two
-    datasets of a hotkey, which needs another commitment of it that long before.
+    A dataset ranks from the first aligned block of its commitment, or later if its hotkey had another one before.
     """
     for claim in claims:
         where = f"{claim.key.hotkey}: rank block {claim.rank_block} of dataset {claim.key.digest[:12]}"
         if not 0 <= claim.rank_block <= header.start_block:
             yield Finding(Kind.RANK, f"{where} is not between 0 and start_block")
+            continue
+        if claim.commit_block is not None and claim.rank_block < claim.commit_block:
+            yield Finding(Kind.RANK, f"{where} is before the commitment in {claim.commit_block}")
             continue
         commit_block = _commit_block_at(header, chain, claim.key.hotkey, claim.rank_block)
         if commit_block is None:
@@ -93,9 +95,8 @@ def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chai
             continue
         if claim.commit_block is not None and claim.commit_block > commit_block:
             yield Finding(Kind.RANK, f"{where}: committed in {claim.commit_block}, on chain in {commit_block}")
-        first_block = align(commit_block, header.incentives.blocks_per_epoch)
-        if claim.rank_block > first_block and not _is_update(header, claim, chain):
-            text = f"its commitment stands since {first_block}, and the hotkey had no other dataset before"
+        if not _is_rank_block(header, chain, claim.key.hotkey, claim.rank_block):
+            text = f"its commitment is of block {commit_block}, and no dataset before it counts from so late"
             yield Finding(Kind.RANK, f"{where}: {text}")
 
 
@@ -109,26 +110,34 @@ def _commit_block_at(header: RoundHeader, chain: AuditChain, hotkey: str, block:
     return None if entry is None or entry.rejection is not None else entry.commit_block
 
 
-def _is_update(header: RoundHeader, claim: ClaimedRank, chain: AuditChain) -> bool:
-    """Whether an earlier dataset of the hotkey can be why a later one counts from its rank block only."""
-    rules = header.incentives
-    block = claim.rank_block - rules.update_blocks
-    block -= block % rules.blocks_per_epoch
-    before = _commit_block_at(header, chain, claim.key.hotkey, block) if block > 0 else None
-    return before is not None and before != _commit_block_at(header, chain, claim.key.hotkey, claim.rank_block)
+def _is_rank_block(header: RoundHeader, chain: AuditChain, hotkey: str, block: int) -> bool:
+    """Whether a dataset can count from a block: from its commitment on, or by the time after the dataset before."""
+    rules, commit_block = header.incentives, None
+    while block > 0:
+        last, commit_block = commit_block, _commit_block_at(header, chain, hotkey, block)
+        if commit_block is None or commit_block == last:
+            return False
+        if align(commit_block, rules.blocks_per_epoch) == block:
+            return True
+        block -= rules.update_blocks
+        block -= block % rules.blocks_per_epoch
+    return False
 
 
-def check_rules(header: RoundHeader, incentives: Incentives) -> Iterator[Finding]:
+def check_rules(header: RoundHeader, competition: Competition, incentives: Incentives) -> Iterator[Finding]:
     """Compare the rules of the file with those of the competition."""
+    if header.competition != competition:
+        text = f"the file is of competition {header.competition.id}, {header.competition.digest[:12]}, and not of"
+        yield Finding(Kind.RULES, f"{text} {competition.id}, {competition.digest[:12]}; name it with --competition")
+        return
     for name, expected in vars(incentives).items():
         actual = getattr(header.incentives, name)
         # Each validator chooses how many evaluations of a round it can do.
         if actual != expected and name != "slots":
             yield Finding(Kind.RULES, f"{name} is {actual} in the file, in the competition {expected}")
     if header.lucky_num_from != incentives.seeds:
-        yield Finding(
-            Kind.SEED, f"seeds are {header.lucky_num_from} in the file, by the competition {incentives.seeds}"
-        )
+        text = f"seeds are {header.lucky_num_from} in the file, by the competition {incentives.seeds}"
+        yield Finding(Kind.SEED, text)
 
 
 class WeightsCheck:

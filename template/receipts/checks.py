@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from template.chain.protocols import AuditChain
-from template.competition import Incentives
+from template.competition import Competition, Incentives
 from template.receipts.chain_check import (
     WeightsCheck,
     check_burns,
@@ -77,6 +77,7 @@ def check_signers(
     files: Mapping[Path, RoundFile],
     reports: Mapping[Path, FileReport],
     receipts: Mapping[str, Receipt],
+    competition: Competition,
     incentives: Incentives,
     chains: Mapping[int, AuditChain],
     refusals: Mapping[int, RefusalCheck],
@@ -85,7 +86,7 @@ def check_signers(
 
     Args:
         receipts: Of all files, by digest.
-        incentives: The competition's.
+        competition, incentives: As the auditor names them.
         chains, refusals: By netuid; no chain without --subtensor.network.
     """
     for netuid, signer in {(file.header.netuid, file.header.signer): None for file in files.values()}:
@@ -99,7 +100,7 @@ def check_signers(
         weights = WeightsCheck(chain, signer) if chain is not None and signer is not None else None
         for _, (path, header) in sorted(rounds.items()):
             report = reports[path]
-            _check_round(report, header, history, incentives, chain, refusals[netuid])
+            _check_round(report, header, history, competition, incentives, chain, refusals[netuid])
             if weights is not None:
                 report.findings += read_or_report(weights.check(header), report.unanswered)
                 report.notes += weights.notes
@@ -109,12 +110,13 @@ def _check_round(
     report: FileReport,
     header: RoundHeader,
     history: History,
+    competition: Competition,
     incentives: Incentives,
     chain: AuditChain | None,
     refusals: RefusalCheck,
 ) -> None:
     checked = history.add(header)
-    report.findings += [*check_rules(header, incentives), *check_commitments(header), *checked.findings]
+    report.findings += [*check_rules(header, competition, incentives), *check_commitments(header), *checked.findings]
     report.findings += refusals.check(header, checked)
     report.notes += refusals.notes
     report.unanswered += refusals.unanswered

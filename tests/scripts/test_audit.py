@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from template.rules.seeds import seed_from_hash
 
 from template.chain.client import Chain
 from template.config import load_training_args
@@ -43,10 +42,10 @@ def test_honest_round_is_identical_and_agrees_with_the_chain(office: Office, hon
     ended = office.audit(honest, "--subtensor.network", office.net.parts.network)
     assert ended.status == 0, (ended.output, ended.logs)
     lines = ended.output.splitlines()
-    assert lines[0].startswith(f"{honest.name}: netuid 96, blocks 40 to 50, by {office.validator.hotkey}, 2 in the")
+    assert lines[0].startswith(f"{honest.name}: netuid 96, blocks 10 to 20, by {office.validator.hotkey}, 2 in the")
     assert lines[1] == "  consistent"
     assert [line.split(":")[0] for line in lines[2:4]] == ["identical", "identical"]
-    assert lines[4] == "1 files: 0 bad signatures, 0 inconsistencies; 2 receipts replayed: 2 identical"
+    assert lines[4] == "1 files: no findings; 2 receipts replayed: 2 identical"
 
 
 def test_audit_needs_no_wallet_and_no_token(
@@ -173,26 +172,43 @@ def test_receipt_outside_of_the_audit_is_not_replayed(office: Office, tmp_path: 
         assert verdicts(ended)[office.net.hotkey("alice")].startswith("not comparable ("), ended.output
     path = office.write(tmp_path, office.receipt("alice"))
     default = call_main(load_main(AUDIT), path, "--model_path", office.model, "--work_dir", tmp_path / "work")
-    assert default.status == 8
+    assert default.status == 20 and "  rules: the file is of competition sample, " in default.output
     assert "not comparable (receipt of another competition" in default.output
 
 
-def test_invented_hashes_and_seeds_contradict_the_chain(office: Office, honest: Path) -> None:
+def test_invented_hash_and_seed_contradict_the_chain(office: Office, honest: Path) -> None:
     def invent(content: dict[str, Any], _: list[str]) -> None:
         content["start_block_hash"] = "0x" + "ab" * 32
-        content["lucky_num"] = seed_from_hash(content["start_block_hash"])
-        content["entries"][0]["seed_block"] += 1
 
     rewrite(honest, invent, office.validator)
     assert office.audit(honest, "--sample", 0).status == 0, "by itself the file agrees"
     ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.parts.network)
-    assert ended.status == 7
-    assert "block 40 has the hash" in ended.output
-    assert f"{office.net.hotkey('alice')}: block" in ended.output
+    assert ended.status == 15
+    assert f"  seed: block {office.start_block} has the hash" in ended.output
+
+
+def test_weights_that_the_chain_has_not_are_found(office: Office, honest: Path) -> None:
+    def move(content: dict[str, Any], _: list[str]) -> None:
+        line, uids = content["weights"][0], sorted(content["weights"][0]["sent"])
+        line["included_block"] -= 1
+        assert len(uids) == 2
+
+    rewrite(honest, move, office.validator)
+    assert office.audit(honest, "--sample", 0).status == 0, "by itself the file agrees"
+    ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.parts.network)
+    assert ended.status == 11
+    assert "  weights: weights of block" in ended.output
+
+
+def test_receipt_of_other_rows_than_the_digest_differs(office: Office, honest: Path) -> None:
+    """The digest decides the seed, so a false one would choose it."""
+    rewrite(honest, lambda content, _: content["evaluations"][0].update(digest="ab" * 32), office.validator)
+    ended = office.audit(honest)
+    assert "differs (the counted rows have the digest" in ended.output
 
 
 def test_chain_without_the_block_gives_no_answer(office: Office, honest: Path) -> None:
-    future = dict.fromkeys(("start_block", "opened_block", "end_block"), 10**6)
+    future = {"start_block": 10**6, "opened_block": 10**6, "end_block": 10**6 + 10}
     rewrite(honest, lambda content, _: content.update(future), office.validator)
     honest = honest.rename(honest.with_name("future.jsonl"))
     ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.parts.network)
@@ -236,7 +252,7 @@ def test_json_is_one_object_with_files_and_replays(office: Office, tmp_path: Pat
     (line,) = content["replayed"]
     assert (line["verdict"], line["difference"], line["line"]) == ("different", 0.125, 2)
     (file,) = content["files"]
-    assert (file["path"], file["bad_signatures"], file["inconsistencies"]) == (str(path), [], [])
+    assert (file["path"], file["findings"]) == (str(path), [])
 
 
 def test_strangers_text_is_escaped_in_the_audit(office: Office, honest: Path) -> None:
