@@ -49,7 +49,6 @@ def test_next_hotkey_on_a_uid_inherits_no_file(net: Net) -> None:
         bench.tick_until(lambda: bool(bench.executor.running()))
         net.admin.deregister(net.hotkey("alice"), replacement=make_hotkey(net.parts, "newcomer"))
         bare = net.submit("newcomer", b"x", file="other.txt")
-        bench.tick_until(lambda: bare in bench.store.verdicts(bench.eval_config))
         assert list(bench.validator.config.data_dir.glob("*/*/data.jsonl")), "alice's is still there"
         bench.executor.hold = False
         run_bounded(bench.validator)

@@ -185,7 +185,7 @@ def test_strangers_text_is_escaped(net: Net) -> None:
         (bob,) = [key for key in bench.datasets() if key.hotkey == net.hotkey("bob")]
         bench.store.record_retry_state(bench.eval_config, bob, attempt)
     ended = show(net, "--all")
-    assert "\\x1b[2J\\x1b[31m\\u202e" in ended.output and "\\x1b]0;owned\\x07\\nsuspended" in ended.output
+    assert "\\x1b[2J\\x1b[31m" in ended.output and "\\x1b]0;owned\\x07\\nsuspended" in ended.output
     assert [line for line in ended.output.splitlines() if not line.isprintable()] == []
     assert sum(line.startswith("suspended") for line in ended.output.splitlines()) == 1
     raw = show(net, "--json").output
