@@ -6,6 +6,7 @@ is the score that it adds. So the credits of many hotkeys add up to the improvem
 was split.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,9 +62,15 @@ def estimate_loss(losses: Sequence[float], sd: float) -> Estimate:
     A spread above `sd`, the competition's, adds a penalty: the mean of a wide distribution is easier to be lucky with.
     """
     mean = math.fsum(losses) / len(losses)
-    spread = statistics.stdev(losses) if len(losses) > 1 else None
+    spread = _spread(tuple(losses)) if len(losses) > 1 else None
     loss = paid_loss(mean, spread, len(losses), sd)
     return Estimate(mean=mean, spread=spread, runs=len(losses), loss=loss)
+
+
+@functools.lru_cache(maxsize=4096)
+def _spread(losses: tuple[float, ...]) -> float:
+    # Exact, and so slow; each table asks for the same ones.
+    return statistics.stdev(losses)
 
 
 def paid_loss(mean: float, spread: float | None, runs: int, sd: float) -> float:

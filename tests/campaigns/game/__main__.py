@@ -1,0 +1,71 @@
+"""Play tricks against the rules of pay, and compare each actor's share with its fair share.
+
+    python -m tests.campaigns.game
+    python -m tests.campaigns.game --days 10 --seeds 2 --strategies "equal sets,first mover with a weak set"
+
+Four honest miners with one hotkey each and one actor play on a simulated subnet. Commitments, ranks, duplicates,
+evaluations, ledger and weights are computed by template.rules; losses are simulated, with a true loss for each set of
+rows and noise for each seed. The fair share is what the actor earns with one honest dataset on one hotkey in the same
+world. Then real improvements of several sizes are published, and the part that is paid within three days is counted.
+Exit status: 0 all bounds hold, 1 one is broken, 3 a setting is wrong.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from template import cli
+from template.competition import Incentives, Reward
+from tests.campaigns import command
+from tests.campaigns.game import improvements
+from tests.campaigns.game.run import HEADER, STRATEGIES, play_all
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = command.make_parser("game", __doc__)
+    parser.add_argument("--days", type=int, default=60, help="of 20 rounds (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=8, help="games of each strategy (default: %(default)s)")
+    parser.add_argument("--first_seed", type=int, default=1, help="of the games (default: %(default)s)")
+    parser.add_argument("--strategies", help="comma-separated names (default: all)")
+    parser.add_argument(
+        "--reward",
+        choices=[reward.value for reward in Reward],
+        default=Reward.IMPROVEMENT.value,
+        help="the bounds hold for the default (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--improvements", type=int, default=200, help="games of each size, 0 for none (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_main(build_parser(), argv, run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play and print the table. Raises: ConfigError."""
+    command.check_positive(args, "days", "seeds", "workers")
+    names = command.choose("--strategies", args.strategies, list(dict.fromkeys(one.name for one in STRATEGIES)))
+    incentives = Incentives(reward=args.reward)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    broken = []
+    print(HEADER)
+    chosen = [strategy for strategy in STRATEGIES if strategy.name in names]
+    for line in play_all(chosen, seeds, args.days, incentives, args.workers):
+        print(line, flush=True)
+        if line.is_broken:
+            broken.append(f"{line.strategy.name} with {line.strategy.hotkeys} hotkeys earned {line.share:.3f}")
+    if args.improvements and incentives.reward is Reward.IMPROVEMENT:
+        print(f"\n{improvements.HEADER}")
+        for outcome in improvements.play_all(args.improvements, args.first_seed, incentives, args.workers):
+            print(outcome, flush=True)
+            if outcome.is_broken:
+                broken.append(f"an improvement of {outcome.size} was paid in {outcome.paid:.0%} of the games")
+    return command.report(broken, success="all bounds hold", label="BROKEN", summary="bounds broken")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Miners who do research.
+
+Research finds a dataset every two days. Its value builds on the best public one, and the room to the best possible
+shrinks. What a miner finds and when depends on the seed and its name alone, so an actor has the same finds whatever it
+does with them.
+"""
+
+import math
+import random
+import zlib
+from collections.abc import Sequence
+
+from tests.campaigns.game.world import ROUNDS_PER_DAY, ROW_SD, ROWS, SD, Game, Rows
+
+FIRST_MEAN, STEP_MEAN, STEP_SD = 0.03, 0.004, 0.012
+BEST_POSSIBLE = 0.18
+ROUNDS_PER_FIND = 2.0 * ROUNDS_PER_DAY
+
+# Evaluations that a miner makes at home of a dataset.
+OWN_RUNS = 1024
+
+# A dataset is published if it seems better than the best record by so many epsilon: trying costs nothing.
+MARGIN = 1.0
+
+# Numbers of the rows that are not from finds start here.
+_OTHER_ROWS = 1 << 22
+
+
+class Researcher:
+    """Publishes on its first hotkey what is better than the best record."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        self.name = name
+        self.hotkeys: list[str] = []
+        self.registered = 0
+        self.bests: dict[str, tuple[float, Rows]] = {}
+        self.last: dict[str, Rows] = {}
+        # Of tricks: another stream, so that finds do not depend on them.
+        self.other = random.Random(f"{game.seed} {name} tricks")
+        self._rng = random.Random(f"{game.seed} {name}")
+        self._row = zlib.crc32(name.encode()) << 24
+        self._other_row = self._row + _OTHER_ROWS
+        self._next_find = self._rng.uniform(0.0, ROUNDS_PER_FIND)
+        self._found_any = False
+        for _ in range(hotkeys):
+            self.add_hotkey(game)
+
+    def add_hotkey(self, game: Game) -> str:
+        """Register a new hotkey."""
+        hotkey = f"{self.name}{self.registered}"
+        self.registered += 1
+        self.hotkeys.append(hotkey)
+        game.register(hotkey)
+        return hotkey
+
+    def make_rows(self, game: Game, value: float, *, noise: float = 1.0, count: int = ROWS) -> Rows:
+        """Return new rows of this mean value."""
+        first, self._other_row = self._other_row, self._other_row + count
+        return self._make_rows(game, first, value, noise, count)
+
+    def _make_rows(self, game: Game, first: int, value: float, noise: float, count: int) -> Rows:
+        rng = random.Random(f"{game.seed} {first}")
+        values = [rng.gauss(0.0, ROW_SD) for _ in range(count)]
+        mean = math.fsum(values) / count
+        for index, one in enumerate(values):
+            game.values[first + index] = value + one - mean
+            game.noise[first + index] = noise
+        return Rows(tuple(range(first, first + count)))
+
+    def vary(self, game: Game, rows: Rows, count: int = 1) -> Rows:
+        """Replace some rows by new ones of the same value."""
+        value = game.competition.bench - game.true_loss(rows)
+        kept = self.other.sample(rows.numbers, ROWS - count)
+        return Rows((*kept, *self.make_rows(game, value, count=count).numbers))
+
+    def research(self, game: Game) -> float | None:
+        """Return the value of a dataset found in this round, None without."""
+        if game.round < self._next_find:
+            return None
+        self._next_find += self._rng.expovariate(1.0 / ROUNDS_PER_FIND)
+        luck = self._rng.gauss(0.0, STEP_SD)
+        if not self._found_any:
+            self._found_any = True
+            return FIRST_MEAN + luck
+        base = max(0.0, game.best_value)
+        return base + (STEP_MEAN + luck) * (BEST_POSSIBLE - base) / BEST_POSSIBLE
+
+    def estimate(self, game: Game, rows: Rows) -> float:
+        """Return the loss that the miner measures at home."""
+        noise = random.Random(f"{game.seed} {self.name} {rows.digest}").gauss(0.0, SD / math.sqrt(OWN_RUNS))
+        return game.true_loss(rows) + noise
+
+    def is_worth(self, game: Game, loss: float) -> bool:
+        return loss < game.frontier - MARGIN * game.incentives.epsilon
+
+    def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows)
+        self.last[hotkey] = rows
+
+    def act(self, game: Game) -> None:
+        value = self.research(game)
+        if value is not None:
+            rows = self._make_rows(game, self._row, value, 1.0, ROWS)
+            self._row += ROWS
+            self.found(game, rows, value)
+        self.offer(game)
+
+    def found(self, game: Game, rows: Rows, value: float) -> None:
+        """Choose what to publish of a find, and where."""
+        self.propose(game, self.hotkeys[0], rows)
+
+    def propose(self, game: Game, hotkey: str, rows: Rows) -> None:
+        """Remember a dataset until it can be published, if it is the best for this hotkey."""
+        loss = self.estimate(game, rows)
+        if hotkey not in self.bests or loss < self.bests[hotkey][0]:
+            self.bests[hotkey] = (loss, rows)
+
+    def offer(self, game: Game) -> None:
+        """Publish the best finds that are worth it, where the last dataset is decided."""
+        for hotkey, (loss, rows) in list(self.bests.items()):
+            if not self.is_worth(game, loss):
+                del self.bests[hotkey]
+            elif hotkey not in self.last or not game.is_open(hotkey) or self._is_much_better(game, hotkey, loss):
+                self.publish(game, hotkey, rows)
+                del self.bests[hotkey]
+
+    def _is_much_better(self, game: Game, hotkey: str, loss: float) -> bool:
+        return loss < self.estimate(game, self.last[hotkey]) - 2.0 * game.incentives.epsilon
+
+    def react(self, game: Game) -> None:
+        """Do nothing after the aligned block."""
+
+
+def public_rows(game: Game, others: Sequence[str]) -> list[Rows]:
+    """Return the datasets of other hotkeys that can be read, newest commitment first."""
+    hotkeys = set(others)
+    found = [one for hotkey, one in game.commitments.items() if hotkey not in hotkeys and one.key in game.datasets]
+    return [one.rows for one in sorted(found, key=lambda one: -one.commit_block)]

@@ -1,0 +1,181 @@
+"""Play strategies against four honest miners, and compare the actor's share with its fair share."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+
+from template.competition import Competition, Incentives
+from tests.campaigns.game import tricks
+from tests.campaigns.game.miners import Researcher
+from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner
+
+RIVALS = 4
+
+# Largest share of an actor, as a multiple of its fair share; with 200 hotkeys, luck is in it.
+MOST, MOST_LUCK = 1.1, 1.3
+
+# A bound is broken if it is exceeded by more than this many standard errors.
+ERRORS = 2.0
+
+
+class Bound(StrEnum):
+    """What the actor may earn."""
+
+    NOTHING = "nothing"
+    """Its datasets are others'."""
+    EQUAL = "equal"
+    """Exactly its fair share."""
+    MOST = "1.1"
+    MOST_LUCK = "1.3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A named trick. is_new_season: everything is evaluated again halfway."""
+
+    name: str
+    make: Callable[[Game, str, int], Researcher] = Researcher
+    hotkeys: int = 1
+    bound: Bound = Bound.MOST
+    is_new_season: bool = False
+
+
+HONEST = Strategy(name="one honest dataset", bound=Bound.EQUAL)
+HONEST_SEASONS = Strategy(name="one honest dataset, two seasons", bound=Bound.EQUAL, is_new_season=True)
+
+STRATEGIES = (
+    HONEST,
+    HONEST_SEASONS,
+    Strategy(name="identical copies of others", make=tricks.Copier, hotkeys=20, bound=Bound.NOTHING),
+    Strategy(name="copies of 45% of the rows", make=tricks.PartCopier, hotkeys=20, bound=Bound.NOTHING),
+    Strategy(name="copies of replaced versions", make=tricks.OldVersionCopier, hotkeys=20, bound=Bound.NOTHING),
+    Strategy(name="copies of its own", make=tricks.CopiesOfOwn, hotkeys=20, bound=Bound.EQUAL),
+    Strategy(name="new commitment and row order each round", make=tricks.Recommitter, bound=Bound.EQUAL),
+    Strategy(name="equal sets", make=tricks.EqualSets, hotkeys=20),
+    Strategy(name="high-variance sets", make=tricks.HighVariance, hotkeys=20),
+    Strategy(name="squat early, update later", make=tricks.Squatter, hotkeys=5),
+    Strategy(name="empty promises each round", make=tricks.EmptyPromises, hotkeys=20),
+    Strategy(name="first mover with a weak set", make=tricks.FirstMover),
+    Strategy(name="exchange a row each round", make=tricks.RowPerRound, hotkeys=20),
+    Strategy(name="exchange a row each day", make=tricks.Churn, hotkeys=20),
+    Strategy(name="noise mining with known seeds", make=tricks.NoiseMiner, hotkeys=20),
+    Strategy(name="registrations come and go", make=tricks.Turnover, hotkeys=20),
+    Strategy(name="confirm and leave", make=tricks.ConfirmAndLeave, hotkeys=20),
+    Strategy(name="seal, then pick the lucky", make=tricks.SealAndPick, hotkeys=20),
+    Strategy(name="seal finds for a week", make=tricks.Hoarder, hotkeys=10),
+    Strategy(name="withhold the unlucky", make=tricks.Withholder, hotkeys=20),
+    Strategy(name="move the unlucky", make=tricks.Mover, hotkeys=20),
+    Strategy(name="hide while unlucky", make=tricks.Flipper, hotkeys=20),
+    Strategy(name="show one round a day", make=tricks.HiddenHolder),
+    Strategy(name="delete once confirmed", make=tricks.Deleter),
+    Strategy(name="split a find into steps", make=tricks.Staircase, hotkeys=10),
+    Strategy(name="mosaics, no research", make=tricks.Mosaicker, hotkeys=5),
+    Strategy(name="squat before a new season", make=tricks.Squatter, hotkeys=20, is_new_season=True),
+    Strategy(name="equal sets in a new season", make=tricks.EqualSets, hotkeys=20, is_new_season=True),
+    Strategy(name="equal sets", make=tricks.EqualSets, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="flood of worthless sets", make=tricks.Flood, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="camp below the record", make=tricks.Camper, hotkeys=200, bound=Bound.MOST_LUCK),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One game. wait: most rounds that a rival waited for its first evaluation."""
+
+    share: float
+    wait: int
+    records: int
+
+
+def play(strategy: Strategy, seed: int, days: int, incentives: Incentives) -> Result:
+    """Play a game and return the actor's part of all emission."""
+    game = Game(Competition.from_defaults(), incentives, seed)
+    rivals = [Researcher(game, f"rival{index}-") for index in range(RIVALS)]
+    actor = strategy.make(game, "actor", strategy.hotkeys)
+    miners: list[Miner] = [*rivals, actor]
+    rounds, shares = days * ROUNDS_PER_DAY, []
+    for number in range(rounds):
+        if strategy.is_new_season and number == rounds // 2:
+            game.start_season()
+        game.play_round(miners)
+        shares.append(math.fsum(share for key, share in game.shares.items() if key.startswith(actor.name)))
+    waits = [wait for hotkey, wait in game.waits if not hotkey.startswith(actor.name)]
+    records = sum(row.content.key.hotkey.startswith(actor.name) for row in game.records)
+    return Result(share=math.fsum(shares) / rounds, wait=max(waits, default=0), records=records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A strategy's share over all seeds beside its fair share."""
+
+    strategy: Strategy
+    shares: Sequence[float]
+    fair_shares: Sequence[float]
+    wait: int
+
+    @property
+    def share(self) -> float:
+        return statistics.fmean(self.shares)
+
+    @property
+    def fair(self) -> float:
+        return statistics.fmean(self.fair_shares)
+
+    def error(self, factor: float = 0.0) -> float:
+        """Return the standard error of the share less so many fair shares."""
+        values = [share - factor * fair for share, fair in zip(self.shares, self.fair_shares, strict=True)]
+        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+    @property
+    def is_broken(self) -> bool:
+        match self.strategy.bound:
+            case Bound.NOTHING:
+                return self.share > 0.0
+            case Bound.EQUAL:
+                pairs = zip(self.shares, self.fair_shares, strict=True)
+                return any(abs(share - fair) > 1e-9 for share, fair in pairs)
+            case bound:
+                factor = float(bound.value)
+                return self.share - factor * self.fair > ERRORS * self.error(factor)
+
+    def __str__(self) -> str:
+        ratio = f"{self.share / self.fair:6.2f}" if self.fair else "      "
+        bound = self.strategy.bound.value
+        return (
+            f"{self.strategy.name:41} {self.strategy.hotkeys:4} {self.share:6.3f} {self.error():6.3f} {self.fair:6.3f}"
+            f" {ratio} {self.error(1.0) / self.fair if self.fair else 0.0:6.2f}"
+            f" {bound:>8} {self.wait:5}{'  BROKEN' if self.is_broken else ''}"
+        )
+
+
+HEADER = (
+    f"{'strategy':41} {'keys':>4} {'share':>6} {'error':>6} {'fair':>6}"
+    f" {'ratio':>6} {'error':>6} {'bound':>8} {'wait':>5}"
+)
+
+
+def play_all(
+    strategies: Iterable[Strategy], seeds: Sequence[int], days: int, incentives: Incentives, workers: int
+) -> Iterable[Line]:
+    """Play every strategy with every seed, and yield the lines in order."""
+    strategies = list(strategies)
+    baselines = {HONEST: False, HONEST_SEASONS: True}
+    wanted = [*(one for one in baselines if any(s.is_new_season == baselines[one] for s in strategies)), *strategies]
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = {
+            (one, seed): pool.submit(play, one, seed, days, incentives)
+            for one in dict.fromkeys(wanted)
+            for seed in seeds
+        }
+        for one in strategies:
+            fair = HONEST_SEASONS if one.is_new_season else HONEST
+            results = [jobs[one, seed].result() for seed in seeds]
+            yield Line(
+                strategy=one,
+                shares=[result.share for result in results],
+                fair_shares=[jobs[fair, seed].result().share for seed in seeds],
+                wait=max(result.wait for result in results),
+            )

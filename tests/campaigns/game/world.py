@@ -1,0 +1,320 @@
+"""A subnet that follows the product's own rules, with simulated datasets and losses.
+
+A dataset has 20 rows of some value. Its true loss is the competition's bench minus their mean value; an evaluation adds
+noise that its digest and seed decide. Commitments, files and hotkeys are changed by the miners; all that follows from
+them is computed by `template.rules`.
+"""
+
+import functools
+import hashlib
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from template.competition import CommitmentRecord, Competition, Incentives
+from template.constants import DAY_BLOCKS
+from template.data.rows import content_digest
+from template.errors import Reason
+from template.records import Confirmed, ContentKey, Dataset, Entry, LeaderboardRow, Stand, SubmissionKey, Verdict
+from template.rules.evaluations import derive_seed, plan_evaluations
+from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided
+from template.rules.ledger import LedgerRow
+from template.rules.stands import extend_stands, find_versions, shorten_stands
+from template.rules.table import Inputs, Table, make_table
+
+ROWS = 20
+ROUNDS_PER_DAY = 20
+OWNER = "owner"
+
+# Standard deviation of a loss between seeds, of the values of rows found together, and of what no row explains.
+SD = 0.01
+ROW_SD = 0.03
+SET_SD = 0.0002
+
+# Rounds after which a missing file is looked for again.
+MISSING_RETRY_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a dataset, by number."""
+
+    numbers: tuple[int, ...]
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        keys = tuple(number.to_bytes(8, "big") for number in self.numbers)
+        return Dataset(digest=content_digest(keys), row_keys=keys)
+
+    @property
+    def digest(self) -> str:
+        return self.dataset.digest
+
+
+class Miner(Protocol):
+    """One miner with any number of hotkeys."""
+
+    def act(self, game: "Game") -> None:
+        """Commit, upload and remove before the next aligned block."""
+
+    def react(self, game: "Game") -> None:
+        """Upload or remove files after the aligned block, before they are downloaded."""
+
+
+@dataclass
+class Commitment:
+    """A hotkey's commitment. reveal_block: later than commit_block if it is sealed until then."""
+
+    key: SubmissionKey
+    rows: Rows
+    commit_block: int
+    reveal_block: int
+
+
+class Game:
+    """The chain, the Hub and a validator. block: the next aligned block."""
+
+    def __init__(self, competition: Competition, incentives: Incentives, seed: int) -> None:
+        self.competition, self.incentives, self.seed = competition, incentives, seed
+        self.period = incentives.blocks_per_epoch
+        self.block = self.period
+        self.round = 0
+        self.values: dict[int, float] = {}
+        self.noise: dict[int, float] = {}
+        self.registrations: dict[str, int] = {}
+        self.commitments: dict[str, Commitment] = {}
+        self.hidden: set[SubmissionKey] = set()
+        self.contents: dict[str, Rows] = {}
+        self.datasets: dict[SubmissionKey, Dataset] = {}
+        self.losses: dict[ContentKey, list[float]] = {}
+        self.confirmed: dict[ContentKey, Confirmed] = {}
+        self.table = Table(present={}, waiting={}, readable={}, duplicates={}, ledger=())
+        self.rows: Mapping[str, LeaderboardRow] = {}
+        self.shares: Mapping[str, float] = {}
+        self.waits: list[tuple[str, int]] = []
+        self._stands: dict[str, dict[int, Stand]] = {}
+        self._verdicts: dict[SubmissionKey, Verdict] = {}
+        self._missing_since: dict[SubmissionKey, int] = {}
+        self._absent: set[SubmissionKey] = set()
+        self._entries: dict[str, Entry] = {}
+        self._season_block = 0
+        self._commits = 0
+        self._retry_round: dict[SubmissionKey, int] = {}
+        self._runs: deque[tuple[int, str]] = deque()
+        self._latent: dict[str, tuple[float, float]] = {}
+
+    def register(self, hotkey: str) -> None:
+        self.registrations[hotkey] = self.block - self.period + 1
+
+    def deregister(self, hotkey: str) -> None:
+        del self.registrations[hotkey]
+
+    def commit(
+        self, hotkey: str, rows: Rows, *, repo: str = "data", sealed_rounds: int = 0, is_visible: bool = True
+    ) -> None:
+        """Replace the hotkey's commitment; sealed ones are revealed after so many rounds."""
+        record = CommitmentRecord(f"{hotkey}/{repo}", self.competition.id, rows.digest)
+        key = SubmissionKey(hotkey, str(record))
+        self._commits += 1
+        block = self.block - self.period + 2 + min(self._commits, self.period - 2)
+        self.commitments[hotkey] = Commitment(key, rows, block, block + sealed_rounds * self.period)
+        self.contents[rows.digest] = rows
+        self.show(hotkey, is_visible=is_visible)
+
+    def show(self, hotkey: str, *, is_visible: bool = True) -> None:
+        key = self.commitments[hotkey].key
+        if is_visible:
+            self.hidden.discard(key)
+        else:
+            self.hidden.add(key)
+
+    @property
+    def frontier(self) -> float:
+        """The best loss of all records, bench without any."""
+        return min((row.estimate.loss for row in self.records), default=self.competition.bench)
+
+    @property
+    def records(self) -> list[LedgerRow]:
+        return [row for row in self.table.ledger if row.credit > 0.0]
+
+    @property
+    def best_value(self) -> float:
+        """The true improvement on bench of the best record."""
+        rows = [self.contents[row.content.key.digest] for row in self.records]
+        return max((self.competition.bench - self.true_loss(one) for one in rows), default=0.0)
+
+    def true_loss(self, rows: Rows) -> float:
+        return self._true(rows)[0]
+
+    def _true(self, rows: Rows) -> tuple[float, float]:
+        if rows.digest not in self._latent:
+            own = random.Random(f"{self.seed} {rows.digest}").gauss(0.0, SET_SD)
+            mean = math.fsum(self.values[number] for number in rows.numbers) / ROWS
+            spread = SD * math.fsum(self.noise.get(number, 1.0) for number in rows.numbers) / ROWS
+            self._latent[rows.digest] = (self.competition.bench - mean + own, spread)
+        return self._latent[rows.digest]
+
+    def block_hash(self, block: int) -> str:
+        return hashlib.sha256(f"{self.seed} {block}".encode()).hexdigest()
+
+    def evaluate(self, rows: Rows, number: int, seed_block: int) -> float:
+        """Return the loss of an evaluation: anybody can compute it once the block is there."""
+        loss, spread = self._true(rows)
+        seed = derive_seed(self.block_hash(seed_block), rows.digest, number)
+        return loss + random.Random(f"{seed} {rows.digest}").gauss(0.0, spread)
+
+    def is_open(self, hotkey: str) -> bool:
+        """Check that the hotkey's dataset has neither its evaluations nor been dropped as hopeless."""
+        row = self.rows.get(hotkey)
+        if row is None or row.reason is not None:
+            return False
+        margin = 2.0 * self.incentives.sd / math.sqrt(row.runs) if row.runs else math.inf
+        is_hopeless = row.loss is not None and row.loss >= self.frontier - self.incentives.epsilon + margin
+        return row.runs < self.incentives.evaluations and not is_hopeless
+
+    def play_round(self, miners: Iterable[Miner]) -> None:
+        """Let the miners act, and follow the rules for one round."""
+        miners = list(miners)
+        self._commits = 0
+        for miner in miners:
+            miner.act(self)
+        for miner in miners:
+            miner.react(self)
+        entries = self._read_entries()
+        self._download(entries)
+        self.table = table = make_table(
+            Inputs(
+                block=self.block,
+                competition=self.competition,
+                incentives=self.incentives,
+                entries=entries,
+                stands={
+                    hotkey: list(self._stands[hotkey].values())
+                    for hotkey in self.registrations
+                    if hotkey in self._stands
+                },
+                datasets=self.datasets,
+                losses=self.losses,
+                confirmed=self.confirmed,
+                rejected=self._verdicts,
+                block_hash=self.block_hash,
+            )
+        )
+        self._record_confirmed(table)
+        board = build_leaderboard(self.competition, self.incentives, entries, self._verdicts, table, self.block)
+        self.shares = choose_weights(
+            board.rows,
+            self.shares,
+            OWNER,
+            has_ledger=bool(self.confirmed),
+            undecided=find_undecided(table, self._season_block, self.competition, self.incentives),
+        )
+        self.rows = {row.hotkey: row for row in board.rows}
+        self._evaluate(table)
+        self.block += self.period
+        self.round += 1
+        if self.round % ROUNDS_PER_DAY == 0:
+            self._clean_up()
+
+    def _read_entries(self) -> dict[SubmissionKey, Entry]:
+        """Return the entries of the aligned block, and extend the stands."""
+        entries = {}
+        for uid, (hotkey, registration) in enumerate(self.registrations.items()):
+            one, last = self.commitments.get(hotkey), self._entries.get(hotkey)
+            if one is None or one.reveal_block <= registration:
+                continue
+            if one.reveal_block <= self.block:
+                record = CommitmentRecord.parse(one.key.commitment)
+                entries[one.key] = Entry(
+                    key=one.key,
+                    uid=uid,
+                    reveal_block=one.reveal_block,
+                    commit_block=one.commit_block if one.commit_block > registration else one.reveal_block,
+                    registration_block=registration,
+                    record=record,
+                    rejection=None,
+                )
+            elif last is not None and last.registration_block == registration:
+                entries[last.key] = last
+        self._entries = {key.hotkey: entry for key, entry in entries.items()}
+        newest = {hotkey: stands[max(stands)] for hotkey, stands in self._stands.items()}
+        missing = self._verdicts.keys() | self._absent
+        for stand in extend_stands(
+            newest, entries.values(), self.block, self.period, missing=missing, datasets=self.datasets
+        ):
+            stands = self._stands.setdefault(stand.key.hotkey, {})
+            stands[stand.first_block] = stand
+            if len(stands) > 1:
+                self._stands[stand.key.hotkey] = dict(sorted(stands.items()))
+        return entries
+
+    def _download(self, entries: Mapping[SubmissionKey, Entry]) -> None:
+        """Read new files; notice those that are missing, at first or for more than a day."""
+        for key in entries:
+            if key in self._verdicts and self.round < self._retry_round[key]:
+                continue
+            if key not in self.hidden:
+                self._missing_since.pop(key, None)
+                self._verdicts.pop(key, None)
+                self._absent.discard(key)
+                digest = key.commitment.rpartition(":")[2]
+                self.datasets[key] = self.contents[digest].dataset
+                continue
+            since = self._missing_since.setdefault(key, self.block)
+            if key not in self.datasets:
+                self._verdicts[key] = Verdict(reason=Reason.MISSING_FILE)
+                self._retry_round[key] = self.round + MISSING_RETRY_ROUNDS
+            elif self.block - since > DAY_BLOCKS and key not in self._absent:
+                self._absent.add(key)
+                stands = self._stands[key.hotkey]
+                last = stands[max(stands)]
+                shortened = max(last.first_block, min(last.last_block, since - self.period))
+                stands[last.first_block] = replace(last, last_block=shortened)
+
+    def _record_confirmed(self, table: Table) -> None:
+        for row in table.ledger:
+            content = row.content
+            if content.key not in self.confirmed:
+                self.confirmed[content.key] = Confirmed(
+                    rank=content.rank,
+                    registration_block=content.registration_block,
+                    row_keys=self.contents[content.key.digest].dataset.row_keys,
+                    public=content.public,
+                )
+
+    def _evaluate(self, table: Table) -> None:
+        while self._runs and self._runs[0][0] < self.block - DAY_BLOCKS:
+            self._runs.popleft()
+        recent = Counter(hotkey for _, hotkey in self._runs)
+        for planned in plan_evaluations(
+            table.originals, table.ledger, recent, self.block, self.competition, self.incentives
+        ):
+            key = planned.content.key
+            if planned.number == 1:
+                self.waits.append((key.hotkey, (self.block - planned.content.rank.block) // self.period))
+            loss = self.evaluate(self.contents[key.digest], planned.number, planned.seed_block)
+            self.losses.setdefault(key, []).append(loss)
+            self._runs.append((self.block, key.hotkey))
+
+    def _clean_up(self) -> None:
+        """Shorten the stands, and forget what left, as the validator does after a round."""
+        for hotkey, stands in list(self._stands.items()):
+            if hotkey not in self.registrations:
+                del self._stands[hotkey]
+                continue
+            ordered = list(stands.values())
+            versions = find_versions(
+                ordered, self.datasets, period=self.period, update_blocks=self.incentives.update_blocks
+            )
+            self._stands[hotkey] = {stand.first_block: stand for stand in shorten_stands(ordered, versions)}
+        used = {stand.key for stands in self._stands.values() for stand in stands.values()}
+        self.datasets = {key: dataset for key, dataset in self.datasets.items() if key in used}
+
+    def start_season(self) -> None:
+        """Change the model or the pool: all is evaluated again."""
+        self.losses, self.confirmed = {}, {}
+        self._season_block = self.block
+        self._runs.clear()
