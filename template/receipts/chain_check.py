@@ -132,8 +132,8 @@ def check_rules(header: RoundHeader, competition: Competition, incentives: Incen
         return
     for name, expected in vars(incentives).items():
         actual = getattr(header.incentives, name)
-        # Each validator chooses how many evaluations of a round it can do.
-        if actual != expected and name != "slots":
+        # Each validator chooses how many evaluations of a round it can do, and begins when it is new.
+        if actual != expected and name not in ("slots", "start_block"):
             yield Finding(Kind.RULES, f"{name} is {actual} in the file, in the competition {expected}")
     if header.lucky_num_from != incentives.seeds:
         text = f"seeds are {header.lucky_num_from} in the file, by the competition {incentives.seeds}"

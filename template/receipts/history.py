@@ -6,16 +6,16 @@ a missing file is a finding too.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from template.receipts.findings import Finding, Kind
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundHeader, WeightsLine
-from template.records import ContentKey, Dataset, LedgerLine, Stand, SubmissionKey
+from template.records import ContentKey, Dataset, LedgerLine, Rank, Stand, SubmissionKey
 from template.rules.entries import MISSING, parse_entry
 from template.rules.evaluations import seed_block
-from template.rules.ledger import estimate_loss
+from template.rules.ledger import Content, Estimate, LedgerRow, estimate_loss, is_hopeless
 from template.rules.stands import Version, extend_stands, find_versions
 
 # Shares are summed and divided on their way to the chain; no payment depends on less than this.
@@ -215,9 +215,10 @@ class History:
             if line.is_accepted is False or not shares or (not line.is_repeat and _are_close(shares, table)):
                 continue
             where = f"weights of block {line.block}"
-            if not line.is_repeat and table and not _awaits_season(header, checked, shares):
+            may_repeat = line.is_repeat or _may_repeat(header, shares, _undecided(header, checked))
+            if table and not may_repeat:
                 yield Finding(Kind.INCONSISTENT, f"{where}: the shares are not those of the table")
-            elif shares in last and (line.is_repeat or table or not header.ledger):
+            elif shares in last and may_repeat:
                 continue
             elif len(shares) == 1 and not table and not line.is_repeat:
                 checked.burns.append((line.block, next(iter(shares))))
@@ -255,19 +256,43 @@ def _are_close(shares: Mapping[str, float], others: Mapping[str, float]) -> bool
     )
 
 
-def _awaits_season(header: RoundHeader, checked: RoundHistory, shares: Mapping[str, float]) -> bool:
-    """Whether a new season still evaluates a dataset that had a share and is older than the season.
-
-    Then the last shares are submitted again: see `template.rules.leaderboard.find_undecided`.
-    """
+def _undecided(header: RoundHeader, checked: RoundHistory) -> set[str]:
+    """Return the hotkeys that a new season still has to evaluate: see `template.rules.leaderboard.find_undecided`."""
     season_block = checked.season.planned[0][0] if checked.season.planned else header.start_block
-    in_ledger = {ContentKey(line.hotkey, line.digest) for line in header.ledger}
+    rows = [_ledger_row(line) for line in header.ledger]
+    confirmed = {row.content.key for row in rows}
+    hotkeys = set()
     for line in header.table:
-        version = checked.versions.get(ContentKey(line.hotkey, line.digest or ""))
-        is_open = line.reason is None and ContentKey(line.hotkey, line.digest or "") not in in_ledger
-        if line.hotkey in shares and is_open and version is not None and version.rank_block < season_block:
-            return True
-    return False
+        key = ContentKey(line.hotkey, line.digest or "")
+        version = checked.versions.get(key)
+        if version is None or line.reason is not None or key in confirmed or version.rank_block >= season_block:
+            continue
+        losses = checked.season.first_losses(key, line.runs)
+        rank = Rank(version.rank_block, version.commit_block, b"")
+        content = Content(key=key, rank=rank, registration_block=version.registration_block, losses=tuple(losses))
+        if not is_hopeless(content, rows, header.competition, header.incentives):
+            hotkeys.add(line.hotkey)
+    return hotkeys
+
+
+def _ledger_row(line: LedgerLine) -> LedgerRow:
+    content = Content(
+        key=ContentKey(line.hotkey, line.digest),
+        rank=Rank(line.rank_block, line.commit_block, b""),
+        registration_block=line.registration_block,
+    )
+    estimate = Estimate(mean=line.mean, spread=line.spread, runs=line.runs, loss=line.loss)
+    return LedgerRow(content=content, estimate=estimate, frontier=line.frontier, credit=line.credit)
+
+
+def _may_repeat(header: RoundHeader, shares: Mapping[str, float], undecided: Set[str]) -> bool:
+    """Whether the last shares come before the table's: see `template.rules.leaderboard.choose_weights`."""
+    if not undecided.isdisjoint(shares):
+        return True
+    if any(line.weight > 0.0 for line in header.table) or header.ledger:
+        return False
+    is_waiting = any(line.reason is None and line.loss is None for line in header.table)
+    return bool(undecided) or (is_waiting and all(line.loss is None for line in header.table))
 
 
 def _check_means(header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:

@@ -176,8 +176,9 @@ class RoundHeader(SignedRecord):
             raise ConfigError(f"{source}: runs or number of an evaluation out of range")
         if header.lucky_num_from not in LUCKY_NUM_SOURCES:
             raise ConfigError(f"{source}: lucky_num_from must be one of {', '.join(LUCKY_NUM_SOURCES)}")
-        if not all(0.0 <= line.score <= 1.0 for line in header.table):
-            raise ConfigError(f"{source}: a score is not between 0 and 1")
+        parts = [part for line in header.weights for part in (*line.weights.values(), *line.shares.values())]
+        if not all(0.0 <= part <= 1.0 for part in (*parts, *(line.score for line in header.table))):
+            raise ConfigError(f"{source}: a score, weight or share is not between 0 and 1")
         digests = {line.digest for line in (*header.datasets, *header.ledger)}
         if not all(digest is None or is_content_digest(digest) for digest in digests):
             raise ConfigError(f"{source}: a digest is not 64 hex digits")

@@ -11,6 +11,7 @@ import pytest
 
 from template.chain.client import Chain
 from template.config import load_training_args
+from template.localnet.chain.ledger import ChainFault
 from template.receipts.receipt import ReplayVerdict
 from template.receipts.replay import Auditor, ReplayContext
 from template.receipts.round_file import RoundHeader, digest_lines
@@ -207,13 +208,16 @@ def test_receipt_of_other_rows_than_the_digest_differs(office: Office, honest: P
     assert "differs (the counted rows have the digest" in ended.output
 
 
-def test_chain_without_the_block_gives_no_answer(office: Office, honest: Path) -> None:
-    future = {"start_block": 10**6, "opened_block": 10**6, "end_block": 10**6 + 10}
-    rewrite(honest, lambda content, _: content.update(future), office.validator)
-    honest = honest.rename(honest.with_name("future.jsonl"))
-    ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.parts.network)
+def test_chain_that_fails_gives_no_answer(office: Office, honest: Path) -> None:
+    network = ("--subtensor.network", office.net.parts.network)
+    office.net.admin.set_fault("read", ChainFault.ERROR, calls=1000)
+    try:
+        ended = office.audit(honest, "--sample", 0, *network)
+    finally:
+        office.net.admin.set_fault("read", ChainFault.ERROR, calls=0)
     assert ended.status == 5
     assert "  no answer: " in ended.output
+    assert office.audit(honest, "--sample", 0, *network).status == 0
 
 
 def test_receipt_of_another_revision_is_not_replayed(office: Office) -> None:
