@@ -260,8 +260,10 @@ def make_update() -> Callable[[], bool]:
 def make_incentives(args: argparse.Namespace) -> Incentives:
     """Return the competition's rules of reward, with the flags that replace some. Raises: ConfigError."""
     chosen = {}
-    for flag, name in (("blocks_per_epoch", "blocks_per_epoch"), ("miner_sample_size", "slots")):
-        value = getattr(args, flag)
+    for flag, name, value in (
+        ("blocks_per_epoch", "blocks_per_epoch", args.blocks_per_epoch),
+        ("miner_sample_size", "slots", args.miner_sample_size),
+    ):
         if value is not None and value < 1:
             raise ConfigError(f"--{flag} must be positive, not {value}")
         if value is not None:

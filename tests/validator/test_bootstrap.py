@@ -96,6 +96,18 @@ def test_late_validator_arrives_at_the_same_table(net: Net, rounds: Path) -> Non
     assert sum("no node has the state to check them" in line for line in lines) == ROUNDS
 
 
+def test_late_validator_sets_the_same_weights_next(net: Net, rounds: Path) -> None:
+    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5)
+    chain = SteppingChain(net, "validator", blocks=0)
+    first = open_bench(net, "first", policy=policy, incentives=INCENTIVES, chain=chain, lucky_num=None)
+    with start_late(net, read(net, rounds)) as late, first as early:
+        late.run_rounds(ROUNDS)
+        late.tick_until(lambda: late.store.last_round_id() == ROUNDS + 1 and True in late.outcomes())
+        early.tick_until(lambda: early.store.last_round_id() == ROUNDS + 1 and True in early.outcomes())
+    weights = net.admin.weights(net.hotkey("owner"))
+    assert weights == net.admin.weights(net.hotkey("validator")) and len(weights or ()) == 2
+
+
 def test_loss_without_a_receipt_is_evaluated_here(net: Net, rounds: Path) -> None:
     history = RoundHistory(dataclasses.replace(read_round(path), receipts=()) for path in rounds.iterdir())
     with start_late(net, history) as bench:
