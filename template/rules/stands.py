@@ -89,6 +89,15 @@ def _goes_on(last: Stand, entry: Entry, previous_block: int, *, period: int, blo
     return is_same and last.last_block >= previous_block and is_unbroken
 
 
+def stands_at(stands: Iterable[Stand], block: int) -> list[Stand]:
+    """Return the stands as they were at an aligned block: a round can be worked through when newer ones are known."""
+    return [
+        dataclasses.replace(stand, last_block=min(stand.last_block, block))
+        for stand in stands
+        if stand.first_block <= block
+    ]
+
+
 def find_versions(
     stands: Sequence[Stand], datasets: Mapping[SubmissionKey, Dataset], *, period: int, update_blocks: int
 ) -> list[Version]:

@@ -8,7 +8,7 @@ from template.competition import Competition, Incentives
 from template.records import Confirmed, ContentKey, Dataset, Entry, Rank, Stand, SubmissionKey
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates, related_versions
 from template.rules.ledger import Content, LedgerRow, read_ledger
-from template.rules.stands import Version, find_versions
+from template.rules.stands import Version, find_versions, stands_at
 
 Losses = Mapping[ContentKey, Sequence[float]]
 """Losses of each dataset, by number of the evaluation."""
@@ -68,7 +68,8 @@ def make_table(inputs: Inputs) -> Table:
     waiting: dict[SubmissionKey, int] = {}
     readable: dict[str, int] = {}
     candidates: dict[ContentKey, Candidate] = {}
-    for hotkey, stands in inputs.stands.items():
+    for hotkey, all_stands in inputs.stands.items():
+        stands = stands_at(all_stands, inputs.block)
         usable = {stand.key: inputs.datasets[stand.key] for stand in stands if stand.key in inputs.datasets}
         versions = find_versions(stands, usable, period=period, update_blocks=update_blocks)
         if not versions or registrations.get(hotkey, registration := versions[0].registration_block) != registration:

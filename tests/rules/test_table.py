@@ -46,6 +46,18 @@ def test_tie_is_broken_by_the_hash_of_the_aligned_block() -> None:
     assert winners == {"a", "b"}
 
 
+def test_table_of_an_earlier_block_knows_nothing_newer() -> None:
+    game = Game(incentives=Incentives(evaluations=4, hold=4, update_blocks=0))
+    key = SubmissionKey("a", game.commit("a", FULL))
+    table = game.open()
+    entries, block = game.entries, game.block
+    for rows in (range(300, 400), FULL, range(500, 600)):
+        game.commit("a", rows)
+        game.open()
+    game.entries, game.block = entries, block
+    assert game.table() == table and table.present[key].rank.block == block
+
+
 def test_rejected_dataset_is_not_present() -> None:
     game = Game()
     game.withheld.add(game.commit("a", FULL))
