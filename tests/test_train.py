@@ -176,6 +176,18 @@ print(json.dumps({"before": before, "after": after, "losses": losses}))
 """
 
 
+def test_order_of_a_files_rows_does_not_change_the_loss(bench: Bench, tmp_path: Path) -> None:
+    rows = make_rows(13, seed=1)
+    losses = {bench.run(data_dir=write_rows(tmp_path / str(at), rows[at:] + rows[:at])).loss for at in (0, 1, 7)}
+    assert losses == {bench.run(data_dir=write_rows(tmp_path / "reversed", rows[::-1])).loss}
+
+
+def test_rows_beyond_the_counted_ones_do_not_change_the_loss(bench: Bench, tmp_path: Path) -> None:
+    rows = make_rows(13, seed=1)
+    more = bench.run(rows=9, data_dir=write_rows(tmp_path / "more", rows)).loss
+    assert more == bench.run(data_dir=write_rows(tmp_path / "counted", rows[8::-1])).loss
+
+
 @pytest.fixture(scope="module")
 def other_process(bench: Bench) -> dict[str, Any]:
     """Settings and losses of an evaluation in a process of its own."""

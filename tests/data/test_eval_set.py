@@ -12,10 +12,11 @@ import pytest
 from template import constants
 from template.competition import Competition
 from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_index
-from template.data.rows import SUBMISSION_LIMITS, parse_rows
+from template.data.rows import SUBMISSION_LIMITS, content_digest, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
+from template.records import Dataset
 from tests.fixtures.faulty_hub import FaultyHub
 from tests.fixtures.hub import REPO, use_endpoint
 from tests.fixtures.training import make_row
@@ -156,15 +157,29 @@ def test_index_check_equals_parsing_every_line(tmp_path: Path) -> None:
         for max_rows in (2, 250):
             result = outcome_of(index.check, content, max_rows)
             assert result == outcome_of(partial(check_every_line, index.canonical), content, max_rows)
-            outcomes.add(tuple if isinstance(result, tuple) else str(result)[:24])
+            outcomes.add(Dataset if isinstance(result, Dataset) else str(result)[:24])
     assert len(outcomes) >= 4
 
 
-def check_every_line(pool: Container[bytes], content: bytes, *, name: str, max_rows: int) -> tuple[bytes, ...]:
-    return tuple(row.key for row in check_dataset(content, pool, name=name, max_rows=max_rows))
+def check_every_line(pool: Container[bytes], content: bytes, *, name: str, max_rows: int) -> Dataset:
+    keys = tuple(row.key for row in check_dataset(content, pool, name=name, max_rows=max_rows))
+    return Dataset(digest=content_digest(keys), row_keys=keys)
 
 
-def outcome_of(check: Callable[..., tuple[bytes, ...]], content: bytes, max_rows: int) -> object:
+def test_digest_is_of_the_counted_rows_in_any_order(tmp_path: Path) -> None:
+    index = read_eval_set_index(write_eval_set(tmp_path, b"".join(LINES)))
+
+    def digest(*lines: bytes, max_rows: int = 3) -> str:
+        return index.check(b"".join(lines), name="x", max_rows=max_rows).digest
+
+    first = digest(*LINES[:3])
+    other_spelling = json.dumps(json.loads(LINES[0]), sort_keys=True).encode() + b"\n"
+    assert first == digest(LINES[2], b"\n", LINES[1], other_spelling) == digest(*LINES[:4])
+    others = {digest(*LINES[1:4]), digest(*LINES[:2]), digest(*LINES[:3], LINES[0], max_rows=4)}
+    assert first not in others and len(others) == 3
+
+
+def outcome_of(check: Callable[..., Dataset], content: bytes, max_rows: int) -> object:
     try:
         return check(content, name="x", max_rows=max_rows)
     except SubmissionError as error:
@@ -174,7 +189,7 @@ def outcome_of(check: Callable[..., tuple[bytes, ...]], content: bytes, max_rows
 def test_dedup_keys_are_the_indexs_own_objects(tmp_path: Path) -> None:
     index = read_eval_set_index(write_eval_set(tmp_path, b"".join(LINES)))
     written_otherwise = json.dumps(json.loads(LINES[1]), sort_keys=True).encode()
-    keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9)
+    keys = index.check(LINES[0] + written_otherwise, name="x", max_rows=9).row_keys
     copies = [bytes(bytearray(key)) for key in keys]
     own = {id(key) for key in index.canonical}
     for result in (keys, index.dedup_keys(copies)):

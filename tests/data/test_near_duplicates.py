@@ -14,6 +14,7 @@ from template.data.encoding import encode_row
 from template.data.eval_set import read_eval_set_index
 from template.data.near_duplicates import NearDuplicates, normalized_digest
 from template.data.rows import SUBMISSION_LIMITS, Message, Row, parse_rows
+from template.records import Rank
 from template.rules.duplicates import Candidate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 
@@ -112,10 +113,12 @@ def test_copy_in_the_other_spelling_is_a_duplicate(tmp_path: Path) -> None:
     eval_set.write_text("\n".join([*spellings[0], *spellings[1], line(900)]))
     index = read_eval_set_index(eval_set)
     assert index.near_duplicate_count == 150
-    author, copier = (index.check("\n".join(item).encode(), name="x", max_rows=250) for item in spellings)
+    checked = [index.check("\n".join(item).encode(), name="x", max_rows=250) for item in spellings]
+    assert checked[0].digest != checked[1].digest, "another text is another dataset"
+    author, copier = (dataset.row_keys for dataset in checked)
     assert author == copier and len(set(author)) == 150
     result = match_duplicates(
-        Candidate(hotkey=hotkey, commit="c", block=block, row_keys=keys)
+        Candidate(hotkey=hotkey, digest="c", rank=Rank(block, block, b""), row_keys=keys)
         for block, (hotkey, keys) in enumerate({"author": author, "copier": copier}.items())
     )
     assert [(who, copy.hotkey, copy.shared) for (who, _), copy in result.items()] == [("copier", "author", 150)]

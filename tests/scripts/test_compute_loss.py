@@ -1,5 +1,6 @@
 """The offline script, with the tiny model."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -8,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from scripts import compute_loss
+from template.config import load_training_args
 from template.constants import DATA_FILE
 from template.hub.datasets import upload_dataset
+from template.localnet.network import NETUID
 from template.miner.compare import compare_paired
+from template.miner.loss_report import conclude
 from template.receipts.files import read_receipt, write_receipt
+from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.records import TrainResult
+from template.rules.evaluations import derive_seed
+from template.rules.ledger import estimate_loss
 from template.rules.scoring import score_of
-from tests.fixtures.audit import NAMES, Office
+from template.workers.executor import Evaluator
 from tests.fixtures.network import (
     COMPUTE_LOSS,
     POOL,
@@ -29,19 +37,51 @@ from tests.fixtures.network import (
     run_process,
     use_hub,
     write_dataset,
+    write_training_args,
 )
 from tests.fixtures.training import remember_results
 
 SEED = 5
 
 
-class Desk(Office):
-    """An honest round's datasets, and one with a foreign row."""
+INCENTIVES = {"blocks_per_epoch": 20, "evaluations": 4, "hold": 8, "sd": 0.0001, "update_blocks": 40}
+
+
+@dataclasses.dataclass
+class Desk:
+    """Alice's dataset on the hub and in a folder, and one with a foreign row."""
+
+    net: Net
+    folder: Path
+    model: Path
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self.args = write_training_args(self.folder / "args.yaml")
+        self.eval_dir = write_dataset(self.folder / "eval", POOL)
         self.small = write_dataset(self.folder / "small", SMALL)
         self.foreign = write_dataset(self.folder / "foreign", [*SMALL[:4], make_line(10**6)])
+        self.commit = self.net.upload("alice", SMALL)
+        self.settings = [
+            *("--competition", self.competition("chain"), "--training_args", self.args),
+            *("--model_path", self.model, "--work_dir", self.folder / "work"),
+        ]
+
+    def competition(self, seeds: str, **changes: float) -> Path:
+        """Write the network's competition with changes and incentives of its own."""
+        path = self.folder / f"{seeds}{''.join(changes)}.yaml"
+        values = yaml.safe_load(self.net.parts.competition.read_text())
+        path.write_text(yaml.safe_dump({**values, **changes, "incentives": {**INCENTIVES, "seeds": seeds}}))
+        return path
+
+    def receipt(self, signer: str = "validator", **changed: object) -> Receipt:
+        """Sign the receipt of alice's dataset, with `changed` fields of its result."""
+        chain = self.net.chain(signer)
+        submission = EvaluatedSubmission(
+            netuid=chain.netuid, hotkey=self.net.hotkey("alice"), repo="alice/data", commit=self.commit
+        )
+        result = dataclasses.replace(self.result(self.small), **changed)  # type: ignore[arg-type]
+        receipt = Receipt(competition=self.net.competition, submission=submission, result=result)
+        return receipt.signed(chain.hotkey, chain.sign)
 
     def run(self, *arguments: object) -> Ended:
         return call_main(compute_loss.main, *self.settings, *arguments)
@@ -59,20 +99,27 @@ class Desk(Office):
         return call_main(compute_loss.main, "--verify", path, *more, *places)
 
     def result(self, folder: Path, lucky_num: int = SEED) -> TrainResult:
-        return self.evaluate(folder, lucky_num)
+        """Evaluate a folder as a validator does."""
+        evaluator = Evaluator(
+            competition=self.net.competition,
+            training_args=load_training_args(self.args),
+            eval_data_dir=self.eval_dir,
+            model_path=self.model,
+        )
+        return evaluator.evaluate(folder, lucky_num)
 
 
 @pytest.fixture(scope="module")
 def desk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = tmp_path_factory.mktemp("desk")
-    with Net(folder / "network", NAMES) as net, use_hub(net, "alice"), remember_results():
+    with Net(folder / "network", ["alice"]) as net, use_hub(net, "alice"), remember_results():
         yield Desk(net, folder, tiny_model)
 
 
 @pytest.fixture(scope="module")
 def signed(desk: Desk) -> Path:
     """A signed receipt of alice's dataset on the hub."""
-    return write_receipt(desk.receipt("alice"), desk.folder / "signed")
+    return write_receipt(desk.receipt(), desk.folder / "signed")
 
 
 @pytest.mark.slow
@@ -89,7 +136,7 @@ def test_every_source_of_a_dataset_gives_the_same_loss(desk: Desk) -> None:
     sources: list[tuple[object, ...]] = [
         ("--dataset_path", desk.small),
         ("--dataset_path", desk.small / DATA_FILE),
-        ("--hf_repo_id", "alice/data", "--revision", desk.commits["alice"]),
+        ("--hf_repo_id", "alice/data", "--revision", desk.commit),
         ("--dataset_path", desk.small, "--eval_data_dir", desk.eval_dir),
     ]
     losses = [desk.json(*source, "--lucky_num", SEED)["loss"] for source in sources]
@@ -112,7 +159,7 @@ def test_text_shows_loss_score_and_distance_from_bench(desk: Desk) -> None:
 def test_json_shows_everything_that_can_change_the_loss(desk: Desk) -> None:
     content, result = desk.json("--dataset_path", desk.small, "--lucky_num", SEED), desk.result(desk.small)
     assert (content["loss"], content["losses"], content["lucky_nums"]) == (result.loss, [result.loss], [SEED])
-    assert content["spread"] is None
+    assert (content["spread"], content["runs"]) == (None, 1)
     assert content["score"] == score_of(result.loss, desk.net.competition)
     assert content["competition"] == desk.net.competition.to_dict()
     assert (content["train_sha256"], content["eval_sha256"]) == (result.train_sha256, result.eval_sha256)
@@ -127,12 +174,47 @@ def test_repeats_count_seeds_up_and_show_mean_and_spread(desk: Desk) -> None:
     expected = [desk.result(desk.small, seed).loss for seed in seeds]
     assert content["lucky_nums"] == seeds
     assert content["losses"] == expected and len(set(expected)) == 3
-    assert content["loss"] == statistics.fmean(expected)
-    assert content["spread"] == statistics.stdev(expected)
+    estimate = estimate_loss(expected, INCENTIVES["sd"])
+    assert {name: content[name] for name in ("loss", "mean", "spread", "runs")} == dataclasses.asdict(estimate)
+    assert content["loss"] > content["mean"] and content["score"] == score_of(estimate.loss, desk.net.competition)
     lines = desk.run(*arguments).output.splitlines()
     assert lines[:3] == [f"loss {loss!r} lucky_num {seed}" for loss, seed in zip(expected, seeds, strict=True)]
-    assert lines[3].split() == ["mean", "loss", repr(statistics.fmean(expected))]
+    assert lines[3].split() == ["mean", repr(estimate.mean)]
     assert lines[4].startswith(f"spread   {statistics.stdev(expected):.6f} ") and "3 seeds" in lines[4]
+    assert lines[5].startswith(f"loss     {estimate.loss!r} as it is paid")
+
+
+def test_runs_missing_to_be_confirmed_are_timed(desk: Desk) -> None:
+    arguments = ("--dataset_path", desk.small, "--lucky_num", SEED, "--repeats")
+    content = desk.json(*arguments, 3)
+    assert content["missing_runs"] == 1 and not content["is_dropped"]
+    assert content["missing_seconds"] == pytest.approx(statistics.fmean(content["seconds"]))
+    (line,) = [line for line in desk.run(*arguments, 3).output.splitlines() if line.startswith("runs")]
+    assert "3 of 4: 1 more to be confirmed, about " in line and "on this machine" in line
+    assert "runs     4 of 4: enough to be confirmed" in desk.run(*arguments, 4).output
+    strict = ("--competition", desk.competition("chain", bench=6.0))
+    hopeless = desk.run("--dataset_path", desk.foreign, "--lucky_num", SEED, *strict)
+    assert "runs     1 of 4: validators stop here" in hopeless.output
+
+
+def test_committed_dataset_has_the_validators_loss(desk: Desk) -> None:
+    desk.net.submit("alice", SMALL)
+    desk.net.align(20)
+    rank_block = desk.net.admin.block()
+    where = ("--as_validator", "--netuid", NETUID, "--subtensor.network", desk.net.parts.network)
+    wallet = ("--wallet.path", desk.net.parts.wallets, "--wallet.name", "alice")
+    content = desk.json(*where, "--hotkey", desk.net.hotkey("alice"))
+    assert content["on_chain"]["rank_block"] == rank_block
+    digest, block_hash = content["on_chain"]["digest"], desk.net.chain("alice").block_hash(rank_block)
+    assert content["lucky_nums"] == [derive_seed(block_hash, digest, number) for number in (1, 2)]
+    assert content["losses"] == [desk.result(desk.small, seed).loss for seed in content["lucky_nums"]]
+    desk.net.admin.advance(20)
+    ended = desk.run(*where, *wallet)
+    assert f"rank     block {rank_block}\n" in ended.output
+    assert f"seeds    of evaluations 1 to 4, from blocks {rank_block} to {rank_block + 20}" in ended.output
+    assert len(desk.json(*where, *wallet, "--repeats", 3)["losses"]) == 3
+    unknown = desk.run(*where, *wallet, "--competition", desk.competition("random"))
+    assert unknown.status == 3 and "draws its seeds at random" in unknown.logs[-1]
 
 
 def test_seed_is_drawn_by_default(desk: Desk) -> None:
@@ -171,11 +253,11 @@ def test_honest_receipt_is_identical(desk: Desk, signed: Path) -> None:
     assert f"signature  valid, by {desk.net.hotkey('validator')}" in ended.output.splitlines()
     content = json.loads(desk.verify(signed, "--json").output)
     assert (content["verdict"], content["difference"]) == ("identical", 0.0)
-    assert content["recorded"] == content["replayed"] == desk.results["alice"].loss
+    assert content["recorded"] == content["replayed"] == desk.result(desk.small).loss
 
 
 def test_false_loss_is_different_by_its_error(desk: Desk) -> None:
-    forged = desk.receipt("alice", signer=desk.net.chain("alice"), loss=desk.results["alice"].loss - 0.125)
+    forged = desk.receipt("alice", loss=desk.result(desk.small).loss - 0.125)
     ended = desk.verify(write_receipt(forged, desk.folder / "forged"))
     assert ended.status == 7 and ended.output.splitlines()[-1] == "DIFFERENT by +0.125"
 
@@ -218,8 +300,13 @@ def test_malformed_receipt_is_refused_by_its_path(desk: Desk) -> None:
         ("--compare", "x", "y", "--verify", "z"),
         ("--verify", "x", "--lucky_num", "0"),
         ("--verify", "x", "--repeats", "1"),
+        ("--as_validator", "--netuid", "1"),
+        ("--as_validator", "--hotkey", "x"),
+        ("--as_validator", "--netuid", "1", "--hotkey", "x", "--wallet.name", "y"),
+        ("--as_validator", "--netuid", "1", "--hotkey", "x", "--lucky_num", "1"),
+        ("--as_validator", "--netuid", "1", "--hotkey", "x", "--dataset_path", "y"),
     ],
-    ids=range(12),
+    ids=range(17),
 )
 def test_invalid_command_line_is_refused(desk: Desk, arguments: tuple[str, ...]) -> None:
     ended = desk.run(*arguments)
@@ -267,7 +354,7 @@ def test_comparison_text_shows_losses_side_by_side(desk: Desk) -> None:
     ],
 )
 def test_conclusion_of_a_comparison(losses: list[float], line: str) -> None:
-    assert compute_loss.conclude(compare_paired([2.0, 2.5], losses)) == line
+    assert conclude(compare_paired([2.0, 2.5], losses)) == line
 
 
 def test_comparison_names_the_rejected_dataset(desk: Desk) -> None:
