@@ -5,7 +5,8 @@
 
 Without --offline it is compared with all datasets that are committed on the subnet now, as if it were committed after
 them; with --hotkey or --wallet.*, as of that hotkey's current commitment if that is this very file. Earlier versions of
-other miners' datasets are no longer on chain and are not compared.
+other miners' datasets, and confirmed ones of hotkeys that left, are no longer on chain and are not compared, though a
+validator compares them. It also prints from which block the dataset would count.
 
 The result goes to stdout, progress to stderr. Exit status: 0 no problem, 2 or 3 the command line or another setting is
 wrong, 4 this machine failed, 5 not enough could be read, 6 a validator would reject it.
@@ -21,12 +22,17 @@ from typing import TYPE_CHECKING
 
 from template import cli, constants, files
 from template.competition import CommitmentRecord, Competition
-from template.config import load_competition
-from template.data.rows import RowKey
+from template.config import load_competition, load_incentives
+from template.data.rows import RowKey, content_digest
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.miner.check import inspect_file
 from template.miner.check_report import CheckOutcome, Report, describe, to_json
-from template.miner.competitors import SubnetSnapshot, compare_datasets, possible_commit_blocks
+from template.miner.competitors import (
+    SubnetSnapshot,
+    compare_datasets,
+    first_counted_block,
+    possible_commit_blocks,
+)
 
 if TYPE_CHECKING:
     from template.data.eval_set import EvalSetIndex
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     pool = read_eval_set_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
     file = inspect_file(content, pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
     subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")
-    comparison = None
+    comparison, counts_from = None, None
     if subnet is not None:
         sha256 = hashlib.sha256(content).hexdigest()
         counted_as = pool.dedup_keys(row.key for row in file.counted)
@@ -90,11 +96,14 @@ def run(args: argparse.Namespace) -> int:
         comparison = compare_datasets(
             rows, subnet, possible_commit_blocks(subnet.own, sha256, args.hf_repo_id, subnet.block + 1)
         )
+        digest, incentives = content_digest(row.key for row in file.counted), load_incentives(args.competition)
+        counts_from = first_counted_block(subnet.own, digest, subnet.block, incentives)
     commitment, bad_commitment = preview_commitment(args.hf_repo_id, competition)
     report = Report(
         file=file,
         subnet=subnet,
         comparison=comparison,
+        counts_from=counts_from,
         unread=unread,
         commitment=commitment,
         bad_commitment=bad_commitment,
@@ -128,11 +137,11 @@ def read_subnet(
 
 
 def preview_commitment(repo: str | None, competition: Competition) -> tuple[str | None, str]:
-    """Return the commitment with zeros for the commit, or its error."""
+    """Return the commitment with zeros for the digest, or its error."""
     if repo is None:
         return None, ""
     try:
-        return str(CommitmentRecord(repo, competition.id, "0" * 40)), ""
+        return str(CommitmentRecord(repo, competition.id, "0" * 64)), ""
     except SubmissionError as error:
         return None, str(error)
 

@@ -10,6 +10,8 @@ from template.competition import CommitmentRecord
 from template.errors import Reason
 from template.miner.check import Inspection
 from template.miner.competitors import Competitor, DatasetComparison, Overlap, SubnetSnapshot
+from template.rules.duplicates import max_shared
+from template.terminal import format_duration
 
 _SHOWN = 20
 _NO_COMMIT_BLOCK = "revealed; the chain no longer has the block of its commitment"
@@ -36,12 +38,14 @@ class Report:
     """Results of checking the file, the subnet's other datasets, and the commitment.
 
     subnet and comparison: None if not requested, or if the chain could not be read for the reason `unread`.
-    commitment: its text with zeros for the commit; None without a repo, or if `bad_commitment` says what is wrong.
+    counts_from: the block from which the dataset counts at the earliest. commitment: its text with zeros for the
+    digest; None without a repo, or if `bad_commitment` says what is wrong.
     """
 
     file: Inspection
     subnet: SubnetSnapshot | None = None
     comparison: DatasetComparison | None = None
+    counts_from: int | None = None
     unread: str = ""
     commitment: str | None = None
     bad_commitment: str = ""
@@ -62,11 +66,13 @@ def describe(report: Report) -> str:
     lines = _describe_file(report.file)
     if report.subnet is not None and report.comparison is not None:
         lines += ["", *_describe_subnet(report.subnet, report.comparison)]
+    if report.subnet is not None and report.counts_from is not None:
+        lines.append(_describe_counting(report.subnet, report.counts_from))
     if report.unread:
         lines += ["", f"not compared with other datasets: {report.unread}"]
     if report.commitment:
         size = f"{len(report.commitment)} of {constants.MAX_COMMITMENT_BYTES} bytes"
-        lines += ["", f"commitment {report.commitment.rpartition(':')[0]}:COMMIT, {size}"]
+        lines += ["", f"commitment {report.commitment.rpartition(':')[0]}:DIGEST, {size}"]
     if report.bad_commitment:
         lines += ["", f"{Reason.BAD_COMMITMENT}: {report.bad_commitment}"]
     return "\n".join([*lines, "", _SUMMARIES[report.outcome]])
@@ -93,9 +99,11 @@ def _describe_file(file: Inspection) -> list[str]:
 
 def _describe_subnet(subnet: SubnetSnapshot, comparison: DatasetComparison) -> list[str]:
     compared = sum(other.is_read for other in subnet.others)
+    limit = max_shared(comparison.row_count)
     lines = _section(
         f"block {subnet.block}: {len(subnet.others)} other hotkeys with a commitment, {compared} datasets compared;"
-        f" this one counts as {_describe_rank(subnet, comparison)}",
+        f" this one counts as {_describe_rank(subnet, comparison)}, and may share {limit} of its"
+        f" {comparison.row_count} different rows with an earlier one",
         [_describe_overlap(overlap, comparison.row_count) for overlap in comparison.overlaps],
     )
     if subnet.own is not None and subnet.own.rejection is not None:
@@ -112,8 +120,16 @@ def _describe_subnet(subnet: SubnetSnapshot, comparison: DatasetComparison) -> l
         title = "rejected: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         lines += _section(title, [f"{_name(other)}: {error}" for other, error in rejected])
         if any(_may_appear(other) for other, _ in rejected):
-            lines.append("a missing commit may still be uploaded; it then counts from the block of its commitment")
+            lines.append("a missing commit may still be uploaded; it then counts from the round after it is read")
     return lines
+
+
+def _describe_counting(subnet: SubnetSnapshot, counts_from: int) -> str:
+    if counts_from <= subnet.block:
+        return f"its rows, in any order, count since block {counts_from}: a new commitment to them changes nothing"
+    wait = format_duration((counts_from - subnet.block) * constants.BLOCK_S)
+    own = "" if subnet.own is None else ": the dataset after your present one has to wait"
+    return f"committed now, it counts from block {counts_from} at the earliest, in {wait}{own}"
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
@@ -172,6 +188,7 @@ def to_json(report: Report) -> dict[str, object]:
         "outcome": report.outcome,
         "file": {**file, "counted_lines": [row.line for row in report.file.counted]},
         "subnet": subnet,
+        "counts_from": report.counts_from,
         "unread": report.unread or None,
         "commitment_bytes": len(report.commitment) if report.commitment else None,
         "bad_commitment": report.bad_commitment or None,
@@ -184,6 +201,7 @@ def _subnet_to_json(subnet: SubnetSnapshot, comparison: DatasetComparison) -> di
         "block": subnet.block,
         "committed_between": comparison.ranks,
         "row_count": comparison.row_count,
+        "limit": max_shared(comparison.row_count),
         "copy_of": asdict(comparison.copy_of) if comparison.copy_of else None,
         "overlaps": [
             {"hotkey": overlap.competitor.hotkey, **{name: getattr(overlap, name) for name in names}}

@@ -13,13 +13,14 @@ from pathlib import Path
 from loguru import logger
 
 from template import constants
-from template.competition import CommitmentRecord, Competition
+from template.competition import CommitmentRecord, Competition, Incentives
 from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.records import ChainCommitment, ChainView, ContentKey, Entry, Rank
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates, max_shared
 from template.rules.entries import find_entries, is_within_upload_grace
+from template.rules.stands import align
 
 _DOWNLOADS_AT_ONCE = 4
 _LOG_EVERY = 20
@@ -187,6 +188,21 @@ def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None
     if own.sha256 != sha256:
         return now, now
     return 0 if own.is_revealed else own.block, own.block
+
+
+def first_counted_block(own: Competitor | None, digest: str, block: int, incentives: Incentives) -> int:
+    """Return the aligned block from which these rows count at the earliest, if they are committed after `block`.
+
+    digest: of the counted rows. Those of the hotkey's present dataset count already. Others count `update_blocks` after
+    it, or later if it was itself an update.
+    """
+    period = incentives.blocks_per_epoch
+    if own is not None and own.is_read and own.digest == digest:
+        return align(own.block, period)
+    earliest = align(block + 1, period)
+    if own is None or own.rejection is not None:
+        return earliest
+    return max(earliest, align(align(own.block, period) + incentives.update_blocks, period))
 
 
 def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tuple[int, int]) -> DatasetComparison:

@@ -163,7 +163,7 @@ class Draft:
 
 def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> Draft:
     """Read and check the file, and look up the hotkey."""
-    config.make_record("0" * 40)
+    config.make_record("0" * 64)
     path = config.dataset_path
     path = path / constants.DATA_FILE if path.is_dir() else path
     try:

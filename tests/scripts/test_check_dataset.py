@@ -12,7 +12,7 @@ import pytest
 
 from scripts import check_dataset
 from template.chain.timelock import beacon_round_at
-from template.competition import CommitmentRecord
+from template.competition import CommitmentRecord, Incentives
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason
 from template.localnet.chain.ledger import ChainFault
@@ -80,7 +80,8 @@ def test_valid_dataset_is_ok(subnet: Net) -> None:
     assert ended.status == 0, ended.logs
     assert "24 rows, 24 of them well formed and counted, 0 problems" in ended.output
     assert "1 datasets compared" in ended.output
-    assert "commitment me/data:sample:COMMIT, 55 of 128 bytes" in ended.output
+    assert "may share 9 of its 24 different rows with an earlier one" in ended.output
+    assert "commitment me/data:sample:DIGEST, 79 of 128 bytes" in ended.output
     assert ended.output.endswith("OK: no problem found\n")
 
 
@@ -125,7 +126,7 @@ def test_duplicate_is_rejected_with_its_lines(subnet: Net) -> None:
     ended = run(subnet, make_copy())
     assert ended.status == 6
     assert f"{hotkey} (uid {subnet.uid('alice')}" in ended.output
-    assert "earlier: shares 102 of 104 rows (over limit 100)" in ended.output
+    assert "earlier: shares 102 of 104 rows (over limit 41)" in ended.output
     content = check(subnet, make_copy(), status=6)
     (overlap,) = content["subnet"]["overlaps"]
     foreign = {number for number, line in enumerate(make_copy(), start=1) if line not in LARGE}
@@ -142,9 +143,31 @@ def test_duplicate_with_other_whitespace_is_rejected(subnet: Net) -> None:
 
 
 def test_shared_rows_below_the_limit_are_listed(subnet: Net) -> None:
-    ended = run(subnet, POOL[24:124])
+    ended = run(subnet, POOL[90:130])
     assert ended.status == 0
-    assert "earlier: shares 80 of 100 rows (limit 100), line 1-80\n" in ended.output
+    assert "earlier: shares 14 of 40 rows (limit 16), line 1-14\n" in ended.output
+
+
+def test_new_dataset_counts_from_the_next_round(subnet: Net) -> None:
+    ended = run(subnet, SMALL)
+    assert "committed now, it counts from block 360 at the earliest, in 71 min\n" in ended.output
+
+
+def test_update_counts_a_day_after_the_present_dataset(subnet: Net) -> None:
+    hotkey = ("--hotkey", subnet.hotkey("alice"))
+    assert check(subnet, SMALL, *hotkey)["counts_from"] == 360 + Incentives().update_blocks
+    ended = run(subnet, SMALL, *hotkey)
+    assert ": the dataset after your present one has to wait\n" in ended.output
+
+
+def test_committed_rows_in_another_order_count_already(net: Net) -> None:
+    key = net.submit("alice", LARGE)
+    net.align(360)
+    net.admin.advance(5)
+    content = check(net, LARGE[::-1], "--hotkey", key.hotkey)
+    assert content["counts_from"] == 360
+    ended = run(net, LARGE[::-1], "--hotkey", key.hotkey)
+    assert "its rows, in any order, count since block 360: a new commitment to them changes nothing\n" in ended.output
 
 
 def test_own_earlier_commitment_is_not_compared(subnet: Net) -> None:
@@ -255,11 +278,11 @@ def test_unreachable_chain_still_lists_problems_of_the_file(net: Net) -> None:
 
 def test_disk_error_ends_with_its_own_status(net: Net) -> None:
     keys = [net.submit(name, SMALL) for name in ("alice", "bob")]
-    check(net, SMALL)
+    check(net, POOL[:9])
     (folder,) = (net.parts.folder / "work").glob(f"*/neighbours/{keys[0].hotkey}")
     shutil.rmtree(folder)
     folder.write_text("in the way")
-    ended = run(net, SMALL)
+    ended = run(net, POOL[:9])
     assert (ended.status, ended.output) == (4, "")
     assert keys[0].hotkey in ended.logs[-1]
 
