@@ -194,14 +194,14 @@ def first_counted_block(own: Competitor | None, digest: str, block: int, incenti
     """Return the aligned block from which these rows count at the earliest, if they are committed after `block`.
 
     digest: of the counted rows. Those of the hotkey's present dataset count already. Others count `update_blocks` after
-    it, or later if it was itself an update.
+    it, or later if it was itself an update. One that did not stand at an aligned block yet is as if it had never been.
     """
     period = incentives.blocks_per_epoch
-    if own is not None and own.is_read and own.digest == digest:
-        return align(own.block, period)
     earliest = align(block + 1, period)
-    if own is None or own.rejection is not None:
+    if own is None or own.rejection is not None or align(own.block, period) > block:
         return earliest
+    if own.is_read and own.digest == digest:
+        return align(own.block, period)
     return max(earliest, align(align(own.block, period) + incentives.update_blocks, period))
 
 

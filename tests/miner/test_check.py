@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from template.competition import Incentives
 from template.constants import MAX_SUBMISSION_BYTES
 from template.data.eval_set import check_dataset
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
@@ -15,6 +16,7 @@ from template.miner.competitors import (
     DatasetComparison,
     SubnetSnapshot,
     compare_datasets,
+    first_counted_block,
     possible_commit_blocks,
 )
 from tests.fixtures.miner import never_asked
@@ -186,6 +188,28 @@ def test_duplicate_is_of_an_earlier_dataset_over_the_limit(case: str) -> None:
     comparison = compare_with(*others, ranks=ranks, own=unread("own", 5) if ranks == EITHER else None)
     assert (comparison.copy_of.hotkey if comparison.copy_of else None) == copied
     assert [unknown.hotkey for unknown in comparison.unknowns] == unknowns
+
+
+RULES = Incentives(blocks_per_epoch=100, update_blocks=250)
+
+
+@pytest.mark.parametrize(
+    ("own", "digest", "block", "expected"),
+    [
+        pytest.param(None, "d", 199, 200, id="the next round"),
+        pytest.param(None, "d", 200, 300, id="the state of this block is past"),
+        pytest.param(make_competitor("own", 5, digest="d"), "d", 299, 100, id="the same rows"),
+        pytest.param(make_competitor("own", 5, digest="d"), "e", 150, 400, id="other rows, a day later"),
+        pytest.param(make_competitor("own", 5, digest="d"), "e", 450, 500, id="other rows, more than a day later"),
+        pytest.param(make_competitor("own", 5, digest="d"), "e", 50, 100, id="the present ones never counted"),
+        pytest.param(unread("own", 5), "e", 150, 400, id="the present ones are unknown"),
+        pytest.param(
+            unread("own", 5, rejection=SubmissionError(Reason.EMPTY, "x")), "e", 150, 200, id="the present is rejected"
+        ),
+    ],
+)
+def test_dataset_counts_from_an_aligned_block(own: Competitor | None, digest: str, block: int, expected: int) -> None:
+    assert first_counted_block(own, digest, block, RULES) == expected
 
 
 def test_overlaps_have_the_most_shared_rows_first() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from scripts import check_dataset
 from template.chain.timelock import beacon_round_at
-from template.competition import CommitmentRecord, Incentives
+from template.competition import CommitmentRecord
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason
 from template.localnet.chain.ledger import ChainFault
@@ -151,13 +151,6 @@ def test_shared_rows_below_the_limit_are_listed(subnet: Net) -> None:
 def test_new_dataset_counts_from_the_next_round(subnet: Net) -> None:
     ended = run(subnet, SMALL)
     assert "committed now, it counts from block 360 at the earliest, in 71 min\n" in ended.output
-
-
-def test_update_counts_a_day_after_the_present_dataset(subnet: Net) -> None:
-    hotkey = ("--hotkey", subnet.hotkey("alice"))
-    assert check(subnet, SMALL, *hotkey)["counts_from"] == 360 + Incentives().update_blocks
-    ended = run(subnet, SMALL, *hotkey)
-    assert ": the dataset after your present one has to wait\n" in ended.output
 
 
 def test_committed_rows_in_another_order_count_already(net: Net) -> None:
