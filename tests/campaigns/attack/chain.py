@@ -173,12 +173,8 @@ def _recommit(env: Environment) -> str:
     for block in range(_BLOCKS):
         env.subnet.commit_together({miner: env.subnet.text(f"{miner}/x{block}", _SHA[:40]) for miner in miners})
         env.tick()
-    rows = len(env.store.submissions())
     env.pass_rounds()
-    verdict = env.verdict("ann")
-    env.chain.advance(7300)
-    env.pass_rounds(2)
-    return f"{verdict}, {rows} rows, a day later {len(env.store.submissions())}"
+    return f"{env.verdict('ann')}, {env.stand_count()} stands"
 
 
 def _alternate(env: Environment) -> str:
@@ -201,7 +197,7 @@ def _left_behind(env: Environment) -> str:
             info = {"fields": [{f"Raw{len(text)}": "0x" + text.hex()}]}
             state.put("CommitmentOf", f"5{number:047d}", {"deposit": 0, "block": state.block, "info": info})
     env.pass_rounds()
-    return f"{env.verdict('ann')}, {len(env.store.submissions())} rows"
+    return f"{env.verdict('ann')}, {env.stand_count()} stands"
 
 
 def _earlier_life(env: Environment, *, is_sealed: bool) -> str:
@@ -242,16 +238,16 @@ def _change_tempo(env: Environment) -> str:
 
 
 _PAIR = f"{_EVALUATED} and {_DUPLICATE}"
-_ROWS = f"{_EVALUATED}, {_BLOCKS * _MINERS + 2} rows, a day later {_MINERS + 2}"
+_STANDS = f"{_EVALUATED}, {_MINERS + 2} stands"
 _PLAYS = (
     in_environment("one repo by two hotkeys", _PAIR, partial(_same_repo, is_one_block=False)),
     in_environment("one repo by two hotkeys in one block", _PAIR, partial(_same_repo, is_one_block=True)),
     in_environment("a promised file that comes late", _PAIR, partial(_late_file, by_digest=True)),
     in_environment("a private repo that opens late", _PAIR, partial(_late_file, by_digest=False)),
     in_environment("a revealed text copied in its block", _PAIR, _copied_reveal),
-    in_environment(f"{_MINERS} hotkeys commit another text in every block", _ROWS, _recommit),
+    in_environment(f"{_MINERS} hotkeys commit another text in every block", _STANDS, _recommit),
     in_environment("two datasets in turn in every block", f"{_EVALUATED}, 2 evaluations", _alternate),
-    in_environment("10,000 commitments without a uid", f"{_EVALUATED}, 2 rows", _left_behind, max_memory=192),
+    in_environment("10,000 commitments without a uid", f"{_EVALUATED}, 2 stands", _left_behind, max_memory=192),
     in_environment("a text of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=False)),
     in_environment("a seal of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=True)),
     in_environment("a tempo that changes within the round", _EVALUATED, _change_tempo),

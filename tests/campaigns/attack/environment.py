@@ -11,21 +11,22 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from template.competition import CommitmentRecord
+from template.competition import CommitmentRecord, Incentives, Reward
 from template.hub import datasets, storage
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
-from template.records import LeaderboardRow
+from template.records import LeaderboardRow, SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
-from template.validator.downloads import Downloader
+from template.validator.downloads import Download, Downloader
 from template.validator.loop import Validator
 from template.validator.status import read_status
 from template.validator.status_report import print_status
@@ -39,14 +40,37 @@ POOL = make_rows(140, words=17)
 LARGE = POOL[:LARGE_ROWS]
 HONEST = {"ann": POOL[LARGE_ROWS:120], "ben": POOL[120:140]}
 
-_POLICY = Policy(blocks_per_epoch=12, block_threshold=2, miner_sample_size=100, miner_duplicate_sample_size=100)
+_POLICY = Policy(blocks_per_epoch=12, block_threshold=2, miner_duplicate_sample_size=100)
+# Everyone is paid for its loss at once, so that an attack shows in the next round.
+_INCENTIVES = Incentives(
+    reward=Reward.PROPORTIONAL,
+    epsilon=0.0,
+    evaluations=1,
+    hold=1,
+    slots=100,
+    update_blocks=0,
+    blocks_per_epoch=_POLICY.blocks_per_epoch,
+)
 _MAX_TICKS = 400
+_MAX_TICKS_BEHIND = 5000
 _TIMEOUT_S = 30.0
 
 
 def loss_of(content: bytes) -> float:
     """Return the loss of a file, inside the curve: lower for more rows."""
     return 5.9 + 8.0 / (10 + content.count(b"\n"))
+
+
+class _Downloader(Downloader):
+    """A downloader that looks for files on the hub of the environment too."""
+
+    def __init__(self, limit: int, fetch: Download, endpoint: str) -> None:
+        super().__init__(limit, fetch)
+        self._endpoint = endpoint
+
+    def start_lookup(self, key: SubmissionKey, look: Callable[[], None]) -> None:
+        check: Any = look
+        super().start_lookup(key, partial(check, endpoint=self._endpoint))
 
 
 class Environment:
@@ -77,6 +101,7 @@ class Environment:
         competition = self.subnet.competition
         config = ValidatorConfig(
             competition=competition,
+            incentives=_INCENTIVES,
             policy=_POLICY,
             data_dir=self.state / "data",
             eval_data_dir=self.state / "eval_data",
@@ -87,7 +112,7 @@ class Environment:
         self._download(competition.repo, competition.eval_commit, config.eval_data_dir, filename=None)
         self.connection = self.subnet.connect(node=self.node, deadline_s=5.0)
         self.store = Store(self.state / "validator.sqlite3")
-        self.downloader = Downloader(8, self._download_submission)
+        self.downloader = _Downloader(8, self._download_submission, self.hub.endpoint)
         self.executor = FakeExecutor(lambda path: loss_of(path.read_bytes()))
         self.clock = BlockClock(self.subnet.net.chain_file)
         self.validator = Validator(config, self.connection, self.store, self.executor, self.downloader, now=self.clock)
@@ -124,13 +149,25 @@ class Environment:
         self.validator.tick()
 
     def pass_rounds(self, count: int = 1) -> None:
-        """Tick until so many more rounds have closed. Raises: RuntimeError."""
+        """Catch up on missed rounds, then tick until so many more have closed. Raises: RuntimeError."""
+        for _ in range(_MAX_TICKS_BEHIND):
+            if not self._is_behind():
+                break
+            self.tick(0)
         goal = self.validator.rounds_done + count
         for _ in range(_MAX_TICKS * count):
             if self.validator.rounds_done >= goal:
                 return
             self.tick()
         raise RuntimeError("the validator's rounds do not end")
+
+    def _is_behind(self) -> bool:
+        last = self.store.last_round()
+        return last is not None and self.chain.block() >= last.start_block + 2 * _POLICY.blocks_per_epoch
+
+    def stand_count(self) -> int:
+        """Return how many stands the validator keeps."""
+        return sum(map(len, self.store.stands().values()))
 
     def verdict(self, name: str) -> str:
         """Return a miner's line in the last leaderboard, and any damage that is seen."""

@@ -194,7 +194,7 @@ def _undone(env: Environment) -> str:
     env.tick(0)
     env.chain.set_finality_lag(0)
     env.pass_rounds(2)
-    is_recorded = env.subnet.hotkey("mallory") in {key.hotkey for key in env.store.submissions()}
+    is_recorded = env.subnet.hotkey("mallory") in env.store.stands()
     return f"{env.verdict('mallory')}, {'recorded' if is_recorded else 'never recorded'}"
 
 

@@ -19,6 +19,7 @@ from template.data.encoding import EncodedRow, Tokenize, encode_submission
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, Row, parse_rows
 from template.miner.check import inspect_file
+from template.records import ContentKey, Rank
 from template.rules.duplicates import Candidate, match_duplicates
 from template.training.tokenizer import PieceTokenizer
 from tests.campaigns.attack.runner import Attack, judge
@@ -275,9 +276,12 @@ def _swap(what: str, change: Callable[[str], str]) -> Attack:
     def run(folder: Path) -> str:
         index = _write_index(folder, theirs + copy)
         check = partial(index.check, name=constants.DATA_FILE, max_rows=_MAX_ROWS)
-        author = Candidate(hotkey="author", commit="a", block=0, row_keys=check(theirs))
-        copier = Candidate(hotkey="copier", commit="c", block=1, row_keys=check(copy))
-        duplicate = match_duplicates([author, copier]).get(("copier", "c"))
+        datasets = {"author": check(theirs), "copier": check(copy)}
+        candidates = [
+            Candidate(hotkey=name, digest=dataset.digest, rank=Rank(block, block, b""), row_keys=dataset.row_keys)
+            for block, (name, dataset) in enumerate(datasets.items())
+        ]
+        duplicate = match_duplicates(candidates).get(ContentKey("copier", datasets["copier"].digest))
         return f"miner: {duplicate.to_error().reason}" if duplicate else _TAKEN
 
     name = f"a copy whose rows the pool holds with {what}, too"

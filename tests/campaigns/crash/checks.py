@@ -20,20 +20,23 @@ from template.receipts.verify import check_consistency
 from tests.campaigns.crash.points import ROUND_BLOCKS
 from tests.campaigns.synthetic_subnet import WeightsCall
 
-_MEMBERS = "SELECT hotkey, entry FROM round_members JOIN rounds ON id = round_id WHERE start_block <= :until"
+_UNTIL = "JOIN rounds ON rounds.id = round_id WHERE start_block <= :until"
+_MEMBERS = f"SELECT hotkey, entry FROM round_members {_UNTIL}"
 # What must be as in an undisturbed run, by key, of the rounds that start up to a block.
 _PARTS = {
-    "verdict on": f"SELECT hotkey || ' ' || entry, reason, loss FROM verdicts WHERE (hotkey, entry) IN ({_MEMBERS})",
-    "receipt of": f"SELECT hotkey || ' ' || entry, result(receipt, 'lucky_num'), result(receipt, 'loss') FROM receipts"
-    f" WHERE (hotkey, entry) IN ({_MEMBERS})",
+    "rejection of": f"SELECT hotkey || ' ' || entry, reason FROM verdicts WHERE (hotkey, entry) IN ({_MEMBERS})",
+    "evaluation of": "SELECT hotkey || ' ' || digest || ' ' || number, entry, lucky_num, seed_block, loss,"
+    " result(receipt, 'lucky_num'), result(receipt, 'loss') FROM evaluations"
+    f" WHERE (hotkey, digest, number) IN (SELECT hotkey, digest, number FROM round_evaluations {_UNTIL})",
     "entry in the round of block": "SELECT start_block || ', ' || hotkey, entry, uid, block, rank_block,"
-    " registration_block, round_members.lucky_num, seed_block, turn"
-    " FROM round_members JOIN rounds ON id = round_id WHERE start_block <= :until",
-    "leaderboard of the round of block": "SELECT start_block || ', ' || hotkey, entry, uid, reason, message, loss,"
-    " score, weight FROM standings JOIN rounds ON id = round_id WHERE start_block <= :until",
-    "weights in the round of block": "SELECT start_block, group_concat(weights) FROM weight_intents"
-    " JOIN rounds ON rounds.id = round_id WHERE json_extract(outcome, '$.is_accepted') AND start_block <= :until"
-    " GROUP BY start_block",
+    f" registration_block, turn FROM round_members {_UNTIL}",
+    "plan of the round of block": "SELECT start_block || ', ' || position, hotkey, entry, digest, number,"
+    f" round_evaluations.lucky_num, seed_block FROM round_evaluations {_UNTIL}",
+    "leaderboard of the round of block": "SELECT start_block || ', ' || hotkey, entry, uid, reason, message, digest,"
+    f" runs, mean, spread, loss, score, credit, weight FROM standings {_UNTIL}",
+    "ledger of the round of block": "SELECT start_block, ledger FROM rounds WHERE start_block <= :until",
+    "weights in the round of block": f"SELECT start_block, group_concat(sent) FROM weight_intents {_UNTIL}"
+    " AND json_extract(outcome, '$.is_accepted') GROUP BY start_block",
 }
 
 
@@ -64,7 +67,7 @@ def read_state(path: Path, until: int) -> dict[str, list[Any]]:
     """Read a state file that no process has open; losses keep their bits."""
     with _copied_state(path) as db:
         # SQLite's own JSON functions may round the last bit.
-        db.create_function("result", 2, lambda receipt, name: json.loads(receipt)["result"][name])
+        db.create_function("result", 2, lambda receipt, name: json.loads(receipt)["result"][name] if receipt else None)
         return {
             f"{part} {key}": values
             for part, query in _PARTS.items()

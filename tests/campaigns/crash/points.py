@@ -33,10 +33,12 @@ _PLUMBING = ("store/database.py", "hub/storage.py", "files.py")
 _RANDOM_NAME = re.compile(r"^\.(.*\.jsonl?)\.\w+$")
 # Variables by which the points of a method differ, and the attribute that tells them apart: of an int, itself.
 _SUBJECTS = {
+    "evaluation": "lucky_num",
     "key": "commitment",
     "metrics": "doing",
     "current": "start_block",
     "opened": "start_block",
+    "snapshot": "block",
     "round_id": "real",
     "intent_id": "real",
     "competition": "id",

@@ -38,8 +38,8 @@ RANDOM = "at a random moment"
 
 # Numbers of the state file by which a run goes on; accepted weights are the newest round's.
 _COUNTS = {
-    "verdicts": "count(*) FROM verdicts",
-    "datasets": "count(*) FROM datasets",
+    "verdicts": "(SELECT count(*) FROM verdicts) + (SELECT count(*) FROM evaluations)",
+    "datasets": "count(*) FROM contents",
     "attempts": "count(*) FROM attempts",
     "start": "coalesce(max(start_block), 0) FROM rounds",
     "accepted": "count(*) FROM weight_intents WHERE round_id = (SELECT max(id) FROM rounds)"
@@ -119,8 +119,6 @@ class Run:
                 "--training_args": base.folder / "training_args.yaml",
                 "--model_path": base.folder / "model",
                 "--device": "cpu",
-                "--blocks_per_epoch": ROUND_BLOCKS,
-                "--lucky_num_from": "chain",
                 "--poll_seconds": 0.02,
             },
         )

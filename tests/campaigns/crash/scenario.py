@@ -12,17 +12,29 @@ from pathlib import Path
 from tests.campaigns.crash.points import ROUND_BLOCKS
 from tests.campaigns.process_under_test import write_training_args
 from tests.campaigns.synthetic_subnet import LARGE_ROWS, WIDE_CURVE, SyntheticSubnet, make_file, make_short_rows
-from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 _MINERS = ("alice", "bob", "carol", "dave", "erin", "frank", "gina", "copycat", "outsider", "broken", "ghost", "bare")
 # Blocks between the commitments of a phase and its round's start.
 _BLOCKS_BEFORE = 20
-_POOL_ROWS = 130
+_POOL_ROWS = 400
+# A dataset is confirmed in its second round.
+_INCENTIVES = {
+    "reward": "proportional",
+    "epsilon": 0.0,
+    "evaluations": 2,
+    "hold": 2,
+    "slots": 10,
+    "update_blocks": 0,
+    "blocks_per_epoch": ROUND_BLOCKS,
+}
 
 
 @dataclass(frozen=True)
 class Phase:
-    """The actions before one round, and its verdicts and datasets at the end."""
+    """The actions before one round, and the rejections, losses and datasets at its end.
+
+    verdicts: rejections and losses.
+    """
 
     actions: tuple[tuple[str, ...], ...]
     verdicts: int
@@ -44,13 +56,11 @@ def make_base(folder: Path) -> Base:
     with SyntheticSubnet.create(
         folder / "subnet",
         pool=make_short_rows(range(_POOL_ROWS)),
-        competition={"id": "crash", "repo": "crash/pool", "rows": 110, **WIDE_CURVE},
+        competition={"id": "crash", "repo": "crash/pool", "rows": 110, **WIDE_CURVE, "incentives": _INCENTIVES},
     ) as subnet:
         subnet.register(*_MINERS)
         subnet.chain.advance(2)
         phases = _write_phases(subnet)
-        # One download fails once, so that a retry is recorded.
-        subnet.set_hub_faults(HubFault(kind=FaultKind.STATUS, status=503, pattern="bob/data", count=1))
         begin_phase(subnet, 0, phases[0])
     return Base(folder, phases)
 
@@ -82,26 +92,28 @@ def _write_phases(subnet: SyntheticSubnet) -> tuple[Phase, ...]:
     large = range(LARGE_ROWS)
     copy = [*large[2:], 110, 111]
     random.Random(0).shuffle(copy)
-    sealed = text("dave", range(40, 70))
+    sealed = text("dave", range(210, 240))
     cut_off = make_file(make_short_rows(range(5)))[:-9]
     first = [
-        *commits(alice=large, bob=range(106, 130), copycat=copy, outsider=[1, 2, 3, 1000], broken=cut_off),
+        # Without an upload, so that a retry is recorded.
+        ("commit", "bob", subnet.text("bob/data", "0" * 64)),
+        *commits(alice=large, copycat=copy, outsider=[1, 2, 3, 1000], broken=cut_off),
         ("commit", "ghost", subnet.text("ghost/nothing", "0" * 40)),
         *commits(bare=None),
     ]
     second = [
         ("seal", "dave"),
-        *commits(bob=range(90, 120), carol=range(20, 50), outsider=range(60, 90)),
+        *commits(bob=range(112, 142), carol=range(150, 180), outsider=range(180, 210)),
         ("reveal", "dave", sealed),
     ]
     third = [
-        *commits(erin=range(0, 60, 2)),
-        ("commit", "gina", text("gina", range(1, 60, 2), by_digest=True)),
-        *commits(copycat=range(70, 100), frank=b"\n"),
+        *commits(erin=range(240, 300, 2)),
+        ("commit", "gina", text("gina", range(241, 300, 2), by_digest=True)),
+        *commits(copycat=range(300, 330), frank=b"\n"),
     ]
     return (
-        Phase(tuple(first), verdicts=6, datasets=3),
-        Phase(tuple(second), verdicts=10, datasets=7),
-        Phase(tuple(third), verdicts=14, datasets=10),
-        Phase((), verdicts=14, datasets=10),
+        Phase(tuple(first), verdicts=5, datasets=2),
+        Phase(tuple(second), verdicts=10, datasets=6),
+        Phase(tuple(third), verdicts=18, datasets=9),
+        Phase((), verdicts=21, datasets=9),
     )

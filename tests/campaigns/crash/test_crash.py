@@ -63,13 +63,14 @@ REPEAT = """INSERT INTO extrinsics SELECT block + 3, position, data, signer, err
     WHERE block = (SELECT max(block) FROM extrinsics)"""
 PLANTED: dict[str, tuple[str, str | Callable[[bytes], bytes], str]] = {
     "nothing": (STATE, bytes, ""),
-    "last bit of a loss": (STATE, "UPDATE verdicts SET loss = loss + 9e-16 WHERE loss > 0", "verdict on"),
-    "lost receipt": (STATE, "DELETE FROM receipts", "receipt of"),
-    "another seed": (STATE, "UPDATE round_members SET lucky_num = 7 WHERE lucky_num > 0", "entry in the round"),
+    "last bit of a loss": (STATE, "UPDATE evaluations SET loss = loss + 9e-16", "evaluation of"),
+    "lost receipt": (STATE, "UPDATE evaluations SET receipt = ''", "evaluation of"),
+    "another seed": (STATE, "UPDATE round_evaluations SET lucky_num = 7", "plan of the round"),
     "another table": (STATE, "UPDATE standings SET weight = 0.0 WHERE weight > 0", "leaderboard of the round"),
     "weights never accepted": (STATE, "UPDATE weight_intents SET outcome = NULL", "weights in the round"),
     "weights set twice": ("subnet/chain.sqlite3", REPEAT, "weights set 2 times in the round of block 720"),
-    "loss without verdict": (STATE, "DELETE FROM verdicts WHERE loss > 0", "state file: foreign key"),
+    "another ledger": (STATE, "UPDATE rounds SET ledger = '[]' WHERE ledger <> '[]'", "ledger of the round"),
+    "plan without round": (STATE, "DELETE FROM rounds", "state file: foreign key"),
     "half a receipt": ("state/receipts/*.json", lambda content: content[:-10], "not JSON"),
     "half a round file": ("state/rounds/*.jsonl", lambda content: content[:-10], "incomplete"),
     "overwritten page": (STATE, lambda content: content[:8192] + os.urandom(4096) + content[12288:], "state file: "),
