@@ -94,6 +94,8 @@ def _submit(
     context.store.record_outcome(intent_id, outcome, context.now())
     if outcome.is_accepted:
         logger.info("weights set block={} weights={}", outcome.block, dict(prepared.sent) if prepared else {})
+    elif prepared is not None and prepared.rejection is not None:
+        logger.error("no weights sent error={}: {}", outcome.error, outcome.message)
     else:
         logger.warning("weights rejected error={}: {}", outcome.error, outcome.message)
 

@@ -33,7 +33,7 @@ def test_validator_without_a_permit_sends_nothing(net: Net) -> None:
         ("NeuronNoValidatorPermit", 0)
     }
     assert net.count_calls("validator", "set_mechanism_weights") == 0
-    assert any("no validator_permit" in line and "add stake" in line for line in lines)
+    assert any(line.startswith("ERROR") and "no validator_permit" in line and "add stake" in line for line in lines)
 
 
 def test_permit_that_comes_late_still_pays_the_round(net: Net) -> None:
