@@ -1,5 +1,6 @@
-"""Test the sample competition: its evaluation set and its four miners."""
+"""Test the sample competition: its evaluation set, its rules and its miners."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from template.competition import Competition
-from template.config import load_training_args
-from template.constants import DATA_FILE, DEFAULT_DUPLICATE_COUNT
+from template.competition import Competition, Incentives, Reward, Seeds
+from template.config import load_incentives, load_training_args
+from template.constants import DATA_FILE
 from template.data.eval_set import check_membership
-from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Row, parse_rows
+from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Row, content_digest, parse_rows
 from template.errors import Reason, SubmissionError
-from template.rules.duplicates import Candidate, match_duplicates
+from template.records import Rank
+from template.rules.duplicates import Candidate, match_duplicates, max_shared
 from tests.fixtures.network import ROOT
 
 SAMPLE = ROOT / "contrib" / "sample"
@@ -28,6 +30,10 @@ def make_miners(out: Path, hash_seed: str) -> dict[str, bytes]:
     command = [sys.executable, SAMPLE / "make_miners.py", "--out", out]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": hash_seed})
     return {file.parent.name: file.read_bytes() for file in out.glob(f"*/{DATA_FILE}")}
+
+
+def keys_of(rows: tuple[Row, ...]) -> tuple[bytes, ...]:
+    return tuple(row.key for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def test_pool_rows_are_short_and_varied() -> None:
 
 
 def test_only_the_outsider_has_rows_from_outside_the_pool(miners: dict[str, tuple[Row, ...]]) -> None:
-    for miner in ("varied", "narrow", "copy"):
+    for miner in ("narrow", "varied", "copy", "again"):
         check_membership(miners[miner], frozenset(KEYS), max_rows=250)
     with pytest.raises(SubmissionError) as caught:
         check_membership(miners["outsider"], frozenset(KEYS), max_rows=250)
@@ -64,18 +70,25 @@ def test_only_the_outsider_has_rows_from_outside_the_pool(miners: dict[str, tupl
 
 def test_only_the_copy_is_a_duplicate(miners: dict[str, tuple[Row, ...]]) -> None:
     candidates = [
-        Candidate(hotkey=miner, commit="0" * 40, block=block, row_keys=tuple(row.key for row in miners[miner]))
-        for block, miner in enumerate(("varied", "narrow", "outsider", "copy"), start=1)
+        Candidate(hotkey=miner, digest=miner, rank=Rank(block, block, b""), row_keys=keys_of(miners[miner]))
+        for block, miner in enumerate(("narrow", "varied", "copy", "outsider"), start=1)
     ]
     ((key, duplicate),) = match_duplicates(candidates).items()
-    assert key == ("copy", "0" * 40)
-    assert DEFAULT_DUPLICATE_COUNT < duplicate.shared < len(miners["varied"])
+    assert (key.hotkey, duplicate.hotkey) == ("copy", "varied")
+    assert max_shared(len(miners["copy"])) < duplicate.shared < len(miners["varied"])
+
+
+def test_again_is_the_same_dataset_in_another_order(
+    miners: dict[str, tuple[Row, ...]], files: dict[str, bytes]
+) -> None:
+    assert content_digest(keys_of(miners["again"])) == content_digest(keys_of(miners["narrow"]))
+    assert files["again"] != files["narrow"]
 
 
 def test_varied_meets_every_character_and_narrow_one(miners: dict[str, tuple[Row, ...]]) -> None:
     systems = {name: {row.system for row in miners[name]} for name in ("varied", "narrow")}
     assert systems["varied"] == {row.system for row in POOL} and len(systems["varied"]) >= 8
-    assert len(systems["narrow"]) == 1 and len(miners["narrow"]) * 4 < len(miners["varied"])
+    assert len(systems["narrow"]) == 1 and len(miners["narrow"]) * 3 <= len(miners["varied"])
 
 
 def test_miners_are_the_same_files_every_time(files: dict[str, bytes], tmp_path: Path) -> None:
@@ -85,8 +98,19 @@ def test_miners_are_the_same_files_every_time(files: dict[str, bytes], tmp_path:
 def test_competition_lacks_the_evaluation_commit_alone() -> None:
     values = yaml.safe_load((SAMPLE / "competition.yaml").read_text(encoding="utf-8"))
     assert "eval_commit" not in values
+    del values["incentives"]
     competition = Competition.from_mapping({**values, "eval_commit": "0" * 40}, "competition.yaml")
     assert competition.repo == "sample/conversations"
+
+
+def test_incentives_name_every_key_with_a_line_of_explanation() -> None:
+    lines = [line.strip() for line in (SAMPLE / "competition.yaml").read_text(encoding="utf-8").splitlines()]
+    for field in dataclasses.fields(Incentives):
+        (index,) = [index for index, line in enumerate(lines) if line.startswith(f"{field.name}:")]
+        assert lines[index - 1].startswith("# "), field.name
+    incentives = load_incentives(SAMPLE / "competition.yaml")
+    assert (incentives.reward, incentives.seeds) == (Reward.IMPROVEMENT, Seeds.CHAIN)
+    assert (incentives.evaluations, incentives.blocks_per_epoch) == (2, 40), "few and short: the quickstart stays quick"
 
 
 def test_the_sample_uses_the_subnets_hyperparameters() -> None:
