@@ -8,9 +8,9 @@ commit first. With --seal the commitment is on chain at once, but encrypted unti
 round. The file stays on this machine until then: keep the miner running, it waits and uploads. After any interruption
 repeat the same command; it continues, and commits nothing twice.
 
-The Hub token comes from HF_TOKEN or the login of the Hub's own tools. Exit status: 0 the commitment is visible on
-chain, 1 declined, 2 or 3 wrong command line or setting, 4 this machine failed, 5 the Hub or the chain did not answer,
-6 a validator would reject the dataset (the message says why).
+The Hub token comes from HF_TOKEN or the login of the Hub's own tools. Exit status: 0 the commitment is final and the
+file public, 1 declined, 2 or 3 wrong command line or setting, 4 this machine failed, 5 the Hub or the chain did not
+answer, 6 a validator would reject the dataset (the message says why).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from template import cli, files
-from template.config import load_competition
+from template.config import load_competition, load_incentives
 from template.errors import ConfigError, HostError
 
 
@@ -43,10 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_seal_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sealed submissions").add_argument
-    epoch_help = "blocks per round of the validators; a round starts at each multiple"
+    epoch_help = "blocks per round of the validators; a round starts at each multiple (default: the competition's)"
     add("--seal", action="store_true", help="hide commitment and file until the next round starts")
     add("--reveal_blocks", type=int, metavar="N", help="reveal N blocks from now and upload at once")
-    add("--blocks_per_epoch", type=int, default=360, help=epoch_help)
+    add("--blocks_per_epoch", type=int, help=epoch_help)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     poll_s = cli.check_poll_seconds(args.poll_seconds)
     if args.reveal_blocks is not None and not args.seal:
         raise ConfigError("--reveal_blocks needs --seal")
-    by_round = at_round_start(args.blocks_per_epoch)
+    competition, incentives = load_competition(args.competition), load_incentives(args.competition)
+    by_round = at_round_start(incentives.blocks_per_epoch if args.blocks_per_epoch is None else args.blocks_per_epoch)
     schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
-    competition = load_competition(args.competition)
     work_dir = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
     token = cli.hub_token()
     if token is None:
