@@ -199,6 +199,7 @@ def read_bootstrap(
         incentives=config.incentives,
         hyperparameters_digest=hyperparameters_digest,
         verify=verify_signature,
+        round_dir=config.round_dir,
     )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from loguru import logger
 
 from template.competition import Competition, Incentives
-from template.errors import ConfigError, RemoteError
+from template.errors import ConfigError, HostError, RemoteError
+from template.files import write_atomic
 from template.receipts.files import read_round
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import EvaluationLine, RoundFile, RoundHeader
@@ -136,11 +137,13 @@ def read_history(
     incentives: Incentives,
     hyperparameters_digest: str,
     verify: Verify,
+    round_dir: Path | None = None,
 ) -> RoundHistory:
-    """Read round files; leave out those with a fault, and say which.
+    """Read round files; leave out those with a fault, and log which.
 
+    Copies the others to `round_dir`: there they have the receipts that this validator's files refer to.
     verify(signer, message, signature) returns whether a signature is valid. Raises: ConfigError when no file can be
-    used, or the files are of several validators.
+    used, or the files are of several validators; HostError when a file cannot be copied.
     """
     files: dict[str, RoundFile] = {}
     for path in sorted(paths):
@@ -150,7 +153,7 @@ def read_history(
             logger.warning("round file left out: {}", error)
     contradictions = check_across_files({name: file.header for name, file in files.items()})
     receipts = {receipt.digest: receipt for file in files.values() for receipt in file.receipts}
-    usable: list[RoundFile] = []
+    usable: dict[str, RoundFile] = {}
     for name, file in files.items():
         faults = [
             *_find_other_rules(file.header, netuid, competition, incentives, hyperparameters_digest),
@@ -161,19 +164,29 @@ def read_history(
         if faults:
             logger.warning("round file left out: {}: {} ({} faults)", name, faults[0], len(faults))
         else:
-            usable.append(file)
-    signers = sorted({str(file.header.signer) for file in usable})
+            usable[name] = file
+    signers = sorted({str(file.header.signer) for file in usable.values()})
     if len(signers) != 1:
         names = ", ".join(signers) or "none that can be used"
         raise ConfigError(f"--bootstrap_rounds must hold the round files of one validator, and has {names}")
-    history = RoundHistory(usable)
-    blocks = [file.header.start_block for file in usable]
+    if round_dir is not None:
+        _copy_files(usable, round_dir)
+    blocks = [file.header.start_block for file in usable.values()]
     logger.warning(
         "--bootstrap_rounds: {} round files of {}, blocks {} to {}. Checked: signatures, rules, arithmetic, hashes."
         " Not checked: losses (replay them with scripts/audit.py), and entries where no node has the block's state",
         len(usable), signers[0], min(blocks), max(blocks),
     )  # fmt: skip
-    return history
+    return RoundHistory(usable.values())
+
+
+def _copy_files(paths: Iterable[str], folder: Path) -> None:
+    try:
+        for path in map(Path, paths):
+            if path.parent.resolve() != folder.resolve():
+                write_atomic(folder / path.name, [path.read_bytes()], mode=0o644)
+    except OSError as error:
+        raise HostError(f"cannot copy the files of --bootstrap_rounds to {folder}: {error}") from error
 
 
 def _find_other_rules(

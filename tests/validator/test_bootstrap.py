@@ -1,7 +1,6 @@
 """A validator that starts late, without an archive node, from the round files of another."""
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,20 @@ import pytest
 import yaml
 
 from neurons.validator import build_parser, make_config, read_bootstrap
+from template import files
 from template.chain.client import verify_signature
 from template.competition import Incentives, Seeds
 from template.config import load_training_args
 from template.errors import ConfigError, RemoteError
 from template.hub.repo_files import download_files
 from template.localnet.hub.store import upload_files
+from template.localnet.network import NETUID
+from template.receipts.checks import CachedChain, FileReport, check_signers
 from template.receipts.files import read_round
+from template.receipts.findings import Kind
+from template.receipts.refusals import RefusalCheck
+from template.receipts.replay import Auditor, ReplayContext
+from template.receipts.verify import check_consistency
 from template.records import ChainSnapshot, Leaderboard, LeaderboardRow
 from template.rules.schedule import Policy
 from template.store.store import Store
@@ -60,6 +66,7 @@ def read(net: Net, folder: Path, incentives: Incentives = INCENTIVES) -> RoundHi
         incentives=incentives,
         hyperparameters_digest=digest,
         verify=verify_signature,
+        round_dir=files.check_folder(net.parts.folder / "late" / "rounds", "--round_dir"),
     )
 
 
@@ -108,6 +115,31 @@ def test_late_validator_sets_the_same_weights_next(net: Net, rounds: Path) -> No
     assert weights == net.admin.weights(net.hotkey("validator")) and len(weights or ()) == 2
 
 
+def audit(net: Net, folder: Path) -> FileReport:
+    """Audit the files of a folder with the chain."""
+    rounds = {path: read_round(path) for path in folder.iterdir()}
+    reports = {path: FileReport(path=path) for path in rounds}
+    receipts = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
+    chain = CachedChain(net.chain("alice"))
+    auditor = Auditor(ReplayContext(work_dir=net.parts.folder / "work"), net.competition, load_training_args())
+    refusals = {NETUID: RefusalCheck(auditor.read_dataset, {}, chain)}
+    check_signers(rounds, reports, receipts, net.competition, INCENTIVES, {NETUID: chain}, refusals)
+    whole = FileReport(path=Path("all"))
+    for path, report in reports.items():
+        whole.findings += report.findings
+        whole.notes += report.notes
+        whole.add(Kind.INCONSISTENT, check_consistency(rounds[path], receipts))
+    return whole
+
+
+def test_audit_of_a_late_validator_is_clean(net: Net, rounds: Path) -> None:
+    with start_late(net, read(net, rounds)) as bench:
+        bench.run_rounds(ROUNDS)
+    folder = net.parts.folder / "late" / "rounds"
+    assert len(list(folder.iterdir())) == 2 * ROUNDS
+    assert audit(net, folder).findings == []
+
+
 def test_loss_without_a_receipt_is_evaluated_here(net: Net, rounds: Path) -> None:
     history = RoundHistory(dataclasses.replace(read_round(path), receipts=()) for path in rounds.iterdir())
     with start_late(net, history) as bench:
@@ -116,9 +148,9 @@ def test_loss_without_a_receipt_is_evaluated_here(net: Net, rounds: Path) -> Non
 
 
 def test_losses_of_another_model_are_not_taken(net: Net, rounds: Path) -> None:
-    files = [read_round(path) for path in rounds.iterdir()]
     history = RoundHistory(
-        dataclasses.replace(file, header=dataclasses.replace(file.header, model="another")) for file in files
+        dataclasses.replace(file, header=dataclasses.replace(file.header, model="another"))
+        for file in map(read_round, rounds.iterdir())
     )
     with log_lines() as lines, start_late(net, history) as bench:
         bench.run_rounds(ROUNDS)
@@ -159,9 +191,7 @@ def test_file_with_a_fault_is_left_out(net: Net, rounds: Path, old: str, new: st
 def test_files_of_two_validators_are_refused(net: Net, rounds: Path, tmp_path: Path) -> None:
     with start_late(net, read(net, rounds)) as bench:
         bench.run_rounds(1)
-    both = shutil.copytree(rounds, tmp_path / "both")
-    for path in (net.parts.folder / "late" / "rounds").iterdir():
-        shutil.copy(path, both)
+    both = net.parts.folder / "late" / "rounds"
     with pytest.raises(ConfigError, match=r"one validator, and has 5.*, 5"):
         read(net, both)
 
