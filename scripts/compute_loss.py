@@ -40,8 +40,14 @@ from template.miner.committed import CommittedDataset, Reader, find_committed
 from template.miner.compare import compare_paired
 from template.miner.loss_report import describe, describe_paired, describe_paired_json, summarize
 from template.receipts.files import read_receipt, write_receipt
-from template.receipts.receipt import Receipt, ReplayVerdict, compare_receipt
-from template.receipts.replay import ReplayContext, check_signature, evaluate_once
+from template.receipts.receipt import Receipt, ReplayComparison, ReplayVerdict, compare_receipt
+from template.receipts.replay import (
+    ReplayContext,
+    check_signature,
+    compare_without_loss,
+    evaluate_once,
+    find_mismatch,
+)
 from template.records import TrainResult
 from template.terminal import escape
 from template.workers.executor import Evaluator
@@ -59,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hf_repo_id", help="dataset repo on the Hub, with --revision")
     add("--revision", metavar="COMMIT", help="the full commit of --hf_repo_id")
     add("--verify", type=Path, metavar="RECEIPT", help="replay a receipt and compare")
+    any_help = "with --verify: also a receipt of another competition, model or hyperparameters"
+    add("--any_competition", action="store_true", help=any_help)
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="evaluate two files or folders under the same seeds")
     add("--as_validator", action="store_true", help="evaluate a hotkey's committed dataset under the validators' seeds")
     cli.add_reader_arguments(parser)
@@ -88,9 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with status 2 and a line on stderr when arguments exclude each other."""
-    fixed = ("competition", "training_args", "lucky_num", "check", "repeats", "receipt_dir")
+    fixed = ("lucky_num", "check", "repeats", "receipt_dir")
     if args.verify and (given := [name for name in fixed if getattr(args, name) not in (None, False)]):
         parser.error(f"--{given[0]} does not go with --verify: the receipt defines the evaluation")
+    if args.any_competition and not args.verify:
+        parser.error("--any_competition goes with --verify")
     if args.compare and (args.verify or args.dataset_path or args.hf_repo_id):
         parser.error("--compare names both datasets and excludes --dataset_path, --hf_repo_id and --verify")
     if args.as_validator:
@@ -199,9 +209,38 @@ def path_in_errors(path: Path) -> Iterator[None]:
 
 
 def verify(args: argparse.Namespace, context: ReplayContext) -> int:
-    """Replay a receipt and print the comparison."""
+    """Replay a receipt and print the comparison; refuse one of another competition, model or hyperparameters."""
     receipt = read_receipt(args.verify)
     has_bad_signature, signature = check_signature(receipt)
+    competition, training_args = load_competition(args.competition), load_training_args(args.training_args)
+    mismatch = None
+    if not args.any_competition:
+        mismatch = find_mismatch(receipt, competition, training_args, context.model_path)
+    if mismatch is None:
+        comparison, replayed = replay(args, context, receipt)
+    else:
+        text = f"{mismatch}; --any_competition replays it as it is"
+        comparison, replayed = compare_without_loss(ReplayVerdict.NOT_COMPARABLE, text), None
+    recorded = receipt.result.loss
+    named = f"{receipt.competition.id} {receipt.competition.digest[:12]}"
+    if args.is_json:
+        content = {"recorded": recorded, "replayed": replayed, "competition": named, "signature": signature}
+        print(json.dumps({**content, **dataclasses.asdict(comparison)}))
+    else:
+        print(f"competition  {escape(named)}, {escape(receipt.competition.repo)}@{receipt.competition.eval_commit}")
+        print(f"recorded   {recorded!r}\nreplayed   {replayed!r}\nsignature  {escape(signature)}")
+        for reason in comparison.reasons:
+            print(f"note       {escape(reason)}")
+        gap = f" by {comparison.difference:+.3g}" if comparison.difference else ""
+        print(f"{comparison.verdict.upper()}{gap}")
+    return _BAD_SIGNATURE_STATUS if has_bad_signature else _REPLAY_STATUS[comparison.verdict]
+
+
+def replay(args: argparse.Namespace, context: ReplayContext, receipt: Receipt) -> tuple[ReplayComparison, float | None]:
+    """Evaluate the receipt's dataset and compare; return the loss too.
+
+    The rows of a submission must be in the evaluation set: a validator evaluates no others.
+    """
     evaluator = context.replay_evaluator(receipt, str(args.verify))
     submission = receipt.submission
     if submission is None and not (args.dataset_path or args.hf_repo_id):
@@ -210,17 +249,14 @@ def verify(args: argparse.Namespace, context: ReplayContext) -> int:
     revision = args.revision or (submission.commit if submission else None)
     with dataset_folder(context, args.dataset_path, repo, revision) as data_dir:
         result = evaluate_once(evaluator, data_dir, receipt.result.lucky_num)
-    comparison = compare_receipt(receipt, result)
-    losses = {"recorded": receipt.result.loss, "replayed": result.loss}
-    if args.is_json:
-        print(json.dumps({**losses, "signature": signature, **dataclasses.asdict(comparison)}))
-    else:
-        print(f"recorded   {receipt.result.loss!r}\nreplayed   {result.loss!r}\nsignature  {escape(signature)}")
-        for reason in comparison.reasons:
-            print(f"note       {escape(reason)}")
-        gap = f" by {comparison.difference:+.3g}" if comparison.difference else ""
-        print(f"{comparison.verdict.upper()}{gap}")
-    return _BAD_SIGNATURE_STATUS if has_bad_signature else _REPLAY_STATUS[comparison.verdict]
+        comparison = compare_receipt(receipt, result)
+        if submission is not None and comparison.verdict is ReplayVerdict.IDENTICAL:
+            try:
+                check(data_dir, evaluator)
+            except SubmissionError as error:
+                reason = f"a validator must reject the dataset ({error.reason}): {error}"
+                comparison = compare_without_loss(ReplayVerdict.DIFFERENT, reason)
+    return comparison, result.loss
 
 
 def dataset_folder(

@@ -143,45 +143,29 @@ class Auditor:
         """
         recorded, submission = receipt.result, receipt.submission
         if submission is None:
-            return _without_loss(ReplayVerdict.NOT_COMPARABLE, "receipt of a local file")
-        if (mismatch := self._mismatch_reason(receipt)) is not None:
-            return _without_loss(ReplayVerdict.NOT_COMPARABLE, mismatch)
+            return compare_without_loss(ReplayVerdict.NOT_COMPARABLE, "receipt of a local file")
+        model_path = self._context.model_path
+        if (mismatch := find_mismatch(receipt, self._competition, self._training_args, model_path)) is not None:
+            return compare_without_loss(ReplayVerdict.NOT_COMPARABLE, mismatch)
         evaluator = self._context.replay_evaluator(receipt, "the receipt")
         with self._context.downloaded(submission.repo, submission.commit, submission.hotkey) as folder:
             content = (folder / DATA_FILE).read_bytes()
             if (sha256 := hashlib.sha256(content).hexdigest()) != recorded.train_sha256:
                 reason = f"sha256 {sha256} of {submission.repo} at {submission.commit}"
-                return _without_loss(ReplayVerdict.DIFFERENT, f"{reason}, {recorded.train_sha256} in the receipt")
+                return compare_without_loss(
+                    ReplayVerdict.DIFFERENT, f"{reason}, {recorded.train_sha256} in the receipt"
+                )
             try:
                 index, max_rows = self._read_eval_set(evaluator), self._competition.rows
                 dataset = index.check(content, name=DATA_FILE, max_rows=max_rows)
                 if digest not in (None, dataset.digest):
                     reason = f"the counted rows have the digest {dataset.digest}, {digest} in the file"
-                    return _without_loss(ReplayVerdict.DIFFERENT, reason)
+                    return compare_without_loss(ReplayVerdict.DIFFERENT, reason)
                 return compare_receipt(receipt, evaluate_once(evaluator, folder, recorded.lucky_num))
             except SubmissionError as error:
                 # Divergence may depend on the machine; the content of a file does not.
                 verdict = ReplayVerdict.NOT_COMPARABLE if error.reason is Reason.DIVERGED else ReplayVerdict.DIFFERENT
-                return _without_loss(verdict, f"evaluation fails here ({error.reason}): {error}")
-
-    def _mismatch_reason(self, receipt: Receipt) -> str | None:
-        """Return why the receipt is outside of this audit, None if it is inside."""
-        recorded, expected = receipt.result, self._training_args
-        revision = recorded.model_revision
-        if receipt.competition != self._competition:
-            return "receipt of another competition; name it with --competition"
-        if recorded.model_id != expected.model_id:
-            return f"model {recorded.model_id}, not {expected.model_id}; name it with --training_args"
-        # Anyone may propose weights for a public model on the Hub, and a proposal has a commit as well.
-        if revision is not None and not (is_commit(revision) and expected.revision in (None, revision)):
-            return f"model revision {revision} is not the one of --training_args"
-        if dict(recorded.hyperparameters) != expected.hyperparameters.to_dict():
-            return "receipt of other hyperparameters; name them with --training_args"
-        if revision is None and self._context.model_path is None:
-            return "the model was a local folder; pass it with --model_path"
-        if recorded.environment.get("dtype") not in _DTYPES or not 0 <= recorded.lucky_num < 2**32:
-            return "invalid dtype or lucky_num"
-        return None
+                return compare_without_loss(verdict, f"evaluation fails here ({error.reason}): {error}")
 
     def _read_eval_set(self, evaluator: Evaluator) -> "EvalSetIndex":
         from template.data.eval_set import read_eval_set_index
@@ -191,5 +175,28 @@ class Auditor:
         return self._eval_set
 
 
-def _without_loss(verdict: ReplayVerdict, reason: str) -> ReplayComparison:
+def find_mismatch(
+    receipt: Receipt, competition: Competition, expected: TrainingArgs, model_path: Path | None
+) -> str | None:
+    """Return why a receipt is not of this competition and these training arguments, None if it is."""
+    recorded = receipt.result
+    revision = recorded.model_revision
+    if receipt.competition != competition:
+        return "receipt of another competition; name it with --competition"
+    if recorded.model_id != expected.model_id:
+        return f"model {recorded.model_id}, not {expected.model_id}; name it with --training_args"
+    # Anyone may propose weights for a public model on the Hub, and a proposal has a commit as well.
+    if revision is not None and not (is_commit(revision) and expected.revision in (None, revision)):
+        return f"model revision {revision} is not the one of --training_args"
+    if dict(recorded.hyperparameters) != expected.hyperparameters.to_dict():
+        return "receipt of other hyperparameters; name them with --training_args"
+    if revision is None and model_path is None:
+        return "the model was a local folder; pass it with --model_path"
+    if recorded.environment.get("dtype") not in _DTYPES or not 0 <= recorded.lucky_num < 2**32:
+        return "invalid dtype or lucky_num"
+    return None
+
+
+def compare_without_loss(verdict: ReplayVerdict, reason: str) -> ReplayComparison:
+    """Return the comparison of a receipt that was not replayed."""
     return ReplayComparison(verdict=verdict, difference=None, reasons=(reason,))

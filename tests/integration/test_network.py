@@ -211,10 +211,11 @@ def test_weights_are_set_once(spine: Outcome) -> None:
 
 def test_anyone_replays_a_receipt_to_the_last_bit(arena: Arena, spine: Outcome) -> None:
     (path,) = (arena.folder / "spine" / "receipts").glob(f"{arena.net.hotkey('bob')}-*.json")
-    ended = arena.compute_loss("--verify", path, "--work_dir", arena.folder / "offline")
+    ended = arena.compute_loss("--verify", path, "--any_competition", "--work_dir", arena.folder / "offline")
     assert ended.status == 0, ended.logs
     loss = repr(spine.receipts["bob"].result.loss)
-    recorded, replayed, signature, *_, verdict = ended.output.splitlines()
+    competition, recorded, replayed, signature, *_, verdict = ended.output.splitlines()
+    assert competition.startswith("competition  ")
     assert (recorded.split(), replayed.split()) == (["recorded", loss], ["replayed", loss])
     assert signature.endswith(f"valid, by {arena.net.hotkey('validator')}") and verdict == "IDENTICAL"
 

@@ -94,9 +94,8 @@ class Desk:
         return content
 
     def verify(self, path: Path, *more: object) -> Ended:
-        """Verify a receipt, which has the other settings."""
-        places = ("--model_path", self.model, "--work_dir", self.folder / "work")
-        return call_main(compute_loss.main, "--verify", path, *more, *places)
+        """Verify a receipt of this competition and these training arguments."""
+        return call_main(compute_loss.main, "--verify", path, *more, *self.settings)
 
     def result(self, folder: Path, lucky_num: int = SEED) -> TrainResult:
         """Evaluate a folder as a validator does."""
