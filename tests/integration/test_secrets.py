@@ -184,7 +184,7 @@ def test_only_the_hotkey_is_opened_and_no_wallet_is_written(seen: Seen) -> None:
 
 def test_written_files_are_private_under_any_umask(seen: Seen) -> None:
     # Published by the validator, or public on the Hub, and behind a closed folder here.
-    patterns = ("rounds/*.jsonl", "eval_data/*", "*/eval_data/*", "cache/hub-files/**/*")
+    patterns = ("rounds/*.jsonl", "data/**/*", "eval_data/*", "*/eval_data/*", "cache/hub-files/**/*")
     public = {path for top in (seen.state, seen.work) for pattern in patterns for path in top.glob(pattern)}
     assert public
     for top in (seen.state, seen.work):
