@@ -247,7 +247,8 @@ def replay(args: argparse.Namespace, context: ReplayContext, receipt: Receipt) -
         raise ConfigError(f"{args.verify}: receipt of a local file; pass the file with --dataset_path")
     repo = args.hf_repo_id or (submission.repo if submission else None)
     revision = args.revision or (submission.commit if submission else None)
-    with dataset_folder(context, args.dataset_path, repo, revision) as data_dir:
+    hotkey = submission.hotkey if submission else None
+    with dataset_folder(context, args.dataset_path, repo, revision, hotkey) as data_dir:
         result = evaluate_once(evaluator, data_dir, receipt.result.lucky_num)
         comparison = compare_receipt(receipt, result)
         if submission is not None and comparison.verdict is ReplayVerdict.IDENTICAL:
@@ -260,13 +261,13 @@ def replay(args: argparse.Namespace, context: ReplayContext, receipt: Receipt) -
 
 
 def dataset_folder(
-    context: ReplayContext, path: Path | None, repo: str | None, revision: str | None
+    context: ReplayContext, path: Path | None, repo: str | None, revision: str | None, hotkey: str | None = None
 ) -> AbstractContextManager[Path]:
     """Open a folder with the dataset, local or downloaded for this evaluation."""
     if path is not None:
         return local_folder(path, "--dataset_path")
     assert repo is not None and revision is not None
-    return context.downloaded(repo, revision)
+    return context.downloaded(repo, revision, hotkey)
 
 
 @contextmanager

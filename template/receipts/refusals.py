@@ -62,7 +62,7 @@ class RefusalCheck:
         self._read_dataset = read
         self._commitments = commitments
         self._chain = chain
-        self._read: dict[str, Dataset | SubmissionError] = {}
+        self._read: dict[SubmissionKey, Dataset | SubmissionError] = {}
 
     def check(self, header: RoundHeader, checked: RoundHistory) -> list[Finding]:
         """Check the next file; `notes` and `unanswered` are then those of this file."""
@@ -111,7 +111,7 @@ class RefusalCheck:
         if text is None:
             self.notes.append(f"{where} of a dataset that is in no file here: audit with a chain")
             return
-        own, original = self._read_once(line.entry), self._read_once(text)
+        own, original = self._read_once(line.hotkey, line.entry), self._read_once(hotkey, text)
         if isinstance(own, SubmissionError) or isinstance(original, SubmissionError):
             gone = next(error for error in (own, original) if isinstance(error, SubmissionError))
             self.notes.append(f"{where} that cannot be compared any more: {gone}")
@@ -125,13 +125,14 @@ class RefusalCheck:
             text = f"shares {actual} rows with the dataset of {hotkey}, not {shared}; {allowed} are allowed"
             yield Finding(Kind.REFUSAL, f"{where} that {text}")
 
-    def _read_once(self, text: str) -> Dataset | SubmissionError:
-        if text not in self._read:
+    def _read_once(self, hotkey: str, text: str) -> Dataset | SubmissionError:
+        key = SubmissionKey(hotkey, text)
+        if key not in self._read:
             try:
-                self._read[text] = self._read_dataset(CommitmentRecord.parse(text))
+                self._read[key] = self._read_dataset(CommitmentRecord.parse(text, hotkey))
             except SubmissionError as error:
-                self._read[text] = error
-        return self._read[text]
+                self._read[key] = error
+        return self._read[key]
 
 
 def _check_order(line: TableLine, hotkey: str, prefix: str, block: int, checked: RoundHistory) -> Iterator[Finding]:

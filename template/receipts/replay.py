@@ -130,7 +130,7 @@ class Auditor:
     def read_dataset(self, record: CommitmentRecord) -> Dataset:
         """Download and check a dataset of the competition. Raises: SubmissionError, RemoteError, HostError."""
         index = self._read_eval_set(self._context.evaluator(self._competition, self._training_args))
-        with self._context.downloaded(record.namespace, record.commit) as folder:
+        with self._context.downloaded(record.namespace, record.commit, record.hotkey) as folder:
             content = (folder / DATA_FILE).read_bytes()
         return index.check(content, name=DATA_FILE, max_rows=self._competition.rows)
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from scripts import compute_loss
+from template.competition import bind_digest
 from template.config import load_training_args
 from template.constants import DATA_FILE
 from template.hub.datasets import upload_dataset
@@ -73,11 +74,11 @@ class Desk:
         path.write_text(yaml.safe_dump({**values, **changes, "incentives": {**INCENTIVES, "seeds": seeds}}))
         return path
 
-    def receipt(self, signer: str = "validator", **changed: object) -> Receipt:
+    def receipt(self, signer: str = "validator", commit: str | None = None, **changed: object) -> Receipt:
         """Sign the receipt of alice's dataset, with `changed` fields of its result."""
         chain = self.net.chain(signer)
         submission = EvaluatedSubmission(
-            netuid=chain.netuid, hotkey=self.net.hotkey("alice"), repo="alice/data", commit=self.commit
+            netuid=chain.netuid, hotkey=self.net.hotkey("alice"), repo="alice/data", commit=commit or self.commit
         )
         result = dataclasses.replace(self.result(self.small), **changed)  # type: ignore[arg-type]
         receipt = Receipt(competition=self.net.competition, submission=submission, result=result)
@@ -253,6 +254,13 @@ def test_honest_receipt_is_identical(desk: Desk, signed: Path) -> None:
     content = json.loads(desk.verify(signed, "--json").output)
     assert (content["verdict"], content["difference"]) == ("identical", 0.0)
     assert content["recorded"] == content["replayed"] == desk.result(desk.small).loss
+
+
+def test_receipt_of_a_bound_digest_is_identical(desk: Desk) -> None:
+    result = desk.result(desk.small)
+    digest = bind_digest(result.train_sha256, desk.net.hotkey("alice"))
+    path = write_receipt(desk.receipt(commit=digest), desk.folder / "bound")
+    assert desk.verify(path).output.splitlines()[-1] == "IDENTICAL"
 
 
 def test_false_loss_is_different_by_its_error(desk: Desk) -> None:
