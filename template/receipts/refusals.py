@@ -81,7 +81,7 @@ class RefusalCheck:
         return findings
 
     def _check_content(self, line: TableLine) -> Iterator[Finding]:
-        dataset = self._read_once(line.entry)
+        dataset = self._read_once(line.hotkey, line.entry)
         if isinstance(dataset, SubmissionError):
             if dataset.reason in MISSING and line.reason not in MISSING:
                 self.notes.append(f"{line.hotkey}: {line.reason} in the table, and its dataset is gone")
