@@ -12,10 +12,12 @@ The loss is the one that validators pay by: the mean over the seeds, with a pena
 --as_validator evaluates the dataset that a hotkey has committed, under the seeds of the validators. It alone reads the
 chain: also past blocks, for which --subtensor.archive_endpoints are used.
 
-The result goes to stdout, progress and logs to stderr. Exit status: 0 evaluated,
-compared or identical, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 5 the Hub did not
-answer, 6 a validator would reject the dataset, 7 the replay differs from the receipt, 8 they are not comparable, 9 the
-receipt's signature is not valid.
+--verify replays a receipt of this competition and these training arguments. Others need --any_competition.
+
+The result goes to stdout, progress and logs to stderr. Exit status: 0 evaluated, compared or identical, 2 or 3 the
+command line or another setting is wrong, 4 this machine failed, 5 the Hub did not answer, 6 a validator would reject
+the dataset, 7 the replay differs from the receipt, 8 they are not comparable, or the receipt is of another competition,
+9 the receipt's signature is not valid.
 """
 
 import argparse
