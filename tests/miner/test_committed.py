@@ -8,10 +8,11 @@ from hashlib import sha256
 import pytest
 
 from template.chain.timelock import beacon_round_at
-from template.competition import Seeds
+from template.competition import Seeds, bind_digest
 from template.data.eval_set import read_eval_set_index
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.hub.datasets import fetch_eval_set
+from template.localnet.network import make_hotkey
 from template.miner.committed import CommittedDataset, Reader, find_committed
 from template.receipts.receipt import Receipt
 from template.records import ChainSnapshot, ContentKey
@@ -127,3 +128,15 @@ def test_random_seeds_cannot_be_known(net: Net) -> None:
     publish(net)
     with pytest.raises(ConfigError, match="draws its seeds at random"):
         find(net, seeds=Seeds.RANDOM)
+
+
+def test_copied_commitment_is_not_evaluated(net: Net, bench: Bench) -> None:
+    make_hotkey(net.parts, "bob")
+    net.admin.register(net.hotkey("bob"))
+    digest = bind_digest(sha256(make_content(SMALL)).hexdigest(), net.hotkey("alice"))
+    net.commit("bob", f"alice/data:sample:{digest}")
+    publish(net)
+    bench.run_rounds(2)
+    lines = bench.lines()
+    assert lines[net.hotkey("alice")].loss is not None
+    assert (lines[net.hotkey("bob")].digest, lines[net.hotkey("bob")].loss) == (None, None)
