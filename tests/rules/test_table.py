@@ -90,6 +90,9 @@ def test_confirmed_dataset_keeps_its_rank_and_its_originality() -> None:
     assert table.ledger[0].content.rank.block == PERIOD
     game.leave("a")
     assert duplicates_of(game.play(2)) == {"b": "a"}, "departed hotkeys included"
+    game.registrations["a"] = game.block
+    game.commit("a", FULL)
+    assert duplicates_of(game.play(2)) == {"b": "a"}, "and those that registered again"
 
 
 def test_ledger_entry_that_turns_out_a_duplicate_leaves_the_ledger() -> None:
