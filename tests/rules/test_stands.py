@@ -154,9 +154,12 @@ def test_shortened_stands_give_the_same_versions(seed: int) -> None:
     assert len(shortened) <= 120 and len(versions) > 30
 
 
-def test_many_versions_keep_the_first_and_the_last() -> None:
+@pytest.mark.parametrize(
+    ("update_blocks", "kept"), [(0, [*range(8), *range(236, 300)]), (10**6, [0, *range(292, 300)])]
+)
+def test_many_versions_keep_the_first_and_the_last(update_blocks: int, kept: list[int]) -> None:
     texts = [make_key("a", commit=f"{number:040x}") for number in range(300)]
     contents: dict[SubmissionKey, Dataset] = {text: make_dataset([number]) for number, text in enumerate(texts)}
     stands = [make_stand(text, 10 * number) for number, text in enumerate(texts)]
-    versions = find_versions(stands, contents, period=10, update_blocks=0)
-    assert [version.key for version in versions] == texts[:8] + texts[-64:]
+    versions = find_versions(stands, contents, period=10, update_blocks=update_blocks)
+    assert [texts.index(version.key) for version in versions] == kept
