@@ -51,7 +51,7 @@ def _print_round(status: Status, current: Round, console: Console, max_rows: int
     rows = status.standings[:max_rows]
     texts = [Column(name, overflow="fold") for name in ("hotkey", "uid", "dataset", "verdict")]
     numbers = [Column(name, no_wrap=True, justify="right") for name in _NUMBERS]
-    table = Table(*texts, *numbers, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(*texts, *numbers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for row in rows:
         table.add_row(
             _short(row.key.hotkey),
