@@ -11,8 +11,9 @@ hyperparameters named here. The result goes to stdout, progress and logs to stde
 11 weights on chain are not the file's; 12 weights submitted again are no earlier ones; 13 a refusal is false; 14 a
 receipt is in no file; 15 a seed is of another block or source; 16 the entries are not the chain's; 17 a rank does not
 follow from the chain; 18 an evaluation is not in the plan; 19 a mean is not that of its evaluations; 20 the rules are
-not the competition's; 5 the Hub or the chain did not answer, so audit again; 8 a receipt is not comparable or its
-dataset is gone; 0 everything is identical; 2 or 3 the command line or another setting is wrong; 4 this machine failed.
+not the competition's; 21 a copy is paid; 5 the Hub or the chain did not answer, so audit again; 8 a receipt is not
+comparable or its dataset is gone; 0 everything is identical; 2 or 3 the command line or another setting is wrong; 4
+this machine failed.
 """
 
 import argparse
@@ -73,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sample", type=int, metavar="N", help="replay N receipts drawn from all files")
     which.add_argument("--all", action="store_true", help="replay every receipt (the default)")
+    copies_help = "also download every dataset of the tables, and find copies that are paid"
+    parser.add_argument("--copies", action="store_true", help=copies_help)
     parser.add_argument("--seed", type=int, metavar="S", help="of the sample (default: drawn, and printed)")
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
@@ -105,7 +108,7 @@ def audit(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         netuids = {file.header.netuid for file in rounds.values()} if args.network else set()
         chains = {netuid: open_chain(args, netuid, stack) for netuid in netuids}
-        check_histories(rounds, reports, auditor, competition, incentives, chains)
+        check_histories(rounds, reports, auditor, competition, incentives, chains, finds_copies=args.copies)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
     show: Callable[[str], None] = (lambda _: None) if args.is_json else (lambda line: print(line, flush=True))
@@ -196,6 +199,8 @@ def check_histories(
     competition: Competition,
     incentives: Incentives,
     chains: Mapping[int, CachedChain],
+    *,
+    finds_copies: bool,
 ) -> None:
     """Report what the files of each signer, the chain and the Hub contradict in files with a valid header."""
     sound = {
@@ -213,7 +218,7 @@ def check_histories(
         if line.digest is not None
     }
     refusals = {
-        netuid: RefusalCheck(auditor.read_dataset, commitments, chains.get(netuid))
+        netuid: RefusalCheck(auditor.read_dataset, commitments, chains.get(netuid), finds_copies=finds_copies)
         for netuid in {file.header.netuid for file in sound.values()}
     }
     check_signers(sound, reports, receipts, competition, incentives, chains, refusals)

@@ -31,6 +31,8 @@ class Kind(IntEnum):
     """Means, spreads or runs are not those of the evaluations."""
     RULES = 20
     """The rules are not the competition's."""
+    COPY = 21
+    """A dataset is paid that copies an earlier one."""
 
 
 class Finding(NamedTuple):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from template.constants import DAY_BLOCKS
 from template.receipts.findings import Finding, Kind
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundHeader, WeightsLine
@@ -98,6 +99,7 @@ class History:
         checked.findings += self._check_evaluations(header, season)
         checked.findings += _check_means(header, checked)
         checked.findings += self._check_ranks(header, checked)
+        checked.findings += _check_credits(header, checked)
         checked.findings += self._check_shares(header, checked)
         season.ledger.update({ContentKey(line.hotkey, line.digest): line for line in header.ledger})
         season.planned.append((header.start_block, Counter(line.hotkey for line in header.evaluations)))
@@ -237,6 +239,20 @@ class History:
             if line.is_accepted:
                 break
         return shares
+
+
+def _check_credits(header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
+    """Check that the credit of a dataset is paid only until its file is missing for a day."""
+    since = header.start_block - DAY_BLOCKS
+    readable: dict[str, int] = {}
+    for key, version in checked.versions.items():
+        readable[key.hotkey] = max(version.last_block, readable.get(key.hotkey, 0))
+    for line in header.table:
+        is_late = checked.first_block <= since and readable.get(line.hotkey, 0) < since
+        if line.credit > 0.0 and (is_late or line.reason not in (None, *MISSING)):
+            reason = "missing for more than a day" if is_late else f"refused: {line.reason}"
+            text = f"credit is paid, and its dataset is {reason}"
+            yield Finding(Kind.INCONSISTENT, f"{line.hotkey}: {text}")
 
 
 def _first_seed_blocks(header: RoundHeader) -> dict[ContentKey, int]:

@@ -54,20 +54,29 @@ class RefusalCheck:
         read: Downloads and checks a dataset.
         commitments: Texts of datasets in any file at hand, by hotkey and the first 12 digits of the digest.
         chain: Finds the text of an original that is in no file; None without a chain.
+        finds_copies: Download all datasets with a share, and those that they may copy.
     """
 
-    def __init__(self, read: Read, commitments: Mapping[tuple[str, str], str], chain: AuditChain | None) -> None:
+    def __init__(
+        self,
+        read: Read,
+        commitments: Mapping[tuple[str, str], str],
+        chain: AuditChain | None,
+        *,
+        finds_copies: bool = False,
+    ) -> None:
         self.notes: list[str] = []
         self.unanswered: list[str] = []
         self._read_dataset = read
         self._commitments = commitments
         self._chain = chain
+        self._finds_copies = finds_copies
         self._read: dict[SubmissionKey, Dataset | SubmissionError] = {}
 
     def check(self, header: RoundHeader, checked: RoundHistory) -> list[Finding]:
         """Check the next file; `notes` and `unanswered` are then those of this file."""
         self.notes, self.unanswered = [], []
-        findings: list[Finding] = []
+        findings = self.find_copies(header, checked) if self._finds_copies else []
         for line in header.table:
             try:
                 if line.reason is Reason.DUPLICATE:
@@ -78,6 +87,31 @@ class RefusalCheck:
                     self.notes.append(f"{line.hotkey}: {line.reason}; only an evaluation can show it")
             except RemoteError as error:
                 self.unanswered.append(f"{line.hotkey}: {error}")
+        return findings
+
+    def find_copies(self, header: RoundHeader, checked: RoundHistory) -> list[Finding]:
+        """Download the datasets of a round, and find those with a share that copy an earlier one in the table."""
+        ranks = {
+            (version.key.hotkey, version.digest): (version.public_block, version.public_commit_block)
+            for version in checked.versions.values()
+        }
+        lines = [line for line in header.table if line.reason is None and (line.hotkey, line.digest) in ranks]
+        rows: dict[str, set[bytes]] = {}
+        for line in lines if any(line.weight > 0.0 for line in lines) else ():
+            try:
+                dataset = self._read_once(line.hotkey, line.entry)
+                rows[line.hotkey] = set() if isinstance(dataset, SubmissionError) else set(dataset.row_keys)
+            except RemoteError as error:
+                self.unanswered.append(f"{line.hotkey}: {error}")
+        findings = []
+        for line in lines:
+            own, rank = rows.get(line.hotkey, set()), ranks[(line.hotkey, line.digest or "")]
+            for other in lines if line.weight > 0.0 else ():
+                shared = len(own & rows.get(other.hotkey, set()))
+                is_later = ranks[(other.hotkey, other.digest or "")] < rank
+                if other.hotkey != line.hotkey and is_later and shared > max_shared(len(own)):
+                    text = f"has a share, and {shared} of its {len(own)} rows are in the earlier dataset of"
+                    findings.append(Finding(Kind.COPY, f"{line.hotkey}: {text} {other.hotkey}"))
         return findings
 
     def _check_content(self, line: TableLine) -> Iterator[Finding]:

@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "malformed": (lambda path: path.write_bytes(b"{"), "not JSON"),
     "missing": (lambda path: None, "cannot be read: No such file"),
     "a folder": (Path.mkdir, "cannot be read: Is a directory"),
-    "huge": (lambda path: os.truncate(path, 1 << 40) if path.touch() is None else None, "more than 1048576 bytes"),
+    "huge": (lambda path: path.write_bytes(bytes(2 << 20)), "more than 1048576 bytes"),
 }
 
 

@@ -176,6 +176,23 @@ def test_rival_called_missing_is_a_note(season: Season) -> None:
     assert f"{season.net.hotkey('bob')}: missing_file in the table, and the Hub has its file now" in report.notes
 
 
+def test_paid_copy_is_found_when_asked(season: Season) -> None:
+    """The validator does not see that its friend's dataset is a copy."""
+    assert season.check(season.files, finds_copies=True).findings == []
+    alice, carol = season.net.hotkey("alice"), season.net.hotkey("carol")
+    edit = accused(season, "carol", reason=None, message="", weight=0.5)
+    findings = season.check(season.edited({60: edit}), finds_copies=True).findings
+    assert texts(findings, Kind.COPY) == [
+        f"{carol}: has a share, and 58 of its 60 rows are in the earlier dataset of {alice}"
+    ]
+
+
+def test_credit_of_a_refused_dataset_is_found(season: Season) -> None:
+    carol = season.net.hotkey("carol")
+    lie = season.find({60: accused(season, "carol", credit=0.1)})
+    assert texts(lie, Kind.INCONSISTENT)[0] == f"{carol}: credit is paid, and its dataset is refused: duplicate"
+
+
 def row_of(season: Season, block: int, hotkey: str) -> Any:
     return next(line for line in season.files[block].header.table if line.hotkey == hotkey)
 
@@ -276,17 +293,18 @@ def test_record_left_out_of_the_ledger_is_found(season: Season) -> None:
     )
 
 
-def test_rank_from_before_the_files_is_checked_on_chain(season: Season) -> None:
+@pytest.mark.parametrize(
+    ("rank_block", "words"),
+    [(40, "before the commitment in"), (120, "no dataset before it counts from so late")],
+    ids=["early", "late"],
+)
+def test_rank_from_before_the_files_is_checked_on_chain(season: Season, rank_block: int, words: str) -> None:
     """Alone, the later files cannot tell since when a dataset stands."""
     hotkey = season.net.hotkey("bob")
     later = {block: file for block, file in season.files.items() if block > 100}
     assert texts(season.check(later).findings, Kind.RANK) == []
-    for rank_block, words in ((40, "before the commitment in"), (120, "no dataset before it counts from so late")):
-        file = season.edited(
-            {120: lambda content, block=rank_block: row(content, "ledger", hotkey).update(rank_block=block)}
-        )
-        lie = season.check({**later, 120: file[120]}).findings
-        assert any(words in text for text in texts(lie, Kind.RANK)), (rank_block, lie)
+    lie = season.edited({120: lambda content: row(content, "ledger", hotkey).update(rank_block=rank_block)})
+    assert any(words in text for text in texts(season.check({**later, 120: lie[120]}).findings, Kind.RANK))
 
 
 def test_evaluation_outside_the_plan_is_found(season: Season) -> None:
@@ -308,7 +326,11 @@ def test_evaluation_left_out_of_the_plan_is_found(season: Season) -> None:
         content["evaluations"].clear()
         row(content, "table", hotkey).update(runs=0, mean=None, spread=None, loss=None)
 
-    (text,) = texts(season.find({100: lambda content: (starve(content), content["queue"].clear())}), Kind.PLAN)
+    def starve_unqueued(content: dict[str, Any]) -> None:
+        starve(content)
+        content["queue"].clear()
+
+    (text,) = texts(season.find({100: starve_unqueued}), Kind.PLAN)
     assert text.startswith(f"{hotkey}: evaluation 1 of ") and text.endswith("is left out")
     assert not any("left out" in text for text in texts(season.find({100: starve}), Kind.PLAN)), "it may have come late"
 

@@ -149,7 +149,12 @@ def test_hash_of_another_block_is_found_on_chain(path: Path) -> None:
 
 def test_chain_is_read_once_for_each_block(path: Path) -> None:
     blocks: list[int] = []
-    assert check_against_chain(read_round(path).header, lambda block: blocks.append(block) or hash_of(block)) == []
+
+    def read(block: int) -> str:
+        blocks.append(block)
+        return hash_of(block)
+
+    assert check_against_chain(read_round(path).header, read) == []
     assert blocks == [32, 36]
 
 

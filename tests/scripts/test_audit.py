@@ -277,5 +277,5 @@ def test_invalid_command_line_is_refused(office: Office, honest: Path, tmp_path:
     (empty := tmp_path / "empty").mkdir()
     for words in ((), (honest, "--sample", -1), (honest, "--sample", 1, "--all")):
         assert office.audit(*words).status == 2
-    for words in ((tmp_path / "nowhere",), (empty,), (honest, "--device", "abacus")):
-        assert office.audit(*words).status == 3
+    for setting in ((tmp_path / "nowhere",), (empty,), (honest, "--device", "abacus")):
+        assert office.audit(*setting).status == 3
