@@ -115,6 +115,7 @@ class Line:
     shares: Sequence[float]
     fair_shares: Sequence[float]
     wait: int
+    slots: int
 
     @property
     def share(self) -> float:
@@ -130,7 +131,14 @@ class Line:
         return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
     @property
+    def most_wait(self) -> int:
+        """The most rounds that a new hotkey may wait for its first evaluation."""
+        return -(-(RIVALS + self.strategy.hotkeys) // self.slots) + 1
+
+    @property
     def is_broken(self) -> bool:
+        if self.wait > self.most_wait:
+            return True
         match self.strategy.bound:
             case Bound.NOTHING:
                 return self.share > 0.0
@@ -178,4 +186,5 @@ def play_all(
                 shares=[result.share for result in results],
                 fair_shares=[jobs[fair, seed].result().share for seed in seeds],
                 wait=max(result.wait for result in results),
+                slots=incentives.slots,
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from template.rules.evaluations import seed_block
 from template.rules.stands import align
 from tests.campaigns.game.miners import Researcher, public_rows
-from tests.campaigns.game.world import MISSING_RETRY_ROUNDS, ROUNDS_PER_DAY, ROWS, Game, Rows
+from tests.campaigns.game.world import ROUNDS_PER_DAY, ROWS, Game, Rows
 
 # Rounds for which a commitment is sealed until the seeds of all its evaluations are known, and a week of rounds.
 SEALED_ROUNDS = 25
@@ -241,29 +241,30 @@ class Hoarder(SealAndPick):
 
 
 class Withholder(EqualSets):
-    """Promises many datasets and uploads those whose first seeds are lucky."""
+    """Promises a dataset on each hotkey in each round, and uploads those whose first seeds are lucky."""
 
     def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
         super().__init__(game, name, hotkeys)
-        self.promised: dict[str, tuple[int, int]] = {}
+        self.promised: set[str] = set()
 
     def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
         game.commit(hotkey, rows, is_visible=False)
         self.last[hotkey] = rows
-        self.promised[hotkey] = (game.round, game.block)
+        self.promised.add(hotkey)
+
+    def offer(self, game: Game) -> None:
+        super().offer(game)
+        for hotkey in self.promised:
+            value = game.competition.bench - game.true_loss(self.last[hotkey])
+            if self.is_worth(game, game.competition.bench - value):
+                self.publish(game, hotkey, self.make_rows(game, value))
 
     def react(self, game: Game) -> None:
-        for hotkey, (start, rank_block) in list(self.promised.items()):
-            if (game.round - start) % MISSING_RETRY_ROUNDS:
-                continue
-            rows = self.last[hotkey]
-            luck, runs = known_luck(game, rows, rank_block, game.block)
+        for hotkey in sorted(self.promised):
+            luck, runs = known_luck(game, self.last[hotkey], game.block, game.block)
             if luck < -1.0 * game.incentives.sd / math.sqrt(runs):
                 game.show(hotkey)
-                del self.promised[hotkey]
-            # A missing file counts from the next round on.
-            else:
-                self.promised[hotkey] = (start, game.block + game.period)
+                self.promised.discard(hotkey)
 
 
 class Mover(EqualSets):

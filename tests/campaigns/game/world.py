@@ -101,6 +101,7 @@ class Game:
         self._absent: set[SubmissionKey] = set()
         self._entries: dict[str, Entry] = {}
         self._season_block = 0
+        self._evaluated: set[str] = set()
         self._commits = 0
         self._retry_round: dict[SubmissionKey, int] = {}
         self._runs: deque[tuple[int, str]] = deque()
@@ -293,7 +294,8 @@ class Game:
             table.originals, table.ledger, recent, self.block, self.competition, self.incentives
         ):
             key = planned.content.key
-            if planned.number == 1:
+            if key.hotkey not in self._evaluated:
+                self._evaluated.add(key.hotkey)
                 self.waits.append((key.hotkey, (self.block - planned.content.rank.block) // self.period))
             loss = self.evaluate(self.contents[key.digest], planned.number, planned.seed_block)
             self.losses.setdefault(key, []).append(loss)
