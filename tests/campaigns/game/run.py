@@ -44,7 +44,7 @@ class Strategy:
 
 
 HONEST = Strategy(name="one honest dataset", bound=Bound.EQUAL)
-HONEST_SEASONS = Strategy(name="one honest dataset, two seasons", bound=Bound.EQUAL, is_new_season=True)
+HONEST_SEASONS = Strategy(name="one honest dataset over two seasons", bound=Bound.EQUAL, is_new_season=True)
 
 STRATEGIES = (
     HONEST,
@@ -56,7 +56,7 @@ STRATEGIES = (
     Strategy(name="new commitment and row order each round", make=tricks.Recommitter, bound=Bound.EQUAL),
     Strategy(name="equal sets", make=tricks.EqualSets, hotkeys=20),
     Strategy(name="high-variance sets", make=tricks.HighVariance, hotkeys=20),
-    Strategy(name="squat early, update later", make=tricks.Squatter, hotkeys=5),
+    Strategy(name="squat early and update later", make=tricks.Squatter, hotkeys=5),
     Strategy(name="empty promises each round", make=tricks.EmptyPromises, hotkeys=20),
     Strategy(name="first mover with a weak set", make=tricks.FirstMover),
     Strategy(name="exchange a row each round", make=tricks.RowPerRound, hotkeys=20),
@@ -64,7 +64,7 @@ STRATEGIES = (
     Strategy(name="noise mining with known seeds", make=tricks.NoiseMiner, hotkeys=20),
     Strategy(name="registrations come and go", make=tricks.Turnover, hotkeys=20),
     Strategy(name="confirm and leave", make=tricks.ConfirmAndLeave, hotkeys=20),
-    Strategy(name="seal, then pick the lucky", make=tricks.SealAndPick, hotkeys=20),
+    Strategy(name="seal and pick the lucky", make=tricks.SealAndPick, hotkeys=20),
     Strategy(name="seal finds for a week", make=tricks.Hoarder, hotkeys=10),
     Strategy(name="withhold the unlucky", make=tricks.Withholder, hotkeys=20),
     Strategy(name="move the unlucky", make=tricks.Mover, hotkeys=20),
@@ -72,7 +72,7 @@ STRATEGIES = (
     Strategy(name="show one round a day", make=tricks.HiddenHolder),
     Strategy(name="delete once confirmed", make=tricks.Deleter),
     Strategy(name="split a find into steps", make=tricks.Staircase, hotkeys=10),
-    Strategy(name="mosaics, no research", make=tricks.Mosaicker, hotkeys=5),
+    Strategy(name="mosaics without research", make=tricks.Mosaicker, hotkeys=5),
     Strategy(name="squat before a new season", make=tricks.Squatter, hotkeys=20, is_new_season=True),
     Strategy(name="equal sets in a new season", make=tricks.EqualSets, hotkeys=20, is_new_season=True),
     Strategy(name="equal sets", make=tricks.EqualSets, hotkeys=200, bound=Bound.MOST_LUCK),
