@@ -24,6 +24,7 @@ from template.localnet.chain.substrate import LocalSubstrate
 from template.records import LeaderboardRow, SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
+from template.rules.stands import align
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
 from template.validator.downloads import Download, Downloader
@@ -51,8 +52,7 @@ _INCENTIVES = Incentives(
     update_blocks=0,
     blocks_per_epoch=_POLICY.blocks_per_epoch,
 )
-_MAX_TICKS = 400
-_MAX_TICKS_BEHIND = 5000
+_MAX_TICKS = 5000
 _TIMEOUT_S = 30.0
 
 
@@ -89,6 +89,8 @@ class Environment:
         self.subnet.register(*HONEST)
         for name, rows in HONEST.items():
             self.enter(name, rows)
+        # A round starts at an aligned block, and before the first one there was no subnet.
+        self.subnet.advance_to(align(self.chain.block(), _POLICY.blocks_per_epoch))
         self.node = node(self.subnet.net.chain_file)
         self.open()
 
@@ -149,21 +151,18 @@ class Environment:
         self.validator.tick()
 
     def pass_rounds(self, count: int = 1) -> None:
-        """Catch up on missed rounds, then tick until so many more have closed. Raises: RuntimeError."""
-        for _ in range(_MAX_TICKS_BEHIND):
-            if not self._is_behind():
-                break
-            self.tick(0)
-        goal = self.validator.rounds_done + count
-        for _ in range(_MAX_TICKS * count):
-            if self.validator.rounds_done >= goal:
+        """Tick until so many rounds that start from now on have closed. Raises: RuntimeError."""
+        period = _POLICY.blocks_per_epoch
+        goal = align(self.chain.block(), period) + (count - 1) * period
+        for _ in range(_MAX_TICKS):
+            (closed,) = self.store.rows("SELECT max(start_block) AS block FROM rounds WHERE closed_at IS NOT NULL")
+            if closed["block"] is not None and closed["block"] >= goal:
                 return
-            self.tick()
+            last = self.store.last_round()
+            # Missed rounds take no blocks.
+            is_behind = last is not None and self.chain.block() >= last.start_block + 2 * period
+            self.tick(0 if is_behind else 1)
         raise RuntimeError("the validator's rounds do not end")
-
-    def _is_behind(self) -> bool:
-        last = self.store.last_round()
-        return last is not None and self.chain.block() >= last.start_block + 2 * _POLICY.blocks_per_epoch
 
     def stand_count(self) -> int:
         """Return how many stands the validator keeps."""

@@ -16,6 +16,7 @@ from typing import Any
 from template.chain.client import verify_signature
 from template.errors import ConfigError
 from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round
+from template.receipts.findings import Kind
 from template.receipts.receipt import Receipt, compare_receipt
 from template.receipts.round_file import RoundHeader, digest_lines, make_round_lines
 from template.receipts.verify import (
@@ -27,7 +28,7 @@ from template.receipts.verify import (
 )
 from tests.campaigns.attack.runner import Attack
 from tests.fixtures.chain import make_key
-from tests.fixtures.rounds import SIGNER, by_digest, hash_of, make_account, sign
+from tests.fixtures.rounds import PERIOD, SIGNER, by_digest, find_lies, hash_of, make_account, sign
 
 _SIGNATURE, _FINE, _SHA256 = "signature", "consistent", "sha256 of the receipts"
 _ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -59,6 +60,9 @@ def audit(path: Path, others: list[Path]) -> str:
         return _SIGNATURE
     faults = check_across_files({str(other): read_round(other).header for other in [*others, path]})[str(path)]
     faults += [*check_consistency(file, by_digest(file)), *check_against_chain(file.header, hash_of)]
+    lies = find_lies(file.header, receipts=by_digest(file))
+    # The file of the round with the other losses is not here.
+    faults += [lie.text for lie in lies if lie.kind is not Kind.RECEIPT]
     return f"inconsistent: {' '.join(faults)}" if faults else _FINE
 
 
@@ -116,12 +120,18 @@ def _spelt(pattern: str, new: str, index: int = 0) -> Change:
 
 
 def _lie(lines: Lines, edit: Edit = lambda _: None, who: str = "validator") -> Lines:
-    """Sign another first receipt, and a header for it with the old leaderboard."""
+    """Sign another first receipt, and a header that names it."""
     content = json.loads(lines[1])
+    before = Receipt.from_json(lines[1], "honest").digest
     edit(content)
     receipt = Receipt.from_json(json.dumps({**content, "signature": None}), "edited")
     receipt = receipt.signed(make_key(who).ss58_address, lambda message: _sign(message, who))
-    return _resign([lines[0], receipt.to_line(), *lines[2:]])
+
+    def name_it(header: dict[str, Any]) -> None:
+        for line in header["evaluations"]:
+            line["receipt"] = receipt.digest if line["receipt"] == before else line["receipt"]
+
+    return _resign([lines[0], receipt.to_line(), *lines[2:]], name_it)
 
 
 def _in(part: str | None = None, /, **changes: Any) -> Edit:
@@ -209,20 +219,36 @@ _FORGED: dict[str, Change] = {
     **{f"a signature {how}": _signature(spell) for how, spell in _SPELLINGS.items()},
 }
 _LIES: dict[str, tuple[str, Edit]] = {
-    "under another seed": ("evaluated with lucky_num", _in("result", lucky_num=7)),
+    "under another seed": ("in the receipt", _in("result", lucky_num=7)),
     "of another netuid": ("netuid of the receipt", _in("submission", netuid=1)),
-    "of another dataset": ("not in entries", _in("submission", repo="evil/data")),
-    "of another hotkey": ("not in entries", _in("submission", hotkey="5" * 48)),
+    "of another dataset": ("receipt is of another dataset", _in("submission", repo="evil/data")),
+    "of another hotkey": ("receipt is of another dataset", _in("submission", hotkey="5" * 48)),
     "of another competition": ("competition of the receipt", _in("competition", bench=6.2)),
     "of another model": ("model of the receipt", _in("result", model_id="evil/model")),
     "of another revision": ("model of the receipt", _in("result", model_revision="f" * 40)),
     "of a local file": ("of a local file", _in(submission=None)),
-    "with a loss that the table has not": ("names another receipt", _in("result", loss=5.9)),
+    "with a loss that the table has not": ("in the receipt", _in("result", loss=5.9)),
+}
+# What a header alone can lie about.
+_RETOLD: dict[str, tuple[str, Edit]] = {
+    "with a share for a friend": (
+        "not those of the table",
+        lambda c: c["weights"][0]["shares"].update({c["signer"]: 0.5}),
+    ),
+    "with a credit that the ledger has not": ("credit", lambda c: c["table"][0].update(credit=9.0)),
+    "with a record's loss of its own": ("by the rules", lambda c: c["ledger"][0].update(loss=5.0)),
+    "with a record twice": ("more than once in the ledger", lambda c: c["ledger"].append(c["ledger"][-1])),
+    "with an evaluation twice": ("more than once", lambda c: c["evaluations"].append(c["evaluations"][0])),
+    "with a seed of another block": ("gives lucky_num", lambda c: c["evaluations"][0].update(seed_block=PERIOD)),
+    "with seeds of its own": ("seed_block must be there", _in(lucky_num_from="random")),
+    "off the aligned blocks": ("no multiple", lambda c: c.update(start_block=c["start_block"] + 1)),
+    "without one of its miners": ("not in the table", lambda c: c["table"].pop()),
 }
 _INCONSISTENT: dict[str, tuple[str, Change]] = {
-    "a receipt twice, signed for": ("more than one receipt", lambda lines: _resign([*lines, lines[1]])),
-    "a receipt of an earlier round": ("not in entries", _earlier_receipt),
+    "a receipt twice, signed for": ("more than once", lambda lines: _resign([*lines, lines[1]])),
+    "a receipt of an earlier round": ("of no evaluation", _earlier_receipt),
     **{f"a receipt {what}": (word, partial(_lie, edit=edit)) for what, (word, edit) in _LIES.items()},
+    **{f"a round {what}": (word, partial(_resign, edit=edit)) for what, (word, edit) in _RETOLD.items()},
     "a round under another seed's block": ("has the hash", partial(_resign, edit=_in(start_block_hash="0x00"))),
     "another version of the same round": (
         "another version",
