@@ -95,6 +95,21 @@ def test_confirmed_dataset_keeps_its_rank_and_its_originality() -> None:
     assert duplicates_of(game.play(2)) == {"b": "a"}, "and those that registered again"
 
 
+def test_sealed_update_counts_from_its_commit_and_costs_no_round() -> None:
+    game = Game()
+    game.commit("a", FULL)
+    game.play(22)
+    sealed = make_key("a", commit="5" * 64).commitment
+    game.files[sealed] = make_dataset(range(500, 750))
+    game.set_text("a", None, reveal_round=7)
+    committed = game.commitments["a"].block
+    for _ in range(3):
+        assert ranks(game.play()) == {"a": PERIOD}
+    game.set_text("a", sealed)
+    game.commitments["a"] = replace(game.commitments["a"], block=committed)
+    assert ranks(game.play()) == {"a": 23 * PERIOD}
+
+
 def test_ledger_entry_that_turns_out_a_duplicate_leaves_the_ledger() -> None:
     game = Game()
     sealed = make_key("author", commit="5" * 64).commitment
