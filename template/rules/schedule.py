@@ -252,11 +252,7 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     if fetch is not None:
         return fetch
     if current.evaluations is None:
-        awaited = [
-            key
-            for key in _unread(state, current, now)
-            if key in state.downloading or key not in state.retry_states or not state.retry_states[key].remote_failures
-        ]
+        awaited = [key for key in _unread(state, current, now) if _may_arrive(state, key)]
         # A file that did not come at the first try may never come: nobody waits for it. A missed round has no weights
         # to be in time for.
         closing = closing_block(current, policy)
@@ -264,6 +260,11 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
             return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")
         return PlanRound()
     return _next_evaluation(state, current.evaluations, now)
+
+
+def _may_arrive(state: State, key: SubmissionKey) -> bool:
+    """Check for a download that runs, or has not failed yet."""
+    return key in state.downloading or key not in state.retry_states or not state.retry_states[key].remote_failures
 
 
 def _unread(state: State, current: Round, now: float) -> list[SubmissionKey]:
@@ -320,10 +321,10 @@ def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: 
 
     Those that cannot be done now, because a file or this machine fails, are planned again in a later round.
     """
-    retry_states = state.retry_states
+    retry_states, to_do = state.retry_states, _open_evaluations(state, evaluations)
     ready = [
         evaluation
-        for evaluation in _open_evaluations(state, evaluations)
+        for evaluation in to_do
         if evaluation.key not in state.missing_files
         and (evaluation.key not in retry_states or retry_states[evaluation.key].next_at <= now)
     ]
@@ -335,6 +336,8 @@ def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: 
     ]
     if due and state.idle_workers > 0:
         return EvaluateDataset(due[0])
+    if any(evaluation.key in state.missing_files and _may_arrive(state, evaluation.key) for evaluation in to_do):
+        return Wait("a file is downloaded again")
     if not ready and not state.running:
         return None
     return Wait(f"{len(state.running)} evaluations running, {len(ready)} to do")

@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,14 +11,11 @@ import pytest
 from template.chain.client import beacon_round_at
 from template.errors import ConfigError, HostError, Reason, RemoteError
 from template.localnet.network import make_hotkey
-from template.receipts.files import read_round
-from template.receipts.verify import check_consistency
-from template.records import SubmissionKey
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
-from template.validator.config import LuckyNumFrom
 from template.validator.weights import resubmit_weights
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, make_content, make_copy, use_hub
-from tests.fixtures.validator import Bench, open_bench
+from tests.fixtures.validator import QUICK, open_bench
 
 SHORT = Policy(blocks_per_epoch=12, block_threshold=4)
 DAY_S = 86400.0
@@ -39,42 +34,6 @@ class Clock:
 def promise(net: Net, name: str, lines: list[str]) -> str:
     """A commitment to these lines by their digest."""
     return f"{name}/data:{net.competition.id}:{hashlib.sha256(make_content(lines)).hexdigest()}"
-
-
-@contextmanager
-def open_with_pruned_rows(net: Net) -> Iterator[tuple[Bench, SubmissionKey]]:
-    """A validator with the loss of a dataset of alice, but not its rows; and its key."""
-    first = net.submit("alice", LARGE)
-    clock = Clock()
-    with open_bench(net, policy=SHORT, now=clock) as bench:
-        bench.run_rounds()
-        net.submit("alice", SMALL)
-        bench.run_rounds()
-        clock.now += 2 * DAY_S
-        bench.run_rounds()
-        assert first not in bench.store.dataset_keys(bench.eval_config) and bench.verdicts()[first].loss is not None
-        yield bench, first
-
-
-def test_pruned_dataset_is_checked_again_before_it_is_paid(net: Net) -> None:
-    with open_with_pruned_rows(net) as (bench, first):
-        net.submit("bob", LARGE)
-        bench.run_rounds()
-        net.commit("alice", first.commitment)
-        bench.run_rounds(2)
-        assert len(bench.weights()) == 1
-        assert sorted(str(line.reason) for line in bench.lines().values()) == ["None", "duplicate"]
-        assert len(bench.evaluator.scored) == 3, "nothing is evaluated twice"
-
-
-def test_dataset_gone_at_its_second_check_is_paid_nothing(net: Net) -> None:
-    with open_with_pruned_rows(net) as (bench, first):
-        shutil.rmtree(net.hub.store._folder("datasets", "alice/data"))
-        net.submit("bob", POOL[40:80])
-        net.commit("alice", first.commitment)
-        bench.run_rounds(2)
-        assert set(bench.weights()) == {net.hotkey("bob")}
-        assert bench.verdicts()[first].loss is not None
 
 
 def test_replaced_timelock_lends_its_rank_to_no_other(net: Net) -> None:
@@ -105,8 +64,8 @@ def test_timelocked_commitment_ranks_alike_after_downtime(net: Net) -> None:
     with open_bench(net, policy=SHORT) as bench:
         bench.run_rounds()
         assert bench.weights() == {net.hotkey("alice"): 1.0}
-        key = SubmissionKey(net.hotkey("alice"), text)
-        assert bench.store.submissions()[key].first_block == sealed_block
+        (stand,) = bench.store.stands()[net.hotkey("alice")]
+        assert (stand.key.commitment, stand.commit_block) == (text, sealed_block)
 
 
 def test_missing_file_loses_its_rank(net: Net) -> None:
@@ -115,38 +74,25 @@ def test_missing_file_loses_its_rank(net: Net) -> None:
     clock = Clock()
     policy = Policy(blocks_per_epoch=60, block_threshold=10)
     with open_bench(net, policy=policy, now=clock, blocks=6) as bench:
-        for _ in range(4):
-            # Setting the same commitment again extends no grace period and moves no seed.
-            net.commit("carol", text)
-            clock.now += 3600
-            bench.run_rounds(2)
+        bench.run_rounds(8)
         assert bench.lines()[net.hotkey("carol")].reason is Reason.MISSING_FILE
         net.submit("alice", make_copy())
         bench.run_rounds()
         net.upload("carol", LARGE)
         clock.now += DAY_S
-        bench.run_rounds(2)
+        bench.run_rounds(3)
         assert bench.weights() == {net.hotkey("alice"): 1.0}
         assert bench.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
 
 
-def test_same_commitment_again_keeps_its_seed(net: Net) -> None:
-    key = net.submit("alice", LARGE)
-    net.admin.advance(30)
-    policy = dataclasses.replace(SHORT, is_aligned=True)
-    with open_bench(net, policy=policy, lucky_num=None, lucky_num_from=LuckyNumFrom.CHAIN) as bench:
-        bench.executor.hold = True
-        bench.tick_until(lambda: bench.executor.running())
-        opened = bench.store.last_round()
-        net.commit("alice", key.commitment)
-        bench.run_rounds(2)
-        bench.executor.hold = False
+def test_same_rows_under_another_text_draw_no_seed(net: Net) -> None:
+    net.submit("alice", LARGE)
+    with open_bench(net, policy=SHORT, incentives=dataclasses.replace(QUICK, hold=3), lucky_num=None) as bench:
         bench.run_rounds()
-        files = [read_round(path) for path in bench.store.path.with_name("rounds").iterdir()]
-        ((_, lucky_num),) = bench.evaluator.scored
-    assert opened is not None and opened.entries[0].lucky_num == lucky_num
-    receipts = {receipt.digest: receipt for file in files for receipt in file.receipts}
-    assert [check_consistency(file, receipts) for file in files] == [[]] * len(files)
+        net.submit("alice", LARGE[::-1])
+        bench.run_rounds(4)
+        (losses,) = bench.losses().values()
+        assert len(losses) == 3 and bench.weights() == {net.hotkey("alice"): 1.0}
 
 
 def test_suspended_entry_does_not_keep_an_old_winner_paid(net: Net) -> None:
@@ -157,20 +103,22 @@ def test_suspended_entry_does_not_keep_an_old_winner_paid(net: Net) -> None:
         net.commit("carol", promise(net, "carol", POOL[:50]))
         bench.evaluator.before[:] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
         bob, alice = net.submit("bob", POOL[60:90]), net.submit("alice", POOL[90:91])
-        bench.tick_until(lambda: net.admin.weights(net.hotkey("validator")) == {0: 65535})
+        bench.tick_until(lambda: bob in bench.retry_states() and alice.hotkey in bench.scored_hotkeys())
         assert bench.retry_states()[bob].host_failures == MAX_HOST_FAILURES
+        bench.tick_until(lambda: net.admin.weights(net.hotkey("validator")) == {0: 65535})
         assert bench.lines()[alice.hotkey].loss is not None
 
 
-def test_shares_of_another_competition_are_not_resubmitted(net: Net) -> None:
+def test_new_season_repeats_the_last_shares(net: Net) -> None:
     net.submit("carol", LARGE)
     with open_bench(net, policy=SHORT) as bench:
         bench.run_rounds()
-    net.competition = dataclasses.replace(net.competition, id="two")
-    net.commit("carol", promise(net, "carol", POOL[:50]))
-    with open_bench(net, policy=SHORT) as bench:
-        bench.run_rounds()
-        assert bench.outcomes() == [False] * len(bench.outcomes()), "nothing is evaluated in this one yet"
+    net.competition = dataclasses.replace(net.competition, bench=6.2)
+    with log_lines() as lines, open_bench(net, policy=SHORT) as bench:
+        bench.executor.hold = True
+        bench.tick_until(lambda: bench.outcomes() == [True])
+        assert bench.losses() == {} and net.admin.weights(net.hotkey("validator")) == {net.uid("carol"): 65535}
+    assert any("every dataset is evaluated again: bench of the competition is 6.2, was 6.1" in line for line in lines)
 
 
 def test_hotkey_registered_again_is_not_paid_for_old_shares(net: Net) -> None:
@@ -187,6 +135,7 @@ def test_hotkey_registered_again_is_not_paid_for_old_shares(net: Net) -> None:
 
 
 def test_state_of_another_chain_is_refused_at_the_start(net: Net, tmp_path: Path) -> None:
+    net.admin.advance(36)
     net.submit("alice", SMALL)
     with open_bench(net, policy=SHORT) as bench:
         bench.run_rounds()

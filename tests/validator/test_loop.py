@@ -1,6 +1,6 @@
 """Verdicts and weights on a local chain and hub; the evaluator needs no model."""
 
-from typing import Any
+import dataclasses
 
 import pytest
 
@@ -12,12 +12,11 @@ from template.receipts.verify import check_against_chain, check_consistency, che
 from template.records import SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
-from template.validator import submission_index
 from template.validator.config import LuckyNumFrom
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, make_line, run_bounded
 from tests.fixtures.observers import BackwardChain
-from tests.fixtures.validator import open_bench
+from tests.fixtures.validator import QUICK, open_bench
 
 
 def test_every_rejection_is_in_the_leaderboard(net: Net) -> None:
@@ -61,7 +60,9 @@ def test_rejection_by_training_is_a_verdict(net: Net) -> None:
 
 
 def test_weights_are_the_scores_and_receipts_are_signed(net: Net) -> None:
-    keys = {name: net.submit(name, rows) for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[40:80]))}
+    keys = {
+        name: net.submit(name, rows) for name, rows in (("alice", POOL[:60]), ("bob", SMALL), ("carol", POOL[60:100]))
+    }
     with open_bench(net) as bench:
         run_bounded(bench.validator)
         lines, receipts = bench.lines(), bench.receipts()
@@ -88,22 +89,24 @@ def test_without_an_owner_uid_no_weights_are_set(net: Net) -> None:
 
 
 @pytest.mark.parametrize("way", ["one by one", "backwards"])
-def test_order_and_sampling_change_no_verdict(net: Net, way: str) -> None:
+def test_order_and_slots_change_no_result(net: Net, way: str) -> None:
     # The original's hotkey sorts after the duplicate's, so that sorting by name would fail here.
     copycat, author = sorted(("alice", "bob"), key=net.hotkey)
-    for name, rows in ((author, LARGE), (copycat, make_copy()), ("carol", SMALL), ("owner", POOL[50:70])):
+    for name, rows in ((author, POOL[:60]), (copycat, make_copy(POOL[:60])), ("carol", SMALL), ("owner", POOL[62:100])):
         net.submit(name, rows)
     with open_bench(net, "plain") as bench:
         run_bounded(bench.validator)
-        expected = bench.lines()
-        in_plain_order = list(bench.evaluator.scored)
-    sample_of_one = Policy(
-        blocks_per_epoch=15, block_threshold=0, miner_sample_size=1, miner_duplicate_sample_size=1, max_rounds=4
-    )
-    policy, kind = (sample_of_one, SteppingChain) if way == "one by one" else (Policy(max_rounds=1), BackwardChain)
-    with open_bench(net, "other", policy=policy, chain=kind(net, "validator")) as bench:
+        expected, in_plain_order = bench.lines(), list(bench.evaluator.scored)
+    policy = Policy(blocks_per_epoch=20, block_threshold=5, max_rounds=4, miner_duplicate_sample_size=2)
+    slots, kind = (1, SteppingChain) if way == "one by one" else (10, BackwardChain)
+    incentives = dataclasses.replace(QUICK, slots=slots)
+    with open_bench(net, "other", policy=policy, incentives=incentives, chain=kind(net, "validator")) as bench:
         run_bounded(bench.validator)
-        assert bench.lines() == expected
+        # A credit is worth less in a later round.
+        lines = {
+            hotkey: dataclasses.replace(line, credit=expected[hotkey].credit) for hotkey, line in bench.lines().items()
+        }
+        assert lines == expected
         assert sorted(bench.evaluator.scored) == sorted(in_plain_order)
     assert sum(line.loss is not None for line in expected.values()) == 3
     assert expected[net.hotkey(copycat)].reason is Reason.DUPLICATE
@@ -114,7 +117,7 @@ def test_without_weights_nothing_is_written_to_the_chain(net: Net, is_offline: b
     key = net.submit("alice", SMALL)
     calls = net.calls()
     chain = SteppingChain(net, None if is_offline else "validator")
-    policy = Policy(max_rounds=1, sets_weights=False)
+    policy = Policy(max_rounds=1, blocks_per_epoch=20, block_threshold=5, sets_weights=False)
     with open_bench(net, policy=policy, chain=chain, is_offline=is_offline) as bench:
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0 and bench.outcomes() == []
@@ -126,17 +129,11 @@ def test_without_weights_nothing_is_written_to_the_chain(net: Net, is_offline: b
 def test_every_round_leaves_a_valid_signed_file(net: Net, seeds: LuckyNumFrom) -> None:
     for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", make_copy()), ("owner", b"no json")):
         net.submit(name, rows)
-    net.admin.advance(30)
     fixed = 7 if seeds is LuckyNumFrom.FIXED else None
-    policy = Policy(
-        blocks_per_epoch=30,
-        block_threshold=5,
-        is_aligned=seeds is LuckyNumFrom.CHAIN,
-        miner_sample_size=1,
-        max_rounds=3,
-    )
-    random = LuckyNumFrom.RANDOM if seeds is LuckyNumFrom.FIXED else seeds
-    with open_bench(net, policy=policy, lucky_num=fixed, lucky_num_from=random) as bench:
+    policy = Policy(blocks_per_epoch=30, block_threshold=5, max_rounds=3)
+    source = None if seeds is LuckyNumFrom.FIXED else seeds
+    incentives = dataclasses.replace(QUICK, slots=1)
+    with open_bench(net, policy=policy, incentives=incentives, lucky_num=fixed, lucky_num_from=source) as bench:
         bench.run_rounds(2)
         net.admin.deregister(net.hotkey("bob"))
         run_bounded(bench.validator)
@@ -149,32 +146,3 @@ def test_every_round_leaves_a_valid_signed_file(net: Net, seeds: LuckyNumFrom) -
         assert check_consistency(file, receipts) == []
         assert check_against_chain(file.header, net.chain("alice").block_hash) == []
     assert all(len(file.header.weights) == 1 and file.header.weights[0].is_accepted for file in files)
-
-
-def test_superseded_commitments_are_not_kept_in_memory(net: Net) -> None:
-    policy = Policy(blocks_per_epoch=10_000)
-    alice = net.submit("alice", SMALL)
-    with open_bench(net, policy=policy, blocks=0) as bench:
-        bench.tick_until(lambda: bench.evaluator.scored)
-        for number in range(30):
-            last = net.commit("alice", f"alice/data:{net.competition.id}:{number:040x}")
-            net.admin.advance(1)
-            bench.tick()
-        assert len(bench.store.submissions()) == 31
-        assert set(bench.validator.index.submissions) == {alice, last}
-
-
-def test_new_loss_does_not_search_duplicates_again(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
-    find_duplicates = submission_index.find_duplicates
-
-    def look(entries: Any, seen: Any, datasets: Any) -> Any:
-        looks.append(len(datasets))
-        return find_duplicates(entries, seen, datasets)
-
-    monkeypatch.setattr(submission_index, "find_duplicates", look)
-    for name, rows in (("alice", LARGE), ("bob", SMALL), ("carol", POOL[5:9])):
-        net.submit(name, rows)
-    with open_bench(net, policy=Policy(blocks_per_epoch=10_000)) as bench:
-        bench.tick_until(lambda: len(bench.evaluator.scored) == 3 and bool(bench.outcomes()))
-    assert len(looks) <= 6 and max(looks) == 3, "one at the opening, and one for each dataset"

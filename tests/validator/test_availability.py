@@ -1,0 +1,101 @@
+"""Files that are paid must stay readable: what a day without them costs, and what a fault of the Hub does not."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from template.constants import DAY_BLOCKS
+from template.errors import Reason
+from template.rules.schedule import Policy
+from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
+from tests.fixtures.network import LARGE, POOL, SMALL, Net
+from tests.fixtures.observers import about, hub_requests
+from tests.fixtures.validator import Bench, open_bench
+
+# Five rounds are a day.
+POLICY = Policy(blocks_per_epoch=DAY_BLOCKS // 5, block_threshold=300)
+REFUSED_BY_STORE = HubFault(kind=FaultKind.STATUS, status=403, pattern="GET .*alice/data/resolve")
+ALL_DOWN = HubFault(kind=FaultKind.STATUS, status=503, pattern="/data")
+LOGIN_WALL = HubFault(kind=FaultKind.STATUS, status=401, pattern=".*")
+
+
+@contextmanager
+def open_paid(net: Net) -> Iterator[Bench]:
+    """A validator that has paid alice and bob in one round."""
+    net.submit("alice", LARGE)
+    net.submit("bob", SMALL)
+    with open_bench(net, policy=POLICY, blocks=60) as bench:
+        bench.run_rounds()
+        assert len(bench.weights()) == 2
+        yield bench
+
+
+def delete_repo(net: Net, name: str) -> None:
+    shutil.rmtree(net.hub.store._folder("datasets", f"{name}/data"))
+
+
+def is_paid(bench: Bench, net: Net, name: str) -> bool:
+    return net.hotkey(name) in bench.weights()
+
+
+def test_file_missing_for_a_day_is_not_paid(net: Net) -> None:
+    with open_paid(net) as bench:
+        delete_repo(net, "alice")
+        bench.run_rounds(5)
+        assert is_paid(bench, net, "alice"), "a day is allowed"
+        bench.run_rounds(2)
+        assert not is_paid(bench, net, "alice") and is_paid(bench, net, "bob")
+        assert bench.lines()[net.hotkey("alice")].reason is Reason.MISSING_FILE
+
+
+def test_missing_file_is_paid_again_after_its_return(net: Net) -> None:
+    with open_paid(net) as bench:
+        set_faults(net.hub.store.root, REFUSED_BY_STORE)
+        bench.run_rounds(7)
+        assert not is_paid(bench, net, "alice"), "listed and refused is missing too"
+        set_faults(net.hub.store.root)
+        bench.run_rounds(3)
+        assert is_paid(bench, net, "alice") and bench.store.absences() == {}
+        first, second = bench.store.stands()[net.hotkey("alice")]
+        assert first.last_block < second.first_block - POLICY.blocks_per_epoch, "its rank is the return"
+        assert len(bench.evaluator.scored) == 2, "nothing is evaluated again"
+
+
+def test_copy_of_a_missing_dataset_stays_a_duplicate(net: Net) -> None:
+    with open_paid(net) as bench:
+        delete_repo(net, "alice")
+        bench.run_rounds(7)
+        net.submit("carol", LARGE)
+        bench.run_rounds(2)
+        assert bench.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
+
+
+@pytest.mark.parametrize("fault", [ALL_DOWN, LOGIN_WALL], ids=["down", "login wall"])
+def test_fault_of_the_whole_hub_costs_nobody(net: Net, fault: HubFault) -> None:
+    with open_paid(net) as bench:
+        set_faults(net.hub.store.root, fault)
+        bench.run_rounds(7)
+        assert len(bench.weights()) == 2 and bench.store.absences() == {}
+
+
+def test_round_is_searched_once_also_after_a_restart(net: Net) -> None:
+    with open_paid(net) as bench:
+        delete_repo(net, "alice")
+        bench.run_rounds()
+        bench.tick_until(lambda: [absence.rounds for absence in bench.store.absences().values()] == [2])
+    with open_bench(net, policy=POLICY, blocks=0) as bench, hub_requests() as requests:
+        bench.tick(20)
+        assert len(about(requests, "bob/data/resolve")) == 1, "one read of one byte"
+        assert [absence.rounds for absence in bench.store.absences().values()] == [2]
+
+
+def test_datasets_outside_the_ledger_are_not_searched(net: Net) -> None:
+    with open_paid(net) as bench:
+        net.submit("carol", POOL[:1])
+        bench.evaluator.before[:] = [RuntimeError("the GPU fell off")] * 3
+        bench.run_rounds(2)
+        with hub_requests() as requests:
+            bench.run_rounds()
+        assert about(requests, "carol/data") == [] and about(requests, "alice/data") != []
