@@ -86,7 +86,8 @@ def test_round_is_searched_once_also_after_a_restart(net: Net) -> None:
         bench.run_rounds()
         bench.tick_until(lambda: [absence.rounds for absence in bench.store.absences().values()] == [2])
     with open_bench(net, policy=POLICY, blocks=0) as bench, hub_requests() as requests:
-        bench.tick(20)
+        bench.tick_until(lambda: about(requests, "bob/data/resolve"))
+        bench.tick(2)
         assert len(about(requests, "bob/data/resolve")) == 1, "one read of one byte"
         assert [absence.rounds for absence in bench.store.absences().values()] == [2]
 
