@@ -10,7 +10,7 @@ from template.constants import DAY_BLOCKS
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import RoundHistory
 from template.receipts.round_file import RoundHeader
-from template.records import ContentKey, Rank
+from template.records import ContentKey, LedgerLine, Rank
 from template.rules.evaluations import plan_evaluations
 from template.rules.ledger import Content, read_ledger
 from template.rules.stands import align
@@ -35,19 +35,19 @@ def check_plan(
     shown = {
         ContentKey(line.hotkey, line.digest) for line in header.table if line.digest is not None and line.reason is None
     }
-    in_ledger = {ContentKey(line.hotkey, line.digest) for line in header.ledger}
+    in_ledger = {ContentKey(line.hotkey, line.digest): line for line in header.ledger}
     if not _has_all_losses(header, checked):
         return
     contents = {
         key: content
-        for key in shown | done | in_ledger
-        if (content := _make_content(key, header, checked, block_hash)) is not None
+        for key in shown | done | in_ledger.keys()
+        if (content := _make_content(key, in_ledger.get(key), header, checked, block_hash)) is not None
     }
     late = {key for key in (shown & contents.keys()) - done if not contents[key].losses and key.hotkey in header.queue}
     recent = _recent_runs(header, checked)
     is_exact = not late and recent is not None and block_hash is not None
     rules = header.incentives if is_exact else dataclasses.replace(header.incentives, slots=_ALL_SLOTS)
-    ledger = read_ledger([contents[key] for key in in_ledger & contents.keys()], header.competition, rules)
+    ledger = read_ledger([contents[key] for key in in_ledger.keys() & contents.keys()], header.competition, rules)
     present = [contents[key] for key in ((shown | done) & contents.keys()) - late]
     plan = plan_evaluations(present, ledger, recent or {}, header.start_block, header.competition, rules)
     expected = [(one.content.key, one.number) for one in plan]
@@ -69,13 +69,15 @@ def _has_all_losses(header: RoundHeader, checked: RoundHistory) -> bool:
 
 
 def _make_content(
-    key: ContentKey, header: RoundHeader, checked: RoundHistory, block_hash: Callable[[int], str] | None
+    key: ContentKey,
+    confirmed: LedgerLine | None,
+    header: RoundHeader,
+    checked: RoundHistory,
+    block_hash: Callable[[int], str] | None,
 ) -> Content | None:
     """Return a dataset as it was before the round; None for one that no entry has."""
-    line = checked.season.ledger.get(key)
-    line = line or next((one for one in header.ledger if (one.hotkey, one.digest) == key), None)
     version = checked.versions.get(key)
-    source = line or version
+    source = checked.season.ledger.get(key) or confirmed or version
     if source is None:
         return None
     public_block = version.public_block if version else source.rank_block
