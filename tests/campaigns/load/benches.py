@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scripts.bench.tiny_model import make_tiny_model
+from template.competition import Incentives, Reward, Seeds
 from template.config import TrainingArgs
 from template.constants import DATA_FILE
 from template.data.eval_set import read_eval_set_index
+from template.data.rows import content_digest
 from template.errors import HostError
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID
 from template.receipts.receipt import EvaluatedSubmission, Receipt
-from template.records import Entry, SubmissionKey, Verdict
+from template.records import Dataset, Entry, EvaluationResult, Rank, RoundEvaluation, SubmissionKey
 from template.rules.duplicates import Candidate, match_duplicates
 from template.rules.schedule import Policy
 from template.store.store import Store
@@ -35,6 +37,10 @@ from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.views import make_entry
 
 _TIMEOUT_S = 300.0
+# One evaluation confirms a dataset, and a round lasts for the whole bench.
+_INCENTIVES = Incentives(
+    reward=Reward.PROPORTIONAL, seeds=Seeds.RANDOM, evaluations=1, hold=1, update_blocks=0, blocks_per_epoch=10_000
+)
 
 
 def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
@@ -49,9 +55,11 @@ def bench_admission(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
     def admit(files: list[bytes]) -> float:
         started = time.process_time()
-        keys = [index.check(content, name=DATA_FILE, max_rows=args.rows) for content in files]
-        rows = {str(number): row_keys for number, row_keys in enumerate(keys)}
-        match_duplicates([Candidate(hotkey=name, commit="", block=int(name), row_keys=rows[name]) for name in rows])
+        datasets = [index.check(content, name=DATA_FILE, max_rows=args.rows) for content in files]
+        match_duplicates(
+            Candidate(hotkey=str(block), digest=dataset.digest, rank=Rank(block, 0, b""), row_keys=dataset.row_keys)
+            for block, dataset in enumerate(datasets)
+        )
         return time.process_time() - started
 
     what = f"admission of {args.miners} x {args.rows} rows"
@@ -104,7 +112,8 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     subnet = SyntheticSubnet.create(folder, pool=pool, competition=COMPETITION.to_dict(), max_uids=args.miners + 2)
     config = ValidatorConfig(
         competition=subnet.competition,
-        policy=Policy(blocks_per_epoch=10_000, miner_duplicate_sample_size=args.miners),
+        incentives=_INCENTIVES,
+        policy=Policy(blocks_per_epoch=_INCENTIVES.blocks_per_epoch, miner_duplicate_sample_size=args.miners),
         data_dir=folder / "data",
         eval_data_dir=folder / "eval_data",
         receipt_dir=folder / "receipts",
@@ -113,8 +122,8 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     )
     with subnet, subnet.connect() as chain, Store(folder / "validator.sqlite3") as store:
         _record_evaluations(args.miners, subnet, config, store)
-        executor = FakeExecutor(lambda _: COMPETITION.bench)
-        validator = Validator(config, chain, store, executor, Downloader(args.max_downloads))
+        executor, downloader = FakeExecutor(lambda _: COMPETITION.bench), Downloader(args.max_downloads)
+        validator = Validator(config, chain, store, executor, downloader)
 
         def tick(blocks: int = 0) -> float:
             if blocks:
@@ -123,8 +132,12 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             validator.tick()
             return time.perf_counter() - started
 
-        for _ in range(8):
+        # Files are looked for once all is planned.
+        ticks_at_rest = 0
+        while ticks_at_rest < 8:
             tick(1)
+            time.sleep(0.01)
+            ticks_at_rest = ticks_at_rest + 1 if downloader.available_slots() == args.max_downloads else 0
         last = store.last_round()
         if last is None or not store.leaderboard(last.id) or not store.intents(last.id):
             raise HostError("the validator did not come to rest")
@@ -132,28 +145,34 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         yield Figure(f"a tick with nothing to do, {args.miners} uids", 1e3 * _median(tick, count), "ms", 10.0)
         yield Figure("a tick on a new block, nothing new on it", 1e3 * _median(lambda: tick(1), count), "ms", 100.0)
         subnet.chain.advance(last.end_block - subnet.chain.block())
-        yield Figure(f"closing a round, {args.miners} receipts in its table", tick(), "s", 1.0)
+        yield Figure(f"closing a round, {args.miners} in its table and ledger", tick(), "s", 1.0)
         if validator.rounds_done != 1:
             raise HostError("the round did not close")
 
 
 def _record_evaluations(miners: int, subnet: SyntheticSubnet, config: ValidatorConfig, store: Store) -> None:
+    """Record datasets and losses of all, committed before an aligned block."""
     pool = sorted(read_eval_set_index(fetch_eval_set(subnet.competition, config.eval_data_dir, None, None)).canonical)
-    eval_config = store.get_or_create_config(subnet.competition, HYPERPARAMETERS.digest, MODEL, 0.0)
+    eval_config = store.get_or_create_config(subnet.competition, HYPERPARAMETERS.digest, f"{MODEL} seeds random", 0.0)
     draw, names = random.Random(0), [f"miner-{number}" for number in range(miners)]
     texts = {name: subnet.text(f"{name}/data", f"{number:040x}") for number, name in enumerate(names)}
     subnet.register(*names)
     subnet.commit_together(texts)
+    subnet.advance_to(config.policy.blocks_per_epoch)
     for name, text in texts.items():
         key = SubmissionKey(subnet.hotkey(name), text)
         result = make_result(key, loss=subnet.competition.minb + draw.random() * 0.1)
         repo, _, commit = text.split(":")
         submission = EvaluatedSubmission(netuid=NETUID, hotkey=key.hotkey, repo=repo, commit=commit)
         receipt = Receipt(competition=subnet.competition, submission=submission, result=result)
-        rows = draw.sample(pool, min(subnet.competition.rows, len(pool)))
-        store.record_dataset(eval_config, key, sha256=result.train_sha256, row_keys=rows, now=0.0)
-        verdict = Verdict(loss=result.loss, seconds=1.0, receipt=receipt.to_json())
-        store.record_verdict(eval_config, key, verdict, 0.0)
+        rows = tuple(draw.sample(pool, min(subnet.competition.rows, len(pool))))
+        dataset = Dataset(digest=content_digest(rows), row_keys=rows)
+        store.record_dataset(subnet.competition, key, sha256=result.train_sha256, dataset=dataset, now=0.0)
+        evaluation = RoundEvaluation(key=key, digest=dataset.digest, number=1, lucky_num=1, seed_block=None)
+        recorded = EvaluationResult(
+            loss=result.loss, seconds=1.0, receipt=receipt.to_json(), receipt_digest=receipt.digest
+        )
+        store.record_evaluation(eval_config, evaluation, recorded, 0.0)
 
 
 def bench_startup(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:

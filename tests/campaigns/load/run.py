@@ -7,8 +7,10 @@ import dataclasses
 import itertools
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from template.constants import MAX_EVAL_SET_BYTES, MAX_EVAL_SET_ROWS
@@ -34,8 +36,6 @@ _STATE_MIB = 128
 _EVALUATION_S = 8.25
 # A round's weights must be on the chain so many blocks after they are due.
 _LATE_BLOCKS = 24
-# Rounds in which every steady miner must get its verdict.
-_VERDICT_ROUNDS = 2
 # Less than a block of the main network.
 _TICK_S = 12.0
 _INTERVAL_S = 0.1
@@ -69,8 +69,6 @@ def run(situation: Situation, folder: Path) -> Iterator[Figure]:
                     "speed": situation.speed if situation.hung else 1.0,
                 },
                 flags={
-                    "--blocks_per_epoch": situation.tempo,
-                    "--miner_sample_size": situation.sample_size,
                     "--miner_duplicate_sample_size": situation.queue_size,
                     "--max_epochs": situation.rounds,
                     "--poll_seconds": 6.0 / situation.speed,
@@ -88,13 +86,15 @@ def _measure(loaded: LoadedSubnet, validator: ValidatorProcess) -> dict[str, flo
     """Run the validator to its end. Raises: HostError."""
     situation, started = loaded.situation, time.monotonic()
     timeout_s = _START_S + (situation.rounds + 1.5) * situation.tempo * situation.block_s
-    due_block = loaded.subnet.chain.block() + situation.recommit_blocks
-    disk = 0
+    disk, due_block, has_begun = 0, 0, False
     process = validator.start()
     try:
         while validator.is_alive:
             disk = max(disk, disk_bytes(validator.state_dir))
-            if loaded.restless and loaded.subnet.chain.block() >= due_block:
+            if not has_begun and _has_round(validator.state_file):
+                has_begun, due_block = True, loaded.subnet.chain.block() + situation.recommit_blocks
+                loaded.go()
+            if has_begun and loaded.restless and loaded.subnet.chain.block() >= due_block:
                 due_block = loaded.commit(loaded.restless) + situation.recommit_blocks
             if time.monotonic() - started > timeout_s:
                 raise HostError(f"{situation.name}: the validator did not end within {timeout_s:.0f} s")
@@ -104,6 +104,15 @@ def _measure(loaded: LoadedSubnet, validator: ValidatorProcess) -> dict[str, flo
     if process.returncode != 0:
         raise HostError(f"{situation.name}: exit status {process.returncode}: {validator.last_log_line()}")
     return {"disk": disk, "seconds": time.monotonic() - started}
+
+
+def _has_round(path: Path) -> bool:
+    """Return whether the validator has opened its first round."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT 1 FROM rounds").fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 def _list_figures(loaded: LoadedSubnet, store: Store, measured: Mapping[str, float]) -> Iterator[Figure]:
@@ -122,22 +131,24 @@ def _list_figures(loaded: LoadedSubnet, store: Store, measured: Mapping[str, flo
 
 def _verdict_figures(loaded: LoadedSubnet, store: Store) -> Iterator[Figure]:
     (first,) = store.rows("SELECT min(started_at) AS at FROM rounds")
-    (verdict,) = store.rows("SELECT min(decided_at) AS at, count(*) AS number, count(loss) AS losses FROM verdicts")
-    yield Figure("verdicts", verdict["number"])
-    yield Figure("evaluations", verdict["losses"])
-    if verdict["at"] is not None:
-        yield Figure("from the first round's opening to the first verdict", verdict["at"] - first["at"], "s")
-    rounds = [row["id"] for row in store.rows("SELECT id FROM rounds ORDER BY id LIMIT ?", _VERDICT_ROUNDS)]
+    (rejections,) = store.rows("SELECT count(*) AS number FROM verdicts")
+    (losses,) = store.rows("SELECT min(finished_at) AS at, count(*) AS number FROM evaluations")
+    yield Figure("rejections", rejections["number"])
+    yield Figure("evaluations", losses["number"])
+    if losses["at"] is not None:
+        yield Figure("from the first round's opening to the first loss", losses["at"] - first["at"], "s")
+    most = loaded.situation.verdict_rounds
+    rounds = [row["id"] for row in store.rows("SELECT id FROM rounds ORDER BY id LIMIT ?", most)]
     rows = [row for number in rounds for row in store.leaderboard(number)]
     waiting = loaded.steady - {row.key.hotkey for row in rows if row.loss is not None or row.reason is not None}
-    what = f"of {len(loaded.steady)} steady miners, without a verdict after {_VERDICT_ROUNDS} rounds"
+    what = f"of {len(loaded.steady)} steady miners, without a verdict after {most} rounds"
     yield Figure(what, len(waiting), wanted=0)
 
 
 def _weight_figures(loaded: LoadedSubnet, store: Store) -> Iterator[Figure]:
     """Yield each round's weights against the block at which they were due."""
     situation, last = loaded.situation, store.last_round()
-    policy = Policy(miner_sample_size=situation.sample_size, miner_duplicate_sample_size=situation.queue_size)
+    policy = Policy(blocks_per_epoch=situation.tempo, miner_duplicate_sample_size=situation.queue_size)
     delays: list[int] = []
     blocks_by_round: list[list[int]] = []
     for row in store.rows("SELECT id, start_block, end_block FROM rounds WHERE closed_at IS NOT NULL"):

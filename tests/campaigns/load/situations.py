@@ -1,27 +1,26 @@
 """The situations of the load campaign, with their miners and datasets."""
 
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from template.constants import (
     BLOCK_S,
-    DEFAULT_DUPLICATE_COUNT,
     MAX_EVAL_SET_ROWS,
     MAX_SUBMISSION_BYTES,
     MAX_SUBMISSION_ROWS,
 )
-from template.localnet.chain import pallets
 from template.localnet.hub.store import upload_files
+from template.rules.duplicates import max_shared
+from template.rules.stands import align
 from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_file, make_rows
 from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 # Commitments of one hotkey must be so many blocks apart: the chain's space for an epoch holds 31.
 _RECOMMIT_BLOCKS = 12
-# With fewer blocks left in an epoch a validator waits for the next one, see `template.rules.schedule`.
-_BLOCKS_LEFT = 45
 _ROW_OVERHEAD, _WORD_CHARS = 110, 6.9
 
 
@@ -56,6 +55,24 @@ class Situation:
         """Times as fast as the main network's blocks."""
         return BLOCK_S / self.block_s
 
+    @property
+    def incentives(self) -> Mapping[str, object]:
+        """Rules by which everyone is evaluated once, and paid."""
+        return {
+            "reward": "proportional",
+            "epsilon": 0.0,
+            "evaluations": 1,
+            "hold": 1,
+            "slots": self.sample_size,
+            "update_blocks": 0,
+            "blocks_per_epoch": self.tempo,
+        }
+
+    @property
+    def verdict_rounds(self) -> int:
+        """Rounds after which everyone who commits once must have a verdict."""
+        return math.ceil(self.miners / min(self.sample_size, self.queue_size)) + 1
+
 
 _recommit = partial(Situation, recommit_blocks=_RECOMMIT_BLOCKS)
 SITUATIONS = (
@@ -66,11 +83,11 @@ SITUATIONS = (
     _recommit(name="recommit", what="248 commit as often as the chain allows, 8 do not", steady=8, rounds=3),
     _recommit(
         name="recommit_sampled",
-        what="the same in the default sizes: 50 downloaded, 10 evaluated",
+        what="the same, with 100 downloads and evaluations in a round",
         steady=8,
-        rounds=3,
-        sample_size=10,
-        queue_size=50,
+        rounds=4,
+        sample_size=100,
+        queue_size=100,
     ),
     Situation(name="hung", what="248 repos send a byte at a time, the 8 last in line answer", hung=248, block_s=0.5),
     Situation(name="large_pool", what="a pool of 100,000 rows of 2 KB", pool_rows=100_000, row_bytes=2_000),
@@ -100,7 +117,7 @@ class LoadedSubnet:
         self.subnet = SyntheticSubnet.create(
             folder,
             pool=self._pool,
-            competition={**COMPETITION.to_dict(), "rows": situation.rows},
+            competition={**COMPETITION.to_dict(), "rows": situation.rows, "incentives": situation.incentives},
             tempo=situation.tempo,
             weights_rate_limit=min(100, situation.tempo // 4),
             max_uids=situation.miners + 2,
@@ -139,7 +156,8 @@ class LoadedSubnet:
             kind: "different": random rows; "same": one for all; "near": the most shared rows that make no duplicate,
                 and rows of its own; "large": the same, filled up to the byte limit with rows that do not count.
         """
-        draw, common, rows = random.Random(1), DEFAULT_DUPLICATE_COUNT, self.situation.rows
+        draw, rows = random.Random(1), self.situation.rows
+        common = max_shared(rows)
         filling = _make_filling(rows) if kind == "large" else b""
         for number in range(len(self.miners)):
             start = common + number * (rows - common)
@@ -150,7 +168,7 @@ class LoadedSubnet:
             yield content + filling[: filling.rfind(b"\n", 0, max(0, MAX_SUBMISSION_BYTES - len(content))) + 1]
 
     def commit(self, miners: Sequence[str]) -> int:
-        """Commit new versions in one block; return the block."""
+        """Commit the same rows again in one block; return the block."""
         self._versions += 1
         version, root = {"README.md": f"version {self._versions}".encode()}, self.subnet.hub_root
         repos = {miner: f"{miner}/data" for miner in miners}
@@ -159,16 +177,15 @@ class LoadedSubnet:
         )
 
     def begin(self) -> None:
-        """Commit for everyone, and let blocks come from shortly before an epoch's end."""
+        """Commit for everyone, and stop at the next aligned block: the first round's."""
         if self.hung:
             self.commit(self.hung)
         self.commit(self.miners[self.situation.hung :])
-        chain, state = self.subnet.chain, self.subnet.chain.at()
-        head = chain.block()
-        left = (pallets.schedule(state).next_block or head) - head - _BLOCKS_LEFT
-        if ahead := left % self.situation.tempo:
-            chain.advance(ahead)
-        chain.set_block_time(self.situation.block_s)
+        self.subnet.advance_to(align(self.subnet.chain.block(), self.situation.tempo))
+
+    def go(self) -> None:
+        """Let blocks come."""
+        self.subnet.chain.set_block_time(self.situation.block_s)
 
 
 def _make_filling(rows: int) -> bytes:
