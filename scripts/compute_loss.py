@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with status 2 and a line on stderr when arguments exclude each other."""
     fixed = ("lucky_num", "check", "repeats", "receipt_dir")
-    if args.verify and (given := [name for name in fixed if getattr(args, name) not in (None, False)]):
+    if args.verify and (given := [name for name in fixed if getattr(args, name) != parser.get_default(name)]):
         parser.error(f"--{given[0]} does not go with --verify: the receipt defines the evaluation")
     if args.any_competition and not args.verify:
         parser.error("--any_competition goes with --verify")

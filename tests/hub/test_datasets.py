@@ -13,7 +13,8 @@ import pytest
 
 from template.competition import bind_digest
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
-from template.hub import datasets
+from template.hub import datasets, storage
+from template.hub.storage import Request
 from template.localnet.hub.store import upload_files
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults
 from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, download, download_error, is_cached, upload_data
@@ -268,6 +269,35 @@ def test_earlier_upload_is_found_by_its_digest(server: FaultyHub, tmp_path: Path
     assert download(server, digest_of(OLD), tmp_path / "old").path.read_bytes() == OLD
     bound = bind_digest(digest_of(NEW), "5Alice")
     assert download(server, bound, tmp_path / "new", hotkey="5Alice").path.read_bytes() == NEW
+
+
+def look(server: FaultyHub, folder: Path, content: bytes, revision: str | None = None) -> None:
+    datasets.check_available(REPO, revision or digest_of(content), folder, endpoint=server.endpoint)
+
+
+def test_file_in_an_earlier_upload_is_available(server: FaultyHub, tmp_path: Path) -> None:
+    for content in (OLD, NEW):
+        datasets.upload_dataset(content, REPO, token=TOKEN, endpoint=server.endpoint)
+    download(server, digest_of(OLD), tmp_path)
+    look(server, tmp_path, OLD)
+    upload_data(server, OLD, repo="alice/plain")
+    upload_data(server, NEW, repo="alice/plain")
+    request = Request(repo="alice/plain", revision=digest_of(OLD), filename=DATA)
+    storage.save(tmp_path / "plain", request, [OLD])
+    with pytest.raises(SubmissionError, match="has another file"):
+        datasets.check_available("alice/plain", digest_of(OLD), tmp_path / "plain", endpoint=server.endpoint)
+
+
+def test_listed_file_that_is_refused_is_not_available(server: FaultyHub, tmp_path: Path) -> None:
+    commit = upload_data(server)
+    look(server, tmp_path, OLD, commit)
+    refusal = HubFault(kind=FaultKind.STATUS, status=403, pattern="GET .*/resolve/")
+    set_faults(server.store.root, refusal)
+    with pytest.raises(SubmissionError, match="refuses it"):
+        look(server, tmp_path, OLD, commit)
+    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=503))
+    with pytest.raises(RemoteError):
+        look(server, tmp_path, OLD, commit)
 
 
 def test_title_of_a_commit_proves_nothing(server: FaultyHub, tmp_path: Path) -> None:

@@ -6,114 +6,31 @@ import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from scripts import compute_loss
 from template.competition import bind_digest
-from template.config import load_training_args
 from template.constants import DATA_FILE
 from template.hub.datasets import upload_dataset
 from template.localnet.network import NETUID
-from template.miner.compare import compare_paired
-from template.miner.loss_report import conclude
 from template.receipts.files import read_receipt, write_receipt
-from template.receipts.receipt import EvaluatedSubmission, Receipt
-from template.records import TrainResult
 from template.rules.evaluations import derive_seed
 from template.rules.ledger import estimate_loss
 from template.rules.scoring import score_of
-from template.workers.executor import Evaluator
+from tests.fixtures.desk import INCENTIVES, SEED, Desk, open_desk
 from tests.fixtures.network import (
     COMPUTE_LOSS,
     POOL,
     SMALL,
-    Ended,
-    Net,
-    call_main,
     make_content,
-    make_line,
     run_process,
-    use_hub,
-    write_dataset,
-    write_training_args,
 )
-from tests.fixtures.training import remember_results
-
-SEED = 5
-
-
-INCENTIVES = {"blocks_per_epoch": 20, "evaluations": 4, "hold": 8, "sd": 0.0001, "update_blocks": 40}
-
-
-@dataclasses.dataclass
-class Desk:
-    """Alice's dataset on the hub and in a folder, and one with a foreign row."""
-
-    net: Net
-    folder: Path
-    model: Path
-
-    def __post_init__(self) -> None:
-        self.args = write_training_args(self.folder / "args.yaml")
-        self.eval_dir = write_dataset(self.folder / "eval", POOL)
-        self.small = write_dataset(self.folder / "small", SMALL)
-        self.foreign = write_dataset(self.folder / "foreign", [*SMALL[:4], make_line(10**6)])
-        self.commit = self.net.upload("alice", SMALL)
-        self.settings = [
-            *("--competition", self.competition("chain"), "--training_args", self.args),
-            *("--model_path", self.model, "--work_dir", self.folder / "work"),
-        ]
-
-    def competition(self, seeds: str, **changes: float) -> Path:
-        """Write the network's competition with changes and incentives of its own."""
-        path = self.folder / f"{seeds}{''.join(changes)}.yaml"
-        values = yaml.safe_load(self.net.parts.competition.read_text())
-        path.write_text(yaml.safe_dump({**values, **changes, "incentives": {**INCENTIVES, "seeds": seeds}}))
-        return path
-
-    def receipt(self, signer: str = "validator", commit: str | None = None, **changed: object) -> Receipt:
-        """Sign the receipt of alice's dataset, with `changed` fields of its result."""
-        chain = self.net.chain(signer)
-        submission = EvaluatedSubmission(
-            netuid=chain.netuid, hotkey=self.net.hotkey("alice"), repo="alice/data", commit=commit or self.commit
-        )
-        result = dataclasses.replace(self.result(self.small), **changed)  # type: ignore[arg-type]
-        receipt = Receipt(competition=self.net.competition, submission=submission, result=result)
-        return receipt.signed(chain.hotkey, chain.sign)
-
-    def run(self, *arguments: object) -> Ended:
-        return call_main(compute_loss.main, *self.settings, *arguments)
-
-    def json(self, *arguments: object) -> dict[str, Any]:
-        """Return the one JSON object that the script prints."""
-        ended = self.run("--json", *arguments)
-        assert ended.status == 0 and ended.output.count("\n") == 1, ended
-        content: dict[str, Any] = json.loads(ended.output)
-        return content
-
-    def verify(self, path: Path, *more: object) -> Ended:
-        """Verify a receipt of this competition and these training arguments."""
-        return call_main(compute_loss.main, "--verify", path, *more, *self.settings)
-
-    def result(self, folder: Path, lucky_num: int = SEED) -> TrainResult:
-        """Evaluate a folder as a validator does."""
-        evaluator = Evaluator(
-            competition=self.net.competition,
-            training_args=load_training_args(self.args),
-            eval_data_dir=self.eval_dir,
-            model_path=self.model,
-        )
-        return evaluator.evaluate(folder, lucky_num)
 
 
 @pytest.fixture(scope="module")
 def desk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    folder = tmp_path_factory.mktemp("desk")
-    with Net(folder / "network", ["alice"]) as net, use_hub(net, "alice"), remember_results():
-        yield Desk(net, folder, tiny_model)
+    with open_desk(tmp_path_factory.mktemp("desk"), tiny_model) as desk:
+        yield desk
 
 
 @pytest.fixture(scope="module")
@@ -319,60 +236,6 @@ def test_invalid_command_line_is_refused(desk: Desk, arguments: tuple[str, ...])
     ended = desk.run(*arguments)
     assert ended.status == 2 and ended.output == ""
     assert "error:" in ended.logs[-1]
-
-
-def test_comparison_uses_the_same_seeds_for_both(desk: Desk) -> None:
-    seeds = [SEED, SEED + 1, SEED + 2]
-    files, folder = (desk.small, desk.foreign / DATA_FILE), desk.folder / "pairs"
-    content = desk.json("--compare", *files, "--lucky_num", SEED, "--repeats", 3, "--receipt_dir", folder)
-    assert content["lucky_nums"] == seeds
-    assert content["a"]["losses"] == [desk.result(desk.small, seed).loss for seed in seeds]
-    assert content["b"]["losses"] == [desk.result(desk.foreign, seed).loss for seed in seeds]
-    paired = compare_paired(content["a"]["losses"], content["b"]["losses"])
-    assert content["differences"] == list(paired.differences)
-    assert (content["mean"], content["standard_error"]) == (paired.mean, paired.standard_error)
-    assert (tuple(content["interval"]), content["confidence"]) == (paired.interval, 0.95)
-    assert content["finding"] == paired.finding == "A is better", "24 rows beat 5"
-    receipts = {
-        (result.train_sha256, result.lucky_num) for result in (read_receipt(p).result for p in folder.iterdir())
-    }
-    assert len(receipts) == 6, "one of every evaluation"
-
-
-def test_comparison_text_shows_losses_side_by_side(desk: Desk) -> None:
-    ended = desk.run("--compare", desk.foreign, desk.small, "--lucky_num", SEED)
-    assert ended.status == 0 and "5 seeds" in ended.output
-    lines = [line.split() for line in ended.output.splitlines()]
-    worse, better = (desk.result(folder).loss for folder in (desk.foreign, desk.small))
-    assert lines[0] == ["A", str(desk.foreign)] and lines[1] == ["B", str(desk.small)]
-    assert lines[4] == [str(SEED), f"{worse:.6f}", f"{better:.6f}", f"{better - worse:+.6f}"]
-    assert [lines[index][0] for index in (9, 11, 12)] == ["mean", "difference", "interval"]
-    assert lines[13][:3] == ["B", "IS", "BETTER"]
-
-
-@pytest.mark.parametrize(
-    ("losses", "line"),
-    [
-        ([2.0, 2.5], "IDENTICAL under every seed"),
-        ([2.1, 2.6], "A IS BETTER by 0.100000"),
-        ([1.9, 2.4], "B IS BETTER by 0.100000"),
-        ([2.25, 2.5], "UNDECIDED: at this spread about 9 more seeds would be enough"),
-        ([2.1, 2.4 + 1e-9], "UNDECIDED: at this spread even 1000 seeds would not be enough"),
-    ],
-)
-def test_conclusion_of_a_comparison(losses: list[float], line: str) -> None:
-    assert conclude(compare_paired([2.0, 2.5], losses)) == line
-
-
-def test_comparison_names_the_rejected_dataset(desk: Desk) -> None:
-    ended = desk.run("--compare", desk.small, desk.foreign, "--check")
-    assert ended.status == 6
-    assert f"{desk.foreign}: " in ended.logs[-1] and "not in the evaluation set" in ended.logs[-1]
-    empty = write_dataset(desk.folder / "no-rows", [])
-    ended = desk.run("--compare", desk.small, empty)
-    assert ended.status == 6 and f"{empty}: " in ended.logs[-1]
-    missing = desk.run("--compare", desk.small, desk.folder / "nowhere")
-    assert missing.status == 3 and "--compare" in missing.logs[-1]
 
 
 def test_private_dataset_is_downloaded_with_the_users_token(desk: Desk) -> None:
