@@ -73,7 +73,7 @@ def test_missing_file_loses_its_rank(net: Net) -> None:
     net.commit("carol", text)
     clock = Clock()
     policy = Policy(blocks_per_epoch=60, block_threshold=10)
-    with open_bench(net, policy=policy, now=clock, blocks=6) as bench:
+    with open_bench(net, policy=policy, now=clock, blocks=12) as bench:
         bench.run_rounds(8)
         assert bench.lines()[net.hotkey("carol")].reason is Reason.MISSING_FILE
         net.submit("alice", make_copy())

@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from template.competition import Reward, Seeds
-from template.errors import Reason
+from template.errors import Reason, RemoteError
 from template.localnet.network import make_hotkey
-from template.records import RoundEvaluation
+from template.records import ChainSnapshot, RoundEvaluation
 from template.rules.schedule import Policy
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import Net, SteppingChain, make_line, use_hub
 from tests.fixtures.validator import QUICK, Bench, open_bench
 
@@ -77,3 +79,53 @@ def test_late_validator_sets_the_same_weights(net: Net) -> None:
             assert late.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
             assert len(first.weights()) == 2
     assert net.admin.weights(net.hotkey("late")) == net.admin.weights(net.hotkey("validator"))
+
+
+def test_plan_survives_a_restart_in_the_middle(net: Net) -> None:
+    for name, rows in (("alice", ROWS[:60]), ("bob", ROWS[100:200]), ("carol", ROWS[210:290])):
+        net.submit(name, rows)
+    with open_game(net) as bench:
+        bench.tick_until(lambda: len(bench.evaluator.scored) == 1)
+        bench.executor.hold = True
+        bench.tick(2)
+        opened, losses = bench.store.open_round(bench.eval_config), bench.losses()
+        assert opened is not None and opened.evaluations is not None and len(opened.evaluations) == 3
+    with open_game(net) as bench:
+        bench.tick()
+        assert bench.store.open_round(bench.eval_config) == opened and bench.losses() == losses
+        bench.tick_until(lambda: len(bench.scored_hotkeys()) == 3)
+        assert len(bench.evaluator.scored) == 2, "nothing is evaluated twice"
+        seeds = {lucky_num for _, lucky_num in bench.evaluator.scored}
+        assert seeds < {evaluation.lucky_num for evaluation in opened.evaluations}
+
+
+def test_validator_that_was_away_catches_up(net: Net) -> None:
+    net.submit("alice", ROWS[:60])
+    with open_game(net) as first, open_game(net, "late") as other:
+        run_side_by_side(1, first, other)
+    net.submit("bob", ROWS[100:200])
+    with open_game(net) as first:
+        run_side_by_side(3, first)
+        with open_game(net, "late") as other:
+            run_side_by_side(2, first, other)
+            assert other.losses() == first.losses()
+    assert net.admin.weights(net.hotkey("late")) == net.admin.weights(net.hotkey("validator"))
+
+
+def test_without_old_state_rounds_are_left_out(net: Net) -> None:
+    start = net.admin.block()
+    net.submit("alice", ROWS[:60])
+    net.admin.advance(10 * PERIOD)
+
+    class PrunedChain(SteppingChain):
+        def snapshot(self, block: int) -> ChainSnapshot:
+            if block < net.admin.block() - 2 * PERIOD:
+                raise RemoteError(f"the state of block {block} is dropped")
+            return super().snapshot(block)
+
+    with log_lines() as lines, open_game(net, start_block=start, chain=PrunedChain(net, "validator")) as bench:
+        while bench.validator.rounds_done < 4:
+            with suppress(RemoteError):
+                bench.tick()
+        assert bench.weights() == {net.hotkey("alice"): 1.0}
+    assert sum("left out" in line for line in lines) == 1

@@ -1,19 +1,20 @@
 """Cleanup removes the validator's own old files and rows, and nothing else."""
 
 import dataclasses
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from template.competition import Competition
+from template.competition import Competition, Incentives
 from template.data.eval_set import EvalSetIndex
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
-from template.records import EvalConfig, Round, Submission, SubmissionKey
-from template.rules import duplicates
+from template.records import Dataset, EvalConfig, Round, Stand, SubmissionKey
 from template.rules.schedule import Policy
+from template.rules.stands import find_versions
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker
 from template.validator.cleanup import clean_up
@@ -23,14 +24,15 @@ from template.validator.downloads import Downloader, dataset_folder
 from template.validator.evaluation import SubmissionEvaluator
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import POOL, Net, make_content
-from tests.fixtures.validator import open_bench
-from tests.fixtures.views import make_entry, make_submission
+from tests.fixtures.validator import ONE_ROUND, open_bench
+from tests.fixtures.views import make_entry, make_stand
 
 DAY_S = 86400.0
 NOW = 1_000 * DAY_S
 ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 BOB = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UJmT4vY9TR"[:-2] + "ty"
-CURRENT = 1_000
+PERIOD = 20
+CURRENT = 1_000 * PERIOD
 
 
 def key_of(hotkey: str, number: int) -> SubmissionKey:
@@ -38,23 +40,16 @@ def key_of(hotkey: str, number: int) -> SubmissionKey:
 
 
 def make_round(*keys: SubmissionKey, queue: Sequence[SubmissionKey] = ()) -> Round:
-    """A round with entries of these keys, ranked by the number in their commit."""
-    entries = tuple(
-        make_entry(key, CURRENT, uid=uid, rank_block=block_of(key), registration_block=5)
-        for uid, key in enumerate(keys)
-    )
+    """A round with entries of these keys."""
+    entries = tuple(make_entry(key, CURRENT, uid=uid, registration_block=5) for uid, key in enumerate(keys))
     return Round(
-        start_block=CURRENT, start_block_hash="0x", opened_block=CURRENT, end_block=CURRENT + 9, lucky_num=1,
-        entries=entries, queue=tuple(queue), id=1,
+        start_block=CURRENT, start_block_hash="0x", opened_block=CURRENT, end_block=CURRENT + 9, entries=entries,
+        queue=tuple(queue), id=1,
     )  # fmt: skip
 
 
-def block_of(key: SubmissionKey) -> int:
-    return int(key.commitment.rpartition(":")[2], 16) + 10
-
-
-def seen_of(*keys: SubmissionKey) -> dict[SubmissionKey, Submission]:
-    return {key: make_submission(key, block_of(key)) for key in keys}
+def stand_of(key: SubmissionKey, block: int) -> Stand:
+    return make_stand(key, block * PERIOD, registration_block=5)
 
 
 def row_keys(first: int, count: int = 120) -> tuple[bytes, ...]:
@@ -71,18 +66,20 @@ class House:
     eval_config: EvalConfig
     evaluator: SubmissionEvaluator
 
-    def clean_up(self, current: Round | None = None, seen: Mapping[SubmissionKey, Submission] | None = None) -> None:
-        clean_up(self.context, self.evaluator, current or make_round(), seen or {})
+    def clean_up(self, current: Round | None = None) -> None:
+        clean_up(self.context, self.evaluator, current or make_round())
 
     def check(self, key: SubmissionKey, rows: tuple[bytes, ...], *, now: float) -> None:
-        self.store.record_dataset(self.eval_config, key, sha256="0" * 64, row_keys=rows, now=now)
-        self.evaluator.datasets[key] = rows
+        dataset = Dataset(digest=hashlib.sha256(b"".join(rows)).hexdigest(), row_keys=rows)
+        self.store.record_dataset(self.config.competition, key, sha256="0" * 64, dataset=dataset, now=now)
+        self.evaluator.datasets[key] = dataset
 
 
 @pytest.fixture
 def house(tmp_path: Path, store: Store, eval_config: EvalConfig) -> House:
     config = ValidatorConfig(
         competition=Competition.from_defaults(), policy=Policy(), data_dir=tmp_path / "data",
+        incentives=Incentives(blocks_per_epoch=PERIOD, update_blocks=0),
         eval_data_dir=tmp_path / "eval_data", cache_dir=tmp_path / "cache", receipt_dir=tmp_path / "receipts",
         round_dir=tmp_path / "rounds", keep_days=30.0,
     )  # fmt: skip
@@ -106,12 +103,12 @@ def fetched(house: House, key: SubmissionKey) -> Path:
     return write(dataset_folder(house.config.data_dir, make_entry(key)) / "data.jsonl")
 
 
-def test_cleanup_keeps_the_queues_datasets_only(house: House) -> None:
+def test_cleanup_keeps_the_datasets_of_entries_only(house: House) -> None:
     queued, done, left = key_of(ALICE, 1), key_of(ALICE, 2), key_of(BOB, 3)
     files = {key: fetched(house, key) for key in (queued, done, left)}
     sealed = fetched(house, SubmissionKey(BOB, f"owner/data:1:{'a' * 64}"))
-    house.clean_up(make_round(queued, left, queue=[queued]))
-    assert [files[key].exists() for key in (queued, done, left)] == [True, False, False]
+    house.clean_up(make_round(queued, done, queue=[queued]))
+    assert [files[key].exists() for key in (queued, done, left)] == [True, True, False]
     assert not sealed.exists()
     assert [path.name for path in house.config.data_dir.iterdir()] == [ALICE], "an empty folder goes too"
 
@@ -165,35 +162,39 @@ def test_cleanup_removes_old_receipts_except_current_ones(house: House) -> None:
     assert [path.name for path in removed if path.exists()] == []
 
 
-def test_cleanup_never_changes_duplicates(house: House) -> None:
-    """Of rejected and unrelated versions, one that was copied, and one with more rows."""
-    refused = [key_of(ALICE, number) for number in range(1, 20)]
-    unrelated = [key_of(ALICE, number) for number in range(20, 40)]
-    grown_from, present, theft = key_of(ALICE, 50), key_of(ALICE, 60), key_of(BOB, 55)
-    for number, key in enumerate(unrelated):
-        house.check(key, row_keys(10_000 * (number + 1)), now=NOW - 90 * DAY_S)
-    house.check(grown_from, row_keys(0, 120), now=NOW - 60 * DAY_S)
-    house.check(theft, row_keys(0, 120), now=NOW - 3600)
-    house.check(present, row_keys(0, 130), now=NOW - 3600)
-    seen = seen_of(*refused, *unrelated, grown_from, present, theft)
-    current = make_round(present, theft)
-    before = duplicates.find_duplicates(current.by_key, seen, house.evaluator.datasets)
-    assert set(before) == {theft}
-    house.clean_up(current, seen)
-    after = duplicates.find_duplicates(current.by_key, seen, house.evaluator.datasets)
-    assert after == before
-    assert set(house.evaluator.datasets) == {grown_from, present, theft}
-    assert house.store.dataset_keys(house.eval_config) == set(house.evaluator.datasets), (
-        "what memory forgets, the disk does"
-    )
+def test_cleanup_keeps_the_versions_of_registered_hotkeys(house: House) -> None:
+    keys = [key_of(ALICE, number) for number in range(1, 9)]
+    for number, key in enumerate(keys):
+        house.check(key, row_keys(10 * number), now=NOW - 90 * DAY_S)
+        house.store.record_stands([stand_of(key, 2 * number), stand_of(key_of(ALICE, 100 + number), 2 * number + 1)])
+    datasets = house.evaluator.datasets
+
+    def versions() -> object:
+        return find_versions(house.store.stands()[ALICE], datasets, period=PERIOD, update_blocks=0)
+
+    before = versions()
+    house.clean_up(make_round(keys[-1]))
+    assert versions() == before and len(house.store.stands()[ALICE]) == 9, "one for each, and the newest"
+    assert set(datasets) == house.store.dataset_keys(house.config.competition) == set(keys)
+
+
+def test_rows_and_stands_of_one_hotkey_are_bounded(house: House) -> None:
+    for number in range(300):
+        house.check(key_of(ALICE, number), row_keys(number, 3), now=NOW - 90 * DAY_S)
+    house.store.record_stands([stand_of(key_of(ALICE, number), number) for number in range(300)])
+    house.clean_up(make_round(key_of(ALICE, 299)))
+    kept = [stand.key for stand in house.store.stands()[ALICE]]
+    assert len(kept) <= 100 and {key_of(ALICE, 0), key_of(ALICE, 299)} <= set(kept)
+    assert house.store.dataset_keys(house.config.competition) == set(kept) == set(house.evaluator.datasets)
 
 
 def test_cleanup_removes_rows_of_left_hotkeys_after_a_day(house: House) -> None:
     fresh, old = key_of(ALICE, 1), key_of(BOB, 2)
     house.check(fresh, row_keys(0), now=NOW - 0.9 * DAY_S)
     house.check(old, row_keys(0), now=NOW - 1.1 * DAY_S)
-    house.clean_up(make_round(), seen_of(fresh, old))
-    assert set(house.evaluator.datasets) == house.store.dataset_keys(house.eval_config) == {fresh}
+    house.store.record_stands([stand_of(fresh, 1), stand_of(old, 2)])
+    house.clean_up(make_round())
+    assert set(house.evaluator.datasets) == house.store.dataset_keys(house.config.competition) == {fresh}
 
 
 def test_state_file_keeps_its_size_between_rounds(house: House) -> None:
@@ -202,7 +203,7 @@ def test_state_file_keeps_its_size_between_rounds(house: House) -> None:
         keys = [key_of(ALICE, number * 100 + index) for index in range(20)]
         for key in keys:
             house.check(key, row_keys(number, 250), now=NOW - 2 * DAY_S)
-        house.clean_up(make_round(), seen_of(*keys))
+        house.clean_up(make_round())
         with Store(house.store.path, is_read_only=True) as reader:
             sizes.append(int(reader.rows("PRAGMA page_count")[0][0]))
     assert max(sizes[10:]) == max(sizes[:10]), "free pages are reused"
@@ -221,10 +222,9 @@ def test_cleanup_removes_earlier_evaluation_sets(net: Net, tmp_path: Path) -> No
     for folder in folders.values():
         os.utime(folder, (0, 0))
     net.submit("alice", POOL[:40])
-    with open_bench(net, cache_dir=cache, policy=Policy(max_rounds=1), keep_days=1.0) as bench:
+    with open_bench(net, cache_dir=cache, policy=ONE_ROUND, keep_days=1.0) as bench:
         bench.validator.run()
     assert [folder.exists() for folder in folders.values()] == [name != other for name in folders]
-    assert list((net.parts.folder / "state" / "data").glob("*/*")) == []
 
 
 def test_cleanup_logs_what_it_cannot_remove(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
