@@ -64,9 +64,9 @@ def describe(
     else:
         lines = [f"loss {result.loss!r} lucky_num {result.lucky_num}" for result in results]
         lines.append(f"mean     {estimate.mean!r}")
-        seeds = f"standard deviation over {estimate.runs} seeds; {incentives.sd:g} is free of penalty"
-        lines.append(f"spread   {estimate.spread:.6f} ({seeds})")
-        lines.append(f"loss     {estimate.loss!r} as it is paid: mean + 2 (spread - {incentives.sd:g}) / sqrt(runs)")
+        lines.append(f"spread   {estimate.spread:.6f} (standard deviation over {estimate.runs} seeds)")
+        paid = f"as it is paid: mean + 2 max(0, spread - {incentives.sd:g}) / sqrt(runs)"
+        lines.append(f"loss     {estimate.loss!r} {paid}")
     gap = competition.bench - estimate.loss
     lines.append(f"score    {score_of(estimate.loss, competition):.6f} of 1")
     lines.append(f"bench    {competition.bench}: this is {abs(gap):.6f} {'better' if gap >= 0 else 'worse'}")
