@@ -36,7 +36,7 @@ def drop(part: str, hotkey: str) -> Edit:
 
 
 def test_honest_files_are_clean(season: Season) -> None:
-    assert len(season.files) == 7
+    assert len(season.files) == 8
     report = season.check(season.files)
     assert (report.findings, report.unanswered, report.notes) == ([], [], [])
 
@@ -255,6 +255,24 @@ def test_miner_left_out_of_entries_is_found(season: Season, name: str) -> None:
     hotkey = season.net.hotkey(name)
     lie = season.find({80: drop("entries", hotkey)})
     assert any(text.startswith(f"{hotkey}: committed {name}/data:") for text in texts(lie, Kind.ENTRY))
+
+
+def test_entry_left_out_while_its_update_is_sealed_is_found(season: Season) -> None:
+    carol = season.net.hotkey("carol")
+    entries = {block: {line.hotkey: line.entry for line in file.header.entries} for block, file in season.files.items()}
+    assert entries[120][carol] == season.copy.commitment != entries[160][carol]
+    (text,) = texts(season.find({120: drop("entries", carol)}), Kind.ENTRY)
+    assert text.startswith(f"{carol}: committed {season.copy.commitment} at block 120, and is left out")
+
+
+def test_reveal_block_in_place_of_the_commit_block_is_found(season: Season) -> None:
+    """So a sealed rival would rank by its reveal."""
+    carol = season.net.hotkey("carol")
+    line = next(line for line in season.files[160].header.entries if line.hotkey == carol)
+    assert line.commit_block < line.block
+    lie = season.find({160: lambda content: row(content, "entries", carol).update(commit_block=line.block)})
+    expected = f"{carol}: commit block {line.block} in entries, on chain {line.commit_block}"
+    assert expected in texts(lie, Kind.RANK)
 
 
 def test_invented_entry_is_found(season: Season) -> None:
