@@ -133,4 +133,4 @@ WINNER="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["st
     "$RUN/status-after.json")"
 RECEIPTS=("$STATE/receipts/$WINNER"-*.json)
 say "Anyone can replay a published loss: downloading the winner's inputs and evaluating them again"
-"$PYTHON" scripts/compute_loss.py --verify "${RECEIPTS[0]}" --model_path "$MODEL" --work_dir "$RUN/verify"
+"$PYTHON" scripts/compute_loss.py --verify "${RECEIPTS[0]}" "${COMPETITION[@]}" "${SCORE[@]}" --work_dir "$RUN/verify"
