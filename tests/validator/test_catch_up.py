@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +129,49 @@ def test_without_old_state_rounds_are_left_out(net: Net) -> None:
                 bench.tick()
         assert bench.weights() == {net.hotkey("alice"): 1.0}
     assert sum("left out" in line for line in lines) == 1
+
+
+class Crash(BaseException):
+    """The process is killed."""
+
+
+def crash_at(bench: Bench, write: int, *, is_recorded: bool) -> None:
+    """Kill the validator at its n-th write to the state, before or after it is recorded."""
+    atomic, left = bench.store.atomic, [write]
+
+    @contextmanager
+    def crash() -> Iterator[Any]:
+        left[0] -= 1
+        with atomic() as db:
+            yield db
+            if not left[0] and not is_recorded:
+                raise Crash
+        if not left[0]:
+            raise Crash
+
+    bench.store.atomic = crash  # type: ignore[method-assign]
+    bench.store.record_heartbeat = lambda *_: None  # type: ignore[method-assign]
+
+
+def test_crash_at_any_write_changes_no_result(net: Net) -> None:
+    start = net.admin.block()
+    for name, rows in (("alice", ROWS[:60]), ("bob", ROWS[100:200]), ("carol", ROWS[:58])):
+        net.submit(name, rows)
+    with open_game(net, start_block=start) as first:
+        run_side_by_side(4, first)
+    crashes = 0
+    for write in range(1, 40):
+        with open_game(net, "late", start_block=start) as bench:
+            crash_at(bench, 1 + write // 4, is_recorded=bool(write % 2))
+            try:
+                bench.tick_until(lambda: live_rounds(bench) > 3)
+            except Crash:
+                crashes += 1
+    assert crashes > 20
+    with open_game(net, start_block=start) as first, open_game(net, "late", start_block=start) as other:
+        run_side_by_side(2, first, other)
+        assert other.losses() == first.losses()
+        last = min(bench.store.last_start_block(bench.eval_config) or 0 for bench in (first, other))
+        for block in range(start + PERIOD, last, PERIOD):
+            assert read_round(other, block) == read_round(first, block), block
+    assert net.admin.weights(net.hotkey("late")) == net.admin.weights(net.hotkey("validator"))
