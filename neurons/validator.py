@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Build the validator and run it. Raises: SubnetError."""
+    from template.hub.datasets import check_eval_set_available
     from template.store.store import Store
     from template.validator.downloads import Downloader
     from template.validator.loop import Validator
@@ -133,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
         closing(make_executor(args, evaluator)) as executor,
         closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
     ):
-        downloader = Downloader(args.max_downloads)
+        control = partial(check_eval_set_available, config.competition)
+        downloader = Downloader(args.max_downloads, control=control)
         validator = Validator(
             config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
         )

@@ -6,6 +6,7 @@ was left half written.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ from pathlib import Path
 
 from template.competition import CommitmentRecord
 from template.constants import DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
-from template.errors import HostError
+from template.errors import HostError, RemoteError, SubmissionError, SubnetError
 from template.hub import datasets
 from template.hub.storage import HubFile
 from template.records import Entry, SubmissionKey
+from template.rules.entries import MISSING
+
+# Time for which one answer about the control file counts.
+_CONTROL_EVERY_S = 300.0
 
 Download = Callable[[CommitmentRecord, Path, float], HubFile]
 """Downloads the file of a commitment into a folder within some seconds, or raises like `download_dataset`."""
@@ -55,11 +60,17 @@ class DownloadResult:
 
 
 class Downloader:
-    """At most `limit` downloads at once. Its methods are for one thread."""
+    """At most `limit` downloads at once. Its methods are for one thread.
 
-    def __init__(self, limit: int, fetch: Download = download) -> None:
+    control: reads a public file that exists, or raises. A dataset is missing only if that one is not: a login wall or
+    a mirror can answer for every repo at once.
+    """
+
+    def __init__(self, limit: int, fetch: Download = download, *, control: Callable[[], None] | None = None) -> None:
         self._limit = limit
         self._fetch = fetch
+        self._control = control
+        self._controlled_at = float("-inf")
         self._in_flight: dict[SubmissionKey, Path] = {}
         self._ended: deque[DownloadResult] = deque()
         self._looking: set[SubmissionKey] = set()
@@ -136,11 +147,23 @@ class Downloader:
         self._looked.append((key, error))
         self._wakeup.set()
 
+    def _check_missing(self, error: Exception) -> Exception:
+        """Return the error, or a RemoteError if the control file is missing too."""
+        is_missing = isinstance(error, SubmissionError) and error.reason in MISSING
+        if not is_missing or self._control is None or time.monotonic() < self._controlled_at + _CONTROL_EVERY_S:
+            return error
+        try:
+            self._control()
+        except SubnetError as failure:
+            return RemoteError(f"{error}; but the Hub does not give the evaluation set either: {failure}")
+        self._controlled_at = time.monotonic()
+        return error
+
     def _run(self, entry: Entry, folder: Path, block: int, deadline_s: float) -> None:
         try:
             file = self._fetch(entry.accepted_record, folder, deadline_s)
             result = DownloadResult(key=entry.key, block=block, file=file)
         except Exception as error:
-            result = DownloadResult(key=entry.key, block=block, error=error)
+            result = DownloadResult(key=entry.key, block=block, error=self._check_missing(error))
         self._ended.append(result)
         self._wakeup.set()

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from template.competition import CommitmentRecord
 from template.constants import DATA_FILE, DOWNLOAD_DEADLINE_S, MAX_SUBMISSION_BYTES
 from template.errors import HostError, Reason, RemoteError, SubmissionError
+from template.hub.datasets import check_eval_set_available
 from template.hub.storage import HubFile
 from template.localnet.hub import server as hub_server
 from template.localnet.hub.api import Request, Response
@@ -118,6 +120,18 @@ def test_download_errors_are_returned_not_raised_in_threads(tmp_path: Path) -> N
     with pytest.raises(HostError, match="cannot make the dataset folder"):
         downloader.start(make_entry(keys[0]), tmp_path / "file" / "below", 1)
     assert downloader.available_slots() == 4
+
+
+@pytest.mark.parametrize("is_wall", [True, False], ids=["login wall", "missing repo"])
+def test_missing_repo_is_believed_with_a_control_only(net: Net, tmp_path: Path, is_wall: bool) -> None:
+    key = SubmissionKey("a", f"a/b:1:{'0' * 40}")
+    if is_wall:
+        wall = {"status": 401, "headers": (("X-Error-Message", "Invalid username or password."),), "body": "{}"}
+        set_faults(net.hub.store.root, HubFault(kind=FaultKind.REPLY, pattern=".*", **wall))  # type: ignore[arg-type]
+    downloader = Downloader(1, control=partial(check_eval_set_available, net.competition))
+    downloader.start(make_entry(key), tmp_path / "a", 1)
+    (error,) = drain(downloader).values()
+    assert isinstance(error, RemoteError if is_wall else SubmissionError), error
 
 
 def test_collected_downloads_are_bounded_in_size(tmp_path: Path) -> None:
