@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from template.competition import Incentives
 from template.config import load_training_args
 from template.localnet.network import make_hotkey
 from template.store.store import Store
@@ -110,9 +111,10 @@ def test_rejected_hub_token_has_its_own_exit_status(net: Net) -> None:
 @pytest.mark.slow
 def test_offline_needs_no_wallet(net: Net, tiny_model: Path) -> None:
     key = net.submit("alice", SMALL)
+    net.align(Incentives().blocks_per_epoch)
     calls = net.calls()
     ended = run(net, model_path=tiny_model, wallet__name="nobody", offline=True)
     assert ended.status == 0, ended.logs
     with Store(net.parts.folder / "process" / "validator.sqlite3", is_read_only=True) as store:
-        assert [(line.key, line.weight) for line in store.leaderboard(1)] == [(key, 1.0)]
+        assert [(line.key, line.runs) for line in store.leaderboard(1)] == [(key, 1)]
     assert net.calls() == calls
