@@ -128,6 +128,8 @@ class Soak:
     def __init__(self, folder: Path, *, miners: int, seed: int, progress: Progress) -> None:
         self._progress = progress
         self._rng = random.Random(f"weather {seed}")
+        # How often it is drawn from depends on the machine's speed.
+        self._hurry_rng = random.Random(f"hurry {seed}")
         self.subnet = create_subnet(folder, miners=miners, validators=VALIDATORS)
         self.subnet.chain.set_hyperparameter("WeightsSetRateLimit", RATE_LIMIT_BLOCKS)
         self.hub = FaultyHub(self.subnet.hub_root)
@@ -180,6 +182,9 @@ class Soak:
         self._end_chance = max(_END, 1 / (rounds * _STEPS_PER_ROUND))
         while self.round < rounds:
             self._pass_round(events=events_per_round / _STEPS_PER_ROUND, is_stormy=True)
+            if self.round == 1:
+                # In each run at least once.
+                self.validators[0].restart()
         for kind in list(self._spells):
             self._end_spell(kind)
         while self.round < rounds + _LAST_ROUNDS and not (self.round >= rounds + 3 and self._is_settled()):
@@ -207,7 +212,7 @@ class Soak:
         # Blocks mostly wait for the workers; now and then an evaluation outlasts some of them.
         while (
             busy := [validator for validator in self.validators if validator.is_busy]
-        ) and self._rng.random() > _HURRY:
+        ) and self._hurry_rng.random() > _HURRY:
             busy[0].send(f"wait {_WAIT_S}")
             for validator in busy:
                 validator.send("tick 1")
