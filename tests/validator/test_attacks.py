@@ -96,17 +96,16 @@ def test_same_rows_under_another_text_draw_no_seed(net: Net) -> None:
 
 
 def test_suspended_entry_does_not_keep_an_old_winner_paid(net: Net) -> None:
-    net.submit("carol", LARGE)
+    net.submit("carol", SMALL)
     with open_bench(net, policy=SHORT) as bench:
         bench.run_rounds()
         assert bench.weights() == {net.hotkey("carol"): 1.0}
-        net.commit("carol", promise(net, "carol", POOL[:50]))
+        net.commit("carol", promise(net, "carol", POOL[60:80]))
         bench.evaluator.before[:] = [HostError("the GPU fell off")] * MAX_HOST_FAILURES
-        bob, alice = net.submit("bob", POOL[60:90]), net.submit("alice", POOL[90:91])
+        bob, alice = net.submit("bob", POOL[:60]), net.submit("alice", POOL[90:91])
         bench.tick_until(lambda: bob in bench.retry_states() and alice.hotkey in bench.scored_hotkeys())
         assert bench.retry_states()[bob].host_failures == MAX_HOST_FAILURES
         bench.tick_until(lambda: net.admin.weights(net.hotkey("validator")) == {0: 65535})
-        assert bench.lines()[alice.hotkey].loss is not None
 
 
 def test_new_season_repeats_the_last_shares(net: Net) -> None:
@@ -116,7 +115,7 @@ def test_new_season_repeats_the_last_shares(net: Net) -> None:
     net.competition = dataclasses.replace(net.competition, bench=6.2)
     with log_lines() as lines, open_bench(net, policy=SHORT) as bench:
         bench.executor.hold = True
-        bench.tick_until(lambda: bench.outcomes() == [True])
+        bench.tick_until(lambda: bench.store.last_round_id() == 2 and bench.outcomes() == [True])
         assert bench.losses() == {} and net.admin.weights(net.hotkey("validator")) == {net.uid("carol"): 65535}
     assert any("every dataset is evaluated again: bench of the competition is 6.2, was 6.1" in line for line in lines)
 
