@@ -22,113 +22,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from template.chain_records import WeightOutcome
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
 
 # Key of an evaluation's environment that names the device it ran on. It cannot change a loss, so comparisons skip it.
 LOCATION = "where"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Neuron:
-    """A registered hotkey. last_update_block: of its last weights or registration."""
-
-    uid: int
-    hotkey: str
-    registration_block: int
-    last_update_block: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChainCommitment:
-    """One hotkey's commitment on chain, in one of four states.
-
-    Plain: `text` is its one Raw field as UTF-8, and `block` is where it was last set.
-    Timelocked: no text; drand round `reveal_round` reveals it, and `block` is the commit block.
-    Revealed: `is_revealed`, and `text` is decrypted. `block` is the reveal block: the chain drops the commit block.
-    Unreadable (several fields, not UTF-8, a failed reveal): neither text nor round.
-    """
-
-    hotkey: str
-    block: int
-    text: str | None
-    reveal_round: int | None = None
-    is_revealed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChainSnapshot:
-    """The subnet at one block, as far as a round needs it.
-
-    neurons: all, by uid. commitments: also of unregistered hotkeys. owner_uid: None when the subnet owner's hotkey has
-    no uid.
-    """
-
-    netuid: int
-    block: int
-    block_hash: str
-    neurons: tuple[Neuron, ...]
-    commitments: tuple[ChainCommitment, ...]
-    owner_hotkey: str
-    owner_uid: int | None
-
-    @property
-    def by_hotkey(self) -> Mapping[str, Neuron]:
-        """Registered neurons by hotkey."""
-        return {neuron.hotkey: neuron for neuron in self.neurons}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChainView(ChainSnapshot):
-    """The chain's state at its newest block, as far as a tick needs it.
-
-    timestamp: of the block, in POSIX seconds. blocks_until_epoch: until the subnet's next epoch. activity_cutoff:
-    blocks for which weights keep a validator active, 0 if unknown. weights_version: least version key that the chain
-    accepts.
-    """
-
-    timestamp: float
-    tempo: int
-    blocks_until_epoch: int
-    weights_rate_limit: int
-    activity_cutoff: int
-    weights_version: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Outcome of a signed call. block: includes it, None if not accepted."""
-
-    is_accepted: bool
-    error: str | None = None
-    message: str = ""
-    block: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightOutcome(Outcome):
-    """Outcome of a weight submission, revealed at drand round `reveal_round`."""
-
-    is_revealed_later: bool = False
-    reveal_round: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedWeights:
-    """Weights by uid as the chain gets them: u16, the largest 65535.
-
-    rejection: set if the chain would reject or drop them; nothing is sent then.
-    """
-
-    sent: Mapping[int, int]
-    rejection: WeightOutcome | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishOutcome(Outcome):
-    """Outcome of a commitment. retry_after_blocks: until space is free again."""
-
-    retry_after_blocks: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,7 @@ from template.chain.reads import (
 from template.chain.timelock import beacon_round_at, round_time, timelock_encrypt
 from template.chain.wallets import Wallet, open_wallet, verify_signature
 from template.chain.weights import ExactWeights, fit_weights, read_limits
-from template.constants import WEIGHTS_VERSION
-from template.errors import ConfigError, RemoteError
-from template.records import (
+from template.chain_records import (
     ChainCommitment,
     ChainSnapshot,
     ChainView,
@@ -45,6 +43,8 @@ from template.records import (
     PublishOutcome,
     WeightOutcome,
 )
+from template.constants import WEIGHTS_VERSION
+from template.errors import ConfigError, RemoteError
 
 __all__ = [
     "Chain",

@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from template.chain_records import ChainCommitment
 from template.constants import MAX_COMMITMENT_BYTES
 from template.errors import Reason, SubmissionError
-from template.records import ChainCommitment
 
 _HEX = re.compile(r"0x(?:[0-9a-f]{2})*")
 _RAW_FIELD = re.compile(r"Raw([0-9]{1,3})")

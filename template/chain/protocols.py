@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from template.records import (
+from template.chain_records import (
     ChainCommitment,
     ChainSnapshot,
     ChainView,

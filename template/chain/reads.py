@@ -15,8 +15,8 @@ import bittensor as bt
 from bittensor import storage as st
 
 from template.chain.commitments import parse_commitment
+from template.chain_records import ChainCommitment, ChainSnapshot, ChainView, Neuron
 from template.errors import ConfigError
-from template.records import ChainCommitment, ChainSnapshot, ChainView, Neuron
 
 # The runtime's BlockNumber is a u32.
 _MAX_BLOCK = 2**32 - 1

@@ -16,8 +16,8 @@ from bittensor.intents import weights as client_weights
 from bittensor.settings import U16_MAX
 from loguru import logger
 
+from template.chain_records import PreparedWeights, WeightOutcome
 from template.constants import WEIGHTS_VERSION
-from template.records import PreparedWeights, WeightOutcome
 
 _RAO_PER_TAO = 10**9
 

@@ -10,10 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import quote
 
-import huggingface_hub
 from huggingface_hub import HfApi, get_session, hf_raise_for_status
 from huggingface_hub.utils._headers import build_hf_headers
 
@@ -22,31 +20,15 @@ from template.competition import Competition, bind_digest, is_commit, is_content
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import storage
 from template.hub.client import make_api, run_with_deadline, translate_hub_errors
+from template.hub.listing import HubFileInfo, file_url, find_commit, find_file, parse_commit
 from template.hub.storage import HubFile, Request
-from template.hub.transport import MAX_LISTING_BYTES, RequestBudget
+from template.hub.transport import RequestBudget
 
-# More than any file has: a larger size is the Hub's mistake, not the miner's.
-_MAX_LISTED_BYTES = 2**50
 # Answers about one file, unlike those of a server that is down.
 _REFUSALS = (401, 403, 404, 410)
 _CALL_DEADLINE_S = 60.0
 _SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 _UPLOAD_DEADLINE_S = 300.0
-
-
-@dataclass(frozen=True)
-class HubFileInfo:
-    """A listed file; its digest is `sha256` in large-file storage, else `git_oid`."""
-
-    path: str
-    size: int
-    git_oid: str
-    sha256: str | None
-
-    def matches(self, content: bytes) -> bool:
-        if self.sha256 is not None:
-            return self.sha256 == hashlib.sha256(content).hexdigest()
-        return self.git_oid == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def download_dataset(
@@ -114,7 +96,7 @@ def check_eval_set_available(competition: Competition, *, endpoint: str | None =
     api = make_api(None, endpoint)
 
     def check(budget: RequestBudget) -> None:
-        info = _find_file(api, competition.repo, competition.eval_commit, None, budget)
+        info = find_file(api, competition.repo, competition.eval_commit, None, budget)
         _read_first_byte(api, competition.repo, competition.eval_commit, info.path)
 
     run_with_deadline(api, _CALL_DEADLINE_S, check)
@@ -191,7 +173,7 @@ def resolve_revision(
     if is_commit(revision):
         return revision
     api = make_api(token, endpoint)
-    return run_with_deadline(api, deadline_s, lambda _: _find_commit(api, repo_id, revision))
+    return run_with_deadline(api, deadline_s, lambda _: find_commit(api, repo_id, revision))
 
 
 @dataclass(frozen=True)
@@ -214,12 +196,12 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
     """Download the file at the commit, or the one with the requested digest."""
     api, request = job.api, job.request
     if not is_content_digest(request.revision):
-        info = _find_file(api, request.repo, request.revision, request.filename, budget)
+        info = find_file(api, request.repo, request.revision, request.filename, budget)
         _check_size(request, info.size, job.max_bytes)
         return storage.save(job.folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
     try:
         # Main may move between the requests; its commit now does not.
-        commit = _find_commit(api, request.repo, "main")
+        commit = find_commit(api, request.repo, "main")
         try:
             return _download_digest(job, commit, budget)
         except SubmissionError:
@@ -237,23 +219,23 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
 
 def _check_available(api: HfApi, request: Request, local_dir: Path, budget: RequestBudget) -> None:
     is_pinned = is_commit(request.revision)
-    commit = request.revision if is_pinned else _find_commit(api, request.repo, "main")
+    commit = request.revision if is_pinned else find_commit(api, request.repo, "main")
     file = None if is_pinned else storage.find_cached(local_dir, request)
     try:
-        info = _find_file(api, request.repo, commit, request.filename, budget)
+        info = find_file(api, request.repo, commit, request.filename, budget)
         if file is not None and not info.matches(file.path.read_bytes()):
             raise SubmissionError(Reason.MISSING_FILE, f"main of {request.repo} has another file")
     except SubmissionError:
         earlier = None if file is None else _find_upload(api, request.repo, file.sha256.__eq__)
         if earlier is None:
             raise
-        commit, info = earlier, _find_file(api, request.repo, earlier, request.filename, budget)
+        commit, info = earlier, find_file(api, request.repo, earlier, request.filename, budget)
     _read_first_byte(api, request.repo, commit, info.path)
 
 
 def _read_first_byte(api: HfApi, repo: str, commit: str, path: str) -> None:
     """Raise SubmissionError if a listed file is refused, by the Hub or by its store."""
-    url = _file_url(api, repo, commit, path)
+    url = file_url(api, repo, commit, path)
     headers = {**build_hf_headers(token=api.token), "Range": "bytes=0-0"}
     with translate_hub_errors(api, repo), get_session().stream("GET", url, headers=headers) as response:
         status = response.status_code
@@ -265,7 +247,7 @@ def _read_first_byte(api: HfApi, repo: str, commit: str, path: str) -> None:
 
 def _download_digest(job: _Job, commit: str, budget: RequestBudget) -> HubFile:
     api, request = job.api, job.request
-    info = _find_file(api, request.repo, commit, request.filename, budget)
+    info = find_file(api, request.repo, commit, request.filename, budget)
     other = SubmissionError(Reason.MISSING_FILE, "main has another file")
     if info.sha256 is not None and not job.is_requested(info.sha256):
         raise other
@@ -289,7 +271,7 @@ def _find_upload(api: HfApi, repo: str, is_requested: Callable[[str], bool]) -> 
         url = f"{api.endpoint}/api/datasets/{repo}/commits/main"
         response = get_session().get(url, headers=build_hf_headers(token=api.token))
         hf_raise_for_status(response)
-        titles = {_parse_commit(row["id"]): str(row["title"]) for row in response.json()}
+        titles = {parse_commit(row["id"]): str(row["title"]) for row in response.json()}
     for commit, title in titles.items():
         if any(is_requested(sha256) for sha256 in _SHA256.findall(title)):
             return commit
@@ -301,7 +283,7 @@ def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: 
     budget.max_bytes = max(info.size, budget.max_bytes)
     sha256, git_oid = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % info.size, usedforsecurity=False)
     received = 0
-    url, headers = _file_url(api, repo, commit, info.path), build_hf_headers(token=api.token)
+    url, headers = file_url(api, repo, commit, info.path), build_hf_headers(token=api.token)
     with translate_hub_errors(api, repo), get_session().stream("GET", url, headers=headers) as response:
         hf_raise_for_status(response)
         if response.status_code != 200:
@@ -319,64 +301,6 @@ def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: 
     budget.remaining_s()
 
 
-def _find_commit(api: HfApi, repo_id: str, revision: str) -> str:
-    with translate_hub_errors(api, repo_id):
-        # Without `expand` the answer lists every file of the repo.
-        info = api.dataset_info(repo_id, revision=revision, expand=["sha"])
-        return _parse_commit(info.sha)
-
-
-def _find_file(api: HfApi, repo: str, commit: str, filename: str | None, budget: RequestBudget) -> HubFileInfo:
-    """Return the Hub's listing of one file; filename None: of the only .jsonl file."""
-    if filename is not None:
-        with translate_hub_errors(api, repo):
-            rows = api.get_paths_info(repo, [filename], revision=commit, repo_type="dataset")
-            files = [row for row in rows if row.path == filename and hasattr(row, "size")]
-            return _parse_file(filename, files[0]) if files else _confirm_missing(api, repo, commit, filename)
-    budget.max_bytes = MAX_LISTING_BYTES
-    with translate_hub_errors(api, repo):
-        siblings = api.dataset_info(repo, revision=commit, files_metadata=True).siblings
-        if siblings is None:
-            raise RemoteError(f"the Hub sent no file list of {repo} at {commit[:12]}")
-        jsonl = {row.rfilename: row for row in siblings if row.rfilename.endswith(".jsonl")}
-        if len(jsonl) == 1:
-            return next(_parse_file(name, row) for name, row in jsonl.items())
-    names = ", ".join(repr(name[:80]) for name in sorted(jsonl)[:5])
-    raise SubmissionError(
-        Reason.MISSING_FILE,
-        f"dataset {repo} at {commit[:12]} must have exactly one .jsonl file, not {len(jsonl)} ({names})",
-    )
-
-
-def _confirm_missing(api: HfApi, repo: str, commit: str, filename: str) -> NoReturn:
-    """Raise SubmissionError if the Hub answers "not found", else RemoteError.
-
-    A listing without the file may come from a proxy or a mirror.
-    """
-    try:
-        with translate_hub_errors(api, repo):
-            url, headers = _file_url(api, repo, commit, filename), build_hf_headers(token=api.token)
-            hf_raise_for_status(get_session().head(url, headers=headers))
-    except SubmissionError as error:
-        if error.reason is not Reason.MISSING_FILE:
-            raise
-        raise SubmissionError(error.reason, f"dataset {repo} at {commit[:12]} has no file {filename}") from error
-    raise RemoteError(f"the Hub does not list {filename} in {repo}, but has it")
-
-
-def _file_url(api: HfApi, repo: str, commit: str, path: str) -> str:
-    return huggingface_hub.hf_hub_url(repo, path, repo_type="dataset", revision=commit, endpoint=api.endpoint)
-
-
-def _parse_file(path: str, row: object) -> HubFileInfo:
-    size, git_oid, lfs = getattr(row, "size", None), getattr(row, "blob_id", None), getattr(row, "lfs", None)
-    is_name = path.isprintable() and not {"..", ".", ""} & set(path.split("/"))
-    # By `type`, since a bool is an int.
-    if not is_name or type(size) is not int or not 0 <= size <= _MAX_LISTED_BYTES or not isinstance(git_oid, str):
-        raise RemoteError("the Hub lists a file with an invalid name, size or blob id")
-    return HubFileInfo(path=path, size=size, git_oid=git_oid, sha256=None if lfs is None else str(lfs.sha256))
-
-
 def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: RequestBudget) -> str:
     with translate_hub_errors(api, repo_id, is_write=True):
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -387,17 +311,11 @@ def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: Req
             repo_type="dataset",
             commit_message=f"Publish {constants.DATA_FILE} {hashlib.sha256(content).hexdigest()}",
         )
-        commit = _parse_commit(info.oid)
+        commit = parse_commit(info.oid)
     # For unchanged content the library returns main's commit, which another upload may have moved meanwhile.
-    if not _find_file(api, repo_id, commit, constants.DATA_FILE, budget).matches(content):
+    if not find_file(api, repo_id, commit, constants.DATA_FILE, budget).matches(content):
         raise RemoteError(f"{repo_id} changed during the upload: its commit {commit} has another file")
     return commit
-
-
-def _parse_commit(value: object) -> str:
-    if not isinstance(value, str) or not is_commit(value):
-        raise RemoteError("the Hub sent no full commit")
-    return value
 
 
 def _check_repo_id(repo_id: str) -> None:

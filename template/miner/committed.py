@@ -11,11 +11,12 @@ from pathlib import Path
 from loguru import logger
 
 from template.chain.protocols import AuditChain
+from template.chain_records import ChainSnapshot
 from template.competition import Competition, Incentives, Seeds
 from template.constants import DATA_FILE
 from template.data.eval_set import EvalSetIndex
 from template.errors import ConfigError, RemoteError, SubmissionError
-from template.records import ChainSnapshot, Dataset, Entry, Stand, SubmissionKey
+from template.records import Dataset, Entry, Stand, SubmissionKey
 from template.rules.entries import find_entries
 from template.rules.evaluations import PER_ROUND, derive_seed, seed_block
 from template.rules.stands import align, extend_stands, find_versions

@@ -13,11 +13,12 @@ from pathlib import Path
 from loguru import logger
 
 from template import constants
+from template.chain_records import ChainCommitment, ChainView
 from template.competition import CommitmentRecord, Competition, Incentives
 from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
-from template.records import ChainCommitment, ChainView, ContentKey, Entry, Rank
+from template.records import ContentKey, Entry, Rank
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates, max_shared
 from template.rules.entries import find_entries, is_within_upload_grace
 from template.rules.stands import align

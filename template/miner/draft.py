@@ -10,6 +10,7 @@ from loguru import logger
 
 from template import constants
 from template.chain.protocols import MinerChain
+from template.chain_records import ChainCommitment, Neuron
 from template.competition import CommitmentRecord, Competition
 from template.data.encoding import has_target_for_any_tokenizer
 from template.data.eval_set import check_dataset, read_eval_set_index
@@ -17,7 +18,6 @@ from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
 from template.miner.journal import Journal
-from template.records import ChainCommitment, Neuron
 
 
 @dataclass(frozen=True, kw_only=True)

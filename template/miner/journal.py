@@ -16,9 +16,9 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from template.chain_records import ChainCommitment, PublishOutcome
 from template.errors import ConfigError, HostError
 from template.files import write_atomic
-from template.records import ChainCommitment, PublishOutcome
 from template.serialization import read_record
 
 # Blocks after which an unanswered call can no longer land: those that it is valid for, plus the lag of finality.

@@ -15,12 +15,12 @@ from loguru import logger
 
 from template import constants
 from template.chain.protocols import MinerChain
+from template.chain_records import ChainCommitment, PublishOutcome
 from template.competition import CommitmentRecord, bind_digest
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.hub import datasets
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
-from template.records import ChainCommitment, PublishOutcome
 
 # The chain's errors for a commit limit that is used up, which pass with time.
 _TEMPORARY_ERRORS = {"SpaceLimitExceeded", "CommitmentSetRateLimitExceeded"}

@@ -14,12 +14,12 @@ from loguru import logger
 from template import constants
 from template.chain.client import beacon_round_at, round_time
 from template.chain.protocols import MinerChain
+from template.chain_records import ChainCommitment, PublishOutcome
 from template.competition import CommitmentRecord
 from template.errors import ConfigError, RemoteError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
 from template.miner.publish import CommitStrategy, Sleep, deliver, ensure_committed
-from template.records import ChainCommitment, PublishOutcome
 
 # Most calls are in a final block after so many blocks; a seal that opens sooner would hide nothing.
 MARGIN_BLOCKS = 25

@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from template.chain.protocols import AuditChain
+from template.chain_records import ChainSnapshot
 from template.competition import Competition, Incentives
 from template.errors import RemoteError
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import ClaimedRank, RoundHistory
 from template.receipts.round_file import RoundHeader, WeightsLine
-from template.records import ChainSnapshot, Entry
+from template.records import Entry
 from template.rules.entries import find_entries, keep_sealed, missing_commit_blocks
 from template.rules.schedule import UNKNOWN_OUTCOME_BLOCKS
 from template.rules.stands import align

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from template.chain.protocols import AuditChain
+from template.chain_records import ChainSnapshot
 from template.competition import Competition, Incentives
 from template.receipts.chain_check import (
     WeightsCheck,
@@ -22,7 +23,6 @@ from template.receipts.receipt import Receipt
 from template.receipts.refusals import RefusalCheck, check_commitments
 from template.receipts.round_file import RoundFile, RoundHeader
 from template.receipts.verify import check_against_chain
-from template.records import ChainSnapshot
 
 
 @dataclass(kw_only=True)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from template.chain_records import ChainSnapshot
 from template.competition import CommitmentRecord, Competition
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason, SubmissionError
-from template.records import ChainSnapshot, Entry, Stand, SubmissionKey
+from template.records import Entry, Stand, SubmissionKey
 
 # Reasons that the miner can still mend, by an upload or by making the repo public.
 MISSING = (Reason.MISSING_REPO, Reason.MISSING_FILE)

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
+from template.chain_records import ChainView
 from template.competition import Competition, Incentives
-from template.records import ChainView, Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
+from template.records import Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.ledger import (
     estimate_loss,
     is_credit_paid,

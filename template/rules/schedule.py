@@ -9,17 +9,8 @@ A validator that is new or was away works through the rounds that it missed, and
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from template.records import (
-    ChainView,
-    ContentKey,
-    Entry,
-    RetryState,
-    Round,
-    RoundEvaluation,
-    SubmissionKey,
-    Verdict,
-    WeightIntent,
-)
+from template.chain_records import ChainView
+from template.records import ContentKey, Entry, RetryState, Round, RoundEvaluation, SubmissionKey, Verdict, WeightIntent
 from template.rules.entries import order_entries
 from template.rules.stands import align
 

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from functools import lru_cache
 
+from template.chain_records import WeightOutcome
 from template.errors import Reason
 from template.records import (
     ContentKey,
@@ -20,7 +21,6 @@ from template.records import (
     RunningEvaluation,
     SubmissionKey,
     WeightIntent,
-    WeightOutcome,
 )
 from template.rules.entries import parse_entry
 from template.store.database import StateFile, placeholders

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from loguru import logger
 
+from template.chain_records import ChainCommitment, ChainSnapshot, Neuron
 from template.competition import Competition, Incentives
 from template.errors import ConfigError, HostError, RemoteError
 from template.files import write_atomic
@@ -17,15 +18,7 @@ from template.receipts.files import read_round
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import EvaluationLine, RoundFile, RoundHeader
 from template.receipts.verify import check_across_files, check_consistency, check_signatures
-from template.records import (
-    ChainCommitment,
-    ChainSnapshot,
-    ContentKey,
-    EvaluationResult,
-    Leaderboard,
-    Neuron,
-    RoundEvaluation,
-)
+from template.records import ContentKey, EvaluationResult, Leaderboard, RoundEvaluation
 from template.rules.entries import CommitBlocks
 
 Verify = Callable[[str, bytes, str], bool]

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from loguru import logger
 
 from template.chain.protocols import ValidatorChain
+from template.chain_records import ChainView
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
 from template.errors import ConfigError, HostError, RemoteError
 from template.hub.datasets import fetch_eval_set
-from template.records import ChainView, EvalConfig, Round
+from template.records import EvalConfig, Round
 from template.rules import schedule
 from template.rules.entries import MISSING, missing_commit_blocks
 from template.rules.schedule import Action, State
@@ -25,14 +26,13 @@ from template.telemetry.wandb_tracker import NullTracker, Tracker
 from template.validator.availability import FileWatch
 from template.validator.bootstrap import RoundHistory
 from template.validator.cleanup import clean_up, oldest_remembered_block
-from template.validator.commit_blocks import CommitBlockIndex
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.reporting import Reporter
 from template.validator.rounds import adopt_results, check_chain, open_round, plan_round, update_table
-from template.validator.snapshots import SnapshotReader
+from template.validator.snapshots import CommitBlockIndex, SnapshotReader
 from template.validator.weights import (
     NOTHING_SCORED,
     make_leaderboard,

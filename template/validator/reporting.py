@@ -4,19 +4,12 @@ from collections.abc import Mapping
 
 from loguru import logger
 
+from template.chain_records import ChainView
 from template.errors import ConfigError
 from template.receipts.files import write_round
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundSummary
-from template.records import (
-    ChainView,
-    EvaluationResult,
-    Metrics,
-    Round,
-    RoundEvaluation,
-    RoundReport,
-    RunningEvaluation,
-)
+from template.records import EvaluationResult, Metrics, Round, RoundEvaluation, RoundReport, RunningEvaluation
 from template.rules import schedule
 from template.rules.schedule import Action, State
 from template.validator.context import Context

@@ -10,9 +10,10 @@ from functools import partial
 
 from loguru import logger
 
+from template.chain_records import ChainSnapshot, ChainView
 from template.constants import DAY_BLOCKS
 from template.errors import ConfigError, RemoteError
-from template.records import ChainSnapshot, ChainView, Confirmed, ContentKey, Round, RoundEvaluation
+from template.records import Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
 from template.rules.entries import MISSING, CommitBlocks, find_entries, keep_sealed
 from template.rules.evaluations import PlannedEvaluation, derive_seed, plan_evaluations

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from loguru import logger
 
-from template.records import ChainView, Leaderboard, Round, WeightOutcome
+from template.chain_records import ChainView, WeightOutcome
+from template.records import Leaderboard, Round
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
 from template.rules.table import Table
 from template.validator.availability import missing_verdicts

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from template.chain.client import Chain, beacon_round_at
+from template.chain_records import PreparedWeights
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.substrate import LocalSubstrate, open_substrate
-from template.records import PreparedWeights
 from tests.fixtures.chain import (
     DISCARDED,
     NETUID,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from template.chain.commitments import encode_timelock_plaintext, parse_commitment
-from template.records import ChainCommitment
+from template.chain_records import ChainCommitment
 
 HI = {"Raw2": "0x6869"}
 SEALED = {"TimelockEncrypted": {"encrypted": "0x6869", "reveal_round": 5}}

@@ -6,10 +6,10 @@ import pytest
 
 from template.chain.client import Chain, beacon_round_at, bt, round_time
 from template.chain.commitments import encode_timelock_plaintext
+from template.chain_records import ChainCommitment
 from template.errors import ConfigError, RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.substrate import LocalSubstrate
-from template.records import ChainCommitment
 from tests.fixtures.chain import DISCARDED, NETUID, SEALED, commit, connect, make_key, make_node, run_async
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")

@@ -8,6 +8,7 @@ from hashlib import sha256
 import pytest
 
 from template.chain.timelock import beacon_round_at
+from template.chain_records import ChainSnapshot
 from template.competition import Seeds, bind_digest
 from template.data.eval_set import read_eval_set_index
 from template.errors import ConfigError, RemoteError, SubmissionError
@@ -15,7 +16,7 @@ from template.hub.datasets import fetch_eval_set
 from template.localnet.network import make_hotkey
 from template.miner.committed import CommittedDataset, Reader, find_committed
 from template.receipts.receipt import Receipt
-from template.records import ChainSnapshot, ContentKey
+from template.records import ContentKey
 from template.rules.stands import align
 from tests.fixtures.miner import publish
 from tests.fixtures.network import POOL, SMALL, Net, SteppingChain, make_content, make_line, use_hub

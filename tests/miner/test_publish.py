@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from template.chain_records import ChainCommitment
 from template.competition import bind_digest
 from template.constants import MAX_SUBMISSION_BYTES, SEAL_GRACE_BLOCKS
 from template.data.rows import Row
@@ -18,7 +19,6 @@ from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
 from template.miner.sealed import MARGIN_BLOCKS
-from template.records import ChainCommitment
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.miner import (
     ERA_BLOCKS,

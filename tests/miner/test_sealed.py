@@ -10,6 +10,7 @@ import pytest
 
 from template import constants
 from template.chain.client import Chain, round_time
+from template.chain_records import ChainCommitment
 from template.constants import BLOCK_S
 from template.errors import ConfigError, RemoteError
 from template.hub import datasets
@@ -23,7 +24,6 @@ from template.miner.sealed import (
     at_round_start,
     seal_dataset,
 )
-from template.records import ChainCommitment
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.logs import log_lines
 from tests.fixtures.miner import (

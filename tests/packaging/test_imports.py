@@ -14,13 +14,14 @@ import pytest
 from tests.fixtures.network import ROOT
 
 GROUND = "constants errors"
-RECORDS = f"competition records {GROUND}"
+RECORDS = f"competition chain_records records {GROUND}"
 # Room: the rooms that it may import besides itself.
 ROOMS = {
     "": "",
     "errors": "",
     "constants": "",
-    "records": f"competition {GROUND}",
+    "chain_records": "",
+    "records": f"chain_records competition {GROUND}",
     "competition": GROUND,
     "files": GROUND,
     "config": f"competition {GROUND}",
@@ -28,10 +29,10 @@ ROOMS = {
     "terminal": "records",
     "data": RECORDS,
     "rules": RECORDS,
-    "chain": f"records {GROUND}",
+    "chain": f"chain_records records {GROUND}",
     "hub": f"competition files {GROUND}",
     "store": f"rules files {RECORDS}",
-    "telemetry": f"terminal records {GROUND}",
+    "telemetry": f"terminal chain_records records {GROUND}",
     "training": f"data config records {GROUND}",
     "train": f"training data config records {GROUND}",
     "localnet": f"chain telemetry competition {GROUND}",
@@ -44,7 +45,7 @@ ROOMS = {
     "neurons": "*",
     "scripts": "*",
 }
-PURE = ("errors", "constants", "records", "competition", "data", "rules")
+PURE = ("errors", "constants", "chain_records", "records", "competition", "data", "rules")
 # Library: the modules that may import it.
 LIBRARIES = {
     "bittensor": "template.chain.*",

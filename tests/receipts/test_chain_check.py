@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import pytest
 
+from template.chain_records import ChainSnapshot
 from template.receipts.chain_check import WeightsCheck
 from template.receipts.round_file import RoundHeader, make_round_lines
-from template.records import ChainSnapshot
 from tests.fixtures.rounds import ACCOUNT, SIGNER, hash_of, sign
 from tests.fixtures.views import make_neuron
 

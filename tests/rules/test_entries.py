@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from template.chain_records import ChainCommitment, ChainView
 from template.competition import CommitmentRecord, Competition
 from template.errors import Reason
-from template.records import ChainCommitment, ChainView, Entry, SubmissionKey
+from template.records import Entry, SubmissionKey
 from template.rules.entries import (
     find_entries,
     is_within_upload_grace,

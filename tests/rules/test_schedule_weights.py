@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from template.records import RetryState, WeightIntent, WeightOutcome
+from template.chain_records import WeightOutcome
+from template.records import RetryState, WeightIntent
 from template.rules.schedule import (
     MAX_WEIGHTS_PAUSE_BLOCKS,
     UNKNOWN_OUTCOME_BLOCKS,

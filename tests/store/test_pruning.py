@@ -4,17 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from template.chain_records import WeightOutcome
 from template.errors import Reason
-from template.records import (
-    Absence,
-    ContentKey,
-    EvalConfig,
-    Leaderboard,
-    RetryState,
-    SubmissionKey,
-    Verdict,
-    WeightOutcome,
-)
+from template.records import Absence, ContentKey, EvalConfig, Leaderboard, RetryState, SubmissionKey, Verdict
 from template.rules.entries import prune_commit_blocks
 from template.store import submissions
 from template.store.store import Store

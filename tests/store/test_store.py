@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from template.chain_records import WeightOutcome
 from template.errors import Reason
 from template.records import (
     Absence,
@@ -23,7 +24,6 @@ from template.records import (
     RunningEvaluation,
     SubmissionKey,
     Verdict,
-    WeightOutcome,
 )
 from template.store.store import Store
 from tests.fixtures.store import (

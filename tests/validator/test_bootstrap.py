@@ -11,6 +11,7 @@ import yaml
 from neurons.validator import build_parser, make_config, read_bootstrap
 from template import files
 from template.chain.client import verify_signature
+from template.chain_records import ChainSnapshot
 from template.competition import Incentives, Seeds
 from template.config import load_training_args
 from template.errors import ConfigError, RemoteError
@@ -23,7 +24,7 @@ from template.receipts.findings import Kind
 from template.receipts.refusals import RefusalCheck
 from template.receipts.replay import Auditor, ReplayContext
 from template.receipts.verify import check_consistency
-from template.records import ChainSnapshot, Leaderboard, LeaderboardRow
+from template.records import Leaderboard, LeaderboardRow
 from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator.bootstrap import RoundHistory, read_history

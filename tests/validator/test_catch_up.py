@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from template.chain_records import ChainSnapshot
 from template.competition import Reward, Seeds
 from template.errors import Reason, RemoteError
 from template.localnet.network import make_hotkey
-from template.records import ChainSnapshot, RoundEvaluation
+from template.records import RoundEvaluation
 from template.rules.schedule import Policy
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import Net, SteppingChain, make_line, use_hub

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from template.chain_records import ChainView
 from template.errors import ConfigError, HostError, Reason, RemoteError
 from template.localnet.chain.ledger import ChainFault
-from template.records import ChainView, RetryState, Verdict
+from template.records import RetryState, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.validator.evaluation import RETRY_MOST_S, SUSPENDED_S
 from template.validator.loop import MISSING_RETRY_S

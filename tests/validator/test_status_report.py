@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from template.records import Metrics, RetryState, RunningEvaluation, WeightIntent, WeightOutcome
+from template.chain_records import WeightOutcome
+from template.records import Metrics, RetryState, RunningEvaluation, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
 from template.validator.status import Status, health_problem
 from template.validator.status_report import print_status

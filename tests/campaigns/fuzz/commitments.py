@@ -6,10 +6,10 @@ See `tests.campaigns.fuzz.targets` for what a target is.
 from typing import Any
 
 from template.chain.commitments import encode_text, encode_timelock_plaintext, parse_commitment
+from template.chain_records import ChainCommitment
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
 from template.localnet.chain.scale_codec import decode_call, encode_call
-from template.records import ChainCommitment
 from tests.campaigns.fuzz.reference import read_commitment, read_scale_string
 
 _BLOCK = 10

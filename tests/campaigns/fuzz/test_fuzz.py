@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from template.chain_records import ChainCommitment
 from template.competition import CommitmentRecord
 from template.data.encoding import EncodedRow, encode_row
 from template.data.rows import Row, scan_rows
 from template.errors import ConfigError
 from template.receipts.receipt import Receipt
-from template.records import ChainCommitment
 from tests.campaigns.fuzz import __main__ as command
 from tests.campaigns.fuzz import commitments, run, targets
 from tests.campaigns.fuzz.run import Runner, Tally
