@@ -134,7 +134,7 @@ class Competition:
 
 
 class Reward(StrEnum):
-    """How weights follow from losses."""
+    """The rule that turns losses into weights."""
 
     IMPROVEMENT = "improvement"
     """Each record is paid for what it improves, and the pay halves with time."""
@@ -207,10 +207,10 @@ def _as_finite_float(field: str, value: object) -> float:
 
 
 def bind_digest(sha256: str, hotkey: str) -> str:
-    """Bind a file's sha256 to a hotkey: sha256 over hotkey, line feed and that digest, in hex.
+    """Bind a file's sha256 to a hotkey.
 
-    A plain commitment is readable before it is in a block. Without the hotkey in it anyone could copy its text and come
-    first.
+    The result is the sha256, in hex, of hotkey, line feed and `sha256`. A plain commitment is readable before it is in
+    a block: without the hotkey in it, another miner could copy its text and commit first.
     """
     return hashlib.sha256(f"{hotkey}\n{sha256}".encode()).hexdigest()
 

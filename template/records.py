@@ -47,7 +47,7 @@ class TrainResult:
     step_losses: per optimizer step, the group's summed cross-entropy over its number of target tokens.
     model_revision: Hub commit, None for a local folder. model_digest: of the folder, None for the Hub.
     eval_skipped_rows: rows without a target, which count nowhere.
-    environment: library versions, device, dtype, threads and whatever else can change a loss, and LOCATION.
+    environment: library versions, device, dtype, threads, all else that can change a loss, and LOCATION.
     """
 
     loss: float
@@ -80,7 +80,10 @@ class SubmissionKey(NamedTuple):
 
 
 class ContentKey(NamedTuple):
-    """A hotkey and the digest of its dataset's counted rows: see `template.data.rows.content_digest`."""
+    """A hotkey and the digest of its dataset's counted rows.
+
+    digest: see `template.data.rows.content_digest`.
+    """
 
     hotkey: str
     digest: str
@@ -88,7 +91,10 @@ class ContentKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """Aligned blocks in a row at which a hotkey had one commitment. missing_block: 0 unless its file came late."""
+    """Consecutive aligned blocks at which a hotkey had one commitment.
+
+    missing_block: 0 unless its file came late.
+    """
 
     key: SubmissionKey
     first_block: int
@@ -100,7 +106,7 @@ class Stand:
 
 @dataclass(frozen=True, kw_only=True)
 class Absence:
-    """Rounds in a row in which a dataset's file was looked for and was missing.
+    """Consecutive rounds in which the lookup of a dataset's file found it missing.
 
     first_block, last_block: of the first and the last of them. rounds: their number.
     """
@@ -111,7 +117,10 @@ class Absence:
 
 
 class Rank(NamedTuple):
-    """Decides who is earlier: aligned block, then the chain's commit block, then a hash that nobody can choose."""
+    """The sort key that decides which dataset is earlier.
+
+    tie_break: a hash that no miner can choose.
+    """
 
     block: int
     commit_block: int
@@ -120,7 +129,10 @@ class Rank(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmed:
-    """A dataset that entered the ledger. It keeps its rank, whatever its hotkey does. public: None for its rank."""
+    """A dataset that entered the ledger; its rank is final.
+
+    public: rank by which duplicates are decided, None for `rank`.
+    """
 
     rank: Rank
     registration_block: int
@@ -130,7 +142,10 @@ class Confirmed:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A downloaded dataset that passed its checks. row_keys: deduplication keys of the counted rows."""
+    """A downloaded dataset that passed its checks.
+
+    row_keys: deduplication keys of the counted rows.
+    """
 
     digest: str
     row_keys: tuple[bytes, ...]
@@ -154,7 +169,10 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """A recorded loss. seconds: of training and evaluation. receipt: JSON; receipt_digest: `Receipt.digest`."""
+    """The recorded loss of an evaluation.
+
+    seconds: of training and evaluation. receipt: JSON. receipt_digest: `Receipt.digest`.
+    """
 
     loss: float
     seconds: float
@@ -194,7 +212,10 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundEvaluation:
-    """An evaluation of a round. number: from 1, of its dataset. seed_block: None unless the seed is from the chain."""
+    """A planned evaluation of a round.
+
+    number: counts the dataset's evaluations from 1. seed_block: None unless the seed is from the chain.
+    """
 
     key: SubmissionKey
     digest: str
@@ -240,8 +261,9 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
-    """One entry of a round's leaderboard. weight: its hotkey's share of the round's weights.
+    """One entry of a round's leaderboard.
 
+    weight: its hotkey's share of the round's weights.
     A rejected entry has a reason, an evaluated one a loss, and a waiting one neither. loss: as it is paid, from the
     mean and the spread of its runs; see `template.rules.ledger`. score: of the loss. credit: of all records of the
     hotkey, now; 0 while it is not paid.
@@ -334,7 +356,7 @@ class RunningEvaluation:
 class Metrics:
     """A validator's state at one moment, for `status` and the tracker.
 
-    now, block_time: POSIX seconds; block_time is that of the newest view. doing: the current work in words. queue:
+    now, block_time: POSIX seconds; block_time: of the newest view. doing: the current work in words. queue:
     evaluations left. unscored: datasets to download. weights_block: the round's weights are due from here on.
     weights_set_block: of the last accepted weights. tokens_per_s: training speed of the last evaluation.
     """

@@ -48,7 +48,7 @@ class EvalSetIndex:
         return tuple(self.canonical.get(key, key) for key in row_keys)
 
     def check(self, content: bytes, *, name: str, max_rows: int) -> Dataset:
-        """Check like `check_dataset`, and return the digest and the dedup keys of the counted rows."""
+        """Check a dataset like `check_dataset`; return its digest and dedup keys."""
         rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, keys_by_line=self.line_keys)]
         check_membership(rows, self, max_rows=max_rows)
         counted = rows[:max_rows]

@@ -87,7 +87,7 @@ class RowKey(NamedTuple):
 
 
 def content_digest(keys: Iterable[bytes]) -> str:
-    """Hash the keys of a dataset's counted rows in any order: sha256 in hex over the sorted keys."""
+    """Return the sha256, in hex, over the sorted keys of a dataset's counted rows."""
     return hashlib.sha256(b"".join(sorted(keys))).hexdigest()
 
 
@@ -108,7 +108,7 @@ EVAL_SET_LIMITS = Limits(file_bytes=constants.MAX_EVAL_SET_BYTES, rows=constants
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """An invalid line; `line` is None if the file as a whole is invalid."""
+    """An invalid line, or an invalid file if `line` is None."""
 
     line: int | None
     error: SubmissionError

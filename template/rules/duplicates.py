@@ -14,7 +14,10 @@ MAX_VERSIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A dataset that passed every other rule. rank: from the block at which its rows were first public."""
+    """A dataset that passed every other rule.
+
+    rank: from the block at which its rows were first public.
+    """
 
     hotkey: str
     digest: str
@@ -24,7 +27,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """The original of a duplicate, and the number of different rows they share. block: first with its rows."""
+    """The original of a duplicate.
+
+    block: first with its rows. shared: number of distinct rows in both.
+    """
 
     hotkey: str
     digest: str
@@ -55,7 +61,7 @@ def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplic
     shared rows with all originals at once, so the cost does not grow with near misses.
     """
     originals: list[Candidate] = []
-    # Bit i stands for originals[i].
+    # Bit i marks originals[i].
     holders: dict[bytes, int] = {}
     own: dict[str, int] = {}
     duplicates: dict[ContentKey, Duplicate] = {}
@@ -110,11 +116,11 @@ def _in_more_than(limit: int, masks: Sequence[int]) -> int:
 def related_versions(
     versions: Sequence[Version], current: SubmissionKey | None, datasets: Mapping[SubmissionKey, Dataset]
 ) -> list[Version]:
-    """Return the versions of one hotkey's dataset that can make others duplicates: the current one and its relatives.
+    """Return the versions of a dataset that can make others duplicates.
 
-    Relatives share so many rows with the current dataset that the smaller of the two would be a duplicate: nobody can
-    block others with datasets that are not in the competition. While the current one is not downloaded, the newest
-    version takes its place. Of many, the first and the last are returned.
+    These are the current version and those that share so many rows with it that the smaller would be a duplicate: a
+    miner cannot block others with datasets that are not in the competition. Until the current version is downloaded,
+    the newest one takes its place. Of many versions, the first and the last are returned.
     """
     if not versions:
         return []

@@ -37,7 +37,7 @@ def check_registration(block: int, registration_block: int) -> None:
 
 
 def is_within_upload_grace(record: CommitmentRecord, reason: Reason, *, reveal_block: int, block: int) -> bool:
-    """True while a file committed by its digest may still be uploaded.
+    """Check that a file committed by its digest may still be uploaded.
 
     block: the newest block when the download began.
     """
@@ -100,8 +100,9 @@ def find_entries(
 def keep_sealed(
     view: ChainSnapshot, newest: Mapping[str, Stand], competition: Competition, period: int
 ) -> dict[SubmissionKey, Entry]:
-    """Return the last entry of every hotkey whose commitment is sealed: it stays until the reveal.
+    """Return the last entry of each hotkey whose commitment is sealed.
 
+    The entry stays until the reveal.
     newest: the newest stand of each hotkey. It counts if it stood at the last aligned block before the seal.
     """
     entries, neurons = {}, view.by_hotkey
@@ -157,7 +158,7 @@ def order_entries(
     """Return at most `limit` accepted entries in the order of their commit blocks.
 
     Entries that failed to download fill at most half of the queue while others wait, fewest failures first. So
-    unreachable repos starve nobody, and an outage of the Hub costs no entry its turn.
+    unreachable repos do not block the queue, and no entry loses its turn in an outage of the Hub.
     failures: number of failed downloads by submission.
     """
     ready = sorted(

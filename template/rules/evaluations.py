@@ -1,9 +1,10 @@
-"""Choose the evaluations of a round: a pure function of the datasets and their losses."""
+"""Choose the evaluations of a round by pure functions of datasets and losses."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from functools import partial
+from itertools import chain
 
 from template.competition import Competition, Incentives
 from template.rules.ledger import Content, LedgerRow, estimate_loss, is_hopeless
@@ -52,7 +53,7 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Return the evaluations of the round that starts at `block`, in order.
 
-    First evaluations of hotkeys without any in the last day come first: these wait for nobody else. Then four are for
+    First evaluations of hotkeys without any in the last day come first, before all others. Then four are for
     records, half for datasets in progress (lowest mean and oldest rank in turn), the rest for other first evaluations
     (hotkeys with the fewest in the last day first). Unused ones pass on.
 
@@ -77,23 +78,12 @@ def plan_evaluations(
         for content in open_contents
         if content.losses and not is_hopeless(content, ledger, competition, incentives)
     ]
-    by_mean = sorted(started, key=lambda content: (estimate_loss(content.losses, incentives.sd).mean, content.rank))
-    by_rank = sorted(started, key=lambda content: content.rank)
-    in_turn = dict.fromkeys(filter(None, chain.from_iterable(zip_longest(by_mean, by_rank))))
-
     newcomers = [content for content in first if not recent_runs.get(content.key.hotkey)]
 
-    def ready(queue: Iterable[Content], runs: int, most: int = PER_ROUND) -> list[PlannedEvaluation]:
-        """Return up to `most` evaluations of each dataset whose seeds are known, until it has that many runs."""
-        return [
-            PlannedEvaluation(content, number, at)
-            for content in queue
-            for number in range(len(content.losses) + 1, min(len(content.losses) + most, runs) + 1)
-            if (at := seed_block(_first_seed_block(content), number, incentives.blocks_per_epoch)) <= block
-        ]
-
+    ready = partial(_ready_evaluations, block=block, period=incentives.blocks_per_epoch)
     slots, evaluations = incentives.slots, incentives.evaluations
-    of_records, of_started = ready(holders, incentives.hold), ready(in_turn, evaluations)
+    of_records = ready(holders, incentives.hold)
+    of_started = ready(_alternate_mean_and_rank(started, incentives.sd), evaluations)
     plan: dict[PlannedEvaluation, None] = {}
     for queue, most in (
         (ready(newcomers, evaluations, 1), slots),
@@ -106,6 +96,30 @@ def plan_evaluations(
         left = min(most, slots - len(plan))
         plan.update(dict.fromkeys([planned for planned in queue if planned not in plan][:left]))
     return list(plan)
+
+
+def _alternate_mean_and_rank(contents: Collection[Content], sd: float) -> list[Content]:
+    """Order datasets with losses by lowest mean and by oldest rank, in turn."""
+    by_mean = sorted(contents, key=lambda content: (estimate_loss(content.losses, sd).mean, content.rank))
+    by_rank = sorted(contents, key=lambda content: content.rank)
+    return list(dict.fromkeys(chain.from_iterable(zip(by_mean, by_rank, strict=True))))
+
+
+def _ready_evaluations(
+    queue: Iterable[Content], runs: int, most: int = PER_ROUND, *, block: int, period: int
+) -> list[PlannedEvaluation]:
+    """Return the next evaluations of each dataset whose seed blocks are reached.
+
+    Args:
+        runs: Evaluations after which a dataset is complete.
+        most: Most evaluations of a dataset to return.
+    """
+    return [
+        PlannedEvaluation(content, number, seeded)
+        for content in queue
+        for number in range(len(content.losses) + 1, min(len(content.losses) + most, runs) + 1)
+        if (seeded := seed_block(_first_seed_block(content), number, period)) <= block
+    ]
 
 
 def _first_seed_block(content: Content) -> int:

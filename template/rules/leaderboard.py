@@ -26,7 +26,7 @@ def build_leaderboard(
     table: Table,
     block: int,
 ) -> Leaderboard:
-    """Return one row per entry, with its share of the weights at `block`, and the ledger."""
+    """Build the leaderboard of a round, with the shares of the weights at `block`."""
     rows = [_make_row(entry, competition, incentives, verdicts.get(key), table) for key, entry in entries.items()]
     registrations = {key.hotkey: entry.registration_block for key, entry in entries.items()}
     ledger = ledger_lines(table.ledger)
@@ -42,8 +42,9 @@ def build_leaderboard(
 
 
 def find_undecided(table: Table, season_block: int, competition: Competition, incentives: Incentives) -> frozenset[str]:
-    """Return the hotkeys whose dataset is older than this season and waits for evaluations.
+    """Return the hotkeys whose older dataset waits for evaluations in this season.
 
+    A dataset is older if its rank is before the season.
     season_block: start of the first round of these losses.
     """
     confirmed = {row.content.key for row in table.ledger}
@@ -66,9 +67,9 @@ def choose_weights(
 ) -> Mapping[str, float]:
     """Return the share of each hotkey, summing to 1; empty without any shares.
 
-    The last shares are used again until everyone who has one is evaluated in this season: nobody is paid for being
-    early in the queue. Then the leaderboard's own weights count. Without any, everything goes to the subnet owner,
-    which burns it; but a validator that has evaluated nothing burns nothing.
+    The last shares are used again until each hotkey in them is evaluated in this season, so that no miner is paid for
+    being early in the queue. Then the leaderboard's own weights count. Without any, everything goes to the subnet
+    owner, which burns it; but a validator that has evaluated nothing burns nothing.
 
     Args:
         undecided: Hotkeys whose dataset still waits for evaluations in this season; see `find_undecided`.
@@ -103,7 +104,10 @@ def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: 
 def _make_row(
     entry: Entry, competition: Competition, incentives: Incentives, verdict: Verdict | None, table: Table
 ) -> LeaderboardRow:
-    """Return the entry's row without its credit and weight. Only the first failed rule counts."""
+    """Make the entry's row by the first rule that it fails.
+
+    Credit and weight are added later.
+    """
     row = LeaderboardRow(
         key=entry.key, uid=entry.uid, reason=None, message="waits for its download", loss=None, score=0.0, weight=0.0
     )

@@ -1,4 +1,4 @@
-"""Pay for what is new: a ledger of confirmed datasets, and the credit of each improvement.
+"""Ledger of confirmed datasets and the credit of each improvement.
 
 A dataset's loss is estimated from several evaluations. With enough of them the dataset is confirmed and enters the
 ledger. The ledger is read by rank: a dataset that is better than all before it by `epsilon` is a record, and its credit
@@ -38,7 +38,10 @@ class Content:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The loss of a dataset as it is paid. spread: sample standard deviation, None for one run."""
+    """The estimated loss of a dataset.
+
+    spread: sample standard deviation, None for one run. loss: the mean with its penalty; it decides the pay.
+    """
 
     mean: float
     spread: float | None
@@ -48,7 +51,10 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """A confirmed dataset. frontier: best loss of all records of earlier rank. credit: 0 unless it is a record."""
+    """A confirmed dataset in the ledger.
+
+    frontier: best loss of all records of earlier rank. credit: 0 unless the dataset is a record.
+    """
 
     content: Content
     estimate: Estimate
@@ -100,7 +106,7 @@ def frontier_before(rank: Rank, ledger: Sequence[LedgerRow], bench: float) -> fl
 def is_hopeless(
     content: Content, ledger: Sequence[LedgerRow], competition: Competition, incentives: Incentives
 ) -> bool:
-    """Check that more evaluations are unlikely to make a record of an unconfirmed dataset.
+    """Check that an unconfirmed dataset is unlikely to become a record.
 
     Where each dataset is paid by its score, only one that would score 0 is hopeless.
     """
@@ -137,8 +143,8 @@ def live_credits(
 ) -> dict[str, float]:
     """Return the credit of each registered hotkey at a block.
 
-    A credit halves every `half_life_blocks`. It belongs to one registration: nobody inherits the credit of a hotkey
-    that was deregistered.
+    A credit halves every `half_life_blocks`. It belongs to one registration: a hotkey that registers again does
+    not inherit it.
     """
     live: dict[str, float] = {}
     for line in ledger:
@@ -149,7 +155,7 @@ def live_credits(
 
 
 class PaidRow(Protocol):
-    """What a row of a leaderboard needs to be paid."""
+    """A leaderboard row that can be paid."""
 
     @property
     def hotkey(self) -> str: ...
@@ -166,7 +172,7 @@ class PaidRow(Protocol):
 def make_shares(
     rows: Sequence[PaidRow], ledger: Sequence[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
 ) -> dict[str, float]:
-    """Return the share of each hotkey, summing to 1; empty when nobody is paid.
+    """Return the share of each hotkey, summing to 1; empty when no hotkey is paid.
 
     The credit in a row is 0 where it is not paid: see `is_credit_paid`.
     """
@@ -177,8 +183,8 @@ def make_shares(
             values = {row.hotkey: row.score for row in complete}
         case Reward.WINNER:
             records = [line for line in ledger if line.credit > 0.0 and line.hotkey in credits]
-            held = [line for line in records if registrations.get(line.hotkey) == line.registration_block]
-            values = {line.hotkey: 1.0 for line in held[-1:]}
+            current = [line for line in records if registrations.get(line.hotkey) == line.registration_block]
+            values = {line.hotkey: 1.0 for line in current[-1:]}
         case Reward.IMPROVEMENT:
             # Scores lie in [0, 1], and the sum of a hotkey's credits need not.
             largest = max(credits.values(), default=0.0)
@@ -187,8 +193,9 @@ def make_shares(
 
 
 def is_credit_paid(reason: Reason | None, readable_block: int, block: int) -> bool:
-    """Check that a hotkey's credit is paid at `block`: its dataset is accepted, and was readable within a day.
+    """Check that a hotkey's credit is paid at `block`.
 
+    Its dataset must be accepted, and readable within the last day.
     reason: of the rejection of its present dataset. readable_block: last aligned block at which it had a dataset.
     """
     return (reason is None or reason in MISSING) and readable_block >= block - DAY_BLOCKS

@@ -106,7 +106,7 @@ class EvaluateDataset:
 
 @dataclass(frozen=True)
 class SetWeights:
-    """Make the round's leaderboard, and set weights if the policy says so."""
+    """Make the round's leaderboard, and set weights if the policy allows it."""
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,8 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
         return fetch
     if current.evaluations is None:
         awaited = [key for key in _unread(state, current, now) if _may_arrive(state, key)]
-        # A file that did not come at the first try may never come: nobody waits for it. A missed round has no weights
-        # to be in time for.
+        # A file that did not come at the first try may never come, so the plan does not wait for it. A missed round
+        # has no deadline for weights.
         closing = closing_block(current, policy)
         if awaited and (view.block < closing or current.opened_block >= closing):
             return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")
@@ -335,7 +335,7 @@ def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: 
 
 
 def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
-    """True once the round's weights are on chain, or are not to be set."""
+    """Check that the round's weights are on chain, or are not to be set."""
     if not policy.sets_weights:
         # The leaderboard of a round without entries has no rows.
         return state.has_leaderboard or not state.entries
@@ -347,7 +347,7 @@ def _is_settled(state: State, view: ChainView, policy: Policy) -> bool:
 
 
 def _has_landed(intent: WeightIntent, state: State, view: ChainView) -> bool:
-    """True when the chain has weights of this hotkey after `intent`."""
+    """Check that the chain has weights of this hotkey after `intent`."""
     me = view.by_hotkey.get(state.hotkey)
     return me is not None and me.last_update_block > max(intent.block, me.registration_block)
 

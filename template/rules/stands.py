@@ -1,4 +1,4 @@
-"""Which dataset of a hotkey counts, and since when.
+"""Find the dataset of a hotkey that counts, and the block it counts from.
 
 Only the chain's state at aligned blocks counts, the multiples of a round's length: a commitment that stood only between
 two of them never existed. A dataset is its counted rows: another commitment to the same rows is the same dataset.
@@ -17,8 +17,9 @@ _FIRST_COUNTED, _LAST_COUNTED, _LAST = 8, 64, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """A dataset of a hotkey in one registration. key: its newest commitment. first_block: of its first stand.
+    """A dataset of a hotkey in one registration.
 
+    key: its newest commitment. first_block: of its first stand.
     public_block, public_commit_block: of the first stand of these rows; they decide who copied whom. rank_block: from
     which it counts. seed_block: from which its evaluations have their seeds. is_counted: False if it was replaced
     before it counted, or is to count later.
@@ -51,12 +52,13 @@ def extend_stands(
     missing: Container[SubmissionKey] = (),
     datasets: Container[SubmissionKey] = (),
 ) -> list[Stand]:
-    """Return the stand of each accepted entry at an aligned block, given the newest stand of each hotkey.
+    """Return the stand of each accepted entry at an aligned block.
 
-    A stand goes on if the same commitment stood at the last aligned block that was read. The stand of a dataset whose
+    A stand continues if the same commitment stood at the last aligned block that was read. The stand of a dataset whose
     file is gone ends, and another begins when the file is back.
 
     Args:
+        newest: Newest stand of each hotkey.
         missing: Commitments whose file is missing.
         datasets: Commitments whose file was read once.
     """
@@ -90,7 +92,10 @@ def _goes_on(last: Stand, entry: Entry, previous_block: int, *, period: int, blo
 
 
 def stands_at(stands: Iterable[Stand], block: int) -> list[Stand]:
-    """Return the stands as they were at an aligned block: a round can be worked through when newer ones are known."""
+    """Return the stands as they were at an aligned block.
+
+    A missed round needs them after newer ones are recorded.
+    """
     return [
         dataclasses.replace(stand, last_block=min(stand.last_block, block))
         for stand in stands
@@ -101,10 +106,11 @@ def stands_at(stands: Iterable[Stand], block: int) -> list[Stand]:
 def find_versions(
     stands: Sequence[Stand], datasets: Mapping[SubmissionKey, Dataset], *, period: int, update_blocks: int
 ) -> list[Version]:
-    """Return one hotkey's downloaded datasets in its newest registration, oldest first.
+    """Return a hotkey's downloaded datasets of its newest registration, by age.
 
-    One that returns after another ranks by its return, and keeps its seeds. The next dataset counts `update_blocks`
-    after the last one that counted. A file that came late counts from the aligned block after the round that read it.
+    A dataset that returns after another ranks by its return, and keeps its seeds. The next dataset counts
+    `update_blocks` after the last one that counted. A file that came late counts from the aligned block after the round
+    that read it.
     """
     registration_block = max((stand.registration_block for stand in stands), default=0)
     versions: list[Version] = []
@@ -123,7 +129,7 @@ def find_versions(
 
 
 def _next_version(versions: list[Version], stand: Stand, digest: str, period: int) -> Version:
-    """Return the stand's version; removes the last one from `versions` if it goes on."""
+    """Return the stand's version; removes the last one from `versions` if it continues."""
     last = versions[-1] if versions else None
     is_next = last is not None and stand.first_block - last.last_block <= period
     if last is not None and is_next and last.digest == digest and not stand.missing_block:
@@ -144,7 +150,7 @@ def _next_version(versions: list[Version], stand: Stand, digest: str, period: in
 
 
 def _with_history(version: Version, versions: Sequence[Version]) -> Version:
-    """Add what earlier stands of the same rows decide."""
+    """Set the fields that earlier stands of the same rows decide."""
     same = [other for other in versions if other.digest == version.digest]
     first = same[0] if same else version
     return dataclasses.replace(
@@ -162,17 +168,20 @@ def _remembered(versions: list[Version]) -> list[Version]:
     if len(versions) <= _LAST:
         return versions
     counted = [version for version in versions if version.is_counted]
-    kept = [*counted[:_FIRST_COUNTED], *counted[-_LAST_COUNTED:], *versions[-_LAST:]]
-    # The first stands of the same rows decide what later ones inherit.
+    remembered = [*counted[:_FIRST_COUNTED], *counted[-_LAST_COUNTED:], *versions[-_LAST:]]
+    # The first stands of the same rows decide the public block and seed block of later ones.
     first = {version.digest: version.first_block for version in reversed(versions)}
     first_counted = {version.digest: version.first_block for version in reversed(counted)}
-    blocks = {block for version in kept for block in (version.first_block, first[version.digest])}
-    blocks.update(first_counted[version.digest] for version in kept if version.digest in first_counted)
+    blocks = {block for version in remembered for block in (version.first_block, first[version.digest])}
+    blocks.update(first_counted[version.digest] for version in remembered if version.digest in first_counted)
     return [version for version in versions if version.first_block in blocks]
 
 
 def shorten_stands(stands: Sequence[Stand], versions: Iterable[Version]) -> list[Stand]:
-    """Return one stand for each version, and the newest stand. They give the same versions again."""
+    """Return one stand per version, and the newest stand.
+
+    `find_versions` returns the same versions for them.
+    """
     by_first_block = {version.first_block: version for version in versions}
     shortened = [
         dataclasses.replace(stand, key=version.key, last_block=version.last_block)

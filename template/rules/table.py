@@ -1,4 +1,4 @@
-"""The state of the game at an aligned block: a pure function of chain, datasets and losses."""
+"""Build the table of datasets at an aligned block from chain, datasets and losses."""
 
 import hashlib
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -16,7 +16,7 @@ Losses = Mapping[ContentKey, Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the table is made from.
+    """The inputs of a table.
 
     entries: of the round's snapshot. stands: of each hotkey, with the snapshot's. datasets: by commitment.
     rejected: commitments with a final rejection. block_hash: returns the hash of an aligned block up to `block`.
@@ -100,7 +100,7 @@ def make_table(inputs: Inputs) -> Table:
 
 
 def _public(version: Version, inputs: Inputs) -> Rank:
-    # Nobody knows the hash of the aligned block when the commitment is made.
+    # The hash of the aligned block is unpredictable when the commitment is made.
     block_hash = inputs.block_hash(version.public_block)
     tie_break = hashlib.sha256(f"{block_hash}\n{version.key.hotkey}\n{version.digest}".encode()).digest()
     return Rank(version.public_block, version.public_commit_block, tie_break)

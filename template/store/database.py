@@ -23,7 +23,7 @@ class StateFile:
     """The state file, opened by the one validator that writes it or read-only.
 
     Only the owner can read it and its lock file. Every method raises HostError for a disk fault.
-    Raises: ConfigError when another validator uses it, a newer version wrote it, or there is none to read.
+    Raises: ConfigError when another validator uses it, a newer version wrote it, or it is missing and read-only.
     """
 
     def __init__(self, path: Path, *, is_read_only: bool = False) -> None:

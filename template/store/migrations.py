@@ -91,10 +91,11 @@ def m002_snapshots(execute: Execute) -> None:
 
 
 def m003_game(execute: Execute) -> None:
-    """Add stands, absences, evaluations by dataset, the ledger, and datasets by competition.
+    """Key evaluations by dataset; add stands, absences and the ledger.
 
-    An open round had other work, so it is closed. Rows of old datasets go: they are downloaded again when needed. Old
-    losses go with their receipts: training sorts the rows now, so they compare with none.
+    Datasets are stored by competition. An open round had other work, so it is closed. Rows of old datasets go: they
+    are downloaded again when needed. Old losses go with their receipts: training sorts the rows now, so new losses do
+    not compare with them.
     """
     for statement in (
         "UPDATE rounds SET closed_at = started_at WHERE closed_at IS NULL",

@@ -68,8 +68,8 @@ class RoundTables(StateFile):
             db.executemany(
                 f"INSERT INTO round_evaluations VALUES ({placeholders(8)})",
                 [
-                    (planned.id, position, *one.key, one.digest, one.number, one.lucky_num, one.seed_block)
-                    for position, one in enumerate(planned.evaluations or ())
+                    (planned.id, position, *run.key, run.digest, run.number, run.lucky_num, run.seed_block)
+                    for position, run in enumerate(planned.evaluations or ())
                 ],
             )
             db.execute("UPDATE rounds SET is_planned = 1 WHERE id = ?", (planned.id,))
@@ -87,7 +87,7 @@ class RoundTables(StateFile):
         return seeds
 
     def recent_runs(self, eval_config: EvalConfig, *, after_block: int) -> dict[str, int]:
-        """Return how many evaluations of each hotkey were planned in rounds after that block."""
+        """Count the evaluations of each hotkey planned in rounds after a block."""
         return dict(
             map(
                 tuple,
@@ -122,7 +122,11 @@ class RoundTables(StateFile):
         return None if inputs is None else inputs[2]
 
     def last_inputs(self) -> tuple[dict[str, object], str, str] | None:
-        """Return competition, hyperparameters' digest and model of the newest round, None before the first."""
+        """Return the inputs of the newest round, None before the first.
+
+        Returns:
+            Competition, digest of the hyperparameters, and model.
+        """
         rows = self.rows(
             "SELECT competition, hyperparameters_digest, model FROM rounds JOIN contests ON contests.id = contest_id"
             " ORDER BY rounds.id DESC LIMIT 1"
@@ -263,12 +267,13 @@ class RoundTables(StateFile):
         return [LedgerLine(**line) for line in json.loads(row["ledger"])]
 
     def has_leaderboard(self, round_id: int) -> bool:
-        """True once the round's leaderboard is recorded."""
+        """Check that the round's leaderboard is recorded."""
         return bool(self.rows("SELECT 1 FROM standings WHERE round_id = ? LIMIT 1", round_id))
 
     def prune_rounds(self, *, before: float) -> None:
-        """Delete entries, leaderboards, weights and finished plans of rounds closed before then.
+        """Delete entries, leaderboards, weights and finished plans of old rounds.
 
+        before: POSIX seconds; rounds that closed earlier are old.
         The last weights that the chain accepted stay, because they may be submitted again. A plan whose evaluation is
         not done stays, because its seed is used for it later.
         """

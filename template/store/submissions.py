@@ -88,7 +88,10 @@ class SubmissionTables(StateFile):
         return stands
 
     def record_missing_file(self, key: SubmissionKey, block: int) -> None:
-        """Record that a commitment's file was missing in the round of this aligned block, and not read before."""
+        """Record that a commitment's file was missing before it was first read.
+
+        block: aligned block of the round.
+        """
         with self.atomic() as db:
             db.execute(
                 "UPDATE stands SET missing_block = max(missing_block, ?)"
@@ -97,7 +100,7 @@ class SubmissionTables(StateFile):
             )
 
     def absences(self) -> dict[SubmissionKey, Absence]:
-        """Return the datasets whose file was missing when it was last looked for."""
+        """Return the datasets whose file was missing at its last lookup."""
         return {
             SubmissionKey(hotkey, text): Absence(first_block=first, last_block=last, rounds=rounds)
             for hotkey, text, first, last, rounds in self.rows(
@@ -106,11 +109,11 @@ class SubmissionTables(StateFile):
         }
 
     def record_availability(
-        self, *, found: Iterable[SubmissionKey], missing: Mapping[SubmissionKey, Absence], stands: Iterable[Stand]
+        self, *, returned: Iterable[SubmissionKey], missing: Mapping[SubmissionKey, Absence], stands: Iterable[Stand]
     ) -> None:
         """Record a round's search for files, and the stands that ended or began by it."""
         with self.atomic() as db:
-            db.executemany("DELETE FROM absences WHERE hotkey = ? AND entry = ?", found)
+            db.executemany("DELETE FROM absences WHERE hotkey = ? AND entry = ?", returned)
             db.executemany(
                 f"INSERT OR REPLACE INTO absences VALUES ({placeholders(5)})",
                 [(*key, absence.first_block, absence.last_block, absence.rounds) for key, absence in missing.items()],
@@ -274,17 +277,17 @@ class SubmissionTables(StateFile):
         return {SubmissionKey(hotkey, text): RetryState(*values) for hotkey, text, *values in rows}
 
     def prune_submissions(self, *, keep: Collection[str], before_block: int) -> None:
-        """Delete the stands and commit blocks before that block of hotkeys that are not in `keep`.
+        """Delete old stands and commit blocks of hotkeys that are not in `keep`.
 
         The newest commit block of each hotkey in `keep` stays.
         """
         reveals = self.rows("SELECT hotkey, reveal_block FROM openings WHERE reveal_block < ?", before_block)
         newest = {hotkey: block for hotkey, block in sorted(map(tuple, reveals)) if hotkey in keep}
-        known = [row["hotkey"] for row in self.rows("SELECT DISTINCT hotkey FROM stands")]
+        hotkeys = [row["hotkey"] for row in self.rows("SELECT DISTINCT hotkey FROM stands")]
         with self.atomic() as db:
             db.executemany(
                 "DELETE FROM stands WHERE hotkey = ? AND last_block < ?",
-                [(hotkey, before_block) for hotkey in known if hotkey not in keep],
+                [(hotkey, before_block) for hotkey in hotkeys if hotkey not in keep],
             )
             db.executemany(
                 "DELETE FROM openings WHERE hotkey = ? AND reveal_block = ?",
@@ -292,9 +295,10 @@ class SubmissionTables(StateFile):
             )
 
     def prune_results(self, *, keep: Collection[SubmissionKey], datasets_before: float, receipts_before: float) -> None:
-        """Delete old rows, retries, absences, rejections and receipts, except those of commitments in `keep`.
+        """Delete old rows, retries, absences, rejections and receipts.
 
-        Rows beyond the newest MAX_DATASETS go too. Losses stay, so that nothing is evaluated twice.
+        Commitments in `keep` lose only receipts. Rows beyond the newest MAX_DATASETS go too. Losses stay, so that no
+        evaluation runs twice.
         """
         columns = "competition, hotkey, entry"
         datasets = self.rows(f"SELECT {columns} FROM contents WHERE checked_at < ?", datasets_before)

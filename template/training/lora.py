@@ -102,7 +102,7 @@ def _times(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _through_gate(gradient: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """Compute the gradient of x (2, N, I) from that of silu(x[0]) x[1]."""
+    """Compute the gradient of x (2, N, I) from the gradient of silu(x[0]) x[1]."""
     result = torch.empty_like(x)
     torch.mul(gate, gradient, out=result[1])
     torch.ops.aten.silu_backward.grad_input(gradient.mul_(x[1]), x[0], grad_input=result[0])

@@ -1,8 +1,8 @@
-"""Look for the files of datasets that are paid, once in each round.
+"""Look up the files of paid datasets, once in each round.
 
 A dataset of a hotkey in the ledger must stay readable for everyone. While its file is missing for more than a day of
-rounds it gets no weight, and its rank counts from its return unless it was confirmed before. An answer that is no
-statement about one file, or a round in which no file at all is found, counts for nothing.
+rounds it gets no weight, and its rank counts from its return unless it was confirmed before. An answer
+about anything but one file is ignored, and so is a round in which every lookup fails.
 """
 
 import dataclasses
@@ -20,18 +20,21 @@ from template.validator.context import Context
 from template.validator.downloads import dataset_folder
 from template.validator.evaluation import SubmissionEvaluator
 
-# Attempts to look for one file in a round.
+# Lookups of one file in a round.
 _MAX_TRIES = 3
 
-# Failures to download a listed file, after which it is looked for too: the Hub may list a file and refuse it.
+# Failed downloads of a listed file after which it is looked up too: the Hub may list a file and refuse it.
 _FAILURES_BEFORE_LOOKUP = 3
 
-# Looked for when no other file is found: does the Hub answer at all, and truthfully?
+# Looked up when every other file is missing, to check that the Hub answers and answers correctly.
 _EVAL_SET = SubmissionKey("", "the competition's evaluation set")
 
 
 class FileWatch:
-    """The search of the newest round. After a restart it begins again, and counts once."""
+    """The lookups of the newest round.
+
+    After a restart they begin again, and count once.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -46,7 +49,7 @@ class FileWatch:
     def update(self, evaluator: SubmissionEvaluator, current: Round | None) -> None:
         """Collect lookups and start others; record the search when all have ended.
 
-        Downloads come first, so it begins when the evaluations are planned. In missed rounds nothing is looked for.
+        Downloads come first, so it begins when the evaluations are planned. Missed rounds have no lookups.
         """
         ended = self._context.downloader.collect_lookups()
         self._running.difference_update(key for key, _ in ended)
@@ -106,7 +109,10 @@ class FileWatch:
 
 
 def _files_to_find(context: Context, evaluator: SubmissionEvaluator, current: Round) -> list[SubmissionKey]:
-    """Return the datasets of hotkeys in the ledger, missing ones, and those that the Hub lists and does not send."""
+    """Return the commitments whose files are looked up in this round.
+
+    These are the datasets of hotkeys in the ledger, missing datasets, and files that the Hub lists and does not send.
+    """
     store = context.store
     verdicts, absences = store.verdicts(evaluator.eval_config), store.absences()
     retry_states, in_ledger = evaluator.retry_states(), {key.hotkey for key in evaluator.confirmed}
@@ -125,7 +131,7 @@ def _record(
     context: Context,
     evaluator: SubmissionEvaluator,
     current: Round,
-    found: Set[SubmissionKey],
+    available: Set[SubmissionKey],
     missing: Mapping[SubmissionKey, str],
 ) -> None:
     store, block, period = context.store, current.start_block, context.config.incentives.blocks_per_epoch
@@ -143,10 +149,10 @@ def _record(
             # It stood as long as its file was there. When the file is back, another stand begins.
             last_block = max(stand.first_block, min(stand.last_block, absence.first_block - period))
             stands.append(dataclasses.replace(stand, last_block=last_block))
-    returned = found & absences.keys()
+    returned = available & absences.keys()
     for key in returned:
         logger.info("file found again hotkey={} commitment={}", *key)
-    store.record_availability(found=returned, missing=now_missing, stands=stands)
+    store.record_availability(returned=returned, missing=now_missing, stands=stands)
 
 
 def _extend_absence(absence: Absence | None, block: int) -> Absence:
@@ -158,7 +164,7 @@ def _extend_absence(absence: Absence | None, block: int) -> Absence:
 
 
 def _is_long(absence: Absence, period: int) -> bool:
-    """Check for a file that was missing in the rounds of more than a day."""
+    """Check that a file was missing for more than a day of rounds."""
     return absence.rounds * period > DAY_BLOCKS
 
 

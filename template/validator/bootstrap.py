@@ -60,9 +60,12 @@ class RoundHistory:
         return {key: line.lucky_num for key, (line, _) in self._evaluations.items()}
 
     def snapshot(self, netuid: int, block: int, block_hash: str) -> tuple[ChainSnapshot, CommitBlocks] | None:
-        """Return the subnet at a round's start with the commit blocks of its entries; None without a file.
+        """Return the subnet at a round's start, None without a file.
 
-        It has only the hotkeys with a commitment. Raises: RemoteError for a file of another chain.
+        It comes with the commit blocks of its entries, and has only the hotkeys with a commitment.
+
+        Raises:
+            RemoteError: If the file is of another chain.
         """
         file = self._files.get(block)
         if file is None:
@@ -92,7 +95,11 @@ class RoundHistory:
         return snapshot, {(line.hotkey, line.block): line.commit_block for line in header.entries}
 
     def result(self, evaluation: RoundEvaluation, model: str) -> EvaluationResult | None:
-        """Return the loss of an evaluation with the same seed and model, if its receipt is there."""
+        """Return the loss of an evaluation with the same seed and model.
+
+        Returns:
+            None without a receipt of it.
+        """
         line, by_model = self._evaluations.get((evaluation.content, evaluation.number), (None, ""))
         receipt = None if line is None or line.receipt is None else self._receipts.get(line.receipt)
         if line is None or receipt is None or (line.lucky_num, by_model) != (evaluation.lucky_num, model):

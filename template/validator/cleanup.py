@@ -62,7 +62,7 @@ def clean_up(context: Context, evaluator: SubmissionEvaluator, current: Round) -
 
 
 def _shorten_stands(context: Context, evaluator: SubmissionEvaluator) -> None:
-    """Replace the stands of a hotkey's versions by one each, and drop those that never counted."""
+    """Replace the stands of each version by one; drop versions that never counted."""
     incentives = context.config.incentives
     for stands in context.store.stands().values():
         versions = find_versions(

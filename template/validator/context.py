@@ -14,7 +14,10 @@ from template.workers.executor import Executor
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Configuration, outside systems and clock of one validator. history: of --bootstrap_rounds."""
+    """Configuration, outside systems and clock of one validator.
+
+    history: of --bootstrap_rounds.
+    """
 
     config: ValidatorConfig
     chain: ValidatorChain

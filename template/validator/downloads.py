@@ -123,9 +123,9 @@ class Downloader:
         self._wakeup.wait(timeout_s)
 
     def start_lookup(self, key: SubmissionKey, look: Callable[[], None]) -> None:
-        """Start to look for a file that is here already: `look` returns if the Hub has it.
+        """Start a lookup of a downloaded file: `look` returns if the Hub has it.
 
-        Raises: RuntimeError when no slot is free or it is looked for already.
+        Raises: RuntimeError when no slot is free or the lookup is running.
         """
         if key in self._looking or self.available_slots() < 1:
             raise RuntimeError(f"lookup of {key} cannot start: no slot, or already started")

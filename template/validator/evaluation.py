@@ -132,7 +132,10 @@ class SubmissionEvaluator:
                 self._check(current, current.by_key[key], result, retry_states.get(key, RetryState()))
 
     def pause_downloads(self, error: RemoteError) -> None:
-        """Pause all downloads and lookups when the Hub asks for it: it limits requests by client."""
+        """Pause all downloads and lookups if the Hub asks for it.
+
+        The Hub limits requests by client.
+        """
         pause_s = min(error.retry_after_s or 0.0, PAUSE_MOST_S)
         is_ahead = self._paused_until - self._now() > PAUSE_MOST_S
         self._paused_until = max(float("-inf") if is_ahead else self._paused_until, self._now() + pause_s)
@@ -163,7 +166,10 @@ class SubmissionEvaluator:
     def _reject_download(
         self, current: Round, entry: Entry, block: int, retry: RetryState, error: SubmissionError
     ) -> None:
-        """Reject a dataset, or try again while its file may come: a miner can still upload it or make it public."""
+        """Reject a dataset, or retry while its file may come.
+
+        A miner can still upload it or make it public.
+        """
         may_come = entry.key in self.datasets or is_within_upload_grace(
             entry.accepted_record, error.reason, reveal_block=entry.reveal_block, block=block
         )

@@ -72,9 +72,9 @@ class Reporter:
         """Write the round's file and send it to the tracker. Safe to repeat."""
         config, chain, store = self._context.config, self._context.chain, self._context.store
         results = {
-            one: result
-            for one in current.evaluations or ()
-            if (result := store.results(evaluator.eval_config, one.content).get(one.number)) is not None
+            run: result
+            for run in current.evaluations or ()
+            if (result := store.results(evaluator.eval_config, run.content).get(run.number)) is not None
         }
         leaderboard, intents = store.leaderboard(current.id), store.intents(current.id)
         ledger = store.ledger(current.id)
@@ -96,8 +96,8 @@ class Reporter:
             )
             path = write_round(config.round_dir, summary, signer=signer, sign=sign)
         seconds: dict[str, float] = {}
-        for one, result in results.items():
-            seconds[one.key.hotkey] = seconds.get(one.key.hotkey, 0.0) + result.seconds
+        for run, result in results.items():
+            seconds[run.key.hotkey] = seconds.get(run.key.hotkey, 0.0) + result.seconds
         self._context.tracker.report_round(
             RoundReport(
                 round=current,
@@ -136,14 +136,14 @@ def _describe(action: Action) -> str:
 def _read_receipts(
     results: Mapping[RoundEvaluation, EvaluationResult], signer: str | None
 ) -> dict[RoundEvaluation, Receipt]:
-    """Parse receipts; skip those of other releases that cannot be read, and of --bootstrap_rounds."""
+    """Parse this validator's receipts; skip receipts that this release cannot read."""
     receipts = {}
-    for one, result in results.items():
+    for run, result in results.items():
         try:
-            receipt = Receipt.from_json(result.receipt, f"the receipt of {one.key.hotkey}")
+            receipt = Receipt.from_json(result.receipt, f"the receipt of {run.key.hotkey}")
         except ConfigError as error:
             logger.warning("receipt not published: {}", error)
             continue
         if receipt.signer == signer:
-            receipts[one] = receipt
+            receipts[run] = receipt
     return receipts

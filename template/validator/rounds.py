@@ -1,6 +1,6 @@
-"""Open a round on the subnet's state at an aligned block, and plan its evaluations.
+"""Open a round at an aligned block, and plan its evaluations.
 
-Both are recorded before any work on them, so that a restart continues with the same.
+Both are recorded before the work on them starts, so that a restart continues with the same round and plan.
 """
 
 import dataclasses
@@ -111,7 +111,11 @@ def read_block_hash(context: Context, evaluator: SubmissionEvaluator, block: int
 
 
 def read_table(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Table:
-    """Make the table of a round from what is known now. Raises: RemoteError for a block's hash."""
+    """Make the table of a round from the present stands, datasets and losses.
+
+    Raises:
+        RemoteError: If the hash of a block cannot be read.
+    """
     store, config = context.store, context.config
     inputs = Inputs(
         block=current.start_block,
@@ -129,7 +133,10 @@ def read_table(context: Context, evaluator: SubmissionEvaluator, current: Round)
 
 
 def update_table(context: Context, evaluator: SubmissionEvaluator, current: Round) -> Table:
-    """Make the table, and record the datasets that have enough evaluations now: their rank is final."""
+    """Make the table, and record the datasets that are now confirmed.
+
+    Their rank is final.
+    """
     table = read_table(context, evaluator, current)
     rows = {content.key: evaluator.datasets[key].row_keys for key, content in table.present.items()}
     new = {
@@ -159,13 +166,13 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
     keys = {content.key: key for key, content in table.present.items()}
     drawn = {**context.history.seeds, **store.drawn_seeds(evaluator.eval_config)}
     evaluations = []
-    for one in planned:
-        lucky_num, block = _choose_seed(context, evaluator, drawn, one)
+    for run in planned:
+        lucky_num, block = _choose_seed(context, evaluator, drawn, run)
         evaluations.append(
             RoundEvaluation(
-                key=keys[one.content.key],
-                digest=one.content.key.digest,
-                number=one.number,
+                key=keys[run.content.key],
+                digest=run.content.key.digest,
+                number=run.number,
                 lucky_num=lucky_num,
                 seed_block=block,
             )
@@ -177,12 +184,15 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
 
 
 def adopt_results(context: Context, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
-    """Record the losses of a missed round that the files of --bootstrap_rounds have; the others are evaluated here."""
-    results = {one: context.history.result(one, model) for one in current.evaluations or ()}
+    """Record the losses of a missed round from the files of --bootstrap_rounds.
+
+    The round's other evaluations run on this machine.
+    """
+    results = {run: context.history.result(run, model) for run in current.evaluations or ()}
     adopted = 0
-    for one, result in results.items():
-        if result is not None and len(evaluator.losses.get(one.content, ())) + 1 == one.number:
-            evaluator.record(one, result)
+    for run, result in results.items():
+        if result is not None and len(evaluator.losses.get(run.content, ())) + 1 == run.number:
+            evaluator.record(run, result)
             adopted += 1
     models = context.history.models
     if models and results:
@@ -199,7 +209,7 @@ def _choose_seed(
 ) -> tuple[int, int | None]:
     """Return the seed of an evaluation, and the block that it comes from.
 
-    A drawn seed stays that of its evaluation: planning it again draws no other.
+    An evaluation that is planned again keeps its first seed.
     """
     config = context.config
     if config.lucky_num is not None:

@@ -1,4 +1,4 @@
-"""Read the subnet at the start of a round, with the commit blocks of revealed commitments.
+"""Read the subnet at the start of a round, with the commit blocks of reveals.
 
 A missed round's start comes from the chain, or from --bootstrap_rounds. The chain drops commit blocks at the reveal.
 """
@@ -35,13 +35,13 @@ class CommitBlockIndex:
         if not missing:
             return
         try:
-            found = self._chain.commit_blocks_of_revealed(missing)
+            commit_blocks = self._chain.commit_blocks_of_revealed(missing)
         except RemoteError as error:
             logger.warning("commit block unknown for {} revealed commitments: {}", len(missing), error)
             late = (newest_block or view.block) - COMMIT_BLOCK_TIMEOUT_BLOCKS
             self.blocks = {**self.blocks, **{item: item[1] for item in missing.items() if item[1] < late}}
             return
-        read = {(hotkey, block): found.get(hotkey, block) for hotkey, block in missing.items()}
+        read = {(hotkey, block): commit_blocks.get(hotkey, block) for hotkey, block in missing.items()}
         self._store.record_commit_blocks(read)
         self.blocks = {**self.blocks, **read}
 
@@ -68,7 +68,11 @@ class SnapshotReader:
         self._failures = 0
 
     def read(self, view: ChainView, start_block: int) -> ChainSnapshot:
-        """Read the subnet at a block, or at a later start if no node and no file has it. Raises: RemoteError."""
+        """Read the subnet at a block, or at a later start if no source has it.
+
+        Raises:
+            RemoteError: If the chain cannot be read.
+        """
         try:
             snapshot = self._read(start_block)
         except RemoteError as error:

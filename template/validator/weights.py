@@ -33,7 +33,7 @@ def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: 
 
 
 def set_weights(context: Context, evaluator: SubmissionEvaluator, current: Round, view: ChainView) -> None:
-    """Record the round's leaderboard and, if the policy says so, submit its weights."""
+    """Record the round's leaderboard and, if the policy allows it, submit its weights."""
     config, store = context.config, context.store
     table = update_table(context, evaluator, current)
     leaderboard = make_leaderboard(context, evaluator, current, table)

@@ -54,7 +54,7 @@ def test_pruning_keeps_every_loss(store: Store, eval_config: EvalConfig) -> None
         record_dataset(store, key, [b"k" * 32], number)
         store.record_evaluation(eval_config, make_evaluation(key), RESULT, now=number)
         store.record_rejection(eval_config, key, Verdict(reason=Reason.EMPTY), now=number)
-        store.record_availability(found=[], missing={key: Absence(first_block=1, last_block=1)}, stands=[])
+        store.record_availability(returned=[], missing={key: Absence(first_block=1, last_block=1)}, stands=[])
     store.record_retry_state(eval_config, make_key("gone"), RetryState(next_at=1.0))
     store.prune_results(keep={bob}, datasets_before=2.0, receipts_before=2.0)
     assert store.dataset_keys(COMPETITION) == set(store.datasets(COMPETITION, 32)) == {bob, carol}

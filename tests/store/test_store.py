@@ -163,12 +163,12 @@ def test_missing_file_marks_the_stand_of_its_round(store: Store) -> None:
 def test_search_for_files_is_recorded_at_once(store: Store) -> None:
     stand, absence = make_stand(E, 20, 60), Absence(first_block=40, last_block=60, rounds=2)
     store.record_stands([stand])
-    store.record_availability(found=[F], missing={E: absence}, stands=[replace(stand, last_block=20)])
+    store.record_availability(returned=[F], missing={E: absence}, stands=[replace(stand, last_block=20)])
     assert store.absences() == {E: absence} and store.stands() == {"a": [replace(stand, last_block=20)]}
     with store.atomic() as db:
         db.execute("CREATE TRIGGER full BEFORE INSERT ON stands BEGIN SELECT RAISE(ABORT, 'no'); END")
     with pytest.raises(sqlite3.IntegrityError):
-        store.record_availability(found=[E], missing={}, stands=[stand])
+        store.record_availability(returned=[E], missing={}, stands=[stand])
     assert store.absences() == {E: absence}, "all or nothing"
 
 
