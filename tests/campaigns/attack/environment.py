@@ -151,7 +151,7 @@ class Environment:
         self.validator.tick()
 
     def pass_rounds(self, count: int = 1) -> None:
-        """Tick until so many rounds that start from now on have closed. Raises: RuntimeError."""
+        """Tick until `count` new rounds have closed. Raises: RuntimeError."""
         period = _POLICY.blocks_per_epoch
         goal = align(self.chain.block(), period) + (count - 1) * period
         for _ in range(_MAX_TICKS):

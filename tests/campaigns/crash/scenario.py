@@ -31,7 +31,7 @@ _INCENTIVES = {
 
 @dataclass(frozen=True)
 class Phase:
-    """The actions before one round, and the rejections, losses and datasets at its end.
+    """The actions before a round, and the expected state at its end.
 
     verdicts: rejections and losses.
     """

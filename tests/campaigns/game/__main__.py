@@ -1,4 +1,4 @@
-"""Play tricks against the rules of pay, and compare each actor's share with its fair share.
+"""Play tricks against the rewards, and compare each share with the fair share.
 
     python -m tests.campaigns.game
     python -m tests.campaigns.game --days 10 --seeds 2 --strategies "equal sets,first mover with a weak set"
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Play and print the table. Raises: ConfigError."""
     command.check_positive(args, "days", "seeds", "workers")
-    names = command.choose("--strategies", args.strategies, list(dict.fromkeys(one.name for one in STRATEGIES)))
+    choices = list(dict.fromkeys(strategy.name for strategy in STRATEGIES))
+    names = command.choose("--strategies", args.strategies, choices)
     incentives = Incentives(reward=args.reward)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     broken = []

@@ -25,7 +25,10 @@ HEADER = f"{'improvement':>11} {'paid':>6} {'rounds until confirmed':>22}"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Games with an improvement of one size. rounds: median until it is confirmed, None if most never are."""
+    """Games with an improvement of one size.
+
+    rounds: median until it is confirmed, None if most never are.
+    """
 
     size: float
     paid: float
@@ -42,7 +45,7 @@ class Outcome:
 
 
 def play(size: float, seed: int, incentives: Incentives) -> int | None:
-    """Publish an improvement, and return the rounds until it is paid; None if it is not within three days."""
+    """Return the rounds until an improvement is paid, None after three days."""
     game = Game(Competition.from_defaults(), incentives, seed)
     others = Researcher(game, "other", 1 + _OTHERS)
     author = Researcher(game, "author")

@@ -1,8 +1,8 @@
 """Miners who do research.
 
 Research finds a dataset every two days. Its value builds on the best public one, and the room to the best possible
-shrinks. What a miner finds and when depends on the seed and its name alone, so an actor has the same finds whatever it
-does with them.
+shrinks. What a miner finds and when depends on the seed and its name alone, so an actor has the same finds in every
+strategy.
 """
 
 import math
@@ -62,16 +62,16 @@ class Researcher:
         rng = random.Random(f"{game.seed} {first}")
         values = [rng.gauss(0.0, ROW_SD) for _ in range(count)]
         mean = math.fsum(values) / count
-        for index, one in enumerate(values):
-            game.values[first + index] = value + one - mean
+        for index, row_value in enumerate(values):
+            game.values[first + index] = value + row_value - mean
             game.noise[first + index] = noise
         return Rows(tuple(range(first, first + count)))
 
     def vary(self, game: Game, rows: Rows, count: int = 1) -> Rows:
         """Replace some rows by new ones of the same value."""
         value = game.competition.bench - game.true_loss(rows)
-        kept = self.other.sample(rows.numbers, ROWS - count)
-        return Rows((*kept, *self.make_rows(game, value, count=count).numbers))
+        unchanged = self.other.sample(rows.numbers, ROWS - count)
+        return Rows((*unchanged, *self.make_rows(game, value, count=count).numbers))
 
     def research(self, game: Game) -> float | None:
         """Return the value of a dataset found in this round, None without."""
@@ -134,5 +134,6 @@ class Researcher:
 def public_rows(game: Game, others: Sequence[str]) -> list[Rows]:
     """Return the datasets of other hotkeys that can be read, newest commitment first."""
     hotkeys = set(others)
-    found = [one for hotkey, one in game.commitments.items() if hotkey not in hotkeys and one.key in game.datasets]
-    return [one.rows for one in sorted(found, key=lambda one: -one.commit_block)]
+    commitments = [commitment for hotkey, commitment in game.commitments.items() if hotkey not in hotkeys]
+    commitments.sort(key=lambda commitment: -commitment.commit_block)
+    return [commitment.rows for commitment in commitments if commitment.key in game.datasets]

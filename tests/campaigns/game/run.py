@@ -1,4 +1,4 @@
-"""Play strategies against four honest miners, and compare the actor's share with its fair share."""
+"""Play strategies against four honest miners, and compare the actor's shares."""
 
 import math
 import statistics
@@ -22,7 +22,7 @@ ERRORS = 2.0
 
 
 class Bound(StrEnum):
-    """What the actor may earn."""
+    """The largest share that the actor may earn."""
 
     NOTHING = "nothing"
     """Its datasets are others'."""
@@ -170,19 +170,19 @@ def play_all(
 ) -> Iterable[Line]:
     """Play every strategy with every seed, and yield the lines in order."""
     strategies = list(strategies)
-    baselines = {HONEST: False, HONEST_SEASONS: True}
-    wanted = [*(one for one in baselines if any(s.is_new_season == baselines[one] for s in strategies)), *strategies]
+    lengths = {strategy.is_new_season for strategy in strategies}
+    wanted = [*(baseline for baseline in (HONEST, HONEST_SEASONS) if baseline.is_new_season in lengths), *strategies]
     with ProcessPoolExecutor(workers) as pool:
         jobs = {
-            (one, seed): pool.submit(play, one, seed, days, incentives)
-            for one in dict.fromkeys(wanted)
+            (strategy, seed): pool.submit(play, strategy, seed, days, incentives)
+            for strategy in dict.fromkeys(wanted)
             for seed in seeds
         }
-        for one in strategies:
-            fair = HONEST_SEASONS if one.is_new_season else HONEST
-            results = [jobs[one, seed].result() for seed in seeds]
+        for strategy in strategies:
+            fair = HONEST_SEASONS if strategy.is_new_season else HONEST
+            results = [jobs[strategy, seed].result() for seed in seeds]
             yield Line(
-                strategy=one,
+                strategy=strategy,
                 shares=[result.share for result in results],
                 fair_shares=[jobs[fair, seed].result().share for seed in seeds],
                 wait=max(result.wait for result in results),

@@ -14,7 +14,7 @@ WEEK_ROUNDS = 7 * ROUNDS_PER_DAY
 
 
 def known_luck(game: Game, rows: Rows, rank_block: int, until: int) -> tuple[float, int]:
-    """Return the mean noise of a dataset's evaluations whose seeds are known, and their number."""
+    """Return the mean noise of the evaluations with known seeds, and their number."""
     numbers = [
         number
         for number in range(1, game.incentives.evaluations + 1)
@@ -33,11 +33,11 @@ class Copier(Researcher):
 
     def act(self, game: Game) -> None:
         for hotkey, rows in zip(self.hotkeys, public_rows(game, self.hotkeys), strict=False):
-            kept = rows.numbers[: self.rows_kept]
+            copied = rows.numbers[: self.rows_kept]
             value = game.competition.bench - game.true_loss(rows)
-            added = self.make_rows(game, value, count=ROWS - len(kept)).numbers if len(kept) < ROWS else ()
+            added = self.make_rows(game, value, count=ROWS - len(copied)).numbers if len(copied) < ROWS else ()
             if self.last.get(hotkey) != rows:
-                game.commit(hotkey, Rows((*kept, *added)))
+                game.commit(hotkey, Rows((*copied, *added)))
                 self.last[hotkey] = rows
 
 
@@ -101,7 +101,7 @@ class HighVariance(EqualSets):
 
 
 class ConfirmAndLeave(EqualSets):
-    """Replaces each confirmed dataset by a weak one, so that its lucky loss is not measured again."""
+    """Replaces each confirmed dataset by a weak one, to keep its lucky loss."""
 
     def offer(self, game: Game) -> None:
         for hotkey, row in ((hotkey, game.rows.get(hotkey)) for hotkey in self.hotkeys):
@@ -160,7 +160,7 @@ class Camper(Flood):
 
 
 class Churn(EqualSets):
-    """Exchanges one row of every dataset as soon as an update counts, and keeps the lucky ones."""
+    """Exchanges a row of each dataset when an update counts; keeps lucky datasets."""
 
     is_choosy = False
 
@@ -177,7 +177,7 @@ class Churn(EqualSets):
 
 
 class NoiseMiner(Churn):
-    """Like Churn, but keeps a dataset whose known seeds are lucky until it is confirmed."""
+    """Like Churn, but keeps a dataset with lucky seeds until it is confirmed."""
 
     is_choosy = True
 
@@ -192,7 +192,7 @@ class RowPerRound(EqualSets):
 
 
 class SealAndPick(EqualSets):
-    """Seals many datasets until all their seeds are known, and lets the luckiest be revealed."""
+    """Seals datasets until all their seeds are known, and reveals the luckiest."""
 
     def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
         super().__init__(game, name, hotkeys)
@@ -241,7 +241,7 @@ class Hoarder(SealAndPick):
 
 
 class Withholder(EqualSets):
-    """Promises a dataset on each hotkey in each round, and uploads those whose first seeds are lucky."""
+    """Commits to a dataset per hotkey and round, and uploads those with lucky seeds."""
 
     def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
         super().__init__(game, name, hotkeys)
@@ -335,13 +335,13 @@ class Deleter(Researcher):
 
 
 class Staircase(Researcher):
-    """Splits each find into steps, each better than the last by little more than epsilon, on hotkeys of their own."""
+    """Splits each find into steps of little more than epsilon, one per hotkey."""
 
     def found(self, game: Game, rows: Rows, value: float) -> None:
         base, step = game.competition.bench - game.frontier, 1.6 * game.incentives.epsilon
         values = [base + step * index for index in range(1, len(self.hotkeys)) if base + step * index < value]
-        for hotkey, one in zip(self.hotkeys, values, strict=False):
-            self.propose(game, hotkey, self.make_rows(game, one))
+        for hotkey, step_value in zip(self.hotkeys, values, strict=False):
+            self.propose(game, hotkey, self.make_rows(game, step_value))
         self.propose(game, self.hotkeys[len(values)], rows)
 
 

@@ -1,4 +1,4 @@
-"""A subnet that follows the product's own rules, with simulated datasets and losses.
+"""A subnet under the rules of the package, with simulated datasets and losses.
 
 A dataset has 20 rows of some value. Its true loss is the competition's bench minus their mean value; an evaluation adds
 noise that its digest and seed decide. Commitments, files and hotkeys are changed by the miners; all that follows from
@@ -34,7 +34,7 @@ SD = 0.01
 ROW_SD = 0.03
 SET_SD = 0.0002
 
-# Rounds after which a missing file is looked for again.
+# Rounds after which the download of a missing file is retried.
 MISSING_RETRY_ROUNDS = 5
 
 
@@ -66,7 +66,10 @@ class Miner(Protocol):
 
 @dataclass
 class Commitment:
-    """A hotkey's commitment. reveal_block: later than commit_block if it is sealed until then."""
+    """A hotkey's commitment.
+
+    reveal_block: later than commit_block if it is sealed until then.
+    """
 
     key: SubmissionKey
     rows: Rows
@@ -144,8 +147,8 @@ class Game:
     @property
     def best_value(self) -> float:
         """The true improvement on bench of the best record."""
-        rows = [self.contents[row.content.key.digest] for row in self.records]
-        return max((self.competition.bench - self.true_loss(one) for one in rows), default=0.0)
+        datasets = [self.contents[row.content.key.digest] for row in self.records]
+        return max((self.competition.bench - self.true_loss(dataset) for dataset in datasets), default=0.0)
 
     def true_loss(self, rows: Rows) -> float:
         return self._true(rows)[0]
@@ -162,13 +165,13 @@ class Game:
         return hashlib.sha256(f"{self.seed} {block}".encode()).hexdigest()
 
     def evaluate(self, rows: Rows, number: int, seed_block: int) -> float:
-        """Return the loss of an evaluation: anybody can compute it once the block is there."""
+        """Return the loss of an evaluation, which anybody can compute after the block."""
         loss, spread = self._true(rows)
         seed = derive_seed(self.block_hash(seed_block), rows.digest, number)
         return loss + random.Random(f"{seed} {rows.digest}").gauss(0.0, spread)
 
     def is_open(self, hotkey: str) -> bool:
-        """Check that the hotkey's dataset has neither its evaluations nor been dropped as hopeless."""
+        """Check that the hotkey's dataset still waits for evaluations."""
         row = self.rows.get(hotkey)
         if row is None or row.reason is not None:
             return False
@@ -224,16 +227,16 @@ class Game:
         """Return the entries of the aligned block, and extend the stands."""
         entries = {}
         for uid, (hotkey, registration) in enumerate(self.registrations.items()):
-            one, last = self.commitments.get(hotkey), self._entries.get(hotkey)
-            if one is None or one.reveal_block <= registration:
+            commitment, last = self.commitments.get(hotkey), self._entries.get(hotkey)
+            if commitment is None or commitment.reveal_block <= registration:
                 continue
-            if one.reveal_block <= self.block:
-                record = CommitmentRecord.parse(one.key.commitment)
-                entries[one.key] = Entry(
-                    key=one.key,
+            if commitment.reveal_block <= self.block:
+                record, commit_block = CommitmentRecord.parse(commitment.key.commitment), commitment.commit_block
+                entries[commitment.key] = Entry(
+                    key=commitment.key,
                     uid=uid,
-                    reveal_block=one.reveal_block,
-                    commit_block=one.commit_block if one.commit_block > registration else one.reveal_block,
+                    reveal_block=commitment.reveal_block,
+                    commit_block=commit_block if commit_block > registration else commitment.reveal_block,
                     registration_block=registration,
                     record=record,
                     rejection=None,
@@ -302,7 +305,7 @@ class Game:
             self._runs.append((self.block, key.hotkey))
 
     def _clean_up(self) -> None:
-        """Shorten the stands, and forget what left, as the validator does after a round."""
+        """Shorten the stands and drop departed hotkeys, like the validator."""
         for hotkey, stands in list(self._stands.items()):
             if hotkey not in self.registrations:
                 del self._stands[hotkey]

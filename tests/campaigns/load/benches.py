@@ -132,7 +132,7 @@ def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             validator.tick()
             return time.perf_counter() - started
 
-        # Files are looked for once all is planned.
+        # Lookups of paid files begin after the downloads.
         ticks_at_rest = 0
         while ticks_at_rest < 8:
             tick(1)

@@ -126,7 +126,7 @@ class History:
         return list(dict.fromkeys(commitment.text for commitment in commitments if commitment.text is not None))
 
     def is_located(self, validator: str, hotkey: str, reveal_block: int, time: float) -> bool:
-        """Return whether the chain had told a validator where a revealed commitment was made."""
+        """Check that a validator had read the commit block of a revealed commitment."""
         return self._located.get((validator, hotkey, reveal_block), math.inf) < time
 
     def file_at(self, repo: str, revision: str, time: float) -> str | None:

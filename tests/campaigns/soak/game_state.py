@@ -1,4 +1,4 @@
-"""The state of the game as one validator knows it, for the reference model."""
+"""The state of the game of one validator, for the reference model."""
 
 import hashlib
 from collections import defaultdict
@@ -48,15 +48,15 @@ class Table:
 
 @dataclass
 class GameState:
-    """What a validator has seen, downloaded and evaluated so far.
+    """The commitments, datasets and losses of one validator.
 
-    runs: of each hotkey. known: rows of each downloaded dataset, by hotkey and text. confirmed: with their ranks.
+    runs: of each hotkey. downloaded: rows by hotkey and text. confirmed: with their ranks.
     """
 
     rules: Rules
     hash_of: Callable[[int], str]
     runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
-    known: dict[str, dict[str, Rows]] = field(default_factory=lambda: defaultdict(dict))
+    downloaded: dict[str, dict[str, Rows]] = field(default_factory=lambda: defaultdict(dict))
     losses: dict[DatasetKey, list[float]] = field(default_factory=lambda: defaultdict(list))
     confirmed: dict[DatasetKey, Entered] = field(default_factory=dict)
     _digests: dict[Rows, str] = field(default_factory=dict)
@@ -71,11 +71,14 @@ class GameState:
         return max(self.runs.get(hotkey, []), key=lambda run: run.first, default=None)
 
     def see(self, block: int, entries: Iterable[Seen], missing: Collection[tuple[str, str]]) -> None:
-        """Note each accepted text at an aligned block. missing: those whose file was missing before."""
+        """Record the accepted texts at an aligned block.
+
+        missing: texts whose file was missing before.
+        """
         period, before = self.rules.blocks_per_epoch, max((run.last for run in self._all_runs()), default=-1)
         runs = []
         for hotkey, text, reveal, commit, registration in entries:
-            is_missing, is_known = (hotkey, text) in missing, text in self.known[hotkey]
+            is_missing, is_known = (hotkey, text) in missing, text in self.downloaded[hotkey]
             if is_missing and is_known:
                 continue
             run = self.newest(hotkey)
@@ -107,16 +110,16 @@ class GameState:
                 continue
             runs.sort(key=lambda run: run.first)
             newest, by_first = runs[-1], {run.first: run for run in runs}
-            versions = find_versions([Run(**vars(run)) for run in runs], self.known[hotkey], self.rules)
-            kept = []
+            versions = find_versions([Run(**vars(run)) for run in runs], self.downloaded[hotkey], self.rules)
+            shortened = []
             for version in versions:
                 first = by_first[version.first]
-                kept.append(Run(**{**vars(first), "text": version.text, "last": version.last}))
-            if not kept or (kept[-1].text, kept[-1].last) != (newest.text, newest.last):
-                kept.append(newest)
+                shortened.append(Run(**{**vars(first), "text": version.text, "last": version.last}))
+            if not shortened or (shortened[-1].text, shortened[-1].last) != (newest.text, newest.last):
+                shortened.append(newest)
             if hotkey not in hotkeys:
-                kept = [run for run in kept if run.last >= before_block]
-            self.runs[hotkey] = kept
+                shortened = [run for run in shortened if run.last >= before_block]
+            self.runs[hotkey] = shortened
 
     def table(
         self,
@@ -131,7 +134,7 @@ class GameState:
         readable: dict[str, int] = {}
         candidates: dict[DatasetKey, Entered] = {}
         for hotkey, runs in self.runs.items():
-            versions = find_versions([Run(**vars(run)) for run in runs], self.known[hotkey], self.rules)
+            versions = find_versions([Run(**vars(run)) for run in runs], self.downloaded[hotkey], self.rules)
             if not versions or registrations.get(hotkey, versions[0].registration) != versions[0].registration:
                 continue
             text = accepted.get(hotkey)

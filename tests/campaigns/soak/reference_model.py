@@ -148,14 +148,14 @@ class ReferenceModel:
     def _commit_block(
         self, opened: Row, hotkey: str, block: int, sealed_block: int | None, registration: Registration
     ) -> int:
-        """Return where a text was committed; a sealed one by its reveal while no node says."""
+        """Return the commit block of a text, or its reveal block until that is read."""
         if sealed_block is None or sealed_block <= registration.block:
             return block
         is_located = self.history.is_located(self.validator, hotkey, block, opened["started_at"])
         return sealed_block if is_located else block
 
     def _on_closed(self, _: float, closed: Row) -> None:
-        """Forget what never counted, as the validator does after each round."""
+        """Drop texts that never counted, like the validator after each round."""
         if closed["opened_block"] >= closed["end_block"]:
             self.counts["rounds caught up"] += 1
             if any(row["round_id"] == closed["id"] and not row["is_repeat"] for row in self.state["weight_intents"]):
@@ -177,11 +177,11 @@ class ReferenceModel:
         if content is None or content.fault is not None:
             self.report("verdict", key_of(row), "passed its checks, and is", content and content.fault)
             return
-        self.game.known[row["hotkey"]][row["text"]] = frozenset(content.rows[: self.rules.curve.rows])
+        self.game.downloaded[row["hotkey"]][row["text"]] = frozenset(content.rows[: self.rules.curve.rows])
         self.counts["datasets"] += 1
 
     def _on_rows_pruned(self, _: float, row: Row) -> None:
-        self.game.known[row["hotkey"]].pop(row["text"], None)
+        self.game.downloaded[row["hotkey"]].pop(row["text"], None)
 
     def _on_missed(self, _: float, row: Row) -> None:
         self.counts["missed"] += 1
@@ -211,7 +211,7 @@ class ReferenceModel:
         sha256 = self.history.file_at(repo, revision, time)
         if sha256 is not None:
             return self.history.contents[sha256].fault
-        if row["text"] in self.game.known[row["hotkey"]]:
+        if row["text"] in self.game.downloaded[row["hotkey"]]:
             return "known"
         if len(revision) == 40:
             return "missing_file" if self.history.has_commit(repo, revision) else "missing_repo"
@@ -247,17 +247,17 @@ class ReferenceModel:
         expected = plan(table.originals, table.ledger, game.losses, recent, start, self.rules)
         names = ("hotkey", "entry", "digest", "number", "lucky_num", "seed_block")
         actual = {item["position"]: tuple(item[name] for name in names) for item in self._plans[row["round"]]}
-        lines = {position: self._planned_line(one, table) for position, one in enumerate(expected)}
+        lines = {position: self._planned_line(planned, table) for position, planned in enumerate(expected)}
         self.compare("plan of round", row["round"], actual, lines)
         self.counts["planned"] += len(expected)
 
-    def _planned_line(self, one: Planned, table: Table) -> tuple[object, ...]:
-        entered, digest = one.entered, self.game.digest_of(one.entered.rows)
-        seed = seed_of(self._hash_of(one.seed_block), digest, one.number)
-        return entered.hotkey, table.texts[entered.key], digest, one.number, seed, one.seed_block
+    def _planned_line(self, planned: Planned, table: Table) -> tuple[object, ...]:
+        entered, digest = planned.entered, self.game.digest_of(planned.entered.rows)
+        seed = seed_of(self._hash_of(planned.seed_block), digest, planned.number)
+        return entered.hotkey, table.texts[entered.key], digest, planned.number, seed, planned.seed_block
 
     def _on_evaluated(self, _: float, row: Row) -> None:
-        rows = self.game.known[row["hotkey"]].get(row["entry"])
+        rows = self.game.downloaded[row["hotkey"]].get(row["entry"])
         plans = (
             [item for item in self._plans[self._current["id"]] if key_of(item) == key_of(row)] if self._current else []
         )
@@ -330,7 +330,7 @@ class ReferenceModel:
         self.counts["ledger lines"] += len(expected)
 
     def _undecided(self, table: Table) -> set[str]:
-        """Return the hotkeys whose dataset is older than the first round, and not evaluated to the end."""
+        """Return the hotkeys of unfinished datasets older than the first round."""
         season, losses = self.state["rounds"][0]["start_block"], self.game.losses
         confirmed = {line.entered.key for line in table.ledger}
         return {
@@ -342,7 +342,7 @@ class ReferenceModel:
         }
 
     def _check_shares(self, intent: Row, lines: Mapping[str, Line], table: Table) -> None:
-        """Check shares: of the credits, or the last ones before anything is confirmed, or burned."""
+        """Check that shares follow the credits, repeat the last ones, or are burned."""
         expected, has_ledger, last = shares_of(_paid(lines)), bool(self.game.confirmed), self.last_accepted(intent)
         last_shares = {} if last is None else json.loads(last["shares"])
         if not self._undecided(table).isdisjoint(last_shares):

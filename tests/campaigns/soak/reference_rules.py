@@ -1,4 +1,4 @@
-"""The rules of the game, written again in the plainest way from docs/incentives.md."""
+"""A second, plain implementation of the rules in docs/incentives.md."""
 
 import hashlib
 import json
@@ -112,15 +112,18 @@ def next_aligned(block: int, period: int) -> int:
     return math.ceil(block / period) * period
 
 
-def find_versions(runs: Iterable[Run], known: Mapping[str, frozenset[int]], rules: Rules) -> list[Version]:
-    """Return a hotkey's datasets since it registered, oldest first; runs of the same rows without a gap are one."""
+def find_versions(runs: Iterable[Run], datasets: Mapping[str, frozenset[int]], rules: Rules) -> list[Version]:
+    """Return a hotkey's versions since it registered, oldest first.
+
+    Runs of the same rows without a gap are one version.
+    """
     period, versions = rules.blocks_per_epoch, list[Version]()
     registration = max((run.registration for run in runs), default=0)
     counted: Version | None = None
     for run in sorted(runs, key=lambda run: run.first):
-        if run.text not in known or run.registration != registration:
+        if run.text not in datasets or run.registration != registration:
             continue
-        rows, newest = known[run.text], versions[-1] if versions else None
+        rows, newest = datasets[run.text], versions[-1] if versions else None
         is_same = newest is not None and newest.rows == rows and run.first <= newest.last + period
         if newest is not None and is_same and not run.missing:
             newest.text, newest.last = run.text, run.last
@@ -141,7 +144,10 @@ def find_versions(runs: Iterable[Run], known: Mapping[str, frozenset[int]], rule
 
 
 def shields(versions: Sequence[Version], text: str | None) -> list[Version]:
-    """Return the versions that share too much with the hotkey's present one, or its newest known, and that one."""
+    """Return the present version and those that share too many rows with it.
+
+    The newest version is taken if `text` is not among them.
+    """
     if not versions:
         return []
     present = next((version for version in reversed(versions) if version.text == text), versions[-1])
@@ -159,7 +165,7 @@ def most_shared(rows: int) -> int:
 
 
 def find_duplicates(candidates: Iterable[Entered]) -> set[tuple[str, frozenset[int]]]:
-    """Return the datasets that share too many of their own rows with an earlier original of another."""
+    """Return the datasets that share too many rows with another's earlier original."""
     originals: list[Entered] = []
     duplicates = set()
     for candidate in sorted(candidates, key=lambda candidate: candidate.public):
@@ -224,7 +230,10 @@ def plan(
     block: int,
     rules: Rules,
 ) -> list[Planned]:
-    """Return a round's evaluations: of newcomers, some of records, half of datasets in progress, other first ones."""
+    """Plan the evaluations of a round.
+
+    In turn: newcomers, some of records, half of datasets in progress, other first evaluations, and the rest.
+    """
 
     def runs(dataset: Entered) -> Sequence[float]:
         return losses.get(dataset.key, ())
@@ -261,7 +270,7 @@ def plan(
         (of_started, rules.slots),
         (of_records, rules.slots),
     ):
-        left = [one for one in queue if one not in chosen]
+        left = [planned for planned in queue if planned not in chosen]
         chosen += left[: min(most, rules.slots - len(chosen))]
     return chosen
 

@@ -28,7 +28,7 @@ from tests.fixtures.faulty_hub import FaultyHub
 
 
 def audit(folder: Path, *, replays: int, has_files: bool = True) -> tuple[dict[str, Counter[str]], list[str]]:
-    """Recompute a run, with some losses, and audit its round files; return counts and disagreements."""
+    """Recompute a run and audit its round files; return counts and disagreements."""
     history = History(folder)
     rules = _read_rules(folder / "competition.yaml")
     summary, findings = {"events": history.events}, list(history.failures)
