@@ -178,7 +178,8 @@ print(json.dumps({"before": before, "after": after, "losses": losses}))
 
 def test_order_of_a_files_rows_does_not_change_the_loss(bench: Bench, tmp_path: Path) -> None:
     rows = make_rows(13, seed=1)
-    losses = {bench.run(data_dir=write_rows(tmp_path / str(at), rows[at:] + rows[:at])).loss for at in (0, 1, 7)}
+    orders = [rows[start:] + rows[:start] for start in (0, 1, 7)]
+    losses = {bench.run(data_dir=write_rows(tmp_path / str(index), order)).loss for index, order in enumerate(orders)}
     assert losses == {bench.run(data_dir=write_rows(tmp_path / "reversed", rows[::-1])).loss}
 
 

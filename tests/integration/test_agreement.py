@@ -1,6 +1,6 @@
-"""Two validators with seeds from the chain set identical weights, whenever they started.
+"""Two validators with seeds from the chain set identical weights.
 
-Both train the tiny model in worker processes; this process makes the blocks.
+The second starts later. Both train the tiny model in worker processes; this process makes the blocks.
 """
 
 import time
@@ -116,7 +116,7 @@ def run_round(net: Net, *posts: Post) -> None:
 
 
 def play_ten_rounds(net: Net, first: Post) -> None:
-    """An author updates, a copy of the first version stays, a file is committed again, a miner joins."""
+    """Play ten rounds with an update, a copy, a repeated commit and a new miner."""
     net.submit("alice", SMALL)
     run_round(net, first)
     net.submit("bob", POOL[:60])

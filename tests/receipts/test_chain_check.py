@@ -1,4 +1,4 @@
-"""The weights of a subnet with commit-reveal, compared with what its chain shows at and after their reveal."""
+"""Weights under commit-reveal, compared with the chain at and after the reveal."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ assert HEADER.weights[0].included_block == COMMITTED
 
 
 class TimelockedChain:
-    """A chain whose newest block is `newest`: weights of block 39 are revealed in block 55."""
+    """A chain at block `newest`, with the weights of block 39 revealed in block 55."""
 
     def __init__(self, newest: int, revealed: Mapping[int, int], commits: tuple[int, ...] = (COMMITTED,)) -> None:
         self.newest = newest

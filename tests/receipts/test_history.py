@@ -17,7 +17,7 @@ PAID = FIRST.table[0].hotkey
 
 
 def next_season(shares: Mapping[str, float], *, paid: Mapping[str, float] | None = None) -> RoundHeader:
-    """The next round under another model, in which nobody is evaluated yet, and these shares were submitted."""
+    """Make the next round under another model, before any evaluation."""
     start = FIRST.start_block + PERIOD
     blank = {"runs": 0, "mean": None, "spread": None, "loss": None, "score": 0.0, "credit": 0.0}
     return dataclasses.replace(
@@ -47,7 +47,7 @@ def test_last_shares_in_a_new_season_are_no_fault() -> None:
     assert kinds(next_season(LAST_SHARES)) == set()
 
 
-def test_last_shares_before_the_tables_in_a_new_season_are_no_fault() -> None:
+def test_last_shares_in_place_of_a_new_seasons_are_no_fault() -> None:
     assert kinds(next_season(LAST_SHARES, paid={PAID: 1.0})) == set()
 
 
@@ -57,7 +57,7 @@ def test_other_shares_in_a_new_season_are_found(shares: Mapping[str, float]) -> 
 
 
 def test_shares_that_are_not_the_tables_are_found() -> None:
-    """Nobody waits for an evaluation, so the table's shares count."""
+    """The shares of the table count, as no dataset waits for an evaluation."""
     line = dataclasses.replace(FIRST.weights[0], shares={PAID: 1.0})
     findings = find_lies(dataclasses.replace(FIRST, weights=(line,)), receipts=RECEIPTS)
     assert (Kind.INCONSISTENT, "weights of block 38: the shares are not those of the table") in findings

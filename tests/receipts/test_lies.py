@@ -21,14 +21,14 @@ def season(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Season]:
 
 
 def texts(findings: list[Finding], kind: Kind) -> list[str]:
-    """Return the findings of a kind, and check that it is the audit's status or hidden by an earlier one."""
+    """Return the texts of the findings of a kind."""
     return [finding.text for finding in findings if finding.kind is kind]
 
 
 def row(content: dict[str, Any], part: str, hotkey: str) -> dict[str, Any]:
     """Return a hotkey's last line in a part of a header."""
-    found: dict[str, Any] = next(line for line in reversed(content[part]) if line["hotkey"] == hotkey)
-    return found
+    last: dict[str, Any] = next(line for line in reversed(content[part]) if line["hotkey"] == hotkey)
+    return last
 
 
 def drop(part: str, hotkey: str) -> Edit:
@@ -58,7 +58,7 @@ def test_each_kind_has_a_status_of_its_own() -> None:
 
 
 def test_other_weights_on_chain_are_found(season: Season) -> None:
-    """The file tells of weights for a friend, and the chain has those of the table."""
+    """The file names weights for a friend, and the chain has the table's weights."""
     uid = str(season.net.uid("bob"))
     lie = season.find({60: lambda content: content["weights"][0].update(weights={uid: 1.0}, sent={uid: 65535})})
     assert any("on chain they are {2: 65535}, in the file {3: 65535}" in text for text in texts(lie, Kind.WEIGHTS))
@@ -111,7 +111,7 @@ def without_own_weights(file: RoundFile) -> Any:
 
 
 def unpaid(shares: dict[str, float]) -> Edit:
-    """A round in which nobody has a share, and these were submitted."""
+    """Edit a round to have no shares in its table, and submit these."""
 
     def edit(content: dict[str, Any]) -> None:
         for line in content["table"]:
@@ -171,7 +171,7 @@ def test_rival_refused_for_its_commitment_is_found(season: Season, reason: Reaso
 
 
 def test_rival_called_missing_is_a_note(season: Season) -> None:
-    """Nobody can show later that a file was there."""
+    """A validator cannot prove later that a file was present."""
     report = season.check(season.edited({140: accused(season, "bob", reason="missing_file", digest=None)}))
     assert f"{season.net.hotkey('bob')}: missing_file in the table, and the Hub has its file now" in report.notes
 
@@ -337,7 +337,7 @@ def test_evaluation_outside_the_plan_is_found(season: Season) -> None:
 
 
 def test_evaluation_left_out_of_the_plan_is_found(season: Season) -> None:
-    """A rival waits for its first run, and the table says so."""
+    """A rival waits for its first run in the table too."""
     hotkey = season.net.hotkey("bob")
 
     def starve(content: dict[str, Any]) -> None:

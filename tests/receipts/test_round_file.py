@@ -42,7 +42,7 @@ def test_round_file_reads_back_whole(path: Path) -> None:
     ]
     assert [
         (line.hotkey, line.digest, line.number, line.lucky_num, line.seed_block) for line in header.evaluations
-    ] == [(one.key.hotkey, one.digest, one.number, one.lucky_num, one.seed_block) for one in current.evaluations or ()]
+    ] == [(run.key.hotkey, run.digest, run.number, run.lucky_num, run.seed_block) for run in current.evaluations or ()]
     assert [(line.reason, line.loss, line.weight) for line in header.table] == [
         (row.reason, row.loss, row.weight) for row in ACCOUNT.standings
     ]
@@ -52,7 +52,7 @@ def test_round_file_reads_back_whole(path: Path) -> None:
 
 def test_round_file_keeps_receipts_in_the_order_of_the_plan(path: Path) -> None:
     hotkeys = [receipt.submission.hotkey for receipt in read_round(path).receipts if receipt.submission]
-    assert hotkeys == [one.key.hotkey for one in ACCOUNT.round.evaluations or ()]
+    assert hotkeys == [evaluation.key.hotkey for evaluation in ACCOUNT.round.evaluations or ()]
 
 
 def test_honest_round_file_has_neither_faults_nor_remarks(path: Path) -> None:

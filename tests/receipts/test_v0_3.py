@@ -1,4 +1,4 @@
-"""Receipts of release 0.3 verify and keep their bytes; its round files are refused."""
+"""Receipts of release 0.3 keep their bytes and verify; round files are refused."""
 
 import json
 from pathlib import Path

@@ -164,7 +164,7 @@ def test_duplicate_error_names_the_original_and_pickles() -> None:
 
 
 def related(*rows: range, current: int | None = None, last_block: int = 0) -> list[int]:
-    """The numbers of the versions that count, of one hotkey that had these rows in turn."""
+    """Return the numbers of the versions that count, for these rows in turn."""
     texts = [make_key("a", commit=f"{number:040x}") for number in range(len(rows))]
     contents = {text: make_dataset(own) for text, own in zip(texts, rows, strict=True)}
     stands = [make_stand(text, 10 * number) for number, text in enumerate(texts)]
@@ -174,7 +174,7 @@ def related(*rows: range, current: int | None = None, last_block: int = 0) -> li
     return [texts.index(version.key) for version in related_versions(versions, key, contents)]
 
 
-def test_version_that_shares_too_much_with_the_current_one_counts() -> None:
+def test_version_too_close_to_the_current_one_counts() -> None:
     assert related(range(250), range(500, 750), range(100, 350), current=2) == [0, 2]
     assert related(range(250), range(500, 750), range(150, 400), current=2) == [2], "100 of 250 rows"
     assert related(range(250), range(600, 610), range(200, 600), current=2) == [2]

@@ -18,7 +18,7 @@ PERIOD = 360
 
 def plan(*contents: Content, block: int = 90 * PERIOD, recent: dict[str, int] | None = None, **rules: Any) -> list[str]:
     """The planned evaluations, as hotkey and number."""
-    return [f"{one.content.key.hotkey}{one.number}" for one in planned(*contents, block=block, recent=recent, **rules)]
+    return [f"{run.content.key.hotkey}{run.number}" for run in planned(*contents, block=block, recent=recent, **rules)]
 
 
 def planned(
@@ -68,9 +68,9 @@ def test_evaluation_waits_for_the_block_of_its_seed() -> None:
     assert plan(content, block=12 * PERIOD) == ["a4", "a5"]
 
 
-def test_seeds_of_a_dataset_that_returned_are_those_of_its_first_stand() -> None:
+def test_returned_dataset_keeps_the_seeds_of_its_first_stand() -> None:
     content = make_content("a", 50 * PERIOD, [2.5] * 2, seed_block=10 * PERIOD)
-    assert [one.seed_block for one in planned(content)] == [11 * PERIOD, 11 * PERIOD]
+    assert [evaluation.seed_block for evaluation in planned(content)] == [11 * PERIOD, 11 * PERIOD]
 
 
 def test_newcomers_come_first_and_wait_for_nobody() -> None:
@@ -124,7 +124,7 @@ def test_every_newcomer_has_its_turn_in_time(waiting: int) -> None:
     newcomers = [make_content(f"n{number}", 100 + number) for number in range(waiting)]
     recent = {content.key.hotkey: 1 for content in started}
     for _ in range(-(-waiting // 30)):
-        done = {one.content.key for one in planned(*started, *newcomers, recent=recent, slots=30)}
+        done = {evaluation.content.key for evaluation in planned(*started, *newcomers, recent=recent, slots=30)}
         newcomers = [content for content in newcomers if content.key not in done]
     assert newcomers == []
 

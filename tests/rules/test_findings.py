@@ -1,4 +1,4 @@
-"""What broke under the rules of 0.3: each test is one of the faults that were found."""
+"""Faults of the rules of release 0.3, one per test."""
 
 import hashlib
 from collections.abc import Callable
@@ -143,7 +143,7 @@ def test_row_orders_are_one_dataset_with_one_seed() -> None:
         game.commit("a", [*FULL[order:], *FULL[:order]])
         game.play()
     assert len(game.losses) == 1
-    blocks = [(one.number, one.seed_block) for _, one in game.played]
+    blocks = [(evaluation.number, evaluation.seed_block) for _, evaluation in game.played]
     assert blocks == [(1, PERIOD), (2, PERIOD), (3, 2 * PERIOD), (4, 2 * PERIOD)]
 
 
@@ -163,7 +163,7 @@ def test_old_texts_do_not_take_the_turn_of_a_newcomer() -> None:
 
 
 def seeds_of(game: Game, hotkey: str) -> list[tuple[int, int]]:
-    return [(one.number, one.seed_block) for _, one in game.played if one.content.key.hotkey == hotkey]
+    return [(run.number, run.seed_block) for _, run in game.played if run.content.key.hotkey == hotkey]
 
 
 def test_same_rows_under_another_commit_draw_no_other_seed() -> None:
@@ -212,13 +212,13 @@ def test_equal_datasets_of_many_hotkeys_earn_what_one_earns(hotkeys: int) -> Non
         game.commit(f"k{number}", range(1000 + 300 * number, 1250 + 300 * number))
     game.play(12)
     shares = game.shares()
-    one = Game()
-    one.loss_of = game.loss_of
-    one.commit("honest", FULL)
-    one.play(3)
-    one.commit("k0", range(1000, 1250))
-    one.play(12)
-    assert sum(share for hotkey, share in shares.items() if hotkey != "honest") == pytest.approx(one.shares()["k0"])
+    fair = Game()
+    fair.loss_of = game.loss_of
+    fair.commit("honest", FULL)
+    fair.play(3)
+    fair.commit("k0", range(1000, 1250))
+    fair.play(12)
+    assert sum(share for hotkey, share in shares.items() if hotkey != "honest") == pytest.approx(fair.shares()["k0"])
 
 
 def test_datasets_worse_than_the_benchmark_earn_nothing() -> None:
@@ -301,10 +301,10 @@ def test_seed_follows_from_block_dataset_and_number() -> None:
     game = Game()
     game.commit("a", FULL)
     game.play(2)
-    _, one = game.played[-1]
-    seed = derive_seed(game.block_hash(one.seed_block), one.content.key.digest, one.number)
-    assert seed != derive_seed(game.block_hash(one.seed_block), one.content.key.digest, one.number + 1)
-    assert one.seed_block % PERIOD == 0 and PERIOD <= one.seed_block <= game.block
+    _, run = game.played[-1]
+    seed = derive_seed(game.block_hash(run.seed_block), run.content.key.digest, run.number)
+    assert seed != derive_seed(game.block_hash(run.seed_block), run.content.key.digest, run.number + 1)
+    assert run.seed_block % PERIOD == 0 and PERIOD <= run.seed_block <= game.block
 
 
 @pytest.mark.parametrize("reward", [Reward.IMPROVEMENT, Reward.WINNER])

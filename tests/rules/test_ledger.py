@@ -32,7 +32,7 @@ RULES = Incentives(evaluations=4, hold=8, sd=0.01, epsilon=0.005, half_life_bloc
 
 @dataclass(frozen=True)
 class Row:
-    """What `make_shares` reads of a row of the leaderboard."""
+    """The columns of the leaderboard that `make_shares` reads."""
 
     hotkey: str
     credit: float = 0.0
@@ -111,7 +111,7 @@ def test_dataset_is_dropped_when_a_record_is_unlikely(loss: float, runs: int, is
     assert not is_hopeless(make_content("b", 20), rows, COMPETITION, RULES)
 
 
-def test_dataset_with_a_score_is_not_dropped_where_scores_are_paid() -> None:
+def test_dataset_with_a_score_is_kept_where_scores_are_paid() -> None:
     rules = replace(RULES, reward=Reward.PROPORTIONAL)
     rows = read(make_content("a", 10, [2.41] * 4))
     assert not is_hopeless(make_content("b", 20, [2.79]), rows, COMPETITION, rules)
@@ -150,7 +150,7 @@ def test_shares_are_the_credits_normalised() -> None:
     assert make_shares([Row("c", score=1.0)], [], {}, RULES) == {}
 
 
-def test_proportional_shares_are_the_scores_of_confirmed_datasets() -> None:
+def test_proportional_shares_follow_scores_of_confirmed_datasets() -> None:
     rules = replace(RULES, reward=Reward.PROPORTIONAL)
     rows = [Row("a", score=0.6), Row("b", score=0.2), Row("c", score=0.9, runs=3), Row("d", reason=Reason.DUPLICATE)]
     assert make_shares(rows, [], {}, rules) == {"a": pytest.approx(0.75), "b": pytest.approx(0.25)}

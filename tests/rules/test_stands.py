@@ -35,7 +35,7 @@ def test_block_is_aligned_to_the_next_multiple(block: int, aligned: int) -> None
     assert align(block, 10) == aligned
 
 
-def test_stand_begins_at_the_first_aligned_block_after_the_commit() -> None:
+def test_stand_begins_at_the_aligned_block_after_the_commit() -> None:
     assert extend(None, 10) == make_stand(T1, 10, commit_block=8)
     assert extend(None, 50) == make_stand(T1, 10, 50, commit_block=8), "a validator that starts later"
 
@@ -93,7 +93,7 @@ def test_another_commit_of_the_same_rows_changes_nothing() -> None:
     assert (version.key, version.rank_block, version.commit_block, version.last_block) == (T2, 10, 8, 50)
 
 
-def test_dataset_that_returns_ranks_by_its_return_and_keeps_seeds() -> None:
+def test_returning_dataset_ranks_by_its_return_and_keeps_seeds() -> None:
     first, _, again = versions_of(make_stand(T1, 10), make_stand(T2, 20), make_stand(T1, 30, 40))
     assert first.rank_block == 10
     assert (again.rank_block, again.seed_block) == (30, 10)
@@ -155,11 +155,11 @@ def test_shortened_stands_give_the_same_versions(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("update_blocks", "kept"), [(0, [*range(8), *range(236, 300)]), (10**6, [0, *range(292, 300)])]
+    ("update_blocks", "expected"), [(0, [*range(8), *range(236, 300)]), (10**6, [0, *range(292, 300)])]
 )
-def test_many_versions_keep_the_first_and_the_last(update_blocks: int, kept: list[int]) -> None:
+def test_many_versions_keep_the_first_and_the_last(update_blocks: int, expected: list[int]) -> None:
     texts = [make_key("a", commit=f"{number:040x}") for number in range(300)]
     contents: dict[SubmissionKey, Dataset] = {text: make_dataset([number]) for number, text in enumerate(texts)}
     stands = [make_stand(text, 10 * number) for number, text in enumerate(texts)]
     versions = find_versions(stands, contents, period=10, update_blocks=update_blocks)
-    assert [texts.index(version.key) for version in versions] == kept
+    assert [texts.index(version.key) for version in versions] == expected

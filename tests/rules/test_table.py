@@ -1,4 +1,4 @@
-"""The table of the game: who is present, who copied whom, and what is in the ledger."""
+"""The table of the game: present datasets, duplicates and the ledger."""
 
 import random
 import time
@@ -110,7 +110,7 @@ def test_sealed_update_counts_from_its_commit_and_costs_no_round() -> None:
     assert ranks(game.play()) == {"a": 23 * PERIOD}
 
 
-def test_ledger_entry_that_turns_out_a_duplicate_leaves_the_ledger() -> None:
+def test_ledger_entry_found_to_be_a_duplicate_leaves_the_ledger() -> None:
     game = Game()
     sealed = make_key("author", commit="5" * 64).commitment
     game.files[sealed] = make_dataset(FULL)

@@ -1,4 +1,4 @@
-"""What the state file forgets, and what it never does."""
+"""Rows that the state file prunes, and rows that it keeps forever."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""State files of release 0.3 open: weights, rejections and commit blocks stay, and losses go."""
+"""State files of release 0.3 open with their weights and without losses."""
 
 import gzip
 import hashlib
@@ -47,7 +47,7 @@ def read_round(store: Store, number: int) -> dict[str, Any]:
 
 @pytest.fixture(params=list(CONTENT))
 def old(request: pytest.FixtureRequest, path: Path) -> dict[str, Any]:
-    """What 0.3 read from the state at `path`, which has been opened once."""
+    """Return the content of the 0.3 state at `path`, which has been opened once."""
     path.parent.mkdir()
     path.write_bytes(CONTENT[request.param])
     Store(path).close()

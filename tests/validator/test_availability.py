@@ -1,4 +1,4 @@
-"""Files that are paid must stay readable: what a day without them costs, and what a fault of the Hub does not."""
+"""Paid files must stay readable: a missing day costs pay, a Hub fault does not."""
 
 import shutil
 from collections.abc import Iterator

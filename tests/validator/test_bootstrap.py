@@ -1,4 +1,4 @@
-"""A validator that starts late, without an archive node, from the round files of another."""
+"""A validator that starts late from round files, without an archive node."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A validator that starts late, or was away, arrives at the state of one that was not."""
+"""A validator that starts late or was offline arrives at the same state."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def open_game(net: Net, name: str = "validator", *, start_block: int = 0, **chan
 
 
 def run_side_by_side(rounds: int, *benches: Bench) -> None:
-    """Tick in turn until each has closed this many rounds more of those that were not over when they opened."""
+    """Tick in turn until each has closed `rounds` more rounds that it opened in time."""
     goals = {id(bench): live_rounds(bench) + rounds for bench in benches}
     while waiting := [bench for bench in benches if live_rounds(bench) < goals[id(bench)]]:
         for bench in waiting:
@@ -137,7 +137,7 @@ class Crash(BaseException):
 
 
 def crash_at(bench: Bench, write: int, *, is_recorded: bool) -> None:
-    """Kill the validator at its n-th write to the state, before or after it is recorded."""
+    """Kill the validator at its n-th state write, before or after the commit."""
     atomic, left = bench.store.atomic, [write]
 
     @contextmanager

@@ -11,7 +11,7 @@ PERIOD = 20
 
 
 def test_missed_round_takes_the_same_few_reads(net: Net) -> None:
-    """Sixty days of rounds are 1,200: 16,800 reads here, most of which the client answers from its own cache."""
+    """Sixty days are 1,200 rounds and 16,800 reads, most from the client's cache."""
     net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     net.align(PERIOD)

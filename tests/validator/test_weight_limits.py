@@ -1,4 +1,4 @@
-"""Weights that meet the chain's limits: recorded as they were sent, or told why not."""
+"""Weights at the chain's limits: recorded as sent, or refused with a reason."""
 
 from template.receipts.files import read_round
 from tests.fixtures.logs import log_lines
