@@ -3,14 +3,14 @@
     python neurons/miner.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey \\
         --hf_repo_id me/my-dataset --dataset_path data.jsonl
 
-The commitment names a digest of the file, and the file is uploaded once the commitment is final: nobody can copy it and
-commit first. With --seal the commitment is on chain at once, but encrypted until shortly before the validators' next
-round. The file stays on this machine until then: keep the miner running, it waits and uploads. After any interruption
-repeat the same command; it continues, and commits nothing twice.
+The commitment names a digest of the file, and the upload follows once the commitment is final, so a copy of the file
+always commits later. With --seal the commitment is on chain at once, but encrypted until shortly before the validators'
+next round. The file stays on this machine until then: keep the miner running, it waits and uploads. After any
+interruption repeat the same command; it continues, and commits nothing twice.
 
 The Hub token comes from HF_TOKEN or the login of the Hub's own tools. Exit status: 0 the commitment is final and the
 file public, 1 declined, 2 or 3 wrong command line or setting, 4 this machine failed, 5 the Hub or the chain did not
-answer, 6 a validator would reject the dataset (the message says why).
+answer, 6 a validator would reject the dataset (the message has the reason).
 """
 
 import argparse

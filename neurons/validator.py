@@ -180,7 +180,10 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
 def read_bootstrap(
     args: argparse.Namespace, config: "ValidatorConfig", hyperparameters_digest: str, state_dir: Path
 ) -> "RoundHistory":
-    """Return the checked round files of --bootstrap_rounds. Raises: ConfigError, RemoteError."""
+    """Return the checked round files of --bootstrap_rounds.
+
+    Raises: ConfigError, RemoteError.
+    """
     from template.chain.client import verify_signature
     from template.hub.repo_files import download_files
     from template.receipts.files import MAX_FILE_BYTES
@@ -262,7 +265,10 @@ def make_update() -> Callable[[], bool]:
 
 
 def make_incentives(args: argparse.Namespace) -> Incentives:
-    """Return the competition's rules of reward, with the flags that replace some. Raises: ConfigError."""
+    """Return the competition's incentives, with flags overriding some of them.
+
+    Raises: ConfigError.
+    """
     chosen = {}
     for flag, name, value in (
         ("blocks_per_epoch", "blocks_per_epoch", args.blocks_per_epoch),

@@ -1,17 +1,18 @@
-"""Audits a validator's round files: signatures, arithmetic, ranks, weights on chain, replayed losses.
+"""Check a validator's round files, weights on chain and losses.
 
     python scripts/audit.py round-96-4321000-5Ef1ucvE.jsonl
     python scripts/audit.py rounds/ --sample 3
     python scripts/audit.py rounds/ --sample 3 --subtensor.network finney
 
-Needs no wallet. Prints the findings of each file, then a line for each replayed receipt: identical, differs by how
-much, not comparable and why, or cannot be fetched and why. Replays only receipts of the competition, model and
-hyperparameters named here. The result goes to stdout, progress and logs to stderr. Exit status, the first that applies:
+Checks signatures, arithmetic and ranks, and replays losses. Needs no wallet. Prints the findings of each file, then a
+line for each replayed receipt: identical, differs by how much, not comparable and why, or cannot be fetched and why.
+Replays only receipts of the competition, model and hyperparameters named here. The result goes to stdout, progress and
+logs to stderr. Exit status, the first that applies:
 9 a signature is missing, false or of another signer; 7 a loss differs, or a file is damaged or contradicts itself;
 11 weights on chain are not the file's; 12 weights submitted again are no earlier ones; 13 a refusal is false; 14 a
 receipt is in no file; 15 a seed is of another block or source; 16 the entries are not the chain's; 17 a rank does not
-follow from the chain; 18 an evaluation is not in the plan; 19 a mean is not that of its evaluations; 20 the rules are
-not the competition's; 21 a copy is paid; 5 the Hub or the chain did not answer, so audit again; 8 a receipt is not
+follow from the chain; 18 an evaluation is not in the plan; 19 a mean does not follow from its evaluations; 20 the rules
+are not the competition's; 21 a copy is paid; 5 the Hub or the chain did not answer, so audit again; 8 a receipt is not
 comparable or its dataset is gone; 0 everything is identical; 2 or 3 the command line or another setting is wrong; 4
 this machine failed.
 """
@@ -60,7 +61,10 @@ Outcome = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """A receipt to replay, at this line of the file. digest: of the dataset's counted rows."""
+    """A receipt to replay, and its line in the file.
+
+    digest: of the dataset's counted rows.
+    """
 
     path: Path
     line: int
@@ -202,7 +206,7 @@ def check_histories(
     *,
     finds_copies: bool,
 ) -> None:
-    """Report what the files of each signer, the chain and the Hub contradict in files with a valid header."""
+    """Compare files of valid header with the signer's others, the chain and the Hub."""
     sound = {
         path: file
         for path, file in rounds.items()

@@ -119,7 +119,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def check_committed_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with status 2 unless the arguments name a hotkey on a chain, and no dataset or seed."""
+    """Exit with status 2 unless the arguments name a hotkey, and no dataset or seed."""
     others = ("dataset_path", "hf_repo_id", "compare", "verify", "lucky_num")
     if given := [name for name in others if getattr(args, name) is not None]:
         parser.error(f"--{given[0]} does not go with --as_validator: dataset and seeds are those on chain")
@@ -211,7 +211,10 @@ def path_in_errors(path: Path) -> Iterator[None]:
 
 
 def verify(args: argparse.Namespace, context: ReplayContext) -> int:
-    """Replay a receipt and print the comparison; refuse one of another competition, model or hyperparameters."""
+    """Replay a receipt and print the comparison.
+
+    A receipt of another competition, model or hyperparameters is refused.
+    """
     receipt = read_receipt(args.verify)
     has_bad_signature, signature = check_signature(receipt)
     competition, training_args = load_competition(args.competition), load_training_args(args.training_args)

@@ -127,7 +127,10 @@ def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --hotkey and the chain's arguments, of which none is required. The parser resolves conflicts."""
+    """Add --hotkey and the chain's arguments, all optional.
+
+    The parser must resolve conflicts.
+    """
     parser.add_argument("--hotkey", metavar="ADDRESS", help="the dataset's hotkey, if no --wallet.* is given")
     add_chain_arguments(parser)
     parser.add_argument("--netuid", type=int, help="the subnet's number")

@@ -89,7 +89,12 @@ def load_competition(path: Path | None = None) -> Competition:
 
 
 def load_incentives(path: Path | None = None) -> Incentives:
-    """Load the `incentives` of a competition file, each by default this subnet's; raises ConfigError."""
+    """Load the `incentives` of a competition file.
+
+    A setting missing from the file gets this subnet's value.
+
+    Raises: ConfigError.
+    """
     if path is None:
         return Incentives()
     source = f"{path}: {_INCENTIVES}"

@@ -220,12 +220,12 @@ class Chain:
         return self._call("read the commitment", lambda link: read_commitment(link.client, self.netuid, hotkey))
 
     def weights(self, uid: int, block: int) -> dict[int, int]:
-        """Return the weights of a uid at a block, in parts of their largest. Raises: RemoteError."""
+        """Return the weights of a uid at a block, relative to the largest."""
         what = f"read the weights at block {block}"
         return self._call(what, lambda link: read_weights(link.client, self.netuid, uid, block))
 
     def weight_commits(self, hotkey: str, block: int) -> list[int]:
-        """Return the blocks of a hotkey's timelocked weights that are not revealed at `block`. Raises: RemoteError."""
+        """Return the blocks of a hotkey's timelocked weights not revealed at `block`."""
         what = f"read the timelocked weights at block {block}"
         return self._call(what, lambda link: read_weight_commits(link.client, self.netuid, hotkey, block))
 
@@ -270,7 +270,7 @@ class Chain:
         return fit_weights(weights, limits)
 
     def set_weights(self, prepared: PreparedWeights) -> WeightOutcome:
-        """Send prepared weights, plain or timelocked as the subnet requires, unless they have a rejection.
+        """Send prepared weights, plain or timelocked, unless they have a rejection.
 
         Raises: RemoteError when the result is unknown; ConfigError without a wallet.
         """

@@ -96,7 +96,10 @@ async def read_snapshot(
 def _make_snapshot(
     graph: Any, commitments: tuple[ChainCommitment, ...], netuid: int, block: int, block_hash: str
 ) -> ChainSnapshot:
-    """Return the neurons and commitments of a block. Raises: ValueError for an impossible metagraph."""
+    """Return the neurons and commitments of a block.
+
+    Raises: ValueError for an impossible metagraph.
+    """
     neurons = _neurons(graph, netuid, block)
     return ChainSnapshot(
         netuid=netuid,
@@ -140,10 +143,12 @@ async def _check_history(substrate: Any, *views: tuple[int, str]) -> None:
 
 
 def _neurons(graph: Any, netuid: int, block: int) -> tuple[Neuron, ...]:
-    """Return the neurons. Raises: ValueError for a metagraph that is incomplete or of another subnet or block.
+    """Return the neurons of a complete metagraph of this subnet and block.
 
     The client fills missing values with zeros, and a registration in block 0 would make every commitment valid. It
     numbers the neurons by position, so no uid can be missing or doubled.
+
+    Raises: ValueError for a metagraph that is incomplete or of another subnet or block.
     """
     raw = graph.raw
     # A node may run the call in the next block.

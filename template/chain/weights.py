@@ -1,7 +1,7 @@
 """Fit weights to the subnet's limits before they are sent.
 
-The chain accepts timelocked weights unchecked, and drops those that break a limit at their reveal, where nobody sees
-it. So each limit is checked first. Source: subtensor, pallets/subtensor/src/subnets/weights.rs, do_set_weights.
+The chain accepts timelocked weights unchecked, and silently drops those that break a limit at their
+reveal. So each limit is checked first. Source: subtensor, pallets/subtensor/src/subnets/weights.rs, do_set_weights.
 """
 
 import asyncio
@@ -24,8 +24,9 @@ _RAO_PER_TAO = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLimits:
-    """The limits of one hotkey's weights, by the names of the subnet's hyperparameters.
+    """Limits of one hotkey's weights.
 
+    Fields have the names of the subnet's hyperparameters.
     uid: None for a hotkey that is not registered. neurons: number of uids. stake, stake_threshold: in rao.
     """
 

@@ -163,7 +163,10 @@ def translate_hub_errors(api: HfApi, repo_id: str, *, is_write: bool = False) ->
 
 
 def _read_error(exc: HfHubHTTPError, api: HfApi, repo_id: str) -> SubnetError:
-    """Return a SubmissionError only if the Hub itself, not a store, reports it missing."""
+    """Translate a failed read; a SubmissionError only if the Hub reports it missing.
+
+    The same status from a storage server is a RemoteError.
+    """
     status, headers = exc.response.status_code, exc.response.headers
     unclear = RemoteError(f"the Hub answered HTTP {status} about {repo_id}")
     if exc.response.url.origin != httpx2.URL(api.endpoint).origin or status not in (401, 403, 404):

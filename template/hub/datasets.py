@@ -2,7 +2,7 @@
 
 The library's own downloader has no size limit, so the file is streamed here, and compared with the Hub's listing.
 Only a statement of the Hub about the miner's repo becomes a SubmissionError. A truncated body, an excessive one or one
-of other bytes than listed is a RemoteError, which says nothing about the miner.
+of other bytes than listed is a RemoteError, which never counts against the miner.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def download_dataset(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> HubFile:
-    """Download one file of a dataset repo to local_dir/data.jsonl, or use a cached one.
+    """Download a dataset repo's file to local_dir/data.jsonl, or use a cached one.
 
     A call that fails leaves a whole file in the folder: the old one, or the new one if the disk outlasts the deadline.
     `revision` is a full commit, or a digest of the file on the branch `main` or in a commit of `upload_dataset`: its
@@ -79,8 +79,9 @@ def check_available(
     deadline_s: float = _CALL_DEADLINE_S,
     endpoint: str | None = None,
 ) -> None:
-    """Check that a dataset's file can be read without a token: one listing, and its first byte.
+    """Check that a dataset's file can be read without a token.
 
+    Reads one listing and the first byte of the file.
     A revision by digest must still be the file on `main` or in an earlier commit of `upload_dataset`, if the file is in
     `local_dir` to compare with.
     Raises: SubmissionError when the Hub does not list the file, or lists it and refuses it; RemoteError when unknown.
@@ -92,7 +93,10 @@ def check_available(
 
 
 def check_eval_set_available(competition: Competition, *, endpoint: str | None = None) -> None:
-    """Check that the competition's evaluation set can be read without a token. Raises: as `check_available`."""
+    """Check that the evaluation set can be read without a token.
+
+    Raises: as `check_available`.
+    """
     api = make_api(None, endpoint)
 
     def check(budget: RequestBudget) -> None:
@@ -103,7 +107,7 @@ def check_eval_set_available(competition: Competition, *, endpoint: str | None =
 
 
 def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | None, token: str | None) -> Path:
-    """Download the competition's evaluation set to folder/data.jsonl unless it is there."""
+    """Download the evaluation set to folder/data.jsonl unless it is there."""
     try:
         return download_dataset(
             competition.repo,
@@ -142,7 +146,7 @@ def upload_dataset(
 
 
 def create_repo(repo_id: str, *, token: str | None, endpoint: str | None = None) -> None:
-    """Create a public dataset repo unless it exists, and check that the token may write to it.
+    """Create a public dataset repo unless it exists; check write permission.
 
     Raises: HostError without the right to write.
     """
@@ -266,7 +270,10 @@ def _download_digest(job: _Job, commit: str, budget: RequestBudget) -> HubFile:
 
 
 def _find_upload(api: HfApi, repo: str, is_requested: Callable[[str], bool]) -> str | None:
-    """Return the newest commit of main whose title names a requested sha256, from one page of its history."""
+    """Return the newest commit of main whose title names a requested sha256.
+
+    Reads one page of the history.
+    """
     with translate_hub_errors(api, repo):
         url = f"{api.endpoint}/api/datasets/{repo}/commits/main"
         response = get_session().get(url, headers=build_hf_headers(token=api.token))

@@ -17,7 +17,7 @@ _LISTING_DEADLINE_S = 60.0
 def download_files(
     repo_id: str, pattern: str, folder: Path, *, max_bytes: int, token: str | None, endpoint: str | None = None
 ) -> None:
-    """Download the files at the top of a dataset repo whose names match, unless the folder has them.
+    """Download a dataset repo's matching top-level files that the folder lacks.
 
     Raises: ConfigError for a missing repo or a file over `max_bytes`.
     """

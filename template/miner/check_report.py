@@ -39,7 +39,7 @@ class Report:
 
     subnet and comparison: None if not requested, or if the chain could not be read for the reason `unread`.
     counts_from: the block from which the dataset counts at the earliest. commitment: its text with zeros for the
-    digest; None without a repo, or if `bad_commitment` says what is wrong.
+    digest; None without a repo, or if `bad_commitment` has an error.
     """
 
     file: Inspection

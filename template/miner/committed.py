@@ -1,7 +1,7 @@
-"""Find a hotkey's committed dataset, and the seeds by which validators evaluate it.
+"""Find a hotkey's committed dataset and the seeds of its evaluations.
 
-A chain shows what stands now, and a node with the state of past blocks what stood before. A commitment has the block
-where it was set, so one read skips all the time for which it stood.
+Earlier commitments are read from a node with the state of past blocks. A commitment has the block where it was set, so
+one read skips all the time in which it was current.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ _MAX_EARLIER = 64
 class CommittedDataset:
     """A dataset as validators evaluate it.
 
-    folder: has its data.jsonl. seeds: of its first evaluations. seed_blocks: aligned blocks that give them. known:
-    number of evaluations whose seed is known by now. has_history: whether earlier commitments could be read; without
-    them the rank block may be later.
+    folder: has its data.jsonl. seeds: of its first evaluations. seed_blocks: aligned blocks that give them.
+    seed_count: number of evaluations whose seed is public. has_history: whether earlier commitments could be read;
+    without them the rank block may be later.
     """
 
     key: SubmissionKey
@@ -39,7 +39,7 @@ class CommittedDataset:
     rank_block: int
     seeds: tuple[int, ...]
     seed_blocks: tuple[int, ...]
-    known: int
+    seed_count: int
     has_history: bool
 
 
@@ -55,7 +55,7 @@ class Reader:
 
 
 def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
-    """Return the hotkey's dataset on chain with the seeds of at most `count` evaluations.
+    """Return the hotkey's dataset with the seeds of at most `count` evaluations.
 
     Raises: ConfigError while its seeds cannot be known; SubmissionError when validators reject it.
     """
@@ -89,8 +89,8 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
     version = find_versions(stands, datasets, period=period, update_blocks=incentives.update_blocks)[-1]
     if version.rank_block > newest:
         raise ConfigError(f"the dataset counts from block {version.rank_block}: its seeds are known from then on")
-    known = min(PER_ROUND * ((newest - version.seed_block) // period + 1), incentives.hold)
-    blocks = [seed_block(version.seed_block, number, period) for number in range(1, min(known, count) + 1)]
+    seed_count = min(PER_ROUND * ((newest - version.seed_block) // period + 1), incentives.hold)
+    blocks = [seed_block(version.seed_block, number, period) for number in range(1, min(seed_count, count) + 1)]
     hashes = {block: chain.block_hash(block) for block in set(blocks)}
     return CommittedDataset(
         key=entry.key,
@@ -99,7 +99,7 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
         rank_block=version.rank_block,
         seeds=tuple(derive_seed(hashes[block], version.digest, number) for number, block in enumerate(blocks, start=1)),
         seed_blocks=tuple(blocks),
-        known=known,
+        seed_count=seed_count,
         has_history=has_history,
     )
 
@@ -107,14 +107,17 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
 def _find_entry(reader: Reader, view: ChainSnapshot, hotkey: str) -> Entry | None:
     """Return the hotkey's readable commitment in a view."""
     reveals = {item.hotkey: item.block for item in view.commitments if item.hotkey == hotkey and item.is_revealed}
-    found = reader.chain.commit_blocks_of_revealed(reveals) if reveals else {}
-    commit_blocks = {(hotkey, block): found.get(hotkey, block) for block in reveals.values()}
+    revealed = reader.chain.commit_blocks_of_revealed(reveals) if reveals else {}
+    commit_blocks = {(hotkey, block): revealed.get(hotkey, block) for block in reveals.values()}
     entries = find_entries(view, reader.competition, commit_blocks)
     return next((entry for key, entry in entries.items() if key.hotkey == hotkey), None)
 
 
 def _earlier_entries(reader: Reader, current: Entry) -> Iterator[tuple[int, Entry]]:
-    """Yield the hotkey's earlier readable commitments, each with the last aligned block at which it stood."""
+    """Yield the hotkey's earlier readable commitments, newest first.
+
+    Each comes with the last aligned block at which it was current.
+    """
     hotkey, period = current.key.hotkey, reader.incentives.blocks_per_epoch
     commit_block, reveal_block = current.commit_block, current.reveal_block
     for _ in range(_MAX_EARLIER):
@@ -128,7 +131,7 @@ def _earlier_entries(reader: Reader, current: Entry) -> Iterator[tuple[int, Entr
         entry = _find_entry(reader, view, hotkey)
         commit_block = commitment.block
         if entry is not None:
-            # It stands on while the next one is sealed.
+            # It stays current while the next one is sealed.
             yield max(block, align(reveal_block, period) - period), entry
             commit_block, reveal_block = entry.commit_block, entry.reveal_block
     logger.warning("only the last {} commitments are read", _MAX_EARLIER)

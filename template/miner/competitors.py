@@ -49,11 +49,11 @@ class Competitor:
 
     @property
     def is_read(self) -> bool:
-        """Whether its rows are known."""
+        """Whether its rows could be read."""
         return self.rejection is None and self.unknown_reason is None
 
     def may_precede(self, block: int) -> bool:
-        """Whether it may have been committed by `block` with unknown rows."""
+        """Check whether unknown rows may have been committed by `block`."""
         return self.unknown_reason is not None and (self.is_revealed or self.block <= block)
 
 
@@ -192,10 +192,10 @@ def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None
 
 
 def first_counted_block(own: Competitor | None, digest: str, block: int, incentives: Incentives) -> int:
-    """Return the aligned block from which these rows count at the earliest, if they are committed after `block`.
+    """Return the first aligned block where rows committed after `block` can count.
 
-    digest: of the counted rows. Those of the hotkey's present dataset count already. Others count `update_blocks` after
-    it, or later if it was itself an update. One that did not stand at an aligned block yet is as if it had never been.
+    digest: of the counted rows. The rows of the hotkey's present dataset count already. Others count `update_blocks`
+    after it, or later if it was itself an update. A dataset not yet committed at an aligned block is ignored.
     """
     period = incentives.blocks_per_epoch
     earliest = align(block + 1, period)
@@ -239,7 +239,9 @@ def compare_datasets(rows: Sequence[RowKey], subnet: SubnetSnapshot, ranks: tupl
     return DatasetComparison(
         ranks=ranks,
         row_count=len(set(keys)),
-        overlaps=tuple(sorted((overlap for overlap in overlaps if overlap.shared), key=lambda found: -found.shared)),
+        overlaps=tuple(
+            sorted((overlap for overlap in overlaps if overlap.shared), key=lambda overlap: -overlap.shared)
+        ),
         copy_of=copy_of,
         unknowns=tuple(unknowns),
     )

@@ -99,8 +99,8 @@ def _describe_committed(committed: CommittedDataset, incentives: Incentives) -> 
     lines.append(f"rank     block {committed.rank_block}{since}")
     first, last, runs = committed.seed_blocks[0], committed.seed_blocks[-1], len(committed.seeds)
     lines.append(f"seeds    of evaluations 1 to {runs}, from blocks {first} to {last}")
-    if committed.known < incentives.evaluations:
-        lines.append(f"         those after {committed.known} are not known yet: two more with each round")
+    if committed.seed_count < incentives.evaluations:
+        lines.append(f"         those after {committed.seed_count} are not known yet: two more with each round")
     return lines
 
 
@@ -109,7 +109,10 @@ def _mean_seconds(results: Sequence[TrainResult]) -> float:
 
 
 def _is_dropped(losses: Sequence[float], competition: Competition, incentives: Incentives) -> bool:
-    """Check whether validators stop to evaluate it, even if no earlier record is better than the benchmark."""
+    """Check whether validators stop evaluating a dataset with these losses.
+
+    Assumes that no earlier record is better than the benchmark.
+    """
     if len(losses) >= incentives.evaluations:
         return False
     content = Content(key=ContentKey("", ""), rank=Rank(0, 0, b""), registration_block=0, losses=tuple(losses))

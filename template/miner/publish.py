@@ -1,9 +1,8 @@
 """Publish a dataset: check, commit to its digest on chain, upload, read back.
 
-The file is uploaded once its commitment is final, and the digest is bound to the hotkey: nobody can copy file or
-commitment and come first. Safe to repeat at any
-time, also after a kill. A commitment to the same bytes is not made twice, since that would move its block and lose its
-rank.
+The file is uploaded once its commitment is final, and the digest is bound to the hotkey, so a copy of file or
+commitment cannot rank first. Safe to repeat at any time, also after a kill. A commitment to the
+same bytes is not made twice, since that would move its block and lose its rank.
 """
 
 import contextlib
@@ -60,7 +59,7 @@ def publish_dataset(
 
 
 def _find_record(draft: Draft) -> CommitmentRecord:
-    """Return the commitment on chain if it is to this file, else a new one to its digest."""
+    """Return the commitment on chain if it names this file, else a new one."""
     record = draft.config.make_record(bind_digest(draft.sha256, draft.chain.hotkey))
     try:
         earlier = CommitmentRecord.parse((draft.on_chain and draft.on_chain.text) or "")

@@ -137,7 +137,7 @@ class _Sealed:
     def commit(self) -> None:
         """Commit under seal and return once it is visible."""
         chain = self.draft.chain
-        # A revealed commitment is worthless without these bytes, whatever happens to the user's file.
+        # A revealed commitment is worthless without these bytes, even if the user's file is lost.
         self.draft.journal.save_dataset(self.draft.content, self.draft.sha256)
 
         def make_intent(block: int) -> Intent:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from template.chain.protocols import AuditChain
-from template.chain_records import ChainSnapshot
+from template.chain_records import ChainCommitment, ChainSnapshot
 from template.competition import Competition, Incentives
 from template.errors import RemoteError
 from template.receipts.findings import Finding, Kind
@@ -23,8 +23,8 @@ def read_entries(header: RoundHeader, chain: AuditChain, block: int) -> dict[str
     """Return the entries of the subnet at a block, by hotkey. Raises: RemoteError."""
     view = chain.snapshot(block)
     reveals = missing_commit_blocks(view, {})
-    found = chain.commit_blocks_of_revealed(reveals) if reveals else {}
-    commit_blocks = {(hotkey, block): found.get(hotkey, block) for hotkey, block in reveals.items()}
+    revealed = chain.commit_blocks_of_revealed(reveals) if reveals else {}
+    commit_blocks = {(hotkey, block): revealed.get(hotkey, block) for hotkey, block in reveals.items()}
     return {key.hotkey: entry for key, entry in find_entries(view, header.competition, commit_blocks).items()}
 
 
@@ -34,8 +34,8 @@ def check_entries(header: RoundHeader, checked: RoundHistory, chain: AuditChain)
     The last entry of a hotkey stays while its next commitment is sealed.
     """
     view, period = chain.snapshot(header.start_block), header.incentives.blocks_per_epoch
-    sealed = {key.hotkey: one for key, one in keep_sealed(view, checked.newest, header.competition, period).items()}
-    expected = read_entries(header, chain, header.start_block) | sealed
+    sealed = keep_sealed(view, checked.newest, header.competition, period)
+    expected = read_entries(header, chain, header.start_block) | {key.hotkey: entry for key, entry in sealed.items()}
     listed = {line.hotkey for line in header.entries}
     for hotkey in sorted(expected.keys() - listed):
         text = f"committed {expected[hotkey].key.commitment} at block {header.start_block}, and is left out of entries"
@@ -45,7 +45,7 @@ def check_entries(header: RoundHeader, checked: RoundHistory, chain: AuditChain)
         if entry is None:
             yield Finding(Kind.ENTRY, f"{line.hotkey}: in entries, and has no commitment at block {header.start_block}")
             continue
-        is_sealed = _is_sealed(view, line.hotkey)
+        is_sealed = _sealed_commitment(view, line.hotkey) is not None
         for kind, name, actual, on_chain in (
             (Kind.ENTRY, "commitment", line.entry, entry.key.commitment),
             (Kind.ENTRY, "uid", line.uid, entry.uid),
@@ -59,18 +59,16 @@ def check_entries(header: RoundHeader, checked: RoundHistory, chain: AuditChain)
                 yield Finding(kind, f"{line.hotkey}: {name} {actual} in entries, on chain {on_chain}")
 
 
-def _is_sealed(view: ChainSnapshot, hotkey: str) -> bool:
-    return any(one.hotkey == hotkey and one.reveal_round is not None for one in view.commitments)
+def _sealed_commitment(view: ChainSnapshot, hotkey: str) -> ChainCommitment | None:
+    sealed = (item for item in view.commitments if item.hotkey == hotkey and item.reveal_round is not None)
+    return next(sealed, None)
 
 
 def _entry_before_seal(header: RoundHeader, chain: AuditChain, hotkey: str) -> Entry | None:
-    """Return the entry of a hotkey at the last aligned block before its sealed commitments."""
+    """Return a hotkey's entry at the last aligned block before it was sealed."""
     period, block = header.incentives.blocks_per_epoch, header.start_block
     while block > 0:
-        sealed = next(
-            (one for one in chain.snapshot(block).commitments if one.hotkey == hotkey and one.reveal_round is not None),
-            None,
-        )
+        sealed = _sealed_commitment(chain.snapshot(block), hotkey)
         if sealed is None:
             return read_entries(header, chain, block).get(hotkey) if block < header.start_block else None
         block = (sealed.block - 1) // period * period
@@ -102,17 +100,20 @@ def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chai
 
 
 def _commit_block_at(header: RoundHeader, chain: AuditChain, hotkey: str, block: int) -> int | None:
-    """Return the commit block of the commitment that stood at a block, sealed or not."""
+    """Return the commit block of a hotkey's commitment at a block, sealed or not."""
     view = chain.snapshot(block)
-    sealed = (one.block for one in view.commitments if one.hotkey == hotkey and one.reveal_round is not None)
-    if hotkey in view.by_hotkey and (commit_block := next(sealed, None)) is not None:
-        return commit_block
+    sealed = _sealed_commitment(view, hotkey)
+    if hotkey in view.by_hotkey and sealed is not None:
+        return sealed.block
     entry = read_entries(header, chain, block).get(hotkey)
     return None if entry is None or entry.rejection is not None else entry.commit_block
 
 
 def _is_rank_block(header: RoundHeader, chain: AuditChain, hotkey: str, block: int) -> bool:
-    """Whether a dataset can count from a block: from its commitment on, or by the time after the dataset before."""
+    """Check that a dataset can count from a block.
+
+    It counts from its commitment on, or some time after the dataset before it.
+    """
     rules, commit_block = header.incentives, None
     while block > 0:
         last, commit_block = commit_block, _commit_block_at(header, chain, hotkey, block)
@@ -142,7 +143,7 @@ def check_rules(header: RoundHeader, competition: Competition, incentives: Incen
 
 
 class WeightsCheck:
-    """Compares the weights in the files of one signer, in the order of their rounds, with the chain."""
+    """Comparison of one signer's weights with the chain, round by round."""
 
     def __init__(self, chain: AuditChain, signer: str) -> None:
         self._chain = chain
@@ -173,7 +174,7 @@ class WeightsCheck:
             yield from self._check_unrecorded(header.end_block - 1)
 
     def _find_inclusion(self, line: WeightsLine) -> int | None:
-        """Return the block of weights whose outcome was unknown, None if they are not on chain."""
+        """Return the block of weights of unknown outcome, None if not on chain."""
         newest = min(line.block + UNKNOWN_OUTCOME_BLOCKS, self._chain.block())
         neuron = self._chain.snapshot(newest).by_hotkey.get(self._signer)
         block = 0 if neuron is None else neuron.last_update_block
@@ -215,7 +216,7 @@ class WeightsCheck:
             yield f"on chain they are {_in_parts(on_chain)}, in the file {_in_parts(expected)}"
 
     def _find_reveal(self, block: int) -> int | None:
-        """Return the block where timelocked weights were revealed, None if they cannot be compared."""
+        """Return the reveal block of timelocked weights, None if not comparable."""
         low, high = block, self._chain.block()
         if block in self._chain.weight_commits(self._signer, high):
             self.notes.append(f"weights of block {block} are timelocked and not revealed yet: audit again later")
@@ -230,7 +231,7 @@ class WeightsCheck:
 
 
 def _check_owners(line: WeightsLine, view: ChainSnapshot) -> Iterator[str]:
-    """Check that each uid with weight was a hotkey's with a share, or the subnet owner's."""
+    """Check that each uid with weight has a share or is the subnet owner's."""
     hotkeys = {neuron.uid: neuron.hotkey for neuron in view.neurons}
     if not any(share > 0.0 and hotkey in view.by_hotkey for hotkey, share in line.shares.items()):
         hotkeys.pop(-1 if view.owner_uid is None else view.owner_uid, None)
@@ -241,7 +242,7 @@ def _check_owners(line: WeightsLine, view: ChainSnapshot) -> Iterator[str]:
 
 
 def _are_equal(expected: Mapping[int, float], on_chain: Mapping[int, int]) -> bool:
-    """Whether weights are equal but for the chain's rounding."""
+    """Check that weights are equal up to the chain's rounding."""
     ours, theirs = _in_parts(expected), _in_parts(on_chain)
     return all(math.isclose(ours.get(uid, 0), theirs.get(uid, 0), abs_tol=1.5) for uid in ours | theirs)
 
@@ -252,7 +253,10 @@ def _in_parts(weights: Mapping[int, float]) -> dict[int, int]:
 
 
 def check_burns(burns: Sequence[tuple[int, str]], chain: AuditChain) -> Iterator[Finding]:
-    """Check that all weight of a round without shares went to the subnet's owner. Raises: RemoteError."""
+    """Check that all weight of a round without shares went to the subnet's owner.
+
+    Raises: RemoteError.
+    """
     for block, hotkey in burns:
         owner = chain.snapshot(block).owner_hotkey
         if hotkey != owner:
@@ -260,11 +264,14 @@ def check_burns(burns: Sequence[tuple[int, str]], chain: AuditChain) -> Iterator
             yield Finding(Kind.REPEAT, f"weights of block {block}: {text}")
 
 
-def read_or_report(found: Iterator[Finding], unanswered: list[str]) -> list[Finding]:
-    """Return findings up to the first question that the chain did not answer, which is noted."""
+def read_or_report(checks: Iterator[Finding], unanswered: list[str]) -> list[Finding]:
+    """Return the findings, up to the first failed read of the chain.
+
+    The error is added to `unanswered`.
+    """
     findings: list[Finding] = []
     try:
-        findings.extend(found)
+        findings.extend(checks)
     except RemoteError as error:
         unanswered.append(str(error))
     return findings

@@ -27,7 +27,10 @@ from template.receipts.verify import check_against_chain
 
 @dataclass(kw_only=True)
 class FileReport:
-    """Findings about one file. unanswered: questions to the chain or the Hub that failed."""
+    """Findings about one file.
+
+    unanswered: failed reads of the chain or the Hub.
+    """
 
     path: Path
     title: str = ""
@@ -40,7 +43,7 @@ class FileReport:
 
 
 class CachedChain:
-    """A chain that is asked each question once: what it says about past blocks does not change."""
+    """A chain whose reads of past blocks are cached, since they never change."""
 
     def __init__(self, chain: AuditChain) -> None:
         self._chain = chain
@@ -61,10 +64,10 @@ class CachedChain:
 
     def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
         missing = {hotkey: block for hotkey, block in reveals.items() if (hotkey, block) not in self._commit_blocks}
-        found = self._chain.commit_blocks_of_revealed(missing) if missing else {}
-        self._commit_blocks.update({(hotkey, block): found.get(hotkey) for hotkey, block in missing.items()})
-        known = {hotkey: self._commit_blocks[(hotkey, block)] for hotkey, block in reveals.items()}
-        return {hotkey: block for hotkey, block in known.items() if block is not None}
+        answer = self._chain.commit_blocks_of_revealed(missing) if missing else {}
+        self._commit_blocks.update({(hotkey, block): answer.get(hotkey) for hotkey, block in missing.items()})
+        blocks = {hotkey: self._commit_blocks[(hotkey, block)] for hotkey, block in reveals.items()}
+        return {hotkey: block for hotkey, block in blocks.items() if block is not None}
 
     def weights(self, uid: int, block: int) -> dict[int, int]:
         return self._chain.weights(uid, block)
@@ -82,7 +85,7 @@ def check_signers(
     chains: Mapping[int, AuditChain],
     refusals: Mapping[int, RefusalCheck],
 ) -> None:
-    """Check the files of each signer in the order of their rounds, and add to their reports.
+    """Check each signer's files in the order of rounds; add to their reports.
 
     Args:
         receipts: Of all files, by digest.
@@ -128,13 +131,13 @@ def _check_round(
             for claim in checked.claimed_ranks
         ]
         return
-    for found in (
+    for findings in (
         _check_hashes(header, chain),
         check_entries(header, checked, chain),
         check_claimed_ranks(header, checked.claimed_ranks, chain),
         check_burns(checked.burns, chain),
     ):
-        report.findings += read_or_report(found, report.unanswered)
+        report.findings += read_or_report(findings, report.unanswered)
 
 
 def _check_hashes(header: RoundHeader, chain: AuditChain) -> Iterator[Finding]:

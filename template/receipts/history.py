@@ -1,7 +1,7 @@
-"""Check the round files of one signer against each other, in the order of their rounds. Pure.
+"""Check one signer's round files against each other, in order.
 
-Losses, ranks and weights of a round follow from the rounds before it. A loss that rests on no file proves nothing, so
-a missing file is a finding too.
+Pure. Losses, ranks and weights of a round follow from the rounds before it. A loss that rests on no file proves
+nothing, so a missing file is a finding too.
 """
 
 import math
@@ -71,12 +71,15 @@ class RoundHistory:
     burns: list[tuple[int, str]] = field(default_factory=list)
 
     def is_confirmed(self, key: ContentKey, evaluations: int) -> bool:
-        """Whether a dataset was confirmed before this round."""
+        """Check whether a dataset was confirmed before this round."""
         return key in self.season.ledger or len(self.earlier.get(key, ())) >= evaluations
 
 
 class History:
-    """The files of one signer up to a round. receipts: of all files at hand, by digest."""
+    """Files of one signer up to a round.
+
+    receipts: of all audited files, by digest.
+    """
 
     def __init__(self, receipts: Mapping[str, Receipt]) -> None:
         self._receipts = receipts
@@ -199,16 +202,16 @@ class History:
             checked.claimed_ranks.append(ClaimedRank(key, rank_block, commit_block))
         # After a missing file a dataset ranks by its return, which no chain shows.
         elif version is None or rank_block < version.public_block or key.hotkey not in self._missing:
-            known = (
+            expected = (
                 "no block" if version is None else f"block {version.rank_block} (committed in {version.commit_block})"
             )
             claimed = f"block {rank_block}" + ("" if commit_block is None else f" (committed in {commit_block})")
             what = "ranks by" if commit_block is not None else "has seeds from"
-            text = f"dataset {key.digest[:12]} {what} {claimed}, by the entries of these files from {known}"
+            text = f"dataset {key.digest[:12]} {what} {claimed}, by the entries of these files from {expected}"
             yield Finding(Kind.RANK, f"{key.hotkey}: {text}")
 
     def _check_shares(self, header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
-        """Check that submitted shares are the table's, the subnet owner's, or the last accepted ones."""
+        """Check that shares are the table's, the owner's, or the last accepted ones."""
         table = {line.hotkey: line.weight for line in header.table if line.weight > 0.0}
         for line in header.weights:
             shares = {hotkey: share for hotkey, share in line.shares.items() if share > 0.0}
@@ -232,7 +235,7 @@ class History:
                 yield Finding(Kind.REPEAT, f"{where}: submitted again, and not the last ones of this signer: {names}")
 
     def _last_shares(self, block: int) -> list[dict[str, float]]:
-        """Return the last accepted shares before a block, and later ones of unknown outcome."""
+        """Return the shares last accepted before a block, then any of unknown outcome."""
         shares: list[dict[str, float]] = []
         for line in reversed([line for line in self._weights if line.block <= block and line.is_accepted is not False]):
             shares.append({hotkey: share for hotkey, share in line.shares.items() if share > 0.0})
@@ -242,7 +245,7 @@ class History:
 
 
 def _check_credits(header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
-    """Check that the credit of a dataset is paid only until its file is missing for a day."""
+    """Check that credits are not paid once a dataset's file is missing for a day."""
     since = header.start_block - DAY_BLOCKS
     readable: dict[str, int] = {}
     for key, version in checked.versions.items():
@@ -256,7 +259,7 @@ def _check_credits(header: RoundHeader, checked: RoundHistory) -> Iterator[Findi
 
 
 def _first_seed_blocks(header: RoundHeader) -> dict[ContentKey, int]:
-    """Return the block that the seeds of each dataset begin at, if they are the chain's."""
+    """Return the first seed block of each dataset whose seeds are the chain's."""
     period = header.incentives.blocks_per_epoch
     return {
         ContentKey(line.hotkey, line.digest): line.seed_block - seed_block(0, line.number, period)
@@ -273,7 +276,10 @@ def _are_close(shares: Mapping[str, float], others: Mapping[str, float]) -> bool
 
 
 def _undecided(header: RoundHeader, checked: RoundHistory) -> set[str]:
-    """Return the hotkeys that a new season still has to evaluate: see `template.rules.leaderboard.find_undecided`."""
+    """Return the hotkeys that a new season still has to evaluate.
+
+    See `template.rules.leaderboard.find_undecided`.
+    """
     season_block = checked.season.planned[0][0] if checked.season.planned else header.start_block
     rows = [_ledger_row(line) for line in header.ledger]
     confirmed = {row.content.key for row in rows}
@@ -302,7 +308,10 @@ def _ledger_row(line: LedgerLine) -> LedgerRow:
 
 
 def _may_repeat(header: RoundHeader, shares: Mapping[str, float], undecided: Set[str]) -> bool:
-    """Whether the last shares come before the table's: see `template.rules.leaderboard.choose_weights`."""
+    """Check whether the last shares may be used instead of the table's.
+
+    See `template.rules.leaderboard.choose_weights`.
+    """
     if not undecided.isdisjoint(shares):
         return True
     if any(line.weight > 0.0 for line in header.table) or header.ledger:

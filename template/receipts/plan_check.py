@@ -50,7 +50,7 @@ def check_plan(
     ledger = read_ledger([contents[key] for key in in_ledger.keys() & contents.keys()], header.competition, rules)
     present = [contents[key] for key in ((shown | done) & contents.keys()) - late]
     plan = plan_evaluations(present, ledger, recent or {}, header.start_block, header.competition, rules)
-    expected = [(one.content.key, one.number) for one in plan]
+    expected = [(planned.content.key, planned.number) for planned in plan]
     for key, number in actual:
         if (key, number) not in expected:
             yield Finding(Kind.PLAN, f"{key.hotkey}: evaluation {number} of {key.digest[:12]} is not in the plan")
@@ -60,7 +60,7 @@ def check_plan(
 
 
 def _has_all_losses(header: RoundHeader, checked: RoundHistory) -> bool:
-    """Whether these files have every evaluation that the round rests on."""
+    """Check that these files have every evaluation that the round rests on."""
     return all(
         line.runs <= len(checked.season.first_losses(ContentKey(line.hotkey, line.digest), line.runs))
         for line in header.estimates
@@ -97,7 +97,7 @@ def _make_content(
 
 
 def _recent_runs(header: RoundHeader, checked: RoundHistory) -> Counter[str] | None:
-    """Return the evaluations of each hotkey in the last day; None if a file of it is missing."""
+    """Count each hotkey's evaluations in the last day; None if a file is missing."""
     period, since = header.incentives.blocks_per_epoch, header.start_block - DAY_BLOCKS
     planned = [(block, runs) for block, runs in checked.season.planned if block < header.start_block]
     day = [(block, runs) for block, runs in planned if block > since]

@@ -90,7 +90,7 @@ class RefusalCheck:
         return findings
 
     def find_copies(self, header: RoundHeader, checked: RoundHistory) -> list[Finding]:
-        """Download the datasets of a round, and find those with a share that copy an earlier one in the table."""
+        """Download a round's datasets; find paid copies of earlier datasets."""
         ranks = {
             (version.key.hotkey, version.digest): (version.public_block, version.public_commit_block)
             for version in checked.versions.values()
@@ -120,7 +120,7 @@ class RefusalCheck:
             if dataset.reason in MISSING and line.reason not in MISSING:
                 self.notes.append(f"{line.hotkey}: {line.reason} in the table, and its dataset is gone")
         elif line.reason in MISSING:
-            # Anyone can hide a file for a while, and nobody can show later that it was there.
+            # Anyone can hide a file for a while, and there is no later proof that it was there.
             self.notes.append(f"{line.hotkey}: {line.reason} in the table, and the Hub has its file now")
         else:
             yield Finding(Kind.REFUSAL, f"{line.hotkey}: {line.reason} in the table, and its dataset passes the check")
@@ -137,7 +137,7 @@ class RefusalCheck:
         yield from _check_order(line, hotkey, prefix, block, checked)
         text = self._commitments.get((hotkey, prefix))
         if self._chain is not None:
-            public = next((one for one in self._chain.snapshot(block).commitments if one.hotkey == hotkey), None)
+            public = next((item for item in self._chain.snapshot(block).commitments if item.hotkey == hotkey), None)
             if public is None:
                 text_at = f"{hotkey} has no commitment at block {block}"
                 yield Finding(Kind.REFUSAL, f"{where} of a dataset that was not public then: {text_at}")
@@ -170,7 +170,10 @@ class RefusalCheck:
 
 
 def _check_order(line: TableLine, hotkey: str, prefix: str, block: int, checked: RoundHistory) -> Iterator[Finding]:
-    """Check that the original's rows were public before those of its duplicate, as far as the files go back."""
+    """Check that the original's rows were public before the duplicate's.
+
+    Only rows that became public within these files can be compared.
+    """
     versions = [version for version in checked.versions.values() if version.public_block >= checked.first_block]
     own = next((v for v in versions if (v.key.hotkey, v.digest) == (line.hotkey, line.digest)), None)
     original = next((v for v in versions if v.key.hotkey == hotkey and v.digest.startswith(prefix)), None)

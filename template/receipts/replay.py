@@ -128,7 +128,10 @@ class Auditor:
         self._eval_set: EvalSetIndex | None = None
 
     def read_dataset(self, record: CommitmentRecord) -> Dataset:
-        """Download and check a dataset of the competition. Raises: SubmissionError, RemoteError, HostError."""
+        """Download and check a dataset of the competition.
+
+        Raises: SubmissionError, RemoteError, HostError.
+        """
         index = self._read_eval_set(self._context.evaluator(self._competition, self._training_args))
         with self._context.downloaded(record.namespace, record.commit, record.hotkey) as folder:
             content = (folder / DATA_FILE).read_bytes()
@@ -178,7 +181,10 @@ class Auditor:
 def find_mismatch(
     receipt: Receipt, competition: Competition, expected: TrainingArgs, model_path: Path | None
 ) -> str | None:
-    """Return why a receipt is not of this competition and these training arguments, None if it is."""
+    """Return why a receipt has another competition, model or training arguments.
+
+    None for a receipt that can be compared.
+    """
     recorded = receipt.result
     revision = recorded.model_revision
     if receipt.competition != competition:

@@ -38,7 +38,7 @@ _Line = TypeVar("_Line")
 class RoundSummary:
     """A closing round, as the validator writes it.
 
-    results: recorded evaluations of the round. receipts: those of them that could be read.
+    results: recorded evaluations of the round. receipts: the readable ones among them.
     """
 
     netuid: int
@@ -68,7 +68,10 @@ class EntryLine:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationLine:
-    """A line for a `RoundEvaluation`. loss, receipt: None if it was not done. receipt: its digest."""
+    """A line for a `RoundEvaluation`.
+
+    loss, receipt: None before the evaluation is done. receipt: its digest.
+    """
 
     hotkey: str
     entry: str
@@ -196,8 +199,8 @@ class RoundFile:
 
 def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> list[str]:
     """Return the file's lines without line feeds. sign: see `SignedRecord.signed`."""
-    done = [one for one in account.round.evaluations or () if one in account.receipts]
-    lines = [account.receipts[one].to_line() for one in done]
+    done = [evaluation for evaluation in account.round.evaluations or () if evaluation in account.receipts]
+    lines = [account.receipts[evaluation].to_line() for evaluation in done]
     header = _copy(
         RoundHeader,
         account.round,
@@ -207,7 +210,7 @@ def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callabl
             _copy(EntryLine, entry, **_identity(entry.key), block=entry.reveal_block) for entry in account.round.entries
         ),
         queue=tuple(key.hotkey for key in account.round.queue),
-        evaluations=tuple(_evaluation_line(one, account) for one in account.round.evaluations or ()),
+        evaluations=tuple(_evaluation_line(evaluation, account) for evaluation in account.round.evaluations or ()),
         ledger=tuple(account.ledger),
         table=tuple(_copy(TableLine, row, **_identity(row.key)) for row in account.standings),
         weights=tuple(_weights_line(intent) for intent in account.intents),

@@ -212,7 +212,7 @@ def _check_losses(header: RoundHeader, receipts: Mapping[str, Receipt]) -> Itera
 
 
 def _check_ledger(header: RoundHeader) -> Iterator[str]:
-    """Recompute losses from means and spreads, and credits from losses, to the last bit."""
+    """Recompute losses from means and spreads, and credits from losses, bit by bit."""
     incentives, competition = header.incentives, header.competition
     frontier = competition.bench
     keys = [(line.rank_block, line.commit_block) for line in header.ledger]
@@ -255,12 +255,15 @@ def _check_table(header: RoundHeader) -> Iterator[str]:
 
 
 def _is_readable(line: TableLine) -> bool:
-    """Check for a dataset that must be paid: the credit of another is paid for a day, which other files can show."""
+    """Check for a dataset that must be paid.
+
+    The credit of any other dataset is paid for a day; that needs other files to check.
+    """
     return line.reason is None and line.digest is not None
 
 
 def _check_sent(header: RoundHeader) -> Iterator[str]:
-    """Check that weights were sent as they are, in u16; zeros fill up to min_allowed_weights."""
+    """Check the weights sent, in u16; zeros fill up to min_allowed_weights."""
     for line in header.weights:
         largest = max(line.weights.values(), default=0.0)
         expected = {uid: round(weight / largest * U16_MAX) for uid, weight in line.weights.items() if largest > 0.0}

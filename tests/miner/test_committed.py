@@ -116,7 +116,7 @@ def test_number_of_seeds_is_what_was_asked_for(net: Net) -> None:
     net.align(INCENTIVES.blocks_per_epoch)
     net.admin.advance(60)
     assert [len(find(net, count).seeds) for count in (1, 3, 100)] == [1, 3, 6]
-    assert find(net, 100, hold=7).known == 7
+    assert find(net, 100, hold=7).seed_count == 7
 
 
 def test_dataset_that_validators_reject_is_rejected(net: Net) -> None:

@@ -81,7 +81,10 @@ class LocalChain(Ledger):
             return row.uid
 
     def set_permit(self, hotkey: str, *, has_permit: bool) -> None:
-        """Grant or withdraw a hotkey's validator_permit, as an epoch does. Raises: ValueError without a uid."""
+        """Grant or withdraw a hotkey's validator_permit, as an epoch does.
+
+        Raises: ValueError without a uid.
+        """
         with self.write() as state:
             pallets.set_permit(state, hotkey, has_permit=has_permit)
 
