@@ -137,7 +137,7 @@ class Reward(StrEnum):
     """The rule that turns losses into weights."""
 
     IMPROVEMENT = "improvement"
-    """Each record is paid for what it improves, and the pay halves with time."""
+    """Each record is paid for its improvement, and the pay halves with time."""
     PROPORTIONAL = "proportional"
     """Each confirmed dataset is paid by its score."""
     WINNER = "winner"

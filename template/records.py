@@ -250,7 +250,10 @@ class Round:
 
     @property
     def is_past(self) -> bool:
-        """Whether it was over when it opened: this validator is new or was away."""
+        """Whether the round was over when it opened.
+
+        Such rounds follow when this validator is new or was stopped.
+        """
         return self.opened_block >= self.end_block
 
     @cached_property

@@ -19,7 +19,7 @@ _MAX_NFC_EXPANSION = 3
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Token ids of a row, each with whether it is a target; has a target to predict."""
+    """Token ids of a row, each with a flag for targets; at least one is predicted."""
 
     input_ids: tuple[int, ...]
     targets: tuple[bool, ...]

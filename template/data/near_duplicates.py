@@ -72,7 +72,7 @@ _DEFAULTS = frozenset(_normalize(template.default_system or "") for template in 
 
 
 class NearDuplicates:
-    """Maps the key of each near duplicate among the added rows to the first one's key."""
+    """A map from the key of each near duplicate to the key of the first added row."""
 
     def __init__(self) -> None:
         self.canonical: dict[bytes, bytes] = {}

@@ -46,16 +46,16 @@ class Duplicate:
 
 
 def max_shared(row_count: int) -> int:
-    """Return how many of its different rows a dataset may share with an earlier one."""
+    """Return the number of distinct rows that a dataset may share with an earlier one."""
     return row_count * MAX_SHARED_PERCENT // 100
 
 
 def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplicate]:
     """Find the candidates that share too many of their rows with one original.
 
-    The earliest such original is named. A duplicate makes no other candidate a duplicate, and neither does a dataset
-    of the same hotkey. Include earlier versions of each hotkey's dataset: it is public once committed, and a duplicate
-    of the first version would otherwise be earlier than the author's second version.
+    Of several originals, the earliest is returned. A duplicate makes no other candidate a duplicate, and neither does a
+    dataset of the same hotkey. Include earlier versions of each hotkey's dataset: it is public once committed, and a
+    duplicate of the first version would otherwise be earlier than the author's second version.
 
     Rows repeated within a candidate count once. The order of `candidates` does not matter. An index by row counts
     shared rows with all originals at once, so the cost does not grow with near misses.

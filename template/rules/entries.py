@@ -16,7 +16,7 @@ CommitBlocks = Mapping[tuple[str, int], int]
 
 
 def check_competition(record: CommitmentRecord, competition_id: str) -> None:
-    """Raises: SubmissionError when the record enters another competition."""
+    """Reject a commitment to another competition (SubmissionError)."""
     if record.competition_id != competition_id:
         raise SubmissionError(
             Reason.WRONG_COMPETITION,
@@ -103,7 +103,7 @@ def keep_sealed(
     """Return the last entry of each hotkey whose commitment is sealed.
 
     The entry stays until the reveal.
-    newest: the newest stand of each hotkey. It counts if it stood at the last aligned block before the seal.
+    newest: the newest stand of each hotkey. It counts if it includes the last aligned block before the seal.
     """
     entries, neurons = {}, view.by_hotkey
     for commitment in view.commitments:

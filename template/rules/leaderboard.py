@@ -1,4 +1,4 @@
-"""Make a round's leaderboard and weights from the table of the game."""
+"""Make a round's leaderboard and weights from the table of datasets."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence

@@ -134,7 +134,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Stop:
-    """End: all wanted rounds are done."""
+    """Stop the validator: all requested rounds are done."""
 
 
 Action = (
@@ -160,7 +160,7 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
     is_over = view.block >= state.round.end_block
     work = _next_work(state, state.round, view, now, policy)
     if state.pending_intents:
-        # A second submission could not be told apart from the pending one.
+        # A second submission would look the same as the pending one.
         if work is not None and not is_over:
             return work
         return Wait(f"the weights decided at block {state.pending_intents[-1].block} may still arrive")
@@ -254,12 +254,12 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
 
 
 def _may_arrive(state: State, key: SubmissionKey) -> bool:
-    """Check for a download that runs, or has not failed yet."""
+    """Check that a download is running or has not failed yet."""
     return key in state.downloading or key not in state.retry_states or not state.retry_states[key].remote_failures
 
 
 def _unread(state: State, current: Round, now: float) -> list[SubmissionKey]:
-    """Return the round's datasets to download: new ones, and those whose file is gone."""
+    """Return the round's datasets to download: new or with a deleted file."""
     planned = {evaluation.key for evaluation in _open_evaluations(state, current.evaluations or ())}
     keys = dict.fromkeys([*current.queue, *(key for key in planned if key in state.missing_files)])
     return [
@@ -275,7 +275,7 @@ def _unread(state: State, current: Round, now: float) -> list[SubmissionKey]:
 def _fetch(state: State, current: Round, now: float) -> Action | None:
     """Return the next downloads, if a slot is free.
 
-    Those with fewer failures come first, so that a repo that hangs delays others once at most.
+    Datasets with fewer failures come first, so that a repo that hangs delays others once at most.
     """
     retry_states = state.retry_states
     wanted = [
@@ -310,7 +310,7 @@ def evaluations_left(state: State) -> int:
 def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: float) -> Action | None:
     """Return the next evaluation, a wait for one, or None when all are done.
 
-    Those that cannot be done now, because a file or this machine fails, are planned again in a later round.
+    An evaluation that cannot run now, because a file or this machine fails, is planned again in a later round.
     """
     retry_states, to_do = state.retry_states, _open_evaluations(state, evaluations)
     ready = [

@@ -69,7 +69,7 @@ def extend_stands(
         if entry.rejection is not None or (is_missing and entry.key in datasets):
             continue
         stand = newest.get(entry.key.hotkey)
-        if stand is None or not _goes_on(stand, entry, previous_block, period=period, block=block):
+        if stand is None or not _continues(stand, entry, previous_block, period=period, block=block):
             # One that was readable before, and did not stand, had lost its file.
             was_lost = entry.reveal_block <= previous_block and entry.key in datasets
             stand = Stand(
@@ -84,9 +84,9 @@ def extend_stands(
     return stands
 
 
-def _goes_on(last: Stand, entry: Entry, previous_block: int, *, period: int, block: int) -> bool:
+def _continues(last: Stand, entry: Entry, previous_block: int, *, period: int, block: int) -> bool:
     is_same = (last.key, last.registration_block) == (entry.key, entry.registration_block)
-    # After missed rounds a commitment that was not set again has stood all the time.
+    # A commitment that was not set again was there in the missed rounds too.
     is_unbroken = last.last_block >= block - period or entry.commit_block <= last.last_block
     return is_same and last.last_block >= previous_block and is_unbroken
 
@@ -129,7 +129,7 @@ def find_versions(
 
 
 def _next_version(versions: list[Version], stand: Stand, digest: str, period: int) -> Version:
-    """Return the stand's version; removes the last one from `versions` if it continues."""
+    """Make the stand's version; pop the last of `versions` if the stand continues it."""
     last = versions[-1] if versions else None
     is_next = last is not None and stand.first_block - last.last_block <= period
     if last is not None and is_next and last.digest == digest and not stand.missing_block:

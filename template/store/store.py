@@ -1,4 +1,4 @@
-"""The validator's state: everything whose loss would change its behavior."""
+"""The validator's persistent state."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from template.records import EvalConfig, WeightIntent
 from template.store.rounds import RoundTables
 from template.store.submissions import SubmissionTables
 
-# Newest rounds with weights that `status` looks at: a day and more.
+# Newest rounds with weights that `status` reads: more than a day.
 _RECENT_ROUNDS = 30
 
 

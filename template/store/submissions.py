@@ -46,7 +46,7 @@ class SubmissionTables(StateFile):
     def get_or_create_config(
         self, competition: Competition, hyperparameters_digest: str, model: str, now: float
     ) -> EvalConfig:
-        """Return the config with exactly these inputs, recording it first if new."""
+        """Return the config with exactly these inputs; record a new one."""
         inputs = f"{competition.digest}\n{hyperparameters_digest}\n{model}"
         digest = hashlib.sha256(inputs.encode()).hexdigest()
         with self.atomic() as db:
@@ -111,7 +111,7 @@ class SubmissionTables(StateFile):
     def record_availability(
         self, *, returned: Iterable[SubmissionKey], missing: Mapping[SubmissionKey, Absence], stands: Iterable[Stand]
     ) -> None:
-        """Record a round's search for files, and the stands that ended or began by it."""
+        """Record a round's lookups of files, and the stands that they ended or began."""
         with self.atomic() as db:
             db.executemany("DELETE FROM absences WHERE hotkey = ? AND entry = ?", returned)
             db.executemany(

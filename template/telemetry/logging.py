@@ -44,7 +44,7 @@ _PIPE_BYTES = 4096
 
 
 class _Router(logging.Handler):
-    """Forward records of the standard library to loguru, with the logger's name."""
+    """Handler that forwards records of the standard library to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

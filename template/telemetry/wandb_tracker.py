@@ -92,7 +92,7 @@ Tracker = NullTracker
 
 
 class _RunProcess:
-    """The process of one run. After an error it is of no more use."""
+    """The process of one run. It cannot be used after an error."""
 
     def __init__(self, folder: Path) -> None:
         inherited = child_environment(keep=("WANDB_API_KEY",))

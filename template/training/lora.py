@@ -151,7 +151,7 @@ class FusedLoRALinear:
         self._layers = list(layers)
         bases = [layer.get_base_layer() for layer in layers]
         if len({base.bias is None for base in bases}) > 1 or (is_stacked and bases[0].bias is not None):
-            raise ValueError("expected a bias in all layers or in none, and in none of stacked ones")
+            raise ValueError("expected a bias in all layers or in no layer, and no bias in stacked layers")
         if is_stacked and len({base.weight.shape for base in bases}) > 1:
             raise ValueError("expected stacked layers of equal shape")
         weight = _join([base.weight for base in bases])

@@ -146,7 +146,7 @@ def _record(
         logger.warning("file missing hotkey={} commitment={} rounds={}: {}", *key, absence.rounds, message)
         stand = newest.get(key.hotkey)
         if _is_long(absence, period) and stand is not None and stand.key == key:
-            # It stood as long as its file was there. When the file is back, another stand begins.
+            # The stand ends with its file. Another stand begins when the file is back.
             last_block = max(stand.first_block, min(stand.last_block, absence.first_block - period))
             stands.append(dataclasses.replace(stand, last_block=last_block))
     returned = available & absences.keys()
@@ -175,7 +175,7 @@ def long_absent(context: Context) -> set[SubmissionKey]:
 
 
 def missing_verdicts(context: Context, current: Round) -> dict[SubmissionKey, Verdict]:
-    """Return a verdict on each entry of the round whose file is missing for long."""
+    """Return a verdict on each entry whose file is missing for more than a day."""
     message = "its file is missing on the Hub for more than a day: it counts from its return"
     return {
         key: Verdict(reason=Reason.MISSING_FILE, message=message)

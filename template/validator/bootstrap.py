@@ -1,8 +1,8 @@
-"""Work through missed rounds with the signed round files of another validator.
+"""Replay missed rounds with the signed round files of another validator.
 
-A missed round is worked through as always: its datasets are downloaded, its evaluations planned, its table made. Only
-what this validator cannot have comes from the files: the subnet at a block whose state every node dropped, and losses
-with their receipts. So each file is checked by doing its round again, and every difference is logged.
+A missed round runs like any other: its datasets are downloaded, its evaluations planned, its table made. Only data that
+this validator cannot obtain comes from the files: the subnet at a block whose state every node dropped, and losses with
+their receipts. So the replay checks each file, and every difference is logged.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -139,7 +139,7 @@ def read_history(
     verify: Verify,
     round_dir: Path | None = None,
 ) -> RoundHistory:
-    """Read round files; leave out those with a fault, and log which.
+    """Read round files; skip and log faulty ones.
 
     Copies the others to `round_dir`: there they have the receipts that this validator's files refer to.
     verify(signer, message, signature) returns whether a signature is valid. Raises: ConfigError when no file can be

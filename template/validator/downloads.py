@@ -45,7 +45,10 @@ def dataset_folder(data_dir: Path, entry: Entry) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadResult:
-    """The end of a download. block: the newest one when it started."""
+    """The end of a download.
+
+    block: newest block when the download started.
+    """
 
     key: SubmissionKey
     block: int
@@ -60,10 +63,10 @@ class DownloadResult:
 
 
 class Downloader:
-    """At most `limit` downloads at once. Its methods are for one thread.
+    """A runner of at most `limit` downloads at once, for use from one thread.
 
-    control: reads a public file that exists, or raises. A dataset is missing only if that one is not: a login wall or
-    a mirror can answer for every repo at once.
+    control: reads a public file that exists, or raises. A dataset is missing only if the control file is not: a login
+    wall or a mirror can reject every repo at once.
     """
 
     def __init__(self, limit: int, fetch: Download = download, *, control: Callable[[], None] | None = None) -> None:

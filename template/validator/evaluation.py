@@ -1,7 +1,7 @@
-"""Reach a verdict on each submission: download, check, evaluate.
+"""Download, check and evaluate submissions.
 
-The cause of a failure decides what follows. A fault of the miner is a verdict. A fault of the network is retried. A
-fault of this machine is retried twice, and then the submission is suspended for the operator to see.
+The cause of a failure decides the response. A fault of the miner is a verdict. A fault of the network is retried. A
+fault of this machine is retried twice; then the submission is suspended, and the operator sees it in `status`.
 """
 
 import dataclasses
@@ -54,7 +54,10 @@ _KEY_BYTES = 32
 
 @dataclasses.dataclass(frozen=True)
 class _Running:
-    """An evaluation that a worker holds. sha256: of the file that it was given."""
+    """An evaluation that a worker runs.
+
+    sha256: of the file that was submitted to the worker.
+    """
 
     entry: Entry
     evaluation: RoundEvaluation
@@ -66,7 +69,8 @@ class SubmissionEvaluator:
     """Downloads, checks and evaluates the submissions of one evaluation config.
 
     datasets: every checked dataset of the competition. losses: of each dataset, by number. confirmed: datasets in the
-    ledger. missing_files: datasets whose file was gone when its evaluation was due. block_hashes: those read so far.
+    ledger. missing_files: datasets whose file was gone when its evaluation was due. block_hashes: of the blocks
+    read so far.
     """
 
     def __init__(self, context: Context, eval_config: EvalConfig, eval_set: EvalSetIndex) -> None:

@@ -208,7 +208,7 @@ class Validator:
         self.evaluator = SubmissionEvaluator(self._context, eval_config, eval_set)
 
     def _changed_inputs(self, model: str, hyperparameters: str) -> list[str]:
-        """Return which inputs of a loss are others than in the newest round."""
+        """Describe the inputs of a loss that changed since the newest round."""
         last = self._store.last_inputs()
         if last is None:
             return []
@@ -229,7 +229,9 @@ class Validator:
         before = self._store.last_model()
         is_lost = before is not None and _device_of(before) == "cuda" and _device_of(model) != "cuda"
         if is_lost and not self.config.is_device_chosen:
-            raise HostError("evaluations ran on a GPU before, and none is found; use --device cpu to go on without one")
+            raise HostError(
+                "evaluations ran on a GPU before, and no GPU is found; use --device cpu to continue without one"
+            )
 
     def _load_state(self) -> State:
         """Record finished work and return the input of the decision."""

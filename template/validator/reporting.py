@@ -28,7 +28,7 @@ class Reporter:
         self._reported_at = float("-inf")
 
     def report_progress(self, action: Action, state: State, view: ChainView) -> None:
-        """Report the current work, when it changed or was not reported for a while."""
+        """Report the current work if it changed or the last report is old."""
         now, running = self._context.now(), self._context.executor.running()
         doing = _describe(action)
         news = (doing, [evaluation.key for evaluation in running], state.round and state.round.id)

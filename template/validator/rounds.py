@@ -104,7 +104,7 @@ def open_round(
 
 
 def read_block_hash(context: Context, evaluator: SubmissionEvaluator, block: int) -> str:
-    """Return the hash of a final block, from the chain once. Raises: RemoteError."""
+    """Return the hash of a final block, cached. Raises: RemoteError."""
     if block not in evaluator.block_hashes:
         evaluator.block_hashes[block] = context.chain.block_hash(block)
     return evaluator.block_hashes[block]

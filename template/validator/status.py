@@ -120,7 +120,7 @@ def _is_accepted(intent: WeightIntent) -> bool:
 
 
 def health_problem(status: Status, *, max_age_s: float, max_overdue_blocks: int) -> str | None:
-    """Return what the operator should look at, None when all is well."""
+    """Describe the fault that needs the operator, None for a healthy validator."""
     activity, due, refused = status.activity, status.due_block, status.refused
     if activity is None:
         return "no report from the validator yet"
@@ -138,7 +138,7 @@ def health_problem(status: Status, *, max_age_s: float, max_overdue_blocks: int)
 
 
 def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
-    """Return the last error without names, so that equal causes are equal texts."""
+    """Return the last error without names, so that equal causes have equal texts."""
     cause = attempt.last_error
     with contextlib.suppress(SubmissionError):
         record = CommitmentRecord.parse(key.commitment)

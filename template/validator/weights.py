@@ -57,7 +57,7 @@ def set_weights(context: Context, evaluator: SubmissionEvaluator, current: Round
 
 
 def resubmit_weights(context: Context, round_id: int, view: ChainView) -> None:
-    """Submit the last shares that the chain accepted again, for the uids of now."""
+    """Submit the last accepted shares again, for the current uids."""
     last = context.store.last_accepted()
     logger.warning("resubmitting last weights to stay active round={}", round_id)
     if last is not None:

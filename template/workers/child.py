@@ -30,7 +30,7 @@ def start_module(name: str, *, keep: Container[str] = (), **streams: Any) -> sub
 
 
 class WorkerConnection(ABC):
-    """A worker behind two streams; a thread passes on its events to the last."""
+    """A worker behind two streams; a thread passes all its events to `on_event`."""
 
     JOIN_S = 5.0  # for the end of a killed worker
 
@@ -70,7 +70,7 @@ class WorkerConnection(ABC):
 
     @abstractmethod
     def _give_up(self) -> None:
-        """Handle a worker that is not gone in time."""
+        """Handle a worker that did not exit in time."""
 
     @abstractmethod
     def _exit_event(self) -> messages.WorkerExited:

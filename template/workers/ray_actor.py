@@ -85,7 +85,7 @@ class WorkerActor:
         return lines
 
     def close(self) -> None:
-        """Kill the worker and delete the folder. The actor is of no use afterwards."""
+        """Kill the worker and delete the folder. The actor cannot be used afterwards."""
         if self._worker is not None:
             self._worker.kill()
             self._worker.join()

@@ -299,7 +299,7 @@ def _differences(expected: Mapping[str, str], actual: Mapping[str, str], names: 
 
 
 class LocalExecutor(WorkerPool):
-    """An `Executor` with a child process for each device; None is the best one."""
+    """An `Executor` with a child process per device; None selects the best device."""
 
     kind = "local"
 
