@@ -100,7 +100,7 @@ def test_two_reveals_of_one_block_have_no_text() -> None:
 
 
 def show(raw: bytes) -> str:
-    """Bytes as the client's decoder hands them over."""
+    """Decode bytes as the client does."""
     try:
         return raw.decode()
     except ValueError:

@@ -22,7 +22,7 @@ from tests.fixtures.logs import log_lines
 
 @contextmanager
 def serving(handle: Callable[[ServerConnection], None]) -> Iterator[str]:
-    """A websocket server's url; its threads end with it."""
+    """Yield the URL of a websocket server, whose threads end with it."""
     with serve(handle, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -79,7 +79,7 @@ def test_only_the_newest_ten_reveals_stay(local: LocalChain, miner: Chain) -> No
 
 
 def seal_and_reveal(local: LocalChain, chain: Chain, text: str, *, blocks: int = 3) -> tuple[int | None, int]:
-    """The blocks of the commit and of the reveal."""
+    """Return the blocks of the commit and of the reveal."""
     outcome = chain.publish_sealed(text, soon())
     if blocks:
         local.advance(blocks)

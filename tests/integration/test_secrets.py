@@ -38,7 +38,7 @@ from tests.fixtures.source import PRODUCT, parse
 pytestmark = pytest.mark.slow
 
 
-# What Python starts first in each process: tells of every class that is looked up for a pickle, and for whom.
+# Startup code of each process: records every class that is looked up for a pickle, and the caller.
 HOOK = """
 import os, sys
 def hear(event, arguments):
@@ -205,7 +205,7 @@ def test_the_file_of_a_sealed_commitment_is_its_owners_alone(net: Net) -> None:
     before = os.umask(0)
     try:
         with open_journal(configure(net), net.chain("alice")) as journal:
-            journal.save_dataset(b"nobody knows yet", "digest")
+            journal.save_dataset(b"not public yet", "digest")
             copy = journal.dataset_copy("digest")
             assert stat.S_IMODE(copy.stat().st_mode) == 0o600
             journal.delete_dataset("digest")

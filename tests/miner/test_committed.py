@@ -44,7 +44,7 @@ def find(net: Net, count: int = 100, chain: SteppingChain | None = None, **chang
 
 
 def used_seeds(net: Net, bench: Bench, digest: str) -> list[int]:
-    """The seeds of the dataset's evaluations, by number."""
+    """Return the seeds of the dataset's evaluations, by number."""
     results = bench.store.results(bench.eval_config, ContentKey(net.hotkey("alice"), digest))
     return [Receipt.from_json(results[number].receipt, "x").result.lucky_num for number in sorted(results)]
 

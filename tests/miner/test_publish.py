@@ -54,7 +54,7 @@ def test_published_file_is_on_chain_and_on_the_hub(net: Net) -> None:
 
 
 def text_of(net: Net, lines: list[str], name: str = "alice") -> str:
-    """The commitment of `name` to a file in alice's repo."""
+    """Return the commitment of `name` to a file in alice's repo."""
     sha256 = hashlib.sha256(make_content(lines)).hexdigest()
     return f"alice/data:sample:{bind_digest(sha256, net.hotkey(name))}"
 

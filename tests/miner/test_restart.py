@@ -36,7 +36,7 @@ def test_kill_around_the_call_commits_once(net: Net, is_after: bool) -> None:
 
 
 def assert_public(net: Net) -> None:
-    """Validators find the file of the commitment on chain."""
+    """Check that validators find the file of the commitment on chain."""
     on_chain = net.chain("alice").commitment(net.hotkey("alice"))
     assert on_chain is not None and on_chain.text is not None
     commit, folder = on_chain.text.rpartition(":")[2], net.parts.folder / "validator"

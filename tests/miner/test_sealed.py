@@ -53,7 +53,7 @@ def logs() -> Iterator[list[str]]:
 
 
 def revealing(net: Net, *, before: Callable[[], object] = lambda: None) -> Callable[[float], None]:
-    """A sleep that adds a block; its fifth call after the seal reveals."""
+    """Return a sleep that adds a block; its fifth call after the seal reveals."""
     step, left = stepping(net), iter([4, 3, 2, 1, 0])
 
     def sleep(seconds: float) -> None:

@@ -71,7 +71,7 @@ def test_locked_packages_and_torch_are_installed(clone: Clone) -> None:
     assert clone.installed() == {"needed==1.0", "torch==2.13.0+cu999", "cudalib==3.0"}
     done = clone.set_up(lock)
     assert done.returncode == 0, done.stderr
-    assert "tool==1.0" not in clone.installed(), "what starts a neuron later knows nothing of the wish"
+    assert "tool==1.0" not in clone.installed(), "the choice holds for later starts without the variable"
     done = clone.set_up(lock, WITHOUT_TOOLS="")
     assert done.returncode == 0, done.stderr
     assert "tool==1.0" in clone.installed()

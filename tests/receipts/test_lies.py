@@ -82,7 +82,7 @@ def test_accepted_weights_that_never_landed_are_found(season: Season) -> None:
 
 
 def repeated(season: Season, name: str) -> Edit:
-    """All weight to one hotkey, as if it had been submitted before."""
+    """Give all weight to one hotkey, as if it had been submitted before."""
     hotkey, uid = season.net.hotkey(name), str(season.net.uid(name))
 
     def edit(content: dict[str, Any]) -> None:

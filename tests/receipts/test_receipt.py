@@ -71,7 +71,7 @@ def test_signature_verifies_in_any_json_layout() -> None:
 
 
 def edited(path: tuple[Any, ...], edit: Callable[[Any, Any], None]) -> str:
-    """The signed receipt's JSON after edit(container, key) at `path`."""
+    """Return the signed receipt's JSON after edit(container, key) at `path`."""
     content = json.loads(SIGNED.to_json())
     edit(container_of(content, path), path[-1])
     return json.dumps(content)
@@ -162,7 +162,7 @@ def test_unknown_field_is_refused(section: tuple[str, ...]) -> None:
 
 
 def within(**changes: str) -> dict[str, Any]:
-    """The environment with changed values."""
+    """Return the environment with changed values."""
     return {"environment": {**RESULT.environment, **changes}}
 
 

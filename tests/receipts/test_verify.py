@@ -41,7 +41,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def edited(file: RoundFile, edit: Edit, *, resign: bool = True) -> RoundFile:
-    """The file with an edited header, signed again by the validator or not."""
+    """Edit the header of a file, and sign it again or not."""
     content = json.loads(file.header.to_line())
     edit(content)
     header = RoundHeader.from_json(json.dumps(content), "edited")

@@ -144,7 +144,7 @@ def count_steps(work: Callable[[], object]) -> int:
 
 def test_near_threshold_overlaps_cost_no_more_than_their_rows() -> None:
     def near(miners: int) -> list[Candidate]:
-        """All share 60 of 150 rows, each in three versions of its own."""
+        """Make candidates that share 60 of 150 rows, each with three versions."""
         rows = [[*range(60), *range(1000 * miner, 1000 * miner + 90)] for miner in range(1, miners + 1)]
         return [candidate(f"h{miner}", v, own, digest=str(v)) for miner, own in enumerate(rows) for v in range(3)]
 

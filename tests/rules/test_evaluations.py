@@ -17,7 +17,7 @@ PERIOD = 360
 
 
 def plan(*contents: Content, block: int = 90 * PERIOD, recent: dict[str, int] | None = None, **rules: Any) -> list[str]:
-    """The planned evaluations, as hotkey and number."""
+    """Return the planned evaluations as hotkey and number."""
     return [f"{run.content.key.hotkey}{run.number}" for run in planned(*contents, block=block, recent=recent, **rules)]
 
 

@@ -18,7 +18,7 @@ RULES = Incentives(evaluations=4, hold=4)
 
 
 def author_and_copier(game: Game, copy: range = FULL) -> None:
-    """The copier publishes the author's first version one round later."""
+    """Commit FULL as the author, and `copy` one round later as the copier."""
     game.commit("author", FULL)
     game.play()
     game.commit("copier", copy, text="copy")

@@ -20,7 +20,7 @@ A, B, C = (make_key(name) for name in "abc")
 
 
 def make_table(*contents: Content, readable: int = 90 * PERIOD, **changes: Any) -> Table:
-    """The table of these datasets, all present."""
+    """Make the table of these datasets, all present."""
     values: dict[str, Any] = {
         "present": {make_key(content.key.hotkey): content for content in contents},
         "waiting": {},
@@ -34,7 +34,7 @@ def make_table(*contents: Content, readable: int = 90 * PERIOD, **changes: Any) 
 def rank(
     table: Table, *names: str, verdicts: dict[SubmissionKey, Verdict] | None = None, incentives: Incentives = RULES
 ) -> dict[str, LeaderboardRow]:
-    """The rows of these hotkeys, all registered in block 1."""
+    """Return the rows of these hotkeys, all registered in block 1."""
     entries = {
         make_key(name): make_entry(make_key(name), 10, uid=uid, registration_block=1) for uid, name in enumerate(names)
     }

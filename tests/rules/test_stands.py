@@ -15,13 +15,13 @@ X, Y, Z = make_dataset(range(9)), make_dataset(range(10, 19)), make_dataset(rang
 
 
 def versions_of(*stands: Stand, update_blocks: int = 0, **datasets: Dataset) -> list[Version]:
-    """The versions of texts 1, 2 and 3, which hold X, Y and Z."""
+    """Return the versions of texts 1, 2 and 3, which name X, Y and Z."""
     read = {T1: X, T2: Y, T3: Z} | {make_key("a", commit=text[1] * 40): rows for text, rows in datasets.items()}
     return find_versions(stands, read, period=10, update_blocks=update_blocks)
 
 
 def extend(last: Stand | None, block: int, *, previous: int | None = None, **changes: Any) -> Stand:
-    """The stand at `block` of an entry that was committed in block 8, after `last`."""
+    """Extend `last` to `block` by an entry that was committed in block 8."""
     entry = make_entry(changes.pop("key", T1), changes.pop("commit_block", 8), **changes)
     newest = {} if last is None else {"a": last}
     if previous is not None:

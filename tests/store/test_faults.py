@@ -25,7 +25,7 @@ STAND = make_stand(SubmissionKey("a", "b"), 1)
 
 
 def read_number(path: Path, query: str) -> int:
-    """A number in the file, read without the store."""
+    """Read a number in the file without the store."""
     with contextlib.closing(sqlite3.connect(path)) as db:
         return int(db.execute(query).fetchone()[0])
 

@@ -38,7 +38,7 @@ SECRET = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
 
 @contextmanager
 def without_login(home: Path) -> Iterator[None]:
-    """An environment without a wandb login and with a secret."""
+    """Set an environment without a wandb login and with a secret."""
     home.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
@@ -147,7 +147,7 @@ def is_finished(path: Path) -> bool:
 
 
 def open_run(folder: Path, logged: list[str]) -> WandbTracker:
-    """A tracker that has reported a point."""
+    """Open a tracker that has reported a point."""
     tracker = make_tracker(folder)
     tracker.report_metrics(point(100))
     until(lambda: logged)

@@ -32,7 +32,7 @@ class Clock:
 
 
 def promise(net: Net, name: str, lines: list[str]) -> str:
-    """A commitment to these lines by their digest."""
+    """Return the text of a commitment to these lines by their digest."""
     return f"{name}/data:{net.competition.id}:{hashlib.sha256(make_content(lines)).hexdigest()}"
 
 

@@ -23,7 +23,7 @@ LOGIN_WALL = HubFault(kind=FaultKind.STATUS, status=401, pattern=".*")
 
 @contextmanager
 def open_paid(net: Net) -> Iterator[Bench]:
-    """A validator that has paid alice and bob in one round."""
+    """Open a validator that has paid alice and bob in one round."""
     net.submit("alice", LARGE)
     net.submit("bob", SMALL)
     with open_bench(net, policy=POLICY, blocks=60) as bench:

@@ -55,7 +55,7 @@ def live_rounds(bench: Bench) -> int:
 
 
 def read_round(bench: Bench, start_block: int) -> tuple[list[RoundEvaluation], object, dict[str, float]]:
-    """The plan, the ledger and the weights of a round."""
+    """Return the plan, the ledger and the weights of a round."""
     (row,) = bench.store.rows("SELECT id FROM rounds WHERE start_block = ?", start_block)
     rows = {line.hotkey: line.weight for line in bench.store.leaderboard(row["id"]) if line.weight > 0.0}
     return list(bench.store._read_plan(row["id"])), bench.store.ledger(row["id"]), rows

@@ -40,7 +40,7 @@ def key_of(hotkey: str, number: int) -> SubmissionKey:
 
 
 def make_round(*keys: SubmissionKey, queue: Sequence[SubmissionKey] = ()) -> Round:
-    """A round with entries of these keys."""
+    """Make a round with entries of these keys."""
     entries = tuple(make_entry(key, CURRENT, uid=uid, registration_block=5) for uid, key in enumerate(keys))
     return Round(
         start_block=CURRENT, start_block_hash="0x", opened_block=CURRENT, end_block=CURRENT + 9, entries=entries,

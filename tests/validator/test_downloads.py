@@ -65,7 +65,7 @@ def wait_until(is_reached: Callable[[], bool]) -> None:
 
 
 def drain(downloader: Downloader) -> dict[SubmissionKey, object]:
-    """The file or the error of every running download."""
+    """Wait for every running download, and return its file or its error."""
     ended: dict[SubmissionKey, object] = {}
     deadline = time.monotonic() + 60.0
     while downloader.in_flight():

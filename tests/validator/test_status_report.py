@@ -41,7 +41,7 @@ def report(status: Status) -> list[str]:
 
 
 def section(label: str, **changes: Any) -> str:
-    """The text beside a label, its lines joined."""
+    """Return the text beside a label, with its lines joined."""
     lines = report(replace(STATUS, **changes))
     first = next(index for index, line in enumerate(lines) if line.startswith(label.ljust(12)))
     last = next(index for index in range(first + 1, len(lines)) if not lines[index].startswith(" " * 12))

@@ -68,7 +68,7 @@ def shared(evaluator: Evaluator, clock: Clock) -> Iterator[LocalExecutor]:
 
 @pytest.fixture
 def pair(shared: LocalExecutor) -> LocalExecutor:
-    """The two workers, idle, even if an earlier test lost job."""
+    """The two workers, idle, even if an earlier test lost one."""
     ready(shared, 2)
     return shared
 

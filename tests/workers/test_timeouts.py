@@ -10,7 +10,7 @@ TIMEOUTS = WorkerTimeouts()
 
 
 def took(train_seconds: float, eval_seconds: float) -> TrainResult:
-    """A result of 2000 trained and 500 evaluated tokens."""
+    """Make a result of 2000 trained and 500 evaluated tokens."""
     return make_result(train_seconds=train_seconds, eval_seconds=eval_seconds)
 
 

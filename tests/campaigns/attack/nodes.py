@@ -59,7 +59,7 @@ class LyingNode(LocalSubstrate):
         return answer
 
     def be_honest(self) -> None:
-        """Ends every lie; the next connection is to the chain that the node was made for."""
+        """End every lie; the next connection is to the node's own chain."""
         self.path = self._truth
         self.graph: Graph | None = None
         self.rows: Rows | None = None
@@ -199,7 +199,7 @@ def _undone(env: Environment) -> str:
 
 
 def _fork(env: Environment) -> str:
-    """A node goes on with a fork behind a block that it called final."""
+    """A node continues on a fork behind a block that it called final."""
     env.pass_rounds()
     env.chain.set_finality_lag(10)
     env.chain.advance(10)

@@ -42,12 +42,12 @@ def _row(question: str = "q", answer: str = "a", **others: Any) -> bytes:
 
 
 def _raw(content: bytes) -> bytes:
-    """A row with these bytes, quotes and all, where the answer stands."""
+    """Return a row with these bytes, quotes included, as its answer."""
     return _row("q", "?").replace(b'"?"', content)
 
 
 def _beside(value: bytes) -> bytes:
-    """A good row with these bytes as the value of a key that nothing reads."""
+    """Return a valid row with these bytes as the value of an unread key."""
     return _row()[:-1] + b', "note": ' + value + b"}"
 
 
@@ -126,7 +126,7 @@ def _attack(
 
 
 def _refused(name: str, content: Callable[[], bytes], expected: str = _MALFORMED, **limits: Any) -> Attack:
-    """A file that is not even compared with the pool, or has no row of it."""
+    """Make a file that is refused before, or by, the comparison with the pool."""
     return _attack(name, content, expected, pool=_GOOD, **limits)
 
 
@@ -268,7 +268,7 @@ _LOOK_ALIKES = tuple(
 
 
 def _swap(what: str, change: Callable[[str], str]) -> Attack:
-    """A copy of a dataset, each row in another spelling, where the pool holds both."""
+    """Copy a dataset, each row in its other spelling, where the pool has both."""
     rows = [_row(f"A 'Question' {number}?", f"An answer, {number}: cafe.") for number in range(_MAX_ROWS)]
     theirs = b"".join(row + b"\n" for row in rows)
     copy = change(theirs.decode()).encode()

@@ -65,13 +65,13 @@ def _decode(data: bytes) -> str | None:
 
 
 def _shown(data: bytes) -> str:
-    """Bytes as the client's decoder gives them."""
+    """Decode bytes as the client does."""
     text = _decode(data)
     return "0x" + data.hex() if text is None else text
 
 
 def _meant(data: bytes) -> bytes:
-    """The bytes, or those that the client would show as these very characters."""
+    """Return the bytes, or the bytes that the client decodes to these characters."""
     hidden = data[2:].decode(errors="replace")
     if data[:2] != b"0x" or len(hidden) % 2 or any(letter not in "0123456789abcdef" for letter in hidden):
         return data
