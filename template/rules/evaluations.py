@@ -53,9 +53,9 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Return the evaluations of the round that starts at `block`, in order.
 
-    First evaluations of hotkeys without any in the last day come first, before all others. Then four are for
-    records, half for datasets in progress (lowest mean and oldest rank in turn), the rest for other first evaluations
-    (hotkeys with the fewest in the last day first). Unused ones pass on.
+    First evaluations of hotkeys without any in the last day precede all others. Then four slots are for records, half
+    for datasets in progress (lowest mean and oldest rank in turn), and the rest for other first evaluations (hotkeys
+    with the fewest in the last day first). A free slot goes to the next group.
 
     Args:
         contents: Datasets that can be evaluated: present, readable, no duplicates.

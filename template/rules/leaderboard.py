@@ -44,8 +44,7 @@ def build_leaderboard(
 def find_undecided(table: Table, season_block: int, competition: Competition, incentives: Incentives) -> frozenset[str]:
     """Return the hotkeys whose older dataset waits for evaluations in this season.
 
-    A dataset is older if its rank is before the season.
-    season_block: start of the first round of these losses.
+    A dataset is older if its rank is before the season. season_block: start of the first round of these losses.
     """
     confirmed = {row.content.key for row in table.ledger}
     return frozenset(
