@@ -1,4 +1,4 @@
-"""Runs a validator.
+"""Run a validator.
 
     python neurons/validator.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey
 

@@ -1,4 +1,4 @@
-"""Checks a dataset for all that a validator would reject, before it is published.
+"""Check a dataset for all that a validator would reject, before it is published.
 
     python scripts/check_dataset.py --dataset_path data.jsonl --offline
     python scripts/check_dataset.py --dataset_path data.jsonl --netuid 96 --hf_repo_id me/my-dataset

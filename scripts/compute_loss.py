@@ -1,4 +1,4 @@
-"""Computes a dataset's loss offline, exactly as a validator does.
+"""Compute a dataset's loss offline, exactly as a validator does.
 
     python scripts/compute_loss.py --dataset_path data.jsonl
     python scripts/compute_loss.py --hf_repo_id me/my-dataset --revision COMMIT --lucky_num 7
@@ -8,7 +8,7 @@
 
 The loss is the one that validators pay by: the mean over the seeds, with a penalty for a large spread between them.
 
---compare evaluates two datasets under the same seeds and prints which is better, or how many more seeds would tell.
+--compare evaluates two datasets under the same seeds and prints which is better, or how many more seeds would decide.
 --as_validator evaluates the dataset that a hotkey has committed, under the seeds of the validators. It alone reads the
 chain: also past blocks, for which --subtensor.archive_endpoints are used.
 

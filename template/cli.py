@@ -1,4 +1,4 @@
-"""Shared by the entry points: argument groups, and what is built from them.
+"""Argument groups shared by the entry points, and objects built from them.
 
 Only here does `--subtensor.network sim:PATH` become a local chain.
 """
@@ -35,7 +35,7 @@ WORK_DIR_MARKS = ("commitment-*", "[0-9a-f]" * 12)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the description's line breaks and adds defaults to the help of options."""
+    """Help formatter that keeps line breaks and adds defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = action.default not in (None, False, argparse.SUPPRESS) and "(default" not in (action.help or "")

@@ -1,4 +1,4 @@
-"""Queries a vulnerability database for every version in the lock file.
+"""Query a vulnerability database for every version in the lock file.
 
     python -m scripts.dev.audit_dependencies
     python -m scripts.dev.audit_dependencies --database http://127.0.0.1:8080

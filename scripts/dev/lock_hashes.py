@@ -1,4 +1,4 @@
-"""Adds to each pin the sha256 of every file of its release.
+"""Add to each pin the sha256 of every file of its release.
 
     printf 'loguru==0.7.3\\n' | python -m scripts.dev.lock_hashes --index URL
 

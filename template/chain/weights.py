@@ -89,7 +89,7 @@ def fit_weights(weights: Mapping[int, float], limits: WeightLimits) -> PreparedW
 
 
 def _find_problem(limits: WeightLimits, *, is_self_weight: bool) -> tuple[str, str] | None:
-    """Return the chain's error for this hotkey, and what to do."""
+    """Return the chain's error for this hotkey, with advice."""
     if limits.uid is None:
         return "HotKeyNotRegisteredInSubNet", "this hotkey has no uid on the subnet: register it again"
     if limits.stake < limits.stake_threshold and not limits.is_owner:

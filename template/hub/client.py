@@ -135,7 +135,7 @@ def _make_client() -> httpx2.Client:
 
 @contextmanager
 def translate_hub_errors(api: HfApi, repo_id: str, *, is_write: bool = False) -> Iterator[None]:
-    """Raise the library's exceptions as SubnetErrors, by whose fault they are."""
+    """Translate the library's exceptions to SubnetErrors, by cause."""
     try:
         yield
     except SubnetError:

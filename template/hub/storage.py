@@ -1,7 +1,7 @@
 """A folder with one downloaded file and a record of its repo, revision and digest.
 
-A folder may be used for one revision after another. The record is valid only while the file has its digest, so what a
-crash or an edit leaves behind counts as not downloaded.
+A folder may be used for one revision after another. The record is valid only while the file has its digest, so a
+file damaged by a crash or an edit counts as not downloaded.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """An httpx transport that limits size, time and redirects of Hub requests.
 
 Requests of `template.hub.datasets` run under a `RequestBudget`. Requests of other libraries (transformers loading a
-model) have none and get limits of their own. Each step of a redirect passes here as a request of its own.
+model) have none and get limits of their own. Each step of a redirect is a separate request here.
 """
 
 import math

@@ -40,10 +40,10 @@ class Inspection:
 def inspect_file(
     content: bytes, eval_keys: Container[bytes], *, max_rows: int, has_target: Callable[[Row], bool]
 ) -> Inspection:
-    """Find every problem of a file; none exactly when a validator would train on it.
+    """Find every problem of a file; a file without any would be trained on.
 
     A malformed line takes the place of a row among the first `max_rows`. `has_target` is called for rows so long that
-    only the model's tokenizer can tell, until it raises RemoteError.
+    only the model's tokenizer can decide, until it raises RemoteError.
     """
     results = list(scan_rows(content, limits=SUBMISSION_LIMITS))
     counted = tuple(row for row in results[:max_rows] if isinstance(row, Row))

@@ -45,7 +45,7 @@ class CommittedDataset:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one competition. folder: of the downloads."""
+    """Access to one competition. folder: of the downloads."""
 
     chain: AuditChain
     competition: Competition
@@ -63,7 +63,7 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
     period = incentives.blocks_per_epoch
     if incentives.seeds is not Seeds.CHAIN:
         raise ConfigError(
-            "the competition draws its seeds at random (incentives.seeds), so nobody knows them before a validator"
+            "the competition draws its seeds at random (incentives.seeds), so they are unknown until a validator"
             " publishes its receipts; evaluate with seeds of your own, without --as_validator"
         )
     view = chain.snapshot(chain.block())

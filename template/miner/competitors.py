@@ -89,8 +89,8 @@ class Overlap:
 class DatasetComparison:
     """A dataset compared with all others, if committed between the two `ranks`.
 
-    row_count: its different rows. overlaps: most shared rows first. copy_of: the dataset that it duplicates by what is
-    known. unknowns: commitments that could change this; the hotkey's own is one if its block decides.
+    row_count: its different rows. overlaps: most shared rows first. copy_of: the dataset that it duplicates, as
+    far as known. unknowns: commitments that could change this; the hotkey's own is one if its block decides.
     """
 
     ranks: tuple[int, int]
@@ -140,7 +140,7 @@ def fetch_competitors(
 
 
 def _read_commitment(commitment: ChainCommitment, uid: int, entry: Entry | None) -> Competitor:
-    """Return what the chain alone shows."""
+    """Return a competitor from the chain's data alone, without its dataset."""
     competitor = Competitor(
         hotkey=commitment.hotkey,
         uid=uid,
@@ -176,9 +176,9 @@ def _read_dataset(
 
 
 def possible_commit_blocks(own: Competitor | None, sha256: str, repo: str | None, now: int) -> tuple[int, int]:
-    """Return the earliest and latest block that the file of this digest may rank by.
+    """Return the earliest and latest commit block by which a file may rank.
 
-    It ranks by the hotkey's present commitment if that is this file in this repo, else by `now`, after all others.
+    It ranks by the hotkey's present commitment if that names this file in this repo, else by `now`, after all others.
     """
     if own is None or own.rejection is not None:
         return now, now

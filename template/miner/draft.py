@@ -24,9 +24,9 @@ from template.miner.journal import Journal
 class MinerConfig:
     """Settings of one publication.
 
-    work_dir: keeps the evaluation set and the journals. has_target: tells whether a row keeps a target within the
-    tokens that count, for rows so long that only the model's tokenizer can tell. is_forced: publish what a validator
-    will reject, and replace a sealed commitment before its reveal. poll_s: seconds between reads of the chain.
+    work_dir: keeps the evaluation set and the journals. has_target: whether a row keeps a target within the
+    tokens that count, for rows so long that only the model's tokenizer can decide. is_forced: publish a dataset that
+    validators will reject, and replace a sealed commitment before its reveal. poll_s: seconds between chain reads.
     """
 
     hf_repo_id: str
@@ -139,7 +139,7 @@ class Draft:
         logger.warning("replacing a commitment: {}", problem)
 
     def describe(self, text: str, notes: tuple[str, ...] = ()) -> str:
-        """Return what the user is asked to confirm, one line per item."""
+        """Return the summary that the user confirms, one line per item."""
         config, on_chain = self.config, "nothing"
         if self.on_chain is not None:
             unread = "a sealed commitment" if self.on_chain.reveal_round is not None else "an unreadable commitment"

@@ -48,7 +48,7 @@ def check_commitments(header: RoundHeader) -> Iterator[Finding]:
 
 
 class RefusalCheck:
-    """Checks refused datasets of one competition on the Hub.
+    """Check of the refused datasets of one competition on the Hub.
 
     Args:
         read: Downloads and checks a dataset.

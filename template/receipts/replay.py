@@ -82,8 +82,7 @@ class ReplayContext:
     def downloaded(self, repo: str, revision: str, hotkey: str | None = None) -> Iterator[Path]:
         """Download a dataset into a temporary folder.
 
-        hotkey: for a digest that is bound to it. The token is used only for what a validator, which has none, cannot
-        read.
+        hotkey: for a digest that is bound to it. The token is used only for repos that cannot be read without one.
         """
         from template.hub.datasets import download_dataset
 
@@ -116,7 +115,7 @@ def check_signature(receipt: Receipt) -> tuple[bool, str]:
 
 
 class Auditor:
-    """Replays receipts of one competition, model and set of hyperparameters.
+    """Replays of receipts of one competition, model and set of hyperparameters.
 
     Others are not replayed: a stranger's receipt could ask for any amount of work.
     """

@@ -308,11 +308,11 @@ def _check_uids(submitted: WeightsLine, table: Sequence[TableLine]) -> Iterator[
 
 
 def remarks(file: RoundFile) -> list[str]:
-    """Return what this file alone can neither confirm nor refute."""
+    """Return remarks that this file alone can neither confirm nor refute."""
     header = file.header
     notes = [] if header.signer else ["unsigned: the file proves nothing about a validator"]
     if header.lucky_num_from == "random":
-        notes.append("seeds are drawn by the validator: nobody can show that it drew each once")
+        notes.append("seeds are drawn by the validator: that each was drawn only once cannot be proved")
     undone = sum(line.loss is None for line in header.evaluations)
     if undone:
         notes.append(f"{undone} evaluations were planned and not done")

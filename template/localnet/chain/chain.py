@@ -14,7 +14,7 @@ _VALIDATOR_STAKE = 10_000 * pallets.RAO_PER_TAO
 
 
 class LocalChain(Ledger):
-    """A local chain for its administrator, whose changes go into the next block."""
+    """A local chain with an administrator's calls; changes go into the next block."""
 
     @classmethod
     def create(

@@ -258,7 +258,7 @@ class Ledger:
         ).fetchall()
 
     def set_fault(self, kind: Literal["connect", "read", "write"], fault: ChainFault, *, calls: int = 1) -> None:
-        """Fail the next `calls` calls of a kind, in whichever process; 0 ends the fault."""
+        """Fail the next `calls` calls of a kind, in any process; 0 ends the fault."""
         self._connection.execute("INSERT OR REPLACE INTO faults VALUES (?, ?, ?)", (kind, fault, calls))
 
     def take_fault(self, kind: str) -> ChainFault | None:

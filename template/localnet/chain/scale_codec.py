@@ -65,7 +65,7 @@ def _compact(value: int) -> bytes:
 
 
 def _blob(value: object) -> bytes:
-    """Convert what the client's codec takes: bytes, 0x-hex text, or plain text."""
+    """Convert any input of the client's codec: bytes, 0x-hex text, or plain text."""
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if not isinstance(value, str):

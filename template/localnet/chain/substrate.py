@@ -171,7 +171,7 @@ class LocalSubstrate:
             yield self._open()
 
     async def _fault(self, kind: str) -> ChainFault | None:
-        """Fail as `LocalChain.set_fault` asks; return LOSE_ANSWER, which is due after the write."""
+        """Apply a fault of `LocalChain.set_fault`; return LOSE_ANSWER for after the write."""
         with _as_client_errors():
             fault = self._open().take_fault(kind)
         if fault is ChainFault.HANG:
@@ -185,7 +185,7 @@ class LocalSubstrate:
 
 @contextmanager
 def _as_client_errors() -> Iterator[None]:
-    """Raise what the client's transport would: an unusable file is a lost connection."""
+    """Raise the client's transport errors: an unusable file is a lost connection."""
     try:
         yield
     except UnknownBlockError as exc:

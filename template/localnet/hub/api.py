@@ -1,7 +1,7 @@
 """The Hub's HTTP API over a `HubStore`: requests in, responses out, no sockets.
 
-Covers what huggingface_hub calls to create dataset and model repos, commit regular files, list and download them. No
-large-file storage, deletions, branches, pull requests, gating or spaces.
+Covers the requests of huggingface_hub to create dataset and model repos, and to commit, list and download regular
+files. No large-file storage, deletions, branches, pull requests, gating or spaces.
 """
 
 import base64

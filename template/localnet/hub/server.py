@@ -86,7 +86,7 @@ class _Http(ThreadingHTTPServer):
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Reads a request and sends its response; a subclass may override `deliver`."""
+    """Handler of one request; a subclass may override `deliver`."""
 
     protocol_version = "HTTP/1.1"
     server_version = "LocalHub"
