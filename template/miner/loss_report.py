@@ -28,8 +28,14 @@ def summarize(
     missing = max(0, incentives.evaluations - estimate.runs)
     on_chain = None
     if committed is not None:
-        names = ("digest", "rank_block", "seed_blocks", "known", "has_history")
-        on_chain = {**committed.key._asdict(), **{name: getattr(committed, name) for name in names}}
+        on_chain = {
+            **committed.key._asdict(),
+            "digest": committed.digest,
+            "rank_block": committed.rank_block,
+            "seed_blocks": committed.seed_blocks,
+            "known": committed.seed_count,
+            "has_history": committed.has_history,
+        }
     return {
         **dataclasses.asdict(estimate),
         "losses": losses,
