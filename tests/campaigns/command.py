@@ -54,7 +54,7 @@ def report(failures: Sequence[str], *, success: str, label: str = "DISAGREES", s
 
 
 def print_progress(line: str) -> None:
-    """Print to stderr, which progress goes to."""
+    """Print progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -179,7 +179,7 @@ class Environment:
         return "; ".join([verdict, *self._damage()])
 
     def _damage(self) -> Iterator[str]:
-        """Yield harm to the honest miners, to the disk and to what a person sees."""
+        """Yield harm to the honest miners, to the disk and to the output."""
         weights = self.chain.weights(self.subnet.validator_hotkey(VALIDATOR)) or {}
         names = {self.subnet.hotkey(name): name for name in HONEST}
         neurons = self.connection.view().neurons

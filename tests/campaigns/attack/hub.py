@@ -94,7 +94,7 @@ def _count_sockets() -> int:
 
 ATTACKS: tuple[Attack, ...] = (
     custom("none: a good file from a good Hub", fetch, TAKEN, max_seconds=20.0, max_memory=64),
-    # Before the attacks whose connections stay open, and busy, until the hub ends.
+    # Before attacks that leave connections open and busy until the hub ends.
     custom(
         f"{_DOWNLOADS:,} downloads that drip, {_AT_ONCE} at once",
         _abandoned,

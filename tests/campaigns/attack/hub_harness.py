@@ -29,7 +29,7 @@ GIT_OID = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT, usedforsecurity=Fa
 LISTING, COMMIT, WHOLE, FILE = "/paths-info/", "expand=sha", "blobs=", "^GET .*/resolve/"
 AGAIN, TAKEN = "again later", "taken"
 NO_REPO, NO_FILE, TOO_LARGE = "miner: missing_repo", "miner: missing_file", "miner: too_large"
-# Deadlines of a download: of most attacks, and where only time tells the attack from a slow Hub.
+# Download deadlines: of most attacks, and of those that look like a slow Hub.
 _DEADLINE_S, _SHORT_DEADLINE_S = 30.0, 0.25
 _MAX_MEMORY = 12
 

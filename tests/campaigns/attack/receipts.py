@@ -229,7 +229,7 @@ _LIES: dict[str, tuple[str, Edit]] = {
     "of a local file": ("of a local file", _in(submission=None)),
     "with a loss that the table has not": ("in the receipt", _in("result", loss=5.9)),
 }
-# What a header alone can lie about.
+# False values in the header, without a receipt.
 _RETOLD: dict[str, tuple[str, Edit]] = {
     "with a share for a friend": (
         "not those of the table",

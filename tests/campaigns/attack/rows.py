@@ -232,7 +232,7 @@ _TOKENS = (
     _dear("260,000 spaces between two letters", lambda: _row("q", f"a{_fill(' ')}b")),
     _dear("120,000 line feeds, then a letter", lambda: _row("q", f"a{_fill(chr(10))}b")),
     _dear("apostrophes", lambda: _row("q", _fill("'s"))),
-    # Tokenizers order them in a time that grows with the square. None gets there but by the pool, which its owner made.
+    # Tokenizers need quadratic time to order them. Only rows of the pool, which its owner made, reach a tokenizer.
     _dear("65,000 marks to be put in order", lambda: _row("q", "e" + _MARKS[: 2**16]), max_seconds=60.0),
     _dear("syllables to be joined", lambda: _row("q", _fill("\u1112\u1161\u11ab"))),
     _dear("zero-width characters", lambda: _row("q", _fill("\u200b\u200d\ufeff"))),
@@ -249,7 +249,7 @@ _OWNED = _row("Is it caf\u00e9 or Cafe?", "It is a 'Cafe'.", system="Be brief.")
 
 
 _unlike_pool = partial(_attack, expected=_NOT_IN_POOL, pool=_OWNED)
-# What a reader would hardly see: it is put where the other text was.
+# Replacements that a reader would hardly notice.
 _LOOK_ALIKES = tuple(
     _unlike_pool(f"a row of the pool with {what}", partial(_OWNED.replace, old.encode(), new.encode()))
     for what, old, new in (

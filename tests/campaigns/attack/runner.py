@@ -46,7 +46,7 @@ class Outcome:
         )
 
     def faults(self) -> list[str]:
-        """Return what differs from the expected; empty when the attack failed."""
+        """Return the differences from the expected; empty when the attack failed."""
         attack, faults = self.attack, []
         if self.verdict != attack.expected:
             faults.append(f"{attack.name}: expected {attack.expected!r}, found {self.verdict!r}")
@@ -84,7 +84,7 @@ def launch(attack: Attack, folder: Path) -> Outcome:
         try:
             verdict = attack.run(folder)
         except Exception as error:
-            # An unexpected error is what an attacker is after, and no reason to leave out the other attacks.
+            # An unexpected error is a successful attack; the other attacks still run.
             logger.exception("{}", attack.name)
             verdict = f"raised {type(error).__name__}: {error}"
         seconds = time.monotonic() - started

@@ -38,7 +38,7 @@ def test_attack_by_hostile_rows_fails(attack: Attack, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", hub.ATTACKS, ids=lambda attack: attack.name[:60])
 def test_attack_by_hostile_hub_fails(attack: Attack, tmp_path: Path) -> None:
-    # Before the first attack, which would be charged for what is imported and started.
+    # Imports and start-up are not charged to the first attack.
     start_hubs()
     assert not launch(attack, tmp_path).faults()
 

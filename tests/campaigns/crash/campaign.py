@@ -116,7 +116,7 @@ class Campaign:
             report.outcomes.append(self._run("undisturbed, real", is_real=True))
         with ThreadPoolExecutor(_JOBS) as pool:
             report.outcomes += pool.map(lambda job: job(), self._list_jobs())
-        # A point may have moved: what is left of a folder after a kill within its removal is removed elsewhere.
+        # A point may have moved: after a kill within a folder's removal, the rest is removed elsewhere.
         for number in range(0 if self._scale.is_once else _MAX_REPEATS):
             if report.missed:
                 report.outcomes.append(self._run(f"again {number + 1}", targets=sorted(report.missed)))

@@ -22,7 +22,7 @@ from tests.campaigns.synthetic_subnet import WeightsCall
 
 _UNTIL = "JOIN rounds ON rounds.id = round_id WHERE start_block <= :until"
 _MEMBERS = f"SELECT hotkey, entry FROM round_members {_UNTIL}"
-# What must be as in an undisturbed run, by key, of the rounds that start up to a block.
+# Values by key that must equal an undisturbed run's, of rounds that start up to a block.
 _PARTS = {
     "rejection of": f"SELECT hotkey || ' ' || entry, reason FROM verdicts WHERE (hotkey, entry) IN ({_MEMBERS})",
     "evaluation of": "SELECT hotkey || ' ' || digest || ' ' || number, entry, lucky_num, seed_block, loss,"
@@ -51,7 +51,7 @@ def _copied_state(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def check_database(path: Path) -> list[str]:
-    """Return what SQLite's own checks find in a state file; a missing one passes."""
+    """Return the findings of SQLite's own checks; a missing state file passes."""
     if not path.exists():
         return []
     try:

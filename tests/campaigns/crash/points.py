@@ -31,7 +31,7 @@ _FILE_CALLS = ("replace", "rename", "unlink", "remove", "rmdir", "fsync")
 # Between a statement and the method of the store that it is for.
 _PLUMBING = ("store/database.py", "hub/storage.py", "files.py")
 _RANDOM_NAME = re.compile(r"^\.(.*\.jsonl?)\.\w+$")
-# Variables by which the points of a method differ, and the attribute that tells them apart: of an int, itself.
+# Variables by which the points of a method differ, and the attribute to compare: of an int, itself.
 _SUBJECTS = {
     "evaluation": "lucky_num",
     "key": "commitment",
@@ -46,7 +46,7 @@ _SUBJECTS = {
 
 
 def kind_of(point: str) -> str:
-    """Return the kind of a point: what happens there, and to what."""
+    """Return the kind of a point: its action and the subject."""
     what, _, detail = point.partition(" | ")
     what = what.removesuffix(" |")
     return f"{what} {_FOLDERS.get(detail.partition('/')[0], 'dataset')}" if what.split()[-1] in _FILE_CALLS else what

@@ -163,7 +163,7 @@ class Run:
         self._check_remains(0, -signal.SIGTERM)
 
     def _check_remains(self, *expected: int) -> None:
-        """Check what the process that ended left behind. expected: exit statuses."""
+        """Check the exit, files and children of an ended process. expected: statuses."""
         process, outcome, validator = self.validator.process, self.outcome, self.validator
         assert process is not None
         validator.process = None

@@ -1,4 +1,4 @@
-"""Send inputs to everything that reads what strangers write, and print the result.
+"""Send inputs to every reader of strangers' bytes, and print the result.
 
     python -m tests.campaigns.fuzz
     python -m tests.campaigns.fuzz --targets rows receipt --examples 1000 --runs 0

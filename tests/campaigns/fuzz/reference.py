@@ -1,4 +1,4 @@
-"""Second readers of what strangers write, plain rather than fast.
+"""Second readers of strangers' bytes, plain rather than fast.
 
 They follow the formats' documentation and share no code with the product.
 """
@@ -111,7 +111,7 @@ def _unescape(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """A row: what training reads, and its key."""
+    """A row: the texts for training, and its key."""
 
     line: int
     system: str | None

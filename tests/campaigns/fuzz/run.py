@@ -83,7 +83,7 @@ class Runner:
         except Exception as error:
             self._keep(_where(error), data)
         seconds = time.process_time() - started
-        # The first input also makes what all others use.
+        # The first input also pays for caches that all inputs share.
         if is_measured and tally.inputs:
             grown = (memory_kib("VmHWM") - before) / 1024
             tally.input_mib = max(tally.input_mib, grown)
@@ -115,7 +115,7 @@ def name_of(data: bytes) -> str:
 
 
 def _where(error: Exception) -> str:
-    """Return what tells a finding from others: the error and the line that raised it."""
+    """Return the error and the line that raised it, to tell findings apart."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:100]}"
 
@@ -127,7 +127,7 @@ def read_corpus(folder: Path) -> list[bytes]:
 
 
 def write_corpus(folder: Path, inputs: Iterable[bytes]) -> None:
-    """Have a folder hold exactly these inputs."""
+    """Write these inputs, and remove all others from the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     named = {name_of(data): data for data in inputs}
     for path in folder.iterdir():

@@ -27,7 +27,7 @@ _OTHER_ROWS = 1 << 22
 
 
 class Researcher:
-    """Publishes on its first hotkey what is better than the best record."""
+    """Publishes on its first hotkey each find that is better than the best record."""
 
     def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
         self.name = name

@@ -48,7 +48,7 @@ class PartCopier(Copier):
 
 
 class OldVersionCopier(Copier):
-    """Copies what others had before their last update."""
+    """Copies the datasets of others from before their last update."""
 
     def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
         super().__init__(game, name, hotkeys)
@@ -154,7 +154,7 @@ class Flood(Researcher):
 
 
 class Camper(Flood):
-    """Holds the places of datasets in progress with ones just below a record."""
+    """Fills the places in progress with datasets just below a record."""
 
     value_of = staticmethod(lambda game: game.competition.bench - game.frontier + 0.6 * game.incentives.epsilon)
 
@@ -229,7 +229,7 @@ class SealAndPick(EqualSets):
 
 
 class Hoarder(SealAndPick):
-    """Seals each find for a week, so that it ranks before what others find meanwhile."""
+    """Seals each find for a week, so that it ranks before later finds of others."""
 
     def found(self, game: Game, rows: Rows, value: float) -> None:
         free = [hotkey for hotkey in self.hotkeys if hotkey not in self.last]

@@ -29,7 +29,7 @@ ROWS = 20
 ROUNDS_PER_DAY = 20
 OWNER = "owner"
 
-# Standard deviation of a loss between seeds, of the values of rows found together, and of what no row explains.
+# Standard deviation of a loss between seeds, of row values within a find, and of a dataset beyond its rows.
 SD = 0.01
 ROW_SD = 0.03
 SET_SD = 0.0002

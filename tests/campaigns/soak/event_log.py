@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOG_FILE = "events.jsonl"
-# What a validator's process writes about its own decisions.
+# Events that a validator's process writes about its own decisions.
 RECORDS = ("checked", "rows pruned", "missed", "rejected", "rejection expired", "planned", "tabled", "confirmed")
 
 
@@ -64,7 +64,7 @@ class History:
         self.evaluated: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self.owner, self.is_settled = "", False
-        # By validator: what its process did, in order.
+        # By validator: the events of its process, in order.
         self.records: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._uids: dict[int, list[tuple[int, str]]] = defaultdict(list)
         self._commitments: dict[str, list[Commitment]] = defaultdict(list)

@@ -83,7 +83,7 @@ class GameState:
                 continue
             run = self.newest(hotkey)
             is_same = run is not None and (run.text, run.registration, run.last) == (text, registration, before)
-            # After rounds left out, a text that was not committed again has stood all the time.
+            # After skipped rounds, a text that was not committed again was set all the time.
             if run is None or not is_same or not (before >= block - period or commit <= before):
                 was_gone = is_known and reveal <= before
                 run = Run(text, block if was_gone else next_aligned(commit, period), block, commit, registration)

@@ -33,7 +33,7 @@ INCENTIVES = {
     "update_blocks": 2 * BLOCKS_PER_EPOCH,
     "blocks_per_epoch": BLOCKS_PER_EPOCH,
 }
-# What a miner does when it publishes, by weight.
+# Actions of a miner that publishes, by weight.
 _ACTIONS = {
     "small": 30,
     "large": 14,

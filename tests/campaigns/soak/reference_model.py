@@ -116,7 +116,7 @@ class ReferenceModel:
     # Rounds
 
     def _on_opened(self, _: float, opened: Row) -> None:
-        """Check that the snapshot is what the chain showed at the round's block."""
+        """Check that the snapshot equals the chain at the round's block."""
         start, before, period = opened["start_block"], self._current, self.rules.blocks_per_epoch
         due = before["start_block"] + period if before else next_aligned(self.rules.start_block, period)
         if start != due:
@@ -299,7 +299,7 @@ class ReferenceModel:
         return expected
 
     def _expected_lines(self, table: Table) -> dict[str, Line]:
-        """Return every entry's line, by what the validator had recorded."""
+        """Return every entry's line, from the validator's records."""
         assert self._current is not None
         members, lines = self._members[self._current["id"]], {}
         registrations = {row["hotkey"]: row["registration_block"] for row in members}

@@ -203,7 +203,7 @@ def walk_ledger(
 def live_credits(
     ledger: Iterable[Confirmed], registrations: Mapping[str, int], block: int, rules: Rules
 ) -> dict[str, float]:
-    """Return what each registered hotkey's credits are worth at a block."""
+    """Return the value of each registered hotkey's credits at a block."""
     live: dict[str, float] = {}
     for line in ledger:
         hotkey = line.entered.hotkey

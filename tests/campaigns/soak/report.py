@@ -77,7 +77,7 @@ def _read_rules(path: Path) -> Rules:
 
 
 def _replay(model: ReferenceModel, folder: Path, replays: int) -> Iterator[str]:
-    """Evaluate some datasets again, in this process, from what the miners published."""
+    """Evaluate some published datasets again in this process."""
     receipts = sorted(model.state["evaluations"], key=lambda row: (row["hotkey"], row["entry"], row["number"]))
     evaluator = Evaluator(
         competition=load_competition(folder / "competition.yaml"),

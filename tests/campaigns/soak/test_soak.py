@@ -49,7 +49,7 @@ def test_soak_short_run_agrees_with_reference_model(soak: tuple[Path, str]) -> N
 
 
 def change(file: str, statement: str) -> Callable[[Path], None]:
-    """Return what changes a database of the run; the statement must change a row."""
+    """Return a function that changes a row in a database of the run."""
 
     def work(folder: Path) -> None:
         with closing(sqlite3.connect(folder / file)) as db:

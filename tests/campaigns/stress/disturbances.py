@@ -31,7 +31,7 @@ _NEAREST, DOWN, UP, TO_ZERO = _X86 if os.uname().machine in ("x86_64", "i686") e
 
 
 def _inside(open_context: Callable[[], contextlib.AbstractContextManager[Any]]) -> Disturb:
-    """Return what puts all evaluations into a context."""
+    """Return a disturbance that puts all evaluations into a context."""
 
     @contextmanager
     def disturb() -> Iterator[OnProgress]:
@@ -42,7 +42,7 @@ def _inside(open_context: Callable[[], contextlib.AbstractContextManager[Any]]) 
 
 
 def _once(*acts: Callable[[], Any]) -> Disturb:
-    """Return what acts once, before the first evaluation."""
+    """Return a disturbance that acts once, before the first evaluation."""
     return _inside(lambda: contextlib.nullcontext([act() for act in acts]))
 
 
@@ -50,7 +50,7 @@ undisturbed = _once()
 
 
 def _beside(act: Callable[[], Any], threads: int = 1) -> Disturb:
-    """Return what has threads act over and over meanwhile."""
+    """Return a disturbance by threads that act again and again meanwhile."""
 
     @contextmanager
     def disturb() -> Iterator[OnProgress]:

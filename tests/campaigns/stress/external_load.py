@@ -1,4 +1,4 @@
-"""Processes that take from a machine what an evaluation beside them needs.
+"""Processes that compete with an evaluation for the machine.
 
     python -m tests.campaigns.stress.external_load products
     python -m tests.campaigns.stress.external_load memory 4000000000
@@ -37,7 +37,7 @@ def bandwidth() -> Iterator[None]:
 
 
 def memory(size: str) -> Iterator[None]:
-    """Hold so many bytes, and write each page again and again."""
+    """Allocate `size` bytes, and write each page again and again."""
     content = bytearray(int(size))
     while True:
         content[::4096] = b"\1" * len(range(0, len(content), 4096))
@@ -57,7 +57,7 @@ def cuda_products(device: str) -> Iterator[None]:
 
 
 def cuda_memory(device: str, left_bytes: str) -> Iterator[None]:
-    """Hold all of a GPU's memory but so many bytes."""
+    """Allocate all of a GPU's memory but `left_bytes`."""
     import torch
 
     tensors = [torch.zeros(1, dtype=torch.uint8, device=device)]

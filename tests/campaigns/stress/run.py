@@ -112,7 +112,7 @@ class Stress:
         return self.judge(situation, outcomes)
 
     def job(self, situation: Situation) -> Job:
-        """Return what a process of the situation does."""
+        """Return the job of a process of the situation."""
         return Job(
             model_id=self.model_id,
             model_path=str(self.model_path),
@@ -210,7 +210,7 @@ def _compare(outcome: Outcome, first: Outcome) -> Verdict:
 
 
 def _environment_difference(outcome: Outcome, first: Outcome) -> str:
-    """Return what the receipt's environment shows of the difference."""
+    """Return the difference between the environments of the receipts."""
     usual = first.environment
     values = [f"{name} {value}" for name, value in outcome.environment.items() if usual.get(name) != value]
     return ", ".join(values) or "the receipt names no difference"

@@ -84,7 +84,7 @@ _CUDA_VARIABLES: dict[frozenset[Verdict], str] = {
 # Refused where a CPU evaluates; beside a GPU they change no number.
 _BINDINGS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
-# What a shell does before the process takes its place.
+# Shell commands before `exec` of the process.
 _SHELLS: dict[str, tuple[str, frozenset[Verdict]]] = {
     "on one core (taskset)": ("exec taskset -c 0", _OR_OTHER),
     "nice 19": ("exec nice -n 19", _EQUAL),
