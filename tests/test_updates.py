@@ -323,7 +323,7 @@ def test_failing_release_is_rolled_back_and_retried_later(world: World, logs: li
 
 
 COMMIT = "touch patch.py && git add patch.py && git commit --quiet --message own"
-# Commands of the operator, and what they block an installation with.
+# Commands of the operator, and the reason for which an installation then stops.
 LOSSES = {
     "a changed file": ("echo 1 > setup.py", "local changes: setup.py"),
     "a staged file": ("echo 1 > setup.py && git add setup.py", "local changes: setup.py"),

@@ -1,4 +1,4 @@
-"""Weights on a local chain: what is sent, and what is noticed before."""
+"""Weights on a local chain: sent values, and errors before they are sent."""
 
 import re
 from collections.abc import Callable

@@ -76,7 +76,7 @@ def test_file_without_rows_is_empty(content: bytes) -> None:
     assert rejection(content).reason is Reason.EMPTY
 
 
-# What is refused as malformed, with what the sentence must tell
+# Malformed rows, with a part of the error message
 
 MALFORMED = {
     "not json": ("hello", "at character 1"),

@@ -1,4 +1,4 @@
-"""Show that a running validator and miner expose nothing beyond what they must.
+"""Test that a running validator and miner expose no more than they must.
 
 One real run of each, under umask 0 and with secrets in the environment, observed from the kernel.
 """
@@ -41,17 +41,17 @@ pytestmark = pytest.mark.slow
 # Startup code of each process: records every class that is looked up for a pickle, and the caller.
 HOOK = """
 import os, sys
-def hear(event, arguments):
+def record(event, arguments):
     if event == "pickle.find_class":
         frame, files = sys._getframe(), []
         while frame is not None:
             files.append(frame.f_code.co_filename)
             frame = frame.f_back
-        with open(TOLD, "a") as told:
-            told.write(repr((sys.argv[:1], arguments, files[:4])) + "\\n")
-sys.addaudithook(hear)
-with open(TOLD + "-by", "a") as told:
-    told.write(repr(sys.orig_argv) + "\\n")
+        with open(LOOKUPS, "a") as lookups:
+            lookups.write(repr((sys.argv[:1], arguments, files[:4])) + "\\n")
+sys.addaudithook(record)
+with open(LOOKUPS + "-by", "a") as lookups:
+    lookups.write(repr(sys.orig_argv) + "\\n")
 """
 
 
@@ -89,7 +89,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
         rounds += ("--cache_dir", folder / "cache")
         hook, pickles = folder / "hook", folder / "pickles"
         hook.mkdir()
-        (hook / "sitecustomize.py").write_text(f"TOLD = {str(pickles)!r}\n{HOOK}")
+        (hook / "sitecustomize.py").write_text(f"LOOKUPS = {str(pickles)!r}\n{HOOK}")
         wallets = Watch(net.parts.wallets)
         miner, validator = Witness(), Witness()
         for script, arguments, name, user, witness in (
@@ -166,8 +166,8 @@ def test_nothing_is_unpickled_in_any_process_of_the_two(seen: Seen) -> None:
 
 
 def test_the_hook_hears_of_a_pickle(tmp_path: Path) -> None:
-    log_file = tmp_path / "told"
-    (tmp_path / "sitecustomize.py").write_text(f"TOLD = {str(log_file)!r}\n{HOOK}")
+    log_file = tmp_path / "lookups"
+    (tmp_path / "sitecustomize.py").write_text(f"LOOKUPS = {str(log_file)!r}\n{HOOK}")
     code = "import pickle, pathlib; pickle.loads(pickle.dumps(pathlib.Path('x')))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

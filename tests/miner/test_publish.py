@@ -35,7 +35,7 @@ from tests.fixtures.network import POOL, SMALL, Net, make_content, make_line, us
 
 
 def decline(net: Net, lines: list[str] = SMALL) -> str:
-    """Decline to publish, and return what was to be confirmed."""
+    """Decline to publish, and return the text to be confirmed."""
     shown: list[str] = []
     chain = net.chain("alice")
     assert publish_dataset(configure(net, lines), chain, confirm=lambda text: bool(shown.append(text))) is None

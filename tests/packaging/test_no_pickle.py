@@ -32,7 +32,7 @@ DEMANDED = {
     "np.load": ("allow_pickle", "False"),
     "yaml.load": ("Loader", "_StrictLoader"),
 }
-# What loads from a model's repository: never its code, never a pickle.
+# Loaders of a model's repository: never of its code or a pickle.
 FROM_PRETRAINED = {
     "AutoModelForCausalLM": {"trust_remote_code", "use_safetensors"},
     "AutoTokenizer": {"trust_remote_code"},

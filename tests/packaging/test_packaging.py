@@ -24,7 +24,7 @@ from tests.fixtures.source import PRODUCT, parse
 
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
 OURS = {*PRODUCT, "tests", "contrib"}
-# What a CUDA build of torch asks for and another build does not: its own metadata pins it.
+# Requirements of CUDA builds of torch only, pinned by torch's own metadata.
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton")
 
 

@@ -44,10 +44,10 @@ def names(tree: ast.AST) -> set[str]:
 def test_every_flag_is_used(path: Path) -> None:
     module = importlib.import_module(f"{path.parent.name}.{path.stem}")
     parser: argparse.ArgumentParser = module.build_parser()
-    # Arguments are handed on as `args` to what several programs share.
+    # Functions that several programs share take the arguments as `args`.
     shared = (tree for other, tree in TREES.items() if other.parent.name == "template" or other not in PROGRAMS)
     used = set().union(reads(TREES[path], of="args"), *(reads(tree, of="args") for tree in shared))
-    spelled_out = {"help", "all"}  # --all is what happens without it
+    spelled_out = {"help", "all"}  # --all is the default
     assert {action.dest for action in parser._actions} - used <= spelled_out
 
 

@@ -317,7 +317,7 @@ def test_record_left_out_of_the_ledger_is_found(season: Season) -> None:
     ids=["early", "late"],
 )
 def test_rank_from_before_the_files_is_checked_on_chain(season: Season, rank_block: int, words: str) -> None:
-    """Alone, the later files cannot tell since when a dataset stands."""
+    """The later files alone do not show when a dataset was committed."""
     hotkey = season.net.hotkey("bob")
     later = {block: file for block, file in season.files.items() if block > 100}
     assert texts(season.check(later).findings, Kind.RANK) == []

@@ -59,7 +59,7 @@ def test_audit_needs_no_wallet_and_no_token(
 
 
 def test_false_loss_differs_by_its_error(office: Office, tmp_path: Path) -> None:
-    """Signature, table and weights follow from the loss: only a replay can tell."""
+    """Signature, table and weights follow from the loss: only a replay differs."""
     loss = office.results["alice"].loss
     path = office.write(tmp_path, office.receipt("alice", loss=loss - 0.125), office.receipt("bob"))
     ended = office.audit(path)

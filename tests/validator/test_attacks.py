@@ -22,7 +22,7 @@ DAY_S = 86400.0
 
 
 class Clock:
-    """A clock that only moves when told to, by days."""
+    """A clock that advances by days on request."""
 
     now = 1_000_000.0
 

@@ -1,4 +1,4 @@
-"""The status report: what is due, what fails, in lines that fit."""
+"""The status report: due actions and failures, in lines that fit."""
 
 import io
 from dataclasses import replace
