@@ -227,12 +227,14 @@ def test_killed_child_or_driver_is_replaced(
 
 def test_validator_with_ray_workers_completes_a_round(net: Net, cluster: Cluster, tiny_model: Path) -> None:
     key = net.submit("alice", SMALL)
+    net.align(20)
     ended = call_main(
         load_main(VALIDATOR),
         *("--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"),
         *("--competition", net.parts.competition, "--state_dir", net.parts.folder / "process"),
         *("--training_args", write_training_args(net.parts.folder / "args.yaml"), "--model_path", tiny_model),
-        *("--max_epochs", 1, "--poll_seconds", 0.05, "--executor", "ray"),
+        *("--max_epochs", 1, "--blocks_per_epoch", 20, "--block_threshold", 5),
+        *("--poll_seconds", 0.05, "--executor", "ray"),
         *("--ray.address", cluster.address, "--ray.gpus_per_worker", 0),
     )
     assert ended.status == 0, ended.logs
