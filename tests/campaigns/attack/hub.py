@@ -3,6 +3,7 @@
 A miner is at fault only when the Hub itself reports that the miner's repo, commit or file is missing.
 """
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -73,8 +74,10 @@ def _abandoned(folder: Path) -> str:
     with hubs.faults(*drips), ThreadPoolExecutor(_AT_ONCE) as pool:
         verdicts = Counter(pool.map(download, range(_DOWNLOADS)))
     until = time.monotonic() + _GRACE_S
-    # The client keeps a few connections for later calls; a leak would leave one for each download.
-    sockets += _DOWNLOADS // 100
+    # The client keeps some connections for later calls, and the collector closes abandoned ones; a leak would leave one
+    # for each download.
+    sockets += _DOWNLOADS // 10
+    gc.collect()
     while time.monotonic() < until and (_count_threads() > threads or _count_sockets() > sockets):
         time.sleep(0.05)
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.items())
