@@ -37,7 +37,7 @@ from template.receipts.checks import CachedChain, FileReport, check_signers
 from template.receipts.files import read_round
 from template.receipts.findings import Kind, worst_status
 from template.receipts.receipt import Receipt, ReplayVerdict
-from template.receipts.refusals import RefusalCheck
+from template.receipts.refusals import RefusalCheck, commitments_in
 from template.receipts.replay import Auditor
 from template.receipts.round_file import RoundFile
 from template.receipts.verify import check_across_files, check_consistency, check_signatures, remarks
@@ -108,11 +108,11 @@ def audit(args: argparse.Namespace) -> int:
     competition, incentives = load_competition(args.competition), load_incentives(args.competition)
     auditor = Auditor(context, competition, load_training_args(args.training_args))
     rounds, reports = read_files(find_files(args.files))
-    jobs = check_files(rounds, reports)
+    sound, jobs = check_files(rounds, reports)
     with ExitStack() as stack:
         netuids = {file.header.netuid for file in rounds.values()} if args.network else set()
         chains = {netuid: open_chain(args, netuid, stack) for netuid in netuids}
-        check_histories(rounds, reports, auditor, competition, incentives, chains, finds_copies=args.copies)
+        check_histories(sound, reports, auditor, competition, incentives, chains, finds_copies=args.copies)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
     show: Callable[[str], None] = (lambda _: None) if args.is_json else (lambda line: print(line, flush=True))
@@ -171,13 +171,16 @@ def read_files(paths: Sequence[Path]) -> tuple[dict[Path, RoundFile], dict[Path,
     return rounds, reports
 
 
-def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileReport]) -> list[Job]:
-    """Report bad signatures and contradictions; return receipts with valid signatures."""
+def check_files(
+    rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileReport]
+) -> tuple[dict[Path, RoundFile], list[Job]]:
+    """Report bad signatures and contradictions; return valid headers' files and receipts."""
     from template.chain.client import verify_signature
 
     receipts = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
     contradictions = check_across_files({str(path): file.header for path, file in rounds.items()})
-    jobs = []
+    sound: dict[Path, RoundFile] = {}
+    jobs: list[Job] = []
     for path, file in rounds.items():
         report = reports[path]
         header_fault, receipt_faults = check_signatures(file, verify_signature)
@@ -187,17 +190,18 @@ def check_files(rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileRep
         report.add(Kind.INCONSISTENT, [*check_consistency(file, receipts), *contradictions[str(path)]])
         report.notes += remarks(file)
         if header_fault is None:
+            sound[path] = file
             digests = {line.receipt: line.digest for line in file.header.evaluations}
             jobs += [
                 Job(path, index + 2, receipt, digests.get(receipt.digest))
                 for index, receipt in enumerate(file.receipts)
                 if index not in receipt_faults
             ]
-    return jobs
+    return sound, jobs
 
 
 def check_histories(
-    rounds: Mapping[Path, RoundFile],
+    sound: Mapping[Path, RoundFile],
     reports: Mapping[Path, FileReport],
     auditor: Auditor,
     competition: Competition,
@@ -207,20 +211,8 @@ def check_histories(
     finds_copies: bool,
 ) -> None:
     """Compare files of valid header with the signer's others, the chain and the Hub."""
-    sound = {
-        path: file
-        for path, file in rounds.items()
-        if not any(
-            finding.kind is Kind.SIGNATURE and "the header" in finding.text for finding in reports[path].findings
-        )
-    }
     receipts = {receipt.digest: receipt for file in sound.values() for receipt in file.receipts}
-    commitments = {
-        (line.hotkey, line.digest[:12]): line.entry
-        for file in sound.values()
-        for line in file.header.datasets
-        if line.digest is not None
-    }
+    commitments = commitments_in(sound.values())
     refusals = {
         netuid: RefusalCheck(auditor.read_dataset, commitments, chains.get(netuid), finds_copies=finds_copies)
         for netuid in {file.header.netuid for file in sound.values()}

@@ -35,7 +35,7 @@ from pathlib import Path
 from loguru import logger
 
 from template import cli, constants
-from template.competition import Competition
+from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
 from template.errors import ConfigError, SubmissionError
 from template.miner.committed import CommittedDataset, Reader, find_committed
@@ -145,7 +145,7 @@ def evaluate(args: argparse.Namespace, context: ReplayContext, evaluator: Evalua
         if args.check:
             check(data_dir, evaluator)
         results = [evaluate_once(evaluator, data_dir, lucky_num) for lucky_num in seeds]
-    report(args, evaluator.competition, results)
+    report(args, evaluator.competition, load_incentives(args.competition), results)
     return 0
 
 
@@ -162,18 +162,18 @@ def evaluate_committed(args: argparse.Namespace, evaluator: Evaluator) -> int:
             committed = find_committed(reader, hotkey, args.repeats or incentives.evaluations)
         logger.info("evaluating {} runs={}", committed.key.commitment, len(committed.seeds))
         results = [evaluate_once(evaluator, committed.folder, lucky_num) for lucky_num in committed.seeds]
-    report(args, evaluator.competition, results, committed)
+    report(args, evaluator.competition, incentives, results, committed)
     return 0
 
 
 def report(
     args: argparse.Namespace,
     competition: Competition,
+    incentives: Incentives,
     results: Sequence[TrainResult],
     committed: CommittedDataset | None = None,
 ) -> None:
     """Write the receipts and print the result."""
-    incentives = load_incentives(args.competition)
     write_receipts(args.receipt_dir, competition, results)
     print(
         json.dumps(summarize(results, competition, incentives, committed))

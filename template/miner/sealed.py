@@ -20,6 +20,7 @@ from template.errors import ConfigError, RemoteError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
 from template.miner.publish import CommitStrategy, Sleep, deliver, ensure_committed
+from template.rules.stands import align
 
 # Most calls are in a final block after so many blocks; a seal that opens sooner would hide nothing.
 MARGIN_BLOCKS = 25
@@ -62,14 +63,11 @@ def at_round_start(blocks_per_epoch: int) -> RevealSchedule:
     if not 1 <= blocks_per_epoch <= MAX_REVEAL_BLOCKS:
         raise ConfigError(f"--blocks_per_epoch must be 1 to {MAX_REVEAL_BLOCKS}, not {blocks_per_epoch}")
 
-    def next_start(block: int) -> int:
-        return -(-block // blocks_per_epoch) * blocks_per_epoch
-
     def reveal_block(block: int) -> int:
-        return next_start(block + MARGIN_BLOCKS + SEAL_LEAD_BLOCKS) - SEAL_LEAD_BLOCKS
+        return align(block + MARGIN_BLOCKS + SEAL_LEAD_BLOCKS, blocks_per_epoch) - SEAL_LEAD_BLOCKS
 
     def upload_block(revealed: int) -> int:
-        start = next_start(revealed)
+        start = align(revealed, blocks_per_epoch)
         return start if start <= revealed + constants.SEAL_GRACE_BLOCKS - _UPLOAD_BLOCKS else revealed
 
     return RevealSchedule(reveal_block, upload_block)

@@ -8,15 +8,13 @@ from template.chain_records import ChainCommitment, ChainSnapshot
 from template.competition import Competition, Incentives
 from template.errors import RemoteError
 from template.receipts.findings import Finding, Kind
-from template.receipts.history import ClaimedRank, RoundHistory
+from template.receipts.history import CheckedRound, ClaimedRank
 from template.receipts.round_file import RoundHeader, WeightsLine
+from template.receipts.verify import U16_MAX, different_rules
 from template.records import Entry
 from template.rules.entries import find_entries, keep_sealed, missing_commit_blocks
 from template.rules.schedule import UNKNOWN_OUTCOME_BLOCKS
 from template.rules.stands import align
-
-# Weights on chain are whole parts of their largest, which has this many.
-_WEIGHT_PARTS = 65535
 
 
 def read_entries(header: RoundHeader, chain: AuditChain, block: int) -> dict[str, Entry]:
@@ -28,7 +26,7 @@ def read_entries(header: RoundHeader, chain: AuditChain, block: int) -> dict[str
     return {key.hotkey: entry for key, entry in find_entries(view, header.competition, commit_blocks).items()}
 
 
-def check_entries(header: RoundHeader, checked: RoundHistory, chain: AuditChain) -> Iterator[Finding]:
+def check_entries(header: RoundHeader, checked: CheckedRound, chain: AuditChain) -> Iterator[Finding]:
     """Compare the entries with the commitments at start_block. Raises: RemoteError.
 
     The last entry of a hotkey stays while its next commitment is sealed.
@@ -132,11 +130,9 @@ def check_rules(header: RoundHeader, competition: Competition, incentives: Incen
         text = f"the file is of competition {header.competition.id}, {header.competition.digest[:12]}, and not of"
         yield Finding(Kind.RULES, f"{text} {competition.id}, {competition.digest[:12]}; name it with --competition")
         return
-    for name, expected in vars(incentives).items():
-        actual = getattr(header.incentives, name)
-        # Each validator chooses how many evaluations of a round it can do, and begins when it is new.
-        if actual != expected and name not in ("slots", "start_block"):
-            yield Finding(Kind.RULES, f"{name} is {actual} in the file, in the competition {expected}")
+    for name in different_rules(header.incentives, incentives):
+        actual, expected = getattr(header.incentives, name), getattr(incentives, name)
+        yield Finding(Kind.RULES, f"{name} is {actual} in the file, in the competition {expected}")
     if header.lucky_num_from != incentives.seeds:
         text = f"seeds are {header.lucky_num_from} in the file, by the competition {incentives.seeds}"
         yield Finding(Kind.SEED, text)
@@ -249,7 +245,7 @@ def _are_equal(expected: Mapping[int, float], on_chain: Mapping[int, int]) -> bo
 
 def _in_parts(weights: Mapping[int, float]) -> dict[int, int]:
     largest = max(weights.values(), default=0.0)
-    return {uid: round(weight / largest * _WEIGHT_PARTS) for uid, weight in weights.items() if weight > 0.0}
+    return {uid: round(weight / largest * U16_MAX) for uid, weight in weights.items() if weight > 0.0}
 
 
 def check_burns(burns: Sequence[tuple[int, str]], chain: AuditChain) -> Iterator[Finding]:

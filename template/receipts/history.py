@@ -13,14 +13,12 @@ from template.constants import DAY_BLOCKS
 from template.receipts.findings import Finding, Kind
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundHeader, WeightsLine
+from template.receipts.verify import SHARE_TOLERANCE
 from template.records import ContentKey, Dataset, LedgerLine, Rank, Stand, SubmissionKey
-from template.rules.entries import MISSING, parse_entry
+from template.rules.entries import MISSING
 from template.rules.evaluations import seed_block
 from template.rules.ledger import Content, Estimate, LedgerRow, estimate_loss, is_hopeless
 from template.rules.stands import Version, extend_stands, find_versions
-
-# Shares are summed and divided on their way to the chain; no payment depends on less than this.
-_SHARE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Season:
 
 
 @dataclass
-class RoundHistory:
+class CheckedRound:
     """One round beside the earlier ones.
 
     first_block: start of the first file. newest: each hotkey's newest stand before this round. earlier: losses of each
@@ -90,7 +88,7 @@ class History:
         self._missing: set[str] = set()
         self._weights: list[WeightsLine] = []
 
-    def add(self, header: RoundHeader) -> RoundHistory:
+    def add(self, header: RoundHeader) -> CheckedRound:
         """Check the signer's next round."""
         if self._first_block is None:
             self._first_block = header.start_block
@@ -98,7 +96,7 @@ class History:
         earlier = {key: dict(losses) for key, losses in season.losses.items()}
         newest = {hotkey: stands[-1] for hotkey, stands in self._stands.items()}
         self._add_stands(header, newest)
-        checked = RoundHistory([], season, self._first_block, newest, earlier, self._versions(header))
+        checked = CheckedRound([], season, self._first_block, newest, earlier, self._versions(header))
         checked.findings += self._check_evaluations(header, season)
         checked.findings += _check_means(header, checked)
         checked.findings += self._check_ranks(header, checked)
@@ -115,17 +113,7 @@ class History:
 
     def _add_stands(self, header: RoundHeader, newest: Mapping[str, Stand]) -> None:
         """Add the stands of this round, and the datasets that its file names."""
-        entries = [
-            parse_entry(
-                SubmissionKey(line.hotkey, line.entry),
-                header.competition.id,
-                uid=line.uid,
-                reveal_block=line.block,
-                commit_block=line.commit_block,
-                registration_block=line.registration_block,
-            )
-            for line in header.entries
-        ]
+        entries = [line.to_entry(header.competition.id) for line in header.entries]
         gone = {line.hotkey: SubmissionKey(line.hotkey, line.entry) for line in header.table if line.reason in MISSING}
         self._missing |= gone.keys()
         # A file that is missed in this round is downloaded or evaluated in it; the others were missing before.
@@ -168,7 +156,7 @@ class History:
             if loss != line.loss:
                 yield Finding(Kind.MEAN, f"{where} has loss {line.loss!r}, in an earlier file {loss!r}")
 
-    def _check_ranks(self, header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
+    def _check_ranks(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         """Check the ranks of the ledger, and those that the seed blocks rest on."""
         season, versions = checked.season, checked.versions
         listed = set()
@@ -194,7 +182,7 @@ class History:
                 yield from self._judge(checked, key, block, None)
 
     def _judge(
-        self, checked: RoundHistory, key: ContentKey, rank_block: int, commit_block: int | None
+        self, checked: CheckedRound, key: ContentKey, rank_block: int, commit_block: int | None
     ) -> Iterator[Finding]:
         """Report a rank that is not by the entries, or leave it to the chain."""
         version = checked.versions.get(key)
@@ -210,7 +198,7 @@ class History:
             text = f"dataset {key.digest[:12]} {what} {claimed}, by the entries of these files from {expected}"
             yield Finding(Kind.RANK, f"{key.hotkey}: {text}")
 
-    def _check_shares(self, header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
+    def _check_shares(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         """Check that shares are the table's, the owner's, or the last accepted ones."""
         table = {line.hotkey: line.weight for line in header.table if line.weight > 0.0}
         for line in header.weights:
@@ -244,7 +232,7 @@ class History:
         return shares
 
 
-def _check_credits(header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
+def _check_credits(header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
     """Check that credits are not paid once a dataset's file is missing for a day."""
     since = header.start_block - DAY_BLOCKS
     readable: dict[str, int] = {}
@@ -270,12 +258,12 @@ def _first_seed_blocks(header: RoundHeader) -> dict[ContentKey, int]:
 
 def _are_close(shares: Mapping[str, float], others: Mapping[str, float]) -> bool:
     return all(
-        math.isclose(shares.get(hotkey, 0.0), others.get(hotkey, 0.0), rel_tol=_SHARE_TOLERANCE)
+        math.isclose(shares.get(hotkey, 0.0), others.get(hotkey, 0.0), rel_tol=SHARE_TOLERANCE)
         for hotkey in shares.keys() | others.keys()
     )
 
 
-def _undecided(header: RoundHeader, checked: RoundHistory) -> set[str]:
+def _undecided(header: RoundHeader, checked: CheckedRound) -> set[str]:
     """Return the hotkeys that a new season still has to evaluate.
 
     See `template.rules.leaderboard.find_undecided`.
@@ -320,7 +308,7 @@ def _may_repeat(header: RoundHeader, shares: Mapping[str, float], undecided: Set
     return bool(undecided) or (is_waiting and all(line.loss is None for line in header.table))
 
 
-def _check_means(header: RoundHeader, checked: RoundHistory) -> Iterator[Finding]:
+def _check_means(header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
     """Recompute means and spreads from the evaluations of all files, to the last bit."""
     for name, lines in (("table", header.table), ("ledger", header.ledger)):
         for line in lines:

@@ -1,26 +1,26 @@
 """Plan a round again from the files of the rounds before it. Pure."""
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from template.constants import DAY_BLOCKS
 from template.receipts.findings import Finding, Kind
-from template.receipts.history import RoundHistory
+from template.receipts.history import CheckedRound
 from template.receipts.round_file import RoundHeader
 from template.records import ContentKey, LedgerLine, Rank
 from template.rules.evaluations import plan_evaluations
 from template.rules.ledger import Content, read_ledger
 from template.rules.stands import align
+from template.rules.table import tie_break
 
 # Slots of a plan with all evaluations that may be done.
 _ALL_SLOTS = 1 << 20
 
 
 def check_plan(
-    header: RoundHeader, checked: RoundHistory, block_hash: Callable[[int], str] | None
+    header: RoundHeader, checked: CheckedRound, block_hash: Callable[[int], str] | None
 ) -> Iterator[Finding]:
     """Compare the evaluations of a round with the plan of the rules.
 
@@ -59,7 +59,7 @@ def check_plan(
             yield Finding(Kind.PLAN, f"{key.hotkey}: evaluation {number} of {key.digest[:12]} is left out")
 
 
-def _has_all_losses(header: RoundHeader, checked: RoundHistory) -> bool:
+def _has_all_losses(header: RoundHeader, checked: CheckedRound) -> bool:
     """Check that these files have every evaluation that the round rests on."""
     return all(
         line.runs <= len(checked.season.first_losses(ContentKey(line.hotkey, line.digest), line.runs))
@@ -72,7 +72,7 @@ def _make_content(
     key: ContentKey,
     confirmed: LedgerLine | None,
     header: RoundHeader,
-    checked: RoundHistory,
+    checked: CheckedRound,
     block_hash: Callable[[int], str] | None,
 ) -> Content | None:
     """Return a dataset as it was before the round; None for one that no entry has."""
@@ -85,18 +85,14 @@ def _make_content(
     is_confirmed = checked.is_confirmed(key, header.incentives.evaluations)
     return Content(
         key=key,
-        rank=Rank(
-            source.rank_block,
-            source.commit_block,
-            hashlib.sha256(f"{seed}\n{key.hotkey}\n{key.digest}".encode()).digest(),
-        ),
+        rank=Rank(source.rank_block, source.commit_block, tie_break(seed, key)),
         registration_block=source.registration_block,
         losses=tuple(loss for _, loss in sorted(checked.earlier.get(key, {}).items())),
         seed_block=None if version is None or is_confirmed else version.seed_block,
     )
 
 
-def _recent_runs(header: RoundHeader, checked: RoundHistory) -> Counter[str] | None:
+def _recent_runs(header: RoundHeader, checked: CheckedRound) -> Counter[str] | None:
     """Count each hotkey's evaluations in the last day; None if a file is missing."""
     period, since = header.incentives.blocks_per_epoch, header.start_block - DAY_BLOCKS
     planned = [(block, runs) for block, runs in checked.season.planned if block < header.start_block]

@@ -1,17 +1,17 @@
 """Check the refusals of a round: download the datasets, and apply the rules again."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from template.chain.protocols import AuditChain
 from template.competition import CommitmentRecord
 from template.errors import Reason, RemoteError, SubmissionError
 from template.receipts.findings import Finding, Kind
-from template.receipts.history import RoundHistory
-from template.receipts.round_file import RoundHeader, TableLine
+from template.receipts.history import CheckedRound
+from template.receipts.round_file import RoundFile, RoundHeader, TableLine
 from template.records import Dataset, SubmissionKey
 from template.rules.duplicates import max_shared
-from template.rules.entries import MISSING, parse_entry
+from template.rules.entries import MISSING
 
 # Reasons that follow from the text of a commitment, and those from the content of a file.
 _OF_TEXT = (Reason.BAD_COMMITMENT, Reason.WRONG_COMPETITION, Reason.BEFORE_REGISTRATION)
@@ -33,18 +33,21 @@ def check_commitments(header: RoundHeader) -> Iterator[Finding]:
         entry = entries.get(line.hotkey)
         if entry is None or entry.entry != line.entry:
             continue
-        rejection = parse_entry(
-            SubmissionKey(entry.hotkey, entry.entry),
-            header.competition.id,
-            uid=entry.uid,
-            reveal_block=entry.block,
-            commit_block=entry.commit_block,
-            registration_block=entry.registration_block,
-        ).rejection
+        rejection = entry.to_entry(header.competition.id).rejection
         expected = None if rejection is None else rejection.reason
         if line.reason != expected and (expected is not None or line.reason in _OF_TEXT):
             text = f"{line.reason or 'not refused'} in the table, by its commitment {expected or 'valid'}"
             yield Finding(Kind.REFUSAL, f"{line.hotkey}: {text}")
+
+
+def commitments_in(files: Iterable[RoundFile]) -> dict[tuple[str, str], str]:
+    """Return the commitment of each dataset in the files, as `RefusalCheck` takes them."""
+    return {
+        (line.hotkey, line.digest[:12]): line.entry
+        for file in files
+        for line in file.header.datasets
+        if line.digest is not None
+    }
 
 
 class RefusalCheck:
@@ -73,7 +76,7 @@ class RefusalCheck:
         self._finds_copies = finds_copies
         self._read: dict[SubmissionKey, Dataset | SubmissionError] = {}
 
-    def check(self, header: RoundHeader, checked: RoundHistory) -> list[Finding]:
+    def check(self, header: RoundHeader, checked: CheckedRound) -> list[Finding]:
         """Check the next file; `notes` and `unanswered` are then those of this file."""
         self.notes, self.unanswered = [], []
         findings = self.find_copies(header, checked) if self._finds_copies else []
@@ -89,7 +92,7 @@ class RefusalCheck:
                 self.unanswered.append(f"{line.hotkey}: {error}")
         return findings
 
-    def find_copies(self, header: RoundHeader, checked: RoundHistory) -> list[Finding]:
+    def find_copies(self, header: RoundHeader, checked: CheckedRound) -> list[Finding]:
         """Download a round's datasets; find paid copies of earlier datasets."""
         ranks = {
             (version.key.hotkey, version.digest): (version.public_block, version.public_commit_block)
@@ -125,7 +128,7 @@ class RefusalCheck:
         else:
             yield Finding(Kind.REFUSAL, f"{line.hotkey}: {line.reason} in the table, and its dataset passes the check")
 
-    def _check_duplicate(self, line: TableLine, checked: RoundHistory) -> Iterator[Finding]:
+    def _check_duplicate(self, line: TableLine, checked: CheckedRound) -> Iterator[Finding]:
         where = f"{line.hotkey}: duplicate"
         match = _DUPLICATE.fullmatch(line.message)
         if match is None:
@@ -169,7 +172,7 @@ class RefusalCheck:
         return self._read[key]
 
 
-def _check_order(line: TableLine, hotkey: str, prefix: str, block: int, checked: RoundHistory) -> Iterator[Finding]:
+def _check_order(line: TableLine, hotkey: str, prefix: str, block: int, checked: CheckedRound) -> Iterator[Finding]:
     """Check that the original's rows were public before the duplicate's.
 
     Only rows that became public within these files can be compared.

@@ -15,6 +15,7 @@ from template.competition import Competition, Incentives, is_content_digest
 from template.errors import ConfigError, Reason
 from template.receipts.receipt import Receipt, SignedRecord
 from template.records import (
+    Entry,
     EvaluationResult,
     LeaderboardRow,
     LedgerLine,
@@ -23,6 +24,7 @@ from template.records import (
     SubmissionKey,
     WeightIntent,
 )
+from template.rules.entries import parse_entry
 
 LUCKY_NUM_SOURCES = ("random", "chain", "fixed")
 
@@ -64,6 +66,17 @@ class EntryLine:
     block: int
     commit_block: int
     registration_block: int
+
+    def to_entry(self, competition_id: str) -> Entry:
+        """Parse and check the commitment again."""
+        return parse_entry(
+            SubmissionKey(self.hotkey, self.entry),
+            competition_id,
+            uid=self.uid,
+            reveal_block=self.block,
+            commit_block=self.commit_block,
+            registration_block=self.registration_block,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from template.competition import Incentives
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import EntryLine, RoundFile, RoundHeader, TableLine, WeightsLine
 from template.rules.evaluations import derive_seed
-from template.rules.ledger import live_credits, make_shares, paid_loss
+from template.rules.ledger import live_credits, make_shares, paid_loss, record_credit
 from template.rules.scoring import score_of
 
 # The largest weight on chain.
@@ -24,7 +25,8 @@ _NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+\.jsonl")
 
 _Value = TypeVar("_Value", bound=Hashable)
 
-_TOLERANCE = 1e-9
+# Shares are summed and divided on their way to the chain; no payment depends on less than this.
+SHARE_TOLERANCE = 1e-9
 
 
 def check_consistency(file: RoundFile, receipts: Mapping[str, Receipt]) -> list[str]:
@@ -63,6 +65,15 @@ def check_across_files(headers: Mapping[str, RoundHeader]) -> dict[str, list[str
         if version != first:
             faults[path].append(f"{header.signer} signed another version of this round in {first_path}")
     return faults
+
+
+def different_rules(actual: Incentives, expected: Incentives) -> list[str]:
+    """Return the names of rules that differ from the expected ones.
+
+    Each validator chooses how many evaluations of a round it can do, and begins when it is new.
+    """
+    names = [name for name in vars(expected) if name not in ("slots", "start_block")]
+    return [name for name in names if getattr(actual, name) != getattr(expected, name)]
 
 
 def check_signatures(file: RoundFile, verify: Callable[[str, bytes, str], bool]) -> tuple[str | None, dict[int, str]]:
@@ -151,7 +162,7 @@ def _by_hotkey(header: RoundHeader) -> dict[str, EntryLine]:
 def _check_receipts(file: RoundFile) -> Iterator[str]:
     """Check that every receipt is of an evaluation of this round."""
     header = file.header
-    lines = {line.receipt: line for line in header.evaluations if line.receipt is not None}
+    digests = {line.receipt for line in header.evaluations}
     for number, receipt in enumerate(file.receipts, start=2):
         submission = receipt.submission
         if submission is None:
@@ -159,7 +170,7 @@ def _check_receipts(file: RoundFile) -> Iterator[str]:
             continue
         where = f"line {number}, {submission.hotkey}"
         yield from (f"{where}: {fault}" for fault in _check_config(header, receipt))
-        if receipt.digest not in lines:
+        if receipt.digest not in digests:
             yield f"{where}: receipt of no evaluation of this round"
     yield from (f"receipt {digest[:12]}: more than once" for digest in _repeated(r.digest for r in file.receipts))
 
@@ -225,11 +236,10 @@ def _check_ledger(header: RoundHeader) -> Iterator[str]:
             yield f"{where}: {line.runs} evaluations, and the competition asks for {incentives.evaluations}"
         if line.loss != loss or line.frontier != frontier:
             yield f"{where}: loss {line.loss!r} after {line.frontier!r}, by the rules {loss!r} after {frontier!r}"
-        is_record = line.loss <= line.frontier - incentives.epsilon
-        credit = score_of(line.loss, competition) - score_of(line.frontier, competition) if is_record else 0.0
-        if line.credit != credit:
-            yield f"{where}: credit {line.credit!r}, by the rules {credit!r}"
-        frontier = line.loss if is_record else frontier
+        credit = record_credit(line.loss, line.frontier, competition, incentives)
+        if line.credit != (credit or 0.0):
+            yield f"{where}: credit {line.credit!r}, by the rules {credit or 0.0!r}"
+        frontier = frontier if credit is None else line.loss
     yield from (
         f"{key[0]}: dataset {key[1][:12]} more than once in the ledger"
         for key in _repeated((line.hotkey, line.digest) for line in header.ledger)
@@ -303,7 +313,7 @@ def _check_uids(submitted: WeightsLine, table: Sequence[TableLine]) -> Iterator[
             yield f"uid {uid} has weight {weight!r}, but its hotkey has no share"
         elif weight > 0.0:
             ratios.append(weight / share)
-    if ratios and not math.isclose(min(ratios), max(ratios), rel_tol=_TOLERANCE):
+    if ratios and not math.isclose(min(ratios), max(ratios), rel_tol=SHARE_TOLERANCE):
         yield "weights by uid are not proportional to shares by hotkey"
 
 

@@ -90,11 +90,17 @@ def read_ledger(contents: Iterable[Content], competition: Competition, incentive
     confirmed = [content for content in contents if len(content.losses) >= incentives.evaluations]
     for content in sorted(confirmed, key=lambda content: content.rank):
         estimate = estimate_loss(content.losses, incentives.sd)
-        is_record = estimate.loss <= frontier - incentives.epsilon
-        credit = score_of(estimate.loss, competition) - score_of(frontier, competition) if is_record else 0.0
-        rows.append(LedgerRow(content=content, estimate=estimate, frontier=frontier, credit=credit))
-        frontier = estimate.loss if is_record else frontier
+        credit = record_credit(estimate.loss, frontier, competition, incentives)
+        rows.append(LedgerRow(content=content, estimate=estimate, frontier=frontier, credit=credit or 0.0))
+        frontier = frontier if credit is None else estimate.loss
     return rows
+
+
+def record_credit(loss: float, frontier: float, competition: Competition, incentives: Incentives) -> float | None:
+    """Return the score that a record adds; None for a loss that is no record."""
+    if loss <= frontier - incentives.epsilon:
+        return score_of(loss, competition) - score_of(frontier, competition)
+    return None
 
 
 def frontier_before(rank: Rank, ledger: Sequence[LedgerRow], bench: float) -> float:

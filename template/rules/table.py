@@ -100,10 +100,17 @@ def make_table(inputs: Inputs) -> Table:
 
 
 def _public(version: Version, inputs: Inputs) -> Rank:
-    # The hash of the aligned block is unpredictable when the commitment is made.
-    block_hash = inputs.block_hash(version.public_block)
-    tie_break = hashlib.sha256(f"{block_hash}\n{version.key.hotkey}\n{version.digest}".encode()).digest()
-    return Rank(version.public_block, version.public_commit_block, tie_break)
+    key = ContentKey(version.key.hotkey, version.digest)
+    hashed = tie_break(inputs.block_hash(version.public_block), key)
+    return Rank(version.public_block, version.public_commit_block, hashed)
+
+
+def tie_break(block_hash: str, key: ContentKey) -> bytes:
+    """Return the hash that orders datasets of one commit block.
+
+    The hash of the aligned block is unpredictable when the commitment is made.
+    """
+    return hashlib.sha256(f"{block_hash}\n{key.hotkey}\n{key.digest}".encode()).digest()
 
 
 def _make_content(version: Version, inputs: Inputs) -> Content:

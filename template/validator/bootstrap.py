@@ -17,7 +17,7 @@ from template.files import write_atomic
 from template.receipts.files import read_round
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import EvaluationLine, RoundFile, RoundHeader
-from template.receipts.verify import check_across_files, check_consistency, check_signatures
+from template.receipts.verify import check_across_files, check_consistency, check_signatures, different_rules
 from template.records import ContentKey, EvaluationResult, Leaderboard, RoundEvaluation
 from template.rules.entries import CommitBlocks
 
@@ -197,12 +197,8 @@ def _find_other_rules(
         "competition": competition,
         "hyperparameters_digest": hyperparameters_digest,
     }
-    faults = [f"its {name} is another" for name, value in ours.items() if getattr(header, name) != value]
-    # Each validator chooses how many evaluations of a round it can do.
-    names = [name for name in vars(incentives) if name not in ("slots", "start_block")]
-    return faults + [
-        f"its {name} is another" for name in names if getattr(header.incentives, name) != getattr(incentives, name)
-    ]
+    names = [name for name, value in ours.items() if getattr(header, name) != value]
+    return [f"its {name} is another" for name in names + different_rules(header.incentives, incentives)]
 
 
 def _find_bad_signatures(file: RoundFile, verify: Verify) -> list[str]:

@@ -285,7 +285,6 @@ class Validator:
             logger.error("no worker: {}", error)
             return
         if model is not None and model != self._model and self._eval_set is not None:
-            logger.warning("model changed, re-evaluating everything: {}", model)
             self._open_eval_config(model, self._eval_set)
 
     def _perform(self, action: Action, state: State, view: ChainView) -> bool:

@@ -164,7 +164,9 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
         table.originals, table.ledger, recent, current.start_block, config.competition, config.incentives
     )
     keys = {content.key: key for key, content in table.present.items()}
-    drawn = {**context.history.seeds, **store.drawn_seeds(evaluator.eval_config)}
+    drawn = {}
+    if config.seed_source is LuckyNumFrom.RANDOM:
+        drawn = {**context.history.seeds, **store.drawn_seeds(evaluator.eval_config)}
     evaluations = []
     for run in planned:
         lucky_num, block = _choose_seed(context, evaluator, drawn, run)

@@ -13,6 +13,9 @@ from template.validator.context import Context
 # Blocks after which a revealed commitment ranks by its reveal, when no node has its commit block.
 COMMIT_BLOCK_TIMEOUT_BLOCKS = 50
 
+# Attempts to read the subnet at the start of a missed round, before it is left out: a quarter of an hour.
+MAX_UNREAD_STARTS = 8
+
 
 class CommitBlockIndex:
     """The commit blocks that were read, by hotkey and reveal block.
@@ -53,10 +56,6 @@ class CommitBlockIndex:
     def prune(self, *, before_block: int) -> None:
         """Drop old commit blocks; see `template.rules.entries.prune_commit_blocks`."""
         self.blocks = prune_commit_blocks(self.blocks, before_block=before_block)
-
-
-# Attempts to read the subnet at the start of a missed round, before it is left out: a quarter of an hour.
-MAX_UNREAD_STARTS = 8
 
 
 class SnapshotReader:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,7 @@ from template.receipts.receipt import ReplayVerdict
 from template.receipts.replay import Auditor, ReplayContext
 from template.receipts.round_file import RoundHeader, digest_lines
 from tests.fixtures.audit import AUDIT, NAMES, Office
-from tests.fixtures.network import SMALL, Ended, Net, call_main, load_main, make_line, use_hub
-from tests.fixtures.training import remember_results
-
-
-@pytest.fixture(scope="module")
-def office(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    folder = tmp_path_factory.mktemp("office")
-    with Net(folder / "network", NAMES) as net, use_hub(net), remember_results():
-        yield Office(net, folder, tiny_model)
+from tests.fixtures.network import SMALL, Ended, call_main, load_main, make_line
 
 
 @pytest.fixture

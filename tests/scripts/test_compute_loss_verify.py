@@ -1,22 +1,13 @@
 """The replay of one receipt: of which competition, and of which training."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts import compute_loss
 from template.receipts.files import write_receipt
-from tests.fixtures.audit import NAMES, Office
-from tests.fixtures.network import SMALL, Ended, Net, call_main, make_line, use_hub
-from tests.fixtures.training import remember_results
-
-
-@pytest.fixture(scope="module")
-def office(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    folder = tmp_path_factory.mktemp("office")
-    with Net(folder / "network", NAMES) as net, use_hub(net), remember_results():
-        yield Office(net, folder, tiny_model)
+from tests.fixtures.audit import Office
+from tests.fixtures.network import SMALL, Ended, call_main, make_line
 
 
 @pytest.fixture

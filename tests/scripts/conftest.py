@@ -1,0 +1,18 @@
+"""The honest round that audits and replays begin with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.audit import NAMES, Office
+from tests.fixtures.network import Net, use_hub
+from tests.fixtures.training import remember_results
+
+
+@pytest.fixture(scope="module")
+def office(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    """An honest validator's round on a network of its own; read-only."""
+    folder = tmp_path_factory.mktemp("office")
+    with Net(folder / "network", NAMES) as net, use_hub(net), remember_results():
+        yield Office(net, folder, tiny_model)
