@@ -162,11 +162,12 @@ def test_worker_ends_with_its_parent_during_training(evaluator: Evaluator, long_
             assert is_alive(worker)
             if end == "parent closes its stdin":
                 parent.stdin.close()
+                until(lambda: not is_alive(worker))
+                assert parent.poll() is None
             else:
                 os.kill(worker, signal.SIGSTOP)
                 parent.kill()
-            until(lambda: not is_alive(worker))
-            assert (parent.poll() is None) is (end == "parent closes its stdin")
+                until(lambda: not is_alive(worker))
         finally:
             parent.kill()
             if is_alive(worker):
