@@ -4,6 +4,7 @@ Pure. Losses, ranks and weights of a round follow from the rounds before it. A l
 nothing, so a missing file is a finding too.
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -115,7 +116,7 @@ class History:
         """Add the stands of this round, and the datasets that its file names."""
         entries = [line.to_entry(header.competition.id) for line in header.entries]
         gone = {line.hotkey: SubmissionKey(line.hotkey, line.entry) for line in header.table if line.reason in MISSING}
-        self._missing |= gone.keys()
+        self._missing |= {*gone, *header.missing}
         # A file that is missed in this round is downloaded or evaluated in it; the others were missing before.
         tried = {*header.queue, *(line.hotkey for line in header.evaluations)}
         missing = {key for hotkey, key in gone.items() if hotkey not in tried}
@@ -123,6 +124,8 @@ class History:
         for stand in extend_stands(
             newest, entries, header.start_block, header.incentives.blocks_per_epoch, missing=missing, datasets=datasets
         ):
+            if stand.key.hotkey in header.missing:
+                stand = dataclasses.replace(stand, missing_block=header.start_block)
             stands = self._stands.setdefault(stand.key.hotkey, [])
             if stands and stands[-1].first_block == stand.first_block:
                 stands.pop()

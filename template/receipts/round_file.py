@@ -40,7 +40,8 @@ _Line = TypeVar("_Line")
 class RoundSummary:
     """A closing round, as the validator writes it.
 
-    results: recorded evaluations of the round. receipts: the readable ones among them.
+    missing: hotkeys whose file was never read and is not on the Hub. results: recorded evaluations of the round.
+    receipts: the readable ones among them.
     """
 
     netuid: int
@@ -49,6 +50,7 @@ class RoundSummary:
     hyperparameters_digest: str
     model: str
     round: Round
+    missing: Sequence[str]
     standings: Sequence[LeaderboardRow]
     ledger: Sequence[LedgerLine]
     intents: Sequence[WeightIntent]
@@ -136,8 +138,9 @@ class WeightsLine:
 class RoundHeader(SignedRecord):
     """First line of a round file, made from a `RoundSummary`.
 
-    queue: hotkeys in order of download. version: of the package that wrote the file. receipts: number of lines that
-    follow. receipts_sha256: over their bytes.
+    queue: hotkeys in order of download. missing: hotkeys whose file was never read and is not on the Hub: their dataset
+    counts from a later block. version: of the package that wrote the file. receipts: number of lines that follow.
+    receipts_sha256: over their bytes.
     """
 
     FORMAT = "dataset-round/2"
@@ -155,6 +158,7 @@ class RoundHeader(SignedRecord):
     end_block: int
     entries: tuple[EntryLine, ...]
     queue: tuple[str, ...]
+    missing: tuple[str, ...]
     evaluations: tuple[EvaluationLine, ...]
     ledger: tuple[LedgerLine, ...]
     table: tuple[TableLine, ...]
@@ -180,7 +184,8 @@ class RoundHeader(SignedRecord):
         if _VERSION_0_3 in (text if isinstance(text, bytes) else text.encode(errors="replace")):
             raise ConfigError(f"{source}: of version 0.3, whose rules were others: audit it with that version")
         header = super().from_json(text, source)
-        lines = (header.entries, header.queue, header.table, header.weights, header.evaluations, header.ledger)
+        hotkeys = (header.queue, header.missing)
+        lines = (*hotkeys, header.entries, header.table, header.weights, header.evaluations, header.ledger)
         if max(map(len, lines)) > MAX_ENTRIES:
             raise ConfigError(f"{source}: more than {MAX_ENTRIES} entries; a subnet has fewer")
         seeds = [line.seed_block for line in header.evaluations if line.seed_block is not None]
@@ -223,6 +228,7 @@ def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callabl
             _copy(EntryLine, entry, **_identity(entry.key), block=entry.reveal_block) for entry in account.round.entries
         ),
         queue=tuple(key.hotkey for key in account.round.queue),
+        missing=tuple(account.missing),
         evaluations=tuple(_evaluation_line(evaluation, account) for evaluation in account.round.evaluations or ()),
         ledger=tuple(account.ledger),
         table=tuple(_copy(TableLine, row, **_identity(row.key)) for row in account.standings),

@@ -136,6 +136,7 @@ def _check_lines(header: RoundHeader) -> Iterator[str]:
     for name, hotkeys in (
         ("entries", [entry.hotkey for entry in header.entries]),
         ("queue", header.queue),
+        ("missing", header.missing),
         ("table", [line.hotkey for line in header.table]),
     ):
         yield from (f"{hotkey}: more than once in {name}" for hotkey in _repeated(hotkeys))

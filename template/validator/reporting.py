@@ -80,6 +80,7 @@ class Reporter:
         ledger = store.ledger(current.id)
         path = None
         if config.round_dir is not None:
+            stands = {own[-1].key: own[-1] for own in store.stands().values()}
             signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
             summary = RoundSummary(
                 netuid=chain.netuid,
@@ -88,6 +89,11 @@ class Reporter:
                 hyperparameters_digest=self._context.executor.training_args.hyperparameters.digest,
                 model=model,
                 round=current,
+                missing=[
+                    entry.key.hotkey
+                    for entry in current.entries
+                    if entry.key in stands and stands[entry.key].missing_block == current.start_block
+                ],
                 standings=leaderboard,
                 ledger=ledger,
                 intents=intents,

@@ -66,10 +66,12 @@ def open_round(
     if all(stand.last_block < snapshot.block for own in stands.values() for stand in own):
         missing = {key for key in entries if key in verdicts and verdicts[key].reason in MISSING}
         missing |= long_absent(context)
+        extended = extend_stands(
+            newest, entries.values(), snapshot.block, period, missing=missing, datasets=evaluator.datasets
+        )
         store.record_stands(
-            extend_stands(
-                newest, entries.values(), snapshot.block, period, missing=missing, datasets=evaluator.datasets
-            )
+            dataclasses.replace(stand, missing_block=max(stand.missing_block, context.history.missing_block(stand.key)))
+            for stand in extended
         )
     queue = schedule.plan_queue(
         entries,

@@ -1,6 +1,7 @@
 """A validator that starts late from round files, without an archive node."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from neurons.validator import build_parser, make_config, read_bootstrap
 from template import files
 from template.chain.client import verify_signature
 from template.chain_records import ChainSnapshot
-from template.competition import Incentives, Seeds
+from template.competition import CommitmentRecord, Incentives, Seeds
 from template.config import load_training_args
 from template.errors import ConfigError, RemoteError
 from template.hub.repo_files import download_files
@@ -29,7 +30,7 @@ from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator.bootstrap import RoundHistory, read_history
 from tests.fixtures.logs import log_lines
-from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain, make_copy
+from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain, make_content, make_copy
 from tests.fixtures.validator import QUICK, Bench, open_bench
 
 PERIOD = 20
@@ -139,6 +140,37 @@ def test_audit_of_a_late_validator_is_clean(net: Net, rounds: Path) -> None:
     folder = net.parts.folder / "late" / "rounds"
     assert len(list(folder.iterdir())) == 2 * ROUNDS
     assert audit(net, folder).findings == []
+
+
+@pytest.fixture
+def late_file(net: Net) -> Path:
+    """The round files of a validator for which a promised file came after some rounds."""
+    content = make_content(SMALL)
+    record = CommitmentRecord("bob/data", net.competition.id, hashlib.sha256(content).hexdigest())
+    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5)
+    with open_bench(net, "first", policy=policy, incentives=INCENTIVES, lucky_num=None) as bench:
+        key = net.commit("bob", str(record))
+        bench.run_rounds(3)
+        assert key not in bench.verdicts(), "its upload may still come"
+        net.upload("bob", content)
+        bench.run_rounds(4)
+        assert bench.scored_hotkeys() == {key.hotkey}
+    return net.parts.folder / "first" / "rounds"
+
+
+def test_file_that_came_late_is_no_finding(net: Net, late_file: Path) -> None:
+    headers = sorted((read_round(path).header for path in late_file.iterdir()), key=lambda header: header.start_block)
+    assert (net.hotkey("bob"),) in [header.missing for header in headers]
+    assert headers[-1].missing == () and audit(net, late_file).findings == []
+
+
+def test_bootstrap_knows_that_a_file_came_late(net: Net, late_file: Path) -> None:
+    count = len(list(late_file.iterdir()))
+    with start_late(net, read(net, late_file)) as bench:
+        bench.run_rounds(count)
+        late = rows_of(bench.store)
+    with Store(late_file.parent / "validator.sqlite3", is_read_only=True) as store:
+        assert late == rows_of(store) and late[net.hotkey("bob")].runs == 2
 
 
 def test_loss_without_a_receipt_is_evaluated_here(net: Net, rounds: Path) -> None:
