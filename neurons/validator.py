@@ -295,6 +295,7 @@ def make_policy(args: argparse.Namespace, incentives: Incentives) -> Policy:
     return Policy(
         blocks_per_epoch=incentives.blocks_per_epoch,
         start_block=incentives.start_block,
+        season_block=incentives.season_block,
         block_threshold=args.block_threshold,
         miner_duplicate_sample_size=args.miner_duplicate_sample_size,
         sets_weights=not (args.offline or args.dont_set_weights),

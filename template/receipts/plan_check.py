@@ -98,8 +98,10 @@ def _recent_runs(header: RoundHeader, checked: CheckedRound) -> Counter[str] | N
     planned = [(block, runs) for block, runs in checked.season.planned if block < header.start_block]
     day = [(block, runs) for block, runs in planned if block > since]
     blocks = [*(block for block, _ in day), header.start_block]
-    first, opening = planned[0][0] if planned else header.start_block, header.incentives.start_block
-    is_covered = first <= since or 0 < opening <= first <= align(opening, period)
-    if not is_covered or any(later - earlier != period for earlier, later in pairwise(blocks)):
+    first = planned[0][0] if planned else header.start_block
+    opening = max(header.incentives.start_block, header.incentives.season_block)
+    if first > max(since, align(opening, period)) or any(
+        later - earlier != period for earlier, later in pairwise(blocks)
+    ):
         return None
     return sum((runs for _, runs in day), Counter())

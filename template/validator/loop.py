@@ -266,6 +266,7 @@ class Validator:
             state,
             has_leaderboard=current is not None and store.has_leaderboard(current.id),
             last_start_block=store.last_start_block(evaluator.eval_config),
+            older_start_block=store.last_start_block(),
             datasets=evaluator.datasets,
             verdicts=verdicts,
             losses=evaluator.losses,
@@ -309,7 +310,7 @@ class Validator:
                 assert current is not None and evaluator is not None
                 set_weights(self._context, evaluator, current, view)
             case schedule.ResubmitWeights():
-                resubmit_weights(self._context, self._store.last_round_id() or 0, view)
+                resubmit_weights(self._context, evaluator, view)
             case schedule.ResolveIntent(intent_id, is_accepted):
                 resolve_intent(self._context, intent_id, is_accepted=is_accepted)
             case schedule.CloseRound(is_settled):

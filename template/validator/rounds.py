@@ -25,6 +25,11 @@ from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
 
 
+def season_block(context: Context, evaluator: SubmissionEvaluator) -> int:
+    """Return the start of the season: of these losses' first round, or the competition's if it is later."""
+    return max(context.store.first_start_block(evaluator.eval_config), context.config.incentives.season_block)
+
+
 def check_chain(context: Context, view: ChainView) -> None:
     """Check that the newest recorded round was opened on the chain of `view`.
 
@@ -97,7 +102,7 @@ def open_round(
     evaluator.block_hashes[opened.start_block] = opened.start_block_hash
     if opened.is_past:
         behind = (opened_block - snapshot.block) // period
-        logger.warning("catching up: {} rounds behind; no weights of its own until then", behind)
+        logger.warning("catching up: {} rounds behind; only shares of earlier rounds are submitted until then", behind)
     logger.info(
         "round {} opens blocks={}..{} entries={} downloads={}",
         opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from template.competition import Competition, Incentives
-from template.rules.evaluations import PlannedEvaluation, derive_seed, plan_evaluations, seed_block
+from template.rules.evaluations import PlannedEvaluation, derive_seed, first_seed_block, plan_evaluations, seed_block
 from template.rules.ledger import Content, read_ledger
 from tests.fixtures.table import make_content
 
@@ -66,6 +66,14 @@ def test_evaluation_waits_for_the_block_of_its_seed() -> None:
     assert plan(content, block=10 * PERIOD) == []
     assert plan(content, block=11 * PERIOD) == ["a4"]
     assert plan(content, block=12 * PERIOD) == ["a4", "a5"]
+
+
+def test_seeds_and_evaluations_begin_with_the_season() -> None:
+    content = make_content("a", 10 * PERIOD, [])
+    assert plan(content, block=19 * PERIOD, season_block=20 * PERIOD) == []
+    (first,) = planned(content, block=20 * PERIOD, season_block=20 * PERIOD - 5)
+    assert (first.number, first.seed_block) == (1, 20 * PERIOD)
+    assert first_seed_block(21 * PERIOD, Incentives(season_block=20 * PERIOD)) == 21 * PERIOD
 
 
 def test_returned_dataset_keeps_the_seeds_of_its_first_stand() -> None:

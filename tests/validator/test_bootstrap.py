@@ -18,17 +18,12 @@ from template.config import load_training_args
 from template.errors import ConfigError, RemoteError
 from template.hub.repo_files import download_files
 from template.localnet.hub.store import upload_files
-from template.localnet.network import NETUID
-from template.receipts.checks import CachedChain, FileReport, check_signers
 from template.receipts.files import read_round
-from template.receipts.findings import Kind
-from template.receipts.refusals import RefusalCheck
-from template.receipts.replay import Auditor, ReplayContext
-from template.receipts.verify import check_consistency
 from template.records import Leaderboard, LeaderboardRow
 from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator.bootstrap import RoundHistory, read_history
+from tests.fixtures.audit import audit_files
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain, make_content, make_copy
 from tests.fixtures.validator import QUICK, Bench, open_bench
@@ -117,29 +112,12 @@ def test_late_validator_sets_the_same_weights_next(net: Net, rounds: Path) -> No
     assert weights == net.admin.weights(net.hotkey("validator")) and len(weights or ()) == 2
 
 
-def audit(net: Net, folder: Path) -> FileReport:
-    """Audit the files of a folder with the chain."""
-    rounds = {path: read_round(path) for path in folder.iterdir()}
-    reports = {path: FileReport(path=path) for path in rounds}
-    receipts = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
-    chain = CachedChain(net.chain("alice"))
-    auditor = Auditor(ReplayContext(work_dir=net.parts.folder / "work"), net.competition, load_training_args())
-    refusals = {NETUID: RefusalCheck(auditor.read_dataset, {}, chain)}
-    check_signers(rounds, reports, receipts, net.competition, INCENTIVES, {NETUID: chain}, refusals)
-    whole = FileReport(path=Path("all"))
-    for path, report in reports.items():
-        whole.findings += report.findings
-        whole.notes += report.notes
-        whole.add(Kind.INCONSISTENT, check_consistency(rounds[path], receipts))
-    return whole
-
-
 def test_audit_of_a_late_validator_is_clean(net: Net, rounds: Path) -> None:
     with start_late(net, read(net, rounds)) as bench:
         bench.run_rounds(ROUNDS)
     folder = net.parts.folder / "late" / "rounds"
     assert len(list(folder.iterdir())) == 2 * ROUNDS
-    assert audit(net, folder).findings == []
+    assert audit_files(net, folder, INCENTIVES).findings == []
 
 
 @pytest.fixture
@@ -161,7 +139,7 @@ def late_file(net: Net) -> Path:
 def test_file_that_came_late_is_no_finding(net: Net, late_file: Path) -> None:
     headers = sorted((read_round(path).header for path in late_file.iterdir()), key=lambda header: header.start_block)
     assert (net.hotkey("bob"),) in [header.missing for header in headers]
-    assert headers[-1].missing == () and audit(net, late_file).findings == []
+    assert headers[-1].missing == () and audit_files(net, late_file, INCENTIVES).findings == []
 
 
 def test_bootstrap_knows_that_a_file_came_late(net: Net, late_file: Path) -> None:
