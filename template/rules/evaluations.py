@@ -62,9 +62,9 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Return the evaluations of the round that starts at `block`, in order; none before the season.
 
-    First evaluations of hotkeys without any in the last day precede all others. Then four slots are for records, half
-    for datasets in progress (lowest mean and oldest rank in turn), and the rest for other first evaluations (hotkeys
-    with the fewest in the last day first). A free slot goes to the next group.
+    First evaluations of hotkeys without any in the last day precede all others. Then four slots, or half of fewer,
+    are for records, half for datasets in progress (lowest mean and oldest rank in turn), and the rest for other first
+    evaluations (hotkeys with the fewest in the last day first). A free slot goes to the next group.
 
     Args:
         contents: Datasets that can be evaluated: present, readable, no duplicates.
@@ -98,8 +98,8 @@ def plan_evaluations(
     plan: dict[PlannedEvaluation, None] = {}
     for queue, most in (
         (ready(newcomers, evaluations, 1), slots),
-        (of_records, _RECORD_SLOTS),
-        (of_started, slots // 2),
+        (of_records, min(_RECORD_SLOTS, slots // 2)),
+        (of_started, -(-slots // 2)),
         (ready(first, evaluations, 1), slots),
         (of_started, slots),
         (of_records, slots),

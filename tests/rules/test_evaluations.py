@@ -109,6 +109,12 @@ def test_records_get_four_slots_until_they_have_enough_runs() -> None:
     assert plan(*records) == ["a9", "a10", "b10", "b11"], "c has enough"
 
 
+@pytest.mark.parametrize(("slots", "expected"), [(1, ["s2"]), (2, ["a9", "s2"]), (4, ["a9", "a10", "s2", "s3"])])
+def test_few_slots_leave_half_for_datasets_in_progress(slots: int, expected: list[str]) -> None:
+    records = record("a", 1, 2.55), record("b", 2, 2.50), record("c", 3, 2.45)
+    assert plan(*records, make_content("s", 4, [2.4]), slots=slots) == expected
+
+
 def test_confirmed_dataset_that_is_no_record_is_not_evaluated() -> None:
     assert plan(record("a", 1, 2.5), record("b", 2, 2.55), slots=30) == ["a9", "a10"]
 

@@ -264,8 +264,8 @@ def plan(
     of_started = due(turns, _RUNS_A_ROUND, rules.evaluations)
     chosen = due((o for o in first if not recent.get(o.hotkey)), 1, 1)[: rules.slots]
     for queue, most in (
-        (of_records, _RECORD_RUNS),
-        (of_started, rules.slots // 2),
+        (of_records, min(_RECORD_RUNS, rules.slots // 2)),
+        (of_started, (rules.slots + 1) // 2),
         (due(first, 1, 1), rules.slots),
         (of_started, rules.slots),
         (of_records, rules.slots),
