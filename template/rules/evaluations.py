@@ -60,11 +60,12 @@ def plan_evaluations(
     competition: Competition,
     incentives: Incentives,
 ) -> list[PlannedEvaluation]:
-    """Return the evaluations of the round that starts at `block`, in order; none before the season.
+    """Return the evaluations of the round that starts at `block`, in order.
 
-    First evaluations of hotkeys without any in the last day precede all others. Then four slots, or half of fewer,
-    are for records, half for datasets in progress (lowest mean and oldest rank in turn), and the rest for other first
-    evaluations (hotkeys with the fewest in the last day first). A free slot goes to the next group.
+    A round before the season has none. First evaluations of hotkeys without any in the last day precede all others.
+    Then four slots, or half of fewer, are for records, half for datasets in progress (lowest mean and oldest rank in
+    turn), and the rest for other first evaluations (hotkeys with the fewest in the last day first). A free slot goes to
+    the next group.
 
     Args:
         contents: Datasets that can be evaluated: present, readable, no duplicates.

@@ -144,7 +144,10 @@ class RoundTables(StateFile):
         return dict(map(tuple, self.rows("SELECT start_block, start_block_hash FROM rounds")))
 
     def last_start_block(self, eval_config: EvalConfig | None = None) -> int | None:
-        """Return the start block of the newest round, of any config or of one; None before the first."""
+        """Return the start block of the newest round, of one config or any.
+
+        None before the first.
+        """
         query = "SELECT max(start_block) AS block FROM rounds"
         if eval_config is None:
             (row,) = self.rows(query)

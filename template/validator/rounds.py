@@ -26,7 +26,10 @@ from template.validator.evaluation import SubmissionEvaluator
 
 
 def season_block(context: Context, evaluator: SubmissionEvaluator) -> int:
-    """Return the start of the season: of these losses' first round, or the competition's if it is later."""
+    """Return the start of the season.
+
+    That is the competition's season_block, or the first round if it is later.
+    """
     return max(context.store.first_start_block(evaluator.eval_config), context.config.incentives.season_block)
 
 

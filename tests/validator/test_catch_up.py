@@ -141,7 +141,7 @@ def test_without_old_state_rounds_are_left_out(net: Net) -> None:
     assert sum("left out" in line for line in lines) == 1
 
 
-def test_new_season_agrees_with_a_late_start_and_knows_old_copies(net: Net) -> None:
+def test_new_season_agrees_with_a_late_start(net: Net) -> None:
     start = net.admin.block()
     net.submit("alice", ROWS[:60])
     with open_game(net, start_block=start) as first:
