@@ -5,8 +5,10 @@
 
 Four honest miners with one hotkey each and one actor play on a simulated subnet. Commitments, ranks, duplicates,
 evaluations, ledger and weights are computed by template.rules; losses are simulated, with a true loss for each set of
-rows and noise for each seed. The fair share is what the actor earns with one honest dataset on one hotkey in the same
-world. Then real improvements of several sizes are published, and the part that is paid within three days is counted.
+rows and noise for each seed. "single" is what the actor earns in the same world with one dataset of each find on one
+hotkey. "fair" is what its best single dataset earns: if it makes several equally good ones of a find, it measures them
+all and publishes on one hotkey the one that seems best. The bounds are multiples of the fair share. Then real
+improvements of several sizes are published, and the part that is paid within three days is counted.
 Exit status: 0 all bounds hold, 1 one is broken, 3 a setting is wrong.
 """
 
@@ -20,6 +22,7 @@ from template.competition import Incentives, Reward
 from tests.campaigns import command
 from tests.campaigns.game import improvements
 from tests.campaigns.game.run import HEADER, STRATEGIES, play_all
+from tests.campaigns.game.world import Settings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +40,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--improvements", type=int, default=200, help="games of each size, 0 for none (default: %(default)s)"
     )
+    settings = Settings()
+    parser.add_argument(
+        "--set_sd",
+        type=float,
+        default=settings.set_sd,
+        help="standard deviation between the true losses of equally good datasets (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--own_runs",
+        type=int,
+        default=settings.own_runs,
+        help="evaluations that a miner makes of its dataset before it commits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=settings.margin,
+        help="a miner commits what seems better by so many epsilon (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     return parser
 
@@ -47,21 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Play and print the table. Raises: ConfigError."""
-    command.check_positive(args, "days", "seeds", "workers")
+    command.check_positive(args, "days", "seeds", "own_runs", "workers")
     choices = list(dict.fromkeys(strategy.name for strategy in STRATEGIES))
     names = command.choose("--strategies", args.strategies, choices)
     incentives = Incentives(reward=args.reward)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
+    settings = Settings(set_sd=args.set_sd, own_runs=args.own_runs, margin=args.margin)
     broken = []
     print(HEADER)
     chosen = [strategy for strategy in STRATEGIES if strategy.name in names]
-    for line in play_all(chosen, seeds, args.days, incentives, args.workers):
+    for line in play_all(chosen, seeds, args.days, incentives, settings, args.workers):
         print(line, flush=True)
         if line.is_broken:
             broken.append(f"{line.strategy.name} with {line.strategy.hotkeys} hotkeys earned {line.share:.3f}")
     if args.improvements and incentives.reward is Reward.IMPROVEMENT:
         print(f"\n{improvements.HEADER}")
-        for outcome in improvements.play_all(args.improvements, args.first_seed, incentives, args.workers):
+        for outcome in improvements.play_all(args.improvements, args.first_seed, incentives, settings, args.workers):
             print(outcome, flush=True)
             if outcome.is_broken:
                 broken.append(f"an improvement of {outcome.size} was paid in {outcome.paid:.0%} of the games")

@@ -16,12 +16,6 @@ FIRST_MEAN, STEP_MEAN, STEP_SD = 0.03, 0.004, 0.012
 BEST_POSSIBLE = 0.18
 ROUNDS_PER_FIND = 2.0 * ROUNDS_PER_DAY
 
-# Evaluations that a miner makes at home of a dataset.
-OWN_RUNS = 1024
-
-# A dataset is published if it seems better than the best record by so many epsilon: trying costs nothing.
-MARGIN = 1.0
-
 # Numbers of the rows that are not from finds start here.
 _OTHER_ROWS = 1 << 22
 
@@ -87,11 +81,11 @@ class Researcher:
 
     def estimate(self, game: Game, rows: Rows) -> float:
         """Return the loss that the miner measures at home."""
-        noise = random.Random(f"{game.seed} {self.name} {rows.digest}").gauss(0.0, SD / math.sqrt(OWN_RUNS))
-        return game.true_loss(rows) + noise
+        error = SD / math.sqrt(game.settings.own_runs)
+        return game.true_loss(rows) + random.Random(f"{game.seed} {self.name} {rows.digest}").gauss(0.0, error)
 
     def is_worth(self, game: Game, loss: float) -> bool:
-        return loss < game.frontier - MARGIN * game.incentives.epsilon
+        return loss < game.frontier - game.settings.margin * game.incentives.epsilon
 
     def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
         game.commit(hotkey, rows)

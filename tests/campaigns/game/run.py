@@ -2,15 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from template.competition import Competition, Incentives
 from tests.campaigns.game import tricks
 from tests.campaigns.game.miners import Researcher
-from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner
+from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
 
 RIVALS = 4
 
@@ -37,10 +37,22 @@ class Strategy:
     """A named trick. is_new_season: everything is evaluated again halfway."""
 
     name: str
-    make: Callable[[Game, str, int], Researcher] = Researcher
+    make: type[Researcher] = Researcher
     hotkeys: int = 1
     bound: Bound = Bound.MOST
     is_new_season: bool = False
+
+    @property
+    def single(self) -> "Strategy":
+        """One honest dataset of each find."""
+        return HONEST_SEASONS if self.is_new_season else HONEST
+
+    @property
+    def fair(self) -> "Strategy":
+        """Its best single dataset: of equal ones, the one that it measures to be best."""
+        if not issubclass(self.make, tricks.EqualSets):
+            return self.single
+        return replace(self, name=f"best of {self.hotkeys} equal sets on one hotkey", make=tricks.BestOfEqualSets)
 
 
 HONEST = Strategy(name="one honest dataset", bound=Bound.EQUAL)
@@ -90,9 +102,9 @@ class Result:
     records: int
 
 
-def play(strategy: Strategy, seed: int, days: int, incentives: Incentives) -> Result:
+def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, settings: Settings) -> Result:
     """Play a game and return the actor's part of all emission."""
-    game = Game(Competition.from_defaults(), incentives, seed)
+    game = Game(Competition.from_defaults(), incentives, seed, settings)
     rivals = [Researcher(game, f"rival{index}-") for index in range(RIVALS)]
     actor = strategy.make(game, "actor", strategy.hotkeys)
     miners: list[Miner] = [*rivals, actor]
@@ -109,10 +121,14 @@ def play(strategy: Strategy, seed: int, days: int, incentives: Incentives) -> Re
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A strategy's share over all seeds beside its fair share."""
+    """A strategy's share over all seeds beside its fair share.
+
+    single_shares: of one honest dataset of each find. fair_shares: of the best single dataset.
+    """
 
     strategy: Strategy
     shares: Sequence[float]
+    single_shares: Sequence[float]
     fair_shares: Sequence[float]
     wait: int
     slots: int
@@ -127,8 +143,7 @@ class Line:
 
     def error(self, factor: float = 0.0) -> float:
         """Return the standard error of the share less so many fair shares."""
-        values = [share - factor * fair for share, fair in zip(self.shares, self.fair_shares, strict=True)]
-        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return _error(self.shares, self.fair_shares, factor)
 
     @property
     def most_wait(self) -> int:
@@ -150,41 +165,60 @@ class Line:
                 return self.share - factor * self.fair > ERRORS * self.error(factor)
 
     def __str__(self) -> str:
-        ratio = f"{self.share / self.fair:6.2f}" if self.fair else "      "
-        bound = self.strategy.bound.value
         return (
-            f"{self.strategy.name:41} {self.strategy.hotkeys:4} {self.share:6.3f} {self.error():6.3f} {self.fair:6.3f}"
-            f" {ratio} {self.error(1.0) / self.fair if self.fair else 0.0:6.2f}"
-            f" {bound:>8} {self.wait:5}{'  BROKEN' if self.is_broken else ''}"
+            f"{self.strategy.name:41} {self.strategy.hotkeys:4} {self.share:6.3f} {self.error():6.3f}"
+            f" {_ratio(self.shares, self.single_shares)} {_ratio(self.shares, self.fair_shares)}"
+            f" {self.strategy.bound.value:>8} {self.wait:5}{'  BROKEN' if self.is_broken else ''}"
         )
 
 
+def _error(shares: Sequence[float], others: Sequence[float], factor: float) -> float:
+    values = [share - factor * other for share, other in zip(shares, others, strict=True)]
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _ratio(shares: Sequence[float], others: Sequence[float]) -> str:
+    """Format the mean of the others, the ratio to it, and the ratio's error."""
+    other = statistics.fmean(others)
+    if not other:
+        return f"{other:6.3f}{'':14}"
+    # Standard error of a ratio of two means.
+    ratio = statistics.fmean(shares) / other
+    return f"{other:6.3f} {ratio:6.2f} {_error(shares, others, ratio) / other:6.2f}"
+
+
 HEADER = (
-    f"{'strategy':41} {'keys':>4} {'share':>6} {'error':>6} {'fair':>6}"
-    f" {'ratio':>6} {'error':>6} {'bound':>8} {'wait':>5}"
+    f"{'strategy':41} {'keys':>4} {'share':>6} {'error':>6} {'single':>6} {'ratio':>6} {'error':>6}"
+    f" {'fair':>6} {'ratio':>6} {'error':>6} {'bound':>8} {'wait':>5}"
 )
 
 
 def play_all(
-    strategies: Iterable[Strategy], seeds: Sequence[int], days: int, incentives: Incentives, workers: int
+    strategies: Iterable[Strategy],
+    seeds: Sequence[int],
+    days: int,
+    incentives: Incentives,
+    settings: Settings,
+    workers: int,
 ) -> Iterable[Line]:
     """Play every strategy with every seed, and yield the lines in order."""
     strategies = list(strategies)
-    lengths = {strategy.is_new_season for strategy in strategies}
-    wanted = [*(baseline for baseline in (HONEST, HONEST_SEASONS) if baseline.is_new_season in lengths), *strategies]
+    wanted = [played for strategy in strategies for played in (strategy.single, strategy.fair, strategy)]
     with ProcessPoolExecutor(workers) as pool:
         jobs = {
-            (strategy, seed): pool.submit(play, strategy, seed, days, incentives)
+            (strategy, seed): pool.submit(play, strategy, seed, days, incentives, settings)
             for strategy in dict.fromkeys(wanted)
             for seed in seeds
         }
         for strategy in strategies:
-            fair = HONEST_SEASONS if strategy.is_new_season else HONEST
-            results = [jobs[strategy, seed].result() for seed in seeds]
+            results, singles, fairs = (
+                [jobs[played, seed].result() for seed in seeds] for played in (strategy, strategy.single, strategy.fair)
+            )
             yield Line(
                 strategy=strategy,
                 shares=[result.share for result in results],
-                fair_shares=[jobs[fair, seed].result().share for seed in seeds],
+                single_shares=[result.share for result in singles],
+                fair_shares=[result.share for result in fairs],
                 wait=max(result.wait for result in results),
                 slots=incentives.slots,
             )

@@ -94,6 +94,18 @@ class EqualSets(Researcher):
             self.propose(game, hotkey, rows if first else self.make_rows(game, value, noise=self.noise))
 
 
+class BestOfEqualSets(EqualSets):
+    """Makes equal sets of each find, and publishes the best one on one hotkey."""
+
+    def __init__(self, game: Game, name: str, datasets: int) -> None:
+        super().__init__(game, name)
+        self.datasets = datasets
+
+    def found(self, game: Game, rows: Rows, value: float) -> None:
+        for index in range(self.datasets):
+            self.propose(game, self.hotkeys[0], self.make_rows(game, value) if index else rows)
+
+
 class HighVariance(EqualSets):
     """Like EqualSets, with datasets of three times the spread."""
 
@@ -120,16 +132,13 @@ class Squatter(EqualSets):
         super().act(game)
 
 
-class EmptyPromises(EqualSets):
+class EmptyPromises(Researcher):
     """Promises files in each round on idle hotkeys, and never uploads them."""
 
     def offer(self, game: Game) -> None:
         super().offer(game)
         for hotkey in self.hotkeys[1:]:
             game.commit(hotkey, self.make_rows(game, 0.0), is_visible=False)
-
-    def found(self, game: Game, rows: Rows, value: float) -> None:
-        self.propose(game, self.hotkeys[0], rows)
 
 
 class FirstMover(Researcher):
@@ -228,7 +237,7 @@ class SealAndPick(EqualSets):
             del game.commitments[hotkey], self.last[hotkey]
 
 
-class Hoarder(SealAndPick):
+class Hoarder(Researcher):
     """Seals each find for a week, so that it ranks before later finds of others."""
 
     def found(self, game: Game, rows: Rows, value: float) -> None:
@@ -254,7 +263,8 @@ class Withholder(EqualSets):
 
     def offer(self, game: Game) -> None:
         super().offer(game)
-        for hotkey in self.promised:
+        # The order of a set differs between processes.
+        for hotkey in sorted(self.promised):
             value = game.competition.bench - game.true_loss(self.last[hotkey])
             if self.is_worth(game, game.competition.bench - value):
                 self.publish(game, hotkey, self.make_rows(game, value))
@@ -267,7 +277,7 @@ class Withholder(EqualSets):
                 self.promised.discard(hotkey)
 
 
-class Mover(EqualSets):
+class Mover(Researcher):
     """Moves a dataset whose known seeds are unlucky to another hotkey."""
 
     def found(self, game: Game, rows: Rows, value: float) -> None:

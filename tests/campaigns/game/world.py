@@ -29,13 +29,25 @@ ROWS = 20
 ROUNDS_PER_DAY = 20
 OWNER = "owner"
 
-# Standard deviation of a loss between seeds, of row values within a find, and of a dataset beyond its rows.
+# Standard deviation of a loss between seeds, and of row values within a find.
 SD = 0.01
 ROW_SD = 0.03
-SET_SD = 0.0002
 
 # Rounds after which the download of a missing file is retried.
 MISSING_RETRY_ROUNDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The simulated miners and datasets.
+
+    set_sd: standard deviation of a dataset's true loss beyond its rows. own_runs: evaluations that a miner makes at
+    home of a dataset. margin: by how many `epsilon` it must seem better than the best record to be published.
+    """
+
+    set_sd: float = 0.0002
+    own_runs: int = 1024
+    margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,11 @@ class Rows:
     @property
     def digest(self) -> str:
         return self.dataset.digest
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _hash_block(seed: int, block: int) -> str:
+    return hashlib.sha256(f"{seed} {block}".encode()).hexdigest()
 
 
 class Miner(Protocol):
@@ -72,6 +89,7 @@ class Commitment:
     """
 
     key: SubmissionKey
+    record: CommitmentRecord
     rows: Rows
     commit_block: int
     reveal_block: int
@@ -80,8 +98,8 @@ class Commitment:
 class Game:
     """The chain, the Hub and a validator. block: the next aligned block."""
 
-    def __init__(self, competition: Competition, incentives: Incentives, seed: int) -> None:
-        self.competition, self.incentives, self.seed = competition, incentives, seed
+    def __init__(self, competition: Competition, incentives: Incentives, seed: int, settings: Settings) -> None:
+        self.competition, self.incentives, self.seed, self.settings = competition, incentives, seed, settings
         self.period = incentives.blocks_per_epoch
         self.block = self.period
         self.round = 0
@@ -124,7 +142,7 @@ class Game:
         key = SubmissionKey(hotkey, str(record))
         self._commits += 1
         block = self.block - self.period + 2 + min(self._commits, self.period - 2)
-        self.commitments[hotkey] = Commitment(key, rows, block, block + sealed_rounds * self.period)
+        self.commitments[hotkey] = Commitment(key, record, rows, block, block + sealed_rounds * self.period)
         self.contents[rows.digest] = rows
         self.show(hotkey, is_visible=is_visible)
 
@@ -155,14 +173,14 @@ class Game:
 
     def _true(self, rows: Rows) -> tuple[float, float]:
         if rows.digest not in self._latent:
-            own = random.Random(f"{self.seed} {rows.digest}").gauss(0.0, SET_SD)
+            own = random.Random(f"{self.seed} {rows.digest}").gauss(0.0, self.settings.set_sd)
             mean = math.fsum(self.values[number] for number in rows.numbers) / ROWS
             spread = SD * math.fsum(self.noise.get(number, 1.0) for number in rows.numbers) / ROWS
             self._latent[rows.digest] = (self.competition.bench - mean + own, spread)
         return self._latent[rows.digest]
 
     def block_hash(self, block: int) -> str:
-        return hashlib.sha256(f"{self.seed} {block}".encode()).hexdigest()
+        return _hash_block(self.seed, block)
 
     def evaluate(self, rows: Rows, number: int, seed_block: int) -> float:
         """Return the loss of an evaluation, which anybody can compute after the block."""
@@ -231,14 +249,14 @@ class Game:
             if commitment is None or commitment.reveal_block <= registration:
                 continue
             if commitment.reveal_block <= self.block:
-                record, commit_block = CommitmentRecord.parse(commitment.key.commitment), commitment.commit_block
+                commit_block = commitment.commit_block
                 entries[commitment.key] = Entry(
                     key=commitment.key,
                     uid=uid,
                     reveal_block=commitment.reveal_block,
                     commit_block=commit_block if commit_block > registration else commitment.reveal_block,
                     registration_block=registration,
-                    record=record,
+                    record=commitment.record,
                     rejection=None,
                 )
             elif last is not None and last.registration_block == registration:
