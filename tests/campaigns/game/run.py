@@ -87,7 +87,7 @@ STRATEGIES = (
     Strategy(name="mosaics without research", make=tricks.Mosaicker, hotkeys=5),
     Strategy(name="squat before a new season", make=tricks.Squatter, hotkeys=20, is_new_season=True),
     Strategy(name="equal sets in a new season", make=tricks.EqualSets, hotkeys=20, is_new_season=True),
-    Strategy(name="equal sets", make=tricks.EqualSets, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="equal sets on 200 hotkeys", make=tricks.EqualSets, hotkeys=200, bound=Bound.MOST_LUCK),
     Strategy(name="flood of worthless sets", make=tricks.Flood, hotkeys=200, bound=Bound.MOST_LUCK),
     Strategy(name="camp below the record", make=tricks.Camper, hotkeys=200, bound=Bound.MOST_LUCK),
 )
