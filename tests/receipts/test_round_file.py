@@ -15,6 +15,7 @@ from template.errors import ConfigError
 from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
 from template.receipts.round_file import MAX_ENTRIES, RoundFile, RoundHeader, make_round_lines
 from template.receipts.verify import check_signatures, remarks
+from template.serialization import canonical_json
 from tests.fixtures.rounds import (
     ACCOUNT,
     COMPETITION,
@@ -48,6 +49,15 @@ def test_round_file_reads_back_whole(path: Path) -> None:
     ]
     assert list(header.ledger) == list(ACCOUNT.ledger) and len(header.ledger) == 3
     assert header.weights[0].shares == dict(ACCOUNT.intents[0].shares)
+
+
+def test_signature_of_a_release_that_knew_fewer_rules_is_valid() -> None:
+    content = json.loads(json.dumps(HEADER))
+    del content["incentives"]["season_block"], content["signature"]
+    content["signature"] = sign(f"{content['format']}\n{canonical_json(content)}".encode())
+    header = RoundHeader.from_json(json.dumps(content), "header")
+    assert header.incentives == INCENTIVES and verify_signature(SIGNER, header.message(), header.signature or "")
+    assert json.loads(header.to_line()) == content
 
 
 def test_round_file_keeps_receipts_in_the_order_of_the_plan(path: Path) -> None:
