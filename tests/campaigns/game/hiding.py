@@ -1,10 +1,8 @@
 """Tricks with files that are not there. Each class is one strategy."""
 
-import math
-
 from template.records import SubmissionKey
 from template.rules.stands import align
-from tests.campaigns.game.luck import known_luck
+from tests.campaigns.game.luck import is_lucky, known_luck
 from tests.campaigns.game.miners import Researcher
 from tests.campaigns.game.tricks import EqualSets
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Rows
@@ -32,8 +30,7 @@ class Withholder(EqualSets):
 
     def react(self, game: Game) -> None:
         for hotkey in sorted(self.promised):
-            luck, runs = known_luck(game, self.last[hotkey], game.block, game.block)
-            if luck < -1.0 * game.incentives.sd / math.sqrt(runs):
+            if is_lucky(game, self.last[hotkey], game.block, game.block):
                 game.show(hotkey)
                 self.promised.discard(hotkey)
 
@@ -81,6 +78,12 @@ class RivalHider(Researcher):
             if is_record or commitment.key in self.first_seen:
                 first = self.first_seen.setdefault(commitment.key, game.round)
                 game.show(hotkey, is_visible=game.round >= first + self.rounds_hidden)
+
+
+class ShortRivalHider(RivalHider):
+    """Like RivalHider, for five rounds."""
+
+    rounds_hidden = 5
 
 
 class LongRivalHider(RivalHider):

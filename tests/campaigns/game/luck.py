@@ -25,6 +25,12 @@ def known_luck(game: Game, rows: Rows, rank_block: int, until: int, season: int 
     return math.fsum(losses) / len(losses) - game.true_loss(rows), len(losses)
 
 
+def is_lucky(game: Game, rows: Rows, rank_block: int, until: int, season: int | None = None) -> bool:
+    """Check that the known seeds are better by a standard error than the true loss."""
+    luck, runs = known_luck(game, rows, rank_block, until, season)
+    return luck * math.sqrt(runs) < -game.incentives.sd
+
+
 class Churn(EqualSets):
     """Exchanges a row of each dataset when an update counts; keeps lucky datasets."""
 
@@ -36,8 +42,7 @@ class Churn(EqualSets):
             age = game.block - align(game.commitments[hotkey].commit_block, game.period)
             if age < game.incentives.update_blocks or hotkey not in game.rows or game.is_confirmed(hotkey):
                 continue
-            luck, runs = known_luck(game, rows, game.block - age, game.block - game.period)
-            if not self.is_choosy or luck > -1.0 * game.incentives.sd / math.sqrt(runs):
+            if not self.is_choosy or not is_lucky(game, rows, game.block - age, game.block - game.period):
                 self.publish(game, hotkey, self.vary(game, rows))
 
 
@@ -183,8 +188,7 @@ class SeasonMiner(EqualSets):
             rank_block = align(game.commitments[hotkey].commit_block, game.period)
             if game.block - rank_block < game.incentives.update_blocks:
                 continue
-            luck, runs = known_luck(game, rows, rank_block, game.block - game.period, season=1)
-            if luck > -1.0 * game.incentives.sd / math.sqrt(runs):
+            if not is_lucky(game, rows, rank_block, game.block - game.period, season=1):
                 self.publish(game, hotkey, self.vary(game, rows))
 
 

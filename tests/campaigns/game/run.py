@@ -90,6 +90,7 @@ STRATEGIES = (
     Strategy(name="hide while unlucky", make=hiding.Flipper, hotkeys=20),
     Strategy(name="show one round a day", make=hiding.HiddenHolder),
     Strategy(name="delete once confirmed", make=hiding.Deleter),
+    Strategy(name="hide a rival's new file for five rounds", make=hiding.ShortRivalHider),
     Strategy(name="hide a rival's new file for a day", make=hiding.RivalHider),
     Strategy(name="hide a rival's new file for three days", make=hiding.LongRivalHider),
     Strategy(name="hide paid files three days of 14", make=hiding.PaidRivalHider),
@@ -195,7 +196,7 @@ class Line:
     def __str__(self) -> str:
         return (
             f"{self.strategy.name:41} {self.strategy.hotkeys:4} {self.share:6.3f} {self.error():6.3f}"
-            f" {_ratio(self.shares, self.single_shares)} {_ratio(self.shares, self.fair_shares)}"
+            f" {format_ratio(self.shares, self.single_shares)} {format_ratio(self.shares, self.fair_shares)}"
             f" {self.strategy.bound.value:>8} {self.wait:5}{'  BROKEN' if self.is_broken else ''}"
         )
 
@@ -205,7 +206,7 @@ def _error(shares: Sequence[float], others: Sequence[float], factor: float) -> f
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def _ratio(shares: Sequence[float], others: Sequence[float]) -> str:
+def format_ratio(shares: Sequence[float], others: Sequence[float]) -> str:
     """Format the mean of the others, the ratio to it, and the ratio's error."""
     other = statistics.fmean(others)
     if not other:
