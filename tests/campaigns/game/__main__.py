@@ -9,6 +9,7 @@ rows and noise for each seed. "single" is what the actor earns in the same world
 hotkey. "fair" is what its best single dataset earns: if it makes several equally good ones of a find, it measures them
 all and publishes on one hotkey the one that seems best. The bounds are multiples of the fair share. Then real
 improvements of several sizes are published, and the part that is paid within three days is counted.
+`--without` plays with and without a rule instead, and checks no bound.
 Exit status: 0 all bounds hold, 1 one is broken, 3 a setting is wrong.
 """
 
@@ -16,11 +17,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 from template import cli
 from template.competition import Incentives, Reward
 from tests.campaigns import command
-from tests.campaigns.game import improvements
+from tests.campaigns.game import ablations, improvements
 from tests.campaigns.game.run import HEADER, STRATEGIES, play_all
 from tests.campaigns.game.world import Settings
 
@@ -31,6 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=8, help="games of each strategy (default: %(default)s)")
     parser.add_argument("--first_seed", type=int, default=1, help="of the games (default: %(default)s)")
     parser.add_argument("--strategies", help="comma-separated names (default: all)")
+    parser.add_argument(
+        "--without",
+        metavar="RULES",
+        help="play with and without each of these rules, instead of checking the bounds: all, or some of "
+        + ",".join(rule.name for rule in ablations.ABLATIONS),
+    )
     parser.add_argument(
         "--reward",
         choices=[reward.value for reward in Reward],
@@ -75,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     incentives = Incentives(reward=args.reward)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     settings = Settings(set_sd=args.set_sd, own_runs=args.own_runs, margin=args.margin)
+    if args.without is not None:
+        return _play_without(args, names, incentives, settings)
     broken = []
     print(HEADER)
     chosen = [strategy for strategy in STRATEGIES if strategy.name in names]
@@ -89,6 +99,19 @@ def run(args: argparse.Namespace) -> int:
             if outcome.is_broken:
                 broken.append(f"an improvement of {outcome.size} was paid in {outcome.paid:.0%} of the games")
     return command.report(broken, success="all bounds hold", label="BROKEN", summary="bounds broken")
+
+
+def _play_without(args: argparse.Namespace, names: list[str], incentives: Incentives, settings: Settings) -> int:
+    rules = {rule.name: rule for rule in ablations.ABLATIONS}
+    without = command.choose("--without", None if args.without == "all" else args.without, list(rules))
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    with ProcessPoolExecutor(args.workers) as pool:
+        games = ablations.Games(pool, seeds, args.days, incentives, settings)
+        print(ablations.HEADER)
+        chosen = names if args.strategies else None
+        for line in ablations.play_all([rules[name] for name in without], chosen, games, args.improvements):
+            print(line, flush=True)
+    return 0
 
 
 if __name__ == "__main__":

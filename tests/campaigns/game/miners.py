@@ -10,6 +10,7 @@ import random
 import zlib
 from collections.abc import Sequence
 
+from template.constants import MAX_SHARED_PERCENT
 from tests.campaigns.game.world import ROUNDS_PER_DAY, ROW_SD, ROWS, SD, Game, Rows
 
 FIRST_MEAN, STEP_MEAN, STEP_SD = 0.03, 0.004, 0.012
@@ -131,3 +132,11 @@ def public_rows(game: Game, others: Sequence[str]) -> list[Rows]:
     commitments = [commitment for hotkey, commitment in game.commitments.items() if hotkey not in hotkeys]
     commitments.sort(key=lambda commitment: -commitment.commit_block)
     return [commitment.rows for commitment in commitments if commitment.key in game.datasets]
+
+
+def make_mosaic(datasets: Sequence[Rows], rng: random.Random) -> Rows:
+    """Combine rows of three of the datasets, of each as many as the copy rule allows."""
+    most = ROWS * MAX_SHARED_PERCENT // 100
+    counts = (most, most, ROWS - 2 * most)
+    parts = [rng.sample(rows.numbers, n) for rows, n in zip(rng.sample(datasets, 3), counts, strict=True)]
+    return Rows(tuple(sorted(number for part in parts for number in part)))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from template.competition import Competition, Incentives
-from tests.campaigns.game import tricks
+from tests.campaigns.game import floods, hiding, luck, tricks
+from tests.campaigns.game.consensus import Vote, find_incentives
 from tests.campaigns.game.miners import Researcher
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
 
@@ -30,17 +31,23 @@ class Bound(StrEnum):
     """Exactly its fair share."""
     MOST = "1.1"
     MOST_LUCK = "1.3"
+    COLLUSION = "1.67"
+    """What the chain's consensus allows: the stake of a validator that lies is lost to all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A named trick. is_new_season: everything is evaluated again halfway."""
+    """A named trick.
+
+    is_new_season: everything is evaluated again halfway. stake: of a validator that gives the actor everything.
+    """
 
     name: str
     make: type[Researcher] = Researcher
     hotkeys: int = 1
     bound: Bound = Bound.MOST
     is_new_season: bool = False
+    stake: float = 0.0
 
     @property
     def single(self) -> "Strategy":
@@ -69,27 +76,44 @@ STRATEGIES = (
     Strategy(name="equal sets", make=tricks.EqualSets, hotkeys=20),
     Strategy(name="high-variance sets", make=tricks.HighVariance, hotkeys=20),
     Strategy(name="squat early and update later", make=tricks.Squatter, hotkeys=5),
-    Strategy(name="empty promises each round", make=tricks.EmptyPromises, hotkeys=20),
+    Strategy(name="empty promises each round", make=floods.EmptyPromises, hotkeys=20),
     Strategy(name="first mover with a weak set", make=tricks.FirstMover),
-    Strategy(name="exchange a row each round", make=tricks.RowPerRound, hotkeys=20),
-    Strategy(name="exchange a row each day", make=tricks.Churn, hotkeys=20),
-    Strategy(name="noise mining with known seeds", make=tricks.NoiseMiner, hotkeys=20),
-    Strategy(name="registrations come and go", make=tricks.Turnover, hotkeys=20),
+    Strategy(name="exchange a row each round", make=luck.RowPerRound, hotkeys=20),
+    Strategy(name="exchange a row each day", make=luck.Churn, hotkeys=20),
+    Strategy(name="noise mining with known seeds", make=luck.NoiseMiner, hotkeys=20),
+    Strategy(name="registrations come and go", make=luck.Turnover, hotkeys=20),
     Strategy(name="confirm and leave", make=tricks.ConfirmAndLeave, hotkeys=20),
-    Strategy(name="seal and pick the lucky", make=tricks.SealAndPick, hotkeys=20),
+    Strategy(name="seal and pick the lucky", make=luck.SealAndPick, hotkeys=20),
     Strategy(name="seal finds for a week", make=tricks.Hoarder, hotkeys=10),
-    Strategy(name="withhold the unlucky", make=tricks.Withholder, hotkeys=20),
-    Strategy(name="move the unlucky", make=tricks.Mover, hotkeys=20),
-    Strategy(name="hide while unlucky", make=tricks.Flipper, hotkeys=20),
-    Strategy(name="show one round a day", make=tricks.HiddenHolder),
-    Strategy(name="delete once confirmed", make=tricks.Deleter),
+    Strategy(name="withhold the unlucky", make=hiding.Withholder, hotkeys=20),
+    Strategy(name="move the unlucky", make=luck.Mover, hotkeys=20),
+    Strategy(name="hide while unlucky", make=hiding.Flipper, hotkeys=20),
+    Strategy(name="show one round a day", make=hiding.HiddenHolder),
+    Strategy(name="delete once confirmed", make=hiding.Deleter),
+    Strategy(name="hide a rival's new file for five rounds", make=hiding.ShortRivalHider),
+    Strategy(name="hide a rival's new file for a day", make=hiding.RivalHider),
+    Strategy(name="hide a rival's new file for three days", make=hiding.LongRivalHider),
+    Strategy(name="hide paid files three days of 14", make=hiding.PaidRivalHider),
+    Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
+    Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),
+    Strategy(name="pass datasets on in a circle", make=luck.Circle, hotkeys=20),
     Strategy(name="split a find into steps", make=tricks.Staircase, hotkeys=10),
     Strategy(name="mosaics without research", make=tricks.Mosaicker, hotkeys=5),
     Strategy(name="squat before a new season", make=tricks.Squatter, hotkeys=20, is_new_season=True),
     Strategy(name="equal sets in a new season", make=tricks.EqualSets, hotkeys=20, is_new_season=True),
+    Strategy(name="known seeds of a new season", make=luck.SeasonMiner, hotkeys=20, is_new_season=True),
+    Strategy(
+        name="empty promises in a new season",
+        make=floods.EmptyPromises,
+        hotkeys=20,
+        bound=Bound.EQUAL,
+        is_new_season=True,
+    ),
+    Strategy(name="camp in a new season", make=floods.Camper, hotkeys=200, bound=Bound.MOST_LUCK, is_new_season=True),
     Strategy(name="equal sets on 200 hotkeys", make=tricks.EqualSets, hotkeys=200, bound=Bound.MOST_LUCK),
-    Strategy(name="flood of worthless sets", make=tricks.Flood, hotkeys=200, bound=Bound.MOST_LUCK),
-    Strategy(name="camp below the record", make=tricks.Camper, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="flood of worthless sets", make=floods.Flood, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="camp below the record", make=floods.Camper, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="flood of others' rows", make=floods.RowFlood, hotkeys=200, bound=Bound.MOST_LUCK),
 )
 
 
@@ -113,7 +137,12 @@ def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, setti
         if strategy.is_new_season and number == rounds // 2:
             game.start_season()
         game.play_round(miners)
-        shares.append(math.fsum(share for key, share in game.shares.items() if key.startswith(actor.name)))
+        votes = [
+            Vote(stake=1.0 - strategy.stake, weights=game.shares),
+            Vote(stake=strategy.stake, weights={actor.hotkeys[0]: 1.0}),
+        ]
+        paid = find_incentives(votes) if strategy.stake else game.shares
+        shares.append(math.fsum(share for key, share in paid.items() if key.startswith(actor.name)))
     waits = [wait for hotkey, wait in game.waits if not hotkey.startswith(actor.name)]
     records = sum(row.content.key.hotkey.startswith(actor.name) for row in game.records)
     return Result(share=math.fsum(shares) / rounds, wait=max(waits, default=0), records=records)
@@ -167,7 +196,7 @@ class Line:
     def __str__(self) -> str:
         return (
             f"{self.strategy.name:41} {self.strategy.hotkeys:4} {self.share:6.3f} {self.error():6.3f}"
-            f" {_ratio(self.shares, self.single_shares)} {_ratio(self.shares, self.fair_shares)}"
+            f" {format_ratio(self.shares, self.single_shares)} {format_ratio(self.shares, self.fair_shares)}"
             f" {self.strategy.bound.value:>8} {self.wait:5}{'  BROKEN' if self.is_broken else ''}"
         )
 
@@ -177,7 +206,7 @@ def _error(shares: Sequence[float], others: Sequence[float], factor: float) -> f
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def _ratio(shares: Sequence[float], others: Sequence[float]) -> str:
+def format_ratio(shares: Sequence[float], others: Sequence[float]) -> str:
     """Format the mean of the others, the ratio to it, and the ratio's error."""
     other = statistics.fmean(others)
     if not other:

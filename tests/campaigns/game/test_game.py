@@ -43,3 +43,11 @@ def test_game_best_of_equal_sets_is_better_than_one() -> None:
 
 def test_game_without_own_runs_exits_with_3() -> None:
     assert command.main([*SHORT, "--own_runs", "0"]) == 3
+
+
+def test_game_without_duplicates_pays_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--reward", "proportional", "--without", "duplicates", "--strategies", COPIES, "--improvements", "0"]
+    assert command.main([*SHORT, *flags]) == 0
+    columns = capsys.readouterr().out.splitlines()[1].split()
+    # Each of the two halves is share, fair share, ratio, its error and wait.
+    assert float(columns[-10]) == 0.0 < float(columns[-5])

@@ -102,7 +102,7 @@ class Game:
         self.competition, self.incentives, self.seed, self.settings = competition, incentives, seed, settings
         self.period = incentives.blocks_per_epoch
         self.block = self.period
-        self.round = 0
+        self.round = self.season = 0
         self.values: dict[int, float] = {}
         self.noise: dict[int, float] = {}
         self.registrations: dict[str, int] = {}
@@ -182,11 +182,20 @@ class Game:
     def block_hash(self, block: int) -> str:
         return _hash_block(self.seed, block)
 
-    def evaluate(self, rows: Rows, number: int, seed_block: int) -> float:
-        """Return the loss of an evaluation, which anybody can compute after the block."""
+    def evaluate(self, rows: Rows, number: int, seed_block: int, season: int | None = None) -> float:
+        """Return the loss of an evaluation, which anybody can compute after the block.
+
+        season: of the model, None for the present one.
+        """
         loss, spread = self._true(rows)
         seed = derive_seed(self.block_hash(seed_block), rows.digest, number)
-        return loss + random.Random(f"{seed} {rows.digest}").gauss(0.0, spread)
+        season = self.season if season is None else season
+        return loss + random.Random(f"{seed + season} {rows.digest}").gauss(0.0, spread)
+
+    def is_confirmed(self, hotkey: str) -> bool:
+        """Check that the hotkey's dataset has all its evaluations."""
+        row = self.rows.get(hotkey)
+        return row is not None and row.runs >= self.incentives.evaluations
 
     def is_open(self, hotkey: str) -> bool:
         """Check that the hotkey's dataset still waits for evaluations."""
@@ -339,5 +348,6 @@ class Game:
     def start_season(self) -> None:
         """Change the model or the pool: all is evaluated again."""
         self.losses, self.confirmed = {}, {}
+        self.season += 1
         self._season_block = self.block
         self._runs.clear()
