@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain
 
 from template.competition import Competition, Incentives
+from template.constants import DAY_BLOCKS
 from template.rules.ledger import Content, LedgerRow, estimate_loss, is_hopeless
 from template.rules.stands import align
 
@@ -52,6 +53,14 @@ def derive_seed(block_hash: str, digest: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(_DOMAIN + parts).digest()[:4], "little")
 
 
+def newcomer_blocks(hotkeys: int, incentives: Incentives) -> int:
+    """Return the time without an evaluation after which a hotkey comes first.
+
+    It is a day, or longer where the first evaluations of so many hotkeys would take more than half of the slots.
+    """
+    return max(DAY_BLOCKS, 2 * -(-hotkeys // incentives.slots) * incentives.blocks_per_epoch)
+
+
 def plan_evaluations(
     contents: Collection[Content],
     ledger: Sequence[LedgerRow],
@@ -62,14 +71,14 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Return the evaluations of the round that starts at `block`, in order.
 
-    A round before the season has none. First evaluations of hotkeys without any in the last day precede all others.
+    A round before the season has none. First evaluations of hotkeys without any recent one precede all others.
     Then four slots, or half of fewer, are for records, half for datasets in progress (lowest mean and oldest rank in
-    turn), and the rest for other first evaluations (hotkeys with the fewest in the last day first). A free slot goes to
+    turn), and the rest for other first evaluations (hotkeys with the fewest recent ones first). A free slot goes to
     the next group.
 
     Args:
         contents: Datasets that can be evaluated: present, readable, no duplicates.
-        recent_runs: Evaluations of each hotkey in the last day.
+        recent_runs: Evaluations of each hotkey within `newcomer_blocks`.
     """
     if block < incentives.season_block:
         return []

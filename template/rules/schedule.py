@@ -211,7 +211,7 @@ def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
         start = align(policy.start_block, period) if policy.start_block else newest
         if policy.season_block and state.older_start_block is not None:
             # What was public before the season is recorded up to that round.
-            start = max(start, min(state.older_start_block + period, align(policy.season_block, period)))
+            start = max(start, min(align(state.older_start_block + 1, period), align(policy.season_block, period)))
     if start > newest:
         return Wait(f"the next round starts at block {start}")
     return OpenRound(start, start + period)

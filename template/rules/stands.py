@@ -20,7 +20,8 @@ class Version:
     """A dataset of a hotkey in one registration.
 
     key: its newest commitment. first_block: of its first stand.
-    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom. rank_block: from
+    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom, also if the file
+    came late. rank_block: from
     which it counts. seed_block: from which its evaluations have their seeds. is_counted: False if it was replaced
     before it counted, or is to count later.
     """
@@ -152,7 +153,8 @@ def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earlies
         last_block=stand.last_block,
         commit_block=stand.commit_block,
         registration_block=stand.registration_block,
-        public_block=same[0].public_block if same else block,
+        # A commitment fixes the rows, so its owner had them first, even if the file came late.
+        public_block=same[0].public_block if same else stand.first_block,
         public_commit_block=same[0].public_commit_block if same else stand.commit_block,
         rank_block=rank_block,
         # Seeds that are known before a dataset counts could be chosen among datasets that never count.

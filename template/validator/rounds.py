@@ -11,12 +11,11 @@ from functools import partial
 from loguru import logger
 
 from template.chain_records import ChainSnapshot, ChainView
-from template.constants import DAY_BLOCKS
 from template.errors import ConfigError, RemoteError
 from template.records import Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
 from template.rules.entries import MISSING, CommitBlocks, find_entries, keep_sealed
-from template.rules.evaluations import PlannedEvaluation, derive_seed, plan_evaluations
+from template.rules.evaluations import PlannedEvaluation, derive_seed, newcomer_blocks, plan_evaluations
 from template.rules.stands import extend_stands
 from template.rules.table import Inputs, Table, make_table
 from template.validator.availability import long_absent
@@ -169,7 +168,8 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
     """Record the round's evaluations with their seeds."""
     store, config = context.store, context.config
     table = update_table(context, evaluator, current)
-    recent = store.recent_runs(evaluator.eval_config, after_block=current.start_block - DAY_BLOCKS)
+    recent_blocks = newcomer_blocks(len(current.entries), config.incentives)
+    recent = store.recent_runs(evaluator.eval_config, after_block=current.start_block - recent_blocks)
     planned = plan_evaluations(
         table.originals, table.ledger, recent, current.start_block, config.competition, config.incentives
     )

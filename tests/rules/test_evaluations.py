@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from template.competition import Competition, Incentives
-from template.rules.evaluations import PlannedEvaluation, derive_seed, first_seed_block, plan_evaluations, seed_block
+from template.rules.evaluations import (
+    PlannedEvaluation,
+    derive_seed,
+    first_seed_block,
+    newcomer_blocks,
+    plan_evaluations,
+    seed_block,
+)
 from template.rules.ledger import Content, read_ledger
 from tests.fixtures.table import make_content
 
@@ -141,6 +148,12 @@ def test_every_newcomer_has_its_turn_in_time(waiting: int) -> None:
         done = {evaluation.content.key for evaluation in planned(*started, *newcomers, recent=recent, slots=30)}
         newcomers = [content for content in newcomers if content.key not in done]
     assert newcomers == []
+
+
+@pytest.mark.parametrize(("hotkeys", "slots", "rounds"), [(1, 1, 20), (256, 30, 20), (20, 1, 40), (200, 8, 50)])
+def test_flood_of_newcomers_leaves_half_of_the_slots(hotkeys: int, slots: int, rounds: int) -> None:
+    blocks = newcomer_blocks(hotkeys, Incentives(slots=slots))
+    assert blocks == rounds * PERIOD and 2 * hotkeys <= slots * rounds
 
 
 def test_plan_does_not_depend_on_the_order_of_its_input() -> None:

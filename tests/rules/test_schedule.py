@@ -76,6 +76,9 @@ def test_new_season_continues_after_the_last_round_of_the_old() -> None:
     policy = replace(POLICY, start_block=400, season_block=2_000)
     assert choose(make_idle(), at(9_000), policy) == OpenRound(720, 1080)
     assert choose(make_idle(older_start_block=1080), at(9_000), policy) == OpenRound(1440, 1800)
+    assert choose(make_idle(older_start_block=1300), at(9_000), policy) == OpenRound(1440, 1800), (
+        "another period before"
+    )
     assert choose(make_idle(older_start_block=7200), at(9_000), policy) == OpenRound(2160, 2520)
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from template.rules.evaluations import seed_block
+from template.rules.evaluations import first_seed_block, seed_block
 from template.rules.stands import align
 from tests.campaigns.game.miners import Researcher
 from tests.campaigns.game.tricks import EqualSets
@@ -14,14 +14,11 @@ SEALED_ROUNDS = 25
 
 def known_luck(game: Game, rows: Rows, rank_block: int, until: int, season: int | None = None) -> tuple[float, int]:
     """Return the mean noise of the evaluations with known seeds, and their number."""
-    numbers = [
-        number
-        for number in range(1, game.incentives.evaluations + 1)
-        if seed_block(rank_block, number, game.period) <= until
-    ]
-    if not numbers:
+    first = first_seed_block(rank_block, game.incentives)
+    blocks = {number: seed_block(first, number, game.period) for number in range(1, game.incentives.evaluations + 1)}
+    losses = [game.evaluate(rows, number, block, season) for number, block in blocks.items() if block <= until]
+    if not losses:
         return 0.0, 0
-    losses = [game.evaluate(rows, number, seed_block(rank_block, number, game.period), season) for number in numbers]
     return math.fsum(losses) / len(losses) - game.true_loss(rows), len(losses)
 
 

@@ -19,7 +19,7 @@ from template.constants import DAY_BLOCKS
 from template.data.rows import content_digest
 from template.errors import Reason
 from template.records import Confirmed, ContentKey, Dataset, Entry, LeaderboardRow, Stand, SubmissionKey, Verdict
-from template.rules.evaluations import derive_seed, plan_evaluations
+from template.rules.evaluations import derive_seed, newcomer_blocks, plan_evaluations
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided
 from template.rules.ledger import LedgerRow
 from template.rules.stands import extend_stands, find_versions, shorten_stands
@@ -34,7 +34,7 @@ SD = 0.01
 ROW_SD = 0.03
 
 # Rounds after which the download of a missing file is retried.
-MISSING_RETRY_ROUNDS = 5
+MISSING_RETRY_ROUNDS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,6 @@ class Game:
         self._missing_since: dict[SubmissionKey, int] = {}
         self._absent: set[SubmissionKey] = set()
         self._entries: dict[str, Entry] = {}
-        self._season_block = 0
         self._evaluated: set[str] = set()
         self._commits = 0
         self._retry_round: dict[SubmissionKey, int] = {}
@@ -241,10 +240,10 @@ class Game:
             self.shares,
             OWNER,
             has_ledger=bool(self.confirmed),
-            undecided=find_undecided(table, self._season_block, self.competition, self.incentives),
+            undecided=find_undecided(table, self.incentives.season_block, self.competition, self.incentives),
         )
         self.rows = {row.hotkey: row for row in board.rows}
-        self._evaluate(table)
+        self._evaluate(table, len(entries))
         self.block += self.period
         self.round += 1
         if self.round % ROUNDS_PER_DAY == 0:
@@ -316,8 +315,9 @@ class Game:
                     public=content.public,
                 )
 
-    def _evaluate(self, table: Table) -> None:
-        while self._runs and self._runs[0][0] < self.block - DAY_BLOCKS:
+    def _evaluate(self, table: Table, entries: int) -> None:
+        since = self.block - newcomer_blocks(entries, self.incentives)
+        while self._runs and self._runs[0][0] <= since:
             self._runs.popleft()
         recent = Counter(hotkey for _, hotkey in self._runs)
         for planned in plan_evaluations(
@@ -349,5 +349,5 @@ class Game:
         """Change the model or the pool: all is evaluated again."""
         self.losses, self.confirmed = {}, {}
         self.season += 1
-        self._season_block = self.block
+        self.incentives = replace(self.incentives, season_block=self.block)
         self._runs.clear()
