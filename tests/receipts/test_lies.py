@@ -121,6 +121,20 @@ def unpaid(shares: dict[str, float]) -> Edit:
     return edit
 
 
+def share_with_bob(season: Season, **changes: object) -> Edit:
+    """Give half to bob in the shares, and nothing in the weights."""
+    shares = dict.fromkeys((season.net.hotkey("alice"), season.net.hotkey("bob")), 0.5)
+    return lambda content: content["weights"][0].update(shares=shares, **changes)
+
+
+@pytest.mark.parametrize("is_repeat", [False, True])
+def test_rival_left_out_of_the_weights_is_found(season: Season, is_repeat: bool) -> None:
+    edits = {60: share_with_bob(season), 80: share_with_bob(season, is_repeat=is_repeat)}
+    block = season.files[80].header.weights[0].block
+    expected = f"weights of block {block}: by uid they are {{2: 1.0}}, by the shares {{2: 0.5, 3: 0.5}}"
+    assert expected in texts(season.find(edits), Kind.WEIGHTS)
+
+
 def test_burn_to_another_than_the_owner_is_found(season: Season) -> None:
     owner, bob = season.net.hotkey("owner"), season.net.hotkey("bob")
     assert texts(season.find({60: unpaid({owner: 1.0})}), Kind.REPEAT) == []
