@@ -147,8 +147,9 @@ class WeightsCheck:
         self._signer = signer
         self._first_block: int | None = None
         self._blocks: set[int] = set()
-        # Registration blocks of the hotkeys with the last accepted shares, which may be submitted again.
-        self._registrations: Mapping[str, int] | None = None
+        # Registration blocks of the hotkeys whose shares may be submitted again.
+        self._accepted: Mapping[str, int] | None = None
+        self._last_round: Mapping[str, int] = {}
         self.notes: list[str] = []
 
     def check(self, header: RoundHeader) -> Iterator[Finding]:
@@ -168,6 +169,7 @@ class WeightsCheck:
             yield from self._check_unrecorded(block - 1)
             self._blocks.add(block)
             yield from (Finding(Kind.WEIGHTS, f"{where}: {fault}") for fault in self._check_line(header, line, block))
+        self._last_round = _registrations(header)
         newest = self._chain.block()
         if header.end_block <= newest:
             yield from self._check_unrecorded(header.end_block - 1)
@@ -217,16 +219,16 @@ class WeightsCheck:
     def _check_uids(self, header: RoundHeader, line: WeightsLine) -> Iterator[str]:
         """Compute the weights by uid again, from the shares and the uids at that block."""
         view = self._chain.snapshot(line.block)
-        own = {entry.hotkey: entry.registration_block for entry in header.entries}
-        candidates = ([] if line.is_repeat else [own]) + [self._registrations or {}]
-        expected = [weights_by_uid(line.shares, view, registrations) for registrations in candidates]
         actual = {int(uid): weight for uid, weight in line.weights.items()}
+        for registrations in (_registrations(header), self._last_round, self._accepted or {}):
+            if _are_close(actual, weights_by_uid(line.shares, view, registrations)):
+                self._accepted = registrations
+                return
+        expected = weights_by_uid(line.shares, view, {})
+        is_own = not line.is_repeat and line.shares.keys() == {row.hotkey for row in header.table if row.weight > 0.0}
         # Without the file that earned the shares, a hotkey may have lost its uid and registered again.
-        is_subset = line.is_repeat and self._registrations is None and actual.keys() <= expected[0].keys()
-        if not is_subset and not any(_are_close(actual, weights) for weights in expected):
-            yield f"by uid they are {actual}, by the shares {expected[0]}"
-        if not line.is_repeat and line.shares.keys() == {row.hotkey for row in header.table if row.weight > 0.0}:
-            self._registrations = own
+        if is_own or self._accepted is not None or not actual.keys() <= expected.keys():
+            yield f"by uid they are {actual}, by the shares {expected}"
 
     def _find_reveal(self, block: int) -> int | None:
         """Return the reveal block of timelocked weights, None if not comparable."""
@@ -241,6 +243,10 @@ class WeightsCheck:
             self.notes.append(f"weights of block {block} were replaced by later ones before their reveal")
             return None
         return high
+
+
+def _registrations(header: RoundHeader) -> dict[str, int]:
+    return {entry.hotkey: entry.registration_block for entry in header.entries}
 
 
 def _are_close(weights: Mapping[int, float], others: Mapping[int, float]) -> bool:

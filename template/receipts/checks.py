@@ -93,15 +93,16 @@ def check_signers(
         chains, refusals: By netuid; no chain without --subtensor.network.
     """
     for netuid, signer in {(file.header.netuid, file.header.signer): None for file in files.values()}:
+        # A round that was done again after a loss of the state has two versions. The first has the weights.
         rounds = {
-            file.header.start_block: (path, file.header)
-            for path, file in reversed(list(files.items()))
+            (file.header.start_block, file.header.season): (path, file.header)
+            for path, file in sorted(files.items(), key=lambda item: item[1].header.opened_block, reverse=True)
             if (file.header.netuid, file.header.signer) == (netuid, signer)
         }
         chain = chains.get(netuid)
         history = History(receipts)
         weights = WeightsCheck(chain, signer) if chain is not None and signer is not None else None
-        for _, (path, header) in sorted(rounds.items()):
+        for path, header in sorted(rounds.values(), key=lambda item: (item[1].start_block, item[1].opened_block)):
             report = reports[path]
             _check_round(report, header, history, competition, incentives, chain, refusals[netuid])
             if weights is not None:

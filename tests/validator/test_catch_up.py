@@ -187,7 +187,7 @@ def test_validator_far_behind_resubmits_its_newest_table(net: Net) -> None:
         assert weights == {uid: round(share / max(shares.values()) * 65535) for uid, share in shares.items()}
         bench.run_rounds()
     folder = net.parts.folder / "validator" / "rounds"
-    assert audit_files(net, folder, dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
+    assert audit_files(net, [folder], dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
 
 
 class Crash(BaseException):
