@@ -17,7 +17,8 @@ from template.receipts.chain_check import (
     read_or_report,
 )
 from template.receipts.findings import Finding, Kind
-from template.receipts.history import History
+from template.receipts.history import CheckedRound, History
+from template.receipts.omissions import OmissionCheck
 from template.receipts.plan_check import check_plan
 from template.receipts.receipt import Receipt
 from template.receipts.refusals import RefusalCheck, check_commitments
@@ -100,11 +101,14 @@ def check_signers(
             if (file.header.netuid, file.header.signer) == (netuid, signer)
         }
         chain = chains.get(netuid)
-        history = History(receipts)
+        history, omissions = History(receipts), OmissionCheck()
         weights = WeightsCheck(chain, signer) if chain is not None and signer is not None else None
         for path, header in sorted(rounds.values(), key=lambda item: (item[1].start_block, item[1].opened_block)):
             report = reports[path]
-            _check_round(report, header, history, competition, incentives, chain, refusals[netuid])
+            checked = history.add(header)
+            report.findings += omissions.check(header, checked)
+            report.notes += omissions.notes(header)
+            _check_round(report, header, checked, competition, incentives, chain, refusals[netuid])
             if weights is not None:
                 report.findings += read_or_report(weights.check(header), report.unanswered)
                 report.notes += weights.notes
@@ -113,13 +117,12 @@ def check_signers(
 def _check_round(
     report: FileReport,
     header: RoundHeader,
-    history: History,
+    checked: CheckedRound,
     competition: Competition,
     incentives: Incentives,
     chain: AuditChain | None,
     refusals: RefusalCheck,
 ) -> None:
-    checked = history.add(header)
     report.findings += [*check_rules(header, competition, incentives), *check_commitments(header), *checked.findings]
     report.findings += refusals.check(header, checked)
     report.notes += refusals.notes

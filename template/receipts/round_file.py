@@ -175,7 +175,7 @@ class RoundHeader(SignedRecord):
 
     @property
     def season(self) -> tuple[str, ...]:
-        """What losses must have in common to be compared."""
+        """The inputs that losses of one ledger have in common."""
         return self.competition.digest, self.hyperparameters_digest, self.model, self.lucky_num_from
 
     @property

@@ -1,7 +1,6 @@
 """Lies of a validator, each in honest files that it signed again."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,13 +10,6 @@ from template.receipts.findings import Finding, Kind, worst_status
 from template.receipts.round_file import RoundFile
 from template.rules.evaluations import derive_seed
 from tests.fixtures.audit import MINERS, PERIOD, RULES, Edit, Season
-from tests.fixtures.network import Net, use_hub
-
-
-@pytest.fixture(scope="module")
-def season(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Season]:
-    with Net(tmp_path_factory.mktemp("season"), MINERS) as net, use_hub(net):
-        yield Season(net)
 
 
 def texts(findings: list[Finding], kind: Kind) -> list[str]:

@@ -1,0 +1,47 @@
+"""Find what a signer's round files leave out, from the rounds before."""
+
+from collections.abc import Iterator
+
+from template.constants import DAY_BLOCKS
+from template.receipts.findings import Finding, Kind
+from template.receipts.history import CheckedRound
+from template.receipts.round_file import RoundHeader
+from template.rules.entries import MISSING
+from template.rules.ledger import live_credits
+
+
+class OmissionCheck:
+    """Checks of one signer's rounds, in order."""
+
+    def __init__(self) -> None:
+        self._season: tuple[str, ...] | None = None
+        self._missing: dict[str, int] = {}
+
+    def check(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
+        """Check that a credit is paid while the hotkey's next dataset waits.
+
+        A dataset that was missing for more than a day is excepted: its absence is in no file.
+        """
+        registrations = {entry.hotkey: entry.registration_block for entry in header.entries}
+        live = live_credits(header.start_block, header.ledger, registrations, header.incentives)
+        readable: dict[str, int] = {}
+        for key, version in checked.versions.items():
+            readable[key.hotkey] = max(version.last_block, readable.get(key.hotkey, 0))
+        since = header.start_block - DAY_BLOCKS
+        for line in header.table:
+            if line.reason in MISSING:
+                self._missing[line.hotkey] = header.start_block
+            is_unpaid = line.reason is None and line.digest is None and line.credit == 0.0 and line.hotkey in live
+            was_missing = line.hotkey in self._missing and self._missing[line.hotkey] >= since - DAY_BLOCKS
+            if is_unpaid and not was_missing and readable.get(line.hotkey, -1) >= max(since, 0):
+                text = f"no credit is paid, and a dataset of it was readable at block {readable[line.hotkey]}"
+                yield Finding(Kind.INCONSISTENT, f"{line.hotkey}: {text}")
+
+    def notes(self, header: RoundHeader) -> list[str]:
+        """Return a note if all losses count anew from this round on."""
+        if header.is_past:
+            return []
+        before, self._season = self._season, header.season
+        if before in (None, header.season):
+            return []
+        return [f"a new season: losses are of {header.model!r} from here on. Was there a release or another machine?"]

@@ -1,0 +1,31 @@
+"""Pay and evaluations that a validator leaves out of its files."""
+
+from template.receipts.findings import Kind
+from tests.fixtures.audit import Edit, Season
+from tests.receipts.test_lies import accused, texts
+
+
+def waiting(season: Season, name: str, message: str = "waits for its download") -> Edit:
+    unknown = dict.fromkeys(("digest", "mean", "spread", "loss"))
+    return accused(season, name, **unknown, runs=0, score=0.0, credit=0.0, message=message)
+
+
+def test_credit_withheld_while_a_download_waits_is_found(season: Season) -> None:
+    report = season.check(season.edited({80: waiting(season, "alice")}))
+    alice = season.net.hotkey("alice")
+    text = f"{alice}: no credit is paid, and a dataset of it was readable at block 80"
+    assert texts(report.findings, Kind.INCONSISTENT) == [text]
+    assert f"{alice}: waits for its download, and the Hub has its file now" in report.notes
+
+
+def test_rival_that_is_to_count_much_later_is_found(season: Season) -> None:
+    bob = season.net.hotkey("bob")
+    assert texts(season.find({100: waiting(season, "bob", "counts from block 120")}), Kind.RANK) == []
+    (text,) = texts(season.find({140: waiting(season, "bob", "counts from block 200")}), Kind.RANK)
+    assert text == f"{bob}: counts from block 200 in the table, by the entries of these files from 160 at most"
+
+
+def test_new_season_is_a_note(season: Season) -> None:
+    """A validator could begin one each round, and submit old shares for ever."""
+    report = season.check(season.edited({160: lambda content: content.update(model=f"{content['model']} v2")}))
+    assert any(note.startswith("a new season: losses are of ") for note in report.notes)
