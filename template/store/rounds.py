@@ -236,6 +236,14 @@ class RoundTables(StateFile):
         """Return the round's weight submissions, oldest first."""
         return self._intents("WHERE round_id = ? ORDER BY id", round_id)
 
+    def intents_since_last_round(self, round_id: int) -> list[WeightIntent]:
+        """Return the weights that were submitted after the round before had closed."""
+        return self._intents(
+            "WHERE round_id = (SELECT max(id) FROM rounds WHERE id < ?)"
+            " AND created_at >= (SELECT closed_at FROM rounds WHERE rounds.id = round_id) ORDER BY id",
+            round_id,
+        )
+
     def pending_intents(self) -> list[WeightIntent]:
         """Return the weight submissions of any round without an outcome, oldest first."""
         return self._intents("WHERE outcome IS NULL ORDER BY id")
