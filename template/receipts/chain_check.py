@@ -160,8 +160,13 @@ class WeightsCheck:
         for line in header.weights:
             if line.is_accepted is False:
                 continue
-            block = line.included_block or self._find_inclusion(line)
             where = f"weights of block {line.block}"
+            newest, included = self._chain.block(), line.included_block or line.block + 1
+            if not line.block < included <= newest + 1:
+                text = f"no call of then can be in block {included}, and the newest block is {newest}"
+                yield Finding(Kind.WEIGHTS, f"{where}: {text}")
+                continue
+            block = line.included_block or self._find_inclusion(line)
             if block is None:
                 if line.is_accepted:
                     yield Finding(Kind.WEIGHTS, f"{where}: accepted in the file, and not on chain")

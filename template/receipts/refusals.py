@@ -87,7 +87,7 @@ class RefusalCheck:
         for line in header.table:
             try:
                 if line.reason is Reason.DUPLICATE:
-                    findings += self._check_duplicate(line, checked)
+                    findings += self._check_duplicate(line, header, checked)
                 elif line.reason in (*_OF_CONTENT, *MISSING):
                     findings += self._check_content(line)
                 elif line.reason is None and line.digest is None:
@@ -153,7 +153,7 @@ class RefusalCheck:
         else:
             yield Finding(Kind.REFUSAL, f"{line.hotkey}: {line.reason} in the table, and its dataset passes the check")
 
-    def _check_duplicate(self, line: TableLine, checked: CheckedRound) -> Iterator[Finding]:
+    def _check_duplicate(self, line: TableLine, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         where = f"{line.hotkey}: duplicate"
         match = _DUPLICATE.fullmatch(line.message)
         if match is None:
@@ -162,6 +162,9 @@ class RefusalCheck:
         shared, hotkey, prefix, block = int(match[1]), match[2], match[3], int(match[4])
         if hotkey == line.hotkey:
             yield Finding(Kind.REFUSAL, f"{where} of its own dataset")
+        if not 0 < block <= header.start_block:
+            yield Finding(Kind.REFUSAL, f"{where} of a dataset from block {block}, which is not in the past")
+            return
         yield from _check_order(line, hotkey, prefix, block, checked)
         text = self._commitments.get((hotkey, prefix))
         if self._chain is not None:

@@ -1,5 +1,7 @@
 """Pay and evaluations that a validator leaves out of its files."""
 
+import pytest
+
 from template.receipts.findings import Kind
 from tests.fixtures.audit import Edit, Season
 from tests.receipts.test_lies import accused, texts
@@ -29,3 +31,21 @@ def test_new_season_is_a_note(season: Season) -> None:
     """A validator could begin one each round, and submit old shares for ever."""
     report = season.check(season.edited({160: lambda content: content.update(model=f"{content['model']} v2")}))
     assert any(note.startswith("a new season: losses are of ") for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"included_block": 4_000_000_000}, {"block": 4_000_000_000}, {"included_block": 1}], ids=str
+)
+def test_weights_in_an_impossible_block_are_found(season: Season, changes: dict[str, int]) -> None:
+    """A read of that block would fail each time, and the audit would only say to try again."""
+    report = season.check(season.edited({60: lambda content: content["weights"][0].update(changes)}))
+    assert report.unanswered == []
+    assert any("no call of then can be in block" in text for text in texts(report.findings, Kind.WEIGHTS))
+
+
+def test_duplicate_of_a_future_dataset_is_found(season: Season) -> None:
+    original = f"{season.net.hotkey('alice')} (rows {'a' * 12}, block 4000000)"
+    edit = accused(season, "bob", reason="duplicate", message=f"shares 30 rows with the earlier dataset of {original}")
+    report = season.check(season.edited({60: edit}))
+    assert report.unanswered == []
+    assert texts(report.findings, Kind.REFUSAL)[0].endswith("block 4000000, which is not in the past")
