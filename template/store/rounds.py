@@ -146,11 +146,11 @@ class RoundTables(StateFile):
     def last_start_block(self, eval_config: EvalConfig | None = None) -> int | None:
         """Return the start block of the newest round, of one config or any.
 
-        None before the first.
+        None before the first. Of any, rounds of version 0.3 do not count: they recorded no stands.
         """
         query = "SELECT max(start_block) AS block FROM rounds"
         if eval_config is None:
-            (row,) = self.rows(query)
+            (row,) = self.rows(f"{query} WHERE is_planned")
         else:
             (row,) = self.rows(f"{query} WHERE contest_id = ?", eval_config.id)
         return None if row["block"] is None else int(row["block"])
