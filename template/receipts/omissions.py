@@ -16,8 +16,28 @@ class OmissionCheck:
     def __init__(self) -> None:
         self._season: tuple[str, ...] | None = None
         self._missing: dict[str, int] = {}
+        self._read: tuple[object, set[tuple[str, str]]] = (None, set())
 
     def check(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
+        """Check credits and the queue."""
+        yield from self._check_credits(header, checked)
+        yield from self._check_queue(header)
+
+    def _check_queue(self, header: RoundHeader) -> Iterator[Finding]:
+        """Check that datasets which were read in the round before are not to be downloaded.
+
+        Evaluations of a dataset that comes late are in no plan, so a queue could hide any of them.
+        """
+        entries = {line.hotkey: line.entry for line in header.entries}
+        last, read = self._read
+        if last == (header.start_block - header.incentives.blocks_per_epoch, header.competition) and not header.is_past:
+            for hotkey in header.queue:
+                if (hotkey, entries.get(hotkey)) in read:
+                    yield Finding(Kind.PLAN, f"{hotkey}: in the queue, and its dataset was read in the round before")
+        read = {(line.hotkey, line.entry) for line in header.table if line.digest is not None}
+        self._read = ((header.start_block, header.competition), read)
+
+    def _check_credits(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         """Check that a credit is paid while the hotkey's next dataset waits.
 
         A dataset that was missing for more than a day is excepted: its absence is in no file.

@@ -1,10 +1,12 @@
 """Pay and evaluations that a validator leaves out of its files."""
 
+from typing import Any
+
 import pytest
 
 from template.receipts.findings import Kind
 from tests.fixtures.audit import Edit, Season
-from tests.receipts.test_lies import accused, texts
+from tests.receipts.test_lies import accused, row, texts
 
 
 def waiting(season: Season, name: str, message: str = "waits for its download") -> Edit:
@@ -49,3 +51,17 @@ def test_duplicate_of_a_future_dataset_is_found(season: Season) -> None:
     report = season.check(season.edited({60: edit}))
     assert report.unanswered == []
     assert texts(report.findings, Kind.REFUSAL)[0].endswith("block 4000000, which is not in the past")
+
+
+def test_rival_that_stays_in_the_queue_is_found(season: Season) -> None:
+    """Its evaluations may be missing while it is downloaded."""
+    bob = season.net.hotkey("bob")
+
+    def starve(content: dict[str, Any]) -> None:
+        content["queue"] = [bob]
+        content["evaluations"] = [line for line in content["evaluations"] if line["hotkey"] != bob]
+        content["ledger"] = [line for line in content["ledger"] if (line["hotkey"], line["rank_block"]) != (bob, 100)]
+        row(content, "table", bob).update(runs=0, mean=None, spread=None, loss=None, score=0.0)
+
+    found = texts(season.find(dict.fromkeys((100, 120, 140, 160), starve)), Kind.PLAN)
+    assert found == [f"{bob}: in the queue, and its dataset was read in the round before"] * 3
