@@ -18,11 +18,11 @@ from template.receipts.chain_check import (
 )
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import CheckedRound, History
-from template.receipts.omissions import OmissionCheck
 from template.receipts.plan_check import check_plan
 from template.receipts.receipt import Receipt
 from template.receipts.refusals import RefusalCheck, check_commitments
 from template.receipts.round_file import RoundFile, RoundHeader
+from template.receipts.sequence import SequenceCheck
 from template.receipts.verify import check_against_chain
 
 
@@ -101,13 +101,13 @@ def check_signers(
             if (file.header.netuid, file.header.signer) == (netuid, signer)
         }
         chain = chains.get(netuid)
-        history, omissions = History(receipts), OmissionCheck()
+        history, sequence = History(receipts), SequenceCheck()
         weights = WeightsCheck(chain, signer) if chain is not None and signer is not None else None
         for path, header in sorted(rounds.values(), key=lambda item: (item[1].start_block, item[1].opened_block)):
             report = reports[path]
             checked = history.add(header)
-            report.findings += omissions.check(header, checked)
-            report.notes += omissions.notes(header)
+            report.findings += sequence.check(header, checked)
+            report.notes += sequence.notes(header)
             _check_round(report, header, checked, competition, incentives, chain, refusals[netuid])
             if weights is not None:
                 report.findings += read_or_report(weights.check(header), report.unanswered)

@@ -1,10 +1,11 @@
-"""Pay and evaluations that a validator leaves out of its files."""
+"""Lies that only the rounds before show."""
 
 from typing import Any
 
 import pytest
 
 from template.receipts.findings import Kind
+from template.rules.evaluations import derive_seed
 from tests.fixtures.audit import Edit, Season
 from tests.receipts.test_lies import accused, row, texts
 
@@ -65,3 +66,34 @@ def test_rival_that_stays_in_the_queue_is_found(season: Season) -> None:
 
     found = texts(season.find(dict.fromkeys((100, 120, 140, 160), starve)), Kind.PLAN)
     assert found == [f"{bob}: in the queue, and its dataset was read in the round before"] * 3
+
+
+def move_seed(season: Season, number: int, block: int) -> Edit:
+    """Take the seed of an evaluation of alice from another block."""
+
+    def edit(content: dict[str, Any]) -> None:
+        line = next(line for line in content["evaluations"] if line["number"] == number)
+        lucky_num = derive_seed(season.chain.block_hash(block), line["digest"], number)
+        line.update(seed_block=block, lucky_num=lucky_num)
+
+    return edit
+
+
+def test_seed_of_another_block_beside_a_true_one_is_found(season: Season) -> None:
+    """Two evaluations of a dataset in one round: one seed is chosen among many blocks."""
+    lie = season.find({20: move_seed(season, 1, 20), 40: move_seed(season, 2, 40)})
+    expected = f"{season.net.hotkey('alice')}: evaluation 2 has a seed that counts from block 40, others from 20"
+    assert texts(lie, Kind.SEED) == [expected]
+    lie = season.find({60: move_seed(season, 3, 60)})
+    assert texts(lie, Kind.RANK) == [] and len(texts(lie, Kind.SEED)) == 1
+
+
+def test_seed_chosen_after_a_file_was_called_missing_is_found(season: Season) -> None:
+    missing = accused(season, "bob", reason="missing_file", message="gone")
+
+    def shift(content: dict[str, Any]) -> None:
+        line = row(content, "evaluations", season.net.hotkey("bob"))
+        line.update(seed_block=120, lucky_num=derive_seed(season.chain.block_hash(120), line["digest"], 2))
+
+    found = season.find({20: missing, 120: shift})
+    assert texts(found, Kind.RANK) == [] and len(texts(found, Kind.SEED)) == 1

@@ -1,4 +1,4 @@
-"""Find what a signer's round files leave out, from the rounds before."""
+"""Compare each round of a signer with the rounds before it."""
 
 from collections.abc import Iterator
 
@@ -7,21 +7,44 @@ from template.receipts.findings import Finding, Kind
 from template.receipts.history import CheckedRound
 from template.receipts.round_file import RoundHeader
 from template.rules.entries import MISSING
+from template.rules.evaluations import first_seed_block, seed_block
 from template.rules.ledger import live_credits
 
 
-class OmissionCheck:
+class SequenceCheck:
     """Checks of one signer's rounds, in order."""
 
     def __init__(self) -> None:
         self._season: tuple[str, ...] | None = None
         self._missing: dict[str, int] = {}
         self._read: tuple[object, set[tuple[str, str]]] = (None, set())
+        self._seed_blocks: dict[tuple[object, ...], int] = {}
 
     def check(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
-        """Check credits and the queue."""
+        """Check credits, the queue, and the blocks of seeds."""
         yield from self._check_credits(header, checked)
         yield from self._check_queue(header)
+        yield from self._check_seed_blocks(header)
+
+    def _check_seed_blocks(self, header: RoundHeader) -> Iterator[Finding]:
+        """Check that all seeds of a dataset count from one block, also after its file was missing.
+
+        A confirmed dataset's seeds can count from its rank block instead.
+        """
+        registrations = {entry.hotkey: entry.registration_block for entry in header.entries}
+        ranks = {(line.hotkey, line.digest): line.rank_block for line in header.ledger}
+        for line in header.evaluations:
+            if line.seed_block is None:
+                continue
+            block = line.seed_block - seed_block(0, line.number, header.incentives.blocks_per_epoch)
+            rank_block = ranks.get((line.hotkey, line.digest))
+            if rank_block is not None and block == first_seed_block(rank_block, header.incentives):
+                continue
+            key = (header.season, line.hotkey, line.digest, registrations.get(line.hotkey))
+            first = self._seed_blocks.setdefault(key, block)
+            if block != first:
+                text = f"evaluation {line.number} has a seed that counts from block {block}, others from {first}"
+                yield Finding(Kind.SEED, f"{line.hotkey}: {text}")
 
     def _check_queue(self, header: RoundHeader) -> Iterator[Finding]:
         """Check that datasets which were read in the round before are not to be downloaded.
