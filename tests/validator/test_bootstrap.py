@@ -264,6 +264,9 @@ def test_flag_takes_a_folder_or_a_repo(net: Net, rounds: Path, source: str, tmp_
     digest = load_training_args(net.parts.folder / "first" / "args.yaml").hyperparameters.digest
     history = read_bootstrap(args, make_config(args, tmp_path), digest, tmp_path)
     assert history.first_block == read(net, rounds).first_block
+    net.hub.close()
+    history = read_bootstrap(args, make_config(args, tmp_path), digest, tmp_path)
+    assert history.first_block == read(net, rounds).first_block, "a restart does not need the Hub"
 
 
 def test_flag_without_a_folder_or_repo_is_refused(net: Net, tmp_path: Path) -> None:
