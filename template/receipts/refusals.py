@@ -162,6 +162,9 @@ class RefusalCheck:
         shared, hotkey, prefix, block = int(match[1]), match[2], match[3], int(match[4])
         if hotkey == line.hotkey:
             yield Finding(Kind.REFUSAL, f"{where} of its own dataset")
+        refused = {(row.hotkey, row.digest[:12]) for row in header.table if row.digest and row.reason is not None}
+        if (hotkey, prefix) in refused:
+            yield Finding(Kind.REFUSAL, f"{where} of a dataset that is refused itself: {hotkey} (rows {prefix})")
         if not 0 < block <= header.start_block:
             yield Finding(Kind.REFUSAL, f"{where} of a dataset from block {block}, which is not in the past")
             return

@@ -97,3 +97,18 @@ def test_seed_chosen_after_a_file_was_called_missing_is_found(season: Season) ->
 
     found = season.find({20: missing, 120: shift})
     assert texts(found, Kind.RANK) == [] and len(texts(found, Kind.SEED)) == 1
+
+
+def test_duplicate_of_a_duplicate_is_found(season: Season) -> None:
+    """Only an original can make another dataset a duplicate."""
+    carol = season.net.hotkey("carol")
+    digest = next(line.digest for line in season.files[160].header.table if line.hotkey == carol)
+    message = f"shares 30 rows with the earlier dataset of {carol} (rows {str(digest)[:12]}, block 140)"
+
+    def edit(content: dict[str, Any]) -> None:
+        accused(season, "bob", reason="duplicate", message=message)(content)
+        accused(season, "carol", reason="duplicate", message="x")(content)
+
+    bob = season.net.hotkey("bob")
+    expected = f"{bob}: duplicate of a dataset that is refused itself: {carol} (rows {str(digest)[:12]})"
+    assert expected in texts(season.find({160: edit}), Kind.REFUSAL)
