@@ -122,7 +122,7 @@ def _mean_seconds(results: Sequence[TrainResult]) -> float:
 def _last_run(
     losses: Sequence[float], competition: Competition, incentives: Incentives, *, is_order_known: bool
 ) -> int | None:
-    """Return the number of runs after which validators stop evaluating, None if they do not.
+    """Return the run after which validators stop evaluating, None without one.
 
     Assumes that no earlier record is better than the benchmark.
     is_order_known: whether these are the validators' own runs. They decide after the first, then after two more.

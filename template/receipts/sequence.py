@@ -27,9 +27,9 @@ class SequenceCheck:
         yield from self._check_seed_blocks(header)
 
     def _check_seed_blocks(self, header: RoundHeader) -> Iterator[Finding]:
-        """Check that all seeds of a dataset count from one block, also after its file was missing.
+        """Check that all seeds of a dataset count from one block.
 
-        A confirmed dataset's seeds can count from its rank block instead.
+        Also after its file was missing. A confirmed dataset's seeds can count from its rank block instead.
         """
         registrations = {entry.hotkey: entry.registration_block for entry in header.entries}
         ranks = {(line.hotkey, line.digest): line.rank_block for line in header.ledger}
@@ -47,7 +47,7 @@ class SequenceCheck:
                 yield Finding(Kind.SEED, f"{line.hotkey}: {text}")
 
     def _check_queue(self, header: RoundHeader) -> Iterator[Finding]:
-        """Check that datasets which were read in the round before are not to be downloaded.
+        """Check that the queue has no dataset that the last round had read.
 
         Evaluations of a dataset that comes late are in no plan, so a queue could hide any of them.
         """

@@ -296,7 +296,7 @@ def _check_weights(header: RoundHeader) -> Iterator[str]:
         yield f"weights of block {submitted.block}: the round was over when it opened, and has none of its own"
     if not any(line.weight > 0.0 for line in header.table):
         return
-    # Those of a round that opened in time are tried until it closes.
+    # A round that opened in time tries to submit its weights until it closes.
     if submitted is None and header.weights and not header.is_past:
         yield "earlier weights were submitted again, and those of the table were not"
     if submitted is not None:

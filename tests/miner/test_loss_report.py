@@ -1,4 +1,4 @@
-"""What a miner is told about validators that stop evaluating."""
+"""The runs after which validators stop evaluating, in the report of a loss."""
 
 from pathlib import Path
 

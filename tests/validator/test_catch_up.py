@@ -191,7 +191,7 @@ def test_validator_far_behind_resubmits_its_newest_table(net: Net) -> None:
 
 
 def test_weights_between_rounds_are_in_the_next_file(net: Net) -> None:
-    """The chain would soon count the validator as inactive, and its model is not loaded yet."""
+    """The validator stays active while it loads its model."""
     for name, rows in (("alice", ROWS[:60]), ("bob", ROWS[100:200])):
         net.submit(name, rows)
     incentives = dataclasses.replace(GAME, reward=Reward.PROPORTIONAL, blocks_per_epoch=PERIOD)
