@@ -169,6 +169,16 @@ class RoundHeader(SignedRecord):
     signature: str | None = None
 
     @property
+    def is_past(self) -> bool:
+        """Whether the round was over when it opened."""
+        return self.opened_block >= self.end_block
+
+    @property
+    def season(self) -> tuple[str, ...]:
+        """The inputs that losses of one ledger have in common."""
+        return self.competition.digest, self.hyperparameters_digest, self.model, self.lucky_num_from
+
+    @property
     def estimates(self) -> list[TableLine | LedgerLine]:
         """The lines that have the estimate of a loss."""
         return [*self.table, *self.ledger]

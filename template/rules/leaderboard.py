@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
-from template.chain_records import ChainView
+from template.chain_records import ChainSnapshot
 from template.competition import Competition, Incentives
 from template.records import Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.ledger import (
@@ -85,7 +85,9 @@ def choose_weights(
     return {owner_hotkey: 1.0}
 
 
-def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
+def weights_by_uid(
+    shares: Mapping[str, float], view: ChainSnapshot, registrations: Mapping[str, int]
+) -> dict[int, float]:
     """Return the shares by uid, summing to 1; empty when no uid is left.
 
     registrations: registration block of each hotkey when it earned its share. A hotkey that registered again since is

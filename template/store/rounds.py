@@ -146,11 +146,11 @@ class RoundTables(StateFile):
     def last_start_block(self, eval_config: EvalConfig | None = None) -> int | None:
         """Return the start block of the newest round, of one config or any.
 
-        None before the first.
+        None before the first. Of any, rounds of version 0.3 do not count: they recorded no stands.
         """
         query = "SELECT max(start_block) AS block FROM rounds"
         if eval_config is None:
-            (row,) = self.rows(query)
+            (row,) = self.rows(f"{query} WHERE is_planned")
         else:
             (row,) = self.rows(f"{query} WHERE contest_id = ?", eval_config.id)
         return None if row["block"] is None else int(row["block"])
@@ -235,6 +235,14 @@ class RoundTables(StateFile):
     def intents(self, round_id: int) -> list[WeightIntent]:
         """Return the round's weight submissions, oldest first."""
         return self._intents("WHERE round_id = ? ORDER BY id", round_id)
+
+    def intents_since_last_round(self, round_id: int) -> list[WeightIntent]:
+        """Return the weights that were submitted after the round before had closed."""
+        return self._intents(
+            "WHERE round_id = (SELECT max(id) FROM rounds WHERE id < ?)"
+            " AND created_at >= (SELECT closed_at FROM rounds WHERE rounds.id = round_id) ORDER BY id",
+            round_id,
+        )
 
     def pending_intents(self) -> list[WeightIntent]:
         """Return the weight submissions of any round without an outcome, oldest first."""

@@ -76,7 +76,9 @@ class Reporter:
             for run in current.evaluations or ()
             if (result := store.results(evaluator.eval_config, run.content).get(run.number)) is not None
         }
-        leaderboard, intents = store.leaderboard(current.id), store.intents(current.id)
+        leaderboard = store.leaderboard(current.id)
+        # The file of the round before was written without the weights that followed its end.
+        intents = [*store.intents_since_last_round(current.id), *store.intents(current.id)]
         ledger = store.ledger(current.id)
         path = None
         if config.round_dir is not None:

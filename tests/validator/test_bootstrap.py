@@ -117,7 +117,7 @@ def test_audit_of_a_late_validator_is_clean(net: Net, rounds: Path) -> None:
         bench.run_rounds(ROUNDS)
     folder = net.parts.folder / "late" / "rounds"
     assert len(list(folder.iterdir())) == 2 * ROUNDS
-    assert audit_files(net, folder, INCENTIVES).findings == []
+    assert audit_files(net, [folder], INCENTIVES).findings == []
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def late_file(net: Net) -> Path:
 def test_file_that_came_late_is_no_finding(net: Net, late_file: Path) -> None:
     headers = sorted((read_round(path).header for path in late_file.iterdir()), key=lambda header: header.start_block)
     assert (net.hotkey("bob"),) in [header.missing for header in headers]
-    assert headers[-1].missing == () and audit_files(net, late_file, INCENTIVES).findings == []
+    assert headers[-1].missing == () and audit_files(net, [late_file], INCENTIVES).findings == []
 
 
 def test_bootstrap_knows_that_a_file_came_late(net: Net, late_file: Path) -> None:
@@ -149,6 +149,20 @@ def test_bootstrap_knows_that_a_file_came_late(net: Net, late_file: Path) -> Non
         late = rows_of(bench.store)
     with Store(late_file.parent / "validator.sqlite3", is_read_only=True) as store:
         assert late == rows_of(store) and late[net.hotkey("bob")].runs == 2
+
+
+@pytest.mark.parametrize("is_other_model", [False, True])
+def test_rounds_done_again_beside_the_first_are_clean(net: Net, rounds: Path, is_other_model: bool) -> None:
+    """The validator lost its state, or its losses are of another model now."""
+    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5, start_block=PERIOD)
+    with open_bench(net, "again", policy=policy, incentives=INCENTIVES, lucky_num=None) as bench:
+        start = bench.executor.start
+        if is_other_model:
+            bench.executor.start = lambda: f"{start()} v2"  # type: ignore[method-assign]
+        bench.run_rounds(ROUNDS + 2)
+    again = net.parts.folder / "again" / "rounds"
+    for folders in ((rounds, again), (again, rounds)):
+        assert audit_files(net, folders, INCENTIVES).findings == []
 
 
 def test_loss_without_a_receipt_is_evaluated_here(net: Net, rounds: Path) -> None:
@@ -250,6 +264,9 @@ def test_flag_takes_a_folder_or_a_repo(net: Net, rounds: Path, source: str, tmp_
     digest = load_training_args(net.parts.folder / "first" / "args.yaml").hyperparameters.digest
     history = read_bootstrap(args, make_config(args, tmp_path), digest, tmp_path)
     assert history.first_block == read(net, rounds).first_block
+    net.hub.close()
+    history = read_bootstrap(args, make_config(args, tmp_path), digest, tmp_path)
+    assert history.first_block == read(net, rounds).first_block, "a restart does not need the Hub"
 
 
 def test_flag_without_a_folder_or_repo_is_refused(net: Net, tmp_path: Path) -> None:

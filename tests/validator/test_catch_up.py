@@ -187,7 +187,23 @@ def test_validator_far_behind_resubmits_its_newest_table(net: Net) -> None:
         assert weights == {uid: round(share / max(shares.values()) * 65535) for uid, share in shares.items()}
         bench.run_rounds()
     folder = net.parts.folder / "validator" / "rounds"
-    assert audit_files(net, folder, dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
+    assert audit_files(net, [folder], dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
+
+
+def test_weights_between_rounds_are_in_the_next_file(net: Net) -> None:
+    """The validator stays active while it loads its model."""
+    for name, rows in (("alice", ROWS[:60]), ("bob", ROWS[100:200])):
+        net.submit(name, rows)
+    incentives = dataclasses.replace(GAME, reward=Reward.PROPORTIONAL, blocks_per_epoch=PERIOD)
+    with open_game(net, incentives=incentives) as bench:
+        run_side_by_side(4, bench)
+    net.admin.deregister(net.hotkey("bob"))
+    net.admin.advance(5 * PERIOD)
+    with open_game(net, incentives=incentives) as bench:
+        resubmit_weights(bench.validator._context, None, net.chain("validator").view())
+        run_side_by_side(2, bench)
+    folder = net.parts.folder / "validator" / "rounds"
+    assert audit_files(net, [folder], incentives).findings == []
 
 
 class Crash(BaseException):
