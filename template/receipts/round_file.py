@@ -57,6 +57,11 @@ class RoundSummary:
     results: Mapping[RoundEvaluation, EvaluationResult]
     receipts: Mapping[RoundEvaluation, Receipt]
 
+    @property
+    def season(self) -> tuple[str, ...]:
+        """What losses must have in common to be compared."""
+        return self.competition.digest, self.hyperparameters_digest, self.model, self.round.lucky_num_from
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntryLine:

@@ -21,7 +21,7 @@ from template.rules.scoring import score_of
 U16_MAX = 65535
 
 # File names that a validator writes.
-_NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+\.jsonl")
+_NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+(-[0-9a-f]+)?\.jsonl")
 
 _Value = TypeVar("_Value", bound=Hashable)
 

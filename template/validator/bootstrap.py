@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from template.chain_records import ChainCommitment, ChainSnapshot, Neuron
+from template.chain_records import ChainCommitment, ChainSnapshot, ChainView, Neuron
 from template.competition import Competition, Incentives
 from template.errors import ConfigError, HostError, RemoteError
 from template.files import write_atomic
@@ -50,6 +50,14 @@ class RoundHistory:
     def first_block(self) -> int | None:
         """The start block of the oldest round."""
         return min(self._files, default=None)
+
+    def check_signer(self, view: ChainView) -> None:
+        """Check that the files are of a hotkey of the subnet: anyone can sign some. Raises: ConfigError."""
+        for signer in {str(file.header.signer) for file in self._files.values()} - view.by_hotkey.keys():
+            raise ConfigError(
+                f"--bootstrap_rounds: {signer} signed the files, and is not on netuid {view.netuid}; take the files of"
+                " a validator that you trust"
+            )
 
     def next_block(self, block: int) -> int | None:
         """Return the first start block from `block` on."""

@@ -71,10 +71,11 @@ def test_honest_round_file_has_neither_faults_nor_remarks(path: Path) -> None:
 
 
 def test_round_file_is_public_and_named_by_its_round(path: Path) -> None:
-    assert path.name == f"round-96-36-{SIGNER[:8]}.jsonl"
+    season = hashlib.sha256("\n".join(ACCOUNT.season).encode()).hexdigest()[:6]
+    assert path.name == f"round-96-36-{SIGNER[:8]}-{season}.jsonl"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(path.parent.iterdir()) == [path]
-    assert write_round(path.parent, ACCOUNT, signer=None, sign=None).name == "round-96-36-offline.jsonl"
+    assert write_round(path.parent, ACCOUNT, signer=None, sign=None).name == f"round-96-36-offline-{season}.jsonl"
 
 
 def test_round_file_digests_are_sha256_of_its_lines(path: Path) -> None:

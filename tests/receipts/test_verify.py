@@ -250,7 +250,8 @@ def test_later_writing_with_new_weights_is_no_fault(path: Path) -> None:
     [
         ("round-96-36-5Ef1ucvE.jsonl", False),
         ("round-96-36-offline.jsonl", False),
-        ("round-96-37-5Ef1ucvE.jsonl", True),
+        ("round-96-36-5Ef1ucvE-0c5d1a.jsonl", False),
+        ("round-96-37-5Ef1ucvE-0c5d1a.jsonl", True),
         ("round-97-36-5Ef1ucvE.jsonl", True),
         ("mine.jsonl", False),
         ("round-96-\u0663\u0666-5Ef1ucvE.jsonl", False),

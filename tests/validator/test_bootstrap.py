@@ -18,6 +18,7 @@ from template.config import load_training_args
 from template.errors import ConfigError, RemoteError
 from template.hub.repo_files import download_files
 from template.localnet.hub.store import upload_files
+from template.localnet.network import make_hotkey
 from template.receipts.files import read_round
 from template.records import Leaderboard, LeaderboardRow
 from template.rules.schedule import Policy
@@ -211,6 +212,13 @@ def test_file_with_a_fault_is_left_out(net: Net, rounds: Path, old: str, new: st
         history = read(net, rounds)
     assert any("round file left out" in line and fault in line for line in lines)
     assert history.next_block((history.first_block or 0) + (ROUNDS - 1) * PERIOD) is None
+
+
+def test_files_of_a_stranger_are_refused(net: Net, rounds: Path) -> None:
+    history = read(net, rounds)
+    net.admin.deregister(net.hotkey("validator"), replacement=make_hotkey(net.parts, "stranger"))
+    with start_late(net, history) as bench, pytest.raises(ConfigError, match="signed the files, and is not on netuid"):
+        bench.tick()
 
 
 def test_files_of_two_validators_are_refused(net: Net, rounds: Path, tmp_path: Path) -> None:

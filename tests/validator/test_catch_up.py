@@ -16,6 +16,7 @@ from template.records import RoundEvaluation
 from template.rules.schedule import Policy
 from template.validator.weights import resubmit_weights
 from tests.fixtures.audit import audit_files
+from tests.fixtures.fakes import FakeEvaluator
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import Net, SteppingChain, make_line, use_hub
 from tests.fixtures.validator import QUICK, Bench, open_bench
@@ -165,6 +166,22 @@ def test_new_season_agrees_with_a_late_start(net: Net) -> None:
             )
             assert tuple(blocks[0]) == (season, season)
     assert net.admin.weights(net.hotkey("late")) == net.admin.weights(net.hotkey("validator"))
+
+
+def test_round_of_another_model_is_published_and_closed(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    net.submit("alice", ROWS[:60])
+    with open_game(net) as bench:
+        run_side_by_side(4, bench)
+        bench.tick_until(lambda: bench.outcomes() == [True])
+        last = bench.store.last_start_block()
+    monkeypatch.setattr(
+        FakeEvaluator, "load_model", lambda self: f"{self.training_args.model_id}@{'0' * 64} none other"
+    )
+    with open_game(net) as bench:
+        run_side_by_side(2, bench)
+    folder = net.parts.folder / "validator" / "rounds"
+    assert len(list(folder.glob(f"round-*-{last}-*.jsonl"))) == 1, "its weights are on chain"
+    assert audit_files(net, [folder], dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
 
 
 def test_validator_far_behind_resubmits_its_newest_table(net: Net) -> None:
