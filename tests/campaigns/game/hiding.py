@@ -92,6 +92,21 @@ class LongRivalHider(RivalHider):
     rounds_hidden = 3 * ROUNDS_PER_DAY
 
 
+class HideAndCopy(ShortRivalHider):
+    """Reads a rival's new file, hides it from others, and publishes a copy."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.copied: list[SubmissionKey] = []
+
+    def act(self, game: Game) -> None:
+        for key in self.first_seen:
+            if key not in self.copied:
+                rows = game.contents[key.commitment.rpartition(":")[2]]
+                self.publish(game, self.hotkeys[len(self.copied) % len(self.hotkeys)], rows)
+                self.copied.append(key)
+
+
 class PaidRivalHider(Researcher):
     """Hides all files of rivals for three days of each two weeks."""
 
