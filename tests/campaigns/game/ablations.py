@@ -127,7 +127,7 @@ ABLATIONS = (
     Ablation(
         "rank of late files",
         (
-            "withhold the unlucky",
+            "upload the lucky when seeds are known",
             "empty promises each round",
             "hide a rival's new file for a day",
             "hide a rival's new file and copy it",
@@ -196,7 +196,7 @@ class Games:
         return self._shares[key]
 
     def compare(self, rule: Ablation, strategy: Strategy) -> str:
-        """Format the strategy's share, its fair share, ratio, longest wait and refused rivals."""
+        """Format share, fair share, ratio, longest wait and refused rivals."""
         results = [game.result() for game in self.start(rule, strategy)]
         shares = [result.share for result in results]
         fair_shares = [game.result().share for game in self.start(rule, strategy.fair)]

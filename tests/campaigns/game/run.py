@@ -90,6 +90,7 @@ STRATEGIES = (
     Strategy(name="seal and pick the lucky", make=luck.SealAndPick, hotkeys=20),
     Strategy(name="seal finds for a week", make=tricks.Hoarder, hotkeys=10),
     Strategy(name="withhold the unlucky", make=hiding.Withholder, hotkeys=20),
+    Strategy(name="upload the lucky when seeds are known", make=hiding.LateUploader, hotkeys=20),
     Strategy(name="move the unlucky", make=luck.Mover, hotkeys=20),
     Strategy(name="hide while unlucky", make=hiding.Flipper, hotkeys=20),
     Strategy(name="show one round a day", make=hiding.HiddenHolder),
