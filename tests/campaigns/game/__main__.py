@@ -91,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
     for line in play_all(chosen, seeds, args.days, incentives, settings, args.workers):
         print(line, flush=True)
         if line.is_broken:
-            broken.append(f"{line.strategy.name} with {line.strategy.hotkeys} hotkeys earned {line.share:.3f}")
+            strategy = f"{line.strategy.name} with {line.strategy.hotkeys} hotkeys"
+            refused = f", and rivals were refused in {line.refused} rounds" if line.refused else ""
+            broken.append(f"{strategy} earned {line.share:.3f}{refused}")
     if args.improvements and incentives.reward is Reward.IMPROVEMENT:
         print(f"\n{improvements.HEADER}")
         for outcome in improvements.play_all(args.improvements, args.first_seed, incentives, settings, args.workers):

@@ -18,7 +18,7 @@ from tests.campaigns.game import improvements, luck, run, world
 from tests.campaigns.game.run import Result, Strategy, format_ratio
 from tests.campaigns.game.world import Settings
 
-_MODULES = (evaluations, leaderboard, ledger, table, world, luck)
+_MODULES = (evaluations, leaderboard, ledger, stands, table, world, luck)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def _stands_with_missing(*args: Any, missing: object, **kwargs: Any) -> list[Sta
     return _extend_stands(*args, **kwargs)
 
 
+def _public_by_commit(stand: Stand, digest: str, same: Sequence[Version], **kwargs: int) -> Version:
+    version = _make_version(stand, digest, same, **kwargs)
+    return version if same else dataclasses.replace(version, public_block=stand.first_block)
+
+
 def _present_version(versions: Sequence[Version], current: SubmissionKey | None, datasets: object) -> list[Version]:
     return [version for version in versions if version.key == current]
 
@@ -76,7 +81,8 @@ def _plan_by_rank(
     return [item for item in planned if item.seed_block <= block][: incentives.slots]
 
 
-_estimate_loss, _make_table, _extend_stands = ledger.estimate_loss, table.make_table, stands.extend_stands
+_estimate_loss, _make_table = ledger.estimate_loss, table.make_table
+_extend_stands, _make_version = stands.extend_stands, stands._make_version
 
 ABLATIONS = (
     Ablation(
@@ -99,7 +105,7 @@ ABLATIONS = (
     ),
     Ablation(
         "versions",
-        ("copies of replaced versions", "identical copies of others"),
+        ("copies of replaced versions", "keep copies of rivals that reuse rows"),
         functions={"related_versions": _present_version},
     ),
     Ablation("penalty", ("high-variance sets",), functions={"estimate_loss": _mean_loss}),
@@ -120,8 +126,18 @@ ABLATIONS = (
     ),
     Ablation(
         "rank of late files",
-        ("withhold the unlucky", "empty promises each round", "hide a rival's new file for a day"),
+        (
+            "upload the lucky when seeds are known",
+            "empty promises each round",
+            "hide a rival's new file for a day",
+            "hide a rival's new file and copy it",
+        ),
         functions={"extend_stands": _stands_with_missing},
+    ),
+    Ablation(
+        "public when readable",
+        ("hide a rival's new file and copy it", "withhold the unlucky"),
+        functions={"_make_version": _public_by_commit},
     ),
     Ablation(
         "unpaid after a day",
@@ -180,12 +196,13 @@ class Games:
         return self._shares[key]
 
     def compare(self, rule: Ablation, strategy: Strategy) -> str:
-        """Format the strategy's share, its fair share, their ratio, and the longest wait."""
+        """Format share, fair share, ratio, longest wait and refused rivals."""
         results = [game.result() for game in self.start(rule, strategy)]
         shares = [result.share for result in results]
         fair_shares = [game.result().share for game in self.start(rule, strategy.fair)]
         wait = max(result.wait for result in results)
-        return f"{statistics.fmean(shares):6.3f} {format_ratio(shares, fair_shares)} {wait:4}"
+        refused = sum(result.refused for result in results)
+        return f"{statistics.fmean(shares):6.3f} {format_ratio(shares, fair_shares)} {wait:4} {refused:7}"
 
     def start_improvements(self, rule: Ablation, games: int) -> list[Future[int | None]]:
         """Start games with an improvement by twice epsilon."""
@@ -195,8 +212,8 @@ class Games:
 
 
 HEADER = (
-    f"{'without':20} {'strategy':41} {'keys':>4}  {'share':>6} {'fair':>6} {'ratio':>6} {'error':>6} wait"
-    f"  {'share':>6} {'fair':>6} {'ratio':>6} {'error':>6} wait (without)"
+    f"{'without':20} {'strategy':41} {'keys':>4}  {'share':>6} {'fair':>6} {'ratio':>6} {'error':>6} wait refused"
+    f"  {'share':>6} {'fair':>6} {'ratio':>6} {'error':>6} wait refused (without)"
 )
 
 

@@ -2,7 +2,7 @@
 
 from template.records import SubmissionKey
 from template.rules.stands import align
-from tests.campaigns.game.luck import is_lucky, known_luck
+from tests.campaigns.game.luck import SEALED_ROUNDS, is_lucky, known_luck
 from tests.campaigns.game.miners import Researcher
 from tests.campaigns.game.tricks import EqualSets
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Rows
@@ -33,6 +33,33 @@ class Withholder(EqualSets):
             if is_lucky(game, self.last[hotkey], game.block, game.block):
                 game.show(hotkey)
                 self.promised.discard(hotkey)
+
+
+class LateUploader(EqualSets):
+    """Uploads files when all seeds of their commit block are known, if they are lucky."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.promised: dict[str, int] = {}
+
+    def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, is_visible=False)
+        self.last[hotkey] = rows
+        self.promised[hotkey] = game.round
+
+    def offer(self, game: Game) -> None:
+        super().offer(game)
+        for hotkey, start in list(self.promised.items()):
+            if game.round < start + SEALED_ROUNDS:
+                continue
+            rows = self.last[hotkey]
+            rank_block = align(game.commitments[hotkey].commit_block, game.period)
+            loss = game.true_loss(rows) + known_luck(game, rows, rank_block, game.block - game.period)[0]
+            if self.is_worth(game, loss):
+                game.show(hotkey)
+                del self.promised[hotkey]
+            elif self.is_worth(game, game.true_loss(rows)):
+                self.publish(game, hotkey, self.make_rows(game, game.competition.bench - game.true_loss(rows)))
 
 
 class Flipper(EqualSets):
@@ -90,6 +117,21 @@ class LongRivalHider(RivalHider):
     """Like RivalHider, for three days."""
 
     rounds_hidden = 3 * ROUNDS_PER_DAY
+
+
+class HideAndCopy(ShortRivalHider):
+    """Reads a rival's new file, hides it from others, and publishes a copy."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.copied: list[SubmissionKey] = []
+
+    def act(self, game: Game) -> None:
+        for key in self.first_seen:
+            if key not in self.copied:
+                rows = game.contents[key.commitment.rpartition(":")[2]]
+                self.publish(game, self.hotkeys[len(self.copied) % len(self.hotkeys)], rows)
+                self.copied.append(key)
 
 
 class PaidRivalHider(Researcher):

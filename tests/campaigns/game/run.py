@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from template.competition import Competition, Incentives
+from template.errors import Reason
 from tests.campaigns.game import floods, hiding, luck, tricks
 from tests.campaigns.game.consensus import Vote, find_incentives
-from tests.campaigns.game.miners import Researcher
+from tests.campaigns.game.miners import Researcher, Updater
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
 
 RIVALS = 4
@@ -40,6 +41,7 @@ class Strategy:
     """A named trick.
 
     is_new_season: everything is evaluated again halfway. stake: of a validator that gives the actor everything.
+    rivals: the honest miners.
     """
 
     name: str
@@ -48,11 +50,12 @@ class Strategy:
     bound: Bound = Bound.MOST
     is_new_season: bool = False
     stake: float = 0.0
+    rivals: type[Researcher] = Researcher
 
     @property
     def single(self) -> "Strategy":
         """One honest dataset of each find."""
-        return HONEST_SEASONS if self.is_new_season else HONEST
+        return replace(HONEST_SEASONS if self.is_new_season else HONEST, rivals=self.rivals)
 
     @property
     def fair(self) -> "Strategy":
@@ -71,6 +74,7 @@ STRATEGIES = (
     Strategy(name="identical copies of others", make=tricks.Copier, hotkeys=20, bound=Bound.NOTHING),
     Strategy(name="copies of 45% of the rows", make=tricks.PartCopier, hotkeys=20, bound=Bound.NOTHING),
     Strategy(name="copies of replaced versions", make=tricks.OldVersionCopier, hotkeys=20, bound=Bound.NOTHING),
+    Strategy(name="keep copies of rivals that reuse rows", make=tricks.CopyKeeper, hotkeys=20, rivals=Updater),
     Strategy(name="copies of its own", make=tricks.CopiesOfOwn, hotkeys=20, bound=Bound.EQUAL),
     Strategy(name="new commitment and row order each round", make=tricks.Recommitter, bound=Bound.EQUAL),
     Strategy(name="equal sets", make=tricks.EqualSets, hotkeys=20),
@@ -86,6 +90,7 @@ STRATEGIES = (
     Strategy(name="seal and pick the lucky", make=luck.SealAndPick, hotkeys=20),
     Strategy(name="seal finds for a week", make=tricks.Hoarder, hotkeys=10),
     Strategy(name="withhold the unlucky", make=hiding.Withholder, hotkeys=20),
+    Strategy(name="upload the lucky when seeds are known", make=hiding.LateUploader, hotkeys=20),
     Strategy(name="move the unlucky", make=luck.Mover, hotkeys=20),
     Strategy(name="hide while unlucky", make=hiding.Flipper, hotkeys=20),
     Strategy(name="show one round a day", make=hiding.HiddenHolder),
@@ -93,6 +98,7 @@ STRATEGIES = (
     Strategy(name="hide a rival's new file for five rounds", make=hiding.ShortRivalHider),
     Strategy(name="hide a rival's new file for a day", make=hiding.RivalHider),
     Strategy(name="hide a rival's new file for three days", make=hiding.LongRivalHider),
+    Strategy(name="hide a rival's new file and copy it", make=hiding.HideAndCopy, hotkeys=20, bound=Bound.NOTHING),
     Strategy(name="hide paid files three days of 14", make=hiding.PaidRivalHider),
     Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
     Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),
@@ -119,24 +125,31 @@ STRATEGIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One game. wait: most rounds that a rival waited for its first evaluation."""
+    """One game.
+
+    wait: most rounds that a rival waited for its first evaluation. refused: rounds in which a rival's dataset was a
+    duplicate, although rivals copy nothing.
+    """
 
     share: float
     wait: int
+    refused: int
     records: int
 
 
 def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, settings: Settings) -> Result:
     """Play a game and return the actor's part of all emission."""
     game = Game(Competition.from_defaults(), incentives, seed, settings)
-    rivals = [Researcher(game, f"rival{index}-") for index in range(RIVALS)]
+    rivals = [strategy.rivals(game, f"rival{index}-") for index in range(RIVALS)]
     actor = strategy.make(game, "actor", strategy.hotkeys)
     miners: list[Miner] = [*rivals, actor]
-    rounds, shares = days * ROUNDS_PER_DAY, []
+    rounds, shares, refused = days * ROUNDS_PER_DAY, [], 0
     for number in range(rounds):
         if strategy.is_new_season and number == rounds // 2:
             game.start_season()
         game.play_round(miners)
+        rows = [game.rows[key] for rival in rivals for key in rival.hotkeys if key in game.rows]
+        refused += sum(row.reason is Reason.DUPLICATE for row in rows)
         votes = [
             Vote(stake=1.0 - strategy.stake, weights=game.shares),
             Vote(stake=strategy.stake, weights={actor.hotkeys[0]: 1.0}),
@@ -145,7 +158,7 @@ def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, setti
         shares.append(math.fsum(share for key, share in paid.items() if key.startswith(actor.name)))
     waits = [wait for hotkey, wait in game.waits if not hotkey.startswith(actor.name)]
     records = sum(row.content.key.hotkey.startswith(actor.name) for row in game.records)
-    return Result(share=math.fsum(shares) / rounds, wait=max(waits, default=0), records=records)
+    return Result(share=math.fsum(shares) / rounds, wait=max(waits, default=0), refused=refused, records=records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +173,7 @@ class Line:
     single_shares: Sequence[float]
     fair_shares: Sequence[float]
     wait: int
+    refused: int
     slots: int
 
     @property
@@ -181,7 +195,7 @@ class Line:
 
     @property
     def is_broken(self) -> bool:
-        if self.wait > self.most_wait:
+        if self.wait > self.most_wait or self.refused:
             return True
         match self.strategy.bound:
             case Bound.NOTHING:
@@ -197,7 +211,7 @@ class Line:
         return (
             f"{self.strategy.name:41} {self.strategy.hotkeys:4} {self.share:6.3f} {self.error():6.3f}"
             f" {format_ratio(self.shares, self.single_shares)} {format_ratio(self.shares, self.fair_shares)}"
-            f" {self.strategy.bound.value:>8} {self.wait:5}{'  BROKEN' if self.is_broken else ''}"
+            f" {self.strategy.bound.value:>8} {self.wait:5} {self.refused:7}{'  BROKEN' if self.is_broken else ''}"
         )
 
 
@@ -218,7 +232,7 @@ def format_ratio(shares: Sequence[float], others: Sequence[float]) -> str:
 
 HEADER = (
     f"{'strategy':41} {'keys':>4} {'share':>6} {'error':>6} {'single':>6} {'ratio':>6} {'error':>6}"
-    f" {'fair':>6} {'ratio':>6} {'error':>6} {'bound':>8} {'wait':>5}"
+    f" {'fair':>6} {'ratio':>6} {'error':>6} {'bound':>8} {'wait':>5} {'refused':>7}"
 )
 
 
@@ -249,5 +263,6 @@ def play_all(
                 single_shares=[result.share for result in singles],
                 fair_shares=[result.share for result in fairs],
                 wait=max(result.wait for result in results),
+                refused=sum(result.refused for result in results),
                 slots=incentives.slots,
             )

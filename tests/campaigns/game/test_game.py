@@ -49,5 +49,5 @@ def test_game_without_duplicates_pays_copies(capsys: pytest.CaptureFixture[str])
     flags = ["--reward", "proportional", "--without", "duplicates", "--strategies", COPIES, "--improvements", "0"]
     assert command.main([*SHORT, *flags]) == 0
     columns = capsys.readouterr().out.splitlines()[1].split()
-    # Each of the two halves is share, fair share, ratio, its error and wait.
-    assert float(columns[-10]) == 0.0 < float(columns[-5])
+    # Each of the two halves is share, fair share, ratio, its error, wait and refused.
+    assert float(columns[-12]) == 0.0 < float(columns[-6])

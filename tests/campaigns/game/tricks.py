@@ -44,6 +44,21 @@ class OldVersionCopier(Copier):
             self.seen[other] = now
 
 
+class CopyKeeper(Researcher):
+    """Keeps a copy of each dataset of others, so that an update shares rows with it."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.copied: list[Rows] = []
+
+    def offer(self, game: Game) -> None:
+        super().offer(game)
+        for rows in public_rows(game, self.hotkeys):
+            if rows not in self.copied:
+                self.publish(game, self.hotkeys[1 + len(self.copied) % (len(self.hotkeys) - 1)], rows)
+                self.copied.append(rows)
+
+
 class CopiesOfOwn(Researcher):
     """Publishes its dataset again on all its other hotkeys."""
 
