@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from template.competition import Competition, Incentives
-from tests.campaigns.game import tricks
+from tests.campaigns.game import more_tricks, tricks
 from tests.campaigns.game.miners import Researcher
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
 
@@ -34,18 +34,24 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A named trick. is_new_season: everything is evaluated again halfway."""
+    """A named trick.
+
+    is_new_season: everything is evaluated again halfway. slots: of a round, None for the default. rivals: their class.
+    """
 
     name: str
     make: type[Researcher] = Researcher
     hotkeys: int = 1
     bound: Bound = Bound.MOST
     is_new_season: bool = False
+    slots: int | None = None
+    rivals: type[Researcher] = Researcher
 
     @property
     def single(self) -> "Strategy":
         """One honest dataset of each find."""
-        return HONEST_SEASONS if self.is_new_season else HONEST
+        honest = HONEST_SEASONS if self.is_new_season else HONEST
+        return replace(honest, slots=self.slots, rivals=self.rivals)
 
     @property
     def fair(self) -> "Strategy":
@@ -90,6 +96,28 @@ STRATEGIES = (
     Strategy(name="equal sets on 200 hotkeys", make=tricks.EqualSets, hotkeys=200, bound=Bound.MOST_LUCK),
     Strategy(name="flood of worthless sets", make=tricks.Flood, hotkeys=200, bound=Bound.MOST_LUCK),
     Strategy(name="camp below the record", make=tricks.Camper, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(
+        name="copies of former records",
+        make=more_tricks.SeasonCopier,
+        hotkeys=40,
+        bound=Bound.NOTHING,
+        is_new_season=True,
+    ),
+    Strategy(name="delete records once confirmed", make=more_tricks.RecordDeleter),
+    Strategy(name="seal lucky sets before a find", make=more_tricks.SealShadows, hotkeys=20),
+    Strategy(name="seal lucky sets on 200 hotkeys", make=more_tricks.SealShadows, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="one record on each hotkey", make=more_tricks.OneRecordEach, hotkeys=20, is_new_season=True),
+    Strategy(
+        name="copies of late files",
+        make=more_tricks.LateCopier,
+        hotkeys=40,
+        bound=Bound.NOTHING,
+        rivals=more_tricks.LateAuthor,
+    ),
+    Strategy(
+        name="flood while ahead with 8 slots", make=more_tricks.Freezer, hotkeys=200, bound=Bound.MOST_LUCK, slots=8
+    ),
+    Strategy(name="one record each in one season", make=more_tricks.OneRecordEach, hotkeys=20),
 )
 
 
@@ -104,8 +132,9 @@ class Result:
 
 def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, settings: Settings) -> Result:
     """Play a game and return the actor's part of all emission."""
+    incentives = replace(incentives, slots=strategy.slots or incentives.slots)
     game = Game(Competition.from_defaults(), incentives, seed, settings)
-    rivals = [Researcher(game, f"rival{index}-") for index in range(RIVALS)]
+    rivals = [strategy.rivals(game, f"rival{index}-") for index in range(RIVALS)]
     actor = strategy.make(game, "actor", strategy.hotkeys)
     miners: list[Miner] = [*rivals, actor]
     rounds, shares = days * ROUNDS_PER_DAY, []
@@ -220,5 +249,5 @@ def play_all(
                 single_shares=[result.share for result in singles],
                 fair_shares=[result.share for result in fairs],
                 wait=max(result.wait for result in results),
-                slots=incentives.slots,
+                slots=strategy.slots or incentives.slots,
             )
