@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from template.competition import Competition, Incentives
 from template.errors import Reason
-from tests.campaigns.game import floods, hiding, luck, tricks
+from tests.campaigns.game import floods, hiding, luck, more_tricks, tricks
 from tests.campaigns.game.consensus import Vote, find_incentives
 from tests.campaigns.game.miners import Researcher, Updater
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
@@ -40,8 +40,8 @@ class Bound(StrEnum):
 class Strategy:
     """A named trick.
 
-    is_new_season: everything is evaluated again halfway. stake: of a validator that gives the actor everything.
-    rivals: the honest miners.
+    is_new_season: everything is evaluated again halfway. stake: of a validator that gives the actor everything. slots:
+    of a round, None for the default. rivals: the honest miners.
     """
 
     name: str
@@ -50,12 +50,14 @@ class Strategy:
     bound: Bound = Bound.MOST
     is_new_season: bool = False
     stake: float = 0.0
+    slots: int | None = None
     rivals: type[Researcher] = Researcher
 
     @property
     def single(self) -> "Strategy":
         """One honest dataset of each find."""
-        return replace(HONEST_SEASONS if self.is_new_season else HONEST, rivals=self.rivals)
+        honest = HONEST_SEASONS if self.is_new_season else HONEST
+        return replace(honest, slots=self.slots, rivals=self.rivals)
 
     @property
     def fair(self) -> "Strategy":
@@ -120,6 +122,27 @@ STRATEGIES = (
     Strategy(name="flood of worthless sets", make=floods.Flood, hotkeys=200, bound=Bound.MOST_LUCK),
     Strategy(name="camp below the record", make=floods.Camper, hotkeys=200, bound=Bound.MOST_LUCK),
     Strategy(name="flood of others' rows", make=floods.RowFlood, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(
+        name="copies of former records",
+        make=more_tricks.SeasonCopier,
+        hotkeys=40,
+        bound=Bound.NOTHING,
+        is_new_season=True,
+    ),
+    Strategy(name="delete records once confirmed", make=more_tricks.RecordDeleter),
+    Strategy(name="seal lucky sets before a find", make=more_tricks.SealShadows, hotkeys=20),
+    Strategy(name="seal lucky sets on 200 hotkeys", make=more_tricks.SealShadows, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="one record on each hotkey", make=more_tricks.OneRecordEach, hotkeys=20, is_new_season=True),
+    Strategy(
+        name="copies of late files",
+        make=more_tricks.LateCopier,
+        hotkeys=40,
+        bound=Bound.NOTHING,
+        rivals=more_tricks.LateAuthor,
+    ),
+    Strategy(
+        name="flood while ahead with 8 slots", make=more_tricks.Freezer, hotkeys=200, bound=Bound.MOST_LUCK, slots=8
+    ),
 )
 
 
@@ -139,6 +162,7 @@ class Result:
 
 def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, settings: Settings) -> Result:
     """Play a game and return the actor's part of all emission."""
+    incentives = replace(incentives, slots=strategy.slots or incentives.slots)
     game = Game(Competition.from_defaults(), incentives, seed, settings)
     rivals = [strategy.rivals(game, f"rival{index}-") for index in range(RIVALS)]
     actor = strategy.make(game, "actor", strategy.hotkeys)
@@ -264,5 +288,5 @@ def play_all(
                 fair_shares=[result.share for result in fairs],
                 wait=max(result.wait for result in results),
                 refused=sum(result.refused for result in results),
-                slots=incentives.slots,
+                slots=strategy.slots or incentives.slots,
             )
