@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from template.competition import Competition, Incentives
 from template.errors import Reason
-from tests.campaigns.game import floods, hiding, luck, more_tricks, tricks
+from tests.campaigns.game import floods, hiding, luck, records, tricks
 from tests.campaigns.game.consensus import Vote, find_incentives
 from tests.campaigns.game.miners import Researcher, Updater
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
@@ -124,25 +124,23 @@ STRATEGIES = (
     Strategy(name="flood of others' rows", make=floods.RowFlood, hotkeys=200, bound=Bound.MOST_LUCK),
     Strategy(
         name="copies of former records",
-        make=more_tricks.SeasonCopier,
+        make=records.SeasonCopier,
         hotkeys=40,
         bound=Bound.NOTHING,
         is_new_season=True,
     ),
-    Strategy(name="delete records once confirmed", make=more_tricks.RecordDeleter),
-    Strategy(name="seal lucky sets before a find", make=more_tricks.SealShadows, hotkeys=20),
-    Strategy(name="seal lucky sets on 200 hotkeys", make=more_tricks.SealShadows, hotkeys=200, bound=Bound.MOST_LUCK),
-    Strategy(name="one record on each hotkey", make=more_tricks.OneRecordEach, hotkeys=20, is_new_season=True),
+    Strategy(name="delete records once confirmed", make=records.RecordDeleter),
+    Strategy(name="seal lucky sets before a find", make=records.SealShadows, hotkeys=20),
+    Strategy(name="seal lucky sets on 200 hotkeys", make=records.SealShadows, hotkeys=200, bound=Bound.MOST_LUCK),
+    Strategy(name="one record on each hotkey", make=records.OneRecordEach, hotkeys=20, is_new_season=True),
     Strategy(
         name="copies of late files",
-        make=more_tricks.LateCopier,
+        make=records.LateCopier,
         hotkeys=40,
         bound=Bound.NOTHING,
-        rivals=more_tricks.LateAuthor,
+        rivals=records.LateAuthor,
     ),
-    Strategy(
-        name="flood while ahead with 8 slots", make=more_tricks.Freezer, hotkeys=200, bound=Bound.MOST_LUCK, slots=8
-    ),
+    Strategy(name="flood while ahead with 8 slots", make=records.Freezer, hotkeys=200, bound=Bound.MOST_LUCK, slots=8),
 )
 
 

@@ -1,8 +1,9 @@
 """Tricks with records, seasons, late files and the queue."""
 
 from template.rules.stands import align
+from tests.campaigns.game.floods import Flood
+from tests.campaigns.game.luck import SEALED_ROUNDS, SealAndPick, known_luck
 from tests.campaigns.game.miners import Researcher
-from tests.campaigns.game.tricks import SEALED_ROUNDS, Flood, SealAndPick, known_luck
 from tests.campaigns.game.world import Game, Rows
 
 
