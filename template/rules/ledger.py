@@ -165,7 +165,7 @@ def live_records(
 def live_credits(
     block: int, ledger: Iterable[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
 ) -> dict[str, float]:
-    """Return the credit of each registered hotkey at a block, without its absent records."""
+    """Return the paid credit of each registered hotkey at a block."""
     live: dict[str, float] = {}
     for line, credit in live_records(block, ledger, registrations, incentives):
         if not line.is_absent:

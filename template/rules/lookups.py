@@ -33,8 +33,8 @@ def records_to_look_up(
 ) -> list[SubmissionKey]:
     """Return the commitments of the records whose credit matters.
 
-    These are the records with at least a thousandth of the largest credit, and missing ones. `winner` pays a record
-    whatever its credit.
+    These are the records with at least a thousandth of the largest credit, and missing ones. Under `winner` a small
+    credit can be paid everything.
 
     Args:
         commitments: See `newest_commitments`.

@@ -109,7 +109,10 @@ class FileWatch:
 
 
 def _check_file(key: SubmissionKey, folder: Path) -> None:
-    """Check that a file can be read; download it by its digest if there is none to compare with."""
+    """Check that a commitment's file can be read.
+
+    A digest needs a copy of the file to compare with; without one the file is downloaded.
+    """
     record = CommitmentRecord.parse(key.commitment, key.hotkey)
     if record.is_content_addressed and datasets.find_dataset(record.namespace, record.commit, folder) is None:
         download(record, folder, DOWNLOAD_DEADLINE_S)
@@ -199,7 +202,10 @@ def long_absent(context: Context) -> set[SubmissionKey]:
 
 
 def absent_datasets(context: Context, evaluator: SubmissionEvaluator, current: Round) -> set[ContentKey]:
-    """Return the datasets whose newest commitment is out of the competition until its file is back."""
+    """Return the datasets whose file is missing for more than a day.
+
+    The file is that of the newest commitment to the dataset.
+    """
     commitments = newest_commitments(context.store.stands(), evaluator.datasets, current.start_block)
     absent = long_absent(context)
     return {content for content, key in commitments.items() if key in absent}

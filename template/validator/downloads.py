@@ -38,7 +38,7 @@ def download(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFi
 
 
 def dataset_folder(data_dir: Path, key: SubmissionKey) -> Path:
-    """Return the folder of an accepted commitment's file, which no other submission shares."""
+    """Return the folder of an accepted commitment's file; no other uses it."""
     record = CommitmentRecord.parse(key.commitment)
     return data_dir / key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
 
