@@ -141,7 +141,7 @@ class RefusalCheck:
 
     def _check_waiting(self, line: TableLine, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         """Check a dataset that is to count later, or whose file was not read yet."""
-        match = _COUNTS_LATER.fullmatch(line.message)
+        match = _COUNTS_LATER.match(line.message)
         if match is None:
             if not isinstance(self._read_once(line.hotkey, line.entry), SubmissionError):
                 self.notes.append(f"{line.hotkey}: waits for its download, and the Hub has its file now")

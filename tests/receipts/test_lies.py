@@ -8,7 +8,6 @@ import pytest
 from template.errors import Reason
 from template.receipts.findings import Finding, Kind, worst_status
 from template.receipts.round_file import RoundFile
-from template.receipts.verify import check_consistency
 from template.rules.evaluations import derive_seed
 from tests.fixtures.audit import MINERS, PERIOD, RULES, Edit, Season
 
@@ -181,26 +180,6 @@ def test_rival_called_missing_is_a_note(season: Season) -> None:
     """A validator cannot prove later that a file was present."""
     report = season.check(season.edited({140: accused(season, "bob", reason="missing_file", digest=None)}))
     assert f"{season.net.hotkey('bob')}: missing_file in the table, and the Hub has its file now" in report.notes
-
-
-def test_replaced_record_called_missing_is_a_note(season: Season) -> None:
-    bob = season.net.hotkey("bob")
-
-    def hide(content: dict[str, Any]) -> None:
-        (first, *_) = [line for line in content["ledger"] if line["hotkey"] == bob]
-        first["is_absent"] = True
-
-    digest = next(line.digest for line in season.files[160].header.ledger if line.hotkey == bob)
-    assert digest != row_of(season, 160, bob).digest
-    report = season.check(season.edited({160: hide}))
-    assert report.notes == [f"{bob}: record {digest[:12]} unpaid for a missing file, and the Hub has the file now"]
-
-
-def test_paid_record_called_missing_is_inconsistent(season: Season) -> None:
-    alice = season.net.hotkey("alice")
-    file = season.edited({160: lambda content: row(content, "ledger", alice).update(is_absent=True)})[160]
-    credit = row_of(season, 160, alice).credit
-    assert f"{alice}: credit {credit!r} in the table, 0.0 by the rules" in check_consistency(file, {})
 
 
 def test_paid_copy_is_found_when_asked(season: Season) -> None:
