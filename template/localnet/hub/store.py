@@ -203,7 +203,13 @@ class HubStore:
 
 
 def upload_files(
-    root: Path, repo_id: str, files: Mapping[str, bytes | Path], repo_type: str = "dataset", *, private: bool = False
+    root: Path,
+    repo_id: str,
+    files: Mapping[str, bytes | Path],
+    repo_type: str = "dataset",
+    *,
+    private: bool = False,
+    message: str = "uploaded directly",
 ) -> str:
     """Commit `files` to a new or old repo without a server; return main's commit.
 
@@ -213,7 +219,7 @@ def upload_files(
     kind = f"{repo_type}s"
     store.create(kind, repo_id, private=private)
     changes = {check_path(path): store.add_blob(content) for path, content in files.items()}
-    return store.commit(store.repo(kind, repo_id), changes, message="uploaded directly")
+    return store.commit(store.repo(kind, repo_id), changes, message=message)
 
 
 def _check_tree(files: Mapping[str, Blob]) -> None:
