@@ -155,7 +155,7 @@ def test_deleted_record_is_unpaid_until_it_is_back(net: Net) -> None:
         folder.with_name("hidden").rename(folder)
         bench.run_rounds(2)
         assert is_paid(bench, net, "alice") and bench.store.absences() == {}
-    report = audit_files(net, net.parts.folder / "state" / "rounds", RECORDS)
+    report = audit_files(net, [net.parts.folder / "state" / "rounds"], RECORDS)
     assert report.findings == []
     assert any("unpaid for a missing file" in note for note in report.notes)
 
