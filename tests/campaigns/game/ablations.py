@@ -141,8 +141,13 @@ ABLATIONS = (
     ),
     Ablation(
         "unpaid after a day",
-        ("delete once confirmed", "show one round a day", "hide paid files three days of 14"),
-        functions={"is_credit_paid": lambda *args: True},
+        (
+            "delete once confirmed",
+            "delete records once confirmed",
+            "show one round a day",
+            "hide paid files three days of 14",
+        ),
+        functions={"is_credit_paid": lambda *args: True, "newest_commitments": lambda *args: {}},
     ),
     Ablation(
         "last shares",
