@@ -1,7 +1,6 @@
 """Downloads and uploads by the real client, with a local hub that has faults."""
 
 import hashlib
-import json
 import threading
 import time
 import traceback
@@ -17,7 +16,18 @@ from template.hub import datasets, storage
 from template.hub.storage import Request
 from template.localnet.hub.store import upload_files
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults
-from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, download, download_error, is_cached, upload_data
+from tests.fixtures.hub import (
+    DATA,
+    NEW,
+    OLD,
+    REPO,
+    TOKEN,
+    download,
+    download_error,
+    is_cached,
+    upload_data,
+    upload_large,
+)
 
 
 def test_uploaded_file_downloads_unchanged(server: FaultyHub, tmp_path: Path) -> None:
@@ -60,22 +70,22 @@ def test_empty_file_downloads(server: FaultyHub, tmp_path: Path) -> None:
 
 FAULTS = {
     "drop": HubFault(kind=FaultKind.DROP),
-    "dropped file": HubFault(kind=FaultKind.DROP, pattern="/resolve/"),
+    "dropped file": HubFault(kind=FaultKind.DROP, pattern="/resolve-cache/"),
     "503": HubFault(kind=FaultKind.STATUS, status=503),
     "429": HubFault(kind=FaultKind.STATUS, status=429, retry_after="86399"),
     "bare 404": HubFault(kind=FaultKind.STATUS, status=404),
     "bare 403": HubFault(kind=FaultKind.STATUS, status=403),
     "truncated listing": HubFault(kind=FaultKind.TRUNCATE),
-    "truncated by one byte": HubFault(kind=FaultKind.TRUNCATE, size=len(NEW) - 1, pattern="/resolve/"),
+    "truncated by one byte": HubFault(kind=FaultKind.TRUNCATE, size=len(NEW) - 1, pattern="/resolve-cache/"),
     "wrong listing": HubFault(kind=FaultKind.WRONG),
-    "wrong bytes": HubFault(kind=FaultKind.WRONG, pattern="/resolve/"),
-    "gzip bomb": HubFault(kind=FaultKind.GZIP_BOMB, size=64 * 2**20, pattern="/resolve/"),
+    "wrong bytes": HubFault(kind=FaultKind.WRONG, pattern="/resolve-cache/"),
+    "gzip bomb": HubFault(kind=FaultKind.GZIP_BOMB, size=64 * 2**20, pattern="/resolve-cache/"),
     "endless listing": HubFault(kind=FaultKind.ENDLESS, pattern="/paths-info/"),
-    "endless body": HubFault(kind=FaultKind.ENDLESS, pattern="/resolve/"),
+    "endless body": HubFault(kind=FaultKind.ENDLESS, pattern="/resolve-cache/"),
     "slow": HubFault(kind=FaultKind.LATENCY, seconds=30),
     "dripping listing": HubFault(kind=FaultKind.DRIP, seconds=0.05, pattern="/paths-info/"),
-    "dripping body": HubFault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve/"),
-    "dripping header": HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.05, pattern="/resolve/"),
+    "dripping body": HubFault(kind=FaultKind.DRIP, seconds=0.05, pattern="/resolve-cache/"),
+    "dripping header": HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.05, pattern="/resolve-cache/"),
 }
 
 
@@ -101,9 +111,9 @@ def test_faulty_hub_is_a_remote_error_in_time(server: FaultyHub, tmp_path: Path,
     ("kind", "path", "sentence"),
     [
         (FaultKind.ENDLESS, "/paths-info/", "longer than"),
-        (FaultKind.ENDLESS, "/resolve/", "sent more of"),
+        (FaultKind.ENDLESS, "/resolve-cache/", "sent more of"),
         (FaultKind.GZIP_BOMB, "/paths-info/", "compressed"),
-        (FaultKind.GZIP_BOMB, "/resolve/", "compressed"),
+        (FaultKind.GZIP_BOMB, "/resolve-cache/", "compressed"),
     ],
 )
 def test_oversized_answer_stops_before_the_deadline(
@@ -358,26 +368,18 @@ def test_digest_on_a_faulty_hub_is_a_remote_error(server: FaultyHub, tmp_path: P
         download(server, digest_of(OLD), tmp_path / "data", deadline_s=5)
 
 
-def list_large_file(server: FaultyHub, *more: HubFault) -> str:
-    """Let the hub list data.jsonl by its sha256, as a large file; return the commit."""
-    commit = upload_data(server)
-    lfs = {"oid": digest_of(OLD), "size": len(OLD), "pointerSize": 130}
-    rows = json.dumps([{"type": "file", "path": DATA, "size": len(OLD), "oid": "0" * 40, "lfs": lfs}])
-    listing = HubFault(kind=FaultKind.REPLY, status=200, body=rows, pattern="/paths-info/")
-    set_faults(server.store.root, listing, *more)
-    return commit
-
-
 def test_large_file_of_another_digest_is_not_requested(server: FaultyHub, tmp_path: Path) -> None:
-    list_large_file(server, FAULTS["dropped file"])
+    upload_large(server)
+    set_faults(server.store.root, HubFault(kind=FaultKind.DROP, pattern="/resolve/"))
     assert "main has another file" in str(download_error(server, digest_of(NEW), tmp_path))
     with pytest.raises(RemoteError):
         download(server, digest_of(OLD), tmp_path, deadline_s=0.5)
 
 
 def test_large_file_is_checked_by_its_listed_sha256(server: FaultyHub, tmp_path: Path) -> None:
-    commit = list_large_file(server, FAULTS["wrong bytes"])
+    commit = upload_large(server)
+    set_faults(server.store.root, HubFault(kind=FaultKind.WRONG, pattern="/storage/"))
     with pytest.raises(RemoteError, match="not the 4400 it lists"):
         download(server, commit, tmp_path)
-    list_large_file(server)
+    set_faults(server.store.root)
     assert download(server, commit, tmp_path).path.read_bytes() == OLD

@@ -222,7 +222,9 @@ def test_permanent_rejection_is_a_config_error(net: Net) -> None:
 
 
 def test_upload_is_retried_until_it_reads_back(net: Net) -> None:
-    set_faults(net.hub.store.root, HubFault(kind=FaultKind.WRONG, pattern="GET /datasets/alice/data/resolve/"))
+    set_faults(
+        net.hub.store.root, HubFault(kind=FaultKind.WRONG, pattern="GET /api/resolve-cache/datasets/alice/data/")
+    )
     with pytest.raises(RemoteError):
         run_miner(configure(net), net.chain("alice"), lambda _: net.admin.advance(100))
     assert net.admin.block() > SEAL_GRACE_BLOCKS, "validators reject the file by then"

@@ -26,7 +26,7 @@ CONTENT = b'{"conversations": [{"role": "user", "content": "q"}, {"role": "assis
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 GIT_OID = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT, usedforsecurity=False).hexdigest()
 # The requests of a download: three kinds of listings, and the file itself.
-LISTING, COMMIT, WHOLE, FILE = "/paths-info/", "expand=sha", "blobs=", "^GET .*/resolve/"
+LISTING, COMMIT, WHOLE, FILE = "/paths-info/", "expand=sha", "blobs=", "^GET .*/resolve"
 AGAIN, TAKEN = "again later", "taken"
 NO_REPO, NO_FILE, TOO_LARGE = "miner: missing_repo", "miner: missing_file", "miner: too_large"
 # Download deadlines: of most attacks, and of those that look like a slow Hub.
