@@ -23,6 +23,7 @@ from template.hub.client import make_api, run_with_deadline, translate_hub_error
 from template.hub.listing import HubFileInfo, file_url, find_commit, find_file, parse_commit
 from template.hub.storage import HubFile, Request
 from template.hub.transport import RequestBudget
+from template.hub.writes import commit_file, commit_for_a_check, ensure_repo
 
 # Answers about one file, unlike those of a server that is down.
 _REFUSALS = (401, 403, 404, 410)
@@ -145,20 +146,22 @@ def upload_dataset(
     return run_with_deadline(api, deadline_s, lambda budget: _upload(api, repo_id, content, private, budget))
 
 
-def create_repo(repo_id: str, *, token: str | None, endpoint: str | None = None) -> None:
-    """Create a public dataset repo unless it exists; check write permission.
+def check_upload(repo_id: str, *, token: str | None, endpoint: str | None = None) -> None:
+    """Check that a file can be uploaded and then be read by everyone.
 
-    Raises: HostError without the right to write.
+    Creates the repo if it is missing, public. Commits a file to a branch of its own, reads it without a token, and
+    deletes the branch.
+    Raises: HostError without the right to write; SubmissionError when the file is refused without a token.
     """
     _check_repo_id(repo_id)
-    api = make_api(token, endpoint)
+    api, anonymous = make_api(token, endpoint), make_api(None, endpoint)
 
-    def create(_: RequestBudget) -> None:
-        with translate_hub_errors(api, repo_id, is_write=True):
-            api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-            api.auth_check(repo_id, repo_type="dataset", write=True)
+    def check(_: RequestBudget) -> None:
+        ensure_repo(api, repo_id)
+        with commit_for_a_check(api, repo_id) as (commit, path):
+            _read_first_byte(anonymous, repo_id, commit, path)
 
-    run_with_deadline(api, _CALL_DEADLINE_S, create)
+    run_with_deadline(api, _CALL_DEADLINE_S, check)
 
 
 def resolve_revision(
@@ -309,20 +312,23 @@ def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: 
 
 
 def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: RequestBudget) -> str:
-    with translate_hub_errors(api, repo_id, is_write=True):
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        info = api.upload_file(
-            path_or_fileobj=content,
-            path_in_repo=constants.DATA_FILE,
-            repo_id=repo_id,
-            repo_type="dataset",
-            commit_message=f"Publish {constants.DATA_FILE} {hashlib.sha256(content).hexdigest()}",
-        )
-        commit = parse_commit(info.oid)
-    # For unchanged content the library returns main's commit, which another upload may have moved meanwhile.
-    if not find_file(api, repo_id, commit, constants.DATA_FILE, budget).matches(content):
+    head = ensure_repo(api, repo_id, private=private)
+    # Not left to the library, which lists all files of the repo to return main's commit.
+    if head is not None and _has_content(api, repo_id, head, content, budget):
+        return head
+    message = f"Publish {constants.DATA_FILE} {hashlib.sha256(content).hexdigest()}"
+    commit = commit_file(api, repo_id, constants.DATA_FILE, content, message)
+    # The library's commit is another upload's if that came between with the same content.
+    if not _has_content(api, repo_id, commit, content, budget):
         raise RemoteError(f"{repo_id} changed during the upload: its commit {commit} has another file")
     return commit
+
+
+def _has_content(api: HfApi, repo_id: str, commit: str, content: bytes, budget: RequestBudget) -> bool:
+    try:
+        return find_file(api, repo_id, commit, constants.DATA_FILE, budget).matches(content)
+    except SubmissionError:
+        return False
 
 
 def _check_repo_id(repo_id: str) -> None:

@@ -17,7 +17,6 @@ from template.chain.protocols import MinerChain
 from template.chain_records import ChainCommitment, PublishOutcome
 from template.competition import CommitmentRecord, bind_digest
 from template.errors import ConfigError, RemoteError, SubmissionError
-from template.hub import datasets
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
 
@@ -87,9 +86,8 @@ def _notes(draft: Draft, record: CommitmentRecord) -> tuple[str, ...]:
 
 def _commit(draft: Draft, record: CommitmentRecord, sleep: Sleep) -> ChainCommitment:
     """Commit and return once it is visible, which is in a final block."""
-    config, chain = draft.config, draft.chain
-    # Before the commitment: without the right to upload it would be worthless.
-    datasets.create_repo(config.hf_repo_id, token=config.hub_token)
+    chain = draft.chain
+    draft.check_upload()
     draft.journal.save_dataset(draft.content, record.commit)
     strategy = CommitStrategy(
         is_current=lambda on_chain: draft.is_current(on_chain, record),

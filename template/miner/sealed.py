@@ -135,6 +135,7 @@ class _Sealed:
     def commit(self) -> None:
         """Commit under seal and return once it is visible."""
         chain = self.draft.chain
+        self.draft.check_upload()
         # A revealed commitment is worthless without these bytes, even if the user's file is lost.
         self.draft.journal.save_dataset(self.draft.content, self.draft.sha256)
 

@@ -1,7 +1,6 @@
 """Downloads and uploads by the real client, with a local hub that has faults."""
 
 import hashlib
-import threading
 import time
 import traceback
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.hub import datasets, storage
 from template.hub.storage import Request
 from template.localnet.hub.store import upload_files
-from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults
+from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import (
     DATA,
     NEW,
@@ -37,31 +36,6 @@ def test_uploaded_file_downloads_unchanged(server: FaultyHub, tmp_path: Path) ->
     assert file.path == tmp_path / "data" / DATA
     assert file.path.read_bytes() == OLD
     assert (file.repo, file.revision, file.size) == (REPO, commit, len(OLD))
-
-
-def test_unchanged_upload_returns_the_existing_commit(server: FaultyHub) -> None:
-    first = datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
-    assert datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint) == first
-    second = datasets.upload_dataset(NEW, REPO, token=TOKEN, endpoint=server.endpoint)
-    assert second != first
-    assert datasets.resolve_revision(REPO, token=None, endpoint=server.endpoint) == second
-
-
-def test_unchanged_upload_overtaken_by_another_is_an_error(server: FaultyHub) -> None:
-    upload_data(server, OLD)
-    root = server.store.root
-    set_faults(root, HubFault(kind=FaultKind.LATENCY, seconds=0.5, pattern="^GET .*/revision/main", count=1))
-
-    def overtake() -> None:
-        while read_faults(root):
-            time.sleep(0.01)
-        upload_data(server, NEW)
-
-    other = threading.Thread(target=overtake)
-    other.start()
-    with pytest.raises(RemoteError, match="changed during the upload"):
-        datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
-    other.join()
 
 
 def test_empty_file_downloads(server: FaultyHub, tmp_path: Path) -> None:
@@ -219,25 +193,6 @@ def test_revision_must_be_a_full_commit_or_digest(server: FaultyHub, tmp_path: P
         download(server, revision, tmp_path / "data")
 
 
-def test_upload_to_a_busy_hub_fails_at_once(server: FaultyHub) -> None:
-    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/preupload/"))
-    with pytest.raises(RemoteError) as caught:
-        datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint, deadline_s=30)
-    assert caught.value.retry_after_s == 60
-
-
-@pytest.mark.parametrize("kind", [FaultKind.ENDLESS, FaultKind.LATENCY, FaultKind.HEADER_DRIP, FaultKind.DROP])
-@pytest.mark.parametrize("step", ["/repos/create", "/preupload/", "/commit/", "/paths-info/"])
-def test_upload_ends_at_its_deadline_and_can_be_repeated(server: FaultyHub, kind: FaultKind, step: str) -> None:
-    set_faults(server.store.root, HubFault(kind=kind, pattern=step, seconds=0.7))
-    started = time.monotonic()
-    with pytest.raises(RemoteError):
-        datasets.upload_dataset(OLD, REPO, token=TOKEN, deadline_s=0.4, endpoint=server.endpoint)
-    assert time.monotonic() - started < 1.4
-    set_faults(server.store.root)
-    datasets.upload_dataset(OLD, REPO, token=TOKEN, endpoint=server.endpoint)
-
-
 def test_branch_resolves_to_its_commit(server: FaultyHub) -> None:
     commit = upload_data(server)
     assert datasets.resolve_revision(REPO, "main", token=None, endpoint=server.endpoint) == commit
@@ -331,15 +286,6 @@ def test_bound_digest_needs_its_hotkey(server: FaultyHub, tmp_path: Path) -> Non
     assert download(server, bound, tmp_path / "a", hotkey="5Alice").sha256 == digest_of(OLD)
     for hotkey in ("5Bob", None):
         assert download_error(server, bound, tmp_path / "b", hotkey=hotkey).reason is Reason.MISSING_FILE
-
-
-def test_repo_is_created_once_and_only_by_its_owner(server: FaultyHub) -> None:
-    for _ in range(2):
-        datasets.create_repo(REPO, token=TOKEN, endpoint=server.endpoint)
-    assert datasets.resolve_revision(REPO, token=None, endpoint=server.endpoint)
-    for token in (None, "hf_local_bob"):
-        with pytest.raises(HostError):
-            datasets.create_repo(REPO, token=token, endpoint=server.endpoint)
 
 
 def test_digest_not_on_main_is_a_missing_file(server: FaultyHub, tmp_path: Path) -> None:
