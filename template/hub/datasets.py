@@ -161,7 +161,7 @@ def check_upload(repo_id: str, *, token: str | None, endpoint: str | None = None
         with commit_for_a_check(api, repo_id) as (commit, path):
             _read_first_byte(anonymous, repo_id, commit, path)
 
-    run_with_deadline(api, _CALL_DEADLINE_S, check)
+    run_with_deadline(api, _UPLOAD_DEADLINE_S, check)
 
 
 def resolve_revision(

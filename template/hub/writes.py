@@ -1,4 +1,4 @@
-"""Create a dataset repo, commit a file to it, and check beforehand that both will work."""
+"""Create a dataset repo and commit files to it."""
 
 import secrets
 from collections.abc import Iterator
