@@ -20,7 +20,7 @@ from template.competition import Competition, bind_digest, is_commit, is_content
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import storage
 from template.hub.client import make_api, run_with_deadline, translate_hub_errors
-from template.hub.listing import HubFileInfo, file_url, find_commit, find_file, parse_commit
+from template.hub.listing import HubFileInfo, check_commit, file_url, find_commit, find_file, parse_commit
 from template.hub.storage import HubFile, Request
 from template.hub.transport import RequestBudget
 from template.hub.writes import commit_file, commit_for_a_check, ensure_repo
@@ -248,6 +248,7 @@ def _read_first_byte(api: HfApi, repo: str, commit: str, path: str) -> None:
         status = response.status_code
         if status not in _REFUSALS:
             hf_raise_for_status(response)
+            check_commit(response, api, commit)
     if status in _REFUSALS:
         raise SubmissionError(Reason.MISSING_FILE, f"the Hub lists {path} of {repo} and refuses it (HTTP {status})")
 
@@ -296,6 +297,7 @@ def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: 
     url, headers = file_url(api, repo, commit, info.path), build_hf_headers(token=api.token)
     with translate_hub_errors(api, repo), get_session().stream("GET", url, headers=headers) as response:
         hf_raise_for_status(response)
+        check_commit(response, api, commit)
         if response.status_code != 200:
             raise RemoteError(f"the Hub answered a download with HTTP {response.status_code}")
         for chunk in response.iter_raw():

@@ -99,6 +99,19 @@ def test_oversized_answer_stops_before_the_deadline(
         download(server, commit, tmp_path / "data", deadline_s=30)
 
 
+@pytest.mark.parametrize("is_large", [False, True], ids=["small", "large"])
+def test_file_of_another_commit_is_not_taken(server: FaultyHub, tmp_path: Path, is_large: bool) -> None:
+    commit = (upload_large if is_large else upload_data)(server)
+    upload_files(server.store.root, REPO, {"readme.md": b"#"})
+    moved = (("Location", f"/datasets/{REPO}/resolve/main/{DATA}"),)
+    redirect = HubFault(kind=FaultKind.REPLY, status=307, headers=moved, pattern=f"/resolve/{commit}")
+    set_faults(server.store.root, redirect)
+    with pytest.raises(RemoteError, match="another commit"):
+        download(server, commit, tmp_path)
+    set_faults(server.store.root)
+    assert download(server, commit, tmp_path).path.read_bytes() == OLD
+
+
 def requested_wait_s(server: FaultyHub, status: int, text: str) -> float | None:
     set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=status, retry_after=text))
     with pytest.raises(RemoteError) as caught:
