@@ -250,6 +250,20 @@ def test_upload_is_retried_until_it_reads_back(net: Net) -> None:
     assert commits(net) == 1 and uploaded(net)
 
 
+@pytest.mark.parametrize(("asked_s", "waited_s"), [(40.0, 40.0), (86_400.0, 300.0)])
+def test_upload_waits_as_long_as_the_hub_asks(net: Net, asked_s: float, waited_s: float) -> None:
+    set_answers(net.hub.store.root, Rule(answer=Answer.QUOTA, pattern="/preupload/main", count=1, seconds=asked_s))
+    waits: list[float] = []
+    advance = stepping(net)
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        advance(seconds)
+
+    run_miner(configure(net), net.chain("alice"), sleep)
+    assert uploaded(net) and max(waits) == waited_s
+
+
 def test_declined_confirmation_writes_nothing(net: Net) -> None:
     what = decline(net)
     assert head(net) is None and commits(net) == 0
