@@ -1,7 +1,9 @@
 """Uploads by the real client to a local hub that answers as the real one does."""
 
+import hashlib
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ from template.hub import datasets, transport
 from template.localnet.hub.answers import Answer, Rule, read_answers, set_answers
 from template.localnet.hub.store import HubStore, upload_files
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults
-from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, upload_data
+from tests.fixtures.hub import DATA, NEW, OLD, REPO, TOKEN, download, upload_data, upload_large
 from tests.fixtures.observers import hub_requests
 
 READER = "hf_read_alice"
@@ -138,3 +140,30 @@ def test_check_reads_the_file_without_a_token(server: FaultyHub, answer: str) ->
     with pytest.raises(SubmissionError):
         check(server)
     assert server.store.repo("datasets", REPO).branches == {}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_large_upload_goes_to_the_storage(server: FaultyHub, tmp_path: Path) -> None:
+    upload_large(server)
+    commit = upload(server, NEW)
+    row = server.store.commit_at(server.store.repo("datasets", REPO), commit).files[DATA]
+    assert row.sha256 == hashlib.sha256(NEW).hexdigest()
+    assert download(server, commit, tmp_path).path.read_bytes() == NEW
+    assert upload(server, NEW) == commit
+
+
+@pytest.mark.parametrize("is_renamed", [False, True], ids=["other case", "renamed"])
+def test_upload_follows_to_the_repos_present_name(server: FaultyHub, is_renamed: bool) -> None:
+    present = "alice/speech" if is_renamed else "alice/TALK"
+    upload_data(server, repo=REPO if is_renamed else present)
+    if is_renamed:
+        server.store.rename("datasets", REPO, present)
+    assert upload(server, NEW) == server.store.repo("datasets", present).head
+    check(server)
+
+
+@pytest.mark.parametrize(("status", "error"), [(412, RemoteError), (409, RemoteError), (400, HostError)])
+def test_refused_commit_is_an_error_by_its_cause(server: FaultyHub, status: int, error: type[Exception]) -> None:
+    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, status=status, pattern="/commit/"))
+    with pytest.raises(error, match=f"HTTP {status}"):
+        upload(server)
