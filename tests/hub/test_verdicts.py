@@ -1,4 +1,4 @@
-"""What follows from each answer of the Hub, and that docs/hub.md says so."""
+"""Compare the consequence of each answer of the Hub with docs/hub.md."""
 
 import hashlib
 from collections.abc import Callable
