@@ -207,10 +207,9 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
         _check_size(request, info.size, job.max_bytes)
         return storage.save(job.folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
     try:
-        # Main may move between the requests; its commit now does not.
-        commit = find_commit(api, request.repo, "main")
         try:
-            return _download_digest(job, commit, budget)
+            # Not by the commit of main, which costs one request more. The digest tells when main has moved meanwhile.
+            return _download_digest(job, "main", budget)
         except SubmissionError:
             # A miner that updates its dataset replaces the file on main, and the earlier one still counts.
             earlier = _find_upload(api, request.repo, job.is_requested)
@@ -226,7 +225,7 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
 
 def _check_available(api: HfApi, request: Request, local_dir: Path, budget: RequestBudget) -> None:
     is_pinned = is_commit(request.revision)
-    commit = request.revision if is_pinned else find_commit(api, request.repo, "main")
+    commit = request.revision if is_pinned else "main"
     file = None if is_pinned else storage.find_cached(local_dir, request)
     try:
         info = find_file(api, request.repo, commit, request.filename, budget)
@@ -241,7 +240,10 @@ def _check_available(api: HfApi, request: Request, local_dir: Path, budget: Requ
 
 
 def _read_first_byte(api: HfApi, repo: str, commit: str, path: str) -> None:
-    """Raise SubmissionError if a listed file is refused, by the Hub or by its store."""
+    """Raise SubmissionError if a listed file is refused, by the Hub or by its store.
+
+    commit: or "main".
+    """
     url = file_url(api, repo, commit, path)
     headers = {**build_hf_headers(token=api.token), "Range": "bytes=0-0"}
     with translate_hub_errors(api, repo), get_session().stream("GET", url, headers=headers) as response:

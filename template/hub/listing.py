@@ -87,8 +87,11 @@ def file_url(api: HfApi, repo: str, commit: str, path: str) -> str:
 def check_commit(response: httpx2.Response, api: HfApi, commit: str) -> None:
     """Check that a file is of the requested commit, if the Hub names it.
 
+    commit: or "main", which may have moved.
     Raises: RemoteError for another commit.
     """
+    if not is_commit(commit):
+        return
     origin = httpx2.URL(api.endpoint).origin
     for step in (*response.history, response):
         if step.url.origin == origin and step.headers.get("X-Repo-Commit", commit) != commit:

@@ -27,6 +27,7 @@ from tests.fixtures.hub import (
     upload_data,
     upload_large,
 )
+from tests.fixtures.observers import hub_requests
 
 
 def test_uploaded_file_downloads_unchanged(server: FaultyHub, tmp_path: Path) -> None:
@@ -239,6 +240,27 @@ def test_file_is_found_by_digest_on_main(server: FaultyHub, tmp_path: Path) -> N
     file = download(server, digest_of(OLD), tmp_path / "data")
     assert file.path.read_bytes() == OLD
     assert (file.revision, file.sha256) == (digest_of(OLD), digest_of(OLD))
+
+
+def test_digest_costs_one_request_of_the_api(server: FaultyHub, tmp_path: Path) -> None:
+    """256 datasets then take less than the 500 that the Hub allows in five minutes."""
+    upload_data(server)
+    with hub_requests() as requests:
+        download(server, digest_of(OLD), tmp_path)
+        look(server, tmp_path, OLD)
+    assert sum("/api/datasets/" in line for line in requests) == 2
+
+
+def test_main_that_moves_in_a_download_is_tried_again(server: FaultyHub, tmp_path: Path) -> None:
+    upload_data(server)
+    moved = (("Location", f"/datasets/{REPO}/resolve/{upload_data(server, NEW)}/{DATA}"),)
+    upload_data(server)
+    redirect = HubFault(kind=FaultKind.REPLY, status=307, headers=moved, pattern="/resolve/main/")
+    set_faults(server.store.root, redirect)
+    with pytest.raises(RemoteError):
+        download(server, digest_of(OLD), tmp_path)
+    set_faults(server.store.root)
+    assert download(server, digest_of(OLD), tmp_path).size == len(OLD)
 
 
 def test_earlier_upload_is_found_by_its_digest(server: FaultyHub, tmp_path: Path) -> None:
