@@ -15,7 +15,7 @@ from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
 from template.localnet.chain.ledger import ChainFault
-from template.localnet.hub.answers import Answer, Rule, set_answers
+from template.localnet.hub.answers import Answer, Rule, read_answers, set_answers
 from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
@@ -262,6 +262,33 @@ def test_upload_waits_as_long_as_the_hub_asks(net: Net, asked_s: float, waited_s
 
     run_miner(configure(net), net.chain("alice"), sleep)
     assert uploaded(net) and max(waits) == waited_s
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer.COMMIT_QUOTA, Answer.GIT_QUEUE, Answer.UNAVAILABLE, Answer.QUOTA_HTML, Answer.COMMIT_LOST],
+)
+def test_upload_is_repeated_after_a_busy_answer(net: Net, answer: Answer) -> None:
+    set_answers(net.hub.store.root, Rule(answer=answer, pattern="/commit/main", count=2))
+    publish(net)
+    assert uploaded(net) and commits(net) == 1
+    assert len(read_answers(net.hub.store.root)) == int(answer is Answer.COMMIT_LOST), "one was enough, as it landed"
+
+
+@pytest.mark.parametrize(
+    ("rule", "status"),
+    [
+        (Rule(answer=Answer.CREATE_BUSY), 5),
+        (Rule(answer=Answer.DISABLED, repo="alice/data"), 4),
+        (Rule(answer=Answer.TOKEN_REFUSED), 4),
+        (Rule(answer=Answer.COMMIT_QUOTA), 5),
+    ],
+    ids=["busy", "disabled", "token", "commits"],
+)
+def test_refused_trial_ends_before_the_commitment(net: Net, rule: Rule, status: int) -> None:
+    set_answers(net.hub.store.root, rule)
+    ended = run(net)
+    assert (ended.status, commits(net)) == (status, 0), ended.logs
 
 
 def test_declined_confirmation_writes_nothing(net: Net) -> None:
