@@ -19,10 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from loguru import logger
+
 from template import __version__, cli, files
 from template.competition import Incentives, is_repo_id
 from template.config import load_competition, load_incentives
-from template.errors import EXIT_UPDATED, ConfigError
+from template.errors import EXIT_UPDATED, ConfigError, RemoteError
 from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
@@ -197,7 +199,12 @@ def read_bootstrap(
         if not is_repo_id(source):
             raise ConfigError(f"--bootstrap_rounds must be a folder or a Hub id like owner/name, not {source!r}")
         folder = files.check_folder(state_dir / "bootstrap", "--state_dir")
-        download_files(source, "round-*.jsonl", folder, max_bytes=MAX_FILE_BYTES, token=config.hub_token)
+        try:
+            download_files(source, "round-*.jsonl", folder, max_bytes=MAX_FILE_BYTES, token=config.hub_token)
+        except RemoteError as error:
+            if not any(folder.glob("round-*.jsonl")):
+                raise
+            logger.warning("--bootstrap_rounds: using the files of an earlier start: {}", error)
     return read_history(
         folder.glob("round-*.jsonl"),
         netuid=args.netuid,
@@ -295,6 +302,7 @@ def make_policy(args: argparse.Namespace, incentives: Incentives) -> Policy:
     return Policy(
         blocks_per_epoch=incentives.blocks_per_epoch,
         start_block=incentives.start_block,
+        season_block=incentives.season_block,
         block_threshold=args.block_threshold,
         miner_duplicate_sample_size=args.miner_duplicate_sample_size,
         sets_weights=not (args.offline or args.dont_set_weights),

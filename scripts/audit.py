@@ -1,6 +1,6 @@
 """Check a validator's round files, weights on chain and losses.
 
-    python scripts/audit.py round-96-4321000-5Ef1ucvE.jsonl
+    python scripts/audit.py round-96-4321000-5Ef1ucvE-0c5d1a.jsonl
     python scripts/audit.py rounds/ --sample 3
     python scripts/audit.py rounds/ --sample 3 --subtensor.network finney
 

@@ -160,7 +160,8 @@ class Incentives:
     epsilon: least improvement that is paid, in nats. sd: standard deviation of a dataset's loss between seeds, in nats.
     evaluations: of a dataset until it is confirmed. hold: of a record in all. slots: of a round. half_life_blocks: time
     in which a credit halves. update_blocks: time from one dataset of a hotkey to its next. blocks_per_epoch: length of
-    a round; rounds start at multiples of it, from start_block on. Raises: ConfigError naming an invalid field.
+    a round; rounds start at multiples of it, from start_block on. season_block: datasets are evaluated in rounds from
+    here on; 0 for start_block. Raises: ConfigError naming an invalid field.
     """
 
     reward: Reward = Reward.IMPROVEMENT
@@ -174,6 +175,7 @@ class Incentives:
     update_blocks: int = 7200
     blocks_per_epoch: int = 360
     start_block: int = 0
+    season_block: int = 0
 
     def __post_init__(self) -> None:
         for field, kind in (("reward", Reward), ("seeds", Seeds)):
@@ -191,11 +193,15 @@ class Incentives:
                 raise ConfigError(f"incentives.{field} must be an integer of at least {least}, not {value!r}")
         if self.hold < self.evaluations:
             raise ConfigError(f"incentives.hold must be at least evaluations ({self.evaluations}), not {self.hold}")
+        if 0 < self.season_block < self.start_block:
+            raise ConfigError(
+                f"incentives.season_block must not be before start_block ({self.start_block}), not {self.season_block}"
+            )
 
 
 _LEAST = {
     **dict.fromkeys(("evaluations", "hold", "slots", "half_life_blocks", "blocks_per_epoch"), 1),
-    **dict.fromkeys(("update_blocks", "start_block"), 0),
+    **dict.fromkeys(("update_blocks", "start_block", "season_block"), 0),
 }
 
 

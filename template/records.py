@@ -325,6 +325,7 @@ class WeightIntent:
     shares: the same by hotkey, for submitting them again after uids changed hands. registrations: registration block
     of each of those hotkeys when it earned its share. is_repeat: an earlier round's, submitted to stay active. sent:
     the same in u16, as the chain gets them; zeros only fill up to min_allowed_weights. Empty if nothing was sent.
+    start_block: of the round in which they were submitted.
     """
 
     id: int
@@ -337,6 +338,7 @@ class WeightIntent:
     registrations: Mapping[str, int] = field(default_factory=dict)
     is_repeat: bool = False
     sent: Mapping[int, int] = field(default_factory=dict)
+    start_block: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,7 @@ INVALID_INCENTIVES: dict[str, list[Any]] = {
     "update_blocks": [-1, 0.5],
     "blocks_per_epoch": [0, True],
     "start_block": [-1, 2**32],
+    "season_block": [-1, 2**32],
 }
 
 
@@ -122,6 +123,11 @@ def test_invalid_incentive_is_rejected_with_its_field(field: str, value: Any) ->
         Incentives(**{field: value})
 
 
+def test_season_cannot_begin_before_the_first_round() -> None:
+    with pytest.raises(ConfigError, match=r"incentives\.season_block must not be before start_block \(720\), not 360"):
+        Incentives(start_block=720, season_block=360)
+
+
 def test_incentives_accept_their_least_values() -> None:
     least = Incentives(
         reward="winner",  # type: ignore[arg-type]
@@ -129,7 +135,7 @@ def test_incentives_accept_their_least_values() -> None:
         epsilon=0,
         sd=0,
         **dict.fromkeys(("evaluations", "hold", "slots", "half_life_blocks", "blocks_per_epoch"), 1),
-        **dict.fromkeys(("update_blocks", "start_block"), 0),
+        **dict.fromkeys(("update_blocks", "start_block", "season_block"), 0),
     )
     assert (least.reward, least.seeds) == (Reward.WINNER, Seeds.RANDOM)
 

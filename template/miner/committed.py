@@ -18,7 +18,7 @@ from template.data.eval_set import EvalSetIndex
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.records import Dataset, Entry, Stand, SubmissionKey
 from template.rules.entries import find_entries
-from template.rules.evaluations import PER_ROUND, derive_seed, seed_block
+from template.rules.evaluations import PER_ROUND, derive_seed, first_seed_block, seed_block
 from template.rules.stands import align, extend_stands, find_versions
 
 _MAX_EARLIER = 64
@@ -87,10 +87,11 @@ def find_committed(reader: Reader, hotkey: str, count: int) -> CommittedDataset:
             logger.warning("an earlier commitment is left out: {}: {}", earlier.key.commitment, error)
     stands = _make_stands(history, period)
     version = find_versions(stands, datasets, period=period, update_blocks=incentives.update_blocks)[-1]
-    if version.rank_block > newest:
-        raise ConfigError(f"the dataset counts from block {version.rank_block}: its seeds are known from then on")
-    seed_count = min(PER_ROUND * ((newest - version.seed_block) // period + 1), incentives.hold)
-    blocks = [seed_block(version.seed_block, number, period) for number in range(1, min(seed_count, count) + 1)]
+    first = first_seed_block(version.seed_block, incentives)
+    if (counts := max(version.rank_block, first)) > newest:
+        raise ConfigError(f"the dataset counts from block {counts}: its seeds are known from then on")
+    seed_count = min(PER_ROUND * ((newest - first) // period + 1), incentives.hold)
+    blocks = [seed_block(first, number, period) for number in range(1, min(seed_count, count) + 1)]
     hashes = {block: chain.block_hash(block) for block in set(blocks)}
     return CommittedDataset(
         key=entry.key,

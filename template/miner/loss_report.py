@@ -11,6 +11,7 @@ from template.competition import Competition, Incentives
 from template.miner.committed import CommittedDataset
 from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison
 from template.records import ContentKey, Rank, TrainResult
+from template.rules.evaluations import PER_ROUND
 from template.rules.ledger import Content, Estimate, estimate_loss, is_hopeless
 from template.rules.scoring import score_of
 from template.terminal import format_duration
@@ -44,7 +45,7 @@ def summarize(
         "bench": competition.bench,
         "missing_runs": missing,
         "missing_seconds": missing * _mean_seconds(results),
-        "is_dropped": _is_dropped(losses, competition, incentives),
+        "is_dropped": _last_run(losses, competition, incentives, is_order_known=committed is not None) is not None,
         "on_chain": on_chain,
         "competition": competition.to_dict(),
         "incentives": dataclasses.asdict(incentives),
@@ -76,7 +77,10 @@ def describe(
     gap = competition.bench - estimate.loss
     lines.append(f"score    {score_of(estimate.loss, competition):.6f} of 1")
     lines.append(f"bench    {competition.bench}: this is {abs(gap):.6f} {'better' if gap >= 0 else 'worse'}")
-    lines.append(f"runs     {_describe_runs(estimate, results, competition, incentives)}")
+    last_run = _last_run(
+        [result.loss for result in results], competition, incentives, is_order_known=committed is not None
+    )
+    lines.append(f"runs     {_describe_runs(estimate, results, incentives, last_run)}")
     lines.append(f"rows     {first.train_rows} trained on, {first.eval_rows} evaluated on")
     if committed is not None:
         lines += _describe_committed(committed, incentives)
@@ -84,11 +88,12 @@ def describe(
 
 
 def _describe_runs(
-    estimate: Estimate, results: Sequence[TrainResult], competition: Competition, incentives: Incentives
+    estimate: Estimate, results: Sequence[TrainResult], incentives: Incentives, last_run: int | None
 ) -> str:
     done, wanted = f"{estimate.runs} of {incentives.evaluations}", incentives.evaluations
-    if _is_dropped([result.loss for result in results], competition, incentives):
-        return f"{done}: validators stop here, since more runs are unlikely to make it worth a credit"
+    if last_run is not None:
+        where = "here" if last_run == estimate.runs else f"after {last_run}"
+        return f"{done}: validators stop {where}, since more runs are unlikely to make it worth a credit"
     if estimate.runs >= wanted:
         return f"{done}: enough to be confirmed"
     seconds = _mean_seconds(results)
@@ -114,15 +119,21 @@ def _mean_seconds(results: Sequence[TrainResult]) -> float:
     return statistics.fmean(result.train_seconds + result.eval_seconds for result in results)
 
 
-def _is_dropped(losses: Sequence[float], competition: Competition, incentives: Incentives) -> bool:
-    """Check whether validators stop evaluating a dataset with these losses.
+def _last_run(
+    losses: Sequence[float], competition: Competition, incentives: Incentives, *, is_order_known: bool
+) -> int | None:
+    """Return the run after which validators stop evaluating, None without one.
 
     Assumes that no earlier record is better than the benchmark.
+    is_order_known: whether these are the validators' own runs. They decide after the first, then after two more.
     """
-    if len(losses) >= incentives.evaluations:
-        return False
-    content = Content(key=ContentKey("", ""), rank=Rank(0, 0, b""), registration_block=0, losses=tuple(losses))
-    return is_hopeless(content, [], competition, incentives)
+    first = 1 if is_order_known else len(losses)
+    for runs in range(first, min(len(losses), incentives.evaluations - 1) + 1, PER_ROUND):
+        done = tuple(losses[:runs])
+        content = Content(key=ContentKey("", ""), rank=Rank(0, 0, b""), registration_block=0, losses=done)
+        if is_hopeless(content, [], competition, incentives):
+            return runs
+    return None
 
 
 def describe_paired(

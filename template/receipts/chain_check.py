@@ -10,9 +10,10 @@ from template.errors import RemoteError
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import CheckedRound, ClaimedRank
 from template.receipts.round_file import RoundHeader, WeightsLine
-from template.receipts.verify import U16_MAX, different_rules
+from template.receipts.verify import SHARE_TOLERANCE, U16_MAX, different_rules
 from template.records import Entry
 from template.rules.entries import find_entries, keep_sealed, missing_commit_blocks
+from template.rules.leaderboard import weights_by_uid
 from template.rules.schedule import UNKNOWN_OUTCOME_BLOCKS
 from template.rules.stands import align
 
@@ -146,6 +147,9 @@ class WeightsCheck:
         self._signer = signer
         self._first_block: int | None = None
         self._blocks: set[int] = set()
+        # Registration blocks of the hotkeys whose shares may be submitted again.
+        self._accepted: Mapping[str, int] | None = None
+        self._last_round: Mapping[str, int] = {}
         self.notes: list[str] = []
 
     def check(self, header: RoundHeader) -> Iterator[Finding]:
@@ -156,15 +160,21 @@ class WeightsCheck:
         for line in header.weights:
             if line.is_accepted is False:
                 continue
-            block = line.included_block or self._find_inclusion(line)
             where = f"weights of block {line.block}"
+            newest, included = self._chain.block(), line.included_block or line.block + 1
+            if not line.block < included <= newest + 1:
+                text = f"no call of then can be in block {included}, and the newest block is {newest}"
+                yield Finding(Kind.WEIGHTS, f"{where}: {text}")
+                continue
+            block = line.included_block or self._find_inclusion(line)
             if block is None:
                 if line.is_accepted:
                     yield Finding(Kind.WEIGHTS, f"{where}: accepted in the file, and not on chain")
                 continue
             yield from self._check_unrecorded(block - 1)
             self._blocks.add(block)
-            yield from (Finding(Kind.WEIGHTS, f"{where}: {fault}") for fault in self._check_line(line, block))
+            yield from (Finding(Kind.WEIGHTS, f"{where}: {fault}") for fault in self._check_line(header, line, block))
+        self._last_round = _registrations(header)
         newest = self._chain.block()
         if header.end_block <= newest:
             yield from self._check_unrecorded(header.end_block - 1)
@@ -193,14 +203,14 @@ class WeightsCheck:
         else:
             yield Finding(Kind.WEIGHTS, f"{where}: on chain, and in no file here")
 
-    def _check_line(self, line: WeightsLine, block: int) -> Iterator[str]:
+    def _check_line(self, header: RoundHeader, line: WeightsLine, block: int) -> Iterator[str]:
         """Compare weights with the state of the block that has them."""
         view = self._chain.snapshot(block)
         neuron = view.by_hotkey.get(self._signer)
         if neuron is None or neuron.last_update_block != block:
             yield f"the chain has none of this signer in block {block}"
             return
-        yield from _check_owners(line, self._chain.snapshot(line.block))
+        yield from self._check_uids(header, line)
         if block in self._chain.weight_commits(self._signer, block):
             revealed = self._find_reveal(block)
             if revealed is None:
@@ -210,6 +220,20 @@ class WeightsCheck:
         expected = {int(uid): weight for uid, weight in (line.sent or line.weights).items()}
         if not _are_equal(expected, on_chain):
             yield f"on chain they are {_in_parts(on_chain)}, in the file {_in_parts(expected)}"
+
+    def _check_uids(self, header: RoundHeader, line: WeightsLine) -> Iterator[str]:
+        """Compute the weights by uid again, from the shares and the uids at that block."""
+        view = self._chain.snapshot(line.block)
+        actual = {int(uid): weight for uid, weight in line.weights.items()}
+        for registrations in (_registrations(header), self._last_round, self._accepted or {}):
+            if _are_close(actual, weights_by_uid(line.shares, view, registrations)):
+                self._accepted = registrations
+                return
+        expected = weights_by_uid(line.shares, view, {})
+        is_own = not line.is_repeat and line.shares.keys() == {row.hotkey for row in header.table if row.weight > 0.0}
+        # Without the file that earned the shares, a hotkey may have lost its uid and registered again.
+        if is_own or self._accepted is not None or not actual.keys() <= expected.keys():
+            yield f"by uid they are {actual}, by the shares {expected}"
 
     def _find_reveal(self, block: int) -> int | None:
         """Return the reveal block of timelocked weights, None if not comparable."""
@@ -226,15 +250,14 @@ class WeightsCheck:
         return high
 
 
-def _check_owners(line: WeightsLine, view: ChainSnapshot) -> Iterator[str]:
-    """Check that each uid with weight has a share or is the subnet owner's."""
-    hotkeys = {neuron.uid: neuron.hotkey for neuron in view.neurons}
-    if not any(share > 0.0 and hotkey in view.by_hotkey for hotkey, share in line.shares.items()):
-        hotkeys.pop(-1 if view.owner_uid is None else view.owner_uid, None)
-    for uid, weight in line.weights.items():
-        hotkey = hotkeys.get(int(uid))
-        if weight > 0.0 and hotkey is not None and line.shares.get(hotkey, 0.0) <= 0.0:
-            yield f"uid {uid} of {hotkey} has weight {weight!r}, and its hotkey no share"
+def _registrations(header: RoundHeader) -> dict[str, int]:
+    return {entry.hotkey: entry.registration_block for entry in header.entries}
+
+
+def _are_close(weights: Mapping[int, float], others: Mapping[int, float]) -> bool:
+    return weights.keys() == others.keys() and all(
+        math.isclose(weight, others[uid], rel_tol=SHARE_TOLERANCE) for uid, weight in weights.items()
+    )
 
 
 def _are_equal(expected: Mapping[int, float], on_chain: Mapping[int, int]) -> bool:

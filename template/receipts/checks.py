@@ -17,11 +17,12 @@ from template.receipts.chain_check import (
     read_or_report,
 )
 from template.receipts.findings import Finding, Kind
-from template.receipts.history import History
+from template.receipts.history import CheckedRound, History
 from template.receipts.plan_check import check_plan
 from template.receipts.receipt import Receipt
 from template.receipts.refusals import RefusalCheck, check_commitments
 from template.receipts.round_file import RoundFile, RoundHeader
+from template.receipts.sequence import SequenceCheck
 from template.receipts.verify import check_against_chain
 
 
@@ -93,17 +94,21 @@ def check_signers(
         chains, refusals: By netuid; no chain without --subtensor.network.
     """
     for netuid, signer in {(file.header.netuid, file.header.signer): None for file in files.values()}:
+        # A round that was done again after a loss of the state has two versions. The first has the weights.
         rounds = {
-            file.header.start_block: (path, file.header)
-            for path, file in reversed(list(files.items()))
+            (file.header.start_block, file.header.season): (path, file.header)
+            for path, file in sorted(files.items(), key=lambda item: item[1].header.opened_block, reverse=True)
             if (file.header.netuid, file.header.signer) == (netuid, signer)
         }
         chain = chains.get(netuid)
-        history = History(receipts)
+        history, sequence = History(receipts), SequenceCheck()
         weights = WeightsCheck(chain, signer) if chain is not None and signer is not None else None
-        for _, (path, header) in sorted(rounds.items()):
+        for path, header in sorted(rounds.values(), key=lambda item: (item[1].start_block, item[1].opened_block)):
             report = reports[path]
-            _check_round(report, header, history, competition, incentives, chain, refusals[netuid])
+            checked = history.add(header)
+            report.findings += sequence.check(header, checked)
+            report.notes += sequence.notes(header)
+            _check_round(report, header, checked, competition, incentives, chain, refusals[netuid])
             if weights is not None:
                 report.findings += read_or_report(weights.check(header), report.unanswered)
                 report.notes += weights.notes
@@ -112,13 +117,12 @@ def check_signers(
 def _check_round(
     report: FileReport,
     header: RoundHeader,
-    history: History,
+    checked: CheckedRound,
     competition: Competition,
     incentives: Incentives,
     chain: AuditChain | None,
     refusals: RefusalCheck,
 ) -> None:
-    checked = history.add(header)
     report.findings += [*check_rules(header, competition, incentives), *check_commitments(header), *checked.findings]
     report.findings += refusals.check(header, checked)
     report.notes += refusals.notes

@@ -1,5 +1,6 @@
 """Write and read receipts (one JSON file each) and round files."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -25,12 +26,14 @@ def write_receipt(receipt: Receipt, folder: Path) -> Path:
 def write_round(
     folder: Path, account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None
 ) -> Path:
-    """Write a file named by the round, for everybody to read.
+    """Write a file named by the round and the season, for everybody to read.
 
     signer and sign are the validator's hotkey and its signature in hex, both None for an unsigned file.
     """
     lines = make_round_lines(account, signer=signer, sign=sign)
-    name = f"round-{account.netuid}-{account.round.start_block}-{signer[:8] if signer else 'offline'}.jsonl"
+    season = hashlib.sha256("\n".join(account.season).encode()).hexdigest()[:6]
+    owner = signer[:8] if signer else "offline"
+    name = f"round-{account.netuid}-{account.round.start_block}-{owner}-{season}.jsonl"
     return _write(folder / name, (line.encode() + b"\n" for line in lines), 0o644)
 
 

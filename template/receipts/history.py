@@ -4,6 +4,7 @@ Pure. Losses, ranks and weights of a round follow from the rounds before it. A l
 nothing, so a missing file is a finding too.
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -16,7 +17,7 @@ from template.receipts.round_file import RoundHeader, WeightsLine
 from template.receipts.verify import SHARE_TOLERANCE
 from template.records import ContentKey, Dataset, LedgerLine, Rank, Stand, SubmissionKey
 from template.rules.entries import MISSING
-from template.rules.evaluations import seed_block
+from template.rules.evaluations import first_seed_block, seed_block
 from template.rules.ledger import Content, Estimate, LedgerRow, estimate_loss, is_hopeless
 from template.rules.stands import Version, extend_stands, find_versions
 
@@ -87,6 +88,7 @@ class History:
         self._datasets: dict[str, dict[SubmissionKey, Dataset]] = {}
         self._missing: set[str] = set()
         self._weights: list[WeightsLine] = []
+        self._last_tables: list[dict[str, float]] = []
 
     def add(self, header: RoundHeader) -> CheckedRound:
         """Check the signer's next round."""
@@ -115,7 +117,7 @@ class History:
         """Add the stands of this round, and the datasets that its file names."""
         entries = [line.to_entry(header.competition.id) for line in header.entries]
         gone = {line.hotkey: SubmissionKey(line.hotkey, line.entry) for line in header.table if line.reason in MISSING}
-        self._missing |= gone.keys()
+        self._missing |= {*gone, *header.missing}
         # A file that is missed in this round is downloaded or evaluated in it; the others were missing before.
         tried = {*header.queue, *(line.hotkey for line in header.evaluations)}
         missing = {key for hotkey, key in gone.items() if hotkey not in tried}
@@ -123,6 +125,8 @@ class History:
         for stand in extend_stands(
             newest, entries, header.start_block, header.incentives.blocks_per_epoch, missing=missing, datasets=datasets
         ):
+            if stand.key.hotkey in header.missing:
+                stand = dataclasses.replace(stand, missing_block=header.start_block)
             stands = self._stands.setdefault(stand.key.hotkey, [])
             if stands and stands[-1].first_block == stand.first_block:
                 stands.pop()
@@ -178,7 +182,7 @@ class History:
             expected = past.rank_block if past else version.seed_block if version else None
             if past is None and version is not None and checked.is_confirmed(key, header.incentives.evaluations):
                 expected = version.rank_block
-            if block != expected:
+            if expected is None or block != first_seed_block(expected, header.incentives):
                 yield from self._judge(checked, key, block, None)
 
     def _judge(
@@ -201,19 +205,22 @@ class History:
     def _check_shares(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         """Check that shares are the table's, the owner's, or the last accepted ones."""
         table = {line.hotkey: line.weight for line in header.table if line.weight > 0.0}
+        # A validator that works through missed rounds submits the newest table again.
+        tables, self._last_tables = [table, *self._last_tables], [table]
         for line in header.weights:
             shares = {hotkey: share for hotkey, share in line.shares.items() if share > 0.0}
             last = self._last_shares(line.block)
             self._weights.append(line)
-            if line.is_accepted is False or not shares or (not line.is_repeat and _are_close(shares, table)):
+            own = tables if line.is_repeat else [table]
+            if line.is_accepted is False or not shares or any(_are_close(shares, earlier) for earlier in own):
                 continue
             where = f"weights of block {line.block}"
             may_repeat = line.is_repeat or _may_repeat(header, shares, _undecided(header, checked))
             if table and not may_repeat:
                 yield Finding(Kind.INCONSISTENT, f"{where}: the shares are not those of the table")
-            elif shares in last and may_repeat:
+            elif may_repeat and shares in last:
                 continue
-            elif len(shares) == 1 and not table and not line.is_repeat:
+            elif len(shares) == 1 and not all(own):
                 checked.burns.append((line.block, next(iter(shares))))
             elif not last:
                 text = "submitted again, and no file here has earlier weights of this signer"
@@ -268,7 +275,8 @@ def _undecided(header: RoundHeader, checked: CheckedRound) -> set[str]:
 
     See `template.rules.leaderboard.find_undecided`.
     """
-    season_block = checked.season.planned[0][0] if checked.season.planned else header.start_block
+    first_block = checked.season.planned[0][0] if checked.season.planned else header.start_block
+    season_block = max(first_block, header.incentives.season_block)
     rows = [_ledger_row(line) for line in header.ledger]
     confirmed = {row.content.key for row in rows}
     hotkeys = set()

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from template.constants import DAY_BLOCKS
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import CheckedRound
 from template.receipts.round_file import RoundHeader
 from template.records import ContentKey, LedgerLine, Rank
-from template.rules.evaluations import plan_evaluations
+from template.rules.evaluations import newcomer_blocks, plan_evaluations
 from template.rules.ledger import Content, read_ledger
 from template.rules.stands import align
 from template.rules.table import tie_break
@@ -93,13 +92,16 @@ def _make_content(
 
 
 def _recent_runs(header: RoundHeader, checked: CheckedRound) -> Counter[str] | None:
-    """Count each hotkey's evaluations in the last day; None if a file is missing."""
-    period, since = header.incentives.blocks_per_epoch, header.start_block - DAY_BLOCKS
+    """Count each hotkey's recent evaluations; None if a file is missing."""
+    period = header.incentives.blocks_per_epoch
+    since = header.start_block - newcomer_blocks(len(header.entries), header.incentives)
     planned = [(block, runs) for block, runs in checked.season.planned if block < header.start_block]
     day = [(block, runs) for block, runs in planned if block > since]
     blocks = [*(block for block, _ in day), header.start_block]
-    first, opening = planned[0][0] if planned else header.start_block, header.incentives.start_block
-    is_covered = first <= since or 0 < opening <= first <= align(opening, period)
-    if not is_covered or any(later - earlier != period for earlier, later in pairwise(blocks)):
+    first = planned[0][0] if planned else header.start_block
+    opening = max(header.incentives.start_block, header.incentives.season_block)
+    if first > max(since, align(opening, period)) or any(
+        later - earlier != period for earlier, later in pairwise(blocks)
+    ):
         return None
     return sum((runs for _, runs in day), Counter())

@@ -34,6 +34,8 @@ class SignedRecord:
     FORMAT: ClassVar[str]
     signer: str | None
     signature: str | None
+    # As it was read: a later release may know more keys, with default values, than its signer wrote.
+    _read: ClassVar[dict[str, Any] | None] = None
 
     def message(self) -> bytes:
         """Return the bytes to sign: the format and everything but the signature."""
@@ -51,12 +53,16 @@ class SignedRecord:
         return canonical_json(self._content())
 
     def _content(self) -> dict[str, Any]:
-        return {"format": self.FORMAT, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        content = dataclasses.asdict(self) if self._read is None else self._read  # type: ignore[call-overload]
+        return {"format": self.FORMAT, **content}
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Self:
         """Parse a record; `source` names its origin in errors. Raises: ConfigError."""
-        return read_record(cls, parse_object(text, cls.FORMAT, source), source)
+        content = parse_object(text, cls.FORMAT, source)
+        record = read_record(cls, content, source)
+        object.__setattr__(record, "_read", content)
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from template.receipts.round_file import RoundFile, RoundHeader, TableLine
 from template.records import Dataset, SubmissionKey
 from template.rules.duplicates import max_shared
 from template.rules.entries import MISSING
+from template.rules.stands import align
 
 # Reasons that follow from the text of a commitment, and those from the content of a file.
 _OF_TEXT = (Reason.BAD_COMMITMENT, Reason.WRONG_COMPETITION, Reason.BEFORE_REGISTRATION)
@@ -21,6 +22,9 @@ _OF_CONTENT = (Reason.TOO_LARGE, Reason.MALFORMED, Reason.EMPTY, Reason.NOT_IN_P
 _DUPLICATE = re.compile(
     r"shares ([0-9]{1,5}) rows with the earlier dataset of (\w{1,64}) \(rows ([0-9a-f]{12}), block ([0-9]{1,10})\)"
 )
+
+# Written by `template.rules.leaderboard`.
+_COUNTS_LATER = re.compile(r"counts from block ([0-9]{1,10})")
 
 Read = Callable[[CommitmentRecord], Dataset]
 """Downloads and checks a dataset. Raises: SubmissionError, RemoteError."""
@@ -83,9 +87,11 @@ class RefusalCheck:
         for line in header.table:
             try:
                 if line.reason is Reason.DUPLICATE:
-                    findings += self._check_duplicate(line, checked)
+                    findings += self._check_duplicate(line, header, checked)
                 elif line.reason in (*_OF_CONTENT, *MISSING):
                     findings += self._check_content(line)
+                elif line.reason is None and line.digest is None:
+                    findings += self._check_waiting(line, header, checked)
                 elif line.reason in (Reason.DIVERGED, Reason.NO_TARGET):
                     self.notes.append(f"{line.hotkey}: {line.reason}; only an evaluation can show it")
             except RemoteError as error:
@@ -117,6 +123,25 @@ class RefusalCheck:
                     findings.append(Finding(Kind.COPY, f"{line.hotkey}: {text} {other.hotkey}"))
         return findings
 
+    def _check_waiting(self, line: TableLine, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
+        """Check a dataset that is to count later, or whose file was not read yet."""
+        match = _COUNTS_LATER.fullmatch(line.message)
+        if match is None:
+            if not isinstance(self._read_once(line.hotkey, line.entry), SubmissionError):
+                self.notes.append(f"{line.hotkey}: waits for its download, and the Hub has its file now")
+            return
+        rules, block = header.incentives, int(match[1])
+        own = [version for key, version in checked.versions.items() if key.hotkey == line.hotkey and version.is_counted]
+        if not own and checked.first_block > header.start_block - rules.update_blocks:
+            self.notes.append(f"{line.hotkey}: counts from block {block}, because of a dataset that is in no file here")
+            return
+        last = max((version.rank_block for version in own), default=0)
+        # A file that comes late counts from the round after the one that reads it.
+        earliest = max(last + rules.update_blocks, header.start_block + rules.blocks_per_epoch)
+        if block > align(earliest, rules.blocks_per_epoch):
+            text = f"counts from block {block} in the table, by the entries of these files from {earliest} at most"
+            yield Finding(Kind.RANK, f"{line.hotkey}: {text}")
+
     def _check_content(self, line: TableLine) -> Iterator[Finding]:
         dataset = self._read_once(line.hotkey, line.entry)
         if isinstance(dataset, SubmissionError):
@@ -128,7 +153,7 @@ class RefusalCheck:
         else:
             yield Finding(Kind.REFUSAL, f"{line.hotkey}: {line.reason} in the table, and its dataset passes the check")
 
-    def _check_duplicate(self, line: TableLine, checked: CheckedRound) -> Iterator[Finding]:
+    def _check_duplicate(self, line: TableLine, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         where = f"{line.hotkey}: duplicate"
         match = _DUPLICATE.fullmatch(line.message)
         if match is None:
@@ -137,6 +162,12 @@ class RefusalCheck:
         shared, hotkey, prefix, block = int(match[1]), match[2], match[3], int(match[4])
         if hotkey == line.hotkey:
             yield Finding(Kind.REFUSAL, f"{where} of its own dataset")
+        refused = {(row.hotkey, row.digest[:12]) for row in header.table if row.digest and row.reason is not None}
+        if (hotkey, prefix) in refused:
+            yield Finding(Kind.REFUSAL, f"{where} of a dataset that is refused itself: {hotkey} (rows {prefix})")
+        if not 0 < block <= header.start_block:
+            yield Finding(Kind.REFUSAL, f"{where} of a dataset from block {block}, which is not in the past")
+            return
         yield from _check_order(line, hotkey, prefix, block, checked)
         text = self._commitments.get((hotkey, prefix))
         if self._chain is not None:

@@ -40,7 +40,8 @@ _Line = TypeVar("_Line")
 class RoundSummary:
     """A closing round, as the validator writes it.
 
-    results: recorded evaluations of the round. receipts: the readable ones among them.
+    missing: hotkeys whose file was never read and is not on the Hub. results: recorded evaluations of the round.
+    receipts: the readable ones among them.
     """
 
     netuid: int
@@ -49,11 +50,17 @@ class RoundSummary:
     hyperparameters_digest: str
     model: str
     round: Round
+    missing: Sequence[str]
     standings: Sequence[LeaderboardRow]
     ledger: Sequence[LedgerLine]
     intents: Sequence[WeightIntent]
     results: Mapping[RoundEvaluation, EvaluationResult]
     receipts: Mapping[RoundEvaluation, Receipt]
+
+    @property
+    def season(self) -> tuple[str, ...]:
+        """What losses must have in common to be compared."""
+        return self.competition.digest, self.hyperparameters_digest, self.model, self.round.lucky_num_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +143,9 @@ class WeightsLine:
 class RoundHeader(SignedRecord):
     """First line of a round file, made from a `RoundSummary`.
 
-    queue: hotkeys in order of download. version: of the package that wrote the file. receipts: number of lines that
-    follow. receipts_sha256: over their bytes.
+    queue: hotkeys in order of download. missing: hotkeys whose file was never read and is not on the Hub: their dataset
+    counts from a later block. version: of the package that wrote the file. receipts: number of lines that follow.
+    receipts_sha256: over their bytes.
     """
 
     FORMAT = "dataset-round/2"
@@ -155,6 +163,7 @@ class RoundHeader(SignedRecord):
     end_block: int
     entries: tuple[EntryLine, ...]
     queue: tuple[str, ...]
+    missing: tuple[str, ...]
     evaluations: tuple[EvaluationLine, ...]
     ledger: tuple[LedgerLine, ...]
     table: tuple[TableLine, ...]
@@ -163,6 +172,16 @@ class RoundHeader(SignedRecord):
     receipts_sha256: str
     signer: str | None = None
     signature: str | None = None
+
+    @property
+    def is_past(self) -> bool:
+        """Whether the round was over when it opened."""
+        return self.opened_block >= self.end_block
+
+    @property
+    def season(self) -> tuple[str, ...]:
+        """The inputs that losses of one ledger have in common."""
+        return self.competition.digest, self.hyperparameters_digest, self.model, self.lucky_num_from
 
     @property
     def estimates(self) -> list[TableLine | LedgerLine]:
@@ -180,7 +199,8 @@ class RoundHeader(SignedRecord):
         if _VERSION_0_3 in (text if isinstance(text, bytes) else text.encode(errors="replace")):
             raise ConfigError(f"{source}: of version 0.3, whose rules were others: audit it with that version")
         header = super().from_json(text, source)
-        lines = (header.entries, header.queue, header.table, header.weights, header.evaluations, header.ledger)
+        hotkeys = (header.queue, header.missing)
+        lines = (*hotkeys, header.entries, header.table, header.weights, header.evaluations, header.ledger)
         if max(map(len, lines)) > MAX_ENTRIES:
             raise ConfigError(f"{source}: more than {MAX_ENTRIES} entries; a subnet has fewer")
         seeds = [line.seed_block for line in header.evaluations if line.seed_block is not None]
@@ -223,6 +243,7 @@ def make_round_lines(account: RoundSummary, *, signer: str | None, sign: Callabl
             _copy(EntryLine, entry, **_identity(entry.key), block=entry.reveal_block) for entry in account.round.entries
         ),
         queue=tuple(key.hotkey for key in account.round.queue),
+        missing=tuple(account.missing),
         evaluations=tuple(_evaluation_line(evaluation, account) for evaluation in account.round.evaluations or ()),
         ledger=tuple(account.ledger),
         table=tuple(_copy(TableLine, row, **_identity(row.key)) for row in account.standings),

@@ -21,7 +21,7 @@ from template.rules.scoring import score_of
 U16_MAX = 65535
 
 # File names that a validator writes.
-_NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+\.jsonl")
+_NAME = re.compile(r"round-([0-9]{1,5})-([0-9]{1,10})-[A-Za-z0-9]+(-[0-9a-f]+)?\.jsonl")
 
 _Value = TypeVar("_Value", bound=Hashable)
 
@@ -47,10 +47,11 @@ def check_consistency(file: RoundFile, receipts: Mapping[str, Receipt]) -> list[
 def check_across_files(headers: Mapping[str, RoundHeader]) -> dict[str, list[str]]:
     """Check file names, and that no signer has two versions of a round; by path.
 
-    Weights and late receipts may change between two writings of a round; its inputs and its table may not.
+    Weights and late receipts may change between two writings of a round; its inputs and its table may not. A validator
+    that lost its state, or begins a new season, does past rounds again: they have no weights of their own.
     """
     faults: dict[str, list[str]] = {path: [] for path in headers}
-    versions: dict[tuple[str, int, int], tuple[str, RoundHeader]] = {}
+    versions: dict[tuple[object, ...], tuple[str, RoundHeader]] = {}
     for path, header in headers.items():
         name = _NAME.fullmatch(path.rpartition("/")[2])
         if name is not None and (int(name[1]), int(name[2])) != (header.netuid, header.start_block):
@@ -60,7 +61,8 @@ def check_across_files(headers: Mapping[str, RoundHeader]) -> dict[str, list[str
         if header.signer is None:
             continue
         version = dataclasses.replace(header, weights=(), receipts=0, receipts_sha256="", signature=None)
-        key = (header.signer, header.netuid, header.start_block)
+        replay = (header.opened_block, *header.season) if header.is_past else None
+        key = (header.signer, header.netuid, header.start_block, replay)
         first_path, first = versions.setdefault(key, (path, version))
         if version != first:
             faults[path].append(f"{header.signer} signed another version of this round in {first_path}")
@@ -136,6 +138,7 @@ def _check_lines(header: RoundHeader) -> Iterator[str]:
     for name, hotkeys in (
         ("entries", [entry.hotkey for entry in header.entries]),
         ("queue", header.queue),
+        ("missing", header.missing),
         ("table", [line.hotkey for line in header.table]),
     ):
         yield from (f"{hotkey}: more than once in {name}" for hotkey in _repeated(hotkeys))
@@ -146,9 +149,8 @@ def _check_lines(header: RoundHeader) -> Iterator[str]:
         entry = entries.get(line.hotkey)
         if entry is not None and (line.uid, line.entry) != (entry.uid, entry.entry):
             yield f"{line.hotkey}: uid or commitment differs between table and entries"
-    if header.table:
-        listed = {line.hotkey for line in header.table}
-        yield from (f"{hotkey}: in entries, not in the table" for hotkey in entries if hotkey not in listed)
+    listed = {line.hotkey for line in header.table}
+    yield from (f"{hotkey}: in entries, not in the table" for hotkey in entries if hotkey not in listed)
 
 
 def _repeated(values: Iterable[_Value]) -> list[_Value]:
@@ -226,8 +228,8 @@ def _check_ledger(header: RoundHeader) -> Iterator[str]:
     """Recompute losses from means and spreads, and credits from losses, bit by bit."""
     incentives, competition = header.incentives, header.competition
     frontier = competition.bench
-    keys = [(line.rank_block, line.commit_block) for line in header.ledger]
-    if keys != sorted(keys):
+    ranks = [(line.rank_block, line.commit_block) for line in header.ledger]
+    if ranks != sorted(ranks):
         yield "the ledger is not in the order of ranks"
     for line in header.ledger:
         where = f"{line.hotkey}, ledger"
@@ -240,10 +242,12 @@ def _check_ledger(header: RoundHeader) -> Iterator[str]:
         if line.credit != (credit or 0.0):
             yield f"{where}: credit {line.credit!r}, by the rules {credit or 0.0!r}"
         frontier = frontier if credit is None else line.loss
-    yield from (
-        f"{key[0]}: dataset {key[1][:12]} more than once in the ledger"
-        for key in _repeated((line.hotkey, line.digest) for line in header.ledger)
-    )
+    keys = [(line.hotkey, line.digest) for line in header.ledger]
+    yield from (f"{key[0]}: dataset {key[1][:12]} more than once in the ledger" for key in _repeated(keys))
+    for row in header.table:
+        is_confirmed = row.reason is None and row.runs >= incentives.evaluations
+        if is_confirmed and (row.hotkey, row.digest) not in keys:
+            yield f"{row.hotkey}: {row.runs} evaluations in the table, and its dataset is not in the ledger"
 
 
 def _check_table(header: RoundHeader) -> Iterator[str]:
@@ -288,7 +292,14 @@ def _without_zeros(values: Mapping[str, int]) -> dict[str, int]:
 def _check_weights(header: RoundHeader) -> Iterator[str]:
     """Check the weights by uid; see `template.receipts.history` for the shares."""
     submitted = _final_weights(header)
-    if submitted is not None and any(line.weight > 0.0 for line in header.table):
+    if submitted is not None and header.is_past:
+        yield f"weights of block {submitted.block}: the round was over when it opened, and has none of its own"
+    if not any(line.weight > 0.0 for line in header.table):
+        return
+    # A round that opened in time tries to submit its weights until it closes.
+    if submitted is None and header.weights and not header.is_past:
+        yield "earlier weights were submitted again, and those of the table were not"
+    if submitted is not None:
         where = f"weights of block {submitted.block}"
         yield from (f"{where}: {fault}" for fault in _check_uids(submitted, header.table))
 
@@ -323,9 +334,8 @@ def remarks(file: RoundFile) -> list[str]:
     notes = [] if header.signer else ["unsigned: the file proves nothing about a validator"]
     if header.lucky_num_from == "random":
         notes.append("seeds are drawn by the validator: that each was drawn only once cannot be proved")
-    undone = sum(line.loss is None for line in header.evaluations)
-    if undone:
-        notes.append(f"{undone} evaluations were planned and not done")
+    undone = [line for line in header.evaluations if line.loss is None]
+    notes += [f"{line.hotkey}: evaluation {line.number} was planned and not done" for line in undone]
     submitted = _final_weights(header)
     if submitted is None:
         return notes

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from template.competition import Incentives
 from template.constants import MAX_SHARED_PERCENT
 from template.errors import Reason, SubmissionError
 from template.records import ContentKey, Dataset, Rank, SubmissionKey
-from template.rules.stands import Version
+from template.rules.evaluations import seed_block
+from template.rules.stands import Version, align
 
 # Earlier versions of one hotkey's dataset that can make others duplicates: this many of its first, and of its last.
 MAX_VERSIONS = 8
@@ -130,6 +132,20 @@ def related_versions(
         version for version in versions if version is newest or _are_related(rows, set(datasets[version.key].row_keys))
     ]
     return list(dict.fromkeys(related[:MAX_VERSIONS] + related[-MAX_VERSIONS:]))
+
+
+def former_versions(versions: Iterable[Version], incentives: Incentives) -> list[Version]:
+    """Return the versions that were committed long enough in an earlier season to be records of it.
+
+    The ledger that protected them against copies ended with that season.
+    """
+    season_block = align(incentives.season_block, incentives.blocks_per_epoch)
+    least = seed_block(0, incentives.evaluations, incentives.blocks_per_epoch)
+    return [
+        version
+        for version in versions
+        if version.is_counted and min(version.last_block, season_block) - version.rank_block >= least
+    ]
 
 
 def _are_related(rows: Set[bytes], others: Set[bytes]) -> bool:

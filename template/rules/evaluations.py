@@ -7,7 +7,9 @@ from functools import partial
 from itertools import chain
 
 from template.competition import Competition, Incentives
+from template.constants import DAY_BLOCKS
 from template.rules.ledger import Content, LedgerRow, estimate_loss, is_hopeless
+from template.rules.stands import align
 
 # Evaluations of one dataset in one round. Their seeds come from one aligned block.
 PER_ROUND = 2
@@ -28,6 +30,14 @@ class PlannedEvaluation:
     seed_block: int
 
 
+def first_seed_block(block: int, incentives: Incentives) -> int:
+    """Return the aligned block from which a dataset's seeds come.
+
+    Not before the season: who knew the seeds could choose a dataset by them.
+    """
+    return max(block, align(incentives.season_block, incentives.blocks_per_epoch))
+
+
 def seed_block(first_block: int, number: int, period: int) -> int:
     """Return the aligned block that gives the seed of an evaluation, counted from 1."""
     return first_block + (number - 1) // PER_ROUND * period
@@ -43,6 +53,14 @@ def derive_seed(block_hash: str, digest: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(_DOMAIN + parts).digest()[:4], "little")
 
 
+def newcomer_blocks(hotkeys: int, incentives: Incentives) -> int:
+    """Return the time without an evaluation after which a hotkey comes first.
+
+    It is a day, or longer where the first evaluations of so many hotkeys would take more than half of the slots.
+    """
+    return max(DAY_BLOCKS, 2 * -(-hotkeys // incentives.slots) * incentives.blocks_per_epoch)
+
+
 def plan_evaluations(
     contents: Collection[Content],
     ledger: Sequence[LedgerRow],
@@ -53,14 +71,17 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Return the evaluations of the round that starts at `block`, in order.
 
-    First evaluations of hotkeys without any in the last day precede all others. Then four slots are for records, half
-    for datasets in progress (lowest mean and oldest rank in turn), and the rest for other first evaluations (hotkeys
-    with the fewest in the last day first). A free slot goes to the next group.
+    A round before the season has none. First evaluations of hotkeys without any recent one precede all others.
+    Then four slots, or half of fewer, are for records, half for datasets in progress (lowest mean and oldest rank in
+    turn), and the rest for other first evaluations (hotkeys with the fewest recent ones first). A free slot goes to
+    the next group.
 
     Args:
         contents: Datasets that can be evaluated: present, readable, no duplicates.
-        recent_runs: Evaluations of each hotkey in the last day.
+        recent_runs: Evaluations of each hotkey within `newcomer_blocks`.
     """
+    if block < incentives.season_block:
+        return []
     records = [row.content for row in ledger if row.credit > 0.0 and len(row.content.losses) < incentives.hold]
     confirmed = {row.content.key for row in ledger}
     present = {content.key for content in contents}
@@ -80,15 +101,15 @@ def plan_evaluations(
     ]
     newcomers = [content for content in first if not recent_runs.get(content.key.hotkey)]
 
-    ready = partial(_ready_evaluations, block=block, period=incentives.blocks_per_epoch)
+    ready = partial(_ready_evaluations, block=block, incentives=incentives)
     slots, evaluations = incentives.slots, incentives.evaluations
     of_records = ready(holders, incentives.hold)
     of_started = ready(_alternate_mean_and_rank(started, incentives.sd), evaluations)
     plan: dict[PlannedEvaluation, None] = {}
     for queue, most in (
         (ready(newcomers, evaluations, 1), slots),
-        (of_records, _RECORD_SLOTS),
-        (of_started, slots // 2),
+        (of_records, min(_RECORD_SLOTS, slots // 2)),
+        (of_started, -(-slots // 2)),
         (ready(first, evaluations, 1), slots),
         (of_started, slots),
         (of_records, slots),
@@ -106,7 +127,7 @@ def _alternate_mean_and_rank(contents: Collection[Content], sd: float) -> list[C
 
 
 def _ready_evaluations(
-    queue: Iterable[Content], runs: int, most: int = PER_ROUND, *, block: int, period: int
+    queue: Iterable[Content], runs: int, most: int = PER_ROUND, *, block: int, incentives: Incentives
 ) -> list[PlannedEvaluation]:
     """Return the next evaluations of each dataset whose seed blocks are reached.
 
@@ -118,9 +139,10 @@ def _ready_evaluations(
         PlannedEvaluation(content, number, seeded)
         for content in queue
         for number in range(len(content.losses) + 1, min(len(content.losses) + most, runs) + 1)
-        if (seeded := seed_block(_first_seed_block(content), number, period)) <= block
+        if (seeded := _seed_block(content, number, incentives)) <= block
     ]
 
 
-def _first_seed_block(content: Content) -> int:
-    return content.rank.block if content.seed_block is None else content.seed_block
+def _seed_block(content: Content, number: int, incentives: Incentives) -> int:
+    block = content.rank.block if content.seed_block is None else content.seed_block
+    return seed_block(first_seed_block(block, incentives), number, incentives.blocks_per_epoch)

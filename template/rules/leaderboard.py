@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
-from template.chain_records import ChainView
+from template.chain_records import ChainSnapshot
 from template.competition import Competition, Incentives
 from template.records import Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.ledger import (
@@ -38,7 +38,8 @@ def build_leaderboard(
         for row in rows
     ]
     shares = make_shares(rows, ledger, registrations, incentives)
-    return Leaderboard([dataclasses.replace(row, weight=shares.get(row.hotkey, 0.0)) for row in rows], ledger)
+    rows = [dataclasses.replace(row, weight=shares[row.hotkey]) if row.hotkey in shares else row for row in rows]
+    return Leaderboard(rows, ledger)
 
 
 def find_undecided(table: Table, season_block: int, competition: Competition, incentives: Incentives) -> frozenset[str]:
@@ -84,7 +85,9 @@ def choose_weights(
     return {owner_hotkey: 1.0}
 
 
-def weights_by_uid(shares: Mapping[str, float], view: ChainView, registrations: Mapping[str, int]) -> dict[int, float]:
+def weights_by_uid(
+    shares: Mapping[str, float], view: ChainSnapshot, registrations: Mapping[str, int]
+) -> dict[int, float]:
     """Return the shares by uid, summing to 1; empty when no uid is left.
 
     registrations: registration block of each hotkey when it earned its share. A hotkey that registered again since is
@@ -119,23 +122,23 @@ def _make_row(
         if entry.key in table.waiting:
             row = dataclasses.replace(row, message=f"counts from block {table.waiting[entry.key]}")
         return row
-    row = dataclasses.replace(row, digest=content.key.digest, message="waits for its first evaluation")
-    if content.losses:
-        estimate = estimate_loss(content.losses, incentives.sd)
-        row = dataclasses.replace(
-            row,
-            message=_progress(estimate.runs, incentives),
-            loss=estimate.loss,
-            mean=estimate.mean,
-            spread=estimate.spread,
-            runs=estimate.runs,
-            score=score_of(estimate.loss, competition),
-        )
     duplicate = table.duplicates.get(content.key)
-    if duplicate is not None:
-        error = duplicate.to_error()
-        return dataclasses.replace(row, reason=error.reason, message=str(error), score=0.0)
-    return row
+    error = None if duplicate is None else duplicate.to_error()
+    estimate = estimate_loss(content.losses, incentives.sd) if content.losses else None
+    message = _progress(len(content.losses), incentives) if estimate else "waits for its first evaluation"
+    return LeaderboardRow(
+        key=entry.key,
+        uid=entry.uid,
+        reason=error.reason if error else None,
+        message=str(error) if error else message,
+        loss=estimate.loss if estimate else None,
+        score=score_of(estimate.loss, competition) if estimate and not error else 0.0,
+        weight=0.0,
+        digest=content.key.digest,
+        mean=estimate.mean if estimate else None,
+        spread=estimate.spread if estimate else None,
+        runs=len(content.losses),
+    )
 
 
 def _progress(runs: int, incentives: Incentives) -> str:

@@ -67,16 +67,15 @@ def estimate_loss(losses: Sequence[float], sd: float) -> Estimate:
 
     A spread above `sd`, the competition's, adds a penalty: the mean of a wide distribution is easier to be lucky with.
     """
-    mean = math.fsum(losses) / len(losses)
-    spread = _spread(tuple(losses)) if len(losses) > 1 else None
-    loss = paid_loss(mean, spread, len(losses), sd)
-    return Estimate(mean=mean, spread=spread, runs=len(losses), loss=loss)
+    return _estimate(tuple(losses), sd)
 
 
 @functools.lru_cache(maxsize=4096)
-def _spread(losses: tuple[float, ...]) -> float:
-    # Exact, and so slow; each table asks for the same ones.
-    return statistics.stdev(losses)
+def _estimate(losses: tuple[float, ...], sd: float) -> Estimate:
+    # The deviation is exact, and so slow; each table needs the same ones.
+    mean = math.fsum(losses) / len(losses)
+    spread = statistics.stdev(losses) if len(losses) > 1 else None
+    return Estimate(mean=mean, spread=spread, runs=len(losses), loss=paid_loss(mean, spread, len(losses), sd))
 
 
 def paid_loss(mean: float, spread: float | None, runs: int, sd: float) -> float:

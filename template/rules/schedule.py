@@ -34,11 +34,13 @@ REPEAT_AT = 0.75
 class Policy:
     """Sizes of rounds in blocks, and the operator's choices.
 
-    start_block: the first round is the first one from here on; 0 for the newest at the first start.
+    start_block: the first round is the first one from here on; 0 for the newest at the first start. season_block:
+    evaluations begin here; 0 for the first round.
     """
 
     blocks_per_epoch: int = 360
     start_block: int = 0
+    season_block: int = 0
     block_threshold: int = 50
     miner_duplicate_sample_size: int = 256
     sets_weights: bool = True
@@ -51,7 +53,8 @@ class State:
 
     intents, repeats: the newest round's own weights, and earlier shares submitted again in it. pending_intents: of any
     round, without an outcome. losses: of each dataset, by number of the evaluation. missing_files: checked datasets
-    whose file is gone from the disk. last_start_block: of the newest round.
+    whose file is gone from the disk. last_start_block: of the newest round of this season. older_start_block: of the
+    newest round of any earlier one.
     """
 
     hotkey: str
@@ -63,6 +66,7 @@ class State:
     has_leaderboard: bool = False
     has_last_shares: bool = False
     last_start_block: int | None = None
+    older_start_block: int | None = None
     datasets: Mapping[SubmissionKey, object] = field(default_factory=dict)
     verdicts: Mapping[SubmissionKey, Verdict] = field(default_factory=dict)
     losses: Mapping[ContentKey, Sequence[float]] = field(default_factory=dict)
@@ -205,6 +209,9 @@ def _open_round(state: State, view: ChainView, policy: Policy) -> Action:
         start = state.last_start_block - state.last_start_block % period + period
     else:
         start = align(policy.start_block, period) if policy.start_block else newest
+        if policy.season_block and state.older_start_block is not None:
+            # What was public before the season is recorded up to that round.
+            start = max(start, min(align(state.older_start_block + 1, period), align(policy.season_block, period)))
     if start > newest:
         return Wait(f"the next round starts at block {start}")
     return OpenRound(start, start + period)

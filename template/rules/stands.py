@@ -20,7 +20,8 @@ class Version:
     """A dataset of a hotkey in one registration.
 
     key: its newest commitment. first_block: of its first stand.
-    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom. rank_block: from
+    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom, also if the file
+    came late. rank_block: from
     which it counts. seed_block: from which its evaluations have their seeds. is_counted: False if it was replaced
     before it counted, or is to count later.
     """
@@ -68,19 +69,22 @@ def extend_stands(
         is_missing = entry.key in missing
         if entry.rejection is not None or (is_missing and entry.key in datasets):
             continue
-        stand = newest.get(entry.key.hotkey)
-        if stand is None or not _continues(stand, entry, previous_block, period=period, block=block):
-            # One that was readable before, and did not stand, had lost its file.
-            was_lost = entry.reveal_block <= previous_block and entry.key in datasets
-            stand = Stand(
+        last = newest.get(entry.key.hotkey)
+        if last is not None and not _continues(last, entry, previous_block, period=period, block=block):
+            last = None
+        # One that was readable before, and did not stand, had lost its file.
+        was_lost = entry.reveal_block <= previous_block and entry.key in datasets
+        first_block = block if was_lost else align(entry.commit_block, period)
+        stands.append(
+            Stand(
                 key=entry.key,
-                first_block=block if was_lost else align(entry.commit_block, period),
-                last_block=block,
-                commit_block=entry.commit_block,
+                first_block=last.first_block if last else first_block,
+                last_block=max(block, last.last_block) if last else block,
+                commit_block=last.commit_block if last else entry.commit_block,
                 registration_block=entry.registration_block,
+                missing_block=block if is_missing else last.missing_block if last else 0,
             )
-        missing_block = block if is_missing else stand.missing_block
-        stands.append(dataclasses.replace(stand, last_block=max(block, stand.last_block), missing_block=missing_block))
+        )
     return stands
 
 
@@ -97,7 +101,7 @@ def stands_at(stands: Iterable[Stand], block: int) -> list[Stand]:
     A missed round needs them after newer ones are recorded.
     """
     return [
-        dataclasses.replace(stand, last_block=min(stand.last_block, block))
+        dataclasses.replace(stand, last_block=block) if stand.last_block > block else stand
         for stand in stands
         if stand.first_block <= block
     ]
@@ -118,23 +122,30 @@ def find_versions(
     for stand in sorted(stands, key=lambda stand: stand.first_block):
         if stand.registration_block != registration_block or stand.key not in datasets:
             continue
-        version = _next_version(versions, stand, datasets[stand.key].digest, period)
-        if counted is not None and counted.digest != version.digest:
-            earliest = align(counted.rank_block + update_blocks, period)
-            version = dataclasses.replace(version, rank_block=max(version.rank_block, earliest))
-        version = _with_history(version, versions)
+        digest = datasets[stand.key].digest
+        if versions and _is_continued(versions[-1], stand, digest, period):
+            last = versions.pop()
+            is_counted = last.rank_block <= stand.last_block
+            version = dataclasses.replace(last, key=stand.key, last_block=stand.last_block, is_counted=is_counted)
+        else:
+            earliest = 0
+            if counted is not None and counted.digest != digest:
+                earliest = align(counted.rank_block + update_blocks, period)
+            same = [other for other in versions if other.digest == digest]
+            version = _make_version(stand, digest, same, earliest=earliest, period=period)
         counted = version if version.is_counted else counted
         versions.append(version)
     return _remembered(versions)
 
 
-def _next_version(versions: list[Version], stand: Stand, digest: str, period: int) -> Version:
-    """Make the stand's version; pop the last of `versions` if the stand continues it."""
-    last = versions[-1] if versions else None
-    is_next = last is not None and stand.first_block - last.last_block <= period
-    if last is not None and is_next and last.digest == digest and not stand.missing_block:
-        return dataclasses.replace(versions.pop(), key=stand.key, last_block=stand.last_block)
+def _is_continued(last: Version, stand: Stand, digest: str, period: int) -> bool:
+    return last.digest == digest and stand.first_block - last.last_block <= period and not stand.missing_block
+
+
+def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earliest: int, period: int) -> Version:
+    """Make the version of a stand. same: earlier versions with the same rows."""
     block = max(stand.first_block, stand.missing_block + 2 * period if stand.missing_block else 0)
+    rank_block = max(block, earliest)
     return Version(
         key=stand.key,
         digest=digest,
@@ -142,24 +153,13 @@ def _next_version(versions: list[Version], stand: Stand, digest: str, period: in
         last_block=stand.last_block,
         commit_block=stand.commit_block,
         registration_block=stand.registration_block,
-        public_block=block,
-        public_commit_block=stand.commit_block,
-        rank_block=block,
-        seed_block=block,
-    )
-
-
-def _with_history(version: Version, versions: Sequence[Version]) -> Version:
-    """Set the fields that earlier stands of the same rows decide."""
-    same = [other for other in versions if other.digest == version.digest]
-    first = same[0] if same else version
-    return dataclasses.replace(
-        version,
-        public_block=first.public_block,
-        public_commit_block=first.public_commit_block,
+        # A commitment fixes the rows, so its owner had them first, even if the file came late.
+        public_block=same[0].public_block if same else stand.first_block,
+        public_commit_block=same[0].public_commit_block if same else stand.commit_block,
+        rank_block=rank_block,
         # Seeds that are known before a dataset counts could be chosen among datasets that never count.
-        seed_block=next((other.seed_block for other in same if other.is_counted), version.rank_block),
-        is_counted=version.rank_block <= version.last_block,
+        seed_block=next((other.seed_block for other in same if other.is_counted), rank_block),
+        is_counted=rank_block <= stand.last_block,
     )
 
 

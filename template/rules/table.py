@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from template.competition import Competition, Incentives
 from template.records import Confirmed, ContentKey, Dataset, Entry, Rank, Stand, SubmissionKey
-from template.rules.duplicates import Candidate, Duplicate, match_duplicates, related_versions
+from template.rules.duplicates import Candidate, Duplicate, former_versions, match_duplicates, related_versions
 from template.rules.ledger import Content, LedgerRow, read_ledger
 from template.rules.stands import Version, find_versions, stands_at
 
@@ -82,7 +82,8 @@ def make_table(inputs: Inputs) -> Table:
                     present[version.key] = _make_content(version, inputs)
                 else:
                     waiting[version.key] = version.rank_block
-        for version in related_versions(versions, current, usable):
+        refusing = [*related_versions(versions, current, usable), *former_versions(versions, inputs.incentives)]
+        for version in refusing:
             key = ContentKey(hotkey, version.digest)
             if version.public_block <= inputs.block:
                 candidates.setdefault(key, _make_candidate(key, _public(version, inputs), usable[version.key].row_keys))

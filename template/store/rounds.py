@@ -111,6 +111,12 @@ class RoundTables(StateFile):
         rows = self.rows(f"{_SELECT_ROUNDS} {where} ORDER BY id DESC LIMIT 1")
         return self._read_round(rows[0]) if rows else None
 
+    def last_decided_round(self, eval_config: EvalConfig) -> Round | None:
+        """Return the config's newest round with a leaderboard, None without."""
+        where = "contest_id = ? AND id IN (SELECT round_id FROM standings)"
+        rows = self.rows(f"{_SELECT_ROUNDS} WHERE {where} ORDER BY id DESC LIMIT 1", eval_config.id)
+        return self._read_round(rows[0]) if rows else None
+
     def last_round_id(self) -> int | None:
         """Return the id of the newest round of any config, None before the first."""
         (row,) = self.rows("SELECT max(id) AS id FROM rounds")
@@ -137,9 +143,16 @@ class RoundTables(StateFile):
         """Return the hashes of the aligned blocks on which rounds were opened."""
         return dict(map(tuple, self.rows("SELECT start_block, start_block_hash FROM rounds")))
 
-    def last_start_block(self, eval_config: EvalConfig) -> int | None:
-        """Return the start block of the config's newest round, None before the first."""
-        (row,) = self.rows("SELECT max(start_block) AS block FROM rounds WHERE contest_id = ?", eval_config.id)
+    def last_start_block(self, eval_config: EvalConfig | None = None) -> int | None:
+        """Return the start block of the newest round, of one config or any.
+
+        None before the first. Of any, rounds of version 0.3 do not count: they recorded no stands.
+        """
+        query = "SELECT max(start_block) AS block FROM rounds"
+        if eval_config is None:
+            (row,) = self.rows(f"{query} WHERE is_planned")
+        else:
+            (row,) = self.rows(f"{query} WHERE contest_id = ?", eval_config.id)
         return None if row["block"] is None else int(row["block"])
 
     def first_start_block(self, eval_config: EvalConfig) -> int:
@@ -223,6 +236,14 @@ class RoundTables(StateFile):
         """Return the round's weight submissions, oldest first."""
         return self._intents("WHERE round_id = ? ORDER BY id", round_id)
 
+    def intents_since_last_round(self, round_id: int) -> list[WeightIntent]:
+        """Return the weights that were submitted after the round before had closed."""
+        return self._intents(
+            "WHERE round_id = (SELECT max(id) FROM rounds WHERE id < ?)"
+            " AND created_at >= (SELECT closed_at FROM rounds WHERE rounds.id = round_id) ORDER BY id",
+            round_id,
+        )
+
     def pending_intents(self) -> list[WeightIntent]:
         """Return the weight submissions of any round without an outcome, oldest first."""
         return self._intents("WHERE outcome IS NULL ORDER BY id")
@@ -237,7 +258,10 @@ class RoundTables(StateFile):
         return next(iter(self._intents(f"{where} ORDER BY id DESC LIMIT 1", *values)), None)
 
     def _intents(self, where: str, *values: object) -> list[WeightIntent]:
-        columns = "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat, sent"
+        columns = (
+            "id, block, weights, shares, registrations, created_at, outcome, finished_at, is_repeat, sent,"
+            " (SELECT start_block FROM rounds WHERE rounds.id = round_id)"
+        )
         return [_parse_intent(*row) for row in self.rows(f"SELECT {columns} FROM weight_intents {where}", *values)]
 
     def record_leaderboard(self, round_id: int, leaderboard: Leaderboard) -> None:
@@ -326,7 +350,7 @@ def _parse_member(row: sqlite3.Row, competition_id: str) -> Entry:
 @lru_cache(maxsize=4)
 def _parse_intent(
     intent_id: int, block: int, weights: str, shares: str, registrations: str, created_at: float,
-    outcome: str | None, finished_at: float | None, is_repeat: int, sent: str,
+    outcome: str | None, finished_at: float | None, is_repeat: int, sent: str, start_block: int,
 ) -> WeightIntent:  # fmt: skip
     """Parse a row of weight_intents; cached, since every tick reads the newest."""
     return WeightIntent(
@@ -340,6 +364,7 @@ def _parse_intent(
         finished_at=finished_at,
         is_repeat=bool(is_repeat),
         sent={int(uid): weight for uid, weight in json.loads(sent).items()},
+        start_block=start_block,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from template.chain_records import ChainCommitment, ChainSnapshot, Neuron
+from template.chain_records import ChainCommitment, ChainSnapshot, ChainView, Neuron
 from template.competition import Competition, Incentives
 from template.errors import ConfigError, HostError, RemoteError
 from template.files import write_atomic
@@ -18,7 +18,7 @@ from template.receipts.files import read_round
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import EvaluationLine, RoundFile, RoundHeader
 from template.receipts.verify import check_across_files, check_consistency, check_signatures, different_rules
-from template.records import ContentKey, EvaluationResult, Leaderboard, RoundEvaluation
+from template.records import ContentKey, EvaluationResult, Leaderboard, RoundEvaluation, SubmissionKey
 from template.rules.entries import CommitBlocks
 
 Verify = Callable[[str, bytes, str], bool]
@@ -34,7 +34,13 @@ class RoundHistory:
         self._files = {file.header.start_block: file for file in files}
         self._evaluations: dict[tuple[ContentKey, int], tuple[EvaluationLine, str]] = {}
         self._receipts: dict[str, Receipt] = {}
-        for _, file in sorted(self._files.items()):
+        self._missing_blocks: dict[SubmissionKey, int] = {}
+        for start_block, file in sorted(self._files.items()):
+            self._missing_blocks.update(
+                (SubmissionKey(line.hotkey, line.entry), start_block)
+                for line in file.header.entries
+                if line.hotkey in file.header.missing
+            )
             self._receipts.update({receipt.digest: receipt for receipt in file.receipts})
             for line in file.header.evaluations:
                 key = (ContentKey(line.hotkey, line.digest), line.number)
@@ -44,6 +50,14 @@ class RoundHistory:
     def first_block(self) -> int | None:
         """The start block of the oldest round."""
         return min(self._files, default=None)
+
+    def check_signer(self, view: ChainView) -> None:
+        """Check that the files are of a hotkey of the subnet: anyone can sign some. Raises: ConfigError."""
+        for signer in {str(file.header.signer) for file in self._files.values()} - view.by_hotkey.keys():
+            raise ConfigError(
+                f"--bootstrap_rounds: {signer} signed the files, and is not on netuid {view.netuid}; take the files of"
+                " a validator that you trust"
+            )
 
     def next_block(self, block: int) -> int | None:
         """Return the first start block from `block` on."""
@@ -93,6 +107,13 @@ class RoundHistory:
             owner_uid=None,
         )
         return snapshot, {(line.hotkey, line.block): line.commit_block for line in header.entries}
+
+    def missing_block(self, key: SubmissionKey) -> int:
+        """Return the last round in which a file was missing before it came, else 0.
+
+        No chain shows this.
+        """
+        return self._missing_blocks.get(key, 0)
 
     def result(self, evaluation: RoundEvaluation, model: str) -> EvaluationResult | None:
         """Return the loss of an evaluation with the same seed and model.

@@ -30,7 +30,7 @@ _DATASET_OWNER = re.compile(_HOTKEY)
 _DATASET = re.compile(r".+--.+-(?:[0-9a-f]{40}|[0-9a-f]{64})")
 # A file that is being written has a leading dot and a suffix; a kill can leave it behind.
 _RECEIPT = re.compile(rf"\.?({_HOTKEY}-[0-9a-f]{{12}})-\d+\.json(?:\.\w+)?")
-_ROUND = re.compile(r"\.?(round-\d+-\d+-\w+)\.jsonl(?:\.\w+)?")
+_ROUND = re.compile(r"\.?(round-\d+-\d+-[\w-]+)\.jsonl(?:\.\w+)?")
 
 
 def oldest_remembered_block(current: Round) -> int:

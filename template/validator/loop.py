@@ -42,8 +42,9 @@ from template.validator.weights import (
 )
 from template.workers.executor import Executor
 
-# Time after which a missing repo or file is downloaded again: the miner may have made it public.
-MISSING_RETRY_S = 6 * 3600.0
+# Time after which a missing repo or file is downloaded again: in each round of 72 minutes, so that validators agree in
+# which round a late file came.
+MISSING_RETRY_S = 3600.0
 
 # Longest backoff after failed ticks: three retries in every weights window.
 MAX_BACKOFF_S = 300.0
@@ -163,6 +164,7 @@ class Validator:
         if self._is_admitted:
             return
         check_chain(self._context, view)
+        self._context.history.check_signer(view)
         if not self.config.is_offline and self._chain.hotkey not in view.by_hotkey:
             raise ConfigError(
                 f"the hotkey {self._chain.hotkey} is not on netuid {view.netuid}: register it, or use --offline"
@@ -203,9 +205,20 @@ class Validator:
         name = f"{model} seeds {source}" + (f" every {period} blocks" if source is LuckyNumFrom.CHAIN else "")
         if changes := self._changed_inputs(name, digest):
             logger.warning("every dataset is evaluated again: {}", "; ".join(changes))
+            self._finish_older_round(digest, eval_set)
         eval_config = self._store.get_or_create_config(self.config.competition, digest, name, self._now())
         self._model = model
         self.evaluator = SubmissionEvaluator(self._context, eval_config, eval_set)
+
+    def _finish_older_round(self, hyperparameters: str, eval_set: EvalSetIndex) -> None:
+        """Publish and close the open round of another model: its weights may be on chain."""
+        last = self._store.last_inputs()
+        if last is None or last[:2] != (self.config.competition.to_dict(), hyperparameters):
+            return
+        older = self._store.get_or_create_config(self.config.competition, hyperparameters, last[2], self._now())
+        if (current := self._store.open_round(older)) is not None:
+            model = last[2].partition(" seeds ")[0]
+            self._finish_round(SubmissionEvaluator(self._context, older, eval_set), current, model)
 
     def _changed_inputs(self, model: str, hyperparameters: str) -> list[str]:
         """Describe the inputs of a loss that changed since the newest round."""
@@ -266,6 +279,7 @@ class Validator:
             state,
             has_leaderboard=current is not None and store.has_leaderboard(current.id),
             last_start_block=store.last_start_block(evaluator.eval_config),
+            older_start_block=store.last_start_block(),
             datasets=evaluator.datasets,
             verdicts=verdicts,
             losses=evaluator.losses,
@@ -309,7 +323,7 @@ class Validator:
                 assert current is not None and evaluator is not None
                 set_weights(self._context, evaluator, current, view)
             case schedule.ResubmitWeights():
-                resubmit_weights(self._context, self._store.last_round_id() or 0, view)
+                resubmit_weights(self._context, evaluator, view)
             case schedule.ResolveIntent(intent_id, is_accepted):
                 resolve_intent(self._context, intent_id, is_accepted=is_accepted)
             case schedule.CloseRound(is_settled):
@@ -355,15 +369,7 @@ class Validator:
         return False
 
     def _close_round(self, evaluator: SubmissionEvaluator, current: Round, state: State, *, is_settled: bool) -> None:
-        """Publish, close and clean up, so that a crash in between repeats it."""
-        # Evaluations that were done after the weights can confirm a dataset that is replaced in the next round.
-        table = update_table(self._context, evaluator, current)
-        if not self._store.has_leaderboard(current.id):
-            leaderboard = make_leaderboard(self._context, evaluator, current, table)
-            self._store.record_leaderboard(current.id, leaderboard)
-            self._context.history.log_differences(current.start_block, leaderboard)
-        self._reporter.publish_round(evaluator, current, self._model or "")
-        self._store.close_round(current.id, self._now())
+        self._finish_round(evaluator, current, self._model or "")
         self.rounds_done += 1
         errors = [intent.outcome.error for intent in state.intents if intent.outcome]
         if is_settled or current.is_past:
@@ -374,6 +380,17 @@ class Validator:
             logger.error("round {} closes without weights on chain: {}", current.id, errors[-1:])
         clean_up(self._context, evaluator, current)
         self._commit_blocks.prune(before_block=oldest_remembered_block(current))
+
+    def _finish_round(self, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
+        """Publish and close, so that a crash in between repeats it."""
+        # Evaluations that were done after the weights can confirm a dataset that is replaced in the next round.
+        table = update_table(self._context, evaluator, current)
+        if not self._store.has_leaderboard(current.id):
+            leaderboard = make_leaderboard(self._context, evaluator, current, table)
+            self._store.record_leaderboard(current.id, leaderboard)
+            self._context.history.log_differences(current.start_block, leaderboard)
+        self._reporter.publish_round(evaluator, current, model)
+        self._store.close_round(current.id, self._now())
 
 
 def _device_of(model: str) -> str:

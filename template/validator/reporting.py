@@ -76,10 +76,13 @@ class Reporter:
             for run in current.evaluations or ()
             if (result := store.results(evaluator.eval_config, run.content).get(run.number)) is not None
         }
-        leaderboard, intents = store.leaderboard(current.id), store.intents(current.id)
+        leaderboard = store.leaderboard(current.id)
+        # The file of the round before was written without the weights that followed its end.
+        intents = [*store.intents_since_last_round(current.id), *store.intents(current.id)]
         ledger = store.ledger(current.id)
         path = None
         if config.round_dir is not None:
+            stands = {own[-1].key: own[-1] for own in store.stands().values()}
             signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
             summary = RoundSummary(
                 netuid=chain.netuid,
@@ -88,6 +91,11 @@ class Reporter:
                 hyperparameters_digest=self._context.executor.training_args.hyperparameters.digest,
                 model=model,
                 round=current,
+                missing=[
+                    entry.key.hotkey
+                    for entry in current.entries
+                    if entry.key in stands and stands[entry.key].missing_block == current.start_block
+                ],
                 standings=leaderboard,
                 ledger=ledger,
                 intents=intents,

@@ -11,18 +11,25 @@ from functools import partial
 from loguru import logger
 
 from template.chain_records import ChainSnapshot, ChainView
-from template.constants import DAY_BLOCKS
 from template.errors import ConfigError, RemoteError
 from template.records import Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
 from template.rules.entries import MISSING, CommitBlocks, find_entries, keep_sealed
-from template.rules.evaluations import PlannedEvaluation, derive_seed, plan_evaluations
+from template.rules.evaluations import PlannedEvaluation, derive_seed, newcomer_blocks, plan_evaluations
 from template.rules.stands import extend_stands
 from template.rules.table import Inputs, Table, make_table
 from template.validator.availability import long_absent
 from template.validator.config import LuckyNumFrom
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
+
+
+def season_block(context: Context, evaluator: SubmissionEvaluator) -> int:
+    """Return the start of the season.
+
+    That is the competition's season_block, or the first round if it is later.
+    """
+    return max(context.store.first_start_block(evaluator.eval_config), context.config.incentives.season_block)
 
 
 def check_chain(context: Context, view: ChainView) -> None:
@@ -66,10 +73,12 @@ def open_round(
     if all(stand.last_block < snapshot.block for own in stands.values() for stand in own):
         missing = {key for key in entries if key in verdicts and verdicts[key].reason in MISSING}
         missing |= long_absent(context)
+        extended = extend_stands(
+            newest, entries.values(), snapshot.block, period, missing=missing, datasets=evaluator.datasets
+        )
         store.record_stands(
-            extend_stands(
-                newest, entries.values(), snapshot.block, period, missing=missing, datasets=evaluator.datasets
-            )
+            dataclasses.replace(stand, missing_block=max(stand.missing_block, context.history.missing_block(stand.key)))
+            for stand in extended
         )
     queue = schedule.plan_queue(
         entries,
@@ -95,7 +104,7 @@ def open_round(
     evaluator.block_hashes[opened.start_block] = opened.start_block_hash
     if opened.is_past:
         behind = (opened_block - snapshot.block) // period
-        logger.warning("catching up: {} rounds behind; no weights of its own until then", behind)
+        logger.warning("catching up: {} rounds behind; only shares of earlier rounds are submitted until then", behind)
     logger.info(
         "round {} opens blocks={}..{} entries={} downloads={}",
         opened.id, opened.start_block, opened.end_block, len(opened.entries), len(queue),
@@ -159,7 +168,8 @@ def plan_round(context: Context, evaluator: SubmissionEvaluator, current: Round)
     """Record the round's evaluations with their seeds."""
     store, config = context.store, context.config
     table = update_table(context, evaluator, current)
-    recent = store.recent_runs(evaluator.eval_config, after_block=current.start_block - DAY_BLOCKS)
+    recent_blocks = newcomer_blocks(len(current.entries), config.incentives)
+    recent = store.recent_runs(evaluator.eval_config, after_block=current.start_block - recent_blocks)
     planned = plan_evaluations(
         table.originals, table.ledger, recent, current.start_block, config.competition, config.incentives
     )

@@ -1,17 +1,17 @@
 """Set weights on chain: record the intent, call, record the outcome."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from loguru import logger
 
 from template.chain_records import ChainView, WeightOutcome
-from template.records import Leaderboard, Round
+from template.records import Leaderboard, LeaderboardRow, Round
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
 from template.rules.table import Table
 from template.validator.availability import missing_verdicts
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
-from template.validator.rounds import update_table
+from template.validator.rounds import read_table, season_block, update_table
 
 # Error of a round without weights to set: normal while a validator is new.
 NOTHING_SCORED = "NothingScored"
@@ -40,28 +40,50 @@ def set_weights(context: Context, evaluator: SubmissionEvaluator, current: Round
     if not config.policy.sets_weights:
         store.record_leaderboard(current.id, leaderboard)
         return
-    last = store.last_accepted()
-    last_shares = last.shares if last else {}
-    season_block = store.first_start_block(evaluator.eval_config)
-    shares = choose_weights(
-        leaderboard.rows,
-        last_shares,
-        view.owner_hotkey,
-        has_ledger=bool(evaluator.confirmed),
-        undecided=find_undecided(table, season_block, config.competition, config.incentives),
-    )
-    registrations: Mapping[str, int] = {entry.key.hotkey: entry.registration_block for entry in current.entries}
-    if last is not None and shares is last_shares:
-        registrations = last.registrations
+    shares, registrations = _choose_shares(context, evaluator, current, table, leaderboard.rows, view)
     _submit(context, current.id, shares, registrations, view, leaderboard)
 
 
-def resubmit_weights(context: Context, round_id: int, view: ChainView) -> None:
-    """Submit the last accepted shares again, for the current uids."""
-    last = context.store.last_accepted()
-    logger.warning("resubmitting last weights to stay active round={}", round_id)
-    if last is not None:
-        _submit(context, round_id, last.shares, last.registrations, view, None)
+def _choose_shares(
+    context: Context,
+    evaluator: SubmissionEvaluator,
+    current: Round,
+    table: Table,
+    rows: Sequence[LeaderboardRow],
+    view: ChainView,
+) -> tuple[Mapping[str, float], Mapping[str, int]]:
+    """Return the shares of a round's weights, and the registration block of each hotkey."""
+    config, last = context.config, context.store.last_accepted()
+    last_shares = last.shares if last else {}
+    shares = choose_weights(
+        rows,
+        last_shares,
+        view.owner_hotkey,
+        has_ledger=bool(evaluator.confirmed),
+        undecided=find_undecided(table, season_block(context, evaluator), config.competition, config.incentives),
+    )
+    if last is not None and shares is last_shares:
+        return shares, last.registrations
+    return shares, {entry.key.hotkey: entry.registration_block for entry in current.entries}
+
+
+def resubmit_weights(context: Context, evaluator: SubmissionEvaluator | None, view: ChainView) -> None:
+    """Submit earlier shares to stay active, for the current uids.
+
+    These are the shares of the newest round if it is later than the last accepted ones: a validator that works through
+    missed rounds sets no weights in them. Otherwise, and before the model is loaded, the last accepted ones.
+    """
+    store, last = context.store, context.store.last_accepted()
+    round_id = store.last_round_id()
+    if last is None or round_id is None:
+        return
+    shares, registrations = last.shares, last.registrations
+    newest = None if evaluator is None else store.last_decided_round(evaluator.eval_config)
+    if evaluator is not None and newest is not None and newest.start_block > last.start_block:
+        table, rows = read_table(context, evaluator, newest), store.leaderboard(newest.id)
+        shares, registrations = _choose_shares(context, evaluator, newest, table, rows, view)
+    logger.warning("submitting the shares of an earlier round to stay active round={}", round_id)
+    _submit(context, round_id, shares, registrations, view, None)
 
 
 def resolve_intent(context: Context, intent_id: int, *, is_accepted: bool) -> None:

@@ -1,7 +1,6 @@
 """Lies of a validator, each in honest files that it signed again."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,13 +10,6 @@ from template.receipts.findings import Finding, Kind, worst_status
 from template.receipts.round_file import RoundFile
 from template.rules.evaluations import derive_seed
 from tests.fixtures.audit import MINERS, PERIOD, RULES, Edit, Season
-from tests.fixtures.network import Net, use_hub
-
-
-@pytest.fixture(scope="module")
-def season(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Season]:
-    with Net(tmp_path_factory.mktemp("season"), MINERS) as net, use_hub(net):
-        yield Season(net)
 
 
 def texts(findings: list[Finding], kind: Kind) -> list[str]:
@@ -119,6 +111,20 @@ def unpaid(shares: dict[str, float]) -> Edit:
         content["weights"][0]["shares"] = shares
 
     return edit
+
+
+def share_with_bob(season: Season, **changes: object) -> Edit:
+    """Give half to bob in the shares, and nothing in the weights."""
+    shares = dict.fromkeys((season.net.hotkey("alice"), season.net.hotkey("bob")), 0.5)
+    return lambda content: content["weights"][0].update(shares=shares, **changes)
+
+
+@pytest.mark.parametrize("is_repeat", [False, True])
+def test_rival_left_out_of_the_weights_is_found(season: Season, is_repeat: bool) -> None:
+    edits = {60: share_with_bob(season), 80: share_with_bob(season, is_repeat=is_repeat)}
+    block = season.files[80].header.weights[0].block
+    expected = f"weights of block {block}: by uid they are {{2: 1.0}}, by the shares {{2: 0.5, 3: 0.5}}"
+    assert expected in texts(season.find(edits), Kind.WEIGHTS)
 
 
 def test_burn_to_another_than_the_owner_is_found(season: Season) -> None:

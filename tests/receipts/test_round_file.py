@@ -15,6 +15,7 @@ from template.errors import ConfigError
 from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
 from template.receipts.round_file import MAX_ENTRIES, RoundFile, RoundHeader, make_round_lines
 from template.receipts.verify import check_signatures, remarks
+from template.serialization import canonical_json
 from tests.fixtures.rounds import (
     ACCOUNT,
     COMPETITION,
@@ -50,6 +51,15 @@ def test_round_file_reads_back_whole(path: Path) -> None:
     assert header.weights[0].shares == dict(ACCOUNT.intents[0].shares)
 
 
+def test_signature_of_a_release_that_knew_fewer_rules_is_valid() -> None:
+    content = json.loads(json.dumps(HEADER))
+    del content["incentives"]["season_block"], content["signature"]
+    content["signature"] = sign(f"{content['format']}\n{canonical_json(content)}".encode())
+    header = RoundHeader.from_json(json.dumps(content), "header")
+    assert header.incentives == INCENTIVES and verify_signature(SIGNER, header.message(), header.signature or "")
+    assert json.loads(header.to_line()) == content
+
+
 def test_round_file_keeps_receipts_in_the_order_of_the_plan(path: Path) -> None:
     hotkeys = [receipt.submission.hotkey for receipt in read_round(path).receipts if receipt.submission]
     assert hotkeys == [evaluation.key.hotkey for evaluation in ACCOUNT.round.evaluations or ()]
@@ -61,10 +71,11 @@ def test_honest_round_file_has_neither_faults_nor_remarks(path: Path) -> None:
 
 
 def test_round_file_is_public_and_named_by_its_round(path: Path) -> None:
-    assert path.name == f"round-96-36-{SIGNER[:8]}.jsonl"
+    season = hashlib.sha256("\n".join(ACCOUNT.season).encode()).hexdigest()[:6]
+    assert path.name == f"round-96-36-{SIGNER[:8]}-{season}.jsonl"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(path.parent.iterdir()) == [path]
-    assert write_round(path.parent, ACCOUNT, signer=None, sign=None).name == "round-96-36-offline.jsonl"
+    assert write_round(path.parent, ACCOUNT, signer=None, sign=None).name == f"round-96-36-offline-{season}.jsonl"
 
 
 def test_round_file_digests_are_sha256_of_its_lines(path: Path) -> None:

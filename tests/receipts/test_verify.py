@@ -108,6 +108,19 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "weight of a uid": (weights("weights", "2", 0.9), "weights of block 38: weights by uid are not proportional"),
     "weight outside the table": (weights("weights", "99", 0.1), "weights of block 38: uid 99 has weight 0.1"),
+    "confirmed dataset out of the ledger": (
+        lambda content: content["ledger"].pop(),
+        f"{LAST}: 1 evaluations in the table, and its dataset is not in the ledger",
+    ),
+    "earlier weights in place of the table's": (
+        lambda content: content["weights"][0].update(is_repeat=True),
+        "earlier weights were submitted again, and those of the table were not",
+    ),
+    "weights of a past round": (
+        header(opened_block=40),
+        "weights of block 38: the round was over when it opened",
+    ),
+    "no table": (lambda content: content["table"].clear(), f"{ANN}: in entries, not in the table"),
     "missing row": (lambda content: content["table"].pop(2), f"{CAT}: in entries, not in the table"),
     "missing entry": (lambda content: content["entries"].pop(2), f"{CAT}: in queue, not in entries"),
     "repeated entry": (
@@ -200,6 +213,11 @@ def test_rejected_and_repeated_weights_are_no_fault(path: Path) -> None:
     assert find_faults(edited(read_round(path), repeat)) == []
 
 
+def test_evaluation_that_was_not_done_is_a_remark(path: Path) -> None:
+    file = edited(read_round(path), evaluation(1, loss=None, receipt=None))
+    assert f"{BEN}: evaluation 1 was planned and not done" in remarks(file)
+
+
 def test_hotkey_without_its_weight_is_a_remark(path: Path) -> None:
     file = edited(read_round(path), lambda content: content["weights"][0]["weights"].pop("2"))
     assert find_faults(file) == []
@@ -232,7 +250,8 @@ def test_later_writing_with_new_weights_is_no_fault(path: Path) -> None:
     [
         ("round-96-36-5Ef1ucvE.jsonl", False),
         ("round-96-36-offline.jsonl", False),
-        ("round-96-37-5Ef1ucvE.jsonl", True),
+        ("round-96-36-5Ef1ucvE-0c5d1a.jsonl", False),
+        ("round-96-37-5Ef1ucvE-0c5d1a.jsonl", True),
         ("round-97-36-5Ef1ucvE.jsonl", True),
         ("mine.jsonl", False),
         ("round-96-\u0663\u0666-5Ef1ucvE.jsonl", False),

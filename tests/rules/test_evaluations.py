@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from template.competition import Competition, Incentives
-from template.rules.evaluations import PlannedEvaluation, derive_seed, plan_evaluations, seed_block
+from template.rules.evaluations import (
+    PlannedEvaluation,
+    derive_seed,
+    first_seed_block,
+    newcomer_blocks,
+    plan_evaluations,
+    seed_block,
+)
 from template.rules.ledger import Content, read_ledger
 from tests.fixtures.table import make_content
 
@@ -68,6 +75,14 @@ def test_evaluation_waits_for_the_block_of_its_seed() -> None:
     assert plan(content, block=12 * PERIOD) == ["a4", "a5"]
 
 
+def test_seeds_and_evaluations_begin_with_the_season() -> None:
+    content = make_content("a", 10 * PERIOD, [])
+    assert plan(content, block=19 * PERIOD, season_block=20 * PERIOD) == []
+    (first,) = planned(content, block=20 * PERIOD, season_block=20 * PERIOD - 5)
+    assert (first.number, first.seed_block) == (1, 20 * PERIOD)
+    assert first_seed_block(21 * PERIOD, Incentives(season_block=20 * PERIOD)) == 21 * PERIOD
+
+
 def test_returned_dataset_keeps_the_seeds_of_its_first_stand() -> None:
     content = make_content("a", 50 * PERIOD, [2.5] * 2, seed_block=10 * PERIOD)
     assert [evaluation.seed_block for evaluation in planned(content)] == [11 * PERIOD, 11 * PERIOD]
@@ -101,6 +116,12 @@ def test_records_get_four_slots_until_they_have_enough_runs() -> None:
     assert plan(*records) == ["a9", "a10", "b10", "b11"], "c has enough"
 
 
+@pytest.mark.parametrize(("slots", "expected"), [(1, ["s2"]), (2, ["a9", "s2"]), (4, ["a9", "a10", "s2", "s3"])])
+def test_few_slots_leave_half_for_datasets_in_progress(slots: int, expected: list[str]) -> None:
+    records = record("a", 1, 2.55), record("b", 2, 2.50), record("c", 3, 2.45)
+    assert plan(*records, make_content("s", 4, [2.4]), slots=slots) == expected
+
+
 def test_confirmed_dataset_that_is_no_record_is_not_evaluated() -> None:
     assert plan(record("a", 1, 2.5), record("b", 2, 2.55), slots=30) == ["a9", "a10"]
 
@@ -127,6 +148,12 @@ def test_every_newcomer_has_its_turn_in_time(waiting: int) -> None:
         done = {evaluation.content.key for evaluation in planned(*started, *newcomers, recent=recent, slots=30)}
         newcomers = [content for content in newcomers if content.key not in done]
     assert newcomers == []
+
+
+@pytest.mark.parametrize(("hotkeys", "slots", "rounds"), [(1, 1, 20), (256, 30, 20), (20, 1, 40), (200, 8, 50)])
+def test_flood_of_newcomers_leaves_half_of_the_slots(hotkeys: int, slots: int, rounds: int) -> None:
+    blocks = newcomer_blocks(hotkeys, Incentives(slots=slots))
+    assert blocks == rounds * PERIOD and 2 * hotkeys <= slots * rounds
 
 
 def test_plan_does_not_depend_on_the_order_of_its_input() -> None:

@@ -87,6 +87,33 @@ def test_copier_of_an_earlier_version_stays_the_duplicate(change: Callable[[Game
     assert "copier" not in game.shares()
 
 
+@pytest.mark.parametrize("rounds", [1, 6, 20])
+def test_copier_of_a_file_that_came_late_is_the_duplicate(rounds: int) -> None:
+    game = Game()
+    promise = game.commit("author", FULL)
+    game.withheld.add(promise)
+    game.play(rounds)
+    game.withheld.discard(promise)
+    game.commit("copier", range(240))
+    game.play()
+    for _ in range(10):
+        assert duplicates_of(game.play()) == {"copier": "author"}
+
+
+def test_copier_of_a_record_of_the_last_season_is_the_duplicate() -> None:
+    game = Game(incentives=replace(RULES, update_blocks=0))
+    game.commit("author", FULL)
+    game.play(4)
+    game.commit("author", OTHER)
+    game.play()
+    game.incentives = replace(game.incentives, season_block=game.block)
+    game.losses.clear()
+    game.confirmed.clear()
+    game.commit("copier", FULL)
+    for _ in range(10):
+        assert duplicates_of(game.play()) == {"copier": "author"}
+
+
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["waits", "never counts"])
 def test_copy_of_an_uncounted_update_is_the_duplicate(is_replaced: bool) -> None:
     game = Game()
@@ -121,10 +148,11 @@ def test_promise_without_a_file_outranks_nobody() -> None:
     promise = game.commit("promise", FULL)
     game.withheld.add(promise)
     game.play(3)
-    game.commit("rival", FULL)
+    game.commit("rival", OTHER)
     game.play()
     game.withheld.discard(promise)
-    assert duplicates_of(game.play(4)) == {"promise": "rival"}
+    ranks = {content.key.hotkey: content.rank.block for content in game.play(4).present.values()}
+    assert ranks["rival"] < ranks["promise"]
 
 
 def test_row_orders_are_one_dataset_with_one_seed() -> None:

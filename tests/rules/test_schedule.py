@@ -72,6 +72,16 @@ def test_new_state_opens_the_start_block_of_the_competition() -> None:
     assert choose(make_idle(), at(719), policy) == Wait("the next round starts at block 720")
 
 
+def test_new_season_continues_after_the_last_round_of_the_old() -> None:
+    policy = replace(POLICY, start_block=400, season_block=2_000)
+    assert choose(make_idle(), at(9_000), policy) == OpenRound(720, 1080)
+    assert choose(make_idle(older_start_block=1080), at(9_000), policy) == OpenRound(1440, 1800)
+    assert choose(make_idle(older_start_block=1300), at(9_000), policy) == OpenRound(1440, 1800), (
+        "another period before"
+    )
+    assert choose(make_idle(older_start_block=7200), at(9_000), policy) == OpenRound(2160, 2520)
+
+
 def test_round_opens_for_every_aligned_block_in_order() -> None:
     opened = make_idle(last_start_block=720)
     assert isinstance(choose(opened, at(1079)), Wait)

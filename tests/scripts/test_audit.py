@@ -35,7 +35,7 @@ def test_honest_round_is_identical_and_agrees_with_the_chain(office: Office, hon
     ended = office.audit(honest, "--subtensor.network", office.net.parts.network)
     assert ended.status == 0, (ended.output, ended.logs)
     lines = ended.output.splitlines()
-    assert lines[0].startswith(f"{honest.name}: netuid 96, blocks 10 to 20, by {office.validator.hotkey}, 2 in the")
+    assert lines[0].startswith(f"{honest.name}: netuid 96, blocks 100 to 200, by {office.validator.hotkey}, 2 in the")
     assert lines[1] == "  consistent"
     assert [line.split(":")[0] for line in lines[2:4]] == ["identical", "identical"]
     assert lines[4] == "1 files: no findings; 2 receipts replayed: 2 identical"

@@ -82,3 +82,9 @@ def test_losses_and_open_rounds_of_0_3_end(old: dict[str, Any], path: Path) -> N
         assert store.rows("SELECT 1 FROM rounds WHERE closed_at IS NULL") == []
         assert store.rows("SELECT 1 FROM verdicts WHERE loss IS NOT NULL") == []
         assert store.stands() == {}
+
+
+def test_rounds_of_0_3_are_not_continued(old: dict[str, Any], path: Path) -> None:
+    """They started between aligned blocks, and recorded no stands."""
+    with StatusStore(path) as store:
+        assert store.last_round() is not None and store.last_start_block() is None

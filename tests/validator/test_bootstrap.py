@@ -1,6 +1,7 @@
 """A validator that starts late from round files, without an archive node."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,24 +13,20 @@ from neurons.validator import build_parser, make_config, read_bootstrap
 from template import files
 from template.chain.client import verify_signature
 from template.chain_records import ChainSnapshot
-from template.competition import Incentives, Seeds
+from template.competition import CommitmentRecord, Incentives, Seeds
 from template.config import load_training_args
 from template.errors import ConfigError, RemoteError
 from template.hub.repo_files import download_files
 from template.localnet.hub.store import upload_files
-from template.localnet.network import NETUID
-from template.receipts.checks import CachedChain, FileReport, check_signers
+from template.localnet.network import make_hotkey
 from template.receipts.files import read_round
-from template.receipts.findings import Kind
-from template.receipts.refusals import RefusalCheck
-from template.receipts.replay import Auditor, ReplayContext
-from template.receipts.verify import check_consistency
 from template.records import Leaderboard, LeaderboardRow
 from template.rules.schedule import Policy
 from template.store.store import Store
 from template.validator.bootstrap import RoundHistory, read_history
+from tests.fixtures.audit import audit_files
 from tests.fixtures.logs import log_lines
-from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain, make_copy
+from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain, make_content, make_copy
 from tests.fixtures.validator import QUICK, Bench, open_bench
 
 PERIOD = 20
@@ -116,29 +113,57 @@ def test_late_validator_sets_the_same_weights_next(net: Net, rounds: Path) -> No
     assert weights == net.admin.weights(net.hotkey("validator")) and len(weights or ()) == 2
 
 
-def audit(net: Net, folder: Path) -> FileReport:
-    """Audit the files of a folder with the chain."""
-    rounds = {path: read_round(path) for path in folder.iterdir()}
-    reports = {path: FileReport(path=path) for path in rounds}
-    receipts = {receipt.digest: receipt for file in rounds.values() for receipt in file.receipts}
-    chain = CachedChain(net.chain("alice"))
-    auditor = Auditor(ReplayContext(work_dir=net.parts.folder / "work"), net.competition, load_training_args())
-    refusals = {NETUID: RefusalCheck(auditor.read_dataset, {}, chain)}
-    check_signers(rounds, reports, receipts, net.competition, INCENTIVES, {NETUID: chain}, refusals)
-    whole = FileReport(path=Path("all"))
-    for path, report in reports.items():
-        whole.findings += report.findings
-        whole.notes += report.notes
-        whole.add(Kind.INCONSISTENT, check_consistency(rounds[path], receipts))
-    return whole
-
-
 def test_audit_of_a_late_validator_is_clean(net: Net, rounds: Path) -> None:
     with start_late(net, read(net, rounds)) as bench:
         bench.run_rounds(ROUNDS)
     folder = net.parts.folder / "late" / "rounds"
     assert len(list(folder.iterdir())) == 2 * ROUNDS
-    assert audit(net, folder).findings == []
+    assert audit_files(net, [folder], INCENTIVES).findings == []
+
+
+@pytest.fixture
+def late_file(net: Net) -> Path:
+    """The round files of a validator for which a promised file came after some rounds."""
+    content = make_content(SMALL)
+    record = CommitmentRecord("bob/data", net.competition.id, hashlib.sha256(content).hexdigest())
+    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5)
+    with open_bench(net, "first", policy=policy, incentives=INCENTIVES, lucky_num=None) as bench:
+        key = net.commit("bob", str(record))
+        bench.run_rounds(3)
+        assert key not in bench.verdicts(), "its upload may still come"
+        net.upload("bob", content)
+        bench.run_rounds(4)
+        assert bench.scored_hotkeys() == {key.hotkey}
+    return net.parts.folder / "first" / "rounds"
+
+
+def test_file_that_came_late_is_no_finding(net: Net, late_file: Path) -> None:
+    headers = sorted((read_round(path).header for path in late_file.iterdir()), key=lambda header: header.start_block)
+    assert (net.hotkey("bob"),) in [header.missing for header in headers]
+    assert headers[-1].missing == () and audit_files(net, [late_file], INCENTIVES).findings == []
+
+
+def test_bootstrap_knows_that_a_file_came_late(net: Net, late_file: Path) -> None:
+    count = len(list(late_file.iterdir()))
+    with start_late(net, read(net, late_file)) as bench:
+        bench.run_rounds(count)
+        late = rows_of(bench.store)
+    with Store(late_file.parent / "validator.sqlite3", is_read_only=True) as store:
+        assert late == rows_of(store) and late[net.hotkey("bob")].runs == 2
+
+
+@pytest.mark.parametrize("is_other_model", [False, True])
+def test_rounds_done_again_beside_the_first_are_clean(net: Net, rounds: Path, is_other_model: bool) -> None:
+    """The validator lost its state, or its losses are of another model now."""
+    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5, start_block=PERIOD)
+    with open_bench(net, "again", policy=policy, incentives=INCENTIVES, lucky_num=None) as bench:
+        start = bench.executor.start
+        if is_other_model:
+            bench.executor.start = lambda: f"{start()} v2"  # type: ignore[method-assign]
+        bench.run_rounds(ROUNDS + 2)
+    again = net.parts.folder / "again" / "rounds"
+    for folders in ((rounds, again), (again, rounds)):
+        assert audit_files(net, folders, INCENTIVES).findings == []
 
 
 def test_loss_without_a_receipt_is_evaluated_here(net: Net, rounds: Path) -> None:
@@ -187,6 +212,13 @@ def test_file_with_a_fault_is_left_out(net: Net, rounds: Path, old: str, new: st
         history = read(net, rounds)
     assert any("round file left out" in line and fault in line for line in lines)
     assert history.next_block((history.first_block or 0) + (ROUNDS - 1) * PERIOD) is None
+
+
+def test_files_of_a_stranger_are_refused(net: Net, rounds: Path) -> None:
+    history = read(net, rounds)
+    net.admin.deregister(net.hotkey("validator"), replacement=make_hotkey(net.parts, "stranger"))
+    with start_late(net, history) as bench, pytest.raises(ConfigError, match="signed the files, and is not on netuid"):
+        bench.tick()
 
 
 def test_files_of_two_validators_are_refused(net: Net, rounds: Path, tmp_path: Path) -> None:
@@ -240,6 +272,9 @@ def test_flag_takes_a_folder_or_a_repo(net: Net, rounds: Path, source: str, tmp_
     digest = load_training_args(net.parts.folder / "first" / "args.yaml").hyperparameters.digest
     history = read_bootstrap(args, make_config(args, tmp_path), digest, tmp_path)
     assert history.first_block == read(net, rounds).first_block
+    net.hub.close()
+    history = read_bootstrap(args, make_config(args, tmp_path), digest, tmp_path)
+    assert history.first_block == read(net, rounds).first_block, "a restart does not need the Hub"
 
 
 def test_flag_without_a_folder_or_repo_is_refused(net: Net, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from template.errors import Reason, RemoteError
 from template.localnet.network import make_hotkey
 from template.records import RoundEvaluation
 from template.rules.schedule import Policy
+from template.validator.weights import resubmit_weights
+from tests.fixtures.audit import audit_files
+from tests.fixtures.fakes import FakeEvaluator
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import Net, SteppingChain, make_line, use_hub
 from tests.fixtures.validator import QUICK, Bench, open_bench
@@ -35,9 +38,16 @@ def net(tmp_path: Path) -> Iterator[Net]:
         yield net
 
 
-def open_game(net: Net, name: str = "validator", *, start_block: int = 0, **changes: Any) -> Any:
-    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5, start_block=start_block)
-    values = {"policy": policy, "incentives": GAME, "chain": SteppingChain(net, name), "lucky_num": None, **changes}
+def open_game(net: Net, name: str = "validator", *, start_block: int = 0, season_block: int = 0, **changes: Any) -> Any:
+    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5, start_block=start_block, season_block=season_block)
+    incentives = dataclasses.replace(GAME, season_block=season_block)
+    values = {
+        "policy": policy,
+        "incentives": incentives,
+        "chain": SteppingChain(net, name),
+        "lucky_num": None,
+        **changes,
+    }
     return open_bench(net, name, **values)
 
 
@@ -130,6 +140,87 @@ def test_without_old_state_rounds_are_left_out(net: Net) -> None:
                 bench.tick()
         assert bench.weights() == {net.hotkey("alice"): 1.0}
     assert sum("left out" in line for line in lines) == 1
+
+
+def test_new_season_agrees_with_a_late_start(net: Net) -> None:
+    start = net.admin.block()
+    net.submit("alice", ROWS[:60])
+    with open_game(net, start_block=start) as first:
+        run_side_by_side(2, first)
+        net.submit("alice", [*ROWS[:30], *ROWS[100:110]])
+        run_side_by_side(1, first)
+        old = first.store.last_start_block()
+    net.submit("carol", ROWS[2:60])
+    net.competition = dataclasses.replace(net.competition, bench=6.2)
+    season = old + 4 * PERIOD
+    with open_game(net, start_block=start, season_block=season) as first:
+        run_side_by_side(5, first)
+        assert first.store.first_start_block(first.eval_config) == old + PERIOD
+        with open_game(net, "late", start_block=start, season_block=season) as late:
+            run_side_by_side(2, first, late)
+            assert late.store.first_start_block(late.eval_config) == start
+            assert late.losses() == first.losses() and len(late.losses()) == 1
+            assert late.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
+            blocks = late.store.rows(
+                "SELECT min(start_block), min(seed_block) FROM rounds JOIN round_evaluations ON id = round_id"
+            )
+            assert tuple(blocks[0]) == (season, season)
+    assert net.admin.weights(net.hotkey("late")) == net.admin.weights(net.hotkey("validator"))
+
+
+def test_round_of_another_model_is_published_and_closed(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    net.submit("alice", ROWS[:60])
+    with open_game(net) as bench:
+        run_side_by_side(4, bench)
+        bench.tick_until(lambda: bench.outcomes() == [True])
+        last = bench.store.last_start_block()
+    monkeypatch.setattr(
+        FakeEvaluator, "load_model", lambda self: f"{self.training_args.model_id}@{'0' * 64} none other"
+    )
+    with open_game(net) as bench:
+        run_side_by_side(2, bench)
+    folder = net.parts.folder / "validator" / "rounds"
+    assert len(list(folder.glob(f"round-*-{last}-*.jsonl"))) == 1, "its weights are on chain"
+    assert audit_files(net, [folder], dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
+
+
+def test_validator_far_behind_resubmits_its_newest_table(net: Net) -> None:
+    net.submit("alice", ROWS[:60])
+    with open_game(net) as bench:
+        run_side_by_side(4, bench)
+        assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+    net.submit("bob", ROWS[100:200])
+    net.admin.advance(20 * PERIOD)
+    with open_game(net) as bench:
+        bench.tick_until(lambda: len(bench.weights()) == 2)
+        view = net.chain("validator").view()
+        assert bench.store.last_start_block() < view.block - 5 * PERIOD, "still behind"
+        resubmit_weights(bench.validator._context, None, view)
+        assert net.admin.weights(net.hotkey("validator")) == {net.uid("alice"): 65535}
+        bench.run_rounds(2)
+        resubmit_weights(bench.validator._context, bench.validator.evaluator, net.chain("validator").view())
+        shares = {net.uid(name): bench.weights()[net.hotkey(name)] for name in ("alice", "bob")}
+        weights = net.admin.weights(net.hotkey("validator"))
+        assert weights == {uid: round(share / max(shares.values()) * 65535) for uid, share in shares.items()}
+        bench.run_rounds()
+    folder = net.parts.folder / "validator" / "rounds"
+    assert audit_files(net, [folder], dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
+
+
+def test_weights_between_rounds_are_in_the_next_file(net: Net) -> None:
+    """The validator stays active while it loads its model."""
+    for name, rows in (("alice", ROWS[:60]), ("bob", ROWS[100:200])):
+        net.submit(name, rows)
+    incentives = dataclasses.replace(GAME, reward=Reward.PROPORTIONAL, blocks_per_epoch=PERIOD)
+    with open_game(net, incentives=incentives) as bench:
+        run_side_by_side(4, bench)
+    net.admin.deregister(net.hotkey("bob"))
+    net.admin.advance(5 * PERIOD)
+    with open_game(net, incentives=incentives) as bench:
+        resubmit_weights(bench.validator._context, None, net.chain("validator").view())
+        run_side_by_side(2, bench)
+    folder = net.parts.folder / "validator" / "rounds"
+    assert audit_files(net, [folder], incentives).findings == []
 
 
 class Crash(BaseException):

@@ -8,7 +8,7 @@ from itertools import repeat
 
 from template.competition import Competition, Incentives
 from tests.campaigns.game.miners import Researcher
-from tests.campaigns.game.world import ROUNDS_PER_DAY, Game
+from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Settings
 
 SIZES = (0.005, 0.01, 0.02, 0.04)
 
@@ -44,9 +44,9 @@ class Outcome:
         return f"{self.size:11.3f} {self.paid:6.2f} {rounds:>22}{'  BROKEN' if self.is_broken else ''}"
 
 
-def play(size: float, seed: int, incentives: Incentives) -> int | None:
+def play(size: float, seed: int, incentives: Incentives, settings: Settings) -> int | None:
     """Return the rounds until an improvement is paid, None after three days."""
-    game = Game(Competition.from_defaults(), incentives, seed)
+    game = Game(Competition.from_defaults(), incentives, seed, settings)
     others = Researcher(game, "other", 1 + _OTHERS)
     author = Researcher(game, "author")
     for index, hotkey in enumerate(others.hotkeys):
@@ -62,12 +62,14 @@ def play(size: float, seed: int, incentives: Incentives) -> int | None:
     return None
 
 
-def play_all(games: int, first_seed: int, incentives: Incentives, workers: int) -> Iterator[Outcome]:
+def play_all(
+    games: int, first_seed: int, incentives: Incentives, settings: Settings, workers: int
+) -> Iterator[Outcome]:
     """Play games with every size, and yield the outcomes."""
     with ProcessPoolExecutor(workers) as pool:
         for size in SIZES:
             seeds = range(first_seed, first_seed + games)
-            results = list(pool.map(play, repeat(size), seeds, repeat(incentives), chunksize=8))
+            results = list(pool.map(play, repeat(size), seeds, repeat(incentives), repeat(settings), chunksize=8))
             rounds = [result for result in results if result is not None]
             yield Outcome(
                 size=size,

@@ -10,17 +10,12 @@ import random
 import zlib
 from collections.abc import Sequence
 
+from template.constants import MAX_SHARED_PERCENT
 from tests.campaigns.game.world import ROUNDS_PER_DAY, ROW_SD, ROWS, SD, Game, Rows
 
 FIRST_MEAN, STEP_MEAN, STEP_SD = 0.03, 0.004, 0.012
 BEST_POSSIBLE = 0.18
 ROUNDS_PER_FIND = 2.0 * ROUNDS_PER_DAY
-
-# Evaluations that a miner makes at home of a dataset.
-OWN_RUNS = 1024
-
-# A dataset is published if it seems better than the best record by so many epsilon: trying costs nothing.
-MARGIN = 1.0
 
 # Numbers of the rows that are not from finds start here.
 _OTHER_ROWS = 1 << 22
@@ -87,11 +82,11 @@ class Researcher:
 
     def estimate(self, game: Game, rows: Rows) -> float:
         """Return the loss that the miner measures at home."""
-        noise = random.Random(f"{game.seed} {self.name} {rows.digest}").gauss(0.0, SD / math.sqrt(OWN_RUNS))
-        return game.true_loss(rows) + noise
+        error = SD / math.sqrt(game.settings.own_runs)
+        return game.true_loss(rows) + random.Random(f"{game.seed} {self.name} {rows.digest}").gauss(0.0, error)
 
     def is_worth(self, game: Game, loss: float) -> bool:
-        return loss < game.frontier - MARGIN * game.incentives.epsilon
+        return loss < game.frontier - game.settings.margin * game.incentives.epsilon
 
     def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
         game.commit(hotkey, rows)
@@ -131,9 +126,30 @@ class Researcher:
         """Do nothing after the aligned block."""
 
 
+class Updater(Researcher):
+    """Keeps 60% of its last dataset's rows in its next one."""
+
+    def found(self, game: Game, rows: Rows, value: float) -> None:
+        last = self.last.get(self.hotkeys[0])
+        if last is not None:
+            kept = last.numbers[: ROWS * 60 // 100]
+            count = ROWS - len(kept)
+            rest = (ROWS * value - math.fsum(game.values[number] for number in kept)) / count
+            rows = Rows((*kept, *self.make_rows(game, rest, count=count).numbers))
+        super().found(game, rows, value)
+
+
 def public_rows(game: Game, others: Sequence[str]) -> list[Rows]:
     """Return the datasets of other hotkeys that can be read, newest commitment first."""
     hotkeys = set(others)
     commitments = [commitment for hotkey, commitment in game.commitments.items() if hotkey not in hotkeys]
     commitments.sort(key=lambda commitment: -commitment.commit_block)
     return [commitment.rows for commitment in commitments if commitment.key in game.datasets]
+
+
+def make_mosaic(datasets: Sequence[Rows], rng: random.Random) -> Rows:
+    """Combine rows of three of the datasets, of each as many as the copy rule allows."""
+    most = ROWS * MAX_SHARED_PERCENT // 100
+    counts = (most, most, ROWS - 2 * most)
+    parts = [rng.sample(rows.numbers, n) for rows, n in zip(rng.sample(datasets, 3), counts, strict=True)]
+    return Rows(tuple(sorted(number for part in parts for number in part)))

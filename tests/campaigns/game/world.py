@@ -19,7 +19,7 @@ from template.constants import DAY_BLOCKS
 from template.data.rows import content_digest
 from template.errors import Reason
 from template.records import Confirmed, ContentKey, Dataset, Entry, LeaderboardRow, Stand, SubmissionKey, Verdict
-from template.rules.evaluations import derive_seed, plan_evaluations
+from template.rules.evaluations import derive_seed, newcomer_blocks, plan_evaluations
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided
 from template.rules.ledger import LedgerRow
 from template.rules.stands import extend_stands, find_versions, shorten_stands
@@ -29,13 +29,25 @@ ROWS = 20
 ROUNDS_PER_DAY = 20
 OWNER = "owner"
 
-# Standard deviation of a loss between seeds, of row values within a find, and of a dataset beyond its rows.
+# Standard deviation of a loss between seeds, and of row values within a find.
 SD = 0.01
 ROW_SD = 0.03
-SET_SD = 0.0002
 
 # Rounds after which the download of a missing file is retried.
-MISSING_RETRY_ROUNDS = 5
+MISSING_RETRY_ROUNDS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The simulated miners and datasets.
+
+    set_sd: standard deviation of a dataset's true loss beyond its rows. own_runs: evaluations that a miner makes at
+    home of a dataset. margin: by how many `epsilon` it must seem better than the best record to be published.
+    """
+
+    set_sd: float = 0.0002
+    own_runs: int = 1024
+    margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,11 @@ class Rows:
     @property
     def digest(self) -> str:
         return self.dataset.digest
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _hash_block(seed: int, block: int) -> str:
+    return hashlib.sha256(f"{seed} {block}".encode()).hexdigest()
 
 
 class Miner(Protocol):
@@ -72,6 +89,7 @@ class Commitment:
     """
 
     key: SubmissionKey
+    record: CommitmentRecord
     rows: Rows
     commit_block: int
     reveal_block: int
@@ -80,11 +98,11 @@ class Commitment:
 class Game:
     """The chain, the Hub and a validator. block: the next aligned block."""
 
-    def __init__(self, competition: Competition, incentives: Incentives, seed: int) -> None:
-        self.competition, self.incentives, self.seed = competition, incentives, seed
+    def __init__(self, competition: Competition, incentives: Incentives, seed: int, settings: Settings) -> None:
+        self.competition, self.incentives, self.seed, self.settings = competition, incentives, seed, settings
         self.period = incentives.blocks_per_epoch
         self.block = self.period
-        self.round = 0
+        self.round = self.season = 0
         self.values: dict[int, float] = {}
         self.noise: dict[int, float] = {}
         self.registrations: dict[str, int] = {}
@@ -103,7 +121,6 @@ class Game:
         self._missing_since: dict[SubmissionKey, int] = {}
         self._absent: set[SubmissionKey] = set()
         self._entries: dict[str, Entry] = {}
-        self._season_block = 0
         self._evaluated: set[str] = set()
         self._commits = 0
         self._retry_round: dict[SubmissionKey, int] = {}
@@ -124,7 +141,7 @@ class Game:
         key = SubmissionKey(hotkey, str(record))
         self._commits += 1
         block = self.block - self.period + 2 + min(self._commits, self.period - 2)
-        self.commitments[hotkey] = Commitment(key, rows, block, block + sealed_rounds * self.period)
+        self.commitments[hotkey] = Commitment(key, record, rows, block, block + sealed_rounds * self.period)
         self.contents[rows.digest] = rows
         self.show(hotkey, is_visible=is_visible)
 
@@ -155,20 +172,29 @@ class Game:
 
     def _true(self, rows: Rows) -> tuple[float, float]:
         if rows.digest not in self._latent:
-            own = random.Random(f"{self.seed} {rows.digest}").gauss(0.0, SET_SD)
+            own = random.Random(f"{self.seed} {rows.digest}").gauss(0.0, self.settings.set_sd)
             mean = math.fsum(self.values[number] for number in rows.numbers) / ROWS
             spread = SD * math.fsum(self.noise.get(number, 1.0) for number in rows.numbers) / ROWS
             self._latent[rows.digest] = (self.competition.bench - mean + own, spread)
         return self._latent[rows.digest]
 
     def block_hash(self, block: int) -> str:
-        return hashlib.sha256(f"{self.seed} {block}".encode()).hexdigest()
+        return _hash_block(self.seed, block)
 
-    def evaluate(self, rows: Rows, number: int, seed_block: int) -> float:
-        """Return the loss of an evaluation, which anybody can compute after the block."""
+    def evaluate(self, rows: Rows, number: int, seed_block: int, season: int | None = None) -> float:
+        """Return the loss of an evaluation, which anybody can compute after the block.
+
+        season: of the model, None for the present one.
+        """
         loss, spread = self._true(rows)
         seed = derive_seed(self.block_hash(seed_block), rows.digest, number)
-        return loss + random.Random(f"{seed} {rows.digest}").gauss(0.0, spread)
+        season = self.season if season is None else season
+        return loss + random.Random(f"{seed + season} {rows.digest}").gauss(0.0, spread)
+
+    def is_confirmed(self, hotkey: str) -> bool:
+        """Check that the hotkey's dataset has all its evaluations."""
+        row = self.rows.get(hotkey)
+        return row is not None and row.runs >= self.incentives.evaluations
 
     def is_open(self, hotkey: str) -> bool:
         """Check that the hotkey's dataset still waits for evaluations."""
@@ -214,10 +240,10 @@ class Game:
             self.shares,
             OWNER,
             has_ledger=bool(self.confirmed),
-            undecided=find_undecided(table, self._season_block, self.competition, self.incentives),
+            undecided=find_undecided(table, self.incentives.season_block, self.competition, self.incentives),
         )
         self.rows = {row.hotkey: row for row in board.rows}
-        self._evaluate(table)
+        self._evaluate(table, len(entries))
         self.block += self.period
         self.round += 1
         if self.round % ROUNDS_PER_DAY == 0:
@@ -231,14 +257,14 @@ class Game:
             if commitment is None or commitment.reveal_block <= registration:
                 continue
             if commitment.reveal_block <= self.block:
-                record, commit_block = CommitmentRecord.parse(commitment.key.commitment), commitment.commit_block
+                commit_block = commitment.commit_block
                 entries[commitment.key] = Entry(
                     key=commitment.key,
                     uid=uid,
                     reveal_block=commitment.reveal_block,
                     commit_block=commit_block if commit_block > registration else commitment.reveal_block,
                     registration_block=registration,
-                    record=record,
+                    record=commitment.record,
                     rejection=None,
                 )
             elif last is not None and last.registration_block == registration:
@@ -289,8 +315,9 @@ class Game:
                     public=content.public,
                 )
 
-    def _evaluate(self, table: Table) -> None:
-        while self._runs and self._runs[0][0] < self.block - DAY_BLOCKS:
+    def _evaluate(self, table: Table, entries: int) -> None:
+        since = self.block - newcomer_blocks(entries, self.incentives)
+        while self._runs and self._runs[0][0] <= since:
             self._runs.popleft()
         recent = Counter(hotkey for _, hotkey in self._runs)
         for planned in plan_evaluations(
@@ -321,5 +348,6 @@ class Game:
     def start_season(self) -> None:
         """Change the model or the pool: all is evaluated again."""
         self.losses, self.confirmed = {}, {}
-        self._season_block = self.block
+        self.season += 1
+        self.incentives = replace(self.incentives, season_block=self.block)
         self._runs.clear()

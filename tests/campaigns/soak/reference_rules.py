@@ -131,7 +131,7 @@ def find_versions(runs: Iterable[Run], datasets: Mapping[str, frozenset[int]], r
             # A late file counts from the second round after the last in which it was missing.
             since = max(run.first, run.missing + 2 * period if run.missing else 0)
             newest = Version(run.text, rows, run.first, run.last, run.commit, run.registration, since)
-            newest.public = (since, run.commit)
+            newest.public = (run.first, run.commit)
             versions.append(newest)
         if counted is not None and counted.rows != rows:
             newest.since = max(newest.since, next_aligned(counted.since + rules.update_blocks, period))
@@ -264,8 +264,8 @@ def plan(
     of_started = due(turns, _RUNS_A_ROUND, rules.evaluations)
     chosen = due((o for o in first if not recent.get(o.hotkey)), 1, 1)[: rules.slots]
     for queue, most in (
-        (of_records, _RECORD_RUNS),
-        (of_started, rules.slots // 2),
+        (of_records, min(_RECORD_RUNS, rules.slots // 2)),
+        (of_started, (rules.slots + 1) // 2),
         (due(first, 1, 1), rules.slots),
         (of_started, rules.slots),
         (of_records, rules.slots),

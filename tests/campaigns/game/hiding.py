@@ -1,0 +1,143 @@
+"""Tricks with files that are not there. Each class is one strategy."""
+
+from template.records import SubmissionKey
+from template.rules.stands import align
+from tests.campaigns.game.luck import SEALED_ROUNDS, is_lucky, known_luck
+from tests.campaigns.game.miners import Researcher
+from tests.campaigns.game.tricks import EqualSets
+from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Rows
+
+
+class Withholder(EqualSets):
+    """Commits to a dataset per hotkey and round, and uploads those with lucky seeds."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.promised: set[str] = set()
+
+    def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, is_visible=False)
+        self.last[hotkey] = rows
+        self.promised.add(hotkey)
+
+    def offer(self, game: Game) -> None:
+        super().offer(game)
+        # The order of a set differs between processes.
+        for hotkey in sorted(self.promised):
+            value = game.competition.bench - game.true_loss(self.last[hotkey])
+            if self.is_worth(game, game.competition.bench - value):
+                self.publish(game, hotkey, self.make_rows(game, value))
+
+    def react(self, game: Game) -> None:
+        for hotkey in sorted(self.promised):
+            if is_lucky(game, self.last[hotkey], game.block, game.block):
+                game.show(hotkey)
+                self.promised.discard(hotkey)
+
+
+class LateUploader(EqualSets):
+    """Uploads files when all seeds of their commit block are known, if they are lucky."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.promised: dict[str, int] = {}
+
+    def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, is_visible=False)
+        self.last[hotkey] = rows
+        self.promised[hotkey] = game.round
+
+    def offer(self, game: Game) -> None:
+        super().offer(game)
+        for hotkey, start in list(self.promised.items()):
+            if game.round < start + SEALED_ROUNDS:
+                continue
+            rows = self.last[hotkey]
+            rank_block = align(game.commitments[hotkey].commit_block, game.period)
+            loss = game.true_loss(rows) + known_luck(game, rows, rank_block, game.block - game.period)[0]
+            if self.is_worth(game, loss):
+                game.show(hotkey)
+                del self.promised[hotkey]
+            elif self.is_worth(game, game.true_loss(rows)):
+                self.publish(game, hotkey, self.make_rows(game, game.competition.bench - game.true_loss(rows)))
+
+
+class Flipper(EqualSets):
+    """Hides a file for less than a day while its known seeds are unlucky."""
+
+    def react(self, game: Game) -> None:
+        for hotkey, rows in self.last.items():
+            rank_block = align(game.commitments[hotkey].commit_block, game.period)
+            luck, _ = known_luck(game, rows, rank_block, game.block)
+            game.show(hotkey, is_visible=luck <= 0.0 or game.round % ROUNDS_PER_DAY == 0)
+
+
+class HiddenHolder(Researcher):
+    """Shows its file for one round of each day."""
+
+    def react(self, game: Game) -> None:
+        for hotkey in self.last:
+            game.show(hotkey, is_visible=game.is_open(hotkey) or game.round % ROUNDS_PER_DAY == 0)
+
+
+class Deleter(Researcher):
+    """Deletes its file once the dataset is confirmed."""
+
+    def react(self, game: Game) -> None:
+        for hotkey in self.last:
+            if game.is_confirmed(hotkey):
+                game.show(hotkey, is_visible=False)
+
+
+class RivalHider(Researcher):
+    """Hides a rival's new file for a day if it would be a record."""
+
+    rounds_hidden = ROUNDS_PER_DAY
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.first_seen: dict[SubmissionKey, int] = {}
+
+    def react(self, game: Game) -> None:
+        for hotkey in game.commitments.keys() - set(self.hotkeys):
+            commitment = game.commitments[hotkey]
+            is_record = game.true_loss(commitment.rows) < game.frontier - game.incentives.epsilon
+            if is_record or commitment.key in self.first_seen:
+                first = self.first_seen.setdefault(commitment.key, game.round)
+                game.show(hotkey, is_visible=game.round >= first + self.rounds_hidden)
+
+
+class ShortRivalHider(RivalHider):
+    """Like RivalHider, for five rounds."""
+
+    rounds_hidden = 5
+
+
+class LongRivalHider(RivalHider):
+    """Like RivalHider, for three days."""
+
+    rounds_hidden = 3 * ROUNDS_PER_DAY
+
+
+class HideAndCopy(ShortRivalHider):
+    """Reads a rival's new file, hides it from others, and publishes a copy."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.copied: list[SubmissionKey] = []
+
+    def act(self, game: Game) -> None:
+        for key in self.first_seen:
+            if key not in self.copied:
+                rows = game.contents[key.commitment.rpartition(":")[2]]
+                self.publish(game, self.hotkeys[len(self.copied) % len(self.hotkeys)], rows)
+                self.copied.append(key)
+
+
+class PaidRivalHider(Researcher):
+    """Hides all files of rivals for three days of each two weeks."""
+
+    def react(self, game: Game) -> None:
+        is_visible = game.round % (14 * ROUNDS_PER_DAY) < 11 * ROUNDS_PER_DAY
+        for hotkey in game.commitments.keys() - set(self.hotkeys):
+            game.show(hotkey, is_visible=is_visible)
