@@ -296,6 +296,7 @@ class LedgerLine:
     """A confirmed dataset in the ledger, as it was when the round's weights were made.
 
     frontier: best loss of the records before it. credit: 0 unless it is a record itself; not halved by its age.
+    is_absent: its file is missing for more than a day, so the credit is not paid.
     """
 
     hotkey: str
@@ -309,6 +310,7 @@ class LedgerLine:
     loss: float
     frontier: float
     credit: float
+    is_absent: bool = False
 
 
 class Leaderboard(NamedTuple):

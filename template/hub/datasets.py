@@ -232,10 +232,12 @@ def _check_available(api: HfApi, request: Request, local_dir: Path, budget: Requ
         if file is not None and not info.matches(file.path.read_bytes()):
             raise SubmissionError(Reason.MISSING_FILE, f"main of {request.repo} has another file")
     except SubmissionError:
-        earlier = None if file is None else _find_upload(api, request.repo, file.sha256.__eq__)
-        if earlier is None:
+        if file is None or (earlier := _find_upload(api, request.repo, file.sha256.__eq__)) is None:
             raise
         commit, info = earlier, find_file(api, request.repo, earlier, request.filename, budget)
+        # Anybody can write a title.
+        if not info.matches(file.path.read_bytes()):
+            raise
     _read_first_byte(api, request.repo, commit, info.path)
 
 

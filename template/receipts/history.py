@@ -240,8 +240,12 @@ class History:
 
 
 def _check_credits(header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
-    """Check that credits are not paid once a dataset's file is missing for a day."""
-    since = header.start_block - DAY_BLOCKS
+    """Check that credits are not paid once a dataset's file is missing for a day.
+
+    The rows of a dataset that waits are not in the file, so the time until it counts is added.
+    """
+    rules = header.incentives
+    since = header.start_block - max(DAY_BLOCKS, rules.update_blocks + rules.blocks_per_epoch)
     readable: dict[str, int] = {}
     for key, version in checked.versions.items():
         readable[key.hotkey] = max(version.last_block, readable.get(key.hotkey, 0))

@@ -9,7 +9,7 @@ from template.errors import Reason, RemoteError, SubmissionError
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import CheckedRound
 from template.receipts.round_file import RoundFile, RoundHeader, TableLine
-from template.records import Dataset, SubmissionKey
+from template.records import Dataset, LedgerLine, SubmissionKey
 from template.rules.duplicates import max_shared
 from template.rules.entries import MISSING
 from template.rules.stands import align
@@ -96,7 +96,23 @@ class RefusalCheck:
                     self.notes.append(f"{line.hotkey}: {line.reason}; only an evaluation can show it")
             except RemoteError as error:
                 self.unanswered.append(f"{line.hotkey}: {error}")
+        for record in header.ledger:
+            if record.is_absent:
+                self._check_absent(record)
         return findings
+
+    def _check_absent(self, line: LedgerLine) -> None:
+        """Note whether the file of an unpaid record is on the Hub now."""
+        where = f"{line.hotkey}: record {line.digest[:12]} unpaid for a missing file"
+        text = self._commitments.get((line.hotkey, line.digest[:12]))
+        if text is None:
+            self.notes.append(f"{where}, and its commitment is in no file here")
+            return
+        try:
+            if not isinstance(self._read_once(line.hotkey, text), SubmissionError):
+                self.notes.append(f"{where}, and the Hub has the file now")
+        except RemoteError as error:
+            self.unanswered.append(f"{where}: {error}")
 
     def find_copies(self, header: RoundHeader, checked: CheckedRound) -> list[Finding]:
         """Download a round's datasets; find paid copies of earlier datasets."""
@@ -125,7 +141,7 @@ class RefusalCheck:
 
     def _check_waiting(self, line: TableLine, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
         """Check a dataset that is to count later, or whose file was not read yet."""
-        match = _COUNTS_LATER.fullmatch(line.message)
+        match = _COUNTS_LATER.match(line.message)
         if match is None:
             if not isinstance(self._read_once(line.hotkey, line.entry), SubmissionError):
                 self.notes.append(f"{line.hotkey}: waits for its download, and the Hub has its file now")

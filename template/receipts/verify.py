@@ -228,6 +228,7 @@ def _check_ledger(header: RoundHeader) -> Iterator[str]:
     """Recompute losses from means and spreads, and credits from losses, bit by bit."""
     incentives, competition = header.incentives, header.competition
     frontier = competition.bench
+    present = {(line.hotkey, line.digest) for line in header.table if line.reason is None}
     ranks = [(line.rank_block, line.commit_block) for line in header.ledger]
     if ranks != sorted(ranks):
         yield "the ledger is not in the order of ranks"
@@ -241,6 +242,8 @@ def _check_ledger(header: RoundHeader) -> Iterator[str]:
         credit = record_credit(line.loss, line.frontier, competition, incentives)
         if line.credit != (credit or 0.0):
             yield f"{where}: credit {line.credit!r}, by the rules {credit or 0.0!r}"
+        if line.is_absent and (line.hotkey, line.digest) in present:
+            yield f"{where}: unpaid for a missing file, and the table has the dataset"
         frontier = frontier if credit is None else line.loss
     keys = [(line.hotkey, line.digest) for line in header.ledger]
     yield from (f"{key[0]}: dataset {key[1][:12]} more than once in the ledger" for key in _repeated(keys))

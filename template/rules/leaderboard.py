@@ -1,17 +1,18 @@
 """Make a round's leaderboard and weights from the table of datasets."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from template.chain_records import ChainSnapshot
 from template.competition import Competition, Incentives
-from template.records import Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
+from template.records import ContentKey, Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.ledger import (
     estimate_loss,
     is_credit_paid,
     is_hopeless,
     ledger_lines,
     live_credits,
+    live_records,
     make_shares,
 )
 from template.rules.scoring import score_of, weights_from_scores
@@ -25,15 +26,20 @@ def build_leaderboard(
     verdicts: Mapping[SubmissionKey, Verdict],
     table: Table,
     block: int,
+    absent: Container[ContentKey] = (),
 ) -> Leaderboard:
-    """Build the leaderboard of a round, with the shares of the weights at `block`."""
+    """Build the leaderboard of a round, with the shares of the weights at `block`.
+
+    absent: datasets whose file is missing for more than a day. Such a record is not paid.
+    """
     rows = [_make_row(entry, competition, incentives, verdicts.get(key), table) for key, entry in entries.items()]
     registrations = {key.hotkey: entry.registration_block for key, entry in entries.items()}
-    ledger = ledger_lines(table.ledger)
+    ledger = ledger_lines(table.ledger, absent)
     live = live_credits(block, ledger, registrations, incentives)
+    unpaid = [line for line, _ in live_records(block, ledger, registrations, incentives) if line.is_absent]
     rows = [
-        dataclasses.replace(row, credit=live[row.hotkey])
-        if row.hotkey in live and is_credit_paid(row.reason, table.readable.get(row.hotkey, -1), block)
+        _add_credit(row, live.get(row.hotkey, 0.0), [line.digest for line in unpaid if line.hotkey == row.hotkey])
+        if is_credit_paid(row.reason, table.readable.get(row.hotkey, -1), block)
         else row
         for row in rows
     ]
@@ -139,6 +145,15 @@ def _make_row(
         spread=estimate.spread if estimate else None,
         runs=len(content.losses),
     )
+
+
+def _add_credit(row: LeaderboardRow, credit: float, unpaid: Sequence[str]) -> LeaderboardRow:
+    """Add the live credit. unpaid: digests of records whose file is missing."""
+    if not unpaid:
+        return dataclasses.replace(row, credit=credit)
+    digests = ", ".join(digest[:12] for digest in unpaid)
+    text = f"unpaid records (rows {digests}): the file is missing on the Hub for more than a day"
+    return dataclasses.replace(row, credit=credit, message=f"{row.message}; {text}" if row.message else text)
 
 
 def _progress(runs: int, incentives: Incentives) -> str:

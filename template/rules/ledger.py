@@ -9,7 +9,7 @@ was split.
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,8 +123,11 @@ def is_hopeless(
     return estimate_loss(content.losses, incentives.sd).loss >= frontier - incentives.epsilon + margin
 
 
-def ledger_lines(ledger: Iterable[LedgerRow]) -> list[LedgerLine]:
-    """Return the ledger as the round's file shows it."""
+def ledger_lines(ledger: Iterable[LedgerRow], absent: Container[ContentKey] = ()) -> list[LedgerLine]:
+    """Return the ledger as the round's file shows it.
+
+    absent: datasets whose file is missing for more than a day.
+    """
     return [
         LedgerLine(
             hotkey=row.content.key.hotkey,
@@ -138,24 +141,35 @@ def ledger_lines(ledger: Iterable[LedgerRow]) -> list[LedgerLine]:
             loss=row.estimate.loss,
             frontier=row.frontier,
             credit=row.credit,
+            is_absent=row.content.key in absent,
         )
         for row in ledger
+    ]
+
+
+def live_records(
+    block: int, ledger: Iterable[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
+) -> list[tuple[LedgerLine, float]]:
+    """Return the records of registered hotkeys, each with its credit at a block.
+
+    A credit halves every `half_life_blocks`. It belongs to one registration: a hotkey that registers again does
+    not inherit it.
+    """
+    return [
+        (line, line.credit * 0.5 ** (max(0, block - line.rank_block) / incentives.half_life_blocks))
+        for line in ledger
+        if line.credit > 0.0 and registrations.get(line.hotkey) == line.registration_block
     ]
 
 
 def live_credits(
     block: int, ledger: Iterable[LedgerLine], registrations: Mapping[str, int], incentives: Incentives
 ) -> dict[str, float]:
-    """Return the credit of each registered hotkey at a block.
-
-    A credit halves every `half_life_blocks`. It belongs to one registration: a hotkey that registers again does
-    not inherit it.
-    """
+    """Return the paid credit of each registered hotkey at a block."""
     live: dict[str, float] = {}
-    for line in ledger:
-        if line.credit > 0.0 and registrations.get(line.hotkey) == line.registration_block:
-            age = max(0, block - line.rank_block)
-            live[line.hotkey] = live.get(line.hotkey, 0.0) + line.credit * 0.5 ** (age / incentives.half_life_blocks)
+    for line, credit in live_records(block, ledger, registrations, incentives):
+        if not line.is_absent:
+            live[line.hotkey] = live.get(line.hotkey, 0.0) + credit
     return live
 
 
@@ -187,7 +201,7 @@ def make_shares(
             complete = [row for row in rows if row.reason is None and row.runs >= incentives.evaluations]
             values = {row.hotkey: row.score for row in complete}
         case Reward.WINNER:
-            records = [line for line in ledger if line.credit > 0.0 and line.hotkey in credits]
+            records = [line for line in ledger if line.credit > 0.0 and not line.is_absent and line.hotkey in credits]
             current = [line for line in records if registrations.get(line.hotkey) == line.registration_block]
             values = {line.hotkey: 1.0 for line in current[-1:]}
         case Reward.IMPROVEMENT:

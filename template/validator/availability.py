@@ -1,23 +1,27 @@
 """Look up the files of paid datasets, once in each round.
 
-A dataset of a hotkey in the ledger must stay readable for everyone. While its file is missing for more than a day of
-rounds it gets no weight, and its rank counts from its return unless it was confirmed before. An answer
-about anything but one file is ignored, and so is a round in which every lookup fails.
+A dataset of a hotkey in the ledger must stay readable for everyone, and so must its records after it has committed to
+another dataset. While the file is missing for more than a day of rounds it is not paid, and its rank counts from its
+return unless it was confirmed before. An answer about anything but one file is ignored, and so is a round in which
+every lookup fails.
 """
 
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Mapping, Set
 from functools import partial
+from pathlib import Path
 
 from loguru import logger
 
-from template.constants import DAY_BLOCKS
+from template.competition import CommitmentRecord
+from template.constants import DAY_BLOCKS, DOWNLOAD_DEADLINE_S
 from template.errors import Reason, RemoteError, SubmissionError
 from template.hub import datasets
-from template.records import Absence, Round, Stand, SubmissionKey, Verdict
+from template.records import Absence, ContentKey, Round, Stand, SubmissionKey, Verdict
+from template.rules.lookups import newest_commitments, records_to_look_up
 from template.validator.context import Context
-from template.validator.downloads import dataset_folder
+from template.validator.downloads import dataset_folder, download
 from template.validator.evaluation import SubmissionEvaluator
 
 # Lookups of one file in a round.
@@ -84,17 +88,13 @@ class FileWatch:
             key = self._waiting.popleft()
             self._tries[key] = self._tries.get(key, 0) + 1
             self._running.add(key)
-            self._context.downloader.start_lookup(key, self._lookup(key, current))
+            self._context.downloader.start_lookup(key, self._lookup(key))
 
-    def _lookup(self, key: SubmissionKey, current: Round) -> Callable[[], None]:
+    def _lookup(self, key: SubmissionKey) -> Callable[[], None]:
         config = self._context.config
         if key == _EVAL_SET:
             return partial(datasets.check_eval_set_available, config.competition)
-        entry = current.by_key[key]
-        record = entry.accepted_record
-        return partial(
-            datasets.check_available, record.namespace, record.commit, dataset_folder(config.data_dir, entry)
-        )
+        return partial(_check_file, key, dataset_folder(config.data_dir, key))
 
     def _finish(self, evaluator: SubmissionEvaluator, current: Round) -> None:
         if self._missing and not self._found:
@@ -108,10 +108,23 @@ class FileWatch:
         _record(self._context, evaluator, current, self._found, self._missing)
 
 
+def _check_file(key: SubmissionKey, folder: Path) -> None:
+    """Check that a commitment's file can be read.
+
+    A digest needs a copy of the file to compare with; without one the file is downloaded.
+    """
+    record = CommitmentRecord.parse(key.commitment, key.hotkey)
+    if record.is_content_addressed and datasets.find_dataset(record.namespace, record.commit, folder) is None:
+        download(record, folder, DOWNLOAD_DEADLINE_S)
+    else:
+        datasets.check_available(record.namespace, record.commit, folder)
+
+
 def _files_to_find(context: Context, evaluator: SubmissionEvaluator, current: Round) -> list[SubmissionKey]:
     """Return the commitments whose files are looked up in this round.
 
-    These are the datasets of hotkeys in the ledger, missing datasets, and files that the Hub lists and does not send.
+    These are the datasets of hotkeys in the ledger, paid records, missing datasets, and files that the Hub lists and
+    does not send.
     """
     store = context.store
     verdicts, absences = store.verdicts(evaluator.eval_config), store.absences()
@@ -124,7 +137,21 @@ def _files_to_find(context: Context, evaluator: SubmissionEvaluator, current: Ro
         return retry is not None and retry.remote_failures >= _FAILURES_BEFORE_LOOKUP
 
     accepted = [entry.key for entry in current.entries if entry.rejection is None and entry.key not in verdicts]
-    return [key for key in accepted if is_wanted(key)]
+    records = find_records(context, evaluator, current)
+    return list(dict.fromkeys([*(key for key in accepted if is_wanted(key)), *records]))
+
+
+def find_records(context: Context, evaluator: SubmissionEvaluator, current: Round) -> list[SubmissionKey]:
+    """Return the commitments of the paid records, as of the newest ledger."""
+    store, last = context.store, context.store.last_decided_round(evaluator.eval_config)
+    return records_to_look_up(
+        current.start_block,
+        store.ledger(last.id) if last else (),
+        {entry.key.hotkey: entry.registration_block for entry in current.entries},
+        context.config.incentives,
+        newest_commitments(store.stands(), evaluator.datasets, current.start_block),
+        store.absences(),
+    )
 
 
 def _record(
@@ -172,6 +199,16 @@ def long_absent(context: Context) -> set[SubmissionKey]:
     """Return the datasets that are out of the competition until their file is back."""
     period = context.config.incentives.blocks_per_epoch
     return {key for key, absence in context.store.absences().items() if _is_long(absence, period)}
+
+
+def absent_datasets(context: Context, evaluator: SubmissionEvaluator, current: Round) -> set[ContentKey]:
+    """Return the datasets whose file is missing for more than a day.
+
+    The file is that of the newest commitment to the dataset.
+    """
+    commitments = newest_commitments(context.store.stands(), evaluator.datasets, current.start_block)
+    absent = long_absent(context)
+    return {content for content, key in commitments.items() if key in absent}
 
 
 def missing_verdicts(context: Context, current: Round) -> dict[SubmissionKey, Verdict]:

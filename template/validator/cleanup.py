@@ -11,6 +11,7 @@ from loguru import logger
 from template.competition import is_commit
 from template.records import Round
 from template.rules.stands import find_versions, shorten_stands
+from template.validator.availability import find_records
 from template.validator.config import ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import dataset_folder
@@ -51,9 +52,11 @@ def clean_up(context: Context, evaluator: SubmissionEvaluator, current: Round) -
     store.prune_rounds(before=old)
     for key in evaluator.datasets.keys() - store.dataset_keys(config.competition):
         del evaluator.datasets[key]
-    accepted = [entry for entry in current.entries if entry.rejection is None]
+    # The files of records are compared with the Hub's in each round.
+    records = find_records(context, evaluator, current)
+    used = [*(entry.key for entry in current.entries if entry.rejection is None), *records]
     _remove_datasets(
-        config.data_dir, {dataset_folder(config.data_dir, entry) for entry in accepted} | evaluator.folders_in_use()
+        config.data_dir, {dataset_folder(config.data_dir, key) for key in used} | evaluator.folders_in_use()
     )
     receipts = {f"{entry.key.hotkey}-{entry.key.commitment.rpartition(':')[2][:12]}" for entry in current.entries}
     _remove_files(config.receipt_dir, _RECEIPT, keep=receipts, older_than=old)

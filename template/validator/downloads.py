@@ -37,10 +37,10 @@ def download(record: CommitmentRecord, folder: Path, deadline_s: float) -> HubFi
     )
 
 
-def dataset_folder(data_dir: Path, entry: Entry) -> Path:
-    """Return the folder of an entry's file, which no other submission shares."""
-    record = entry.accepted_record
-    return data_dir / entry.key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
+def dataset_folder(data_dir: Path, key: SubmissionKey) -> Path:
+    """Return the folder of an accepted commitment's file; no other uses it."""
+    record = CommitmentRecord.parse(key.commitment)
+    return data_dir / key.hotkey / f"{record.namespace.replace('/', '--')}-{record.commit}"
 
 
 @dataclass(frozen=True, kw_only=True)

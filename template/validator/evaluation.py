@@ -272,7 +272,7 @@ class SubmissionEvaluator:
         )  # fmt: skip
 
     def _folder(self, entry: Entry) -> Path:
-        return dataset_folder(self._config.data_dir, entry)
+        return dataset_folder(self._config.data_dir, entry.key)
 
     def _make_receipt(self, entry: Entry, result: TrainResult) -> Receipt:
         record, chain = entry.accepted_record, self._context.chain

@@ -8,7 +8,7 @@ from template.chain_records import ChainView, WeightOutcome
 from template.records import Leaderboard, LeaderboardRow, Round
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
 from template.rules.table import Table
-from template.validator.availability import missing_verdicts
+from template.validator.availability import absent_datasets, missing_verdicts
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.rounds import read_table, season_block, update_table
@@ -22,8 +22,9 @@ def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: 
     config = context.config
     verdicts = {**context.store.verdicts(evaluator.eval_config), **missing_verdicts(context, current)}
     leaderboard = build_leaderboard(
-        config.competition, config.incentives, current.by_key, verdicts, table, current.start_block
-    )
+        config.competition, config.incentives, current.by_key, verdicts, table, current.start_block,
+        absent_datasets(context, evaluator, current),
+    )  # fmt: skip
     for row in leaderboard.rows:
         logger.info(
             "leaderboard hotkey={} uid={} reason={} loss={} runs={} credit={:.6f} weight={:.6f} {}",

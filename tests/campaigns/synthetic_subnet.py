@@ -230,10 +230,14 @@ class SyntheticSubnet:
     # The hub
 
     def upload(self, repo: str, rows: Iterable[str] | bytes | None, *, is_private: bool = False) -> str:
-        """Publish a data.jsonl, or a README alone for None; return the commit."""
+        """Publish a data.jsonl, or a README alone for None; return the commit.
+
+        Its message names the file, like the miner's, so that validators find it after the next upload.
+        """
         content = rows if isinstance(rows, bytes) or rows is None else make_file(rows)
         files = {"README.md": repo.encode()} if content is None else {DATA_FILE: content}
-        return upload_files(self.hub_root, repo, files, private=is_private)
+        message = f"Publish {DATA_FILE} {hashlib.sha256(content or b'').hexdigest()}"
+        return upload_files(self.hub_root, repo, files, private=is_private, message=message)
 
     def set_hub_faults(self, *faults: HubFault) -> None:
         """Let exactly these faults happen from now on."""

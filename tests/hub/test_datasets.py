@@ -306,6 +306,10 @@ def test_title_of_a_commit_proves_nothing(server: FaultyHub, tmp_path: Path) -> 
     repo = store.repo("datasets", REPO)
     store.commit(repo, {DATA: store.add_blob(b"x")}, message=f"Publish {DATA} {digest_of(OLD)}")
     assert download_error(server, digest_of(OLD), tmp_path / "data").reason is Reason.MISSING_FILE
+    storage.save(tmp_path, Request(repo=REPO, revision=digest_of(OLD), filename=DATA), [OLD])
+    upload_data(server, NEW)
+    with pytest.raises(SubmissionError, match="has another file"):
+        look(server, tmp_path, OLD)
 
 
 def test_history_that_cannot_be_read_is_a_remote_error(server: FaultyHub, tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from template.receipts.findings import Kind
+from template.receipts.verify import check_consistency
 from template.rules.evaluations import derive_seed
 from tests.fixtures.audit import Edit, Season
-from tests.receipts.test_lies import accused, row, texts
+from tests.receipts.test_lies import accused, row, row_of, texts
 
 
 def waiting(season: Season, name: str, message: str = "waits for its download") -> Edit:
@@ -26,7 +27,8 @@ def test_credit_withheld_while_a_download_waits_is_found(season: Season) -> None
 def test_rival_that_is_to_count_much_later_is_found(season: Season) -> None:
     bob = season.net.hotkey("bob")
     assert texts(season.find({100: waiting(season, "bob", "counts from block 120")}), Kind.RANK) == []
-    (text,) = texts(season.find({140: waiting(season, "bob", "counts from block 200")}), Kind.RANK)
+    late = "counts from block 200; unpaid records (rows 0123456789ab): the file is missing on the Hub"
+    (text,) = texts(season.find({140: waiting(season, "bob", late)}), Kind.RANK)
     assert text == f"{bob}: counts from block 200 in the table, by the entries of these files from 160 at most"
 
 
@@ -112,3 +114,23 @@ def test_duplicate_of_a_duplicate_is_found(season: Season) -> None:
     bob = season.net.hotkey("bob")
     expected = f"{bob}: duplicate of a dataset that is refused itself: {carol} (rows {str(digest)[:12]})"
     assert expected in texts(season.find({160: edit}), Kind.REFUSAL)
+
+
+def test_replaced_record_called_missing_is_a_note(season: Season) -> None:
+    bob = season.net.hotkey("bob")
+
+    def hide(content: dict[str, Any]) -> None:
+        (first, *_) = [line for line in content["ledger"] if line["hotkey"] == bob]
+        first["is_absent"] = True
+
+    digest = next(line.digest for line in season.files[160].header.ledger if line.hotkey == bob)
+    assert digest != row_of(season, 160, bob).digest
+    report = season.check(season.edited({160: hide}))
+    assert report.notes == [f"{bob}: record {digest[:12]} unpaid for a missing file, and the Hub has the file now"]
+
+
+def test_paid_record_called_missing_is_inconsistent(season: Season) -> None:
+    alice = season.net.hotkey("alice")
+    file = season.edited({160: lambda content: row(content, "ledger", alice).update(is_absent=True)})[160]
+    credit = row_of(season, 160, alice).credit
+    assert f"{alice}: credit {credit!r} in the table, 0.0 by the rules" in check_consistency(file, {})

@@ -97,6 +97,10 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "loss in the ledger": (ledger(0, loss=6.0), f"{FIRST}, ledger: loss 6.0 after "),
     "credit in the ledger": (ledger(0, credit=0.9), f"{FIRST}, ledger: credit 0.9, by the rules "),
+    "record called missing": (
+        ledger(0, is_absent=True),
+        f"{FIRST}, ledger: unpaid for a missing file, and the table has the dataset",
+    ),
     "runs in the ledger": (
         lambda content: content["incentives"].update(evaluations=2, hold=2),
         f"{FIRST}, ledger: 1 evaluations, and the competition asks for 2",

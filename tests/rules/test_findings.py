@@ -277,6 +277,22 @@ def test_deleted_dataset_is_paid_for_a_day_at_most() -> None:
     assert game.shares() == {"a": 1.0}, "a confirmed record keeps its rank"
 
 
+def test_deleted_record_is_paid_for_a_day_at_most() -> None:
+    game = Game()
+    text = game.commit("a", FULL)
+    game.play(3)
+    game.commit("a", OTHER)
+    game.play(21)
+    game.withheld.add(text)
+    game.play(21)
+    assert game.shares() == {"a": 1.0}
+    game.play()
+    assert game.shares() == {}
+    game.withheld.discard(text)
+    game.play()
+    assert game.shares() == {"a": 1.0}
+
+
 # 8. A new contest pays the earliest ranks everything
 
 

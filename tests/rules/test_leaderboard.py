@@ -88,6 +88,24 @@ def test_credit_is_paid_while_a_dataset_is_readable(verdict: Verdict | None, rea
     assert (row.credit > 0.0) == (row.weight == 1.0) == is_paid
 
 
+def test_absent_record_is_unpaid_and_sets_the_frontier() -> None:
+    first = make_content("a", 0, [2.5] * 4)
+    second = replace(make_content("a", 1, [2.45] * 4), key=ContentKey("a", "second"))
+    third = make_content("b", 2, [2.4] * 4)
+    table = make_table(first, third, ledger=read_ledger([first, second, third], COMPETITION, RULES))
+    entries = {key: make_entry(key, 10, registration_block=1) for key in (A, B)}
+    boards = [
+        build_leaderboard(COMPETITION, RULES, entries, {}, table, 90 * PERIOD, absent)
+        for absent in (set(), {second.key}, {first.key, second.key})
+    ]
+    credits = [{row.hotkey: row.credit for row in board.rows} for board in boards]
+    assert credits[0]["a"] > credits[1]["a"] > credits[2]["a"] == 0.0, "its other record stays paid"
+    assert credits[0]["b"] == credits[1]["b"] == credits[2]["b"]
+    assert [line.is_absent for line in boards[1].ledger] == [False, True, False]
+    message = "unpaid records (rows second): the file is missing on the Hub for more than a day"
+    assert [row.message for row in boards[1].rows] == [message, ""]
+
+
 def test_proportional_pays_confirmed_scores() -> None:
     contents = make_content("a", 0, [2.5] * 4), make_content("b", 1, [2.5] * 4), make_content("c", 2, [2.4] * 3)
     rows = rank(make_table(*contents), "a", "b", "c", incentives=replace(RULES, reward=Reward.PROPORTIONAL))

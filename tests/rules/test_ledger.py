@@ -133,6 +133,14 @@ def test_credit_ends_with_the_registration() -> None:
     assert live_credits(200, lines, {"b": 1}, RULES) == {"b": pytest.approx(0.1)}
 
 
+def test_absent_record_has_no_credit_and_is_no_winner() -> None:
+    lines = [make_line("a", 100, 0.4), make_line("b", 200, 0.1), replace(make_line("b", 300, 0.3), is_absent=True)]
+    assert live_credits(200, lines, {"a": 1, "b": 1}, RULES) == {"a": pytest.approx(0.4 * 0.5**0.1), "b": 0.1}
+    rows, rules = [Row("a", credit=0.4), Row("b", credit=0.1)], replace(RULES, reward=Reward.WINNER)
+    only = [lines[0], lines[2]]
+    assert make_shares(rows, only, {"a": 1, "b": 1}, rules) == {"a": 1.0}
+
+
 def test_credit_survives_a_day_without_a_readable_dataset() -> None:
     assert is_credit_paid(None, 1000, 1000) and is_credit_paid(None, 1000, 1000 + DAY)
     assert is_credit_paid(Reason.MISSING_FILE, 1000, 1000 + DAY)

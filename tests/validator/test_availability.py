@@ -1,18 +1,23 @@
 """Paid files must stay readable: a missing day costs pay, a Hub fault does not."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from template.constants import DAY_BLOCKS
+from template.competition import CommitmentRecord, Incentives, Reward, Seeds, bind_digest
+from template.constants import DATA_FILE, DAY_BLOCKS
 from template.errors import Reason
+from template.hub.datasets import upload_dataset
 from template.localnet.hub.answers import Answer, Rule, set_answers
 from template.localnet.hub.store import upload_files
 from template.rules.schedule import Policy
+from tests.fixtures.audit import audit_files
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
-from tests.fixtures.network import LARGE, POOL, SMALL, Net
+from tests.fixtures.network import LARGE, POOL, SMALL, Net, make_content
 from tests.fixtures.observers import about, hub_requests
 from tests.fixtures.validator import Bench, open_bench
 
@@ -21,6 +26,13 @@ POLICY = Policy(blocks_per_epoch=DAY_BLOCKS // 5, block_threshold=300)
 REFUSED_BY_STORE = HubFault(kind=FaultKind.STATUS, status=403, pattern="GET .*alice/data/resolve")
 ALL_DOWN = HubFault(kind=FaultKind.STATUS, status=503, pattern="/data")
 LOGIN_WALL = HubFault(kind=FaultKind.STATUS, status=401, pattern=".*")
+
+# One evaluation confirms a dataset, and each is paid for what it improves.
+RECORDS = Incentives(
+    reward=Reward.IMPROVEMENT, seeds=Seeds.CHAIN, epsilon=0.0, sd=1.0, evaluations=1, hold=1, slots=10, update_blocks=0,
+    blocks_per_epoch=POLICY.blocks_per_epoch,
+)  # fmt: skip
+RECORD, JUNK = POOL[26:], POOL[-5:]
 
 
 @contextmanager
@@ -34,8 +46,29 @@ def open_paid(net: Net) -> Iterator[Bench]:
         yield bench
 
 
+@contextmanager
+def open_records(net: Net, text: str) -> Iterator[Bench]:
+    """Open a validator that has paid a record of bob and then one of alice.
+
+    text: alice's commitment. In the last round she has committed to another dataset.
+    """
+    net.submit("bob", POOL[:60])
+    net.commit("alice", text)
+    with open_bench(net, policy=POLICY, incentives=RECORDS, blocks=60, lucky_num=None) as bench:
+        bench.run_rounds()
+        assert len(bench.weights()) == 2
+        net.submit("alice", JUNK)
+        bench.run_rounds(2)
+        assert len(bench.weights()) == 2
+        yield bench
+
+
+def repo_folder(net: Net, name: str, repo: str = "data") -> Path:
+    return net.hub.store._folder("datasets", f"{name}/{repo}")
+
+
 def delete_repo(net: Net, name: str) -> None:
-    shutil.rmtree(net.hub.store._folder("datasets", f"{name}/data"))
+    shutil.rmtree(repo_folder(net, name))
 
 
 def is_paid(bench: Bench, net: Net, name: str) -> bool:
@@ -117,3 +150,53 @@ def test_datasets_outside_the_ledger_are_not_searched(net: Net) -> None:
         with hub_requests() as requests:
             bench.run_rounds()
         assert about(requests, "carol/data") == [] and about(requests, "alice/data") != []
+
+
+def test_deleted_record_is_unpaid_until_it_is_back(net: Net) -> None:
+    commit = upload_files(net.hub.store.root, "alice/first", {DATA_FILE: make_content(RECORD)})
+    with open_records(net, str(CommitmentRecord("alice/first", net.competition.id, commit))) as bench:
+        folder = repo_folder(net, "alice", "first")
+        folder.rename(folder.with_name("hidden"))
+        bench.run_rounds(5)
+        assert is_paid(bench, net, "alice"), "a day is allowed"
+        bench.run_rounds(2)
+        row = bench.lines()[net.hotkey("alice")]
+        assert not is_paid(bench, net, "alice") and is_paid(bench, net, "bob")
+        assert (row.reason, row.credit) == (None, 0.0)
+        assert "unpaid records" in row.message and "the file is missing on the Hub" in row.message
+        last = bench.store.last_round()
+        assert last is not None
+        line = bench.store.ledger(last.id)[1]
+        assert line.is_absent and line.credit > 0.0, "it still sets the frontier"
+        folder.with_name("hidden").rename(folder)
+        bench.run_rounds(2)
+        assert is_paid(bench, net, "alice") and bench.store.absences() == {}
+    report = audit_files(net, net.parts.folder / "state" / "rounds", RECORDS)
+    assert report.findings == []
+    assert any("unpaid for a missing file" in note for note in report.notes)
+
+
+def test_record_in_the_history_of_its_repo_is_paid(net: Net) -> None:
+    content, token = make_content(RECORD), net.hub_token("alice")
+    upload_dataset(content, "alice/data", token=token)
+    digest = bind_digest(hashlib.sha256(content).hexdigest(), net.hotkey("alice"))
+    with open_records(net, str(CommitmentRecord("alice/data", net.competition.id, digest))) as bench:
+        # A validator that has no copy downloads one, once.
+        shutil.rmtree(bench.validator.config.data_dir / net.hotkey("alice") / f"alice--data-{digest}")
+        bench.run_rounds(7)
+        assert is_paid(bench, net, "alice")
+        with hub_requests() as requests:
+            bench.run_rounds()
+        assert len(about(requests, "GET /datasets/alice/data/resolve")) == 2, "one byte of each of two files"
+        delete_repo(net, "alice")
+        net.submit("alice", JUNK)
+        bench.run_rounds(7)
+        assert not is_paid(bench, net, "alice") and bench.lines()[net.hotkey("alice")].reason is None
+
+
+def test_hub_without_any_file_leaves_records_paid(net: Net) -> None:
+    commit = upload_files(net.hub.store.root, "alice/first", {DATA_FILE: make_content(RECORD)})
+    with open_records(net, str(CommitmentRecord("alice/first", net.competition.id, commit))) as bench:
+        set_faults(net.hub.store.root, LOGIN_WALL)
+        bench.run_rounds(7)
+        assert len(bench.weights()) == 2 and bench.store.absences() == {}

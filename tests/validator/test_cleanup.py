@@ -100,7 +100,7 @@ def write(path: Path, *, age_days: float = 0.0) -> Path:
 
 
 def fetched(house: House, key: SubmissionKey) -> Path:
-    return write(dataset_folder(house.config.data_dir, make_entry(key)) / "data.jsonl")
+    return write(dataset_folder(house.config.data_dir, key) / "data.jsonl")
 
 
 def test_cleanup_keeps_the_datasets_of_entries_only(house: House) -> None:

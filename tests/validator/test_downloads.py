@@ -202,7 +202,7 @@ def test_download_that_outlives_its_round_counts_next(net: Net, gate: Gate) -> N
         bench.tick_until(lambda: len(gate.inside) == 1)
         net.admin.advance(25)
         bench.run_rounds()
-        assert dataset_folder(bench.validator.config.data_dir, make_entry(key)).is_dir()
+        assert dataset_folder(bench.validator.config.data_dir, key).is_dir()
         bench.tick_until(lambda: bench.store.open_round(bench.eval_config))
         gate.opened.set()
         bench.tick_until(bench.losses)
@@ -278,7 +278,7 @@ def test_file_removed_before_evaluation_is_downloaded_again(net: Net, gate: Gate
     with open_bench(net, downloader=Downloader(8), blocks=0) as bench:
         bench.executor.idle_workers = lambda: 0  # type: ignore[method-assign]
         bench.tick_until(bench.datasets)
-        shutil.rmtree(dataset_folder(bench.validator.config.data_dir, make_entry(key)))
+        shutil.rmtree(dataset_folder(bench.validator.config.data_dir, key))
         del bench.executor.idle_workers  # type: ignore[method-assign]
         run_bounded(bench.validator)
         assert bench.lines()[key.hotkey].weight == 1.0

@@ -286,7 +286,13 @@ class HubStore:
 
 
 def upload_files(
-    root: Path, repo_id: str, files: Mapping[str, bytes | Path], repo_type: str = "dataset", *, private: bool = False
+    root: Path,
+    repo_id: str,
+    files: Mapping[str, bytes | Path],
+    repo_type: str = "dataset",
+    *,
+    private: bool = False,
+    message: str = "uploaded directly",
 ) -> str:
     """Commit `files` to a new or old repo without a server; return main's commit.
 
@@ -300,7 +306,7 @@ def upload_files(
     for path, content in files.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         changes[check_path(path)] = store.add_blob(content, is_large=store.is_large(before, path, size))
-    return store.commit(repo, changes, message="uploaded directly")
+    return store.commit(repo, changes, message=message)
 
 
 def git_oid(data: bytes) -> str:

@@ -21,7 +21,8 @@ from template.errors import Reason
 from template.records import Confirmed, ContentKey, Dataset, Entry, LeaderboardRow, Stand, SubmissionKey, Verdict
 from template.rules.evaluations import derive_seed, newcomer_blocks, plan_evaluations
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided
-from template.rules.ledger import LedgerRow
+from template.rules.ledger import LedgerRow, ledger_lines
+from template.rules.lookups import newest_commitments, records_to_look_up
 from template.rules.stands import extend_stands, find_versions, shorten_stands
 from template.rules.table import Inputs, Table, make_table
 
@@ -215,6 +216,7 @@ class Game:
             miner.react(self)
         entries = self._read_entries()
         self._download(entries)
+        self._look_up(entries)
         self.table = table = make_table(
             Inputs(
                 block=self.block,
@@ -234,7 +236,8 @@ class Game:
             )
         )
         self._record_confirmed(table)
-        board = build_leaderboard(self.competition, self.incentives, entries, self._verdicts, table, self.block)
+        absent = {content for content, key in self._commitments().items() if key in self._absent}
+        board = build_leaderboard(self.competition, self.incentives, entries, self._verdicts, table, self.block, absent)
         self.shares = choose_weights(
             board.rows,
             self.shares,
@@ -282,27 +285,46 @@ class Game:
         return entries
 
     def _download(self, entries: Mapping[SubmissionKey, Entry]) -> None:
-        """Read new files; notice those that are missing, at first or for more than a day."""
+        """Read new files."""
         for key in entries:
-            if key in self._verdicts and self.round < self._retry_round[key]:
+            if key in self.datasets or (key in self._verdicts and self.round < self._retry_round[key]):
                 continue
-            if key not in self.hidden:
-                self._missing_since.pop(key, None)
-                self._verdicts.pop(key, None)
-                self._absent.discard(key)
-                digest = key.commitment.rpartition(":")[2]
-                self.datasets[key] = self.contents[digest].dataset
-                continue
-            since = self._missing_since.setdefault(key, self.block)
-            if key not in self.datasets:
+            if key in self.hidden:
                 self._verdicts[key] = Verdict(reason=Reason.MISSING_FILE)
                 self._retry_round[key] = self.round + MISSING_RETRY_ROUNDS
-            elif self.block - since > DAY_BLOCKS and key not in self._absent:
+            else:
+                self._verdicts.pop(key, None)
+                self.datasets[key] = self.contents[key.commitment.rpartition(":")[2]].dataset
+
+    def _look_up(self, entries: Mapping[SubmissionKey, Entry]) -> None:
+        """Notice files of paid hotkeys and records that are missing for more than a day."""
+        in_ledger = {key.hotkey for key in self.confirmed}
+        present = [key for key in entries if key in self.datasets]
+        records = records_to_look_up(
+            self.block,
+            ledger_lines(self.table.ledger),
+            self.registrations,
+            self.incentives,
+            self._commitments(),
+            self._missing_since,
+        )
+        for key in [*(key for key in present if key.hotkey in in_ledger or key in self._missing_since), *records]:
+            if key not in self.hidden:
+                self._missing_since.pop(key, None)
+                self._absent.discard(key)
+                continue
+            since = self._missing_since.setdefault(key, self.block)
+            if self.block - since > DAY_BLOCKS and key not in self._absent:
                 self._absent.add(key)
                 stands = self._stands[key.hotkey]
                 last = stands[max(stands)]
-                shortened = max(last.first_block, min(last.last_block, since - self.period))
-                stands[last.first_block] = replace(last, last_block=shortened)
+                if last.key == key:
+                    shortened = max(last.first_block, min(last.last_block, since - self.period))
+                    stands[last.first_block] = replace(last, last_block=shortened)
+
+    def _commitments(self) -> dict[ContentKey, SubmissionKey]:
+        stands = {hotkey: list(stands.values()) for hotkey, stands in self._stands.items()}
+        return newest_commitments(stands, self.datasets, self.block)
 
     def _record_confirmed(self, table: Table) -> None:
         for row in table.ledger:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOG_FILE = "events.jsonl"
+# Newest commits of a repo in which a file is looked for by its digest.
+_SEARCHED_COMMITS = 50
 # Events that a validator's process writes about its own decisions.
 RECORDS = ("checked", "rows pruned", "missed", "rejected", "rejection expired", "planned", "tabled", "confirmed")
 
@@ -134,7 +136,7 @@ class History:
         if len(revision) == 40:
             return self._commits.get((repo, revision))
         past = [sha256 for uploaded_at, sha256 in self._mains.get(repo, []) if uploaded_at <= time]
-        return revision if past and past[-1] == revision else None
+        return revision if revision in past[-_SEARCHED_COMMITS:] else None
 
     def has_commit(self, repo: str, revision: str) -> bool:
         return (repo, revision) in self._commits
