@@ -20,9 +20,10 @@ from template.competition import Competition, bind_digest, is_commit, is_content
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
 from template.hub import storage
 from template.hub.client import make_api, run_with_deadline, translate_hub_errors
-from template.hub.listing import HubFileInfo, file_url, find_commit, find_file, parse_commit
+from template.hub.listing import HubFileInfo, check_commit, file_url, find_commit, find_file, parse_commit
 from template.hub.storage import HubFile, Request
 from template.hub.transport import RequestBudget
+from template.hub.writes import commit_file, commit_for_a_check, ensure_repo
 
 # Answers about one file, unlike those of a server that is down.
 _REFUSALS = (401, 403, 404, 410)
@@ -145,20 +146,22 @@ def upload_dataset(
     return run_with_deadline(api, deadline_s, lambda budget: _upload(api, repo_id, content, private, budget))
 
 
-def create_repo(repo_id: str, *, token: str | None, endpoint: str | None = None) -> None:
-    """Create a public dataset repo unless it exists; check write permission.
+def check_upload(repo_id: str, *, token: str | None, endpoint: str | None = None) -> None:
+    """Check that a file can be uploaded and then be read by everyone.
 
-    Raises: HostError without the right to write.
+    Creates the repo if it is missing, public. Commits a file to a branch of its own, reads it without a token, and
+    deletes the branch.
+    Raises: HostError without the right to write; SubmissionError when the file is refused without a token.
     """
     _check_repo_id(repo_id)
-    api = make_api(token, endpoint)
+    api, anonymous = make_api(token, endpoint), make_api(None, endpoint)
 
-    def create(_: RequestBudget) -> None:
-        with translate_hub_errors(api, repo_id, is_write=True):
-            api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-            api.auth_check(repo_id, repo_type="dataset", write=True)
+    def check(_: RequestBudget) -> None:
+        ensure_repo(api, repo_id)
+        with commit_for_a_check(api, repo_id) as (commit, path):
+            _read_first_byte(anonymous, repo_id, commit, path)
 
-    run_with_deadline(api, _CALL_DEADLINE_S, create)
+    run_with_deadline(api, _UPLOAD_DEADLINE_S, check)
 
 
 def resolve_revision(
@@ -204,10 +207,9 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
         _check_size(request, info.size, job.max_bytes)
         return storage.save(job.folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
     try:
-        # Main may move between the requests; its commit now does not.
-        commit = find_commit(api, request.repo, "main")
         try:
-            return _download_digest(job, commit, budget)
+            # Not by the commit of main, which costs one request more. The digest tells when main has moved meanwhile.
+            return _download_digest(job, "main", budget)
         except SubmissionError:
             # A miner that updates its dataset replaces the file on main, and the earlier one still counts.
             earlier = _find_upload(api, request.repo, job.is_requested)
@@ -223,7 +225,7 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
 
 def _check_available(api: HfApi, request: Request, local_dir: Path, budget: RequestBudget) -> None:
     is_pinned = is_commit(request.revision)
-    commit = request.revision if is_pinned else find_commit(api, request.repo, "main")
+    commit = request.revision if is_pinned else "main"
     file = None if is_pinned else storage.find_cached(local_dir, request)
     try:
         info = find_file(api, request.repo, commit, request.filename, budget)
@@ -240,13 +242,17 @@ def _check_available(api: HfApi, request: Request, local_dir: Path, budget: Requ
 
 
 def _read_first_byte(api: HfApi, repo: str, commit: str, path: str) -> None:
-    """Raise SubmissionError if a listed file is refused, by the Hub or by its store."""
+    """Raise SubmissionError if a listed file is refused, by the Hub or by its store.
+
+    commit: or "main".
+    """
     url = file_url(api, repo, commit, path)
     headers = {**build_hf_headers(token=api.token), "Range": "bytes=0-0"}
     with translate_hub_errors(api, repo), get_session().stream("GET", url, headers=headers) as response:
         status = response.status_code
         if status not in _REFUSALS:
             hf_raise_for_status(response)
+            check_commit(response, api, commit)
     if status in _REFUSALS:
         raise SubmissionError(Reason.MISSING_FILE, f"the Hub lists {path} of {repo} and refuses it (HTTP {status})")
 
@@ -295,6 +301,7 @@ def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: 
     url, headers = file_url(api, repo, commit, info.path), build_hf_headers(token=api.token)
     with translate_hub_errors(api, repo), get_session().stream("GET", url, headers=headers) as response:
         hf_raise_for_status(response)
+        check_commit(response, api, commit)
         if response.status_code != 200:
             raise RemoteError(f"the Hub answered a download with HTTP {response.status_code}")
         for chunk in response.iter_raw():
@@ -311,20 +318,23 @@ def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: 
 
 
 def _upload(api: HfApi, repo_id: str, content: bytes, private: bool, budget: RequestBudget) -> str:
-    with translate_hub_errors(api, repo_id, is_write=True):
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        info = api.upload_file(
-            path_or_fileobj=content,
-            path_in_repo=constants.DATA_FILE,
-            repo_id=repo_id,
-            repo_type="dataset",
-            commit_message=f"Publish {constants.DATA_FILE} {hashlib.sha256(content).hexdigest()}",
-        )
-        commit = parse_commit(info.oid)
-    # For unchanged content the library returns main's commit, which another upload may have moved meanwhile.
-    if not find_file(api, repo_id, commit, constants.DATA_FILE, budget).matches(content):
+    head = ensure_repo(api, repo_id, private=private)
+    # Not left to the library, which lists all files of the repo to return main's commit.
+    if head is not None and _has_content(api, repo_id, head, content, budget):
+        return head
+    message = f"Publish {constants.DATA_FILE} {hashlib.sha256(content).hexdigest()}"
+    commit = commit_file(api, repo_id, constants.DATA_FILE, content, message)
+    # The library's commit is another upload's if that came between with the same content.
+    if not _has_content(api, repo_id, commit, content, budget):
         raise RemoteError(f"{repo_id} changed during the upload: its commit {commit} has another file")
     return commit
+
+
+def _has_content(api: HfApi, repo_id: str, commit: str, content: bytes, budget: RequestBudget) -> bool:
+    try:
+        return find_file(api, repo_id, commit, constants.DATA_FILE, budget).matches(content)
+    except SubmissionError:
+        return False
 
 
 def _check_repo_id(repo_id: str) -> None:

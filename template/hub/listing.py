@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import NoReturn
 
+import httpx2
 import huggingface_hub
 from huggingface_hub import HfApi, get_session, hf_raise_for_status
 from huggingface_hub.utils._headers import build_hf_headers
@@ -81,6 +82,20 @@ def _confirm_missing(api: HfApi, repo: str, commit: str, filename: str) -> NoRet
 def file_url(api: HfApi, repo: str, commit: str, path: str) -> str:
     """Return the address of a dataset's file."""
     return huggingface_hub.hf_hub_url(repo, path, repo_type="dataset", revision=commit, endpoint=api.endpoint)
+
+
+def check_commit(response: httpx2.Response, api: HfApi, commit: str) -> None:
+    """Check that a file is of the requested commit, if the Hub names it.
+
+    commit: or "main", which may have moved.
+    Raises: RemoteError for another commit.
+    """
+    if not is_commit(commit):
+        return
+    origin = httpx2.URL(api.endpoint).origin
+    for step in (*response.history, response):
+        if step.url.origin == origin and step.headers.get("X-Repo-Commit", commit) != commit:
+            raise RemoteError("the Hub sent the file of another commit")
 
 
 def _parse_file(path: str, row: object) -> HubFileInfo:

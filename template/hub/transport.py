@@ -20,6 +20,7 @@ from template.errors import RemoteError
 
 # The longest chain of the real Hub: a renamed repo, its resolver, its file store.
 MAX_REDIRECTS = 5
+# Of all requests but commits: the Hub takes up to a minute for one, which lands even if nobody waits.
 SOCKET_TIMEOUT_S = 10.0
 
 # Bytes of a JSON answer: about one file or commit, and about all files of a repo. Parsed, they take forty times as
@@ -114,8 +115,11 @@ class BoundedTransport(httpx2.BaseTransport):
     def _send(self, request: httpx2.Request, budget: RequestBudget) -> httpx2.Response:
         self._check_target(request, httpx2.URL(budget.endpoint))
         request.headers["Accept-Encoding"] = "identity"
-        timeouts = httpx2.Timeout(min(SOCKET_TIMEOUT_S, budget.remaining_s())).as_dict()
-        request.extensions = {**request.extensions, "timeout": timeouts}
+        remaining_s = budget.remaining_s()
+        timeouts = httpx2.Timeout(min(SOCKET_TIMEOUT_S, remaining_s))
+        if request.method == "POST" and "/commit/" in request.url.path:
+            timeouts.read = remaining_s
+        request.extensions = {**request.extensions, "timeout": timeouts.as_dict()}
         assert isinstance(request.stream, httpx2.SyncByteStream)
         request.stream = _BoundedStream(request.stream, budget, math.inf)
         response = self._inner.handle_request(request)

@@ -4,7 +4,8 @@
 
 Once it is ready, DIR/localnet.json holds the values for --subtensor.network, --netuid, --wallet.path, --competition
 and HF_ENDPOINT. The wallets are `validator`, `owner` and the miners, each with the hotkey `default`; the Hub token of
-a miner NAME is `hf_local_NAME`.
+a miner NAME is `hf_local_NAME`. Rules in DIR/hub/answers.json make the hub refuse requests as the real one does:
+docs/hub.md.
 """
 
 import argparse

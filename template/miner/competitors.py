@@ -5,7 +5,7 @@ hotkey.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from template.competition import CommitmentRecord, Competition, Incentives
 from template.data.eval_set import EvalSetIndex
 from template.data.rows import RowKey
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.miner.retries import SharedPause
 from template.records import ContentKey, Entry, Rank
 from template.rules.duplicates import Candidate, Duplicate, match_duplicates, max_shared
 from template.rules.entries import find_entries, is_within_upload_grace
@@ -25,6 +26,7 @@ from template.rules.stands import align
 
 _DOWNLOADS_AT_ONCE = 4
 _LOG_EVERY = 20
+_MAX_PAUSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +113,18 @@ def fetch_competitors(
             shutil.rmtree(path, ignore_errors=True)
     entries = {key.hotkey: entry for key, entry in find_entries(view, competition).items()}
 
+    pause = SharedPause()
+
     def read(commitment: ChainCommitment) -> Competitor:
         entry = entries.get(commitment.hotkey)
         competitor = _read_commitment(commitment, view.by_hotkey[commitment.hotkey].uid, entry)
-        if entry is None or entry.record is None:
+        record = entry.record if entry is not None else None
+        if entry is None or record is None:
             return competitor
         try:
-            return _read_dataset(competitor, entry.record, competition, eval_set, folder)
+            return _read_paused(pause, lambda: _read_dataset(competitor, record, competition, eval_set, folder))
         except SubmissionError as error:
-            if is_within_upload_grace(entry.record, error.reason, reveal_block=entry.reveal_block, block=view.block):
+            if is_within_upload_grace(record, error.reason, reveal_block=entry.reveal_block, block=view.block):
                 return replace(competitor, unknown_reason=f"its file may still be uploaded: {error}")
             return replace(competitor, rejection=error)
         except RemoteError as error:
@@ -137,6 +142,23 @@ def fetch_competitors(
         others=tuple(competitor for competitor in competitors if competitor.hotkey != hotkey),
         own=next((competitor for competitor in competitors if competitor.hotkey == hotkey), None),
     )
+
+
+def _read_paused(pause: SharedPause, read: Callable[[], Competitor]) -> Competitor:
+    """Read a dataset, again after each pause that the Hub asks for.
+
+    A survey of 256 datasets needs more requests than the Hub allows in five minutes without a token.
+    """
+    for _ in range(_MAX_PAUSES):
+        pause.wait()
+        try:
+            return read()
+        except RemoteError as error:
+            if not error.retry_after_s:
+                raise
+            logger.warning("waiting, as the Hub asks seconds={:.0f}: {}", pause.extend(error), error)
+    pause.wait()
+    return read()
 
 
 def _read_commitment(commitment: ChainCommitment, uid: int, entry: Entry | None) -> Competitor:

@@ -106,6 +106,17 @@ class Draft:
         except SubmissionError as error:
             raise ConfigError(f"--hf_repo_id {config.hf_repo_id} must be public: make it so on the Hub") from error
 
+    def check_upload(self) -> None:
+        """Check by a trial that a file can be uploaded, and be read by everyone.
+
+        Otherwise a commitment would be worthless: a gated repo and a read token show only then.
+        """
+        repo = self.config.hf_repo_id
+        try:
+            datasets.check_upload(repo, token=self.config.hub_token)
+        except SubmissionError as error:
+            raise ConfigError(f"--hf_repo_id {repo} must be public, not gated or disabled: {error}") from error
+
     def upload(self) -> str:
         """Upload the file and return its Hub commit. Raises: RemoteError; HostError."""
         return datasets.upload_dataset(self.content, self.config.hf_repo_id, token=self.config.hub_token)

@@ -17,9 +17,9 @@ from template.chain.protocols import MinerChain
 from template.chain_records import ChainCommitment, PublishOutcome
 from template.competition import CommitmentRecord, bind_digest
 from template.errors import ConfigError, RemoteError, SubmissionError
-from template.hub import datasets
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
+from template.miner.retries import retry_wait_s
 
 # The chain's errors for a commit limit that is used up, which pass with time.
 _TEMPORARY_ERRORS = {"SpaceLimitExceeded", "CommitmentSetRateLimitExceeded"}
@@ -87,9 +87,8 @@ def _notes(draft: Draft, record: CommitmentRecord) -> tuple[str, ...]:
 
 def _commit(draft: Draft, record: CommitmentRecord, sleep: Sleep) -> ChainCommitment:
     """Commit and return once it is visible, which is in a final block."""
-    config, chain = draft.config, draft.chain
-    # Before the commitment: without the right to upload it would be worthless.
-    datasets.create_repo(config.hf_repo_id, token=config.hub_token)
+    chain = draft.chain
+    draft.check_upload()
     draft.journal.save_dataset(draft.content, record.commit)
     strategy = CommitStrategy(
         is_current=lambda on_chain: draft.is_current(on_chain, record),
@@ -107,6 +106,7 @@ def ensure_committed(strategy: CommitStrategy, draft: Draft, sleep: Sleep) -> Ch
     """
     chain, journal = draft.chain, draft.journal
     while True:
+        wait_s = draft.config.poll_s
         try:
             on_chain = chain.commitment(chain.hotkey)
             if on_chain is not None and strategy.is_current(on_chain):
@@ -121,8 +121,9 @@ def ensure_committed(strategy: CommitStrategy, draft: Draft, sleep: Sleep) -> Ch
                 journal.finish(outcome)
                 _wait_if_rejected(outcome, draft, sleep)
         except RemoteError as error:
-            logger.warning("chain request failed, retrying: {}", error)
-        sleep(draft.config.poll_s)
+            wait_s = retry_wait_s(wait_s, error)
+            logger.warning("chain request failed, retrying in_s={:.0f}: {}", wait_s, error)
+        sleep(wait_s)
 
 
 def _wait_if_rejected(outcome: PublishOutcome, draft: Draft, sleep: Sleep) -> None:
@@ -145,12 +146,14 @@ def deliver(draft: Draft, record: CommitmentRecord, block: int, sleep: Sleep) ->
     block: from which everyone can read the commitment.
     """
     last_block = block + constants.SEAL_GRACE_BLOCKS
-    while not _is_delivered(draft, record, last_block):
-        sleep(draft.config.poll_s)
+    while (error := _try_to_deliver(draft, record, last_block)) is not None:
+        sleep(retry_wait_s(draft.config.poll_s, error))
     draft.journal.delete_dataset(record.commit)
+    logger.info("the file is public; leave it on main repo={}", draft.config.hf_repo_id)
 
 
-def _is_delivered(draft: Draft, record: CommitmentRecord, last_block: int) -> bool:
+def _try_to_deliver(draft: Draft, record: CommitmentRecord, last_block: int) -> RemoteError | None:
+    """Upload the file unless it is public; return the error if another try may help."""
     blocks_left = None
     try:
         # The upload does not depend on the chain.
@@ -166,6 +169,5 @@ def _is_delivered(draft: Draft, record: CommitmentRecord, last_block: int) -> bo
         if blocks_left is not None and blocks_left < 0:
             raise
         logger.warning("upload failed, retrying blocks_left={}: {}", blocks_left, error)
-        return False
-    logger.info("the file is public; leave it on main repo={}", draft.config.hf_repo_id)
-    return True
+        return error
+    return None

@@ -20,6 +20,7 @@ from template.errors import ConfigError, RemoteError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
 from template.miner.publish import CommitStrategy, Sleep, deliver, ensure_committed
+from template.miner.retries import retry_wait_s
 from template.rules.stands import align
 
 # Most calls are in a final block after so many blocks; a seal that opens sooner would hide nothing.
@@ -135,6 +136,7 @@ class _Sealed:
     def commit(self) -> None:
         """Commit under seal and return once it is visible."""
         chain = self.draft.chain
+        self.draft.check_upload()
         # A revealed commitment is worthless without these bytes, even if the user's file is lost.
         self.draft.journal.save_dataset(self.draft.content, self.draft.sha256)
 
@@ -155,6 +157,7 @@ class _Sealed:
         chain = self.draft.chain
         report_block = 0
         while True:
+            wait_s = self.draft.config.poll_s
             try:
                 on_chain = chain.commitment(chain.hotkey)
                 if on_chain is not None and self.draft.is_current(on_chain, self.record):
@@ -163,8 +166,9 @@ class _Sealed:
                 if chain.block() >= report_block:
                     report_block = self._log_waiting() + _REPORT_EVERY_BLOCKS
             except RemoteError as error:
-                logger.warning("chain request failed, retrying: {}", error)
-            self.sleep(self.draft.config.poll_s)
+                wait_s = retry_wait_s(wait_s, error)
+                logger.warning("chain request failed, retrying in_s={:.0f}: {}", wait_s, error)
+            self.sleep(wait_s)
 
     def _check_unreplaced(self, on_chain: ChainCommitment | None) -> None:
         last = self.draft.journal.last
@@ -195,10 +199,12 @@ class _Sealed:
         logger.info("revealed block={} upload_block={}", revealed.block, due)
         block, read_at = revealed.block, self.clock()
         while True:
+            wait_s = self.draft.config.poll_s
             try:
                 block, read_at = self.draft.chain.block(), self.clock()
             except RemoteError as error:
-                logger.warning("chain request failed, retrying: {}", error)
+                wait_s = retry_wait_s(wait_s, error)
+                logger.warning("chain request failed, retrying in_s={:.0f}: {}", wait_s, error)
             if block + (self.clock() - read_at) / constants.BLOCK_S >= due:
                 return
-            self.sleep(self.draft.config.poll_s)
+            self.sleep(wait_s)

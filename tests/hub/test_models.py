@@ -48,8 +48,8 @@ def load(server: FaultyHub, tiny_model: Path, tmp_path: Path) -> Load:
     ("sentence", "fault"),
     [
         ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern=WEIGHTS)),
-        ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*tokenizer.json")),
-        ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve/.*config.json")),
+        ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve-cache/.*tokenizer.json")),
+        ("longer than", HubFault(kind=FaultKind.ENDLESS, pattern="^GET .*/resolve-cache/.*config.json")),
         ("compressed", HubFault(kind=FaultKind.GZIP_BOMB, size=64 * SMALL, pattern=WEIGHTS)),
     ],
     ids=["endless weights", "endless tokenizer", "endless config", "compressed weights"],
@@ -75,9 +75,8 @@ def test_model_file_of_other_bytes_is_refused_and_removed(
     content = (tiny_model / name).read_bytes()
     other = content.replace(b" ", b"\t", 1) if what.endswith("json") else content[:-1] + bytes([content[-1] ^ 1])
     assert other != content
-    forged = HubFault(
-        kind=FaultKind.REPLY, status=200, body=other.decode("latin-1"), pattern=f"^GET .*/resolve/.*/{name}"
-    )
+    file = rf"^GET /(storage|api/resolve-cache)/.*[/=]{name}"
+    forged = HubFault(kind=FaultKind.REPLY, status=200, body=other.decode("latin-1"), pattern=file)
     set_faults(server.store.root, forged)
     with pytest.raises(RemoteError, match="not the one it lists"):
         load()

@@ -18,7 +18,7 @@ from template.hub import client as hub_client
 from template.hub import datasets
 from template.hub.transport import BoundedTransport
 from template.localnet.hub import server as hub_server
-from template.localnet.hub.api import Request, Response
+from template.localnet.hub.messages import Request, Response
 from template.localnet.hub.store import HubStore, upload_files
 from template.training.model import load_model
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults

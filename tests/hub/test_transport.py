@@ -97,7 +97,7 @@ def test_proxy_resolves_the_endpoints_name(proxy: FaultyHub, tmp_path: Path) -> 
 
 def test_slow_download_thread_ends_after_the_deadline(server: FaultyHub, tmp_path: Path) -> None:
     commit = upload_data(server)
-    set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve/"))
+    set_faults(server.store.root, HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern="/resolve-cache/"))
     with pytest.raises(RemoteError):
         download(server, commit, tmp_path / "data", deadline_s=0.2)
     join_calls()

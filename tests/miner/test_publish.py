@@ -15,6 +15,7 @@ from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
 from template.localnet.chain.ledger import ChainFault
+from template.localnet.hub.answers import Answer, Rule, read_answers, set_answers
 from template.localnet.hub.store import HubStore
 from template.localnet.network import make_hotkey
 from template.miner.publish import publish_dataset
@@ -30,6 +31,7 @@ from tests.fixtures.miner import (
     run,
     run_miner,
     stepping,
+    uploaded,
 )
 from tests.fixtures.network import POOL, SMALL, Net, make_content, make_line, use_hub, write_dataset
 
@@ -59,22 +61,17 @@ def text_of(net: Net, lines: list[str], name: str = "alice") -> str:
     return f"alice/data:sample:{bind_digest(sha256, net.hotkey(name))}"
 
 
-def is_uploaded(net: Net) -> bool:
-    store = HubStore(net.hub.store.root)
-    return head(net) is not None and "data.jsonl" in store.commit_at(store.repo("datasets", "alice/data"), "main").files
-
-
 def test_file_is_uploaded_after_its_commitment_is_final(net: Net) -> None:
-    seen: list[bool] = []
+    seen: list[str | None] = []
 
     class Watched(LaggingChain):
         def commitment(self, hotkey: str) -> ChainCommitment | None:
-            seen.append(is_uploaded(net))
+            seen.append(uploaded(net))
             return super().commitment(hotkey)
 
     with Watched(net, "alice", blocks=0) as chain:
         published = run_miner(configure(net), chain, stepping(net))
-    assert not any(seen) and is_uploaded(net)
+    assert not any(seen) and uploaded(net)
     assert net.admin.block() >= published.block + 3
 
 
@@ -100,6 +97,26 @@ def test_private_repo_is_refused_before_the_commitment(net: Net) -> None:
     assert commits(net) == 0
 
 
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["open", "sealed"])
+def test_gated_repo_is_refused_before_the_commitment(net: Net, is_sealed: bool) -> None:
+    net.upload("alice", ["# mine"], file="README.md")
+    set_answers(net.hub.store.root, Rule(answer=Answer.GATED, repo="alice/data"))
+    ended = run(net, more=("--yes", "--seal") if is_sealed else ("--yes",))
+    assert ended.status == 3 and "gated" in ended.logs[-1], ended.logs
+    assert commits(net) == 0
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["open", "sealed"])
+def test_read_token_is_refused_before_the_commitment(
+    net: Net, monkeypatch: pytest.MonkeyPatch, is_sealed: bool
+) -> None:
+    net.upload("alice", ["# mine"], file="README.md")
+    monkeypatch.setenv("HF_TOKEN", "hf_read_alice")
+    ended = run(net, more=("--yes", "--seal") if is_sealed else ("--yes",))
+    assert ended.status == 4 and "does not let this token write" in ended.logs[-1], ended.logs
+    assert commits(net) == 0
+
+
 @pytest.mark.parametrize(
     "meanwhile",
     [
@@ -112,10 +129,10 @@ def test_private_repo_is_refused_before_the_commitment(net: Net) -> None:
 def test_current_commitment_is_left_without_confirmation(net: Net, meanwhile: Callable[[Net], object]) -> None:
     first = publish(net)
     meanwhile(net)
-    uploaded = head(net)
-    assert is_uploaded(net)
+    before = uploaded(net)
+    assert before
     assert publish_dataset(configure(net), net.chain("alice"), confirm=pytest.fail) == first
-    assert head(net) == uploaded and commits(net) == 1
+    assert head(net) == before and commits(net) == 1
 
 
 def test_changed_file_is_committed_again(net: Net) -> None:
@@ -222,13 +239,56 @@ def test_permanent_rejection_is_a_config_error(net: Net) -> None:
 
 
 def test_upload_is_retried_until_it_reads_back(net: Net) -> None:
-    set_faults(net.hub.store.root, HubFault(kind=FaultKind.WRONG, pattern="GET /datasets/alice/data/resolve/"))
+    set_faults(
+        net.hub.store.root, HubFault(kind=FaultKind.WRONG, pattern="GET /api/resolve-cache/datasets/alice/data/")
+    )
     with pytest.raises(RemoteError):
         run_miner(configure(net), net.chain("alice"), lambda _: net.admin.advance(100))
     assert net.admin.block() > SEAL_GRACE_BLOCKS, "validators reject the file by then"
     set_faults(net.hub.store.root)
     publish(net)
-    assert commits(net) == 1 and is_uploaded(net)
+    assert commits(net) == 1 and uploaded(net)
+
+
+@pytest.mark.parametrize(("asked_s", "waited_s"), [(40.0, 40.0), (86_400.0, 300.0)])
+def test_upload_waits_as_long_as_the_hub_asks(net: Net, asked_s: float, waited_s: float) -> None:
+    set_answers(net.hub.store.root, Rule(answer=Answer.QUOTA, pattern="/preupload/main", count=1, seconds=asked_s))
+    waits: list[float] = []
+    advance = stepping(net)
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        advance(seconds)
+
+    run_miner(configure(net), net.chain("alice"), sleep)
+    assert uploaded(net) and max(waits) == waited_s
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer.COMMIT_QUOTA, Answer.GIT_QUEUE, Answer.UNAVAILABLE, Answer.QUOTA_HTML, Answer.COMMIT_LOST],
+)
+def test_upload_is_repeated_after_a_busy_answer(net: Net, answer: Answer) -> None:
+    set_answers(net.hub.store.root, Rule(answer=answer, pattern="/commit/main", count=2))
+    publish(net)
+    assert uploaded(net) and commits(net) == 1
+    assert len(read_answers(net.hub.store.root)) == int(answer is Answer.COMMIT_LOST), "one was enough, as it landed"
+
+
+@pytest.mark.parametrize(
+    ("rule", "status"),
+    [
+        (Rule(answer=Answer.CREATE_BUSY), 5),
+        (Rule(answer=Answer.DISABLED, repo="alice/data"), 4),
+        (Rule(answer=Answer.TOKEN_REFUSED), 4),
+        (Rule(answer=Answer.COMMIT_QUOTA), 5),
+    ],
+    ids=["busy", "disabled", "token", "commits"],
+)
+def test_refused_trial_ends_before_the_commitment(net: Net, rule: Rule, status: int) -> None:
+    set_answers(net.hub.store.root, rule)
+    ended = run(net)
+    assert (ended.status, commits(net)) == (status, 0), ended.logs
 
 
 def test_declined_confirmation_writes_nothing(net: Net) -> None:

@@ -34,10 +34,10 @@ from tests.fixtures.miner import (
     arguments,
     commits,
     configure,
-    head,
     publish,
     run,
     stepping,
+    uploaded,
 )
 from tests.fixtures.network import MINER, POOL, SMALL, Net, Process, make_content
 
@@ -128,7 +128,7 @@ def test_sealed_dataset_is_public_only_after_the_reveal(net: Net) -> None:
 
     def look() -> None:
         sealed.append(read_commitment(net))
-        assert head(net) is None, "not even the repo is there"
+        assert uploaded(net) is None
 
     published = seal(net, sleep=revealing(net, before=look))
     assert sealed[0].text is None and sealed[0].reveal_round is not None
@@ -164,7 +164,7 @@ def test_file_is_uploaded_exactly_at_the_round_start(net: Net) -> None:
     step = stepping(net)
 
     def look(seconds: float) -> None:
-        seen[net.admin.block()] = head(net)
+        seen[net.admin.block()] = uploaded(net)
         step(seconds)
 
     seal(net, sleep=look)
@@ -185,7 +185,7 @@ def test_silent_chain_does_not_delay_the_upload(net: Net, logs: list[str]) -> No
 
     seal(net, sleep=pass_time, clock=lambda: now)
     assert any("retrying" in line for line in logs)
-    assert now == 15 * BLOCK_S and head(net) is not None
+    assert now == 15 * BLOCK_S and uploaded(net) is not None
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before the call", "after the call"])
@@ -218,19 +218,19 @@ def test_kill_around_the_upload_is_completed(net: Net, is_after: bool, monkeypat
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(datasets, "upload_dataset", stop)
         seal(net)
-    uploaded = head(net)
-    assert (uploaded is not None) is is_after
+    before = uploaded(net)
+    assert (before is not None) is is_after
     seal(net)
     assert_completed(net)
-    assert uploaded in (None, head(net))
+    assert before in (None, uploaded(net))
 
 
 def test_run_after_the_upload_changes_nothing(net: Net) -> None:
     first = seal(net)
-    done = head(net)
+    done = uploaded(net)
     assert seal(net) == first
     assert publish(net) == first, "nor does a run without --seal"
-    assert head(net) == done and commits(net) == 1
+    assert uploaded(net) == done and commits(net) == 1
 
 
 def test_upload_is_retried_during_a_hub_outage(net: Net, logs: list[str]) -> None:
@@ -281,7 +281,7 @@ def test_run_without_seal_does_not_replace_one(net: Net) -> None:
     for lines in (SMALL, POOL[:30]):
         with pytest.raises(ConfigError, match="is not revealed yet"):
             publish(net, lines)
-    assert commits(net) == 1 and head(net) is None
+    assert commits(net) == 1 and uploaded(net) is None
 
 
 def test_seal_in_flight_is_not_replaced(net: Net) -> None:
@@ -307,7 +307,7 @@ def test_replaced_seal_uploads_nothing(net: Net) -> None:
     seal_and_die(net)
     with pytest.raises(ConfigError, match="another commitment replaced the sealed one"):
         seal(net, sleep=lambda _: net.commit("alice", "something else"))
-    assert head(net) is None
+    assert uploaded(net) is None
 
 
 def test_private_repo_is_refused_before_the_commit(net: Net) -> None:

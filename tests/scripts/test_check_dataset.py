@@ -16,6 +16,7 @@ from template.competition import CommitmentRecord
 from template.constants import SEAL_GRACE_BLOCKS
 from template.errors import Reason
 from template.localnet.chain.ledger import ChainFault
+from template.localnet.hub.answers import Answer, Rule, set_answers
 from template.localnet.network import NETUID, make_hotkey
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.network import (
@@ -220,6 +221,15 @@ def test_dataset_that_cannot_be_downloaded_is_inconclusive(net: Net) -> None:
     assert check(net, [make_line(10**6)], status=6)
     set_faults(net.hub.store.root)
     assert check(net, SMALL)["outcome"] == "nothing_found"
+
+
+def test_survey_waits_when_the_hub_asks_for_it(net: Net) -> None:
+    net.submit("alice", LARGE)
+    net.submit("bob", POOL[40:60])
+    set_answers(net.hub.store.root, Rule(answer=Answer.QUOTA, pattern="/api/datasets/.*/data/", count=3, seconds=1))
+    ended = run(net, SMALL)
+    assert ended.status == 0 and "unknown" not in ended.output, ended.output
+    assert any("waiting, as the Hub asks" in line for line in ended.logs)
 
 
 def test_second_run_downloads_nothing(net: Net) -> None:

@@ -21,7 +21,7 @@ from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.hub.store import upload_files
 from template.training.model import ScoringModel, digest_folder, load_model
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
-from tests.fixtures.hub import use_endpoint
+from tests.fixtures.hub import TOKEN, use_endpoint
 from tests.fixtures.training import CPU, DTYPES, MODEL_ID, base_parameters, digests, edit_weights, make_args
 
 
@@ -218,8 +218,15 @@ def test_hub_model_is_loaded_at_the_recorded_commit(server: FaultyHub, tiny_mode
     ids=["no repo", "no commit", "no model", "pickled weights only"],
 )
 def test_missing_hub_model_is_a_config_error(
-    server: FaultyHub, tiny_model: Path, tmp_path: Path, model_id: str, revision: str | None
+    server: FaultyHub,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_id: str,
+    revision: str | None,
 ) -> None:
+    # Without a token the Hub's answer about a missing repo is one that the library recognizes with https only.
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     files: dict[str, bytes | Path] = {path.name: path for path in tiny_model.iterdir()}
     upload_files(server.store.root, MODEL_ID, files, repo_type="model")
     upload_files(server.store.root, "google/gemma-2-2b-it", {"README.md": b"no model"}, repo_type="model")

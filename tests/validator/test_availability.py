@@ -12,6 +12,7 @@ from template.competition import CommitmentRecord, Incentives, Reward, Seeds, bi
 from template.constants import DATA_FILE, DAY_BLOCKS
 from template.errors import Reason
 from template.hub.datasets import upload_dataset
+from template.localnet.hub.answers import Answer, Rule, set_answers
 from template.localnet.hub.store import upload_files
 from template.rules.schedule import Policy
 from tests.fixtures.audit import audit_files
@@ -112,6 +113,21 @@ def test_fault_of_the_whole_hub_costs_nobody(net: Net, fault: HubFault) -> None:
         set_faults(net.hub.store.root, fault)
         bench.run_rounds(7)
         assert len(bench.weights()) == 2 and bench.store.absences() == {}
+
+
+def test_listed_file_that_is_refused_loses_its_rank(net: Net) -> None:
+    attributes = {".gitattributes": b"*.jsonl filter=lfs diff=lfs merge=lfs -text\n"}
+    upload_files(net.hub.store.root, "alice/data", attributes)
+    net.submit("alice", LARGE)
+    set_answers(net.hub.store.root, Rule(answer=Answer.STORE_REFUSES, repo="alice/data"))
+    with open_bench(net, policy=POLICY, blocks=60) as bench:
+        bench.run_rounds(4)
+        assert bench.verdicts() == {}
+        set_answers(net.hub.store.root)
+        bench.run_rounds(4)
+        assert is_paid(bench, net, "alice")
+        (stand,) = bench.store.stands()[net.hotkey("alice")]
+        assert stand.missing_block > stand.first_block, "ranked like a file that came late"
 
 
 def test_round_is_searched_once_also_after_a_restart(net: Net) -> None:

@@ -16,7 +16,7 @@ from template.errors import HostError, Reason, RemoteError, SubmissionError
 from template.hub.datasets import check_eval_set_available
 from template.hub.storage import HubFile
 from template.localnet.hub import server as hub_server
-from template.localnet.hub.api import Request, Response
+from template.localnet.hub.messages import Request, Response
 from template.localnet.hub.store import HubStore
 from template.records import SubmissionKey
 from template.rules.schedule import Policy

@@ -1,6 +1,7 @@
 """A local Hub on the loopback interface, for the unmodified huggingface_hub.
 
-Its address is the value for HF_ENDPOINT. A token `hf_local_NAME` acts as NAME.
+Its address is the value for HF_ENDPOINT. A token `hf_local_NAME` acts as NAME, and `hf_read_NAME` reads as NAME. The
+bytes of large files come from a second origin, which is another port.
 """
 
 import socket
@@ -14,7 +15,8 @@ from typing import Self, cast
 
 from loguru import logger
 
-from template.localnet.hub.api import FileSlice, Request, Response, respond
+from template.localnet.hub.api import respond, respond_from_storage
+from template.localnet.hub.messages import FileSlice, Request, Response
 from template.localnet.hub.store import HubStore
 
 _HOST = "127.0.0.1"
@@ -28,20 +30,23 @@ class HubServer:
 
     def __init__(self, root: Path, port: int = 0, *, handler: "type[HubHandler] | None" = None) -> None:
         self.store = HubStore(root)
-        self._http = _Http(self.store, port, handler or HubHandler)
-        self.endpoint = self._http.endpoint
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="hub-server", daemon=True)
-        self._thread.start()
+        storage = _Http(self.store, 0, handler or HubHandler, storage=None)
+        hub = _Http(self.store, port, handler or HubHandler, storage=storage)
+        self.endpoint, self.storage = hub.endpoint, storage.endpoint
+        self._servers = (hub, storage)
+        self._threads = [
+            threading.Thread(target=server.serve_forever, args=(0.05,), name="hub-server", daemon=True)
+            for server in self._servers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop serving and drop the connections that clients keep open."""
-        if self._http.is_closing.is_set():
-            return
-        self._http.is_closing.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._http.drop_connections()
-        self._thread.join()
+        for server in self._servers:
+            server.stop()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -55,13 +60,23 @@ class _Http(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, store: HubStore, port: int, handler: "type[HubHandler]") -> None:
+    def __init__(self, store: HubStore, port: int, handler: "type[HubHandler]", storage: "_Http | None") -> None:
+        """Listen. storage: the second origin; None for that origin itself."""
         super().__init__((_HOST, port), handler)
         self.store = store
+        self.storage = storage
         self.is_closing = threading.Event()
         self.endpoint = f"http://{_HOST}:{self.server_port}"
         self._connections: set[socket.socket] = set()
         self._connections_lock = threading.Lock()
+
+    def stop(self) -> None:
+        if self.is_closing.is_set():
+            return
+        self.is_closing.set()
+        self.shutdown()
+        self.server_close()
+        self.drop_connections()
 
     def track(self, connection: socket.socket) -> None:
         with self._connections_lock:
@@ -117,16 +132,17 @@ class HubHandler(BaseHTTPRequestHandler):
             headers={name.lower(): value for name, value in self.headers.items()},
             body=body,
             endpoint=self.hub.endpoint,
+            storage=self.hub.storage.endpoint if self.hub.storage else self.hub.endpoint,
         )
         self.deliver(request)
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def deliver(self, request: Request) -> None:
         self.send(self.respond(request))
 
     def respond(self, request: Request) -> Response:
-        return respond(self.hub.store, request)
+        return (respond if self.hub.storage else respond_from_storage)(self.hub.store, request)
 
     def log_message(self, format: str, *args: object) -> None:
         logger.debug("local hub: " + format.replace("%s", "{}").replace("%d", "{}"), *args)
@@ -146,10 +162,15 @@ class HubHandler(BaseHTTPRequestHandler):
         return None
 
     def send(self, response: Response) -> None:
-        self.start_sized(response)
+        self.hub.is_closing.wait(response.delay_s)
+        if response.is_chunked:
+            self.start(response.status, [*response.headers.items(), ("Transfer-Encoding", "chunked")])
+        else:
+            self.start_sized(response)
         if self.command != "HEAD":
             for chunk in read_chunks(response.body):
-                self.wfile.write(chunk)
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if response.is_chunked else chunk)
+            self.wfile.write(b"0\r\n\r\n" if response.is_chunked else b"")
         self.wfile.flush()
 
     def start_sized(self, response: Response) -> None:

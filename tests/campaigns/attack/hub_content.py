@@ -8,7 +8,6 @@ from typing import Any
 from template import constants
 from tests.campaigns.attack.hub_harness import (
     AGAIN,
-    COMMIT,
     CONTENT,
     DIGEST,
     FILE,
@@ -74,7 +73,7 @@ _TURNS = (
         "the commit is gone between listing and download", _refusal("RevisionNotFound", pattern=FILE), expected=NO_REPO
     ),
     attack("the repo turns private between listing and download", replace(_PRIVATE, pattern=FILE), expected=NO_REPO),
-    attack("the repo turns private between its commit and its listing", _PRIVATE, expected=NO_FILE, by="digest"),
+    attack("the repo of a digest is private", _PRIVATE, expected=NO_FILE, by="digest"),
     attack("the refusal's text is no JSON", _refusal("RepoNotFound", body="<html>"), expected=NO_REPO),
     attack("the refusal's text is a list", _refusal("RepoNotFound", body="[[]]")),
     attack("the refusal's text is nested a thousand deep", _refusal("RepoNotFound", body='{"error":' + "[" * 9999)),
@@ -180,7 +179,7 @@ _SHAPES = tuple(
     attack(f"the answer to {what} is {text[:24]!r}", reply(text, pattern=pattern), by=by)
     for what, pattern, by in (
         ("a listing", LISTING, "commit"),
-        ("a commit", COMMIT, "digest"),
+        ("a listing of main", LISTING, "digest"),
         ("a whole", WHOLE, "whole"),
     )
     for text in _ODD_ANSWERS

@@ -25,8 +25,8 @@ REPO = "alice/talk"
 CONTENT = b'{"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n' * 40
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 GIT_OID = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT, usedforsecurity=False).hexdigest()
-# The requests of a download: three kinds of listings, and the file itself.
-LISTING, COMMIT, WHOLE, FILE = "/paths-info/", "expand=sha", "blobs=", "^GET .*/resolve/"
+# The requests of a download: two kinds of listings, and the file itself.
+LISTING, WHOLE, FILE = "/paths-info/", "blobs=", "^GET .*/resolve"
 AGAIN, TAKEN = "again later", "taken"
 NO_REPO, NO_FILE, TOO_LARGE = "miner: missing_repo", "miner: missing_file", "miner: too_large"
 # Download deadlines: of most attacks, and of those that look like a slow Hub.

@@ -41,8 +41,8 @@ _HUB_FAULTS = (
     HubFault(kind=FaultKind.STATUS, status=503, pattern="/data"),
     HubFault(kind=FaultKind.STATUS, status=429, retry_after="60", pattern="/data"),
     HubFault(kind=FaultKind.DROP, pattern="/data"),
-    HubFault(kind=FaultKind.TRUNCATE, pattern="/resolve/"),
-    HubFault(kind=FaultKind.WRONG, pattern="/resolve/"),
+    HubFault(kind=FaultKind.TRUNCATE, pattern="/resolve-cache/"),
+    HubFault(kind=FaultKind.WRONG, pattern="/resolve-cache/"),
     HubFault(kind=FaultKind.LATENCY, seconds=0.02, pattern="/data"),
 )
 _CHAIN_FAULTS: tuple[tuple[Any, ChainFault, int], ...] = (

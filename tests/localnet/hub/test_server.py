@@ -48,6 +48,11 @@ def api(server: FaultyHub) -> HfApi:
     return api
 
 
+def cached_path(revision: str) -> str:
+    """Return the path to which the hub redirects for the small file."""
+    return f"/api/resolve-cache/datasets/{REPO}/{revision}/{DATA}"
+
+
 def raw(
     server: FaultyHub, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> tuple[http.client.HTTPResponse, bytes]:
@@ -93,7 +98,7 @@ def test_history_is_kept_and_commits_are_unique(server: FaultyHub, api: HfApi) -
     assert len(set(shas)) == 3
     for sha, content in zip(shas, (b"a", b"b", b"a"), strict=True):
         assert len(sha) == 40
-        assert raw(server, "GET", f"/datasets/{REPO}/resolve/{sha}/{DATA}")[1] == content
+        assert raw(server, "GET", cached_path(sha))[1] == content
 
 
 def test_stale_parents_and_existing_repos_are_conflicts(api: HfApi) -> None:
@@ -123,7 +128,8 @@ def test_only_the_owner_writes_and_sees_what_is_private(server: FaultyHub, name:
         lambda: other.get_paths_info(REPO, [DATA], revision=sha, repo_type="dataset"),
         lambda: get_hf_file_metadata(url, token=other.token),
     ):
-        with pytest.raises(RepositoryNotFoundError):
+        # The library recognizes a 401 without a code at addresses with https only.
+        with pytest.raises(RepositoryNotFoundError if name else HfHubHTTPError):
             call()
     upload_files(server.store.root, "alice/open", {DATA: b"a"})
     with pytest.raises(HfHubHTTPError):
@@ -191,7 +197,7 @@ def test_a_malformed_commit_is_a_client_error(server: FaultyHub, body: bytes) ->
 )
 def test_ranges_are_served(server: FaultyHub, asked: str, status: int, expected: bytes) -> None:
     upload_files(server.store.root, REPO, {DATA: b"0123456789"})
-    response, content = raw(server, "GET", f"/datasets/{REPO}/resolve/main/{DATA}", {"Range": asked})
+    response, content = raw(server, "GET", cached_path("main"), {"Range": asked})
     assert (response.status, content) == (status, expected)
 
 
@@ -216,8 +222,9 @@ def test_a_closed_server_drops_connections_that_clients_keep(server: FaultyHub) 
 
 def test_a_fault_is_used_up_and_only_where_it_fits(server: FaultyHub) -> None:
     upload_files(server.store.root, REPO, {DATA: b"x"})
-    set_faults(server.store.root, HubFault(kind=FaultKind.STATUS, pattern="^GET .*/resolve/", count=2, retry_after="3"))
-    page, listing = f"/datasets/{REPO}/resolve/main/{DATA}", f"/api/datasets/{REPO}"
+    busy = HubFault(kind=FaultKind.STATUS, pattern="^GET .*/resolve-cache/", count=2, retry_after="3")
+    set_faults(server.store.root, busy)
+    page, listing = cached_path("main"), f"/api/datasets/{REPO}"
     statuses = [raw(server, "GET", path)[0].status for path in (listing, page, listing, page, page)]
     assert statuses == [200, 503, 200, 503, 200]
     assert read_faults(server.store.root) == []
