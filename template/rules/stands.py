@@ -20,8 +20,7 @@ class Version:
     """A dataset of a hotkey in one registration.
 
     key: its newest commitment. first_block: of its first stand.
-    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom, also if the file
-    came late. rank_block: from
+    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom. rank_block: from
     which it counts. seed_block: from which its evaluations have their seeds. is_counted: False if it was replaced
     before it counted, or is to count later.
     """
@@ -144,7 +143,9 @@ def _is_continued(last: Version, stand: Stand, digest: str, period: int) -> bool
 
 def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earliest: int, period: int) -> Version:
     """Make the version of a stand. same: earlier versions with the same rows."""
-    block = max(stand.first_block, stand.missing_block + 2 * period if stand.missing_block else 0)
+    is_late = stand.missing_block > 0
+    public_block = max(stand.first_block, stand.missing_block + period if is_late else 0)
+    block = max(stand.first_block, stand.missing_block + 2 * period if is_late else 0)
     rank_block = max(block, earliest)
     return Version(
         key=stand.key,
@@ -153,8 +154,8 @@ def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earlies
         last_block=stand.last_block,
         commit_block=stand.commit_block,
         registration_block=stand.registration_block,
-        # A commitment fixes the rows, so its owner had them first, even if the file came late.
-        public_block=same[0].public_block if same else stand.first_block,
+        # A copier that reads the file in the round in which it came commits later.
+        public_block=same[0].public_block if same else public_block,
         public_commit_block=same[0].public_commit_block if same else stand.commit_block,
         rank_block=rank_block,
         # Seeds that are known before a dataset counts could be chosen among datasets that never count.

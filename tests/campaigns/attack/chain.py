@@ -159,7 +159,7 @@ def _late_file(env: Environment, *, by_digest: bool) -> str:
     env.pass_rounds(2)
     env.chain.advance(400)
     env.enter("author", LARGE)
-    env.pass_rounds()
+    env.pass_rounds(2)
     env.hub.store.set_private("datasets", "thief/data", False)
     env.chain.advance(2000)
     return " and ".join(_both(env))

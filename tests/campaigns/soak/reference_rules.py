@@ -131,7 +131,7 @@ def find_versions(runs: Iterable[Run], datasets: Mapping[str, frozenset[int]], r
             # A late file counts from the second round after the last in which it was missing.
             since = max(run.first, run.missing + 2 * period if run.missing else 0)
             newest = Version(run.text, rows, run.first, run.last, run.commit, run.registration, since)
-            newest.public = (run.first, run.commit)
+            newest.public = (max(run.first, run.missing + period if run.missing else 0), run.commit)
             versions.append(newest)
         if counted is not None and counted.rows != rows:
             newest.since = max(newest.since, next_aligned(counted.since + rules.update_blocks, period))
