@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from template.constants import DAY_BLOCKS
+from template.errors import Reason
 from template.receipts.findings import Finding, Kind
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundHeader, WeightsLine
@@ -56,8 +57,8 @@ class CheckedRound:
     """One round beside the earlier ones.
 
     first_block: start of the first file. newest: each hotkey's newest stand before this round. earlier: losses of each
-    dataset in earlier rounds, by number. versions: the newest version of each dataset that stands. burns: block and
-    hotkey of weights that only the subnet's owner may get.
+    dataset in earlier rounds, by number. versions: the newest version of each dataset that stands. refused_before: hotkeys
+    with a duplicate in the round before. burns: block and hotkey of weights that only the subnet's owner may get.
     """
 
     findings: list[Finding]
@@ -66,6 +67,7 @@ class CheckedRound:
     newest: Mapping[str, Stand]
     earlier: Mapping[ContentKey, Mapping[int, float]]
     versions: Mapping[ContentKey, Version]
+    refused_before: Set[str]
     claimed_ranks: list[ClaimedRank] = field(default_factory=list)
     burns: list[tuple[int, str]] = field(default_factory=list)
 
@@ -87,6 +89,7 @@ class History:
         self._stands: dict[str, list[Stand]] = {}
         self._datasets: dict[str, dict[SubmissionKey, Dataset]] = {}
         self._missing: set[str] = set()
+        self._refused: set[str] = set()
         self._weights: list[WeightsLine] = []
         self._last_tables: list[dict[str, float]] = []
 
@@ -98,7 +101,9 @@ class History:
         earlier = {key: dict(losses) for key, losses in season.losses.items()}
         newest = {hotkey: stands[-1] for hotkey, stands in self._stands.items()}
         self._add_stands(header, newest)
-        checked = CheckedRound([], season, self._first_block, newest, earlier, self._versions(header))
+        versions = self._versions(header)
+        checked = CheckedRound([], season, self._first_block, newest, earlier, versions, self._refused)
+        self._refused = {line.hotkey for line in header.table if line.reason is Reason.DUPLICATE}
         checked.findings += self._check_evaluations(header, season)
         checked.findings += _check_means(header, checked)
         checked.findings += self._check_ranks(header, checked)

@@ -43,13 +43,8 @@ def check_plan(
         if (content := _make_content(key, in_ledger.get(key), header, checked, block_hash)) is not None
     }
     late = {key for key in (shown & contents.keys()) - done if not contents[key].losses and key.hotkey in header.queue}
-    # One that was read after the plan and counts later may have ended the refusal of a copy of its author's last one.
-    has_late_update = any(
-        line.hotkey in header.queue and line.digest is None and line.message.startswith("counts from")
-        for line in header.table
-    )
     recent = _recent_runs(header, checked)
-    is_exact = not late and not has_late_update and recent is not None and block_hash is not None
+    is_exact = not late and recent is not None and block_hash is not None
     rules = header.incentives if is_exact else dataclasses.replace(header.incentives, slots=_ALL_SLOTS)
     ledger = read_ledger([contents[key] for key in in_ledger.keys() & contents.keys()], header.competition, rules)
     present = [contents[key] for key in ((shown | done) & contents.keys()) - late]
@@ -59,7 +54,8 @@ def check_plan(
         if (key, number) not in expected:
             yield Finding(Kind.PLAN, f"{key.hotkey}: evaluation {number} of {key.digest[:12]} is not in the plan")
     for key, number in expected if is_exact else ():
-        if (key, number) not in actual:
+        # A file that was read after the plan can end another dataset's refusal.
+        if (key, number) not in actual and key.hotkey not in checked.refused_before:
             yield Finding(Kind.PLAN, f"{key.hotkey}: evaluation {number} of {key.digest[:12]} is left out")
 
 

@@ -358,15 +358,9 @@ def test_evaluation_left_out_of_the_plan_is_found(season: Season) -> None:
     assert text.startswith(f"{hotkey}: evaluation 1 of ") and text.endswith("is left out")
     assert not any("left out" in text for text in texts(season.find({100: starve}), Kind.PLAN)), "it may have come late"
 
-    def starve_beside_an_update(content: dict[str, Any]) -> None:
-        starve_unqueued(content)
-        alice = season.net.hotkey("alice")
-        content["queue"].append(alice)
-        changes = {"digest": None, "runs": 0, "mean": None, "spread": None, "loss": None}
-        row(content, "table", alice).update(changes, message="counts from block 140")
-
-    lie = season.find({100: starve_beside_an_update})
-    assert not any("left out" in text for text in texts(lie, Kind.PLAN)), "it may have been the update's duplicate"
+    refused = accused(season, "bob", reason="duplicate")
+    lie = season.find({80: refused, 100: starve_unqueued})
+    assert not any("left out" in text for text in texts(lie, Kind.PLAN)), "it may have become free after the plan"
 
 
 @pytest.mark.parametrize("part", ["table", "ledger"])
