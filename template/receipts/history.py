@@ -57,8 +57,9 @@ class CheckedRound:
     """One round beside the earlier ones.
 
     first_block: start of the first file. newest: each hotkey's newest stand before this round. earlier: losses of each
-    dataset in earlier rounds, by number. versions: the newest version of each dataset that stands. refused_before: hotkeys
-    with a duplicate in the round before. burns: block and hotkey of weights that only the subnet's owner may get.
+    dataset in earlier rounds, by number. versions: the newest version of each dataset that stands. refused_before:
+    hotkeys with a duplicate in the round before. burns: block and hotkey of weights that only the subnet's owner may
+    get.
     """
 
     findings: list[Finding]
