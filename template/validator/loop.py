@@ -42,9 +42,9 @@ from template.validator.weights import (
 )
 from template.workers.executor import Executor
 
-# Time after which a missing repo or file is downloaded again: in each round of 72 minutes, so that validators agree in
-# which round a late file came.
-MISSING_RETRY_S = 3600.0
+# Time after which a missing repo or file is downloaded again: in each round of 72 minutes, also where a verdict took
+# half of one, so that validators agree in which round a late file came.
+MISSING_RETRY_S = 1800.0
 
 # Longest backoff after failed ticks: three retries in every weights window.
 MAX_BACKOFF_S = 300.0

@@ -168,9 +168,9 @@ def test_failed_view_of_a_running_validator_is_retried(net: Net, error: Exceptio
 @pytest.mark.parametrize(
     ("age_s", "is_scored"),
     [(MISSING_RETRY_S + 60, True), (60, False), (-10 * MISSING_RETRY_S, True)],
-    ids=["an hour ago", "just now", "by a clock that was fast"],
+    ids=["half an hour ago", "just now", "by a clock that was fast"],
 )
-def test_missing_repo_is_retried_after_an_hour(net: Net, age_s: float, is_scored: bool) -> None:
+def test_missing_repo_is_retried_after_half_an_hour(net: Net, age_s: float, is_scored: bool) -> None:
     key = net.submit("alice", SMALL)
     with open_bench(net) as bench:
         bench.tick_until(lambda: bench.validator.evaluator)

@@ -267,7 +267,7 @@ FAULTS = {
     "state cut short": Fault(cut_state, is_fatal=True),
     "state empty": _damage(_truncate("", lambda _: 0), is_stopped=True),
     "state empty beside its log": _damage(_truncate("", lambda _: 0)),
-    # A missing file is downloaded again after an hour, and so has a turn in the next round.
+    # A missing file is downloaded again after half an hour, and so has a turn in the next round.
     "clock a year ahead, and back": Fault(move_clock, phases=2, ignore=("entry",)),
     # A worker that cannot load ends the validator, whose supervisor restarts it.
     "worker killed in each stage": Fault(kill_worker, is_fatal=True),

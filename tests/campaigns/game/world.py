@@ -254,6 +254,8 @@ class Game:
 
     def _read_entries(self) -> dict[SubmissionKey, Entry]:
         """Return the entries of the aligned block, and extend the stands."""
+        for key in [key for key in self._verdicts if self.round >= self._retry_round[key]]:
+            del self._verdicts[key]
         entries = {}
         for uid, (hotkey, registration) in enumerate(self.registrations.items()):
             commitment, last = self.commitments.get(hotkey), self._entries.get(hotkey)
@@ -287,13 +289,12 @@ class Game:
     def _download(self, entries: Mapping[SubmissionKey, Entry]) -> None:
         """Read new files."""
         for key in entries:
-            if key in self.datasets or (key in self._verdicts and self.round < self._retry_round[key]):
+            if key in self.datasets or key in self._verdicts:
                 continue
             if key in self.hidden:
                 self._verdicts[key] = Verdict(reason=Reason.MISSING_FILE)
                 self._retry_round[key] = self.round + MISSING_RETRY_ROUNDS
             else:
-                self._verdicts.pop(key, None)
                 self.datasets[key] = self.contents[key.commitment.rpartition(":")[2]].dataset
 
     def _look_up(self, entries: Mapping[SubmissionKey, Entry]) -> None:
