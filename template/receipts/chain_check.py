@@ -174,7 +174,7 @@ class WeightsCheck:
             yield from self._check_unrecorded(block - 1)
             self._blocks.add(block)
             yield from (Finding(Kind.WEIGHTS, f"{where}: {fault}") for fault in self._check_line(header, line, block))
-        self._last_round = _registrations(header)
+        self._last_round = header.registrations
         newest = self._chain.block()
         if header.end_block <= newest:
             yield from self._check_unrecorded(header.end_block - 1)
@@ -225,7 +225,7 @@ class WeightsCheck:
         """Compute the weights by uid again, from the shares and the uids at that block."""
         view = self._chain.snapshot(line.block)
         actual = {int(uid): weight for uid, weight in line.weights.items()}
-        for registrations in (_registrations(header), self._last_round, self._accepted or {}):
+        for registrations in (header.registrations, self._last_round, self._accepted or {}):
             if _are_close(actual, weights_by_uid(line.shares, view, registrations)):
                 self._accepted = registrations
                 return
@@ -248,10 +248,6 @@ class WeightsCheck:
             self.notes.append(f"weights of block {block} were replaced by later ones before their reveal")
             return None
         return high
-
-
-def _registrations(header: RoundHeader) -> dict[str, int]:
-    return {entry.hotkey: entry.registration_block for entry in header.entries}
 
 
 def _are_close(weights: Mapping[int, float], others: Mapping[int, float]) -> bool:

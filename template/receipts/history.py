@@ -18,7 +18,7 @@ from template.receipts.round_file import RoundHeader, WeightsLine
 from template.receipts.verify import SHARE_TOLERANCE
 from template.records import ContentKey, Dataset, LedgerLine, Rank, Stand, SubmissionKey
 from template.rules.entries import MISSING
-from template.rules.evaluations import first_seed_block, seed_block
+from template.rules.evaluations import first_seed_block, seed_base
 from template.rules.ledger import Content, Estimate, LedgerRow, estimate_loss, is_hopeless
 from template.rules.stands import Version, extend_stands, find_versions
 
@@ -72,6 +72,14 @@ class CheckedRound:
     claimed_ranks: list[ClaimedRank] = field(default_factory=list)
     burns: list[tuple[int, str]] = field(default_factory=list)
 
+    @property
+    def readable(self) -> dict[str, int]:
+        """The last block at which each hotkey had a readable dataset."""
+        blocks: dict[str, int] = {}
+        for key, version in self.versions.items():
+            blocks[key.hotkey] = max(version.last_block, blocks.get(key.hotkey, 0))
+        return blocks
+
     def is_confirmed(self, key: ContentKey, evaluations: int) -> bool:
         """Check whether a dataset was confirmed before this round."""
         return key in self.season.ledger or len(self.earlier.get(key, ())) >= evaluations
@@ -115,9 +123,7 @@ class History:
         return checked
 
     def _season(self, header: RoundHeader) -> Season:
-        period = header.incentives.blocks_per_epoch
-        model = (header.competition.digest, header.hyperparameters_digest, header.model)
-        return self._seasons.setdefault((*model, header.lucky_num_from, period), Season())
+        return self._seasons.setdefault((*header.season, header.incentives.blocks_per_epoch), Season())
 
     def _add_stands(self, header: RoundHeader, newest: Mapping[str, Stand]) -> None:
         """Add the stands of this round, and the datasets that its file names."""
@@ -252,9 +258,7 @@ def _check_credits(header: RoundHeader, checked: CheckedRound) -> Iterator[Findi
     """
     rules = header.incentives
     since = header.start_block - max(DAY_BLOCKS, rules.update_blocks + rules.blocks_per_epoch)
-    readable: dict[str, int] = {}
-    for key, version in checked.versions.items():
-        readable[key.hotkey] = max(version.last_block, readable.get(key.hotkey, 0))
+    readable = checked.readable
     for line in header.table:
         is_late = checked.first_block <= since and readable.get(line.hotkey, 0) < since
         if line.credit > 0.0 and (is_late or line.reason not in (None, *MISSING)):
@@ -267,7 +271,7 @@ def _first_seed_blocks(header: RoundHeader) -> dict[ContentKey, int]:
     """Return the first seed block of each dataset whose seeds are the chain's."""
     period = header.incentives.blocks_per_epoch
     return {
-        ContentKey(line.hotkey, line.digest): line.seed_block - seed_block(0, line.number, period)
+        ContentKey(line.hotkey, line.digest): seed_base(line.seed_block, line.number, period)
         for line in header.evaluations
         if line.seed_block is not None
     }

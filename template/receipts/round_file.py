@@ -184,6 +184,11 @@ class RoundHeader(SignedRecord):
         return self.competition.digest, self.hyperparameters_digest, self.model, self.lucky_num_from
 
     @property
+    def registrations(self) -> dict[str, int]:
+        """The registration block of each hotkey with an entry."""
+        return {entry.hotkey: entry.registration_block for entry in self.entries}
+
+    @property
     def estimates(self) -> list[TableLine | LedgerLine]:
         """The lines that have the estimate of a loss."""
         return [*self.table, *self.ledger]

@@ -7,7 +7,7 @@ from template.receipts.findings import Finding, Kind
 from template.receipts.history import CheckedRound
 from template.receipts.round_file import RoundHeader
 from template.rules.entries import MISSING
-from template.rules.evaluations import first_seed_block, seed_block
+from template.rules.evaluations import first_seed_block, seed_base
 from template.rules.ledger import live_credits
 
 
@@ -31,12 +31,12 @@ class SequenceCheck:
 
         Also after its file was missing. A confirmed dataset's seeds can count from its rank block instead.
         """
-        registrations = {entry.hotkey: entry.registration_block for entry in header.entries}
+        registrations = header.registrations
         ranks = {(line.hotkey, line.digest): line.rank_block for line in header.ledger}
         for line in header.evaluations:
             if line.seed_block is None:
                 continue
-            block = line.seed_block - seed_block(0, line.number, header.incentives.blocks_per_epoch)
+            block = seed_base(line.seed_block, line.number, header.incentives.blocks_per_epoch)
             rank_block = ranks.get((line.hotkey, line.digest))
             if rank_block is not None and block == first_seed_block(rank_block, header.incentives):
                 continue
@@ -65,11 +65,8 @@ class SequenceCheck:
 
         A dataset that was missing for more than a day is excepted: its absence is in no file.
         """
-        registrations = {entry.hotkey: entry.registration_block for entry in header.entries}
-        live = live_credits(header.start_block, header.ledger, registrations, header.incentives)
-        readable: dict[str, int] = {}
-        for key, version in checked.versions.items():
-            readable[key.hotkey] = max(version.last_block, readable.get(key.hotkey, 0))
+        live = live_credits(header.start_block, header.ledger, header.registrations, header.incentives)
+        readable = checked.readable
         since = header.start_block - DAY_BLOCKS
         for line in header.table:
             if line.reason in MISSING:

@@ -255,9 +255,8 @@ def _check_ledger(header: RoundHeader) -> Iterator[str]:
 
 def _check_table(header: RoundHeader) -> Iterator[str]:
     """Recompute losses, scores, credits and weights, to the last bit."""
-    registrations = {entry.hotkey: entry.registration_block for entry in header.entries}
-    credit = live_credits(header.start_block, header.ledger, registrations, header.incentives)
-    shares = make_shares(header.table, header.ledger, registrations, header.incentives)
+    credit = live_credits(header.start_block, header.ledger, header.registrations, header.incentives)
+    shares = make_shares(header.table, header.ledger, header.registrations, header.incentives)
     for line in header.table:
         loss = None if line.mean is None else paid_loss(line.mean, line.spread, line.runs, header.incentives.sd)
         score = 0.0 if loss is None or line.reason is not None else score_of(loss, header.competition)

@@ -43,6 +43,11 @@ def seed_block(first_block: int, number: int, period: int) -> int:
     return first_block + (number - 1) // PER_ROUND * period
 
 
+def seed_base(block: int, number: int, period: int) -> int:
+    """Return the first seed block of a dataset whose evaluation has its seed from `block`."""
+    return block - seed_block(0, number, period)
+
+
 def derive_seed(block_hash: str, digest: str, number: int) -> int:
     """Return the lucky_num, in [0, 2**32), of a dataset's evaluation.
 

@@ -54,7 +54,7 @@ class State:
     intents, repeats: the newest round's own weights, and earlier shares submitted again in it. pending_intents: of any
     round, without an outcome. losses: of each dataset, by number of the evaluation. missing_files: checked datasets
     whose file is gone from the disk. last_start_block: of the newest round of this season. older_start_block: of the
-    newest round of any earlier one.
+    newest round of any other, while this one has none.
     """
 
     hotkey: str

@@ -275,11 +275,12 @@ class Validator:
                 evaluator.eval_config, MISSING, before=now - MISSING_RETRY_S, after=now + MISSING_RETRY_S
             )
         verdicts = store.verdicts(evaluator.eval_config)
+        last_start_block = store.last_start_block(evaluator.eval_config)
         return dataclasses.replace(
             state,
             has_leaderboard=current is not None and store.has_leaderboard(current.id),
-            last_start_block=store.last_start_block(evaluator.eval_config),
-            older_start_block=store.last_start_block(),
+            last_start_block=last_start_block,
+            older_start_block=store.last_start_block() if last_start_block is None else None,
             datasets=evaluator.datasets,
             verdicts=verdicts,
             losses=evaluator.losses,

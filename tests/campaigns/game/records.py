@@ -23,8 +23,7 @@ class RecordDeleter(Researcher):
 
     def offer(self, game: Game) -> None:
         for hotkey in self.hotkeys:
-            row = game.rows.get(hotkey)
-            if row is not None and row.runs >= game.incentives.evaluations:
+            if game.is_confirmed(hotkey):
                 game.show(hotkey, is_visible=False)
                 self.publish(game, hotkey, self.make_rows(game, 0.0))
         super().offer(game)
@@ -57,8 +56,7 @@ class SealShadows(SealAndPick):
             if luck > min(lucks.values()) or luck > -0.4 * game.incentives.epsilon:
                 self.cancel(game, hotkey)
         for hotkey in self.hotkeys[1:]:
-            row = game.rows.get(hotkey)
-            if hotkey not in self.sealed and row is not None and row.runs >= game.incentives.evaluations:
+            if hotkey not in self.sealed and game.is_confirmed(hotkey):
                 Researcher.publish(self, game, hotkey, self.make_rows(game, 0.0))
         Researcher.offer(self, game)
 
