@@ -76,17 +76,15 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Return the evaluations of the round that starts at `block`, in order.
 
-    A round before the season has none. First evaluations of hotkeys without any recent one precede all others.
-    Then four slots, or half of fewer, are for records, half for datasets in progress (lowest mean and oldest rank in
-    turn), and the rest for other first evaluations (hotkeys with the fewest recent ones first). A free slot goes to
-    the next group.
+    A round before the season has none, since no seed block is reached. First evaluations of hotkeys without any recent
+    one precede all others. Then four slots, or half of fewer, are for records, half for datasets in progress (lowest
+    mean and oldest rank in turn), and the rest for other first evaluations (hotkeys with the fewest recent ones first).
+    A free slot goes to the next group.
 
     Args:
         contents: Datasets that can be evaluated: present, readable, no duplicates.
         recent_runs: Evaluations of each hotkey within `newcomer_blocks`.
     """
-    if block < incentives.season_block:
-        return []
     records = [row.content for row in ledger if row.credit > 0.0 and len(row.content.losses) < incentives.hold]
     confirmed = {row.content.key for row in ledger}
     present = {content.key for content in contents}
