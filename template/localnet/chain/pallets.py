@@ -15,6 +15,9 @@ from template.localnet.chain.scale_codec import Call
 U16_MAX = 65535
 RAO_PER_TAO = 10**9
 MAX_FIELDS = 3
+
+# The subnet's name and the symbol of its token.
+NAME, SYMBOL = "local subnet", "L"
 _MIN_COMMITMENT_SPACE = 100
 _MAX_UNREVEALED_COMMITS = 10
 _MAX_COMMIT_BYTES = 5000
@@ -161,16 +164,8 @@ def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
     if len(rest) == len(fields):
         raise ValueError(f"{hotkey} has no timelocked commitment")
     reveals = state.get("RevealedCommitments", hotkey, [])
-    state.put("RevealedCommitments", hotkey, [*reveals, [decode_bytes(plaintext), state.block]][-_MAX_REVEALS:])
+    state.put("RevealedCommitments", hotkey, [*reveals, ["0x" + plaintext.hex(), state.block]][-_MAX_REVEALS:])
     state.put("CommitmentOf", hotkey, {**record, "info": {"fields": rest}} if rest else None)
-
-
-def decode_bytes(data: bytes) -> str:
-    """Decode bytes like the client: text where they are UTF-8, else 0x-hex."""
-    try:
-        return data.decode()
-    except ValueError:
-        return "0x" + data.hex()
 
 
 def _field_size(field: Any) -> int:

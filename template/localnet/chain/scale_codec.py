@@ -57,11 +57,12 @@ class _Reader:
             raise ValueError(f"the call has {len(self._data) - self._offset} extra bytes")
 
 
-def _compact(value: int) -> bytes:
+def encode_compact(value: int) -> bytes:
+    """Encode a compact integer below 2**30. Raises: ValueError."""
     for mode, size in enumerate((1, 2, 4)):
         if value < 1 << (8 * size - 2):
             return (value << 2 | mode).to_bytes(size, "little")
-    raise ValueError("a length of 2**30 or more")
+    raise ValueError("a number of 2**30 or more")
 
 
 def _blob(value: object) -> bytes:
@@ -82,7 +83,7 @@ def _sized(value: object, size: int) -> bytes:
 
 def _prefixed(value: object) -> bytes:
     data = _blob(value)
-    return _compact(len(data)) + data
+    return encode_compact(len(data)) + data
 
 
 def _encode_field(field: object) -> bytes:
@@ -126,7 +127,7 @@ def _decode_field(reader: _Reader) -> object:
 
 def _encode_info(info: Any) -> bytes:
     fields = info["fields"]
-    return _compact(len(fields)) + b"".join(_encode_field(field) for field in fields)
+    return encode_compact(len(fields)) + b"".join(_encode_field(field) for field in fields)
 
 
 def _decode_info(reader: _Reader) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _decode_info(reader: _Reader) -> dict[str, Any]:
 
 
 def _encode_u16s(values: Any) -> bytes:
-    return _compact(len(values)) + b"".join(int(value).to_bytes(2, "little") for value in values)
+    return encode_compact(len(values)) + b"".join(int(value).to_bytes(2, "little") for value in values)
 
 
 def _unsigned(size: int) -> tuple[Callable[[Any], bytes], Callable[[_Reader], int]]:
