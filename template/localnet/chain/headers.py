@@ -34,7 +34,10 @@ def hash_bytes(data: bytes) -> str:
 
 
 def make_header(genesis: str, fork: int, number: int, parent_hash: str, extrinsics: Sequence[bytes]) -> Header:
-    """Make a header that differs by chain, fork and number. `genesis` is the chain's random value."""
+    """Make a header that differs by chain, fork and number.
+
+    genesis: the chain's random value.
+    """
     state = bytes.fromhex(genesis[2:]) + fork.to_bytes(4, "little") + number.to_bytes(4, "little")
     return Header(
         number=number,

@@ -71,7 +71,10 @@ class UnknownBlockError(Exception):
 
 
 class ExtrinsicRecord(NamedTuple):
-    """An extrinsic of a block; `error` is the chain's, and `wire` is empty unless it came through a node."""
+    """An extrinsic of a block.
+
+    error: the chain's error of a failed call. wire: empty unless a node got it.
+    """
 
     data: bytes
     signer: str

@@ -1,4 +1,4 @@
-"""The runtime APIs that the local chain answers, by the name that `state_call` takes.
+"""Runtime APIs by their names for `state_call`.
 
 Source: the runtime's metadata for parameters and results; pallets/subtensor/src/rpc_info for their meaning.
 """
@@ -20,7 +20,10 @@ class UnknownApiError(Exception):
 
 
 def call_api(ledger: Ledger, runtime: Runtime, name: str, data: bytes, block: int) -> bytes:
-    """Run a runtime API call; return its encoded result. Raises: UnknownApiError, ValueError."""
+    """Run a runtime API call; return its encoded result.
+
+    Raises: UnknownApiError, ValueError.
+    """
     if name == "Metadata_metadata_at_version":
         return _metadata(runtime, int.from_bytes(data, "little"))
     if name == "Metadata_metadata_versions":

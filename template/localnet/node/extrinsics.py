@@ -58,7 +58,7 @@ class Extrinsic:
         return str(bt.sp_core.ss58_encode(self.public_key, SS58_FORMAT))
 
     def is_signed(self, *, spec_version: int, genesis: str, birth: str) -> bool:
-        """Verify the signature, with the hashes of the genesis and of the era's first block."""
+        """Verify the signature over the hashes of genesis and the era's first block."""
         versions = spec_version.to_bytes(4, "little") + TRANSACTION_VERSION.to_bytes(4, "little")
         # The last byte is the absent metadata digest.
         implied = versions + bytes.fromhex(genesis[2:]) + bytes.fromhex(birth[2:]) + b"\x00"

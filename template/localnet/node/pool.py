@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from template.localnet.chain import pallets
-from template.localnet.chain.ledger import Ledger, UnknownBlockError
+from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import Call, decode_call
 from template.localnet.node.extrinsics import Extrinsic, parse_extrinsic
 from template.localnet.node.items import nonce_of
@@ -178,10 +178,7 @@ class Pool:
     def _is_in(self, transaction: Transaction, block: int) -> bool:
         if not any(record.wire == transaction.extrinsic.data for record in self._ledger.records(block)):
             return False
-        try:
-            return transaction.included_in in (None, self._ledger.hash_of(block))
-        except UnknownBlockError:
-            return False
+        return transaction.included_in is None or transaction.included_in == self._ledger.hash_of(block)
 
 
 def _invalid(reason: str) -> PoolError:
