@@ -30,7 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--miners", default="alice,bob", help="names, separated by commas (default: %(default)s)")
     parser.add_argument("--sample", type=Path, default=_SAMPLE, help="folder with pool.jsonl and competition.yaml")
     parser.add_argument("--block_seconds", type=float, default=1.0, help="block time (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="the hub's port; 0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=9944, help="the node's port; 0 takes a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hub_port", type=int, default=0, help="the Hub's port; 0 takes a free one (default: %(default)s)"
+    )
     parser.add_argument("--logging.debug", dest="is_debug", action="store_true", help="log details")
     return parser
 
@@ -51,11 +56,12 @@ def serve(args: argparse.Namespace) -> int:
     """Create the network, log where it is, and wait for a signal."""
     from template.localnet.hub.server import HubServer
     from template.localnet.network import create_localnet
+    from template.localnet.node.server import NodeServer
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with HubServer(args.dir / "hub", args.port) as hub:
+    with HubServer(args.dir / "hub", args.hub_port) as hub:
         net = create_localnet(
             args.dir,
             hub,
@@ -63,10 +69,12 @@ def serve(args: argparse.Namespace) -> int:
             miners=[name.strip() for name in args.miners.split(",") if name.strip()],
             block_time_s=args.block_seconds,
         )
-        logger.info("local network ready file={}", net.folder / "localnet.json")
-        for name, value in net.describe().items():
-            logger.info("  {}={}", name, value)
-        stop.wait()
+        with NodeServer(net.chain_file, args.port) as node:
+            net.announce(node.url)
+            logger.info("local network ready file={}", net.folder / "localnet.json")
+            for name, value in net.describe(node.url).items():
+                logger.info("  {}={}", name, value)
+            stop.wait()
     return 0
 
 

@@ -31,7 +31,7 @@ class LocalNet:
 
     @property
     def network(self) -> str:
-        """The value for --subtensor.network."""
+        """The value for --subtensor.network that needs no node."""
         return f"{NETWORK_PREFIX}{self.chain_file}"
 
     @property
@@ -48,16 +48,23 @@ class LocalNet:
     def chain_file(self) -> Path:
         return self.folder / "chain.sqlite3"
 
-    def describe(self) -> dict[str, str]:
-        """Return the parts by name, for scripts."""
+    def describe(self, network: str) -> dict[str, str]:
+        """Return the parts by name, for scripts. `network` is the node's url."""
         return {
-            "network": self.network,
+            "network": network,
             "netuid": str(NETUID),
             "wallets": str(self.wallets),
             "competition": str(self.competition),
             "hub_endpoint": self.hub_endpoint,
             "token_prefix": LOCAL_TOKEN_PREFIX,
+            "chain_file": str(self.chain_file),
         }
+
+    def announce(self, network: str) -> None:
+        """Write the parts to localnet.json, for which scripts wait."""
+        partial = self.folder / ".localnet.json"
+        partial.write_text(json.dumps(self.describe(network), indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.folder / "localnet.json")
 
 
 def create_localnet(
@@ -84,10 +91,6 @@ def create_localnet(
         chain.advance(2)
         if block_time_s:
             chain.set_block_time(block_time_s)
-    # Renamed into place, because scripts wait for the file.
-    partial = net.folder / ".localnet.json"
-    partial.write_text(json.dumps(net.describe(), indent=2) + "\n", encoding="utf-8")
-    partial.replace(net.folder / "localnet.json")
     return net
 
 

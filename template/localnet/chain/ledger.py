@@ -38,8 +38,10 @@ CREATE TABLE state (
 ) WITHOUT ROWID;
 CREATE TABLE extrinsics (
     block INTEGER NOT NULL, position INTEGER NOT NULL, data BLOB NOT NULL, signer TEXT NOT NULL, error TEXT,
-    wire BLOB NOT NULL,
     PRIMARY KEY (block, position)
+);
+CREATE TABLE signed (
+    block INTEGER NOT NULL, position INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (block, position)
 );
 CREATE TABLE faults (kind TEXT PRIMARY KEY, mode TEXT NOT NULL, remaining INTEGER NOT NULL);
 """
@@ -112,10 +114,12 @@ class State:
         data: the call. wire: the signed extrinsic as it was sent, if it came through a node.
         """
         (position,) = self._connection.execute(
-            "INSERT INTO extrinsics SELECT ?1, coalesce(max(position), 0) + 1, ?2, ?3, ?4, ?5 FROM extrinsics"
+            "INSERT INTO extrinsics SELECT ?1, coalesce(max(position), 0) + 1, ?2, ?3, ?4 FROM extrinsics"
             " WHERE block = ?1 RETURNING position",
-            (self.block, data, signer, error, wire),
+            (self.block, data, signer, error),
         ).fetchone()
+        if wire:
+            self._connection.execute("INSERT INTO signed VALUES (?, ?, ?)", (self.block, position, wire))
         return int(position)
 
 
@@ -206,8 +210,8 @@ class Ledger:
             if not 0 < blocks <= head - final:
                 raise ValueError(f"{head - final} blocks can be taken back, not {blocks}")
             last = head - blocks
-            columns = {"state": "block", "extrinsics": "block", "clock": "first_block", "blocks": "number"}
-            for table, column in columns.items():
+            tables = {"state": "block", "extrinsics": "block", "signed": "block", "blocks": "number"}
+            for table, column in {**tables, "clock": "first_block"}.items():
                 self._connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (last,))
             self._connection.execute("INSERT INTO forks (first_block) VALUES (?)", (last + 1,))
             self._connection.execute("INSERT OR REPLACE INTO clock VALUES (?, ?, 0)", (last, self.timestamp(last)))
@@ -290,7 +294,9 @@ class Ledger:
     def records(self, block: int) -> list[ExtrinsicRecord]:
         """List the extrinsics of a block, in order."""
         rows = self._connection.execute(
-            "SELECT data, signer, error, wire FROM extrinsics WHERE block = ? ORDER BY position", (block,)
+            "SELECT extrinsics.data, signer, error, coalesce(signed.data, x'') FROM extrinsics"
+            " LEFT JOIN signed USING (block, position) WHERE block = ? ORDER BY position",
+            (block,),
         )
         return [ExtrinsicRecord(*row) for row in rows]
 

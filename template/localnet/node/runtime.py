@@ -4,6 +4,7 @@ Encoding is the bittensor client's own codec over the runtime's metadata. A valu
 chain has no rules for; they get the value that a new chain has: zero, empty, none, or an enum's first variant.
 """
 
+from functools import cache
 from typing import Any
 
 from template.chain.client import bt
@@ -127,6 +128,12 @@ class Runtime:
         first = min(variants, key=lambda variant: variant["index"])
         fields = first.get("fields", [])
         return {first["name"]: self._complete_fields(first, fields, _ABSENT)} if fields else first["name"]
+
+
+@cache
+def get_runtime(block_time_ms: int) -> Runtime:
+    """Return the runtime of a block time, loaded once."""
+    return Runtime(block_time_ms)
 
 
 def _type_id(type_string: str) -> int:
