@@ -18,8 +18,8 @@ NETUID = 96
 VALIDATOR = "validator"
 _OWNER = "owner"
 
-# Long enough that the quickstart's work ends its round, not its blocks.
-_TEMPO = 100_000
+# Long enough that the quickstart's work ends its round, not its blocks. The chain's tempo is a u16.
+_TEMPO = 50_000
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,12 @@ def call_api(ledger: Ledger, runtime: Runtime, name: str, data: bytes, block: in
         return encode_compact(len(versions)) + b"".join(versions)
     api, _, method = name.partition("_")
     described = runtime.codec.runtime_api_map.get(api, {}).get(method)
+    if described is None:
+        raise UnknownApiError(name)
+    if name.startswith(_ABSENT):
+        return runtime.default(described["output"])
     rule = _APIS.get(name)
-    if described is None or rule is None:
+    if rule is None:
         raise UnknownApiError(name)
     types = [type_string for _, type_string in described["inputs"]]
     # A fee does not depend on the extrinsic, whose type has no decoder.
@@ -62,11 +66,76 @@ def _next_epoch(view: BlockView, netuid: int) -> int | None:
     return pallets.schedule(view.state).next_block if netuid == view.netuid and view.exists else None
 
 
+def _neurons_lite(view: BlockView, netuid: int) -> list[dict[str, Any]]:
+    return [_neuron_lite(row, netuid) for row in view.neurons] if netuid == view.netuid else []
+
+
+def _neuron_lite(row: pallets.NeuronRow, netuid: int) -> dict[str, Any]:
+    return {
+        "hotkey": row.hotkey,
+        "coldkey": row.coldkey,
+        "uid": row.uid,
+        "netuid": netuid,
+        "active": True,
+        "stake": [(row.coldkey, row.stake)] if row.stake else [],
+        "last_update": row.last_update,
+        "validator_permit": row.has_permit,
+    }
+
+
+def _hyperparameters(view: BlockView, netuid: int) -> list[dict[str, Any]] | None:
+    """Return the hyperparameters with rules here; v3 is a list of names and values."""
+    if netuid != view.netuid or not view.exists:
+        return None
+    values = {name: {kind: pallets.parameter(view.state, item)} for name, (item, kind) in _HYPERPARAMETERS.items()}
+    return [{"name": name.encode(), "value": value} for name, value in values.items()]
+
+
+def _stakes(view: BlockView, coldkey: str) -> list[dict[str, Any]]:
+    """Return what a coldkey has staked to its own hotkeys; nobody stakes to others."""
+    rows = [row for row in view.neurons if row.coldkey == coldkey and row.stake]
+    common = {"coldkey": coldkey, "netuid": view.netuid, "is_registered": True}
+    return [{**common, "hotkey": row.hotkey, "stake": row.stake} for row in rows]
+
+
+def _stakes_of_many(view: BlockView, coldkeys: list[str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(coldkey, _stakes(view, coldkey)) for coldkey in coldkeys]
+
+
 def _fee(view: BlockView) -> dict[str, Any]:
     return {"weight": {"ref_time": 0, "proof_size": 0}, "class": "Normal", "partial_fee": 0}
 
 
+# There is no market, so alpha costs as much as TAO.
+_PRICE = pallets.RAO_PER_TAO
+
+# Parts of the chain that are empty here: nobody delegates, locks stake or holds a basket.
+_ABSENT = (
+    "BetaBasketRuntimeApi_",
+    "DelegateInfoRuntimeApi_",
+    "StakeInfoRuntimeApi_get_coldkey_lock",
+    "StakeInfoRuntimeApi_get_hotkey_conviction",
+    "StakeInfoRuntimeApi_get_most_convicted_hotkey_on_subnet",
+)
+
+_HYPERPARAMETERS = {
+    "tempo": ("Tempo", "U16"),
+    "min_allowed_weights": ("MinAllowedWeights", "U16"),
+    "max_weights_limit": ("MaxWeightsLimit", "U16"),
+    "weights_version": ("WeightsVersionKey", "U64"),
+    "weights_rate_limit": ("WeightsSetRateLimit", "U64"),
+    "commit_reveal_weights_enabled": ("CommitRevealWeightsEnabled", "Bool"),
+    "commit_reveal_period": ("RevealPeriodEpochs", "U64"),
+    "activity_cutoff_factor": ("ActivityCutoffFactorMilli", "U32"),
+}
+
 _APIS: dict[str, Callable[..., Any]] = {
+    "NeuronInfoRuntimeApi_get_neurons_lite": _neurons_lite,
+    "StakeInfoRuntimeApi_get_stake_info_for_coldkey": _stakes,
+    "StakeInfoRuntimeApi_get_stake_info_for_coldkeys": _stakes_of_many,
+    "SubnetInfoRuntimeApi_get_subnet_hyperparams_v3": _hyperparameters,
+    "SwapRuntimeApi_current_alpha_price": lambda view, netuid: _PRICE,
+    "SwapRuntimeApi_current_alpha_price_all": lambda view: [{"netuid": view.netuid, "price": _PRICE}],
     "AccountNonceApi_account_nonce": lambda view, account: nonce_of(view.state, account),
     "SubnetInfoRuntimeApi_get_metagraph": _metagraph,
     "SubnetInfoRuntimeApi_get_next_epoch_start_block": _next_epoch,
