@@ -82,12 +82,16 @@ def create_localnet(
     write_competition(net, hub, sample)
     owner = make_hotkey(net, _OWNER)
     with LocalChain.create(
-        net.chain_file, netuid=NETUID, owner_hotkey=owner, tempo=tempo, weights_rate_limit=1
+        net.chain_file,
+        netuid=NETUID,
+        owner_hotkey=owner,
+        owner_coldkey=coldkey_of(net, _OWNER),
+        tempo=tempo,
+        weights_rate_limit=1,
     ) as chain:
-        chain.register(owner)
-        chain.register(make_hotkey(net, VALIDATOR), is_validator=True)
-        for miner in miners:
-            chain.register(make_hotkey(net, miner))
+        chain.register(owner, coldkey_of(net, _OWNER))
+        for name in (VALIDATOR, *miners):
+            chain.register(make_hotkey(net, name), coldkey_of(net, name), is_validator=name == VALIDATOR)
         chain.advance(2)
         if block_time_s:
             chain.set_block_time(block_time_s)
@@ -112,3 +116,8 @@ def make_hotkey(net: LocalNet, name: str) -> str:
     wallet.create_new_coldkey(use_password=False, suppress=True)
     wallet.create_new_hotkey(suppress=True)
     return str(wallet.hotkey.ss58_address)
+
+
+def coldkey_of(net: LocalNet, name: str) -> str:
+    """Return the address of a wallet's coldkey."""
+    return str(bt.Wallet(name, "default", path=str(net.wallets)).coldkeypub.ss58_address)

@@ -243,7 +243,11 @@ def _require_neuron(state: State, hotkey: str) -> NeuronRow:
     return row
 
 
+def is_too_fast(state: State, row: NeuronRow) -> bool:
+    """Tell whether the rate limit of weights refuses a neuron's weights."""
+    return bool(row.last_update) and state.block - row.last_update < parameter(state, "WeightsSetRateLimit")
+
+
 def _check_rate(state: State, row: NeuronRow, name: str) -> None:
-    since = state.block - row.last_update
-    if row.last_update and since < parameter(state, "WeightsSetRateLimit"):
+    if is_too_fast(state, row):
         raise DispatchError(name)

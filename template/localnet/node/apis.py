@@ -102,6 +102,16 @@ def _stakes_of_many(view: BlockView, coldkeys: list[str]) -> list[tuple[str, lis
     return [(coldkey, _stakes(view, coldkey)) for coldkey in coldkeys]
 
 
+def _free_stakes(view: BlockView, coldkeys: list[str], netuids: list[int] | None) -> dict[str, dict[int, Any]]:
+    """Return the stake that can be moved, all of it; None asks for every subnet."""
+    if netuids is not None and view.netuid not in netuids:
+        return {coldkey: {} for coldkey in coldkeys}
+    totals = {coldkey: sum(stake["stake"] for stake in _stakes(view, coldkey)) for coldkey in coldkeys}
+    return {
+        coldkey: {view.netuid: {"total": total, "locked": 0, "available": total}} for coldkey, total in totals.items()
+    }
+
+
 def _fee(view: BlockView) -> dict[str, Any]:
     return {"weight": {"ref_time": 0, "proof_size": 0}, "class": "Normal", "partial_fee": 0}
 
@@ -133,6 +143,7 @@ _APIS: dict[str, Callable[..., Any]] = {
     "NeuronInfoRuntimeApi_get_neurons_lite": _neurons_lite,
     "StakeInfoRuntimeApi_get_stake_info_for_coldkey": _stakes,
     "StakeInfoRuntimeApi_get_stake_info_for_coldkeys": _stakes_of_many,
+    "StakeInfoRuntimeApi_get_stake_availability_for_coldkeys": _free_stakes,
     "SubnetInfoRuntimeApi_get_subnet_hyperparams_v3": _hyperparameters,
     "SwapRuntimeApi_current_alpha_price": lambda view, netuid: _PRICE,
     "SwapRuntimeApi_current_alpha_price_all": lambda view: [{"netuid": view.netuid, "price": _PRICE}],

@@ -14,6 +14,7 @@ from template.localnet.node.extrinsics import Extrinsic, parse_extrinsic
 from template.localnet.node.items import nonce_of
 from template.localnet.node.runtime import Runtime
 from template.localnet.node.state import BLOCK_HASH_COUNT
+from template.localnet.node.validity import find_refusal
 
 _INVALID, _IMPORTED, _LOW_PRIORITY, _BAD_FORMAT = 1010, 1013, 1014, 1001
 _LOW_PRIORITY_DETAIL = "The transaction has too low priority to replace another transaction already in the pool."
@@ -81,6 +82,9 @@ class Pool:
             if self._is_waiting(extrinsic):
                 raise PoolError(_LOW_PRIORITY, "Priority is too low: (0 vs 0)", _LOW_PRIORITY_DETAIL)
             raise _invalid("Transaction is outdated")
+        number = find_refusal(self._ledger.pending(), self._ledger.netuid, extrinsic.signer, transaction.call)
+        if number is not None:
+            raise _invalid(f"Custom error: {number}")
         self._transactions[extrinsic.hash] = transaction
         if extrinsic.nonce == expected:
             self._include(transaction)

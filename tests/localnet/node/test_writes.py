@@ -264,3 +264,33 @@ def test_storage_updates_hold_the_changed_value(local: LocalChain, node: NodeSer
     wire.update()
     number = local.advance(1)
     assert wire.update()["changes"] == [[key, "0x" + number.to_bytes(4, "little").hex()]]
+
+
+def send_weights(node: NodeServer, wire: Wire, key: Any) -> tuple[int, str]:
+    """Send plain weights without the client's own checks; return the refusal."""
+    call = bt.calls.SubtensorModule.set_mechanism_weights(
+        netuid=NETUID, mecid=0, dests=[1], weights=[65535], version_key=0
+    )
+    return refusal(wire, sign_call(node, call, key))
+
+
+def test_weights_without_stake_stay_out_of_the_pool(node: NodeServer, wire: Wire) -> None:
+    assert send_weights(node, wire, MINER) == (1010, "Custom error: 1")
+
+
+def test_weights_set_too_fast_stay_out_of_the_pool(local: LocalChain, node: NodeServer, wire: Wire) -> None:
+    local.set_hyperparameter("WeightsSetRateLimit", 100)
+    assert send_weights(node, wire, VALIDATOR) == (1010, "Custom error: 6")
+
+
+def test_weights_with_a_past_reveal_round_stay_out_of_the_pool(local: LocalChain, node: NodeServer, wire: Wire) -> None:
+    local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+    call = bt.calls.SubtensorModule.commit_timelocked_mechanism_weights(
+        netuid=NETUID, mecid=0, commit=b"sealed", reveal_round=5, commit_reveal_version=4
+    )
+    assert refusal(wire, sign_call(node, call, VALIDATOR)) == (1010, "Custom error: 15")
+
+
+def test_refused_call_uses_no_nonce(node: NodeServer, wire: Wire) -> None:
+    send_weights(node, wire, MINER)
+    assert wire.result("account_nextIndex", MINER.ss58_address) == 0
