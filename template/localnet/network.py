@@ -19,7 +19,21 @@ VALIDATOR = "validator"
 _OWNER = "owner"
 
 # Long enough that the quickstart's work ends its round, not its blocks. The chain's tempo is a u16.
-_TEMPO = 50_000
+TEMPO = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSettings:
+    """A new chain with one subnet. validators, miners: the names of wallets."""
+
+    netuid: int = NETUID
+    validators: Sequence[str] = (VALIDATOR,)
+    miners: Sequence[str] = ()
+    block_time_s: float = 1.0
+    tempo: int = TEMPO
+    weights_rate_limit: int = 1
+    commit_reveal: bool = False
+    finality_lag: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,7 @@ class LocalNet:
 
     folder: Path
     hub_endpoint: str
+    netuid: int = NETUID
 
     @property
     def network(self) -> str:
@@ -52,7 +67,7 @@ class LocalNet:
         """Return the parts by name, for scripts. `network` is the node's url."""
         return {
             "network": network,
-            "netuid": str(NETUID),
+            "netuid": str(self.netuid),
             "wallets": str(self.wallets),
             "competition": str(self.competition),
             "hub_endpoint": self.hub_endpoint,
@@ -68,34 +83,50 @@ class LocalNet:
 
 
 def create_localnet(
-    folder: Path, hub: HubServer, *, sample: Path, miners: Sequence[str], block_time_s: float, tempo: int = _TEMPO
+    folder: Path, hub: HubServer, *, sample: Path, miners: Sequence[str], block_time_s: float, tempo: int = TEMPO
 ) -> LocalNet:
-    """Create a network in a new folder.
+    """Create a network of this subnet in a new folder.
 
     `sample` holds pool.jsonl and competition.yaml without eval_commit. The miners' wallets are registered beside
     `owner` (uid 0) and `validator`. Raises: ConfigError for a folder with a network or an invalid sample.
     """
     net = LocalNet(folder.resolve(), hub.endpoint)
-    if net.chain_file.exists():
-        raise ConfigError(f"{folder} holds a local network: remove the folder or name another")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(net)
     write_competition(net, hub, sample)
+    create_chain(net, ChainSettings(miners=miners, block_time_s=block_time_s, tempo=tempo))
+    return net
+
+
+def make_folder(net: LocalNet) -> None:
+    """Make the network's folder. Raises: ConfigError if it has a network."""
+    if net.chain_file.exists():
+        raise ConfigError(f"{net.folder} holds a local network: remove the folder or name another")
+    net.folder.mkdir(parents=True, exist_ok=True)
+
+
+def create_chain(net: LocalNet, settings: ChainSettings) -> None:
+    """Create the chain and the wallets of a network, for any subnet.
+
+    Raises: ConfigError for a value out of range.
+    """
     owner = make_hotkey(net, _OWNER)
     with LocalChain.create(
         net.chain_file,
-        netuid=NETUID,
+        netuid=settings.netuid,
         owner_hotkey=owner,
         owner_coldkey=coldkey_of(net, _OWNER),
-        tempo=tempo,
-        weights_rate_limit=1,
+        tempo=settings.tempo,
+        weights_rate_limit=settings.weights_rate_limit,
+        commit_reveal=settings.commit_reveal,
     ) as chain:
         chain.register(owner, coldkey_of(net, _OWNER))
-        for name in (VALIDATOR, *miners):
-            chain.register(make_hotkey(net, name), coldkey_of(net, name), is_validator=name == VALIDATOR)
+        for name in (*settings.validators, *settings.miners):
+            is_validator = name in settings.validators
+            chain.register(make_hotkey(net, name), coldkey_of(net, name), is_validator=is_validator)
         chain.advance(2)
-        if block_time_s:
-            chain.set_block_time(block_time_s)
-    return net
+        chain.set_finality_lag(settings.finality_lag)
+        if settings.block_time_s:
+            chain.set_block_time(settings.block_time_s)
 
 
 def write_competition(net: LocalNet, hub: HubServer, sample: Path) -> None:

@@ -92,7 +92,7 @@ def _hyperparameters(view: BlockView, netuid: int) -> list[dict[str, Any]] | Non
 
 
 def _stakes(view: BlockView, coldkey: str) -> list[dict[str, Any]]:
-    """Return what a coldkey has staked to its own hotkeys; nobody stakes to others."""
+    """Return the stakes of a coldkey, which are all to its own hotkeys."""
     rows = [row for row in view.neurons if row.coldkey == coldkey and row.stake]
     common = {"coldkey": coldkey, "netuid": view.netuid, "is_registered": True}
     return [{**common, "hotkey": row.hotkey, "stake": row.stake} for row in rows]
@@ -119,7 +119,7 @@ def _fee(view: BlockView) -> dict[str, Any]:
 # There is no market, so alpha costs as much as TAO.
 _PRICE = pallets.RAO_PER_TAO
 
-# Parts of the chain that are empty here: nobody delegates, locks stake or holds a basket.
+# Parts of the chain that are empty here: there are no delegates, locks or baskets.
 _ABSENT = (
     "BetaBasketRuntimeApi_",
     "DelegateInfoRuntimeApi_",

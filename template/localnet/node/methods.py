@@ -6,8 +6,11 @@ Source: https://polkadot.js.org/docs/substrate/rpc for methods and answers; sc-r
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from template.errors import ConfigError
+from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.headers import Header
-from template.localnet.chain.ledger import Ledger, UnknownBlockError
+from template.localnet.chain.ledger import UnknownBlockError
+from template.localnet.node.admin import admin_methods
 from template.localnet.node.apis import UnknownApiError, call_api
 from template.localnet.node.events import block_extrinsics
 from template.localnet.node.pool import Pool, PoolError
@@ -35,7 +38,7 @@ class RpcError(Exception):
 class Methods:
     """Answers requests from the chain. For one thread."""
 
-    def __init__(self, ledger: Ledger, runtime: Runtime) -> None:
+    def __init__(self, ledger: LocalChain, runtime: Runtime) -> None:
         self.ledger = ledger
         self.runtime = runtime
         self.pool = Pool(ledger, runtime)
@@ -70,7 +73,7 @@ class Methods:
             "system_accountNextIndex": "account_nextIndex",
             "chain_getRuntimeVersion": "state_getRuntimeVersion",
         }
-        self._methods |= {alias: self._methods[name] for alias, name in aliases.items()}
+        self._methods |= {alias: self._methods[name] for alias, name in aliases.items()} | admin_methods(ledger)
 
     def call(self, method: str, params: list[Any]) -> Any:
         """Answer a request. Raises: RpcError."""
@@ -90,7 +93,7 @@ class Methods:
             raise RpcError(_CLIENT_ERROR, text) from error
         except PoolError as error:
             raise RpcError(error.code, error.message, error.data) from error
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
+        except (ConfigError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise RpcError(INVALID_PARAMS, "Invalid params", repr(error)) from error
 
     def runtime_version(self, block_hash: str | None = None) -> dict[str, Any]:

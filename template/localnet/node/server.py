@@ -11,6 +11,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from template.errors import ConfigError
+from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault, Ledger
 from template.localnet.node.methods import Methods
 from template.localnet.node.runtime import get_runtime
@@ -78,7 +79,7 @@ class NodeServer:
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        with Ledger(self._path) as ledger:
+        with LocalChain(self._path) as ledger:
             block_time_s = ledger.block_time_s() or _NOMINAL_BLOCK_TIME_S
             methods = Methods(ledger, get_runtime(max(1, round(block_time_s * 1000))))
             subscriptions = Subscriptions(methods)
@@ -99,5 +100,8 @@ class NodeServer:
                 methods.pool.maintain()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), POLL_S)
-            # Not waited for: a connection may hang by an injected fault. The end of the loop cancels it.
+            # Aborted, because a connection may hang by an injected fault.
+            for connection in list(server.handlers):
+                connection.transport.abort()
             server.close()
+            await asyncio.sleep(0)
