@@ -3,6 +3,7 @@
 Source: https://polkadot.js.org/docs/substrate/rpc for methods and answers; sc-rpc-api for the numbers of errors.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ _CLIENT_ERROR = 4003
 _TOKEN_DECIMALS = 9
 _MAX_PAGE = 1000
 
+# The metadata does not hold the versions of APIs; clients need those of these two, of polkadot-sdk.
+_API_VERSIONS = {"Core": 5, "Metadata": 2}
+
 
 class RpcError(Exception):
     """An error answer."""
@@ -43,6 +47,7 @@ class Methods:
         self.runtime = runtime
         self.pool = Pool(ledger, runtime)
         self._state = StateReader(ledger, runtime)
+        self._apis = [[_api_id(name), _API_VERSIONS.get(name, 1)] for name in runtime.codec.runtime_api_map]
         self._methods: dict[str, Callable[..., Any]] = {
             "account_nextIndex": self.pool.next_nonce,
             "author_pendingExtrinsics": list,
@@ -52,7 +57,7 @@ class Methods:
             "chain_getFinalizedHead": lambda: self.ledger.hash_of(self.ledger.finalized()),
             "chain_getHead": lambda: self.ledger.hash_of(self.ledger.block()),
             "chain_getHeader": self._header,
-            "rpc_methods": lambda: {"methods": sorted(self._methods)},
+            "rpc_methods": lambda: {"methods": sorted(self.names)},
             "state_call": self._call,
             "state_getKeysPaged": self._keys,
             "state_getMetadata": lambda block_hash=None: _hex(self.runtime.metadata(14)),
@@ -74,6 +79,8 @@ class Methods:
             "chain_getRuntimeVersion": "state_getRuntimeVersion",
         }
         self._methods |= {alias: self._methods[name] for alias, name in aliases.items()} | admin_methods(ledger)
+        # Of subscriptions too, which `Subscriptions` adds.
+        self.names = set(self._methods)
 
     def call(self, method: str, params: list[Any]) -> Any:
         """Answer a request. Raises: RpcError."""
@@ -105,7 +112,7 @@ class Methods:
             "authoringVersion": 1,
             "specVersion": self.runtime.codec.spec_version,
             "implVersion": 1,
-            "apis": [],
+            "apis": self._apis,
             "transactionVersion": TRANSACTION_VERSION,
             "stateVersion": 1,
         }
@@ -165,6 +172,11 @@ class Methods:
 
     def _submit(self, data: str) -> str:
         return self.pool.submit(_bytes(data)).extrinsic.hash
+
+
+def _api_id(name: str) -> str:
+    """Return the number by which the runtime names an API: sp_api's hash of its name."""
+    return "0x" + hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
 
 def _properties() -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Subscriptions:
             "state_unsubscribeRuntimeVersion",
             "state_unsubscribeStorage",
         }
+        methods.names |= {*self.starts, *self.ends}
 
     def watch(self, data: str) -> Updates:
         """Submit an extrinsic; stream its statuses. Raises: PoolError."""
