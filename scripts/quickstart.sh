@@ -58,6 +58,8 @@ export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost
 HF_ENDPOINT="$(net_value hub_endpoint)"
 HF_HOME="$RUN/hf_home"
 export HF_ENDPOINT HF_HOME
+# Of a chain that ends with this script: not for the caches in the user's home.
+export BITTENSOR_RUNTIME_CACHE_DIR="$RUN/runtime_cache" BTCLI_TOKEN_SYMBOLS_CACHE="$RUN/token_symbols.json"
 CHAIN=(--netuid "$(net_value netuid)" --subtensor.network "$(net_value network)" --wallet.path "$(net_value wallets)")
 COMPETITION=(--competition "$(net_value competition)")
 STATE="$RUN/validator"
@@ -130,6 +132,11 @@ gained = gained or second["weight"] > first["weight"] + 1e-9
 print("NOTHING" if is_new and not gained else "SOMETHING: please report this")
 sys.exit(gained or not is_new)
 END
+
+say "btcli reads the same chain: the miners' commitments and the validator's weights by uid"
+for read in commitments weights; do
+    "$VENV/bin/btcli" query "$read" --netuid "$(net_value netuid)" --network "$(net_value network)"
+done
 
 WINNER="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["standings"][0]["key"]["hotkey"])' \
     "$RUN/status-after.json")"
