@@ -99,6 +99,11 @@ class LocalChain(Ledger):
         with self.write() as state:
             pallets.reveal(state, hotkey, encode_string(text))
 
+    def fail_reveal(self, hotkey: str) -> None:
+        """Fail the reveal of a hotkey's timelocked commitment. Raises: ValueError."""
+        with self.write() as state:
+            pallets.fail_reveal(state, hotkey)
+
     def weights(self, hotkey: str) -> dict[int, int] | None:
         """Return the plain weights that a hotkey last set: uid to u16, the largest 65535."""
         state = self.at()

@@ -142,6 +142,8 @@ def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, An
     fields = params["info"]["fields"]
     if len(fields) > MAX_FIELDS:
         raise DispatchError("TooManyFieldsInCommitmentInfo")
+    if any(isinstance(field, dict) and "TimelockRevealFailed" in field for field in fields):
+        raise DispatchError("TimelockRevealFailedNotAllowed")
     epoch = schedule(state).index
     usage = state.get("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": 0})
     used = usage["used_space"] if usage["last_epoch"] == epoch else 0
@@ -166,6 +168,25 @@ def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
     reveals = state.get("RevealedCommitments", hotkey, [])
     state.put("RevealedCommitments", hotkey, [*reveals, ["0x" + plaintext.hex(), state.block]][-_MAX_REVEALS:])
     state.put("CommitmentOf", hotkey, {**record, "info": {"fields": rest}} if rest else None)
+
+
+def fail_reveal(state: State, hotkey: str) -> None:
+    """Mark a hotkey's timelocked field as one that cannot be revealed, for ever.
+
+    Raises: ValueError when the hotkey has no timelocked field. Source: the variant TimelockRevealFailed in the metadata
+    of runtime 461, and the client's reading of it as the status "failed".
+    """
+    record = state.get("CommitmentOf", hotkey)
+    fields = [] if record is None else record["info"]["fields"]
+    failed = [
+        {"TimelockRevealFailed": field["TimelockEncrypted"]}
+        if isinstance(field, dict) and "TimelockEncrypted" in field
+        else field
+        for field in fields
+    ]
+    if failed == fields:
+        raise ValueError(f"{hotkey} has no timelocked commitment")
+    state.put("CommitmentOf", hotkey, {**record, "info": {"fields": failed}})
 
 
 def _field_size(field: Any) -> int:

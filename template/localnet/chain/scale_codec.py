@@ -12,7 +12,8 @@ _RAW = re.compile(r"Raw(0|[1-9][0-9]*)")
 _MAX_RAW_BYTES = 128
 _HASHES = ("BlakeTwo256", "Sha256", "Keccak256", "ShaThree256")
 _MAX_SEALED_BYTES, _MAX_BIG_RAW_BYTES = 1024, 512
-_FIRST_HASH, _TIMELOCK, _RESET, _BIG_RAW = 130, 134, 135, 136
+_FIRST_HASH, _TIMELOCK, _RESET, _BIG_RAW, _REVEAL_FAILED = 130, 134, 135, 136, 137
+_SEALED = {"TimelockEncrypted": _TIMELOCK, "TimelockRevealFailed": _REVEAL_FAILED}
 
 
 class Call(NamedTuple):
@@ -100,8 +101,10 @@ def _encode_field(field: object) -> bytes:
         return bytes([int(match[1]) + 1]) + _sized(value, int(match[1]))
     if variant in _HASHES:
         return bytes([_FIRST_HASH + _HASHES.index(variant)]) + _sized(value, 32)
-    if variant == "TimelockEncrypted":
-        return bytes([_TIMELOCK]) + _prefixed(value["encrypted"]) + int(value["reveal_round"]).to_bytes(8, "little")
+    if variant in _SEALED:
+        return (
+            bytes([_SEALED[variant]]) + _prefixed(value["encrypted"]) + int(value["reveal_round"]).to_bytes(8, "little")
+        )
     if variant == "BigRaw":
         return bytes([_BIG_RAW]) + _prefixed(value)
     raise ValueError(f'no variant named "{variant}"')
@@ -115,9 +118,10 @@ def _decode_field(reader: _Reader) -> object:
         return {f"Raw{index - 1}": "0x" + reader.take(index - 1).hex()}
     if index < _TIMELOCK:
         return {_HASHES[index - _FIRST_HASH]: "0x" + reader.take(32).hex()}
-    if index == _TIMELOCK:
+    if index in _SEALED.values():
+        variant = next(name for name, number in _SEALED.items() if number == index)
         encrypted = reader.bounded(_MAX_SEALED_BYTES)
-        return {"TimelockEncrypted": {"encrypted": encrypted, "reveal_round": reader.number(8)}}
+        return {variant: {"encrypted": encrypted, "reveal_round": reader.number(8)}}
     if index == _RESET:
         return "ResetBondsFlag"
     if index == _BIG_RAW:

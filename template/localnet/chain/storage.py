@@ -39,7 +39,7 @@ def _decode_field(field: Any) -> Any:
     if not isinstance(field, dict):
         return field
     ((variant, value),) = field.items()
-    if variant == "TimelockEncrypted":
+    if variant in ("TimelockEncrypted", "TimelockRevealFailed"):
         value = {**value, "encrypted": _decode_hex(value["encrypted"])}
     elif variant == "BigRaw":
         value = _decode_hex(value)

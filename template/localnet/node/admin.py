@@ -15,6 +15,7 @@ def admin_methods(chain: LocalChain) -> dict[str, Callable[..., Any]]:
     return {
         "localnet_advance": chain.advance,
         "localnet_deregister": chain.deregister,
+        "localnet_failReveal": chain.fail_reveal,
         "localnet_register": lambda hotkey, coldkey=None, is_validator=False: chain.register(
             hotkey, coldkey, is_validator=is_validator
         ),

@@ -132,3 +132,17 @@ def test_every_storage_item_has_an_encodable_default() -> None:
 
 def test_runtime_version_is_that_of_the_metadata(wire: Wire) -> None:
     assert wire.result("state_getRuntimeVersion")["specVersion"] == SPEC_VERSION
+
+
+def test_commitment_whose_reveal_failed_has_that_status(local: LocalChain, node: NodeServer) -> None:
+    commit(local, MINER, SEALED)
+    local.fail_reveal(MINER.ss58_address)
+    commitments = use_client(node, lambda client: client.subnets.commitments(NETUID))
+    assert commitments[MINER.ss58_address].status == "failed"
+
+
+def test_view_of_a_failed_reveal_equals_the_view_in_process(local: LocalChain, node: NodeServer) -> None:
+    commit(local, MINER, SEALED)
+    local.fail_reveal(MINER.ss58_address)
+    with connect(local) as inside, dial(node, NETUID) as outside:
+        assert outside.view() == inside.view()

@@ -294,3 +294,14 @@ def test_weights_with_a_past_reveal_round_stay_out_of_the_pool(local: LocalChain
 def test_refused_call_uses_no_nonce(node: NodeServer, wire: Wire) -> None:
     send_weights(node, wire, MINER)
     assert wire.result("account_nextIndex", MINER.ss58_address) == 0
+
+
+def test_failed_reveal_may_not_be_committed(node: NodeServer) -> None:
+    field = {"TimelockRevealFailed": {"encrypted": b"sealed", "reveal_round": 5}}
+
+    async def submit(client: Any) -> Any:
+        call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
+        return await client.submit_call(call, MINER, signer="hotkey")
+
+    result = use_client(node, submit)
+    assert not result.success and result.error.name == "TimelockRevealFailedNotAllowed"
