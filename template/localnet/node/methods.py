@@ -25,7 +25,7 @@ _CLIENT_ERROR = 4003
 _TOKEN_DECIMALS = 9
 _MAX_PAGE = 1000
 
-# The metadata does not hold the versions of APIs; clients need those of these two, of polkadot-sdk.
+# The metadata holds no versions of APIs. Clients need these two, from polkadot-sdk.
 _API_VERSIONS = {"Core": 5, "Metadata": 2}
 
 
