@@ -49,7 +49,7 @@ class Methods:
         self._state = StateReader(ledger, runtime)
         self._apis = [[_api_id(name), _API_VERSIONS.get(name, 1)] for name in runtime.codec.runtime_api_map]
         self._methods: dict[str, Callable[..., Any]] = {
-            "account_nextIndex": self.pool.next_nonce,
+            "account_nextIndex": lambda account: self.pool.next_nonce(_text(account)),
             "author_pendingExtrinsics": list,
             "author_submitExtrinsic": self._submit,
             "chain_getBlock": self._block,
@@ -100,7 +100,7 @@ class Methods:
             raise RpcError(_CLIENT_ERROR, text) from error
         except PoolError as error:
             raise RpcError(error.code, error.message, error.data) from error
-        except (ConfigError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (ConfigError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise RpcError(INVALID_PARAMS, "Invalid params", repr(error)) from error
 
     def runtime_version(self, block_hash: str | None = None) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Methods:
         return {"block": self.ledger.hash_of(block), "changes": values}
 
     def _number(self, block_hash: str | None) -> int:
-        return self.ledger.block() if block_hash is None else self.ledger.number_of(block_hash)
+        return self.ledger.block() if block_hash is None else self.ledger.number_of(_text(block_hash))
 
     def _known(self, block_hash: str | None) -> int | None:
         """Return a block's number, None for an unknown hash."""
@@ -191,6 +191,13 @@ def _header_json(header: Header) -> dict[str, Any]:
         "extrinsicsRoot": header.extrinsics_root,
         "digest": {"logs": []},
     }
+
+
+def _text(value: object) -> str:
+    """Return a parameter that must be a text. Raises: TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r}")
+    return value
 
 
 def _bytes(value: str) -> bytes:

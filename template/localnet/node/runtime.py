@@ -61,8 +61,13 @@ class Runtime:
         """List the storage items of a prefix shorter than an item's."""
         return [item for key, item in self._items.items() if key.startswith(prefix)]
 
-    def dispatch_error(self, pallet: str, name: str) -> dict[str, Any]:
-        """Return the DispatchError of a pallet's error, by its numbers."""
+    def dispatch_error(self, pallet: str, name: str) -> dict[str, Any] | str:
+        """Return the DispatchError of a pallet's error, by its numbers.
+
+        An error of a later runtime than this metadata's is "Other".
+        """
+        if (pallet, name) not in self._errors:
+            return "Other"
         index, error = self._errors[pallet, name]
         return {"Module": {"index": index, "error": "0x" + bytes([error, 0, 0, 0]).hex()}}
 

@@ -66,8 +66,12 @@ class Subscriptions:
         """Stream the only version that there is."""
         yield self._methods.runtime_version()
 
-    async def storage(self, keys: list[str]) -> Updates:
-        """Stream the values of keys whenever one changes."""
+    def storage(self, keys: list[str]) -> Updates:
+        """Stream the values of keys whenever one changes. Raises: TypeError, ValueError for a wrong key."""
+        self._methods.changes(keys, self._methods.ledger.block())
+        return self._changes(keys)
+
+    async def _changes(self, keys: list[str]) -> Updates:
         last: Any = None
         async for block in self._blocks(self._methods.ledger.block):
             update = self._methods.changes(keys, block)
@@ -83,14 +87,13 @@ class Subscriptions:
     async def _blocks(self, newest: Callable[[], int]) -> AsyncIterator[int]:
         """Stream the numbers of new blocks, after the newest one; after a reorganisation those of the new fork."""
         ledger = self._methods.ledger
-        sent = newest() - 1
-        last_hash = ""
+        sent, sent_hash = newest() - 1, ""
         while True:
             head = newest()
-            if head < sent or (head == sent and ledger.hash_of(head) != last_hash):
-                sent = head - 1
-            for block in range(sent + 1, head + 1):
-                yield block
+            if sent > head or (sent_hash and ledger.hash_of(sent) != sent_hash):
+                sent, sent_hash = min(sent, head) - 1, ""
             if head > sent:
-                sent, last_hash = head, ledger.hash_of(head)
-            await asyncio.sleep(POLL_S)
+                sent, sent_hash = sent + 1, ledger.hash_of(sent + 1)
+                yield sent
+            else:
+                await asyncio.sleep(POLL_S)

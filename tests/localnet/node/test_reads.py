@@ -1,11 +1,14 @@
 """Reads of the local node over its WebSocket."""
 
 import hashlib
+import inspect
+import re
 from typing import Any
 
 from bittensor._transport.codec import RuntimeCodec
 
 from template.chain.client import bt
+from template.localnet.chain import pallets
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.scale_codec import encode_compact
 from template.localnet.chain.substrate import LocalSubstrate
@@ -146,3 +149,11 @@ def test_view_of_a_failed_reveal_equals_the_view_in_process(local: LocalChain, n
     local.fail_reveal(MINER.ss58_address)
     with connect(local) as inside, dial(node, NETUID) as outside:
         assert outside.view() == inside.view()
+
+
+def test_every_error_of_the_pallets_is_one_of_the_runtime() -> None:
+    source = inspect.getsource(pallets)
+    ours = set(re.findall(r'DispatchError\("(\w+)"\)', source)) | set(re.findall(r'_check_rate\(.*"(\w+)"\)', source))
+    known = {error.name for pallet in Runtime(12_000).codec.metadata_ir().pallets for error in pallet.errors}
+    # It came with runtime 475.
+    assert len(ours) > 15 and ours - known == {"CommitPayloadTooLarge"}

@@ -251,6 +251,22 @@ def test_heads_come_as_they_are_made(local: LocalChain, wire: Wire) -> None:
     assert [int(wire.update()["number"], 16) for _ in range(2)] == [first + 1, first + 2]
 
 
+def test_heads_of_a_new_fork_come_after_a_reorganisation(local: LocalChain, wire: Wire) -> None:
+    local.set_finality_lag(10)
+    local.advance(3)
+    wire.result("chain_subscribeNewHeads")
+    before = wire.update()
+    local.reorganise(2)
+    local.advance(2)
+    assert wire.update()["number"] == before["number"]
+    assert wire.result("chain_getHeader")["stateRoot"] != before["stateRoot"]
+
+
+def test_wrong_key_ends_no_connection(wire: Wire) -> None:
+    assert wire.call("state_subscribeStorage", ["zz"])["error"]["code"] == -32602
+    assert wire.result("system_chain") == "Bittensor"
+
+
 def test_finalized_heads_lag_behind(local: LocalChain, wire: Wire) -> None:
     local.set_finality_lag(3)
     local.advance(5)
@@ -305,3 +321,17 @@ def test_failed_reveal_may_not_be_committed(node: NodeServer) -> None:
 
     result = use_client(node, submit)
     assert not result.success and result.error.name == "TimelockRevealFailedNotAllowed"
+
+
+def test_error_without_a_number_in_the_metadata_is_told_as_other(local: LocalChain, node: NodeServer) -> None:
+    local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+    reveal_round = bt.timelock.round_at(time.time()) + 1000
+
+    async def submit(client: Any) -> Any:
+        call = bt.calls.SubtensorModule.commit_timelocked_mechanism_weights(
+            netuid=NETUID, mecid=0, commit=bytes(5001), reveal_round=reveal_round, commit_reveal_version=4
+        )
+        return await client.submit_call(call, VALIDATOR, signer="hotkey")
+
+    result = use_client(node, submit)
+    assert not result.success and result.error.name == "Other"
