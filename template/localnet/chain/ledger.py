@@ -283,7 +283,7 @@ class Ledger:
         (fork,) = self._connection.execute(
             "SELECT coalesce(max(number), 0) FROM forks WHERE first_block <= ?", (block,)
         ).fetchone()
-        return make_header(self.genesis, fork, block, parent, [row.wire or row.data for row in self.records(block)])
+        return make_header(self.genesis, fork, block, parent)
 
     def extrinsics(self, block: int) -> list[tuple[bytes, str]]:
         """List (call bytes, signer) of a block, in order."""
@@ -357,8 +357,7 @@ class Ledger:
         (fork,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM forks").fetchone()
         rows = []
         for block in range(number + 1, head + 1):
-            wires = [row.wire or row.data for row in self.records(block)]
-            parent = make_header(self.genesis, fork, block, parent, wires).hash()
+            parent = make_header(self.genesis, fork, block, parent).hash()
             rows.append((block, parent))
         self._connection.executemany("INSERT INTO blocks VALUES (?, ?)", rows)
         self._connection.execute("UPDATE chain SET sealed = ?", (head,))
