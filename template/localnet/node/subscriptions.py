@@ -67,7 +67,10 @@ class Subscriptions:
         yield self._methods.runtime_version()
 
     def storage(self, keys: list[str]) -> Updates:
-        """Stream the values of keys whenever one changes. Raises: TypeError, ValueError for a wrong key."""
+        """Stream the values of keys whenever one changes.
+
+        Raises: TypeError, ValueError for a wrong key.
+        """
         self._methods.changes(keys, self._methods.ledger.block())
         return self._changes(keys)
 
