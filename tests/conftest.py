@@ -64,6 +64,7 @@ os.environ.update(
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_XET": "1",
         "BTCLI_TOKEN_SYMBOLS_CACHE": f"{_HOME}/token_symbols.json",
+        "BITTENSOR_RUNTIME_CACHE_DIR": f"{_HOME}/runtime_cache",
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_MODE": "disabled",
         # Waiting threads sleep instead of spinning: several times faster on a busy machine.

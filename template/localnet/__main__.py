@@ -1,10 +1,14 @@
-"""Run a local network until it is interrupted.
+"""Run a local network until it is interrupted: chain, node, wallets and Hub.
 
     python -m template.localnet --dir /tmp/localnet --miners alice,bob
 
+The chain of another subnet, without this one's Hub and competition:
+
+    python -m template.localnet --dir /tmp/localnet --chain_only --netuid 7 --tempo 100 --commit_reveal
+
 Once it is ready, DIR/localnet.json holds the values for --subtensor.network, --netuid, --wallet.path, --competition
-and HF_ENDPOINT. The wallets are `validator`, `owner` and the miners, each with the hotkey `default`; the Hub token of
-a miner NAME is `hf_local_NAME`. Rules in DIR/hub/answers.json make the hub refuse requests as the real one does:
+and HF_ENDPOINT. The wallets are the validators', the miners' and `owner`, each with the hotkey `default`; the Hub token
+of a miner NAME is `hf_local_NAME`. Rules in DIR/hub/answers.json make the hub refuse requests as the real one does:
 docs/hub.md.
 """
 
@@ -13,12 +17,17 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from template.errors import SubnetError
 from template.telemetry.logging import configure_logging, quiet_libraries
+
+if TYPE_CHECKING:
+    from template.localnet.network import ChainSettings, LocalNet
 
 _SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
 
@@ -28,11 +37,32 @@ def build_parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="localnet", description=__doc__, formatter_class=style)
     parser.add_argument("--dir", type=Path, required=True, help="new folder for everything")
-    parser.add_argument("--miners", default="alice,bob", help="names, separated by commas (default: %(default)s)")
-    parser.add_argument("--sample", type=Path, default=_SAMPLE, help="folder with pool.jsonl and competition.yaml")
-    parser.add_argument("--block_seconds", type=float, default=1.0, help="block time (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="the hub's port; 0 takes a free one (default: %(default)s)")
     parser.add_argument("--logging.debug", dest="is_debug", action="store_true", help="log details")
+    add = parser.add_argument_group("node").add_argument
+    add("--port", type=int, default=9944, help="0 takes a free one (default: %(default)s)")
+    add = parser.add_argument_group("chain").add_argument
+    add("--netuid", type=int, default=96, help="the subnet's number (default: %(default)s)")
+    add("--validators", default="validator", help="wallets with stake and permit (default: %(default)s)")
+    add("--miners", default="alice,bob", help="wallets with a uid (default: %(default)s)")
+    add(
+        "--block_seconds",
+        type=float,
+        default=1.0,
+        help="block time; 0 makes a block for each call (default: %(default)s)",
+    )
+    add("--tempo", type=int, default=50_000, help="blocks of an epoch (default: %(default)s)")
+    add("--weights_rate_limit", type=int, default=1, help="blocks between two weights (default: %(default)s)")
+    add("--commit_reveal", action="store_true", help="weights are timelocked")
+    add(
+        "--finality_lag",
+        type=int,
+        default=0,
+        help="blocks from the newest to the newest final one (default: %(default)s)",
+    )
+    add = parser.add_argument_group("Hub").add_argument
+    add("--chain_only", action="store_true", help="no Hub and no competition")
+    add("--hub_port", type=int, default=0, help="0 takes a free one (default: %(default)s)")
+    add("--sample", type=Path, default=_SAMPLE, help="folder with pool.jsonl and competition.yaml")
     return parser
 
 
@@ -50,25 +80,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Create the network, log where it is, and wait for a signal."""
-    from template.localnet.hub.server import HubServer
-    from template.localnet.network import create_localnet
+    from template.localnet.node.server import NodeServer
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with HubServer(args.dir / "hub", args.port) as hub:
-        net = create_localnet(
-            args.dir,
-            hub,
-            sample=args.sample,
-            miners=[name.strip() for name in args.miners.split(",") if name.strip()],
-            block_time_s=args.block_seconds,
-        )
+    with ExitStack() as stack:
+        net = _create(args, stack)
+        node = stack.enter_context(NodeServer(net.chain_file, args.port))
+        net.announce(node.url)
         logger.info("local network ready file={}", net.folder / "localnet.json")
-        for name, value in net.describe().items():
+        for name, value in net.describe(node.url).items():
             logger.info("  {}={}", name, value)
         stop.wait()
     return 0
+
+
+def _create(args: argparse.Namespace, stack: ExitStack) -> "LocalNet":
+    """Create the network's files; start its Hub unless --chain_only."""
+    from template.localnet.hub.server import HubServer
+    from template.localnet.network import LocalNet, create_chain, make_folder, write_competition
+
+    hub = None if args.chain_only else stack.enter_context(HubServer(args.dir / "hub", args.hub_port))
+    net = LocalNet(args.dir.resolve(), "" if hub is None else hub.endpoint, args.netuid)
+    make_folder(net)
+    if hub is not None:
+        write_competition(net, hub, args.sample)
+    create_chain(net, _settings(args))
+    return net
+
+
+def _settings(args: argparse.Namespace) -> "ChainSettings":
+    from template.localnet.network import ChainSettings
+
+    return ChainSettings(
+        netuid=args.netuid,
+        validators=_names(args.validators),
+        miners=_names(args.miners),
+        block_time_s=args.block_seconds,
+        tempo=args.tempo,
+        weights_rate_limit=args.weights_rate_limit,
+        commit_reveal=args.commit_reveal,
+        finality_lag=args.finality_lag,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

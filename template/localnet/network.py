@@ -18,8 +18,22 @@ NETUID = 96
 VALIDATOR = "validator"
 _OWNER = "owner"
 
-# Long enough that the quickstart's work ends its round, not its blocks.
-_TEMPO = 100_000
+# Long enough that the quickstart's work ends its round, not its blocks. The chain's tempo is a u16.
+TEMPO = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSettings:
+    """A new chain with one subnet. validators, miners: the names of wallets."""
+
+    netuid: int = NETUID
+    validators: Sequence[str] = (VALIDATOR,)
+    miners: Sequence[str] = ()
+    block_time_s: float = 1.0
+    tempo: int = TEMPO
+    weights_rate_limit: int = 1
+    commit_reveal: bool = False
+    finality_lag: int = 0
 
 
 @dataclass(frozen=True)
@@ -28,10 +42,11 @@ class LocalNet:
 
     folder: Path
     hub_endpoint: str
+    netuid: int = NETUID
 
     @property
     def network(self) -> str:
-        """The value for --subtensor.network."""
+        """The value for --subtensor.network that needs no node."""
         return f"{NETWORK_PREFIX}{self.chain_file}"
 
     @property
@@ -48,47 +63,70 @@ class LocalNet:
     def chain_file(self) -> Path:
         return self.folder / "chain.sqlite3"
 
-    def describe(self) -> dict[str, str]:
-        """Return the parts by name, for scripts."""
+    def describe(self, network: str) -> dict[str, str]:
+        """Return the parts by name, for scripts. `network` is the node's url."""
         return {
-            "network": self.network,
-            "netuid": str(NETUID),
+            "network": network,
+            "netuid": str(self.netuid),
             "wallets": str(self.wallets),
             "competition": str(self.competition),
             "hub_endpoint": self.hub_endpoint,
             "token_prefix": LOCAL_TOKEN_PREFIX,
+            "chain_file": str(self.chain_file),
         }
+
+    def announce(self, network: str) -> None:
+        """Write the parts to localnet.json, for which scripts wait."""
+        partial = self.folder / ".localnet.json"
+        partial.write_text(json.dumps(self.describe(network), indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.folder / "localnet.json")
 
 
 def create_localnet(
-    folder: Path, hub: HubServer, *, sample: Path, miners: Sequence[str], block_time_s: float, tempo: int = _TEMPO
+    folder: Path, hub: HubServer, *, sample: Path, miners: Sequence[str], block_time_s: float, tempo: int = TEMPO
 ) -> LocalNet:
-    """Create a network in a new folder.
+    """Create a network of this subnet in a new folder.
 
     `sample` holds pool.jsonl and competition.yaml without eval_commit. The miners' wallets are registered beside
     `owner` (uid 0) and `validator`. Raises: ConfigError for a folder with a network or an invalid sample.
     """
     net = LocalNet(folder.resolve(), hub.endpoint)
-    if net.chain_file.exists():
-        raise ConfigError(f"{folder} holds a local network: remove the folder or name another")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(net)
     write_competition(net, hub, sample)
+    create_chain(net, ChainSettings(miners=miners, block_time_s=block_time_s, tempo=tempo))
+    return net
+
+
+def make_folder(net: LocalNet) -> None:
+    """Make the network's folder. Raises: ConfigError if it has a network."""
+    if net.chain_file.exists():
+        raise ConfigError(f"{net.folder} holds a local network: remove the folder or name another")
+    net.folder.mkdir(parents=True, exist_ok=True)
+
+
+def create_chain(net: LocalNet, settings: ChainSettings) -> None:
+    """Create the chain and the wallets of a network, for any subnet.
+
+    Raises: ConfigError for a value out of range.
+    """
     owner = make_hotkey(net, _OWNER)
     with LocalChain.create(
-        net.chain_file, netuid=NETUID, owner_hotkey=owner, tempo=tempo, weights_rate_limit=1
+        net.chain_file,
+        netuid=settings.netuid,
+        owner_hotkey=owner,
+        owner_coldkey=coldkey_of(net, _OWNER),
+        tempo=settings.tempo,
+        weights_rate_limit=settings.weights_rate_limit,
+        commit_reveal=settings.commit_reveal,
     ) as chain:
-        chain.register(owner)
-        chain.register(make_hotkey(net, VALIDATOR), is_validator=True)
-        for miner in miners:
-            chain.register(make_hotkey(net, miner))
+        chain.register(owner, coldkey_of(net, _OWNER))
+        for name in (*settings.validators, *settings.miners):
+            is_validator = name in settings.validators
+            chain.register(make_hotkey(net, name), coldkey_of(net, name), is_validator=is_validator)
         chain.advance(2)
-        if block_time_s:
-            chain.set_block_time(block_time_s)
-    # Renamed into place, because scripts wait for the file.
-    partial = net.folder / ".localnet.json"
-    partial.write_text(json.dumps(net.describe(), indent=2) + "\n", encoding="utf-8")
-    partial.replace(net.folder / "localnet.json")
-    return net
+        chain.set_finality_lag(settings.finality_lag)
+        if settings.block_time_s:
+            chain.set_block_time(settings.block_time_s)
 
 
 def write_competition(net: LocalNet, hub: HubServer, sample: Path) -> None:
@@ -109,3 +147,8 @@ def make_hotkey(net: LocalNet, name: str) -> str:
     wallet.create_new_coldkey(use_password=False, suppress=True)
     wallet.create_new_hotkey(suppress=True)
     return str(wallet.hotkey.ss58_address)
+
+
+def coldkey_of(net: LocalNet, name: str) -> str:
+    """Return the address of a wallet's coldkey."""
+    return str(bt.Wallet(name, "default", path=str(net.wallets)).coldkeypub.ss58_address)

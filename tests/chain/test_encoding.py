@@ -1,10 +1,5 @@
-"""Every call the product makes, as the chain's own runtime encodes it.
+"""Every call the product makes, as the chain's own runtime encodes it."""
 
-Needs runtime metadata recorded from a node: the file that SUBTENSOR_METADATA names, else the one beside a checkout's
-shared data. It is no part of this repository, so without it these tests are skipped.
-"""
-
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +14,8 @@ from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import decode_call, encode_call
 from template.localnet.chain.substrate import LocalSubstrate
+from template.localnet.node.metadata import recorded_metadata
 from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key, set_weights
-
-_BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "subtensor-metadata-v15.bin"
-METADATA = Path(os.environ.get("SUBTENSOR_METADATA") or _BESIDE)
-
-pytestmark = pytest.mark.skipif(
-    not METADATA.is_file(), reason=f"no runtime metadata at {METADATA}; name a file in SUBTENSOR_METADATA"
-)
 
 FIELDS: list[object] = [
     {"Raw1": b"a"},
@@ -58,7 +47,7 @@ class RecordingSubstrate(LocalSubstrate):
 
 @pytest.fixture(scope="module")
 def codec() -> RuntimeCodec:
-    return RuntimeCodec(METADATA.read_bytes(), spec_version=343, transaction_version=1, spec_name="node-subtensor")
+    return RuntimeCodec(recorded_metadata(15), spec_version=461, transaction_version=1, spec_name="node-subtensor")
 
 
 @pytest.fixture
@@ -108,7 +97,11 @@ def test_product_calls_decode_to_their_arguments(
     assert sealed[2]["commit_reveal_version"] == 4 and isinstance(sealed[2]["commit"], bytes)
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=str)
+# Only the runtime may store it.
+REVEAL_FAILED = {"TimelockRevealFailed": {"encrypted": bytes(100), "reveal_round": 2**40}}
+
+
+@pytest.mark.parametrize("field", [*FIELDS, REVEAL_FAILED], ids=str)
 def test_commitment_fields_encode_like_the_client(codec: RuntimeCodec, field: object) -> None:
     call = bt.calls.Commitments.set_commitment(netuid=NETUID, info={"fields": [field]})
     data = codec.compose_call(*call).data
@@ -148,7 +141,7 @@ def test_stored_reveals_decode_like_the_client(codec: RuntimeCodec, local: Local
     plaintext = encode_timelock_plaintext(text)
     stored = b"\x04" + codec.encode_compact(len(plaintext)) + plaintext + local.block().to_bytes(8, "little")
     with Ledger(local.path) as ledger:
-        ((data, block),) = ledger.at().get("RevealedCommitments", key.ss58_address)
+        ((data, block),) = storage.value(ledger.at(), "Commitments.RevealedCommitments", [key.ss58_address])
     assert codec.decode(entry.value_type, stored) == [(data, block)]
 
 

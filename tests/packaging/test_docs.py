@@ -33,7 +33,9 @@ def python_commands() -> list[list[str]]:
     """Return module and arguments of every command that runs our Python code."""
     python = [words[1:] for words in commands() if words[0] in ("python", ".venv/bin/python")]
     scripts = [words for words in python if words[0].endswith(".py")]
-    modules = [words[1:] for words in python if words[0] == "-m" and words[1].startswith(("scripts", "tests"))]
+    modules = [
+        words[1:] for words in python if words[0] == "-m" and words[1].startswith(("scripts", "tests", "template"))
+    ]
     return [*([words[0].removesuffix(".py").replace("/", "."), *words[1:]] for words in scripts), *modules]
 
 

@@ -32,7 +32,7 @@ def verdicts(ended: Ended) -> dict[str, str]:
 
 
 def test_honest_round_is_identical_and_agrees_with_the_chain(office: Office, honest: Path) -> None:
-    ended = office.audit(honest, "--subtensor.network", office.net.parts.network)
+    ended = office.audit(honest, "--subtensor.network", office.net.network)
     assert ended.status == 0, (ended.output, ended.logs)
     lines = ended.output.splitlines()
     assert lines[0].startswith(f"{honest.name}: netuid 96, blocks 100 to 200, by {office.validator.hotkey}, 2 in the")
@@ -175,7 +175,7 @@ def test_invented_hash_and_seed_contradict_the_chain(office: Office, honest: Pat
 
     rewrite(honest, invent, office.validator)
     assert office.audit(honest, "--sample", 0).status == 0, "by itself the file agrees"
-    ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.parts.network)
+    ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.network)
     assert ended.status == 15
     assert f"  seed: block {office.start_block} has the hash" in ended.output
 
@@ -188,7 +188,7 @@ def test_weights_that_the_chain_has_not_are_found(office: Office, honest: Path) 
 
     rewrite(honest, move, office.validator)
     assert office.audit(honest, "--sample", 0).status == 0, "by itself the file agrees"
-    ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.parts.network)
+    ended = office.audit(honest, "--sample", 0, "--subtensor.network", office.net.network)
     assert ended.status == 11
     assert "  weights: weights of block" in ended.output
 
@@ -201,7 +201,7 @@ def test_receipt_of_other_rows_than_the_digest_differs(office: Office, honest: P
 
 
 def test_chain_that_fails_gives_no_answer(office: Office, honest: Path) -> None:
-    network = ("--subtensor.network", office.net.parts.network)
+    network = ("--subtensor.network", office.net.network)
     office.net.admin.set_fault("read", ChainFault.ERROR, calls=1000)
     try:
         ended = office.audit(honest, "--sample", 0, *network)

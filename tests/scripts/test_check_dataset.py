@@ -41,7 +41,7 @@ SPACED = [line.replace('"}', ' "}') for line in LARGE]
 
 
 def run(net: Net, lines: Sequence[str], *more: object, is_online: bool = True) -> Ended:
-    where = ["--netuid", NETUID, "--subtensor.network", net.parts.network] if is_online else ["--offline"]
+    where = ["--netuid", NETUID, "--subtensor.network", net.network] if is_online else ["--offline"]
     return call_main(
         check_dataset.main,
         *("--dataset_path", write_dataset(net.parts.folder / "mine", lines)),

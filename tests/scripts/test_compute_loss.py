@@ -118,7 +118,7 @@ def test_committed_dataset_has_the_validators_loss(desk: Desk) -> None:
     desk.net.submit("alice", SMALL)
     desk.net.align(20)
     rank_block = desk.net.admin.block()
-    where = ("--as_validator", "--netuid", NETUID, "--subtensor.network", desk.net.parts.network)
+    where = ("--as_validator", "--netuid", NETUID, "--subtensor.network", desk.net.network)
     wallet = ("--wallet.path", desk.net.parts.wallets, "--wallet.name", "alice")
     content = desk.json(*where, "--hotkey", desk.net.hotkey("alice"))
     assert content["on_chain"]["rank_block"] == rank_block

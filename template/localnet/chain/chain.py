@@ -23,6 +23,7 @@ class LocalChain(Ledger):
         *,
         netuid: int,
         owner_hotkey: str,
+        owner_coldkey: str | None = None,
         block_time_s: float = 0.0,
         tempo: int = 360,
         weights_rate_limit: int = 100,
@@ -38,7 +39,7 @@ class LocalChain(Ledger):
         chain = cls.create_file(path, netuid=netuid, block_time_s=0.0)
         with chain.write() as state:
             state.put("SubnetOwnerHotkey", "", owner_hotkey)
-            state.put("SubnetOwner", "", owner_hotkey)
+            state.put("SubnetOwner", "", owner_coldkey or owner_hotkey)
             state.put("Epochs", "", {"last_block": state.block, "index": 0})
             _set_checked(state, "Tempo", tempo)
             _set_checked(state, "WeightsSetRateLimit", weights_rate_limit)
@@ -97,6 +98,11 @@ class LocalChain(Ledger):
         """Reveal a hotkey's timelocked commitment as `text`. Raises: ValueError."""
         with self.write() as state:
             pallets.reveal(state, hotkey, encode_string(text))
+
+    def fail_reveal(self, hotkey: str) -> None:
+        """Fail the reveal of a hotkey's timelocked commitment. Raises: ValueError."""
+        with self.write() as state:
+            pallets.fail_reveal(state, hotkey)
 
     def weights(self, hotkey: str) -> dict[int, int] | None:
         """Return the plain weights that a hotkey last set: uid to u16, the largest 65535."""

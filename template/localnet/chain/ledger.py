@@ -5,7 +5,6 @@ The first read past a block seals it under that same lock. So a block that was r
 it back, which a finalized block does not allow. Values are JSON, stored by the block that set them.
 """
 
-import hashlib
 import json
 import secrets
 import sqlite3
@@ -14,14 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from template.errors import ConfigError
+from template.localnet.chain.headers import Header, make_header
 
 _BUSY_TIMEOUT_S = 30.0
 _APPLICATION_ID = 0x53494D31
-_DIGEST_BYTES = 28
 _NO_BLOCK_YET = 2**32
+_NO_PARENT = "0x" + "00" * 32
 
 _SCHEMA = f"""
 PRAGMA application_id = {_APPLICATION_ID};
@@ -29,6 +29,7 @@ CREATE TABLE chain (
     genesis TEXT NOT NULL, netuid INTEGER NOT NULL, sealed INTEGER NOT NULL,
     finality_lag INTEGER NOT NULL DEFAULT 0, finalized INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE blocks (number INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE);
 CREATE TABLE forks (number INTEGER PRIMARY KEY, first_block INTEGER NOT NULL);
 CREATE TABLE clock (first_block INTEGER PRIMARY KEY, started_at REAL NOT NULL, block_time_s REAL NOT NULL);
 CREATE TABLE state (
@@ -38,6 +39,9 @@ CREATE TABLE state (
 CREATE TABLE extrinsics (
     block INTEGER NOT NULL, position INTEGER NOT NULL, data BLOB NOT NULL, signer TEXT NOT NULL, error TEXT,
     PRIMARY KEY (block, position)
+);
+CREATE TABLE signed (
+    block INTEGER NOT NULL, position INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (block, position)
 );
 CREATE TABLE faults (kind TEXT PRIMARY KEY, mode TEXT NOT NULL, remaining INTEGER NOT NULL);
 """
@@ -68,6 +72,18 @@ class UnknownBlockError(Exception):
     """A block number or hash that this chain does not have."""
 
 
+class ExtrinsicRecord(NamedTuple):
+    """An extrinsic of a block.
+
+    error: the chain's error of a failed call. wire: empty unless a node got it.
+    """
+
+    data: bytes
+    signer: str
+    error: str | None
+    wire: bytes
+
+
 class State:
     """The chain's values as of one block; writable only inside `Ledger.write`."""
 
@@ -92,13 +108,18 @@ class State:
             "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)", (item, key, self.block, json.dumps(value))
         )
 
-    def record_extrinsic(self, data: bytes, signer: str, error: str | None) -> int:
-        """Add an extrinsic to this block; return its position, counted from 1."""
+    def record_extrinsic(self, data: bytes, signer: str, error: str | None, wire: bytes = b"") -> int:
+        """Add an extrinsic to this block; return its position, counted from 1.
+
+        data: the call. wire: the signed extrinsic as it was sent, if it came through a node.
+        """
         (position,) = self._connection.execute(
             "INSERT INTO extrinsics SELECT ?1, coalesce(max(position), 0) + 1, ?2, ?3, ?4 FROM extrinsics"
             " WHERE block = ?1 RETURNING position",
             (self.block, data, signer, error),
         ).fetchone()
+        if wire:
+            self._connection.execute("INSERT INTO signed VALUES (?, ?, ?)", (self.block, position, wire))
         return int(position)
 
 
@@ -143,7 +164,10 @@ class Ledger:
             connection.execute("COMMIT")
         finally:
             connection.close()
-        return cls(path, now=now)
+        ledger = cls(path, now=now)
+        with ledger._transaction():
+            ledger._set_sealed(0)
+        return ledger
 
     def close(self) -> None:
         self._connection.close()
@@ -186,7 +210,8 @@ class Ledger:
             if not 0 < blocks <= head - final:
                 raise ValueError(f"{head - final} blocks can be taken back, not {blocks}")
             last = head - blocks
-            for table, column in (("state", "block"), ("extrinsics", "block"), ("clock", "first_block")):
+            tables = {"state": "block", "extrinsics": "block", "signed": "block", "blocks": "number"}
+            for table, column in {**tables, "clock": "first_block"}.items():
                 self._connection.execute(f"DELETE FROM {table} WHERE {column} > ?", (last,))
             self._connection.execute("INSERT INTO forks (first_block) VALUES (?)", (last + 1,))
             self._connection.execute("INSERT OR REPLACE INTO clock VALUES (?, ?, 0)", (last, self.timestamp(last)))
@@ -199,6 +224,10 @@ class Ledger:
         if block is not None and not 0 <= block <= head:
             raise UnknownBlockError(f"no block at height {block}")
         return State(self._connection, head if block is None else block)
+
+    def pending(self) -> State:
+        """Return the state with the writes of the next block."""
+        return State(self._connection, self.block() + 1)
 
     @contextmanager
     def write(self) -> Iterator[State]:
@@ -222,7 +251,7 @@ class Ledger:
             # The new pace starts a block, so that no sealed block's time changes.
             head = self._seal() + 1
             self._connection.execute("INSERT INTO clock VALUES (?, ?, ?)", (head, self._now(), block_time_s))
-            self._connection.execute("UPDATE chain SET sealed = ?", (head,))
+            self._set_sealed(head)
 
     def block_time_s(self) -> float:
         return self._pace()[2]
@@ -233,29 +262,43 @@ class Ledger:
         return float(started_at + (block - first) * pace)
 
     def hash_of(self, block: int) -> str:
-        """Hash genesis, fork and number; the hash ends in the number."""
-        number = block.to_bytes(32 - _DIGEST_BYTES, "big")
+        """Return the hash of a block that was made. Raises: UnknownBlockError."""
+        row = self._connection.execute("SELECT hash FROM blocks WHERE number = ?", (block,)).fetchone()
+        if row is None:
+            raise UnknownBlockError(f"no block at height {block}")
+        return str(row[0])
+
+    def number_of(self, block_hash: str) -> int:
+        """Return the block with this hash. Raises: UnknownBlockError."""
+        row = self._connection.execute("SELECT number FROM blocks WHERE hash = ?", (block_hash,)).fetchone()
+        if row is None:
+            raise UnknownBlockError(f"no block {block_hash}")
+        return int(row[0])
+
+    def header(self, block: int) -> Header:
+        """Return a block's header. Raises: UnknownBlockError."""
+        parent = self.hash_of(block - 1) if block else _NO_PARENT
+        self.hash_of(block)
         # A block belongs to the newest fork that begins at or below it.
         (fork,) = self._connection.execute(
             "SELECT coalesce(max(number), 0) FROM forks WHERE first_block <= ?", (block,)
         ).fetchone()
-        content = bytes.fromhex(self.genesis[2:]) + number + (str(fork).encode() if fork else b"")
-        digest = hashlib.blake2b(content, digest_size=_DIGEST_BYTES)
-        return "0x" + digest.hexdigest() + number.hex()
-
-    def number_of(self, block_hash: str) -> int:
-        """Return the block with this hash. Raises: UnknownBlockError."""
-        digits = block_hash[2 + 2 * _DIGEST_BYTES :]
-        number = int(digits, 16) if digits else _NO_BLOCK_YET
-        if number > self.block() or block_hash != self.hash_of(number):
-            raise UnknownBlockError(f"no block {block_hash}")
-        return number
+        return make_header(self.genesis, fork, block, parent)
 
     def extrinsics(self, block: int) -> list[tuple[bytes, str]]:
         """List (call bytes, signer) of a block, in order."""
         return self._connection.execute(
             "SELECT data, signer FROM extrinsics WHERE block = ? ORDER BY position", (block,)
         ).fetchall()
+
+    def records(self, block: int) -> list[ExtrinsicRecord]:
+        """List the extrinsics of a block, in order."""
+        rows = self._connection.execute(
+            "SELECT extrinsics.data, signer, error, coalesce(signed.data, x'') FROM extrinsics"
+            " LEFT JOIN signed USING (block, position) WHERE block = ? ORDER BY position",
+            (block,),
+        )
+        return [ExtrinsicRecord(*row) for row in rows]
 
     def set_fault(self, kind: Literal["connect", "read", "write"], fault: ChainFault, *, calls: int = 1) -> None:
         """Fail the next `calls` calls of a kind, in any process; 0 ends the fault."""
@@ -303,8 +346,21 @@ class Ledger:
     def _seal(self) -> int:
         """Seal every block that is due. Only inside a transaction."""
         _, due = self._sealed_and_due()
-        self._connection.execute("UPDATE chain SET sealed = ?", (due,))
+        self._set_sealed(due)
         return due
+
+    def _set_sealed(self, head: int) -> None:
+        """Make every block up to `head`. Only inside a transaction."""
+        number, parent = self._connection.execute(
+            "SELECT number, hash FROM blocks ORDER BY number DESC LIMIT 1"
+        ).fetchone() or (-1, _NO_PARENT)
+        (fork,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM forks").fetchone()
+        rows = []
+        for block in range(number + 1, head + 1):
+            parent = make_header(self.genesis, fork, block, parent).hash()
+            rows.append((block, parent))
+        self._connection.executemany("INSERT INTO blocks VALUES (?, ?)", rows)
+        self._connection.execute("UPDATE chain SET sealed = ?", (head,))
 
     def _finalize(self) -> int:
         """Record and return the newest final block. Only inside a transaction."""
@@ -316,7 +372,7 @@ class Ledger:
     def _step(self, blocks: int) -> int:
         head = self._seal() + blocks
         self._connection.execute("INSERT INTO clock VALUES (?, ?, 0)", (head, self._now()))
-        self._connection.execute("UPDATE chain SET sealed = ?", (head,))
+        self._set_sealed(head)
         return head
 
 

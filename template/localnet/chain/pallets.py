@@ -15,6 +15,9 @@ from template.localnet.chain.scale_codec import Call
 U16_MAX = 65535
 RAO_PER_TAO = 10**9
 MAX_FIELDS = 3
+
+# The subnet's name and the symbol of its token.
+NAME, SYMBOL = "local subnet", "L"
 _MIN_COMMITMENT_SPACE = 100
 _MAX_UNREVEALED_COMMITS = 10
 _MAX_COMMIT_BYTES = 5000
@@ -139,6 +142,8 @@ def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, An
     fields = params["info"]["fields"]
     if len(fields) > MAX_FIELDS:
         raise DispatchError("TooManyFieldsInCommitmentInfo")
+    if any(isinstance(field, dict) and "TimelockRevealFailed" in field for field in fields):
+        raise DispatchError("TimelockRevealFailedNotAllowed")
     epoch = schedule(state).index
     usage = state.get("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": 0})
     used = usage["used_space"] if usage["last_epoch"] == epoch else 0
@@ -161,16 +166,27 @@ def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
     if len(rest) == len(fields):
         raise ValueError(f"{hotkey} has no timelocked commitment")
     reveals = state.get("RevealedCommitments", hotkey, [])
-    state.put("RevealedCommitments", hotkey, [*reveals, [decode_bytes(plaintext), state.block]][-_MAX_REVEALS:])
+    state.put("RevealedCommitments", hotkey, [*reveals, ["0x" + plaintext.hex(), state.block]][-_MAX_REVEALS:])
     state.put("CommitmentOf", hotkey, {**record, "info": {"fields": rest}} if rest else None)
 
 
-def decode_bytes(data: bytes) -> str:
-    """Decode bytes like the client: text where they are UTF-8, else 0x-hex."""
-    try:
-        return data.decode()
-    except ValueError:
-        return "0x" + data.hex()
+def fail_reveal(state: State, hotkey: str) -> None:
+    """Mark a hotkey's timelocked field as one that cannot be revealed, for ever.
+
+    Raises: ValueError when the hotkey has no timelocked field. Source: the variant TimelockRevealFailed in the metadata
+    of runtime 461, and the client's reading of it as the status "failed".
+    """
+    record = state.get("CommitmentOf", hotkey)
+    fields = [] if record is None else record["info"]["fields"]
+    failed = [
+        {"TimelockRevealFailed": field["TimelockEncrypted"]}
+        if isinstance(field, dict) and "TimelockEncrypted" in field
+        else field
+        for field in fields
+    ]
+    if failed == fields:
+        raise ValueError(f"{hotkey} has no timelocked commitment")
+    state.put("CommitmentOf", hotkey, {**record, "info": {"fields": failed}})
 
 
 def _field_size(field: Any) -> int:
@@ -248,7 +264,11 @@ def _require_neuron(state: State, hotkey: str) -> NeuronRow:
     return row
 
 
+def is_too_fast(state: State, row: NeuronRow) -> bool:
+    """Tell whether the rate limit of weights refuses a neuron's weights."""
+    return bool(row.last_update) and state.block - row.last_update < parameter(state, "WeightsSetRateLimit")
+
+
 def _check_rate(state: State, row: NeuronRow, name: str) -> None:
-    since = state.block - row.last_update
-    if row.last_update and since < parameter(state, "WeightsSetRateLimit"):
+    if is_too_fast(state, row):
         raise DispatchError(name)

@@ -12,7 +12,8 @@ _RAW = re.compile(r"Raw(0|[1-9][0-9]*)")
 _MAX_RAW_BYTES = 128
 _HASHES = ("BlakeTwo256", "Sha256", "Keccak256", "ShaThree256")
 _MAX_SEALED_BYTES, _MAX_BIG_RAW_BYTES = 1024, 512
-_FIRST_HASH, _TIMELOCK, _RESET, _BIG_RAW = 130, 134, 135, 136
+_FIRST_HASH, _TIMELOCK, _RESET, _BIG_RAW, _REVEAL_FAILED = 130, 134, 135, 136, 137
+_SEALED = {"TimelockEncrypted": _TIMELOCK, "TimelockRevealFailed": _REVEAL_FAILED}
 
 
 class Call(NamedTuple):
@@ -57,11 +58,12 @@ class _Reader:
             raise ValueError(f"the call has {len(self._data) - self._offset} extra bytes")
 
 
-def _compact(value: int) -> bytes:
+def encode_compact(value: int) -> bytes:
+    """Encode a compact integer below 2**30. Raises: ValueError."""
     for mode, size in enumerate((1, 2, 4)):
         if value < 1 << (8 * size - 2):
             return (value << 2 | mode).to_bytes(size, "little")
-    raise ValueError("a length of 2**30 or more")
+    raise ValueError("a number of 2**30 or more")
 
 
 def _blob(value: object) -> bytes:
@@ -82,7 +84,7 @@ def _sized(value: object, size: int) -> bytes:
 
 def _prefixed(value: object) -> bytes:
     data = _blob(value)
-    return _compact(len(data)) + data
+    return encode_compact(len(data)) + data
 
 
 def _encode_field(field: object) -> bytes:
@@ -99,8 +101,10 @@ def _encode_field(field: object) -> bytes:
         return bytes([int(match[1]) + 1]) + _sized(value, int(match[1]))
     if variant in _HASHES:
         return bytes([_FIRST_HASH + _HASHES.index(variant)]) + _sized(value, 32)
-    if variant == "TimelockEncrypted":
-        return bytes([_TIMELOCK]) + _prefixed(value["encrypted"]) + int(value["reveal_round"]).to_bytes(8, "little")
+    if variant in _SEALED:
+        return (
+            bytes([_SEALED[variant]]) + _prefixed(value["encrypted"]) + int(value["reveal_round"]).to_bytes(8, "little")
+        )
     if variant == "BigRaw":
         return bytes([_BIG_RAW]) + _prefixed(value)
     raise ValueError(f'no variant named "{variant}"')
@@ -114,9 +118,10 @@ def _decode_field(reader: _Reader) -> object:
         return {f"Raw{index - 1}": "0x" + reader.take(index - 1).hex()}
     if index < _TIMELOCK:
         return {_HASHES[index - _FIRST_HASH]: "0x" + reader.take(32).hex()}
-    if index == _TIMELOCK:
+    if index in _SEALED.values():
+        variant = next(name for name, number in _SEALED.items() if number == index)
         encrypted = reader.bounded(_MAX_SEALED_BYTES)
-        return {"TimelockEncrypted": {"encrypted": encrypted, "reveal_round": reader.number(8)}}
+        return {variant: {"encrypted": encrypted, "reveal_round": reader.number(8)}}
     if index == _RESET:
         return "ResetBondsFlag"
     if index == _BIG_RAW:
@@ -126,7 +131,7 @@ def _decode_field(reader: _Reader) -> object:
 
 def _encode_info(info: Any) -> bytes:
     fields = info["fields"]
-    return _compact(len(fields)) + b"".join(_encode_field(field) for field in fields)
+    return encode_compact(len(fields)) + b"".join(_encode_field(field) for field in fields)
 
 
 def _decode_info(reader: _Reader) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def _decode_info(reader: _Reader) -> dict[str, Any]:
 
 
 def _encode_u16s(values: Any) -> bytes:
-    return _compact(len(values)) + b"".join(int(value).to_bytes(2, "little") for value in values)
+    return encode_compact(len(values)) + b"".join(int(value).to_bytes(2, "little") for value in values)
 
 
 def _unsigned(size: int) -> tuple[Callable[[Any], bytes], Callable[[_Reader], int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from template.localnet.chain import pallets
 from template.localnet.chain.ledger import State
-from template.localnet.chain.pallets import HYPERPARAMETERS, decode_bytes, find, neurons, parameter, schedule
+from template.localnet.chain.pallets import HYPERPARAMETERS, find, neurons, parameter, schedule
 
 
 def _uid_of(state: State, hotkey: str) -> int | None:
@@ -23,19 +23,34 @@ def _decode_record(record: Any) -> Any:
     return {**record, "info": {"fields": [_decode_field(field) for field in record["info"]["fields"]]}}
 
 
+def _decode_reveals(reveals: Any) -> Any:
+    return None if reveals is None else [[_decode_hex(plaintext), block] for plaintext, block in reveals]
+
+
+def _decode_hex(data: str) -> str:
+    """Decode bytes like the client: text where they are UTF-8, else 0x-hex."""
+    try:
+        return bytes.fromhex(data[2:]).decode()
+    except ValueError:
+        return data
+
+
 def _decode_field(field: Any) -> Any:
     if not isinstance(field, dict):
         return field
     ((variant, value),) = field.items()
-    if variant == "TimelockEncrypted":
-        value = {**value, "encrypted": decode_bytes(bytes.fromhex(value["encrypted"][2:]))}
+    if variant in ("TimelockEncrypted", "TimelockRevealFailed"):
+        value = {**value, "encrypted": _decode_hex(value["encrypted"])}
     elif variant == "BigRaw":
-        value = decode_bytes(bytes.fromhex(value[2:]))
+        value = _decode_hex(value)
     elif variant == "Raw0":
         # The client decodes an array of no bytes as an array.
         value = []
     return {variant: value}
 
+
+# The value of a neuron that serves no axon.
+_NO_AXON = dict.fromkeys(("block", "version", "ip", "port", "ip_type", "protocol", "placeholder1", "placeholder2"), 0)
 
 _VALUES: dict[str, Callable[..., Any]] = {
     "SubtensorModule.Uids": _uid_of,
@@ -48,7 +63,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "SubtensorModule.PendingEpochAt": lambda state: 0,
     "SubtensorModule.Weights": lambda state, uid: state.get("Weights", str(uid)) or [],
     "Commitments.CommitmentOf": lambda state, hotkey: _decode_record(state.get("CommitmentOf", hotkey)),
-    "Commitments.RevealedCommitments": lambda state, hotkey: state.get("RevealedCommitments", hotkey),
+    "Commitments.RevealedCommitments": lambda state, hotkey: _decode_reveals(state.get("RevealedCommitments", hotkey)),
 }
 
 
@@ -69,7 +84,7 @@ def entries(state: State, item: str) -> list[tuple[Any, Any]]:
     if item == "Commitments.CommitmentOf":
         return [(hotkey, _decode_record(record)) for hotkey, record in state.entries("CommitmentOf")]
     if item == "Commitments.RevealedCommitments":
-        return list(state.entries("RevealedCommitments"))
+        return [(hotkey, _decode_reveals(reveals)) for hotkey, reveals in state.entries("RevealedCommitments")]
     if item == "SubtensorModule.TimelockedWeightCommits":
         return [(int(epoch), commits) for epoch, commits in state.entries("TimelockedWeightCommits")]
     raise NotImplementedError(f"the local chain has no storage map {item}")
@@ -82,8 +97,8 @@ def metagraph(state: State, netuid: int) -> dict[str, Any]:
     zeros = [0] * len(rows)
     return {
         "netuid": netuid,
-        "name": "local subnet",
-        "symbol": "L",
+        "name": list(pallets.NAME.encode()),
+        "symbol": list(pallets.SYMBOL.encode()),
         "block": state.block,
         "tempo": parameter(state, "Tempo"),
         "last_step": epochs.last_block,
@@ -91,6 +106,13 @@ def metagraph(state: State, netuid: int) -> dict[str, Any]:
         "owner_hotkey": state.get("SubnetOwnerHotkey"),
         "owner_coldkey": state.get("SubnetOwner"),
         "network_registered_at": 0,
+        "min_allowed_weights": parameter(state, "MinAllowedWeights"),
+        "max_weights_limit": parameter(state, "MaxWeightsLimit"),
+        "weights_version": parameter(state, "WeightsVersionKey"),
+        "weights_rate_limit": parameter(state, "WeightsSetRateLimit"),
+        "commit_reveal_weights_enabled": parameter(state, "CommitRevealWeightsEnabled"),
+        "commit_reveal_period": parameter(state, "RevealPeriodEpochs"),
+        "activity_cutoff": parameter(state, "ActivityCutoffFactorMilli") * parameter(state, "Tempo") // 1000,
         "num_uids": len(rows),
         "max_uids": parameter(state, "MaxAllowedUids"),
         "hotkeys": [row.hotkey for row in rows],
@@ -102,8 +124,21 @@ def metagraph(state: State, netuid: int) -> dict[str, Any]:
         "alpha_stake": [row.stake for row in rows],
         "total_stake": [row.stake for row in rows],
         **dict.fromkeys(
-            ("rank", "trust", "consensus", "incentives", "dividends", "pruning_score", "emission", "tao_stake"), zeros
+            (
+                "collateral_locked",
+                "collateral_min",
+                "collateral_earned",
+                "rank",
+                "trust",
+                "consensus",
+                "incentives",
+                "dividends",
+                "pruning_score",
+                "emission",
+                "tao_stake",
+            ),
+            zeros,
         ),
-        "axons": [None] * len(rows),
+        "axons": [_NO_AXON] * len(rows),
         "identities": [None] * len(rows),
     }

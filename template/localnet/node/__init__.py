@@ -1,0 +1,1 @@
+"""A node of the local chain: Substrate JSON-RPC over a WebSocket."""

@@ -1,0 +1,49 @@
+"""The node's process and its port."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from template.chain.client import Chain
+from template.errors import ConfigError
+from template.localnet.chain.chain import LocalChain
+from template.localnet.node.server import NodeServer
+from tests.fixtures.network import ROOT, Process
+from tests.fixtures.node import open_wire
+
+
+def test_port_in_use_is_a_config_error(local: LocalChain, node: NodeServer) -> None:
+    port = int(node.url.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        NodeServer(local.path, port)
+
+
+def test_file_without_a_chain_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        NodeServer(tmp_path / "none.sqlite3")
+
+
+def test_closing_ends_open_connections(local: LocalChain) -> None:
+    node = NodeServer(local.path)
+    with open_wire(node) as wire:
+        wire.result("chain_subscribeNewHeads")
+        node.close()
+    with pytest.raises(OSError, match="refused"), open_wire(node):
+        pass
+
+
+@pytest.mark.slow
+def test_command_starts_the_chain_of_any_subnet(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    arguments = ("--dir", folder, "--chain_only", "--port", 0, "--netuid", 7, "--tempo", 100, "--miners", "a,b,c")
+    with Process("template.localnet", *arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        process.wait_for("local network ready")
+        parts = json.loads((folder / "localnet.json").read_text())
+        with Chain(parts["network"], 7, deadline_s=20) as chain:
+            view = chain.view()
+        assert (view.tempo, len(view.neurons)) == (100, 5)
+        process.send(signal.SIGTERM)
+        assert process.finish(20) == 0, process.logs
