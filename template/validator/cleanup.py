@@ -43,11 +43,11 @@ def clean_up(context: Context, evaluator: SubmissionEvaluator, current: Round) -
     config, store, now = context.config, context.store, context.now()
     old = now - config.keep_days * _DAY_S
     _shorten_stands(context, evaluator)
-    # Every version of a registered hotkey's dataset shields its owner, also if its present one is rejected.
     hotkeys = {entry.key.hotkey for entry in current.entries}
-    keep = {stand.key for hotkey, stands in store.stands().items() if hotkey in hotkeys for stand in stands}
-    store.prune_results(keep=keep, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
     store.prune_submissions(keep=hotkeys, before_block=oldest_remembered_block(current))
+    # Every version that is remembered decides about duplicates, whenever this validator downloaded it.
+    keep = {stand.key for stands in store.stands().values() for stand in stands}
+    store.prune_results(keep=keep, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
     store.prune_rounds(before=old)
     for key in evaluator.datasets.keys() - store.dataset_keys(config.competition):
         del evaluator.datasets[key]

@@ -197,6 +197,15 @@ def test_cleanup_removes_rows_of_left_hotkeys_after_a_day(house: House) -> None:
     assert set(house.evaluator.datasets) == house.store.dataset_keys(house.config.competition) == {fresh}
 
 
+def test_cleanup_keeps_left_hotkeys_by_block_not_by_download(house: House) -> None:
+    left, long_left = key_of(ALICE, 1), key_of(BOB, 2)
+    for key, block in ((left, CURRENT - 7200), (long_left, CURRENT - 7200 - PERIOD)):
+        house.check(key, row_keys(0), now=NOW - 90 * DAY_S)
+        house.store.record_stands([stand_of(key, block // PERIOD)])
+    house.clean_up(make_round())
+    assert set(house.evaluator.datasets) == house.store.dataset_keys(house.config.competition) == {left}
+
+
 def test_state_file_keeps_its_size_between_rounds(house: House) -> None:
     sizes = []
     for number in range(1, 31):
