@@ -19,7 +19,7 @@ from template.constants import DAY_BLOCKS
 from template.data.rows import content_digest
 from template.errors import Reason
 from template.records import Confirmed, ContentKey, Dataset, Entry, LeaderboardRow, Stand, SubmissionKey, Verdict
-from template.rules.evaluations import derive_seed, plan_evaluations
+from template.rules.evaluations import PlannedEvaluation, derive_seed, plan_evaluations
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided
 from template.rules.ledger import LedgerRow
 from template.rules.stands import extend_stands, find_versions, shorten_stands
@@ -33,8 +33,8 @@ OWNER = "owner"
 SD = 0.01
 ROW_SD = 0.03
 
-# Rounds after which the download of a missing file is retried.
-MISSING_RETRY_ROUNDS = 5
+# Rounds after which the download of a missing file is retried: the first round that opens more than six hours later.
+MISSING_RETRY_ROUNDS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,13 @@ class Settings:
 
     set_sd: standard deviation of a dataset's true loss beyond its rows. own_runs: evaluations that a miner makes at
     home of a dataset. margin: by how many `epsilon` it must seem better than the best record to be published.
+    rounds_per_find: mean time in which a miner's research finds a dataset.
     """
 
     set_sd: float = 0.0002
     own_runs: int = 1024
     margin: float = 1.0
+    rounds_per_find: float = 2.0 * ROUNDS_PER_DAY
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,12 @@ class Game:
         self.table = Table(present={}, waiting={}, readable={}, duplicates={}, ledger=())
         self.rows: Mapping[str, LeaderboardRow] = {}
         self.shares: Mapping[str, float] = {}
+        self.planned: list[PlannedEvaluation] = []
         self.waits: list[tuple[str, int]] = []
         self._stands: dict[str, dict[int, Stand]] = {}
         self._verdicts: dict[SubmissionKey, Verdict] = {}
-        self._missing_since: dict[SubmissionKey, int] = {}
-        self._absent: set[SubmissionKey] = set()
+        # First block and number of the rounds without the file.
+        self._absences: dict[SubmissionKey, tuple[int, int]] = {}
         self._entries: dict[str, Entry] = {}
         self._season_block = 0
         self._evaluated: set[str] = set()
@@ -154,6 +157,11 @@ class Game:
             self.hidden.add(key)
 
     @property
+    def paid(self) -> Mapping[str, float]:
+        """The shares in the weights."""
+        return self.shares
+
+    @property
     def frontier(self) -> float:
         """The best loss of all records, bench without any."""
         return min((row.estimate.loss for row in self.records), default=self.competition.bench)
@@ -184,9 +192,16 @@ class Game:
 
     def evaluate(self, rows: Rows, number: int, seed_block: int) -> float:
         """Return the loss of an evaluation, which anybody can compute after the block."""
+        return self.simulate_loss(rows, derive_seed(self.block_hash(seed_block), self.digest_of(rows), number))
+
+    def simulate_loss(self, rows: Rows, seed: int) -> float:
+        """Return the loss of a training with this seed."""
         loss, spread = self._true(rows)
-        seed = derive_seed(self.block_hash(seed_block), rows.digest, number)
         return loss + random.Random(f"{seed} {rows.digest}").gauss(0.0, spread)
+
+    def digest_of(self, rows: Rows) -> str:
+        """Return the digest from which seeds are derived."""
+        return rows.digest
 
     def is_open(self, hotkey: str) -> bool:
         """Check that the hotkey's dataset still waits for evaluations."""
@@ -203,30 +218,31 @@ class Game:
         self._commits = 0
         for miner in miners:
             miner.act(self)
+        self.reach_aligned_block()
         for miner in miners:
             miner.react(self)
+        self.follow_rules()
+        self.block += self.period
+        self.round += 1
+        if self.round % ROUNDS_PER_DAY == 0:
+            self._clean_up()
+
+    def reach_aligned_block(self) -> None:
+        """Make the blocks up to the aligned one; here they need no work."""
+
+    def follow_rules(self) -> None:
+        """Download, evaluate and set the weights, in the validator's order."""
         entries = self._read_entries()
         self._download(entries)
-        self.table = table = make_table(
-            Inputs(
-                block=self.block,
-                competition=self.competition,
-                incentives=self.incentives,
-                entries=entries,
-                stands={
-                    hotkey: list(self._stands[hotkey].values())
-                    for hotkey in self.registrations
-                    if hotkey in self._stands
-                },
-                datasets=self.datasets,
-                losses=self.losses,
-                confirmed=self.confirmed,
-                rejected=self._verdicts,
-                block_hash=self.block_hash,
-            )
-        )
-        self._record_confirmed(table)
-        board = build_leaderboard(self.competition, self.incentives, entries, self._verdicts, table, self.block)
+        table = self._make_table(entries)
+        self.planned = self._evaluate(table)
+        if self.planned:
+            self._look_for_files(entries)
+            table = self._make_table(entries)
+        self.table = table
+        missing = Verdict(reason=Reason.MISSING_FILE)
+        verdicts = {**self._verdicts, **{key: missing for key in self._long_absent() if key in entries}}
+        board = build_leaderboard(self.competition, self.incentives, entries, verdicts, table, self.block)
         self.shares = choose_weights(
             board.rows,
             self.shares,
@@ -235,14 +251,42 @@ class Game:
             undecided=find_undecided(table, self._season_block, self.competition, self.incentives),
         )
         self.rows = {row.hotkey: row for row in board.rows}
-        self._evaluate(table)
-        self.block += self.period
-        self.round += 1
-        if self.round % ROUNDS_PER_DAY == 0:
-            self._clean_up()
+        if not self.planned:
+            # Weights without new losses do not wait for the Hub.
+            self._look_for_files(entries)
+        self._forget_departed()
+
+    def _make_table(self, entries: Mapping[SubmissionKey, Entry]) -> Table:
+        """Make the table, and record the datasets that are confirmed."""
+        table = make_table(
+            Inputs(
+                block=self.block,
+                competition=self.competition,
+                incentives=self.incentives,
+                entries=entries,
+                stands={hotkey: list(stands.values()) for hotkey, stands in self._stands.items()},
+                datasets=self.datasets,
+                losses=self.losses,
+                confirmed=self.confirmed,
+                rejected=self._verdicts,
+                block_hash=self.block_hash,
+            )
+        )
+        for row in table.ledger:
+            content = row.content
+            if content.key not in self.confirmed:
+                self.confirmed[content.key] = Confirmed(
+                    rank=content.rank,
+                    registration_block=content.registration_block,
+                    row_keys=self.contents[content.key.digest].dataset.row_keys,
+                    public=content.public,
+                )
+        return table
 
     def _read_entries(self) -> dict[SubmissionKey, Entry]:
         """Return the entries of the aligned block, and extend the stands."""
+        for key in [key for key in self._verdicts if self.round >= self._retry_round[key]]:
+            del self._verdicts[key]
         entries = {}
         for uid, (hotkey, registration) in enumerate(self.registrations.items()):
             commitment, last = self.commitments.get(hotkey), self._entries.get(hotkey)
@@ -263,7 +307,7 @@ class Game:
                 entries[last.key] = last
         self._entries = {key.hotkey: entry for key, entry in entries.items()}
         newest = {hotkey: stands[max(stands)] for hotkey, stands in self._stands.items()}
-        missing = self._verdicts.keys() | self._absent
+        missing = self._verdicts.keys() | self._long_absent()
         for stand in extend_stands(
             newest, entries.values(), self.block, self.period, missing=missing, datasets=self.datasets
         ):
@@ -274,46 +318,46 @@ class Game:
         return entries
 
     def _download(self, entries: Mapping[SubmissionKey, Entry]) -> None:
-        """Read new files; notice those that are missing, at first or for more than a day."""
+        """Read new files."""
         for key in entries:
-            if key in self._verdicts and self.round < self._retry_round[key]:
+            if key in self._verdicts:
                 continue
             if key not in self.hidden:
-                self._missing_since.pop(key, None)
-                self._verdicts.pop(key, None)
-                self._absent.discard(key)
                 digest = key.commitment.rpartition(":")[2]
                 self.datasets[key] = self.contents[digest].dataset
-                continue
-            since = self._missing_since.setdefault(key, self.block)
-            if key not in self.datasets:
+            elif key not in self.datasets:
                 self._verdicts[key] = Verdict(reason=Reason.MISSING_FILE)
                 self._retry_round[key] = self.round + MISSING_RETRY_ROUNDS
-            elif self.block - since > DAY_BLOCKS and key not in self._absent:
-                self._absent.add(key)
-                stands = self._stands[key.hotkey]
-                last = stands[max(stands)]
-                shortened = max(last.first_block, min(last.last_block, since - self.period))
-                stands[last.first_block] = replace(last, last_block=shortened)
 
-    def _record_confirmed(self, table: Table) -> None:
-        for row in table.ledger:
-            content = row.content
-            if content.key not in self.confirmed:
-                self.confirmed[content.key] = Confirmed(
-                    rank=content.rank,
-                    registration_block=content.registration_block,
-                    row_keys=self.contents[content.key.digest].dataset.row_keys,
-                    public=content.public,
-                )
+    def _look_for_files(self, entries: Mapping[SubmissionKey, Entry]) -> None:
+        """Look for the files of hotkeys in the ledger."""
+        in_ledger = {key.hotkey for key in self.confirmed}
+        for key in entries:
+            if key not in self.hidden:
+                self._absences.pop(key, None)
+            elif key in self.datasets and (key.hotkey in in_ledger or key in self._absences):
+                self._count_absence(key)
 
-    def _evaluate(self, table: Table) -> None:
-        while self._runs and self._runs[0][0] < self.block - DAY_BLOCKS:
+    def _count_absence(self, key: SubmissionKey) -> None:
+        """Count a round without the file; after more than a day the stand ends."""
+        first_block, rounds = self._absences.get(key, (self.block, 0))
+        self._absences[key] = (first_block, rounds + 1)
+        if key in self._long_absent():
+            stands = self._stands[key.hotkey]
+            stand = stands[max(stands)]
+            shortened = max(stand.first_block, min(stand.last_block, first_block - self.period))
+            stands[stand.first_block] = replace(stand, last_block=shortened)
+
+    def _long_absent(self) -> set[SubmissionKey]:
+        return {key for key, (_, rounds) in self._absences.items() if rounds * self.period > DAY_BLOCKS}
+
+    def _evaluate(self, table: Table) -> list[PlannedEvaluation]:
+        """Run the evaluations of the round, and return them."""
+        while self._runs and self._runs[0][0] <= self.block - DAY_BLOCKS:
             self._runs.popleft()
         recent = Counter(hotkey for _, hotkey in self._runs)
-        for planned in plan_evaluations(
-            table.originals, table.ledger, recent, self.block, self.competition, self.incentives
-        ):
+        plan = plan_evaluations(table.originals, table.ledger, recent, self.block, self.competition, self.incentives)
+        for planned in plan:
             key = planned.content.key
             if key.hotkey not in self._evaluated:
                 self._evaluated.add(key.hotkey)
@@ -321,13 +365,19 @@ class Game:
             loss = self.evaluate(self.contents[key.digest], planned.number, planned.seed_block)
             self.losses.setdefault(key, []).append(loss)
             self._runs.append((self.block, key.hotkey))
+        return plan
+
+    def _forget_departed(self) -> None:
+        """Drop the stands of departed hotkeys after a day."""
+        for hotkey in sorted(self._stands.keys() - self._entries.keys()):
+            stands = self._stands.pop(hotkey)
+            late = {block: stand for block, stand in stands.items() if stand.last_block >= self.block - DAY_BLOCKS}
+            if late:
+                self._stands[hotkey] = late
 
     def _clean_up(self) -> None:
-        """Shorten the stands and drop departed hotkeys, like the validator."""
+        """Shorten the stands, like the validator."""
         for hotkey, stands in list(self._stands.items()):
-            if hotkey not in self.registrations:
-                del self._stands[hotkey]
-                continue
             ordered = list(stands.values())
             versions = find_versions(
                 ordered, self.datasets, period=self.period, update_blocks=self.incentives.update_blocks
