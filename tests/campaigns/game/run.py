@@ -103,8 +103,12 @@ class Result:
 
 
 def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, settings: Settings) -> Result:
+    """Play a simulated game."""
+    return play_game(Game(Competition.from_defaults(), incentives, seed, settings), strategy, days)
+
+
+def play_game(game: Game, strategy: Strategy, days: int) -> Result:
     """Play a game and return the actor's part of all emission."""
-    game = Game(Competition.from_defaults(), incentives, seed, settings)
     rivals = [Researcher(game, f"rival{index}-") for index in range(RIVALS)]
     actor = strategy.make(game, "actor", strategy.hotkeys)
     miners: list[Miner] = [*rivals, actor]
@@ -113,7 +117,7 @@ def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, setti
         if strategy.is_new_season and number == rounds // 2:
             game.start_season()
         game.play_round(miners)
-        shares.append(math.fsum(share for key, share in game.shares.items() if key.startswith(actor.name)))
+        shares.append(math.fsum(share for key, share in game.paid.items() if key.startswith(actor.name)))
     waits = [wait for hotkey, wait in game.waits if not hotkey.startswith(actor.name)]
     records = sum(row.content.key.hotkey.startswith(actor.name) for row in game.records)
     return Result(share=math.fsum(shares) / rounds, wait=max(waits, default=0), records=records)
