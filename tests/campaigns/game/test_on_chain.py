@@ -1,4 +1,4 @@
-"""A short game on the local chain equals the simulation, and a planted fault is found."""
+"""A short game on the local chain equals the simulation; a planted fault is found."""
 
 import dataclasses
 from collections.abc import Mapping
