@@ -4,8 +4,9 @@ from template.records import SubmissionKey
 from template.rules.stands import align
 from tests.campaigns.game.luck import SEALED_ROUNDS, is_lucky, known_luck
 from tests.campaigns.game.miners import Researcher
+from tests.campaigns.game.submissions import Rows
 from tests.campaigns.game.tricks import EqualSets
-from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Rows
+from tests.campaigns.game.world import ROUNDS_PER_DAY, Game
 
 
 class Withholder(EqualSets):

@@ -5,8 +5,9 @@ import math
 from template.rules.evaluations import first_seed_block, seed_block
 from template.rules.stands import align
 from tests.campaigns.game.miners import Researcher
+from tests.campaigns.game.submissions import Rows
 from tests.campaigns.game.tricks import EqualSets
-from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Rows
+from tests.campaigns.game.world import ROUNDS_PER_DAY, Game
 
 # Rounds for which a commitment is sealed until the seeds of all its evaluations are known.
 SEALED_ROUNDS = 25

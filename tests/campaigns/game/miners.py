@@ -1,8 +1,8 @@
 """Miners who do research.
 
-Research finds a dataset every two days. Its value builds on the best public one, and the room to the best possible
-shrinks. What a miner finds and when depends on the seed and its name alone, so an actor has the same finds in every
-strategy.
+Research finds a dataset every two days by default. Its value builds on the best public one, and the room to the best
+possible shrinks. What a miner finds and when depends on the seed and its name alone, so an actor has the same finds in
+every strategy.
 """
 
 import math
@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Sequence
 
 from template.constants import MAX_SHARED_PERCENT
-from tests.campaigns.game.world import ROUNDS_PER_DAY, ROW_SD, ROWS, SD, Game, Rows
+from tests.campaigns.game.submissions import ROWS, Rows
+from tests.campaigns.game.world import ROW_SD, SD, Game
 
 FIRST_MEAN, STEP_MEAN, STEP_SD = 0.03, 0.004, 0.012
 BEST_POSSIBLE = 0.18
-ROUNDS_PER_FIND = 2.0 * ROUNDS_PER_DAY
 
 # Numbers of the rows that are not from finds start here.
 _OTHER_ROWS = 1 << 22
@@ -35,7 +35,7 @@ class Researcher:
         self._rng = random.Random(f"{game.seed} {name}")
         self._row = zlib.crc32(name.encode()) << 24
         self._other_row = self._row + _OTHER_ROWS
-        self._next_find = self._rng.uniform(0.0, ROUNDS_PER_FIND)
+        self._next_find = self._rng.uniform(0.0, game.settings.rounds_per_find)
         self._found_any = False
         for _ in range(hotkeys):
             self.add_hotkey(game)
@@ -72,7 +72,7 @@ class Researcher:
         """Return the value of a dataset found in this round, None without."""
         if game.round < self._next_find:
             return None
-        self._next_find += self._rng.expovariate(1.0 / ROUNDS_PER_FIND)
+        self._next_find += self._rng.expovariate(1.0 / game.settings.rounds_per_find)
         luck = self._rng.gauss(0.0, STEP_SD)
         if not self._found_any:
             self._found_any = True

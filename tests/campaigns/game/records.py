@@ -4,7 +4,8 @@ from template.rules.stands import align
 from tests.campaigns.game.floods import Flood
 from tests.campaigns.game.luck import SEALED_ROUNDS, SealAndPick, known_luck
 from tests.campaigns.game.miners import Researcher
-from tests.campaigns.game.world import Game, Rows
+from tests.campaigns.game.submissions import Rows
+from tests.campaigns.game.world import Game
 
 
 class SeasonCopier(Researcher):

@@ -159,9 +159,13 @@ class Result:
 
 
 def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, settings: Settings) -> Result:
-    """Play a game and return the actor's part of all emission."""
+    """Play a simulated game."""
     incentives = replace(incentives, slots=strategy.slots or incentives.slots)
-    game = Game(Competition.from_defaults(), incentives, seed, settings)
+    return play_game(Game(Competition.from_defaults(), incentives, seed, settings), strategy, days)
+
+
+def play_game(game: Game, strategy: Strategy, days: int) -> Result:
+    """Play a game and return the actor's part of all emission."""
     rivals = [strategy.rivals(game, f"rival{index}-") for index in range(RIVALS)]
     actor = strategy.make(game, "actor", strategy.hotkeys)
     miners: list[Miner] = [*rivals, actor]
@@ -173,10 +177,10 @@ def play(strategy: Strategy, seed: int, days: int, incentives: Incentives, setti
         rows = [game.rows[key] for rival in rivals for key in rival.hotkeys if key in game.rows]
         refused += sum(row.reason is Reason.DUPLICATE for row in rows)
         votes = [
-            Vote(stake=1.0 - strategy.stake, weights=game.shares),
+            Vote(stake=1.0 - strategy.stake, weights=game.paid),
             Vote(stake=strategy.stake, weights={actor.hotkeys[0]: 1.0}),
         ]
-        paid = find_incentives(votes) if strategy.stake else game.shares
+        paid = find_incentives(votes) if strategy.stake else game.paid
         shares.append(math.fsum(share for key, share in paid.items() if key.startswith(actor.name)))
     waits = [wait for hotkey, wait in game.waits if not hotkey.startswith(actor.name)]
     records = sum(row.content.key.hotkey.startswith(actor.name) for row in game.records)

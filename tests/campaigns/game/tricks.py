@@ -1,7 +1,8 @@
 """Tricks with hotkeys, copies and finds. Each class is one strategy."""
 
 from tests.campaigns.game.miners import Researcher, make_mosaic, public_rows
-from tests.campaigns.game.world import ROUNDS_PER_DAY, ROWS, Game, Rows
+from tests.campaigns.game.submissions import ROWS, Rows
+from tests.campaigns.game.world import ROUNDS_PER_DAY, Game
 
 WEEK_ROUNDS = 7 * ROUNDS_PER_DAY
 

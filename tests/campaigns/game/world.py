@@ -10,32 +10,39 @@ import hashlib
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from template.competition import CommitmentRecord, Competition, Incentives
 from template.constants import DAY_BLOCKS
-from template.data.rows import content_digest
 from template.errors import Reason
-from template.records import Confirmed, ContentKey, Dataset, Entry, LeaderboardRow, Stand, SubmissionKey, Verdict
-from template.rules.evaluations import derive_seed, newcomer_blocks, plan_evaluations
+from template.records import (
+    Confirmed,
+    ContentKey,
+    Dataset,
+    Entry,
+    LeaderboardRow,
+    LedgerLine,
+    Stand,
+    SubmissionKey,
+    Verdict,
+)
+from template.rules.evaluations import PlannedEvaluation, derive_seed, newcomer_blocks, plan_evaluations
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided
-from template.rules.ledger import LedgerRow, ledger_lines
+from template.rules.ledger import LedgerRow
 from template.rules.lookups import newest_commitments, records_to_look_up
 from template.rules.stands import extend_stands, find_versions, shorten_stands
 from template.rules.table import Inputs, Table, make_table
+from tests.campaigns.game.absences import Absences
+from tests.campaigns.game.submissions import ROWS, Commitment, Rows
 
-ROWS = 20
 ROUNDS_PER_DAY = 20
 OWNER = "owner"
 
 # Standard deviation of a loss between seeds, and of row values within a find.
 SD = 0.01
 ROW_SD = 0.03
-
-# Rounds after which the download of a missing file is retried.
-MISSING_RETRY_ROUNDS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +51,13 @@ class Settings:
 
     set_sd: standard deviation of a dataset's true loss beyond its rows. own_runs: evaluations that a miner makes at
     home of a dataset. margin: by how many `epsilon` it must seem better than the best record to be published.
+    rounds_per_find: mean time in which a miner's research finds a dataset.
     """
 
     set_sd: float = 0.0002
     own_runs: int = 1024
     margin: float = 1.0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a dataset, by number."""
-
-    numbers: tuple[int, ...]
-
-    @functools.cached_property
-    def dataset(self) -> Dataset:
-        keys = tuple(number.to_bytes(8, "big") for number in self.numbers)
-        return Dataset(digest=content_digest(keys), row_keys=keys)
-
-    @property
-    def digest(self) -> str:
-        return self.dataset.digest
+    rounds_per_find: float = 2.0 * ROUNDS_PER_DAY
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -80,20 +73,6 @@ class Miner(Protocol):
 
     def react(self, game: "Game") -> None:
         """Upload or remove files after the aligned block, before they are downloaded."""
-
-
-@dataclass
-class Commitment:
-    """A hotkey's commitment.
-
-    reveal_block: later than commit_block if it is sealed until then.
-    """
-
-    key: SubmissionKey
-    record: CommitmentRecord
-    rows: Rows
-    commit_block: int
-    reveal_block: int
 
 
 class Game:
@@ -116,15 +95,15 @@ class Game:
         self.table = Table(present={}, waiting={}, readable={}, duplicates={}, ledger=())
         self.rows: Mapping[str, LeaderboardRow] = {}
         self.shares: Mapping[str, float] = {}
+        self.ledger: Sequence[LedgerLine] = ()
+        self.planned: list[PlannedEvaluation] = []
         self.waits: list[tuple[str, int]] = []
         self._stands: dict[str, dict[int, Stand]] = {}
         self._verdicts: dict[SubmissionKey, Verdict] = {}
-        self._missing_since: dict[SubmissionKey, int] = {}
-        self._absent: set[SubmissionKey] = set()
+        self._absences = Absences(self.period)
         self._entries: dict[str, Entry] = {}
         self._evaluated: set[str] = set()
         self._commits = 0
-        self._retry_round: dict[SubmissionKey, int] = {}
         self._runs: deque[tuple[int, str]] = deque()
         self._latent: dict[str, tuple[float, float]] = {}
 
@@ -152,6 +131,11 @@ class Game:
             self.hidden.discard(key)
         else:
             self.hidden.add(key)
+
+    @property
+    def paid(self) -> Mapping[str, float]:
+        """The shares in the weights."""
+        return self.shares
 
     @property
     def frontier(self) -> float:
@@ -187,10 +171,17 @@ class Game:
 
         season: of the model, None for the present one.
         """
+        seed = derive_seed(self.block_hash(seed_block), self.digest_of(rows), number)
+        return self.simulate_loss(rows, seed, self.season if season is None else season)
+
+    def simulate_loss(self, rows: Rows, seed: int, season: int) -> float:
+        """Return the loss of a training with this seed and the season's model."""
         loss, spread = self._true(rows)
-        seed = derive_seed(self.block_hash(seed_block), rows.digest, number)
-        season = self.season if season is None else season
         return loss + random.Random(f"{seed + season} {rows.digest}").gauss(0.0, spread)
+
+    def digest_of(self, rows: Rows) -> str:
+        """Return the digest from which seeds are derived."""
+        return rows.digest
 
     def is_confirmed(self, hotkey: str) -> bool:
         """Check that the hotkey's dataset has all its evaluations."""
@@ -212,22 +203,60 @@ class Game:
         self._commits = 0
         for miner in miners:
             miner.act(self)
+        self.reach_aligned_block()
         for miner in miners:
             miner.react(self)
+        self.follow_rules()
+        self.block += self.period
+        self.round += 1
+        if self.round % ROUNDS_PER_DAY == 0:
+            self._clean_up()
+
+    def reach_aligned_block(self) -> None:
+        """Make the blocks up to the aligned one; here they need no work."""
+
+    def follow_rules(self) -> None:
+        """Download, evaluate and set the weights, in the validator's order."""
         entries = self._read_entries()
         self._download(entries)
-        self._look_up(entries)
-        self.table = table = make_table(
+        table = self._make_table(entries)
+        wanted = self._files_to_find(entries)
+        self.planned = self._evaluate(table, len(entries))
+        if self.planned:
+            self._absences.update(wanted, self.hidden, self.block, self._stands)
+            table = self._make_table(entries)
+        self.table = table
+        self._update_leaderboard(entries)
+        if not self.planned:
+            # Weights without new losses do not wait for the Hub.
+            self._absences.update(wanted, self.hidden, self.block, self._stands)
+        self._forget_departed()
+
+    def _update_leaderboard(self, entries: Mapping[SubmissionKey, Entry]) -> None:
+        long_absent = self._absences.long
+        missing = Verdict(reason=Reason.MISSING_FILE)
+        verdicts = {**self._verdicts, **{key: missing for key in long_absent if key in entries}}
+        absent = {content for content, key in self._newest_commitments().items() if key in long_absent}
+        board = build_leaderboard(self.competition, self.incentives, entries, verdicts, self.table, self.block, absent)
+        self.shares = choose_weights(
+            board.rows,
+            self.shares,
+            OWNER,
+            has_ledger=bool(self.confirmed),
+            undecided=find_undecided(self.table, self.incentives.season_block, self.competition, self.incentives),
+        )
+        self.rows = {row.hotkey: row for row in board.rows}
+        self.ledger = board.ledger
+
+    def _make_table(self, entries: Mapping[SubmissionKey, Entry]) -> Table:
+        """Make the table, and record the datasets that are confirmed."""
+        table = make_table(
             Inputs(
                 block=self.block,
                 competition=self.competition,
                 incentives=self.incentives,
                 entries=entries,
-                stands={
-                    hotkey: list(self._stands[hotkey].values())
-                    for hotkey in self.registrations
-                    if hotkey in self._stands
-                },
+                stands={hotkey: list(stands.values()) for hotkey, stands in self._stands.items()},
                 datasets=self.datasets,
                 losses=self.losses,
                 confirmed=self.confirmed,
@@ -235,27 +264,19 @@ class Game:
                 block_hash=self.block_hash,
             )
         )
-        self._record_confirmed(table)
-        absent = {content for content, key in self._commitments().items() if key in self._absent}
-        board = build_leaderboard(self.competition, self.incentives, entries, self._verdicts, table, self.block, absent)
-        self.shares = choose_weights(
-            board.rows,
-            self.shares,
-            OWNER,
-            has_ledger=bool(self.confirmed),
-            undecided=find_undecided(table, self.incentives.season_block, self.competition, self.incentives),
-        )
-        self.rows = {row.hotkey: row for row in board.rows}
-        self._evaluate(table, len(entries))
-        self.block += self.period
-        self.round += 1
-        if self.round % ROUNDS_PER_DAY == 0:
-            self._clean_up()
+        for row in table.ledger:
+            content = row.content
+            if content.key not in self.confirmed:
+                self.confirmed[content.key] = Confirmed(
+                    rank=content.rank,
+                    registration_block=content.registration_block,
+                    row_keys=self.contents[content.key.digest].dataset.row_keys,
+                    public=content.public,
+                )
+        return table
 
     def _read_entries(self) -> dict[SubmissionKey, Entry]:
         """Return the entries of the aligned block, and extend the stands."""
-        for key in [key for key in self._verdicts if self.round >= self._retry_round[key]]:
-            del self._verdicts[key]
         entries = {}
         for uid, (hotkey, registration) in enumerate(self.registrations.items()):
             commitment, last = self.commitments.get(hotkey), self._entries.get(hotkey)
@@ -276,7 +297,7 @@ class Game:
                 entries[last.key] = last
         self._entries = {key.hotkey: entry for key, entry in entries.items()}
         newest = {hotkey: stands[max(stands)] for hotkey, stands in self._stands.items()}
-        missing = self._verdicts.keys() | self._absent
+        missing = self._absences.long
         for stand in extend_stands(
             newest, entries.values(), self.block, self.period, missing=missing, datasets=self.datasets
         ):
@@ -287,65 +308,44 @@ class Game:
         return entries
 
     def _download(self, entries: Mapping[SubmissionKey, Entry]) -> None:
-        """Read new files."""
+        """Read new files; the missing ones are tried again in the next round."""
+        self._verdicts = {}
         for key in entries:
-            if key in self.datasets or key in self._verdicts:
+            if key in self.datasets:
                 continue
             if key in self.hidden:
                 self._verdicts[key] = Verdict(reason=Reason.MISSING_FILE)
-                self._retry_round[key] = self.round + MISSING_RETRY_ROUNDS
+                stands = self._stands[key.hotkey]
+                stands[max(stands)] = replace(stands[max(stands)], missing_block=self.block)
             else:
                 self.datasets[key] = self.contents[key.commitment.rpartition(":")[2]].dataset
 
-    def _look_up(self, entries: Mapping[SubmissionKey, Entry]) -> None:
-        """Notice files of paid hotkeys and records that are missing for more than a day."""
+    def _files_to_find(self, entries: Mapping[SubmissionKey, Entry]) -> list[SubmissionKey]:
+        """Return the files of hotkeys in the ledger, of paid records, and those that were missing."""
         in_ledger = {key.hotkey for key in self.confirmed}
-        present = [key for key in entries if key in self.datasets]
+        own = [key for key in entries if key in self.datasets and (key.hotkey in in_ledger or key in self._absences)]
         records = records_to_look_up(
             self.block,
-            ledger_lines(self.table.ledger),
-            self.registrations,
+            self.ledger,
+            {entry.key.hotkey: entry.registration_block for entry in entries.values()},
             self.incentives,
-            self._commitments(),
-            self._missing_since,
+            self._newest_commitments(),
+            self._absences,
         )
-        for key in [*(key for key in present if key.hotkey in in_ledger or key in self._missing_since), *records]:
-            if key not in self.hidden:
-                self._missing_since.pop(key, None)
-                self._absent.discard(key)
-                continue
-            since = self._missing_since.setdefault(key, self.block)
-            if self.block - since > DAY_BLOCKS and key not in self._absent:
-                self._absent.add(key)
-                stands = self._stands[key.hotkey]
-                last = stands[max(stands)]
-                if last.key == key:
-                    shortened = max(last.first_block, min(last.last_block, since - self.period))
-                    stands[last.first_block] = replace(last, last_block=shortened)
+        return list(dict.fromkeys([*own, *records]))
 
-    def _commitments(self) -> dict[ContentKey, SubmissionKey]:
+    def _newest_commitments(self) -> dict[ContentKey, SubmissionKey]:
         stands = {hotkey: list(stands.values()) for hotkey, stands in self._stands.items()}
         return newest_commitments(stands, self.datasets, self.block)
 
-    def _record_confirmed(self, table: Table) -> None:
-        for row in table.ledger:
-            content = row.content
-            if content.key not in self.confirmed:
-                self.confirmed[content.key] = Confirmed(
-                    rank=content.rank,
-                    registration_block=content.registration_block,
-                    row_keys=self.contents[content.key.digest].dataset.row_keys,
-                    public=content.public,
-                )
-
-    def _evaluate(self, table: Table, entries: int) -> None:
+    def _evaluate(self, table: Table, entries: int) -> list[PlannedEvaluation]:
+        """Run the evaluations of the round, and return them."""
         since = self.block - newcomer_blocks(entries, self.incentives)
         while self._runs and self._runs[0][0] <= since:
             self._runs.popleft()
         recent = Counter(hotkey for _, hotkey in self._runs)
-        for planned in plan_evaluations(
-            table.originals, table.ledger, recent, self.block, self.competition, self.incentives
-        ):
+        plan = plan_evaluations(table.originals, table.ledger, recent, self.block, self.competition, self.incentives)
+        for planned in plan:
             key = planned.content.key
             if key.hotkey not in self._evaluated:
                 self._evaluated.add(key.hotkey)
@@ -353,13 +353,19 @@ class Game:
             loss = self.evaluate(self.contents[key.digest], planned.number, planned.seed_block)
             self.losses.setdefault(key, []).append(loss)
             self._runs.append((self.block, key.hotkey))
+        return plan
+
+    def _forget_departed(self) -> None:
+        """Drop the stands of departed hotkeys after a day."""
+        for hotkey in sorted(self._stands.keys() - self._entries.keys()):
+            stands = self._stands.pop(hotkey)
+            late = {block: stand for block, stand in stands.items() if stand.last_block >= self.block - DAY_BLOCKS}
+            if late:
+                self._stands[hotkey] = late
 
     def _clean_up(self) -> None:
-        """Shorten the stands and drop departed hotkeys, like the validator."""
+        """Shorten the stands, like the validator."""
         for hotkey, stands in list(self._stands.items()):
-            if hotkey not in self.registrations:
-                del self._stands[hotkey]
-                continue
             ordered = list(stands.values())
             versions = find_versions(
                 ordered, self.datasets, period=self.period, update_blocks=self.incentives.update_blocks
@@ -370,7 +376,7 @@ class Game:
 
     def start_season(self) -> None:
         """Change the model or the pool: all is evaluated again."""
-        self.losses, self.confirmed = {}, {}
+        self.losses, self.confirmed, self.ledger = {}, {}, ()
         self.season += 1
         self.incentives = replace(self.incentives, season_block=self.block)
         self._runs.clear()
