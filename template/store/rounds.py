@@ -165,6 +165,19 @@ class RoundTables(StateFile):
         with self.atomic() as db:
             db.execute("UPDATE rounds SET closed_at = ? WHERE id = ? AND closed_at IS NULL", (now, round_id))
 
+    def abandon_rounds(self, eval_config: EvalConfig) -> None:
+        """Close the open rounds of other configs, as of their weights.
+
+        Weights that were submitted again later are those of the next round's file.
+        """
+        with self.atomic() as db:
+            db.execute(
+                "UPDATE rounds SET closed_at = coalesce((SELECT max(finished_at) FROM weight_intents"
+                " WHERE round_id = rounds.id AND NOT is_repeat), started_at)"
+                " WHERE closed_at IS NULL AND contest_id <> ?",
+                (eval_config.id,),
+            )
+
     def _read_round(self, row: sqlite3.Row) -> Round:
         """Return the round of a row. Only its plan changes it, so the last is cached."""
         if self._last_read is None or self._last_read.id != row["id"]:
@@ -237,10 +250,10 @@ class RoundTables(StateFile):
         return self._intents("WHERE round_id = ? ORDER BY id", round_id)
 
     def intents_since_last_round(self, round_id: int) -> list[WeightIntent]:
-        """Return the weights that were submitted after the round before had closed."""
+        """Return the weights that were submitted again after the round before had closed."""
         return self._intents(
             "WHERE round_id = (SELECT max(id) FROM rounds WHERE id < ?)"
-            " AND created_at >= (SELECT closed_at FROM rounds WHERE rounds.id = round_id) ORDER BY id",
+            " AND created_at >= (SELECT closed_at FROM rounds WHERE rounds.id = round_id) AND is_repeat ORDER BY id",
             round_id,
         )
 

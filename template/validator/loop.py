@@ -205,20 +205,10 @@ class Validator:
         name = f"{model} seeds {source}" + (f" every {period} blocks" if source is LuckyNumFrom.CHAIN else "")
         if changes := self._changed_inputs(name, digest):
             logger.warning("every dataset is evaluated again: {}", "; ".join(changes))
-            self._finish_older_round(digest, eval_set)
         eval_config = self._store.get_or_create_config(self.config.competition, digest, name, self._now())
+        self._store.abandon_rounds(eval_config)
         self._model = model
         self.evaluator = SubmissionEvaluator(self._context, eval_config, eval_set)
-
-    def _finish_older_round(self, hyperparameters: str, eval_set: EvalSetIndex) -> None:
-        """Publish and close the open round of another model: its weights may be on chain."""
-        last = self._store.last_inputs()
-        if last is None or last[:2] != (self.config.competition.to_dict(), hyperparameters):
-            return
-        older = self._store.get_or_create_config(self.config.competition, hyperparameters, last[2], self._now())
-        if (current := self._store.open_round(older)) is not None:
-            model = last[2].partition(" seeds ")[0]
-            self._finish_round(SubmissionEvaluator(self._context, older, eval_set), current, model)
 
     def _changed_inputs(self, model: str, hyperparameters: str) -> list[str]:
         """Describe the inputs of a loss that changed since the newest round."""
@@ -323,6 +313,8 @@ class Validator:
             case schedule.SetWeights():
                 assert current is not None and evaluator is not None
                 set_weights(self._context, evaluator, current, view)
+                # Now, because a restart with other losses never returns to this round.
+                self._reporter.write_round(evaluator, current, self._model or "")
             case schedule.ResubmitWeights():
                 resubmit_weights(self._context, evaluator, view)
             case schedule.ResolveIntent(intent_id, is_accepted):

@@ -1,6 +1,7 @@
 """Report a validator's progress and write the signed file of each round."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from loguru import logger
 
@@ -9,7 +10,15 @@ from template.errors import ConfigError
 from template.receipts.files import write_round
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundSummary
-from template.records import EvaluationResult, Metrics, Round, RoundEvaluation, RoundReport, RunningEvaluation
+from template.records import (
+    EvaluationResult,
+    Metrics,
+    Round,
+    RoundEvaluation,
+    RoundReport,
+    RunningEvaluation,
+    WeightIntent,
+)
 from template.rules import schedule
 from template.rules.schedule import Action, State
 from template.validator.context import Context
@@ -70,52 +79,60 @@ class Reporter:
 
     def publish_round(self, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
         """Write the round's file and send it to the tracker. Safe to repeat."""
-        config, chain, store = self._context.config, self._context.chain, self._context.store
-        results = {
-            run: result
-            for run in current.evaluations or ()
-            if (result := store.results(evaluator.eval_config, run.content).get(run.number)) is not None
-        }
-        leaderboard = store.leaderboard(current.id)
-        # The file of the round before was written without the weights that followed its end.
-        intents = [*store.intents_since_last_round(current.id), *store.intents(current.id)]
-        ledger = store.ledger(current.id)
-        path = None
-        if config.round_dir is not None:
-            stands = {own[-1].key: own[-1] for own in store.stands().values()}
-            signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
-            summary = RoundSummary(
-                netuid=chain.netuid,
-                competition=config.competition,
-                incentives=config.incentives,
-                hyperparameters_digest=self._context.executor.training_args.hyperparameters.digest,
-                model=model,
-                round=current,
-                missing=[
-                    entry.key.hotkey
-                    for entry in current.entries
-                    if entry.key in stands and stands[entry.key].missing_block == current.start_block
-                ],
-                standings=leaderboard,
-                ledger=ledger,
-                intents=intents,
-                results=results,
-                receipts=_read_receipts(results, signer),
-            )
-            path = write_round(config.round_dir, summary, signer=signer, sign=sign)
+        path = self.write_round(evaluator, current, model)
         seconds: dict[str, float] = {}
-        for run, result in results.items():
+        for run, result in self._results(evaluator, current).items():
             seconds[run.key.hotkey] = seconds.get(run.key.hotkey, 0.0) + result.seconds
         self._context.tracker.report_round(
             RoundReport(
                 round=current,
-                leaderboard=tuple(leaderboard),
-                ledger=tuple(ledger),
-                intents=tuple(intents),
+                leaderboard=tuple(self._context.store.leaderboard(current.id)),
+                ledger=tuple(self._context.store.ledger(current.id)),
+                intents=tuple(self._intents(current)),
                 seconds=seconds,
                 round_file=None if path is None else str(path),
             )
         )
+
+    def write_round(self, evaluator: SubmissionEvaluator, current: Round, model: str) -> Path | None:
+        """Write the round's file as of now, and return its path. None without --round_dir."""
+        config, chain, store = self._context.config, self._context.chain, self._context.store
+        if config.round_dir is None:
+            return None
+        results = self._results(evaluator, current)
+        stands = {own[-1].key: own[-1] for own in store.stands().values()}
+        signer, sign = (None, None) if config.is_offline else (chain.hotkey, chain.sign)
+        summary = RoundSummary(
+            netuid=chain.netuid,
+            competition=config.competition,
+            incentives=config.incentives,
+            hyperparameters_digest=self._context.executor.training_args.hyperparameters.digest,
+            model=model,
+            round=current,
+            missing=[
+                entry.key.hotkey
+                for entry in current.entries
+                if entry.key in stands and stands[entry.key].missing_block == current.start_block
+            ],
+            standings=store.leaderboard(current.id),
+            ledger=store.ledger(current.id),
+            intents=self._intents(current),
+            results=results,
+            receipts=_read_receipts(results, signer),
+        )
+        return write_round(config.round_dir, summary, signer=signer, sign=sign)
+
+    def _results(self, evaluator: SubmissionEvaluator, current: Round) -> dict[RoundEvaluation, EvaluationResult]:
+        return {
+            run: result
+            for run in current.evaluations or ()
+            if (result := self._context.store.results(evaluator.eval_config, run.content).get(run.number)) is not None
+        }
+
+    def _intents(self, current: Round) -> list[WeightIntent]:
+        # The file of the round before was written without the weights that followed its end.
+        store = self._context.store
+        return [*store.intents_since_last_round(current.id), *store.intents(current.id)]
 
 
 def _describe(action: Action) -> str:

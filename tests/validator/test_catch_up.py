@@ -12,6 +12,7 @@ from template.chain_records import ChainSnapshot
 from template.competition import Reward, Seeds
 from template.errors import Reason, RemoteError
 from template.localnet.network import make_hotkey
+from template.receipts import files
 from template.records import RoundEvaluation
 from template.rules.schedule import Policy
 from template.validator.weights import resubmit_weights
@@ -61,6 +62,14 @@ def run_side_by_side(rounds: int, *benches: Bench) -> None:
 
 def live_rounds(bench: Bench) -> int:
     query = "SELECT count(*) FROM rounds WHERE closed_at IS NOT NULL AND opened_block < end_block"
+    return int(bench.store.rows(query)[0][0])
+
+
+def tick_until_weights(bench: Bench) -> int:
+    """Tick until the open round has weights on chain; return its start block."""
+    query = "SELECT start_block FROM rounds JOIN weight_intents ON rounds.id = round_id"
+    query += " WHERE closed_at IS NULL AND outcome IS NOT NULL"
+    bench.tick_until(lambda: bool(bench.store.rows(query)))
     return int(bench.store.rows(query)[0][0])
 
 
@@ -172,8 +181,7 @@ def test_round_of_another_model_is_published_and_closed(net: Net, monkeypatch: p
     net.submit("alice", ROWS[:60])
     with open_game(net) as bench:
         run_side_by_side(4, bench)
-        bench.tick_until(lambda: bench.outcomes() == [True])
-        last = bench.store.last_start_block()
+        last = tick_until_weights(bench)
     monkeypatch.setattr(
         FakeEvaluator, "load_model", lambda self: f"{self.training_args.model_id}@{'0' * 64} none other"
     )
@@ -182,6 +190,21 @@ def test_round_of_another_model_is_published_and_closed(net: Net, monkeypatch: p
     folder = net.parts.folder / "validator" / "rounds"
     assert len(list(folder.glob(f"round-*-{last}-*.jsonl"))) == 1, "its weights are on chain"
     assert audit_files(net, [folder], dataclasses.replace(GAME, blocks_per_epoch=PERIOD)).findings == []
+
+
+def test_round_of_another_competition_is_published(net: Net) -> None:
+    """A new season begins with a restart in mid-round."""
+    net.submit("alice", ROWS[:60])
+    with open_game(net) as bench:
+        run_side_by_side(4, bench)
+        last, block = tick_until_weights(bench), net.admin.block()
+    net.competition = dataclasses.replace(net.competition, bench=net.competition.bench + 0.1)
+    with open_game(net, season_block=block) as bench:
+        run_side_by_side(2, bench)
+        assert bench.store.rows("SELECT count(*) FROM rounds WHERE closed_at IS NULL")[0][0] <= 1
+    folder = net.parts.folder / "validator" / "rounds"
+    (path,) = folder.glob(f"round-*-{last}-*.jsonl")
+    assert [line.is_accepted for line in files.read_round(path).header.weights] == [True]
 
 
 def test_validator_far_behind_resubmits_its_newest_table(net: Net) -> None:
