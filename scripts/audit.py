@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
     cli.add_replay_arguments(parser)
-    network_help = "compare with this chain: finney, test, a wss:// url, or sim:PATH"
+    network_help = "compare with this chain: finney, test, or a ws:// or wss:// url"
     archive_help = "for blocks that the network's nodes have pruned (default: the client's public ones)"
     parser.add_argument("--subtensor.network", dest="network", help=network_help)
     parser.add_argument("--subtensor.archive_endpoints", dest="archives", metavar="URL[,URL...]", help=archive_help)
@@ -223,10 +223,9 @@ def check_histories(
 def open_chain(args: argparse.Namespace, netuid: int, stack: ExitStack) -> CachedChain:
     """Connect to a subnet until the stack ends. Raises: ConfigError."""
     from template.chain.client import Chain
-    from template.localnet.chain.substrate import open_substrate
 
     archives = [url.strip() for url in args.archives.split(",")] if args.archives else []
-    chain = Chain(args.network, netuid, substrate=open_substrate(args.network), archive_endpoints=archives)
+    chain = Chain(args.network, netuid, archive_endpoints=archives)
     return CachedChain(stack.enter_context(chain))
 
 

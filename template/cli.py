@@ -1,7 +1,4 @@
-"""Argument groups shared by the entry points, and objects built from them.
-
-Only here does `--subtensor.network sim:PATH` become a local chain.
-"""
+"""Argument groups shared by the entry points, and objects built from them."""
 
 import argparse
 import functools
@@ -112,7 +109,7 @@ def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --netuid, --subtensor.* and --wallet.*."""
     add = parser.add_argument_group("chain").add_argument
     urls, wallets = "URL[,URL...]", Path("~/.bittensor/wallets")
-    network_help = "finney, test, local, a ws:// or wss:// url, or sim:PATH for a local network"
+    network_help = "finney, test, local, or a ws:// or wss:// url"
     fallback_help = "used when the network does not answer (default: the client's public ones for a named network)"
     archive_help = "used for blocks that the others have pruned (default: the client's public ones)"
     deadline_help = "timeout of one answer, then the next endpoint is tried"
@@ -199,7 +196,6 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":
     """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
     from template.chain.client import Chain, open_wallet
-    from template.localnet.chain.substrate import open_substrate
 
     wallet = None
     if needs_wallet:
@@ -208,7 +204,6 @@ def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain
         args.network,
         args.netuid,
         wallet=wallet,
-        substrate=open_substrate(args.network),
         fallback_endpoints=_split_urls(args.fallback_endpoints),
         archive_endpoints=_split_urls(args.archive_endpoints),
         deadline_s=args.deadline_s,

@@ -127,14 +127,14 @@ def test_state_dir_is_unique_to_network_subnet_and_hotkey() -> None:
         return validator.default_state_dir(validator.build_parser().parse_args([*VALIDATOR, *words]))
 
     folders = [folder(), folder("--netuid", "97"), folder("--wallet.name", "x"), folder("--wallet.hotkey", "x")]
-    folders += [folder("--subtensor.network", name) for name in ("test", "ws://127.0.0.1:9944", "sim:/tmp/c.sqlite3")]
+    folders += [folder("--subtensor.network", name) for name in ("test", "ws://127.0.0.1:9944", "ws://127.0.0.1:9945")]
     assert len(set(folders)) == len(folders)
     assert {folder.parent for folder in folders} == {cli.DEFAULT_STATE_DIR}
 
 
 def test_miner_flags() -> None:
-    _, values = parse(miner.build_parser(), f"{' '.join(MINER)} --wallet.name n --subtensor.network sim:/x")
-    wallet = {"netuid": 96, "wallet_name": "n", "wallet_hotkey": "default", "network": "sim:/x"}
+    _, values = parse(miner.build_parser(), f"{' '.join(MINER)} --wallet.name n --subtensor.network ws://x:1")
+    wallet = {"netuid": 96, "wallet_name": "n", "wallet_hotkey": "default", "network": "ws://x:1"}
     assert values.items() >= {"hf_repo_id": "me/data", "dataset_path": Path("data.jsonl"), **wallet}.items()
 
 
@@ -196,11 +196,6 @@ def test_bad_value_is_refused_by_its_flag(
 ) -> None:
     for value in values.split():
         assert (value if value.endswith(".yaml") else flag) in refuse(main, *words, flag, value)
-
-
-def test_missing_local_chain_is_refused_and_not_created(home: Path) -> None:
-    message = refuse(validator.main, *OFFLINE, "--subtensor.network", f"sim:{home}/none.sqlite3")
-    assert "none.sqlite3" in message and not (home / "none.sqlite3").exists()
 
 
 @pytest.mark.parametrize("main", [validator.main, miner.main, status.main])

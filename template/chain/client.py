@@ -59,9 +59,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-# With a substrate given, the client resolves this label and never dials it.
-_SUBSTRATE_LABEL = "ws://127.0.0.1:1"
-
 # Blocks for which a signed call stays valid. After them, a call without an answer cannot land any more.
 _ERA_BLOCKS = 32
 
@@ -101,9 +98,8 @@ class Chain:
     Connects on first use. After a failure it connects again on the next use, to the next endpoint in turn.
 
     Args:
-        network: a name in bittensor's settings, or a ws:// or wss:// url; only a label when `substrate` is given.
+        network: a name in bittensor's settings, or a ws:// or wss:// url.
         wallet: signs messages and calls.
-        substrate: replaces the network.
         fallback_endpoints: endpoints after the first one; by default the public ones of a named network.
         archive_endpoints: endpoints for blocks whose state the others dropped; the same default.
         deadline_s: seconds for one exchange with the chain; a method makes at most three.
@@ -118,7 +114,6 @@ class Chain:
         netuid: int,
         *,
         wallet: Wallet | None = None,
-        substrate: object | None = None,
         fallback_endpoints: Sequence[str] = (),
         archive_endpoints: Sequence[str] = (),
         deadline_s: float = 120.0,
@@ -133,9 +128,7 @@ class Chain:
         self.network = network
         self.netuid = netuid
         self._key = None if wallet is None else wallet.hotkey
-        self._substrate: Any = substrate
-        label = network if substrate is None else _SUBSTRATE_LABEL
-        self._endpoints = Endpoints(label, fallback_endpoints, archive_endpoints)
+        self._endpoints = Endpoints(network, fallback_endpoints, archive_endpoints)
         self._deadline_s = deadline_s
         self._connection: _Connection | None = None
         self._clock = clock
@@ -380,7 +373,7 @@ class Chain:
                     self._endpoints.rotate()
 
     def _open(self) -> _Connection:
-        substrate = self._substrate or self._endpoints.open()
+        substrate = self._endpoints.open()
         # Not Client.connect, which also loads token symbols from a cache in the user's home.
         loop = EventLoopThread(substrate.connect, substrate.close)
         return _Connection(loop, bt.Client(self._endpoints.label, substrate=substrate), substrate)

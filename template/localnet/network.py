@@ -10,7 +10,6 @@ import yaml
 from template.chain.client import bt
 from template.errors import ConfigError
 from template.localnet.chain.chain import LocalChain
-from template.localnet.chain.substrate import NETWORK_PREFIX
 from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import LOCAL_TOKEN_PREFIX, upload_files
 
@@ -43,11 +42,6 @@ class LocalNet:
     folder: Path
     hub_endpoint: str
     netuid: int = NETUID
-
-    @property
-    def network(self) -> str:
-        """The value for --subtensor.network that needs no node."""
-        return f"{NETWORK_PREFIX}{self.chain_file}"
 
     @property
     def wallets(self) -> Path:

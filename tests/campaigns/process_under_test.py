@@ -60,7 +60,7 @@ class ValidatorProcess:
         self._hooks = hooks
         pairs = {
             "--netuid": NETUID,
-            "--subtensor.network": subnet.net.network,
+            "--subtensor.network": subnet.network,
             "--wallet.path": subnet.net.wallets,
             "--wallet.name": wallet,
             "--competition": subnet.net.competition,
@@ -73,6 +73,7 @@ class ValidatorProcess:
             **inherited,
             "HF_ENDPOINT": hub_endpoint,
             "HF_HOME": str(folder / "hf_home"),
+            "BITTENSOR_RUNTIME_CACHE_DIR": str(folder / "runtime_cache"),
             "BTCLI_TOKEN_SYMBOLS_CACHE": str(folder / "token_symbols.json"),
             "PYTHONPATH": str(ROOT),
             # The bits of a loss depend on the number of threads.

@@ -26,11 +26,12 @@ from template.constants import DATA_FILE
 from template.localnet.chain import pallets
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.scale_codec import decode_call, encode_call
-from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.hub.store import upload_files
 from template.localnet.network import NETUID, LocalNet, make_hotkey
+from template.localnet.node.server import NodeServer
 from tests.fixtures import chain
 from tests.fixtures.faulty_hub import HubFault, set_faults
+from tests.fixtures.substrate import InProcessChain, LocalSubstrate
 
 COMPETITION = dataclasses.replace(Competition.from_defaults(), id="synthetic", repo="synthetic/pool")
 # Losses of the tiny model after some short rows lie well inside of this curve.
@@ -98,6 +99,7 @@ class SyntheticSubnet:
         self.hub_root = self.folder / "hub"
         self.competition = load_competition(self.net.competition)
         self.chain = LocalChain(self.net.chain_file)
+        self._node: NodeServer | None = None
 
     @classmethod
     def create(
@@ -143,9 +145,18 @@ class SyntheticSubnet:
         self.close()
 
     def close(self) -> None:
+        if self._node is not None:
+            self._node.close()
         self.chain.close()
 
     # The chain
+
+    @property
+    def network(self) -> str:
+        """The url of the subnet's node, which starts with its first use."""
+        if self._node is None:
+            self._node = NodeServer(self.net.chain_file)
+        return self._node.url
 
     @staticmethod
     def hotkey(name: str) -> str:
@@ -163,10 +174,10 @@ class SyntheticSubnet:
             self.chain.register(self.hotkey(name))
 
     def connect(self, key: Any = None, *, node: LocalSubstrate | None = None, deadline_s: float = 10.0) -> Chain:
-        """Return a connection that signs with `key`, by default the validator's."""
+        """Return a client in this process that signs with `key`, by default the validator's."""
         wallet: Any = SimpleNamespace(hotkey=key or self.validator_key())
         node = node or LocalSubstrate(self.net.chain_file)
-        return Chain(self.net.network, NETUID, wallet=wallet, substrate=node, deadline_s=deadline_s)
+        return InProcessChain(node, NETUID, wallet=wallet, deadline_s=deadline_s)
 
     def text(self, repo: str, revision: str, competition_id: str | None = None) -> str:
         """Return the commitment of a dataset."""

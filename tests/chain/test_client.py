@@ -1,10 +1,7 @@
 """Chain on a local chain: views, commitments, weights and refusals."""
 
-import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +11,6 @@ from template.chain_records import PreparedWeights
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
-from template.localnet.chain.substrate import LocalSubstrate, open_substrate
 from tests.fixtures.chain import (
     DISCARDED,
     NETUID,
@@ -25,6 +21,7 @@ from tests.fixtures.chain import (
     make_key,
     make_node,
 )
+from tests.fixtures.substrate import InProcessChain, LocalSubstrate
 
 MINER, VALIDATOR, OWNER = make_key("miner"), make_key("validator"), make_key("owner")
 
@@ -188,7 +185,7 @@ def test_used_up_space_tells_the_blocks_to_wait(local: LocalChain, miner: Chain)
 def test_unknown_netuid_is_a_config_error(local: LocalChain) -> None:
     for netuid in (8, 0, -1, 65536):
         with pytest.raises(ConfigError, match="--netuid"):
-            Chain(local.network, netuid, substrate=LocalSubstrate(local.path)).view()
+            InProcessChain(LocalSubstrate(local.path), netuid).view()
 
 
 def test_subnet_without_epochs_is_a_config_error(local: LocalChain, miner: Chain) -> None:
@@ -206,7 +203,7 @@ def test_future_block_has_no_hash(local: LocalChain, miner: Chain) -> None:
 
 
 @pytest.mark.parametrize(
-    "network", ["mainnet", "", "sim:nowhere", "http://127.0.0.1", "ws://", "ws://a b", "wss://h:99999"]
+    "network", ["mainnet", "", "file:/nowhere", "http://127.0.0.1", "ws://", "ws://a b", "wss://h:99999"]
 )
 def test_network_that_makes_no_sense_is_a_config_error(network: str) -> None:
     with pytest.raises(ConfigError, match=r"--subtensor\.network"):
@@ -225,21 +222,6 @@ def test_writing_without_a_wallet_is_a_config_error(local: LocalChain) -> None:
         for write, argument in writes:
             with pytest.raises(ConfigError, match=r"--wallet\.name"):
                 write(argument)
-
-
-def test_real_networks_have_no_local_substrate(local: LocalChain, tmp_path: Path) -> None:
-    assert open_substrate("finney") is None
-    assert isinstance(open_substrate(local.network), LocalSubstrate)
-    other = tmp_path / "other.db"
-    other.write_bytes(b"not a chain, " * 100)
-    foreign = tmp_path / "foreign.db"
-    with closing(sqlite3.connect(foreign)) as connection:
-        connection.execute("CREATE TABLE chain (genesis TEXT, netuid INTEGER)")
-    before = foreign.read_bytes()
-    for path in ("", tmp_path, tmp_path / "missing.db", other, foreign):
-        with pytest.raises(ConfigError, match="sim:PATH"):
-            open_substrate(f"sim:{path}")
-    assert foreign.read_bytes() == before
 
 
 def test_a_block_is_read_once_and_the_next_one_anew(local: LocalChain) -> None:

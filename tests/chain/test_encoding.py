@@ -9,13 +9,13 @@ from bittensor._transport.codec import RuntimeCodec
 from template import constants
 from template.chain.client import beacon_round_at, bt
 from template.chain.commitments import encode_timelock_plaintext
-from template.localnet.chain import storage
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import decode_call, encode_call
-from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.node.metadata import recorded_metadata
 from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key, set_weights
+from tests.fixtures.substrate import LocalSubstrate
+from tests.fixtures.substrate_storage import read_entries, read_value
 
 FIELDS: list[object] = [
     {"Raw1": b"a"},
@@ -141,7 +141,7 @@ def test_stored_reveals_decode_like_the_client(codec: RuntimeCodec, local: Local
     plaintext = encode_timelock_plaintext(text)
     stored = b"\x04" + codec.encode_compact(len(plaintext)) + plaintext + local.block().to_bytes(8, "little")
     with Ledger(local.path) as ledger:
-        ((data, block),) = storage.value(ledger.at(), "Commitments.RevealedCommitments", [key.ss58_address])
+        ((data, block),) = read_value(ledger.at(), "Commitments.RevealedCommitments", [key.ss58_address])
     assert codec.decode(entry.value_type, stored) == [(data, block)]
 
 
@@ -168,7 +168,7 @@ def test_stored_commitments_decode_like_the_client(codec: RuntimeCodec, local: L
     commit(local, key, field, field)
     with Ledger(local.path) as ledger:
         stored = ledger.at().get("CommitmentOf", key.ss58_address)
-        shown = storage.value(ledger.at(), "Commitments.CommitmentOf", [key.ss58_address])
-        assert storage.entries(ledger.at(), "Commitments.CommitmentOf") == [(key.ss58_address, shown)]
+        shown = read_value(ledger.at(), "Commitments.CommitmentOf", [key.ss58_address])
+        assert read_entries(ledger.at(), "Commitments.CommitmentOf") == [(key.ss58_address, shown)]
     entry = codec.storage_entry("Commitments", "CommitmentOf")
     assert codec.decode(entry.value_type, codec.encode(entry.value_type, stored)) == shown

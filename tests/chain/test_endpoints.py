@@ -4,7 +4,6 @@ import argparse
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from websockets.sync.server import ServerConnection, serve
@@ -15,9 +14,9 @@ from template.cli import add_chain_arguments, open_chain
 from template.errors import ConfigError, RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault
-from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, ManualClock, connect
 from tests.fixtures.logs import log_lines
+from tests.fixtures.substrate import LocalSubstrate
 
 
 @contextmanager
@@ -233,10 +232,3 @@ def test_invalid_value_is_a_config_error_with_its_flag(flag: str, values: tuple[
     for value in values:
         with pytest.raises(ConfigError, match=flag):
             open_with("--subtensor.network", "ws://a:1", flag, value)
-
-
-def test_flags_are_checked_for_a_local_chain_too(local: LocalChain, tmp_path: Path) -> None:
-    with open_with("--subtensor.network", local.network) as chain:
-        assert chain.block() == local.block()
-    with pytest.raises(ConfigError, match=r"--subtensor\.fallback_endpoints"):
-        open_with("--subtensor.network", local.network, "--subtensor.fallback_endpoints", "x")

@@ -11,8 +11,8 @@ from template.chain.client import Chain, bt
 from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault
-from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, connect, make_key, make_node, set_weights
+from tests.fixtures.substrate import LocalSubstrate
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
 

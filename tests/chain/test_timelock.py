@@ -9,8 +9,8 @@ from template.chain.commitments import encode_timelock_plaintext
 from template.chain_records import ChainCommitment
 from template.errors import ConfigError, RemoteError
 from template.localnet.chain.chain import LocalChain
-from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import DISCARDED, NETUID, SEALED, commit, connect, make_key, make_node, run_async
+from tests.fixtures.substrate import LocalSubstrate
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
 

@@ -9,8 +9,8 @@ import pytest
 from template.chain.client import Chain
 from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
-from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, connect, make_key, make_local_chain
+from tests.fixtures.substrate import LocalSubstrate
 
 MINER, OTHER = make_key("miner"), make_key("other")
 
@@ -147,7 +147,7 @@ def test_node_of_another_chain_is_replaced(local: LocalChain, tmp_path: Path) ->
         other.register(OTHER.ss58_address)
         other.advance(100)
         substrates = [LocalSubstrate(local.path), LocalSubstrate(other.path), LocalSubstrate(local.path)]
-        with Chain("finney", NETUID, substrate=None, deadline_s=20) as chain:
+        with Chain("finney", NETUID, deadline_s=20) as chain:
             chain._endpoints.open = lambda: substrates[0]  # type: ignore[assignment, return-value]
             asked: list[str] = []
             chain._endpoints.rotate = lambda: asked.append(str(substrates.pop(0).path))  # type: ignore[method-assign]

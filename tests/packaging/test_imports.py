@@ -41,7 +41,7 @@ ROOMS = {
     "receipts": f"rules workers hub data chain config serialization files terminal {RECORDS}",
     "validator": f"files workers receipts telemetry chain store hub data rules terminal {RECORDS}",
     "updates": f"telemetry {GROUND}",
-    "cli": f"receipts workers localnet hub chain training telemetry data config files serialization {RECORDS}",
+    "cli": f"receipts workers hub chain training telemetry data config files serialization {RECORDS}",
     "neurons": "*",
     "scripts": "*",
 }

@@ -17,7 +17,7 @@ def run(net: Net, **changed: object) -> Ended:
     """Run the entry point here for one round."""
     flags: dict[str, object] = {
         "netuid": 96,
-        "subtensor.network": net.parts.network,
+        "subtensor.network": net.network,
         "wallet.path": net.parts.wallets,
         "wallet.name": "validator",
         "competition": net.parts.competition,
@@ -59,7 +59,7 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
     "no such wallet": ({"wallet__name": "nobody"}, "--wallet.name"),
     "wrong netuid": ({"netuid": 95}, "--netuid"),
     "impossible netuid": ({"netuid": 70000}, "--netuid"),
-    "no such chain": ({"subtensor__network": "sim:/nowhere.sqlite3"}, "--subtensor.network"),
+    "no such chain": ({"subtensor__network": "/nowhere.sqlite3"}, "--subtensor.network"),
     "broken competition": ({"competition": "BROKEN"}, "BROKEN.yaml: unknown key 'benk'"),
     "no such evaluation set": ({"competition": "MOVED"}, "sample/pool has no such commit"),
     "no such competition": ({"competition": "/nowhere.yaml"}, "/nowhere.yaml: cannot be read"),

@@ -36,7 +36,7 @@ def test_check_config_without_ray_names_setup(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_device_flag_with_ray_is_refused(net: Net, tiny_model: Path) -> None:
-    arguments = ["--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"]
+    arguments = ["--netuid", 96, "--subtensor.network", net.network, "--offline", "--wandb.off"]
     state = ["--state_dir", net.parts.folder / "process", "--executor", "ray", "--device", "cuda:0"]
     ended = call_main(load_main(VALIDATOR), *arguments, *state)
     assert ended.status == 3 and "--device needs --executor local" in ended.logs[-1]

@@ -230,7 +230,7 @@ def test_validator_with_ray_workers_completes_a_round(net: Net, cluster: Cluster
     net.align(20)
     ended = call_main(
         load_main(VALIDATOR),
-        *("--netuid", 96, "--subtensor.network", net.parts.network, "--offline", "--wandb.off"),
+        *("--netuid", 96, "--subtensor.network", net.network, "--offline", "--wandb.off"),
         *("--competition", net.parts.competition, "--state_dir", net.parts.folder / "process"),
         *("--training_args", write_training_args(net.parts.folder / "args.yaml"), "--model_path", tiny_model),
         *("--max_epochs", 1, "--blocks_per_epoch", 20, "--block_threshold", 5),

@@ -8,7 +8,6 @@ from template.errors import ConfigError
 from template.localnet.chain import pallets
 from template.localnet.chain.ledger import Ledger, State, check_block_time
 from template.localnet.chain.scale_codec import encode_string
-from template.localnet.chain.substrate import NETWORK_PREFIX
 
 _VALIDATOR_STAKE = 10_000 * pallets.RAO_PER_TAO
 
@@ -47,11 +46,6 @@ class LocalChain(Ledger):
         if block_time_s:
             chain.set_block_time(block_time_s)
         return chain
-
-    @property
-    def network(self) -> str:
-        """The value for --subtensor.network."""
-        return f"{NETWORK_PREFIX}{self.path}"
 
     def register(self, hotkey: str, coldkey: str | None = None, *, is_validator: bool = False) -> int:
         """Register a hotkey; return the next uid or, in a full subnet, the oldest.

@@ -131,7 +131,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
         if not path.is_file():
-            raise ConfigError(f"--subtensor.network sim:PATH must name a local chain's file: {path} does not exist")
+            raise ConfigError(f"{path} does not exist: name a local chain's file")
         self.path = path
         self._now = now
         self._connection = _connect(path)
@@ -143,9 +143,7 @@ class Ledger:
             self.genesis, self.netuid = self._connection.execute("SELECT genesis, netuid FROM chain").fetchone()
         except sqlite3.DatabaseError as error:
             self._connection.close()
-            raise ConfigError(
-                f"--subtensor.network sim:PATH must name a local chain's file, not {path}: {error}"
-            ) from error
+            raise ConfigError(f"{path} is not a local chain's file: {error}") from error
 
     @classmethod
     def create_file(cls, path: Path, *, netuid: int, block_time_s: float, now: Callable[[], float] = time.time) -> Self:

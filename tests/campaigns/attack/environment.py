@@ -20,7 +20,6 @@ from rich.console import Console
 from template.competition import CommitmentRecord, Incentives, Reward
 from template.hub import datasets, storage
 from template.localnet.chain.chain import LocalChain
-from template.localnet.chain.substrate import LocalSubstrate
 from template.records import LeaderboardRow, SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
@@ -36,6 +35,7 @@ from tests.campaigns.clock import BlockClock
 from tests.campaigns.fake_executors import FakeExecutor
 from tests.campaigns.synthetic_subnet import LARGE_ROWS, VALIDATOR, WIDE_CURVE, SyntheticSubnet, make_file, make_rows
 from tests.fixtures.faulty_hub import FaultyHub
+from tests.fixtures.substrate import LocalSubstrate
 
 POOL = make_rows(140, words=17)
 LARGE = POOL[:LARGE_ROWS]

@@ -11,11 +11,11 @@ from typing import Any
 from template.chain.client import bt
 from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
-from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.network import NETUID
 from tests.campaigns.attack.environment import HONEST, POOL, Environment, in_environment, shared_environment
 from tests.campaigns.attack.runner import Attack, judge
 from tests.campaigns.synthetic_subnet import OWNER, SyntheticSubnet
+from tests.fixtures.substrate import LocalSubstrate
 
 _RETRIED = "again later, then evaluated"
 _TICKS = 3

@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from bittensor._transport.interface import SubstrateConnection
+from bittensor._transport.rpc import RpcSession
+
 import template
+from template.localnet.chain.ledger import Ledger
 from tests.campaigns.process_under_test import set_default
 
 ROUND_BLOCKS = 360
@@ -102,11 +106,19 @@ class CrashPoints:
 
 
 def install(
-    folder: str, watched: str, began_at: float, speed: float, executor_speed: float, worker: str | None, **due: Any
+    folder: str,
+    watched: str,
+    chain_file: str,
+    began_at: float,
+    speed: float,
+    executor_speed: float,
+    worker: str | None,
+    **due: Any,
 ) -> None:
     """Prepare a validator's process.
 
     Args:
+        chain_file: of the subnet, whose newest block names the points of extrinsics.
         began_at, speed: its clock runs so many times as fast since then.
         executor_speed: the same for its workers' time limits.
         worker: program to run in place of a worker, None for the real one.
@@ -114,7 +126,7 @@ def install(
     points = CrashPoints(Path(folder), watched, **due)
     _watch_sqlite(points)
     _watch_files(points)
-    _watch_extrinsics(points)
+    _watch_extrinsics(points, Path(chain_file))
     _replace_clocks(Path(folder), began_at, speed, executor_speed)
     if worker is not None:
         sys.executable = worker
@@ -185,28 +197,31 @@ def _watch_files(points: CrashPoints) -> None:
     wrap("fsync", opened)
 
 
-def _watch_extrinsics(points: CrashPoints) -> None:
+def _watch_extrinsics(points: CrashPoints, chain_file: Path) -> None:
     """Make points of an extrinsic: before it is sent, landed, answered."""
-    from template.localnet.chain import substrate
 
-    apply, submit = substrate._apply, substrate.LocalSubstrate.submit
+    def reach(kind: str) -> None:
+        with Ledger(chain_file) as ledger:
+            points.reach(kind, f"round of block {ledger.block() // ROUND_BLOCKS * ROUND_BLOCKS}")
 
-    def reach(kind: str, ledger: Any) -> None:
-        points.reach(kind, f"round of block {ledger.block() // ROUND_BLOCKS * ROUND_BLOCKS}")
+    request, submit = RpcSession.request, SubstrateConnection.submit_extrinsic
 
-    def watched_apply(ledger: Any, signer: str, data: bytes) -> Any:
-        reach("before extrinsic is sent", ledger)
-        result = apply(ledger, signer, data)
-        reach("after extrinsic has landed", ledger)
-        return result
-
-    async def watched_submit(self: Any, *args: Any, **options: Any) -> Any:
-        answer = await submit(self, *args, **options)
-        reach("after extrinsic is answered", self._open())
+    async def watched_request(self: Any, method: str, params: Any = None) -> Any:
+        if method != "author_submitAndWatchExtrinsic":
+            return await request(self, method, params)
+        reach("before extrinsic is sent")
+        answer = await request(self, method, params)
+        # The node puts a call into the next block before it answers.
+        reach("after extrinsic has landed")
         return answer
 
-    substrate._apply = watched_apply
-    substrate.LocalSubstrate.submit = watched_submit  # type: ignore[method-assign]
+    async def watched_submit(self: Any, *args: Any, **options: Any) -> Any:
+        report = await submit(self, *args, **options)
+        reach("after extrinsic is answered")
+        return report
+
+    RpcSession.request = watched_request  # type: ignore[method-assign]
+    SubstrateConnection.submit_extrinsic = watched_submit  # type: ignore[method-assign]
 
 
 def _replace_clocks(folder: Path, began_at: float, speed: float, executor_speed: float) -> None:

@@ -109,6 +109,7 @@ class Run:
             options={
                 "folder": str(folder),
                 "watched": str((folder / "state").resolve()),
+                "chain_file": str(self.subnet.net.chain_file),
                 "began_at": time.time(),
                 "speed": _SPEED,
                 "executor_speed": executor_speed,

@@ -58,7 +58,7 @@ def _audit_files(subnet: SyntheticSubnet, name: str) -> Iterator[str]:
         "--training_args": folder / "training_args.yaml",
         "--model_path": folder / "model",
         "--device": "cpu",
-        "--subtensor.network": subnet.net.network,
+        "--subtensor.network": subnet.network,
     }
     words = [str(word) for pair in flags.items() for word in pair]
     with closing(FaultyHub(subnet.hub_root)) as hub:

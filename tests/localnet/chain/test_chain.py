@@ -14,8 +14,8 @@ from template.chain.client import bt
 from template.errors import ConfigError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault, Ledger
-from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, commit, connect, make_key, make_local_chain, run_async
+from tests.fixtures.substrate import LocalSubstrate
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
 

@@ -1,5 +1,6 @@
 """The local chain's file: blocks by the clock, and a past that never changes."""
 
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from template.errors import ConfigError
 from template.localnet.chain.ledger import Ledger, UnknownBlockError
 from tests.fixtures.chain import NETUID, ManualClock, make_local_chain
 
@@ -182,3 +184,16 @@ def test_hashes_do_not_depend_on_the_calls(tmp_path: Path) -> None:
         with Ledger(copy) as other:
             other.advance(1)
             assert other.hash_of(head + 1) == local.hash_of(head + 1)
+
+
+def test_file_that_is_no_local_chain_is_refused_and_kept(tmp_path: Path) -> None:
+    other, foreign = tmp_path / "other.db", tmp_path / "foreign.db"
+    other.write_bytes(b"not a chain, " * 100)
+    with closing(sqlite3.connect(foreign)) as connection:
+        connection.execute("CREATE TABLE chain (genesis TEXT, netuid INTEGER)")
+    before = foreign.read_bytes()
+    for path in (tmp_path, tmp_path / "missing.db", other, foreign):
+        with pytest.raises(ConfigError, match=re.escape(str(path))):
+            Ledger(path)
+    assert foreign.read_bytes() == before
+    assert not (tmp_path / "missing.db").exists()

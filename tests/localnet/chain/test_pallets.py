@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from template.localnet.chain.chain import LocalChain
-from template.localnet.chain.substrate import LocalSubstrate
 from tests.fixtures.chain import NETUID, commit, make_key, make_local_chain, run_async, submit
+from tests.fixtures.substrate import LocalSubstrate
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
 WEIGHTS = {"netuid": NETUID, "mecid": 0, "dests": [1], "weights": [65535], "version_key": 0}

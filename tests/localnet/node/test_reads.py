@@ -11,12 +11,12 @@ from template.chain.client import bt
 from template.localnet.chain import pallets
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.scale_codec import encode_compact
-from template.localnet.chain.substrate import LocalSubstrate
 from template.localnet.node.metadata import SPEC_VERSION, recorded_metadata, runtime_metadata
 from template.localnet.node.runtime import Runtime
 from template.localnet.node.server import NodeServer
 from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key, run_async, set_weights
 from tests.fixtures.node import Wire, dial, use_client
+from tests.fixtures.substrate import LocalSubstrate
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
 
