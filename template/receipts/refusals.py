@@ -152,8 +152,9 @@ class RefusalCheck:
             self.notes.append(f"{line.hotkey}: counts from block {block}, because of a dataset that is in no file here")
             return
         last = max((version.rank_block for version in own), default=0)
-        # A file that comes late counts from the round after the one that reads it.
-        earliest = max(last + rules.update_blocks, header.start_block + rules.blocks_per_epoch)
+        # A late file counts from the second round after the last one in which it was missing.
+        rounds = 2 if line.hotkey in header.missing else 1
+        earliest = max(last + rules.update_blocks, header.start_block + rounds * rules.blocks_per_epoch)
         if block > align(earliest, rules.blocks_per_epoch):
             text = f"counts from block {block} in the table, by the entries of these files from {earliest} at most"
             yield Finding(Kind.RANK, f"{line.hotkey}: {text}")

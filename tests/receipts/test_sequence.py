@@ -32,6 +32,23 @@ def test_rival_that_is_to_count_much_later_is_found(season: Season) -> None:
     assert text == f"{bob}: counts from block 200 in the table, by the entries of these files from 160 at most"
 
 
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_file_that_comes_in_its_round_counts_two_later(season: Season, is_missing: bool) -> None:
+    bob = season.net.hotkey("bob")
+    edit = waiting(season, "bob", "counts from block 180")
+
+    def edit_round(content: dict[str, Any]) -> None:
+        edit(content)
+        content["missing"] = [bob] if is_missing else []
+
+    found = texts(season.find({140: edit_round}), Kind.RANK)
+    assert [text for text in found if text.startswith(f"{bob}: counts from")] == (
+        []
+        if is_missing
+        else [f"{bob}: counts from block 180 in the table, by the entries of these files from 160 at most"]
+    )
+
+
 def test_new_season_is_a_note(season: Season) -> None:
     """A validator could begin one each round, and submit old shares for ever."""
     report = season.check(season.edited({160: lambda content: content.update(model=f"{content['model']} v2")}))

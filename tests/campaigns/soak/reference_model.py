@@ -376,7 +376,7 @@ def _fault(model: ReferenceModel, row: Row) -> str | None:
 
 
 def _paid(lines: Mapping[str, Line]) -> dict[str, float]:
-    return {hotkey: line.credit for hotkey, line in lines.items() if line.credit > 0 and line.reason is None}
+    return {hotkey: line.credit for hotkey, line in lines.items() if line.credit > 0}
 
 
 def _rounded(lines: Mapping[Any, Sequence[object]]) -> dict[Any, tuple[object, ...]]:
