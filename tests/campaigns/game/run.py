@@ -137,7 +137,7 @@ STRATEGIES = (
         name="copies of late files",
         make=records.LateCopier,
         hotkeys=40,
-        bound=Bound.NOTHING,
+        # A dataset that its author gave up before it was confirmed is free for others.
         rivals=records.LateAuthor,
     ),
     Strategy(name="flood while ahead with 8 slots", make=records.Freezer, hotkeys=200, bound=Bound.MOST_LUCK, slots=8),
