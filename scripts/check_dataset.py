@@ -85,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
     content = read_file(args.dataset_path.expanduser())
     home = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
     work_dir = files.check_folder(home / competition.digest[:12], "--work_dir")
-    pool = read_eval_set_index(fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token()))
-    file = inspect_file(content, pool, max_rows=competition.rows, has_target=cli.make_target_check(args))
+    eval_file = fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token())
+    pool, has_target = read_eval_set_index(eval_file), cli.make_target_check(args)
+    file = inspect_file(content, pool, max_rows=competition.rows, has_target=has_target, eval_file=eval_file)
     subnet, unread = (None, "") if args.is_offline else read_subnet(args, competition, pool, work_dir / "neighbours")
     comparison, counts_from = None, None
     if subnet is not None:

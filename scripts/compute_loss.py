@@ -301,13 +301,15 @@ def check(data_dir: Path, evaluator: Evaluator) -> None:
     """Check all but duplicates. Raises: SubmissionError."""
     from template.data.eval_set import check_dataset, read_eval_set_index
 
-    pool = read_eval_set_index(evaluator.eval_data_dir / constants.DATA_FILE)
+    eval_file = evaluator.eval_data_dir / constants.DATA_FILE
+    pool = read_eval_set_index(eval_file)
     path = data_dir / constants.DATA_FILE
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    check_dataset(content, pool, name=constants.DATA_FILE, max_rows=evaluator.competition.rows)
+    max_rows = evaluator.competition.rows
+    check_dataset(content, pool, name=constants.DATA_FILE, max_rows=max_rows, eval_file=eval_file)
 
 
 def choose_seeds(first: int | None, count: int) -> list[int]:

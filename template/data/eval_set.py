@@ -4,12 +4,14 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from template.data.lookalikes import explain_foreign_rows
 from template.data.near_duplicates import NearDuplicates
 from template.data.rows import EVAL_SET_LIMITS, SUBMISSION_LIMITS, Row, RowKey, content_digest, parse_rows, read_keys
 from template.errors import ConfigError, HostError, Reason, SubmissionError
 from template.records import Dataset
 
 _LINES_NAMED = 5
+_LINES_EXPLAINED = 2
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,22 @@ def read_eval_set_index(path: Path) -> EvalSetIndex:
     return EvalSetIndex.from_lines(line_keys, near_duplicates.canonical)
 
 
-def check_dataset(content: bytes, eval_keys: Container[bytes], *, name: str, max_rows: int) -> tuple[Row, ...]:
-    """Return a submission's counted rows; `name` is the file's name in errors."""
+def check_dataset(
+    content: bytes, eval_keys: Container[bytes], *, name: str, max_rows: int, eval_file: Path | None = None
+) -> tuple[Row, ...]:
+    """Return a submission's counted rows; `name` is the file's name in errors.
+
+    eval_file: the evaluation set, read again to explain rows that only look like its rows.
+    """
     rows = parse_rows(content, name=name, limits=SUBMISSION_LIMITS)[:max_rows]
-    check_membership(rows, eval_keys, max_rows=max_rows)
+    try:
+        check_membership(rows, eval_keys, max_rows=max_rows)
+    except SubmissionError as error:
+        if eval_file is None:
+            raise
+        explained = explain_foreign_rows([row for row in rows if row.key not in eval_keys], eval_file)
+        clauses = [f"; line {line} {text}" for line, text in list(explained.items())[:_LINES_EXPLAINED]]
+        raise SubmissionError(error.reason, f"{error}{''.join(clauses)}") from error
     return rows
 
 

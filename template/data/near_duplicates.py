@@ -53,13 +53,13 @@ def normalized_digest(row: Row) -> bytes:
     """Hash the row's normalized texts to 16 bytes, equal for near duplicates only."""
     texts = [message.content for message in row.messages]
     answered = texts[: len(texts) // 2 * 2] or texts
-    system = _normalize(row.system or "")
-    parts = [b"" if system in _DEFAULTS else system, *map(_normalize, answered)]
+    system = normalize(row.system or "")
+    parts = [b"" if system in _DEFAULTS else system, *map(normalize, answered)]
     # Normalized text contains no NUL.
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
 
 
-def _normalize(text: str) -> bytes:
+def normalize(text: str) -> bytes:
     if text.isascii():
         raw = text.encode().translate(None, _CONTROLS).replace(b"`", b"'")
         return b" ".join(raw.lower().split())
@@ -68,7 +68,7 @@ def _normalize(text: str) -> bytes:
     return " ".join(text.split()).encode()
 
 
-_DEFAULTS = frozenset(_normalize(template.default_system or "") for template in model2template.values())
+_DEFAULTS = frozenset(normalize(template.default_system or "") for template in model2template.values())
 
 
 class NearDuplicates:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from template import constants
+from template.data import hints
 from template.errors import Reason, SubmissionError
 
 T = TypeVar("T")
@@ -196,17 +197,18 @@ def _parse_row(line: bytes, number: int, limits: Limits) -> Row:
     if number == 1 and line.startswith(codecs.BOM_UTF8):
         raise _malformed("expected UTF-8 without a byte order mark")
     if len(line) > limits.row_bytes:
-        raise SubmissionError(
-            Reason.TOO_LARGE, f"expected at most {limits.row_bytes} bytes in a row, found {len(line)}"
-        )
+        message = f"expected at most {limits.row_bytes} bytes in a row, found {len(line)}{hints.hint_for_line(line)}"
+        raise SubmissionError(Reason.TOO_LARGE, message)
     if _is_deeper(line, limits.json_depth):
         raise SubmissionError(Reason.TOO_LARGE, f"expected JSON nested at most {limits.json_depth} deep")
     try:
         value = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _malformed(f"expected UTF-8, found byte 0x{line[error.start]:02x} at byte {error.start + 1}") from error
+        where = f"found byte 0x{line[error.start]:02x} at byte {error.start + 1}"
+        raise _malformed(f"expected UTF-8, {where}{hints.hint_for_line(line)}") from error
     except json.JSONDecodeError as error:
-        raise _malformed(f"expected one JSON object, but at character {error.colno}: {error.msg}") from error
+        cause = f"at character {error.colno}: {error.msg}{hints.hint_for_json_error(error.doc, error.pos)}"
+        raise _malformed(f"expected one JSON object, but {cause}") from error
     return _read_row(value, number, limits)
 
 
@@ -228,10 +230,12 @@ def _is_deeper(line: bytes, max_depth: int) -> bool:
 
 def _read_row(value: object, number: int, limits: Limits) -> Row:
     if not isinstance(value, dict):
-        raise _malformed(f"expected a JSON object, found {reprlib.repr(value)}")
+        hint = hints.hint_for_line(b"[") if isinstance(value, list) else ""
+        raise _malformed(f"expected a JSON object, found {reprlib.repr(value)}{hint}")
     turns = value.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise _malformed(f"expected 'conversations' to be a list of messages, found {reprlib.repr(turns)}")
+        hint = hints.hint_for_row(value) if turns is None else ""
+        raise _malformed(f"expected 'conversations' to be a list of messages, found {reprlib.repr(turns)}{hint}")
     if len(turns) > limits.messages:
         raise SubmissionError(Reason.TOO_LARGE, f"expected at most {limits.messages} messages, found {len(turns)}")
     system = value.get("system")
@@ -247,7 +251,8 @@ def _read_message(value: object, index: int) -> Message:
         raise _malformed(f"expected message {index + 1} to be an object, found {reprlib.repr(value)}")
     role = _ROLES[index % 2]
     if value.get("role") != role:
-        raise _malformed(f"expected the role {role!r} in message {index + 1}, found {reprlib.repr(value.get('role'))}")
+        actual = f"{reprlib.repr(value.get('role'))}{hints.hint_for_message(value, index)}"
+        raise _malformed(f"expected the role {role!r} in message {index + 1}, found {actual}")
     return Message(role, _read_text(value.get("content"), index))
 
 
@@ -257,6 +262,7 @@ def _read_text(value: object, index: int | None) -> str:
         return value
     expected = "'system' to be text or null" if index is None else f"the content of message {index + 1} to be text"
     actual = "half of a surrogate pair" if isinstance(value, str) else reprlib.repr(value)
+    actual += hints.hint_for_content(value)
     raise _malformed(f"expected {expected}, found {actual}")
 
 

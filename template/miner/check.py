@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from template.constants import MAX_TOKENS
 from template.data.encoding import has_target_for_any_tokenizer
 from template.data.eval_set import lines_not_in_eval_set
+from template.data.lookalikes import explain_foreign_rows
 from template.data.rows import SUBMISSION_LIMITS, LineError, Row, scan_rows
 from template.errors import Reason, RemoteError
 
@@ -38,12 +40,17 @@ class Inspection:
 
 
 def inspect_file(
-    content: bytes, eval_keys: Container[bytes], *, max_rows: int, has_target: Callable[[Row], bool]
+    content: bytes,
+    eval_keys: Container[bytes],
+    *,
+    max_rows: int,
+    has_target: Callable[[Row], bool],
+    eval_file: Path | None = None,
 ) -> Inspection:
     """Find every problem of a file; a file without any would be trained on.
 
     A malformed line takes the place of a row among the first `max_rows`. `has_target` is called for rows so long that
-    only the model's tokenizer can decide, until it raises RemoteError.
+    only the model's tokenizer can decide, until it raises RemoteError. eval_file: see `check_dataset`.
     """
     results = list(scan_rows(content, limits=SUBMISSION_LIMITS))
     counted = tuple(row for row in results[:max_rows] if isinstance(row, Row))
@@ -53,7 +60,14 @@ def inspect_file(
         if isinstance(error, LineError)
     ]
     foreign = set(lines_not_in_eval_set(counted, eval_keys))
-    faults += [Problem(line=line, reason=Reason.NOT_IN_POOL, message="not in the evaluation set") for line in foreign]
+    explained: dict[int, str] = {}
+    if eval_file is not None:
+        lookalikes = explain_foreign_rows([row for row in counted if row.line in foreign], eval_file)
+        explained = {line: f"; {text}" for line, text in lookalikes.items()}
+    faults += [
+        Problem(line=line, reason=Reason.NOT_IN_POOL, message=f"not in the evaluation set{explained.get(line, '')}")
+        for line in foreign
+    ]
     long_rows = [row for row in counted if row.line not in foreign and not has_target_for_any_tokenizer(row)]
     answers, undecided_why = _answer_each(long_rows, has_target)
     no_target = f"expected an answer within {MAX_TOKENS} tokens"

@@ -208,8 +208,9 @@ def _count_rows(config: MinerConfig, content: bytes) -> int:
     """Check the file as a validator would; return how many rows count."""
     path = config.dataset_path
     eval_dir = config.work_dir / config.competition.digest[:12] / "eval_data"
-    eval_set = read_eval_set_index(datasets.fetch_eval_set(config.competition, eval_dir, None, config.hub_token))
-    rows = check_dataset(content, eval_set, name=str(path), max_rows=config.competition.rows)
+    eval_file = datasets.fetch_eval_set(config.competition, eval_dir, None, config.hub_token)
+    eval_set, max_rows = read_eval_set_index(eval_file), config.competition.rows
+    rows = check_dataset(content, eval_set, name=str(path), max_rows=max_rows, eval_file=eval_file)
     for row in rows:
         if not has_target_for_any_tokenizer(row) and not config.has_target(row):
             raise SubmissionError(

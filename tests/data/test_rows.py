@@ -128,6 +128,50 @@ def test_malformed_row_is_rejected_with_line_and_cause(case: str) -> None:
     assert cause in str(error)
 
 
+SHAREGPT = '{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}'
+OPENAI = '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]}'
+FORMATS = {
+    "a Git LFS pointer": ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer, not the file itself"),
+    "a web page": ("  <!doctype html><html>", "a web page, not the file itself"),
+    "XML": ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page, not the file itself"),
+    "joined files": (f"\ufeff{GOOD}", "found U+FEFF, a byte order mark: files that were joined keep theirs"),
+    "joined rows": (f"{GOOD}\ufeff{GOOD}", "found U+FEFF, a byte order mark"),
+    "typographic quotes": (GOOD.replace('"', "\u201c"), "found U+201C LEFT DOUBLE QUOTATION MARK"),
+    "ShareGPT": (SHAREGPT, "'from' and 'value' are keys of the ShareGPT format"),
+    "OpenAI": (OPENAI, "'messages' is the key of OpenAI's format: name it 'conversations'"),
+    "OpenAI's parts": (with_content('[{"type": "text", "text": "q"}]'), "OpenAI's content parts are not read"),
+    "Alpaca": ('{"instruction": "q", "output": "a"}', "'instruction' is a key of the Alpaca format"),
+    "a singular": ('{"conversation": []}', "'conversation' is misspelt: name it 'conversations'"),
+    "a system message": (OPENAI.replace("messages", "conversations"), "move its content to the row's key 'system'"),
+    "other role names": (GOOD.replace("assistant", "GPT"), "found 'GPT'; write the role 'assistant'"),
+    "an array": (f"[{GOOD}]", "a JSON array: write one row per line"),
+    "an array's first line": ("[", "a JSON array: write one row per line"),
+    "an array's row": (f"{GOOD},", "remove the comma between rows"),
+    "a row on several lines": ("{", "the line ends inside the row"),
+    "two rows on a line": (GOOD + GOOD, "write one row per line"),
+    "Python": (str(json.loads(GOOD)), "a Python dict: write rows with json.dumps"),
+    "Markdown": ("```json", "a Markdown code block"),
+    "gzip": (b"\x1f\x8b\x08\x00", "a gzip file: unpack it first"),
+    "Parquet": (b"PAR1\x15\x04", "a Parquet file: convert it to JSON lines"),
+    "UTF-16": ("{}".encode("utf-16-le"), "UTF-16 text: save it as UTF-8"),
+    "UTF-16 with its mark": ("{}".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_row_of_another_format_is_named(case: str) -> None:
+    line, cause = FORMATS[case]
+    content = GOOD.encode() + b"\n" + (line.encode() if isinstance(line, str) else line)
+    error = rejection(content, SUBMISSION_LIMITS)
+    assert error.reason is Reason.MALFORMED
+    assert str(error).startswith("data.jsonl, line 2: expected") and cause in str(error)
+
+
+def test_array_on_one_long_line_is_named() -> None:
+    error = rejection(f"[{', '.join([GOOD] * 20)}]")
+    assert error.reason is Reason.TOO_LARGE and "a JSON array: write one row per line" in str(error)
+
+
 @pytest.mark.parametrize("raw", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82"])
 def test_invalid_utf8_is_rejected_with_its_position(raw: bytes) -> None:
     line = with_content('"ab#"').encode()

@@ -332,10 +332,11 @@ def test_command_without_terminal_needs_yes(net: Net, monkeypatch: pytest.Monkey
 
 
 def test_command_names_the_rejected_line(net: Net) -> None:
-    path = write_dataset(net.parts.folder / "foreign", [*POOL[:6], make_line(10**6)])
+    path = write_dataset(net.parts.folder / "foreign", [*POOL[:6], make_line(6).replace("say 6", "Say 6")])
     ended = run(net, path=path)
     assert ended.status == 6
-    assert "not in the evaluation set: line 7" in ended.logs[-1] and ended.output == ""
+    assert "not in the evaluation set: line 7; line 7 looks like line 7 of the evaluation set" in ended.logs[-1]
+    assert ended.output == ""
     forced = run(net, path=path, more=("--force", "--yes"))
     assert forced.status == 0, forced.logs
     assert any("line 7" in line and "WARNING" in line for line in forced.logs)

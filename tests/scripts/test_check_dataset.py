@@ -96,6 +96,12 @@ def test_all_problems_of_a_file_are_listed_by_line(subnet: Net) -> None:
     assert ended.output.endswith("REJECTED: a validator would not count this dataset\n")
 
 
+def test_row_that_looks_like_a_pool_row_is_explained(subnet: Net) -> None:
+    ended = run(subnet, [*POOL[110:113], POOL[120].replace('it is 120"', 'it is 120\\n"')], is_online=False)
+    where = "looks like line 121 of the evaluation set, differs in message 2: ends with '\\n', not ''"
+    assert f"  line 4: not_in_pool: not in the evaluation set; {where}\n" in ended.output
+
+
 def test_problems_past_the_twentieth_are_counted(subnet: Net) -> None:
     lines = [make_line(10**6 + number) for number in range(33)]
     ended = run(subnet, lines, is_online=False)

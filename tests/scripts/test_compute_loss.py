@@ -24,6 +24,7 @@ from tests.fixtures.network import (
     SMALL,
     make_content,
     run_process,
+    write_dataset,
 )
 
 
@@ -145,6 +146,8 @@ def test_check_rejects_rows_outside_the_evaluation_set(desk: Desk) -> None:
     checked = desk.run("--dataset_path", desk.foreign, "--check")
     assert checked.status == 6 and checked.output == ""
     assert "not in the evaluation set: line 5" in checked.logs[-1]
+    spaced = write_dataset(desk.folder / "spaced", [SMALL[0].replace("say", "say ")])
+    assert "line 1 looks like line " in desk.run("--dataset_path", spaced, "--check").logs[-1]
     assert desk.run("--dataset_path", desk.small, "--check").status == 0
 
 
