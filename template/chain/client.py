@@ -24,6 +24,7 @@ from template.chain.commitments import encode_text
 from template.chain.endpoints import Endpoints
 from template.chain.event_loop import EventLoopThread
 from template.chain.reads import (
+    newest_block,
     read_commit_blocks,
     read_commitment,
     read_snapshot,
@@ -32,6 +33,7 @@ from template.chain.reads import (
     read_weights,
     snapshot_at,
 )
+from template.chain.runtime_cache import forget_runtimes
 from template.chain.timelock import beacon_round_at, round_time, timelock_encrypt
 from template.chain.wallets import Wallet, open_wallet, verify_signature
 from template.chain.weights import ExactWeights, fit_weights, read_limits
@@ -64,7 +66,6 @@ _ERA_BLOCKS = 32
 
 # Seconds without a new finalized block after which the next endpoint is tried: a block takes about twelve.
 STALL_S = 600.0
-
 _MAX_DEADLINE_S = 3600.0
 
 # The client's own refusals, by the chain's error names.
@@ -180,10 +181,9 @@ class Chain:
 
         Raises: RemoteError, also for a block that is not finalized or whose state every node dropped.
         """
-        last = self._view
         return self._call(
             f"read the subnet at block {block}",
-            lambda link: read_snapshot(link.client, link.substrate, self.netuid, block, last=last),
+            lambda link: read_snapshot(link.client, link.substrate, self.netuid, block, last=self._view),
         )
 
     def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
@@ -192,12 +192,11 @@ class Chain:
         Leaves out a hotkey that had no timelocked commitment one block before. Raises: RemoteError, also for a block
         that is not finalized or whose state every node dropped.
         """
-        what = "read the commit blocks of revealed commitments"
-        return self._call(what, lambda link: read_commit_blocks(link.client, self.netuid, reveals))
+        return self._call("read commit blocks", lambda link: read_commit_blocks(link.client, self.netuid, reveals))
 
     def block(self) -> int:
         """Return the number of the newest finalized block. Raises: RemoteError."""
-        return int(self._call("read the block number", lambda link: link.client.finalized_block()))
+        return self._call("read the block number", lambda link: newest_block(link.client))
 
     def block_hash(self, block: int) -> str:
         """Return a block's hash in 0x-hex. Raises: RemoteError, also for a future block."""
@@ -214,13 +213,13 @@ class Chain:
 
     def weights(self, uid: int, block: int) -> dict[int, int]:
         """Return the weights of a uid at a block, relative to the largest."""
-        what = f"read the weights at block {block}"
-        return self._call(what, lambda link: read_weights(link.client, self.netuid, uid, block))
+        return self._call("read the weights", lambda link: read_weights(link.client, self.netuid, uid, block))
 
     def weight_commits(self, hotkey: str, block: int) -> list[int]:
         """Return the blocks of a hotkey's timelocked weights not revealed at `block`."""
-        what = f"read the timelocked weights at block {block}"
-        return self._call(what, lambda link: read_weight_commits(link.client, self.netuid, hotkey, block))
+        return self._call(
+            "read weight commits", lambda link: read_weight_commits(link.client, self.netuid, hotkey, block)
+        )
 
     def publish(self, text: str) -> PublishOutcome:
         """Replace the hotkey's commitment by `text`.
@@ -294,8 +293,7 @@ class Chain:
 
         Raises: RemoteError for a block in the past. A chain may stand still by itself, so that only rotates endpoints.
         """
-        now = self._clock()
-        newest = self._newest_block
+        now, newest = self._clock(), self._newest_block
         if block > newest:
             self._newest_block, self._advanced_at, self._rotated_at = block, now, now
         elif block < newest:
@@ -304,8 +302,7 @@ class Chain:
         elif now - self._rotated_at >= STALL_S:
             self._rotated_at = now
             self._next_endpoint()
-            stalled_s = now - self._advanced_at
-            logger.warning("no new finalized block={} seconds={:.0f} action=next_endpoint", block, stalled_s)
+            logger.warning("no new final block={} seconds={:.0f} action=next_endpoint", block, now - self._advanced_at)
 
     def _next_endpoint(self) -> None:
         """Let the next call connect to the next endpoint."""
@@ -346,9 +343,11 @@ class Chain:
         except RemoteError as exc:
             raise RemoteError(f"{unknown} ({exc})", exc.retry_after_s) from exc
         name = _error_name(result)
-        is_included = result.block_hash is not None
-        if not result.success and not is_included and (name is None or name in _MAY_STILL_LAND):
+        if not result.success and result.block_hash is None and (name is None or name in _MAY_STILL_LAND):
             raise RemoteError(f"{unknown} ({name or result.message})")
+        if name == "BadProof":
+            # After a runtime upgrade, an open connection signs for the old runtime for 12 seconds more.
+            self.close()
         return result
 
     def _call(self, what: str, operation: _Operation[T]) -> T:
@@ -365,6 +364,7 @@ class Chain:
             is_answered = isinstance(exc, bt.ChainError)
             raise RemoteError(f"could not {what}: {exc}", _retry_after_s(exc)) from exc
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+            forget_runtimes()
             raise RemoteError(f"could not {what}: invalid answer: {exc!r}") from exc
         finally:
             if not is_done:
