@@ -88,6 +88,16 @@ class LocalChain(Ledger):
         with self.write() as state:
             _set_checked(state, name, value)
 
+    def upgrade_runtime(self) -> None:
+        """Raise the runtime's version in the next block, with other numbers of types in its metadata."""
+        with self.write() as state:
+            state.put("RuntimeUpgrades", "", runtime_upgrades(state) + 1)
+
+    def use_nonce(self, account: str) -> None:
+        """Count a nonce up in the next block, as another writer's call with the same key does."""
+        with self.write() as state:
+            state.put("Nonce", account, state.get("Nonce", account, 0) + 1)
+
     def reveal(self, hotkey: str, text: str) -> None:
         """Reveal a hotkey's timelocked commitment as `text`. Raises: ValueError."""
         with self.write() as state:
@@ -110,6 +120,11 @@ class LocalChain(Ledger):
         commits = [entry for _, epoch in self.at().entries("TimelockedWeightCommits") for entry in epoch]
         own = [(block, bytes.fromhex(data[2:]), reveal) for who, block, data, reveal in commits if who == hotkey]
         return sorted(own)
+
+
+def runtime_upgrades(state: State) -> int:
+    """Return how often the runtime was upgraded."""
+    return int(state.get("RuntimeUpgrades", default=0))
 
 
 def _make_hotkey() -> str:

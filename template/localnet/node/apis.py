@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from template.localnet.chain import pallets, storage
+from template.localnet.chain.chain import runtime_upgrades
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import encode_compact
 from template.localnet.node.items import BlockView, nonce_of
@@ -25,7 +26,7 @@ def call_api(ledger: Ledger, runtime: Runtime, name: str, data: bytes, block: in
     Raises: UnknownApiError, ValueError.
     """
     if name == "Metadata_metadata_at_version":
-        return _metadata(runtime, int.from_bytes(data, "little"))
+        return _metadata(runtime, int.from_bytes(data, "little"), runtime_upgrades(ledger.at(block)))
     if name == "Metadata_metadata_versions":
         versions = [version.to_bytes(4, "little") for version in _METADATA_VERSIONS]
         return encode_compact(len(versions)) + b"".join(versions)
@@ -50,11 +51,11 @@ def _decode(runtime: Runtime, types: list[str], data: bytes) -> list[Any]:
     return list(runtime.codec.decode(f"({', '.join(types)})", data)) if types else []
 
 
-def _metadata(runtime: Runtime, version: int) -> bytes:
+def _metadata(runtime: Runtime, version: int, upgrades: int) -> bytes:
     """Return Option<Vec<u8>>."""
     if version not in _METADATA_VERSIONS:
         return b"\x00"
-    data = runtime.metadata(version)
+    data = runtime.metadata(version, upgrades)
     return b"\x01" + encode_compact(len(data)) + data
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from template.localnet.chain.scale_codec import encode_compact
+from template.localnet.faults.type_numbers import reverse_types
 
 SPEC_VERSION = 475
 _FILE = Path(__file__).with_name("metadata-461.tar.xz")
@@ -28,9 +29,13 @@ def recorded_metadata(version: int) -> bytes:
 
 
 @cache
-def runtime_metadata(version: int, block_time_ms: int) -> bytes:
-    """Return the metadata of this chain's runtime in version 14 or 15."""
-    return _set_slot_duration(_add_epoch_consensus(recorded_metadata(version)), block_time_ms)
+def runtime_metadata(version: int, block_time_ms: int, upgrades: int = 0) -> bytes:
+    """Return the metadata of this chain's runtime in version 14 or 15.
+
+    Each upgrade numbers the types anew, and changes nothing else.
+    """
+    data = _set_slot_duration(_add_epoch_consensus(recorded_metadata(version)), block_time_ms)
+    return reverse_types(data) if upgrades % 2 else data
 
 
 def _text(value: str) -> bytes:

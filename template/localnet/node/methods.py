@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from template.errors import ConfigError
-from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.chain import runtime_upgrades
 from template.localnet.chain.headers import Header
 from template.localnet.chain.ledger import UnknownBlockError
+from template.localnet.faults.answers import AnswerFaults
+from template.localnet.faults.node_chain import DiscardedStateError, NodeChain
 from template.localnet.node.admin import admin_methods
 from template.localnet.node.apis import UnknownApiError, call_api
 from template.localnet.node.events import block_extrinsics
+from template.localnet.node.metadata import SPEC_VERSION
 from template.localnet.node.pool import Pool, PoolError
 from template.localnet.node.runtime import SPEC_NAME, SS58_FORMAT, TRANSACTION_VERSION, Runtime
 from template.localnet.node.state import StateReader
@@ -42,10 +45,11 @@ class RpcError(Exception):
 class Methods:
     """Answers requests from the chain. For one thread."""
 
-    def __init__(self, ledger: LocalChain, runtime: Runtime) -> None:
+    def __init__(self, ledger: NodeChain, runtime: Runtime) -> None:
         self.ledger = ledger
         self.runtime = runtime
-        self.pool = Pool(ledger, runtime)
+        self.pool = Pool(ledger)
+        self.answer_faults = AnswerFaults()
         self._state = StateReader(ledger, runtime)
         self._apis = [[_api_id(name), _API_VERSIONS.get(name, 1)] for name in runtime.codec.runtime_api_map]
         self._methods: dict[str, Callable[..., Any]] = {
@@ -60,7 +64,7 @@ class Methods:
             "rpc_methods": lambda: {"methods": sorted(self.names)},
             "state_call": self._call,
             "state_getKeysPaged": self._keys,
-            "state_getMetadata": lambda block_hash=None: _hex(self.runtime.metadata(14)),
+            "state_getMetadata": self._metadata,
             "state_getRuntimeVersion": self.runtime_version,
             "state_getStorage": self._storage,
             "state_queryStorageAt": self._query_storage,
@@ -78,7 +82,8 @@ class Methods:
             "system_accountNextIndex": "account_nextIndex",
             "chain_getRuntimeVersion": "state_getRuntimeVersion",
         }
-        self._methods |= {alias: self._methods[name] for alias, name in aliases.items()} | admin_methods(ledger)
+        self._methods |= {alias: self._methods[name] for alias, name in aliases.items()}
+        self._methods |= admin_methods(ledger, self.pool, self._state, self.answer_faults)
         # Of subscriptions too, which `Subscriptions` adds.
         self.names = set(self._methods)
 
@@ -98,19 +103,22 @@ class Methods:
         except UnknownApiError as error:
             text = f"Client error: Execution failed: Other: Exported method {error} is not found"
             raise RpcError(_CLIENT_ERROR, text) from error
+        except DiscardedStateError as error:
+            text = f"Client error: UnknownBlock: State already discarded for {error}"
+            raise RpcError(_CLIENT_ERROR, text) from error
         except PoolError as error:
             raise RpcError(error.code, error.message, error.data) from error
         except (ConfigError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise RpcError(INVALID_PARAMS, "Invalid params", repr(error)) from error
 
     def runtime_version(self, block_hash: str | None = None) -> dict[str, Any]:
-        """Return the only runtime version. Raises: UnknownBlockError."""
-        self._number(block_hash)
+        """Return the runtime version of a block's state. Raises: UnknownBlockError."""
+        state = self.ledger.at(self._state_number(block_hash))
         return {
             "specName": SPEC_NAME,
             "implName": SPEC_NAME,
             "authoringVersion": 1,
-            "specVersion": self.runtime.codec.spec_version,
+            "specVersion": SPEC_VERSION + runtime_upgrades(state),
             "implVersion": 1,
             "apis": self._apis,
             "transactionVersion": TRANSACTION_VERSION,
@@ -128,6 +136,12 @@ class Methods:
 
     def _number(self, block_hash: str | None) -> int:
         return self.ledger.block() if block_hash is None else self.ledger.number_of(_text(block_hash))
+
+    def _state_number(self, block_hash: str | None) -> int:
+        """Return the number of a block whose state is read. Raises: DiscardedStateError."""
+        number = self._number(block_hash)
+        self.ledger.check_state(number)
+        return number
 
     def _known(self, block_hash: str | None) -> int | None:
         """Return a block's number, None for an unknown hash."""
@@ -155,18 +169,22 @@ class Methods:
         return self.ledger.hash_of(block) if 0 <= block <= head else None
 
     def _call(self, name: str, data: str, block_hash: str | None = None) -> str:
-        return _hex(call_api(self.ledger, self.runtime, name, _bytes(data), self._number(block_hash)))
+        return _hex(call_api(self.ledger, self.runtime, name, _bytes(data), self._state_number(block_hash)))
+
+    def _metadata(self, block_hash: str | None = None) -> str:
+        upgrades = runtime_upgrades(self.ledger.at(self._state_number(block_hash)))
+        return _hex(self.runtime.metadata(14, upgrades))
 
     def _storage(self, key: str, block_hash: str | None = None) -> str | None:
-        return _hex_or_none(self._state.value(_bytes(key), self._number(block_hash)))
+        return _hex_or_none(self._state.value(_bytes(key), self._state_number(block_hash)))
 
     def _query_storage(self, keys: list[str], block_hash: str | None = None) -> list[dict[str, Any]]:
-        return [self.changes(keys, self._number(block_hash))]
+        return [self.changes(keys, self._state_number(block_hash))]
 
     def _keys(self, prefix: str, count: int, start: str | None = None, block_hash: str | None = None) -> list[str]:
         if not 0 < count <= _MAX_PAGE:
             raise RpcError(INVALID_PARAMS, f"count exceeds maximum value. value: {count}, max: {_MAX_PAGE}")
-        keys = self._state.keys(_bytes(prefix), self._number(block_hash))
+        keys = self._state.keys(_bytes(prefix), self._state_number(block_hash))
         after = b"" if start is None else _bytes(start)
         return [_hex(key) for key in keys if key > after][:count]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from template.localnet.chain import pallets
+from template.localnet.chain.chain import runtime_upgrades
 from template.localnet.chain.ledger import Ledger
 from template.localnet.chain.scale_codec import Call, decode_call
 from template.localnet.node.extrinsics import Extrinsic, parse_extrinsic
 from template.localnet.node.items import nonce_of
-from template.localnet.node.runtime import Runtime
+from template.localnet.node.metadata import SPEC_VERSION
 from template.localnet.node.state import BLOCK_HASH_COUNT
 from template.localnet.node.validity import find_refusal
 
@@ -58,10 +59,14 @@ class Transaction:
 class Pool:
     """The extrinsics that are not final yet."""
 
-    def __init__(self, ledger: Ledger, runtime: Runtime) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._runtime = runtime
         self._transactions: dict[str, Transaction] = {}
+        self._refusals: list[PoolError] = []
+
+    def refuse(self, code: int, message: str, data: str | None = None, calls: int = 1) -> None:
+        """Refuse the next `calls` extrinsics with this error."""
+        self._refusals = [PoolError(code, message, data)] * calls
 
     def submit(self, data: bytes) -> Transaction:
         """Check an extrinsic, and put it into the next block.
@@ -69,6 +74,8 @@ class Pool:
         One with a later nonce waits for the nonces before. Raises: PoolError.
         """
         self.maintain()
+        if self._refusals:
+            raise self._refusals.pop()
         try:
             extrinsic = parse_extrinsic(data)
         except ValueError as error:
@@ -121,7 +128,7 @@ class Pool:
         birth = 0 if extrinsic.era is None else extrinsic.era.birth(head + 1)
         if birth > head or (extrinsic.era is not None and birth < head - BLOCK_HASH_COUNT):
             raise _invalid("Transaction has an ancient birth block")
-        spec_version = self._runtime.codec.spec_version
+        spec_version = SPEC_VERSION + runtime_upgrades(self._ledger.at())
         if not extrinsic.is_signed(spec_version=spec_version, genesis=genesis, birth=self._ledger.hash_of(birth)):
             raise _invalid("Transaction has a bad signature")
 

@@ -49,9 +49,9 @@ class Runtime:
             for error in pallet.errors:
                 self._errors[pallet.name, error.name] = (pallet.index, error.index)
 
-    def metadata(self, version: int) -> bytes:
-        """Return the metadata in version 14 or 15."""
-        return runtime_metadata(version, self.block_time_ms)
+    def metadata(self, version: int, upgrades: int = 0) -> bytes:
+        """Return the metadata in version 14 or 15, after so many upgrades."""
+        return runtime_metadata(version, self.block_time_ms, upgrades)
 
     def item_of(self, key: bytes) -> tuple[str, str] | None:
         """Return the pallet and the name of the storage item of a key."""

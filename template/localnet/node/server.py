@@ -11,8 +11,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from template.errors import ConfigError
-from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault, Ledger
+from template.localnet.faults.node_chain import NodeChain
 from template.localnet.node.methods import Methods
 from template.localnet.node.runtime import get_runtime
 from template.localnet.node.session import Session
@@ -79,7 +79,7 @@ class NodeServer:
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        with LocalChain(self._path) as ledger:
+        with NodeChain(self._path) as ledger:
             block_time_s = ledger.block_time_s() or _NOMINAL_BLOCK_TIME_S
             methods = Methods(ledger, get_runtime(max(1, round(block_time_s * 1000))))
             subscriptions = Subscriptions(methods)

@@ -11,13 +11,15 @@ from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from template.localnet.chain.ledger import ChainFault
+from template.localnet.faults.answers import Ending, Message, Reply
 from template.localnet.node.methods import INVALID_PARAMS, Methods, RpcError
 from template.localnet.node.subscriptions import Subscriptions, Updates
 
 _PARSE_ERROR, _INVALID_REQUEST, _INTERNAL_ERROR = -32700, -32600, -32603
-_WRITES = "author_submit"
+_WRITES, _ADMIN = "author_submit", "localnet_"
 
 
 class Session:
@@ -42,7 +44,7 @@ class Session:
 
     async def _answer(self, message: str | bytes) -> None:
         started: list[tuple[str, str, Updates]] = []
-        fault = None
+        fault, reply = None, None
         try:
             request = json.loads(message)
         except ValueError:
@@ -55,18 +57,20 @@ class Session:
                 answer = [self._handle(each, started) for each in request]
             else:
                 answer = self._handle(request, started)
+                reply = self._wrong_reply(request, answer)
         if fault is ChainFault.LOSE_ANSWER:
             self._connection.transport.abort()
-        await self._connection.send(json.dumps(answer))
+        await self._send(reply or Reply((json.dumps(answer),)))
         # A client learns the number of its subscription before the first update.
         for number, notification, updates in started:
             self._streams[number] = asyncio.create_task(self._stream(number, notification, updates))
 
     async def _fault(self, request: Any) -> ChainFault | None:
         """Apply a fault of `LocalChain.set_fault`; return the one that changes the answer."""
-        if not isinstance(request, dict):
+        method = _method_of(request)
+        if not method or method.startswith(_ADMIN):
             return None
-        kind = "write" if str(request.get("method")).startswith(_WRITES) else "read"
+        kind = "write" if method.startswith(_WRITES) else "read"
         fault = self._methods.ledger.take_fault(kind)
         if fault is ChainFault.HANG:
             await asyncio.Event().wait()
@@ -74,8 +78,25 @@ class Session:
             self._connection.transport.abort()
         return fault
 
+    def _wrong_reply(self, request: Any, answer: Message) -> Reply | None:
+        method = _method_of(request)
+        return None if method.startswith(_ADMIN) else self._methods.answer_faults.reply(method, answer)
+
+    async def _send(self, reply: Reply) -> None:
+        """Send every frame, and end the connection as the reply says."""
+        if reply.ending is Ending.DROPPED_IN_FRAME:
+            data = Frame(Opcode.TEXT, "".join(map(str, reply.frames)).encode()).serialize(mask=False)
+            self._connection.transport.write(data[: len(data) // 2])
+        else:
+            for frame in reply.frames:
+                await self._connection.send(frame)
+        if reply.ending is Ending.CLOSED:
+            await self._connection.close()
+        elif reply.ending is not Ending.OPEN:
+            self._connection.transport.abort()
+
     def _handle(self, request: Any, started: list[tuple[str, str, Updates]]) -> dict[str, Any]:
-        if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+        if not _method_of(request):
             return _error(None, _INVALID_REQUEST, "Invalid request")
         number, method, params = request.get("id"), request["method"], request.get("params") or []
         if not isinstance(params, list):
@@ -102,7 +123,15 @@ class Session:
         with suppress(ConnectionClosed):
             async for update in updates:
                 params = {"subscription": number, "result": update}
-                await self._connection.send(json.dumps({"jsonrpc": "2.0", "method": notification, "params": params}))
+                message = {"jsonrpc": "2.0", "method": notification, "params": params}
+                wrong = self._methods.answer_faults.reply(notification, message)
+                await self._send(wrong or Reply((json.dumps(message),)))
+
+
+def _method_of(request: Any) -> str:
+    """Return the method of a request, empty without one."""
+    method = request.get("method") if isinstance(request, dict) else None
+    return method if isinstance(method, str) else ""
 
 
 def _error(number: Any, code: int, message: str, data: str | None = None) -> dict[str, Any]:

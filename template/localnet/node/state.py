@@ -1,6 +1,7 @@
 """The state of a block as a node stores it: encoded values by storage key."""
 
 from collections import OrderedDict
+from typing import Any
 
 from template.localnet.chain.ledger import Ledger
 from template.localnet.node.events import block_events, count_extrinsics
@@ -23,6 +24,12 @@ class StateReader:
         self._ledger = ledger
         self._runtime = runtime
         self._cache: OrderedDict[tuple[str, str, str], dict[bytes, bytes]] = OrderedDict()
+        self._are_events_hidden = False
+
+    def hide_events(self, is_hidden: bool) -> None:
+        """Leave the events of signed extrinsics out of every block, or show them again."""
+        self._are_events_hidden = is_hidden
+        self._cache.clear()
 
     def value(self, key: bytes, block: int) -> bytes | None:
         """Return the stored bytes of a key, None without a value."""
@@ -56,12 +63,16 @@ class StateReader:
         if item == ("System", "ParentHash"):
             return {(): self._ledger.header(block).parent_hash}
         if item == ("System", "Events"):
-            return {(): block_events(self._ledger, self._runtime, block)}
+            return {(): self._events(block)}
         if item == ("System", "EventCount"):
-            return {(): len(block_events(self._ledger, self._runtime, block))}
+            return {(): len(self._events(block))}
         if item == ("System", "ExtrinsicCount"):
             return {(): count_extrinsics(self._ledger, block)}
         return ITEMS[item](BlockView(self._ledger, block)) if item in ITEMS else {}
+
+    def _events(self, block: int) -> list[Any]:
+        events = block_events(self._ledger, self._runtime, block)
+        return events[:1] if self._are_events_hidden else events
 
     def _encode(self, item: tuple[str, str], values: Values) -> dict[bytes, bytes]:
         entry = self._runtime.codec.storage_entry(*item)

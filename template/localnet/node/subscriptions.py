@@ -63,8 +63,13 @@ class Subscriptions:
         return self._headers(self._methods.ledger.finalized)
 
     async def runtime_versions(self) -> Updates:
-        """Stream the only version that there is."""
-        yield self._methods.runtime_version()
+        """Stream the newest version whenever it changes."""
+        last = None
+        async for _ in self._blocks(self._methods.ledger.block):
+            version = self._methods.runtime_version()
+            if version != last:
+                yield version
+            last = version
 
     def storage(self, keys: list[str]) -> Updates:
         """Stream the values of keys whenever one changes.

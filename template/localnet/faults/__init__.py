@@ -1,0 +1,1 @@
+"""Faults of a node, injected by the local chain's administrator."""
