@@ -24,6 +24,7 @@ from template.chain.commitments import encode_text
 from template.chain.endpoints import Endpoints
 from template.chain.event_loop import EventLoopThread
 from template.chain.reads import (
+    newest_block,
     read_commit_blocks,
     read_commitment,
     read_snapshot,
@@ -32,6 +33,7 @@ from template.chain.reads import (
     read_weights,
     snapshot_at,
 )
+from template.chain.runtime_cache import forget_runtimes
 from template.chain.timelock import beacon_round_at, round_time, timelock_encrypt
 from template.chain.wallets import Wallet, open_wallet, verify_signature
 from template.chain.weights import ExactWeights, fit_weights, read_limits
@@ -180,10 +182,9 @@ class Chain:
 
         Raises: RemoteError, also for a block that is not finalized or whose state every node dropped.
         """
-        last = self._view
         return self._call(
             f"read the subnet at block {block}",
-            lambda link: read_snapshot(link.client, link.substrate, self.netuid, block, last=last),
+            lambda link: read_snapshot(link.client, link.substrate, self.netuid, block, last=self._view),
         )
 
     def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
@@ -192,12 +193,11 @@ class Chain:
         Leaves out a hotkey that had no timelocked commitment one block before. Raises: RemoteError, also for a block
         that is not finalized or whose state every node dropped.
         """
-        what = "read the commit blocks of revealed commitments"
-        return self._call(what, lambda link: read_commit_blocks(link.client, self.netuid, reveals))
+        return self._call("read commit blocks", lambda link: read_commit_blocks(link.client, self.netuid, reveals))
 
     def block(self) -> int:
         """Return the number of the newest finalized block. Raises: RemoteError."""
-        return int(self._call("read the block number", lambda link: link.client.finalized_block()))
+        return self._call("read the block number", lambda link: newest_block(link.client))
 
     def block_hash(self, block: int) -> str:
         """Return a block's hash in 0x-hex. Raises: RemoteError, also for a future block."""
@@ -294,8 +294,7 @@ class Chain:
 
         Raises: RemoteError for a block in the past. A chain may stand still by itself, so that only rotates endpoints.
         """
-        now = self._clock()
-        newest = self._newest_block
+        now, newest = self._clock(), self._newest_block
         if block > newest:
             self._newest_block, self._advanced_at, self._rotated_at = block, now, now
         elif block < newest:
@@ -365,6 +364,7 @@ class Chain:
             is_answered = isinstance(exc, bt.ChainError)
             raise RemoteError(f"could not {what}: {exc}", _retry_after_s(exc)) from exc
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+            forget_runtimes()
             raise RemoteError(f"could not {what}: invalid answer: {exc!r}") from exc
         finally:
             if not is_done:

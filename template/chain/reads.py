@@ -23,14 +23,20 @@ _MAX_BLOCK = 2**32 - 1
 _CONCURRENT_READS = 16
 
 
+async def newest_block(client: bt.Client) -> int:
+    """Return the number of the newest finalized block. Raises: ValueError for an impossible one."""
+    newest = int(await client.finalized_block())
+    if not 0 <= newest <= _MAX_BLOCK:
+        raise ValueError(f"the newest finalized block cannot be {newest}")
+    return newest
+
+
 async def snapshot_at(client: bt.Client, block: int | None = None) -> bt.Snapshot:
     """Pin the chain to a block, by default the newest finalized one.
 
     Raises: bt.ChainError for a block that is not finalized; ValueError for an impossible newest block.
     """
-    newest = await client.finalized_block()
-    if not 0 <= newest <= _MAX_BLOCK:
-        raise ValueError(f"the newest finalized block cannot be {newest}")
+    newest = await newest_block(client)
     if block is not None and not 0 <= block <= newest:
         raise bt.ChainError(f"there is no finalized block {block}: the newest is {newest}")
     return await client.at(newest if block is None else block)

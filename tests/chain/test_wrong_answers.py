@@ -137,7 +137,7 @@ def test_commitment_record_of_another_runtime_is_refused(node: LyingSubstrate, c
 @pytest.mark.parametrize("head", [2**32, 2**64 - 1, -1])
 def test_impossible_block_number_is_refused(node: LyingSubstrate, chain: Chain, head: int) -> None:
     node.head = head
-    for ask in (chain.view, lambda: chain.snapshot(1), lambda: chain.commitment(MINER.ss58_address)):
+    for ask in (chain.view, chain.block, lambda: chain.snapshot(1), lambda: chain.commitment(MINER.ss58_address)):
         with pytest.raises(RemoteError, match="newest finalized block cannot be"):
             ask()
 

@@ -206,3 +206,5 @@ _ENDINGS: dict[str, tuple[bool, Ending]] = {
 }
 
 ANSWER_FAULTS = (*_RESULTS, *_MESSAGES, *_ENDINGS)
+# Those whose answer a right node of another chain could give.
+PLAUSIBLE_FAULTS = frozenset(_RESULTS)
