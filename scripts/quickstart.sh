@@ -42,7 +42,7 @@ rm -rf "$RUN"
 mkdir -p "$RUN"
 "$PYTHON" contrib/sample/make_miners.py --out "$RUN/datasets"
 "$PYTHON" -m template.localnet --dir "$NET" --miners "$(IFS=,; echo "${MINERS[*]}")" \
-    --block_seconds "$BLOCK_SECONDS" --port "$NODE_PORT" >"$RUN/localnet.log" 2>&1 &
+    --block_seconds "$BLOCK_SECONDS" --port "$NODE_PORT" --no-commit_reveal >"$RUN/localnet.log" 2>&1 &
 NET_PID=$!
 trap 'kill "$NET_PID" 2>/dev/null || true' EXIT
 until [[ -f "$NET/localnet.json" ]]; do

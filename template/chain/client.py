@@ -66,7 +66,6 @@ _ERA_BLOCKS = 32
 
 # Seconds without a new finalized block after which the next endpoint is tried: a block takes about twelve.
 STALL_S = 600.0
-
 _MAX_DEADLINE_S = 3600.0
 
 # The client's own refusals, by the chain's error names.
@@ -214,13 +213,13 @@ class Chain:
 
     def weights(self, uid: int, block: int) -> dict[int, int]:
         """Return the weights of a uid at a block, relative to the largest."""
-        what = f"read the weights at block {block}"
-        return self._call(what, lambda link: read_weights(link.client, self.netuid, uid, block))
+        return self._call("read the weights", lambda link: read_weights(link.client, self.netuid, uid, block))
 
     def weight_commits(self, hotkey: str, block: int) -> list[int]:
         """Return the blocks of a hotkey's timelocked weights not revealed at `block`."""
-        what = f"read the timelocked weights at block {block}"
-        return self._call(what, lambda link: read_weight_commits(link.client, self.netuid, hotkey, block))
+        return self._call(
+            "read weight commits", lambda link: read_weight_commits(link.client, self.netuid, hotkey, block)
+        )
 
     def publish(self, text: str) -> PublishOutcome:
         """Replace the hotkey's commitment by `text`.
@@ -303,8 +302,7 @@ class Chain:
         elif now - self._rotated_at >= STALL_S:
             self._rotated_at = now
             self._next_endpoint()
-            stalled_s = now - self._advanced_at
-            logger.warning("no new finalized block={} seconds={:.0f} action=next_endpoint", block, stalled_s)
+            logger.warning("no new final block={} seconds={:.0f} action=next_endpoint", block, now - self._advanced_at)
 
     def _next_endpoint(self) -> None:
         """Let the next call connect to the next endpoint."""
@@ -345,9 +343,11 @@ class Chain:
         except RemoteError as exc:
             raise RemoteError(f"{unknown} ({exc})", exc.retry_after_s) from exc
         name = _error_name(result)
-        is_included = result.block_hash is not None
-        if not result.success and not is_included and (name is None or name in _MAY_STILL_LAND):
+        if not result.success and result.block_hash is None and (name is None or name in _MAY_STILL_LAND):
             raise RemoteError(f"{unknown} ({name or result.message})")
+        if name == "BadProof":
+            # After a runtime upgrade, an open connection signs for the old runtime for 12 seconds more.
+            self.close()
         return result
 
     def _call(self, what: str, operation: _Operation[T]) -> T:

@@ -13,6 +13,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _CLOSE_S = 2.0
+# The task of bittensor's RpcSession that receives messages. When it fails, the session's requests never end.
+_RECEIVER = "rpc-session"
+_GRACE_S = 1.0
 
 
 class EventLoopThread:
@@ -45,7 +48,18 @@ class EventLoopThread:
 
     async def _connect_and_run(self, operation: Callable[[], Awaitable[T]]) -> T:
         await self._connect()
-        return await operation()
+        receivers = [task for task in asyncio.all_tasks() if task.get_name() == _RECEIVER]
+        running = asyncio.ensure_future(operation())
+        try:
+            await asyncio.wait([running, *receivers], return_when=asyncio.FIRST_COMPLETED)
+            # The client fails the operation itself, unless its receiver ended by an unexpected message.
+            await asyncio.wait([running], timeout=_GRACE_S if any(task.done() for task in receivers) else None)
+            if not running.done():
+                errors = [repr(task.exception()) for task in receivers if task.done() and not task.cancelled()]
+                raise ConnectionError(f"the connection ended without an answer: {', '.join(errors)}")
+            return running.result()
+        finally:
+            running.cancel()
 
     def _serve(self) -> None:
         with asyncio.Runner() as runner:

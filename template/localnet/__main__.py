@@ -4,7 +4,7 @@
 
 The chain of another subnet, without this one's Hub and competition:
 
-    python -m template.localnet --dir /tmp/localnet --chain_only --netuid 7 --tempo 100 --commit_reveal
+    python -m template.localnet --dir /tmp/localnet --chain_only --netuid 7 --tempo 100
 
 Once it is ready, DIR/localnet.json holds the values for --subtensor.network, --netuid, --wallet.path, --competition
 and HF_ENDPOINT. The wallets are the validators', the miners' and `owner`, each with the hotkey `default`; the Hub token
@@ -52,7 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--tempo", type=int, default=50_000, help="blocks of an epoch (default: %(default)s)")
     add("--weights_rate_limit", type=int, default=1, help="blocks between two weights (default: %(default)s)")
-    add("--commit_reveal", action="store_true", help="weights are timelocked")
+    add(
+        "--commit_reveal",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="timelock weights, as the chain does by default; without, they are public at once",
+    )
     add(
         "--finality_lag",
         type=int,

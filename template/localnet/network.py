@@ -31,7 +31,7 @@ class ChainSettings:
     block_time_s: float = 1.0
     tempo: int = TEMPO
     weights_rate_limit: int = 1
-    commit_reveal: bool = False
+    commit_reveal: bool = True
     finality_lag: int = 0
 
 
@@ -82,12 +82,13 @@ def create_localnet(
     """Create a network of this subnet in a new folder.
 
     `sample` holds pool.jsonl and competition.yaml without eval_commit. The miners' wallets are registered beside
-    `owner` (uid 0) and `validator`. Raises: ConfigError for a folder with a network or an invalid sample.
+    `owner` (uid 0) and `validator`. Weights are plain. Raises: ConfigError for a folder with a network or an invalid
+    sample.
     """
     net = LocalNet(folder.resolve(), hub.endpoint)
     make_folder(net)
     write_competition(net, hub, sample)
-    create_chain(net, ChainSettings(miners=miners, block_time_s=block_time_s, tempo=tempo))
+    create_chain(net, ChainSettings(miners=miners, block_time_s=block_time_s, tempo=tempo, commit_reveal=False))
     return net
 
 

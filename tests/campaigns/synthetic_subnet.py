@@ -124,6 +124,7 @@ class SyntheticSubnet:
             owner_hotkey=make_key(OWNER).ss58_address,
             tempo=tempo,
             weights_rate_limit=weights_rate_limit,
+            commit_reveal=False,
         ).close()
         subnet = cls(folder)
         subnet.chain.set_hyperparameter("MaxAllowedUids", max_uids)

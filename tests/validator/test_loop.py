@@ -13,6 +13,7 @@ from template.records import SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
 from template.validator.config import LuckyNumFrom
+from tests.fixtures.chain import register_again
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import LARGE, POOL, SMALL, Net, SteppingChain, make_copy, make_line, run_bounded
 from tests.fixtures.observers import BackwardChain
@@ -41,8 +42,7 @@ def test_every_rejection_is_in_the_leaderboard(net: Net) -> None:
         net.submit("alice", LARGE): None,
         net.submit("bob", make_copy()): Reason.DUPLICATE,
     }
-    net.admin.deregister(net.hotkey("early"))
-    net.admin.register(net.hotkey("early"))
+    register_again(net.admin, net.hotkey("early"))
     with open_bench(net, hub_token="hf_local_hidden") as bench:
         run_bounded(bench.validator)
         lines = bench.lines()

@@ -26,7 +26,7 @@ class LocalChain(Ledger):
         block_time_s: float = 0.0,
         tempo: int = 360,
         weights_rate_limit: int = 100,
-        commit_reveal: bool = False,
+        commit_reveal: bool = True,
     ) -> "LocalChain":
         """Write a chain with one subnet and no neurons, not even the owner's.
 

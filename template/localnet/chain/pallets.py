@@ -1,7 +1,7 @@
 """The chain's rules for one subnet: registration, commitments, weights and epochs.
 
 Checks run in the chain's own order and raise its error names. Nothing is paid, and only an administrator reveals.
-Source: subtensor, pallets/commitments/src/lib.rs and pallets/subtensor/src/subnets/{weights,uids}.rs.
+Source: subtensor, of which the later runtimes are at github.com/RaoFoundation/subtensor; each rule names its function.
 """
 
 import time
@@ -23,10 +23,12 @@ _MAX_UNREVEALED_COMMITS = 10
 _MAX_COMMIT_BYTES = 5000
 _MAX_REVEALS = 10
 
+# Defaults of a new subnet. Source: the Default* functions of pallets/subtensor/src/lib.rs, as
+# DefaultCommitRevealWeightsEnabled, and their values in runtime/src/lib.rs.
 HYPERPARAMETERS: dict[str, Any] = {
     "Tempo": 360,
     "WeightsSetRateLimit": 100,
-    "CommitRevealWeightsEnabled": False,
+    "CommitRevealWeightsEnabled": True,
     "CommitRevealWeightsVersion": 4,
     "RevealPeriodEpochs": 1,
     "MinAllowedWeights": 1,
@@ -85,7 +87,15 @@ def find(state: State, hotkey: str) -> NeuronRow | None:
 
 
 def replace_neuron(state: State, row: NeuronRow) -> None:
-    """Give a uid to a new neuron, and drop the weights by and for the former one."""
+    """Give a uid to a new neuron, and drop the weights by and for the former one, and its commitment.
+
+    Source: replace_neuron and clear_neuron, pallets/subtensor/src/subnets/uids.rs, and, in a runtime after 425,
+    purge_neuron, pallets/commitments/src/lib.rs. All that a former neuron had to reveal is lost.
+    """
+    former = state.get("Neuron", str(row.uid))
+    for item in ("CommitmentOf", "RevealedCommitments", "UsedSpaceOf") if former else ():
+        if state.get(item, former["hotkey"]) is not None:
+            state.put(item, former["hotkey"], None)
     state.put("Weights", str(row.uid), None)
     for uid, weights in state.entries("Weights"):
         if any(target == row.uid and value for target, value in weights):
@@ -137,6 +147,7 @@ def dispatch(state: State, netuid: int, signer: str, call: Call) -> None:
 
 
 def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
+    """Source: set_commitment, pallets/commitments/src/lib.rs, and CanCommit for AllowCommitments of the runtime."""
     if params["netuid"] != netuid or find(state, signer) is None:
         raise DispatchError("AccountNotAllowedCommit")
     fields = params["info"]["fields"]
@@ -145,7 +156,7 @@ def _set_commitment(state: State, netuid: int, signer: str, params: dict[str, An
     if any(isinstance(field, dict) and "TimelockRevealFailed" in field for field in fields):
         raise DispatchError("TimelockRevealFailedNotAllowed")
     epoch = schedule(state).index
-    usage = state.get("UsedSpaceOf", signer, {"last_epoch": epoch, "used_space": 0})
+    usage = state.get("UsedSpaceOf", signer) or {"last_epoch": epoch, "used_space": 0}
     used = usage["used_space"] if usage["last_epoch"] == epoch else 0
     used += max(_MIN_COMMITMENT_SPACE, sum(_field_size(field) for field in fields))
     if used > parameter(state, "MaxSpace"):
@@ -165,7 +176,7 @@ def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
     rest = [field for field in fields if not (isinstance(field, dict) and "TimelockEncrypted" in field)]
     if len(rest) == len(fields):
         raise ValueError(f"{hotkey} has no timelocked commitment")
-    reveals = state.get("RevealedCommitments", hotkey, [])
+    reveals = state.get("RevealedCommitments", hotkey) or []
     state.put("RevealedCommitments", hotkey, [*reveals, ["0x" + plaintext.hex(), state.block]][-_MAX_REVEALS:])
     state.put("CommitmentOf", hotkey, {**record, "info": {"fields": rest}} if rest else None)
 
@@ -173,8 +184,9 @@ def reveal(state: State, hotkey: str, plaintext: bytes) -> None:
 def fail_reveal(state: State, hotkey: str) -> None:
     """Mark a hotkey's timelocked field as one that cannot be revealed, for ever.
 
-    Raises: ValueError when the hotkey has no timelocked field. Source: the variant TimelockRevealFailed in the metadata
-    of runtime 461, and the client's reading of it as the status "failed".
+    The chain does so when the ciphertext cannot be decrypted, or when the round's signature has expired. Raises:
+    ValueError when the hotkey has no timelocked field. Source: reveal_timelocked_commitments of a runtime after 425,
+    pallets/commitments/src/lib.rs.
     """
     record = state.get("CommitmentOf", hotkey)
     fields = [] if record is None else record["info"]["fields"]
@@ -198,6 +210,7 @@ def _field_size(field: Any) -> int:
 
 
 def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
+    """Source: do_set_mechanism_weights and internal_set_weights, pallets/subtensor/src/subnets/weights.rs."""
     uids, values = params["dests"], params["weights"]
     if parameter(state, "CommitRevealWeightsEnabled"):
         raise DispatchError("CommitRevealEnabled")
@@ -221,7 +234,7 @@ def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any])
         raise DispatchError("DuplicateUids")
     if any(uid >= len(rows) for uid in uids):
         raise DispatchError("UidVecContainInvalidOne")
-    # MaxWeightsLimit is stored and not enforced: the chain's own limit is a constant of 65535.
+    # MaxWeightsLimit is stored and not enforced: max_weight_limited, weights.rs, takes the constant 65535.
     if not is_self_weight and len(values) < min(len(rows), parameter(state, "MinAllowedWeights")):
         raise DispatchError("WeightVecLengthIsLow")
     largest = max(values, default=0)
@@ -231,6 +244,7 @@ def _set_weights(state: State, netuid: int, signer: str, params: dict[str, Any])
 
 
 def _commit_weights(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
+    """Source: do_commit_timelocked_mechanism_weights, pallets/subtensor/src/subnets/weights.rs."""
     _check_mechanism(netuid, params)
     if not parameter(state, "CommitRevealWeightsEnabled"):
         raise DispatchError("CommitRevealDisabled")

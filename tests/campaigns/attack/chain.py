@@ -16,6 +16,7 @@ from tests.campaigns.attack import nodes, receipts
 from tests.campaigns.attack.environment import HONEST, LARGE, POOL, Environment, in_environment, shared_environment
 from tests.campaigns.attack.runner import Attack
 from tests.campaigns.synthetic_subnet import FAR_REVEAL_ROUND, make_file
+from tests.fixtures.chain import register_again
 
 _BAD, _ABSENT, _EVALUATED = "miner: bad_commitment", "absent", "evaluated"
 _WRONG, _DUPLICATE, _BEFORE = "miner: wrong_competition", "miner: duplicate", "miner: before_registration"
@@ -207,8 +208,7 @@ def _earlier_life(env: Environment, *, is_sealed: bool) -> str:
     if is_sealed:
         env.subnet.seal("mallory")
         env.subnet.reveal("mallory", text)
-    env.chain.deregister(env.subnet.hotkey("mallory"))
-    env.subnet.register("mallory")
+    register_again(env.chain, env.subnet.hotkey("mallory"))
     env.pass_rounds()
     return env.verdict("mallory")
 

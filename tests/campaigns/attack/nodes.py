@@ -128,7 +128,7 @@ def _committed(block: int) -> dict[str, Any]:
 def _create_chain(env: Environment, path: Path) -> LocalChain:
     """Return another chain with the same subnet and hotkeys."""
     owner = env.subnet.hotkey(OWNER)
-    chain = LocalChain.create(path, netuid=NETUID, owner_hotkey=owner, tempo=100_000)
+    chain = LocalChain.create(path, netuid=NETUID, owner_hotkey=owner, tempo=100_000, commit_reveal=False)
     chain.register(owner)
     chain.register(env.subnet.validator_hotkey(), is_validator=True)
     for name in HONEST:

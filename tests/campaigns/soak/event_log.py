@@ -119,7 +119,17 @@ class History:
         return registrations
 
     def commitment(self, hotkey: str, block: int) -> Commitment | None:
-        past = [commitment for commitment in self._commitments.get(hotkey, []) if commitment.block <= block]
+        """Return a hotkey's commitment at a block. The chain purges those of an earlier registration."""
+        since = max(
+            (
+                start
+                for holders in self._uids.values()
+                for start, holder in holders
+                if holder == hotkey and start <= block
+            ),
+            default=0,
+        )
+        past = [commitment for commitment in self._commitments.get(hotkey, []) if since <= commitment.block <= block]
         return past[-1] if past else None
 
     def texts(self, hotkey: str) -> list[str]:

@@ -160,6 +160,8 @@ class Miners:
         hotkey = self._subnet.hotkey
         uid = self._subnet.chain.deregister(hotkey(leaver.name), replacement=hotkey(comer.name))
         leaver.left_block, comer.left_block = head, None
+        # The chain purged the commitment, so nothing of it is revealed.
+        leaver.commit_block = None
         self._gone = [miner for miner in [*self._gone, leaver] if miner is not comer]
         self._miners[index] = comer
         self._log_registration(comer, uid)

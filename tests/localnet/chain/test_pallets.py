@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from template.localnet.chain.chain import LocalChain
-from tests.fixtures.chain import NETUID, commit, make_key, make_local_chain, run_async, submit
+from tests.fixtures.chain import NETUID, SEALED, commit, make_key, make_local_chain, run_async, submit
 from tests.fixtures.substrate import LocalSubstrate
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
@@ -111,6 +111,21 @@ def test_weights_are_rate_limited_from_registration_on(local: LocalChain) -> Non
     assert set_weights(local, VALIDATOR).error.name == "SettingWeightsTooFast"
     assert set_weights(local, VALIDATOR).success
     assert set_weights(local, VALIDATOR).error.name == "SettingWeightsTooFast"
+
+
+def test_commitment_and_reveals_leave_with_their_uid(local: LocalChain) -> None:
+    hotkey = MINER.ss58_address
+    commit(local, MINER, SEALED)
+    local.reveal(hotkey, "opened")
+    commit(local, MINER, {"Raw5": b"hello"})
+    before = local.block()
+    local.deregister(hotkey)
+    for item in ("CommitmentOf", "RevealedCommitments", "UsedSpaceOf"):
+        assert local.at(before).get(item, hotkey) and local.at().get(item, hotkey) is None
+    local.register(hotkey)
+    assert commit(local, MINER, SEALED).success
+    local.reveal(hotkey, "again")
+    assert len(local.at().get("RevealedCommitments", hotkey)) == 1
 
 
 def test_weights_are_stored_upscaled_and_leave_with_their_uid(local: LocalChain) -> None:

@@ -1,5 +1,6 @@
 """Wrong states of a node that its administrator injects over the WebSocket."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,16 @@ def test_hidden_events_leave_that_of_the_timestamp(node: NodeServer, wire: Wire)
 def test_used_nonce_is_that_of_a_second_writer(wire: Wire) -> None:
     wire.result("localnet_useNonce", MINER.ss58_address)
     assert wire.result("account_nextIndex", MINER.ss58_address) == 1
+
+
+@pytest.mark.parametrize("kind", ["close", "number_frame", "binary_frame", "list_id"])
+def test_connection_that_ended_is_not_waited_for(local: LocalChain, node: NodeServer, wire: Wire, kind: str) -> None:
+    with dial(node, NETUID, deadline_s=60) as chain:
+        chain.view()
+        local.advance(1)
+        wire.result("localnet_setAnswerFault", "chain_getHeader", kind, 1)
+        started = time.monotonic()
+        with pytest.raises(RemoteError, match="the connection ended without an answer"):
+            chain.block()
+        assert time.monotonic() - started < 10
+        assert chain.block() == local.block()
