@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from template.chain.client import Chain, open_wallet
+from template.chain_records import ChainView
 from template.localnet.chain.chain import LocalChain
 from template.localnet.network import NETUID
 from template.localnet.node.server import NodeServer
 from template.rules.schedule import Policy
 from tests.fixtures.logs import log_lines
-from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain
+from tests.fixtures.network import LARGE, SMALL, Net
 from tests.fixtures.node import Wire, open_wire
 from tests.fixtures.validator import Bench, open_bench
 
@@ -27,13 +28,17 @@ LONGEST_TICK_S = 15.0
 ROUNDS = Policy(blocks_per_epoch=40, block_threshold=5)
 
 
-class WireChain(SteppingChain):
+class WireChain(Chain):
     """A chain that makes a block before every view, read over a WebSocket."""
 
     def __init__(self, net: Net, url: str) -> None:
         wallet = open_wallet("validator", "default", net.parts.wallets)
-        Chain.__init__(self, url, NETUID, wallet=wallet, deadline_s=DEADLINE_S)
-        self._admin, self._blocks = net.admin, 1
+        super().__init__(url, NETUID, wallet=wallet, deadline_s=DEADLINE_S)
+        self._admin = net.admin
+
+    def view(self) -> ChainView:
+        self._admin.advance()
+        return super().view()
 
 
 @dataclass
@@ -84,7 +89,7 @@ def open_world(net: Net) -> Iterator[World]:
         log_lines() as lines,
         NodeServer(net.parts.chain_file) as node,
         open_wire(node) as wire,
-        open_bench(net, policy=ROUNDS, chain=WireChain(net, node.url)) as bench,
+        open_bench(net, policy=ROUNDS, chain=WireChain(net, node.url)) as bench,  # type: ignore[arg-type]
     ):
         bench.executor.hold = True
         bench.tick_until(bench.executor.running)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(name)
         os.environ["BITTENSOR_RUNTIME_CACHE_DIR"] = str(folder / "cache")
         with open_campaign(folder, args.seed) as campaign:
-            report = run_calls(campaign, args.calls, command.print_progress)
+            report = run_calls(campaign, args.calls, progress=command.print_progress)
     print_table(report)
     findings = [f"{what} ({count})" for what, count in report.findings.items()]
     return command.report(findings, success="no findings", label="FOUND", summary="findings")

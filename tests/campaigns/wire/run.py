@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,9 +134,9 @@ class Campaign:
     def close(self) -> None:
         self._chain.close()
 
-    def shuffled_pairs(self) -> list[tuple[str, str]]:
-        """Return every fault of every method, in a random order."""
-        pairs = [(method, kind) for method in METHODS for kind in ANSWER_FAULTS]
+    def shuffled_pairs(self, kinds: Sequence[str]) -> list[tuple[str, str]]:
+        """Return these faults of every method, in a random order."""
+        pairs = [(method, kind) for method in METHODS for kind in kinds]
         self._draw.shuffle(pairs)
         return pairs
 
@@ -240,11 +240,16 @@ def open_campaign(folder: Path, seed: int) -> Iterator[Campaign]:
             campaign.close()
 
 
-def run_calls(campaign: Campaign, calls: int, progress: Callable[[str], None] = lambda line: None) -> Report:
+def run_calls(
+    campaign: Campaign,
+    calls: int,
+    kinds: Sequence[str] = ANSWER_FAULTS,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Report:
     """Make calls until so many met their fault: every fault of every method in turn."""
     threads, report = threading.active_count(), campaign.report
     while report.calls < calls:
-        for method, kind in campaign.shuffled_pairs():
+        for method, kind in campaign.shuffled_pairs(kinds):
             if report.calls < calls:
                 campaign.step(method, kind)
         progress(f"{report.calls:,} calls, {len(report.findings)} findings")
