@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+# The only place with the repository's address: put it in before a release is published.
+REPOSITORY = "https://github.com/OWNER/REPOSITORY"
 
 
 def read_version() -> str:
@@ -68,17 +70,31 @@ setup(
     description="A Bittensor subnet where small chat datasets compete by the model they train",
     license="MIT",
     license_files=["LICENSE"],
-    python_requires=">=3.11,<3.12",
+    python_requires=">=3.11,<3.14",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    url=REPOSITORY,
+    project_urls={
+        "Changes": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Documentation": f"{REPOSITORY}/tree/main/docs",
+        "Issues": f"{REPOSITORY}/issues",
+    },
     packages=find_packages(include=["template", "template.*", "neurons", "scripts"]),
-    package_data={"template.localnet.node": ["*.xz"]},
+    package_data={
+        "template": ["py.typed", "training_args.yaml"],
+        "template.localnet.node": ["*.xz"],
+        "template.localnet.sample": ["*.jsonl", "*.yaml", "README.md"],
+    },
     install_requires=RUNTIME,
     extras_require={**EXTRAS, "dev": sorted({line for lines in EXTRAS.values() for line in lines}), "fuzz": FUZZ},
-    entry_points={
-        "console_scripts": [
-            "subnet-validator = neurons.validator:main",
-            "subnet-miner = neurons.miner:main",
-            "subnet-compute-loss = scripts.compute_loss:main",
-            "subnet-localnet = template.localnet.__main__:main",
-        ]
-    },
+    entry_points={"console_scripts": ["subnet = scripts.subnet:main"]},
 )

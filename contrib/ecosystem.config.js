@@ -6,11 +6,18 @@
 //   export MINER_ARGS="--netuid 96 --wallet.name my_coldkey --hf_repo_id me/my-dataset --dataset_path data.jsonl --yes"
 //   pm2 start contrib/ecosystem.config.js --only miner
 //
-// Spaces separate arguments; double or single quotes keep spaces inside one. VENV names another environment than .venv.
+// More than one of a kind: VALIDATOR_ARGS_TWO is the arguments of another validator, named validator-two.
+//
+// A file .env in the clone may hold these variables, HF_TOKEN and others; exported ones come first. Spaces separate
+// arguments; double or single quotes keep spaces inside one. VENV names another environment than .venv.
 // docs/operator.md explains the exit codes and which secrets `pm2 save` writes to disk.
+const fs = require("fs");
 const path = require("path");
 
 const root = path.resolve(__dirname, "..");
+
+const settings = path.join(root, ".env");
+if (fs.existsSync(settings)) process.loadEnvFile(settings);
 
 const readArguments = (name) =>
   Array.from((process.env[name] || "").matchAll(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g), ([word]) =>
@@ -43,22 +50,24 @@ const common = {
   max_restarts: Number.MAX_SAFE_INTEGER,
 };
 
+// The process `kind`, and one for each further variable such as VALIDATOR_ARGS_TWO.
+const makeApps = (kind, stopExitCodes) => {
+  const first = `${kind.toUpperCase()}_ARGS`;
+  const others = Object.keys(process.env).filter((name) => name.startsWith(`${first}_`));
+  return [first, ...others.sort()].map((name) => ({
+    ...common,
+    name: kind + name.slice(first.length).toLowerCase().replace(/_/g, "-"),
+    args: [`neurons/${kind}.py`, ...readArguments(name)],
+    stop_exit_codes: stopExitCodes,
+  }));
+};
+
 module.exports = {
   apps: [
-    {
-      ...common,
-      name: "validator",
-      args: ["neurons/validator.py", ...readArguments("VALIDATOR_ARGS")],
-      // 0 restarts, because pm2 reports it for a process that the kernel killed (out of memory). 10 restarts, because
-      // a release was installed.
-      stop_exit_codes: OPERATOR_MUST_ACT,
-    },
-    {
-      ...common,
-      name: "miner",
-      args: ["neurons/miner.py", ...readArguments("MINER_ARGS")],
-      // 0: the dataset is published. 6: a validator would reject the dataset, so a restart cannot help.
-      stop_exit_codes: [0, ...OPERATOR_MUST_ACT, 6],
-    },
+    // 0 restarts, because pm2 reports it for a process that the kernel killed (out of memory). 10 restarts, because
+    // a release was installed.
+    ...makeApps("validator", OPERATOR_MUST_ACT),
+    // 0: the dataset is published. 6: a validator would reject the dataset, so a restart cannot help.
+    ...makeApps("miner", [0, ...OPERATOR_MUST_ACT, 6]),
   ],
 };

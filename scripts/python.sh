@@ -1,17 +1,23 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: find the Python that this project needs.
+# Sourced by the other scripts: find a Python that this project supports (python_requires in setup.py).
 
-# Print the command of a Python 3.11, or print an error and fail.
+# Check that a command runs a supported Python.
+is_supported() {
+    # Run it: a version manager's shim can exist and still not work.
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
+}
+
+# Print the command of a supported Python, or print an error and fail. PYTHON names the only one to try.
 find_python() {
-    local candidate
-    for candidate in python3.11 python3 python; do
-        # Run it: a version manager's shim can exist and still not work.
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then
+    local candidate candidates=(python3.11 python3.12 python3.13 python3 python)
+    if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
+    for candidate in "${candidates[@]}"; do
+        if is_supported "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    echo "error: this project needs Python 3.11, but python3.11, python3 and python are missing or other versions." >&2
-    echo "       Install it (Debian and Ubuntu: python3.11 and python3.11-venv) and run this again." >&2
+    echo "error: this project needs Python 3.11, 3.12 or 3.13, but none was found as ${candidates[*]}." >&2
+    echo "       Install one (Debian and Ubuntu: python3 and python3-venv) and run this again." >&2
     return 1
 }

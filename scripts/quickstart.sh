@@ -40,7 +40,7 @@ echo "model: $MODEL"
 say "Starting a local network: a chain with a block every $BLOCK_SECONDS s, a Hub, wallets, ${#MINERS[@]} miners"
 rm -rf "$RUN"
 mkdir -p "$RUN"
-"$PYTHON" contrib/sample/make_miners.py --out "$RUN/datasets"
+"$PYTHON" -m template.localnet.sample --out "$RUN/datasets"
 "$PYTHON" -m template.localnet --dir "$NET" --miners "$(IFS=,; echo "${MINERS[*]}")" \
     --block_seconds "$BLOCK_SECONDS" --port "$NODE_PORT" --no-commit_reveal >"$RUN/localnet.log" 2>&1 &
 NET_PID=$!
@@ -63,7 +63,7 @@ export BITTENSOR_RUNTIME_CACHE_DIR="$RUN/runtime_cache" BTCLI_TOKEN_SYMBOLS_CACH
 CHAIN=(--netuid "$(net_value netuid)" --subtensor.network "$(net_value network)" --wallet.path "$(net_value wallets)")
 COMPETITION=(--competition "$(net_value competition)")
 STATE="$RUN/validator"
-SCORE=(--training_args contrib/sample/training_args.yaml --model_path "$MODEL")
+SCORE=(--training_args template/localnet/sample/training_args.yaml --model_path "$MODEL")
 
 publish() { # MINER DATASET
     # The miner does not publish a dataset that a validator would reject. --force shows the validator rejecting it.

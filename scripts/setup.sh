@@ -4,10 +4,13 @@
 #   bash scripts/setup.sh
 #   source scripts/setup.sh         in another script; sets ROOT and VENV to absolute paths
 #
-# Every file that pip downloads must match a sha256 in the lock file, except torch, whose build depends on the machine,
-# and the CUDA packages that torch pins. Digests inside the environment record what is installed, so a second run does
-# nothing. REQUIREMENTS_LOCK names another lock file: template/updates.py installs a release's packages before it checks
-# out its code. WITHOUT_TOOLS=1 skips packages that only tests, checks, Ray and the quickstart need.
+# It uses Python 3.11, 3.12 or 3.13; PYTHON names one. Where `uv` is installed, it makes the environment, with a Python
+# of its own if there is none, and installs the packages; otherwise, and with INSTALLER=pip, venv and pip do.
+#
+# Every downloaded package must match a sha256 in the lock file, except torch, whose build depends on the machine, the
+# CUDA packages that torch pins, and the pip that uv adds. Digests inside the environment record what is installed, so a
+# second run does nothing. REQUIREMENTS_LOCK names another lock file: template/updates.py installs a release's packages
+# before it checks out its code. WITHOUT_TOOLS=1 skips packages that only tests, checks, Ray and the quickstart need.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -16,6 +19,7 @@ source "$ROOT/scripts/python.sh"
 VENV="${VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
 LOCK="${REQUIREMENTS_LOCK:-$ROOT/requirements.lock}"
+INSTALLER="${INSTALLER:-$(if command -v uv >/dev/null; then echo uv; else echo pip; fi)}"
 export ROOT VENV
 
 # Print one sha256 over the arguments: the content of files, the text of other arguments.
@@ -28,25 +32,36 @@ print(hashlib.sha256(b"\0".join(parts)).hexdigest())' "$@"
 make_environment() {
     local python
     if [[ -x "$VENV/bin/python" ]]; then
-        if ! "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-            echo "error: $VENV is not a working Python 3.11 environment. Remove it and run this again." >&2
+        if ! is_supported "$VENV/bin/python"; then
+            echo "error: $VENV has no working Python 3.11, 3.12 or 3.13. Remove it and run this again." >&2
             exit 1
         fi
         # An interrupted `venv` leaves a Python without pip.
         if "$VENV/bin/python" -c 'import pip' 2>/dev/null; then return; fi
     fi
+    if [[ "$INSTALLER" == uv ]]; then
+        python="${PYTHON:-$(find_python 2>/dev/null || echo 3.11)}"
+        echo "==> Making the environment $VENV with $python, by uv"
+        # Seeded with pip, by which the quickstart downloads its model.
+        uv venv --quiet --seed --allow-existing --python "$python" "$VENV" || exit 1
+        return
+    fi
     python="$(find_python)" || exit 1
     echo "==> Making the environment $VENV with $python"
     if ! "$python" -m venv "$VENV"; then
-        echo "error: $python cannot make an environment. On Debian and Ubuntu, install python3.11-venv." >&2
+        echo "error: $python cannot make an environment. On Debian and Ubuntu, install python3-venv." >&2
         exit 1
     fi
 }
 
-# Run pip install, with its progress on a terminal only.
+# Run `uv pip install` or `pip install`, with its progress on a terminal only.
 install() {
     local quiet=(--quiet)
     if [[ -t 1 ]]; then quiet=(); fi
+    if [[ "$INSTALLER" == uv ]]; then
+        uv pip install --python "$VENV/bin/python" ${quiet[@]+"${quiet[@]}"} "$@"
+        return
+    fi
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 \
         "$VENV/bin/python" -m pip install ${quiet[@]+"${quiet[@]}"} "$@"
 }
@@ -70,7 +85,7 @@ install_lock() {
     chosen_part > "$VENV/.lock"
     # --no-deps, because other packages depend on torch, which has no hash here.
     if ! install --require-hashes --no-deps --requirement "$VENV/.lock"; then
-        echo "error: the packages of $LOCK could not be installed; pip's message is above." >&2
+        echo "error: the packages of $LOCK could not be installed; the message of $INSTALLER is above." >&2
         echo "       If a hash does not match, the file is not the locked one: do not install it." >&2
         exit 1
     fi

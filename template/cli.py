@@ -106,21 +106,27 @@ def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --netuid, --subtensor.* and --wallet.*."""
-    add = parser.add_argument_group("chain").add_argument
-    urls, wallets = "URL[,URL...]", Path("~/.bittensor/wallets")
+    """Add --netuid, --subtensor.* and --wallet.*.
+
+    Defaults come from the variables that btcli reads. An empty one counts as missing, as there.
+    """
+    described = "Defaults as btcli: BT_NETWORK, BT_WALLET, BT_WALLET_HOTKEY and BT_WALLET_PATH of the environment."
+    add = parser.add_argument_group("chain", described).add_argument
+    variables, urls, wallets = os.environ.get, "URL[,URL...]", Path("~/.bittensor/wallets")
     network_help = "finney, test, local, or a ws:// or wss:// url"
     fallback_help = "used when the network does not answer (default: the client's public ones for a named network)"
     archive_help = "used for blocks that the others have pruned (default: the client's public ones)"
     deadline_help = "timeout of one answer, then the next endpoint is tried"
     add("--netuid", type=int, required=True, help="the subnet's number")
-    add("--subtensor.network", dest="network", default="finney", help=network_help)
+    network, name, hotkey = variables("BT_NETWORK"), variables("BT_WALLET"), variables("BT_WALLET_HOTKEY")
+    path = Path(variables("BT_WALLET_PATH") or wallets)
+    add("--subtensor.network", dest="network", default=network or "finney", help=network_help)
     add("--subtensor.fallback_endpoints", dest="fallback_endpoints", metavar=urls, help=fallback_help)
     add("--subtensor.archive_endpoints", dest="archive_endpoints", metavar=urls, help=archive_help)
     add("--subtensor.deadline_seconds", dest="deadline_s", type=float, default=120.0, help=deadline_help)
-    add("--wallet.name", dest="wallet_name", default="default", help="coldkey name")
-    add("--wallet.hotkey", dest="wallet_hotkey", default="default", help="hotkey name")
-    add("--wallet.path", dest="wallet_path", type=Path, default=wallets, help="folder of the wallets")
+    add("--wallet.name", dest="wallet_name", default=name or "default", help="coldkey name")
+    add("--wallet.hotkey", dest="wallet_hotkey", default=hotkey or "default", help="hotkey name")
+    add("--wallet.path", dest="wallet_path", type=Path, default=path, help="folder of the wallets")
 
 
 def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,14 +141,20 @@ def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def has_wallet(args: argparse.Namespace) -> bool:
-    """Check whether the arguments of `add_reader_arguments` name a wallet."""
-    return args.wallet_name is not None or args.wallet_hotkey is not None
+    """Check whether the arguments of `add_reader_arguments` name a wallet.
+
+    Without --hotkey, the environment may name it.
+    """
+    if args.wallet_name is not None or args.wallet_hotkey is not None:
+        return True
+    return args.hotkey is None and any(map(os.environ.get, ("BT_WALLET", "BT_WALLET_HOTKEY")))
 
 
 def open_reader(args: argparse.Namespace) -> "Chain":
     """Open the chain by `add_reader_arguments`, with the wallet if one is named."""
     needs_wallet = has_wallet(args)
-    args.wallet_name, args.wallet_hotkey = args.wallet_name or "default", args.wallet_hotkey or "default"
+    args.wallet_name = args.wallet_name or os.environ.get("BT_WALLET") or "default"
+    args.wallet_hotkey = args.wallet_hotkey or os.environ.get("BT_WALLET_HOTKEY") or "default"
     return open_chain(args, needs_wallet=needs_wallet)
 
 

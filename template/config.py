@@ -11,7 +11,7 @@ import yaml
 from template.competition import Competition, Incentives, canonical_digest, check_keys, is_commit, is_repo_id
 from template.errors import ConfigError
 
-_DEFAULT_TRAINING_ARGS = Path(__file__).resolve().parent.parent / "training_args.yaml"
+_DEFAULT_TRAINING_ARGS = Path(__file__).with_name("training_args.yaml")
 _INCENTIVES = "incentives"
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,99}")
 

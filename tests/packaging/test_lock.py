@@ -39,6 +39,7 @@ class Clone:
         environment = {
             **os.environ,
             **{"VENV": str(self.python.parent.parent), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)},
+            **{"INSTALLER": "pip", "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(self.wheels), "UV_OFFLINE": "1"},
             **variables,
         }
         command = ["bash", self.root / "scripts" / "setup.sh"]
@@ -113,6 +114,21 @@ def test_torch_does_not_replace_a_checked_package(clone: Clone) -> None:
     done = clone.set_up(f"# apart: torch==2.13.1\n{lock}")
     assert done.returncode == 1 and "conflicting dependencies" in done.stderr, done.stdout
     assert "checked==2.0" not in clone.installed()
+
+
+@pytest.mark.slow
+def test_uv_installs_the_same_and_checks_hashes(clone: Clone) -> None:
+    if shutil.which("uv") is None:
+        pytest.skip("no uv on this machine: pip alone was tried")
+    line = make_wheel(clone.wheels, "fast")
+    make_wheel(clone.wheels, "torch", "2.13.2+cu999", requires=["fast"])
+    done = clone.set_up(f"# apart: torch==2.13.2\n{line}", INSTALLER="")
+    assert done.returncode == 0, done.stderr
+    assert {"fast==1.0", "torch==2.13.2+cu999"} <= clone.installed()
+    for wrong in (make_wheel(clone.wheels, "forged")[:-9] + "00000000\n", "forged==1.0\n"):
+        done = clone.set_up(wrong, INSTALLER="")
+        assert done.returncode == 1 and "the message of uv is above" in done.stderr, done.stderr
+        assert not any(name.startswith("forged") for name in clone.installed())
 
 
 FILES = ["Odd_Name-1.0-py3-none-any.whl", "odd_name-1.0-cp311-cp311-win_amd64.whl", "odd-name-1.0.tar.gz"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -23,6 +24,7 @@ from tests.fixtures.network import ROOT
 from tests.fixtures.source import PRODUCT, parse
 
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
+SUPPORTED = ("3.11", "3.12", "3.13")
 OURS = {*PRODUCT, "tests", "contrib"}
 # Requirements of CUDA builds of torch only, pinned by torch's own metadata.
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton")
@@ -142,7 +144,10 @@ def test_the_lock_meets_every_lower_bound(described: dict[str, Any], lock: dict[
         assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), requirement
 
 
-def test_the_lock_covers_what_the_requirements_require(described: dict[str, Any], lock: dict[str, Version]) -> None:
+@pytest.mark.parametrize("python", SUPPORTED)
+def test_the_lock_covers_what_the_requirements_require(
+    described: dict[str, Any], lock: dict[str, Version], python: str
+) -> None:
     waiting, seen = every_requirement(described), set[str]()
     while waiting:
         requirement = waiting.pop()
@@ -153,14 +158,15 @@ def test_the_lock_covers_what_the_requirements_require(described: dict[str, Any]
         name = canonicalize_name(requirement.name)
         assert name in lock, f"the lock has no pin for {requirement}"
         assert requirement.specifier.contains(lock[name], prereleases=True), f"the lock breaks {requirement}"
-        waiting += required_by(name, requirement.extras)
+        waiting += required_by(name, requirement.extras, python)
     assert set(lock) <= {key.split("[")[0] for key in seen}, "the lock pins what nothing requires"
 
 
-def required_by(name: str, extras: set[str]) -> Iterator[Requirement]:
+def required_by(name: str, extras: set[str], python: str) -> Iterator[Requirement]:
+    version = {"python_version": python, "python_full_version": f"{python}.0"}
     for line in importlib.metadata.requires(name) or []:
         requirement = Requirement(line)
-        wanted = [{"extra": extra} for extra in ("", *extras)]
+        wanted = [{**version, "extra": extra} for extra in ("", *extras)]
         if requirement.marker is not None and not any(requirement.marker.evaluate(each) for each in wanted):
             continue
         if not (name == "torch" and CUDA_ONLY.match(requirement.name)):
@@ -172,9 +178,26 @@ def test_this_environment_is_the_one_that_is_locked(lock: dict[str, Version]) ->
     assert {name: Version(version.public) for name, version in installed.items()} == lock
 
 
-def test_the_python_version_is_the_one_that_runs_this(described: dict[str, Any]) -> None:
+def test_declared_versions_are_those_of_the_workflow(described: dict[str, Any]) -> None:
     supported = SpecifierSet(described["python_requires"])
-    assert supported.contains(".".join(map(str, sys.version_info[:3]))) and not supported.contains("3.12.0")
+    assert tuple(f"3.{minor}" for minor in range(30) if supported.contains(f"3.{minor}.0")) == SUPPORTED
+    prefix = "Programming Language :: Python :: "
+    assert tuple(line.removeprefix(prefix) for line in described["classifiers"] if prefix in line) == SUPPORTED
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert tuple(workflow["jobs"]["test"]["strategy"]["matrix"]["python-version"]) == SUPPORTED
+
+
+@pytest.mark.parametrize("version", [*SUPPORTED, "3.10", "3.14"])
+def test_scripts_accept_the_supported_versions_alone(version: str, tmp_path: Path) -> None:
+    stub = f"import sys; sys.version_info = ({version.replace('.', ', ')}, 0); exec(sys.argv[2])"
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{stub}' \"$@\"\n")
+    python.chmod(0o755)
+    code = f'source "{ROOT}/scripts/python.sh" && find_python'
+    environment = {**os.environ, "PYTHON": str(python)}
+    done = subprocess.run(["bash", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == (f"{python}\n" if version in SUPPORTED else "")
+    assert bool(done.returncode) == ("3.11, 3.12 or 3.13" in done.stderr) == (version not in SUPPORTED)
 
 
 def test_the_version_is_the_package_s_own(described: dict[str, Any]) -> None:
@@ -220,8 +243,13 @@ def test_set_up_without_the_right_python_names_it(tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "VENV": str(tmp_path / "venv")}
     command = [tmp_path / "bash", ROOT / "scripts" / "setup.sh"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "needs Python 3.11" in done.stderr
+    assert done.returncode == 1 and "needs Python 3.11, 3.12 or 3.13" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_one_file_alone_has_the_placeholder_of_the_address() -> None:
+    placeholder = b"OWNER" + b"/REPOSITORY"
+    assert [path.name for path in committed_files() if placeholder in path.read_bytes()] == ["setup.py"]
 
 
 def test_no_file_names_a_registry_or_one_machine() -> None:

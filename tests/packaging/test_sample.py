@@ -20,14 +20,14 @@ from template.records import Rank
 from template.rules.duplicates import Candidate, match_duplicates, max_shared
 from tests.fixtures.network import ROOT
 
-SAMPLE = ROOT / "contrib" / "sample"
+SAMPLE = ROOT / "template" / "localnet" / "sample"
 POOL = parse_rows((SAMPLE / "pool.jsonl").read_bytes(), name="pool.jsonl", limits=EVAL_SET_LIMITS)
 KEYS = [row.key for row in POOL]
 
 
 def make_miners(out: Path, hash_seed: str) -> dict[str, bytes]:
     """Return the file that the script writes for each miner."""
-    command = [sys.executable, SAMPLE / "make_miners.py", "--out", out]
+    command = [sys.executable, "-m", "template.localnet.sample", "--out", out]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": hash_seed})
     return {file.parent.name: file.read_bytes() for file in out.glob(f"*/{DATA_FILE}")}
 

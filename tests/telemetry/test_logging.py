@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def test_own_logs_reach_stderr_once_from_the_chosen_level() -> None:
     assert levels(lines) == most[2:] + most[1:] + most
     assert all(LINE.fullmatch(line) for line in lines)
     assert all(line.endswith("{braces} <red>tags</red>") for line in lines)
+
+
+@pytest.mark.parametrize(("no_color", "is_coloured"), [("", True), ("1", False)])
+def test_no_color_is_honoured_on_a_terminal(no_color: str, is_coloured: bool) -> None:
+    code = "from loguru import logger; from template.telemetry.logging import configure_logging;"
+    code += "configure_logging(); logger.warning('hello')"
+    reader, terminal = pty.openpty()
+    try:
+        environment = {**ENVIRONMENT, "TERM": "xterm", "NO_COLOR": no_color}
+        subprocess.run([sys.executable, "-c", code], env=environment, stderr=terminal, check=True, timeout=120)
+        shown = os.read(reader, 10_000)
+    finally:
+        os.close(reader)
+        os.close(terminal)
+    assert b"hello" in shown and (b"\x1b[" in shown) is is_coloured
 
 
 def test_client_logs_use_our_format_and_level() -> None:

@@ -1,6 +1,6 @@
 """Write the datasets of the quickstart's miners from this folder's rows.
 
-    python contrib/sample/make_miners.py --out DIR
+    python -m template.localnet.sample --out DIR
 
 writes DIR/<miner>/data.jsonl. Rows are sorted by a hash instead of drawn at random, so every run and every Python
 version writes the same bytes.
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-SAMPLE = Path(__file__).resolve().parent
+SAMPLE = Path(__file__).parent
 
 _VARIED_ROWS = 48
 _SWAPPED_ROWS = 5

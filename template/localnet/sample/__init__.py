@@ -1,0 +1,1 @@
+"""The sample competition that the quickstart runs; README.md describes its files."""
