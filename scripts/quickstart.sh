@@ -41,7 +41,7 @@ say "Starting a local network: a chain with a block every $BLOCK_SECONDS s, a Hu
 rm -rf "$RUN"
 mkdir -p "$RUN"
 "$PYTHON" -m template.localnet.sample --out "$RUN/datasets"
-"$PYTHON" -m template.localnet --dir "$NET" --miners "$(IFS=,; echo "${MINERS[*]}")" \
+"$PYTHON" -m template.localnet --dir "$NET" --sample --miners "$(IFS=,; echo "${MINERS[*]}")" \
     --block_seconds "$BLOCK_SECONDS" --port "$NODE_PORT" --no-commit_reveal >"$RUN/localnet.log" 2>&1 &
 NET_PID=$!
 trap 'kill "$NET_PID" 2>/dev/null || true' EXIT

@@ -1,10 +1,10 @@
-"""Run a local network until it is interrupted: chain, node, wallets and Hub.
+"""Run a local network until it is interrupted: a chain with one subnet, its node and wallets.
 
-    python -m template.localnet --dir /tmp/localnet --miners alice,bob
+    python -m template.localnet --dir /tmp/localnet --netuid 7 --miners alice,bob --tempo 100
 
-The chain of another subnet, without this one's Hub and competition:
+With a dataset Hub and a competition of this repository's subnet:
 
-    python -m template.localnet --dir /tmp/localnet --chain_only --netuid 7 --tempo 100
+    python -m template.localnet --dir /tmp/localnet --sample
 
 Once it is ready, DIR/localnet.json holds the values for --subtensor.network, --netuid, --wallet.path, --competition
 and HF_ENDPOINT. The wallets are the validators', the miners' and `owner`, each with the hotkey `default`; the Hub token
@@ -64,10 +64,16 @@ def build_parser() -> argparse.ArgumentParser:
         default=0,
         help="blocks from the newest to the newest final one (default: %(default)s)",
     )
-    add = parser.add_argument_group("Hub").add_argument
-    add("--chain_only", action="store_true", help="no Hub and no competition")
+    add = parser.add_argument_group("Hub and competition").add_argument
+    add(
+        "--sample",
+        type=Path,
+        nargs="?",
+        const=_SAMPLE,
+        metavar="DIR",
+        help="start a Hub with the competition of DIR, pool.jsonl and competition.yaml, or of the package's own sample",
+    )
     add("--hub_port", type=int, default=0, help="0 takes a free one (default: %(default)s)")
-    add("--sample", type=Path, default=_SAMPLE, help="folder with pool.jsonl and competition.yaml")
     return parser
 
 
@@ -102,11 +108,11 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def _create(args: argparse.Namespace, stack: ExitStack) -> "LocalNet":
-    """Create the network's files; start its Hub unless --chain_only."""
+    """Create the network's files; start its Hub for a --sample."""
     from template.localnet.hub.server import HubServer
     from template.localnet.network import LocalNet, create_chain, make_folder, write_competition
 
-    hub = None if args.chain_only else stack.enter_context(HubServer(args.dir / "hub", args.hub_port))
+    hub = None if args.sample is None else stack.enter_context(HubServer(args.dir / "hub", args.hub_port))
     net = LocalNet(args.dir.resolve(), "" if hub is None else hub.endpoint, args.netuid)
     make_folder(net)
     if hub is not None:

@@ -37,7 +37,10 @@ class ChainSettings:
 
 @dataclass(frozen=True)
 class LocalNet:
-    """Paths and addresses of a local network."""
+    """Paths and addresses of a local network.
+
+    hub_endpoint: empty without a Hub and its competition.
+    """
 
     folder: Path
     hub_endpoint: str
@@ -63,10 +66,15 @@ class LocalNet:
             "network": network,
             "netuid": str(self.netuid),
             "wallets": str(self.wallets),
+            "chain_file": str(self.chain_file),
+            **(self._describe_hub() if self.hub_endpoint else {}),
+        }
+
+    def _describe_hub(self) -> dict[str, str]:
+        return {
             "competition": str(self.competition),
             "hub_endpoint": self.hub_endpoint,
             "token_prefix": LOCAL_TOKEN_PREFIX,
-            "chain_file": str(self.chain_file),
         }
 
     def announce(self, network: str) -> None:
@@ -104,6 +112,9 @@ def create_chain(net: LocalNet, settings: ChainSettings) -> None:
 
     Raises: ConfigError for a value out of range.
     """
+    names = [_OWNER, *settings.validators, *settings.miners]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--validators and --miners must name every wallet once, and none {_OWNER}")
     owner = make_hotkey(net, _OWNER)
     with LocalChain.create(
         net.chain_file,

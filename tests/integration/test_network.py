@@ -269,7 +269,7 @@ def test_interruptions_change_no_verdict_loss_or_weight(interrupted: Interrupted
 
 def test_the_local_network_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     folder = tmp_path / "net"
-    arguments = ("--dir", folder, "--miners", "alice, bob", "--block_seconds", "0.05", "--port", 0)
+    arguments = ("--dir", folder, "--sample", "--miners", "alice, bob", "--block_seconds", "0.05", "--port", 0)
     with Process("template.localnet", *arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         process.wait_for("local network ready")
         parts = json.loads((folder / "localnet.json").read_text())

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scripts.bench.tiny_model import make_tiny_model
+from template.chain.client import Chain
 from template.competition import Incentives, Reward, Seeds
 from template.config import TrainingArgs
 from template.constants import DATA_FILE
@@ -30,9 +30,11 @@ from template.validator.downloads import Downloader
 from template.validator.loop import Validator
 from template.workers.executor import Evaluator
 from tests.campaigns.fake_executors import HYPERPARAMETERS, MODEL, MODEL_ID, FakeExecutor, make_result
+from tests.campaigns.load.relay import Relay, Traffic
 from tests.campaigns.measure import Figure, memory_kib
 from tests.campaigns.process_under_test import ValidatorProcess
 from tests.campaigns.synthetic_subnet import COMPETITION, SyntheticSubnet, make_file, make_rows
+from tests.fixtures.chain import wallet_of
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.views import make_entry
 
@@ -104,50 +106,100 @@ def _download(entries: Sequence[Entry], folder: Path, *, limit: int) -> float:
     return time.monotonic() - started
 
 
-def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Time a validator's ticks once everyone is evaluated, and a round's end."""
-    # The hub that is served is the one of all benches.
-    (folder / "hub").symlink_to(folder.parent / "hub")
-    pool = make_rows(max(args.rows, 1000))
-    subnet = SyntheticSubnet.create(folder, pool=pool, competition=COMPETITION.to_dict(), max_uids=args.miners + 2)
-    config = ValidatorConfig(
-        competition=subnet.competition,
-        incentives=_INCENTIVES,
-        policy=Policy(blocks_per_epoch=_INCENTIVES.blocks_per_epoch, miner_duplicate_sample_size=args.miners),
-        data_dir=folder / "data",
-        eval_data_dir=folder / "eval_data",
-        receipt_dir=folder / "receipts",
-        round_dir=folder / "rounds",
-        poll_s=0.0,
-    )
-    with subnet, subnet.connect() as chain, Store(folder / "validator.sqlite3") as store:
-        _record_evaluations(args.miners, subnet, config, store)
+class _RestingValidator:
+    """A validator of a subnet in which everyone is evaluated and nothing is to be done.
+
+    The hub that is served is the one of all benches. Raises: HostError when it does not come to rest.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: Path, subnet: SyntheticSubnet, chain: Chain) -> None:
+        config = ValidatorConfig(
+            competition=subnet.competition,
+            incentives=_INCENTIVES,
+            policy=Policy(blocks_per_epoch=_INCENTIVES.blocks_per_epoch, miner_duplicate_sample_size=args.miners),
+            data_dir=folder / "data",
+            eval_data_dir=folder / "eval_data",
+            receipt_dir=folder / "receipts",
+            round_dir=folder / "rounds",
+            poll_s=0.0,
+        )
+        self._subnet = subnet
+        self.store = Store(folder / "validator.sqlite3")
+        _record_evaluations(args.miners, subnet, config, self.store)
         executor, downloader = FakeExecutor(lambda _: COMPETITION.bench), Downloader(args.max_downloads)
-        validator = Validator(config, chain, store, executor, downloader)
-
-        def tick(blocks: int = 0) -> float:
-            if blocks:
-                subnet.chain.advance(blocks)
-            started = time.perf_counter()
-            validator.tick()
-            return time.perf_counter() - started
-
+        self._validator = Validator(config, chain, self.store, executor, downloader)
         # Lookups of paid files begin after the downloads.
         ticks_at_rest = 0
         while ticks_at_rest < 8:
-            tick(1)
+            self.tick(1)
             time.sleep(0.01)
             ticks_at_rest = ticks_at_rest + 1 if downloader.available_slots() == args.max_downloads else 0
-        last = store.last_round()
-        if last is None or not store.leaderboard(last.id) or not store.intents(last.id):
+        last = self.store.last_round()
+        if last is None or not self.store.leaderboard(last.id) or not self.store.intents(last.id):
             raise HostError("the validator did not come to rest")
-        count = 10 * args.repeats
-        yield Figure(f"a tick with nothing to do, {args.miners} uids", 1e3 * _median(tick, count), "ms", 10.0)
-        yield Figure("a tick on a new block, nothing new on it", 1e3 * _median(lambda: tick(1), count), "ms", 100.0)
-        subnet.chain.advance(last.end_block - subnet.chain.block())
-        yield Figure(f"closing a round, {args.miners} in its table and ledger", tick(), "s", 1.0)
+        self.end_block = last.end_block
+
+    @property
+    def rounds_done(self) -> int:
+        return self._validator.rounds_done
+
+    def tick(self, blocks: int = 0) -> float:
+        """Tick so many blocks later; return the seconds of the tick."""
+        if blocks:
+            self._subnet.chain.advance(blocks)
+        started = time.perf_counter()
+        self._validator.tick()
+        return time.perf_counter() - started
+
+
+def _create_subnet(args: argparse.Namespace, folder: Path) -> SyntheticSubnet:
+    (folder / "hub").symlink_to(folder.parent / "hub")
+    pool = make_rows(max(args.rows, 1000))
+    return SyntheticSubnet.create(folder, pool=pool, competition=COMPETITION.to_dict(), max_uids=args.miners + 2)
+
+
+def bench_tick(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    """Time a validator's ticks once everyone is evaluated, and a round's end.
+
+    The chain is in this process, so that the time is the validator's alone.
+    """
+    with _create_subnet(args, folder) as subnet, subnet.connect() as chain:
+        validator = _RestingValidator(args, folder, subnet, chain)
+        tick, count = validator.tick, 10 * args.repeats
+        with validator.store:
+            yield Figure(f"a tick with nothing to do, {args.miners} uids", 1e3 * _median(tick, count), "ms", 10.0)
+            yield Figure("a tick on a new block, nothing new on it", 1e3 * _median(lambda: tick(1), count), "ms", 100.0)
+            subnet.chain.advance(validator.end_block - subnet.chain.block())
+            yield Figure(f"closing a round, {args.miners} in its table and ledger", tick(), "s", 1.0)
         if validator.rounds_done != 1:
             raise HostError("the round did not close")
+
+
+def bench_wire(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    """Count the bytes and messages between a validator and its node in each tick.
+
+    Bytes are those of the TCP stream: the client and the node compress messages.
+    """
+    with _create_subnet(args, folder) as subnet, Relay(subnet.network) as relay:
+        with Chain(relay.url, NETUID, wallet=wallet_of(subnet.validator_key())) as chain:
+            before = relay.traffic
+            chain.view()
+            yield from _traffic_figures("the first view of a connection, metadata included", relay, before)
+            validator = _RestingValidator(args, folder, subnet, chain)
+            with validator.store:
+                for what, blocks in (("a tick with nothing to do", 0), ("a tick on a new block, nothing new on it", 1)):
+                    before = relay.traffic
+                    seconds = [validator.tick(blocks) for _ in range(args.repeats)]
+                    yield Figure(f"{what}, the node's time included", 1e3 * statistics.median(seconds), "ms")
+                    yield from _traffic_figures(f"{what}, {args.miners} uids", relay, before, args.repeats)
+
+
+def _traffic_figures(what: str, relay: Relay, before: Traffic, count: int = 1) -> Iterator[Figure]:
+    """Yield the traffic since `before`, for each of `count` repeats."""
+    traffic = relay.traffic.since(before)
+    yield Figure(f"{what}: requests", traffic.requests / count)
+    yield Figure("    sent", traffic.sent_bytes / count, "bytes")
+    yield Figure("    received", traffic.received_bytes / count, "bytes")
 
 
 def _record_evaluations(miners: int, subnet: SyntheticSubnet, config: ValidatorConfig, store: Store) -> None:
@@ -177,6 +229,9 @@ def _record_evaluations(miners: int, subnet: SyntheticSubnet, config: ValidatorC
 
 def bench_startup(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Time neurons/validator.py from its start to the end of its first tick."""
+    # Not for the benches without a model.
+    from scripts.bench.tiny_model import make_tiny_model
+
     (folder / "hub").symlink_to(folder.parent / "hub")
     model = make_tiny_model(folder / "model")
     with SyntheticSubnet.create(folder, pool=make_rows(args.pool), competition=COMPETITION.to_dict()) as subnet:
@@ -209,6 +264,8 @@ def _time_first_tick(process: "subprocess.Popen[bytes]") -> float:
 
 def bench_memory(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Measure this process's memory after many evaluations."""
+    from scripts.bench.tiny_model import make_tiny_model
+
     model = make_tiny_model(folder / "model")
     for seed, name in enumerate(["eval_data", *(f"data-{number}" for number in range(4))]):
         (folder / name).mkdir()

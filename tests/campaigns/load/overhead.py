@@ -1,4 +1,4 @@
-"""Measure admission, downloads, ticks, start-up and memory around an evaluation.
+"""Measure admission, downloads, ticks, the chain's messages, start-up and memory around an evaluation.
 
     python -m tests.campaigns.load.overhead
     python -m tests.campaigns.load.overhead --only tick,admission
@@ -18,7 +18,7 @@ from template import cli
 from tests.campaigns import command
 from tests.fixtures.faulty_hub import serve_hub
 
-_NAMES = ["admission", "downloads", "tick", "startup", "memory"]
+_NAMES = ["admission", "downloads", "tick", "wire", "startup", "memory"]
 _SIZES = (
     ("miners", 256, "datasets and uids"),
     ("rows", 250, "in each dataset"),

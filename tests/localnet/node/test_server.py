@@ -9,9 +9,10 @@ import pytest
 
 from template.chain.client import Chain
 from template.errors import ConfigError
+from template.localnet.__main__ import main as run_localnet
 from template.localnet.chain.chain import LocalChain
 from template.localnet.node.server import NodeServer
-from tests.fixtures.network import ROOT, Process
+from tests.fixtures.network import ROOT, Process, call_main
 from tests.fixtures.node import open_wire
 
 
@@ -35,10 +36,19 @@ def test_closing_ends_open_connections(local: LocalChain) -> None:
         pass
 
 
+@pytest.mark.parametrize("names", [("a", "a"), ("owner", "b"), ("a,a", "b")])
+def test_command_wallet_named_twice_is_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    validators, miners = names
+    arguments = ("--dir", tmp_path / "net", "--port", 0, "--validators", validators, "--miners", miners)
+    ended = call_main(run_localnet, *arguments)
+    assert ended.status == ConfigError.exit_code
+    assert "name every wallet once" in ended.logs[-1]
+
+
 @pytest.mark.slow
 def test_command_starts_the_chain_of_any_subnet(tmp_path: Path) -> None:
     folder = tmp_path / "net"
-    arguments = ("--dir", folder, "--chain_only", "--port", 0, "--netuid", 7, "--tempo", 100, "--miners", "a,b,c")
+    arguments = ("--dir", folder, "--port", 0, "--netuid", 7, "--tempo", 100, "--miners", "a,b,c")
     with Process("template.localnet", *arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         process.wait_for("local network ready")
         parts = json.loads((folder / "localnet.json").read_text())
