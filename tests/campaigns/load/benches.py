@@ -180,18 +180,21 @@ def bench_wire(args: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
     Bytes are those of the TCP stream: the client and the node compress messages.
     """
-    with _create_subnet(args, folder) as subnet, Relay(subnet.network) as relay:
-        with Chain(relay.url, NETUID, wallet=wallet_of(subnet.validator_key())) as chain:
-            before = relay.traffic
-            chain.view()
-            yield from _traffic_figures("the first view of a connection, metadata included", relay, before)
-            validator = _RestingValidator(args, folder, subnet, chain)
-            with validator.store:
-                for what, blocks in (("a tick with nothing to do", 0), ("a tick on a new block, nothing new on it", 1)):
-                    before = relay.traffic
-                    seconds = [validator.tick(blocks) for _ in range(args.repeats)]
-                    yield Figure(f"{what}, the node's time included", 1e3 * statistics.median(seconds), "ms")
-                    yield from _traffic_figures(f"{what}, {args.miners} uids", relay, before, args.repeats)
+    with (
+        _create_subnet(args, folder) as subnet,
+        Relay(subnet.network) as relay,
+        Chain(relay.url, NETUID, wallet=wallet_of(subnet.validator_key())) as chain,
+    ):
+        before = relay.traffic
+        chain.view()
+        yield from _traffic_figures("the first view of a connection, metadata included", relay, before)
+        validator = _RestingValidator(args, folder, subnet, chain)
+        with validator.store:
+            for what, blocks in (("a tick with nothing to do", 0), ("a tick on a new block, nothing new on it", 1)):
+                before = relay.traffic
+                seconds = [validator.tick(blocks) for _ in range(args.repeats)]
+                yield Figure(f"{what}, the node's time included", 1e3 * statistics.median(seconds), "ms")
+                yield from _traffic_figures(f"{what}, {args.miners} uids", relay, before, args.repeats)
 
 
 def _traffic_figures(what: str, relay: Relay, before: Traffic, count: int = 1) -> Iterator[Figure]:
