@@ -24,9 +24,19 @@ def data(text: str) -> bytes:
     return bytes.fromhex(text.removeprefix("0x"))
 
 
-def ask(node: NodeServer, method: str, *arguments: Any) -> Any:
-    """Call a method of the client's connection."""
-    return use_client(node, lambda client: getattr(client._substrate, method)(*arguments))
+def ask(node: NodeServer, *calls: tuple[Any, ...]) -> list[Any]:
+    """Call methods of the client's connection, each named before its arguments."""
+
+    async def run(client: Any) -> list[Any]:
+        return [await getattr(client._substrate, method)(*arguments) for method, *arguments in calls]
+
+    answers: list[Any] = use_client(node, run)
+    return answers
+
+
+def ours(params: list[Any]) -> list[Any]:
+    """Return recorded parameters with this subnet's number in place of 1."""
+    return [NETUID if param == 1 else param for param in params]
 
 
 def fits(ours: Any, theirs: Any) -> bool:
@@ -48,28 +58,25 @@ def test_recorded_values_have_their_recorded_keys_and_bytes() -> None:
 
 
 def test_values_have_the_shapes_of_recorded_ones(node: NodeServer) -> None:
-    for recorded in RECORD["storage_values"]:
-        pallet, item, params = recorded["pallet"], recorded["storage_function"], recorded["params"]
-        # The recorded subnet has number 1.
-        ours = [NETUID if param == 1 else param for param in params]
-        value = ask(node, "query", pallet, item, ours)
-        assert fits(value, recorded["decoded"]), (item, value)
+    recorded = RECORD["storage_values"]
+    calls = [("query", each["pallet"], each["storage_function"], ours(each["params"])) for each in recorded]
+    for each, value in zip(recorded, ask(node, *calls), strict=True):
+        assert fits(value, each["decoded"]), (each["storage_function"], value)
 
 
 def test_maps_have_the_shapes_of_recorded_ones(node: NodeServer) -> None:
-    for recorded in RECORD["query_maps"]:
-        pallet, item = recorded["pallet"], recorded["storage_function"]
-        params = [NETUID for _ in recorded["params"]]
-        pairs = ask(node, "query_map", pallet, item, params)
-        assert pairs and fits(pairs, recorded["pairs"]), (item, pairs)
+    recorded = RECORD["query_maps"]
+    calls = [("query_map", each["pallet"], each["storage_function"], ours(each["params"])) for each in recorded]
+    for each, pairs in zip(recorded, ask(node, *calls), strict=True):
+        assert pairs and fits(pairs, each["pairs"]), (each["storage_function"], pairs)
 
 
 def test_runtime_calls_have_the_shapes_of_recorded_ones(node: NodeServer) -> None:
     params = {"get_neurons_lite": [NETUID], "account_nonce": [MINER.ss58_address]}
-    for recorded in RECORD["runtime_calls"]:
-        api, method = recorded["api"], recorded["method"]
-        value = ask(node, "runtime_call", api, method, params[method])
-        assert fits(value, recorded["decoded"]), (method, value)
+    recorded = RECORD["runtime_calls"]
+    calls = [("runtime_call", each["api"], each["method"], params[each["method"]]) for each in recorded]
+    for each, value in zip(recorded, ask(node, *calls), strict=True):
+        assert fits(value, each["decoded"]), (each["method"], value)
 
 
 def test_recorded_runtime_calls_are_encoded_to_their_bytes() -> None:
@@ -88,7 +95,7 @@ def test_events_have_the_shapes_of_recorded_ones(node: NodeServer) -> None:
     with dial(node, NETUID, MINER) as chain:
         chain.publish("hello")
     recorded = {event["event_id"]: event for event in RECORD["events"]["decoded"]}
-    events = ask(node, "events")
+    (events,) = ask(node, ("events",))
     common = [event for event in events if event["event_id"] in recorded]
     assert len(common) == 3 and all(fits(event, recorded[event["event_id"]]) for event in common)
 
