@@ -166,8 +166,8 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         data_dir=files.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
         eval_data_dir=files.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
         cache_dir=files.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
-        receipt_dir=files.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
-        round_dir=files.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
+        receipt_dir=(args.receipt_dir or state_dir / "receipts").expanduser().resolve(),
+        round_dir=(args.round_dir or state_dir / "rounds").expanduser().resolve(),
         is_offline=args.offline,
         # With Ray, --ray.gpus_per_worker chooses: a worker without its GPU does not start.
         is_device_chosen=args.device is not None or args.executor == "ray",

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from template import cli
 from template.errors import ConfigError
-from template.validator.status import health_problem, read_status
-from template.validator.status_report import print_status, to_json
+from template.status.report import print_status, to_json
+from template.status.status import Status, health_problem, read_status
+from template.terminal import write_stdout
 
 _UNHEALTHY = 1
 _MAX_ROWS = 20
@@ -60,13 +61,22 @@ def run(args: argparse.Namespace) -> int:
     if args.is_check:
         max_age_s = args.max_silence_minutes * 60
         problem = health_problem(status, max_age_s=max_age_s, max_overdue_blocks=args.max_overdue_blocks)
-        print(problem or "all is well")
+        write_stdout(f"{problem or 'all is well'}\n")
         return _UNHEALTHY if problem else 0
     if args.is_json:
-        print(json.dumps(to_json(status)))
+        write_stdout(f"{json.dumps(to_json(status))}\n")
     else:
-        print_status(status, open_console(), max_rows=max_rows)
+        show(status, open_console(), max_rows)
     return 0
+
+
+def show(status: Status, console: Console, max_rows: int | None, *, clears: bool = False) -> bool:
+    """Print the status. Return whether stdout took it: a reader such as `head` may leave."""
+    with console.capture() as capture:
+        if clears:
+            console.clear()
+        print_status(status, console, max_rows=max_rows)
+    return write_stdout(capture.get()) is None
 
 
 def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
@@ -77,9 +87,8 @@ def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
     try:
         while True:
             status = read_status(state_dir, time.time())
-            console.clear()
-            print_status(status, console, max_rows=max_rows)
-            console.file.flush()
+            if not show(status, console, max_rows, clears=True):
+                return 0
             time.sleep(pause_s)
     except KeyboardInterrupt:
         return 0

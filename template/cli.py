@@ -18,6 +18,7 @@ from template.data.rows import Row
 from template.errors import ConfigError, SubnetError
 from template.telemetry.logging import choose_level, configure_logging, quiet_libraries
 from template.telemetry.redaction import secret_values
+from template.terminal import configure_output, write_stdout
 from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
@@ -39,9 +40,20 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)" if has_default else action.help
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parser whose help survives a reader that left, such as `head`."""
+
+    def print_help(self, file: Any = None) -> None:
+        configure_output()
+        if file is None:
+            write_stdout(self.format_help())
+        else:
+            super().print_help(file)
+
+
 def make_parser(prog: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
     """Return the parser of an entry point."""
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=HelpFormatter, **options)
+    return _Parser(prog=prog, description=description, formatter_class=HelpFormatter, **options)
 
 
 def run_main(
@@ -56,6 +68,7 @@ def run_main(
     The parser needs `add_logging_arguments`. is_private: write files for their owner only, and no core dumps.
     """
     args = parser.parse_args(argv)
+    configure_output()
     if is_private:
         os.umask(os.umask(0o077) | 0o077)
         # A core dump would contain the hotkey and the tokens.

@@ -5,12 +5,32 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from template.errors import ConfigError
+from template.errors import ConfigError, HostError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """A file for a folder that is named elsewhere. mode: its permissions."""
+
+    name: str
+    content: bytes
+    mode: int
+
+    def write(self, folder: Path) -> Path:
+        """Write the file, creating the folder. Raises: HostError."""
+        path = folder / self.name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, [self.content], mode=self.mode)
+        except OSError as error:
+            raise HostError(f"cannot write {path}: {error.strerror or error}") from error
+        return path
 
 
 def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> None:
@@ -78,6 +98,17 @@ def check_folder(path: Path, flag: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot create the folder: {error.strerror or error}") from error
     return folder
+
+
+def find_write_problem(folder: Path) -> str | None:
+    """Return why the folder takes no files, None if it does. Creates the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def check_private_folder(path: Path, flag: str, *, marks: Sequence[str]) -> Path:

@@ -365,7 +365,8 @@ class Metrics:
 
     now, block_time: POSIX seconds; block_time: of the newest view. doing: the current work in words. queue:
     evaluations left. unscored: datasets to download. weights_block: the round's weights are due from here on.
-    weights_set_block: of the last accepted weights. tokens_per_s: training speed of the last evaluation.
+    weights_set_block: of the last accepted weights. tokens_per_s: training speed of the last evaluation. warnings: of
+    optional folders that take no files.
     """
 
     now: float
@@ -379,6 +380,7 @@ class Metrics:
     weights_block: int | None = None
     weights_set_block: int | None = None
     tokens_per_s: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

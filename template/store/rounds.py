@@ -346,7 +346,8 @@ class RoundTables(StateFile):
         for row in self.rows("SELECT content FROM activity"):
             content = json.loads(row["content"])
             running = [RunningEvaluation(**{**job, "key": SubmissionKey(*job["key"])}) for job in content["running"]]
-            return Metrics(**{**content, "running": tuple(running)})
+            warnings = tuple(content.get("warnings", ()))
+            return Metrics(**{**content, "running": tuple(running), "warnings": warnings})
         return None
 
 

@@ -7,7 +7,7 @@ from loguru import logger
 
 from template.chain_records import ChainView
 from template.errors import ConfigError
-from template.receipts.files import write_round
+from template.receipts.files import round_file
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundSummary
 from template.records import (
@@ -75,6 +75,7 @@ class Reporter:
             weights_block=schedule.closing_block(current, self._context.config.policy) if current else None,
             weights_set_block=(last.outcome.block or last.block) if last and last.outcome else None,
             tokens_per_s=self._context.executor.tokens_per_s(),
+            warnings=tuple(self._context.outputs.waiting()),
         )
 
     def publish_round(self, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
@@ -120,7 +121,10 @@ class Reporter:
             results=results,
             receipts=_read_receipts(results, signer),
         )
-        return write_round(config.round_dir, summary, signer=signer, sign=sign)
+        file = round_file(summary, signer=signer, sign=sign)
+        store.record_output("--round_dir", file, self._context.now())
+        refused = self._context.outputs.write()
+        return None if "--round_dir" in refused else config.round_dir / file.name
 
     def _results(self, evaluator: SubmissionEvaluator, current: Round) -> dict[RoundEvaluation, EvaluationResult]:
         return {

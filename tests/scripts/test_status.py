@@ -19,8 +19,8 @@ from template.errors import ConfigError, Reason
 from template.files import lock_holder_pid
 from template.records import EvalConfig, Leaderboard, LeaderboardRow, RetryState
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
+from template.status.status import count_bytes, measure_disk, read_status
 from template.store.store import Store
-from template.validator.status import count_bytes, measure_disk, read_status
 from tests.fixtures.network import LARGE, ROOT, SMALL, Ended, Net, SteppingChain, call_main, make_copy
 from tests.fixtures.status import ALICE, BOB, NOW, entry, make_round
 from tests.fixtures.validator import Bench, open_bench

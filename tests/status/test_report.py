@@ -10,8 +10,8 @@ from rich.console import Console
 from template.chain_records import WeightOutcome
 from template.records import Metrics, RetryState, RunningEvaluation, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
-from template.validator.status import Status, health_problem
-from template.validator.status_report import print_status
+from template.status.report import print_status
+from template.status.status import Status, health_problem
 from tests.fixtures.status import ALICE, BOB, NOW, REFUSED, TAKEN, make_round
 from tests.fixtures.views import make_key
 
@@ -141,6 +141,11 @@ def test_silence_and_late_weights_are_a_problem(changes: dict[str, Any], problem
     status = replace(STATUS, **{"accepted": recent[1], "recent": recent, **changes})
     result = health_problem(status, max_age_s=1800, max_overdue_blocks=100)
     assert (result is None) if problem is None else (problem in (result or ""))
+
+
+def test_folder_that_takes_no_files_is_shown() -> None:
+    text = "--receipt_dir /r takes no files: Read-only file system; 3 wait in the state"
+    assert section("warning", activity=replace(METRICS, warnings=(text,))) == text
 
 
 def test_pending_causes_are_counted_and_suspended_entries_named() -> None:

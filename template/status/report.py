@@ -19,8 +19,8 @@ from template.records import (
     SubmissionKey,
     WeightIntent,
 )
+from template.status.status import FOLDERS, STATE_FILE, Status, normalize_error
 from template.terminal import describe_verdict, escape, escape_cell, format_duration
-from template.validator.status import FOLDERS, STATE_FILE, Status, normalize_error
 
 _MAX_CAUSES = 10
 _NUMBERS = ("runs", "mean", "spread", "loss", "score", "credit", "weight")
@@ -103,6 +103,8 @@ def _activity_lines(status: Status) -> Lines:
         memory = "" if run.memory_bytes is None else f", {run.memory_bytes / 2**30:.1f} GiB of memory"
         age = format_duration(max(activity.now - run.started_at, 0.0))
         yield "evaluating", f"{run.key.hotkey} on {run.device}: {run.stage}{done} after {age}{memory}"
+    for warning in activity.warnings:
+        yield "warning", warning
     if activity.tokens_per_s is not None:
         yield "speed", f"{activity.tokens_per_s:,.0f} tokens/s in the last training"
 
