@@ -75,9 +75,8 @@ def run_main(
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     def work() -> int:
-        configure_logging(
-            is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secret_values(os.environ)
-        )
+        secrets = [*secret_values(os.environ), getattr(args, "alert_url", None) or ""]
+        configure_logging(is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secrets)
         quiet_libraries()
         return run(args)
 
@@ -108,6 +107,14 @@ def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
 def log_level(args: argparse.Namespace) -> str:
     """Return the lowest level that is logged."""
     return choose_level(is_debug=args.is_debug, is_trace=args.is_trace)
+
+
+def add_alert_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --alert_url."""
+    alert_help = (
+        "webhook that gets problems as JSON, such as Discord's (default: $ALERT_URL, which no process list shows)"
+    )
+    parser.add_argument("--alert_url", metavar="URL", default=os.environ.get("ALERT_URL"), help=alert_help)
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:

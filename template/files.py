@@ -90,6 +90,14 @@ def lock_holder_pid(path: Path) -> int | None:
     return None
 
 
+def pid_namespace() -> str:
+    """Return the name of this process's pid namespace, empty if it is unknown."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
 def check_folder(path: Path, flag: str) -> Path:
     """Create the folder and return its absolute path. Raises: ConfigError."""
     folder = path.expanduser().resolve()

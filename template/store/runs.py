@@ -1,7 +1,11 @@
 """Starts and ends of the validator: they tell a crash loop from a stop."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from template.errors import HostError, SubnetError
+from template.files import pid_namespace
 from template.store.database import StateFile
 
 _KEPT_RUNS = 100
@@ -28,23 +32,31 @@ class Run:
 class RunTable(StateFile):
     """The table of starts."""
 
-    def begin_run(self, *, namespace: str, version: str, now: float) -> int:
-        """Record a start and return its id."""
+    @contextmanager
+    def recorded_run(self, version: str, now: Callable[[], float]) -> Iterator[int]:
+        """Record start and end of the block; yield the id of the run."""
         with self.atomic() as db:
-            cursor = db.execute(
-                "INSERT INTO runs (started_at, namespace, version) VALUES (?, ?, ?)", (now, namespace, version)
-            )
+            values = (now(), pid_namespace(), version)
+            cursor = db.execute("INSERT INTO runs (started_at, namespace, version) VALUES (?, ?, ?)", values)
             run_id = int(cursor.lastrowid or 0)
             db.execute("DELETE FROM runs WHERE id <= ?", (run_id - _KEPT_RUNS,))
-        return run_id
+        try:
+            yield run_id
+        except BaseException as error:
+            # The first error is the one to report, also where this file is its cause.
+            with suppress(HostError):
+                self.record_run_error(run_id, error, now())
+                self._end_run(run_id, error.exit_code if isinstance(error, SubnetError) else 1, now())
+            raise
+        self._end_run(run_id, 0, now())
 
-    def record_run_error(self, run_id: int, error: str, now: float) -> None:
-        """Record the last failure of a run, empty for none."""
+    def record_run_error(self, run_id: int, error: BaseException, now: float) -> None:
+        """Record the last failure of a run."""
+        text = f"{type(error).__name__}: {error}"
         with self.atomic() as db:
-            db.execute("UPDATE runs SET error = ?, error_at = ? WHERE id = ?", (error, now, run_id))
+            db.execute("UPDATE runs SET error = ?, error_at = ? WHERE id = ?", (text, now, run_id))
 
-    def end_run(self, run_id: int, *, status: int, now: float) -> None:
-        """Record the end of a run with its exit status."""
+    def _end_run(self, run_id: int, status: int, now: float) -> None:
         with self.atomic() as db:
             db.execute("UPDATE runs SET ended_at = ?, status = ? WHERE id = ?", (now, status, run_id))
 

@@ -9,9 +9,11 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from loguru import logger
 
+from template import __version__
 from template.chain.protocols import ValidatorChain
 from template.chain_records import ChainView
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
@@ -111,14 +113,12 @@ class Validator:
     def run(self) -> None:
         """Tick until stopped or done. Raises: ConfigError, HostError."""
         self._context.outputs.check()
-        try:
-            while not self.stop.is_set() and not self._run_with_retry(self.tick):
+        with self._store.recorded_run(__version__, self._now) as run_id, closing(self._executor):
+            while not self.stop.is_set() and not self._run_with_retry(self.tick, run_id):
                 pass
-        finally:
-            self._executor.close()
         logger.info("validator stops rounds_done={}", self.rounds_done)
 
-    def _run_with_retry(self, step: Callable[[], bool]) -> bool:
+    def _run_with_retry(self, step: Callable[[], bool], run_id: int) -> bool:
         """Return the result of `step`, or False after a failure and its backoff."""
         try:
             is_done = step()
@@ -128,8 +128,10 @@ class Validator:
             raise
         except RemoteError as error:
             logger.warning("tick failed, will retry: {}", error)
-        except Exception:
+            self._store.record_run_error(run_id, error, self._now())
+        except Exception as error:
             logger.exception("a tick failed; this is a bug, please report it")
+            self._store.record_run_error(run_id, error, self._now())
         self._failures += 1
         self.stop.wait(min(self.config.poll_s * 2 ** min(self._failures, 10), MAX_BACKOFF_S))
         return False
