@@ -25,9 +25,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -157,10 +155,10 @@ def evaluate_committed(args: argparse.Namespace, evaluator: Evaluator) -> int:
 
     incentives = load_incentives(args.competition)
     pool = read_eval_set_index(evaluator.eval_data_dir / constants.DATA_FILE)
-    with tempfile.TemporaryDirectory() as folder:
+    with files.temporary_folder() as folder:
         with cli.open_reader(args) as chain:
             hotkey = args.hotkey or chain.hotkey
-            reader = Reader(chain, evaluator.competition, incentives, pool, Path(folder))
+            reader = Reader(chain, evaluator.competition, incentives, pool, folder)
             committed = find_committed(reader, hotkey, args.repeats or incentives.evaluations)
         logger.info("evaluating {} runs={}", committed.key.commitment, len(committed.seeds))
         results = [evaluate_once(evaluator, committed.folder, lucky_num) for lucky_num in committed.seeds]
@@ -286,12 +284,14 @@ def local_folder(path: Path, flag: str) -> Iterator[Path]:
     if path.is_dir():
         yield path
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            shutil.copyfile(path, Path(temporary) / constants.DATA_FILE)
-        except OSError as error:
-            raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror or error}") from error
-        yield Path(temporary)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror or error}") from error
+    with files.temporary_folder() as temporary:
+        # A full disk here is no fault of the dataset.
+        files.OutputFile(name=constants.DATA_FILE, content=content, mode=0o600).write(temporary)
+        yield temporary
 
 
 def write_receipts(folder: Path | None, competition: Competition, results: Sequence[TrainResult]) -> None:

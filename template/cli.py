@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import pwd
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import Tokenize, encode_row
 from template.data.rows import Row
 from template.errors import ConfigError, SubnetError
+from template.proxies import check_proxies
 from template.telemetry.logging import choose_level, configure_logging, quiet_libraries
 from template.telemetry.redaction import secret_values
 from template.terminal import configure_output, write_stdout
@@ -75,12 +77,28 @@ def run_main(
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     def work() -> int:
+        check_home()
         secrets = [*secret_values(os.environ), getattr(args, "alert_url", None) or ""]
         configure_logging(is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secrets)
         quiet_libraries()
         return run(args)
 
     return run_entry_point(work)
+
+
+def check_home() -> None:
+    """Check that this user has a home. Raises: ConfigError.
+
+    A container may run as a user id without a passwd entry; libraries then need the name of the user too.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this user has no home: set HOME to a folder that it may write to") from error
 
 
 def run_entry_point(work: Callable[[], int]) -> int:
@@ -217,6 +235,7 @@ def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain
     """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
     from template.chain.client import Chain, open_wallet
 
+    check_proxies()
     wallet = None
     if needs_wallet:
         wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path.expanduser())

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,20 @@ def lock_holder_pid(path: Path) -> int | None:
         if len(words) == 8 and words[1] == "FLOCK" and words[3] == "WRITE" and words[5].endswith(f":{inode}"):
             return int(words[4])
     return None
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a temporary folder. Raises: HostError when there is none, or no space."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="subnet-")
+        problem = find_write_problem(Path(folder.name))
+    except OSError as error:
+        raise HostError(f"no temporary folder: {error.strerror or error}; set TMPDIR to another one") from error
+    with folder:
+        if problem is not None:
+            raise HostError(f"the temporary folder {tempfile.gettempdir()}: {problem}; free space, or set TMPDIR")
+        yield Path(folder.name)
 
 
 def pid_namespace() -> str:

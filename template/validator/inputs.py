@@ -33,5 +33,10 @@ def check_device_unchanged(context: Context, model: str) -> None:
         )
 
 
+def is_on_cpu(model: str) -> bool:
+    """Check whether the losses of a model are computed on a CPU."""
+    return _device_of(model) == "cpu"
+
+
 def _device_of(model: str) -> str:
     return model.split(" ")[1] if " " in model else ""

@@ -32,7 +32,7 @@ from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
-from template.validator.inputs import changed_inputs, check_device_unchanged
+from template.validator.inputs import changed_inputs, check_device_unchanged, is_on_cpu
 from template.validator.outputs import Outputs
 from template.validator.reporting import Reporter
 from template.validator.rounds import adopt_results, check_chain, open_round, plan_round, update_table
@@ -195,6 +195,11 @@ class Validator:
         if model is None:
             return False
         self._open_eval_config(model, self._eval_set)
+        if is_on_cpu(model) and not config.is_device_chosen:
+            logger.warning(
+                "evaluations run on the CPU, because no GPU was found, and take hours each with the subnet's own model;"
+                " check the GPU with nvidia-smi, or choose --device cpu"
+            )
         logger.info(
             "validator starts netuid={} block={} competition={} eval_rows={} near_duplicate_rows={} model={}",
             view.netuid, view.block, config.competition.id, len(self._eval_set), self._eval_set.near_duplicate_count,
