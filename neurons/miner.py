@@ -21,6 +21,8 @@ from pathlib import Path
 from template import cli, files
 from template.config import load_competition, load_incentives
 from template.errors import ConfigError, HostError
+from template.telemetry.logging import write_stderr
+from template.terminal import print_result
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,23 +90,23 @@ def run(args: argparse.Namespace) -> int:
             published = publish_dataset(config, chain, confirm=confirm)
     if published is None:
         return 1
-    print(f"{published.record} committed in block {published.block}")
+    print_result(f"{published.record} committed in block {published.block}")
     return 0
 
 
 def make_confirm(assume_yes: bool) -> Callable[[str], bool]:
     """Return a function that asks on the terminal. Raises: ConfigError without one."""
-    if not assume_yes and not sys.stdin.isatty():
+    if not assume_yes and not (sys.stdin and sys.stdin.isatty()):
         raise ConfigError("standard input is not a terminal, so --yes is needed")
 
     def confirm(text: str) -> bool:
-        print(f"About to publish:\n{text}", file=sys.stderr)
+        write_stderr(f"About to publish:\n{text}\n")
         if assume_yes:
             return True
-        print("Publish? [y/N] ", end="", file=sys.stderr, flush=True)
+        write_stderr("Publish? [y/N] ")
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return True
-        print("Nothing was published.", file=sys.stderr)
+        write_stderr("Nothing was published.\n")
         return False
 
     return confirm

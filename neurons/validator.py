@@ -11,8 +11,9 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from template.errors import EXIT_UPDATED, ConfigError, RemoteError
 from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
+    from template.status.alerts import Alerter
     from template.telemetry.wandb_tracker import Tracker
     from template.validator.bootstrap import RoundHistory
     from template.validator.config import ValidatorConfig
@@ -50,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dont_set_weights", action="store_true", help="do everything but set weights")
     add("--auto_update", action="store_true", help="install signed releases of the git remote; ends with status 10")
     cli.add_tracking_arguments(parser)
+    cli.add_alert_argument(parser)
     cli.add_logging_arguments(parser)
     return parser
 
@@ -112,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Build the validator and run it. Raises: SubnetError."""
     from template.hub.datasets import check_eval_set_available
+    from template.status.alerts import Alerter
     from template.store.store import Store
     from template.validator.downloads import Downloader
     from template.validator.loop import Validator
@@ -131,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
     if history.first_block is not None and not config.policy.start_block:
         config = replace(config, policy=replace(config.policy, start_block=history.first_block))
     update = make_update() if args.auto_update else None
+    alerter = Alerter(args.alert_url, state_dir) if args.alert_url else None
     with (
         cli.open_chain(args, needs_wallet=not args.offline) as chain,
         Store(state_dir / _STATE_FILE) as store,
@@ -143,8 +148,24 @@ def run(args: argparse.Namespace) -> int:
             config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
         )
         stop_on_signals(validator)
-        validator.run()
+        with watching(alerter, state_dir):
+            validator.run()
     return EXIT_UPDATED if validator.is_updated else 0
+
+
+@contextmanager
+def watching(alerter: "Alerter | None", state_dir: Path) -> Iterator[None]:
+    """Post the validator's problems during the block."""
+    from template.status.alerts import watch
+
+    is_over = threading.Event()
+    if alerter is not None:
+        # A daemon: a post that hangs does not hold up the end.
+        threading.Thread(target=watch, args=(alerter, state_dir), kwargs={"is_over": is_over}, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
@@ -166,8 +187,8 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         data_dir=files.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
         eval_data_dir=files.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
         cache_dir=files.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
-        receipt_dir=files.check_folder(args.receipt_dir or state_dir / "receipts", "--receipt_dir"),
-        round_dir=files.check_folder(args.round_dir or state_dir / "rounds", "--round_dir"),
+        receipt_dir=(args.receipt_dir or state_dir / "receipts").expanduser().resolve(),
+        round_dir=(args.round_dir or state_dir / "rounds").expanduser().resolve(),
         is_offline=args.offline,
         # With Ray, --ray.gpus_per_worker chooses: a worker without its GPU does not start.
         is_device_chosen=args.device is not None or args.executor == "ray",

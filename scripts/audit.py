@@ -41,7 +41,7 @@ from template.receipts.refusals import RefusalCheck, commitments_in
 from template.receipts.replay import Auditor
 from template.receipts.round_file import RoundFile
 from template.receipts.verify import check_across_files, check_consistency, check_signatures, remarks
-from template.terminal import escape
+from template.terminal import escape, print_result
 
 # Verdicts on receipts whose dataset or model cannot be downloaded, for ever or at present.
 GONE = "cannot be fetched"
@@ -115,7 +115,7 @@ def audit(args: argparse.Namespace) -> int:
         check_histories(sound, reports, auditor, competition, incentives, chains, finds_copies=args.copies)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
-    show: Callable[[str], None] = (lambda _: None) if args.is_json else (lambda line: print(line, flush=True))
+    show: Callable[[str], None] = (lambda _: None) if args.is_json else print_result
     for report in reports.values():
         show(describe_file(report))
     if len(sample) < len(jobs):
@@ -136,7 +136,7 @@ def audit(args: argparse.Namespace) -> int:
             for report in reports.values()
         ]
         counts = {"receipts": len(jobs), "seed": seed}
-        print(json.dumps({"files": files, **counts, "replayed": outcomes, "status": status}))
+        print_result(json.dumps({"files": files, **counts, "replayed": outcomes, "status": status}))
     return status
 
 

@@ -33,6 +33,7 @@ from template.miner.competitors import (
     first_counted_block,
     possible_commit_blocks,
 )
+from template.terminal import print_result
 
 if TYPE_CHECKING:
     from template.data.eval_set import EvalSetIndex
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         commitment=commitment,
         bad_commitment=bad_commitment,
     )
-    print(json.dumps(to_json(report)) if args.is_json else describe(report))
+    print_result(json.dumps(to_json(report)) if args.is_json else describe(report))
     return _STATUS[report.outcome]
 
 

@@ -25,19 +25,17 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from loguru import logger
 
-from template import cli, constants
+from template import cli, constants, files
 from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
-from template.errors import ConfigError, SubmissionError
+from template.errors import ConfigError, HostError, SubmissionError
 from template.miner.committed import CommittedDataset, Reader, find_committed
 from template.miner.compare import compare_paired
 from template.miner.loss_report import describe, describe_paired, describe_paired_json, summarize
@@ -51,7 +49,7 @@ from template.receipts.replay import (
     find_mismatch,
 )
 from template.records import TrainResult
-from template.terminal import escape
+from template.terminal import escape, print_result
 from template.workers.executor import Evaluator
 
 _REPLAY_STATUS = {ReplayVerdict.IDENTICAL: 0, ReplayVerdict.DIFFERENT: 7, ReplayVerdict.NOT_COMPARABLE: 8}
@@ -129,6 +127,8 @@ def check_committed_arguments(parser: argparse.ArgumentParser, args: argparse.Na
 
 def run(args: argparse.Namespace) -> int:
     """Run the mode that the arguments name."""
+    if args.receipt_dir and (problem := files.find_write_problem(args.receipt_dir.expanduser())) is not None:
+        logger.warning("--receipt_dir {}: {}; the result is printed without receipts", args.receipt_dir, problem)
     context = cli.make_replay_context(args)
     if args.verify:
         return verify(args, context)
@@ -155,10 +155,10 @@ def evaluate_committed(args: argparse.Namespace, evaluator: Evaluator) -> int:
 
     incentives = load_incentives(args.competition)
     pool = read_eval_set_index(evaluator.eval_data_dir / constants.DATA_FILE)
-    with tempfile.TemporaryDirectory() as folder:
+    with files.temporary_folder() as folder:
         with cli.open_reader(args) as chain:
             hotkey = args.hotkey or chain.hotkey
-            reader = Reader(chain, evaluator.competition, incentives, pool, Path(folder))
+            reader = Reader(chain, evaluator.competition, incentives, pool, folder)
             committed = find_committed(reader, hotkey, args.repeats or incentives.evaluations)
         logger.info("evaluating {} runs={}", committed.key.commitment, len(committed.seeds))
         results = [evaluate_once(evaluator, committed.folder, lucky_num) for lucky_num in committed.seeds]
@@ -173,13 +173,13 @@ def report(
     results: Sequence[TrainResult],
     committed: CommittedDataset | None = None,
 ) -> None:
-    """Write the receipts and print the result."""
-    write_receipts(args.receipt_dir, competition, results)
-    print(
+    """Print the result and write the receipts."""
+    print_result(
         json.dumps(summarize(results, competition, incentives, committed))
         if args.is_json
         else describe(results, competition, incentives, committed)
     )
+    write_receipts(args.receipt_dir, competition, results)
 
 
 def compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]) -> int:
@@ -195,9 +195,9 @@ def compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]
             for path, folder, side in zip(args.compare, folders, results, strict=True):
                 with path_in_errors(path):
                     side.append(evaluate_once(evaluator, folder, lucky_num))
-    write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])
     paired = compare_paired(*([result.loss for result in side] for side in results))
-    print((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
+    print_result((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
+    write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])
     return 0
 
 
@@ -230,14 +230,16 @@ def verify(args: argparse.Namespace, context: ReplayContext) -> int:
     named = f"{receipt.competition.id} {receipt.competition.digest[:12]}"
     if args.is_json:
         content = {"recorded": recorded, "replayed": replayed, "competition": named, "signature": signature}
-        print(json.dumps({**content, **dataclasses.asdict(comparison)}))
+        print_result(json.dumps({**content, **dataclasses.asdict(comparison)}))
     else:
-        print(f"competition  {escape(named)}, {escape(receipt.competition.repo)}@{receipt.competition.eval_commit}")
-        print(f"recorded   {recorded!r}\nreplayed   {replayed!r}\nsignature  {escape(signature)}")
-        for reason in comparison.reasons:
-            print(f"note       {escape(reason)}")
         gap = f" by {comparison.difference:+.3g}" if comparison.difference else ""
-        print(f"{comparison.verdict.upper()}{gap}")
+        lines = [
+            f"competition  {escape(named)}, {escape(receipt.competition.repo)}@{receipt.competition.eval_commit}",
+            f"recorded   {recorded!r}\nreplayed   {replayed!r}\nsignature  {escape(signature)}",
+            *(f"note       {escape(reason)}" for reason in comparison.reasons),
+            f"{comparison.verdict.upper()}{gap}",
+        ]
+        print_result("\n".join(lines))
     return _BAD_SIGNATURE_STATUS if has_bad_signature else _REPLAY_STATUS[comparison.verdict]
 
 
@@ -282,19 +284,25 @@ def local_folder(path: Path, flag: str) -> Iterator[Path]:
     if path.is_dir():
         yield path
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            shutil.copyfile(path, Path(temporary) / constants.DATA_FILE)
-        except OSError as error:
-            raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror or error}") from error
-        yield Path(temporary)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror or error}") from error
+    with files.temporary_folder() as temporary:
+        # A full disk here is no fault of the dataset.
+        files.OutputFile(name=constants.DATA_FILE, content=content, mode=0o600).write(temporary)
+        yield temporary
 
 
 def write_receipts(folder: Path | None, competition: Competition, results: Sequence[TrainResult]) -> None:
     """Write an unsigned receipt of every result, if a folder is named."""
-    if folder is not None:
+    if folder is None:
+        return
+    try:
         for result in results:
-            write_receipt(Receipt(competition=competition, submission=None, result=result), folder)
+            write_receipt(Receipt(competition=competition, submission=None, result=result), folder.expanduser())
+    except HostError as error:
+        logger.warning("--receipt_dir: not every receipt was written: {}", error)
 
 
 def check(data_dir: Path, evaluator: Evaluator) -> None:

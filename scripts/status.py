@@ -2,8 +2,9 @@
 
     python scripts/status.py --state_dir ~/.dataset-subnet/finney-96-default-default
 
-Only reads. Exit status with --check: 0 all is well, 1 something needs attention. Otherwise: 0 shown, 2 or 3 the command
-line is wrong or there is no state, 4 this machine failed.
+--check is for a health check or cron. It prints what needs attention, one line of cause and remedy for each problem;
+--alert_url also posts it. Exit status with --check: 0 all is well, 1 something needs attention. Otherwise: 0 shown,
+2 or 3 the command line is wrong or there is no state, 4 this machine failed.
 """
 
 import argparse
@@ -18,8 +19,11 @@ from rich.console import Console
 
 from template import cli
 from template.errors import ConfigError
-from template.validator.status import health_problem, read_status
-from template.validator.status_report import print_status, to_json
+from template.status.alerts import Alerter
+from template.status.health import HealthLimits, find_problems
+from template.status.report import print_status, to_json
+from template.status.status import Status, read_status
+from template.terminal import escape, write_stdout
 
 _UNHEALTHY = 1
 _MAX_ROWS = 20
@@ -35,12 +39,16 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", dest="is_json", action="store_true", help="print one JSON object")
     how.add_argument("--watch", type=float, metavar="SECONDS", help="print again after every pause, until Ctrl-C")
-    how.add_argument("--check", dest="is_check", action="store_true", help="print one line, exit with 1 on a problem")
-    check = parser.add_argument_group("problems for --check")
-    silence_help = "no report from the validator for longer"
-    overdue_help = "weights overdue by more; not after --offline or --dont_set_weights"
-    check.add_argument("--max_silence_minutes", type=float, default=30.0, metavar="N", help=silence_help)
-    check.add_argument("--max_overdue_blocks", type=int, default=360, metavar="N", help=overdue_help)
+    how.add_argument(
+        "--check", dest="is_check", action="store_true", help="print the problems, exit with 1 if there are any"
+    )
+    add = parser.add_argument_group("problems for --check").add_argument
+    silence_help, age_help = "no report from the validator for longer", "the node's newest block is older"
+    add("--max_silence_minutes", type=float, default=30.0, metavar="N", help=silence_help)
+    add("--max_overdue_blocks", type=int, default=360, metavar="N", help="weights overdue by more")
+    add("--max_block_age_minutes", type=float, default=15.0, metavar="N", help=age_help)
+    add("--min_free_gb", type=float, default=2.0, metavar="N", help="less free space at the --state_dir")
+    cli.add_alert_argument(parser)
     cli.add_logging_arguments(parser)
     return parser
 
@@ -56,17 +64,45 @@ def run(args: argparse.Namespace) -> int:
     max_rows = None if args.is_whole else _MAX_ROWS
     if args.watch is not None:
         return watch(state_dir, args.watch, max_rows)
-    status = read_status(state_dir, time.time())
     if args.is_check:
-        max_age_s = args.max_silence_minutes * 60
-        problem = health_problem(status, max_age_s=max_age_s, max_overdue_blocks=args.max_overdue_blocks)
-        print(problem or "all is well")
-        return _UNHEALTHY if problem else 0
+        return check(args, state_dir)
+    status = read_status(state_dir, time.time())
     if args.is_json:
-        print(json.dumps(to_json(status)))
+        write_stdout(f"{json.dumps(to_json(status))}\n")
     else:
-        print_status(status, open_console(), max_rows=max_rows)
+        show(status, open_console(), max_rows)
     return 0
+
+
+def check(args: argparse.Namespace, state_dir: Path) -> int:
+    """Print every problem, post them if asked to, and return the exit status."""
+    limits = HealthLimits(
+        max_silence_s=args.max_silence_minutes * 60,
+        max_overdue_blocks=args.max_overdue_blocks,
+        max_block_age_s=args.max_block_age_minutes * 60,
+        min_free_bytes=int(args.min_free_gb * 1e9),
+    )
+    alerter = Alerter(args.alert_url, state_dir) if args.alert_url else None
+    status = read_status(state_dir, time.time(), measures_disk=False)
+    problems = find_problems(status, limits)
+    warnings = status.activity.warnings if status.activity else ()
+    lines = [
+        *(map(str, problems) if problems else ["all is well"]),
+        *(f"warning: {escape(warning)}" for warning in warnings),
+    ]
+    write_stdout("".join(f"{line}\n" for line in lines))
+    if alerter is not None:
+        alerter.report(problems, time.time())
+    return _UNHEALTHY if problems else 0
+
+
+def show(status: Status, console: Console, max_rows: int | None, *, clears: bool = False) -> bool:
+    """Print the status. Return whether stdout took it: a reader such as `head` may leave."""
+    with console.capture() as capture:
+        if clears:
+            console.clear()
+        print_status(status, console, max_rows=max_rows)
+    return write_stdout(capture.get()) is None
 
 
 def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
@@ -77,9 +113,8 @@ def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
     try:
         while True:
             status = read_status(state_dir, time.time())
-            console.clear()
-            print_status(status, console, max_rows=max_rows)
-            console.file.flush()
+            if not show(status, console, max_rows, clears=True):
+                return 0
             time.sleep(pause_s)
     except KeyboardInterrupt:
         return 0

@@ -89,6 +89,24 @@ class WeightOutcome(Outcome):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnNeuron:
+    """This validator on its subnet, as far as its health needs it.
+
+    uid: None while the hotkey is not registered. last_update_block, activity_cutoff: the chain counts it as inactive
+    that many blocks after its last weights. error, message: why the chain would not count its weights now, None if it
+    would.
+    """
+
+    netuid: int
+    hotkey: str
+    uid: int | None
+    last_update_block: int
+    activity_cutoff: int
+    error: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreparedWeights:
     """Weights by uid as the chain gets them: u16, the largest 65535.
 

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import pwd
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import Tokenize, encode_row
 from template.data.rows import Row
 from template.errors import ConfigError, SubnetError
+from template.proxies import check_proxies
 from template.telemetry.logging import choose_level, configure_logging, quiet_libraries
 from template.telemetry.redaction import secret_values
+from template.terminal import configure_output, write_stdout
 from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
@@ -39,9 +42,20 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)" if has_default else action.help
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parser whose help survives a reader that left, such as `head`."""
+
+    def print_help(self, file: Any = None) -> None:
+        configure_output()
+        if file is None:
+            write_stdout(self.format_help())
+        else:
+            super().print_help(file)
+
+
 def make_parser(prog: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
     """Return the parser of an entry point."""
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=HelpFormatter, **options)
+    return _Parser(prog=prog, description=description, formatter_class=HelpFormatter, **options)
 
 
 def run_main(
@@ -56,19 +70,35 @@ def run_main(
     The parser needs `add_logging_arguments`. is_private: write files for their owner only, and no core dumps.
     """
     args = parser.parse_args(argv)
+    configure_output()
     if is_private:
         os.umask(os.umask(0o077) | 0o077)
         # A core dump would contain the hotkey and the tokens.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     def work() -> int:
-        configure_logging(
-            is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secret_values(os.environ)
-        )
+        check_home()
+        secrets = [*secret_values(os.environ), getattr(args, "alert_url", None) or ""]
+        configure_logging(is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secrets)
         quiet_libraries()
         return run(args)
 
     return run_entry_point(work)
+
+
+def check_home() -> None:
+    """Check that this user has a home. Raises: ConfigError.
+
+    A container may run as a user id without a passwd entry; libraries then need the name of the user too.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this user has no home: set HOME to a folder that it may write to") from error
 
 
 def run_entry_point(work: Callable[[], int]) -> int:
@@ -95,6 +125,14 @@ def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
 def log_level(args: argparse.Namespace) -> str:
     """Return the lowest level that is logged."""
     return choose_level(is_debug=args.is_debug, is_trace=args.is_trace)
+
+
+def add_alert_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --alert_url."""
+    alert_help = (
+        "webhook that gets problems as JSON, such as Discord's (default: $ALERT_URL, which no process list shows)"
+    )
+    parser.add_argument("--alert_url", metavar="URL", default=os.environ.get("ALERT_URL"), help=alert_help)
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +247,7 @@ def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain
     """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
     from template.chain.client import Chain, open_wallet
 
+    check_proxies()
     wallet = None
     if needs_wallet:
         wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path.expanduser())

@@ -4,13 +4,33 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from template.errors import ConfigError
+from template.errors import ConfigError, HostError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """A file for a folder that is named elsewhere. mode: its permissions."""
+
+    name: str
+    content: bytes
+    mode: int
+
+    def write(self, folder: Path) -> Path:
+        """Write the file, creating the folder. Raises: HostError."""
+        path = folder / self.name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, [self.content], mode=self.mode)
+        except OSError as error:
+            raise HostError(f"cannot write {path}: {error.strerror or error}") from error
+        return path
 
 
 def write_atomic(path: Path, parts: Iterable[bytes], *, mode: int = 0o600) -> None:
@@ -70,6 +90,28 @@ def lock_holder_pid(path: Path) -> int | None:
     return None
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a temporary folder. Raises: HostError when there is none, or no space."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="subnet-")
+        problem = find_write_problem(Path(folder.name))
+    except OSError as error:
+        raise HostError(f"no temporary folder: {error.strerror or error}; set TMPDIR to another one") from error
+    with folder:
+        if problem is not None:
+            raise HostError(f"the temporary folder {tempfile.gettempdir()}: {problem}; free space, or set TMPDIR")
+        yield Path(folder.name)
+
+
+def pid_namespace() -> str:
+    """Return the name of this process's pid namespace, empty if it is unknown."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
 def check_folder(path: Path, flag: str) -> Path:
     """Create the folder and return its absolute path. Raises: ConfigError."""
     folder = path.expanduser().resolve()
@@ -78,6 +120,17 @@ def check_folder(path: Path, flag: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot create the folder: {error.strerror or error}") from error
     return folder
+
+
+def find_write_problem(folder: Path) -> str | None:
+    """Return why the folder takes no files, None if it does. Creates the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def check_private_folder(path: Path, flag: str, *, marks: Sequence[str]) -> Path:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from template.chain_records import WeightOutcome
+from template.chain_records import OwnNeuron, WeightOutcome
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
 
@@ -365,7 +365,9 @@ class Metrics:
 
     now, block_time: POSIX seconds; block_time: of the newest view. doing: the current work in words. queue:
     evaluations left. unscored: datasets to download. weights_block: the round's weights are due from here on.
-    weights_set_block: of the last accepted weights. tokens_per_s: training speed of the last evaluation.
+    weights_set_block: of the last accepted weights. tokens_per_s: training speed of the last evaluation. warnings: of
+    optional folders that take no files. burned: share of the last accepted weights that goes to the subnet owner's uid.
+    neuron: None if this validator sets no weights.
     """
 
     now: float
@@ -379,6 +381,9 @@ class Metrics:
     weights_block: int | None = None
     weights_set_block: int | None = None
     tokens_per_s: float | None = None
+    warnings: tuple[str, ...] = ()
+    burned: float | None = None
+    neuron: OwnNeuron | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,47 @@
-"""Text for a terminal: escape strangers' text, format durations, show progress."""
+"""Print results, escape strangers' text, format durations, show progress."""
 
+import io
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from loguru import logger
 from tqdm import tqdm
 
 from template.records import LeaderboardRow, LedgerLine, Progress
+
+
+def configure_output() -> None:
+    """Escape the characters that the encoding of stdout or stderr lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def write_stdout(text: str) -> str | None:
+    """Write text to stdout. Return why it cannot take it; it is closed then."""
+    if sys.stdout is None:
+        return "it is closed"
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):
+            # Otherwise the interpreter would fail at its end, on what is left in the buffer.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = None
+        return error.strerror or str(error)
+    return None
+
+
+def print_result(text: str) -> None:
+    """Print a command's result on stdout. Log it if stdout cannot take it."""
+    if (problem := write_stdout(f"{text}\n")) is not None:
+        logger.warning("the result is logged here, because standard output cannot be written: {}", problem)
+        for line in text.splitlines():
+            logger.info("{}", line)
 
 
 def escape(text: str) -> str:

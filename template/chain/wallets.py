@@ -1,7 +1,10 @@
 """Wallets that sign without a prompt, and the verification of their signatures."""
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import bittensor as bt
 from bittensor import keyfiles, settings, sp_core
@@ -16,7 +19,8 @@ _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
     """Open a wallet and load its hotkey, without a prompt or the coldkey.
 
-    An encrypted hotkey takes its password from the environment variable that the client names after the file.
+    An encrypted hotkey takes its password from the environment variable that the client names after the file, as the
+    client saves it there or plain.
     Raises: ConfigError for a missing, locked or non-sr25519 key file.
     """
     for setting, value in (("--wallet.name", name), ("--wallet.hotkey", hotkey)):
@@ -27,14 +31,7 @@ def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
     if not file.exists_on_device():
         raise ConfigError(f"no hotkey at {file.path}: see --wallet.name, --wallet.hotkey and --wallet.path")
     try:
-        password = None
-        if file.is_encrypted():
-            password = keyfiles.resolve_key_password(env_var_name=file.env_var_name(), allow_prompt=False)
-            if password is None:
-                raise ConfigError(
-                    f"--wallet.hotkey {hotkey} is encrypted: set {file.env_var_name()} or use an unencrypted hotkey"
-                )
-        key = wallet.get_hotkey(password)
+        key = _unlock(wallet, hotkey) if file.is_encrypted() else wallet.get_hotkey(None)
         key.sign(b"")
     except (OSError, ValueError, TypeError, sp_core.KeyfileError, sp_core.WrongPasswordError):
         # The client's message may quote the file, so it is dropped.
@@ -42,6 +39,24 @@ def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
     if key.crypto_type != sp_core.CRYPTO_SR25519:
         raise ConfigError(f"--wallet.hotkey {hotkey} must be an sr25519 key")
     return wallet
+
+
+def _unlock(wallet: Wallet, hotkey: str) -> Any:
+    """Return the key of an encrypted hotkey. Raises: ConfigError."""
+    variable = wallet.hotkey_file.env_var_name()
+    passwords = {os.environ.get(variable)}
+    with suppress(ValueError, sp_core.KeyfileError):
+        # The client saves a password encoded. A plain one is an error for it, or garbage.
+        passwords.add(keyfiles.resolve_key_password(env_var_name=variable, allow_prompt=False))
+    passwords -= {None, ""}
+    for password in passwords:
+        with suppress(ValueError, sp_core.KeyfileError, sp_core.WrongPasswordError):
+            return wallet.get_hotkey(password)
+    if passwords:
+        raise ConfigError(f"--wallet.hotkey {hotkey} is encrypted, and what {variable} holds does not unlock it")
+    raise ConfigError(
+        f"--wallet.hotkey {hotkey} is encrypted: put its password into {variable}, or use an unencrypted hotkey"
+    )
 
 
 def verify_signature(hotkey_ss58: str, message: bytes, signature_hex: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 import huggingface_hub
@@ -40,6 +41,7 @@ from template.hub.transport import (
     BoundedTransport,
     RequestBudget,
 )
+from template.proxies import check_proxies
 
 _TOKEN = re.compile(r"[!-~]{1,512}")
 
@@ -63,7 +65,14 @@ def configure_client() -> None:
     """Make huggingface_hub use `BoundedTransport` without Xet or telemetry.
 
     Each function here calls it first. A process in which other libraries use the Hub must call it before they do.
+    Raises: ConfigError for a proxy or an endpoint that cannot be used.
     """
+    check_proxies()
+    endpoint = urlsplit(hf_constants.ENDPOINT)
+    if endpoint.scheme not in ("http", "https") or not endpoint.hostname:
+        raise ConfigError(
+            f"HF_ENDPOINT must be a url like https://huggingface.co, not {hf_constants.ENDPOINT!r}; unset it"
+        )
     # Constants, because the library may have read its environment long ago. Xet is native code without limits.
     hf_constants.HF_HUB_DISABLE_XET = True
     hf_constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -76,9 +85,14 @@ def saved_token() -> str | None:
     """Return the user's Hub token, from HF_TOKEN or the login file; None without one."""
     configure_client()
     try:
-        return huggingface_hub.get_token()
+        token = huggingface_hub.get_token()
     except (OSError, httpx2.HTTPError, DeviceCodeError, OIDCError, RemoteError) as exc:
         raise HostError(f"the saved Hub token cannot be used ({type(exc).__name__}); log in again") from exc
+    if token is not None and token[0] in "\"'":
+        raise ConfigError(
+            "the Hub token is in quotes: remove them (docker's --env-file keeps them as part of the value)"
+        )
+    return token
 
 
 def make_api(token: str | None, endpoint: str | None) -> HfApi:

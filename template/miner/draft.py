@@ -1,7 +1,6 @@
 """A dataset about to be published, and the hotkey's present commitment."""
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from template.data.encoding import has_target_for_any_tokenizer
 from template.data.eval_set import check_dataset, read_eval_set_index
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
+from template.files import temporary_folder
 from template.hub import datasets
 from template.miner.journal import Journal
 
@@ -83,12 +83,10 @@ class Draft:
 
     def is_public(self, record: CommitmentRecord) -> bool:
         """Return whether an anonymous download of the record returns this file."""
-        with tempfile.TemporaryDirectory(prefix="miner-") as folder:
+        with temporary_folder() as folder:
             try:
                 # Without our token, as validators download.
-                file = datasets.download_dataset(
-                    record.namespace, record.commit, Path(folder), hotkey=self.chain.hotkey
-                )
+                file = datasets.download_dataset(record.namespace, record.commit, folder, hotkey=self.chain.hotkey)
             except SubmissionError as error:
                 logger.debug("{} is not public: {}", record, error)
                 return False

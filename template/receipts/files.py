@@ -1,11 +1,11 @@
 """Write and read receipts (one JSON file each) and round files."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from template.errors import ConfigError, HostError
-from template.files import write_atomic
+from template.errors import ConfigError
+from template.files import OutputFile
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundFile, RoundHeader, RoundSummary, digest_lines, make_round_lines
 
@@ -16,17 +16,21 @@ MAX_FILE_BYTES = 64 << 20
 MAX_RECEIPTS = 4096
 
 
-def write_receipt(receipt: Receipt, folder: Path) -> Path:
-    """Write a file named by dataset and seed, for the owner only."""
+def receipt_file(receipt: Receipt) -> OutputFile:
+    """Return a file named by dataset and seed, for the owner only."""
     result, submission = receipt.result, receipt.submission
     owner = f"{submission.hotkey}-{submission.commit[:12]}" if submission else f"local-{result.train_sha256[:12]}"
-    return _write(folder / f"{owner}-{result.lucky_num}.json", [receipt.to_json().encode(), b"\n"], 0o600)
+    content = receipt.to_json().encode() + b"\n"
+    return OutputFile(name=f"{owner}-{result.lucky_num}.json", content=content, mode=0o600)
 
 
-def write_round(
-    folder: Path, account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None
-) -> Path:
-    """Write a file named by the round and the season, for everybody to read.
+def write_receipt(receipt: Receipt, folder: Path) -> Path:
+    """Write the file of a receipt. Raises: HostError."""
+    return receipt_file(receipt).write(folder)
+
+
+def round_file(account: RoundSummary, *, signer: str | None, sign: Callable[[bytes], str] | None) -> OutputFile:
+    """Return a file named by the round and the season, for everybody to read.
 
     signer and sign are the validator's hotkey and its signature in hex, both None for an unsigned file.
     """
@@ -34,7 +38,7 @@ def write_round(
     season = hashlib.sha256("\n".join(account.season).encode()).hexdigest()[:6]
     owner = signer[:8] if signer else "offline"
     name = f"round-{account.netuid}-{account.round.start_block}-{owner}-{season}.jsonl"
-    return _write(folder / name, (line.encode() + b"\n" for line in lines), 0o644)
+    return OutputFile(name=name, content=b"".join(line.encode() + b"\n" for line in lines), mode=0o644)
 
 
 def read_receipt(path: Path) -> Receipt:
@@ -62,15 +66,6 @@ def read_round(path: Path) -> RoundFile:
         raise ConfigError(f"{path}: the sha256 of the receipts is not receipts_sha256 in the header")
     receipts = [Receipt.from_json(line, f"{path}: line {number}") for number, line in enumerate(lines[1:], start=2)]
     return RoundFile(header=header, receipts=tuple(receipts))
-
-
-def _write(path: Path, parts: Iterable[bytes], mode: int) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, parts, mode=mode)
-    except OSError as error:
-        raise HostError(f"cannot write {path}: {error}") from error
-    return path
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -1,7 +1,6 @@
 """Replay evaluations from receipts, for `compute_loss --verify` and `audit`."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,8 +85,7 @@ class ReplayContext:
         """
         from template.hub.datasets import download_dataset
 
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
+        with files.temporary_folder() as folder:
             try:
                 download_dataset(repo, revision, folder, hotkey=hotkey)
             except SubmissionError as error:

@@ -141,5 +141,18 @@ def m003_game(execute: Execute) -> None:
         execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial, m002_snapshots, m003_game)
+def m004_operation(execute: Execute) -> None:
+    """Add files that wait for their folder, and the starts and ends of the validator."""
+    for statement in (
+        """CREATE TABLE outbox (
+            flag TEXT NOT NULL, name TEXT NOT NULL, content BLOB NOT NULL, mode INTEGER NOT NULL,
+            created_at REAL NOT NULL, PRIMARY KEY (flag, name)) WITHOUT ROWID""",
+        """CREATE TABLE runs (
+            id INTEGER PRIMARY KEY, started_at REAL NOT NULL, namespace TEXT NOT NULL, version TEXT NOT NULL,
+            error TEXT NOT NULL DEFAULT '', error_at REAL, ended_at REAL, status INTEGER)""",
+    ):
+        execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial, m002_snapshots, m003_game, m004_operation)
 """The schema version is the number of migrations that a file has had."""

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from functools import lru_cache
 
-from template.chain_records import WeightOutcome
+from template.chain_records import OwnNeuron, WeightOutcome
 from template.errors import Reason
 from template.records import (
     ContentKey,
@@ -346,7 +346,10 @@ class RoundTables(StateFile):
         for row in self.rows("SELECT content FROM activity"):
             content = json.loads(row["content"])
             running = [RunningEvaluation(**{**job, "key": SubmissionKey(*job["key"])}) for job in content["running"]]
-            return Metrics(**{**content, "running": tuple(running)})
+            content |= {"running": tuple(running), "warnings": tuple(content.get("warnings", ()))}
+            if content.get("neuron"):
+                content["neuron"] = OwnNeuron(**content["neuron"])
+            return Metrics(**content)
         return None
 
 

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 from template.records import EvalConfig, WeightIntent
+from template.store.outbox import OutboxTable
 from template.store.rounds import RoundTables
+from template.store.runs import RunTable
 from template.store.submissions import SubmissionTables
 
 # Newest rounds with weights that `status` reads: more than a day.
 _RECENT_ROUNDS = 30
 
 
-class Store(SubmissionTables, RoundTables):
+class Store(SubmissionTables, RoundTables, OutboxTable, RunTable):
     """The state file with all its tables."""
 
 

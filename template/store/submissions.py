@@ -13,6 +13,7 @@ from pathlib import Path
 
 from template.competition import Competition
 from template.errors import Reason
+from template.files import OutputFile
 from template.records import (
     Absence,
     Confirmed,
@@ -28,6 +29,7 @@ from template.records import (
     Verdict,
 )
 from template.store.database import StateFile, placeholders
+from template.store.outbox import insert_output
 
 # Newest datasets whose row keys are kept although nothing needs them. Older ones are downloaded again when needed.
 MAX_DATASETS = 8192
@@ -173,9 +175,15 @@ class SubmissionTables(StateFile):
         self._verdicts.pop(eval_config.id, None)
 
     def record_evaluation(
-        self, eval_config: EvalConfig, evaluation: RoundEvaluation, result: EvaluationResult, now: float
+        self,
+        eval_config: EvalConfig,
+        evaluation: RoundEvaluation,
+        result: EvaluationResult,
+        now: float,
+        *,
+        receipt_file: OutputFile | None = None,
     ) -> None:
-        """Record a loss with its receipt, in one transaction."""
+        """Record a loss with its receipt, and the file to write, in one transaction."""
         with self.atomic() as db:
             db.execute(
                 f"INSERT INTO evaluations VALUES ({placeholders(12)})",
@@ -186,6 +194,8 @@ class SubmissionTables(StateFile):
                 ),
             )  # fmt: skip
             db.execute(f"DELETE FROM attempts WHERE {_OF_SUBMISSION}", (eval_config.id, *evaluation.key))
+            if receipt_file is not None:
+                db.execute(*insert_output("--receipt_dir", receipt_file, now))
 
     def losses(self, eval_config: EvalConfig) -> dict[ContentKey, list[float]]:
         """Return the losses of each dataset, by number of the evaluation."""

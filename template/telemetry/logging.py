@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from loguru import logger
 
-from template.errors import ConfigError
 from template.telemetry.redaction import Redactor
 from template.terminal import escape_line
 
@@ -103,6 +102,12 @@ class NonBlockingStream:
         return self._stream.isatty()
 
 
+def write_stderr(text: str) -> None:
+    """Write text for people to stderr, if anything reads it."""
+    if sys.stderr is not None:
+        NonBlockingStream(sys.stderr).write(text)
+
+
 class _PrivateFile(RotatingFileHandler):
     """Rotating file that only its owner can read and that survives a full disk.
 
@@ -112,6 +117,7 @@ class _PrivateFile(RotatingFileHandler):
     _warned_at = -_WARNING_INTERVAL_S
 
     def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode):
@@ -164,8 +170,8 @@ def configure_logging(
 ) -> None:
     """Configure the logs; clients log from WARNING, with `is_trace` from DEBUG.
 
-    Two processes must not share a `file` of JSON lines, since each would rotate it. Raises: ConfigError when it cannot
-    be opened; stderr is configured by then.
+    Two processes must not share a `file` of JSON lines, since each would rotate it. A file that cannot be opened is
+    tried again with each line.
     """
     level = choose_level(is_debug=is_debug, is_trace=is_trace)
     redact = Redactor(secrets)
@@ -193,16 +199,11 @@ def configure_logging(
         client.__class__ = _ClientLogger
         logging.Logger.setLevel(client, logging.DEBUG if is_trace else logging.WARNING)
     if file is not None:
-        handler = _open_file(file.expanduser().resolve())
+        # Opened by the first line, so that a file that cannot be opened costs only its lines.
+        handler = _PrivateFile(
+            file.expanduser().resolve(), maxBytes=FILE_BYTES, backupCount=KEPT_FILES - 1, encoding="utf-8", delay=True
+        )
         logger.add(handler, level=level, format=_format_json, backtrace=False, diagnose=False)
-
-
-def _open_file(path: Path) -> _PrivateFile:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _PrivateFile(path, maxBytes=FILE_BYTES, backupCount=KEPT_FILES - 1, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--logging.file {path}: cannot be opened: {error.strerror or error}") from error
 
 
 def quiet_libraries() -> None:

@@ -26,6 +26,8 @@ def live_metrics(metrics: Metrics) -> dict[str, float]:
     }
     if metrics.weights_set_block is not None:
         values["live/blocks_since_weights"] = metrics.block - metrics.weights_set_block
+    if metrics.burned is not None:
+        values["live/weights_burned"] = metrics.burned
     if metrics.tokens_per_s is not None:
         values["live/training_tokens_per_second"] = metrics.tokens_per_s
     for running in metrics.running:

@@ -17,7 +17,7 @@ MIN_SECRET_CHARS = 6  # shorter values occur inside ordinary words and numbers
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _SECRET_VARIABLE = re.compile(
     # HF_HUB_DISABLE_IMPLICIT_TOKEN is a switch.
-    r"(?!HF_HUB_DISABLE_)(?:BT_PW_.*|(?:.*_)?(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|MNEMONIC|SEED_PHRASE|"
+    r"(?!HF_HUB_DISABLE_)(?:BT_PW_.*|ALERT_URL|(?:.*_)?(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|MNEMONIC|SEED_PHRASE|"
     r"(?:SECRET|API|ACCESS|PRIVATE)_?KEY))"
 )
 

@@ -47,8 +47,17 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("cpu")
     index = int(match["index"] or 0)
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"--device {name}: {describe_gpus()}")
     return torch.device("cuda", index)
+
+
+def describe_gpus() -> str:
+    """Describe the GPUs that torch can use, or why there are none."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build for CPUs; install the CUDA build of the same version"
+    if not torch.cuda.is_available():
+        return f"torch is built for CUDA {torch.version.cuda}, and finds no GPU; check the driver with nvidia-smi"
+    return f"torch finds {torch.cuda.device_count()} GPUs"
 
 
 def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:

@@ -287,6 +287,11 @@ def _resolve_source(
 ) -> tuple[ModelSource, str, dict[str, str | None]]:
     """Return the source, its name for transformers and the arguments that pin it."""
     if model_path is not None:
+        if (model_path / "adapter_config.json").exists():
+            raise ConfigError(
+                f"--model_path {model_path}: holds a LoRA adapter (adapter_config.json), not a whole model; merge it"
+                " into its base model, or name the folder of the base model"
+            )
         if not (model_path / "config.json").is_file():
             raise ConfigError(f"--model_path {model_path}: no config.json found; expected a model's folder")
         return ModelSource(model_id=args.model_id, revision=None, digest=digest_folder(model_path)), str(model_path), {}

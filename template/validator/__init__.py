@@ -1,1 +1,1 @@
-"""The validator's loop and its status."""
+"""The validator's loop."""

@@ -12,7 +12,7 @@ from loguru import logger
 
 from template.chain_records import ChainCommitment, ChainSnapshot, ChainView, Neuron
 from template.competition import Competition, Incentives
-from template.errors import ConfigError, HostError, RemoteError
+from template.errors import ConfigError, RemoteError
 from template.files import write_atomic
 from template.receipts.files import read_round
 from template.receipts.receipt import Receipt
@@ -164,7 +164,7 @@ def read_history(
 
     Copies the others to `round_dir`: there they have the receipts that this validator's files refer to.
     verify(signer, message, signature) returns whether a signature is valid. Raises: ConfigError when no file can be
-    used, or the files are of several validators; HostError when a file cannot be copied.
+    used, or the files are of several validators.
     """
     files: dict[str, RoundFile] = {}
     for path in sorted(paths):
@@ -207,7 +207,8 @@ def _copy_files(paths: Iterable[str], folder: Path) -> None:
             if path.parent.resolve() != folder.resolve():
                 write_atomic(folder / path.name, [path.read_bytes()], mode=0o644)
     except OSError as error:
-        raise HostError(f"cannot copy the files of --bootstrap_rounds to {folder}: {error}") from error
+        # The copies are for readers of the folder: no round needs them.
+        logger.warning("--round_dir misses files of --bootstrap_rounds: {}: {}", folder, error.strerror or error)
 
 
 def _find_other_rules(

@@ -50,6 +50,7 @@ def clean_up(context: Context, evaluator: SubmissionEvaluator, current: Round) -
     keep = {stand.key for stands in store.stands().values() for stand in stands}
     store.prune_results(keep=keep, datasets_before=now - _DATASETS_KEPT_S, receipts_before=old)
     store.prune_rounds(before=old)
+    store.prune_outputs(before=old)
     for key in evaluator.datasets.keys() - store.dataset_keys(config.competition):
         del evaluator.datasets[key]
     # The files of records are compared with the Hub's in each round.

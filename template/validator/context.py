@@ -9,6 +9,7 @@ from template.telemetry.wandb_tracker import Tracker
 from template.validator.bootstrap import RoundHistory
 from template.validator.config import ValidatorConfig
 from template.validator.downloads import Downloader
+from template.validator.outputs import Outputs
 from template.workers.executor import Executor
 
 
@@ -16,7 +17,7 @@ from template.workers.executor import Executor
 class Context:
     """Configuration, outside systems and clock of one validator.
 
-    history: of --bootstrap_rounds.
+    outputs: the optional folders. history: of --bootstrap_rounds.
     """
 
     config: ValidatorConfig
@@ -25,5 +26,6 @@ class Context:
     executor: Executor
     downloader: Downloader
     tracker: Tracker
+    outputs: Outputs
     now: Callable[[], float]
     history: RoundHistory = field(default_factory=RoundHistory)

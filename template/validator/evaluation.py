@@ -13,9 +13,10 @@ from loguru import logger
 from template import constants
 from template.data.eval_set import EvalSetIndex
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError
+from template.files import OutputFile
 from template.hub import datasets
 from template.hub.storage import HubFile
-from template.receipts.files import write_receipt
+from template.receipts.files import receipt_file
 from template.receipts.receipt import EvaluatedSubmission, Receipt
 from template.records import (
     Dataset,
@@ -237,15 +238,18 @@ class SubmissionEvaluator:
             receipt=receipt.to_json(),
             receipt_digest=receipt.digest,
         )
-        self.record(evaluation, recorded)
+        self.record(evaluation, recorded, receipt_file(receipt) if self._config.receipt_dir else None)
+        self._context.outputs.write()
         logger.info(
             "evaluated hotkey={} number={} loss={:.6f} seconds={:.1f}",
             entry.key.hotkey, evaluation.number, result.loss, recorded.seconds,
         )  # fmt: skip
 
-    def record(self, evaluation: RoundEvaluation, result: EvaluationResult) -> None:
+    def record(
+        self, evaluation: RoundEvaluation, result: EvaluationResult, receipt_file: OutputFile | None = None
+    ) -> None:
         """Record the loss of an evaluation: the next of its dataset."""
-        self._store.record_evaluation(self.eval_config, evaluation, result, self._now())
+        self._store.record_evaluation(self.eval_config, evaluation, result, self._now(), receipt_file=receipt_file)
         self.losses.setdefault(evaluation.content, []).append(result.loss)
 
     def _reject(self, entry: Entry, error: SubmissionError) -> None:
@@ -285,8 +289,6 @@ class SubmissionEvaluator:
         )
         if not self._config.is_offline:
             receipt = receipt.signed(chain.hotkey, chain.sign)
-        if self._config.receipt_dir is not None:
-            write_receipt(receipt, self._config.receipt_dir)
         return receipt
 
 

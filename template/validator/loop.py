@@ -9,9 +9,11 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from loguru import logger
 
+from template import __version__
 from template.chain.protocols import ValidatorChain
 from template.chain_records import ChainView
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
@@ -30,6 +32,8 @@ from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
+from template.validator.inputs import changed_inputs, check_device_unchanged, is_on_cpu
+from template.validator.outputs import Outputs
 from template.validator.reporting import Reporter
 from template.validator.rounds import adopt_results, check_chain, open_round, plan_round, update_table
 from template.validator.snapshots import CommitBlockIndex, SnapshotReader
@@ -87,7 +91,7 @@ class Validator:
         self.evaluator: SubmissionEvaluator | None = None
         self._context = Context(
             config=config, chain=chain, store=store, executor=executor, downloader=downloader,
-            tracker=tracker or NullTracker(), now=now,
+            tracker=tracker or NullTracker(), outputs=Outputs(config, store, now), now=now,
             history=history or RoundHistory(),
         )  # fmt: skip
         self._chain = chain
@@ -108,14 +112,13 @@ class Validator:
 
     def run(self) -> None:
         """Tick until stopped or done. Raises: ConfigError, HostError."""
-        try:
-            while not self.stop.is_set() and not self._run_with_retry(self.tick):
+        self._context.outputs.check()
+        with self._store.recorded_run(__version__, self._now) as run_id, closing(self._executor):
+            while not self.stop.is_set() and not self._run_with_retry(self.tick, run_id):
                 pass
-        finally:
-            self._executor.close()
         logger.info("validator stops rounds_done={}", self.rounds_done)
 
-    def _run_with_retry(self, step: Callable[[], bool]) -> bool:
+    def _run_with_retry(self, step: Callable[[], bool], run_id: int) -> bool:
         """Return the result of `step`, or False after a failure and its backoff."""
         try:
             is_done = step()
@@ -125,8 +128,10 @@ class Validator:
             raise
         except RemoteError as error:
             logger.warning("tick failed, will retry: {}", error)
-        except Exception:
+            self._store.record_run_error(run_id, error, self._now())
+        except Exception as error:
             logger.exception("a tick failed; this is a bug, please report it")
+            self._store.record_run_error(run_id, error, self._now())
         self._failures += 1
         self.stop.wait(min(self.config.poll_s * 2 ** min(self._failures, 10), MAX_BACKOFF_S))
         return False
@@ -190,6 +195,11 @@ class Validator:
         if model is None:
             return False
         self._open_eval_config(model, self._eval_set)
+        if is_on_cpu(model) and not config.is_device_chosen:
+            logger.warning(
+                "evaluations run on the CPU, because no GPU was found, and take hours each with the subnet's own model;"
+                " check the GPU with nvidia-smi, or choose --device cpu"
+            )
         logger.info(
             "validator starts netuid={} block={} competition={} eval_rows={} near_duplicate_rows={} model={}",
             view.netuid, view.block, config.competition.id, len(self._eval_set), self._eval_set.near_duplicate_count,
@@ -199,42 +209,16 @@ class Validator:
 
     def _open_eval_config(self, model: str, eval_set: EvalSetIndex) -> None:
         digest = self._executor.training_args.hyperparameters.digest
-        self._check_device_unchanged(model)
+        check_device_unchanged(self._context, model)
         # Losses are compared only under the same source and period of seeds.
         source, period = self.config.seed_source, self.config.incentives.blocks_per_epoch
         name = f"{model} seeds {source}" + (f" every {period} blocks" if source is LuckyNumFrom.CHAIN else "")
-        if changes := self._changed_inputs(name, digest):
+        if changes := changed_inputs(self._context, name, digest):
             logger.warning("every dataset is evaluated again: {}", "; ".join(changes))
         eval_config = self._store.get_or_create_config(self.config.competition, digest, name, self._now())
         self._store.abandon_rounds(eval_config)
         self._model = model
         self.evaluator = SubmissionEvaluator(self._context, eval_config, eval_set)
-
-    def _changed_inputs(self, model: str, hyperparameters: str) -> list[str]:
-        """Describe the inputs of a loss that changed since the newest round."""
-        last = self._store.last_inputs()
-        if last is None:
-            return []
-        competition, old_hyperparameters, old_model = last
-        new_competition = self.config.competition.to_dict()
-        changes = [
-            f"{key} of the competition is {value!r}, was {competition.get(key)!r}"
-            for key, value in new_competition.items()
-            if competition.get(key) != value
-        ]
-        if hyperparameters != old_hyperparameters:
-            changes.append("the training arguments changed")
-        if model != old_model:
-            changes.append(f"losses are now of {model!r}, before of {old_model!r}")
-        return changes
-
-    def _check_device_unchanged(self, model: str) -> None:
-        before = self._store.last_model()
-        is_lost = before is not None and _device_of(before) == "cuda" and _device_of(model) != "cuda"
-        if is_lost and not self.config.is_device_chosen:
-            raise HostError(
-                "evaluations ran on a GPU before, and no GPU is found; use --device cpu to continue without one"
-            )
 
     def _load_state(self) -> State:
         """Record finished work and return the input of the decision."""
@@ -355,6 +339,7 @@ class Validator:
         if missing_commit_blocks(snapshot, self._commit_blocks.blocks):
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")
         end_block = snapshot.block + end_block - start_block
+        self._context.outputs.check()
         open_round(
             self._context, self.evaluator, self._commit_blocks.blocks, snapshot,
             opened_block=view.block, end_block=end_block,
@@ -384,7 +369,3 @@ class Validator:
             self._context.history.log_differences(current.start_block, leaderboard)
         self._reporter.publish_round(evaluator, current, model)
         self._store.close_round(current.id, self._now())
-
-
-def _device_of(model: str) -> str:
-    return model.split(" ")[1] if " " in model else ""

@@ -1,13 +1,14 @@
 """Report a validator's progress and write the signed file of each round."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from loguru import logger
 
-from template.chain_records import ChainView
-from template.errors import ConfigError
-from template.receipts.files import write_round
+from template.chain_records import ChainView, OwnNeuron, WeightOutcome
+from template.errors import ConfigError, RemoteError
+from template.receipts.files import round_file
 from template.receipts.receipt import Receipt
 from template.receipts.round_file import RoundSummary
 from template.records import (
@@ -23,9 +24,13 @@ from template.rules import schedule
 from template.rules.schedule import Action, State
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
+from template.validator.weights import burned_share, find_rejection
 
 # Seconds between two progress reports while nothing changes.
 REPORT_EVERY_S = 20.0
+
+# Blocks between two looks at the limits of this validator's weights, about ten minutes.
+REJECTION_BLOCKS = 50
 
 
 class Reporter:
@@ -35,6 +40,8 @@ class Reporter:
         self._context = context
         self._reported: object = None
         self._reported_at = float("-inf")
+        self._rejection: WeightOutcome | None = None
+        self._rejection_block: int | None = None
 
     def report_progress(self, action: Action, state: State, view: ChainView) -> None:
         """Report the current work if it changed or the last report is old."""
@@ -75,6 +82,32 @@ class Reporter:
             weights_block=schedule.closing_block(current, self._context.config.policy) if current else None,
             weights_set_block=(last.outcome.block or last.block) if last and last.outcome else None,
             tokens_per_s=self._context.executor.tokens_per_s(),
+            warnings=tuple(self._context.outputs.waiting()),
+            burned=burned_share(last.weights, view) if last else None,
+            neuron=self._find_neuron(view),
+        )
+
+    def _find_neuron(self, view: ChainView) -> OwnNeuron | None:
+        """Return this validator on the subnet, None if it sets no weights."""
+        chain = self._context.chain
+        if not self._context.config.policy.sets_weights:
+            return None
+        if self._rejection_block is None or not 0 <= view.block - self._rejection_block < REJECTION_BLOCKS:
+            # A hint for the operator, which no tick may fail for.
+            with suppress(RemoteError):
+                self._rejection = find_rejection(self._context, view)
+                self._rejection_block = view.block
+                if self._rejection is not None:
+                    logger.error("weights would not count: {}", self._rejection.message)
+        own = view.by_hotkey.get(chain.hotkey)
+        return OwnNeuron(
+            netuid=view.netuid,
+            hotkey=chain.hotkey,
+            uid=own.uid if own else None,
+            last_update_block=own.last_update_block if own else 0,
+            activity_cutoff=view.activity_cutoff,
+            error=self._rejection.error if self._rejection else None,
+            message=self._rejection.message if self._rejection else "",
         )
 
     def publish_round(self, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
@@ -120,7 +153,10 @@ class Reporter:
             results=results,
             receipts=_read_receipts(results, signer),
         )
-        return write_round(config.round_dir, summary, signer=signer, sign=sign)
+        file = round_file(summary, signer=signer, sign=sign)
+        store.record_output("--round_dir", file, self._context.now())
+        refused = self._context.outputs.write()
+        return None if "--round_dir" in refused else config.round_dir / file.name
 
     def _results(self, evaluator: SubmissionEvaluator, current: Round) -> dict[RoundEvaluation, EvaluationResult]:
         return {

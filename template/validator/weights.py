@@ -117,11 +117,24 @@ def _submit(
     outcome = context.chain.set_weights(prepared) if prepared else _missing_weights(shares, view)
     context.store.record_outcome(intent_id, outcome, context.now())
     if outcome.is_accepted:
-        logger.info("weights set block={} weights={}", outcome.block, dict(prepared.sent) if prepared else {})
+        sent, burned = dict(prepared.sent) if prepared else {}, burned_share(weights, view)
+        logger.info("weights set block={} weights={} burned={:.0%}", outcome.block, sent, burned)
     elif prepared is not None and prepared.rejection is not None:
         logger.error("no weights sent error={}: {}", outcome.error, outcome.message)
     else:
         logger.warning("weights rejected error={}: {}", outcome.error, outcome.message)
+
+
+def burned_share(weights: Mapping[int, float], view: ChainView) -> float:
+    """Return the share of weights by uid that the subnet owner's uid gets: the chain burns it."""
+    return weights.get(view.owner_uid, 0.0) / sum(weights.values()) if weights and view.owner_uid is not None else 0.0
+
+
+def find_rejection(context: Context, view: ChainView) -> WeightOutcome | None:
+    """Return why the chain would not count weights of this hotkey now. Raises: RemoteError."""
+    # Equal weights for all: neither weights for itself alone nor a share above a limit.
+    weights = {neuron.uid: 1.0 for neuron in view.neurons}
+    return context.chain.prepare_weights(weights).rejection if weights else None
 
 
 def _missing_weights(shares: Mapping[str, float], view: ChainView) -> WeightOutcome:

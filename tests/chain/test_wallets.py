@@ -78,6 +78,19 @@ def test_locked_key_opens_with_the_password_in_the_environment(tmp_path: Path) -
     assert opened.hotkey.ss58_address == wallet.hotkey.ss58_address
 
 
+@pytest.mark.slow
+def test_locked_key_opens_with_a_plain_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an operator writes it into the environment."""
+    wallet = bt.Wallet("w", "locked", path=str(tmp_path))
+    wallet.create_new_hotkey(use_password=True, hotkey_password="secret", suppress=True)
+    variable = wallet.hotkey_file.env_var_name()
+    monkeypatch.setenv(variable, "secret")
+    assert open_wallet("w", "locked", tmp_path).hotkey.ss58_address == wallet.hotkey.ss58_address
+    monkeypatch.setenv(variable, "another")
+    with pytest.raises(ConfigError, match=f"is encrypted, and what {variable} holds does not unlock it"):
+        open_wallet("w", "locked", tmp_path)
+
+
 def test_key_of_another_scheme_is_a_config_error(tmp_path: Path) -> None:
     bt.Wallet("w", "ed", path=str(tmp_path)).create_new_hotkey(suppress=True, crypto_type=bt.CRYPTO_ED25519)
     with pytest.raises(ConfigError, match="sr25519"):

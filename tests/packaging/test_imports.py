@@ -15,6 +15,7 @@ from tests.fixtures.network import ROOT
 
 GROUND = "constants errors"
 RECORDS = f"competition chain_records records {GROUND}"
+CLI = f"terminal proxies {RECORDS}"
 # Room: the rooms that it may import besides itself.
 ROOMS = {
     "": "",
@@ -24,13 +25,14 @@ ROOMS = {
     "records": f"chain_records competition {GROUND}",
     "competition": GROUND,
     "files": GROUND,
+    "proxies": GROUND,
     "config": f"competition {GROUND}",
     "serialization": f"competition {GROUND}",
     "terminal": "records",
     "data": RECORDS,
     "rules": RECORDS,
     "chain": f"chain_records records {GROUND}",
-    "hub": f"competition files {GROUND}",
+    "hub": f"competition files proxies {GROUND}",
     "store": f"rules files {RECORDS}",
     "telemetry": f"terminal chain_records records {GROUND}",
     "training": f"data config records {GROUND}",
@@ -39,9 +41,10 @@ ROOMS = {
     "miner": f"data rules chain hub files serialization terminal {RECORDS}",
     "workers": f"train training hub telemetry data config serialization {RECORDS}",
     "receipts": f"rules workers hub data chain config serialization files terminal {RECORDS}",
+    "status": f"store files rules terminal telemetry {RECORDS}",
     "validator": f"files workers receipts telemetry chain store hub data rules terminal {RECORDS}",
     "updates": f"telemetry {GROUND}",
-    "cli": f"receipts workers hub chain training telemetry data config files serialization {RECORDS}",
+    "cli": f"receipts workers hub chain training telemetry data config files serialization {CLI}",
     "neurons": "*",
     "scripts": "*",
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from template.receipts.files import write_round
+from template.receipts.files import round_file
 from tests.fixtures.audit import MINERS, Season
 from tests.fixtures.network import Net, use_hub
 from tests.fixtures.rounds import ACCOUNT, SIGNER, sign
@@ -13,7 +13,7 @@ from tests.fixtures.rounds import ACCOUNT, SIGNER, sign
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return write_round(tmp_path / "rounds", ACCOUNT, signer=SIGNER, sign=sign)
+    return round_file(ACCOUNT, signer=SIGNER, sign=sign).write(tmp_path / "rounds")
 
 
 @pytest.fixture(scope="module")

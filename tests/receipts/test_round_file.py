@@ -12,7 +12,7 @@ import pytest
 
 from template.chain.client import verify_signature
 from template.errors import ConfigError
-from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round, write_round
+from template.receipts.files import MAX_FILE_BYTES, MAX_LINE_BYTES, MAX_RECEIPTS, read_round, round_file
 from template.receipts.round_file import MAX_ENTRIES, RoundFile, RoundHeader, make_round_lines
 from template.receipts.verify import check_signatures, remarks
 from template.serialization import canonical_json
@@ -75,7 +75,7 @@ def test_round_file_is_public_and_named_by_its_round(path: Path) -> None:
     assert path.name == f"round-96-36-{SIGNER[:8]}-{season}.jsonl"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(path.parent.iterdir()) == [path]
-    assert write_round(path.parent, ACCOUNT, signer=None, sign=None).name == f"round-96-36-offline-{season}.jsonl"
+    assert round_file(ACCOUNT, signer=None, sign=None).name == f"round-96-36-offline-{season}.jsonl"
 
 
 def test_round_file_digests_are_sha256_of_its_lines(path: Path) -> None:
@@ -90,7 +90,7 @@ def test_round_file_digests_are_sha256_of_its_lines(path: Path) -> None:
 
 def test_unsigned_round_file_is_a_remark(tmp_path: Path) -> None:
     account = dataclasses.replace(ACCOUNT, receipts={}, results={})
-    file = read_round(write_round(tmp_path, account, signer=None, sign=None))
+    file = read_round(round_file(account, signer=None, sign=None).write(tmp_path))
     assert check_signatures(file, verify_signature) == (None, {})
     assert any(remark.startswith("unsigned") for remark in remarks(file))
 

@@ -275,3 +275,15 @@ def test_stdout_has_only_the_result(desk: Desk) -> None:
     ended = desk.run("--dataset_path", desk.small, "--lucky_num", 0xF00D, "--logging.debug", "--json")
     json.loads(ended.output)
     assert any("evaluated loss=" in line for line in ended.logs)
+
+
+def test_receipt_folder_that_fails_costs_no_result(desk: Desk) -> None:
+    (blocked := desk.folder / "blocked").touch()
+    arguments = ("--dataset_path", desk.small, "--lucky_num", SEED, "--receipt_dir", blocked)
+    ended = desk.run(*arguments, "--json")
+    assert ended.status == 0 and json.loads(ended.output)["loss"] == desk.result(desk.small).loss
+    first, last = [line for line in ended.logs if "WARNING" in line]
+    assert f"--receipt_dir {blocked}: File exists; the result is printed without receipts" in first
+    assert "not every receipt was written: cannot write" in last
+    pair = desk.run("--compare", desk.small, desk.foreign, "--repeats", 2, "--receipt_dir", blocked)
+    assert pair.status == 0 and " IS BETTER by " in pair.output

@@ -193,11 +193,21 @@ def test_log_file_disk_full_warns_once() -> None:
     assert levels(lines, "a [redacted] x") == ["INFO"] * 50
 
 
-def test_log_file_unopenable_is_config_error(tmp_path: Path) -> None:
+def test_log_file_that_cannot_be_opened_costs_its_lines(tmp_path: Path) -> None:
+    """And it has the later lines once it can be opened."""
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "below"
-    (line,) = run(SECRETS, "--logging.file", path, status=3)
-    assert LINE.fullmatch(line) and f"ConfigError: --logging.file {path}: cannot be opened" in line
+    code = (
+        "import sys; from pathlib import Path; from loguru import logger\n"
+        "from template.telemetry.logging import configure_logging\n"
+        "path = Path(sys.argv[1]); configure_logging(file=path)\n"
+        "logger.info('first'); path.parent.unlink(); logger.info('second')\n"
+    )
+    lines = run(code, path)
+    (warning,) = [line for line in lines if "WARNING" in line]
+    assert f"{path} misses lines: [Errno" in warning
+    assert levels(lines, "first") == levels(lines, "second") == ["INFO"]
+    assert [json.loads(line)["message"] for line in path.read_text().splitlines()] == ["second"]
 
 
 # Foreign text in a message of ours, of a client, and in an exception.

@@ -98,6 +98,7 @@ UNUSABLE: dict[str, Callable[[Path], None]] = {
     "no folder": shutil.rmtree,
     "an adapter": save_adapter,
     "no config": remove("config.json"),
+    "a model with an adapter": lambda folder: (folder / "adapter_config.json").write_text("{}") and None,
     "broken config": lambda folder: (folder / "config.json").write_text("{") and None,
     "no weights": remove("*.safetensors"),
     "pickled weights": pickle_weights,

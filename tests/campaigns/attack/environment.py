@@ -24,12 +24,12 @@ from template.records import LeaderboardRow, SubmissionKey
 from template.rules.schedule import Policy
 from template.rules.scoring import score_of
 from template.rules.stands import align
+from template.status.report import print_status
+from template.status.status import read_status
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
 from template.validator.downloads import Download, Downloader
 from template.validator.loop import Validator
-from template.validator.status import read_status
-from template.validator.status_report import print_status
 from tests.campaigns.attack.runner import Attack
 from tests.campaigns.clock import BlockClock
 from tests.campaigns.fake_executors import FakeExecutor

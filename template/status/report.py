@@ -19,8 +19,9 @@ from template.records import (
     SubmissionKey,
     WeightIntent,
 )
+from template.status.health import HealthLimits, failed_starts, find_problems
+from template.status.status import FOLDERS, STATE_FILE, Status, normalize_error
 from template.terminal import describe_verdict, escape, escape_cell, format_duration
-from template.validator.status import FOLDERS, STATE_FILE, Status, normalize_error
 
 _MAX_CAUSES = 10
 _NUMBERS = ("runs", "mean", "spread", "loss", "score", "credit", "weight")
@@ -32,7 +33,13 @@ Lines = Iterator[tuple[str, str]]
 
 def print_status(status: Status, console: Console, *, max_rows: int | None = 20) -> None:
     """Print everything; at most `max_rows` rows of the leaderboard, None for all."""
-    for lines in (_activity_lines(status), _weights_lines(status), _failure_lines(status), _disk_lines(status)):
+    for lines in (
+        _health_lines(status),
+        _activity_lines(status),
+        _weights_lines(status),
+        _failure_lines(status),
+        _disk_lines(status),
+    ):
         grid, last_label = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2)), ""
         for label, text in lines:
             grid.add_row(f"{'' if label == last_label else label:<10}", escape(text)[:_MAX_CHARS])
@@ -72,7 +79,7 @@ def _print_round(status: Status, current: Round, console: Console, max_rows: int
         if row.message:
             console.print(f"{_short(row.key.hotkey)}: {escape(row.message)}", soft_wrap=True)
     console.print(_ledger_line(status.ledger), soft_wrap=True)
-    console.print(f"weights: {escape(_round_weights(status.intents))}", soft_wrap=True)
+    console.print(f"weights: {escape(_round_weights(status))}", soft_wrap=True)
 
 
 def _ledger_line(ledger: Sequence[LedgerLine]) -> str:
@@ -86,9 +93,17 @@ def _ledger_line(ledger: Sequence[LedgerLine]) -> str:
     )
 
 
+def _health_lines(status: Status) -> Lines:
+    yield from (("PROBLEM", str(problem)) for problem in find_problems(status, HealthLimits()))
+    if status.activity is not None:
+        yield from (("warning", warning) for warning in status.activity.warnings)
+
+
 def _activity_lines(status: Status) -> Lines:
     activity = status.activity
-    yield "validator", "not running" if status.holder is None else f"running, process {status.holder}"
+    starts = len(failed_starts(status))
+    failed = f"; {starts} starts in a row failed" if starts else ""
+    yield "validator", ("not running" if status.holder is None else f"running, process {status.holder}") + failed
     if status.model is not None:
         yield "model", f"{status.model}, eval config {(status.contest_digest or '')[:12]}"
     if activity is None:
@@ -127,7 +142,7 @@ def _weights_lines(status: Status) -> Lines:
         yield "weights", "none accepted yet"
     else:
         outcome = accepted.outcome
-        targets = "last weights resubmitted" if accepted.is_repeat else f"{len(accepted.shares)} hotkeys"
+        targets = "last weights resubmitted" if accepted.is_repeat else _targets(status, accepted)
         reveal = f", revealed at drand round {outcome.reveal_round}" if outcome.reveal_round else ""
         yield "weights", f"accepted at {_block_age(outcome.block or accepted.block, block)}: {targets}{reveal}"
     yield "weights", _due_weights(status, block)
@@ -138,6 +153,14 @@ def _weights_lines(status: Status) -> Lines:
         kind = "resubmission, " if refused.is_repeat else ""
         error = f"{refused.outcome.error}: {refused.outcome.message}"
         yield "weights", f"last rejected at {_block_age(refused.block, block)}: {kind}{error}"
+
+
+def _targets(status: Status, accepted: WeightIntent) -> str:
+    """Name what the weights are for: hotkeys, or the subnet owner, whose share is burned."""
+    burned = status.activity.burned if status.activity else None
+    if burned == 1.0:
+        return "all burned, to the subnet owner's uid, because no dataset has a live credit"
+    return f"{len(accepted.shares)} hotkeys" + (f", {burned:.0%} burned" if burned else "")
 
 
 def _due_weights(status: Status, block: int | None) -> str:
@@ -187,15 +210,16 @@ def _disk_lines(status: Status) -> Lines:
         yield "disk", f"{size / 1e6:>12,.1f} MB  {name:<10}  {paths.get(name, 'on the volume of the state')}"
 
 
-def _round_weights(intents: Sequence[WeightIntent]) -> str:
-    if not intents:
+def _round_weights(status: Status) -> str:
+    if not status.intents:
         return "none submitted in this round"
-    last, outcome = intents[-1], intents[-1].outcome
+    last, outcome = status.intents[-1], status.intents[-1].outcome
     kind = " (resubmission)" if last.is_repeat else ""
     if outcome is None:
         return f"decided at block {last.block}, outcome unknown{kind}"
     if outcome.is_accepted:
-        return f"on chain since block {outcome.block or last.block}{kind}"
+        is_burned = status.accepted == last and status.activity is not None and status.activity.burned == 1.0
+        return f"on chain since block {outcome.block or last.block}{kind}{', all burned' if is_burned else ''}"
     return f"rejected at block {last.block}{kind}: {outcome.error}: {outcome.message}"
 
 
@@ -238,6 +262,8 @@ def to_json(status: Status) -> dict[str, object]:
             "parked": [_keyed(key, attempt) for key, attempt in status.suspended.items()],
         },
         "disk": {**status.disk, "free": status.free_bytes},
+        "problems": [asdict(problem) for problem in find_problems(status, HealthLimits())],
+        "runs": [asdict(run) for run in status.runs],
     }
 
 

@@ -7,30 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from template.chain_records import WeightOutcome
-from template.records import Metrics, RetryState, RunningEvaluation, WeightIntent
+from template.records import RetryState, RunningEvaluation, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
-from template.validator.status import Status, health_problem
-from template.validator.status_report import print_status
-from tests.fixtures.status import ALICE, BOB, NOW, REFUSED, TAKEN, make_round
+from template.status.report import print_status
+from template.status.status import Status
+from tests.fixtures.status import ALICE, BOB, METRICS, NOW, REFUSED, STATUS, TAKEN, make_intent, make_round
 from tests.fixtures.views import make_key
-
-METRICS = Metrics(
-    now=NOW - 4.0, block=200, block_time=NOW - 16.0, doing="2 evaluations running", round_id=3, queue=2, unscored=5,
-    weights_block=410, tokens_per_s=12_345.6,
-)  # fmt: skip
-STATUS = Status(
-    now=NOW, state_dir="/state", holder=4711, activity=METRICS, model="org/model@abc cuda", contest_digest="d" * 64,
-    newest=make_round(), newest_intents=[], current=None, standings=[], ledger=[], intents=[], recent=[], accepted=None,
-    attempts={}, disk={}, free_bytes=5_000_000_000,
-)  # fmt: skip
-
-
-def make_intent(number: int, block: int, outcome: WeightOutcome | None, *, is_repeat: bool = False) -> WeightIntent:
-    return WeightIntent(
-        id=number, block=block, weights={0: 0.5, 7: 0.5}, shares={"a": 0.5, "b": 0.5}, created_at=1.0,
-        outcome=outcome, finished_at=2.0, is_repeat=is_repeat,
-    )  # fmt: skip
 
 
 def report(status: Status) -> list[str]:
@@ -126,21 +108,28 @@ def test_weights_are_due_since_the_first_rejection(changes: dict[str, Any], bloc
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("burned", "text"),
     [
-        ({}, None),
-        ({"activity": None}, "no report from the validator yet"),
-        ({"activity": replace(METRICS, now=NOW - 1801)}, "no report from the validator for 30 min; process 4711 is"),
-        ({"activity": replace(METRICS, now=NOW - 7300), "holder": None}, "for 2.0 h; it is not running"),
-        ({"activity": replace(METRICS, block=510)}, None),
-        ({"activity": replace(METRICS, block=511)}, "weights are overdue by 101 blocks; last rejected at block 90"),
+        (0.0, "accepted at block 150 (50 blocks ago): 2 hotkeys due"),
+        (0.25, "2 hotkeys, 25% burned due"),
+        (1.0, "all burned, to the subnet owner's uid, because no dataset has a live credit due"),
     ],
 )
-def test_silence_and_late_weights_are_a_problem(changes: dict[str, Any], problem: str | None) -> None:
-    recent = [make_intent(1, 90, REFUSED), make_intent(2, 95, TAKEN)]
-    status = replace(STATUS, **{"accepted": recent[1], "recent": recent, **changes})
-    result = health_problem(status, max_age_s=1800, max_overdue_blocks=100)
-    assert (result is None) if problem is None else (problem in (result or ""))
+def test_burned_weights_are_named(burned: float, text: str) -> None:
+    changes = {"accepted": ACCEPTED, "activity": replace(METRICS, burned=burned)}
+    assert text in section("weights", **changes)
+    last = report(replace(STATUS, current=make_round(), intents=[ACCEPTED], **changes))[-1]
+    assert last == "weights: on chain since block 150" + (", all burned" if burned == 1.0 else "")
+
+
+def test_report_begins_with_the_problems() -> None:
+    first = report(replace(STATUS, holder=None, activity=replace(METRICS, now=NOW - 4000)))[0]
+    assert first.startswith("PROBLEM     no_process: the validator is not running")
+
+
+def test_folder_that_takes_no_files_is_shown() -> None:
+    text = "--receipt_dir /r takes no files: Read-only file system; 3 wait in the state"
+    assert section("warning", activity=replace(METRICS, warnings=(text,))) == text
 
 
 def test_pending_causes_are_counted_and_suspended_entries_named() -> None:

@@ -14,8 +14,8 @@ from template.errors import HostError, SubmissionError
 from template.files import lock_holder_pid
 from template.records import LeaderboardRow, LedgerLine, Metrics, RetryState, Round, SubmissionKey, WeightIntent
 from template.rules.schedule import MAX_HOST_FAILURES
+from template.store.runs import Run
 from template.store.store import StatusStore
-from template.terminal import escape, format_duration
 
 STATE_FILE = "validator.sqlite3"
 
@@ -37,7 +37,8 @@ class Status:
     holder: pid of the process that locks the state, None if not visible from here. newest: the open round or the last
     one, with its own newest_intents and retry states. current: the last round with a leaderboard, with its own
     standings, ledger and intents. recent: weights of the last rounds, oldest first. accepted: the last accepted
-    weights, however old. disk: bytes by kind of file. free_bytes: on the volume of the state.
+    weights, however old. disk: bytes by kind of file. free_bytes: on the volume of the state. runs: starts of the
+    validator, newest first.
     """
 
     now: float
@@ -57,6 +58,7 @@ class Status:
     attempts: Mapping[SubmissionKey, RetryState]
     disk: Mapping[str, int]
     free_bytes: int
+    runs: Sequence[Run] = ()
 
     @property
     def refused(self) -> WeightIntent | None:
@@ -119,24 +121,6 @@ def _is_accepted(intent: WeightIntent) -> bool:
     return intent.outcome is not None and intent.outcome.is_accepted
 
 
-def health_problem(status: Status, *, max_age_s: float, max_overdue_blocks: int) -> str | None:
-    """Describe the fault that needs the operator, None for a healthy validator."""
-    activity, due, refused = status.activity, status.due_block, status.refused
-    if activity is None:
-        return "no report from the validator yet"
-    age_s = status.now - activity.now
-    if age_s > max_age_s:
-        who = "it is not running" if status.holder is None else f"process {status.holder} is running"
-        return f"no report from the validator for {format_duration(age_s)}; {who}"
-    if due is None or activity.block - due <= max_overdue_blocks:
-        return None
-    problem = f"weights are overdue by {activity.block - due} blocks"
-    if refused is not None and refused.outcome is not None:
-        reason = f"{refused.outcome.error}: {refused.outcome.message}"
-        problem += f"; last rejected at block {refused.block}: {reason}"
-    return escape(problem)
-
-
 def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
     """Return the last error without names, so that equal causes have equal texts."""
     cause = attempt.last_error
@@ -146,8 +130,11 @@ def normalize_error(key: SubmissionKey, attempt: RetryState) -> str:
     return cause.replace(key.hotkey, "HOTKEY")
 
 
-def read_status(state_dir: Path, now: float) -> Status:
-    """Read a validator's status. Raises: ConfigError when there is no state."""
+def read_status(state_dir: Path, now: float, *, measures_disk: bool = True) -> Status:
+    """Read a validator's status, without the sizes of files unless asked for.
+
+    Raises: ConfigError when there is no state.
+    """
     path = state_dir / STATE_FILE
     with StatusStore(path) as store:
         newest, current = store.last_round(), store.last_round(with_leaderboard=True)
@@ -170,8 +157,9 @@ def read_status(state_dir: Path, now: float) -> Status:
             recent=store.recent_intents(),
             accepted=store.last_accepted(),
             attempts={key: attempt for key, attempt in attempts.items() if key in entries},
-            disk=measure_disk(state_dir),
+            disk=measure_disk(state_dir) if measures_disk else {},
             free_bytes=_free_bytes(state_dir),
+            runs=store.runs(),
         )
 
 

@@ -1,0 +1,1 @@
+"""Read, judge and print what a validator has recorded."""
