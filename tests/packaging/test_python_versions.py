@@ -30,7 +30,7 @@ from template.rules.scoring import score_of, weights_from_scores
 texts = hashlib.sha256()
 for code in (*range(0x80, 0x3400), *range(0xA000, 0xD800), *range(0xE000, 0x20000)):
     text = f"a{chr(code)}\\u0301 \\u0327{chr(code)}\\u0323"
-    texts.update(normalized_digest(Row(None, (Message(text), Message("a")), 1)))
+    texts.update(normalized_digest(Row(None, (Message("user", text), Message("assistant", "a")), 1)))
 draw, competition = random.Random(7), Competition.from_defaults()
 losses = [[draw.gauss(2.0, 0.01) for _ in range(48)] for _ in range(100)]
 estimates = [estimate_loss(each, 0.002) for each in losses]

@@ -286,4 +286,4 @@ def test_receipt_folder_that_fails_costs_no_result(desk: Desk) -> None:
     assert f"--receipt_dir {blocked}: File exists; the result is printed without receipts" in first
     assert "not every receipt was written: cannot write" in last
     pair = desk.run("--compare", desk.small, desk.foreign, "--repeats", 2, "--receipt_dir", blocked)
-    assert pair.status == 0 and " IS BETTER by " in pair.output
+    assert pair.status == 0 and ("IS BETTER by" in pair.output or "UNDECIDED" in pair.output)
