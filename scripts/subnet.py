@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the named command with the other arguments; return its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    command = build_parser().parse_args(words[:1]).command
-    function: Callable[[Sequence[str]], int] = pkgutil.resolve_name(COMMANDS[command][0])
+    args = build_parser().parse_args(words[:1])
+    function: Callable[[Sequence[str]], int] = pkgutil.resolve_name(COMMANDS[args.command][0])
     return function(words[1:])
 
 

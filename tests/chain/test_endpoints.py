@@ -150,7 +150,7 @@ def test_stalled_node_rotates_endpoints_every_stall_period(local: LocalChain) ->
         clock.now += 2
         assert chain.view() == then
         assert (chain._endpoints.current, node.closed) == (SECOND, 1)
-        assert logged == [f"WARNING no new finalized block={then.block} seconds=600 action=next_endpoint\n"]
+        assert logged == [f"WARNING no new final block={then.block} seconds=600 action=next_endpoint\n"]
         clock.now += STALL_S - 1
         assert chain.view() == chain.view() == then
         assert (chain._endpoints.current, len(logged)) == (SECOND, 1), "once in a while, not at every view"

@@ -141,7 +141,7 @@ def test_more_reveals_than_one_batch_are_all_returned(local: LocalChain, miner: 
 def test_dropped_state_of_a_reveal_is_a_remote_error(local: LocalChain, miner: Chain) -> None:
     _, reveal_block = seal_and_reveal(local, miner, "text")
     node = make_node(local, query=DISCARDED)
-    with connect(local, node=node) as chain, pytest.raises(RemoteError, match=r"of revealed commitments: State disc"):
+    with connect(local, node=node) as chain, pytest.raises(RemoteError, match=r"commit blocks: State disc"):
         chain.commit_blocks_of_revealed({miner.hotkey: reveal_block})
 
 

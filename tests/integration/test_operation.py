@@ -92,8 +92,8 @@ def test_commit_reveal_weights_need_no_process_state(net: Net) -> None:
 
 def test_chain_reads_do_not_grow_with_the_subnet(net: Net) -> None:
     counts = []
-    chain = SteppingChain(net, "validator")
-    reads = chain._substrate = CountingSubstrate(net.parts.chain_file)
+    reads = CountingSubstrate(net.parts.chain_file)
+    chain = SteppingChain(net, "validator", node=reads)
     with hub_requests() as asked, open_bench(net, policy=Policy(), chain=chain) as bench:
         net.submit("alice", SMALL)
         bench.tick_until(lambda: bool(bench.store.last_round() and bench.outcomes()))

@@ -47,7 +47,7 @@ def test_every_flag_is_used(path: Path) -> None:
     # Functions that several programs share take the arguments as `args`.
     shared = (tree for other, tree in TREES.items() if other.parent.name == "template" or other not in PROGRAMS)
     used = set().union(reads(TREES[path], of="args"), *(reads(tree, of="args") for tree in shared))
-    spelled_out = {"help", "all"}  # --all is the default
+    spelled_out = {"help", "version", "all"}  # --all is the default
     assert {action.dest for action in parser._actions} - used <= spelled_out
 
 

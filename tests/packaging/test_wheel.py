@@ -69,8 +69,8 @@ def run(command: list[object], home: Path, **variables: str) -> str:
 @contextmanager
 def localnet(installed: Path, home: Path) -> Iterator[dict[str, str]]:
     """Run `subnet localnet`; yield its addresses."""
-    command = [installed / "subnet", "localnet", "--dir", home / "net", "--miners", "alice", "--port", "0"]
-    command += ["--block_seconds", "0.5"]
+    command = [installed / "subnet", "localnet", "--dir", home / "net", "--sample", "--miners", "alice"]
+    command += ["--port", "0", "--block_seconds", "0.5"]
     with subprocess.Popen(command, cwd=home, env=environment(home), stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

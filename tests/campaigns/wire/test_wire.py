@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from template.chain.client import Chain
 from tests.campaigns.wire.run import Campaign, open_campaign, run_calls
 
 # Those that end at once, so that the run takes seconds.
@@ -25,10 +24,9 @@ def test_calls_to_a_wrong_node_raise_typed_errors_in_time(campaign: Campaign) ->
 
 
 def test_planted_faults_of_the_client_are_found(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(chain: Chain, *_: object) -> None:
-        chain.close()
+    def fail(*_: object) -> None:
         raise KeyError("planted")
 
-    monkeypatch.setattr(Chain, "_call", fail)
+    monkeypatch.setattr(campaign._chain, "_call", fail)
     campaign.step("chain_getFinalizedHead", "null")
     assert any("KeyError escapes" in finding for finding in campaign.report.findings)
