@@ -170,13 +170,10 @@ class RoundTables(StateFile):
 
         Weights that were submitted again later are those of the next round's file.
         """
+        weights = "SELECT max(finished_at) FROM weight_intents WHERE round_id = rounds.id AND NOT is_repeat"
+        closed = f"UPDATE rounds SET closed_at = coalesce(({weights}), started_at)"
         with self.atomic() as db:
-            db.execute(
-                "UPDATE rounds SET closed_at = coalesce((SELECT max(finished_at) FROM weight_intents"
-                " WHERE round_id = rounds.id AND NOT is_repeat), started_at)"
-                " WHERE closed_at IS NULL AND contest_id <> ?",
-                (eval_config.id,),
-            )
+            db.execute(f"{closed} WHERE closed_at IS NULL AND contest_id <> ?", (eval_config.id,))
 
     def _read_round(self, row: sqlite3.Row) -> Round:
         """Return the round of a row. Only its plan changes it, so the last is cached."""
