@@ -19,14 +19,45 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from template import cli, files
+from template.arguments import Check, Parser
+from template.competition import CommitmentRecord
 from template.config import load_competition, load_incentives
-from template.errors import ConfigError, HostError
+from template.errors import ConfigError, SubmissionError
 from template.telemetry.logging import write_stderr
 from template.terminal import print_result
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser("miner", __doc__)
+def check_repo(args: argparse.Namespace) -> None:
+    """Check that a commitment can name the repo. Raises: ConfigError."""
+    try:
+        if args.hf_repo_id is not None:
+            CommitmentRecord(args.hf_repo_id, load_competition(args.competition).id, "0" * 64)
+    except SubmissionError as error:
+        raise ConfigError(f"--hf_repo_id {args.hf_repo_id}: {error}") from error
+
+
+def check_seal(args: argparse.Namespace) -> None:
+    """Check that --reveal_blocks goes with --seal. Raises: ConfigError."""
+    if args.reveal_blocks is not None and not args.seal:
+        raise ConfigError("--reveal_blocks needs --seal")
+
+
+# Made before any work, so that one run names all that is missing.
+CHECKS: tuple[Check, ...] = (
+    cli.check_wallet,
+    cli.check_chain,
+    lambda args: cli.require_hub_token(),
+    lambda args: cli.check_dataset_file(args.dataset_path, "--dataset_path"),
+    cli.check_competition,
+    cli.check_score_arguments,
+    lambda args: cli.check_poll_seconds(args.poll_seconds),
+    check_repo,
+    check_seal,
+)
+
+
+def build_parser() -> Parser:
+    parser = cli.make_parser("miner", __doc__, checks=CHECKS)
     add, work_dir = parser.add_argument, cli.DEFAULT_STATE_DIR / "miner"
     force_help = "publish what a validator will reject, and replace a sealed commitment that is not revealed yet"
     add("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; created if missing")
@@ -62,25 +93,19 @@ def run(args: argparse.Namespace) -> int:
     from template.miner.publish import publish_dataset
     from template.miner.sealed import after_blocks, at_round_start, seal_dataset
 
-    poll_s = cli.check_poll_seconds(args.poll_seconds)
-    if args.reveal_blocks is not None and not args.seal:
-        raise ConfigError("--reveal_blocks needs --seal")
     competition, incentives = load_competition(args.competition), load_incentives(args.competition)
     by_round = at_round_start(incentives.blocks_per_epoch if args.blocks_per_epoch is None else args.blocks_per_epoch)
     schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
     work_dir = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
-    token = cli.hub_token()
-    if token is None:
-        raise HostError("no Hub token: set HF_TOKEN, or run `hf auth login`")
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
-        dataset_path=args.dataset_path.expanduser(),
+        dataset_path=args.dataset_path,
         competition=competition,
         work_dir=work_dir,
         has_target=cli.make_target_check(args),
         is_forced=args.force,
-        poll_s=poll_s,
-        hub_token=token,
+        poll_s=args.poll_seconds,
+        hub_token=cli.require_hub_token(),
     )
     confirm = make_confirm(args.yes)
     with cli.open_chain(args) as chain:

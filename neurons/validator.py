@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from template import __version__, cli, files
+from template.arguments import Check, Parser
 from template.competition import Incentives, is_repo_id
 from template.config import load_competition, load_incentives
 from template.errors import EXIT_UPDATED, ConfigError, RemoteError
@@ -39,8 +40,47 @@ if TYPE_CHECKING:
 _STATE_FILE = "validator.sqlite3"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser("validator", __doc__)
+def check_wallet(args: argparse.Namespace) -> None:
+    """Check the wallet, unless --offline. Raises: ConfigError."""
+    if not args.offline:
+        cli.check_wallet(args)
+
+
+def check_rounds(args: argparse.Namespace) -> None:
+    """Check the flags of rounds. Raises: ConfigError."""
+    make_policy(args, make_incentives(args))
+
+
+def check_seeds(args: argparse.Namespace) -> None:
+    """Check the flags of seeds. Raises: ConfigError."""
+    if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
+        raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
+    if args.lucky_num is not None and args.lucky_num_from == "chain":
+        raise ConfigError("--lucky_num and --lucky_num_from chain exclude each other: both set the seeds")
+
+
+def check_keep_days(args: argparse.Namespace) -> None:
+    """Check --keep_days. Raises: ConfigError."""
+    if not 1.0 <= args.keep_days < float("inf"):
+        raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
+
+
+# Made before any work, so that one run names all that is wrong.
+CHECKS: tuple[Check, ...] = (
+    check_wallet,
+    cli.check_chain,
+    lambda args: cli.hub_token(),
+    cli.check_competition,
+    cli.check_score_arguments,
+    check_rounds,
+    check_seeds,
+    check_keep_days,
+    lambda args: cli.check_poll_seconds(args.poll_seconds),
+)
+
+
+def build_parser() -> Parser:
+    parser = cli.make_parser("validator", __doc__, checks=CHECKS)
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
@@ -173,28 +213,21 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
     from template.validator.config import LuckyNumFrom, ValidatorConfig
 
     incentives = make_incentives(args)
-    policy = make_policy(args, incentives)
-    if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
-        raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
-    if args.lucky_num is not None and args.lucky_num_from == "chain":
-        raise ConfigError("--lucky_num and --lucky_num_from chain exclude each other: both set the seeds")
-    if not 1.0 <= args.keep_days < float("inf"):
-        raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
     return ValidatorConfig(
         competition=load_competition(args.competition),
         incentives=incentives,
-        policy=policy,
+        policy=make_policy(args, incentives),
         data_dir=files.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
         eval_data_dir=files.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
         cache_dir=files.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
-        receipt_dir=(args.receipt_dir or state_dir / "receipts").expanduser().resolve(),
-        round_dir=(args.round_dir or state_dir / "rounds").expanduser().resolve(),
+        receipt_dir=(args.receipt_dir or state_dir / "receipts").resolve(),
+        round_dir=(args.round_dir or state_dir / "rounds").resolve(),
         is_offline=args.offline,
         # With Ray, --ray.gpus_per_worker chooses: a worker without its GPU does not start.
         is_device_chosen=args.device is not None or args.executor == "ray",
         lucky_num=args.lucky_num,
         lucky_num_from=LuckyNumFrom(args.lucky_num_from) if args.lucky_num_from else None,
-        poll_s=cli.check_poll_seconds(args.poll_seconds),
+        poll_s=args.poll_seconds,
         keep_days=args.keep_days,
         hub_token=cli.hub_token(),
     )
