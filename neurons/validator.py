@@ -24,11 +24,12 @@ from loguru import logger
 
 from template import __version__, cli, files
 from template.competition import Incentives, is_repo_id
-from template.config import load_competition, load_incentives
+from template.config import load_competition, load_incentives, load_training_args
 from template.errors import EXIT_UPDATED, ConfigError, RemoteError
 from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
+    from template.doctor.setup import Setup
     from template.status.alerts import Alerter
     from template.telemetry.wandb_tracker import Tracker
     from template.validator.bootstrap import RoundHistory
@@ -114,43 +115,87 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Build the validator and run it. Raises: SubnetError."""
+    from template.doctor.start import check_start
     from template.hub.datasets import check_eval_set_available
     from template.status.alerts import Alerter
     from template.store.store import Store
     from template.validator.downloads import Downloader
     from template.validator.loop import Validator
 
-    state_dir = files.check_private_folder(
-        args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,)
+    with check_start(make_setup(args, is_start=True)) as chain:
+        state_dir = check_state_dir(args)
+        config = make_config(args, state_dir)
+        evaluator = cli.make_evaluator(args, config.competition, config.eval_data_dir, config.cache_dir)
+        history = read_bootstrap(args, config, evaluator.training_args.hyperparameters.digest, state_dir)
+        if history.first_block is not None and not config.policy.start_block:
+            config = replace(config, policy=replace(config.policy, start_block=history.first_block))
+        update = make_update() if args.auto_update else None
+        alerter = Alerter(args.alert_url, state_dir) if args.alert_url else None
+        with (
+            Store(state_dir / _STATE_FILE) as store,
+            closing(make_executor(args, evaluator)) as executor,
+            closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
+        ):
+            control = partial(check_eval_set_available, config.competition)
+            downloader = Downloader(args.max_downloads, control=control)
+            validator = Validator(
+                config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
+            )
+            stop_on_signals(validator)
+            with watching(alerter, state_dir):
+                validator.run()
+    return EXIT_UPDATED if validator.is_updated else 0
+
+
+def make_setup(args: argparse.Namespace, *, is_start: bool = False) -> "Setup":
+    """Return what `template.doctor` checks of these arguments. is_start: prepares --state_dir."""
+    from template.doctor.setup import Role, Setup
+
+    state_dir = (args.state_dir or default_state_dir(args)).expanduser().resolve()
+    settings = [
+        lambda: make_policy(args, make_incentives(args)),
+        lambda: check_values(args),
+        lambda: check_model_pinned(args),
+        lambda: parse_devices(args.device),
+        *([lambda: check_state_dir(args)] if is_start else []),
+    ]
+    return Setup(
+        args=args,
+        role=Role.VALIDATOR,
+        state_dir=state_dir,
+        eval_data_dir=(args.eval_data_dir or state_dir / "eval_data").expanduser(),
+        cache_dir=(args.cache_dir or state_dir / "cache").expanduser().resolve(),
+        is_offline=args.offline,
+        sets_weights=not (args.offline or args.dont_set_weights),
+        settings=settings,
     )
-    config = make_config(args, state_dir)
-    evaluator = cli.make_evaluator(args, config.competition, config.eval_data_dir, config.cache_dir)
-    if evaluator.model_path is None and not evaluator.training_args.is_pinned:
+
+
+def check_state_dir(args: argparse.Namespace) -> Path:
+    """Create --state_dir, or close it to other users. Raises: ConfigError."""
+    return files.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,))
+
+
+def check_model_pinned(args: argparse.Namespace) -> None:
+    """Check that a model of the Hub cannot become another. Raises: ConfigError."""
+    training_args = load_training_args(args.training_args)
+    if args.model_path is None and not training_args.is_pinned:
         # A branch can become another model between two starts, or between two validators.
         raise ConfigError(
-            f"--training_args: the revision of {evaluator.training_args.model_id} must be a full commit, not "
-            f"{evaluator.training_args.revision!r}"
+            f"--training_args: the revision of {training_args.model_id} must be a full commit, not "
+            f"{training_args.revision!r}"
         )
-    history = read_bootstrap(args, config, evaluator.training_args.hyperparameters.digest, state_dir)
-    if history.first_block is not None and not config.policy.start_block:
-        config = replace(config, policy=replace(config.policy, start_block=history.first_block))
-    update = make_update() if args.auto_update else None
-    alerter = Alerter(args.alert_url, state_dir) if args.alert_url else None
-    with (
-        cli.open_chain(args, needs_wallet=not args.offline) as chain,
-        Store(state_dir / _STATE_FILE) as store,
-        closing(make_executor(args, evaluator)) as executor,
-        closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
-    ):
-        control = partial(check_eval_set_available, config.competition)
-        downloader = Downloader(args.max_downloads, control=control)
-        validator = Validator(
-            config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
-        )
-        stop_on_signals(validator)
-        with watching(alerter, state_dir):
-            validator.run()
-    return EXIT_UPDATED if validator.is_updated else 0
+
+
+def check_values(args: argparse.Namespace) -> None:
+    """Check the seeds and the periods. Raises: ConfigError naming the flag."""
+    if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
+        raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
+    if args.lucky_num is not None and args.lucky_num_from == "chain":
+        raise ConfigError("--lucky_num and --lucky_num_from chain exclude each other: both set the seeds")
+    if not 1.0 <= args.keep_days < float("inf"):
+        raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
+    cli.check_poll_seconds(args.poll_seconds)
 
 
 @contextmanager
@@ -174,12 +219,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
 
     incentives = make_incentives(args)
     policy = make_policy(args, incentives)
-    if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
-        raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
-    if args.lucky_num is not None and args.lucky_num_from == "chain":
-        raise ConfigError("--lucky_num and --lucky_num_from chain exclude each other: both set the seeds")
-    if not 1.0 <= args.keep_days < float("inf"):
-        raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
+    check_values(args)
     return ValidatorConfig(
         competition=load_competition(args.competition),
         incentives=incentives,
@@ -194,7 +234,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         is_device_chosen=args.device is not None or args.executor == "ray",
         lucky_num=args.lucky_num,
         lucky_num_from=LuckyNumFrom(args.lucky_num_from) if args.lucky_num_from else None,
-        poll_s=cli.check_poll_seconds(args.poll_seconds),
+        poll_s=args.poll_seconds,
         keep_days=args.keep_days,
         hub_token=cli.hub_token(),
     )

@@ -7,7 +7,7 @@ import pwd
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
@@ -24,7 +24,8 @@ from template.terminal import configure_output, write_stdout
 from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
-    from template.chain.client import Chain
+    from template.chain.client import Chain, Wallet
+    from template.chain.wallets import PublicWallet
     from template.receipts.replay import ReplayContext
 
 
@@ -245,23 +246,31 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 
 def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":
     """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
-    from template.chain.client import Chain, open_wallet
+    from template.chain.client import open_wallet
 
     check_proxies()
     wallet = None
     if needs_wallet:
         wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path.expanduser())
+    return make_chain(args, wallet, args.deadline_s)
+
+
+def make_chain(args: argparse.Namespace, wallet: "Wallet | PublicWallet | None", deadline_s: float) -> "Chain":
+    """Return the chain of these arguments, for a wallet. Raises: ConfigError naming the flag."""
+    from template.chain.client import Chain
+
     return Chain(
         args.network,
         args.netuid,
-        wallet=wallet,
-        fallback_endpoints=_split_urls(args.fallback_endpoints),
-        archive_endpoints=_split_urls(args.archive_endpoints),
-        deadline_s=args.deadline_s,
+        wallet=cast("Wallet | None", wallet),  # the chain uses its hotkey alone
+        fallback_endpoints=split_urls(args.fallback_endpoints),
+        archive_endpoints=split_urls(args.archive_endpoints),
+        deadline_s=deadline_s,
     )
 
 
-def _split_urls(text: str | None) -> list[str]:
+def split_urls(text: str | None) -> list[str]:
+    """Return the urls of a flag."""
     return [] if text is None else [url.strip() for url in text.split(",")]
 
 
