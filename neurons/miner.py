@@ -20,19 +20,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from template import cli, files
+from template.arguments import Check, Parser
+from template.competition import CommitmentRecord
 from template.config import load_competition, load_incentives
-from template.constants import DATA_FILE
-from template.errors import ConfigError
+from template.errors import ConfigError, SubmissionError, SubnetError
 from template.telemetry.logging import write_stderr
 from template.terminal import print_result
 
 if TYPE_CHECKING:
     from template.doctor.setup import Setup
-    from template.miner.sealed import RevealSchedule
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser("miner", __doc__)
+def check_repo(args: argparse.Namespace) -> None:
+    """Check that a commitment can name the repo. Raises: ConfigError."""
+    try:
+        if args.hf_repo_id is not None:
+            CommitmentRecord(args.hf_repo_id, load_competition(args.competition).id, "0" * 64)
+    except SubmissionError as error:
+        raise ConfigError(f"--hf_repo_id {args.hf_repo_id}: {error}") from error
+
+
+def check_seal(args: argparse.Namespace) -> None:
+    """Check that --reveal_blocks goes with --seal. Raises: ConfigError."""
+    if args.reveal_blocks is not None and not args.seal:
+        raise ConfigError("--reveal_blocks needs --seal")
+
+
+# Made before any work, so that one run names all that is missing.
+CHECKS: tuple[Check, ...] = (
+    cli.check_wallet,
+    cli.check_chain,
+    lambda args: cli.require_hub_token(),
+    lambda args: cli.check_dataset_file(args.dataset_path, "--dataset_path"),
+    cli.check_competition,
+    cli.check_score_arguments,
+    lambda args: cli.check_poll_seconds(args.poll_seconds),
+    check_repo,
+    check_seal,
+)
+
+
+def build_parser() -> Parser:
+    parser = cli.make_parser("miner", __doc__, checks=CHECKS)
     add, work_dir = parser.add_argument, cli.DEFAULT_STATE_DIR / "miner"
     force_help = "publish what a validator will reject, and replace a sealed commitment that is not revealed yet"
     add("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; created if missing")
@@ -59,28 +88,51 @@ def _add_seal_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Publish, print the commitment and its block, and return the exit status."""
-    return cli.run_main(build_parser(), argv, run, is_private=True)
+    return cli.run_main(build_parser(), argv, run, is_private=True, diagnose=diagnose)
+
+
+def diagnose(args: argparse.Namespace, faults: Sequence[SubnetError]) -> Sequence[SubnetError]:
+    """Add the faults of machine, Hub and chain with which the miner cannot run."""
+    from template.doctor.start import find_start_faults
+
+    return find_start_faults(make_setup(args), faults, lambda: make_work_dir(args))
+
+
+def make_setup(args: argparse.Namespace) -> "Setup":
+    """Return what `template.doctor` has to check."""
+    from template.doctor.setup import Role, Setup
+
+    work_dir = args.work_dir.expanduser().resolve()
+    return Setup(args=args, role=Role.MINER, state_dir=work_dir, settings=CHECKS)
+
+
+def make_work_dir(args: argparse.Namespace) -> Path:
+    """Create --work_dir, or close it to other users. Raises: ConfigError."""
+    return files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Publish one dataset. Raises: SubnetError."""
-    from template.doctor.start import check_start
     from template.miner.draft import MinerConfig
     from template.miner.publish import publish_dataset
-    from template.miner.sealed import seal_dataset
+    from template.miner.sealed import after_blocks, at_round_start, seal_dataset
 
-    with check_start(make_setup(args, is_start=True)) as chain:
-        config = MinerConfig(
-            hf_repo_id=args.hf_repo_id,
-            dataset_path=args.dataset_path.expanduser(),
-            competition=load_competition(args.competition),
-            work_dir=check_work_dir(args),
-            has_target=cli.make_target_check(args),
-            is_forced=args.force,
-            poll_s=args.poll_seconds,
-            hub_token=cli.hub_token(),
-        )
-        schedule, confirm = make_schedule(args), make_confirm(args.yes)
+    competition, incentives = load_competition(args.competition), load_incentives(args.competition)
+    by_round = at_round_start(incentives.blocks_per_epoch if args.blocks_per_epoch is None else args.blocks_per_epoch)
+    schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
+    work_dir = make_work_dir(args)
+    config = MinerConfig(
+        hf_repo_id=args.hf_repo_id,
+        dataset_path=args.dataset_path,
+        competition=competition,
+        work_dir=work_dir,
+        has_target=cli.make_target_check(args),
+        is_forced=args.force,
+        poll_s=args.poll_seconds,
+        hub_token=cli.require_hub_token(),
+    )
+    confirm = make_confirm(args.yes)
+    with cli.open_chain(args) as chain:
         if args.seal:
             published = seal_dataset(config, chain, schedule=schedule, confirm=confirm)
         else:
@@ -89,45 +141,6 @@ def run(args: argparse.Namespace) -> int:
         return 1
     print_result(f"{published.record} committed in block {published.block}")
     return 0
-
-
-def make_setup(args: argparse.Namespace, *, is_start: bool = False) -> "Setup":
-    """Return what `template.doctor` checks of these arguments. is_start: prepares --work_dir."""
-    from template.doctor.setup import Role, Setup
-
-    work_dir = args.work_dir.expanduser().resolve()
-    settings = [
-        lambda: cli.check_poll_seconds(args.poll_seconds),
-        lambda: make_schedule(args),
-        lambda: check_dataset_path(args),
-        *([lambda: check_work_dir(args), lambda: make_confirm(args.yes)] if is_start else []),
-    ]
-    return Setup(args=args, role=Role.MINER, state_dir=work_dir, eval_data_dir=None, cache_dir=None, settings=settings)
-
-
-def check_work_dir(args: argparse.Namespace) -> Path:
-    """Create --work_dir, or close it to other users. Raises: ConfigError."""
-    return files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
-
-
-def check_dataset_path(args: argparse.Namespace) -> None:
-    """Check that the dataset is there. Raises: ConfigError."""
-    path = args.dataset_path.expanduser()
-    path = path / DATA_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError(f"--dataset_path {path}: cannot be read: no such file")
-
-
-def make_schedule(args: argparse.Namespace) -> "RevealSchedule":
-    """Return when a sealed commitment is revealed. Raises: ConfigError naming the flag."""
-    from template.miner.sealed import after_blocks, at_round_start
-
-    if args.reveal_blocks is not None and not args.seal:
-        raise ConfigError("--reveal_blocks needs --seal")
-    if args.reveal_blocks is not None:
-        return after_blocks(args.reveal_blocks)
-    period = load_incentives(args.competition).blocks_per_epoch
-    return at_round_start(period if args.blocks_per_epoch is None else args.blocks_per_epoch)
 
 
 def make_confirm(assume_yes: bool) -> Callable[[str], bool]:

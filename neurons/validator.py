@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from template import __version__, cli, files
+from template.arguments import Check, Parser
 from template.competition import Incentives, is_repo_id
 from template.config import load_competition, load_incentives, load_training_args
-from template.errors import EXIT_UPDATED, ConfigError, RemoteError
+from template.errors import EXIT_UPDATED, ConfigError, RemoteError, SubnetError
 from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
@@ -40,8 +41,67 @@ if TYPE_CHECKING:
 _STATE_FILE = "validator.sqlite3"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser("validator", __doc__)
+def check_wallet(args: argparse.Namespace) -> None:
+    """Check the wallet, unless --offline. Raises: ConfigError."""
+    if not args.offline:
+        cli.check_wallet(args)
+
+
+def check_rounds(args: argparse.Namespace) -> None:
+    """Check the flags of rounds. Raises: ConfigError."""
+    make_policy(args, make_incentives(args))
+
+
+def check_seeds(args: argparse.Namespace) -> None:
+    """Check the flags of seeds. Raises: ConfigError."""
+    if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
+        raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
+    if args.lucky_num is not None and args.lucky_num_from == "chain":
+        raise ConfigError("--lucky_num and --lucky_num_from chain exclude each other: both set the seeds")
+
+
+def check_keep_days(args: argparse.Namespace) -> None:
+    """Check --keep_days. Raises: ConfigError."""
+    if not 1.0 <= args.keep_days < float("inf"):
+        raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Check that a model of the Hub cannot become another. Raises: ConfigError."""
+    training_args = load_training_args(args.training_args)
+    if args.model_path is None and not training_args.is_pinned:
+        # A branch can become another model between two starts, or between two validators.
+        raise ConfigError(
+            f"--training_args: the revision of {training_args.model_id} must be a full commit, not "
+            f"{training_args.revision!r}"
+        )
+
+
+def check_devices(args: argparse.Namespace) -> None:
+    """Check that --device has names, and goes with --executor. Raises: ConfigError."""
+    parse_devices(args.device)
+    if args.device is not None and args.executor != "local":
+        raise ConfigError("--device needs --executor local; a Ray cluster uses --ray.gpus_per_worker")
+
+
+# Made before any work, so that one run names all that is wrong.
+CHECKS: tuple[Check, ...] = (
+    check_wallet,
+    cli.check_chain,
+    lambda args: cli.hub_token(),
+    cli.check_competition,
+    cli.check_score_arguments,
+    check_rounds,
+    check_seeds,
+    check_keep_days,
+    check_model,
+    check_devices,
+    lambda args: cli.check_poll_seconds(args.poll_seconds),
+)
+
+
+def build_parser() -> Parser:
+    parser = cli.make_parser("validator", __doc__, checks=CHECKS)
     cli.add_chain_arguments(parser)
     cli.add_competition_arguments(parser)
     cli.add_score_arguments(parser)
@@ -110,92 +170,69 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until stopped and return the exit status."""
-    return cli.run_main(build_parser(), argv, run, is_private=True)
+    return cli.run_main(build_parser(), argv, run, is_private=True, diagnose=diagnose)
+
+
+def diagnose(args: argparse.Namespace, faults: Sequence[SubnetError]) -> Sequence[SubnetError]:
+    """Add the faults of machine, Hub and chain with which the validator cannot run."""
+    from template.doctor.start import find_start_faults
+
+    return find_start_faults(make_setup(args), faults, lambda: make_state_dir(args))
+
+
+def make_setup(args: argparse.Namespace) -> "Setup":
+    """Return what `template.doctor` has to check."""
+    from template.doctor.setup import Role, Setup
+
+    state_dir = (args.state_dir or default_state_dir(args)).expanduser().resolve()
+    return Setup(
+        args=args,
+        role=Role.VALIDATOR,
+        state_dir=state_dir,
+        eval_data_dir=(args.eval_data_dir or state_dir / "eval_data").resolve(),
+        cache_dir=(args.cache_dir or state_dir / "cache").resolve(),
+        is_offline=args.offline,
+        sets_weights=not args.dont_set_weights,
+        settings=CHECKS,
+    )
+
+
+def make_state_dir(args: argparse.Namespace) -> Path:
+    """Create --state_dir, or close it to other users. Raises: ConfigError."""
+    return files.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,))
 
 
 def run(args: argparse.Namespace) -> int:
     """Build the validator and run it. Raises: SubnetError."""
-    from template.doctor.start import check_start
     from template.hub.datasets import check_eval_set_available
     from template.status.alerts import Alerter
     from template.store.store import Store
     from template.validator.downloads import Downloader
     from template.validator.loop import Validator
 
-    with check_start(make_setup(args, is_start=True)) as chain:
-        state_dir = check_state_dir(args)
-        config = make_config(args, state_dir)
-        evaluator = cli.make_evaluator(args, config.competition, config.eval_data_dir, config.cache_dir)
-        history = read_bootstrap(args, config, evaluator.training_args.hyperparameters.digest, state_dir)
-        if history.first_block is not None and not config.policy.start_block:
-            config = replace(config, policy=replace(config.policy, start_block=history.first_block))
-        update = make_update() if args.auto_update else None
-        alerter = Alerter(args.alert_url, state_dir) if args.alert_url else None
-        with (
-            Store(state_dir / _STATE_FILE) as store,
-            closing(make_executor(args, evaluator)) as executor,
-            closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
-        ):
-            control = partial(check_eval_set_available, config.competition)
-            downloader = Downloader(args.max_downloads, control=control)
-            validator = Validator(
-                config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
-            )
-            stop_on_signals(validator)
-            with watching(alerter, state_dir):
-                validator.run()
-    return EXIT_UPDATED if validator.is_updated else 0
-
-
-def make_setup(args: argparse.Namespace, *, is_start: bool = False) -> "Setup":
-    """Return what `template.doctor` checks of these arguments. is_start: prepares --state_dir."""
-    from template.doctor.setup import Role, Setup
-
-    state_dir = (args.state_dir or default_state_dir(args)).expanduser().resolve()
-    settings = [
-        lambda: make_policy(args, make_incentives(args)),
-        lambda: check_values(args),
-        lambda: check_model_pinned(args),
-        lambda: parse_devices(args.device),
-        *([lambda: check_state_dir(args)] if is_start else []),
-    ]
-    return Setup(
-        args=args,
-        role=Role.VALIDATOR,
-        state_dir=state_dir,
-        eval_data_dir=(args.eval_data_dir or state_dir / "eval_data").expanduser(),
-        cache_dir=(args.cache_dir or state_dir / "cache").expanduser().resolve(),
-        is_offline=args.offline,
-        sets_weights=not (args.offline or args.dont_set_weights),
-        settings=settings,
-    )
-
-
-def check_state_dir(args: argparse.Namespace) -> Path:
-    """Create --state_dir, or close it to other users. Raises: ConfigError."""
-    return files.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,))
-
-
-def check_model_pinned(args: argparse.Namespace) -> None:
-    """Check that a model of the Hub cannot become another. Raises: ConfigError."""
-    training_args = load_training_args(args.training_args)
-    if args.model_path is None and not training_args.is_pinned:
-        # A branch can become another model between two starts, or between two validators.
-        raise ConfigError(
-            f"--training_args: the revision of {training_args.model_id} must be a full commit, not "
-            f"{training_args.revision!r}"
+    state_dir = make_state_dir(args)
+    config = make_config(args, state_dir)
+    evaluator = cli.make_evaluator(args, config.competition, config.eval_data_dir, config.cache_dir)
+    history = read_bootstrap(args, config, evaluator.training_args.hyperparameters.digest, state_dir)
+    if history.first_block is not None and not config.policy.start_block:
+        config = replace(config, policy=replace(config.policy, start_block=history.first_block))
+    update = make_update() if args.auto_update else None
+    alerter = Alerter(args.alert_url, state_dir) if args.alert_url else None
+    with (
+        cli.open_chain(args, needs_wallet=not args.offline) as chain,
+        Store(state_dir / _STATE_FILE) as store,
+        closing(make_executor(args, evaluator)) as executor,
+        closing(make_tracker(args, config, "offline" if args.offline else chain.hotkey, state_dir)) as tracker,
+    ):
+        control = partial(check_eval_set_available, config.competition)
+        downloader = Downloader(args.max_downloads, control=control)
+        validator = Validator(
+            config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
         )
-
-
-def check_values(args: argparse.Namespace) -> None:
-    """Check the seeds and the periods. Raises: ConfigError naming the flag."""
-    if args.lucky_num is not None and not 0 <= args.lucky_num < 2**32:
-        raise ConfigError(f"--lucky_num must lie in [0, 2**32), not {args.lucky_num}")
-    if args.lucky_num is not None and args.lucky_num_from == "chain":
-        raise ConfigError("--lucky_num and --lucky_num_from chain exclude each other: both set the seeds")
-    if not 1.0 <= args.keep_days < float("inf"):
-        raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
-    cli.check_poll_seconds(args.poll_seconds)
+        stop_on_signals(validator)
+        with watching(alerter, state_dir):
+            validator.run()
+    return EXIT_UPDATED if validator.is_updated else 0
 
 
 @contextmanager
@@ -218,17 +255,15 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
     from template.validator.config import LuckyNumFrom, ValidatorConfig
 
     incentives = make_incentives(args)
-    policy = make_policy(args, incentives)
-    check_values(args)
     return ValidatorConfig(
         competition=load_competition(args.competition),
         incentives=incentives,
-        policy=policy,
+        policy=make_policy(args, incentives),
         data_dir=files.check_folder(args.data_dir or state_dir / "data", "--data_dir"),
         eval_data_dir=files.check_folder(args.eval_data_dir or state_dir / "eval_data", "--eval_data_dir"),
         cache_dir=files.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
-        receipt_dir=(args.receipt_dir or state_dir / "receipts").expanduser().resolve(),
-        round_dir=(args.round_dir or state_dir / "rounds").expanduser().resolve(),
+        receipt_dir=(args.receipt_dir or state_dir / "receipts").resolve(),
+        round_dir=(args.round_dir or state_dir / "rounds").resolve(),
         is_offline=args.offline,
         # With Ray, --ray.gpus_per_worker chooses: a worker without its GPU does not start.
         is_device_chosen=args.device is not None or args.executor == "ray",
@@ -283,8 +318,6 @@ def make_executor(args: argparse.Namespace, evaluator: "Evaluator") -> "Executor
         from template.workers.supervisor import LocalExecutor
 
         return LocalExecutor(evaluator, parse_devices(args.device), log_level=cli.log_level(args))
-    if args.device is not None:
-        raise ConfigError("--device needs --executor local; a Ray cluster uses --ray.gpus_per_worker")
     from template.workers.messages import RayConfig
     from template.workers.ray_executor import RayExecutor
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from template import cli
+from template.arguments import Parser
 from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
 from template.errors import ConfigError, RemoteError, SubmissionError
@@ -72,8 +73,9 @@ class Job(NamedTuple):
     digest: str | None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser("audit", __doc__)
+def build_parser() -> Parser:
+    checks = (cli.check_competition, cli.check_score_arguments, lambda args: cli.hub_token())
+    parser = cli.make_parser("audit", __doc__, checks=checks)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE_OR_DIR", help="round files, or folders of them")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sample", type=int, metavar="N", help="replay N receipts drawn from all files")
@@ -143,7 +145,7 @@ def audit(args: argparse.Namespace) -> int:
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """Return files, and the round files in folders, once. Raises: ConfigError."""
     files: list[Path] = []
-    for path in (path.expanduser() for path in paths):
+    for path in paths:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
         in_path = sorted(path.glob("round-*.jsonl")) if path.is_dir() else [path]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from template import cli, constants, files
+from template.arguments import Check, Parser
 from template.competition import CommitmentRecord, Competition
 from template.config import load_competition, load_incentives
 from template.data.rows import RowKey, content_digest
@@ -45,9 +46,26 @@ _STATUS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def check_wallet(args: argparse.Namespace) -> None:
+    """Check the wallet, if one is named. Raises: ConfigError."""
+    if not args.is_offline and cli.has_wallet(args):
+        cli.check_wallet(cli.name_wallet(args))
+
+
+# Made before any work, so that one run names all that is missing.
+CHECKS: tuple[Check, ...] = (
+    lambda args: cli.check_dataset_file(args.dataset_path, "--dataset_path"),
+    check_wallet,
+    cli.check_chain,
+    cli.check_competition,
+    cli.check_score_arguments,
+    lambda args: cli.hub_token(),
+)
+
+
+def build_parser() -> Parser:
     # --netuid is declared again: --offline needs none.
-    parser = cli.make_parser("check_dataset", __doc__, conflict_handler="resolve")
+    parser = cli.make_parser("check_dataset", __doc__, checks=CHECKS, conflict_handler="resolve")
     add, work_dir = parser.add_argument, cli.DEFAULT_STATE_DIR / "miner"
     add("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
     add("--offline", dest="is_offline", action="store_true", help="check only the file and its rows")
@@ -83,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     from template.hub.datasets import fetch_eval_set
 
     competition = load_competition(args.competition)
-    content = read_file(args.dataset_path.expanduser())
+    content = read_file(args.dataset_path)
     home = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
     work_dir = files.check_folder(home / competition.digest[:12], "--work_dir")
     eval_file = fetch_eval_set(competition, work_dir / "eval_data", None, cli.hub_token())

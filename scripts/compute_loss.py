@@ -33,6 +33,7 @@ from pathlib import Path
 from loguru import logger
 
 from template import cli, constants, files
+from template.arguments import Check, Parser
 from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
 from template.errors import ConfigError, HostError, SubmissionError
@@ -57,9 +58,43 @@ _BAD_SIGNATURE_STATUS = 9
 _COMPARE_SEEDS = 5
 
 
-def build_parser() -> argparse.ArgumentParser:
+def check_inputs(args: argparse.Namespace) -> None:
+    """Check the file of --verify and the folder of --eval_data_dir. Raises: ConfigError."""
+    if args.verify is not None and not args.verify.is_file():
+        raise ConfigError(f"--verify {args.verify}: there is no such file")
+    if args.eval_data_dir is not None and not (args.eval_data_dir / constants.DATA_FILE).is_file():
+        raise ConfigError(f"--eval_data_dir {args.eval_data_dir}: there is no {constants.DATA_FILE} in this folder")
+
+
+def check_wallet(args: argparse.Namespace) -> None:
+    """Check the wallet that --as_validator names. Raises: ConfigError."""
+    if args.as_validator and cli.has_wallet(args):
+        cli.check_wallet(cli.name_wallet(args))
+
+
+def check_chain(args: argparse.Namespace) -> None:
+    """Check the chain's flags for --as_validator. Raises: ConfigError."""
+    if args.as_validator:
+        cli.check_chain(args)
+
+
+# Made before any work, so that one run names all that is missing.
+CHECKS: tuple[Check, ...] = (
+    lambda args: cli.check_dataset_file(args.dataset_path, "--dataset_path"),
+    lambda args: cli.check_dataset_file((args.compare or [None])[0], "--compare"),
+    lambda args: cli.check_dataset_file((args.compare or [None])[-1], "--compare"),
+    check_inputs,
+    check_wallet,
+    check_chain,
+    cli.check_competition,
+    cli.check_score_arguments,
+    lambda args: cli.hub_token(),
+)
+
+
+def build_parser() -> Parser:
     # --netuid is declared again: only --as_validator needs it.
-    parser = cli.make_parser("compute_loss", __doc__, conflict_handler="resolve")
+    parser = cli.make_parser("compute_loss", __doc__, checks=CHECKS, conflict_handler="resolve")
     add = parser.add_argument_group("dataset").add_argument
     add("--dataset_path", type=Path, metavar="FILE_OR_DIR", help="a file, or a folder with data.jsonl")
     add("--hf_repo_id", help="dataset repo on the Hub, with --revision")
@@ -127,7 +162,7 @@ def check_committed_arguments(parser: argparse.ArgumentParser, args: argparse.Na
 
 def run(args: argparse.Namespace) -> int:
     """Run the mode that the arguments name."""
-    if args.receipt_dir and (problem := files.find_write_problem(args.receipt_dir.expanduser())) is not None:
+    if args.receipt_dir and (problem := files.find_write_problem(args.receipt_dir)) is not None:
         logger.warning("--receipt_dir {}: {}; the result is printed without receipts", args.receipt_dir, problem)
     context = cli.make_replay_context(args)
     if args.verify:
@@ -280,7 +315,6 @@ def dataset_folder(
 @contextmanager
 def local_folder(path: Path, flag: str) -> Iterator[Path]:
     """Yield the folder at `path`, or one with a copy of the file. Raises: ConfigError."""
-    path = path.expanduser()
     if path.is_dir():
         yield path
         return
@@ -300,7 +334,7 @@ def write_receipts(folder: Path | None, competition: Competition, results: Seque
         return
     try:
         for result in results:
-            write_receipt(Receipt(competition=competition, submission=None, result=result), folder.expanduser())
+            write_receipt(Receipt(competition=competition, submission=None, result=result), folder)
     except HostError as error:
         logger.warning("--receipt_dir: not every receipt was written: {}", error)
 

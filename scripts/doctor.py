@@ -19,6 +19,7 @@ from functools import partial
 from neurons import miner, validator
 from scripts.status import open_console
 from template import cli
+from template.arguments import Parser
 from template.doctor.findings import Level
 from template.doctor.full import Options, check_all, print_findings, to_json
 from template.doctor.setup import Role
@@ -27,8 +28,8 @@ from template.terminal import write_stdout
 _NEURONS = {Role.VALIDATOR: validator, Role.MINER: miner}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser("doctor", __doc__, allow_abbrev=False)
+def build_parser() -> Parser:
+    parser = cli.make_parser("doctor", __doc__)
     add = parser.add_argument
     add("--role", choices=list(Role), type=Role, default=Role.VALIDATOR, help="the program whose flags follow")
     add("--json", dest="is_json", action="store_true", help="print one JSON array")
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check everything, print it and return the exit status."""
     args, flags = build_parser().parse_known_args(argv)
     parser = _NEURONS[args.role].build_parser()
+    # Made by the command itself, as one check of many.
+    parser.checks = ()
     parser.prog = f"doctor --role {args.role}"
     return cli.run_main(parser, flags, partial(run, args))
 

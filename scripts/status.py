@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from template import cli
+from template.arguments import Parser
 from template.errors import ConfigError
 from template.status.alerts import Alerter
 from template.status.health import HealthLimits, find_problems
@@ -31,7 +32,7 @@ _MAX_ROWS = 20
 _WIDTH = 120
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = cli.make_parser("status", __doc__)
     parser.add_argument("--state_dir", type=Path, required=True, help="the validator's --state_dir")
     all_help = f"print the whole leaderboard, not its top {_MAX_ROWS}"
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Print the status. Raises: ConfigError when there is no state; HostError."""
-    state_dir = args.state_dir.expanduser().resolve()
+    state_dir = args.state_dir.resolve()
     max_rows = None if args.is_whole else _MAX_ROWS
     if args.watch is not None:
         return watch(state_dir, args.watch, max_rows)

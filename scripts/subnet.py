@@ -7,12 +7,12 @@ An installed package has it without a clone. In a clone these are the same comma
 scripts/, which the commands' own help names.
 """
 
-import argparse
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 
 from template import __version__
+from template.arguments import Parser
 
 # Command: its function and its help. A new command is one line here.
 COMMANDS = {
@@ -27,12 +27,9 @@ COMMANDS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    style = argparse.RawDescriptionHelpFormatter
+def build_parser() -> Parser:
     listed = "\n".join(f"  {name:11}{text}" for name, (_, text) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="subnet", description=__doc__, formatter_class=style, epilog=f"commands:\n{listed}"
-    )
+    parser = Parser(prog="subnet", description=__doc__, epilog=f"commands:\n{listed}")
     parser.add_argument("--version", action="version", version=f"dataset-subnet {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
     return parser

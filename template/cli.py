@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
+from template.arguments import Parser, find_faults
 from template.competition import Competition
-from template.config import load_training_args
+from template.config import load_competition, load_incentives, load_training_args
 from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import Tokenize, encode_row
 from template.data.rows import Row
-from template.errors import ConfigError, SubnetError
+from template.errors import ConfigError, HostError, SubmissionError, SubnetError
 from template.proxies import check_proxies
 from template.telemetry.logging import choose_level, configure_logging, quiet_libraries
 from template.telemetry.redaction import secret_values
-from template.terminal import configure_output, write_stdout
+from template.terminal import configure_output
 from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
@@ -35,40 +36,25 @@ DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
 WORK_DIR_MARKS = ("commitment-*", "[0-9a-f]" * 12)
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help formatter that keeps line breaks and adds defaults."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_default = action.default not in (None, False, argparse.SUPPRESS) and "(default" not in (action.help or "")
-        return f"{action.help} (default: %(default)s)" if has_default else action.help
-
-
-class _Parser(argparse.ArgumentParser):
-    """Parser whose help survives a reader that left, such as `head`."""
-
-    def print_help(self, file: Any = None) -> None:
-        configure_output()
-        if file is None:
-            write_stdout(self.format_help())
-        else:
-            super().print_help(file)
-
-
-def make_parser(prog: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
-    """Return the parser of an entry point."""
-    return _Parser(prog=prog, description=description, formatter_class=HelpFormatter, **options)
+def make_parser(prog: str, description: str | None, **options: Any) -> Parser:
+    """Return the parser of an entry point. options: as of `Parser`."""
+    return Parser(prog=prog, description=description, **options)
 
 
 def run_main(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     argv: Sequence[str] | None,
     run: Callable[[argparse.Namespace], int],
     *,
     is_private: bool = False,
+    diagnose: Callable[[argparse.Namespace, Sequence[SubnetError]], Sequence[SubnetError]] = lambda args, faults: (
+        faults
+    ),
 ) -> int:
-    """Parse arguments, set up logs and clients, run; return the exit status.
+    """Parse arguments, set up logs and clients, make the parser's checks, run; return the exit status.
 
     The parser needs `add_logging_arguments`. is_private: write files for their owner only, and no core dumps.
+    diagnose: adds the faults of machine and services to those of the parser's checks.
     """
     args = parser.parse_args(argv)
     configure_output()
@@ -79,10 +65,13 @@ def run_main(
 
     def work() -> int:
         check_home()
+        if (temporary := os.environ.get("TMPDIR", "")).startswith("~"):
+            # tempfile would pass it over for /tmp, which may be small.
+            os.environ["TMPDIR"] = str(Path(temporary).expanduser())
         secrets = [*secret_values(os.environ), getattr(args, "alert_url", None) or ""]
         configure_logging(is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secrets)
         quiet_libraries()
-        return run(args)
+        return report_faults(diagnose(args, find_faults(args, parser.checks))) or run(args)
 
     return run_entry_point(work)
 
@@ -107,11 +96,19 @@ def run_entry_point(work: Callable[[], int]) -> int:
     try:
         return work()
     except SubnetError as error:
-        logger.error("{}: {}", type(error).__name__, " ".join(str(error).split()))
-        return error.exit_code
+        return report_faults([error])
     except KeyboardInterrupt:
         logger.error("interrupted")
         return 130
+
+
+def report_faults(faults: Sequence[SubnetError]) -> int:
+    """Log every error and return the exit status: a wrong setting's if there is one, 0 without an error."""
+    for fault in faults:
+        reason = f"rejected ({fault.reason}): " if isinstance(fault, SubmissionError) else ""
+        logger.error("{}{}", reason, " ".join(str(fault).split()))
+    statuses = [fault.exit_code for fault in faults]
+    return ConfigError.exit_code if ConfigError.exit_code in statuses else next(iter(statuses), 0)
 
 
 def add_logging_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,12 +186,16 @@ def has_wallet(args: argparse.Namespace) -> bool:
     return args.hotkey is None and any(map(os.environ.get, ("BT_WALLET", "BT_WALLET_HOTKEY")))
 
 
+def name_wallet(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the arguments of `add_reader_arguments` with btcli's defaults for the wallet."""
+    name = args.wallet_name or os.environ.get("BT_WALLET") or "default"
+    hotkey = args.wallet_hotkey or os.environ.get("BT_WALLET_HOTKEY") or "default"
+    return argparse.Namespace(**{**vars(args), "wallet_name": name, "wallet_hotkey": hotkey})
+
+
 def open_reader(args: argparse.Namespace) -> "Chain":
     """Open the chain by `add_reader_arguments`, with the wallet if one is named."""
-    needs_wallet = has_wallet(args)
-    args.wallet_name = args.wallet_name or os.environ.get("BT_WALLET") or "default"
-    args.wallet_hotkey = args.wallet_hotkey or os.environ.get("BT_WALLET_HOTKEY") or "default"
-    return open_chain(args, needs_wallet=needs_wallet)
+    return open_chain(name_wallet(args), needs_wallet=has_wallet(args))
 
 
 def add_competition_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,6 +213,49 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=["bfloat16", "float32"], help="of the base model (default: by device)")
 
 
+def check_wallet(args: argparse.Namespace) -> None:
+    """Check that the wallet's hotkey can sign. Raises: ConfigError naming the flag."""
+    from template.chain.client import open_wallet
+
+    open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
+
+
+def check_chain(args: argparse.Namespace) -> None:
+    """Check --netuid and --subtensor.* as far as possible without a node. Raises: ConfigError."""
+    if args.netuid is not None:
+        open_chain(args, needs_wallet=False).close()
+
+
+def check_competition(args: argparse.Namespace) -> None:
+    """Check the file of --competition. Raises: ConfigError."""
+    load_competition(args.competition)
+    load_incentives(args.competition)
+
+
+def check_score_arguments(args: argparse.Namespace) -> None:
+    """Check the files of `add_score_arguments`. Raises: ConfigError."""
+    load_training_args(args.training_args)
+    if args.model_path is not None and not args.model_path.is_dir():
+        raise ConfigError(f"--model_path {args.model_path}: there is no such folder")
+
+
+def check_dataset_file(path: Path | None, flag: str) -> None:
+    """Check that a dataset, a file or a folder, can be read. Raises: ConfigError."""
+    if path is None or path.is_dir():
+        return
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror or error}") from error
+
+
+def require_hub_token() -> str:
+    """Return the Hub token. Raises: HostError without one; ConfigError for one in quotes."""
+    if (token := hub_token()) is None:
+        raise HostError("no Hub token: set HF_TOKEN, or run `hf auth login`")
+    return token
+
+
 def make_evaluator(
     args: argparse.Namespace, competition: Competition, eval_data_dir: Path, cache_dir: Path | None
 ) -> Evaluator:
@@ -221,7 +265,7 @@ def make_evaluator(
         training_args=load_training_args(args.training_args),
         eval_data_dir=eval_data_dir,
         cache_dir=cache_dir,
-        model_path=args.model_path.expanduser().resolve() if args.model_path else None,
+        model_path=args.model_path.resolve() if args.model_path else None,
         device=args.device,
         dtype=args.dtype,
     )
@@ -238,8 +282,7 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
         # The tokenizer may come from the Hub, by another library.
         configure_client()
         training_args = load_training_args(args.training_args)
-        model_path = args.model_path.expanduser() if args.model_path else None
-        return template_for(training_args.model_id), load_tokenizer(training_args, model_path=model_path)
+        return template_for(training_args.model_id), load_tokenizer(training_args, model_path=args.model_path)
 
     return lambda row: encode_row(row, *load()) is not None
 
@@ -251,7 +294,7 @@ def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain
     check_proxies()
     wallet = None
     if needs_wallet:
-        wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path.expanduser())
+        wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
     return make_chain(args, wallet, args.deadline_s)
 
 
@@ -302,9 +345,9 @@ def make_replay_context(args: argparse.Namespace) -> "ReplayContext":
 
     return ReplayContext(
         work_dir=args.work_dir,
-        eval_data_dir=args.eval_data_dir.expanduser() if args.eval_data_dir else None,
+        eval_data_dir=args.eval_data_dir,
         cache_dir=args.cache_dir,
-        model_path=args.model_path.expanduser().resolve() if args.model_path else None,
+        model_path=args.model_path.resolve() if args.model_path else None,
         device=args.device,
         dtype=args.dtype,
         token=hub_token(),

@@ -77,3 +77,11 @@ class ConfigError(SubnetError):
     """The operator's fault; the message names the setting and its valid values."""
 
     exit_code = 3
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in one line. Only a bug's has the class, without which its text may mean nothing."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return text if text and isinstance(error, SubnetError | OSError) else f"unexpected {type(error).__name__}: {text}"

@@ -166,7 +166,7 @@ def prepare(args: argparse.Namespace, folder: Path, datasets: int) -> Inputs:
     if args.shape:
         model_path, model_id = folder / "model", make_shape(folder / "model", args.shape)
     else:
-        model_path, model_id = (args.model_path or default_model_dir()).expanduser().resolve(), args.model_id
+        model_path, model_id = (args.model_path or default_model_dir()).resolve(), args.model_id
     if not (model_path / "config.json").is_file():
         hint = "" if args.model_path else "; run `python -m template.localnet.models.download` or give --shape"
         raise ConfigError(f"--model_path {model_path}: no model found{hint}")

@@ -21,6 +21,7 @@ import torch
 from scripts.bench.flops import measure_ceiling, synchronize
 from scripts.bench.inputs import add_input_arguments, prepare
 from template import cli
+from template.arguments import Parser
 from template.training import determinism, environment, loop
 from template.training.model import ScoringModel, load_model
 
@@ -55,9 +56,9 @@ class Share:
     flops: float = 0.0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.bench.profile",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -31,6 +31,7 @@ import torch
 
 from scripts.bench.inputs import ROW_SETS, SHAPES, RowMaker, make_folders, make_shape
 from template import cli
+from template.arguments import Parser
 from template.competition import Competition
 from template.config import load_training_args
 from template.data.chat_templates import template_for
@@ -51,9 +52,9 @@ _LUCKY_NUM = 7
 _MARK = "BENCH_SCALING_PID"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.bench.scaling",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

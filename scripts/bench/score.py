@@ -35,6 +35,7 @@ from scripts.bench.flops import Shape, count_evaluation, count_training, measure
 from scripts.bench.inputs import Inputs, add_input_arguments, positive, prepare
 from scripts.bench.runner import OURS, REFERENCE, Job, Outcome, read_outcome
 from template import cli
+from template.arguments import Parser
 from template.errors import ConfigError, HostError
 from template.training import environment
 
@@ -48,9 +49,9 @@ Key = tuple[str, str]
 """(runner, dtype)."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.bench.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_input_arguments(parser)

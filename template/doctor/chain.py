@@ -25,52 +25,29 @@ _ENDPOINT_REMEDY = "check the address and the network, or name another endpoint"
 
 
 class ChainChecks:
-    """Checks that share one connection, for one thread.
+    """Checks that share one connection."""
 
-    chain: None where the flags name none, or no wallet.
-    """
-
-    def __init__(self, setup: Setup, deadline_s: float) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._deadline_s = deadline_s
-        self.chain: Chain | None = None
 
-    def check_start(self) -> Iterator[Finding]:
-        """Check wallet, subnet and registration, which each start needs."""
-        view: ChainView | None = None
+    def check(self) -> Iterator[Finding]:
+        """Check wallet, subnet and registration, then permit and stake of a validator."""
         wallet, problem = self._open_wallet()
         if problem is not None:
             yield problem
         elif wallet is not None:
             yield passed("wallet", f"hotkey {wallet.hotkey.ss58_address} opens")
         try:
-            self.chain = cli.make_chain(self._setup.args, wallet, self._deadline_s)
-            view = self.chain.view()
+            with cli.make_chain(self._setup.args, wallet, min(DEADLINE_S, self._setup.args.deadline_s)) as chain:
+                view = chain.view()
+                if wallet is not None:
+                    yield self._check_registration(view, chain.hotkey)
+                    if chain.hotkey in view.by_hotkey and self._setup.sets_weights:
+                        yield _check_permit(chain, view)
         except ConfigError as error:
-            yield from_error("subnet", error, "btcli subnets list shows the subnets")
+            yield from_error("subnet", error, "`btcli subnets list` shows the subnets")
         except RemoteError as error:
             yield failed("chain", str(error), _ENDPOINT_REMEDY)
-        if view is not None and wallet is not None:
-            yield self._check_registration(view, wallet.hotkey.ss58_address)
-
-    def check_all(self) -> Iterator[Finding]:
-        """Check also the permit and the stake of a validator."""
-        yield from self.check_start()
-        sets_weights = self._setup.role is Role.VALIDATOR and self._setup.sets_weights
-        if self.chain is None or self._setup.is_offline or not sets_weights:
-            return
-        try:
-            view = self.chain.view()
-            if self.chain.hotkey not in view.by_hotkey:
-                return
-            rejection = self.chain.prepare_weights({neuron.uid: 1.0 for neuron in view.neurons}).rejection
-        except (RemoteError, ConfigError):
-            return  # reported by the checks before
-        if rejection is None:
-            yield passed("permit", "the chain would count this hotkey's weights")
-        else:
-            names = {"netuid": view.netuid, "hotkey": self.chain.hotkey}
-            yield failed("permit", rejection.message, REMEDIES.get(rejection.error or "", "").format(**names))
 
     def _open_wallet(self) -> tuple[Wallet | PublicWallet | None, Finding | None]:
         """Return the wallet, or its public part and why it does not open."""
@@ -92,6 +69,15 @@ class ChainChecks:
         advice = ": register it, or use --offline" if self._setup.role is Role.VALIDATOR else ""
         error = ConfigError(f"the hotkey {hotkey} is not on netuid {view.netuid}{advice}")
         return from_error("registration", error, _register(self._setup, view.netuid))
+
+
+def _check_permit(chain: Chain, view: ChainView) -> Finding:
+    """Check that the chain would count weights. Raises: RemoteError."""
+    rejection = chain.prepare_weights({neuron.uid: 1.0 for neuron in view.neurons}).rejection
+    if rejection is None:
+        return passed("permit", "the chain would count this hotkey's weights")
+    remedy = REMEDIES.get(rejection.error or "", "").format(netuid=view.netuid, hotkey=chain.hotkey)
+    return failed("permit", rejection.message, remedy)
 
 
 def _register(setup: Setup, netuid: int) -> str:

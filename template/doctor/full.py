@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from template.doctor import host, hub
-from template.doctor.chain import DEADLINE_S, TIMEOUT_S, ChainChecks, endpoint_checks
+from template.doctor.chain import TIMEOUT_S, ChainChecks, endpoint_checks
 from template.doctor.findings import Check, Finding, Level, run_checks, warned
 from template.doctor.pace import LOAD_S, estimate_pace
 from template.doctor.setup import Role, Setup, check_settings
@@ -35,10 +35,8 @@ class Options:
 
 def check_all(setup: Setup, options: Options) -> list[Finding]:
     """Run every check at once, then the measurement, which would disturb them."""
-    chain = ChainChecks(setup, min(DEADLINE_S, setup.args.deadline_s))
     checks = [
-        Check(name="settings", run=lambda: check_settings(setup)),
-        Check(name="chain", run=chain.check_all, timeout_s=TIMEOUT_S),
+        Check(name="chain", run=ChainChecks(setup).check, timeout_s=TIMEOUT_S),
         *endpoint_checks(setup),
         Check(name="proxy", run=hub.check_proxy),
         Check(name="hub", run=hub.check_hub),
@@ -50,6 +48,8 @@ def check_all(setup: Setup, options: Options) -> list[Finding]:
         ),
         Check(name="temporary folder", run=host.check_temporary_folder),
         Check(name="port", run=partial(host.check_ports, options.ports)),
+        # Last, since a fault is reported once, under its own name.
+        Check(name="settings", run=lambda: check_settings(setup)),
     ]
     if setup.role is Role.MINER:
         return _redact(run_checks(checks))

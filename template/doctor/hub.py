@@ -74,12 +74,12 @@ def check_token(setup: Setup, *, asks_hub: bool = True) -> Iterator[Finding]:
         yield from_error("token", error, _LOGIN)
         return
     text = f"of {account.names[0]}, role {account.role}"
-    owner = setup.args.hf_repo_id.partition("/")[0] if is_miner else ""
+    owner, slash, _ = setup.args.hf_repo_id.partition("/") if is_miner else ("", "", "")
     if is_miner and account.role == "read":
         yield from_error(
             "token", HostError(f"the Hub token {text}: it may only read"), f"{_LOGIN}, with the role write"
         )
-    elif is_miner and owner not in account.names:
+    elif slash and owner not in account.names:
         names = ", ".join(account.names)
         text = f"the Hub token {text}: it cannot write to {setup.args.hf_repo_id}, only below {names}"
         yield from_error("token", HostError(text), f"--hf_repo_id {account.names[0]}/NAME, or another token")

@@ -1,14 +1,15 @@
 """The neuron that is checked: its command line, as far as all checks need it."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from template.config import load_competition, load_training_args
+from template.arguments import Check as ArgumentCheck
+from template.arguments import find_faults
+from template.config import load_competition
 from template.doctor.findings import Finding, from_error, passed
-from template.errors import SubnetError
 from template.hub.datasets import find_eval_set
 
 
@@ -24,18 +25,17 @@ class Setup:
     """A neuron's command line.
 
     state_dir: its --state_dir or --work_dir. eval_data_dir, cache_dir: of the evaluation set and of models, None where
-    the settings do not name one. is_offline: works without wallet and weights. settings: functions that raise a
-    ConfigError for a wrong flag.
+    the command line does not name one. is_offline: works without wallet and weights. settings: checks of the flags.
     """
 
     args: argparse.Namespace = field(repr=False)
     role: Role
     state_dir: Path
-    eval_data_dir: Path | None
-    cache_dir: Path | None
+    eval_data_dir: Path | None = None
+    cache_dir: Path | None = None
     is_offline: bool = False
     sets_weights: bool = True
-    settings: Sequence[Callable[[], object]] = ()
+    settings: Sequence[ArgumentCheck] = ()
 
     @property
     def devices(self) -> list[str]:
@@ -57,11 +57,5 @@ class Setup:
 
 def check_settings(setup: Setup) -> list[Finding]:
     """Check the flags and the files that they name."""
-    args, problems = setup.args, list[Finding]()
-    files = (lambda: load_competition(args.competition), lambda: load_training_args(args.training_args))
-    for setting in (*files, *setup.settings):
-        try:
-            setting()
-        except SubnetError as error:
-            problems.append(from_error("settings", error))
+    problems = [from_error("settings", error) for error in find_faults(setup.args, setup.settings)]
     return problems or [passed("settings", "flags and the files that they name are valid")]

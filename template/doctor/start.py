@@ -1,56 +1,53 @@
-"""Check a machine at the start of a neuron, all at once."""
+"""Check a machine at the start of a neuron: all that is wrong at once, in no more time than the start takes."""
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from loguru import logger
 
-from template.chain.client import Chain
 from template.doctor import host, hub
-from template.doctor.chain import ChainChecks
-from template.doctor.findings import Check, Level, run_checks
-from template.doctor.setup import Role, Setup, check_settings
+from template.doctor.chain import TIMEOUT_S, ChainChecks
+from template.doctor.findings import Check, Finding, Level, run_checks
+from template.doctor.setup import Role, Setup
 from template.errors import ConfigError, HostError, SubnetError
 from template.status.health import HealthLimits
 
-# Exit status: its error, the one that needs the operator first.
-_ERRORS: dict[int, Callable[[str], SubnetError]] = {
-    ConfigError.exit_code: ConfigError,
-    HostError.exit_code: HostError,
-}
+_ERRORS: dict[int, type[SubnetError]] = {error.exit_code: error for error in (ConfigError, HostError)}
 
 
-def check_start(setup: Setup) -> Chain:
-    """Run what a start needs at once; log all that is wrong. Return the chain, with its connection.
+def find_start_faults(
+    setup: Setup, faults: Sequence[SubnetError], make_folder: Callable[[], object]
+) -> list[SubnetError]:
+    """Return all faults with which the program cannot run, and log the others as warnings.
 
-    Only faults that the program cannot outlive end the start; the chain and the Hub may come back.
-    Raises: ConfigError or HostError with one of the faults, after the others are logged.
+    The chain is asked only beside other faults: otherwise the program's first step reads it, and reports the same.
+    faults: of the command line. make_folder: creates the folder of the state.
     """
-    chain = ChainChecks(setup, setup.args.deadline_s)
+
+    def prepare() -> list[Finding]:
+        make_folder()
+        return []
+
+    is_validator = setup.role is Role.VALIDATOR
     checks = [
-        Check(name="settings", run=lambda: check_settings(setup)),
-        # Bounded by the client's own deadline, so that no thread uses the chain later.
-        Check(name="chain", run=chain.check_start, timeout_s=threading.TIMEOUT_MAX),
+        Check(name="folder", run=prepare),
         Check(name="proxy", run=hub.check_proxy),
-        Check(name="token", run=partial(hub.check_token, setup, asks_hub=setup.role is Role.MINER)),
+        Check(name="token", run=partial(hub.check_token, setup, asks_hub=not is_validator)),
         Check(name="evaluation set", run=partial(hub.check_eval_set, setup)),
         Check(name="disk", run=partial(host.check_disk, setup.state_dir, HealthLimits.min_free_bytes)),
         Check(name="temporary folder", run=host.check_temporary_folder),
     ]
-    if setup.role is Role.VALIDATOR:
+    if is_validator:
         checks.append(Check(name="model", run=partial(host.check_model, setup)))
         checks.append(Check(name="device", run=partial(host.check_device, setup, is_default_checked=False)))
     findings = run_checks(checks)
-    faults = sorted((finding for finding in findings if finding.exit_code), key=lambda finding: finding.exit_code)
+    if faults or any(finding.exit_code for finding in findings):
+        findings += run_checks([Check(name="chain", run=ChainChecks(setup).check, timeout_s=TIMEOUT_S)])
+    # By text, since the command line's own checks find some of them, too.
+    found = {str(fault): fault for fault in faults}
     for finding in findings:
-        if finding.level is not Level.OK and not finding.exit_code:
+        if finding.exit_code:
+            found[finding.text] = _ERRORS[finding.exit_code](str(finding))
+        elif finding.level is not Level.OK:
             logger.warning("{}: {}", finding.check, finding)
-    for finding in faults[1:]:
-        logger.error("{}", finding)
-    if faults and chain.chain is not None:
-        chain.chain.close()
-    if faults:
-        raise _ERRORS[faults[0].exit_code](str(faults[0]))
-    assert chain.chain is not None, "without a chain there is a fault"
-    return chain.chain
+    return [*found.values()]

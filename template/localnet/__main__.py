@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from template.arguments import Parser
 from template.errors import SubnetError
 from template.telemetry.logging import configure_logging, quiet_libraries
 
@@ -32,26 +33,25 @@ if TYPE_CHECKING:
 _SAMPLE = Path(__file__).with_name("sample")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the command line."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="localnet", description=__doc__, formatter_class=style)
+    parser = Parser(prog="localnet", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="new folder for everything")
     parser.add_argument("--logging.debug", dest="is_debug", action="store_true", help="log details")
     add = parser.add_argument_group("node").add_argument
-    add("--port", type=int, default=9944, help="0 takes a free one (default: %(default)s)")
+    add("--port", type=int, default=9944, help="0 takes a free one")
     add = parser.add_argument_group("chain").add_argument
-    add("--netuid", type=int, default=96, help="the subnet's number (default: %(default)s)")
-    add("--validators", default="validator", help="wallets with stake and permit (default: %(default)s)")
-    add("--miners", default="alice,bob", help="wallets with a uid (default: %(default)s)")
+    add("--netuid", type=int, default=96, help="the subnet's number")
+    add("--validators", default="validator", help="wallets with stake and permit")
+    add("--miners", default="alice,bob", help="wallets with a uid")
     add(
         "--block_seconds",
         type=float,
         default=1.0,
-        help="block time; 0 makes a block for each call (default: %(default)s)",
+        help="block time; 0 makes a block for each call",
     )
-    add("--tempo", type=int, default=50_000, help="blocks of an epoch (default: %(default)s)")
-    add("--weights_rate_limit", type=int, default=1, help="blocks between two weights (default: %(default)s)")
+    add("--tempo", type=int, default=50_000, help="blocks of an epoch")
+    add("--weights_rate_limit", type=int, default=1, help="blocks between two weights")
     add(
         "--commit_reveal",
         action=argparse.BooleanOptionalAction,
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--finality_lag",
         type=int,
         default=0,
-        help="blocks from the newest to the newest final one (default: %(default)s)",
+        help="blocks from the newest to the newest final one (default: 0)",
     )
     add = parser.add_argument_group("Hub and competition").add_argument
     add(
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="start a Hub with the competition of DIR, pool.jsonl and competition.yaml, or of the package's own sample",
     )
-    add("--hub_port", type=int, default=0, help="0 takes a free one (default: %(default)s)")
+    add("--hub_port", type=int, default=0, help="0, the default, takes a free one")
     return parser
 
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return serve(args)
     except SubnetError as error:
-        logger.error("{}: {}", type(error).__name__, error)
+        logger.error("{}", error)
         return error.exit_code
 
 

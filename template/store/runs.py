@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from template.errors import HostError, SubnetError
+from template.errors import HostError, SubnetError, describe_error
 from template.files import pid_namespace
 from template.store.database import StateFile
 
@@ -52,9 +52,8 @@ class RunTable(StateFile):
 
     def record_run_error(self, run_id: int, error: BaseException, now: float) -> None:
         """Record the last failure of a run."""
-        text = f"{type(error).__name__}: {error}"
         with self.atomic() as db:
-            db.execute("UPDATE runs SET error = ?, error_at = ? WHERE id = ?", (text, now, run_id))
+            db.execute("UPDATE runs SET error = ?, error_at = ? WHERE id = ?", (describe_error(error), now, run_id))
 
     def _end_run(self, run_id: int, status: int, now: float) -> None:
         with self.atomic() as db:

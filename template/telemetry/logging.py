@@ -201,7 +201,7 @@ def configure_logging(
     if file is not None:
         # Opened by the first line, so that a file that cannot be opened costs only its lines.
         handler = _PrivateFile(
-            file.expanduser().resolve(), maxBytes=FILE_BYTES, backupCount=KEPT_FILES - 1, encoding="utf-8", delay=True
+            file.resolve(), maxBytes=FILE_BYTES, backupCount=KEPT_FILES - 1, encoding="utf-8", delay=True
         )
         logger.add(handler, level=level, format=_format_json, backtrace=False, diagnose=False)
 

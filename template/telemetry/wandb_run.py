@@ -51,7 +51,7 @@ def main() -> None:
         signal.alarm(FINISH_TIMEOUT_S)
         run.finish()
     except Exception as error:
-        answer(error=f"{type(error).__name__}: {error}")
+        answer(error=str(error) or type(error).__name__)
         abort()
 
 

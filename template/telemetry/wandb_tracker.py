@@ -269,8 +269,8 @@ class WandbTracker(Tracker):
         is_due = time.monotonic() - self._warned_at >= _WARNING_INTERVAL_S
         if is_due:
             self._warned_at = time.monotonic()
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        logger.log("WARNING" if is_due else "DEBUG", "{}; the validator continues without wandb", text)
+        text = " ".join(str(error).split()) or type(error).__name__
+        logger.log("WARNING" if is_due else "DEBUG", "wandb failed: {}; the validator continues without it", text)
 
     def _log_dropped(self) -> None:
         dropped, self._dropped = self._dropped, 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
+from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError, describe_error
 from template.records import Progress, TrainResult
 from template.serialization import canonical_json, read_record
 from template.workers.executor import Evaluator, QuotedPath
@@ -84,7 +84,7 @@ class Failed:
     def of(cls, error: Exception) -> "Failed":
         """Convert an error; an unexpected one becomes a HostError."""
         if not isinstance(error, SubnetError):
-            error = HostError(f"{type(error).__name__}: {error}")
+            error = HostError(describe_error(error))
         return cls(
             kind=type(error).__name__,
             message=str(error),

@@ -9,12 +9,13 @@ from pathlib import Path
 from loguru import logger
 
 from template import cli
+from template.arguments import Parser
 from template.errors import ConfigError
 
 
-def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+def make_parser(name: str, description: str | None) -> Parser:
     """Return the parser of `python -m tests.campaigns.NAME` with the logging flags."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m tests.campaigns.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

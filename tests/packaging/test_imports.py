@@ -15,7 +15,7 @@ from tests.fixtures.network import ROOT
 
 GROUND = "constants errors"
 RECORDS = f"competition chain_records records {GROUND}"
-CLI = f"terminal proxies {RECORDS}"
+CLI = f"arguments terminal proxies {RECORDS}"
 # Room: the rooms that it may import besides itself.
 ROOMS = {
     "": "",
@@ -29,6 +29,7 @@ ROOMS = {
     "config": f"competition {GROUND}",
     "serialization": f"competition {GROUND}",
     "terminal": "records",
+    "arguments": "terminal errors",
     "data": RECORDS,
     "rules": RECORDS,
     "chain": f"chain_records records {GROUND}",
@@ -37,7 +38,7 @@ ROOMS = {
     "telemetry": f"terminal chain_records records {GROUND}",
     "training": f"data config records {GROUND}",
     "train": f"training data config records {GROUND}",
-    "localnet": f"chain telemetry competition {GROUND}",
+    "localnet": f"arguments chain telemetry competition {GROUND}",
     "miner": f"data rules chain hub files serialization terminal {RECORDS}",
     "workers": f"train training hub telemetry data config serialization {RECORDS}",
     "receipts": f"rules workers hub data chain config serialization files terminal {RECORDS}",

@@ -268,7 +268,7 @@ def test_unreachable_hub_has_its_own_status(desk: Desk, tmp_path: Path) -> None:
         patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         ended = desk.run("--dataset_path", desk.small, "--work_dir", tmp_path)
     assert ended.status == 5
-    assert "RemoteError" in ended.logs[-1]
+    assert "ERROR   the Hub could not be reached" in ended.logs[-1]
 
 
 def test_stdout_has_only_the_result(desk: Desk) -> None:

@@ -216,7 +216,7 @@ def test_check_of_a_stopped_validator_says_how_it_ended(net: Net) -> None:
     with open_bench(net) as bench, pytest.raises(HostError):
         bench.executor.load_errors = [HostError("no GPU")]
         bench.validator.run()
-    assert "with status 4, " in show(net, "--check").output and "HostError: no GPU" in show(net, "--check").output
+    assert "with status 4, " in show(net, "--check").output and "status 4, no GPU" in show(net, "--check").output
 
 
 def test_only_retries_of_entries_are_shown(path: Path, store: Store, eval_config: EvalConfig) -> None:

@@ -32,7 +32,7 @@ def neuron(**changes: Any) -> Metrics:
 
 
 UP = make_run(9, -9000)
-FAILED = [make_run(number, -100.0 * number, -100.0 * number + 5, 4, "HostError: no disk") for number in (3, 4, 5)]
+FAILED = [make_run(number, -100.0 * number, -100.0 * number + 5, 4, "no disk") for number in (3, 4, 5)]
 KILLED = [make_run(number, -100.0 * number) for number in (3, 4, 5)]
 REFUSALS = [replace(make_intent(number, 90 + number, REFUSED), start_block=number) for number in (1, 2)]
 POOR = WeightOutcome(
@@ -43,8 +43,8 @@ PARKED = {ALICE: RetryState(0, MAX_HOST_FAILURES, NOW + 7200, "cuda:1: out of me
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "no process": (
-        {"holder": None, "runs": [make_run(1, -9000, -60, 4, "HostError: no disk")]},
-        "no_process", "the validator is not running: ended 60 s ago with status 4, HostError: no disk | start it",
+        {"holder": None, "runs": [make_run(1, -9000, -60, 4, "no disk")]},
+        "no_process", "the validator is not running: ended 60 s ago with status 4, no disk | start it",
     ),
     "stopped": (
         {"holder": None, "runs": [make_run(1, -9000, -300, 0)]},
@@ -57,7 +57,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "crash loop": (
         {"runs": [make_run(9, -20), *FAILED]}, "restarts",
-        "3 starts in a row failed, the last with: HostError: no disk | correct the cause, then start the validator",
+        "3 starts in a row failed, the last with: no disk | correct the cause, then start the validator",
     ),
     "killed again and again": (
         {"runs": [make_run(9, -20), *KILLED]}, "restarts",
@@ -67,8 +67,8 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"activity": None}, "no_report", "no report from the validator yet | wait, then read its log"
     ),
     "silent": (
-        {"activity": SILENT, "runs": [replace(UP, error="RemoteError: could not read the subnet")]}, "silent",
-        "no report from the validator for 30 min, though it is running; its last error: RemoteError: could not read"
+        {"activity": SILENT, "runs": [replace(UP, error="could not read the subnet")]}, "silent",
+        "no report from the validator for 30 min, though it is running; its last error: could not read"
         " the subnet | read its log, then restart it",
     ),
     "node behind": (

@@ -125,7 +125,7 @@ def run(args):
         logger.exception("failed")
     logger.debug("not asked for")
     return 0
-parser = argparse.ArgumentParser()
+parser = cli.make_parser("test", None)
 cli.add_logging_arguments(parser)
 sys.exit(cli.run_main(parser, sys.argv[1:], run))
 """

@@ -6,7 +6,6 @@ prints the folder. Its manifest lists the sha256 of every file, and each call ch
 manifest holds no time and no path, so folders from one source are equal everywhere.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from loguru import logger
 
+from template.arguments import Parser
 from template.errors import ConfigError, HostError, RemoteError, SubnetError
 from template.localnet.models.sources import MODEL_ID, REVISION, SOURCES, Pin, Source, sha256_of
 
@@ -40,7 +40,8 @@ def default_model_dir() -> Path:
     """Return the model's folder in $XDG_CACHE_HOME, by default ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification ignores a relative path.
-    root = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
+    folder = Path(cache).expanduser()
+    root = folder if folder.is_absolute() else Path.home() / ".cache"
     return root / "dataset-subnet" / f"{MODEL_ID.rpartition('/')[2]}-{REVISION[:7]}"
 
 
@@ -51,7 +52,7 @@ def download_small_model(target_dir: Path | None = None, *, sources: Sequence[So
     manifest is downloaded again. Raises: RemoteError when every source is unreachable; HostError for a failed disk or
     checksum; ConfigError when `target_dir` holds other files.
     """
-    target = (target_dir or default_model_dir()).expanduser().resolve()
+    target = (target_dir or default_model_dir()).resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
@@ -154,7 +155,7 @@ def _lock(target: Path) -> AbstractContextManager[object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the model's folder; return 0 or the exit code of the logged error."""
-    parser = argparse.ArgumentParser(description="Download the small real model of the quickstart, once.")
+    parser = Parser(description="Download the small real model of the quickstart, once.")
     parser.add_argument("--dir", type=Path, default=default_model_dir(), help="its folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:

@@ -6,12 +6,13 @@ writes DIR/<miner>/data.jsonl. Rows are sorted by a hash instead of drawn at ran
 version writes the same bytes.
 """
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from template.arguments import Parser
 
 SAMPLE = Path(__file__).parent
 
@@ -52,7 +53,7 @@ def make_miners() -> dict[str, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the files and print a line for each: miner, number of rows, path."""
-    parser = argparse.ArgumentParser(description="Write the datasets of the quickstart's miners.")
+    parser = Parser(description="Write the datasets of the quickstart's miners.")
     parser.add_argument("--out", type=Path, required=True, help="folder for one folder per miner")
     arguments = parser.parse_args(argv)
     for miner, lines in make_miners().items():

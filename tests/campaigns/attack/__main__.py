@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from template.errors import ConfigError
 from tests.campaigns import command
 from tests.campaigns.attack.runner import Attack, launch
@@ -23,7 +24,7 @@ from tests.campaigns.attack.runner import Attack, launch
 TABLES = ("rows", "hub", "chain")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("attack", __doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)} (default: all)")
     return parser

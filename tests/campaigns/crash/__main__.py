@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from tests.campaigns import command
 
 # Disagreements hold whole tables.
 _MAX_CHARS = 600
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("crash", __doc__)
     parser.add_argument("--dir", type=Path, required=True, help="new folder for all files")
     parser.add_argument("--short", action="store_true", help="one kill of each kind and the commonest faults")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from template.errors import ConfigError
 from tests.campaigns import command
 from tests.campaigns.fuzz.run import Tally, minimise, read_corpus, run_coverage, run_inputs, run_shapes, write_corpus
@@ -28,7 +29,7 @@ from tests.campaigns.fuzz.targets import TARGETS
 CORPUS = Path(__file__).resolve().parent / "corpus"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("fuzz", __doc__)
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS), help="which (default: all)")
     parser.add_argument("--examples", type=int, default=2_000, help="by shape, for each target (default: %(default)s)")

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from template import cli
+from template.arguments import Parser
 from template.competition import Incentives, Reward
 from tests.campaigns import command
 from tests.campaigns.game import ablations, chain_run, improvements
@@ -44,7 +45,7 @@ _GAMES = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("game", __doc__)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--on_chain", action="store_true", help="compare with a validator on the local chain")

@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from tests.campaigns import command
 from tests.campaigns.load.run import MEMORY_BOUND_MIB
 from tests.campaigns.load.run import run as run_situation
 from tests.campaigns.load.situations import SITUATIONS
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("load", __doc__)
     names = ",".join(situation.name for situation in SITUATIONS)
     parser.add_argument("--only", metavar="NAMES", help=f"some of {names} (default: all)")

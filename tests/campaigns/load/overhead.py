@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from tests.campaigns import command
 from tests.fixtures.faulty_hub import serve_hub
 
@@ -30,7 +31,7 @@ _SIZES = (
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("load.overhead", __doc__)
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(_NAMES)} (default: all)")
     for name, default, what in _SIZES:

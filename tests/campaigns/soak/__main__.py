@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from tests.campaigns import command
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("soak", __doc__)
     parser.add_argument("--dir", type=Path, required=True, help="new folder for all files")
     parser.add_argument("--miners", type=int, default=256, help="registered at any time (default: %(default)s)")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from template.errors import ConfigError
 from tests.campaigns import command
 
@@ -26,7 +27,7 @@ _TINY_MODEL_ID = "Qwen/Qwen2.5-1.5B-Instruct"
 _MAX_HOG_BYTES = 4 * 2**30
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("stress", __doc__)
     parser.add_argument("--only", metavar="TEXTS", help="situations whose names contain one of these, comma-separated")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         path = args.model_path
         stress = Stress(
             model_id=_TINY_MODEL_ID if path is None else args.model_id or MODEL_ID,
-            model_path=make_tiny_model(Path(home) / "model") if path is None else path.expanduser().resolve(),
+            model_path=make_tiny_model(Path(home) / "model") if path is None else path.resolve(),
             datasets=write_datasets(Path(home) / "datasets", rows=24),
             device=args.device,
             dtypes=tuple(args.dtypes.split(",")),

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from template import cli
+from template.arguments import Parser
 from tests.campaigns import command
 from tests.campaigns.wire.run import METHODS, Report, open_campaign, run_calls
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = command.make_parser("wire", __doc__)
     parser.add_argument("--calls", type=int, default=5_000, help="calls that meet a fault (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all random draws (default: %(default)s)")
