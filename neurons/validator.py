@@ -192,7 +192,7 @@ def make_setup(args: argparse.Namespace) -> "Setup":
         eval_data_dir=(args.eval_data_dir or state_dir / "eval_data").resolve(),
         cache_dir=(args.cache_dir or state_dir / "cache").resolve(),
         is_offline=args.offline,
-        sets_weights=not args.dont_set_weights,
+        sets_weights=not (args.offline or args.dont_set_weights),
         settings=CHECKS,
     )
 

@@ -84,7 +84,9 @@ def check_model(setup: Setup, *, has_digest: bool = False) -> Iterator[Finding]:
             digest = f", digest {digest_folder(folder)[:12]}" if has_digest else ""
             yield passed("model", f"{training_args.model_id} in {folder} is complete{digest}")
         return
-    name = f"{training_args.model_id} at {training_args.revision or 'main'}"
+    if not training_args.is_pinned:
+        return  # the settings' fault
+    name = f"{training_args.model_id} at {training_args.revision}"
     cached = find_model(training_args.model_id, training_args.revision, setup.cache_dir)
     if cached is not None and (problem := find_problem(cached)) is None:
         yield passed("model", f"{name} is downloaded and complete")
@@ -101,6 +103,8 @@ def check_model(setup: Setup, *, has_digest: bool = False) -> Iterator[Finding]:
 
 def check_device(setup: Setup, *, is_default_checked: bool = True) -> Iterator[Finding]:
     """Check that torch's build and the driver offer the devices of --device, by default a GPU."""
+    if setup.args.executor != "local":
+        return  # its machines have the GPUs
     build = devices.find_build()
     if build is None:
         yield from_error("device", HostError("torch is not installed"), "bash scripts/setup.sh")
@@ -118,6 +122,6 @@ def check_device(setup: Setup, *, is_default_checked: bool = True) -> Iterator[F
         yield from_error("device", ConfigError(f"--device {','.join(wanted)}: {described}"), _GPU)
     elif count:
         yield passed("device", f"torch {build.version}, {described}")
-    elif setup.args.executor == "local":
+    else:
         text = f"{described}; evaluations run on the CPU and take hours each with the subnet's own model"
         yield warned("device", text, _GPU)

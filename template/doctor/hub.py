@@ -76,9 +76,8 @@ def check_token(setup: Setup, *, asks_hub: bool = True) -> Iterator[Finding]:
     text = f"of {account.names[0]}, role {account.role}"
     owner, slash, _ = setup.args.hf_repo_id.partition("/") if is_miner else ("", "", "")
     if is_miner and account.role == "read":
-        yield from_error(
-            "token", HostError(f"the Hub token {text}: it may only read"), f"{_LOGIN}, with the role write"
-        )
+        fault = HostError(f"the Hub does not let this token write: it is a read token of {account.names[0]}")
+        yield from_error("token", fault, f"{_LOGIN}, with the role write")
     elif slash and owner not in account.names:
         names = ", ".join(account.names)
         text = f"the Hub token {text}: it cannot write to {setup.args.hf_repo_id}, only below {names}"

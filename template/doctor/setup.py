@@ -34,7 +34,7 @@ class Setup:
     eval_data_dir: Path | None = None
     cache_dir: Path | None = None
     is_offline: bool = False
-    sets_weights: bool = True
+    sets_weights: bool = False
     settings: Sequence[ArgumentCheck] = ()
 
     @property

@@ -6,12 +6,14 @@ from functools import partial
 from loguru import logger
 
 from template.doctor import host, hub
-from template.doctor.chain import TIMEOUT_S, ChainChecks
+from template.doctor.chain import ChainChecks
 from template.doctor.findings import Check, Finding, Level, run_checks
 from template.doctor.setup import Role, Setup
 from template.errors import ConfigError, HostError, SubnetError
 from template.status.health import HealthLimits
 
+# A wrong setting is answered soon, also while no node is.
+_CHAIN_S = 20.0
 _ERRORS: dict[int, type[SubnetError]] = {error.exit_code: error for error in (ConfigError, HostError)}
 
 
@@ -42,7 +44,7 @@ def find_start_faults(
         checks.append(Check(name="device", run=partial(host.check_device, setup, is_default_checked=False)))
     findings = run_checks(checks)
     if faults or any(finding.exit_code for finding in findings):
-        findings += run_checks([Check(name="chain", run=ChainChecks(setup).check, timeout_s=TIMEOUT_S)])
+        findings += run_checks([Check(name="chain", run=ChainChecks(setup).check, timeout_s=_CHAIN_S)])
     # By text, since the command line's own checks find some of them, too.
     found = {str(fault): fault for fault in faults}
     for finding in findings:

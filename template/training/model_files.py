@@ -52,6 +52,8 @@ def digest_folder(folder: Path) -> str:
 
 def find_kind_problem(folder: Path) -> str | None:
     """Return why a folder holds no model, None if it seems to."""
+    if not folder.is_dir():
+        return "there is no such folder"
     if (folder / "adapter_config.json").exists():
         return (
             "holds a LoRA adapter (adapter_config.json), not a whole model; merge it into its base model, or name the"
