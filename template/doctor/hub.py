@@ -73,15 +73,15 @@ def check_token(setup: Setup, *, asks_hub: bool = True) -> Iterator[Finding]:
     except HostError as error:
         yield from_error("token", error, _LOGIN)
         return
-    text = f"of {account.names[0]}, role {account.role}"
+    text = f"the Hub token is of {account.names[0]}, role {account.role}"
     owner, slash, _ = setup.args.hf_repo_id.partition("/") if is_miner else ("", "", "")
     if is_miner and account.role == "read":
         fault = HostError(f"the Hub does not let this token write: it is a read token of {account.names[0]}")
         yield from_error("token", fault, f"{_LOGIN}, with the role write")
-    elif slash and owner not in account.names:
+    elif slash and account.role == "write" and owner not in account.names:
         names = ", ".join(account.names)
-        text = f"the Hub token {text}: it cannot write to {setup.args.hf_repo_id}, only below {names}"
-        yield from_error("token", HostError(text), f"--hf_repo_id {account.names[0]}/NAME, or another token")
+        remedy = f"--hf_repo_id {account.names[0]}/NAME, or another token"
+        yield failed("token", f"{text}: it cannot write to {setup.args.hf_repo_id}, only below {names}", remedy)
     else:
         yield passed("token", text)
 

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[\w.-]{1,96}")
 class Account:
     """The account of a token.
 
-    role: "read", "write" or "fineGrained", of the token. names: its own, then those of its organisations.
+    role: "read", "write", "fineGrained" or "unknown", of the token. names: its own, then those of its organisations.
     """
 
     role: str
@@ -50,7 +50,8 @@ def read_account(token: str, *, endpoint: str | None = None) -> Account:
             names = [answer["name"], *(org["name"] for org in answer.get("orgs", ()))]
             if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
                 raise RemoteError("the Hub sent an unexpected answer about this token's account")
-            return Account(role=str(answer["auth"]["accessToken"]["role"]), names=tuple(names))
+            token_info = answer.get("auth", {}).get("accessToken", {})
+            return Account(role=str(token_info.get("role", "unknown")), names=tuple(names))
 
     return run_with_deadline(api, DEADLINE_S, ask)
 
