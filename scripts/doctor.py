@@ -25,7 +25,7 @@ from template.doctor.full import Options, check_all, print_findings, to_json
 from template.doctor.setup import Role
 from template.terminal import write_stdout
 
-_NEURONS = {Role.VALIDATOR: validator, Role.MINER: miner}
+NEURONS = {Role.VALIDATOR: validator, Role.MINER: miner}
 
 
 def build_parser() -> Parser:
@@ -43,7 +43,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check everything, print it and return the exit status."""
     args, flags = build_parser().parse_known_args(argv)
-    parser = _NEURONS[args.role].build_parser()
+    parser = NEURONS[args.role].build_parser()
     # Made by the command itself, as one check of many.
     parser.checks = ()
     parser.prog = f"doctor --role {args.role}"
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, neuron_args: argparse.Namespace) -> int:
     """Check a neuron of these arguments. args: the command's own."""
     options = Options(ports=args.ports, min_free_bytes=int(args.min_free_gb * 1e9), measure_s=args.measure_seconds)
-    findings = check_all(_NEURONS[args.role].make_setup(neuron_args), options)
+    findings = check_all(NEURONS[args.role].make_setup(neuron_args), options)
     if args.is_json:
         write_stdout(f"{to_json(findings)}\n")
     else:
