@@ -21,14 +21,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from template import cli, files
 from template.arguments import Check, Parser
 from template.competition import CommitmentRecord
 from template.config import load_competition, load_incentives
-from template.errors import ConfigError, SubmissionError
+from template.errors import ConfigError, SubmissionError, SubnetError
 from template.telemetry.logging import write_stderr
 from template.terminal import print_result
+
+if TYPE_CHECKING:
+    from template.doctor.setup import Setup
 
 
 def check_repo(args: argparse.Namespace) -> None:
@@ -89,7 +93,27 @@ def _add_seal_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Publish, print the commitment and its block, and return the exit status."""
-    return cli.run_main(build_parser(), argv, run, is_private=True)
+    return cli.run_main(build_parser(), argv, run, is_private=True, diagnose=diagnose)
+
+
+def diagnose(args: argparse.Namespace, faults: Sequence[SubnetError]) -> Sequence[SubnetError]:
+    """Add the faults of machine, Hub and chain with which the miner cannot run."""
+    from template.doctor.start import find_start_faults
+
+    return find_start_faults(make_setup(args), faults, lambda: make_work_dir(args))
+
+
+def make_setup(args: argparse.Namespace) -> "Setup":
+    """Return what `template.doctor` has to check."""
+    from template.doctor.setup import Role, Setup
+
+    work_dir = args.work_dir.expanduser().resolve()
+    return Setup(args=args, role=Role.MINER, state_dir=work_dir, settings=CHECKS)
+
+
+def make_work_dir(args: argparse.Namespace) -> Path:
+    """Create --work_dir, or close it to other users. Raises: ConfigError."""
+    return files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     period = incentives.blocks_per_epoch if args.blocks_per_epoch is None else args.blocks_per_epoch
     by_round = at_round_start(period)
     schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
-    work_dir = files.check_private_folder(args.work_dir, "--work_dir", marks=cli.WORK_DIR_MARKS)
+    work_dir = make_work_dir(args)
     config = MinerConfig(
         hf_repo_id=args.hf_repo_id,
         dataset_path=args.dataset_path,

@@ -25,11 +25,12 @@ from loguru import logger
 from template import __version__, cli, files
 from template.arguments import Check, Parser
 from template.competition import Incentives, is_repo_id
-from template.config import load_competition, load_incentives
-from template.errors import EXIT_UPDATED, ConfigError, RemoteError
+from template.config import load_competition, load_incentives, load_training_args
+from template.errors import EXIT_UPDATED, ConfigError, RemoteError, SubnetError
 from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
+    from template.doctor.setup import Setup
     from template.status.alerts import Alerter
     from template.telemetry.wandb_tracker import Tracker
     from template.validator.bootstrap import RoundHistory
@@ -65,6 +66,24 @@ def check_keep_days(args: argparse.Namespace) -> None:
         raise ConfigError(f"--keep_days must be 1 or more, not {args.keep_days}")
 
 
+def check_model(args: argparse.Namespace) -> None:
+    """Check that a model of the Hub cannot become another. Raises: ConfigError."""
+    training_args = load_training_args(args.training_args)
+    if args.model_path is None and not training_args.is_pinned:
+        # A branch can become another model between two starts, or between two validators.
+        raise ConfigError(
+            f"--training_args: the revision of {training_args.model_id} must be a full commit, not "
+            f"{training_args.revision!r}"
+        )
+
+
+def check_devices(args: argparse.Namespace) -> None:
+    """Check that --device has names, and goes with --executor. Raises: ConfigError."""
+    parse_devices(args.device)
+    if args.device is not None and args.executor != "local":
+        raise ConfigError("--device needs --executor local; a Ray cluster uses --ray.gpus_per_worker")
+
+
 # Made before any work, so that one run names all that is wrong.
 CHECKS: tuple[Check, ...] = (
     check_wallet,
@@ -75,6 +94,8 @@ CHECKS: tuple[Check, ...] = (
     check_rounds,
     check_seeds,
     check_keep_days,
+    check_model,
+    check_devices,
     lambda args: cli.check_poll_seconds(args.poll_seconds),
 )
 
@@ -149,7 +170,36 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until stopped and return the exit status."""
-    return cli.run_main(build_parser(), argv, run, is_private=True)
+    return cli.run_main(build_parser(), argv, run, is_private=True, diagnose=diagnose)
+
+
+def diagnose(args: argparse.Namespace, faults: Sequence[SubnetError]) -> Sequence[SubnetError]:
+    """Add the faults of machine, Hub and chain with which the validator cannot run."""
+    from template.doctor.start import find_start_faults
+
+    return find_start_faults(make_setup(args), faults, lambda: make_state_dir(args))
+
+
+def make_setup(args: argparse.Namespace) -> "Setup":
+    """Return what `template.doctor` has to check."""
+    from template.doctor.setup import Role, Setup
+
+    state_dir = (args.state_dir or default_state_dir(args)).expanduser().resolve()
+    return Setup(
+        args=args,
+        role=Role.VALIDATOR,
+        state_dir=state_dir,
+        eval_data_dir=(args.eval_data_dir or state_dir / "eval_data").resolve(),
+        cache_dir=(args.cache_dir or state_dir / "cache").resolve(),
+        is_offline=args.offline,
+        sets_weights=not (args.offline or args.dont_set_weights),
+        settings=CHECKS,
+    )
+
+
+def make_state_dir(args: argparse.Namespace) -> Path:
+    """Create --state_dir, or close it to other users. Raises: ConfigError."""
+    return files.check_private_folder(args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,17 +210,9 @@ def run(args: argparse.Namespace) -> int:
     from template.validator.downloads import Downloader
     from template.validator.loop import Validator
 
-    state_dir = files.check_private_folder(
-        args.state_dir or default_state_dir(args), "--state_dir", marks=(_STATE_FILE,)
-    )
+    state_dir = make_state_dir(args)
     config = make_config(args, state_dir)
     evaluator = cli.make_evaluator(args, config.competition, config.eval_data_dir, config.cache_dir)
-    if evaluator.model_path is None and not evaluator.training_args.is_pinned:
-        # A branch can become another model between two starts, or between two validators.
-        raise ConfigError(
-            f"--training_args: the revision of {evaluator.training_args.model_id} must be a full commit, not "
-            f"{evaluator.training_args.revision!r}"
-        )
     history = read_bootstrap(args, config, evaluator.training_args.hyperparameters.digest, state_dir)
     if history.first_block is not None and not config.policy.start_block:
         config = replace(config, policy=replace(config.policy, start_block=history.first_block))
@@ -276,8 +318,6 @@ def make_executor(args: argparse.Namespace, evaluator: "Evaluator") -> "Executor
         from template.workers.supervisor import LocalExecutor
 
         return LocalExecutor(evaluator, parse_devices(args.device), log_level=cli.log_level(args))
-    if args.device is not None:
-        raise ConfigError("--device needs --executor local; a Ray cluster uses --ray.gpus_per_worker")
     from template.workers.messages import RayConfig
     from template.workers.ray_executor import RayExecutor
 

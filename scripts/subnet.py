@@ -22,6 +22,7 @@ COMMANDS = {
     "check": ("scripts.check_dataset:main", "check a dataset for all that a validator would reject"),
     "status": ("scripts.status:main", "show a validator's work, weights and failures"),
     "audit": ("scripts.audit:main", "check a validator's round files and replay its losses"),
+    "doctor": ("scripts.doctor:main", "check this machine and the settings before a start"),
     "localnet": ("template.localnet.__main__:main", "run a chain and a Hub on this machine"),
 }
 

@@ -7,7 +7,7 @@ import pwd
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
@@ -25,7 +25,8 @@ from template.terminal import configure_output
 from template.workers.executor import Evaluator
 
 if TYPE_CHECKING:
-    from template.chain.client import Chain
+    from template.chain.client import Chain, Wallet
+    from template.chain.wallets import PublicWallet
     from template.receipts.replay import ReplayContext
 
 
@@ -46,10 +47,14 @@ def run_main(
     run: Callable[[argparse.Namespace], int],
     *,
     is_private: bool = False,
+    diagnose: Callable[[argparse.Namespace, Sequence[SubnetError]], Sequence[SubnetError]] = lambda args, faults: (
+        faults
+    ),
 ) -> int:
     """Parse arguments, set up logs and clients, make the parser's checks, run; return the exit status.
 
     The parser needs `add_logging_arguments`. is_private: write files for their owner only, and no core dumps.
+    diagnose: adds the faults of machine and services to those of the parser's checks.
     """
     args = parser.parse_args(argv)
     configure_output()
@@ -66,7 +71,7 @@ def run_main(
         secrets = [*secret_values(os.environ), getattr(args, "alert_url", None) or ""]
         configure_logging(is_debug=args.is_debug, is_trace=args.is_trace, file=args.log_file, secrets=secrets)
         quiet_libraries()
-        return report_faults(find_faults(args, parser.checks)) or run(args)
+        return report_faults(diagnose(args, find_faults(args, parser.checks))) or run(args)
 
     return run_entry_point(work)
 
@@ -284,23 +289,31 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 
 def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":
     """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
-    from template.chain.client import Chain, open_wallet
+    from template.chain.client import open_wallet
 
     check_proxies()
     wallet = None
     if needs_wallet:
         wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
+    return make_chain(args, wallet, args.deadline_s)
+
+
+def make_chain(args: argparse.Namespace, wallet: "Wallet | PublicWallet | None", deadline_s: float) -> "Chain":
+    """Return the chain of these arguments, for a wallet. Raises: ConfigError naming the flag."""
+    from template.chain.client import Chain
+
     return Chain(
         args.network,
         args.netuid,
-        wallet=wallet,
-        fallback_endpoints=_split_urls(args.fallback_endpoints),
-        archive_endpoints=_split_urls(args.archive_endpoints),
-        deadline_s=args.deadline_s,
+        wallet=cast("Wallet | None", wallet),  # the chain uses its hotkey alone
+        fallback_endpoints=split_urls(args.fallback_endpoints),
+        archive_endpoints=split_urls(args.archive_endpoints),
+        deadline_s=deadline_s,
     )
 
 
-def _split_urls(text: str | None) -> list[str]:
+def split_urls(text: str | None) -> list[str]:
+    """Return the urls of a flag."""
     return [] if text is None else [url.strip() for url in text.split(",")]
 
 

@@ -205,7 +205,7 @@ def test_help_describes_every_flag(module: object) -> None:
 
 def refuse(main: Callable[[list[str]], int], *words: str) -> str:
     """Return the messages of a refusal with status 3."""
-    ended = call_main(main, *words)
+    ended = call_main(main, "--subtensor.network", "ws://127.0.0.1:9", *words)
     assert (ended.status, ended.output) == (3, ""), ended
     return "\n".join(line.partition(" ERROR   ")[2] for line in ended.logs)
 

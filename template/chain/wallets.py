@@ -3,6 +3,7 @@
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,21 @@ def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
     if key.crypto_type != sp_core.CRYPTO_SR25519:
         raise ConfigError(f"--wallet.hotkey {hotkey} must be an sr25519 key")
     return wallet
+
+
+@dataclass(frozen=True)
+class PublicWallet:
+    """The public part of a hotkey: it reads as this hotkey and cannot sign."""
+
+    hotkey: Any
+
+
+def open_public_wallet(name: str, hotkey: str, path: str | Path) -> PublicWallet | None:
+    """Return the public part of a hotkey that need not open, None without its file."""
+    try:
+        return PublicWallet(bt.Wallet(name, hotkey, path=str(Path(path).expanduser())).hotkeypub)
+    except (OSError, ValueError, TypeError, sp_core.KeyfileError):
+        return None
 
 
 def _unlock(wallet: Wallet, hotkey: str) -> Any:

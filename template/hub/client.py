@@ -84,6 +84,11 @@ def configure_client() -> None:
 def saved_token() -> str | None:
     """Return the user's Hub token, from HF_TOKEN or the login file; None without one."""
     configure_client()
+    return read_token()
+
+
+def read_token() -> str | None:
+    """Return the same as `saved_token`, also where no client can be configured."""
     try:
         token = huggingface_hub.get_token()
     except (OSError, httpx2.HTTPError, DeviceCodeError, OIDCError, RemoteError) as exc:

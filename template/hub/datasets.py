@@ -124,6 +124,13 @@ def fetch_eval_set(competition: Competition, folder: Path, cache_dir: Path | Non
         raise ConfigError(f"cannot download the competition's evaluation set: {error}") from error
 
 
+def find_eval_set(competition: Competition, folder: Path, cache_dir: Path | None) -> HubFile | None:
+    """Return the evaluation set, None if `fetch_eval_set` would ask the Hub."""
+    request = Request(repo=competition.repo, revision=competition.eval_commit, filename=None)
+    cached = None if cache_dir is None else storage.find_cached(_cache_folder(cache_dir, request), request)
+    return storage.find_cached(folder, request) or cached
+
+
 def upload_dataset(
     content: bytes,
     repo_id: str,

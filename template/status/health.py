@@ -21,7 +21,8 @@ _CUTOFF_PART = 0.9
 # Outcomes of a validator that cannot have weights yet.
 _HARMLESS = ("NothingScored", "SettingWeightsTooFast", "Lost")
 
-_REMEDIES = {
+# What to type, by the chain's error names.
+REMEDIES = {
     "NotEnoughStakeToSetWeights": "btcli stake add --netuid {netuid} --hotkey {hotkey} --amount-tao AMOUNT",
     "NeuronNoValidatorPermit": "btcli stake add --netuid {netuid} --hotkey {hotkey} --amount-tao AMOUNT",
     "IncorrectWeightVersionKey": "install the newest release (docs/operator.md, Update)",
@@ -140,7 +141,7 @@ def _chain_problems(status: Status, limits: HealthLimits) -> Iterator[Problem]:
         error, message = neuron.error, f"weights do not count, {neuron.error}: {neuron.message}"
     else:
         return
-    remedy = _REMEDIES.get(error, "see docs/operator.md").format(netuid=neuron.netuid, hotkey=neuron.hotkey)
+    remedy = REMEDIES.get(error, "see docs/operator.md").format(netuid=neuron.netuid, hotkey=neuron.hotkey)
     yield Problem(code=_CODES.get(error, "rejected"), text=message, remedy=remedy)
 
 

@@ -34,3 +34,9 @@ class StatusStore(Store):
         """Return the weight submissions of the newest rounds that have any, oldest first."""
         recent = "SELECT DISTINCT round_id FROM weight_intents ORDER BY round_id DESC LIMIT ?"
         return self._intents(f"WHERE round_id IN ({recent}) ORDER BY id", _RECENT_ROUNDS)
+
+    def evaluation_seconds(self, count: int) -> list[float]:
+        """Return the seconds of the newest evaluations of the current config's model."""
+        config = self.current_config()
+        query = "SELECT seconds FROM evaluations WHERE contest_id = ? ORDER BY finished_at DESC LIMIT ?"
+        return [] if config is None else [float(row["seconds"]) for row in self.rows(query, config[0].id, count)]

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import platform
-import re
 from pathlib import Path
 
 import peft
@@ -14,8 +13,8 @@ import transformers
 
 import template
 from template.errors import ConfigError
+from template.training.devices import TorchBuild, describe_gpus, parse_device
 
-_DEVICE = re.compile(r"cpu|cuda(?::(?P<index>[0-9]{1,3}))?")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
@@ -39,25 +38,13 @@ def choose_device(name: str | None = None) -> torch.device:
     """Return the named device, by default the first GPU, else the CPU; or ConfigError."""
     if name is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    # torch.device keeps the index in eight bits and takes cuda:256 for cuda:0, so parse it here.
-    match = _DEVICE.fullmatch(name)
-    if match is None:
-        raise ConfigError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
-    if name == "cpu":
+    index = parse_device(name)
+    if index is None:
         return torch.device("cpu")
-    index = int(match["index"] or 0)
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: {describe_gpus()}")
+        build = TorchBuild(version=torch.__version__, cuda=torch.version.cuda)
+        raise ConfigError(f"--device {name}: {describe_gpus(build, torch.cuda.device_count())}")
     return torch.device("cuda", index)
-
-
-def describe_gpus() -> str:
-    """Describe the GPUs that torch can use, or why there are none."""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is a build for CPUs; install the CUDA build of the same version"
-    if not torch.cuda.is_available():
-        return f"torch is built for CUDA {torch.version.cuda}, and finds no GPU; check the driver with nvidia-smi"
-    return f"torch finds {torch.cuda.device_count()} GPUs"
 
 
 def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:

@@ -5,7 +5,6 @@ evaluation, so that a loss does not depend on earlier evaluations.
 """
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,15 +29,12 @@ from template.training.cuda_graphs import TrainingGraphs
 from template.training.dropout import CpuDropout, CudaDropout, Dropout
 from template.training.layers import replace_layers
 from template.training.lora import LoRALinear
-from template.training.model_files import check_snapshot
+from template.training.model_files import check_snapshot, digest_folder, find_kind_problem
 from template.training.packing import Pack, pack_rows
 from template.training.tokenizer import PieceTokenizer
 
 # Name under which `packed_attention` is registered with transformers.
 _ATTENTION = "packed_rows"
-
-# Files of a model folder on which the loss depends.
-_DIGESTED_SUFFIXES = {".safetensors", ".json", ".model", ".txt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,13 +283,8 @@ def _resolve_source(
 ) -> tuple[ModelSource, str, dict[str, str | None]]:
     """Return the source, its name for transformers and the arguments that pin it."""
     if model_path is not None:
-        if (model_path / "adapter_config.json").exists():
-            raise ConfigError(
-                f"--model_path {model_path}: holds a LoRA adapter (adapter_config.json), not a whole model; merge it"
-                " into its base model, or name the folder of the base model"
-            )
-        if not (model_path / "config.json").is_file():
-            raise ConfigError(f"--model_path {model_path}: no config.json found; expected a model's folder")
+        if (problem := find_kind_problem(model_path)) is not None:
+            raise ConfigError(f"--model_path {model_path}: {problem}")
         return ModelSource(model_id=args.model_id, revision=None, digest=digest_folder(model_path)), str(model_path), {}
     if Path(args.model_id).exists():
         raise ConfigError(
@@ -314,17 +305,6 @@ def _check_files(source: ModelSource, where: dict[str, str | None], *, has_weigh
     if source.revision is not None:
         hub: Any = transformers.utils.hub
         check_snapshot(Path(hub.cached_file(source.model_id, "config.json", **where)).parent, has_weights=has_weights)
-
-
-def digest_folder(folder: Path) -> str:
-    """Hash the names and contents of a model's files: sha256 in hex."""
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _DIGESTED_SUFFIXES and path.is_file():
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{path.name}:{content}\n".encode())
-    return total.hexdigest()
 
 
 def _translate_load_error(error: Exception, args: TrainingArgs, model_path: Path | None) -> SubnetError:

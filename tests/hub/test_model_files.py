@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from template.errors import RemoteError
-from template.training.model_files import check_snapshot
+from template.training.model_files import check_snapshot, find_problem
 
 SHARDS = ("model-1.safetensors", "model-2.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -72,3 +74,45 @@ def test_unreadable_file_is_not_checked(snapshot: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "open", forbid)
     check_snapshot(snapshot, has_weights=False)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+INCOMPLETE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "half of them": (lambda folder: shorten(folder / "model.safetensors"), "is not complete; copy it again"),
+    "an empty file": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        "has 0 bytes and is not complete",
+    ),
+    "a pointer": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "is a Git LFS pointer and not the file; run `git lfs pull`",
+    ),
+    "a list without its file": (
+        lambda folder: [
+            (folder / "model.safetensors").unlink(),
+            (folder / INDEX).write_text(json.dumps({"weight_map": {"a": SHARDS[0]}})),
+        ],
+        "model-1.safetensors is missing",
+    ),
+    "a broken list": (
+        lambda folder: [(folder / "model.safetensors").unlink(), (folder / INDEX).write_text("{")],
+        "its list of weights cannot be read",
+    ),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer found"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json found"),
+    "an adapter": (lambda folder: (folder / "adapter_config.json").touch(), "holds a LoRA adapter"),
+    "no folder": (lambda folder: folder.rename(folder.with_name("moved")), "there is no such folder"),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_incomplete_model_is_named(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    assert find_problem(folder) is None
+    damage, expected = INCOMPLETE[name]
+    damage(folder)
+    assert expected in (find_problem(folder) or "")

@@ -46,6 +46,7 @@ ROOMS = {
     "validator": f"files workers receipts telemetry chain store hub data rules terminal {RECORDS}",
     "updates": f"telemetry {GROUND}",
     "cli": f"receipts workers hub chain training telemetry data config files serialization {CLI}",
+    "doctor": f"cli status store workers training telemetry hub chain files config data {CLI}",
     "neurons": "*",
     "scripts": "*",
 }

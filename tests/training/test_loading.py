@@ -19,7 +19,8 @@ from scripts.bench.tiny_model import make_tiny_model
 from template.config import TrainingArgs
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.hub.store import upload_files
-from template.training.model import ScoringModel, digest_folder, load_model
+from template.training.model import ScoringModel, load_model
+from template.training.model_files import digest_folder
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import TOKEN, use_endpoint
 from tests.fixtures.training import CPU, DTYPES, MODEL_ID, base_parameters, digests, edit_weights, make_args

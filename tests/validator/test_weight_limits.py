@@ -1,8 +1,11 @@
 """Weights at the chain's limits: recorded as sent, or refused with a reason."""
 
+import pytest
+
 from template.receipts.files import read_round
+from tests.fixtures.fakes import FakeEvaluator
 from tests.fixtures.logs import log_lines
-from tests.fixtures.network import SMALL, Net, run_bounded
+from tests.fixtures.network import SMALL, Net, SteppingChain, run_bounded
 from tests.fixtures.validator import open_bench
 
 
@@ -34,6 +37,32 @@ def test_validator_without_a_permit_sends_nothing(net: Net) -> None:
     }
     assert net.count_calls("validator", "set_mechanism_weights") == 0
     assert any(line.startswith("ERROR") and "no validator_permit" in line and "add stake" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("validator", "no validator_permit"), ("alice", "has a stake weight of 0.000 on the subnet, and weights need")],
+    ids=["permit", "stake"],
+)
+def test_missing_permit_or_stake_is_an_error_before_any_work(net: Net, name: str, sentence: str) -> None:
+    net.submit("bob", SMALL)
+    net.admin.set_permit(net.hotkey("validator"), has_permit=False)
+    with open_bench(net, chain=SteppingChain(net, name)) as bench, log_lines("ERROR") as lines:
+        bench.tick()
+        assert bench.store.last_round() is None and bench.executor.running() == ()
+    (line,) = lines
+    assert line.startswith("ERROR weights would not count: ") and sentence in line
+
+
+@pytest.mark.parametrize("is_chosen", [False, True])
+def test_evaluations_on_a_cpu_that_nobody_chose_are_a_warning(
+    net: Net, is_chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEvaluator, "load_model", lambda self: "org/model@abc cpu float32")
+    with open_bench(net, is_device_chosen=is_chosen) as bench, log_lines("WARNING") as lines:
+        bench.tick()
+    warned = [line for line in lines if "evaluations run on the CPU, because no GPU was found" in line]
+    assert len(warned) == (0 if is_chosen else 1)
 
 
 def test_permit_that_comes_late_still_pays_the_round(net: Net) -> None:

@@ -39,7 +39,7 @@ def test_device_flag_with_ray_is_refused(net: Net, tiny_model: Path) -> None:
     arguments = ["--netuid", 96, "--subtensor.network", net.network, "--offline", "--wandb.off"]
     state = ["--state_dir", net.parts.folder / "process", "--executor", "ray", "--device", "cuda:0"]
     ended = call_main(load_main(VALIDATOR), *arguments, *state)
-    assert ended.status == 3 and "--device needs --executor local" in ended.logs[-1]
+    assert ended.status == 3 and "--device needs --executor local" in ended.logs[0]
 
 
 def test_file_content_damaged_is_not_written(tmp_path: Path) -> None:

@@ -118,4 +118,5 @@ _ROUTES: list[tuple[tuple[str, ...], re.Pattern[str], _Handler]] = [
     (("POST",), re.compile(rf"{_API}/commit{_REVISION}"), writes.commit),
     (("POST",), re.compile(rf"{_PAGE}\.git/info/lfs/objects/batch"), writes.lfs_batch),
     (("POST",), re.compile(r"/api/repos/create"), writes.create_repo),
+    (("GET",), re.compile(r"/api/whoami-v2"), reads.whoami),
 ]

@@ -60,13 +60,18 @@ class Call:
             return self.store.commit_at(repo, parent)
         return replace(commit, files={}) if commit.sha == parent else commit
 
+    @property
+    def has_read_token(self) -> bool:
+        """Whether the request's token may only read."""
+        return self.request.headers.get("authorization", "").removeprefix("Bearer ").startswith(READ_TOKEN_PREFIX)
+
     def require_owner(self, owner: str) -> None:
         """Check the right to write under a namespace, whose case counts."""
         if self.user is None:
             raise HubError(401, "Invalid username or password.")
         if self.user != owner:
             raise HubError(403, f"You don't have the rights to write under the namespace {owner[:100]!r}")
-        if self.request.headers["authorization"].removeprefix("Bearer ").startswith(READ_TOKEN_PREFIX):
+        if self.has_read_token:
             raise HubError(403, "You must use a write token for this")
 
     def repo_url(self, repo: Repo) -> str:

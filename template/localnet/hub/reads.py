@@ -12,6 +12,15 @@ from template.localnet.hub.store import Blob, Commit, HubError, lfs_pointer
 _COMMITS_PER_PAGE = 50
 
 
+def whoami(call: Call) -> Response:
+    """Answer about the account and the role of a token."""
+    if call.user is None:
+        raise HubError(401, "Invalid username or password.")
+    role = "read" if call.has_read_token else "write"
+    auth = {"type": "access_token", "accessToken": {"displayName": "local", "role": role}}
+    return json_response({"type": "user", "id": call.user, "name": call.user, "orgs": [], "auth": auth})
+
+
 def repo_info(call: Call) -> Response:
     repo = call.repo()
     commit = call.commit(repo, is_info=True)

@@ -15,6 +15,7 @@ from typing import Self, cast
 
 from loguru import logger
 
+from template.errors import ConfigError
 from template.localnet.hub.api import respond, respond_from_storage
 from template.localnet.hub.messages import FileSlice, Request, Response
 from template.localnet.hub.store import HubStore
@@ -26,12 +27,19 @@ _IDLE_TIMEOUT_S = 120.0
 
 
 class HubServer:
-    """A hub over `root` on threads of its own, until `close`. Port 0 takes a free one."""
+    """A hub over `root` on threads of its own, until `close`.
+
+    port: 0 takes a free one. Raises: ConfigError for one that cannot be used.
+    """
 
     def __init__(self, root: Path, port: int = 0, *, handler: "type[HubHandler] | None" = None) -> None:
         self.store = HubStore(root)
         storage = _Http(self.store, 0, handler or HubHandler, storage=None)
-        hub = _Http(self.store, port, handler or HubHandler, storage=storage)
+        try:
+            hub = _Http(self.store, port, handler or HubHandler, storage=storage)
+        except (OSError, OverflowError) as error:
+            storage.server_close()
+            raise ConfigError(f"the Hub cannot listen on {_HOST}:{port}: {error}") from error
         self.endpoint, self.storage = hub.endpoint, storage.endpoint
         self._servers = (hub, storage)
         self._threads = [

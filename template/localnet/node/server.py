@@ -40,7 +40,7 @@ async def _refuse(ledger: Ledger, connection: ServerConnection) -> Response | No
 class NodeServer:
     """A node in its own thread, from construction to `close`.
 
-    port: 0 takes a free one. Raises: ConfigError for a port in use, or a file without a local chain.
+    port: 0 takes a free one. Raises: ConfigError for a port that cannot be used, or a file without a local chain.
     """
 
     def __init__(self, path: Path, port: int = 0) -> None:
@@ -72,7 +72,7 @@ class NodeServer:
     def _serve(self) -> None:
         try:
             asyncio.run(self._main())
-        except (OSError, ConfigError) as error:
+        except (OSError, OverflowError, ConfigError) as error:
             self._error = error
         finally:
             self._started.set()

@@ -13,7 +13,9 @@ from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_downloa
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.file_download import get_hf_file_metadata
 
+from template.errors import ConfigError
 from template.hub.client import configure_client
+from template.localnet.hub.server import HubServer
 from template.localnet.hub.store import HubError, HubStore, upload_files
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, read_faults, set_faults, take_fault
 from tests.fixtures.hub import DATA, REPO, use_endpoint
@@ -242,3 +244,15 @@ def test_a_token_file_is_no_builtin_namespace(tmp_path: Path) -> None:
     assert store.owner_of("hf_local_alice") == "alice"
     for token in ("hf_local_", "alice", "", "hf_local_../x", "hf_local_a b"):
         assert store.owner_of(token) is None
+
+
+@pytest.mark.parametrize(("token", "role"), [("hf_local_alice", "write"), ("hf_read_alice", "read")])
+def test_account_of_a_token_is_told_with_its_role(server: FaultyHub, token: str, role: str) -> None:
+    answer = HfApi(endpoint=server.endpoint, token=token).whoami()
+    assert (answer["name"], answer["auth"]["accessToken"]["role"]) == ("alice", role)
+
+
+def test_port_that_cannot_be_used_is_a_config_error(server: FaultyHub, tmp_path: Path) -> None:
+    for port, reason in ((int(server.endpoint.rpartition(":")[2]), "Address already in use"), (70_000, "0-65535")):
+        with pytest.raises(ConfigError, match=f"the Hub cannot listen on 127.0.0.1:{port}: .*{reason}"):
+            HubServer(tmp_path / "another", port)

@@ -22,6 +22,11 @@ def test_port_in_use_is_a_config_error(local: LocalChain, node: NodeServer) -> N
         NodeServer(local.path, port)
 
 
+def test_impossible_port_is_a_config_error(local: LocalChain) -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:70000: .*0-65535"):
+        NodeServer(local.path, 70_000)
+
+
 def test_file_without_a_chain_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         NodeServer(tmp_path / "none.sqlite3")

@@ -1,0 +1,68 @@
+"""Check a machine and its settings before a validator or miner runs: all at once, with what to do next.
+
+    python scripts/doctor.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey
+    python scripts/doctor.py --role miner --netuid 96 --hf_repo_id me/my-dataset --dataset_path data.jsonl
+
+It takes all flags of neurons/validator.py, or with --role miner those of neurons/miner.py: put it in front of the flags
+that you start with. It changes and downloads nothing. A validator's time per evaluation comes from the evaluations in
+its state. Without any, the first rows of the evaluation set are evaluated on this machine for at most
+--measure_seconds, if the model and the evaluation set are there.
+
+The result goes to stdout. Exit status: 0 no failure, 1 at least one failure, 2 the command line is wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from neurons import miner, validator
+from scripts.status import open_console
+from template import cli
+from template.arguments import Parser
+from template.doctor.findings import Level
+from template.doctor.full import Options, check_all, print_findings, to_json
+from template.doctor.setup import Role
+from template.terminal import write_stdout
+
+NEURONS = {Role.VALIDATOR: validator, Role.MINER: miner}
+
+
+def build_parser() -> Parser:
+    parser = cli.make_parser("doctor", __doc__)
+    add = parser.add_argument
+    add("--role", choices=list(Role), type=Role, default=Role.VALIDATOR, help="the program whose flags follow")
+    add("--json", dest="is_json", action="store_true", help="print one JSON array")
+    add("--ports", type=int, nargs="+", default=[], metavar="PORT", help="local ports that must be free")
+    add("--min_free_gb", type=float, default=2.0, metavar="N", help="free space that is needed")
+    measure_help = "longest measured evaluation; 0 measures none"
+    add("--measure_seconds", type=float, default=120.0, metavar="N", help=measure_help)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check everything, print it and return the exit status."""
+    args, flags = build_parser().parse_known_args(argv)
+    parser = NEURONS[args.role].build_parser()
+    # Made by the command itself, as one check of many.
+    parser.checks = ()
+    parser.prog = f"doctor --role {args.role}"
+    return cli.run_main(parser, flags, partial(run, args))
+
+
+def run(args: argparse.Namespace, neuron_args: argparse.Namespace) -> int:
+    """Check a neuron of these arguments. args: the command's own."""
+    options = Options(ports=args.ports, min_free_bytes=int(args.min_free_gb * 1e9), measure_s=args.measure_seconds)
+    findings = check_all(NEURONS[args.role].make_setup(neuron_args), options)
+    if args.is_json:
+        write_stdout(f"{to_json(findings)}\n")
+    else:
+        console = open_console()
+        with console.capture() as capture:
+            print_findings(findings, console)
+        write_stdout(capture.get())
+    return int(any(finding.level is Level.FAILURE for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Checks of a machine and its settings before the work, each with what to do next."""
