@@ -131,6 +131,12 @@ def run(args: argparse.Namespace) -> int:
             f"--training_args: the revision of {evaluator.training_args.model_id} must be a full commit, not "
             f"{evaluator.training_args.revision!r}"
         )
+    stated = evaluator.training_args.dtype
+    if stated is not None and evaluator.dtype not in (None, stated):
+        raise ConfigError(
+            f"--dtype {evaluator.dtype}: the training arguments state {stated}, by which all validators of this subnet "
+            "evaluate; leave the flag out"
+        )
     history = read_bootstrap(args, config, evaluator.training_args.hyperparameters.digest, state_dir)
     if history.first_block is not None and not config.policy.start_block:
         config = replace(config, policy=replace(config.policy, start_block=history.first_block))
