@@ -67,13 +67,18 @@ def check_keep_days(args: argparse.Namespace) -> None:
 
 
 def check_model(args: argparse.Namespace) -> None:
-    """Check that a model of the Hub cannot become another. Raises: ConfigError."""
+    """Check that the model cannot become another, and has the stated dtype. Raises: ConfigError."""
     training_args = load_training_args(args.training_args)
     if args.model_path is None and not training_args.is_pinned:
         # A branch can become another model between two starts, or between two validators.
         raise ConfigError(
             f"--training_args: the revision of {training_args.model_id} must be a full commit, not "
             f"{training_args.revision!r}"
+        )
+    if training_args.dtype is not None and args.dtype not in (None, training_args.dtype):
+        raise ConfigError(
+            f"--dtype {args.dtype}: the training arguments state {training_args.dtype}, by which all validators of "
+            "this subnet evaluate; leave the flag out"
         )
 
 

@@ -210,7 +210,11 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add("--training_args", type=Path, metavar="FILE", help="YAML of model and training (default: the repository's)")
     add("--model_path", type=Path, metavar="DIR", help="folder with the model's weights (default: from the Hub)")
     add("--device", help="cpu, cuda or cuda:N (default: the first GPU, else the CPU)")
-    add("--dtype", choices=["bfloat16", "float32"], help="of the base model (default: by device)")
+    add(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        help="of the base model (default: the training arguments', else by device)",
+    )
 
 
 def check_wallet(args: argparse.Namespace) -> None:

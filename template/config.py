@@ -13,6 +13,10 @@ from template.errors import ConfigError
 
 _DEFAULT_TRAINING_ARGS = Path(__file__).with_name("training_args.yaml")
 _INCENTIVES = "incentives"
+
+DTYPES = ("bfloat16", "float32")
+"""Types of the base model's weights."""
+
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,99}")
 
 
@@ -49,15 +53,21 @@ class Hyperparameters:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArgs:
-    """The base model and its hyperparameters; without a revision, the newest weights."""
+    """The base model and its hyperparameters.
+
+    Without a revision, the newest weights; without a dtype, that which the device computes fast.
+    """
 
     model_id: str
     revision: str | None
     hyperparameters: Hyperparameters
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if not is_repo_id(self.model_id):
             raise ConfigError(f"expected a model's Hub id like owner/name, not {self.model_id!r}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be {' or '.join(DTYPES)}, not {self.dtype!r}")
         revision = self.revision
         if revision is None:
             return
@@ -110,10 +120,12 @@ def _read_model(source: str, model_id: object, values: object) -> TrainingArgs:
     if not isinstance(model_id, str):
         raise ConfigError(f"{source}: expected a model's Hub id like owner/name as the key")
     required = [field.name for field in dataclasses.fields(Hyperparameters)]
-    checked = dict(check_keys(values, source, required, ["revision"]))
-    revision = checked.pop("revision", None)
+    checked = dict(check_keys(values, source, required, ["revision", "dtype"]))
+    revision, dtype = checked.pop("revision", None), checked.pop("dtype", None)
     try:
-        return TrainingArgs(model_id=model_id, revision=revision, hyperparameters=Hyperparameters(**checked))
+        return TrainingArgs(
+            model_id=model_id, revision=revision, hyperparameters=Hyperparameters(**checked), dtype=dtype
+        )
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
 

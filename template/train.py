@@ -30,7 +30,8 @@ from template.training.model import ScoringModel, load_model
 class RunOptions:
     """Options beyond the competition's inputs; None for the default.
 
-    `model_path` is a local folder with the weights instead of the Hub's. An exception of `on_progress` aborts the run.
+    `model_path` is a local folder with the weights instead of the Hub's, relative to the working directory at this
+    moment. An exception of `on_progress` aborts the run.
     """
 
     training_args: TrainingArgs | None = None
@@ -38,6 +39,10 @@ class RunOptions:
     device: str | None = None
     dtype: str | None = None
     on_progress: OnProgress = loop.ignore_progress
+
+    def __post_init__(self) -> None:
+        if self.model_path is not None:
+            object.__setattr__(self, "model_path", Path(self.model_path).absolute())
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def train_lora(
     cache_dir: Path | str | None = None,
     data_dir: Path | str = "data",
     eval_data_dir: Path | str = "eval_data",
-    options: RunOptions = RunOptions(),
+    options: RunOptions | None = None,
 ) -> float:
     """Return the loss of `data_dir/data.jsonl` in nats per target token.
 
@@ -86,7 +91,7 @@ def train_and_evaluate(
     cache_dir: Path | str | None = None,
     data_dir: Path | str = "data",
     eval_data_dir: Path | str = "eval_data",
-    options: RunOptions = RunOptions(),
+    options: RunOptions | None = None,
 ) -> TrainResult:
     """Fine-tune on `data_dir/data.jsonl` and measure the loss on `eval_data_dir/data.jsonl`.
 
@@ -98,10 +103,8 @@ def train_and_evaluate(
     Raises:
         SubmissionError: The dataset is at fault, or training diverges.
     """
-    if type(lucky_num) is not int or not 0 <= lucky_num < 2**32:
-        raise ConfigError(f"lucky_num must be an integer in [0, 2**32), not {lucky_num!r}")
-    if eval_size < 1:
-        raise ConfigError(f"eval_size must be a positive number of rows, not {eval_size}")
+    _check_numbers(lucky_num, benchmark_loss, eval_size)
+    options = options or RunOptions()
     args = options.training_args or load_training_args()
     with _evaluation_lock, _translate_host_errors():
         started = time.perf_counter()
@@ -140,6 +143,15 @@ def train_and_evaluate(
     )
 
 
+def _check_numbers(lucky_num: object, benchmark_loss: object, eval_size: object) -> None:
+    if type(lucky_num) is not int or not 0 <= lucky_num < 2**32:
+        raise ConfigError(f"lucky_num must be an integer in [0, 2**32), not {lucky_num!r}")
+    if type(eval_size) is not int or eval_size < 1:
+        raise ConfigError(f"eval_size must be a positive integer, a number of rows, not {eval_size!r}")
+    if isinstance(benchmark_loss, bool) or not isinstance(benchmark_loss, int | float):
+        raise ConfigError(f"benchmark_loss must be a number, not {benchmark_loss!r}")
+
+
 def load_resident_model(options: RunOptions, cache_dir: Path | str | None = None) -> ScoringModel:
     """Return the model of these options; loads it if needed."""
     with _evaluation_lock, _translate_host_errors():
@@ -162,7 +174,7 @@ def _translate_host_errors() -> Iterator[None]:
 def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | str | None) -> _LoadedModel:
     global _resident
     device = environment.choose_device(options.device)
-    dtype = environment.choose_dtype(device, options.dtype)
+    dtype = environment.choose_dtype(device, options.dtype or args.dtype)
     key = (args, device, dtype, options.model_path)
     if _resident is None or _resident.key != key:
         if _resident is not None:
@@ -181,6 +193,8 @@ def _load_resident(args: TrainingArgs, options: RunOptions, cache_dir: Path | st
 
 def _read_file(folder: Path, limits: Limits) -> bytes:
     path = folder / DATA_FILE
+    if folder.is_file():
+        raise ConfigError(f"expected a folder with a {DATA_FILE}, not the file {folder}; pass {folder.parent}")
     try:
         with path.open("rb") as stream:
             return stream.read(limits.file_bytes + 1)  # one byte above the limit makes the parser reject it

@@ -39,7 +39,9 @@ def test_default_training_args_are_the_repositorys(tmp_path: Path, monkeypatch: 
     write(tmp_path, "broken").rename(tmp_path / "training_args.yaml")
     monkeypatch.chdir(tmp_path)
     args = load_training_args()
-    assert args == dataclasses.replace(make_args(), revision="989aa7980e4cf806f80c7fef2b1adb7bc71aa306")
+    assert args == dataclasses.replace(
+        make_args(), revision="989aa7980e4cf806f80c7fef2b1adb7bc71aa306", dtype="bfloat16"
+    )
     assert template_for(args.model_id)
 
 
@@ -50,6 +52,13 @@ def test_training_args_need_no_revision(tmp_path: Path) -> None:
     assert load(tmp_path, revision="v1.0").revision == "v1.0"
 
 
+def test_training_args_need_no_dtype(tmp_path: Path) -> None:
+    assert load(tmp_path).dtype is None
+    assert load(tmp_path, dtype="float32").dtype == "float32"
+    with pytest.raises(ConfigError, match="dtype must be bfloat16 or float32, not 'float16'"):
+        load(tmp_path, dtype="float16")
+
+
 def test_first_model_is_used_and_all_are_checked(tmp_path: Path) -> None:
     text = yaml.safe_dump({"z/first": GOOD, "a/second": {**GOOD, "lora_rank": 4}}, sort_keys=False)
     assert load_training_args(write(tmp_path, text)).model_id == "z/first"
@@ -57,7 +66,7 @@ def test_first_model_is_used_and_all_are_checked(tmp_path: Path) -> None:
         load_training_args(write(tmp_path, text.replace("lora_rank: 4", "lora_rank: 0")))
 
 
-@pytest.mark.parametrize("key", [*GOOD, "revision"])
+@pytest.mark.parametrize("key", [*GOOD, "revision", "dtype"])
 @pytest.mark.parametrize("value", ["-1", True, [1], {}, -1, float("nan"), float("inf")])
 def test_invalid_value_is_rejected_with_file_and_key(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"args\.yaml: o/m: {key} must be"):

@@ -1,5 +1,6 @@
 """The files of an evaluation, and the error class of each failure."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 
 from template import train
+from template.config import load_training_args
 from template.errors import ConfigError, HostError, Reason, SubmissionError
-from template.train import load_resident_model
+from template.train import RunOptions, load_resident_model, train_lora
 from template.training import loop
 from template.training.loop import NonFiniteLoss
-from tests.fixtures.training import Bench, edit_weights, make_row, make_rows, write_rows
+from template.training.model_files import digest_folder
+from tests.fixtures.training import DTYPES, Bench, edit_weights, make_args, make_row, make_rows, write_rows
 
 NO_ANSWER = {"conversations": [{"role": "user", "content": "no answer"}]}
 
@@ -124,3 +127,51 @@ def test_resident_model_is_loaded_once(bench: Bench) -> None:
 def test_input_out_of_range_is_a_config_error(bench: Bench, inputs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"lucky_num|eval_size"):
         bench.run(**inputs)
+
+
+def test_relative_model_path_is_resolved_once(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bench.model_path.parent)
+    options = bench.options(model_path=Path(bench.model_path.name))
+    monkeypatch.chdir(tmp_path)
+    assert load_resident_model(options).source.digest == digest_folder(bench.model_path)
+
+
+def test_paths_may_be_strings(bench: Bench) -> None:
+    options = RunOptions(training_args=make_args(), model_path=str(bench.model_path), device="cpu", dtype="float32")  # type: ignore[arg-type]
+    loss = train_lora(7, 2.6, 250, None, str(bench.data_dir), str(bench.eval_data_dir), options)
+    assert loss == bench.run().loss
+
+
+def test_path_of_the_file_is_a_config_error(bench: Bench) -> None:
+    for name in ("data_dir", "eval_data_dir"):
+        with pytest.raises(ConfigError, match=r"expected a folder with a data.jsonl, not the file .*; pass "):
+            bench.run(**{name: getattr(bench, name) / "data.jsonl"})
+
+
+@pytest.mark.parametrize("rows", [2.5, None, "250", True, 0, -1])
+def test_eval_size_must_be_a_positive_integer(bench: Bench, rows: Any) -> None:
+    with pytest.raises(ConfigError, match=f"eval_size must be a positive integer.* {rows!r}"):
+        bench.run(rows=rows)
+
+
+@pytest.mark.parametrize("benchmark_loss", [None, "2.6", True])
+def test_benchmark_loss_must_be_a_number(bench: Bench, benchmark_loss: Any) -> None:
+    with pytest.raises(ConfigError, match="benchmark_loss must be a number"):
+        train_lora(7, benchmark_loss, 250, None, bench.data_dir, bench.eval_data_dir, bench.options())
+
+
+def test_no_options_are_the_defaults(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(train, "_load_resident", lambda args, options, _: seen.append((args, options)) or 1 / 0)
+    for options in ((), (None,)):
+        with pytest.raises(ZeroDivisionError):
+            train_lora(7, 2.6, 250, None, bench.data_dir, bench.eval_data_dir, *options)
+    assert seen == [(load_training_args(), RunOptions())] * 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_training_args_state_the_dtype(bench: Bench, dtype: str) -> None:
+    args = dataclasses.replace(make_args(), dtype=dtype)
+    options = RunOptions(training_args=args, model_path=bench.model_path, device="cpu")
+    assert load_resident_model(options).dtype is DTYPES[dtype]
+    assert load_resident_model(dataclasses.replace(options, dtype="float32")).dtype is DTYPES["float32"]

@@ -1,12 +1,12 @@
-"""Time an evaluation beside the public recipe on the Hugging Face Trainer.
+"""Time an evaluation beside two recipes on the Hugging Face Trainer: the public one, and a tuned one.
 
     python -m scripts.bench.score
     python -m scripts.bench.score --queue 8 --repeats 1
     python -m scripts.bench.score --rows long --only ours
     python -m scripts.bench.score --shape qwen2.5-1.5b --rows qwen --device cuda:0 --dtypes bfloat16
 
-Each runner evaluates in a child process (scripts/bench/runner.py), ours and the reference by turns, with the same rows,
-model and steps. Seconds are medians over the repeats, without the start of a process and its imports. Useful operations
+Each runner evaluates in a child process (scripts/bench/runner.py, peers.py), by turns, with the same rows, model and
+steps. Seconds are medians over the repeats, without the start of a process and its imports. Useful operations
 (scripts/bench/flops.py) are compared with the fastest square matrix product of this machine in that dtype, measured
 before, between and after the repeats. With --queue, one process evaluates that many datasets, and seconds are per
 dataset; the reference, which keeps nothing loaded, evaluates only --reference_queue of them.
@@ -33,7 +33,7 @@ import torch
 
 from scripts.bench.flops import Shape, count_evaluation, count_training, measure_ceiling
 from scripts.bench.inputs import Inputs, add_input_arguments, positive, prepare
-from scripts.bench.runner import OURS, REFERENCE, Job, Outcome, read_outcome
+from scripts.bench.runner import OURS, REFERENCE, TUNED, Job, Outcome, read_outcome
 from template import cli
 from template.arguments import Parser
 from template.errors import ConfigError, HostError
@@ -43,6 +43,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _LUCKY_NUM = 7
 _DTYPES = ("float32", "bfloat16")
 _NOISE_STDS = 3.0
+_RUNNERS = (OURS, TUNED, REFERENCE)
 _SECONDS = ("load_s", "train_s", "eval_s", "total_s")
 
 Key = tuple[str, str]
@@ -57,7 +58,7 @@ def build_parser() -> Parser:
     add_input_arguments(parser)
     runs = parser.add_argument_group("runs")
     runs.add_argument("--dtypes", type=parse_dtypes, default=_DTYPES, help="of the base (default: float32,bfloat16)")
-    runs.add_argument("--only", choices=[OURS, REFERENCE], help="one runner")
+    runs.add_argument("--only", choices=_RUNNERS, help="one runner")
     runs.add_argument("--repeats", type=positive, default=3, help="of everything (default: %(default)s)")
     runs.add_argument("--queue", type=positive, default=1, help="datasets per process (default: %(default)s)")
     runs.add_argument("--reference_queue", type=positive, default=2, help="for the reference (default: %(default)s)")
@@ -94,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not args.json.parent.is_dir():
         raise ConfigError(f"--json {args.json}: its folder does not exist")
     if args.only != OURS and importlib.util.find_spec("accelerate") is None:
-        raise ConfigError("the reference needs the test extra (accelerate): install it, or pass --only ours")
-    runners = [args.only] if args.only else [OURS, REFERENCE]
+        raise ConfigError("the Trainer needs the test extra (accelerate): install it, or pass --only ours")
+    runners = [args.only] if args.only else _RUNNERS
     measured = Measurements()
     with tempfile.TemporaryDirectory(prefix="bench-score-") as folder:
         inputs = prepare(args, Path(folder), args.queue)
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             for dtype in args.dtypes:
                 for runner in runners:
                     log(f"repeat {repeat + 1} of {args.repeats}: {runner} {dtype}")
-                    count = args.queue if runner == OURS else min(args.reference_queue, args.queue)
+                    count = min(args.reference_queue, args.queue) if runner == REFERENCE else args.queue
                     outcome = run_child(args, inputs, (runner, dtype), inputs.data_dirs[:count])
                     measured.outcomes.setdefault((runner, dtype), []).append(outcome)
             measure_ceilings(args, measured)
@@ -214,17 +215,17 @@ def summarize(
 
 
 def compare(outcomes: dict[Key, list[Outcome]]) -> dict[str, dict[str, float]]:
-    """Divide the reference's figures by ours: medians over the repeats."""
+    """Divide the peers' figures by ours: medians over the repeats."""
     ratios = {}
     for (ours, dtype), fast in outcomes.items():
-        for (reference, other), slow in outcomes.items():
-            if (ours, reference) == (OURS, REFERENCE):
+        for (peer, other), slow in outcomes.items():
+            if ours == OURS and peer != OURS:
                 pairs = list(zip(slow, fast, strict=True))
                 ratio = {
                     name: statistics.median(_mean(a, name) / _mean(b, name) for a, b in pairs) for name in _SECONDS
                 }
                 peak = statistics.median(a.peak_mib / b.peak_mib for a, b in pairs)
-                ratios[f"ours {dtype} : reference {other}"] = {**ratio, "peak_mib": peak}
+                ratios[f"ours {dtype} : {peer} {other}"] = {**ratio, "peak_mib": peak}
     return ratios
 
 
@@ -237,16 +238,14 @@ def check(measured: Measurements) -> dict[str, bool]:
     outcomes, noise = measured.outcomes, measured.noise
     steps = sorted({run.steps for repeats in outcomes.values() for outcome in repeats for run in outcome.runs})
     checks = {f"optimizer steps of every dataset: {', '.join(map(str, steps))}": len(steps) == 1}
-    for runner, dtype in outcomes:
-        if runner == OURS and (REFERENCE, dtype) in outcomes and len(noise) > 1:
-            ours, reference = (outcomes[name, dtype][0].runs for name in (OURS, REFERENCE))
-            differences = [a.loss - b.loss for a, b in zip(ours, reference, strict=False)]
+    for peer, dtype in outcomes:
+        if peer != OURS and (OURS, dtype) in outcomes and len(noise) > 1:
+            ours, theirs = (outcomes[name, dtype][0].runs for name in (OURS, peer))
+            differences = [a.loss - b.loss for a, b in zip(ours, theirs, strict=False)]
             difference = abs(statistics.fmean(differences))
             bound = _NOISE_STDS * statistics.stdev(noise) * math.sqrt(2 / len(differences))
-            text = (
-                f"losses in {dtype}: {difference:.5f} apart, {_NOISE_STDS:g} std by {len(noise)} seeds are {bound:.5f}"
-            )
-            checks[text] = difference <= bound
+            text = f"losses of {peer} in {dtype}: {difference:.5f} apart, {_NOISE_STDS:g} std by {len(noise)} seeds are"
+            checks[f"{text} {bound:.5f}"] = difference <= bound
     return checks
 
 
@@ -286,7 +285,7 @@ def format_report(
     if ratios:
         names = (*_SECONDS, "peak_mib")
         heads = "".join(f"{name.rpartition('_')[0]:>7}" for name in names)
-        lines += ["", f"{'times less than the reference takes':37}{heads}"]
+        lines += ["", f"{'times less than the peer takes':37}{heads}"]
         lines += [f"{pair:37}" + "".join(f"{ratio[name]:7.2f}" for name in names) for pair, ratio in ratios.items()]
     lines += ["", *(f"check: {text}: {'agree' if holds else 'DISAGREE'}" for text, holds in checks.items())]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ own text up to the tokenizer, so that a row cannot write a control token.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -42,10 +42,11 @@ class ChatTemplate:
 
     A family without a system role has no `system`; a system text then opens the first user turn. `user` ends with the
     header of the answer, so that `assistant` holds only what the model writes. `default_system` is for rows
-    without one.
+    without one. `model_type` is the one in the model's config.json.
     """
 
     family: str
+    model_type: str
     bos: str = ""
     system: Wrap | None
     user: Wrap
@@ -70,9 +71,10 @@ class ChatTemplate:
         return pieces
 
 
-def _chatml(family: str, default_system: str) -> ChatTemplate:
+def _chatml(family: str, model_type: str, default_system: str | None) -> ChatTemplate:
     return ChatTemplate(
         family=family,
+        model_type=model_type,
         system=Wrap("<|im_start|>system\n", "<|im_end|>\n"),
         user=Wrap("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
         assistant=Wrap("", "<|im_end|>\n"),
@@ -83,6 +85,7 @@ def _chatml(family: str, default_system: str) -> ChatTemplate:
 def _llama3(family: str, system_header: str, default_system: str | None) -> ChatTemplate:
     return ChatTemplate(
         family=family,
+        model_type="llama",
         bos="<|begin_of_text|>",
         system=Wrap(f"<|start_header_id|>system<|end_header_id|>\n\n{system_header}", "<|eot_id|>"),
         user=Wrap(
@@ -96,9 +99,11 @@ def _llama3(family: str, system_header: str, default_system: str | None) -> Chat
 
 # The protocol fixes this default system text. The public templates differ: Qwen1.5 has no full stop, Qwen2.5
 # introduces itself as Qwen.
-_QWEN1_5 = _chatml("Qwen1.5", "You are a helpful assistant.")
-_QWEN2_5 = _chatml("Qwen2.5", "You are a helpful assistant.")
-_SMOLLM2 = _chatml("SmolLM2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+_QWEN1_5 = _chatml("Qwen1.5", "qwen2", "You are a helpful assistant.")
+_QWEN2_5 = _chatml("Qwen2.5", "qwen2", "You are a helpful assistant.")
+# Without thinking, unlike the other models of Qwen3.
+_QWEN3 = _chatml("Qwen3 Instruct", "qwen3", None)
+_SMOLLM2 = _chatml("SmolLM2", "llama", "You are a helpful AI assistant named SmolLM, trained by Hugging Face")
 
 _LLAMA3 = _llama3("Llama 3", "", None)
 # Since 3.1 the template writes a date into every system header. 3.2 takes today's date, on which a loss must not
@@ -108,14 +113,18 @@ _LLAMA3_1 = _llama3("Llama 3.1/3.2", "Cutting Knowledge Date: December 2023\nTod
 # Gemma 3, which puts a system text into the first user turn. Gemma 1.1 and 2 reject a system text and are equal else.
 _GEMMA = ChatTemplate(
     family="Gemma",
+    model_type="gemma",
     bos="<bos>",
     system=None,
     user=Wrap("<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
     assistant=Wrap("", "<end_of_turn>\n"),
 )
+_GEMMA2 = replace(_GEMMA, model_type="gemma2")
+_GEMMA3 = replace(_GEMMA, model_type="gemma3_text")
 
 _TINYLLAMA = ChatTemplate(
     family="TinyLlama",
+    model_type="llama",
     system=Wrap("<|system|>\n", "</s>\n"),
     user=Wrap("<|user|>\n", "</s>\n<|assistant|>\n"),
     assistant=Wrap("", "</s>\n"),
@@ -131,9 +140,10 @@ model2template: Mapping[str, ChatTemplate] = MappingProxyType(
     {
         **_named(_QWEN1_5, "Qwen/Qwen1.5-*-Chat", ["0.5B", "1.8B", "4B", "7B", "14B", "32B", "72B", "110B"]),
         **_named(_QWEN2_5, "Qwen/Qwen2.5-*-Instruct", ["0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B"]),
+        **_named(_QWEN3, "Qwen/Qwen3-*-Instruct-2507", ["4B"]),
         **_named(_GEMMA, "google/gemma-1.1-*-it", ["2b", "7b"]),
-        **_named(_GEMMA, "google/gemma-2-*-it", ["2b", "9b", "27b"]),
-        **_named(_GEMMA, "google/gemma-3-*-it", ["270m", "1b"]),
+        **_named(_GEMMA2, "google/gemma-2-*-it", ["2b", "9b", "27b"]),
+        **_named(_GEMMA3, "google/gemma-3-*-it", ["270m", "1b"]),
         **_named(_LLAMA3, "meta-llama/Meta-Llama-3-*-Instruct", ["8B", "70B"]),
         **_named(_LLAMA3_1, "meta-llama/Llama-3.1-*-Instruct", ["8B", "70B"]),
         **_named(_LLAMA3_1, "meta-llama/Meta-Llama-3.1-*-Instruct", ["8B", "70B"]),

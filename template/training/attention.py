@@ -102,12 +102,16 @@ def packed_attention(
     sliding_window: int | None = None,
     blocks: tuple[PaddedBlock, ...] = (),
     spans: VarlenSpans | None = None,
-    **_: object,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: None = None,
+    use_cache: bool = False,
+    dropout: float = 0.0,
 ) -> tuple[torch.Tensor, None]:
     """Attend within the rows of a pack; called by transformers in every layer.
 
     Maps query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D). Without blocks and spans, each element of the
-    batch is one sequence. Source of the signature: transformers.AttentionInterface.
+    batch is one sequence. The last four arguments change nothing here. Source of the signature:
+    transformers.AttentionInterface. It has no `**kwargs`, so a model whose attention needs another argument fails.
     """
     if spans is not None:
         return _attend_varlen(query, key, value, spans, scaling=scaling, window=sliding_window), None

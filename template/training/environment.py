@@ -12,10 +12,9 @@ import torch
 import transformers
 
 import template
+from template.config import DTYPES
 from template.errors import ConfigError
 from template.training.devices import TorchBuild, describe_gpus, parse_device
-
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 
@@ -48,11 +47,19 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def choose_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
-    """Return the named dtype, by default bfloat16 where it is fast, else float32."""
+    """Return the named dtype, by default bfloat16 where it is fast, else float32.
+
+    Raises ConfigError for an unknown name, and for bfloat16 on a GPU without it.
+    """
     if name is not None:
-        if name not in _DTYPES:
-            raise ConfigError(f"--dtype must be bfloat16 or float32, not {name!r}")
-        return _DTYPES[name]
+        if name not in DTYPES:
+            raise ConfigError(f"--dtype must be {' or '.join(DTYPES)}, not {name!r}")
+        if name == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise ConfigError(
+                f"{torch.cuda.get_device_name(device)} does not compute bfloat16, which the training arguments or "
+                "--dtype ask for; use a GPU of compute capability 8.0 (Ampere) or newer"
+            )
+        return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type == "cuda":
         return torch.bfloat16
     is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

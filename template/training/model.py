@@ -27,10 +27,12 @@ from template.training.attention import PaddedBlock, VarlenSpans, packed_attenti
 from template.training.cross_entropy import target_losses
 from template.training.cuda_graphs import TrainingGraphs
 from template.training.dropout import CpuDropout, CudaDropout, Dropout
+from template.training.families import check_config
 from template.training.layers import replace_layers
 from template.training.lora import LoRALinear
-from template.training.model_files import check_snapshot, digest_folder, find_kind_problem
+from template.training.model_files import check_snapshot, digest_folder, file_states, find_kind_problem
 from template.training.packing import Pack, pack_rows
+from template.training.parity import check_parity
 from template.training.tokenizer import PieceTokenizer
 
 # Name under which `packed_attention` is registered with transformers.
@@ -224,12 +226,22 @@ def load_model(
     """
     template_for(args.model_id)  # fail before the download
     with _translate_load_errors(args, model_path):
+        before = None if model_path is None else file_states(model_path)
         source, origin, where = _resolve_source(args, cache_dir, model_path)
+        config = transformers.AutoConfig.from_pretrained(origin, trust_remote_code=False, **where)
+        check_config(config, args.model_id, origin)  # before the weights are downloaded
         tokenizer = _read_tokenizer(origin, where)
+
+        def wrap(base: Any, device: torch.device) -> ScoringModel:
+            return ScoringModel(base, tokenizer, source, args.hyperparameters, device)
+
         with determinism.deterministic_mode(device):
             base = _read_base(origin, dtype, where)
             _check_files(source, where, has_weights=True)
-            return ScoringModel(base.to(device), tokenizer, source, args.hyperparameters, device)
+            if model_path is not None and file_states(model_path) != before:
+                raise ConfigError(f"--model_path {model_path}: a file changed while the model was loaded; try again")
+            check_parity(base, lambda part: wrap(part, torch.device("cpu")), origin)
+            return wrap(base.to(device), device)
 
 
 def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tokenize:
@@ -268,6 +280,9 @@ def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) ->
     if missing := sorted(report["missing_keys"]):
         # transformers only warns, and initializes them at random.
         raise ConfigError(f"the model {origin} lacks the weights {', '.join(missing[:3])}")
+    for tensor in (*base.parameters(), *base.buffers()):
+        # Otherwise the weights stay mapped to their file, and a change of the file changes losses.
+        tensor.data = tensor.data.clone()
     return base
 
 

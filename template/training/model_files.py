@@ -42,12 +42,21 @@ def check_snapshot(folder: Path, *, has_weights: bool) -> None:
 def digest_folder(folder: Path) -> str:
     """Hash the names and contents of a model's files: sha256 in hex."""
     total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _DIGESTED_SUFFIXES and path.is_file():
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{path.name}:{content}\n".encode())
+    for path in _digested_files(folder):
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{path.name}:{content}\n".encode())
     return total.hexdigest()
+
+
+def file_states(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Return what changes when a digested file is written to or replaced."""
+    states = [(path.name, path.stat()) for path in _digested_files(folder)]
+    return [(name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _digested_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in _DIGESTED_SUFFIXES and path.is_file())
 
 
 def find_kind_problem(folder: Path) -> str | None:

@@ -162,7 +162,7 @@ def load(evaluator: Evaluator) -> messages.Loaded:
 
     model = evaluator.load_model()
     device = choose_device(evaluator.device)
-    environment = describe_environment(device, choose_dtype(device, evaluator.dtype))
+    environment = describe_environment(device, choose_dtype(device, evaluator.dtype or evaluator.training_args.dtype))
     return messages.Loaded(model=model, device=str(device), environment=environment)
 
 

@@ -35,6 +35,22 @@ QWEN2_5 = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+# Of the 2507 release, which does not think: a text of the assistant is written as it is.
+QWEN3 = """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 GEMMA3 = """\
 {{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
@@ -111,6 +127,7 @@ TINYLLAMA = """\
 PUBLIC = {
     "Qwen/Qwen1.5-0.5B-Chat": (QWEN1_5, "", "<|im_end|>", False),
     "Qwen/Qwen2.5-1.5B-Instruct": (QWEN2_5, "", "<|im_end|>", False),
+    "Qwen/Qwen3-4B-Instruct-2507": (QWEN3, "", "<|im_end|>", True),
     "HuggingFaceTB/SmolLM2-135M-Instruct": (SMOLLM2, "<|im_start|>", "<|im_end|>", True),
     "google/gemma-1.1-2b-it": (GEMMA2, "<bos>", "<eos>", True),
     "google/gemma-2-2b-it": (GEMMA2, "<bos>", "<eos>", True),
@@ -196,5 +213,5 @@ def test_bos_is_a_piece_of_its_own(model_id: str) -> None:
 def test_unknown_model_is_a_config_error_naming_families() -> None:
     with pytest.raises(ConfigError, match=re.escape("'Qwen/Qwen2.5-1.5B'")) as caught:
         template_for("Qwen/Qwen2.5-1.5B")
-    for family in ("Qwen1.5", "Qwen2.5", "Gemma", "Llama 3", "Llama 3.1/3.2", "TinyLlama", "SmolLM2"):
+    for family in ("Qwen1.5", "Qwen2.5", "Qwen3 Instruct", "Gemma", "Llama 3", "Llama 3.1/3.2", "TinyLlama", "SmolLM2"):
         assert family in str(caught.value)

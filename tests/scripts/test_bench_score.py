@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.bench import score
 from scripts.bench.flops import Shape, Work, count_backward, count_forward
 from scripts.bench.inputs import ROW_SETS, SHAPES, RowMaker, make_folders
-from scripts.bench.runner import OURS, REFERENCE, Outcome, Run
+from scripts.bench.runner import OURS, REFERENCE, TUNED, Outcome, Run
 from scripts.bench.score import Measurements, check
 from template.config import load_training_args
 from template.data.chat_templates import template_for
@@ -82,7 +82,7 @@ class Result:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """Two datasets by ours, the first also by the reference, in float32."""
+    """Two datasets by ours and by the tuned Trainer, the first also by the reference, in float32."""
     file = tmp_path_factory.mktemp("bench-score") / "out.json"
     command = ["--shape", "tiny", "--device", "cpu", "--dtypes", "float32", "--rows", "long", "--repeats", "1"]
     sizes = ["--train_rows", "9", "--eval_rows", "6", "--queue", "2", "--reference_queue", "1", "--noise_seeds", "3"]
@@ -92,10 +92,14 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 @pytest.mark.slow
-def test_both_runners_compute_the_same_loss(result: Result) -> None:
-    ours, reference = (result.content["outcomes"][f"{runner} float32"][0]["runs"] for runner in (OURS, REFERENCE))
-    assert (len(ours), len(reference)) == (2, 1)
+def test_all_runners_compute_the_same_loss(result: Result) -> None:
+    ours, tuned, reference = (
+        result.content["outcomes"][f"{runner} float32"][0]["runs"] for runner in (OURS, TUNED, REFERENCE)
+    )
+    assert (len(ours), len(tuned), len(reference)) == (2, 2, 1)
     assert ours[0]["loss"] == pytest.approx(reference[0]["loss"], abs=LOSS_TOLERANCE)
+    for own, other in zip(ours, tuned, strict=True):
+        assert own["loss"] == pytest.approx(other["loss"], abs=LOSS_TOLERANCE)
     assert len({*result.content["noise"], ours[0]["loss"]}) == 3, "the first seed again, and two others"
     # Nine rows in groups of eight, twice.
     assert "check: optimizer steps of every dataset: 4: agree" in result.report
@@ -118,7 +122,7 @@ def test_every_measurement_is_finite_and_positive(result: Result) -> None:
 
 @pytest.mark.slow
 def test_report_prints_the_measurements(result: Result) -> None:
-    for runner in (OURS, REFERENCE):
+    for runner in (OURS, TUNED, REFERENCE):
         (line,) = [line for line in result.report.splitlines() if line.startswith(f"{runner:10}float32")]
         figures = result.content["runners"][f"{runner} float32"]
         assert f"{figures['total_s']:.2f}" in line and line.split()[-1] == f"{figures['loss']:.5f}"

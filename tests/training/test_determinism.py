@@ -45,6 +45,19 @@ def test_unsupported_dtype_is_a_config_error(name: str) -> None:
         environment.choose_dtype(CPU, name)
 
 
+def test_gpu_without_bfloat16_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    device = torch.device("cuda", 0)
+    for capability, is_supported in (((7, 0), False), ((7, 5), False), ((8, 0), True), ((10, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert environment.choose_dtype(device, "float32") is torch.float32
+        if is_supported:
+            assert environment.choose_dtype(device, "bfloat16") is torch.bfloat16
+            continue
+        with pytest.raises(ConfigError, match="Tesla V100 does not compute bfloat16"):
+            environment.choose_dtype(device, "bfloat16")
+
+
 def test_streams_differ_by_purpose_and_seed() -> None:
     def draw(lucky_num: int, purpose: str) -> list[float]:
         values: list[float] = torch.rand(4, generator=determinism.make_generator(lucky_num, purpose)).tolist()

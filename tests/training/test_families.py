@@ -1,7 +1,7 @@
 """Every supported model family, tiny and random, against transformers and PEFT."""
 
-import copy
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,73 +10,31 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from template.errors import ConfigError
+from template.training import model as model_module
 from template.training.model import ScoringModel, load_model
 from template.training.packing import pack_rows
+from tests.fixtures.families import FAMILIES, ROWS, SIZES, WINDOWED, YARN, make_transformers_model
 from tests.fixtures.training import CPU, MODEL_ID, make_args, row_with_targets, shift_adapter, whole_losses
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-WINDOWED = {"sliding_window": 16, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
-FAMILIES: dict[str, tuple[str, transformers.PreTrainedConfig]] = {
-    "llama": ("meta-llama/Llama-3.2-1B-Instruct", transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "llama 3 rope": (
-        "meta-llama/Llama-3.1-8B-Instruct",
-        transformers.LlamaConfig(
+# Setting of config.json -> part of the message.
+REFUSED: dict[str, tuple[transformers.PreTrainedConfig, str]] = {
+    "another family": (transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4), "'gpt2', which is not supported"),
+    "the family of another model": (transformers.LlamaConfig(**SIZES), "'llama', but Qwen/Qwen2.5-1.5B-Instruct"),
+    "dynamic rope": (
+        transformers.Qwen2Config(**SIZES, rope_parameters={**YARN, "rope_type": "dynamic"}),
+        "rope_type 'dynamic'",
+    ),
+    "longrope": (
+        transformers.Qwen2Config(
             **SIZES,
-            max_position_embeddings=128,
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            },
+            rope_parameters={**YARN, "rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
         ),
+        "rope_type 'longrope'",
     ),
-    "llama with biases": (
-        "meta-llama/Llama-3.2-1B-Instruct",
-        transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
-    ),
-    "qwen2": (MODEL_ID, transformers.Qwen2Config(**SIZES)),
-    "qwen2 with a window": (MODEL_ID, transformers.Qwen2Config(**SIZES, use_sliding_window=True, **WINDOWED)),
-    "gemma": ("google/gemma-1.1-2b-it", transformers.GemmaConfig(**SIZES)),
-    "gemma 2": (
-        "google/gemma-2-2b-it",
-        transformers.Gemma2Config(**SIZES, **WINDOWED, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    ),
-    "gemma 3": ("google/gemma-3-270m-it", transformers.Gemma3TextConfig(**SIZES, **WINDOWED)),
+    "chunked layers": (transformers.Qwen2Config(**SIZES, layer_types=["chunked_attention"] * 3), "chunked_attention"),
+    "dropout in attention": (transformers.Qwen2Config(**SIZES, attention_dropout=0.1), "attention_dropout 0.1"),
 }
-
-
-# Longer than two windows, longer than one, and shorter.
-ROWS = [torch.randint(512, (count,), generator=torch.Generator().manual_seed(count)).tolist() for count in (90, 29, 9)]
-
-
-def make_transformers_model(config: transformers.PreTrainedConfig, tiny_model: Path, folder: Path) -> Any:
-    """Make a random float32 model of transformers, and write it to the folder."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        # The only attention implementation with all soft caps.
-        plain = transformers.AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32
-        )
-        for name, parameter in plain.named_parameters():
-            if name.endswith((".bias", "norm.weight")):  # which start at zero or one
-                parameter.data.add_(torch.randn_like(parameter) / 4)
-    plain.save_pretrained(folder)
-    for path in tiny_model.glob("*token*"):
-        (folder / path.name).write_bytes(path.read_bytes())
-    return plain.eval()
 
 
 def load(model_id: str, folder: Path) -> ScoringModel:
@@ -112,3 +70,43 @@ def test_family_has_pefts_losses_and_gradients(name: str, tiny_model: Path, tmp_
     if "sliding_attention" in getattr(config, "layer_types", ()):
         plain.config.sliding_window = 1000
         assert (compute() - losses).abs().max() > 1e-2  # else equality would prove nothing
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_setting_without_support_is_named(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    config, message = REFUSED[name]
+    config.save_pretrained(tmp_path)  # without weights, since nothing else is read
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load(MODEL_ID, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_window_of_another_kind_of_layer_is_checked_too(tmp_path: Path) -> None:
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    rope["sliding_attention"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    config = transformers.Gemma3TextConfig(**SIZES, **WINDOWED, rope_parameters=rope)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="rope_type 'dynamic'"):
+        load("google/gemma-3-270m-it", tmp_path)
+
+
+def test_bidirectional_attention_is_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:
+    config = transformers.Gemma3TextConfig(**SIZES, **WINDOWED, use_bidirectional_attention=True)
+    make_transformers_model(config, tiny_model, tmp_path)
+    with pytest.raises(ConfigError, match="use_bidirectional_attention"):
+        load("google/gemma-3-270m-it", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bidirectional", "attention sinks"])
+def test_other_attention_is_refused_whatever_its_name(
+    kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: dict[str, Any] = {
+        "bidirectional": transformers.Gemma3TextConfig(**SIZES, **WINDOWED, use_bidirectional_attention=True),
+        "attention sinks": transformers.GptOssConfig(**SIZES, num_local_experts=2, layer_types=["full_attention"] * 3),
+    }
+    make_transformers_model(configs[kind], tiny_model, tmp_path)
+    monkeypatch.setattr(model_module, "check_config", lambda *_: None)
+    messages = {"bidirectional": "other losses than transformers", "attention sinks": "unexpected keyword argument"}
+    with pytest.raises(ConfigError, match=messages[kind]):
+        load("google/gemma-3-270m-it", tmp_path)

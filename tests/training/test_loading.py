@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from scripts.bench.tiny_model import make_tiny_model
 from template.config import TrainingArgs
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.hub.store import upload_files
+from template.training import model as model_module
 from template.training.model import ScoringModel, load_model
 from template.training.model_files import digest_folder
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
@@ -182,6 +185,49 @@ def test_folder_named_like_the_model_is_rejected(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="--model_path"):
         load(None)
+
+
+LOSS_AFTER = """
+import sys
+from pathlib import Path
+from template.training.model import load_model
+from tests.fixtures.training import CPU, DTYPES, make_args, pack_tokens
+path = Path(sys.argv[1])
+model = load_model(make_args(), device=CPU, dtype=DTYPES[sys.argv[3]], model_path=path)
+losses = lambda: model.target_losses(pack_tokens(range(40))).sum().item()
+first, weights = losses(), path / "model.safetensors"
+with weights.open("r+b") as file:
+    if sys.argv[2] == "truncated":
+        file.truncate(1000)
+    else:
+        file.seek(2000)
+        file.write(bytes(weights.stat().st_size - 2000))
+print(first == losses())
+"""
+
+
+@pytest.mark.parametrize("change", ["overwritten", "truncated"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_file_changed_in_place_does_not_change_losses(folder: Path, change: str, dtype: str) -> None:
+    # In another process, because reading what was cut off ends it.
+    weights = {name: value.to(DTYPES[dtype]) for name, value in load_file(folder / "model.safetensors").items()}
+    edit_weights(folder, lambda tensors: tensors.update(weights))
+    done = subprocess.run(
+        [sys.executable, "-c", LOSS_AFTER, str(folder), change, dtype], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_file_changed_during_the_load_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_base = model_module._read_base
+
+    def change(*args: Any) -> Any:
+        edit_weights(folder, lambda weights: weights[EMBEDDING].add_(1.0))
+        return read_base(*args)
+
+    monkeypatch.setattr(model_module, "_read_base", change)
+    with pytest.raises(ConfigError, match="changed while the model was loaded"):
+        load(folder)
 
 
 @pytest.fixture

@@ -54,6 +54,14 @@ def test_default_model_is_pinned() -> None:
     assert load_training_args().is_pinned
 
 
+def test_other_dtype_than_the_stated_one_is_refused(idle: Net, tmp_path: Path) -> None:
+    args = write_training_args(tmp_path / "stated.yaml")
+    args.write_text(f"{args.read_text()}  dtype: bfloat16\n  revision: '{'1' * 40}'\n")
+    ended = run(idle, training_args=args, dtype="float32")
+    assert ended.status == 3, ended.logs
+    assert "--dtype float32: the training arguments state bfloat16" in ended.logs[-1]
+
+
 CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
     "unregistered hotkey": ({"wallet__name": "stranger"}, "is not on netuid 96: register it, or use --offline"),
     "no such wallet": ({"wallet__name": "nobody"}, "--wallet.name"),
