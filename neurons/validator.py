@@ -25,7 +25,7 @@ from loguru import logger
 from template import __version__, cli, files
 from template.arguments import Check, Parser
 from template.competition import Incentives, is_repo_id
-from template.config import load_competition, load_incentives, load_training_args
+from template.config import DTYPES, load_competition, load_incentives, load_training_args
 from template.errors import EXIT_UPDATED, ConfigError, RemoteError, SubnetError
 from template.rules.schedule import Policy
 
@@ -75,7 +75,7 @@ def check_model(args: argparse.Namespace) -> None:
             f"--training_args: the revision of {training_args.model_id} must be a full commit, not "
             f"{training_args.revision!r}"
         )
-    if training_args.dtype is not None and args.dtype not in (None, training_args.dtype):
+    if training_args.dtype is not None and args.dtype in DTYPES and args.dtype != training_args.dtype:
         raise ConfigError(
             f"--dtype {args.dtype}: the training arguments state {training_args.dtype}, by which all validators of "
             "this subnet evaluate; leave the flag out"

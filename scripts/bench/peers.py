@@ -34,7 +34,7 @@ import transformers
 
 from scripts.bench.flops import synchronize
 from scripts.bench.inputs import RowMaker
-from scripts.bench.runner import Job, Run
+from scripts.bench.job import Job, Run
 from template.config import load_training_args
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow

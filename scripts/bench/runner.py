@@ -18,40 +18,14 @@ from pathlib import Path
 
 import torch
 
+from scripts.bench.job import OURS, REFERENCE, TUNED, Job, Run
+from scripts.bench.peers import run_reference, run_tuned
 from template import cli, constants
 from template.config import load_training_args
 from template.telemetry import logging
 from template.train import RunOptions, train_and_evaluate
 
-OURS, REFERENCE, TUNED = "ours", "reference", "tuned"
 _BENCHMARK_LOSS = 2.6  # reported only
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Datasets with their seeds, and the file to which the `Outcome` is written."""
-
-    runner: str
-    model_path: str
-    model_id: str
-    device: str
-    dtype: str
-    data_dirs: list[str]
-    lucky_nums: list[int]
-    eval_data_dir: str
-    out: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Seconds (`total_s` with all loading), loss and optimizer steps of one dataset."""
-
-    load_s: float
-    train_s: float
-    eval_s: float
-    total_s: float
-    loss: float
-    steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +44,6 @@ def main() -> int:
 
 def _work() -> int:
     job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    from scripts.bench.peers import run_reference, run_tuned
-
     run = {OURS: run_ours, REFERENCE: run_reference, TUNED: run_tuned}[job.runner]
     runs = [run(job, *pair) for pair in zip(job.data_dirs, job.lucky_nums, strict=True)]
     outcome = Outcome(runs=runs, peak_mib=_peak_mib(job.device))

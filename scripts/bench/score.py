@@ -33,7 +33,8 @@ import torch
 
 from scripts.bench.flops import Shape, count_evaluation, count_training, measure_ceiling
 from scripts.bench.inputs import Inputs, add_input_arguments, positive, prepare
-from scripts.bench.runner import OURS, REFERENCE, TUNED, Job, Outcome, read_outcome
+from scripts.bench.job import OURS, REFERENCE, TUNED, Job
+from scripts.bench.runner import Outcome, read_outcome
 from template import cli
 from template.arguments import Parser
 from template.errors import ConfigError, HostError

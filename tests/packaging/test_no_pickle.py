@@ -36,6 +36,7 @@ DEMANDED = {
 FROM_PRETRAINED = {
     "AutoModelForCausalLM": {"trust_remote_code", "use_safetensors"},
     "AutoTokenizer": {"trust_remote_code"},
+    "AutoConfig": {"trust_remote_code"},
     # The benchmark reads the adapter that it saved a moment before.
     "PeftModel": set[str](),
 }
@@ -135,6 +136,7 @@ model.eval()
 re.compile(pattern)
 AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
 transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+AutoConfig.from_pretrained(name, trust_remote_code=False)
 importlib.import_module("ray")
 """
 

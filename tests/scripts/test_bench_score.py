@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.bench import score
 from scripts.bench.flops import Shape, Work, count_backward, count_forward
 from scripts.bench.inputs import ROW_SETS, SHAPES, RowMaker, make_folders
-from scripts.bench.runner import OURS, REFERENCE, TUNED, Outcome, Run
+from scripts.bench.job import OURS, REFERENCE, TUNED, Run
+from scripts.bench.runner import Outcome
 from scripts.bench.score import Measurements, check
 from template.config import load_training_args
 from template.data.chat_templates import template_for
