@@ -8,14 +8,18 @@ always commits later. With --seal the commitment is on chain at once, but encryp
 next round. The file stays on this machine until then: keep the miner running, it waits and uploads. After any
 interruption repeat the same command; it continues, and commits nothing twice.
 
+Before it asks, it compares the dataset with all that are committed on the subnet, and refuses a certain duplicate.
+--dry_run stops there.
+
 The Hub token comes from HF_TOKEN or the login of the Hub's own tools. Exit status: 0 the commitment is final and the
-file public, 1 declined, 2 or 3 wrong command line or setting, 4 this machine failed, 5 the Hub or the chain did not
-answer, 6 a validator would reject the dataset (the message has the reason).
+file public, or --dry_run found nothing against it, 1 declined, 2 or 3 wrong command line or setting, 4 this machine
+failed, 5 the Hub or the chain did not answer, 6 a validator would reject the dataset (the message has the reason).
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +71,7 @@ def build_parser() -> Parser:
     add("--hf_repo_id", required=True, help="dataset repo on the Hub, owner/name; created if missing")
     add("--dataset_path", type=Path, required=True, help="the file, or a folder with a data.jsonl")
     add("--yes", action="store_true", help="publish without confirmation")
+    add("--dry_run", action="store_true", help="check, compare and show what would be published; publish nothing")
     add("--force", action="store_true", help=force_help)
     _add_seal_arguments(parser)
     cli.add_chain_arguments(parser)
@@ -118,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
     from template.miner.sealed import after_blocks, at_round_start, seal_dataset
 
     competition, incentives = load_competition(args.competition), load_incentives(args.competition)
-    by_round = at_round_start(incentives.blocks_per_epoch if args.blocks_per_epoch is None else args.blocks_per_epoch)
+    period = incentives.blocks_per_epoch if args.blocks_per_epoch is None else args.blocks_per_epoch
+    by_round = at_round_start(period)
     schedule = by_round if args.reveal_blocks is None else after_blocks(args.reveal_blocks)
     work_dir = make_work_dir(args)
     config = MinerConfig(
@@ -127,20 +133,28 @@ def run(args: argparse.Namespace) -> int:
         competition=competition,
         work_dir=work_dir,
         has_target=cli.make_target_check(args),
+        incentives=replace(incentives, blocks_per_epoch=period),
         is_forced=args.force,
+        is_dry_run=args.dry_run,
         poll_s=args.poll_seconds,
         hub_token=cli.require_hub_token(),
     )
-    confirm = make_confirm(args.yes)
+    confirm = show_only if args.dry_run else make_confirm(args.yes)
     with cli.open_chain(args) as chain:
         if args.seal:
             published = seal_dataset(config, chain, schedule=schedule, confirm=confirm)
         else:
             published = publish_dataset(config, chain, confirm=confirm)
     if published is None:
-        return 1
+        return 0 if args.dry_run else 1
     print_result(f"{published.record} committed in block {published.block}")
     return 0
+
+
+def show_only(text: str) -> bool:
+    """Show what would be published, and decline."""
+    write_stderr(f"Would publish:\n{text}\nDry run: nothing was published.\n")
+    return False
 
 
 def make_confirm(assume_yes: bool) -> Callable[[str], bool]:

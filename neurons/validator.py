@@ -340,11 +340,11 @@ def parse_devices(text: str | None) -> list[str | None]:
 
 
 def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: str, state_dir: Path) -> "Tracker":
-    """Return a wandb tracker, unless wandb is off."""
+    """Return a wandb tracker, unless wandb is off, by the flag or by its own variable."""
     from template.telemetry.redaction import Redactor, secret_values
     from template.telemetry.wandb_tracker import NullTracker, TrackerConfig, WandbTracker
 
-    if args.wandb_off:
+    if args.wandb_off or os.environ.get("WANDB_MODE") == "disabled":
         return NullTracker()
     chosen = TrackerConfig(
         project=args.wandb_project,

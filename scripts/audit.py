@@ -42,7 +42,7 @@ from template.receipts.refusals import RefusalCheck, commitments_in
 from template.receipts.replay import Auditor
 from template.receipts.round_file import RoundFile
 from template.receipts.verify import check_across_files, check_consistency, check_signatures, remarks
-from template.terminal import escape, print_result
+from template.terminal import Countdown, escape, print_result
 
 # Verdicts on receipts whose dataset or model cannot be downloaded, for ever or at present.
 GONE = "cannot be fetched"
@@ -122,10 +122,11 @@ def audit(args: argparse.Namespace) -> int:
         show(describe_file(report))
     if len(sample) < len(jobs):
         show(f"replaying {len(sample)} of {len(jobs)} receipts: --sample {args.sample} --seed {seed}")
-    outcomes = []
+    outcomes, countdown = [], Countdown("replayed", len(sample))
     for job in sample:
         outcomes.append(replay(auditor, job))
         show(describe_outcome(outcomes[-1]))
+        countdown.advance()
     status = exit_status(reports.values(), outcomes)
     show(summarize(reports.values(), outcomes))
     if args.is_json:

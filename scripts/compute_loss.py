@@ -50,7 +50,7 @@ from template.receipts.replay import (
     find_mismatch,
 )
 from template.records import TrainResult
-from template.terminal import escape, print_result
+from template.terminal import Countdown, escape, print_result
 from template.workers.executor import Evaluator
 
 _REPLAY_STATUS = {ReplayVerdict.IDENTICAL: 0, ReplayVerdict.DIFFERENT: 7, ReplayVerdict.NOT_COMPARABLE: 8}
@@ -179,9 +179,18 @@ def evaluate(args: argparse.Namespace, context: ReplayContext, evaluator: Evalua
     with dataset_folder(context, args.dataset_path, args.hf_repo_id, args.revision) as data_dir:
         if args.check:
             check(data_dir, evaluator)
-        results = [evaluate_once(evaluator, data_dir, lucky_num) for lucky_num in seeds]
+        results = evaluate_each(evaluator, data_dir, seeds)
     report(args, evaluator.competition, load_incentives(args.competition), results)
     return 0
+
+
+def evaluate_each(evaluator: Evaluator, data_dir: Path, seeds: Sequence[int]) -> list[TrainResult]:
+    """Evaluate a dataset under each seed, and log how far it is."""
+    countdown, results = Countdown("evaluated", len(seeds)), []
+    for lucky_num in seeds:
+        results.append(evaluate_once(evaluator, data_dir, lucky_num))
+        countdown.advance()
+    return results
 
 
 def evaluate_committed(args: argparse.Namespace, evaluator: Evaluator) -> int:
@@ -196,7 +205,7 @@ def evaluate_committed(args: argparse.Namespace, evaluator: Evaluator) -> int:
             reader = Reader(chain, evaluator.competition, incentives, pool, folder)
             committed = find_committed(reader, hotkey, args.repeats or incentives.evaluations)
         logger.info("evaluating {} runs={}", committed.key.commitment, len(committed.seeds))
-        results = [evaluate_once(evaluator, committed.folder, lucky_num) for lucky_num in committed.seeds]
+        results = evaluate_each(evaluator, committed.folder, committed.seeds)
     report(args, evaluator.competition, incentives, results, committed)
     return 0
 
@@ -226,10 +235,12 @@ def compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]
             for path, folder in zip(args.compare, folders, strict=True):
                 with path_in_errors(path):
                     check(folder, evaluator)
+        countdown = Countdown("evaluated", 2 * len(seeds))
         for lucky_num in seeds:
             for path, folder, side in zip(args.compare, folders, results, strict=True):
                 with path_in_errors(path):
                     side.append(evaluate_once(evaluator, folder, lucky_num))
+                countdown.advance()
     paired = compare_paired(*([result.loss for result in side] for side in results))
     print_result((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
     write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])

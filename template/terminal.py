@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -79,6 +80,28 @@ def format_duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
+
+
+class Countdown:
+    """Logs after each of several like pieces of work how many are done and about how long the others take."""
+
+    def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._total, self._clock = what, total, clock
+        self._done = 0
+        self._began = self._first_at = clock()
+
+    def advance(self) -> None:
+        """Count one more piece, and log it unless it is the last."""
+        self._done += 1
+        now = self._clock()
+        if self._done == 1:
+            self._first_at = now
+        if self._done >= self._total:
+            return
+        # The first piece also loads the model.
+        each_s = (now - self._first_at) / (self._done - 1) if self._done > 1 else now - self._began
+        left = format_duration(each_s * (self._total - self._done))
+        logger.info("{}: {} of {}, about {} left", self._what, self._done, self._total, left)
 
 
 @contextmanager

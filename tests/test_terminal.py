@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from template.terminal import Countdown
+from tests.fixtures.logs import log_lines
 from tests.fixtures.network import ROOT
 
 PRINT = """
@@ -46,3 +48,25 @@ def test_result_that_stdout_does_not_take_is_logged(shell: str) -> None:
 def test_help_without_a_reader_ends_without_an_error(shell: str) -> None:
     done = run(shell)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        # The first one also loads the model: its time counts only while there is no other.
+        ([0, 100, 200, 280], ["1 of 10, about 15 min", "2 of 10, about 13 min", "3 of 10, about 10 min"]),
+        ([0, 4000], ["1 of 10, about 10.0 h"]),
+    ],
+)
+def test_countdown_tells_what_is_left(times: list[float], expected: list[str]) -> None:
+    with log_lines() as logs:
+        countdown = Countdown("evaluated", 10, iter(times).__next__)
+        for _ in times[1:]:
+            countdown.advance()
+    assert logs == [f"INFO evaluated: {text} left\n" for text in expected]
+
+
+def test_countdown_is_silent_at_the_end() -> None:
+    with log_lines() as logs:
+        Countdown("evaluated", 1).advance()
+    assert logs == []

@@ -65,9 +65,9 @@ def describe(report: Report) -> str:
     """Return the report as text."""
     lines = _describe_file(report.file)
     if report.subnet is not None and report.comparison is not None:
-        lines += ["", *_describe_subnet(report.subnet, report.comparison)]
+        lines += ["", *describe_comparison(report.subnet, report.comparison)]
     if report.subnet is not None and report.counts_from is not None:
-        lines.append(_describe_counting(report.subnet, report.counts_from))
+        lines.append(describe_counting(report.subnet, report.counts_from))
     if report.unread:
         lines += ["", f"not compared with other datasets: {report.unread}"]
     if report.commitment:
@@ -97,7 +97,8 @@ def _describe_file(file: Inspection) -> list[str]:
     return lines
 
 
-def _describe_subnet(subnet: SubnetSnapshot, comparison: DatasetComparison) -> list[str]:
+def describe_comparison(subnet: SubnetSnapshot, comparison: DatasetComparison) -> list[str]:
+    """Return the lines about the subnet's other datasets."""
     compared = sum(other.is_read for other in subnet.others)
     limit = max_shared(comparison.row_count)
     lines = _section(
@@ -124,7 +125,8 @@ def _describe_subnet(subnet: SubnetSnapshot, comparison: DatasetComparison) -> l
     return lines
 
 
-def _describe_counting(subnet: SubnetSnapshot, counts_from: int) -> str:
+def describe_counting(subnet: SubnetSnapshot, counts_from: int) -> str:
+    """Return the line about the block from which the rows count."""
     if counts_from <= subnet.block:
         return f"its rows, in any order, count since block {counts_from}: a new commitment to them changes nothing"
     wait = format_duration((counts_from - subnet.block) * constants.BLOCK_S)

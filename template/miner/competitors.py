@@ -4,7 +4,9 @@ A competitor's earlier commitments are not on chain any more, so they are unknow
 hotkey.
 """
 
+import functools
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -103,9 +105,19 @@ class DatasetComparison:
 
 
 def fetch_competitors(
-    view: ChainView, competition: Competition, eval_set: EvalSetIndex, folder: Path, hotkey: str | None
+    view: ChainView,
+    competition: Competition,
+    eval_set: EvalSetIndex,
+    folder: Path,
+    hotkey: str | None,
+    *,
+    deadline: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
 ) -> SubnetSnapshot:
-    """Download and check every committed dataset, into a folder per hotkey."""
+    """Download and check every committed dataset, into a folder per hotkey.
+
+    deadline: by the clock; datasets that are not read by then are unknown.
+    """
     if hotkey is not None and hotkey not in view.by_hotkey:
         raise ConfigError(f"the hotkey {hotkey} is not registered on netuid {view.netuid}")
     for path in folder.glob("*"):
@@ -121,8 +133,11 @@ def fetch_competitors(
         record = entry.record if entry is not None else None
         if entry is None or record is None:
             return competitor
+        if clock() > deadline:
+            return replace(competitor, unknown_reason="out of time before its file was read")
         try:
-            return _read_paused(pause, lambda: _read_dataset(competitor, record, competition, eval_set, folder))
+            read_once = functools.partial(_read_dataset, competitor, record, competition, eval_set, folder)
+            return _read_paused(pause, read_once, seconds_left=lambda: deadline - clock())
         except SubmissionError as error:
             if is_within_upload_grace(record, error.reason, reveal_block=entry.reveal_block, block=view.block):
                 return replace(competitor, unknown_reason=f"its file may still be uploaded: {error}")
@@ -144,7 +159,9 @@ def fetch_competitors(
     )
 
 
-def _read_paused(pause: SharedPause, read: Callable[[], Competitor]) -> Competitor:
+def _read_paused(
+    pause: SharedPause, read: Callable[[], Competitor], *, seconds_left: Callable[[], float]
+) -> Competitor:
     """Read a dataset, again after each pause that the Hub asks for.
 
     A survey of 256 datasets needs more requests than the Hub allows in five minutes without a token.
@@ -154,7 +171,7 @@ def _read_paused(pause: SharedPause, read: Callable[[], Competitor]) -> Competit
         try:
             return read()
         except RemoteError as error:
-            if not error.retry_after_s:
+            if not error.retry_after_s or error.retry_after_s > seconds_left():
                 raise
             logger.warning("waiting, as the Hub asks seconds={:.0f}: {}", pause.extend(error), error)
     pause.wait()

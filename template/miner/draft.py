@@ -1,7 +1,7 @@
 """A dataset about to be published, and the hotkey's present commitment."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from loguru import logger
 from template import constants
 from template.chain.protocols import MinerChain
 from template.chain_records import ChainCommitment, Neuron
-from template.competition import CommitmentRecord, Competition
+from template.competition import CommitmentRecord, Competition, Incentives
 from template.data.encoding import has_target_for_any_tokenizer
-from template.data.eval_set import check_dataset, read_eval_set_index
-from template.data.rows import Row
+from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_index
+from template.data.rows import Row, content_digest
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.files import temporary_folder
 from template.hub import datasets
@@ -26,7 +26,8 @@ class MinerConfig:
 
     work_dir: keeps the evaluation set and the journals. has_target: whether a row keeps a target within the
     tokens that count, for rows so long that only the model's tokenizer can decide. is_forced: publish a dataset that
-    validators will reject, and replace a sealed commitment before its reveal. poll_s: seconds between chain reads.
+    validators will reject, and replace a sealed commitment before its reveal. is_dry_run: stop where the user would be
+    asked, and where an earlier run would be continued. poll_s: seconds between chain reads.
     """
 
     hf_repo_id: str
@@ -34,9 +35,16 @@ class MinerConfig:
     competition: Competition
     work_dir: Path
     has_target: Callable[[Row], bool]
+    incentives: Incentives = field(default_factory=Incentives)
     is_forced: bool = False
+    is_dry_run: bool = False
     poll_s: float = 6.0
     hub_token: str | None = field(default=None, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this competition's downloads."""
+        return self.work_dir / self.competition.digest[:12]
 
     def make_record(self, content: str) -> CommitmentRecord:
         """Return the commitment to a Hub commit or a digest."""
@@ -56,7 +64,10 @@ class PublishResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A checked file, and the commitment `on_chain` before this run."""
+    """A checked file, and the commitment `on_chain` before this run.
+
+    rows: those that count; eval_set: None where a validator will reject the file, and there are none.
+    """
 
     config: MinerConfig
     chain: MinerChain
@@ -64,7 +75,9 @@ class Draft:
     path: Path
     content: bytes
     sha256: str
-    rows: str
+    rows: tuple[Row, ...]
+    eval_set: EvalSetIndex | None
+    described_rows: str
     neuron: Neuron
     on_chain: ChainCommitment | None
 
@@ -147,7 +160,12 @@ class Draft:
             raise ConfigError(f"{problem}; --force replaces it, which loses its rank")
         logger.warning("replacing a commitment: {}", problem)
 
-    def describe(self, text: str, notes: tuple[str, ...] = ()) -> str:
+    @property
+    def digest(self) -> str:
+        """The digest of the counted rows, which names the dataset."""
+        return content_digest(row.key for row in self.rows)
+
+    def describe(self, text: str, notes: tuple[str, ...], compared: Sequence[str]) -> str:
         """Return the summary that the user confirms, one line per item."""
         config, on_chain = self.config, "nothing"
         if self.on_chain is not None:
@@ -158,7 +176,7 @@ class Draft:
             if copy.exists() and self.on_chain.text != text:
                 notes = (*notes, f"the file of the commitment on chain was not uploaded yet; a copy is {copy}")
         lines = [
-            f"file         {self.path}: {len(self.content)} bytes, rows: {self.rows}",
+            f"file         {self.path}: {len(self.content)} bytes, rows: {self.described_rows}",
             f"sha256       {self.sha256}",
             f"repo         {config.hf_repo_id}, file {constants.DATA_FILE}, public",
             f"competition  {config.competition.id} on {config.competition.repo}",
@@ -166,6 +184,7 @@ class Draft:
             f"commitment   {text}",
             f"on chain now {on_chain}",
             *(f"note         {note}" for note in notes),
+            *(f"{'' if index else 'compared':13}{line}" for index, line in enumerate(compared)),
         ]
         return "\n".join(lines)
 
@@ -179,13 +198,16 @@ def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> D
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
+    rows: tuple[Row, ...] = ()
+    eval_set = None
     try:
-        rows = f"{_count_rows(config, content)} count, of at most {config.competition.rows}"
+        rows, eval_set = _check_rows(config, content)
+        described = f"{len(rows)} count, of at most {config.competition.rows}"
     except SubmissionError as error:
         if not config.is_forced:
             raise
         logger.warning("a validator will reject this dataset ({}): {}", error.reason, error)
-        rows = f"none counts, a validator will reject them as {error.reason}"
+        described = f"none counts, a validator will reject them as {error.reason}"
     neuron = chain.view().by_hotkey.get(chain.hotkey)
     if neuron is None:
         raise ConfigError(f"the hotkey {chain.hotkey} is not registered on this subnet; register it first")
@@ -197,16 +219,17 @@ def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> D
         content=content,
         sha256=hashlib.sha256(content).hexdigest(),
         rows=rows,
+        eval_set=eval_set,
+        described_rows=described,
         neuron=neuron,
         on_chain=chain.commitment(chain.hotkey),
     )
 
 
-def _count_rows(config: MinerConfig, content: bytes) -> int:
-    """Check the file as a validator would; return how many rows count."""
+def _check_rows(config: MinerConfig, content: bytes) -> tuple[tuple[Row, ...], EvalSetIndex]:
+    """Check the file as a validator would; return the rows that count, and the evaluation set."""
     path = config.dataset_path
-    eval_dir = config.work_dir / config.competition.digest[:12] / "eval_data"
-    eval_file = datasets.fetch_eval_set(config.competition, eval_dir, None, config.hub_token)
+    eval_file = datasets.fetch_eval_set(config.competition, config.folder / "eval_data", None, config.hub_token)
     eval_set, max_rows = read_eval_set_index(eval_file), config.competition.rows
     rows = check_dataset(content, eval_set, name=str(path), max_rows=max_rows, eval_file=eval_file)
     for row in rows:
@@ -215,7 +238,7 @@ def _count_rows(config: MinerConfig, content: bytes) -> int:
                 Reason.NO_TARGET, f"{path}, line {row.line}: expected an answer within {constants.MAX_TOKENS} tokens"
             )
     logger.info("dataset checked path={} rows={}", path, len(rows))
-    return len(rows)
+    return rows, eval_set
 
 
 def open_journal(config: MinerConfig, chain: MinerChain) -> Journal:

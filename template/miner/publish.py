@@ -19,7 +19,9 @@ from template.competition import CommitmentRecord, bind_digest
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
+from template.miner.outlook import log_outlook
 from template.miner.retries import retry_wait_s
+from template.miner.review import review_draft
 
 # The chain's errors for a commit limit that is used up, which pass with time.
 _TEMPORARY_ERRORS = {"SpaceLimitExceeded", "CommitmentSetRateLimitExceeded"}
@@ -45,16 +47,22 @@ def publish_dataset(
     """
     with open_journal(config, chain) as journal:
         draft = draft_dataset(config, chain, journal)
-        record, on_chain = _find_record(draft), draft.on_chain
+        record, on_chain, counts_from = _find_record(draft), draft.on_chain, None
         if on_chain is not None and draft.is_current(on_chain, record):
+            if config.is_dry_run:
+                confirm(f"nothing new: {record} is committed since block {draft.rank_block(on_chain)}")
+                return None
             logger.info("already committed block={} text={}", draft.rank_block(on_chain), record)
         else:
             draft.check_seal(None, block=chain.block())
             draft.check_repo()
-            if not confirm(draft.describe(str(record), _notes(draft, record))):
+            review = review_draft(draft)
+            if not confirm(draft.describe(str(record), _notes(draft, record), review.lines)):
                 return None
             on_chain = _commit(draft, record, sleep)
+            counts_from = review.first_block(draft, on_chain.block)
         deliver(draft, record, on_chain.block, sleep)
+        log_outlook(draft, on_chain.block, counts_from)
         return PublishResult(record, draft.rank_block(on_chain))
 
 

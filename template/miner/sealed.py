@@ -4,8 +4,9 @@ Until the upload nothing that could be copied is public: the text, revealed some
 docs/miner.md explains why.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,8 +20,10 @@ from template.competition import CommitmentRecord
 from template.errors import ConfigError, RemoteError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
+from template.miner.outlook import log_outlook
 from template.miner.publish import CommitStrategy, Sleep, deliver, ensure_committed
 from template.miner.retries import retry_wait_s
+from template.miner.review import review_draft
 from template.rules.stands import align
 
 # Most calls are in a final block after so many blocks; a seal that opens sooner would hide nothing.
@@ -92,13 +95,19 @@ def seal_dataset(
         record = config.make_record(draft.sha256)
         draft.check_seal(str(record), block=chain.block())
         sealed = _Sealed(draft, record, schedule, sleep, clock)
+        counts_from = None
         if not sealed.is_committed(draft.on_chain):
-            if not confirm(sealed.describe(schedule.reveal_block(chain.block()))):
+            review = review_draft(draft)
+            if not confirm(sealed.describe(schedule.reveal_block(chain.block()), review.lines)):
                 return None
-            sealed.commit()
-        revealed = sealed.wait_for_reveal()
+            counts_from = review.first_block(draft, sealed.commit().block)
+        elif config.is_dry_run:
+            confirm(f"nothing new: {record} is committed, sealed")
+            return None
+        revealed = sealed.wait_for_reveal(counts_from)
         sealed.wait_for_upload_block(revealed)
         deliver(draft, record, revealed.block, sleep)
+        log_outlook(draft, revealed.block, counts_from)
         return PublishResult(record, draft.rank_block(revealed))
 
 
@@ -119,7 +128,7 @@ class _Sealed:
             return False
         return last.is_sealed_as(on_chain) and on_chain.block > self.draft.neuron.registration_block
 
-    def describe(self, reveal_block: int) -> str:
+    def describe(self, reveal_block: int, compared: Sequence[str]) -> str:
         """Return the text to confirm; reject a private repo."""
         repo = self.draft.config.hf_repo_id
         notes = [
@@ -131,9 +140,9 @@ class _Sealed:
         if self.draft.is_public(self.record):
             notes.append(f"{repo} has this file already, so sealing hides nothing")
             logger.warning(notes[-1])
-        return self.draft.describe(f"{self.record} (sealed)", tuple(notes))
+        return self.draft.describe(f"{self.record} (sealed)", tuple(notes), compared)
 
-    def commit(self) -> None:
+    def commit(self) -> ChainCommitment:
         """Commit under seal and return once it is visible."""
         chain = self.draft.chain
         self.draft.check_upload()
@@ -150,12 +159,13 @@ class _Sealed:
             return chain.publish_sealed(intent.text, intent.reveal_round)
 
         strategy = CommitStrategy(is_current=self.is_committed, make_intent=make_intent, send=send)
-        ensure_committed(strategy, self.draft, self.sleep)
+        return ensure_committed(strategy, self.draft, self.sleep)
 
-    def wait_for_reveal(self) -> ChainCommitment:
+    def wait_for_reveal(self, counts_from: int | None) -> ChainCommitment:
         """Return the revealed commitment; raise if it was replaced or not revealed."""
         chain = self.draft.chain
         report_block = 0
+        self._log_outlook(counts_from)
         while True:
             wait_s = self.draft.config.poll_s
             try:
@@ -169,6 +179,19 @@ class _Sealed:
                 wait_s = retry_wait_s(wait_s, error)
                 logger.warning("chain request failed, retrying in_s={:.0f}: {}", wait_s, error)
             self.sleep(wait_s)
+
+    def _log_outlook(self, counts_from: int | None) -> None:
+        """Log the expected time of the verdict, while the reveal is to come."""
+        last = self.draft.journal.last
+        if last is None or last.reveal_round is None:
+            return  # revealed, and the journal is lost
+        try:
+            view = self.draft.chain.view()
+        except RemoteError:
+            return  # the wait for the reveal reports it
+        seconds = round_time(last.reveal_round) - view.timestamp
+        if seconds > 0:
+            log_outlook(self.draft, view.block + math.ceil(seconds / constants.BLOCK_S), counts_from)
 
     def _check_unreplaced(self, on_chain: ChainCommitment | None) -> None:
         last = self.draft.journal.last

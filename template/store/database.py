@@ -4,19 +4,27 @@ WAL mode lets others read while the validator runs, and a lock file lets only on
 """
 
 import contextlib
+import shutil
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from filelock import FileLock
+from loguru import logger
 
 from template.errors import ConfigError, HostError
-from template.files import acquire_lock
+from template.files import acquire_lock, temporary_folder
 from template.store.migrations import MIGRATIONS
 
+# SQLite waits so long for a lock, the writer then warns and tries again: a backup may take minutes.
 _BUSY_TIMEOUT_S = 10.0
+_MAX_LOCKED_S = 600.0
+_LOCK_PAUSE_S = 1.0
 _MAX_LOG_BYTES = 16 * 2**20
+
+T = TypeVar("T")
 
 
 class StateFile:
@@ -30,6 +38,7 @@ class StateFile:
         self.path = path
         self._lock: FileLock | None = None
         self._db: sqlite3.Connection | None = None
+        self._copies = contextlib.ExitStack()
         try:
             with _disk_faults(path):
                 if is_read_only:
@@ -43,22 +52,39 @@ class StateFile:
     def _open_to_read(self) -> None:
         if not self.path.is_file():
             raise ConfigError(f"no validator state at {self.path}")
-        self._db = _connect(self.path, "ro")
-        version = _schema_version(self._db, self.path)
+        try:
+            self._db = _connect(self.path, "mode=ro")
+            version = _schema_version(self._db, self.path)
+        except sqlite3.OperationalError as error:
+            if _code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                raise
+            self._db = self._connect_unwritable()
+            version = _schema_version(self._db, self.path)
         if version < len(MIGRATIONS):
             raise ConfigError(f"{self.path} has an older schema ({version}); start the validator once to migrate it")
+
+    def _connect_unwritable(self) -> sqlite3.Connection:
+        """Connect where SQLite cannot create its index of the log, as on a read-only mount."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if not log.is_file() or not log.stat().st_size:
+            return _connect(self.path, "immutable=1")
+        # A validator that was killed left transactions in the log.
+        folder = self._copies.enter_context(temporary_folder())
+        for path in (self.path, log):
+            shutil.copyfile(path, folder / path.name)
+        return _connect(folder / self.path.name, "mode=rw")
 
     def _open_to_write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = acquire_lock(self.path)
         # SQLite gives its own files beside this one the same mode.
         self.path.touch(mode=0o600)
-        self._db = _connect(self.path, "rw")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
+        self._db = db = _connect(self.path, "mode=rw")
+        _wait_for_lock(self.path, lambda: db.execute("PRAGMA journal_mode=WAL"))
+        db.execute("PRAGMA synchronous=FULL")
         # A long reader makes the log grow. This limit shrinks it again afterwards.
-        self._db.execute(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
-        _migrate(self._db, self.path)
+        db.execute(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
+        _migrate(db, self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -70,6 +96,7 @@ class StateFile:
         if self._db is not None:
             self._db.close()
             self._db = None
+        self._copies.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -83,13 +110,15 @@ class StateFile:
     @contextlib.contextmanager
     def atomic(self) -> Iterator[sqlite3.Connection]:
         """Run the block as one transaction. Transactions do not nest."""
-        with _disk_faults(self.path), _transaction(self._connection) as db:
+        with _disk_faults(self.path), _transaction(self._connection, self.path) as db:
             yield db
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         """Return the rows of a query."""
         with _disk_faults(self.path):
-            return self._connection.execute(query, values).fetchall()
+            if self._lock is None:
+                return self._connection.execute(query, values).fetchall()
+            return _wait_for_lock(self.path, lambda: self._connection.execute(query, values).fetchall())
 
 
 def placeholders(count: int) -> str:
@@ -97,9 +126,31 @@ def placeholders(count: int) -> str:
     return ", ".join("?" * count)
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _code(error: sqlite3.OperationalError) -> int:
+    """Return SQLite's primary code of an error."""
+    return int(error.sqlite_errorcode) & 0xFF
+
+
+def _wait_for_lock(path: Path, work: Callable[[], T]) -> T:
+    """Return the result of `work`, after another program has released the file."""
+    began = time.monotonic()
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            waited_s = time.monotonic() - began
+            if _code(error) != sqlite3.SQLITE_BUSY or waited_s >= _MAX_LOCKED_S:
+                raise
+            logger.warning(
+                "waiting: another program, such as a backup, has locked {} seconds={:.0f} of at most {:.0f}",
+                path, waited_s, _MAX_LOCKED_S,
+            )  # fmt: skip
+            time.sleep(_LOCK_PAUSE_S)
+
+
+def _connect(path: Path, how: str) -> sqlite3.Connection:
     """Connect in autocommit mode: only `_transaction` begins and ends transactions."""
-    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    uri = f"{path.resolve().as_uri()}?{how}"
     db = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA foreign_keys=ON")
@@ -107,8 +158,8 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    db.execute("BEGIN IMMEDIATE")
+def _transaction(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
+    _wait_for_lock(path, lambda: db.execute("BEGIN IMMEDIATE"))
     try:
         yield db
         db.execute("COMMIT")
@@ -130,7 +181,7 @@ def _schema_version(db: sqlite3.Connection, path: Path) -> int:
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     version = _schema_version(db, path)
     for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-        with _transaction(db):
+        with _transaction(db, path):
             migration(db.execute)
             db.execute(f"PRAGMA user_version={number}")
 

@@ -109,7 +109,7 @@ def write_stderr(text: str) -> None:
 
 
 class _PrivateFile(RotatingFileHandler):
-    """Rotating file that only its owner can read and that survives a full disk.
+    """Rotating file that only its owner can read, and that survives a full disk and another program's rotation.
 
     loguru's own file sink would print a traceback to stderr for each line that it cannot write.
     """
@@ -127,6 +127,20 @@ class _PrivateFile(RotatingFileHandler):
                 raise PermissionError(errno.EPERM, "the file belongs to another user", self.baseFilename)
             os.fchmod(fd, 0o600)
         return os.fdopen(fd, "a", encoding=self.encoding)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream is not None and not self._is_in_place(self.stream):
+            # Moved by logrotate, or deleted: the next lines belong into a new file.
+            with contextlib.suppress(OSError):
+                self.stream.close()
+            self.stream = None
+        super().emit(record)
+
+    def _is_in_place(self, stream: TextIO) -> bool:
+        try:
+            return os.path.samestat(Path(self.baseFilename).stat(), os.fstat(stream.fileno()))
+        except OSError:
+            return False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if time.monotonic() - self._warned_at >= _WARNING_INTERVAL_S:

@@ -76,7 +76,7 @@ def open_run(request: Mapping[str, Any]) -> "wandb.Run":
     """Open or resume the run, offline without a login; never prompt."""
     import wandb
 
-    is_offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False, verify=False)
+    is_offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun") or not wandb.login(prompt=False, verify=False)
     settings = wandb.Settings(
         # No automatic collection: command line, environment, code, git, host, console, other processes.
         console="off",

@@ -189,7 +189,7 @@ class SubmissionEvaluator:
         key = entry.key
         self._store.record_dataset(self._config.competition, key, sha256=file.sha256, dataset=dataset, now=self._now())
         self.datasets[key] = dataset
-        logger.info("checked hotkey={} commitment={} rows={}", *key, len(dataset.row_keys))
+        logger.debug("checked hotkey={} commitment={} rows={}", *key, len(dataset.row_keys))
 
     def start_evaluation(self, entry: Entry, evaluation: RoundEvaluation) -> None:
         """Submit a dataset to a worker, or schedule another download if its file is gone."""
@@ -253,7 +253,7 @@ class SubmissionEvaluator:
         self.losses.setdefault(evaluation.content, []).append(result.loss)
 
     def _reject(self, entry: Entry, error: SubmissionError) -> None:
-        logger.info("rejected hotkey={} commitment={} reason={}: {}", *entry.key, error.reason, error)
+        logger.debug("rejected hotkey={} commitment={} reason={}: {}", *entry.key, error.reason, error)
         verdict = Verdict(reason=error.reason, message=str(error))
         self._store.record_rejection(self.eval_config, entry.key, verdict, self._now())
         shutil.rmtree(self._folder(entry), ignore_errors=True)

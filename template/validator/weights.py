@@ -1,5 +1,6 @@
 """Set weights on chain: record the intent, call, record the outcome."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from loguru import logger
@@ -8,10 +9,14 @@ from template.chain_records import ChainView, WeightOutcome
 from template.records import Leaderboard, LeaderboardRow, Round
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
 from template.rules.table import Table
+from template.terminal import describe_verdict
 from template.validator.availability import absent_datasets, missing_verdicts
 from template.validator.context import Context
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.rounds import read_table, season_block, update_table
+
+_LOGGED_ROWS = 20
+_COLUMNS = ("hotkey", "uid", "verdict", "runs", "loss", "credit", "weight")
 
 # Error of a round without weights to set: normal while a validator is new.
 NOTHING_SCORED = "NothingScored"
@@ -25,12 +30,35 @@ def make_leaderboard(context: Context, evaluator: SubmissionEvaluator, current: 
         config.competition, config.incentives, current.by_key, verdicts, table, current.start_block,
         absent_datasets(context, evaluator, current),
     )  # fmt: skip
-    for row in leaderboard.rows:
-        logger.info(
-            "leaderboard hotkey={} uid={} reason={} loss={} runs={} credit={:.6f} weight={:.6f} {}",
-            row.key.hotkey, row.uid, row.reason, row.loss, row.runs, row.credit, row.weight, row.message,
-        )  # fmt: skip
+    if not context.store.has_leaderboard(current.id):
+        # Otherwise its weights are tried again.
+        log_leaderboard(current, leaderboard)
     return leaderboard
+
+
+def log_leaderboard(current: Round, leaderboard: Leaderboard) -> None:
+    """Log the round as a table: its best rows, and a number for each kind of the others."""
+    verdicts = Counter(describe_verdict(row, leaderboard.ledger) for row in leaderboard.rows)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()) or "no entries"
+    logger.info(
+        "leaderboard of round {}, blocks {} to {}: {}", current.id, current.start_block, current.end_block, counts
+    )
+    best = sorted(leaderboard.rows, key=lambda row: (-row.weight, row.loss is None, row.loss or 0.0, row.uid))
+    shown = [row for row in best if row.reason is None][:_LOGGED_ROWS]
+    if shown:
+        logger.info("  {:<48} {:>4} {:<12} {:>4} {:>9} {:>7} {:>7}", *_COLUMNS)
+    for row in shown:
+        loss = "-" if row.loss is None else f"{row.loss:.6f}"
+        logger.info(
+            "  {:<48} {:>4} {:<12} {:>4} {:>9} {:>7.4f} {:>7.4f}",
+            row.hotkey, row.uid, describe_verdict(row, leaderboard.ledger), row.runs, loss, row.credit, row.weight,
+        )  # fmt: skip
+    if more := len(leaderboard.rows) - len(shown):
+        logger.info("  and {} more, with their reasons: scripts/status.py --all", more)
+    for row in leaderboard.rows:
+        logger.debug(
+            "entry hotkey={} uid={} reason={} loss={} {}", row.hotkey, row.uid, row.reason, row.loss, row.message
+        )
 
 
 def set_weights(context: Context, evaluator: SubmissionEvaluator, current: Round, view: ChainView) -> None:

@@ -6,6 +6,7 @@ torch is imported lazily: the validator's own process never evaluates, so it nev
 import dataclasses
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -44,22 +45,26 @@ class Evaluator:
         """Fine-tune on `data_dir/data.jsonl`, measure the loss; as `train_lora`."""
         from template.train import train_and_evaluate
 
-        return train_and_evaluate(
-            lucky_num,
-            self.competition.bench,
-            self.competition.rows,
-            cache_dir=self.cache_dir,
-            data_dir=data_dir,
-            eval_data_dir=self.eval_data_dir,
-            options=self._options(on_progress),
-        )
+        options = self._options(on_progress)
+        with self._shown_download():
+            return train_and_evaluate(
+                lucky_num,
+                self.competition.bench,
+                self.competition.rows,
+                cache_dir=self.cache_dir,
+                data_dir=data_dir,
+                eval_data_dir=self.eval_data_dir,
+                options=options,
+            )
 
     def load_model(self) -> str:
         """Load the model and return its name: all that makes losses comparable."""
         from template.train import load_resident_model
         from template.training.environment import machine_fingerprint
 
-        model = load_resident_model(self._options(None), self.cache_dir)
+        options = self._options(None)
+        with self._shown_download():
+            model = load_resident_model(options, self.cache_dir)
         dtype = str(model.dtype).removeprefix("torch.")
         source = f"{model.source.model_id}@{model.source.revision or model.source.digest}"
         machine = machine_fingerprint(model.device, model.dtype)
@@ -71,6 +76,14 @@ class Evaluator:
             return self
         revision = model.removeprefix(f"{self.training_args.model_id}@").split()[0]
         return dataclasses.replace(self, training_args=dataclasses.replace(self.training_args, revision=revision))
+
+    def _shown_download(self) -> AbstractContextManager[None]:
+        """Show the model's download in the block, if there is one."""
+        from template.hub.model_progress import show_model_download
+
+        if self.model_path is not None:
+            return nullcontext()
+        return show_model_download(self.training_args.model_id, self.training_args.revision, self.cache_dir)
 
     def _options(self, on_progress: Callable[[Progress], None] | None) -> "RunOptions":
         from template.hub.client import configure_client

@@ -39,6 +39,7 @@ def test_honest_round_is_identical_and_agrees_with_the_chain(office: Office, hon
     assert lines[1] == "  consistent"
     assert [line.split(":")[0] for line in lines[2:4]] == ["identical", "identical"]
     assert lines[4] == "1 files: no findings; 2 receipts replayed: 2 identical"
+    assert any("replayed: 1 of 2, about " in line for line in ended.logs)
 
 
 def test_audit_needs_no_wallet_and_no_token(

@@ -95,7 +95,10 @@ def test_repeats_count_seeds_up_and_show_mean_and_spread(desk: Desk) -> None:
     estimate = estimate_loss(expected, INCENTIVES["sd"])
     assert {name: content[name] for name in ("loss", "mean", "spread", "runs")} == dataclasses.asdict(estimate)
     assert content["loss"] > content["mean"] and content["score"] == score_of(estimate.loss, desk.net.competition)
-    lines = desk.run(*arguments).output.splitlines()
+    ended = desk.run(*arguments)
+    shown = [line.partition("evaluated: ")[2] for line in ended.logs if "evaluated: " in line]
+    assert [text.partition(" left")[0].partition(", about ")[0] for text in shown] == ["1 of 3", "2 of 3"]
+    lines = ended.output.splitlines()
     assert lines[:3] == [f"loss {loss!r} lucky_num {seed}" for loss, seed in zip(expected, seeds, strict=True)]
     assert lines[3].split() == ["mean", repr(estimate.mean)]
     assert lines[4].startswith(f"spread   {statistics.stdev(expected):.6f} ") and "3 seeds" in lines[4]

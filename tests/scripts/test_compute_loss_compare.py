@@ -40,6 +40,7 @@ def test_comparison_uses_the_same_seeds_for_both(desk: Desk) -> None:
 def test_comparison_text_shows_losses_side_by_side(desk: Desk) -> None:
     ended = desk.run("--compare", desk.foreign, desk.small, "--lucky_num", SEED)
     assert ended.status == 0 and "5 seeds" in ended.output
+    assert sum(f": {done} of 10, about " in line for line in ended.logs for done in range(1, 10)) == 9
     lines = [line.split() for line in ended.output.splitlines()]
     worse, better = (desk.result(folder).loss for folder in (desk.foreign, desk.small))
     assert lines[0] == ["A", str(desk.foreign)] and lines[1] == ["B", str(desk.small)]

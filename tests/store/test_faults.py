@@ -298,7 +298,10 @@ def test_damaged_file_raises_host_error(path: Path) -> None:
         store.stands()
 
 
-def test_writer_waits_for_a_locked_file_then_gives_up(path: Path, store: Store) -> None:
+def test_writer_waits_for_a_locked_file_then_gives_up(
+    path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_MAX_LOCKED_S", 0.04)
     store._connection.execute("PRAGMA busy_timeout=50")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as intruder:
         intruder.execute("BEGIN IMMEDIATE")

@@ -193,6 +193,23 @@ def test_log_file_disk_full_warns_once() -> None:
     assert levels(lines, "a [redacted] x") == ["INFO"] * 50
 
 
+@pytest.mark.parametrize(
+    "change", ["path.rename(path.with_name('old'))", "path.unlink()", "path.parent.rename('moved')"]
+)
+def test_log_file_moved_or_deleted_is_opened_again(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "log"
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path)!r}); from pathlib import Path; from loguru import logger\n"
+        "from template.telemetry.logging import configure_logging\n"
+        "path = Path(sys.argv[1]); configure_logging(file=path)\n"
+        f"logger.info('first'); {change}; logger.info('second'); logger.info('third')\n"
+    )
+    assert levels(run(code, path)) == ["INFO"] * 3
+    assert [line["message"] for line in read_json_lines(path)] == ["second", "third"]
+    old = [file for file in (tmp_path / "logs" / "old", tmp_path / "moved" / "log") if file.exists()]
+    assert [line["message"] for file in old for line in read_json_lines(file)] == (["first"] if old else [])
+
+
 def test_log_file_that_cannot_be_opened_costs_its_lines(tmp_path: Path) -> None:
     """And it has the later lines once it can be opened."""
     (tmp_path / "file").touch()

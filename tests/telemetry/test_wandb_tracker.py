@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from neurons import validator
 from template import cli
 from template.errors import Reason
 from template.records import Metrics, RoundReport
@@ -365,6 +366,26 @@ def test_tracking_arguments_are_parsed() -> None:
     assert logged == {"wandb_off": True, "wandb_project": "p", "wandb_entity": "e"}
     default = vars(parser.parse_args([]))
     assert default == {"wandb_off": False, "wandb_project": "dataset-subnet", "wandb_entity": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "expected"),
+    [
+        ([], "disabled", wandb_tracker.NullTracker),
+        (["--wandb.off"], None, wandb_tracker.NullTracker),
+        ([], "offline", WandbTracker),
+    ],
+)
+def test_disabled_wandb_writes_nothing(
+    words: list[str], mode: str | None, expected: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode) if mode else monkeypatch.delenv("WANDB_MODE", raising=False)
+    args = validator.build_parser().parse_args(["--netuid", "96", "--offline", *words])
+    tracker = validator.make_tracker(args, validator.make_config(args, tmp_path), "offline", tmp_path)
+    assert type(tracker) is expected
+    tracker.close()
+    assert not list(tmp_path.rglob("run-*"))
+    assert (tmp_path / "wandb").exists() <= (expected is WandbTracker)
 
 
 def test_wandb_tracker_import_does_not_load_wandb() -> None:
