@@ -70,6 +70,8 @@ def check_model(setup: Setup, *, has_digest: bool = False) -> Iterator[Finding]:
     """Check that the model is supported and complete, or on the Hub. has_digest: read a local model wholly."""
     training_args = load_training_args(setup.args.training_args)
     template_for(training_args.model_id)
+    if setup.args.executor != "local":
+        return  # its machines have the model
     folder = setup.model_path
     if folder is not None:
         if (problem := find_problem(folder)) is not None:
