@@ -24,51 +24,48 @@ _CLOCK_REMEDY = (
 _ENDPOINT_REMEDY = "check the address and the network, or name another endpoint"
 
 
-class ChainChecks:
-    """Checks that share one connection."""
+def check_chain(setup: Setup) -> Iterator[Finding]:
+    """Check wallet, subnet and registration, then permit and stake of a validator that sets weights."""
+    wallet, problem = _open_wallet(setup)
+    if problem is not None:
+        yield problem
+    elif wallet is not None:
+        yield passed("wallet", f"hotkey {wallet.hotkey.ss58_address} opens")
+    try:
+        with cli.make_chain(setup.args, wallet, min(DEADLINE_S, setup.args.deadline_s)) as chain:
+            view = chain.view()
+            if wallet is not None:
+                yield _check_registration(setup, view, chain.hotkey)
+                if chain.hotkey in view.by_hotkey and setup.sets_weights:
+                    yield _check_permit(chain, view)
+    except ConfigError as error:
+        yield from_error("subnet", error, "`btcli subnets list` shows the subnets")
+    except RemoteError as error:
+        yield failed("chain", str(error), _ENDPOINT_REMEDY)
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
 
-    def check(self) -> Iterator[Finding]:
-        """Check wallet, subnet and registration, then permit and stake of a validator."""
-        wallet, problem = self._open_wallet()
-        if problem is not None:
-            yield problem
-        elif wallet is not None:
-            yield passed("wallet", f"hotkey {wallet.hotkey.ss58_address} opens")
-        try:
-            with cli.make_chain(self._setup.args, wallet, min(DEADLINE_S, self._setup.args.deadline_s)) as chain:
-                view = chain.view()
-                if wallet is not None:
-                    yield self._check_registration(view, chain.hotkey)
-                    if chain.hotkey in view.by_hotkey and self._setup.sets_weights:
-                        yield _check_permit(chain, view)
-        except ConfigError as error:
-            yield from_error("subnet", error, "`btcli subnets list` shows the subnets")
-        except RemoteError as error:
-            yield failed("chain", str(error), _ENDPOINT_REMEDY)
+def _open_wallet(setup: Setup) -> tuple[Wallet | PublicWallet | None, Finding | None]:
+    """Return the wallet; or its public part, and why it does not open."""
+    args = setup.args
+    if setup.is_offline:
+        return None, None
+    names = (args.wallet_name, args.wallet_hotkey, args.wallet_path)
+    try:
+        return open_wallet(*names), None
+    except ConfigError as error:
+        public = open_public_wallet(*names)
+        remedy = "" if public else f"`btcli wallet list --wallet-path {args.wallet_path}` shows the wallets"
+        return public, from_error("wallet", error, remedy)
 
-    def _open_wallet(self) -> tuple[Wallet | PublicWallet | None, Finding | None]:
-        """Return the wallet, or its public part and why it does not open."""
-        args = self._setup.args
-        if self._setup.is_offline:
-            return None, None
-        names = (args.wallet_name, args.wallet_hotkey, args.wallet_path.expanduser())
-        try:
-            return open_wallet(*names), None
-        except ConfigError as error:
-            public = open_public_wallet(*names)
-            remedy = "" if public else f"`btcli wallet list --wallet-path {args.wallet_path}` shows the wallets"
-            return public, from_error("wallet", error, remedy)
 
-    def _check_registration(self, view: ChainView, hotkey: str) -> Finding:
-        neuron = view.by_hotkey.get(hotkey)
-        if neuron is not None:
-            return passed("registration", f"uid {neuron.uid} on netuid {view.netuid}")
-        advice = ": register it, or use --offline" if self._setup.role is Role.VALIDATOR else ""
-        error = ConfigError(f"the hotkey {hotkey} is not on netuid {view.netuid}{advice}")
-        return from_error("registration", error, _register(self._setup, view.netuid))
+def _check_registration(setup: Setup, view: ChainView, hotkey: str) -> Finding:
+    neuron, args = view.by_hotkey.get(hotkey), setup.args
+    if neuron is not None:
+        return passed("registration", f"uid {neuron.uid} on netuid {view.netuid}")
+    advice = ": register it, or use --offline" if setup.role is Role.VALIDATOR else ""
+    error = ConfigError(f"the hotkey {hotkey} is not on netuid {view.netuid}{advice}")
+    wallet = f"--wallet {args.wallet_name} --wallet-hotkey {args.wallet_hotkey}"
+    return from_error("registration", error, f"btcli subnets register --netuid {view.netuid} {wallet}")
 
 
 def _check_permit(chain: Chain, view: ChainView) -> Finding:
@@ -78,11 +75,6 @@ def _check_permit(chain: Chain, view: ChainView) -> Finding:
         return passed("permit", "the chain would count this hotkey's weights")
     remedy = REMEDIES.get(rejection.error or "", "").format(netuid=view.netuid, hotkey=chain.hotkey)
     return failed("permit", rejection.message, remedy)
-
-
-def _register(setup: Setup, netuid: int) -> str:
-    args = setup.args
-    return f"btcli subnets register --netuid {netuid} --wallet {args.wallet_name} --wallet-hotkey {args.wallet_hotkey}"
 
 
 def endpoint_checks(setup: Setup) -> list[Check]:

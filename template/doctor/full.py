@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from template.doctor import host, hub
-from template.doctor.chain import TIMEOUT_S, ChainChecks, endpoint_checks
+from template.doctor.chain import TIMEOUT_S, check_chain, endpoint_checks
 from template.doctor.findings import Check, Finding, Level, run_checks, warned
 from template.doctor.pace import LOAD_S, estimate_pace
 from template.doctor.setup import Role, Setup, check_settings
@@ -36,7 +36,7 @@ class Options:
 def check_all(setup: Setup, options: Options) -> list[Finding]:
     """Run every check at once, then the measurement, which would disturb them."""
     checks = [
-        Check(name="chain", run=ChainChecks(setup).check, timeout_s=TIMEOUT_S),
+        Check(name="chain", run=partial(check_chain, setup), timeout_s=TIMEOUT_S),
         *endpoint_checks(setup),
         Check(name="proxy", run=hub.check_proxy),
         Check(name="hub", run=hub.check_hub),
@@ -49,7 +49,7 @@ def check_all(setup: Setup, options: Options) -> list[Finding]:
         Check(name="temporary folder", run=host.check_temporary_folder),
         Check(name="port", run=partial(host.check_ports, options.ports)),
         # Last, since a fault is reported once, under its own name.
-        Check(name="settings", run=lambda: check_settings(setup)),
+        Check(name="settings", run=partial(check_settings, setup)),
     ]
     if setup.role is Role.MINER:
         return _redact(run_checks(checks))

@@ -1,9 +1,7 @@
 """Check disk, temporary folder, ports, model and device of this machine."""
 
-import contextlib
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,17 +40,14 @@ def check_disk(folder: Path, min_free_bytes: int) -> Iterator[Finding]:
 
 
 def check_temporary_folder() -> Iterator[Finding]:
-    """Check that the temporary folder takes files and has space."""
-    with contextlib.suppress(HostError), temporary_folder():
-        folder = tempfile.gettempdir()
+    """Check that the temporary folder takes files and has space. Raises: HostError."""
+    with temporary_folder() as folder:
         free = shutil.disk_usage(folder).free
-        if free >= _MIN_TEMPORARY_BYTES:
-            yield passed("temporary folder", f"{free / 1e9:.1f} GB free at {folder}")
-        else:
-            yield warned("temporary folder", f"{free / 1e6:.0f} MB free at {folder}", "free space, or set TMPDIR")
-        return
-    with temporary_folder():  # raises again
-        return
+    text = f"{free / 1e9:.1f} GB free at {folder.parent}"
+    if free >= _MIN_TEMPORARY_BYTES:
+        yield passed("temporary folder", text)
+    else:
+        yield warned("temporary folder", text, "free space, or set TMPDIR")
 
 
 def check_ports(ports: Sequence[int]) -> Iterator[Finding]:
@@ -75,6 +70,8 @@ def check_model(setup: Setup, *, has_digest: bool = False) -> Iterator[Finding]:
     """Check that the model is supported and complete, or on the Hub. has_digest: read a local model wholly."""
     training_args = load_training_args(setup.args.training_args)
     template_for(training_args.model_id)
+    if setup.args.executor != "local":
+        return  # its machines have the model
     folder = setup.model_path
     if folder is not None:
         if (problem := find_problem(folder)) is not None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 from template.config import load_competition
+from template.constants import DATA_FILE
 from template.doctor.findings import Finding, failed, from_error, passed, warned
 from template.doctor.setup import Role, Setup
 from template.errors import ConfigError, HostError, RemoteError
@@ -86,9 +87,11 @@ def check_token(setup: Setup, *, asks_hub: bool = True) -> Iterator[Finding]:
         yield passed("token", text)
 
 
-def check_eval_set(setup: Setup) -> Iterator[Finding]:
-    """Check that the evaluation set is on this machine, or can be downloaded."""
+def check_eval_set(setup: Setup, *, reads_file: bool = True) -> Iterator[Finding]:
+    """Check that the evaluation set is on this machine, or can be downloaded. reads_file: or only looks for it."""
     competition = load_competition(setup.args.competition)
+    if not reads_file and (setup.eval_folder() / DATA_FILE).exists():
+        return
     where = f"{competition.repo}@{competition.eval_commit[:12]}"
     if (path := setup.eval_file()) is not None:
         yield passed("evaluation set", f"{where} is in {path}, {path.stat().st_size} bytes")

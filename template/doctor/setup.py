@@ -24,8 +24,9 @@ class Role(StrEnum):
 class Setup:
     """A neuron's command line.
 
-    state_dir: its --state_dir or --work_dir. eval_data_dir, cache_dir: of the evaluation set and of models, None where
-    the command line does not name one. is_offline: works without wallet and weights. settings: checks of the flags.
+    state_dir: its --state_dir or --work_dir. eval_data_dir: None for the miner's, which is below its --work_dir.
+    cache_dir: of models, None for the Hub client's own. is_offline: works without wallet and weights. settings: checks
+    of the flags.
     """
 
     args: argparse.Namespace = field(repr=False)
@@ -47,11 +48,13 @@ class Setup:
         """The folder of --model_path."""
         return self.args.model_path.expanduser().resolve() if self.args.model_path else None
 
+    def eval_folder(self) -> Path:
+        """Return the folder of the evaluation set. Raises: ConfigError."""
+        return self.eval_data_dir or self.state_dir / load_competition(self.args.competition).digest[:12] / "eval_data"
+
     def eval_file(self) -> Path | None:
-        """Return the downloaded evaluation set, None where it is not on this machine."""
-        if self.eval_data_dir is None:
-            return None
-        found = find_eval_set(load_competition(self.args.competition), self.eval_data_dir, self.cache_dir)
+        """Return the downloaded evaluation set, None where it is not on this machine. Raises: ConfigError."""
+        found = find_eval_set(load_competition(self.args.competition), self.eval_folder(), self.cache_dir)
         return None if found is None else found.path
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from loguru import logger
 
 from template.doctor import host, hub
-from template.doctor.chain import ChainChecks
+from template.doctor.chain import check_chain
 from template.doctor.findings import Check, Finding, Level, run_checks
 from template.doctor.setup import Role, Setup
 from template.errors import ConfigError, HostError, SubnetError
@@ -35,16 +35,17 @@ def find_start_faults(
         Check(name="folder", run=prepare),
         Check(name="proxy", run=hub.check_proxy),
         Check(name="token", run=partial(hub.check_token, setup, asks_hub=not is_validator)),
-        Check(name="evaluation set", run=partial(hub.check_eval_set, setup)),
+        Check(name="evaluation set", run=partial(hub.check_eval_set, setup, reads_file=False)),
         Check(name="disk", run=partial(host.check_disk, setup.state_dir, HealthLimits.min_free_bytes)),
-        Check(name="temporary folder", run=host.check_temporary_folder),
     ]
     if is_validator:
         checks.append(Check(name="model", run=partial(host.check_model, setup)))
         checks.append(Check(name="device", run=partial(host.check_device, setup, is_default_checked=False)))
+    else:
+        checks.append(Check(name="temporary folder", run=host.check_temporary_folder))
     findings = run_checks(checks)
     if faults or any(finding.exit_code for finding in findings):
-        findings += run_checks([Check(name="chain", run=ChainChecks(setup).check, timeout_s=_CHAIN_S)])
+        findings += run_checks([Check(name="chain", run=partial(check_chain, setup), timeout_s=_CHAIN_S)])
     # By text, since the command line's own checks find some of them, too.
     found = {str(fault): fault for fault in faults}
     for finding in findings:

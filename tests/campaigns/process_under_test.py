@@ -170,6 +170,17 @@ def write_training_args(path: Path) -> Path:
     return path
 
 
+def write_empty_model(folder: Path) -> Path:
+    """Write a model without weights, for a validator whose executor loads none."""
+    folder.mkdir()
+    header = json.dumps({"none": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    files = {"config.json": b"{}", "tokenizer.json": b"{}"}
+    files["model.safetensors"] = len(header).to_bytes(8, "little") + header
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
 def set_default(owner: type, name: str, value: object) -> None:
     """Replace the default of a keyword argument of a class. For `install` functions."""
     defaults: Any = owner.__init__.__kwdefaults__  # type: ignore[misc]

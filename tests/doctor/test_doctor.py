@@ -1,5 +1,6 @@
 """The command `subnet doctor`: everything that is wrong, in one run."""
 
+import io
 import json
 import shutil
 import socket
@@ -10,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from scripts import doctor
 from template.chain.client import open_wallet
-from template.doctor.findings import Check, Finding, passed, run_checks
+from template.doctor.findings import Check, Finding, failed, passed, run_checks
+from template.doctor.full import print_findings
 from template.localnet.network import make_hotkey
 from tests.fixtures.miner import arguments as miner_arguments
 from tests.fixtures.network import Ended, Net, call_main, write_training_args
@@ -114,6 +117,23 @@ def test_doctor_prints_json(net: Net, tiny_model: Path) -> None:
     findings = json.loads(run_doctor(net, "alice", "--device", "cpu", "--json", model_path=tiny_model).output)
     (permit,) = [finding for finding in findings if finding["check"] == "permit"]
     assert permit["level"] == "failure" and permit["remedy"].startswith("btcli stake add --netuid 96")
+
+
+def test_terminal_gets_a_table_in_which_nothing_moves_the_cursor() -> None:
+    console = Console(
+        force_terminal=True, color_system=None, width=60, file=io.StringIO(), highlight=False, markup=False
+    )
+    findings = [
+        passed("wallet", "hotkey 5F opens"),
+        failed("disk", "\x1b[2J [red]1 GB[/red] free " + "x" * 60, "free space"),
+    ]
+    with console.capture() as capture:
+        print_findings(findings, console)
+    rows = [row.rstrip() for row in capture.get().splitlines()]
+    assert rows[0] == "ok       wallet  hotkey 5F opens" and rows[1].startswith(
+        "failure  disk    \\x1b[2J [red]1 GB[/red]"
+    )
+    assert rows[-1] == "                 What to do: free space" and max(map(len, rows)) <= 60
 
 
 def test_unregistered_hotkey_is_told_what_to_type(net: Net, tiny_model: Path) -> None:

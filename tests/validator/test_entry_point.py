@@ -106,7 +106,7 @@ def test_rejected_hub_token_has_its_own_exit_status(net: Net, tiny_model: Path) 
     set_faults(net.hub.store.root, HubFault(kind=FaultKind.STATUS, status=401, pattern="sample/pool"))
     ended = run(net, model_path=tiny_model)
     assert ended.status == 4, ended.logs
-    assert "the Hub does not accept our token" in ended.logs[-1]
+    assert "ERROR   the Hub does not accept our token" in ended.logs[-1]
     assert not any("alice" in line for line in ended.logs)
 
 

@@ -107,12 +107,13 @@ class Campaign:
         self._folder, self._scale = folder, scale
 
     def run(self) -> Report:
+        from scripts.bench.tiny_model import make_tiny_model
+
         self._base = make_base(self._folder / "base")
+        # Also for the runs whose scorer reads none: a validator does not start without its model.
+        make_tiny_model(self._base.folder / "model")
         report = Report([self._run("undisturbed")])
         if self._scale.real_runs:
-            from scripts.bench.tiny_model import make_tiny_model
-
-            make_tiny_model(self._base.folder / "model")
             report.outcomes.append(self._run("undisturbed, real", is_real=True))
         with ThreadPoolExecutor(_JOBS) as pool:
             report.outcomes += pool.map(lambda job: job(), self._list_jobs())

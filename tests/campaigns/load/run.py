@@ -20,7 +20,7 @@ from template.store.store import Store
 from template.validator.weights import NOTHING_SCORED
 from tests.campaigns.load.situations import LoadedSubnet, Situation
 from tests.campaigns.measure import MIB, Figure, disk_bytes
-from tests.campaigns.process_under_test import ValidatorProcess
+from tests.campaigns.process_under_test import ValidatorProcess, write_empty_model
 from tests.fixtures.faulty_hub import serve_hub
 
 # What a validator's process may hold beside the pool, in MiB: 90 for Python and its libraries; 128 for eight answers
@@ -69,6 +69,7 @@ def run(situation: Situation, folder: Path) -> Iterator[Figure]:
                     "speed": situation.speed if situation.hung else 1.0,
                 },
                 flags={
+                    "--model_path": write_empty_model(folder / "model"),
                     "--miner_duplicate_sample_size": situation.queue_size,
                     "--max_epochs": situation.rounds,
                     "--poll_seconds": 6.0 / situation.speed,
