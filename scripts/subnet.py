@@ -22,6 +22,7 @@ COMMANDS = {
     "check": ("scripts.check_dataset:main", "check a dataset for all that a validator would reject"),
     "status": ("scripts.status:main", "show a validator's work, weights and failures"),
     "audit": ("scripts.audit:main", "check a validator's round files and replay its losses"),
+    "verdict": ("scripts.verdict:main", "say what validators recorded about a hotkey, and why"),
     "localnet": ("template.localnet.__main__:main", "run a chain and a Hub on this machine"),
 }
 

@@ -1,6 +1,7 @@
 """Argument groups shared by the entry points, and objects built from them."""
 
 import argparse
+import contextlib
 import functools
 import os
 import pwd
@@ -26,6 +27,7 @@ from template.workers.executor import Evaluator
 if TYPE_CHECKING:
     from template.chain.client import Chain
     from template.receipts.replay import ReplayContext
+    from template.receipts.sources import SourcedRound
 
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
@@ -300,3 +302,33 @@ def make_replay_context(args: argparse.Namespace) -> "ReplayContext":
         dtype=args.dtype,
         token=hub_token(),
     )
+
+
+def add_round_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --rounds, and what finds the round files of a validator's hotkey."""
+    rounds_help = "round files, folders, dataset repos (owner/name), or hotkeys of validators, which need the next two"
+    parser.add_argument("--rounds", nargs="+", required=True, metavar="SOURCE", help=rounds_help)
+    parser.add_argument("--netuid", type=int, help="the subnet's number, for hotkeys in --rounds")
+    network_help = "find hotkeys on this chain: finney, test, or a ws:// or wss:// url"
+    parser.add_argument("--subtensor.network", dest="network", metavar="NETWORK", help=network_help)
+    parser.add_argument("--work_dir", type=Path, default=DEFAULT_STATE_DIR / "offline", help="for downloads")
+
+
+def read_rounds(args: argparse.Namespace) -> "tuple[list[SourcedRound], list[str]]":
+    """Read the round files of `add_round_arguments`; return a sentence for each unreadable one.
+
+    Raises: ConfigError, RemoteError.
+    """
+    from template.chain.client import Chain, verify_signature
+    from template.receipts.sources import open_source, read_sources
+
+    with contextlib.ExitStack() as stack:
+        find = None
+        if args.network and args.netuid:
+            find = stack.enter_context(Chain(args.network, args.netuid)).commitment
+        token = hub_token()
+        sources = [
+            open_source(source, args.work_dir, token=token, find_commitment=find)
+            for source in dict.fromkeys(args.rounds)
+        ]
+    return read_sources(sources, verify_signature)

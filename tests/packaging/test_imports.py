@@ -41,6 +41,7 @@ ROOMS = {
     "miner": f"data rules chain hub files serialization terminal {RECORDS}",
     "workers": f"train training hub telemetry data config serialization {RECORDS}",
     "receipts": f"rules workers hub data chain config serialization files terminal {RECORDS}",
+    "site": f"receipts rules {RECORDS}",
     "status": f"store files rules terminal telemetry {RECORDS}",
     "validator": f"files workers receipts telemetry chain store hub data rules terminal {RECORDS}",
     "updates": f"telemetry {GROUND}",
