@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("scripts.status:main", "show a validator's work, weights and failures"),
     "audit": ("scripts.audit:main", "check a validator's round files and replay its losses"),
     "verdict": ("scripts.verdict:main", "say what validators recorded about a hotkey, and why"),
+    "leaderboard": ("scripts.leaderboard:main", "write a leaderboard for the browser from round files"),
     "localnet": ("template.localnet.__main__:main", "run a chain and a Hub on this machine"),
 }
 

@@ -18,7 +18,16 @@ from typing import Any
 from template import cli
 from template.errors import ConfigError
 from template.receipts.round_file import RoundHeader, TableLine
-from template.site.words import explain_loss, explain_verdict, explain_weight, paid_since, weights_outcome
+from template.receipts.sources import read_signed
+from template.site.words import (
+    Verdict,
+    explain_loss,
+    explain_verdict,
+    explain_weight,
+    ledger_line,
+    paid_since,
+    weights_outcome,
+)
 from template.terminal import escape, print_result
 
 _BAD_SIGNATURE_STATUS = 9
@@ -42,15 +51,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Read the files and print the verdicts of each validator."""
-    rounds, faults = cli.read_rounds(args)
-    faults += [f"{item.path.name}: {item.fault}" for item in rounds if item.fault is not None]
+    from template.chain.wallets import verify_signature
+
+    headers: list[RoundHeader] = []
+    faults: list[str] = []
+    for source in cli.open_round_sources(args):
+        for path in source.paths:
+            try:
+                item = read_signed(path, source, verify_signature)
+            except ConfigError as error:
+                faults.append(str(error))
+                continue
+            headers.append(item.header)
+            faults += [] if item.fault is None else [f"{path.name}: {item.fault}"]
     by_signer: dict[str, list[RoundHeader]] = {}
-    for item in reversed(rounds):
-        if any(line.hotkey == args.hotkey for line in item.header.table):
-            by_signer.setdefault(item.header.signer or "nobody", []).append(item.header)
+    for header in sorted(headers, key=lambda header: (header.start_block, header.opened_block), reverse=True):
+        if any(line.hotkey == args.hotkey for line in header.table):
+            by_signer.setdefault(header.signer or "nobody", []).append(header)
     if not by_signer:
         raise ConfigError(
-            f"--hotkey {args.hotkey}: in none of the {len(rounds)} round files; a dataset is in the first round that"
+            f"--hotkey {args.hotkey}: in none of the {len(headers)} round files; a dataset is in the first round that"
             " starts after its commitment can be read on chain"
         )
     verdicts = {signer: describe(args.hotkey, headers) for signer, headers in by_signer.items()}
@@ -70,7 +90,7 @@ def describe(hotkey: str, headers: Sequence[RoundHeader]) -> dict[str, Any]:
     """
     newest = headers[0]
     line = find_line(hotkey, newest)
-    verdict = explain_verdict(line, newest)
+    verdict = verdict_on(line, newest)
     since = paid_since(hotkey, iter(headers)) if line.weight > 0.0 else None
     return {
         "start_block": newest.start_block,
@@ -100,10 +120,14 @@ def changes(hotkey: str, headers: Sequence[RoundHeader]) -> Iterator[dict[str, A
     for header, before in itertools.pairwise([*headers, None]):
         assert header is not None
         line = find_line(hotkey, header)
-        state = (line.entry, explain_verdict(line, header).code)
+        state = (line.entry, verdict_on(line, header).code)
         earlier = None if before is None else find_line(hotkey, before)
-        if earlier is None or before is None or (earlier.entry, explain_verdict(earlier, before).code) != state:
+        if earlier is None or before is None or (earlier.entry, verdict_on(earlier, before).code) != state:
             yield {"start_block": header.start_block, "dataset": state[0], "verdict": state[1], "loss": line.loss}
+
+
+def verdict_on(line: TableLine, header: RoundHeader) -> Verdict:
+    return explain_verdict(line, header, ledger_line(line, header))
 
 
 def find_line(hotkey: str, header: RoundHeader) -> TableLine:

@@ -27,7 +27,7 @@ from template.workers.executor import Evaluator
 if TYPE_CHECKING:
     from template.chain.client import Chain
     from template.receipts.replay import ReplayContext
-    from template.receipts.sources import SourcedRound
+    from template.receipts.sources import RoundSource
 
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
@@ -314,21 +314,17 @@ def add_round_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work_dir", type=Path, default=DEFAULT_STATE_DIR / "offline", help="for downloads")
 
 
-def read_rounds(args: argparse.Namespace) -> "tuple[list[SourcedRound], list[str]]":
-    """Read the round files of `add_round_arguments`; return a sentence for each unreadable one.
-
-    Raises: ConfigError, RemoteError.
-    """
-    from template.chain.client import Chain, verify_signature
-    from template.receipts.sources import open_source, read_sources
+def open_round_sources(args: argparse.Namespace) -> "list[RoundSource]":
+    """Find the round files of `add_round_arguments`. Raises: ConfigError, RemoteError."""
+    from template.chain.client import Chain
+    from template.receipts.sources import open_source
 
     with contextlib.ExitStack() as stack:
         find = None
         if args.network and args.netuid:
             find = stack.enter_context(Chain(args.network, args.netuid)).commitment
         token = hub_token()
-        sources = [
+        return [
             open_source(source, args.work_dir, token=token, find_commitment=find)
             for source in dict.fromkeys(args.rounds)
         ]
-    return read_sources(sources, verify_signature)

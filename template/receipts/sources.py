@@ -1,5 +1,6 @@
 """Find round files: in a folder, in a dataset repo of the Hub, or by a validator's hotkey."""
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from typing import NamedTuple
 from template.chain_records import ChainCommitment
 from template.competition import is_repo_id
 from template.errors import ConfigError
-from template.receipts.files import MAX_FILE_BYTES, read_round
-from template.receipts.round_file import RoundFile, RoundHeader
-from template.receipts.verify import check_signatures
+from template.receipts.files import MAX_FILE_BYTES, read_header
+from template.receipts.receipt import Receipt
+from template.receipts.round_file import RoundHeader
+from template.receipts.verify import check_signature
 
 PATTERN = "round-*.jsonl"
+_FILE = re.compile(r"round-[A-Za-z0-9_.-]+\.jsonl")
 _HOTKEY = re.compile("[1-9A-HJ-NP-Za-km-z]{46,49}")
 
 FindCommitment = Callable[[str], ChainCommitment | None]
@@ -44,13 +47,19 @@ def is_hotkey(source: str) -> bool:
 
 
 def open_source(
-    source: str, work_dir: Path, *, token: str | None, find_commitment: FindCommitment | None = None
+    source: str,
+    work_dir: Path,
+    *,
+    token: str | None,
+    find_commitment: FindCommitment | None = None,
+    pattern: str = PATTERN,
 ) -> RoundSource:
     """Return the round files of a file, folder, repo or hotkey, and download them.
 
     Args:
         work_dir: Folder for downloads; files that it has already are not downloaded again.
         find_commitment: None without a chain.
+        pattern: Of the files of a repo.
 
     Raises: ConfigError for a source without round files; RemoteError.
     """
@@ -67,8 +76,30 @@ def open_source(
     from template.hub.repo_files import download_files
 
     folder = work_dir.expanduser() / "rounds" / repo.replace("/", "--")
-    paths = download_files(repo, PATTERN, folder, max_bytes=MAX_FILE_BYTES, token=token)
+    paths = download_files(repo, pattern, folder, max_bytes=MAX_FILE_BYTES, token=token)
     return RoundSource(source, _require(paths, source), repo, signer)
+
+
+def read_published_receipt(source: str, digest: str, work_dir: Path, *, token: str | None) -> Receipt:
+    """Return the receipt of a round file whose digest begins with `digest`.
+
+    source: a file, or owner/name/FILE on the Hub.
+    Raises: ConfigError; RemoteError.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        repo, _, name = source.rpartition("/")
+        if not is_repo_id(repo) or _FILE.fullmatch(name) is None:
+            raise ConfigError(
+                f"{source}: no such file, and no round file of the Hub like owner/name/round-96-360.jsonl"
+            )
+        paths = open_source(repo, work_dir, token=token, pattern=name).paths
+        path = paths[0]
+    header, lines = read_header(path)
+    found = [line for line in lines if hashlib.sha256(line).hexdigest().startswith(digest)]
+    if len(found) != 1:
+        raise ConfigError(f"--receipt {digest}: {len(found)} of the {header.receipts} receipts of {source} begin so")
+    return Receipt.from_json(found[0], source)
 
 
 def _announced_repo(hotkey: str, find_commitment: FindCommitment | None) -> str:
@@ -94,42 +125,22 @@ def _require(paths: Sequence[Path], source: str) -> Sequence[Path]:
 
 @dataclass(frozen=True)
 class SourcedRound:
-    """A round file that was read. fault: of its signatures, None if all are valid or it has none."""
+    """A round file that was read. fault: of the header's signature, None if it is valid or missing.
 
-    file: RoundFile
+    receipts: the lines of the receipts, which the header's signature covers.
+    """
+
+    header: RoundHeader
+    receipts: Sequence[bytes]
     path: Path
-    repo: str | None
     fault: str | None
 
-    @property
-    def header(self) -> RoundHeader:
-        return self.file.header
 
+def read_signed(path: Path, source: RoundSource, verify: Callable[[str, bytes, str], bool]) -> SourcedRound:
+    """Read a round file and check the signature of its header. Raises: ConfigError.
 
-def read_sources(
-    sources: Sequence[RoundSource], verify: Callable[[str, bytes, str], bool]
-) -> tuple[list[SourcedRound], list[str]]:
-    """Read every round once, oldest first; return a sentence for each file that cannot be read.
-
-    Of a round that was done again later, the first version counts: it has the weights.
     verify: as in `check_signatures`.
     """
-    rounds: dict[tuple[object, ...], SourcedRound] = {}
-    faults = []
-    for source in sources:
-        for path in source.paths:
-            try:
-                file = read_round(path)
-            except ConfigError as error:
-                faults.append(str(error))
-                continue
-            header = file.header
-            fault, receipt_faults = check_signatures(file, verify)
-            lines = [f"line {index + 2}: {text}" for index, text in receipt_faults.items()]
-            fault = fault or source.wrong_signer(header) or next(iter(lines), None)
-            key = (header.netuid, header.signer, header.start_block)
-            known = rounds.get(key)
-            if known is None or header.opened_block < known.header.opened_block:
-                rounds[key] = SourcedRound(file, path, source.repo, fault)
-    order = sorted(rounds.values(), key=lambda item: (item.header.start_block, item.header.signer or ""))
-    return order, faults
+    header, receipts = read_header(path)
+    fault = source.wrong_signer(header) or check_signature(header, header.signer, verify)
+    return SourcedRound(header, receipts, path, fault)

@@ -12,6 +12,9 @@ from template.rules.ledger import live_records, paid_loss
 # Verdicts besides the reasons of a rejection.
 RECORD, CONFIRMED, RUNNING, WAITING = "record", "confirmed", "in_progress", "waiting"
 
+# Records of a paid hotkey that are described.
+_SHOWN_RECORDS = 2
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -31,8 +34,8 @@ def ledger_line(line: TableLine, header: RoundHeader) -> LedgerLine | None:
     return next((own for own in header.ledger if (own.hotkey, own.digest) == key), None)
 
 
-def explain_verdict(line: TableLine, header: RoundHeader) -> Verdict:
-    """Return the verdict on a dataset, and why."""
+def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None) -> Verdict:
+    """Return the verdict on a dataset, and why. own: its line in the ledger."""
     if line.reason is not None:
         again = " The validator looks for the file again." if line.reason in MISSING else ""
         return Verdict(line.reason.value, f"{_sentence(line.message or 'rejected')}{again}")
@@ -40,7 +43,6 @@ def explain_verdict(line: TableLine, header: RoundHeader) -> Verdict:
     if line.runs == 0:
         seen = "" if line.digest is not None else " and not downloaded"
         return Verdict(WAITING, f"Not evaluated{seen} yet.")
-    own = ledger_line(line, header)
     if own is None:
         return Verdict(RUNNING, f"{line.runs} of {needed} evaluations are done. A dataset is paid after all of them.")
     epsilon, gap = header.incentives.epsilon, own.frontier - own.loss
@@ -92,6 +94,21 @@ def _explain_credit(line: TableLine, header: RoundHeader) -> str:
     listed = ", ".join(f"{credit:.4f} of the record of block {record.rank_block}" for record, credit in own)
     half_life = header.incentives.half_life_blocks
     return f"{text} It is the sum of: {listed}. A credit halves every {half_life:,} blocks."
+
+
+def paid_for(line: TableLine, header: RoundHeader) -> str:
+    """Say in few words what a paid hotkey is paid for."""
+    if header.incentives.reward is Reward.PROPORTIONAL:
+        return f"Its score, {line.score:.4f}."
+    live = live_records(header.start_block, header.ledger, header.registrations, header.incentives)
+    own = [record for record, _ in live if record.hotkey == line.hotkey][::-1]
+    texts = [
+        f"The record of block {record.rank_block}: loss {record.loss:.6f}, {record.frontier - record.loss:.6f} better"
+        " than any before."
+        for record in own[:_SHOWN_RECORDS]
+    ]
+    more = [f"And {_count(len(own) - _SHOWN_RECORDS, 'earlier record')}."] if len(own) > _SHOWN_RECORDS else []
+    return " ".join([*texts, *more])
 
 
 def weights_outcome(header: RoundHeader) -> str:
