@@ -95,7 +95,7 @@ class Names:
         url = f"{self._hub_url}/datasets/{record.namespace}"
         if not record.is_content_addressed:
             url = f"{url}/tree/{record.commit}"
-        return f"{record.namespace}@{record.commit[:8]}", url
+        return f"{record.namespace} @{record.commit[:8]}", url
 
 
 def file_name(hotkey: str) -> str:
