@@ -72,7 +72,7 @@ setup(
     version=read_version(),
     description="A Bittensor subnet where small chat datasets compete by the model they train",
     license="MIT",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "template/site/assets/uPlot-LICENSE.txt"],
     python_requires=">=3.11,<3.14",
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -33,7 +33,8 @@ class RoundPublisher:
         self._config = config
         self._chain = chain
         self._thread: threading.Thread | None = None
-        self._is_uploaded = False
+        # Time and size of each file that the repo has, so that only other ones are compared with it.
+        self._uploaded: dict[Path, tuple[int, int]] = {}
         self._is_new = True
         self._upload_problem: str | None = None
         self._announcement_problem: str | None = None
@@ -56,7 +57,7 @@ class RoundPublisher:
         if self._thread is None and self._is_new and not 0.0 < self._retry_at - now <= _RETRY_S:
             self._is_new = False
             self._start(repo)
-        announcement = self._announce(repo, view, now) if self._is_uploaded else None
+        announcement = self._announce(repo, view, now) if self._uploaded else None
         self.problem = self._upload_problem or announcement
 
     def finish(self, view: ChainView | None, now: float) -> None:
@@ -78,9 +79,11 @@ class RoundPublisher:
 
     def _upload(self, repo: str, hotkey: str) -> None:
         folder, token = self._config.round_dir or Path(), self._config.hub_token
-        # Other files in the folder are of other hotkeys or of no round.
-        paths = sorted(folder.glob(f"round-*-{hotkey[:8]}-*.jsonl"))
         try:
+            # Other files in the folder are of other hotkeys or of no round.
+            found = sorted(folder.glob(f"round-*-{hotkey[:8]}-*.jsonl"))
+            stamps = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+            paths = [path for path in found if self._uploaded.get(path) != stamps[path]]
             count = upload_new_files(paths, repo, token=token)
         except (SubnetError, OSError) as error:
             problem = f"round files wait for their upload to {repo}: {error}"
@@ -90,7 +93,7 @@ class RoundPublisher:
             return
         if count:
             logger.info("published {} round files repo={}", count, repo)
-        self._upload_problem, self._is_uploaded = None, bool(paths) or self._is_uploaded
+        self._upload_problem, self._uploaded = None, stamps
 
     def _announce(self, repo: str, view: ChainView, now: float) -> str | None:
         """Announce the repo unless the chain has it; return the problem."""
