@@ -30,7 +30,7 @@ from template import __version__, cli
 from template.errors import ConfigError, HostError, RemoteError
 from template.files import check_folder
 from template.receipts.sources import RoundSource, read_signed
-from template.site.archive import History
+from template.site.archive import History, round_name
 from template.site.extract import VERSION, Extract, extract_round
 from template.site.pages import Site
 
@@ -65,14 +65,22 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.serve is not None:
         serve(folder, args.serve)
-    while args.every is not None:
-        time.sleep(args.every)
-        try:
-            build(args, folder)
-        except RemoteError as error:
-            logger.warning("the site stays as it is: {}", error)
-    threading.Event().wait()
+    try:
+        while args.every is not None:
+            time.sleep(args.every)
+            refresh(args, folder)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
     return 0
+
+
+def refresh(args: argparse.Namespace, folder: Path) -> None:
+    """Build again; a source that does not answer leaves the site as it is."""
+    try:
+        build(args, folder)
+    except RemoteError as error:
+        logger.warning("the site stays as it is: {}", error)
 
 
 def build(args: argparse.Namespace, folder: Path) -> None:
@@ -115,7 +123,7 @@ def hub_url() -> str:
 
 
 def read_histories(sources: Iterable[RoundSource], cache: Path, paths: dict[str, Path]) -> list[History]:
-    """Read the rounds of every validator; add the files' paths by name.
+    """Read the rounds of every validator; add the files' paths by `round_name`.
 
     Of a round that was done again later, the first version counts: it has the weights.
     Raises: ConfigError without any round.
@@ -137,7 +145,7 @@ def read_histories(sources: Iterable[RoundSource], cache: Path, paths: dict[str,
     histories = []
     for rounds in chosen.values():
         ordered = [rounds[block] for block in sorted(rounds)]
-        paths |= {extract.name: path for extract, _, path in ordered}
+        paths |= {round_name(extract): path for extract, _, path in ordered}
         _, source, path = ordered[-1]
         newest = read_signed(path, source, lambda *_: True).header
         histories.append(History([extract for extract, _, _ in ordered], newest, source.repo))

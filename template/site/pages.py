@@ -18,7 +18,7 @@ Page = tuple[str, bytes]
 """A path in the site, and its content."""
 
 ReadReceipt = Callable[[str, int], bytes]
-"""Return one line of a round file, by the file's name and the line's number."""
+"""Return one line of a round file, by `round_name` and the line's number."""
 
 # Receipts as files, the newest of each hotkey first. The others are in the round files.
 RECEIPT_BYTES = 4 * 10**6
@@ -178,7 +178,7 @@ class Site:
         size = 0
         for extract, run in _newest_receipts(self._histories):
             assert run.line is not None and run.receipt is not None
-            content = self._read_receipt(extract.name, run.line)
+            content = self._read_receipt(round_name(extract), run.line)
             size += len(content)
             if size > RECEIPT_BYTES:
                 return

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from scripts import leaderboard
+from template import cli
+from template.errors import RemoteError
 from tests.fixtures.network import Ended, Net, call_main, use_hub
 from tests.fixtures.publication import MINERS, OTHER_REPO, REPO, Publication
 from tests.fixtures.season import Season
@@ -71,3 +73,23 @@ def test_site_is_served_on_loopback(rounds: Path, tmp_path: Path) -> None:
     assert address.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(address, timeout=10) as response:
         assert b"Dataset leaderboard" in response.read()
+
+
+def test_site_follows_a_source_until_ctrl_c(rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that does not answer leaves the site as it is."""
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            monkeypatch.setattr(cli, "open_round_sources", refuse)
+        elif len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    def refuse(_: object) -> None:
+        raise RemoteError("the Hub answered HTTP 503")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    ended = write(tmp_path, rounds, more=("--every", 600))
+    assert ended.status == 0 and pauses == [600.0, 600.0]
+    assert ended.logs[-1].endswith("the site stays as it is: the Hub answered HTTP 503")

@@ -11,7 +11,7 @@ import pytest
 
 from template.receipts.files import read_header
 from template.receipts.round_file import RoundHeader
-from template.site.archive import History, file_name
+from template.site.archive import History, file_name, round_name
 from template.site.extract import Extract, extract_round
 from template.site.pages import Site
 from template.site.render import ASSETS, read_asset
@@ -27,8 +27,10 @@ def read_history(paths: list[Path], repo: str | None = None) -> History:
 
 
 def build(*histories: History, folder: Path) -> dict[str, bytes]:
+    names = {round_name(extract): extract.name for history in histories for extract in history.rounds}
+
     def read_receipt(name: str, line: int) -> bytes:
-        return (folder / name).read_bytes().split(b"\n")[line - 1] + b"\n"
+        return (folder / names[name]).read_bytes().split(b"\n")[line - 1] + b"\n"
 
     return dict(Site(histories, HUB, read_receipt).pages())
 
