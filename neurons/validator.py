@@ -101,6 +101,7 @@ CHECKS: tuple[Check, ...] = (
     check_keep_days,
     check_model,
     check_devices,
+    lambda args: check_publish_rounds(args),
     lambda args: cli.check_poll_seconds(args.poll_seconds),
 )
 
@@ -133,6 +134,8 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     add("--eval_data_dir", type=Path, help="the evaluation set (default: STATE_DIR/eval_data)")
     add("--receipt_dir", type=Path, help="receipts as files (default: STATE_DIR/receipts)")
     add("--round_dir", type=Path, help="the rounds' signed files (default: STATE_DIR/rounds)")
+    publish_help = "also publish the rounds' files in this dataset repo of the Hub, and announce it on chain"
+    add("--publish_rounds", metavar="REPO", help=publish_help)
     bootstrap_help = "for rounds before the first of this state: another validator's signed round files, in a folder or"
     bootstrap_help += " in a dataset repo of the Hub (owner/name)"
     add("--bootstrap_rounds", metavar="DIR_OR_REPO", help=bootstrap_help)
@@ -269,6 +272,7 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         cache_dir=files.check_folder(args.cache_dir or state_dir / "cache", "--cache_dir"),
         receipt_dir=(args.receipt_dir or state_dir / "receipts").resolve(),
         round_dir=(args.round_dir or state_dir / "rounds").resolve(),
+        publish_rounds=check_publish_rounds(args),
         is_offline=args.offline,
         # With Ray, --ray.gpus_per_worker chooses: a worker without its GPU does not start.
         is_device_chosen=args.device is not None or args.executor == "ray",
@@ -278,6 +282,18 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         keep_days=args.keep_days,
         hub_token=cli.hub_token(),
     )
+
+
+def check_publish_rounds(args: argparse.Namespace) -> str | None:
+    """Return the repo of --publish_rounds, None without. Raises: ConfigError."""
+    repo: str | None = args.publish_rounds
+    if repo is not None and not is_repo_id(repo):
+        raise ConfigError(f"--publish_rounds must be a Hub id like owner/name, not {repo!r}")
+    if repo is not None and args.offline:
+        raise ConfigError("--publish_rounds does not go with --offline: unsigned round files prove nothing")
+    if repo is not None and cli.hub_token() is None:
+        raise ConfigError("--publish_rounds needs a Hub token that may write: set HF_TOKEN, or run hf auth login")
+    return repo
 
 
 def read_bootstrap(

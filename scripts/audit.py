@@ -3,11 +3,13 @@
     python scripts/audit.py round-96-4321000-5Ef1ucvE-0c5d1a.jsonl
     python scripts/audit.py rounds/ --sample 3
     python scripts/audit.py rounds/ --sample 3 --subtensor.network finney
+    python scripts/audit.py --from HOTKEY --netuid 96 --subtensor.network finney
 
-Checks signatures, arithmetic and ranks, and replays losses. Needs no wallet. Prints the findings of each file, then a
-line for each replayed receipt: identical, differs by how much, not comparable and why, or cannot be fetched and why.
-Replays only receipts of the competition, model and hyperparameters named here. The result goes to stdout, progress and
-logs to stderr. Exit status, the first that applies:
+--from takes a dataset repo of the Hub, or a validator's hotkey, whose repo it finds on chain. Checks signatures,
+arithmetic and ranks, and replays losses. Needs no wallet. Prints the findings of each file, then a line for each
+replayed receipt: identical, differs by how much, not comparable and why, or cannot be fetched and why. Replays only
+receipts of the competition, model and hyperparameters named here. The result goes to stdout, progress and logs to
+stderr. Exit status, the first that applies:
 9 a signature is missing, false or of another signer; 7 a loss differs, or a file is damaged or contradicts itself;
 11 weights on chain are not the file's; 12 weights submitted again are no earlier ones; 13 a refusal is false; 14 a
 receipt is in no file; 15 a seed is of another block or source; 16 the entries are not the chain's; 17 a rank does not
@@ -23,11 +25,11 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from template import cli
 from template.arguments import Parser
@@ -41,8 +43,12 @@ from template.receipts.receipt import Receipt, ReplayVerdict
 from template.receipts.refusals import RefusalCheck, commitments_in
 from template.receipts.replay import Auditor
 from template.receipts.round_file import RoundFile
+from template.receipts.sources import RoundSource, is_hotkey, open_source
 from template.receipts.verify import check_across_files, check_consistency, check_signatures, remarks
 from template.terminal import Countdown, escape, print_result
+
+if TYPE_CHECKING:
+    from template.chain.client import Chain
 
 # Verdicts on receipts whose dataset or model cannot be downloaded, for ever or at present.
 GONE = "cannot be fetched"
@@ -76,7 +82,10 @@ class Job(NamedTuple):
 def build_parser() -> Parser:
     checks = (cli.check_competition, cli.check_score_arguments, lambda args: cli.hub_token())
     parser = cli.make_parser("audit", __doc__, checks=checks)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE_OR_DIR", help="round files, or folders of them")
+    parser.add_argument("files", nargs="*", metavar="FILE_OR_DIR", help="round files, or folders of them")
+    from_help = "a dataset repo (owner/name) or a validator's hotkey, which needs --netuid and --subtensor.network"
+    parser.add_argument("--from", dest="sources", action="append", default=[], metavar="SOURCE", help=from_help)
+    parser.add_argument("--netuid", type=int, help="the subnet's number, for the hotkey of --from")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sample", type=int, metavar="N", help="replay N receipts drawn from all files")
     which.add_argument("--all", action="store_true", help="replay every receipt (the default)")
@@ -101,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.sample is not None and args.sample < 0:
         parser.error(f"--sample must not be negative, not {args.sample}")
+    if not args.files and not args.sources:
+        parser.error("expected round files, folders of them, or --from")
     return cli.run_main(parser, argv, audit)
 
 
@@ -109,7 +120,11 @@ def audit(args: argparse.Namespace) -> int:
     context = cli.make_replay_context(args)
     competition, incentives = load_competition(args.competition), load_incentives(args.competition)
     auditor = Auditor(context, competition, load_training_args(args.training_args))
-    rounds, reports = read_files(find_files(args.files))
+    with ExitStack() as stack:
+        sources = [open_round_source(args, source, stack, context.token) for source in [*args.files, *args.sources]]
+    rounds, reports = read_files(dict.fromkeys(path for source in sources for path in source.paths))
+    for source in sources:
+        report_signers(source, rounds, reports)
     sound, jobs = check_files(rounds, reports)
     with ExitStack() as stack:
         netuids = {file.header.netuid for file in rounds.values()} if args.network else set()
@@ -143,20 +158,22 @@ def audit(args: argparse.Namespace) -> int:
     return status
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Return files, and the round files in folders, once. Raises: ConfigError."""
-    files: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise ConfigError(f"{path}: no such file or folder")
-        in_path = sorted(path.glob("round-*.jsonl")) if path.is_dir() else [path]
-        if not in_path:
-            raise ConfigError(f"{path}: no round file, round-*.jsonl, in this folder")
-        files += in_path
-    return list(dict.fromkeys(files))
+def open_round_source(args: argparse.Namespace, source: str, stack: ExitStack, token: str | None) -> RoundSource:
+    """Find the round files of a path, repo or hotkey. Raises: ConfigError, RemoteError."""
+    find = None
+    if is_hotkey(source) and args.network and args.netuid:
+        find = open_client(args, args.netuid, stack).commitment
+    return open_source(source, args.work_dir, token=token, find_commitment=find)
 
 
-def read_files(paths: Sequence[Path]) -> tuple[dict[Path, RoundFile], dict[Path, FileReport]]:
+def report_signers(source: RoundSource, rounds: Mapping[Path, RoundFile], reports: Mapping[Path, FileReport]) -> None:
+    """Report files that are not of the hotkey that was named."""
+    for path in source.paths:
+        fault = source.wrong_signer(rounds[path].header) if path in rounds else None
+        reports[path].add(Kind.SIGNATURE, [] if fault is None else [fault])
+
+
+def read_files(paths: Iterable[Path]) -> tuple[dict[Path, RoundFile], dict[Path, FileReport]]:
     """Read the files that can be read, and start a report for every file."""
     rounds, reports = {}, {}
     for path in paths:
@@ -225,11 +242,14 @@ def check_histories(
 
 def open_chain(args: argparse.Namespace, netuid: int, stack: ExitStack) -> CachedChain:
     """Connect to a subnet until the stack ends. Raises: ConfigError."""
+    return CachedChain(open_client(args, netuid, stack))
+
+
+def open_client(args: argparse.Namespace, netuid: int, stack: ExitStack) -> "Chain":
     from template.chain.client import Chain
 
     archives = [url.strip() for url in args.archives.split(",")] if args.archives else []
-    chain = Chain(args.network, netuid, archive_endpoints=archives)
-    return CachedChain(stack.enter_context(chain))
+    return stack.enter_context(Chain(args.network, netuid, archive_endpoints=archives))
 
 
 def draw_sample(jobs: Sequence[Job], count: int, seed: int) -> list[Job]:

@@ -5,6 +5,7 @@
     python scripts/compute_loss.py --compare old.jsonl new.jsonl --repeats 5
     python scripts/compute_loss.py --as_validator --netuid 96 --hotkey ADDRESS
     python scripts/compute_loss.py --verify receipt.json
+    python scripts/compute_loss.py --verify owner/rounds/round-96-360-5Ef1ucvE-0c5d1a.jsonl --receipt 3fa2c1d0
 
 The loss is the one that validators pay by: the mean over the seeds, with a penalty for a large spread between them.
 
@@ -49,6 +50,7 @@ from template.receipts.replay import (
     evaluate_once,
     find_mismatch,
 )
+from template.receipts.sources import read_published_receipt
 from template.records import TrainResult
 from template.terminal import Countdown, escape, print_result
 from template.workers.executor import Evaluator
@@ -99,7 +101,9 @@ def build_parser() -> Parser:
     add("--dataset_path", type=Path, metavar="FILE_OR_DIR", help="a file, or a folder with data.jsonl")
     add("--hf_repo_id", help="dataset repo on the Hub, with --revision")
     add("--revision", metavar="COMMIT", help="the full commit of --hf_repo_id")
-    add("--verify", type=Path, metavar="RECEIPT", help="replay a receipt and compare")
+    add("--verify", metavar="RECEIPT", help="replay a receipt and compare; also from a round file, with --receipt")
+    receipt_help = "with --verify FILE or owner/name/FILE: the receipt of this round file whose sha256 begins so"
+    add("--receipt", metavar="DIGEST", help=receipt_help)
     any_help = "with --verify: also a receipt of another competition, model or hyperparameters"
     add("--any_competition", action="store_true", help=any_help)
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="evaluate two files or folders under the same seeds")
@@ -134,8 +138,8 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     fixed = ("lucky_num", "check", "repeats", "receipt_dir")
     if args.verify and (given := [name for name in fixed if getattr(args, name) != parser.get_default(name)]):
         parser.error(f"--{given[0]} does not go with --verify: the receipt defines the evaluation")
-    if args.any_competition and not args.verify:
-        parser.error("--any_competition goes with --verify")
+    if (args.any_competition or args.receipt) and not args.verify:
+        parser.error("--any_competition and --receipt go with --verify")
     if args.compare and (args.verify or args.dataset_path or args.hf_repo_id):
         parser.error("--compare names both datasets and excludes --dataset_path, --hf_repo_id and --verify")
     if args.as_validator:
@@ -261,7 +265,10 @@ def verify(args: argparse.Namespace, context: ReplayContext) -> int:
 
     A receipt of another competition, model or hyperparameters is refused.
     """
-    receipt = read_receipt(args.verify)
+    if args.receipt:
+        receipt = read_published_receipt(args.verify, args.receipt, context.work_dir, token=context.token)
+    else:
+        receipt = read_receipt(Path(args.verify).expanduser())
     has_bad_signature, signature = check_signature(receipt)
     competition, training_args = load_competition(args.competition), load_training_args(args.training_args)
     mismatch = None
@@ -294,7 +301,7 @@ def replay(args: argparse.Namespace, context: ReplayContext, receipt: Receipt) -
 
     The rows of a submission must be in the evaluation set: a validator evaluates no others.
     """
-    evaluator = context.replay_evaluator(receipt, str(args.verify))
+    evaluator = context.replay_evaluator(receipt, args.verify)
     submission = receipt.submission
     if submission is None and not (args.dataset_path or args.hf_repo_id):
         raise ConfigError(f"{args.verify}: receipt of a local file; pass the file with --dataset_path")

@@ -23,6 +23,8 @@ COMMANDS = {
     "status": ("scripts.status:main", "show a validator's work, weights and failures"),
     "audit": ("scripts.audit:main", "check a validator's round files and replay its losses"),
     "doctor": ("scripts.doctor:main", "check this machine and the settings before a start"),
+    "verdict": ("scripts.verdict:main", "say what validators recorded about a hotkey, and why"),
+    "leaderboard": ("scripts.leaderboard:main", "write a leaderboard for the browser from round files"),
     "localnet": ("template.localnet.__main__:main", "run a chain and a Hub on this machine"),
 }
 

@@ -16,11 +16,12 @@ class Neuron:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainCommitment:
-    """One hotkey's commitment on chain, in one of four states.
+    """One hotkey's commitment on chain, in one of five states.
 
     Plain: `text` is its one Raw field as UTF-8, and `block` is where it was last set.
     Timelocked: no text; drand round `reveal_round` reveals it, and `block` is the commit block.
     Revealed: `is_revealed`, and `text` is decrypted. `block` is the reveal block: the chain drops the commit block.
+    Announcement: of a validator, which names the repo with its round files in `rounds_repo`. No text, so no entry.
     Unreadable (several fields, not UTF-8, a failed reveal): neither text nor round.
     """
 
@@ -29,6 +30,7 @@ class ChainCommitment:
     text: str | None
     reveal_round: int | None = None
     is_revealed: bool = False
+    rounds_repo: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Argument groups shared by the entry points, and objects built from them."""
 
 import argparse
+import contextlib
 import functools
 import os
 import pwd
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from template.chain.client import Chain, Wallet
     from template.chain.wallets import PublicWallet
     from template.receipts.replay import ReplayContext
+    from template.receipts.sources import RoundSource
 
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
@@ -358,3 +360,29 @@ def make_replay_context(args: argparse.Namespace) -> "ReplayContext":
         dtype=args.dtype,
         token=hub_token(),
     )
+
+
+def add_round_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --rounds, and what finds the round files of a validator's hotkey."""
+    rounds_help = "round files, folders, dataset repos (owner/name), or hotkeys of validators, which need the next two"
+    parser.add_argument("--rounds", nargs="+", required=True, metavar="SOURCE", help=rounds_help)
+    parser.add_argument("--netuid", type=int, help="the subnet's number, for hotkeys in --rounds")
+    network_help = "find hotkeys on this chain: finney, test, or a ws:// or wss:// url"
+    parser.add_argument("--subtensor.network", dest="network", metavar="NETWORK", help=network_help)
+    parser.add_argument("--work_dir", type=Path, default=DEFAULT_STATE_DIR / "offline", help="for downloads")
+
+
+def open_round_sources(args: argparse.Namespace) -> "list[RoundSource]":
+    """Find the round files of `add_round_arguments`. Raises: ConfigError, RemoteError."""
+    from template.chain.client import Chain
+    from template.receipts.sources import open_source
+
+    with contextlib.ExitStack() as stack:
+        find = None
+        if args.network and args.netuid:
+            find = stack.enter_context(Chain(args.network, args.netuid)).commitment
+        token = hub_token()
+        return [
+            open_source(source, args.work_dir, token=token, find_commitment=find)
+            for source in dict.fromkeys(args.rounds)
+        ]

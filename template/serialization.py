@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from template.errors import ConfigError
 
 _Record = TypeVar("_Record")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -23,9 +25,11 @@ def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, 
     """Parse a JSON object of this `format` and drop that key. Raises: ConfigError."""
     try:
         # json.loads would also take bytes in UTF-16 and UTF-32.
-        content = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_without_duplicates)
+        text = text if isinstance(text, str) else text.decode()
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
         # JSON can spell half of a surrogate pair, which can be neither printed nor stored.
-        json.dumps(content, ensure_ascii=False).encode()
+        if not text.isascii() or _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != format_name:

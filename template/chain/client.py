@@ -20,9 +20,10 @@ import bittensor as bt
 from bittensor import settings
 from loguru import logger
 
-from template.chain.commitments import encode_text
+from template.chain.commitments import encode_announcement, encode_text
 from template.chain.endpoints import Endpoints
 from template.chain.event_loop import EventLoopThread
+from template.chain.outcomes import block_of, error_name, retry_after_s
 from template.chain.reads import (
     newest_block,
     read_commit_blocks,
@@ -238,6 +239,13 @@ class Chain:
         """
         return self._publish(timelock_encrypt(text, reveal_round))
 
+    def announce_rounds(self, repo: str) -> PublishOutcome:
+        """Replace the hotkey's commitment by the name of the repo with its round files.
+
+        Raises: as `publish`.
+        """
+        return self._publish({"BigRaw": encode_announcement(repo)})
+
     def _publish(self, field: Mapping[str, object]) -> PublishOutcome:
         call = bt.calls.Commitments.set_commitment(netuid=self.netuid, info={"fields": [field]})
         signer = self._signer
@@ -246,8 +254,8 @@ class Chain:
             lambda link: link.client.submit_call(call, signer, signer="hotkey", period=_ERA_BLOCKS),
         )
         if result.success:
-            return PublishOutcome(is_accepted=True, message=result.message, block=_block_of(result))
-        name = _error_name(result)
+            return PublishOutcome(is_accepted=True, message=result.message, block=block_of(result))
+        name = error_name(result)
         retry = self._blocks_until_epoch() if name == "SpaceLimitExceeded" else None
         return PublishOutcome(is_accepted=False, error=name, message=result.message, retry_after_blocks=retry)
 
@@ -272,12 +280,12 @@ class Chain:
         intent = ExactWeights(self.netuid, weights=dict(prepared.sent), version_key=WEIGHTS_VERSION)
         result = self._submit("set weights", lambda link: link.client.execute(intent, signer, period=_ERA_BLOCKS))
         if not result.success:
-            return WeightOutcome(is_accepted=False, error=_error_name(result), message=result.message)
+            return WeightOutcome(is_accepted=False, error=error_name(result), message=result.message)
         reveal_round = result.data.get("reveal_round")
         return WeightOutcome(
             is_accepted=True,
             message=result.message,
-            block=_block_of(result),
+            block=block_of(result),
             is_revealed_later=reveal_round is not None,
             reveal_round=reveal_round,
         )
@@ -342,7 +350,7 @@ class Chain:
             result = self._call(what, run)
         except RemoteError as exc:
             raise RemoteError(f"{unknown} ({exc})", exc.retry_after_s) from exc
-        name = _error_name(result)
+        name = error_name(result)
         if not result.success and result.block_hash is None and (name is None or name in _MAY_STILL_LAND):
             raise RemoteError(f"{unknown} ({name or result.message})")
         if name == "BadProof":
@@ -362,7 +370,7 @@ class Chain:
             raise RemoteError(f"could not {what}: no answer within {self._deadline_s:g} s") from exc
         except (bt.BittensorError, OSError) as exc:
             is_answered = isinstance(exc, bt.ChainError)
-            raise RemoteError(f"could not {what}: {exc}", _retry_after_s(exc)) from exc
+            raise RemoteError(f"could not {what}: {exc}", retry_after_s(exc)) from exc
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
             forget_runtimes()
             raise RemoteError(f"could not {what}: invalid answer: {exc!r}") from exc
@@ -377,17 +385,3 @@ class Chain:
         # Not Client.connect, which also loads token symbols from a cache in the user's home.
         loop = EventLoopThread(substrate.connect, substrate.close)
         return _Connection(loop, bt.Client(self._endpoints.label, substrate=substrate), substrate)
-
-
-def _error_name(result: bt.ExtrinsicResult) -> str | None:
-    return None if result.error is None else result.error.name
-
-
-def _block_of(result: bt.ExtrinsicResult) -> int | None:
-    number = (result.extrinsic_id or "").partition("-")[0]
-    return int(number) if number.isdecimal() else None
-
-
-def _retry_after_s(exc: BaseException) -> float | None:
-    text = getattr(exc, "retry_after", None)
-    return float(text) if isinstance(text, str) and text.isdecimal() else None

@@ -15,6 +15,7 @@ from template.errors import Reason, SubmissionError
 
 _HEX = re.compile(r"0x(?:[0-9a-f]{2})*")
 _RAW_FIELD = re.compile(r"Raw([0-9]{1,3})")
+_ANNOUNCEMENT = re.compile(r"dataset-rounds:([!-~]{1,96})")
 # SCALE lengths below 2**6 take one byte, those below 2**14 two; no commitment is longer.
 _ONE_BYTE_LENGTHS, _TWO_BYTE_LENGTHS = 2**6, 2**14
 
@@ -48,7 +49,13 @@ def _parse_record(hotkey: str, record: Any, reveal_blocks: Sequence[int]) -> Cha
     # commitment, and a later one is of another field of this commitment.
     is_single = len(fields) == 1 and all(reveal_block <= block for reveal_block in reveal_blocks)
     field = fields[0] if is_single else None
-    return ChainCommitment(hotkey=hotkey, block=block, text=_plain_text(field), reveal_round=_sealed_round(field))
+    return ChainCommitment(
+        hotkey=hotkey,
+        block=block,
+        text=_plain_text(field),
+        reveal_round=_sealed_round(field),
+        rounds_repo=_announced_repo(field),
+    )
 
 
 def _plain_text(field: object) -> str | None:
@@ -68,6 +75,23 @@ def _sealed_round(field: object) -> int | None:
     sealed = field["TimelockEncrypted"]
     reveal_round = sealed.get("reveal_round") if isinstance(sealed, dict) else None
     return reveal_round if type(reveal_round) is int and reveal_round > 0 else None
+
+
+def _announced_repo(field: object) -> str | None:
+    if not isinstance(field, dict) or field.keys() != {"BigRaw"}:
+        return None
+    # The client decodes bytes of any length as text where they are UTF-8.
+    text = field["BigRaw"]
+    match = _ANNOUNCEMENT.fullmatch(text) if isinstance(text, str) else None
+    return match[1] if match is not None else None
+
+
+def encode_announcement(repo: str) -> bytes:
+    """Encode the announcement of a validator's round files, for a BigRaw field.
+
+    A miner's commitment is a Raw or a timelocked field, so no version of this package takes it for an entry.
+    """
+    return f"dataset-rounds:{repo}".encode()
 
 
 def encode_timelock_plaintext(text: str) -> bytes:

@@ -212,7 +212,7 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
     if not is_content_digest(request.revision):
         info = find_file(api, request.repo, request.revision, request.filename, budget)
         _check_size(request, info.size, job.max_bytes)
-        return storage.save(job.folder, request, _read_chunks(api, request.repo, request.revision, info, budget))
+        return storage.save(job.folder, request, read_chunks(api, request.repo, request.revision, info, budget))
     try:
         try:
             # Not by the commit of main, which costs one request more. The digest tells when main has moved meanwhile.
@@ -274,7 +274,7 @@ def _download_digest(job: _Job, commit: str, budget: RequestBudget) -> HubFile:
 
     def chunks() -> Iterator[bytes]:
         sha256 = hashlib.sha256()
-        for chunk in _read_chunks(api, request.repo, commit, info, budget):
+        for chunk in read_chunks(api, request.repo, commit, info, budget):
             sha256.update(chunk)
             yield chunk
         if not job.is_requested(sha256.hexdigest()):
@@ -300,7 +300,7 @@ def _find_upload(api: HfApi, repo: str, is_requested: Callable[[str], bool]) -> 
     return None
 
 
-def _read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: RequestBudget) -> Iterator[bytes]:
+def read_chunks(api: HfApi, repo: str, commit: str, info: HubFileInfo, budget: RequestBudget) -> Iterator[bytes]:
     """Stream a file; raise RemoteError at its end unless it is the listed one."""
     budget.max_bytes = max(info.size, budget.max_bytes)
     sha256, git_oid = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % info.size, usedforsecurity=False)

@@ -47,7 +47,7 @@ def find_file(api: HfApi, repo: str, commit: str, filename: str | None, budget: 
         with translate_hub_errors(api, repo):
             rows = api.get_paths_info(repo, [filename], revision=commit, repo_type="dataset")
             files = [row for row in rows if row.path == filename and hasattr(row, "size")]
-            return _parse_file(filename, files[0]) if files else _confirm_missing(api, repo, commit, filename)
+            return parse_file(filename, files[0]) if files else _confirm_missing(api, repo, commit, filename)
     budget.max_bytes = MAX_LISTING_BYTES
     with translate_hub_errors(api, repo):
         siblings = api.dataset_info(repo, revision=commit, files_metadata=True).siblings
@@ -55,7 +55,7 @@ def find_file(api: HfApi, repo: str, commit: str, filename: str | None, budget: 
             raise RemoteError(f"the Hub sent no file list of {repo} at {commit[:12]}")
         jsonl = {row.rfilename: row for row in siblings if row.rfilename.endswith(".jsonl")}
         if len(jsonl) == 1:
-            return next(_parse_file(name, row) for name, row in jsonl.items())
+            return next(parse_file(name, row) for name, row in jsonl.items())
     names = ", ".join(repr(name[:80]) for name in sorted(jsonl)[:5])
     raise SubmissionError(
         Reason.MISSING_FILE,
@@ -98,7 +98,7 @@ def check_commit(response: httpx2.Response, api: HfApi, commit: str) -> None:
             raise RemoteError("the Hub sent the file of another commit")
 
 
-def _parse_file(path: str, row: object) -> HubFileInfo:
+def parse_file(path: str, row: object) -> HubFileInfo:
     size, git_oid, lfs = getattr(row, "size", None), getattr(row, "blob_id", None), getattr(row, "lfs", None)
     is_name = path.isprintable() and not {"..", ".", ""} & set(path.split("/"))
     # By `type`, since a bool is an int.

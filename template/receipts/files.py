@@ -1,7 +1,7 @@
 """Write and read receipts (one JSON file each) and round files."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from template.errors import ConfigError
@@ -48,6 +48,16 @@ def read_receipt(path: Path) -> Receipt:
 
 def read_round(path: Path) -> RoundFile:
     """Read a complete round file; check no signatures. Raises: ConfigError."""
+    header, lines = read_header(path)
+    receipts = [Receipt.from_json(line, f"{path}: line {number}") for number, line in enumerate(lines, start=2)]
+    return RoundFile(header=header, receipts=tuple(receipts))
+
+
+def read_header(path: Path) -> tuple[RoundHeader, Sequence[bytes]]:
+    """Read the header of a complete round file, and the lines of the receipts, which its signature covers.
+
+    Raises: ConfigError.
+    """
     content = _read(path, MAX_FILE_BYTES)
     if content.count(b"\n") > MAX_RECEIPTS + 1:
         raise ConfigError(f"{path}: more than {MAX_RECEIPTS} receipts; a round has fewer")
@@ -64,8 +74,7 @@ def read_round(path: Path) -> RoundFile:
         raise ConfigError(f"{path}: {len(lines) - 1} receipts after the header, which lists {header.receipts}")
     if digest_lines(lines[1:]) != header.receipts_sha256:
         raise ConfigError(f"{path}: the sha256 of the receipts is not receipts_sha256 in the header")
-    receipts = [Receipt.from_json(line, f"{path}: line {number}") for number, line in enumerate(lines[1:], start=2)]
-    return RoundFile(header=header, receipts=tuple(receipts))
+    return header, lines[1:]
 
 
 def _read(path: Path, limit: int) -> bytes:

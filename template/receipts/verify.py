@@ -84,13 +84,14 @@ def check_signatures(file: RoundFile, verify: Callable[[str, bytes, str], bool])
     verify(signer, message, signature) returns whether the signature is valid. An unsigned file has no faults.
     """
     signer = file.header.signer
-    faults = {index: _check_signature(receipt, signer, verify) for index, receipt in enumerate(file.receipts)}
-    return _check_signature(file.header, signer, verify), {index: fault for index, fault in faults.items() if fault}
+    faults = {index: check_signature(receipt, signer, verify) for index, receipt in enumerate(file.receipts)}
+    return check_signature(file.header, signer, verify), {index: fault for index, fault in faults.items() if fault}
 
 
-def _check_signature(
+def check_signature(
     signed: RoundHeader | Receipt, validator: str | None, verify: Callable[[str, bytes, str], bool]
 ) -> str | None:
+    """Return the fault of one signature, None if it is valid or missing in an unsigned file."""
     if signed.signer != validator:
         return f"signer {signed.signer} differs from the round's signer {validator}"
     if signed.signer is None:

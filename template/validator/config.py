@@ -27,7 +27,7 @@ class ValidatorConfig:
     is_offline: never write to the chain,
     and need no registration. is_device_chosen: --device is set. poll_s: seconds between two reads of the chain while
     idle. keep_days: how long receipts and leaderboards of past rounds are kept. round_dir: folder of the signed round
-    files, None to write none.
+    files, None to write none. publish_rounds: dataset repo that gets these files, None to publish none.
     """
 
     competition: Competition
@@ -38,6 +38,7 @@ class ValidatorConfig:
     cache_dir: Path | None = None
     receipt_dir: Path | None = None
     round_dir: Path | None = None
+    publish_rounds: str | None = None
     is_offline: bool = False
     lucky_num: int | None = None
     lucky_num_from: LuckyNumFrom | None = None

@@ -10,6 +10,7 @@ from template.validator.bootstrap import RoundHistory
 from template.validator.config import ValidatorConfig
 from template.validator.downloads import Downloader
 from template.validator.outputs import Outputs
+from template.validator.publishing import RoundPublisher
 from template.workers.executor import Executor
 
 
@@ -17,7 +18,7 @@ from template.workers.executor import Executor
 class Context:
     """Configuration, outside systems and clock of one validator.
 
-    outputs: the optional folders. history: of --bootstrap_rounds.
+    outputs: the optional folders. publisher: of the round files. history: of --bootstrap_rounds.
     """
 
     config: ValidatorConfig
@@ -27,5 +28,6 @@ class Context:
     downloader: Downloader
     tracker: Tracker
     outputs: Outputs
+    publisher: RoundPublisher
     now: Callable[[], float]
     history: RoundHistory = field(default_factory=RoundHistory)

@@ -34,6 +34,7 @@ from template.validator.downloads import Downloader
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.inputs import changed_inputs, check_device_unchanged, is_on_cpu
 from template.validator.outputs import Outputs
+from template.validator.publishing import RoundPublisher
 from template.validator.reporting import Reporter
 from template.validator.rounds import adopt_results, check_chain, open_round, plan_round, update_table
 from template.validator.snapshots import CommitBlockIndex, SnapshotReader
@@ -92,7 +93,7 @@ class Validator:
         self._context = Context(
             config=config, chain=chain, store=store, executor=executor, downloader=downloader,
             tracker=tracker or NullTracker(), outputs=Outputs(config, store, now), now=now,
-            history=history or RoundHistory(),
+            history=history or RoundHistory(), publisher=RoundPublisher(config, chain),
         )  # fmt: skip
         self._chain = chain
         self._store = store
@@ -109,6 +110,7 @@ class Validator:
         self._eval_set: EvalSetIndex | None = None
         self._model: str | None = None
         self._failures = 0
+        self._view: ChainView | None = None
 
     def run(self) -> None:
         """Tick until stopped or done. Raises: ConfigError, HostError."""
@@ -116,6 +118,8 @@ class Validator:
         with self._store.recorded_run(__version__, self._now) as run_id, closing(self._executor):
             while not self.stop.is_set() and not self._run_with_retry(self.tick, run_id):
                 pass
+            if not self.stop.is_set():
+                self._context.publisher.finish(self._view, self._now())
         logger.info("validator stops rounds_done={}", self.rounds_done)
 
     def _run_with_retry(self, step: Callable[[], bool], run_id: int) -> bool:
@@ -145,7 +149,7 @@ class Validator:
 
     def tick(self) -> bool:
         """Do one bounded step. Return True when all work is done."""
-        view = self._read_view()
+        view = self._view = self._read_view()
         self._admit(view)
         self._commit_blocks.update(view)
         state = self._load_state()
@@ -154,6 +158,7 @@ class Validator:
         try:
             return self._perform(action, state, view)
         finally:
+            self._context.publisher.update(view, self._now())
             self._reporter.report_progress(action, state, view)
 
     def _read_view(self) -> ChainView:

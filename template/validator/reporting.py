@@ -82,10 +82,14 @@ class Reporter:
             weights_block=schedule.closing_block(current, self._context.config.policy) if current else None,
             weights_set_block=(last.outcome.block or last.block) if last and last.outcome else None,
             tokens_per_s=self._context.executor.tokens_per_s(),
-            warnings=tuple(self._context.outputs.waiting()),
+            warnings=(*self._context.outputs.waiting(), *self._publishing_problems()),
             burned=burned_share(last.weights, view) if last else None,
             neuron=self._find_neuron(view),
         )
+
+    def _publishing_problems(self) -> list[str]:
+        problem = self._context.publisher.problem
+        return [] if problem is None else [f"--publish_rounds: {problem}"]
 
     def _find_neuron(self, view: ChainView) -> OwnNeuron | None:
         """Return this validator on the subnet, None if it sets no weights."""
@@ -156,6 +160,7 @@ class Reporter:
         file = round_file(summary, signer=signer, sign=sign)
         store.record_output("--round_dir", file, self._context.now())
         refused = self._context.outputs.write()
+        self._context.publisher.notice()
         return None if "--round_dir" in refused else config.round_dir / file.name
 
     def _results(self, evaluator: SubmissionEvaluator, current: Round) -> dict[RoundEvaluation, EvaluationResult]:

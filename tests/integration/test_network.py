@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import leaderboard
 from template.constants import DATA_FILE
 from template.errors import Reason
 from template.localnet.__main__ import main as run_localnet
@@ -164,7 +165,7 @@ def interrupted(arena: Arena) -> Interrupted:
 def spine(arena: Arena, interrupted: Interrupted) -> Outcome:
     """The same round without interruption. Its seeds come from the same block."""
     arena.net.admin.advance(2)
-    with arena.start("spine") as process:
+    with arena.start("spine", "--publish_rounds", "validator/rounds") as process:
         process.finish()
     return arena.read("spine", process)
 
@@ -218,6 +219,19 @@ def test_anyone_replays_a_receipt_to_the_last_bit(arena: Arena, spine: Outcome) 
     assert competition.startswith("competition  ")
     assert (recorded.split(), replayed.split()) == (["recorded", loss], ["replayed", loss])
     assert signature.endswith(f"valid, by {arena.net.hotkey('validator')}") and verdict == "IDENTICAL"
+
+
+def test_site_from_the_hotkey_alone_has_receipts_that_replay(arena: Arena, spine: Outcome, tmp_path: Path) -> None:
+    """The leaderboard finds the published rounds, and the receipt that it offers is IDENTICAL."""
+    sources = ["--rounds", arena.net.hotkey("validator"), "--netuid", "96", "--subtensor.network", arena.net.network]
+    with use_hub(arena.net, "bob"):
+        ended = call_main(leaderboard.main, *sources, "--out", tmp_path / "site", "--work_dir", tmp_path)
+    assert ended.status == 0, ended.logs
+    page = (tmp_path / "site" / "hotkeys" / f"{arena.net.hotkey('copycat')}.html").read_text()
+    assert f"Shares 102 rows with the earlier dataset of {arena.net.hotkey('alice')}" in page
+    (path,) = (tmp_path / "site" / "receipts").glob(f"{arena.net.hotkey('bob')[:12]}-1-*.json")
+    ended = arena.compute_loss("--verify", path, "--any_competition", "--work_dir", arena.folder / "offline")
+    assert ended.output.splitlines()[-1] == "IDENTICAL", ended.logs
 
 
 def test_validator_and_script_give_the_same_bits(arena: Arena, spine: Outcome) -> None:

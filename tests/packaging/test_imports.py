@@ -42,6 +42,7 @@ ROOMS = {
     "miner": f"data rules chain hub files serialization terminal {RECORDS}",
     "workers": f"train training hub telemetry data config serialization {RECORDS}",
     "receipts": f"rules workers hub data chain config serialization files terminal {RECORDS}",
+    "site": f"receipts rules terminal {RECORDS}",
     "status": f"store files rules terminal telemetry {RECORDS}",
     "validator": f"files workers receipts telemetry chain store hub data rules terminal {RECORDS}",
     "updates": f"telemetry {GROUND}",
@@ -58,6 +59,7 @@ LIBRARIES = {
     "httpx2": "template.hub.*",
     "sqlite3": "template.store.* template.localnet.*",
     "wandb": "template.telemetry.*",
+    "jinja2": "template.site.*",
     "ray": "template.workers.ray_driver template.workers.ray_actor",
     **dict.fromkeys(
         ("torch", "transformers", "peft", "tokenizers", "safetensors"),

@@ -92,9 +92,13 @@ def test_installed_package_holds_its_data(installed: Path, tmp_path: Path) -> No
         "import pathlib, template; from template.config import load_training_args as load;"
         "root = pathlib.Path(template.__file__).parent;"
         "print(load(None).model_id, load(root / 'localnet/sample/training_args.yaml').model_id);"
-        "print((root / 'py.typed').is_file())"
+        "print((root / 'py.typed').is_file());"
+        "from template.site.render import ASSETS, _environment, read_asset;"
+        "print(all(map(read_asset, ASSETS)), sorted(_environment().list_templates()))"
     )
     expected = "Qwen/Qwen2.5-1.5B-Instruct HuggingFaceTB/SmolLM2-135M-Instruct\nTrue\n"
+    templates = sorted(path.name for path in (ROOT / "template" / "site" / "templates").iterdir())
+    expected += f"True {templates}\n"
     assert run([installed / "python", "-c", code], tmp_path) == expected
 
 

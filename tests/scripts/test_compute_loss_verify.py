@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts import compute_loss
+from template.localnet.hub.store import upload_files
 from template.receipts.files import write_receipt
 from tests.fixtures.audit import Office
 from tests.fixtures.network import SMALL, Ended, call_main, make_line
@@ -15,7 +16,7 @@ def path(office: Office, tmp_path: Path) -> Path:
     return write_receipt(office.receipt("alice"), tmp_path)
 
 
-def verify(office: Office, path: Path, *more: object) -> Ended:
+def verify(office: Office, path: Path | str, *more: object) -> Ended:
     return call_main(compute_loss.main, "--verify", path, *office.settings, *more)
 
 
@@ -73,3 +74,14 @@ def test_receipt_of_rows_of_no_pool_is_different(office: Office, tmp_path: Path)
 
 def test_any_competition_without_verify_is_refused(office: Office) -> None:
     assert call_main(compute_loss.main, "--dataset_path", "x", "--any_competition").status == 2
+
+
+def test_receipt_of_a_published_round_file_is_identical(office: Office, tmp_path: Path) -> None:
+    receipt = office.receipt("alice")
+    file = office.write(tmp_path, receipt, office.receipt("bob"))
+    upload_files(office.net.hub.store.root, "validator/rounds", {file.name: file})
+    for source in (file, f"validator/rounds/{file.name}"):
+        ended = verify(office, source, "--receipt", receipt.digest[:16])
+        assert ended.status == 0 and ended.output.splitlines()[-1] == "IDENTICAL", ended.logs
+    ended = verify(office, file, "--receipt", "0" * 16)
+    assert ended.status == 3 and "0 of the 2 receipts of" in ended.logs[-1]

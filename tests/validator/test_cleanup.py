@@ -23,6 +23,7 @@ from template.validator.context import Context
 from template.validator.downloads import Downloader, dataset_folder
 from template.validator.evaluation import SubmissionEvaluator
 from template.validator.outputs import Outputs
+from template.validator.publishing import RoundPublisher
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import POOL, Net, make_content
 from tests.fixtures.validator import ONE_ROUND, open_bench
@@ -87,6 +88,7 @@ def house(tmp_path: Path, store: Store, eval_config: EvalConfig) -> House:
     context = Context(
         config=config, chain=None, store=store, executor=None, downloader=Downloader(1),  # type: ignore[arg-type]
         tracker=NullTracker(), outputs=Outputs(config, store, lambda: NOW), now=lambda: NOW,
+        publisher=RoundPublisher(config, None),  # type: ignore[arg-type]
     )  # fmt: skip
     evaluator = SubmissionEvaluator(context, eval_config, EvalSetIndex.from_lines({}, {}))
     return House(config, store, context, eval_config, evaluator)

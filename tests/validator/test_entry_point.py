@@ -81,6 +81,8 @@ CONFIG_ERRORS: dict[str, tuple[dict[str, object], str]] = {
     "seed too large": ({"lucky_num": 2**32}, "--lucky_num"),
     "two seeds": ({"lucky_num": 5, "lucky_num_from": "chain"}, "--lucky_num_from chain exclude each other"),
     "nothing kept": ({"keep_days": 0}, "--keep_days"),
+    "rounds to no repo": ({"publish_rounds": "rounds"}, "--publish_rounds must be a Hub id like owner/name"),
+    "unsigned rounds": ({"publish_rounds": "a/rounds", "offline": True}, "--publish_rounds does not go with --offline"),
     "an empty device": ({"device": "cpu,"}, "--device"),
     "no pause": ({"poll_seconds": "nan"}, "--poll_seconds"),
     "state that is a file": ({"state_dir": "/dev/null"}, "--state_dir"),

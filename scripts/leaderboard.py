@@ -1,0 +1,193 @@
+"""Write a leaderboard for the browser from the round files of validators.
+
+    python scripts/leaderboard.py --rounds rounds/ --out site/
+    python scripts/leaderboard.py --rounds owner/rounds other/rounds --out site/ --serve
+    python scripts/leaderboard.py --rounds VALIDATOR --netuid 96 --subtensor.network finney --out site/ --every 600
+
+--rounds takes round files, folders, dataset repos of the Hub, and hotkeys of validators, whose repo is found on chain.
+The first validator is on the start page. --out gets a static site: open index.html as a file, or put the folder on any
+web server. Its pages load nothing from elsewhere. What was read from round files is kept in --work_dir, so the next
+call reads only new ones. Exit status: 0 written, 2 or 3 the command line is wrong or a source has no round file, 4 this
+machine failed, 5 the Hub or the chain did not answer.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from loguru import logger
+from tqdm import tqdm
+
+from template import __version__, cli
+from template.errors import ConfigError, HostError, RemoteError
+from template.files import check_folder
+from template.receipts.sources import RoundSource, read_signed
+from template.site.archive import History, round_name
+from template.site.extract import VERSION, Extract, extract_round
+from template.site.pages import Site
+
+_HUB_URL = "https://huggingface.co"
+_PORT = 8080
+
+
+def build_parser() -> Parser:
+    parser = cli.make_parser("leaderboard", __doc__)
+    cli.add_round_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the site")
+    serve_help = f"then serve the site on this machine, at port {_PORT} or PORT, until Ctrl-C"
+    parser.add_argument("--serve", type=int, nargs="?", const=_PORT, metavar="PORT", help=serve_help)
+    every_help = "read the sources and write the site again after every pause, until Ctrl-C"
+    parser.add_argument("--every", type=float, metavar="SECONDS", help=every_help)
+    cli.add_logging_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the site and return the exit status."""
+    return cli.run_main(build_parser(), argv, run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the site, and serve and refresh it if asked to."""
+    if args.every is not None and not args.every >= 1.0:
+        raise ConfigError(f"--every must be at least 1 second, not {args.every}")
+    folder = check_folder(args.out, "--out")
+    build(args, folder)
+    if args.serve is None and args.every is None:
+        return 0
+    if args.serve is not None:
+        serve(folder, args.serve)
+    try:
+        while args.every is not None:
+            time.sleep(args.every)
+            refresh(args, folder)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def refresh(args: argparse.Namespace, folder: Path) -> None:
+    """Build again; a source that does not answer leaves the site as it is."""
+    try:
+        build(args, folder)
+    except RemoteError as error:
+        logger.warning("the site stays as it is: {}", error)
+
+
+def build(args: argparse.Namespace, folder: Path) -> None:
+    """Read the sources and write every page that changed."""
+    started = time.monotonic()
+    cache = check_folder(args.work_dir / "site", "--work_dir")
+    paths: dict[str, Path] = {}
+    histories = read_histories(cli.open_round_sources(args), cache, paths)
+
+    def read_receipt(name: str, line: int) -> bytes:
+        return paths[name].read_bytes().split(b"\n", line)[line - 1] + b"\n"
+
+    written, size = 0, 0
+    for name, content in Site(histories, hub_url(), read_receipt).pages():
+        size += len(content)
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            write(path, content)
+            written += 1
+    rounds = sum(len(history.rounds) for history in histories)
+    seconds = time.monotonic() - started
+    logger.info("site written to {} rounds={} files={} bytes={} seconds={:.1f}", folder, rounds, written, size, seconds)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace a file in one step, without a sync: the next call writes what a crash left. Raises: HostError."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def hub_url() -> str:
+    """Return the address that datasets are linked to."""
+    url = os.environ.get("HF_ENDPOINT", _HUB_URL).rstrip("/")
+    return url if url.startswith(("https://", "http://")) else _HUB_URL
+
+
+def read_histories(sources: Iterable[RoundSource], cache: Path, paths: dict[str, Path]) -> list[History]:
+    """Read the rounds of every validator; add the files' paths by `round_name`.
+
+    Of a round that was done again later, the first version counts: it has the weights.
+    Raises: ConfigError without any round.
+    """
+    chosen: dict[tuple[int, str | None], dict[int, tuple[Extract, RoundSource, Path]]] = {}
+    listed = [(source, path) for source in sources for path in source.paths]
+    for source, path in tqdm(listed, desc="rounds", unit="file", disable=None):
+        try:
+            extract = read_extract(path, source, cache)
+        except ConfigError as error:
+            logger.warning("left out: {}", error)
+            continue
+        rounds = chosen.setdefault((extract.netuid, extract.signer), {})
+        known = rounds.get(extract.start_block)
+        if known is None or extract.opened_block < known[0].opened_block:
+            rounds[extract.start_block] = (extract, source, path)
+    if not chosen:
+        raise ConfigError("--rounds: no round file could be read")
+    histories = []
+    for rounds in chosen.values():
+        ordered = [rounds[block] for block in sorted(rounds)]
+        paths |= {round_name(extract): path for extract, _, path in ordered}
+        _, source, path = ordered[-1]
+        newest = read_signed(path, source, lambda *_: True).header
+        histories.append(History([extract for extract, _, _ in ordered], newest, source.repo))
+    return histories
+
+
+def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
+    """Return what the pages show of a round file, from the cache if it is there. Raises: ConfigError."""
+    from template.chain.wallets import verify_signature
+
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    # The named hotkey decides about the signature, and the release about the words.
+    key = hashlib.sha256(f"{digest} {source.signer} {__version__} {VERSION}".encode()).hexdigest()[:32]
+    cached = cache / f"{key}.json"
+    try:
+        return Extract.from_json(json.loads(cached.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    item = read_signed(path, source, verify_signature)
+    extract = extract_round(item.header, item.receipts, path.name, item.fault)
+    try:
+        write(cached, json.dumps(extract.to_json()).encode())
+    except HostError as error:
+        logger.warning("--work_dir: {}; the next call reads this round again", error)
+    return extract
+
+
+def serve(folder: Path, port: int) -> str:
+    """Serve the folder on loopback, in a thread; return its address. Raises: ConfigError for a port that is taken."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--serve {port}: {error}; name another port") from error
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    logger.info("serving {} until Ctrl-C", address)
+    return address
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Round files as words, tables and pages for people."""

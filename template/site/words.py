@@ -1,0 +1,152 @@
+"""Say in words why a dataset has its verdict, loss and weight. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from template.competition import Reward
+from template.receipts.round_file import RoundHeader, TableLine, WeightsLine
+from template.records import LedgerLine
+from template.rules.entries import MISSING
+from template.rules.ledger import live_records, paid_loss
+
+# Verdicts besides the reasons of a rejection.
+RECORD, CONFIRMED, RUNNING, WAITING = "record", "confirmed", "in_progress", "waiting"
+
+# Records of a paid hotkey that are described.
+_SHOWN_RECORDS = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """code: a `Reason`, or one of the four above. why: sentences."""
+
+    code: str
+    why: str
+
+    @property
+    def is_rejection(self) -> bool:
+        return self.code not in (RECORD, CONFIRMED, RUNNING, WAITING)
+
+
+def ledger_line(line: TableLine, header: RoundHeader) -> LedgerLine | None:
+    """Return the ledger's line of the dataset in the table, None before it is confirmed."""
+    key = (line.hotkey, line.digest)
+    return next((own for own in header.ledger if (own.hotkey, own.digest) == key), None)
+
+
+def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None) -> Verdict:
+    """Return the verdict on a dataset, and why. own: its line in the ledger."""
+    if line.reason is not None:
+        again = " The validator looks for the file again." if line.reason in MISSING else ""
+        return Verdict(line.reason.value, f"{_sentence(line.message or 'rejected')}{again}")
+    needed = header.incentives.evaluations
+    if line.runs == 0:
+        seen = "" if line.digest is not None else " and not downloaded"
+        return Verdict(WAITING, f"Not evaluated{seen} yet.")
+    if own is None:
+        return Verdict(RUNNING, f"{line.runs} of {needed} evaluations are done. A dataset is paid after all of them.")
+    epsilon, gap = header.incentives.epsilon, own.frontier - own.loss
+    if own.credit > 0.0:
+        absent = " It is not paid now: its file is missing for more than a day." if own.is_absent else ""
+        text = f"Its loss {own.loss:.6f} is {gap:.6f} below the best loss before it, {own.frontier:.6f}."
+        return Verdict(RECORD, f"{text} That adds {own.credit:.4f} to the score, which is its credit.{absent}")
+    if gap < 0.0:
+        text = f"Its loss {own.loss:.6f} is {-gap:.6f} above the best loss before it, {own.frontier:.6f}."
+    else:
+        text = f"Its loss {own.loss:.6f} is only {gap:.6f} below the best loss before it; {epsilon:g} counts."
+    return Verdict(CONFIRMED, f"{text} So it is no record and adds no credit.")
+
+
+def explain_loss(line: TableLine, header: RoundHeader) -> str:
+    """Say how the loss follows from the evaluations."""
+    if line.mean is None:
+        return "No evaluation is done."
+    if line.spread is None:
+        return f"It is of {_count(line.runs, 'evaluation')}."
+    penalty = paid_loss(line.mean, line.spread, line.runs, header.incentives.sd) - line.mean
+    text = f"The mean of {line.runs} evaluations is {line.mean:.6f}, with a spread of {line.spread:.6f}."
+    if penalty > 0.0:
+        return f"{text} The spread is above {header.incentives.sd:g}, which adds {penalty:.6f}."
+    return f"{text} The spread adds nothing."
+
+
+def explain_weight(line: TableLine, header: RoundHeader) -> str:
+    """Say why a hotkey has its share of the weights."""
+    match header.incentives.reward:
+        case Reward.PROPORTIONAL:
+            total = sum(row.score for row in header.table if row.weight > 0.0)
+            if line.weight > 0.0:
+                return f"Its score {line.score:.4f} is {line.weight:.2%} of all paid scores, {total:.4f}."
+            return "It is paid after all its evaluations, if its score is above 0."
+        case Reward.WINNER:
+            return "The newest record takes all weight." + ("" if line.weight > 0.0 else " It is another's.")
+        case _:
+            return _explain_credit(line, header)
+
+
+def _explain_credit(line: TableLine, header: RoundHeader) -> str:
+    total = sum(row.credit for row in header.table)
+    live = live_records(header.start_block, header.ledger, header.registrations, header.incentives)
+    own = [(record, credit) for record, credit in live if record.hotkey == line.hotkey]
+    if line.weight <= 0.0:
+        return "The hotkey has a record and is not paid now." if own else "The hotkey has no record, so no credit."
+    text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of all credits, {total:.4f}."
+    listed = ", ".join(f"{credit:.4f} of the record of block {record.rank_block}" for record, credit in own)
+    half_life = header.incentives.half_life_blocks
+    return f"{text} It is the sum of: {listed}. A credit halves every {half_life:,} blocks."
+
+
+def paid_for(line: TableLine, header: RoundHeader) -> str:
+    """Say in few words what a paid hotkey is paid for."""
+    if header.incentives.reward is Reward.PROPORTIONAL:
+        return f"Its score, {line.score:.4f}."
+    live = live_records(header.start_block, header.ledger, header.registrations, header.incentives)
+    own = [record for record, _ in live if record.hotkey == line.hotkey][::-1]
+    texts = [
+        f"The record of block {record.rank_block}: loss {record.loss:.6f}, {record.frontier - record.loss:.6f} better"
+        " than any before."
+        for record in own[:_SHOWN_RECORDS]
+    ]
+    more = [f"And {_count(len(own) - _SHOWN_RECORDS, 'earlier record')}."] if len(own) > _SHOWN_RECORDS else []
+    return " ".join([*texts, *more])
+
+
+def weights_outcome(header: RoundHeader) -> str:
+    """Say what became of the round's weights."""
+    own = [line for line in header.weights if not line.is_repeat]
+    last = next(reversed([line for line in own if line.is_accepted] or own), None)
+    if last is not None:
+        return _outcome(last)
+    repeats = [line for line in header.weights if line.is_accepted]
+    if repeats:
+        return f"Earlier weights were submitted again, in block {repeats[-1].included_block or repeats[-1].block}."
+    return "The round was over when it opened, so it has none." if header.is_past else "None were submitted."
+
+
+def _outcome(line: WeightsLine) -> str:
+    if line.is_accepted:
+        return f"On chain since block {line.included_block or line.block}."
+    if line.is_accepted is None:
+        return f"Submitted in block {line.block}; the outcome was not known yet."
+    return f"The chain refused them in block {line.block}: {line.error}."
+
+
+def paid_since(hotkey: str, headers: Iterator[RoundHeader]) -> int | None:
+    """Return the start of the first round of the latest unbroken pay of a hotkey.
+
+    headers: newest first.
+    """
+    since = None
+    for header in headers:
+        if not any(line.hotkey == hotkey and line.weight > 0.0 for line in header.table):
+            break
+        since = header.start_block
+    return since
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
