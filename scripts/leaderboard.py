@@ -27,6 +27,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from template import __version__, cli
+from template.arguments import Parser
 from template.errors import ConfigError, HostError, RemoteError
 from template.files import check_folder
 from template.receipts.sources import RoundSource, read_signed
