@@ -110,10 +110,12 @@ class OwnNeuron:
 class PreparedWeights:
     """Weights by uid as the chain gets them: u16, the largest 65535.
 
-    rejection: set if the chain would reject or drop them; nothing is sent then.
+    block: at which the era of their call begins. rejection: set if the chain would reject or drop them; nothing is sent
+    then.
     """
 
     sent: Mapping[int, int]
+    block: int
     rejection: WeightOutcome | None = None
 
 

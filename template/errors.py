@@ -5,6 +5,7 @@
     SubnetError
     ├── SubmissionError   the miner's: the dataset is rejected with a reason
     ├── RemoteError       the chain's or the Hub's: the work stays pending and is retried
+    │   └── NotSubmittedError   of a call that the chain has nothing of, so that it may be sent again at once
     ├── HostError         this machine's disk, GPU or token: the process stops, no miner is rejected
     └── ConfigError       the operator's: a setting is wrong, reported before the first tick
 
@@ -65,6 +66,10 @@ class RemoteError(SubnetError):
 
     def __reduce__(self) -> tuple[type, tuple[str, float | None]]:
         return type(self), (str(self), self.retry_after_s)
+
+
+class NotSubmittedError(RemoteError):
+    """A signed call did not reach the chain: it failed before it was sent, or the transaction pool refused it."""
 
 
 class HostError(SubnetError):

@@ -120,6 +120,7 @@ class Validator:
 
     def _run_with_retry(self, step: Callable[[], bool], run_id: int) -> bool:
         """Return the result of `step`, or False after a failure and its backoff."""
+        asked_s = 0.0
         try:
             is_done = step()
             self._failures = 0
@@ -128,12 +129,13 @@ class Validator:
             raise
         except RemoteError as error:
             logger.warning("tick failed, will retry: {}", error)
+            asked_s = error.retry_after_s or 0.0
             self._store.record_run_error(run_id, error, self._now())
         except Exception as error:
             logger.exception("a tick failed; this is a bug, please report it")
             self._store.record_run_error(run_id, error, self._now())
         self._failures += 1
-        self.stop.wait(min(self.config.poll_s * 2 ** min(self._failures, 10), MAX_BACKOFF_S))
+        self.stop.wait(min(max(self.config.poll_s * 2 ** min(self._failures, 10), asked_s), MAX_BACKOFF_S))
         return False
 
     @property

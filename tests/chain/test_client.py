@@ -216,7 +216,7 @@ def test_writing_without_a_wallet_is_a_config_error(local: LocalChain) -> None:
             (chain.publish, "a"),
             (lambda text: chain.publish_sealed(text, beacon_round_at(2**32)), "a"),
             (chain.prepare_weights, {0: 1.0}),
-            (chain.set_weights, PreparedWeights(sent={0: 1})),
+            (chain.set_weights, PreparedWeights(sent={0: 1}, block=1)),
             (chain.sign, b""),
         ]
         for write, argument in writes:

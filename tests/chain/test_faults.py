@@ -96,13 +96,6 @@ def test_write_that_landed_without_an_answer_is_found_by_reading(local: LocalCha
     assert local.weights(VALIDATOR.ss58_address) == {1: 65535}
 
 
-def test_write_that_the_pool_rejects_has_an_unknown_result(local: LocalChain) -> None:
-    stale = bt.ExtrinsicResult(success=False, message="old nonce", error=bt.ChainError("old nonce", "Stale"))
-    node = make_node(local, submit=stale)
-    with connect(local, MINER, node=node) as chain, pytest.raises(RemoteError, match=r"result unknown.*Stale"):
-        chain.publish("text")
-
-
 def test_failed_hint_does_not_hide_the_refusal(local: LocalChain, miner: Chain) -> None:
     local.set_hyperparameter("MaxSpace", 0)
     with connect(local, MINER, node=make_node(local, runtime_call=bt.RpcConnectionError("gone"))) as chain:

@@ -61,11 +61,11 @@ class World:
         # The client's own line about a frame comes beside the validator's.
         return [line for line in lines if "bittensor.transport" not in line]
 
-    def finish_round(self) -> list[str]:
+    def finish_round(self, ticks: int = 3 * ROUNDS.blocks_per_epoch) -> list[str]:
         """Tick to the end of the round; return the warnings and errors."""
         self.bench.executor.hold = False
         rounds, warnings = self.bench.validator.rounds_done, list[str]()
-        for _ in range(3 * ROUNDS.blocks_per_epoch):
+        for _ in range(ticks):
             if self.bench.validator.rounds_done > rounds:
                 return warnings
             warnings += self.tick()
@@ -124,6 +124,15 @@ def test_wrong_answer_to_a_read_costs_one_tick(net: Net) -> None:
         world.check()
 
 
+def test_validator_pauses_as_long_as_a_node_asks(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_world(net) as world:
+        pauses: list[float | None] = []
+        monkeypatch.setattr(world.bench.validator.stop, "wait", pauses.append)
+        world.wire.result("localnet_setAnswerFault", "chain_getHeader", "rate_limit", 1)
+        world.tick()
+        assert pauses == [7.0]
+
+
 def test_node_behind_is_named_and_left(net: Net) -> None:
     with open_world(net) as world:
         world.wire.result("localnet_setMissingBlocks", 5)
@@ -160,8 +169,16 @@ def test_runtime_upgrade_costs_one_attempt_at_most(net: Net) -> None:
     with open_world(net) as world:
         world.wire.result("localnet_upgradeRuntime")
         warnings = world.finish_round()
-        assert len(warnings) <= 1 and all("error=BadProof" in warning for warning in warnings), warnings
+        assert len(warnings) <= 1 and all("its signature is refused" in warning for warning in warnings), warnings
         world.check()
+
+
+def test_second_writer_costs_no_attempt(net: Net) -> None:
+    with open_world(net) as world:
+        world.finish_round()
+        world.wire.result("localnet_useNonce", net.hotkey("validator"))
+        assert world.finish_round() == []
+        world.check(rounds=2)
 
 
 def test_pool_refusal_is_named_and_weights_arrive_once(net: Net) -> None:
@@ -169,6 +186,41 @@ def test_pool_refusal_is_named_and_weights_arrive_once(net: Net) -> None:
         world.wire.result("localnet_refuseExtrinsics", 1010, "Invalid Transaction", "Custom error: 6")
         (warning,) = world.finish_round()
         assert "weights rejected error=RateLimitExceeded" in warning
+        world.check()
+
+
+def test_refusal_without_a_name_leaves_nothing_to_wait_for(net: Net) -> None:
+    with open_world(net) as world:
+        world.wire.result("localnet_refuseExtrinsics", 1010, "Invalid Transaction", "Custom error: 77")
+        (warning,) = world.finish_round()
+        assert "will retry: could not set weights: the node's transaction pool refuses" in warning
+        assert world.bench.outcomes() == [False, True]
+        world.check()
+
+
+def test_runtime_of_another_age_leaves_nothing_to_wait_for(net: Net) -> None:
+    with open_world(net) as world:
+        world.wire.result("localnet_downgradeRuntime")
+        warnings = world.finish_round()
+        assert len(warnings) > 1 and all("SubnetEpochConsensus not found" in warning for warning in warnings[:-1])
+        assert set(world.bench.outcomes()) == {False} and world.sent() == 0
+
+
+def test_weights_without_events_are_set_once(net: Net) -> None:
+    with open_world(net) as world:
+        world.wire.result("localnet_hideEvents", True)
+        (warning,) = world.finish_round()
+        assert "result unknown" in warning and "no event there tells whether it succeeded" in warning
+        assert world.bench.outcomes() == [True]
+        world.check()
+
+
+def test_weights_are_set_once_while_finality_lags(net: Net) -> None:
+    with open_world(net) as world:
+        world.wire.result("localnet_setFinalityLag", 100)
+        (warning,) = world.finish_round(ticks=300)
+        assert "result unknown" in warning and "no answer within 3 s" in warning
+        assert world.bench.outcomes() == [True]
         world.check()
 
 

@@ -93,6 +93,11 @@ class LocalChain(Ledger):
         with self.write() as state:
             state.put("RuntimeUpgrades", "", runtime_upgrades(state) + 1)
 
+    def downgrade_runtime(self) -> None:
+        """Lower the runtime's version in the next block, below the first one: it lacks SubnetEpochConsensus."""
+        with self.write() as state:
+            state.put("RuntimeUpgrades", "", min(runtime_upgrades(state), 0) - 1)
+
     def use_nonce(self, account: str) -> None:
         """Count a nonce up in the next block, as another writer's call with the same key does."""
         with self.write() as state:
@@ -123,7 +128,7 @@ class LocalChain(Ledger):
 
 
 def runtime_upgrades(state: State) -> int:
-    """Return how often the runtime was upgraded."""
+    """Return how often the runtime was upgraded, a negative number after downgrades."""
     return int(state.get("RuntimeUpgrades", default=0))
 
 

@@ -20,6 +20,7 @@ def admin_methods(
     return {
         "localnet_advance": chain.advance,
         "localnet_deregister": chain.deregister,
+        "localnet_downgradeRuntime": chain.downgrade_runtime,
         "localnet_failReveal": chain.fail_reveal,
         "localnet_hideEvents": state.hide_events,
         "localnet_refuseExtrinsics": pool.refuse,

@@ -4,10 +4,7 @@ import json
 import time
 from typing import Any
 
-import pytest
-
 from template.chain.client import bt
-from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.scale_codec import encode_call
 from template.localnet.node.server import NodeServer
@@ -172,14 +169,6 @@ def test_unknown_call_is_refused(node: NodeServer, wire: Wire) -> None:
 
 def test_broken_extrinsic_has_an_invalid_format(wire: Wire) -> None:
     assert wire.call("author_submitExtrinsic", "0x1234")["error"]["code"] == 1001
-
-
-def test_second_writer_makes_a_cached_nonce_stale(node: NodeServer) -> None:
-    with dial(node, NETUID, MINER) as first, dial(node, NETUID, MINER) as second:
-        assert first.publish("one").is_accepted
-        assert second.publish("two").is_accepted
-        with pytest.raises(RemoteError, match="Stale"):
-            first.publish("three")
 
 
 def test_watcher_gets_every_status_in_order(local: LocalChain, node: NodeServer, wire: Wire) -> None:
