@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from template.localnet.node.server import NodeServer
-from template.localnet.node.session import Session
 from tests.campaigns.wire.run import METHODS, OPERATIONS, VALIDATOR, Campaign, make_world, open_campaign, run_calls
 from tests.fixtures.chain import NETUID
-from tests.fixtures.node import dial
+from tests.fixtures.node import dial, record_requests
 
 # Those that end at once, so that the run takes seconds.
 QUICK_FAULTS = ("half_of_the_bytes", "missing_part", "error_null", "changed_bit", "in_a_list", "drop_after_answer")
@@ -39,14 +37,8 @@ def test_planted_faults_of_the_client_are_found(campaign: Campaign, monkeypatch:
 
 def test_every_method_that_the_client_sends_has_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITTENSOR_RUNTIME_CACHE_DIR", str(tmp_path / "cache"))
-    sent, handle = set[str](), Session._handle
-
-    def record(session: Session, request: Any, started: Any) -> Any:
-        sent.add(request["method"])
-        return handle(session, request, started)
-
-    monkeypatch.setattr(Session, "_handle", record)
+    sent = record_requests(monkeypatch)
     with make_world(tmp_path) as local, NodeServer(local.path) as node, dial(node, NETUID, VALIDATOR) as chain:
         for operation in OPERATIONS:
             operation.call(chain)
-    assert sent == set(METHODS) - {"author_extrinsicUpdate"}
+    assert set(sent) == set(METHODS) - {"author_extrinsicUpdate"}
