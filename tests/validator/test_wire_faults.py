@@ -1,102 +1,16 @@
 """Faults of the chain's node at the wire: no verdict changes, and weights arrive once or the reason is logged."""
 
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from template.chain.client import Chain, open_wallet
-from template.chain_records import ChainView
 from template.localnet.chain.chain import LocalChain
 from template.localnet.network import NETUID
-from template.localnet.node.server import NodeServer
-from template.rules.schedule import Policy
-from tests.fixtures.logs import log_lines
-from tests.fixtures.network import LARGE, SMALL, Net
-from tests.fixtures.node import Wire, open_wire
-from tests.fixtures.validator import Bench, open_bench
+from tests.fixtures.network import Net
+from tests.fixtures.wire_world import open_world
 
 pytestmark = pytest.mark.slow
-
-DEADLINE_S = 3.0
-# A tick makes a few exchanges, and closing a connection takes up to four seconds.
-LONGEST_TICK_S = 30.0
-ROUNDS = Policy(blocks_per_epoch=40, block_threshold=5)
-
-
-class WireChain(Chain):
-    """A chain that makes a block before every view, read over a WebSocket."""
-
-    def __init__(self, net: Net, url: str) -> None:
-        wallet = open_wallet("validator", "default", net.parts.wallets)
-        super().__init__(url, NETUID, wallet=wallet, deadline_s=DEADLINE_S)
-        self._admin = net.admin
-
-    def view(self) -> ChainView:
-        self._admin.advance()
-        return super().view()
-
-
-@dataclass
-class World:
-    """A validator in the middle of a round, and the admin methods of its node."""
-
-    net: Net
-    bench: Bench
-    wire: Wire
-    lines: list[str]
-
-    def tick(self, count: int = 1) -> list[str]:
-        """Tick; return the warnings and errors."""
-        start = len(self.lines)
-        for _ in range(count):
-            started = time.monotonic()
-            self.bench.validator._run_with_retry(self.bench.validator.tick, 0)
-            assert time.monotonic() - started < LONGEST_TICK_S
-        lines = [line for line in self.lines[start:] if line.startswith(("WARNING", "ERROR"))]
-        # The client's own line about a frame comes beside the validator's.
-        return [line for line in lines if "bittensor.transport" not in line]
-
-    def finish_round(self, ticks: int = 3 * ROUNDS.blocks_per_epoch) -> list[str]:
-        """Tick to the end of the round; return the warnings and errors."""
-        self.bench.executor.hold = False
-        rounds, warnings = self.bench.validator.rounds_done, list[str]()
-        for _ in range(ticks):
-            if self.bench.validator.rounds_done > rounds:
-                return warnings
-            warnings += self.tick()
-        raise AssertionError(f"the round does not end: {warnings}")
-
-    def sent(self) -> int:
-        return self.net.count_calls("validator", "set_mechanism_weights")
-
-    def check(self, rounds: int = 1) -> None:
-        """Check verdicts and weights, which must be as without the fault."""
-        rows = self.bench.lines().values()
-        assert {row.reason for row in rows} == {None} and all(row.loss for row in rows)
-        weights = self.net.admin.weights(self.net.hotkey("validator"))
-        assert weights is not None and weights.keys() == {self.net.uid("alice"), self.net.uid("bob")}
-        assert self.sent() == rounds
-
-
-@contextmanager
-def open_world(net: Net) -> Iterator[World]:
-    for name, rows in (("alice", LARGE), ("bob", SMALL)):
-        net.submit(name, rows)
-    with (
-        log_lines() as lines,
-        NodeServer(net.parts.chain_file) as node,
-        open_wire(node) as wire,
-        open_bench(net, policy=ROUNDS, chain=WireChain(net, node.url)) as bench,  # type: ignore[arg-type]
-    ):
-        bench.executor.hold = True
-        bench.tick_until(bench.executor.running)
-        yield World(net, bench, wire, lines)
-
 
 # Method, fault, and the logged reason; None where the client recovers by itself.
 READ_FAULTS = (
