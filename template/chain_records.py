@@ -59,7 +59,7 @@ class ChainView(ChainSnapshot):
 
     timestamp: of the block, in POSIX seconds. blocks_until_epoch: until the subnet's next epoch. activity_cutoff:
     blocks for which weights keep a validator active, 0 if unknown. weights_version: least version key that the chain
-    accepts.
+    accepts. registered_block: of the subnet; another one means another subnet.
     """
 
     timestamp: float
@@ -68,6 +68,7 @@ class ChainView(ChainSnapshot):
     weights_rate_limit: int
     activity_cutoff: int
     weights_version: int
+    registered_block: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@
     ├── RemoteError       the chain's or the Hub's: the work stays pending and is retried
     │   └── NotSubmittedError   of a call that the chain has nothing of, so that it may be sent again at once
     ├── HostError         this machine's disk, GPU or token: the process stops, no miner is rejected
-    └── ConfigError       the operator's: a setting is wrong, reported before the first tick
+    ├── ConfigError       the operator's: a setting is wrong, reported before the first tick
+    └── SubnetGoneError   nobody's: the subnet of this state does not exist any more
 
 A loss is a finite float, or one of these is raised. There are no sentinel values.
 """
@@ -82,3 +83,13 @@ class ConfigError(SubnetError):
     """The operator's fault; the message names the setting and its valid values."""
 
     exit_code = 3
+
+
+class UnknownSubnetError(ConfigError):
+    """The network has no such netuid, by two reads of one block."""
+
+
+class SubnetGoneError(SubnetError):
+    """The subnet was dissolved, or its netuid given to another."""
+
+    exit_code = 7

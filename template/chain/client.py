@@ -24,6 +24,7 @@ from template.chain.reads import (
     newest_block,
     read_commit_blocks,
     read_commitment,
+    read_registration,
     read_snapshot,
     read_view,
     read_weight_commits,
@@ -126,8 +127,8 @@ class Chain(Connection):
     def view(self) -> ChainView:
         """Read the subnet and all its commitments at the newest block.
 
-        Raises: RemoteError, also for a block behind the newest one read before; ConfigError for an unknown netuid or a
-        tempo of 0.
+        Raises: RemoteError, also for a block behind the newest one read before; UnknownSubnetError for an unknown
+        netuid; ConfigError for a tempo of 0.
         """
         last = self._view
         view = self._call(
@@ -158,6 +159,18 @@ class Chain(Connection):
     def block(self) -> int:
         """Return the number of the newest finalized block. Raises: RemoteError."""
         return self._call("read the block number", lambda link: newest_block(link.client))
+
+    def registration_block(self) -> int | None:
+        """Return when the subnet was registered, by another read than that of a view; None if it does not exist.
+
+        Raises: RemoteError.
+        """
+        return self._read("read the registration", lambda snapshot: read_registration(snapshot, self.netuid))
+
+    def head_time(self) -> float:
+        """Return the time of the newest block, also of one that is not final, in POSIX seconds. Raises: RemoteError."""
+        now_ms = self._call("read the time", lambda link: link.substrate.query("Timestamp", "Now"))
+        return int(now_ms) / 1000
 
     def block_hash(self, block: int) -> str:
         """Return a block's hash in 0x-hex. Raises: RemoteError, also for a future block."""
@@ -264,11 +277,11 @@ class Chain(Connection):
         if block > newest:
             self._newest_block, self._advanced_at, self._rotated_at = block, now, now
         elif block < newest:
-            self._next_endpoint()
+            self.next_endpoint()
             raise RemoteError(f"could not read the subnet: the node is at block {block}, behind block {newest}")
         elif now - self._rotated_at >= STALL_S:
             self._rotated_at = now
-            self._next_endpoint()
+            self.next_endpoint()
             logger.warning("no new final block={} seconds={:.0f} action=next_endpoint", block, now - self._advanced_at)
 
     def _blocks_until_epoch(self) -> int | None:

@@ -62,7 +62,7 @@ class Connection:
             link, self._link = self._link, None
             link.loop.close()
 
-    def _next_endpoint(self) -> None:
+    def next_endpoint(self) -> None:
         """Let the next call connect to the next endpoint."""
         self.close()
         self._endpoints.rotate()

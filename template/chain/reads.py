@@ -16,11 +16,12 @@ from bittensor import storage as st
 
 from template.chain.commitments import parse_commitment
 from template.chain_records import ChainCommitment, ChainSnapshot, ChainView, Neuron
-from template.errors import ConfigError
+from template.errors import ConfigError, UnknownSubnetError
 
 # The runtime's BlockNumber is a u32.
 _MAX_BLOCK = 2**32 - 1
 _CONCURRENT_READS = 16
+_ROOT = 0
 
 
 async def newest_block(client: bt.Client) -> int:
@@ -46,8 +47,8 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
     """Read the subnet at the newest finalized block.
 
     `last` is an earlier view of this netuid: it is returned when it has the same block hash, and its block must still
-    be on the chain. Raises: ValueError for an answer that no chain can give; ConfigError for an unknown netuid or a
-    tempo of 0.
+    be on the chain. Raises: ValueError for an answer that no chain can give; UnknownSubnetError for an unknown netuid;
+    ConfigError for a tempo of 0.
     """
     snapshot = await snapshot_at(client)
     block_hash = await substrate.block_hash(snapshot.block)
@@ -68,7 +69,9 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
         snapshot.query(st.Timestamp.Now),
     )
     if graph is None:
-        raise ConfigError(f"--netuid must be a subnet of this network, and it has no {netuid}")
+        if await read_registration(snapshot, netuid) is not None:
+            raise ValueError(f"netuid {netuid} exists, and has no metagraph")
+        raise UnknownSubnetError(f"--netuid must be a subnet of this network, and it has no {netuid}")
     if remaining is None:
         raise ConfigError(f"--netuid {netuid} never runs an epoch: its tempo is 0")
     return ChainView(
@@ -80,7 +83,19 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
         # The chain's own formula; the older item ActivityCutoff is still readable but obsolete.
         activity_cutoff=int(cutoff_milli or 0) * graph.tempo // 1000,
         weights_version=int(version or 0),
+        registered_block=int(graph.network_registered_at),
     )
+
+
+async def read_registration(snapshot: bt.Snapshot, netuid: int) -> int | None:
+    """Read from storage in which block the subnet was registered; None if it does not exist.
+
+    Raises: ValueError for a state without the root subnet, which every state has.
+    """
+    root, exists = await snapshot.query_batch(st.SubtensorModule.NetworksAdded, [[_ROOT], [netuid]])
+    if not root:
+        raise ValueError("the root subnet is missing")
+    return int(await snapshot.query(st.SubtensorModule.NetworkRegisteredAt, [netuid]) or 0) if exists else None
 
 
 async def read_snapshot(

@@ -113,6 +113,19 @@ class LocalChain(Ledger):
         with self.write() as state:
             pallets.fail_reveal(state, hotkey)
 
+    def dissolve_subnet(self) -> None:
+        """Remove the subnet in the next block."""
+        with self.write() as state:
+            pallets.clear_subnet(state)
+
+    def replace_subnet(self, owner_hotkey: str) -> None:
+        """Give the netuid to a new subnet without neurons in the next block."""
+        with self.write() as state:
+            pallets.clear_subnet(state)
+            state.put("SubnetRegisteredAt", "", state.block)
+            state.put("SubnetOwnerHotkey", "", owner_hotkey)
+            state.put("SubnetOwner", "", owner_hotkey)
+
     def weights(self, hotkey: str) -> dict[int, int] | None:
         """Return the plain weights that a hotkey last set: uid to u16, the largest 65535."""
         state = self.at()

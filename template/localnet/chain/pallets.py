@@ -105,6 +105,22 @@ def replace_neuron(state: State, row: NeuronRow) -> None:
     _put_neuron(state, row)
 
 
+def registered_at(state: State) -> int | None:
+    """Return the block in which the subnet was registered, None while there is none; it begins in block 1."""
+    return state.get("SubnetRegisteredAt", default=1) if state.block > 0 else None
+
+
+def clear_subnet(state: State) -> None:
+    """Remove the subnet with its neurons, commitments and weights.
+
+    Source: do_dissolve_network and remove_network, pallets/subtensor/src/coinbase/root.rs.
+    """
+    for item in ("Neuron", "CommitmentOf", "RevealedCommitments", "UsedSpaceOf", "Weights", "TimelockedWeightCommits"):
+        for key, _ in state.entries(item):
+            state.put(item, key, None)
+    state.put("SubnetRegisteredAt", "", None)
+
+
 def set_permit(state: State, hotkey: str, *, has_permit: bool) -> None:
     """Grant or withdraw a permit. Raises: ValueError for a hotkey without a uid."""
     row = find(state, hotkey)

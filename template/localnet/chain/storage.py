@@ -25,7 +25,7 @@ def metagraph(state: State, netuid: int) -> dict[str, Any]:
         "blocks_since_last_step": state.block - epochs.last_block,
         "owner_hotkey": state.get("SubnetOwnerHotkey"),
         "owner_coldkey": state.get("SubnetOwner"),
-        "network_registered_at": 0,
+        "network_registered_at": pallets.registered_at(state),
         "min_allowed_weights": parameter(state, "MinAllowedWeights"),
         "max_weights_limit": parameter(state, "MaxWeightsLimit"),
         "weights_version": parameter(state, "WeightsVersionKey"),

@@ -41,8 +41,7 @@ class BlockView:
 
     @cached_property
     def exists(self) -> bool:
-        """Tell whether the subnet exists; it begins in block 1."""
-        return self.state.block > 0
+        return pallets.registered_at(self.state) is not None
 
     @property
     def timestamp_ms(self) -> int:
@@ -161,6 +160,7 @@ ITEMS: dict[tuple[str, str], Callable[[BlockView], Values]] = {
     ("SubtensorModule", "NetworksAdded"): lambda view: {
         (netuid,): True for netuid in ([ROOT, view.netuid] if view.exists else [ROOT])
     },
+    ("SubtensorModule", "NetworkRegisteredAt"): _by_netuid(lambda view: pallets.registered_at(view.state)),
     ("SubtensorModule", "TokenSymbol"): _symbol,
     ("SubtensorModule", "SubnetworkN"): _by_netuid(lambda view: len(view.neurons)),
     ("SubtensorModule", "MechanismCountCurrent"): _by_netuid(lambda view: 1),
