@@ -4,7 +4,7 @@ An answer that no chain can give is a ValueError: a future block, a hotkey with 
 for a final block. Such a node is of another chain or fork, or of a runtime that this client does not support, and the
 rest of its answer is worthless.
 
-The client fetches a storage map in pages of 100 rows, and everything else in one request.
+A storage map takes two requests, and everything else one.
 """
 
 import asyncio
@@ -54,8 +54,11 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
     block_hash = await substrate.block_hash(snapshot.block)
     if last is not None and last.block_hash == block_hash:
         return last
+    if last is None:
+        # The client looks up the runtime's version for each of several reads at once, and so sends 14 requests more.
+        await snapshot.query(st.Timestamp.Now)
     # The caller refuses a newest block behind an earlier one.
-    if last is not None and last.block <= snapshot.block:
+    elif last.block <= snapshot.block:
         await _check_history(substrate, (last.block, last.block_hash), (snapshot.block, block_hash))
     (graph, commitments), remaining, rate_limit, cutoff_milli, version, now_ms = await asyncio.gather(
         _read_subnet(snapshot, netuid),

@@ -57,7 +57,7 @@ def test_view_takes_the_same_calls_whatever_the_size(local: LocalChain, size: in
         node.calls.clear()
         view = chain.view()
     assert (len(view.neurons), len(view.commitments)) == (size + 2, size)
-    expected = {"finalized_block_number": 1, "block_hash": 9, "runtime_call": 2, "query_map": 2, "query": 4}
+    expected = {"finalized_block_number": 1, "block_hash": 10, "runtime_call": 2, "query_map": 2, "query": 5}
     assert dict(node.calls) == expected
 
 

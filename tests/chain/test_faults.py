@@ -1,13 +1,16 @@
 """Failed calls: deadlines, lost connections and unknown results."""
 
+import asyncio
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Literal
 
 import pytest
 
 from template.chain.client import Chain, bt
+from template.chain.event_loop import EventLoopThread
 from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault
@@ -115,3 +118,28 @@ def test_closing_leaves_no_thread_and_a_later_call_reconnects(local: LocalChain)
     assert threading.active_count() == before
     assert chain.block() == local.block()
     chain.close()
+
+
+def test_receiver_that_loses_a_cancellation_is_not_waited_for() -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def receive() -> None:
+        # As asyncio.wait_for of Python 3.11, when a message comes with the cancellation.
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def connect() -> None:
+        if not tasks:
+            tasks.append(asyncio.create_task(receive(), name="rpc-session"))
+
+    async def close() -> None:
+        tasks[0].cancel()
+        with suppress(asyncio.CancelledError):
+            await tasks[0]
+
+    loop = EventLoopThread(connect, close)
+    loop.run(lambda: asyncio.sleep(0), 5)
+    started = time.monotonic()
+    loop.close()
+    assert time.monotonic() - started < 1

@@ -23,8 +23,10 @@ _MAX_UNREVEALED_COMMITS = 10
 _MAX_COMMIT_BYTES = 5000
 _MAX_REVEALS = 10
 
-# Defaults of a new subnet. Source: the Default* functions of pallets/subtensor/src/lib.rs, as
-# DefaultCommitRevealWeightsEnabled, and their values in runtime/src/lib.rs.
+# Defaults of a new subnet: those of the runtime's metadata, but for what a new subnet is given and for the stake that
+# mainnet's root has set. Source: the Default* functions of pallets/subtensor/src/lib.rs and their values in
+# runtime/src/lib.rs; init_new_network, pallets/subtensor/src/subnets/subnet.rs, for Tempo and MinAllowedWeights;
+# sudo_set_stake_threshold, pallets/admin-utils/src/lib.rs.
 HYPERPARAMETERS: dict[str, Any] = {
     "Tempo": 360,
     "WeightsSetRateLimit": 100,
