@@ -8,7 +8,7 @@ A storage map takes two requests, and everything else one.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import bittensor as bt
@@ -74,8 +74,10 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
         raise UnknownSubnetError(f"--netuid must be a subnet of this network, and it has no {netuid}")
     if remaining is None:
         raise ConfigError(f"--netuid {netuid} never runs an epoch: its tempo is 0")
+    subnet = _make_snapshot(graph, commitments, netuid, snapshot.block, block_hash)
+    await _check_missing(snapshot, subnet, None if last is None else _committers(last))
     return ChainView(
-        **vars(_make_snapshot(graph, commitments, netuid, snapshot.block, block_hash)),
+        **vars(subnet),
         timestamp=int(now_ms) / 1000,
         tempo=graph.tempo,
         blocks_until_epoch=remaining,
@@ -114,7 +116,9 @@ async def read_snapshot(
     graph, commitments = await _read_subnet(snapshot, netuid)
     if graph is None:
         raise bt.ChainError(f"there was no subnet {netuid} yet")
-    return _make_snapshot(graph, commitments, netuid, block, block_hash)
+    subnet = _make_snapshot(graph, commitments, netuid, block, block_hash)
+    await _check_missing(snapshot, subnet)
+    return subnet
 
 
 def _make_snapshot(
@@ -148,6 +152,38 @@ async def _read_subnet(snapshot: bt.Snapshot, netuid: int) -> tuple[Any, tuple[C
     if commitments and not 0 <= commitments[0].block <= commitments[-1].block <= snapshot.block:
         raise ValueError(f"a commitment is of block {commitments[-1].block}, and the newest block is {snapshot.block}")
     return graph, commitments
+
+
+async def _check_missing(snapshot: bt.Snapshot, subnet: ChainSnapshot, among: Set[str] | None = None) -> None:
+    """Read by its hotkey each commitment that the maps lack; `among` restricts this to some hotkeys.
+
+    A node that answers with an empty page, or with no values, would make a round without entries, which burns.
+    Raises: ValueError for a commitment that the maps lack, and for a node that has no value at all.
+    """
+    present = _committers(subnet)
+    missing = [
+        neuron.hotkey
+        for neuron in subnet.neurons
+        if neuron.hotkey not in present and (among is None or neuron.hotkey in among)
+    ]
+    if not missing:
+        return
+    keys = [[subnet.netuid, hotkey] for hotkey in missing]
+    records, reveals, (uid,) = await asyncio.gather(
+        snapshot.query_batch(st.Commitments.CommitmentOf, keys),
+        snapshot.query_batch(st.Commitments.RevealedCommitments, keys),
+        # It has a value in any case.
+        snapshot.query_batch(st.SubtensorModule.Uids, keys[:1]),
+    )
+    if uid is None:
+        raise ValueError(f"storage has no uid for {missing[0]}, which the metagraph has")
+    for hotkey, *values in zip(missing, records, reveals, strict=True):
+        if any(values):
+            raise ValueError(f"the map of commitments lacks that of {hotkey}")
+
+
+def _committers(snapshot: ChainSnapshot) -> Set[str]:
+    return {commitment.hotkey for commitment in snapshot.commitments}
 
 
 async def _check_history(substrate: Any, *views: tuple[int, str]) -> None:

@@ -316,7 +316,8 @@ class Validator:
             if self.is_updated:
                 return True
         assert self.evaluator is not None
-        snapshot = view if start_block == view.block else self._snapshots.read(view, start_block)
+        # Also at the view's own block: a snapshot is compared with other reads.
+        snapshot = self._snapshots.read(view, start_block)
         self._commit_blocks.update(snapshot, view.block)
         if missing_commit_blocks(snapshot, self._commit_blocks.blocks):
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")

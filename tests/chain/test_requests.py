@@ -38,7 +38,7 @@ def chain(local: LocalChain) -> Iterator[Chain]:
 def test_first_view_looks_up_the_runtime_once(sent: list[str], chain: Chain) -> None:
     chain.view()
     # Of the head when it connects, and of the block.
-    assert Counter(sent)["state_getRuntimeVersion"] == 2 and len(sent) <= 20
+    assert Counter(sent)["state_getRuntimeVersion"] == 2 and len(sent) <= 23
 
 
 def test_view_of_a_new_block_reads_each_map_in_long_pages(sent: list[str], chain: Chain, local: LocalChain) -> None:

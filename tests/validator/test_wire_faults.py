@@ -158,3 +158,15 @@ def test_weights_of_an_unknown_result_are_set_once(net: Net) -> None:
             world.wire.result("localnet_setAnswerFault", method, kind, 0)
             assert any("result unknown" in warning for warning in warnings), (kind, warnings)
             world.check(rounds)
+
+
+def test_round_does_not_open_on_empty_maps(net: Net) -> None:
+    with open_world(net) as world:
+        world.finish_round()
+        world.wire.result("localnet_setAnswerFault", "state_getKeysPaged", "empty_list", 1000)
+        warnings = world.tick(2)
+        assert len(warnings) == 2 and all("the map of commitments lacks" in warning for warning in warnings)
+        assert world.bench.store.last_round_id() == 1
+        world.wire.result("localnet_setAnswerFault", "state_getKeysPaged", "empty_list", 0)
+        assert world.finish_round() == []
+        world.check(rounds=2)
