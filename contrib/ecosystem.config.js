@@ -66,7 +66,8 @@ module.exports = {
   apps: [
     // 0 restarts, because pm2 reports it for a process that the kernel killed (out of memory). 10 restarts, because
     // a release was installed.
-    ...makeApps("validator", OPERATOR_MUST_ACT),
+    // 7: the subnet is gone.
+    ...makeApps("validator", [...OPERATOR_MUST_ACT, 7]),
     // 0: the dataset is published. 6: a validator would reject the dataset, so a restart cannot help.
     ...makeApps("miner", [0, ...OPERATOR_MUST_ACT, 6]),
   ],

@@ -3,8 +3,8 @@
     python neurons/validator.py --netuid 96 --wallet.name my_coldkey --wallet.hotkey my_hotkey
 
 All its state is in --state_dir: stop it with Ctrl-C or SIGTERM, start it again, and it continues. A second Ctrl-C ends
-it at once. Exit status: 0 stopped, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 10 a
-newer release was installed: start it again.
+it at once. Exit status: 0 stopped, 2 or 3 the command line or another setting is wrong, 4 this machine failed, 7 the
+subnet does not exist any more, 10 a newer release was installed: start it again.
 """
 
 import argparse

@@ -61,7 +61,7 @@ class ChainView(ChainSnapshot):
 
     timestamp: of the block, in POSIX seconds. blocks_until_epoch: until the subnet's next epoch. activity_cutoff:
     blocks for which weights keep a validator active, 0 if unknown. weights_version: least version key that the chain
-    accepts.
+    accepts. registered_block: of the subnet; another one means another subnet.
     """
 
     timestamp: float
@@ -70,6 +70,7 @@ class ChainView(ChainSnapshot):
     weights_rate_limit: int
     activity_cutoff: int
     weights_version: int
+    registered_block: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,12 @@ class OwnNeuron:
 class PreparedWeights:
     """Weights by uid as the chain gets them: u16, the largest 65535.
 
-    rejection: set if the chain would reject or drop them; nothing is sent then.
+    block: at which the era of their call begins. rejection: set if the chain would reject or drop them; nothing is sent
+    then.
     """
 
     sent: Mapping[int, int]
+    block: int
     rejection: WeightOutcome | None = None
 
 

@@ -50,5 +50,8 @@ SEAL_GRACE_BLOCKS = 300
 # Block time of the chain in seconds.
 BLOCK_S = 12
 
+# Blocks from the first one of its era for which a signed call is valid: a power of two. In later ones it cannot land.
+ERA_BLOCKS = 32
+
 # Blocks of a day.
 DAY_BLOCKS = 7200

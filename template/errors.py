@@ -5,8 +5,10 @@
     SubnetError
     ├── SubmissionError   the miner's: the dataset is rejected with a reason
     ├── RemoteError       the chain's or the Hub's: the work stays pending and is retried
+    │   └── NotSubmittedError   of a call that the chain has nothing of, so that it may be sent again at once
     ├── HostError         this machine's disk, GPU or token: the process stops, no miner is rejected
-    └── ConfigError       the operator's: a setting is wrong, reported before the first tick
+    ├── ConfigError       the operator's: a setting is wrong, reported before the first tick
+    └── SubnetGoneError   nobody's: the subnet of this state does not exist any more
 
 A loss is a finite float, or one of these is raised. There are no sentinel values.
 """
@@ -67,6 +69,10 @@ class RemoteError(SubnetError):
         return type(self), (str(self), self.retry_after_s)
 
 
+class NotSubmittedError(RemoteError):
+    """A signed call did not reach the chain: it failed before it was sent, or the transaction pool refused it."""
+
+
 class HostError(SubnetError):
     """This machine failed: CUDA, disk, memory or a token."""
 
@@ -77,6 +83,16 @@ class ConfigError(SubnetError):
     """The operator's fault; the message names the setting and its valid values."""
 
     exit_code = 3
+
+
+class UnknownSubnetError(ConfigError):
+    """The network has no such netuid, by two reads of one block."""
+
+
+class SubnetGoneError(SubnetError):
+    """The subnet was dissolved, or its netuid given to another."""
+
+    exit_code = 7
 
 
 def describe_error(error: BaseException) -> str:

@@ -1,12 +1,37 @@
 """The endpoints of a network, in the order in which connections use them."""
 
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import bittensor as bt
 from bittensor import settings
+from bittensor._substrate import _unwrap_key
 
 from template.errors import ConfigError
+
+# The most keys that a node returns at once. Source: STORAGE_KEYS_PAGED_MAX_COUNT, sc-rpc, state/mod.rs.
+_PAGE_SIZE = 1000
+
+
+class PagedSubstrate(bt.RpcSubstrate):
+    """The client's connection, with as long pages of a storage map as a node allows.
+
+    The client's own have 100 keys, so that the commitments of a full subnet take six requests one after the other.
+    """
+
+    async def query_map(
+        self, module: str, storage_function: str, params: list[Any] | None = None, block_hash: str | None = None
+    ) -> list[tuple[Any, Any]]:
+        """Read a map's entries below the given keys."""
+
+        async def read(connection: Any) -> list[tuple[Any, Any]]:
+            pages = await connection.query_map(
+                module, storage_function, params, block_hash=block_hash, page_size=_PAGE_SIZE
+            )
+            return [(_unwrap_key(key), value) async for key, value in pages]  # type: ignore[no-untyped-call]
+
+        return await self._read(read)
 
 
 class Endpoints:
@@ -48,7 +73,7 @@ class Endpoints:
     def open(self) -> bt.RpcSubstrate:
         """Return a connection that is not open yet."""
         first, *others = self._order
-        return bt.RpcSubstrate(first, fallback_endpoints=others, archive_endpoints=self._archives)
+        return PagedSubstrate(first, fallback_endpoints=others, archive_endpoints=self._archives)
 
 
 def _check_url(url: str, flag: str) -> None:

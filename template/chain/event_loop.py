@@ -48,7 +48,7 @@ class EventLoopThread:
 
     async def _connect_and_run(self, operation: Callable[[], Awaitable[T]]) -> T:
         await self._connect()
-        receivers = [task for task in asyncio.all_tasks() if task.get_name() == _RECEIVER]
+        receivers = _receivers()
         running = asyncio.ensure_future(operation())
         try:
             await asyncio.wait([running, *receivers], return_when=asyncio.FIRST_COMPLETED)
@@ -72,7 +72,19 @@ class EventLoopThread:
         await self._stop.wait()
         # The connection ends with the loop in any case.
         with suppress(Exception):
-            await asyncio.wait_for(self._disconnect(), _CLOSE_S)
+            await asyncio.wait_for(self._end_connection(), _CLOSE_S)
         # The client leaks the socket of a connection that was cancelled while it opened.
         for transport in list(getattr(self._loop, "_transports", {}).values()):
             transport.abort()
+
+    async def _end_connection(self) -> None:
+        # The client cancels its receiver once, and Python 3.11 loses a cancellation that meets a message.
+        for task in _receivers():
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)
+        await self._disconnect()
+
+
+def _receivers() -> list["asyncio.Task[object]"]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == _RECEIVER]

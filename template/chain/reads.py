@@ -4,11 +4,11 @@ An answer that no chain can give is a ValueError: a future block, a hotkey with 
 for a final block. Such a node is of another chain or fork, or of a runtime that this client does not support, and the
 rest of its answer is worthless.
 
-The client fetches a storage map in pages of 100 rows, and everything else in one request.
+A storage map takes two requests, and everything else one.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import bittensor as bt
@@ -16,11 +16,12 @@ from bittensor import storage as st
 
 from template.chain.commitments import parse_commitment
 from template.chain_records import ChainCommitment, ChainSnapshot, ChainView, Neuron
-from template.errors import ConfigError
+from template.errors import ConfigError, UnknownSubnetError
 
 # The runtime's BlockNumber is a u32.
 _MAX_BLOCK = 2**32 - 1
 _CONCURRENT_READS = 16
+_ROOT = 0
 
 
 async def newest_block(client: bt.Client) -> int:
@@ -46,15 +47,18 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
     """Read the subnet at the newest finalized block.
 
     `last` is an earlier view of this netuid: it is returned when it has the same block hash, and its block must still
-    be on the chain. Raises: ValueError for an answer that no chain can give; ConfigError for an unknown netuid or a
-    tempo of 0.
+    be on the chain. Raises: ValueError for an answer that no chain can give; UnknownSubnetError for an unknown netuid;
+    ConfigError for a tempo of 0.
     """
     snapshot = await snapshot_at(client)
     block_hash = await substrate.block_hash(snapshot.block)
     if last is not None and last.block_hash == block_hash:
         return last
+    if last is None:
+        # The client looks up the runtime's version for each of several reads at once, and so sends 14 requests more.
+        await snapshot.query(st.Timestamp.Now)
     # The caller refuses a newest block behind an earlier one.
-    if last is not None and last.block <= snapshot.block:
+    elif last.block <= snapshot.block:
         await _check_history(substrate, (last.block, last.block_hash), (snapshot.block, block_hash))
     (graph, commitments), remaining, rate_limit, cutoff_milli, version, now_ms = await asyncio.gather(
         _read_subnet(snapshot, netuid),
@@ -65,11 +69,15 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
         snapshot.query(st.Timestamp.Now),
     )
     if graph is None:
-        raise ConfigError(f"--netuid must be a subnet of this network, and it has no {netuid}")
+        if await read_registration(snapshot, netuid) is not None:
+            raise ValueError(f"netuid {netuid} exists, and has no metagraph")
+        raise UnknownSubnetError(f"--netuid must be a subnet of this network, and it has no {netuid}")
     if remaining is None:
         raise ConfigError(f"--netuid {netuid} never runs an epoch: its tempo is 0")
+    subnet = _make_snapshot(graph, commitments, netuid, snapshot.block, block_hash)
+    await _check_missing(snapshot, subnet, None if last is None else _committers(last))
     return ChainView(
-        **vars(_make_snapshot(graph, commitments, netuid, snapshot.block, block_hash)),
+        **vars(subnet),
         timestamp=int(now_ms) / 1000,
         tempo=graph.tempo,
         blocks_until_epoch=remaining,
@@ -77,7 +85,19 @@ async def read_view(client: bt.Client, substrate: Any, netuid: int, *, last: Cha
         # The chain's own formula; the older item ActivityCutoff is still readable but obsolete.
         activity_cutoff=int(cutoff_milli or 0) * graph.tempo // 1000,
         weights_version=int(version or 0),
+        registered_block=int(graph.network_registered_at),
     )
+
+
+async def read_registration(snapshot: bt.Snapshot, netuid: int) -> int | None:
+    """Read from storage in which block the subnet was registered; None if it does not exist.
+
+    Raises: ValueError for a state without the root subnet, which every state has.
+    """
+    root, exists = await snapshot.query_batch(st.SubtensorModule.NetworksAdded, [[_ROOT], [netuid]])
+    if not root:
+        raise ValueError("the root subnet is missing")
+    return int(await snapshot.query(st.SubtensorModule.NetworkRegisteredAt, [netuid]) or 0) if exists else None
 
 
 async def read_snapshot(
@@ -96,7 +116,9 @@ async def read_snapshot(
     graph, commitments = await _read_subnet(snapshot, netuid)
     if graph is None:
         raise bt.ChainError(f"there was no subnet {netuid} yet")
-    return _make_snapshot(graph, commitments, netuid, block, block_hash)
+    subnet = _make_snapshot(graph, commitments, netuid, block, block_hash)
+    await _check_missing(snapshot, subnet)
+    return subnet
 
 
 def _make_snapshot(
@@ -130,6 +152,38 @@ async def _read_subnet(snapshot: bt.Snapshot, netuid: int) -> tuple[Any, tuple[C
     if commitments and not 0 <= commitments[0].block <= commitments[-1].block <= snapshot.block:
         raise ValueError(f"a commitment is of block {commitments[-1].block}, and the newest block is {snapshot.block}")
     return graph, commitments
+
+
+async def _check_missing(snapshot: bt.Snapshot, subnet: ChainSnapshot, among: Set[str] | None = None) -> None:
+    """Read by its hotkey each commitment that the maps lack; `among` restricts this to some hotkeys.
+
+    A node that answers with an empty page, or with no values, would make a round without entries, which burns.
+    Raises: ValueError for a commitment that the maps lack, and for a node that has no value at all.
+    """
+    present = _committers(subnet)
+    missing = [
+        neuron.hotkey
+        for neuron in subnet.neurons
+        if neuron.hotkey not in present and (among is None or neuron.hotkey in among)
+    ]
+    if not missing:
+        return
+    keys = [[subnet.netuid, hotkey] for hotkey in missing]
+    records, reveals, (uid,) = await asyncio.gather(
+        snapshot.query_batch(st.Commitments.CommitmentOf, keys),
+        snapshot.query_batch(st.Commitments.RevealedCommitments, keys),
+        # It has a value in any case.
+        snapshot.query_batch(st.SubtensorModule.Uids, keys[:1]),
+    )
+    if uid is None:
+        raise ValueError(f"storage has no uid for {missing[0]}, which the metagraph has")
+    for hotkey, *values in zip(missing, records, reveals, strict=True):
+        if any(values):
+            raise ValueError(f"the map of commitments lacks that of {hotkey}")
+
+
+def _committers(snapshot: ChainSnapshot) -> Set[str]:
+    return {commitment.hotkey for commitment in snapshot.commitments}
 
 
 async def _check_history(substrate: Any, *views: tuple[int, str]) -> None:

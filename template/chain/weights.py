@@ -20,6 +20,7 @@ from template.chain_records import PreparedWeights, WeightOutcome
 from template.constants import WEIGHTS_VERSION
 
 _RAO_PER_TAO = 10**9
+_MECHANISM = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,8 @@ async def read_limits(snapshot: bt.Snapshot, netuid: int, hotkey: str) -> Weight
     )
 
 
-def fit_weights(weights: Mapping[int, float], limits: WeightLimits) -> PreparedWeights:
-    """Return the u16 weights to send, or why the chain would not count them.
+def fit_weights(weights: Mapping[int, float], limits: WeightLimits, block: int) -> PreparedWeights:
+    """Return the u16 weights to send at `block`, or why the chain would not count them.
 
     The largest becomes 65535. Uids of weight 0 fill up to min_allowed_weights: the chain counts them and pays them
     nothing. Raises: ValueError for weights that are not finite, negative or all zero.
@@ -81,11 +82,13 @@ def fit_weights(weights: Mapping[int, float], limits: WeightLimits) -> PreparedW
     problem = _find_problem(limits, is_self_weight=is_self_weight)
     if problem is not None:
         name, message = problem
-        return PreparedWeights(sent={}, rejection=WeightOutcome(is_accepted=False, error=name, message=message))
+        return PreparedWeights(
+            sent={}, block=block, rejection=WeightOutcome(is_accepted=False, error=name, message=message)
+        )
     if not is_self_weight:
         _warn_of_limit(sent, limits)
         sent |= dict.fromkeys(_padding(sent, limits), 0)
-    return PreparedWeights(sent=dict(sorted(sent.items())))
+    return PreparedWeights(sent=dict(sorted(sent.items())), block=block)
 
 
 def _find_problem(limits: WeightLimits, *, is_self_weight: bool) -> tuple[str, str] | None:
@@ -131,32 +134,27 @@ def _warn_of_limit(sent: Mapping[int, int], limits: WeightLimits) -> None:
         )  # fmt: skip
 
 
-class ExactWeights(bt.SetWeights):  # type: ignore[misc]
-    """The client's call for u16 weights, unchanged.
+async def compose_weights(substrate: Any, signer: Any, netuid: int, sent: Mapping[int, int]) -> tuple[Any, int | None]:
+    """Compose the call for u16 weights, unchanged; return it with its reveal round if it is timelocked.
 
-    The client itself drops weights of 0 and flattens the others to the stored max_weights_limit.
+    The client's own call drops weights of 0 and flattens the others to the stored max_weights_limit.
+    Raises: bt.ChainError for the client's own refusals.
     """
-
-    async def build(self, substrate: Any, wallet: Any) -> Any:
-        """Compose the call, plain or timelocked. Raises: bt.ChainError for the client's own refusals."""
-        state = await client_weights._preflight(substrate, self.hotkey_address(wallet), self.netuid, self.mechid)
-        uids, values = list(self.uids or []), [int(value) for value in self.weights or []]
-        if state.commit_reveal:
-            return await client_weights._build_timelocked(
-                substrate,
-                self.hotkey_public_key(wallet),
-                self.netuid,
-                self.mechid,
-                uids,
-                values,
-                self.version_key,
-                client_weights.DEFAULT_COMMIT_REVEAL_VERSION,
-            )
-        call = bt.calls.SubtensorModule.set_mechanism_weights(
-            netuid=self.netuid, mecid=self.mechid, dests=uids, weights=values, version_key=self.version_key
+    state = await client_weights._preflight(substrate, signer.ss58_address, netuid, _MECHANISM)
+    uids, values = list(sent), list(sent.values())
+    if state.commit_reveal:
+        built = await client_weights._build_timelocked(
+            substrate,
+            signer.public_key,
+            netuid,
+            _MECHANISM,
+            uids,
+            values,
+            WEIGHTS_VERSION,
+            client_weights.DEFAULT_COMMIT_REVEAL_VERSION,
         )
-        return await substrate.compose(call)
-
-    async def warnings(self, substrate: Any, signer_address: str) -> list[str]:
-        """Return none: `fit_weights` has warned."""
-        return []
+        return built.call, built.extras["reveal_round"]
+    call = bt.calls.SubtensorModule.set_mechanism_weights(
+        netuid=netuid, mecid=_MECHANISM, dests=uids, weights=values, version_key=WEIGHTS_VERSION
+    )
+    return await substrate.compose(call), None

@@ -17,20 +17,21 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from template.chain_records import ChainCommitment, PublishOutcome
+from template.constants import ERA_BLOCKS
 from template.errors import ConfigError, HostError
 from template.files import write_atomic
 from template.serialization import read_record
 
-# Blocks after which an unanswered call can no longer land: those that it is valid for, plus the lag of finality.
-IN_FLIGHT_BLOCKS = 40
+# Blocks after which an unanswered call that the chain does not show has not landed.
+IN_FLIGHT_BLOCKS = ERA_BLOCKS + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
     """One commitment that was about to be sent, and the chain's answer.
 
-    block: the newest block before the call. reveal_round: None for a commitment that is not sealed. is_accepted: None
-    before the answer. committed_block: where it was included, None if unknown.
+    block: at which the era of the call begins. reveal_round: None for a commitment that is not sealed. is_accepted:
+    None before the answer. committed_block: where it was included, None if unknown.
     """
 
     text: str

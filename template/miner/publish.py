@@ -16,7 +16,7 @@ from template import constants
 from template.chain.protocols import MinerChain
 from template.chain_records import ChainCommitment, PublishOutcome
 from template.competition import CommitmentRecord, bind_digest
-from template.errors import ConfigError, RemoteError, SubmissionError
+from template.errors import ConfigError, NotSubmittedError, RemoteError, SubmissionError
 from template.miner.draft import Draft, MinerConfig, PublishResult, draft_dataset, open_journal
 from template.miner.journal import Intent
 from template.miner.outlook import log_outlook
@@ -31,7 +31,7 @@ Sleep = Callable[[float], object]
 
 @dataclass(frozen=True, kw_only=True)
 class CommitStrategy:
-    """A way to commit, sealed or not. make_intent: the call, given the newest block."""
+    """A way to commit, sealed or not. make_intent: the call, given the block at which its era begins."""
 
     is_current: Callable[[ChainCommitment | None], bool]
     make_intent: Callable[[int], Intent]
@@ -101,7 +101,7 @@ def _commit(draft: Draft, record: CommitmentRecord, sleep: Sleep) -> ChainCommit
     strategy = CommitStrategy(
         is_current=lambda on_chain: draft.is_current(on_chain, record),
         make_intent=lambda block: Intent(text=str(record), block=block),
-        send=lambda intent: chain.publish(intent.text),
+        send=lambda intent: chain.publish(intent.text, intent.block),
     )
     return ensure_committed(strategy, draft, sleep)
 
@@ -122,16 +122,27 @@ def ensure_committed(strategy: CommitStrategy, draft: Draft, sleep: Sleep) -> Ch
                 return on_chain
             block = chain.block()
             if journal.last is None or not journal.last.may_yet_appear(block, on_chain):
-                intent = strategy.make_intent(block)
-                journal.start(intent)
-                logger.info("sending the commitment block={}", block)
-                outcome = strategy.send(intent)
-                journal.finish(outcome)
+                outcome = _send(strategy, draft)
                 _wait_if_rejected(outcome, draft, sleep)
         except RemoteError as error:
             wait_s = retry_wait_s(wait_s, error)
             logger.warning("chain request failed, retrying in_s={:.0f}: {}", wait_s, error)
         sleep(wait_s)
+
+
+def _send(strategy: CommitStrategy, draft: Draft) -> PublishOutcome:
+    """Send a commitment once and record it before and after. Raises: RemoteError."""
+    journal = draft.journal
+    intent = strategy.make_intent(draft.chain.signing_block())
+    journal.start(intent)
+    logger.info("sending the commitment block={}", intent.block)
+    try:
+        outcome = strategy.send(intent)
+    except NotSubmittedError:
+        journal.finish(PublishOutcome(is_accepted=False))
+        raise
+    journal.finish(outcome)
+    return outcome
 
 
 def _wait_if_rejected(outcome: PublishOutcome, draft: Draft, sleep: Sleep) -> None:

@@ -156,7 +156,7 @@ class _Sealed:
 
         def send(intent: Intent) -> PublishOutcome:
             assert intent.reveal_round is not None
-            return chain.publish_sealed(intent.text, intent.reveal_round)
+            return chain.publish_sealed(intent.text, intent.reveal_round, intent.block)
 
         strategy = CommitStrategy(is_current=self.is_committed, make_intent=make_intent, send=send)
         return ensure_committed(strategy, self.draft, self.sleep)

@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from template.chain_records import ChainView
+from template.constants import ERA_BLOCKS
 from template.records import ContentKey, Entry, RetryState, Round, RoundEvaluation, SubmissionKey, Verdict, WeightIntent
 from template.rules.entries import order_entries
 from template.rules.stands import align
@@ -24,7 +25,7 @@ MAX_REMOTE_FAILURES = 12
 MAX_WEIGHTS_PAUSE_BLOCKS = 16
 
 # Blocks after which an intent that the chain does not show has failed: one more than a signed call stays valid for.
-UNKNOWN_OUTCOME_BLOCKS = 33
+UNKNOWN_OUTCOME_BLOCKS = ERA_BLOCKS + 1
 
 # Part of the subnet's activity cutoff after which the last weights are submitted again. The rest is for retries.
 REPEAT_AT = 0.75

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from template.errors import SubnetGoneError
 from template.files import pid_namespace
 from template.records import Metrics
 from template.status.status import Status
@@ -91,11 +92,21 @@ def _process_problems(status: Status, limits: HealthLimits) -> Iterator[Problem]
         )
     age_s = None if activity is None else status.now - activity.now
     is_visible = last is not None and last.namespace == pid_namespace()
+    if last is not None and last.status == SubnetGoneError.exit_code:
+        yield Problem(
+            code="subnet_gone",
+            text=f"the validator has stopped for good: {last.error}",
+            remedy="turn off its supervisor; for another subnet start a validator with another --state_dir",
+        )
+        return
     if status.holder is None and (is_visible or age_s is None or age_s > _UNSEEN_S):
         yield Problem(code="no_process", text=f"the validator is not running{_how_it_ended(status)}", remedy="start it")
         return
     if age_s is None:
-        yield Problem(code="no_report", text="no report from the validator yet", remedy="wait, then read its log")
+        error = f"; its last error: {last.error}" if last is not None and last.error else ""
+        yield Problem(
+            code="no_report", text=f"no report from the validator yet{error}", remedy="wait, then read its log"
+        )
         return
     # What the process of before reported does not count.
     age_s = min(age_s, status.now - last.started_at) if last is not None and last.ended_at is None else age_s

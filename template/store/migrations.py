@@ -154,5 +154,19 @@ def m004_operation(execute: Execute) -> None:
         execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[Execute], None], ...] = (m001_initial, m002_snapshots, m003_game, m004_operation)
+def m005_subnet(execute: Execute) -> None:
+    """Add the subnet, which tells whether the netuid was given to another."""
+    execute(
+        "CREATE TABLE subnet"
+        " (id INTEGER PRIMARY KEY CHECK (id = 1), netuid INTEGER NOT NULL, registered_block INTEGER NOT NULL)"
+    )
+
+
+MIGRATIONS: tuple[Callable[[Execute], None], ...] = (
+    m001_initial,
+    m002_snapshots,
+    m003_game,
+    m004_operation,
+    m005_subnet,
+)
 """The schema version is the number of migrations that a file has had."""

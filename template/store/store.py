@@ -7,12 +7,13 @@ from template.store.outbox import OutboxTable
 from template.store.rounds import RoundTables
 from template.store.runs import RunTable
 from template.store.submissions import SubmissionTables
+from template.store.subnet import SubnetTable
 
 # Newest rounds with weights that `status` reads: more than a day.
 _RECENT_ROUNDS = 30
 
 
-class Store(SubmissionTables, RoundTables, OutboxTable, RunTable):
+class Store(SubmissionTables, RoundTables, OutboxTable, RunTable, SubnetTable):
     """The state file with all its tables."""
 
 

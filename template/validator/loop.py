@@ -17,7 +17,7 @@ from template import __version__
 from template.chain.protocols import ValidatorChain
 from template.chain_records import ChainView
 from template.data.eval_set import EvalSetIndex, read_eval_set_index
-from template.errors import ConfigError, HostError, RemoteError
+from template.errors import ConfigError, HostError, RemoteError, SubnetGoneError
 from template.hub.datasets import fetch_eval_set
 from template.records import EvalConfig, Round
 from template.rules import schedule
@@ -27,6 +27,7 @@ from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker, Tracker
 from template.validator.availability import FileWatch
 from template.validator.bootstrap import RoundHistory
+from template.validator.chain_view import ViewReader
 from template.validator.cleanup import clean_up, oldest_remembered_block
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.context import Context
@@ -36,7 +37,7 @@ from template.validator.inputs import changed_inputs, check_device_unchanged, is
 from template.validator.outputs import Outputs
 from template.validator.publishing import RoundPublisher
 from template.validator.reporting import Reporter
-from template.validator.rounds import adopt_results, check_chain, open_round, plan_round, update_table
+from template.validator.rounds import adopt_results, open_round, plan_round, update_table
 from template.validator.snapshots import CommitBlockIndex, SnapshotReader
 from template.validator.weights import (
     NOTHING_SCORED,
@@ -102,18 +103,18 @@ class Validator:
         self._now = now
         self._update = update
         self._update_at = float("-inf")
+        self._views = ViewReader(self._context)
         self._commit_blocks = CommitBlockIndex(self._context)
         self._files = FileWatch(self._context)
         self._snapshots = SnapshotReader(self._context, self._commit_blocks)
         self._reporter = Reporter(self._context)
-        self._is_admitted = False
         self._eval_set: EvalSetIndex | None = None
         self._model: str | None = None
         self._failures = 0
         self._view: ChainView | None = None
 
     def run(self) -> None:
-        """Tick until stopped or done. Raises: ConfigError, HostError."""
+        """Tick until stopped or done. Raises: ConfigError, HostError, SubnetGoneError."""
         self._context.outputs.check()
         with self._store.recorded_run(__version__, self._now) as run_id, closing(self._executor):
             while not self.stop.is_set() and not self._run_with_retry(self.tick, run_id):
@@ -124,20 +125,22 @@ class Validator:
 
     def _run_with_retry(self, step: Callable[[], bool], run_id: int) -> bool:
         """Return the result of `step`, or False after a failure and its backoff."""
+        asked_s = 0.0
         try:
             is_done = step()
             self._failures = 0
             return is_done
-        except (ConfigError, HostError):
+        except (ConfigError, HostError, SubnetGoneError):
             raise
         except RemoteError as error:
             logger.warning("tick failed, will retry: {}", error)
+            asked_s = error.retry_after_s or 0.0
             self._store.record_run_error(run_id, error, self._now())
         except Exception as error:
             logger.exception("a tick failed; this is a bug, please report it")
             self._store.record_run_error(run_id, error, self._now())
         self._failures += 1
-        self.stop.wait(min(self.config.poll_s * 2 ** min(self._failures, 10), MAX_BACKOFF_S))
+        self.stop.wait(min(max(self.config.poll_s * 2 ** min(self._failures, 10), asked_s), MAX_BACKOFF_S))
         return False
 
     @property
@@ -149,8 +152,7 @@ class Validator:
 
     def tick(self) -> bool:
         """Do one bounded step. Return True when all work is done."""
-        view = self._view = self._read_view()
-        self._admit(view)
+        view = self._view = self._views.read()
         self._commit_blocks.update(view)
         state = self._load_state()
         action = self._decide(state, view)
@@ -160,26 +162,6 @@ class Validator:
         finally:
             self._context.publisher.update(view, self._now())
             self._reporter.report_progress(action, state, view)
-
-    def _read_view(self) -> ChainView:
-        try:
-            return self._chain.view()
-        except ConfigError as error:
-            if not self._is_admitted:
-                raise
-            # The settings were right at the start, so the node's answer is wrong.
-            raise RemoteError(f"unusable answer from the chain: {error}") from error
-
-    def _admit(self, view: ChainView) -> None:
-        if self._is_admitted:
-            return
-        check_chain(self._context, view)
-        self._context.history.check_signer(view)
-        if not self.config.is_offline and self._chain.hotkey not in view.by_hotkey:
-            raise ConfigError(
-                f"the hotkey {self._chain.hotkey} is not on netuid {view.netuid}: register it, or use --offline"
-            )
-        self._is_admitted = True
 
     def _decide(self, state: State, view: ChainView) -> Action:
         """Return the next action; before the model is loaded, only to stay active."""
@@ -339,7 +321,8 @@ class Validator:
             if self.is_updated:
                 return True
         assert self.evaluator is not None
-        snapshot = view if start_block == view.block else self._snapshots.read(view, start_block)
+        # Also at the view's own block: a snapshot is compared with other reads.
+        snapshot = self._snapshots.read(view, start_block)
         self._commit_blocks.update(snapshot, view.block)
         if missing_commit_blocks(snapshot, self._commit_blocks.blocks):
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from loguru import logger
 
 from template.chain_records import ChainView, WeightOutcome
+from template.errors import NotSubmittedError
 from template.records import Leaderboard, LeaderboardRow, Round
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
 from template.rules.table import Table
@@ -132,9 +133,11 @@ def _submit(
 ) -> None:
     weights = weights_by_uid(shares, view, registrations)
     prepared = context.chain.prepare_weights(weights) if weights else None
+    is_sent = prepared is not None and prepared.rejection is None
     intent_id = context.store.record_intent(
         round_id,
-        block=view.block,
+        # While its outcome is unknown, this block tells until when the call may land.
+        block=prepared.block if prepared is not None and is_sent else view.block,
         weights=weights,
         shares=shares,
         registrations=registrations,
@@ -142,7 +145,13 @@ def _submit(
         leaderboard=leaderboard,
         now=context.now(),
     )
-    outcome = context.chain.set_weights(prepared) if prepared else _missing_weights(shares, view)
+    try:
+        outcome = context.chain.set_weights(prepared) if prepared else _missing_weights(shares, view)
+    except NotSubmittedError as error:
+        # Known to have failed, so that the next attempt need not wait until the call cannot land any more.
+        outcome = WeightOutcome(is_accepted=False, error="NotSubmitted", message=str(error))
+        context.store.record_outcome(intent_id, outcome, context.now())
+        raise
     context.store.record_outcome(intent_id, outcome, context.now())
     if outcome.is_accepted:
         sent, burned = dict(prepared.sent) if prepared else {}, burned_share(weights, view)

@@ -1,13 +1,16 @@
 """Failed calls: deadlines, lost connections and unknown results."""
 
+import asyncio
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Literal
 
 import pytest
 
 from template.chain.client import Chain, bt
+from template.chain.event_loop import EventLoopThread
 from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.chain.ledger import ChainFault
@@ -93,13 +96,6 @@ def test_write_that_landed_without_an_answer_is_found_by_reading(local: LocalCha
     assert local.weights(VALIDATOR.ss58_address) == {1: 65535}
 
 
-def test_write_that_the_pool_rejects_has_an_unknown_result(local: LocalChain) -> None:
-    stale = bt.ExtrinsicResult(success=False, message="old nonce", error=bt.ChainError("old nonce", "Stale"))
-    node = make_node(local, submit=stale)
-    with connect(local, MINER, node=node) as chain, pytest.raises(RemoteError, match=r"result unknown.*Stale"):
-        chain.publish("text")
-
-
 def test_failed_hint_does_not_hide_the_refusal(local: LocalChain, miner: Chain) -> None:
     local.set_hyperparameter("MaxSpace", 0)
     with connect(local, MINER, node=make_node(local, runtime_call=bt.RpcConnectionError("gone"))) as chain:
@@ -122,3 +118,28 @@ def test_closing_leaves_no_thread_and_a_later_call_reconnects(local: LocalChain)
     assert threading.active_count() == before
     assert chain.block() == local.block()
     chain.close()
+
+
+def test_receiver_that_loses_a_cancellation_is_not_waited_for() -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def receive() -> None:
+        # As asyncio.wait_for of Python 3.11, when a message comes with the cancellation.
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def connect() -> None:
+        if not tasks:
+            tasks.append(asyncio.create_task(receive(), name="rpc-session"))
+
+    async def close() -> None:
+        tasks[0].cancel()
+        with suppress(asyncio.CancelledError):
+            await tasks[0]
+
+    loop = EventLoopThread(connect, close)
+    loop.run(lambda: asyncio.sleep(0), 5)
+    started = time.monotonic()
+    loop.close()
+    assert time.monotonic() - started < 1

@@ -9,7 +9,7 @@ import pytest
 from template.chain.client import Chain
 from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
-from tests.fixtures.chain import NETUID, connect, make_key, make_local_chain
+from tests.fixtures.chain import NETUID, connect, make_key, make_local_chain, make_node
 from tests.fixtures.substrate import LocalSubstrate
 
 MINER, OTHER = make_key("miner"), make_key("other")
@@ -94,6 +94,18 @@ def test_impossible_metagraph_is_refused(
     assert [neuron.hotkey for neuron in chain.view().neurons] == [MINER.ss58_address, OTHER.ss58_address]
 
 
+def test_missing_metagraph_of_a_subnet_is_refused(local: LocalChain) -> None:
+    node = make_node(local, runtime_call=None)
+    with connect(local, node=node) as chain, pytest.raises(RemoteError, match="netuid 7 exists, and has no metagraph"):
+        chain.view()
+
+
+def test_state_without_any_subnet_is_refused(local: LocalChain) -> None:
+    node = make_node(local, runtime_call=None, query_batch=[False, False])
+    with connect(local, node=node) as chain, pytest.raises(RemoteError, match="the root subnet is missing"):
+        chain.view()
+
+
 def test_registration_in_block_0_is_valid(node: LyingSubstrate, chain: Chain) -> None:
     node.graph = put("block_at_registration", 0)
     assert chain.view().neurons[0].registration_block == 0
@@ -119,7 +131,7 @@ def test_commitment_of_a_future_block_is_refused(
 
 
 @pytest.mark.parametrize(
-    "record", [None, 5, "0x", [], {"info": {"fields": []}}, {"block": 1}, {"block": 1, "info": {"fields": None}}]
+    "record", [5, "0x", [], {"info": {"fields": []}}, {"block": 1}, {"block": 1, "info": {"fields": None}}]
 )
 def test_commitment_record_of_another_runtime_is_refused(node: LyingSubstrate, chain: Chain, record: object) -> None:
     def rename(asked: str, answer: list[Any]) -> None:
@@ -127,11 +139,8 @@ def test_commitment_record_of_another_runtime_is_refused(node: LyingSubstrate, c
             answer[:] = [(hotkey, record) for hotkey, _ in answer]
 
     node.records = rename
-    if record is None:
-        assert chain.view().commitments == (), "as a deleted row is"
-    else:
-        with pytest.raises(RemoteError, match="invalid answer"):
-            chain.view()
+    with pytest.raises(RemoteError, match="invalid answer"):
+        chain.view()
 
 
 @pytest.mark.parametrize("head", [2**32, 2**64 - 1, -1])
@@ -152,7 +161,7 @@ def test_node_of_another_chain_is_replaced(local: LocalChain, tmp_path: Path) ->
             asked: list[str] = []
             chain._endpoints.rotate = lambda: asked.append(str(substrates.pop(0).path))  # type: ignore[method-assign]
             first = chain.view()
-            chain._next_endpoint()
+            chain.next_endpoint()
             with pytest.raises(RemoteError, match="another chain or fork"):
                 chain.view()
             assert asked == [str(local.path), str(other.path)], "the next endpoint is asked"

@@ -10,7 +10,7 @@ import pytest
 
 from template.chain_records import ChainCommitment
 from template.competition import bind_digest
-from template.constants import MAX_SUBMISSION_BYTES, SEAL_GRACE_BLOCKS
+from template.constants import ERA_BLOCKS, MAX_SUBMISSION_BYTES, SEAL_GRACE_BLOCKS
 from template.data.rows import Row
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.hub import datasets
@@ -22,7 +22,6 @@ from template.miner.publish import publish_dataset
 from template.miner.sealed import MARGIN_BLOCKS
 from tests.fixtures.faulty_hub import FaultKind, HubFault, set_faults
 from tests.fixtures.miner import (
-    ERA_BLOCKS,
     LaggingChain,
     commits,
     configure,

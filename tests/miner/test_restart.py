@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from template.constants import ERA_BLOCKS
 from template.errors import ConfigError, HostError
 from template.hub import datasets
 from template.miner.journal import Journal
 from template.miner.publish import publish_dataset
 from tests.fixtures.miner import (
-    ERA_BLOCKS,
     Killed,
     KilledChain,
     LaggingChain,

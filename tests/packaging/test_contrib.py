@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from template import updates
-from template.errors import EXIT_UPDATED, ConfigError, HostError, RemoteError, SubmissionError
+from template.errors import EXIT_UPDATED, ConfigError, HostError, RemoteError, SubmissionError, SubnetGoneError
 from tests.fixtures.network import ROOT, call_main, load_main
 
 CONTRIB = ROOT / "contrib"
@@ -62,7 +62,7 @@ def instruction(name: str) -> str:
 
 def test_pm2_lets_rest_what_only_the_operator_can_put_right() -> None:
     apps = read_ecosystem()
-    assert set(apps["validator"]["stop_exit_codes"]) == OPERATOR_MUST_ACT
+    assert set(apps["validator"]["stop_exit_codes"]) == {*OPERATOR_MUST_ACT, SubnetGoneError.exit_code}
     assert set(apps["miner"]["stop_exit_codes"]) == {0, *OPERATOR_MUST_ACT, SubmissionError.exit_code}
     for app in apps.values():
         assert not {HostError.exit_code, RemoteError.exit_code, EXIT_UPDATED} & set(app["stop_exit_codes"])
@@ -80,7 +80,7 @@ def test_pm2_runs_several_validators_from_the_environment() -> None:
     apps = read_ecosystem(VALIDATOR_ARGS="--x 1", VALIDATOR_ARGS_TWO="--x 2", VALIDATOR_ARGS_GPU_3="--x 3")
     assert list(apps) == ["validator", "validator-gpu-3", "validator-two", "miner"]
     assert [app["args"][1:] for app in apps.values()] == [["--x", "1"], ["--x", "3"], ["--x", "2"], []]
-    assert all(app["stop_exit_codes"] == [2, 3] for name, app in apps.items() if name != "miner")
+    assert all(app["stop_exit_codes"] == [2, 3, 7] for name, app in apps.items() if name != "miner")
 
 
 def test_pm2_reads_the_clones_env_file_after_the_environment(tmp_path: Path) -> None:
@@ -109,7 +109,8 @@ def test_the_pm2_that_is_tested_is_locked_and_names_no_registry() -> None:
 
 def test_systemd_treats_exit_codes_as_pm2_does() -> None:
     service = read_unit()
-    assert {int(code) for code in service["RestartPreventExitStatus"][0].split()} == OPERATOR_MUST_ACT
+    prevented = {int(code) for code in service["RestartPreventExitStatus"][0].split()}
+    assert prevented == {*OPERATOR_MUST_ACT, SubnetGoneError.exit_code}
     assert service["RestartForceExitStatus"] == service["SuccessExitStatus"] == [str(EXIT_UPDATED)]
     assert service["Restart"] == ["on-failure"]
 
@@ -295,4 +296,5 @@ def test_the_guide_says_what_every_exit_code_means() -> None:
     meanings = {int(code): rest for code, rest in re.findall(r"(?m)^\| (\d+) \|(.*)$", guide)}
     assert set(meanings) >= {0, 1, USAGE_ERROR, ConfigError.exit_code, HostError.exit_code, RemoteError.exit_code}
     assert {code for code, rest in meanings.items() if "you must act" in rest} == OPERATOR_MUST_ACT
+    assert "leaves it" in meanings[SubnetGoneError.exit_code]
     assert "starts it again" in meanings[EXIT_UPDATED]

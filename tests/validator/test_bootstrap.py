@@ -38,6 +38,8 @@ class PrunedChain(SteppingChain):
     """A chain whose nodes dropped the state of every past block."""
 
     def snapshot(self, block: int) -> ChainSnapshot:
+        if block == self.block():
+            return super().snapshot(block)
         raise RemoteError(f"could not read the subnet at block {block}: State discarded")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from template.chain_records import ChainView
-from template.errors import ConfigError, HostError, Reason, RemoteError
+from template.errors import ConfigError, HostError, Reason, RemoteError, UnknownSubnetError
 from template.localnet.chain.ledger import ChainFault
 from template.records import RetryState, Verdict
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
@@ -151,7 +151,8 @@ class FailingChain(SteppingChain):
     ("error", "sentence"),
     [
         (ZeroDivisionError("a bug"), "ZeroDivisionError"),
-        (ConfigError("--netuid must be a subnet, and it has no 96"), "unusable answer from the chain: .* has no 96"),
+        (ConfigError("--netuid 96 never runs an epoch"), "unusable answer from the chain: .* never runs an epoch"),
+        (UnknownSubnetError("it has no 96"), "it has no 96: the subnet .* was dissolved; the next endpoint is asked"),
     ],
 )
 def test_failed_view_of_a_running_validator_is_retried(net: Net, error: Exception, sentence: str) -> None:

@@ -93,6 +93,11 @@ class LocalChain(Ledger):
         with self.write() as state:
             state.put("RuntimeUpgrades", "", runtime_upgrades(state) + 1)
 
+    def downgrade_runtime(self) -> None:
+        """Lower the runtime's version in the next block, below the first one: it lacks SubnetEpochConsensus."""
+        with self.write() as state:
+            state.put("RuntimeUpgrades", "", min(runtime_upgrades(state), 0) - 1)
+
     def use_nonce(self, account: str) -> None:
         """Count a nonce up in the next block, as another writer's call with the same key does."""
         with self.write() as state:
@@ -107,6 +112,19 @@ class LocalChain(Ledger):
         """Fail the reveal of a hotkey's timelocked commitment. Raises: ValueError."""
         with self.write() as state:
             pallets.fail_reveal(state, hotkey)
+
+    def dissolve_subnet(self) -> None:
+        """Remove the subnet in the next block."""
+        with self.write() as state:
+            pallets.clear_subnet(state)
+
+    def replace_subnet(self, owner_hotkey: str) -> None:
+        """Give the netuid to a new subnet without neurons in the next block."""
+        with self.write() as state:
+            pallets.clear_subnet(state)
+            state.put("SubnetRegisteredAt", "", state.block)
+            state.put("SubnetOwnerHotkey", "", owner_hotkey)
+            state.put("SubnetOwner", "", owner_hotkey)
 
     def weights(self, hotkey: str) -> dict[int, int] | None:
         """Return the plain weights that a hotkey last set: uid to u16, the largest 65535."""
@@ -123,7 +141,7 @@ class LocalChain(Ledger):
 
 
 def runtime_upgrades(state: State) -> int:
-    """Return how often the runtime was upgraded."""
+    """Return how often the runtime was upgraded, a negative number after downgrades."""
     return int(state.get("RuntimeUpgrades", default=0))
 
 

@@ -10,6 +10,11 @@ from template.localnet.chain.pallets import neurons, parameter
 _NO_AXON = dict.fromkeys(("block", "version", "ip", "port", "ip_type", "protocol", "placeholder1", "placeholder2"), 0)
 
 
+def axon_of(state: State, hotkey: str) -> dict[str, int]:
+    """Return a hotkey's axon, all zero without one."""
+    return state.get("Axon", hotkey) or _NO_AXON
+
+
 def metagraph(state: State, netuid: int) -> dict[str, Any]:
     """Return SubnetInfoRuntimeApi.get_metagraph, with all emissions zero."""
     rows = neurons(state)
@@ -25,7 +30,7 @@ def metagraph(state: State, netuid: int) -> dict[str, Any]:
         "blocks_since_last_step": state.block - epochs.last_block,
         "owner_hotkey": state.get("SubnetOwnerHotkey"),
         "owner_coldkey": state.get("SubnetOwner"),
-        "network_registered_at": 0,
+        "network_registered_at": pallets.registered_at(state),
         "min_allowed_weights": parameter(state, "MinAllowedWeights"),
         "max_weights_limit": parameter(state, "MaxWeightsLimit"),
         "weights_version": parameter(state, "WeightsVersionKey"),
@@ -59,6 +64,6 @@ def metagraph(state: State, netuid: int) -> dict[str, Any]:
             ),
             zeros,
         ),
-        "axons": [_NO_AXON] * len(rows),
+        "axons": [axon_of(state, row.hotkey) for row in rows],
         "identities": [None] * len(rows),
     }

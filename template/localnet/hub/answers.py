@@ -21,6 +21,14 @@ _FILE = "answers.json"
 class Answer(StrEnum):
     """An answer that a rule selects."""
 
+    MISSING = "missing"
+    """401 without a token, 404 RepoNotFound with one, as for a private repo."""
+    UNKNOWN_COMMIT = "unknown_commit"
+    """404 RevisionNotFound."""
+    MISSING_FILE = "missing_file"
+    """The repo has no files: empty listings, 404 EntryNotFound."""
+    READ_ONLY = "read_only"
+    """403 for every write, as for a read token."""
     GATED = "gated"
     """Listings as ever; the file itself only for the owner."""
     DISABLED = "disabled"
@@ -53,14 +61,28 @@ class Answer(StrEnum):
     """The commit is made, and answered after `seconds`."""
     COMMIT_LOST = "commit_lost"
     """The commit is made, and answered with 504."""
+    COMMIT_OUTDATED = "commit_outdated"
+    """412 because the branch has another commit than the parent."""
+    COMMIT_WITHOUT_OBJECT = "commit_without_object"
+    """400 because a large file was not uploaded."""
 
 
 # The requests of a rule without a pattern, where these are not all.
 _PATTERNS = {
     Answer.STORE_REFUSES: "^(GET|HEAD) /storage/",
     Answer.CREATE_BUSY: "^POST /api/repos/create",
+    Answer.MISSING: "^[A-Z]+ /(?!api/repos/create)",
+    Answer.UNKNOWN_COMMIT: "/(revision|resolve|paths-info|tree|commits)/",
     **dict.fromkeys(
-        (Answer.COMMIT_QUOTA, Answer.GIT_QUEUE, Answer.COMMIT_SLOW, Answer.COMMIT_LOST), "^POST /api/.*/commit/"
+        (
+            Answer.COMMIT_QUOTA,
+            Answer.GIT_QUEUE,
+            Answer.COMMIT_SLOW,
+            Answer.COMMIT_LOST,
+            Answer.COMMIT_OUTDATED,
+            Answer.COMMIT_WITHOUT_OBJECT,
+        ),
+        "^POST /api/.*/commit/",
     ),
 }
 
@@ -129,12 +151,20 @@ def _write(root: Path, rules: Sequence[Rule]) -> None:
     write_json(root / _FILE, [asdict(rule) for rule in rules])
 
 
-def refuse(rule: Rule) -> Response | None:
+def refuse(rule: Rule, user: str | None) -> Response | None:
     """Return the whole response that a rule selects, None for other rules.
 
     Raises: HubError for one with the Hub's usual form of an error.
     """
     match rule.answer:
+        case Answer.MISSING:
+            raise unseen_repo(user)
+        case Answer.UNKNOWN_COMMIT:
+            raise HubError(404, "Invalid rev id", "RevisionNotFound")
+        case Answer.COMMIT_OUTDATED:
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        case Answer.COMMIT_WITHOUT_OBJECT:
+            raise HubError(400, "LFS pointer pointed to a file that does not exist")
         case Answer.QUOTA:
             message = "Too many requests: the quota of this client is used up for the present window of five minutes"
             return json_response({"error": message}, status=429, headers=_used_up(rule.seconds))
@@ -154,6 +184,13 @@ def refuse(rule: Rule) -> Response | None:
         case Answer.DISABLED:
             raise HubError(403, "Access to this resource is disabled.")
     return None
+
+
+def unseen_repo(user: str | None) -> HubError:
+    """Return the error for a repo that is missing, or that a user may not see."""
+    if user is None:
+        return HubError(401, "Invalid username or password.")
+    return HubError(404, "Repository not found", "RepoNotFound")
 
 
 def gateway_timeout() -> Response:

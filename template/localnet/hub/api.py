@@ -53,7 +53,7 @@ def _answer(store: HubStore, request: Request, path: str) -> Response:
     if header is not None and (user is None or Answer.TOKEN_REFUSED in rules):
         raise HubError(401, "Invalid credentials in Authorization header")
     for rule in rules.values():
-        if (refusal := refuse(rule)) is not None:
+        if (refusal := refuse(rule, user)) is not None:
             return refusal
     for methods, pattern, handler in _ROUTES:
         if request.method in methods and (match := pattern.fullmatch(path)):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, urlsplit
 
-from template.localnet.hub.answers import Answer, Rule
+from template.localnet.hub.answers import Answer, Rule, unseen_repo
 from template.localnet.hub.messages import Request
 from template.localnet.hub.store import BRANCH, READ_TOKEN_PREFIX, Commit, HubError, HubStore, Repo, RepoMovedError
 
@@ -43,9 +43,7 @@ class Call:
         else:
             if self._may_see(repo):
                 return repo
-        if self.user is None:
-            raise HubError(401, "Invalid username or password.")
-        raise HubError(404, "Repository not found", "RepoNotFound")
+        raise unseen_repo(self.user)
 
     def _may_see(self, repo: Repo) -> bool:
         return not repo.private or self.user == repo.id.partition("/")[0]
@@ -53,6 +51,8 @@ class Call:
     def commit(self, repo: Repo, *, is_info: bool = False) -> Commit:
         """Return the commit of the named revision. is_info: for the repo's info."""
         commit = self.store.commit_at(repo, self.revision)
+        if Answer.MISSING_FILE in self.rules:
+            return replace(commit, files={})
         if Answer.STALE_MAIN not in self.rules:
             return commit
         parent = self.store.commit_at(repo, BRANCH).parent
@@ -71,7 +71,7 @@ class Call:
             raise HubError(401, "Invalid username or password.")
         if self.user != owner:
             raise HubError(403, f"You don't have the rights to write under the namespace {owner[:100]!r}")
-        if self.has_read_token:
+        if self.has_read_token or Answer.READ_ONLY in self.rules:
             raise HubError(403, "You must use a write token for this")
 
     def repo_url(self, repo: Repo) -> str:

@@ -20,6 +20,8 @@ def admin_methods(
     return {
         "localnet_advance": chain.advance,
         "localnet_deregister": chain.deregister,
+        "localnet_dissolveSubnet": chain.dissolve_subnet,
+        "localnet_downgradeRuntime": chain.downgrade_runtime,
         "localnet_failReveal": chain.fail_reveal,
         "localnet_hideEvents": state.hide_events,
         "localnet_refuseExtrinsics": pool.refuse,
@@ -28,6 +30,7 @@ def admin_methods(
         ),
         "localnet_reorganise": chain.reorganise,
         "localnet_replaceChain": chain.replace,
+        "localnet_replaceSubnet": chain.replace_subnet,
         "localnet_reveal": chain.reveal,
         "localnet_setAnswerFault": answer_faults.set,
         "localnet_setBlockTime": chain.set_block_time,

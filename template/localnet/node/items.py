@@ -41,8 +41,7 @@ class BlockView:
 
     @cached_property
     def exists(self) -> bool:
-        """Tell whether the subnet exists; it begins in block 1."""
-        return self.state.block > 0
+        return pallets.registered_at(self.state) is not None
 
     @property
     def timestamp_ms(self) -> int:
@@ -137,6 +136,7 @@ _SUBNET_PARAMETERS = (
     "MaxWeightsLimit",
     "WeightsVersionKey",
     "MaxAllowedUids",
+    "ServingRateLimit",
     "ActivityCutoffFactorMilli",
 )
 
@@ -161,6 +161,7 @@ ITEMS: dict[tuple[str, str], Callable[[BlockView], Values]] = {
     ("SubtensorModule", "NetworksAdded"): lambda view: {
         (netuid,): True for netuid in ([ROOT, view.netuid] if view.exists else [ROOT])
     },
+    ("SubtensorModule", "NetworkRegisteredAt"): _by_netuid(lambda view: pallets.registered_at(view.state)),
     ("SubtensorModule", "TokenSymbol"): _symbol,
     ("SubtensorModule", "SubnetworkN"): _by_netuid(lambda view: len(view.neurons)),
     ("SubtensorModule", "MechanismCountCurrent"): _by_netuid(lambda view: 1),
@@ -183,6 +184,7 @@ ITEMS: dict[tuple[str, str], Callable[[BlockView], Values]] = {
     ("SubtensorModule", "TotalHotkeyAlpha"): lambda view: {
         (row.hotkey, view.netuid): row.stake for row in view.neurons if row.stake
     },
+    ("SubtensorModule", "Axons"): _by_account("Axon"),
     ("SubtensorModule", "LastUpdate"): _column(lambda row: row.last_update),
     ("SubtensorModule", "ValidatorPermit"): _column(lambda row: row.has_permit),
     ("SubtensorModule", "Active"): _column(lambda row: True),

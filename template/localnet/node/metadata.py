@@ -32,10 +32,12 @@ def recorded_metadata(version: int) -> bytes:
 def runtime_metadata(version: int, block_time_ms: int, upgrades: int = 0) -> bytes:
     """Return the metadata of this chain's runtime in version 14 or 15.
 
-    Each upgrade numbers the types anew, and changes nothing else.
+    Each upgrade numbers the types anew, and changes nothing else. A runtime before this one, after a negative number of
+    upgrades, lacks the item that was added.
     """
-    data = _set_slot_duration(_add_epoch_consensus(recorded_metadata(version)), block_time_ms)
-    return reverse_types(data) if upgrades % 2 else data
+    recorded = recorded_metadata(version)
+    data = _set_slot_duration(recorded if upgrades < 0 else _add_epoch_consensus(recorded), block_time_ms)
+    return reverse_types(data) if upgrades > 0 and upgrades % 2 else data
 
 
 def _text(value: str) -> bytes:

@@ -109,7 +109,9 @@ class Runtime:
         if described.get("path") == ["BTreeMap"]:
             return {} if value is _ABSENT else value
         if len(fields) == 1 and "name" not in fields[0]:
-            return self._complete(fields[0]["type"], value)
+            inner = self._complete(fields[0]["type"], value)
+            # The codec takes a list with one entry for a struct with one field, only in this type.
+            return [inner] if described.get("path") == ["BTreeSet"] else inner
         if fields and "name" not in fields[0]:
             values = [_ABSENT] * len(fields) if value is _ABSENT else value
             return tuple(self._complete(field["type"], each) for field, each in zip(fields, values, strict=True))

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 def print_table(report: Report) -> None:
     print(f"{report.calls:,} calls, {len(METHODS)} methods, {len(report.tallies)} faults")
+    for method in METHODS:
+        print(f"{method:<31} {report.methods[method]} calls with a fault")
     for kind, tally in report.tallies.items():
         print(f"{kind:<20} {tally}")
 

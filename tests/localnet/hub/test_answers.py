@@ -289,6 +289,41 @@ def test_main_is_stale_after_a_forced_push(server: FaultyHub) -> None:
     assert ask(server, f"/datasets/{REPO}/resolve/{new}/{DATA}").status == 307
 
 
+RULES: dict[Answer, tuple[str, str | None, int, str | None]] = {
+    Answer.MISSING: (INFO, None, 401, None),
+    Answer.UNKNOWN_COMMIT: (FILE, None, 404, "RevisionNotFound"),
+    Answer.MISSING_FILE: (FILE, None, 404, "EntryNotFound"),
+    Answer.READ_ONLY: (COMMIT, TOKEN, 403, None),
+    Answer.COMMIT_OUTDATED: (COMMIT, TOKEN, 412, None),
+    Answer.COMMIT_WITHOUT_OBJECT: (COMMIT, TOKEN, 400, None),
+}
+
+
+@pytest.mark.parametrize("answer", RULES)
+def test_answer_of_content_is_selected_by_a_rule_too(server: FaultyHub, answer: Answer) -> None:
+    path, token, status, code = RULES[answer]
+    head = upload_data(server)
+    upload_data(server, repo="bob/data")
+    method, body = ("POST", make_commit(NEW)) if path == COMMIT else ("GET", None)
+    set_answers(server.store.root, Rule(answer=answer, repo=REPO, account=None if token is None else "alice", count=1))
+    assert ask(server, path.replace(REPO, "bob/data"), BOB, method=method, body=body).status in (200, 307)
+    reply = ask(server, path, token, method=method, body=body)
+    assert (reply.status, reply.code) == (status, code) and ask(server, INFO).json()["sha"] == head
+    assert ask(server, path, token, method=method, body=body).status in (200, 307), "the rule is used up"
+
+
+def test_missing_repo_by_a_rule_is_a_404_for_an_account(server: FaultyHub) -> None:
+    upload_data(server)
+    set_answers(server.store.root, Rule(answer=Answer.MISSING, account="bob"))
+    assert ask(server, INFO, BOB).code == "RepoNotFound" and ask(server, INFO, TOKEN).status == 200
+
+
+def test_repo_without_files_by_a_rule_lists_none(server: FaultyHub) -> None:
+    upload_data(server)
+    set_answers(server.store.root, Rule(answer=Answer.MISSING_FILE, repo=REPO))
+    assert ask(server, PATHS, method="POST", body=f"paths={DATA}".encode()).body == b"[]"
+
+
 def test_rule_selects_by_the_request(server: FaultyHub) -> None:
     upload_files(server.store.root, REPO, {DATA: OLD, "readme.md": b"#"})
     set_answers(server.store.root, Rule(answer=Answer.QUOTA, pattern="^GET .*readme", count=2, seconds=7))

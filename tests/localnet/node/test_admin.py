@@ -1,9 +1,14 @@
 """Administration of the local chain over its node's WebSocket."""
 
+import pytest
+
+from template.chain.client import bt
+from template.errors import UnknownSubnetError
 from template.localnet.chain.chain import LocalChain
-from template.localnet.chain.pallets import parameter
-from tests.fixtures.chain import make_key
-from tests.fixtures.node import Wire
+from template.localnet.chain.pallets import neurons, parameter
+from template.localnet.node.server import NodeServer
+from tests.fixtures.chain import NETUID, make_key
+from tests.fixtures.node import Wire, dial, use_client
 
 STRANGER = make_key("stranger").ss58_address
 
@@ -39,3 +44,28 @@ def test_hyperparameter_is_set_on_request(local: LocalChain, wire: Wire) -> None
 
 def test_unknown_hyperparameter_is_an_invalid_parameter(wire: Wire) -> None:
     assert wire.call("localnet_setHyperparameter", "Temper", 50)["error"]["code"] == -32602
+
+
+def test_dissolved_subnet_has_neither_metagraph_nor_neurons(local: LocalChain, wire: Wire, node: NodeServer) -> None:
+    wire.result("localnet_dissolveSubnet")
+    assert neurons(local.at()) == []
+    with dial(node, NETUID) as chain, pytest.raises(UnknownSubnetError):
+        chain.view()
+
+
+def test_replaced_subnet_has_a_later_registration(local: LocalChain, wire: Wire, node: NodeServer) -> None:
+    wire.result("localnet_replaceSubnet", STRANGER)
+    with dial(node, NETUID) as chain:
+        view = chain.view()
+        assert (view.owner_hotkey, view.registered_block, view.neurons) == (STRANGER, local.block(), ())
+        assert chain.registration_block() == local.block()
+
+
+def test_downgraded_runtime_lacks_an_item(wire: Wire, node: NodeServer) -> None:
+    wire.result("localnet_downgradeRuntime")
+
+    async def read(client: bt.Client) -> None:
+        await client.query(bt.storage.SubtensorModule.SubnetEpochConsensus, [NETUID])
+
+    with pytest.raises(ValueError, match="SubnetEpochConsensus not found"):
+        use_client(node, read)

@@ -1,7 +1,8 @@
-"""The local node against answers of a real one, of runtime 461.
+"""The local node against answers of a real one, of runtime 461, and against the metadata's own defaults.
 
-`recorded-461.json` holds parts of tests/fixtures/golden.json of the bittensor 11.3.0 source distribution (PyPI,
-Apache-2.0), unchanged.
+From the bittensor 11.3.0 source distribution (PyPI, Apache-2.0), unchanged: `recorded-461.json` holds parts of
+tests/fixtures/golden.json, and `recorded-shapes-461.json`, of tests/fixtures/shape_corpus/corpus.json, the types of all
+values that the local node has rules for.
 """
 
 import json
@@ -9,15 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from template.localnet.chain.chain import LocalChain
+from template.localnet.chain.pallets import HYPERPARAMETERS, RAO_PER_TAO
+from template.localnet.node.apis import call_api
 from template.localnet.node.extrinsics import Era, parse_extrinsic
+from template.localnet.node.items import ITEMS, BlockView
 from template.localnet.node.runtime import Runtime
 from template.localnet.node.server import NodeServer
-from tests.fixtures.chain import NETUID, make_key
+from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key, set_weights, submit
 from tests.fixtures.node import Wire, dial, use_client
 
 RECORD = json.loads(Path(__file__).with_name("recorded-461.json").read_text())
+SHAPES = {
+    f"scale_info::{each['id']}": each["samples"]
+    for each in json.loads(Path(__file__).with_name("recorded-shapes-461.json").read_text())
+}
 RUNTIME = Runtime(12_000)
-MINER = make_key("miner")
+VALIDATOR, MINER = make_key("validator"), make_key("miner")
+
+# A new subnet's own values. Source: init_new_network, pallets/subtensor/src/subnets/subnet.rs, and for the stake root's
+# sudo_set_stake_threshold, pallets/admin-utils/src/lib.rs.
+SET_AT_REGISTRATION = {"Tempo": 360, "MinAllowedWeights": 1, "StakeThreshold": 1000 * RAO_PER_TAO}
+# Each API with its parameters, encoded.
+APIS = {
+    "NeuronInfoRuntimeApi_get_neurons_lite": NETUID.to_bytes(2, "little"),
+    "StakeInfoRuntimeApi_get_stake_info_for_coldkey": VALIDATOR.public_key,
+    "StakeInfoRuntimeApi_get_stake_info_for_coldkeys": b"\x04" + VALIDATOR.public_key,
+    "StakeInfoRuntimeApi_get_stake_availability_for_coldkeys": b"\x04" + VALIDATOR.public_key + b"\x00",
+    "SubnetInfoRuntimeApi_get_subnet_hyperparams_v3": NETUID.to_bytes(2, "little"),
+    "SwapRuntimeApi_current_alpha_price": NETUID.to_bytes(2, "little"),
+    "SwapRuntimeApi_current_alpha_price_all": b"",
+    "AccountNonceApi_account_nonce": MINER.public_key,
+    "SubnetInfoRuntimeApi_get_metagraph": NETUID.to_bytes(2, "little"),
+    "SubnetInfoRuntimeApi_get_next_epoch_start_block": NETUID.to_bytes(2, "little"),
+    "TransactionPaymentApi_query_info": b"",
+}
 
 
 def data(text: str) -> bytes:
@@ -120,3 +146,51 @@ def test_new_subnet_has_the_defaults_of_the_chain(tmp_path: Path) -> None:
     assert graph["commit_reveal_weights_enabled"] is True and graph["max_weights_limit"] == 65535
     assert all(type(letter) is int for letter in (*graph["name"], *graph["symbol"]))
     assert graph["axons"][0].keys() >= {"ip", "port", "protocol"}
+
+
+def fill(local: LocalChain) -> None:
+    """Give every storage item a value."""
+    axon = {"version": 1, "ip": 2**24, "port": 1, "ip_type": 4, "protocol": 4, "placeholder1": 0, "placeholder2": 0}
+    submit(local, MINER, "SubtensorModule", "serve_axon", netuid=NETUID, **axon)
+    with connect(local, VALIDATOR) as chain:
+        set_weights(chain, {1: 1.0})
+        commit(local, MINER, SEALED)
+        local.reveal(MINER.ss58_address, "opened")
+        commit(local, MINER, SEALED, {"Raw5": b"hello"})
+        local.set_hyperparameter("CommitRevealWeightsEnabled", True)
+        set_weights(chain, {1: 1.0})
+
+
+def test_every_item_with_rules_has_values_of_its_type(local: LocalChain) -> None:
+    fill(local)
+    view = BlockView(local, local.block())
+    for item, values_of in ITEMS.items():
+        type_string = RUNTIME.codec.storage_entry(*item).value_type
+        values = list(values_of(view).values())
+        assert values and all(RUNTIME.encode(type_string, value) for value in values), item
+
+
+def test_every_api_with_rules_has_an_answer_of_its_type(local: LocalChain) -> None:
+    fill(local)
+    for name, parameters in APIS.items():
+        api, _, method = name.partition("_")
+        output = RUNTIME.codec.runtime_api_map[api][method]["output"]
+        answer = RUNTIME.codec.decode(output, call_api(local, RUNTIME, name, parameters, local.block()))
+        assert answer not in (None, [], {}), name
+
+
+def test_recorded_values_of_every_type_have_their_bytes() -> None:
+    for type_string, samples in SHAPES.items():
+        for sample in samples:
+            raw = data(sample["scale_hex"])
+            decoded = RUNTIME.codec.decode(type_string, raw)
+            assert json.loads(json.dumps(decoded)) == sample["decoded"], type_string
+            # Not the JSON, which has texts for the numbers of netuids.
+            assert RUNTIME.encode(type_string, decoded) == raw, type_string
+
+
+def test_hyperparameters_are_the_metadatas_but_for_a_new_subnets() -> None:
+    for name, ours in HYPERPARAMETERS.items():
+        entry = RUNTIME.codec.storage_entry("Commitments" if name == "MaxSpace" else "SubtensorModule", name)
+        default = RUNTIME.codec.decode(entry.value_type, bytes(entry.default_bytes))
+        assert ours == SET_AT_REGISTRATION.get(name, default), name
