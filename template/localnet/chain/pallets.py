@@ -22,6 +22,8 @@ _MIN_COMMITMENT_SPACE = 100
 _MAX_UNREVEALED_COMMITS = 10
 _MAX_COMMIT_BYTES = 5000
 _MAX_REVEALS = 10
+_LOCALHOST = {4: 0x7F000001, 6: 1}
+_HIGHEST_ADDRESS = {4: 2**32 - 1, 6: 2**128 - 1}
 
 # Defaults of a new subnet: those of the runtime's metadata, but for what a new subnet is given and for the stake that
 # mainnet's root has set. Source: the Default* functions of pallets/subtensor/src/lib.rs and their values in
@@ -39,6 +41,7 @@ HYPERPARAMETERS: dict[str, Any] = {
     "MaxAllowedUids": 256,
     "MaxSpace": 3100,
     "StakeThreshold": 1000 * RAO_PER_TAO,
+    "ServingRateLimit": 50,
     # Per mille of the tempo: 5,000 blocks at a tempo of 360.
     "ActivityCutoffFactorMilli": 13_889,
 }
@@ -89,13 +92,13 @@ def find(state: State, hotkey: str) -> NeuronRow | None:
 
 
 def replace_neuron(state: State, row: NeuronRow) -> None:
-    """Give a uid to a new neuron, and drop the weights by and for the former one, and its commitment.
+    """Give a uid to a new neuron, and drop the weights by and for the former one, its commitment and its axon.
 
     Source: replace_neuron and clear_neuron, pallets/subtensor/src/subnets/uids.rs, and, in a runtime after 425,
     purge_neuron, pallets/commitments/src/lib.rs. All that a former neuron had to reveal is lost.
     """
     former = state.get("Neuron", str(row.uid))
-    for item in ("CommitmentOf", "RevealedCommitments", "UsedSpaceOf") if former else ():
+    for item in ("CommitmentOf", "RevealedCommitments", "UsedSpaceOf", "Axon") if former else ():
         if state.get(item, former["hotkey"]) is not None:
             state.put(item, former["hotkey"], None)
     state.put("Weights", str(row.uid), None)
@@ -160,6 +163,7 @@ def dispatch(state: State, netuid: int, signer: str, call: Call) -> None:
         "set_commitment": _set_commitment,
         "set_mechanism_weights": _set_weights,
         "commit_timelocked_mechanism_weights": _commit_weights,
+        "serve_axon": _serve_axon,
     }
     rules[call.function](state, netuid, signer, call.params)
 
@@ -282,6 +286,31 @@ def _commit_weights(state: State, netuid: int, signer: str, params: dict[str, An
     commits.append([signer, state.block, params["commit"], params["reveal_round"]])
     state.put("TimelockedWeightCommits", epoch, commits)
     _put_neuron(state, replace(row, last_update=state.block))
+
+
+def find_axon_problem(state: State, netuid: int, signer: str, params: dict[str, Any]) -> str | None:
+    """Return the error of a call that serves an axon.
+
+    Source: validate_serve_axon, pallets/subtensor/src/subnets/serving.rs.
+    """
+    kind, address, served = params["ip_type"], params["ip"], state.get("Axon", signer)
+    if params["netuid"] != netuid or find(state, signer) is None:
+        return "HotKeyNotRegisteredInNetwork"
+    if kind not in _LOCALHOST:
+        return "InvalidIpType"
+    if not 0 < address < _HIGHEST_ADDRESS[kind] or address == _LOCALHOST[kind]:
+        return "InvalidIpAddress"
+    if served and state.block - served["block"] < parameter(state, "ServingRateLimit"):
+        return "ServingRateLimitExceeded"
+    return None if params["port"] else "InvalidPort"
+
+
+def _serve_axon(state: State, netuid: int, signer: str, params: dict[str, Any]) -> None:
+    """Source: do_serve_axon, pallets/subtensor/src/subnets/serving.rs."""
+    if problem := find_axon_problem(state, netuid, signer, params):
+        raise DispatchError(problem)
+    axon = {name: value for name, value in params.items() if name != "netuid"}
+    state.put("Axon", signer, {"block": state.block, **axon})
 
 
 def _check_mechanism(netuid: int, params: dict[str, Any]) -> None:

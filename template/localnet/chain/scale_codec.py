@@ -149,7 +149,7 @@ def _unsigned(size: int) -> tuple[Callable[[Any], bytes], Callable[[_Reader], in
 _INFO = (_encode_info, _decode_info)
 _U16S = (_encode_u16s, lambda reader: [reader.number(2) for _ in range(reader.compact())])
 _BYTES = (_prefixed, lambda reader: "0x" + reader.take(reader.compact()).hex())
-_U8, _U16, _U64 = _unsigned(1), _unsigned(2), _unsigned(8)
+_U8, _U16, _U32, _U64, _U128 = (_unsigned(size) for size in (1, 2, 4, 8, 16))
 
 _Codec = tuple[Callable[[Any], bytes], Callable[[_Reader], Any]]
 _CALLS: dict[tuple[str, str], tuple[bytes, dict[str, _Codec]]] = {
@@ -157,6 +157,19 @@ _CALLS: dict[tuple[str, str], tuple[bytes, dict[str, _Codec]]] = {
     ("SubtensorModule", "set_mechanism_weights"): (
         b"\x07\x77",
         {"netuid": _U16, "mecid": _U8, "dests": _U16S, "weights": _U16S, "version_key": _U64},
+    ),
+    ("SubtensorModule", "serve_axon"): (
+        b"\x07\x04",
+        {
+            "netuid": _U16,
+            "version": _U32,
+            "ip": _U128,
+            "port": _U16,
+            "ip_type": _U8,
+            "protocol": _U8,
+            "placeholder1": _U8,
+            "placeholder2": _U8,
+        },
     ),
     ("SubtensorModule", "commit_timelocked_mechanism_weights"): (
         b"\x07\x76",

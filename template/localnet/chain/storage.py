@@ -10,6 +10,11 @@ from template.localnet.chain.pallets import neurons, parameter
 _NO_AXON = dict.fromkeys(("block", "version", "ip", "port", "ip_type", "protocol", "placeholder1", "placeholder2"), 0)
 
 
+def axon_of(state: State, hotkey: str) -> dict[str, int]:
+    """Return a hotkey's axon, all zero without one."""
+    return state.get("Axon", hotkey) or _NO_AXON
+
+
 def metagraph(state: State, netuid: int) -> dict[str, Any]:
     """Return SubnetInfoRuntimeApi.get_metagraph, with all emissions zero."""
     rows = neurons(state)
@@ -59,6 +64,6 @@ def metagraph(state: State, netuid: int) -> dict[str, Any]:
             ),
             zeros,
         ),
-        "axons": [_NO_AXON] * len(rows),
+        "axons": [axon_of(state, row.hotkey) for row in rows],
         "identities": [None] * len(rows),
     }

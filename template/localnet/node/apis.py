@@ -68,16 +68,17 @@ def _next_epoch(view: BlockView, netuid: int) -> int | None:
 
 
 def _neurons_lite(view: BlockView, netuid: int) -> list[dict[str, Any]]:
-    return [_neuron_lite(row, netuid) for row in view.neurons] if netuid == view.netuid else []
+    return [_neuron_lite(view, row) for row in view.neurons] if netuid == view.netuid else []
 
 
-def _neuron_lite(row: pallets.NeuronRow, netuid: int) -> dict[str, Any]:
+def _neuron_lite(view: BlockView, row: pallets.NeuronRow) -> dict[str, Any]:
     return {
         "hotkey": row.hotkey,
         "coldkey": row.coldkey,
         "uid": row.uid,
-        "netuid": netuid,
+        "netuid": view.netuid,
         "active": True,
+        "axon_info": storage.axon_of(view.state, row.hotkey),
         "stake": [(row.coldkey, row.stake)] if row.stake else [],
         "last_update": row.last_update,
         "validator_permit": row.has_permit,

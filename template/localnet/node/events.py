@@ -61,6 +61,8 @@ def _call_events(
     own: tuple[str, str, dict[str, Any] | tuple[Any, ...]]
     if call.function == "set_commitment":
         own = _commitment_event(netuid, record.signer, call.params["info"]["fields"])
+    elif call.function == "serve_axon":
+        own = (call.module, "AxonServed", (netuid, record.signer))
     elif call.function == "set_mechanism_weights":
         row = pallets.find(ledger.at(block), record.signer)
         own = (call.module, "WeightsSet", (netuid, 0 if row is None else row.uid))

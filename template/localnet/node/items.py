@@ -136,6 +136,7 @@ _SUBNET_PARAMETERS = (
     "MaxWeightsLimit",
     "WeightsVersionKey",
     "MaxAllowedUids",
+    "ServingRateLimit",
     "ActivityCutoffFactorMilli",
 )
 
@@ -183,6 +184,7 @@ ITEMS: dict[tuple[str, str], Callable[[BlockView], Values]] = {
     ("SubtensorModule", "TotalHotkeyAlpha"): lambda view: {
         (row.hotkey, view.netuid): row.stake for row in view.neurons if row.stake
     },
+    ("SubtensorModule", "Axons"): _by_account("Axon"),
     ("SubtensorModule", "LastUpdate"): _column(lambda row: row.last_update),
     ("SubtensorModule", "ValidatorPermit"): _column(lambda row: row.has_permit),
     ("SubtensorModule", "Active"): _column(lambda row: True),

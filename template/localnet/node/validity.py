@@ -13,10 +13,20 @@ from template.localnet.chain.ledger import State
 from template.localnet.chain.scale_codec import Call
 
 _STAKE_AMOUNT_TOO_LOW, _RATE_LIMIT_EXCEEDED, _INVALID_REVEAL_ROUND = 1, 6, 15
+_AXON_ERRORS = {
+    "HotKeyNotRegisteredInNetwork": 10,
+    "InvalidIpAddress": 11,
+    "ServingRateLimitExceeded": 12,
+    "InvalidPort": 13,
+    "InvalidIpType": 255,
+}
 
 
 def find_refusal(state: State, netuid: int, signer: str, call: Call) -> int | None:
     """Return the number of the error that keeps a call out of the pool."""
+    if call.function == "serve_axon":
+        problem = pallets.find_axon_problem(state, netuid, signer, call.params)
+        return None if problem is None else _AXON_ERRORS[problem]
     if call.function == "set_commitment" or call.params["netuid"] != netuid:
         return None
     row = pallets.find(state, signer)

@@ -50,11 +50,16 @@ def make_miners() -> dict[str, list[str]]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the files and print a line for each: miner, number of rows, path."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
     parser = argparse.ArgumentParser(description="Write the datasets of the quickstart's miners.")
     parser.add_argument("--out", type=Path, required=True, help="folder for one folder per miner")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the files and print a line for each: miner, number of rows, path."""
+    arguments = build_parser().parse_args(argv)
     for miner, lines in make_miners().items():
         path = arguments.out / miner / "data.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

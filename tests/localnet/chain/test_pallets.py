@@ -10,6 +10,7 @@ from tests.fixtures.chain import NETUID, SEALED, commit, make_key, make_local_ch
 from tests.fixtures.substrate import LocalSubstrate
 
 VALIDATOR, MINER, OWNER = make_key("validator"), make_key("miner"), make_key("owner")
+AXON = {"netuid": NETUID, "version": 1, "ip": 2**24, "port": 8091, "ip_type": 4, "protocol": 4}
 WEIGHTS = {"netuid": NETUID, "mecid": 0, "dests": [1], "weights": [65535], "version_key": 0}
 
 
@@ -20,6 +21,11 @@ def set_weights(local: LocalChain, key: Any, **changes: Any) -> Any:
 def commit_weights(local: LocalChain, key: Any, **changes: Any) -> Any:
     sealed = {"netuid": NETUID, "mecid": 0, "commit": b"sealed", "reveal_round": 2**40, "commit_reveal_version": 4}
     return submit(local, key, "SubtensorModule", "commit_timelocked_mechanism_weights", **(sealed | changes))
+
+
+def serve_axon(local: LocalChain, key: Any, **changes: Any) -> Any:
+    placeholders = {"placeholder1": 0, "placeholder2": 0}
+    return submit(local, key, "SubtensorModule", "serve_axon", **(AXON | placeholders | changes))
 
 
 def test_refused_commitment_is_in_a_block(local: LocalChain) -> None:
@@ -196,3 +202,30 @@ def test_full_subnet_recycles_the_oldest_uid_not_the_owners(tmp_path: Path) -> N
             local.deregister(OWNER.ss58_address)
         with pytest.raises(ValueError, match="no uid"):
             local.deregister("c")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"netuid": NETUID + 1}, "HotKeyNotRegisteredInNetwork"),
+        ({"ip_type": 5}, "InvalidIpType"),
+        ({"ip": 0}, "InvalidIpAddress"),
+        ({"ip": 0x7F000001}, "InvalidIpAddress"),
+        ({"ip": 2**32 - 1}, "InvalidIpAddress"),
+        ({"ip": 1, "ip_type": 6}, "InvalidIpAddress"),
+        ({"port": 0}, "InvalidPort"),
+    ],
+)
+def test_axon_without_an_address_is_refused(local: LocalChain, changes: dict[str, Any], error: str) -> None:
+    assert serve_axon(local, MINER, **changes).error.name == error
+    assert serve_axon(local, OWNER).error.name == "HotKeyNotRegisteredInNetwork"
+
+
+def test_axon_is_rate_limited_and_leaves_with_its_uid(local: LocalChain) -> None:
+    assert serve_axon(local, MINER).success
+    assert local.at().get("Axon", MINER.ss58_address)["port"] == 8091
+    assert serve_axon(local, MINER).error.name == "ServingRateLimitExceeded"
+    local.advance(48)
+    assert serve_axon(local, MINER, ip=2**100, ip_type=6).success
+    local.deregister(MINER.ss58_address)
+    assert local.at().get("Axon", MINER.ss58_address) is None

@@ -16,7 +16,7 @@ from template.localnet.node.extrinsics import Era, parse_extrinsic
 from template.localnet.node.items import ITEMS, BlockView
 from template.localnet.node.runtime import Runtime
 from template.localnet.node.server import NodeServer
-from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key, set_weights
+from tests.fixtures.chain import NETUID, SEALED, commit, connect, make_key, set_weights, submit
 from tests.fixtures.node import Wire, dial, use_client
 
 RECORD = json.loads(Path(__file__).with_name("recorded-461.json").read_text())
@@ -150,6 +150,8 @@ def test_new_subnet_has_the_defaults_of_the_chain(tmp_path: Path) -> None:
 
 def fill(local: LocalChain) -> None:
     """Give every storage item a value."""
+    axon = {"version": 1, "ip": 2**24, "port": 1, "ip_type": 4, "protocol": 4, "placeholder1": 0, "placeholder2": 0}
+    submit(local, MINER, "SubtensorModule", "serve_axon", netuid=NETUID, **axon)
     with connect(local, VALIDATOR) as chain:
         set_weights(chain, {1: 1.0})
         commit(local, MINER, SEALED)

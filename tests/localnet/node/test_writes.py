@@ -324,3 +324,20 @@ def test_error_without_a_number_in_the_metadata_is_told_as_other(local: LocalCha
 
     result = use_client(node, submit)
     assert not result.success and result.error.name == "Other"
+
+
+def test_served_axon_is_in_the_metagraph(node: NodeServer) -> None:
+    async def serve(client: Any) -> Any:
+        result = await client.execute(bt.ServeAxon(NETUID, ip="10.0.0.1", port=8091), MINER)
+        return result, await client.subnets.metagraph(NETUID), await client._substrate.events()
+
+    result, graph, events = use_client(node, serve)
+    assert result.success and graph.neurons[1].axon == "10.0.0.1:8091"
+    assert any(event["event_id"] == "AxonServed" for event in events)
+
+
+def test_axon_without_an_address_stays_out_of_the_pool(node: NodeServer, wire: Wire) -> None:
+    call = bt.calls.SubtensorModule.serve_axon(
+        netuid=NETUID, version=1, ip=0, port=1, ip_type=4, protocol=4, placeholder1=0, placeholder2=0
+    )
+    assert refusal(wire, sign_call(node, call, MINER)) == (1010, "Custom error: 11")
