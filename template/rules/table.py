@@ -2,11 +2,18 @@
 
 import hashlib
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from template.competition import Competition, Incentives
 from template.records import Confirmed, ContentKey, Dataset, Entry, Rank, Stand, SubmissionKey
-from template.rules.duplicates import Candidate, Duplicate, former_versions, match_duplicates, related_versions
+from template.rules.duplicates import (
+    Candidate,
+    Duplicate,
+    former_versions,
+    match_duplicates,
+    public_ranks,
+    related_versions,
+)
 from template.rules.ledger import Content, LedgerRow, read_ledger
 from template.rules.stands import Version, find_versions, stands_at
 
@@ -82,22 +89,35 @@ def make_table(inputs: Inputs) -> Table:
                     present[version.key] = _make_content(version, inputs)
                 else:
                     waiting[version.key] = version.rank_block
-        refusing = [*related_versions(versions, current, usable), *former_versions(versions, inputs.incentives)]
-        for version in refusing:
-            key = ContentKey(hotkey, version.digest)
-            if version.public_block <= inputs.block:
-                candidates.setdefault(key, _make_candidate(key, _public(version, inputs), usable[version.key].row_keys))
+        _add_candidates(candidates, versions, current, usable, inputs)
     confirmed = {key: _confirmed_content(key, past, inputs.losses) for key, past in inputs.confirmed.items()}
     for key, past in inputs.confirmed.items():
         public = past.public or past.rank
-        if key not in candidates or public < candidates[key].rank:
-            candidates[key] = _make_candidate(key, public, past.row_keys)
+        if key not in candidates or candidates[key].is_former or public < candidates[key].rank:
+            candidates[key] = _make_candidate(key, public, past.row_keys, period)
     duplicates = match_duplicates(candidates.values())
     in_ledger = {content.key: content for content in [*confirmed.values(), *present.values()]}
     ledger = read_ledger(
         [content for key, content in in_ledger.items() if key not in duplicates], inputs.competition, inputs.incentives
     )
     return Table(present=present, waiting=waiting, readable=readable, duplicates=duplicates, ledger=ledger)
+
+
+def _add_candidates(
+    candidates: dict[ContentKey, Candidate],
+    versions: Sequence[Version],
+    current: SubmissionKey | None,
+    datasets: Mapping[SubmissionKey, Dataset],
+    inputs: Inputs,
+) -> None:
+    """Add the versions of one hotkey that are public, first those that can make others duplicates."""
+    refusing = [*related_versions(versions, current, datasets), *former_versions(versions, inputs.incentives)]
+    for version in (*refusing, *versions):
+        key = ContentKey(version.key.hotkey, version.digest)
+        if version.public_block <= inputs.block and key not in candidates:
+            public, row_keys = _public(version, inputs), datasets[version.key].row_keys
+            made = _make_candidate(key, public, row_keys, inputs.incentives.blocks_per_epoch)
+            candidates[key] = replace(made, is_former=version not in refusing)
 
 
 def _public(version: Version, inputs: Inputs) -> Rank:
@@ -139,5 +159,6 @@ def _confirmed_content(key: ContentKey, past: Confirmed, losses: Losses) -> Cont
     )
 
 
-def _make_candidate(key: ContentKey, public: Rank, row_keys: tuple[bytes, ...]) -> Candidate:
-    return Candidate(hotkey=key.hotkey, digest=key.digest, rank=public, row_keys=row_keys)
+def _make_candidate(key: ContentKey, public: Rank, row_keys: tuple[bytes, ...], period: int) -> Candidate:
+    rank, promised = public_ranks(public, period)
+    return Candidate(hotkey=key.hotkey, digest=key.digest, rank=rank, promised=promised, row_keys=row_keys)

@@ -151,7 +151,7 @@ class GameState:
         for key, past in self.confirmed.items():
             if key not in candidates or past.public < candidates[key].public:
                 candidates[key] = past
-        duplicates = find_duplicates(candidates.values())
+        duplicates = find_duplicates(candidates.values(), self.rules.blocks_per_epoch)
         paid = {**self.confirmed, **present}
         ledger = walk_ledger([paid[key] for key in paid if key not in duplicates], self.losses, self.rules)
         return Table(list(present.values()), texts, readable, duplicates, ledger)

@@ -164,16 +164,37 @@ def most_shared(rows: int) -> int:
     return math.floor(rows * _MAX_SHARED + 1e-9)
 
 
-def find_duplicates(candidates: Iterable[Entered]) -> set[tuple[str, frozenset[int]]]:
-    """Return the datasets that share too many rows with another's earlier original."""
-    originals: list[Entered] = []
-    duplicates = set()
-    for candidate in sorted(candidates, key=lambda candidate: candidate.public):
-        limit = most_shared(len(candidate.rows))
-        if any(o.hotkey != candidate.hotkey and len(o.rows & candidate.rows) > limit for o in originals):
-            duplicates.add(candidate.key)
+def find_duplicates(candidates: Iterable[Entered], period: int) -> set[tuple[str, frozenset[int]]]:
+    """Return the datasets that share too many rows with another's earlier original.
+
+    A late file is the last one of its block. The rows that nobody had before its commitment are its own from there on.
+    """
+    steps: list[tuple[Rank, bool, Entered]] = []
+    for candidate in candidates:
+        block, commit, tie = candidate.public
+        promise = next_aligned(commit, period)
+        if promise < block:
+            steps += [((promise, commit, tie), True, candidate), ((block, block, tie), False, candidate)]
         else:
-            originals.append(candidate)
+            steps.append((candidate.public, False, candidate))
+    originals: list[tuple[str, frozenset[int]]] = []
+    known: set[int] = set()
+    promises: dict[tuple[str, frozenset[int]], frozenset[int]] = {}
+    duplicates = set()
+    for _, is_promise, dataset in sorted(steps, key=lambda step: step[0]):
+        foreign = dataset.rows - promises.get(dataset.key, frozenset())
+        limit = most_shared(len(dataset.rows))
+        is_duplicate = any(hotkey != dataset.hotkey and len(rows & foreign) > limit for hotkey, rows in originals)
+        if is_promise and not is_duplicate:
+            promises[dataset.key] = dataset.rows - known
+            originals.append((dataset.hotkey, promises[dataset.key]))
+            known |= promises[dataset.key]
+        elif not is_promise:
+            if is_duplicate:
+                duplicates.add(dataset.key)
+            else:
+                originals.append((dataset.hotkey, dataset.rows))
+            known |= dataset.rows
     return duplicates
 
 
